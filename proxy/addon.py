@@ -35,7 +35,7 @@ from proxy.inspection.standalone import ClientConnection, StandaloneGate, kill, 
 from proxy.request.messages import checked_length
 from proxy.request.mitmproxy_messages import head_of, response_head_of, response_of
 from proxy.request.request_head import HTTP_PORT, UnclearError, named, read_authority
-from proxy.telemetry.events import Tls, Where
+from proxy.telemetry.events import Component, Tls
 from rules.addresses import parse_host
 from rules.names import HostName, InvalidNameError
 from rules.problems import RuleFileError
@@ -305,7 +305,7 @@ class Exeat:
     def cut(self, subject: Any, hook: str, error: Exception) -> None:
         """End whatever a hook was about, and say so."""
         if self.desk is not None:
-            self.desk.recorder.error(Where.ADDON, f"{hook}: {type(error).__name__}: {error}")
+            self.desk.recorder.error(Component.ADDON, f"{hook}: {type(error).__name__}: {error}")
         if isinstance(subject, flow.Flow):
             kill(subject)
         if isinstance(subject, ServerConnectionHookData):

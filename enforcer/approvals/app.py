@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from proxy.approvals.people import Reviewer, StoreLocation
     from proxy.approvals.protocol import RegistryMessage
     from proxy.approvals.store import Store
-    from proxy.telemetry.baseline.anomalies import Before
+    from proxy.telemetry.baseline.anomalies import EarlierRuns
 
 _MOST_WRONG, FORGIVEN = 5, 60.0  # wrong tokens of one uid, in so many seconds
 _MOST_KNOWN: Final = 1024  # uids whose wrong tokens are counted
@@ -161,7 +161,7 @@ class App:
             if found is None:
                 raise VoteRefusedError("there is no such question")
             short = await summary(t, found.approval, found.task)
-        before = await asyncio.to_thread(self.journals.before, found.task, found.approval.question)
+        before = await asyncio.to_thread(self.journals.count_earlier_runs, found.task, found.approval.question)
         return found._replace(before=before), short
 
     # --- what the registry says ---
@@ -207,7 +207,7 @@ class App:
 
     async def _review(self, reviewer: "Reviewer", news: ApprovalUpdate, card: dict[str, object]) -> None:
         """Have a program answer; what it says counts as its word, and its failure is a pass."""
-        from proxy.telemetry.journal.writer import JournalFailed
+        from proxy.telemetry.journal.writer import JournalWriteError
 
         approval = news.approval
         said = await self._telling.review(reviewer, card, news.task)
@@ -218,7 +218,7 @@ class App:
             await self.registry.decide(approval, CastVote(who, said.vote, why=said.why))
         except VoteRefusedError:
             return  # somebody was quicker
-        except (StoreError, JournalFailed) as error:
+        except (StoreError, JournalWriteError) as error:
             self._say(f"the answer of {reviewer.name} to {approval} could not be taken: {error}")
 
     def _begin(self, what: "Coroutine[Any, Any, None]") -> None:
@@ -260,16 +260,16 @@ class Journals:
         self._of[task] = journal
 
     def recorder(self, task: "Task | None") -> ApprovalRecorder:
-        """Return what tells of a task; None: of none that anybody knows. Raises JournalFailed."""
+        """Return what tells of a task; None: of none that anybody knows. Raises JournalWriteError."""
         where = self._own if task is None else self._of.get(task.id, self._own)
         journal = self._open.get(where)
         if journal is None:
             journal = self._open[where] = Journal(where)
         return ApprovalRecorder(Origin(host=os.uname().nodename) if task is None else origin(task), journal)
 
-    def before(self, task: "Task", question: "ApprovalRequest") -> "Before | None":
+    def count_earlier_runs(self, task: "Task", question: "ApprovalRequest") -> "EarlierRuns | None":
         """Return what is known of a task's name and of where it wants to go. Reads a file; never raises."""
-        from proxy.telemetry.baseline.anomalies import before
+        from proxy.telemetry.baseline.anomalies import count_earlier_runs
 
         if not question.host:
             return None
@@ -277,7 +277,7 @@ class Journals:
             kept = signing.place(self._of.get(task.id, self._own))
         except HostError:
             return None
-        return before(kept, task.name, Destination(question.host, None, question.port))
+        return count_earlier_runs(kept, task.name, Destination(question.host, None, question.port))
 
     def gone(self, task: str) -> None:
         """Forget where a task's gate wrote: there is none any more. What is told of it later is in this user's own."""

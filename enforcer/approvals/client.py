@@ -197,7 +197,7 @@ _LARGEST: Final = 1 << 18  # bytes
 _TRIES: Final = 3  # of registries that end in this very moment
 
 
-class Refused(ExeatError):  # noqa: N818  what happened
+class ServerRefusedError(ExeatError):
     """The registry can't do what was asked, in its own words."""
 
     def __init__(self, text: str, status: int) -> None:
@@ -270,7 +270,7 @@ def _answers(
                     continue
                 said, text = strict_json.loads(text), ""
             if "failed" in said:
-                raise Refused(str(said["failed"]), int(said.get("status", HostError.status)))
+                raise ServerRefusedError(str(said["failed"]), int(said.get("status", HostError.status)))
             yield said["answer"]
     except ConnectionError:
         return  # it ended

@@ -173,7 +173,7 @@ _LARGEST_REQUEST: Final = 1 << 16  # bytes of a packet
 _MOST_DESCRIPTORS: Final = 2
 
 
-class Stranger(Exception):  # noqa: N818  what it is
+class UntrustedPeerError(Exception):
     """Who asks is not served."""
 
 
@@ -192,24 +192,24 @@ class Packet(NamedTuple):
 
 
 def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
-    """Return who has connected. `stranger`: it may be another user. Raises Stranger."""
+    """Return who has connected. `stranger`: it may be another user. Raises UntrustedPeerError."""
     pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if uid != os.geteuid() and not stranger:
-        raise Stranger(f"this registry is uid {os.geteuid()}'s, and serves nobody else here")
+        raise UntrustedPeerError(f"this registry is uid {os.geteuid()}'s, and serves nobody else here")
     try:
         apart = namespace(str(pid), "user") != namespace("self", "user")
         alive = is_peer_alive(connection)  # else the number may be another's by now
     except OSError as error:
-        raise Stranger(f"whether you are in a sandbox can't be told: {error.strerror}") from error
+        raise UntrustedPeerError(f"whether you are in a sandbox can't be told: {error.strerror}") from error
     if not alive:
-        raise Stranger("who asked is gone")
+        raise UntrustedPeerError("who asked is gone")
     if apart:
-        raise Stranger("you are in another user namespace")
+        raise UntrustedPeerError("you are in another user namespace")
     return Peer(pid, uid)
 
 
 def receive(connection: socket.socket, peer: Peer) -> Packet:
-    """Return the next packet of a peer's. Raises BlockingIOError, OSError, and Stranger for one of another sender.
+    """Return a peer's next packet. Raises BlockingIOError, OSError, and UntrustedPeerError for another sender.
 
     The connection has SO_PASSCRED from its listener (`client.bind`): a packet without a sender is a stranger's.
     """
@@ -226,7 +226,7 @@ def receive(connection: socket.socket, peer: Peer) -> Packet:
     if data and (sender[:2] != peer or not whole):
         for descriptor in descriptors:
             os.close(descriptor)
-        raise Stranger("this connection is another process's" if whole else "that is too long")
+        raise UntrustedPeerError("this connection is another process's" if whole else "that is too long")
     return Packet(data, descriptors)
 
 

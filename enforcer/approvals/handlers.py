@@ -9,7 +9,7 @@ from enforcer.approvals.app import FORGIVEN
 from proxy.approvals.approval_card import summary
 from proxy.approvals.model import ApprovalState, GrantTerms, Vote
 from proxy.approvals.votes import CastVote, VoteRefusedError
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.telemetry.views.causality import instant_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _VOTES: Final = {"approve": Vote.APPROVE, "reject": Vote.REJECT}
 _NEVER: Final = 1e18  # seconds since 1970
 
 
-class Cannot(Exception):  # noqa: N818  what it says
+class RequestFailedError(Exception):
     """What was asked can't be done; the text is for the caller. `status`: what a command ends with."""
 
     def __init__(self, why: str, status: int = 1) -> None:
@@ -57,22 +57,22 @@ class Request(NamedTuple):
     def by(
         cls, app: "App", server: "Server", peer: "Peer", said: dict[str, object], line: "PacketConnection"
     ) -> "Request":
-        """Find out who asks: by the token, if there is one, else by the uid. Raises Cannot."""
+        """Find out who asks: by the token, if there is one, else by the uid. Raises RequestFailedError."""
         ours = peer.uid == os.geteuid()
         people, token = app.registry.people, said.pop("token", None)
         own = people.by_uid(peer.uid, os.uname().nodename)
         if token is None:
             if not ours and not own.known:
-                raise Cannot(f"{people.nobody(own)}{_because(app, ours)}")
+                raise RequestFailedError(f"{people.nobody(own)}{_because(app, ours)}")
             return cls(app, server, own, said, line, ours)
         now = app.registry.clock.now()
         if app.wrong.refuses(peer.uid, now):
-            raise Cannot(f"too many tokens that are nobody's: none is looked at for {FORGIVEN:g} seconds")
+            raise RequestFailedError(f"too many tokens that are nobody's: none is looked at for {FORGIVEN:g} seconds")
         found = people.by_token(str(token))
         if found is None:
             more = "; no more are looked at for a while" if app.wrong.add(peer.uid, now) else ""
             app.journals.recorder(None).refused("", None, f"a token that is nobody's{more}", own.name)
-            raise Cannot(f"this token is nobody's{_because(app, ours)}")
+            raise RequestFailedError(f"this token is nobody's{_because(app, ours)}")
         return cls(app, server, found, said, line, ours)
 
     def answer(self, what: Mapping[str, object]) -> None:
@@ -81,10 +81,10 @@ class Request(NamedTuple):
         self.line.finish()
 
     def text(self, key: str, longest: int) -> str:
-        """Take a text. Raises Cannot."""
+        """Take a text. Raises RequestFailedError."""
         value = self.said.get(key, "")
         if not isinstance(value, str) or len(value) > longest:
-            raise Cannot(f"`{key}` is no text of at most {longest} characters", _MISUSE)
+            raise RequestFailedError(f"`{key}` is no text of at most {longest} characters", _MISUSE)
         return value
 
 
@@ -128,8 +128,8 @@ async def _found(request: Request) -> "Approval":
     if len(found) == 1:
         return found[0]
     if found:
-        raise Cannot(f"more than one question begins with `{given}`: write more of the id")
-    raise Cannot(f"there is no question `{ascii(given)[1:-1]}`; `exeat approvals` lists what waits")
+        raise RequestFailedError(f"more than one question begins with `{given}`: write more of the id")
+    raise RequestFailedError(f"there is no question `{ascii(given)[1:-1]}`; `exeat approvals` lists what waits")
 
 
 async def _show(request: Request) -> None:
@@ -143,21 +143,23 @@ async def _answer(request: Request) -> None:
     approval = await _found(request)
     vote = _VOTES.get(str(request.said.get("vote")))
     if vote is None:
-        raise Cannot("an answer is `approve` or `reject`", _MISUSE)
+        raise RequestFailedError("an answer is `approve` or `reject`", _MISUSE)
     words = request.said.get("for", [])
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise Cannot("`for` is a list of texts", _MISUSE)
+        raise RequestFailedError("`for` is a list of texts", _MISUSE)
     try:
         offer = GrantTerms.parse(words, request.text("covers", 32))
     except ValueError as error:
-        raise Cannot(str(error), _MISUSE) from error
+        raise RequestFailedError(str(error), _MISUSE) from error
     said = CastVote(request.who, vote, offer, request.text("why", _LONGEST_WHY), request.text("as_rule", 512))
     try:
         decided = await request.app.registry.decide(approval.id, said)
     except VoteRefusedError as refused:
-        raise Cannot(f"{approval.id}: {refused}{_because(request.app, request.ours)}") from refused
-    except JournalFailed as error:
-        raise Cannot(f"{approval.id}: this can't be told in the journal, so it doesn't count: {error}", 125) from error
+        raise RequestFailedError(f"{approval.id}: {refused}{_because(request.app, request.ours)}") from refused
+    except JournalWriteError as error:
+        raise RequestFailedError(
+            f"{approval.id}: this can't be told in the journal, so it doesn't count: {error}", 125
+        ) from error
     request.answer(
         {
             "id": approval.id,
@@ -176,7 +178,7 @@ async def _revoke(request: Request) -> None:
             request.text("grant", _LONGEST_ID).lower(), request.who, request.text("why", _LONGEST_WHY)
         )
     except VoteRefusedError as refused:
-        raise Cannot(str(refused)) from refused
+        raise RequestFailedError(str(refused)) from refused
     request.answer({"text": text})
 
 
@@ -232,18 +234,18 @@ async def _tasks(request: Request) -> None:
 async def _ack(request: Request) -> None:
     events = request.said.get("events")
     if not isinstance(events, list):
-        raise Cannot("`events` is a list of ids", _MISUSE)
+        raise RequestFailedError("`events` is a list of ids", _MISUSE)
     ids, recorder = list(map(str, events)), request.app.journals.recorder(None)
     try:
         for event in ids[:_MOST_ACKS]:
             if instant_of(event) is not None:
                 recorder.looked_at(event, request.who.name)
         if len(ids) > _MOST_ACKS or not all(0 < len(each) <= _LONGEST_ID and each.isascii() for each in ids):
-            raise Cannot("these are no events' ids", _MISUSE)
+            raise RequestFailedError("these are no events' ids", _MISUSE)
         async with request.app.registry.transaction() as t:
             new = await t.acknowledge(ids, request.who.name)
-    except JournalFailed as error:
-        raise Cannot(f"this can't be told in the journal, so it doesn't count: {error}", 125) from error
+    except JournalWriteError as error:
+        raise RequestFailedError(f"this can't be told in the journal, so it doesn't count: {error}", 125) from error
     request.answer({"new": new})
 
 

@@ -27,7 +27,7 @@ from proxy.wire import strict_json
 
 if TYPE_CHECKING:
     from proxy.approvals.people import NotificationTarget, People, Reviewer, Secret
-    from proxy.telemetry.exporters.http import Place
+    from proxy.telemetry.exporters.http import Endpoint
 
 MOST_WAITING: Final = 256  # notices for one receiver; the oldest go first, of the task that has the most
 TRIES: Final = 6
@@ -38,10 +38,10 @@ _THREADS: Final = 16
 _OF_ONE: Final = 4  # reviews of one task's questions at once
 _VARIABLES: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TZ", "USER", "LOGNAME", "XDG_RUNTIME_DIR")
 
-type Send = Callable[[bytes], bytes]  # runs in a thread. Raises Failed
+type Send = Callable[[bytes], bytes]  # runs in a thread. Raises DeliveryError
 
 
-class Failed(Exception):  # noqa: N818  what happened
+class DeliveryError(Exception):
     """A receiver didn't take it. `again`: whether it is worth another try."""
 
     def __init__(self, why: str, *, again: bool = True) -> None:
@@ -58,11 +58,11 @@ class Threads:
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()  # by whose questions they are
 
     def tell(self, send: Send, body: bytes) -> Awaitable[bytes]:
-        """Have it sent. Raises Failed."""
+        """Have it sent. Raises DeliveryError."""
         return asyncio.get_running_loop().run_in_executor(self._telling, send, body)
 
     async def ask(self, send: Send, body: bytes, task: str) -> bytes:
-        """Have it sent, and return the answer. Raises Failed."""
+        """Have it sent, and return the answer. Raises DeliveryError."""
         turn = self._turns.get(task)
         if turn is None:
             turn = self._turns[task] = asyncio.Semaphore(_OF_ONE)
@@ -115,7 +115,7 @@ class Receiver:
                 try:
                     async with self._turn:
                         await self._threads.tell(self._send, body)
-                except Failed as failure:
+                except DeliveryError as failure:
                     self._complain(str(failure))
                     if not left or not failure.again:
                         break
@@ -152,15 +152,15 @@ def command(argv: Sequence[str], patience: float) -> Send:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise Failed(f"`{argv[0]}` cannot be run: {error.strerror}") from error
+                raise DeliveryError(f"`{argv[0]}` cannot be run: {error.strerror}") from error
             try:
                 status = process.wait(patience)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)  # with what it has started
                 process.wait()
-                raise Failed(f"`{argv[0]}` took longer than {patience:g} seconds") from None
+                raise DeliveryError(f"`{argv[0]}` took longer than {patience:g} seconds") from None
             if status:
-                raise Failed(f"`{argv[0]}` ended with status {status}")
+                raise DeliveryError(f"`{argv[0]}` ended with status {status}")
             answer.seek(0)
             return answer.read(_LARGEST_ANSWER)
 
@@ -169,32 +169,32 @@ def command(argv: Sequence[str], patience: float) -> Send:
 
 def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: float) -> Send:
     """Return what posts it to a URL, https or http; the response's body is the answer."""
-    from proxy.telemetry.exporters.exporter import Refused, Unavailable
-    from proxy.telemetry.exporters.http import Poster
+    from proxy.telemetry.exporters.exporter import RefusedError, UnavailableError
+    from proxy.telemetry.exporters.http import HttpPoster
 
-    poster = Poster(_place(url), patience=patience)
+    poster = HttpPoster(_place(url), patience=patience)
 
     def send(body: bytes) -> bytes:
         try:
             return poster.post(body, {"Content-Type": "application/json", **headers(body)})
-        except Refused as refused:
-            raise Failed(str(refused), again=False) from refused
-        except Unavailable as error:
-            raise Failed(str(error)) from error
+        except RefusedError as refused:
+            raise DeliveryError(str(refused), again=False) from refused
+        except UnavailableError as error:
+            raise DeliveryError(str(error)) from error
 
     return send
 
 
-def _place(url: str) -> "Place":
-    from proxy.telemetry.exporters.credentials import Trust
-    from proxy.telemetry.exporters.http import Place
+def _place(url: str) -> "Endpoint":
+    from proxy.telemetry.exporters.credentials import TlsTrust
+    from proxy.telemetry.exporters.http import Endpoint
 
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError("this is no URL of a webhook")
-    tls = Trust() if parts.scheme == "https" else None
+    tls = TlsTrust() if parts.scheme == "https" else None
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Place(parts.hostname, parts.port or (443 if tls else 80), path, tls)
+    return Endpoint(parts.hostname, parts.port or (443 if tls else 80), path, tls)
 
 
 _PATIENCE: Final = 10.0  # seconds for one that is only told
@@ -203,7 +203,7 @@ _ANSWERS: Final = {"approve": Vote.APPROVE, "reject": Vote.REJECT, "pass": Vote.
 _MARKUP: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})  # api.slack.com/reference/surfaces/formatting
 
 
-class Reviewed(NamedTuple):
+class ReviewAnswer(NamedTuple):
     """What a program says to a question."""
 
     vote: Vote
@@ -226,7 +226,7 @@ class Notifications:
         for notice, receiver in self._receivers:
             receiver.put(_body(notice.shape, card, text), task)
 
-    async def review(self, reviewer: "Reviewer", card: Mapping[str, object], task: str) -> Reviewed:
+    async def review(self, reviewer: "Reviewer", card: Mapping[str, object], task: str) -> ReviewAnswer:
         """Ask a program, within its bound; whatever goes wrong leaves it to people."""
         body = _generic("approval.review", card)
         try:
@@ -234,9 +234,9 @@ class Notifications:
                 send = self._reviewers[reviewer.name] = _sender(reviewer, reviewer.timeout)
             said = await self._threads.ask(send, body, task)
             return _reviewed(said)
-        except Failed as failure:
+        except DeliveryError as failure:
             self._say(f"reviewer {reviewer.name}: {failure}")
-            return Reviewed(Vote.PASS, f"it failed: {failure}")
+            return ReviewAnswer(Vote.PASS, f"it failed: {failure}")
 
     def close(self) -> None:
         """Tell nobody any more."""
@@ -256,19 +256,19 @@ def _sender(to: "NotificationTarget | Reviewer", patience: float) -> Send:
 
 
 def _headers(secret: "Secret | None", body: bytes) -> dict[str, str]:
-    """Return what proves who sent it and when: Standard Webhooks 1.0. Raises Failed."""
+    """Return what proves who sent it and when: Standard Webhooks 1.0. Raises DeliveryError."""
     own = f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
     if secret is None:
         return {"webhook-id": own}
     from proxy.telemetry.exporters import credentials
-    from proxy.telemetry.exporters.exporter import Unavailable
+    from proxy.telemetry.exporters.exporter import UnavailableError
     from proxy.telemetry.exporters.http import signed
 
     try:
         key = credentials.read(Path(secret.file)) if secret.file else os.environ.get(secret.env, "")
         return {"webhook-id": own, **signed(key, own, int(time.time()), body)}
-    except Unavailable as error:
-        raise Failed(str(error)) from error
+    except UnavailableError as error:
+        raise DeliveryError(str(error)) from error
 
 
 def _body(shape: str, card: Mapping[str, object], text: str) -> bytes:
@@ -282,10 +282,10 @@ def _generic(kind: str, card: Mapping[str, object]) -> bytes:
     return json.dumps({"type": kind, "card": card}, ensure_ascii=True).encode()
 
 
-def _reviewed(data: bytes) -> Reviewed:
+def _reviewed(data: bytes) -> ReviewAnswer:
     try:
         said = strict_json.loads(data)
         vote, why = _ANSWERS[said["answer"]], said.get("why", "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Failed('its answer is not {"answer": "approve", "reject" or "pass", "why": text}') from None
-    return Reviewed(vote, str(why)[:_LONGEST])
+        raise DeliveryError('its answer is not {"answer": "approve", "reject" or "pass", "why": text}') from None
+    return ReviewAnswer(vote, str(why)[:_LONGEST])

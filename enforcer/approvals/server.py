@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from enforcer.approvals import client, connections
 from enforcer.approvals.client import VERSION
 from enforcer.approvals.connections import GateConnection, PacketConnection
-from enforcer.approvals.handlers import REQUESTS, Cannot, Request
+from enforcer.approvals.handlers import REQUESTS, Request, RequestFailedError
 from enforcer.system.errors import HostError
 from proxy.approvals.approval_request import MalformedMessageError
 from proxy.approvals.protocol import Hello, read_introduction
@@ -146,7 +146,7 @@ class Server:
                 return
             try:
                 peer = connections.check(connection, stranger=strangers)
-            except connections.Stranger as refused:
+            except connections.UntrustedPeerError as refused:
                 _refuse(connection, str(refused))
                 continue
             if strangers and self._lines_of(peer.uid) >= _MOST_OF_ONE:
@@ -209,7 +209,7 @@ class Server:
                 self._fail(line, "this asks for nothing that there is", _MISUSE)
             else:
                 await does(request)
-        except Cannot as cannot:
+        except RequestFailedError as cannot:
             self._fail(line, str(cannot), cannot.status)
         except StoreError as error:
             self._fail(line, str(error), HostError.status)
@@ -289,7 +289,7 @@ async def turn_away(listener: socket.socket, why: str) -> None:
 def _received(connection: socket.socket, peer: connections.Peer) -> connections.Packet:
     try:
         return connections.receive(connection, peer)
-    except connections.Stranger as stranger:
+    except connections.UntrustedPeerError as stranger:
         raise OSError(str(stranger)) from stranger
 
 

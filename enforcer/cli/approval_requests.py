@@ -164,11 +164,11 @@ def token(arguments: argparse.Namespace) -> dict[str, str]:
     if arguments.token_file is None:
         return {}
     from proxy.telemetry.exporters import credentials
-    from proxy.telemetry.exporters.exporter import Unavailable
+    from proxy.telemetry.exporters.exporter import UnavailableError
 
     try:
         return {"token": credentials.read(arguments.token_file)}
-    except Unavailable as error:
+    except UnavailableError as error:
         raise UsageError(f"--token-file: {error}") from error
 
 

@@ -17,10 +17,10 @@ from enforcer.policy.rule_files import SYSTEM, load, parse, rule_files
 from enforcer.policy.run_request import task_labels
 from enforcer.system.errors import HostError, UsageError
 from enforcer.system.state import journal_directory
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.events import Event, Kind
 from proxy.telemetry.replay.learner import Learner, without_secrets
-from proxy.telemetry.replay.past_attempts import Recorded, recorded
+from proxy.telemetry.replay.past_attempts import PastAttempt, rebuild_attempt
 from proxy.telemetry.views.causality import find
 from proxy.telemetry.visible import visible
 from rules.attempt import Caller
@@ -169,7 +169,7 @@ def suggested(event: Event) -> str:
     if not drafted.drafts:
         raise NoRule(next((each.why for each in drafted.left_out), "no rule can say it"))
     head = [
-        f"Would have let out what was blocked ({event.reason}): {without_secrets(visible(what(event)))}",
+        f"Would have let out what was blocked ({event.reason}): {without_secrets(visible(describe(event)))}",
         f"Event {event.id}. Read it before you use it: put the rule into a rule file of yours.",
     ]
     if event.kind is not Kind.REQUEST_DECIDED:
@@ -185,11 +185,11 @@ def _said(event: Event) -> str:
     return without_secrets(visible(event.detail or ""))
 
 
-def _to_be_allowed(event: Event) -> Recorded:
+def _to_be_allowed(event: Event) -> PastAttempt:
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
         raise NoRule(f"{describe_reason(event.reason, None)} (`{event.reason}`)")
-    attempt = recorded(event, None)
+    attempt = rebuild_attempt(event, None)
     if attempt is None:
         raise NoRule("it is about no attempt; `exeat log --verdict blocked` shows those that were blocked")
     if event.outcome is not Outcome.BLOCKED:
@@ -233,7 +233,7 @@ def _tried(text: str, event: Event, arguments: argparse.Namespace, system: Path)
 
 
 def _decided(policy: Policy, event: Event) -> Decision | None:
-    attempt = recorded(event, datetime.now(UTC).date())
+    attempt = rebuild_attempt(event, datetime.now(UTC).date())
     if attempt is None:
         return None
     if attempt.attempt is None:

@@ -21,9 +21,9 @@ from enforcer.cli.parsing import JOURNAL, argument, metrics
 from enforcer.journal.signing import place
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory, make_private
-from proxy.telemetry.exporters.credentials import Trust
-from proxy.telemetry.exporters.delivery import Delivery, Numbers
-from proxy.telemetry.exporters.exporter import FORMATS, FileSink, Sink, Unavailable
+from proxy.telemetry.exporters.credentials import TlsTrust
+from proxy.telemetry.exporters.delivery import Delivery, DeliveryMetrics
+from proxy.telemetry.exporters.exporter import FORMATS, Exporter, FileExporter, UnavailableError
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
                 delivery.once()
             else:
                 delivery.follow()
-    except Unavailable as error:
+    except UnavailableError as error:
         warn(str(error))
         return 1
     except ExeatError as error:
@@ -93,7 +93,7 @@ def _delivery(arguments: argparse.Namespace) -> Iterator[Delivery]:
             bookmark.save()  # from now on retention keeps for us what the receiver hasn't got
         except ValueError as error:
             raise HostError(str(error), "move it away to begin anew: everything is sent again") from error
-        numbers = Numbers(to.name)
+        numbers = DeliveryMetrics(to.name)
         if arguments.metrics:
             _serve(arguments.metrics, numbers)
         yield Delivery(Reader(journal, bookmark), to, numbers, warn)
@@ -115,7 +115,7 @@ def _alone(position: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _serve(address: str, numbers: Numbers) -> None:
+def _serve(address: str, numbers: DeliveryMetrics) -> None:
     """Answer scrapes from a thread: the one that delivers may wait for a receiver."""
     from enforcer.cli.run import listen
     from proxy.telemetry.prometheus.scrape_server import ScrapeServer
@@ -134,7 +134,7 @@ def _stop(_number: int, _frame: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def sink(arguments: argparse.Namespace) -> Sink:
+def sink(arguments: argparse.Namespace) -> Exporter:
     """Return the sink that `--to` and what belongs to it say. Raises UsageError."""
     url: str = arguments.to
     if url.startswith("file:"):
@@ -145,16 +145,16 @@ def sink(arguments: argparse.Namespace) -> Sink:
     host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
     shape = FORMATS[arguments.format or "event"]
     if parts.scheme.startswith("syslog+"):
-        from proxy.telemetry.exporters.syslog import SyslogSink
+        from proxy.telemetry.exporters.syslog import SyslogExporter
 
-        return SyslogSink(host, port, shape, tls)
+        return SyslogExporter(host, port, shape, tls)
     from proxy.telemetry.exporters import http
 
     path = parts.path if parts.path not in {"", "/"} else "/v1/logs" if parts.scheme.startswith("otlp+") else "/"
-    poster = http.Poster(http.Place(host, port, path, tls), arguments.token_file)
+    poster = http.HttpPoster(http.Endpoint(host, port, path, tls), arguments.token_file)
     if parts.scheme.startswith("otlp+"):
-        return http.OtlpSink(poster)
-    return http.WebhookSink(poster, shape, arguments.sign_with)
+        return http.OtlpExporter(poster)
+    return http.WebhookExporter(poster, shape, arguments.sign_with)
 
 
 def position_file(journal: Path, url: str, shape: str | None) -> Path:
@@ -193,17 +193,17 @@ def _fits(arguments: argparse.Namespace, parts: SplitResult) -> None:
         raise UsageError("--token-file: the token would be sent in the clear: use https")
 
 
-def _trust(arguments: argparse.Namespace) -> Trust:
+def _trust(arguments: argparse.Namespace) -> TlsTrust:
     """Return what receivers are checked by: the host's own roots, and what was named beside them. Raises UsageError."""
     for ca, certificate in ((arguments.ca, None), (arguments.ca, arguments.certificate)):
         try:
-            found = Trust(ca, certificate)
+            found = TlsTrust(ca, certificate)
         except (OSError, ssl.SSLError) as error:
             raise UsageError(f"cannot use `{certificate or ca}`: {error.strerror or error}") from error
     return found
 
 
-def _file(arguments: argparse.Namespace, path: Path) -> Sink:
+def _file(arguments: argparse.Namespace, path: Path) -> Exporter:
     unfit: dict[str, Any] = {
         "--token-file": arguments.token_file, "--sign-with": arguments.sign_with, "--ca": arguments.ca,
         "--certificate": arguments.certificate,
@@ -213,4 +213,4 @@ def _file(arguments: argparse.Namespace, path: Path) -> Sink:
             raise UsageError(f"{option} doesn't belong to a file")
     if not path.is_absolute():
         raise UsageError(f"--to: `{path}` is not a whole path, as in file:/var/log/exeat.ocsf.jsonl")
-    return FileSink(path, FORMATS[arguments.format or "ocsf"])
+    return FileExporter(path, FORMATS[arguments.format or "ocsf"])

@@ -10,10 +10,10 @@ from enforcer.cli import journals
 from enforcer.cli.output import moment, print_table, several
 from enforcer.cli.parsing import FORMAT, JOURNAL, argument
 from enforcer.system.errors import UsageError
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Kind
-from proxy.telemetry.journal.query import Progress, Sought, read_events
+from proxy.telemetry.journal.query import LineFilter, Progress, read_events
 from proxy.wire import strict_json
 from rules.verdicts import Outcome, Verdict
 
@@ -59,7 +59,7 @@ def _list(arguments: argparse.Namespace) -> int:
             moment(event.time / 1e9),
             event.task.name,
             ", ".join(event.rules),
-            what(event) + (f" (seen by {known[event.id][0]})" if event.id in known else ""),
+            describe(event) + (f" (seen by {known[event.id][0]})" if event.id in known else ""),
         )
         for event in shown
     ]
@@ -129,7 +129,7 @@ def _flagged(arguments: argparse.Namespace) -> tuple[list[Event], int]:
 
 
 def _read(directory: Path, arguments: argparse.Namespace, progress: Progress, holding: str) -> Iterator[Event]:
-    sought = Sought(((holding.encode(),),), arguments.since)
+    sought = LineFilter(((holding.encode(),),), arguments.since)
     with journals.readable(directory):
         for entry in read_events(directory, sought, progress):
             if journals.belongs(entry.event, arguments.task):

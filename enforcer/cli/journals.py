@@ -17,7 +17,7 @@ from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import quoted as in_json
 from proxy.telemetry.events import Event
-from proxy.telemetry.journal.query import Entry, Progress, Sought, last_task, read_events
+from proxy.telemetry.journal.query import Entry, LineFilter, Progress, last_task, read_events
 from proxy.telemetry.views.causality import is_named, named
 from rules.problems import quote
 
@@ -62,11 +62,11 @@ def last(directory: Path) -> str | None:
     return None if task is None else escape(task)  # whoever made it may have called it `*`
 
 
-def sieve(task: str | None, since: int) -> Sought:
+def sieve(task: str | None, since: int) -> LineFilter:
     """Return what the lines of a task hold, as they stand in the journal."""
     if task is None or any(character in task for character in "*?["):
-        return Sought(since=since)
-    return Sought(((in_json(task).encode(),),), since)
+        return LineFilter(since=since)
+    return LineFilter(((in_json(task).encode(),),), since)
 
 
 def found(journal: Path | None) -> Path:

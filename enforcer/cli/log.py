@@ -20,7 +20,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.encoding import quoted as in_json
 from proxy.telemetry.events import FORMER_KINDS, Event, Kind
 from proxy.telemetry.formats.record import read
-from proxy.telemetry.journal.query import Entry, Progress, Sought, follow, read_events
+from proxy.telemetry.journal.query import Entry, LineFilter, Progress, follow, read_events
 from proxy.telemetry.views.table import Table
 from rules.problems import did_you_mean, quote
 from rules.verdicts import Outcome, Reason, Verdict
@@ -222,7 +222,7 @@ class Part:
         self._programs = arguments.process or ()
         self._since, self._until = arguments.since, arguments.until
 
-    def sought(self) -> Sought:
+    def sought(self) -> LineFilter:
         """Return what lines have to hold, as they stand in the journal."""
         groups = [
             self._judged(),
@@ -237,7 +237,7 @@ class Part:
         bookkeeping = any(kind.startswith("journal.") for kind in self._kinds)
         # What there are fewest texts of is found quickest, and the others are only looked for in what that leaves.
         groups.sort(key=len)
-        return Sought(tuple(group for group in groups if group), self._since, self._until, bookkeeping)
+        return LineFilter(tuple(group for group in groups if group), self._since, self._until, bookkeeping)
 
     def has(self, event: Event) -> bool:
         """Whether to show an event."""

@@ -20,9 +20,9 @@ from enforcer.journal.signing import keys, place
 from enforcer.system import state
 from enforcer.system.errors import UsageError
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal.keys import KeyProblem, current, known, make, pem, read_public, rotate, says, signer
-from proxy.telemetry.journal.ledger import Ledger, Remark
-from proxy.telemetry.journal.retention import Keep
+from proxy.telemetry.journal.keys import SigningKeyError, current, known, make, pem, read_public, rotate, says, signer
+from proxy.telemetry.journal.ledger import Ledger, LedgerEntry
+from proxy.telemetry.journal.retention import RetentionPolicy
 from proxy.telemetry.journal.segment_check import Keys
 from proxy.telemetry.journal.verify import Report, verify
 from proxy.telemetry.visible import visible
@@ -39,7 +39,7 @@ def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
     refuse_none(directory)
     try:
         report = verify(directory, _trusted(arguments.key), _kept(arguments.kept), _Progress())
-    except (OSError, KeyProblem) as error:
+    except (OSError, SigningKeyError) as error:
         said = f"cannot read `{error.filename}`: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise UsageError(said) from error
     if sys.stderr.isatty():
@@ -53,8 +53,8 @@ def _trusted(file: Path | None) -> Keys:
         return known(keys())
     try:
         return read_public(file.read_text("ascii", "replace"))
-    except KeyProblem as error:
-        raise KeyProblem(f"`{file}`: {error}") from error
+    except SigningKeyError as error:
+        raise SigningKeyError(f"`{file}`: {error}") from error
 
 
 def _kept(file: Path | None) -> Iterator[tuple[str, bytes]]:
@@ -110,7 +110,7 @@ def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
     try:
         state.make_private(state.state_directory())
         _do(action, directory)
-    except (KeyProblem, OSError) as error:
+    except (SigningKeyError, OSError) as error:
         raise UsageError(str(error)) from error
     return 0
 
@@ -148,7 +148,7 @@ def _rotate(directory: Path) -> None:
     print(after.id)
     if directory.is_dir():
         ledger = Ledger(directory, before, lock)
-        ledger.write([Remark(Kind.JOURNAL_KEY, Mark(after.id), says(after.public))])
+        ledger.write([LedgerEntry(Kind.JOURNAL_KEY, Mark(after.id), says(after.public))])
 
 
 def run_retention(arguments: argparse.Namespace, directory: Path) -> int:
@@ -156,7 +156,7 @@ def run_retention(arguments: argparse.Namespace, directory: Path) -> int:
     try:
         state.make_private(state.state_directory())
         kept = place(directory) / "keep.json"
-        keep = Keep.load(kept)
+        keep = RetentionPolicy.load(kept)
         if arguments.age is not None:
             keep = replace(keep, age=_age(arguments.age))
         if arguments.size is not None:
@@ -166,7 +166,7 @@ def run_retention(arguments: argparse.Namespace, directory: Path) -> int:
         default = "" if kept.exists() else ", by default"
         if arguments.now and directory.is_dir():
             tend_now(directory, place(directory))
-    except (OSError, ValueError, KeyProblem) as error:
+    except (OSError, ValueError, SigningKeyError) as error:
         raise UsageError(str(error)) from error
     age = "for ever" if keep.age is None else f"for {keep.age / 86_400:g} days"
     size = "however much it is" if keep.size is None else f"up to {keep.size / (1 << 30):g} GiB"

@@ -10,13 +10,13 @@ from typing import Any
 from enforcer.cli import journals, log
 from enforcer.cli.log import backslashed
 from enforcer.system.errors import UsageError
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Event
 from proxy.telemetry.formats.record import one_line
 from proxy.telemetry.journal.query import Entry, Progress, read_events
-from proxy.telemetry.views.causality import Caused, Chain, chain, find
-from proxy.telemetry.views.conversations import Joined, joined, moment
+from proxy.telemetry.views.causality import CausalChain, EventEffects, chain, find
+from proxy.telemetry.views.conversations import AgentContext, find_agent_context, time_of_claim
 from proxy.telemetry.views.timeline import timeline_of
 from proxy.telemetry.visible import unpadded, visible
 from proxy.wire import strict_json
@@ -69,7 +69,7 @@ def _fields(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]
 def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     """Print it; 0 when there is such an event, 2 when there isn't, or for misuse."""
     found = _event(chain, directory, arguments.what or "", "chain")
-    beside = joined(directory, found.event.entry, _near(found), _shown(found))
+    beside = find_agent_context(directory, found.event.entry, _near(found), _shown(found))
     if arguments.format in ("json", "jsonl"):
         _write(_value(found, beside))
         return 0
@@ -92,7 +92,7 @@ def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     return 0
 
 
-def _beside(beside: Joined) -> Iterator[tuple[str, list[Entry]]]:
+def _beside(beside: AgentContext) -> Iterator[tuple[str, list[Entry]]]:
     """Yield what is shown of it, under which heading."""
     for heading, entries in (
         ("what the agent says around it, which is its claim", beside.said),
@@ -104,12 +104,12 @@ def _beside(beside: Joined) -> Iterator[tuple[str, list[Entry]]]:
             yield heading, entries
 
 
-def _near(found: Chain) -> list[Event]:
+def _near(found: CausalChain) -> list[Event]:
     """Return the events right above and below."""
     return [*(each.event for each in found.causes), *(each.entry.event for each in found.event.effects)]
 
 
-def _shown(found: Chain) -> set[str]:
+def _shown(found: CausalChain) -> set[str]:
     """Return the ids of all that the tree shows."""
     ids, waiting = _ids(found), [found.event]
     while waiting:
@@ -119,11 +119,11 @@ def _shown(found: Chain) -> set[str]:
     return ids if found.task is None else {*ids, found.task.event.id}
 
 
-def _ids(found: Chain) -> set[str]:
+def _ids(found: CausalChain) -> set[str]:
     return {entry.event.id for entry in (*found.causes, found.event.entry)}
 
 
-def _print_effects(caused: Caused, depth: int, mark: str = "") -> None:
+def _print_effects(caused: EventEffects, depth: int, mark: str = "") -> None:
     waiting = [(caused, depth, mark)]
     while waiting:
         each, far, sign = waiting.pop()
@@ -134,16 +134,16 @@ def _print_effects(caused: Caused, depth: int, mark: str = "") -> None:
 def _said(event: Event, depth: int) -> str:
     when: int = event.time
     if event.agent is not None:
-        when = moment(event)
+        when = time_of_claim(event)
     why = "".join(f" {each}" for each in (event.outcome, event.reason, *event.rules[:1]) if each)
     who = ""
     if event.process is not None:
         who = f" by {event.process.exe} (process {event.process.pid})"
-    said = unpadded(visible(f"{what(event)}{who}:{why}"))
+    said = unpadded(visible(f"{describe(event)}{who}:{why}"))
     return f"{'  ' * depth}{timestamp(when)[11:23]} {said}  {event.id}"
 
 
-def _value(found: Chain, beside: Joined) -> dict[str, Any]:
+def _value(found: CausalChain, beside: AgentContext) -> dict[str, Any]:
     """Return all of it as one value; effects one within the other, at most as deep as causes can be."""
     value = {"causes": [_record(each) for each in found.causes], **_caused(found.event)}
     for name in ("said", "did", "process", "people"):
@@ -155,7 +155,7 @@ def _value(found: Chain, beside: Joined) -> dict[str, Any]:
     return value
 
 
-def _caused(caused: Caused, depth: int = 0) -> dict[str, Any]:
+def _caused(caused: EventEffects, depth: int = 0) -> dict[str, Any]:
     effects = [_caused(each, depth + 1) for each in caused.effects] if depth < 64 else []
     return {"event": _record(caused.entry), "effects": effects}
 

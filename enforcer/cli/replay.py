@@ -12,7 +12,7 @@ from enforcer.cli.parsing import FORMAT, argument
 from enforcer.policy.rule_files import SYSTEM, load
 from enforcer.system.errors import HostError, UsageError
 from proxy.telemetry.journal.query import Progress
-from proxy.telemetry.replay.replay import Group, Replay, Said, Tally
+from proxy.telemetry.replay.replay import Group, Replay, ReplayedDecision, Tally
 from proxy.telemetry.summary import KIND_WORDS
 from proxy.telemetry.visible import visible
 
@@ -93,7 +93,7 @@ def _value(replay: Replay, groups: list[tuple[Group, Tally]], progress: Progress
     }
 
 
-def _said_value(said: Said) -> dict[str, Any]:
+def _said_value(said: ReplayedDecision) -> dict[str, Any]:
     reason = said.reason.value if said.reason is not None else None
     return {"fate": said.fate.value, "reason": reason, "rules": list(said.rules)}
 
@@ -128,7 +128,7 @@ def _line(group: Group, tally: Tally) -> str:
     return f"{visible(group.place)}{task}, {counts}: was {_said(group.was)}, would be {_said(group.now)}{examples}"
 
 
-def _said(said: Said) -> str:
+def _said(said: ReplayedDecision) -> str:
     shown = [f"`{visible(rule)}`" for rule in said.rules[:3]]
     by = f" by {', '.join(shown)}" if shown else ""
     return f"{_WORDS[said.fate]}{by}" + ("" if by and said.reason == "rule" else f" ({said.reason or 'unknown'})")

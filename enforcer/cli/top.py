@@ -13,8 +13,8 @@ from typing import Final
 
 from enforcer.cli import journals
 from enforcer.cli.parsing import JOURNAL, argument
-from proxy.telemetry.journal.query import Progress, Sought, follow, read_events
-from proxy.telemetry.views.top import Screen, State
+from proxy.telemetry.journal.query import LineFilter, Progress, follow, read_events
+from proxy.telemetry.views.top import Screen, TopState
 
 _EVERY = 0.5  # seconds between two pictures
 _MOST_AT_ONCE = 2000  # events between two pictures: a flood must not keep the screen from being drawn
@@ -39,17 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
     path = journals.found(arguments.journal)
     since = arguments.since if arguments.since is not None else journals.instant("1h")
-    state, progress = State(), Progress()
+    state, progress = TopState(), Progress()
     with journals.readable(path):
         if arguments.once or not _can_draw():
-            for entry in read_events(path, Sought(since=since), progress):
+            for entry in read_events(path, LineFilter(since=since), progress):
                 state.take(entry.event)
             size = shutil.get_terminal_size((200, 60))
             print("\n".join(_lines(state, since, size, coloured=False)))
             return 0
         with _terminal(), contextlib.suppress(_EnoughError, KeyboardInterrupt):
             picture = _Picture(state, since)
-            for count, entry in enumerate(follow(path, Sought(since=since), progress, picture.wait)):
+            for count, entry in enumerate(follow(path, LineFilter(since=since), progress, picture.wait)):
                 state.take(entry.event)
                 if count % _MOST_AT_ONCE == 0:
                     picture.draw()
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 class _Picture:
     """The screen, drawn anew every now and then."""
 
-    def __init__(self, state: State, since: int) -> None:
+    def __init__(self, state: TopState, since: int) -> None:
         self._state = state
         self._since = since
         self._drawn = 0.0
@@ -88,7 +88,7 @@ class _Picture:
             raise _EnoughError
 
 
-def _lines(state: State, since: int, size: os.terminal_size, *, coloured: bool) -> list[str]:
+def _lines(state: TopState, since: int, size: os.terminal_size, *, coloured: bool) -> list[str]:
     said = datetime.fromtimestamp(since // 1_000_000_000, UTC).strftime("%Y-%m-%d %H:%M")
     return Screen(size.columns, size.lines, coloured).show(state, time.time_ns(), said)
 

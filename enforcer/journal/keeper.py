@@ -11,9 +11,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.journal.keys import KeyProblem, signer
-from proxy.telemetry.journal.ledger import Broken, Ledger, Walk, sweep, unsealed
-from proxy.telemetry.journal.writer import Head
+from proxy.telemetry.journal.keys import SigningKeyError, signer
+from proxy.telemetry.journal.ledger import BrokenSegmentError, ChainWalk, Ledger, sweep, unsealed
+from proxy.telemetry.journal.writer import SegmentHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -45,7 +45,7 @@ class Keeper:
         self._told: set[str] = set()
         self._ledger: Ledger | None = None
         self._lock = -1
-        self._live: dict[str, Walk] = {}
+        self._live: dict[str, ChainWalk] = {}
         self._grown = True  # since somebody last looked what is unusual, as far as is known
         self._due = 0.0
 
@@ -69,7 +69,7 @@ class Keeper:
     def _guarded(self, do: "Callable[[], None]") -> None:
         try:
             do()
-        except (OSError, KeyProblem) as error:
+        except (OSError, SigningKeyError) as error:
             self._say(error.strerror or str(error) if isinstance(error, OSError) else str(error))
 
     def _say(self, text: str) -> None:
@@ -89,17 +89,17 @@ class Keeper:
         self._sweep(ledger, ())
         heads = []
         for segment in unsealed(self._journal):
-            walk = self._live.setdefault(segment.name, Walk())
+            walk = self._live.setdefault(segment.name, ChainWalk())
             before = walk.lines
             try:
                 walk.on(segment)
-            except Broken as broken:
+            except BrokenSegmentError as broken:
                 self._say(str(broken))
                 continue
             except FileNotFoundError:
                 continue
             if walk.lines > before:
-                heads.append(Head(segment.name, walk.lines, walk.head.decode()))
+                heads.append(SegmentHead(segment.name, walk.lines, walk.head.decode()))
         ledger.checkpoint(heads)
         self._grown = self._grown or bool(heads)
         self._have_looked()
@@ -145,7 +145,7 @@ class Keeper:
 
 
 def open_ledger(journal: "Path", state: "Path") -> Ledger:
-    """Return the ledger of a journal, with the key that signs now. Raises KeyProblem."""
+    """Return the ledger of a journal, with the key that signs now. Raises SigningKeyError."""
     return Ledger(journal, signer(state.parent / "keys"), state / "ledger.lock")
 
 
@@ -154,7 +154,7 @@ def seal_ended(journal: "Path", ledger: Ledger, say: "Callable[[str], None]", wr
     wrong = False
     for found in sweep(journal, ledger, writers):
         wrong = True
-        if isinstance(found, Broken):
+        if isinstance(found, BrokenSegmentError):
             say(str(found))
         else:
             ledger.write([found])
@@ -162,14 +162,14 @@ def seal_ended(journal: "Path", ledger: Ledger, say: "Callable[[str], None]", wr
 
 
 def tend_now(journal: "Path", state: "Path") -> None:
-    """Compress what is closed and remove what is not to be kept. Raises OSError, ValueError and KeyProblem."""
-    from proxy.telemetry.journal.retention import Keep, tend
+    """Compress what is closed and remove what is not to be kept. Raises OSError, ValueError and SigningKeyError."""
+    from proxy.telemetry.journal.retention import RetentionPolicy, apply_retention
 
-    tend(journal, open_ledger(journal, state), Keep.load(state / "keep.json"), state / "sinks")
+    apply_retention(journal, open_ledger(journal, state), RetentionPolicy.load(state / "keep.json"), state / "sinks")
 
 
 def find_anomalies_now(journal: "Path", state: "Path") -> None:
-    """Learn what tasks usually do, and tell what is unusual. Raises OSError, ValueError and KeyProblem."""
+    """Learn what tasks usually do, and tell what is unusual. Raises OSError, ValueError and SigningKeyError."""
     from proxy.telemetry.baseline.anomalies import find_anomalies
     from proxy.telemetry.events import Origin
 

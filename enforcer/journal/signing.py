@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError
 from enforcer.system.notices import print_notice
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 
 if TYPE_CHECKING:
     from enforcer.journal.keeper import Keeper
     from enforcer.worker.worker import Worker
     from proxy.sandbox.recorder import Recorder
-    from proxy.telemetry.baseline.anomalies import Numbers
+    from proxy.telemetry.baseline.anomalies import AnomalyCounts
 
 
 def place(journal: Path) -> Path:
@@ -41,7 +41,7 @@ def begin(journal: Path, recorder: "Recorder") -> "Keeper":
     from enforcer.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
     from proxy.telemetry import encoding  # noqa: F401  at the end it is needed, and somebody waits
 
-    return Keeper(journal, place(journal), partial(recorder.error, Where.JOURNAL), confine)
+    return Keeper(journal, place(journal), partial(recorder.error, Component.JOURNAL), confine)
 
 
 def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
@@ -74,7 +74,7 @@ def confine() -> None:
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
-class AnomalyCounts:
+class AnomalyCountReader:
     """How often something unusual was told of one task; and of the whole journal, how many flags wait for somebody."""
 
     def __init__(self, journal: Path, task: str = "") -> None:
@@ -95,7 +95,7 @@ class AnomalyCounts:
         added, self._told = counted - self._told, counted
         return {"unusual": dict(added), "flags": list(self.flags)}
 
-    def _read(self) -> "Numbers | None":
+    def _read(self) -> "AnomalyCounts | None":
         """Return what has been written since this was last asked; None: nothing, or nothing that can be read."""
         from proxy.telemetry.baseline.anomalies import TOLD, read_numbers  # more than a short task has time for
 

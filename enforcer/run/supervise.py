@@ -20,7 +20,7 @@ from enforcer.worker.worker import Worker
 if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
     from enforcer.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
-    from enforcer.journal.signing import AnomalyCounts
+    from enforcer.journal.signing import AnomalyCountReader
     from enforcer.policy.reload import Reloader
     from enforcer.run.caller import Caller
     from enforcer.sandbox.stdio import Stdio
@@ -50,7 +50,7 @@ class Supervision:
     began: float  # when the run was asked for (time.monotonic())
     post: "Registration | None" = None  # where people are asked; None: nobody has to be
     new_post: "Callable[[], Registration] | None" = None  # for rules that ask people from some time on
-    unusual: "AnomalyCounts | None" = None  # what the journal's keeper found
+    unusual: "AnomalyCountReader | None" = None  # what the journal's keeper found
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
     counted: float = field(default_factory=time.monotonic)

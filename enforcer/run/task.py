@@ -22,7 +22,7 @@ from enforcer.system.started_by import started_by
 from enforcer.worker import trust, worker
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
-from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.summary import Summary
 from rules.verdicts import Outcome
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enforcer.approvals.registration import Registration
-    from enforcer.journal.signing import AnomalyCounts
+    from enforcer.journal.signing import AnomalyCountReader
     from enforcer.limits.resource_limits import ResourceLimits
     from enforcer.run.host import Host
     from enforcer.run.launch import Sandbox, SandboxSpec
@@ -281,17 +281,17 @@ def _recorder(
 ) -> Recorder:
     try:
         recorder = Recorder(sandbox_state, Journal(journal), Metrics())
-    except JournalFailed as error:
+    except JournalWriteError as error:
         raise _unwritable(journal, error) from error
     made.callback(host.close_journal, journal, recorder, gate)
     recorder.rules_loaded()
     return recorder
 
 
-def _unusual(journal: Path, sandbox_state: SandboxState) -> "AnomalyCounts":
-    from enforcer.journal.signing import AnomalyCounts
+def _unusual(journal: Path, sandbox_state: SandboxState) -> "AnomalyCountReader":
+    from enforcer.journal.signing import AnomalyCountReader
 
-    return AnomalyCounts(journal, sandbox_state.task.id)
+    return AnomalyCountReader(journal, sandbox_state.task.id)
 
 
 def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, resource_limits: "ResourceLimits") -> str:
@@ -299,11 +299,11 @@ def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, resource_limi
         return recorder.task_started(
             wanted.argv, resource_limits.describe(), started_by=started_by(), workspace=wanted.workspace
         )
-    except JournalFailed as error:
+    except JournalWriteError as error:
         raise _unwritable(journal, error) from error
 
 
-def _unwritable(journal: Path, error: JournalFailed) -> HostError:
+def _unwritable(journal: Path, error: JournalWriteError) -> HostError:
     said = f"the journal `{journal}` cannot be written, so nothing may run: {error.strerror or error}"
     return HostError(said, state.remedy(error))
 

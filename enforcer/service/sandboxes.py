@@ -423,13 +423,13 @@ def _leads_to(path: str) -> tuple[int, int] | None:
 
 
 def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Recorder:
-    """Return what writes a task's own events, without a gate. Raises JournalFailed."""
+    """Return what writes a task's own events, without a gate. Raises JournalWriteError."""
     sandbox_state = SandboxState(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
     return Recorder(sandbox_state, Journal(journal), Metrics())
 
 
 def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> dict[str, object]:
-    """Write `task.ended`, and return what the sandbox's worker is to count of it. Raises JournalFailed."""
+    """Write `task.ended`, and return what the sandbox's worker is to count of it. Raises JournalWriteError."""
     task = sandbox.task
     recorder = recorder_for(Task(str(task["id"]), str(task["name"]), sandbox.labels), journal)
     recorder.task_ended(sandbox.event or None, seconds=max(time.time() - sandbox.began, 0.0), outcome=outcome)

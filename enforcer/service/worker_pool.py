@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from enforcer.journal.signing import AnomalyCounts
+from enforcer.journal.signing import AnomalyCountReader
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.sandbox import identity, init
 from enforcer.service.channel import Channel, ChannelOverflowError
@@ -28,7 +28,7 @@ from enforcer.worker.worker import open_journal
 from proxy.event_loop import turn
 from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas
 from proxy.telemetry.prometheus import totals
-from proxy.telemetry.prometheus.totals import Reported
+from proxy.telemetry.prometheus.totals import ReportedMetrics
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
@@ -67,10 +67,10 @@ class Worker:
     asked: float = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
     deaths: int = 0  # one soon after the other
     due: float = 0.0  # when it is to be started again
-    reported: Reported = field(init=False)
+    reported: ReportedMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reported = Reported(self.role)
+        self.reported = ReportedMetrics(self.role)
 
     @property
     def role(self) -> str:
@@ -99,7 +99,7 @@ class WorkerPool:
     ) -> None:
         self._said = said
         self._worker_paths = worker_paths
-        self._unusual = AnomalyCounts(worker_paths.journal)
+        self._unusual = AnomalyCountReader(worker_paths.journal)
         self._selector = selector
         self._heard = heard
         self._replaced = replaced
@@ -107,7 +107,7 @@ class WorkerPool:
         self._forbidden = tuple(forbidden)
         self._looked = 0.0
         self._gone = totals.total()  # what was counted by workers that are gone
-        self._others: dict[str, Reported] = {}  # of runs that have a worker of their own, by sandbox
+        self._others: dict[str, ReportedMetrics] = {}  # of runs that have a worker of their own, by sandbox
         self.restarts = 0
         self.most_each = DescriptorQuotas(
             resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST
@@ -231,7 +231,7 @@ class WorkerPool:
 
     def hear_other(self, sandbox: str, said: Mapping[str, object]) -> None:
         """Take in a piece of what a worker has counted that a run has for itself."""
-        other = self._others.setdefault(sandbox, Reported(steady=True))
+        other = self._others.setdefault(sandbox, ReportedMetrics(steady=True))
         other.take(said)
         if other.counts is not None:
             other.counts.processes = {}  # the tasks have no names here, so it would be one series for all
@@ -343,4 +343,4 @@ class WorkerPool:
             worker.pid = 0
         if worker.reported.counts is not None:
             totals.add(self._gone, worker.reported.counts, ended=True)
-        worker.reported = Reported(worker.role)
+        worker.reported = ReportedMetrics(worker.role)

@@ -33,7 +33,7 @@ def read_secrets(policy: "Policy", environment: "Mapping[str, str]") -> "SecretI
     """Read the values of all secrets; None if the policy has none. Raises HostError, which never contains a value."""
     if not policy.secrets:
         return None
-    from proxy.secrets import Identity, SecretInjector, SecretValue, keys, split
+    from proxy.secrets import Identity, SecretInjector, SecretValue, make_aws_keys, split_aws_keys
 
     held: list[SecretValue | AwsKeys | Identity] = []
     for secret in policy.secrets:
@@ -42,7 +42,7 @@ def read_secrets(policy: "Policy", environment: "Mapping[str, str]") -> "SecretI
             if secret.is_certificate:
                 held.append(Identity(secret, values[0]))
             elif secret.signs:
-                held.append(keys(secret, values if len(values) > 1 else split(values[0])))
+                held.append(make_aws_keys(secret, values if len(values) > 1 else split_aws_keys(values[0])))
             else:
                 held.append(SecretValue(secret, values[0].removesuffix(b"\n").removesuffix(b"\r")))
         except ValueError as error:

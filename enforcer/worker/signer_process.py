@@ -70,7 +70,7 @@ def _read(key: int, certificate: bytes) -> "Authority":
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     from proxy.certificates.authority import Authority
-    from proxy.certificates.packets import Request, request
+    from proxy.certificates.packets import Request, encode_request
     from proxy.certificates.signer import Signer
 
     pem = os.pread(key, authority_file.LONGEST, 0)
@@ -81,7 +81,7 @@ def _read(key: int, certificate: bytes) -> "Authority":
     public = ec.generate_private_key(ec.SECP256R1()).public_key()
     point = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     for host in ("a.invalid", "xn--bcher-kva.invalid", "192.0.2.1", "2001:db8::1"):
-        Signer(authority).answer(request(Request(0, point, host)))
+        Signer(authority).answer(encode_request(Request(0, point, host)))
     return authority
 
 
@@ -96,10 +96,10 @@ class _SignerLoop:
         ends: dict[int, socket.socket],
         served: dict[int, int],
     ) -> None:
-        from proxy.certificates.packets import LONGEST_REQUEST, Malformed
+        from proxy.certificates.packets import LONGEST_REQUEST, MalformedPacketError
         from proxy.certificates.signer import Signer
 
-        self._most, self._malformed, self._signer = LONGEST_REQUEST + 1, Malformed, Signer
+        self._most, self._malformed, self._signer = LONGEST_REQUEST + 1, MalformedPacketError, Signer
         self._authority = authority
         self._control = control
         self._poll = poll

@@ -11,7 +11,7 @@ from enforcer.system.started_by import login_uid
 from enforcer.workspace.change_store import Meta
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Approval, Event, IdMaker, Instant, Kind, Origin
-from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Teller:
         self._ids = IdMaker()
         try:
             self._journal = Journal(Path(meta.journal))
-        except JournalFailed as error:
+        except JournalWriteError as error:
             raise self._failed(error) from error
 
     def tell(
@@ -66,7 +66,7 @@ class Teller:
         event = Event(Instant(now), self._ids.make(now), kind, **self._origin._asdict(), by=somebody(), **fields)
         try:
             self._journal.append(encode(event), event.time)
-        except JournalFailed as error:
+        except JournalWriteError as error:
             raise self._failed(error) from error
         return event.id
 
@@ -74,7 +74,7 @@ class Teller:
         """Write no more."""
         self._journal.close()
 
-    def _failed(self, error: JournalFailed) -> HostError:
+    def _failed(self, error: JournalWriteError) -> HostError:
         return HostError(
             f"the journal `{self._where}` cannot be written, so nothing is done: {error.strerror or error}"
         )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.approval_request import ApprovalRequest, Rule, Source
     from proxy.approvals.transaction import Transaction
-    from proxy.telemetry.baseline.anomalies import Before
+    from proxy.telemetry.baseline.anomalies import EarlierRuns
 
 _NOTHING: "Mapping[str, str]" = {}
 
@@ -59,7 +59,7 @@ class Card(NamedTuple):
     choices: tuple[CardChoice, ...]
     now: float
     vain: "Mapping[str, str]" = _NOTHING  # by rule why its approvals can never be given, as approvers.yaml is now
-    before: "Before | None" = None  # what the journal tells of earlier runs of the task's name; None: nothing
+    before: "EarlierRuns | None" = None  # what the journal tells of earlier runs of the task's name; None: nothing
     withheld: bool = False  # there is more to see for whoever decides: a rule says `log: pattern`
 
     def redacted(self) -> "Card":
@@ -302,7 +302,7 @@ def _body(question: "ApprovalRequest") -> str:
     return f"a body of {question.size} byte{'' if question.size == 1 else 's'}"
 
 
-def _usual(before: "Before", name: str) -> str:
+def _usual(before: "EarlierRuns", name: str) -> str:
     runs = f"{before.runs} earlier {'run' if before.runs == 1 else 'runs'} of `{name}`"
     return f"none of {runs} went there" if not before.times else f"{before.times} of {runs} went there"
 

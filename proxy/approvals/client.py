@@ -21,8 +21,8 @@ from proxy.approvals.protocol import Answer, Result
 from proxy.event_loop.poller import IN, OUT
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.telemetry.events import Answer as Said
-from proxy.telemetry.events import Where
-from proxy.telemetry.prometheus.metrics import Waiting
+from proxy.telemetry.events import Component
+from proxy.telemetry.prometheus.metrics import ApprovalWaits
 from proxy.wire import message
 from rules.verdicts import Verdict
 
@@ -73,7 +73,7 @@ class Ticket:
 class ApprovalsClient:
     """What is asked for one sandbox. For one thread, within a running loop; the channel stays the caller's."""
 
-    def __init__(self, channel: "socket.socket", poller: "Poller", tell: "Callable[[Where, str], None]") -> None:
+    def __init__(self, channel: "socket.socket", poller: "Poller", tell: "Callable[[Component, str], None]") -> None:
         """`tell` takes what went wrong."""
         self.on_task_state: Callable[[protocol.TaskTaint], None] = lambda _: (
             None
@@ -82,7 +82,7 @@ class ApprovalsClient:
             tuple  # gives what it has read, for a registry that missed it
         )
         self.leases = Leases(self._use)
-        self.waiting = Waiting()  # counts what is held, and what came of it
+        self.waiting = ApprovalWaits()  # counts what is held, and what came of it
         self._channel = channel
         self._channel.setblocking(False)
         self._poller = poller
@@ -330,7 +330,7 @@ class ApprovalsClient:
         self._poller.forget(self._channel.fileno())
         self._unsent.clear()
         if why:
-            self._tell(Where.APPROVALS, f"nobody can be asked for approvals any more: {why}")
+            self._tell(Component.APPROVALS, f"nobody can be asked for approvals any more: {why}")
         waiting, self._open = list(self._open.values()), {}
         for ticket in waiting:
             self._conclude(ticket, _unavailable(ticket.number, "the registry of approvals is gone"))

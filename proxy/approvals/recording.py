@@ -1,7 +1,7 @@
 """Records approvals in the journal of the gate that asks: requests, votes, grants, and their ends.
 
 The registry writes lines of the same journal in a segment of its own. What an answer depends on is recorded before it
-counts (invariant 6), inside its transaction: JournalFailed undoes it. What has only happened never raises. Whoever
+counts (invariant 6), inside its transaction: JournalWriteError undoes it. What has only happened never raises. Whoever
 closes the journal has its keeper sign it (`enforcer.journal.keeper.Keeper.close`).
 """
 
@@ -13,7 +13,7 @@ from proxy.approvals.approval_request import Kind
 from proxy.telemetry import events
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Destination, Event, Git, Http, IdMaker, Instant, Origin, Process
-from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.masking import masked
 from rules.addresses import parse_host
 from rules.attempt import Protocol
@@ -54,7 +54,7 @@ class ApprovalRecorder:
         self._journal = journal
         self._metrics = metrics
 
-    # What raises JournalFailed, and then must not happen
+    # What raises JournalWriteError, and then must not happen
 
     def asked(self, approval: "Approval", *, joined: bool) -> None:
         """Record that people are asked, before anybody is."""
@@ -155,22 +155,22 @@ class ApprovalRecorder:
         )
 
     def _write(self, event: Event) -> None:
-        """Write an event. Raises JournalFailed, whatever goes wrong: a bug of ours is no answer."""
+        """Write an event. Raises JournalWriteError, whatever goes wrong: a bug of ours is no answer."""
         try:
             written = self._journal.append(encode(event), event.time)
         except Exception as error:
             if self._metrics is not None:
                 self._metrics.events_dropped += 1
-            if isinstance(error, JournalFailed):
+            if isinstance(error, JournalWriteError):
                 raise
-            raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
+            raise JournalWriteError(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
         if self._metrics is not None:
             self._metrics.told(event.kind, written)
 
     def _report(self, event: Event) -> None:
         try:
             self._write(event)
-        except JournalFailed:
+        except JournalWriteError:
             return  # counted
 
 

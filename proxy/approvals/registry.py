@@ -23,14 +23,14 @@ from proxy.approvals.submit import Submitted, Submitter, is_recorded
 from proxy.approvals.transaction import Transaction
 from proxy.approvals.votes import CastVote, VoteRefusedError, VoteResult
 from proxy.approvals.waiters import ApprovalUpdate, Clock, SandboxChannel, Waiter, Waiters
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 
 if TYPE_CHECKING:
     from proxy.approvals.model import Grant
     from proxy.approvals.people import Actor, People
     from proxy.approvals.recording import Recorders
 
-_TROUBLE: Final = (StoreError, JournalFailed)
+_TROUBLE: Final = (StoreError, JournalWriteError)
 _LOOK: Final = 30.0  # seconds after which the clock is looked at again, whatever is due: it may have been set
 _AT_ONCE: Final = 16  # waiters that are served in the transaction that grants
 _TIDY: Final = 3600.0  # seconds between looks for what is old
@@ -167,7 +167,7 @@ class Registry:
                 self._say(link, protocol.StatusReply(number, state))
 
     async def decide(self, approval: str, said: CastVote) -> VoteResult:
-        """Count a vote. Raises VoteRefusedError if it doesn't count, StoreError or JournalFailed if that fails."""
+        """Count a vote. Raises VoteRefusedError if it doesn't count, StoreError or JournalWriteError if that fails."""
         first: list[tuple[Waiter, Answer]] = []
         async with self._turn:
             waiters = self._waiting.of(approval)[:_AT_ONCE]
@@ -262,7 +262,7 @@ class Registry:
         self._tell_submitted(waiter.link, put, waiter.question.line())
 
     async def _considered(self, t: Transaction, waiter: Waiter) -> Answer | Submitted:
-        """Take what is granted already, or ask people. Raises StoreError, JournalFailed."""
+        """Take what is granted already, or ask people. Raises StoreError, JournalWriteError."""
         task = await t.task(waiter.link.task.id)
         if task is None or task.ended is not None:
             return Answer(waiter.number, Result.UNAVAILABLE, why="the task has ended")

@@ -90,7 +90,7 @@ class Submitter:
     ) -> "list[Grant] | Submitted | Answer":
         """Return the grants that serve an attempt, or ask for what is missing, or say why not, with no number yet.
 
-        `again`: it has waited, and may know older rules than others. Raises StoreError, JournalFailed.
+        `again`: it has waited, and may know older rules than others. Raises StoreError, JournalWriteError.
         """
         gone = [] if again else await lifecycle.find_outdated(t, task, question, self._waits)
         grants, unmet = await lifecycle.find_grants(t, task.id, question)
@@ -177,7 +177,7 @@ class Submitter:
         return None
 
     async def wish(self, t: "Transaction", task: str, said: "PreRequest") -> tuple[RequestState, Submitted | None]:
-        """Submit a pre-request. Raises StoreError, JournalFailed."""
+        """Submit a pre-request. Raises StoreError, JournalWriteError."""
         found = await t.task(task)
         if found is None or found.ended is not None:
             return RequestState(RequestStatus.REFUSED, why="the task has ended"), None

@@ -61,7 +61,7 @@ class VoteResult(NamedTuple):
 
 
 async def decide(t: "Transaction", approval: str, said: CastVote) -> VoteResult:
-    """Take an answer. Raises VoteRefusedError, StoreError, and JournalFailed where it can't be recorded."""
+    """Take an answer. Raises VoteRefusedError, StoreError, and JournalWriteError where it can't be recorded."""
     said = said._replace(why=said.why[:_LONGEST_WHY])
     found, task = await _pending(t, approval)
     ballots = await t.votes(found.id)

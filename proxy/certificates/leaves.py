@@ -15,7 +15,7 @@ from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.certificates.packets import LONGEST_ANSWER, Malformed, Request, read_answer, request
+from proxy.certificates.packets import LONGEST_ANSWER, MalformedPacketError, Request, encode_request, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,12 +44,12 @@ class NoLeafError(Exception):
     """There is no certificate for this host."""
 
 
-class _Wanted:
+class _PendingLeaf:
     """A certificate that one sandbox waits for."""
 
     __slots__ = ("context", "host", "number", "owner", "timer", "told")
 
-    def __init__(self, owner: "Leaves", host: str, told: "Told", timer: asyncio.TimerHandle) -> None:
+    def __init__(self, owner: "LeafCertificates", host: str, told: "Told", timer: asyncio.TimerHandle) -> None:
         self.owner = owner
         self.host = host
         self.told = [told]
@@ -65,16 +65,16 @@ class SignerLink:
         """Take over the worker's end of the socket pair."""
         self._channel: socket.socket | None = channel
         self._listening = False
-        self._queues: OrderedDict[Leaves, deque[_Wanted]] = OrderedDict()
-        self._sent: dict[int, _Wanted] = {}
+        self._queues: OrderedDict[LeafCertificates, deque[_PendingLeaf]] = OrderedDict()
+        self._sent: dict[int, _PendingLeaf] = {}
         self._number = 0
 
-    def ask(self, wanted: _Wanted) -> None:
+    def ask(self, wanted: _PendingLeaf) -> None:
         """Send a request, or queue it behind the sandbox's others."""
         self._queues.setdefault(wanted.owner, deque()).append(wanted)
         self._send_next()
 
-    def drop(self, wanted: _Wanted) -> None:
+    def drop(self, wanted: _PendingLeaf) -> None:
         """Expect no answer to a request any more."""
         self._sent.pop(wanted.number, None)
         queue = self._queues.get(wanted.owner)
@@ -111,7 +111,7 @@ class SignerLink:
             self._number = wanted.number = self._number % 0xFFFFFFFF + 1
             self._sent[wanted.number] = wanted
             try:
-                self._channel.send(request(Request(wanted.number, owner.public(), wanted.host)))
+                self._channel.send(encode_request(Request(wanted.number, owner.public(), wanted.host)))
             except OSError:  # also where it has taken none of so many: then it will not
                 self._lose()
 
@@ -123,7 +123,7 @@ class SignerLink:
             number, certificate = read_answer(packet)
         except BlockingIOError:
             return
-        except (OSError, Malformed):  # also its end
+        except (OSError, MalformedPacketError):  # also its end
             self._lose()
             return
         wanted = self._sent.pop(number, None)
@@ -150,7 +150,7 @@ class SignerLink:
             wanted.owner.settle(wanted, "the certificate signer is gone: no certificate for a new name")
 
 
-class Leaves:
+class LeafCertificates:
     """The leaves of one sandbox, all for one key. For one thread, used within a running loop."""
 
     def __init__(self, signer: SignerLink) -> None:
@@ -158,7 +158,7 @@ class Leaves:
         self._key: ec.EllipticCurvePrivateKey | None = None
         self._point = b""
         self._kept: OrderedDict[str, Leaf] = OrderedDict()
-        self._wanted: dict[str, _Wanted] = {}
+        self._wanted: dict[str, _PendingLeaf] = {}
 
     def is_fresh(self, host: str) -> bool:
         """Whether there is a leaf for `host` that needn't be asked for."""
@@ -182,7 +182,7 @@ class Leaves:
             told("too many certificates are waited for")
             return
         timer = asyncio.get_running_loop().call_later(PATIENCE, self._give_up, host)
-        wanted = self._wanted[host] = _Wanted(self, host, told, timer)
+        wanted = self._wanted[host] = _PendingLeaf(self, host, told, timer)
         self._signer.ask(wanted)
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class Leaves:
             self._point = self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         return self._point
 
-    def answered(self, wanted: _Wanted, certificate: bytes) -> None:
+    def answered(self, wanted: _PendingLeaf, certificate: bytes) -> None:
         """Take in the signer's answer: a certificate (DER), or none where it refused."""
         problem = "" if certificate else "the certificate signer signs no more for this worker just now"
         try:
@@ -213,7 +213,7 @@ class Leaves:
             problem = f"the certificate signer's answer is no certificate: {error}"
         self.settle(wanted, problem)
 
-    def settle(self, wanted: _Wanted, problem: str) -> None:
+    def settle(self, wanted: _PendingLeaf, problem: str) -> None:
         """Tell each waiter for one leaf what became of it."""
         wanted.timer.cancel()
         if self._wanted.get(wanted.host) is wanted:

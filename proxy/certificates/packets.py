@@ -22,7 +22,7 @@ NEW_NAMES_A_SECOND: Final = 2.0
 LONGEST_ANSWER: Final = 4096  # bytes; a leaf has about 600
 
 
-class Malformed(Exception):  # noqa: N818  what it is
+class MalformedPacketError(Exception):
     """No process of ours says that."""
 
 
@@ -34,34 +34,34 @@ class Request(NamedTuple):
     host: str  # a name or an address in its one normal spelling
 
 
-def request(wanted: Request) -> bytes:
+def encode_request(wanted: Request) -> bytes:
     """Return the packet that asks for a certificate."""
     return _NUMBER.pack(wanted.number) + wanted.point + wanted.host.encode("ascii")
 
 
 def read_request(packet: bytes) -> Request:
-    """Read a worker's packet. Raises Malformed for all but a key and one A-label name or address in normal spelling."""
+    """Read a worker's request. Raises MalformedPacketError unless it is a key and a normalised name or address."""
     if not _NUMBER.size + POINT < len(packet) <= LONGEST_REQUEST:
-        raise Malformed(f"a request of {len(packet)} bytes")
+        raise MalformedPacketError(f"a request of {len(packet)} bytes")
     (number,) = _NUMBER.unpack_from(packet)
     point, text = packet[_NUMBER.size : _NUMBER.size + POINT], packet[_NUMBER.size + POINT :]
     try:
         host = text.decode("ascii")
         if str(parse_host(host)) != host:
-            raise Malformed("a host in another than its normal spelling")
+            raise MalformedPacketError("a host in another than its normal spelling")
     except (UnicodeDecodeError, InvalidNameError) as error:
-        raise Malformed("no name and no address") from error
+        raise MalformedPacketError("no name and no address") from error
     return Request(number, point, host)
 
 
-def answer(number: int, certificate: bytes = b"") -> bytes:
+def encode_answer(number: int, certificate: bytes = b"") -> bytes:
     """Return the packet that answers a request; without a certificate it is refused."""
     return _NUMBER.pack(number) + certificate
 
 
 def read_answer(packet: bytes) -> tuple[int, bytes]:
-    """Read the signer's packet: the number, and the certificate (DER; empty: refused). Raises Malformed."""
+    """Read the signer's packet: the number, and the certificate (DER; empty: refused). Raises MalformedPacketError."""
     if not _NUMBER.size <= len(packet) <= LONGEST_ANSWER:
-        raise Malformed(f"an answer of {len(packet)} bytes")
+        raise MalformedPacketError(f"an answer of {len(packet)} bytes")
     (number,) = _NUMBER.unpack_from(packet)
     return number, packet[_NUMBER.size :]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND, Malformed, answer, read_request
+from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND, MalformedPacketError, encode_answer, read_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,15 +56,15 @@ class Signer:
         return True
 
     def answer(self, packet: bytes) -> bytes:
-        """Return what to answer. Raises Malformed: then nothing more is to be heard from who sent it."""
+        """Return what to answer. Raises MalformedPacketError: then nothing more is to be heard from who sent it."""
         wanted = read_request(packet)
         if not self._take():
             self.refused += 1
-            return answer(wanted.number)
+            return encode_answer(wanted.number)
         try:
             public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), wanted.point)
         except ValueError as error:  # another form than the uncompressed one has another length
-            raise Malformed("no public key") from error
+            raise MalformedPacketError("no public key") from error
         certificate = self._authority.sign(wanted.host, public)
         self.signed += 1
-        return answer(wanted.number, certificate.public_bytes(Encoding.DER))
+        return encode_answer(wanted.number, certificate.public_bytes(Encoding.DER))

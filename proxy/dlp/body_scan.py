@@ -9,7 +9,7 @@ from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
-from proxy.dlp.decodings import Closed, Plain, Reader, Unreadable, decoded, of_parts, readings, transfers
+from proxy.dlp.decodings import Closed, Plain, Reader, UnreadableBodyError, decoded, of_parts, readings, transfers
 from proxy.dlp.patterns import BACK, LONGEST, candidates
 from proxy.event_loop.slices import run_at_once
 from rules.verdicts import Scan
@@ -27,7 +27,7 @@ AT_ONCE: Final = 4 << 10  # bytes that are looked at together: what comes byte b
 MOST_NAMED: Final = 8  # kinds that are told of one request
 
 
-class Leaking(Exception):  # noqa: N818  (it is no error: it is why the request ends)
+class SecretLeakError(Exception):
     """What was about to leave must not; the text names it, and shows nothing of it."""
 
 
@@ -81,7 +81,7 @@ class Body:
     def taking(self, data: bytes) -> "Sliced[tuple[bytes, list[str]]]":
         """Take the next bytes; returns those that may leave now, and what was found and leaves.
 
-        Raises Leaking: then it doesn't leave, nor what is held back.
+        Raises SecretLeakError: then it doesn't leave, nor what is held back.
         """
         blocks = self._blocks
         if not blocks and self._is_done:
@@ -93,19 +93,19 @@ class Body:
         return (self._free() if blocks else data), found
 
     def ending(self) -> "Sliced[tuple[bytes, list[str]]]":
-        """Return what was held back, at the end, and what was found in what had left. Raises Leaking."""
+        """Return what was held back, at the end, and what was found in what had left. Raises SecretLeakError."""
         found = yield from self._work()
         found += yield from self._conclude()
         return self._let_go(), found
 
     def looking_after(self, text: bytes) -> "Sliced[list[str]]":
-        """Look at what comes beside the body, or after it. Raises Leaking."""
+        """Look at what comes beside the body, or after it. Raises SecretLeakError."""
         before = self._kept, self._undecided
         self._kept = b""
         found = yield from self._look(text, last=True)
         self._kept, self._undecided = before
         if found and self._blocks:
-            raise Leaking(said(found))
+            raise SecretLeakError(describe_findings(found))
         return found
 
     def tighten(self, action: Scan) -> list[str]:
@@ -139,7 +139,7 @@ class Body:
                 for text in self._reader.read(piece):
                     found = yield from self._look(text)
                     if found and self._blocks:
-                        raise Leaking(said(found))
+                        raise SecretLeakError(describe_findings(found))
                     every += found
                     self._end += len(text)
                     if not self._blocks and self._is_done:
@@ -147,9 +147,9 @@ class Body:
                     yield
                 if aside := self._reader.aside():
                     every += yield from self.looking_after(aside)
-            except Unreadable as problem:
+            except UnreadableBodyError as problem:
                 if self._blocks:
-                    raise Leaking(f"nobody can look into the body: {problem}") from None
+                    raise SecretLeakError(f"nobody can look into the body: {problem}") from None
                 self._reader, self._looked, self._watch = Closed(str(problem)), LOOKED_AT, None
                 return every
             if holds_back:
@@ -165,7 +165,7 @@ class Body:
             return []
         found = yield from self._look(b"", last=True)
         if found and self._blocks:
-            raise Leaking(said(found))
+            raise SecretLeakError(describe_findings(found))
         return found
 
     def _free(self) -> bytes:
@@ -177,7 +177,7 @@ class Body:
             self._size -= len(piece)
             free.append(piece)
         if self._size > MOST_HELD:
-            raise Leaking("nobody can look into the body: hardly anything comes out of what it is packed in")
+            raise SecretLeakError("nobody can look into the body: hardly anything comes out of what it is packed in")
         return b"".join(free)
 
     def _let_go(self) -> bytes:
@@ -229,6 +229,6 @@ class Body:
         return found
 
 
-def said(found: "list[str]") -> str:
+def describe_findings(found: "list[str]") -> str:
     """Return what is in a body in words."""
     return f"{' and '.join(dict.fromkeys(found))} in the body"

@@ -22,7 +22,7 @@ _STEP: Final = 1 << 14  # bytes that come out at a time
 _WINDOWS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's, with the wrapping: zlib.h, inflateInit2
 
 
-class Unreadable(Exception):  # noqa: N818  (it is no error: it is why nobody can look)
+class UnreadableBodyError(Exception):
     """What is in the body can't be seen; the text says why."""
 
 
@@ -38,7 +38,7 @@ class Reader(Protocol):
         """Whether what was read so far is whole by itself, so that it may leave without what comes next."""
 
     def read(self, data: bytes) -> "Iterator[bytes]":
-        """Yield what the next bytes hold. Raises Unreadable."""
+        """Yield what the next bytes hold. Raises UnreadableBodyError."""
 
     def aside(self) -> bytes:
         """Return what was read that is no part of that, once."""
@@ -75,10 +75,10 @@ class Packed(_Body):
             try:
                 piece = self._stream.decompress(data, _STEP)
             except zlib.error as error:
-                raise Unreadable("it isn't packed as it says") from error
+                raise UnreadableBodyError("it isn't packed as it says") from error
             self._size += len(piece)
             if self._size > MOST_UNPACKED:
-                raise Unreadable(f"unpacked it has more than {MOST_UNPACKED >> 20} MB")
+                raise UnreadableBodyError(f"unpacked it has more than {MOST_UNPACKED >> 20} MB")
             yield piece
             data = self._stream.unconsumed_tail
             waits = len(piece) == _STEP  # what zlib has read may unpack to more
@@ -97,10 +97,10 @@ class Closed(_Body):
     def read(self, data: bytes) -> "Iterator[bytes]":
         """Say so."""
         del data
-        raise Unreadable(self._why)
+        raise UnreadableBodyError(self._why)
 
 
-def reader(codings: "Iterable[str]") -> Reader:
+def make_reader(codings: "Iterable[str]") -> Reader:
     """Return what reads a body with these values of Content-Encoding."""
     named = [coding.strip().lower() for value in codings for coding in value.split(",")]
     packed = [coding.encode("latin-1") for coding in named if coding not in {"", "identity"}]
@@ -134,7 +134,7 @@ class Messages(Frames):
         return super().between and not self._open
 
     def read(self, data: bytes) -> "Iterator[bytes]":
-        """Yield what is in messages. Raises Unreadable for what no client may send, and for an extension."""
+        """Yield what is in messages. Raises UnreadableBodyError for what no client may send, and for an extension."""
         for start, end in self.payloads(data):
             text = self._unmasked(data[start:end])
             if self._control:
@@ -151,11 +151,11 @@ class Messages(Frames):
         if len(head) < 2:
             return
         if head[0] & CONTROL and head[1] & ~MASKED > MOST_CONTROL:
-            raise Unreadable("it has a control frame that is too long")
+            raise UnreadableBodyError("it has a control frame that is too long")
         if head[0] & RESERVED:
-            raise Unreadable("its messages are packed")
+            raise UnreadableBodyError("its messages are packed")
         if not head[1] & MASKED:
-            raise Unreadable("its messages aren't masked, as a client's have to be")
+            raise UnreadableBodyError("its messages aren't masked, as a client's have to be")
 
     def _begin(self, head: bytes) -> None:
         super()._begin(head)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.dlp.decodings import decoded, of_form, of_json
-from proxy.dlp.patterns import ANCHORS, candidates, hits
+from proxy.dlp.patterns import ANCHORS, candidates, find_credentials
 from proxy.secrets.credentials import holds_key
 from proxy.secrets.encodings import ways
 from proxy.telemetry.masking import MASK
@@ -154,9 +154,9 @@ def shown(method: str, path: str, *, whole: bool) -> tuple[str, str]:
     raw = path.encode("latin-1", "replace").partition(b"?")[0]
     if whole or len(raw) > _LONGEST_SHOWN:
         return method, f"/{MASK}"
-    for hit in reversed(list(hits(raw))):
+    for hit in reversed(list(find_credentials(raw))):
         raw = raw[: hit.start] + MASK.encode() + raw[hit.end :]
-    if any(True for text in _readings(raw) for _ in hits(text)):
+    if any(True for text in _readings(raw) for _ in find_credentials(text)):
         return method, f"/{MASK}"
     return method, raw.decode("latin-1")
 

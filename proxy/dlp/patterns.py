@@ -179,7 +179,7 @@ _LONGEST_NAME: Final = 64
 _RARE: Final = b"~_QZXJKVWYHUGBFDOLMRINPCSATExzqkjvbwy98764325-.:/ "  # rare first, in what clients send
 
 
-class Hit(NamedTuple):
+class PatternMatch(NamedTuple):
     """What was found: the kind of credential, and where in the text it is."""
 
     name: str
@@ -238,7 +238,7 @@ _BEGUN: Final = _begun()
 ANCHORS: Final = _anchors(_BEGUN)  # where it finds nothing, no pattern fits
 
 
-def hits(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[Hit]":
+def find_credentials(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[PatternMatch]":
     """Yield what looks like a credential in `text`.
 
     `parameters`: it has some, `name=value`, where a credential may be in its usual place. `url`: it is a request's.
@@ -258,7 +258,7 @@ def _fitting(text: bytes) -> "Iterator[int | None]":
         yield None
 
 
-def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[Hit | None]":
+def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[PatternMatch | None]":
     """Yield `hits`, and None after each part of the work: the caller may stop there for a while (`slices`)."""
     for at in _fitting(text):
         if at is None:
@@ -278,7 +278,7 @@ def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "
             if pattern.check is not None and not pattern.check(text[start : found.end()]):
                 continue
             if not (parameters and _is_in_place(text, start)):
-                yield Hit(pattern.name, start, found.end(), pattern.ends and found.end() == len(text))
+                yield PatternMatch(pattern.name, start, found.end(), pattern.ends and found.end() == len(text))
 
 
 def _is_in_place(text: bytes, start: int) -> bool:

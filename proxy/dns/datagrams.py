@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dns.wire import LARGEST_QUERY
 from proxy.event_loop.poller import IN
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from rules.addresses import normalize
 from rules.attempt import Protocol
 
@@ -61,7 +61,7 @@ class UdpDnsServer:
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected."""
-        self._recorder.error(Where.RESOLVER, f"{type(error).__name__}: {error}")
+        self._recorder.error(Component.RESOLVER, f"{type(error).__name__}: {error}")
 
     def _answer(self, data: bytes, ancillary: list[_Ancillary], client: tuple[str, int]) -> None:
         asked = _asked(ancillary)

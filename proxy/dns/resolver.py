@@ -21,7 +21,7 @@ from proxy.dns.wire import (
     parse_query,
 )
 from proxy.telemetry.events import Dns, Kind
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from rules.attempt import Protocol
 from rules.decision import deny
 from rules.names import INFO_API, HostName, InvalidNameError
@@ -222,7 +222,7 @@ class Resolver:
                 protocol=protocol,
                 dns=Dns(query.name, query.type_text, shown),
             )
-        except JournalFailed:
+        except JournalWriteError:
             reply(build_answer(query, Rcode.SERVFAIL))
             return
         if found is not None and found.data:

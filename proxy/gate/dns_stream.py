@@ -6,7 +6,7 @@ from proxy.dns.wire import LARGEST_QUERY
 from proxy.event_loop.poller import finish
 from proxy.gate.decide import deny_connection
 from proxy.gate.served_connection import ServedConnection
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from rules.attempt import Protocol
 from rules.verdicts import Reason
 
@@ -30,7 +30,7 @@ class DnsStream(ServedConnection):
 
     __slots__ = ("_kept", "_questions", "_resolver", "_sandbox")
 
-    where = Where.RESOLVER
+    where = Component.RESOLVER
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from proxy.gate.decide import DecisionCache, OriginalDestination, is_unroutable
 from proxy.gate.dns_stream import DnsStream
 from proxy.gate.record import ConnectionRecord
 from proxy.gate.splice import BufferQuota
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from rules.addresses import Address, normalize
 from rules.names import INFO_API
 from rules.verdicts import Reason
@@ -174,7 +174,7 @@ class Gate:
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected; the next connection has nothing to do with it."""
-        self.recorder.error(Where.ACCEPT, f"{type(error).__name__}: {error}")
+        self.recorder.error(Component.ACCEPT, f"{type(error).__name__}: {error}")
 
     def _receive(self, client: socket.socket, peer: "Endpoint", opened: float) -> None:
         """Begin with a connection that was accepted at `opened` (time.monotonic()), with nothing consumed."""
@@ -228,7 +228,7 @@ class Gate:
 
     def _rest(self, error: OSError) -> None:
         """Out of descriptors or memory: the connection stays in the queue, and epoll would report it without end."""
-        self.recorder.error(Where.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
+        self.recorder.error(Component.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
         self.poller.change(self._listener.fileno(), 0)
         self._resting = asyncio.get_running_loop().call_later(self._pause, self._resume)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)

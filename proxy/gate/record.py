@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from proxy.dialing.dialer import written
 from proxy.event_loop.poller import reset
 from proxy.telemetry.events import Kind, Tls
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from rules.names import HostName, InvalidNameError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.supervisor_channel.channel import Attribution
-    from proxy.telemetry.events import Process, Where
+    from proxy.telemetry.events import Component, Process
     from rules.addresses import Address
     from rules.decision import Decision
     from rules.verdicts import Outcome, Reason
@@ -81,7 +81,7 @@ class ConnectionRecord:
                 detail=judgement.detail,
                 approval=judgement.approval,
             )
-        except JournalFailed:
+        except JournalWriteError:
             return False
         return True
 
@@ -123,7 +123,7 @@ class ConnectionRecord:
             detail=detail,
         )
 
-    def error(self, where: "Where", error: Exception) -> None:
+    def error(self, where: "Component", error: Exception) -> None:
         """Tell of an exception that nobody expected."""
         self._recorder.error(where, f"{type(error).__name__}: {error}", cause=self.event or None)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from proxy.event_loop.poller import Poller
     from proxy.gate.record import ConnectionRecord
-    from proxy.telemetry.events import Where
+    from proxy.telemetry.events import Component
 
 PATIENCE: Final = 10.0  # seconds between one thing that the client does and the next
 
@@ -21,7 +21,7 @@ class ServedConnection:
 
     __slots__ = ("_client", "_forget", "_over", "_poller", "_record", "_since")
 
-    where: ClassVar["Where"]  # what went wrong, if something does
+    where: ClassVar["Component"]  # what went wrong, if something does
 
     def __init__(
         self,

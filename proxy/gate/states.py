@@ -10,7 +10,7 @@ CLOSED, and no state follows it.
 from enum import StrEnum
 from typing import Final
 
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 
 LIFETIME: Final = 24 * 3600.0  # seconds that a connection or a flow may live
 
@@ -42,15 +42,15 @@ TRANSITIONS: Final = {
 }
 
 WHERE: Final = {  # in the gate a connection is, for `gate.error` events
-    State.CLOSED: Where.OTHER,
-    State.ACCEPTED: Where.PEEK,
-    State.PEEKING: Where.PEEK,
-    State.DECIDING: Where.PEEK,
-    State.PENDING: Where.APPROVALS,
-    State.RESOLVING: Where.DECIDE,
-    State.DIALING: Where.DIAL,
-    State.SPLICING: Where.RELAY,
-    State.INSPECTING: Where.INSPECTION,
+    State.CLOSED: Component.OTHER,
+    State.ACCEPTED: Component.PEEK,
+    State.PEEKING: Component.PEEK,
+    State.DECIDING: Component.PEEK,
+    State.PENDING: Component.APPROVALS,
+    State.RESOLVING: Component.DECIDE,
+    State.DIALING: Component.DIAL,
+    State.SPLICING: Component.RELAY,
+    State.INSPECTING: Component.INSPECTION,
 }
 
 

@@ -15,7 +15,7 @@ import msgspec
 from proxy.approvals.approval_request import describe_connection, describe_request, explain_unapprovable
 from proxy.approvals.protocol import LONGEST_WHY, RequestState, RequestStatus
 from proxy.dialing.address_check import preflight
-from proxy.info_api.requests import Refusal
+from proxy.info_api.requests import RequestRefusedError
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS
 from rules.loading.cases import parse_attempt
@@ -53,12 +53,12 @@ _IN_VAIN: Final = "no rule opens that address, so an approval would not either"
 _NOBODY: Final = "nobody can be asked at the moment: the rules ask nobody, or the registry of approvals is not there"
 
 
-class _Wanted(msgspec.Struct, forbid_unknown_fields=True):
+class _AccessRequest(msgspec.Struct, forbid_unknown_fields=True):
     attempt: str = ""
     why: str = ""
 
 
-class Later[T]:
+class PendingAnswer[T]:
     """An answer that isn't there yet."""
 
     def __init__(self) -> None:
@@ -81,21 +81,21 @@ class Later[T]:
 
 def request_access(
     recorder: "Recorder", request: "Request", process: "Process | None", dialer: "Dialer | None"
-) -> "Generator[Later[Any], None, tuple[HTTPStatus, Any, str]]":
-    """Have people asked for what the agent wants. Raises Refusal."""
+) -> "Generator[PendingAnswer[Any], None, tuple[HTTPStatus, Any, str]]":
+    """Have people asked for what the agent wants. Raises RequestRefusedError."""
     text, why = _read(request)
     asking = _asking(recorder)
     question, decision, attempt = _decided(recorder, text, process)
     if decision.allows:
         return _said(RequestState(RequestStatus.ALLOWED, attempt=question.line()))
     if decision.passes:
-        raise Refusal(
+        raise RequestRefusedError(
             HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`"
         )
     if why_not := explain_unapprovable(decision):
         return _said(RequestState(RequestStatus.REFUSED, attempt=question.line(), why=why_not))
     if decision.needs_approval and dialer is not None:
-        checked: Later[DialError] = Later()
+        checked: PendingAnswer[DialError] = PendingAnswer()
         preflight(dialer, recorder.sandbox.policy, attempt, decision, checked.settle)
         yield checked
         failure = checked.state
@@ -105,7 +105,7 @@ def request_access(
             return _said(
                 RequestState(RequestStatus.REFUSED, attempt=question.line(), why=f"{failure.detail}: {_IN_VAIN}")
             )
-    later: Later[RequestState] = Later()
+    later: PendingAnswer[RequestState] = PendingAnswer()
     ticket = asking.request_access(question, decision, why, later.settle)
     try:
         yield later
@@ -114,11 +114,13 @@ def request_access(
     return _said(later.state)
 
 
-def look_up(recorder: "Recorder", approval: str) -> "Generator[Later[RequestState], None, tuple[HTTPStatus, Any, str]]":
-    """Say what became of one of this task's questions. Raises Refusal."""
+def request_status(
+    recorder: "Recorder", approval: str
+) -> "Generator[PendingAnswer[RequestState], None, tuple[HTTPStatus, Any, str]]":
+    """Say what became of one of this task's questions. Raises RequestRefusedError."""
     if not _ID.fullmatch(approval):
-        raise Refusal(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
-    later: Later[RequestState] = Later()
+        raise RequestRefusedError(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
+    later: PendingAnswer[RequestState] = PendingAnswer()
     ticket = _asking(recorder).query_status(approval, later.settle)
     try:
         yield later
@@ -130,7 +132,7 @@ def look_up(recorder: "Recorder", approval: str) -> "Generator[Later[RequestStat
 def _asking(recorder: "Recorder") -> "ApprovalsClient":
     asking = recorder.sandbox.approvals
     if asking is None or not asking.is_there:
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+        raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     return asking
 
 
@@ -138,20 +140,20 @@ def _read(request: "Request") -> tuple[str, str]:
     try:
         text = request.body.decode("utf-8")
     except UnicodeDecodeError:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
     if request.kind == "application/json":
         try:
-            wanted = msgspec.json.decode(text, type=_Wanted)
+            wanted = msgspec.json.decode(text, type=_AccessRequest)
         except (ValueError, RecursionError) as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"that is not understood ({error}): {_HOW}") from None
+            raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"that is not understood ({error}): {_HOW}") from None
         attempt, why = wanted.attempt, wanted.why
     else:
         attempt, _, why = text.strip().partition("\n")
     attempt, why = attempt.strip(), why.strip()
     if not attempt:
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"there is no attempt: {_HOW}")
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"there is no attempt: {_HOW}")
     if len(attempt) > LONGEST or len(why) > LONGEST_WHY:
-        raise Refusal(
+        raise RequestRefusedError(
             HTTPStatus.CONTENT_TOO_LARGE, f"an attempt may have {LONGEST} characters, and a `why` {LONGEST_WHY}"
         )
     return attempt, why
@@ -163,20 +165,20 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
     try:
         said = parse_attempt(text)
     except ValueError as error:
-        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
     if said.run is not None:
-        raise Refusal(
+        raise RequestRefusedError(
             HTTPStatus.BAD_REQUEST, "a program can't be asked for beforehand: people are asked when you start it"
         )
     if said.record is not None:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
     _known_method(sandbox.policy, said)
     said = said._replace(caller=sandbox.caller)
     decision = said.decide(sandbox.policy)
     try:
         attempt = said.attempt(sandbox.policy)
     except InvalidNameError as error:
-        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
         question = describe_connection(sandbox.sources, attempt, decision, process)
     else:
@@ -185,7 +187,7 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
 
 
 def _known_method(policy: "Policy", said: "Tried") -> None:
-    """Raise Refusal for a request that nobody sends: it would wait for people, and they for nothing."""
+    """Raise RequestRefusedError for a request that nobody sends: it would wait for people, and they for nothing."""
     method = "" if said.request is None else said.request.method
     if not method or method.upper() in REGISTERED_METHODS:
         return
@@ -193,12 +195,12 @@ def _known_method(policy: "Policy", said: "Tried") -> None:
         return
     near = get_close_matches(method[:64].upper(), REGISTERED_METHODS, 1)
     hint = f"; did you mean `{near[0]}`?" if near else ""
-    raise Refusal(HTTPStatus.BAD_REQUEST, f"{quote(method)} is no method of HTTP{hint}")
+    raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"{quote(method)} is no method of HTTP{hint}")
 
 
 def _said(state: "RequestState | None") -> tuple[HTTPStatus, Any, str]:
     if state is None:
-        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
+        raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     until = datetime.fromtimestamp(state.until, UTC).isoformat(timespec="seconds") if state.until else ""
     values = {
         "standing": state.standing.value,

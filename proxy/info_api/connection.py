@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.event_loop.poller import OUT, finish
 from proxy.gate.served_connection import ServedConnection
-from proxy.info_api.question_handler import Answer, QuestionHandler, refused
-from proxy.info_api.requests import MOST_HEAD, PartialRequest, Port, Refusal, Request, read_head, read_request
+from proxy.info_api.question_handler import Answer, InfoHandler, refused
+from proxy.info_api.requests import (
+    MOST_HEAD,
+    PartialRequest,
+    Port,
+    Request,
+    RequestRefusedError,
+    read_head,
+    read_request,
+)
 from proxy.info_api.telemetry_handler import TelemetryHandler
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 
 if TYPE_CHECKING:
     import socket
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.dialing.dialer import Dialer
     from proxy.gate.listener import Gate
     from proxy.gate.record import ConnectionRecord
-    from proxy.info_api.access_requests import Later
+    from proxy.info_api.access_requests import PendingAnswer
     from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Attribution
 
@@ -43,7 +51,7 @@ class RequestHandler(Protocol):
 
     def work(
         self, request: Request, attribution: "Callable[[], Attribution | None]"
-    ) -> "Iterator[Answer | Later[Any] | Attribution | None]":
+    ) -> "Iterator[Answer | PendingAnswer[Any] | Attribution | None]":
         """Answer a request, in short steps: each but the last is None, or what has to be waited for.
 
         `attribution` asks who it is that asks. Must not raise for what a task has written.
@@ -69,7 +77,7 @@ class InfoApi:
             handler = (
                 TelemetryHandler(self._recorder)
                 if port == INTAKE_PORT
-                else QuestionHandler(self._recorder, dialer=self._dialer)
+                else InfoHandler(self._recorder, dialer=self._dialer)
             )
             self.handlers[port] = handler
         return InfoApiConnection(gate, client, record, handler)
@@ -80,7 +88,7 @@ class InfoApiConnection(ServedConnection):
 
     __slots__ = ("_begun", "_gate", "_handler", "_kept", "_left", "_work")
 
-    where = Where.DESK
+    where = Component.DESK
 
     def __init__(
         self, gate: "Gate", client: "socket.socket", record: "ConnectionRecord", handler: RequestHandler
@@ -90,7 +98,7 @@ class InfoApiConnection(ServedConnection):
         self._handler = handler
         self._kept = bytearray()
         self._begun: PartialRequest | None = None
-        self._work: Iterator[Answer | Later[Any] | Attribution | None] | None = None
+        self._work: Iterator[Answer | PendingAnswer[Any] | Attribution | None] | None = None
         self._left = b""  # of the answer
 
     def begin(self) -> None:
@@ -98,7 +106,9 @@ class InfoApiConnection(ServedConnection):
         self._handler.connections += 1
         super().begin()
         if self._handler.connections > self._handler.most_connections:
-            self._answer(refused(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once: ask again in a second")))
+            self._answer(
+                refused(RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many at once: ask again in a second"))
+            )
 
     def ready(self, _events: int) -> None:
         """Read on, or go on sending."""
@@ -121,11 +131,11 @@ class InfoApiConnection(ServedConnection):
         self._kept += data
         try:
             self._read()
-        except Refusal as bad:
+        except RequestRefusedError as bad:
             self._answer(refused(bad))
 
     def _read(self) -> None:
-        """Begin to work once the request is whole. Raises Refusal."""
+        """Begin to work once the request is whole. Raises RequestRefusedError."""
         if self._begun is None:
             self._begun = read_head(self._kept, self._handler.port)
         request = None if self._begun is None else read_request(self._begun, self._kept)

@@ -39,7 +39,7 @@ _NAME: Final = ("event.name",)
 _SERVICE: Final = "service.name"
 
 
-class Sent(NamedTuple):
+class OtlpRecord(NamedTuple):
     """One record as it was sent, which `said` reads: what there is no room for is counted at hardly any cost."""
 
     read: "Callable[[str, Any], Agent]"
@@ -51,7 +51,7 @@ class Sent(NamedTuple):
         return self.read(self.service, self.record)
 
 
-def logs(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
+def logs(body: bytes, *, as_json: bool) -> "Iterator[OtlpRecord]":
     """Read an ExportLogsServiceRequest. Raises ValueError."""
     names = "resourceLogs", "scopeLogs", "logRecords"
     if as_json:
@@ -62,7 +62,7 @@ def logs(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
     return _sent(_packed_log, _packed_groups(ExportLogsServiceRequest(), body, *map(_snake, names)))
 
 
-def spans(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
+def spans(body: bytes, *, as_json: bool) -> "Iterator[OtlpRecord]":
     """Read an ExportTraceServiceRequest. Raises ValueError."""
     names = "resourceSpans", "scopeSpans", "spans"
     if as_json:
@@ -74,12 +74,12 @@ def spans(body: bytes, *, as_json: bool) -> "Iterator[Sent]":
 
 def _sent(
     read: "Callable[[str, Any], Agent]", groups: "Iterator[tuple[dict[str, Any], Iterator[Any]]]"
-) -> "Iterator[Sent]":
+) -> "Iterator[OtlpRecord]":
     for resource, records in groups:
         # Once for all records of it: a large resource and many small records would otherwise multiply.
         service = _attributes(resource.get("attributes")).get(_SERVICE, "")
         for record in records:
-            yield Sent(read, service, record)
+            yield OtlpRecord(read, service, record)
 
 
 def _log(service: str, record: dict[str, Any]) -> Agent:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.gate.block_page import STATUS, where_to_ask
-from proxy.info_api.requests import QUESTIONS, Refusal
-from proxy.telemetry.descriptions import what
+from proxy.info_api.requests import QUESTIONS, RequestRefusedError
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.visible import visible
 from rules.explain.reasons import REASONS, remedy_for
 from rules.explain.task_rules import commands_as_json, describe_rules, find_task_rules, rules_as_json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from proxy.dialing.dialer import Dialer
-    from proxy.info_api.access_requests import Later
+    from proxy.info_api.access_requests import PendingAnswer
     from proxy.info_api.requests import Request
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
@@ -72,7 +72,7 @@ class _Said(NamedTuple):
     text: str
 
 
-class QuestionHandler:
+class InfoHandler:
     """Answers the questions of one sandbox. For one thread."""
 
     port = QUESTIONS
@@ -91,7 +91,7 @@ class QuestionHandler:
 
     def work(
         self, request: "Request", attribution: "Callable[[], Attribution | None]"
-    ) -> "Iterator[Answer | Later[Any] | Attribution]":
+    ) -> "Iterator[Answer | PendingAnswer[Any] | Attribution]":
         """Answer a request, and first yield what has to be waited for. Never raises for what a task has written."""
         try:
             self._admit()
@@ -99,7 +99,7 @@ class QuestionHandler:
                 status, values, text = yield from self._about_requests(request, attribution)
             else:
                 status, (values, text) = HTTPStatus.OK, self._found(request)
-        except Refusal as bad:
+        except RequestRefusedError as bad:
             yield refused(bad, as_json=request.json)
         else:
             body = json.dumps(values, indent=1) if request.json else text
@@ -107,14 +107,14 @@ class QuestionHandler:
 
     def _about_requests(
         self, request: "Request", attribution: "Callable[[], Attribution | None]"
-    ) -> "Generator[Later[Any] | Attribution, None, tuple[HTTPStatus, Any, str]]":
+    ) -> "Generator[PendingAnswer[Any] | Attribution, None, tuple[HTTPStatus, Any, str]]":
         from proxy.info_api import access_requests  # few tasks ask for access
 
         approval = request.path.removeprefix("/requests").removeprefix("/")
         if (request.method == "POST") is bool(approval):
-            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
+            raise RequestRefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
         if approval:
-            return (yield from access_requests.look_up(self._recorder, approval))
+            return (yield from access_requests.request_status(self._recorder, approval))
         if (who := attribution()) is not None and who.waiting:
             yield who
         return (
@@ -125,11 +125,13 @@ class QuestionHandler:
 
     def _admit(self) -> None:
         if not self._room.take():
-            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
+            raise RequestRefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
 
     def _found(self, request: "Request") -> tuple[Any, str]:
         if request.method == "POST":
-            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "nothing is taken here: use GET, or POST to `/requests`")
+            raise RequestRefusedError(
+                HTTPStatus.METHOD_NOT_ALLOWED, "nothing is taken here: use GET, or POST to `/requests`"
+            )
         match request.path:
             case "/":
                 return {"about": _ABOUT}, _ABOUT
@@ -140,7 +142,7 @@ class QuestionHandler:
             case "/why":
                 return self._lately()
             case _:
-                raise Refusal(HTTPStatus.NOT_FOUND, "there is `/`, `/policy`, `/why` and `/requests`")
+                raise RequestRefusedError(HTTPStatus.NOT_FOUND, "there is `/`, `/policy`, `/why` and `/requests`")
 
     def _policy(self) -> tuple[Any, str]:
         """Say what the rules are: found once a policy and day, since there may be a hundred thousand."""
@@ -167,12 +169,14 @@ class QuestionHandler:
         if known is not None:
             return _values(known), _text(known)
         if len(attempt) > _LONGEST:
-            raise Refusal(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
+            raise RequestRefusedError(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
         sandbox = self._recorder.sandbox
         try:
             question = parse_attempt(attempt)
         except ValueError as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals") from None
+            raise RequestRefusedError(
+                HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals"
+            ) from None
         question = question._replace(caller=sandbox.caller)
         decision = question.decide(sandbox.policy)
         return _would(attempt, decision), _would_text(attempt, decision, runs=question.run is not None)
@@ -202,7 +206,7 @@ def _tainted(read: list[str]) -> str:
     )
 
 
-def refused(bad: Refusal, *, as_json: bool = False) -> Answer:
+def refused(bad: RequestRefusedError, *, as_json: bool = False) -> Answer:
     """Say what is wrong with a request."""
     said = visible(str(bad))
     body = json.dumps({"error": said}) if as_json else f"{said}\n"
@@ -218,7 +222,7 @@ def _values(event: "Event") -> dict[str, Any]:
         **waits,
         **said,
         "id": event.id,
-        "attempt": visible(what(event._replace(detail="") if said else event)),
+        "attempt": visible(describe(event._replace(detail="") if said else event)),
         "reason": reason.value,
         "meaning": REASONS[reason].meaning,
         "remedy": remedy_for(reason, event.id),

@@ -19,7 +19,7 @@ _NO_LENGTH: Final = "say how long the body is: `Content-Length`"
 _SAME: Final = frozenset({(), ("same-origin",), ("none",)})  # Fetch Metadata Request Headers, Sec-Fetch-Site
 
 
-class Refusal(Exception):  # noqa: N818  past tense would be odd: what the request is
+class RequestRefusedError(Exception):
     """The request can't be answered; why, for its sender."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
@@ -67,7 +67,7 @@ class ChunkedBody:
         self._wrong = h11.RemoteProtocolError
 
     def take(self, data: bytes) -> bytes | None:
-        """Take more of it; the whole of it once its end is there. Raises Refusal."""
+        """Take more of it; the whole of it once its end is there. Raises RequestRefusedError."""
         self._taken += len(data)
         self._buffer += data
         try:
@@ -78,15 +78,15 @@ class ChunkedBody:
                 self._body += more
                 self._check()
         except self._wrong as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"the chunks can't be read: {error}") from None
+            raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"the chunks can't be read: {error}") from None
         self._check()
         return None
 
     def _check(self) -> None:
         if len(self._body) > self._most or self._taken > self._most + MOST_AROUND:
-            raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, f"a body may have {self._most} bytes")
+            raise RequestRefusedError(HTTPStatus.CONTENT_TOO_LARGE, f"a body may have {self._most} bytes")
         if self._taken - len(self._body) - len(self._buffer) > MOST_AROUND:
-            raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, "the chunks are too small: send longer ones")
+            raise RequestRefusedError(HTTPStatus.CONTENT_TOO_LARGE, "the chunks are too small: send longer ones")
 
 
 class PartialRequest(NamedTuple):
@@ -100,38 +100,44 @@ class PartialRequest(NamedTuple):
 
 
 def read_head(data: bytes | bytearray, port: Port = QUESTIONS) -> PartialRequest | None:
-    """Read the head that `data` begins with; None while it isn't whole. Raises Refusal."""
+    """Read the head that `data` begins with; None while it isn't whole. Raises RequestRefusedError."""
     at = data.find(b"\r\n\r\n", 0, MOST_HEAD + 4) + 4
     if at < 4:
         if len(data) > MOST_HEAD:
-            raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MOST_HEAD} bytes")
+            raise RequestRefusedError(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"a request's head may have {MOST_HEAD} bytes"
+            )
         return None
     try:
         head = parse_head(bytes(data[:at]))
         _check_sender(head, port)
         if any(coding.lower() != "chunked" for coding in values(head, b"transfer-encoding")):
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
+            raise RequestRefusedError(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
         asked = read(head, tls=False)
         size = body_size(head)
     except UnclearError as unclear:
         example = "`GET /policy HTTP/1.1`"
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is no request of HTTP/1.1, as in {example}: {unclear}") from None
+        raise RequestRefusedError(
+            HTTPStatus.BAD_REQUEST, f"that is no request of HTTP/1.1, as in {example}: {unclear}"
+        ) from None
     if asked.method not in port.methods:
         instead = min(port.methods)
-        raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{asked.method} is not understood here: use {instead}")
+        raise RequestRefusedError(
+            HTTPStatus.METHOD_NOT_ALLOWED, f"{asked.method} is not understood here: use {instead}"
+        )
     most = port.most if asked.method == "POST" else 0
     if size is None:
         if not most:
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
+            raise RequestRefusedError(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
         return PartialRequest(head, asked, at, at, ChunkedBody(most))
     if size > most:
         why = f"a body may have {most} bytes" if most else "nothing is taken here: send no body"
-        raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, why)
+        raise RequestRefusedError(HTTPStatus.CONTENT_TOO_LARGE, why)
     return PartialRequest(head, asked, at, at + size)
 
 
 def read_request(begun: PartialRequest, data: bytearray) -> Request | None:
-    """Return the request that has begun so; None while `data` doesn't reach to its end. Raises Refusal.
+    """Return the request that has begun so; None while `data` doesn't reach to its end. Raises RequestRefusedError.
 
     Of a body in chunks what is there is taken off `data`.
     """
@@ -144,12 +150,12 @@ def read_request(begun: PartialRequest, data: bytearray) -> Request | None:
 
 
 def _check_sender(head: Head, port: Port) -> None:
-    """Refuse what is meant for another host, or comes from a page. Raises Refusal."""
+    """Refuse what is meant for another host, or comes from a page. Raises RequestRefusedError."""
     host = next(iter(values(head, b"host")), "").lower()
     if host != f"{INFO_API}:{port.number}" and (host != INFO_API or port is not QUESTIONS):
-        raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{INFO_API}`, and nothing else is here")
+        raise RequestRefusedError(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{INFO_API}`, and nothing else is here")
     if values(head, b"origin") not in {(), (f"http://{host}",)} or values(head, b"sec-fetch-site") not in _SAME:
-        raise Refusal(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
+        raise RequestRefusedError(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
 
 
 def _request(head: Head, asked: RequestedResource, body: bytes) -> Request:
@@ -157,11 +163,13 @@ def _request(head: Head, asked: RequestedResource, body: bytes) -> Request:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=MOST_PARAMETERS)
     except ValueError:
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"at most {MOST_PARAMETERS} parameters are understood") from None
+        raise RequestRefusedError(
+            HTTPStatus.BAD_REQUEST, f"at most {MOST_PARAMETERS} parameters are understood"
+        ) from None
     parameters = dict(pairs)
     wanted = parameters.get("format", "json" if "json" in _field(head, b"accept") else "text")
     if wanted not in {"text", "json"}:
-        raise Refusal(HTTPStatus.BAD_REQUEST, "`format` is `text` or `json`")
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "`format` is `text` or `json`")
     kind, coding = (
         _field(head, name).partition(";")[0].strip().lower() for name in (b"content-type", b"content-encoding")
     )

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.info_api import otlp
 from proxy.info_api.question_handler import Answer, refused
-from proxy.info_api.requests import Port, Refusal
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.info_api.requests import Port, RequestRefusedError
+from proxy.telemetry.journal.writer import JournalWriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.info_api.otlp import Sent
+    from proxy.info_api.otlp import OtlpRecord
     from proxy.info_api.requests import Request
     from proxy.sandbox.recorder import Recorder
     from proxy.supervisor_channel.channel import Attribution
@@ -66,11 +66,11 @@ class TelemetryHandler:
                     lost += 1
                 yield None
         except ValueError as error:
-            yield refused(Refusal(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]))
-        except Refusal as bad:
+            yield refused(RequestRefusedError(HTTPStatus.BAD_REQUEST, f"that can't be read: {error}"[:200]))
+        except RequestRefusedError as bad:
             yield refused(bad)
-        except JournalFailed:
-            yield refused(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
+        except JournalWriteError:
+            yield refused(RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the journal can't be written"))
         else:
             yield _answer(request, lost)
         finally:
@@ -78,19 +78,23 @@ class TelemetryHandler:
 
     def _admit(self) -> None:
         if not self._requests.take():
-            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many requests: send more at once, and less often")
+            raise RequestRefusedError(
+                HTTPStatus.TOO_MANY_REQUESTS, "too many requests: send more at once, and less often"
+            )
 
-    def _read(self, request: "Request") -> "Iterable[Sent]":
+    def _read(self, request: "Request") -> "Iterable[OtlpRecord]":
         if request.path == "/v1/metrics":
             return ()  # the gate has numbers of its own; an exporter is not to try again for ever
         reader = _READERS.get(request.path)
         if reader is None:
-            raise Refusal(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
+            raise RequestRefusedError(HTTPStatus.NOT_FOUND, "there is `/v1/logs` and `/v1/traces`")
         if request.kind not in {_JSON, _PROTOBUF}:
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`")
+            raise RequestRefusedError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"`Content-Type` is `{_PROTOBUF}` or `{_JSON}`"
+            )
         body = _unpacked(request)
         if self._bytes.take(len(body)) < len(body):
-            raise Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many bytes: send less")
+            raise RequestRefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too many bytes: send less")
         return reader(body, as_json=request.kind == _JSON)
 
 
@@ -98,14 +102,14 @@ def _unpacked(request: "Request") -> bytes:
     if request.coding in {"", "identity"}:
         return request.body
     if request.coding != "gzip":
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "`Content-Encoding` is `gzip`, or none")
+        raise RequestRefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "`Content-Encoding` is `gzip`, or none")
     unpacking = zlib.decompressobj(wbits=31)
     try:
         body = unpacking.decompress(request.body, MOST_BYTES)
     except zlib.error as error:
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"that is no gzip: {error}") from None
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"that is no gzip: {error}") from None
     if unpacking.unconsumed_tail or not unpacking.eof:
-        raise Refusal(HTTPStatus.CONTENT_TOO_LARGE, f"a request may have {MOST_BYTES} bytes, unpacked too")
+        raise RequestRefusedError(HTTPStatus.CONTENT_TOO_LARGE, f"a request may have {MOST_BYTES} bytes, unpacked too")
     return body
 
 

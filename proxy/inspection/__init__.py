@@ -9,11 +9,11 @@ import asyncio
 import importlib
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.certificates.leaves import Leaves
+    from proxy.certificates.leaves import LeafCertificates
     from proxy.dialing.dialer import Dialer
     from proxy.gate.record import Handover
     from proxy.inspection.engine import Engine
@@ -41,7 +41,7 @@ class Roots:
 class Inspection:
     """Inspects the connections of one sandbox. For one thread, made within its running loop."""
 
-    def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", roots: Roots) -> None:
+    def __init__(self, leaves: "LeafCertificates", dialer: "Dialer", recorder: "Recorder", roots: Roots) -> None:
         self._leaves = leaves
         self._dialer = dialer
         self._recorder = recorder
@@ -92,7 +92,7 @@ class Inspection:
             module = await asyncio.to_thread(importlib.import_module, "proxy.inspection.engine")
             engine = module.Engine(self._leaves, self._dialer, self._recorder, self._roots.far())
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
-            self._recorder.error(Where.INSPECTION, f"can't begin: {error}")
+            self._recorder.error(Component.INSPECTION, f"can't begin: {error}")
             engine = None
         waiting, self._waiting = self._waiting, []
         self._engine, self._loading = engine, None
@@ -106,5 +106,5 @@ class Inspection:
         try:
             engine.adopt(admitted)
         except Exception as error:  # noqa: BLE001
-            self._recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=admitted.event)
+            self._recorder.error(Component.INSPECTION, f"{type(error).__name__}: {error}", cause=admitted.event)
             admitted.give_up(Reason.GATE_ERROR)

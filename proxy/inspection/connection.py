@@ -21,7 +21,7 @@ from proxy.inspection.router import Begun, HttpRouter
 from proxy.inspection.session import Session
 from proxy.inspection.tls import HTTP2, ClientTls, ServerTls
 from proxy.inspection.transport import Transport
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from rules.settings import ProxyDestination
 from rules.verdicts import Reason
 
@@ -471,4 +471,4 @@ class InspectedConnection:
             self._tell_error(error)
 
     def _tell_error(self, error: Exception) -> None:
-        self._engine.recorder.error(Where.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)
+        self._engine.recorder.error(Component.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head, RequestedResource
     from proxy.sandbox.sandbox_state import SandboxState
-    from proxy.secrets.injection import Carried, SecretInjector
+    from proxy.secrets.injection import CarriedSecrets, SecretInjector
     from rules.decision import Limits
     from rules.matching.policy import Policy
 
@@ -198,7 +198,7 @@ def _judge_push(
     return deny_all(judged, deny(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
 
 
-def _may_pass(policy: "Policy", attempt: Attempt, carried: "Carried") -> bool:
+def _may_pass(policy: "Policy", attempt: Attempt, carried: "CarriedSecrets") -> bool:
     """Whether a request may pass, or be asked about, if one of the secrets is in its body that may be."""
     request = attempt.request
     if request is None:
@@ -225,7 +225,7 @@ def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDec
     return replace(_denied(sandbox, head, Reason.PROTOCOL_MISMATCH, said), advice=advice)
 
 
-def _misplaced(sandbox: "SandboxState", head: "Head", carried: "Carried") -> RequestDecision | None:
+def _misplaced(sandbox: "SandboxState", head: "Head", carried: "CarriedSecrets") -> RequestDecision | None:
     """Refuse what brings a placeholder that can't be replaced: it doesn't belong there, or isn't signed as it says."""
     if carried.misused:
         return replace(_denied(sandbox, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
@@ -234,7 +234,9 @@ def _misplaced(sandbox: "SandboxState", head: "Head", carried: "Carried") -> Req
     return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, carried.flaw) if carried.flaw else None
 
 
-def _carried(injector: "SecretInjector", place: WebOrigin, head: "Head", content: bytes | None = None) -> "Carried":
+def _carried(
+    injector: "SecretInjector", place: WebOrigin, head: "Head", content: bytes | None = None
+) -> "CarriedSecrets":
     return injector.read(head, place.target, place.port, tls=place.tls, content=content)
 
 

@@ -20,7 +20,7 @@ from proxy.inspection.connection_ends import MemoryQuota
 from proxy.inspection.tls import ClientContexts, KnownProtocols, ServerContexts, TlsContexts
 from proxy.request.messages import WebOrigin
 from proxy.sandbox.sandbox_state import ExtraSockets
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from rules.attempt import Protocol
 from rules.verdicts import Reason
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from proxy.certificates.leaves import Leaves
+    from proxy.certificates.leaves import LeafCertificates
     from proxy.dialing.dialer import Dialer, Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.gate.record import Handover
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 class Engine:
     """Inspects the connections of one sandbox. For one thread, within its running loop."""
 
-    def __init__(self, leaves: "Leaves", dialer: "Dialer", recorder: "Recorder", trusted: ServerContexts) -> None:
+    def __init__(
+        self, leaves: "LeafCertificates", dialer: "Dialer", recorder: "Recorder", trusted: ServerContexts
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.recorder = recorder
         self.poller = dialer.poller
@@ -88,7 +90,7 @@ class Engine:
                 return
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             problem = f"{type(error).__name__}: {error}"
-        self.recorder.error(Where.INSPECTION, problem, cause=admitted.event)
+        self.recorder.error(Component.INSPECTION, problem, cause=admitted.event)
         admitted.give_up(Reason.GATE_ERROR)
 
     def _begin(self, admitted: "Handover", place: WebOrigin) -> None:

@@ -29,7 +29,7 @@ from proxy.request.messages import Unreadable, WebOrigin, advice_on_unreadable
 from proxy.request.request_head import UnclearError, grpc_kind, may_trail, user_agent
 from proxy.sandbox.rule_limits import Connections, cut_by
 from proxy.telemetry.events import GONE
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from rules.decision import Decision, deny
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -174,7 +174,7 @@ class Session:
         request.http = record.http(ruling, head)
         try:
             request.cause = cause = record.decided(ruling, request.http, via, address if passes else ruling.refused_at)
-        except JournalFailed:  # whatever was decided: what can't be recorded doesn't pass (invariant 6)
+        except JournalWriteError:  # whatever was decided: what can't be recorded doesn't pass (invariant 6)
             if passes:
                 self._leave_stages(request)
             decision = deny(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)

@@ -28,7 +28,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.certificates.leaves import Leaf, Leaves
+    from proxy.certificates.leaves import Leaf, LeafCertificates
     from proxy.inspection.connection_ends import ClientEnd, ServerEnd
     from proxy.inspection.session import Session
     from proxy.request.messages import WebOrigin
@@ -104,7 +104,7 @@ class _Bounded[K, V](OrderedDict[K, V]):
 class ClientContexts:
     """Contexts towards the sandboxes, one a name."""
 
-    def __init__(self, leaves: "Leaves") -> None:
+    def __init__(self, leaves: "LeafCertificates") -> None:
         self._leaves = leaves
         self._kept = _Bounded[str, "tuple[Leaf, SSL.Context]"](CONTEXTS)
 

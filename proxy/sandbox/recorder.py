@@ -1,7 +1,7 @@
 """Recorder: writes the events of one sandbox's task and counts them. One decision event for each attempt.
 
-Home of invariant 6. The caller records a decision first and allows after: `decided` raises JournalFailed when the event
-could not be written, and the attempt is then blocked. What only reports what has already happened never raises; what it
+Home of invariant 6. The caller records a decision first and allows after: `decided` raises JournalWriteError when the
+event could not be written, and the attempt is then blocked. Reports of what has already happened never raise; what they
 could not write is counted as dropped.
 """
 
@@ -18,6 +18,7 @@ from proxy.telemetry.events import (
     GONE,
     Agent,
     Approval,
+    Component,
     Destination,
     Ending,
     Event,
@@ -28,9 +29,8 @@ from proxy.telemetry.events import (
     Origin,
     Seconds,
     Transferred,
-    Where,
 )
-from proxy.telemetry.journal.writer import DiskQuota, Journal, JournalFailed
+from proxy.telemetry.journal.writer import DiskQuota, Journal, JournalWriteError
 from proxy.telemetry.masking import masked
 from proxy.telemetry.prometheus.metrics import Tally
 from proxy.telemetry.summary import Summary
@@ -95,7 +95,7 @@ class Recorder:
         """Tell what was decided on one attempt and return the event's id. Call it once an attempt, before it passes.
 
         `approval` is the id of what people were asked about it.
-        Raises JournalFailed when that could not be written: the attempt must then be blocked. It is counted as what
+        Raises JournalWriteError when that could not be written: the attempt must then be blocked. It is counted as what
         became of it, denied with `journal_failed`, and must not be told again.
         """
         if kind not in DECISIONS:
@@ -216,9 +216,9 @@ class Recorder:
         if was is not None and outcome is Outcome.BLOCKED:
             self.refused.append(event._replace(id=cause))  # the page names the decision's event
 
-    def error(self, where: Where | str, detail: str, *, cause: str | None = None) -> None:
+    def error(self, where: Component | str, detail: str, *, cause: str | None = None) -> None:
         """Tell of something that should not have happened: `where` in the gate, and what. Never raises."""
-        place = Where(where) if where in Where else Where.OTHER
+        place = Component(where) if where in Component else Component.OTHER
         self.metrics.failed(place)
         self._report(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._shown(detail)))
 
@@ -270,7 +270,7 @@ class Recorder:
     def task_started(
         self, argv: "Sequence[str]", detail: str = "", *, started_by: "StartedBy | None" = None, workspace: str = ""
     ) -> str:
-        """Tell that the task is about to run and return the event's id. Raises JournalFailed: don't run it then.
+        """Tell that the task is about to run and return the event's id. Raises JournalWriteError: don't run it then.
 
         `detail` says how it is kept within its limits.
         """
@@ -332,7 +332,7 @@ class Recorder:
     ) -> None:
         """Tell what was decided on a program that a task wants to start. Call it before it may go on.
 
-        `approval` is the id of what people were asked about it. Raises JournalFailed: it must not start then.
+        `approval` is the id of what people were asked about it. Raises JournalWriteError: it must not start then.
         """
         name = argv[0].rpartition("/")[2] if argv else ""
         event = self._event(
@@ -352,7 +352,7 @@ class Recorder:
         self._report(Kind.SYSCALL_DENIED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)
 
     def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
-        """Tell what a program of the task says of itself; `process` sent that. Raises JournalFailed."""
+        """Tell what a program of the task says of itself; `process` sent that. Raises JournalWriteError."""
         from proxy.telemetry.masking import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
 
         # Cut first: what isn't kept costs nothing.
@@ -412,19 +412,19 @@ class Recorder:
     def _report(self, kind: Kind, **more: Any) -> Event:
         """Write an event of what has happened already: where that fails there is nothing left to block."""
         event = self._event(kind, **more)
-        with contextlib.suppress(JournalFailed):  # it is counted
+        with contextlib.suppress(JournalWriteError):  # it is counted
             self._write(event)
         return event
 
     def _write_decision(
         self, event: Event, decision: "Decision", name: str | None, address: "Address | str | None"
     ) -> None:
-        """Write a decision and count it. Raises JournalFailed: then it is counted as the refusal that it becomes."""
+        """Write a decision and count it. Raises JournalWriteError, after counting it as a refusal."""
         try:
             if not self._quota.has_room():
                 raise self._used_up()
             self._write(event)
-        except JournalFailed:
+        except JournalWriteError:
             self.metrics.decided(event.kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             self._tally.decided(event.kind, Outcome.BLOCKED, name, address, reason=Reason.JOURNAL_FAILED)
             raise
@@ -442,13 +442,13 @@ class Recorder:
         if not decision.outcome.passes:
             self.refused.append(event)
 
-    def _used_up(self) -> JournalFailed:
+    def _used_up(self) -> JournalWriteError:
         """Return what to raise where the disk quota is used up, whatever `on_journal_failure` says."""
         self.metrics.events_dropped += 1
-        return self._quota.used_up(partial(self.error, Where.JOURNAL))
+        return self._quota.used_up(partial(self.error, Component.JOURNAL))
 
     def _write(self, event: Event) -> None:
-        """Write an event. Whatever goes wrong, a bug of ours too, it isn't recorded: JournalFailed.
+        """Write an event. Whatever goes wrong, a bug of ours too, it isn't recorded: JournalWriteError.
 
         Where the rules say `on_journal_failure: continue`, what the disk doesn't take is lost, and counted.
         """
@@ -457,9 +457,9 @@ class Recorder:
         except Exception as error:
             self.failed = True
             self.metrics.events_dropped += 1
-            self.metrics.failed(Where.JOURNAL)
-            if not isinstance(error, JournalFailed):
-                raise JournalFailed(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
+            self.metrics.failed(Component.JOURNAL)
+            if not isinstance(error, JournalWriteError):
+                raise JournalWriteError(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
             if self.sandbox.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
                 return
             raise

@@ -135,9 +135,9 @@ class SandboxState:
         self.secret_injector = secret_injector
         self.own_secrets = None
         if secret_injector is not None or password:
-            from proxy.secrets.detection import watched  # few tasks have either
+            from proxy.secrets.detection import make_secret_search  # few tasks have either
 
-            self.own_secrets = watched(secret_injector, password)
+            self.own_secrets = make_secret_search(secret_injector, password)
 
 
 MOST: Final = 512  # sandboxes of one worker, where there are descriptors for as many

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import Source
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ class Taint:
             return True  # nothing hangs on it, unless other rules come
         try:
             self._recorder.tainted(source)
-        except JournalFailed:
+        except JournalWriteError:
             return False
         return True
 

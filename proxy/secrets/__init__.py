@@ -5,6 +5,14 @@ in no event, log, page, error, argument or environment. What holds one shows not
 """
 
 from proxy.secrets.injection import SecretInjector
-from proxy.secrets.values import AwsKeys, Identity, SecretValue, keys, make_placeholder, split
+from proxy.secrets.values import AwsKeys, Identity, SecretValue, make_aws_keys, make_placeholder, split_aws_keys
 
-__all__ = ["AwsKeys", "Identity", "SecretInjector", "SecretValue", "keys", "make_placeholder", "split"]
+__all__ = [
+    "AwsKeys",
+    "Identity",
+    "SecretInjector",
+    "SecretValue",
+    "make_aws_keys",
+    "make_placeholder",
+    "split_aws_keys",
+]

@@ -117,7 +117,7 @@ _PARAMETERS: Final = frozenset({
 IN_QUERY: Final = -1
 
 
-class Claim(NamedTuple):
+class SignatureClaim(NamedTuple):
     """A request that says it is signed with a placeholder: what it names of that."""
 
     keys: "AwsKeys"
@@ -136,7 +136,7 @@ class Claim(NamedTuple):
         return b" ".join((*self.scope, *self.names))
 
 
-def claimed(path: bytes, fields: "tuple[Field, ...]", here: "tuple[AwsKeys, ...]") -> Claim | None:
+def find_claim(path: bytes, fields: "tuple[Field, ...]", here: "tuple[AwsKeys, ...]") -> SignatureClaim | None:
     """Find the placeholder of an id where it belongs; None: nowhere, or in no form that can be read in one way."""
     values: dict[bytes, list[tuple[int, bytes]]] = {}
     for number, (name, value) in enumerate(fields):
@@ -166,7 +166,7 @@ def _claim(  # noqa: PLR0917 - what the two places of a signature have in common
     values: "Mapping[bytes, list[tuple[int, bytes]]]",
     query: "Mapping[bytes, bytes]",
     here: "tuple[AwsKeys, ...]",
-) -> Claim | None:
+) -> SignatureClaim | None:
     keys = next((each for each in here if each.ident.placeholder == credential[0]), None)
     if keys is None or date is None or not _DATE.fullmatch(date) or not date.startswith(credential[1]):
         return None
@@ -177,7 +177,7 @@ def _claim(  # noqa: PLR0917 - what the two places of a signature have in common
     if payload is None and field == IN_QUERY and scope.service in _UNHASHED:
         payload = _UNSIGNED
     flaw = _flaw(listed, values, payload)
-    return Claim(keys, scope, date, listed, signed, field, token, payload, flaw)
+    return SignatureClaim(keys, scope, date, listed, signed, field, token, payload, flaw)
 
 
 def _flaw(names: tuple[bytes, ...], values: "Mapping[bytes, list[tuple[int, bytes]]]", payload: bytes | None) -> str:
@@ -214,7 +214,7 @@ def _query(path: bytes) -> "dict[bytes, bytes] | None":
     return found or None
 
 
-def without(claim: Claim, path: bytes, fields: "tuple[Field, ...]") -> "tuple[bytes, tuple[Field, ...]]":
+def strip_claim(claim: SignatureClaim, path: bytes, fields: "tuple[Field, ...]") -> "tuple[bytes, tuple[Field, ...]]":
     """Return a path and fields without what belongs to a claim: the rest of what a request carries."""
     kept = tuple(
         (name, b"" if number == claim.field or (claim.token and _is_token(name, claim)) else value)
@@ -228,11 +228,11 @@ def without(claim: Claim, path: bytes, fields: "tuple[Field, ...]") -> "tuple[by
     return before + (b"?" + b"&".join(parts) if parts else b""), kept
 
 
-def _is_token(name: bytes, claim: Claim) -> bool:
+def _is_token(name: bytes, claim: SignatureClaim) -> bool:
     return claim.field != IN_QUERY and name.lower() == _TOKEN
 
 
-class Unsigned(NamedTuple):
+class UnsignedRequest(NamedTuple):
     """A request as it is to be signed."""
 
     method: bytes
@@ -242,7 +242,7 @@ class Unsigned(NamedTuple):
     payload: bytes  # what is signed of its body: the hash of it, or a word
 
 
-def verify(claim: Claim, request: Unsigned) -> int | None:
+def verify(claim: SignatureClaim, request: UnsignedRequest) -> int | None:
     """Return how a request is spelled in its signature, by number; None: the placeholder's secret didn't make it."""
     key = signing_key(claim.keys.key.placeholder, claim.scope)
     for number, (path, query) in enumerate(_spelled(claim, request)):
@@ -251,7 +251,7 @@ def verify(claim: Claim, request: Unsigned) -> int | None:
     return None
 
 
-def sign(claim: Claim, request: Unsigned, spelling: int) -> "tuple[bytes, tuple[Field, ...], bytes]":
+def sign(claim: SignatureClaim, request: UnsignedRequest, spelling: int) -> "tuple[bytes, tuple[Field, ...], bytes]":
     """Return the path, the fields and the signature of a request that is signed anew, for the wire and nobody else."""
     keys, presigned = claim.keys, claim.field == IN_QUERY
     credential = keys.ident.value + b"/" + claim.scope.text
@@ -276,14 +276,14 @@ def sign(claim: Claim, request: Unsigned, spelling: int) -> "tuple[bytes, tuple[
     return path, fields, signed
 
 
-def _spelled(claim: Claim, request: Unsigned) -> "tuple[tuple[bytes, bytes], ...]":
+def _spelled(claim: SignatureClaim, request: UnsignedRequest) -> "tuple[tuple[bytes, bytes], ...]":
     path, _, query = request.path.partition(b"?")
     if claim.field == IN_QUERY:
         query = b"&".join(p for p in query.split(b"&") if p.partition(b"=")[0].lower() != b"x-amz-signature")
     return spellings(path, query)
 
 
-def _signature(claim: Claim, request: Unsigned, key: bytes, path: bytes, query: bytes) -> bytes:
+def _signature(claim: SignatureClaim, request: UnsignedRequest, key: bytes, path: bytes, query: bytes) -> bytes:
     values: dict[bytes, list[bytes]] = {}
     for name, value in request.fields:
         values.setdefault(name.lower(), []).append(value)

@@ -50,7 +50,7 @@ _SHORT: Final = re.compile(rb"[0-9]{1,9}")
 _BETWEEN: Final = re.compile(rb"[;?]")  # what else than `&` parameters are between, to some servers
 
 
-class Use(NamedTuple):
+class SecretUse(NamedTuple):
     """A secret in its place: in a field, by its number, in the query or a form. `text`: that with the value in it."""
 
     held: "SecretValue"
@@ -59,18 +59,18 @@ class Use(NamedTuple):
     text: bytes
 
 
-class Found(NamedTuple):
+class HeadCredentials(NamedTuple):
     """What `read` found: uses, what is left of the head when they are taken out, and whether other credentials are."""
 
-    uses: tuple[Use, ...]
+    uses: tuple[SecretUse, ...]
     rest: tuple[tuple[str, bytes], ...]  # what it is called, and the text
     others: bool
     cookies: tuple[bytes, ...] = ()  # the fields of them, which may be others too
 
 
-def read(path: bytes, fields: "tuple[Field, ...]", here: "tuple[SecretValue, ...]") -> Found:
+def read(path: bytes, fields: "tuple[Field, ...]", here: "tuple[SecretValue, ...]") -> HeadCredentials:
     """Read a head; `here` are those secrets that belong to where it goes."""
-    uses: list[Use] = []
+    uses: list[SecretUse] = []
     rest: list[tuple[str, bytes]] = []
     others = False
     cookies: list[bytes] = []
@@ -94,10 +94,12 @@ def read(path: bytes, fields: "tuple[Field, ...]", here: "tuple[SecretValue, ...
     in_query, left, more = _in_parameters(path, here)
     uses += in_query
     rest.append(("the URL", left))
-    return Found(tuple(uses), tuple(rest), others or more, tuple(cookies))
+    return HeadCredentials(tuple(uses), tuple(rest), others or more, tuple(cookies))
 
 
-def swapped(path: bytes, fields: "tuple[Field, ...]", uses: tuple[Use, ...]) -> "tuple[bytes, tuple[Field, ...]]":
+def insert_values(
+    path: bytes, fields: "tuple[Field, ...]", uses: tuple[SecretUse, ...]
+) -> "tuple[bytes, tuple[Field, ...]]":
     """Return the path and the fields with the values in them."""
     texts = {use.field: use.text for use in uses}
     return texts.get(IN_QUERY, path), tuple(
@@ -115,13 +117,15 @@ def is_form(fields: "tuple[Field, ...]") -> bool:
     return _SHORT.fullmatch(length) is not None and int(length) <= LONGEST_FORM
 
 
-def in_form(content: bytes, here: "tuple[SecretValue, ...]") -> tuple[list[Use], bytes]:
+def in_form(content: bytes, here: "tuple[SecretValue, ...]") -> tuple[list[SecretUse], bytes]:
     """Find it as a field's value in a form; returns too what is left. Other credentials in it aren't looked for."""
     uses, left, _ = _in_parameters(b"?" + content, here, SlotKind.FORM)
     return uses, left
 
 
-def _in_field(name: bytes, value: bytes, number: int, here: "tuple[SecretValue, ...]") -> tuple[Use, bytes] | None:
+def _in_field(
+    name: bytes, value: bytes, number: int, here: "tuple[SecretValue, ...]"
+) -> tuple[SecretUse, bytes] | None:
     for held in here:
         for slot in held.secret.slots:
             found: tuple[bytes, bytes] | None = None
@@ -130,7 +134,7 @@ def _in_field(name: bytes, value: bytes, number: int, here: "tuple[SecretValue, 
             elif slot.kind is SlotKind.BASIC and name == _AUTHORIZATION:
                 found = _in_basic(value, held)
             if found is not None:
-                return Use(held, slot, number, found[0]), found[1]
+                return SecretUse(held, slot, number, found[0]), found[1]
     return None
 
 
@@ -167,7 +171,7 @@ def _in_basic(value: bytes, held: "SecretValue") -> tuple[bytes, bytes] | None:
 
 def _in_parameters(
     path: bytes, here: "tuple[SecretValue, ...]", kind: SlotKind = SlotKind.QUERY
-) -> tuple[list[Use], bytes, bool]:
+) -> tuple[list[SecretUse], bytes, bool]:
     """Find it as a parameter's value; returns too what is left, and whether other parameters hold credentials."""
     before, question, query = path.partition(b"?")
     if not question:
@@ -184,7 +188,7 @@ def _in_parameters(
         if held is not None and use is None and times[name.lower()] == 1 and b";" not in query:
             left[number] = name
             real[number] = name + b"=" + quote_from_bytes(held.value, safe="").encode()
-            use = Use(held, slot, IN_QUERY if kind is SlotKind.QUERY else IN_FORM, b"")
+            use = SecretUse(held, slot, IN_QUERY if kind is SlotKind.QUERY else IN_FORM, b"")
         elif value and (is_key_parameter(names[number]) or _hides_key(part)):
             others = True
     if use is None:

@@ -32,7 +32,7 @@ _SHORTEST_PASSWORD: Final = 8  # bytes: a shorter one would be found everywhere
 type _Forms = tuple[tuple[bytes, int], ...]
 
 
-class Known(NamedTuple):
+class SecretToFind(NamedTuple):
     """A value that is looked for, and what it is in words; `public` characters of its beginning are no secret."""
 
     name: str
@@ -53,7 +53,7 @@ class _Value:
 
     __slots__ = ("exact", "folded", "last", "left", "longest", "name", "needed", "whole_exact", "whole_folded")
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: SecretToFind) -> None:
         self.name = known.name
         pieces = tuple(_pieces(known.value[known.public :]))
         self.needed = len(pieces) - max(1, len(pieces) // 3)
@@ -93,7 +93,7 @@ class OwnSecrets:
 
     __slots__ = ("_glance", "_requests", "_values", "longest")
 
-    def __init__(self, known: "Iterable[Known]") -> None:
+    def __init__(self, known: "Iterable[SecretToFind]") -> None:
         """Look for these: one at least."""
         self._values = tuple(map(_Value, known))
         self.longest = max(value.longest for value in self._values)  # bytes of the longest form of any
@@ -116,14 +116,14 @@ class OwnSecrets:
         return SecretSearch(self._values, self._requests, self._glance)
 
 
-def watched(broker: "SecretInjector | None", password: bytes) -> OwnSecrets | None:
+def make_secret_search(broker: "SecretInjector | None", password: bytes) -> OwnSecrets | None:
     """Return what looks for all that a task must not have; None: there is nothing of the kind.
 
     `password`: for the upstream proxy; empty: there is none.
     """
     known = [] if broker is None else list(broker.known)
     if len(password) >= _SHORTEST_PASSWORD:
-        known.append(Known("the password for the upstream proxy", password))
+        known.append(SecretToFind("the password for the upstream proxy", password))
     return OwnSecrets(known) if known else None
 
 

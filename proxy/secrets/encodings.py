@@ -86,7 +86,7 @@ _SIGNS_OF_BASE64: Final = (
 )
 
 
-class Spelled:
+class SpelledText:
     """A text that is looked for in heads."""
 
     __slots__ = ("_encoded", "_folded")

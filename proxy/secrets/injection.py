@@ -7,10 +7,10 @@ import hashlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.request.request_head import forwarded, named
-from proxy.secrets.aws_signing import Claim, Unsigned, claimed, sign, verify, without
-from proxy.secrets.credentials import IN_FORM, LONGEST_FORM, Use, in_form, is_form, read, swapped
-from proxy.secrets.detection import Known
-from proxy.secrets.encodings import Spelled, encoded, ways
+from proxy.secrets.aws_signing import SignatureClaim, UnsignedRequest, find_claim, sign, strip_claim, verify
+from proxy.secrets.credentials import IN_FORM, LONGEST_FORM, SecretUse, in_form, insert_values, is_form, read
+from proxy.secrets.detection import SecretToFind
+from proxy.secrets.encodings import SpelledText, encoded, ways
 from proxy.secrets.response_masking import Mask, ResponseMasks
 from proxy.secrets.values import AwsKeys, Identity
 from rules.secrets import SlotKind
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.request.request_head import Field, Head
-    from proxy.secrets.credentials import Found
+    from proxy.secrets.credentials import HeadCredentials
     from proxy.secrets.values import SecretValue
     from rules.addresses import Address
     from rules.names import HostName
     from rules.secrets import Secret, Slot
 
 
-class Carried(NamedTuple):
+class CarriedSecrets(NamedTuple):
     """What a request carries. `misused`: the secret whose placeholder is where none belongs, and `wrong` says why."""
 
-    uses: tuple[Use, ...] = ()
+    uses: tuple[SecretUse, ...] = ()
     credential: str = ""  # the id of its one credential, if that is a placeholder in its place
     misused: str = ""
     wrong: str = ""  # about it, or about what is withheld
     withheld: str = ""  # the secret whose placeholder is in its place, at a host that its `not_sent_to` lists
-    signed: "Signed | None" = None
+    signed: "SignedRequest | None" = None
     flaw: str = ""  # why what is signed can't be signed anew
     unread: bool = False  # its body has to be there first: its hash is signed, or it is a form that may have a secret
     may_carry: tuple[str, ...] = ()  # ... which would be the credential
@@ -47,10 +47,10 @@ class Carried(NamedTuple):
         return tuple(sorted({*(use.held.secret.id for use in self.uses), *signing}))
 
 
-class Signed(NamedTuple):
+class SignedRequest(NamedTuple):
     """A request that is signed with placeholders, and in which spelling."""
 
-    claim: Claim
+    claim: SignatureClaim
     authority: bytes
     payload: bytes
     spelling: int
@@ -67,7 +67,7 @@ class SecretInjector:
         self._keys = tuple(each for each in held if isinstance(each, AwsKeys))
         sent = (each for each in held if not isinstance(each, Identity))
         self._all = tuple(one for each in sent for one in (each.each if isinstance(each, AwsKeys) else (each,)))
-        self._spelled = tuple((each.secret.id, Spelled(each.placeholder)) for each in self._all)
+        self._spelled = tuple((each.secret.id, SpelledText(each.placeholder)) for each in self._all)
         self._bodies = tuple((each.secret.id, (each.placeholder, *encoded(each.placeholder))) for each in self._all)
         self._echoes = ResponseMasks(self._all)
         self._cookies = Cookies()
@@ -86,10 +86,10 @@ class SecretInjector:
         return {each.variable: each.placeholder.decode() for each in self._all}
 
     @property
-    def known(self) -> tuple[Known, ...]:
+    def known(self) -> tuple[SecretToFind, ...]:
         """The values, as they are looked for where nobody should have them."""
         return tuple(
-            Known(f"the value of the secret `{each.secret.id}`", each.value, each.public) for each in self._all
+            SecretToFind(f"the value of the secret `{each.secret.id}`", each.value, each.public) for each in self._all
         )
 
     def at(self, target: "HostName | Address", port: int, *, tls: bool) -> "tuple[SecretValue, ...]":
@@ -102,14 +102,14 @@ class SecretInjector:
 
     def read(
         self, head: "Head", target: "HostName | Address", port: int, *, tls: bool, content: bytes | None = None
-    ) -> Carried:
+    ) -> CarriedSecrets:
         """Say what a request to a place carries: `head` as it came; `content`: its body, where it is there."""
         here = self.at(target, port, tls=tls)
         withheld = tuple(each for each in self._all if each.secret.is_withheld(target, port, tls=tls))
         known = (*here, *withheld)
         keys = tuple(each for each in self._keys if each.ident in known)
-        claim = claimed(head.path, head.fields, keys) if keys else None
-        path, fields = (head.path, head.fields) if claim is None else without(claim, head.path, head.fields)
+        claim = find_claim(head.path, head.fields, keys) if keys else None
+        path, fields = (head.path, head.fields) if claim is None else strip_claim(claim, head.path, head.fields)
         found = read(path, fields, known)
         forms = tuple(held for held in known if held.secret.fills_forms)
         if forms and not is_form(head.fields):
@@ -124,26 +124,26 @@ class SecretInjector:
         for ident, spelled in self._spelled:
             if spelled.is_in(together):
                 where = next((name for name, text in rest if spelled.is_in(ways(text))), "its head")
-                return Carried(misused=ident, wrong=self.wrong(ident, where, target, port, tls=tls))
+                return CarriedSecrets(misused=ident, wrong=self.wrong(ident, where, target, port, tls=tls))
         signing = () if claim is None else (claim.keys.ident,)
         for held in (*signing, *(use.held for use in found.uses)):
             if held in withheld:
-                return Carried(withheld=held.secret.id, wrong=not_sent(held.secret, target, port))
+                return CarriedSecrets(withheld=held.secret.id, wrong=describe_not_sent(held.secret, target, port))
         if claim is not None:
             authority = forwarded(named(head), target, port, tls=tls)
-            request = Unsigned(head.method, authority, head.path, head.fields, b"")
+            request = UnsignedRequest(head.method, authority, head.path, head.fields, b"")
             return _signed(claim, request, found, content, self._only(claim.keys.ident.secret.id, found))
         one = self._only(found.uses[0].held.secret.id, found) if len(found.uses) == 1 else ""
         if forms and content is None:
-            return Carried(found.uses, one, unread=True, may_carry=tuple(held.secret.id for held in forms))
-        return Carried(found.uses, one, bare=not (found.uses or found.others or any(found.cookies)))
+            return CarriedSecrets(found.uses, one, unread=True, may_carry=tuple(held.secret.id for held in forms))
+        return CarriedSecrets(found.uses, one, bare=not (found.uses or found.others or any(found.cookies)))
 
     def wrong(self, ident: str, where: str, target: "HostName | Address", port: int, *, tls: bool) -> str:
         """Say what is wrong with the placeholder of a secret that a request to a place has in `where`."""
         secret = next(each.secret for each in self._all if each.secret.id == ident)
-        return told(secret, where, target, port, tls=tls)
+        return describe_misuse(secret, where, target, port, tls=tls)
 
-    def _only(self, ident: str, found: "Found") -> str:
+    def _only(self, ident: str, found: "HeadCredentials") -> str:
         """Return the id of a secret that a request carries, if it carries no other credential."""
         return ident if not found.others and self._cookies.knows(ident, found.cookies) else ""
 
@@ -152,21 +152,21 @@ class SecretInjector:
         self._cookies.keep(ident, fields)
 
     @staticmethod
-    def swapped(head: "Head", carried: Carried) -> "tuple[bytes, tuple[Field, ...]]":
+    def fill_in(head: "Head", carried: CarriedSecrets) -> "tuple[bytes, tuple[Field, ...]]":
         """Return a head's path and fields with the values in them: for the wire and for nobody else."""
-        return swapped(head.path, head.fields, carried.uses)
+        return insert_values(head.path, head.fields, carried.uses)
 
     @staticmethod
-    def form(carried: Carried) -> bytes | None:
+    def form(carried: CarriedSecrets) -> bytes | None:
         """Return the body with a value in it: for the wire and for nobody else. None: it goes as it is."""
         return next((use.text[1:] for use in carried.uses if use.field == IN_FORM), None)
 
     @staticmethod
     def sign(
-        head: "Head", path: bytes, fields: "tuple[Field, ...]", signed: Signed
+        head: "Head", path: bytes, fields: "tuple[Field, ...]", signed: SignedRequest
     ) -> "tuple[bytes, tuple[Field, ...], bytes]":
         """Return the path, the fields and the signature of a request that leaves so, for the wire and nobody else."""
-        request = Unsigned(head.method, signed.authority, path, fields, signed.payload)
+        request = UnsignedRequest(head.method, signed.authority, path, fields, signed.payload)
         return sign(signed.claim, request, signed.spelling)
 
     def is_placeholder(self, text: bytes) -> bool:
@@ -187,20 +187,22 @@ class SecretInjector:
         return self._echoes.text(text)
 
 
-def _signed(claim: Claim, request: Unsigned, found: "Found", content: bytes | None, one: str) -> Carried:
+def _signed(
+    claim: SignatureClaim, request: UnsignedRequest, found: "HeadCredentials", content: bytes | None, one: str
+) -> CarriedSecrets:
     ident = claim.keys.ident.secret.id
     if claim.flaw:
-        return Carried(flaw=claim.flaw)
+        return CarriedSecrets(flaw=claim.flaw)
     if found.uses:  # two credentials, and what one of them says is signed by the other
-        return Carried(flaw="it is signed, and has the placeholder of another secret besides")
+        return CarriedSecrets(flaw="it is signed, and has the placeholder of another secret besides")
     payload = claim.payload or (None if content is None else hashlib.sha256(content).hexdigest().encode())
     if payload is None:
-        return Carried(credential=one, unread=True)
+        return CarriedSecrets(credential=one, unread=True)
     spelling = verify(claim, request._replace(payload=payload))
     if spelling is None:
         wrong = f"the placeholder of `{ident}` is in a signature that isn't this request's, where it doesn't belong"
-        return Carried(misused=ident, wrong=wrong)
-    return Carried(credential=one, signed=Signed(claim, request.authority, payload, spelling))
+        return CarriedSecrets(misused=ident, wrong=wrong)
+    return CarriedSecrets(credential=one, signed=SignedRequest(claim, request.authority, payload, spelling))
 
 
 class Body:
@@ -267,7 +269,7 @@ _MOST_HOSTS: Final = 3  # hosts that are named
 _HTTPS: Final = 443
 
 
-def told(secret: "Secret", where: str, target: "HostName | Address", port: int, *, tls: bool) -> str:
+def describe_misuse(secret: "Secret", where: str, target: "HostName | Address", port: int, *, tls: bool) -> str:
     """Return the sentence on the placeholder of `secret`, which a request to a place has in `where`."""
     which = f"the placeholder of `{secret.id}`"
     places = " or ".join(_place(slot) for slot in secret.slots)
@@ -282,7 +284,7 @@ def told(secret: "Secret", where: str, target: "HostName | Address", port: int, 
     return f"{sent}, in {where}; {belongs}"
 
 
-def not_sent(secret: "Secret", target: "HostName | Address", port: int) -> str:
+def describe_not_sent(secret: "Secret", target: "HostName | Address", port: int) -> str:
     """Return the sentence on a placeholder that a client has sent to a host that the secret's `not_sent_to` lists."""
     where = _spelled(target, port)
     return f"`{secret.id}` is not sent to `{where}`, which its `not_sent_to` lists; it belongs to {_hosts(secret)}"

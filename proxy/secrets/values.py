@@ -97,7 +97,7 @@ class AwsKeys(NamedTuple):
         return tuple(held for held in self if held is not None)
 
 
-def keys(secret: "Secret", values: "tuple[bytes, ...]") -> AwsKeys:
+def make_aws_keys(secret: "Secret", values: "tuple[bytes, ...]") -> AwsKeys:
     """Make placeholders for an id, a key and maybe a token. Raises ValueError with what is wrong, and nothing of it."""
     if not 2 <= len(values) <= len(AWS_PARTS):
         raise ValueError(
@@ -114,7 +114,7 @@ def keys(secret: "Secret", values: "tuple[bytes, ...]") -> AwsKeys:
     return AwsKeys(held[0], held[1], held[2] if len(held) > 2 else None)
 
 
-def split(text: bytes) -> tuple[bytes, ...]:
+def split_aws_keys(text: bytes) -> tuple[bytes, ...]:
     """Take an id, a key and maybe a token out of one text; what it isn't made of is told by `keys`."""
     if not text.lstrip().startswith(b"{"):
         return tuple(text.strip().split(b":"))

@@ -18,8 +18,8 @@ from proxy.event_loop.poller import IN
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.program_approval import ProgramApprovals, ProgramStart
-from proxy.telemetry.events import Process, Where
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.events import Component, Process
+from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.telemetry.visible import visible
 from proxy.wire import message
 from proxy.wire.netlink import HEADER, NLM_F_REQUEST
@@ -270,7 +270,7 @@ class SupervisorChannel:
     def failed(self, error: Exception) -> None:
         """Stop reading after an unexpected exception: no program starts any more."""
         self._recorder.error(
-            Where.WATCHER, f"the channel to the seccomp supervisor failed: {type(error).__name__}: {error}"
+            Component.WATCHER, f"the channel to the seccomp supervisor failed: {type(error).__name__}: {error}"
         )
         self._stop()
 
@@ -311,7 +311,7 @@ class SupervisorChannel:
                 self.attributing.answered(told)
             case messages.SupervisorFailed(why):
                 said = f"the seccomp supervisor denies everything: {os.fsdecode(why)}"
-                self._recorder.error(Where.WATCHER, said)
+                self._recorder.error(Component.WATCHER, said)
 
     def _asked(self, asked: messages.StartRequest) -> None:
         self._recorder.sandbox.holds_programs = True  # also where another worker was told so, and is no more
@@ -337,7 +337,7 @@ class SupervisorChannel:
         elif decision.reason is not Reason.NO_COMMAND:
             try:
                 self._recorder.command_decided(decision, argv, starting.process, detail, approval)
-            except JournalFailed:
+            except JournalWriteError:
                 go, says = False, _refusal(argv, decision._replace(reason=Reason.JOURNAL_FAILED, rules=(), why=""))
         self._say(messages.StartDecision(asked.number, go, b"" if go else says))
 
@@ -350,7 +350,7 @@ class SupervisorChannel:
         except OSError as error:
             if isinstance(said, messages.NewWorker) and isinstance(error, ConnectionError):
                 return  # the task ended before the worker started
-            self._recorder.error(Where.WATCHER, f"can't send to the seccomp supervisor: {error.strerror}")
+            self._recorder.error(Component.WATCHER, f"can't send to the seccomp supervisor: {error.strerror}")
 
     def _searches(self, asked: messages.StartRequest, decision: Decision) -> bool:
         """Whether a process tries a denied program again in the next directory of its PATH, as shells do.

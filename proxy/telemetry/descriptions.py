@@ -28,7 +28,7 @@ _ANSWERED = {
 }
 
 
-def what(event: "Event") -> str:
+def describe(event: "Event") -> str:
     """Return in a few words what happened; not yet fit for a terminal."""
     return _SAYINGS[event.kind](event)
 

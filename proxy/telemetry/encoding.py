@@ -107,16 +107,16 @@ _EPOCH: Final = "1970"  # when it began: no journal is older
 _ALL_DIGITS_ARE_0: Final = str.maketrans("123456789", "000000000")
 
 
-class MalformedEvent(ValueError):  # noqa: N818  past tense would say nothing more
+class MalformedEventError(ValueError):
     """A line that is not an event of ours."""
 
 
 def decode(line: bytes) -> Event:
-    """Return the event that one line holds. Raises MalformedEvent."""
+    """Return the event that one line holds. Raises MalformedEventError."""
     try:
         return _decoder.decode(line)
     except (MsgspecError, ValueError, RecursionError, OverflowError) as error:
-        raise MalformedEvent(str(error) or type(error).__name__) from error
+        raise MalformedEventError(str(error) or type(error).__name__) from error
 
 
 def _read(kind: type, value: Any) -> Any:

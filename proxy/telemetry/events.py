@@ -91,7 +91,7 @@ APPROVALS = frozenset({
 BOOKKEEPING = frozenset({Kind.JOURNAL_OPENED, Kind.JOURNAL_CHECKPOINT, Kind.JOURNAL_SEALED})
 
 
-class Where(StrEnum):
+class Component(StrEnum):
     """The part of the gate that something unexpected happened in."""
 
     OTHER = "other"
@@ -272,7 +272,7 @@ class Ending(Value, frozen=True):
 class Fault(Value, frozen=True):
     """Something that should not have happened, and where."""
 
-    where: Where
+    where: Component
     detail: str
 
 
@@ -336,7 +336,7 @@ class Approval(Value, frozen=True):
     joined: bool = False  # the same was asked before, and this waits for its answer
 
 
-class Unusual(Value, frozen=True):
+class Anomaly(Value, frozen=True):
     """What a task did that tasks of its name don't usually do."""
 
     what: str  # destination, bytes_up
@@ -390,7 +390,7 @@ class Event(Value, frozen=True):
     started_by: StartedBy | None = None
     workspace: str = ""  # of a task: the directory that it works in, on the host
     approval: Approval | None = None
-    unusual: Unusual | None = None
+    unusual: Anomaly | None = None
     agent: Agent | None = None
     journal: Mark | None = None
 

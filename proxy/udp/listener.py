@@ -14,7 +14,7 @@ from proxy.event_loop.poller import IN, PeriodicTasks, for_each
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.gate.decide import ConnectionDecision, GateAction, OriginalDestination, is_unroutable, make_attempt
 from proxy.gate.record import ConnectionRecord
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from proxy.udp import receiving_socket
 from proxy.udp.flow import Flow
 from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
@@ -155,7 +155,7 @@ class UdpGate:
 
     def failed(self, error: Exception) -> None:
         """Tell of an exception that nobody expected; the next datagram has nothing to do with it."""
-        self.recorder.error(Where.ACCEPT, f"{type(error).__name__}: {error}")
+        self.recorder.error(Component.ACCEPT, f"{type(error).__name__}: {error}")
 
     def _arrived(self, data: bytes, asked: bytes, client: "tuple[object, ...]") -> None:
         key = asked, client

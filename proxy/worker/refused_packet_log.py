@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from proxy.telemetry import events
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.wire.refusal_log import Kind, parse_refusal
 from rules.attempt import Protocol
 from rules.decision import Decision
@@ -73,7 +73,7 @@ class RefusedPacketLog:
         if packet.address is not None:
             name = self._names.name_of(packet.address)
         udp = packet.kind in (Kind.UDP, Kind.QUIC, Kind.DNS_DESTINATION)
-        with contextlib.suppress(JournalFailed):  # counted there; nothing was let out
+        with contextlib.suppress(JournalWriteError):  # counted there; nothing was let out
             self._recorder.decided(
                 events.Kind.CONNECTION_DECIDED,
                 decision,

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, cast
 
 from proxy.dialing import proxy_auth
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from proxy.worker import policy_transfer
 
 if TYPE_CHECKING:
@@ -60,10 +60,12 @@ class PolicyReload:
                 self._recorder.rules_rejected(policy.unread)
             if (policy.box, policy.floor) != (before.box, before.floor):
                 self._recorder.error(
-                    Where.WORKER, "the rules' `sandbox` is another now, for tasks that start from here on"
+                    Component.WORKER, "the rules' `sandbox` is another now, for tasks that start from here on"
                 )
             if policy.commands and not sandbox.holds_programs:
-                self._recorder.error(Where.WATCHER, "the rules have `commands` now, for tasks that start from here on")
+                self._recorder.error(
+                    Component.WATCHER, "the rules have `commands` now, for tasks that start from here on"
+                )
         finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force
             self._lookup.forget_checks()
             self._gate.review()

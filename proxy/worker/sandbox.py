@@ -18,7 +18,7 @@ from proxy.event_loop.poller import IN, Poller, prepare_listener
 from proxy.inspection import Roots
 from proxy.sandbox.recorder import Recorder
 from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
-from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.events import Component, Kind
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.worker.traffic import Traffic
 from rules.verdicts import Outcome
@@ -186,7 +186,7 @@ class SandboxServer:
             sock.close()
         if arrivals:
             why = f"the sandbox's traffic can't be served: {type(error).__name__}: {error}"
-            self.recorder.error(Where.WORKER, why)
+            self.recorder.error(Component.WORKER, why)
             self._gave_up(why)
 
     def hear(self, said: "Mapping[str, object]") -> None:
@@ -216,8 +216,8 @@ class SandboxServer:
         """Count what the supervisor has told the journal: its own numbers nobody scrapes."""
         for kind, times in _counts(said, "told", Kind):
             self.metrics.told(Kind(kind), 0, times)
-        for where, times in _counts(said, "errors", Where):
-            self.metrics.failed(Where(where), times)
+        for where, times in _counts(said, "errors", Component):
+            self.metrics.failed(Component(where), times)
 
     async def drain(self) -> None:
         """Let what is open end by itself, for a moment: the task is over."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from proxy.event_loop import turn
 from proxy.event_loop.poller import Loop
 from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, SandboxState, Task
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker.reload import read_policy, release_policies
@@ -198,7 +198,7 @@ class SandboxServers:
             self._say({"of": str(said.get("admit", said.get("to", ""))), "failed": why})
             return
         for sandbox_server in self._sandbox_servers():
-            sandbox_server.recorder.error(Where.WORKER, why)
+            sandbox_server.recorder.error(Component.WORKER, why)
         if "stop" in said:
             self._stopped.set()
 
@@ -254,7 +254,7 @@ class SandboxServers:
                     await self._put_in_force(rules, policy, login)
                 except Exception as error:  # noqa: BLE001 - a newer policy may wait already
                     for sandbox_server in rules.members.values():
-                        sandbox_server.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
+                        sandbox_server.recorder.error(Component.WORKER, f"{type(error).__name__}: {error}")
         finally:
             self._taking = None
 
@@ -265,7 +265,7 @@ class SandboxServers:
             try:
                 self._in_turn(sandbox_server.context, sandbox_server.swap, policy, login)
             except Exception as error:  # noqa: BLE001 - the others are to get theirs
-                sandbox_server.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
+                sandbox_server.recorder.error(Component.WORKER, f"{type(error).__name__}: {error}")
             await asyncio.sleep(0)
         while rules.waiting:
             self._begin(rules, rules.waiting[0])
@@ -280,7 +280,7 @@ class SandboxServers:
             rules.unread = why
         problem = f"new rules could not be taken over: {why}"
         for sandbox_server in rules.members.values():
-            sandbox_server.recorder.error(Where.WORKER, problem)
+            sandbox_server.recorder.error(Component.WORKER, problem)
             sandbox_server.recorder.rules_rejected([problem])
         waiting, rules.waiting = rules.waiting, []
         for admission in waiting:
@@ -386,7 +386,7 @@ class SandboxServers:
             return
         self._in_turn(sandbox_server.context, sandbox_server.hear, said)
         if "lost" in said:
-            sandbox_server.recorder.error(Where.WORKER, str(said["lost"]))
+            sandbox_server.recorder.error(Component.WORKER, str(said["lost"]))
         if "stop" in said:
             ending = self._end(sandbox, rules, sandbox_server, drain="lost" not in said)
             task = asyncio.get_running_loop().create_task(ending, context=sandbox_server.context.copy())
@@ -412,7 +412,7 @@ class SandboxServers:
             if drain:
                 await sandbox_server.drain()
         except Exception as error:  # noqa: BLE001 - what is open is closed then, and its end recorded
-            sandbox_server.recorder.error(Where.WORKER, f"{type(error).__name__}: {error}")
+            sandbox_server.recorder.error(Component.WORKER, f"{type(error).__name__}: {error}")
         if self._setup.only is not None:
             self._stopped.set()
         elif rules.members.get(sandbox) is sandbox_server:
@@ -498,7 +498,7 @@ class SandboxServers:
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Tell of what nobody else did: whose it was can't be told, so everybody's journal has it."""
         for sandbox_server in self._sandbox_servers()[:1]:
-            sandbox_server.recorder.error(Where.WORKER, _in_words(context))
+            sandbox_server.recorder.error(Component.WORKER, _in_words(context))
 
 
 def _in_words(context: dict[str, object]) -> str:

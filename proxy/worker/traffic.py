@@ -6,7 +6,7 @@ It is made when the first connection, lookup, datagram or refused packet comes, 
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.certificates.leaves import Leaves
+from proxy.certificates.leaves import LeafCertificates
 from proxy.dialing.dialer import Dialer
 from proxy.dns import records
 from proxy.dns.datagrams import UdpDnsServer
@@ -74,7 +74,7 @@ class Traffic:
         self.dialer = dialer = Dialer(
             self._lookup, poller, forbidden=common.forbidden, metrics=recorder.metrics, descriptors=descriptors
         )
-        self._leaves = Leaves(common.signer)
+        self._leaves = LeafCertificates(common.signer)
         self.inspection = Inspection(self._leaves, dialer, recorder, common.roots)
         self._resolver = resolver = Resolver(sandbox, recorder, names, self._lookup)
         self._datagrams = UdpDnsServer(sockets["dns_udp"], resolver, recorder, poller)

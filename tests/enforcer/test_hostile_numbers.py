@@ -18,7 +18,7 @@ from proxy.approvals.approval_request import MalformedMessageError
 from proxy.supervisor_channel import messages
 from proxy.telemetry.baseline.anomalies import load, read_numbers
 from proxy.telemetry.baseline.baselines import no_baselines
-from proxy.telemetry.encoding import MalformedEvent, decode, encode
+from proxy.telemetry.encoding import MalformedEventError, decode, encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.exporters.exporter import FORMATS, Item
 from proxy.telemetry.formats.otlp import logs_request
@@ -80,7 +80,7 @@ def counted():
 
 def everything_about_an_event(text, _tmp_path):
     """What is shown, summed up and exported of a line that a worker wrote."""
-    with contextlib.suppress(MalformedEvent):
+    with contextlib.suppress(MalformedEventError):
         event = decode(text.encode())
         Table().row(event)
         assert page(gather([event]), "", "1")
@@ -120,7 +120,7 @@ READERS = {
         ValueError,
     ),
     "a bookmark": (file_with(Bookmark), COUNTED, ValueError),
-    "how long to keep": (file_with(retention.Keep.load), {"age": 1, "size": 2}, ValueError),
+    "how long to keep": (file_with(retention.RetentionPolicy.load), {"age": 1, "size": 2}, ValueError),
     "baselines": (file_with(load), LOOKED, ValueError),
     "numbers of baselines": (file_with(read_numbers), {"tasks": {"t": {"x": 1}}, "flags": 2, "oldest": 3}, ()),
     "an index": (an_index, [[1, 2, "a", "b"]], ()),

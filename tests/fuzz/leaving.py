@@ -9,11 +9,11 @@ import gzip
 import random
 from collections.abc import Iterator
 
-from proxy.dlp.body_scan import Body, Leaking
-from proxy.dlp.decodings import Messages, Unreadable, of_json, reader
-from proxy.dlp.patterns import hits
-from proxy.secrets.aws_signing import Unsigned, claimed, sign, spellings, verify, without
-from proxy.secrets.values import AwsKeys, keys
+from proxy.dlp.body_scan import Body, SecretLeakError
+from proxy.dlp.decodings import Messages, UnreadableBodyError, make_reader, of_json
+from proxy.dlp.patterns import find_credentials
+from proxy.secrets.aws_signing import UnsignedRequest, find_claim, sign, spellings, strip_claim, verify
+from proxy.secrets.values import AwsKeys, make_aws_keys
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import take
@@ -38,17 +38,19 @@ def never(_text: bytes) -> bool:
 
 def fuzz_body(data: bytes) -> None:
     """Of what is found not a byte leaves, however it comes; what isn't blocked leaves as it came, all of it."""
-    first = next(iter(hits(data)), None)
+    first = next(iter(find_credentials(data)), None)
     wide = data.replace(b"\0", b"")  # as UTF-16 and UTF-32 are read
     readings = (of_json(data), *((wide, of_json(wide)) if wide != data else ()))
-    escaped = any(True for text in readings for _ in hits(text))  # where in the data that would be nobody knows
+    escaped = any(
+        True for text in readings for _ in find_credentials(text)
+    )  # where in the data that would be nobody knows
     for chunks in ([data], list(pieces(data))):
         body, left = Body(Scan.BLOCK, None, never), b""
         try:
             for chunk in chunks:
                 left += take(body, chunk)[0]
             left += body.end()[0]
-        except Leaking as problem:
+        except SecretLeakError as problem:
             assert first is not None or escaped
             assert escaped or len(left) <= first.start, problem
             assert data.startswith(left)
@@ -67,11 +69,11 @@ def fuzz_packed(data: bytes) -> None:
     for coding in ("gzip", "deflate", "identity", "br", "gzip, gzip"):
         seen = []
         for chunks in ([data] if data else [], list(pieces(data))):
-            unpacking, text = reader([coding]), b""
+            unpacking, text = make_reader([coding]), b""
             try:
                 for chunk in chunks:
                     text += b"".join(unpacking.read(chunk))
-            except Unreadable as problem:
+            except UnreadableBodyError as problem:
                 assert str(problem).isprintable()
                 text = b"!"
             seen.append(text)
@@ -83,7 +85,7 @@ def fuzz_message(data: bytes) -> None:
     seen = []
     for chunks in ([data], list(pieces(data))):
         frames, text = Messages(), b""
-        with contextlib.suppress(Unreadable):
+        with contextlib.suppress(UnreadableBodyError):
             for piece in (piece for chunk in chunks for piece in frames.read(chunk)):
                 text += piece
         assert len(text) <= len(data)
@@ -99,7 +101,7 @@ def held() -> AwsKeys:
     if not _held:
         source = Source(SourceKind.ENV, ("X",))
         secret = Secret("aws", source, "AWS", (("s3.example", 443),), (Slot(SlotKind.AWS),))
-        _held.append(keys(secret, (b"AK" + b"IA" + b"Q" * 16, b"s" * 40)))
+        _held.append(make_aws_keys(secret, (b"AK" + b"IA" + b"Q" * 16, b"s" * 40)))
     return _held[0]
 
 
@@ -109,11 +111,11 @@ def fuzz_signed(data: bytes) -> None:
     path, _, rest = data.replace(b"ID", ident).partition(b"\n")
     fields = tuple((name, value) for name, _, value in (line.partition(b":") for line in rest.split(b"\n")))
     assert len(set(map(len, (spellings(*path.partition(b"?")[::2]), spellings(b"/", b""))))) == 1
-    claim = claimed(path, fields, (held(),))
+    claim = find_claim(path, fields, (held(),))
     if claim is None:
         return
-    without(claim, path, fields)
-    request = Unsigned(b"GET", b"s3.example", path, fields, claim.payload or b"e" * 64)
+    strip_claim(claim, path, fields)
+    request = UnsignedRequest(b"GET", b"s3.example", path, fields, claim.payload or b"e" * 64)
     assert verify(claim, request) is None, "signed by nobody"
     told = sign(claim, request, 0)
     assert held().key.value not in repr(told).encode()

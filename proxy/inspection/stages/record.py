@@ -57,7 +57,7 @@ class RequestRecord:
         return said._replace(body=request.body, websocket=request.websocket, query=query)
 
     def decided(self, ruling: "RequestDecision", http: Http, via: str | None, address: str | None = None) -> str:
-        """Record the decision and return the event's id. Raises JournalFailed.
+        """Record the decision and return the event's id. Raises JournalWriteError.
 
         `address`: the first that is dialled for a name, or the one that it is refused for.
         """

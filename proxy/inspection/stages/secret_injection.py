@@ -75,7 +75,7 @@ class SecretInjection(Stage):
             raise RuntimeError("a secret was about to leave without TLS")
         if held is not None:
             held.content = None  # a response may take long, and a connection have many requests
-        path, fields = self._broker.swapped(head, carried)
+        path, fields = self._broker.fill_in(head, carried)
         fields = _plainly(fields)
         self._form = self._broker.form(carried)
         if self._form is not None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestTrailers
 
-from proxy.dlp.body_scan import Body, Leaking
-from proxy.dlp.decodings import Messages, has_parts, is_form, reader
+from proxy.dlp.body_scan import Body, SecretLeakError
+from proxy.dlp.decodings import Messages, has_parts, is_form, make_reader
 from proxy.dlp.head_scan import HEAD, shown
 from proxy.event_loop.slices import run_at_once
 from proxy.inspection.stages.stage import RequestStoppedError, Stage
 from proxy.request.request_head import too_costly, values
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from rules.decision import deny
 from rules.verdicts import Reason, Scan
 
@@ -133,7 +133,7 @@ class SecretScan(Stage):
         body = self._body = self._body or self._new_body()
         try:
             return (yield from self._look_through(body, part))
-        except Leaking as leak:
+        except SecretLeakError as leak:
             if self.request.is_open:
                 self._record(str(leak), self.request.rules, blocked=True)
             raise RequestStoppedError(self._denial(self.request.rules), str(leak)) from None
@@ -152,7 +152,7 @@ class SecretScan(Stage):
             self._action,
             self._watch,
             _never if sandbox.secret_injector is None else sandbox.secret_injector.is_placeholder,
-            reader=Messages() if websocket else reader(codings),
+            reader=Messages() if websocket else make_reader(codings),
             form=bool(kind) and is_form(kind[0]),
             parts=bool(kind) and has_parts(kind[0]),
             longest=0 if sandbox.own_secrets is None else sandbox.own_secrets.longest,
@@ -210,7 +210,7 @@ class SecretScan(Stage):
         what = f"leaving bytes could not be looked at: {type(error).__name__}"
         if action.blocks:
             raise RuntimeError(what) from None
-        self.session.recorder.error(Where.INSPECTION, what, cause=cause or None)
+        self.session.recorder.error(Component.INSPECTION, what, cause=cause or None)
 
 
 def _never(_text: bytes) -> bool:

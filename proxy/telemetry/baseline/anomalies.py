@@ -16,9 +16,9 @@ import msgspec
 from msgspec import MsgspecError, Struct
 
 from proxy.telemetry.baseline.baselines import Baselines, no_baselines, place_of
-from proxy.telemetry.encoding import MalformedEvent, decode, encode, timestamp
-from proxy.telemetry.events import Count, Event, Fault, IdMaker, Instant, Kind, Origin, Where
-from proxy.telemetry.journal.bookmark import Bookmark, Reader, Saved, replace
+from proxy.telemetry.encoding import MalformedEventError, decode, encode, timestamp
+from proxy.telemetry.events import Component, Count, Event, Fault, IdMaker, Instant, Kind, Origin
+from proxy.telemetry.journal.bookmark import Bookmark, Reader, SavedBookmark, replace
 from proxy.telemetry.journal.segments import days
 from proxy.telemetry.journal.writer import Journal
 from rules.verdicts import Outcome, Verdict
@@ -57,7 +57,7 @@ class Scan:
         """Take note of one line."""
         try:
             event = decode(line)
-        except MalformedEvent:
+        except MalformedEventError:
             return
         self._flag(event)
         self._event(event)
@@ -75,7 +75,7 @@ class Scan:
 
     def problem(self, why: str, host: Origin) -> None:
         """Tell that what was learned can't be read."""
-        fault = Fault(Where.OTHER, f"what tasks usually do can't be read, and is learned anew: {why}")
+        fault = Fault(Component.OTHER, f"what tasks usually do can't be read, and is learned anew: {why}")
         self.found.append(self._made(Kind.GATE_ERROR, host)._replace(fault=fault))
 
     def _event(self, event: Event) -> None:
@@ -136,15 +136,15 @@ def _find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
     flags = {event: at for event, at in flags.items() if there and timestamp(at)[:10] >= there[0]}
     _tell(journal, this.found)
     _count(state / TOLD, this.found, flags)
-    replace(state / FILE, msgspec.json.encode(_Kept(baselines, bookmark.saved(), flags)))
+    replace(state / FILE, msgspec.json.encode(_SavedState(baselines, bookmark.saved(), flags)))
     return bool(this.found)
 
 
-class _Kept(Struct, frozen=True, rename={"baselines": "habits"}):
+class _SavedState(Struct, frozen=True, rename={"baselines": "habits"}):
     """What is in the file."""
 
     baselines: Baselines
-    bookmark: Saved
+    bookmark: SavedBookmark
     flags: dict[str, Count] = {}
 
 
@@ -156,7 +156,7 @@ def load(path: "Path") -> tuple[Baselines, Bookmark, dict[str, int]]:
     try:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too large")
-        said = msgspec.json.decode(path.read_bytes(), type=_Kept)
+        said = msgspec.json.decode(path.read_bytes(), type=_SavedState)
     except FileNotFoundError:
         return no_baselines(), Bookmark(), {}
     except (MsgspecError, RecursionError) as error:
@@ -166,14 +166,14 @@ def load(path: "Path") -> tuple[Baselines, Bookmark, dict[str, int]]:
     return said.baselines, bookmark, said.flags
 
 
-class Before(NamedTuple):
+class EarlierRuns(NamedTuple):
     """How many runs of a name are known, and in how many of them a place was let out to."""
 
     runs: int
     times: int
 
 
-def before(state: "Path", name: str, destination: "Destination") -> Before | None:
+def count_earlier_runs(state: "Path", name: str, destination: "Destination") -> EarlierRuns | None:
     """Say so; None: nothing is known of that name, or nothing can be read. Never raises.
 
     `state` is where the journal's keeper keeps what belongs to it (`enforcer.journal.signing.place`).
@@ -186,7 +186,7 @@ def before(state: "Path", name: str, destination: "Destination") -> Before | Non
     if baseline is None:
         return None
     times, _ = baseline.places.get(place_of(destination), (0, 0))
-    return Before(baseline.runs, times)
+    return EarlierRuns(baseline.runs, times)
 
 
 def _tell(journal: "Path", found: list[Event]) -> None:
@@ -202,18 +202,18 @@ def _tell(journal: "Path", found: list[Event]) -> None:
 
 def _count(path: "Path", found: list[Event], flags: dict[str, int]) -> None:
     """Add up how often something was told, by task, and the flags; leave the file as it is where nothing is new."""
-    before = read_numbers(path)
-    tasks = {task: Counter(counts) for task, counts in before.tasks.items()}
+    counts_before = read_numbers(path)
+    tasks = {task: Counter(counts) for task, counts in counts_before.tasks.items()}
     for each in found:
         if each.unusual is not None:
             tasks.setdefault(each.task.id, Counter())[each.unusual.what] += 1
     kept = dict(list(tasks.items())[-_MOST_TASKS:])
-    after = Numbers(kept, len(flags), min(flags.values(), default=0) // _NS)
-    if after != before:
+    after = AnomalyCounts(kept, len(flags), min(flags.values(), default=0) // _NS)
+    if after != counts_before:
         replace(path, msgspec.json.encode(after))
 
 
-class Numbers(Struct, frozen=True):
+class AnomalyCounts(Struct, frozen=True):
     """How often something unusual was told, by task and what it was; and flagged events that nobody has looked at.
 
     `oldest` of them was then, in s since 1970.
@@ -224,9 +224,9 @@ class Numbers(Struct, frozen=True):
     oldest: Count = 0
 
 
-def read_numbers(path: "Path") -> Numbers:
+def read_numbers(path: "Path") -> AnomalyCounts:
     """Return them; what can't be read counts as nothing."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Numbers)
+        return msgspec.json.decode(path.read_bytes(), type=AnomalyCounts)
     except (OSError, ValueError, RecursionError, MsgspecError):
-        return Numbers()
+        return AnomalyCounts()

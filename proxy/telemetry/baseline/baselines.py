@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from proxy.telemetry.events import Count, Destination, Unusual
+from proxy.telemetry.events import Anomaly, Count, Destination
 
 ENOUGH: Final = 5  # runs of a name before anything of the next one is called unusual
 MOST_NAMES: Final = 200
@@ -77,7 +77,7 @@ class Baselines(Struct):
     names: Annotated[dict[str, Baseline], Meta(max_length=MOST_NAMES)]
     runs: Annotated[dict[str, Run], Meta(max_length=MOST_RUNS)]  # by the task's id
 
-    def went(self, task: str, name: str, place: str, time: int) -> Unusual | None:
+    def went(self, task: str, name: str, place: str, time: int) -> Anomaly | None:
         """Take note of where a task was let out to; what is unusual about it."""
         run = self._run(task, name, time)
         if place in run.places or len(place) > _LONGEST:
@@ -96,9 +96,9 @@ class Baselines(Struct):
         ):
             return None
         run.told += 1
-        return Unusual("destination", 1, 0, baseline.runs)
+        return Anomaly("destination", 1, 0, baseline.runs)
 
-    def sent(self, task: str, name: str, up: int, time: int) -> Unusual | None:
+    def sent(self, task: str, name: str, up: int, time: int) -> Anomaly | None:
         """Take note of how many bytes have left; what is unusual about all that has."""
         run = self._run(task, name, time)
         run.up += up
@@ -109,7 +109,7 @@ class Baselines(Struct):
         if run.up <= max(MUCH, MANY_TIMES * usual):
             return None
         run.told_up = True
-        return Unusual("bytes_up", run.up, usual, baseline.runs)
+        return Anomaly("bytes_up", run.up, usual, baseline.runs)
 
     def ended(self, task: str, name: str, time: int) -> None:
         """Take note of a task's end. What its gate tells of it may be read later, and counts until `settle`."""

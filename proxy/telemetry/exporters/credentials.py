@@ -11,37 +11,37 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from proxy.telemetry.exporters.exporter import Unavailable
+from proxy.telemetry.exporters.exporter import UnavailableError
 
 _TOO_OPEN: Final = 0o077
 _LONGEST: Final = 8192  # bytes
 
 
 def read(path: Path) -> str:
-    """Return the one line in a file: a plain one, ours or root's, closed to others. Raises Unavailable."""
+    """Return the one line in a file: a plain one, ours or root's, closed to others. Raises UnavailableError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise Unavailable(f"`{path}` is no plain file")
+                raise UnavailableError(f"`{path}` is no plain file")
             if status.st_uid not in {0, os.geteuid()}:
-                raise Unavailable(f"`{path}` belongs to uid {status.st_uid}, who could read it: make it yours")
+                raise UnavailableError(f"`{path}` belongs to uid {status.st_uid}, who could read it: make it yours")
             if status.st_mode & _TOO_OPEN:
-                raise Unavailable(f"`{path}` is open to others: run `chmod 600 {path}`")
+                raise UnavailableError(f"`{path}` is open to others: run `chmod 600 {path}`")
             text = file.read(_LONGEST + 1)
     except OSError as error:
-        raise Unavailable(f"cannot read `{path}`: {error.strerror}") from error
+        raise UnavailableError(f"cannot read `{path}`: {error.strerror}") from error
     line = text.strip()
     if not line or len(text) > _LONGEST or not all(0x20 <= byte < 0x7F for byte in line):
-        raise Unavailable(f"`{path}` is not one line of printable ASCII")
+        raise UnavailableError(f"`{path}` is not one line of printable ASCII")
     return line.decode("ascii")
 
 
 type Stat = tuple[int, int, int, int] | None
 
 
-class Trust:
+class TlsTrust:
     """The host's own roots, and files named beside them; read anew once one of them is another. For any thread."""
 
     def __init__(self, ca: Path | None = None, certificate: Path | None = None) -> None:
@@ -73,9 +73,9 @@ class Trust:
         return tuple(_stat(path) for path in (paths.cafile, paths.capath, self._ca, self._certificate))
 
 
-def current(tls: "ssl.SSLContext | Trust | None") -> ssl.SSLContext | None:
+def current(tls: "ssl.SSLContext | TlsTrust | None") -> ssl.SSLContext | None:
     """Return the context for a connection that is made now. Raises OSError, ssl.SSLError."""
-    return tls.context() if isinstance(tls, Trust) else tls
+    return tls.context() if isinstance(tls, TlsTrust) else tls
 
 
 def _stat(path: Path | str | None) -> Stat:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from proxy.telemetry.exporters.exporter import Item, Refused, Unavailable
+from proxy.telemetry.exporters.exporter import Item, RefusedError, UnavailableError
 from proxy.telemetry.formats.fields import nanoseconds
 from proxy.telemetry.formats.record import read, shortened
 
 if TYPE_CHECKING:
-    from proxy.telemetry.exporters.exporter import Sink
+    from proxy.telemetry.exporters.exporter import Exporter
+    from proxy.telemetry.journal.bookmark import JournalLine as Line
     from proxy.telemetry.journal.bookmark import Reader
-    from proxy.telemetry.journal.bookmark import Record as Line
 
 MOST_LINES: Final = 1000  # of a batch
 MOST_BYTES: Final = 1 << 20
@@ -38,7 +38,7 @@ METRICS: Final = (
 
 
 @dataclass(slots=True)
-class Numbers:
+class DeliveryMetrics:
     """The counters of one process. Written by one thread; read by another, which may see them a moment later."""
 
     sink: str
@@ -69,8 +69,8 @@ class Delivery:
     def __init__(
         self,
         reader: "Reader",
-        sink: "Sink",
-        numbers: Numbers,
+        sink: "Exporter",
+        numbers: DeliveryMetrics,
         say: Callable[[str], None],
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -82,7 +82,7 @@ class Delivery:
         self._wait = wait
 
     def once(self) -> None:
-        """Deliver what is there now. Raises Unavailable when the receiver doesn't take it, and OSError."""
+        """Deliver what is there now. Raises UnavailableError when the receiver doesn't take it, and OSError."""
         while self._batch():
             pass
 
@@ -92,7 +92,7 @@ class Delivery:
         while True:
             try:
                 moved = self._batch()
-            except Unavailable as error:
+            except UnavailableError as error:
                 seconds = min(LONGEST_WAIT, seconds * 2) or SHORTEST_WAIT
                 asked = min(error.wait or 0.0, _LONGEST_ASKED)
                 self._say(f"{error}; trying again")
@@ -125,7 +125,7 @@ class Delivery:
             self._numbers.oldest = nanoseconds(items[0].record)
             try:
                 self._deliver(items)
-            except Unavailable:
+            except UnavailableError:
                 self._numbers.failures += 1
                 raise
         self._reader.commit(lines)
@@ -144,7 +144,7 @@ class Delivery:
         """Have them taken in their order. What is refused is looked for by halves."""
         try:
             self._sink.send(items)
-        except Refused as refusal:
+        except RefusedError as refusal:
             if len(items) > 1:
                 middle = len(items) // 2
                 self._deliver(items[:middle])
@@ -152,19 +152,19 @@ class Delivery:
             else:
                 self._shorter(items[0], refusal)
 
-    def _shorter(self, item: Item, refusal: Refused) -> None:
+    def _shorter(self, item: Item, refusal: RefusedError) -> None:
         """Send little of an event's texts, or none of a sandbox's. If that is refused, too, it isn't the event."""
         again = refusal
         for short in shortened(item.record, _NOTE):
             try:
                 self._sink.send([Item(b"", short)])
-            except Refused as refused:
+            except RefusedError as refused:
                 again = refused
                 continue
             self._numbers.reduced += 1
             self._say(f"event {item.record['id']} was refused ({refusal}): sent without all of its texts")
             return
-        raise Unavailable(f"the receiver refuses everything: {again}") from again
+        raise UnavailableError(f"the receiver refuses everything: {again}") from again
 
 
 def _parts(lines: "Sequence[Line]") -> "Iterator[list[Line]]":

@@ -23,7 +23,7 @@ class Item(NamedTuple):
     record: Record
 
 
-class Unavailable(Exception):  # noqa: N818  it is not our error
+class UnavailableError(Exception):
     """The receiver didn't take it: it is down, too slow, or says no for now. It is to be tried again.
 
     `wait`: seconds that the receiver asked for.
@@ -34,17 +34,17 @@ class Unavailable(Exception):  # noqa: N818  it is not our error
         self.wait = wait
 
 
-class Refused(Exception):  # noqa: N818
+class RefusedError(Exception):
     """The receiver says that what was sent is at fault."""
 
 
-class Sink(Protocol):
+class Exporter(Protocol):
     """Somewhere that events go."""
 
     name: str  # of a closed set: it is a metric's label
 
     def send(self, items: Sequence[Item]) -> None:
-        """Have them taken, all of them, when this returns. Raises Unavailable, Refused."""
+        """Have them taken, all of them, when this returns. Raises UnavailableError, RefusedError."""
 
 
 type Format = Callable[[Item], str]
@@ -67,7 +67,7 @@ FORMATS: Final[dict[str, Format]] = {
 _LONGEST_LINE: Final = 1 << 21  # bytes
 
 
-class FileSink:
+class FileExporter:
     """Appends to a file; what it has taken is on the disk."""
 
     name = "file"
@@ -87,12 +87,12 @@ class FileSink:
             finally:
                 os.close(file)
         except OSError as error:
-            raise Unavailable(f"cannot write `{self._path}`: {error.strerror}") from error
+            raise UnavailableError(f"cannot write `{self._path}`: {error.strerror}") from error
 
     def _append(self, file: int, body: bytes) -> None:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            raise Unavailable(f"`{self._path}` is no plain file")
+            raise UnavailableError(f"`{self._path}` is no plain file")
         size = _whole(file, status.st_size)
         try:
             while body:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.telemetry.exporters import credentials
-from proxy.telemetry.exporters.credentials import Trust, current
-from proxy.telemetry.exporters.exporter import Format, Item, Refused, Unavailable
+from proxy.telemetry.exporters.credentials import TlsTrust, current
+from proxy.telemetry.exporters.exporter import Format, Item, RefusedError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Buffer
@@ -29,13 +29,13 @@ _AT_FAULT: Final = frozenset({400, 413, 422})  # what was sent is wrong, or too 
 _LONGEST_REASON: Final = 100
 
 
-class Place(NamedTuple):
+class Endpoint(NamedTuple):
     """Where to: no user, no query."""
 
     host: str
     port: int
     path: str
-    tls: ssl.SSLContext | Trust | None  # None: in the clear
+    tls: ssl.SSLContext | TlsTrust | None  # None: in the clear
 
 
 class _Within(io.RawIOBase):
@@ -71,19 +71,19 @@ class _Answer(http.client.HTTPResponse):
         plain.close()  # nothing has been read of it
 
 
-class Poster:
+class HttpPoster:
     """Posts bodies to one place, with a bearer token if there is one.
 
     `patience`: seconds to connect, as many to be told all of it, and as many to answer.
     """
 
-    def __init__(self, place: Place, token: Path | None = None, patience: float = _TIMEOUT) -> None:
+    def __init__(self, place: Endpoint, token: Path | None = None, patience: float = _TIMEOUT) -> None:
         self._place = place
         self._token = token
         self._patience = patience
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> bytes:
-        """Return the response's body. Raises Refused, Unavailable."""
+        """Return the response's body. Raises RefusedError, UnavailableError."""
         said = {"User-Agent": "exeat", **headers}
         if self._token is not None:
             token = credentials.read(self._token)
@@ -92,11 +92,11 @@ class Poster:
             status, wait, answer = self._asked(body, said)
         except (OSError, http.client.HTTPException) as error:
             why = (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:_LONGEST_REASON]
-            raise Unavailable(f"{self._place.host}:{self._place.port}: {ascii(why)[1:-1]}") from error
+            raise UnavailableError(f"{self._place.host}:{self._place.port}: {ascii(why)[1:-1]}") from error
         if 200 <= status < 300:
             return answer
         message = f"{self._place.host}:{self._place.port} answered {status}"
-        raise Refused(message) if status in _AT_FAULT else Unavailable(message, wait)
+        raise RefusedError(message) if status in _AT_FAULT else UnavailableError(message, wait)
 
     def _asked(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, float | None, bytes]:
         host, port, path, trusted = self._place
@@ -116,12 +116,12 @@ class Poster:
             connection.close()
 
 
-class OtlpSink:
+class OtlpExporter:
     """Logs over OTLP/HTTP, in binary Protocol Buffers."""
 
     name = "otlp"
 
-    def __init__(self, poster: Poster) -> None:
+    def __init__(self, poster: HttpPoster) -> None:
         self._poster = poster
 
     def send(self, items: Sequence[Item]) -> None:
@@ -131,15 +131,15 @@ class OtlpSink:
         body = logs_request(item.record for item in items)
         count = rejected(self._poster.post(body, {"Content-Type": "application/x-protobuf"}))
         if count:
-            raise Refused(f"the collector rejected {count} of {len(items)} records")
+            raise RefusedError(f"the collector rejected {count} of {len(items)} records")
 
 
-class WebhookSink:
+class WebhookExporter:
     """Lines of JSON posted to a URL; signed as Standard Webhooks says, where there is a key."""
 
     name = "webhook"
 
-    def __init__(self, poster: Poster, shape: Format, key: Path | None = None) -> None:
+    def __init__(self, poster: HttpPoster, shape: Format, key: Path | None = None) -> None:
         self._poster = poster
         self._shape = shape
         self._key = key
@@ -157,14 +157,14 @@ class WebhookSink:
 def signed(key: str, own: str, now: int, body: bytes) -> dict[str, str]:
     """Return the headers that prove who sent a body and when: Standard Webhooks 1.0, symmetric signatures.
 
-    The key is `whsec_` and base64. Raises Unavailable for another.
+    The key is `whsec_` and base64. Raises UnavailableError for another.
     """
     try:
         secret = base64.b64decode(key.removeprefix("whsec_"), validate=True)
     except ValueError:
         secret = b""
     if len(secret) < 24:
-        raise Unavailable("the key to sign with is not `whsec_` and 24 bytes or more in base64")
+        raise UnavailableError("the key to sign with is not `whsec_` and 24 bytes or more in base64")
     what = b"%b.%d.%b" % (own.encode("ascii", "replace"), now, body)
     proof = base64.b64encode(hmac.new(secret, what, hashlib.sha256).digest()).decode()
     return {"webhook-timestamp": str(now), "webhook-signature": f"v1,{proof}"}

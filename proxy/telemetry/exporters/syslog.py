@@ -20,8 +20,8 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from proxy.telemetry.exporters.credentials import Trust, current
-from proxy.telemetry.exporters.exporter import Format, Item, Unavailable
+from proxy.telemetry.exporters.credentials import TlsTrust, current
+from proxy.telemetry.exporters.exporter import Format, Item, UnavailableError
 from proxy.telemetry.formats.fields import Record, own_version, severity
 from proxy.telemetry.formats.record import shortened
 
@@ -64,12 +64,12 @@ def _word(text: object, longest: int) -> str:
     return shown[:longest] or _NIL
 
 
-class SyslogSink:
+class SyslogExporter:
     """Sends to one receiver; with `tls`, over TLS."""
 
     name = "syslog"
 
-    def __init__(self, host: str, port: int, shape: Format, tls: ssl.SSLContext | Trust | None = None) -> None:
+    def __init__(self, host: str, port: int, shape: Format, tls: ssl.SSLContext | TlsTrust | None = None) -> None:
         self._host, self._port, self._shape, self._tls = host, port, shape, tls
         self._next: socket.socket | None = None  # connected, and nothing sent on it yet
 
@@ -85,7 +85,7 @@ class SyslogSink:
             self._next = self._lasting()
         except OSError as error:
             why = error.strerror or str(error) or type(error).__name__
-            raise Unavailable(f"{self._host}:{self._port}: {why}") from error
+            raise UnavailableError(f"{self._host}:{self._port}: {why}") from error
 
     def _message(self, item: Item) -> bytes:
         """Return a message that no receiver cuts: of a long event little of each text, or what no sandbox chose."""

@@ -35,14 +35,14 @@ class Position(NamedTuple):
     ended: bool = False  # that line was the segment's last
 
 
-class Record(NamedTuple):
+class JournalLine(NamedTuple):
     """A whole line of the journal, newline included, and the position behind it."""
 
     line: bytes
     position: Position
 
 
-class Saved(msgspec.Struct, frozen=True):
+class SavedBookmark(msgspec.Struct, frozen=True):
     """A bookmark in a file: what was read to its end, numbers that follow one another as `0001-1990`; and the rest."""
 
     version: Literal[1]
@@ -61,7 +61,7 @@ class Bookmark:
         if path is None:
             return
         try:
-            self.take(msgspec.json.decode(path.read_bytes(), type=Saved))
+            self.take(msgspec.json.decode(path.read_bytes(), type=SavedBookmark))
         except FileNotFoundError:
             return
         except (ValueError, RecursionError) as error:
@@ -83,7 +83,7 @@ class Bookmark:
         else:
             self._within[position.segment] = position
 
-    def advance(self, records: "Iterable[Record]") -> None:
+    def advance(self, records: "Iterable[JournalLine]") -> None:
         """Go on behind these lines, which came in order."""
         for position in {record.position.segment: record.position for record in records}.values():
             self.move(position)
@@ -99,12 +99,14 @@ class Bookmark:
         assert self._path is not None
         replace(self._path, msgspec.json.encode(self.saved()))
 
-    def saved(self) -> "Saved":
+    def saved(self) -> "SavedBookmark":
         """Return it as it is kept in a file."""
         ended = {day: _spans(stems) for day, stems in sorted(self._ended.items())}
-        return Saved(_VERSION, ended, [(each.segment, each.offset, each.hash) for each in self._within.values()])
+        return SavedBookmark(
+            _VERSION, ended, [(each.segment, each.offset, each.hash) for each in self._within.values()]
+        )
 
-    def take(self, saved: "Saved") -> None:
+    def take(self, saved: "SavedBookmark") -> None:
         """Go to where a bookmark was that was saved. Raises ValueError."""
         self._ended |= {day: set(_stems(spans)) for day, spans in saved.ended.items()}
         self._within |= {segment: Position(segment, offset, own) for segment, offset, own in saved.within}
@@ -119,13 +121,13 @@ class Reader:
         self._ahead: dict[str, Position | None] = {}  # further than the bookmark: read, and not committed yet
         self._seen: dict[str, int] = {}  # when a day's directory last changed (ns), of days without growing segments
 
-    def read(self, most: int = 1000) -> list[Record]:
+    def read(self, most: int = 1000) -> list[JournalLine]:
         """Return at most `most` lines that come next; none: nothing new so far. Raises OSError.
 
         What is returned counts as read by this reader; `commit` makes that last. A segment that was removed before it
         was read is passed over.
         """
-        records: list[Record] = []
+        records: list[JournalLine] = []
         there = days(self._journal)
         for day in there:
             changed = day.stat().st_mtime_ns
@@ -149,7 +151,7 @@ class Reader:
                 self._seen[day.name] = changed
         return records
 
-    def commit(self, records: "Iterable[Record]") -> None:
+    def commit(self, records: "Iterable[JournalLine]") -> None:
         """Note that these lines have arrived, and all before them. Raises OSError."""
         self.bookmark.advance(records)
         self.bookmark.keep(day.name for day in days(self._journal))
@@ -163,7 +165,7 @@ class Reader:
     def _at(self, name: str) -> Position | None:
         return self._ahead[name] if name in self._ahead else self.bookmark.at(name)
 
-    def _segment(self, segment: Segment, position: Position) -> "Iterator[Record]":
+    def _segment(self, segment: Segment, position: Position) -> "Iterator[JournalLine]":
         try:
             if position.offset and not _stands(segment, position):
                 position = Position(segment.name, 0, "")  # another line is where we had stopped: from the beginning
@@ -191,7 +193,7 @@ def _behind(segment: Segment, position: Position | None) -> bool:
         return True  # compressed between the look and now, or removed
 
 
-def _records(segment: Segment, position: Position) -> "Iterator[Record]":
+def _records(segment: Segment, position: Position) -> "Iterator[JournalLine]":
     """Yield the whole lines behind a position."""
     for block in blocks(segment, position.offset):
         if block.torn:
@@ -200,7 +202,7 @@ def _records(segment: Segment, position: Position) -> "Iterator[Record]":
         for text in block.lines[:-1].split(b"\n"):
             line = text + b"\n"
             offset += len(line)
-            yield Record(
+            yield JournalLine(
                 line, Position(segment.name, offset, hash_of(line).decode("ascii", "replace"), _SEALED in line)
             )
 

@@ -28,7 +28,7 @@ _SECRET_BEGIN, _SECRET_END = "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KE
 _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 
 
-class KeyProblem(Exception):  # noqa: N818  what is wrong, in words
+class SigningKeyError(Exception):
     """A key that can't be used, or isn't there."""
 
 
@@ -51,7 +51,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def signer(directory: "Path") -> Signer:
-    """Return the key that signs now; the first one is made. Raises KeyProblem."""
+    """Return the key that signs now; the first one is made. Raises SigningKeyError."""
     try:
         return Signer(_load(directory, current(directory)))
     except FileNotFoundError:
@@ -61,32 +61,32 @@ def signer(directory: "Path") -> Signer:
 
 
 def make(directory: "Path") -> Signer:
-    """Make the first key. Raises FileExistsError when there is one, KeyProblem when it can't be kept."""
+    """Make the first key. Raises FileExistsError when there is one, SigningKeyError when it can't be kept."""
     return _keep(directory, replace=False)
 
 
 def rotate(directory: "Path") -> tuple[Signer, Signer]:
-    """Make a key that signs from now on; return the one before it, and it. Raises KeyProblem, FileNotFoundError."""
+    """Make a new signing key; return the old and the new one. Raises SigningKeyError, FileNotFoundError."""
     before = Signer(_load(directory, current(directory)))
     return before, _keep(directory, replace=True)
 
 
 def current(directory: "Path") -> str:
-    """Return the id of the key that signs now. Raises FileNotFoundError, and KeyProblem when it can't be read."""
+    """Return the id of the key that signs now. Raises FileNotFoundError, and SigningKeyError when it can't be read."""
     try:
         return (directory / _CURRENT).read_text("ascii").strip()
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise KeyProblem(f"cannot read `{directory / _CURRENT}`: {error}") from error
+        raise SigningKeyError(f"cannot read `{directory / _CURRENT}`: {error}") from error
 
 
 def known(directory: "Path") -> "dict[str, Ed25519PublicKey]":
-    """Return the public halves of all keys that are kept, the oldest first. Raises KeyProblem."""
+    """Return the public halves of all keys that are kept, the oldest first. Raises SigningKeyError."""
     try:
         files = sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
     except OSError as error:
-        raise KeyProblem(f"cannot read `{directory}`: {error.strerror}") from error
+        raise SigningKeyError(f"cannot read `{directory}`: {error.strerror}") from error
     keys = (_load(directory, path.stem).public_key() for path in files)
     return {key_id(key): key for key in keys}
 
@@ -99,7 +99,7 @@ def pem(key: Ed25519PublicKey) -> str:
 
 
 def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
-    """Return the public keys in PEM text. Raises KeyProblem when there is none, or what there is is another kind."""
+    """Return the public keys in PEM text. Raises SigningKeyError if there is none, or a key of another kind."""
     from cryptography.hazmat.primitives import serialization
 
     found = {}
@@ -108,12 +108,12 @@ def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
         try:
             key = serialization.load_pem_public_key(block.encode())
         except ValueError as error:
-            raise KeyProblem(f"no public key can be read from it: {error}") from error
+            raise SigningKeyError(f"no public key can be read from it: {error}") from error
         if not isinstance(key, Ed25519PublicKey):
-            raise KeyProblem("it holds a key that is not ed25519")
+            raise SigningKeyError("it holds a key that is not ed25519")
         found[key_id(key)] = key
     if not found:
-        raise KeyProblem("it holds no public key (PEM)")
+        raise SigningKeyError("it holds no public key (PEM)")
     return found
 
 
@@ -144,14 +144,14 @@ def _load(directory: "Path", name: str) -> Ed25519PrivateKey:
     try:
         status = path.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise KeyProblem(f"`{path}` can be read by others, or is somebody else's: run `exeat log keys rotate`")
+            raise SigningKeyError(f"`{path}` can be read by others, or is somebody else's: run `exeat log keys rotate`")
         begin, *words, end = path.read_text("ascii").split("\n")[:3]
         data = b64decode("".join(words), validate=True)
         if (begin, end) != (_SECRET_BEGIN, _SECRET_END) or not data.startswith(_KIND):
-            raise KeyProblem(f"`{path}` is not an ed25519 key")
+            raise SigningKeyError(f"`{path}` is not an ed25519 key")
         return Ed25519PrivateKey.from_private_bytes(data.removeprefix(_KIND))
     except (OSError, ValueError) as error:
-        raise KeyProblem(f"cannot read the key `{path}`: {error}") from error
+        raise SigningKeyError(f"cannot read the key `{path}`: {error}") from error
 
 
 def _keep(directory: "Path", *, replace: bool) -> Signer:
@@ -175,7 +175,7 @@ def _keep(directory: "Path", *, replace: bool) -> Signer:
         (directory / f"{made.id}{_SUFFIX}").unlink(missing_ok=True)
         raise
     except OSError as error:
-        raise KeyProblem(f"cannot keep a key in `{directory}`: {error.strerror}") from error
+        raise SigningKeyError(f"cannot keep a key in `{directory}`: {error.strerror}") from error
     return made
 
 

@@ -36,7 +36,7 @@ from proxy.telemetry.journal.segments import (
     opened,
     segment_number,
 )
-from proxy.telemetry.journal.writer import CLOSED, FORMAT, Head
+from proxy.telemetry.journal.writer import CLOSED, FORMAT, SegmentHead
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -48,11 +48,11 @@ _LOCKED_WITHIN = 5.0  # seconds
 _BETWEEN_TRIES = 0.01
 
 
-class LedgerFailed(OSError):  # noqa: N818  past tense: what happened
+class LedgerWriteError(OSError):
     """The ledger could not be written. What is in the segments is chained, and not signed yet."""
 
 
-class Remark(NamedTuple):
+class LedgerEntry(NamedTuple):
     """A line to be: what kind it is of, and what it says."""
 
     kind: Kind
@@ -70,32 +70,32 @@ class Ledger:
         self._ids = IdMaker()
         self._last: tuple[str, int] | None = None  # the file that was written last, and how long it was then
 
-    def checkpoint(self, heads: "Sequence[Head]") -> None:
-        """Sign how far segments are. Raises LedgerFailed."""
+    def checkpoint(self, heads: "Sequence[SegmentHead]") -> None:
+        """Sign how far segments are. Raises LedgerWriteError."""
         self.write(
             [
-                Remark(Kind.JOURNAL_CHECKPOINT, Mark(each.segment, each.lines, each.hash, closed=each.closed))
+                LedgerEntry(Kind.JOURNAL_CHECKPOINT, Mark(each.segment, each.lines, each.hash, closed=each.closed))
                 for each in heads
             ]
         )
 
-    def write(self, remarks: "Sequence[Remark]") -> None:
-        """Add lines, each signed. Raises LedgerFailed."""
+    def write(self, remarks: "Sequence[LedgerEntry]") -> None:
+        """Add lines, each signed. Raises LedgerWriteError."""
         if not remarks:
             return
         try:
             with self._locked():
                 self._write(remarks)
-        except LedgerFailed:
+        except LedgerWriteError:
             raise
         except OSError as error:
-            raise LedgerFailed(error.errno, f"the journal's ledger cannot be written: {error.strerror}") from error
+            raise LedgerWriteError(error.errno, f"the journal's ledger cannot be written: {error.strerror}") from error
 
     def sealed(self, name: str, lines: int, prev: bytes) -> tuple[bytes, bytes]:
         """Return the line that ends a segment of `lines` lines, and its hash."""
-        return self._line(Remark(Kind.JOURNAL_SEALED, Mark(name, lines, closed=True)), prev, time.time_ns())
+        return self._line(LedgerEntry(Kind.JOURNAL_SEALED, Mark(name, lines, closed=True)), prev, time.time_ns())
 
-    def _write(self, remarks: "Sequence[Remark]") -> None:
+    def _write(self, remarks: "Sequence[LedgerEntry]") -> None:
         now = time.time_ns()
         day = self._journal / datetime.fromtimestamp(now // 1_000_000_000, UTC).date().isoformat()
         day.mkdir(mode=0o700, exist_ok=True)
@@ -108,7 +108,7 @@ class Ledger:
             if whole < size:  # its writer was killed in the middle of a line
                 os.ftruncate(file, whole)
                 said = f"{size - whole} bytes of an unfinished line were cut off"
-                remarks = [Remark(Kind.JOURNAL_REPAIRED, Mark(f"{day.name}/{LEDGER}"), said), *remarks]
+                remarks = [LedgerEntry(Kind.JOURNAL_REPAIRED, Mark(f"{day.name}/{LEDGER}"), said), *remarks]
             if not whole:
                 line, prev = self._first(day, now)
                 lines.append(line)
@@ -118,12 +118,12 @@ class Ledger:
             text = b"".join(lines)
             if os.write(file, text) < len(text):
                 os.ftruncate(file, whole)
-                raise LedgerFailed(None, "the journal's ledger cannot be written: no room")
+                raise LedgerWriteError(None, "the journal's ledger cannot be written: no room")
             self._last = (day.name, whole + len(text))
         finally:
             os.close(file)
         if shorter:
-            raise LedgerFailed(None, f"lines that were signed are missing from the ledger of {day.name}")
+            raise LedgerWriteError(None, f"lines that were signed are missing from the ledger of {day.name}")
 
     def _first(self, day: "Path", now: int) -> tuple[bytes, bytes]:
         """Return the line that begins a day's ledger, and its hash."""
@@ -133,13 +133,13 @@ class Ledger:
             after = f"{before[-1].name}/{LEDGER}"
             follows = last_hash(before[-1])
         mark = Mark(f"{day.name}/{LEDGER}", format=FORMAT, writer=os.getpid(), after=after, follows=follows)
-        return link(self._encoded(Remark(Kind.JOURNAL_OPENED, mark), now), BEGINNING)
+        return link(self._encoded(LedgerEntry(Kind.JOURNAL_OPENED, mark), now), BEGINNING)
 
-    def _line(self, remark: Remark, prev: bytes, now: int) -> tuple[bytes, bytes]:
+    def _line(self, remark: LedgerEntry, prev: bytes, now: int) -> tuple[bytes, bytes]:
         signed = remark._replace(mark=remark.mark._replace(key=self._signer.id))
         return link_signed(self._encoded(signed, now), prev, self._signer.sign)
 
-    def _encoded(self, remark: Remark, now: int) -> bytes:
+    def _encoded(self, remark: LedgerEntry, now: int) -> bytes:
         own, host = self._ids.make(now), os.uname().nodename
         return encode(Event(Instant(now), own, remark.kind, host=host, detail=remark.detail, journal=remark.mark))
 
@@ -155,7 +155,9 @@ class Ledger:
                     break
                 except BlockingIOError as error:
                     if time.monotonic() > deadline:
-                        raise LedgerFailed(None, "another process has the journal's ledger, and keeps it") from error
+                        raise LedgerWriteError(
+                            None, "another process has the journal's ledger, and keeps it"
+                        ) from error
                     time.sleep(_BETWEEN_TRIES)
             yield
         finally:
@@ -196,11 +198,11 @@ _FIRST_LINE = 1 << 16  # bytes; it is shorter
 _SEALED = b'"kind":"journal.sealed"'
 
 
-class Broken(Exception):  # noqa: N818  what is wrong, in words
+class BrokenSegmentError(Exception):
     """A segment that doesn't hang together: it is left as it is, and not signed."""
 
 
-class Walk:
+class ChainWalk:
     """How far a segment has been looked at, and found to hang together."""
 
     __slots__ = ("ended", "head", "lines", "offset")
@@ -212,7 +214,7 @@ class Walk:
         self.ended = False
 
     def on(self, segment: Segment) -> None:
-        """Look at what has been added. Raises Broken and OSError."""
+        """Look at what has been added. Raises BrokenSegmentError and OSError."""
         for block in blocks(segment, self.offset):
             if block.torn:
                 return
@@ -220,18 +222,20 @@ class Walk:
                 found = links(text + b"\n")
                 self.lines += 1
                 if self.ended or found is None or found.prev != self.head:
-                    raise Broken(f"line {self.lines} of {segment.name} does not follow the one before it: not signed")
+                    raise BrokenSegmentError(
+                        f"line {self.lines} of {segment.name} does not follow the one before it: not signed"
+                    )
                 if not found.is_whole:
-                    raise Broken(f"line {self.lines} of {segment.name} was changed: not signed")
+                    raise BrokenSegmentError(f"line {self.lines} of {segment.name} was changed: not signed")
                 self.head = found.hash
                 self.ended = _SEALED in text
             self.offset = block.end
 
 
-class Sealed(NamedTuple):
+class SealedSegment(NamedTuple):
     """What became of a segment: how far it is now, who wrote it and had closed it, and what had to be cut off."""
 
-    head: Head
+    head: SegmentHead
     writer: int | None
     was_closed: bool = False  # by its writer, which was not killed then
     torn: int = 0  # bytes
@@ -257,8 +261,8 @@ def _is_open(entry: "os.DirEntry[str]") -> bool:
     return stat.S_ISREG(status.st_mode) and bool(status.st_mode & _WRITABLE and status.st_size)
 
 
-def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
-    """End a segment, and sign in the ledger that it is; None: it has a writer still. Raises Broken and OSError.
+def seal(journal: "Path", name: str, ledger: Ledger) -> SealedSegment | None:
+    """Seal a segment, and sign that in the ledger; None: it still has a writer. Raises BrokenSegmentError, OSError.
 
     Whoever does it may be killed at any moment: only what is in the ledger is looked at no more.
     """
@@ -266,10 +270,10 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
     file = open_regular(path, os.O_RDWR | os.O_APPEND)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        walk = Walk()
+        walk = ChainWalk()
         try:
             walk.on(Segment(name, path))
-        except Broken:
+        except BrokenSegmentError:
             os.fchmod(file, _DONE)
             raise
         found = os.fstat(file)
@@ -281,17 +285,19 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> Sealed | None:
                 os.ftruncate(file, walk.offset)
                 return None
             walk.lines += 1
-        head = Head(name, walk.lines, walk.head.decode(), closed=True)
+        head = SegmentHead(name, walk.lines, walk.head.decode(), closed=True)
         ledger.checkpoint([head])
         os.fchmod(file, _DONE)
-        return Sealed(head, _writer(file), bool(found.st_mode & CLOSED), torn)
+        return SealedSegment(head, _writer(file), bool(found.st_mode & CLOSED), torn)
     except BlockingIOError:
         return None
     finally:
         os.close(file)
 
 
-def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Iterator[Remark | Broken]":
+def sweep(
+    journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()
+) -> "Iterator[LedgerEntry | BrokenSegmentError]":
     """Seal what has no writer any more; yield what is to be told of what somebody else than `ours` left unclosed.
 
     `ours` are processes that have closed what they wrote. Raises OSError.
@@ -302,7 +308,7 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
             if time.time() - segment.path.stat().st_mtime < _QUIET and _writer_of(segment) not in ours:
                 continue
             done = seal(journal, segment.name, ledger)
-        except Broken as broken:
+        except BrokenSegmentError as broken:
             yield broken
             continue
         except FileNotFoundError:
@@ -312,7 +318,7 @@ def sweep(journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()) -> "Ite
         if done.torn or not (done.was_closed or done.writer in ours):
             cut = f"; {done.torn} bytes of an unfinished line were cut off" if done.torn else ""
             mark = Mark(segment.name, done.head.lines, done.head.hash)
-            yield Remark(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")
+            yield LedgerEntry(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")
 
 
 def is_left(journal: "Path", writer: int) -> bool:
@@ -334,10 +340,10 @@ def _writer_of(segment: Segment) -> int | None:
 
 def _writer(file: int) -> int | None:
     """Return the process that an open segment's first line names."""
-    from proxy.telemetry.encoding import MalformedEvent, decode
+    from proxy.telemetry.encoding import MalformedEventError, decode
 
     try:
         mark = decode(os.pread(file, _FIRST_LINE, 0).partition(b"\n")[0]).journal
-    except MalformedEvent:
+    except MalformedEventError:
         return None
     return None if mark is None else mark.writer

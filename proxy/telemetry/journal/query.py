@@ -1,9 +1,9 @@
 """Reads the journal in the order of its events' times, over all writers, filtered.
 
-Several processes write at once, each into segments of its own. A segment is in order by itself; here they are merged,
-with only those open that overlap in time. A writer that was killed leaves a torn last line: it is counted, not shown.
-What is asked for is looked for in the bytes first, and only lines that may be it are taken apart (`Sought`); segments
-and parts of them that are older are not read at all. The journal's own bookkeeping is passed over.
+Several processes write at once, each into its own segments. A segment is in order by itself. This module merges them,
+and keeps only those open that overlap in time. A killed writer leaves a torn last line, which is counted and not shown.
+`LineFilter` searches the bytes first, and only lines that may match are decoded. Segments, and parts of them, that are
+older than asked for are not read. The journal's own events are left out.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.encoding import LONGEST_LINE, MalformedEvent, decode, timestamp
+from proxy.telemetry.encoding import LONGEST_LINE, MalformedEventError, decode, timestamp
 from proxy.telemetry.events import BOOKKEEPING, Kind
 from proxy.telemetry.journal.segments import Segment, blocks, days, of_day, open_regular, opened
 
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
     event: "Event"
 
 
-class Sought(NamedTuple):
+class LineFilter(NamedTuple):
     """What is looked for: lines that hold at least one text of each group, as it stands in them.
 
     A coarse sieve: it lets some by that are not meant, and holds none back that are.
@@ -53,7 +53,7 @@ class Sought(NamedTuple):
     bookkeeping: bool = False
 
 
-_ALL = Sought()
+_ALL = LineFilter()
 
 
 @dataclass(slots=True)
@@ -66,7 +66,7 @@ class Progress:
     ended: set[str] = field(default_factory=set)  # compressed segments that were read
 
 
-def read_events(path: "Path", sought: Sought = _ALL, progress: Progress | None = None) -> "Iterator[Entry]":
+def read_events(path: "Path", sought: LineFilter = _ALL, progress: Progress | None = None) -> "Iterator[Entry]":
     """Yield what is sought of a journal's directory in order of time, or of one of its segments. Raises OSError.
 
     Within one segment the order is that of writing, whatever the clock did meanwhile.
@@ -83,7 +83,7 @@ def read_events(path: "Path", sought: Sought = _ALL, progress: Progress | None =
 
 def follow(
     directory: "Path",
-    sought: Sought = _ALL,
+    sought: LineFilter = _ALL,
     progress: Progress | None = None,
     wait: "Callable[[float], None]" = time.sleep,
 ) -> "Iterator[Entry]":
@@ -106,7 +106,7 @@ def follow(
 def last_task(directory: "Path") -> str | None:
     """Return the id of the task that was started last, or None. Raises OSError."""
     for day in reversed(days(directory)):
-        entries = _day(day, Progress(), Sought(((_STARTED,),)))
+        entries = _day(day, Progress(), LineFilter(((_STARTED,),)))
         started = [each for each in entries if each.event.kind is Kind.TASK_STARTED and each.event.task.id]
         if started:
             return max(started, key=_time).event.task.id
@@ -117,7 +117,7 @@ def _time(entry: Entry) -> int:
     return entry.event.time
 
 
-def _day(day: "Path", progress: Progress, sought: Sought) -> "Iterator[Entry]":
+def _day(day: "Path", progress: Progress, sought: LineFilter) -> "Iterator[Entry]":
     """Merge a day's segments. A segment is opened for good once the merge has come to its first line."""
     until = None if sought.until is None else timestamp(sought.until + _SLACK)
     firsts = ((_first_time(segment), order, segment) for order, segment in enumerate(of_day(day)))
@@ -140,7 +140,7 @@ def _push(active: "list[tuple[int, int, Entry, Iterator[Entry]]]", order: int, e
         heapq.heappush(active, (entry.event.time, order, entry, entries))
 
 
-def _added(day: "Path", progress: Progress, sought: Sought) -> "Iterator[Entry]":
+def _added(day: "Path", progress: Progress, sought: LineFilter) -> "Iterator[Entry]":
     """Yield what came into a day's segments since they were last read."""
     for segment in of_day(day):
         compressed = segment.path.suffix == ".zst"
@@ -149,7 +149,7 @@ def _added(day: "Path", progress: Progress, sought: Sought) -> "Iterator[Entry]"
             yield from _segment(segment, progress, sought)
 
 
-def _segment(segment: Segment, progress: Progress, sought: Sought) -> "Iterator[Entry]":
+def _segment(segment: Segment, progress: Progress, sought: LineFilter) -> "Iterator[Entry]":
     """Yield a segment's events from where `progress` stands, one block in memory at a time."""
     since = timestamp(sought.since).encode()
     until = _NEVER if sought.until is None else timestamp(sought.until).encode()
@@ -165,7 +165,7 @@ def _segment(segment: Segment, progress: Progress, sought: Sought) -> "Iterator[
                 continue
             try:
                 event = decode(line)
-            except MalformedEvent:
+            except MalformedEventError:
                 progress.malformed += 1
                 continue
             yield Entry(line, event)

@@ -17,7 +17,7 @@ import msgspec
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.bookmark import Bookmark, lags, replace
 from proxy.telemetry.journal.compression import compress
-from proxy.telemetry.journal.ledger import Ledger, Remark, last_hash
+from proxy.telemetry.journal.ledger import Ledger, LedgerEntry, last_hash
 from proxy.telemetry.journal.segments import (
     COMPRESSED,
     LEDGER,
@@ -42,14 +42,14 @@ DEFAULT_AGE = 365 * _SECONDS_A_DAY
 HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
 
 
-class Keep(msgspec.Struct, frozen=True):
+class RetentionPolicy(msgspec.Struct, frozen=True):
     """How much is kept: for how many seconds, and how many bytes on the disk. None: without end."""
 
     age: int | None = DEFAULT_AGE
     size: int | None = None
 
     @classmethod
-    def load(cls, path: "Path") -> "Keep":
+    def load(cls, path: "Path") -> "RetentionPolicy":
         """Read what `save` wrote; the default where it never did. Raises OSError, ValueError."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
@@ -63,7 +63,7 @@ class Keep(msgspec.Struct, frozen=True):
         replace(path, msgspec.json.encode(self))
 
 
-def tend(journal: "Path", ledger: Ledger, keep: Keep, bookmarks: "Path") -> None:
+def apply_retention(journal: "Path", ledger: Ledger, keep: RetentionPolicy, bookmarks: "Path") -> None:
     """Compress what is closed, and remove what is not to be kept. Raises OSError."""
     now = time.time()
     for day in days(journal):
@@ -87,7 +87,7 @@ def tend(journal: "Path", ledger: Ledger, keep: Keep, bookmarks: "Path") -> None
         _thin(journal, journal / today, ledger, keep, marks)
 
 
-def _thin(journal: "Path", day: "Path", ledger: Ledger, keep: Keep, marks: list[Bookmark]) -> None:
+def _thin(journal: "Path", day: "Path", ledger: Ledger, keep: RetentionPolicy, marks: list[Bookmark]) -> None:
     """Remove the oldest closed segments of today, if even without any other day there is too much."""
     for segment in segments(day):
         if not segment.path.name.endswith(COMPRESSED):
@@ -98,7 +98,7 @@ def _thin(journal: "Path", day: "Path", ledger: Ledger, keep: Keep, marks: list[
         _unlink(day, {segment.path.name}.__contains__)
 
 
-def _goes(journal: "Path", name: str, keep: Keep, marks: list[Bookmark], *, old: bool, late: bool) -> bool:
+def _goes(journal: "Path", name: str, keep: RetentionPolicy, marks: list[Bookmark], *, old: bool, late: bool) -> bool:
     """Say whether a day or a segment is to be removed."""
     size = _size(journal) if keep.size is not None else 0
     much = keep.size is not None and size > keep.size
@@ -132,7 +132,7 @@ def _unlink(day: "Path", ours: "Callable[[str], bool]") -> None:
 
 def _tell(ledger: Ledger, name: str, count: int, head: str, why: str) -> None:
     many = "a segment" if count == 1 else f"{count} segments"
-    ledger.write([Remark(Kind.JOURNAL_REMOVED, Mark(name, head=head), f"{many}: {why}")])
+    ledger.write([LedgerEntry(Kind.JOURNAL_REMOVED, Mark(name, head=head), f"{many}: {why}")])
 
 
 def _closed(segment: Segment, now: float) -> bool:

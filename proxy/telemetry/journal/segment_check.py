@@ -13,7 +13,7 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.encoding import MalformedEvent, decode
+from proxy.telemetry.encoding import MalformedEventError, decode
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.keys import key_id, said_key, valid
 from proxy.telemetry.journal.segments import BEGINNING, COMPRESSED, LEDGER, Segment, blocks, hash_of, links
@@ -34,7 +34,7 @@ _WHEN = slice(9, 39)
 _LAST = 1 << 62
 
 
-class Gravity(StrEnum):
+class FindingSeverity(StrEnum):
     """How bad it is."""
 
     TAMPERED = "tampered"
@@ -45,7 +45,7 @@ class Gravity(StrEnum):
 class Finding(NamedTuple):
     """What is wrong, and where: a file of the journal, and the line in it."""
 
-    gravity: Gravity
+    gravity: FindingSeverity
     file: str
     line: int | None
     why: str
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class SignedClaim:
     """What a signed line says of a segment: so many lines, the last with this hash."""
 
     lines: int
@@ -66,7 +66,7 @@ class Claim:
 
 
 @dataclass(slots=True)
-class Checked:
+class CheckedFile:
     """What looking at one file gave."""
 
     name: str
@@ -81,15 +81,15 @@ class Checked:
     hashes: set[bytes] = field(default_factory=set)  # of a ledger
     signed: tuple[int, str, str] | None = None  # the last line with a good signature, its time, and its key
     lazy: bool = False  # signatures are not held against their keys but for the last
-    waiting: "Line | None" = None  # the last signed line, whose signature was not
+    waiting: "FileLine | None" = None  # the last signed line, whose signature was not
     findings: list[Finding] = field(default_factory=list)
 
-    def found(self, line: int | None, why: str, gravity: Gravity = Gravity.TAMPERED) -> None:
+    def found(self, line: int | None, why: str, gravity: FindingSeverity = FindingSeverity.TAMPERED) -> None:
         """Add a finding."""
         self.findings.append(Finding(gravity, self.file, line, why))
 
 
-class Line(NamedTuple):
+class FileLine(NamedTuple):
     """A place in a file."""
 
     number: int
@@ -97,14 +97,14 @@ class Line(NamedTuple):
 
 
 def check(
-    segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", file: str, *, every_signature: bool = True
-) -> Checked:
+    segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Keys", file: str, *, every_signature: bool = True
+) -> CheckedFile:
     """Look at one segment or ledger from its first byte to its last. Raises OSError.
 
     A key that a trusted one vouches for is added to `keys`. Without `every_signature`, of a ledger only the last one is
     held against its key: it is over everything before it.
     """
-    done = Checked(segment.name, file, lazy=segment.is_ledger and not every_signature)
+    done = CheckedFile(segment.name, file, lazy=segment.is_ledger and not every_signature)
     _walk(segment, claims, keys, done)
     if not done.findings and segment.path.name.endswith(COMPRESSED):
         from proxy.telemetry.journal.compression import truthful
@@ -119,11 +119,11 @@ def check(
     return done
 
 
-def _walk(segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", done: Checked) -> None:  # noqa: C901, PLR0912  10 million times
+def _walk(segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Keys", done: CheckedFile) -> None:  # noqa: C901, PLR0912  10 million times
     file = done.file
     prev, number = BEGINNING, 0
     due = [(claim.lines, claim) for claim in sorted(set(claims), key=lambda claim: claim.lines)]
-    due.append((_LAST, Claim(_LAST, b"", False, "")))
+    due.append((_LAST, SignedClaim(_LAST, b"", False, "")))
     at, claim = due.pop(0)
     for block in blocks(segment):
         if block.torn:
@@ -136,11 +136,11 @@ def _walk(segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", done: Che
             own = sha256(body).hexdigest().encode()
             # What `segments.links` takes apart, for all but a few lines with two comparisons
             plain = text.endswith(b',"hash":"%b"}' % own) and body.endswith(b',"prev":"%b"' % prev)
-            if not plain and (wrong := _odd(Line(number, text + b"\n"), prev, keys, done)) is not None:
+            if not plain and (wrong := _odd(FileLine(number, text + b"\n"), prev, keys, done)) is not None:
                 done.findings.append(_explained(segment, claims, file, number, wrong))
                 return
             if text.startswith(_OWN, _KIND_AT) or number == 1:
-                if (said := _book(Line(number, text + b"\n"), segment, keys, done)) is not None:
+                if (said := _book(FileLine(number, text + b"\n"), segment, keys, done)) is not None:
                     done.found(number, said)
                     return
             elif done.sealed:
@@ -165,10 +165,10 @@ def _walk(segment: Segment, claims: "tuple[Claim, ...]", keys: "Keys", done: Che
         done.found(number, "it was closed, and its end is missing")
     elif done.torn:
         why = "an unfinished line: its writer was killed, or is writing it now"
-        done.found(number + 1, why, Gravity.TORN)
+        done.found(number + 1, why, FindingSeverity.TORN)
 
 
-def _odd(line: Line, prev: bytes, keys: "Keys", done: Checked) -> str | None:
+def _odd(line: FileLine, prev: bytes, keys: "Keys", done: CheckedFile) -> str | None:
     """Look at a line that isn't as most are; what is wrong with it, None: it is signed, and well."""
     found = links(line.text)
     if found is None:
@@ -186,12 +186,12 @@ def _odd(line: Line, prev: bytes, keys: "Keys", done: Checked) -> str | None:
     return _signature(line, keys, done)
 
 
-def _signature(line: Line, keys: "Keys", done: Checked) -> str | None:
+def _signature(line: FileLine, keys: "Keys", done: CheckedFile) -> str | None:
     """Hold a line's signature against its key; what is wrong with it."""
     found = links(line.text)
     try:
         mark = decode(line.text).journal
-    except MalformedEvent as error:
+    except MalformedEventError as error:
         return f"it is signed and no event: {error}"
     key = "" if mark is None else mark.key
     if key not in keys:
@@ -202,11 +202,11 @@ def _signature(line: Line, keys: "Keys", done: Checked) -> str | None:
     return None
 
 
-def _book(line: Line, segment: Segment, keys: "Keys", done: Checked) -> str | None:  # noqa: PLR0911
+def _book(line: FileLine, segment: Segment, keys: "Keys", done: CheckedFile) -> str | None:  # noqa: PLR0911
     """Take note of what the journal says of itself; what is wrong with it."""
     try:
         event = decode(line.text)
-    except MalformedEvent:
+    except MalformedEventError:
         return "it is no event"
     mark = event.journal
     if line.number == 1:
@@ -231,7 +231,7 @@ def _book(line: Line, segment: Segment, keys: "Keys", done: Checked) -> str | No
     return None
 
 
-def _beginning(event: "Event", segment: Segment, done: Checked) -> str | None:
+def _beginning(event: "Event", segment: Segment, done: CheckedFile) -> str | None:
     """Look at a file's first line."""
     mark = event.journal
     if mark is None or event.kind is not Kind.JOURNAL_OPENED:
@@ -242,14 +242,14 @@ def _beginning(event: "Event", segment: Segment, done: Checked) -> str | None:
     return None
 
 
-def _explained(segment: Segment, claims: "tuple[Claim, ...]", file: str, number: int, why: str) -> Finding:
+def _explained(segment: Segment, claims: "tuple[SignedClaim, ...]", file: str, number: int, why: str) -> Finding:
     """Look again at a segment in which something is wrong, for what was done to it and where that begins."""
     if os.path.basename(file).startswith(LEDGER):
         claims = ()
     better = first_wrong(segment, {claim.lines: claim.head for claim in claims})
     if better is not None:
-        return Finding(Gravity.TAMPERED, file, *better)
-    return Finding(Gravity.TAMPERED, file, number, why)
+        return Finding(FindingSeverity.TAMPERED, file, *better)
+    return Finding(FindingSeverity.TAMPERED, file, number, why)
 
 
 _SEAL = re.compile(rb'"kind":"journal\.sealed".*"journal":\{"segment":"[^"]*","lines":(\d{1,12})[,}]')

@@ -193,7 +193,7 @@ _LINE = re.compile(
 )
 
 
-class Links(NamedTuple):
+class ChainLinks(NamedTuple):
     """What a line says of itself, and what it is said over."""
 
     prev: bytes
@@ -222,13 +222,13 @@ def link_signed(line: bytes, prev: bytes, sign: "Callable[[bytes], bytes]") -> t
     return _closed(b'%b,"signature":"%b"' % (body, b64encode(sign(body))))
 
 
-def links(line: bytes) -> Links | None:
+def links(line: bytes) -> ChainLinks | None:
     """Return what a whole line (newline included) says of itself; None: it has no links where they belong."""
     found = _LINE.fullmatch(line)
     if found is None:
         return None
     hashed, signed, prev, signature, own = found.groups()
-    return Links(prev, own, hashed, signature or b"", signed if signature else b"")
+    return ChainLinks(prev, own, hashed, signature or b"", signed if signature else b"")
 
 
 def hash_of(line: bytes) -> bytes:

@@ -9,10 +9,10 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.telemetry.encoding import MalformedEvent, decode
+from proxy.telemetry.encoding import MalformedEventError, decode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal.keys import valid
-from proxy.telemetry.journal.segment_check import Checked, Claim, Finding, Gravity, Keys, check
+from proxy.telemetry.journal.segment_check import CheckedFile, Finding, FindingSeverity, Keys, SignedClaim, check
 from proxy.telemetry.journal.segments import LEDGER, Segment, days, find, ledger, links, segments
 
 if TYPE_CHECKING:
@@ -34,20 +34,20 @@ class Report:
     key: str = ""  # with which key
     head: str = ""  # the hash of the last ledger's last line
 
-    def found(self, gravity: Gravity, file: str, line: int | None, why: str) -> None:
+    def found(self, gravity: FindingSeverity, file: str, line: int | None, why: str) -> None:
         """Add a finding."""
         self.findings.append(Finding(gravity, file, line, why))
 
     @property
     def intact(self) -> bool:
         """Whether nothing was found but what a crash leaves."""
-        return all(each.gravity is Gravity.TORN for each in self.findings)
+        return all(each.gravity is FindingSeverity.TORN for each in self.findings)
 
 
-class Books(NamedTuple):
+class LedgerContents(NamedTuple):
     """What all the ledgers together say."""
 
-    claims: dict[str, list[Claim]]
+    claims: dict[str, list[SignedClaim]]
     removed: set[str]  # days and segments
     hashes: dict[str, set[bytes]]  # by ledger
     ended: set[str]  # ledgers whose hashes are not all known
@@ -84,16 +84,16 @@ def verify(
     begun = {name for name in books.claims if find(journal, name) is not None}
     _missing(books, {segment.name for segment in found} | begun, {day.name for day in where}, report)
     for each in checked:
-        if not each.findings or each.findings[0].gravity is Gravity.TORN:
+        if not each.findings or each.findings[0].gravity is FindingSeverity.TORN:
             _follows(each, books, report)
     _unsigned(checked, books, report)
     report.findings.sort(key=lambda each: (each.file, each.line or 0))
     return report
 
 
-def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -> Books:
+def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -> LedgerContents:
     """Look at the ledgers, in order, and put together what they say."""
-    books = Books({}, set(), {}, set())
+    books = LedgerContents({}, set(), {}, set())
     for day in where:
         book = ledger(day)
         if book is None:
@@ -107,7 +107,7 @@ def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -
         _follows(done, books, report)
         for number, kind, each in done.marks:
             if kind is Kind.JOURNAL_CHECKPOINT and each.lines is not None:
-                claim = Claim(each.lines, each.head.encode(), each.closed, f"{done.file}:{number}")
+                claim = SignedClaim(each.lines, each.head.encode(), each.closed, f"{done.file}:{number}")
                 books.claims.setdefault(each.segment, []).append(claim)
             elif kind is Kind.JOURNAL_REMOVED:
                 books.removed.add(each.segment)
@@ -121,38 +121,38 @@ def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -
     return books
 
 
-def _follows(done: Checked, books: Books, report: Report) -> None:
+def _follows(done: CheckedFile, books: LedgerContents, report: Report) -> None:
     """See that the ledger that a file names as its forerunner is there, with the line that was its last then."""
     if done.mark is None or not done.mark.after:
         return
     name, head, where = done.mark.after, done.mark.follows, f"{done.file}:1"
     if name not in books.hashes:
         report.found(
-            Gravity.TAMPERED, f"{name.partition('/')[0]}/{LEDGER}", None, f"it is missing ({where} follows it)"
+            FindingSeverity.TAMPERED, f"{name.partition('/')[0]}/{LEDGER}", None, f"it is missing ({where} follows it)"
         )
     elif head.encode() not in books.hashes[name] and name not in books.ended:
         why = f"the line with the hash {head[:16]}… is missing: it was there when {where} was written"
-        report.found(Gravity.TAMPERED, f"{name}.jsonl", None, why)
+        report.found(FindingSeverity.TAMPERED, f"{name}.jsonl", None, why)
 
 
-def _remember(source: str, line: bytes, keys: Keys, books: Books, report: Report) -> None:
+def _remember(source: str, line: bytes, keys: Keys, books: LedgerContents, report: Report) -> None:
     """Take a line that was kept elsewhere: what was signed in it has to be here."""
     found = links(line)
     try:
         event = decode(line)
-    except MalformedEvent:
-        report.found(Gravity.UNSIGNED, source, None, "it is no line of a journal")
+    except MalformedEventError:
+        report.found(FindingSeverity.UNSIGNED, source, None, "it is no line of a journal")
         return
     mark = event.journal
     if mark is None or event.kind is not Kind.JOURNAL_CHECKPOINT or mark.lines is None:
         return
     if found is None or mark.key not in keys or not valid(keys[mark.key], found.signature, found.signed):
-        report.found(Gravity.UNSIGNED, source, None, "it is not signed with a key that is trusted")
+        report.found(FindingSeverity.UNSIGNED, source, None, "it is not signed with a key that is trusted")
         return
-    books.claims.setdefault(mark.segment, []).append(Claim(mark.lines, mark.head.encode(), mark.closed, source))
+    books.claims.setdefault(mark.segment, []).append(SignedClaim(mark.lines, mark.head.encode(), mark.closed, source))
 
 
-def _checked(found: "list[Segment]", books: Books, keys: Keys, total: int) -> "Iterator[Checked]":
+def _checked(found: "list[Segment]", books: LedgerContents, keys: Keys, total: int) -> "Iterator[CheckedFile]":
     """Look at each segment, on all cores when there is much to look at."""
     _shared.clear()
     _shared.update(keys)
@@ -171,13 +171,13 @@ def _checked(found: "list[Segment]", books: Books, keys: Keys, total: int) -> "I
 _shared: Keys = {}
 
 
-def _check(job: tuple[Segment, tuple[Claim, ...], str]) -> Checked:
+def _check(job: tuple[Segment, tuple[SignedClaim, ...], str]) -> CheckedFile:
     segment, claims, file = job
     try:
         return check(segment, claims, _shared, file)
     except FileNotFoundError:
-        gone = Checked(segment.name, file)
-        gone.found(None, "it was removed while this looked", Gravity.UNSIGNED)
+        gone = CheckedFile(segment.name, file)
+        gone.found(None, "it was removed while this looked", FindingSeverity.UNSIGNED)
         return gone
 
 
@@ -192,39 +192,39 @@ def _size(segment: Segment) -> int:
         return 0  # compressed or removed meanwhile
 
 
-def _missing(books: Books, there: set[str], where: set[str], report: Report) -> None:
+def _missing(books: LedgerContents, there: set[str], where: set[str], report: Report) -> None:
     """Name what a ledger knows and the journal hasn't; and numbers that nobody has."""
     for name, claims in books.claims.items():
         day = name.partition("/")[0]
         if name not in there and name not in books.removed and day not in books.removed:
             most = max(claims, key=lambda claim: claim.lines)
             why = f"it is missing: {most.lines} lines of it were signed ({most.where})"
-            report.found(Gravity.TAMPERED, name, None, why)
+            report.found(FindingSeverity.TAMPERED, name, None, why)
     for day in where:
         numbers = {int(name.partition("/")[2]) for name in there if name.startswith(f"{day}/")}
         for number in range(1, max(numbers, default=0)):
             name = f"{day}/{number:04d}"
             if number not in numbers and name not in books.removed and name not in books.claims:
-                report.found(Gravity.TAMPERED, name, None, "it is missing: there are later ones")
+                report.found(FindingSeverity.TAMPERED, name, None, "it is missing: there are later ones")
 
 
-def _unsigned(checked: list[Checked], books: Books, report: Report) -> None:
+def _unsigned(checked: list[CheckedFile], books: LedgerContents, report: Report) -> None:
     """Name what should have been signed by now."""
     if not checked:
         return
     if not report.signed:
-        report.found(Gravity.UNSIGNED, LEDGER, None, "nothing in this journal is signed")
+        report.found(FindingSeverity.UNSIGNED, LEDGER, None, "nothing in this journal is signed")
         return
     newest = max(each.last for each in checked)
     if _seconds(newest) - _seconds(report.signed) > _UNSIGNED_FOR:
         why = f"nothing was signed since {report.signed}; what was written after that, up to {newest}, is not proved"
-        report.found(Gravity.UNSIGNED, LEDGER, None, why)
+        report.found(FindingSeverity.UNSIGNED, LEDGER, None, why)
     for each in checked:
         known = max((claim.lines for claim in books.claims.get(each.name, ())), default=0)
         if each.lines > known and _seconds(report.signed) - _seconds(each.last) > _UNSIGNED_FOR and not each.findings:
             first = "it" if not known else f"what is behind line {known}"
             why = f"{first} is in no ledger: anybody may have written it"
-            report.found(Gravity.UNSIGNED, each.file, known + 1, why)
+            report.found(FindingSeverity.UNSIGNED, each.file, known + 1, why)
 
 
 def _seconds(text: str) -> float:

@@ -38,11 +38,11 @@ _ENDLESS = 1 << 62  # bytes
 _LAST_LINES = 8192  # bytes of a ledger's end; its lines are shorter
 
 
-class JournalFailed(OSError):  # noqa: N818  past tense: what happened
+class JournalWriteError(OSError):
     """An event could not be written. Its errno says why; the attempt that it speaks of must be blocked."""
 
 
-class Head(NamedTuple):
+class SegmentHead(NamedTuple):
     """How far a segment is: its whole lines, and the hash of the last. `closed`: its writer writes no more to it."""
 
     segment: str
@@ -78,13 +78,13 @@ class Journal:
         self._lines = 0
         self._head = BEGINNING  # the hash of the last line
         self._told = 0  # lines
-        self._finished: list[Head] = []  # that nobody has asked for yet
+        self._finished: list[SegmentHead] = []  # that nobody has asked for yet
         self._ids = IdMaker()
         self._directory = -1
         try:
             self._directory = os.dup(directory) if isinstance(directory, int) else _open_directory(directory)
         except OSError as error:
-            raise JournalFailed(error.errno, error.strerror, str(directory)) from error
+            raise JournalWriteError(error.errno, error.strerror, str(directory)) from error
 
     def free(self) -> int:
         """How many bytes the disk has room for, of which none are reserved; without end where it doesn't say that."""
@@ -97,7 +97,7 @@ class Journal:
     def append(self, line: bytes, now: int) -> int:
         """Write one whole line of an event that happened at `now` (ns since 1970); return how many bytes that took.
 
-        Raises JournalFailed.
+        Raises JournalWriteError.
         """
         before = self.written
         try:
@@ -118,15 +118,15 @@ class Journal:
         except OSError as error:
             # What the kernel took of the line before it failed must not stay in front of the next one.
             self._cut_back()
-            raise JournalFailed(error.errno, error.strerror) from error
+            raise JournalWriteError(error.errno, error.strerror) from error
         return self.written - before
 
-    def news(self) -> list[Head]:
+    def news(self) -> list[SegmentHead]:
         """Return how far the segments are that have grown or ended since this was last asked."""
         heads, self._finished = self._finished, []
         if self._lines > self._told:
             self._told = self._lines
-            heads.append(Head(self._name, self._lines, self._head.decode()))
+            heads.append(SegmentHead(self._name, self._lines, self._head.decode()))
         return heads
 
     def close(self) -> None:
@@ -166,7 +166,7 @@ class Journal:
                 os.fchmod(self.segment, _MODE | CLOSED)
             os.close(self.segment)
         if self._lines:
-            self._finished.append(Head(self._name, self._lines, self._head.decode(), closed=True))
+            self._finished.append(SegmentHead(self._name, self._lines, self._head.decode(), closed=True))
         self._told = 0
         self.segment, self._head = -1, BEGINNING
         self._length = self._lines = self._begins = self.ends = 0
@@ -212,7 +212,7 @@ def _open_directory(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-class _Look(NamedTuple):
+class _HighestNumber(NamedTuple):
     """What the greatest number of a segment in a directory was at a time (seconds since 1970)."""
 
     directory: tuple[int, int]
@@ -220,7 +220,7 @@ class _Look(NamedTuple):
     when: float
 
 
-_last_look = [_Look((0, 0), 0, 0.0)]
+_last_look = [_HighestNumber((0, 0), 0, 0.0)]
 
 
 def look_ahead(journal: Path) -> None:
@@ -241,7 +241,7 @@ def _greatest(day: int) -> int:
         number = _last_in_a_row(day, last.number)
     else:
         number = max((taken for name in os.listdir(day) if (taken := segment_number(name)) is not None), default=0)
-    _last_look[0] = _Look(directory, number, now)
+    _last_look[0] = _HighestNumber(directory, number, now)
     return number
 
 
@@ -313,11 +313,11 @@ class DiskQuota:
         self._look_when = time.monotonic() + _AGAIN
         return False
 
-    def used_up(self, say: Callable[[str], None]) -> JournalFailed:
+    def used_up(self, say: Callable[[str], None]) -> JournalWriteError:
         """Return what to raise where there is no room; `say` what is to be known of that, once."""
         told = f"{self.taken >> 20} MiB were told of the task today"
         if not self._said:
             self._said = True
             more = "more than half of what is free on the journal's disk: what it tries is refused"
             say(f"{told}, {more}, so that others' attempts can be told")
-        return JournalFailed(errno.EDQUOT, told)
+        return JournalWriteError(errno.EDQUOT, told)

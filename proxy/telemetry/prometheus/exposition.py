@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from proxy.telemetry.events import DECISIONS, Kind, Where
+from proxy.telemetry.events import DECISIONS, Component, Kind
 from proxy.telemetry.masking import cut
 from proxy.telemetry.prometheus.metrics import ANSWERS, BOUNDS, TASK_OUTCOMES, UNUSUAL, Histogram
 from proxy.telemetry.prometheus.processes import read_process
@@ -240,7 +240,7 @@ _FAMILIES: Final = (
     # The gate and its journal
     _Family(
         _COUNTER, "gate_errors", "Unexpected failures of the gate itself.", ("where",),
-        lambda metrics: _with(Where, metrics.gate_errors),
+        lambda metrics: _with(Component, metrics.gate_errors),
     ),
     _Family(
         _COUNTER, "events", "Events written to the journal.", ("kind",), lambda metrics: _only(Kind, metrics.events)

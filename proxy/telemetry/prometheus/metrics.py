@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 from msgspec import Meta, Struct
 
-from proxy.telemetry.events import STOPPED, Answer, Count, Kind, Real, Where
+from proxy.telemetry.events import STOPPED, Answer, Component, Count, Kind, Real
 from proxy.telemetry.summary import MOST_PLACES, MOST_SHOWN, Places, Summary
 from rules.verdicts import Outcome, Reason
 
@@ -29,8 +29,8 @@ ANSWERS: Final = frozenset({*(each.value for each in Answer if each is not Answe
 BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: a person's
 
 
-class Told(Struct, frozen=True):
-    """What one process tells another of its `Waiting`."""
+class PendingCounts(Struct, frozen=True):
+    """What one process tells another of its `ApprovalWaits`."""
 
     answers: Mapping[str, Count]
     counts: Annotated[list[Count], Meta(min_length=len(BOUNDS) + 1, max_length=len(BOUNDS) + 1)]
@@ -39,7 +39,7 @@ class Told(Struct, frozen=True):
     age: Real
 
 
-class Waiting:
+class ApprovalWaits:
     """Counts what waits. Of several processes the numbers are added up (`note`)."""
 
     __slots__ = ("_others", "_others_age", "_since", "answers", "counts", "seconds")
@@ -89,7 +89,7 @@ class Waiting:
         word = STALE if answer is None else answer.value
         self.answers[word] = self.answers.get(word, 0) + 1
 
-    def note(self, other: "Waiting", *, ended: bool = False) -> None:
+    def note(self, other: "ApprovalWaits", *, ended: bool = False) -> None:
         """Add another process's numbers; `ended`: without what only holds while it is there."""
         for word, count in other.answers.items():
             self.answers[word] = self.answers.get(word, 0) + count
@@ -99,12 +99,12 @@ class Waiting:
             self._others += other.pending
             self._others_age = max(self._others_age, other.age)
 
-    def told(self) -> "Told":
+    def told(self) -> "PendingCounts":
         """Return all of it for another process."""
-        return Told(self.answers, self.counts, self.seconds, self.pending, self.age)
+        return PendingCounts(self.answers, self.counts, self.seconds, self.pending, self.age)
 
     @classmethod
-    def of(cls, told: "Told") -> "Waiting":
+    def of(cls, told: "PendingCounts") -> "ApprovalWaits":
         """Take what another process says, which isn't trusted. Raises ValueError."""
         if not told.answers.keys() <= ANSWERS:
             raise ValueError("not answers")
@@ -167,7 +167,7 @@ class Metrics:
         self.events_dropped = 0  # by the journal, the only sink so far
         self.journal_bytes = 0
         self.agent_records_refused = 0
-        self.gate_errors: dict[Where, int] = {}
+        self.gate_errors: dict[Component, int] = {}
         self.packets_refused: dict[str, int] = {}
         self.calls_refused: dict[str, int] = {}  # system calls, by name
         self.datagrams_refused = 0  # by the gate; those that the kernel refused are packets
@@ -189,7 +189,7 @@ class Metrics:
         self.sandboxes = 0
         self.sandbox_start_seconds = Histogram(_START)
         self.tasks: dict[str, int] = {}
-        self.waiting = Waiting()  # for people
+        self.waiting = ApprovalWaits()  # for people
         self.tasks_tainted = 0
         self.flags = (0, 0.0)  # flagged events that nobody has looked at, and when the oldest was (s since 1970)
         self.tasks_unusual: dict[str, int] = {}  # by what of them is
@@ -238,7 +238,7 @@ class Metrics:
         """Return an empty histogram of dials."""
         return Histogram(_DIAL)
 
-    def failed(self, where: Where, times: int = 1) -> None:
+    def failed(self, where: Component, times: int = 1) -> None:
         """Count something unexpected."""
         self.gate_errors[where] = self.gate_errors.get(where, 0) + times
 

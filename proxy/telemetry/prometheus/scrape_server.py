@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.request.http1_heads import parse_head
 from proxy.request.request_head import UnclearError
-from proxy.telemetry.events import Where
-from proxy.telemetry.prometheus.totals import Reported
+from proxy.telemetry.events import Component
+from proxy.telemetry.prometheus.totals import ReportedMetrics
 from proxy.wire import message
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Scraped(Protocol):
     def render(self) -> bytes:
         """Return them as Prometheus' text format."""
 
-    def failed(self, where: Where) -> None:
+    def failed(self, where: Component) -> None:
         """Take note that this could not be done."""
 
 
@@ -101,7 +101,7 @@ class ScrapeServer:
             exposition = await asyncio.to_thread(importlib.import_module, "proxy.telemetry.prometheus.exposition")
             return _response("200 OK", exposition.CONTENT_TYPE, self._metrics.render())
         except Exception as error:  # noqa: BLE001  whatever it is, the gate goes on and the scrape shows it
-            self._metrics.failed(Where.METRICS)
+            self._metrics.failed(Component.METRICS)
             return _response("500 Internal Server Error", _TEXT, f"{type(error).__name__}\n".encode())
 
 
@@ -119,7 +119,7 @@ def serve(control: "socket.socket", listener: "socket.socket") -> None:
 
 
 async def _serve_service(control: "socket.socket", listener: "socket.socket") -> None:
-    reported, gone, loop = Reported(), asyncio.Event(), asyncio.get_running_loop()
+    reported, gone, loop = ReportedMetrics(), asyncio.Event(), asyncio.get_running_loop()
     control.setblocking(False)
 
     def hear() -> None:

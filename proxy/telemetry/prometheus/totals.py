@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
 from msgspec.structs import fields
 
-from proxy.telemetry.events import Count, Kind, Where
-from proxy.telemetry.prometheus.metrics import MOST_RULES, OTHER, Histogram, Metrics, Told, Waiting
+from proxy.telemetry.events import Component, Count, Kind
+from proxy.telemetry.prometheus.metrics import MOST_RULES, OTHER, ApprovalWaits, Histogram, Metrics, PendingCounts
 from proxy.telemetry.prometheus.processes import ProcessUse
 from proxy.wire import message, strict_json
 from rules.verdicts import Mode, Outcome, Reason, Verdict
@@ -55,13 +55,13 @@ class _Report(Struct, frozen=True):
     rule_decisions: list[tuple[Name, Verdict, Count]]
     dns_queries: list[tuple[Name, Verdict, Count]]
     events: dict[Kind, Count]
-    gate_errors: dict[Where, Count]
+    gate_errors: dict[Component, Count]
     connection_seconds: _Observed
     decision_seconds: _Observed
     peek_seconds: _Observed
     sandbox_start_seconds: _Observed
     dial_seconds: dict[Name, _Observed]
-    waiting: Told
+    waiting: PendingCounts
     flags: tuple[Count, Real]
     limits: list[tuple[Name, Name, Real]]
     in_force: dict[Name, Mode]
@@ -89,7 +89,7 @@ _AS_THEY_ARE: Final = (  # in a report
 _BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
 
 
-class Used:
+class HighestLimitUse:
     """How much of rules' limits is used up, of many sandboxes: of each limit the most that one has used."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ def total() -> Metrics:
     """Return metrics to add others to."""
     metrics = Metrics()
     metrics.rules_valid = True
-    metrics.limits = Used()
+    metrics.limits = HighestLimitUse()
     return metrics
 
 
@@ -137,7 +137,7 @@ def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
 
 
 def _add_state(to: Metrics, metrics: Metrics) -> None:
-    assert isinstance(to.limits, Used)
+    assert isinstance(to.limits, HighestLimitUse)
     if metrics.limits is not None:
         to.limits.note(metrics.limits.used())
     to.known_rules |= metrics.known_rules
@@ -209,9 +209,9 @@ def from_json(said: object, role: str) -> Metrics:
     for result, each in report.dial_seconds.items():
         metrics.dial_seconds[result] = Metrics.dial_histogram()
         _read_histogram(metrics.dial_seconds[result], each)
-    metrics.waiting = Waiting.of(report.waiting)
+    metrics.waiting = ApprovalWaits.of(report.waiting)
     metrics.rule_decisions = dict(islice(metrics.rule_decisions.items(), _MOST_SERIES))
-    assert isinstance(metrics.limits, Used)
+    assert isinstance(metrics.limits, HighestLimitUse)
     metrics.limits.note({(rule, field): share for rule, field, share in report.limits[:_MOST_SERIES]})
     metrics.known_rules = frozenset(rule for rule, _ in (*metrics.rule_decisions, *metrics.limits.used()))
     metrics.in_force = dict(islice(report.in_force.items(), MOST_POLICIES))
@@ -239,7 +239,7 @@ def pieces(metrics: "Metrics") -> "Iterator[dict[str, object]]":
         yield {"metrics": text[number * _PIECE : (number + 1) * _PIECE], "left": count - 1 - number}
 
 
-class Reported:
+class ReportedMetrics:
     """The counts that another process has reported last. The process isn't trusted: types and sizes are checked."""
 
     def __init__(self, role: str = "", *, steady: bool = False) -> None:
@@ -273,7 +273,7 @@ class Reported:
         """Return the counts in Prometheus' text format."""
         return (self.counts or self._none).render()
 
-    def failed(self, where: Where) -> None:
+    def failed(self, where: Component) -> None:
         """Count something unexpected."""
         (self.counts or self._none).failed(where)
 

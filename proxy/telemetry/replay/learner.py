@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.masking import MASK, masked
-from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, Fate, Recorded, recorded
+from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, PastAttempt, RuleOutcome, rebuild_attempt
 from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
 from rules.learning.drafts import (
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _RUN: Final = re.compile(r"[A-Za-z0-9_-]{24,}+")
 _PUSHED: Final = "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"
 UNTOLD_ADDRESS: Final = "which address the name had; one that isn't public has to stand under `resolves_to`"
-_ACTIONS: Final = {Fate.FLAGGED: Verdict.FLAG, Fate.ASKED: Verdict.ASK}
+_ACTIONS: Final = {RuleOutcome.FLAGGED: Verdict.FLAG, RuleOutcome.ASKED: Verdict.ASK}
 _HEX: Final = re.compile(r"[0-9a-fA-F-]++")
 
 
@@ -64,7 +64,7 @@ class Learner:
             return
         if event.mode is Mode.AUDIT and event.reason is Reason.NON_PUBLIC_ADDRESS and event.outcome is Outcome.BLOCKED:
             self._refused(event)
-        attempt = recorded(event, None)
+        attempt = rebuild_attempt(event, None)
         if attempt is None or event.outcome not in {Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED}:
             return
         if event.verdict is Verdict.ASK:
@@ -87,7 +87,7 @@ class Learner:
         else:
             self._problems["lookups of a type that no rule lets out"] += 1
 
-    def suggest(self, attempt: Recorded) -> None:
+    def suggest(self, attempt: PastAttempt) -> None:
         """Take what was blocked as if it had been let out.
 
         Of a lookup, and of a connection whose requests weren't seen, reading whatever is there.
@@ -103,7 +103,7 @@ class Learner:
         elif attempt.attempt is not None:
             self._passed(attempt)
 
-    def _reading(self, place: Destination, attempt: Recorded) -> None:
+    def _reading(self, place: Destination, attempt: PastAttempt) -> None:
         there = self._seen.setdefault(place, Observations())
         if attempt.address is not None:
             there.addresses.add(attempt.address)
@@ -141,56 +141,56 @@ class Learner:
             if target is not None:
                 self.not_public[target] += 1
 
-    def _passed(self, recorded: Recorded) -> None:
-        attempt, event = recorded.attempt, recorded.event
+    def _passed(self, past: PastAttempt) -> None:
+        attempt, event = past.attempt, past.event
         assert attempt is not None
         if never_leaves(Ports(attempt.port, attempt.port, attempt.protocol)) is not None:
             self._problems[f"{attempt.port}/{attempt.protocol}, which no rule lets out"] += 1
             return
         there = self._seen.setdefault(Destination(attempt.target, attempt.port, attempt.protocol), Observations())
-        if recorded.address is not None:
-            there.addresses.add(recorded.address)
-        action = _ACTIONS.get(recorded.fate, Verdict.ALLOW)
-        rules = () if recorded.fate is Fate.AUDITED else event.rules
-        untold = [each for each in recorded.unrecorded if each != UNTOLD_REFS]
-        if attempt.request is not None and _lacks_address(recorded):
+        if past.address is not None:
+            there.addresses.add(past.address)
+        action = _ACTIONS.get(past.fate, Verdict.ALLOW)
+        rules = () if past.fate is RuleOutcome.AUDITED else event.rules
+        untold = [each for each in past.unrecorded if each != UNTOLD_REFS]
+        if attempt.request is not None and _lacks_address(past):
             untold.append(UNTOLD_ADDRESS)
-        found = list(self._evidence(recorded, there, action))
+        found = list(self._evidence(past, there, action))
         for evidence in found:
             evidence.add(event.time, event.task.name or event.task.id, action, rules)
             evidence.unrecorded.update(dict.fromkeys(untold))
         self.attempts += bool(found)
         self.incomplete += bool(found and untold)
 
-    def _evidence(self, recorded: Recorded, there: Observations, action: Verdict) -> "Iterator[Evidence]":
+    def _evidence(self, past: PastAttempt, there: Observations, action: Verdict) -> "Iterator[Evidence]":
         """Find what an attempt is evidence for: several refs of a push, each by itself."""
-        attempt, event = recorded.attempt, recorded.event
+        attempt, event = past.attempt, past.event
         assert attempt is not None
         request = attempt.request
         if request is None:
-            if attempt.protocol in UNSEEN or recorded.address is not None:
+            if attempt.protocol in UNSEEN or past.address is not None:
                 yield there.unread  # only what passes unread has its dialled address told beside the name
             elif event.kind is Kind.CONNECTION_DECIDED:
                 yield there.connections
             return
-        if request.git is None and UNTOLD_REFS not in recorded.unrecorded:
+        if request.git is None and UNTOLD_REFS not in past.unrecorded:
             kind = RequestKind.of(request.method, body=request.body, websocket=request.websocket, action=action)
             yield there.requests.setdefault((kind, request.path.partition("?")[0]), Evidence())
             return
-        for git in recorded.pushed:
+        for git in past.pushed:
             if git.service is GitService.FETCH or git.ref is not None:
                 yield there.git.setdefault(GitObservation(git.repo, git.ref, git.change, action), Evidence())
-            elif UNTOLD_REFS not in recorded.unrecorded:
+            elif UNTOLD_REFS not in past.unrecorded:
                 self._begun[Destination(attempt.target, attempt.port, attempt.protocol), git.repo] += 1
-        if UNTOLD_REFS in recorded.unrecorded:
+        if UNTOLD_REFS in past.unrecorded:
             self._problems[_PUSHED] += 1
 
 
-def _lacks_address(recorded: Recorded) -> bool:
+def _lacks_address(past: PastAttempt) -> bool:
     """Whether a name was dialled here, and the event doesn't tell at which address."""
-    attempt, destination = recorded.attempt, recorded.event.destination
+    attempt, destination = past.attempt, past.event.destination
     assert attempt is not None
-    if not isinstance(attempt.target, HostName) or attempt.target == HOST or recorded.address is not None:
+    if not isinstance(attempt.target, HostName) or attempt.target == HOST or past.address is not None:
         return False
     return destination is None or destination.via is None
 

@@ -53,7 +53,7 @@ UNTOLD_KIND: Final = "whether a request had a body or was a WebSocket, which thi
 UNTOLD_REFS: Final = "the refs of a push, which the journal doesn't tell"
 
 
-class Fate(StrEnum):
+class RuleOutcome(StrEnum):
     """What became of an attempt under the rules, whatever the network made of it later."""
 
     BLOCKED = "blocked"
@@ -65,14 +65,14 @@ class Fate(StrEnum):
     @property
     def passes(self) -> bool:
         """Whether it was let out."""
-        return self not in {Fate.BLOCKED, Fate.ASKED}
+        return self not in {RuleOutcome.BLOCKED, RuleOutcome.ASKED}
 
 
-class Recorded(NamedTuple):
+class PastAttempt(NamedTuple):
     """One attempt as the journal tells it. Exactly one of `attempt`, `lookup` and `problem` is there."""
 
     event: "Event"
-    fate: Fate
+    fate: RuleOutcome
     attempt: Attempt | None = None
     lookup: HostName | None = None
     address: "Address | None" = None  # that was dialled for a name
@@ -82,79 +82,79 @@ class Recorded(NamedTuple):
     fixed: bool = False  # that is because no rule is asked about it
 
 
-def recorded(event: "Event", at: "date | None") -> Recorded | None:
+def rebuild_attempt(event: "Event", at: "date | None") -> PastAttempt | None:
     """Make an event's attempt again, as if on the day `at`; None: the event is about no attempt."""
     if event.kind not in DECISIONS:
         return None
-    fate = fate_of(event.outcome, event.verdict, event.reason)
+    fate = outcome_under_rules(event.outcome, event.verdict, event.reason)
     reason = event.reason
     let_out = fate.passes or event.outcome is Outcome.FAILED
     if not let_out and reason in BEFORE_RULES:
-        return Recorded(event, fate, problem=f"decided before any rule is asked ({reason})", fixed=True)
+        return PastAttempt(event, fate, problem=f"decided before any rule is asked ({reason})", fixed=True)
     kept = event.http is not None and event.http.body is not None and reason in _BY_WHAT_IS_RECORDED
     if not let_out and not kept and reason not in _BY_RULES:
-        return Recorded(event, fate, problem=f"blocked for what the journal doesn't tell ({reason})")
+        return PastAttempt(event, fate, problem=f"blocked for what the journal doesn't tell ({reason})")
     return _lookup(event, fate) if event.kind is Kind.DNS_DECIDED else _attempt(event, fate, at)
 
 
-def fate_of(outcome: Outcome | None, verdict: Verdict | None, reason: Reason | None) -> Fate:
+def outcome_under_rules(outcome: Outcome | None, verdict: Verdict | None, reason: Reason | None) -> RuleOutcome:
     """Say what rules made of an attempt; whatever is unknown counts as blocked."""
     if outcome is Outcome.WOULD_BLOCK:
-        return Fate.AUDITED
+        return RuleOutcome.AUDITED
     if verdict is Verdict.ASK or reason in _ASKED:
-        return Fate.ASKED
+        return RuleOutcome.ASKED
     if outcome in {Outcome.PASSED, Outcome.FAILED}:
-        return Fate.FLAGGED if verdict is Verdict.FLAG else Fate.ALLOWED
-    return Fate.BLOCKED
+        return RuleOutcome.FLAGGED if verdict is Verdict.FLAG else RuleOutcome.ALLOWED
+    return RuleOutcome.BLOCKED
 
 
-def _lookup(event: "Event", fate: Fate) -> Recorded:
+def _lookup(event: "Event", fate: RuleOutcome) -> PastAttempt:
     try:
         if event.dns is None:
-            return Recorded(event, fate, problem="its question is missing")
+            return PastAttempt(event, fate, problem="its question is missing")
         if event.dns.question.lower().rstrip(".").endswith(_REVERSE):
-            return Recorded(event, fate, problem="a lookup of an address's name", fixed=True)
-        return Recorded(event, fate, lookup=HostName.parse(event.dns.question))
+            return PastAttempt(event, fate, problem="a lookup of an address's name", fixed=True)
+        return PastAttempt(event, fate, lookup=HostName.parse(event.dns.question))
     except InvalidNameError:
-        return Recorded(event, fate, problem="its name can't be read")
+        return PastAttempt(event, fate, problem="its name can't be read")
 
 
-def _attempt(event: "Event", fate: Fate, at: "date | None") -> Recorded:  # noqa: PLR0911  a list of what may be missing
+def _attempt(event: "Event", fate: RuleOutcome, at: "date | None") -> PastAttempt:  # noqa: PLR0911  a list of what may be missing
     destination, task = event.destination, event.task
     if destination is None or destination.port is None or event.protocol is None:
-        return Recorded(event, fate, problem="its destination or protocol is missing")
+        return PastAttempt(event, fate, problem="its destination or protocol is missing")
     address = None if destination.address is None else parse_address(destination.address)
     target: HostName | Address | None = address
     if destination.name is not None:
         try:
             target = HostName.parse(destination.name)
         except InvalidNameError:
-            return Recorded(event, fate, problem="its name can't be read")
+            return PastAttempt(event, fate, problem="its name can't be read")
         if event.reason in _FOR_ITS_ADDRESS and address is None and not fate.passes:
-            return Recorded(
+            return PastAttempt(
                 event, fate, problem=f"refused for an address that the journal doesn't tell ({event.reason})"
             )
     if target is None:
-        return Recorded(event, fate, problem="its destination can't be read")
+        return PastAttempt(event, fate, problem="its destination can't be read")
     request: Request | None = None
     pushed: tuple[GitRequest, ...] = ()
     untold: tuple[str, ...] = ()
     if event.kind is Kind.REQUEST_DECIDED:
         http = event.http
         if http is None or not http.method or not http.path:
-            return Recorded(event, fate, problem="its method or path is missing")
+            return PastAttempt(event, fate, problem="its method or path is missing")
         if problem := _not_kept(http):
-            return Recorded(event, fate, problem=problem)
+            return PastAttempt(event, fate, problem=problem)
         try:
             pushed = () if event.git is None else _git(event.git)
         except ValueError:
-            return Recorded(event, fate, problem="what git asked for can't be read")
+            return PastAttempt(event, fate, problem="what git asked for can't be read")
         request = _request(http, pushed[0] if pushed else None)
         untold = _untold(http, event.git)
     # Of UDP that was refused the address is the one that stands for the name in the sandbox
     dialled = address if isinstance(target, HostName) and (event.protocol is not Protocol.UDP or fate.passes) else None
     attempt = Attempt(event.protocol, target, destination.port, request, task.name, task.labels, at)
-    return Recorded(event, fate, attempt=attempt, address=dialled, pushed=pushed, unrecorded=untold)
+    return PastAttempt(event, fate, attempt=attempt, address=dialled, pushed=pushed, unrecorded=untold)
 
 
 def _request(http: "Http", git: GitRequest | None) -> Request:

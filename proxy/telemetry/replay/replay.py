@@ -11,7 +11,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, Fate, Recorded, fate_of, recorded
+from proxy.telemetry.replay.past_attempts import (
+    ANSWERED,
+    UNTOLD_REFS,
+    PastAttempt,
+    RuleOutcome,
+    outcome_under_rules,
+    rebuild_attempt,
+)
 from rules.attempt import Caller, Protocol, alpn_is_readable
 from rules.matching.layers import rank_decision
 from rules.matching.reference import covers_target
@@ -43,10 +50,10 @@ class Effect(StrEnum):
     OTHERWISE = "otherwise"  # let out or held back as before, and yet not alike: flagged, asked, audited
 
 
-class Said(NamedTuple):
+class ReplayedDecision(NamedTuple):
     """What rules say to an attempt."""
 
-    fate: Fate
+    fate: RuleOutcome
     reason: Reason | None
     rules: tuple[str, ...] = ()
 
@@ -57,8 +64,8 @@ class Group(NamedTuple):
     effect: Effect
     place: str  # may hold text that a sandbox made up
     task: str
-    was: Said
-    now: Said
+    was: ReplayedDecision
+    now: ReplayedDecision
 
 
 @dataclass(slots=True)
@@ -103,18 +110,18 @@ class Replay:
             self.skipped["a program, of which the journal doesn't tell all that `commands` look at"] += 1
         elif event.kind is Kind.TASK_STARTED and self.policy.commands:
             self.skipped["what programs a task started, which the journal doesn't tell where no `commands` are"] += 1
-        attempt = recorded(event, self._at)
+        attempt = rebuild_attempt(event, self._at)
         if attempt is None:
             return
         self.attempts += 1
         if attempt.problem:
             (self.fixed if attempt.fixed else self.skipped)[attempt.problem] += 1
             return
-        was = Said(attempt.fate, event.reason, event.rules)
+        was = ReplayedDecision(attempt.fate, event.reason, event.rules)
         now, unknown = self._decided(attempt)
         self.uncertain.update(unknown)
         self.unsure += bool(unknown)
-        if was.fate is Fate.AUDITED and now.fate in {Fate.ALLOWED, Fate.FLAGGED}:
+        if was.fate is RuleOutcome.AUDITED and now.fate in {RuleOutcome.ALLOWED, RuleOutcome.FLAGGED}:
             self.settled += 1
         elif was.fate is now.fate:
             self.unchanged += 1
@@ -124,15 +131,17 @@ class Replay:
             group = Group(effect, place_of(attempt), event.task.name or event.task.id, was, now)
             self.groups.setdefault(group, Tally()).add(event.kind, example_of(attempt))
 
-    def _decided(self, recorded: Recorded) -> "tuple[Said, set[str]]":
+    def _decided(self, past: PastAttempt) -> "tuple[ReplayedDecision, set[str]]":
         """Decide again; beside it: what may make the gate decide otherwise, and the journal doesn't tell."""
-        attempt, event = recorded.attempt, recorded.event
+        attempt, event = past.attempt, past.event
         if attempt is None:
-            assert recorded.lookup is not None
-            return self._looked_up(recorded.lookup, event), set()
-        attempt, decision = self._strictest(recorded, attempt)
-        said = Said(fate_of(decision.outcome, decision.verdict, decision.reason), decision.reason, decision.rules)
-        unknown = self._unknown_of(recorded, attempt, decision)
+            assert past.lookup is not None
+            return self._looked_up(past.lookup, event), set()
+        attempt, decision = self._strictest(past, attempt)
+        said = ReplayedDecision(
+            outcome_under_rules(decision.outcome, decision.verdict, decision.reason), decision.reason, decision.rules
+        )
+        unknown = self._unknown_of(past, attempt, decision)
         if not said.fate.passes:
             return said, unknown
         objection = None
@@ -144,34 +153,36 @@ class Replay:
                 objection = Reason.ECH
             elif decision.inspect and not alpn_is_readable(event.tls.alpn):
                 objection = Reason.PROTOCOL_MISMATCH
-            elif decision.inspect and recorded.address is not None:
+            elif decision.inspect and past.address is not None:
                 unknown.add("an inspected connection's requests, which passed unread when this was recorded")
-        if objection is None and recorded.address is not None and not proxied:
-            objection = self.policy.check_address(attempt, recorded.address)
-        if recorded.address is None and not proxied and _is_dialled(attempt, decision):
+        if objection is None and past.address is not None and not proxied:
+            objection = self.policy.check_address(attempt, past.address)
+        if past.address is None and not proxied and _is_dialled(attempt, decision):
             unknown.add(_UNTOLD_ADDRESS)
-        return (said if objection is None else Said(Fate.BLOCKED, objection)), unknown
+        return (said if objection is None else ReplayedDecision(RuleOutcome.BLOCKED, objection)), unknown
 
-    def _strictest(self, recorded: Recorded, attempt: "Attempt") -> "tuple[Attempt, Decision]":
+    def _strictest(self, past: PastAttempt, attempt: "Attempt") -> "tuple[Attempt, Decision]":
         """Decide an attempt: of a push each of its refs, and the strictest counts."""
         request = attempt.request
         attempts = [attempt]
-        if request is not None and len(recorded.pushed) > 1:
-            attempts = [attempt._replace(request=request._replace(git=git)) for git in recorded.pushed]
+        if request is not None and len(past.pushed) > 1:
+            attempts = [attempt._replace(request=request._replace(git=git)) for git in past.pushed]
         decided = [(each, self.policy.decide(each)) for each in attempts]
         return min(decided, key=lambda each: rank_decision(each[1]))
 
-    def _looked_up(self, name: HostName, event: "Event") -> Said:
+    def _looked_up(self, name: HostName, event: "Event") -> ReplayedDecision:
         policy, caller = self.policy, Caller(event.task.name, event.task.labels, self._at)
         decision = policy.decide_name(name, caller)
         kind = "" if event.dns is None else event.dns.type
         known = decision.passes and kind not in ANSWERED
         if known and kind not in policy.dns_types(name, caller):
-            return Said(Fate.BLOCKED, Reason.DNS_TYPE, decision.rules)
+            return ReplayedDecision(RuleOutcome.BLOCKED, Reason.DNS_TYPE, decision.rules)
         reason = Reason.DNS_DENIED if decision.outcome is Outcome.BLOCKED and not decision.rules else decision.reason
-        return Said(fate_of(decision.outcome, decision.verdict, decision.reason), reason, decision.rules)
+        return ReplayedDecision(
+            outcome_under_rules(decision.outcome, decision.verdict, decision.reason), reason, decision.rules
+        )
 
-    def _unknown_of(self, recorded: Recorded, attempt: "Attempt", decision: "Decision") -> set[str]:
+    def _unknown_of(self, past: PastAttempt, attempt: "Attempt", decision: "Decision") -> set[str]:
         """Say what the rules about this target look at that no event tells."""
         unknown = set[str]()
         about = self._rules_about(attempt)
@@ -185,9 +196,9 @@ class Replay:
         if decision.passes and decision.inspect and decision.scan.blocks:
             unknown.add("what requests carry, which `scan: block` looks at")
         if any(rule.looks_at_requests for rule in about):
-            unknown.update(why for why in recorded.unrecorded if why != UNTOLD_REFS)
+            unknown.update(why for why in past.unrecorded if why != UNTOLD_REFS)
         for rule in about:
-            unknown.update(_unkept(rule, recorded, request))
+            unknown.update(_unkept(rule, past, request))
         return unknown
 
     def _rules_about(self, attempt: "Attempt") -> "tuple[Rule, ...]":
@@ -205,9 +216,9 @@ def _is_dialled(attempt: "Attempt", decision: "Decision") -> bool:
     return isinstance(attempt.target, HostName) and (attempt.request is not None or not decision.inspect)
 
 
-def _unkept(rule: "Rule", recorded: Recorded, request: "Request") -> "Iterator[str]":
+def _unkept(rule: "Rule", past: PastAttempt, request: "Request") -> "Iterator[str]":
     """Name what a rule asks of a request and its event doesn't tell."""
-    old = recorded.event.http is None or recorded.event.http.body is None
+    old = past.event.http is None or past.event.http.body is None
     https = [http for http in (rule.http, *(each.http for each in rule.excepts)) if http is not None]
     asked = {
         "query": ("?" in request.path or old) and any(http.query for http in https),
@@ -219,15 +230,15 @@ def _unkept(rule: "Rule", recorded: Recorded, request: "Request") -> "Iterator[s
         "git": rule.looks_at_git and request.git is None,
     }
     yield from (f"`{name}` of requests, which the journal doesn't keep" for name, missing in asked.items() if missing)
-    if rule.looks_at_git and UNTOLD_REFS in recorded.unrecorded and request.git is not None:
+    if rule.looks_at_git and UNTOLD_REFS in past.unrecorded and request.git is not None:
         yield UNTOLD_REFS
 
 
-def place_of(recorded: Recorded) -> str:
+def place_of(past: PastAttempt) -> str:
     """Write where an attempt went: `https://host`, `tcp host:22`, `host` for a lookup."""
-    attempt = recorded.attempt
+    attempt = past.attempt
     if attempt is None:
-        return f"the lookup of {recorded.lookup}"
+        return f"the lookup of {past.lookup}"
     target = str(attempt.target)
     host = f"[{target}]" if ":" in target else target
     scheme, usual = {Protocol.TLS: ("https://", 443), Protocol.HTTP: ("http://", 80)}.get(
@@ -236,7 +247,7 @@ def place_of(recorded: Recorded) -> str:
     return f"{scheme}{host}" + ("" if attempt.port == usual else f":{attempt.port}")
 
 
-def example_of(recorded: Recorded) -> str:
+def example_of(past: PastAttempt) -> str:
     """Write what a request wanted; nothing for a connection."""
-    request = recorded.attempt.request if recorded.attempt is not None else None
+    request = past.attempt.request if past.attempt is not None else None
     return "" if request is None else f"{request.method} {request.path}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal.query import Entry, Sought, read_events
+from proxy.telemetry.journal.query import Entry, LineFilter, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,19 +25,19 @@ _MOST: Final = 100_000  # effects
 
 
 @dataclass(slots=True)
-class Caused:
+class EventEffects:
     """An event and what came of it."""
 
     entry: Entry
-    effects: "list[Caused]" = field(default_factory=list)
+    effects: "list[EventEffects]" = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Chain:
+class CausalChain:
     """What led to an event, the first cause first; it with its effects; and the start of the task it is of."""
 
     causes: list[Entry]
-    event: Caused
+    event: EventEffects
     task: Entry | None
     missing: str | None = None  # the id of a cause that is not in the journal
 
@@ -58,7 +58,7 @@ def named(directory: "Path", part: str) -> list[str]:
         return [part]
     if not is_named(part):
         return []
-    found = read_events(directory, Sought(((part.encode(),),), bookkeeping=True))
+    found = read_events(directory, LineFilter(((part.encode(),),), bookkeeping=True))
     return list(dict.fromkeys(each.event.id for each in found if _is_part(part, each.event.id)))
 
 
@@ -71,11 +71,11 @@ def find(directory: "Path", name: str) -> Entry | None:
     made = instant_of(name)
     if made is None:
         return None
-    sought = Sought(((f'"id":"{name}"'.encode(),),), max(0, made - _AROUND), made + _AROUND, bookkeeping=True)
+    sought = LineFilter(((f'"id":"{name}"'.encode(),),), max(0, made - _AROUND), made + _AROUND, bookkeeping=True)
     return next((entry for entry in read_events(directory, sought) if entry.event.id == name), None)
 
 
-def chain(directory: "Path", name: str) -> Chain | None:
+def chain(directory: "Path", name: str) -> CausalChain | None:
     """Return what led to the event with this id, and what came of it. Raises OSError."""
     entry = find(directory, name)
     if entry is None:
@@ -89,17 +89,17 @@ def chain(directory: "Path", name: str) -> Chain | None:
             break
         causes.insert(0, found)
         above = found
-    return Chain(causes, _effects(directory, entry), _start(directory, entry), missing)
+    return CausalChain(causes, _effects(directory, entry), _start(directory, entry), missing)
 
 
-def _effects(directory: "Path", entry: Entry) -> Caused:
+def _effects(directory: "Path", entry: Entry) -> EventEffects:
     """Return an event with all that came of it."""
-    top = Caused(entry)
+    top = EventEffects(entry)
     known = {entry.event.id: top}
     for found in _of_task(directory, entry, b'"cause":"', entry.event.time):
         event = found.event
         if event.cause in known and event.id not in known:
-            known[event.id] = Caused(found)
+            known[event.id] = EventEffects(found)
             known[event.cause].effects.append(known[event.id])
         ended = event.kind is Kind.TASK_ENDED and event.task.id == entry.event.task.id
         if ended or len(known) > _MOST:
@@ -118,4 +118,4 @@ def _of_task(directory: "Path", entry: Entry, text: bytes, since: int) -> "Itera
     groups: tuple[tuple[bytes, ...], ...] = ((text,),)
     if entry.event.task.id:
         groups = ((f'"id":{quoted(entry.event.task.id)}'.encode(),), *groups)
-    return read_events(directory, Sought(groups, since))
+    return read_events(directory, LineFilter(groups, since))

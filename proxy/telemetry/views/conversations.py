@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.encoding import quoted
 from proxy.telemetry.events import APPROVALS, DECISIONS, Agent, Kind
-from proxy.telemetry.journal.query import Entry, Sought, fair_share, read_events
+from proxy.telemetry.journal.query import Entry, LineFilter, fair_share, read_events
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _DID: Final = DECISIONS | APPROVALS | {
 
 
 @dataclass(slots=True)
-class Joined:
+class AgentContext:
     """What stands beside an event: what the agent says around it, what was done, and what its process did besides."""
 
     said: list[Entry] = field(default_factory=list)
@@ -44,9 +44,9 @@ class Joined:
     people: list[Entry] = field(default_factory=list)  # what they were asked about it, and said
 
 
-def joined(
+def find_agent_context(
     directory: "Path", entry: Entry, near: "Iterable[Event]" = (), shown: "Collection[str]" = frozenset()
-) -> Joined:
+) -> AgentContext:
     """Find it. What an event itself doesn't say is taken from those `near`, its causes and effects. Raises OSError.
 
     `shown` are the ids of what is shown of it anyway: none of that is returned.
@@ -56,11 +56,11 @@ def joined(
     process = next((each.process for each in (event, *near) if each.process is not None), None)
     asked = next((each.approval for each in (event, *near) if each.approval is not None and each.approval.id), None)
     if not event.task.id:
-        return Joined()
+        return AgentContext()
     if event.kind is Kind.AGENT_SAID:
         talk = [each for each in _said(directory, event) if _conversation(each.event) == _conversation(event)]
-        around = [each for each in _turn(talk, moment(event)) if each.event.id != event.id]
-        return Joined(around, _done(directory, event, talk))
+        around = [each for each in _turn(talk, time_of_claim(event)) if each.event.id != event.id]
+        return AgentContext(around, _done(directory, event, talk))
     seen = {each.id for each in (event, *near)}.union(shown)
     people = [
         each
@@ -69,10 +69,10 @@ def joined(
     ]
     seen.update(each.event.id for each in people)
     did = [each for each in _of_process(directory, event, process) if each.event.id not in seen]
-    return Joined(_about(directory, event._replace(process=process)), [], did, people)
+    return AgentContext(_about(directory, event._replace(process=process)), [], did, people)
 
 
-def moment(event: "Event") -> int:
+def time_of_claim(event: "Event") -> int:
     """Return when what an agent says was, in ns since 1970: by its own clock, where that can be."""
     at = (event.agent or _NOBODY).at
     return at if 0 < event.time - at < _LATE else event.time
@@ -84,7 +84,7 @@ def _about(directory: "Path", event: "Event") -> list[Entry]:
     for each in _said(directory, event):
         talks.setdefault(_conversation(each.event), []).append(each)
     turns = [turn for talk in talks.values() if (turn := _turn(talk, event.time))]
-    turns.sort(key=lambda turn: (_names(turn, event), moment(turn[-1].event)), reverse=True)
+    turns.sort(key=lambda turn: (_names(turn, event), time_of_claim(turn[-1].event)), reverse=True)
     turns = _told_apart(
         turns, lambda turn: [_related(each.event, event) for each in talks[_conversation(turn[0].event)]]
     )
@@ -93,16 +93,16 @@ def _about(directory: "Path", event: "Event") -> list[Entry]:
 
 def _turn(talk: list[Entry], at: int) -> list[Entry]:
     """Return the prompt and the tool call of one conversation that `at` (ns since 1970) falls in."""
-    talk = sorted(talk, key=lambda each: moment(each.event))
-    before = [each for each in talk if moment(each.event) <= at + _SLACK]
+    talk = sorted(talk, key=lambda each: time_of_claim(each.event))
+    before = [each for each in talk if time_of_claim(each.event) <= at + _SLACK]
     prompt = next((each for each in reversed(before) if _is_prompt(each)), None)
     tool = next((each for each in reversed(before) if _is_tool(each)), None)
-    if tool is not None and prompt is not None and moment(tool.event) < moment(prompt.event):
+    if tool is not None and prompt is not None and time_of_claim(tool.event) < time_of_claim(prompt.event):
         tool = None  # of an earlier prompt
     found = [each for each in (prompt, tool) if each is not None]
     if tool is not None and (call := _agent(tool).call):
         found += [each for each in talk if each is not tool and _agent(each).call == call]
-    return sorted(found, key=lambda each: moment(each.event))
+    return sorted(found, key=lambda each: time_of_claim(each.event))
 
 
 def _done(directory: "Path", event: "Event", talk: list[Entry]) -> list[Entry]:
@@ -130,17 +130,17 @@ def _related(said: "Event", done: "Event") -> bool | None:
 
 def _span(event: "Event", talk: list[Entry]) -> tuple[int, int]:
     """Return from when to when something went on that an agent speaks of, in ns since 1970."""
-    at, agent = moment(event), event.agent or _NOBODY
+    at, agent = time_of_claim(event), event.agent or _NOBODY
     took = _duration(agent)
     if agent.call:
-        times = [moment(each.event) for each in talk if _agent(each).call == agent.call]
+        times = [time_of_claim(each.event) for each in talk if _agent(each).call == agent.call]
         first, last = min(times, default=at), max(times, default=at)
         if first < last or took:
             return min(first, at - took), max(last, at)
     if took:
         return (at, at + took) if agent.source == "span" else (at - took, at)
     wanted = _is_prompt if "prompt" in agent.name else _is_tool_or_prompt
-    later = [moment(each.event) for each in talk if moment(each.event) > at and wanted(each)]
+    later = [time_of_claim(each.event) for each in talk if time_of_claim(each.event) > at and wanted(each)]
     return at, min(later, default=at + (_AFTER if wanted is _is_prompt else _ONE_CALL))
 
 
@@ -170,12 +170,12 @@ def _looked_at(directory: "Path", event: "Event") -> list[Entry]:
     if event.verdict is not Verdict.FLAG:
         return []
     groups = ((f'"kind":"{Kind.FLAG_SEEN}"'.encode(),), (f'"cause":"{event.id}"'.encode(),))
-    found = read_events(directory, Sought(groups, event.time))
+    found = read_events(directory, LineFilter(groups, event.time))
     return [each for _, each in zip(range(MOST), found, strict=False) if each.event.cause == event.id]
 
 
 def _said(directory: "Path", event: "Event") -> "Iterator[Entry]":
-    at = moment(event)
+    at = time_of_claim(event)
     kind = f'"kind":"{Kind.AGENT_SAID}"'.encode()
     for each in _events(directory, event, ((kind,),), at - _BEFORE, at + _AFTER):
         if each.event.kind is Kind.AGENT_SAID:
@@ -187,7 +187,7 @@ def _events(
 ) -> "Iterator[Entry]":
     """Yield the events of the same task in a span."""
     groups = (*groups, (f'"id":{quoted(event.task.id)}'.encode(),))
-    for each in read_events(directory, Sought(groups, max(0, since), until)):
+    for each in read_events(directory, LineFilter(groups, max(0, since), until)):
         if each.event.task.id == event.task.id:
             yield each
 

@@ -53,7 +53,7 @@ class Run:
 
 
 @dataclass(slots=True)
-class Place:
+class DestinationStats:
     """One destination, and what became of the attempts to reach it."""
 
     span: Span
@@ -72,7 +72,7 @@ class Refusal:
     count: int = 0
 
 
-class Moments:
+class AttemptTimes:
     """How many attempts there were when, by what became of them; told apart less finely the longer it all took."""
 
     __slots__ = ("counts", "width")
@@ -92,23 +92,23 @@ class Moments:
 
 
 @dataclass(slots=True)
-class Gathered:
+class ReportData:
     """All of it. `left_out` counts what was beyond `MOST`, by what it is."""
 
     span: Span | None = None
     runs: dict[str, Run] = field(default_factory=dict)
-    places: dict[tuple[str, int | None, str], Place] = field(default_factory=dict)  # name, port, protocol
+    places: dict[tuple[str, int | None, str], DestinationStats] = field(default_factory=dict)  # name, port, protocol
     refusals: dict[tuple[object, ...], Refusal] = field(default_factory=dict)
     warnings: list["Event"] = field(default_factory=list)
     policies: dict[str, "Event"] = field(default_factory=dict)  # the first event under each, by revision
-    moments: Moments = field(default_factory=Moments)  # of each attempt
+    moments: AttemptTimes = field(default_factory=AttemptTimes)  # of each attempt
     left_out: Counter[str] = field(default_factory=Counter)
     events: int = 0
 
 
-def gather(events: "Iterable[Event]") -> Gathered:
+def gather(events: "Iterable[Event]") -> ReportData:
     """Read events in the order in which they happened."""
-    all_ = Gathered()
+    all_ = ReportData()
     for event in events:
         if max(len(all_.places), len(all_.refusals), len(all_.warnings)) >= 2 * MOST:
             _make_room(all_)
@@ -148,7 +148,7 @@ def target(event: "Event") -> tuple[str, int | None, str]:
     return name, where.port if where is not None else None, event.protocol.value if event.protocol else ""
 
 
-def _run(all_: Gathered, event: "Event") -> None:
+def _run(all_: ReportData, event: "Event") -> None:
     task = event.task.id
     if not task:
         return
@@ -175,20 +175,20 @@ def _ending(event: "Event") -> str:
     return "ended" if event.outcome is Outcome.PASSED else "failed"
 
 
-def _place(all_: Gathered, event: "Event") -> Place:
-    place = all_.places.setdefault(target(event), Place(Span(event.time, event.time)))
+def _place(all_: ReportData, event: "Event") -> DestinationStats:
+    place = all_.places.setdefault(target(event), DestinationStats(Span(event.time, event.time)))
     place.span.stretch(event.time)
     return place
 
 
-def _refusal(all_: Gathered, event: "Event") -> None:
+def _refusal(all_: ReportData, event: "Event") -> None:
     key = event.task.id, *target(event), event.outcome, event.reason, event.rules
     known = all_.refusals.setdefault(key, Refusal(event, Span(event.time, event.time)))
     known.event, known.count = event, known.count + 1
     known.span.stretch(event.time)
 
 
-def _policy(all_: Gathered, event: "Event") -> None:
+def _policy(all_: ReportData, event: "Event") -> None:
     known = all_.policies.get(event.revision)
     if known is None and len(all_.policies) >= MOST:
         all_.left_out["policies"] += 1
@@ -196,7 +196,7 @@ def _policy(all_: Gathered, event: "Event") -> None:
         all_.policies[event.revision] = event  # which says what it was read from
 
 
-def _make_room(all_: Gathered) -> None:
+def _make_room(all_: ReportData) -> None:
     """Leave out what is beyond `MOST`, and count it. What a flood is made of makes room for what it isn't."""
     places = sorted(all_.places.items(), key=_weight, reverse=True)
     all_.places = dict(places[:MOST])
@@ -210,7 +210,7 @@ def _make_room(all_: Gathered) -> None:
     all_.left_out = +all_.left_out
 
 
-def _weight(item: tuple[tuple[str, int | None, str], Place]) -> tuple[int, int, int, int]:
+def _weight(item: tuple[tuple[str, int | None, str], DestinationStats]) -> tuple[int, int, int, int]:
     """Put what let out most first; a lookup lets out nothing."""
     (_, _, protocol), place = item
     reached = place.attempts[Outcome.PASSED] + place.attempts[Outcome.WOULD_BLOCK] if protocol != "dns" else 0

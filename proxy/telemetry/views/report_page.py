@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.events import APPROVALS, Kind
 from proxy.telemetry.summary import OUTCOME_WORDS
 from proxy.telemetry.views.report_data import target
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.telemetry.events import Event
-    from proxy.telemetry.views.report_data import Gathered, Moments, Place, Span
+    from proxy.telemetry.views.report_data import AttemptTimes, DestinationStats, ReportData, Span
 
 _LONGEST: Final = 300  # characters of one text
 _OPEN_ROWS: Final = 25  # that are shown without a click
@@ -35,7 +35,7 @@ _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 
 _MOST_LABELS: Final = 6
 
 
-def page(all_: "Gathered", about: str, version: str) -> str:
+def page(all_: "ReportData", about: str, version: str) -> str:
     """Return the page. `about` says in words what it is a report of."""
     return _environment().get_template("report.html").render(
         all=all_,
@@ -74,7 +74,7 @@ def _shown(value: Any) -> Any:
     return visible(cut)
 
 
-def _cards(all_: "Gathered") -> "list[tuple[str, int, str]]":
+def _cards(all_: "ReportData") -> "list[tuple[str, int, str]]":
     """Return the numbers at the top: style, count and word."""
     totals: Counter[Outcome] = Counter()
     for (_, outcome), count in all_.moments.counts.items():
@@ -91,11 +91,11 @@ def _cards(all_: "Gathered") -> "list[tuple[str, int, str]]":
 
 def _details(event: "Event") -> str:
     if event.kind in APPROVALS or event.kind is Kind.ANOMALY_DETECTED:
-        return what(event)
+        return describe(event)
     return event.detail or (event.fault.detail if event.fault else "") or "; ".join(event.problems)
 
 
-def _weight(item: "tuple[object, Place]") -> tuple[int, int]:
+def _weight(item: "tuple[object, DestinationStats]") -> tuple[int, int]:
     """Put what let out most bytes first, then what was tried most."""
     return -item[1].up, -item[1].attempts.total()
 
@@ -131,7 +131,7 @@ class _Chart(NamedTuple):
     labels: list[tuple[str, str]]
 
 
-def _chart(moments: "Moments") -> _Chart | None:
+def _chart(moments: "AttemptTimes") -> _Chart | None:
     if not moments.counts:
         return None
     numbers = [number for number, _ in moments.counts]

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import Kind
 from proxy.telemetry.visible import fitted, padded, visible, width
@@ -92,7 +92,7 @@ class Table:
 
     def row(self, event: "Event") -> str:
         """Return one event as a line without its end."""
-        line = self._line([column.cell(event) for column in self._layout()], visible(what(event)))
+        line = self._line([column.cell(event) for column in self._layout()], visible(describe(event)))
         colour = _colour(event) if self.coloured else None
         return line if colour is None else f"\x1b[{colour}m{line}\x1b[0m"
 

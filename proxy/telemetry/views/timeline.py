@@ -5,7 +5,7 @@ Nothing of a task's own text is printed otherwise than spelled out (`visible`).
 
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Kind
 from proxy.telemetry.visible import unpadded, visible
@@ -60,7 +60,7 @@ def _sentence(event: "Event") -> str:
     became = ""
     if event.kind in DECISIONS or event.kind is Kind.SECRET_DETECTED:
         became = f": {_BECAME[event.outcome]}" if event.outcome is not None else ""
-    return f"{unpadded(visible(f'{who}{what(event)}'))}{became}"
+    return f"{unpadded(visible(f'{who}{describe(event)}'))}{became}"
 
 
 def _considered(event: "Event") -> "Iterator[str]":

@@ -54,7 +54,7 @@ class Rate:
 
 
 @dataclass(slots=True)
-class Running:
+class RunningTask:
     """One task."""
 
     id: str
@@ -70,11 +70,11 @@ class Running:
     rate: Rate = field(default_factory=Rate)
 
 
-class State:
+class TopState:
     """All of it. Feed it events in the order in which they happened."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, Running] = {}
+        self.tasks: dict[str, RunningTask] = {}
         self.refusals: deque[Event] = deque(maxlen=MOST_REFUSALS)
         self.attempts: Counter[Outcome] = Counter()
         self.warnings = 0
@@ -118,20 +118,20 @@ class State:
         elif event.kind in _OVER or (event.kind is Kind.APPROVAL_ANSWERED and approval.final):
             self.asked.pop(approval.id, None)
 
-    def shown(self, now: int) -> list[Running]:
+    def shown(self, now: int) -> list[RunningTask]:
         """Return the tasks that run, and those that have just ended, the busiest first; forget the others."""
         over = [each.id for each in self.tasks.values() if each.ended and each.ended + _KEPT_AFTER_END < now]
         for ident in over:
             del self.tasks[ident]
         return sorted(self.tasks.values(), key=lambda each: (each.ended is not None, -each.rate.at(now), -each.last))
 
-    def _task(self, event: "Event") -> Running:
+    def _task(self, event: "Event") -> RunningTask:
         task = event.task
         running = self.tasks.get(task.id)
         if running is None:
             if len(self.tasks) >= MOST_TASKS:
                 del self.tasks[min(self.tasks.values(), key=lambda each: each.last).id]
-            running = self.tasks[task.id] = Running(task.id, task.name, event.time, event.time)
+            running = self.tasks[task.id] = RunningTask(task.id, task.name, event.time, event.time)
         running.last = max(running.last, event.time)
         if event.mode is not None:
             running.audit = event.mode is Mode.AUDIT
@@ -157,7 +157,7 @@ class Screen:
     lines: int
     coloured: bool = False
 
-    def show(self, state: "State", now: int, since: str) -> list[str]:
+    def show(self, state: "TopState", now: int, since: str) -> list[str]:
         """Return the lines, at `now` (ns since 1970); `since` says from when on things are counted."""
         tasks = state.shown(now)
         shown = self._head(state, tasks, now, since)
@@ -172,7 +172,7 @@ class Screen:
         shown += [table.row(event) for event in list(reversed(state.refusals))[:left]] or [self._said("  none", _DIM)]
         return shown
 
-    def _head(self, state: "State", tasks: "list[Running]", now: int, since: str) -> list[str]:
+    def _head(self, state: "TopState", tasks: "list[RunningTask]", now: int, since: str) -> list[str]:
         clock = datetime.fromtimestamp(now // _NS, UTC)
         running = sum(each.ended is None for each in tasks)
         counted = state.attempts
@@ -196,7 +196,7 @@ class Screen:
             said.append(self._said(f"IN AUDIT MODE, NOT ENFORCED: {', '.join(audited)}", _YELLOW))
         return said
 
-    def _task(self, running: "Running", now: int) -> str:
+    def _task(self, running: "RunningTask", now: int) -> str:
         attempts = running.attempts
         cells = (
             _age((running.ended or now) - running.since),

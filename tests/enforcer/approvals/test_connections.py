@@ -52,7 +52,7 @@ def served(listener, *, stranger=False):
         try:
             peer = connections.check(connection, stranger=stranger)
             return peer.uid, json.loads(connections.receive(connection, peer).data)
-        except connections.Stranger as refused:
+        except connections.UntrustedPeerError as refused:
             return str(refused)
 
 
@@ -97,7 +97,7 @@ def test_a_connection_that_somebody_else_has_got_hold_of_says_nothing(listener):
                 mine.send(b'{"exeat": 1, "what": "answer"}')
                 os._exit(0)
             os.waitpid(pid, 0)
-            with pytest.raises(connections.Stranger, match="another process"):
+            with pytest.raises(connections.UntrustedPeerError, match="another process"):
                 connections.receive(connection, peer)
             mine.send(b"{}")
             assert connections.receive(connection, peer).data == b"{}"

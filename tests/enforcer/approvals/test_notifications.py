@@ -183,7 +183,7 @@ def test_what_a_receiver_fails_at_keeps_no_other_tasks_waiting(monkeypatch):
 
     def send(body):
         if body == b"hostile":
-            raise notifications.Failed("it answered 500")
+            raise notifications.DeliveryError("it answered 500")
         taken.append(body)
         return b""
 
@@ -272,7 +272,7 @@ def test_a_webhook_that_reviews_is_asked_the_same(tmp_path):
             finally:
                 threads.close()
 
-        assert asyncio.run(review()) == notifications.Reviewed(Vote.REJECT, "no")
+        assert asyncio.run(review()) == notifications.ReviewAnswer(Vote.REJECT, "no")
     assert json.loads(there.got[0][2]) == {"type": "approval.review", "card": CARD}
 
 

@@ -12,7 +12,7 @@ from enforcer.run.supervise import Supervision, supervise
 from enforcer.run.task import record_end
 from enforcer.sandbox import init
 from enforcer.service.placement import SharedWorker
-from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.events import Component, Kind
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.wire import message
 from rules.verdicts import Outcome
@@ -96,7 +96,7 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
 
         def finish():
             metrics.told(Kind.TAMPERING_DETECTED, 100)
-            metrics.failed(Where.WORKER)
+            metrics.failed(Component.WORKER)
             return ("put aside",)
 
         left = record_end(recorder, gate, "its start", ended, 1.5, finish)

@@ -19,7 +19,7 @@ from enforcer.system.errors import HostError
 from enforcer.worker import confinement, trust
 from enforcer.worker.signer import CertificateSigner
 from proxy.certificates import authority
-from proxy.certificates.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, read_answer, request
+from proxy.certificates.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, encode_request, read_answer
 from proxy.wire import message
 from tests import harness
 from tests.enforcer.worker.signer_harness import PATIENCE, descriptors, until
@@ -89,7 +89,7 @@ def asked(host="good.example", number=1):
     from cryptography.hazmat.primitives.serialization import PublicFormat
 
     key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    return request(Request(number, key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint), host))
+    return encode_request(Request(number, key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint), host))
 
 
 def test_there_is_none_before_somebody_asks_and_what_is_hostile_ends_its_pair_alone(world):

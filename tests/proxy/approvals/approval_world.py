@@ -12,7 +12,7 @@ from proxy.approvals.registry import Registry
 from proxy.approvals.votes import CastVote, VoteRefusedError
 from proxy.approvals.waiters import Clock
 from proxy.telemetry.events import Origin
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from rules.patterns import Pattern
 
 STARTER, ADA, BO, CY, MALLORY = 1000, 1001, 1002, 1003, 6666
@@ -52,7 +52,7 @@ class Journal:
 
     def append(self, line, _now):
         if self.broken:
-            raise JournalFailed(28, "no space left on device")
+            raise JournalWriteError(28, "no space left on device")
         self.events.append(json.loads(line[: line.rindex(b"}") + 1] if line.endswith(b"\n") else line + b"}"))
         return len(line)
 

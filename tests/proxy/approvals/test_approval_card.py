@@ -5,7 +5,7 @@ import json
 from proxy.approvals.approval_card import _decoded
 from proxy.approvals.approval_request import File, Ref
 from proxy.approvals.protocol import Tainted
-from proxy.telemetry.baseline.anomalies import Before
+from proxy.telemetry.baseline.anomalies import EarlierRuns
 from rules.decision import GrantScope
 from tests.proxy.approvals.approval_samples import (
     ANYONE,
@@ -59,7 +59,7 @@ def test_a_push(play, store):
         assert packed["missing"] == [{"rule": ASKS.rule, "group": "release", "count": 1}]
         assert packed["tainted_by"][0]["destination"] == SOURCE.destination
         assert await world.registry.card("abcd2345") is None
-        known = card._replace(before=Before(6, 0))
+        known = card._replace(before=EarlierRuns(6, 0))
         assert "  usual        none of 6 earlier runs of `t1` went there\n" in known.text()
         assert known.packed()["earlier_runs"] == {"runs": 6, "times": 0}
 

@@ -7,10 +7,10 @@ import pytest
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Program, Source
 from proxy.approvals.model import Approval, ApprovalState, Grant, PreRequestKind
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import decode
 from proxy.telemetry.events import Answer
-from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.decision import GrantScope
 from tests import event_schema
@@ -68,7 +68,7 @@ def test_each_step_is_one_event_as_documented_and_says_what_it_is(tmp_path, step
     assert len(lines) == 2  # the journal's own first
     event_schema.hold([json.loads(line) for line in lines])
     event = decode(lines[1])
-    assert said in what(event)
+    assert said in describe(event)
     assert (event.task, event.sandbox, event.host) == ORIGIN
     assert event.rules
     assert metrics.events == {event.kind: 1}
@@ -82,7 +82,7 @@ def test_what_depends_on_being_recorded_raises_and_the_rest_is_counted(tmp_path)
     must = ("asked", "one of two", "approved", "rejected", "used", "tainted")
     for name, (step, _said) in STEPS.items():
         if name in must or name == "asked by the task":
-            with pytest.raises(JournalFailed):
+            with pytest.raises(JournalWriteError):
                 step(here)
         else:
             step(here)

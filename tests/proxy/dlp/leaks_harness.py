@@ -4,7 +4,7 @@ import base64
 import random
 import struct
 
-from proxy.dlp.body_scan import Body, Leaking
+from proxy.dlp.body_scan import Body, SecretLeakError
 from proxy.event_loop.slices import run_at_once
 from proxy.secrets import SecretInjector, SecretValue
 from proxy.secrets.detection import OwnSecrets
@@ -62,7 +62,7 @@ def sent(one, pieces):
             free, more = take(one, piece)
             left, found = left + free, found + more
         free, more = one.end()
-    except Leaking as leak:
+    except SecretLeakError as leak:
         return left, found, str(leak)
     return left + free, found + more, ""
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.dlp.body_scan import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, Leaking
-from proxy.dlp.decodings import Messages, reader
+from proxy.dlp.body_scan import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, SecretLeakError
+from proxy.dlp.decodings import Messages, make_reader
 from proxy.dlp.patterns import BACK, LONGEST
 from proxy.event_loop.slices import run_at_once
 from rules.verdicts import Scan
@@ -127,13 +127,13 @@ def test_what_ends_with_the_body_is_found():
         assert sent(body(), [text])[1] == ["aws-access-key-id"]
         assert sent(body(Scan.BLOCK), [text])[2] == "aws-access-key-id in the body"
         one = body(Scan.BLOCK, reader=Messages())
-        with pytest.raises(Leaking):
+        with pytest.raises(SecretLeakError):
             take(one, frame(text[-40:]))
 
 
 def test_what_comes_after_a_body():
     assert run_at_once(body().looking_after(TOKEN.encode())) == ["github-token"]
-    with pytest.raises(Leaking):
+    with pytest.raises(SecretLeakError):
         run_at_once(body(Scan.BLOCK).looking_after(TOKEN.encode()))
 
 
@@ -143,13 +143,13 @@ def test_other_rules_tighten_what_is_under_way_and_never_loosen_it():
     assert one.tighten(Scan.BLOCK) == ["github-token"]  # that has left
     assert take(one, b"more") == (b"", [])
     assert one.tighten(Scan.OFF) == []
-    with pytest.raises(Leaking):
+    with pytest.raises(SecretLeakError):
         take(one, TOKEN.encode() + LONG)  # what was told of once is blocked now
     every = "\n".join(row[1] for row in KINDS).encode() * 2
     one = body()
     take(one, every)
     one.tighten(Scan.BLOCK)
-    with pytest.raises(Leaking):
+    with pytest.raises(SecretLeakError):
         take(one, every)
 
 
@@ -170,9 +170,9 @@ def test_what_is_missed_is_what_docs_say_is(text):
 
 READERS = {
     "plain": lambda: None,
-    "gzip": lambda: reader(["gzip"]),
-    "deflate": lambda: reader(["deflate"]),
-    "closed": lambda: reader(["br"]),
+    "gzip": lambda: make_reader(["gzip"]),
+    "deflate": lambda: make_reader(["deflate"]),
+    "closed": lambda: make_reader(["br"]),
     "messages": Messages,
 }
 pieces_of_anything = st.lists(

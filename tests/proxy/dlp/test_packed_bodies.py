@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from proxy.dlp.body_scan import LOOKED_AT, MOST_HELD
-from proxy.dlp.decodings import reader
+from proxy.dlp.decodings import make_reader
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import NOISE, body, cut, sent
 from tests.proxy.leaky import TOKEN
@@ -28,13 +28,13 @@ PACKED = {
 def test_what_is_packed_in_a_known_way_is_looked_into(codings, pack, size):
     noise = NOISE[:6000].hex().encode()
     packed = pack(noise + TOKEN.encode() + noise)
-    left, found, _ = sent(body(reader=reader(codings)), cut(packed, size))
+    left, found, _ = sent(body(reader=make_reader(codings)), cut(packed, size))
     assert (left, found) == (packed, ["github-token"])
-    left, _, why = sent(body(Scan.BLOCK, reader=reader(codings)), cut(packed, size))
+    left, _, why = sent(body(Scan.BLOCK, reader=make_reader(codings)), cut(packed, size))
     assert why == "github-token in the body"
     assert left == b""
     clean = pack(noise * 4)
-    assert sent(body(Scan.BLOCK, reader=reader(codings)), cut(clean, size)) == (clean, [], "")
+    assert sent(body(Scan.BLOCK, reader=make_reader(codings)), cut(clean, size)) == (clean, [], "")
 
 
 @pytest.mark.parametrize(("coding", "pack", "trailer"), [("gzip", gzip.compress, 8), ("deflate", zlib.compress, 4)])
@@ -42,7 +42,7 @@ def test_what_zlib_keeps_at_the_end_of_a_step_is_looked_into(coding, pack, trail
     """Without its trailer, zlib takes all bytes in and keeps up to 258 of what they unpack to: a secret could be there."""
     for size in range((1 << 14) - 20, (1 << 14) + 520, 20):
         text = b"a" * size
-        assert b"".join(reader([coding]).read(pack(text)[:-trailer])) == text, size
+        assert b"".join(make_reader([coding]).read(pack(text)[:-trailer])) == text, size
 
 
 def empty_blocks(count):
@@ -59,11 +59,11 @@ def stretched(text, count):
 def test_what_is_stretched_is_held_back_until_that_is_too_much():
     packed = stretched(b"x" * 10 + TOKEN.encode(), 1000)
     assert zlib.decompress(packed).endswith(TOKEN.encode())
-    left, _, why = sent(body(Scan.BLOCK, reader=reader(["deflate"])), cut(packed, 1000))
+    left, _, why = sent(body(Scan.BLOCK, reader=make_reader(["deflate"])), cut(packed, 1000))
     assert (left, why) == (b"", "github-token in the body")
     longer = stretched(b"x" * 10 + TOKEN.encode(), 5000)
     assert len(longer) > MOST_HELD
-    left, _, why = sent(body(Scan.BLOCK, reader=reader(["deflate"])), cut(longer, 1000))
+    left, _, why = sent(body(Scan.BLOCK, reader=make_reader(["deflate"])), cut(longer, 1000))
     assert left == b""
     assert "hardly anything comes out" in why
 
@@ -80,15 +80,15 @@ UNREADABLE = {
 @pytest.mark.parametrize(("codings", "data", "why"), UNREADABLE.values(), ids=UNREADABLE)
 def test_what_nobody_can_look_into_passes_under_flag_and_not_under_block(codings, data, why, monkeypatch):
     monkeypatch.setattr("proxy.dlp.decodings.MOST_UNPACKED", 2 << 20)
-    assert sent(body(reader=reader(codings)), [data]) == (data, [], "")
-    left, _, said = sent(body(Scan.BLOCK, reader=reader(codings)), [data])
+    assert sent(body(reader=make_reader(codings)), [data]) == (data, [], "")
+    left, _, said = sent(body(Scan.BLOCK, reader=make_reader(codings)), [data])
     assert left == b""
     assert why in said
 
 
 def test_a_bomb_is_not_unpacked_further_than_is_looked_at():
     taken_out = 0
-    packed = reader(["gzip"])
+    packed = make_reader(["gzip"])
     read = packed.read
 
     def counted(data):

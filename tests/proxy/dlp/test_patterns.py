@@ -9,7 +9,7 @@ import pytest
 
 from proxy.dlp.body_scan import HELD_BACK, LOOKED_AT
 from proxy.dlp.decodings import MOST_UNPACKED
-from proxy.dlp.patterns import BEGINS_WORD, LONGEST, PATTERNS, entropy, hits
+from proxy.dlp.patterns import BEGINS_WORD, LONGEST, PATTERNS, entropy, find_credentials
 from proxy.secrets.detection import FEWEST_PIECES, FORGOTTEN_AFTER, SHORTEST_PIECE
 from tests.proxy.leaky import KINDS, TOKEN, some
 
@@ -17,7 +17,7 @@ _parse = re._parser.parse  # the tree of an expression: there is no public way t
 
 
 def found(text, **more):
-    return [hit.name for hit in hits(text.encode(), **more)]
+    return [hit.name for hit in find_credentials(text.encode(), **more)]
 
 
 @pytest.mark.parametrize(("kind", "hit", "near"), KINDS, ids=[f"{n}-{row[0]}" for n, row in enumerate(KINDS)])
@@ -56,7 +56,7 @@ def test_every_prefix_is_looked_for():
 
 def test_what_is_found_is_where_it_is_and_no_longer_than_is_said():
     for _, text, _ in KINDS:
-        for hit in hits(b"  " + text.encode() + b"  "):
+        for hit in find_credentials(b"  " + text.encode() + b"  "):
             assert 0 < hit.end - hit.start <= LONGEST
             assert hit.start >= 2
     assert max(_longest(pattern) for pattern in PATTERNS) <= LONGEST
@@ -149,7 +149,7 @@ def test_a_text_that_is_full_of_beginnings_is_gone_through(piece, monkeypatch):
     }
     monkeypatch.setattr(patterns, "_BEGUN", begun)
     text = piece * ((1 << 16) // len(piece))
-    assert list(hits(text)) == []
+    assert list(find_credentials(text)) == []
     assert looked <= 3 * len(text) // len(piece) + 3
 
 

@@ -7,8 +7,8 @@ from time import thread_time
 
 import pytest
 
-from proxy.dlp.body_scan import HELD_BACK, Leaking
-from proxy.dlp.decodings import reader
+from proxy.dlp.body_scan import HELD_BACK, SecretLeakError
+from proxy.dlp.decodings import make_reader
 from proxy.dlp.patterns import PATTERNS
 from proxy.event_loop.slices import run_at_once
 from rules.verdicts import Scan
@@ -83,7 +83,7 @@ def test_a_slice_takes_little_however_the_text_is_encoded(text, said):
 def test_a_token_behind_much_that_nearly_is_one_is_found():
     noise = b"xoxb-" * 20000
     packed = gzip.compress(noise + TOKEN)
-    one = body(reader=reader(["gzip"]))
+    one = body(reader=make_reader(["gzip"]))
     assert take(one, packed) == (packed, ["github-token"])
 
 
@@ -114,5 +114,5 @@ def test_rules_that_tighten_between_two_slices_hold_for_what_is_found_from_then_
     work = one.taking(b"x" * 3 * HELD_BACK + TOKEN + b" " + b"x" * HELD_BACK)
     next(work)
     one.tighten(Scan.BLOCK)
-    with pytest.raises(Leaking):
+    with pytest.raises(SecretLeakError):
         run_at_once(work)

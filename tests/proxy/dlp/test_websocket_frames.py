@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.dlp.body_scan import Leaking
+from proxy.dlp.body_scan import SecretLeakError
 from proxy.dlp.decodings import Messages
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import LONG, body, cut, frame, sent, take
@@ -30,7 +30,7 @@ def test_each_message_leaves_as_soon_as_it_is_whole_and_clean():
     assert take(one, two[0]) == (b"", [])
     assert take(one, ping) == (b"", [])  # it is in the middle of one
     assert take(one, two[1]) == (two[0] + ping + two[1], [])
-    with pytest.raises(Leaking, match="github-token in the body"):
+    with pytest.raises(SecretLeakError, match="github-token in the body"):
         take(one, frame(TOKEN.encode()))
 
 

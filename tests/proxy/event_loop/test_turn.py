@@ -9,8 +9,8 @@ from time import thread_time
 
 import pytest
 
-from proxy.certificates.leaves import Leaves, SignerLink
-from proxy.certificates.packets import LONGEST_REQUEST, answer, read_request
+from proxy.certificates.leaves import LeafCertificates, SignerLink
+from proxy.certificates.packets import LONGEST_REQUEST, encode_answer, read_request
 from proxy.event_loop import turn
 from proxy.event_loop.poller import IN, ONCE, Loop, Poller
 from proxy.event_loop.slices import SLICE
@@ -137,8 +137,8 @@ async def by_a_task_that_another_turn_wakes(deadly):
 async def by_the_signer_s_answer(deadly):
     ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     link = SignerLink(ours)
-    Leaves(link).ask("good.example", lambda _problem: deadly.ready())
-    end.send(answer(read_request(end.recv(LONGEST_REQUEST)).number))
+    LeafCertificates(link).ask("good.example", lambda _problem: deadly.ready())
+    end.send(encode_answer(read_request(end.recv(LONGEST_REQUEST)).number))
     await reached(deadly)
     link.close()
     end.close()

@@ -20,7 +20,7 @@ from proxy.gate.listener import Gate, original_destination
 from proxy.info_api.connection import InfoApi
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.loading.load import load
 from rules.names import HostName
@@ -58,7 +58,7 @@ class MemoryJournal:
 
     def append(self, line, _now):
         if self.full:
-            raise JournalFailed(28, "no space left")
+            raise JournalWriteError(28, "no space left")
         self.events.append(json.loads(line))
         return len(line)
 

@@ -12,7 +12,7 @@ import pytest
 from proxy.event_loop import poller
 from proxy.event_loop.poller import Loop
 from proxy.gate import connection, listener
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from tests.proxy.gate.gate_harness import (
     HOSTS,
     RAW,
@@ -110,15 +110,15 @@ def test_a_full_journal_lets_nothing_new_out_and_keeps_what_is_open(tmp_path):
 @pytest.mark.parametrize(
     ("what", "where"),
     [
-        ("proxy.gate.connection.recognise", Where.PEEK),
-        ("proxy.gate.decide.decide", Where.PEEK),
-        ("proxy.gate.decide.peek_wait", Where.PEEK),
-        ("proxy.gate.listener.is_unroutable", Where.PEEK),
-        ("proxy.dialing.dialer.Dialer.known", Where.DECIDE),
-        ("proxy.dialing.dialer.Dialer.connect", Where.DIAL),
-        ("proxy.gate.connection.Splice", Where.DIAL),
-        ("proxy.gate.splice.Splice.start", Where.RELAY),
-        ("proxy.gate.splice.Half.begin", Where.RELAY),
+        ("proxy.gate.connection.recognise", Component.PEEK),
+        ("proxy.gate.decide.decide", Component.PEEK),
+        ("proxy.gate.decide.peek_wait", Component.PEEK),
+        ("proxy.gate.listener.is_unroutable", Component.PEEK),
+        ("proxy.dialing.dialer.Dialer.known", Component.DECIDE),
+        ("proxy.dialing.dialer.Dialer.connect", Component.DIAL),
+        ("proxy.gate.connection.Splice", Component.DIAL),
+        ("proxy.gate.splice.Splice.start", Component.RELAY),
+        ("proxy.gate.splice.Half.begin", Component.RELAY),
     ],
 )
 def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch, what, where):
@@ -141,7 +141,7 @@ def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch,
             ]
             assert len(world.decisions) == 1
             passed = world.decisions[0]["outcome"] == "passed"
-            assert passed == (where in (Where.DIAL, Where.RELAY))
+            assert passed == (where in (Component.DIAL, Component.RELAY))
             assert [e["reason"] for e in world.closings] == ["gate_error"] * passed
             assert passed or world.decisions[0]["reason"] == "gate_error"
             serving = asyncio.create_task(serve(world.origin))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.info_api.question_handler import A_SECOND, BURST, QuestionHandler
-from proxy.info_api.requests import MOST_HEAD, Refusal, Request
+from proxy.info_api.question_handler import A_SECOND, BURST, InfoHandler
+from proxy.info_api.requests import MOST_HEAD, Request, RequestRefusedError
 from proxy.sandbox.sandbox_state import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
@@ -219,7 +219,7 @@ def test_what_is_odd_is_refused(tmp_path, sent, status):
 @given(st.binary(max_size=300))
 def test_no_bytes_do_anything_else(data):
     for sent in (data, b"GET / HTTP/1.1\r\nHost: exeat.internal\r\n" + data, b"GET /" + data + b" HTTP/1.1\r\n\r\n"):
-        with contextlib.suppress(Refusal):
+        with contextlib.suppress(RequestRefusedError):
             assert parse(sent) is None or isinstance(parse(sent), Request)
 
 
@@ -231,7 +231,7 @@ def test_no_head_keeps_the_gate_reading(filling, end):
     sent = request("GET / HTTP/1.1", "A:" + (filling * room)[:room].decode() + end.decode())
     for _ in range(20):
         if end:
-            with pytest.raises(Refusal):
+            with pytest.raises(RequestRefusedError):
                 parse(sent)
         else:
             assert parse(sent).path == "/"
@@ -241,7 +241,7 @@ def test_many_questions_are_answered_and_then_so_many_a_second(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             clock = [0.0]
-            desk = QuestionHandler(world.recorder, lambda: clock[0])
+            desk = InfoHandler(world.recorder, lambda: clock[0])
 
             def status():
                 [answer] = desk.work(parse(request()), lambda: None)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.info_api.requests import MOST_AROUND, Refusal, Request, read_head, read_request
+from proxy.info_api.requests import MOST_AROUND, Request, RequestRefusedError, read_head, read_request
 from proxy.info_api.telemetry_handler import MOST_BYTES, TelemetryHandler
 from tests.proxy.info_api.parsing import parse
 
@@ -25,7 +25,7 @@ def fed(data, size):
             head = head or read_head(kept, COUNTER)
             if head is not None and (asked := read_request(head, kept)) is not None:
                 return asked
-    except Refusal as bad:
+    except RequestRefusedError as bad:
         return int(bad.status)
     return None
 
@@ -73,6 +73,6 @@ def test_chunks_that_are_odd_or_too_much_are_refused(sent, status, size):
 def test_no_chunks_raise_anything_else(data):
     try:
         found = parse(HEAD + data, COUNTER)
-    except Refusal:
+    except RequestRefusedError:
         return
     assert found is None or isinstance(found, Request)

@@ -17,7 +17,7 @@ from inspection_clients import curl, rest, wait_for
 from inspection_origins import Loop
 
 from proxy.certificates import authority
-from proxy.certificates.leaves import Leaves, SignerLink
+from proxy.certificates.leaves import LeafCertificates, SignerLink
 from proxy.certificates.packets import LONGEST_REQUEST
 from proxy.certificates.signer import Signer
 from proxy.dialing.dialer import Dialer
@@ -78,7 +78,7 @@ class Gate:
         self.dialer = Dialer(self.lookup, poller.Poller(), metrics=self.recorder.metrics)
         ours, self.keyholder = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.signer, self.link = Signer(self.ca), SignerLink(ours)
-        self.leaves = Leaves(self.link)
+        self.leaves = LeafCertificates(self.link)
         asyncio.get_running_loop().add_reader(self.keyholder, self._sign)
         self.inspection = Inspection(self.leaves, self.dialer, self.recorder, Roots(self.origins.authority.pem()))
 

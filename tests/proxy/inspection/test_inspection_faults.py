@@ -16,7 +16,7 @@ from proxy.inspection import connection as inspected
 from proxy.inspection import decide_request, engine, http1, http2, pipeline, router, session, stream, tls, transport
 from proxy.inspection.connection_ends import ServerEnd
 from proxy.request.messages import WebOrigin
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from rules.names import HostName
 from rules.verdicts import Reason
 
@@ -137,7 +137,7 @@ def test_the_router_can_t_dial_elsewhere(gate, origins, monkeypatch, name):
 
 
 def full_disk(*_, **__):
-    raise JournalFailed(28, "No space left on device")
+    raise JournalWriteError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])

@@ -8,7 +8,7 @@ import pytest
 from git_forge import RULES
 from inspection_clients import needs
 
-from proxy.telemetry.descriptions import what
+from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import decode
 from proxy.telemetry.replay.learner import Learner
 from rules.attempt import RefChange
@@ -110,7 +110,7 @@ def test_events_of_a_push_say_what_becomes_of_which_ref(forge):
         f"create refs/tags/v9 {'0' * 40} {new}",
         f"update refs/heads/feature/old {old} {new}",
     ]
-    said = what(decode(json.dumps(push).encode()))
+    said = describe(decode(json.dumps(push).encode()))
     assert "refs/heads/feature/old, " in said
     assert said.endswith(" to acme/web)")
 

@@ -13,7 +13,7 @@ import pytest
 from inspection_clients import curl, rest, wait_for
 from inspection_harness import Site, site
 
-from proxy.secrets import SecretInjector, SecretValue, keys
+from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import Keys, presigned, service_of, signed
@@ -44,7 +44,7 @@ class Two:
             f" ports: [{good.port}/{kind}, {other.port}/{kind}], action: allow}}]"
         )
         header, form = Slot(SlotKind.HEADER, "authorization"), Slot(SlotKind.FORM, "client_secret")
-        held = keys(
+        held = make_aws_keys(
             secret("aws", "good.example", good.port, Slot(SlotKind.AWS)), (AWS.ident.encode(), AWS.key.encode())
         )
         broker = SecretInjector(

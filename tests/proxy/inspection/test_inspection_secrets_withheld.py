@@ -9,7 +9,7 @@ from inspection_clients import wait_for
 from inspection_harness import site
 from secrets_harness import FAKE, REAL, SHOWN, basic, head, never_told
 
-from proxy.secrets import SecretInjector, SecretValue, keys
+from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.decision import Decision
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
@@ -96,7 +96,9 @@ def test_signed_request_at_a_host_that_its_keys_are_not_for_is_no_tampering(gate
         "aws", Source(SourceKind.ENV, ("AWS",)), "AWS", ((HostName("s3.example"), 443),), (Slot(SlotKind.AWS),),
         not_sent_to=((HostName("good.example"), origin.port),),
     )  # fmt: skip
-    broker = SecretInjector([keys(known, (b"AKIAREALREALREAL0001", b"real/Secret+Key0123456789abcdefghijklmno"))])
+    broker = SecretInjector(
+        [make_aws_keys(known, (b"AKIAREALREALREAL0001", b"real/Secret+Key0123456789abcdefghijklmno"))]
+    )
     gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
     fake = Keys(broker.placeholders["AWS_ACCESS_KEY_ID"], broker.placeholders["AWS_SECRET_ACCESS_KEY"])
     for one, reason in ((fake, "secret_not_sent"), (replace(fake, ident=fake.key), "secret_misuse")):

@@ -11,7 +11,7 @@ import pytest
 from inspection_clients import rest, wait_for
 from inspection_harness import site
 
-from proxy.secrets import SecretInjector, SecretValue, keys
+from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import REGION, Keys, presigned, service_of, sha, signed
@@ -35,7 +35,7 @@ class World:
         )
         values = [part.encode() for part in (real.ident, real.key, real.token) if part]
         broker = SecretInjector(
-            [keys(secret, tuple(values)), SecretValue(other, b"sk-other-0123456789", "sk-otherPlaceholder01")]
+            [make_aws_keys(secret, tuple(values)), SecretValue(other, b"sk-other-0123456789", "sk-otherPlaceholder01")]
         )
         gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
         found = broker.placeholders

@@ -14,12 +14,20 @@ from inspection_clients import wait_for
 from inspection_harness import site
 
 from proxy.certificates import authority, leaves
-from proxy.certificates.leaves import Leaves, NoLeafError, SignerLink
-from proxy.certificates.packets import LONGEST_REQUEST, Malformed, Request, answer, read_answer, read_request, request
+from proxy.certificates.leaves import LeafCertificates, NoLeafError, SignerLink
+from proxy.certificates.packets import (
+    LONGEST_REQUEST,
+    MalformedPacketError,
+    Request,
+    encode_answer,
+    encode_request,
+    read_answer,
+    read_request,
+)
 from proxy.certificates.signer import Signer
 
 POINT = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-ASKED = request(Request(7, POINT, "good.example"))
+ASKED = encode_request(Request(7, POINT, "good.example"))
 HEAD = ASKED[: -len("good.example")]
 
 
@@ -41,7 +49,7 @@ HOSTS = [
 
 @pytest.mark.parametrize("host", HOSTS, ids=lambda host: host[:20])
 def test_a_certificate_is_for_the_host_that_was_asked_for(ca, host):
-    number, der = read_answer(Signer(ca).answer(request(Request(9, POINT, host))))
+    number, der = read_answer(Signer(ca).answer(encode_request(Request(9, POINT, host))))
     certificate = x509.load_der_x509_certificate(der)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert (number, [str(name.value) for name in names]) == (9, [host])
@@ -59,7 +67,7 @@ ODD = [
 @pytest.mark.parametrize("host", ODD, ids=ascii)
 def test_what_is_no_host_in_its_one_spelling_is_not_signed(ca, host):
     signer = Signer(ca)
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedPacketError):
         signer.answer(HEAD + host.encode())
     assert signer.signed == 0
 
@@ -80,7 +88,7 @@ PACKETS = {
 
 @pytest.mark.parametrize("name", PACKETS)
 def test_what_no_worker_says_is_not_answered(ca, name):
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedPacketError):
         Signer(ca).answer(PACKETS[name])
 
 
@@ -88,7 +96,7 @@ def test_every_piece_of_a_request_is_none_or_another_request(ca):
     for size in range(len(ASKED)):
         try:
             found = read_request(ASKED[:size])
-        except Malformed:
+        except MalformedPacketError:
             continue
         assert "good.example".startswith(found.host)
 
@@ -96,7 +104,7 @@ def test_every_piece_of_a_request_is_none_or_another_request(ca):
 def test_a_worker_gets_a_bounded_number_and_the_rest_is_refused(ca):
     now = [0.0]
     signer = Signer(ca, names=3, a_second=0.5, clock=lambda: now[0])
-    asked = [request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
+    asked = [encode_request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
     assert [bool(read_answer(signer.answer(one))[1]) for one in asked] == [True, True, True, False, False]
     assert read_answer(signer.answer(asked[4])) == (4, b"")
     now[0] = 2.0
@@ -108,7 +116,7 @@ def test_each_sandbox_of_a_worker_has_its_allowance_whatever_others_have_taken(c
     """Nine sandboxes that take all they may leave the tenth its own: no allowance of another's is ever met."""
     now = [0.0]
     signer = Signer(ca, names=3, a_second=0.5, clock=lambda: now[0])
-    names = (request(Request(number, POINT, f"n{number}.example")) for number in range(1000))
+    names = (encode_request(Request(number, POINT, f"n{number}.example")) for number in range(1000))
 
     def takes(count):
         return [bool(read_answer(signer.answer(next(names)))[1]) for _ in range(count)]
@@ -127,7 +135,7 @@ def test_sandboxes_that_come_and_go_bring_no_more_than_they_may_have(ca):
     for _ in range(100):
         signer.serves(1)
         signer.serves(0)
-    asked = [request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
+    asked = [encode_request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
     assert [bool(read_answer(signer.answer(one))[1]) for one in asked] == [True, True, True, False, False]
 
 
@@ -140,7 +148,7 @@ class Pair:
     def __init__(self, ca):
         ours, self.end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.link, self.signer, self.told = SignerLink(ours), Signer(ca), []
-        self.leaves = Leaves(self.link)
+        self.leaves = LeafCertificates(self.link)
         self.end.setblocking(False)
 
     def ask(self, *hosts):
@@ -242,10 +250,14 @@ async def test_another_key_holder_takes_its_place(pair):
 
 
 ANSWERS = [
-    ("refused", answer, "the certificate signer signs no more for this worker just now"),
-    ("no certificate", lambda number: answer(number, b"\x30\x00"), "the certificate signer's answer is no certificate"),
+    ("refused", encode_answer, "the certificate signer signs no more for this worker just now"),
+    (
+        "no certificate",
+        lambda number: encode_answer(number, b"\x30\x00"),
+        "the certificate signer's answer is no certificate",
+    ),
     ("too short", lambda _number: b"x", GONE),
-    ("too long", lambda number: answer(number, bytes(9000)), GONE),
+    ("too long", lambda number: encode_answer(number, bytes(9000)), GONE),
 ]
 
 
@@ -305,7 +317,7 @@ def test_how_much_is_kept_waited_for_and_under_way_is_bounded(ca, monkeypatch):
 @within_a_loop
 async def test_another_sandbox_s_leaf_is_not_found_and_not_shown(pair):
     """Its serial number and its age would say when a neighbour was there."""
-    other = Leaves(pair.link)
+    other = LeafCertificates(pair.link)
     pair.ask("good.example")
     pair.serve()
     await pair.heard(1)
@@ -325,7 +337,7 @@ def test_a_sandbox_that_fills_its_cache_evicts_no_other_s_leaf(ca, monkeypatch):
 
     @within_a_loop
     async def body(pair):
-        other = Leaves(pair.link)
+        other = LeafCertificates(pair.link)
         other.ask("kept.example", lambda problem: pair.told.append(("other", problem)))
         pair.ask(*(f"n{number}.example" for number in range(6)))
         pair.serve()
@@ -343,7 +355,7 @@ def test_a_sandbox_that_waits_for_all_it_may_neither_refuses_nor_delays_another(
     async def body(pair):
         pair.ask(*(f"n{number}.example" for number in range(21)))
         assert [host for host, _ in pair.told] == ["n20.example"]
-        other = Leaves(pair.link)
+        other = LeafCertificates(pair.link)
         other.ask("other.example", lambda problem: pair.told.append(("other", problem)))
         assert pair.serve() == ["n0.example", "n1.example"]
         await pair.heard(3)
@@ -362,7 +374,7 @@ def test_a_name_that_another_sandbox_had_takes_from_the_allowance_as_any_other(g
     """A name that took nothing would say that a neighbour has visited it."""
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES", 1)
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES_A_SECOND", 0.0)
-    told, neighbour = [], Leaves(gate.link)
+    told, neighbour = [], LeafCertificates(gate.link)
     for host in ("good.example", "other.example"):
         gate.loop.run(lambda host=host: neighbour.ask(host, told.append))
     wait_for(lambda: told == ["", ""])

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Dns, Http, Kind, Tls, Where
-from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.events import Component, Dns, Http, Kind, Tls
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
@@ -135,12 +135,12 @@ def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_trie
     before = connect(here.recorder)
 
     def full(_line, _now):
-        raise JournalFailed(errno.ENOSPC, "no room")
+        raise JournalWriteError(errno.ENOSPC, "no room")
 
     with monkeypatch.context() as broken:
         broken.setattr(type(here.recorder.journal), "append", lambda _self, line, now: full(line, now))
         for _ in range(2):
-            with pytest.raises(JournalFailed):
+            with pytest.raises(JournalWriteError):
                 connect(here.recorder)
             assert here.recorder.failed
         close(here.recorder, before)
@@ -148,12 +148,12 @@ def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_trie
         here.recorder.task_ended(CAUSE, seconds=1.0, status=0)
         here.recorder.rules_loaded()
         here.recorder.rules_rejected(["a"])
-        with pytest.raises(JournalFailed):
+        with pytest.raises(JournalWriteError):
             here.recorder.task_started(["true"])
     denied = (Kind.CONNECTION_DECIDED, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
     assert here.metrics.decisions[denied] == 2
     assert here.metrics.events_dropped == 8
-    assert here.metrics.gate_errors == {Where.JOURNAL: 8, Where.DIAL: 1}
+    assert here.metrics.gate_errors == {Component.JOURNAL: 8, Component.DIAL: 1}
     assert here.metrics.connections_open == 0
     connect(here.recorder)
     assert not here.recorder.failed
@@ -163,12 +163,12 @@ def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_trie
 @pytest.mark.parametrize("detail", HOSTILE.values(), ids=HOSTILE)
 def test_an_error_is_told_whatever_it_says_and_wherever(tmp_path, detail):
     here = rig(tmp_path)
-    here.recorder.error(Where.PEEK, detail, cause=CAUSE)
+    here.recorder.error(Component.PEEK, detail, cause=CAUSE)
     here.recorder.error(detail, detail)
     first, second = here.lines()
     assert (first["fault"]["where"], first["cause"]) == ("peek", CAUSE)
     assert second["fault"]["where"] == "other"
-    assert here.metrics.gate_errors == {Where.PEEK: 1, Where.OTHER: 1}
+    assert here.metrics.gate_errors == {Component.PEEK: 1, Component.OTHER: 1}
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
@@ -263,7 +263,7 @@ def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypa
         monkeypatch.setattr("proxy.sandbox.recorder.encode", broken)
     else:
         monkeypatch.setattr(Journal, "append", broken)
-    with pytest.raises(JournalFailed, match="ZeroDivisionError"):
+    with pytest.raises(JournalWriteError, match="ZeroDivisionError"):
         here.recorder.task_started(["true"])
     here.recorder.error("relay", "never raises")
     assert here.recorder.failed

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.request.request_head import Head
-from proxy.secrets import SecretInjector, keys, split
+from proxy.secrets import SecretInjector, make_aws_keys, split_aws_keys
 from proxy.secrets.aws_signing import Scope, canonical_request, signature, signing_key, spellings
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
@@ -103,7 +103,7 @@ WRITTEN = [
 
 @pytest.mark.parametrize(("text", "values"), WRITTEN)
 def test_keys_are_read_as_they_are_usually_written(text, values):
-    assert split(text) == values
+    assert split_aws_keys(text) == values
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_keys_are_read_as_they_are_usually_written(text, values):
 )
 def test_keys_that_cant_be_used_are_told_without_a_value(values, message):
     with pytest.raises(ValueError, match=message) as said:
-        keys(SECRET, values)
+        make_aws_keys(SECRET, values)
     assert not any(value and value.decode() in str(said.value) for value in values)
 
 
 def test_placeholders_look_like_keys():
-    broker = SecretInjector([keys(SECRET, (IDENT, REAL, b"token-token-token"))])
+    broker = SecretInjector([make_aws_keys(SECRET, (IDENT, REAL, b"token-token-token"))])
     made = broker.placeholders
     assert set(made) == set(SECRET.variables) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
     assert made["AWS_ACCESS_KEY_ID"].startswith("AKIA")
@@ -133,7 +133,7 @@ def test_placeholders_look_like_keys():
     assert not {value.decode() for value in (IDENT, REAL)} & set(made.values())
 
 
-HELD = keys(SECRET, (IDENT, REAL))
+HELD = make_aws_keys(SECRET, (IDENT, REAL))
 BROKER = SecretInjector([HELD])
 SCOPE = "20261122/eu-central-1/s3/aws4_request"
 GOOD = f"AWS4-HMAC-SHA256 Credential={HELD.ident.placeholder.decode()}/{SCOPE}, SignedHeaders=host;x-amz-date, Signature={'0' * 64}"

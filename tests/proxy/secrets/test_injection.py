@@ -107,7 +107,7 @@ def test_a_placeholder_is_in_its_place_or_misused(value):
     fields = ((b"X-Key", value.encode()),)
     head = Head(b"HTTP/1.1", b"GET", b"", b"", b"/", fields)
     carried = BROKER.read(head, HOST, 443, tls=True)
-    _, sent = BROKER.swapped(head, carried)
+    _, sent = BROKER.fill_in(head, carried)
     if PLACEHOLDER.lower() in value.lower():
         assert bool(carried.misused) != bool(carried.uses)
     if carried.uses:

@@ -10,8 +10,10 @@ from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.events import (
     Agent,
+    Anomaly,
     Answer,
     Approval,
+    Component,
     Destination,
     Dns,
     Ending,
@@ -26,8 +28,6 @@ from proxy.telemetry.events import (
     StartedBy,
     Tls,
     Transferred,
-    Unusual,
-    Where,
 )
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
@@ -163,7 +163,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         previous=REVISION,
         sources=(text,),
         problems=(text,),
-        fault=Fault(Where.DIAL, text),
+        fault=Fault(Component.DIAL, text),
         detail=text,
         by=text,
         paths=(text,),
@@ -172,7 +172,7 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
         approval=Approval(
             text, text, (text,), Answer.REJECTED, True, text, (text,), text, 1, 2, 3, agent=True, joined=True
         ),
-        unusual=Unusual(text, 7, 3, 5),
+        unusual=Anomaly(text, 7, 3, 5),
         git=Git(text, text, (text,)),
         started_by=StartedBy(1000, text),
         workspace=text,

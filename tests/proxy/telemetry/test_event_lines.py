@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.telemetry.encoding import LONGEST_LINE, MalformedEvent, decode, encode, timestamp
+from proxy.telemetry.encoding import LONGEST_LINE, MalformedEventError, decode, encode, timestamp
 from proxy.telemetry.events import Destination, Event, Git, Http, Kind, Process, Task, Transferred, bare_path
 from proxy.telemetry.masking import LONGEST_LIST, LONGEST_TEXT, MASK, cut, cut_list
 from rules.names import HostName
@@ -199,7 +199,7 @@ def test_time_is_text_that_sorts():
     ],
 )
 def test_what_is_no_event_is_refused(line):
-    with pytest.raises(MalformedEvent):
+    with pytest.raises(MalformedEventError):
         decode(line)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.sandbox.rule_limits import Connections
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.events import Component, Kind
 from proxy.telemetry.journal.segments import BEGINNING, link_signed
 from proxy.telemetry.prometheus.metrics import PACKET_KINDS
 from proxy.wire.refusal_log import Kind as RefusedKind
@@ -40,7 +40,7 @@ def leaves(value, prefix=""):
 
 @pytest.mark.parametrize(
     ("heading", "of"),
-    [("Kinds", Kind), ("Verdicts", Verdict), ("Outcomes", Outcome), ("Faults", Where)],
+    [("Kinds", Kind), ("Verdicts", Verdict), ("Outcomes", Outcome), ("Faults", Component)],
 )
 def test_every_word_of_a_vocabulary_is_documented_once_and_no_other(heading, of):
     assert sorted(table(heading)) == sorted(member.value for member in of)
@@ -66,7 +66,7 @@ def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_pa
     metrics = here.metrics
     here.recorder.rules_loaded()
     connect(here.recorder)
-    here.recorder.error(Where.DIAL, "x")
+    here.recorder.error(Component.DIAL, "x")
     here.recorder.task_ended(None, seconds=0.0)
     metrics.dns_query("A", Verdict.DENY)
     metrics.refused_packets({"tcp": 1})

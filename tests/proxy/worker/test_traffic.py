@@ -11,7 +11,7 @@ import pytest
 
 from proxy.event_loop.poller import Loop
 from proxy.sandbox.sandbox_state import DescriptorQuotas, SandboxState, Task
-from proxy.telemetry.events import Kind, Where
+from proxy.telemetry.events import Component, Kind
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker import sandbox, server
@@ -239,7 +239,7 @@ def test_a_worker_of_the_service_gives_back_a_sandbox_whose_traffic_it_can_not_s
         with socket.create_connection(place):
             said, _ = await asyncio.to_thread(message.receive, ours)
         left = worker._under, worker._sets[1].members
-        assert worker._counted().gate_errors == {Where.WORKER: 1}  # also of a sandbox that is gone
+        assert worker._counted().gate_errors == {Component.WORKER: 1}  # also of a sandbox that is gone
         message.send(ours, {"stop": True})
         await serving
         return said, left
@@ -264,7 +264,7 @@ def test_a_message_that_can_not_be_obeyed_is_recorded_and_no_end_of_a_worker_of_
             await worker.run(sockets)
         return worker._sandbox_servers()[0].metrics.gate_errors
 
-    assert run(serve()) == {Where.WORKER: 2}
+    assert run(serve()) == {Component.WORKER: 2}
     said = {}
     while "summary" not in said:
         said |= message.receive(ours)[0]
@@ -299,4 +299,4 @@ def test_a_sandbox_that_can_not_be_drained_is_seen_out_all_the_same(world, given
 
     said, errors = run(serve())
     assert "summary" in said
-    assert errors == {Where.WORKER: 1}
+    assert errors == {Component.WORKER: 1}

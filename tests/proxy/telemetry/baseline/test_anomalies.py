@@ -10,7 +10,15 @@ import pytest
 
 from enforcer.journal.keeper import Keeper
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.telemetry.baseline.anomalies import FILE, TOLD, Before, Numbers, before, find_anomalies, read_numbers
+from proxy.telemetry.baseline.anomalies import (
+    FILE,
+    TOLD,
+    AnomalyCounts,
+    EarlierRuns,
+    count_earlier_runs,
+    find_anomalies,
+    read_numbers,
+)
 from proxy.telemetry.baseline.baselines import (
     ENOUGH,
     MANY_TIMES,
@@ -23,7 +31,7 @@ from proxy.telemetry.baseline.baselines import (
     no_baselines,
 )
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Destination, Event, Http, IdMaker, Kind, Origin, Transferred, Unusual
+from proxy.telemetry.events import Anomaly, Destination, Event, Http, IdMaker, Kind, Origin, Transferred
 from proxy.telemetry.journal.keys import known
 from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.journal.verify import verify
@@ -57,7 +65,7 @@ def experienced(runs=ENOUGH, **more):
 def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
     assert ran(experienced(ENOUGH - 1), "next", places=(USUAL, NEW)) == []
     baselines = experienced()
-    assert baselines.went("next", "migrate", NEW, 1) == Unusual("destination", 1, 0, ENOUGH)
+    assert baselines.went("next", "migrate", NEW, 1) == Anomaly("destination", 1, 0, ENOUGH)
     assert baselines.went("next", "migrate", NEW, 1) is None
     baselines.ended("next", "migrate", 1)
     baselines.settle(2)
@@ -67,7 +75,7 @@ def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
 def test_bytes_are_unusual_once_they_are_many_times_as_many_and_much():
     baselines = experienced(up=MUCH)
     assert baselines.sent("next", "migrate", MANY_TIMES * MUCH, 1) is None
-    assert baselines.sent("next", "migrate", 1, 1) == Unusual("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
+    assert baselines.sent("next", "migrate", 1, 1) == Anomaly("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
     assert baselines.sent("next", "migrate", MUCH, 1) is None
     assert experienced(up=1).sent("next", "migrate", MUCH, 1) is None
 
@@ -173,13 +181,13 @@ def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world)
     world.run("next", "usual.example", "new.example", ago=5, up=MUCH)
     assert find_anomalies(world.journal, world.state, HOST)
     place, sent = world.told()
-    assert (place.task.id, place.unusual) == ("next", Unusual("destination", 1, 0, ENOUGH))
+    assert (place.task.id, place.unusual) == ("next", Anomaly("destination", 1, 0, ENOUGH))
     assert place.destination == Destination("new.example", "192.0.2.1", 443)
     assert place.cause in {entry.event.id for entry in read_events(world.journal)}
-    assert sent.unusual == Unusual("bytes_up", 2 * MUCH, 100, ENOUGH)
+    assert sent.unusual == Anomaly("bytes_up", 2 * MUCH, 100, ENOUGH)
     assert not find_anomalies(world.journal, world.state, HOST)
     assert len(world.told()) == 2
-    assert read_numbers(world.state / TOLD) == Numbers({"next": {"destination": 1, "bytes_up": 1}})
+    assert read_numbers(world.state / TOLD) == AnomalyCounts({"next": {"destination": 1, "bytes_up": 1}})
 
 
 def test_what_is_long_past_teaches_and_is_not_told(world):
@@ -188,9 +196,13 @@ def test_what_is_long_past_teaches_and_is_not_told(world):
     assert not find_anomalies(world.journal, world.state, HOST)
     world.run("later", "new.example", ago=5)
     assert not find_anomalies(world.journal, world.state, HOST)
-    assert before(world.state, "migrate", Destination("new.example", None, 443)) == Before(ENOUGH + 1, 1)
-    assert before(world.state, "migrate", Destination("other.example", None, 443)) == Before(ENOUGH + 1, 0)
-    assert before(world.state, "unknown", Destination("new.example", None, 443)) is None
+    assert count_earlier_runs(world.state, "migrate", Destination("new.example", None, 443)) == EarlierRuns(
+        ENOUGH + 1, 1
+    )
+    assert count_earlier_runs(world.state, "migrate", Destination("other.example", None, 443)) == EarlierRuns(
+        ENOUGH + 1, 0
+    )
+    assert count_earlier_runs(world.state, "unknown", Destination("new.example", None, 443)) is None
 
 
 @pytest.mark.parametrize("spoiled", ["", "{", "[]", "[" * 100_000, '{"habits":{"version":1}}', "\xff"])
@@ -198,7 +210,7 @@ def test_a_file_that_can_t_be_read_is_told_and_begun_anew(world, spoiled):
     world.experience()
     good = (world.state / FILE).read_text()
     (world.state / FILE).write_text(spoiled, encoding="latin-1")
-    assert before(world.state, "migrate", Destination("a.example", None, 443)) is None
+    assert count_earlier_runs(world.state, "migrate", Destination("a.example", None, 443)) is None
     assert find_anomalies(world.journal, world.state, HOST)
     (error,) = world.told(Kind.GATE_ERROR)
     assert "learned anew" in error.fault.detail

@@ -6,8 +6,8 @@ import resource
 import pytest
 
 from proxy.telemetry.exporters import delivery
-from proxy.telemetry.exporters.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, Numbers
-from proxy.telemetry.exporters.exporter import FORMATS, FileSink, Refused, Unavailable
+from proxy.telemetry.exporters.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, DeliveryMetrics
+from proxy.telemetry.exporters.exporter import FORMATS, FileExporter, RefusedError, UnavailableError
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from tests.proxy.telemetry.exporters.export_harness import ids, in_order, write
 
@@ -46,7 +46,7 @@ def rig(tmp_path, monkeypatch):
             if wait is not None:
                 wait(seconds)
 
-        numbers = Numbers(sink.name)
+        numbers = DeliveryMetrics(sink.name)
         reader = Reader(tmp_path / "journal", Bookmark(tmp_path / "position.json"))
         made = Delivery(reader, sink, numbers, said.append, waited)
         made.waits, made.said, made.numbers = waits, said, numbers
@@ -93,7 +93,7 @@ def test_stopped_anywhere_it_goes_on_where_it_was(rig):
 
 
 def test_a_receiver_that_is_down_is_tried_ever_more_rarely_and_then_gets_all(rig):
-    tries = iter([Unavailable("down")] * 12)
+    tries = iter([UnavailableError("down")] * 12)
     sink = Scripted(lambda _items: next(tries, None))
     made = rig(sink, wait=_stop_when_idle)
     with pytest.raises(Stopped):
@@ -115,7 +115,7 @@ def _stop_when_idle(seconds):
 
 
 def test_a_receiver_that_asks_to_wait_is_left_alone_so_long_and_no_longer_than_is_sensible(rig):
-    tries = iter([Unavailable("busy", 17.0), Unavailable("busy", 1e9), None])
+    tries = iter([UnavailableError("busy", 17.0), UnavailableError("busy", 1e9), None])
     made = rig(Scripted(lambda _items: next(tries, None)), wait=_stop_when_idle)
     with pytest.raises(Stopped):
         made.follow()
@@ -131,7 +131,7 @@ def test_an_event_that_is_refused_is_sent_without_a_sandbox_s_words_and_stops_no
 
     def judge(items):
         if any("<script>" in str(item.record.get("destination")) for item in items):
-            return Refused("no markup here")
+            return RefusedError("no markup here")
         full.extend(item.record for item in items if not item.line)
         return None
 
@@ -152,7 +152,7 @@ def test_what_a_receiver_takes_of_a_refused_event_says_where_it_went(rig):
 
     def judge(items):
         short.extend(item.record for item in items if not item.line)
-        return Refused("too long") if any(len(str(item.record)) > 8192 for item in items) else None
+        return RefusedError("too long") if any(len(str(item.record)) > 8192 for item in items) else None
 
     rig(Scripted(judge)).once()
     assert [record["id"] for record in short] == [long]
@@ -163,9 +163,9 @@ def test_what_a_receiver_takes_of_a_refused_event_says_where_it_went(rig):
 
 
 def test_a_receiver_that_refuses_everything_gets_it_all_once_it_is_mended(rig):
-    sink = Scripted(lambda _items: Refused("misconfigured"))
+    sink = Scripted(lambda _items: RefusedError("misconfigured"))
     for _ in range(2):
-        with pytest.raises(Unavailable, match="refuses everything: misconfigured"):
+        with pytest.raises(UnavailableError, match="refuses everything: misconfigured"):
             rig(sink).once()
     assert sink.took == []
     sink.judge = lambda _items: None
@@ -228,8 +228,8 @@ def test_every_format_says_the_id_in_one_printable_line(rig):
 
 
 def test_lag_is_the_age_of_what_is_not_delivered(rig):
-    made = rig(Scripted(lambda _items: Unavailable("down")))
-    with pytest.raises(Unavailable):
+    made = rig(Scripted(lambda _items: UnavailableError("down")))
+    with pytest.raises(UnavailableError):
         made.once()
     shown = made.numbers.render().decode()
     assert 'exeat_journal_lag_seconds{sink="scripted"} 0.000' not in shown
@@ -246,7 +246,7 @@ def test_lag_is_the_age_of_what_is_not_delivered(rig):
 
 def test_a_file_has_whole_lines_whatever_happened_and_may_be_renamed(rig, tmp_path):
     out = tmp_path / "out.jsonl"
-    sink = FileSink(out, FORMATS["event"])
+    sink = FileExporter(out, FORMATS["event"])
     rig(sink).once()
     assert out.stat().st_mode & 0o777 == 0o600
     lines = out.read_bytes().splitlines(keepends=True)
@@ -267,18 +267,18 @@ def test_a_file_that_is_none_is_left_alone(rig, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "directory").mkdir()
     for name in ("link", "directory", "missing/file"):
-        with pytest.raises(Unavailable):
-            rig(FileSink(tmp_path / name, FORMATS["ecs"])).once()
+        with pytest.raises(UnavailableError):
+            rig(FileExporter(tmp_path / name, FORMATS["ecs"])).once()
     assert (tmp_path / "real").read_text() == "kept"
 
 
 def test_a_disk_that_fills_up_has_whole_lines_and_all_of_them_later(rig, tmp_path):
     out = tmp_path / "out.jsonl"
-    made = rig(FileSink(out, FORMATS["event"]))
+    made = rig(FileExporter(out, FORMATS["event"]))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # setrlimit(2): EFBIG beyond it, as ENOSPC elsewhere
     try:
-        with pytest.raises(Unavailable):
+        with pytest.raises(UnavailableError):
             made.once()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -15,9 +15,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from proxy.telemetry.exporters.credentials import Trust
-from proxy.telemetry.exporters.exporter import FORMATS, Item, Refused, Unavailable
-from proxy.telemetry.exporters.http import OtlpSink, Place, Poster, WebhookSink
+from proxy.telemetry.exporters.credentials import TlsTrust
+from proxy.telemetry.exporters.exporter import FORMATS, Item, RefusedError, UnavailableError
+from proxy.telemetry.exporters.http import Endpoint, HttpPoster, OtlpExporter, WebhookExporter
 from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from tests.lab.certificates import Authority
@@ -85,7 +85,7 @@ def items(tmp_path):
 
 
 def poster(server, token=None, tls=None, host="127.0.0.1"):
-    return Poster(Place(host, server.server_port, "/v1/logs", tls), token)
+    return HttpPoster(Endpoint(host, server.server_port, "/v1/logs", tls), token)
 
 
 def secret(path, text, mode=0o600):
@@ -95,7 +95,7 @@ def secret(path, text, mode=0o600):
 
 
 def test_otlp_is_posted_as_the_protocol_says(receiver, items):
-    OtlpSink(poster(receiver)).send(items)
+    OtlpExporter(poster(receiver)).send(items)
     ((path, headers, body),) = receiver.requests
     assert (path, headers["Content-Type"]) == ("/v1/logs", "application/x-protobuf")
     made = ExportLogsServiceRequest.FromString(body)
@@ -106,44 +106,44 @@ def test_a_partial_success_is_no_success(receiver, items):
     answer = ExportLogsServiceResponse()
     answer.partial_success.rejected_log_records = 1
     receiver.answer = lambda: (200, {}, answer.SerializeToString())
-    with pytest.raises(Refused, match="rejected 1 of 4 records"):
-        OtlpSink(poster(receiver)).send(items)
+    with pytest.raises(RefusedError, match="rejected 1 of 4 records"):
+        OtlpExporter(poster(receiver)).send(items)
 
 
 ANSWERS = [
     (200, {}, None), (202, {}, None), (204, {}, None),
-    (400, {}, Refused), (413, {}, Refused), (422, {}, Refused),
-    (401, {}, Unavailable), (403, {}, Unavailable), (404, {}, Unavailable), (429, {"Retry-After": "7"}, Unavailable),
-    (500, {}, Unavailable), (503, {"Retry-After": "tomorrow"}, Unavailable), (301, {"Location": "/else"}, Unavailable),
+    (400, {}, RefusedError), (413, {}, RefusedError), (422, {}, RefusedError),
+    (401, {}, UnavailableError), (403, {}, UnavailableError), (404, {}, UnavailableError), (429, {"Retry-After": "7"}, UnavailableError),
+    (500, {}, UnavailableError), (503, {"Retry-After": "tomorrow"}, UnavailableError), (301, {"Location": "/else"}, UnavailableError),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("status", "headers", "error"), ANSWERS)
 def test_only_2xx_is_a_receipt(receiver, items, status, headers, error):
     receiver.answer = lambda: (status, headers, b"")
-    sink = WebhookSink(poster(receiver), FORMATS["event"])
+    sink = WebhookExporter(poster(receiver), FORMATS["event"])
     if error is None:
         sink.send(items)
     else:
         with pytest.raises(error, match=str(status)) as raised:
             sink.send(items)
-        if error is Unavailable:
+        if error is UnavailableError:
             assert raised.value.wait == (7.0 if headers.get("Retry-After") == "7" else None)
     assert len(receiver.requests) == 1  # no redirect is followed
 
 
 def test_nobody_there_and_an_answer_that_is_none(receiver, items):
-    with pytest.raises(Unavailable, match="refused"):
-        WebhookSink(Poster(Place("127.0.0.1", free_port(), "/", None)), FORMATS["event"]).send(items)
+    with pytest.raises(UnavailableError, match="refused"):
+        WebhookExporter(HttpPoster(Endpoint("127.0.0.1", free_port(), "/", None)), FORMATS["event"]).send(items)
     receiver.answer = lambda: (999999, {"X": "\x1b[2J"}, b"\x1b[2J")
-    with pytest.raises(Unavailable) as raised:
-        WebhookSink(poster(receiver), FORMATS["event"]).send(items)
+    with pytest.raises(UnavailableError) as raised:
+        WebhookExporter(poster(receiver), FORMATS["event"]).send(items)
     assert str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize("shape", ["event", "ocsf", "ecs"])
 def test_a_webhook_gets_a_line_of_json_an_event_in_order(receiver, items, shape):
-    WebhookSink(poster(receiver), FORMATS[shape]).send(items)
+    WebhookExporter(poster(receiver), FORMATS[shape]).send(items)
     ((_, headers, body),) = receiver.requests
     assert headers["Content-Type"] == "application/x-ndjson"
     assert len([json.loads(line) for line in body.splitlines()]) == len(items)
@@ -154,7 +154,7 @@ def test_a_webhook_gets_a_line_of_json_an_event_in_order(receiver, items, shape)
 def test_a_webhook_is_signed_and_its_id_is_the_same_when_it_is_sent_again(receiver, items, tmp_path):
     """Checked as Standard Webhooks tells receivers to: over `id.timestamp.body`."""
     raw = os.urandom(32)
-    sink = WebhookSink(
+    sink = WebhookExporter(
         poster(receiver), FORMATS["event"], secret(tmp_path / "key", f"whsec_{base64.b64encode(raw).decode()}\n")
     )
     sink.send(items)
@@ -173,7 +173,7 @@ TOKENS = [("abc123\n", "Bearer abc123"), ("Splunk abc-123", "Splunk abc-123")]
 @pytest.mark.parametrize(("text", "sent"), TOKENS)
 def test_a_token_is_read_anew_for_each_request(receiver, items, tmp_path, text, sent):
     path = secret(tmp_path / "token", "old")
-    sink = WebhookSink(poster(receiver, path), FORMATS["event"])
+    sink = WebhookExporter(poster(receiver, path), FORMATS["event"])
     sink.send(items)
     secret(path, text)
     sink.send(items)
@@ -188,8 +188,8 @@ BAD = {
 
 @pytest.mark.parametrize(("text", "mode"), BAD.values(), ids=BAD)
 def test_a_token_that_others_can_read_or_that_is_none_is_never_sent_nor_shown(receiver, items, tmp_path, text, mode):
-    sink = WebhookSink(poster(receiver, secret(tmp_path / "token", text, mode)), FORMATS["event"])
-    with pytest.raises(Unavailable) as raised:
+    sink = WebhookExporter(poster(receiver, secret(tmp_path / "token", text, mode)), FORMATS["event"])
+    with pytest.raises(UnavailableError) as raised:
         sink.send(items)
     assert "hunter2" not in str(raised.value)
     assert receiver.requests == []
@@ -197,8 +197,8 @@ def test_a_token_that_others_can_read_or_that_is_none_is_never_sent_nor_shown(re
 
 @pytest.mark.parametrize("key", ["", "whsec_", "whsec_short", "no base64 at all, hunter2", "whsec_" + "A" * 8])
 def test_a_key_that_is_none_signs_nothing(receiver, items, tmp_path, key):
-    sink = WebhookSink(poster(receiver), FORMATS["event"], secret(tmp_path / "key", key))
-    with pytest.raises(Unavailable) as raised:
+    sink = WebhookExporter(poster(receiver), FORMATS["event"], secret(tmp_path / "key", key))
+    with pytest.raises(UnavailableError) as raised:
         sink.send(items)
     assert "hunter2" not in str(raised.value)
     assert receiver.requests == []
@@ -218,24 +218,24 @@ def test_a_receiver_has_to_prove_its_name(items, tmp_path):
         own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         own.load_cert_chain(tmp_path / "leaf.pem")
         with serving(own) as server:
-            sink = OtlpSink(poster(server, secret(tmp_path / "token", "hunter2"), trust))
+            sink = OtlpExporter(poster(server, secret(tmp_path / "token", "hunter2"), trust))
             if passes:
                 sink.send(items)
             else:
-                with pytest.raises(Unavailable, match="certificate"):
+                with pytest.raises(UnavailableError, match="certificate"):
                     sink.send(items)
             assert len(server.requests) == passes
 
 
 def _webhook(server):
-    from enforcer.approvals.notifications import Failed, webhook
+    from enforcer.approvals.notifications import DeliveryError, webhook
 
     send = webhook(f"https://127.0.0.1:{server.server_port}/", lambda _: {}, 30.0)
-    return lambda _items: send(b"{}"), Failed
+    return lambda _items: send(b"{}"), DeliveryError
 
 
 def _exported(server):
-    return OtlpSink(poster(server, tls=Trust())).send, Unavailable
+    return OtlpExporter(poster(server, tls=TlsTrust())).send, UnavailableError
 
 
 @pytest.mark.parametrize("made", [_webhook, _exported])
@@ -282,11 +282,11 @@ def test_an_answer_that_goes_on_and_on_is_none(begins, secure, tmp_path):
     thread = threading.Thread(target=drip)
     thread.start()
     trusting = ssl.create_default_context(cadata=authority.pem().decode()) if secure else None
-    place = Place("127.0.0.1", server.getsockname()[1], "/", trusting)
+    place = Endpoint("127.0.0.1", server.getsockname()[1], "/", trusting)
     began = time.monotonic()
     try:
-        with pytest.raises(Unavailable, match="timed out"):
-            Poster(place, patience=0.5).post(b"{}", {})
+        with pytest.raises(UnavailableError, match="timed out"):
+            HttpPoster(place, patience=0.5).post(b"{}", {})
         assert time.monotonic() - began < 10
     finally:
         over.set()

@@ -11,8 +11,8 @@ import pytest
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Destination, Kind, Process, Tls
 from proxy.telemetry.exporters import syslog
-from proxy.telemetry.exporters.exporter import FORMATS, Item, Unavailable
-from proxy.telemetry.exporters.syslog import SyslogSink
+from proxy.telemetry.exporters.exporter import FORMATS, Item, UnavailableError
+from proxy.telemetry.exporters.syslog import SyslogExporter
 from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from tests.lab.certificates import Authority
@@ -112,22 +112,22 @@ BAD = [is_killed_before_it_reads, ends_with_something_unread, ends_at_once, ends
 @pytest.mark.parametrize("script", BAD)
 def test_what_was_not_read_does_not_count_as_taken(script, items, monkeypatch):
     monkeypatch.setattr(syslog, "_TIMEOUT", 1.0)
-    with answering(script) as port, pytest.raises(Unavailable):
-        SyslogSink("127.0.0.1", port, FORMATS["event"]).send(items)
+    with answering(script) as port, pytest.raises(UnavailableError):
+        SyslogExporter("127.0.0.1", port, FORMATS["event"]).send(items)
 
 
 def test_a_receiver_that_is_gone_after_it_read_everything_may_not_have_it(items):
     """Killed with all of it in its memory: the next connection tells."""
-    with answering(reads_all) as port, pytest.raises(Unavailable):
-        SyslogSink("127.0.0.1", port, FORMATS["event"]).send(items)
+    with answering(reads_all) as port, pytest.raises(UnavailableError):
+        SyslogExporter("127.0.0.1", port, FORMATS["event"]).send(items)
 
 
 def test_a_receiver_that_never_ends_is_given_up(items, monkeypatch):
     monkeypatch.setattr(syslog, "_TIMEOUT", 0.5)
     over = threading.Event()
     with answering(lambda connection: over.wait(BOUND) and connection.close()) as port:
-        with pytest.raises(Unavailable, match="timed out"):
-            SyslogSink("127.0.0.1", port, FORMATS["event"]).send(items)
+        with pytest.raises(UnavailableError, match="timed out"):
+            SyslogExporter("127.0.0.1", port, FORMATS["event"]).send(items)
         over.set()
 
 
@@ -139,7 +139,7 @@ def test_a_connection_that_was_ended_while_it_was_idle_is_opened_anew(items):
         connection.close()
 
     with answering(reads_all, ends_when_tired, reads_all, reads_all) as port:
-        sink = SyslogSink("127.0.0.1", port, FORMATS["event"])
+        sink = SyslogExporter("127.0.0.1", port, FORMATS["event"])
         sink.send(items)
         tired.set()
         until(lambda: not _idle(sink), "the idle connection isn't ended")
@@ -172,8 +172,8 @@ def test_a_tls_receiver_has_to_say_that_it_read_all(items, tls):
 
     context = ssl.create_default_context(cafile=tls[0])
     with answering(ends_without_saying_so, reads_all) as port:
-        sink = SyslogSink("127.0.0.1", port, FORMATS["event"], context)
-        with pytest.raises(Unavailable):
+        sink = SyslogExporter("127.0.0.1", port, FORMATS["event"], context)
+        with pytest.raises(UnavailableError):
             sink.send(items)
         socket.create_connection(("127.0.0.1", port)).close()
 
@@ -187,15 +187,15 @@ def test_a_tls_receiver_has_to_prove_its_name(items, tls):
             own.wrap_socket(connection, server_side=True)
         connection.close()
 
-    with answering(refused) as port, pytest.raises(Unavailable, match="certificate"):
-        SyslogSink("127.0.0.1", port, FORMATS["event"], ssl.create_default_context()).send(items)
+    with answering(refused) as port, pytest.raises(UnavailableError, match="certificate"):
+        SyslogExporter("127.0.0.1", port, FORMATS["event"], ssl.create_default_context()).send(items)
 
 
 @pytest.mark.parametrize("shape", FORMATS)
 def test_no_event_is_longer_than_a_receiver_takes(shape, tmp_path):
     write(tmp_path / "journal", wanted := ids(1), "\U0001f4a9" * 1000, Kind.REQUEST_DECIDED)
     (_, line) = Reader(tmp_path / "journal", Bookmark(tmp_path / "position.json")).read()
-    message = SyslogSink("127.0.0.1", 1, FORMATS[shape])._message(Item(line.line, read(line.line)))
+    message = SyslogExporter("127.0.0.1", 1, FORMATS[shape])._message(Item(line.line, read(line.line)))
     assert len(message) <= 8192
     assert wanted[0].encode() in message
 
@@ -212,7 +212,7 @@ def test_no_words_of_a_task_keep_from_a_receiver_where_it_went_and_by_what_rule(
         **dict.fromkeys(("dns", "http", "agent", "git", "journal", "approval", "unusual", "fault")),
     )
     line = encode(said)
-    message = SyslogSink("127.0.0.1", 1, FORMATS[shape])._message(Item(line, read(line)))
+    message = SyslogExporter("127.0.0.1", 1, FORMATS[shape])._message(Item(line, read(line)))
     assert len(message) <= 8192
     assert name.encode() in message
     assert b"web:pages" in message

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from proxy.telemetry.events import Agent, Kind, Where
+from proxy.telemetry.events import Agent, Component, Kind
 from proxy.telemetry.journal import writer
-from proxy.telemetry.journal.writer import LITTLE, DiskQuota, JournalFailed
+from proxy.telemetry.journal.writer import LITTLE, DiskQuota, JournalWriteError
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 from tests.proxy.telemetry.telemetry_harness import ALLOWED, StandInPolicy, StandInSettings, close, connect, rig
 
@@ -117,12 +117,12 @@ def opened(used_up):
 def test_what_it_tries_is_refused_and_not_told(used_up):
     recorder, metrics = used_up.recorder, used_up.metrics
     for _ in range(3):
-        with pytest.raises(JournalFailed) as failed:
+        with pytest.raises(JournalWriteError) as failed:
             connect(recorder)
         assert failed.value.errno == errno.EDQUOT
-    with pytest.raises(JournalFailed):
+    with pytest.raises(JournalWriteError):
         recorder.command_decided(ALLOWED, ["/bin/true"], None)
-    with pytest.raises(JournalFailed):
+    with pytest.raises(JournalWriteError):
         recorder.agent_said(Agent("span", "an agent"))
     assert metrics.decisions[Kind.CONNECTION_DECIDED, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED] == 3
     assert metrics.events_dropped == 5
@@ -131,22 +131,22 @@ def test_what_it_tries_is_refused_and_not_told(used_up):
 
 def test_that_is_told_once_and_with_how_much_it_was(used_up):
     for _ in range(3):
-        with pytest.raises(JournalFailed):
+        with pytest.raises(JournalWriteError):
             connect(used_up.recorder)
-    assert used_up.metrics.gate_errors == {Where.JOURNAL: 1}
+    assert used_up.metrics.gate_errors == {Component.JOURNAL: 1}
     [error] = used_up.lines()
     assert error["fault"]["detail"].startswith("16 MiB were told of the task today")
 
 
 def test_the_end_of_what_has_left_is_told_all_the_same(used_up, opened):
-    with pytest.raises(JournalFailed):
+    with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
     close(used_up.recorder, opened)
     assert [line["kind"] for line in used_up.lines()] == ["connection.decided", "gate.error", "connection.closed"]
 
 
 def test_room_that_is_made_is_used(used_up, monkeypatch):
-    with pytest.raises(JournalFailed):
+    with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
     monkeypatch.setattr(type(used_up.recorder.journal), "free", lambda _: 1 << 40)
     used_up.recorder._quota._look_when = time.monotonic()
@@ -155,7 +155,7 @@ def test_room_that_is_made_is_used(used_up, monkeypatch):
 
 
 def test_another_task_of_the_same_worker_has_its_own(used_up, tmp_path):
-    with pytest.raises(JournalFailed):
+    with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
     connect(rig(tmp_path).recorder)
 

@@ -20,11 +20,11 @@ from proxy.telemetry.journal import ledger as journal_ledger
 from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
 from proxy.telemetry.journal.compression import compress, index
 from proxy.telemetry.journal.ledger import Ledger, sweep
-from proxy.telemetry.journal.query import Sought, read_events
-from proxy.telemetry.journal.retention import HELD, Keep
+from proxy.telemetry.journal.query import LineFilter, read_events
+from proxy.telemetry.journal.retention import HELD, RetentionPolicy
 from proxy.telemetry.journal.segments import days, find, opened
 from proxy.telemetry.journal.verify import verify
-from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from rules.verdicts import OnJournalFailure
 from tests.proxy.telemetry.telemetry_harness import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
 
@@ -153,8 +153,11 @@ def test_a_compressed_segment_reads_as_it_did_from_anywhere(place, monkeypatch):
         with opened(segment, offset) as file:
             assert file.read() == whole[offset:]
     assert [entry.line for entry in read_events(place[0])] == before
-    assert [entry.event.dns.question for entry in read_events(place[0], Sought(since=now + 898))] == ["n898", "n899"]
-    sought = Sought(((b'"question":"n5"', b'"question":"n800"'),), until=now + 700)
+    assert [entry.event.dns.question for entry in read_events(place[0], LineFilter(since=now + 898))] == [
+        "n898",
+        "n899",
+    ]
+    sought = LineFilter(((b'"question":"n5"', b'"question":"n800"'),), until=now + 700)
     assert [entry.event.dns.question for entry in read_events(place[0], sought)] == ["n5"]
 
 
@@ -170,7 +173,7 @@ def old_day(place, name, ago):
 def test_old_days_go_and_a_signed_line_says_so(place):
     for ago in (40, 20, 1):
         old_day(place, f"d{ago}", ago)
-    Keep(age=10 * 86_400).save(place[1] / "keep.json")
+    RetentionPolicy(age=10 * 86_400).save(place[1] / "keep.json")
     tend_now(*place)
     assert len(days(place[0])) == 2  # yesterday, and today with the ledger
     assert checked(place).findings == []
@@ -209,7 +212,7 @@ def test_what_a_sink_has_not_got_stays_for_a_while(place, ago, stays):
     (place[1] / "sinks").mkdir()
     reader = Reader(place[0], Bookmark(place[1] / "sinks" / "siem.json"))
     reader.commit([])
-    Keep(age=10 * 86_400).save(place[1] / "keep.json")
+    RetentionPolicy(age=10 * 86_400).save(place[1] / "keep.json")
     tend_now(*place)
     assert (place[0] / name).exists() == stays
     if stays:
@@ -223,7 +226,7 @@ def test_too_much_goes_the_oldest_first(place):
         old_day(place, f"d{ago}", ago)
     one = sum(path.stat().st_size for path in days(place[0])[0].iterdir())
     total = sum(path.stat().st_size for path in place[0].rglob("*.jsonl"))
-    Keep(size=total - one // 2).save(place[1] / "keep.json")
+    RetentionPolicy(size=total - one // 2).save(place[1] / "keep.json")
     before = [day.name for day in days(place[0])]
     tend_now(*place)
     assert [day.name for day in days(place[0])] == before[1:]
@@ -240,12 +243,12 @@ def test_by_default_a_day_is_removed_after_a_year(place):
 
 def test_everything_is_kept_where_that_is_said(place):
     old_day(place, "d4000", 4000)
-    Keep(age=None).save(place[1] / "keep.json")
+    RetentionPolicy(age=None).save(place[1] / "keep.json")
     tend_now(*place)
     assert len(days(place[0])) == 2
     (place[1] / "keep.json").write_text('{"age": "all"}')
     with pytest.raises(ValueError):
-        Keep.load(place[1] / "keep.json")
+        RetentionPolicy.load(place[1] / "keep.json")
 
 
 def test_what_cannot_be_signed_is_told_once_and_stops_nothing(place):
@@ -268,12 +271,12 @@ def test_a_full_disk_blocks_or_is_counted_as_the_rules_say(tmp_path, monkeypatch
     connect(here.recorder)
 
     def full(*_):
-        raise JournalFailed(28, "No space left on device")
+        raise JournalWriteError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
         disk.setattr(Journal, "append", full)
         if settle is OnJournalFailure.BLOCK:
-            with pytest.raises(JournalFailed):
+            with pytest.raises(JournalWriteError):
                 connect(here.recorder)
         else:
             connect(here.recorder, DENIED)
@@ -315,12 +318,12 @@ def test_nobody_is_led_out_of_a_journal_or_held_up_in_it(place, tmp_path, way):
             os.mkfifo(today / ("0001.jsonl" if way == "fifo" else "ledger.jsonl"))
     told = []
     journal, here = Journal(place[0]), Keeper(*place, told.append)
-    with contextlib.suppress(JournalFailed):
+    with contextlib.suppress(JournalWriteError):
         write(journal, "a")
     here.turn()
     journal.close()
     here.close()
-    Keep(age=86_400, size=1).save(place[1] / "keep.json")
+    RetentionPolicy(age=86_400, size=1).save(place[1] / "keep.json")
     for segment in today.glob("0*.jsonl"):
         if segment.is_file() and not segment.is_symlink() and not today.is_symlink():
             os.utime(segment, (time.time() - 3600,) * 2)

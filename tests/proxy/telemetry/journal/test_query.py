@@ -7,7 +7,7 @@ import pytest
 from proxy.telemetry.encoding import LONGEST_LINE, encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import query
-from proxy.telemetry.journal.query import Progress, Sought, follow, read_events
+from proxy.telemetry.journal.query import LineFilter, Progress, follow, read_events
 from tests.proxy.telemetry.telemetry_harness import full_event
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
@@ -69,7 +69,7 @@ def test_since_passes_over_days_and_events_before(tmp_path):
     segment(tmp_path, "2026-11-17/0001.jsonl", b"not even read\n")
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON), line(NOON + 1), line(NOON + 2))
     progress = Progress()
-    assert times(read_events(tmp_path, Sought(since=NOON + 1), progress)) == [1, 2]
+    assert times(read_events(tmp_path, LineFilter(since=NOON + 1), progress)) == [1, 2]
     assert progress.malformed == 0
 
 

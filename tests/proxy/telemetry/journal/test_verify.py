@@ -12,8 +12,8 @@ from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal import keys as keyring
 from proxy.telemetry.journal import ledger as journal_ledger
 from proxy.telemetry.journal.compression import compress
-from proxy.telemetry.journal.ledger import Broken, Ledger, LedgerFailed, Remark, seal, sweep
-from proxy.telemetry.journal.segment_check import Gravity
+from proxy.telemetry.journal.ledger import BrokenSegmentError, Ledger, LedgerEntry, LedgerWriteError, seal, sweep
+from proxy.telemetry.journal.segment_check import FindingSeverity
 from proxy.telemetry.journal.segments import link
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal
@@ -279,7 +279,7 @@ def test_a_torn_line_is_told_apart(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines, lines[-1][:40]])
     report = verify(home / "journal", keyring.known(home / "keys"))
-    assert [each.gravity for each in report.findings] == [Gravity.TORN]
+    assert [each.gravity for each in report.findings] == [FindingSeverity.TORN]
     assert str(report.findings[0]).startswith(f"{DAY}/0002.jsonl:8: an unfinished line")
     assert report.intact
     put(home, "0002.jsonl", [*lines[:-2], lines[-2][:40]])  # this one the ledger knows
@@ -291,7 +291,7 @@ def test_what_a_killed_writer_left_is_mended_and_said_so(home):
     put(home, "0002.jsonl", [*lines, lines[-1][:40]])
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
     [told] = sweep(home / "journal", ledger)
-    assert told == Remark(
+    assert told == LedgerEntry(
         Kind.JOURNAL_REPAIRED,
         Mark(f"{DAY}/0002", 8, told.mark.head),
         "its writer ended without closing it; 40 bytes of an unfinished line were cut off",
@@ -306,7 +306,7 @@ def test_what_does_not_hang_together_is_never_signed(home):
     put(home, "0002.jsonl", [*lines[:2], *lines[3:]])
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
     [broken] = sweep(home / "journal", ledger)
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, BrokenSegmentError)
     assert "line 3 of" in str(broken)
     assert list(sweep(home / "journal", ledger)) == []
     assert any("0002.jsonl:3: " in each for each in findings(home))
@@ -345,17 +345,17 @@ def test_a_writer_that_seals_its_segment_itself_proves_nothing(home):
 
 def test_a_ledger_that_was_cut_back_while_it_is_written_is_noticed_at_once(home):
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
-    ledger.write([Remark(Kind.JOURNAL_REMOVED, Mark("2020-01-01"))])
+    ledger.write([LedgerEntry(Kind.JOURNAL_REMOVED, Mark("2020-01-01"))])
     put(home, "ledger.jsonl", lines_of(home, "ledger.jsonl")[:2])
-    with pytest.raises(LedgerFailed, match="missing from the ledger"):
-        ledger.write([Remark(Kind.JOURNAL_REMOVED, Mark("2020-01-02"))])
+    with pytest.raises(LedgerWriteError, match="missing from the ledger"):
+        ledger.write([LedgerEntry(Kind.JOURNAL_REMOVED, Mark("2020-01-02"))])
 
 
 def test_keys_follow_one_another_and_the_first_vouches_for_all(home, tmp_path):
     first = keyring.pem(keyring.signer(home / "keys").public)
     before, after = keyring.rotate(home / "keys")
     Ledger(home / "journal", before, home / "lock").write(
-        [Remark(Kind.JOURNAL_KEY, Mark(f"{DAY}/ledger"), keyring.says(after.public))]
+        [LedgerEntry(Kind.JOURNAL_KEY, Mark(f"{DAY}/ledger"), keyring.says(after.public))]
     )
     journal, ledger = Journal(home / "journal"), Ledger(home / "journal", after, home / "lock")
     write(journal, "d0")

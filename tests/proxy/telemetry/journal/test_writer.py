@@ -17,7 +17,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import writer as journal_module
 from proxy.telemetry.journal.query import Progress, read_events
-from proxy.telemetry.journal.writer import Journal, JournalFailed
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from tests.proxy.telemetry.telemetry_harness import full_event, missing
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
@@ -164,7 +164,7 @@ def test_a_link_in_place_of_a_day_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "2026-11-18").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(JournalFailed) as caught:
+    with pytest.raises(JournalWriteError) as caught:
         write(Journal(tmp_path / "journal"), NOON)
     assert caught.value.errno in (errno.ENOTDIR, errno.ELOOP)
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -172,7 +172,7 @@ def test_a_link_in_place_of_a_day_is_refused(tmp_path):
 
 def test_a_directory_that_cannot_be_is_said_so(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(JournalFailed, match=r"Not a directory: '.*/file/journal'") as caught:
+    with pytest.raises(JournalWriteError, match=r"Not a directory: '.*/file/journal'") as caught:
         Journal(tmp_path / "file" / "journal")
     assert caught.value.errno == errno.ENOTDIR
 
@@ -223,7 +223,7 @@ def test_a_limit_on_the_file_cuts_no_line_in_two(tmp_path):
     try:
         # Each time the kernel takes half of the line, and then no more.
         for _ in range(3):
-            with pytest.raises(JournalFailed) as caught:
+            with pytest.raises(JournalWriteError) as caught:
                 write(journal, NOON)
             assert caught.value.errno == errno.EFBIG
     finally:
@@ -247,7 +247,7 @@ def test_where_a_torn_line_cannot_be_taken_back_the_segment_is_left(tmp_path, mo
             lambda fd, data: fails(errno.EIO)() if len(data) <= 20 else real(fd, data[:-20]),
         )
         broken.setattr(journal_module.os, "ftruncate", fails(errno.EROFS))
-        with pytest.raises(JournalFailed) as caught:
+        with pytest.raises(JournalWriteError) as caught:
             write(journal, NOON)
         assert caught.value.errno == errno.EIO
     write(journal, NOON)
@@ -275,7 +275,7 @@ if ctypes.CDLL(None, use_errno=True).mount(b"none", sys.argv[1].encode(), b"tmpf
 
 import errno
 from tests.proxy.telemetry.telemetry_harness import connect, rig
-from proxy.telemetry.journal.writer import JournalFailed
+from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.telemetry.journal.query import Progress, read_events
 directory = pathlib.Path(sys.argv[1])
 filler = directory / "filler"
@@ -285,14 +285,14 @@ told = []
 try:
     while True:
         told.append(connect(here.recorder))
-except JournalFailed as error:
+except JournalWriteError as error:
     assert error.errno == errno.ENOSPC, error
 assert told
 for _ in range(5):
     try:
         connect(here.recorder)
         raise SystemExit("let out without an event")
-    except JournalFailed as error:
+    except JournalWriteError as error:
         assert error.errno == errno.ENOSPC, error
 assert here.recorder.failed
 filler.unlink()

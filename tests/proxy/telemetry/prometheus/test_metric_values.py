@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from proxy.telemetry.events import Dns, Kind, Process, Where
+from proxy.telemetry.events import Component, Dns, Kind, Process
 from proxy.telemetry.prometheus.metrics import MOST_RULES, Histogram, Metrics
 from rules.attempt import Protocol
 from rules.decision import Decision
@@ -38,7 +38,7 @@ def busy(tmp_path):
         protocol=Protocol.UDP,
         dns=Dns("a", "A"),
     )
-    here.recorder.error(Where.DIAL, "x")
+    here.recorder.error(Component.DIAL, "x")
     here.recorder.task_ended(None, seconds=1.0, status=0)
     metrics.decision_seconds.observe(3e-6)
     metrics.peek_seconds.observe(0.002)
@@ -154,7 +154,7 @@ def test_a_hundred_thousand_of_anything_make_no_new_series():
         metrics.dns_query(text, Verdict.DENY)
         metrics.refused_packets({text: n})
         metrics.refused_call(text, 1)
-        metrics.failed(Where.OTHER)
+        metrics.failed(Component.OTHER)
 
     for n in range(1_000):  # of what is told apart, like system calls, so many are
         all_of(n)

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from proxy.telemetry.events import Where
+from proxy.telemetry.events import Component
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.prometheus.scrape_server import ScrapeServer
 
@@ -212,7 +212,7 @@ def test_a_failure_to_render_is_counted_and_told_and_the_server_goes_on():
         answer = await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
         assert b" 500 " in answer
         assert b"secret" not in answer
-        assert rig.metrics.gate_errors == {Where.METRICS: 1}
+        assert rig.metrics.gate_errors == {Component.METRICS: 1}
         Broken.broken = False
 
     served(scenario)

@@ -8,7 +8,7 @@ import pytest
 from proxy.telemetry.events import Kind
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.prometheus.processes import ProcessUse
-from proxy.telemetry.prometheus.totals import Reported, add, from_json, pieces, to_json, total
+from proxy.telemetry.prometheus.totals import ReportedMetrics, add, from_json, pieces, to_json, total
 from proxy.wire import strict_json
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -101,7 +101,7 @@ def test_a_total_of_the_largest_counts_can_be_read_and_names_without_end_are_not
 
 
 def test_a_report_goes_in_pieces_and_one_that_was_cut_off_leaves_nothing():
-    reported, metrics = Reported(), sandbox("one", [f"r:{'x' * 150}{number}" for number in range(1000)])
+    reported, metrics = ReportedMetrics(), sandbox("one", [f"r:{'x' * 150}{number}" for number in range(1000)])
     whole = list(pieces(metrics))
     assert len(whole) > 2
     reported.take(whole[0])
@@ -127,7 +127,7 @@ def test_a_report_goes_in_pieces_and_one_that_was_cut_off_leaves_nothing():
 
 @pytest.mark.parametrize("back", ["bytes_up", "decisions", "dns_queries", "rule_decisions", "decision_seconds"])
 def test_a_report_whose_counters_went_back_changes_nothing_and_what_there_is_now_may(back):
-    steady, metrics = Reported(steady=True), sandbox("one")
+    steady, metrics = ReportedMetrics(steady=True), sandbox("one")
     metrics.decision_seconds.observe(0.1)
     for metrics.connections_open in (2, 1):
         for piece in pieces(metrics):
@@ -141,7 +141,7 @@ def test_a_report_whose_counters_went_back_changes_nothing_and_what_there_is_now
 
 
 def test_rules_that_are_gone_are_no_counters_that_went_back():
-    steady, metrics = Reported(steady=True), sandbox("one")
+    steady, metrics = ReportedMetrics(steady=True), sandbox("one")
     for rules in (["r:a"], ["r:b"]):
         metrics.rules_loaded("two", rules, Mode.ENFORCE, NOW)
         for piece in pieces(metrics):

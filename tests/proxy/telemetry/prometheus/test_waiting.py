@@ -14,14 +14,14 @@ from proxy.approvals.client import ApprovalsClient
 from proxy.approvals.protocol import Pending, Result
 from proxy.event_loop.poller import IN
 from proxy.telemetry.events import Answer
-from proxy.telemetry.prometheus.metrics import ANSWERS, STALE, Metrics, Told, Waiting
+from proxy.telemetry.prometheus.metrics import ANSWERS, STALE, ApprovalWaits, Metrics, PendingCounts
 from proxy.telemetry.prometheus.totals import add, from_json, to_json, total
 from proxy.wire import message
 from rules.decision import ApprovalTerms, RequiredApproval
 
 
 def some():
-    waiting = Waiting()
+    waiting = ApprovalWaits()
     for key in "abc":
         waiting.began(key)
     waiting.over("a", Answer.APPROVED)
@@ -70,7 +70,7 @@ def test_totals_add_up_and_what_has_ended_waits_no_more():
 )
 def test_a_worker_s_word_is_looked_at(change):
     with pytest.raises((ValueError, MsgspecError)):
-        Waiting.of(convert({**to_builtins(some().told()), **change}, Told))
+        ApprovalWaits.of(convert({**to_builtins(some().told()), **change}, PendingCounts))
 
 
 def test_every_answer_has_its_series_before_it_happens():

@@ -9,9 +9,9 @@ from ipaddress import ip_address
 import pytest
 
 from enforcer.cli import main
-from proxy.telemetry.events import Dns, Kind, Where
+from proxy.telemetry.events import Component, Dns, Kind
 from proxy.telemetry.journal.query import read_events
-from proxy.telemetry.views.report_data import MOST, Gathered, Moments, gather
+from proxy.telemetry.views.report_data import MOST, AttemptTimes, ReportData, gather
 from proxy.telemetry.views.report_page import page
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
@@ -81,7 +81,7 @@ def here(tmp_path, monkeypatch):
         Kind.DNS_DECIDED, DENIED, name="odd.example", address=None, port=53, protocol=Protocol.UDP,
         dns=Dns("odd.example", "TXT"),
     )  # fmt: skip
-    recorder.error(Where.DIAL, "something broke")
+    recorder.error(Component.DIAL, "something broke")
     recorder.task_ended(started, seconds=1.0, status=3)
     return here
 
@@ -158,7 +158,7 @@ def test_no_flood_takes_the_place_of_what_left_or_leaked():
 
 
 def test_nothing_is_lost_of_a_long_time():
-    moments = Moments()
+    moments = AttemptTimes()
     for number in range(200_000):
         moments.add(1_795_000_000_000_000_000 + number * 86_400_000_000, Outcome.PASSED)
     assert sum(moments.counts.values()) == 200_000
@@ -167,11 +167,11 @@ def test_nothing_is_lost_of_a_long_time():
 
 @pytest.mark.parametrize("seconds", [0, 0.001, 1, 59, 3600, 86_400, 400 * 86_400])
 def test_the_picture_holds_every_attempt(seconds):
-    moments = Moments()
+    moments = AttemptTimes()
     for number in range(100):
         outcome = list(Outcome)[number % len(Outcome)]
         moments.add(1_795_000_000_000_000_000 + int(number * seconds * 10**7), outcome)
-    drawn = written(Gathered(moments=moments))
+    drawn = written(ReportData(moments=moments))
     Reader(drawn)
     assert sum(map(int, re.findall(r"<title>(\d+) ", drawn))) == 100
     for x, y, height in re.findall(

@@ -14,7 +14,7 @@ import pytest
 
 from enforcer.cli import main
 from proxy.telemetry.events import Answer, Approval, Kind, Task, Transferred
-from proxy.telemetry.views.top import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, Screen, State
+from proxy.telemetry.views.top import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, Screen, TopState
 from proxy.telemetry.visible import width
 from rules.verdicts import Mode, Outcome
 from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
@@ -30,7 +30,7 @@ def event(kind, at=NOW, task="t-1", **more):
 
 
 def fed(*events):
-    state = State()
+    state = TopState()
     for each in events:
         state.take(each)
     return state
@@ -95,7 +95,7 @@ def test_a_task_that_ended_is_shown_a_little_longer_and_then_forgotten():
 
 
 def test_a_flood_of_tasks_and_refusals_is_bounded():
-    state = State()
+    state = TopState()
     for number in range(2 * MOST_TASKS):
         state.take(event(Kind.CONNECTION_DECIDED, NOW + number, f"t-{number}", outcome=Outcome.BLOCKED))
     assert len(state.tasks) == MOST_TASKS
@@ -125,7 +125,7 @@ def test_the_screen_says_it():
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize(("columns", "lines"), [(20, 5), (80, 24), (300, 100)], ids=str)
 def test_no_text_breaks_out_of_its_line(text, columns, lines):
-    state = State()
+    state = TopState()
     for kind in Kind:
         state.take(full_event(kind, text, NOW)._replace(outcome=Outcome.BLOCKED))
     for coloured in (True, False):
