@@ -1,1 +1,1 @@
-"""Compiled code of the gate: C that relays bytes between sockets, used where it has been built (`build`)."""
+"""Compiled relay: C code that passes bytes between sockets; optional, built by `build`."""

@@ -1,7 +1,7 @@
-"""Compiles the relay: `python -m proxy.compiled.build`, wherever Exeat is installed.
+"""Compiles the relay: `python -m proxy.compiled.build`.
 
-It takes a C compiler and nothing else: no headers of Python's, for it is called through ctypes. Without one everything
-works as it does with it, and costs more.
+It needs a C compiler and no Python headers, since ctypes loads the result. Without a compiler the interpreter relays
+the bytes, at a higher cost.
 """
 
 import sys
@@ -13,7 +13,7 @@ _FLAGS = ("-shared", "-fPIC", "-fvisibility=hidden")
 
 
 def build() -> str:
-    """Compile it; returns why that can't be, empty if it is done."""
+    """Compile the relay; returns the problem, empty if it worked."""
     return compile_c([SOURCE], LIBRARY, (*_FLAGS, f'-DEXEAT_SOURCE="{digest()}"'))
 
 

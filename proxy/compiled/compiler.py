@@ -1,4 +1,4 @@
-"""Runs the C compiler with the same flags for all our C code, and says why where it can't."""
+"""Runs the C compiler with the flags that all C code of Exeat shares."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ _FLAGS: Final = (
 
 
 def compile_c(sources: Sequence[str], made: str, flags: Sequence[str]) -> str:
-    """Make a file of C sources, whole or not at all; returns why that can't be, empty if it is done. Raises OSError."""
+    """Compile C sources to the file `made`, atomically; returns the problem, empty if it worked. Raises OSError."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return "there is no C compiler: install gcc or clang"

@@ -1,4 +1,4 @@
-"""Loads the compiled relay through ctypes, if it is there and built from this source (`relay.c`)."""
+"""Loads the compiled relay through ctypes, if it exists and was built from the current `relay.c`."""
 
 import ctypes
 import hashlib
@@ -13,7 +13,7 @@ AT_ONCE: Final = 256  # answers
 
 
 class Over(IntEnum):
-    """How a pair is over."""
+    """State of a relayed pair: open, or how it ended."""
 
     OPEN = 0
     IN_PEACE = 1 << 16
@@ -23,7 +23,7 @@ class Over(IntEnum):
 
 
 class Side(NamedTuple):
-    """How one side of a pair stands: what it waits for, whether it has ended, and what it didn't take yet."""
+    """State of one side of a pair: the events it waits for, whether it has ended, and its unsent bytes."""
 
     waits_for: int
     silent: bool
@@ -31,13 +31,13 @@ class Side(NamedTuple):
 
 
 def digest() -> str:
-    """Return what tells one source from another. Raises OSError."""
+    """Return the SHA-256 of `relay.c`, which the library must have been built from. Raises OSError."""
     with open(SOURCE, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
 
 
 class Compiled:
-    """The library, for one thread. A pair is a number: where it lies."""
+    """The loaded relay. For one thread. A pair is identified by a number, its address."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._answers = array("I", bytes(8 * AT_ONCE))
@@ -53,9 +53,9 @@ class Compiled:
         self._side = _function(library.exeat_side, ctypes.c_void_p, "pippp")
 
     def serve(self, number: int, wait: float, most: int) -> list[int]:
-        """Wait as epoll.poll(wait, most) does, pass on, and return what else happened: descriptor, events, and so on.
+        """Wait as epoll.poll(wait, most) does, relay bytes, and return the other events: descriptor, events, and so on.
 
-        A pair that is over is told by its near descriptor. Raises OSError.
+        The near descriptor stands for a pair that has ended. Raises OSError.
         """
         count = self._serve(number, -1 if wait < 0 else int(wait * 1e3 + 0.5), self._at, most)
         if count > 0:
@@ -65,10 +65,10 @@ class Compiled:
         return []
 
     def adopt(self, number: int, near: int, far: int, backlog: int, most_kept: int) -> int:
-        """Take two descriptors that are waited on for IN in a set; returns the pair. Raises MemoryError.
+        """Relay between two descriptors that are registered for IN in a set; returns the pair. Raises MemoryError.
 
-        `backlog` is where the count of bytes lies that wait for the sandbox's full sockets (int64);
-        when there are `most_kept`, they are read in small pieces.
+        `backlog` is the address of an int64 that counts the bytes waiting for the sandbox's full sockets. Above
+        `most_kept`, sockets are read in small pieces.
         """
         pair = self._adopt(number, near, far, backlog, most_kept)
         if not pair:
@@ -76,16 +76,16 @@ class Compiled:
         return int(pair)
 
     def start(self, pair: int, said: bytes) -> int:
-        """Begin, with what the near side has `said` as it was judged, and that still has to be read; returns Over."""
+        """Start with the bytes that the decision was made on (`said`), which are still unread; returns Over."""
         return int(self._start(pair, said, len(said)))
 
     def counts(self, pair: int) -> tuple[int, int]:
-        """Return how many bytes went up and down."""
+        """Return the bytes sent to the server and to the client."""
         self._count(pair, ctypes.addressof(self._two))
         return self._two[0], self._two[1]
 
     def side(self, pair: int, *, far: bool) -> Side:
-        """Return how one side stands, with a copy of what is kept for it."""
+        """Return the state of one side, with a copy of its unsent bytes."""
         waits_for, silent, size = ctypes.c_uint32(), ctypes.c_int(), ctypes.c_size_t()
         kept = self._side(pair, far, *map(ctypes.addressof, (waits_for, silent, size)))
         return Side(waits_for.value, bool(silent.value), ctypes.string_at(kept, size.value) if kept else b"")
@@ -100,14 +100,14 @@ _KINDS: Final[dict[str, type[ctypes.c_int | ctypes.c_int64 | ctypes.c_void_p]]] 
 
 
 def _function(named: "ctypes._NamedFuncPointer", result: type | None, arguments: str) -> "ctypes._NamedFuncPointer":
-    """Say what a function takes, a letter for each argument, and returns."""
+    """Set a function's argument types, one letter each, and its result type."""
     named.restype = result
     named.argtypes = [_KINDS[each] for each in arguments]
     return named
 
 
 def load() -> Compiled | None:
-    """Return the library; None: nobody compiled it, or of another source."""
+    """Load the library; None: it is not built, or built from another source."""
     try:
         library = ctypes.CDLL(LIBRARY, use_errno=True)
         made_of = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, "exeat_source")))

@@ -1,1 +1,1 @@
-"""Dialing: from a decision to a connected socket, directly or through an upstream proxy."""
+"""Dialing: connects to the checked address of a decision, directly or through an upstream proxy."""

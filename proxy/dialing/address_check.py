@@ -30,10 +30,10 @@ _LISTENER: Final = "no rule opens what exeat itself listens on"
 
 
 class DialError(Exception):
-    """No connection could be made, or may be. The texts are for people: what is wrong, and what can be done about it.
+    """No connection could be made, or may be made; the texts say what is wrong and what to do next.
 
-    `advice` is empty where it is what the reason has anyway. `held`: the decision by which people are to be asked
-    before the address may be dialled. `address`: the one that may not be.
+    `advice` is empty where the table of reasons has a remedy. `held`: the decision that needs an approval before the
+    address may be dialed. `address`: the address that may not be dialed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DialError(Exception):
 
 
 class OwnEndpoints:
-    """The addresses and ports that Exeat itself listens on outside; an unspecified address means all of this host's."""
+    """Addresses and ports outside sandboxes that Exeat listens on; an unspecified address means all of this host's."""
 
     __slots__ = ("_listeners", "_ports")
 
@@ -64,9 +64,9 @@ class OwnEndpoints:
     def may_dial(
         self, policy: "Policy", attempt: "Attempt", found: "LookupResult", proxy: "LookupResult | None" = None
     ) -> "tuple[Address, ...]":
-        """Return those of the addresses found that may be dialled. Raises DialError with the first one's reason.
+        """Return the addresses found that may be dialed. Raises DialError with the first one's reason.
 
-        `proxy`: where the policy's upstream proxy was found, if the attempt is made to its port.
+        `proxy`: the addresses of the policy's upstream proxy, if the attempt is to the proxy's port.
         """
         target, port = attempt.target, attempt.port
         upstream = policy.settings.upstream
@@ -97,10 +97,10 @@ class OwnEndpoints:
         return tuple(good)
 
     def _is_ours(self, target: "HostName | Address", address: "Address", port: int, found: "LookupResult") -> bool:
-        """Whether this is a door of this host that nobody opened.
+        """Whether the address is this host's own and no rule opens it.
 
-        Its public addresses look like anybody's to the rules, so a name never leads there; a rule that lists a
-        non-public one, or names the very address, means it. Exeat's own listeners no rule opens.
+        To the rules its public addresses look like any other, so a name never leads there. A rule that lists a
+        non-public address, or names the address itself, opens it. No rule opens Exeat's own listeners.
         """
         if self._is_listener(address, port, found):
             return True
@@ -122,7 +122,7 @@ class OwnEndpoints:
 def is_proxy(
     target: "HostName | Address", own: "frozenset[Address]", host: "HostName | Address", proxy: "LookupResult"
 ) -> bool:
-    """Whether `target`, asked for at the proxy's port, is the proxy at `host`; `own`: what of it is this host's."""
+    """Whether `target`, is the upstream proxy `host`; `own`: its addresses of this host."""
     if target == host or target in proxy.addresses:
         return True
     if isinstance(target, HostName):
@@ -135,14 +135,14 @@ _FINAL: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED,
 
 
 def as_approved(policy: "Policy", attempt: "Attempt", decision: "Decision") -> "Attempt | None":
-    """Return the attempt as if all that is asked were granted; None: nothing may be looked up for it yet."""
+    """Return the attempt as if every approval were granted; None: it may not be looked up before that."""
     if not policy.spells_out(attempt.target, decision.approval):
         return None
     return attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
 
 
 def futile_error(found: "tuple[Hop, ...] | DialError") -> DialError | None:
-    """Return why an approval would open nothing; None: it may."""
+    """Return the error that an approval would not change; None: an approval may help."""
     return found if isinstance(found, DialError) and found.reason in _FINAL else None
 
 
@@ -153,7 +153,10 @@ def preflight(
     decision: "Decision",
     done: "Callable[[DialError | None], None]",
 ) -> None:
-    """Call `done` once, perhaps from within: with why an approval would open nothing, or None."""
+    """Check whether an approval could let an attempt through; `done` gets the error that remains, or None.
+
+    `done` is called once, perhaps before this returns.
+    """
     would = as_approved(policy, attempt, decision)
     if would is None:
         done(None)
@@ -170,5 +173,5 @@ def preflight(
 
 
 def deny_undialable(decision: "Decision", failure: DialError) -> "Decision":
-    """Deny what nobody needs to be asked about."""
+    """Return the denial of an attempt that can't be dialed even if approved."""
     return decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=failure.reason, approval=())

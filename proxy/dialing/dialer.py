@@ -53,10 +53,10 @@ _INET6: Final = int(socket.AF_INET6)
 
 
 class ConnectRace:
-    """One race for a connection. `done` is called once, and never from within the constructor or `cancel`.
+    """Happy Eyeballs race of connections to several addresses. `done` is called once, never from the constructor.
 
-    With `at_once` the first address may be connected when the constructor is done, as those near by are: `take` it
-    then, or `done` is never called. It saves being put to sleep and woken again.
+    With `at_once` the first address may be connected when the constructor returns, as nearby ones are: call `take`
+    then, and `done` is not called. That saves one sleep and wake-up.
     """
 
     __slots__ = (
@@ -100,7 +100,7 @@ class ConnectRace:
         self._next()
 
     def take(self) -> "tuple[socket.socket, Address] | None":
-        """Return the connection that was there at once and where it leads, if it was; that ends the race."""
+        """Return the socket that was connected at once and its address, if any; that ends the race."""
         if len(self._open) != 1 or not self._open[0].connected:
             return None
         attempt = self._open.pop()
@@ -111,7 +111,7 @@ class ConnectRace:
         return attempt.sock, attempt.address
 
     def cancel(self) -> None:
-        """Close whatever isn't connected. Harmless when it is over."""
+        """Close all sockets that aren't connected. Idempotent."""
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
@@ -120,13 +120,13 @@ class ConnectRace:
         self._extra.set(len(self._open) - 1)
 
     def connected(self, attempt: "_ConnectAttempt") -> None:
-        """End the race: this one has won."""
+        """End the race: this attempt has won."""
         self._open.remove(attempt)
         self.cancel()
         self._tell(attempt.sock, attempt.address)
 
     def lost(self, attempt: "_ConnectAttempt", number: int) -> None:
-        """Go on without this one: with the next address at once."""
+        """Drop a failed attempt and try the next address at once."""
         if attempt not in self._open:
             return  # it has won or was given up before
         self._open.remove(attempt)
@@ -138,7 +138,7 @@ class ConnectRace:
         self._next()
 
     def _next(self) -> None:
-        """Try one more address, and set a time for the one after it; beside others only where there is room for it."""
+        """Try one more address and set the timer for the next; beside other attempts only if the quota allows."""
         if self._open and not self._over and not self._extra.has_room():
             self._wait()
             return
@@ -161,7 +161,7 @@ class ConnectRace:
             asyncio.get_running_loop().call_soon(self._fail)
 
     def _wait(self) -> None:
-        """Give those that are tried a while before the next one, if there is one."""
+        """Set the timer for the next address, if there is one."""
         if self._addresses:
             self._timer = asyncio.get_running_loop().call_later(ATTEMPT_DELAY, self._next)
 
@@ -180,7 +180,7 @@ class ConnectRace:
 
 
 class _ConnectAttempt:
-    """One socket on its way to one address."""
+    """One socket connecting to one address."""
 
     __slots__ = ("_fd", "_poller", "_race", "address", "connected", "sock")
 
@@ -214,7 +214,7 @@ class _ConnectAttempt:
             self._race.connected(self)
 
     def failed(self, _error: Exception) -> None:
-        """`ready` raised, which is a bug: this attempt is over."""
+        """Drop this attempt: `ready` raised, which is a bug."""
         self._race.lost(self, errno.EIO)
 
     def close(self) -> None:
@@ -223,13 +223,13 @@ class _ConnectAttempt:
 
 
 def _check(number: int) -> None:
-    """Raise OSError for an errno of connect(2) that is one."""
+    """Raise OSError if an errno of connect(2) is an error."""
     if number:
         raise OSError(number, os.strerror(number))
 
 
 def _is_connected(sock: socket.socket) -> bool:
-    """Whether connect(2) came to its end while it was asked to begin: over loopback it does."""
+    """Whether a non-blocking connect(2) has finished at once, as over loopback."""
     try:
         sock.getpeername()
     except OSError:
@@ -238,7 +238,7 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def describe_error(number: int | None, address: "Address") -> str:
-    """Say why an address could not be connected to."""
+    """Say why connecting to an address failed."""
     return f"{address}: {os.strerror(number or errno.EIO).lower()}"
 
 
@@ -276,9 +276,9 @@ class Dialer:
         self.poller = poller
 
     def known(self, policy: "Policy", attempt: "Attempt") -> "tuple[Hop, ...] | None":
-        """Return what may be dialled for `attempt`, best first; None: a lookup is needed, `find` it.
+        """Return the addresses to dial for `attempt`, best first; None: call `find` to look them up.
 
-        Raises DialError when there is nothing.
+        Raises DialError when there is none.
         """
         upstream = policy.settings.upstream
         if upstream is not None:
@@ -293,7 +293,7 @@ class Dialer:
         return None if found is None else self._checked(policy, attempt, found)
 
     def find(self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialError], None]") -> None:
-        """Look the name up and call `done`, once, with what may be dialled or why nothing may."""
+        """Look the name up; `done` is called once with the addresses to dial, or with the error."""
         upstream = policy.settings.upstream
         if upstream is None or attempt.port != upstream.port or not isinstance(upstream.host, HostName):
             self._look_up(policy, attempt, done)
@@ -336,10 +336,9 @@ class Dialer:
     def connect(
         self, addresses: "tuple[Hop, ...]", port: int, done: "Done", *, at_once: bool = False
     ) -> "ConnectRace | ProxyConnector":
-        """Connect to one of `addresses`, which `known` or `find` gave, and call `done` once, never from within.
+        """Connect to one of `addresses` from `known` or `find`; `done` is called once, never before this returns.
 
-        The caller sets the deadline: `cancel` what this returns. With `at_once` it also takes what is there at once:
-        `take`.
+        The caller sets the deadline and calls `cancel` on the result. With `at_once` it also calls `take`.
         """
         if addresses and isinstance(addresses[0], ProxyDestination):
             from proxy.dialing.proxy_connector import ProxyConnector  # nobody else pays for it
@@ -354,7 +353,7 @@ class Dialer:
         )
 
     def _hops(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Hop, ...]":
-        """Return what may be dialled, now that everything is looked up. Raises DialError."""
+        """Return the checked addresses to dial once the lookup is done. Raises DialError."""
         upstream = policy.settings.upstream
         if upstream is not None:
             proxy = self._proxies.get(upstream.host, _NOWHERE)
@@ -366,7 +365,7 @@ class Dialer:
         return self._checked(policy, attempt, found)
 
     def _via(self, policy: "Policy", attempt: "Attempt", upstream: "Upstream") -> "tuple[ProxyDestination] | None":
-        """Return the way through the proxy; None: this goes past it. Raises DialError for what must not go there."""
+        """Return the way through the upstream proxy; None: bypass it. Raises DialError if it may not go there."""
         if policy.upstream_for(attempt) is None:
             return None
         target = attempt.target
@@ -380,7 +379,7 @@ class Dialer:
         return (ProxyDestination(upstream, target),)
 
     def _knows(self, upstream: "Upstream") -> bool:
-        """Whether it is known where the proxy is; then it is kept."""
+        """Whether the proxy's addresses are known, and keep them."""
         host = upstream.host
         found = self._lookup.known(host) if isinstance(host, HostName) else _found(host)
         if found is not None and found.addresses:
@@ -389,7 +388,7 @@ class Dialer:
         return False
 
     def _checked(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Address, ...]":
-        """Return the addresses that may be dialled, which a policy says once of what was found. Raises DialError."""
+        """Return the addresses that may be dialed, checked once for each policy and result. Raises DialError."""
         port, upstream = attempt.port, policy.settings.upstream
         if attempt.request is not None or (upstream is not None and upstream.port == port):
             proxy = None if upstream is None or upstream.port != port else self._proxies.get(upstream.host, _NOWHERE)
@@ -404,5 +403,5 @@ class Dialer:
 
 
 def _found(address: "Address") -> LookupResult:
-    """Return what would be found of a name that has this one address."""
+    """Return the lookup result of a literal address."""
     return LookupResult((address,), frozenset({address} & {source_for(address)}))

@@ -1,4 +1,4 @@
-"""Login at the upstream proxy: one line, `user:password`, read from a private file.
+"""Reads the login for the upstream proxy: one line, `user:password`, in a private file.
 
 Home of the part of invariant 8 that is about this secret: it is read from a file that others can't read, outside of
 every sandbox, by the process that becomes the worker; it goes to the proxy and nowhere else. It must never get into an
@@ -18,11 +18,11 @@ _LENGTH: Final = 2  # bytes
 
 
 class LoginError(Exception):
-    """The file can't be used; the text says what is wrong with it, and nothing of what is in it."""
+    """The login file can't be used; the text says what is wrong with it, and contains nothing from it."""
 
 
 class Login:
-    """A user and a password."""
+    """User and password for the upstream proxy."""
 
     __slots__ = ("password", "user")
 
@@ -48,7 +48,7 @@ class Login:
 
 
 def read(path: "str | Path") -> Login:
-    """Read a login from its file: a plain one, ours or root's, and closed to others. Raises LoginError."""
+    """Read a login from a file, which must be plain, ours or root's, and closed to others. Raises LoginError."""
     this = f"`{path}` (`upstream_auth`)"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -76,7 +76,7 @@ def _refuse_shared(status: os.stat_result, this: str, path: "str | Path") -> Non
 
 
 def parse(data: bytes, path: str) -> Login:
-    """Read `user:password`, a line. Raises LoginError."""
+    """Parse the line `user:password`. Raises LoginError."""
     line = data.removesuffix(b"\n").removesuffix(b"\r")
     user, colon, password = line.partition(b":")
     if not colon or not user or not password:
@@ -89,14 +89,14 @@ def parse(data: bytes, path: str) -> Login:
 
 
 def send(login: Login | None, file: BinaryIO) -> None:
-    """Write a login, or that there is none, for `take`: to a file that only a worker is handed."""
+    """Write a login, or that there is none, to a file that only the worker gets; `take` reads it."""
     for part in (b"", b"") if login is None else (login.user, login.password):
         data = len(part).to_bytes(_LENGTH) + part
         file.write(data)
 
 
 def take(file: BinaryIO) -> Login | None:
-    """Read what `send` wrote, and no further. Raises ValueError."""
+    """Read what `send` wrote, and nothing after it. Raises ValueError."""
     parts = []
     for _ in range(2):
         size = int.from_bytes(_exactly(file, _LENGTH))

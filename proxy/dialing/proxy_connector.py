@@ -32,7 +32,7 @@ _PIECE = 4096  # bytes looked at at a time
 
 
 class ProxyConnector:
-    """One connection on its way. `done` is called once, and never from within the constructor or `cancel`."""
+    """One connection through the upstream proxy. `done` is called once, never from the constructor or `cancel`."""
 
     __slots__ = (
         "_connecting", "_descriptors", "_done", "_login", "_lookup", "_metrics", "_over", "_poller", "_port",
@@ -73,10 +73,10 @@ class ProxyConnector:
             lookup.ask(host, self._found)
 
     def take(self) -> None:
-        """Return nothing: it is never there at once."""
+        """Return None: a connection through a proxy is never there at once."""
 
     def cancel(self) -> None:
-        """Close whatever isn't handed on. Harmless when it is over."""
+        """Close everything that isn't handed over. Idempotent."""
         self._over = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -86,7 +86,7 @@ class ProxyConnector:
             self._sock = None
 
     def ready(self, _events: int) -> None:
-        """Go on asking; called by the poller."""
+        """Continue the handshake with the proxy; called by the poller."""
         sock = self._sock
         if sock is None:
             return
@@ -115,7 +115,7 @@ class ProxyConnector:
             self._poller.change(sock.fileno(), OUT)
 
     def failed(self, error: Exception) -> None:
-        """`ready` raised, which is a bug: this attempt is over."""
+        """End the attempt: `ready` raised, which is a bug."""
         self._fail(type(error).__name__)
 
     def _found(self, found: "LookupResult") -> None:
@@ -151,7 +151,7 @@ class ProxyConnector:
         self._done(sock, self._via)
 
     def _fail(self, why: str) -> None:
-        """Tell why nothing came of it. The text names the proxy and holds nothing that anybody sent."""
+        """Report the failure. The text names the proxy and contains nothing that it or the task sent."""
         if self._over:
             return
         self.cancel()

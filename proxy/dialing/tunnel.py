@@ -39,22 +39,22 @@ _REPLIES: Final = (  # RFC 1928 section 6
 
 
 class TunnelError(Exception):
-    """The proxy made no connection, or didn't answer as one. The text says why, and holds nothing that it sent."""
+    """The proxy made no tunnel, or answered something else. The text says why, and contains nothing that it sent."""
 
 
 class Tunnel(Protocol):
-    """One asking. `first` is what to send at once."""
+    """One handshake with a proxy. `first` are the bytes to send at once."""
 
     first: bytes
     open: bool  # whether the connection is made
 
     def take(self, data: bytes) -> tuple[int, bytes]:
-        """Return how many bytes of `data` were the proxy's own, and what to send now. Raises TunnelError."""
+        """Return how many bytes of `data` belong to the proxy, and the bytes to send now. Raises TunnelError."""
         ...
 
 
 def open_tunnel(via: "ProxyDestination", port: int, login: "Login | None") -> Tunnel:
-    """Return how to ask for `port` of what `via` names."""
+    """Return the handshake for `port` of the target of `via`, by the proxy's scheme."""
     if via.relayed:
         return NoTunnel()
     kinds: dict[Scheme, type[ConnectTunnel | SocksTunnel]] = {Scheme.HTTP: ConnectTunnel, Scheme.SOCKS5: SocksTunnel}
@@ -62,28 +62,28 @@ def open_tunnel(via: "ProxyDestination", port: int, login: "Login | None") -> Tu
 
 
 def credentials(login: "Login") -> bytes:
-    """Return who we are as HTTP has it (RFC 7617 section 2)."""
+    """Return the Basic credentials of a login (RFC 7617 section 2)."""
     return b"Basic " + b64encode(login.user + b":" + login.password)
 
 
 def proxy_login_problem(login: "Login | None") -> str:
-    """Return what a proxy says with 407."""
+    """Describe a 407 of the proxy: no login is configured, or the proxy rejected it."""
     return f"{_NEEDED if login is None else _NOT_TAKEN} (407)"
 
 
 class NoTunnel:
-    """Nothing to ask for: each request says where it goes."""
+    """No handshake: each HTTP request names its target itself."""
 
     first = b""
     open = True
 
     def take(self, _data: bytes) -> tuple[int, bytes]:
-        """Return that nothing is the proxy's own."""
+        """Return that no byte belongs to the proxy."""
         return 0, b""
 
 
 class ConnectTunnel:
-    """RFC 9110 section 9.3.6, over HTTP/1.1."""
+    """HTTP CONNECT over HTTP/1.1 (RFC 9110 section 9.3.6)."""
 
     def __init__(self, target: "HostName | Address", port: int, login: "Login | None") -> None:
         host = f"[{target}]" if not isinstance(target, HostName) and target.version == 6 else target
@@ -98,7 +98,7 @@ class ConnectTunnel:
         self._size = 0  # of all heads so far
 
     def take(self, data: bytes) -> tuple[int, bytes]:
-        """Return how much of `data` belongs to the head of the answer; nothing is ever to be sent."""
+        """Return how many bytes of `data` belong to the response's head; there is never anything to send."""
         if self.open:
             return 0, b""
         before = len(self._head)
@@ -129,7 +129,7 @@ class ConnectTunnel:
 
 
 class SocksTunnel:
-    """RFC 1928, with the user and password of RFC 1929 if there are some. Names are the proxy's to look up."""
+    """SOCKS 5 (RFC 1928), with user and password of RFC 1929 if there is a login. The proxy looks names up."""
 
     def __init__(self, target: "HostName | Address", port: int, login: "Login | None") -> None:
         methods = [_NO_LOGIN] if login is None else [_NO_LOGIN, _BY_PASSWORD]
@@ -143,7 +143,7 @@ class SocksTunnel:
         self._read = self._method
 
     def take(self, data: bytes) -> tuple[int, bytes]:
-        """Return how much of `data` belongs to the replies, and what to send now."""
+        """Return how many bytes of `data` belong to the replies, and the bytes to send now."""
         taken = 0
         while taken < len(data) and not self.open:
             piece = data[taken : taken + self._wanted - len(self._reply)]
@@ -158,7 +158,7 @@ class SocksTunnel:
         self._wanted = wanted
 
     def _method(self, reply: bytes) -> bytes:
-        """Read which way of logging in it chose (section 3)."""
+        """Read the authentication method that the proxy chose (section 3)."""
         version, method = reply
         if version != _VERSION:
             raise TunnelError("it doesn't speak SOCKS 5")
@@ -174,7 +174,7 @@ class SocksTunnel:
         return bytes([1, len(user)]) + user + bytes([len(password)]) + password
 
     def _logged_in(self, reply: bytes) -> bytes:
-        """Read whether it took user and password (RFC 1929 section 2)."""
+        """Read whether the proxy accepted user and password (RFC 1929 section 2)."""
         if reply != b"\x01\x00":
             raise TunnelError(_NOT_TAKEN)
         self._next(4)
@@ -182,7 +182,7 @@ class SocksTunnel:
         return self._asked
 
     def _answer(self, reply: bytes) -> bytes:
-        """Read what became of it (section 6), and how long the address is that it gives, which nobody needs."""
+        """Read the reply to the request (section 6), and the length of the bound address in it, which is ignored."""
         version, code, _, kind = reply[:4]
         if version != _VERSION:
             raise TunnelError("it doesn't speak SOCKS 5")

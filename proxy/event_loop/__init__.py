@@ -1,1 +1,1 @@
-"""Event loop of a worker: ready sockets, turns of sandboxes, and slices of processor time."""
+"""Event loop of a worker: socket events, turns of sandboxes, slices of processor time, rate limiter."""

@@ -47,25 +47,25 @@ _AT_ONCE: Final = 256  # events before time and asyncio's other business get the
 
 
 def reset(sock: socket.socket) -> None:
-    """Close so that the other side can't take it for an end."""
+    """Close a socket with a reset, so that the peer can't take it for an orderly end."""
     _close(sock, _RESET)
 
 
 def finish(sock: socket.socket) -> None:
-    """Close in peace: what was sent is delivered, and the other side sees an end."""
+    """Close a socket in order: the kernel delivers what was sent, then an end of stream."""
     _close(sock, _IN_PEACE)
 
 
 def cut_if_killed(sock: socket.socket) -> None:
-    """Have the kernel reset the connection should this process end without closing it (invariant 12).
+    """Have the kernel reset the connection if this process dies without closing it (invariant 12).
 
-    What a listener has set, its accepted sockets inherit. `finish` closes in peace.
+    Accepted sockets inherit it from their listener. `finish` undoes it.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 def prepare_listener(listener: socket.socket) -> None:
-    """Set what accepted sockets inherit from the moment when their first packet comes."""
+    """Set the options that accepted sockets inherit from their first packet on."""
     listener.setblocking(False)
     # No waiting to fill segments, urgent data in its place in the stream.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -82,17 +82,17 @@ def _close(sock: socket.socket, linger: bytes) -> None:
 
 
 class SocketHandler(Protocol):
-    """Something with a socket in the set."""
+    """Handler of a socket in the epoll set."""
 
     def ready(self, events: int) -> None:
-        """Take note of epoll's `events`; ERR and HUP come unasked. Must not block."""
+        """Handle epoll events; ERR and HUP come without being requested. Must not block."""
 
     def failed(self, error: Exception) -> None:
-        """Close down: `ready` raised. Must not raise."""
+        """Close the socket: `ready` raised. Must not raise."""
 
 
 class _Set:
-    """A set of epoll's, and who is told of what happens in it."""
+    """An epoll set and the handlers of its descriptors."""
 
     __slots__ = ("epoll", "left", "watched")
 
@@ -103,7 +103,7 @@ class _Set:
 
 
 class Poller:
-    """What the gate watches on one loop. For one thread, and made within the running loop."""
+    """Epoll set of the gate's sockets on one loop. For one thread; made within the running loop."""
 
     __slots__ = ("_left", "_loop", "_place", "_set", "_watched", "number")
 
@@ -126,7 +126,7 @@ class Poller:
         self.number = self._set.fileno()  # the set's own descriptor
 
     def watch(self, fd: int, events: int, watched: SocketHandler) -> None:
-        """Have `watched` told of `events` on a descriptor, and nobody else who was until now."""
+        """Call `watched` for `events` on a descriptor, in place of any handler before."""
         if fd in self._watched:
             self._set.modify(fd, events)
         else:
@@ -135,23 +135,23 @@ class Poller:
         self._watched[fd] = watched
 
     def change(self, fd: int, events: int) -> None:
-        """Wait for something else on a descriptor in the set."""
+        """Wait for other events on a registered descriptor."""
         self._set.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Take a descriptor out of the set, if it is there: always before it is closed or given away."""
+        """Remove a descriptor, if it is registered; call it before the descriptor is closed or passed on."""
         if self._watched.pop(fd, None) is not None:
             self._set.unregister(fd)
 
     def drop(self, fd: int) -> None:
-        """Watch no more what is about to be closed, within this very call of the loop.
+        """Remove a descriptor that is closed within the same call of the loop.
 
-        The kernel takes it out of the set by itself (epoll(7), Q6): nobody else holds a socket of the gate's.
+        The kernel removes it from the set by itself (epoll(7), Q6), since nobody else has the socket open.
         """
         self._watched.pop(fd, None)
 
     def close(self) -> None:
-        """Watch nothing any more. Idempotent."""
+        """Remove all descriptors. Idempotent."""
         for fd in tuple(self._watched):
             with contextlib.suppress(OSError):  # compiled code may have taken it out of the set already
                 self.forget(fd)
@@ -167,7 +167,7 @@ class Poller:
 
 
 class _PollSet:
-    """A set of its own as the loop's set sees it: ready when anything in it is, and served a little at a time."""
+    """Epoll set of one sandbox inside the loop's set, served a few events at a time."""
 
     __slots__ = ("_context", "_goes_on", "_loop", "_set")
 
@@ -181,7 +181,7 @@ class _PollSet:
         all_of_them.epoll.register(one.epoll.fileno(), IN)
 
     def ready(self, _events: int) -> None:
-        """Serve what is ready, for as long as a turn takes; what is left comes first in the next one."""
+        """Serve ready sockets for one turn; the rest comes first in the next turn."""
         self._loop.in_turn(self._context, self._serve)
         if self._set.left and not self._goes_on:
             self._goes_on = True
@@ -204,17 +204,17 @@ class _PollSet:
                 return
 
     def _go_on(self) -> None:
-        """Serve what is left, unless that has been done meanwhile: what epoll says once it doesn't say again."""
+        """Serve the rest, unless it is done: an edge that epoll has reported it doesn't report again."""
         self._goes_on = False
         if self._set.left:
             self.ready(0)
 
     def failed(self, error: Exception) -> None:
-        """Tell of an exception that nobody expected; the set stays."""
+        """Report an unexpected exception; the set stays."""
         self._loop.call_exception_handler({"message": "a sandbox's turn", "exception": error})
 
     def end(self) -> None:
-        """Have no more turns."""
+        """Stop: the set gets no more turns."""
         self._set.left.clear()
         all_of_them, number = self._loop.selector.set, self._set.epoll.fileno()
         all_of_them.watched.pop(number, None)
@@ -222,7 +222,7 @@ class _PollSet:
 
 
 def _serve(one: _Set, wait: float, most: int = _AT_ONCE) -> list[tuple[int, int]]:
-    """Tell those who are watched of what has happened, and return what happened to other descriptors."""
+    """Call the handlers of ready descriptors, and return the events of other descriptors."""
     others = []
     for fd, events in _poll(one, wait, most):
         who = one.watched.get(fd)
@@ -237,7 +237,7 @@ def _serve(one: _Set, wait: float, most: int = _AT_ONCE) -> list[tuple[int, int]
 
 
 def _poll(one: _Set, wait: float, most: int) -> "Iterable[tuple[int, int]]":
-    """Wait for events, as epoll.poll does; what compiled code does by itself is done on the way."""
+    """Wait for events as epoll.poll does; the compiled relay handles its own descriptors meanwhile."""
     if COMPILED is None:
         return one.epoll.poll(wait, most)
     told = COMPILED.serve(one.epoll.fileno(), wait, most)
@@ -245,7 +245,7 @@ def _poll(one: _Set, wait: float, most: int) -> "Iterable[tuple[int, int]]":
 
 
 def _fail(one: _Set, who: tuple[int, SocketHandler], error: Exception) -> None:
-    """Have the one who raised close down; one that can't even do that is served no more, and told of."""
+    """Call `failed` of a handler that raised; if that raises too, drop the handler and report it."""
     fd, watched = who
     try:
         watched.failed(error)
@@ -259,7 +259,7 @@ def _fail(one: _Set, who: tuple[int, SocketHandler], error: Exception) -> None:
 
 
 class _Selector(selectors.EpollSelector):
-    """Asyncio's selector, which serves the gate's objects out of the same epoll set."""
+    """Selector for asyncio that serves the gate's handlers from the same epoll set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,7 +268,7 @@ class _Selector(selectors.EpollSelector):
         self._asyncio_has = self.get_map()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Serve what is watched until asyncio has something to do: an event, a callback, or the end of `timeout`."""
+        """Serve handlers until asyncio has an event, a callback or a timeout to handle."""
         self.stirred = False
         wait = -1.0 if timeout is None else max(timeout, 0.0)
         until = time.monotonic() + wait if wait > 0 else 0.0
@@ -303,7 +303,7 @@ class Loop(asyncio.SelectorEventLoop):
         super().__init__(self.selector)
 
     def in_turn(self, context: Context, work: "Callable[..., object]", *args: Any) -> None:
-        """Do some work now, in the turn of the sandbox that `context` belongs to."""
+        """Run `work` now, in the turn of the sandbox of `context`."""
         if self._marker is None:
             context.run(work, *args)
         else:
@@ -312,7 +312,7 @@ class Loop(asyncio.SelectorEventLoop):
     def call_soon(  # type: ignore[override]  # the same, but for a type variable
         self, callback: "Callable[..., object]", *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        """Do as asyncio's, mark whose turn it is, and have the selector return."""
+        """As asyncio's call_soon; also marks the sandbox whose turn it is, and makes the selector return."""
         self.selector.stirred = True
         if self._marker is not None and (sandbox := turn.sandbox_in(context)):
             return super().call_soon(self._marker.run, sandbox, callback, *args, context=context)
@@ -321,7 +321,7 @@ class Loop(asyncio.SelectorEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: "Callable[..., object]", *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """Do as `call_soon`: it may be due before what was."""
+        """As `call_soon`: the callback may be due before the selector's timeout."""
         self.selector.stirred = True
         if self._marker is not None and (sandbox := turn.sandbox_in(context)):
             return super().call_at(when, self._marker.run, sandbox, callback, *args, context=context)
@@ -329,23 +329,23 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class PeriodicTarget(Protocol):
-    """A connection or a flow in some stage of its life, as a gate keeps it."""
+    """A connection or flow that its gate checks periodically."""
 
     def tick(self, now: float) -> None:
-        """Look at the time, by the gate's clock."""
+        """Check deadlines, by the gate's clock (seconds)."""
 
     def review(self) -> None:
-        """Decide again what was let out: other rules are in force, or it is another day."""
+        """Decide again on an allowed connection: the rules or the date have changed."""
 
     def abort(self) -> None:
         """End it now."""
 
     def failed(self, error: Exception) -> None:
-        """End it now, and tell of an exception that nobody expected. Never raises."""
+        """End it now and report an unexpected exception. Never raises."""
 
 
 def for_each[Kind: PeriodicTarget](guests: "Collection[Kind]", act: "Callable[[Kind], None]") -> None:
-    """Do it to each that is there now. One that raises fails; it may leave the collection, and others with it."""
+    """Call `act` for each current member; one that raises gets `failed`. Members may leave meanwhile."""
     for guest in tuple(guests):
         try:
             act(guest)
@@ -354,7 +354,7 @@ def for_each[Kind: PeriodicTarget](guests: "Collection[Kind]", act: "Callable[[K
 
 
 class PeriodicTasks:
-    """The rounds of one gate. For one thread, within a running loop."""
+    """Periodic tasks of one gate: ticks of its connections, and a review when the date changes. For one thread."""
 
     def __init__(
         self,
@@ -373,21 +373,21 @@ class PeriodicTasks:
 
     @property
     def waiting(self) -> bool:
-        """Whether there will be another round."""
+        """Whether the next run is scheduled."""
         return self._next is not None
 
     def keep_going(self) -> None:
-        """See to it that there is a next round as long as anybody is there. Idempotent."""
+        """Schedule the next run if there is any member. Idempotent."""
         if self._next is None and self._guests:
             self._next = asyncio.get_running_loop().call_later(EVERY, self.go)
 
     def stop(self) -> None:
-        """Go no more. Idempotent."""
+        """Cancel the next run. Idempotent."""
         if self._next is not None:
             self._next.cancel()
 
     def go(self) -> None:
-        """Go once, now."""
+        """Run once, now."""
         self._next = None
         today = self._asks_today()
         if today is not self._today:

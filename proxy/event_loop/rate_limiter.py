@@ -1,4 +1,4 @@
-"""Rate limiter (token bucket): so many at once, and so many a second."""
+"""Rate limiter (token bucket): a burst, then a fixed rate per second."""
 
 import time
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class RateLimiter:
-    """Room for `burst`, which fills up again by `a_second`."""
+    """Token bucket of `burst` tokens, refilled with `a_second` tokens per second."""
 
     __slots__ = ("_a_second", "_at", "_burst", "_clock", "_room")
 
@@ -18,7 +18,7 @@ class RateLimiter:
         self._at = clock()
 
     def take(self, wanted: int = 1) -> int:
-        """Take up to `wanted` and return how many there was room for."""
+        """Take up to `wanted` tokens; returns how many were available."""
         now = self._clock()
         room = min(self._burst, self._room + (now - self._at) * self._a_second)
         taken = min(wanted, int(room))

@@ -16,7 +16,7 @@ SLICE: Final = 0.003  # seconds of processor time in one turn, after which the r
 
 
 class Slice:
-    """The processor time that one turn may take. For one thread, made when the turn begins."""
+    """Processor time that one turn may use. For one thread; made when the turn begins."""
 
     __slots__ = ("_end",)
 
@@ -25,12 +25,12 @@ class Slice:
 
     @property
     def is_over(self) -> bool:
-        """Whether what is left of the work has to wait for another turn."""
+        """Whether the turn's time is used up, so that the rest of the work waits for another turn."""
         return thread_time() >= self._end
 
 
 async def run_in_turns[T](sliced: Sliced[T]) -> T:
-    """Do the work in as many turns of the loop as it takes; return what it returns."""
+    """Run sliced work over as many turns of the loop as it needs; returns its result."""
     turn = Slice()
     while True:
         try:
@@ -44,7 +44,7 @@ async def run_in_turns[T](sliced: Sliced[T]) -> T:
 
 
 def run_at_once[T](sliced: Sliced[T]) -> T:
-    """Do all of the work now, for a caller that has no others to care for; return what it returns."""
+    """Run sliced work without a break; returns its result. For callers that serve no other sandbox."""
     while True:
         try:
             next(sliced)

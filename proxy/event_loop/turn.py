@@ -1,4 +1,4 @@
-"""Records which sandbox a worker serves at the moment, in memory that the service reads when the worker has died.
+"""Marks in shared memory which sandbox a worker serves now; the service reads it after the worker has died.
 
 The number is part of the context (contextvars) in which a sandbox is put together, so every callback and task that
 begins there carries it: `poller.Loop` marks each before it runs. 0 stands for the worker itself.
@@ -17,7 +17,7 @@ _sandbox: Final[ContextVar[int]] = ContextVar("sandbox", default=NOBODY)
 
 
 class Marker:
-    """Marks turns. For one thread."""
+    """Writes the mark. For one thread."""
 
     __slots__ = ("_mark",)
 
@@ -26,7 +26,7 @@ class Marker:
         self._mark = memoryview(page).cast("Q")
 
     def run[**P, R](self, sandbox: int, work: "Callable[P, R]", *arguments: P.args, **named: P.kwargs) -> R:
-        """Do some work in the turn of a sandbox."""
+        """Run `work` in the turn of a sandbox."""
         before = self._mark[0]
         self._mark[0] = sandbox
         try:
@@ -36,17 +36,17 @@ class Marker:
 
 
 def context_of(sandbox: int) -> Context:
-    """Return a context in which all that begins is that sandbox's."""
+    """Return a context whose tasks and callbacks belong to that sandbox."""
     context = copy_context()
     context.run(_sandbox.set, sandbox)
     return context
 
 
 def sandbox_in(context: Context | None) -> int:
-    """Return whose a context is; None: the current one."""
+    """Return the sandbox that a context belongs to; None: the current context."""
     return _sandbox.get() if context is None else context.get(_sandbox, NOBODY)
 
 
 def marked(page: mmap) -> int:
-    """Return for which sandbox a worker worked when it died: what it says itself, so it proves nothing."""
+    """Return the sandbox that a dead worker last marked. The worker wrote it, so it is no proof."""
     return int.from_bytes(page[:8], sys.byteorder)  # as `Marker` writes it

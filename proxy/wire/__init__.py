@@ -1,1 +1,1 @@
-"""Wire formats between processes and with the kernel."""
+"""Wire formats between processes of Exeat and with the kernel."""

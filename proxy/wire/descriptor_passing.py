@@ -1,4 +1,4 @@
-"""Passes descriptors to another process within the kernel's limit on descriptors in flight.
+"""Passes file descriptors to another process, within the kernel's limit on descriptors in flight.
 
 The kernel counts those that are sent and not received yet for each user, and holds each sender to its own soft limit of
 open files (unix(7), ETOOMANYREFS). Whoever may have few open, as a shell says for what it starts, would send none as
@@ -26,7 +26,7 @@ def send(channel: socket.socket, data: bytes, descriptors: Sequence[int]) -> Non
 
 @contextlib.contextmanager
 def all_that_may_be() -> Iterator[None]:
-    """Have as many open files as this process may ask for, for a moment. For a process with one thread."""
+    """Raise the soft limit of open files to the hard limit for a moment. For a process with one thread."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # a confined worker can't, and has them all already
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

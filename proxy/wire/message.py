@@ -23,16 +23,16 @@ _LARGEST: Final = 1 << 26  # bytes of such a file
 
 
 class MessageNotSentError(OSError):
-    """A file could be sent in no way: who was to go by it must not go on without it."""
+    """A message could not be sent as a file; the caller must not continue without it."""
 
 
 def as_text(message: Mapping[str, object]) -> str:
-    """Return a message as JSON, for one that is sent in pieces."""
+    """Return a message as JSON text, for a caller that sends it in pieces."""
     return json.dumps(message, ensure_ascii=True)
 
 
 def send(channel: socket.socket, message: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-    """Send one message, with descriptors. Raises OSError when the other side is gone, MessageNotSentError."""
+    """Send one message with descriptors. Raises OSError when the peer is gone, MessageNotSentError."""
     try:
         descriptor_passing.send(channel, _packed(message), descriptors)
     except OSError as error:
@@ -63,7 +63,7 @@ def _send_in_words(channel: socket.socket, message: Mapping[str, object], file: 
 
 
 def _out_of_words(text: object) -> int:
-    """Return a file with what was said to be in it. Raises ValueError, OSError."""
+    """Return a memory file with the content that came as text. Raises ValueError, OSError."""
     import zlib
 
     try:
@@ -80,7 +80,7 @@ def _out_of_words(text: object) -> int:
 
 
 def packet(channel: socket.socket, most: int, descriptors: int = 0) -> tuple[bytes, list[int]]:
-    """Read one packet of a SOCK_SEQPACKET socket, with at most so many descriptors; an empty one is the end.
+    """Read one packet of a SOCK_SEQPACKET socket, with at most `descriptors` descriptors; empty: the peer ended.
 
     Who ends with something of ours unread leaves a reset, and the kernel tells of that before it gives what was said
     last (unix(7)): it is told once, so a second look finds the last words, or the end. Raises other OSErrors.
@@ -97,9 +97,9 @@ def packet(channel: socket.socket, most: int, descriptors: int = 0) -> tuple[byt
 
 
 def receive(channel: socket.socket, descriptors: int = 0) -> tuple[dict[str, object], list[int]]:
-    """Wait for one message, with at most so many descriptors; others that come with it are closed.
+    """Wait for one message, with at most `descriptors` descriptors; any others are closed.
 
-    An empty one means that the other side is gone. Raises ValueError for what is none, OSError.
+    An empty message means that the peer is gone. Raises ValueError for a malformed one, OSError.
     """
     data, received = packet(channel, _AT_MOST, max(descriptors, 1))
     message = None

@@ -1,8 +1,4 @@
-"""Netlink wire format (netlink(7)), read and written without a library.
-
-Pure: no socket is opened here. What is read came from the kernel, but lengths are checked as if a task had written
-them, because packets that a task sent lie inside.
-"""
+"""Netlink wire format (netlink(7)): reads and writes messages and attributes."""
 
 import struct
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +16,7 @@ _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
 
 class MalformedMessageError(ValueError):
-    """Lengths that don't fit the bytes that came."""
+    """A length field doesn't fit the bytes received."""
 
 
 class Message(NamedTuple):
@@ -32,14 +28,14 @@ class Message(NamedTuple):
 
     @property
     def errno(self) -> int:
-        """The error an NLMSG_ERROR carries, as a positive number; 0 is an acknowledgement."""
+        """The errno of an NLMSG_ERROR, positive; 0 is an acknowledgement."""
         if len(self.payload) < 4:
             raise MalformedMessageError("an error message without an error number")
         return -int(struct.unpack_from("=i", self.payload)[0])
 
 
 def messages(data: bytes) -> "Iterator[Message]":
-    """Every message in one datagram, in order."""
+    """Yield every message of one datagram, in order. Raises MalformedMessageError."""
     at = 0
     while at < len(data):
         if len(data) - at < HEADER.size:
@@ -52,7 +48,7 @@ def messages(data: bytes) -> "Iterator[Message]":
 
 
 def attributes(data: bytes) -> "Iterator[tuple[int, bytes]]":
-    """Every attribute's type and payload, in order."""
+    """Yield every attribute's type and payload, in order. Raises MalformedMessageError."""
     at = 0
     while len(data) - at >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data, at)
@@ -63,13 +59,13 @@ def attributes(data: bytes) -> "Iterator[tuple[int, bytes]]":
 
 
 def message(kind: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
-    """One message, padded so that another can follow it."""
+    """Return one message, padded so that another can follow."""
     length = HEADER.size + len(payload)
     return HEADER.pack(length, kind, flags, sequence, 0) + payload + bytes(_aligned(length) - length)
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded so that another can follow it."""
+    """Return one attribute, padded so that another can follow."""
     length = _ATTRIBUTE.size + len(payload)
     return _ATTRIBUTE.pack(length, kind) + payload + bytes(_aligned(length) - length)
 

@@ -1,4 +1,4 @@
-"""Parses the kernel's log (NFLOG) of packets that a sandbox's ruleset refused.
+"""Parses the kernel's log (NFLOG) of packets that a sandbox's ruleset rejected.
 
 Pure: the bytes come from a socket that the enforcer opened inside the sandbox's namespace and passed out. The packets
 in them were written by a task: every length is checked, and what was cut off or makes no sense is said to be unknown.
@@ -23,7 +23,7 @@ _MOST_EXTENSIONS = 8  # a task may chain as many as fit; more than this is not f
 
 
 class Kind(StrEnum):
-    """What sort of packet was refused. The value is the counter's name and the log's prefix in the ruleset."""
+    """Kind of a rejected packet. The value is the counter's name and the log prefix in the ruleset."""
 
     OTHER = "other"
     TCP = "tcp"  # no gate listened
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 
 class RefusedPacket(NamedTuple):
-    """One packet that didn't leave. What its bytes don't say is None."""
+    """One rejected packet. None: the bytes don't contain the field."""
 
     kind: Kind
     address: IPv4Address | IPv6Address | None
@@ -46,7 +46,7 @@ class RefusedPacket(NamedTuple):
 
 
 def parse_refusal(data: bytes) -> list[RefusedPacket]:
-    """Return the packets in one datagram from the refusal log. Raises `MalformedMessageError`."""
+    """Return the rejected packets of one datagram of the log. Raises MalformedMessageError."""
     return [_refused(message.payload) for message in messages(data) if message.kind == NFULNL_MSG_PACKET]
 
 
@@ -66,7 +66,7 @@ def _refused(payload: bytes) -> RefusedPacket:
 
 
 def _ipv4(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
-    """RFC 791 section 3.1."""
+    """Parse an IPv4 packet (RFC 791 section 3.1)."""
     first_fragment = not int.from_bytes(packet[6:8]) & 0x1FFF
     source_port, port = _ports(packet, (packet[0] & 15) * 4, packet[9]) if first_fragment else (None, None)
     return RefusedPacket(
@@ -75,7 +75,7 @@ def _ipv4(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
 
 
 def _ipv6(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
-    """RFC 8200 sections 3 and 4."""
+    """Parse an IPv6 packet with extension headers (RFC 8200 sections 3 and 4)."""
     protocol, at, first_fragment = packet[6], 40, True
     for _ in range(_MOST_EXTENSIONS):
         if len(packet) < at + 8:

@@ -16,12 +16,12 @@ _LONGEST: Final = 20  # characters of either
 
 
 def loads(text: str | bytes) -> Any:
-    """Return what a JSON text says. Raises ValueError."""
+    """Parse JSON text. Raises ValueError."""
     return _read(text, _strict)
 
 
 def without_misfits(text: str | bytes) -> Any:
-    """Return what a JSON text says, with None for each number that doesn't fit. Raises ValueError."""
+    """Parse JSON text, with None for each number that doesn't fit 64 bits. Raises ValueError."""
     return _read(text, _lossy)
 
 
