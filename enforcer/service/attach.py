@@ -1,6 +1,6 @@
 """`exeat attach`: gives an existing network namespace the gate, in the caller's process and with its rights.
 
-The service is handed sockets, as by a sandbox of its own, and enters no namespace for anybody.
+The service gets sockets, as from a sandbox of its own, and never enters a namespace itself.
 """
 
 import fcntl
@@ -35,9 +35,9 @@ _NS_GET_NSTYPE: Final = 0xB703
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is attached: the namespace, whose it is (0: nobody's in particular), and how it was named.
+    """The network namespace to attach: its descriptor, the pid that it was named by (0: a path), and its name.
 
-    `process`: a descriptor of whose it is (pidfd_open(2)), none or one.
+    `process`: a pidfd (pidfd_open(2)) of that process, or nothing.
     """
 
     namespace: int
@@ -48,7 +48,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
-    """Under which rules, and as what it is told."""
+    """Rules, and the task identity that the journal records."""
 
     policy: "Policy"
     files: tuple[str, ...]
@@ -60,38 +60,42 @@ class AttachRequest:
 
 
 def open_target(named: str) -> Target:
-    """Open the namespace that is named by a process or by a path. Raises UsageError, HostError where we may not."""
+    """Open the namespace named by a pid or a path. Raises UsageError, or HostError without the permission."""
     pid = int(named) if named.isascii() and named.isdigit() else 0
     path = f"/proc/{pid}/ns/net" if pid else named
     try:
         process = (os.pidfd_open(pid),) if pid else ()
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
-        what = f"the network namespace of `{named}` can't be entered: {error.strerror}"
-        raise HostError(what, "attach it as its user, or as root") from error
+        what = f"the network namespace of `{named}` can't be opened: {error.strerror}"
+        raise HostError(what, "run `exeat attach` as the user of that process, or as root") from error
     except OSError as error:
-        raise UsageError(f"`{named}` is no network namespace: {error.strerror}") from error
-    if process and not peers.is_running(*process):  # then what was opened may be another's, that has its number
+        raise UsageError(
+            f"`{named}` is not the pid of a process or the path of a network namespace: {error.strerror}"
+        ) from error
+    if process and not peers.is_running(*process):  # then the namespace may be of another process with this pid
         os.close(namespace)
-        raise UsageError(f"process {named} has ended")
+        raise UsageError(f"process {named} has ended; name a running one")
     if not _is_network(namespace):
         os.close(namespace)
-        raise UsageError(f"`{path}` is no network namespace")
+        raise UsageError(f"`{path}` is not a network namespace")
     return Target(namespace, pid, named if pid else namespace_path(named), process)
 
 
 def _is_network(descriptor: int) -> bool:
-    """Whether it is a network namespace (ioctl_nsfs(2)): a link to one that is bound to a file has the file's name."""
+    """Whether it is a network namespace (ioctl_nsfs(2)); one that is bound to a file has the file's name."""
     if os.fstat(descriptor).st_dev != os.stat("/proc/self/ns/net").st_dev:
-        return False  # nobody's driver is asked what it isn't made for
+        return False  # don't send the ioctl to another driver
     return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == os.CLONE_NEWNET
 
 
 def attach(what: Target, wanted: AttachRequest) -> dict[str, Any]:
-    """Give it the gate, and return what the service says of it. Raises HostError, UsageError."""
+    """Give the namespace the gate, and return the service's answer. Raises HostError, UsageError."""
     policy = wanted.policy
     if policy.secrets or policy.settings.upstream_auth is not None:
-        raise UsageError("rules with `secrets` or `upstream_auth` can't be for a namespace that somebody else made")
+        raise UsageError(
+            "rules with `secrets` or `upstream_auth` don't work with `exeat attach`; use `exeat run`, or other rules"
+        )
     (status,) = ask({"what": "status"})  # before anything is changed
     task = Task(f"{os.getpid():x}-{time.time_ns():x}", wanted.name, dict(wanted.labels))
     network = encoded(state.make_private(state.cache_directory()))
@@ -126,10 +130,10 @@ def attach(what: Target, wanted: AttachRequest) -> dict[str, Any]:
 
 
 def detach(named: str) -> dict[str, Any]:
-    """Take the gate away; what was attached has no way out any more. Raises HostError, UsageError."""
+    """Remove the gate; the namespace then has no network. Raises HostError, UsageError."""
     (answer,) = ask({"what": "detach", "name": named})
     if "sandbox" not in answer:
-        raise UsageError(f"nothing is attached as `{named}`; see `exeat ps`")
+        raise UsageError(f"no namespace is attached as `{named}`; `exeat ps` lists them")
     return answer
 
 
@@ -161,16 +165,16 @@ def _be_inside(namespace: int, theirs: socket.socket, make: "Callable[[], dict[s
             attached_namespace.enter(namespace)
             found = make()
             message.send(theirs, {"sockets": list(found)}, [sock.fileno() for sock in found.values()])
-        except BaseException as error:  # noqa: BLE001 - it is told where it can be
+        except BaseException as error:  # noqa: BLE001 - the parent reports it
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             message.send(theirs, {"failed": text})
-        signal.pause()  # until it has come
+        signal.pause()  # until the parent has the descriptors
     finally:
         os._exit(0)
 
 
 def namespace_path(path: str) -> str:
-    """Return where a namespace's path really lies: what /proc/PID/ns/net leads to is no path (namespaces(7))."""
+    """Return the resolved path of a namespace file; what /proc/PID/ns/net links to is no path (namespaces(7))."""
     leads = os.path.realpath(path)
     above, name = os.path.split(os.path.abspath(path))
     return leads if os.path.exists(leads) else os.path.join(os.path.realpath(above), name)

@@ -1,4 +1,4 @@
-"""Non-blocking channel of the service: keeps what the other side doesn't take yet, up to a bound."""
+"""Non-blocking channel of the service: queues messages that the peer doesn't read yet, up to a bound."""
 
 import contextlib
 import os
@@ -10,19 +10,19 @@ from typing import Final
 
 from proxy.wire import message
 
-MOST_UNSENT: Final = 8192  # messages: a worker that takes none of so many is not working
+MOST_UNSENT: Final = 8192  # messages: a worker that reads none of so many hangs
 _MOST_DESCRIPTORS: Final = 16  # in one message
 
 
 class ChannelOverflowError(Exception):
-    """The other side has taken nothing for too long."""
+    """The peer has read nothing for too long."""
 
 
 class Channel:
     """One end of a SOCK_SEQPACKET pair in the service's loop. `heard` gets each message with its descriptors.
 
-    Who is heard takes the descriptors out of the list that it wants to keep; the others are closed. An empty message is
-    the end of the other side, and the last that is heard.
+    `heard` removes the descriptors that it keeps from the list; the others are closed. An empty message, always the
+    last, reports the end of the peer.
     """
 
     def __init__(
@@ -33,21 +33,21 @@ class Channel:
         *,
         descriptors: bool = False,
     ) -> None:
-        """Take over `sock`. Without `descriptors` none is accepted: the other side is not to be trusted with any."""
+        """Take over `sock`. Without `descriptors` none is accepted: the peer is not trusted to send any."""
         self._sock = sock
         self._selector = selector
         self.heard = heard
         self._descriptors = descriptors
         self._unsent: deque[tuple[Mapping[str, object], list[int]]] = deque()
-        self._waits = False  # for room
+        self._waits = False  # for the peer to read
         self.closed = False
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ, self.turn)
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Send a message, now or when there is room; copies of the descriptors are kept until then.
+        """Send a message, now or once the peer reads; keeps copies of the descriptors until then.
 
-        One that is gone hears nothing. Raises Overflowed, OSError where there is no room for copies.
+        Does nothing on a closed channel. Raises ChannelOverflowError, or OSError when a descriptor can't be copied.
         """
         if self.closed:
             return
@@ -58,7 +58,7 @@ class Channel:
             self._send()
 
     def turn(self) -> None:
-        """Send what waits, and hear what has come."""
+        """Send queued messages, and receive one."""
         self._send()
         if self.closed:
             return
@@ -79,7 +79,7 @@ class Channel:
             self.close()
 
     def close(self) -> None:
-        """Say and hear no more. Idempotent."""
+        """Close the channel. Idempotent."""
         if self.closed:
             return
         self.closed = True
@@ -98,10 +98,10 @@ class Channel:
                 self._wait_for_room(True)
                 return
             except message.MessageNotSentError:
-                self.close()  # and not go by rules that were: it ends, and what takes its place is told all anew
+                self.close()  # so it doesn't keep old rules: the worker ends, and its replacement gets everything
                 return
             except OSError:
-                pass  # it is gone, and its end will be heard
+                pass  # the peer is gone, which the next read reports
             _close(descriptors)
             self._unsent.popleft()
         if not self.closed:
@@ -116,11 +116,11 @@ class Channel:
 
 
 def copy_descriptors(descriptors: Iterable[int]) -> list[int]:
-    """Return copies of descriptors: of all, or of none. Raises OSError."""
+    """Return copies of all descriptors, or none. Raises OSError."""
     made: list[int] = []
     try:
         for descriptor in descriptors:
-            made.append(os.dup(descriptor))  # noqa: PERF401  what is made is closed where one can't be
+            made.append(os.dup(descriptor))  # noqa: PERF401  copies are closed if one fails
     except OSError:
         _close(made)
         raise

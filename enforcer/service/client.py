@@ -1,9 +1,9 @@
-"""Client of `exeat run` in the service, which runs the task with this process's descriptors.
+"""Client of the service: `exeat run` sends it the task, with this process's descriptors, and waits for the end.
 
-The caller waits for it, so it imports little, not even the socket and signal modules but what those wrap. A start takes
-38 ms so, 11 of them the interpreter's (median of twenty on two busy cores); a program in C took 26. The task gets this
-process's arguments, environment, directory and standard streams; signals and the size of the terminal are passed on,
-and it ends as the task did. The task ends with it.
+The user waits for it, so it imports little: `_socket` and `_signal` instead of the modules that wrap them. A start
+takes 38 ms this way, 11 of them the interpreter's (median of twenty on two busy cores); a program in C took 26. The
+task gets this process's arguments, environment, directory and standard streams. Signals and the terminal's size are
+passed on, and this process ends as the task did. The task ends with it.
 """
 
 import _signal
@@ -25,13 +25,13 @@ _WATCHED = {
     _signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGALRM,
     _signal.SIGCONT, _signal.SIGWINCH, _signal.SIGIO,
 }  # fmt: skip
-LOST = 125  # the exit status of what could not be done
+LOST = 125  # the exit status when the service lost the task
 
 
 def run(words: list[str]) -> int | None:
-    """Have the service run a task and return its wait status, as waitpid(2) has it; None: there is no service for it.
+    """Have the service run a task; returns its wait status (waitpid(2)), or None if no service takes it.
 
-    What is wrong with the words is said by the service, to this process's standard error.
+    The service reports command line errors on this process's standard error.
     """
     path = control_socket.control_path()
     if not path:
@@ -45,12 +45,12 @@ def run(words: list[str]) -> int | None:
     except OSError:
         connection.close()
         return None
-    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _WATCHED)  # what comes from here on is the task's
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _WATCHED)  # from here on, signals are for the task
     try:
         return _have_it_run(connection, words)
     finally:
         connection.close()
-        _signal.signal(_signal.SIGIO, _signal.SIG_IGN)  # the last one may be waiting, and would end us (signal(7))
+        _signal.signal(_signal.SIGIO, _signal.SIG_IGN)  # a pending SIGIO would end this process (signal(7))
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
         _signal.signal(_signal.SIGIO, _signal.SIG_DFL)
 
@@ -60,7 +60,7 @@ def _have_it_run(connection: _socket.socket, words: list[str]) -> int | None:
         _ask(connection, words)
     except OSError:
         return None
-    # From here on the task may have begun: whatever happens, it is not begun again.
+    # From here on the task may have started: never start it again.
     return _wait(connection)
 
 
@@ -96,7 +96,7 @@ def _request(words: list[str]) -> protocol.Run:
 
 
 def _ignored() -> int:
-    """Return which signals our caller had set to be ignored (nohup(1)); Python itself ignores two more."""
+    """Return the signals that our caller ignores (nohup(1)), as a bit mask, without the two that Python ignores."""
     found = 0
     for number in range(1, 65):
         if number not in (_signal.SIGPIPE, _signal.SIGXFSZ, 32, 33) and _signal.getsignal(number) == _signal.SIG_IGN:
@@ -105,21 +105,21 @@ def _ignored() -> int:
 
 
 class _Events:
-    """What happens to this process while its task runs elsewhere: signals, and keys that are typed."""
+    """Events of this process while its task runs in the service: signals, and typed keys."""
 
     def __init__(self) -> None:
         self._terminals = Terminals()
-        self._carrier = 0  # the process that carries in what is typed
+        self._carrier = 0  # the process that relays keys
 
     def packet(self, number: int, code: int) -> bytes:
-        """Return what to send of a signal (`run.caller.arrived_in`)."""
-        # A shell that says SIGHUP because its terminal has gone away means the end, as the terminal itself does.
+        """Return the message for a signal (`run.caller.parse_signal`)."""
+        # SIGHUP of a shell whose terminal was closed means the end, as one of the terminal does.
         hung_up = number == _signal.SIGHUP and self._terminals.have_gone()
         return b"signal %d %d" % (number, code == _SI_KERNEL or hung_up)
 
     def carry_in(self, primary: int) -> None:
-        """Pass what is typed on to the task's terminal: only who is in this session may read it."""
-        from enforcer.sandbox import stdio  # few tasks have a terminal
+        """Relay typed keys to the task's terminal: only a process of this session may read them."""
+        from enforcer.sandbox import stdio  # imported only for a terminal
 
         client = os.getpid()
         typed = stdio.keyboard_terminal(client)
@@ -130,7 +130,7 @@ class _Events:
         os.close(primary)
 
     def end(self) -> None:
-        """Carry in no more, and give the terminal back as it was."""
+        """End the relay, and restore the terminal."""
         if self._carrier:
             os.kill(self._carrier, _signal.SIGTERM)
             os.waitpid(self._carrier, 0)
@@ -138,12 +138,12 @@ class _Events:
 
 
 def _wait(connection: _socket.socket) -> int | None:
-    """Wait for the end, passing on what happens here; None: the service doesn't do it for us."""
+    """Wait for the end of the task, passing signals on; None: the service declines the task."""
     import fcntl  # while the service works
 
     events = _Events()
     fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # fcntl(2): SIGIO whenever there is something
+    fcntl.fcntl(connection, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)  # fcntl(2): SIGIO whenever data arrives
     try:
         while True:
             try:
@@ -154,9 +154,9 @@ def _wait(connection: _socket.socket) -> int | None:
                     _tell(connection, events.packet(arrived.si_signo, arrived.si_code))
                 continue
             except ConnectionResetError:
-                continue  # something of ours stayed unread: told once, before what was said last (`message.packet`)
+                continue  # unread data of ours: reported once, before the last message (`message.packet`)
             except OSError:
-                said, ancillary = b"", []  # who looked after the task was killed
+                said, ancillary = b"", []  # the process of the run was killed
             word, _, rest = said.partition(b" ")
             if word == b"terminal" and ancillary:
                 events.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
@@ -166,7 +166,7 @@ def _wait(connection: _socket.socket) -> int | None:
                 _say(f"{rest.decode('utf-8', 'replace')}; this task runs without the service")
                 return None
             else:
-                _say("what looked after the task has ended, and the task with it")
+                _say("the service's process for this task ended, and the task with it; see the service's log")
                 return LOST << 8
     finally:
         events.end()
@@ -179,10 +179,10 @@ def _status(said: bytes) -> int | None:
 
 
 def _tell(connection: _socket.socket, packet: bytes) -> None:
-    try:  # noqa: SIM105  contextlib takes longer to import than all of this
+    try:  # noqa: SIM105  importing contextlib takes longer than this function
         connection.send(packet)
     except OSError:
-        pass  # it is over, as will be heard
+        pass  # the run has ended, which the next read reports
 
 
 def _say(sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""Control client: sends the service one packet, and receives one or several."""
+"""Control client: sends one request to the service, and receives one or several answers."""
 
 import json
 import socket
@@ -15,10 +15,10 @@ _LARGEST: Final = 1 << 18  # bytes of a packet
 
 
 def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Return the service's answer, in parts. Raises HostError when there is no service, or it doesn't do that."""
+    """Send a request to the service; returns its answers. Raises HostError when no service runs, or it refuses."""
     if not (path := control_socket.control_path()):
-        wanted = "set XDG_RUNTIME_DIR (pam_systemd does), or EXEAT_CONTROL to an absolute path"
-        raise HostError("there is no place where a service could listen", wanted)
+        remedy = "set XDG_RUNTIME_DIR (pam_systemd does), or EXEAT_CONTROL to an absolute path"
+        raise HostError("the path of the service's socket is unknown", remedy)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(_PATIENCE)
         try:
@@ -26,7 +26,10 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
         except OSError as error:
             raise HostError(f"no service listens on `{path}`", "start one with `exeat up`") from error
         if not control_socket.is_own_service(connection):
-            raise HostError(f"who listens on `{path}` is not you, or is in a sandbox")
+            raise HostError(
+                f"the process that listens on `{path}` is another user's, or in a sandbox",
+                "start your own with `exeat up`",
+            )
         answers = []
         try:
             descriptor_passing.send(
@@ -38,5 +41,5 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
                     raise HostError(rest.decode("utf-8", "replace"))
                 answers.append(strict_json.loads(rest))
         except (OSError, ValueError) as error:
-            raise HostError("the service does not answer", "see its log") from error
+            raise HostError(f"the service on `{path}` does not answer", "see its log") from error
     return answers

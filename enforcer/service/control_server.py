@@ -1,8 +1,8 @@
-"""Control server: the service's socket, the requests that arrive on it, and the protocol of systemd.
+"""Control server of the service: its socket, the requests that arrive on it, and the protocol of systemd.
 
-One service at a time listens, reached by its own user alone. A lock says whether there is one, not the socket, which a
-killed service may leave behind. A client can't keep the service waiting: so many may have connected without a request,
-each for so long, and answers are short.
+One service of a user listens at a time, and only that user reaches it. A lock, not the socket, shows whether one runs:
+a killed service may leave its socket behind. Clients can't block the service: a limited number may be connected without
+a request, each for a limited time, and answers are short.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ from enforcer.system.errors import ExeatError, HostError
 from proxy.wire import strict_json
 
 _BACKLOG: Final = 1024
-_MOST_ASKING: Final = 256  # connections that have said nothing yet
-_PATIENCE: Final = 5.0  # seconds in which they have to
+_MOST_ASKING: Final = 256  # connections without a request
+_PATIENCE: Final = 5.0  # seconds for the request to arrive
 _REST: Final = 0.2  # seconds
-_SLOW: Final = 0.5  # seconds for who is slow to take an answer
+_SLOW: Final = 0.5  # seconds for a slow client to read an answer
 
 type Run = Callable[[socket.socket, list[int]], None]
 type Answers = Callable[[dict[str, Any], list[int]], list[dict[str, object]]]
 
 
 class Control:
-    """The listening socket, and the lock that makes this the only service here. Close it."""
+    """The listening socket, and the lock that makes this the only service of its user."""
 
     def __init__(self, given: socket.socket | None = None) -> None:
-        """Listen, or take over a socket that systemd has `given`. Raises HostError, which says who is there already."""
+        """Listen, or take over a socket from systemd (`given`). Raises HostError, also if a service runs already."""
         path = control_socket.control_path()
         if not path:
             raise HostError(
-                "there is no place for the service's socket",
+                "the path of the service's socket is unknown",
                 f"set XDG_RUNTIME_DIR (pam_systemd does), or {control_socket.VARIABLE} to an absolute path",
             )
         self.path = Path(path)
@@ -54,7 +54,7 @@ class Control:
         self.socket.setblocking(False)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Close the socket, and release the lock."""
         if self._ours:
             self.path.unlink(missing_ok=True)
         self.socket.close()
@@ -67,7 +67,7 @@ def _private(directory: Path) -> None:
         status = directory.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise HostError(
-                f"`{directory}` is not a directory of yours", f"name another place with {control_socket.VARIABLE}"
+                f"`{directory}` is not a directory of yours", f"set {control_socket.VARIABLE} to another path"
             )
         directory.chmod(0o700)
     except OSError as error:
@@ -81,7 +81,7 @@ def _locked(path: Path) -> int:
     except BlockingIOError as error:
         pid = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
         os.close(lock)
-        raise HostError(f"the service runs already, as process {pid}", "see `exeat status`") from error
+        raise HostError(f"a service of yours already runs, as process {pid}", "see `exeat status`") from error
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
     return lock
@@ -91,7 +91,7 @@ def _listen(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask = os.umask(0o177)
     try:
-        path.unlink(missing_ok=True)  # of a service that was killed: the lock is ours
+        path.unlink(missing_ok=True)  # left by a killed service: the lock is ours
         sock.bind(str(path))
         sock.listen(_BACKLOG)
     except OSError as error:
@@ -104,18 +104,18 @@ def _listen(path: Path) -> socket.socket:
 
 def _check_kind(sock: socket.socket) -> None:
     if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-        raise HostError(
-            "the socket that systemd passes is of another kind", "write `ListenSequentialPacket=` in its unit"
-        )
+        raise HostError("the socket from systemd has the wrong type", "use `ListenSequentialPacket=` in its unit")
 
 
 class _PendingConnection(NamedTuple):
+    """A connection without a request so far."""
+
     connection: socket.socket
     deadline: float
 
 
 class ControlServer:
-    """One control socket. `run` gets connections that ask for a run, `answers` what others ask."""
+    """Accepts connections. `run` gets requests for runs, `answers` all others."""
 
     def __init__(self, listener: socket.socket, selector: selectors.BaseSelector, run: Run, answers: Answers) -> None:
         self._listener = listener
@@ -125,21 +125,21 @@ class ControlServer:
         self._asking: dict[int, _PendingConnection] = {}
         self._accepting = False
         self._closed = False
-        self._rested = 0.0  # until then nobody is let in: there are no descriptors
+        self._rested = 0.0  # until then no connection is accepted: accept(2) failed
         self.turn()
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         now = time.monotonic()
         due = [asking.deadline - now for asking in self._asking.values()]
         return min([_PATIENCE, *due, *([] if self._accepting else [_REST])])
 
     def turn(self) -> None:
-        """Have those leave who have said nothing for too long, and let others in where there is room."""
+        """Close connections past their deadline, and accept others while there is room."""
         now = time.monotonic()
         for number, asking in tuple(self._asking.items()):
             if now >= asking.deadline:
-                self._asked(number)  # what has come while nobody had time for it counts
+                self._asked(number)  # a request may have arrived meanwhile
         room = len(self._asking) < _MOST_ASKING and now >= self._rested and not self._closed
         if room and not self._accepting:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -148,7 +148,7 @@ class ControlServer:
         self._accepting = room
 
     def close(self) -> None:
-        """Take no more requests. Idempotent."""
+        """Accept no more requests. Idempotent."""
         self._closed = True
         self.turn()
         for number in tuple(self._asking):
@@ -158,7 +158,7 @@ class ControlServer:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            self._rested = time.monotonic() + _REST  # whoever waits does so in the queue
+            self._rested = time.monotonic() + _REST  # clients wait in the listener's queue
             return
         try:
             peers.check(connection)
@@ -172,7 +172,7 @@ class ControlServer:
         self._asking[connection.fileno()] = _PendingConnection(connection, time.monotonic() + _PATIENCE)
         number = connection.fileno()
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._asked(number))
-        if _has_asked(connection):  # mostly it has by now, and needn't wait for another turn
+        if _has_asked(connection):  # mostly the request is there by now
             self._asked(number)
 
     def _leave(self, number: int) -> socket.socket:
@@ -192,7 +192,7 @@ class ControlServer:
                 self._answer(connection, wanted.removeprefix(protocol.ASK), descriptors)
         except (protocol.MalformedRequestError, ExeatError) as error:
             decline(connection, str(error))
-        except OSError as error:  # it is gone again, or there is no room for what it gave
+        except OSError as error:  # the client is gone, or its descriptors don't fit
             decline(connection, error.strerror or str(error))
         finally:
             connection.close()
@@ -203,9 +203,9 @@ class ControlServer:
         try:
             asked = strict_json.loads(data)
         except ValueError:
-            raise protocol.MalformedRequestError("the request makes no sense") from None
+            raise protocol.MalformedRequestError("the request is not valid JSON") from None
         if not isinstance(asked, dict):
-            raise protocol.MalformedRequestError("the request makes no sense")
+            raise protocol.MalformedRequestError("the request is not a JSON object")
         answers = self._answers(asked, descriptors)
         connection.settimeout(_SLOW)
         with contextlib.suppress(OSError):
@@ -214,7 +214,7 @@ class ControlServer:
 
 
 def _has_asked(connection: socket.socket) -> bool:
-    """Whether it has said something, or is gone."""
+    """Whether data has arrived, or the peer is gone."""
     try:
         connection.recv(1, socket.MSG_PEEK)
     except OSError as error:
@@ -223,21 +223,21 @@ def _has_asked(connection: socket.socket) -> bool:
 
 
 _FIRST: Final = 3  # SD_LISTEN_FDS_START
-_LARGEST: Final = 64  # descriptors; more than anybody passes
+_LARGEST: Final = 64  # descriptors
 
 
 class Notifier:
-    """Tells systemd how things are, where it has asked."""
+    """Sends state to systemd, if systemd asks for it (sd_notify(3))."""
 
     def __init__(self) -> None:
-        """Read what systemd has said, once."""
+        """Read systemd's variables, once."""
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         seconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         mine = not pid or pid == str(os.getpid())
         self.watchdog = int(seconds) / 2e6 if seconds.isdigit() and mine else None  # seconds: twice as often as asked
 
     def say(self, *lines: str) -> None:
-        """Say one or several things, as in `READY=1`. Nobody may be listening."""
+        """Send assignments such as `READY=1`. Best effort."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -246,7 +246,7 @@ class Notifier:
 
 
 def passed_sockets() -> list[tuple[str, socket.socket]]:
-    """Return the sockets that systemd has opened for this process, with the names that their units give them."""
+    """Return the sockets that systemd has opened for this process, with their names (sd_listen_fds(3))."""
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdigit():

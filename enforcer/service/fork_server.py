@@ -1,8 +1,7 @@
 """Fork server for task runners: keeps a clean copy of the service to fork from.
 
-Forked from the service itself, each process would have to close copies of all that is open for all sandboxes, and the
-service would copy memory after each fork. What it forks is the service's child (clone(2), CLONE_PARENT), and ends with
-it.
+A fork of the service itself would have to close copies of all that is open for all sandboxes, and the service would
+copy memory after each fork. Forked processes are children of the service (clone(2), CLONE_PARENT), and end with it.
 """
 
 import contextlib
@@ -20,11 +19,11 @@ from enforcer.sandbox import init
 from enforcer.system import linux, processes
 from proxy.wire import message
 
-PATIENCE: Final = 5.0  # seconds in which it is to have forked: more means that it is stopped
+PATIENCE: Final = 5.0  # seconds for one fork; beyond it the fork server counts as stopped
 
 
 class ForkServer:
-    """The service's end of it. The process is there once there is something to fork, and is replaced if it ends."""
+    """The service's end. The process is started for the first fork, and replaced when it ends."""
 
     def __init__(
         self,
@@ -32,26 +31,26 @@ class ForkServer:
         before: Callable[[], None],
         known: Callable[[], object],
     ) -> None:
-        """Fork nothing yet.
+        """Start no process yet.
 
-        `be` is what a forked process is, called with its parent's pid, its end of a pair, and whether it is made ahead;
-        `before` what the zygote does each time before it forks. `known` says what is shared with the service: when that
-        is another, another zygote is forked.
+        `be`: the main function of a forked process, called with its parent's pid, its end of a pair, and whether it is
+        made in advance; `before`: called in the fork server before each fork. `known` returns what is shared with the
+        service: when it changes, a new fork server is started.
         """
         self._be = be
         self._before = before
         self._known = known
         self._under: object = None
         self._channel: socket.socket | None = None
-        self.pid = 0  # 0: there is none just now
-        # Where the kernel writes whom it has forked: known even of a zygote that is killed before it can say so. Nobody
-        # else that the service forks has it: a worker could say there which processes are the service's own.
+        self.pid = 0  # 0: none runs
+        # The kernel writes the forked pid here, so it is known even if the fork server is killed before it replies. No
+        # other process of the service maps the page: a worker could forge the pid.
         self._page = mmap.mmap(-1, mmap.PAGESIZE)
         self._page.madvise(mmap.MADV_DONTFORK)
         self._forked = ctypes.c_int.from_buffer(self._page)
 
     def fork(self, *, ahead: bool) -> tuple[int, socket.socket]:
-        """Fork one process; returns its pid, and our end of a pair. Raises OSError."""
+        """Fork one process; returns its pid and our end of a pair. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -61,7 +60,7 @@ class ForkServer:
                 raise
 
     def reap(self) -> None:
-        """Take note if it has ended; another takes its place when there is something to fork."""
+        """Record its end; the next fork starts another."""
         if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
             self.pid = 0
             self.close()
@@ -75,7 +74,7 @@ class ForkServer:
             self._channel = None
 
     def _fork(self, theirs: socket.socket, *, ahead: bool) -> int:
-        for _ in range(2):  # one that has ended may not be known to have, and another is as good
+        for _ in range(2):  # the fork server may have ended unnoticed: try a new one
             channel = self._there()
             self._forked.value = 0
             said: dict[str, object] = {}
@@ -88,14 +87,14 @@ class ForkServer:
                 self.close()
                 processes.kill_and_wait(self._forked.value)
                 raise
-            if not said:  # what it would still say is of this fork, and would be taken for the next one's
+            if not said:  # a late reply would be taken for the next fork's
                 self.close()
             if "failed" in said:
                 number = int(str(said["failed"]))
                 raise OSError(number, f"a process for a run can't be forked: {os.strerror(number)}")
-            if pid := int(str(said.get("forked", 0))) or self._forked.value:  # what is dead forks nothing any more
+            if pid := int(str(said.get("forked", 0))) or self._forked.value:  # a killed fork server forks no more
                 return pid
-        raise OSError(errno.EAGAIN, "a process for a run can't be forked: what forks it ends, or doesn't go on")
+        raise OSError(errno.EAGAIN, "a process for a run can't be forked: the fork server ends, or hangs")
 
     def _there(self) -> socket.socket:
         known = self._known()
@@ -115,18 +114,18 @@ class ForkServer:
     def _be_it(self, service: int, channel: socket.socket) -> NoReturn:
         try:
             linux.die_with_parent(signal.SIGKILL, service)
-            gc.disable()  # it would write to all that is shared with the service, and in each process that is forked
+            gc.disable()  # it would write to memory shared with the service and with each forked process
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             linux.keep_only({0, 1, 2, channel.fileno(), *init.kept_files()})
-            self._page.madvise(mmap.MADV_DONTFORK)  # what is forked is not to tell the service what it has forked
+            self._page.madvise(mmap.MADV_DONTFORK)  # forked processes must not write to it
             while True:
                 asked, given = message.receive(channel, 1)
                 if not asked:
                     break
                 message.send(channel, self._do(asked, given, service, channel))
-        except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the service goes on
+        except BaseException as error:  # noqa: BLE001 - the child must never run the service's loop
             with contextlib.suppress(OSError):
                 os.write(2, f"exeat: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
         finally:
@@ -136,7 +135,7 @@ class ForkServer:
         self, asked: dict[str, object], given: list[int], service: int, channel: socket.socket
     ) -> dict[str, object]:
         if not given:
-            return {"failed": errno.EMFILE}  # the kernel leaves out what there is no room for (unix(7))
+            return {"failed": errno.EMFILE}  # at the limit of open files the kernel drops descriptors (unix(7))
         with socket.socket(fileno=given[0]) as theirs:
             try:
                 self._before()

@@ -1,8 +1,7 @@
-"""Helpers of the service: processes that are confined, the metrics server, the journal's keeper, and the cgroup sweep.
+"""Helper processes of the service: the metrics server, the journal's keeper, and the cgroup sweep.
 
-The metrics server answers Prometheus, confined as a worker is. The journal's keeper signs what workers wrote, and
-believes none of it (`enforcer.journal.keeper`). Neither has a descriptor of the service's. The service starts another
-where one has ended, and removes cgroups that killed runs leave.
+The metrics server answers Prometheus, confined like a worker. The journal's keeper signs what workers wrote, and trusts
+none of it (`enforcer.journal.keeper`). Neither has a descriptor of the service. The service restarts one that ends.
 """
 
 import contextlib
@@ -48,10 +47,10 @@ def fork_confined(
     keep: frozenset[int] = frozenset(),
     listener: socket.socket | None = None,
 ) -> tuple[int, socket.socket]:
-    """Fork a process that is confined as a worker, and then calls `serve` with its end of a pair.
+    """Fork a process that is confined like a worker, then calls `serve` with its end of a pair.
 
     It keeps these descriptors and the listener, and ends with the service. Returns its pid and our end. Raises
-    HostError where it isn't confined.
+    HostError if it can't be confined.
     """
 
     def be(parent: int, theirs: socket.socket) -> None:
@@ -76,18 +75,18 @@ def fork_confined(
 
 
 class HelperProcess:
-    """One process of the service that another takes the place of when it ends."""
+    """A process of the service that is replaced when it ends."""
 
-    pid = 0  # 0: there is none just now
+    pid = 0  # 0: none runs
 
     def reap(self) -> None:
-        """Take note if it has ended."""
+        """Record its end."""
         if self.pid and os.waitpid(self.pid, os.WNOHANG)[0]:
             self.pid = 0
 
 
 class MetricsServer(HelperProcess):
-    """Answers Prometheus on a listening socket, which stays here for the process that takes its place."""
+    """Serves metrics to Prometheus on a listening socket, which stays open here for the next process."""
 
     def __init__(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
         self._listener = listener
@@ -97,11 +96,11 @@ class MetricsServer(HelperProcess):
         self._due = 0.0
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         return max(self._due - time.monotonic(), 0.0)
 
     def turn(self, metrics: "Callable[[], Metrics]") -> None:
-        """Tell it the numbers, if it is time; one that has died is started again."""
+        """Send it the metrics, if it is time; restarts one that has died."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _NUMBERS_EVERY
@@ -116,7 +115,7 @@ class MetricsServer(HelperProcess):
                 self._channel.tell(piece)
 
     def close(self) -> None:
-        """Answer no more. Idempotent."""
+        """End it. Idempotent."""
         self._end()
         self._listener.close()
 
@@ -139,7 +138,7 @@ class MetricsServer(HelperProcess):
 
 
 class JournalProcess(HelperProcess):
-    """Looks after the journal, with the key that signs it, without capabilities or a way to get any."""
+    """Signs the journal, with the key, without capabilities or a way to get any."""
 
     def __init__(self, journal: Path) -> None:
         """Start it. Raises HostError."""
@@ -149,7 +148,7 @@ class JournalProcess(HelperProcess):
         self.turn()
 
     def turn(self) -> None:
-        """Start it again where it has died; and know where today's segments end, for those that runs begin."""
+        """Restart it if it has died; and remember where today's segments end, for runs that begin one."""
         now = time.monotonic()
         if now >= self._look:
             self._look = now + _LOOK_EVERY
@@ -163,10 +162,10 @@ class JournalProcess(HelperProcess):
             os.close(out)
 
     def close(self) -> None:
-        """End it; whoever runs next signs what it has not. Idempotent."""
+        """End it; the next run signs the rest. Idempotent."""
         while self.pid:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)  # again, if need be: one that has only begun doesn't listen yet
+                os.kill(self.pid, signal.SIGTERM)  # repeated: a process that has just started may ignore it
             self.reap()
             time.sleep(_PAUSE)
 
@@ -179,20 +178,20 @@ class JournalProcess(HelperProcess):
             processes.detach({out}, None)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            from enforcer.journal.keeper import EVERY, Keeper  # here, so that no run is forked with it
+            from enforcer.journal.keeper import EVERY, Keeper  # here, so that no run inherits the module
 
             signing.confine()
             linux.die_with_parent(signal.SIGKILL, parent)
             _keep(Keeper(self._journal, self._place, say), EVERY / 5)
-        except Exception as error:  # noqa: BLE001 - it is tried again; meanwhile the journal is not signed
-            say(f"the journal's keeper ended and begins again: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - it is restarted; meanwhile the journal is not signed
+            say(f"the journal's keeper failed and restarts: {type(error).__name__}: {error}")
         finally:
             os._exit(1)
 
 
 def _keep(keeper: "Keeper", pause: float) -> None:
-    """Look after the journal until told to end, with this many seconds between two looks; then sign what there is."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it is waited for, and interrupts no look
+    """Sign the journal until SIGTERM, with this many seconds between two turns; then sign the rest."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # sigtimedwait(2) receives it between turns
     keeper.turn()
     while signal.sigtimedwait({signal.SIGTERM}, pause) is None:
         keeper.turn()
@@ -200,36 +199,36 @@ def _keep(keeper: "Keeper", pause: float) -> None:
 
 
 _SWEEP_REST: Final = 0.5  # seconds: killed processes take a moment to be gone
-_SELDOM: Final = 60.0  # seconds: a run may also give up on a group whose processes are not gone in time
+_SELDOM: Final = 60.0  # seconds: a run may leave a group whose processes take long to end
 _SWEEP_PATIENCE: Final = 10.0  # seconds at the end
 
 
 class CgroupSweep:
-    """Those in the places that runs of this service make groups in; where these are is looked up once."""
+    """Removes cgroups that killed runs leave, in the locations that runs of this service use."""
 
     def __init__(self) -> None:
-        """Look after these places from now on."""
+        """Find the locations, once."""
         found = hierarchies()
-        needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as runs ask for them (`limits.resource_limits`)
+        needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as in `limits.resource_limits`
         self._places = {place.path for each in needed for place in choose_locations(found, each)}
         cgroups.leave_sweep_to_parent(self._places)
-        self._due = 0.0  # at once: an earlier service may have been killed
+        self._due = 0.0  # now: an earlier service may have been killed
 
     def some(self) -> None:
-        """Take note that a run has ended which could take nothing away."""
+        """Schedule a sweep: a run ended without removing its cgroup."""
         self._due = min(self._due, time.monotonic() + _SWEEP_REST)
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         return self._due - time.monotonic()
 
     def turn(self) -> None:
-        """Take away what is there, if that is due."""
+        """Sweep, if it is due."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + (_SWEEP_REST if self._sweep() else _SELDOM)
 
     def close(self) -> None:
-        """Take away all that is left, and leave what comes later to others."""
+        """Remove what is left, for at most 10 s."""
         deadline = time.monotonic() + _SWEEP_PATIENCE
         while self._sweep() and time.monotonic() < deadline:
             time.sleep(_PAUSE)

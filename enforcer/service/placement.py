@@ -1,7 +1,7 @@
-"""Place of a sandbox at a worker, seen from the process of its run: the service's worker, or its own.
+"""Placement of a sandbox at a worker, as its run sees it: a worker of the service, or one of its own.
 
-A message to a worker of the service goes by the service, so a run never notices one that died and was replaced. A run
-whose worker is its own is registered with the service, which counts and stops it.
+Messages to a worker of the service go through the service, so a run never notices that one died and was replaced. A run
+with a worker of its own registers with the service, which counts and stops it.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from proxy.sandbox.sandbox_state import SandboxState
 
 _REPORT_EVERY: Final = 2.0  # seconds
-_MOST_PIECES: Final = 100  # of a report: a worker that says more is not believed
+_MOST_PIECES: Final = 100  # messages of a metrics report: further ones are dropped
 
 
 class SharedWorker(Worker):
-    """A place at a worker of the service. The channel to the service is also what the sandbox's sockets go through."""
+    """A worker of the service. The channel to the service also carries the sandbox's sockets."""
 
     words = Worker.words | {"declined", "kill", "unknown"}
 
     def __init__(self, service: socket.socket, *, shared: bool) -> None:
-        """Have one. `shared`: the rules may be those of other runs too, and are watched by the service."""
+        """`shared`: the rule set may be shared with other runs, and the service watches its files."""
         super().__init__(service, service)
         self.watches_rules = shared
 
@@ -39,42 +39,42 @@ class SharedWorker(Worker):
 class RegisteredWorker(WorkerProcess):
     """A worker of this run alone, which the service lists, counts and stops.
 
-    The service reads what the worker has counted; nothing of it is read here, and the worker can't flood the service.
+    The service reads the worker's metrics; this run passes them on unread, and a worker can't flood the service.
     """
 
     _service: socket.socket
     _kill: Callable[[], None]
     _selector: selectors.BaseSelector | None = None
-    _pieces = 0  # of a report that it may still send
+    _pieces = 0  # messages of a report that it may still send
     _due = 0.0
 
     def register(self, service: socket.socket, described: Mapping[str, object]) -> None:
-        """Register the run with the service, as `described`."""
+        """Register the run with the service."""
         self._service = service
         self._send(described)
 
     def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:
-        """Also take the service's word to kill the task."""
+        """Also handle the service's request to kill the task."""
         super().watch(selector, kill)
         self._selector, self._kill = selector, kill
         selector.register(self._service, selectors.EVENT_READ, self.hear_service)
 
     def hear_service(self) -> None:
-        """Do what the service says."""
+        """Handle a message of the service."""
         said: dict[str, object] = {}
         with contextlib.suppress(OSError, ValueError):
             said, _ = message.receive(self._service)
         if not said and self._selector is not None:
-            self._selector.unregister(self._service)  # it has ended, and this run with it
+            self._selector.unregister(self._service)  # the service has ended, and ends this run
         elif said.get("kill") is True:
             self._kill()
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         return min(super().wait(), max(0.0, self._due - time.monotonic()))
 
     def turn(self) -> None:
-        """Also ask the worker what it has counted, if it is time."""
+        """Also request the worker's metrics, if it is time."""
         super().turn()
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _REPORT_EVERY
@@ -82,7 +82,7 @@ class RegisteredWorker(WorkerProcess):
             self.tell({"ask": True, "metrics": True})
 
     def stop(self, last: Mapping[str, object] = MappingProxyType({})) -> None:
-        """Also have the report passed on that the worker makes when it stops."""
+        """Also pass on the metrics that the worker sends when it stops."""
         self._pieces = _MOST_PIECES
         super().stop(last)
 
@@ -92,16 +92,16 @@ class RegisteredWorker(WorkerProcess):
             self._send({"metrics": said["metrics"], "left": said.get("left")})
 
     def _send(self, what: Mapping[str, object]) -> None:
-        with contextlib.suppress(OSError):  # the service has ended: then this run does, too
+        with contextlib.suppress(OSError):  # the service has ended, and ends this run
             message.send(self._service, what)
 
 
 def place(
     service: socket.socket, sandbox_state: "SandboxState", wanted: "Wanted", *, shared: bool, known: int
 ) -> SharedWorker:
-    """Ask for a place. `shared`: the rules may be those of other runs too, and are watched by the service.
+    """Request a worker from the service. `shared`: other runs may have its rule set, which the service watches.
 
-    `known` is the set that they were found in there; 0: they were read here.
+    `known`: the number of a rule set that the service has already; 0: the rules were read here.
     """
     request: dict[str, object] = {
         "lodge": sandbox_state.id,
@@ -115,7 +115,7 @@ def place(
         worker.tell({**request, "known": known})
         if not worker.hear() or "unknown" not in worker.said:
             return worker
-        del worker.said["unknown"]  # it was dropped in this very moment
+        del worker.said["unknown"]  # the service has just dropped the rule set
     request |= {
         "files": [os.path.join(os.getcwd(), path) for path in wanted.rules],
         "asked": list(wanted.asked),

@@ -1,8 +1,8 @@
-"""Preloads the service: imports modules, and practises a start before the first request.
+"""Preloads the service: imports modules, and runs the code of a start before the first request.
 
-Forked processes have it already: CPython writes into its code on first use (PEP 659), the linker resolves functions,
-and each page that is written after a fork is copied. A process that waits for a request walks through it once more.
-What a start would write goes to a file in memory. MODULES has what every run uses; a missing name only costs time.
+Forked processes inherit the result: CPython specialises code on first use (PEP 659), the linker resolves functions, and
+each page written after a fork is copied. A process of the warm pool runs it once more. Output goes to memory files.
+MODULES lists what every run uses; a missing name only costs time.
 """
 
 import contextlib
@@ -64,9 +64,9 @@ MODULES: Final = (
     "proxy.udp.receiving_socket",
     "tty",
 )
-_TIMES: Final = 3  # by then code has taken the form that it keeps
-_RULES: Final = "version: 1\nname: warming\nrules: []\n"
-_WORKSPACE: Final = "/usr/share"  # stands for one: nothing is written in it, or shown of it
+_TIMES: Final = 3  # after that, code is specialised
+_RULES: Final = "version: 1\nname: preload\nrules: []\n"
+_WORKSPACE: Final = "/usr/share"  # a stand-in: nothing is written to it or mounted from it
 _LIMITS: Final = 16  # RLIM_NLIMITS
 _NEVER: Final = (1 << 63) - 1
 
@@ -74,9 +74,9 @@ type Reading = Callable[[Sequence[Path], Path], Seen]
 
 
 def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) -> None:
-    """Import it all, and work out what is the same for every run; `cache` is where the rest of that is kept.
+    """Import all modules, and compute what is the same for every run; `cache` keeps some of it.
 
-    `certificate` is our CA's (PEM), `system` where root's rules are.
+    `certificate`: our CA's (PEM); `system`: the directory of root's rules.
     """
     for name in MODULES:
         importlib.import_module(name)
@@ -85,7 +85,7 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
         encoded(cache)
         trust.trusted_roots(certificate, cache)
 
-    # What that imports where nothing is kept yet is as large as all the rest, and each run would be forked with it.
+    # In a child: without a cache it imports as much as everything else together, which each run would inherit.
     with contextlib.suppress(HostError):
         run_in_child(work_out)
     work_out()
@@ -96,7 +96,7 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
 
 
 def practise(system: Path, command: RunCommand) -> bool:
-    """Walk it in the service a few times; whether that was possible. What is wrong here a run says that comes to it."""
+    """Run the code of a start in the service a few times; returns whether that worked. A real run reports problems."""
     linux.argument_area()
     with contextlib.suppress(ExeatError, OSError), _rules() as file:
         seen, who = Seen(read([file]).policy, (str(file),), ""), identity.choose()
@@ -107,15 +107,15 @@ def practise(system: Path, command: RunCommand) -> bool:
         for _ in range(_TIMES):
             make_empty_sandbox(
                 fenced=False
-            ).close()  # who makes a cgroup may have to leave its own (`cgroups.choose_locations`)
+            ).close()  # without cgroups: making one may move the service (`cgroups.choose_locations`)
         return True
     return False
 
 
 def self_test(sets: "RuleSets", system: Path, who: Identity, command: RunCommand) -> None:
-    """Walk it in the process of a run that nobody has asked for yet, under rules that are known already.
+    """Run the code of a start in a process of the warm pool, under a known rule set.
 
-    Whatever goes wrong with it is nobody's trouble: a start that comes to it says so.
+    Ignores errors: a real start reports them.
     """
     with contextlib.suppress(Exception, SystemExit):
         if files := sets.last():
@@ -127,18 +127,18 @@ def self_test(sets: "RuleSets", system: Path, who: Identity, command: RunCommand
 def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> Seen:
     found = sets.known(files, system)
     if found is None:
-        raise HostError("they aren't what they were")
+        raise HostError("the rule files have changed")
     return found[1]
 
 
 @contextlib.contextmanager
 def _rules() -> Iterator[Path]:
-    """Have a rule file for a moment.
+    """Make a rule file for a moment.
 
-    Not by `tempfile`: with it come random numbers and three ways to compress, and every run would be forked with them.
+    Without `tempfile`, which imports random numbers and three compression modules into every run.
     """
     place = Path(os.environ.get("TMPDIR") or "/tmp", f"exeat-{os.getpid():x}-{time.time_ns():x}")
-    place.mkdir(mode=0o700)  # fails where there is anything of this name
+    place.mkdir(mode=0o700)  # fails if the name exists
     try:
         rules = place / "rules.yaml"
         rules.write_text(_RULES, encoding="utf-8")
@@ -150,7 +150,7 @@ def _rules() -> Iterator[Path]:
 
 
 def _request(files: Sequence[Path]) -> protocol.Run:
-    """Return the request of somebody who is as this process is; read, as one that came."""
+    """Return a request of a client with the settings of this process, packed and unpacked."""
     words = [word for file in files for word in ("--rules", str(file))]
     words += ["--workspace", _WORKSPACE, "--quiet", "--", "true"]
     mask = os.umask(0o077)
@@ -170,8 +170,8 @@ def _practise_start(command: RunCommand, request: protocol.Run, reading: Reading
     cache = state.cache_directory()
     trusted = trust.known_authority(state.authority_directory(), cache)
     if trusted is None:
-        raise HostError("there is no CA that would be as it is remembered")
-    # What rules protect is looked for in a small directory of ours: there may be thousands below the other.
+        raise HostError("the cached public part of the CA is missing or outdated")
+    # Protected paths are searched in the small cache directory: the workspace may have thousands.
     with contextlib.closing(Guard(str(cache), directly(wanted.box.protected))) as guard:
         trees = dict.fromkeys(wanted.shown, 0) if who.privileged else {}
         own = sandbox_spec.etc_files(who, wanted, trusted, cache)
@@ -185,7 +185,7 @@ def _practise_start(command: RunCommand, request: protocol.Run, reading: Reading
     recorder = StepRecorder()
     namespaces.begin_view_with(recorder, first)
     for some in namespaces.group_steps(steps[len(first) :]):
-        with contextlib.suppress(NotImplementedError, OSError):  # one looks at what only a sandbox has
+        with contextlib.suppress(NotImplementedError, OSError):  # some steps inspect a real sandbox
             namespaces.execute_steps(recorder, some)
     task_start.drop_rights(recorder, who, program, (0, 1, 2))
     recorder.begin()

@@ -1,6 +1,6 @@
-"""Requests of a client to the service: one packet with descriptors, and what is long in a memory file.
+"""Requests of a client to the service: one packet with descriptors; long data is in a memory file.
 
-Imported by every `exeat run`, so it imports nothing of ours. Words are bytes as the kernel has them (execve(2)).
+Every `exeat run` imports this, so it imports no module of ours. Arguments are bytes, as for execve(2).
 """
 
 import os
@@ -10,17 +10,16 @@ VERSION = 1
 _HELLO = b"exeat %d " % VERSION
 RUN, ASK = b"run", b"ask"
 LARGEST_PACKET = 1 << 16  # bytes
-_LARGEST_REQUEST = 8 << 20  # bytes: more than execve(2) takes
+_LARGEST_REQUEST = 8 << 20  # bytes: more than execve(2) accepts
 DESCRIPTORS = 5  # of a run: 0, 1, 2, the directory, the request
 MOST_DESCRIPTORS = 16  # of anything
 
 
 class Run:
-    """What `exeat run` was called with, and what of the caller its task is to have.
+    """The request of `exeat run`: its arguments, and the settings of its caller that the task gets.
 
-    `ignored` has signals, a bit each, the lowest for signal 1 (proc_pid_status(5), SigIgn); `limits` soft and hard, by
-    the kernel's number of each, -1 for none (getrlimit(2)). A class by hand: `typing` takes longer to import than all
-    that is done here.
+    `ignored`: a bit mask of signals, bit 0 for signal 1 (proc_pid_status(5), SigIgn); `limits`: soft and hard rlimits
+    by number, -1 for none (getrlimit(2)). A plain class: importing `typing` takes longer than everything here.
     """
 
     __slots__ = ("environment", "ignored", "limits", "nice", "umask", "words")
@@ -48,23 +47,25 @@ class Run:
 
 
 class MalformedRequestError(Exception):
-    """What came is no request of this version."""
+    """The request is not valid in this version."""
 
 
 def packet_head(what: bytes) -> bytes:
-    """Return how a packet begins."""
+    """Return the first bytes of a packet with this request."""
     return _HELLO + what
 
 
 def packet_request(packet: bytes) -> bytes:
-    """Return what a packet asks for. Raises Unreadable."""
+    """Return the request in a packet. Raises MalformedRequestError."""
     if not packet.startswith(_HELLO):
-        raise MalformedRequestError(f"this service speaks version {VERSION}; `exeat --version` says which one you have")
+        raise MalformedRequestError(
+            f"the service uses protocol version {VERSION}, the client another one; restart the service after an upgrade"
+        )
     return packet[len(_HELLO) :]
 
 
 def pack(run: Run) -> bytes:
-    """Return a request as bytes."""
+    """Encode a request."""
     limits = b",".join(b"%d:%d" % pair for pair in run.limits)
     head = b"%d %d %d %d %d %s\n" % (len(run.words), run.umask, run.ignored, run.nice, len(run.environment), limits)
     words = map(os.fsencode, run.words)
@@ -73,10 +74,10 @@ def pack(run: Run) -> bytes:
 
 
 def unpack(file: int) -> Run:
-    """Read a request from a memory file. Raises Unreadable."""
+    """Decode a request from a memory file. Raises MalformedRequestError."""
     size = os.fstat(file).st_size
     if size > _LARGEST_REQUEST:
-        raise MalformedRequestError("the request is too long")
+        raise MalformedRequestError(f"the request has over {_LARGEST_REQUEST >> 20} MiB of arguments and variables")
     data = os.pread(file, size, 0)
     head, newline, rest = data.partition(b"\n")
     try:
@@ -86,17 +87,17 @@ def unpack(file: int) -> Run:
             (int(soft), int(hard)) for soft, hard in (pair.split(b":") for pair in limits.split(b",") if pair)
         )
     except ValueError as error:
-        raise MalformedRequestError("the request makes no sense") from error
+        raise MalformedRequestError("the head of the request is invalid") from error
     strings = rest.split(b"\0")
     if not newline or len(data) != size or len(strings) != words + variables + 1 or strings[-1]:
-        raise MalformedRequestError("the request is not whole")
+        raise MalformedRequestError("the request is truncated")
     environment: dict[str, str] = {}
     for name, _, value in (string.partition(b"=") for string in strings[words:-1]):
-        if name:  # setenv(3) takes no other; of two the first, as getenv(3) has it
+        if name:  # as setenv(3) requires; the first of two counts, as in getenv(3)
             environment.setdefault(os.fsdecode(name), os.fsdecode(value))
     return Run(tuple(map(os.fsdecode, strings[:words])), environment, umask, ignored, nice, pairs)
 
 
 def descriptors(numbers: tuple[int, ...]) -> bytes:
-    """Return descriptors as SCM_RIGHTS carries them (unix(7)): an array of C ints."""
+    """Encode descriptors for SCM_RIGHTS (unix(7)): an array of C ints."""
     return b"".join(number.to_bytes(4, sys.byteorder) for number in numbers)

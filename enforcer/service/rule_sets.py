@@ -1,7 +1,7 @@
 """Rule sets: reads and watches the rule files of sandboxes, and sends them to workers, once for all that share them.
 
-A run whose rule files lie where its own task may write has a set of its own, reloaded by its process. Other runs of the
-same files share one; its policy is kept here, so that the next run neither reads nor compiles anything.
+A run whose task may write its rule files has a set of its own, reloaded by its process. Other runs with the same files
+share one; its policy stays in memory, so the next run neither reads nor compiles anything.
 """
 
 import os
@@ -18,27 +18,27 @@ from enforcer.system.errors import HostError
 if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
-_MOST_KEPT: Final = 16  # sets without a sandbox
-_NOWHERE: Final = "/dev/null/nowhere"  # the workspace of all of them together: their tasks can write none of this
-_LONGEST: Final = 300  # characters of why a policy can't be read
-_LARGEST: Final = 1 << 20  # bytes of a policy that is kept here: a larger one takes too long to take in
+_MOST_KEPT: Final = 16  # sets kept without a sandbox
+_NOWHERE: Final = "/dev/null/nowhere"  # the workspace of a shared set: no task can write it
+_LONGEST: Final = 300  # characters of the reason
+_LARGEST: Final = 1 << 20  # bytes of a policy that is kept: a larger one takes too long to read
 
 
 class RuleSetKey(NamedTuple):
-    """Which files: as absolute paths, and where root's rules are."""
+    """The files of a rule set, as absolute paths, and the directory of root's rules."""
 
     files: tuple[str, ...]
     system: str
 
 
 class RuleSet:
-    """One set: its number, the memory file that its policy is in, and who is under it."""
+    """A rule set: its number, the memory file of its policy, and the sandboxes under it."""
 
     def __init__(
         self, number: int, key: RuleSetKey | None, policy_file: int, seen: str, asked: tuple[str, ...]
     ) -> None:
         self.number = number
-        self.key = key  # None: one run's own
+        self.key = key  # None: of one run alone
         self.policy_file = policy_file
         self.policy: Policy | None = None
         self.seen = seen
@@ -47,12 +47,12 @@ class RuleSet:
         self.reloader: Reloader | None = None
 
     def replace(self, policy_file: int) -> None:
-        """Take another policy, whose file is the caller's."""
+        """Replace the policy; the file stays the caller's."""
         os.close(self.policy_file)
         self.policy_file = os.dup(policy_file)
 
     def close(self) -> None:
-        """Watch nothing and hold nothing any more."""
+        """Stop watching, and close the policy file."""
         if self.reloader is not None:
             self.reloader.close()
             self.reloader = None
@@ -60,7 +60,7 @@ class RuleSet:
 
 
 class RuleSets:
-    """All sets. `publish` tells the workers that have a set of what is new about it."""
+    """All rule sets. `publish` sends news about a set to the workers that have it."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class RuleSets:
         self._changes = 0
 
     def generation(self) -> int:
-        """Return a number that is another one whenever something else is known."""
+        """Return a number that changes whenever the known sets change."""
         return self._changes
 
     def get(self, number: int) -> RuleSet | None:
@@ -85,7 +85,7 @@ class RuleSets:
         return self._sets.get(number)
 
     def known(self, files: Sequence[Path], system: Path) -> tuple[int, Seen] | None:
-        """Return which set these files are, and what was read from them, if they still are what was read."""
+        """Return the number and content of the set for these files, if the files are unchanged."""
         found = self._current.get(RuleSetKey(tuple(map(_absolute, files)), str(system)))
         if found is None or found.policy is None or not found.seen:
             return None
@@ -94,16 +94,16 @@ class RuleSets:
         return found.number, Seen(found.policy, found.asked, found.seen)
 
     def last(self) -> tuple[Path, ...]:
-        """Return the files of the set that came to be known last; nothing where there is none."""
+        """Return the files of the newest set; empty if there is none."""
         for key, rules in reversed(self._current.items()):
             if rules.policy is not None and rules.seen:
                 return tuple(map(Path, key.files))
         return ()
 
     def take(self, said: Mapping[str, object], policy_file: int) -> RuleSet:
-        """Return the set that a run is under, whose policy it has put in `policy_file`, the caller's.
+        """Return the rule set of a run; its policy is in `policy_file`, which stays the caller's.
 
-        Raises HostError where that policy can't be read.
+        Raises HostError if the policy can't be read.
         """
         files, system = tuple(map(str, _list(said["files"]))), str(said["system"])
         seen, asked = str(said["seen"]), tuple(map(str, _list(said["asked"])))
@@ -122,7 +122,7 @@ class RuleSets:
     def _keep(self, made: RuleSet, key: RuleSetKey, system: Path) -> None:
         if made.policy is not None:
             wanted = Wanted((), "", made.policy, key.files, _NOWHERE, system=system, asked=made.asked, seen=made.seen)
-            made.reloader = Reloader(wanted, _Pen(self, made), lambda _paths: None, self._selector)
+            made.reloader = Reloader(wanted, _ReloadMessages(self, made), lambda _paths: None, self._selector)
         self._changes += 1
         before, self._current[key] = self._current.get(key), made
         if before is not None:
@@ -134,12 +134,12 @@ class RuleSets:
         rules.sandboxes.add(sandbox)
 
     def leave(self, rules: RuleSet, sandbox: str) -> None:
-        """Take a sandbox out: it is gone."""
+        """Remove a sandbox that has ended."""
         rules.sandboxes.discard(sandbox)
         self.let_go(rules)
 
     def let_go(self, rules: RuleSet) -> None:
-        """Drop a set that nobody is under, unless the next run may want it."""
+        """Drop a set without sandboxes, unless it is kept for the next run."""
         if rules.sandboxes or rules.number not in self._sets:
             return
         if rules.key is not None and self._current.get(rules.key) is rules:
@@ -149,9 +149,9 @@ class RuleSets:
         rules.close()
 
     def replaced(self, rules: RuleSet, revision: str, policy_file: int, *, asks: bool = False) -> None:
-        """Put another policy in force for everybody under a set. The file is the caller's.
+        """Replace the policy of a set, for all of its sandboxes. The file is the caller's.
 
-        One that can't be read is rejected: those under the set keep theirs, and a later run makes a set of its own.
+        One that can't be read is rejected: the sandboxes keep theirs, and a later run makes a new set.
         """
         if rules.key is not None:
             try:
@@ -161,18 +161,18 @@ class RuleSets:
                 self.share_no_more(rules)
                 return
             rules.policy = policy
-            rules.seen = ""  # what it was read from is known in a moment
+            rules.seen = ""  # set by the next turn
         rules.replace(policy_file)
         self._publish(rules, {"set": rules.number, "revision": revision, "asks": asks}, [policy_file])
 
     def share_no_more(self, rules: RuleSet) -> None:
-        """Put no other sandbox under a set: its files have a policy that can't be read."""
+        """Put no further sandbox under a set: its files have a policy that can't be read."""
         if rules.key is not None and self._current.get(rules.key) is rules:
             del self._current[rules.key]
             self._changes += 1
 
     def rejected(self, rules: RuleSet, problems: Sequence[str]) -> None:
-        """Tell everybody under a set that its files are broken now."""
+        """Report to all sandboxes of a set that its files are broken now."""
         self._publish(rules, {"set": rules.number, "rejected": list(problems)}, [])
 
     def turn(self) -> None:
@@ -186,11 +186,11 @@ class RuleSets:
                 self.let_go(rules)
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         return min((rules.reloader.wait() for rules in self._sets.values() if rules.reloader is not None), default=60.0)
 
     def again(self) -> None:
-        """Read everything again, whether it has changed or not."""
+        """Read all files again, changed or not."""
         for rules in self._sets.values():
             if rules.reloader is not None:
                 rules.reloader.now()
@@ -203,15 +203,15 @@ class RuleSets:
             self.let_go(rules)
 
 
-class _Pen:
-    """What a set's reloader writes with, in the place of one run's worker."""
+class _ReloadMessages:
+    """Passes messages of a set's reloader on, in place of one run's worker."""
 
     def __init__(self, sets: RuleSets, rules: RuleSet) -> None:
         self._sets = sets
         self._rules = rules
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Pass on what it has to tell."""
+        """Pass a message on."""
         if descriptors:
             self._sets.replaced(self._rules, str(what["rules"]), descriptors[0], asks=what.get("asks") is True)
         elif isinstance(problems := what.get("rules_rejected"), list):
@@ -219,7 +219,7 @@ class _Pen:
 
 
 def _policy(policy_file: int) -> "Policy | None":
-    """Read a policy that one of our own processes has written; None: it is too large to keep. Raises HostError."""
+    """Read a policy that one of Exeat's processes has written; None: it is too large to keep. Raises HostError."""
     from proxy.dialing import proxy_auth
     from proxy.worker import policy_transfer
 
@@ -234,10 +234,10 @@ def _policy(policy_file: int) -> "Policy | None":
 
 
 def unreadable_policy(where: str, why: str) -> HostError:
-    """Return what to raise or report where a compiled policy can't be read."""
+    """Return the error for a compiled policy that can't be read."""
     return HostError(
         f"{where} can't read the compiled rules ({why[:_LONGEST]})",
-        "this is a bug of Exeat's: run `exeat doctor`, and report what it prints with this sentence",
+        "this is a bug of Exeat: run `exeat doctor`, and report its output with this message",
     )
 
 
@@ -252,7 +252,7 @@ def _list(value: object) -> list[object]:
 
 
 def policy_in_memory(policy: "Policy") -> int:
-    """Return a memory file with a policy. It has no login: a run under rules with one has a worker of its own."""
+    """Return a memory file with a policy, without a login: a run under rules with one has a worker of its own."""
     from proxy.dialing import proxy_auth
     from proxy.worker import policy_transfer
 

@@ -1,7 +1,7 @@
-"""Process of one run in the service: does what `exeat run` does without one.
+"""Process of one run in the service: does what `exeat run` does without a service.
 
-Forked from the fork server, it takes on the client's descriptors, directory, environment and limits. Only the worker
-may be another: the service's, unless this run needs its own. It closes everything of the service's before the task.
+Forked from the fork server, it takes over the client's descriptors, directory, environment and limits. Only the worker
+may be the service's, unless this run needs its own. It closes everything of the service before the task starts.
 """
 
 import contextlib
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 _FAILED: Final = 125
-_CALM: Final = 0.1  # seconds in which nobody asks
+_CALM: Final = 0.1  # seconds without a request
 
 
 def make_fork_server(
     sets: "RuleSets", worker_paths: worker.WorkerPaths, system: Path, command: RunCommand
 ) -> ForkServer:
-    """Return what the processes of runs are forked from.
+    """Return the fork server for the processes of runs.
 
-    Each is told `run` over its channel, with the connection of who asks and what they gave; one that is made ahead says
-    `ready` before.
+    Each gets a `run` message over its channel, with the client's connection and descriptors; one that is made in
+    advance sends `ready` before.
     """
 
     def be(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
@@ -70,7 +70,7 @@ def _be_run(
     *,
     ahead: bool,
 ) -> NoReturn:
-    """Be the process of one run, to its end; `ahead` of anybody's asking for it, with an empty sandbox."""
+    """Run one task, and exit; `ahead`: made before a request, with an empty sandbox."""
     status, spare = _FAILED << 8, None
     try:
         linux.die_with_parent(signal.SIGKILL, parent)
@@ -79,7 +79,7 @@ def _be_run(
             spare, service = prepare_empty_sandbox(service)
             message.send(service, {"ready": True})
             if spare is not None and not _is_asked(service):
-                message.send(service, {"busy": True})  # with files that may be slow to read: others are asked meanwhile
+                message.send(service, {"busy": True})  # rule files may be slow to read: requests go to others meanwhile
                 self_test(known[0], known[2], spare.who, command)
                 message.send(service, {"ready": True})
         client, given = _await(service, spare)
@@ -95,9 +95,9 @@ def _be_run(
                 if (unsaid := command.status_if_unsaid(error)) is None:
                     raise
                 status = unsaid << 8
-            with contextlib.suppress(OSError):  # it is gone, and its task with it
+            with contextlib.suppress(OSError):  # the client is gone, and its task with it
                 caller.ended(status)
-    except BaseException as error:  # noqa: BLE001 - nothing gets from here to where the service goes on
+    except BaseException as error:  # noqa: BLE001 - the child must never run the service's loop
         with contextlib.suppress(OSError):
             os.write(2, f"exeat: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
     finally:
@@ -105,30 +105,30 @@ def _be_run(
 
 
 def _is_asked(service: socket.socket) -> bool:
-    """Whether somebody asks soon: whoever does it one after the other is to have the processors."""
+    """Whether a request arrives soon: sequential starts get the processors first."""
     poll = select.poll()
     poll.register(service, select.POLLIN)
     return bool(poll.poll(_CALM * 1000))
 
 
 def _await(service: socket.socket, spare: "EmptySandbox | None") -> tuple[socket.socket, list[int]]:
-    """Wait for somebody to ask. This process ends when the service needs none any more."""
+    """Wait for a request. Exits when the service needs this process no more."""
     said, [*given] = message.receive(service, protocol.MOST_DESCRIPTORS)
     if not said:
         if spare is not None:
             spare.close()
         os._exit(0)
-    if len(given) != 1 + protocol.DESCRIPTORS:  # one in another's place would be taken for that
+    if len(given) != 1 + protocol.DESCRIPTORS:  # a missing one would shift the others
         for descriptor in given:
             os.close(descriptor)
-        raise OSError(errno.EMFILE, "not all of what the caller gave could be passed on")
+        raise OSError(errno.EMFILE, "not all descriptors of the client could be passed on")
     return socket.socket(fileno=given[0]), given[1:]
 
 
 def _settle_in(
     client: socket.socket, given: list[int], service: socket.socket, spare: "EmptySandbox | None"
 ) -> tuple[Caller, socket.socket, protocol.Run]:
-    """Have what the client gave, and nothing of the service's but the channel to it."""
+    """Take over the client's descriptors, and close everything of the service except the channel to it."""
     *streams, here, file = given
     # Above 0, 1 and 2, where these are about to be put.
     moved = socket.socket(fileno=os.dup(client.detach())), socket.socket(fileno=os.dup(service.detach()))
@@ -151,7 +151,7 @@ def _run(command: RunCommand, request: protocol.Run, host: "ServiceHost") -> int
 
 
 class ServiceHost(StandaloneHost):
-    """What the service has for one run (`enforcer.run.host.Host`): rules, workers, and the way to the caller."""
+    """Host of one run in the service (`enforcer.run.host.Host`): rules, workers, and the connection to the caller."""
 
     def __init__(  # noqa: PLR0917  what it has
         self,
@@ -169,7 +169,7 @@ class ServiceHost(StandaloneHost):
         self._worker_paths = worker_paths
         self._known = 0
         self._empty = spare
-        self.left = contextlib.ExitStack()  # of a task of which nothing runs any more: nobody waits until it is gone
+        self.left = contextlib.ExitStack()  # the rest of an ended task, removed after the caller has its status
 
     @property
     def caller(self) -> Caller:
@@ -177,14 +177,14 @@ class ServiceHost(StandaloneHost):
         return self._caller
 
     def announce(self) -> None:
-        """Say nothing: the service knows the task."""
+        """Do nothing: the service knows the task."""
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
-        """Have it removed once the caller has its status."""
+        """Return the stack that is closed once the caller has its status."""
         return contextlib.nullcontext(self.left)
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":
-        """Return those of the empty sandbox that is there already, if its limits are these."""
+        """Return the ids of the empty sandbox, if it has these limits."""
         spare = self._empty
         if spare is not None and spare.limits != limits:
             spare.close()
@@ -200,13 +200,13 @@ class ServiceHost(StandaloneHost):
     def make_sandbox(
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
-        """Return the one whose ids were chosen, or begin to make one."""
+        """Return the sandbox whose ids were chosen, or start making one."""
         if self._empty is None:
             return super().make_sandbox(wanted, who, made, last)
         return self._empty.resource_limits, self._empty.namespaces
 
     def arrange_stdio(self, owner: int) -> "stdio.Stdio":
-        """Put pipes or a terminal in front of the caller's, which passes on what is typed."""
+        """Put pipes or a terminal in front of the caller's streams; the client relays keys."""
         return stdio.arrange(owner, self._caller.carry_in, self._caller.pid)
 
     def keep_journal(self, journal: Path, recorder: "Recorder") -> "Keeper | None":
@@ -221,18 +221,18 @@ class ServiceHost(StandaloneHost):
             super().close_journal(journal, recorder, gate)
 
     def counts_anomalies(self, wanted: "Wanted") -> bool:  # noqa: ARG002
-        """Count them for the service's metrics."""
+        """Count them, for the service's metrics."""
         return True
 
     def leave(self, namespaces: "SandboxNamespaces") -> None:
-        """End it when the caller has its status."""
+        """End the sandbox when the caller has its status."""
         namespaces.end_later(self.left)
 
     def _keeps(self, journal: Path) -> bool:
         return journal == self._worker_paths.journal
 
     def read_rules(self, files: "Sequence[Path]", system: Path) -> Seen:
-        """Return the rules, without reading them where they are in force already. Raises as `rule_files.load`."""
+        """Return the rules, without reading files that are in force already. Raises as `rule_files.load`."""
         found = self._sets.known(files, system)
         if found is None:
             return super().read_rules(files, system)
@@ -242,7 +242,7 @@ class ServiceHost(StandaloneHost):
     def place(
         self, who: "Identity", sandbox_state: "SandboxState", worker_paths: worker.WorkerPaths, wanted: "Wanted"
     ) -> worker.Worker:
-        """Return a place in a worker of the service's, or a worker of its own for what those can't do."""
+        """Return a worker of the service, or one of this run's own where the service's can't serve it."""
         if why := _why_alone(sandbox_state.policy, worker_paths, self._worker_paths):
             task = sandbox_state.task
             described: dict[str, object] = {
@@ -262,7 +262,7 @@ class ServiceHost(StandaloneHost):
 
 
 def _why_alone(policy: "Policy", wanted: worker.WorkerPaths, ours: worker.WorkerPaths) -> str:
-    """Return why no worker of the service's may serve a task; empty: one may."""
+    """Return why no worker of the service can serve a task; empty: one can."""
     if policy.secrets:
         return "its rules have `secrets`"
     if policy.settings.upstream_auth is not None:

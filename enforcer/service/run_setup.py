@@ -1,7 +1,7 @@
-"""Sets up a run in the service: its command, the settings of its caller, and an empty sandbox made ahead.
+"""Setup of a run in the service: its command, its caller's settings, and an empty sandbox made in advance.
 
-The empty sandbox has the usual limits and is for one task, or for none. Where it can't be made, the run makes one
-itself, and reports what is wrong.
+The empty sandbox has the default limits and is for one task, or none. Where it can't be made, the run makes one itself
+and reports the problem.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 
 class RunCommand(NamedTuple):
-    """`exeat run` as the command line has it: the service is given it, made once, and each run is forked with it."""
+    """The functions of `exeat run` on the command line, which the service gets once and each run inherits."""
 
-    read: "Callable[[Sequence[str]], Namespace]"  # raises SystemExit, having said what is wrong with the words
+    read: "Callable[[Sequence[str]], Namespace]"  # raises SystemExit after printing a usage error
     wanted: "Callable[[Namespace, Path, Callable[[Sequence[Path], Path], Seen]], Wanted]"
     perform: "Callable[[Namespace, Path, Host], int]"  # returns a wait status
-    status_if_unsaid: "Callable[[OSError], int | None]"  # the status where our output can't be written
+    status_if_unsaid: "Callable[[OSError], int | None]"  # the status if our output can't be written
 
 
 def take_settings(request: "protocol.Run") -> None:
-    """Be to the task what its caller is: environment, umask, limits, priority, and what it has set to be ignored."""
+    """Take over the caller's settings: environment, umask, limits, priority and ignored signals."""
     _take_environment(request.environment)
     os.umask(request.umask)
     for number, (soft, hard) in enumerate(request.limits):
-        with contextlib.suppress(OSError, ValueError):  # less than the service itself may have, it can't be given
+        with contextlib.suppress(OSError, ValueError):  # the caller's limit may exceed the service's
             resource.setrlimit(number, (soft, hard))
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, request.nice)
@@ -54,7 +54,7 @@ def take_settings(request: "protocol.Run") -> None:
 
 
 def _take_environment(wanted: "Mapping[str, str]") -> None:
-    """Have these variables and no others, writing what differs: each putenv(3) copies memory that many runs share."""
+    """Set exactly these variables, writing only differences: each putenv(3) copies shared memory."""
     for name in [name for name in os.environ if name not in wanted]:
         del os.environ[name]
     for name, value in wanted.items():
@@ -63,7 +63,7 @@ def _take_environment(wanted: "Mapping[str, str]") -> None:
 
 
 class EmptySandbox(NamedTuple):
-    """An empty sandbox, under whose ids it is, and what keeps it within `limits`, which is what was asked for."""
+    """An empty sandbox with its ids, the `limits` it was made for, and what keeps them."""
 
     who: Identity
     limits: Limits
@@ -71,12 +71,12 @@ class EmptySandbox(NamedTuple):
     namespaces: SandboxNamespaces
 
     def descriptors(self) -> set[int]:
-        """Return what has to stay open for it."""
+        """Return the descriptors that have to stay open."""
         locks = (group.lock for group in self.resource_limits.groups)
         return {self.who.slot, *self.namespaces.descriptors(), *identity.idmap_descriptors(), *locks}
 
     def close(self) -> None:
-        """Let nobody have it."""
+        """Remove it unused."""
         self.namespaces.end()
         self.resource_limits.remove()
         if self.who.slot >= 0:
@@ -84,7 +84,7 @@ class EmptySandbox(NamedTuple):
 
 
 def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]:
-    """Let go of all that is the service's but the channel to it, and make an empty sandbox."""
+    """Close everything of the service except the channel to it, and make an empty sandbox."""
     moved = socket.socket(fileno=os.dup(service.detach()))
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
@@ -95,7 +95,7 @@ def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, 
         spare = make_empty_sandbox(fenced=True)
     except (ExeatError, OSError):
         return None, moved
-    if spare.who.privileged:  # most of what a user shows is that user's own
+    if spare.who.privileged:  # most shown files belong to this user
         owner = os.geteuid(), os.getegid()
         with contextlib.suppress(HostError):
             identity.make_idmap_ahead(owner, (spare.who.kernel_uid, spare.who.kernel_gid))
@@ -103,9 +103,9 @@ def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, 
 
 
 def make_empty_sandbox(*, fenced: bool) -> EmptySandbox:
-    """Make an empty sandbox, which is the caller's to `close`. Raises ExeatError, OSError.
+    """Make an empty sandbox; the caller calls `close`. Raises ExeatError, OSError.
 
-    Not `fenced`, nothing keeps it within its limits: no task may have it.
+    Without `fenced` it has no limits, so no task may have it.
     """
     with contextlib.ExitStack() as made:
         who, limits = identity.choose(), limits_of(NO_SANDBOX_SETTINGS)

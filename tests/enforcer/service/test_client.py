@@ -103,7 +103,11 @@ def test_whatever_else_is_said_is_the_end_of_the_task(service, said):
     if said:
         connection.send(said)
     connection.close()
-    assert service.ended(client) == (125, "", "exeat: what looked after the task has ended, and the task with it\n")
+    assert service.ended(client) == (
+        125,
+        "",
+        "exeat: the service's process for this task ended, and the task with it; see the service's log\n",
+    )
 
 
 def test_signals_are_passed_on_and_the_last_word_is_heard_though_something_stayed_unread(service):
@@ -224,7 +228,7 @@ def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
         connection, _ = service.socket.accept()
         with connection:
             assert connection.recv(99) == b""
-        with pytest.raises(HostError, match="is not you, or is in a sandbox"):
+        with pytest.raises(HostError, match="is another user's, or in a sandbox"):
             control_client.ask({"what": "ps"})
 
 

@@ -39,7 +39,7 @@ def test_what_is_said_of_one_fork_is_never_taken_for_the_next_ones():
 
 def test_one_that_does_not_go_on_is_replaced_and_the_service_waits_no_longer_than_that_takes():
     found = seen("stopped")
-    assert found.pop("failed").startswith("a process for a run can't be forked: what forks it ends")
+    assert found.pop("failed").startswith("a process for a run can't be forked: the fork server ends")
     assert found == {"statuses": [ENDED] * 2, "bounded": True, "left": []}
 
 

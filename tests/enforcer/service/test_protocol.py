@@ -79,5 +79,7 @@ def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
 
 def test_where_there_is_no_place_for_a_service_it_is_said_how_to_name_one(monkeypatch):
     monkeypatch.setattr(control_socket, "control_path", lambda: "")
-    with pytest.raises(HostError, match=r"no place where a service could listen; set XDG_RUNTIME_DIR .* EXEAT_CONTROL"):
+    with pytest.raises(
+        HostError, match=r"the path of the service's socket is unknown; set XDG_RUNTIME_DIR .* EXEAT_CONTROL"
+    ):
         control_client.ask({"what": "ps"})

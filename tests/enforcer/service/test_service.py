@@ -162,7 +162,7 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert (found["listed"], found["stopped"]) == ([["box", True]], [2, True])
     assert found["by_path"] == [0, "403", True, 0, "ConnectionRefusedError"]
     assert found["no_path"][0] == 2
-    assert "rules.yaml` is no network namespace" in found["no_path"][1]
+    assert "rules.yaml` is not a network namespace" in found["no_path"][1]
     assert (found["detached"], found["again"], found["in_again"]) == (0, 0, "403")
     assert found["other"][0] == 125
     assert "another device than `lo`: veth0, x0" in found["other"][1]

@@ -104,7 +104,7 @@ def test_there_is_none_before_somebody_asks_and_what_is_hostile_ends_its_pair_al
         assert world.answer(bad, asked("*.example")) == b""
         until(lambda: world.turn() or world.said, "what it tells")
         asked_for = "certificate signer: worker 1 sent an invalid request"
-        assert world.said == [f"{asked_for} (no name and no address): it gets none"]
+        assert world.said == [f"{asked_for} (no name and no address): it gets no more certificates"]
         with world.keyholder.pair(1) as bad:  # another worker in its place
             socket.send_fds(bad, [asked(number=6)], [0])
             bad.settimeout(PATIENCE)
