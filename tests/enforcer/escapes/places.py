@@ -14,9 +14,8 @@ import struct
 import sys
 from pathlib import Path
 
-import doors
-import inside
-from inside import trial
+from tests.enforcer.escapes import doors, inside
+from tests.enforcer.escapes.inside import trial
 
 OF_INIT = """
     auxv clear_refs cwd environ exe fd/0 io map_files maps mem ns/cgroup ns/ipc ns/mnt ns/net ns/pid ns/user ns/uts pagemap

@@ -2,7 +2,8 @@ import json
 import sys
 
 import pytest
-from limits_harness import EXEAT
+
+from tests.enforcer.limits.limits_harness import EXEAT
 
 MEANS = """
 import json

@@ -3,9 +3,8 @@
 import re
 import time
 
-from limits_harness import IMPATIENT, PYTHON, told
-
 from tests import harness
+from tests.enforcer.limits.limits_harness import IMPATIENT, PYTHON, told
 
 ROOM = """
 for place in /tmp /var/tmp /dev/shm "$HOME" "/run/user/$(id -u)"; do

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from limits_harness import IMPATIENT, PYTHON, told
 
 from tests import harness
+from tests.enforcer.limits.limits_harness import IMPATIENT, PYTHON, told
 from tests.enforcer.terminals import Terminal
 
 EXEAT = Path(sys.executable).with_name("exeat")

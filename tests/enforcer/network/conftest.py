@@ -1,9 +1,9 @@
 import pytest
-from netns_harness import Namespace, Network
 
 from enforcer.network.encode import encode
 from enforcer.network.plan import network_plan
 from tests import harness
+from tests.enforcer.network.netns_harness import Namespace, Network
 
 
 @pytest.fixture(scope="session")

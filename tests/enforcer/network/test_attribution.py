@@ -8,10 +8,10 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from netns_harness import ORDINARY
 
 from proxy.supervisor_channel.channel import Owner, encode_query, look_up_owner, parse_owner
 from proxy.wire.netlink import HEADER, message
+from tests.enforcer.network.netns_harness import ORDINARY
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 

@@ -5,12 +5,12 @@ import os
 import socket
 
 import pytest
-from netns_harness import Network, outcome
 
 from enforcer.network import gate_sockets
 from enforcer.network.gate_sockets import open_gate_sockets
 from enforcer.network.install import execute
 from enforcer.network.plan import GATE_PORT
+from tests.enforcer.network.netns_harness import Network, outcome
 
 
 def options(sock):

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from netns_harness import Network, outcome
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES, TABLE
 from enforcer.network.encode import encode
@@ -18,6 +17,7 @@ from enforcer.network.plan import Batch, network_plan
 from enforcer.network.ruleset import Chain, Expression, Rule, Verdict, ruleset
 from proxy.wire.netlink import NETLINK_NETFILTER, NLM_F_ACK
 from proxy.wire.refusal_log import Kind
+from tests.enforcer.network.netns_harness import Network, outcome
 
 
 def test_a_plan_describes_every_step_in_order():

@@ -10,11 +10,11 @@ from ipaddress import ip_address
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from netns_harness import outcome
 
 from enforcer.network.gate_sockets import open_counter_socket, open_refusal_log, read_counters
 from proxy.wire.netlink import MalformedMessageError, attribute, message
 from proxy.wire.refusal_log import NFULNL_MSG_PACKET, Kind, RefusedPacket, parse_refusal
+from tests.enforcer.network.netns_harness import outcome
 
 
 def send(address, port, number=socket.IPPROTO_UDP):

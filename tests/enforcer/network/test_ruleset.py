@@ -6,10 +6,10 @@ import struct
 from pathlib import Path
 
 import pytest
-from netns_harness import outcome
 
 from enforcer.network.plan import GATE_PORT
 from proxy.wire.netlink import NETLINK_ROUTE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, message, messages
+from tests.enforcer.network.netns_harness import outcome
 
 RTM_GETNEIGH = 30  # linux/rtnetlink.h
 IPPROTO_UDPLITE, IPPROTO_DCCP, IPV6_MTU = 136, 33, 24

@@ -9,9 +9,9 @@ import socket
 import struct
 
 import pytest
-from netns_harness import outcome, start
 
 from enforcer.network.plan import GATE_PORT
+from tests.enforcer.network.netns_harness import outcome, start
 
 IP_TRANSPARENT, IPV6_TRANSPARENT, IP_FREEBIND, IP_BIND_ADDRESS_NO_PORT = 19, 75, 15, 24
 IPPROTO_MPTCP = 262
@@ -311,7 +311,7 @@ def test_interfaces_and_routes_are_out_of_a_tasks_reach(network):
 
 
 def test_two_sandboxes_do_not_meet(encoded, rootless):
-    from netns_harness import Network
+    from tests.enforcer.network.netns_harness import Network
 
     networks = [Network(encoded, rootless=rootless) for _ in range(2)]
 

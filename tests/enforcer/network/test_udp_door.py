@@ -7,12 +7,12 @@ import struct
 from ipaddress import ip_address
 
 import pytest
-from netns_harness import outcome
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from proxy.udp import receiving_socket
 from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
 from proxy.udp.reply_socket import ReplySocket
+from tests.enforcer.network.netns_harness import outcome
 
 PUBLIC4, PUBLIC6 = "93.184.216.34", "2606:2800:220:1::1"
 REFUSED = errno.ECONNREFUSED

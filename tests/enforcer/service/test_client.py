@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 
-import clients
 import pytest
 
 from enforcer import cli
@@ -17,6 +16,7 @@ from enforcer.service import control_client
 from enforcer.system import control_socket
 from enforcer.system.errors import HostError
 from tests import harness
+from tests.enforcer.service import clients
 
 NULL = os.makedev(1, 3)
 

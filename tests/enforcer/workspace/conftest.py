@@ -3,9 +3,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from changes_harness import OWNER, World
 
 from tests import harness
+from tests.enforcer.workspace.changes_harness import OWNER, World
 
 
 @pytest.fixture(params=["own", "somebody's"])

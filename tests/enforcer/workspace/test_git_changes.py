@@ -10,7 +10,6 @@ import zlib
 from dataclasses import replace
 
 import pytest
-from changes_harness import OWNER
 
 from enforcer.cli import main
 from enforcer.workspace import accept, git_changes, git_objects
@@ -18,6 +17,7 @@ from enforcer.workspace.guard import reviewed
 from enforcer.workspace.merge_decision import Sides
 from enforcer.workspace.protection import Protection
 from tests import harness
+from tests.enforcer.workspace.changes_harness import OWNER
 
 WORKFLOW = ".github/workflows/ci.yml"
 WHO = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null"}

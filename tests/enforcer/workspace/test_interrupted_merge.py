@@ -6,10 +6,10 @@ import shutil
 import signal
 
 import pytest
-from stepping import at_line, killed_at
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import atomic_replace
+from tests.enforcer.workspace.stepping import at_line, killed_at
 
 STRIDE = 7  # every so many lines of it
 

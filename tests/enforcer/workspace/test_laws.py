@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from changes_harness import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.enforcer.workspace.changes_harness import World
 
 PATHS = st.sampled_from(["a", "b", "d/a", "d/e/b"])
 LINES = [f"{number}\n" for number in range(9)]

@@ -6,7 +6,6 @@ import os
 import socket
 
 import pytest
-from test_git_changes import ADD, Repository, commit_first
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import accept, file_content, merge_approval
@@ -22,6 +21,7 @@ from proxy.approvals.store import SqliteStore
 from proxy.approvals.votes import CastVote
 from proxy.telemetry.events import Kind as Event
 from rules.decision import ApprovalTerms, RequiredApproval
+from tests.enforcer.workspace.test_git_changes import ADD, Repository, commit_first
 from tests.harness import whole_lines
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
 from tests.proxy.approvals.approval_world import World as Registry

@@ -6,7 +6,6 @@ import socket
 
 import dns.message
 import pytest
-from test_gate_swapped import Swapped
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.encode import encode
@@ -17,6 +16,7 @@ from proxy.gate.decide import DecisionCache
 from tests import harness
 from tests.enforcer.network.netns_harness import Network
 from tests.proxy.gate.gate_harness import RAW, SPLICED, World, client_hello, run
+from tests.proxy.gate.test_gate_swapped import Swapped
 
 pytestmark = pytest.mark.kernel
 HELLO = client_hello("good.example")

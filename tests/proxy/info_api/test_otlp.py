@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from samples import CLAUDE, CODEX, SPANS, logs, pairs
 
 from proxy.info_api import otlp
 from proxy.info_api.otlp import MOST_ATTRIBUTES, MOST_RECORDS
 from tests.processor_time import check, measured_again
+from tests.proxy.info_api.samples import CLAUDE, CODEX, SPANS, logs, pairs
 
 
 def both(said, of=ExportLogsServiceRequest, read=otlp.logs):

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from inspection_clients import curl, wait_for
 
 from tests.harness import whole_lines
 from tests.ports import free_port
+from tests.proxy.inspection.inspection_clients import curl, wait_for
 
 ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"

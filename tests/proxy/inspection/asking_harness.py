@@ -1,12 +1,12 @@
 """People behind a gate, and one origin that they are asked about."""
 
 import pytest
-from inspection_clients import wait_for
-from inspection_harness import Site
 
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from tests.proxy.approvals.people_harness import People
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import Site
 
 READ = "{id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/KIND], action: allow, http: {methods: [GET]}}"
 WRITE = (

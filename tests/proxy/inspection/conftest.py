@@ -1,13 +1,13 @@
 import pytest
-from addon_harness import dump  # noqa: F401 - a fixture
-from asking_harness import desk  # noqa: F401 - a fixture
-from git_forge import forge, repositories  # noqa: F401 - fixtures
-from inspection_harness import Gate
-from inspection_origins import Origins
-from requests_harness import web  # noqa: F401 - a fixture
-from slices_harness import slowly  # noqa: F401 - a fixture
 
 from proxy.inspection import engine
+from tests.proxy.inspection.addon_harness import dump  # noqa: F401 - a fixture
+from tests.proxy.inspection.asking_harness import desk  # noqa: F401 - a fixture
+from tests.proxy.inspection.git_forge import forge, repositories  # noqa: F401 - fixtures
+from tests.proxy.inspection.inspection_harness import Gate
+from tests.proxy.inspection.inspection_origins import Origins
+from tests.proxy.inspection.requests_harness import web  # noqa: F401 - a fixture
+from tests.proxy.inspection.slices_harness import slowly  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from inspection_clients import needs
-from inspection_harness import site
 
 from tests.lab import git_server
 from tests.ports import free_port
+from tests.proxy.inspection.inspection_clients import needs
+from tests.proxy.inspection.inspection_harness import site
 
 RULES = """[
   {id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow,

@@ -13,9 +13,6 @@ import time
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from inspection_clients import curl, rest, wait_for
-from inspection_origins import Loop
-
 from proxy.certificates import authority
 from proxy.certificates.leaves import LeafCertificates, SignerLink
 from proxy.certificates.packets import LONGEST_REQUEST
@@ -36,6 +33,8 @@ from rules.attempt import Attempt, Protocol
 from rules.loading.load import load
 from rules.verdicts import Outcome
 from tests.harness import whole_lines
+from tests.proxy.inspection.inspection_clients import curl, rest, wait_for
+from tests.proxy.inspection.inspection_origins import Loop
 
 
 class NoServers:

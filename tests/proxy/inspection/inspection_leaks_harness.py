@@ -4,12 +4,12 @@ import json
 
 import h2.config
 import h2.connection
-from inspection_clients import rest
-from inspection_harness import site
 
 from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from tests.proxy.inspection.inspection_clients import rest
+from tests.proxy.inspection.inspection_harness import site
 from tests.proxy.leaky import KINDS, TOKEN, some
 
 VALUE = ("sk-" + some(45)).encode()

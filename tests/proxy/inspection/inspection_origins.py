@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import h2.config
 import h2.connection
-from inspection_clients import until
 
 from tests.lab import certificates
 from tests.lab.web import Http2, Peer, serve_http1
+from tests.proxy.inspection.inspection_clients import until
 
 
 class Loop:

@@ -6,12 +6,12 @@ from urllib.parse import quote
 
 import h2.config
 import h2.connection
-from inspection_clients import until
-from inspection_harness import site
 
 from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from tests.proxy.inspection.inspection_clients import until
+from tests.proxy.inspection.inspection_harness import site
 
 REAL, FAKE = b"sk-real/Value+0123456789=abcdef", b"sk-fakePlaceholder0123456789abc"
 

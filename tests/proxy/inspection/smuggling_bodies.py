@@ -1,6 +1,6 @@
 """The corpus, continued: bodies, what is said behind them, and what a request asks for beyond its answer."""
 
-from smuggling import SIZE, SMUGGLED, Broken, Case, Forwarded, Refused, Unfinished, rows
+from tests.proxy.inspection.smuggling import SIZE, SMUGGLED, Broken, Case, Forwarded, Refused, Unfinished, rows
 
 _CHUNKED = "POST / HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\n\n"
 _AS_SENT = _CHUNKED + "5\nhello\n0\n\n"

@@ -6,7 +6,7 @@ HTTP/1 origin, in the notation of `smuggling`. `None` takes a pseudo-header away
 
 from typing import NamedTuple
 
-from smuggling import SIZE, SMUGGLED, Forwarded, Refused, raw
+from tests.proxy.inspection.smuggling import SIZE, SMUGGLED, Forwarded, Refused, raw
 
 
 class AtMost(NamedTuple):

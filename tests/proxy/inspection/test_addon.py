@@ -7,10 +7,10 @@ import ssl
 
 import h2.events
 import pytest
-from http2_client import Client
-from inspection_clients import until, wait_for
 
 from tests.lab.web import Http2
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import until, wait_for
 from tests.proxy.leaky import TOKEN
 
 

@@ -9,8 +9,6 @@ import time
 
 import certifi
 import pytest
-from addon_harness import ADDON, MITMDUMP, Dump
-from inspection_clients import wait_for
 from mitmproxy.addons.mapremote import MapRemote
 from mitmproxy.addons.next_layer import NextLayer
 from mitmproxy.addons.onboarding import Onboarding
@@ -24,6 +22,8 @@ from mitmproxy.test import taddons
 from proxy import addon
 from proxy.certificates.system_bundles import bundle_path
 from proxy.inspection.standalone import StandaloneGate
+from tests.proxy.inspection.addon_harness import ADDON, MITMDUMP, Dump
+from tests.proxy.inspection.inspection_clients import wait_for
 
 HOOKS = [
     "client_connected", "next_layer", "http_connect", "tls_clienthello", "server_connect", "server_connected",

@@ -5,7 +5,8 @@ import json
 import socket
 
 import pytest
-from inspection_clients import curl, rest, until
+
+from tests.proxy.inspection.inspection_clients import curl, rest, until
 
 
 def say(dump, data, index=0):

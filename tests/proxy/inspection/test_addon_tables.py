@@ -9,14 +9,15 @@ import socket
 
 import h11
 import pytest
-from addon_harness import Dump
-from inspection_clients import wait_for
-from smuggling import NEXT, Forwarded, Unfinished, raw
-from test_inspection_conditions import CASES as CONDITIONS
-from test_second_paths import CASES as PATHS
-from test_second_paths import RULES as PATH_RULES
-from test_smuggling import CASES as SMUGGLING
-from test_smuggling import RawOrigin
+
+from tests.proxy.inspection.addon_harness import Dump
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.smuggling import NEXT, Forwarded, Unfinished, raw
+from tests.proxy.inspection.test_inspection_conditions import CASES as CONDITIONS
+from tests.proxy.inspection.test_second_paths import CASES as PATHS
+from tests.proxy.inspection.test_second_paths import RULES as PATH_RULES
+from tests.proxy.inspection.test_smuggling import CASES as SMUGGLING
+from tests.proxy.inspection.test_smuggling import RawOrigin
 
 CONDITION_HOSTS = {name: f"condition{number}.example" for number, name in enumerate(CONDITIONS)}
 HOSTS = ("good.example", "paths.example", *CONDITION_HOSTS.values())

@@ -9,10 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from exchanges import CUT, END, EXCHANGES, RESET, Page
-from inspection_harness import Gate, site
-from inspection_origins import stop
-from smuggling import NEXT, raw
+
+from tests.proxy.inspection.exchanges import CUT, END, EXCHANGES, RESET, Page
+from tests.proxy.inspection.inspection_harness import Gate, site
+from tests.proxy.inspection.inspection_origins import stop
+from tests.proxy.inspection.smuggling import NEXT, raw
 
 NEXT_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 DOCS = Path(__file__).resolve().parents[3] / "docs/reference/clients.md"

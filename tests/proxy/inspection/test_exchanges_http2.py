@@ -5,15 +5,16 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 
-import exchanges
 import h2.config
 import h2.connection
 import h2.events
 import pytest
-from exchanges_http2 import EXCHANGES, REFUSED
-from inspection_harness import Gate, site
-from smuggling import raw
-from test_exchanges import documented, finish
+
+from tests.proxy.inspection import exchanges
+from tests.proxy.inspection.exchanges_http2 import EXCHANGES, REFUSED
+from tests.proxy.inspection.inspection_harness import Gate, site
+from tests.proxy.inspection.smuggling import raw
+from tests.proxy.inspection.test_exchanges import documented, finish
 
 
 @dataclass

@@ -6,8 +6,9 @@ import os
 from ipaddress import ip_address
 
 import pytest
-from inspection_clients import wait_for
-from inspection_harness import site
+
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 ADDRESSES = {
     "loopback": "127.0.0.2",

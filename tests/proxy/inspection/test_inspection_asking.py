@@ -7,15 +7,15 @@ import ssl
 import h2.errors
 import h2.events
 import pytest
-from asking_harness import ASK, BOTH, READ, WRITE
-from http2_client import Client
-from inspection_clients import cut_off, rest, until, wait_for
-from secrets_harness import REAL, SHOWN, secret
 
 from proxy.approvals.protocol import Submit, Withdraw
 from proxy.dialing.dialer import Dialer
 from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
+from tests.proxy.inspection.asking_harness import ASK, BOTH, READ, WRITE
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import cut_off, rest, until, wait_for
+from tests.proxy.inspection.secrets_harness import REAL, SHOWN, secret
 
 GONE = "the client went away while people were asked"
 

@@ -8,9 +8,10 @@ import threading
 import time
 
 import pytest
-from bodies_harness import MIB, send_until
-from inspection_clients import cut_off, resident, rest, until, wait_for
-from inspection_harness import site
+
+from tests.proxy.inspection.bodies_harness import MIB, send_until
+from tests.proxy.inspection.inspection_clients import cut_off, resident, rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])

@@ -1,10 +1,10 @@
 """A rule's `ca`: certificates that are trusted for what it matches, beside the host's own, and for nothing else."""
 
 import pytest
-from inspection_clients import until, wait_for
-from inspection_harness import site
 
 from tests.lab import certificates
+from tests.proxy.inspection.inspection_clients import until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import json
 import h2.config
 import h2.connection
 import pytest
-from inspection_clients import until, wait_for
-from inspection_harness import site
+
+from tests.proxy.inspection.inspection_clients import until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 LONG = "/echo?" + "a" * 3000
 

@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from secrets_harness import NO_PASSWORD, REAL, SHOWN, basic, bodies, head, place
+
+from tests.proxy.inspection.secrets_harness import NO_PASSWORD, REAL, SHOWN, basic, bodies, head, place
 
 # a rule with `credential: model-key`, a request, and what is decided
 CREDENTIALS = {

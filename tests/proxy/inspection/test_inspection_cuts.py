@@ -10,9 +10,10 @@ import time
 
 import h2.events
 import pytest
-from http2_client import Client
-from inspection_clients import until, wait_for
-from inspection_harness import Gate, site
+
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import until, wait_for
+from tests.proxy.inspection.inspection_harness import Gate, site
 
 DECLARED = 5_000_000  # bytes that every answer here says it has
 

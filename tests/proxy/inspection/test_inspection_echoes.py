@@ -6,12 +6,23 @@ import json
 from urllib.parse import quote
 
 import pytest
-from inspection_clients import until, wait_for
-from inspection_harness import site
-from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, echo, head, http2, never_told, place, secret
 
 from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
+from tests.proxy.inspection.inspection_clients import until, wait_for
+from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.secrets_harness import (
+    FAKE,
+    PASSWORD,
+    REAL,
+    SHOWN,
+    echo,
+    head,
+    http2,
+    never_told,
+    place,
+    secret,
+)
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 

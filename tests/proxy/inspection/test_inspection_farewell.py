@@ -6,8 +6,9 @@ import h2.config
 import h2.connection
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
-from inspection_clients import wait_for
-from inspection_harness import site
+
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 FRAMES = {
     "all of the body": DataFrame(1, data=b"secret", flags=["END_STREAM"]),

@@ -7,8 +7,6 @@ import socket
 import ssl
 
 import pytest
-from inspection_clients import cut_off, rest, wait_for
-from inspection_harness import Gate, site
 from mitmproxy.proxy import commands
 
 from proxy.dialing.address_check import DialError
@@ -19,6 +17,8 @@ from proxy.request.messages import WebOrigin
 from proxy.telemetry.journal.writer import JournalWriteError
 from rules.names import HostName
 from rules.verdicts import Reason
+from tests.proxy.inspection.inspection_clients import cut_off, rest, wait_for
+from tests.proxy.inspection.inspection_harness import Gate, site
 
 
 class Bug(Exception):  # noqa: N818

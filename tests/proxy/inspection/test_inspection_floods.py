@@ -11,9 +11,6 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import pytest
-from http2_client import Client
-from inspection_clients import wait_for
-from inspection_harness import Gate, site
 from mitmproxy.proxy import events
 
 from proxy.inspection import frames, http2
@@ -21,6 +18,9 @@ from proxy.inspection.connection_ends import ClientEnd
 from proxy.inspection.frames import PATIENCE, REGAINED, BoundedH2Connection, FrameBudget
 from proxy.request.messages import WebOrigin
 from rules.names import HostName
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import Gate, site
 
 MANY = 1500
 

@@ -7,13 +7,13 @@ import threading
 import time
 
 import pytest
-from bodies_harness import MIB, send_until
-from inspection_clients import resident, rest, until, wait_for
-from inspection_harness import site
 
 from proxy.inspection.http1 import FrontHttp1, State
 from proxy.inspection.router import HEADS_AT_ONCE
 from proxy.inspection.session import Session
+from tests.proxy.inspection.bodies_harness import MIB, send_until
+from tests.proxy.inspection.inspection_clients import resident, rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 
 def test_a_flood_of_pipelined_refusals_takes_no_memory(gate, origins):

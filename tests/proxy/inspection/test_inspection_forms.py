@@ -6,12 +6,12 @@ from urllib.parse import quote
 import h2.config
 import h2.connection
 import pytest
-from inspection_clients import wait_for
-from secrets_harness import FAKE, PASSWORD, REAL, SHOWN, bodies, head, never_told, place, secret
 
 from proxy.inspection.stream import Stream
 from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.secrets_harness import FAKE, PASSWORD, REAL, SHOWN, bodies, head, never_told, place, secret
 
 FORM_TYPE = "Content-Type: application/x-www-form-urlencoded"
 

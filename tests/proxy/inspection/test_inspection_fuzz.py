@@ -10,13 +10,13 @@ from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inspection_clients import rest, wait_for
-from inspection_harness import Site, site
 
 from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.http1_heads import parse_head, split_head
 from proxy.request.messages import WebOrigin, settle
 from proxy.request.request_head import Head, UnclearError, authority, body_size, read, without_upgrade
+from tests.proxy.inspection.inspection_clients import rest, wait_for
+from tests.proxy.inspection.inspection_harness import Site, site
 
 TOKENS = st.sampled_from([
     b"GET", b"POST", b"CONNECT", b" ", b"  ", b"\t", b"\r\n", b"\n", b"\r", b"\0", b"/", b"*", b"http://", b"https://",

@@ -3,8 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from git_forge import RULES
-from inspection_clients import wait_for
 
 from proxy.approvals.approval_request import Ref
 from proxy.approvals.protocol import Submit
@@ -12,6 +10,8 @@ from proxy.inspection import decide_request
 from proxy.inspection.stages import git as pushes
 from tests.git_pushes import MAIN
 from tests.proxy.approvals.people_harness import People
+from tests.proxy.inspection.git_forge import RULES
+from tests.proxy.inspection.inspection_clients import wait_for
 
 
 def rules(forge, pushed, *more):

@@ -7,12 +7,12 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
-from git_forge import RULES
-from inspection_clients import rest, until, wait_for
-from inspection_harness import site
 
 from tests.git_pushes import END as CERTIFICATE_END
 from tests.git_pushes import MAIN, A, B, certificate, line, push
+from tests.proxy.inspection.git_forge import RULES
+from tests.proxy.inspection.inspection_clients import rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 HEAD = (
     "POST /acme/web.git/git-receive-pack HTTP/1.1\nHost: HOST\nContent-Type: application/x-git-receive-pack-request\n"

@@ -5,11 +5,11 @@ import json
 import ssl
 
 import pytest
-from asking_harness import ASK, READ, WRITE
-from inspection_clients import rest, until, wait_for
 
 from proxy.approvals.leases import Leases
 from proxy.inspection.stages.approval import PendingApprovals
+from tests.proxy.inspection.asking_harness import ASK, READ, WRITE
+from tests.proxy.inspection.inspection_clients import rest, until, wait_for
 
 
 def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, origins):

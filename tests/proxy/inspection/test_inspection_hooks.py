@@ -15,9 +15,6 @@ from pathlib import Path
 
 import h2.errors
 import pytest
-from http2_client import Client
-from inspection_clients import rest, until, wait_for
-from inspection_harness import Gate, Site
 
 import proxy.inspection
 from proxy.inspection.connection import InspectedConnection
@@ -25,6 +22,9 @@ from proxy.inspection.http1 import Codec
 from proxy.inspection.transport import Transport, TransportOwner
 from rules.verdicts import Reason
 from tests.git_pushes import push
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import Gate, Site
 
 CODEC = {"receive", "receive_end", "next_event"}
 # What the router and the requests want of the connection

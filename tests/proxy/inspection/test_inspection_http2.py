@@ -13,12 +13,12 @@ import h2.errors
 import h2.events
 import h2.settings
 import pytest
-from http2_client import Client
 from hyperframe.frame import DataFrame
-from inspection_clients import resident, wait_for
-from inspection_harness import site
 
 from proxy.inspection import http2
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import resident, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 MIB = 1 << 20
 

@@ -4,13 +4,13 @@ import json
 import ssl
 
 import pytest
-from inspection_clients import wait_for
-from inspection_harness import site
 
 from proxy.secrets import Identity, SecretInjector
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.certificates import Authority
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 IN_CERTIFICATE = (Slot(SlotKind.CLIENT_CERTIFICATE),)

@@ -9,9 +9,19 @@ import os
 import struct
 
 import pytest
-from inspection_clients import until, wait_for
-from inspection_leaks_harness import AWS, FILLER, JWT, VALUE, head, http2, never_told, place, recording
 
+from tests.proxy.inspection.inspection_clients import until, wait_for
+from tests.proxy.inspection.inspection_leaks_harness import (
+    AWS,
+    FILLER,
+    JWT,
+    VALUE,
+    head,
+    http2,
+    never_told,
+    place,
+    recording,
+)
 from tests.proxy.leaky import TOKEN, some
 
 HEADS = {

@@ -8,10 +8,19 @@ import os
 import re
 
 import pytest
-from inspection_clients import wait_for
-from inspection_leaks_harness import FILLER, VALUE, head, http2, never_told, place, post, recording
 
 from proxy.dlp.body_scan import LOOKED_AT
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_leaks_harness import (
+    FILLER,
+    VALUE,
+    head,
+    http2,
+    never_told,
+    place,
+    post,
+    recording,
+)
 from tests.proxy.leaky import KINDS, TOKEN
 
 

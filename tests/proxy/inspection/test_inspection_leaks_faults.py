@@ -1,9 +1,9 @@
 """Where looking for secrets goes wrong, breaks off, or is to go on under other rules."""
 
 import pytest
-from inspection_clients import rest, wait_for
-from inspection_leaks_harness import FILLER, head, never_told, place, post, recording
 
+from tests.proxy.inspection.inspection_clients import rest, wait_for
+from tests.proxy.inspection.inspection_leaks_harness import FILLER, head, never_told, place, post, recording
 from tests.proxy.leaky import TOKEN
 
 # --- what goes wrong ---

@@ -7,9 +7,10 @@ import threading
 import h2.errors
 import h2.events
 import pytest
-from http2_client import Client
-from inspection_clients import cut_off, rest, until, wait_for
-from inspection_harness import site
+
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import cut_off, rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 EVENT = b"data: done\n\n"
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"

@@ -5,11 +5,11 @@ import json
 import threading
 
 import pytest
-from inspection_clients import rest, until, wait_for
-from inspection_harness import site
 
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
+from tests.proxy.inspection.inspection_clients import rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 KB = 1024
 

@@ -8,10 +8,10 @@ import h2.connection
 import h2.errors
 import h2.events
 import pytest
-from http2_client import Client
-from inspection_harness import Gate, site
 
 from proxy.inspection import http2
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_harness import Gate, site
 
 OTHER = "a response that was under way"
 REQUESTS = {

@@ -7,9 +7,10 @@ import time
 
 import h2.events
 import pytest
-from http2_client import Client
-from inspection_clients import rest, until, wait_for
-from inspection_harness import site
+
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 VERSIONS = pytest.mark.parametrize("version", ["1.1", "2"])
 

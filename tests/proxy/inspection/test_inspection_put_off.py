@@ -7,28 +7,31 @@ import asyncio
 import socket
 
 import pytest
-from inspection_clients import cut_off, until, wait_for
-from inspection_harness import site
-from slices_harness import post
-from test_inspection_cuts import (  # noqa: F401 - run again
+
+from proxy.inspection.router import HttpRouter
+from proxy.inspection.websocket import Switched
+from tests.proxy.inspection.inspection_clients import cut_off, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.slices_harness import post
+from tests.proxy.inspection.test_inspection_cuts import (  # noqa: F401 - run again
     early,
     test_a_client_of_http2_has_all_that_came_before_the_cut_once_it_gives_credit,
     test_a_server_that_ends_early_has_all_of_its_bytes_delivered,
     test_an_upload_that_breaks_off_reaches_its_server_up_to_there,
 )
-from test_inspection_hooks import test_a_hook_that_raises_lets_nothing_through as raises_in
-from test_inspection_hooks import world  # noqa: F401 - a fixture
-from test_inspection_review import (  # noqa: F401 - run again
+from tests.proxy.inspection.test_inspection_hooks import test_a_hook_that_raises_lets_nothing_through as raises_in
+from tests.proxy.inspection.test_inspection_hooks import world  # noqa: F401 - a fixture
+from tests.proxy.inspection.test_inspection_review import (  # noqa: F401 - run again
     test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays,
     test_a_piece_of_a_body_that_nobody_looks_through_stays_too_once_rules_deny_it,
     test_a_review_that_takes_long_lets_nothing_out_before_it_is_through,
 )
-from test_inspection_turns import (  # noqa: F401 - run again
+from tests.proxy.inspection.test_inspection_turns import (  # noqa: F401 - run again
     talk,
     test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server,
     test_what_waits_for_its_turn_at_a_server_that_leaves_goes_to_another,
 )
-from test_inspection_websocket import (  # noqa: F401 - run again
+from tests.proxy.inspection.test_inspection_websocket import (  # noqa: F401 - run again
     AGREED,
     MAY,
     chat,
@@ -40,9 +43,6 @@ from test_inspection_websocket import (  # noqa: F401 - run again
     test_bytes_pass_in_both_directions,
     written,
 )
-
-from proxy.inspection.router import HttpRouter
-from proxy.inspection.websocket import Switched
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,11 @@ import json
 import os
 import ssl
 
-from inspection_clients import rest
-from inspection_harness import site
-from requests_harness import WEB
-
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
+from tests.proxy.inspection.inspection_clients import rest
+from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.requests_harness import WEB
 
 
 def denied(reason=Reason.NO_RULE):

@@ -12,12 +12,12 @@ import h2.config
 import h2.connection
 import h2.errors
 import pytest
-from git_forge import on_one_port
-from inspection_clients import curl, needs, rest, talk, until, wait_for
-from inspection_harness import site
-from requests_harness import WEB
 
 from tests.lab import git_server
+from tests.proxy.inspection.git_forge import on_one_port
+from tests.proxy.inspection.inspection_clients import curl, needs, rest, talk, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.requests_harness import WEB
 
 
 @WEB

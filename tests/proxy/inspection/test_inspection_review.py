@@ -6,9 +6,6 @@ from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
 import pytest
-from inspection_clients import cut_off, rest, until, wait_for
-from inspection_harness import site
-from slices_harness import post
 
 from proxy.dialing.dialer import Dialer
 from proxy.inspection import session
@@ -19,6 +16,9 @@ from proxy.inspection.stream import Stream
 from proxy.sandbox.sandbox_state import Calendar
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
+from tests.proxy.inspection.inspection_clients import cut_off, rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.slices_harness import post
 
 TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 

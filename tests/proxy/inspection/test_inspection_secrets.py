@@ -8,8 +8,9 @@ import json
 from urllib.parse import quote
 
 import pytest
-from inspection_clients import curl, rest, until, wait_for
-from secrets_harness import (
+
+from tests.proxy.inspection.inspection_clients import curl, rest, until, wait_for
+from tests.proxy.inspection.secrets_harness import (
     FAKE,
     NO_PASSWORD,
     PASSWORD,

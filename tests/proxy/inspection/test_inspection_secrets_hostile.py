@@ -10,13 +10,13 @@ import json
 import h2.config
 import h2.connection
 import pytest
-from inspection_clients import curl, rest, wait_for
-from inspection_harness import Site, site
 
 from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import Keys, presigned, service_of, signed
+from tests.proxy.inspection.inspection_clients import curl, rest, wait_for
+from tests.proxy.inspection.inspection_harness import Site, site
 
 REAL, FAKE = b"sk-real/Value+0123456789=abcdef", b"sk-fakePlaceholder0123456789abc"
 OTHER, NOT_OTHER = b"hunter2-hunter2", b"0PlaceholderOfAnotherSecret0123456789abc"

@@ -5,9 +5,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from inspection_clients import wait_for
-from inspection_harness import site
-from secrets_harness import FAKE, REAL, SHOWN, basic, head, never_told
 
 from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.decision import Decision
@@ -15,6 +12,9 @@ from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.lab.aws import Keys, signed
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.secrets_harness import FAKE, REAL, SHOWN, basic, head, never_told
 
 FORM = "grant_type=client_credentials&client_secret="
 SLOTS = (

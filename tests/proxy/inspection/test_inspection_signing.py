@@ -8,13 +8,13 @@ from dataclasses import replace
 import h2.config
 import h2.connection
 import pytest
-from inspection_clients import rest, wait_for
-from inspection_harness import site
 
 from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import REGION, Keys, presigned, service_of, sha, signed
+from tests.proxy.inspection.inspection_clients import rest, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 REAL = Keys("AKIAREALREALREAL0001", "real/Secret+Key0123456789abcdefghijklmno")
 PASSING = replace(REAL, ident="ASIAREALREALREAL0001", token="Fwo-real-session-token//////////" * 9 + "==")

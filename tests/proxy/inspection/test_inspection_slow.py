@@ -8,11 +8,11 @@ import time
 from ipaddress import ip_address
 
 import pytest
-from http2_client import Client
-from inspection_clients import rest, until, wait_for
-from inspection_harness import site
 
 from proxy.inspection import connection as inspected
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 A_WHILE = 0.3  # seconds
 

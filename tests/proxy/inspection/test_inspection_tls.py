@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from inspection_clients import curl, cut_off, needs, rest, wait_for
-from inspection_harness import site
-from inspection_origins import Origin
 from OpenSSL import SSL
 
 from proxy.certificates.leaves import Leaf
@@ -21,6 +18,9 @@ from proxy.request.messages import WebOrigin
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.ports import free_port
+from tests.proxy.inspection.inspection_clients import curl, cut_off, needs, rest, wait_for
+from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.inspection_origins import Origin
 
 
 @pytest.mark.parametrize("kind", ["self-signed", "expired", "wrong-name"])

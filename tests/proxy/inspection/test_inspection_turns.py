@@ -8,13 +8,13 @@ import h2.errors
 import h2.events
 import h2.settings
 import pytest
-from http2_client import Client
 from hyperframe.frame import GoAwayFrame
-from inspection_clients import wait_for
-from inspection_harness import site
 
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from inspection_clients import rest, wait_for
-from inspection_harness import site
 
 from proxy.inspection import connection as inspected
 from proxy.inspection.connection_ends import ClientEnd, MemoryQuota
@@ -19,6 +17,8 @@ from proxy.request.messages import WebOrigin
 from rules.explain.reasons import REASONS
 from rules.names import HostName
 from rules.verdicts import Reason
+from tests.proxy.inspection.inspection_clients import rest, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 SPLICE = "tls: splice"
 

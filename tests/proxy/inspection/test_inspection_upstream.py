@@ -4,8 +4,6 @@ import http.client
 import json
 
 import pytest
-from inspection_clients import until
-from inspection_harness import site
 
 from proxy.dialing.address_check import DialError
 from proxy.dialing.proxy_auth import Login
@@ -15,6 +13,8 @@ from rules.names import HostName
 from rules.verdicts import Reason
 from tests.lab.proxies import Proxy
 from tests.ports import free_port
+from tests.proxy.inspection.inspection_clients import until
+from tests.proxy.inspection.inspection_harness import site
 
 WAYS = pytest.mark.parametrize("scheme", ["http", "socks5"])
 

@@ -8,13 +8,13 @@ import ssl
 import time
 
 import pytest
-from inspection_clients import cut_off, rest, until, wait_for
-from inspection_harness import site
 
 from proxy.request.messages import ResponseHead
 from proxy.request.request_head import Head
 from proxy.request.websocket_frames import Frames
 from proxy.request.websocket_handshake import agrees, is_handshake
+from tests.proxy.inspection.inspection_clients import cut_off, rest, until, wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and what is answered to it
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

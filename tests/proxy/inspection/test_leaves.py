@@ -10,8 +10,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from inspection_clients import wait_for
-from inspection_harness import site
 
 from proxy.certificates import authority, leaves
 from proxy.certificates.leaves import LeafCertificates, NoLeafError, SignerLink
@@ -25,6 +23,8 @@ from proxy.certificates.packets import (
     read_request,
 )
 from proxy.certificates.signer import Signer
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 POINT = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 ASKED = encode_request(Request(7, POINT, "good.example"))

@@ -8,17 +8,17 @@ import time
 import h2.connection
 import h2.events
 import pytest
-from bodies_harness import MIB
 from h2.settings import SettingCodes
-from http2_client import Client
-from inspection_clients import wait_for
-from inspection_harness import site
 
 from proxy.dialing.dialer import Dialer
 from proxy.inspection import connection_ends
 from proxy.inspection.connection_ends import MemoryQuota
 from proxy.inspection.http2 import Leaving
 from proxy.inspection.transport import Transport
+from tests.proxy.inspection.bodies_harness import MIB
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import site
 
 
 class Kept:

@@ -1,8 +1,9 @@
 """Requests that name another path beside that of their request line, which the rules are asked about as well."""
 
 import pytest
-from inspection_clients import until
-from inspection_harness import site
+
+from tests.proxy.inspection.inspection_clients import until
+from tests.proxy.inspection.inspection_harness import site
 
 RULES = """[
   {id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/http], action: allow, http: {paths: ["/**"]}},

@@ -6,11 +6,12 @@ import ssl
 import h2.events
 import h2.exceptions
 import pytest
-from http2_client import Client
-from inspection_clients import wait_for
-from smuggling import Forwarded, Refused, raw
-from smuggling_http2 import CASES, AtMost
-from test_smuggling import Wire
+
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.smuggling import Forwarded, Refused, raw
+from tests.proxy.inspection.smuggling_http2 import CASES, AtMost
+from tests.proxy.inspection.test_smuggling import Wire
 
 ENDS = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
 

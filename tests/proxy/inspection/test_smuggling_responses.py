@@ -4,10 +4,11 @@ import contextlib
 import re
 
 import pytest
-from inspection_clients import rest
-from inspection_harness import Gate, site
-from smuggling import raw
-from smuggling_responses import CASES, Cut, Failed, Passed, PassedAndEnded
+
+from tests.proxy.inspection.inspection_clients import rest
+from tests.proxy.inspection.inspection_harness import Gate, site
+from tests.proxy.inspection.smuggling import raw
+from tests.proxy.inspection.smuggling_responses import CASES, Cut, Failed, Passed, PassedAndEnded
 
 NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 

@@ -7,9 +7,10 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
-from http2_client import Client
-from inspection_clients import wait_for
-from inspection_harness import Gate, site
+
+from tests.proxy.inspection.http2_client import Client
+from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.inspection_harness import Gate, site
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"
 PASSED, FAILED, CUT = "passed", "failed", "cut"  # whole, as it was meant; a page with 502; not to be taken for whole

@@ -6,11 +6,11 @@ import socket
 import time
 
 import pytest
-from inspection_clients import cut_off, rest
 
 from proxy.event_loop import poller
 from proxy.inspection import transport as module
 from proxy.inspection.transport import Transport
+from tests.proxy.inspection.inspection_clients import cut_off, rest
 
 
 class Owner:
