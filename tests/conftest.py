@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import event_schema, harness, homes
+from tests.support import event_schema, harness, homes
 
 # A commit that passed passes again. `pytest --hypothesis-profile=default` draws other examples each time.
 hypothesis.settings.register_profile("same", derandomize=True)

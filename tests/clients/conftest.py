@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from tests import harness
 from tests.lab import Lab
+from tests.support import harness
 
 from .world import NAMES, RPC, WEBSOCKET, World
 

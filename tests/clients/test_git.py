@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 URL = "https://forge.example"
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main"]

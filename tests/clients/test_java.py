@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 PROGRAM = """
 import java.net.URI;

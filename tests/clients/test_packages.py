@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from tests import harness
 from tests.invariants.running import PYTHON
+from tests.support import harness
 
 from . import registries
 

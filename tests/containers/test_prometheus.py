@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from proxy.telemetry.prometheus.metrics import Metrics
-from tests import harness
-from tests.ports import free_port
+from tests.support import harness
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS, RUNBOOKS = ROOT / "containers" / "prometheus", ROOT / "docs" / "how-to" / "runbooks"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.demo.expected import BY_THE_SANDBOX, EXPECTED, Expected, astray, untried
 from tests.demo.people import People
-from tests.harness import whole_lines
 from tests.lab import Lab, Name
+from tests.support.harness import whole_lines
 
 HERE = Path(__file__).parent
 METRICS = "127.0.0.1:9464"

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from rules.loading.load import load
-from tests import harness
 from tests.demo import __main__ as demo
 from tests.demo.__main__ import Tried, kept_hint, tier
 from tests.demo.expected import BY_THE_SANDBOX, EXPECTED
-from tests.ports import free_port
+from tests.support import harness
+from tests.support.ports import free_port
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,7 @@ import pytest
 
 from docs import generate
 from enforcer.cli.commands import COMMANDS
-from tests import harness
+from tests.support import harness
 
 DASHES = str.maketrans("\u2010\u2212", "--")
 PAGES = sorted(generate.REFERENCE.glob("*.md"))

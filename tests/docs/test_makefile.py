@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 # the modes of the directory that the interpreter lies in and of the one that the clone does; which one it tells of
 PLACES = [

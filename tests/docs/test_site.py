@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 DOCS = harness.PROJECT / "docs"
 

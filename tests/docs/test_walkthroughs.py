@@ -26,8 +26,8 @@ from typing import Self
 
 import pytest
 
-from tests import harness
 from tests.lab import Lab, Name
+from tests.support import harness
 
 pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("walkthroughs")]
 ROOT = harness.PROJECT

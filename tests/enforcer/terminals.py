@@ -6,8 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests import harness
-from tests.waiting import readable
+from tests.support import harness
+from tests.support.waiting import readable
 
 WAIT = 60  # seconds for what must happen
 EXEAT = (Path(sys.executable).with_name("exeat"),)

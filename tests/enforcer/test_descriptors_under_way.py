@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")
 RULES = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"

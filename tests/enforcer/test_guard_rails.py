@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 RULES = """version: 1
 name: guard

@@ -32,10 +32,10 @@ from proxy.telemetry.views.report_data import gather
 from proxy.telemetry.views.report_page import page
 from proxy.telemetry.views.table import Table
 from proxy.wire import message, strict_json
-from tests.hostile_numbers import in_each_part, in_each_place
 from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
 from tests.proxy.telemetry.prometheus.test_totals import sandbox
 from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.support.hostile_numbers import in_each_part, in_each_place
 
 
 def file_with(read, name="file"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from enforcer.sandbox.identity import FIRST_ID
 from enforcer.system.started_by import starter_uid
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 

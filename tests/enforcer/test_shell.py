@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from enforcer.cli.run import shell_for
-from tests import harness
 from tests.enforcer.terminals import Terminal
+from tests.support import harness
 
 
 class Shell(Terminal):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"

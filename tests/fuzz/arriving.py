@@ -17,7 +17,7 @@ from rules.addresses import parse_host
 from rules.attempt import Protocol
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.fuzz.leaving import pieces
-from tests.git_pushes import feed
+from tests.support.git_pushes import feed
 
 _LONGEST_UDP = 512
 

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests import harness
 from tests.lab import Lab, Packets
+from tests.support import harness
 
 from .running import LIBRARIES, PYTHON, Journal, Place
 from .world import RULES, names

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import whole_lines
 from tests.lab import Lab
+from tests.support.harness import whole_lines
 
 from .task import attempts
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests import event_schema
+from tests.support import event_schema
 
 from .documented import problems, unaccounted
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 from .disk import Disk
 from .running import Journal, cpu_seconds, worker_of

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.lab import Name
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 from .running import LIBRARIES, Journal, by_the_gate
 from .world import EVIL, RULES, names

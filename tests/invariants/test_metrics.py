@@ -7,7 +7,7 @@ import pytest
 
 from proxy.telemetry.events import Kind
 from tests.lab import Name
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 from .running import DECISIONS, Journal, by_the_gate
 from .world import HOST, RULES, names

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from enforcer.sandbox.identity import FIRST_ID, RANGE, WORKER_ID
-from tests import confined
+from tests.support import confined
 
 from .running import PYTHON, Journal, wait_until_dead, worker_of
 from .world import RULES, names

@@ -1,7 +1,7 @@
 import pytest
 
-from tests import harness
 from tests.lab import Lab, Name
+from tests.support import harness
 
 NAMES = {
     "good.example": Name.at("93.184.216.34", "2606:2800:220:1::1"),

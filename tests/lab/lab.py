@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from tests.waiting import readable
+from tests.support.waiting import readable
 
 from . import git_server
 from .names import Name

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 from tests.trace import flows, imports, recording
 
 TINY = {

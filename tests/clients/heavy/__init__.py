@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests import harness
+from tests.support import harness
 
 HOME = Path(os.environ.get("EXEAT_CLIENTS", "/nonexistent"))  # where `make clients` has put what it installed
 

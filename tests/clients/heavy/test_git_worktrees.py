@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 WHO = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}

@@ -14,7 +14,7 @@ import pytest
 from enforcer.approvals import client, connections
 from enforcer.approvals.server import Server
 from enforcer.system import linux
-from tests import harness
+from tests.support import harness
 
 
 @pytest.fixture

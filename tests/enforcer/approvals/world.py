@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.event_schema import hold
-from tests.harness import whole_lines
 from tests.lab import Lab, Name
+from tests.support.event_schema import hold
+from tests.support.harness import whole_lines
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0  # seconds

@@ -12,7 +12,7 @@ from enforcer.doctor import checks, self_test
 from enforcer.sandbox import landlock
 from enforcer.sandbox.mount_steps import Bind
 from enforcer.worker import confinement
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 EXEAT = Path(sys.executable).with_name("exeat")

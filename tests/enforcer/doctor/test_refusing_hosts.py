@@ -16,7 +16,7 @@ from enforcer.sandbox import identity, mount_steps, namespaces
 from enforcer.sandbox.identity import Identity, IdMap, namespace_permission, namespace_remedy, namespace_used
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement
-from tests import harness
+from tests.support import harness
 
 REFUSING = Path(__file__).with_name("refusing.py")
 RULES = "version: 1\nname: nothing\nrules: []\n"

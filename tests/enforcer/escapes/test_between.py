@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 CHANNELS = ("record_lock", "flock", "watch", "time_stamp", "lease")

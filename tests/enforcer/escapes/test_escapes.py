@@ -11,9 +11,9 @@ import pytest
 
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.system import linux
-from tests import harness
 from tests.enforcer.escapes.advisories import ADVISORIES
 from tests.enforcer.escapes.table import REFUSALS, VARIABLES, astray, put
+from tests.support import harness
 
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 TESTS = Path(__file__).parent.parent

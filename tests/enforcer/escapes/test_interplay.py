@@ -16,7 +16,7 @@ from enforcer.sandbox import init
 from enforcer.sandbox.path_scan import make_directory, make_file
 from enforcer.workspace.guard import reviewed
 from enforcer.workspace.protection import Globs
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nsandbox: {sandbox}\nrules: []\n"
 

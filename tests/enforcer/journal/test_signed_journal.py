@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 EXEAT = Path(sys.executable).with_name("exeat")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from enforcer.limits.cgroups import CONTROLLERS, Hierarchy, ParentLimits, choose_locations
-from tests import harness
+from tests.support import harness
 
 ALL = "cpu io memory pids"
 

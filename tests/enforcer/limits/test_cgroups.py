@@ -11,7 +11,7 @@ import pytest
 
 from enforcer.limits import cgroups
 from enforcer.limits.cgroups import CgroupLocation, choose_locations, hierarchies, write_file
-from tests import harness
+from tests.support import harness
 
 HOLDER = """
 import os, sys, time

@@ -11,7 +11,7 @@ import pytest
 
 from enforcer.limits import disk_quota
 from enforcer.limits.disk_quota import UsageScan
-from tests import harness
+from tests.support import harness
 
 
 def measured(path, between=lambda _: None):

@@ -5,7 +5,7 @@ import pytest
 from enforcer.limits import host_limits, resource_limits
 from enforcer.limits.cgroups import V2, hierarchies
 from enforcer.limits.resource_limits import Limits
-from tests import harness
+from tests.support import harness
 
 ENDLESS = {"fs/file-max": 2**63 - 1, "net/core/bpf_jit_enable": 1, "net/core/bpf_jit_limit": 2**40}
 

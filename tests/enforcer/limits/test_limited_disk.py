@@ -3,8 +3,8 @@
 import re
 import time
 
-from tests import harness
 from tests.enforcer.limits.limits_harness import IMPATIENT, PYTHON, told
+from tests.support import harness
 
 ROOM = """
 for place in /tmp /var/tmp /dev/shm "$HOME" "/run/user/$(id -u)"; do

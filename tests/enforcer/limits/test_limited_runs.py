@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
 from tests.enforcer.limits.limits_harness import IMPATIENT, PYTHON, told
 from tests.enforcer.terminals import Terminal
+from tests.support import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")
 MEMORY_BOMB = """

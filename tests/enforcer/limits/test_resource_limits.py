@@ -10,7 +10,7 @@ import pytest
 
 from enforcer.limits import resource_limits
 from enforcer.limits.cgroups import ParentLimits
-from tests import harness
+from tests.support import harness
 
 # Takes all there is of what is counted so, and keeps it; says how much of each, and how much that may be at most.
 TAKES = """
@@ -96,7 +96,7 @@ def test_a_task_that_takes_all_pipes_and_processes_of_its_user_keeps_its_gate_fr
     enough = _number("fs/pipe-user-pages-soft") * resource.getpagesize() // most + 2
     exeat = [Path(sys.executable).with_name("exeat"), "run", "--quiet", "--no-service", "--rules", rules, "--"]
     task = [*exeat, "python3", "-c", FILLS, enough, most, PROCESSES]
-    who = ["prlimit", f"--nproc={PROCESSES}", sys.executable, harness.PROJECT / "tests/as_user.py", ANOTHER]
+    who = ["prlimit", f"--nproc={PROCESSES}", sys.executable, harness.PROJECT / "tests/support/as_user.py", ANOTHER]
     done = harness.run([*who, someone.home, *task], home=someone.home, cwd=someone.work, text=True)
     said = ["403", "no more pipes", "no more processes", "403"]
     assert (done.stdout.splitlines(), done.returncode) == (said, 0), done.stderr

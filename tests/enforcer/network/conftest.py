@@ -2,8 +2,8 @@ import pytest
 
 from enforcer.network.encode import encode
 from enforcer.network.plan import network_plan
-from tests import harness
 from tests.enforcer.network.netns_harness import Namespace, Network
+from tests.support import harness
 
 
 @pytest.fixture(scope="session")

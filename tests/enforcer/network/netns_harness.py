@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enforcer.network.gate_sockets import GateSockets, open_gate_sockets
 from enforcer.network.install import Installed, execute
 from enforcer.system import linux
-from tests.waiting import readable
+from tests.support.waiting import readable
 
 ORDINARY = 64321  # a uid and gid that nobody has
 PATIENCE = 20  # seconds until a child that hangs is killed

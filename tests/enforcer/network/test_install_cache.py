@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.network import install
 from enforcer.network.install import cached
-from tests import harness
+from tests.support import harness
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import harness, homes
 from tests.enforcer.oci.rootless import FIRST
+from tests.support import harness, homes
 
 USER = 54321
 HOMES = {0: "/root", USER: "/home/someone"}

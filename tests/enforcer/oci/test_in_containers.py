@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from enforcer.sandbox import identity, mount_steps
-from tests import harness
 from tests.enforcer.oci.engine import HOMES, REFUSED_BY_DOCKER, USER, Engine, Kind, rootless
 from tests.lab import Lab, Name
+from tests.support import harness
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: one, to: allowed.example, ports: [443, 5432/tcp], action: allow}\n"
 DOCS = harness.PROJECT / "docs/how-to/containers.md"

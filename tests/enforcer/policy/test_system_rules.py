@@ -11,7 +11,7 @@ import pytest
 
 from enforcer.policy import run_request
 from enforcer.system.errors import HostError
-from tests import harness
+from tests.support import harness
 
 ALLOW = "version: 1\nname: web\nrules:\n  - {id: all, to: '*', ports: [443], tls: splice, action: allow}\n"
 DENY = "version: 1\nname: root\nrules:\n  - {id: no, to: '**.bad.example', action: deny}\n"

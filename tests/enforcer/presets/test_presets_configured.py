@@ -12,8 +12,8 @@ from enforcer.presets import machine
 from enforcer.presets.locking import CLIENTS, discover
 from enforcer.presets.other_clients import one_line, stanzas
 from enforcer.system.errors import HostError
-from tests import harness
 from tests.enforcer.presets.presets_harness import configured, put
+from tests.support import harness
 
 CONFIGURED = [
     ("pip", {"/etc/pip.conf": "[global]\nindex-url = https://a.example/simple\n"}, [("index", "https://a.example/simple")]),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
 from tests.enforcer import remains
 from tests.enforcer.terminals import Terminal
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 KEPT = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.sandbox.mount_plan import SHARED_VAR
-from tests import harness
+from tests.support import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"

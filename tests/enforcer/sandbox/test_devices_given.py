@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 EXEAT = Path(sys.executable).with_name("exeat")
 # A host of our own to look at: cards, a disk and memory; and a `kvm` that everybody may use, or only root.

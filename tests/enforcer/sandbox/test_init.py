@@ -17,7 +17,7 @@ from enforcer.sandbox.seccomp import Filter, Refuse
 from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailedError, Label, Packet
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from tests import harness
+from tests.support import harness
 
 AT = -100  # AT_FDCWD
 LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

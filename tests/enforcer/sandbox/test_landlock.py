@@ -9,8 +9,8 @@ import pytest
 
 from enforcer.sandbox import landlock, mount_plan
 from enforcer.sandbox.landlock import Grant
-from tests import harness
 from tests.enforcer.sandbox.test_mount_plan import _identity
+from tests.support import harness
 
 EVERYTHING, READS, LISTS = landlock.EVERYTHING, landlock.READS, landlock.LISTS
 

@@ -11,7 +11,7 @@ from enforcer.sandbox import identity, path_scan
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from rules.patterns import Pattern
-from tests import harness
+from tests.support import harness
 
 
 def _doors(directory):

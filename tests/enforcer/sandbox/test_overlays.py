@@ -10,7 +10,7 @@ from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.path_scan import NEW, OLD
 from enforcer.sandbox.system_calls import CallFailedError
 from enforcer.system.errors import HostError
-from tests import harness
+from tests.support import harness
 
 FILES = {f"file{number}": bytes([65 + number]) * (overlays._IN_WORDS + number) for number in range(40)}
 ROOT = IdMap(((0, 0, 1),))

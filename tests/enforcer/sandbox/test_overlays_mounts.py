@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 LOOK = """
 import json, os, subprocess, sys

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.sandbox import init
-from tests import harness
+from tests.support import harness
 
 SCRIPT = Path(__file__).with_name("begun.py")
 RULES = "version: 1\nname: begun\nrules: []\n"

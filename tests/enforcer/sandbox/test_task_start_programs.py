@@ -5,7 +5,7 @@ import pwd
 import shutil
 from pathlib import Path
 
-from tests import harness
+from tests.support import harness
 
 TOOLCHAINS = Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".rustup" / "toolchains"
 RULES = "version: 1\nname: nothing\nrules: []\n"

@@ -11,8 +11,8 @@ import pytest
 from enforcer.sandbox import landlock, task_start
 from enforcer.sandbox.init import StepRecorder
 from enforcer.sandbox.task_start import Program
-from tests import harness
 from tests.enforcer.sandbox import hindered
+from tests.support import harness
 
 SCRIPT = Path(hindered.__file__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 0xFFFFFFFF, 0, 0, 0)

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from enforcer.seccomp_supervisor import performed_calls
-from tests import harness
+from tests.support import harness
 
 from .watched import Watched
 

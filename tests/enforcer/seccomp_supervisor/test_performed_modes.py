@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.seccomp_supervisor import performed_calls
-from tests import harness
+from tests.support import harness
 
 PYTHON = Path(sys.base_prefix) / "bin" / "python3"
 RULES = "version: 1\nname: nothing\nrules: []\n"

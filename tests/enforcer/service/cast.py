@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from enforcer.service.control_client import ask
-from tests.harness import whole_lines
+from tests.support.harness import whole_lines
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
 PATIENCE = 60

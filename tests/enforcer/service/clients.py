@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from enforcer.service import protocol
-from tests import harness
+from tests.support import harness
 
 PATIENCE = 60
 _libc = ctypes.CDLL(None, use_errno=True)

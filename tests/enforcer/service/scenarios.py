@@ -19,7 +19,6 @@ import termios
 from pathlib import Path
 
 from enforcer.system import linux
-from tests import confined
 from tests.enforcer.service.alone import alone  # noqa: F401 - a scenario, found by its name
 from tests.enforcer.service.cast import (
     EXEAT,
@@ -48,7 +47,8 @@ from tests.enforcer.service.full import full  # noqa: F401 - so
 from tests.enforcer.service.handed import handed  # noqa: F401 - so
 from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
 from tests.enforcer.service.unreadable import unreadable  # noqa: F401 - so
-from tests.waiting import readable
+from tests.support import confined
+from tests.support.waiting import readable
 
 
 def _as_who_has_logged_in():

@@ -9,7 +9,7 @@ import pytest
 from enforcer.limits import cgroups
 from enforcer.limits.cgroups import choose_locations, hierarchies
 from enforcer.service.helper_processes import CgroupSweep
-from tests import harness
+from tests.support import harness
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from enforcer.service import client as of_python
 from enforcer.service import control_client
 from enforcer.system import control_socket
 from enforcer.system.errors import HostError
-from tests import harness
 from tests.enforcer.service import clients
+from tests.support import harness
 
 NULL = os.makedev(1, 3)
 

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from tests import harness
 from tests.lab import Lab, Name
+from tests.support import harness
 
 RULES = "version: 1\nname: t\nrules:\n  - {id: good, to: good.example, action: allow}\n"
 

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from tests import confined, harness
 from tests.enforcer.escapes import table
+from tests.support import confined, harness
 
 USERS = "\t".join([str(harness.UID)] * 4)
 UNKNOWN = "exeat: this task runs without the service, so `exeat ps`, `exeat stop` and the service's metrics omit it\n"

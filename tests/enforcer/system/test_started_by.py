@@ -7,7 +7,7 @@ import pytest
 
 from enforcer.system import started_by
 from enforcer.workspace.change_events import somebody
-from tests import harness
+from tests.support import harness
 
 LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"
 

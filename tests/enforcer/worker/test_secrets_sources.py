@@ -11,8 +11,8 @@ from enforcer.system.errors import HostError, UsageError
 from enforcer.worker import credentials
 from rules.loading.secret_schema import TAKEN, is_own_variable
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
-from tests import harness
 from tests.lab.certificates import Authority
+from tests.support import harness
 
 
 def ask(source, *words, host="good.example"):

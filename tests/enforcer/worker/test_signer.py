@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from tests import harness
 from tests.enforcer.worker.signer_harness import descriptors, until
 from tests.soak.left import started
+from tests.support import harness
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: a, to: other.example, action: allow}\n"
 # Every name is refused, and the page that says so comes with a certificate for it.

@@ -21,9 +21,9 @@ from enforcer.worker.signer import CertificateSigner
 from proxy.certificates import authority
 from proxy.certificates.packets import LONGEST_ANSWER, LONGEST_REQUEST, Request, encode_request, read_answer
 from proxy.wire import message
-from tests import harness
 from tests.enforcer.worker.signer_harness import PATIENCE, descriptors, until
 from tests.soak.left import started
+from tests.support import harness
 
 
 class World:

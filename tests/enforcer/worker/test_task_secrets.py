@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
 from tests.invariants.running import worker_of
 from tests.lab import Lab, Name
+from tests.support import harness
 
 NAMES = {"good.example": Name.at("93.184.216.34"), "other.example": Name.at("93.184.216.35")}
 # of no known shape, so that placeholders are longer and an echo of a value is masked with stars

@@ -17,8 +17,8 @@ from enforcer.system.errors import HostError
 from enforcer.worker import trust
 from proxy.certificates import authority
 from proxy.certificates.authority_file import AuthorityError
-from tests import harness
 from tests.lab import Lab, Name
+from tests.support import harness
 
 pytestmark = pytest.mark.first_run
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
 from tests.enforcer.workspace.changes_harness import OWNER, World
+from tests.support import harness
 
 
 @pytest.fixture(params=["own", "somebody's"])

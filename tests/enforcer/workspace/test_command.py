@@ -10,7 +10,7 @@ import pytest
 from enforcer.cli import main
 from enforcer.system.state import state_directory
 from enforcer.workspace.change_store import Kept, directory, find
-from tests.harness import whole_lines
+from tests.support.harness import whole_lines
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enforcer.workspace.diff import counted, differences, hunks, merge, split
-from tests import harness
+from tests.support import harness
 
 LINE = st.sampled_from([b"a\n", b"b\n", b"c\n", b"\n", b"\x1b[2J\xff\n", b"tab\there\n"])
 TEXT = st.builds(lambda lines, end: b"".join(lines) + end, st.lists(LINE, max_size=12), st.sampled_from([b"", b"end"]))

@@ -13,7 +13,7 @@ import pytest
 from enforcer.workspace import written_places
 from enforcer.workspace.guard import Guard
 from rules.sandbox import WorkspaceMode
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nrules: [{id: none, to: nothing.example, action: allow}]\n"
 # More than one pipe takes, and no more than the task's own and the reader's do together: pipe(7)

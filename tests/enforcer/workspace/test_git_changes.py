@@ -16,8 +16,8 @@ from enforcer.workspace import accept, git_changes, git_objects
 from enforcer.workspace.guard import reviewed
 from enforcer.workspace.merge_decision import Sides
 from enforcer.workspace.protection import Protection
-from tests import harness
 from tests.enforcer.workspace.changes_harness import OWNER
+from tests.support import harness
 
 WORKFLOW = ".github/workflows/ci.yml"
 WHO = {"HOME": "/nonexistent", "PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": "/dev/null"}

@@ -15,7 +15,7 @@ from enforcer.workspace.change_store import Change
 from enforcer.workspace.guard import Guard, directly, reviewed
 from enforcer.workspace.protection import Globs, Protection
 from enforcer.workspace.safe_path import Entry, What
-from tests import harness
+from tests.support import harness
 
 MATCHES = [
     # glob, path, whether it is meant

@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.workspace import linked_worktree
 from enforcer.workspace.linked_worktree import NOTHING, linked, of_others
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 WHO = {f"GIT_{role}_{what}": "a@b" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}

@@ -22,9 +22,9 @@ from proxy.approvals.votes import CastVote
 from proxy.telemetry.events import Kind as Event
 from rules.decision import ApprovalTerms, RequiredApproval
 from tests.enforcer.workspace.test_git_changes import ADD, Repository, commit_first
-from tests.harness import whole_lines
 from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
 from tests.proxy.approvals.approval_world import World as Registry
+from tests.support.harness import whole_lines
 
 RELEASE = Rule.of(
     RequiredApproval("web:sandbox.approval", "d1" * 32, ApprovalTerms("release", lasts=0.0, hold=60.0, open=3600.0))

@@ -14,8 +14,8 @@ from enforcer.system.errors import HostError
 from enforcer.workspace import accept, change_store, file_content, quarantine
 from enforcer.workspace.guard import Guard, directly, reviewed
 from enforcer.workspace.safe_path import Tree
-from tests import harness
 from tests.enforcer.workspace.changes_harness import OWNER, World
+from tests.support import harness
 
 NAMES = (".envrc", ".vscode/tasks.json", ".github/workflows/new\nline.yml", ".github/workflows/\udcff")
 

@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.workspace.guard import Guard, directly
 from enforcer.workspace.repository import settings
-from tests import harness
+from tests.support import harness
 
 
 def guard(path, *globs):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nsandbox: {workspace: review}\nrules: [{id: none, to: nothing.example, action: allow}]\n"
 INSIDE = Path(__file__).with_name("inside.py")

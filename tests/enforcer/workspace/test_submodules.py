@@ -12,7 +12,7 @@ from enforcer.workspace.guard import Guard, directly
 from enforcer.workspace.repository import Hidden, RepositoryReader
 from enforcer.workspace.repository_scan import Scan
 from enforcer.workspace.safe_path import Tree
-from tests import harness
+from tests.support import harness
 
 LONG = "/".join(("d" * 200, "e" * 250, "f" * 250))
 MONITOR = "#!/bin/sh\ntouch ran\n"

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from enforcer.workspace.guard import elsewhere, is_obeyed
-from tests import harness
+from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 HOOK = "#!/bin/sh\ntouch /tmp/owned\n"

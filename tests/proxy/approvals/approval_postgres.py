@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests import harness
+from tests.support import harness
 
 
 class Server:

@@ -3,9 +3,9 @@ import asyncio
 import pytest
 
 from proxy.approvals.store import SqliteStore
-from tests import event_schema
 from tests.proxy.approvals.approval_postgres import Server
 from tests.proxy.approvals.approval_world import World
+from tests.support import event_schema
 
 
 @pytest.fixture(scope="session")

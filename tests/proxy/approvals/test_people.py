@@ -10,9 +10,9 @@ from proxy.approvals.approvers_file import parse_people, read_people
 from proxy.approvals.people import NotificationTarget, PendingLimits, People, Person, Secret, StoreLocation, hash_token
 from proxy.approvals.postgres_store import is_local
 from rules.problems import RuleFileError
-from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import USERS
+from tests.support.harness import PROJECT
 
 TOKEN = "exeat_" + "0123456789abcdef" * 2
 HASH = hash_token(TOKEN)

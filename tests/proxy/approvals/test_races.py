@@ -15,9 +15,9 @@ from proxy.approvals.model import ApprovalState, Vote
 from proxy.approvals.protocol import GrantsEnded, Result
 from proxy.approvals.store import SqliteStore, StoreError
 from proxy.approvals.votes import CastVote, VoteRefusedError
-from tests.harness import PROJECT
 from tests.proxy.approvals.approval_samples import CONNECTION, PUSH, REQUEST
 from tests.proxy.approvals.approval_world import ADA, BO, World, until
+from tests.support.harness import PROJECT
 
 ROUNDS = 12
 

@@ -13,9 +13,9 @@ from proxy.telemetry.events import Answer
 from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.decision import GrantScope
-from tests import event_schema
 from tests.proxy.approvals.approval_samples import ANYONE, EVENT
 from tests.proxy.telemetry.telemetry_harness import HOSTILE, ORIGIN, REVISION
+from tests.support import event_schema
 
 ID = "k3x9abcd"
 QUESTION = ApprovalRequest(

@@ -8,9 +8,9 @@ import pytest
 
 from proxy.dialing import dialer
 from proxy.dialing.address_check import DialError
-from tests.ports import free_port
 from tests.proxy.dialing.dial_harness import OTHER, PUBLIC, RULES, attempt, dial, setting
 from tests.proxy.gate.gate_harness import Origin, open_descriptors, policy_of
+from tests.support.ports import free_port
 
 BAD = (
     "127.0.0.1", "10.0.0.1", "169.254.169.254", "100.64.0.1", "192.168.1.1", "0.0.0.0", "224.0.0.1", "255.255.255.255",

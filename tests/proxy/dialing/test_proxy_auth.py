@@ -8,7 +8,7 @@ import pytest
 
 from proxy.dialing import proxy_auth
 from proxy.dialing.proxy_auth import Login, LoginError
-from tests import harness
+from tests.support import harness
 
 GOOD = [
     ("a line", b"me:geheim\n", Login(b"me", b"geheim")),

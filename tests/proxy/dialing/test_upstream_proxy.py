@@ -13,9 +13,9 @@ from proxy.dialing.proxy_auth import Login
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
-from tests.ports import free_port
 from tests.proxy.dialing.dial_harness import dial
 from tests.proxy.gate.gate_harness import Origin, World, client_hello, policy_of, run
+from tests.support.ports import free_port
 
 TLS = "id: a, to: good.example, ports: [ORIGIN/tls], tls: splice, action: allow"
 TCP = "id: a, to: good.example, ports: [ORIGIN/tcp], action: allow"

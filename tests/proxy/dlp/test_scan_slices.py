@@ -12,9 +12,9 @@ from proxy.dlp.decodings import make_reader
 from proxy.dlp.patterns import PATTERNS
 from proxy.event_loop.slices import run_at_once
 from rules.verdicts import Scan
-from tests.processor_time import check, measured_again
 from tests.proxy.dlp.leaks_harness import body, broker, take
 from tests.proxy.leaky import some
+from tests.support.processor_time import check, measured_again
 
 BEHIND = (b"", b" ", b"a" * 30, b"a1B2" * 16, b"a:" + b"b" * 127)  # what may follow a prefix, and is no credential
 TOKEN = ("ghp_" + some(36)).encode()

@@ -2,8 +2,8 @@ import pytest
 
 from proxy.event_loop import poller
 from proxy.gate import splice
-from tests import harness
 from tests.proxy.gate.hostile_harness import looks  # noqa: F401 - a fixture
+from tests.support import harness
 
 
 @pytest.fixture(params=["compiled", "interpreted"])

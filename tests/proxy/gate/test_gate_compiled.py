@@ -15,9 +15,9 @@ from proxy.compiled.library import Over
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate import splice
 from proxy.gate.splice import MOST_KEPT
-from tests import harness
 from tests.proxy.gate.gate_harness import until
 from tests.proxy.gate.relay_harness import Passed, fill, relayed
+from tests.support import harness
 
 compiled = splice.COMPILED
 

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.dns.wire import MalformedQueryError, parse_query
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
-from tests.processor_time import check, measured_again
+from tests.support.processor_time import check, measured_again
 
 
 def _extension(number, data):

@@ -8,9 +8,9 @@ import pytest
 
 from proxy.event_loop.poller import COMPILED
 from proxy.gate.decide import DecisionCache
-from tests import harness
 from tests.proxy.gate.gate_harness import HOSTS, SPLICED, World, client_hello, run, until
 from tests.proxy.gate.relay_harness import relayed
+from tests.support import harness
 
 
 class Swapped:

@@ -13,10 +13,10 @@ from enforcer.network.plan import network_plan
 from proxy.dns.datagrams import UdpDnsServer
 from proxy.dns.records import Records
 from proxy.gate.decide import DecisionCache
-from tests import harness
 from tests.enforcer.network.netns_harness import Network
 from tests.proxy.gate.gate_harness import RAW, SPLICED, World, client_hello, run
 from tests.proxy.gate.test_gate_swapped import Swapped
+from tests.support import harness
 
 pytestmark = pytest.mark.kernel
 HELLO = client_hello("good.example")

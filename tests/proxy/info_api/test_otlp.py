@@ -15,8 +15,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from proxy.info_api import otlp
 from proxy.info_api.otlp import MOST_ATTRIBUTES, MOST_RECORDS
-from tests.processor_time import check, measured_again
 from tests.proxy.info_api.samples import CLAUDE, CODEX, SPANS, logs, pairs
+from tests.support.processor_time import check, measured_again
 
 
 def both(said, of=ExportLogsServiceRequest, read=otlp.logs):

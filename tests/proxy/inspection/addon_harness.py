@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import whole_lines
-from tests.ports import free_port
 from tests.proxy.inspection.inspection_clients import curl, wait_for
+from tests.support.harness import whole_lines
+from tests.support.ports import free_port
 
 ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"

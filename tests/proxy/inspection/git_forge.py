@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import git_server
-from tests.ports import free_port
 from tests.proxy.inspection.inspection_clients import needs
 from tests.proxy.inspection.inspection_harness import site
+from tests.support.ports import free_port
 
 RULES = """[
   {id: read, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow,

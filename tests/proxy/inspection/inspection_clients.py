@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests import harness
+from tests.support import harness
 
 
 def until(connection, end):

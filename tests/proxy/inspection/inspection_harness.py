@@ -32,9 +32,9 @@ from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load
 from rules.verdicts import Outcome
-from tests.harness import whole_lines
 from tests.proxy.inspection.inspection_clients import curl, rest, wait_for
 from tests.proxy.inspection.inspection_origins import Loop
+from tests.support.harness import whole_lines
 
 
 class NoServers:

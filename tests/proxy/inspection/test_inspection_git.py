@@ -10,9 +10,9 @@ from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import decode
 from proxy.telemetry.replay.learner import Learner
 from rules.attempt import RefChange
-from tests.git_pushes import MAIN
 from tests.proxy.inspection.git_forge import RULES
 from tests.proxy.inspection.inspection_clients import needs
+from tests.support.git_pushes import MAIN
 
 EVERY = pytest.mark.parametrize(
     ("version", "http"), [(0, "HTTP/1.1"), (1, "HTTP/1.1"), (2, "HTTP/1.1"), (2, "HTTP/2"), (0, "HTTP/2")]

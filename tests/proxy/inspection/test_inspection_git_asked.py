@@ -8,10 +8,10 @@ from proxy.approvals.approval_request import Ref
 from proxy.approvals.protocol import Submit
 from proxy.inspection import decide_request
 from proxy.inspection.stages import git as pushes
-from tests.git_pushes import MAIN
 from tests.proxy.approvals.people_harness import People
 from tests.proxy.inspection.git_forge import RULES
 from tests.proxy.inspection.inspection_clients import wait_for
+from tests.support.git_pushes import MAIN
 
 
 def rules(forge, pushed, *more):

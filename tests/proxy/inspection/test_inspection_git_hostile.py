@@ -8,11 +8,11 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.git_pushes import END as CERTIFICATE_END
-from tests.git_pushes import MAIN, A, B, certificate, line, push
 from tests.proxy.inspection.git_forge import RULES
 from tests.proxy.inspection.inspection_clients import rest, until, wait_for
 from tests.proxy.inspection.inspection_harness import site
+from tests.support.git_pushes import END as CERTIFICATE_END
+from tests.support.git_pushes import MAIN, A, B, certificate, line, push
 
 HEAD = (
     "POST /acme/web.git/git-receive-pack HTTP/1.1\nHost: HOST\nContent-Type: application/x-git-receive-pack-request\n"

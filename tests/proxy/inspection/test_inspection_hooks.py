@@ -21,10 +21,10 @@ from proxy.inspection.connection import InspectedConnection
 from proxy.inspection.http1 import Codec
 from proxy.inspection.transport import Transport, TransportOwner
 from rules.verdicts import Reason
-from tests.git_pushes import push
 from tests.proxy.inspection.http2_client import Client
 from tests.proxy.inspection.inspection_clients import rest, until, wait_for
 from tests.proxy.inspection.inspection_harness import Gate, Site
+from tests.support.git_pushes import push
 
 CODEC = {"receive", "receive_end", "next_event"}
 # What the router and the requests want of the connection

@@ -17,10 +17,10 @@ from proxy.inspection.tls import ClientContexts, KnownProtocols, ServerContexts,
 from proxy.request.messages import WebOrigin
 from rules.names import HostName
 from rules.verdicts import Reason
-from tests.ports import free_port
 from tests.proxy.inspection.inspection_clients import curl, cut_off, needs, rest, wait_for
 from tests.proxy.inspection.inspection_harness import site
 from tests.proxy.inspection.inspection_origins import Origin
+from tests.support.ports import free_port
 
 
 @pytest.mark.parametrize("kind", ["self-signed", "expired", "wrong-name"])

@@ -14,13 +14,13 @@ import pytest
 from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
-from tests.processor_time import measured_again
 from tests.proxy.inspection.http2_client import Client
 from tests.proxy.inspection.inspection_clients import rest, until, wait_for
 from tests.proxy.inspection.inspection_harness import Gate, site
 from tests.proxy.inspection.inspection_leaks_harness import PLACEHOLDER, VALUE
 from tests.proxy.inspection.test_inspection_floods import DATA, HEADERS, PING, frame
 from tests.proxy.inspection.turns_watch import watchdog
+from tests.support.processor_time import measured_again
 
 
 @pytest.fixture(scope="module")

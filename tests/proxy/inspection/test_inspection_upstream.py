@@ -12,9 +12,9 @@ from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.lab.proxies import Proxy
-from tests.ports import free_port
 from tests.proxy.inspection.inspection_clients import until
 from tests.proxy.inspection.inspection_harness import site
+from tests.support.ports import free_port
 
 WAYS = pytest.mark.parametrize("scheme", ["http", "socks5"])
 

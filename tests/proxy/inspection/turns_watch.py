@@ -6,7 +6,7 @@ import gc
 from time import thread_time
 
 from proxy.event_loop import poller
-from tests import processor_time
+from tests.support import processor_time
 
 
 class Watchdog:

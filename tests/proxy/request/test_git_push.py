@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.request.git_push import MOST_BYTES, MOST_REFS, Push, ref_name
 from proxy.request.request_head import UnclearError
 from rules.verdicts import Reason
-from tests.git_pushes import END, MAIN, PACK, ZERO, A, B, certificate, feed, line, push
+from tests.support.git_pushes import END, MAIN, PACK, ZERO, A, B, certificate, feed, line, push
 
 
 def read(body, size=65536, *, packed=False):

@@ -34,7 +34,7 @@ from proxy.telemetry.prometheus.metrics import Metrics
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, OnJournalFailure, Outcome, Reason, Verdict
-from tests.harness import missing
+from tests.support.harness import missing
 
 if TYPE_CHECKING:
     from pathlib import Path

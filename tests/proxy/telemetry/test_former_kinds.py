@@ -10,8 +10,8 @@ from proxy.telemetry.events import FORMER_KINDS, Kind
 from proxy.telemetry.formats.ecs import ecs
 from proxy.telemetry.formats.record import read
 from proxy.telemetry.views.report_data import gather
-from tests import event_schema
 from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.support import event_schema
 
 RENAMED = [
     ("leak.found", "secret.detected"),

@@ -8,8 +8,8 @@ from ipaddress import ip_address
 from proxy.udp import receiving_socket
 from proxy.udp.listener import MOST_FLOWS, UdpGate
 from rules.names import HostName
-from tests.ports import free_port
 from tests.proxy.gate.gate_harness import World, open_descriptors, policy_of, run, until
+from tests.support.ports import free_port
 
 CLIENT = ip_address("192.0.0.2")
 HOST = "host.exeat.internal"  # the one name that is the loopback, where the origins of these tests are

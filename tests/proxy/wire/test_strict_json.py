@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy.wire import strict_json
-from tests.hostile_numbers import TOO_LARGE
+from tests.support.hostile_numbers import TOO_LARGE
 
 TAKEN = [("0", 0), ("-1", -1), (str(strict_json.MOST), 2**64 - 1), (str(strict_json.LEAST), -(2**63)), ("1e308", 1e308)]
 

@@ -17,7 +17,7 @@ from rules.presets import shipped
 from rules.presets.shipped import preset_source
 from rules.problems import RuleFileError
 from rules.verdicts import Verdict
-from tests import harness
+from tests.support import harness
 
 LOCK = """version: 1
 locked:

@@ -13,7 +13,7 @@ from enforcer.approvals.registration import Registration
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
 from rules.decision import ApprovalTerms, RequiredApproval
-from tests.harness import whole_lines
+from tests.support.harness import whole_lines
 
 PATIENCE = 60.0  # seconds
 

@@ -18,7 +18,7 @@ from enforcer.system import linux
 from enforcer.system.errors import ExeatError
 from proxy.approvals import protocol
 from proxy.approvals.people import hash_token
-from tests import harness
+from tests.support import harness
 
 from .process import PATIENCE, Gate, ask, events, kill, pid, question, until
 

@@ -19,8 +19,8 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from proxy.telemetry.exporters.delivery import METRICS
-from tests import harness
 from tests.proxy.telemetry.exporters.export_harness import following, free_port, ids, in_order, once, until, write
+from tests.support import harness
 
 
 class Keeper(ThreadingHTTPServer):

@@ -1,6 +1,6 @@
 """A home that is made to look as if something had run in it is one to whatever runs."""
 
-from tests.homes import MADE_ONCE, RULES, STATE
+from tests.support.homes import MADE_ONCE, RULES, STATE
 
 
 def _there(home):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from proxy.certificates.authority_file import fingerprint
-from tests import harness
+from tests.support import harness
 
 STATE = Path(".local/state/exeat")
 MADE_ONCE = ("ca", "cache")

@@ -44,7 +44,7 @@ def main():
     uid, home, *argv = sys.argv[1:]
     os.unshare(os.CLONE_NEWNS)
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
-    project = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    project = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     _reach(sorted({sys.base_prefix, sys.prefix, project}))
     os.setgroups([])
     os.setresgid(int(uid), int(uid), int(uid))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import event_schema
+from tests.support import event_schema
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 UID = 54321  # of nobody in particular
 
 
@@ -55,7 +55,7 @@ def missing(what):
 def as_user(argv, home):
     """The words that run `argv` as an ordinary user whose home is `home`."""
     os.chown(home, UID, UID)
-    return [sys.executable, str(PROJECT / "tests" / "as_user.py"), str(UID), str(home), *map(str, argv)]
+    return [sys.executable, str(PROJECT / "tests/support/as_user.py"), str(UID), str(home), *map(str, argv)]
 
 
 def run(argv, *, user=False, home=None, **more):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import harness
+from tests.support import harness
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", "Skipped"), ("true", "Failed")])
