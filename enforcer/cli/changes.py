@@ -18,13 +18,22 @@ from enforcer.cli.parsing import FORMAT, argument
 from enforcer.journal.signing import sign
 from enforcer.system.errors import ExeatError, UsageError
 from enforcer.workspace import change_store, merge_approval
-from enforcer.workspace.accept import Outcome, Selection, accept, chosen, discard, gathered, pending, tidy
-from enforcer.workspace.change_store import Change, ChangeKind, Kept, described
+from enforcer.workspace.accept import (
+    Outcome,
+    Selection,
+    accept,
+    discard,
+    load_changes,
+    load_pending,
+    remove_if_settled,
+    select_changes,
+)
+from enforcer.workspace.change_store import Change, ChangeKind, StoredChanges, describe
 from enforcer.workspace.git_objects import Difference
-from enforcer.workspace.merge_decision import Sides
+from enforcer.workspace.merge_decision import MergeInputs
 from enforcer.workspace.protection import Protection
-from enforcer.workspace.safe_path import What
-from enforcer.workspace.show_changes import Objects, brought, count, diff, notes
+from enforcer.workspace.safe_path import EntryType
+from enforcer.workspace.show_changes import GitObjectCounter, count_lines, diff, diff_brought, list_notes
 from proxy.telemetry.visible import visible
 from rules.problems import did_you_mean
 
@@ -58,18 +67,18 @@ def run(arguments: argparse.Namespace) -> int:
         if verb:
             raise UsageError(f"which task? `exeat changes {verb} TASK`; `exeat changes` lists them")
         return _list(arguments.format)
-    kept = _named(words[0])
-    paths = [_relative(path, kept) for path in words[1:]]
+    stored = _named(words[0])
+    paths = [_relative(path, stored) for path in words[1:]]
     if verb == "cat":
-        return _cat(kept, paths)
+        return _cat(stored, paths)
 
-    selection = Selection(tuple(paths), tuple(_relative(path, kept) for path in arguments.protected))
+    selection = Selection(tuple(paths), tuple(_relative(path, stored) for path in arguments.protected))
     if verb:
-        return (_accept if verb == "accept" else _discard)(kept, selection, arguments.format)
-    return _show(kept, selection, arguments)
+        return (_accept if verb == "accept" else _discard)(stored, selection, arguments.format)
+    return _show(stored, selection, arguments)
 
 
-def _named(task: str) -> Kept:
+def _named(task: str) -> StoredChanges:
     """Find the changes of a task. Raises UsageError for none, or several."""
     found = change_store.find()
     named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
@@ -83,16 +92,16 @@ def _named(task: str) -> Kept:
     return named[0]
 
 
-def _relative(path: str, kept: Kept) -> str:
+def _relative(path: str, stored: StoredChanges) -> str:
     """Return a path as changes have it: relative to the workspace."""
-    inside = os.path.relpath(path, kept.meta.workspace) if os.path.isabs(path) else os.path.normpath(path)
+    inside = os.path.relpath(path, stored.meta.workspace) if os.path.isabs(path) else os.path.normpath(path)
     if inside == "." or inside.startswith("../") or inside == "..":
-        raise UsageError(f"`{ascii(path)[1:-1]}` is no path in the workspace `{kept.meta.workspace}`")
+        raise UsageError(f"`{ascii(path)[1:-1]}` is no path in the workspace `{stored.meta.workspace}`")
     return inside
 
 
-def _protection(kept: Kept) -> Protection:
-    return Protection(kept.meta.protected, [asks.terms.by for asks in kept.meta.asks()])
+def _protection(stored: StoredChanges) -> Protection:
+    return Protection(stored.meta.protected, [asks.terms.by for asks in stored.meta.asks()])
 
 
 def _list(form: str) -> int:
@@ -115,68 +124,72 @@ def _list(form: str) -> int:
     return 0
 
 
-def _is_nothing(kept: Kept) -> bool:
+def _is_nothing(stored: StoredChanges) -> bool:
     """Whether a run that was killed has left nothing; then it is removed."""
-    if kept.is_busy():
+    if stored.is_busy():
         return False
     try:
-        if pending(kept):
+        if load_pending(stored):
             return False
-        with _locked(kept):
-            return tidy(kept)
+        with _locked(stored):
+            return remove_if_settled(stored)
     except ExeatError:
         return False  # `_state` says why
 
 
-def _state(kept: Kept) -> dict[str, Any]:
-    if not kept.is_gathered and kept.is_busy():
+def _state(stored: StoredChanges) -> dict[str, Any]:
+    if not stored.is_gathered and stored.is_busy():
         return {"state": "the task still runs", "changes": None}
     try:
-        changes = pending(kept)
+        changes = load_pending(stored)
     except ExeatError as error:
         return {"state": str(error), "changes": None}
 
-    return {"state": described(changes), "changes": len(changes)}
+    return {"state": describe(changes), "changes": len(changes)}
 
 
-def _meant(kept: Kept, selection: Selection) -> list[Change]:
-    changes = pending(kept)
-    chosen(changes, selection)  # says what isn't there
+def _meant(stored: StoredChanges, selection: Selection) -> list[Change]:
+    changes = load_pending(stored)
+    select_changes(changes, selection)  # says what isn't there
     return [change for change in changes if selection.has(change.path)]
 
 
-def _show(kept: Kept, selection: Selection, arguments: argparse.Namespace) -> int:
-    changes = _meant(kept, selection)
-    protection = _protection(kept)
-    with Sides.opened(kept, to_look=True) as sides:
-        protection.look(sides, kept.changes())
+def _show(stored: StoredChanges, selection: Selection, arguments: argparse.Namespace) -> int:
+    changes = _meant(stored, selection)
+    protection = _protection(stored)
+    with MergeInputs.opened(stored, to_look=True) as inputs:
+        protection.look(inputs, stored.changes())
         if arguments.format == "json":
-            values = [_value(sides, change, protection, stat=arguments.stat) for change in changes]
-            meta = {"task": kept.meta.id, "name": kept.meta.name, "workspace": kept.meta.workspace}
+            values = [_value(inputs, change, protection, stat=arguments.stat) for change in changes]
+            meta = {"task": stored.meta.id, "name": stored.meta.name, "workspace": stored.meta.workspace}
             print(json.dumps({**meta, "changes": values}, indent=2))
         else:
             how = _stat if arguments.stat else _diffs
-            for line in how(sides, changes, protection, None if selection.paths else Objects()):
+            for line in how(inputs, changes, protection, None if selection.paths else GitObjectCounter()):
                 print(line)
     return 0
 
 
-def _diffs(sides: Sides, changes: list[Change], protection: Protection, counted: Objects | None) -> Iterator[str]:
+def _diffs(
+    inputs: MergeInputs, changes: list[Change], protection: Protection, counted: GitObjectCounter | None
+) -> Iterator[str]:
     for change in changes:
         if counted is None or not counted.takes(change, protection):
-            yield from diff(sides, change, protection)
-    yield from brought(protection, changes)
+            yield from diff(inputs, change, protection)
+    yield from diff_brought(protection, changes)
     for place, said in counted.said() if counted is not None else ():
         yield f"# {said}, in {visible(place)}: name that, and each is shown"
 
 
-def _stat(sides: Sides, changes: list[Change], protection: Protection, counted: Objects | None) -> Iterator[str]:
+def _stat(
+    inputs: MergeInputs, changes: list[Change], protection: Protection, counted: GitObjectCounter | None
+) -> Iterator[str]:
     for change in changes:
         if counted is not None and counted.takes(change, protection):
             continue
-        lines = count(sides, change)
+        lines = count_lines(inputs, change)
         size = "" if lines is None else f"  +{lines.added} -{lines.deleted}"
-        said = "".join(f"  ({note})" for note in notes(change, protection))
+        said = "".join(f"  ({note})" for note in list_notes(change, protection))
         yield f"{change.kind:<8} {visible(change.path)}{size}{said}"
     told: set[str] = set()
     for change in changes:
@@ -188,11 +201,11 @@ def _stat(sides: Sides, changes: list[Change], protection: Protection, counted: 
                 yield line
     for place, said in counted.said() if counted is not None else ():
         yield f"{ChangeKind.ADDED:<8} {visible(place)}  ({said}: name that, and each is shown)"
-    yield described(changes)
+    yield describe(changes)
 
 
-def _value(sides: Sides, change: Change, protection: Protection, *, stat: bool) -> dict[str, Any]:
-    lines = count(sides, change)
+def _value(inputs: MergeInputs, change: Change, protection: Protection, *, stat: bool) -> dict[str, Any]:
+    lines = count_lines(inputs, change)
     found = protection.git.get(change.path)
     value: dict[str, Any] = {
         "path": change.path,
@@ -207,7 +220,7 @@ def _value(sides: Sides, change: Change, protection: Protection, *, stat: bool) 
         "leads_out": change.leads_out,
         "lines": None if lines is None else lines._asdict(),
     }
-    return value if stat else {**value, "diff": list(diff(sides, change, protection))}
+    return value if stat else {**value, "diff": list(diff(inputs, change, protection))}
 
 
 def _brought(each: Difference) -> dict[str, Any]:
@@ -219,50 +232,50 @@ def _entry(entry: Any) -> dict[str, Any]:
     return {"what": entry.what.value, "mode": f"{entry.mode:04o}", "size": entry.size, "target": entry.target or None}
 
 
-def _cat(kept: Kept, paths: list[str]) -> int:
+def _cat(stored: StoredChanges, paths: list[str]) -> int:
     """Write what the task left at a path, byte for byte: for whoever settles a conflict by hand."""
     if len(paths) != 1:
         raise UsageError("name one path, as in `exeat changes cat TASK PATH`")
-    change = next((change for change in pending(kept) if change.path == paths[0]), None)
-    if change is None or change.theirs is None or change.theirs.what is not What.FILE:
+    change = next((change for change in load_pending(stored) if change.path == paths[0]), None)
+    if change is None or change.theirs is None or change.theirs.what is not EntryType.FILE:
         raise UsageError(f"the task left no file at `{ascii(paths[0])[1:-1]}` that waits for anybody")
-    with Sides.opened(kept, to_look=True) as sides, os.fdopen(sides.their_file(change), "rb") as file:
+    with MergeInputs.opened(stored, to_look=True) as inputs, os.fdopen(inputs.their_file(change), "rb") as file:
         import shutil
 
         shutil.copyfileobj(file, sys.stdout.buffer)
     return 0
 
 
-def _accept(kept: Kept, selection: Selection, form: str) -> int:
-    with _locked(kept):
-        protection = _protection(kept)
+def _accept(stored: StoredChanges, selection: Selection, form: str) -> int:
+    with _locked(stored):
+        protection = _protection(stored)
         outcomes = accept(
-            kept, selection, protection, lambda question: merge_approval.ask(kept.meta, question, _waiting)
+            stored, selection, protection, lambda question: merge_approval.submit(stored.meta, question, _waiting)
         )
         taken = [outcome.change for outcome in outcomes if outcome.accepted]
         left = [outcome for outcome in outcomes if not outcome.accepted]
-        tidy(kept)
+        remove_if_settled(stored)
     if form == "json":
         values = [
             {"path": o.change.path, "accepted": o.accepted, "how": o.way.value if o.accepted else None, "why": o.why}
             for o in outcomes
         ]
-        print(json.dumps({"task": kept.meta.id, "changes": values}, indent=2))
+        print(json.dumps({"task": stored.meta.id, "changes": values}, indent=2))
         return 1 if left else 0
     _say_left(left)
-    print(f"accepted: {described(taken)}")
+    print(f"accepted: {describe(taken)}")
     if left:
         said = "1 change is left as it is" if len(left) == 1 else f"{len(left)} changes are left as they are"
-        print(f"{said} on both sides; see `exeat changes {kept.meta.id}`", file=sys.stderr)
-        _say_how(kept, [each.change for each in left if not protection.covers(each.change)])
+        print(f"{said} on both sides; see `exeat changes {stored.meta.id}`", file=sys.stderr)
+        _say_how(stored, [each.change for each in left if not protection.covers(each.change)])
     return 1 if left else 0
 
 
-def _say_how(kept: Kept, left: list[Change]) -> None:
+def _say_how(stored: StoredChanges, left: list[Change]) -> None:
     """Say how a conflict is settled, by the first file that has one."""
-    path = next((each.path for each in left if each.theirs is not None and each.theirs.what is What.FILE), None)
+    path = next((each.path for each in left if each.theirs is not None and each.theirs.what is EntryType.FILE), None)
     if path is not None:
-        which = f"{kept.meta.id} {shlex.quote(visible(path))}"
+        which = f"{stored.meta.id} {shlex.quote(visible(path))}"
         said = f"edit the file as it should be (`exeat changes cat {which}` prints the task's)"
         print(f"to settle a conflict, {said}, then `exeat changes discard {which}`", file=sys.stderr)
 
@@ -285,24 +298,24 @@ def _say_left(left: list[Outcome]) -> None:
             print(f"left: {times - _MOST_SAID} more: {visible(why)}", file=sys.stderr)
 
 
-def _discard(kept: Kept, selection: Selection, form: str) -> int:
-    with _locked(kept):
-        changes = discard(kept, selection)
-        tidy(kept)
+def _discard(stored: StoredChanges, selection: Selection, form: str) -> int:
+    with _locked(stored):
+        changes = discard(stored, selection)
+        remove_if_settled(stored)
     if form == "json":
-        print(json.dumps({"task": kept.meta.id, "discarded": [change.path for change in changes]}, indent=2))
+        print(json.dumps({"task": stored.meta.id, "discarded": [change.path for change in changes]}, indent=2))
     else:
-        print(f"discarded: {described(changes)}")
+        print(f"discarded: {describe(changes)}")
     return 0
 
 
 @contextlib.contextmanager
-def _locked(kept: Kept) -> Iterator[None]:
+def _locked(stored: StoredChanges) -> Iterator[None]:
     """Have these changes to ourselves, and what is told of them signed."""
-    gathered(kept)
-    kept.lock()
+    load_changes(stored)
+    stored.lock()
     try:
         yield
     finally:
-        kept.unlock()
-    sign(Path(kept.meta.journal))
+        stored.unlock()
+    sign(Path(stored.meta.journal))

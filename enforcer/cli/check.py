@@ -153,9 +153,9 @@ def _obeyed(loaded: Loaded) -> Callable[[str], bool]:
         return lambda _path: False
     from enforcer.sandbox.system_paths import contains, home_directories
     from enforcer.workspace.guard import is_obeyed
-    from enforcer.workspace.repository_scan import obeyed_of_user
+    from enforcer.workspace.repository_scan import list_user_git_files
 
-    of_host, of_git = home_directories(), obeyed_of_user()
+    of_host, of_git = home_directories(), list_user_git_files()
 
     def is_it(path: str) -> bool:
         real = os.path.realpath(os.path.expanduser(path))

@@ -281,9 +281,9 @@ def with_repository(workspace: str, box: SandboxSettings, policy: Policy, shown:
     """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
     if not os.path.isfile(f"{workspace}/.git"):
         return shown
-    from enforcer.workspace.linked_worktree import linked  # few workspaces are
+    from enforcer.workspace.linked_worktree import find_linked_repository  # few workspaces are
 
-    found = linked(workspace, partial(lets, policy.floor))
+    found = find_linked_repository(workspace, partial(lets, policy.floor))
     written = () if box.workspace is WorkspaceMode.REVIEW else found.written
     write = {*shown.write, *written}
     return shown._replace(read=tuple(sorted({*shown.read, *found.shown} - write)), write=tuple(sorted(write)))

@@ -82,7 +82,9 @@ def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
     is_reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
     changes = f"{os.path.realpath(state.state_directory())}/changes/TASK" if is_reviewed else ""
     with contextlib.ExitStack() as opened:
-        places = [opened.enter_context(contextlib.closing(place)) for place in written_places.guarded_places(wanted)]
+        places = [
+            opened.enter_context(contextlib.closing(place)) for place in written_places.open_guarded_places(wanted)
+        ]
         return changes, tuple(path for place in places for path in place.paths())
 
 

@@ -30,7 +30,7 @@ from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import run_in_child
 from enforcer.worker import trust
-from enforcer.workspace.guard import Guard, directly
+from enforcer.workspace.guard import Guard, globs_when_direct
 from proxy.sandbox.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
@@ -172,7 +172,7 @@ def _practise_start(command: RunCommand, request: protocol.Run, reading: Reading
     if trusted is None:
         raise HostError("the cached public part of the CA is missing or outdated")
     # Protected paths are searched in the small cache directory: the workspace may have thousands.
-    with contextlib.closing(Guard(str(cache), directly(wanted.box.protected))) as guard:
+    with contextlib.closing(Guard(str(cache), globs_when_direct(wanted.box.protected))) as guard:
         trees = dict.fromkeys(wanted.shown, 0) if who.privileged else {}
         own = sandbox_spec.etc_files(who, wanted, trusted, cache)
         steps, program = sandbox_spec.compose(

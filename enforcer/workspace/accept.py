@@ -1,7 +1,6 @@
-"""Merges a task's changes into its workspace, all or some. Each is decided on and put in place by itself.
+"""Merges a task's changes into its workspace, all or some; each change is decided and written by itself.
 
-What is accepted twice is accepted once: a change that is in already is left as it is. So whoever is stopped half-way
-accepts again.
+A change that is already in the workspace stays as it is. So after an interruption, the user accepts again.
 """
 
 import contextlib
@@ -12,21 +11,21 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.system.errors import HostError, UsageError
 from enforcer.workspace import merge_decision
-from enforcer.workspace.atomic_replace import MeanwhileError, New, Place
-from enforcer.workspace.change_events import Teller
-from enforcer.workspace.change_store import ACCEPTED, DISCARDED, Change, ChangeKind, Kept, mode
-from enforcer.workspace.merge_approval import sought
-from enforcer.workspace.merge_decision import Settled, Sides, Way, decide, opened
+from enforcer.workspace.atomic_replace import AtomicReplacer, ConcurrentChangeError, NewEntry
+from enforcer.workspace.change_events import ChangeRecorder
+from enforcer.workspace.change_store import ACCEPTED, DISCARDED, Change, ChangeKind, StoredChanges, mode
+from enforcer.workspace.merge_approval import request_approval
+from enforcer.workspace.merge_decision import MergeInputs, MergeMethod, MergeResult, decide, opened
 from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.protection import Protection
-from enforcer.workspace.safe_path import Entry, What
+from enforcer.workspace.safe_path import Entry, EntryType
 from proxy.approvals.protocol import Answer, Result
 from proxy.telemetry.events import Kind
 from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
     from enforcer.workspace.merge_approval import Ask
-    from enforcer.workspace.merge_decision import Print
+    from enforcer.workspace.merge_decision import ChangeDigest
     from proxy.approvals.approval_request import ApprovalRequest
 
 
@@ -34,53 +33,53 @@ _MOST_SAID: Final = 5  # paths of one change
 
 
 class Outcome(NamedTuple):
-    """What became of one change; `why` says why it was left."""
+    """Result of one change; `why` says why it was left."""
 
     change: Change
     accepted: bool
     why: str = ""
-    way: Way = Way.CONFLICT
+    way: MergeMethod = MergeMethod.CONFLICT
 
 
 class Selection(NamedTuple):
-    """Which changes are meant: at these paths and below them (none: all), and of the protected ones exactly these."""
+    """Selected changes: those at and below these paths (none: all), and exactly these protected paths."""
 
     paths: tuple[str, ...] = ()
     protected: tuple[str, ...] = ()
 
     def has(self, path: str) -> bool:
-        """Whether a change at a path is meant."""
+        """Whether the change at a path is selected."""
         if not self.paths or path in self.protected:
             return True
         return any(path == one or path.startswith(one + "/") for one in self.paths)
 
 
-def gathered(kept: Kept) -> list[Change]:
-    """Return every change; gathers them where the run was killed before it could. Raises BusyError, HostError."""
+def load_changes(stored: StoredChanges) -> list[Change]:
+    """Return every change; gathers them if the run was killed before that. Raises BusyError, HostError."""
     try:
-        if kept.is_gathered:
-            return kept.changes()
-        kept.lock()
+        if stored.is_gathered:
+            return stored.changes()
+        stored.lock()
         try:
-            with opened(kept) as workspace:
-                return gather(kept, workspace)
+            with opened(stored) as workspace:
+                return gather(stored, workspace)
         finally:
-            kept.unlock()
+            stored.unlock()
     except (OSError, ValueError) as error:
-        raise HostError(f"the changes in `{kept.place}` cannot be read: {visible(str(error))}") from error
+        raise HostError(f"cannot read the changes in `{stored.place}`: {visible(str(error))}") from error
 
 
-def pending(kept: Kept) -> list[Change]:
+def load_pending(stored: StoredChanges) -> list[Change]:
     """Return every change that was neither accepted nor discarded."""
-    everything = gathered(kept)
-    settled = kept.settled()
+    everything = load_changes(stored)
+    settled = stored.settled()
     return [change for change in everything if change.path not in settled]
 
 
-def chosen(changes: Collection[Change], selection: Selection, brought: Collection[str] = ()) -> list[Change]:
-    """Return the changes that are meant, with the new directories that they lie in. Raises UsageError for none.
+def select_changes(changes: Collection[Change], selection: Selection, brought: Collection[str] = ()) -> list[Change]:
+    """Return the selected changes, with the new directories above them. Raises UsageError for none.
 
-    `brought`: paths of protected files that others of them bring.
+    `brought`: paths of protected files that other changes bring.
     """
     for path in (*selection.paths, *selection.protected):
         if path in brought and path in selection.protected:
@@ -94,7 +93,7 @@ def chosen(changes: Collection[Change], selection: Selection, brought: Collectio
         change
         for change in changes
         if change.path in meant
-        or (change.path in above and change.theirs is not None and change.theirs.what is What.DIRECTORY)
+        or (change.path in above and change.theirs is not None and change.theirs.what is EntryType.DIRECTORY)
     ]
 
 
@@ -104,179 +103,194 @@ def _above(path: str) -> Iterator[str]:
         yield path
 
 
-def accept(kept: Kept, selection: Selection, protection: Protection, ask: "Ask | None" = None) -> list[Outcome]:
-    """Merge what is meant. The caller has locked `kept`. Raises HostError, UsageError.
+def accept(
+    stored: StoredChanges, selection: Selection, protection: Protection, ask: "Ask | None" = None
+) -> list[Outcome]:
+    """Merge the selected changes. The caller has locked `stored`. Raises HostError, UsageError.
 
-    `ask` asks people, where the rules that the task ran under want their approval for what is protected.
+    `ask` submits an approval request, if the rules of the task require an approval for protected paths.
     """
-    everything = pending(kept)
-    with contextlib.closing(Teller(kept.meta)) as teller, Sides.opened(kept) as sides:
-        protection.look(sides, kept.changes())
+    everything = load_pending(stored)
+    with contextlib.closing(ChangeRecorder(stored.meta)) as recorder, MergeInputs.opened(stored) as inputs:
+        protection.look(inputs, stored.changes())
         brought = {path for change in everything for path in protection.needs(change)}
-        changes = chosen(everything, selection, brought)
+        changes = select_changes(everything, selection, brought)
         needs = {change.path: protection.needs(change) for change in changes if protection.covers(change)}
         held = {change.path: "" for change in changes if not protection.lets(change, selection.protected)}
-        with contextlib.closing(_Merging(sides)) as merging:
+        with contextlib.closing(_Merge(inputs)) as merging:
             merging.recover()
             asked = [change for change in changes if change.path in needs and change.path not in held]
             inside = [
                 each for change in asked if change.path in protection.git for each in protection.git[change.path].files
             ]
-            leave = sought(sides, asked, _told(teller, ask), inside)
+            leave = request_approval(inputs, asked, _record_unanswered(recorder, ask), inside)
             held.update((path, leave.refused) for path in leave.prints if leave.holds(path))
             meant = [change.path for change in changes if change.path not in held]
-            cause = teller.tell(Kind.CHANGES_ACCEPTED, meant, approval=leave.approval)
+            cause = recorder.record(Kind.CHANGES_ACCEPTED, meant, approval=leave.approval)
             outcomes = [
-                Outcome(change, accepted=False, why=held[change.path] or _unsaid(change, protection))
+                Outcome(change, accepted=False, why=held[change.path] or _explain_missing_option(change, protection))
                 if change.path in held
                 else merging.one(change, leave.prints)
-                for change in _in_order(changes)
+                for change in _sort_for_merge(changes)
             ]
             merging.set_modes()
         done = [outcome.change.path for outcome in outcomes if outcome.accepted]
         left = len(outcomes) - len(done)
         try:
-            kept.settle(done, ACCEPTED)
-            kept.done()
+            stored.settle(done, ACCEPTED)
+            stored.clear_intents()
         except OSError as error:
-            raise HostError(f"`{kept.place}` cannot be written: {error.strerror}; accept again") from error
+            raise HostError(f"cannot write `{stored.place}`: {error.strerror}; accept again") from error
         said = f"{left} left" if left else ""
-        teller.tell(Kind.CHANGES_MERGED, done, detail=said, cause=cause, approval=leave.approval)
+        recorder.record(Kind.CHANGES_MERGED, done, detail=said, cause=cause, approval=leave.approval)
     return outcomes
 
 
-def _unsaid(change: Change, protection: Protection) -> str:
+def _explain_missing_option(change: Change, protection: Protection) -> str:
     needs = protection.needs(change)
     if needs == (change.path,):
         found = protection.git.get(change.path)
         why = f", as {found.why}" if found is not None and found.why else ""
-        return f"it is protected{why}: say so with `--protected {change.path}`"
+        return f"it is protected{why}: accept it with `--protected {change.path}`"
     shown = " ".join(f"--protected {path}" for path in needs[:_MOST_SAID])
     more = "" if len(needs) <= _MOST_SAID else f", and {len(needs) - _MOST_SAID} more, or `--protected {change.path}`"
-    return f"it brings protected files along: say so with `{shown}`{more}"
+    return f"it brings protected files: accept them with `{shown}`{more}"
 
 
-def _told(teller: Teller, ask: "Ask | None") -> "Ask":
-    """Ask so that the journal has it too where there was nobody to ask."""
+def _record_unanswered(recorder: ChangeRecorder, ask: "Ask | None") -> "Ask":
+    """Wrap `ask` so that the journal also records requests that nobody could answer."""
 
     def asked(question: "ApprovalRequest") -> Answer:
-        answer = Answer(0, Result.UNAVAILABLE, why="nobody is there to be asked") if ask is None else ask(question)
+        answer = (
+            Answer(0, Result.UNAVAILABLE, why="no approvals registry can be asked") if ask is None else ask(question)
+        )
         if answer.result is Result.UNAVAILABLE:
-            teller.unasked(question, answer.why)
+            recorder.record_unavailable(question, answer.why)
         return answer
 
     return asked
 
 
-def discard(kept: Kept, selection: Selection) -> list[Change]:
-    """Give up what is meant. The caller has locked `kept`. Raises HostError, UsageError."""
-    changes = [change for change in pending(kept) if selection.has(change.path)]
-    chosen(changes, selection)
-    with contextlib.closing(Teller(kept.meta)) as teller:
-        teller.tell(Kind.CHANGES_DISCARDED, [change.path for change in changes])
+def discard(stored: StoredChanges, selection: Selection) -> list[Change]:
+    """Discard the selected changes. The caller has locked `stored`. Raises HostError, UsageError."""
+    changes = [change for change in load_pending(stored) if selection.has(change.path)]
+    select_changes(changes, selection)
+    with contextlib.closing(ChangeRecorder(stored.meta)) as recorder:
+        recorder.record(Kind.CHANGES_DISCARDED, [change.path for change in changes])
     try:
-        kept.settle((change.path for change in changes), DISCARDED)
+        stored.settle((change.path for change in changes), DISCARDED)
     except OSError as error:
-        raise HostError(f"`{kept.place}` cannot be written: {error.strerror}") from error
+        raise HostError(f"cannot write `{stored.place}`: {error.strerror}") from error
     return changes
 
 
-def tidy(kept: Kept) -> bool:
-    """Remove all that is kept when nothing of it can be accepted any more. The caller has locked `kept`."""
-    if any(change.kind is not ChangeKind.LEFT_OUT for change in pending(kept)):
+def remove_if_settled(stored: StoredChanges) -> bool:
+    """Remove the stored changes once none is pending; return whether. The caller has locked `stored`."""
+    if any(change.kind is not ChangeKind.LEFT_OUT for change in load_pending(stored)):
         return False
     try:
-        kept.remove()
+        stored.remove()
     except OSError as error:
-        raise HostError(f"`{kept.place}` cannot be removed: {error.strerror or error}") from error
+        raise HostError(f"cannot remove `{stored.place}`: {error.strerror or error}") from error
     return True
 
 
-def _in_order(changes: Iterable[Change]) -> list[Change]:
-    """Put what is deleted first, from the inside out; then the rest, from the outside in."""
+def _sort_for_merge(changes: Iterable[Change]) -> list[Change]:
+    """Sort deletions first, from the inside out; then the rest, from the outside in."""
     gone = [change for change in changes if change.theirs is None]
     return [*reversed(gone), *(change for change in changes if change.theirs is not None)]
 
 
-class _Merging:
-    """One go at a workspace."""
+class _Merge:
+    """One merge into a workspace. Close it."""
 
-    def __init__(self, sides: Sides) -> None:
-        self._sides = sides
-        self._place = Place(sides.workspace, sides.kept)
+    def __init__(self, inputs: MergeInputs) -> None:
+        self._inputs = inputs
+        self._place = AtomicReplacer(inputs.workspace, inputs.stored)
         self._modes: list[tuple[str, int]] = []  # of new directories, once they are full
 
     def recover(self) -> None:
-        """Finish what was stopped half-way last time. Raises HostError."""
-        with self._sides.acting():
+        """Finish an earlier merge that was interrupted. Raises HostError."""
+        with self._inputs.acting():
             problems = self._place.recover()
         if problems:
-            raise HostError(f"what was stopped half-way last time could not be finished: {visible(problems[0])}")
+            raise HostError(f"cannot finish an earlier merge that was interrupted: {visible(problems[0])}")
 
     def close(self) -> None:
-        """Write no more."""
+        """Release the workspace."""
         self._place.close()
 
-    def one(self, change: Change, approved: Mapping[str, "Print | None"]) -> Outcome:
-        """Decide on one change, and do it; what had to be `approved` only as it was."""
+    def one(self, change: Change, approved: Mapping[str, "ChangeDigest | None"]) -> Outcome:
+        """Decide on one change, and merge it; a change in `approved` only if its digest is unchanged."""
         source = -1
         try:
-            ours = self._sides.ours(change)
-            settled = decide(change, ours, self._sides)
-            if settled.way in (Way.TAKE, Way.MERGE):
+            ours = self._inputs.ours(change)
+            settled = decide(change, ours, self._inputs)
+            if settled.way in (MergeMethod.TAKE, MergeMethod.MERGE):
                 theirs = ""
-                if settled.way is Way.TAKE and change.theirs is not None and change.theirs.what is What.FILE:
+                if (
+                    settled.way is MergeMethod.TAKE
+                    and change.theirs is not None
+                    and change.theirs.what is EntryType.FILE
+                ):
                     asked = change.path in approved
-                    source, theirs = self._sides.staged(change) if asked else (self._sides.their_file(change), "")
+                    source, theirs = self._inputs.staged(change) if asked else (self._inputs.their_file(change), "")
                 if change.path in approved:
-                    is_it = merge_decision.print_of(self._sides, change, ours, settled, theirs) == approved[change.path]
+                    is_it = (
+                        merge_decision.compute_change_digest(self._inputs, change, ours, settled, theirs)
+                        == approved[change.path]
+                    )
                     if not is_it:
-                        return Outcome(change, accepted=False, why="it is not what was approved any more")
+                        return Outcome(
+                            change,
+                            accepted=False,
+                            why="it changed after the approval: accept again to ask for a new one",
+                        )
                 self._do(change, ours, settled, source)
-        except MeanwhileError as error:
+        except ConcurrentChangeError as error:
             return Outcome(change, accepted=False, why=error.strerror or "")
         except OSError as error:
-            return Outcome(change, accepted=False, why=_said(error))
+            return Outcome(change, accepted=False, why=_describe_error(error))
         finally:
             if source >= 0:
                 os.close(source)
-        accepted = settled.way not in (Way.CONFLICT, Way.LEFT_OUT)
+        accepted = settled.way not in (MergeMethod.CONFLICT, MergeMethod.LEFT_OUT)
         return Outcome(change, accepted, settled.why, settled.way)
 
     def set_modes(self) -> None:
-        """Give new directories the modes that they are to have."""
+        """Set the modes of new directories."""
         for path, wanted in reversed(self._modes):
-            with self._sides.acting(), contextlib.suppress(OSError):
-                ours = self._sides.workspace.look(path)
+            with self._inputs.acting(), contextlib.suppress(OSError):
+                ours = self._inputs.workspace.look(path)
                 if ours is not None:
                     self._place.change_mode(path, ours, wanted)
 
-    def _do(self, change: Change, ours: Entry | None, settled: Settled, source: int) -> None:
+    def _do(self, change: Change, ours: Entry | None, settled: MergeResult, source: int) -> None:
         theirs = change.theirs
         if theirs is None:
             if ours is not None:
-                with self._sides.acting():
+                with self._inputs.acting():
                     self._place.remove(change.path, ours)
-        elif theirs.what is What.DIRECTORY and ours is not None and ours.what is What.DIRECTORY:
-            with self._sides.acting():
+        elif theirs.what is EntryType.DIRECTORY and ours is not None and ours.what is EntryType.DIRECTORY:
+            with self._inputs.acting():
                 self._place.change_mode(change.path, ours, mode(theirs))
-        elif settled.way is Way.MERGE:
-            self._put(change, ours, New(What.FILE, settled.mode, settled.content))
-        elif theirs.what is What.FILE:
-            self._put(change, ours, New(What.FILE, mode(theirs), source=source))
+        elif settled.way is MergeMethod.MERGE:
+            self._put(change, ours, NewEntry(EntryType.FILE, settled.mode, settled.content))
+        elif theirs.what is EntryType.FILE:
+            self._put(change, ours, NewEntry(EntryType.FILE, mode(theirs), source=source))
         else:
-            if theirs.what is What.DIRECTORY:
+            if theirs.what is EntryType.DIRECTORY:
                 self._modes.append((change.path, mode(theirs)))
-            self._put(change, ours, New(theirs.what, mode(theirs), target=theirs.target))
+            self._put(change, ours, NewEntry(theirs.what, mode(theirs), target=theirs.target))
 
-    def _put(self, change: Change, ours: Entry | None, new: New) -> None:
-        with self._sides.acting():
+    def _put(self, change: Change, ours: Entry | None, new: NewEntry) -> None:
+        with self._inputs.acting():
             self._place.put(change.path, ours, new)
 
 
-def _said(error: OSError) -> str:
+def _describe_error(error: OSError) -> str:
     if error.errno == errno.ENOTEMPTY:
-        return "there is something in it by now that the task did not delete"
+        return "it now contains something that the task did not delete"
     if error.errno in (errno.ELOOP, errno.EXDEV):
-        return "it is reached through a symbolic link or a mount by now"
+        return "its path now leads through a symbolic link or a mount"
     return error.strerror or str(error)

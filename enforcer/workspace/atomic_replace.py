@@ -1,7 +1,7 @@
-"""Replaces files of a workspace atomically, one name at a time: either the old or the new one is there, whole.
+"""Replaces files of a workspace atomically: either the whole old or the whole new file is there.
 
 The new file is made beside its place under a random name, synced, and exchanged with the old one in one step
-(renameat2(2)). Then the old one is compared with what was decided on; if another process was quicker, the two are
+(renameat2(2)). Then the old one is compared with the expected one; if another process changed it, the two are
 exchanged again. So nothing is written through a link, and nothing is lost to a race. An interrupted merge leaves a line
 that says what it was doing, and the next one finishes that.
 """
@@ -17,17 +17,17 @@ import msgspec
 
 from enforcer.system import linux
 from enforcer.workspace import file_content
-from enforcer.workspace.change_store import Kept
-from enforcer.workspace.safe_path import MODE, Entry, Tree, What, look_in, of_status
+from enforcer.workspace.change_store import StoredChanges
+from enforcer.workspace.safe_path import MODE, Entry, EntryType, Tree, entry_from_status, stat_name
 
 _PREFIX: Final = ".exeat-"
 _KEPT: Final = ("user.", "system.posix_acl_access")  # attributes of the file that is replaced which its successor gets
 
 
-class New(NamedTuple):
-    """What is to stand at a path: a file of a content or of what an open file has, a directory, or a link."""
+class NewEntry(NamedTuple):
+    """New entry for a path: a directory, a link, or a file with `content` or the content of the open file `source`."""
 
-    what: What
+    what: EntryType
     mode: int = 0
     content: bytes = b""
     source: int = -1
@@ -35,7 +35,7 @@ class New(NamedTuple):
 
 
 class _Intent(NamedTuple):
-    """What is about to be done at a path, under which name beside it, with what is made, instead of what."""
+    """Intent record: operation, path, temporary name beside it, the entry that was made, and the one it replaces."""
 
     how: str
     path: str
@@ -44,25 +44,25 @@ class _Intent(NamedTuple):
     old: Entry | None
 
 
-class MeanwhileError(OSError):
-    """Somebody else was quicker: what was decided on is not there any more. Nothing was changed."""
+class ConcurrentChangeError(OSError):
+    """Another process changed the path since the decision. Nothing was changed."""
 
 
-class Place:
-    """A workspace that is written to. Every call is made as its owner (`acting_as`)."""
+class AtomicReplacer:
+    """Writer of a workspace, atomic for each name. The caller acts as the owner (`acting_as`). Close it."""
 
-    def __init__(self, tree: Tree, kept: Kept) -> None:
-        """Take the workspace, and where to say what is being done."""
+    def __init__(self, tree: Tree, stored: StoredChanges) -> None:
+        """Take the workspace, and the store for the intent records."""
         self._tree = tree
-        self._intents = kept.open_intents()
-        self._before = msgspec.convert(kept.intents(), list[_Intent])
+        self._intents = stored.open_intents()
+        self._before = msgspec.convert(stored.intents(), list[_Intent])
 
     def close(self) -> None:
-        """Write no more."""
+        """Release the workspace."""
         os.close(self._intents)
 
-    def put(self, path: str, expected: Entry | None, new: New) -> None:
-        """Let `new` stand at a path where `expected` does. Raises OSError, MeanwhileError."""
+    def put(self, path: str, expected: Entry | None, new: NewEntry) -> None:
+        """Replace `expected` at a path by `new`. Raises OSError, ConcurrentChangeError."""
         above, name = self._tree.parent(path)
         try:
             temporary = _PREFIX + secrets.token_hex(8)
@@ -75,7 +75,7 @@ class Place:
             except OSError as error:
                 _take_back(above, temporary)
                 if error.errno in (errno.EEXIST, errno.ENOENT):
-                    raise MeanwhileError(error.errno, _MEANWHILE) from error
+                    raise ConcurrentChangeError(error.errno, _CONCURRENT_CHANGE) from error
                 raise
             if expected is not None:
                 _finish_put(above, name, temporary, made, expected)
@@ -84,10 +84,10 @@ class Place:
             os.close(above)
 
     def remove(self, path: str, expected: Entry) -> None:
-        """Let nothing stand at a path where `expected` does. Raises OSError, ENOTEMPTY too, and MeanwhileError."""
+        """Remove `expected` at a path. Raises OSError, also with ENOTEMPTY, and ConcurrentChangeError."""
         above, name = self._tree.parent(path)
         try:
-            if expected.what is What.DIRECTORY:
+            if expected.what is EntryType.DIRECTORY:
                 os.rmdir(name, dir_fd=above)
             else:
                 temporary = _PREFIX + secrets.token_hex(8)
@@ -99,18 +99,18 @@ class Place:
             os.close(above)
 
     def change_mode(self, path: str, expected: Entry, mode: int) -> None:
-        """Give a directory another mode. Raises OSError, MeanwhileError."""
+        """Change the mode of a directory. Raises OSError, ConcurrentChangeError."""
         directory = self._tree.directory(path)
         try:
             status = os.fstat(directory)
             if status.st_ino != expected.inode or (status.st_mode ^ expected.mode) & MODE:
-                raise MeanwhileError(errno.EBUSY, _MEANWHILE)
+                raise ConcurrentChangeError(errno.EBUSY, _CONCURRENT_CHANGE)
             os.fchmod(directory, status.st_mode & ~MODE & 0o7777 | mode & MODE)
         finally:
             os.close(directory)
 
     def recover(self) -> list[str]:
-        """Finish, or take back, what somebody was stopped over. Returns what of it could be neither, in words."""
+        """Finish or undo interrupted operations. Return a sentence for each that could be neither."""
         last = {each.temporary: each for each in self._before}
         problems = []
         for each in last.values():
@@ -127,7 +127,7 @@ class Place:
         except FileNotFoundError:
             return
         try:
-            found = look_in(above, temporary)
+            found = stat_name(above, temporary)
             if found is None:
                 return
             if how == "remove" and old is not None:
@@ -138,37 +138,37 @@ class Place:
                 _finish_put(above, name, temporary, made, old)
             else:
                 # Somebody's who saved it at that very moment, or who has put it there since: a task can have
-                raise OSError(errno.EBUSY, f"it is not what was there; see whether `{path}` is right, and move it away")
-        except MeanwhileError:
+                raise OSError(errno.EBUSY, f"it is not the replaced file; check `{path}`, and move it away")
+        except ConcurrentChangeError:
             return  # it was put back
         finally:
             os.close(above)
 
     def _intend(self, *intent: Any) -> None:
-        """Say what is about to be done. It survives this process, which is all that it is for."""
+        """Write the intent record, which survives this process."""
         os.write(self._intents, (json.dumps(_Intent(*intent)) + "\n").encode("ascii"))
 
-    def _make(self, above: int, temporary: str, new: New, like: str) -> Entry:
-        if new.what is What.LINK:
+    def _make(self, above: int, temporary: str, new: NewEntry, like: str) -> Entry:
+        if new.what is EntryType.LINK:
             os.symlink(new.target, temporary, dir_fd=above)
-        elif new.what is What.DIRECTORY:
+        elif new.what is EntryType.DIRECTORY:
             os.mkdir(temporary, 0o700 | new.mode & MODE, dir_fd=above)
         else:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(temporary, flags, 0o600, dir_fd=above)
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 if new.source >= 0:
-                    file_content.pour(new.source, descriptor)
+                    file_content.copy_sparse(new.source, descriptor)
                 else:
                     file.write(new.content)
                 if like:
                     self._keep_attributes(like, descriptor)
                 os.fchmod(descriptor, new.mode & MODE)
                 os.fsync(descriptor)
-                return of_status(os.fstat(descriptor), What.FILE)
-        made = look_in(above, temporary)
+                return entry_from_status(os.fstat(descriptor), EntryType.FILE)
+        made = stat_name(above, temporary)
         if made is None:
-            raise MeanwhileError(errno.ENOENT, _MEANWHILE)
+            raise ConcurrentChangeError(errno.ENOENT, _CONCURRENT_CHANGE)
         return made
 
     def _keep_attributes(self, path: str, to: int) -> None:
@@ -182,45 +182,47 @@ class Place:
                 os.close(source)
 
 
-_MEANWHILE: Final = "it was changed in the workspace at this very moment; try again"
+_CONCURRENT_CHANGE: Final = "it changed in the workspace during the merge; try again"
 
 
 def _finish_put(above: int, name: str, temporary: str, made: Entry, expected: Entry) -> None:
-    """Take away what was exchanged, or exchange it back where it is not what was expected."""
-    found = look_in(above, temporary)
+    """Remove the exchanged old entry, or exchange it back if it is not the expected one."""
+    found = stat_name(above, temporary)
     if found is not None and expected.is_same_file(found):
-        with contextlib.suppress(OSError) if found.what is What.DIRECTORY else contextlib.nullcontext():
+        with contextlib.suppress(OSError) if found.what is EntryType.DIRECTORY else contextlib.nullcontext():
             _take_away(above, temporary, found)
             return
-    if made.is_same_file(look_in(above, name)):
+    if made.is_same_file(stat_name(above, name)):
         linux.renameat2(above, temporary, name, linux.RENAME_EXCHANGE)
-        found = look_in(above, temporary)
+        found = stat_name(above, temporary)
         if found is not None and made.is_same_file(found):
             _take_away(above, temporary, found)
-            raise MeanwhileError(errno.EBUSY, _MEANWHILE)
-    raise MeanwhileError(errno.EBUSY, f"it changed faster than it could be put back: what it was lies in `{temporary}`")
+            raise ConcurrentChangeError(errno.EBUSY, _CONCURRENT_CHANGE)
+    raise ConcurrentChangeError(
+        errno.EBUSY, f"it changed faster than it could be put back: what it was lies in `{temporary}`"
+    )
 
 
 def _finish_remove(above: int, name: str, temporary: str, expected: Entry) -> None:
-    """Take away what was moved aside, or put it back where it is not what was expected."""
-    found = look_in(above, temporary)
+    """Remove the entry that was moved aside, or put it back if it is not the expected one."""
+    found = stat_name(above, temporary)
     if found is not None and expected.is_same_file(found):
         _take_away(above, temporary, found)
         return
     linux.renameat2(above, temporary, name, linux.RENAME_NOREPLACE)
-    raise MeanwhileError(errno.EBUSY, _MEANWHILE)
+    raise ConcurrentChangeError(errno.EBUSY, _CONCURRENT_CHANGE)
 
 
 def _take_away(above: int, name: str, entry: Entry) -> None:
-    if entry.what is What.DIRECTORY:
+    if entry.what is EntryType.DIRECTORY:
         os.rmdir(name, dir_fd=above)
     else:
         os.unlink(name, dir_fd=above)
 
 
 def _take_back(above: int, temporary: str) -> None:
-    """Remove what was being made."""
+    """Remove the unfinished new entry."""
     with contextlib.suppress(OSError):
-        found = look_in(above, temporary)
+        found = stat_name(above, temporary)
         if found is not None:
             _take_away(above, temporary, found)

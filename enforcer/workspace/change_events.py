@@ -1,4 +1,4 @@
-"""Records what becomes of a task's changes: who decides, before anything is done, and the result after it."""
+"""Records events about a task's changes: the decision and who made it, before the change, and the result after it."""
 
 import os
 import time
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import ApprovalRequest
 
 
-class Teller:
-    """Writes events of one task's changes. Close it."""
+class ChangeRecorder:
+    """Recorder of events about one task's changes. Close it."""
 
     def __init__(self, meta: Meta) -> None:
-        """Open the journal that the task's run wrote to. Raises HostError: what can't be told isn't done."""
+        """Open the journal of the task's run. Raises HostError: nothing is changed that can't be recorded."""
         self._where = meta.journal
         self._origin = Origin.of(meta.id, meta.name, dict(meta.labels), meta.sandbox, os.uname().nodename)
         self._ids = IdMaker()
@@ -31,7 +31,7 @@ class Teller:
         except JournalWriteError as error:
             raise self._failed(error) from error
 
-    def tell(
+    def record(
         self,
         kind: Kind,
         paths: Sequence[str],
@@ -40,16 +40,16 @@ class Teller:
         cause: str | None = None,
         approval: Approval | None = None,
     ) -> str:
-        """Tell what somebody does, or what came of it (`cause`), and return the event's id. Raises HostError.
+        """Record a decision, or its result (`cause`), and return the event's id. Raises HostError.
 
-        `approval`: by whose leave.
+        `approval`: the approval that allowed it.
         """
         return self._write(
             kind, outcome=Outcome.PASSED, cause=cause, detail=detail, paths=tuple(paths), approval=approval
         )
 
-    def unasked(self, question: "ApprovalRequest", why: str) -> None:
-        """Tell that nobody could be asked for an approval. Raises HostError."""
+    def record_unavailable(self, question: "ApprovalRequest", why: str) -> None:
+        """Record that an approval request could not be submitted. Raises HostError."""
         self._write(
             Kind.APPROVAL_REFUSED,
             rules=tuple(asks.rule for asks in question.rules),
@@ -63,7 +63,7 @@ class Teller:
 
     def _write(self, kind: Kind, **fields: Any) -> str:
         now = time.time_ns()
-        event = Event(Instant(now), self._ids.make(now), kind, **self._origin._asdict(), by=somebody(), **fields)
+        event = Event(Instant(now), self._ids.make(now), kind, **self._origin._asdict(), by=describe_user(), **fields)
         try:
             self._journal.append(encode(event), event.time)
         except JournalWriteError as error:
@@ -71,17 +71,15 @@ class Teller:
         return event.id
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the journal."""
         self._journal.close()
 
     def _failed(self, error: JournalWriteError) -> HostError:
-        return HostError(
-            f"the journal `{self._where}` cannot be written, so nothing is done: {error.strerror or error}"
-        )
+        return HostError(f"cannot write the journal `{self._where}`, so nothing is changed: {error.strerror or error}")
 
 
-def somebody() -> str:
-    """Say who this is: the user, and who logged in where that is another, which no sudo changes."""
+def describe_user() -> str:
+    """Return the user of this process, and the login user (`loginuid`, which sudo keeps) if that is another."""
     user, login = os.getuid(), login_uid()
     return _named(user) if login in (None, user) else f"{_named(user)}, logged in as {_named(login)}"
 

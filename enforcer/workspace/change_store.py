@@ -1,13 +1,13 @@
-"""Store of the changes that a task made, each a value, until somebody accepts or discards them: a directory by task id.
+"""Store of a task's changes until a user accepts or discards them: one directory for each task id.
 
-meta.json       whose they are and where they belong
-lock            held by whoever writes here: first the run itself
-layers          what the overlay is made of
-base.jsonl      what the workspace was like at the start (`Snapshot`); there once it is complete
-base            copies of what the task changed, as it was at the start; `copies.jsonl` says of what
-record.jsonl    the changes; there once the task has ended and they have been gathered (`overlay_changes`)
-settled.jsonl   what was accepted or discarded of them
-intents.jsonl   what is being done in the workspace right now, for whoever comes after a crash
+meta.json       the task, and its workspace
+lock            held by the writer: first the run itself
+layers          directories of the overlay
+base.jsonl      the workspace at the start (`Snapshot`); exists once it is complete
+base            copies of changed files as they were at the start; `copies.jsonl` lists them
+record.jsonl    the changes; exists once the task has ended and they are gathered (`overlay_changes`)
+settled.jsonl   which changes were accepted or discarded
+intents.jsonl   operations in progress in the workspace, for recovery after a crash
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import msgspec
 
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
-from enforcer.workspace.safe_path import MODE, Entry, What
+from enforcer.workspace.safe_path import MODE, Entry, EntryType
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _TRIES, _PAUSE = 100, 0.01  # seconds
 
 
 class ChangeKind(StrEnum):
-    """What kind of change it is."""
+    """Kind of a change."""
 
     LEFT_OUT = "left out"  # a device, a socket or a FIFO: shown, and never carried over
     ADDED = "added"
@@ -48,7 +48,7 @@ class ChangeKind(StrEnum):
 
 
 class Change(NamedTuple):
-    """A change to one path. A rename is a path that is deleted and one that is added."""
+    """Change to one path. A rename is one deleted and one added path."""
 
     path: str  # relative to the workspace; bytes that are not UTF-8 as PEP 383 has them
     known: bool  # whether `base` is what stood there when the task started
@@ -59,20 +59,20 @@ class Change(NamedTuple):
 
     @property
     def kind(self) -> ChangeKind:
-        """What kind of change it is."""
+        """Kind of this change."""
         if self.theirs is None:
             return ChangeKind.DELETED
         if self.theirs.what not in _CARRIED:
             return ChangeKind.LEFT_OUT
         if self.base is None:
             return ChangeKind.ADDED
-        is_mode = self.base.what is self.theirs.what is What.DIRECTORY
+        is_mode = self.base.what is self.theirs.what is EntryType.DIRECTORY
         return ChangeKind.MODE if is_mode else ChangeKind.CHANGED
 
     @property
     def leads_out(self) -> bool:
-        """Whether it is a symbolic link that may lead out of the workspace: by a whole path, or up too far."""
-        if self.theirs is None or self.theirs.what is not What.LINK:
+        """Whether it is a symbolic link that may lead out of the workspace: an absolute path, or too many `..`."""
+        if self.theirs is None or self.theirs.what is not EntryType.LINK:
             return False
         target = self.theirs.target
         if target.startswith("/"):
@@ -84,29 +84,29 @@ class Change(NamedTuple):
         return ".." in parts[ups:] or above > self.path.count("/")
 
 
-_CARRIED = frozenset({What.FILE, What.LINK, What.DIRECTORY})
+_CARRIED = frozenset({EntryType.FILE, EntryType.LINK, EntryType.DIRECTORY})
 
 
 def mode(entry: Entry) -> int:
-    """Return what of a mode counts."""
-    return entry.mode & MODE if entry.what is not What.LINK else MODE
+    """Return the permission bits of a mode that changes carry."""
+    return entry.mode & MODE if entry.what is not EntryType.LINK else MODE
 
 
-def described(changes: Iterable[Change]) -> str:
-    """Say how many changes of which kind there are."""
+def describe(changes: Iterable[Change]) -> str:
+    """Return a count of changes of each kind, in words."""
     counts = Counter(change.kind for change in changes)
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
 
 
 class BusyError(ExeatError):
-    """The task still runs, or somebody else is accepting or discarding its changes."""
+    """The task still runs, or another process is accepting or discarding its changes."""
 
     status = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """Whose changes they are, and where they belong."""
+    """Task that made the changes, and its workspace (`meta.json`)."""
 
     id: str
     name: str
@@ -129,13 +129,13 @@ class Meta:
 
     @classmethod
     def read(cls, fields: object) -> Self:
-        """Read it of JSON. Raises ValueError, also for what this version doesn't know: it may be a condition."""
+        """Read it from JSON. Raises ValueError, also for an unknown field: it may be a condition."""
         if isinstance(fields, dict) and (unknown := fields.keys() - cls.__dataclass_fields__.keys()):
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
         return msgspec.convert(fields, cls)
 
     def asks(self) -> "tuple[Rule, ...]":
-        """Return what has to be satisfied before anything protected is merged; none: nothing. Raises HostError."""
+        """Return the approvals that merging a protected path requires. Raises HostError."""
         if not self.approval:
             return ()
         from proxy.approvals.approval_request import Rule
@@ -143,43 +143,43 @@ class Meta:
         try:
             return tuple(map(Rule.read, self.approval))
         except ValueError as error:
-            raise HostError(f"whose approval the changes of `{self.id}` take can't be read: {error}") from error
+            raise HostError(f"cannot read which approval the changes of `{self.id}` require: {error}") from error
 
 
 def directory() -> Path:
-    """Where the changes of every task lie."""
+    """Return the directory with the changes of every task."""
     return state.state_directory() / "changes"
 
 
-class Kept:
-    """The changes of one task."""
+class StoredChanges:
+    """Stored changes of one task."""
 
     def __init__(self, place: Path, meta: Meta) -> None:
-        """Take what `create` or `find` found."""
+        """Take a directory from `create` or `find`."""
         self.place = place
         self.meta = meta
         self._lock = -1
 
     @classmethod
     def create(cls, meta: Meta) -> Self:
-        """Make the place for a task that is about to start, and lock it. `start` is filled in. Raises HostError."""
+        """Make the directory for a task that is about to start, and lock it; fills in `start`. Raises HostError."""
         try:
             place = state.make_private(directory()) / meta.id
-            kept = cls(place, meta)
-            kept._make()
+            stored = cls(place, meta)
+            stored._make()
             for name in ("layers", "layers/upper", "layers/work", "base"):
                 (place / name).mkdir(mode=0o700)
             start = os.stat(place / "lock").st_ctime_ns  # the clock that the kernel sets ctimes by
-            kept.meta = Meta(**{**asdict(meta), "start": start})
+            stored.meta = Meta(**{**asdict(meta), "start": start})
             unfinished = place / "meta.unfinished"
-            unfinished.write_text(json.dumps(asdict(kept.meta)), "ascii")
+            unfinished.write_text(json.dumps(asdict(stored.meta)), "ascii")
             unfinished.rename(place / "meta.json")
         except OSError as error:
-            raise HostError(f"no place can be made for the task's changes: {error.strerror or error}") from error
-        return kept
+            raise HostError(f"cannot make a directory for the task's changes: {error.strerror or error}") from error
+        return stored
 
     def _make(self) -> None:
-        """Make the directory, and lock it. Somebody who sweeps may come between: then once more. Raises OSError."""
+        """Make the directory, and lock it; tries again if a concurrent sweep removed it. Raises OSError."""
         for _ in range(_TRIES):
             with contextlib.suppress(FileNotFoundError, BusyError):
                 self.place.mkdir(mode=0o700, exist_ok=True)
@@ -188,7 +188,7 @@ class Kept:
                     return
             self.unlock()
             time.sleep(_PAUSE)
-        raise OSError(errno.EAGAIN, "others remove it")
+        raise OSError(errno.EAGAIN, "another process removes it")
 
     @property
     def upper(self) -> Path:
@@ -201,23 +201,25 @@ class Kept:
         return (self.place / "record.jsonl").exists()
 
     def lock(self) -> None:
-        """Keep everybody else from writing here until `unlock`. Raises BusyError."""
+        """Lock the store for this process. Raises BusyError."""
         descriptor = os.open(self.place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise BusyError(f"the task `{self.meta.id}` still runs, or somebody else is at its changes") from None
+            raise BusyError(
+                f"the task `{self.meta.id}` still runs, or another process uses its changes; try again later"
+            ) from None
         self._lock = descriptor
 
     def unlock(self) -> None:
-        """Let others. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
 
     def is_busy(self) -> bool:
-        """Whether somebody writes here."""
+        """Whether another process has locked the store."""
         try:
             self.lock()
         except BusyError:
@@ -226,7 +228,7 @@ class Kept:
         return False
 
     def record(self, changes: Iterable[Change]) -> None:
-        """Keep what was gathered. Raises OSError."""
+        """Store gathered changes. Raises OSError."""
         unfinished = self.place / "record.unfinished"
         with open(unfinished, "w", encoding="ascii") as file:
             file.writelines(json.dumps(change) + "\n" for change in changes)
@@ -240,38 +242,38 @@ class Kept:
             return [msgspec.convert(strict_json.loads(line), Change) for line in file]
 
     def settled(self) -> dict[str, str]:
-        """Return what was accepted or discarded, by path."""
+        """Return `accepted` or `discarded` by path."""
         return {str(path): str(how) for path, how in self.lines("settled.jsonl")}
 
     def settle(self, paths: Iterable[str], how: str) -> None:
-        """Keep that these were accepted or discarded. Raises OSError."""
+        """Store that these paths were accepted or discarded. Raises OSError."""
         with open(self.place / "settled.jsonl", "a", encoding="ascii") as file:
             file.writelines(json.dumps([path, how]) + "\n" for path in paths)
             file.flush()
             os.fsync(file.fileno())
 
     def open_intents(self) -> int:
-        """Open the file that is added to before anything is done in the workspace. Raises OSError."""
+        """Open the file of intent records for appending. Raises OSError."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         return os.open(self.place / "intents.jsonl", flags, 0o600)
 
     def intents(self) -> list[list[object]]:
-        """Return what was about to be done when somebody was stopped."""
+        """Return the intent records of an interrupted merge."""
         return self.lines("intents.jsonl")
 
-    def done(self) -> None:
-        """Forget what was about to be done."""
+    def clear_intents(self) -> None:
+        """Remove the intent records."""
         (self.place / "intents.jsonl").unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove all of it, whatever a task has left there. Raises OSError."""
+        """Remove the store. Raises OSError."""
         # First what makes it a task's changes: half of them are none
         (self.place / "meta.json").unlink(missing_ok=True)
         _clear(self.place)
         self.unlock()
 
     def lines(self, name: str) -> list[list[object]]:
-        """Read a file that is added to, without a last line that its writer was killed over."""
+        """Read an append-only file, without an unfinished last line."""
         try:
             text = (self.place / name).read_text("ascii")
         except FileNotFoundError:
@@ -279,22 +281,22 @@ class Kept:
         return [strict_json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def find() -> list[Kept]:
-    """Return the changes of every task, oldest first, and remove what is nobody's. Raises HostError."""
+def find() -> list[StoredChanges]:
+    """Return the stored changes of every task, oldest first, and remove leftovers. Raises HostError."""
     found = []
     for place in directory().iterdir() if directory().is_dir() else ():
         try:
-            found.append(Kept(place, Meta.read(strict_json.loads((place / "meta.json").read_text("ascii")))))
+            found.append(StoredChanges(place, Meta.read(strict_json.loads((place / "meta.json").read_text("ascii")))))
         except FileNotFoundError:
             with contextlib.suppress(OSError):
                 _sweep(place)
         except (OSError, ValueError) as error:
-            raise HostError(f"`{place}` can't be read: {error}") from error
-    return sorted(found, key=lambda kept: kept.meta.began)
+            raise HostError(f"cannot read `{place}`: {error}") from error
+    return sorted(found, key=lambda stored: stored.meta.began)
 
 
 def _sweep(place: Path) -> None:
-    """Remove what somebody was making or removing and was killed over; who still does has locked it. Raises OSError."""
+    """Remove directories whose creation or removal was interrupted: nobody has them locked. Raises OSError."""
     try:
         lock = os.open(place / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -309,7 +311,7 @@ def _sweep(place: Path) -> None:
 
 
 def _clear(place: Path) -> None:
-    """Remove a directory here, its lock last: until then nobody else does. Raises OSError."""
+    """Remove a directory here, its lock file last. Raises OSError."""
     for entry in list(os.scandir(place)):
         if entry.is_dir(follow_symlinks=False):
             remove(Path(entry.path))
@@ -320,9 +322,9 @@ def _clear(place: Path) -> None:
 
 
 def remove(place: Path) -> None:
-    """Remove a directory and all below it, however deep and whatever its modes. Raises OSError.
+    """Remove a directory tree of any depth and with any modes. Raises OSError.
 
-    A task nests directories deeper than any path is long; so whatever is found inside one is brought up first.
+    A task can nest directories deeper than the longest path, so inner directories are moved up first.
     """
     place.chmod(0o700)
     number = 0

@@ -1,8 +1,7 @@
-"""Line differences of two texts as a unified diff, and three-way merges of edits that don't touch each other.
+"""Unified diff of two texts by lines, and three-way merge of edits that don't touch each other.
 
-What differs is the shortest edit script, for as long as finding it stays cheap. A task chooses one of the texts, so the
-work is bounded: where the bound is reached, all that is not the same at both ends counts as one difference. What is
-shown moves no cursor and hides nothing, whatever a task wrote.
+The difference is the shortest edit script. A task chooses one of the texts, so the work is bounded: beyond the bound,
+everything between the common beginning and the common end counts as one difference. Output escapes control characters.
 
 Source: E. W. Myers, "An O(ND) Difference Algorithm and Its Variations", 1986.
 """
@@ -32,7 +31,7 @@ def split(text: bytes) -> list[bytes]:
 
 
 def differences(old: Sequence[bytes], new: Sequence[bytes], most: int = _MOST_STEPS) -> list[Block]:
-    """Return what differs, in order; no two blocks touch. `most` bounds the steps that are taken."""
+    """Return the differing blocks, in order; no two touch. `most` bounds the number of steps."""
     numbers: dict[bytes, int] = {}  # equal lines, equal numbers: a line is looked at once however long it is
     a = [numbers.setdefault(line, len(numbers)) for line in old]
     b = [numbers.setdefault(line, len(numbers)) for line in new]
@@ -123,7 +122,7 @@ def merge(base: bytes, ours: bytes, theirs: bytes) -> bytes | None:
 
 
 def _together(low: int, ahead: list[Block], other: list[Block]) -> tuple[int, list[Block], list[Block]]:
-    """Take off both lists the blocks that overlap or touch, beginning at `low` of the base; and where they end."""
+    """Split the blocks that overlap or touch, beginning at `low` of the base, off both lists; return their end too."""
     high, mine, their = low, list[Block](), list[Block]()
     grown = True
     while grown:
@@ -137,7 +136,7 @@ def _together(low: int, ahead: list[Block], other: list[Block]) -> tuple[int, li
 
 
 def _side(lines: Sequence[bytes], blocks: list[Block], low: int, high: int) -> list[bytes] | None:
-    """Return what one side has for lines `[low:high]` of the base; None: what the base has."""
+    """Return the lines of one side for `[low:high]` of the base; None: unchanged."""
     if not blocks:
         return None
     first, last = blocks[0], blocks[-1]
@@ -145,7 +144,7 @@ def _side(lines: Sequence[bytes], blocks: list[Block], low: int, high: int) -> l
 
 
 class Counted(NamedTuple):
-    """How many lines were added and taken away."""
+    """Number of added and deleted lines."""
 
     added: int
     deleted: int
@@ -171,7 +170,7 @@ def hunks(old: bytes, new: bytes) -> Iterator[str]:
 
 
 def shown(line: bytes) -> str:
-    """Return a line without its end, every character that isn't plain to see spelled out; tabs stay."""
+    """Return a line without its end, with control and invisible characters escaped; tabs stay."""
     text = line.decode("utf-8", "surrogateescape")
     return "\t".join(visible(part) for part in text.split("\t"))
 

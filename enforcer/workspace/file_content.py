@@ -1,4 +1,4 @@
-"""Contents of files: read whole where they are small, else by their hash, and never followed into anything else."""
+"""Reads, hashes and copies file contents, with a bound on the size of texts."""
 
 import hashlib
 import os
@@ -11,35 +11,35 @@ _CHUNK: Final = 1 << 20
 
 
 def digest(descriptor: int) -> str:
-    """Return the SHA-256 of what can be read from an open file, in hex; closes it."""
+    """Return the SHA-256 of an open file in hex; closes it."""
     with os.fdopen(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of(content: bytes) -> str:
-    """Return the SHA-256 of a content, in hex."""
+    """Return the SHA-256 of bytes in hex."""
     return hashlib.sha256(content).hexdigest()
 
 
-def whole(descriptor: int) -> bytes | None:
-    """Read an open file; None where it is larger than a text may be. Closes it."""
+def read_text(descriptor: int) -> bytes | None:
+    """Read an open file; None if it is larger than a text may be. Closes it."""
     with os.fdopen(descriptor, "rb") as file:
         found = file.read(TEXT_AT_MOST + 1)
     return found if len(found) <= TEXT_AT_MOST else None
 
 
 def is_text(content: bytes) -> bool:
-    """Whether it can be shown and merged line by line."""
+    """Whether bytes can be shown and merged line by line."""
     return b"\0" not in content[:_LOOKED_AT]
 
 
-def filled(file: int) -> int:
-    """Return how many bytes of an open file are no hole. Raises OSError."""
+def count_data_bytes(file: int) -> int:
+    """Return how many bytes of an open file are data, not holes. Raises OSError."""
     return sum(end - at for at, end in _data(file, os.fstat(file).st_size))
 
 
-def pour(source: int, to: int) -> None:
-    """Copy an open file into another, holes as holes. Raises OSError."""
+def copy_sparse(source: int, to: int) -> None:
+    """Copy an open file into another, and keep its holes. Raises OSError."""
     size = os.fstat(source).st_size
     os.ftruncate(to, size)
     for begin, end in _data(source, size):
@@ -56,7 +56,7 @@ def pour(source: int, to: int) -> None:
 
 
 def _data(file: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield where there is something else than a hole: from where to where."""
+    """Yield the start and end of each range of data."""
     end = 0
     while end < size:
         try:

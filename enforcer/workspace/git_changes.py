@@ -25,22 +25,22 @@ from enforcer.workspace.git_objects import (
     PACKED,
     Difference,
     Index,
-    Scratch,
+    ScratchRepository,
     UnreadableError,
     Version,
     are_others,
-    between,
+    compare_indexes,
     deadline,
-    differences,
     index,
-    listing,
+    parse_differences,
+    parse_listing,
 )
 from enforcer.workspace.protection import Globs
 from enforcer.workspace.repository import is_sha256
-from enforcer.workspace.safe_path import Entry, What, until_nul
+from enforcer.workspace.safe_path import Entry, EntryType, until_nul
 
 if TYPE_CHECKING:
-    from enforcer.workspace.merge_decision import Sides
+    from enforcer.workspace.merge_decision import MergeInputs
 
 type _Read = Callable[[str], bytes]
 type _IsProtected = Callable[[Change], bool]
@@ -70,20 +70,20 @@ class Found(NamedTuple):
     contents: Mapping[str, bytes | None] = _NOTHING  # of those files, by their names; None: too large to show
 
 
-def look(sides: "Sides", changes: Collection[Change], is_protected: _IsProtected) -> dict[str, Found]:
+def look(inputs: "MergeInputs", changes: Collection[Change], is_protected: _IsProtected) -> dict[str, Found]:
     """Return what is to be known of changes to Git data, by path."""
     by_path = {change.path: change for change in changes}
     repositories: dict[str, dict[str, Change]] = {}
     for path, change in by_path.items():
-        place = _repository(path, sides.kept.meta.repositories)
+        place = _repository(path, inputs.stored.meta.repositories)
         if place is not None and path != place:
-            place = _module(sides, by_path, place, path)
+            place = _module(inputs, by_path, place, path)
             repositories.setdefault(place, {})[path.removeprefix(f"{place}/") if place else path] = change
     found: dict[str, Found] = {}
     ends = deadline()  # a task can make any number of repositories
     for place, inside in repositories.items():
         try:
-            found.update(_Repository(sides, place, inside, is_protected).found(ends))
+            found.update(_Repository(inputs, place, inside, is_protected).found(ends))
         except (UnreadableError, OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error)
             why = f"it can't be told what it brings: {said}"
@@ -109,23 +109,23 @@ def _is_dot_git(name: str) -> bool:
     return name == ".git" or _DOT_GIT.match(name)
 
 
-def _module(sides: "Sides", changes: Collection[str], place: str, path: str) -> str:
+def _module(inputs: "MergeInputs", changes: Collection[str], place: str, path: str) -> str:
     """Return the repository of the submodule that a path in `modules` lies in; else the one that it was found in."""
     parts = path.removeprefix(f"{place}/").split("/") if place else path.split("/")
     at = place
     while parts[0] == "modules":
         names = ("/".join(parts[:end]) for end in range(2, len(parts)))
-        inner = next((name for name in names if _stands(sides, changes, _joined(at, f"{name}/HEAD"))), None)
+        inner = next((name for name in names if _stands(inputs, changes, _joined(at, f"{name}/HEAD"))), None)
         if inner is None:
             break
         at, parts = _joined(at, inner), parts[inner.count("/") + 1 :]
     return at
 
 
-def _stands(sides: "Sides", changes: Collection[str], path: str) -> bool:
+def _stands(inputs: "MergeInputs", changes: Collection[str], path: str) -> bool:
     try:
-        with sides.acting():
-            return path in changes or sides.workspace.look(path) is not None
+        with inputs.acting():
+            return path in changes or inputs.workspace.look(path) is not None
     except OSError:
         return False
 
@@ -137,8 +137,8 @@ def _joined(place: str, name: str) -> str:
 class _Repository:
     """One repository, as the workspace has it and as the task left it."""
 
-    def __init__(self, sides: "Sides", place: str, changes: Mapping[str, Change], covers: _IsProtected) -> None:
-        self._sides = sides
+    def __init__(self, inputs: "MergeInputs", place: str, changes: Mapping[str, Change], covers: _IsProtected) -> None:
+        self._inputs = inputs
         self._place = place
         self._changes = changes  # by their paths in it
         self._covers = covers
@@ -146,7 +146,7 @@ class _Repository:
         self._prefix = f"{module.replace('/modules/', '/')}/" if module else above.rpartition("/")[0]
         self._prefix = f"{self._prefix.rstrip('/')}/" if self._prefix else ""
         self._files = {name: change for name, change in changes.items() if not _is_directory(change)}
-        self._scratch: Scratch
+        self._scratch: ScratchRepository
         self._seen: dict[frozenset[str], tuple[Difference, ...]] = {}
         self._old: dict[str, str] = {}  # what the workspace's references name
         self._reached: frozenset[str] = frozenset()  # the commits behind those
@@ -154,8 +154,8 @@ class _Repository:
     def found(self, ends: float) -> dict[str, Found]:
         """Look at all of it, until `ends`. Raises UnreadableError, OSError, ValueError."""
         found = {change.path: Found(why=why) for name, change in self._files.items() if (why := self._odd(name))}
-        meta = self._sides.kept.meta
-        with Scratch.opened((meta.uid, meta.gid), ends) as self._scratch:
+        meta = self._inputs.stored.meta
+        with ScratchRepository.opened((meta.uid, meta.gid), ends) as self._scratch:
             self._begin()
             if odd := [*self._not_objects()]:
                 found.update(
@@ -181,7 +181,7 @@ class _Repository:
         theirs = self._files[name].theirs
         if theirs is None:
             return ""
-        if theirs.what is What.LINK:
+        if theirs.what is EntryType.LINK:
             return "it is a symbolic link inside a repository"
         inner = name.removeprefix("objects/")
         if inner == name or any(each.fullmatch(inner) for each in (LOOSE, PACKED, HARMLESS)):
@@ -191,11 +191,11 @@ class _Repository:
     def _ours(self, name: str) -> bytes:
         """Read a file as the workspace has it; empty where there is none. Raises UnreadableError, OSError."""
         path = _joined(self._place, name)
-        with self._sides.acting():
-            entry = self._sides.workspace.look(path)
-            if entry is None or entry.what is What.DIRECTORY:
+        with self._inputs.acting():
+            entry = self._inputs.workspace.look(path)
+            if entry is None or entry.what is EntryType.DIRECTORY:
                 return b""
-            file = self._sides.workspace.file(path)
+            file = self._inputs.workspace.file(path)
         return _whole(file)
 
     def _now(self, name: str) -> bytes:
@@ -203,15 +203,15 @@ class _Repository:
         change = self._files.get(name)
         if change is None:
             return self._ours(name)
-        is_file = change.theirs is not None and change.theirs.what is What.FILE
-        return _whole(self._sides.their_file(change)) if is_file else b""
+        is_file = change.theirs is not None and change.theirs.what is EntryType.FILE
+        return _whole(self._inputs.their_file(change)) if is_file else b""
 
     def _begin(self) -> None:
         """Lay out the scratch repository, with nothing of the task's in it yet."""
         sha256 = is_sha256(until_nul(self._ours("config") or self._now("config")))
         objects = _joined(self._place, "objects")
-        whole = f"{self._sides.kept.meta.workspace.rstrip('/')}/{objects}"
-        there = whole if _stands(self._sides, (), objects) else ""
+        whole = f"{self._inputs.stored.meta.workspace.rstrip('/')}/{objects}"
+        there = whole if _stands(self._inputs, (), objects) else ""
         self._scratch.begin(there, sha256=sha256, shallow=self._ours("shallow"))
         self._old = self._named(self._listed(), self._ours)
         self._reached = frozenset(self._peeled(self._old.values()).values())
@@ -223,12 +223,12 @@ class _Repository:
         while pending:
             at = pending.pop()
             try:
-                with self._sides.acting():
-                    entries = list(self._sides.workspace.entries(_joined(self._place, at)))
+                with self._inputs.acting():
+                    entries = list(self._inputs.workspace.entries(_joined(self._place, at)))
             except OSError:
                 continue  # what can't be listed reaches nothing
-            pending += [f"{at}/{name}" for name, entry in entries if entry.what is What.DIRECTORY]
-            files = (f"{at}/{name}" for name, entry in entries if entry.what is What.FILE)
+            pending += [f"{at}/{name}" for name, entry in entries if entry.what is EntryType.DIRECTORY]
+            files = (f"{at}/{name}" for name, entry in entries if entry.what is EntryType.FILE)
             yield from (path for path in files if _REFERENCE.fullmatch(path))
 
     def _named(self, paths: Iterable[str], read: _Read) -> dict[str, str]:
@@ -253,12 +253,12 @@ class _Repository:
         packs: dict[str, dict[str, int]] = {}
         for name, change in self._files.items():
             inner = name.removeprefix("objects/")
-            if inner == name or change.theirs is None or change.theirs.what is not What.FILE:
+            if inner == name or change.theirs is None or change.theirs.what is not EntryType.FILE:
                 continue
-            if LOOSE.fullmatch(inner) and not self._scratch.add_loose(inner, self._sides.their_file(change)):
+            if LOOSE.fullmatch(inner) and not self._scratch.add_loose(inner, self._inputs.their_file(change)):
                 yield name
             if match := PACKED.fullmatch(inner):
-                packs.setdefault(match[1], {})[match[2]] = self._sides.their_file(change)
+                packs.setdefault(match[1], {})[match[2]] = self._inputs.their_file(change)
         for pack, files in packs.items():
             if not self._scratch.add_pack(pack, files):
                 yield from (f"objects/pack/{pack}.{end}" for end in files)
@@ -326,10 +326,10 @@ class _Repository:
         if len(commits) > _MOST_COMMITS:
             raise UnreadableError(f"it brings more than {_MOST_COMMITS} commits")
         words = "diff-tree", "--stdin", "-r", "-m", "--root", "--raw", "-z", "--no-renames", "--no-abbrev"
-        yield from differences(git(*words, "--no-ext-diff", "--no-textconv", lines=(*commits, *moves)))
+        yield from parse_differences(git(*words, "--no-ext-diff", "--no-textconv", lines=(*commits, *moves)))
         for each in tips:
             if kinds[each] == "tree":
-                yield from listing(git("ls-tree", "-r", "-z", "--full-tree", each), f"tree {each}")
+                yield from parse_listing(git("ls-tree", "-r", "-z", "--full-tree", each), f"tree {each}")
 
     def _kinds(self, names: Iterable[str]) -> list[str]:
         return self._scratch.git("cat-file", "--batch-check=%(objecttype)", lines=names).decode().splitlines()
@@ -357,9 +357,11 @@ class _Repository:
         if not version.mode:
             return None
         if not version.is_link:
-            return Entry(What.FILE, version.mode & 0o777, 0)
+            return Entry(EntryType.FILE, version.mode & 0o777, 0)
         target = self._content(version.name)
-        return Entry(What.LINK, 0o777, 0, target="/" if target is None else target.decode("utf-8", "surrogateescape"))
+        return Entry(
+            EntryType.LINK, 0o777, 0, target="/" if target is None else target.decode("utf-8", "surrogateescape")
+        )
 
     def _content(self, name: str) -> bytes | None:
         """Return a blob, if there is one and it can be shown."""
@@ -382,7 +384,7 @@ class _Repository:
             why = f"it has Git not look at {hidden[0]}{more} (skip-worktree, assume-unchanged)" if hidden else ""
             if is_odd:
                 why = "it has Git commit other trees than its files are: discard it, and `git reset` makes it anew"
-            yield name, tuple(self._covered(between(before, after))), why
+            yield name, tuple(self._covered(compare_indexes(before, after))), why
 
     def _index(self, name: str, read: _Read) -> tuple[Index, bool]:
         """Read an index, and whether it remembers other trees than its files'."""
@@ -407,8 +409,8 @@ class _Repository:
         """Return the paths of the files that an index may be split into."""
         found = {name for name in self._files if name.startswith(f"{above}sharedindex.")}
         try:
-            with self._sides.acting():
-                entries = list(self._sides.workspace.entries(_joined(self._place, above.rstrip("/")) or "."))
+            with self._inputs.acting():
+                entries = list(self._inputs.workspace.entries(_joined(self._place, above.rstrip("/")) or "."))
         except OSError:
             return found
         return found | {f"{above}{name}" for name, _ in entries if name.startswith("sharedindex.")}
@@ -421,7 +423,7 @@ def _names(said: bytes) -> list[bytes]:
 
 def _is_directory(change: Change) -> bool:
     entry = change.theirs or change.base
-    return entry is not None and entry.what is What.DIRECTORY
+    return entry is not None and entry.what is EntryType.DIRECTORY
 
 
 def _whole(file: int) -> bytes:

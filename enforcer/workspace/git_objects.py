@@ -66,7 +66,7 @@ class UnreadableError(Exception):
     """What Git data says can't be told; the text says why."""
 
 
-class Scratch:
+class ScratchRepository:
     """A bare repository of ours in a temporary directory, which `opened` removes."""
 
     def __init__(self, place: Path, owner: tuple[int, int], ends: float) -> None:
@@ -78,7 +78,7 @@ class Scratch:
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, owner: tuple[int, int], ends: float) -> Iterator["Scratch"]:
+    def opened(cls, owner: tuple[int, int], ends: float) -> Iterator["ScratchRepository"]:
         """Make one, that nothing is asked of after a `deadline`. Raises OSError."""
         with acting_as(*owner):  # and all that is written there is, as it could put links in its own directory
             place = tempfile.mkdtemp(prefix="exeat-git-")
@@ -202,7 +202,7 @@ class Scratch:
             to = self._place / name
             to.parent.mkdir(exist_ok=True)
             with open(to, "xb", buffering=0) as file:
-                file_content.pour(source, file.fileno())
+                file_content.copy_sparse(source, file.fileno())
 
 
 def deadline() -> float:
@@ -277,7 +277,7 @@ class Index(NamedTuple):
     hidden: frozenset[str]  # skip-worktree, assume-unchanged
 
 
-def differences(out: bytes) -> Iterator[Difference]:
+def parse_differences(out: bytes) -> Iterator[Difference]:
     """Read the output of `git diff-tree --stdin -r --raw -z`. Raises ValueError."""
     where = ""
     fields = iter(out.split(b"\0")[:-1])
@@ -289,7 +289,7 @@ def differences(out: bytes) -> Iterator[Difference]:
         yield Difference(os.fsdecode(next(fields)), where, _version(was_mode, was), _version(mode, now))
 
 
-def listing(out: bytes, where: str) -> Iterator[Difference]:
+def parse_listing(out: bytes, where: str) -> Iterator[Difference]:
     """Read the output of `git ls-tree -r -z`, as if there were nothing before. Raises ValueError."""
     for line in out.split(b"\0")[:-1]:
         said, _, path = line.partition(b"\t")
@@ -310,7 +310,7 @@ def index(out: bytes) -> Index:
     return Index(files, frozenset(hidden))
 
 
-def between(before: Index, after: Index) -> Iterator[Difference]:
+def compare_indexes(before: Index, after: Index) -> Iterator[Difference]:
     """Yield how two indexes differ."""
     for path, stage in sorted({*before.files, *after.files}):
         was, now = (each.files.get((path, stage), NOTHING) for each in (before, after))
@@ -323,7 +323,7 @@ def _version(mode: str, name: str) -> Version:
     return Version(number, name) if number else NOTHING
 
 
-def are_others(scratch: "Scratch", listed: "Index") -> bool:
+def are_others(scratch: "ScratchRepository", listed: "Index") -> bool:
     """Whether the index that lies in a scratch repository, as it was listed, remembers other trees than its files'.
 
     It has the names of trees that were written before (gitformat-index(5) "Cache tree"), at each directory where
@@ -352,7 +352,7 @@ def are_others(scratch: "Scratch", listed: "Index") -> bool:
     return len(written) > 1
 
 
-def _remove(scratch: "Scratch", nobody: str, paths: set[str]) -> None:
+def _remove(scratch: "ScratchRepository", nobody: str, paths: set[str]) -> None:
     """Have Git forget files, which may not be there, and the trees of all directories that they would be in."""
     if paths:
         scratch.git("update-index", "-z", "--index-info", lines=(f"0 {nobody}\t{path}" for path in paths), end=b"\0")

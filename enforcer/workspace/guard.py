@@ -27,18 +27,18 @@ from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_paths import outermost
 from enforcer.system.errors import UsageError
-from enforcer.workspace.repository import OF_REPOSITORY, Hidden, RepositoryReader
-from enforcer.workspace.repository_scan import GIT, Scan, below, of_git
+from enforcer.workspace.repository import OF_REPOSITORY, HiddenRepositoryError, RepositoryReader
+from enforcer.workspace.repository_scan import GIT, RepositoryScan, find_repositories, repository_globs
 from enforcer.workspace.safe_path import (
     TOP,
     Entry,
+    EntryType,
     Tree,
-    What,
     acting_as,
     entries,
-    joined,
-    opened_up,
+    join_path,
     read_beneath,
+    temporary_access,
 )
 from proxy.wire import strict_json
 
@@ -71,28 +71,28 @@ _AS_GIT_ADDS: Final = ("../..\n", "../..")  # git-worktree(1)
 _ANY: Final = ("*", "**")
 
 
-def directly(added: tuple[str, ...]) -> tuple[str, ...]:
+def globs_when_direct(added: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs of what is protected while a task writes its workspace itself; `added` are a rule file's.
 
     `HEAD` is what makes a repository of any directory that has the rest (git-config(1), `safe.bareRepository`).
     """
-    return (*of_git(".git"), "HEAD", *PROJECT, *added)
+    return (*repository_globs(".git"), "HEAD", *PROJECT, *added)
 
 
-def reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
+def globs_when_reviewed(added: tuple[str, ...]) -> tuple[str, ...]:
     """Return the globs of what is protected when changes are accepted: at any depth, and of all three lists."""
     git = (f"**/.git/{name}" for name in (*GIT, *_GIT_LEFT))
     return (*git, *(f"**/{glob}" for glob in (*PROJECT, *INSTALLED, *TOLD)), *added)
 
 
-class Elsewhere(NamedTuple):
+class OutsideProtection(NamedTuple):
     """What is protected in a directory that a task may write outside of its workspace."""
 
     globs: tuple[str, ...]  # relative to it
     is_covered: bool  # else a host runs or obeys all of it, so that covering it would take it back
 
 
-def elsewhere(place: str, homes: Iterable[str]) -> Elsewhere:
+def protect_outside(place: str, homes: Iterable[str]) -> OutsideProtection:
     """Return what of a directory, by its whole real path, a host runs or obeys wherever that lies.
 
     It may be a project, a part of one (`.git`, `.claude`), or a part of a home.
@@ -100,9 +100,9 @@ def elsewhere(place: str, homes: Iterable[str]) -> Elsewhere:
     parts = _parts(place)
     found = {*_meant(parts, homes)}
     if "" in found:
-        return Elsewhere(("*",), is_covered=False)
-    of_project = () if ".git" in parts else directly(())
-    return Elsewhere((*sorted(found), *of_project), is_covered=True)
+        return OutsideProtection(("*",), is_covered=False)
+    of_project = () if ".git" in parts else globs_when_direct(())
+    return OutsideProtection((*sorted(found), *of_project), is_covered=True)
 
 
 def is_obeyed(file: str, homes: Iterable[str]) -> bool:
@@ -115,7 +115,7 @@ def _meant(parts: Sequence[str], homes: Iterable[str]) -> Iterator[str]:
     tops = [home.strip("/").split("/") for home in homes]
     ends = {len(top) for top in tops if [*parts[: len(top)]] == top}
     # What a task has written in its own worktree's `gitdir` would have later ones be shown this repository
-    yield from _rests(parts, (*of_git(".git"), ".git/worktrees/*/gitdir"), range(len(parts)))
+    yield from _rests(parts, (*repository_globs(".git"), ".git/worktrees/*/gitdir"), range(len(parts)))
     yield from _rests(parts, (*PROJECT, *TOLD), (begin for begin in range(len(parts)) if begin not in ends))
     yield from _rests(parts, HOME, ends)
     for top in tops:
@@ -157,13 +157,13 @@ class Guard:
         status = os.fstat(self._tree.descriptor)
         self._owner = status.st_uid, status.st_gid
         with acting_as(*self._owner):
-            self._scan = Scan(self._tree, workspace)
+            self._scan = RepositoryScan(self._tree, workspace)
             self._reader = self._scan.reader
             places, also = self._scan.other_names, self._scan.protected_globs()
             self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
             self._nested: tuple[str, ...] = ()
             submodules = self._dots()
-            found, self.is_searched = below(self._entries) if self._scan.root != workspace else ([], True)
+            found, self.is_searched = find_repositories(self._entries) if self._scan.root != workspace else ([], True)
             nested = [dot for dot in found if dot not in submodules]
             self._nested = tuple(nested[:_MOST_NESTED])
             self.unguarded = len(nested) - len(self._nested)  # repositories below that nobody looks at
@@ -173,11 +173,11 @@ class Guard:
             known = {
                 dot: (entry, self._reader.directory(f"{workspace}/{dot}"))
                 for dot in (".git", *there)
-                if (entry := self._entry(dot)) is not None and entry.what is not What.DIRECTORY
+                if (entry := self._entry(dot)) is not None and entry.what is not EntryType.DIRECTORY
             }
         for dot, entry in there.items():
-            also = (*also, *(() if entry.what is What.DIRECTORY else (dot,)), *led[dot])
-        inner = {joined(place, name) for place in (*places, *self._nested) for name in ("worktrees", "modules")}
+            also = (*also, *(() if entry.what is EntryType.DIRECTORY else (dot,)), *led[dot])
+        inner = {join_path(place, name) for place in (*places, *self._nested) for name in ("worktrees", "modules")}
         self._git = tuple(f"{path}/" for path in (".git", *inner))
         self._globs: dict[str, list[list[str]]] = {}  # what follows, by their first part: few of those are there
         for glob in (*globs, *also):
@@ -203,7 +203,7 @@ class Guard:
 
         Of repositories below, as many as there is room for: what changes in the others is reported.
         """
-        found = [path for path in self._found if self._before[path].what in (What.FILE, What.DIRECTORY)]
+        found = [path for path in self._found if self._before[path].what in (EntryType.FILE, EntryType.DIRECTORY)]
         nested = tuple(f"{dot}/" for dot in self._nested)
         found.sort(key=lambda path: f"{path}/".startswith(nested))
         if len(found) > _MOST and not f"{found[_MOST]}/".startswith(nested):
@@ -211,7 +211,9 @@ class Guard:
         found = sorted(found[:_MOST])
         outer = [path for path in found if not any(path.startswith(other + "/") for other in found)]
         entries = {path: self._before.get(path) for path in outer}
-        self._directories = {path: entry for path, entry in entries.items() if entry and entry.what is What.DIRECTORY}
+        self._directories = {
+            path: entry for path, entry in entries.items() if entry and entry.what is EntryType.DIRECTORY
+        }
         return tuple(f"{self._workspace.rstrip('/')}/{path}" for path in outer)
 
     def _too_much(self) -> UsageError:
@@ -267,7 +269,7 @@ class Guard:
 
     def _is_directory(self, path: str) -> bool:
         entry = self._entry(path)
-        return entry is not None and entry.what is What.DIRECTORY
+        return entry is not None and entry.what is EntryType.DIRECTORY
 
     def _was_covered(self, path: str, now: Mapping[str, Entry]) -> bool:
         """Whether a path lies in a directory that was read-only for the task all the time: then it wasn't the task.
@@ -278,7 +280,7 @@ class Guard:
             there = now.get(above)
             if path.startswith(above + "/") and there is not None and there.inode == directory.inode:
                 entries = (self._before.get(path), now.get(path))
-                return all(entry is None or entry.what is What.DIRECTORY or entry.links == 1 for entry in entries)
+                return all(entry is None or entry.what is EntryType.DIRECTORY or entry.links == 1 for entry in entries)
         return False
 
     def _look(self) -> tuple[list[str], dict[str, Entry]]:
@@ -296,7 +298,7 @@ class Guard:
                 if entry is None:
                     continue
                 matched.append(path)
-                below = dict(islice(self._below(path), left + 1)) if entry.what is What.DIRECTORY else {}
+                below = dict(islice(self._below(path), left + 1)) if entry.what is EntryType.DIRECTORY else {}
                 if len(below) > left:  # then only that there are so many is known of it
                     below, entry = {}, entry._replace(size=_MANY)
                 left -= len(below)
@@ -356,7 +358,7 @@ class Guard:
         """Return where repositories are that Git goes into by itself, and those below as of the start."""
         try:
             found = [f"{path}/.git" for path in self._scan.submodules(self._reader)]
-        except Hidden:
+        except HiddenRepositoryError:
             every = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
             found = [path for path in every if not f"{path}/".startswith(".git/")]
         return [*found, *(path for path in self._nested if path not in found)]
@@ -372,12 +374,12 @@ class Guard:
                 yield from self._expanded(at, rest, depth)
             for name, inner in self._entries(at) if depth else ():
                 if not rest:
-                    yield joined(at, name)
-                if inner.what is What.DIRECTORY:
-                    yield from self._expanded(joined(at, name), parts, depth - 1)
+                    yield join_path(at, name)
+                if inner.what is EntryType.DIRECTORY:
+                    yield from self._expanded(join_path(at, name), parts, depth - 1)
             return
         for name, inner in self._named(at, part):
-            yield from self._beyond((joined(at, name), part), inner, rest, depth)
+            yield from self._beyond((join_path(at, name), part), inner, rest, depth)
 
     def _beyond(
         self, found: tuple[str, str], entry: Entry, rest: Sequence[str], depth: int = _DEEPEST
@@ -387,9 +389,9 @@ class Guard:
         A link leads to what the rest of the glob means, and a file may say where that is: `.git` does.
         """
         path, part = found
-        if not rest or entry.what is What.DIRECTORY:
+        if not rest or entry.what is EntryType.DIRECTORY:
             yield from self._expanded(path, rest, depth)
-        elif entry.what is What.LINK or (entry.what is What.FILE and "*" not in part):
+        elif entry.what is EntryType.LINK or (entry.what is EntryType.FILE and "*" not in part):
             yield path
 
     def _named(self, at: str, part: str) -> Iterator[tuple[str, Entry]]:
@@ -399,7 +401,7 @@ class Guard:
         elif "*" in part:
             matching = _matching(frozenset([part]))
             yield from ((name, entry) for name, entry in self._entries(at) if matching.fullmatch(name))
-        elif (entry := self._entry(joined(at, part))) is not None:
+        elif (entry := self._entry(join_path(at, part))) is not None:
             yield part, entry
 
     def _below(self, path: str) -> Iterator[tuple[str, Entry]]:
@@ -407,9 +409,9 @@ class Guard:
         while pending:
             above = pending.pop()
             for name, entry in self._entries(above):
-                inner = joined(above, name)
+                inner = join_path(above, name)
                 yield inner, entry
-                if entry.what is What.DIRECTORY:
+                if entry.what is EntryType.DIRECTORY:
                     pending.append(inner)
 
     def _entries(self, path: str) -> Iterator[tuple[str, Entry]]:
@@ -420,7 +422,7 @@ class Guard:
             try:
                 return self._tree.look(path)
             except PermissionError:
-                with opened_up(self._tree, os.path.dirname(path), self._owner[0]):
+                with temporary_access(self._tree, os.path.dirname(path), self._owner[0]):
                     return self._tree.look(path)
         except OSError:
             return None  # reached through a link or a mount: nothing that could be covered
@@ -436,6 +438,6 @@ def _matching(parts: frozenset[str]) -> re.Pattern[str]:
 def _is_same(before: Entry | None, now: Entry | None) -> bool:
     if before is None or now is None:
         return before is now
-    if before.what is What.DIRECTORY:
-        return now.what is What.DIRECTORY and (before.mode, before.size) == (now.mode, now.size)
+    if before.what is EntryType.DIRECTORY:
+        return now.what is EntryType.DIRECTORY and (before.mode, before.size) == (now.mode, now.size)
     return before.is_untouched(now)

@@ -13,24 +13,24 @@ from typing import Final, NamedTuple
 
 from enforcer.sandbox.system_paths import contains, refuse_write
 from enforcer.system.errors import UsageError
-from enforcer.workspace.repository import Repository, RepositoryReader, gitdir, settings
+from enforcer.workspace.repository import Repository, RepositoryReader, parse_gitdir, parse_settings
 from enforcer.workspace.safe_path import acting_as, read
 
 # What of the common directory is of the main worktree alone, or of all: a task in another has no business there
 _OF_OTHERS: Final = ("HEAD", "index", "info", "modules", "config.worktree", "rebase-merge", "rebase-apply", "sequencer")
 
 
-class Linked(NamedTuple):
+class LinkedRepository(NamedTuple):
     """The parts of a repository elsewhere that a task is shown, as real paths."""
 
     shown: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
 
 
-NOTHING: Final = Linked()
+NOTHING: Final = LinkedRepository()
 
 
-def linked(workspace: str, lets: Callable[[str, str], bool]) -> Linked:
+def find_linked_repository(workspace: str, lets: Callable[[str, str], bool]) -> LinkedRepository:
     """Return what of the repository that a workspace's `.git` names a task needs.
 
     `lets`: whether layers let a path be shown (`read`), or written (`write`).
@@ -41,7 +41,7 @@ def linked(workspace: str, lets: Callable[[str, str], bool]) -> Linked:
             return NOTHING
         owner = os.stat(workspace)
         with acting_as(owner.st_uid, owner.st_gid):
-            found = _found(workspace, dot)
+            found = _find_common_directory(workspace, dot)
             if found is None or os.stat(found).st_uid != owner.st_uid or not os.access(found, os.R_OK | os.X_OK):
                 return NOTHING
         refuse_write(found, "/nonexistent", ())
@@ -49,10 +49,10 @@ def linked(workspace: str, lets: Callable[[str, str], bool]) -> Linked:
         return NOTHING
     if not lets("read", found):
         return NOTHING
-    return Linked((found,), (found,) if lets("write", found) else ())
+    return LinkedRepository((found,), (found,) if lets("write", found) else ())
 
 
-def of_others(workspace: str, common: str) -> tuple[str, ...]:
+def list_other_worktrees(workspace: str, common: str) -> tuple[str, ...]:
     """Return what in a common directory isn't this worktree's, relative to it; nothing where it isn't its common one.
 
     Raises OSError.
@@ -62,16 +62,16 @@ def of_others(workspace: str, common: str) -> tuple[str, ...]:
         return ()
     owner = os.stat(workspace)
     with acting_as(owner.st_uid, owner.st_gid):
-        own = os.path.realpath(gitdir(dot, read(dot)))
+        own = os.path.realpath(parse_gitdir(dot, read(dot)))
     if os.path.dirname(own) != f"{common}/worktrees":
         return ()
     others = (name for name in sorted(os.listdir(f"{common}/worktrees")) if name != os.path.basename(own))
     return (*_OF_OTHERS, *(f"worktrees/{name}" for name in others))
 
 
-def unseen(workspace: str, shown: Iterable[str]) -> str:
+def explain_hidden(workspace: str, shown: Iterable[str]) -> str:
     """Say that the repository of a workspace isn't shown to a task, and what helps; empty: it is, or there is none."""
-    found = _elsewhere(workspace)
+    found = _find_repository(workspace)
     if found is None or any(contains(place, found.directory) for place in shown):
         return ""
     directory = shlex.quote(found.common)
@@ -81,20 +81,20 @@ def unseen(workspace: str, shown: Iterable[str]) -> str:
     )
 
 
-def read_only(workspace: str, shown: Iterable[str], written: Iterable[str]) -> str:
+def explain_read_only(workspace: str, shown: Iterable[str], written: Iterable[str]) -> str:
     """Say that a reviewed task can't commit, as its repository is outside of the workspace; empty: it can."""
-    found = _elsewhere(workspace)
+    found = _find_repository(workspace)
     if found is None or any(contains(place, found.directory) for place in (workspace, *written)):
         return ""
     if not any(contains(place, found.directory) for place in shown):
-        return ""  # that is said otherwise (`unseen`)
+        return ""  # that is said otherwise (`explain_hidden`)
     return (
         f"the task can't commit: a review shows the repository of this workspace, `{found.directory}`, read-only. "
         "Review the main worktree, or let the task commit with `--direct`"
     )
 
 
-def _elsewhere(workspace: str) -> Repository | None:
+def _find_repository(workspace: str) -> Repository | None:
     """Return the repository that a workspace's `.git` names, as a file or a link.
 
     An earlier task may have written it: a directory that is no repository is not named to the reader.
@@ -105,7 +105,7 @@ def _elsewhere(workspace: str) -> Repository | None:
             return None
         owner = os.stat(workspace)
         with acting_as(owner.st_uid, owner.st_gid):
-            led = os.path.realpath(dot) if os.path.islink(dot) else gitdir(dot, read(dot))
+            led = os.path.realpath(dot) if os.path.islink(dot) else parse_gitdir(dot, read(dot))
             directory = os.path.normpath(led)
             if not led or not os.path.isfile(f"{directory}/HEAD"):
                 return None
@@ -115,9 +115,9 @@ def _elsewhere(workspace: str) -> Repository | None:
         return None
 
 
-def _found(workspace: str, dot: str) -> str | None:
+def _find_common_directory(workspace: str, dot: str) -> str | None:
     """Return the repository's common directory; None where there is none that names this workspace."""
-    led = gitdir(dot, read(dot))
+    led = parse_gitdir(dot, read(dot))
     if not led:
         return None
     directory = os.path.realpath(led)
@@ -125,7 +125,7 @@ def _found(workspace: str, dot: str) -> str | None:
     if contains(workspace, directory) or contains(workspace, common) or contains(common, workspace):
         return None
     if common == directory:
-        tops = [each.value for each in settings(read(f"{directory}/config")) if each.name == "core.worktree"]
+        tops = [each.value for each in parse_settings(read(f"{directory}/config")) if each.name == "core.worktree"]
         is_its = bool(tops) and os.path.realpath(os.path.join(directory, tops[-1])) == workspace
         return directory if is_its else None
     back = read(f"{directory}/gitdir").strip()

@@ -18,8 +18,8 @@ from enforcer.system.errors import ExeatError
 from enforcer.system.started_by import starter_uid
 from enforcer.workspace import merge_decision
 from enforcer.workspace.change_store import Change
-from enforcer.workspace.merge_decision import Print, Sides
-from enforcer.workspace.safe_path import What
+from enforcer.workspace.merge_decision import ChangeDigest, MergeInputs
+from enforcer.workspace.safe_path import EntryType
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import ApprovalRequest, File, Kind
 from proxy.approvals.model import MERGING
@@ -46,10 +46,10 @@ _LARGEST: Final = 1 << 16  # bytes
 type Say = Callable[[str, float], None]  # an approval's id, and when the wait for it ends, seconds since 1970
 
 
-class Leave(NamedTuple):
+class MergeApproval(NamedTuple):
     """What may be merged of what is protected: each path of `prints` as that says, if it isn't `refused`."""
 
-    prints: Mapping[str, Print | None]
+    prints: Mapping[str, ChangeDigest | None]
     refused: str = ""  # why none of it may, in words
     approval: Approval | None = None  # that gave it, as events name it
 
@@ -58,49 +58,54 @@ class Leave(NamedTuple):
         return bool(self.refused) and self.prints.get(path) is not None
 
 
-NO_TERMS: Final = Leave({})
+NO_TERMS: Final = MergeApproval({})
 
 
-def sought(sides: Sides, changes: Iterable[Change], ask: Ask, brought: Iterable["Difference"] = ()) -> Leave:
+def request_approval(
+    inputs: MergeInputs, changes: Iterable[Change], ask: Ask, brought: Iterable["Difference"] = ()
+) -> MergeApproval:
     """Ask for the leave to merge these, where terms were kept and something would be merged. Raises HostError.
 
     `brought`: protected files that some of them bring along, which people are shown; the digest has them by the names
     of commits, as a reference's content has those.
     """
-    meta = sides.kept.meta
+    meta = inputs.stored.meta
     rules = meta.asks()
     if not rules:
         return NO_TERMS
     found = {change.path: change for change in changes}
-    seen = {path: merge_decision.print_now(sides, change) for path, change in found.items()}
+    seen = {path: merge_decision.compute_current_digest(inputs, change) for path, change in found.items()}
     wanted = [each for each in seen.values() if each is not None]
     if not wanted:
-        return Leave(seen)
-    question = about(sides, found, wanted, brought)._replace(rules=rules)
+        return MergeApproval(seen)
+    question = make_request(inputs, found, wanted, brought)._replace(rules=rules)
     answer = ask(question)
     if answer.result is not Result.GRANTED:
-        return Leave(seen, _refusal(answer))
+        return MergeApproval(seen, _refusal(answer))
     if {(grant.rule, grant.digest) for grant in answer.grants} != {(asks.rule, asks.digest) for asks in rules}:
-        return Leave(seen, f"approval {answer.approval} is for other terms than these changes were made under")
-    again = [each for path in seen if (each := merge_decision.print_now(sides, found[path])) is not None]
-    if merge_decision.digest_of(meta, again) != question.digest:
+        return MergeApproval(seen, f"approval {answer.approval} is for other terms than these changes were made under")
+    again = [each for path in seen if (each := merge_decision.compute_current_digest(inputs, found[path])) is not None]
+    if merge_decision.compute_merge_digest(meta, again) != question.digest:
         moved = f"it, or what it replaces, is not what was approved as {answer.approval}: accept again to ask anew"
-        return Leave(seen, moved)
+        return MergeApproval(seen, moved)
     given = tuple(grant.grant for grant in answer.grants)
-    return Leave(seen, "", Approval(answer.approval, Kind.MERGE, answer.by, grants=given))
+    return MergeApproval(seen, "", Approval(answer.approval, Kind.MERGE, answer.by, grants=given))
 
 
-def about(
-    sides: Sides, changes: Mapping[str, Change], wanted: Sequence[Print], brought: Iterable["Difference"] = ()
+def make_request(
+    inputs: MergeInputs,
+    changes: Mapping[str, Change],
+    wanted: Sequence[ChangeDigest],
+    brought: Iterable["Difference"] = (),
 ) -> ApprovalRequest:
     """Return what people are asked, without the rules that want it: bounded, and with the digest of all."""
-    meta = sides.kept.meta
+    meta = inputs.stored.meta
     inside = [*dict.fromkeys(brought)]
     return ApprovalRequest(
         Kind.MERGE,
-        files=(*map(_brought, inside[:_MOST_BROUGHT]), *_shown(sides, changes, wanted)),
+        files=(*map(_brought, inside[:_MOST_BROUGHT]), *_shown(inputs, changes, wanted)),
         total=len(wanted) + len(inside),
-        digest=merge_decision.digest_of(meta, wanted),
+        digest=merge_decision.compute_merge_digest(meta, wanted),
         revision=meta.revision,
     )
 
@@ -111,26 +116,26 @@ def _brought(each: "Difference") -> File:
     return File(each.path[:_LONGEST], "", each.kind.value, was, f"{now}, in {each.where}".lstrip(", "))
 
 
-def _shown(sides: Sides, changes: Mapping[str, Change], wanted: Iterable[Print]) -> tuple[File, ...]:
+def _shown(inputs: MergeInputs, changes: Mapping[str, Change], wanted: Iterable[ChangeDigest]) -> tuple[File, ...]:
     """Return what there is room to show, what may do most first."""
-    from enforcer.workspace.show_changes import count
+    from enforcer.workspace.show_changes import count_lines
 
     shown: list[File] = []
     room = _ROOM
     for each in sorted(wanted, key=_urgency)[:_MOST_SHOWN]:
-        content = each.now.content if each.now.what == What.FILE else ""
+        content = each.now.content if each.now.what == EntryType.FILE else ""
         file = File(each.path, content, each.kind, each.was.said(), each.now.said())
         room -= sum(len(os.fsencode(text)) for text in (file.path, file.was, file.now)) * 3 + 256
         if room < 0 and shown:
             break
-        is_counted = What.FILE in (each.was.what, each.now.what) and len(shown) < _MOST_COUNTED
-        lines = count(sides, changes[each.path]) if is_counted else None
+        is_counted = EntryType.FILE in (each.was.what, each.now.what) and len(shown) < _MOST_COUNTED
+        lines = count_lines(inputs, changes[each.path]) if is_counted else None
         shown.append(file if lines is None else file._replace(added=lines.added, deleted=lines.deleted))
     return tuple(shown)
 
 
-def _urgency(each: Print) -> tuple[int, bytes]:
-    return 0 if each.now.what == What.LINK else _FIRST.get(each.kind, 0), os.fsencode(each.path)
+def _urgency(each: ChangeDigest) -> tuple[int, bytes]:
+    return 0 if each.now.what == EntryType.LINK else _FIRST.get(each.kind, 0), os.fsencode(each.path)
 
 
 def _refusal(answer: Answer) -> str:
@@ -146,7 +151,7 @@ def _refusal(answer: Answer) -> str:
             return f"it needs an approval, and nobody could be asked: {answer.why or answer.result}"
 
 
-def ask(meta: "Meta", question: ApprovalRequest, say: Say) -> Answer:
+def submit(meta: "Meta", question: ApprovalRequest, say: Say) -> Answer:
     """Ask, wait for as long as the rules hold it, and return the answer: what goes wrong is one that grants nothing."""
     try:
         connection, end = registration.introduced(_who(meta), Path(meta.journal), client.PATIENCE)

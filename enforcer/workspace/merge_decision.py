@@ -25,20 +25,20 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import file_content
-from enforcer.workspace.change_store import Change, ChangeKind, Kept, mode
+from enforcer.workspace.change_store import Change, ChangeKind, StoredChanges, mode
 from enforcer.workspace.diff import merge
 from enforcer.workspace.file_content import is_text
-from enforcer.workspace.overlay_changes import Upper
-from enforcer.workspace.safe_path import Entry, Tree, What, acting_as
+from enforcer.workspace.overlay_changes import UpperLayer
+from enforcer.workspace.safe_path import Entry, EntryType, Tree, acting_as
 
 if TYPE_CHECKING:
     from enforcer.workspace.change_store import Meta
 
 
 @contextlib.contextmanager
-def opened(kept: Kept) -> Iterator[Tree]:
+def opened(stored: StoredChanges) -> Iterator[Tree]:
     """Open the workspace that the changes belong to. Raises HostError where another stands there now."""
-    meta = kept.meta
+    meta = stored.meta
     try:
         tree = Tree.open(meta.workspace)
     except OSError as error:
@@ -51,29 +51,29 @@ def opened(kept: Kept) -> Iterator[Tree]:
         tree.close()
 
 
-class Sides:
+class MergeInputs:
     """All of them. What is opened is the caller's to close."""
 
-    def __init__(self, kept: Kept, workspace: Tree | None, upper: Upper) -> None:
+    def __init__(self, stored: StoredChanges, workspace: Tree | None, upper: UpperLayer) -> None:
         """Take what `opened` opened."""
-        self.kept = kept
+        self.stored = stored
         self._workspace = workspace
         self._upper = upper
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, kept: Kept, *, to_look: bool = False) -> Iterator[Self]:
+    def opened(cls, stored: StoredChanges, *, to_look: bool = False) -> Iterator[Self]:
         """Open them. Raises HostError; where there is only something `to_look` at, the workspace may be gone."""
         with contextlib.ExitStack() as made:
             workspace = None
             try:
-                workspace = made.enter_context(opened(kept))
+                workspace = made.enter_context(opened(stored))
             except HostError:
                 if not to_look:
                     raise
-            upper = Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            upper = UpperLayer(os.open(stored.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             made.callback(upper.close)
-            yield cls(kept, workspace, upper)
+            yield cls(stored, workspace, upper)
 
     @property
     def workspace(self) -> Tree:
@@ -84,7 +84,7 @@ class Sides:
 
     def acting(self) -> contextlib.AbstractContextManager[None]:
         """Look and write in the workspace as its owner."""
-        return acting_as(self.kept.meta.uid, self.kept.meta.gid)
+        return acting_as(self.stored.meta.uid, self.stored.meta.gid)
 
     def ours(self, change: Change) -> Entry | None:
         """Return what stands at a path now. Raises OSError."""
@@ -107,8 +107,8 @@ class Sides:
         """
         source = self.their_file(change)
         try:
-            with tempfile.TemporaryFile(dir=self.kept.place, buffering=0) as file:
-                file_content.pour(source, file.fileno())
+            with tempfile.TemporaryFile(dir=self.stored.place, buffering=0) as file:
+                file_content.copy_sparse(source, file.fileno())
                 copy = os.dup(file.fileno())
         finally:
             os.close(source)
@@ -121,18 +121,18 @@ class Sides:
 
     def base_copy(self, change: Change) -> int:
         """Open a copy of what stood at a path at the start. Raises OSError."""
-        return os.open(self.kept.place / "base" / change.copy, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.open(self.stored.place / "base" / change.copy, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def texts(self, change: Change) -> tuple[bytes, bytes, bytes] | None:
         """Return base, ours and theirs; None where one of them is not there or too large. Raises OSError."""
         if not change.copy:
             return None
-        base = file_content.whole(self.base_copy(change))
-        ours, theirs = file_content.whole(self.our_file(change)), file_content.whole(self.their_file(change))
+        base = file_content.read_text(self.base_copy(change))
+        ours, theirs = file_content.read_text(self.our_file(change)), file_content.read_text(self.their_file(change))
         return None if base is None or ours is None or theirs is None else (base, ours, theirs)
 
 
-class Way(StrEnum):
+class MergeMethod(StrEnum):
     """What is to be done about a change; the first is the closed one."""
 
     CONFLICT = "conflict"
@@ -142,29 +142,29 @@ class Way(StrEnum):
     MERGE = "merged"
 
 
-class Settled(NamedTuple):
+class MergeResult(NamedTuple):
     """What is to be done, and why nothing is; `content` and `mode` are of a merged file."""
 
-    way: Way
+    way: MergeMethod
     why: str = ""
     content: bytes = b""
     mode: int = 0
 
 
-def decide(change: Change, ours: Entry | None, sides: Sides) -> Settled:
+def decide(change: Change, ours: Entry | None, inputs: MergeInputs) -> MergeResult:
     """Decide on one change. `ours` is what stands there now."""
     if change.kind is ChangeKind.LEFT_OUT:
-        return Settled(Way.LEFT_OUT, "devices, sockets and FIFOs are not carried over")
-    if _is_base(change, ours, sides):
-        return Settled(Way.TAKE)
-    if _is_theirs(change, ours, sides):
-        return Settled(Way.ALREADY)
+        return MergeResult(MergeMethod.LEFT_OUT, "devices, sockets and FIFOs are not carried over")
+    if _is_base(change, ours, inputs):
+        return MergeResult(MergeMethod.TAKE)
+    if _is_theirs(change, ours, inputs):
+        return MergeResult(MergeMethod.ALREADY)
     base, theirs = change.base, change.theirs
     if not change.known or base is None or ours is None or theirs is None:
-        return Settled(Way.CONFLICT, _one_sided(change, ours))
-    if not ours.what is base.what is theirs.what is What.FILE:
-        return Settled(Way.CONFLICT, "both sides made something else of it")
-    return _merged(change, base, ours, theirs, sides)
+        return MergeResult(MergeMethod.CONFLICT, _one_sided(change, ours))
+    if not ours.what is base.what is theirs.what is EntryType.FILE:
+        return MergeResult(MergeMethod.CONFLICT, "both sides made something else of it")
+    return _merged(change, base, ours, theirs, inputs)
 
 
 def _one_sided(change: Change, ours: Entry | None) -> str:
@@ -177,51 +177,53 @@ def _one_sided(change: Change, ours: Entry | None) -> str:
     return "it is in the workspace by now, and the task made another"
 
 
-def _is_base(change: Change, ours: Entry | None, sides: Sides) -> bool:
+def _is_base(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:
     base = change.base
     if not change.known or base is None or ours is None:
         return change.known and base is None and ours is None
     if base.what is not ours.what:
         return False
-    if base.what is What.DIRECTORY:
-        return change.theirs is None or change.theirs.what is not What.DIRECTORY or mode(base) == mode(ours)
-    if base.what is What.LINK:
+    if base.what is EntryType.DIRECTORY:
+        return change.theirs is None or change.theirs.what is not EntryType.DIRECTORY or mode(base) == mode(ours)
+    if base.what is EntryType.LINK:
         return base.target == ours.target
     if base.is_untouched(ours):
         return True
-    alike = base.what is What.FILE and change.digest and base.size == ours.size and mode(base) == mode(ours)
-    return bool(alike) and change.digest == file_content.digest(sides.our_file(change))
+    alike = base.what is EntryType.FILE and change.digest and base.size == ours.size and mode(base) == mode(ours)
+    return bool(alike) and change.digest == file_content.digest(inputs.our_file(change))
 
 
-def _is_theirs(change: Change, ours: Entry | None, sides: Sides) -> bool:
+def _is_theirs(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:
     theirs = change.theirs
     if ours is None or theirs is None:
         return ours is theirs
     if ours.what is not theirs.what:
         return False
-    if ours.what is What.DIRECTORY:
+    if ours.what is EntryType.DIRECTORY:
         return change.base is None or mode(ours) == mode(theirs)
-    if ours.what is What.LINK:
+    if ours.what is EntryType.LINK:
         return ours.target == theirs.target
-    alike = ours.what is What.FILE and ours.size == theirs.size and mode(ours) == mode(theirs)
-    return alike and file_content.digest(sides.our_file(change)) == file_content.digest(sides.their_file(change))
+    alike = ours.what is EntryType.FILE and ours.size == theirs.size and mode(ours) == mode(theirs)
+    return alike and file_content.digest(inputs.our_file(change)) == file_content.digest(inputs.their_file(change))
 
 
-def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, sides: Sides) -> Settled:
+def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, inputs: MergeInputs) -> MergeResult:
     if mode(base) not in (mode(ours), mode(theirs)) and mode(ours) != mode(theirs):
-        return Settled(Way.CONFLICT, "both sides changed its mode")
+        return MergeResult(MergeMethod.CONFLICT, "both sides changed its mode")
     if not change.copy:
-        return Settled(Way.CONFLICT, "both sides changed it, and there is no copy of what it was at the start")
-    texts = sides.texts(change)
+        return MergeResult(
+            MergeMethod.CONFLICT, "both sides changed it, and there is no copy of what it was at the start"
+        )
+    texts = inputs.texts(change)
     if texts is None or not all(map(is_text, texts)):
-        return Settled(Way.CONFLICT, "both sides changed it, and it can't be merged line by line")
+        return MergeResult(MergeMethod.CONFLICT, "both sides changed it, and it can't be merged line by line")
     content = merge(*texts)
     if content is None:
-        return Settled(Way.CONFLICT, "both sides changed the same lines")
-    return Settled(Way.MERGE, "", content, mode(theirs) if mode(base) == mode(ours) else mode(ours))
+        return MergeResult(MergeMethod.CONFLICT, "both sides changed the same lines")
+    return MergeResult(MergeMethod.MERGE, "", content, mode(theirs) if mode(base) == mode(ours) else mode(ours))
 
 
-class Thing(NamedTuple):
+class FileState(NamedTuple):
     """What stands at a path; empty: nothing does."""
 
     what: str = ""
@@ -234,51 +236,53 @@ class Thing(NamedTuple):
         match self.what:
             case "":
                 return ""
-            case What.LINK:
+            case EntryType.LINK:
                 return f"link to {shlex.quote(self.content)}"
-            case What.FILE:
+            case EntryType.FILE:
                 return f"file {self.mode:04o}, {self.size} {'byte' if self.size == 1 else 'bytes'}"
             case _:
                 return f"{self.what} {self.mode:04o}"
 
 
-NOTHING = Thing()
+NOTHING = FileState()
 
 
-class Print(NamedTuple):
+class ChangeDigest(NamedTuple):
     """What merging one change does."""
 
     path: str
     kind: str
-    was: Thing  # in the workspace
-    now: Thing  # once it is merged
+    was: FileState  # in the workspace
+    now: FileState  # once it is merged
 
 
-def print_now(sides: Sides, change: Change) -> Print | None:
+def compute_current_digest(inputs: MergeInputs, change: Change) -> ChangeDigest | None:
     """Return what merging a change would do at this moment; None: nothing would be merged."""
     try:
-        ours = sides.ours(change)
-        settled = decide(change, ours, sides)
-        if settled.way not in (Way.TAKE, Way.MERGE):
+        ours = inputs.ours(change)
+        settled = decide(change, ours, inputs)
+        if settled.way not in (MergeMethod.TAKE, MergeMethod.MERGE):
             return None
-        taken = settled.way is Way.TAKE and change.theirs is not None and change.theirs.what is What.FILE
-        theirs = file_content.digest(sides.their_file(change)) if taken else ""
-        return print_of(sides, change, ours, settled, theirs)
+        taken = settled.way is MergeMethod.TAKE and change.theirs is not None and change.theirs.what is EntryType.FILE
+        theirs = file_content.digest(inputs.their_file(change)) if taken else ""
+        return compute_change_digest(inputs, change, ours, settled, theirs)
     except OSError:
         return None  # what can't be read is not merged either
 
 
-def print_of(sides: Sides, change: Change, ours: Entry | None, settled: Settled, theirs: str) -> Print:
+def compute_change_digest(
+    inputs: MergeInputs, change: Change, ours: Entry | None, settled: MergeResult, theirs: str
+) -> ChangeDigest:
     """Return what is about to be done; `theirs` is the SHA-256 of the file that is taken. Raises OSError."""
-    was = NOTHING if ours is None else _thing(ours, lambda: file_content.digest(sides.our_file(change)))
-    if settled.way is Way.MERGE:
-        now = Thing(What.FILE, settled.mode, file_content.digest_of(settled.content), len(settled.content))
+    was = NOTHING if ours is None else _thing(ours, lambda: file_content.digest(inputs.our_file(change)))
+    if settled.way is MergeMethod.MERGE:
+        now = FileState(EntryType.FILE, settled.mode, file_content.digest_of(settled.content), len(settled.content))
     else:
         now = NOTHING if change.theirs is None else _thing(change.theirs, lambda: theirs)
-    return Print(change.path, change.kind.value, was, now)
+    return ChangeDigest(change.path, change.kind.value, was, now)
 
 
-def digest_of(meta: "Meta", prints: Iterable[Print]) -> str:
+def compute_merge_digest(meta: "Meta", prints: Iterable[ChangeDigest]) -> str:
     """Return the SHA-256 of what would be merged, of which task and into which workspace, in hex."""
     found = hashlib.sha256(json.dumps([meta.id, meta.workspace, meta.device, meta.inode]).encode())
     for each in sorted(prints):
@@ -286,9 +290,9 @@ def digest_of(meta: "Meta", prints: Iterable[Print]) -> str:
     return found.hexdigest()
 
 
-def _thing(entry: Entry, read: Callable[[], str]) -> Thing:
-    if entry.what is What.LINK:
-        return Thing(What.LINK, 0, entry.target)
-    if entry.what is What.FILE:
-        return Thing(What.FILE, mode(entry), read(), entry.size)
-    return Thing(entry.what, mode(entry))
+def _thing(entry: Entry, read: Callable[[], str]) -> FileState:
+    if entry.what is EntryType.LINK:
+        return FileState(EntryType.LINK, 0, entry.target)
+    if entry.what is EntryType.FILE:
+        return FileState(EntryType.FILE, mode(entry), read(), entry.size)
+    return FileState(entry.what, mode(entry))

@@ -28,8 +28,8 @@ from typing import IO, Final, NamedTuple
 import msgspec
 
 from enforcer.workspace import file_content
-from enforcer.workspace.change_store import Change, Kept, Meta, mode
-from enforcer.workspace.safe_path import TOP, Entry, Tree, What, acting_as, joined
+from enforcer.workspace.change_store import Change, Meta, StoredChanges, mode
+from enforcer.workspace.safe_path import TOP, Entry, EntryType, Tree, acting_as, join_path
 from proxy.wire import strict_json
 
 
@@ -41,7 +41,7 @@ class Listing(NamedTuple):
     entries: dict[str, Entry]
 
 
-class Known(NamedTuple):
+class KnownFile(NamedTuple):
     """What stood at a path at the start; `known` is False where that can't be said, whatever `entry` is."""
 
     known: bool
@@ -57,17 +57,17 @@ class Snapshot:
         self._lines = lines
         self._listings: dict[str, Listing] = {}  # that were asked for: of a large tree few are
 
-    def lookup(self, path: str) -> Known:
+    def lookup(self, path: str) -> KnownFile:
         """Return what stood at a path."""
         above, _, name = path.rpartition("/")
         listing = self._listing(above or TOP)
         if listing is None:
-            known, entry = self.lookup(above) if above else Known(known=False, entry=None)
-            return Known(known and (entry is None or entry.what is not What.DIRECTORY), None)
+            known, entry = self.lookup(above) if above else KnownFile(known=False, entry=None)
+            return KnownFile(known and (entry is None or entry.what is not EntryType.DIRECTORY), None)
         entry = listing.entries.get(name)
         if entry is None:
-            return Known(listing.is_whole, None)
-        return Known(listing.is_here and entry.changed < self._start, entry)
+            return KnownFile(listing.is_whole, None)
+        return KnownFile(listing.is_here and entry.changed < self._start, entry)
 
     def below(self, path: str) -> Iterator[str]:
         """Yield the path of every name below a directory, what is in a directory after the directory."""
@@ -76,9 +76,9 @@ class Snapshot:
             above = pending.pop()
             listing = self._listing(above)
             for name, entry in listing.entries.items() if listing is not None else ():
-                inner = joined(above, name)
+                inner = join_path(above, name)
                 yield inner
-                if entry.what is What.DIRECTORY:
+                if entry.what is EntryType.DIRECTORY:
                     pending.append(inner)
 
     def names(self, path: str) -> tuple[str, ...]:
@@ -109,8 +109,8 @@ def walk(tree: Tree, start: int) -> Iterator[tuple[str, Listing]]:
             is_here = is_here and changed < start
         yield path, Listing(is_here, is_here and changed < start, entries)
         for name, entry in entries.items():
-            if entry.what is What.DIRECTORY:
-                pending.append((joined(path, name), is_here))
+            if entry.what is EntryType.DIRECTORY:
+                pending.append((join_path(path, name), is_here))
 
 
 def write_snapshot(tree: Tree, start: int, to: Path) -> None:
@@ -135,7 +135,7 @@ _PATH_MAX: Final = 4096  # bytes (limits.h), with the NUL
 _ROOM: Final = 256 + 32  # for a name in a directory, and for the one that it is made under (`place`)
 
 
-class Upper(Tree):
+class UpperLayer(Tree):
     """An upper layer. Its files are ours: what can't be opened for the mode a task gave it is given another."""
 
     def _open(self, path: str, flags: int) -> int:
@@ -186,11 +186,11 @@ def _open_up(place: int) -> None:
         os.chmod(f"/proc/self/fd/{place}", found | 0o700)
 
 
-def changes(upper: Upper, snapshot: Snapshot, longest: int) -> Iterator[Change]:
+def changes(upper: UpperLayer, snapshot: Snapshot, longest: int) -> Iterator[Change]:
     """Yield every change, in no order. Contents are not compared: a file that was only touched is among them.
 
-    A directory that can't be read, or whose path has more than `longest` bytes, is a change that is left out: nobody
-    could open what is in it.
+    A directory that can't be read, or whose path has more than `longest` bytes, is a change that is left out: its
+    content can't be opened.
     """
     pending = [(TOP, False)]
     while pending:
@@ -201,23 +201,23 @@ def changes(upper: Upper, snapshot: Snapshot, longest: int) -> Iterator[Change]:
         except OSError:
             entries = None
         if entries is None:
-            yield Change(above, False, None, Entry(What.OTHER, 0, 0))
+            yield Change(above, False, None, Entry(EntryType.OTHER, 0, 0))
             continue
         for name, entry in entries.items():
-            path = joined(above, name)
+            path = join_path(above, name)
             known, base = snapshot.lookup(path)
-            is_directory = base is not None and base.what is What.DIRECTORY
-            if entry.what is not What.DIRECTORY:
+            is_directory = base is not None and base.what is EntryType.DIRECTORY
+            if entry.what is not EntryType.DIRECTORY:
                 if is_directory:
                     yield from _all_gone(snapshot, path)
-                yield Change(path, known, base, None if entry.what is What.WHITEOUT else entry)
+                yield Change(path, known, base, None if entry.what is EntryType.WHITEOUT else entry)
                 continue
             if base is None or not is_directory or mode(base) != mode(entry):
                 yield Change(path, known, base, entry)
             pending.append((path, hidden or not is_directory))
         for name in snapshot.names(above) if hidden else ():
             if name not in entries:
-                path = joined(above, name)
+                path = join_path(above, name)
                 yield from _all_gone(snapshot, path)
                 yield Change(path, *snapshot.lookup(path), None)
 
@@ -234,40 +234,42 @@ class Copy(NamedTuple):
     digest: str
 
 
-def keep(kept: Kept, workspace: Tree, layer: Tree) -> None:
+def keep(stored: StoredChanges, workspace: Tree, layer: Tree) -> None:
     """Copy until killed. Raises OSError, ValueError."""
-    with open(kept.place / "base.jsonl", encoding="ascii") as file:
-        start = read_snapshot(file, kept.meta.start)
+    with open(stored.place / "base.jsonl", encoding="ascii") as file:
+        start = read_snapshot(file, stored.meta.start)
     seen: set[str] = set()
     while True:
         began = time.monotonic()
         for path, base in _changed(layer, start, seen):
             seen.add(path)
-            copy_one(kept, workspace, path, base)
+            copy_one(stored, workspace, path, base)
         time.sleep(max(_EVERY, _SHARE * (time.monotonic() - began)))
 
 
-def copy_one(kept: Kept, workspace: Tree, path: str, base: Entry) -> Copy | None:
+def copy_one(stored: StoredChanges, workspace: Tree, path: str, base: Entry) -> Copy | None:
     """Copy what stands at a path if it is what stood there at the start. Raises OSError where it can't be kept."""
-    old = untouched(kept, workspace, path, base, file_content.whole)
+    old = read_if_untouched(stored, workspace, path, base, file_content.read_text)
     if old is None:
         return None
     copy = Copy(file_content.digest_of(os.fsencode(path)), file_content.digest_of(old))
-    (kept.place / "base" / copy.name).write_bytes(old)
-    with open(kept.place / _FILE, "a", encoding="ascii") as file:
+    (stored.place / "base" / copy.name).write_bytes(old)
+    with open(stored.place / _FILE, "a", encoding="ascii") as file:
         file.write(json.dumps([path, *copy]) + "\n")
     return copy
 
 
-def copies(kept: Kept) -> dict[str, Copy]:
+def copies(stored: StoredChanges) -> dict[str, Copy]:
     """Return what was copied, by path."""
-    return {str(path): Copy(str(name), str(digest)) for path, name, digest in kept.lines(_FILE)}
+    return {str(path): Copy(str(name), str(digest)) for path, name, digest in stored.lines(_FILE)}
 
 
-def untouched[T](kept: Kept, workspace: Tree, path: str, base: Entry, read: Callable[[int], T | None]) -> T | None:
+def read_if_untouched[T](
+    stored: StoredChanges, workspace: Tree, path: str, base: Entry, read: Callable[[int], T | None]
+) -> T | None:
     """Read what stood at a path at the start; None where something was done to it since, or it can't be read."""
     try:
-        with acting_as(kept.meta.uid, kept.meta.gid):
+        with acting_as(stored.meta.uid, stored.meta.gid):
             before = workspace.look(path)
             found = read(workspace.file(path))
             after = workspace.look(path)
@@ -286,45 +288,49 @@ def _changed(layer: Tree, start: Snapshot, seen: set[str]) -> Iterator[tuple[str
         except OSError:
             continue  # gone again, or closed by the task: at the end it is opened
         for name, entry in entries:
-            path = joined(above, name)
+            path = join_path(above, name)
             known, base = start.lookup(path)
             if not known or base is None:
                 continue
-            if entry.what is base.what is What.DIRECTORY:
+            if entry.what is base.what is EntryType.DIRECTORY:
                 pending.append(path)
-            elif entry.what is base.what is What.FILE and path not in seen and base.size <= file_content.TEXT_AT_MOST:
+            elif (
+                entry.what is base.what is EntryType.FILE
+                and path not in seen
+                and base.size <= file_content.TEXT_AT_MOST
+            ):
                 yield path, base
 
 
 def gather(
-    kept: Kept, workspace: Tree, wait: Callable[[], None] = lambda: None, most: int | None = None
+    stored: StoredChanges, workspace: Tree, wait: Callable[[], None] = lambda: None, most: int | None = None
 ) -> list[Change]:
-    """Return every change, in the order of their paths, and keep them. `wait` waits for whoever makes the snapshot.
+    """Return every change, in the order of their paths, and store them.
 
-    `most`: how many the caller has memory for. The caller has locked `kept`. Raises OSError, ValueError, and E2BIG for
-    more than that.
+    `wait` waits for the process that makes the snapshot.
+    `most`: the limit on their number. The caller has locked `stored`. Raises OSError (E2BIG beyond `most`), ValueError.
     """
-    layer = Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))
+    layer = UpperLayer(os.open(stored.upper, os.O_PATH | os.O_DIRECTORY))
     try:
         found: list[Change] = []
         if any(layer.entries(TOP)):
             wait()
-            start = _snapshot(kept, workspace)
-            every = changes(layer, start, longest(kept.meta))
+            start = _snapshot(stored, workspace)
+            every = changes(layer, start, max_path_length(stored.meta))
             everything = sorted(every if most is None else islice(every, most + 1), key=by_path)
             if most is not None and len(everything) > most:
                 raise OSError(errno.E2BIG, f"they are more than {most}")
-            early = copies(kept)
-            compared = (_compared(change, kept, workspace, layer, early) for change in everything)
+            early = copies(stored)
+            compared = (_compared(change, stored, workspace, layer, early) for change in everything)
             found = [change for change in compared if change is not None]
-        kept.record(found)
+        stored.record(found)
     finally:
         layer.close()
-    (kept.place / "base.jsonl").unlink(missing_ok=True)
+    (stored.place / "base.jsonl").unlink(missing_ok=True)
     return found
 
 
-def longest(meta: Meta) -> int:
+def max_path_length(meta: Meta) -> int:
     """Return how many bytes the path of a directory may have in which something can be put in place."""
     return _PATH_MAX - len(os.fsencode(meta.workspace)) - _ROOM
 
@@ -334,26 +340,28 @@ def by_path(change: Change) -> bytes:
     return os.fsencode(change.path)
 
 
-def _snapshot(kept: Kept, workspace: Tree) -> Snapshot:
-    path = kept.place / "base.jsonl"
+def _snapshot(stored: StoredChanges, workspace: Tree) -> Snapshot:
+    path = stored.place / "base.jsonl"
     if not path.exists():  # whoever made it was stopped: what was not touched since can still be told
-        write_snapshot(workspace, kept.meta.start, path)
+        write_snapshot(workspace, stored.meta.start, path)
     with open(path, encoding="ascii") as file:
-        return read_snapshot(file, kept.meta.start)
+        return read_snapshot(file, stored.meta.start)
 
 
-def _compared(change: Change, kept: Kept, workspace: Tree, layer: Tree, early: Mapping[str, Copy]) -> Change | None:
+def _compared(
+    change: Change, stored: StoredChanges, workspace: Tree, layer: Tree, early: Mapping[str, Copy]
+) -> Change | None:
     """Return a change with what can be kept of what it began from; None where there is no difference to that."""
     base, theirs = change.base, change.theirs
     if base is None or theirs is None or base.what is not theirs.what or not change.known:
         return change
-    if base.what is not What.FILE:
-        return None if base.what is What.LINK and base.target == theirs.target else change
+    if base.what is not EntryType.FILE:
+        return None if base.what is EntryType.LINK and base.target == theirs.target else change
     is_alike = base.size == theirs.size and mode(base) == mode(theirs)
     if base.size > file_content.TEXT_AT_MOST:
-        digest = untouched(kept, workspace, change.path, base, file_content.digest) if is_alike else None
+        digest = read_if_untouched(stored, workspace, change.path, base, file_content.digest) if is_alike else None
         return None if digest is not None and digest == file_content.digest(layer.file(change.path)) else change
-    copy = early.get(change.path) or copy_one(kept, workspace, change.path, base)
+    copy = early.get(change.path) or copy_one(stored, workspace, change.path, base)
     if copy is None:
         return change
     is_same = is_alike and copy.digest == file_content.digest(layer.file(change.path))

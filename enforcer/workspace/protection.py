@@ -21,11 +21,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from enforcer.workspace.change_store import Change, ChangeKind
-from enforcer.workspace.safe_path import Entry, What
+from enforcer.workspace.safe_path import Entry, EntryType
 
 if TYPE_CHECKING:
     from enforcer.workspace.git_changes import Found
-    from enforcer.workspace.merge_decision import Sides
+    from enforcer.workspace.merge_decision import MergeInputs
 
 
 _BELOW: Final = "(?:/.*)?"
@@ -146,11 +146,11 @@ class Protection:
         named = " and ".join(sorted({group for group in groups if group is not None}))
         self.also = "" if not groups else f", and an approval{' of ' if named else ''}{named}"
 
-    def look(self, sides: "Sides", changes: Collection[Change]) -> None:
+    def look(self, inputs: "MergeInputs", changes: Collection[Change]) -> None:
         """See which of all changes bring protected files along in a commit or an index: those are protected, too."""
         from enforcer.workspace import git_changes  # most tasks' changes aren't of Git data
 
-        self.git = git_changes.look(sides, changes, self.covers)
+        self.git = git_changes.look(inputs, changes, self.covers)
 
     def needs(self, change: Change) -> tuple[str, ...]:
         """Return the paths that have to be said before a change is accepted: its own, or those of what it brings."""
@@ -169,17 +169,17 @@ class Protection:
 
     def _covers(self, change: Change) -> bool:
         theirs, stood = change.theirs, change.base
-        if theirs is not None and theirs.what in (What.FILE, What.LINK) and _is_head(change.path):
+        if theirs is not None and theirs.what in (EntryType.FILE, EntryType.LINK) and _is_head(change.path):
             return True
         if _is_anybodys(theirs) and not _is_anybodys(stood):
             return self._globs.match(change.path) or self._globs.above(change.path)
-        if theirs is not None and theirs.what is What.DIRECTORY and change.kind is ChangeKind.ADDED:
+        if theirs is not None and theirs.what is EntryType.DIRECTORY and change.kind is ChangeKind.ADDED:
             return False  # does nothing by itself
         if change.leads_out or self._globs.match(change.path):
             return True
-        if theirs is not None and theirs.what is What.LINK and self._globs.reach(change.path):
+        if theirs is not None and theirs.what is EntryType.LINK and self._globs.reach(change.path):
             return True
-        either = any(side is not None and side.what is not What.DIRECTORY for side in (stood, theirs))
+        either = any(side is not None and side.what is not EntryType.DIRECTORY for side in (stood, theirs))
         return either and self._globs.above(change.path)
 
 
@@ -189,4 +189,4 @@ def _is_head(path: str) -> bool:
 
 
 def _is_anybodys(entry: Entry | None) -> bool:
-    return entry is not None and entry.what is What.DIRECTORY and bool(entry.mode & stat.S_IWOTH)
+    return entry is not None and entry.what is EntryType.DIRECTORY and bool(entry.mode & stat.S_IWOTH)

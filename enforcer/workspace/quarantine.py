@@ -1,12 +1,10 @@
 """Quarantine: moves protected files that a task made where none were out of its workspace until they are accepted.
 
-Mounts keep what is there from being changed, and no name from being made (`guard`). So once nothing of the task runs
-any more, what it has made there is moved to where the changes of reviewed tasks are kept, and is accepted as those are.
-If it was somebody on the host who made it, they find it there, too.
+Mounts protect existing files, but can't prevent new names (`guard`). So once the task has ended, its new protected
+files are moved to the store of reviewed changes, and are accepted like those. A file of a host process is moved too.
 
-What can't be taken out, `renamed` leaves in the workspace under another name, where nothing that a host runs looks: a
-task can prevent the move by a FIFO or a great many names, by a full disk, or where changes are kept on another file
-system. A name takes no room and isn't copied.
+A task can prevent the move by a FIFO, a great many names or a full disk. Then `rename_aside` renames the file within
+the workspace, to a name that no program of the host looks for. A rename needs no space and copies nothing.
 """
 
 import contextlib
@@ -21,9 +19,19 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import file_content, overlay_changes
-from enforcer.workspace.change_store import Kept, Meta, remove
-from enforcer.workspace.overlay_changes import Known, Snapshot, by_path, longest
-from enforcer.workspace.safe_path import MODE, Entry, Tree, What, acting_as, entries, joined, open_up, opened_up
+from enforcer.workspace.change_store import Meta, StoredChanges, remove
+from enforcer.workspace.overlay_changes import KnownFile, Snapshot, by_path, max_path_length
+from enforcer.workspace.safe_path import (
+    MODE,
+    Entry,
+    EntryType,
+    Tree,
+    acting_as,
+    entries,
+    give_access,
+    join_path,
+    temporary_access,
+)
 from proxy.telemetry.visible import visible
 
 if TYPE_CHECKING:
@@ -32,77 +40,77 @@ if TYPE_CHECKING:
 _ACCEPTABLE: Final = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR})
 _MOST: Final = 10_000  # names that are taken out: each is a change that somebody has to look at
 _MOST_BYTES: Final = 1 << 30  # in all: others' changes are kept there, and mostly the journal
-_ABOVE: Final = Entry(What.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
+_ABOVE: Final = Entry(EntryType.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
 _NONE: Final = MappingProxyType[str, str]({})
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PREFIX: Final = ".exeat-aside-"
 
 
-class Aside(NamedTuple):
+class Quarantined(NamedTuple):
     """What is kept now, and what couldn't be taken out: paths."""
 
     changes: "list[Change]"
     left: list[str]
 
 
-class _Nothing(Snapshot):
+class _EmptySnapshot(Snapshot):
     """A start at which nothing stood at some paths."""
 
     def __init__(self, paths: Collection[str]) -> None:
         super().__init__(0, {})
         self._paths = paths
 
-    def lookup(self, path: str) -> Known:
-        return Known(known=True, entry=_ABOVE if any(each.startswith(f"{path}/") for each in self._paths) else None)
+    def lookup(self, path: str) -> KnownFile:
+        return KnownFile(known=True, entry=_ABOVE if any(each.startswith(f"{path}/") for each in self._paths) else None)
 
 
-def put_aside(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[str, str] = _NONE) -> Aside:
+def quarantine_files(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[str, str] = _NONE) -> Quarantined:
     """Take what stands at `paths`, none of which lies below another, out of a workspace. Raises HostError.
 
     `now`: where some of it stands by now, so that nobody finds it meanwhile. Nothing of the task runs any more.
     """
-    kept = Kept.create(meta)
+    stored = StoredChanges.create(meta)
     left = _MOST
     moved: list[str] = []
     changes: list[Change] = []
     try:
-        with contextlib.closing(overlay_changes.Upper(os.open(kept.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
+        with contextlib.closing(overlay_changes.UpperLayer(os.open(stored.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
             copying = _Copying(workspace, layer, (meta.uid, meta.gid))
             for path in paths:
                 # The thing itself, too: a directory that is moved has a `..` to write
                 at = now.get(path, path)
-                with contextlib.suppress(OSError), opened_up(workspace, at, meta.uid):
+                with contextlib.suppress(OSError), temporary_access(workspace, at, meta.uid):
                     left -= _names(workspace, at, meta.uid, left)
                     _move(workspace, layer, at, path, copying)
                 if layer.look(path) is not None:
                     moved.append(path)
-            changes = sorted(overlay_changes.changes(layer, _Nothing(moved), longest(meta)), key=by_path)
+            changes = sorted(overlay_changes.changes(layer, _EmptySnapshot(moved), max_path_length(meta)), key=by_path)
         if moved:
-            kept.record(changes)
+            stored.record(changes)
         else:
-            kept.remove()
+            stored.remove()
     except OSError as error:
         said = visible(error.strerror or str(error))
         raise HostError(
-            f"what was made of protected files is in `{kept.place}`, and couldn't be noted: {said}"
+            f"what was made of protected files is in `{stored.place}`, and couldn't be noted: {said}"
         ) from error
     finally:
-        kept.unlock()
-    return Aside(changes, [path for path in paths if _stands(workspace, now.get(path, path), meta.uid)])
+        stored.unlock()
+    return Quarantined(changes, [path for path in paths if _stands(workspace, now.get(path, path), meta.uid)])
 
 
 def _names(workspace: Tree, at: str, owner: int, most: int) -> int:
     """Count the names below a path. Raises OSError where there are more than `most`: it stays then."""
     count, pending = 1, [at]
     entry = workspace.look(at)
-    while pending and entry is not None and entry.what is What.DIRECTORY:
+    while pending and entry is not None and entry.what is EntryType.DIRECTORY:
         above = pending.pop()
         for name, inner in entries(workspace, above, owner):
             count += 1
             if count > most:
                 raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
-            if inner.what is What.DIRECTORY:
-                pending.append(joined(above, name))
+            if inner.what is EntryType.DIRECTORY:
+                pending.append(join_path(above, name))
     if count > most:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     return count
@@ -110,7 +118,7 @@ def _names(workspace: Tree, at: str, owner: int, most: int) -> int:
 
 def _stands(workspace: Tree, path: str, owner: int) -> bool:
     try:
-        with opened_up(workspace, os.path.dirname(path), owner):
+        with temporary_access(workspace, os.path.dirname(path), owner):
             return workspace.look(path) is not None
     except OSError:
         return True  # for all that is known
@@ -170,7 +178,7 @@ class _Copying:
         for each, entry in reversed(done):
             above, name = self._workspace.parent(each, os.O_PATH)
             try:
-                if entry.what is What.DIRECTORY:
+                if entry.what is EntryType.DIRECTORY:
                     os.rmdir(name, dir_fd=above)
                 elif entry.is_same_file(self._workspace.look(each)):
                     os.unlink(name, dir_fd=above)
@@ -185,25 +193,25 @@ class _Copying:
                 raise OSError(errno.E2BIG, f"it has more than {_MOST} names")
             with acting_as(*self.owner):
                 entry = self._workspace.look(at)
-                open_up(self._workspace, at, self.owner[0])  # all of it is about to be removed
+                give_access(self._workspace, at, self.owner[0])  # all of it is about to be removed
                 opened = self._workspace.look(at)
-                is_directory = opened is not None and opened.what is What.DIRECTORY
+                is_directory = opened is not None and opened.what is EntryType.DIRECTORY
                 inner = list(self._workspace.entries(at)) if is_directory else []
             if entry is None or opened is None:
                 raise OSError(errno.ENOENT, "it is gone again")
             self._make(at, path, entry)
             done.append((at, opened))
-            pending += [(joined(at, name), joined(path, name)) for name, _ in inner]
+            pending += [(join_path(at, name), join_path(path, name)) for name, _ in inner]
 
     def _make(self, at: str, path: str, entry: Entry) -> None:
         name, to = os.path.basename(path), _room(self._layer, path)
         try:
             match entry.what:
-                case What.DIRECTORY:
+                case EntryType.DIRECTORY:
                     os.mkdir(name, entry.mode & MODE | 0o700, dir_fd=to)
-                case What.LINK:
+                case EntryType.LINK:
                     os.symlink(entry.target, name, dir_fd=to)
-                case What.FILE:
+                case EntryType.FILE:
                     self._fill(os.open(name, _NEW, 0o600, dir_fd=to), at, entry)
                 case _:
                     raise OSError(errno.EPERM, "it is nothing that could be accepted")
@@ -215,10 +223,10 @@ class _Copying:
             with acting_as(*self.owner):
                 source = self._workspace.file(at)
             try:
-                self._left -= file_content.filled(source)
+                self._left -= file_content.count_data_bytes(source)
                 if self._left < 0:
                     raise OSError(errno.EFBIG, "it is larger than what is copied")
-                file_content.pour(source, file)
+                file_content.copy_sparse(source, file)
             finally:
                 os.close(source)
             os.fchmod(file, entry.mode & MODE)
@@ -230,7 +238,7 @@ class _Copying:
         made = self._layer.look(path)
         above, name = self._layer.parent(path, os.O_PATH)
         try:
-            if made is not None and made.what is What.DIRECTORY:
+            if made is not None and made.what is EntryType.DIRECTORY:
                 remove(Path(f"/proc/self/fd/{above}", name))
             elif made is not None:
                 os.unlink(name, dir_fd=above)
@@ -238,11 +246,11 @@ class _Copying:
             os.close(above)
 
 
-def renamed(workspace: Tree, paths: Iterable[str], owner: int) -> dict[str, str]:
+def rename_aside(workspace: Tree, paths: Iterable[str], owner: int) -> dict[str, str]:
     """Give what stands at `paths`, if it is its owner's, another name. Returns which, by the old one."""
     found: dict[str, str] = {}
     for path in paths:
-        with contextlib.suppress(OSError), opened_up(workspace, path, owner):
+        with contextlib.suppress(OSError), temporary_access(workspace, path, owner):
             found[path] = _rename(workspace, path, owner)
     return found
 

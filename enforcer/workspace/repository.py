@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from enforcer.workspace.safe_path import TOP, Entry, Tree, What, read, read_beneath, regular
+from enforcer.workspace.safe_path import TOP, Entry, EntryType, Tree, open_regular, read, read_beneath
 
 OF_REPOSITORY: Final = ("HEAD", "objects", "refs")  # what Git takes a directory for a repository by
 _ESCAPES: Final = {"n": "\n", "t": "\t", "b": "\b"}
@@ -33,7 +33,7 @@ _EXTENDED, _LENGTH = 0x4000, 0xFFF  # of flags
 _NOTHING: Final = MappingProxyType[str, tuple[Entry, str]]({})
 
 
-class Hidden(Exception):  # noqa: N818  what they may be
+class HiddenRepositoryError(Exception):
     """What is linked can't be told."""
 
 
@@ -44,7 +44,7 @@ class Setting(NamedTuple):
     value: str
 
 
-def settings(text: str) -> Iterator[Setting]:
+def parse_settings(text: str) -> Iterator[Setting]:
     """Yield what a configuration says; what can't be read is passed over."""
     section = ""
     lines = iter(text.replace("\r\n", "\n").split("\n"))  # Git knows no other end of a line
@@ -103,10 +103,12 @@ def _value(text: str, more: Iterator[str]) -> str:
 
 def is_sha256(configuration: str) -> bool:
     """Whether a configuration says that the names of objects are SHA-256, not SHA-1."""
-    return any(each.name == "extensions.objectformat" and each.value == "sha256" for each in settings(configuration))
+    return any(
+        each.name == "extensions.objectformat" and each.value == "sha256" for each in parse_settings(configuration)
+    )
 
 
-def gitdir(dot: str, text: str) -> str:
+def parse_gitdir(dot: str, text: str) -> str:
     """Return where the text of a `.git` file says that its repository is; empty: nowhere."""
     said = text.removeprefix("gitdir:").strip() if text.startswith("gitdir:") else ""
     return os.path.join(os.path.dirname(dot), said) if said else ""
@@ -140,7 +142,7 @@ class RepositoryReader:
         """Return the repository that a `.git` is, or leads to; None: there is none, or it is hidden."""
         try:
             directory = self.directory(dot)
-        except Hidden:
+        except HiddenRepositoryError:
             return None
         return Repository(directory, self.common(directory)) if directory else None
 
@@ -148,25 +150,25 @@ class RepositoryReader:
         """Return the directory that a `.git` is, or leads to; empty: to none. Raises Hidden for one that is changed."""
         inside = self._inside(dot)
         if inside is None:
-            return dot if os.path.isdir(dot) else gitdir(dot, read(dot))
+            return dot if os.path.isdir(dot) else parse_gitdir(dot, read(dot))
         tree, path = inside
         try:
             entry, known = tree.look(path), (self._known or _NOTHING).get(path)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return ""  # Git goes over no link
-            raise Hidden from error
-        if entry is None or entry.what is What.DIRECTORY:
+            raise HiddenRepositoryError from error
+        if entry is None or entry.what is EntryType.DIRECTORY:
             return "" if entry is None else dot
         if self._known is None:
-            target = entry.target if entry.what is What.LINK else gitdir(dot, read_beneath(tree, path))
+            target = entry.target if entry.what is EntryType.LINK else parse_gitdir(dot, read_beneath(tree, path))
             led = os.path.normpath(os.path.join(os.path.dirname(dot), target)) if target else ""
             # Only the workspace's own `.git` may lead elsewhere
             return led if path == ".git" or self.is_inside(led) else ""
         if known is None:
             return ""  # nothing goes there once it is put aside
         if not known[0].is_same_file(entry):
-            raise Hidden
+            raise HiddenRepositoryError
         return known[1]
 
     def common(self, directory: str) -> str:
@@ -197,7 +199,7 @@ class RepositoryReader:
                     continue  # Git takes none that lead out
                 seen.add(inner)
                 if len(seen) > _MOST_SUBMODULES or depth == _DEEPEST:
-                    raise Hidden
+                    raise HiddenRepositoryError
                 found.append(inner)
                 dot = f"{root}/{inner}/.git"
                 if led := self.directory(dot):
@@ -213,16 +215,16 @@ class RepositoryReader:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise Hidden from error
+                raise HiddenRepositoryError from error
             left -= len(data)
             if left < 0:
-                raise Hidden
+                raise HiddenRepositoryError
             if self._known is None and not any(mode in data for mode in _AS_GIT_WRITES):
                 continue  # no task writes yet: an index of very many files needs no second look
             try:
                 yield from _entries(data, self._hash_size(directory))
             except (struct.error, IndexError, ValueError) as error:
-                raise Hidden from error
+                raise HiddenRepositoryError from error
 
     def _hash_size(self, directory: str) -> int:
         common = self.common(directory)
@@ -248,7 +250,7 @@ class RepositoryReader:
         """Open a regular file to read it. Raises OSError."""
         inside = self._inside(path)
         if inside is None:
-            return regular(os.open(path, os.O_PATH | os.O_CLOEXEC), path)
+            return open_regular(os.open(path, os.O_PATH | os.O_CLOEXEC), path)
         return inside[0].file(inside[1])
 
     def _text(self, path: str, by: str) -> str:
@@ -272,7 +274,7 @@ def _entries(data: bytes, size: int) -> Iterator[str]:
     if mark != b"DIRC" or version not in {2, 3, 4}:
         raise ValueError
     if version == 4 and b"IEOT" in data:
-        raise Hidden  # names don't all go on from the one before
+        raise HiddenRepositoryError  # names don't all go on from the one before
     at, name = _HEAD.size, b""
     for _ in range(count):
         mode = int.from_bytes(data[at + 24 : at + 28]) & _KIND
@@ -292,7 +294,7 @@ def _entries(data: bytes, size: int) -> Iterator[str]:
         if at > len(data):
             raise ValueError
         if mode == _TREE:
-            raise Hidden
+            raise HiddenRepositoryError
         if mode == _LINK:
             yield os.fsdecode(name).rstrip("/")
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
-from enforcer.workspace.repository import OF_REPOSITORY, Repository, RepositoryReader, Setting, settings
-from enforcer.workspace.safe_path import TOP, Entry, Tree, What, joined, read, read_beneath
+from enforcer.workspace.repository import OF_REPOSITORY, Repository, RepositoryReader, Setting, parse_settings
+from enforcer.workspace.safe_path import TOP, Entry, EntryType, Tree, join_path, read, read_beneath
 
 _MOST_FILES: Final = 100  # files
 _INCLUDED: Final = frozenset({"include.path", "includeif.path"})
@@ -44,7 +44,7 @@ GIT: Final = (
 )  # fmt: skip
 
 
-def obeyed_of_user() -> frozenset[str]:
+def list_user_git_files() -> frozenset[str]:
     """Return the whole real paths of what the user's configuration has Git read or run in every repository."""
     said = _said(_of_user(), read, lambda _at, _path: True)
     paths = (path for at, setting in said for path in _paths(at, setting, "") if os.path.isabs(path))
@@ -63,7 +63,7 @@ def _said(
     seen = {*pending}
     while pending:
         at = pending.pop()
-        for setting in settings(read_one(at)):
+        for setting in parse_settings(read_one(at)):
             yield at, setting
             path = _whole(setting.value, os.path.dirname(at)) if setting.name in _INCLUDED else at
             if path not in seen and len(seen) < _MOST_FILES:
@@ -91,7 +91,7 @@ def _whole(path: str, above: str) -> str:
     return os.path.join(above, os.path.expanduser(path))
 
 
-class Scan:
+class RepositoryScan:
     """Repositories of a workspace before its task starts. Make and use it as the workspace's owner."""
 
     def __init__(self, tree: Tree, workspace: str) -> None:
@@ -128,12 +128,12 @@ class Scan:
         # The user's own configuration counts without a repository
         found = self._repository or Repository(f"{self._workspace}/.git", "")
         named = self._named(f"{found.common or found.directory}/config")
-        return (*(glob for place in self.other_names for glob in of_git(place)), *named)
+        return (*(glob for place in self.other_names for glob in repository_globs(place)), *named)
 
     def globs_of(self, dot: str) -> tuple[str, ...]:
         """Return what is protected of the repository that a `.git` in the workspace is, or leads to. Raises Hidden."""
         led = self.reader.directory(f"{self._workspace}/{dot}")
-        return tuple(glob for place in (self._inside(led) if led else ()) for glob in of_git(place))
+        return tuple(glob for place in (self._inside(led) if led else ()) for glob in repository_globs(place))
 
     def submodules(self, reader: RepositoryReader) -> list[str]:
         """Return the paths of all submodules, as the index has them; a bare repository has none. Raises Hidden.
@@ -155,11 +155,14 @@ class Scan:
         found: dict[str, None] = {}
 
         def read_one(at: str) -> str:
-            own = _beneath(self._workspace, at)
+            own = _relative_to_workspace(self._workspace, at)
             return read(at) if own is None else read_beneath(self._tree, own)
 
         def may_name(at: str, path: str) -> bool:
-            return _beneath(self._workspace, at) is None or _beneath(self._workspace, path) is not None
+            return (
+                _relative_to_workspace(self._workspace, at) is None
+                or _relative_to_workspace(self._workspace, path) is not None
+            )
 
         of_repository = (configuration, f"{os.path.dirname(configuration)}/config.worktree")
         for at, setting in _said((*_of_user(), *of_repository), read_one, may_name):
@@ -175,8 +178,10 @@ class Scan:
         """Return a whole path relative to the workspace, if it lies in there: by its name, and where that leads to."""
         if not path:
             return ()
-        name = _beneath(self._workspace, path)
-        leads = _beneath(self._workspace, os.path.realpath(path)) if name is None else self._tree.leads(name)
+        name = _relative_to_workspace(self._workspace, path)
+        leads = (
+            _relative_to_workspace(self._workspace, os.path.realpath(path)) if name is None else self._tree.leads(name)
+        )
         return tuple(dict.fromkeys(each for each in (name, leads) if each is not None))
 
     def _is_file(self, path: str) -> bool:
@@ -184,16 +189,16 @@ class Scan:
             entry = self._tree.look(path)
         except OSError:
             return False
-        return entry is not None and entry.what is What.FILE
+        return entry is not None and entry.what is EntryType.FILE
 
 
-def _beneath(workspace: str, path: str) -> str | None:
+def _relative_to_workspace(workspace: str, path: str) -> str | None:
     """Return a whole path relative to a workspace, if it is said to lie in there: nothing is looked at."""
     name = os.path.relpath(path, workspace)
     return None if name == ".." or name.startswith("../") else name
 
 
-def below(entries: Callable[[str], Iterable[tuple[str, Entry]]]) -> tuple[list[str], bool]:
+def find_repositories(entries: Callable[[str], Iterable[tuple[str, Entry]]]) -> tuple[list[str], bool]:
     """Return the `.git` of each repository below the top, and each bare repository there, the nearest first.
 
     And whether all was looked through: of very many directories only the nearest are, those in repositories last.
@@ -213,13 +218,13 @@ def below(entries: Callable[[str], Iterable[tuple[str, Entry]]]) -> tuple[list[s
             found.append(at)
             continue
         if at != TOP and ".git" in listed:
-            found.append(joined(at, ".git"))
+            found.append(join_path(at, ".git"))
             queue = inside_one
-        directories = sorted(name for name, entry in listed.items() if entry.what is What.DIRECTORY)
-        queue += (joined(at, name) for name in directories if name != ".git" and name not in _PACKAGES)
+        directories = sorted(name for name, entry in listed.items() if entry.what is EntryType.DIRECTORY)
+        queue += (join_path(at, name) for name in directories if name != ".git" and name not in _PACKAGES)
     return found, not pending and not inside_one
 
 
-def of_git(place: str) -> tuple[str, ...]:
+def repository_globs(place: str) -> tuple[str, ...]:
     """Return the globs of what is protected in a repository that lies there."""
     return tuple(os.path.normpath(f"{place}/{name}") for name in GIT)

@@ -13,9 +13,9 @@ from enforcer.sandbox.identity import IdMap
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError, UsageError
 from enforcer.workspace import guard, overlay_changes
-from enforcer.workspace.change_store import Kept, Meta
+from enforcer.workspace.change_store import Meta, StoredChanges
 from enforcer.workspace.overlay_changes import gather
-from enforcer.workspace.repository_scan import Scan
+from enforcer.workspace.repository_scan import RepositoryScan
 from enforcer.workspace.safe_path import MODE, Tree, acting_as
 from proxy.telemetry.visible import visible
 from rules.decision import RequiredApproval
@@ -58,31 +58,31 @@ class Review:
             raise HostError(f"the workspace `{wanted.workspace}` cannot be opened: {error.strerror}") from error
         status = os.fstat(self._workspace.descriptor)
         with acting_as(status.st_uid, status.st_gid):
-            scan = Scan(self._workspace, wanted.workspace)
+            scan = RepositoryScan(self._workspace, wanted.workspace)
             also = scan.protected_globs()
         meta = meta_of(wanted, sandbox_state, journal, status, also)
-        self.kept = Kept.create(replace(meta, repositories=scan.other_names))
+        self.stored = StoredChanges.create(replace(meta, repositories=scan.other_names))
         self._snapshot = -1  # the process that notes what is there
         self._noted = -1  # from which nothing more can be read once it has
         try:
-            self.layers = Layers(str(self.kept.upper.parent), self._give(who, status))
+            self.layers = Layers(str(self.stored.upper.parent), self._give(who, status))
             self._snapshot = self._fork()
         except OSError as error:
-            self.kept.remove()
-            raise HostError(f"the task's changes cannot be kept in `{self.kept.place}`: {error.strerror}") from error
+            self.stored.remove()
+            raise HostError(f"the task's changes cannot be kept in `{self.stored.place}`: {error.strerror}") from error
 
     def finish(self) -> "list[Change]":
         """Gather what the task, which has ended, has changed; keep nothing where that is nothing. Raises HostError."""
         try:
-            changes = gather(self.kept, self._workspace, self._wait, _MOST)
+            changes = gather(self.stored, self._workspace, self._wait, _MOST)
             if not changes:
                 self._stop()
-                self.kept.remove()
+                self.stored.remove()
         except (OSError, ValueError) as error:
             why = visible(str(error))
             raise HostError(
-                f"the task's changes are kept in `{self.kept.place}`, and could not be gathered: {why}; "
-                f"`exeat changes {self.kept.meta.id}` tries again"
+                f"the task's changes are kept in `{self.stored.place}`, and could not be gathered: {why}; "
+                f"`exeat changes {self.stored.meta.id}` tries again"
             ) from error
         return changes
 
@@ -90,9 +90,9 @@ class Review:
         """Let go of everything; what the task changed stays, if it is anything. Idempotent."""
         self._stop()
         with contextlib.suppress(OSError):
-            if self.kept.place.exists() and not any(self.kept.upper.iterdir()):
-                self.kept.remove()
-        self.kept.unlock()
+            if self.stored.place.exists() and not any(self.stored.upper.iterdir()):
+                self.stored.remove()
+        self.stored.unlock()
         if self.layers.tree is not None:
             os.close(self.layers.tree)
             self.layers = Layers(self.layers.path, None)
@@ -102,7 +102,7 @@ class Review:
 
     def _give(self, who: "Identity", status: os.stat_result) -> int | None:
         """Make the layers such that the task owns in them what it owns in the workspace, and init the rest."""
-        upper, layers = self.kept.upper, self.kept.upper.parent
+        upper, layers = self.stored.upper, self.stored.upper.parent
         upper.chmod(status.st_mode & MODE)  # a merged directory is what it is in the upper layer
         if not who.privileged:
             return None
@@ -125,9 +125,11 @@ class Review:
                 linux.die_with_parent(signal.SIGKILL, parent)
                 linux.keep_only({0, 1, 2, self._workspace.descriptor, tell})
                 os.nice(_NICE)
-                overlay_changes.write_snapshot(self._workspace, self.kept.meta.start, self.kept.place / "base.jsonl")
+                overlay_changes.write_snapshot(
+                    self._workspace, self.stored.meta.start, self.stored.place / "base.jsonl"
+                )
                 os.close(tell)
-                overlay_changes.keep(self.kept, self._workspace, Tree.open(os.path.realpath(self.kept.upper)))
+                overlay_changes.keep(self.stored, self._workspace, Tree.open(os.path.realpath(self.stored.upper)))
             finally:
                 os._exit(0)  # without it, what is certain is found out at the end
         os.close(tell)
@@ -170,7 +172,7 @@ def meta_of(
         gid=status.st_gid,
         began=time.time_ns(),
         start=0,
-        protected=(*guard.reviewed(wanted.box.protected), *also),
+        protected=(*guard.globs_when_reviewed(wanted.box.protected), *also),
         journal=os.path.abspath(journal),
         **(_terms(wanted) if wanted.box.approval else {}),
     )

@@ -3,8 +3,8 @@
 - `Tree` looks up every path anew from the open directory; the kernel refuses symbolic links, `..`, magic links and
   other mounts on it (openat2(2)).
 - `acting_as` does so with the rights of the workspace's owner alone.
-- `opened_up` gives an owner temporary access to what it has closed to itself with chmod(2): such a directory hides
-  nothing from a program that knows a name in it.
+- `temporary_access` gives an owner temporary access to a directory that it closed to itself with chmod(2). A program
+  that knows a name in such a directory can still use it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _WANTED: Final = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o400}
 LARGEST: Final = 1 << 20  # bytes of a file that is read
 
 
-class What(StrEnum):
+class EntryType(StrEnum):
     """What stands at a path."""
 
     OTHER = "other"  # a device, a socket or a FIFO: nothing that is ever carried over
@@ -38,13 +38,13 @@ class What(StrEnum):
     DIRECTORY = "directory"
 
 
-_WHAT: Final = {stat.S_IFREG: What.FILE, stat.S_IFLNK: What.LINK, stat.S_IFDIR: What.DIRECTORY}
+_WHAT: Final = {stat.S_IFREG: EntryType.FILE, stat.S_IFLNK: EntryType.LINK, stat.S_IFDIR: EntryType.DIRECTORY}
 
 
 class Entry(NamedTuple):
     """One name in a directory, as lstat(2) has it. Sizes in bytes, times in ns since 1970."""
 
-    what: What
+    what: EntryType
     mode: int
     inode: int
     size: int = 0
@@ -100,7 +100,7 @@ class Tree:
 
     def file(self, path: str) -> int:
         """Open a regular file for reading: nothing else is opened. Raises OSError, ELOOP where it is something else."""
-        return regular(self._open(path, os.O_PATH), path)
+        return open_regular(self._open(path, os.O_PATH), path)
 
     def leads(self, path: str) -> str | None:
         """Return where a path leads over links that stay below this directory; None: elsewhere, or nowhere."""
@@ -118,7 +118,7 @@ class Tree:
     def look(self, path: str) -> Entry | None:
         """Return what stands at a path, None where nothing does. Raises OSError where it can't be known."""
         if "/" not in path:
-            return look_in(self.descriptor, path)
+            return stat_name(self.descriptor, path)
         try:
             try:
                 above, name = self.parent(path)
@@ -129,7 +129,7 @@ class Tree:
                 return None
             raise
         try:
-            return look_in(above, name)
+            return stat_name(above, name)
         finally:
             os.close(above)
 
@@ -138,7 +138,7 @@ class Tree:
         descriptor = self.directory(path)
         try:
             for name in sorted(os.listdir(descriptor)):
-                entry = look_in(descriptor, name, self.device)
+                entry = stat_name(descriptor, name, self.device)
                 if entry is not None:
                     yield name, entry
         finally:
@@ -152,7 +152,7 @@ class Tree:
         try:
             with os.scandir(directory) as names:
                 for each in names:
-                    entry = look_in(directory, each.name, self.device)
+                    entry = stat_name(directory, each.name, self.device)
                     if entry is not None:
                         yield each.name, entry
         finally:
@@ -162,7 +162,7 @@ class Tree:
         return linux.openat2(self.descriptor, path, flags | os.O_NOFOLLOW, _RESOLVE)
 
 
-def regular(place: int, path: str) -> int:
+def open_regular(place: int, path: str) -> int:
     """Open for reading what is opened with O_PATH; closes that. Raises OSError, ELOOP for no regular file.
 
     Opening anything else may do something, or wait.
@@ -175,38 +175,38 @@ def regular(place: int, path: str) -> int:
         os.close(place)
 
 
-def look_in(directory: int, name: str, device: int | None = None) -> Entry | None:
+def stat_name(directory: int, name: str, device: int | None = None) -> Entry | None:
     """Return what a name in an open directory is; None: nothing, or nothing on `device`. Raises OSError."""
     try:
         status = os.lstat(name, dir_fd=directory)
-        what = _WHAT.get(stat.S_IFMT(status.st_mode), What.OTHER)
+        what = _WHAT.get(stat.S_IFMT(status.st_mode), EntryType.OTHER)
         if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-            what = What.WHITEOUT
-        target = os.readlink(name, dir_fd=directory) if what is What.LINK else ""
+            what = EntryType.WHITEOUT
+        target = os.readlink(name, dir_fd=directory) if what is EntryType.LINK else ""
     except OSError as error:
         if error.errno in _GONE:
             return None
         raise
     if device is not None and status.st_dev != device:
         return None
-    return of_status(status, what, target)
+    return entry_from_status(status, what, target)
 
 
-def of_status(status: os.stat_result, what: What, target: str = "") -> Entry:
+def entry_from_status(status: os.stat_result, what: EntryType, target: str = "") -> Entry:
     """Make an entry of what stat(2) says."""
     return Entry(
         what,
         stat.S_IMODE(status.st_mode),
         status.st_ino,
-        0 if what is What.DIRECTORY else status.st_size,
-        0 if what is What.DIRECTORY else status.st_mtime_ns,
+        0 if what is EntryType.DIRECTORY else status.st_size,
+        0 if what is EntryType.DIRECTORY else status.st_mtime_ns,
         status.st_ctime_ns,
         status.st_nlink,
         target,
     )
 
 
-def joined(above: str, name: str) -> str:
+def join_path(above: str, name: str) -> str:
     """Return the path of a name in a directory."""
     return name if above == TOP else f"{above}/{name}"
 
@@ -233,7 +233,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened_up(tree: Tree, path: str, owner: int) -> Iterator[None]:
+def temporary_access(tree: Tree, path: str, owner: int) -> Iterator[None]:
     """Give an owner rights to the directories on the way to a path and to what is there, as far as they are its own."""
     with contextlib.ExitStack() as restored:
         at = os.dup(tree.descriptor)
@@ -260,15 +260,15 @@ def entries(tree: Tree, path: str, owner: int) -> Iterator[tuple[str, Entry]]:
         try:
             directory = tree.directory(path)
         except PermissionError:
-            lent.enter_context(opened_up(tree, path, owner))
+            lent.enter_context(temporary_access(tree, path, owner))
             directory = tree.directory(path)
         else:
             if os.fstat(directory).st_mode & _LISTED != _LISTED:
-                lent.enter_context(opened_up(tree, path, owner))
+                lent.enter_context(temporary_access(tree, path, owner))
         yield from tree.listed(directory)
 
 
-def open_up(tree: Tree, path: str, owner: int) -> None:
+def give_access(tree: Tree, path: str, owner: int) -> None:
     """Give an owner rights to what is at a path for good. Raises OSError."""
     place = tree.place(path)
     try:
@@ -303,7 +303,7 @@ def _restore(place: int, mode: int) -> None:
 def read(path: str) -> str:
     """Read a small file up to a NUL, which no path has in it; empty where it is none."""
     try:
-        return _until_nul(regular(os.open(path, os.O_PATH | os.O_CLOEXEC), path))
+        return _until_nul(open_regular(os.open(path, os.O_PATH | os.O_CLOEXEC), path))
     except OSError:
         return ""
 

@@ -16,9 +16,9 @@ from enforcer.sandbox.system_paths import contains, home_directories
 from enforcer.system.errors import HostError
 from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
 from enforcer.system.notices import print_notice
-from enforcer.workspace.guard import Elsewhere, Guard, directly, elsewhere, is_obeyed
-from enforcer.workspace.linked_worktree import of_others, read_only, unseen
-from enforcer.workspace.repository_scan import obeyed_of_user
+from enforcer.workspace.guard import Guard, OutsideProtection, globs_when_direct, is_obeyed, protect_outside
+from enforcer.workspace.linked_worktree import explain_hidden, explain_read_only, list_other_worktrees
+from enforcer.workspace.repository_scan import list_user_git_files
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode
 
@@ -35,7 +35,7 @@ _SHOWN = 5  # paths that are said
 _BY_REVIEW: Final = ", or let the task do it under `--review`"
 
 
-class Report(NamedTuple):
+class PlaceReport(NamedTuple):
     """What a task has done to what is protected in one place: paths, relative to a workspace and else whole."""
 
     differing: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Report(NamedTuple):
     said: tuple[str, ...] = ()
 
 
-class Guarded:
+class GuardedPlace:
     """One place. Close it."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Guarded:
         self._globs = tuple(globs)
         self._number = number
         self._covered = covered
-        self._refused = _Refused(place, guard) if covered else None
+        self._refused = _DeniedConfigWrite(place, guard) if covered else None
         self._called: dict[str, str] | None = None  # what was made, by another name; None: nobody has looked
 
     def paths(self) -> tuple[str, ...]:
@@ -68,22 +68,22 @@ class Guarded:
             self._called = self._called_otherwise(self._guard.made_at_once()) if self._covered else {}
         return {self._named(path): self._named(name) for path, name in self._called.items()}
 
-    def finish(self, meta: "Callable[[], Meta]") -> Report:
+    def finish(self, meta: "Callable[[], Meta]") -> PlaceReport:
         """Put aside what the task made, and tell what differs. `meta`: whose it is, as of the workspace."""
         self.hide()
         called = self._called or {}
         changed = self._guard.changed()
         if not self._covered:
             paths = tuple(map(self._named, changed))
-            line = f"this host runs or obeys what was changed; look at it first: {some(paths)}"
-            return Report(paths, said=(line,) if paths else ())
+            line = f"this host runs or obeys what was changed; look at it first: {name_some(paths)}"
+            return PlaceReport(paths, said=(line,) if paths else ())
         made = sorted({*called, *self._guard.made(changed)})
         kept, left, said = self._put_aside(meta(), made, called) if made else ((), [], [])
         aside = [path for path in made if path not in left]
         called |= self._called_otherwise([path for path in left if path not in called])
         if names := [f"{self._named(path)} is {self._named(called[path])}" for path in left if path in called]:
             told = "protected files that weren't there and can't be put aside have other names now"
-            said.append(f"{told}: {some(names)}")
+            said.append(f"{told}: {name_some(names)}")
         while self._guard.is_cut and self._called_otherwise(self._guard.made(self._guard.changed())):
             pass  # of those that a task made without number, no more than some are in memory at a time
         gone = {*aside, *called}
@@ -102,8 +102,8 @@ class Guarded:
             said.append(f"`{visible(self._place)}` {told}: name those far below with `--write`, or they aren't guarded")
         if stay:
             told = "protected files are not what they were; look at them before anything runs them"
-            said.append(f"{told}: {some([*map(self._named, stay)])}")
-        return Report(tuple(map(self._named, differing)), kept, tuple(said))
+            said.append(f"{told}: {name_some([*map(self._named, stay)])}")
+        return PlaceReport(tuple(map(self._named, differing)), kept, tuple(said))
 
     def close(self) -> None:
         """Look no more."""
@@ -114,7 +114,7 @@ class Guarded:
     def _put_aside(
         self, meta: "Meta", made: Sequence[str], called: dict[str, str]
     ) -> "tuple[tuple[Change, ...], list[str], list[str]]":
-        from enforcer.workspace.quarantine import put_aside
+        from enforcer.workspace.quarantine import quarantine_files
 
         # Of a repository its configuration and hooks are protected anyway
         also = [path for path in made if os.path.basename(path) != ".git"]
@@ -124,12 +124,12 @@ class Guarded:
             meta = replace(meta, id=f"{meta.id}-{self._number}", workspace=self._place)
             meta = replace(meta, device=status.st_dev, inode=status.st_ino, uid=status.st_uid, gid=status.st_gid)
         try:
-            changes, left = put_aside(meta, self._guard.tree, made, called)
+            changes, left = quarantine_files(meta, self._guard.tree, made, called)
         except HostError as error:
             return (), list(made), [str(error)]
         aside = [self._named(path) for path in made if path not in left]
         said = (
-            f"protected files that weren't there are put aside ({some(aside)}): see them with "
+            f"protected files that weren't there are put aside ({name_some(aside)}): see them with "
             f"`exeat changes {meta.id}`, then accept or discard them"
         )
         return tuple(changes), left, [said] if changes else []
@@ -137,15 +137,15 @@ class Guarded:
     def _called_otherwise(self, paths: Sequence[str]) -> dict[str, str]:
         if not paths:
             return {}
-        from enforcer.workspace.quarantine import renamed
+        from enforcer.workspace.quarantine import rename_aside
 
-        return renamed(self._guard.tree, paths, os.fstat(self._guard.tree.descriptor).st_uid)
+        return rename_aside(self._guard.tree, paths, os.fstat(self._guard.tree.descriptor).st_uid)
 
     def _named(self, path: str) -> str:
         return f"{self._place.rstrip('/')}/{path}" if self._number else path
 
 
-class _Refused:
+class _DeniedConfigWrite:
     """Whether Git was refused to write a repository's configuration anew: it makes `config.lock` first. Close it."""
 
     def __init__(self, place: str, guard: Guard) -> None:
@@ -173,29 +173,29 @@ class _Refused:
             self._events.close()
 
 
-def guarded_places(wanted: "Wanted") -> Iterator[Guarded]:
+def open_guarded_places(wanted: "Wanted") -> Iterator[GuardedPlace]:
     """Look at each place that a task will write itself. Raises OSError, UsageError."""
     is_direct = wanted.box.workspace is not WorkspaceMode.REVIEW
     if is_direct:
-        yield Guarded(wanted.workspace, Guard(wanted.workspace, directly(wanted.box.protected)))
+        yield GuardedPlace(wanted.workspace, Guard(wanted.workspace, globs_when_direct(wanted.box.protected)))
     of_host = () if not wanted.write else home_directories() if wanted.homes is None else wanted.homes
-    of_git = obeyed_of_user() if wanted.write else frozenset()
+    of_git = list_user_git_files() if wanted.write else frozenset()
     for number, place in enumerate(wanted.write, 1):
         if is_direct and contains(wanted.workspace, place):
             continue
         if os.path.isdir(place):
-            found = elsewhere(place, of_host)
+            found = protect_outside(place, of_host)
             if any(contains(path, place) for path in of_git):
-                found = Elsewhere(("*",), is_covered=False)
-            found = found._replace(globs=(*found.globs, *of_others(wanted.workspace, place)))
+                found = OutsideProtection(("*",), is_covered=False)
+            found = found._replace(globs=(*found.globs, *list_other_worktrees(wanted.workspace, place)))
             guard = Guard(place, found.globs)
-            yield Guarded(place, guard, globs=found.globs, number=number, covered=found.is_covered)
+            yield GuardedPlace(place, guard, globs=found.globs, number=number, covered=found.is_covered)
         elif place in of_git or is_obeyed(place, of_host):
             above, name = os.path.split(place)
-            yield Guarded(above, Guard(above, (name,)), number=number, covered=False)
+            yield GuardedPlace(above, Guard(above, (name,)), number=number, covered=False)
 
 
-def some(paths: Sequence[str]) -> str:
+def name_some(paths: Sequence[str]) -> str:
     """Name the first of several paths."""
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
     return ", ".join(map(visible, paths[:_SHOWN])) + more
@@ -207,7 +207,7 @@ class Workspace:
     def __init__(self, wanted: "Wanted", sandbox_state: "SandboxState", journal: Path, who: "Identity") -> None:
         """Prepare it, as the box in force says. Raises HostError, UsageError."""
         self._review: Review | None = None
-        self._places: list[Guarded] = []
+        self._places: list[GuardedPlace] = []
         self._whose = wanted, sandbox_state, journal
         self._seen = False  # whether what was done to protected files was
         self.review = ""  # the directory that changes go to; empty: the workspace itself
@@ -220,7 +220,7 @@ class Workspace:
             if wanted.box.workspace is WorkspaceMode.REVIEW:
                 from enforcer.workspace import review
 
-                if line := read_only(wanted.workspace, wanted.shown, wanted.write):
+                if line := explain_read_only(wanted.workspace, wanted.shown, wanted.write):
                     print_notice(line)
                 self._review = review.Review(wanted, sandbox_state, journal, who)
                 self.review = self._review.layers.path
@@ -232,7 +232,7 @@ class Workspace:
         if wanted.box.workspace is WorkspaceMode.REVIEW and not wanted.write:
             return
         try:
-            self._places.extend(guarded_places(wanted))
+            self._places.extend(open_guarded_places(wanted))
             self.guarded = tuple(path for place in self._places for path in place.paths())
         except OSError as error:
             where = error.filename or wanted.workspace
@@ -243,7 +243,7 @@ class Workspace:
         if self._review is not None:
             from enforcer.limits.disk_quota import DiskQuota
 
-            self.layer = DiskQuota(str(self._review.kept.upper), limits)
+            self.layer = DiskQuota(str(self._review.stored.upper), limits)
 
     def finish(
         self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
@@ -251,7 +251,7 @@ class Workspace:
         """See what the task, which has ended, has done there; tell it by one of the two, and say it in words."""
         said = self._guarded(kept, protected) if self._places else []
         wanted = self._whose[0]
-        said += [visible(line)] if (line := unseen(wanted.workspace, wanted.shown)) else []
+        said += [visible(line)] if (line := explain_hidden(wanted.workspace, wanted.shown)) else []
         return (*said, *(() if self._review is None else self._reviewed(self._review, kept)))
 
     def close(self) -> None:
@@ -262,7 +262,7 @@ class Workspace:
         if not self._seen:
             self._seen = True
             if called := {path: name for place in self._places for path, name in place.hide().items()}:
-                names = some([f"{path} is {name}" for path, name in called.items()])
+                names = name_some([f"{path} is {name}" for path, name in called.items()])
                 print_notice(f"protected files that weren't there have other names now: {names}")
         if self.layer is not None:
             self.layer.close()
@@ -278,7 +278,7 @@ class Workspace:
 
         At first they get other names: all that comes then may take as long as a task likes, and be ended by anybody.
         """
-        from enforcer.workspace.change_store import described
+        from enforcer.workspace.change_store import describe
         from enforcer.workspace.review import meta_of
 
         self._seen = True
@@ -292,11 +292,11 @@ class Workspace:
         if paths := [path for report in reports for path in report.differing]:
             protected(paths)
         if changes := [change for report in reports for change in report.kept]:
-            kept([change.path for change in changes], described(changes))
+            kept([change.path for change in changes], describe(changes))
         return [line for report in reports for line in report.said]
 
     def _reviewed(self, review: "Review", tell: Callable[[Sequence[str], str], None]) -> tuple[str, ...]:
-        from enforcer.workspace.change_store import described
+        from enforcer.workspace.change_store import describe
 
         try:
             changes = review.finish()
@@ -304,7 +304,7 @@ class Workspace:
             return (str(error),)
         if not changes:
             return ()
-        said = described(changes)
+        said = describe(changes)
         tell([change.path for change in changes], said)
-        task = review.kept.meta.id
+        task = review.stored.meta.id
         return (f"its changes are kept ({said}): see them with `exeat changes {task}`, then accept or discard them",)

@@ -14,7 +14,7 @@ import pytest
 
 from enforcer.sandbox import init
 from enforcer.sandbox.path_scan import make_directory, make_file
-from enforcer.workspace.guard import reviewed
+from enforcer.workspace.guard import globs_when_reviewed
 from enforcer.workspace.protection import Globs
 from tests.support import harness
 
@@ -194,4 +194,4 @@ def test_git_is_led_to_no_configuration_of_the_task_s(someone):
     status = someone.run(["git", "-C", someone.home / "tree", "status", "-s"])
     assert (status.returncode, status.stdout) == (0, b""), status.stderr
     assert not (someone.home / "tree" / "RUN").exists()
-    assert Globs(reviewed(())).match("deep/.git/worktrees/x/commondir")
+    assert Globs(globs_when_reviewed(())).match("deep/.git/worktrees/x/commondir")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from enforcer.system import started_by
-from enforcer.workspace.change_events import somebody
+from enforcer.workspace.change_events import describe_user
 from tests.support import harness
 
 LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"
@@ -32,6 +32,6 @@ def test_a_service_s_task_is_started_by_whoever_asked_for_it(client, monkeypatch
 
 def test_what_is_done_to_changes_is_told_with_the_login_of_whoever_asked_for_it(client, monkeypatch):
     monkeypatch.setattr(started_by, "_process", "self")
-    assert "4242" not in somebody()
+    assert "4242" not in describe_user()
     started_by.use_login_of(client)
-    assert somebody() == "root (uid 0), logged in as uid 4242"
+    assert describe_user() == "root (uid 0), logged in as uid 4242"

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from enforcer.workspace import accept, overlay_changes
-from enforcer.workspace.change_store import Kept, Meta
+from enforcer.workspace.change_store import Meta, StoredChanges
 from enforcer.workspace.protection import Protection
 from enforcer.workspace.safe_path import Tree
 
@@ -19,7 +19,7 @@ class World:
         self.work = base / "work"
         self.work.mkdir()
         self.owner = owner
-        self.kept: Kept
+        self.kept: StoredChanges
 
     def write(self, path, content="", mode=0o644):
         target = self.work / path
@@ -50,7 +50,7 @@ class World:
         )
         # The kernel's clock of files ticks every few milliseconds: what was written before is to be older than the start
         self.settle_clock()
-        self.kept = Kept.create(meta)
+        self.kept = StoredChanges.create(meta)
         self.kept.unlock()
         tree = Tree.open(str(self.work))
         overlay_changes.write_snapshot(tree, self.kept.meta.start, self.kept.place / "base.jsonl")
@@ -90,11 +90,11 @@ class World:
         return target
 
     def changes(self):
-        return {change.path: change for change in accept.pending(self.kept)}
+        return {change.path: change for change in accept.load_pending(self.kept)}
 
     def accept(self, *paths, protected=()):
         selection = accept.Selection(tuple(paths), tuple(protected))
-        accept.gathered(self.kept)
+        accept.load_changes(self.kept)
         self.kept.lock()
         try:
             outcomes = accept.accept(self.kept, selection, Protection(self.kept.meta.protected))

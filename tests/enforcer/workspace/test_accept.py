@@ -133,7 +133,7 @@ def test_what_the_host_did_while_the_task_ran_is_never_taken_for_the_start(world
     world.task_deletes("kept")
     said = world.accept()
     assert said.pop("kept/file") == "taken"
-    assert said.pop("kept") == "left: there is something in it by now that the task did not delete"
+    assert said.pop("kept") == "left: it now contains something that the task did not delete"
     assert all(how.startswith("left: ") for how in said.values()), said
     files = world.files()
     assert (files["edited"], files["moved/file"], files["kept/new"]) == (HOST, "two", "the host's")

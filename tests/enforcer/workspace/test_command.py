@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.cli import main
 from enforcer.system.state import state_directory
-from enforcer.workspace.change_store import Kept, directory, find
+from enforcer.workspace.change_store import StoredChanges, directory, find
 from tests.support.harness import whole_lines
 
 
@@ -72,7 +72,7 @@ def test_the_whole_way(world, changes):
     assert changes("discard", "agent", "picture") == (0, "discarded: 1 changed\n", "")
     status, said, errors = changes("accept", "agent")
     assert (status, said) == (1, "accepted: 1 changed, 1 deleted\n")
-    assert "left: ci.yml: it is protected: say so with `--protected ci.yml`\n" in errors
+    assert "left: ci.yml: it is protected: accept it with `--protected ci.yml`\n" in errors
     assert world.files() == {"a.txt": "one\nTWO\x1b[31m\n", "picture": "\0\1"}
     assert changes("accept", "agent", str(world.work / "ci.yml"), "--protected", "ci.yml")[0] == 0
     assert changes("discard", "agent")[0] == 0
@@ -197,7 +197,7 @@ def test_while_somebody_else_is_at_it_nothing_is_done(world, changes):
     world.kept.lock()
     status, _, errors = changes("accept", "agent")
     assert status == 1
-    assert "still runs, or somebody else is at its changes" in errors
+    assert "still runs, or another process uses its changes" in errors
     world.kept.unlock()
     assert world.files() == {}
 
@@ -227,7 +227,7 @@ def test_without_a_journal_nothing_is_done(world, changes):
     for verb in ("accept", "discard"):
         status, _, errors = changes(verb, "agent")
         assert status == 125
-        assert "cannot be written" in errors
+        assert "cannot write" in errors
     assert world.files() == {}
     assert set(world.changes()) == {"new"}
 
@@ -243,7 +243,7 @@ def test_what_was_being_made_or_removed_when_somebody_was_killed_goes(world, cha
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         (directory() / f"left-{number}").mkdir(exist_ok=True)
-    made = Kept.create(replace(world.kept.meta, id="3-4"))
+    made = StoredChanges.create(replace(world.kept.meta, id="3-4"))
     (made.place / "meta.json").unlink()
     assert "1 changed" in changes()[1]
     assert {path.name for path in directory().iterdir()} == {"1-2", "3-4"}
@@ -254,7 +254,7 @@ def test_what_was_being_made_or_removed_when_somebody_was_killed_goes(world, cha
 
 def test_who_sweeps_comes_between_the_making_of_one_and_its_lock(world, monkeypatch):
     world.begin()
-    lock, swept = Kept.lock, []
+    lock, swept = StoredChanges.lock, []
 
     def quicker(kept):
         if not swept:
@@ -262,8 +262,8 @@ def test_who_sweeps_comes_between_the_making_of_one_and_its_lock(world, monkeypa
             assert [each.meta.id for each in find()] == ["1-2"]
         lock(kept)
 
-    monkeypatch.setattr(Kept, "lock", quicker)
-    made = Kept.create(replace(world.kept.meta, id="3-4"))
+    monkeypatch.setattr(StoredChanges, "lock", quicker)
+    made = StoredChanges.create(replace(world.kept.meta, id="3-4"))
     assert swept
     assert made.upper.is_dir()
     made.unlock()

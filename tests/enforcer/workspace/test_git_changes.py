@@ -13,8 +13,8 @@ import pytest
 
 from enforcer.cli import main
 from enforcer.workspace import accept, git_changes, git_objects
-from enforcer.workspace.guard import reviewed
-from enforcer.workspace.merge_decision import Sides
+from enforcer.workspace.guard import globs_when_reviewed
+from enforcer.workspace.merge_decision import MergeInputs
 from enforcer.workspace.protection import Protection
 from tests.enforcer.workspace.changes_harness import OWNER
 from tests.support import harness
@@ -40,7 +40,7 @@ class Repository:
     def task(self, script):
         """Run a script where the task would, and have the upper layer say what it changed."""
         work, copy = self.world.work, self.world.work.parent / "copy"
-        self.world.begin(protected=reviewed(()))
+        self.world.begin(protected=globs_when_reviewed(()))
         shutil.copytree(work, copy, symlinks=True)
         said = sh(copy, script)
         there, now = ({path.relative_to(top) for path in top.rglob("*")} for top in (work, copy))
@@ -57,9 +57,9 @@ class Repository:
         return said
 
     def found(self):
-        accept.gathered(self.world.kept)
+        accept.load_changes(self.world.kept)
         protection = Protection(self.world.kept.meta.protected)
-        with Sides.opened(self.world.kept) as sides:
+        with MergeInputs.opened(self.world.kept) as sides:
             protection.look(sides, self.world.kept.changes())
         return protection.git
 
@@ -118,7 +118,7 @@ def test_a_workflow_that_only_a_commit_has_is_shown_and_takes_its_path_to_accept
     assert f"added    {WORKFLOW}  (in " in capsys.readouterr().out
     assert main(["changes", "accept", "agent"]) == 1
     said = capsys.readouterr().err
-    assert f"left: .git/refs/heads/main: it brings protected files along: say so with `--protected {WORKFLOW}`" in said
+    assert f"left: .git/refs/heads/main: it brings protected files: accept them with `--protected {WORKFLOW}`" in said
     assert "left: .git/index: it is protected, as it has Git not look at" in said
     assert repository.ref() == before
     assert (repository.world.work / "a.txt").read_text() == "two\n"  # the rest is merged
@@ -199,7 +199,7 @@ def test_whatever_makes_a_protected_file_reachable_is_protected(repository, what
     outcomes = repository.world.accept()
     for path, one in found.items():
         if one.files:
-            assert outcomes[path].startswith("left: it brings protected files along"), path
+            assert outcomes[path].startswith("left: it brings protected files"), path
     assert repository.ref("--all --branches --tags") == before
 
 
@@ -270,7 +270,7 @@ GLOBS = {  # what Git obeys, or goes on with, by itself
 
 
 def test_what_git_goes_on_with_is_protected():
-    protection = Protection(reviewed(()))
+    protection = Protection(globs_when_reviewed(()))
     entry = accept.Entry(accept.What.FILE, 0o644, 1)
     assert {path for path in GLOBS if not protection.covers(accept.Change(path, True, None, entry))} == set()
 
@@ -383,8 +383,8 @@ def test_more_than_is_looked_into_is_protected(repository, monkeypatch):
 def test_many_repositories_take_no_more_time_than_one(repository, monkeypatch):
     repository.task("for x in a b c; do git init -q $x; cd $x; echo x > y; git add .; git commit -qm x; cd ..; done")
     ends = []
-    opened = git_objects.Scratch.opened
-    monkeypatch.setattr(git_objects.Scratch, "opened", lambda owner, at: ends.append(at) or opened(owner, at))
+    opened = git_objects.ScratchRepository.opened
+    monkeypatch.setattr(git_objects.ScratchRepository, "opened", lambda owner, at: ends.append(at) or opened(owner, at))
     repository.found()
     assert (len(ends), len({*ends})) == (3, 1)
 
@@ -422,7 +422,7 @@ def test_what_is_looked_at_belongs_to_the_workspace_s_owner_alone(tmp_path, monk
         path.chmod(path.stat().st_mode | 0o111)
     tmp_path.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with git_objects.Scratch.opened((OWNER, OWNER), math.inf) as scratch:
+    with git_objects.ScratchRepository.opened((OWNER, OWNER), math.inf) as scratch:
         scratch.begin("", sha256=False, shallow=b"")
         scratch.add_file("index", b"x")
         [place] = tmp_path.iterdir()

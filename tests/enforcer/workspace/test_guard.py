@@ -12,9 +12,9 @@ import pytest
 from enforcer.system.errors import UsageError
 from enforcer.workspace import guard as guarding
 from enforcer.workspace.change_store import Change
-from enforcer.workspace.guard import Guard, directly, reviewed
+from enforcer.workspace.guard import Guard, globs_when_direct, globs_when_reviewed
 from enforcer.workspace.protection import Globs, Protection
-from enforcer.workspace.safe_path import Entry, What
+from enforcer.workspace.safe_path import Entry, EntryType
 from tests.support import harness
 
 MATCHES = [
@@ -68,7 +68,11 @@ def test_what_a_glob_means(glob, path, meant):
     assert Globs([glob]).match(path) is meant
 
 
-FILE, LINK, DIRECTORY = Entry(What.FILE, 0o644, 1), Entry(What.LINK, 0o777, 1), Entry(What.DIRECTORY, 0o755, 1)
+FILE, LINK, DIRECTORY = (
+    Entry(EntryType.FILE, 0o644, 1),
+    Entry(EntryType.LINK, 0o777, 1),
+    Entry(EntryType.DIRECTORY, 0o755, 1),
+)
 COVERED = [
     # path, what the task left there, whether its path has to be said
     (".git/hooks/pre-commit", FILE, True),
@@ -124,11 +128,11 @@ COVERED = [
 def test_what_is_protected_in_review(path, theirs, covered):
     base = None if theirs is not None else FILE
     change = Change(path, known=True, base=base, theirs=theirs)
-    assert Protection(reviewed(())).covers(change) is covered
+    assert Protection(globs_when_reviewed(())).covers(change) is covered
 
 
 def test_a_directory_that_anybody_may_write_lets_others_put_what_is_protected():
-    protection = Protection(reviewed(()))
+    protection = Protection(globs_when_reviewed(()))
     opened = DIRECTORY._replace(mode=0o777)
     for path in (".git", ".git/hooks", ".github", "sub/.vscode"):
         assert protection.covers(Change(path, known=True, base=DIRECTORY, theirs=opened))
@@ -152,8 +156,8 @@ def test_a_link_stands_in_for_any_directories_that_a_rule_file_s_glob_means():
 @pytest.mark.parametrize("path", [".git", ".github"])
 def test_a_directory_doesn_t_take_the_place_of_what_says_where_the_protected_ones_are(path):
     stood = FILE if path == ".git" else LINK._replace(target="ci")
-    assert Protection(reviewed(())).covers(Change(path, known=True, base=stood, theirs=DIRECTORY))
-    assert not Protection(reviewed(())).covers(Change(path, known=True, base=DIRECTORY, theirs=None))
+    assert Protection(globs_when_reviewed(())).covers(Change(path, known=True, base=stood, theirs=DIRECTORY))
+    assert not Protection(globs_when_reviewed(())).covers(Change(path, known=True, base=DIRECTORY, theirs=None))
 
 
 def guard(path, *globs):
@@ -168,7 +172,7 @@ def test_what_is_there_is_found_links_are_not_followed_and_every_difference_is_n
         (work / name).write_text("old")
     (outside / "settings.json").write_text("outside")
     (work / ".vscode").symlink_to(outside)
-    found = guard(work, *directly(("**/*.lock", ".vscode/settings.json")))
+    found = guard(work, *globs_when_direct(("**/*.lock", ".vscode/settings.json")))
     assert [os.path.relpath(path, work) for path in found.paths()] == [
         ".git/config",
         ".git/hooks",
@@ -210,7 +214,7 @@ def test_what_the_owner_can_t_reach_is_nothing_to_cover(tmp_path):
         (tmp_path / "work" / name / "config").touch()
     (tmp_path / "work" / ".git").chmod(0o700)
     os.chown(tmp_path / "work", 54321, 54321)
-    found = guard(tmp_path / "work", *directly(()))
+    found = guard(tmp_path / "work", *globs_when_direct(()))
     assert found.paths() == (f"{tmp_path}/work/.husky",)
     found.close()
 
@@ -231,7 +235,7 @@ def test_what_was_closed_to_its_owner_is_covered_for_all_that(tmp_path):
         os.chown(path, *(2 * (54321 if os.geteuid() == 0 else -1,)))
     (tmp_path / ".claude").chmod(0)
     tmp_path.parent.chmod(0o755)
-    found = guard(tmp_path, *directly(()))
+    found = guard(tmp_path, *globs_when_direct(()))
     assert [os.path.relpath(path, tmp_path) for path in found.paths()] == [".claude/hooks", ".claude/settings.json"]
     assert stat.S_IMODE((tmp_path / ".claude").stat().st_mode) == 0
     found.close()
@@ -357,11 +361,11 @@ BUILD = [
 
 
 def test_what_a_host_runs_of_a_project_is_protected(tmp_path):
-    whole = Protection(reviewed(()))
-    entry = Entry(What.FILE, 0o644, 1)
+    whole = Protection(globs_when_reviewed(()))
+    entry = Entry(EntryType.FILE, 0o644, 1)
     missed = [path for path in [*OBEYED, *BUILD] if not whole.covers(Change(f"sub/{path}", True, None, entry))]
     assert missed == []
-    guard = Guard(str(tmp_path), directly(()))
+    guard = Guard(str(tmp_path), globs_when_direct(()))
     for path in OBEYED:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
@@ -386,7 +390,7 @@ def test_a_protected_file_that_a_file_system_does_not_list_is_found(tmp_path, mo
     (tmp_path / "other").mkdir()
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda _directory: scandir(tmp_path / "other"))  # nothing is listed
-    with contextlib.closing(Guard(str(tmp_path), directly(()))) as guard:
+    with contextlib.closing(Guard(str(tmp_path), globs_when_direct(()))) as guard:
         assert guard.paths() == (str(tmp_path / ".envrc"),)
 
 
@@ -395,7 +399,7 @@ def test_a_protected_file_is_found_by_a_look_at_all_names_and_by_one_at_each(tmp
     for number in range(1200 if beside == "*" else 1):
         (tmp_path / f"{beside.strip('*')}{number}").touch()
     (tmp_path / ".envrc").touch()
-    with contextlib.closing(Guard(str(tmp_path), (*directly(()), "Deploy.", "mine"))) as guard:
+    with contextlib.closing(Guard(str(tmp_path), (*globs_when_direct(()), "Deploy.", "mine"))) as guard:
         assert guard.paths() == (str(tmp_path / ".envrc"),)
         (tmp_path / ".envrc").write_text("echo a")
         for name in (".vscode", "mine", "Deploy.", "HEAD"):

@@ -82,7 +82,7 @@ def test_what_was_put_where_a_killed_merge_had_its_file_goes_nowhere(world, monk
     (spare,) = (each for each in world.work.iterdir() if each.name.startswith(".exeat-"))
     (world.work / "evil").write_text("evil")  # by another task, that works there directly: to it .envrc is read-only
     (world.work / "evil").rename(spare)
-    with pytest.raises(HostError, match="it is not what was there"):
+    with pytest.raises(HostError, match="it is not the replaced file"):
         world.accept("plain")
     assert world.files()[".envrc"] == ("said yes to" if done else "old")
     spare.unlink()

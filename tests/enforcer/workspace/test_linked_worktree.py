@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from enforcer.workspace import linked_worktree
-from enforcer.workspace.linked_worktree import NOTHING, linked, of_others
+from enforcer.workspace.linked_worktree import NOTHING, find_linked_repository, list_other_worktrees
 from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
@@ -36,20 +36,20 @@ def main(tmp_path):
 
 def test_what_a_worktree_and_a_submodule_need_is_found(main):
     git = str(main / ".git")
-    found = linked(str(main.parent / "w"), everything)
+    found = find_linked_repository(str(main.parent / "w"), everything)
     assert found == ((git,), (git,))
-    assert {"HEAD", "index", "worktrees/v"} < {*of_others(str(main.parent / "w"), git)}
-    assert of_others(str(main), git) == of_others(str(main / "sub"), git) == ()
-    assert linked(str(main / "sub"), everything) == ((f"{git}/modules/sub",), (f"{git}/modules/sub",))
+    assert {"HEAD", "index", "worktrees/v"} < {*list_other_worktrees(str(main.parent / "w"), git)}
+    assert list_other_worktrees(str(main), git) == list_other_worktrees(str(main / "sub"), git) == ()
+    assert find_linked_repository(str(main / "sub"), everything) == ((f"{git}/modules/sub",), (f"{git}/modules/sub",))
     bare = main.parent / "bare.git"
     sh(main.parent, "git clone -q --bare main bare.git; cd bare.git; git worktree add -q ../x")
-    assert linked(str(main.parent / "x"), everything).shown == (str(bare),)
+    assert find_linked_repository(str(main.parent / "x"), everything).shown == (str(bare),)
 
 
 def test_layers_have_the_last_word(main):
     work, git = str(main.parent / "w"), str(main / ".git")
-    assert linked(work, lambda what, _path: what == "read") == ((git,), ())
-    assert linked(work, lambda what, _path: what == "write") == NOTHING
+    assert find_linked_repository(work, lambda what, _path: what == "read") == ((git,), ())
+    assert find_linked_repository(work, lambda what, _path: what == "write") == NOTHING
 
 
 LIES = {
@@ -70,12 +70,12 @@ LIES = {
 def test_a_repository_that_does_not_name_the_workspace_is_not_shown(main, what):
     work = main.parent / "w"
     sh(work, LIES[what].replace("{main}", str(main)))
-    assert linked(str(work), everything) == NOTHING
+    assert find_linked_repository(str(work), everything) == NOTHING
 
 
 def test_a_repository_of_somebody_else_s_is_not_shown(main):
     harness.give_away(main / ".git")
-    assert linked(str(main.parent / "w"), everything) == NOTHING
+    assert find_linked_repository(str(main.parent / "w"), everything) == NOTHING
 
 
 def run(someone, work, script, *options):
@@ -225,10 +225,10 @@ def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
 def test_of_a_worktree_that_was_copied_the_whole_repository_is_recommended(main):
     work, git = main.parent / "w", main.parent / "a b"
     shutil.copytree(work, main.parent / "copy")
-    assert f"`--read {main}/.git` shows it" in linked_worktree.unseen(str(main.parent / "copy"), [])
+    assert f"`--read {main}/.git` shows it" in linked_worktree.explain_hidden(str(main.parent / "copy"), [])
     git.symlink_to(main / ".git")
     (work / ".git").write_text(f"gitdir: {git}\n")
-    assert f"`--read '{git}'` shows it" in linked_worktree.unseen(str(work), [])
+    assert f"`--read '{git}'` shows it" in linked_worktree.explain_hidden(str(work), [])
 
 
 def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
@@ -237,10 +237,10 @@ def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
     work.mkdir()
     keys.mkdir()
     (work / ".git").write_text(f"gitdir: {keys}\n")
-    assert linked_worktree.unseen(str(work), [str(work)]) == ""
+    assert linked_worktree.explain_hidden(str(work), [str(work)]) == ""
     (keys / "HEAD").touch()
-    assert f"`--read {keys}` shows it" in linked_worktree.unseen(str(work), [str(work)])
-    assert linked_worktree.unseen(str(work), [str(work), str(keys)]) == ""
+    assert f"`--read {keys}` shows it" in linked_worktree.explain_hidden(str(work), [str(work)])
+    assert linked_worktree.explain_hidden(str(work), [str(work), str(keys)]) == ""
 
 
 @harness.as_a_user
@@ -258,9 +258,9 @@ def test_a_review_in_a_worktree_says_at_its_start_that_commits_will_fail(someone
 
 def test_a_repository_inside_of_a_reviewed_workspace_or_written_besides_is_committed_to(main):
     work, git = str(main.parent / "w"), str(main / ".git")
-    assert f"`{git}/worktrees/w`, read-only" in linked_worktree.read_only(work, [work, git], [])
-    assert linked_worktree.read_only(work, [work, git], [git]) == ""
-    assert linked_worktree.read_only(work, [work], []) == ""  # isn't shown
+    assert f"`{git}/worktrees/w`, read-only" in linked_worktree.explain_read_only(work, [work, git], [])
+    assert linked_worktree.explain_read_only(work, [work, git], [git]) == ""
+    assert linked_worktree.explain_read_only(work, [work], []) == ""  # isn't shown
     (main / ".git").rename(main / ".bare")
     (main / ".git").write_text("gitdir: .bare\n")
-    assert linked_worktree.read_only(str(main), [str(main)], []) == ""
+    assert linked_worktree.explain_read_only(str(main), [str(main)], []) == ""

@@ -9,11 +9,11 @@ import pytest
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import accept, file_content, merge_approval
-from enforcer.workspace.change_events import Teller
-from enforcer.workspace.change_store import Kept, Meta, find
-from enforcer.workspace.merge_decision import Print, Sides, Thing
+from enforcer.workspace.change_events import ChangeRecorder
+from enforcer.workspace.change_store import Meta, StoredChanges, find
+from enforcer.workspace.merge_decision import ChangeDigest, FileState, MergeInputs
 from enforcer.workspace.protection import Protection
-from enforcer.workspace.safe_path import What
+from enforcer.workspace.safe_path import EntryType
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
 from proxy.approvals.model import MERGING, Vote
 from proxy.approvals.protocol import Answer, Introduction, Result
@@ -93,7 +93,7 @@ def begin(world, *rules):
 
 
 def merge(world, people, *protected, ask=None):
-    accept.gathered(world.kept)
+    accept.load_changes(world.kept)
     world.kept.lock()
     try:
         selection = accept.Selection((), protected or (CI,))
@@ -101,7 +101,9 @@ def merge(world, people, *protected, ask=None):
         outcomes = accept.accept(world.kept, selection, protection, ask or people.ask)
     finally:
         world.kept.unlock()
-    files = [each for each in outcomes if each.change.theirs is None or each.change.theirs.what is not What.DIRECTORY]
+    files = [
+        each for each in outcomes if each.change.theirs is None or each.change.theirs.what is not EntryType.DIRECTORY
+    ]
     return {each.change.path: str(each.way) if each.accepted else each.why for each in files}
 
 
@@ -223,16 +225,20 @@ def test_what_is_swapped_after_the_last_look_is_not_merged_either(world, people,
     begin(world)
     world.task_writes(CI, "good!")
     people.says = [(ADA, True)]
-    tell = Teller.tell
+    tell = ChangeRecorder.record
 
     def late(teller, kind, *rest, **more):
         if kind is Event.CHANGES_ACCEPTED:
             swap(world)
         return tell(teller, kind, *rest, **more)
 
-    monkeypatch.setattr(Teller, "tell", late)
+    monkeypatch.setattr(ChangeRecorder, "record", late)
     (said,) = merge(world, people).values()
-    assert said in ("it is not what was approved any more", "there is no copy", "both sides changed the same lines")
+    assert said in (
+        "it changed after the approval: accept again to ask for a new one",
+        "there is no copy",
+        "both sides changed the same lines",
+    )
     assert world.files()[CI] == ("the host's" if swap is other_base else "on: push\n")
 
 
@@ -268,7 +274,7 @@ def test_terms_that_can_t_be_read_let_nothing_be_merged(world, people, terms):
     world.task_writes(CI, "x")
     meta = world.kept.place / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": terms}))
-    with pytest.raises(HostError, match="can't be read"):
+    with pytest.raises(HostError, match="cannot read"):
         find_and_merge(world, people)
     assert world.files() == {}
 
@@ -303,12 +309,15 @@ def test_a_name_moves_no_terminal_and_stands_for_no_line(world, people):
 @pytest.mark.parametrize("world", ["own"], indirect=True)
 def test_of_a_hundred_thousand_paths_the_card_shows_some_counts_all_and_has_the_digest_of_each(world, people):
     begin(world)
-    wanted = [Print(f".envrc/{'x' * 200}{n}", "added", Thing(), Thing(What.LINK, 0, "a")) for n in range(100_000)]
-    with Sides.opened(world.kept) as sides:
-        question = merge_approval.about(sides, {}, wanted)
-        some = merge_approval.about(sides, {}, wanted[:1000])
-        wanted[777] = wanted[777]._replace(now=Thing(What.LINK, 0, "b"))
-        other = merge_approval.about(sides, {}, wanted[:1000])
+    wanted = [
+        ChangeDigest(f".envrc/{'x' * 200}{n}", "added", FileState(), FileState(EntryType.LINK, 0, "a"))
+        for n in range(100_000)
+    ]
+    with MergeInputs.opened(world.kept) as sides:
+        question = merge_approval.make_request(sides, {}, wanted)
+        some = merge_approval.make_request(sides, {}, wanted[:1000])
+        wanted[777] = wanted[777]._replace(now=FileState(EntryType.LINK, 0, "b"))
+        other = merge_approval.make_request(sides, {}, wanted[:1000])
     assert (question.total, question.cut, question.kind) == (100_000, False, Kind.MERGE)
     assert some.files == other.files
     assert len({question.digest, some.digest, other.digest}) == 3
@@ -323,7 +332,7 @@ def test_of_a_hundred_thousand_paths_the_card_shows_some_counts_all_and_has_the_
 def test_old_meta_without_terms_reads_as_before(world):
     world.begin()
     (kept,) = find()
-    assert isinstance(kept, Kept)
+    assert isinstance(kept, StoredChanges)
     assert Meta(**{**json.loads((kept.place / "meta.json").read_text()), "approval": ()}).asks() == ()
     assert os.stat(kept.place).st_mode & 0o077 == 0, "nobody else writes there"
 
@@ -357,7 +366,7 @@ def test_whatever_a_registry_does_but_grant_is_no_leave(world, monkeypatch, word
     monkeypatch.setattr(
         merge_approval.registration, "introduced", lambda who, *_: introduced.append(who) or (pairs[0][1], pairs[1][1])
     )
-    answer = merge_approval.ask(world.kept.meta, ApprovalRequest(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
+    answer = merge_approval.submit(world.kept.meta, ApprovalRequest(Kind.MERGE, rules=(RELEASE,)), lambda *_: None)
     assert answer.result is Result.UNAVAILABLE
     assert why in answer.why
     assert introduced[0].task == "1-2/changes"

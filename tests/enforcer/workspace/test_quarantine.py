@@ -12,7 +12,7 @@ import pytest
 
 from enforcer.system.errors import HostError
 from enforcer.workspace import accept, change_store, file_content, quarantine
-from enforcer.workspace.guard import Guard, directly, reviewed
+from enforcer.workspace.guard import Guard, globs_when_direct, globs_when_reviewed
 from enforcer.workspace.safe_path import Tree
 from tests.enforcer.workspace.changes_harness import OWNER, World
 from tests.support import harness
@@ -47,7 +47,7 @@ class Task:
         if world.owner is not None:
             os.chown(world.work, world.owner, world.owner)
         self.world = world
-        self.guard = Guard(str(world.work), directly(tuple(globs)))
+        self.guard = Guard(str(world.work), globs_when_direct(tuple(globs)))
         self.guard.paths()
 
     def write(self, path, text="made", mode=0o644):
@@ -68,12 +68,12 @@ class Task:
         status = world.work.stat()
         meta = change_store.Meta(
             id="1-2", name="agent", labels={}, sandbox="sandbox-1-2", workspace=str(world.work), device=status.st_dev,
-            inode=status.st_ino, uid=status.st_uid, gid=status.st_gid, began=1, start=0, protected=reviewed(()),
+            inode=status.st_ino, uid=status.st_uid, gid=status.st_gid, began=1, start=0, protected=globs_when_reviewed(()),
             journal=str(world.base / "journal"),
         )  # fmt: skip
         tree = Tree.open(str(world.work))
         try:
-            found = quarantine.put_aside(meta, tree, made)
+            found = quarantine.quarantine_files(meta, tree, made)
         finally:
             tree.close()
             self.guard.close()
@@ -102,7 +102,7 @@ def test_what_is_put_aside_is_gone_until_it_is_accepted(world):
         ".github": None, ".github/ISSUE.md": "before", "src": None, "src/main.c": "the task's",
     }  # fmt: skip
     assert set(world.accept().values()) == {"taken"} | {
-        f"left: it is protected: say so with `--protected {name}`" for name in (*NAMES, ".vscode/run", ".idea")
+        f"left: it is protected: accept it with `--protected {name}`" for name in (*NAMES, ".vscode/run", ".idea")
     }
     for name in (*NAMES, ".vscode/run", ".idea"):
         assert world.accept(protected=[name])[name] == "taken"
@@ -118,7 +118,7 @@ def test_what_is_discarded_is_gone(world):
     task.end()
     world.kept.lock()
     accept.discard(world.kept, accept.Selection())
-    assert accept.tidy(world.kept)
+    assert accept.remove_if_settled(world.kept)
     world.kept.unlock()
     assert world.files() == {}
     assert change_store.find() == []
@@ -233,13 +233,13 @@ def test_what_somebody_edits_while_it_is_copied_stays_beside_the_copy(world, mon
         return
     task = Task(world)
     place = task.write(".envrc", "made")
-    poured = file_content.pour
+    poured = file_content.copy_sparse
 
     def pour(source, to):
         poured(source, to)
         place.write_text("edited")
 
-    monkeypatch.setattr(file_content, "pour", pour)
+    monkeypatch.setattr(file_content, "copy_sparse", pour)
     ended = task.end()
     assert (ended.left, ended.changes) == ([".envrc"], [".envrc"])
     assert place.read_text() == "edited"
@@ -254,14 +254,14 @@ def test_what_can_t_be_noted_is_said_to_be_there(world, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(change_store.Kept, "record", full)
+    monkeypatch.setattr(change_store.StoredChanges, "record", full)
     with pytest.raises(HostError, match=r"is in `.*`, and couldn't be noted: No space left on device"):
         task.end()
     monkeypatch.undo()
     assert world.files() == {}
     monkeypatch.setenv("XDG_STATE_HOME", str(world.base if world.elsewhere else world.base / "state"))
     (one,) = change_store.find()
-    assert [change.path for change in accept.gathered(one)] == [".envrc"]
+    assert [change.path for change in accept.load_changes(one)] == [".envrc"]
 
 
 def test_a_link_or_a_file_that_stands_for_a_directory_is_put_aside(world):
@@ -329,7 +329,7 @@ def test_what_can_t_be_put_aside_is_called_otherwise(world):
     owner = world.work.stat().st_uid
     shut(world.work / ".github", 0o300)
     with contextlib.closing(Tree.open(str(world.work))) as tree:
-        names = quarantine.renamed(tree, (".vscode", ".envrc", ".github/workflows", ".exrc", ".idea"), owner)
+        names = quarantine.rename_aside(tree, (".vscode", ".envrc", ".github/workflows", ".exrc", ".idea"), owner)
     shut(world.work / ".github", 0o755)
     somebody_s = [".exrc"] if world.owner is not None else []
     assert [*names] == [".vscode", ".envrc", ".github/workflows", *([] if somebody_s else [".exrc"])]

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from enforcer.workspace.guard import Guard, directly
-from enforcer.workspace.repository import settings
+from enforcer.workspace.guard import Guard, globs_when_direct
+from enforcer.workspace.repository import parse_settings
 from tests.support import harness
 
 
@@ -35,7 +35,7 @@ def test_a_repository_that_has_another_name_is_found_where_git_finds_it(tmp_path
             (work / ".git").write_text(f"gitdir: {work}/{place}/worktrees/w\n")
         elif layout != "bare":
             (work / ".git").write_text(f"gitdir: {place}\n")
-        found = guard(work, *directly(()))
+        found = guard(work, *globs_when_direct(()))
         covered = [os.path.relpath(path, work) for path in found.paths()]
         prefix = f"{place}/" if place else ""
         expected = {
@@ -60,7 +60,7 @@ def test_a_repository_that_has_another_name_is_found_where_git_finds_it(tmp_path
 
 def test_a_line_of_configuration_ends_where_git_ends_it():
     said = "[core]\r\n\thooksPath = a\x0cb\x85c\u2028d\r\n\tx = 1 \\\r\n2\r\n"
-    assert [*settings(said)] == [("core.hookspath", "a\x0cb\x85c\u2028d"), ("core.x", "1 2")]
+    assert [*parse_settings(said)] == [("core.hookspath", "a\x0cb\x85c\u2028d"), ("core.x", "1 2")]
 
 
 CONFIGURATION = r"""
@@ -96,7 +96,7 @@ def test_what_git_s_configuration_has_it_run_or_read_is_protected(tmp_path, monk
         (work / name).touch()
     for name in ("test", "make"):
         (work / name).touch()
-    found = guard(work, *directly(()))
+    found = guard(work, *globs_when_direct(()))
     covered = [os.path.relpath(path, work) for path in found.paths()]
     assert covered == [
         ".git/config", ".gitconfig", "scripts/clean.py", "scripts/monitor", "scripts/text", "tools/merge",
@@ -116,14 +116,14 @@ def test_a_configuration_that_makes_no_sense_says_nothing(tmp_path, monkeypatch,
     repository(tmp_path / ".git")
     (tmp_path / ".git/config").write_text(text)
     (tmp_path / ".git/commondir").write_text(text.replace("gitdir:", "\0"))
-    guard(tmp_path, *directly(())).close()
+    guard(tmp_path, *globs_when_direct(())).close()
     (tmp_path / ".git").rename(tmp_path / "other")
     (tmp_path / ".git").write_text(text)
-    guard(tmp_path, *directly(())).close()
+    guard(tmp_path, *globs_when_direct(())).close()
 
 
 def test_a_directory_becomes_no_repository_by_a_task(tmp_path):
-    found = guard(tmp_path, *directly(()))
+    found = guard(tmp_path, *globs_when_direct(()))
     repository(tmp_path)
     assert found.made(found.changed()) == ["HEAD"]
     found.close()
@@ -176,7 +176,7 @@ def test_repositories_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
     (work / "two/.git").write_text("gitdir: ../told\n")
     (work / "notes").mkdir()
     (work / "away").symlink_to("one")
-    found = guard(work, *directly(()))
+    found = guard(work, *globs_when_direct(()))
     covered = [os.path.relpath(path, work) for path in found.paths()]
     inner = ["deep/er/st/.git/config", "one/.git/config", "one/inner/.git/config"]
     assert covered == ["bare.git/config", *inner, "told/config", "two/.git"]
@@ -199,7 +199,7 @@ def test_a_common_directory_that_is_the_top_of_the_workspace_is_protected(tmp_pa
     repository(tmp_path / ".git")
     repository(tmp_path)
     (tmp_path / ".git/commondir").write_text("..\n")
-    found = guard(tmp_path, *directly(()))
+    found = guard(tmp_path, *globs_when_direct(()))
     assert f"{tmp_path}/config" in found.paths()
     (tmp_path / "hooks").mkdir()
     assert "hooks" in found.made(found.changed())
@@ -211,7 +211,7 @@ def test_of_very_many_directories_the_nearest_are_looked_through_and_that_is_kno
     for name in ("a/b/c/.git", "d/.git"):
         repository(tmp_path / name)
     monkeypatch.setattr(f"enforcer.workspace.repository_scan.{bound}", most)
-    found = guard(tmp_path, *directly(()))
+    found = guard(tmp_path, *globs_when_direct(()))
     assert [os.path.relpath(path, tmp_path) for path in found.paths()] == ["d/.git/config"]
     assert not found.is_searched
     found.close()
@@ -223,7 +223,7 @@ def test_repositories_below_beyond_the_covers_are_looked_at_and_refuse_no_start(
     for number in range(5):
         repository(tmp_path / f"{number}/.git")
     (tmp_path / ".envrc").touch()
-    found = guard(tmp_path, *directly(()))
+    found = guard(tmp_path, *globs_when_direct(()))
     assert [os.path.relpath(path, tmp_path) for path in found.paths()] == [".envrc", "0/.git/config", "1/.git/config"]
     assert found.unguarded == 1
     (tmp_path / "3/.git/config").write_text("[core]\n")

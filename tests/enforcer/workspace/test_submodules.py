@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from enforcer.workspace.guard import Guard, directly
-from enforcer.workspace.repository import Hidden, RepositoryReader
-from enforcer.workspace.repository_scan import Scan
+from enforcer.workspace.guard import Guard, globs_when_direct
+from enforcer.workspace.repository import HiddenRepositoryError, RepositoryReader
+from enforcer.workspace.repository_scan import RepositoryScan
 from enforcer.workspace.safe_path import Tree
 from tests.support import harness
 
@@ -70,7 +70,7 @@ def test_every_link_in_an_index_is_found_however_it_is_written(work, form):
 def test_an_index_that_makes_no_sense_hides_them(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
-    with pytest.raises(Hidden):
+    with pytest.raises(HiddenRepositoryError):
         after(work).submodules(str(work), str(work / ".git"))
 
 
@@ -89,7 +89,7 @@ def test_no_index_takes_long_to_read(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
     began = time.process_time()
-    with pytest.raises(Hidden):
+    with pytest.raises(HiddenRepositoryError):
         after(work).submodules(str(work), str(work / ".git"))
     assert time.process_time() - began < 1
 
@@ -111,7 +111,7 @@ def test_what_a_task_says_is_followed_no_further_than_into_the_workspace(work, p
         git(top, "init", "-q")
         repository(work / "sub")
         link(top, "work/sub")
-    found = Guard(str(work), directly(()))
+    found = Guard(str(work), globs_when_direct(()))
     if not part:
         repository(work / "sub")
         link(work, "sub")
@@ -144,7 +144,7 @@ def test_what_is_in_a_submodule_that_its_owner_can_t_enter_is_hidden(work):
     seen = after(work)
     assert seen.submodules(str(work), str(work / ".git")) == ["sub"]
     seen._tree.look = look
-    with pytest.raises(Hidden):
+    with pytest.raises(HiddenRepositoryError):
         seen.submodules(str(work), str(work / ".git"))
 
 
@@ -157,7 +157,7 @@ def test_a_repository_that_a_task_has_git_go_into_is_put_aside(work, hidden, mon
     (work / "kept/file").write_text("kept")
     git(work, "add", "was", "kept")
     git(work, "commit", "-q", "-m", "second")
-    found = Guard(str(work), directly(()))
+    found = Guard(str(work), globs_when_direct(()))
     covered = [os.path.relpath(path, work) for path in found.paths()]
     assert {"was/.git/config", "was/.git/hooks"} < {*covered}
     assert not any(path.startswith("told") for path in covered)
@@ -195,7 +195,7 @@ def test_a_workspace_that_is_a_part_of_a_worktree_is_looked_at_as_git_does(work)
     git(work, "add", "part/sub", "other")
     git(work, "config", "core.hooksPath", "part/hooks")
     git(work, "config", "filter.x.clean", "sh part/check.sh")
-    found = Guard(str(work / "part"), directly(()))
+    found = Guard(str(work / "part"), globs_when_direct(()))
     covered = {os.path.relpath(path, work) for path in found.paths()}
     assert covered >= {"part/check.sh", "part/hooks", "part/sub/.git/config", "part/sub/.git/hooks"}
     assert all(path.startswith("part/") for path in covered)
@@ -250,7 +250,7 @@ def test_a_start_opens_nothing_that_an_earlier_task_says_beyond_the_workspace(wo
         monkeypatch.setattr(
             os, name, lambda path=".", *rest, does=does, **how: seen.append(str(path)) or does(path, *rest, **how)
         )
-    found = Guard(str(work), directly(()))
+    found = Guard(str(work), globs_when_direct(()))
     found.paths()
     monkeypatch.undo()
     found.close()
@@ -267,7 +267,7 @@ def test_a_start_opens_regular_files_alone(work, path):
     (work / path).unlink(missing_ok=True)
     os.mkfifo(work / path)
     with subprocess.Popen(["sh", "-c", f"echo said > {work / path}; echo written"], stdout=subprocess.PIPE) as writer:
-        Guard(str(work), directly(())).close()
+        Guard(str(work), globs_when_direct(())).close()
         review_globs(work)
         with pytest.raises(subprocess.TimeoutExpired):
             writer.wait(0.1)
@@ -276,7 +276,7 @@ def test_a_start_opens_regular_files_alone(work, path):
 
 def review_globs(work):
     tree = Tree.open(str(work))
-    Scan(tree, str(work)).protected_globs()
+    RepositoryScan(tree, str(work)).protected_globs()
     tree.close()
 
 
@@ -285,6 +285,6 @@ def test_files_of_a_repository_s_own_are_read_over_links_that_stay_in_the_worksp
     (work / "tools/hooks").mkdir(parents=True)
     (work / "hooks").symlink_to("tools/hooks")
     git(work, "config", "core.hooksPath", "hooks")
-    found = Guard(str(work), directly(()))
+    found = Guard(str(work), globs_when_direct(()))
     assert f"{work}/tools/hooks" in found.paths()
     found.close()

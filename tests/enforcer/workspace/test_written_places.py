@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.workspace.guard import elsewhere, is_obeyed
+from enforcer.workspace.guard import is_obeyed, protect_outside
 from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
@@ -44,19 +44,19 @@ FILES = [
 def test_what_is_protected_in_other_places_is_what_the_host_obeys(tmp_path):
     home = str(tmp_path / "u")
     for place, expected in PLACES:
-        found = elsewhere(place.format(home=home), [home])
+        found = protect_outside(place.format(home=home), [home])
         assert found.is_covered, place
         assert [glob for glob in expected if glob not in found.globs] == [], place
     for place in ALL_OF_IT:
-        assert elsewhere(place.format(home=home), [home]) == (("*",), False), place
+        assert protect_outside(place.format(home=home), [home]) == (("*",), False), place
     assert [file for file, is_it in FILES if is_obeyed(file.format(home=home), [home]) is not is_it] == []
 
 
 def test_a_bare_repository_of_any_name_is_one(tmp_path):
     for name in ("HEAD", "objects", "refs"):
         (tmp_path / "main.git" / name).mkdir(parents=True)
-    assert "config" in elsewhere(str(tmp_path / "main.git"), []).globs
-    assert "info/alternates" in elsewhere(str(tmp_path / "main.git/objects"), []).globs
+    assert "config" in protect_outside(str(tmp_path / "main.git"), []).globs
+    assert "info/alternates" in protect_outside(str(tmp_path / "main.git/objects"), []).globs
 
 
 def run(someone, script, *options):
