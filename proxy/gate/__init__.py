@@ -1,1 +1,1 @@
-"""The gate: every TCP connection of a sandbox, from accept to close."""
+"""The gate: serves every TCP connection of a sandbox from accept to close."""

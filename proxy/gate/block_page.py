@@ -1,4 +1,4 @@
-"""Block page: the answer to a refused request or connection, with the reason and what can be done about it.
+"""Block page: HTTP answer to a denied request or connection, with the reason and what to do next.
 
 Pure: it makes bytes, others send them. Everything a task wrote comes back escaped (invariant 7): as JSON in ASCII
 without a character that HTML knows, or as printable ASCII text. Nothing here says more than decision and attempt do.
@@ -49,10 +49,10 @@ STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One attempt that didn't pass, as its task is told.
+    """A denied or failed attempt, as its task sees it.
 
-    `attempt` is as an admin would write it in a test: `GET https://host/path`, `tcp host:port`. `detail` adds the true
-    cause where the reason alone doesn't say it. `event` is the id of the decision's event in the journal.
+    `attempt` is written as in a rule test: `GET https://host/path`, `tcp host:port`. `detail` adds the cause where the
+    reason alone doesn't say it. `event` is the id of the decision event in the journal.
     """
 
     decision: "Decision"
@@ -67,7 +67,7 @@ class Refusal:
 
     @property
     def is_listed(self) -> bool:
-        """Whether `/why` has it: it has what was decided so, and not what the rules let out and a server failed."""
+        """Whether `/why` lists it: the gate denied it, or it has an event."""
         return self.desk and (self.decision.outcome is Outcome.BLOCKED or bool(self.event))
 
     @property
@@ -79,7 +79,7 @@ class Refusal:
 
     @property
     def remedy(self) -> str:
-        """What somebody can do about it."""
+        """What to do next."""
         if self.approval and self.decision.reason is Reason.APPROVAL_TIMEOUT:
             id_ = visible(self.approval)
             return f"it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
@@ -91,7 +91,7 @@ class Refusal:
 
 
 def _opened_by(target: "HostName | Address") -> str:
-    """Say what lets out to a target that is not public, or stands for such an address."""
+    """Say which rule would allow a target that is not public."""
     if target == HOST:
         return f"`{HOST}` needs {NEEDED}"
     if otherwise := opened_otherwise(target):
@@ -103,7 +103,7 @@ def _opened_by(target: "HostName | Address") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A refusal as HTTP sends it."""
+    """A block page as an HTTP response."""
 
     status: int
     phrase: str  # for HTTP/1: all that some clients show (pip, wget)
@@ -111,14 +111,14 @@ class Page:
     body: bytes
 
     def http1(self, *, body: bool = True) -> bytes:
-        """Return the whole response in HTTP/1.1 and the end of its connection; for HEAD without the body."""
+        """Return the response as HTTP/1.1, which ends its connection; `body` is False for HEAD."""
         head = b"".join(b"%s: %s\r\n" % field for field in self.headers)
         line = f"HTTP/1.1 {self.status} {self.phrase}\r\n".encode()
         return line + head + b"Connection: close\r\n\r\n" + (self.body if body else b"")
 
 
 def page_head(page: "Page", *, last: bool = False) -> ResponseHead:
-    """Return the head of a page. `last`: its connection is closed behind it."""
+    """Return the head of a page. `last`: the connection closes after it."""
     fields = page.headers
     if last:
         fields = (*(field for field in fields if field[0].lower() != b"connection"), (b"Connection", b"close"))
@@ -150,9 +150,9 @@ def page(refusal: Refusal, user_agent: str = "", *, grpc: bytes = b"") -> Page:
 
 
 def _call(refusal: Refusal, status: HTTPStatus, kind: bytes) -> Page:
-    """Return a refusal as the status of a call: a response of trailers only (gRPC over HTTP/2, "Responses").
+    """Return a denial as a gRPC status: a response of trailers only (gRPC over HTTP/2, "Responses").
 
-    gRPC-Web has them as the head's fields, too, and in HTTP/1 its end has to be said.
+    gRPC-Web has the status in the head's fields, too; over HTTP/1 the connection's end follows.
     """
     failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR
     code = _UNAVAILABLE if failed else _GRPC_STATUS.get(status, _PERMISSION_DENIED)
@@ -178,7 +178,7 @@ def is_for_git(refusal: Page) -> bool:
 
 
 def visible(text: str) -> str:
-    """Return `text` in printable ASCII, escaped as Python would, and cut where it gets long."""
+    """Return `text` in printable ASCII, escaped as Python does and cut at LONGEST characters."""
     cut = text[:LONGEST]
     shown = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in cut)
     return shown + ("..." if len(text) > LONGEST else "")
@@ -203,7 +203,7 @@ def _quoted(text: str) -> str:
 
 
 def _problem(refusal: Refusal, status: int) -> bytes:
-    """Return the members of RFC 9457 section 3.1 and ours beside them (section 3.2)."""
+    """Return a problem document (RFC 9457 section 3.1) with members of our own (section 3.2)."""
     decision = refusal.decision
     what, remedy = refusal.title, refusal.remedy
     value: dict[str, object] = {
@@ -245,7 +245,7 @@ def _text(refusal: Refusal) -> bytes:
 
 
 def _lines(refusal: Refusal) -> list[str]:
-    """Return what happened, by which rule, and what can be done, in a sentence each."""
+    """Return what happened, by which rule, and what to do next, one sentence each."""
     decision = refusal.decision
     what, remedy = refusal.title, refusal.remedy
     lines = [f"{what}: {visible(refusal.attempt)}"]
@@ -265,7 +265,7 @@ def _lines(refusal: Refusal) -> list[str]:
 
 
 def where_to_ask(approval: str) -> str:
-    """Return where a task learns what became of an approval."""
+    """Return the URL where a task reads the state of an approval."""
     return f"http://{INFO_API}/requests/{visible(approval)}"
 
 

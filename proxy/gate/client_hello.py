@@ -1,4 +1,4 @@
-"""Recognises a connection's first bytes: TLS, HTTP or other; parses the ClientHello (RFC 8446 section 4.1.2)."""
+"""Parses a connection's first bytes: TLS ClientHello (RFC 8446 section 4.1.2), HTTP request or other."""
 
 import hashlib
 import re
@@ -32,19 +32,19 @@ _JA4_MOST: Final = 99  # of a count: it has two digits
 
 
 class NotTls(Enum):
-    """The bytes are not, and will not become, one well-formed ClientHello."""
+    """The bytes are not, and can't become, a well-formed ClientHello."""
 
     NOT_TLS = "not TLS"
 
 
 class NeedMore(NamedTuple):
-    """So far so good. There is nothing new to be said before there are `bytes` of it, counted from the start."""
+    """The bytes are valid so far; try again when there are `bytes`, counted from the start."""
 
     bytes: int
 
 
 class ClientHello(NamedTuple):
-    """A ClientHello. `sni` and `alpn` are the client's words: not normalised, not yet checked, ASCII with escapes."""
+    """Fields of a ClientHello. `sni` and `alpn` are as the client wrote them: unchecked ASCII with escapes."""
 
     sni: str | None
     alpn: tuple[str, ...]
@@ -54,7 +54,7 @@ class ClientHello(NamedTuple):
 
 
 def parse_hello(data: bytes) -> ClientHello | NeedMore | NotTls:
-    """Read the ClientHello that `data` begins with; what follows it is not looked at."""
+    """Parse the ClientHello that `data` begins with; later bytes are ignored."""
     try:
         message = _message(data)
         return _client_hello(message) if isinstance(message, bytes) else message
@@ -67,7 +67,7 @@ class _MalformedError(Exception):
 
 
 def _message(data: bytes) -> bytes | NeedMore:
-    """Put the handshake message together from its records: RFC 8446 section 5.1 lets any boundary fall anywhere."""
+    """Join the handshake message from its records, which may split it anywhere (RFC 8446 section 5.1)."""
     if data[5:6] not in _FIRST_BYTE:
         raise _MalformedError
     message = b""
@@ -152,12 +152,12 @@ def ja4(version: int, suites: bytes, extensions: bytes, signatures: bytes, alpn:
 
 
 def _listed(data: bytes) -> list[str]:
-    """Return numbers of two bytes in hexadecimal, without those that mean nothing."""
+    """Return 16-bit numbers in hexadecimal, without GREASE values (RFC 8701)."""
     return [number for number in data.hex(",", 2).split(",") if number not in _JA4_GREASE] if data else []
 
 
 def _ends(alpn: bytes) -> str:
-    """Return the first and the last character of a protocol's name, or of its bytes in hexadecimal."""
+    """Return the first and last character of a protocol's name, or of its hexadecimal form."""
     if not alpn:
         return _JA4_UNKNOWN
     first, last = alpn[:1], alpn[-1:]
@@ -182,7 +182,7 @@ def _suites(message: bytes) -> tuple[bytes, int]:
 
 
 def _server_name(body: bytes) -> str:
-    """Return the one host name. There is no other type of name, and a list of two has two readings."""
+    """Return the one host name (RFC 6066 section 3); a list of two is malformed."""
     listed, kind, length = _NAME.unpack_from(body)
     if kind != _HOST_NAME or not length or length + 3 != listed or listed + 2 != len(body):
         raise _MalformedError
@@ -204,13 +204,13 @@ def _protocols(body: bytes) -> list[bytes]:
 
 
 def _schemes(body: bytes) -> bytes:
-    """Return the signature schemes (RFC 8446 section 4.2.3); nothing hangs on them here, so none if they are odd."""
+    """Return the signature schemes (RFC 8446 section 4.2.3); empty if malformed, since only ja4 uses them."""
     length = int.from_bytes(body[:2])
     return body[2:] if len(body) == length + 2 and length % 2 == 0 else b""
 
 
 def _highest(body: bytes) -> int:
-    """Return the highest version offered that is one (RFC 8446 section 4.2.1)."""
+    """Return the highest known version offered (RFC 8446 section 4.2.1)."""
     if len(body) < 3 or not len(body) % 2 or body[0] != len(body) - 1:
         raise _MalformedError
     return max(set(struct.unpack(f"!{len(body) // 2}H", body[1:])) - _GREASE, default=0)
@@ -232,7 +232,7 @@ _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 
 class Other(Enum):
-    """The bytes are neither TLS nor HTTP."""
+    """Neither TLS nor HTTP."""
 
     OTHER = "other"
 
@@ -241,7 +241,7 @@ OTHER: Final = Other.OTHER
 
 
 class HttpHead(NamedTuple):
-    """An HTTP/1 request, as far as is needed to choose. `host` is the value of Host; None: not one, or not read."""
+    """An HTTP/1 request, as far as the gate needs it. `host` is the value of Host; None: missing, doubled or unread."""
 
     host: str | None
 
@@ -250,7 +250,7 @@ type Seen = ClientHello | HttpHead | Other
 
 
 def recognise(data: bytes, *, whole_head: bool) -> Seen | NeedMore:
-    """Say what `data` begins with. `whole_head`: of HTTP the Host is wanted too, which takes the whole head."""
+    """Parse the first bytes of a connection. `whole_head`: for HTTP read the whole head, for its Host."""
     if not data:
         return NeedMore(1)
     if data[0] == _TLS_HANDSHAKE:
@@ -260,7 +260,7 @@ def recognise(data: bytes, *, whole_head: bool) -> Seen | NeedMore:
 
 
 def peek_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
-    """Peek at the head of an HTTP/1 request, for its Host; without `whole`, no further than its request line."""
+    """Parse the head of an HTTP/1 request; without `whole`, only its request line."""
     empty = _EMPTY_LINES.match(data)
     start = empty.end() if empty else 0
     line = _REQUEST_LINE.match(data, start)

@@ -41,7 +41,7 @@ _LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epol
 
 
 class Connection(ManagedConnection["Gate"]):
-    """One accepted socket, non-blocking and in no poller, until it is closed or inspection has it."""
+    """One accepted socket, non-blocking, until it is closed or inspection takes it over."""
 
     __slots__ = (
         "_admitted", "_asleep", "_brief", "_by", "_client", "_connecting", "_had", "_moved", "_quiet_since", "_said",
@@ -64,7 +64,7 @@ class Connection(ManagedConnection["Gate"]):
         self._by: Decision | None = None  # the later decision that ends what inspection has
 
     def begin(self) -> None:
-        """Wait for the first words, if they matter."""
+        """Wait for the client's first bytes, if they matter for the decision."""
         waits = self._gate.decisions.peek_wait(self.record.wanted)
         if waits is PeekWait.NONE:
             self._decide(None)
@@ -75,20 +75,20 @@ class Connection(ManagedConnection["Gate"]):
         self._listen()
 
     def deny(self, reason: Reason) -> None:
-        """Deny it, before anything was read, for a reason of the gate's own."""
+        """Deny it before anything is read, for a reason of the gate itself."""
         self._stop_listening()
         self._enter(State.DECIDING)
         self._decided(deny_connection(self._gate.sandbox, self.record.wanted, reason))
 
     def ready(self, _events: int) -> None:
-        """Take note of what the poller says of the client's socket."""
+        """Handle events of the client's socket."""
         if self.state is State.PEEKING:
             self._peek()
         elif self._pending is not None:
             self._pending.client_left()
 
     def tick(self, now: float) -> None:
-        """Look at the time (time.monotonic())."""
+        """Check the deadline (time.monotonic())."""
         state = self.state
         if state is State.SPLICING:
             self._tick_splice(now)
@@ -104,7 +104,7 @@ class Connection(ManagedConnection["Gate"]):
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED, detail=NO_ANSWER)
 
     def review(self) -> None:
-        """Decide again. Inspection ends what the rules allow no more by itself."""
+        """Decide again. Inspection itself ends what the rules no longer allow."""
         if self.state is not State.INSPECTING:
             super().review()
         elif self._admitted is not None and self._judgement.decision.outcome.passes:
@@ -113,7 +113,7 @@ class Connection(ManagedConnection["Gate"]):
             )
 
     def abort(self) -> None:
-        """End it now: the gate closes, and nobody is waited for any more."""
+        """End it now: the gate closes."""
         state = self.state
         if state is State.ACCEPTED or state is State.PEEKING:
             self.deny(Reason.GATE_ERROR)
@@ -126,7 +126,7 @@ class Connection(ManagedConnection["Gate"]):
         self._refuse_now()  # inspection ends its own
 
     def failed(self, error: Exception) -> None:
-        """End it after an exception that nobody expected. Never raises."""
+        """End it after an unexpected exception. Never raises."""
         if self.state is State.INSPECTING and self._admitted is not None:
             self.record.error(WHERE[self.state], error)
             self._tell_inspection(self._admitted, deny(self._gate.sandbox.policy, Reason.GATE_ERROR))
@@ -140,7 +140,7 @@ class Connection(ManagedConnection["Gate"]):
         self._gate.poller.watch(self._client.fileno(), IN | ONCE, self)
 
     def _peek(self) -> None:
-        """Look at what the client has sent so far; asleep (SO_RCVLOWAT, socket(7)) until there can be something new."""
+        """Peek at the client's bytes; SO_RCVLOWAT (socket(7)) delays the next event until there are more."""
         self._asleep = True
         try:
             data = self._client.recv(FIRST_LOOK, socket.MSG_PEEK)
@@ -165,7 +165,7 @@ class Connection(ManagedConnection["Gate"]):
             self._decide(None)
 
     def _stop_listening(self) -> None:
-        """Receive no more events. A socket that has just had one may stay in the poller: it is asleep there."""
+        """Receive no more events. A socket that has just had one may stay registered: SO_RCVLOWAT keeps it quiet."""
         if self._brief is not None:
             self._brief.cancel()
         if not self._asleep:
@@ -177,7 +177,7 @@ class Connection(ManagedConnection["Gate"]):
     # DECIDING
 
     def _decide(self, seen: "Seen | None") -> None:
-        """Ask the evaluator. `seen` None: nothing was sent, or it doesn't matter."""
+        """Decide on the connection. `seen` None: nothing was sent, or it doesn't matter."""
         gate, record = self._gate, self.record
         self._stop_listening()
         self._enter(State.DECIDING)
@@ -189,7 +189,7 @@ class Connection(ManagedConnection["Gate"]):
         self._decided(judgement)
 
     def _decided(self, judgement: ConnectionDecision) -> None:
-        """Carry it out; a refusal may wait a moment for the process of the connection (`record.attribution`)."""
+        """Carry out a decision; a denial may first wait for the connection's process (`record.attribution`)."""
         self._judgement = judgement
         attribution = self.record.attribution
         if attribution is not None and attribution.waiting and not judgement.decision.outcome.passes:
@@ -198,7 +198,7 @@ class Connection(ManagedConnection["Gate"]):
             self._carry_out()
 
     def _refuse_now(self) -> None:
-        """Carry out the refusal that waits. Never raises."""
+        """Carry out a denial that waited. Never raises."""
         if self.state is State.DECIDING:
             self._guarded(self._carry_out)
 
@@ -211,12 +211,12 @@ class Connection(ManagedConnection["Gate"]):
         super()._ask()
 
     def answered(self, judgement: ConnectionDecision) -> None:
-        """Go on with what came of asking people; the client may end its side again."""
+        """Continue after an approval request; the client may end its side again."""
         self._gate.poller.forget(self._client.fileno())
         super().answered(judgement)
 
     def _conclude(self) -> None:
-        """Record a decision that nothing is dialed for; then reset the connection, or hand it to inspection."""
+        """Record a decision that dials nothing; then reset the connection, or hand it to inspection."""
         gate, record, judgement, inspection = self._gate, self.record, self._judgement, self._gate.inspection
         gate.poller.forget(self._client.fileno())
         self._said = b""  # inspection reads it, and judges what it has read
@@ -258,7 +258,7 @@ class Connection(ManagedConnection["Gate"]):
             self._connected(*there)
 
     def _connected(self, server: "socket.socket | DialError", address: "Hop | None") -> None:
-        """Begin to pass bytes; called by the poller or the loop."""
+        """Start to relay bytes; called by the poller or the loop."""
         self._connecting = None  # it is over
         if isinstance(server, DialError):
             self._end(Outcome.FAILED, server.reason, detail=server.detail)
@@ -282,7 +282,7 @@ class Connection(ManagedConnection["Gate"]):
             reset(server)
 
     def _spliced(self, error: Exception | None) -> None:
-        """Both sides are closed."""
+        """Record the end: both sides are closed."""
         if error is not None:
             self.failed(error)
         elif self._splice is not None and self._splice.over_limit:
@@ -310,7 +310,7 @@ class Connection(ManagedConnection["Gate"]):
     # INSPECTING
 
     def _tell_inspection(self, admitted: Handover, decision: "Decision") -> None:
-        """Have inspection end it, or what is asked on it, if the rules allow it no more."""
+        """Tell inspection the new decision, so that it ends what is no longer allowed."""
         inspection = self._gate.inspection
         assert inspection is not None
         if not decision.outcome.passes:
@@ -318,7 +318,7 @@ class Connection(ManagedConnection["Gate"]):
         inspection.review(admitted, decision)
 
     def _inspected(self, up: int, down: int, reason: Reason | None) -> None:
-        """Take note of the end of what inspection had; only the first time counts."""
+        """Record the end of a connection that inspection had; only the first call counts."""
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
@@ -329,7 +329,7 @@ class Connection(ManagedConnection["Gate"]):
         self._gate.connections.discard(self)
 
     def _guarded(self, act: "Callable[..., None]", *arguments: object) -> None:
-        """Do what is called from a loop or a timer: there is nobody above to catch an exception."""
+        """Run a callback of the loop or a timer, and end the connection if it raises."""
         try:
             act(*arguments)
         except Exception as error:  # noqa: BLE001
@@ -344,7 +344,7 @@ class Connection(ManagedConnection["Gate"]):
         detail: str = "",
         error: Exception | None = None,
     ) -> None:
-        """Close everything and record it, once; whatever goes wrong with the rest of it, nothing passes any more."""
+        """Close all sockets and record the end, once; nothing is relayed any more, whatever fails here."""
         state, record = self.state, self.record
         if state is State.CLOSED or self._admitted is not None:  # that is inspection's to close
             return

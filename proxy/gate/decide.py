@@ -1,4 +1,4 @@
-"""Decides on a connection, from its destination and the client's first bytes. Pure.
+"""Decides on a connection from its destination and the client's first bytes. Pure.
 
 Home of the gate's own checks, which come before any rule and hold under audit mode too: the name is the one that the
 sandbox's resolver gave an address for, or the one that the connection says itself; where both are there they agree.
@@ -31,7 +31,7 @@ _MOST_OFFERS: Final = 3  # that are named
 
 
 class OriginalDestination(NamedTuple):
-    """Where a connection was made to; `names` are those that the sandbox got the address for, latest last."""
+    """Address and port that a connection was made to; `names`: those that the sandbox resolved to it, latest last."""
 
     address: "Address"
     port: int
@@ -39,12 +39,12 @@ class OriginalDestination(NamedTuple):
 
     @property
     def target(self) -> "HostName | Address":
-        """The host that was asked for, as far as the address says."""
+        """The requested host, as far as the address tells."""
         return self.names[-1] if self.names else self.address
 
 
 class PeekWait(Enum):
-    """How long a client's first words are waited for."""
+    """How long to wait for a client's first bytes."""
 
     NONE = "none"  # what it says changes nothing, and its server may have to speak first
     BRIEF = "brief"  # it may be waiting for its server
@@ -52,7 +52,7 @@ class PeekWait(Enum):
 
 
 class GateAction(Enum):
-    """What is done with a connection."""
+    """What the gate does with a connection."""
 
     RESET = "reset"
     EXPLAIN = "explain"  # inspection serves the page that says why
@@ -61,7 +61,7 @@ class GateAction(Enum):
 
 
 class ConnectionDecision(NamedTuple):
-    """One connection's decision, and what it was made about."""
+    """Decision on one connection, with the attempt that it was made on."""
 
     attempt: Attempt
     decision: Decision
@@ -80,7 +80,7 @@ class ConnectionDecision(NamedTuple):
 
 
 def is_unroutable(sandbox: "SandboxState", wanted: OriginalDestination) -> bool:
-    """Whether this is no place outside: the sandbox itself, the gate, nobody or everybody."""
+    """Whether the destination is the sandbox itself, the gate, or a multicast, broadcast or unspecified address."""
     address = wanted.address
     if wanted.names:
         return not wanted.port
@@ -97,7 +97,7 @@ def is_unroutable(sandbox: "SandboxState", wanted: OriginalDestination) -> bool:
 
 
 def peek_wait(policy: "Policy", wanted: OriginalDestination) -> PeekWait:
-    """Say how long it is worth waiting for the first words."""
+    """Return how long to wait for the client's first bytes."""
     spoken = policy.protocols(wanted.target, wanted.port) - {Protocol.UDP}
     if spoken == _TCP_ONLY:
         return PeekWait.NONE
@@ -109,7 +109,7 @@ def peek_wait(policy: "Policy", wanted: OriginalDestination) -> PeekWait:
 def decide(
     sandbox: "SandboxState", wanted: OriginalDestination, seen: "Seen | None", *, can_inspect: bool
 ) -> ConnectionDecision:
-    """Decide. `seen` None: nothing was sent, or nothing that is known."""
+    """Decide on a connection. `seen` None: the client sent nothing, or nothing recognisable."""
     if isinstance(seen, ClientHello):
         return _decide_tls(sandbox, wanted, seen, can_inspect=can_inspect)
     if isinstance(seen, HttpHead):
@@ -120,9 +120,9 @@ def decide(
 
 
 def decide_again(sandbox: "SandboxState", judgement: ConnectionDecision, *, can_inspect: bool) -> ConnectionDecision:
-    """Decide once more on a connection that was allowed: the policy, or the day, is another one now.
+    """Decide again on an allowed connection after the policy or the date has changed.
 
-    What the gate checks before the rules has been checked and stays so.
+    The checks that come before the rules are not repeated.
     """
     attempt = judgement.attempt._replace(at=sandbox.calendar.today(), tainted=sandbox.tainted)
     decision = _decide(sandbox.policy, attempt)
@@ -142,7 +142,7 @@ def decide_again(sandbox: "SandboxState", judgement: ConnectionDecision, *, can_
 def decide_after_approval(
     sandbox: "SandboxState", judgement: ConnectionDecision, *, can_inspect: bool
 ) -> ConnectionDecision:
-    """Decide once more on a pending connection, with the grants in `judgement`."""
+    """Decide again on a pending connection, with the grants in `judgement`."""
     digests = judgement.attempt.granted.union(grant.digest for grant in judgement.grants)
     judgement = judgement._replace(attempt=judgement.attempt._replace(granted=digests))
     found = decide_again(sandbox, judgement, can_inspect=can_inspect)
@@ -156,7 +156,7 @@ def decide_after_approval(
 def deny_unanswered(
     sandbox: "SandboxState", judgement: ConnectionDecision, reason: Reason, *, can_inspect: bool
 ) -> ConnectionDecision:
-    """Refuse what was held, for what came of asking."""
+    """Deny a pending connection: the approval was denied, timed out or is unavailable."""
     decision = deny(sandbox.policy, reason, judgement.decision)._replace(approval=())
     return judgement._replace(decision=decision, way=_way_out(sandbox.policy, judgement, can_inspect=can_inspect))
 
@@ -164,20 +164,20 @@ def deny_unanswered(
 def deny_before_asking(
     sandbox: "SandboxState", judgement: ConnectionDecision, failure: "DialError", *, can_inspect: bool
 ) -> ConnectionDecision:
-    """Refuse what people need not be asked about: an approval would not allow it."""
+    """Deny a connection that an approval would not allow."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
     way = _way_out(sandbox.policy, judgement, can_inspect=can_inspect)
     return judgement._replace(decision=deny_undialable(judgement.decision, failure), way=way)
 
 
 def still_holds(sandbox: "SandboxState", judgement: ConnectionDecision, policy: "Policy") -> bool:
-    """Whether what `policy` decided still holds: no other rules are in force, no other day, nothing was read since."""
+    """Whether a decision under `policy` still holds: same policy, same date, same taint."""
     attempt = judgement.attempt
     return policy is sandbox.policy and attempt.at == sandbox.calendar.today() and attempt.tainted is sandbox.tainted
 
 
 def deny_connection(sandbox: "SandboxState", wanted: OriginalDestination, reason: Reason) -> ConnectionDecision:
-    """Deny before anything is read."""
+    """Deny a connection before anything is read from it."""
     attempt = make_attempt(sandbox, Protocol.TCP, wanted.target, wanted.port)
     return ConnectionDecision(attempt, deny(sandbox.policy, reason), GateAction.RESET)
 
@@ -185,7 +185,7 @@ def deny_connection(sandbox: "SandboxState", wanted: OriginalDestination, reason
 def deny_after_dial(
     policy: "Policy", judgement: ConnectionDecision, failure: "DialError", *, can_inspect: bool
 ) -> ConnectionDecision:
-    """Return what becomes of a connection that was allowed and can't be dialed, or may not be after all."""
+    """Decide on an allowed connection that can't be dialed, or whose address may not be dialed."""
     judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
     decision = judgement.decision
     if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
@@ -221,7 +221,7 @@ def _decide_tls(
 
 
 def _objection(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> Reason | None:
-    """Say why a connection that the rules allow can't be carried out as they want it."""
+    """Return the reason why a TLS connection can't be handled as the rules that allow it want; None: it can."""
     if not decision.inspect:
         return Reason.ECH if hello.ech else None
     if not _is_readable(hello):
@@ -230,7 +230,7 @@ def _objection(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> 
 
 
 def _is_readable(hello: ClientHello) -> bool:
-    """Whether inspection can speak what the client wants to: HTTP, or it doesn't say."""
+    """Whether inspection can speak the client's protocol: its ALPN names HTTP, or it has none."""
     return alpn_is_readable(hello.alpn)
 
 
@@ -248,7 +248,7 @@ def _decide_http(
 
 
 def _tls_target(wanted: OriginalDestination, hello: ClientHello) -> "tuple[HostName | Address, Reason | None]":
-    """Find the one host that a TLS connection is for, or why it has none."""
+    """Return the host that a TLS connection is for, or the reason why it has none."""
     if hello.sni is None:
         return wanted.target, Reason.SNI_MISSING if wanted.names else None
     for name in wanted.names:
@@ -264,7 +264,7 @@ def _tls_target(wanted: OriginalDestination, hello: ClientHello) -> "tuple[HostN
 
 
 def _http_target(wanted: OriginalDestination, head: HttpHead) -> "tuple[HostName | Address, Reason | None]":
-    """Find the host that a connection in the clear is for. Each request's own Host is inspection's to check."""
+    """Return the host of a plaintext HTTP connection. Inspection checks the Host of each request."""
     if head.host is None or len(wanted.names) == 1:
         return wanted.target, None
     host, colon, port = head.host.rpartition(":")
@@ -281,7 +281,7 @@ def _http_target(wanted: OriginalDestination, head: HttpHead) -> "tuple[HostName
 
 
 def make_attempt(sandbox: "SandboxState", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
-    """Return an attempt of the task's, as of now."""
+    """Return an attempt of the task, with its labels, date and taint as of now."""
     return Attempt(protocol, target, port, None, *sandbox.caller)
 
 
@@ -295,18 +295,18 @@ def _decide(policy: "Policy", attempt: Attempt) -> Decision:
 
 
 def _way_out(policy: "Policy", judgement: ConnectionDecision, *, can_inspect: bool) -> GateAction:
-    """Choose how to say no to what could have been spliced."""
+    """Choose how to deny a connection that could have been spliced."""
     hello = judgement.hello
     return _refusal(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
 
 
 def _refusal(policy: "Policy", *, can_explain: bool) -> GateAction:
-    """Choose how to say no: with a page where the client can read one and the rules don't want it short."""
+    """Choose how to deny: with a block page where the client can read one and the rules want it, else with a reset."""
     return GateAction.EXPLAIN if can_explain and policy.settings.on_block is not OnBlock.RESET else GateAction.RESET
 
 
 class DecisionCache:
-    """`decide` and `peek_wait` with a memory, for one sandbox: the same question has the same answer.
+    """Cache of `decide` and `peek_wait` for one sandbox.
 
     A decision depends on the policy, the day, whether the task is tainted, the destination and what the client says
     first, and on nothing else: each pending connection asks for its own grants. Another policy, another day or a taint
@@ -325,14 +325,14 @@ class DecisionCache:
         self._judged: dict[tuple[object, ...], ConnectionDecision] = {}
 
     def clear(self) -> None:
-        """Drop everything that was decided under an earlier policy, or on an earlier day."""
+        """Drop all decisions of an earlier policy or date."""
         sandbox = self._sandbox
         self._policy, self._today, self._tainted = sandbox.policy, sandbox.calendar.today(), sandbox.tainted
         self._patience.clear()
         self._judged.clear()
 
     def peek_wait(self, wanted: "OriginalDestination") -> "PeekWait":
-        """Say how long the first words are worth waiting for: `peek_wait`."""
+        """As `peek_wait`, cached."""
         policy = self._sandbox.policy
         if self._policy is not policy:
             self.clear()
@@ -345,7 +345,7 @@ class DecisionCache:
         return known
 
     def decide(self, wanted: "OriginalDestination", seen: "Seen | None") -> "ConnectionDecision":
-        """Decide: `decide`."""
+        """As `decide`, cached."""
         sandbox = self._sandbox
         # What a task writes itself is part of what is kept only where it is short.
         if not isinstance(seen, ClientHello) or seen.sni not in wanted.names or len(seen.alpn) > _MOST_PROTOCOLS:

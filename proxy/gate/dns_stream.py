@@ -23,7 +23,7 @@ _AT_ONCE: Final = 1024  # bytes read before the others get their turn
 
 
 class DnsStream(ServedConnection):
-    """One connection with questions on it, each after its length in two bytes.
+    """One DNS connection; each query follows its length in two bytes (RFC 1035 section 4.2.2).
 
     Each question is an attempt of its own; a connection without a question is recorded as a connection.
     """
@@ -49,7 +49,7 @@ class DnsStream(ServedConnection):
         self._questions = 0
 
     def ready(self, _events: int) -> None:
-        """Answer what has come, up to a bound."""
+        """Answer the queries that have arrived, up to a bound."""
         try:
             data = self._client.recv(_AT_ONCE)
         except BlockingIOError:
@@ -77,7 +77,7 @@ class DnsStream(ServedConnection):
             self._heard()
 
     def _reply(self, answer: bytes) -> None:
-        """Send an answer whole or not at all: a client that doesn't read its answers needs none."""
+        """Send a whole answer, or close: a client that reads no answers gets none."""
         if self._over:
             return
         framed = len(answer).to_bytes(2) + answer

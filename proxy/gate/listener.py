@@ -54,20 +54,20 @@ _ITS_OWN: Final = frozenset(
 
 
 def original_destination(sock: socket.socket) -> "Endpoint":
-    """Return where a connection that tproxy caught was made to; an address with a zone id keeps it."""
+    """Return the destination of a connection caught by tproxy; a link-local address keeps its zone id."""
     name = sock.getsockname()
     return _address(name[0]), name[1]
 
 
 class InfoApiHandler(PeriodicTarget, Protocol):
-    """A connection that the gate itself answers."""
+    """Handler of a connection to the info API, which the gate answers itself."""
 
     def begin(self) -> None:
-        """Wait for its request."""
+        """Start to wait for its request."""
 
 
 class Gate:
-    """The gate of one sandbox. Made, started and closed within a running loop; the listener stays the caller's."""
+    """Gate of one sandbox. Made, started and closed within a running loop; the caller keeps the listener."""
 
     def __init__(
         self,
@@ -118,16 +118,16 @@ class Gate:
         self._unreviewed: list[PeriodicTarget] = []
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start to accept connections."""
         prepare_listener(self._listener)
         self.poller.watch(self._listener.fileno(), IN, self)
 
     def finish(self) -> None:
-        """Take note that the task is over: what is open yet has lost its client."""
+        """Handle the end of the task: open connections have lost their client."""
         self.is_finishing = True
 
     def close(self) -> None:
-        """Accept no more, and end every connection but those that inspection has. Idempotent."""
+        """Stop accepting, and end every connection that inspection doesn't have. Idempotent."""
         self.poller.forget(self._listener.fileno())
         if self._resting is not None:
             self._resting.cancel()
@@ -135,7 +135,7 @@ class Gate:
         for_each(self.connections, lambda guest: guest.abort())
 
     def review(self) -> None:
-        """Decide again on every connection that is open: other rules are in force, or it is another day."""
+        """Decide again on every open connection: the rules or the date have changed."""
         self.decisions.clear()
         self._unreviewed = list(self.connections)
         self._review_some()
@@ -143,20 +143,20 @@ class Gate:
     # for connections
 
     def replace(self, guest: PeriodicTarget, by: PeriodicTarget) -> None:
-        """Keep a connection in its next stage; a review that is under way comes to that, too."""
+        """Register a connection's next handler; a review in progress reaches that, too."""
         self.connections.discard(guest)
         self.connections.add(by)
         if self._unreviewed:
             self._unreviewed.append(by)
 
     def forget(self, guest: PeriodicTarget) -> None:
-        """Keep a connection no more: it is closed."""
+        """Remove a closed connection."""
         self.connections.discard(guest)
 
     # for the poller
 
     def ready(self, _events: int) -> None:
-        """Accept what is waiting, up to a bound; epoll says again if there is more, for less than accept says no."""
+        """Accept waiting connections, up to a bound; epoll reports the rest again."""
         for _ in range(min(1 + len(self.connections) // _FOR_ONE, _AT_ONCE)):
             try:
                 number, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
@@ -173,11 +173,11 @@ class Gate:
         self._rounds.keep_going()
 
     def failed(self, error: Exception) -> None:
-        """Tell of an exception that nobody expected; the next connection has nothing to do with it."""
+        """Report an unexpected exception; later connections are served."""
         self.recorder.error(Component.ACCEPT, f"{type(error).__name__}: {error}")
 
     def _receive(self, client: socket.socket, peer: "Endpoint", opened: float) -> None:
-        """Begin with a connection that was accepted at `opened` (time.monotonic()), with nothing consumed."""
+        """Start a connection that was accepted at `opened` (time.monotonic())."""
         client.setblocking(False)
         try:
             wanted = self._wanted(client)
@@ -195,7 +195,7 @@ class Gate:
             connection.failed(error)
 
     def _welcome(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
-        """Refuse it, answer it, or have it decided."""
+        """Deny a connection, answer it, or decide on it."""
         wanted = record.wanted
         if len(self.connections) > self.most or not self._has_room():
             connection.deny(Reason.LIMIT_EXCEEDED)
@@ -216,7 +216,7 @@ class Gate:
             connection.begin()
 
     def attribute(self, record: ConnectionRecord) -> "Attribution | None":
-        """Start to find the process that opened a connection, where that is possible."""
+        """Start to look up the process that opened a connection, where possible."""
         if self._attribute is not None:
             wanted = record.wanted
             record.attribution = self._attribute(record.peer, (wanted.address, wanted.port))
@@ -227,7 +227,7 @@ class Gate:
         return OriginalDestination(address, port, self.names.names_of(address))
 
     def _rest(self, error: OSError) -> None:
-        """Out of descriptors or memory: the connection stays in the queue, and epoll would report it without end."""
+        """Pause accepting: there is no descriptor or memory, and epoll would report the queue without end."""
         self.recorder.error(Component.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
         self.poller.change(self._listener.fileno(), 0)
         self._resting = asyncio.get_running_loop().call_later(self._pause, self._resume)
@@ -237,7 +237,7 @@ class Gate:
         self.poller.change(self._listener.fileno(), IN)
 
     def _review_some(self) -> None:
-        """Review for a moment, and then let the others have their turn."""
+        """Review some connections, then yield to other sockets."""
         until = time.monotonic() + _REVIEWING
         while self._unreviewed:
             guest = self._unreviewed.pop()
@@ -251,7 +251,7 @@ class Gate:
 
 @lru_cache(maxsize=1024)
 def _address(text: str) -> Address:
-    """Read an address as the kernel writes it; one with a zone id stays one, and is nowhere."""
+    """Parse an address of the kernel; one with a zone id keeps it, so it matches no rule."""
     address = ip_address(text)
     return address if "%" in text else normalize(address)
 

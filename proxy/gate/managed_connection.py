@@ -1,4 +1,4 @@
-"""What a connection and a UDP flow share: decided, resolved, counted against limits and grants, and reviewed.
+"""Base of TCP connections and UDP flows: decide, resolve, count against limits and grants, and review.
 
 Subclasses do the I/O: `Connection` for TCP, `proxy.udp.flow.Flow` for UDP. Home of invariant 3: an address that may not
 be dialed is a denial, so nothing is recorded before the lookup.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class GateState(Protocol):
-    """What a connection or a flow needs of its gate, `Gate` or `UdpGate`."""
+    """The fields of `Gate` and `UdpGate` that a connection or flow uses."""
 
     sandbox: "SandboxState"
     dialer: "Dialer"
@@ -37,7 +37,7 @@ class GateState(Protocol):
 
 
 class ManagedConnection[G: GateState](ABC):
-    """One connection or flow. `_judgement` is set from DECIDING on."""
+    """One connection or flow. `_judgement` is set from the state DECIDING on."""
 
     __slots__ = (
         "_deadline", "_gate", "_hop", "_judgement", "_lease", "_pending", "_policy", "_quota", "record", "state",
@@ -56,14 +56,14 @@ class ManagedConnection[G: GateState](ABC):
         self._lease: Lease | None = None  # where it passes under grants
 
     def answered(self, judgement: "ConnectionDecision") -> None:
-        """Go on with what came of asking people: a judgement that asks nobody."""
+        """Continue after an approval request; `judgement` needs no further approval."""
         self._pending = None
         self._judgement = judgement
         self._enter(State.DECIDING)
         self._carry_out()
 
     def review(self) -> None:
-        """Decide again: other rules, another day, or the task was tainted. What was allowed may have to end."""
+        """Decide again: the rules, the date or the taint have changed. An allowed connection may end."""
         state = self.state
         if state is State.PENDING and self._pending is not None:
             self._pending.review()
@@ -76,16 +76,16 @@ class ManagedConnection[G: GateState](ABC):
 
     @abstractmethod
     def failed(self, error: Exception) -> None:
-        """End it after an exception that nobody expected. Never raises."""
+        """End it after an unexpected exception. Never raises."""
 
     @property
     def _can_inspect(self) -> bool:
-        """Whether inspection could take it over."""
+        """Whether inspection can take it over."""
         return False
 
     @abstractmethod
     def _conclude(self) -> None:
-        """Record a decision that nothing is dialed for, and carry it out."""
+        """Record a decision that dials nothing, and carry it out."""
 
     @abstractmethod
     def _dial(self, hops: "tuple[Hop, ...]") -> None:
@@ -93,7 +93,7 @@ class ManagedConnection[G: GateState](ABC):
 
     @abstractmethod
     def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None, *, detail: str = "") -> None:
-        """Close everything and record it, once."""
+        """Close all sockets and record the end, once."""
 
     def _carry_out(self) -> None:
         judgement = self._judgement
@@ -115,7 +115,7 @@ class ManagedConnection[G: GateState](ABC):
         self._pending.begin()
 
     def _resolve(self) -> None:
-        """Find the addresses."""
+        """Look up the addresses to dial."""
         gate, judgement = self._gate, self._judgement
         if judgement.decision.verdict is Verdict.ASK or not judgement.decision.outcome.passes:
             raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
@@ -133,7 +133,7 @@ class ManagedConnection[G: GateState](ABC):
         gate.dialer.find(policy, judgement.attempt, lambda found: self._resolved(found, judgement))
 
     def _resolved(self, found: "tuple[Hop, ...] | DialError", judgement: "ConnectionDecision") -> None:
-        """Go on with what a lookup for `judgement` gave; called from the loop."""
+        """Continue with the result of the lookup for `judgement`; called from the loop."""
         if self.state is not State.RESOLVING or judgement is not self._judgement:
             return
         try:
@@ -147,7 +147,7 @@ class ManagedConnection[G: GateState](ABC):
             self.failed(error)
 
     def _cannot_dial(self, failure: DialError) -> None:
-        """Refuse it after all, or ask people about its address."""
+        """Deny it after all, or submit an approval request for its address."""
         judgement = deny_after_dial(self._gate.sandbox.policy, self._judgement, failure, can_inspect=self._can_inspect)
         self.record.may_not_lead_to(failure.address)
         self._enter(State.DECIDING)
@@ -155,7 +155,7 @@ class ManagedConnection[G: GateState](ABC):
         self._carry_out()
 
     def _is_within_limits(self) -> bool:
-        """Count it against its grants, and the limits of its rules; False: it is refused, as one of them is over."""
+        """Count it against its grants and the limits of its rules; False: one was exceeded, and it is denied."""
         judgement = self._judgement
         decision, grants = judgement.decision, judgement.grants
         if grants:
@@ -173,12 +173,12 @@ class ManagedConnection[G: GateState](ABC):
         return False
 
     def _grant_over(self, grant: "Grant") -> None:
-        """End it: its grant has ended. Called from the loop."""
+        """End it because its grant has ended. Called from the loop."""
         by = deny(self._gate.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
         self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
 
     def _may_read(self) -> bool:
-        """Record that it reads from a source, where that is untrusted; False: that can't be kept, so it has ended."""
+        """Record a read from an untrusted source; False: that could not be recorded, so the connection has ended."""
         decision, record, sandbox = self._judgement.decision, self.record, self._gate.sandbox
         if sandbox.record_read(decision, self._judgement.attempt.target, record.wanted.port, record.event):
             return True
@@ -187,7 +187,7 @@ class ManagedConnection[G: GateState](ABC):
         return False
 
     def _review_allowed(self) -> None:
-        """Go on under the rules and limits of now, or end it."""
+        """Continue under the rules and limits now in force, or end it."""
         sandbox = self._gate.sandbox
         judgement = decide_again(sandbox, self._judgement, can_inspect=self._can_inspect)
         problem = None
@@ -203,7 +203,7 @@ class ManagedConnection[G: GateState](ABC):
         self._end(Outcome.BLOCKED, reason, deny(sandbox.policy, reason, judgement.decision))
 
     def _go_on(self) -> None:
-        """Go on under the limits of the rules that are in force now, unless one of them is used up."""
+        """Continue under the limits now in force, unless one is used up."""
         over = self._quota.go_on(self._judgement.decision.limits)
         if over is not None:
             by = exceeded(self._judgement.decision, over)

@@ -1,4 +1,4 @@
-"""Pending approval of a connection or UDP flow: people are asked, then the policy of that moment decides again.
+"""Pending approval of a connection or UDP flow; after the answer the current policy decides again.
 
 Home of invariant 2 for pending connections: an answer allows nothing by itself, and whatever goes wrong is a refusal.
 Only a name that a rule spells out is looked up before (`preflight`), so that nobody is asked in vain.
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 
 class Owner(Protocol):
-    """What waits for the approval."""
+    """The connection or flow that waits for the approval."""
 
     record: "ConnectionRecord"
 
     def answered(self, judgement: "ConnectionDecision") -> None:
-        """Go on with a judgement that asks nobody any more. Called once, also where nothing was approved."""
+        """Continue with a decision that needs no approval, perhaps a denial. Called once."""
 
     def failed(self, error: Exception) -> None:
-        """End it after an exception that nobody expected. Must not raise."""
+        """End it after an unexpected exception. Must not raise."""
 
 
 class Pending:
-    """One approval request, from the first question to the judgement that needs no more."""
+    """One approval request, from its submission to a decision that needs no further approval."""
 
     __slots__ = (
         "_can_inspect", "_checking", "_clock", "_deadline", "_dialer", "_judgement", "_over", "_owner", "_rounds",
@@ -69,7 +69,7 @@ class Pending:
         self._over = False
 
     def begin(self) -> None:
-        """Ask, unless an approval would open nothing."""
+        """Submit the request, unless an approval would open nothing."""
         self._checking = judgement = self._judgement
         self._deadline = self._clock() + LOOKUP_TIMEOUT
         preflight(
@@ -81,13 +81,13 @@ class Pending:
         )
 
     def tick(self, now: float) -> None:
-        """End a lookup that takes too long. An answer comes in time, or its lack is one (`asking`)."""
+        """End a lookup that takes too long. The approvals client times out requests itself."""
         checking = self._checking
         if checking is not None and now >= self._deadline:
             self._checked(checking, DialError(Reason.UNRESOLVED, "the lookup took too long"))
 
     def review(self) -> None:
-        """Decide under the rules of now. Where they ask the same as before, the request stands."""
+        """Decide under the rules now in force. The request stays if they need the same approval."""
         before = self._judgement
         self._judgement = decide_after_approval(self._sandbox, before, can_inspect=self._can_inspect)
         decision = self._judgement.decision
@@ -98,7 +98,7 @@ class Pending:
             self.begin()
 
     def refuse(self, reason: Reason, detail: str = "") -> None:
-        """Refuse what nobody has approved."""
+        """Deny the connection: nobody has approved it."""
         if self._over:
             return
         approval = self._judgement.approval
@@ -110,16 +110,16 @@ class Pending:
         self._finish()
 
     def client_left(self) -> None:
-        """Refuse it: the client has ended its side. Only half of it counts, too: nobody could tell the difference."""
+        """Deny it: the client has ended its side, which can't be told from leaving."""
         self.refuse(Reason.APPROVAL_TIMEOUT, GONE)
 
     def drop(self) -> None:
-        """Ask no more: the connection is closed. Idempotent."""
+        """Withdraw the request: the connection is closed. Idempotent."""
         self._over = True
         self._drop_ticket()
 
     def _checked(self, judgement: "ConnectionDecision", failure: DialError | None) -> None:
-        """Go on with what is known of a name's addresses; called from the loop, or from within."""
+        """Continue with the check of the name's addresses; called from the loop, or directly."""
         if self._over or judgement is not self._checking:
             return
         self._checking = None
@@ -150,7 +150,7 @@ class Pending:
         self._ticket = asking.submit(question, self._answered)
 
     def _answered(self, answer: "Answer") -> None:
-        """Go on with what people answered; called from the loop."""
+        """Handle the approver's answer; called from the loop."""
         ticket, self._ticket = self._ticket, None
         if self._over:
             return

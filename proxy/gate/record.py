@@ -31,7 +31,7 @@ type FindProcess = "Callable[[Endpoint, Endpoint], Attribution | None]"  # finds
 
 
 class ConnectionRecord:
-    """One connection's events. `address` is where it leads, as far as that is known; `via` the proxy that it takes."""
+    """Events of one connection. `address`: the address it leads to, if known; `via`: the proxy it goes through."""
 
     __slots__ = ("_recorder", "address", "attribution", "event", "judgement", "opened", "peer", "via", "wanted")
 
@@ -54,16 +54,16 @@ class ConnectionRecord:
         self.event = ""
 
     def leads_to(self, hop: "Hop") -> None:
-        """Note what is dialed. Through a proxy, the address is not known here."""
+        """Set the address or proxy that is dialed. Behind a proxy the address is unknown."""
         self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (written(hop), None)
 
     def may_not_lead_to(self, address: "Address | None") -> None:
-        """Take note of the address that it is refused for, where it is refused for that."""
+        """Set the address that the connection is denied for."""
         if address is not None:
             self.address = written(address)
 
     def decided(self, judgement: "ConnectionDecision") -> bool:
-        """Tell the decision; False: that could not be written, so nothing may pass. Once a connection."""
+        """Record the decision, once a connection; False: it could not be written, so block the connection."""
         assert self.judgement is None, "decided twice"
         self.judgement = judgement
         wanted, hello = self.wanted, judgement.hello
@@ -87,7 +87,7 @@ class ConnectionRecord:
 
     @property
     def process(self) -> "Process | None":
-        """Who opened it, as far as that is known by now."""
+        """The process that opened it, if known by now."""
         return None if self.attribution is None else self.attribution.process
 
     def ended(  # noqa: PLR0917 - what there is to record, in the order of the others
@@ -99,9 +99,9 @@ class ConnectionRecord:
         by: "Decision | None" = None,
         detail: str = "",
     ) -> None:
-        """Tell how it ended; `by`: the later decision that ended it, `detail`: what went wrong, in words.
+        """Record the end; `by`: the later decision that ended it, `detail`: what failed.
 
-        Harmless where nothing was allowed, and twice.
+        No effect if it was not allowed, or the end is already recorded.
         """
         judgement = self.judgement
         if judgement is None or not self.event:
@@ -124,14 +124,14 @@ class ConnectionRecord:
         )
 
     def error(self, where: "Component", error: Exception) -> None:
-        """Tell of an exception that nobody expected."""
+        """Record an unexpected exception."""
         self._recorder.error(where, f"{type(error).__name__}: {error}", cause=self.event or None)
 
 
 class Handover(NamedTuple):
-    """What inspection takes over. Its decision may be a refusal: then a page that explains it is all there is to serve.
+    """A connection that the gate hands to inspection. If it is denied, inspection only serves the block page.
 
-    The target of the attempt is the one host that may be asked on this connection (invariant 3).
+    The target of the attempt is the only host that requests on this connection may name (invariant 3).
     """
 
     sandbox: "SandboxState"
@@ -142,22 +142,22 @@ class Handover(NamedTuple):
 
     @property
     def event(self) -> str:
-        """The id of its decision event."""
+        """Id of the decision event."""
         return self.record.event
 
     @property
     def decision(self) -> "Decision":
-        """Its decision."""
+        """The decision."""
         return self.judgement.decision
 
     @property
     def sni(self) -> str | None:
-        """The server name in the ClientHello, as the client wrote it; None: there is none."""
+        """Server name in the ClientHello as the client wrote it; None: there is none."""
         return self.judgement.hello.sni if self.judgement.hello else None
 
     @property
     def shown_host(self) -> str:
-        """The host that the client is shown a certificate for: the target, or what a refused client wants."""
+        """Host of the certificate shown to the client: the target, or the SNI of a denied connection."""
         if self.sni and not self.decision.outcome.passes:
             try:
                 return HostName.parse(self.sni)
@@ -166,16 +166,16 @@ class Handover(NamedTuple):
         return str(self.judgement.attempt.target)
 
     def give_up(self, reason: "Reason | None") -> None:
-        """Reset the connection, and record its end: inspection doesn't begin with it."""
+        """Reset the connection and record its end; inspection doesn't serve it."""
         reset(self.client)
         self.closed(0, 0, reason)
 
 
 class Inspection(Protocol):
-    """Reads connections, and serves the page of those that are refused: `proxy.inspection`."""
+    """Inspects connections, and serves the block page of denied ones: `proxy.inspection`."""
 
     def adopt(self, admitted: Handover) -> None:
-        """Take a connection over, its socket with it."""
+        """Take a connection over, with its socket."""
 
     def review(self, admitted: Handover, decision: "Decision") -> None:
-        """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""
+        """Apply a new decision to a connection: it, or a request on it, may have to end."""

@@ -1,4 +1,4 @@
-"""Connection that the gate answers itself, in place of a server: its socket, its patience, its end."""
+"""Base of connections that the gate answers itself: socket, deadline and end."""
 
 import time
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -17,7 +17,7 @@ PATIENCE: Final = 10.0  # seconds between one thing that the client does and the
 
 
 class ServedConnection:
-    """A `Guest` of the gate. Its socket is in no poller before `begin`."""
+    """A connection that the gate answers itself. Its socket is in no poller before `begin`."""
 
     __slots__ = ("_client", "_forget", "_over", "_poller", "_record", "_since")
 
@@ -39,27 +39,27 @@ class ServedConnection:
         self._over = False
 
     def begin(self) -> None:
-        """Wait for what its client says."""
+        """Start to wait for the client's bytes."""
         self._poller.watch(self._client.fileno(), IN, self)
 
     def ready(self, events: int) -> None:
-        """Go on: the client has sent something, takes more, or has left."""
+        """Handle an event: the client has sent something, can take more, or has left."""
         raise NotImplementedError
 
     def tick(self, now: float) -> None:
-        """Look at the time (time.monotonic())."""
+        """Check the deadline (time.monotonic())."""
         if now - self._since >= PATIENCE:
             self.abort()
 
     def review(self) -> None:
-        """Do nothing: each answer is by the rules of its moment."""
+        """Do nothing: each answer is decided when it is made."""
 
     def abort(self) -> None:
         """End it now."""
         self._end(reset)
 
     def failed(self, error: Exception) -> None:
-        """End it after an exception that nobody expected."""
+        """End it after an unexpected exception."""
         self._record.error(self.where, error)
         self.abort()
 
@@ -77,4 +77,4 @@ class ServedConnection:
         self._forget(self)
 
     def _ended(self) -> None:
-        """Do what is left, once it is closed."""
+        """Clean up after the close; subclasses override it."""

@@ -35,7 +35,7 @@ _UNKNOWN: Final = -1  # what a socket waits for that was handed over
 
 
 class BufferQuota:
-    """How many bytes are held for one sandbox's full sockets, counted where `relay.c` counts, too.
+    """Bytes buffered for one sandbox's full sockets, in memory that `relay.c` counts in, too.
 
     Beyond a bound, what is for full sockets is read in small pieces. What of a piece has gone counts until all of it
     has: it is memory, and a reader may leave the last byte of each.
@@ -50,7 +50,7 @@ class BufferQuota:
 
     @property
     def kept(self) -> int:
-        """How many there are."""
+        """Bytes buffered now."""
         return self._count[0]
 
     @kept.setter
@@ -59,7 +59,7 @@ class BufferQuota:
 
 
 class Half:
-    """One side's socket, as the interpreter does it: read for the other side, given what the other side sent."""
+    """One side of a splice, relayed by the interpreter: reads its socket and writes the other one."""
 
     __slots__ = (
         "buffers", "fd", "kept", "may_say", "other", "poller", "silent", "sock", "splice", "taken", "waits_for",
@@ -87,7 +87,7 @@ class Half:
         self.taken = 0  # bytes
 
     def begin(self, said: bytes) -> None:
-        """Give the other side what this one has `said`, as it was decided on; that still has to be read."""
+        """Relay `said`, the bytes that the decision was made on, which are still unread in the socket."""
         if not said:
             self.ready(IN)
             return
@@ -103,7 +103,7 @@ class Half:
             self._pass(memoryview(said))
 
     def ready(self, events: int) -> None:
-        """Give the other side what this one has sent: once, so that a busy connection leaves the others their turn."""
+        """Relay one read to the other side, so that a busy connection leaves other sockets their turn."""
         if self.kept and events & (OUT | ERR | HUP):
             self._give_kept()
         if not (self.waits_for & IN and events & (IN | ERR | HUP)):
@@ -125,17 +125,17 @@ class Half:
         self._pass(view[:size])
 
     def failed(self, error: Exception) -> None:
-        """End both: that was a bug."""
+        """End both sides: `ready` raised, which is a bug."""
         self.splice.abort(error)
 
     def give_up(self) -> None:
-        """Know of nobody any more, and keep nothing."""
+        """Drop the buffer and the references to the other side."""
         self.waits_for = 0
         self._forget_kept()
         del self.splice, self.other
 
     def hear_out(self) -> None:
-        """Give the other side what this one sent before it broke: it can still be read, and may say why."""
+        """Relay what this side sent before it broke: it is still readable, and may say why."""
         other = self.other
         with contextlib.suppress(OSError):
             for _ in range(_LAST_WORDS):
@@ -149,14 +149,14 @@ class Half:
                     return  # what is full is reset now
 
     def keep(self, data: memoryview) -> None:
-        """Keep what doesn't go now; the other side then waits."""
+        """Buffer what the socket didn't take; the other side is then not read."""
         self.kept = memoryview(bytes(data))  # a copy: the buffer is everybody's
         self.buffers.kept += len(self.kept)
         self.wait(self.waits_for | OUT)
         self.other.wait(self.other.waits_for & ~IN)
 
     def wait(self, events: int) -> None:
-        """Wait for `events`; for none means to be out of the set, or an error would be reported over and over."""
+        """Register for `events`; with none, leave the set, or epoll would report an error without end."""
         before, self.waits_for = self.waits_for, events
         if before == events:
             return
@@ -205,7 +205,7 @@ class Half:
 
 
 class Splice:
-    """Two connected, non-blocking sockets: what one sends the other receives, as long as the meter lets it."""
+    """Two connected, non-blocking sockets whose bytes are relayed in both directions, as far as the meter allows."""
 
     __slots__ = (
         "_buffers", "_client", "_ended", "_ends", "_moved", "_pair", "_poller", "_server", "done", "meter",
@@ -240,7 +240,7 @@ class Splice:
         self._moved = 0, 0  # bytes up and down, once it is done
 
     def start(self, said: bytes = b"") -> None:
-        """Begin, with what the client has sent already: what was `said` as it was decided on, and then the rest.
+        """Start with the bytes that the client has sent: first `said`, which was decided on, then the rest.
 
         Until it is read a program can change what it has sent (sendfile(2), splice(2)), so that is thrown away instead.
         """
@@ -261,7 +261,7 @@ class Splice:
             self.ready(0)
 
     def passed(self) -> tuple[int, int]:
-        """Return how many bytes the server was given, and how many the client."""
+        """Return the bytes sent to the server and to the client."""
         if self._pair:
             assert COMPILED is not None
             return COMPILED.counts(self._pair)
@@ -270,7 +270,7 @@ class Splice:
         return self._moved
 
     def count(self, meter: "Meter | None") -> None:
-        """Ask another meter from now on; None: there is no limit any more."""
+        """Count with another meter from now on; None: there is no limit any more."""
         self.meter = meter
         if self._pair and meter is not None and COMPILED is not None and not COMPILED.over(self._pair):
             self._take_back()
@@ -279,13 +279,13 @@ class Splice:
                 half.may_say = may_say
 
     def abort(self, error: Exception | None = None) -> None:
-        """End with a reset on both sides. Idempotent, also after an end."""
+        """End with a reset on both sides. Idempotent."""
         self._end(reset, error)
 
     # for the poller, where compiled code has the sockets
 
     def ready(self, _events: int) -> None:
-        """Carry out how it is over, if it is; the descriptor may have been another connection's a moment ago."""
+        """Handle the end of a pair that compiled code relays; the event may be of an earlier descriptor."""
         over = COMPILED.over(self._pair) if COMPILED is not None and self._pair else Over.OPEN
         if over == Over.FAILED:
             raise OSError("a socket could not be watched, or there is no memory to keep what it doesn't take")
@@ -294,24 +294,24 @@ class Splice:
             self._end(finish if over == Over.IN_PEACE else reset)
 
     def failed(self, error: Exception) -> None:
-        """End it: that was a bug."""
+        """End it: `ready` raised, which is a bug."""
         self.abort(error)
 
     # for the two sides, where the interpreter has them
 
     def used_up(self) -> None:
-        """End it: what one side sent was more than may pass, and none of that was passed on."""
+        """End it: a side sent more than its limit allows; none of the excess was relayed."""
         self.over_limit = True
         self._end(reset)
 
     def broke(self, half: Half) -> None:
-        """Carry a reset over: nothing more can be read from or written to one side."""
+        """Reset both sides: one side can't be read or written any more."""
         self.server_broke = self._ends is not None and half is self._ends[1]
         half.hear_out()
         self._end(reset)
 
     def fell_silent(self, half: Half) -> None:
-        """Carry an end over; the second one is the end of both."""
+        """Relay an end of stream; the second one ends the splice."""
         if half.other.silent:
             self._end(finish)
             return
@@ -321,7 +321,7 @@ class Splice:
             self.broke(half.other)
 
     def _interpret(self) -> tuple[Half, Half]:
-        """Have both sides done by the interpreter."""
+        """Relay both sides in the interpreter."""
         up, down = _may_say(self.meter)
         client = Half(self, self._poller, self._buffers, self._client, up)
         server = Half(self, self._poller, self._buffers, self._server, down)
@@ -330,7 +330,7 @@ class Splice:
         return self._ends
 
     def _take_back(self) -> None:
-        """Go on where compiled code was: the bytes are counted from now on."""
+        """Take the pair over from compiled code, so that bytes are counted from now on."""
         assert COMPILED is not None
         pair, self._pair = self._pair, 0
         counts, sides = COMPILED.counts(pair), [COMPILED.side(pair, far=far) for far in (False, True)]
@@ -367,5 +367,5 @@ class Splice:
 
 
 def _may_say(meter: "Meter | None") -> "tuple[Callable[[int], bool] | None, Callable[[int], bool] | None]":
-    """Give what the client's and the server's half are asked with."""
+    """Return the limit checks for the client's and the server's half."""
     return (None, None) if meter is None else (meter.up, meter.down)

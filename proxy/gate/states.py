@@ -16,7 +16,7 @@ LIFETIME: Final = 24 * 3600.0  # seconds that a connection or a flow may live
 
 
 class State(StrEnum):
-    """What a connection is doing."""
+    """State of a connection."""
 
     CLOSED = "closed"  # both sockets are closed, and its end is recorded
     ACCEPTED = "accepted"  # nothing of it has been read or decided
@@ -55,7 +55,7 @@ WHERE: Final = {  # in the gate a connection is, for `gate.error` events
 
 
 class TransitionError(Exception):
-    """A bug: the table doesn't have this transition."""
+    """A transition that the table doesn't have; a bug."""
 
 
 class _Table(dict[tuple[State, State], State]):
