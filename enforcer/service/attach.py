@@ -26,6 +26,7 @@ from proxy.wire import message
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
+    from enforcer.service.messages import AttachMessage
     from rules.matching.policy import Policy
 
 _PATIENCE: Final = 20.0  # seconds
@@ -105,24 +106,22 @@ def attach(what: Target, wanted: AttachRequest) -> dict[str, Any]:
     try:
         names, sockets = _inside(what.namespace, lambda: attached_namespace.install(network).named())
         file = policy_in_memory(policy)
-        (answer,) = ask(
-            {
-                "what": "attach",
-                "sandbox": f"sandbox-{task.id}",
-                "id": task.id,
-                "name": task.name,
-                "labels": dict(task.labels),
-                "files": list(wanted.files),
-                "asked": list(wanted.asked),
-                "seen": wanted.seen,
-                "system": str(wanted.system),
-                "sockets": list(names),
-                "attached": what.named,
-                "pid": what.pid,
-                "event": event,
-            },
-            [file, *sockets, *what.process],
-        )
+        request: AttachMessage = {
+            "what": "attach",
+            "sandbox": f"sandbox-{task.id}",
+            "id": task.id,
+            "name": task.name,
+            "labels": dict(task.labels),
+            "files": list(wanted.files),
+            "asked": list(wanted.asked),
+            "seen": wanted.seen,
+            "system": str(wanted.system),
+            "sockets": list(names),
+            "attached": what.named,
+            "pid": what.pid,
+            "event": event,
+        }
+        (answer,) = ask(request, [file, *sockets, *what.process])
     except BaseException:
         recorder.task_ended(event, seconds=0.0, outcome=Outcome.FAILED)
         raise

@@ -14,7 +14,7 @@ import selectors
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,7 +31,7 @@ _REST: Final = 0.2  # seconds
 _SLOW: Final = 0.5  # seconds for a slow client to read an answer
 
 type Run = Callable[[socket.socket, list[int]], None]
-type Answers = Callable[[dict[str, Any], list[int]], list[dict[str, object]]]
+type Answers = Callable[[dict[str, Any], list[int]], Sequence[Mapping[str, object]]]
 
 
 class Control:

@@ -19,6 +19,7 @@ from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
+    from enforcer.service.messages import OwnWorkerRun, PlaceRequest
     from proxy.sandbox.sandbox_state import SandboxState
 
 _REPORT_EVERY: Final = 2.0  # seconds
@@ -48,7 +49,7 @@ class RegisteredWorker(WorkerProcess):
     _pieces = 0  # messages of a report that it may still send
     _due = 0.0
 
-    def register(self, service: socket.socket, described: Mapping[str, object]) -> None:
+    def register(self, service: socket.socket, described: "OwnWorkerRun") -> None:
         """Register the run with the service."""
         self._service = service
         self._send(described)
@@ -103,7 +104,7 @@ def place(
 
     `known`: the number of a rule set that the service has already; 0: the rules were read here.
     """
-    request: dict[str, object] = {
+    request: PlaceRequest = {
         "lodge": sandbox_state.id,
         "id": sandbox_state.task.id,
         "name": sandbox_state.task.name,
@@ -116,13 +117,15 @@ def place(
         if not worker.hear() or "unknown" not in worker.said:
             return worker
         del worker.said["unknown"]  # the service has just dropped the rule set
-    request |= {
-        "files": [os.path.join(os.getcwd(), path) for path in wanted.rules],
-        "asked": list(wanted.asked),
-        "seen": wanted.seen,
-        "system": str(wanted.system),
-        "shared": shared,
-    }
+    request.update(
+        {
+            "files": [os.path.join(os.getcwd(), path) for path in wanted.rules],
+            "asked": list(wanted.asked),
+            "seen": wanted.seen,
+            "system": str(wanted.system),
+            "shared": shared,
+        }
+    )
     policy = policy_in_memory(sandbox_state.policy)
     try:
         worker.tell(request, [policy])

@@ -16,6 +16,7 @@ from enforcer.policy.run_request import Wanted
 from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
+    from enforcer.service.messages import RuleSetNews
     from rules.matching.policy import Policy
 
 _MOST_KEPT: Final = 16  # sets kept without a sandbox
@@ -65,7 +66,7 @@ class RuleSets:
     def __init__(
         self,
         selector: selectors.BaseSelector,
-        publish: Callable[[RuleSet, Mapping[str, object], Sequence[int]], None],
+        publish: Callable[[RuleSet, "RuleSetNews", Sequence[int]], None],
         forget: Callable[[RuleSet], None],
     ) -> None:
         self._selector = selector
@@ -163,7 +164,8 @@ class RuleSets:
             rules.policy = policy
             rules.seen = ""  # set by the next turn
         rules.replace(policy_file)
-        self._publish(rules, {"set": rules.number, "revision": revision, "asks": asks}, [policy_file])
+        news: RuleSetNews = {"set": rules.number, "revision": revision, "asks": asks}
+        self._publish(rules, news, [policy_file])
 
     def share_no_more(self, rules: RuleSet) -> None:
         """Put no further sandbox under a set: its files have a policy that can't be read."""
@@ -173,7 +175,8 @@ class RuleSets:
 
     def rejected(self, rules: RuleSet, problems: Sequence[str]) -> None:
         """Report to all sandboxes of a set that its files are broken now."""
-        self._publish(rules, {"set": rules.number, "rejected": list(problems)}, [])
+        news: RuleSetNews = {"set": rules.number, "rejected": list(problems)}
+        self._publish(rules, news, [])
 
     def turn(self) -> None:
         """Do what is due."""

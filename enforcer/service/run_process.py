@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from enforcer.policy.run_request import Wanted
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces
+    from enforcer.service.messages import OwnWorkerRun
     from enforcer.service.rule_sets import RuleSets
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
@@ -245,7 +246,7 @@ class ServiceHost(StandaloneHost):
         """Return a worker of the service, or one of this run's own where the service's can't serve it."""
         if why := _why_alone(sandbox_state.policy, worker_paths, self._worker_paths):
             task = sandbox_state.task
-            described: dict[str, object] = {
+            described: OwnWorkerRun = {
                 "alone": why,
                 "sandbox": sandbox_state.id,
                 "id": task.id,

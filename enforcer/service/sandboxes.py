@@ -1,6 +1,6 @@
-"""Sandboxes of the service: their workers, rules and sockets, also those of namespaces that somebody else made.
+"""Sandboxes of the service: their workers, rules and sockets, including attached namespaces.
 
-The service keeps a descriptor of every socket that it hands to a worker, and never reads from one. So a worker's death
+The service keeps a descriptor of every socket that it gives to a worker, and never reads from one. So a worker's death
 closes no listener: connections wait in its queue for the next worker.
 """
 
@@ -31,63 +31,68 @@ from rules.matching.policy import Policy
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
+    from enforcer.service.messages import Admission, PlaceAnswer, RuleSetNews, TaskEnded
     from enforcer.service.rule_sets import RuleSet, RuleSets
     from enforcer.service.worker_pool import Worker, WorkerPool
 
 
-MOST_DEATHS: Final = PARTS - 1  # of workers within KEPT seconds that count for a sandbox: its own, and nobody's
+MOST_DEATHS: Final = PARTS - 1  # deaths of workers within KEPT seconds that a sandbox survives
 _APPROVALS: Final = "approvals"
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _APART: Final = "a worker died while it served this sandbox, which has a worker of its own now"
 _NO_ADDRESS: Final = "workers have died too often while they served this sandbox: names get no addresses for"
 _turns: Final = itertools.count(1)
-_LONGEST: Final = 200  # characters of a name that is shown
+_LONGEST: Final = 200  # characters of an error that is passed on
 
 
 @dataclass(slots=True, eq=False)
 class Sandbox:
-    """One sandbox. `tell` sends what its worker said to the process that looks after it."""
+    """A sandbox of the service. `tell` sends its worker's messages to the process of its run."""
 
     id: str
     task: Mapping[str, object]  # id, name, labels
     rules: "RuleSet"
     workspace: str
-    pid: int  # of the process that looks after it, or whose network it is
-    attached: str  # what it was attached by; empty: it is a run of ours
-    tell: Callable[[Mapping[str, object]], None]
+    pid: int  # of the run's process, or of the attached process
+    attached: str  # the name it was attached by; empty for a run
+    tell: "Callable[[PlaceAnswer], None]"
     began: float = field(default_factory=time.time)
     worker: "Worker | None" = None
     names: tuple[str, ...] = ()
     sockets: tuple[int, ...] = ()
-    started: float | None = None  # how long it took, once its task runs
-    refused: Mapping[str, object] = field(default_factory=dict)  # packets, by kind, as they were counted last
-    event: str = ""  # that told of its being attached
-    deaths: int = 0  # of workers that served it
-    lost: deque[float] = field(default_factory=lambda: deque(maxlen=PARTS))  # when the last of them died
-    died: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DEATHS + 1))  # those that no neighbour caused
-    turn: int = field(default_factory=lambda: next(_turns))  # by which its worker marks that it works for it
+    started: float | None = None  # seconds that its start took, once its task runs
+    refused: Mapping[str, object] = field(default_factory=dict)  # denied packets by kind, by the last count
+    event: str = ""  # id of the event that recorded the attachment
+    deaths: int = 0  # deaths of workers that served it
+    lost: deque[float] = field(
+        default_factory=lambda: deque(maxlen=PARTS)
+    )  # times of the last deaths (time.monotonic())
+    died: deque[float] = field(
+        default_factory=lambda: deque(maxlen=MOST_DEATHS + 1)
+    )  # times of those that count for it
+    turn: int = field(default_factory=lambda: next(_turns))  # the number with which its worker marks its turn
     ending: bool = False
-    stopped: bool = False  # its task was told to end
+    stopped: bool = False  # its task was asked to end
 
     @property
     def labels(self) -> dict[str, str]:
-        """Its task's labels."""
+        """The task's labels."""
         labels = self.task["labels"]
         return dict(labels) if isinstance(labels, dict) else {}
 
     def wait(self) -> float:
-        """Return the seconds until the part of the address pool that its next table has is free (`NameTable`)."""
+        """Return the seconds until its next name table has a free part of the address pool (`NameTable`)."""
         return max(self.lost[0] + KEPT - time.monotonic(), 0.0) if len(self.lost) == PARTS else 0.0
 
     def close(self) -> None:
-        """Hold its sockets no more. Idempotent."""
+        """Close its sockets. Idempotent."""
         for descriptor in self.sockets:
             os.close(descriptor)
         self.sockets = ()
 
 
 class Sandboxes:
-    """All of them, by id. `pool` is set once there is one."""
+    """All sandboxes by id. `pool` is set after construction."""
 
     pool: "WorkerPool"
 
@@ -99,22 +104,22 @@ class Sandboxes:
         return len(self._all)
 
     def add(self, sandbox: Sandbox) -> None:
-        """Know of a sandbox that is about to be made."""
+        """Add a sandbox that is about to be made. Raises HostError for a known id."""
         if sandbox.id in self._all:
-            raise HostError("there is a sandbox of this name already")
+            raise HostError(f"a sandbox with the id `{sandbox.id}` exists already")
         self._all[sandbox.id] = sandbox
         self._sets.join(sandbox.rules, sandbox.id)
 
     def get(self, sandbox: str) -> Sandbox | None:
-        """Return one by its id."""
+        """Return a sandbox by its id."""
         return self._all.get(sandbox)
 
     def attached(self) -> list[Sandbox]:
-        """Return those that somebody else made."""
+        """Return the attached namespaces."""
         return [each for each in self._all.values() if each.attached]
 
     def find(self, name: str) -> list[Sandbox]:
-        """Return those that have this id, or this task's id or name, or are attached by this."""
+        """Return those with this id, task id, task name, or attached by this name."""
         return [
             each
             for each in self._all.values()
@@ -124,13 +129,13 @@ class Sandboxes:
     def serve(self, sandbox: Sandbox, names: Sequence[str], descriptors: list[int]) -> None:
         """Give a sandbox's sockets to a worker, and keep them: `descriptors` are taken over. Raises HostError."""
         if sandbox.sockets or not names or len(names) != len(descriptors):
-            raise HostError("these are not a sandbox's sockets")
+            raise HostError(f"the sandbox `{sandbox.id}` sent its sockets twice, or incompletely")
         sandbox.names, sandbox.sockets = tuple(names), tuple(descriptors)
         descriptors.clear()
         self._hand(sandbox, self.pool.least_busy())
 
     def _renew(self, sandbox: Sandbox, name: str, descriptors: list[int]) -> None:
-        """Give a sandbox's worker another of what it has, or had not, and keep it: the first is taken over."""
+        """Replace or add one descriptor of a sandbox, at its worker too; the first of `descriptors` is taken over."""
         kept = dict(zip(sandbox.names, sandbox.sockets, strict=True))
         if name in kept:
             os.close(kept[name])
@@ -140,7 +145,7 @@ class Sandboxes:
             self.pool.tell(sandbox.worker, {"to": sandbox.id, name: True}, [kept[name]])
 
     def say(self, sandbox: Sandbox, what: Mapping[str, object], descriptors: list[int] | None = None) -> None:
-        """Tell the worker something of a sandbox; of `descriptors` what it gets is taken over."""
+        """Send a sandbox's message to its worker; descriptors that the worker gets are taken over."""
         if _APPROVALS in what:
             if descriptors and sandbox.sockets:
                 self._renew(sandbox, _APPROVALS, descriptors)
@@ -153,18 +158,18 @@ class Sandboxes:
             self.pool.tell(sandbox.worker, {**what, "to": sandbox.id})
 
     def stop(self, sandbox: Sandbox, last: Mapping[str, object] = _NOTHING) -> None:
-        """Let its worker see it out, and say `last` of it: `lost` is why it ends without having been told to."""
+        """Have its worker finish, with the message `last`; `lost` is the reason for an unexpected end."""
         sandbox.ending = True
         if sandbox.worker is None:
             self.forget(sandbox)
             return
-        if sandbox.worker.channel is None:  # it has died, and the one after it would never be told to see this out
+        if sandbox.worker.channel is None:  # it died, and its replacement would never get this message
             self._fail(sandbox, "its worker has died")
             return
         self.say(sandbox, {**last, "stop": True})
 
     def forget(self, sandbox: Sandbox) -> None:
-        """Know of it no more. Idempotent."""
+        """Remove a sandbox. Idempotent."""
         if self._all.pop(sandbox.id, None) is None:
             return
         if sandbox.worker is not None:
@@ -180,7 +185,7 @@ class Sandboxes:
     # --- for the worker pool ---
 
     def heard(self, worker: "Worker", said: Mapping[str, object]) -> None:
-        """Take note of what a worker says of a sandbox of its own."""
+        """Handle a worker's message about one of its sandboxes."""
         sandbox = self._all.get(str(said["of"]))
         if sandbox is None or sandbox.worker is not worker:
             return
@@ -188,19 +193,21 @@ class Sandboxes:
             sandbox.tell({"summary": summary})
             self.forget(sandbox)
         elif "unread" in said:
-            declined = {} if sandbox.deaths else {"declined": True}  # or else its task has run under another worker
-            sandbox.tell({"failed": str(unreadable_policy("its worker", str(said["unread"]))), **declined})
+            answer: PlaceAnswer = {"failed": str(unreadable_policy("its worker", str(said["unread"])))}
+            if not sandbox.deaths:  # a task that ran under another worker can't be declined
+                answer["declined"] = True
+            sandbox.tell(answer)
             self._sets.share_no_more(sandbox.rules)
             self.forget(sandbox)
         elif "failed" in said:
             self._fail(sandbox, str(said["failed"])[:_LONGEST])
 
     def lost(self, worker: "Worker") -> None:
-        """Take note of a worker's death: its sandboxes wait for another one.
+        """Record a worker's death: its sandboxes wait for another.
 
-        The sandbox in whose turn it died waits for a worker of its own, so that it costs its neighbours one death. The
-        death counts for that sandbox alone; one in nobody's turn counts for all. A sandbox with too many is not served
-        any more.
+        The sandbox whose turn it was waits for a worker of its own, so its neighbours lose a worker only once. The
+        death counts for that sandbox alone; a death in nobody's turn counts for all. A sandbox with too many deaths
+        isn't served any more.
         """
         now, turn = time.monotonic(), worker.turn()
         there = [self._all[number] for number in worker.sandboxes]
@@ -217,7 +224,7 @@ class Sandboxes:
                 self._move_apart(sandbox)
 
     def _move_apart(self, sandbox: Sandbox) -> None:
-        """Have a sandbox wait for a worker of its own, or serve it no more where there is none to be had."""
+        """Have a sandbox wait for a worker of its own; without one it is not served any more."""
         worker = self.pool.apart()
         if worker is None:
             self._fail(sandbox, "its worker has died while it served it, and there is no other for it alone")
@@ -229,10 +236,10 @@ class Sandboxes:
         worker.sandboxes.add(sandbox.id)
 
     def replaced(self, worker: "Worker") -> None:
-        """Give a new worker what the one before it had. One that can't be given (EMFILE) is not served any more."""
+        """Give a new worker its predecessor's sandboxes. One that can't be given (EMFILE) is not served any more."""
         for number in tuple(worker.sandboxes):
             sandbox = self._all.get(number)
-            if sandbox is None or sandbox.worker is not worker:  # the worker has died again meanwhile (`lost`)
+            if sandbox is None or sandbox.worker is not worker:  # the new worker has died meanwhile (`lost`)
                 continue
             try:
                 self._hand(sandbox, worker)
@@ -241,21 +248,21 @@ class Sandboxes:
             except OSError as error:
                 self._fail(sandbox, f"it could not be given to another worker: {error.strerror or error}")
 
-    def publish(self, rules: "RuleSet", what: Mapping[str, object], descriptors: Sequence[int]) -> None:
-        """Tell every worker that has a set of rules what is new about it."""
+    def publish(self, rules: "RuleSet", what: "RuleSetNews", descriptors: Sequence[int]) -> None:
+        """Send news about a rule set to every worker that has it."""
         for worker in self.pool.workers:
             if rules.number in worker.sets:
                 self.pool.tell(worker, what, descriptors)
 
     def drop(self, rules: "RuleSet") -> None:
-        """Have the workers drop a set of rules."""
+        """Have the workers drop a rule set."""
         for worker in self.pool.workers:
             if rules.number in worker.sets:
                 worker.sets.discard(rules.number)
                 self.pool.tell(worker, {"forget": rules.number})
 
     def listed(self) -> Iterable[dict[str, object]]:
-        """Describe each, for people."""
+        """Describe each sandbox for `exeat ps`."""
         for each in self._all.values():
             yield {
                 "sandbox": each.id,
@@ -272,7 +279,7 @@ class Sandboxes:
             }
 
     def _count(self, worker: "Worker") -> None:
-        """Have the signer know how many sandboxes a worker has: each has an allowance of its own."""
+        """Tell the signer how many sandboxes a worker has: each one has a signing allowance."""
         self.pool.keyholder.serves(worker.number, len(worker.sandboxes))
 
     def _hand(self, sandbox: Sandbox, worker: "Worker") -> None:
@@ -283,8 +290,11 @@ class Sandboxes:
         if rules.number not in worker.sets:
             self.pool.tell(worker, {"set": rules.number}, [rules.policy_file])
             worker.sets.add(rules.number)
-        admission = {
-            **sandbox.task,
+        task = sandbox.task
+        admission: Admission = {
+            "id": task["id"],
+            "name": task["name"],
+            "labels": task["labels"],
             "admit": sandbox.id,
             "under": rules.number,
             "sockets": list(sandbox.names),
@@ -305,7 +315,7 @@ _LOOK_AGAIN: Final = 5.0  # seconds
 
 
 class AttachedNamespaces:
-    """All of them. One that was attached by a process, or a path, is let go when that is gone."""
+    """Namespaces attached by `exeat attach`. One ends with the process or path that it was named by."""
 
     def __init__(
         self, sets: "RuleSets", sandboxes: "Sandboxes", selector: selectors.BaseSelector, journal: Path
@@ -322,22 +332,22 @@ class AttachedNamespaces:
     def attach(self, asked: Mapping[str, Any], descriptors: list[int]) -> dict[str, object]:
         """Serve the sockets that were made in a namespace.
 
-        Of the descriptors the first is the policy's file, and the last, if it was named by one, the process: by its
-        number another may be meant by now.
+        The first descriptor is the policy's file. The last is a pidfd, if the namespace was named by a process: its pid
+        may be another process's by now.
         """
         named, pid = str(asked["attached"]), int(asked["pid"])
         file, sockets = descriptors[0], descriptors[1 : -1 if pid else None]
         if not named or self._sandboxes.find(named):
-            raise UsageError(f"`{named}` is attached already")
+            raise UsageError(f"`{named}` is attached already; `exeat ps` lists it")
         if not all(stat.S_ISSOCK(os.fstat(each).st_mode) for each in sockets):
-            raise UsageError("these are no sockets")
+            raise UsageError(f"the descriptors for `{named}` are not sockets")
         if pid and not peers.is_running(descriptors[-1]):
-            raise UsageError(f"process {pid} has ended")
+            raise UsageError(f"process {pid} has ended; name a running one")
         rules = self._sets.take({**asked, "shared": True}, file)
         task = {"id": str(asked["id"]), "name": str(asked["name"]), "labels": dict(asked["labels"])}
         sandbox = Sandbox(str(asked["sandbox"]), task, rules, "", pid, named, lambda _said: None)
         sandbox.event = str(asked["event"])
-        sandbox.started = 0.0  # its worker counts it from the start
+        sandbox.started = 0.0  # it runs already
         sandbox.tell = lambda said: self._told(sandbox, said)
         self._sandboxes.add(sandbox)
         try:
@@ -345,7 +355,7 @@ class AttachedNamespaces:
         except BaseException:
             self._sandboxes.forget(sandbox)
             raise
-        del descriptors[1 : -1 if pid else None]  # they are kept
+        del descriptors[1 : -1 if pid else None]  # taken over by `serve`
         if pid:
             process = self._processes[sandbox.id] = descriptors.pop()
             self._selector.register(process, selectors.EVENT_READ, lambda: self._end(sandbox))
@@ -354,7 +364,7 @@ class AttachedNamespaces:
         return {"sandbox": sandbox.id, "task": task["id"]}
 
     def detach(self, name: str) -> dict[str, object]:
-        """Serve them no more."""
+        """Stop serving the namespace of this name."""
         found = [each for each in self._sandboxes.find(name) if each.attached and not each.ending]
         if len(found) != 1:
             return {}
@@ -363,7 +373,7 @@ class AttachedNamespaces:
         return {"sandbox": sandbox.id, "task": sandbox.task["id"]}
 
     def turn(self) -> None:
-        """End those whose paths lead to their namespaces no more (ip-netns(8), delete). Called every few seconds."""
+        """End those whose paths no longer lead to their namespaces (ip-netns(8), delete), every few seconds."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + _LOOK_AGAIN
@@ -372,13 +382,13 @@ class AttachedNamespaces:
                 self._end(sandbox)
 
     def close(self) -> None:
-        """End all of them: the service ends."""
+        """End all of them, when the service ends."""
         for sandbox in self._sandboxes.attached():
             if not sandbox.ending:
                 self._end(sandbox)
 
     def _watch(self, sandbox: Sandbox) -> None:
-        """End one when its path is gone, if it is seen from here at all."""
+        """End a namespace when its path is gone, if this process sees that path."""
         if (namespace := _leads_to(sandbox.attached)) is not None:
             self._paths[sandbox.id] = sandbox, namespace
 
@@ -391,9 +401,9 @@ class AttachedNamespaces:
             self._sandboxes.stop(sandbox, last)
 
     def _told(self, sandbox: Sandbox, said: Mapping[str, object]) -> None:
-        """Hear the last of its worker; one that serves it no more although nobody ended it is recorded, and ended.
+        """Handle the last message of its worker; records and ends a namespace that is no longer served.
 
-        Whatever the journal is like: whoever tells this has other sandboxes to see to.
+        An error of the journal is only reported: other sandboxes go on.
         """
         self._forget(sandbox.id)
         if "failed" in said and not sandbox.ending:
@@ -423,13 +433,13 @@ def _leads_to(path: str) -> tuple[int, int] | None:
 
 
 def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Recorder:
-    """Return what writes a task's own events, without a gate. Raises JournalWriteError."""
+    """Return the recorder of a task's own events, without a gate. Raises JournalFailed."""
     sandbox_state = SandboxState(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
     return Recorder(sandbox_state, Journal(journal), Metrics())
 
 
-def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> dict[str, object]:
-    """Write `task.ended`, and return what the sandbox's worker is to count of it. Raises JournalWriteError."""
+def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> "TaskEnded":
+    """Record `task.ended`, and return the worker's last message. Raises JournalFailed."""
     task = sandbox.task
     recorder = recorder_for(Task(str(task["id"]), str(task["name"]), sandbox.labels), journal)
     recorder.task_ended(sandbox.event or None, seconds=max(time.time() - sandbox.began, 0.0), outcome=outcome)

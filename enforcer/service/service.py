@@ -1,7 +1,7 @@
 """Main loop of the service: makes sandboxes for its user, and assigns them to workers.
 
-It may make namespaces, so it reads nothing that a task or the network sends: connections are the workers', and requests
-for runs are read by the process of the run. One thread, and no turn that waits. What it forks ends with it.
+It may make namespaces, so it reads nothing that a task or the network sends: workers read connections, and the process
+of a run reads its request. One thread; no turn blocks. Its children end with it.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -34,29 +34,30 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.service.control_server import Control, Notifier
+    from enforcer.service.messages import PlaceAnswer, RuleSetNews, ServiceStatus, StopAnswer
     from enforcer.service.run_setup import RunCommand
     from enforcer.worker.worker import WorkerPaths
 
-_GRACE: Final = 10.0  # seconds that tasks have to end when the service does, and one that is stopped
-_KILLING: Final = 2.0  # seconds that a run has to tell of the end of a task that it is to kill
+_GRACE: Final = 10.0  # seconds for tasks to end when they or the service are stopped
+_KILLING: Final = 2.0  # seconds for a run to kill its task and report the end
 _LONGEST_WAIT: Final = 5.0  # seconds
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """The process that looks after one run, and its sandbox once it has asked for a place."""
+    """The process of one run, and its sandbox, once it has requested a worker."""
 
     pid: int
     channel: Channel
     sandbox: Sandbox | None = None
-    killing: bool = False  # it was told to kill its task
-    alone: dict[str, object] = field(default_factory=dict)  # what `ps` lists, where it has a gate of its own
+    killing: bool = False  # it was asked to kill its task
+    alone: dict[str, object] = field(default_factory=dict)  # the description for `ps`, if it has a worker of its own
     stopped: bool = False
 
 
 class Service:
-    """One service. `run` returns when it is told to end."""
+    """One service. `run` returns when it is asked to end."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Service:
         notifier: "Notifier",
         metrics: socket.socket | None = None,
     ) -> None:
-        """Start its workers. `metrics` is listening already. Raises HostError."""
+        """Start the workers. `metrics`: a listening socket. Raises HostError."""
         self._control = control
         self._worker_paths = worker_paths
         self._system = system
@@ -78,10 +79,10 @@ class Service:
         self._began = time.time()
         self._selector = selectors.DefaultSelector()
         self._runs: dict[int, _Run] = {}
-        self._stopped: dict[int, float] = {}  # when those are killed that were told to end, by their processes
+        self._stopped: dict[int, float] = {}  # when stopped runs are killed (time.monotonic()), by pid
         self._said = 0.0
         self._ending = 0.0
-        self._sets = RuleSets(self._selector, self._publish, lambda rules: self.sandboxes.drop(rules))  # noqa: PLW0108  made below
+        self._sets = RuleSets(self._selector, self._publish, lambda rules: self.sandboxes.drop(rules))  # noqa: PLW0108  assigned below
         self.sandboxes = Sandboxes(self._sets)
         self._attached = AttachedNamespaces(self._sets, self.sandboxes, self._selector, worker_paths.journal)
         self._wake, wake = os.pipe()
@@ -110,15 +111,15 @@ class Service:
         self._requests = ControlServer(control.socket, self._selector, self._start_queue.ask, self._answers)
 
     def run(self) -> None:
-        """Serve until told to end."""
+        """Serve until asked to end."""
         preload(state.cache_directory(), self._worker_paths.certificate, self._system, self._command)
         gc.collect()
-        gc.freeze()  # what is here now is in every process that is forked, and no collection writes to it
-        gc.enable()  # it goes on for months
+        gc.freeze()  # objects so far are shared with forked processes: no collection may write to them
+        gc.enable()  # the service runs for months
         self._notifier.say("READY=1", f"STATUS={len(self._pool.workers)} workers")
         while not (self._ending and (not self._runs or time.monotonic() > self._ending)):
             for key, _ in self._selector.select(self._wait()):
-                if key.fd in self._selector.get_map():  # nobody has dropped it in this very turn
+                if key.fd in self._selector.get_map():  # not unregistered in this turn
                     self._guarded(key.data)
             self._turn()
 
@@ -171,7 +172,7 @@ class Service:
             self._notifier.say("WATCHDOG=1")
 
     def _guarded(self, what: Callable[[], object]) -> None:
-        """Do it: whatever goes wrong with one, the others go on."""
+        """Call a function, and log its errors: one fault must not stop the others."""
         try:
             what()
         except Exception as error:  # noqa: BLE001
@@ -206,7 +207,7 @@ class Service:
                 os.kill(run.pid, signal.SIGTERM)
 
     def _kill(self, run: _Run) -> None:
-        """Have a run kill its task, which it tells of as of any end; or kill both, if it doesn't get there."""
+        """Have a run kill its task and report the end; kill both if it doesn't respond."""
         self._stopped[run.pid] = time.monotonic() + _KILLING
         if not run.killing and (run.sandbox is not None or run.alone) and not run.channel.closed:
             run.killing = run.stopped = True
@@ -219,14 +220,14 @@ class Service:
             os.kill(run.pid, signal.SIGKILL)
 
     def _reap(self) -> None:
-        """Take note of children that have ended. Rule readers are waited for by who forked them."""
+        """Record the end of children. Those that read rules are waited for by their parents."""
         for run in tuple(self._runs.values()):
             pid, status = os.waitpid(run.pid, os.WNOHANG)
             if pid:
                 del self._runs[pid]
                 self._stopped.pop(pid, None)
                 self._look_whether_it_started(pid, {})
-                # Its channel is heard to its end first: what its sandbox has sent may still be in there.
+                # Its channel stays open: it may still contain messages of its sandbox.
                 if status:  # it was killed
                     self._cgroup_sweep.some()
         for part in (self._fork_server, self._journal_process, self._metrics_server):
@@ -255,8 +256,8 @@ class Service:
         try:
             channel.tell({"run": True}, [client.fileno(), *descriptors])
         except OSError as error:
-            channel.close()  # it ends, for nobody will ask it any more
-            raise HostError(f"nothing can be passed on to a process for a run: {error.strerror}") from error
+            channel.close()  # it ends without a request
+            raise HostError(f"the request can't be passed on to the process of the run: {error.strerror}") from error
         return pid
 
     def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
@@ -307,10 +308,10 @@ class Service:
                 channel.tell({"failed": str(error)})
                 return
 
-        def tell(what: Mapping[str, object]) -> None:
+        def tell(what: "PlaceAnswer") -> None:
             with contextlib.suppress(ChannelOverflowError):
                 channel.tell(what)
-            channel.close()  # it was the last word
+            channel.close()  # that was the last message
 
         task = {"id": str(said["id"]), "name": str(said["name"]), "labels": dict(said["labels"])}
         sandbox = Sandbox(str(said["lodge"]), task, rules, str(said["workspace"]), run.pid, "", tell)
@@ -324,7 +325,7 @@ class Service:
         run.sandbox = sandbox
         channel.tell({"confined": True})
 
-    def _answers(self, asked: dict[str, Any], descriptors: list[int]) -> list[dict[str, object]]:
+    def _answers(self, asked: dict[str, Any], descriptors: list[int]) -> Sequence[Mapping[str, object]]:
         what = asked.get("what")
         if what == "list":
             return [{"sandboxes": batch} for batch in _batches([*self.sandboxes.listed(), *self._alone()])]
@@ -336,9 +337,9 @@ class Service:
             return [self._attached.attach(asked, descriptors)]
         if what == "detach":
             return [self._attached.detach(str(asked.get("name")))]
-        raise protocol.MalformedRequestError("this asks for nothing that there is")
+        raise protocol.MalformedRequestError(f"unknown request `{what}`")
 
-    def _stop_named(self, name: str, *, forced: bool) -> dict[str, object]:
+    def _stop_named(self, name: str, *, forced: bool) -> "StopAnswer":
         named = self.sandboxes.find(name)
         found = [each for each in named if not each.attached]
         runs_of = [run for run in self._runs.values() if run.sandbox in found]
@@ -355,14 +356,14 @@ class Service:
         return {"stopped": ids, "found": []}
 
     def _alone(self) -> list[dict[str, object]]:
-        """Describe the runs that have a gate of their own, as `Sandboxes.listed` does."""
+        """Describe the runs with a worker of their own, as `Sandboxes.listed` does."""
         return [
             {**run.alone, "attached": "", "worker": None, "ending": run.stopped}
             for run in self._runs.values()
             if run.alone
         ]
 
-    def _status(self) -> dict[str, object]:
+    def _status(self) -> "ServiceStatus":
         return {
             "pid": os.getpid(),
             "began": self._began,
@@ -372,8 +373,8 @@ class Service:
             "sandboxes": len(self.sandboxes),
             "alone": [{"task": each["task"], "name": each["name"], "why": each["alone"]} for each in self._alone()],
             "restarts": self._pool.restarts,
-            "keyholder": self._pool.keyholder.pid,  # 0: there is none just now
-            "zygote": self._fork_server.pid,  # as above, and so the next two
+            "keyholder": self._pool.keyholder.pid,  # 0: none runs
+            "zygote": self._fork_server.pid,  # 0: none runs, as for the next two
             "keeper": self._journal_process.pid,
             "scraped": 0 if self._metrics_server is None else self._metrics_server.pid,
             "workers": [
@@ -394,8 +395,8 @@ class Service:
         _log(f"worker {worker.number} has ended; another takes its place")
         self.sandboxes.lost(worker)
 
-    def _publish(self, rules: RuleSet, what: Mapping[str, object], descriptors: Any) -> None:
-        """Tell the workers; and of rules that ask people, who looks after the tasks that are under them."""
+    def _publish(self, rules: RuleSet, what: "RuleSetNews", descriptors: Any) -> None:
+        """Send news about rules to the workers; of rules that need approvals, also to the runs under them."""
         if what.get("asks"):
             for run in self._runs.values():
                 if run.sandbox is not None and run.sandbox.rules is rules:
@@ -409,7 +410,7 @@ def _described(run: _Run, said: Mapping[str, Any]) -> dict[str, object]:
 
 
 def raise_limits() -> None:
-    """Have as many descriptors as may be: each sandbox takes a few of them (getrlimit(2))."""
+    """Raise the limit of open files as far as possible: each sandbox takes a few (getrlimit(2))."""
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,6 +1,6 @@
 """Worker pool of the service: forks, confines and monitors workers, and replaces one that dies or hangs.
 
-A worker reads what tasks send, so what it says is not trusted, and descriptors from it are never taken.
+A worker reads what tasks send, so its messages are not trusted, and descriptors from it are never accepted.
 """
 
 import contextlib
@@ -36,37 +36,37 @@ if TYPE_CHECKING:
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
 
-PATIENCE: Final = 20.0  # seconds in which a worker has to answer: then it hangs
+PATIENCE: Final = 20.0  # seconds for a worker to answer; then it counts as hanging
 _ASK_EVERY: Final = 2.0  # seconds
-_RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before one that dies again and again is replaced
-_FORGIVEN: Final = 60.0  # seconds after which a worker has lived long
-MOST_APART: Final = 8  # workers that serve one sandbox each, beside the others
-MOST_FURTHER: Final = 32  # workers beside those that it began with, for more sandboxes than these have descriptors for
-_KEPT_EMPTY: Final = 3 * _ASK_EVERY  # seconds that one of those stays without a sandbox: until its last counts are here
-_LONGEST: Final = 500  # characters of what a worker says of its own end
+_RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before a replacement, by the number of recent deaths
+_FORGIVEN: Final = 60.0  # seconds of life after which earlier deaths don't count
+MOST_APART: Final = 8  # further workers for one sandbox each
+MOST_FURTHER: Final = 32  # further workers, once the first ones have no descriptors for more sandboxes
+_KEPT_EMPTY: Final = 3 * _ASK_EVERY  # seconds that a further worker stays without a sandbox, to send its last metrics
+_LONGEST: Final = 500  # characters of a worker's error
 
 type Heard = Callable[["Worker", Mapping[str, object]], None]
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One worker as the service sees it."""
+    """A worker, as the service sees it."""
 
     number: int
     who: "Identity"
-    apart: bool = False  # it serves one sandbox, which a worker has died of
-    further: bool = False  # the others were full: it ends when it has no sandbox any more
-    empty: float = 0.0  # since when one that is apart or further has none; 0: it has
-    page: mmap.mmap | None = None  # in which it marks whose turn it is
+    apart: bool = False  # it serves one sandbox alone, after a worker died serving it
+    further: bool = False  # started when the others were full; ends without a sandbox
+    empty: float = 0.0  # since when it has no sandbox; 0: it has one
+    page: mmap.mmap | None = None  # where it marks whose turn it is
     pid: int = 0
-    roots: object = None  # what the host's bundles were like when it was given their content
-    channel: Channel | None = None  # None: there is none now
-    sets: set[int] = field(default_factory=set)  # rules that it has
+    roots: object = None  # fingerprint of the host's bundles that it has
+    channel: Channel | None = None  # None: no process runs
+    sets: set[int] = field(default_factory=set)  # numbers of its rule sets
     sandboxes: set[str] = field(default_factory=set)
     began: float = 0.0
-    asked: float = 0.0  # when it was asked whether it is there, and has not answered; 0: it has
-    deaths: int = 0  # one soon after the other
-    due: float = 0.0  # when it is to be started again
+    asked: float = 0.0  # time of an unanswered health check; 0: none
+    deaths: int = 0  # in quick succession
+    due: float = 0.0  # when it is started again
     reported: ReportedMetrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,16 +74,16 @@ class Worker:
 
     @property
     def role(self) -> str:
-        """How it is called where its own use is shown."""
+        """Its name in metrics about processes."""
         return f"worker-{self.number}"
 
     def turn(self) -> int:
-        """Return in whose turn it died, by its own word: `Sandbox.turn`, or `NOBODY`."""
+        """Return whose turn it was when it died, by its own mark: `Sandbox.turn`, or `NOBODY`."""
         return turn.NOBODY if self.page is None else turn.marked(self.page)
 
 
 class WorkerPool:
-    """All workers. `heard` gets what they say of sandboxes, `replaced` one that has to be given everything again."""
+    """All workers. `heard` gets their messages about sandboxes, `replaced` a new worker that needs everything again."""
 
     def __init__(
         self,
@@ -106,12 +106,12 @@ class WorkerPool:
         self._lost = lost
         self._forbidden = tuple(forbidden)
         self._looked = 0.0
-        self._gone = totals.total()  # what was counted by workers that are gone
-        self._others: dict[str, ReportedMetrics] = {}  # of runs that have a worker of their own, by sandbox
+        self._gone = totals.total()  # metrics of ended workers
+        self._others: dict[str, ReportedMetrics] = {}  # metrics of runs' own workers, by sandbox
         self.restarts = 0
         self.most_each = DescriptorQuotas(
             resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST
-        ).most  # sandboxes of one worker
+        ).most  # most sandboxes of one worker
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
         self.keyholder = CertificateSigner(
             worker_paths.authority,
@@ -126,23 +126,23 @@ class WorkerPool:
             self._start(worker)
 
     def least_busy(self) -> Worker:
-        """Return the worker that has the fewest sandboxes, a further one where all are full. Raises HostError."""
+        """Return the worker with the fewest sandboxes, a new one if all are full. Raises HostError."""
         there = [worker for worker in self.workers if worker.channel is not None and not worker.apart]
         if not there:
-            raise HostError("all of the service's workers have died; it starts others")
+            raise HostError("all workers of the service have died", "start the task again in a few seconds")
         least = min(there, key=lambda worker: len(worker.sandboxes))
         return least if len(least.sandboxes) < self.most_each else self._start_further()
 
     def make_room(self, sandboxes: int) -> None:
-        """Start further workers until there is room for so many sandboxes. Raises HostError where that can't be."""
+        """Start further workers until this many sandboxes fit. Raises HostError if they can't."""
         while sum(not worker.apart for worker in self.workers) * self.most_each < sandboxes:
             self._start_further()
 
     def _start_further(self) -> Worker:
         if sum(worker.further for worker in self.workers) >= MOST_FURTHER:
             raise HostError(
-                f"the service has no room for another sandbox: its workers have descriptors for {self.most_each} each; "
-                "raise its limit of open files (LimitNOFILE= of its unit), or try again when other tasks have ended"
+                f"the service has no room for another sandbox: its workers have descriptors for {self.most_each} each",
+                "raise its limit of open files (LimitNOFILE= of its unit), or stop other tasks",
             )
         worker = Worker(max(worker.number for worker in self.workers) + 1, identity.choose(), further=True)
         try:
@@ -156,7 +156,7 @@ class WorkerPool:
         return worker
 
     def apart(self) -> Worker | None:
-        """Return a further worker, for one sandbox alone: it starts with the next `turn`. None: there are enough."""
+        """Return a further worker for one sandbox alone, started by the next `turn`. None: there are enough."""
         if sum(worker.apart for worker in self.workers) >= MOST_APART:
             return None
         number = max(worker.number for worker in self.workers) + 1
@@ -167,7 +167,7 @@ class WorkerPool:
         return self.workers[-1]
 
     def tell(self, worker: Worker, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Say something to a worker; one that doesn't listen any more is ended, and replaced."""
+        """Send a message to a worker; one that doesn't read any more is ended and replaced."""
         if worker.channel is None:
             return
         try:
@@ -176,7 +176,7 @@ class WorkerPool:
             self._end(worker)
 
     def refresh_roots(self, worker: Worker) -> None:
-        """Send a worker the host's roots if they have changed: sandboxes that it is given from now on trust these."""
+        """Send a worker the host's root certificates if they have changed, for its later sandboxes."""
         now = bundle_fingerprints()
         if now == worker.roots:
             return
@@ -185,7 +185,7 @@ class WorkerPool:
         worker.roots = now
 
     def turn(self) -> None:
-        """Do what is due: ask whether they are there, end who doesn't answer, start who is to be started again."""
+        """Do what is due: health checks, end workers that don't respond, start those that are due."""
         now = time.monotonic()
         self.keyholder.turn()
         for worker in tuple(self.workers):
@@ -205,20 +205,20 @@ class WorkerPool:
             self.ask()
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         now = time.monotonic()
         due = [worker.due for worker in self.workers if worker.channel is None]
         return min(max(min([self._looked + _ASK_EVERY, *due]) - now, 0.0), self.keyholder.wait())
 
     def ask(self) -> None:
-        """Have every worker say that it is there, and what it has counted."""
+        """Request a sign of life and metrics from every worker."""
         for worker in self.workers:
             if worker.channel is not None and not worker.asked:
                 worker.asked = time.monotonic()
                 self.tell(worker, {"ask": worker.number, "metrics": True})
 
     def metrics(self) -> "Metrics":
-        """Return the counts of all, as they were said last."""
+        """Return the sum of the latest metrics."""
         counted = totals.total()
         totals.add(counted, self._gone)
         for reported in (*(worker.reported for worker in self.workers), *self._others.values()):
@@ -230,20 +230,20 @@ class WorkerPool:
         return counted
 
     def hear_other(self, sandbox: str, said: Mapping[str, object]) -> None:
-        """Take in a piece of what a worker has counted that a run has for itself."""
+        """Add a piece of the metrics of a run's own worker."""
         other = self._others.setdefault(sandbox, ReportedMetrics(steady=True))
         other.take(said)
         if other.counts is not None:
-            other.counts.processes = {}  # the tasks have no names here, so it would be one series for all
+            other.counts.processes = {}  # without a task name all runs would share one series
 
     def other_ended(self, sandbox: str) -> None:
-        """Keep what was counted of such a run, which is over. Idempotent."""
+        """Keep the metrics of such a run after its end. Idempotent."""
         other = self._others.pop(sandbox, None)
         if other is not None and other.counts is not None:
             totals.add(self._gone, other.counts, ended=True)
 
     def died(self, pid: int) -> bool:
-        """Take note of a child's end; whether it was a worker."""
+        """Record a child's end; returns whether it was a worker."""
         for worker in self.workers:
             if worker.pid == pid:
                 worker.pid = 0
@@ -252,7 +252,7 @@ class WorkerPool:
         return False
 
     def close(self) -> None:
-        """Let all end what is open, and see that they are gone."""
+        """Have all workers close what is open, and end them."""
         for worker in self.workers:
             self.tell(worker, {"stop": True})
         deadline = time.monotonic() + 2.0
@@ -275,14 +275,14 @@ class WorkerPool:
                 self.tell(worker, {"keyholder": True}, [pair.fileno()])
 
     def _start(self, worker: Worker) -> None:
-        """Fork a worker. Raises HostError when its journal can't be opened for it, or it isn't confined."""
+        """Fork a worker. Raises HostError when its journal can't be opened, or it can't be confined."""
         page = mmap.mmap(-1, mmap.PAGESIZE)
-        worker.roots, roots = bundle_fingerprints(), system_roots()  # it can't read them where it is confined
+        worker.roots, roots = bundle_fingerprints(), system_roots()  # the confined worker can't read them
         worker_paths, journal = self._worker_paths, open_journal(worker.who, self._worker_paths.journal)
         with self.keyholder.pair(worker.number) as pair:
 
             def serve(control: socket.socket) -> None:
-                from proxy.worker import server  # from the view that it is confined to
+                from proxy.worker import server  # imported from the view that it is confined to
 
                 gc.freeze()
                 gc.enable()
@@ -296,7 +296,7 @@ class WorkerPool:
                 raise HostError(f"the gate could not be started: {error}") from error
             finally:
                 os.close(journal)
-        page.madvise(mmap.MADV_DONTFORK)  # it is this worker's and nobody else's
+        page.madvise(mmap.MADV_DONTFORK)  # no other process gets it
         worker.began = time.monotonic()
         worker.asked, worker.page = 0.0, page
         worker.sets.clear()
@@ -314,7 +314,7 @@ class WorkerPool:
             self._said(f"worker {worker.number}: {str(said['failed'])[:_LONGEST]}")
 
     def _end(self, worker: Worker) -> None:
-        """See that a worker is gone, and have another take its place."""
+        """End a worker, and schedule its replacement."""
         if worker.channel is None:
             return
         self._see_it_gone(worker)
