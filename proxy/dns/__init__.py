@@ -1,1 +1,1 @@
-"""DNS: answers a sandbox's lookups, and finds the addresses of names for the worker."""
+"""DNS: server for a sandbox's queries, and lookup of addresses for the worker."""

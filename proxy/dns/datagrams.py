@@ -1,4 +1,4 @@
-"""DNS over UDP for a sandbox: one socket receives queries to any address, and answers from that address."""
+"""DNS over UDP for a sandbox: one socket receives queries to any address and answers from that address."""
 
 import socket
 import struct
@@ -26,7 +26,7 @@ type _Ancillary = tuple[int, int, bytes]
 
 
 class UdpDnsServer:
-    """Questions that come as datagrams. The socket stays the caller's, and has IPV6_RECVORIGDSTADDR set."""
+    """Answers DNS queries over UDP. The caller keeps the socket, which has IPV6_RECVORIGDSTADDR set."""
 
     __slots__ = ("_poller", "_recorder", "_resolver", "_sock")
 
@@ -37,16 +37,16 @@ class UdpDnsServer:
         self._poller = poller
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer queries."""
         self._sock.setblocking(False)
         self._poller.watch(self._sock.fileno(), IN, self)
 
     def close(self) -> None:
-        """Answer no more. Idempotent."""
+        """Stop answering. Idempotent."""
         self._poller.forget(self._sock.fileno())
 
     def ready(self, _events: int) -> None:
-        """Answer what has come, up to a bound. One question's trouble is no other's."""
+        """Answer the queries that have arrived, up to a bound. A query that fails doesn't affect others."""
         for _ in range(_AT_ONCE):
             try:
                 data, ancillary, _flags, client = self._sock.recvmsg(LARGEST_QUERY, _ANCILLARY)
@@ -60,7 +60,7 @@ class UdpDnsServer:
                 self.failed(error)
 
     def failed(self, error: Exception) -> None:
-        """Tell of an exception that nobody expected."""
+        """Report an unexpected exception."""
         self._recorder.error(Component.RESOLVER, f"{type(error).__name__}: {error}")
 
     def _answer(self, data: bytes, ancillary: list[_Ancillary], client: tuple[str, int]) -> None:
@@ -89,7 +89,7 @@ def _asked(ancillary: list[_Ancillary]) -> "Address | None":
 
 
 def _from(address: "Address", family: int) -> _Ancillary:
-    """Return what sends from `address`: a struct in_pktinfo or in6_pktinfo of no particular interface."""
+    """Return the control message that sends from `address`: in_pktinfo or in6_pktinfo without an interface."""
     if family == socket.AF_INET:
         return socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("I4s4x", 0, address.packed)
     packed = address.packed if isinstance(address, IPv6Address) else b"\0" * 10 + b"\xff\xff" + address.packed

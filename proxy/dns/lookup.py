@@ -42,7 +42,7 @@ _BEST, _MISMATCHED, _NO_ROUTE = range(3)  # routes
 
 
 class LookupResult:
-    """What a lookup gave: addresses in the order in which to dial them, or why there are none."""
+    """Result of a lookup: addresses in the order to dial them, or the problem."""
 
     __slots__ = ("addresses", "checked", "own", "problem")
 
@@ -61,7 +61,7 @@ _NOBODY: Final = LookupResult(problem="names of this zone are exeat's own")
 
 
 class HostsFile:
-    """One hosts file (hosts(5)), read again whenever it has changed: it goes before what any name server says."""
+    """Hosts file (hosts(5)), read again after each change; it takes precedence over name servers."""
 
     __slots__ = ("_entries", "_path", "_version")
 
@@ -71,7 +71,7 @@ class HostsFile:
         self._entries: dict[str, tuple[str, ...]] = {}
 
     def refresh(self) -> bool:
-        """Read the file if it isn't the one read last; returns whether it was. A missing file has no names."""
+        """Read the file if it has changed; returns whether it had. A missing file has no names."""
         try:
             status = os.stat(self._path)
             version = status.st_mtime_ns, status.st_ino, status.st_size
@@ -87,13 +87,13 @@ class HostsFile:
         return True
 
     def addresses_of(self, name: "HostName") -> "tuple[Address, ...]":
-        """Return the addresses that the file gives `name`, in its order; none: the file doesn't know it."""
+        """Return the file's addresses of `name`, in order; empty: the file doesn't have it."""
         written = (parse_address(text) for text in self._entries.get(name, ()))
         return tuple(dict.fromkeys(address for address in written if address is not None))
 
 
 class Lookup:
-    """Finds the addresses of names and remembers them for a while. For one thread, within a running loop."""
+    """Looks up the addresses of names and caches them. For one thread, within a running loop."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Lookup:
         self._closed = False
 
     def known(self, name: "HostName") -> LookupResult | None:
-        """Return what is known of `name` without asking anybody; None: `ask` has to."""
+        """Return the result for `name` from the cache or the hosts file; None: call `ask`."""
         now = self._clock()
         if now >= self._look_again_at:
             self._look_again_at = now + _LOOK_AGAIN
@@ -136,7 +136,7 @@ class Lookup:
         return self._keep(name, written, LONGEST_KEPT) if written else None
 
     def ask(self, name: "HostName", done: "Callable[[LookupResult], None]") -> None:
-        """Look `name` up and call `done`, once, whatever happens. All who ask meanwhile get the same answer."""
+        """Look `name` up; `done` is called exactly once. Concurrent lookups of a name share one query."""
         waiting = self.waiting.get(name)
         if is_exeat_name(name):
             asyncio.get_running_loop().call_soon(done, self._host if name == HOST else _NOBODY)
@@ -157,17 +157,17 @@ class Lookup:
             task.add_done_callback(self._tasks.discard)
 
     def forget_checks(self) -> None:
-        """Keep nothing of what a policy said to the addresses: another one is in force."""
+        """Drop the cached address checks: another policy is in force."""
         self._host.checked.clear()
         for _, found in self._kept.values():
             found.checked.clear()
 
     def servers(self) -> "Servers":
-        """Return whom to ask for records of other kinds. Raises DnsLookupError when there is nobody."""
+        """Return the name servers, for records of other types. Raises DnsLookupError when there are none."""
         return self._servers()
 
     def close(self) -> None:
-        """Ask no more. Who waits is not called."""
+        """Cancel all lookups; their callbacks are not called."""
         self._closed = True
         self.waiting.clear()
         for task in self._tasks:
@@ -187,7 +187,7 @@ class Lookup:
             self._tell(waiting, found)
 
     def _tell(self, waiting: "deque[Callable[[LookupResult], None]]", found: LookupResult) -> None:
-        """Tell those who wait, some at a time: thousands at once would keep everybody else waiting (invariant 11)."""
+        """Call the callbacks of a lookup, some at a time, so that thousands don't delay other work (invariant 11)."""
         if self._closed:
             return
         loop = asyncio.get_running_loop()
@@ -209,7 +209,7 @@ class Lookup:
 
 
 async def _both_families(servers: "Servers", name: "HostName") -> "tuple[tuple[Address, ...], float]":
-    """Ask for IPv4 and IPv6 at once; when one has answered, the other gets a moment more. Raises DnsLookupError."""
+    """Query A and AAAA at once; after the first answer the other gets 50 ms more. Raises DnsLookupError."""
     tasks = [asyncio.create_task(servers.ask(name, kind)) for kind in ("A", "AAAA")]
     try:
         first, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -233,7 +233,7 @@ def _name_servers(turn: asyncio.Lock) -> "Servers":
 
 
 def source_for(address: "Address") -> "Address | None":
-    """Return the address that packets to `address` would come from; None: there is no route. Its own: it is local."""
+    """Return the source address for packets to `address`; None: no route. Equal to `address` if that is local."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -269,7 +269,7 @@ def _rank(address: "Address", source: "Address | None") -> int:
 
 
 def _parse(text: str) -> dict[str, tuple[str, ...]]:
-    """Return the addresses of each name, as they are written: most of a long file is never asked for."""
+    """Parse a hosts file to each name's addresses as text, which are parsed when needed."""
     entries: dict[str, tuple[str, ...]] = {}
     for line in text.splitlines():
         address, *names = line.partition("#")[0].split() or [""]

@@ -1,4 +1,4 @@
-"""Table of names and the addresses that stand for them in a sandbox: leases, and addresses of an earlier worker."""
+"""Table of names and their addresses in a sandbox: synthetic addresses, and real ones with `dns: real`."""
 
 import time
 from collections import OrderedDict
@@ -21,7 +21,7 @@ _DENIED_SHARE: Final = 16  # one address in so many is for denied names
 
 
 class NameTable:
-    """The names of one sandbox. For one thread."""
+    """Names and addresses of one sandbox. For one thread."""
 
     __slots__ = ("_allowed", "_clock", "_denied", "_first", "_free", "_last", "_noted", "_real")
 
@@ -56,34 +56,34 @@ class NameTable:
         self._free = clock() + wait
 
     def address_for(self, name: "HostName", *, denied: bool) -> IPv4Address | None:
-        """Return the address that stands for `name` from now on for KEPT seconds; None: there is none left."""
+        """Return the synthetic address of `name`, leased for KEPT seconds from now; None: the pool is used up."""
         if denied:
             return self._denied.take(name)
         return None if self._clock() < self._free else self._allowed.take(name)
 
     def remember(self, name: "HostName", addresses: "Iterable[Address]") -> None:
-        """Note the true addresses that `name` was answered with (`dns: real`)."""
+        """Record the real addresses that `name` was answered with (`dns: real`)."""
         for address in addresses:
             self._real.note(name, address)
 
     def covers(self, address: "Address") -> bool:
-        """Whether `address` is of the pool: then it stands for a name or for nothing."""
+        """Whether `address` is in the synthetic pool, so that it stands for a name or for nothing."""
         return isinstance(address, IPv4Address) and self._first <= int(address) <= self._last
 
     def name_of(self, address: "Address") -> "HostName | None":
-        """Return the name that `address` stands for; where it stood for several, the one answered last."""
+        """Return the name of `address`; of several, the one answered last."""
         names = self.names_of(address)
         return names[-1] if names else None
 
     def names_of(self, address: "Address") -> "tuple[HostName, ...]":
-        """Return every name that `address` stands for: one for a synthetic address, maybe more for a true one."""
+        """Return every name of `address`: one of a synthetic address, perhaps more of a real one."""
         number = int(address)
         name = self._allowed.holder(number) or self._denied.holder(number) if address.version == 4 else None
         return self._real.names_of(address) if name is None else (name,)
 
 
 class _Lease:
-    """One name's address, and until when it means that name."""
+    """The address of one name, and when the lease ends."""
 
     __slots__ = ("name", "number", "until")
 
@@ -94,7 +94,7 @@ class _Lease:
 
 
 class _Leases:
-    """Addresses from `first` up to before `end`, each lent to one name; those lent longest ago come first."""
+    """Pool of addresses from `first` to before `end`, each leased to one name; the oldest leases come first."""
 
     __slots__ = ("_by_name", "_by_number", "_clock", "_fresh")
 
@@ -122,7 +122,7 @@ class _Leases:
         return None if lease is None or lease.until < self._clock() else lease.name
 
     def _reclaimed(self, now: float) -> int | None:
-        """Take back the address that was lent longest ago, if that is long enough."""
+        """Reclaim the oldest lease, if it has ended."""
         oldest = next(iter(self._by_name.values()), None)
         if oldest is None or oldest.until >= now:
             return None
@@ -136,7 +136,7 @@ MOST: Final = 65536  # names at addresses, 140 bytes each beside the names
 
 
 class RealAddresses:
-    """True addresses that a sandbox was told, each with the names it was told for, the latest last."""
+    """Real addresses that a sandbox was answered with, each with its names, the latest last."""
 
     __slots__ = ("_clock", "_kept", "_names", "_noted")
 
@@ -148,7 +148,7 @@ class RealAddresses:
         self._noted = 0  # names at all of them
 
     def note(self, name: "HostName", address: "Address") -> None:
-        """Note that `name` was answered with `address` just now."""
+        """Record that `name` was answered with `address` now."""
         names = self._names.setdefault(address, OrderedDict())
         self._names.move_to_end(address)
         self._noted += name not in names
@@ -162,7 +162,7 @@ class RealAddresses:
             self._noted -= len(forgotten)
 
     def names_of(self, address: "Address") -> "tuple[HostName, ...]":
-        """Return the names that `address` stands for, the latest last."""
+        """Return the names of `address`, the latest last."""
         names = self._names.get(address)
         if names is None:
             return ()

@@ -1,4 +1,4 @@
-"""Looks up other records than addresses, of the types in a rule's `dns_types`, at the host's name servers.
+"""Looks up records of other types than A and AAAA, as a rule's `dns_types` allows, at the host's name servers.
 
 The question leaves this host, and its name may carry data; so nothing comes here that a rule's author didn't list. Each
 question is asked anew with an id of our own, and only the records themselves come back: nothing else of an answer.
@@ -20,11 +20,11 @@ LONGEST_KEPT: Final = 300.0  # seconds that a client may keep an answer
 
 
 class DnsLookupError(Exception):
-    """A name has no address of one kind, or nobody would say; the text is for people."""
+    """A name has no record of the type, or no name server answered; the text says which."""
 
 
 class Records(NamedTuple):
-    """What there is at a name: the data of each record as it goes into an answer, the same as text, and until when."""
+    """Records of a name: the data of each in wire format, as text, and how long they are valid."""
 
     data: tuple[bytes, ...] = ()
     texts: tuple[str, ...] = ()
@@ -34,19 +34,19 @@ class Records(NamedTuple):
 
 
 class Servers(Protocol):
-    """Who is asked for what the hosts file doesn't know: `servers.NameServers`."""
+    """Name servers to query: `servers.NameServers`."""
 
     async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
-        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises DnsLookupError."""
+        """Return the addresses of `kind` (A or AAAA) and their TTL in seconds. Raises DnsLookupError."""
         ...
 
     async def records(self, name: "HostName", kind: str) -> Records:
-        """Return the records of another kind. Raises DnsLookupError when nobody would say."""
+        """Return the records of another type. Raises DnsLookupError when no server answers."""
         ...
 
 
 class RecordLookup:
-    """Finds records. For one thread, within a running loop."""
+    """Looks up records. For one thread, within a running loop."""
 
     __slots__ = ("_has_room", "_servers", "_turns", "tasks")
 
@@ -63,7 +63,7 @@ class RecordLookup:
         self.tasks = set() if tasks is None else tasks
 
     def ask(self, name: "HostName", kind: str, done: "Callable[[Records], None]") -> None:
-        """Ask for the records of one type and call `done`, once, whatever happens."""
+        """Look up the records of one type; `done` is called exactly once."""
         loop = asyncio.get_running_loop()
         if len(self.tasks) >= MOST_WAITING or not self._has_room():
             loop.call_soon(done, Records(problem=f"{len(self.tasks)} questions are being asked already"))

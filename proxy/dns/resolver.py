@@ -52,7 +52,7 @@ _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 
 
 class _Answer(NamedTuple):
-    """What is to be said: `addresses` of the asked type; without any, no data."""
+    """An answer: `addresses` of the requested type; empty: no data."""
 
     decision: "Decision"
     rcode: Rcode = Rcode.NOERROR
@@ -63,7 +63,7 @@ class _Answer(NamedTuple):
 
 
 class Resolver:
-    """Answers the questions of one sandbox. For one thread."""
+    """Answers the queries of one sandbox. For one thread."""
 
     __slots__ = ("_lookup", "_names", "_recorder", "_records", "_sandbox", "record_tasks")
 
@@ -76,9 +76,9 @@ class Resolver:
         self.record_tasks: set[asyncio.Task[None]] = set()  # questions about records
 
     def ask(self, data: bytes, asked: "Address | None", protocol: "Protocol", reply: "Callable[[bytes], None]") -> bool:
-        """Answer one message that was sent to `asked`: call `reply` with what to say, at once or later, or never.
+        """Answer one message that was sent to `asked`; `reply` is called at once, later, or never.
 
-        Returns whether it was a question.
+        Returns whether the message was a query.
         """
         try:
             query = parse_query(data)
@@ -116,10 +116,7 @@ class Resolver:
         return True
 
     def _own(self, query: Query, name: HostName) -> bytes:
-        """Answer about a name that leads no further than here; empty: it isn't one.
-
-        One is the sandbox's own loopback, and the other where a task asks about itself, in this process.
-        """
+        """Answer a query for `localhost` or a name of Exeat's own zone; empty: it is neither."""
         if name == "localhost" or name.endswith(".localhost"):
             return build_answer(query, Rcode.NOERROR, _LOCALHOST.get(query.type, ()), ttl=TTL)
         if name != INFO_API:
@@ -144,7 +141,7 @@ class Resolver:
         return self._passing(query, name, decision)
 
     def _passing(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
-        """Answer about a name that some connection could be let out to."""
+        """Answer a query for a name that a rule allows some connection to."""
         policy = self._sandbox.policy
         if query.type not in _FAMILY and query.type_text in policy.dns_types(name, self._sandbox.caller):
             return self._read(name, decision, _Answer(decision, asked_for=True))
@@ -156,7 +153,7 @@ class Resolver:
         return self._standing_in(query, name, decision)
 
     def _read(self, name: HostName, decision: "Decision", answer: _Answer) -> _Answer:
-        """Take note of what a name's owner is about to say to the task: an address too is 128 bits of their choice."""
+        """Record the read before an answer from the name's owner reaches the task: 128 bits of its choice."""
         if self._sandbox.record_read(decision, name, _PORT, ""):
             return answer
         return _Answer(deny(self._sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
@@ -181,7 +178,7 @@ class Resolver:
         return _Answer(decision, Rcode.NXDOMAIN) if address is None else _Answer(decision, addresses=(address,))
 
     def _standing_in(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
-        """Answer with the address that stands for the name. There is none of IPv6: one a name is enough."""
+        """Answer with the synthetic address of the name. It is IPv4 only: one address a name is enough."""
         if query.type != Type.A:
             return _Answer(decision)
         address = self._names.address_for(name, denied=False)
@@ -209,7 +206,7 @@ class Resolver:
         protocol: "Protocol",
         reply: "Callable[[bytes], None]",
     ) -> None:
-        """Tell what was decided, and answer; what can't be told is not answered."""
+        """Record the decision, then answer; without a record there is no answer."""
         decision, found = answer.decision, answer.records
         shown = found.texts if found else tuple(map(str, answer.addresses))
         try:
@@ -234,7 +231,7 @@ class Resolver:
 
 
 def _with_records(answer: _Answer, found: "Records") -> _Answer:
-    """Answer with what was found; a name server that doesn't answer is nobody's refusal."""
+    """Answer with the records found; if no name server answers, that is an error, not a denial."""
     if found.problem:
         failed = answer.decision._replace(outcome=Outcome.FAILED, reason=Reason.UNRESOLVED)
         return _Answer(failed, Rcode.SERVFAIL, records=found)

@@ -1,4 +1,4 @@
-"""Queries the host's name servers, those of its resolv.conf(5), for one absolute name.
+"""Queries the host's name servers (resolv.conf(5)) for one absolute name.
 
 No search list is applied: the name that was checked is the name that is asked for (invariant 3). dnspython checks that
 an answer is one (id, question, source) and goes on to TCP where it is truncated. Imported when a name is first asked
@@ -42,7 +42,7 @@ class AnswerTooLongError(dns.exception.FormError):
 
 
 class DnsBackend:
-    """A backend of dnspython, asking as asyncio does. `turn`: of whose answer is read, of all that a sandbox asks."""
+    """Backend for dnspython on asyncio. `turn`: a lock, so that answers of one sandbox are read one by one."""
 
     def __init__(self, turn: asyncio.Lock) -> None:
         self._turn = turn
@@ -52,13 +52,13 @@ class DnsBackend:
         return getattr(self._plain, name)
 
     async def make_socket(self, af: int, socktype: int, *more: Any, **named: Any) -> "_Socket":
-        """Return a socket to ask over."""
+        """Return a socket for a query."""
         sock = await self._plain.make_socket(af, socktype, *more, **named)
         return _Stream(sock, self._turn) if socktype == socket.SOCK_STREAM else _Datagrams(sock, self._turn)
 
 
 class _Socket:
-    """One of asyncio's sockets as dnspython has them."""
+    """Asyncio socket with the interface that dnspython expects."""
 
     def __init__(self, sock: Any, turn: asyncio.Lock) -> None:
         self._sock = sock
@@ -74,13 +74,13 @@ class _Socket:
         await self._sock.close()
 
     async def _have_turn(self) -> None:
-        """Wait for those whose answers are there already, and give everybody else a turn: what follows is reading."""
+        """Wait for other answers of the sandbox to be read, and yield to other work."""
         async with self._turn:
             await asyncio.sleep(0)
 
 
 class _Datagrams(_Socket):
-    """Answers that come whole. What is too long is nobody's: the question goes on, for as long as it would have."""
+    """UDP socket; ignores answers that are too long, and the query goes on until its timeout."""
 
     async def recvfrom(self, size: int, timeout: float | None) -> Any:  # noqa: ASYNC109  dnspython's
         until = None if timeout is None else time.monotonic() + timeout
@@ -95,7 +95,7 @@ class _Datagrams(_Socket):
 
 
 class _Stream(_Socket):
-    """One answer, behind its length in two bytes (RFC 1035 section 4.2.2)."""
+    """TCP connection with one answer, after its length in two bytes (RFC 1035 section 4.2.2)."""
 
     def __init__(self, sock: Any, turn: asyncio.Lock) -> None:
         super().__init__(sock, turn)
@@ -121,7 +121,7 @@ MOST_ALIASES: Final = 8  # answers in a row that only say where to ask next
 
 
 class NameServers:
-    """The name servers of one resolv.conf, as it is when this is made."""
+    """Name servers of a resolv.conf, read when this is made."""
 
     __slots__ = ("_answers", "_resolver")
 
@@ -135,7 +135,7 @@ class NameServers:
         self._resolver.cache = None
 
     async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
-        """Return the addresses of `kind` (A or AAAA) and for how many seconds they hold. Raises DnsLookupError."""
+        """Return the addresses of `kind` (A or AAAA) and their TTL in seconds. Raises DnsLookupError."""
         try:
             found, seconds = await self._find(name, kind)
             if not found:
@@ -147,7 +147,7 @@ class NameServers:
             raise DnsLookupError(f"no name server would say what `{name}` is: {error}") from error
 
     async def records(self, name: "HostName", kind: str) -> Records:
-        """Return the records of one kind, of which there may be none. Raises DnsLookupError when nobody would say."""
+        """Return the records of one type, perhaps none. Raises DnsLookupError when no server answers."""
         try:
             found, seconds = await self._find(name, kind)
         except dns.resolver.NXDOMAIN:
@@ -157,9 +157,9 @@ class NameServers:
         return Records(data, tuple(record.to_text() for record in kept), min(seconds, LONGEST_KEPT))
 
     async def _find(self, name: "HostName", kind: str) -> "tuple[list[Any], float]":
-        """Return the records at a name, or at what it is an alias of, and for how many seconds they hold.
+        """Return the records of a name or of its alias (CNAME), and their TTL in seconds.
 
-        Raises DnsLookupError when nobody would say, and NXDOMAIN.
+        Raises DnsLookupError when no server answers, and NXDOMAIN.
         """
         asked = dns.name.from_text(name + ".")
         least = float("inf")

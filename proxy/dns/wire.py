@@ -1,4 +1,4 @@
-"""DNS wire format for the resolver: reads one question, writes a small answer. Pure.
+"""DNS wire format: parses a query and builds an answer (RFC 1035). Pure.
 
 Pure. Written by hand because a general library takes 75 ms to import and a task's whole life starts with a lookup.
 RFC 1035 section 4 (format), RFC 6891 (EDNS), RFC 8914 (extended errors), RFC 2308 (negative answers).
@@ -30,7 +30,7 @@ _PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ
 
 
 class Type(IntEnum):
-    """Types of records that have a name here; others are shown as RFC 3597 has it."""
+    """DNS record types with a name; others are shown as RFC 3597 says."""
 
     A = 1
     NS = 2
@@ -62,7 +62,7 @@ _OPT: Final = 41
 
 
 class Rcode(IntEnum):
-    """How an answer turned out (RFC 1035 section 4.1.1; BADVERS: RFC 6891 section 9)."""
+    """Response codes (RFC 1035 section 4.1.1; BADVERS: RFC 6891 section 9)."""
 
     NOERROR = 0
     FORMERR = 1
@@ -74,7 +74,7 @@ class Rcode(IntEnum):
 
 
 class Query(NamedTuple):
-    """A question. `name` is its text with whatever no host name has escaped; `question` is its section as sent."""
+    """A parsed query. `name`: its text, unusual characters escaped; `question`: the section as it was sent."""
 
     id: int
     flags: int
@@ -94,7 +94,7 @@ class Query(NamedTuple):
 
 
 class MalformedQueryError(Exception):
-    """Not a query to answer. `reply` is what to say to it; empty: nothing."""
+    """Not a valid query. `reply`: the error answer to send; empty: none."""
 
     def __init__(self, reply: bytes = b"") -> None:
         super().__init__("not a query")
@@ -102,7 +102,7 @@ class MalformedQueryError(Exception):
 
 
 def parse_query(data: bytes) -> Query:
-    """Read one query. Raises MalformedQueryError."""
+    """Parse one query. Raises MalformedQueryError."""
     if len(data) < _HEADER.size:
         raise MalformedQueryError
     number, flags, questions, answers, authorities, additional = _HEADER.unpack_from(data)
@@ -160,9 +160,9 @@ def build_answer(
 
 
 def build_records(query: Query, records: "Sequence[bytes]", *, ttl: int, over_tcp: bool) -> bytes:
-    """Build the answer with all of at least one record or, where they are too many, with none.
+    """Build the answer with all of at least one record or, if they are too many, with none.
 
-    Over UDP it then says to ask over TCP (RFC 2181 section 9).
+    Over UDP it then has TC set, so that the client repeats the query over TCP (RFC 2181 section 9).
     """
     extra = len(_opt(query, Rcode.NOERROR, None)) if query.edns else 0
     each = len(_THE_QUESTION) + _RECORD.size
@@ -187,7 +187,7 @@ def _bare(number: int, flags: int, rcode: Rcode) -> bytes:
 
 
 def _flags(asked: int, rcode: Rcode) -> int:
-    """Say that this is an answer of a resolver that recurses: without RA clients go elsewhere or give up."""
+    """Return the flags of a recursive resolver's answer: without RA, clients give up or ask another server."""
     return _QR | _RA | (asked & (_OPCODE | _RD | _CD)) | (rcode & 0xF)
 
 
@@ -202,7 +202,7 @@ def _opt(query: Query, rcode: Rcode, error: tuple[int, str] | None) -> bytes:
 
 
 def _name(data: bytes, at: int) -> tuple[str, int]:
-    """Return a name's text and where it ends. A question has no compressed name: there is nothing before it."""
+    """Return a name's text and where it ends. A name in the question can't be compressed."""
     start, labels = at, []
     while length := data[at]:
         end = at + 1 + length
@@ -214,14 +214,14 @@ def _name(data: bytes, at: int) -> tuple[str, int]:
 
 
 def _text(label: bytes) -> str:
-    """Return a label's text. What no host name has is escaped: a dot inside a label must not look like one between."""
+    """Return a label's text, with characters that no host name has escaped, also dots."""
     if _PLAIN.issuperset(label):
         return label.decode("ascii")
     return "".join(chr(byte) if byte in _PLAIN else f"\\{byte:03d}" for byte in label)
 
 
 def _options(data: bytes, at: int, records: int) -> tuple[int, int] | None:
-    """Return class and TTL of the one OPT record, which hold a size, and version and flags; None: there is none."""
+    """Return class and TTL of the one OPT record: UDP size, version and flags; None: there is none."""
     found: tuple[int, int] | None = None
     for _ in range(records):
         named = data[at] != 0

@@ -1,4 +1,4 @@
-"""UDP flows, where a rule lists ports with `/udp`: passed on flow by flow, with replies from the address asked.
+"""UDP relay: flows to ports that a rule lists with `/udp`, with replies from the address that was sent to.
 
 `receiving_socket` is what datagrams arrive on, and how it is shut while no rule lets any out. `listener` has the flows
 of one sandbox: which there are, which were refused, and how many there may be. `flow` is one of them: resolved,

@@ -1,4 +1,4 @@
-"""One UDP flow: looks its name up, checks its address, records it, and passes datagrams on until it is silent.
+"""One UDP flow: resolve, check the address, record, and relay datagrams until it is idle.
 
 Home of invariant 3 for UDP: datagrams leave from a socket that is connected to one checked address, and only datagrams
 from that address go back. Nothing reads their content. An ICMP error from a router ends the flow and is passed on, so
@@ -35,7 +35,7 @@ _JUST_THIS_ONE: Final = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS, 
 
 
 class Flow(ManagedConnection["UdpGate"]):
-    """What one client sends to one place, and gets back."""
+    """Datagrams between one client address and one destination."""
 
     __slots__ = (
         "_down", "_far", "_finishing", "_first_size", "_key", "_opened", "_quiet_since", "_up", "_waiting",
@@ -55,13 +55,13 @@ class Flow(ManagedConnection["UdpGate"]):
         self._up = self._down = 0  # bytes of payload
 
     def begin(self, data: bytes) -> None:
-        """Find out where it goes, with its first datagram."""
+        """Resolve the destination; the first datagram waits."""
         self._first_size = len(data)
         self._wait(data)
         self._carry_out()
 
     def pass_on(self, data: bytes) -> None:
-        """Take a datagram of the task's."""
+        """Relay a datagram of the task."""
         self._quiet_since = self._gate.clock()
         if self.state is State.SPLICING:
             self._send(data)
@@ -69,7 +69,7 @@ class Flow(ManagedConnection["UdpGate"]):
             self._wait(data)
 
     def ready(self, _events: int) -> None:
-        """Hand back what has come from outside, up to a bound."""
+        """Relay replies to the task, up to a bound."""
         far = self._far
         for _ in range(_AT_ONCE):
             if far is None or self.state is not State.SPLICING:
@@ -84,7 +84,7 @@ class Flow(ManagedConnection["UdpGate"]):
             self._hand_back(data)
 
     def failed(self, error: Exception) -> None:
-        """End it after an exception that nobody expected."""
+        """End it after an unexpected exception."""
         self.record.error(WHERE[self.state], error)
         self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
@@ -96,22 +96,22 @@ class Flow(ManagedConnection["UdpGate"]):
             self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
     def finish(self) -> None:
-        """End as soon as everything has left: nobody is there any more who could ask or hear."""
+        """End it once everything is sent: the task is over."""
         self._finishing = True
         if self.state is State.SPLICING:
             self._end(Outcome.PASSED, None)
 
     def make_way(self, before: float) -> bool:
-        """End it if it has been quiet since `before`: another needs its place. Return whether it did."""
+        """End it if it has been idle since `before`, as another flow needs its place; returns whether it ended."""
         if self._quiet_since > before:
             return False
         self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
         return True
 
     def tick(self, now: float) -> None:
-        """Look at the time.
+        """Check the idle time.
 
-        What keeps a flow open is what the task sends: nobody outside can keep it open (RFC 4787 section 4.3).
+        Only datagrams of the task keep a flow open; replies don't (RFC 4787 section 4.3).
         """
         if self.state is State.PENDING and self._pending is not None:
             self._pending.tick(now)
@@ -134,7 +134,7 @@ class Flow(ManagedConnection["UdpGate"]):
         self._waiting.append(data)
 
     def _dial(self, hops: "tuple[Hop, ...]") -> None:
-        """Connect, which sends nothing yet; record the decision; and let out what waits."""
+        """Connect, which sends nothing; record the decision; then send the datagrams that wait."""
         gate, record = self._gate, self.record
         try:
             self._far, self._hop = connected(hops, record.wanted.port)
@@ -194,12 +194,12 @@ class Flow(ManagedConnection["UdpGate"]):
         self._gate.answers.refuse((wanted.address, wanted.port), self.record.peer, self._first_size)
 
     def _conclude(self) -> None:
-        """Deny what was not recorded yet."""
+        """Record a denial."""
         self._close()
         self._gate.refuse(self.record, self._judgement, self._key, self._first_size)
 
     def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None, *, detail: str = "") -> None:
-        """Close it and record that, once; and where something was wrong, tell the client too."""
+        """Close it and record the end, once; after a failure also send the client an ICMP error."""
         if self.state is State.CLOSED:
             return
         told = self.record.judgement is not None
@@ -232,9 +232,9 @@ class Flow(ManagedConnection["UdpGate"]):
 
 
 def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Address]":
-    """Return a socket that is connected to the first address that this host has a way to. Raises DialError.
+    """Return a socket connected to the first address that this host has a route to. Raises DialError.
 
-    Nothing is sent by making it.
+    Connecting a UDP socket sends nothing.
     """
     problem = "no address"
     for address in hops:

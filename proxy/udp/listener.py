@@ -49,7 +49,7 @@ type Key = tuple[bytes, tuple[object, ...]]  # where to, as the kernel writes it
 
 
 class UdpGate:
-    """The flows of one sandbox. For one thread; the door stays the caller's, and is shut until `start`."""
+    """UDP flows of one sandbox. For one thread; the caller keeps the socket, which is shut until `start`."""
 
     def __init__(
         self,
@@ -82,30 +82,30 @@ class UdpGate:
 
     @property
     def flows(self) -> int:
-        """How many there are, looked up or open."""
+        """Number of flows, resolving or open."""
         return len(self.open_flows)
 
     def start(self) -> None:
-        """Begin to take datagrams, if rules let any out."""
+        """Start to receive datagrams, if a rule allows any."""
         self._sock.setblocking(False)
         self.poller.watch(self._sock.fileno(), IN, self)
         self._turn()
 
     def close(self) -> None:
-        """Take no more, and end every flow. Idempotent."""
+        """Stop receiving, and end every flow. Idempotent."""
         self.poller.forget(self._sock.fileno())
         self.rounds.stop()
         for_each(self.open_flows.values(), Flow.abort)
 
     def finish(self) -> None:
-        """End what is only kept open in case more comes: the task is over. What still has to leave leaves first."""
+        """Send what is queued, then end every flow: the task is over."""
         for _ in range(_WHOLE_QUEUE):
             if not self._take():
                 break
         for_each(self.open_flows.values(), Flow.finish)
 
     def review(self) -> None:
-        """Decide again on every flow: other rules are in force, or it is another day."""
+        """Decide again on every flow: the rules or the date have changed."""
         self._refused.clear()
         for_each(self.open_flows.values(), Flow.review)
         self._turn()
@@ -113,35 +113,35 @@ class UdpGate:
     # for flows
 
     def forget(self, key: Key) -> None:
-        """Keep a flow no more: it is over."""
+        """Remove a flow that has ended."""
         self.open_flows.pop(key, None)
 
     def refuse(self, record: ConnectionRecord, judgement: ConnectionDecision, key: Key, size: int) -> None:
-        """Refuse a flow that was not told yet: tell, remember, and answer its datagram of `size` bytes."""
+        """Deny a new flow: record and remember that, and answer its datagram of `size` bytes."""
         self._remember(key, RESTED if judgement.decision.reason in _PASSING_BY else REMEMBERED)
         if self._may_tell.take():
             record.decided(judgement)
         self.turn_away((record.wanted.address, record.wanted.port), record.peer, size)
 
     def turn_away(self, asked: "Endpoint", client: "Endpoint", size: int) -> None:
-        """Say to the sandbox that a datagram did not leave."""
+        """Answer a denied datagram with an ICMP error."""
         self.recorder.metrics.datagrams_refused += 1
         self.answers.refuse(asked, client, size)
 
     def lost(self, direction: str) -> None:
-        """Count a datagram that was let out, or in, and could not be passed on: `up` or `down`."""
+        """Count an allowed datagram that could not be relayed; `direction` is `up` or `down`."""
         lost = self.recorder.metrics.datagrams_lost
         lost[direction] = lost.get(direction, 0) + 1
 
     # for the poller
 
     def ready(self, _events: int) -> None:
-        """Take what has come, up to a bound."""
+        """Handle the datagrams that have arrived, up to a bound."""
         self._take()
         self.rounds.keep_going()
 
     def _take(self) -> bool:
-        """Take some datagrams; return whether there may be more. One datagram's trouble is no other's."""
+        """Handle some datagrams; returns whether there may be more. One that fails doesn't affect others."""
         for _ in range(_AT_ONCE):
             try:
                 data, ancillary, _flags, client = self._sock.recvmsg(_LARGEST, _ANCILLARY)
@@ -154,7 +154,7 @@ class UdpGate:
         return True
 
     def failed(self, error: Exception) -> None:
-        """Tell of an exception that nobody expected; the next datagram has nothing to do with it."""
+        """Report an unexpected exception; later datagrams are served."""
         self.recorder.error(Component.ACCEPT, f"{type(error).__name__}: {error}")
 
     def _arrived(self, data: bytes, asked: bytes, client: "tuple[object, ...]") -> None:
@@ -195,7 +195,7 @@ class UdpGate:
         )
 
     def _judge(self, wanted: OriginalDestination) -> ConnectionDecision:
-        """Decide on a flow that nothing has been read of, and nothing will be."""
+        """Decide on a flow from its destination; the gate reads no payload."""
         sandbox = self.sandbox
         attempt = make_attempt(sandbox, Protocol.UDP, wanted.target, wanted.port)
         if is_unroutable(sandbox, wanted):
@@ -207,7 +207,7 @@ class UdpGate:
         return ConnectionDecision(attempt, decision, GateAction.SPLICE if decision.passes else GateAction.RESET)
 
     def _has_room(self) -> bool:
-        """Whether there may be one more flow; the one that has been quiet longest makes way, if that is long."""
+        """Whether there may be one more flow; the flow that has been idle longest may end for it."""
         if len(self.open_flows) < self._most and self._may_grow():
             return True
         quietest = next(iter(self.open_flows.values()), None)
@@ -228,7 +228,7 @@ class UdpGate:
         self._refused[key] = self.clock() + seconds
 
     def _turn(self) -> None:
-        """Open the door, or shut it, as the rules in force want it. What can't be shut is closed for good."""
+        """Open or shut the socket as the rules require. One that can't be shut is closed for good."""
         sock = self._sock
         try:
             if self.sandbox.policy.needs.udp:

@@ -34,7 +34,7 @@ _NOBODY: Final = struct.pack("=H14x", 0)  # a struct sockaddr of AF_UNSPEC: conn
 
 
 def is_shut(door: socket.socket) -> bool:
-    """Whether the kernel refuses what comes."""
+    """Whether the kernel rejects the sandbox's datagrams."""
     try:
         door.getpeername()
     except OSError:
@@ -43,7 +43,7 @@ def is_shut(door: socket.socket) -> bool:
 
 
 def shut(door: socket.socket, own_addresses: "Iterable[Address]") -> None:
-    """Have the kernel refuse what comes. Idempotent. Raises OSError: close the socket then, it comes to the same."""
+    """Have the kernel reject the sandbox's datagrams. Idempotent. Raises OSError: close the socket instead."""
     if is_shut(door):
         return
     port = door.getsockname()[1]
@@ -58,9 +58,9 @@ def shut(door: socket.socket, own_addresses: "Iterable[Address]") -> None:
 
 
 def unlock(door: socket.socket | int) -> None:
-    """Let datagrams in, from everybody in the sandbox. Idempotent. Raises OSError: it stays shut.
+    """Receive datagrams from the whole sandbox. Idempotent. Raises OSError: the socket stays shut.
 
-    `door` may be a descriptor of it.
+    `door` may be the socket's descriptor.
     """
     import ctypes  # `socket` knows no address of another family than its own
 
@@ -76,7 +76,7 @@ _SIZE_OF_IPV6: Final = 28  # struct sockaddr_in6
 
 
 def endpoint_asked(sockaddr: bytes) -> "Endpoint":
-    """Read where a datagram was sent to; an address with a zone id keeps it, and is nowhere. Raises ValueError."""
+    """Parse the destination of a datagram; a zone id stays, so that no rule matches. Raises ValueError."""
     port = int.from_bytes(sockaddr[2:4])
     if len(sockaddr) == _SIZE_OF_IPV4:
         return IPv4Address(sockaddr[4:8]), port
@@ -87,7 +87,7 @@ def endpoint_asked(sockaddr: bytes) -> "Endpoint":
 
 
 def endpoint_of(name: "tuple[object, ...]") -> "Endpoint":
-    """Read a socket's name."""
+    """Parse the name of a socket."""
     return _address(str(name[0])), int(str(name[1]))
 
 

@@ -1,4 +1,4 @@
-"""Writes UDP replies and ICMP refusals into a sandbox, from the address that the task sent to.
+"""Sends UDP replies and ICMP errors into a sandbox, from the address that the task sent to.
 
 Home of a promise: whatever is sent goes to one of the sandbox's own addresses, once for each datagram that asked for it
 or for each that its flow's own peer sent, and leads nowhere else: a task can't have the gate send to anybody.
@@ -23,7 +23,7 @@ _BROADCAST: Final = IPv4Address("255.255.255.255")
 
 
 class ReplySocket:
-    """The way back into one sandbox. `ipv4` and `ipv6` are raw sockets in its network, and stay the caller's."""
+    """Raw sockets `ipv4` and `ipv6` in a sandbox's network; the caller keeps them."""
 
     __slots__ = ("_ipv4", "_ipv6", "_own")
 
@@ -35,15 +35,15 @@ class ReplySocket:
         self._own = frozenset(own_addresses)
 
     def reply(self, asked: "Endpoint", client: "Endpoint", payload: bytes) -> bool:
-        """Send a datagram from `asked` to `client`. False: it was lost, as datagrams may be."""
+        """Send a datagram from `asked` to `client`. False: it was dropped, as UDP allows."""
         if not self._leads_back(asked, client) or len(payload) > LARGEST[asked[0].version]:
             return False
         return self._send(datagram(asked, client, payload), client)
 
     def refuse(self, asked: "Endpoint", client: "Endpoint", size: int) -> None:
-        """Tell `client` at once that its datagram of `size` bytes did not leave.
+        """Send an ICMP error for a datagram of `size` bytes.
 
-        Not where it was meant for many: RFC 1122 section 3.2.2, RFC 4443 section 2.4.
+        None is sent for broadcast and multicast (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
         """
         for_many = asked[0].is_multicast or asked[0] == _BROADCAST
         if self._leads_back(asked, client) and not for_many:
@@ -72,9 +72,9 @@ def datagram(source: "Endpoint", destination: "Endpoint", payload: bytes) -> byt
 
 
 def port_unreachable(asked: "Endpoint", client: "Endpoint", size: int) -> bytes:
-    """Return what says to `client`, as if from `asked`, that nobody is there: RFC 792 page 4, RFC 4443 section 3.1.
+    """Return an ICMP port unreachable from `asked` to `client` (RFC 792 page 4, RFC 4443 section 3.1).
 
-    `size` is that of its datagram's payload. Of the datagram it carries what tells whose it was: both headers.
+    `size` is the payload of the client's datagram. The error carries both headers of that datagram.
     """
     told = _ip_header(client[0], asked[0], _UDP, 8 + size) + _udp_header(client[1], asked[1], size)
     if asked[0].version == 4:
@@ -101,7 +101,7 @@ def _ip_header(source: "Address", destination: "Address", protocol: int, size: i
 
 
 def _pseudo(source: "Address", destination: "Address", protocol: int, size: int) -> bytes:
-    """Return what the checksum covers beside the packet itself: RFC 768, RFC 8200 section 8.1."""
+    """Return the pseudo header for the checksum (RFC 768, RFC 8200 section 8.1)."""
     return struct.pack("!II", protocol, size) + source.packed + destination.packed
 
 

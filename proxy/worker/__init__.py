@@ -1,1 +1,1 @@
-"""The worker: the process that serves the gates of one sandbox or of many."""
+"""Worker: the unprivileged process that serves the gates of one or more sandboxes."""

@@ -1,4 +1,4 @@
-"""Transfers a compiled policy to the worker as bytes, which it takes in without stalling the gate.
+"""Transfers a compiled policy to the worker as bytes; reading it doesn't stall the gate.
 
 The worker can't read files, and compiling thousands of rules takes longer than any connection should wait. So it is
 given a compiled policy and builds it from its bytes in a thread, a few kilobytes at a time: between two pieces the
@@ -57,7 +57,7 @@ class Copy(io.RawIOBase, BinaryIO):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what comes next."""
+        """Read the next bytes."""
         size = os.preadv(self._descriptor, [buffer], self._at)
         self._at += size
         return size
@@ -70,7 +70,7 @@ class Copy(io.RawIOBase, BinaryIO):
 
 
 class _Pieces:
-    """A file that is read a piece at a time, with a Python call for each (pickle's C code asks for `peek`)."""
+    """File for pickle that is read in pieces, with a Python call for each (pickle's C code calls `peek`)."""
 
     __slots__ = ("_at", "_file", "_piece")
 
@@ -80,7 +80,7 @@ class _Pieces:
         self._at = 0
 
     def peek(self, _size: int = 0) -> bytes:
-        """Return the next piece without using it up."""
+        """Return the next piece without consuming it."""
         if self._at == len(self._piece):
             time.sleep(_PAUSE)
             self._piece, self._at = self._file.read(_PIECE), 0
@@ -96,7 +96,7 @@ class _Pieces:
         return self._piece[self._at - size : self._at]
 
     def readline(self) -> bytes:
-        """Return what there is up to the end of the line."""
+        """Return the bytes up to the end of the line."""
         line = b""
         while piece := self.peek():
             end = piece.find(b"\n") + 1
@@ -107,18 +107,18 @@ class _Pieces:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nothing but what policies are made of; lists and rules were made before."""
+    """Unpickler that makes only the types of policies; lists and rules are referenced by number."""
 
     def __init__(self, file: _Pieces, made: Sequence[Feed | Rule] = ()) -> None:
         super().__init__(file)
         self._made = made
 
     def persistent_load(self, number: Any) -> Feed | Rule:
-        """Give a list or a rule by its number."""
+        """Return a list or a rule by its number."""
         return self._made[int(number)]
 
     def find_class(self, module: str, name: str) -> Any:
-        """Find a class of the rules', or one of the few others. Raises UnpicklingError."""
+        """Find a class of the rules or one of the few others allowed. Raises UnpicklingError."""
         if name in _OTHERS.get(module, ()):
             return super().find_class(module, name)
         if (module, name) == ("builtins", "getattr"):
@@ -137,19 +137,19 @@ def _method(owner: object, name: str) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes a number for a list or a rule that was written before."""
+    """Pickler that writes a number for a list or a rule already written."""
 
     def __init__(self, file: BinaryIO, numbers: Mapping[int, int]) -> None:
         super().__init__(file, _PROTOCOL)
         self._numbers = numbers
 
     def persistent_id(self, obj: Any) -> int | None:
-        """Give the number of a list or a rule."""
+        """Return the number of a list or a rule."""
         return self._numbers.get(id(obj)) if type(obj) is Rule or type(obj) is Feed else None
 
 
 def send(policy: Policy, file: BinaryIO) -> None:
-    """Write a policy to `file`: its lists, its rules, some at a time, and then what was compiled from them."""
+    """Write a policy to `file`: its lists, its rules in pieces, then the compiled rest."""
     rules = policy.rules
     feeds = list({id(feed): feed for rule in rules for feed in rule.feeds}.values())
     pickle.dump((len(feeds), len(rules)), file, _PROTOCOL)
@@ -163,7 +163,7 @@ def send(policy: Policy, file: BinaryIO) -> None:
 
 
 def take(file: BinaryIO) -> Policy:
-    """Read a policy from `file`; in a thread, others go on meanwhile. Raises ValueError for anything else."""
+    """Read a policy from `file`, in a thread while others go on. Raises ValueError if it is malformed."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
@@ -187,7 +187,7 @@ def _taken(pieces: _Pieces) -> object:
 
 
 def let_go(policies: list[Policy]) -> None:
-    """Drop what `policies` holds, piece by piece; its references must be the last that count.
+    """Free `policies` piece by piece; the caller has the last references.
 
     Left to itself, the last reference to a policy would free everything in it in one go.
     """

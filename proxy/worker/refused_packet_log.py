@@ -1,4 +1,4 @@
-"""Records packets that the kernel refused inside a sandbox, as denied attempts with their reason.
+"""Records packets that the kernel rejected inside a sandbox as denied attempts, with their reason.
 
 The ruleset logs each refused packet to a socket (and counts every one; the log is rate-limited, the counters are not).
 """
@@ -32,7 +32,7 @@ _REASONS = {
 
 
 class RefusedPacketLog:
-    """Reads one sandbox's refusal log and tells each packet as one decision."""
+    """Reads one sandbox's packet log (NFLOG) and records one decision a packet."""
 
     __slots__ = ("_log", "_names", "_recorder")
 
@@ -42,15 +42,15 @@ class RefusedPacketLog:
         self._names = names
 
     def ready(self, _events: int) -> None:
-        """Do what the poller has us for."""
+        """Handle an event of the poller."""
         self.readable()
 
     def failed(self, error: Exception) -> None:
-        """Tell of an exception that nobody expected; the next packet has nothing to do with it."""
+        """Report an unexpected exception; later packets are recorded."""
         self._recorder.error("refusals", f"{type(error).__name__}: {error}")
 
     def readable(self) -> None:
-        """Tell what has been refused; called when there is something to read. Never raises."""
+        """Record the rejected packets that have arrived. Never raises."""
         for _ in range(_AT_ONCE):
             try:
                 data = self._log.recv(_LARGEST)

@@ -1,4 +1,4 @@
-"""Reload of a policy: reads the new one beside the old, swaps them in one step, and reviews what is open.
+"""Reload of a policy: reads the new one, swaps it in one step, and reviews open connections.
 
 Home of invariant 2 for reloads: whatever is wrong with the new policy, the policy in force stays. This module
 must never keep the gate waiting: all that takes long happens in a thread, in small pieces (`policy_transfer`).
@@ -77,7 +77,7 @@ class PolicyReload:
 
 
 async def read_policy(descriptor: int) -> "tuple[Policy, Login | None]":
-    """Take over what a file holds, which is closed then, while the loop goes on. Raises what is wrong with it."""
+    """Read policy and login from a descriptor, in a thread, and close it. Raises what is wrong with the content."""
     gc.disable()  # it would walk through all that is made, again and again, while nobody else can go on
     try:
         return await _aside(_read, descriptor)
@@ -87,7 +87,7 @@ async def read_policy(descriptor: int) -> "tuple[Policy, Login | None]":
 
 
 async def release_policies(dropped: "list[Policy]") -> None:
-    """Take apart policies that nobody else has any more, while the loop goes on."""
+    """Free policies that nothing else uses, in a thread."""
     await _aside(policy_transfer.let_go, dropped)
 
 

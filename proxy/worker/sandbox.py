@@ -1,4 +1,4 @@
-"""One sandbox in a worker: watches its sockets, makes what serves them (`traffic`), and ends it.
+"""Server of one sandbox in a worker: watches its sockets, starts its traffic (`traffic`), and ends it.
 
 Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made for it alone: here,
 and in `Traffic` once its first connection, lookup or datagram comes, which most short tasks never send. Sandboxes share
@@ -40,7 +40,7 @@ _ARRIVALS: Final = ("tcp", "dns_udp", "udp", "refusal_log")  # sockets that traf
 
 
 class WorkerResources:
-    """What the sandboxes of one worker share."""
+    """Resources that the sandboxes of one worker share: journal, signer, trusted roots, descriptor quotas."""
 
     def __init__(
         self,
@@ -68,16 +68,16 @@ class WorkerResources:
 
     @cached_property
     def signer(self) -> SignerLink:
-        """The link to the certificate signer."""
+        """Link to the certificate signer."""
         return SignerLink(self._keyholder)
 
     @cached_property
     def roots(self) -> Roots:
-        """What servers are verified against."""
+        """Trusted roots that servers are verified with."""
         return Roots(self._pem)
 
     def renew_roots(self, pem: bytes) -> None:
-        """Verify the servers of sandboxes that begin from now on against these; the others keep theirs."""
+        """Verify servers of later sandboxes with these roots; earlier ones keep theirs."""
         self.roots = Roots(pem)
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class WorkerResources:
 
 
 class SandboxServer:
-    """One sandbox's part of a worker. For one thread, within a running loop. It closes its sockets."""
+    """Serves one sandbox. For one thread, within a running loop. It closes its sockets."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class SandboxServer:
         return traffic
 
     def swap(self, policy: "Policy", login: "Login | None") -> None:
-        """Put other rules in force; where no traffic can be served, for programs. Raises what is wrong with that."""
+        """Put other rules in force; if no traffic can be served, for programs only. Raises what is wrong with that."""
         try:
             traffic = self.traffic
         except Exception:
@@ -161,7 +161,7 @@ class SandboxServer:
         traffic.reloading.swap(policy, login)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         prepare_listener(self._sockets["tcp"])  # what is accepted later takes over what is set before it comes
         for name in _ARRIVALS:
             if (sock := self._sockets.get(name)) is not None:
@@ -175,11 +175,11 @@ class SandboxServer:
             self._warming = asyncio.get_running_loop().call_later(_A_MOMENT, self._warm)
 
     def ready(self, _events: int) -> None:
-        """Have the traffic served that has begun: the poller reports it again, to what serves it."""
+        """Start the traffic on its first event; the poller reports the event again, to the traffic."""
         self._serve()
 
     def failed(self, error: Exception) -> None:
-        """Serve nothing, for good, where what serves the traffic can't be made: its sockets are closed. Idempotent."""
+        """Close the sockets for good: the traffic could not be started. Idempotent."""
         arrivals = [sock for name in _ARRIVALS if (sock := self._sockets.get(name)) is not None and sock.fileno() >= 0]
         for sock in arrivals:
             self._poller.forget(sock.fileno())
@@ -190,7 +190,7 @@ class SandboxServer:
             self._gave_up(why)
 
     def hear(self, said: "Mapping[str, object]") -> None:
-        """Take note of what the supervisor says of the sandbox and its task."""
+        """Handle a message of the enforcer about the sandbox or its task."""
         if isinstance(problems := said.get("rules_rejected"), list):
             self.recorder.rules_rejected(list(map(str, problems)))
         refused = said.get("refused")
@@ -220,7 +220,7 @@ class SandboxServer:
             self.metrics.failed(Component(where), times)
 
     async def drain(self) -> None:
-        """Let what is open end by itself, for a moment: the task is over."""
+        """Let open connections end by themselves for a moment: the task is over."""
         for _ in range(2):  # what came before its end is taken: the first time its traffic is begun with
             await asyncio.sleep(0)
         if (traffic := self._begun) is None:
@@ -231,7 +231,7 @@ class SandboxServer:
             await asyncio.sleep(0.01)
 
     def close(self) -> "Summary":
-        """End everything that is open, tell its end, and return what was counted. Idempotent."""
+        """End everything that is open, record the end, and return the counts. Idempotent."""
         if self._warming is not None:
             self._warming.cancel()
         if self._begun is not None:
@@ -245,13 +245,13 @@ class SandboxServer:
         return self.recorder.summary()
 
     def let_go(self) -> None:
-        """Close the sandbox's sockets, and the place in the poller: for a worker that lives on. Idempotent."""
+        """Close the sandbox's sockets and its epoll set, in a worker that serves others. Idempotent."""
         self._poller.close()
         for sock in self._sockets.values():
             sock.close()
 
     def renew_approvals(self, channel: "socket.socket") -> None:
-        """Ask people over this channel from now on: the registry at the end of the other is gone."""
+        """Use a new channel to the approvals server: the previous server is gone."""
         self.traffic.renew_approvals(channel)
         before = self._sockets.pop("approvals", None)
         self._sockets["approvals"] = channel
@@ -260,7 +260,7 @@ class SandboxServer:
 
     @property
     def _begun(self) -> Traffic | None:
-        """What serves the traffic, if any has come."""
+        """The sandbox's traffic, if it has started."""
         return self.__dict__.get("traffic")
 
     def _serve(self) -> None:
@@ -271,7 +271,7 @@ class SandboxServer:
 
 
 def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":
-    """Give how often there was each of what is known."""
+    """Yield the counts with known names."""
     counts = said.get(name)
     if isinstance(counts, dict):
         yield from ((word, int(counts[word])) for word in map(str, known) if word in counts)

@@ -1,4 +1,4 @@
-"""Worker: one unprivileged process with a `SandboxServer` for each sandbox.
+"""Worker process: unprivileged, with a `SandboxServer` for each sandbox.
 
 A worker of the service has many. They come over its one channel: sets of rules (a compiled policy each, shared by all
 sandboxes with the same files), sandboxes with their sockets, what to record of them, and questions. It holds nothing
@@ -45,7 +45,7 @@ _ONLY_SET: Final = 0  # the rules of the only sandbox
 
 @dataclass(frozen=True, slots=True)
 class OnlySandbox:
-    """The sandbox of a worker that serves one run alone."""
+    """Sandbox of a worker that serves a single run."""
 
     state: SandboxState
     gate: socket.socket  # its sockets come over this: `{"sockets": NAMES}`, and their descriptors
@@ -55,7 +55,7 @@ class OnlySandbox:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker is given."""
+    """Settings and sockets that a worker starts with."""
 
     keyholder: socket.socket  # to the process that signs certificates
     authority_expires: float  # seconds since 1970
@@ -71,7 +71,7 @@ class Setup:
 
 @dataclass(slots=True)
 class _Rules:
-    """One set of rule files: the policy in force, what waits to be taken in, and who waits for the first."""
+    """One set of rule files: the policy in force, the policies to read, and the sandboxes that wait for the first."""
 
     policy: "Policy | None" = None
     login: "Login | None" = None
@@ -83,7 +83,7 @@ class _Rules:
 
 @dataclass(slots=True)
 class _Admission:
-    """A sandbox that is to be served once its policy is there, and what was said of it meanwhile."""
+    """A sandbox that waits for its policy, with the messages received for it meanwhile."""
 
     sandbox: str
     state_under: "Callable[[Policy], SandboxState]"
@@ -147,7 +147,7 @@ class SandboxServers:
         self._scrapes: ScrapeServer | None = None
 
     async def run(self, sockets: dict[str, socket.socket]) -> None:
-        """Serve until told to stop. `sockets` are the only sandbox's, where there is one."""
+        """Serve until told to stop. `sockets` belong to the only sandbox, if there is one."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._unexpected)
         self._control.setblocking(False)
@@ -165,7 +165,7 @@ class SandboxServers:
             self._say_last(*({"summary": summary.encode().decode()} for summary in summaries))
 
     async def _serve_only(self, only: OnlySandbox, sockets: dict[str, socket.socket]) -> None:
-        """Begin with the sandbox of a worker that has no other."""
+        """Start the sandbox of a worker that has no other."""
         state = only.state
         rules = self._sets[_ONLY_SET] = _Rules(state.policy, only.login)
         self._under[state.id] = _ONLY_SET
@@ -177,7 +177,7 @@ class SandboxServers:
             await self._scrapes.start()
 
     def _hear(self) -> None:
-        """Do what the service says; without one, stop."""
+        """Handle the service's messages; stop if the service is gone."""
         try:
             said, descriptors = message.receive(self._control, _MOST_DESCRIPTORS)
         except BlockingIOError:
@@ -240,7 +240,7 @@ class SandboxServers:
                 self._taking = asyncio.get_running_loop().create_task(self._take_all())
 
     async def _take_all(self) -> None:
-        """Take in what waits, one policy after the other."""
+        """Read the policies that wait, one after the other."""
         try:
             while waiting := [rules for rules in self._sets.values() if rules.newest >= 0]:
                 rules = waiting[0]
@@ -351,7 +351,7 @@ class SandboxServers:
             self._tell(admission.sandbox, said)
 
     def _give_up(self, admission: _Admission, why: str) -> None:
-        """Serve a sandbox no more whose traffic can't be served, if it is served still."""
+        """Stop serving a sandbox whose traffic can't be served."""
         if admission.sandbox in self._under:
             self._fail(admission, why)
 
@@ -394,7 +394,7 @@ class SandboxServers:
             task.add_done_callback(self._tasks.discard)
 
     def _renew(self, sandbox: str, channel: socket.socket) -> None:
-        """Have a sandbox ask people over another channel."""
+        """Give a sandbox another channel to the approvals server."""
         rules = self._sets.get(self._under.get(sandbox, -1), _Rules())
         if (sandbox_server := rules.members.get(sandbox)) is not None:
             self._in_turn(sandbox_server.context, sandbox_server.renew_approvals, channel)
@@ -407,7 +407,7 @@ class SandboxServers:
             admission.sockets["approvals"] = channel
 
     async def _end(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer, *, drain: bool) -> None:
-        """See a sandbox out: its task is over."""
+        """End a sandbox: its task is over."""
         try:
             if drain:
                 await sandbox_server.drain()
@@ -420,7 +420,7 @@ class SandboxServers:
             self._say({"of": sandbox, "summary": summary.encode().decode()})
 
     def _leave(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer) -> "Summary":
-        """Close what a sandbox has here, keep its counts, and forget it."""
+        """Close a sandbox's sockets, keep its counts, and forget it."""
         from proxy.telemetry.prometheus.totals import add, total  # as below
 
         del rules.members[sandbox], self._under[sandbox]
@@ -432,7 +432,7 @@ class SandboxServers:
             add(self._ended, sandbox_server.metrics, ended=True)
 
     def _in_turn(self, context: Context, work: Callable[..., object], *arguments: object) -> None:
-        """Do some work of one sandbox's: a worker that dies of it dies in the turn of that sandbox."""
+        """Run work of one sandbox, marked as its turn in case the worker dies of it."""
         loop = asyncio.get_running_loop()
         assert isinstance(loop, Loop)
         loop.in_turn(context, work, *arguments)
@@ -440,7 +440,7 @@ class SandboxServers:
     # --- what is said ---
 
     def _answer(self, number: int, *, whole: bool) -> None:
-        """Say that this worker is there; `whole`: with all that it has counted."""
+        """Answer a ping of the service; `whole`: with all counts."""
         if not whole:
             self._say({"answer": number})
             return
@@ -451,7 +451,7 @@ class SandboxServers:
             self._say({"answer": number, **piece})
 
     def _counted(self) -> "Metrics":
-        """Return what was counted of all sandboxes, also of those that are gone."""
+        """Return the counts of all sandboxes, also of ended ones."""
         from proxy.telemetry.prometheus.processes import read_process
         from proxy.telemetry.prometheus.totals import add, total
 
@@ -464,13 +464,13 @@ class SandboxServers:
         return counted
 
     def _say(self, what: Mapping[str, object]) -> None:
-        """Tell the service, in the order in which it was said."""
+        """Queue a message to the service."""
         self._unsent.append(what)
         if len(self._unsent) == 1:
             self._send()
 
     def _send(self) -> None:
-        """Send what there is to say as far as the service takes it; one that is gone is no trouble of this one's."""
+        """Send queued messages as far as the service takes them; ignore a service that is gone."""
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             while self._unsent:
@@ -484,7 +484,7 @@ class SandboxServers:
         loop.remove_writer(self._control)
 
     def _say_last(self, *last: Mapping[str, object]) -> None:
-        """Send all that there is left to say, and wait until it is taken: nothing else is to be done."""
+        """Send all queued messages, and wait until they are taken."""
         if self._counts_wanted:
             self._answer(0, whole=True)
         self._control.setblocking(True)
@@ -496,13 +496,13 @@ class SandboxServers:
         return [sandbox_server for rules in self._sets.values() for sandbox_server in rules.members.values()]
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """Tell of what nobody else did: whose it was can't be told, so everybody's journal has it."""
+        """Report an unexpected exception in every journal, as its sandbox is unknown."""
         for sandbox_server in self._sandbox_servers()[:1]:
             sandbox_server.recorder.error(Component.WORKER, _in_words(context))
 
 
 def _in_words(context: dict[str, object]) -> str:
-    """Return what a loop's exception handler is told."""
+    """Format the context of a loop's exception handler."""
     error = context.get("exception")
     return str(context.get("message", "")) if error is None else f"{type(error).__name__}: {error}"
 

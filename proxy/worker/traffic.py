@@ -38,7 +38,7 @@ _EACH: Final = 2  # descriptors that a connection takes: the client's and the se
 
 
 class Traffic:
-    """Serves one sandbox's traffic. For one thread, within a running loop. Sockets stay the caller's."""
+    """Traffic of one sandbox. For one thread, within a running loop. The caller keeps the sockets."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Traffic:
         self.reloading = PolicyReload(recorder, self._gate, self._udp, self._lookup, self.inspection, hearing)
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._datagrams.start()
         self._gate.start()
         self._udp.start()
@@ -115,12 +115,12 @@ class Traffic:
         return bool(self._recorder.metrics.connections_open or self._udp.flows)
 
     def finish(self) -> None:
-        """Take note that the task is over."""
+        """Handle the end of the task."""
         self._gate.finish()
         self._udp.finish()
 
     def close(self) -> None:
-        """End everything that is open, and record its end. Idempotent."""
+        """End everything that is open, and record it. Idempotent."""
         self._gate.close()
         self._udp.close()
         self.inspection.close()
@@ -131,7 +131,7 @@ class Traffic:
             self._asking.close()
 
     def renew_approvals(self, channel: "socket.socket") -> None:
-        """Ask people over this channel from now on."""
+        """Use a new channel to the approvals server."""
         if self._asking is not None:
             self._asking.renew(channel)
             return
@@ -142,7 +142,7 @@ class Traffic:
             self._asking.start()
 
     def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":
-        """Make what serves a connection to the info API."""
+        """Return the handler of a connection to the info API."""
         if self._info_api is None:
             from proxy.info_api.connection import InfoApi  # few tasks ask: a start needn't import it
 
@@ -159,6 +159,6 @@ class Traffic:
         return asking
 
     def _review(self) -> None:
-        """Decide again on all that is open: the task has read what nobody vouches for."""
+        """Decide again on everything open: the task became tainted."""
         self._gate.review()
         self._udp.review()
