@@ -44,5 +44,5 @@ def hints(summary: "Summary", command: str) -> Iterator[str]:
         yield f"`socket` was refused: {what}"
     if summary.dropped:
         records = "record" if summary.dropped == 1 else "records"
-        limits = "it sent more than is kept (docs/reference/telemetry.md)"
+        limits = "it sent more than is kept (docs/reference/agent-telemetry.md)"
         yield f"{summary.dropped} {records} of its own telemetry dropped: {limits}"

@@ -72,7 +72,7 @@ def test_telemetry_that_is_dropped_is_counted():
     tally = Tally()
     tally.dropped += 12
     assert said(tally) == [
-        "12 records of its own telemetry dropped: it sent more than is kept (docs/reference/telemetry.md)"
+        "12 records of its own telemetry dropped: it sent more than is kept (docs/reference/agent-telemetry.md)"
     ]
 
 
