@@ -1,1 +1,1 @@
-"""HTTP messages: strict reading of heads and bodies, how they are sent, and the refs of a push. Pure."""
+"""HTTP messages: strict parsing of heads and bodies, rewriting before they are sent, refs of a git push. Pure."""

@@ -1,4 +1,4 @@
-"""Reads a chunked body strictly, as RFC 9112 section 7.1 defines it.
+"""Parses a chunked body strictly (RFC 9112 section 7.1).
 
 h11 reads them well but generously: numbers of 80 bits, control characters in extensions, bare line feeds and folds in
 trailers. What two programs may read in two ways ends the message here, as it does in a head. What is read is written
@@ -31,7 +31,7 @@ _END, _BARE = b"\r\n", b"\n"
 
 
 class Buffer(bytearray):
-    """Bytes that have come and aren't read yet. `searched`: how many of them can't begin a blank line."""
+    """Received bytes that aren't parsed yet. `searched`: how many of them were searched for a blank line."""
 
     __slots__ = ("searched",)
 
@@ -40,7 +40,7 @@ class Buffer(bytearray):
         self.searched = 0
 
     def take(self, size: int) -> bytes:
-        """Take at most so many off its beginning."""
+        """Remove at most `count` bytes from the beginning."""
         taken = bytes(self[:size])
         del self[:size]
         self.searched = 0
@@ -48,7 +48,7 @@ class Buffer(bytearray):
 
 
 class Chunks:
-    """Takes a body off a buffer. Has the manners of h11's readers: called again and again, and None asks for more."""
+    """Reader of a chunked body with the interface of h11's readers: called repeatedly, None means need more."""
 
     def __init__(self, *, lenient: bool = False) -> None:
         """Begin. `lenient`: a bare LF ends a line as well."""
@@ -98,7 +98,7 @@ class Chunks:
         return data
 
     def read_eof(self) -> h11.EndOfMessage:
-        """Refuse to end before the last chunk (RFC 9112 section 8)."""
+        """Raise if the connection ends before the last chunk (RFC 9112 section 8)."""
         raise h11.RemoteProtocolError("the connection ended before the last chunk")
 
     def _open(self, buffer: Buffer) -> bool:
@@ -129,7 +129,7 @@ class Chunks:
         return True
 
     def _line(self, buffer: Buffer) -> bytes | None:
-        """Take a line off a buffer, with its end. None: it isn't whole. Raises h11.RemoteProtocolError."""
+        """Take a line with its end off a buffer; None: incomplete. Raises h11.RemoteProtocolError."""
         end = buffer.find(_BARE)
         if end < 0:
             return None
@@ -156,7 +156,7 @@ class Chunks:
 
 
 def _mended(line: bytes, fields: "list[Field]") -> bytes:
-    """Return a line without a blank before its colon (RFC 9112 section 5.1), and one with what is folded onto it."""
+    """Return a trailer line without a blank before its colon (RFC 9112 section 5.1), or joined with its folded line."""
     if line[:1] in {b" ", b"\t"} and fields:
         name, value = fields.pop()
         return b"%b: %b %b" % (name, value, line.strip(b" \t"))

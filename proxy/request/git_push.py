@@ -1,4 +1,4 @@
-"""Reads the refs that a push asks for: the list before its pack (gitprotocol-pack(5)).
+"""Parses the ref list of a git push, which comes before its pack (gitprotocol-pack(5)).
 
 Pure: bytes in, refs out, however they are cut up. Bounded in what it keeps and in what it unpacks. What git's own
 server would take in another way than it is written, or takes although it isn't written as the protocol says, is
@@ -47,21 +47,21 @@ _LINES_AT_ONCE: Final = 500  # read in one slice
 
 
 class Command(NamedTuple):
-    """What a push does to one ref."""
+    """Update of one ref in a push: create, delete or change."""
 
     ref: str
     change: RefChange
 
 
 class DecidedRefs(NamedTuple):
-    """Decisions on the refs of a push that were made in slices, of everything that they hang on."""
+    """Decisions on the refs of a push made in slices, with everything that they depend on."""
 
     policy: "Policy"
     attempt: Attempt
     decisions: "dict[Command, tuple[Attempt, Decision]]"
 
     def of(self, policy: "Policy", attempt: Attempt) -> "dict[Command, tuple[Attempt, Decision]]":
-        """Return those that hold for an attempt, as far as the head of the push says."""
+        """Return the decisions that are valid for an attempt."""
         return self.decisions if self.policy is policy and _without_git(self.attempt) == _without_git(attempt) else {}
 
 
@@ -71,7 +71,7 @@ def _without_git(attempt: Attempt) -> Attempt:
 
 
 class Push:
-    """The ref list of one push, as it comes."""
+    """Parser of one push's ref list."""
 
     def __init__(self, *, gzip: bool = False) -> None:
         """Read a body as it is, or packed with gzip, as git does with small ones."""
@@ -91,7 +91,7 @@ class Push:
         self._among_options = False  # the refs are read
 
     def feeding(self, data: bytes) -> "Sliced[bool]":
-        """Take the next piece of the body; returns whether all refs are known. Raises UnclearError."""
+        """Parse the next piece of the body; returns whether all refs are known. Raises UnclearError."""
         self._fed += len(data)
         if self._packed is None:
             self._data += data
@@ -103,7 +103,7 @@ class Push:
         return self.complete
 
     def end(self) -> None:
-        """Take note that the body is over. Raises UnclearError if it is cut off; no refs at all is a client's probe."""
+        """Handle the end of the body. Raises UnclearError if it is cut off; a client's probe has no refs at all."""
         if not self.complete and not self._flushed:
             raise UnclearError("the push ends within its list of refs")  # git's server would act on what came
         if self._packed is not None and not self.complete and not self._packed.eof:
@@ -125,7 +125,7 @@ class Push:
             yield from self._read()
 
     def _read(self) -> "Sliced[None]":
-        """Read the lines that are whole."""
+        """Parse the complete lines."""
         lines = 0
         while not self.complete and self._read_one():
             lines += 1
@@ -137,7 +137,7 @@ class Push:
             self._data.clear()
 
     def _read_one(self) -> bool:
-        """Read the next line: four hexadecimal digits, counted too, then the rest. False: it isn't whole."""
+        """Parse the next pkt-line: a length of four hexadecimal digits, then the rest. False: incomplete."""
         data = self._data
         if len(data) - self._at < 4:
             return False
@@ -215,7 +215,7 @@ class Push:
         self.objects.append((match[1].decode().lower(), match[2].decode().lower()))
 
     def _certificate_line(self, line: bytes, certificate: bytearray) -> None:
-        """Put a certificate together: its lines needn't be the packets (receive-pack.c, read_head_info)."""
+        """Parse a line of a push certificate; its lines may span packets (receive-pack.c, read_head_info)."""
         if line != b"push-cert-end\n":
             if b"\0" in line:  # git's server would drop the rest of the packet
                 raise UnclearError("the push certificate has a NUL in it")
@@ -236,7 +236,7 @@ class Push:
 
 
 def ref_name(name: bytes) -> str:
-    """Return the name of a ref that can be pushed to. Raises UnclearError for what git-check-ref-format(1) refuses."""
+    """Return the name of a ref. Raises UnclearError if git-check-ref-format(1) rejects it."""
     try:
         ref = name.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""HTTP/1 heads: cuts them off the received bytes, parses them strictly, and says what body follows.
+"""HTTP/1 heads: splits them off the received bytes, parses them strictly, and finds the length of the body.
 
 mitmproxy reads generously and writes what it understood. Here a request that is not written as RFC 9112 has it is
 refused before it is understood at all. A response is mended where the RFC has a proxy mend it: its client gets what was
@@ -36,13 +36,13 @@ _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTA
 
 
 def _not_http(data: bytearray) -> UnclearError:
-    """Say that this is another protocol. A first line with HTTP's name is a request that servers read differently."""
+    """Return the error for bytes that are no HTTP/1 request line."""
     http = b"http" in data[:_LONGEST_LOOK].partition(b"\n")[0].lower()
     return UnclearError(NOT_HTTP, Reason.AMBIGUOUS_REQUEST if http else Reason.PROTOCOL_MISMATCH, advice=UNREAD)
 
 
 def split_head(buffer: "Buffer") -> bytes | None:
-    """Take a head off a buffer as it was sent, up to its blank line. None: it isn't whole. Raises UnclearError."""
+    """Take a head off a buffer up to its blank line; None: incomplete. Raises UnclearError."""
     empty = 0
     while buffer.startswith((b"\r\n", b"\n"), empty):  # RFC 9112 section 2.2: before a request line they mean nothing
         empty += 2 if buffer.startswith(b"\r\n", empty) else 1
@@ -59,7 +59,7 @@ def split_head(buffer: "Buffer") -> bytes | None:
 
 
 def _take_head(buffer: "Buffer", error: type[Exception]) -> bytes | None:
-    """Take what is up to a blank line; None: there is none yet. Raises `error` for what is too long."""
+    """Take the bytes up to a blank line; None: there is none yet. Raises `error` if they are too long."""
     match = BLANK_LINE.search(buffer, buffer.searched)
     if (match.end() if match else len(buffer)) > MOST_HEAD:
         raise error("the head is longer than 128 KB")
@@ -70,7 +70,7 @@ def _take_head(buffer: "Buffer", error: type[Exception]) -> bytes | None:
 
 
 def parse_head(raw: bytes) -> Head:
-    """Return a request's head (RFC 9112 sections 2.1, 3 and 5); raises UnclearError for every other way to write it."""
+    """Parse a request's head (RFC 9112 sections 2.1, 3 and 5). Raises UnclearError for any other form."""
     if not raw.endswith(b"\r\n\r\n"):
         raise UnclearError("a line doesn't end with CR LF")
     lines = raw[:-4].split(b"\r\n")
@@ -122,12 +122,12 @@ def response_heads(buffer: "Buffer", most: int) -> tuple[list[ResponseHead], int
 
 
 def is_informational(status: int) -> bool:
-    """Whether a response announces a final one (RFC 9110 section 15.2): 101 doesn't, it ends HTTP."""
+    """Whether a status is informational (RFC 9110 section 15.2), except 101, which ends HTTP."""
     return status < HTTPStatus.OK and status != HTTPStatus.SWITCHING_PROTOCOLS
 
 
 def check_status_line(buffer: "bytes | Buffer") -> None:
-    """Raise ValueError as soon as what has come can't begin a response: its head might never end."""
+    """Raise ValueError as soon as the bytes can't begin a response: its head might never end."""
     if b"\r\n".startswith(buffer[:2]):
         return
     end = buffer.find(b"\n")
@@ -215,5 +215,5 @@ def is_last(request: Head, response: ResponseHead) -> bool:
 
 
 def is_chunked(fields: "tuple[Field, ...]") -> bool:
-    """Whether a message's body goes out in chunks."""
+    """Whether a message's body is sent in chunks."""
     return bool([1 for name, value in fields if b"chunked" in value.lower() and name.lower() == b"transfer-encoding"])

@@ -1,4 +1,4 @@
-"""HTTP heads as inspection passes them on: how they are sent, and what can't be passed on. Pure."""
+"""HTTP heads as they are forwarded: request heads as decided, response heads with one clear length. Pure."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ResponseHead(NamedTuple):
-    """A response's status line and fields."""
+    """Status line and fields of a response."""
 
     version: bytes  # `HTTP/1.0`, `HTTP/1.1`, `HTTP/2.0`
     status: int
@@ -32,7 +32,7 @@ GO_ON: Final = ResponseHead(b"HTTP/1.1", HTTPStatus.CONTINUE, b"Continue", ())
 
 @dataclass(frozen=True, slots=True)
 class WebOrigin:
-    """Where a connection was made to, as the gate decided it: the one host that may be asked on it."""
+    """Scheme, host and port that the gate decided for a connection: the only ones that its requests may name."""
 
     target: "HostName | Address"
     port: int
@@ -79,7 +79,7 @@ def settle(head: Head, asked: "RequestedResource", place: "WebOrigin", *, extens
 
 
 def closing(head: Head) -> Head:
-    """Return a head as that of the last request on its connection (RFC 9112 section 9.6)."""
+    """Return a head with `Connection: close` (RFC 9112 section 9.6)."""
     fields = tuple(field for field in head.fields if field[0].lower() not in {b"connection", b"keep-alive"})
     return replace(head, fields=(*fields, (b"Connection", b"close")))
 
@@ -104,13 +104,13 @@ MOST_INFORMATIONAL: Final = 100  # responses (and empty lines, in HTTP/1) before
 
 
 class Unreadable(str):
-    """What is wrong with a server's response: whoever runs the server has to mend it."""
+    """Problem of a server's response; the server's operator has to fix it."""
 
     __slots__ = ()
 
 
 def advice_on_unreadable(place: "WebOrigin") -> str:
-    """Say what helps where a server's response can't be passed on."""
+    """Return what to do when a server's response can't be forwarded."""
     unread = "`tls: splice`" if place.tls else f"`ports: [{place.port}/tcp]`"
     return (
         "whoever runs the server can have it answer as RFC 9110 to 9113 say; "
@@ -119,19 +119,19 @@ def advice_on_unreadable(place: "WebOrigin") -> str:
 
 
 def announced(response: ResponseHead) -> ResponseHead:
-    """Return an informational response with what is meant for its client, and no more."""
+    """Return an informational response with the fields for its client only."""
     return response._replace(fields=tuple(f for f in response.fields if f[0].lower() not in _NOT_INFORMATIONAL))
 
 
 def has_no_body(method: bytes, status: int) -> bool:
-    """Whether a response is one of those that end with their head, whatever that says (RFC 9112 section 6.3)."""
+    """Whether a response ends with its head, whatever its fields say (RFC 9112 section 6.3)."""
     return status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED) or method.upper() == b"HEAD"
 
 
 def body_size(method: bytes, response: ResponseHead) -> int | None:
     """Return the length of a response's body in bytes (RFC 9112 section 6.3). Raises ValueError.
 
-    None: its chunks say so; -1: it ends with the connection.
+    None: it is chunked. -1: it ends with the connection.
     """
     if response.status < HTTPStatus.OK or has_no_body(method, response.status):
         return 0
@@ -142,7 +142,7 @@ def body_size(method: bytes, response: ResponseHead) -> int | None:
 
 
 def _coding(value: bytes) -> bytes:
-    """Return a known Transfer-Encoding in one spelling. Raises ValueError."""
+    """Return a Transfer-Encoding in its normal spelling. Raises ValueError for an unknown one."""
     coding = _CODING_SEPARATOR.sub(b",", value).lower()
     if coding not in _CHUNKED and coding not in _ENDLESS:
         raise ValueError("its Transfer-Encoding is not a known one")
@@ -150,14 +150,14 @@ def _coding(value: bytes) -> bytes:
 
 
 def _length(values: list[bytes]) -> int:
-    """Return the one Content-Length. Raises ValueError."""
+    """Return the only Content-Length. Raises ValueError if there are several."""
     if len(values) > 1 or not _LENGTH.fullmatch(values[0]):
         raise ValueError("the Content-Length is not one number")
     return int(values[0])
 
 
 def _framing(response: ResponseHead) -> tuple[list[bytes], list[bytes]]:
-    """Return the values of Content-Length, and those of Transfer-Encoding."""
+    """Return the values of Content-Length and of Transfer-Encoding."""
     framing = [(name.lower(), value) for name, value in response.fields if len(name) in _FRAMING_SIZES]
     return (
         [value for name, value in framing if name == b"content-length"],
@@ -166,7 +166,7 @@ def _framing(response: ResponseHead) -> tuple[list[bytes], list[bytes]]:
 
 
 def ends_with_connection(method: bytes, response: ResponseHead) -> bool:
-    """Whether the end of an HTTP/1 connection is the end of a response's body (RFC 9112 section 6.3)."""
+    """Whether a response's body ends with its HTTP/1 connection (RFC 9112 section 6.3)."""
     return not has_no_body(method, response.status) and not any(_framing(response))
 
 
@@ -192,7 +192,7 @@ def checked_length(method: bytes, response: ResponseHead) -> int | None:
 
 
 def _checked_framing(response: ResponseHead, lengths: list[bytes], codings: list[bytes]) -> int | None:
-    """Return the length that a response's head says. Raises ValueError for two places to find the end of its body."""
+    """Return the length that a response's head gives. Raises ValueError if its fields give two."""
     if codings:
         if lengths:
             raise ValueError("it has both a Transfer-Encoding and a Content-Length")

@@ -1,4 +1,4 @@
-"""mitmproxy's messages with our heads: events of its HTTP layers, and requests and responses of its addons."""
+"""Converts between our heads and mitmproxy's messages and HTTP events."""
 
 import time
 
@@ -10,7 +10,7 @@ from proxy.request.request_head import Head
 
 
 class RequestHeaders(HttpEvent):
-    """A request's head. `end_stream`: it is known that no body follows."""
+    """Event with a request's head. `end_stream`: no body follows."""
 
     def __init__(self, stream_id: int, request: Head, end_stream: bool) -> None:  # noqa: FBT001  as mitmproxy's
         self.stream_id = stream_id
@@ -19,7 +19,7 @@ class RequestHeaders(HttpEvent):
 
 
 class ResponseHeaders(HttpEvent):
-    """A response's head. `end_stream`: it is known that no body follows."""
+    """Event with a response's head. `end_stream`: no body follows."""
 
     def __init__(self, stream_id: int, response: ResponseHead, end_stream: bool = False) -> None:  # noqa: FBT001, FBT002
         self.stream_id = stream_id
@@ -28,7 +28,7 @@ class ResponseHeaders(HttpEvent):
 
 
 def request_of(head: Head) -> http.Request:
-    """Return mitmproxy's request with this head."""
+    """Convert a head to mitmproxy's request."""
     return http.Request(
         host="",
         port=0,
@@ -46,7 +46,7 @@ def request_of(head: Head) -> http.Request:
 
 
 def response_of(head: ResponseHead, body: bytes | None = None) -> http.Response:
-    """Return mitmproxy's response with this head, and with a body that is there already."""
+    """Convert a head, and a body if there is one, to mitmproxy's response."""
     return http.Response(
         http_version=head.version,
         status_code=head.status,
@@ -60,12 +60,12 @@ def response_of(head: ResponseHead, body: bytes | None = None) -> http.Response:
 
 
 def head_of(request: http.Request) -> Head:
-    """Return the head of mitmproxy's request as it came."""
+    """Convert mitmproxy's request to a head, as it was received."""
     data = request.data
     return Head(data.http_version, data.method, data.scheme, data.authority, data.path, data.headers.fields)
 
 
 def response_head_of(response: http.Response) -> ResponseHead:
-    """Return the head of mitmproxy's response."""
+    """Convert mitmproxy's response to a head."""
     data = response.data
     return ResponseHead(data.http_version, data.status_code, data.reason, data.headers.fields)

@@ -1,4 +1,4 @@
-"""Headers and parameters that override the method, path or host of the request line, and so hide it from rules.
+"""Finds headers and parameters that override a request's method, path or host, and so hide it from rules.
 
 Pure. Frameworks and proxies read them under many names, so a class of names is known, and not a list: words that say
 where the true one is (`original`, `forwarded`, `rewrite`, `override` ...) together with what it is (`method`, `url`,
@@ -67,12 +67,12 @@ LONGEST_NAME: Final = 64  # bytes of a header's name: none of the class is longe
 
 
 def is_override(name: bytes) -> bool:
-    """Whether a header, its name in lower case, names another method or path, to some server."""
+    """Whether some server takes a header (lower case) as another method or path."""
     return len(name) <= LONGEST_NAME and _is_override(name)
 
 
 def names_host(name: bytes, value: bytes, host: bytes) -> bool:
-    """Whether a header, its name in lower case, names another host than this one, in lower case, to some server."""
+    """Whether some server takes a header (lower case) as another host than `host` (lower case)."""
     if len(name) > LONGEST_NAME or not _may_name_host(name):
         return False
     found: Iterable[bytes] = _FORWARDED.findall(value) if name == b"forwarded" else value.split(b",")
@@ -83,7 +83,7 @@ def names_host(name: bytes, value: bytes, host: bytes) -> bool:
 
 
 def names_method(path: bytes) -> bool:
-    """Whether a parameter of the query names a method, in any spelling that a server may take for one's name."""
+    """Whether some server takes a query parameter as the method, in any spelling."""
     query = path.partition(b"?")[2]
     if not query or not _MAY_NAME_METHOD.search(_unquoted(_unquoted(query)).lower()):
         return False
@@ -102,13 +102,13 @@ def names_method(path: bytes) -> bool:
 
 
 def _unquoted(text: bytes) -> bytes:
-    """Read percent signs. `unquote_to_bytes` alone takes long over many that are none (an exception for each)."""
+    """Decode percent-encoding; faster than `unquote_to_bytes` on many stray percent signs."""
     return _ESCAPES.sub(lambda found: unquote_to_bytes(found[0]), text)
 
 
 @lru_cache(512)
 def may_override(name: bytes) -> bool:
-    """Whether a header, its short name in lower case, may name another method, path or host."""
+    """Whether a header (normalised name) may name another method, path or host."""
     return _is_override(name) or _may_name_host(name)
 
 

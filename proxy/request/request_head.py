@@ -1,4 +1,4 @@
-"""Checks a request's head and says what it asks for, or why that is unclear. Runs before every decision.
+"""Checks a request's head and returns what it requests, or why that is unclear; runs before every decision.
 
 Pure. Two programs that read one request differently are how a request hides from a gate (RFC 9112 section 11.2), so
 whatever has two readings is refused here, before anything is decided on one of them. What passes has exactly one host,
@@ -55,9 +55,9 @@ _METHODS = frozenset(method.encode() for method in METHODS)
 
 
 class UnclearError(Exception):
-    """The request is refused for how it is written; `reason` is for the event, the text for the task.
+    """A request is denied for how it is written; `reason` goes to the event, the text to the task.
 
-    `advice`: what can be done about it, where the reason doesn't say that.
+    `advice`: what to do next, where the table of reasons has nothing better.
     """
 
     def __init__(self, text: str, reason: Reason = Reason.AMBIGUOUS_REQUEST, *, advice: str = "") -> None:
@@ -68,7 +68,7 @@ class UnclearError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A request's head as it was parsed: HTTP/1 with an empty `authority` unless the target had one, or HTTP/2."""
+    """Parsed request head: HTTP/1 with an empty `authority` unless its target has one, or HTTP/2."""
 
     version: bytes  # `HTTP/1.0`, `HTTP/1.1`, `HTTP/2.0`
     method: bytes
@@ -79,12 +79,12 @@ class Head:
 
     @property
     def size(self) -> int:
-        """Bytes that a task chose, which leave with the head: method, target and fields, as HTTP/1 would write them."""
+        """Bytes of method, target and fields, in HTTP/1 form; the task chooses them."""
         return len(self.method) + len(self.authority) + len(self.path) + size_of(self.fields)
 
 
 def size_of(fields: "Iterable[Field]") -> int:
-    """Return how many bytes fields have, as HTTP/1 would write them."""
+    """Return the size of fields in bytes, in HTTP/1 form."""
     return sum([len(name) + len(value) + 4 for name, value in fields])
 
 
@@ -93,7 +93,7 @@ NOTHING: Final = Head(b"HTTP/1.1", b"", b"", b"", b"", ())  # what can be made o
 
 @dataclass(frozen=True, slots=True)
 class RequestedResource:
-    """The one thing a head asks for."""
+    """The resource that a head requests: host, port, method, path, and how they were spelled."""
 
     host: "HostName | Address"
     port: int
@@ -109,7 +109,7 @@ class RequestedResource:
 
 
 def read(head: Head, *, tls: bool) -> RequestedResource:
-    """Return what `head`, received with or without TLS, asks for; raises UnclearError."""
+    """Return the resource that `head` requests, received with or without TLS. Raises UnclearError."""
     http1 = head.version.startswith(b"HTTP/1.")
     if not TOKEN.fullmatch(head.method):
         raise UnclearError("the method is not a token")
@@ -153,7 +153,7 @@ def read(head: Head, *, tls: bool) -> RequestedResource:
 
 
 def too_costly(head: Head) -> str:
-    """Return why a head takes more work than anybody may have the gate do at once; empty: it doesn't."""
+    """Return why a head takes too much work at once; empty: it doesn't."""
     above = len(head.path) - len(head.path.translate(None, _HIGH))  # a byte that is forwarded as three
     if len(head.path) + 2 * above > MOST_TARGET:
         return f"the request target is longer than {MOST_TARGET >> 10} KB"
@@ -163,9 +163,9 @@ def too_costly(head: Head) -> str:
 
 
 def body_size(head: Head) -> int | None:
-    """Return how long a request's body is, None if its chunks say so.
+    """Return the length of a request's body in bytes; None: it is chunked.
 
-    Raises UnclearError for two places to find its end (RFC 9112 section 6.3). HTTP/2 has an end of its own, too.
+    Raises UnclearError if fields give two lengths (RFC 9112 section 6.3). For HTTP/2 the stream's end must agree.
     """
     framing = [(name.lower(), value) for name, value in head.fields if len(name) in _FRAMING_SIZES]
     lengths = [value for name, value in framing if name == b"content-length"]
@@ -186,7 +186,7 @@ def body_size(head: Head) -> int | None:
 
 
 def read_authority(text: bytes, default_port: int) -> tuple["HostName | Address", int]:
-    """Return the host and port of an authority without a user (RFC 9110 section 4.2.4); raises UnclearError."""
+    """Parse an authority without userinfo to host and port (RFC 9110 section 4.2.4). Raises UnclearError."""
     match = _AUTHORITY.fullmatch(text)
     if match is None:
         raise UnclearError("the host is not written as a host")
@@ -200,7 +200,7 @@ def read_authority(text: bytes, default_port: int) -> tuple["HostName | Address"
 
 
 def authority(host: "HostName | Address", port: int, *, tls: bool) -> bytes:
-    """Return the one spelling of a host and port: what a request is forwarded with."""
+    """Return the normal spelling of a host and port, as requests are forwarded with it."""
     shown = f"[{host}]" if isinstance(host, IPv6Address) else str(host)
     default = TLS_PORT if tls else HTTP_PORT
     return (shown if port == default else f"{shown}:{port}").encode("ascii")
@@ -220,7 +220,7 @@ def forwarded(spelled: bytes, host: "HostName | Address", port: int, *, tls: boo
 
 
 def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
-    """Return the fields with an offered upgrade declined, as RFC 9110 section 7.8 has it: ignored, not passed on."""
+    """Return the fields without an offered upgrade (RFC 9110 section 7.8)."""
     kept = []
     for name, value in fields:
         lower = name.lower()
@@ -237,21 +237,21 @@ def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
 
 
 def may_trail(name: bytes) -> bool:
-    """Whether a field may come after the body: not one that frames, routes or decides (RFC 9110 section 6.5.1)."""
+    """Whether a field may be a trailer: not one for framing, routing or decisions (RFC 9110 section 6.5.1)."""
     return TOKEN.fullmatch(name) is not None and (
         alike(name.lower()) not in _MUST_ARRIVE | _LOOKED_AT and not is_override(name.lower())
     )
 
 
 def named(head: Head) -> bytes:
-    """Return the host that a head names, as far as it names one, unchecked: for people to read."""
+    """Return the host that a head names, unchecked, for events."""
     if head.authority:
         return head.authority
     return next((value for name, value in head.fields if name.lower() == b"host"), b"")
 
 
 class HasFields(Protocol):
-    """The head of a request or a response."""
+    """Head of a request or a response."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -259,17 +259,17 @@ class HasFields(Protocol):
 
 
 def values(head: HasFields, name: bytes) -> tuple[str, ...]:
-    """Return the values of every field with this name, which is in lower case."""
+    """Return the values of every field with this lower-case name."""
     return tuple(value.decode("latin-1") for field, value in head.fields if field.lower() == name)
 
 
 def as_text(fields: tuple[Field, ...]) -> tuple[tuple[str, str], ...]:
-    """Return fields as rules compare them: names in lower case, each byte of a value a character (RFC 9110, 5.5)."""
+    """Return fields as rules compare them: lower-case names, a character for each byte (RFC 9110 section 5.5)."""
     return tuple((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in fields)
 
 
 def user_agent(head: Head) -> str:
-    """Return what the client calls itself."""
+    """Return the value of User-Agent."""
     value = next((value for name, value in head.fields if name.lower() == b"user-agent"), b"")
     return value.decode("latin-1")
 
@@ -288,7 +288,7 @@ def grpc_kind(head: Head) -> bytes:
 
 
 def field_of(line: bytes) -> Field:
-    """Return the field on a line without its end (RFC 9112 section 5); raises UnclearError."""
+    """Parse the field on a line without its end (RFC 9112 section 5). Raises UnclearError."""
     name, colon, value = line.partition(b":")
     if not colon or not TOKEN.fullmatch(name):
         raise UnclearError("a header's name is not a token")
@@ -299,7 +299,7 @@ def field_of(line: bytes) -> Field:
 
 
 def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
-    """Check every field's spelling, and return the values of those that framing and routing hang on."""
+    """Check every field's spelling; returns the values of fields for framing and routing."""
     found: dict[bytes, list[bytes]] = {}
     for name, value in fields:
         if not TOKEN.fullmatch(name):
@@ -316,7 +316,7 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
 
 
 def _foreign(upgrades: list[bytes], connection: list[bytes]) -> str:
-    """Return a protocol that a request can't do without, as kubectl's `SPDY/3.1`; empty: there is none."""
+    """Return the protocol that a request requires by Upgrade, as kubectl's `SPDY/3.1`; empty: none."""
     offered = [offer.strip() for value in upgrades for offer in value.split(b",") if offer.strip()]
     asks = any(option.strip().lower() == b"upgrade" for value in connection for option in value.split(b","))
     if not offered or not asks or any(_OPTIONAL.fullmatch(offer) for offer in offered):
@@ -325,7 +325,7 @@ def _foreign(upgrades: list[bytes], connection: list[bytes]) -> str:
 
 
 def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
-    """Whether a header names another method or path than the request line, or another host than the one `spelled`."""
+    """Whether a header names another method, path or host than the request line does."""
     suspects = [(name, value) for name, value in fields if len(name) <= LONGEST_NAME and may_override(name.lower())]
     if not suspects:
         return False
@@ -335,7 +335,7 @@ def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
 
 
 def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
-    """Return the authority that the request line and Host agree on (RFC 9112 section 3.2, RFC 9113 section 8.3.1)."""
+    """Return the authority that request line and Host agree on (RFC 9112 section 3.2, RFC 9113 section 8.3.1)."""
     if len(hosts) > 1:
         raise UnclearError("the request has more than one Host")
     if not hosts and (http1 or not target):
@@ -346,7 +346,7 @@ def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
 
 
 def _check_connection(values: list[bytes]) -> None:
-    """Refuse to have a header dropped on the way that the decision hangs on (RFC 9110 section 7.6.1)."""
+    """Raise if Connection removes a header that the decision depends on (RFC 9110 section 7.6.1)."""
     for value in values:
         options = [option.strip().lower() for option in value.split(b",", MOST_FIELDS)]
         if len(options) > MOST_FIELDS or [o for o in options if o in _MUST_ARRIVE or is_override(o)]:
@@ -354,6 +354,6 @@ def _check_connection(values: list[bytes]) -> None:
 
 
 def _check_expect(values: list[bytes]) -> None:
-    """Refuse what only some servers take for an expectation, and then may not read the body (RFC 9110, 10.1.1)."""
+    """Raise for an expectation that servers understand in different ways (RFC 9110 section 10.1.1)."""
     if len(values) > 1 or values[0].lower() != b"100-continue":
         raise UnclearError("`Expect` is not `100-continue`")

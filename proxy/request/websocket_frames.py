@@ -1,4 +1,4 @@
-"""WebSocket frames (RFC 6455 section 5.2): where each begins in what a side sends. Pure."""
+"""WebSocket frames (RFC 6455 section 5.2): finds where each begins in a stream of bytes. Pure."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +16,11 @@ MASK: Final = 4  # bytes
 
 
 class NotFramesError(Exception):
-    """What a client sends is no WebSocket's; the text says why."""
+    """A client's bytes are no WebSocket frames; the text says why."""
 
 
 class Frames:
-    """Follows where frames begin in what a server sends. Nothing hangs on what is in them."""
+    """Follows the frames that a server sends."""
 
     __slots__ = ("_head", "_left", "closing")
 
@@ -31,16 +31,16 @@ class Frames:
 
     @property
     def between(self) -> bool:
-        """Whether all that was sent are whole frames, so that one of ours may be next."""
+        """Whether the bytes so far are whole frames, so that another frame may be inserted."""
         return not self._head and not self._left
 
     def follow(self, data: bytes) -> None:
-        """Take note of what is sent."""
+        """Parse the next bytes."""
         for _ in self.payloads(data):
             pass
 
     def payloads(self, data: bytes) -> "Iterator[tuple[int, int]]":
-        """Take note of what is sent; yield where payload begins and ends in it, a frame's at a time."""
+        """Parse the next bytes; yields where each frame's payload begins and ends in them."""
         at = 0
         while at < len(data):
             if self._left:
@@ -57,17 +57,17 @@ class Frames:
             at += step
 
     def _look(self, head: bytes) -> None:
-        """Look at a frame's head, or the beginning of one."""
+        """Parse a frame's head, as far as it has arrived."""
 
     def _begin(self, head: bytes) -> None:
-        """Begin with a frame whose head is whole."""
+        """Start a frame whose head is complete."""
         self.closing = self.closing or head[0] & _OPCODE == CLOSE
         size = head[1] & _SIZE
         self._left = int.from_bytes(head[2 : 2 + _LONG[size]]) if size in _LONG else size
 
 
 class ClientFrames(Frames):
-    """... and in what a client sends, of whom nothing else is taken: who is in the middle may read requests in it."""
+    """Follows the frames that a client sends, and rejects bytes that another proxy may read as an HTTP request."""
 
     __slots__ = ("_extended",)
 
@@ -77,7 +77,7 @@ class ClientFrames(Frames):
         self._extended = extended
 
     def _look(self, head: bytes) -> None:
-        """Raise NotFramesError for what no client may send."""
+        """Raise NotFramesError for a frame that a client may not send."""
         if not self._extended and (head[0] & RESERVED or head[0] & _OPCODE not in _OPCODES):
             raise NotFramesError("what its client sends has no opcode that there is")
         if len(head) > 1 and not head[1] & MASKED:
@@ -87,7 +87,7 @@ class ClientFrames(Frames):
 
 
 def _head_size(head: bytes) -> int:
-    """Return how long a frame's head is, as far as its first two bytes say."""
+    """Return the length of a frame's head, from its first two bytes."""
     if len(head) < 2:
         return 2
     return 2 + _LONG.get(head[1] & _SIZE, 0) + (MASK if head[1] & MASKED else 0)

@@ -1,4 +1,4 @@
-"""WebSocket handshake of RFC 6455 section 4, as a request and as the response that agrees to it. Pure.
+"""WebSocket handshake (RFC 6455 section 4): checks the request and the response that accepts it. Pure.
 
 Nothing but a handshake that both sides have agreed on as the RFC has it may begin a WebSocket: a request that only one
 side takes for a handshake is how requests are hidden from a gate.
@@ -35,7 +35,7 @@ def is_handshake(head: "Head", *, body: bool) -> bool:
 
 
 def agrees(head: "Head", answer: "ResponseHead") -> bool:
-    """Whether a response agrees to the handshake in `head` (RFC 6455 section 4.2.2)."""
+    """Whether a response accepts the handshake in `head` (RFC 6455 section 4.2.2)."""
     wanted = _accept(values(head, b"sec-websocket-key"))
     return (
         answer.status == SWITCHING
@@ -49,12 +49,12 @@ def agrees(head: "Head", answer: "ResponseHead") -> bool:
 
 
 def is_extended(head: "HasFields") -> bool:
-    """Whether a request offers extensions, or a response agrees to some (RFC 6455 section 9)."""
+    """Whether a request offers extensions, or a response accepts some (RFC 6455 section 9)."""
     return bool(values(head, _EXTENSIONS))
 
 
 def _accept(keys: tuple[str, ...]) -> str | None:
-    """Return what a server says to a client's key; None: there is not one, and of 16 bytes."""
+    """Return the Sec-WebSocket-Accept for a client's key; None: there isn't exactly one key of 16 bytes."""
     if len(keys) != 1:
         return None
     try:

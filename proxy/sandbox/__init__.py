@@ -1,1 +1,1 @@
-"""One sandbox in its worker: task, policy, taint, limits of its rules, descriptor quota, recorder."""
+"""State of one sandbox in its worker: task, policy, taint, limits, quotas and event recorder."""

@@ -1,4 +1,4 @@
-"""Recorder: writes the events of one sandbox's task and counts them. One decision event for each attempt.
+"""Records the events of one sandbox's task and counts them: one decision event for each attempt.
 
 Home of invariant 6. The caller records a decision first and allows after: `decided` raises JournalWriteError when the
 event could not be written, and the attempt is then blocked. Reports of what has already happened never raise; what they
@@ -52,7 +52,7 @@ os.register_at_fork(after_in_child=_ids.forked)
 
 
 class Recorder:
-    """Records what happens to one sandbox. For one thread."""
+    """Records the events of one sandbox. For one thread."""
 
     __slots__ = ("_asked", "_open", "_quota", "_tally", "_whose", "failed", "journal", "metrics", "origin", "refused",
                  "sandbox")  # fmt: skip
@@ -217,13 +217,13 @@ class Recorder:
             self.refused.append(event._replace(id=cause))  # the page names the decision's event
 
     def error(self, where: Component | str, detail: str, *, cause: str | None = None) -> None:
-        """Tell of something that should not have happened: `where` in the gate, and what. Never raises."""
+        """Record a gate error: `where` in the gate, and what happened. Never raises."""
         place = Component(where) if where in Component else Component.OTHER
         self.metrics.failed(place)
         self._report(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._shown(detail)))
 
     def tampered(self, cause: str, detail: str, *, name: str | None, address: str | None, port: int) -> None:
-        """Tell that a task has sent a secret's placeholder where it doesn't belong. Never raises."""
+        """Record that a task sent a secret's placeholder where it doesn't belong. Never raises."""
         self._tally.tampers += 1
         self._report(
             Kind.TAMPERING_DETECTED,
@@ -246,9 +246,9 @@ class Recorder:
         protocol: "Protocol",
         http: "Http",
     ) -> None:
-        """Tell that what looks like a secret has left, or was about to; `detail` says what kind, and where it was.
+        """Record a detected secret, blocked or sent; `detail` says its kind and where it was found.
 
-        `rules` let the request out. Never raises.
+        `rules` allowed the request. Never raises.
         """
         if not blocked:
             self._tally.leaked(name, address)
@@ -270,9 +270,9 @@ class Recorder:
     def task_started(
         self, argv: "Sequence[str]", detail: str = "", *, started_by: "StartedBy | None" = None, workspace: str = ""
     ) -> str:
-        """Tell that the task is about to run and return the event's id. Raises JournalWriteError: don't run it then.
+        """Record that the task starts; returns the event's id. Raises JournalFailed: don't start it then.
 
-        `detail` says how it is kept within its limits.
+        `detail` says how its resource limits are enforced.
         """
         event = self._event(
             Kind.TASK_STARTED,
@@ -303,7 +303,7 @@ class Recorder:
         self._report(Kind.TASK_ENDED, outcome=outcome, cause=cause, duration=Seconds(seconds), ending=ending)
 
     def rules_loaded(self, previous: str = "") -> None:
-        """Tell that the sandbox's policy is in force now, after a reload instead of `previous`. Never raises."""
+        """Record that the sandbox's policy is in force, after a reload in place of `previous`. Never raises."""
         policy = self.sandbox.policy
         event = self._report(
             Kind.RULES_LOADED,
@@ -316,7 +316,7 @@ class Recorder:
         self.metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, now, policy.needs.endings)
 
     def rules_rejected(self, problems: "Sequence[str]") -> None:
-        """Tell that new rule files are broken and the old policy stays. Never raises."""
+        """Record that new rule files are invalid and the policy in force stays. Never raises."""
         self.metrics.rules_rejected()
         policy = self.sandbox.policy
         self._report(
@@ -330,9 +330,9 @@ class Recorder:
     def command_decided(
         self, decision: "Decision", argv: "Sequence[str]", process: "Process", detail: str = "", approval: str = ""
     ) -> None:
-        """Tell what was decided on a program that a task wants to start. Call it before it may go on.
+        """Record the decision on a program before it may start. Raises JournalFailed: it must not start then.
 
-        `approval` is the id of what people were asked about it. Raises JournalWriteError: it must not start then.
+        `approval` is the id of its approval request.
         """
         name = argv[0].rpartition("/")[2] if argv else ""
         event = self._event(
@@ -346,13 +346,13 @@ class Recorder:
         self._write_decision(event, decision, name, None)
 
     def call_refused(self, call: str, process: "Process", more: int) -> None:
-        """Tell of a system call that the task's filter refused, and of `more` since the last. Never raises."""
+        """Record a system call that the task's filter denied, and `more` like it since the last. Never raises."""
         self._tally.call_refused(call)
         detail = f"and {more} more since it was told last" if more else ""
         self._report(Kind.SYSCALL_DENIED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)
 
     def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
-        """Tell what a program of the task says of itself; `process` sent that. Raises JournalWriteError."""
+        """Record what a program of the task reports of itself; `process` sent it. Raises JournalFailed."""
         from proxy.telemetry.masking import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
 
         # Cut first: what isn't kept costs nothing.
@@ -366,36 +366,36 @@ class Recorder:
         self._write(self._event(Kind.AGENT_SAID, agent=said, process=process))
 
     def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
-        """Tell that the task which `cause` started has reached one of its limits, and what came of it. Never raises."""
+        """Record that the task started by `cause` reached a limit, and the outcome. Never raises."""
         self._report(Kind.TASK_LIMITED, outcome=outcome, cause=cause, reason=reason, detail=detail)
 
     def changes_kept(self, cause: str, paths: "Sequence[str]", detail: str) -> None:
-        """Tell what the task which `cause` started left for somebody to accept or discard. Never raises."""
+        """Record the changes that wait for review after the task started by `cause`. Never raises."""
         self._report(Kind.CHANGES_KEPT, outcome=Outcome.PASSED, cause=cause, paths=tuple(paths), detail=detail)
 
     def protected_changed(self, cause: str, paths: "Sequence[str]") -> None:
-        """Tell that protected files changed while the task which `cause` started ran. Never raises."""
+        """Record that protected files changed during the task started by `cause`. Never raises."""
         said = "protected files are not what they were; it may have been somebody on the host"
         self._report(
             Kind.TAMPERING_DETECTED, cause=cause, reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said
         )
 
     def _shown(self, text: str) -> str:
-        """Return a text of the gate's own making without the values of secrets: a server's words may be in it."""
+        """Return a text of the gate with the values of secrets masked, as it may quote a server."""
         broker = self.sandbox.secret_injector
         return text if broker is None else broker.masked(text)
 
     def telemetry_dropped(self, records: int) -> None:
-        """Count records of the task's own telemetry that there was no room for."""
+        """Count records of the task's own telemetry that were dropped."""
         self.metrics.agent_records_refused += records
         self._tally.dropped += records
 
     def summary(self) -> Summary:
-        """Return how many attempts there were so far, by kind and by what became of them in the end."""
+        """Return the number of attempts so far, by kind and final outcome."""
         return self._tally.summary()
 
     def _said(self, decision: "Decision") -> dict[str, Any]:
-        """Return the fields of an event that say what was decided, and under which rules."""
+        """Return the event fields of a decision."""
         return {
             "verdict": decision.verdict,
             "outcome": decision.outcome,
@@ -410,7 +410,7 @@ class Recorder:
         return Event(Instant(now), _ids.make(now), kind, **self._whose, **more)
 
     def _report(self, kind: Kind, **more: Any) -> Event:
-        """Write an event of what has happened already: where that fails there is nothing left to block."""
+        """Write an event about the past; if that fails, there is nothing to block."""
         event = self._event(kind, **more)
         with contextlib.suppress(JournalWriteError):  # it is counted
             self._write(event)
@@ -419,7 +419,7 @@ class Recorder:
     def _write_decision(
         self, event: Event, decision: "Decision", name: str | None, address: "Address | str | None"
     ) -> None:
-        """Write a decision and count it. Raises JournalWriteError, after counting it as a refusal."""
+        """Write and count a decision. Raises JournalFailed; the attempt is then counted as blocked."""
         try:
             if not self._quota.has_room():
                 raise self._used_up()
@@ -443,7 +443,7 @@ class Recorder:
             self.refused.append(event)
 
     def _used_up(self) -> JournalWriteError:
-        """Return what to raise where the disk quota is used up, whatever `on_journal_failure` says."""
+        """Return the exception for a used-up disk quota, whatever `on_journal_failure` says."""
         self.metrics.events_dropped += 1
         return self._quota.used_up(partial(self.error, Component.JOURNAL))
 

@@ -1,4 +1,4 @@
-"""Counts usage against each rule's `limits:`, and says whether more may pass, before anything does.
+"""Counts usage against each rule's `limits:`, and checks it before bytes or requests are forwarded.
 
 One sandbox's (invariant 11), so `per: task` and `per: sandbox` are the same here, and `per: rule` is all that goes
 through this gate. Counts belong to a rule's id: a reload that keeps the rule keeps them. A window slides, in steps that
@@ -21,7 +21,7 @@ _FIELDS: Final = ("connections", "requests", "bytes_up", "bytes_down")
 
 
 class Exceeded(NamedTuple):
-    """The limit that is used up, and whose."""
+    """The limit that is used up, and its rule."""
 
     rule: str
     field: str
@@ -35,7 +35,7 @@ class Exceeded(NamedTuple):
 
 
 class _Count:
-    """How much there was: in all, or in the last `window` seconds, never less than it was."""
+    """Usage in total, or within the last `window` seconds."""
 
     __slots__ = ("_step", "_steps", "_total", "_width")
 
@@ -60,7 +60,7 @@ class _Count:
 
 
 class _Usage:
-    """All that is counted of one rule."""
+    """Usage of one rule."""
 
     __slots__ = ("_counts", "cuts", "limits", "open")
 
@@ -71,13 +71,13 @@ class _Usage:
         self._counts = {field: _Count(limits.window) for field in _FIELDS}
 
     def be_under(self, limits: "Limits") -> None:
-        """Take the limits as a reload left them. With another window, counting begins anew."""
+        """Set the limits after a reload. A new window starts counting from zero."""
         if limits.window != self.limits.window:
             self._counts = {field: _Count(limits.window) for field in _FIELDS}
         self.limits = limits
 
     def used(self, field: str, now: float) -> int:
-        """Return what counts against a limit; connections without a window are those open at the same time."""
+        """Return the usage of a limit; without a window, connections are those open now."""
         if field == "connections" and self.limits.window is None:
             return self.open
         return self._counts[field].total(now)
@@ -95,7 +95,7 @@ class _Usage:
 
 
 class Meter:
-    """One connection or request under limits, and what grants are good for. Bytes are asked for before they pass."""
+    """Meter of one connection or request under limits and grants; called before bytes are forwarded."""
 
     __slots__ = ("_clock", "_cuts", "_usages", "budgets", "exceeded")
 
@@ -109,15 +109,15 @@ class Meter:
         self.exceeded: Exceeded | None = None  # set once, and for good: nothing more may pass
 
     def up(self, size: int) -> bool:
-        """Whether `size` bytes may leave; they are counted then."""
+        """Whether `size` bytes may be sent; if so, they are counted."""
         return self._take("bytes_up", size)
 
     def down(self, size: int) -> bool:
-        """Whether `size` bytes may enter; they are counted then."""
+        """Whether `size` bytes may be received; if so, they are counted."""
         return self._take("bytes_down", size)
 
     def rule_over(self) -> str | None:
-        """Name the rule whose limit it, or another that lives on it, was to go beyond: then it is to end."""
+        """Return the rule whose limit was exceeded, so that the connection must end."""
         if self.exceeded is not None:
             return self.exceeded.rule
         if self.budgets and (over := next((budget.rule for budget in self.budgets if budget.over), None)):
@@ -125,7 +125,7 @@ class Meter:
         return next((rule for rule, usage in self._usages.items() if usage.cuts != self._cuts[rule]), None)
 
     def is_under(self, usages: "dict[str, _Usage]") -> bool:
-        """Whether these are what it counts against; a meter that has been stopped stays so."""
+        """Whether it counts against these; a stopped meter stays so."""
         return self.exceeded is not None or self._usages == usages
 
     def _take(self, field: str, size: int) -> bool:
@@ -146,7 +146,7 @@ class Meter:
 
 
 class Connections:
-    """The rules that one connection counts against as open, each once."""
+    """Rules that one connection counts as open against, each once."""
 
     __slots__ = ("_usages",)
 
@@ -154,25 +154,25 @@ class Connections:
         self._usages: dict[str, _Usage] = {}
 
     def new(self, usages: "dict[str, _Usage]") -> "dict[str, _Usage]":
-        """Leave out those that this connection counts against already."""
+        """Return the rules that this connection doesn't count against yet."""
         return {rule: usage for rule, usage in usages.items() if rule not in self._usages}
 
     def open(self, usages: "dict[str, _Usage]", now: float) -> None:
-        """Count it as open under these too."""
+        """Count it as open under these rules, too."""
         for rule, usage in self.new(usages).items():
             usage.open += 1
             usage.add("connections", 1, now)
             self._usages[rule] = usage
 
     def close(self) -> None:
-        """Count it as open no more. Idempotent."""
+        """Count it as closed. Idempotent."""
         while self._usages:
             _, usage = self._usages.popitem()
             usage.open -= 1
 
 
 class Meters:
-    """What one sandbox has used of the limits of its rules."""
+    """Usage of the limits of all rules in one sandbox."""
 
     def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._clock = clock
@@ -225,7 +225,7 @@ class Meters:
         return Meter(usages, self._clock, kept) if usages or kept else None
 
     def used(self) -> dict[tuple[str, str], float]:
-        """Return how much of each limit is used up, 0 to 1, by rule and field."""
+        """Return the used share of each limit, 0 to 1, by rule and field."""
         now = self._clock()
         return {
             (rule, field): min(usage.used(field, now) / limit, 1.0) if limit else 1.0
@@ -235,7 +235,7 @@ class Meters:
         }
 
     def keep(self, rules: "Collection[str]") -> None:
-        """Forget what was counted of rules that are no more: others are in force."""
+        """Drop the counts of rules that no longer exist."""
         self._usages = {rule: usage for rule, usage in self._usages.items() if usage.open or rule in rules}
 
     def _usage(self, rule: str, limits: "Limits") -> _Usage:
@@ -248,7 +248,7 @@ class Meters:
 
 
 class Quota:
-    """What one connection or flow that nobody reads may pass: begun once, put under other limits by a reload, ended."""
+    """Limits of one uninspected connection or flow: begun once, changed by reloads, ended."""
 
     __slots__ = ("_counted", "_meters", "meter")
 
@@ -258,7 +258,7 @@ class Quota:
         self.meter: Meter | None = None  # where its rules have limits
 
     def begin(self, limits: "tuple[tuple[str, Limits], ...]", budgets: "tuple[Budget, ...]" = ()) -> Exceeded | None:
-        """Count it against the limits of its rules; what is returned is used up, and nothing was counted."""
+        """Count it against the limits of its rules; returns the exceeded limit, and then counts nothing."""
         if not limits and not budgets:
             return None
         counted = Connections()
@@ -269,7 +269,7 @@ class Quota:
         return None
 
     def go_on(self, limits: "tuple[tuple[str, Limits], ...]") -> Exceeded | None:
-        """Go on under the limits of the rules that are in force now; what is returned is used up, and ends it."""
+        """Apply the limits now in force; returns the exceeded limit, which ends it."""
         if not limits and self._counted is None:
             return None
         self._counted = self._counted or Connections()
@@ -280,22 +280,22 @@ class Quota:
         return None
 
     def rule_over(self) -> str | None:
-        """Name the rule whose limit it, or another that lives on it, was to go beyond; None: it may go on."""
+        """Return the rule whose limit was exceeded; None: it may continue."""
         return None if self.meter is None else self.meter.rule_over()
 
     def end(self) -> None:
-        """Count it as open no more. Idempotent."""
+        """Count it as closed. Idempotent."""
         if self._counted is not None:
             self._counted.close()
 
 
 def exceeded(decision: "Decision", over: Exceeded) -> "Decision":
-    """Return the decision on what a limit holds back."""
+    """Return the denial for a used-up limit."""
     return cut_by(decision, over.rule)
 
 
 def cut_by(decision: "Decision", rule: str | None) -> "Decision":
-    """Return the decision that ends what was let out by `decision`: the limit of `rule` is used up."""
+    """Return the decision that ends an allowed connection: the limit of `rule` is used up."""
     rules = () if rule is None else (rule,)
     return decision._replace(
         verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED, rules=rules, nearest=None
@@ -303,7 +303,7 @@ def cut_by(decision: "Decision", rule: str | None) -> "Decision":
 
 
 def budgets(grants: "tuple[Grant, ...]") -> "tuple[Budget, ...]":
-    """Return what grants have of bytes that may pass under them."""
+    """Return the byte budgets of grants."""
     if not grants:  # as nearly always
         return ()
     return tuple(grant.budget for grant in grants if grant.budget is not None)
@@ -314,7 +314,7 @@ def _spent(budget: "Budget") -> Exceeded:
 
 
 def _first(usages: "dict[str, _Usage]", fields: tuple[str, ...], amount: int, now: float) -> Exceeded | None:
-    """Return the first limit that `amount` more would go beyond."""
+    """Return the first limit that `amount` more would exceed."""
     for rule, usage in usages.items():
         for field in fields:
             if not usage.has_room(field, amount, now):

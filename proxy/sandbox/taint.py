@@ -27,7 +27,7 @@ MOST: Final = 64  # sources that are named
 
 
 class Taint:
-    """One task's. For one thread, within a running loop. `SandboxState.tainted` says what is decided by."""
+    """Taint of one task. For one thread, within a running loop. Decisions use `SandboxState.tainted`."""
 
     __slots__ = ("_asking", "_known", "_metrics", "_recorder", "_reviewing", "_said", "_sandbox", "review", "sources")
 
@@ -53,7 +53,7 @@ class Taint:
         asking.on_task_state, asking.known_sources = self._told, lambda: self.sources
 
     def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
-        """Take note of what `decision` lets the task read; False: that can't be kept, so it must not."""
+        """Record a read that `decision` allows; False: it could not be recorded, so block it."""
         rule = decision.rules[0] if decision.rules else decision.reason.value
         key = rule, target, port
         if key in self._known or (self._said and len(self._known) >= MOST):
@@ -73,7 +73,7 @@ class Taint:
             self._sandbox.tainted = False
 
     def _tell(self, source: Source) -> bool:
-        """Have it written down, by the registry if there is one."""
+        """Have the taint recorded, by the approvals server if there is one."""
         if self._asking is not None and self._asking.is_there:
             return self._asking.tainted(source)
         if not self._sandbox.policy.needs.approvals:
@@ -95,6 +95,6 @@ class Taint:
             asyncio.get_running_loop().call_soon(self._review)
 
     def _review(self) -> None:
-        """Decide again on what was let out before; soon, and not in the middle of a decision."""
+        """Schedule a review of earlier decisions, outside of the current one."""
         self._reviewing = False
         self.review()
