@@ -32,7 +32,7 @@ class Limits(NamedTuple):
 
 
 class GrantScope(StrEnum):
-    """What one approval is good for."""
+    """What one approval covers."""
 
     ATTEMPT = "attempt"
     DESTINATION = "destination"

@@ -115,7 +115,7 @@ class DnsMode(StrEnum):
 
 
 class OnBlock(StrEnum):
-    """How a refusal reaches the task."""
+    """How the gate tells the task about a block."""
 
     RESET = "reset"
     EXPLAIN = "explain"

@@ -58,7 +58,7 @@ class RuleFileText:
         """Give the id of the last rule that is written here."""
         found = [value.value for item in self._rules() if (value := self._value(item, "id")) is not None]
         if not found:
-            raise InsertionError("it has no rule that one could be put behind")
+            raise InsertionError("it has no rule after which a new one can be added")
         return str(found[-1])
 
     def source(self, ident: str, key: str) -> str | None:
@@ -76,7 +76,7 @@ class RuleFileText:
         """Put a rule of these keys behind another, written as that one is."""
         listing, rule = self._value(self._root, "rules"), self._rule(ident)
         if listing is None or not isinstance(listing, yaml.SequenceNode):
-            raise InsertionError("its `rules` are no list")
+            raise InsertionError("its `rules` is not a list")
         flow = f"{{{', '.join(f'{key}: {value}' for key, value in pairs)}}}"
         if listing.flow_style:
             return Insertion(_end(rule), f", {flow}")

@@ -169,7 +169,7 @@ def add_rule(read: Reader, path: Path, asks: Sequence[str], wanted: AttemptToAll
     new = [rule.id for rule in after.policy.rules if rule.id not in known]
     cited = asks[0].partition(":")[0] + ":" + ident if asks else next(iter(new), ident)
     if not all(after.policy.decide(attempt).allows for attempt in attempts):
-        raise EditError("a rule of its own would not let it out: see `exeat explain`")
+        raise EditError("a rule of its own would not allow it: see `exeat explain`")
     return _checked(before, after, changed, EditedFile(path, b"", cited, tuple(asks)), wanted)
 
 
@@ -180,9 +180,9 @@ def _idents(policy: Policy, text: RuleFileText, asks: Sequence[str]) -> list[str
     known = {rule.id for rule in policy.rules if rule.action is Verdict.ASK}
     for cited in asks:
         if cited not in known:
-            raise EditError(f"there is no rule `{cited}` that asks: rules are written down for what goes out")
+            raise EditError(f"no rule `{cited}` asks: only connections and requests can become a rule")
         if not text.has(cited.partition(":")[2]):
-            raise EditError(f"`{cited}` is in another file: write it there")
+            raise EditError(f"`{cited}` is in another file: edit that file")
     return [cited.partition(":")[2] for cited in asks]
 
 
@@ -190,7 +190,7 @@ def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) 
     decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
     held = [(attempt, decision) for attempt, decision in decisions if not decision.allows]
     if not held:
-        raise EditError("it is let out already")
+        raise EditError("it is allowed already")
     for attempt, decision in held:
         if unruled:
             if decision.verdict is not Verdict.DENY or decision.reason is not Reason.NO_RULE:

@@ -177,7 +177,7 @@ def _of_lookups(
 
 def _of_connections(place: Destination, there: Observations, left_out: list[Omission]) -> Iterable[Draft]:
     if there.connections.times:
-        why = "no request on them was let out, so there is nothing to allow"
+        why = "no request on them was allowed, so no rule is needed"
         left_out.append(Omission(f"connections {format_destination(place)}", there.connections.times, why))
     if there.reading.times:
         addresses, notes = _opening(place, there)
@@ -188,8 +188,8 @@ def _of_connections(place: Destination, there: Observations, left_out: list[Omis
         addresses, notes = _opening(place, there)
         what = "any bytes may" if place.protocol is Protocol.UDP else "any bytes may, also TLS and HTTP"
         if splice:
-            what = "what was asked on it was not seen, so anything may be"
-        notes = (f"passes unread: {what}", *notes)
+            what = "the requests were not inspected, so the rule allows any"
+        notes = (f"not inspected: {what}", *notes)
         notes = (*notes, *_approved(there.unread))
         yield Draft("", place, there.unread.action, there.unread, splice=splice, resolves_to=addresses, notes=notes)
 
@@ -213,7 +213,7 @@ def _of_requests(
             sharing[patterns, kind._replace(method="")].append((method, evidence))
     addresses, notes = _opening(place, there)
     if there.unread.times:
-        notes = (f"{there.unread.times} connections passed unread: what was asked on them is not known", *notes)
+        notes = (f"{there.unread.times} connections were not inspected: their requests are not known", *notes)
     for (patterns, kind), methods in sharing.items():
         evidence = Evidence()
         for _, each in methods:

@@ -121,7 +121,7 @@ def parse_attempt(text: str) -> AttemptText:
     if not rest:
         if not word or "/" in word:
             instead = f"; did you mean {quote('https://' + word)}?" if word else f"; {_LOOKS}"
-            raise ValueError(f"{quote(text)} is no attempt{instead}")
+            raise ValueError(f"{quote(text)} is not an attempt{instead}")
         host, port = _host_and_port(word, None)
         return AttemptText(text, host, port, None)
     if word in {"tcp", "udp", "tls", "http"}:
@@ -130,7 +130,7 @@ def parse_attempt(text: str) -> AttemptText:
     if "://" in word:
         raise ValueError(f"{quote(text)}: a space in a URL is written `%20`, and the method stands before it")
     if not _METHOD.issuperset(word):
-        raise ValueError(f"{quote(word)} is no method, and none of tcp, udp, tls, http, git, dns and run")
+        raise ValueError(f"{quote(word)} is not a method, and not one of tcp, udp, tls, http, git, dns and run")
     if word in _OTHERS:
         return _OTHERS[word](text, rest)
     return _url(text, word, rest)
@@ -176,7 +176,7 @@ def _spoken(policy: "Policy", target: HostName | Address, port: int) -> Protocol
 def _url(text: str, method: str, url: str) -> AttemptText:
     scheme, colon, rest = url.partition("://")
     if not colon or scheme.lower() not in _SCHEMES:
-        raise ValueError(f"{quote(text)} is no attempt; {_LOOKS}")
+        raise ValueError(f"{quote(text)} is not an attempt; {_LOOKS}")
     protocol, usual = _SCHEMES[scheme.lower()]
     end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
     authority, path = rest[:end], rest[end:].partition("#")[0]
@@ -196,7 +196,7 @@ def _url(text: str, method: str, url: str) -> AttemptText:
 def _lookup(text: str, rest: str) -> AttemptText:
     record, _, name = rest.partition(" ")
     if not name or " " in name or not (record.isascii() and record.isalnum()):
-        raise ValueError(f"{quote(text)} is no lookup; one looks like `dns TXT example.com`")
+        raise ValueError(f"{quote(text)} is not a lookup; one looks like `dns TXT example.com`")
     return AttemptText(text, name, 443, Protocol.TLS, record=record.upper())
 
 
@@ -214,7 +214,7 @@ def _git(text: str, rest: str) -> AttemptText:
             "`git push https://host/repository refs/heads/main`, with `create` or `delete` behind it if it does that"
         )
         raise ValueError(
-            f"{quote(text)} is no git attempt; one looks like `git fetch https://host/repository` or {example}"
+            f"{quote(text)} is not a git attempt; one looks like `git fetch https://host/repository` or {example}"
         )
     if "://" not in words[1]:
         raise ValueError(f"{quote(text)} needs a URL, as in `https://host/repository`; over SSH it is `tcp host:22`")
@@ -271,15 +271,15 @@ _OF_REQUESTS: Final = ("headers", "body", "credential")
 TEST: Final = Section("test", "a test", {
     "attempt": one("`METHOD URL`, `tcp HOST:PORT`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`.",
         parse_attempt, TEXT),
-    "expect": choice("The verdict that must come out.", Verdict),
-    "rule": text("The id of a rule that must be among those that decide."),
-    "task": text("The task that tries it.", WORD),
-    "labels": _pairs("The labels that the task carries.", parse_label),
-    "at": one("The day on which it is tried.", parse_day),
+    "expect": choice("The expected verdict.", Verdict),
+    "rule": text("The id of a rule that must be among the deciding ones."),
+    "task": text("The name of the task.", WORD),
+    "labels": _pairs("The labels of the task.", parse_label),
+    "at": one("The day of the attempt.", parse_day),
     "headers": _pairs("Header fields of the request.", parse_header_name),
     "body": flag("Whether the request has a body."),
     "credential": one("The secret whose placeholder is the request's one credential.", parse_slug),
-    "tainted": flag("Whether the task has read what nobody vouches for."),
+    "tainted": flag("Whether the task has read untrusted content."),
 }, needed=("attempt", "expect"))  # fmt: skip
 
 
@@ -297,7 +297,7 @@ def read_case(reader: Reader, node: Node) -> RuleTest | None:
     request = asked.request
     if request is None:
         for key in (key for key in _OF_REQUESTS if key in fields):
-            reader.complain(fields[key], f"`{key}` belongs to a request, and this attempt is none")
+            reader.complain(fields[key], f"`{key}` is for requests, and this attempt is not one")
     else:
         of_request["headers"] = (*request.headers, *of_request.get("headers", ()))
         request = request._replace(**of_request)

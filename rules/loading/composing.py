@@ -110,7 +110,7 @@ def compose(text: str, file: str, problems: list[Problem]) -> Node | None:
         problems.append(Problem(file, *explain_yaml_error(error, text)))
     except yaml.reader.ReaderError as error:
         before = text.encode()[: error.position]
-        problems.append(Problem(file, *find_position(before), "control characters have no place in a rule file"))
+        problems.append(Problem(file, *find_position(before), "a control character is not allowed: remove it"))
     return None
 
 

@@ -62,7 +62,7 @@ FOR: Final = Section("for", "`for`", {
     "tasks": many("Names of tasks.", parse_pattern, WORD, _sorted),
     "labels": Key("Labels that a task carries, each with its values.",
         read_labels, mapping_of(one_or_more(WORD), least=1)),
-}, empty="`for` says nothing: leave it out, and the rule is for everybody")  # fmt: skip
+}, empty="`for` is empty: leave it out, and the rule is for every task")  # fmt: skip
 
 
 def read_for(reader: Reader, node: Node, _: str = "for") -> TaskSelector | None:
@@ -73,12 +73,12 @@ def read_for(reader: Reader, node: Node, _: str = "for") -> TaskSelector | None:
 
 _COUNTS: Final = ("connections", "requests", "bytes_up", "bytes_down")
 LIMITS: Final = Section("limits", "`limits`", {
-    "connections": one("How many connections.", parse_count),
-    "requests": one("How many requests.", parse_count),
-    "bytes_up": one("How much leaves.", parse_size),
-    "bytes_down": one("How much comes back.", parse_size),
-    "window": one("In which time; by default as long as the one that is counted lives.", parse_duration),
-    "per": choice("Who shares the count.", LimitScope),
+    "connections": one("The number of connections.", parse_count),
+    "requests": one("The number of requests.", parse_count),
+    "bytes_up": one("The bytes sent.", parse_size),
+    "bytes_down": one("The bytes received.", parse_size),
+    "window": one("The time window; by default the lifetime of what `per` names.", parse_duration),
+    "per": choice("What shares one count.", LimitScope),
 })  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def read_limits(reader: Reader, node: Node, _: str = "limits") -> Limits | None:
     if fields is None:
         return None
     if not any(key in fields for key in _COUNTS):
-        reader.complain(node, f"`limits` limits nothing: it needs one of {', '.join(f'`{key}`' for key in _COUNTS)}")
+        reader.complain(node, f"`limits` is empty: it needs one of {', '.join(f'`{key}`' for key in _COUNTS)}")
     return Limits(**{"per": LimitScope.TASK, **LIMITS.values(reader, fields)})
 
 
@@ -98,13 +98,13 @@ def _lasts(text: str) -> float:
 
 APPROVAL: Final = Section("approval", "`approval`", {
     "by": one("The group that approves.", parse_slug),
-    "count": one("How many have to.", parse_count, field="needed"),
-    "self": flag("Whether the one who started the task may; not beside `by`.", "by_self"),
-    "hold": one("How long the attempt waits.", parse_duration),
-    "open": one("How long the question stays open.", parse_duration),
-    "covers": choice("What one approval is good for.", GrantScope),
+    "count": one("How many people have to approve.", parse_count, field="needed"),
+    "self": flag("Whether the user who started the task may approve; not with `by`.", "by_self"),
+    "hold": one("How long the attempt is held.", parse_duration),
+    "open": one("How long the approval request stays open.", parse_duration),
+    "covers": choice("What one approval covers.", GrantScope),
     "for": one("TaskSelector how long it is.", _lasts, {"anyOf": [DURATION, {"enum": ["once"]}]}, "lasts"),
-}, empty="`approval` says nothing: leave it out")  # fmt: skip
+}, empty="`approval` is empty: leave it out")  # fmt: skip
 
 
 def read_approval(reader: Reader, node: Node, _: str = "approval", section: Section = APPROVAL) -> ApprovalTerms | None:
@@ -114,9 +114,7 @@ def read_approval(reader: Reader, node: Node, _: str = "approval", section: Sect
         return None
     said = section.values(reader, fields)
     if said.get("by_self") and "by" in fields:
-        reader.complain(
-            fields["self"], "`self: true` can't stand beside `by`: who starts a task may not be of that group"
-        )
+        reader.complain(fields["self"], "`self: true` can't be combined with `by`: the user may not be in that group")
     by_anybody = "by" not in fields and said.get("needed", 1) == 1
     return ApprovalTerms(**{"by_self": by_anybody, **said})
 
@@ -170,10 +168,10 @@ HTTP: Final = Section("http", "`http`", {
     "paths": many("Paths: `*` within a segment, `**` any number of segments.", PathPattern.parse, PATH),
     "query": _named("Parameters of the query, each with its values, `present` or `absent`.", str),
     "headers": _named("Header fields, each with its values, `present` or `absent`.", parse_header_name),
-    "body": flag("Lets bodies out; on rules that hold back, whether there is one. By default not with GET and HEAD."),
-    "max_url": one("The longest URL that is let out.", parse_size),
+    "body": flag("Allows bodies; on deny and ask, matches requests with one. By default not with GET and HEAD."),
+    "max_url": one("The longest allowed URL, in bytes.", parse_size),
     "websocket": flag("Whether the request opens a WebSocket."),
-}, empty="`http` says nothing: it needs `methods`, `paths` or another of its keys")  # fmt: skip
+}, empty="`http` is empty: it needs `methods`, `paths` or another of its keys")  # fmt: skip
 
 
 def read_http(reader: Reader, node: Node, *, is_allow: bool) -> Http | None:
@@ -182,7 +180,7 @@ def read_http(reader: Reader, node: Node, *, is_allow: bool) -> Http | None:
     if fields is None:
         return None
     if "max_url" in fields and not is_allow:
-        message = "`max_url` says how much may go out, and this doesn't let out: what is longer is denied by itself"
+        message = "`max_url` is for rules that allow or flag: longer URLs are denied anyway"
         reader.complain(fields["max_url"], message)
     return Http(**HTTP.values(reader, fields))
 
@@ -194,7 +192,7 @@ def _read_changes(reader: Reader, node: Node, key: str) -> frozenset[RefChange]:
 GIT: Final = Section("git", "`git`", {
     "repos": many("Repositories on the host, as in `acme/*`.", RepoPattern.parse, TEXT),
     "fetch": flag("Whether fetching is covered."),
-    "push": many("Refs that pushes are covered to.", RefPattern.parse, {"type": "string", "pattern": "^refs/"}),
+    "push": many("Refs that pushes may change.", RefPattern.parse, {"type": "string", "pattern": "^refs/"}),
     "changes": Key("What a push may do to a ref.", _read_changes, one_or_more(one_of(RefChange))),
 }, needed=("repos",))  # fmt: skip
 
@@ -208,7 +206,7 @@ def read_git(reader: Reader, node: Node, *, is_allow: bool) -> GitRule | None:
     if not said.get("fetch") and "push" not in fields:
         reader.complain(node, "`git` covers nothing: it needs `fetch: true`, `push` or both")
     if "changes" in fields and "push" not in fields:
-        reader.complain(fields["changes"], "`changes` are what a push does to a ref, and this has no `push`")
+        reader.complain(fields["changes"], "`changes` needs `push` beside it")
     usual = (
         frozenset({RefChange.CREATE, RefChange.UPDATE} if is_allow else RefChange) if "push" in fields else frozenset()
     )

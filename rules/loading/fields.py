@@ -38,8 +38,8 @@ RECORD_TYPES: Final = (
     "TXT", "MX", "SRV", "NS", "SOA", "PTR", "CNAME", "CAA", "NAPTR", "TLSA", "SSHFP", "DS", "DNSKEY", "LOC", "URI",
 )  # fmt: skip
 _NEVER_LISTED: Final = {
-    "A": "addresses are answered wherever a rule lets the name out",
-    "AAAA": "addresses are answered wherever a rule lets the name out",
+    "A": "addresses are answered wherever a rule allows the name",
+    "AAAA": "addresses are answered wherever a rule allows the name",
     "HTTPS": "it is never answered: it would hide which name a client wants",
     "SVCB": "it is never answered: it would hide which name a client wants",
     "ANY": "it is never answered: list the types",
@@ -60,7 +60,7 @@ def parser_of_shape(shape: str, otherwise: str) -> "Callable[[str], str]":
     return parse
 
 
-parse_variable_name: Final = parser_of_shape(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "is no name of a variable")
+parse_variable_name: Final = parser_of_shape(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "is not the name of a variable")
 
 
 def parse_size(text: str) -> int:
@@ -68,7 +68,7 @@ def parse_size(text: str) -> int:
     unit = text.lstrip("0123456789")
     number = text.removesuffix(unit)
     if unit not in _SIZES or not (number.isascii() and number.isdigit()) or len(number) > 9 or not int(number):
-        raise ValueError(f"{quote(text)} is no size; one is a number and a unit: `500B`, `2KB`, `10MB`, `2GB`")
+        raise ValueError(f"{quote(text)} is not a size; write a number and a unit: `500B`, `2KB`, `10MB`, `2GB`")
     return int(number) * _SIZES[unit]
 
 
@@ -88,8 +88,8 @@ def parse_day(text: str) -> date:
         try:
             return date(*map(int, parts))
         except ValueError:
-            raise ValueError(f"{quote(text)} is no day of the calendar") from None
-    raise ValueError(f"{quote(text)} is no day; one is written like `2027-01-31`, and counts in UTC")
+            raise ValueError(f"{quote(text)} is not a day of the calendar") from None
+    raise ValueError(f"{quote(text)} is not a day; write it like `2027-01-31` (UTC)")
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -102,7 +102,7 @@ def parse_pattern(text: str) -> Pattern:
 def parse_label(text: str) -> str:
     """Read the name of a label."""
     if not _LABEL.issuperset(text) or len(text) > _LONGEST_WORD:
-        raise ValueError(f"{quote(text)} is no name of a label: letters, digits, `-`, `_`, `.` and `/`")
+        raise ValueError(f"{quote(text)} is not the name of a label: use letters, digits, `-`, `_`, `.` and `/`")
     return text
 
 
@@ -110,10 +110,10 @@ def parse_header_name(text: str) -> str:
     """Read the name of a header field, in any case."""
     name = text.lower()
     if not _HEADER_TOKEN.issuperset(name) or len(name) > _LONGEST_WORD:
-        raise ValueError(f"{quote(text)} is no name of a header")
+        raise ValueError(f"{quote(text)} is not the name of a header")
     if name in _FRAMING:
         raise ValueError(
-            f"{quote(text)} is the gate's own affair: `to` names the host, `body` and `websocket` the rest"
+            f"{quote(text)} is set by the gate: use `to` for the host, `body` and `websocket` for the rest"
         )
     return name
 
@@ -123,7 +123,7 @@ def parse_record_type(text: str) -> str:
     if text in _NEVER_LISTED:
         raise ValueError(f"{quote(text)} can't be listed: {_NEVER_LISTED[text]}")
     if text not in RECORD_TYPES:
-        raise ValueError(f"{quote(text)} is no type of records that can be listed{did_you_mean(text, RECORD_TYPES)}")
+        raise ValueError(f"{quote(text)} is not a record type that can be listed{did_you_mean(text, RECORD_TYPES)}")
     return text
 
 
@@ -133,7 +133,7 @@ def parse_certificates(data: bytes) -> bytes:
     if not found or len(data) > _LARGEST_CA:
         raise ValueError("it has no certificates in PEM form")
     if b"PRIVATE KEY-----" in data:
-        raise ValueError("it has a private key in it, which nobody but its owner should be able to read")
+        raise ValueError("it contains a private key: remove the key from the file")
     for number, text in enumerate(found, 1):
         inside, end, _ = text.partition(_END)
         try:
@@ -213,7 +213,7 @@ class Reader:
         if not isinstance(node, Listing):
             return [node]
         if not node.items:
-            self.complain(node, f"`{of}` is empty: leave it out, or say what it is to cover")
+            self.complain(node, f"`{of}` is empty: leave it out, or list what it covers")
         return node.items
 
     def text(self, node: Node, of: str) -> str | None:
@@ -258,7 +258,7 @@ class Reader:
         except ValueError:
             words = [member.value for member in kind]
             known = f"which is one of {', '.join(words)}{did_you_mean(text, words)}"
-            self.complain(node, f"{quote(text)} is no value of `{of}`, {known}")
+            self.complain(node, f"{quote(text)} is not a value of `{of}`, {known}")
             return None
 
     def boolean(self, node: Node, of: str) -> bool | None:
@@ -267,7 +267,7 @@ class Reader:
         if text in {"true", "false"}:
             return text == "true"
         if text is not None:
-            self.complain(node, f"{quote(text)} is no value of `{of}`: write `true` or `false`")
+            self.complain(node, f"{quote(text)} is not a value of `{of}`: write `true` or `false`")
         return None
 
 

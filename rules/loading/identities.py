@@ -41,11 +41,11 @@ class Identity(NamedTuple):
     def objection(self, task: str, labels: Mapping[str, str]) -> str:
         """Say what of a claim this doesn't cover, or nothing."""
         if not any(pattern.matches(task) for pattern in self.tasks):
-            return f"a task may not be called {quote(task)}" if task else "a task needs a name"
+            return f"the task name {quote(task)} is not allowed" if task else "a task needs a name"
         known = dict(self.labels)
         for name, value in labels.items():
             if not any(pattern.matches(value) for pattern in known.get(name, ())):
-                return f"a task may not be labelled {quote(f'{name}={value}')}"
+                return f"the task label {quote(f'{name}={value}')} is not allowed"
         missing = sorted(self.required - set(labels))
         return f"a task needs the label `{missing[0]}`" if missing else ""
 
@@ -60,7 +60,7 @@ class Identities(NamedTuple):
         groups = tuple(groups)
         own = [entry for entry in self.entries if entry.covers(user, groups)]
         if not own:
-            return f"no identity covers the user {quote(user)}, who may start nothing"
+            return f"no identity in the file covers the user {quote(user)}: add one, or the user can start no task"
         objections = [entry.objection(task, labels) for entry in own]
         return "" if "" in objections else f"for the user {quote(user)} {objections[0]}"
 
@@ -80,9 +80,9 @@ def parse_identities(data: bytes, file: str) -> Identities:
 _IDENTITY: Final = Section("identity", "an identity", {
     "users": many("Users, by name or number.", str, WORD, frozenset),
     "groups": many("Groups, by name.", str, WORD, frozenset),
-    "tasks": many("What they may call a task.", parse_pattern, WORD),
-    "labels": Key("What labels they may give it.", read_labels, {}),
-    "required": many("The labels that it needs.", parse_label, WORD, frozenset),
+    "tasks": many("Task names that they may use.", parse_pattern, WORD),
+    "labels": Key("Labels that they may set.", read_labels, {}),
+    "required": many("Labels that a task must have.", parse_label, WORD, frozenset),
 })  # fmt: skip
 
 
@@ -107,5 +107,5 @@ def _identity(reader: Reader, node: Node) -> Identity | None:
         reader.complain(node, "an identity needs `tasks`: `*` is any name")
     found = Identity(**_IDENTITY.values(reader, fields))
     for name in sorted(found.required - dict(found.labels).keys()):
-        reader.complain(fields["required"], f"`{name}` is required, and `labels` doesn't say what it may be")
+        reader.complain(fields["required"], f"`{name}` is required, and `labels` does not list its values")
     return found

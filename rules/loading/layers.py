@@ -54,18 +54,22 @@ def merge_settings(said: Iterable[FileSettings]) -> tuple[Settings, list[Setting
         for key, node in each.nodes.items():
             value = getattr(each.settings, key, None)
             if key in _UPSTREAM and not each.layer and any(other.layer for other in files):
-                objections.append(SettingProblem(each.file, node, f"`{key}` belongs to layers where there are some"))
+                objections.append(
+                    SettingProblem(
+                        each.file, node, f"`{key}` can be set only by a layer where there is one: remove it here"
+                    )
+                )
             elif key in _PROXY and proxy is not None and proxy.file != each.file:
                 if key == "upstream" and any(getattr(proxy.settings, k) != getattr(each.settings, k) for k in _PROXY):
-                    message = f"`upstream` and what is said of it are others in `{proxy.file}`: leave them out here"
+                    message = f"`{proxy.file}` sets another `upstream`: remove it and its options here"
                     objections.append(SettingProblem(each.file, node, message))
             elif key not in found:
                 found[key], by[key] = value, each.file
             elif strictness(key, value) > strictness(key, found[key]) and not each.layer:
-                message = f"`{key}` is laxer here than in `{by[key]}`, a layer: other files can only tighten it"
+                message = f"`{key}` is less strict here than in `{by[key]}`, a layer: other files can only tighten it"
                 objections.append(SettingProblem(each.file, node, message))
             elif key not in RANKS and key != "idle_timeout" and value != found[key]:
-                message = f"`{key}` is another in `{by[key]}`, a layer: leave it out here"
+                message = f"`{key}` has another value in `{by[key]}`, a layer: remove it here"
                 objections.append(SettingProblem(each.file, node, message))
             elif strictness(key, value) < strictness(key, found[key]):
                 found[key], by[key] = value, each.file

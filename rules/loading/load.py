@@ -292,9 +292,9 @@ class _Loader:
         first = self._taken[self._open[0]] if self._open else None
         run = f"run `exeat presets lock {name}`"
         if path is None:
-            message = f"`{name}` is not locked on this machine: {run}, and see what it finds"
+            message = f"`{name}` is not locked on this machine: {run}, and review what it finds"
         elif path != paths[0] and first is not None and first.content.roots:
-            message = f"`{name}` is locked in `{path}` alone, which is no word of root's: {run} as root"
+            message = f"`{name}` is locked only in `{path}`, which root does not own: {run} as root"
         elif missing:
             message = f"`{path}` has no `{missing[0]}` of `{name}`: {run} again"
         else:

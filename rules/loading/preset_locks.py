@@ -56,7 +56,7 @@ class Origin(NamedTuple):
         authority, slash, path = rest.partition("/")
         base = (slash + path).rstrip("/")
         if "@" in authority:
-            raise ValueError("a URL here has no user and no password: a lock is no place for credentials")
+            raise ValueError("a URL in a lock may not contain a user or a password: remove them")
         if not _PATH.issuperset(base) or any(part in {"", ".", ".."} for part in base.split("/")[1:]):
             raise ValueError(f"{quote(text)} has a path that can be read more than one way")
         host, port = authority, str(_USUAL[scheme])
@@ -91,7 +91,7 @@ _LOCK: Final = Section("lock", "a lock", {
 _ENTRY: Final = Section("origin", "an entry of a lock", {
     "url": one("Where the registry answers.", Origin.parse, TEXT, "origin"),
     "from": text("Where it was found.")._replace(field="source"),
-    "resolves_to": many("The addresses that are not public and it may have.", parse_network, TEXT),
+    "resolves_to": many("Non-public addresses that the registry may have.", parse_network, TEXT),
 }, needed=("url",))  # fmt: skip
 
 

@@ -185,7 +185,7 @@ def read_include(reader: Reader, item: Node) -> Include | None:
     before = len(reader.problems)
     if isinstance(item, Scalar):
         key = "file" if item.text.endswith(_SUFFIXES) else "preset"
-        reader.complain(item, f"an `include` says what it names: write {quote(f'{{{key}: {item.text}}}')}")
+        reader.complain(item, f"an `include` names the kind: write {quote(f'{{{key}: {item.text}}}')}")
         return None
     fields = INCLUDE.fields(reader, item)
     if fields is None:
@@ -362,23 +362,23 @@ def _target(text: str) -> NamePattern | Network:
     if "/" in text or ":" in text or parse_address(text) is not None:
         return parse_network(text)
     if text in {"*", "**"}:
-        raise ValueError(f"`{text}` would leave nothing to the proxy: leave `upstream` out then")
+        raise ValueError(f"`{text}` would send nothing through the proxy: remove `upstream` instead")
     return NamePattern.parse(text)
 
 
 _TARGETS: Final = one_or_more(TEXT)
 _UPSTREAM: Final = {"type": "string", "pattern": "^(http|socks5h?)://[^/@]+:[0-9]+/?$"}
 SETTINGS: Final = Section("settings", "`settings`", {
-    "mode": choice("`audit` lets out what no rule decides, and tells.", Mode),
-    "tls": choice("What an allow or flag means that doesn't say.", TlsMode),
-    "dns": choice("What lookups are answered with: addresses that stand for names, or the real ones.", DnsMode),
+    "mode": choice("`audit` allows what no rule decides, and records it.", Mode),
+    "tls": choice("The `tls` of rules that allow or flag and have none.", TlsMode),
+    "dns": choice("The answers to lookups: synthetic addresses that stand for names, or the real ones.", DnsMode),
     "dns_pool": one("Where synthetic addresses come from: an IPv4 network, at least a /24.", _pool, TEXT),
-    "on_block": choice("How a refusal reaches the task.", OnBlock),
-    "on_journal_failure": choice("What becomes of what can't be told, when the disk is full.", OnJournalFailure),
+    "on_block": choice("How the gate tells the task about a block.", OnBlock),
+    "on_journal_failure": choice("What to do when the journal can't be written, as on a full disk.", OnJournalFailure),
     "idle_timeout": one("How long a connection may be silent, up to 7d.", parse_duration),
     "upstream": one("The company's proxy.", Upstream.parse, _UPSTREAM),
-    "upstream_auth": one("A file that holds what the proxy is told: `user:password`.", _absolute, PATH),
-    "upstream_except": Key("Names and networks that are dialled directly.", _past, _TARGETS),
+    "upstream_auth": one("A file with the credentials for the proxy: `user:password`.", _absolute, PATH),
+    "upstream_except": Key("Names and networks to connect to directly, without the proxy.", _past, _TARGETS),
     "upstream_ca": one("A file of certificates that are trusted beside the host's own store.", _absolute, PATH),
 })  # fmt: skip
 
@@ -389,7 +389,7 @@ def _settings(reader: FileReader, node: Node, _: str) -> Settings | None:
         return None
     for key in ("upstream_auth", "upstream_except"):
         if key in fields and "upstream" not in fields:
-            reader.complain(fields[key], f"`{key}` is about a proxy: say which with `upstream`")
+            reader.complain(fields[key], f"`{key}` needs `upstream`, the proxy that it is for")
     return Settings(**SETTINGS.values(reader, fields))
 
 
@@ -404,15 +404,15 @@ def _list_of(name: str) -> Schema:
 
 FILE: Final = Section("", "a rule file", {
     "version": text("The version of the language.", {"enum": [1, "1"]}),
-    "name": one("What the file goes by: rules are cited as `name:id`. By default the file's own name.", parse_slug),
+    "name": one("The name in rule ids (`name:id`). By default the name of the file.", parse_slug),
     "layer": choice(
-        "This file votes alone: a `mandatory` layer's silence is no vote, a `ceiling` layer's silence is deny.",
+        "Makes the file a layer. Where it has no rule, a `ceiling` layer denies and a `mandatory` layer abstains.",
         LayerKind),
     "include": Key("Other rule files, and presets.", _includes, _list_of("include"), "includes"),
-    "settings": part("What holds for all rules.", SETTINGS, _settings),
-    "secrets": Key("Values that the task never has, and where the gate puts them.", _each(_secret), _list_of("secret")),
-    "sandbox": Key("The box that a task runs in.", _sandbox, ref("sandbox")),
-    "commands": Key("Programs that need leave to run.", _each(_command), _list_of("command")),
-    "rules": Key("What may leave. The strictest rule that matches wins.", _entries, _list_of("rule")),
-    "tests": Key("What must come out, tried before every load.", _tests, _list_of("test")),
+    "settings": part("Settings for all rules.", SETTINGS, _settings),
+    "secrets": Key("Secrets that the gate inserts, and the task never sees.", _each(_secret), _list_of("secret")),
+    "sandbox": Key("The sandbox of the task.", _sandbox, ref("sandbox")),
+    "commands": Key("Programs to deny, flag, or hold for approval.", _each(_command), _list_of("command")),
+    "rules": Key("What may leave. Of the matching rules the strictest wins.", _entries, _list_of("rule")),
+    "tests": Key("Attempts with the expected verdict, checked at every load.", _tests, _list_of("test")),
 })  # fmt: skip

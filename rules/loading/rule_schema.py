@@ -60,7 +60,7 @@ _TYPESET: Final = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\
 def parse_target(text: str) -> NamePattern | Network:
     """Read an entry. Raises ValueError with what belongs there, and where the rest of it belongs."""
     if text.strip(_TYPESET) != text:
-        raise ValueError(f"{quote(text)} stands between typographic quotes: write `{text.strip(_TYPESET)}`")
+        raise ValueError(f"{quote(text)} has typographic quotes: write `{text.strip(_TYPESET)}`")
     if "/" in text or ":" in text or parse_address(text) is not None:
         try:
             return parse_network(text)
@@ -107,8 +107,8 @@ _ONLY_ON: Final = {  # keys that make no sense with every action
     "approval": (Verdict.ASK,), "when": (Verdict.DENY, Verdict.ASK, Verdict.FLAG),
 }  # fmt: skip
 _WHY_NEVER: Final = {
-    "QUIC": "QUIC never leaves, because its requests can't be read; clients fall back to TLS over TCP",
-    "DNS": "lookups are answered by the gate, whatever server they are for; see `dns_types`",
+    "QUIC": "QUIC is never allowed, because the gate can't inspect it; clients fall back to TLS over TCP",
+    "DNS": "the gate answers DNS lookups itself, for every server; see `dns_types`",
 }
 
 
@@ -122,9 +122,9 @@ def check_together(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
     if rule.mode is not None and not rule.default:
         reader.complain(fields["mode"], "`mode` belongs to a rule with `default: true`: any other always acts")
     if rule.resolves_to is not None and not (rule.names or rule.feeds):
-        reader.complain(fields["resolves_to"], "`resolves_to` is about names, and this rule has none")
+        reader.complain(fields["resolves_to"], "`resolves_to` needs names, and this rule has none")
     if rule.dns_types and not rule.names:
-        reader.complain(fields["dns_types"], "`dns_types` are of names, and this rule has none")
+        reader.complain(fields["dns_types"], "`dns_types` needs names, and this rule has none")
     for exemption in rule.excepts:
         _check_exemption(reader, rule, exemption, fields["except"])
 
@@ -145,7 +145,7 @@ def _check_places(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
             reader.complain(fields[key], _misplaced(key, rule.action))
     for key in ("http", "git", "credential"):
         if key in fields and any(ports.protocol not in INSPECTABLE for ports in rule.ports or ()):
-            reader.complain(fields[key], f"`{key}` needs ports on which requests can be seen: `/tls` or `/http`")
+            reader.complain(fields[key], f"`{key}` needs a port with `/tls` or `/http`, where requests are inspected")
     unseen = [ports for ports in rule.ports or () if ports.protocol not in INSPECTABLE]
     if unseen and (
         (rule.scan is not None and rule.scan.blocks)
@@ -161,20 +161,20 @@ def _check_exemption(reader: Reader, rule: Rule, exemption: Exemption, node: Nod
         kind = "names" if exemption.names else "addresses"
         reader.complain(node, f"`except` has {kind}, and this rule is about none")
     if exemption.resolves_to is not None and not named:
-        reader.complain(node, "`resolves_to` is about names, and this rule has none")
+        reader.complain(node, "`resolves_to` needs names, and this rule has none")
 
 
 def _check_letting_out(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
     ports = rule.ports or ()
     if rule.feeds:
-        reader.complain(fields["to"], f"a list can deny or ask, and this is `{rule.action}`: others write it")
+        reader.complain(fields["to"], f"only `deny` and `ask` can use a list, and this is `{rule.action}`")
     if "tls" in fields and rule.tls is TlsMode.SPLICE:
         beside = next((key for key in ("http", "git", "credential", "ca", "scan") if key in fields), None)
         if beside or rule.looks_at_requests:
-            message = f"`tls: splice` passes requests on unseen: it can't stand beside `{beside or 'http'}`"
+            message = f"`tls: splice` hides requests from the gate: it can't be combined with `{beside or 'http'}`"
             reader.complain(fields["tls"], message)
         if not any(entry.protocol is Protocol.TLS for entry in ports):
-            reader.complain(fields["tls"], "`tls: splice` is about TLS, and none of the ports has `/tls`")
+            reader.complain(fields["tls"], "`tls: splice` needs a port with `/tls`")
 
 
 def check_reach(
@@ -197,10 +197,10 @@ def _check_wildcard(reader: Reader, name: NamePattern, node: Node) -> None:
     suffix = suffix_of_wildcard(name.below) if name.below else Suffix.NONE
     if suffix is Suffix.PUBLIC:
         reader.complain(
-            node, f"`{name.text}` lets out to whoever registers a name under the public suffix `{name.below}`"
+            node, f"`{name.text}` allows everyone who registers a name under the public suffix `{name.below}`"
         )
     elif suffix is Suffix.PRIVATE:
-        message = f"`{name.text}` lets out to strangers too: anybody can get a name under `{name.below}`"
+        message = f"`{name.text}` also allows strangers: anyone can get a name under `{name.below}`"
         reader.warn(node, message, "EX021")
 
 
@@ -210,37 +210,37 @@ def _check_opening(reader: Reader, network: Network, node: Node) -> None:
     block = next((block for block in blocks if is_within(network, block.network)), None)
     touched = next((block.network for block in blocks if block.network.overlaps(network)), None)
     if block is None and touched is not None:
-        message = f"`{network}` lets out to its public addresses only: list `{touched}` by itself if it is meant"
+        message = f"`{network}` allows only its public addresses: list `{touched}` by itself if you mean it"
         reader.warn(node, message, "EX024")
     elif block is not None and block.opening is Opening.NEVER:
         instead = f"; services of this machine are `to: {HOST}`" if block.name == "loopback" else ""
-        reader.complain(node, f"`{network}` is {block.name}: no rule can let anything out to it{instead}")
+        reader.complain(node, f"`{network}` is {block.name}, and no rule can allow it{instead}")
     elif block is not None and block.opening is Opening.SINGLE and network.num_addresses > 1:
-        reader.complain(node, f"`{network}` is {block.name}: list the single addresses that are meant")
+        reader.complain(node, f"`{network}` is {block.name}: list the single addresses that you mean")
 
 
 def _misplaced(key: str, action: Verdict) -> str:
     if key == "until" and action is Verdict.DENY:
-        return "`until` can't be on a `deny`: nothing opens because time has passed"
+        return "`deny` can't have `until`: a rule never allows more because time has passed"
     if key == "approval":
-        return f"`approval` belongs to rules that ask, and this is `{action}`"
+        return f"`approval` is for rules with `action: ask`, and this is `{action}`"
     if key == "when":
-        return "`when: tainted` can hold back or flag, and `allow` does neither"
-    return f"`{key}` belongs to rules that let out, and `{action}` doesn't"
+        return "`when: tainted` is for `deny`, `ask` and `flag`, and this is `allow`"
+    return f"`{key}` is for rules that allow or flag, and this is `{action}`"
 
 
 def objection(pattern: "NamePattern", *, has_ports: bool, has_addresses: bool) -> str:
     """Say what is wrong with a name that a rule lets out to, or nothing."""
     if pattern.text == HOST:
         if not has_ports:
-            return f"`{HOST}` is this machine: list the `ports` of the services that are meant, as `ports: 8080/http`"
-        return f"`{HOST}` is this machine's loopback: it takes no `resolves_to`" if has_addresses else ""
+            return f"`{HOST}` is this machine: list the `ports` of the services that you mean, as in `ports: 8080/http`"
+        return f"`{HOST}` is this machine's loopback: remove `resolves_to`" if has_addresses else ""
     bare = pattern.text.lstrip("*.")
     if is_localhost(bare):
         instead = f"services of this machine are `to: {HOST}`"
-        return f"`{pattern.text}` is loopback: no rule can let anything out to it; {instead}"
+        return f"`{pattern.text}` is loopback, and no rule can allow it; {instead}"
     if is_exeat_name(bare):
-        return f"`{pattern.text}` is of a zone that is exeat's own: only `{HOST}` can be let out to, by that very name"
+        return f"`{pattern.text}` is in a zone of Exeat's own: a rule can allow only `{HOST}`, by that exact name"
     return ""
 
 
@@ -311,7 +311,7 @@ class RuleReader(Reader):
         """Read `when`."""
         text = self.text(node, key)
         if text is not None and text != "tainted":
-            self.complain(node, f"{quote(text)} is no value of `when`, which is `tainted`")
+            self.complain(node, f"{quote(text)} is not a value of `when`: write `tainted`")
         return True
 
     def path(self, node: Node, key: str) -> str | None:
@@ -364,8 +364,8 @@ _PORTS: Final = {
 }
 _CONDITIONS: Final[dict[str, Key]] = {
     "to": Key("Names, patterns, addresses, CIDRs.", RuleReader.targets, one_or_more(WORD)),
-    "ports": many("Ports with what is spoken there: `443`, `80`, `5432/tcp`, `8000-8100/tls`.", Ports.parse, _PORTS),
-    "resolves_to": many("Addresses and CIDRs that the name may have.", parse_network, WORD),
+    "ports": many("Ports with their protocol: `443`, `80`, `5432/tcp`, `8000-8100/tls`.", Ports.parse, _PORTS),
+    "resolves_to": many("Addresses and CIDRs to which the name may resolve.", parse_network, WORD),
     "for": part("For which tasks.", FOR, read_for, "selector"),
     "http": part("Which requests.", HTTP, lambda reader, node, _: read_http(reader, node, is_allow=reader.allows)),
     "git": part(
@@ -373,39 +373,39 @@ _CONDITIONS: Final[dict[str, Key]] = {
     ),
     "credential": one("The secret whose placeholder is the request's one credential.", parse_slug),
     "when": Key(
-        "Only for a task that has read what nobody vouches for.", RuleReader.when, {"enum": ["tainted"]}, "when_tainted"
+        "Only for tasks that have read untrusted content.", RuleReader.when, {"enum": ["tainted"]}, "when_tainted"
     ),
 }
 EXCEPT: Final = Section(
     "except",
     "an `except`",
     _CONDITIONS,
-    empty="this `except` says nothing: it needs `to`, `ports`, `http` or another of its keys",
+    empty="this `except` is empty: it needs `to`, `ports`, `http` or another of its keys",
 )
 LIST: Final = Section("list", "a list", {
     "list": Key("A file of names: a hosts file, or a name a line; they and all names below them.",
         lambda reader, node, key: reader.parsed(node, key, reader.feed), TEXT),
 })  # fmt: skip
 RULE: Final = Section("rule", "a rule", {
-    "id": one("What the rule is cited by.", parse_slug),
+    "id": one("The id of the rule, unique in the file.", parse_slug),
     **_CONDITIONS,
     "to": Key("Names, patterns, addresses, CIDRs, lists. `*` is every name, `**.a.example` a name and all below it.",
         RuleReader.targets, one_or_more({"anyOf": [WORD, ref("list")]})),
-    "action": choice("What happens: `flag` goes out and is reviewed, `ask` waits for approval.", Verdict),
-    "why": text("A sentence that refusals, explanations and reviews show."),
-    "default": flag("Counts only where no other rule matches."),
+    "action": choice("What to do: `flag` allows and marks for review, `ask` holds for approval.", Verdict),
+    "why": text("A sentence that block pages, explanations and reviews show."),
+    "default": flag("Makes the rule decide only where no other rule matches."),
     "except": Key("What the rule doesn't cover.", unread, one_or_more({"anyOf": [WORD, ref("except")]})),
-    "mode": choice("Of a default rule, instead of the settings'.", Mode),
-    "tls": choice("`splice` passes connections on unread.", TlsMode),
+    "mode": choice("The mode of a default rule, instead of the settings'.", Mode),
+    "tls": choice("`splice` forwards connections without inspection.", TlsMode),
     "ca": Key("A file of certificates, trusted for this destination.", RuleReader.path, TEXT),
-    "dns_types": many("Types of records that are answered for the name.",
+    "dns_types": many("Record types that are answered for the name.",
         parse_record_type, {"enum": [*RECORD_TYPES]}, frozenset),
     "idle_timeout": one("How long a connection may be silent, up to 7d.", parse_duration),
-    "until": one("The last day (UTC) on which it lets out or asks.", parse_day),
-    "limits": part("How much it lets out.", LIMITS, read_limits),
-    "approval": part("Who approves, and what that is good for.",
+    "until": one("The last day (UTC) on which the rule allows or asks.", parse_day),
+    "limits": part("How much the rule allows.", LIMITS, read_limits),
+    "approval": part("Who approves, and what an approval covers.",
         APPROVAL, read_approval),
-    "trust": choice("Whether what is read there may steer the task.", Trust),
-    "scan": choice("What is done where a secret is found in what leaves.", Scan),
-    "log": choice("What is told of a request's path.", Log),
+    "trust": choice("Whether content that is read there is trusted; reading untrusted content taints the task.", Trust),
+    "scan": choice("What to do when a request contains a secret.", Scan),
+    "log": choice("How much of a request's path is recorded.", Log),
 }, needed=("id", "to", "action"))  # fmt: skip

@@ -87,7 +87,7 @@ def _caches(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
             continue
         for other, taken in found.items():
             if _within(place, taken) or _within(taken, place):
-                reader.complain(value, f"`{place}` and `{taken}`, of `{other}`, lie in each other")
+                reader.complain(value, f"`{place}` and `{taken}`, of `{other}`, overlap: choose separate paths")
         found[name] = place
     return tuple(sorted(found.items()))
 
@@ -152,9 +152,9 @@ parse_hostname: Final = parser_of_shape(
 def parse_kept(text: str) -> str:
     """Read the name of a variable of the caller's, with `*` for any characters."""
     if not _KEEP.fullmatch(text):
-        raise ValueError(f"{quote(text)} is no name of a variable, nor one with `*` in it")
+        raise ValueError(f"{quote(text)} is not the name of a variable, with or without `*`")
     if not text.strip("*"):
-        raise ValueError(f"{quote(text)} would keep every variable, credentials too: name those that are needed")
+        raise ValueError(f"{quote(text)} would keep all variables, also credentials: list those that are needed")
     return text
 
 
@@ -205,8 +205,8 @@ MERGE: Final = APPROVAL._replace(
     keys={key: APPROVAL.keys[key] for key in ("by", "count", "self", "hold", "open")},
 )
 ENVIRONMENT: Final = Section("environment", "`environment`", {
-    "keep": _paths("Variables of the caller that the task has too.", parse_kept, TEXT),
-    "set": Key("Variables with their values.", _set, mapping_of(WORD), "variables"),
+    "keep": _paths("Variables of the caller that are passed to the task.", parse_kept, TEXT),
+    "set": Key("Variables to set, with their values.", _set, mapping_of(WORD), "variables"),
 })  # fmt: skip
 LIMITS: Final[Maps[str, Callable[[str], Any]]] = {
     "memory": parse_memory,
@@ -220,28 +220,28 @@ RESOURCES: Final = Section("resources", "`limits` of a sandbox", {
     "cpu": one("Cores, as in `2` or `0.5`.", parse_cores, {"type": ["number", "string"]}),
     "processes": one("How many processes and threads.", parse_count),
     "files": one("How many files a process may have open.", parse_open_files, COUNT),
-    "disk": one("How much it may write outside of its workspace, or change in one that is reviewed.", parse_size),
-}, empty="`limits` limits nothing: leave it out")  # fmt: skip
+    "disk": one("How much it may write outside its workspace, or change in a reviewed workspace.", parse_size),
+}, empty="`limits` is empty: leave it out")  # fmt: skip
 
 
 SANDBOX: Final = Section("sandbox", "`sandbox`", {
-    "read": _paths("Files and directories that are shown read-only beside the system's.", parse_path, _PLACE),
-    "write": _paths("Files and directories that the task may write beside its workspace.", parse_path, _PLACE),
-    "hide": _paths("What is hidden beside the places of credentials: paths, and `**/NAME` wherever it lies.",
+    "read": _paths("Files and directories to show read-only besides those of the system.", parse_path, _PLACE),
+    "write": _paths("Files and directories that the task may write besides its workspace.", parse_path, _PLACE),
+    "hide": _paths("What to hide besides known credential files: paths, and `**/NAME` for a name in any directory.",
         parse_hidden, _HIDDEN),
-    "workspace": choice("`review` keeps what the task changes apart until it is accepted.", WorkspaceMode),
+    "workspace": choice("`review` stores the task's changes separately until a person accepts them.", WorkspaceMode),
     "protected": _paths("Globs of workspace files whose changes need an approval.", parse_protected, _GLOB),
-    "approval": part("Who approves that protected files are merged, in review; without it, whoever accepts them.",
+    "approval": part("Who approves merging protected files; by default the person who accepts the changes.",
         MERGE, _approval),
-    "caches": Key("What is kept between tasks: a name, and where it lies in the sandbox.", _caches, mapping_of(_CACHE)),
+    "caches": Key("Directories kept between tasks: a name, and the path in the sandbox.", _caches, mapping_of(_CACHE)),
     "devices": _paths(
         "Device nodes that the task may use, by their names below /dev: `kvm`, `gpu`, or one node of a card.",
         parse_device, TEXT),
     "environment": part("Which variables the task has.", ENVIRONMENT, unread),
-    "user": choice("Who the task sees itself as; it has no rights either way.", SandboxUser),
-    "hostname": one("What the task's host is called.", parse_hostname, _LABEL),
+    "user": choice("The user that the task sees itself as; neither has any privileges.", SandboxUser),
+    "hostname": one("The host name that the task sees.", parse_hostname, _LABEL),
     "timeout": one("How long the task may run.", parse_duration),
-    "limits": part("How much of the machine the task may use.", RESOURCES, unread),
+    "limits": part("Resource limits of the task.", RESOURCES, unread),
 })  # fmt: skip
 
 
@@ -285,13 +285,13 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 COMMAND: Final = Section("command", "a command", {
-    "id": one("What the command is cited by.", parse_slug),
+    "id": one("The id of the command, unique in the file.", parse_slug),
     "run": one("A program's name or path and globs of its arguments, as in `terraform apply*`.", _words, TEXT, "words"),
-    "action": Key("What happens: `ask` waits for approval, `flag` runs and is reviewed.",
+    "action": Key("What to do: `ask` holds for approval, `flag` runs and marks for review.",
         lambda reader, node, key: reader.choice(node, key, Verdict), {"enum": ["deny", "ask", "flag"]}),
-    "why": text("A sentence that refusals and reviews show."),
+    "why": text("A sentence that errors and reviews show."),
     "for": part("For which tasks.", FOR, read_for, "for_"),
-    "approval": part("Who approves an `ask`, and what that is good for.", APPROVAL, read_approval),
+    "approval": part("Who approves an `ask`, and what an approval covers.", APPROVAL, read_approval),
 }, needed=("id", "run", "action"))  # fmt: skip
 
 
@@ -304,9 +304,9 @@ def read_command(reader: "FileReader", node: Node) -> Command | None:
     said = COMMAND.values(reader, fields)
     action, approval = said.get("action"), said.get("approval")
     if action is Verdict.ALLOW:
-        reader.complain(fields["action"], "a command is held back: `deny`, `ask` or `flag`; what none names may run")
+        reader.complain(fields["action"], "write `deny`, `ask` or `flag`: programs that no command matches may start")
     if "approval" in fields and action not in {None, Verdict.ASK}:
-        reader.complain(fields["approval"], f"`approval` belongs to commands that ask, and this is `{action}`")
+        reader.complain(fields["approval"], f"`approval` is for commands with `action: ask`, and this is `{action}`")
     if approval is not None and approval.covers is GrantScope.DESTINATION:
         message = "a command has no destination: its approval `covers` the `attempt`, or the `rule`"
         reader.complain(fields["approval"], message)

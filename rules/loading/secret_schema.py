@@ -51,7 +51,7 @@ _NEVER: Final = frozenset({
 
 
 _credential: Final = parser_of_shape(
-    r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}", "is no name of a credential (systemd.exec(5), LoadCredential=)"
+    r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,254}", "is not the name of a credential (systemd.exec(5), LoadCredential=)"
 )
 # unreserved: one spelling (RFC 3986 section 2.3)
 _parameter: Final = parser_of_shape(r"[A-Za-z0-9_.-]{1,64}", "must be letters, digits, `_`, `-` and `.`")
@@ -72,7 +72,7 @@ def _together(secret: Secret) -> Iterator[tuple[str, str]]:
     if secret.signs and secret.prefix:
         yield "prefix", "`prefix` is for values that are sent, and with `in: aws` none is"
     if both := next(filter(set(secret.hosts).__contains__, secret.not_sent_to), None):
-        yield "not_sent_to", f"{quote(str(both[0]))} is one of its `hosts`, too: the value is sent there or it isn't"
+        yield "not_sent_to", f"{quote(str(both[0]))} is also in its `hosts`: remove it from one of the two"
 
 
 def _is_certificate(node: Node) -> bool:
@@ -101,7 +101,7 @@ def _keyring(reader: Reader, node: Node, _: str) -> Source | None:
     words: list[str] = []
     for name, (key, value) in sorted(node.pairs.items()):
         if not _ATTRIBUTE.fullmatch(name):
-            reader.complain(key, f"{quote(name)} is no name of an attribute")
+            reader.complain(key, f"{quote(name)} is not the name of an attribute")
             return None
         said = reader.parsed(value, "keyring", _attribute)
         if said is None:
@@ -113,7 +113,7 @@ def _keyring(reader: Reader, node: Node, _: str) -> Source | None:
 def _header(text: str) -> str:
     name = parse_header_name(text)
     if name in _NEVER:
-        raise ValueError(f"{quote(text)} is a header that no secret can stand in")
+        raise ValueError(f"{quote(text)} is a header that can't carry a secret")
     return name
 
 
@@ -139,7 +139,7 @@ def _host(text: str) -> tuple[HostName, int]:
     try:
         host = parse_host(name)
     except InvalidNameError as error:
-        raise ValueError(f"{quote(text)} is no host: {error}") from error
+        raise ValueError(f"{quote(text)} is not a host: {error}") from error
     if not isinstance(host, HostName):
         raise ValueError(  # noqa: TRY004 - it is what was written that is wrong
             f"{quote(text)} is an address: a secret goes only where a certificate proves a name"
@@ -159,10 +159,10 @@ def _from(says: str, kind: SourceKind, parse: Callable[[str], str], schema: Sche
 
 _VARIABLE: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}
 FROM: Final = Section("from", "`from`", {
-    "env": _from("A variable of whoever runs Exeat; with `in: aws` how its three variables begin.",
+    "env": _from("A variable of the user who starts the task; with `in: aws` the prefix of three variables.",
         SourceKind.ENV, parse_variable_name, _VARIABLE),
-    "file": _from("A file that is nobody else's to read.", SourceKind.FILE, _path, PATH),
-    "command": Key("A program and its arguments; what it writes is the value.",
+    "file": _from("A file that only its owner can read.", SourceKind.FILE, _path, PATH),
+    "command": Key("A program and its arguments; its output is the value.",
         _command, {"type": "array", "items": WORD, "minItems": 1}),
     "systemd": _from("The name of a credential that systemd passed on.", SourceKind.SYSTEMD, _credential, TEXT),
     "keyring": Key("Attributes of an item in the desktop's keyring.", _keyring, mapping_of(WORD, least=1)),
@@ -193,7 +193,7 @@ def _slot(reader: Reader, node: Node) -> Slot | None:
         return Slot(SlotKind(word))
     if word is not None:
         known = "`basic`, `aws`, `client_certificate`, `{header: NAME}`, `{query: NAME}`, `{form: NAME}`"
-        reader.complain(node, f"{quote(word)} is no place in a request: {known}")
+        reader.complain(node, f"{quote(word)} is not a place in a request: {known}")
     return None
 
 
@@ -205,10 +205,10 @@ SECRET: Final = Section(
     "secret",
     "a secret",
     {
-        "id": one("What the secret is called by: `credential`.", parse_slug),
+        "id": one("The id of the secret, for `credential`.", parse_slug),
         "from": part("Where its value is read from when a task starts.", FROM, _source, "source"),
         "as": one(
-            "The variable that the task finds a placeholder in; with `in: aws` how three of them begin.",
+            "The task's variable for the placeholder; with `in: aws` the prefix of three variables.",
             parse_variable_name,
             _VARIABLE,
             "variable",
@@ -223,9 +223,9 @@ SECRET: Final = Section(
             one_or_more({"anyOf": [{"enum": [*_IN_WORDS]}, ref("in")]}),
             "slots",
         ),
-        "prefix": one("How the value begins, if anybody may know; placeholders begin so too.", _prefix, TEXT),
+        "prefix": one("How the value begins, if that is no secret; placeholders begin with it too.", _prefix, TEXT),
         "not_sent_to": many(
-            "Names of servers that clients send the placeholder to, too; it is blocked there, and no tampering.",
+            "More servers that clients send the placeholder to: the gate blocks it there and reports no tampering.",
             _host,
             TEXT,
             _places,
@@ -312,14 +312,14 @@ def merge_secrets(
     for shown, said, _ in files:
         for secret, node in said:
             if any(secret.id == other.id for other in found):
-                problems.append(Problem(shown, node.line, node.column, f"there is a secret `{secret.id}` already"))
+                problems.append(Problem(shown, node.line, node.column, f"a secret `{secret.id}` exists already"))
             taken = {variable for other in found for variable in other.variables}
             if shared := next((variable for variable in secret.variables if variable in taken), None):
                 message = f"another secret has its placeholder in `{shared}` already"
                 problems.append(Problem(shown, node.line, node.column, message))
             found.append(secret)
     if len(found) > _MOST:
-        problems.append(Problem(files[0][0], 1, 1, f"more than {_MOST} secrets: give tasks what they need"))
+        problems.append(Problem(files[0][0], 1, 1, f"more than {_MOST} secrets: remove those that no task needs"))
     known = [secret.id for secret in found]
     for rule in rules:
         named = (rule.credential, *(exemption.credential for exemption in rule.excepts))

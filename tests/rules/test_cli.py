@@ -118,8 +118,8 @@ def test_check(exeat):
     code, out, _ = exeat("check", "good.yaml", "warned.yaml")
     assert code == 1
     assert out[2] == (
-        "warned.yaml:4:20: warning: EX021 strangers: `**.github.io` lets out to strangers too: "
-        "anybody can get a name under `github.io`; list the hosts that are yours"
+        "warned.yaml:4:20: warning: EX021 strangers: `**.github.io` also allows strangers: "
+        "anyone can get a name under `github.io`; list the hosts that are yours"
     )
     assert out[4].startswith("warned.yaml: not clean, 1 rule in 1 file, ")
     assert out[4].endswith(", 1 warning, 1 note")
@@ -296,9 +296,9 @@ WRONG = [
     (("--label", "team", "x.example:1"), "exeat: --label: `team` is not a label; write NAME=VALUE, as in `--label team=data`"),
     (("--body", "x.example:1"), "exeat: `--header`, `--body` and `--credential` belong to a request, and this attempt is none"),
     (("--header", "accept", "https://x.example"), "exeat: --header: `accept` is no header; write NAME:VALUE, as in `--header accept:text/html`"),
-    (("--header", "Host: y.example", "https://x.example"), "exeat: `Host` is the gate's own affair: `to` names the host, `body` and `websocket` the rest"),
-    (("ftp://x.example",), "exeat: `GET ftp://x.example` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
-    (("ping", "x"), "exeat: `ping x` is no attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
+    (("--header", "Host: y.example", "https://x.example"), "exeat: `Host` is set by the gate: use `to` for the host, `body` and `websocket` for the rest"),
+    (("ftp://x.example",), "exeat: `GET ftp://x.example` is not an attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
+    (("ping", "x"), "exeat: `ping x` is not an attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
 ]  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def test_explain_wants_a_day(exeat, capsys):
     with pytest.raises(SystemExit) as end:
         exeat("explain", "--rules", "good.yaml", "--at", "2030-02-30", "x.example:1")
     assert end.value.code == 2
-    assert "`2030-02-30` is no day of the calendar" in capsys.readouterr().err
+    assert "`2030-02-30` is not a day of the calendar" in capsys.readouterr().err
 
 
 def test_explain_asks_roots_rules_too(exeat, tmp_path, monkeypatch, capsys):

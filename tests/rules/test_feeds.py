@@ -292,10 +292,10 @@ def test_lists_are_looked_up_as_they_read(pool, asked_for):
 
 # what is refused
 
-ALLOWS = "a list can deny or ask, and this is"
+ALLOWS = "only `deny` and `ask` can use a list, and this is"
 REFUSED = {
-    "an allow": ("  - {id: a, to: {list: ads.txt}, action: allow}\n", f"4:17: {ALLOWS} `allow`: others write it"),
-    "a flag": ("  - {id: a, to: {list: ads.txt}, action: flag}\n", f"4:17: {ALLOWS} `flag`: others write it"),
+    "an allow": ("  - {id: a, to: {list: ads.txt}, action: allow}\n", f"4:17: {ALLOWS} `allow`"),
+    "a flag": ("  - {id: a, to: {list: ads.txt}, action: flag}\n", f"4:17: {ALLOWS} `flag`"),
     "an exception": (
         "  - {id: a, to: x.example, action: deny, except: [{to: {list: ads.txt}}]}\n",
         "4:51: a list belongs to the `to` of a rule: write the names here",

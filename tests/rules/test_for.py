@@ -106,18 +106,18 @@ CLAIMS = [
     ("alice", (), "nightly", {"team": "data"}, ""),
     ("alice", (), "migrate-1", {"team": "data", "env": "dev"}, ""),
     ("1000", (), "migrate-1", {"team": "data"}, ""),
-    ("alice", (), "deploy", {"team": "data"}, "for the user `alice` a task may not be called `deploy`"),
+    ("alice", (), "deploy", {"team": "data"}, "for the user `alice` the task name `deploy` is not allowed"),
     ("alice", (), "", {"team": "data"}, "for the user `alice` a task needs a name"),
     ("alice", (), "nightly", {}, "for the user `alice` a task needs the label `team`"),
-    ("alice", (), "nightly", {"team": "web"}, "a task may not be labelled `team=web`"),
-    ("alice", (), "nightly", {"team": "data", "env": "prod"}, "a task may not be labelled `env=prod`"),
-    ("alice", (), "nightly", {"team": "data", "other": "x"}, "a task may not be labelled `other=x`"),
+    ("alice", (), "nightly", {"team": "web"}, "the task label `team=web` is not allowed"),
+    ("alice", (), "nightly", {"team": "data", "env": "prod"}, "the task label `env=prod` is not allowed"),
+    ("alice", (), "nightly", {"team": "data", "other": "x"}, "the task label `other=x` is not allowed"),
     # one entry has to cover all of it
     ("alice", ("web",), "deploy", {"team": "web"}, ""),
-    ("alice", ("web",), "deploy", {"team": "data"}, "a task may not be called `deploy`"),
+    ("alice", ("web",), "deploy", {"team": "data"}, "the task name `deploy` is not allowed"),
     ("bob", ("web",), "anything", {}, ""),
-    ("bob", (), "anything", {}, "no identity covers the user `bob`, who may start nothing"),
-    ("root", (), "nightly", {}, "no identity covers the user `root`"),
+    ("bob", (), "anything", {}, "no identity in the file covers the user `bob`: add one, or the user can start no task"),
+    ("root", (), "nightly", {}, "no identity in the file covers the user `root`"),
 ]  # fmt: skip
 
 
@@ -136,7 +136,7 @@ BROKEN = [
     ("version: 1\nidentities: [{tasks: a}]", "an identity needs `users`, `groups` or both"),
     ("version: 1\nidentities: [{user: a, tasks: b}]", "`user` is not a key of an identity; did you mean `users`?"),
     ("version: 1\nidentities: [{users: [], tasks: b}]", "`users` is empty"),
-    ("version: 1\nidentities: [{users: a, tasks: b, required: [team]}]", "`team` is required, and `labels` doesn't say"),
+    ("version: 1\nidentities: [{users: a, tasks: b, required: [team]}]", "`team` is required, and `labels` does not list"),
     ("version: 1\nidentities: [{users: a, tasks: b, labels: [team]}]", "`labels` is a mapping"),
     ("version: 1\nidentities: &a [*a]", "anchors"),
 ]  # fmt: skip

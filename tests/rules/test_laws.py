@@ -103,8 +103,8 @@ def test_a_request_that_passes_has_a_connection_that_passes(pool, given_settings
     policy = Policy(pool, given_settings)
     connection, request = policy.decide(attempt._replace(request=None)), policy.decide(attempt)
     assert lets(request) <= lets(connection) or connection.verdict is Verdict.ASK, "it is let in more strictly"
-    if request.asks:
-        assert connection.passes or connection.asks, "nobody could ever be asked"
+    if request.needs_approval:
+        assert connection.passes or connection.needs_approval, "nobody could ever be asked"
     if request.passes and not connection.inspect:
         assert request.verdict == connection.verdict, "a spliced connection's requests would be decided otherwise"
 
@@ -177,7 +177,7 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
         assert (decision.reason is Reason.APPROVAL_GRANTED) is bool(finding.granted)
     else:
         assert not decision.allows or decision.outcome is Outcome.WOULD_BLOCK
-        assert (decision.asks or decision.verdict is Verdict.ASK) is (
+        assert (decision.needs_approval or decision.verdict is Verdict.ASK) is (
             finding.answerable and decision.outcome is not Outcome.WOULD_BLOCK
         )
         if decision.reason is not Reason.NON_PUBLIC_ADDRESS:
@@ -321,11 +321,11 @@ def test_what_is_asked_about_passes_once_it_is_granted(pool, given_settings, att
     policy = Policy(pool, given_settings)
     decision = policy.decide(attempt)
     for _ in range(2):  # an explicit ask, and then perhaps one by default
-        if decision.asks:
+        if decision.needs_approval:
             attempt = attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
             decision = policy.decide(attempt)
-            assert decision.asks or decision.reason is Reason.APPROVAL_GRANTED
-    assert not decision.asks
+            assert decision.needs_approval or decision.reason is Reason.APPROVAL_GRANTED
+    assert not decision.needs_approval
 
 
 @many

@@ -73,7 +73,7 @@ def test_audit_mode_takes_no_default_ask_for_a_yes_here(to, mode):
     target, address = (HOST, "127.0.0.1") if to == HOST else (ip_address("10.0.0.1"), "10.0.0.1")
     tried = Attempt(TCP, target, 22)
     decision = asked.decide(tried)
-    assert (decision.outcome, decision.asks) == (Outcome.BLOCKED, True)
+    assert (decision.outcome, decision.needs_approval) == (Outcome.BLOCKED, True)
     assert asked.check_address(tried, ip_address(address)) is Reason.APPROVAL_UNAVAILABLE
     granted = tried._replace(granted=frozenset(asks.digest for asks in decision.approval))
     assert asked.decide(granted).reason is Reason.APPROVAL_GRANTED
@@ -163,7 +163,7 @@ def test_where_its_name_leads_and_that_no_other_leads_there(rules, name, address
 )  # fmt: skip
 @pytest.mark.parametrize("action", ["allow", "flag"])
 def test_no_rule_opens_the_loopback_by_its_address(rule, action):
-    with pytest.raises(RuleFileError, match=r"is loopback: no rule can .* `to: host\.exeat\.internal`"):
+    with pytest.raises(RuleFileError, match=r"is loopback, and no rule can .* `to: host\.exeat\.internal`"):
         policy(f"- {{id: a, {rule}, action: {action}}}")
 
 
@@ -176,7 +176,7 @@ def test_other_names_with_that_word_are_names(name):
 WRONG = {
     "to: host.exeat.internal": "list the `ports`",
     "to: [x.example, HOST.exeat.internal.]": "list the `ports`",
-    "to: host.exeat.internal, ports: 8080/http, resolves_to: 10.0.0.1": "takes no `resolves_to`",
+    "to: host.exeat.internal, ports: 8080/http, resolves_to: 10.0.0.1": "remove `resolves_to`",
     "to: exeat.internal, ports: 80": "only `host.exeat.internal`",
     "to: sub.host.exeat.internal, ports: 80": "only `host.exeat.internal`",
     "to: '*.exeat.internal', ports: 80": "only `host.exeat.internal`",

@@ -70,22 +70,22 @@ def test_a_secret_is_read(said, meant):
 
 # what is written instead of a part of a good one, and what is said of it
 WRONG = [
-    ("id: key", "id: Key", "must be lower-case letters"),
+    ("id: key", "id: Key", "lower-case letters"),
     ("{env: KEY}", "{env: KEY, file: /a}", "`from` says one place"),
     ("{env: KEY}", "{}", "`from` says one place"),
     ("{env: KEY}", "{vault: KEY}", "`vault` is not a key of `from`"),
     ("{env: KEY}", "KEY", "`from` must be a mapping"),
-    ("{env: KEY}", "{env: A-B}", "no name of a variable"),
+    ("{env: KEY}", "{env: A-B}", "not the name of a variable"),
     ("{env: KEY}", "{file: key}", "must be a whole path"),
     ("{env: KEY}", "{command: /bin/cat key}", "`command` is a list"),
     ("{env: KEY}", "{command: []}", "`command` is empty"),
     ("{env: KEY}", "{command: [pass, show]}", "`pass` must be a whole path"),
-    ("{env: KEY}", "{systemd: ../key}", "no name of a credential"),
+    ("{env: KEY}", "{systemd: ../key}", "not the name of a credential"),
     ("{env: KEY}", "{keyring: model}", "`keyring` is a mapping"),
     ("{env: KEY}", "{keyring: {}}", "`keyring` is a mapping"),
-    ("{env: KEY}", "{keyring: {--unlock: a}}", "no name of an attribute"),
+    ("{env: KEY}", "{keyring: {--unlock: a}}", "not the name of an attribute"),
     ("{env: KEY}", "{keyring: {service: --help}}", "doesn't begin with `-`"),
-    ("as: API_KEY", "as: 'API KEY'", "no name of a variable"),
+    ("as: API_KEY", "as: 'API KEY'", "not the name of a variable"),
     ("as: API_KEY, ", "", "a secret needs `as`"),
     ("x.example", "'*.x.example'", "is a pattern"),
     ("x.example", "'**'", "is a pattern"),
@@ -95,13 +95,13 @@ WRONG = [
     ("x.example", "'x.example:70000'", "a name and a port"),
     ("x.example", "[]", "`hosts` is empty"),
     ("x.example", "'https://x.example'", "a name and a port"),
-    ("{header: Authorization}", "header", "is no place in a request"),
+    ("{header: Authorization}", "header", "is not a place in a request"),
     ("{header: Authorization}", "{header: a, query: b}", "each place of `in` is one"),
     ("{header: Authorization}", "{cookie: a}", "`cookie` is not a key of `in`"),
-    ("{header: Authorization}", "{header: Cookie}", "no secret can stand in"),
-    ("{header: Authorization}", "{header: User-Agent}", "no secret can stand in"),
-    ("{header: Authorization}", "{header: Host}", "the gate's own affair"),
-    ("{header: Authorization}", "{header: 'a b'}", "no name of a header"),
+    ("{header: Authorization}", "{header: Cookie}", "can't carry a secret"),
+    ("{header: Authorization}", "{header: User-Agent}", "can't carry a secret"),
+    ("{header: Authorization}", "{header: Host}", "is set by the gate"),
+    ("{header: Authorization}", "{header: 'a b'}", "not the name of a header"),
     ("{header: Authorization}", "{query: 'a[]'}", "must be letters, digits"),
     ("{header: Authorization}", "{form: 'a b'}", "must be letters, digits"),
     ("{header: Authorization}", "[]", "`in` is empty"),
@@ -116,7 +116,7 @@ WRONG = [
     ("{header: Authorization}", "[client_certificate, basic]", "`client_certificate` stands alone"),
     ("API_KEY", "API_KEY, not_sent_to: '*.y.example'", "is a pattern"),
     ("API_KEY", "API_KEY, not_sent_to: []", "`not_sent_to` is empty"),
-    ("API_KEY", "API_KEY, not_sent_to: 'x.example:443'", "`x.example` is one of its `hosts`, too"),
+    ("API_KEY", "API_KEY, not_sent_to: 'x.example:443'", "`x.example` is also in its `hosts`"),
     ("API_KEY", "API_KEY, value: sk-1234", "`value` is not a key of a secret"),
 ]
 
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_told(part, wrong, message):
 
 
 TOGETHER = [
-    (file(GOOD, GOOD.replace("API_KEY", "B")), "there is a secret `key` already"),
+    (file(GOOD, GOOD.replace("API_KEY", "B")), "a secret `key` exists already"),
     (file(GOOD, GOOD.replace("id: key", "id: b")), "placeholder in `API_KEY` already"),
     (file(GOOD.replace("API_KEY", "A_SESSION_TOKEN"), GOOD.replace("id: key", "id: b").replace("API_KEY", "A").replace("{header: Authorization}", "aws")),
      "placeholder in `A_SESSION_TOKEN` already"),
@@ -147,7 +147,7 @@ TOGETHER = [
     (file(GOOD, rules="[{id: a, to: x.example, except: [{credential: other}], action: deny}]"), "no secret `other`"),
     ("version: 1\nrules: [{id: a, to: x.example, credential: key, action: deny}]", "no secret `key`: `secrets` say"),
     (file(GOOD, more="tests: [{attempt: 'GET https://x.example/', credential: k, expect: deny}]"), "no secret `k`"),
-    (file(GOOD, more="tests: [{attempt: 'tcp x.example:22', credential: key, expect: deny}]"), "belongs to a request"),
+    (file(GOOD, more="tests: [{attempt: 'tcp x.example:22', credential: key, expect: deny}]"), "is for requests"),
     (file(*(GOOD.replace("key,", f"k{n},").replace("API_KEY", f"K{n}") for n in range(65))), "more than 64 secrets"),
     ("version: 1\nsecrets: {}", "`secrets` must be a list"),
 ]  # fmt: skip

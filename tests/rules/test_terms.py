@@ -79,7 +79,7 @@ def test_approvals_are_as_they_are_written(says, terms):
     decision = decide(rule(says, "ask") + GOOD, X)
     [asks] = decision.approval
     assert (told(decision), asks.rule, asks.terms) == ("ask approval_unavailable t:a", "t:a", terms)
-    assert decision.asks
+    assert decision.needs_approval
 
 
 def test_every_ask_that_matches_has_to_be_satisfied():
@@ -243,7 +243,7 @@ def test_a_files_certificates_are_read_when_it_is(tmp_path):
     with pytest.raises(RuleFileError, match="can't be used as `ca`: it has no certificates in PEM form"):
         read([tmp_path / "t.yaml"])
     for broken, what in (
-        (pem + b"-----BEGIN PRIVATE KEY-----\n", "it has a private key in it"),
+        (pem + b"-----BEGIN PRIVATE KEY-----\n", "it contains a private key"),
         (pem.replace(b"-----END", b"!-----END"), "certificate 1 in it is broken"),
         (pem + pem.partition(b"-----END")[0], "certificate 2 in it is broken"),
     ):

@@ -149,8 +149,8 @@ def test_a_password_in_the_url_is_not_repeated():
 
 LAYERS = [
     ("the same twice", "", "", None),
-    ("another exception", "", ", upstream_except: [x.example]", "are others in"),
-    ("another file for the password", ", upstream_auth: /a", ", upstream_auth: /b", "are others in"),
+    ("another exception", "", ", upstream_except: [x.example]", "sets another `upstream`"),
+    ("another file for the password", ", upstream_auth: /a", ", upstream_auth: /b", "sets another `upstream`"),
 ]
 
 

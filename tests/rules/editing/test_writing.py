@@ -154,7 +154,7 @@ def test_it_is_written_into_the_file_that_asks_among_several(tmp_path):
     path.write_text(HEAD + "rules:\n  - {id: q, to: '*', action: ask}\n")
     edited = add_rule(partial(_read, [tmp_path / "top.yaml"]), path, ["t:q"], POST)
     assert edited.rule == "t:approved-x-example"
-    with pytest.raises(EditError, match="`t:q` is in another file: write it there"):
+    with pytest.raises(EditError, match="`t:q` is in another file: edit that file"):
         add_rule(partial(_read, [tmp_path / "top.yaml"]), tmp_path / "top.yaml", ["t:q"], POST)
 
 
@@ -167,10 +167,10 @@ def test_of_a_tainted_task_only_the_exemption_is_written_where_others_let_it_out
 
 REFUSED = {
     "no rule asks any more": ("rules:\n  - {id: q, to: y.example, action: ask}\n", POST, "is not asked about any more: no_rule"),
-    "it is let out": ("rules:\n  - {id: q, to: y.example, action: ask}\n  - {id: g, to: x.example, action: allow}\n", POST, "let out already"),
+    "it is let out": ("rules:\n  - {id: q, to: y.example, action: ask}\n  - {id: g, to: x.example, action: allow}\n", POST, "allowed already"),
     "a deny holds it too": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: d, to: x.example, action: deny}\n", POST, "is not asked about"),
-    "another rule": ("rules:\n  - {id: p, to: '*', action: ask}\n", POST, "there is no rule `t:q` that asks"),
-    "a second ask": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: p, to: '*', action: ask}\n", POST, "would not let it out"),
+    "another rule": ("rules:\n  - {id: p, to: '*', action: ask}\n", POST, "no rule `t:q` asks"),
+    "a second ask": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: p, to: '*', action: ask}\n", POST, "would not allow it"),
     "its own tests": (
         "rules:\n  - {id: q, to: '*', action: ask}\ntests:\n  - {attempt: 'POST https://x.example/a/b', expect: ask}\n", POST, "test failed",
     ),
@@ -224,9 +224,9 @@ def test_where_no_rule_says_anything_one_is_put_behind_the_last(tmp_path, kind):
 NOT_NEW = {
     "a rule denies it by now": ("rules:\n  - {id: d, to: '*', action: deny}\n", "is now decided by a rule: rule"),
     "a rule asks by now": ("rules:\n  - {id: q, to: '*', action: ask}\n", "is now decided by a rule: "),
-    "it is let out": ("rules:\n  - {id: g, to: x.example, action: allow}\n", "let out already"),
-    "no rule is in the file": ("rules: []\n", "has no rule that one could be put behind"),
-    "the file is none of the policy's": (None, "would not let it out"),
+    "it is let out": ("rules:\n  - {id: g, to: x.example, action: allow}\n", "allowed already"),
+    "no rule is in the file": ("rules: []\n", "has no rule after which a new one can be added"),
+    "the file is none of the policy's": (None, "would not allow it"),
     "its own tests": (
         "rules:\n  - {id: g, to: y.example, action: allow}\ntests:\n  - {attempt: 'POST https://x.example/a/b', expect: deny}\n", "test failed",
     ),

@@ -41,7 +41,7 @@ def test_a_mistake_in_line_4711_is_told_with_its_line_and_column(tmp_path):
 def test_columns_count_characters(tmp_path):
     file = tmp_path / "t.yaml"
     file.write_text("version: 1\nrules:\n  - {id: a, why: 'größer ☃ 𝄞', to: x.example, action: no}\n")
-    assert told(file)[0].startswith(f"{file}:3:55: `no` is no value of `action`")
+    assert told(file)[0].startswith(f"{file}:3:55: `no` is not a value of `action`")
 
 
 YAML = [
@@ -68,8 +68,8 @@ YAML = [
     (b"rules:\n  - {id: a, to: [x, y}\n", 2, "for what begins in line 2, column 17"),
     (b"version: 1\n<<<<<<< ours\nname: a\n=======\nname: b\n>>>>>>> theirs\n", 2, "a merge conflict is left in the file: resolve it"),
     (b"? [a]\n: b\nversion: 1\n", 1, "a key is a word"),
-    (b"version: 1\nname: a\x00b\n", 2, "control characters"),
-    (b"version: 1\nname: a\x1b[31mb\n", 2, "control characters"),
+    (b"version: 1\nname: a\x00b\n", 2, "control character"),
+    (b"version: 1\nname: a\x1b[31mb\n", 2, "control character"),
     (b"version: 1\nname: \xff\n", 2, "a rule file is UTF-8"),
     ("version: 1\n".encode("utf-16"), 1, "a rule file is UTF-8"),
     ("version: 1 # \u2028rules: []\n".encode(), 1, "shows a reader something else"),

@@ -151,7 +151,7 @@ def test_a_granted_command_that_is_flagged_too_is_flagged():
 @pytest.mark.parametrize(
     ("says", "problem"),
     [
-        ("action: deny, approval: {count: 2}", "`approval` belongs to commands that ask, and this is `deny`"),
+        ("action: deny, approval: {count: 2}", "`approval` is for commands with `action: ask`, and this is `deny`"),
         ("action: ask, approval: {covers: destination}", "a command has no destination: its approval `covers` the"),
     ],
 )

@@ -263,15 +263,15 @@ def test_other_files_tighten_a_layers_settings(user, layer, key, value, tmp_path
 
 
 LAXER = [
-    ("{mode: audit}", "{mode: enforce}", "`mode` is laxer here than in `"),
-    ("{tls: splice}", "{tls: inspect}", "`tls` is laxer"),
-    ("{dns: real}", "{dns: synthetic}", "`dns` is laxer"),
-    ("{idle_timeout: 11m}", "{idle_timeout: 10m}", "`idle_timeout` is laxer"),
-    ("{on_journal_failure: continue}", "{on_journal_failure: block}", "`on_journal_failure` is laxer"),
-    ("{on_block: explain}", "{on_block: reset}", "`on_block` is another in `"),
-    ("{dns_pool: 10.64.0.0/16}", "{dns_pool: 10.65.0.0/16}", "`dns_pool` is another"),
-    ("{upstream: 'http://p.example:3128'}", "{mode: enforce}", "`upstream` belongs to layers where there are some"),
-    ("{upstream_ca: /etc/ca.pem}", "{mode: enforce}", "`upstream_ca` belongs to layers"),
+    ("{mode: audit}", "{mode: enforce}", "`mode` is less strict here than in `"),
+    ("{tls: splice}", "{tls: inspect}", "`tls` is less strict"),
+    ("{dns: real}", "{dns: synthetic}", "`dns` is less strict"),
+    ("{idle_timeout: 11m}", "{idle_timeout: 10m}", "`idle_timeout` is less strict"),
+    ("{on_journal_failure: continue}", "{on_journal_failure: block}", "`on_journal_failure` is less strict"),
+    ("{on_block: explain}", "{on_block: reset}", "`on_block` has another value in `"),
+    ("{dns_pool: 10.64.0.0/16}", "{dns_pool: 10.65.0.0/16}", "`dns_pool` has another value"),
+    ("{upstream: 'http://p.example:3128'}", "{mode: enforce}", "`upstream` can be set only by a layer where there is one: remove it here"),
+    ("{upstream_ca: /etc/ca.pem}", "{mode: enforce}", "`upstream_ca` can be set only by a layer"),
 ]  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def test_no_file_loosens_a_layers_settings(user, layer, part, tmp_path):
 
 def test_upstream_is_a_layers_even_where_the_layer_has_no_settings(tmp_path):
     paths = written(tmp_path, file("u", [], settings="{upstream: 'http://p.example:3128'}"), file("l", [], "mandatory"))
-    with pytest.raises(RuleFileError, match="`upstream` belongs to layers"):
+    with pytest.raises(RuleFileError, match="`upstream` can be set only by a layer"):
         read(paths)
 
 

@@ -97,9 +97,7 @@ def test_no_lock_but_root_s_own_fills_in_what_root_s_files_include(tmp_path):
     web.write_text("version: 1\nname: web\ninclude:\n  - preset: pip\n")
     files = {"mandatory": [tmp_path / "root.yaml"], "locks": [root, own]}
     files["mandatory"][0].write_text("version: 1\nname: root\nlayer: ceiling\ninclude:\n  - preset: pip\n")
-    with pytest.raises(
-        RuleFileError, match=r"own\.lock` alone, which is no word of root's: run `exeat presets lock pip` as"
-    ):
+    with pytest.raises(RuleFileError, match=r"own\.lock`, which root does not own: run `exeat presets lock pip` as"):
         read([web], **files)
     assert read([web], files["locks"]).policy.rules
     root.write_text(PIP % ("mirror.example", "mirror.example"))

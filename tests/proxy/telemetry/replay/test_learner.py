@@ -128,7 +128,7 @@ LEFT_OUT = [
     (request(FAILED, "GET", "/a"), "attempts", "let out, and then it failed (upstream_failed)"),
     (request(AUDITED, "get", "/a"), "get to tls x.example:443", "no rule can name the method"),
     (request(AUDITED, "GET", "/a//b"), "GET to tls x.example:443/a//b", "no rule can name the path"),
-    (connection(PASSED), "connections tls x.example:443", "no request on them was let out, so there is nothing to allow"),
+    (connection(PASSED), "connections tls x.example:443", "no request on them was allowed, so no rule is needed"),
     (lookup(AUDITED), "lookups of x.example", "nothing was let out to the name, only looked up"),
     (lookup(PASSED, kind="TXT"), "lookups of x.example", "nothing was let out to the name, only looked up"),
     (lookup(PASSED, kind="ANY"), "attempts", "lookups of a type that no rule lets out"),
