@@ -155,7 +155,7 @@ rules: [{{id: pinned-updater, to: pinned.example, action: allow{}}}]
     ("more", "status", "reasons"), [("", 60, ["tls_client_distrust"]), (", tls: splice", 0, [None])]
 )
 def test_a_client_that_trusts_one_ca_alone_is_told_of_and_can_be_spliced(world, more, status, reasons):
-    """As docs/explanation/trust.md has it for clients that pin certificates."""
+    """As docs/how-to/certificates.md has it for clients that pin certificates."""
     own = Authority.load(world.lab.directory / "ca.key").pem()
     tried = world.run(
         [*CURL, "--cacert", "own.pem", "--capath", "programs", "https://pinned.example/echo"],
