@@ -1,8 +1,8 @@
-"""Caches: named directories that persist between tasks. Besides a workspace nothing else does.
+"""Caches: named directories that persist between tasks. Nothing else does, except the workspace.
 
-One task at a time has a cache: sharing a directory is sharing sockets, which no network namespace keeps apart
-(invariant 11). Whoever comes second gets an empty one in its place, of which nothing is kept: a cache can always be
-empty, and nobody waits. The lock belongs to the open directory and goes when the sandbox's last process is gone.
+One task at a time has a cache: tasks that share a directory share its sockets, which no network namespace separates
+(invariant 11). A second task gets an empty directory in its place, which isn't kept: no task depends on a cache, and
+none waits. The lock belongs to the open directory, and is released with the sandbox's last process.
 """
 
 import fcntl
@@ -19,27 +19,26 @@ from enforcer.system.errors import HostError, UsageError
 
 
 class TaskCaches(NamedTuple):
-    """The caches of one task; `locks` are to stay open as long as anything of it runs."""
+    """The caches of one task; `locks` stay open as long as a process of the task runs."""
 
     kept: tuple[CacheMount, ...] = ()
     locks: tuple[int, ...] = ()
 
 
 def caches_directory() -> str:
-    """Return where they lie, by its real path."""
+    """Return the resolved path of the directory of all caches."""
     return os.path.realpath(state.state_directory() / "caches")
 
 
 def cache_target(path: str, home: str) -> str:
-    """Return where a cache lies in a sandbox whose task's home is `home`."""
+    """Return a cache's path in a sandbox, for a task with this home directory."""
     return home + path[1:] if path.startswith("~") else path
 
 
 def lock_caches(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) -> TaskCaches:
-    """Take the caches that are free, and say which are not. `home` is the task's, `writable` what of the host is too.
+    """Lock the free caches, and report those in use. `home`: the task's; `writable`: host paths that it may write.
 
-    Raises UsageError where a task could have put another directory in a cache's place, HostError where none can be
-    made.
+    Raises UsageError where a task could have replaced a cache's directory, HostError where one can't be made.
     """
     caches = tuple(caches)
     if not caches:
@@ -47,7 +46,10 @@ def lock_caches(caches: Iterable[tuple[str, str]], home: str, writable: Iterable
     top = caches_directory()
     for place in writable:
         if contains(place, top) or contains(top, place):
-            raise UsageError(f"caches lie in `{top}`, and a task may not write where they do: `{place}`")
+            raise UsageError(
+                f"the task may write to `{place}`, where the caches are (`{top}`): "
+                "choose another workspace or `--write` path"
+            )
     state.make_private(state.state_directory() / "caches")
     kept: list[CacheMount] = []
     locks: list[int] = []
@@ -60,7 +62,7 @@ def lock_caches(caches: Iterable[tuple[str, str]], home: str, writable: Iterable
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            said = f"the cache `{name}` is in use by another task: this one has an empty one, of which nothing is kept"
+            said = f"the cache `{name}` is in use by another task: this task gets an empty one, which isn't kept"
             sys.stderr.write(f"exeat: {said}\n")
             kept.append(CacheMount("", place))
             continue
@@ -70,10 +72,10 @@ def lock_caches(caches: Iterable[tuple[str, str]], home: str, writable: Iterable
 
 
 def _make(source: str) -> None:
-    """Make a cache, or give one back the mode that only its last task can have changed. Raises HostError."""
+    """Make a cache's directory, or restore its mode, which a task may have changed. Raises HostError."""
     try:
         os.makedirs(source, mode=0o700, exist_ok=True)
         if os.lstat(source).st_mode != stat.S_IFDIR | 0o700:
             os.chmod(source, 0o700)
     except OSError as error:
-        raise HostError(f"the cache `{source}` cannot be had: {error.strerror}", "remove it") from error
+        raise HostError(f"the cache `{source}` cannot be used: {error.strerror}", "remove that directory") from error

@@ -1,6 +1,6 @@
-"""Connection to the process that asked the service for a run: the other end of `service.client`.
+"""Connection of a run to its client, the `exeat run` that sent the request: the peer of `service.client`.
 
-When it is gone, so is its task, as `exeat run` without a service takes its task along.
+When the client ends, its task is killed, as without a service.
 """
 
 import signal
@@ -10,11 +10,11 @@ import sys
 from enforcer.system.processes import WATCHED, ReceivedSignal
 from proxy.wire import descriptor_passing
 
-_LONGEST = 256  # bytes of a call
+_LONGEST = 256  # bytes of a message
 
 
 class Caller:
-    """The connection to a client, and the task's terminal, if it has one."""
+    """The connection to a client."""
 
     __slots__ = ("connection",)
 
@@ -22,11 +22,11 @@ class Caller:
         self.connection = connection
 
     def fileno(self) -> int:
-        """Return what to wait on."""
+        """Return the descriptor to wait on."""
         return self.connection.fileno()
 
     def read(self) -> ReceivedSignal:
-        """Read what has happened there: a signal. One that is gone, or says what is no signal, is a SIGKILL."""
+        """Read a signal. The end of the client, or an invalid message, is returned as SIGKILL."""
         try:
             arrived = parse_signal(self.connection.recv(_LONGEST))
         except OSError:
@@ -35,20 +35,20 @@ class Caller:
 
     @property
     def pid(self) -> int:
-        """The client's process, as of when it connected (SO_PEERCRED)."""
+        """The client's pid, as of when it connected (SO_PEERCRED)."""
         return int.from_bytes(self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)
 
     def carry_in(self, primary: int) -> None:
-        """Have the client pass on what is typed at its terminal: only a process of its session may read it."""
+        """Send the client the task's terminal, to relay typed keys: only a process of its session may read them."""
         descriptor_passing.send(self.connection, b"terminal", [primary])
 
     def ended(self, status: int) -> None:
-        """Say how it ended: a wait status, as waitpid(2) has it."""
+        """Send the task's wait status (waitpid(2))."""
         self.connection.send(b"status %d" % status)
 
 
 def parse_signal(packet: bytes) -> ReceivedSignal | None:
-    """Return the signal of a packet `signal NUMBER FROM_TERMINAL`, if it is one that is passed on."""
+    """Return the signal in a message `signal NUMBER FROM_TERMINAL`, if it is one that is passed on."""
     word, _, rest = packet.partition(b" ")
     number, _, terminal = rest.partition(b" ")
     if word != b"signal" or not number.isdigit() or terminal not in (b"0", b"1") or int(number) not in WATCHED:

@@ -1,7 +1,7 @@
-"""`exeat run --dry-run`: prints every step of a start, and takes none.
+"""`exeat run --dry-run`: prints every step of a start, and executes none.
 
-It prints the very values that a start executes (`sandbox.mount_plan`, `network.plan`, `sandbox.landlock`, the worker's
-view): a step that isn't told here isn't taken. What only a start can have is stood in for: id-mapped mounts, locks,
+It prints the values that a start executes (`sandbox.mount_plan`, `network.plan`, `sandbox.landlock`, the worker's
+view), so a step that isn't printed isn't executed. What exists only at a start has a stand-in: id-mapped mounts, locks,
 cgroups, the placeholders of secrets. Nothing is made, and no value of a variable is shown.
 """
 
@@ -27,14 +27,14 @@ _A_TREE = -1  # stands for a mount that only a start makes
 
 
 class PlannedStep(NamedTuple):
-    """One step: where it is taken, and what it does."""
+    """One step of a start: its part of the plan, and a description."""
 
     where: str
     does: str
 
 
 def planned_steps(wanted: Wanted) -> list[PlannedStep]:
-    """Say it all, in the order of a start. Raises what a start would raise over the same values."""
+    """Return all steps, in the order of a start. Raises what a start would raise for the same values."""
     if wanted.policy.secrets:
         credentials.check_environment(wanted.policy, environment.given_variables(os.environ, wanted.env, wanted.box))
     who = _who(wanted)
@@ -57,7 +57,7 @@ def planned_steps(wanted: Wanted) -> list[PlannedStep]:
 
 
 def _who(wanted: Wanted) -> Identity:
-    """Choose ids as a start does; which range of several it will be, only a start knows."""
+    """Choose ids as a start does; the id range is only known at the start."""
     who = identity.choose()
     if who.slot >= 0:
         os.close(who.slot)
@@ -76,7 +76,7 @@ def _kept(wanted: Wanted, who: Identity) -> tuple[mount_plan.CacheMount, ...]:
 
 
 def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
-    """Return where changes would go that are reviewed, and what is protected of what is written directly."""
+    """Return where reviewed changes would go, and the protected paths of a workspace that is written directly."""
     from enforcer.workspace import written_places
 
     is_reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
@@ -94,9 +94,9 @@ def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
 
 
 def _rules(wanted: Wanted) -> Iterator[str]:
-    yield f"hold the task to the rules of revision {wanted.policy.revision}"
+    yield f"apply the rules of revision {wanted.policy.revision}"
     yield from (f"read {path}" for path in wanted.asked)
-    yield from (f"let the layer {layer.name} ({layer.kind}) vote" for layer in wanted.policy.layers)
+    yield from (f"apply the layer {layer.name} ({layer.kind})" for layer in wanted.policy.layers)
     yield from (f"{command.action} `{' '.join(command.words)}` ({command.cite})" for command in wanted.policy.commands)
     if wanted.box.workspace is WorkspaceMode.REVIEW:
         yield from (f"merge protected changes only as {terms}" for terms in wanted.box.approval)
@@ -121,16 +121,16 @@ def _limits(limits: Limits) -> Iterator[str]:
 
 def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
     variables = environment.build_environment(os.environ, who, BUNDLES[0], wanted.env, wanted.box)
-    yield f"call its host {sandbox_spec.hostname_of(wanted)}"
-    yield f"give it the variables {', '.join(sorted(variables))}"
+    yield f"set the host name to {sandbox_spec.hostname_of(wanted)}"
+    yield f"set the variables {', '.join(sorted(variables))}"
     yield f"work in {wanted.workspace}"
-    yield "enter one more user namespace, which has nothing in it but the task"
-    yield "take every capability from it and its bounding set, and from uid 0 what it means; no new privileges"
+    yield "enter a user namespace of the task's own"
+    yield "drop all capabilities, empty the bounding set, lock securebits, and set no_new_privs"
     if landlock.version() >= landlock.LEAST:
-        yield from (f"let it {landlock.describe(grant)}" for grant in wall)
+        yield from (f"let Landlock allow it to {landlock.describe(grant)}" for grant in wall)
     reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
     size = len(seccomp.assemble(seccomp.task_filter(reviewed=reviewed), linux.platform_machine()))
-    yield f"put it behind a filter of system calls of {size // 8} instructions"
+    yield f"load a system call filter of {size // 8} instructions"
     if wanted.policy.commands:
-        yield f"hold each program that it starts, and ask {len(wanted.policy.commands)} commands of the rules about it"
+        yield f"hold each program start, and match it against {len(wanted.policy.commands)} `commands` of the rules"
     yield f"run {' '.join(wanted.argv)}"

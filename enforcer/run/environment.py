@@ -1,7 +1,7 @@
 """Environment of a task: variables, and its own files of /etc (hosts, users, resolv.conf).
 
-Variables are clean by default, with the sandbox's roots of trust for every common client: only names that carry no
-credential are taken over from the caller, and anything else is named with `--env`.
+Variables are clean by default, with the sandbox's trusted roots for every common client. Only names without credentials
+are taken from the caller; others are named with `--env`.
 """
 
 import math
@@ -30,13 +30,13 @@ from rules.patterns import Pattern
 from rules.sandbox import NO_SANDBOX_SETTINGS, SandboxSettings
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PLAIN = frozenset({"C", "POSIX"})  # locales of bytes that stand for nothing but ASCII
+_PLAIN = frozenset({"C", "POSIX"})  # locales without characters beyond ASCII
 
-_GO_SHARE = 0.9  # of the memory, before it collects harder: what is no heap of Go's has the rest
-_DOTNET_SHARE = 0.75  # of the memory, for its heap: what it takes of a container's by default
-_NODE_SHARE = 0.75  # of the memory, for old objects: as its manual has it (node(1), --max-old-space-size)
-_NODE_LARGEST = 4 << 30  # bytes: it takes no more by itself, whatever there is
-# Java has only this. It says so on stderr whenever it starts; what a command line says comes after it and wins.
+_GO_SHARE = 0.9  # of the memory, for Go's heap; the rest is for everything else
+_DOTNET_SHARE = 0.75  # of the memory, for its heap: its default in a container
+_NODE_SHARE = 0.75  # of the memory, for old objects, as node(1) recommends for --max-old-space-size
+_NODE_LARGEST = 4 << 30  # bytes: its own default maximum
+# Java's only variable. Java prints a notice about it at each start; its command line overrides it.
 _JAVA = f"-Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=PKCS12"
 _NSSWITCH = b"""passwd: files
 group: files
@@ -61,15 +61,15 @@ def build_environment(
     named: Sequence[str],
     box: SandboxSettings = NO_SANDBOX_SETTINGS,
 ) -> dict[str, str]:
-    """Make a task's environment. `named` are `NAME` (taken over) or `NAME=VALUE`. Raises UsageError.
+    """Return a task's environment. `named`: `NAME` (the caller's value) or `NAME=VALUE`. Raises UsageError.
 
-    What is kept of the caller's never stands before what the sandbox says for itself; what is set does.
+    Values that rules keep of the caller's never replace the sandbox's own; values that are set do.
     """
     own = {name: value for name, value in caller.items() if name in TAKEN or name.startswith(LOCALE)}
     own.update((name, caller[name]) for name in kept_variables(caller, box.keep))
     own.setdefault("PATH", _PATH)
     if not own.get("LC_ALL") and (own.get("LC_CTYPE") or own.get("LANG") or "C") in _PLAIN:
-        own["LC_CTYPE"] = "C.UTF-8"  # else it would depend on whether an interpreter has been there before (PEP 538)
+        own["LC_CTYPE"] = "C.UTF-8"  # otherwise it would depend on a parent interpreter (PEP 538)
     own.update(
         HOME=identity.home,
         USER=identity.user,
@@ -90,18 +90,18 @@ def build_environment(
     for entry in named:
         name, equals, value = entry.partition("=")
         if not name or "\0" in entry:
-            raise UsageError(f"`{entry}` is not a variable; write `--env NAME` or `--env NAME=VALUE`")
+            raise UsageError(f"invalid value `{entry}` for `--env`: use `NAME` or `NAME=VALUE`")
         if equals:
             own[name] = value
         elif name in caller:
             own[name] = caller[name]
         else:
-            raise UsageError(f"`--env {name}`: there is no variable of that name here; write `--env {name}=VALUE`")
+            raise UsageError(f"`--env {name}`: the variable is not set here; use `--env {name}=VALUE`")
     return own
 
 
 def _of_limits(box: SandboxSettings) -> dict[str, str]:
-    """Tell runtimes of the limits that were said: the cgroup that they would read isn't shown."""
+    """Return variables that tell runtimes explicit limits: the cgroup that they would read isn't visible."""
     own: dict[str, str] = {}
     if box.cpu is not None:
         own.update(dict.fromkeys(PROCESSORS, str(math.ceil(box.cpu))))
@@ -114,25 +114,25 @@ def _of_limits(box: SandboxSettings) -> dict[str, str]:
 
 
 def _java_limits(box: SandboxSettings) -> list[str]:
-    """Tell the JVM of them: its heap is a quarter of MaxRAM, unless a command line says otherwise."""
+    """Return JVM options for explicit limits: its heap is a quarter of MaxRAM by default."""
     said = [] if box.memory is None else [f"-XX:MaxRAM={box.memory}"]
     said += [] if box.cpu is None else [f"-XX:ActiveProcessorCount={math.ceil(box.cpu)}"]
-    return ["-XX:+IgnoreUnrecognizedVMOptions", *said] if said else []  # JDK 8 knows the second from update 191 on
+    return ["-XX:+IgnoreUnrecognizedVMOptions", *said] if said else []  # JDK 8 has the second option from update 191 on
 
 
 def given_variables(caller: Mapping[str, str], named: Sequence[str], box: SandboxSettings) -> set[str]:
-    """List the variables that options and rule files give a task, beside what every task gets."""
+    """Return the variables that options and rule files give a task, beside those that every task gets."""
     return {*(entry.partition("=")[0] for entry in named), *kept_variables(caller, box.keep), *dict(box.variables)}
 
 
 def kept_variables(caller: Mapping[str, str], globs: Sequence[str]) -> list[str]:
-    """List the caller's variables that some globs keep."""
+    """Return the caller's variables that match these globs."""
     patterns = [Pattern.parse(glob) for glob in globs]
     return [name for name in caller if name and any(pattern.matches(name) for pattern in patterns)]
 
 
 def add_placeholders(variables: dict[str, str], placeholders: object) -> None:
-    """Give a task the placeholders of its secrets, by variable. Raises UsageError for a variable that is taken."""
+    """Add the placeholders of secrets, by variable. Raises UsageError for a variable that is set already."""
     for name, placeholder in (placeholders if isinstance(placeholders, dict) else {}).items():
         if name in variables:
             raise UsageError(taken(name))
@@ -140,25 +140,25 @@ def add_placeholders(variables: dict[str, str], placeholders: object) -> None:
 
 
 def browser_policies(certificate: bytes) -> dict[str, bytes]:
-    """Return the policies that have browsers trust our CA, by where they are read from; where a link is, none."""
-    policy = b'{"CACertificates": ["%b"]}\n' % b"".join(certificate.splitlines()[1:-1])  # what PEM has is Base64
+    """Return policies with which browsers trust our CA, by path in /etc; none where a path is a link."""
+    policy = b'{"CACertificates": ["%b"]}\n' % b"".join(certificate.splitlines()[1:-1])  # the body of PEM is Base64
     places = [f"/etc/{place}" for place in _BROWSERS]
     found = [place for place, leads in zip(_BROWSERS, real_paths(places), strict=True) if leads == f"/etc/{place}"]
     return {f"{place}/policies/managed/exeat-ca.json": policy for place in found}
 
 
-def etc_files(  # noqa: PLR0917 - what they are made of
+def etc_files(  # noqa: PLR0917
     identity: Identity, hostname: str, nameserver: str, certificate: bytes, link: str, trusted: bytes, java: bytes
 ) -> dict[str, bytes]:
-    """Map paths relative to /etc to contents. `certificate` is our CA's, `link` the name OpenSSL looks it up by.
+    """Return files of /etc by relative path. `certificate`: our CA's, `link`: its name for OpenSSL's look-up.
 
-    `trusted` is the bundle that a sandbox trusts, `java` the trust store that is Java's.
+    `trusted`: the bundle that a sandbox trusts, `java`: Java's trust store.
 
-    No `search` line: under one, a synthetic answer for every name makes clients take the wrong name (KERNEL notes).
+    No `search` line in resolv.conf: with one, a synthetic answer for every name makes clients use the wrong name.
     """
     user = f"{identity.user}:x:{identity.uid}:{identity.gid}::{identity.home}:/bin/sh\n"
     group = f"{identity.user}:x:{identity.gid}:\n"
-    if identity.uid:  # else that is root
+    if identity.uid:
         user, group = f"root:x:0:0::/root:/usr/sbin/nologin\n{user}", f"root:x:0:\n{group}"
     own = {
         "resolv.conf": f"nameserver {nameserver}\n".encode(),

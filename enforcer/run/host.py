@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 
 class Host(Protocol):
-    """Where a run takes place. What a method makes is undone by the stacks it is given: `made` first, `last` last."""
+    """Host of a run. What a method makes is removed by the stacks it gets: `made` first, `last` last."""
 
     @property
     def caller(self) -> "Caller | None":
-        """The process that asked for the run and passes signals on; None: this process."""
+        """The client that sent the run and passes signals on; None: this process."""
 
     def announce(self) -> None:
-        """Say on standard error what the caller has to know before the run starts."""
+        """Print what the caller has to know before the run starts."""
 
     def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
         """Return the policy of these rule files and root's. Raises as `rule_files.load`."""
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
-        """Return the stack of what is removed after everything that may use it."""
+        """Return the stack for what is removed after everything that may use it."""
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":
         """Return the ids of a sandbox with these limits. Raises HostError."""
@@ -51,39 +51,39 @@ class Host(Protocol):
     def make_sandbox(
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
-        """Return resource limits and an empty sandbox under these ids; None: `launch` makes one, and says why not."""
+        """Return resource limits and an empty sandbox with these ids; None: `launch` makes one, or raises."""
 
     def place(
         self, who: "Identity", sandbox_state: "SandboxState", worker_paths: "WorkerPaths", wanted: "Wanted"
     ) -> "Worker":
-        """Return a place for the sandbox at a worker. Raises HostError."""
+        """Return a worker for the sandbox. Raises HostError."""
 
     def arrange_stdio(self, owner: int) -> "Stdio":
-        """Return the standard streams of a task whose kernel uid is `owner`. Raises UsageError."""
+        """Return the standard streams of a task with the kernel uid `owner`. Raises UsageError."""
 
     def keep_journal(self, journal: "Path", recorder: "Recorder") -> "Keeper | None":
         """Return what signs the journal while the task runs; None: another process does. Raises HostError."""
 
     def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
-        """Have everything signed that the run has recorded. Raises HostError."""
+        """Sign everything that the run has recorded. Raises HostError."""
 
     def counts_anomalies(self, wanted: "Wanted") -> bool:
-        """Whether somebody reads the task's metrics, and so the anomalies among them."""
+        """Whether the task's metrics, and so its anomalies, are read."""
 
     def leave(self, namespaces: "SandboxNamespaces") -> None:
-        """Give up the sandbox of a task that has ended; nothing else uses what is in it."""
+        """Give up the sandbox of an ended task; no other process uses it."""
 
 
 class StandaloneHost:
-    """One run by itself: everything is made here and gone when the run has ended."""
+    """A run without a service: everything is made in this process, and removed at its end."""
 
     @property
     def caller(self) -> "Caller | None":
-        """No other process has asked for the run."""
+        """None: no client sent the run."""
         return None
 
     def announce(self) -> None:
-        """Say that a service is running and doesn't know this task: it wasn't asked, or declined."""
+        """Print that a running service doesn't know this task: it wasn't asked, or declined."""
         from enforcer.system.control_socket import is_service_running
         from enforcer.system.notices import print_notice
 
@@ -93,15 +93,15 @@ class StandaloneHost:
             )
 
     def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
-        """Read them."""
+        """Read the files."""
         return read_seen(files, system)
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
-        """Have it removed with the run."""
+        """Return a stack that closes with the run."""
         return contextlib.ExitStack()
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":  # noqa: ARG002
-        """Take ids that no other sandbox has until `made` is closed."""
+        """Choose ids that no other sandbox has until `made` is closed."""
         who = identity.choose()
         if who.slot >= 0:
             made.callback(os.close, who.slot)
@@ -110,7 +110,7 @@ class StandaloneHost:
     def make_sandbox(
         self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
-        """Make the resource limits, and within them an empty sandbox that goes on making itself."""
+        """Make the resource limits, and within them an empty sandbox, which goes on making itself."""
         from enforcer.limits.resource_limits import limits_of, make_resource_limits
         from enforcer.run import sandbox_spec
 
@@ -133,27 +133,27 @@ class StandaloneHost:
         return worker.start(who, sandbox_state, worker_paths, worker.WorkerProcess)
 
     def arrange_stdio(self, owner: int) -> "Stdio":
-        """Put pipes or a terminal in front of this process's own."""
+        """Put pipes or a terminal in front of this process's streams."""
         from enforcer.sandbox import stdio
 
         return stdio.arrange(owner)
 
     def keep_journal(self, journal: "Path", recorder: "Recorder") -> "Keeper | None":
-        """Sign it here."""
-        from enforcer.journal import signing  # while the sandbox is being made: it imports cryptography
+        """Sign the journal in this process."""
+        from enforcer.journal import signing  # imported while the sandbox is being made: cryptography is slow
 
         return signing.begin(journal, recorder)
 
     def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
-        """Wait for the worker's last record, then sign everything here."""
+        """Wait for the worker's last event, then sign everything."""
         from enforcer.journal import signing
 
         gate.see_out()
         signing.end(journal, recorder, gate)
 
     def counts_anomalies(self, wanted: "Wanted") -> bool:
-        """Only with `--metrics` is there anything to read."""
+        """Only with `--metrics`."""
         return wanted.metrics is not None
 
     def leave(self, namespaces: "SandboxNamespaces") -> None:
-        """Do nothing: it ends with the run."""
+        """Do nothing: the sandbox ends with the run."""

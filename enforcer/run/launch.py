@@ -1,4 +1,4 @@
-"""Launches a task: turns an empty sandbox into the one that a spec describes, and sends its sockets to the worker."""
+"""Launches a task: completes an empty sandbox by its spec, starts the task, and sends its sockets to the worker."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ _ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal
 
 
 class SandboxSpec(NamedTuple):
-    """Everything that a sandbox is made of. `gate` is where the sockets made inside are sent."""
+    """Everything that a sandbox is made from. `gate`: the channel for the sandbox's sockets."""
 
     identity: Identity
     steps: Sequence[Step]
@@ -42,16 +42,16 @@ class SandboxSpec(NamedTuple):
     gate: socket.socket
     hostname: str
     resource_limits: ResourceLimits
-    held: tuple[int, ...] = ()  # locks that last as long as anything of the sandbox does
-    given: Mapping[str, int] = _NOTHING  # what the worker gets with the sandbox's sockets, by name
-    named: bool = True  # whether rules or options say what its host is called
-    terminal: TerminalSettings | None = None  # what the task's own is to be like; None: it has none
+    held: tuple[int, ...] = ()  # locks that last as long as a process of the sandbox
+    given: Mapping[str, int] = _NOTHING  # descriptors for the worker beside the sandbox's sockets, by name
+    named: bool = True  # rules or options set the host name
+    terminal: TerminalSettings | None = None  # settings of the task's terminal; None: it has none
     umask: int = 0o022
-    lets_udp_out: bool = False  # whether a rule lets any out, or asks
+    may_allow_udp: bool = False  # a rule allows UDP, or needs an approval for it
 
 
 class Sandbox:
-    """A launched sandbox. `task` is the id of its task's first process in there."""
+    """A launched sandbox. `task`: the pid of its task in there."""
 
     __slots__ = ("_inside", "namespaces", "supervisor", "task")
 
@@ -63,20 +63,21 @@ class Sandbox:
 
     @property
     def init(self) -> RemoteExecutor:
-        """What says that the task has ended."""
+        """The init process, which reports the end of the task."""
         return self.namespaces.init
 
     def look(self) -> tuple[dict[str, int], dict[str, object]]:
-        """Return the kernel's counts, and where the task is at one of its limits, where."""
+        """Return the kernel's packet counters, and which limits the task is at."""
         counters: dict[str, int] = {}
         with contextlib.suppress(OSError):
             counters = dict(self.namespaces.counters())
         return counters, self._inside.look()
 
     def signal(self, number: int, *, group: bool) -> None:
-        """Send the task a signal; what a terminal would have sent to everyone in its foreground to its whole group.
+        """Send the task a signal, or its whole process group, as a terminal does.
 
-        A stopped task hears of its end too: there is no shell in there that would have it go on. SIGCONT is for all.
+        SIGCONT goes to the group. It also follows signals that end a task, since a stopped one can't act on them and
+        has no shell to continue it.
         """
         whom, calls = -self.task if group or number == signal.SIGCONT else self.task, self.init.calls
         calls.call("kill", whom, number, but=(ANY,))
@@ -85,14 +86,14 @@ class Sandbox:
         self.init.tell()
 
     def cover(self, paths: Sequence[str]) -> None:
-        """Cover anew what stands where rule files, and directories above them, were covered; outermost first."""
+        """Mask rule files again that the host has replaced, and pin the directories above; outermost first."""
         for path in paths:
             self.init.calls.step(None)
             mask_again(self.init.calls, path)
         self.init.tell()
 
     def settle(self) -> None:
-        """Wait until nothing of the task is left, and what was watched of it is told, for a moment."""
+        """Wait a second or two until no process of the task is left, and the supervisor has reported all."""
         settled = self.namespaces.see_out()
         if self.supervisor is not None:
             self.supervisor.see_out()
@@ -100,7 +101,7 @@ class Sandbox:
             self.end()
 
     def end(self) -> None:
-        """Kill whatever is left of it. Its namespaces go with its processes. Idempotent."""
+        """Kill the sandbox; its namespaces end with its processes. Idempotent."""
         self.namespaces.end()
         self._inside.close()
         if self.supervisor is not None:
@@ -110,10 +111,9 @@ class Sandbox:
 def launch(
     spec: SandboxSpec, empty: SandboxNamespaces | None = None, carry: Callable[[int], None] = os.close
 ) -> Sandbox:
-    """Start the sandbox, in `empty` if its view begins as this one does. It is the caller's to `end`.
+    """Start the sandbox, in `empty` if that has executed the first steps of this mount plan. The caller calls `end`.
 
-    `carry` is given our half of the task's terminal, and returns when what passes through it is carried. Raises
-    HostError when it could not be made.
+    `carry` gets the primary side of the task's terminal, and returns once it is relayed. Raises HostError.
     """
     if empty is not None and not _begins_with(spec.steps, empty.done):
         empty.end()
@@ -149,20 +149,20 @@ def launch(
 
 
 def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
-    """Whether these are the very steps: a directory and a file system of the same name would be equal tuples."""
+    """Whether the plan begins with these steps, compared by type, too: equal tuples may be different steps."""
     first = steps[: len(done)]
     return len(first) == len(done) and all(type(a) is type(b) and a == b for a, b in zip(first, done, strict=True))
 
 
 def _hand_over(spec: SandboxSpec, sockets: Mapping[str, int], supervisor: SupervisorProcess | None) -> None:
-    """Send the worker what the sandbox made, and what comes from outside beside it; no copy stays.
+    """Send the worker the sandbox's sockets and the spec's descriptors, and close them here.
 
-    Datagrams that a rule may let out wait in their socket until the worker serves it, as connections do: it is opened
-    here, before there is a task to send any. The worker shuts it again where its rules are others by then.
+    Datagrams wait in their socket until the worker serves it, as connections do. If a rule may allow UDP, the socket is
+    opened here, before the task runs; the worker closes it again if its rules have changed.
     """
     given = dict(sockets) if supervisor is None else {**sockets, WATCH: supervisor.give()}
     try:
-        if spec.lets_udp_out:
+        if spec.may_allow_udp:
             with contextlib.suppress(OSError):  # it stays shut until the worker opens it
                 receiving_socket.unlock(given["udp"])
         everything = {**given, **spec.given}
@@ -173,7 +173,7 @@ def _hand_over(spec: SandboxSpec, sockets: Mapping[str, int], supervisor: Superv
 
 
 def _furnish(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorProcess | None) -> Sandbox:
-    """Have the rest of the view made, and be in it."""
+    """Execute the rest of the mount plan, and make it the root."""
     for lock in spec.held:
         made.outer.calls.take(lock)
     made.outer.tell()
@@ -193,7 +193,7 @@ def _furnish(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorP
 
 
 def _unnamed(name: str) -> HostError:
-    """Say that a filter of a container's refuses what rules or options ask for."""
+    """Return the error for a filter that denies the host name of rules or options."""
     why = f"`hostname` can't be `{name}`: the filter that this runs under refuses sethostname(2)"
     return HostError(why, "in a container, leave it out, or say the same to the container's engine (`--hostname`)")
 
@@ -201,9 +201,9 @@ def _unnamed(name: str) -> HostError:
 def _own_terminal(
     spec: SandboxSpec, init: RemoteExecutor, carry: Callable[[int], None]
 ) -> tuple[tuple[int, int, int], int]:
-    """Have the task's terminal made, and our half of it carried; the task's streams, and its half.
+    """Make the task's terminal, and start relaying it; returns the task's streams, and its side of the terminal.
 
-    A key that is typed before that is carried is the caller's terminal's still, and ^C would mean the run.
+    Until keys are relayed they go to the caller's terminal, where ^C means the run.
     """
     if spec.terminal is None:
         return spec.stdio, -1

@@ -22,7 +22,7 @@ _LONGEST_PATH = 4096  # bytes, PATH_MAX
 
 
 def explain_missing_command(wanted: Wanted) -> str:
-    """Say where the command, or what interprets it, is and what to do; empty when nothing is known to be wrong."""
+    """Return where the command, or its interpreter, is and what to do; empty if no reason is known."""
     shown = (*system_paths.SYSTEM, *wanted.shown)
     for what, name in _needed(wanted):
         found = _find(name, wanted.workspace)
@@ -37,7 +37,7 @@ def explain_missing_command(wanted: Wanted) -> str:
 
 
 def _needed(wanted: Wanted) -> Iterator[tuple[str, str]]:
-    """Give the command, then each program that it is started with; what to call it, and its name."""
+    """Yield the command, then each interpreter: a description, and its name."""
     name = wanted.argv[0]
     what = quote(name)
     for _ in range(_DEEPEST):
@@ -50,7 +50,7 @@ def _needed(wanted: Wanted) -> Iterator[tuple[str, str]]:
         what = f"the interpreter of {owner}, {quote(name)},"
         if program := env_program(words):
             yield what, name
-            name, what = program, f"{quote(program)}, which {owner} is to be interpreted by,"
+            name, what = program, f"{quote(program)}, the interpreter of {owner},"
 
 
 def _find(name: str, workspace: str) -> str | None:
@@ -64,16 +64,16 @@ def _find(name: str, workspace: str) -> str | None:
 
 def _nowhere(what: str, name: str) -> str:
     if name.endswith("\r"):
-        return f"{what} is nowhere: the lines of that file end as Windows has them; save it with LF alone"
-    return f"{what} is nowhere on this machine either; install it, or name another in the first line"
+        return f"{what} does not exist: the file has Windows line ends (CR LF); save it with LF"
+    return f"{what} does not exist on this machine either; install it, or name another one in the first line"
 
 
 def _is_a_line(argv: Sequence[str]) -> str:
-    """Say what helps where a whole line of a shell, or a word of its own, is taken for a program."""
+    """Return the remedy for a shell line, or a shell builtin, in place of a program."""
     if len(argv) == 1 and " " in argv[0].strip():
         first = quote(argv[0].split()[0])
-        return f"it is one word with blanks in it: write {first} and its arguments apart, or `-- sh -c LINE`"
-    return "only a shell has that command: write `-- sh -c LINE`" if argv[0] in _OF_SHELLS else ""
+        return f"the command is one word with blanks: pass {first} and its arguments separately, or use `-- sh -c LINE`"
+    return "that command is a shell builtin: use `-- sh -c LINE`" if argv[0] in _OF_SHELLS else ""
 
 
 def _is(name: str, hidden: str) -> str:
@@ -83,7 +83,7 @@ def _is(name: str, hidden: str) -> str:
 
 
 def _remedy(hidden: str) -> str:
-    """Say how to show it: the tree it was installed in, where that is no more than a tree of programs."""
+    """Return how to show the program: the tree it was installed in, if that is only a tree of programs."""
     folder = os.path.dirname(hidden)
     show = os.path.dirname(folder) if os.path.basename(folder) in ("bin", "sbin", "shims") else folder
     try:
@@ -98,7 +98,7 @@ def _remedy(hidden: str) -> str:
 def interpreter(path: str) -> tuple[str, ...]:
     """Return the words that the kernel puts before `path`: an interpreter and perhaps one argument, or nothing.
 
-    A task may have written the file: whatever it holds, this ends.
+    A task may have written the file, so reading is bounded.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -116,7 +116,7 @@ def interpreter(path: str) -> tuple[str, ...]:
 
 
 def env_program(words: tuple[str, ...]) -> str:
-    """Return the program that these words look up in PATH in their turn (`/usr/bin/env NAME`); empty: none."""
+    """Return the program that `/usr/bin/env NAME` looks up in PATH; empty for other words."""
     if len(words) != 2 or Path(words[0]).name != "env":
         return ""
     return next((word for word in words[1].split() if not word.startswith("-") and "=" not in word), "")

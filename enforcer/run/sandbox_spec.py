@@ -1,4 +1,4 @@
-"""Gathers the spec of one task's sandbox from the host: view, program, network. It changes nothing there."""
+"""Gathers the spec of one task's sandbox from the host: mounts, program and network. Changes nothing on the host."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from rules.sandbox import SandboxUser
 
 
 class PreparedMounts(NamedTuple):
-    """What of the host was got ready for the view."""
+    """Mounts and paths of the host that are ready for the sandbox."""
 
     trees: Mapping[str, int]  # detached mounts, by path
     kept: tuple[mount_plan.CacheMount, ...] = ()
@@ -46,11 +46,10 @@ def gather_spec(
     empty: namespaces.SandboxNamespaces | None,
     made: contextlib.ExitStack,
 ) -> launch.SandboxSpec:
-    """Gather it all. The gate's worker starts up meanwhile; that it is confined is waited for at the end.
+    """Gather the spec while the worker starts up; wait at the end until the worker is confined.
 
-    `empty` is told of its /etc, which takes it as long as the rest takes here.
-    `given`: descriptors that the worker gets with the sandbox's sockets, by name; they stay the caller's.
-    Descriptors that are opened are closed by `made`. Raises ExeatError when something can't be had.
+    `empty` gets its steps for /etc first, which it executes meanwhile. `given`: descriptors for the worker, by name,
+    which stay the caller's. `made` closes descriptors that are opened. Raises ExeatError.
     """
     cache = state.make_private(state.cache_directory())
     if wanted.box.user is SandboxUser.ROOT:
@@ -86,7 +85,7 @@ def gather_spec(
         named=wanted.box.hostname is not None,
         terminal=io.like,
         umask=_umask(),
-        lets_udp_out=wanted.policy.needs.udp,
+        may_allow_udp=wanted.policy.needs.udp,
     )
 
 
@@ -97,7 +96,7 @@ def _umask() -> int:
 
 
 def etc_files(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
-    """Return the files of /etc that the task has for itself, by where they lie in it."""
+    """Return the task's own files of /etc, by relative path."""
     certificate = trusted.certificate.encode()
     bundle, java = trust.trusted_roots(certificate, cache)
     return environment.etc_files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
@@ -106,7 +105,7 @@ def etc_files(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Pa
 def compose(
     who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: PreparedMounts
 ) -> tuple[tuple[Step, ...], task_start.Program]:
-    """Work out a task's view, and what it is to run in it. Nothing is made of the host's. Raises ExeatError."""
+    """Return a task's mount steps and its program. Changes nothing on the host. Raises ExeatError."""
     steps = steps_of(who, wanted, own, shown)
     program = task_start.Program(
         wanted.argv,
@@ -123,19 +122,19 @@ def compose(
 def start_empty_sandbox(
     who: Identity, resource_limits: ResourceLimits, devices: tuple[str, ...] = ()
 ) -> namespaces.SandboxNamespaces:
-    """Begin an empty sandbox under these ids and limits, which goes on making itself. Raises HostError."""
+    """Start an empty sandbox with these ids and limits, which goes on making itself. Raises HostError."""
     steps = with_tmpfs_quota(mount_plan.shared_steps(who, devices), resource_limits.limits.disk)
     return namespaces.start_empty(who, resource_limits, steps)
 
 
 def hostname_of(wanted: Wanted) -> str:
-    """Return what the sandbox's host is called."""
+    """Return the sandbox's host name."""
     made = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-")
     return wanted.box.hostname or made or "task"
 
 
 def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]:
-    """Mounts that only root can make or reach: of each directory or file of the host's, owned by the task."""
+    """Return mounts that only root can make: host directories and files, shown as owned by the task."""
     if not who.privileged:
         return {}
     ids = who.kernel_uid, who.kernel_gid
@@ -151,12 +150,12 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
 
 
 def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: PreparedMounts) -> tuple[Step, ...]:
-    """Make the steps of the task's view; nothing is made of the host's. Raises UsageError."""
+    """Return a task's mount steps. Changes nothing on the host. Raises UsageError."""
     obeyed = (*wanted.rules, *map(str, wanted.policy.sources), *map(str, own_files()))
     rules = {os.path.abspath(path) for path in obeyed}
     hidden: tuple[str, ...] = ()
     if wanted.policy.secrets or wanted.policy.settings.upstream_auth is not None:
-        from enforcer.worker import credentials  # few rules have any
+        from enforcer.worker import credentials  # imported only for such rules
 
         hidden = credentials.hidden_files(wanted.policy, os.environ, wanted.shown)
     secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *hidden}

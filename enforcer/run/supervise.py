@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from enforcer.run.caller import Caller
     from enforcer.sandbox.stdio import Stdio
 
-_FIRST_LOOK = 0.25  # seconds into a run: shorter ones don't pay for watching
-_COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's refusal counters
+_FIRST_LOOK = 0.25  # seconds: shorter runs don't watch their rule files
+_COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's counters
 _LONGEST = 1000  # characters of an error that are told
 
 
 class TaskEnd(NamedTuple):
-    """How it went: the task's wait status, or why it never started; whether its gate died under it."""
+    """The task's wait status, or why it never started; whether its gate died before; and denied packets by kind."""
 
     status: int | None
     failed: str
@@ -41,23 +41,23 @@ class TaskEnd(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Supervision:
-    """Over one task: its sandbox, its gate and its limits."""
+    """Supervision of one task: its sandbox, its gate and its limits."""
 
     sandbox: Sandbox
     gate: Worker
     monitor: LimitMonitor
-    keeper: "Keeper | None"  # None: somebody else looks after the journal
-    began: float  # when the run was asked for (time.monotonic())
-    post: "Registration | None" = None  # where people are asked; None: nobody has to be
-    new_post: "Callable[[], Registration] | None" = None  # for rules that ask people from some time on
-    unusual: "AnomalyCountReader | None" = None  # what the journal's keeper found
+    keeper: "Keeper | None"  # None: another process signs the journal
+    began: float  # when the run began (time.monotonic())
+    post: "Registration | None" = None  # registration for approvals; None: no rule needs one
+    new_post: "Callable[[], Registration] | None" = None  # makes one, when changed rules need approvals
+    unusual: "AnomalyCountReader | None" = None  # anomalies that the journal's keeper found
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
     counted: float = field(default_factory=time.monotonic)
     selector: selectors.BaseSelector | None = None
 
     def begin(self, selector: selectors.BaseSelector) -> None:
-        """Have what is said to it noticed. The task runs by now."""
+        """Register everything with the loop. The task runs by now."""
         self.selector = selector
         self.gate.tell({"started": time.monotonic() - self.began})
         for source in (self.sandbox.init.channel, self.gate.control):
@@ -70,13 +70,13 @@ class Supervision:
             self.post.watch(selector)
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.monitor.wait(), self.gate.wait())
         return due if self.post is None else min(due, self.post.wait())
 
     def turn(self) -> TaskEnd | None:
-        """Do what is due; how the task ended if it has to end now, and whoever asked kills what is left of it."""
-        if "declined" in self.gate.said:  # by the service, before it has served the task
+        """Do what is due; returns the task's end if it has to end now, and the caller then kills the rest."""
+        if "declined" in self.gate.said:  # the service has declined before serving the task
             return self._ended(None, str(self.gate.said.get("failed"))[:_LONGEST])
         if time.monotonic() - self.counted >= _COUNTERS_EVERY:
             self.counted = time.monotonic()
@@ -92,14 +92,14 @@ class Supervision:
         return self._ended(None, "") if self.monitor.turn(partial(self.sandbox.signal, group=True)) else None
 
     def ask_people(self) -> None:
-        """Have somewhere to ask them: the rules in force do, from now on."""
+        """Register with the approvals server: from now on the rules in force need approvals."""
         if self.post is None and self.new_post is not None and self.selector is not None:
             self.post = self.new_post()
             self.post.later()
             self.post.watch(self.selector)
 
     def hear_gate(self) -> bool:
-        """Listen to the worker; False once there is none any more."""
+        """Read a message of the worker; False once it is gone."""
         if self.gate.hear() and "failed" not in self.gate.said:
             if self.gate.said.pop("asks", None):
                 self.ask_people()
@@ -110,15 +110,15 @@ class Supervision:
             return False  # `turn` ends the task
         self.lost_gate = True
         why = f" ({str(self.gate.said['failed'])[:_LONGEST]})" if "failed" in self.gate.said else ""
-        print_notice(f"the gate stopped{why}; the task has no network from here on")
+        print_notice(f"the gate ended unexpectedly{why}; the task has no network from now on")
         return False
 
     def hear_sandbox(self) -> TaskEnd | None:
-        """Listen to the sandbox's init; how it ended once it has."""
+        """Read a message of the sandbox's init; returns the task's end, once it has ended."""
         try:
             over = self.sandbox.init.turn()
         except OSError:
-            return self._ended(None, "its first process ended unexpectedly")
+            return self._ended(None, "its init process ended unexpectedly")
         if over is None:
             return None
         self.look()
@@ -126,13 +126,13 @@ class Supervision:
         return self._ended(over.status, "")
 
     def look(self) -> None:
-        """See what the kernel has refused, and which of its limits the task is at."""
+        """Read the kernel's counters, and which limits the task is at."""
         counters, at = self.sandbox.look()
-        # How many of them were logged is no kind of packet.
+        # `LOGGED` is no kind of packet.
         counters = {kind: count for kind, count in counters.items() if kind != LOGGED}
         if counters != self.counters:  # mostly nothing happened
             self.counters = counters
-            if self.sandbox.init.ended is None:  # or else they are told with the end
+            if self.sandbox.init.ended is None:  # otherwise the last message has them
                 self.gate.tell({"refused": counters})
         self.monitor.see(at)
 
@@ -146,7 +146,7 @@ class Supervision:
 def supervise(
     watch: Supervision, signal_fd: int, io: "Stdio", wanted: Wanted, caller: "Caller | None" = None
 ) -> TaskEnd:
-    """Block until the task has ended. `caller` is who asked for it where that is another process."""
+    """Block until the task has ended. `caller`: the client that sent the run, if any."""
     sandbox, gate = watch.sandbox, watch.gate
     signals = _Signals(sandbox, io, signal_fd, caller)
     with selectors.DefaultSelector() as selector:
@@ -156,7 +156,7 @@ def supervise(
         with contextlib.closing(RuleReload(wanted, watch, selector)) as rules:
             while True:
                 ready = selector.select(min(watch.wait(), rules.wait()))
-                # A gate's end is heard before that of the task, which may have ended for want of it.
+                # The gate's end first: the task may have ended because of it.
                 for key, _ in sorted(ready, key=lambda each: each[0].fileobj is not gate.control):
                     if key.data is not None:
                         rules.hear(key.data)
@@ -173,22 +173,22 @@ def supervise(
 
 
 class RuleReload:
-    """The task's rule files, as the loop sees them: whatever goes wrong with reloading, the task goes on."""
+    """Reloading of the task's rule files, in the loop: whatever fails here, the task goes on."""
 
     def __init__(self, wanted: Wanted, watch: Supervision, selector: selectors.BaseSelector) -> None:
         self._wanted, self._watch, self._selector = wanted, watch, selector
         self._first = time.monotonic() + _FIRST_LOOK
         self._reloader: Reloader | None = None
-        self._over = watch.gate.watches_rules  # the service does it
+        self._over = watch.gate.watches_rules  # the service reloads them
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` has something to do."""
         if self._over:
             return _COUNTERS_EVERY
         return max(0.0, self._first - time.monotonic()) if self._reloader is None else self._reloader.wait()
 
     def hear(self, what: Callable[[], None]) -> None:
-        """Do what a descriptor is ready for: a reloader's fault can't end the task, a closed one hears nothing."""
+        """Handle a ready descriptor; a reloader's error can't end the task."""
         if self._reloader is None or getattr(what, "__self__", None) is not self._reloader:
             what()
         elif not self._over:
@@ -207,44 +207,48 @@ class RuleReload:
             self._watch.gate.tell({"reread": True})
 
     def close(self) -> None:
-        """Reload no more."""
+        """Stop reloading."""
         self._over = True
         if self._reloader is not None:
             self._reloader.close()
 
     def _made(self) -> "Reloader":
         if self._reloader is None:
-            from enforcer.policy.reload import Reloader  # most runs are over before: 3 files
+            from enforcer.policy.reload import Reloader  # most runs end before this is needed
 
-            self._reloader = Reloader(self._wanted, _Pen(self._watch), self._watch.sandbox.cover, self._selector)
+            self._reloader = Reloader(
+                self._wanted, _ReloadMessages(self._watch), self._watch.sandbox.cover, self._selector
+            )
         return self._reloader
 
     def _try(self, what: Callable[[], None]) -> None:
         try:
             what()
         except Exception as error:  # noqa: BLE001 - the rules in force stay
-            said = f"rule files can't be reloaded any more: {type(error).__name__}: {error}"[:_LONGEST]
+            said = f"reloading of rule files has failed, so the rules in force stay: {type(error).__name__}: {error}"[
+                :_LONGEST
+            ]
             self._watch.gate.tell({"rules_rejected": [said]})
             print_notice(said)
             with contextlib.suppress(Exception):
                 self.close()
 
 
-class _Pen:
-    """What the reloader writes with: the gate hears it, and so does who has to see to it that people can be asked."""
+class _ReloadMessages:
+    """Passes messages of the reloader to the gate, and registers for approvals when the rules need them."""
 
     def __init__(self, watch: Supervision) -> None:
         self._watch = watch
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Pass on what it has to tell."""
+        """Pass a message on."""
         if what.get("asks"):
             self._watch.ask_people()
         self._watch.gate.tell(what, descriptors)
 
 
 class _Signals:
-    """What signals to the runner mean: most are the task's."""
+    """Signals to the runner: most are passed on to the task."""
 
     def __init__(self, sandbox: Sandbox, io: "Stdio", descriptor: int, caller: "Caller | None") -> None:
         self.sources: tuple[int | Caller, ...] = (descriptor,) if caller is None else (descriptor, caller)
@@ -255,14 +259,14 @@ class _Signals:
         self._terminals = io.terminals
 
     def act(self, source: object, rules: RuleReload, selector: selectors.BaseSelector) -> None:
-        """Pass one on, or do what it asks of us."""
+        """Pass one signal on, or act on it."""
         if self._caller is not None and source is self._caller:
             arrived = self._caller.read()
-            if arrived.number == signal.SIGKILL:  # which nobody can wait for: the caller is gone
+            if arrived.number == signal.SIGKILL:  # the caller is gone
                 selector.unregister(self._caller)
         else:
             arrived = read_signal(self._descriptor)
-        # A shell that says SIGHUP because its terminal has gone away means the end, and anybody else the rules.
+        # SIGHUP of a shell whose terminal was closed means the end; any other reloads the rules.
         hung_up = arrived.number == signal.SIGHUP and self._terminals.have_gone()
         if arrived.number == signal.SIGWINCH:
             if self._terminal is not None:

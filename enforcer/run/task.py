@@ -1,7 +1,7 @@
-"""Runs one task from start to end: makes everything it needs, supervises it, and removes everything again.
+"""Runs one task from start to end: makes everything it needs, supervises it, and removes everything.
 
-The order is the safety: rules are valid, the gate's worker is confined and has its CA, the task's start is in the
-journal, and only then does anything of the task run. Whatever fails takes down all that was made before it.
+The order is for safety: the rules are valid, the gate's worker is confined and has its CA, and the task's start is in
+the journal before anything of the task runs. A failure removes all that was made before it.
 """
 
 import contextlib
@@ -45,21 +45,21 @@ _CANNOT_EXECUTE, _NOT_FOUND = 126, 127
 
 
 class Result(NamedTuple):
-    """How a run ended: the task's wait status (None: it never started), and what its gate counted."""
+    """The result of a run: the task's wait status (None: it never started), and what its gate counted."""
 
     task: Task
     status: int | None
-    summary: Summary | None  # None: the gate was lost, and with it the count
+    summary: Summary | None  # None: the gate ended early, and with it the counts
     journal: Path
-    problems: tuple[str, ...]  # what of its output was lost
-    limited: tuple[str, ...] = ()  # which of its limits it reached, in words
-    cut_short: bool = False  # whether it was ended for a limit
-    workspace: tuple[str, ...] = ()  # what is to be known of it, in words
-    command: str = ""  # what it ran, as it was named
+    problems: tuple[str, ...]  # lost output
+    limited: tuple[str, ...] = ()  # limits that it reached
+    cut_short: bool = False  # it was ended for a limit
+    workspace: tuple[str, ...] = ()  # notices about the workspace
+    command: str = ""  # its command, as given
 
 
 def run(wanted: Wanted, host: "Host") -> Result:
-    """Run one task on a host. Raises ExeatError when it could not be started."""
+    """Run one task on a host. Raises ExeatError when it can't be started."""
     began = time.monotonic()
     with contextlib.ExitStack() as made:
         signal_fd = open_signals()
@@ -82,8 +82,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
         )
         gate = host.place(who, sandbox_state, worker_paths, wanted)
         made.callback(_let_go, gate)
-        # While the worker starts up on another core: what both need was imported before, and what only a running task
-        # needs is after the fork.
+        # Imported while the worker starts on another core: modules for both were imported before the fork.
         from enforcer.limits.limit_monitor import LimitMonitor
         from enforcer.run import sandbox_spec
         from enforcer.run.supervise import Supervision, supervise
@@ -122,9 +121,9 @@ def run(wanted: Wanted, host: "Host") -> Result:
         monitor.look(over=True, status=ended.status)
         over = partial(record_end, recorder, gate, started, ended, time.monotonic() - began)
         found = _finish(workspace, recorder, started, over, watched)
-        watched.close()  # from here on a signal ends us again, also while the last output is waited for
+        watched.close()  # from here on signals end this process again
         problems = io.finish()
-        if not ingredients.held:  # or else the next task may wait for what it holds
+        if not ingredients.held:  # otherwise the next task may need its locks
             host.leave(sandbox.namespaces)
     result = Result(
         sandbox_state.task,
@@ -144,7 +143,7 @@ def run(wanted: Wanted, host: "Host") -> Result:
 
 
 def _with_limits(error: ExeatError, resource_limits: "ResourceLimits") -> ExeatError:
-    """Return what to raise of a start that has failed: which of its limits it came up against is said with it."""
+    """Return the error of a failed start, with the limits that it reached."""
     if not isinstance(error, HostError):
         return error
     from enforcer.limits.cgroups import Counts
@@ -160,7 +159,7 @@ def sandbox_state_of(wanted: Wanted) -> SandboxState:
     return SandboxState(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
 
 
-def _workspace(  # noqa: PLR0917  all that it depends on
+def _workspace(  # noqa: PLR0917
     wanted: Wanted,
     sandbox_state: SandboxState,
     journal: Path,
@@ -176,7 +175,10 @@ def _workspace(  # noqa: PLR0917  all that it depends on
 
 
 def _post(wanted: Wanted, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack) -> "Registration":
-    from enforcer.approvals.registration import Registration, introduction  # only where somebody may have to be asked
+    from enforcer.approvals.registration import (
+        Registration,
+        introduction,
+    )  # imported only for rules that need approvals
 
     return made.enter_context(contextlib.closing(Registration(introduction(wanted, sandbox_state), journal)))
 
@@ -202,7 +204,7 @@ def _launch(
     empty: "SandboxNamespaces | None",
     gate: worker.Worker,
 ) -> "Sandbox":
-    """Start the sandbox, and keep nothing of what was made for it alone."""
+    """Start the sandbox, and close what was made for it alone."""
     from enforcer.run import launch
 
     try:
@@ -218,7 +220,7 @@ def _launch(
 
 
 def _let_go(gate: worker.Worker) -> None:
-    """Hear its last words, where it has been told of the end, once all else is seen to."""
+    """Wait for the last message of the worker, if it was told of the end, and end it."""
     try:
         gate.see_out()
     finally:
@@ -226,9 +228,11 @@ def _let_go(gate: worker.Worker) -> None:
 
 
 def _kill_rest(resource_limits: "ResourceLimits", sandbox: "Sandbox", ended: "TaskEnd", workspace: "Workspace") -> None:
-    """See that nothing of the task is left, and no mount of what is looked at next."""
+    """Kill the rest of the task, and the mounts of what is inspected next."""
     resource_limits.kill()
-    if ended.status is None or workspace.review:  # or else only what was around it is left, which goes meanwhile
+    if (
+        ended.status is None or workspace.review
+    ):  # otherwise only init and the outermost process are left, and are ending
         sandbox.end()
 
 
@@ -239,10 +243,10 @@ def _finish(
     over: "Callable[[Callable[[], tuple[str, ...]]], tuple[str, ...]]",
     watched: contextlib.ExitStack,
 ) -> tuple[str, ...]:
-    """See to what the task has left, and say by `over` that it has ended; return what is to be said of it.
+    """Process what the task has left, and record its end by `over`; returns notices for the user.
 
-    No signal ends us before what it has made is seen to: that may be there for others to run. What was reviewed is
-    kept, and gathered by who asks for it: nobody has to wait for that, and the gate hears of the end before.
+    No signal ends this process before that: others could execute what a task has left. Reviewed changes are kept, and
+    gathered later by `exeat changes`; the gate gets the end before.
     """
     finish = partial(
         workspace.finish, partial(recorder.changes_kept, started), partial(recorder.protected_changed, started)
@@ -258,16 +262,16 @@ def _check_secrets(wanted: Wanted) -> None:
     if not wanted.policy.secrets:
         return
     from enforcer.run import environment
-    from enforcer.system import linux  # before a command of theirs is run
+    from enforcer.system import linux  # before a command for a secret is run
     from enforcer.worker import credentials
 
-    linux.disable_core_dumps()  # our own environment may have a value; a task may raise what it inherits
+    linux.disable_core_dumps()  # our environment may have a secret; a task may raise an inherited limit
     credentials.check_environment(wanted.policy, environment.given_variables(os.environ, wanted.env, wanted.box))
     credentials.hidden_files(wanted.policy, os.environ, wanted.shown)
 
 
 def _say_where(wanted: Wanted, ended: "TaskEnd") -> None:
-    """Raise UnreachableError for a command that is there, and not in the sandbox."""
+    """Raise UnreachableError for a command that exists on the host, and not in the sandbox."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if code in (_CANNOT_EXECUTE, _NOT_FOUND):
         from enforcer.run.missing_command import explain_missing_command
@@ -308,7 +312,7 @@ def _unwritable(journal: Path, error: JournalWriteError) -> HostError:
     return HostError(said, state.remedy(error))
 
 
-def record_end(  # noqa: PLR0917  all that there is to tell of
+def record_end(  # noqa: PLR0917
     recorder: Recorder,
     gate: worker.Worker,
     started: str,
@@ -316,10 +320,9 @@ def record_end(  # noqa: PLR0917  all that there is to tell of
     seconds: float,
     finish: "Callable[[], tuple[str, ...]]",
 ) -> tuple[str, ...]:
-    """Tell the journal that the task is over and, by `finish`, what it has left; return what that returns.
+    """Record the task's end and, by `finish`, what it has left; returns what `finish` returns.
 
-    Then the gate hears it, in one message that lets it close what is open while the rest is seen to: it is the one
-    that is scraped, so what was told here is counted there.
+    Then the gate gets one message, so that it closes what is open; its metrics include the events recorded here.
     """
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if ended.lost_gate:
@@ -340,10 +343,10 @@ def record_end(  # noqa: PLR0917  all that there is to tell of
 
 
 class UnreachableError(ExeatError):
-    """The command, or what interprets it, is not in the sandbox."""
+    """The command, or its interpreter, is not in the sandbox."""
 
     def __init__(self, text: str, status: int) -> None:
-        """Take what to say, and the status to end with: 126 or 127."""
+        """Take the message, and the exit status: 126 or 127."""
         super().__init__(text)
         self.status = status
 

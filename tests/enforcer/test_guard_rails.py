@@ -233,6 +233,6 @@ def test_commands_that_a_running_task_cannot_be_held_to_are_told(someone, guarde
 def test_the_plan_says_that_programs_are_held(someone, guarded):
     rules = someone.home / "rules.yaml"
     done = someone.exeat("run", "--dry-run", "--rules", rules, "--", "true")
-    assert b"hold each program that it starts, and ask 7 commands of the rules about it" in done.stdout
+    assert b"hold each program start, and match it against 7 `commands` of the rules" in done.stdout
     rules.write_text(OTHERS)
     assert b"hold each program" not in someone.exeat("run", "--dry-run", "--rules", rules, "--", "true").stdout

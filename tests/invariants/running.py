@@ -111,7 +111,7 @@ class Place:
             yield Steps(process)
             _, error = process.communicate(timeout=60)
             assert process.returncode == 0, error
-            assert "the gate stopped" not in error
+            assert "the gate ended unexpectedly" not in error
 
     def scrape(self, port: int, host: str = "127.0.0.1") -> "Scrape":
         """What `--metrics` says, asked from the host's side."""

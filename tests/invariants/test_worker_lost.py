@@ -112,7 +112,7 @@ def test_it_had_given_up_all_that_it_had_no_need_for(lost, place):
 
 def test_the_task_goes_on(lost):
     assert (lost["status"], lost["file"]) == (7, "here")
-    assert "the gate stopped; the task has no network from here on" in lost["error"]
+    assert "the gate ended unexpectedly; the task has no network from now on" in lost["error"]
 
 
 def test_nothing_is_let_out_any_more_and_refused_at_once(lost):

@@ -187,7 +187,7 @@ def test_a_worker_that_is_killed_while_it_holds_ends_the_connection_and_nothing_
     os.kill(worker_of(task), signal.SIGKILL)
     ((seen,), err) = here.done(task)
     assert seen["status"] in {52, 56}  # curl: an empty reply, or a reset
-    assert "the gate stopped" in err
+    assert "the gate ended unexpectedly" in err
     assert here.lab.origin.requests() == []
     until(lambda: waits["id"] not in [each["id"] for each in here.pending()], "the end of its question")
     assert "its task has ended" in here.answer(waits, "approve")

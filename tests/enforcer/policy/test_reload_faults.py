@@ -147,6 +147,6 @@ def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd, mo
         rules.now()
         rules.close()
     [(what, descriptors)] = gate.told
-    assert what == {"rules_rejected": ["rule files can't be reloaded any more: MemoryError: "]}
+    assert what == {"rules_rejected": ["reloading of rule files has failed, so the rules in force stay: MemoryError: "]}
     assert not descriptors
-    assert capfd.readouterr().err.count("can't be reloaded any more") == 1
+    assert capfd.readouterr().err.count("reloading of rule files has failed") == 1

@@ -39,11 +39,11 @@ def test_it_says_what_a_start_executes_and_nothing_is_made(someone):
     made = json.loads(done.stdout)
     assert (said["files"], said["network"]) == (made["files"], made["network"])
     assert [re.sub("/proc/[0-9]+", "/proc/PID", line) for line in said["gate"]] == made["gate"]
-    for line in (*made["wall"], f"a filter of system calls of {made['filter']} instructions"):
+    for line in (*made["wall"], f"a system call filter of {made['filter']} instructions"):
         assert any(each.endswith(line) for each in said["task"]), line
-    assert f"give it the variables {', '.join(made['variables'])}" in said["task"]
+    assert f"set the variables {', '.join(made['variables'])}" in said["task"]
     assert made["hostname"] == "box-3"
-    assert f"call its host {made['hostname']}" in said["task"]
+    assert f"set the host name to {made['hostname']}" in said["task"]
     assert said["task"][-1] == "run make te\\x1bst", "what is said does nothing to a terminal"
     user, uid, gid = made["who"]
     assert (user, uid, gid) == ("root", 0, 0)

@@ -49,7 +49,7 @@ def test_datagrams_wait_for_the_worker_where_a_rule_may_let_them_out_and_are_ref
         udp.bind(("127.0.0.1", 0))
         receiving_socket.shut(udp, ())
         launch._hand_over(
-            SimpleNamespace(gate=ours, given={}, lets_udp_out=lets_out), {"udp": os.dup(udp.fileno())}, None
+            SimpleNamespace(gate=ours, given={}, may_allow_udp=lets_out), {"udp": os.dup(udp.fileno())}, None
         )
         _, (given,) = message.receive(workers, 1)
         with socket.socket(fileno=given) as door:

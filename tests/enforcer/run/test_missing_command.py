@@ -40,9 +40,9 @@ def said(base, name, read_only=()):
     return explain_missing_command(wanted).replace(str(base), "BASE")
 
 
-NOWHERE = "is nowhere on this machine either; install it, or name another in the first line"
+NOWHERE = "does not exist on this machine either; install it, or name another one in the first line"
 HERE = "`BASE/tools/bin/python9` here, which the sandbox does not show; show it with `--read BASE/tools`"
-WINDOWS = "is nowhere: the lines of that file end as Windows has them; save it with LF alone"
+WINDOWS = "does not exist: the file has Windows line ends (CR LF); save it with LF"
 SHOW = "show it with `--read BASE/tools`"
 # the first line of ./sc, and what is said of it
 SCRIPTS = [
@@ -59,8 +59,8 @@ SCRIPTS = [
     ("#!/bin/sh\r", f"the interpreter of `./sc`, `/bin/sh\\r`, {WINDOWS}"),
     ("#!BASE/tools/bin/python9", f"the interpreter of `./sc`, `BASE/tools/bin/python9`, is not shown in the sandbox; {SHOW}"),
     ("#!BASE/desk/link", f"the interpreter of `./sc`, `BASE/desk/link`, leads to {HERE}"),
-    ("#!/usr/bin/env python9", f"`python9`, which `./sc` is to be interpreted by, is {HERE}"),
-    ("#!/usr/bin/env -S x=1 node99 -x", f"`node99`, which `./sc` is to be interpreted by, {NOWHERE}"),
+    ("#!/usr/bin/env python9", f"`python9`, the interpreter of `./sc`, is {HERE}"),
+    ("#!/usr/bin/env -S x=1 node99 -x", f"`node99`, the interpreter of `./sc`, {NOWHERE}"),
     ("#!/\x1b[2Jx", f"the interpreter of `./sc`, `/\\x1b[2Jx`, {NOWHERE}"),
 ]  # fmt: skip
 

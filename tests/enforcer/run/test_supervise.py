@@ -55,7 +55,7 @@ def test_an_init_that_is_gone_ends_it():
         raise init.ProcessGoneError(errno.ECHILD, "gone")
 
     ended = Supervision(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).hear_sandbox()
-    assert (ended.status, ended.failed) == (None, "its first process ended unexpectedly")
+    assert (ended.status, ended.failed) == (None, "its init process ended unexpectedly")
 
 
 def test_a_gate_that_is_gone_when_the_task_ends_is_lost_to_it(capfd):
@@ -78,7 +78,7 @@ def test_a_gate_that_is_gone_when_the_task_ends_is_lost_to_it(capfd):
         os.close(signals)
         os.close(writer)
     assert (ended.status, ended.lost_gate) == (0, True)
-    assert "the gate stopped" in capfd.readouterr().err
+    assert "the gate ended unexpectedly" in capfd.readouterr().err
 
 
 def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
