@@ -1,4 +1,4 @@
-"""Inspection: terminates TLS of connections, and decides each of their HTTP requests.
+"""Inspection: terminates a connection's TLS and decides on each of its HTTP requests.
 
 This module imports only what a handover needs. It imports the engine, and mitmproxy with it, when the first connection
 comes, or a moment after the task has begun: many tasks are over by then. From the handover on, inspection alone closes
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Roots:
-    """The host's trusted certificates (PEM), which servers are verified against: read once, for every sandbox."""
+    """The host's trusted certificates (PEM) for verifying servers; read once, for every sandbox."""
 
     def __init__(self, pem: bytes) -> None:
         self._pem = pem
         self._far: ServerContexts | None = None
 
     def far(self) -> "ServerContexts":
-        """Return what is made of them, once somebody needs it. Raises TrustError."""
+        """Return the TLS contexts for servers, made on first use. Raises TrustError."""
         if self._far is None:
             from proxy.inspection.tls import ServerContexts
 
@@ -52,7 +52,7 @@ class Inspection:
         self._closed = False
 
     def adopt(self, admitted: "Handover") -> None:
-        """Take a connection over."""
+        """Take a connection over from the gate."""
         if self._closed:
             admitted.give_up(None)
         elif self._engine is None:
@@ -62,7 +62,7 @@ class Inspection:
             self._start(self._engine, admitted)
 
     def review(self, admitted: "Handover", decision: "Decision") -> None:
-        """Go on under other rules, which say `decision` to a connection: it, or a request on it, may have to end."""
+        """Apply a new decision to a connection: it, or a request on it, may have to end."""
         if admitted in self._waiting:
             if not decision.outcome.passes:
                 self._waiting.remove(admitted)
@@ -71,7 +71,7 @@ class Inspection:
             self._engine.review(admitted, decision)
 
     def close(self) -> None:
-        """End every connection with a reset, those too that are handed over later. Idempotent."""
+        """Reset every connection, also those handed over later. Idempotent."""
         self._closed = True
         if self._loading is not None:
             self._loading.cancel()
@@ -82,12 +82,12 @@ class Inspection:
             self._engine.close()
 
     def warm(self) -> None:
-        """Begin to import the engine, in a thread: the loop goes on meanwhile. Idempotent."""
+        """Start to import the engine in a thread, while the loop goes on. Idempotent."""
         if self._engine is None and self._loading is None and not self._closed:
             self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def _load(self) -> None:
-        """Import and make the engine, then begin with who waits; without an engine nobody gets through."""
+        """Import and make the engine, then start the waiting connections; if it fails, reset them."""
         try:
             module = await asyncio.to_thread(importlib.import_module, "proxy.inspection.engine")
             engine = module.Engine(self._leaves, self._dialer, self._recorder, self._roots.far())

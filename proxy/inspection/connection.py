@@ -44,7 +44,7 @@ HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, o
 
 
 class InspectedConnection:
-    """A client connection and the connections to the internet that its requests use."""
+    """A client connection and the server connections of its requests."""
 
     def __init__(self, engine: "Engine", admitted: "Handover", place: "WebOrigin") -> None:
         judgement = admitted.judgement
@@ -81,7 +81,7 @@ class InspectedConnection:
         self.kept = 0  # bytes, as far as the room knows
 
     def start(self) -> None:
-        """Begin."""
+        """Start to read."""
         if not self.session.place.tls:
             self._do(self._http.start)
         try:
@@ -93,12 +93,12 @@ class InspectedConnection:
     # --- what links report ---
 
     def received(self, link: Transport[ClientEnd | ServerEnd], data: bytes) -> None:
-        """Have what has come read as HTTP."""
+        """Parse received bytes as HTTP."""
         self._last = time.monotonic()
         self._do(self._http.receive, link.connection, data)
 
     def opened(self, link: Transport[ClientEnd | ServerEnd], problem: str | None) -> None:
-        """Let what is above TLS begin, or report why it can't."""
+        """Start HTTP after the TLS handshake, or report why it failed."""
         connection = link.connection
         if problem is not None:
             connection.can_read = False
@@ -111,14 +111,14 @@ class InspectedConnection:
             self._turn()
 
     def finished(self, link: Transport[ClientEnd | ServerEnd], *, broken: bool) -> None:
-        """Note that a peer has ended its side of TLS, or broken it: then what came may not be all."""
+        """Handle the peer's close_notify, or a TLS error: then the data may be incomplete."""
         connection = link.connection
         connection.cut = connection.cut or broken
         connection.can_read = False
         self._do(self._broken if broken else self._http.receive_end, connection)
 
     def _broken(self, connection: ClientEnd | ServerEnd) -> Begun:
-        """Cut a connection whose TLS broke, before its requests hear of its end."""
+        """Reset a connection whose TLS failed, before its requests see an orderly end."""
         connection.can_write = False
         if type(connection) is ServerEnd:
             connection.over = True
@@ -129,7 +129,7 @@ class InspectedConnection:
         return self._http.receive_end(connection)
 
     def ended(self, link: Transport[ClientEnd | ServerEnd]) -> None:
-        """Note that nothing more comes."""
+        """Handle the end of the peer's data."""
         connection, tls = link.connection, link.tls
         connection.cut = link.cut
         connection.can_read = False
@@ -148,16 +148,16 @@ class InspectedConnection:
             link.reset()
 
     def relieved(self, _link: Transport[ClientEnd | ServerEnd]) -> None:
-        """Go on with what waited for room."""
+        """Continue after a full socket has taken its data."""
         self._do(self._http.settle)
 
     def leaving(self, link: Transport[ClientEnd | ServerEnd]) -> None:
-        """Note that a client has ended its side while people are asked: it waits no more."""
+        """Handle a client that leaves while an approval is pending."""
         if link.connection is self._client:
             self.session.approvals.leave()
 
     def gone(self, link: Transport[ClientEnd | ServerEnd]) -> None:
-        """Forget a socket that is closed; without the client's there is nothing left to do."""
+        """Remove a closed socket; without the client's the connection ends."""
         connection = link.connection
         self.links.remove(link)
         connection.can_read = connection.can_write = False
@@ -172,19 +172,19 @@ class InspectedConnection:
     # --- turns ---
 
     def _do[*A](self, function: "Callable[[*A], Begun]", *arguments: *A) -> None:
-        """Do something now, or behind what there is to do already."""
+        """Run work now, or after the work that is queued."""
         self._http.todo.append((function, arguments))
         self._turn()
 
     def go_on(self) -> None:
-        """Go on with what was put off (Engine.later)."""
+        """Continue with postponed work (Engine.later)."""
         if self._is_put_off:
             self._is_put_off = False
             self._last = time.monotonic()  # nothing was read meanwhile
             self._turn()
 
     def _turn(self) -> None:
-        """Do what there is to do, for as long as a turn takes; the rest waits, and nothing is read meanwhile."""
+        """Run queued work for one turn; the rest waits, and nothing is read meanwhile."""
         idle = not (self._busy or self._over or self._is_put_off)
         if not idle:
             return
@@ -214,7 +214,7 @@ class InspectedConnection:
                 self._http.drop_all()
 
     def _reviewed(self, review: "Sliced[frozenset[str]]", until: float) -> bool:
-        """Go on with a review; returns whether it is through, and not just the turn over."""
+        """Continue a review; returns whether it is complete."""
         while not self._over:
             try:
                 next(review)
@@ -229,7 +229,7 @@ class InspectedConnection:
         return False
 
     def review(self, decision: "Decision") -> None:
-        """Go on under other rules, which say `decision` to the connection; what they deny ends with a reset."""
+        """Apply other rules, whose `decision` on the connection is given; denied requests end with a reset."""
         if self._over or self.session.refused is not None:
             return
         try:
@@ -260,7 +260,7 @@ class InspectedConnection:
             self.abort()
 
     def _balance(self) -> None:
-        """Read only from those whose bytes can leave on the other side, and give a head a while to come."""
+        """Read only from peers whose data can be forwarded, and set the deadline of an incomplete head."""
         if (kept := self._http.weigh(exactly=False)) != self.kept:
             self._engine.room.note(self, kept)
         if (head := self._http.balance()) != self._head:  # it has only so long to come
@@ -268,13 +268,13 @@ class InspectedConnection:
             self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
 
     def weigh(self) -> int:
-        """Return how many bytes are kept here (Room)."""
+        """Return the bytes buffered here (`MemoryQuota`)."""
         return self._http.weigh(exactly=True)
 
     # --- what requests want ---
 
     def decide(self, stream: "Stream") -> bool:
-        """Have a request decided; returns whether it is, and else has it go on later."""
+        """Decide on a request; returns whether that is done, else the request continues later."""
         pending = self._pipeline.decide(stream.request)
         if pending is not None:
             task = asyncio.ensure_future(pending)
@@ -300,11 +300,11 @@ class InspectedConnection:
             raise error
 
     def _watch_out(self, waits: bool) -> None:  # noqa: FBT001  it is called with nothing else
-        """Look out for a client that goes away, as long as people are asked, also where it is not read from."""
+        """Watch for a client that leaves while an approval is pending, also where nothing is read from it."""
         self._client.link.watch_out(on=waits)
 
     def _addresses(self, attempt: "Attempt") -> "Found | Awaitable[Found]":
-        """Return what may be dialed for a request: preferably where a connection is open to."""
+        """Return the addresses to dial for a request, those with an open connection first."""
         policy = self._engine.recorder.sandbox.policy
         for server in self._http.servers:
             address = server.dialled
@@ -313,7 +313,7 @@ class InspectedConnection:
         return self._engine.addresses(policy, attempt)
 
     def open(self, server: ServerEnd) -> None:
-        """Dial the one place there is, at an address that was checked for the request at hand."""
+        """Dial the server at an address that was checked for this request."""
         place = self.session.place
         if server.place != place:
             raise RuntimeError("the router wants to dial somewhere else")
@@ -336,7 +336,7 @@ class InspectedConnection:
             self._count_servers()
 
     def _count_servers(self) -> int:
-        """Count connections to servers, one of which is counted with the client's; return how many there are."""
+        """Count server connections beside the one counted with the client; returns their number."""
         servers = len(self._dials) + sum([not link.client for link in self.links])
         if (beside := max(servers - (not self._over), 0)) != self._counted:
             self._counted = beside
@@ -369,13 +369,13 @@ class InspectedConnection:
             link.shake_hands()
 
     def end_sending(self, connection: ClientEnd | ServerEnd) -> None:
-        """End our half alone."""
+        """End our side only."""
         connection.can_write = False
         if connection.link is not None:
             connection.link.end_sending()
 
     def close(self, connection: ClientEnd | ServerEnd) -> None:
-        """Send what waits, then close; without a client no server is needed either. Idempotent."""
+        """Send buffered data, then close; closing the client also closes the servers. Idempotent."""
         self._end(connection)
         if connection.link is not None:
             connection.link.close()
@@ -394,7 +394,7 @@ class InspectedConnection:
                 connection.link.cut_off()
 
     def _end(self, connection: ClientEnd | ServerEnd) -> None:
-        """Note that a connection is closed by us: nothing more is read of it, not even what has come."""
+        """Mark a connection as closed by us: nothing more is read from it."""
         if type(connection) is ServerEnd:
             connection.over = True
             if call_off := self._dials.pop(connection, None):
@@ -412,20 +412,20 @@ class InspectedConnection:
     # --- the end ---
 
     def abort(self) -> None:
-        """End everything with resets."""
+        """Reset everything."""
         for link in tuple(self.links):
             self._try(link.reset)
         self._finish()
 
     def crashed(self, error: Exception) -> None:
-        """End everything, and say so: what has gone wrong here must not let anything through."""
+        """Reset everything and record a gate error: nothing may pass after an exception."""
         if not self._over:
             self.session.ending = Reason.GATE_ERROR
             self._tell_error(error)
             self.abort()
 
     def overflow(self) -> None:
-        """End with resets: it keeps more than there is room for (Room)."""
+        """Reset everything: it buffers more than the quota allows (`MemoryQuota`)."""
         self.session.ending = Reason.LIMIT_EXCEEDED
         self.abort()
 
@@ -463,7 +463,7 @@ class InspectedConnection:
         self._admitted.closed(up, down, self.session.ending)
 
     def _try[**P](self, step: "Callable[P, None]", *arguments: P.args, **named: P.kwargs) -> None:
-        """Take one step of the end: if it raises, that is recorded, and the next steps are taken all the same."""
+        """Run one step of the end; an exception is recorded, and the next steps still run."""
         try:
             step(*arguments, **named)
         except Exception as error:  # noqa: BLE001  whatever it is

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class End:
-    """One connection of an inspected client, to it or to a server, as the HTTP on it sees it."""
+    """One connection of an inspected client: to the client itself or to a server, as HTTP sees it."""
 
     __slots__ = ("alpn", "can_read", "can_write", "cut", "link", "peername", "place")
     link: "Transport[ClientEnd | ServerEnd] | None"
@@ -49,7 +49,7 @@ class End:
 
 
 class ClientEnd(End):
-    """The connection of a sandbox's client."""
+    """Connection to the client in the sandbox."""
 
     __slots__ = ("codec",)
     link: "Transport[ClientEnd | ServerEnd]"
@@ -61,7 +61,7 @@ class ClientEnd(End):
 
 
 class ServerEnd(End):
-    """A connection to the one place there is on the internet (invariant 3); a client may use many."""
+    """Connection to the server of the checked name (invariant 3); a client may use several."""
 
     __slots__ = (
         "_good_for", "addresses", "authorities", "codec", "dialled", "login", "over", "proven", "relayed",
@@ -87,7 +87,7 @@ class ServerEnd(End):
         self._good_for: tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None = None  # as was checked
 
     def is_good(self, policy: "Policy", attempt: "Attempt", address: "Hop") -> bool:
-        """Whether `policy` lets a request go to the `address` that it leads to."""
+        """Whether `policy` allows a request to the `address` of this connection."""
         key = (policy, attempt.at, attempt.request, attempt.tainted, attempt.granted)
         if self._good_for != key:
             self._good_for = None if policy.check_address(attempt, address) else key
@@ -100,16 +100,16 @@ class ConnectionControl(Protocol):
     links: "list[Transport[ClientEnd | ServerEnd]]"  # their sockets are open
 
     def open(self, server: ServerEnd) -> None:
-        """Dial a server, at an address that was checked for the request at hand."""
+        """Dial a server at an address that was checked for this request."""
 
     def end_sending(self, connection: ClientEnd | ServerEnd) -> None:
-        """End our half alone."""
+        """End our side only."""
 
     def close(self, connection: ClientEnd | ServerEnd) -> None:
-        """Send what waits, then close. Idempotent."""
+        """Send buffered data, then close. Idempotent."""
 
     def reset(self, connection: ClientEnd | ServerEnd, *, at_once: bool = ...) -> None:
-        """Cut a connection; what was sent before is delivered first, unless it is `at_once`."""
+        """Reset a connection; earlier data is delivered first, unless `at_once`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ _OPTIONS: Final = FixedOptions()
 
 
 class LayerContext:
-    """What a layer of mitmproxy is made with: its own context copies all options and makes a connection of its own."""
+    """Context for a layer of mitmproxy, without the copies that mitmproxy's own context makes."""
 
     __slots__ = ("client", "layers", "options", "server")
 
@@ -144,19 +144,19 @@ _numbers = itertools.count(1)
 
 
 def next_key() -> str:
-    """Return what names a new request in this process."""
+    """Return a key for a new request, unique in this process."""
     return f"request {next(_numbers)}"
 
 
 class RequestsRevoked(events.Event):
-    """Other rules are in force, and they don't let these requests (by their keys) out."""
+    """Event: the rules now in force deny the requests with these keys."""
 
     def __init__(self, flows: "frozenset[str]") -> None:
         self.flows = flows
 
 
 class ServerFailure(str):
-    """Why a connection to the internet didn't come about. A string, because that is what mitmproxy's layers pass on."""
+    """Why a server connection failed; a string, as mitmproxy's layers pass that on."""
 
     __slots__ = ("reason",)
     reason: "Reason"
@@ -176,19 +176,19 @@ FIELD: Final = 128  # ... and each field of its head, beside its text
 
 
 class BufferOwner(Protocol):
-    """A connection that keeps something. `kept`: how much as far as was noted (bytes)."""
+    """A connection that buffers data. `kept`: bytes at the last count."""
 
     kept: int
 
     def weigh(self) -> int:
-        """Return how much it keeps now."""
+        """Return the bytes buffered now."""
 
     def overflow(self) -> None:
-        """End: there is no room for what it keeps. It leaves the room with that."""
+        """Reset the connection: the quota is used up."""
 
 
 class MemoryQuota:
-    """One sandbox's room. For one thread."""
+    """Quota of one sandbox's buffered bytes. For one thread."""
 
     __slots__ = ("_keepers", "_most", "kept")
 
@@ -199,18 +199,18 @@ class MemoryQuota:
 
     @property
     def is_tight(self) -> bool:
-        """Whether nothing more should be taken in for who doesn't read."""
+        """Whether to stop reading data for a peer that doesn't read."""
         return self.kept > min(TIGHT, self._most // 2)
 
     def note(self, keeper: BufferOwner, kept: int) -> None:
-        """Take note of how much a connection keeps now; it may have to end for that, or another."""
+        """Set how much a connection buffers now; it or another may be reset."""
         self.kept += kept - keeper.kept
         keeper.kept = kept
         if self.kept > self._most:
             self._make_room()
 
     def leave(self, keeper: BufferOwner) -> None:
-        """Take note that a connection keeps nothing any more. Idempotent."""
+        """Count a connection as buffering nothing. Idempotent."""
         self.kept -= keeper.kept
         keeper.kept = 0
 

@@ -1,4 +1,4 @@
-"""Decides on one request: reads its head, checks it against the connection's name, and asks the policy.
+"""Decides on one request: parses its head, checks it against the connection's host, and asks the policy.
 
 Pure. The name comes from the gate, never from the request, which may only repeat it (invariant 3). The checks that come
 before the rules hold under audit mode too. A WebDAV request that names another path (RFC 4918 section 10.3) is decided
@@ -70,7 +70,7 @@ LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for 
 
 @dataclass(frozen=True, slots=True)
 class RuleInputs:
-    """What the rules of one place look at beyond method and path; what they don't look at is not read."""
+    """What the rules for one host look at beside method and path; the rest is not parsed."""
 
     policy: "Policy"
     requests: bool
@@ -81,7 +81,7 @@ class RuleInputs:
 
     @classmethod
     def of(cls, policy: "Policy", place: WebOrigin) -> "RuleInputs":
-        """Ask a policy."""
+        """Ask a policy what its rules look at."""
         requests, headers, git, people = policy.looks_at(place.target, place.port)
         return cls(policy, requests, headers, git, people, policy.settings.mode is Mode.AUDIT and not git)
 
@@ -156,14 +156,14 @@ def decide(
 def _upgrade(
     sandbox: "SandboxState", head: "Head", asked: "RequestedResource", *, body: bool
 ) -> RequestDecision | None:
-    """Refuse what is no WebSocket's handshake though it says so, and what needs another protocol to go on."""
+    """Deny a malformed WebSocket handshake, and upgrades to other protocols that the request requires."""
     if asked.websocket and not is_handshake(head, body=body):
         return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
     return _foreign(sandbox, head, asked.foreign) if asked.foreign else None
 
 
 def _git(head: "Head", asked: "RequestedResource", looks: RuleInputs) -> GitRequest | None:
-    """Return what a request wants of git. Raises UnclearError where a rule looks at it."""
+    """Return the git operation of a request. Raises UnclearError if a rule looks at it."""
     try:
         return git_request(asked.method, asked.path, request_head.values(head, b"content-type"))
     except request_head.UnclearError:
@@ -173,7 +173,7 @@ def _git(head: "Head", asked: "RequestedResource", looks: RuleInputs) -> GitRequ
 
 
 def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: str) -> Decision:
-    """Decide by the `other` path that a request names, too: the stricter verdict stands."""
+    """Decide on the second path, too; the stricter decision applies."""
     request = attempt.request
     if request is None or not (here.outcome.passes or here.needs_approval):
         return here
@@ -188,9 +188,9 @@ def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: 
 def _judge_push(
     sandbox: "SandboxState", policy: "Policy", attempt: Attempt, push: "Push", *, options: bool
 ) -> "tuple[PushDecision, str]":
-    """Decide on a push whose refs were read, and say what can be done about it where the reason doesn't.
+    """Decide on a push whose refs are parsed; also return advice, if the reason has none.
 
-    `options`: it may have some, because no rule looks at its refs.
+    `options`: it may have push options, because no rule looks at its refs.
     """
     judged = decide_push(policy, attempt, push)
     if options or not push.asks_more or not (judged.decision.outcome.passes or judged.decision.needs_approval):
@@ -199,7 +199,7 @@ def _judge_push(
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "CarriedSecrets") -> bool:
-    """Whether a request may pass, or be asked about, if one of the secrets is in its body that may be."""
+    """Whether a request may be allowed or need approval with one of the secrets that its body may carry."""
     request = attempt.request
     if request is None:
         return False
@@ -208,13 +208,13 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "CarriedSecrets") -> 
 
 
 def misuse(sandbox: "SandboxState", place: WebOrigin, head: "Head") -> str:
-    """Say which secret's placeholder a request has where it doesn't belong; empty: none."""
+    """Return which secret's placeholder is where it doesn't belong; empty: none."""
     carried = None if sandbox.secret_injector is None else _carried(sandbox.secret_injector, place, head)
     return carried.wrong if carried is not None and carried.misused else ""
 
 
 def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDecision:
-    """Refuse a request that goes on in a protocol that nobody here reads: without it, it would come to nothing."""
+    """Deny a request that requires an upgrade to a protocol that can't be inspected."""
     said = (
         f"the request asks to go on as `{protocol}` (`Upgrade`), which can't be inspected; of such, only WebSocket can"
     )
@@ -226,7 +226,7 @@ def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDec
 
 
 def _misplaced(sandbox: "SandboxState", head: "Head", carried: "CarriedSecrets") -> RequestDecision | None:
-    """Refuse what brings a placeholder that can't be replaced: it doesn't belong there, or isn't signed as it says."""
+    """Deny a request whose placeholder can't be replaced: misplaced, withheld, or wrongly signed."""
     if carried.misused:
         return replace(_denied(sandbox, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
     if carried.withheld:
@@ -241,7 +241,7 @@ def _carried(
 
 
 def _why(decision: Decision, credential: str | None, other: str | None) -> str:
-    """Say in words what the reason of a refusal doesn't; of another path no more than that there is one."""
+    """Return the detail of a denial beside its reason; for a second path only that it has one."""
     if decision.reason is Reason.CREDENTIAL_MISMATCH:
         return _mismatch(credential)
     too = "" if other is None or decision.needs_approval else "its `Destination` is decided on as well"
@@ -249,7 +249,7 @@ def _why(decision: Decision, credential: str | None, other: str | None) -> str:
 
 
 def _mismatch(credential: str | None) -> str:
-    """Say what a request carries that rules want a secret of ours in."""
+    """Return which credential a request carries where rules require a secret of Exeat's."""
     if credential == NO_CREDENTIAL:
         return "the request brings no credential"
     if credential:
@@ -260,7 +260,7 @@ def _mismatch(credential: str | None) -> str:
 def _misdirected(
     sandbox: "SandboxState", place: WebOrigin, head: "Head", asked: "RequestedResource", looks: RuleInputs
 ) -> RequestDecision | None:
-    """Refuse what asks for another host or another protocol, or for one thing twice."""
+    """Deny a request for another host or port, or with headers that override its method, path or host."""
     if asked.host != place.target or asked.port != place.port:
         # RFC 9110 section 15.5.20: an HTTP/2 client that coalesced two names asks again on a connection of its own
         http2 = head.version == b"HTTP/2.0"
@@ -293,18 +293,18 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
 
 
 def unclear(sandbox: "SandboxState", head: "Head", problem: request_head.UnclearError) -> RequestDecision:
-    """Return the ruling on what can't be read."""
+    """Return the denial of a request that can't be parsed."""
     return replace(_denied(sandbox, head, problem.reason, str(problem)), advice=problem.advice)
 
 
 def shown(head: "Head") -> tuple[str, str]:
-    """Return the method and the path of an unjudged head for people to read."""
+    """Return method and path of an unparsed head for events."""
     method, path = (part[:LONGEST_SHOWN].decode("utf-8", "replace") for part in (head.method, head.path))
     return method, path
 
 
 def undialled(ruling: RequestDecision, failure: "DialError") -> RequestDecision:
-    """Return the ruling on what the rules let out, and that can't be dialled, or may not after all (invariant 9)."""
+    """Return the denial of an allowed request that can't be dialed, or may not be (invariant 9)."""
     reason = failure.reason
     if reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
         decision = ruling.decision._replace(outcome=Outcome.FAILED, reason=reason)
@@ -317,7 +317,7 @@ def undialled(ruling: RequestDecision, failure: "DialError") -> RequestDecision:
 
 
 def unanswered(sandbox: "SandboxState", ruling: RequestDecision, reason: Reason, detail: str) -> RequestDecision:
-    """Return the ruling on what people were asked about, for what came of that."""
+    """Return the denial of a pending request without an approval."""
     decision = ruling.decision._replace(
         verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=sandbox.policy.revision
     )
@@ -335,7 +335,7 @@ def _denied(
 
 
 def attempts_of(ruling: "RequestDecision") -> "tuple[Attempt, ...]":
-    """Return all that the rules were asked about a request: one attempt, or one a ref of a push."""
+    """Return the attempts of a request: one, or one a ref of a push."""
     if ruling.pushed is not None:
         return ruling.pushed.attempts
     return () if ruling.attempt is None else (ruling.attempt,)
@@ -344,7 +344,7 @@ def attempts_of(ruling: "RequestDecision") -> "tuple[Attempt, ...]":
 def standing(
     sandbox: "SandboxState", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None"
 ) -> "Sliced[ReviewResult]":
-    """Return what the rules say by now to a request, a ref of a push in a slice. `leads_to`: where it was sent."""
+    """Decide again on a request under way, one ref of a push in a slice. `leads_to`: where it was sent."""
     policy, today = sandbox.policy, sandbox.calendar.today()
     limits: dict[tuple[str, Limits], None] = {}
     scans: list[Scan] = []

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """Inspects the connections of one sandbox. For one thread, within its running loop."""
+    """Engine of one sandbox's inspected connections. For one thread, within its running loop."""
 
     def __init__(
         self, leaves: "LeafCertificates", dialer: "Dialer", recorder: "Recorder", trusted: ServerContexts
@@ -61,15 +61,15 @@ class Engine:
 
     @property
     def login(self) -> "Login | None":
-        """What the upstream proxy is told about who we are."""
+        """Login for the upstream proxy, if there is one."""
         return self._dialer.login
 
     def extra_sockets(self) -> ExtraSockets:
-        """Return what counts the connections to servers beside one, of one client."""
+        """Return the counter of a client's extra server connections."""
         return ExtraSockets(self._dialer.descriptors)
 
     def adopt(self, admitted: "Handover") -> None:
-        """Take a connection over. Whatever this raises, nothing was begun."""
+        """Take a connection over. If this raises, nothing was started."""
         place = place_of(admitted)
         host = admitted.shown_host
         if not place.tls or self._leaves.is_fresh(host):
@@ -81,7 +81,7 @@ class Engine:
             admitted.give_up(Reason.LIMIT_EXCEEDED)
 
     def _go_on(self, admitted: "Handover", place: WebOrigin, problem: str) -> None:
-        """Begin with a connection that has waited for its certificate, or end it where there is none. Never raises."""
+        """Start a connection whose certificate is there, or end it if there is none. Never raises."""
         if self._expected.pop(admitted.event, None) is None:  # it is over already
             return
         try:
@@ -101,7 +101,7 @@ class Engine:
             self._round = self.loop.call_later(EVERY, self._go_round)
 
     def review(self, admitted: "Handover", decision: "Decision") -> None:
-        """Go on with a connection under other rules, which say `decision` to it."""
+        """Apply other rules, whose `decision` on the connection is given."""
         if connection := self._connections.get(admitted.event):
             connection.review(decision)
         elif admitted.event in self._expected and not decision.outcome.passes:
@@ -109,7 +109,7 @@ class Engine:
             admitted.give_up(decision.reason)
 
     def later(self, connection: InspectedConnection) -> None:
-        """Have a connection go on with what it has put off after everybody else's turn: one of a sandbox's each."""
+        """Continue a connection's postponed work after the turns of all others."""
         self._later[connection] = None
         self._call_one()
 
@@ -128,14 +128,14 @@ class Engine:
         connection.go_on()  # crashes by itself, and puts off again by itself
 
     def forget(self, connection: InspectedConnection) -> None:
-        """Note that a connection is over."""
+        """Remove a connection that has ended."""
         if self._connections.get(connection.session.cause) is connection:
             del self._connections[connection.session.cause]
         self.room.leave(connection)
         self._later.pop(connection, None)
 
     def close(self) -> None:
-        """End every connection with a reset."""
+        """Reset every connection."""
         if self._round is not None:
             self._round.cancel()
         expected, self._expected = self._expected, {}
@@ -145,7 +145,7 @@ class Engine:
             connection.abort()
 
     def _go_round(self) -> None:
-        """Have each look at the time: one timer for all of them, and none while there are none."""
+        """Check the deadlines of all connections: one timer, and none without connections."""
         self._round = None
         now = time.monotonic()
         for connection in list(self._connections.values()):
@@ -157,7 +157,7 @@ class Engine:
             self._round = self.loop.call_later(EVERY, self._go_round)
 
     def addresses(self, policy: "Policy", attempt: "Attempt") -> "Found | Awaitable[Found]":
-        """Return where an attempt may be dialled to, or why nowhere: at once if that is known."""
+        """Look up the addresses to dial for an attempt, or the error; at once if known."""
         try:
             known = self._dialer.known(policy, attempt)
         except DialError as failure:
@@ -182,7 +182,7 @@ class Engine:
         port: int,
         done: "Callable[[socket.socket | DialError, Hop | None], None]",
     ) -> "Callable[[], None] | None":
-        """Connect, within a time; returns how to call it off. What is there at once `done` is told at once."""
+        """Connect within a timeout; returns a function that cancels. `done` may be called before this returns."""
 
         def too_late() -> None:
             connecting.cancel()
@@ -206,7 +206,7 @@ class Engine:
 
 
 def place_of(admitted: "Handover") -> WebOrigin:
-    """Return where a connection leads. Raises ValueError for what is not inspected."""
+    """Return the origin of a connection. Raises ValueError if it is not inspected."""
     attempt = admitted.judgement.attempt
     if attempt.protocol not in (Protocol.TLS, Protocol.HTTP):
         raise ValueError(f"{attempt.protocol} is not inspected")

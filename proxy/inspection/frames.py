@@ -1,4 +1,4 @@
-"""Limits HTTP/2 frames that cost work and bring nothing, for each peer.
+"""Limits HTTP/2 frames that cost work without progress, for each peer.
 
 Most denials of service by HTTP/2 are frames that are cheap to send and say nothing: SETTINGS and PING that want an
 answer (CVE-2019-9512, -9515), empty DATA (CVE-2019-9518), PRIORITY (CVE-2019-9513), resets and what makes us reset
@@ -48,7 +48,7 @@ _KNOWN: Final = frozenset(int(code) for code in SettingCodes)
 
 
 class FrameBudget:
-    """An account of frames."""
+    """Token bucket of frames without progress."""
 
     __slots__ = ("_left", "_since")
 
@@ -57,11 +57,11 @@ class FrameBudget:
         self._since = time.monotonic()
 
     def earn(self, frames: float) -> None:
-        """Note what moves something on. Nobody saves more than they begin with."""
+        """Add to the budget for frames with progress, up to its initial size."""
         self._left = min(self._left + frames, PATIENCE)
 
     def spend(self) -> bool:
-        """Note what brings nothing; returns whether that is still to be borne with."""
+        """Take one frame from the budget; returns False if it is used up."""
         if self._left < 1.0:
             now = time.monotonic()
             self.earn((now - self._since) * REGAINED)
@@ -73,7 +73,7 @@ class FrameBudget:
 
 
 class BoundedFrames(FrameBuffer):
-    """h2's buffer, with sizes: h2 keeps 16 MB of a frame before it finds it too long, and 64 pieces of a head."""
+    """h2's frame buffer with size limits: h2 buffers 16 MB of a frame, and 64 pieces of a header block."""
 
     def __next__(self) -> "Frame":
         if len(self._data) >= _TYPE_AT and int.from_bytes(self._data[:_TYPE_AT]) > self.max_frame_size:
@@ -89,7 +89,7 @@ class BoundedFrames(FrameBuffer):
 
     @property
     def size(self) -> int:
-        """How many bytes came that are no whole frame, or no whole block of fields, yet."""
+        """Bytes buffered of an incomplete frame or header block."""
         pieces = self._headers_buffer
         return len(self._data) + (sum([len(piece.data) for piece in pieces]) if pieces else 0)
 
@@ -116,7 +116,7 @@ class BoundedFrames(FrameBuffer):
             yield data[start:]
 
     def in_fields(self) -> bool:
-        """Whether a block of fields has begun and isn't whole."""
+        """Whether a header block is incomplete."""
         return bool(self._headers_buffer) or (len(self._data) > _TYPE_AT and self._data[_TYPE_AT] in _FIELDS)
 
 
@@ -127,7 +127,7 @@ _FIELDS: Final = frozenset({HeadersFrame.type, 0x09})  # ... and CONTINUATION
 
 @dataclass
 class MalformedMessage(h2.events.Event):
-    """A message that breaks the rules of HTTP: an error of its stream, and of no other (RFC 9113 section 8.1.1)."""
+    """Event: a malformed message, an error of its stream only (RFC 9113 section 8.1.1)."""
 
     stream_id: int
     problem: str
@@ -140,7 +140,7 @@ class TrimmingDecoder(Decoder):
     """
 
     def decode(self, data: bytes, raw: bool = False) -> "Iterable[HeaderTuple]":  # noqa: FBT001, FBT002  hpack's own
-        """Return the fields of a block, each of which costs h2 much. Raises OversizedHeaderListError for too many."""
+        """Return the fields of a header block. Raises OversizedHeaderListError for too many."""
         fields = [
             field.__class__(field[0], field[1].strip(b" \t")) if _is_blank_around(field) else field
             for field in super().decode(data, raw)
@@ -156,9 +156,9 @@ def _is_blank_around(field: "HeaderTuple") -> bool:
 
 
 class BoundedH2Connection(BufferedH2Connection):
-    """h2's state of a connection whose peer is borne with only so long.
+    """h2 connection state with limits on what its peer may send.
 
-    h2 ends the connection over a message that breaks the rules of HTTP; here that message alone is `MalformedMessage`.
+    For a malformed message h2 ends the connection; here it only ends the stream (`MalformedMessage`).
     """
 
     incoming_buffer: BoundedFrames
@@ -173,7 +173,7 @@ class BoundedH2Connection(BufferedH2Connection):
         self._to_credit = 0  # bytes that credit is due for: twice what was sent, for a stream and for all
 
     def receive_data(self, data: bytes) -> "list[Event]":
-        """Take what has come, in pieces."""
+        """Parse received bytes, in pieces."""
         events: list[Event] = []
         for at in range(0, len(data), PIECE):
             events += super().receive_data(data[at : at + PIECE])
@@ -253,14 +253,14 @@ class BoundedH2Connection(BufferedH2Connection):
 
 
 def _says_no_length(event: "Event") -> bool:
-    """Whether a length in a response's head is none of its body: h2 would hold what comes to it."""
+    """Whether a response's Content-Length doesn't apply to its body, which h2 would check."""
     return isinstance(event, InformationalResponseReceived) or (
         isinstance(event, ResponseReceived) and dict(event.headers).get(b":status") == b"304"
     )
 
 
 def brings_nothing(frame: "Frame") -> bool:
-    """Whether a frame is neither part of a message nor the end of one."""
+    """Whether a frame is neither part of a message nor its end."""
     if isinstance(frame, DataFrame):
         return not frame.data and "END_STREAM" not in frame.flags
     return not isinstance(frame, HeadersFrame)

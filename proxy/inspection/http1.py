@@ -1,4 +1,4 @@
-"""HTTP/1 codecs for both sides, without I/O: bytes in by `receive`, events out by `next_event`, as in h11.
+"""HTTP/1 codecs for client and server, without I/O: `receive` takes bytes, `next_event` returns events, as in h11.
 
 A head is read in one strict way (`http1_heads`); heads, chunk lines and trailers have limits, and a cut is no end. A
 codec reads the next head only when it is asked for its next event, never while it writes. States:
@@ -76,7 +76,7 @@ class State(Enum):
 
 
 class Misread(Exception):  # noqa: N818  what is refused, and no fault of ours
-    """A request that can't be read: where its body ends is anybody's guess, so nothing behind it is read."""
+    """Event: a request that can't be parsed; nothing after it is read, as its end is unknown."""
 
     def __init__(self, head: Head, problem: UnclearError, *, http2: bool = False) -> None:
         """`http2`: the client speaks HTTP/2, in the clear."""
@@ -87,11 +87,11 @@ class Misread(Exception):  # noqa: N818  what is refused, and no fault of ours
 
 
 class ClientEnded(HttpEvent):
-    """A client has ended its side behind a whole request, and may still wait for the answer."""
+    """Event: the client has ended its side after a complete request, and may wait for the response."""
 
 
 class Codec:
-    """What both directions share."""
+    """Base of both codecs."""
 
     in_front: bool  # with a task's client, or behind, with a server
     stream_id: int | None  # of the request at hand
@@ -116,7 +116,7 @@ class Codec:
         self._sent_trailers: http.Headers | None = None  # to be sent after the last chunk
 
     def receive(self, data: bytes) -> None:
-        """Take what has come. All events have to be taken before the next."""
+        """Add received bytes. Take all events before the next call."""
         state = self.state
         if state is State.DONE:
             return
@@ -128,13 +128,13 @@ class Codec:
             self.buf += data
 
     def stop(self) -> None:
-        """Read nothing more, not even what has come: the connection is being closed."""
+        """Stop reading, also bytes already received: the connection closes."""
         self.state = State.DONE
         self.found.clear()
         self.buf = Buffer()
 
     def next_event(self) -> HttpEvent | None:
-        """Return what has come next; None: that isn't there yet, or there is nothing more (DONE). Raises Misread."""
+        """Return the next event; None: incomplete, or nothing more (DONE). Raises Misread."""
         if self.found:
             return self.found.popleft()
         state = self.state
@@ -150,7 +150,7 @@ class Codec:
         raise NotImplementedError
 
     def _begin_body(self, size: int | None, *, lenient: bool) -> None:
-        """Read a body of `size` bytes next; None: in chunks, -1: until the connection ends."""
+        """Read a body of `size` bytes next; None: chunked, -1: until the connection ends."""
         self.state = State.BODY
         self._chunks = Chunks(lenient=lenient) if size is None else None
         self._size = self._left = maxsize if size == -1 else size or 0
@@ -171,7 +171,7 @@ class Codec:
         return None if self._left else self._end_message()
 
     def _next_of_chunks(self, chunks: Chunks, stream_id: int) -> HttpEvent | None:
-        """Return the next of a chunked body. Raises h11.RemoteProtocolError."""
+        """Return the next event of a chunked body. Raises h11.RemoteProtocolError."""
         part = chunks(self.buf)
         if isinstance(part, h11.Data):
             return self._data(stream_id, bytes(part.data))
@@ -185,7 +185,7 @@ class Codec:
         return self._trailers(stream_id, http.Headers(chunks.trailers)) if chunks.trailers else self._end_message()
 
     def _check_end(self) -> None:
-        """Let a body end with its connection, or raise h11.RemoteProtocolError."""
+        """Check that a body may end with its connection. Raises h11.RemoteProtocolError."""
         if self._cut:
             raise h11.RemoteProtocolError("the connection was cut")
         if self._chunks is not None:
@@ -203,7 +203,7 @@ class Codec:
         return self._error(self.stream_id, problem, self._error.code)
 
     def _end_message(self) -> HttpEvent:
-        """Go on with what comes next: whoever hears of the end may begin another exchange."""
+        """Continue after the end of a message; the receiver of that event may start the next exchange."""
         assert self.stream_id is not None
         end = self._end(self.stream_id)
         if self.in_front:
@@ -221,7 +221,7 @@ class Codec:
         return self._data(self.stream_id, piece) if piece else None
 
     def _go_on(self) -> None:
-        """Go on behind a message that is whole: wait for the other, or end, or read the next."""
+        """Continue after a complete message: wait for the other side, end, or read the next."""
         asked, answer = self.request, self.response
         if not (self.request_done and self.response_done) or asked is None or answer is None:
             self.state = State.WAIT if self.request_done is self.in_front else self.state
@@ -238,13 +238,13 @@ class Codec:
             self.stream_id = self.stream_id + 2 if self.in_front and self.stream_id is not None else None
 
     def _last_chunk(self) -> bytes:
-        """Return what ends a body that is sent in chunks, with the trailers that came."""
+        """Return the last chunk with the trailers."""
         trailers = self._sent_trailers
         return b"0\r\n%b\r\n" % (bytes(trailers) if trailers else b"")
 
 
 class FrontHttp1(Codec):
-    """HTTP/1 with a task's client."""
+    """HTTP/1 codec for the client."""
 
     in_front = True
     stream_id: int = 1
@@ -277,12 +277,12 @@ class FrontHttp1(Codec):
             self.found.append(left)
 
     def give_up(self) -> Misread:
-        """Stop, and return why a client is refused that waits for its server to speak first."""
+        """Stop; returns the error for a client that waits for its server to speak first."""
         self.state = State.DONE
         return Misread(NOTHING, UnclearError(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
 
     def _next_head(self) -> HttpEvent | None:
-        """Read the next request's head, or refuse it."""
+        """Parse the next request's head, or reject it."""
         if not self.buf:
             if self.ended:
                 self.state = State.DONE  # everything that was asked for is answered
@@ -307,7 +307,7 @@ class FrontHttp1(Codec):
         return RequestHeaders(self.stream_id, head, end_stream=size == 0)
 
     def send(self, event: HttpEvent) -> bytes:
-        """Return a part of a response as it is sent."""
+        """Return the bytes of a part of a response."""
         assert event.stream_id == self.stream_id
         kind = type(event)
         if kind is ResponseData:
@@ -330,12 +330,12 @@ class FrontHttp1(Codec):
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing of a response was sent, or all of it: then a connection may just end."""
+        """Whether none or all of a response was sent, so that the connection may just end."""
         return (self.response is None or self.response_done) and self.state is not State.PIPE
 
 
 class BackHttp1(Codec):
-    """HTTP/1 with a server."""
+    """HTTP/1 codec for a server."""
 
     in_front = False
     stream_id: int | None = None
@@ -346,7 +346,7 @@ class BackHttp1(Codec):
         self._informed = 0  # informational responses before the one that is waited for
 
     def receive_end(self, *, cut: bool) -> None:
-        """Take note that nothing more comes. `cut`: by a reset, or without TLS's ending."""
+        """Handle the end of the data. `cut`: by a reset, or without TLS's close_notify."""
         state, self.ended, self._cut = self.state, True, cut
         if state is State.PIPE:
             assert self.stream_id is not None
@@ -359,7 +359,7 @@ class BackHttp1(Codec):
                 self.found.append(self._break_off(f"server closed connection{where}"))
 
     def _next_head(self) -> HttpEvent | None:
-        """Read heads up to the final one."""
+        """Parse heads up to the final one."""
         if not self.buf:
             return None
         if self.request is None or self.stream_id is None:
@@ -381,7 +381,7 @@ class BackHttp1(Codec):
         return self.found.popleft() if self.found else None
 
     def send(self, event: HttpEvent) -> bytes:
-        """Return a part of a request as it is sent."""
+        """Return the bytes of a part of a request."""
         kind = type(event)
         if kind is RequestHeaders:
             return self._send_head(event)  # type: ignore[arg-type]
@@ -418,7 +418,7 @@ class BackHttp1(Codec):
 
 
 def _framed(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
-    """Return the fields of an HTTP/2 request that a body follows, so that it has an end: HTTP/2 has ends of its own."""
+    """Return an HTTP/2 request's fields with a length or chunked coding for HTTP/1."""
     names = {name.lower() for name, _ in fields}
     if b"content-length" in names:
         return fields
@@ -427,7 +427,7 @@ def _framed(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
 
 
 def _as_http1(authority: bytes, fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
-    """Return the fields of an HTTP/2 request as HTTP/1 has them: with a `Host`, and one `Cookie` (RFC 9113 8.2.3)."""
+    """Return an HTTP/2 request's fields for HTTP/1: with `Host`, and one `Cookie` (RFC 9113 section 8.2.3)."""
     if authority and not any(name.lower() == b"host" for name, _ in fields):
         fields = ((b"Host", authority), *fields)
     cookies = [value for name, value in fields if name.lower() == b"cookie"]

@@ -1,4 +1,4 @@
-"""HTTP/2 for both sides: mitmproxy's layers, with flow control that follows the other side, and with limits.
+"""HTTP/2 for client and server: mitmproxy's layers with end-to-end flow control and limits.
 
 mitmproxy opens every window to two gigabytes and gives credit at once, so a client that stops reading one stream would
 have the whole download kept here. Here a stream's credit (RFC 9113 section 5.2) is withheld while what it brings can't
@@ -66,11 +66,11 @@ RESETS: Final = 200  # more than its whole requests a client may not break off: 
 
 
 class Checkpoint(commands.Command):
-    """A point in the middle of long work: the connection may go on from here in its next turn (`slices`)."""
+    """A point in long work where a turn may end and the work continue in the next (`slices`)."""
 
 
 class Windowed(BoundedH2Connection):
-    """h2's state of a connection, with windows of a size that can be kept."""
+    """h2 connection state with bounded flow-control windows."""
 
     def __init__(self, config: "H2Configuration", stream: int, connection: int) -> None:
         super().__init__(config)
@@ -81,7 +81,7 @@ class Windowed(BoundedH2Connection):
         self.local_settings.acknowledge()  # or it would send the old ones
 
     def initiate_connection(self) -> None:
-        """Send the preface, and open the connection's window as far as it goes."""
+        """Send the preface, and open the connection's window to its maximum."""
         h2.connection.H2Connection.initiate_connection(self)
         self.increment_flow_control_window(self._connection_window - self.inbound_flow_control_window)
 
@@ -92,7 +92,7 @@ class Windowed(BoundedH2Connection):
         end_stream: bool = False,  # noqa: FBT001, FBT002  h2's own
         pad_length: None = None,
     ) -> None:
-        """Send, or keep until there is credit; small pieces as one, or each would take a hundred times what it is."""
+        """Send data, or buffer it until the window opens; small pieces are joined."""
         if len(data) <= self.max_outbound_frame_size:  # else it comes here again in pieces
             self._kept += len(data)
         waiting = self.stream_buffers.get(stream_id)
@@ -109,18 +109,18 @@ class Windowed(BoundedH2Connection):
 
     @property
     def kept(self) -> int:
-        """How many bytes wait for the peer's credit, at most: of a stream that was broken off they may still count."""
+        """Upper bound of the bytes that wait for the peer's window."""
         if not self.stream_buffers:
             self._kept = 0
         return self._kept
 
     def weigh(self) -> int:
-        """Return exactly how many bytes wait for the peer's credit."""
+        """Return the exact number of bytes that wait for the peer's window."""
         self._kept = sum(len(piece.data) for waiting in self.stream_buffers.values() for piece in waiting)
         return self._kept
 
     def spare_the_others(self) -> None:
-        """Give what credit there is for the connection when that is used up: h2 looks only when a stream gets some."""
+        """Flush streams when the connection's window opens, which h2 does only for a stream's own window."""
         if self.inbound_flow_control_window == 0:
             given = self._inbound_flow_control_window_manager.process_bytes(0)
             if given:
@@ -129,7 +129,7 @@ class Windowed(BoundedH2Connection):
                 self._prepare_for_sending([frame])
 
     def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
-        """Break a stream off; where the other side was cut, only behind what came before and waits for credit."""
+        """Reset a stream; after a reset of the other side, send earlier data first."""
         if error_code == h2.errors.ErrorCodes.INTERNAL_ERROR and self.waits(stream_id):
             self._cut[stream_id] = error_code
         else:
@@ -137,23 +137,23 @@ class Windowed(BoundedH2Connection):
             super().reset_stream(stream_id, error_code)
 
     def stream_window_updated(self, stream_id: int) -> bool:
-        """Send what waited for the credit that came."""
+        """Send the data that waited for this window."""
         sent = super().stream_window_updated(stream_id)
         if self._cut and not self.waits(stream_id) and (code := self._cut.pop(stream_id, None)) is not None:
             super().reset_stream(stream_id, code)
         return sent
 
     def waits(self, stream_id: int) -> bool:
-        """Whether something for this stream waits for the peer's credit."""
+        """Whether data of this stream waits for the peer's window."""
         return bool(self.stream_buffers.get(stream_id))
 
     def has_ended(self, stream_id: int) -> bool:
-        """Whether both sides have come to their end of a stream, and it isn't closed because one broke it off."""
+        """Whether both sides of a stream have ended in order, without a reset."""
         return self._stream_is_closed_by_end(stream_id)
 
 
 class Leaving(Windowed):
-    """... and where what is under way goes on behind a farewell (RFC 9113 section 6.8), a server's or a client's."""
+    """h2 connection state where streams under way continue after a GOAWAY (RFC 9113 section 6.8)."""
 
     def _receive_goaway_frame(self, frame: "GoAwayFrame") -> "tuple[list[Frame], list[h2.events.Event]]":
         if frame.error_code != h2.errors.ErrorCodes.NO_ERROR:
@@ -164,7 +164,7 @@ class Leaving(Windowed):
 
 
 class _Http2(Http2Connection):
-    """What both directions share."""
+    """Base of both HTTP/2 layers."""
 
     h2_conn: Windowed
     stuck: "Callable[[int], bool]"  # of a stream, by its id here: whether what it brings can't leave on the other side
@@ -196,7 +196,7 @@ class _Http2(Http2Connection):
         return "_handle_event" in self.__dict__
 
     def return_credit(self) -> "CommandGenerator[None]":
-        """Give a peer the credit that was withheld for what has left since."""
+        """Send window updates for data that was forwarded meanwhile."""
         if self.is_done:  # h2 would refuse it
             self.withheld.clear()
             return
@@ -227,7 +227,7 @@ class _Http2(Http2Connection):
         return False
 
     def break_off(self, event: MalformedMessage) -> "CommandGenerator[None]":
-        """End the one stream whose message breaks the rules of HTTP (RFC 9113 section 8.1.1)."""
+        """Reset the one stream of a malformed message (RFC 9113 section 8.1.1)."""
         if not self.is_closed(event.stream_id):
             self.h2_conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
         if self.streams.pop(event.stream_id, None) is not None:
@@ -236,7 +236,7 @@ class _Http2(Http2Connection):
 
 
 class FrontHttp2(_Http2, Http2Server):
-    """HTTP/2 with a task's client."""
+    """HTTP/2 for the client."""
 
     def __init__(self, session: "Session", client: "ClientEnd", stuck: "Callable[[int], bool]") -> None:
         super().__init__(LayerContext(client))  # type: ignore[arg-type]  # what layers read of one
@@ -253,19 +253,19 @@ class FrontHttp2(_Http2, Http2Server):
             self._answered[event.stream_id] = TAKEN_IN
 
     def _is_sending(self, stream_id: int) -> bool:
-        """Whether a client has its whole answer and hasn't ended its request."""
+        """Whether a client has its whole response but is still sending its request."""
         stream = self.h2_conn.streams.get(stream_id)
         return stream is not None and stream.state_machine.state is h2.stream.StreamState.HALF_CLOSED_LOCAL
 
     def _stop_upload(self, stream_id: int) -> "CommandGenerator[None]":
-        """Ask a client that is still sending to stop: its answer is complete (RFC 9113 section 8.1)."""
+        """Ask a client to stop sending: its response is complete (RFC 9113 section 8.1)."""
         if self._is_sending(stream_id):
             self.h2_conn.reset_stream(stream_id, h2.errors.ErrorCodes.NO_ERROR)
             self.streams.pop(stream_id, None)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
 
     def _take_in(self, event: h2.events.DataReceived) -> "CommandGenerator[None]":
-        """Count what comes behind an answer, and stop it where it is too much."""
+        """Count request data after a complete response, and stop it if that is too much."""
         self._answered[event.stream_id] -= event.flow_controlled_length
         if self._answered[event.stream_id] <= 0:
             del self._answered[event.stream_id]
@@ -306,7 +306,7 @@ class FrontHttp2(_Http2, Http2Server):
         return over
 
     def _begin(self, event: h2.events.RequestReceived) -> "CommandGenerator[None]":
-        """Have a request decided; whatever its head lacks, or says wrongly, is found there."""
+        """Decide on a request, which also finds what its head lacks."""
         pseudo, headers = split_pseudo_headers(event.headers)
         method, scheme, authority, path = (pseudo.pop(name, b"") for name in _PSEUDO)
         head = Head(b"HTTP/2.0", method, scheme, authority, path, headers.fields)
@@ -317,14 +317,14 @@ class FrontHttp2(_Http2, Http2Server):
         yield ReceiveHttp(RequestHeaders(event.stream_id, head, end_stream=bool(event.stream_ended)))
 
     def break_off(self, event: MalformedMessage) -> "CommandGenerator[None]":
-        """Refuse a request that can't be decided, or break off one that was."""
+        """Reject an undecided request, or reset a decided one."""
         if event.stream_id in self.streams:
             yield from super().break_off(event)
         else:
             yield from self._refuse(event.stream_id, NOTHING, UnclearError(event.problem))
 
     def _refuse(self, stream_id: int, head: Head, problem: UnclearError) -> "CommandGenerator[None]":
-        """Answer a request whose head can't be read; the others of its connection go on."""
+        """Answer a request whose head can't be parsed; other streams go on."""
         page = self.session.misread(head, problem)
         if self.is_open_for_us(stream_id):
             fields = [(name.lower(), value) for name, value in page.headers]
@@ -336,7 +336,7 @@ class FrontHttp2(_Http2, Http2Server):
 
 
 class BackHttp2(_Http2, Http2Client):
-    """HTTP/2 with a server."""
+    """HTTP/2 for a server."""
 
     draining = False  # it takes no more requests
     our_stream_id: dict[int, int]
@@ -368,24 +368,24 @@ class BackHttp2(_Http2, Http2Client):
             self._forget()
 
     def _turn_away(self) -> None:
-        """Have those that still wait for their turn told that there is none: mitmproxy would have them wait on."""
+        """Fail streams that wait for their turn after a GOAWAY; mitmproxy would let them wait."""
         self._turned_away += self.stream_queue
         self.stream_queue.clear()
 
     def close_connection(self, msg: str) -> "CommandGenerator[None]":
-        """End it, for all that use it."""
+        """End the connection for all its streams."""
         self._turn_away()
         yield from super().close_connection(msg)
 
     def _forget(self) -> None:
-        """Drop the ids of streams that are over: mitmproxy keeps those of a connection's whole life."""
+        """Drop the ids of ended streams, which mitmproxy would keep."""
         _ = self.h2_conn.open_outbound_streams  # h2 drops its own then
         going_on = self.h2_conn.streams.keys() | self.streams.keys()
         self.our_stream_id = {theirs: ours for theirs, ours in self.our_stream_id.items() if ours in going_on}
         self.their_stream_id = {ours: theirs for theirs, ours in self.our_stream_id.items()}
 
     def waits(self, theirs: int) -> bool:
-        """Whether something of a client's stream waits for the server's credit."""
+        """Whether data of a client's stream waits for the server's window."""
         ours = self.our_stream_id.get(theirs)
         return theirs in self.stream_queue or (ours is not None and self.h2_conn.waits(ours))
 
@@ -406,7 +406,7 @@ class BackHttp2(_Http2, Http2Client):
     def _answered(
         self, event: h2.events.InformationalResponseReceived | h2.events.ResponseReceived
     ) -> "CommandGenerator[None]":
-        """Pass on the head of a response, informational or final, as mitmproxy does with final ones."""
+        """Forward the head of a response, informational or final."""
         if self.streams.get(event.stream_id) is not StreamState.EXPECTING_HEADERS:
             return  # broken off meanwhile
         pseudo, headers = split_pseudo_headers(event.headers)
@@ -426,7 +426,7 @@ class BackHttp2(_Http2, Http2Client):
         yield ReceiveHttp(ResponseHeaders(event.stream_id, response, ended))
 
     def _drain(self, last: int) -> "CommandGenerator[None]":
-        """Let what the server has taken on come to its end."""
+        """Let streams that the server has accepted finish."""
         self.draining = True
         self._turn_away()
         for stream_id in [stream for stream in self.streams if stream > last]:

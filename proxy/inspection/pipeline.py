@@ -64,12 +64,12 @@ STAGES: Final[tuple[type[Stage], ...]] = (
 
 @lru_cache(maxsize=1024)
 def stages_for(needs: Needs) -> "tuple[type[Stage], ...]":
-    """Return those of the stages that have a part in such requests, in their order."""
+    """Return the stages that such requests need, in their order."""
     return tuple(stage for stage in STAGES if stage.needed(needs))
 
 
 class Pipeline:
-    """Takes the requests of one session through all that comes before they are sent."""
+    """Takes the requests of one session through every step before they are sent."""
 
     def __init__(
         self, session: "Session", addresses: "Callable[[Attempt], Found | Awaitable[Found]]", *, holds: bool = True
@@ -98,7 +98,7 @@ class Pipeline:
         return self._resolve(request, ruling)
 
     def _ruled(self, request: "RequestContext") -> "RequestDecision | None":
-        """Decide by what was read; None: more of it has to be."""
+        """Decide on what was read; None: more of the body is needed."""
         session, held = self._session, request.held
         read = (held.push, held.content) if held is not None and held.problem is None else (None, None)
         ruling = session.rule(request, push=read[0], content=read[1])
@@ -125,7 +125,7 @@ class Pipeline:
         return ruling
 
     async def _ask(self, request: "RequestContext", ruling: "RequestDecision", asking: "ApprovalsClient") -> None:
-        """Ask people, until what they say, or the rules by then, decide."""
+        """Submit approval requests until the answers, or the rules by then, decide."""
         session = self._session
         waiting = session.approvals.begin(request, ruling, asking)
         while ruling.decision.needs_approval:
@@ -155,7 +155,7 @@ class Pipeline:
             await pending
 
     async def _judge_ahead(self, request: "RequestContext") -> None:
-        """Decide again on the refs of a push, in slices, as of now: what was decided on them before holds no more."""
+        """Decide again on the refs of a push, in slices, under the rules now in force."""
         held = request.held
         if held is None or held.attempt is None:
             return
@@ -175,7 +175,7 @@ class Pipeline:
         return futile_error(found if isinstance(found, tuple | DialError) else await found)
 
     def _resolve(self, request: "RequestContext", ruling: "RequestDecision") -> "Awaitable[None] | None":
-        """Look up where it may go, if it may, and record that."""
+        """Look up the addresses of an allowed request, and record the decision."""
         if ruling.attempt is None or not ruling.decision.outcome.passes:
             return self._decided(request, ruling, ())
         found = self._addresses(ruling.attempt)
@@ -205,7 +205,7 @@ class Pipeline:
     def _decided(
         self, request: "RequestContext", ruling: "RequestDecision", found: "Found"
     ) -> "Awaitable[None] | None":
-        """Record the decision, and carry it out; where people are to be asked about an address, that comes first."""
+        """Record the decision and carry it out; if its address needs approval, that comes first."""
         session, head = self._session, request.head
         if isinstance(found, DialError) and found.held is not None:
             asking = session.recorder.sandbox.approvals
@@ -243,7 +243,7 @@ class Pipeline:
 
 
 def among(policy: "Policy", attempts: "tuple[Attempt, ...]", found: "Found") -> "Sliced[Found]":
-    """Return those of the addresses that were found which every ref of a push may go to."""
+    """Return the found addresses that every ref of a push may be sent to."""
     if isinstance(found, DialError):
         return found
     for attempt in attempts[1:]:
