@@ -42,7 +42,7 @@ type Begun = Iterator[object] | None  # what a call begins that takes more than 
 
 
 class HttpRouter:
-    """HTTP with one client."""
+    """HTTP of one client connection."""
 
     def __init__(
         self,
@@ -104,14 +104,14 @@ class HttpRouter:
         return False
 
     def drop_all(self) -> None:
-        """Do nothing more: the connection is over."""
+        """Stop: the connection is closed."""
         self.stopped = True
         running, self._running = self._running, None
         if running is not None:
             running[1].close()
 
     def settle(self) -> Begun:
-        """Look at what may go on behind a call: the next request, withheld credit."""
+        """Continue what a call made possible: the next request, withheld window updates."""
         if [server for server in self.servers if server.over]:
             self.servers = [server for server in self.servers if not server.over]
         front = self.client.codec
@@ -129,7 +129,7 @@ class HttpRouter:
     # --- what has come ---
 
     def start(self) -> Begun:
-        """Begin to speak what was agreed on with the client."""
+        """Start the protocol agreed on with the client."""
         if self.client.alpn == HTTP2:
             front = self.client.codec = FrontHttp2(self.session, self.client, self.stuck_behind)
             return self._carry_out(front.handle_event(events.Start()))
@@ -137,7 +137,7 @@ class HttpRouter:
         return None
 
     def receive(self, connection: ClientEnd | ServerEnd, data: bytes) -> Begun:
-        """Take what has come."""
+        """Parse received bytes."""
         codec = connection.codec
         if isinstance(codec, Codec):
             codec.receive(data)
@@ -147,7 +147,7 @@ class HttpRouter:
         return self._carry_out(codec.handle_event(events.DataReceived(connection, data)))  # type: ignore[arg-type]  # ours, not mitmproxy's
 
     def receive_end(self, connection: ClientEnd | ServerEnd) -> Begun:
-        """Take note that nothing more comes."""
+        """Handle the end of the data."""
         codec = connection.codec
         if isinstance(codec, Codec):
             codec.receive_end(cut=connection.cut)
@@ -157,7 +157,7 @@ class HttpRouter:
         return self._carry_out(codec.handle_event(events.ConnectionClosed(connection)))  # type: ignore[arg-type]  # ours, too
 
     def opened(self, server: ServerEnd, problem: str | None) -> Begun:
-        """Have those go on that wait for a connection; it speaks what was agreed on."""
+        """Continue the requests that waited for a connection, with the protocol agreed on."""
         waiting, begun = self._expecting.pop(server), None
         if problem is None and server.over:  # since it opened: this may have waited for another turn
             problem = "server closed connection"
@@ -176,19 +176,19 @@ class HttpRouter:
         return begun
 
     def revoke(self, flows: frozenset[str]) -> None:
-        """End requests (by their keys) that other rules don't let out."""
+        """End requests (by their keys) that the rules now in force deny."""
         for stream in [one for one in self.streams.values() if one.settled and one.request.key in flows]:
             stream.handle(RequestsRevoked(flows))
 
     def refuse_silent(self) -> Begun:
-        """Refuse a client that waits for its server to speak first."""
+        """Reject a client that waits for its server to speak first."""
         if not isinstance(self.client.codec, FrontHttp1) or not self.is_unspoken():  # it may have spoken since
             return None
         self._refuse(self.client.codec.give_up())
         return self._pull(self.client)
 
     def _pull(self, connection: ClientEnd | ServerEnd) -> "Iterator[None]":
-        """Give each event of HTTP/1 to its request; close the connection, if nothing more can come."""
+        """Pass each HTTP/1 event to its request; close the connection if nothing more can come."""
         codec = connection.codec
         assert isinstance(codec, Codec)
         while True:
@@ -212,7 +212,7 @@ class HttpRouter:
             yield
 
     def _carry_out(self, steps: "Iterator[commands.Command]") -> "Iterator[None]":
-        """Do what a layer of HTTP/2 commands; a step ends where a request has something to do."""
+        """Execute the commands of an HTTP/2 layer; a step ends where a request has work to do."""
         for command in steps:
             if type(command) is ReceiveHttp:
                 self._route(command.event)
@@ -234,12 +234,12 @@ class HttpRouter:
                 raise RuntimeError(f"unexpected command {type(command).__name__}")
 
     def _send(self, connection: ClientEnd | ServerEnd, data: bytes) -> None:
-        """Send with the end of the turn."""
+        """Send at the end of the turn."""
         if connection.link is not None:
             connection.link.new.append(data)
 
     def _refuse(self, misread: Misread) -> None:
-        """Answer what can't be read; HTTP/2 in the clear so that its client understands it: in a GOAWAY."""
+        """Answer bytes that can't be parsed; for HTTP/2 in the clear with a GOAWAY."""
         page = self.session.misread(misread.head, misread.problem)
         if misread.http2:
             goaway = GoAwayFrame(0, 0, ErrorCodes.HTTP_1_1_REQUIRED, f"exeat: {NOT_HTTP2}".encode())
@@ -251,7 +251,7 @@ class HttpRouter:
     # --- requests ---
 
     def _route(self, event: "HttpEvent") -> None:
-        """Give an event to its request."""
+        """Pass an event to its request."""
         if type(event) is RequestHeaders:
             stream = self._begin_request(event)
         elif (known := self.streams.get(event.stream_id)) is not None:
@@ -263,7 +263,7 @@ class HttpRouter:
             self._run(stream, steps)
 
     def _run(self, stream: Stream, steps: Steps) -> None:
-        """Go on with what a request does, until that is through or waits, or the turn is over."""
+        """Run a request's work until it is done, it waits, or the turn is over."""
         self._running = None
         for step in steps:
             if step is WAIT:
@@ -274,7 +274,7 @@ class HttpRouter:
                 return
 
     def resume(self, stream: Stream) -> "Iterator[None]":
-        """Go on with a request that has waited, then with what came for it meanwhile."""
+        """Continue a request that has waited, then handle the events that came meanwhile."""
         steps, stream.waiting = stream.waiting, None
         if steps is not None:
             self._run(stream, steps)
@@ -294,7 +294,7 @@ class HttpRouter:
         return stream
 
     def drop(self, stream: Stream) -> None:
-        """Forget a request that is over. Idempotent."""
+        """Remove a request that has ended. Idempotent."""
         if self.streams.pop(stream.stream_id, None) is not None:
             self._requests -= stream.takes
             if stream.request.stages:
@@ -317,7 +317,7 @@ class HttpRouter:
             self.client.link.new.append(data)
 
     def send_to_server(self, server: ServerEnd | None, event: "HttpEvent") -> None:
-        """Send a part of a request; to nobody, where the connection is over."""
+        """Send a part of a request; nothing if the connection is closed."""
         back = None if server is None or server.over else server.codec
         if back is None or server is None:
             return
@@ -329,7 +329,7 @@ class HttpRouter:
             server.link.new.append(data)
 
     def _send_http2(self, codec: FrontHttp2 | BackHttp2, event: "HttpEvent") -> None:
-        """Send by HTTP/2. An event that this brings about waits until the send is through."""
+        """Send with HTTP/2. Events that this causes wait until it is done."""
         for command in codec.handle_event(event):
             if type(command) is ReceiveHttp:
                 self._queued.append(command.event)
@@ -337,7 +337,7 @@ class HttpRouter:
                 self._do(command)
 
     def connect(self, stream: Stream) -> ServerEnd | None:
-        """Return a connection to an address that was checked for this very request; None: it has to wait for one."""
+        """Return a connection to an address checked for this request; None: the request has to wait for one."""
         for server in self.servers:
             if not stream.request.may_trust(server.authorities):
                 continue
@@ -356,7 +356,7 @@ class HttpRouter:
         self.driver.open(server)
 
     def usable(self, server: ServerEnd) -> bool:
-        """Whether a connection can take one more request: open, and free."""
+        """Whether a connection can take one more request: open, and not in use."""
         back = server.codec
         if back is None or not (server.can_read and server.can_write):
             return False
@@ -388,7 +388,7 @@ class HttpRouter:
         return kept
 
     def under_way(self) -> "dict[str, Hop]":
-        """Return where each request was sent to, by their keys; nothing of those that wait for a dial."""
+        """Return the address that each request was sent to, by key; without requests that are being dialed."""
         return {
             stream.request.key: stream.server.dialled
             for stream in self.streams.values()
@@ -396,18 +396,18 @@ class HttpRouter:
         }
 
     def is_unspoken(self) -> bool:
-        """Whether a client without ALPN, which those of HTTP have, has said nothing since its handshake."""
+        """Whether a client without ALPN has sent nothing since its handshake; HTTP clients send ALPN."""
         front, client = self.client.codec, self.client
         silent = isinstance(front, FrontHttp1) and front.state is State.HEAD and not front.buf
         return silent and client.place.tls and not client.alpn and not self.session.asked
 
     def stuck_in_front(self, stream_id: int) -> bool:
-        """Whether what is for the client on this stream can't leave now."""
+        """Whether data for the client on this stream can't be sent now."""
         front = self.client.codec
         return self.client.link.full or (isinstance(front, FrontHttp2) and front.h2_conn.waits(stream_id))
 
     def stuck_behind(self, stream_id: int) -> bool:
-        """Whether what is for the server on this stream can't leave now."""
+        """Whether data for the server on this stream can't be sent now."""
         stream = self.streams.get(stream_id)
         if stream is None:
             return False
@@ -452,7 +452,7 @@ class HttpRouter:
         return head
 
     def _is_stinted(self) -> bool:
-        """Whether there is less room than a server has credit for, and nothing that it sends could leave."""
+        """Whether the quota is below a server's window and none of its data could be sent."""
         front = self.client.codec
         if not isinstance(front, FrontHttp2) or not self._room.is_tight:
             return False

@@ -1,4 +1,4 @@
-"""Requests of one client connection: decides, records and reviews each, and records its end.
+"""Requests of one client connection: decides on, records and reviews each, and records its end.
 
 Home of invariant 6 for requests: `admit` records exactly one decision before anything passes, and `complete` records
 once how a request ended. Nothing here touches a socket or mitmproxy.
@@ -47,7 +47,7 @@ UNTOLD = ""  # the event of what no event was written for
 
 
 class Session:
-    """The requests of one client connection."""
+    """Requests of one client connection."""
 
     __slots__ = (
         "_advice",
@@ -111,7 +111,7 @@ class Session:
     def rule(
         self, request: RequestContext, *, push: "Push | None" = None, content: bytes | None = None
     ) -> RequestDecision:
-        """Decide on a request; nothing is recorded yet. Again, when more is read of it: `push` or `content`."""
+        """Decide on a request without recording it; again when more of it is parsed: `push` or `content`."""
         self.asked += push is None and content is None
         sandbox, head = self.recorder.sandbox, request.head
         if self.refused is not None:
@@ -135,21 +135,21 @@ class Session:
         )
 
     def may_trail(self, name: bytes) -> bool:
-        """Whether a field may come after a body. None may where rules look at headers: they were decided on before."""
+        """Whether a field may be a trailer. None may where rules match headers, as those are decided on before."""
         return may_trail(name) and self._looks is not None and not self._looks.headers
 
     def is_unnamed(self) -> bool:
-        """Whether no rule and no secret names the host: nobody uses a credential there as a matter of course."""
+        """Whether no rule and no secret names the host, so that credentials sent there are suspicious."""
         return not self.recorder.sandbox.policy.needs.names_host(self.place.target)
 
     def abandon(self, request: RequestContext) -> None:
-        """Record a held request that more of never came."""
+        """Record a held request whose rest never came."""
         if self.holding.pop(request.key, None) is not None:
             problem = UnclearError("the request broke off")
             self.admit(request, unclear(self.recorder.sandbox, request.head, problem))
 
     def misread(self, head: "Head", problem: "UnclearError") -> Page:
-        """Refuse, and record, what could not even be parsed; `head` holds what could be made out."""
+        """Deny and record a request that can't be parsed; `head` holds what could be."""
         self.asked += 1
         if self.refused is not None:
             return self._page(RequestDecision(self.refused, *shown(head)), head, self.cause)
@@ -194,7 +194,7 @@ class Session:
         return None if passes else self._page(ruling, head, cause)
 
     def _through_stages(self, request: RequestContext, ruling: RequestDecision) -> tuple[RequestDecision, bool]:
-        """Take a request that the rules allow into its stages, up to the first that denies it; whether none does."""
+        """Pass an allowed request to its stages, up to the first that denies it; also returns whether none did."""
         if not ruling.decision.outcome.passes or ruling.asked is None:
             return ruling, False
         decision, early = ruling.decision, request.stages
@@ -221,7 +221,7 @@ class Session:
             stage.end()
 
     def reviewing(self, leads_to: "Mapping[str, Hop]") -> "Sliced[frozenset[str]]":
-        """Decide again on the requests under way; returns those that are to end. `leads_to`: where each was sent."""
+        """Decide again on requests under way; returns those to end. `leads_to`: where each was sent."""
         for request in list(self.open.values()):
             yield from self._reviewing(request, leads_to.get(request.key))
         return frozenset(request.key for request in self.open.values() if request.by is not None)
@@ -255,26 +255,26 @@ class Session:
         return request.by is None
 
     def revoke_all(self, decision: Decision) -> None:
-        """Note that the connection may not go on, nor anything on it."""
+        """Mark the connection as denied, with everything on it."""
         self.ending = decision.reason
         for request in self.open.values():
             request.by = decision
 
     def stop(self, request: RequestContext, stopped: RequestStoppedError) -> Page:
-        """Note that a stage ends a request under way; returns the page to end it with."""
+        """Record that a stage ends a request; returns the page to end it with."""
         detail, event = str(stopped), UNTOLD
         if request.is_open:
             request.by, event = stopped.decision, request.cause
         return self._page(RequestDecision(stopped.decision, *shown(request.head), detail=detail), request.head, event)
 
     def stray(self, request: RequestContext, detail: str) -> None:
-        """Record that what goes on under a request is not what was allowed."""
+        """Record a protocol error of an allowed request."""
         if request.is_open:
             request.by = deny(self.recorder.sandbox.policy, Reason.PROTOCOL_MISMATCH)._replace(rules=request.rules)
             self.complete(request, None, detail=detail)
 
     def fail(self, request: RequestContext, reason: Reason, detail: str) -> Page:
-        """Record that what was allowed came to nothing, and why; returns the page that says so."""
+        """Record that an allowed request failed, and why; returns the page for the client."""
         advice = advice_on_unreadable(self.place) if isinstance(detail, Unreadable) else ""
         decision = Decision(verdict=Verdict.ALLOW, outcome=Outcome.FAILED, reason=reason)
         ruling = RequestDecision(decision, *shown(request.head), detail=detail, advice=advice)
@@ -309,7 +309,7 @@ class Session:
         self.record.completed(request, request.status if status is None else status, outcome, reason, by, detail)
 
     def left(self, request: RequestContext) -> None:
-        """Record the end of a request whose client has left; where the gate ends the connection, that is why."""
+        """Record the end of a request whose client has left, or whose connection the gate ends."""
         if not request.is_open or request.by is not None or self.ending is not None:
             self.complete(request, None, Outcome.FAILED, self.ending)
         else:
@@ -317,7 +317,7 @@ class Session:
             self.complete(request, None, outcome, detail=detail)
 
     def end(self) -> None:
-        """Record the end of every request that is still open: their connection is gone."""
+        """Record the end of every open request: their connection is closed."""
         for request in list(self.holding.values()):
             self.abandon(request)
         for waiting in self.approvals.settle_all():

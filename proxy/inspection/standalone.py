@@ -1,4 +1,4 @@
-"""What `proxy/addon.py` decides with in a mitmproxy of the user's own: rules, recorder, lookups and clients.
+"""Gate for the mitmproxy addon (`proxy/addon.py`): policy, recorder, lookups and client connections.
 
 There is no gate in front, so a connection's place comes from its client: the host of a CONNECT, the SNI, the Host of a
 plain request. Each later request is checked against that place (invariant 3). mitmproxy's hooks are in the addon.
@@ -57,7 +57,7 @@ log = logging.getLogger("exeat")
 
 
 class _Logged:
-    """A journal for who wants none: events go to mitmproxy's log."""
+    """Journal that writes events to mitmproxy's log."""
 
     def append(self, line: bytes, now: int) -> int:
         """Log an event."""
@@ -67,7 +67,7 @@ class _Logged:
 
 
 class StandaloneGate:
-    """Rules in force, and those who came to be decided on. For one thread."""
+    """Policy in force and client connections of the addon. For one thread."""
 
     def __init__(self, rules: "Sequence[Path]", journal: "Path | None") -> None:
         """Load the rules. Raises RuleFileError, or OSError for a journal that can't be written."""
@@ -88,7 +88,7 @@ class StandaloneGate:
         self._dialer: Dialer | None = None
 
     def decide(self, host: "HostName | Address", port: int, tls: Tls | None) -> "tuple[Decision, str]":
-        """Decide on a connection whose protocol may not be known yet, and record that; returns the event's id."""
+        """Decide on a connection whose protocol may be unknown, and record that; returns the event's id."""
         task, policy = self.sandbox.task, self.sandbox.policy
         attempts = [Attempt(protocol, host, port, None, task.name, task.labels) for protocol in _READ]
         protocol, decision = Protocol.TLS, policy.decide(attempts[0])
@@ -101,13 +101,13 @@ class StandaloneGate:
     def refuse(
         self, reason: "Reason", host: "HostName | Address | None", port: int, tls: Tls | None = None
     ) -> "Decision":
-        """Record a connection that is refused before any rule."""
+        """Record a connection that is denied before any rule."""
         decision = deny(self.sandbox.policy, reason)
         self._record(decision, host, port, Protocol.TLS, tls)
         return decision
 
     def addresses(self, attempt: Attempt) -> "Found | Awaitable[Found]":
-        """Return where an attempt may be dialled to, or why nowhere."""
+        """Look up the addresses to dial for an attempt, or the error."""
         if (upstream := self.sandbox.policy.upstream_for(attempt)) is not None:
             why = f"this has to go through the proxy `{upstream}`, which mitmproxy by itself can't do"
             return DialError(Reason.UPSTREAM_FAILED, why)
@@ -144,7 +144,7 @@ def kill(flow: "Flow") -> None:
 
 
 def too_long_to_refuse(flow: "HTTPFlow") -> None:
-    """End a refused request whose body mitmproxy would keep whole before it answers."""
+    """End a denied request whose body mitmproxy would buffer before it answers."""
     if flow.response is None:
         return
     size = expected_http_body_size(flow.request)
@@ -155,21 +155,21 @@ def too_long_to_refuse(flow: "HTTPFlow") -> None:
 
 
 def announces_body(request: "Request") -> bool:
-    """Whether a body follows, as far as the head says: mitmproxy doesn't tell where an HTTP/2 request ends."""
+    """Whether the head says that a body follows; mitmproxy doesn't tell for HTTP/2."""
     if request.is_http2 and "content-length" not in request.headers:
         return request.method not in _BODILESS
     return expected_http_body_size(request) != 0
 
 
 def not_any(size: int) -> bool:
-    """Let no byte of a body pass that the request was decided without."""
+    """Block every byte of a body that the request was decided without."""
     return not size
 
 
 def streaming(
     may_pass: "Callable[[int], bool]", cut: "Callable[[], object]"
 ) -> "Callable[[bytes], bytes | list[bytes]]":
-    """Return what mitmproxy passes a body's pieces through: the first that may not pass ends it, by `cut`."""
+    """Return mitmproxy's stream function for a response; the first piece over a limit ends it with `cut`."""
 
     def passed(data: bytes) -> bytes | list[bytes]:
         if may_pass(len(data)):
@@ -219,7 +219,7 @@ class ClientConnection:
         self._dialled: dict[tuple[str, int], WebOrigin] = {}  # what may be dialled, and for which place
 
     def enter(self, host: str, port: int, tls: Tls | None = None) -> "Decision":
-        """Decide on where a CONNECT or a ClientHello wants to go; all that follows is held to it."""
+        """Decide on the target of a CONNECT or ClientHello; later requests must name it."""
         target = parse_host(host)
         decision, self.cause = self._desk.decide(target, port, tls)
         if decision.passes:
@@ -227,7 +227,7 @@ class ClientConnection:
         return decision
 
     def ask(self, flow: "HTTPFlow", host: str, port: int, *, tls: bool) -> "Awaitable[None] | None":
-        """Decide on a request that goes to `host`, as its proxy understood it."""
+        """Decide on a request to `host`, as mitmproxy parsed it."""
         try:
             target, at = self.tunnel or (parse_host(host), port)
         except InvalidNameError:
@@ -248,15 +248,15 @@ class ClientConnection:
         return self._later(flow, session, request, pending)
 
     def leads_to(self, address: tuple[str, int]) -> WebOrigin | None:
-        """Return for which place an address may be dialled; None: it may not."""
+        """Return the origin that an address may be dialed for; None: none."""
         return None if self.shut else self._dialled.get((address[0], address[1]))
 
     def request(self, flow: "HTTPFlow") -> tuple[Session, RequestContext] | None:
-        """Return a request that was decided on, and by whom."""
+        """Return a decided request, with its session."""
         return self._requests.get(flow.id)
 
     def finish(self, flow: "HTTPFlow") -> tuple[Session, RequestContext] | None:
-        """Return the same for the last time: it is over."""
+        """Return a decided request, with its session, and forget it."""
         return self._requests.pop(flow.id, None)
 
     def leave(self) -> None:
@@ -277,7 +277,7 @@ class ClientConnection:
         self._pin(flow, session, request)
 
     def _pin(self, flow: "HTTPFlow", session: Session, request: RequestContext) -> None:
-        """Have mitmproxy dial an address that was checked for this request, and no other."""
+        """Have mitmproxy dial an address checked for this request."""
         if request.refusal is not None:
             page, last = request.refusal, request.is_last
             flow.response = response_of(page_head(page, last=last), page.body)

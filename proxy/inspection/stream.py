@@ -1,4 +1,4 @@
-"""One request and its response: decided at its head, passed on piece by piece, ended once.
+"""One request and its response: decides at its head, forwards it piece by piece, and ends it once.
 
 A refused request is answered at once and its body isn't read; a failure upstream becomes a page with the true cause; a
 response that is complete before its request ends the request. A page goes out as long as nothing of a response has;
@@ -102,7 +102,7 @@ class Stream:
         self._may_ask_again = False
 
     def handle(self, event: "Event") -> Steps | None:
-        """Do what there is to do about an event, behind what it waits for; returns what takes long or waits."""
+        """Handle an event, after the work it waits for; returns work that takes long or waits."""
         kind = type(event)
         if self.waiting is not None:
             if self.undecided and kind in _LEAVES:
@@ -122,7 +122,7 @@ class Stream:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether nothing of the request can leave yet: it waits for its decision, or for a connection."""
+        """Whether nothing can be sent yet: the request waits for its decision or a connection."""
         return self.undecided or self.waiting is not None
 
     # --- sending ---
@@ -136,7 +136,7 @@ class Stream:
             self.http.send_to_client(one)
 
     def through_stages(self, part: "RequestPart") -> "Generator[object, None, list[RequestPart] | None]":
-        """Return what is sent in place of a part of the request; None: a stage has stopped it, or other rules have."""
+        """Return the parts to send in place of a part of the request; None: a stage or a review has ended it."""
         try:
             parts = yield from self.request.sent(part)
         except RequestStoppedError as stopped:
@@ -157,7 +157,7 @@ class Stream:
     # --- the request ---
 
     def state_request_head(self, event: RequestHeaders) -> Steps:
-        """Have the request decided; then answer it ourselves, or pass its head on."""
+        """Decide on the request; then send a page, or forward its head."""
         self._bodiless = event.end_stream
         head = event.request
         # HTTP/2 may say with a later frame that there is no body: a client could keep that back until it is allowed
@@ -172,7 +172,7 @@ class Stream:
             self._let_go_on()
 
     def _decide(self) -> Steps:
-        """Wait for the decision; a refusal is answered at once."""
+        """Wait for the decision; answer a denial at once."""
         request = self.request
         self.undecided = True  # and until it is there, no more is read than fits
         if request.head.size > LONG_HEAD:
@@ -195,7 +195,7 @@ class Stream:
             self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
 
     def state_hold(self, event: "RequestPart") -> Steps:
-        """Keep what comes until it says enough to be decided, then pass it on, or nothing of it."""
+        """Hold the body until it suffices for a decision; then forward it, or nothing of it."""
         held = self._held
         assert held is not None
         if not (yield from held.take(event, self.session)):
@@ -214,14 +214,14 @@ class Stream:
             self._held = None
 
     def revoke(self, _event: RequestsRevoked) -> None:
-        """End a request that other rules don't allow."""
+        """End a request that the rules now in force deny."""
         self.cut_off(REVOKED)
 
     def ignore(self, _event: "Event") -> None:
-        """Take no note of what comes."""
+        """Ignore an event."""
 
     def state_sink(self, event: "Event") -> None:
-        """Throw away what comes of a refused request, and answer when it is over."""
+        """Discard the rest of a denied request, and answer at its end."""
         if isinstance(event, RequestEndOfMessage) and self.request.refusal is not None:
             self.request_state = RequestState.DONE
             self._answer(self.request.refusal)
@@ -262,7 +262,7 @@ class Stream:
             self.http.send_to_server(server, RequestEndOfMessage(self.stream_id))
 
     def _let_go_on(self) -> None:
-        """Let a client go on that waits for it (RFC 9110 section 10.1.1); its server isn't asked any more."""
+        """Send 100 Continue to a client that waits for it (RFC 9110 section 10.1.1)."""
         head = self.request.head
         fields = [field for field in head.fields if field[0].lower() != b"expect"]
         if len(fields) == len(head.fields):
@@ -273,7 +273,7 @@ class Stream:
             self.to_client(ResponseHeaders(self.stream_id, GO_ON))
 
     def state_request_body(self, event: "RequestPart") -> Steps | None:
-        """Pass a piece of the request on."""
+        """Forward a piece of the request."""
         request, fields = self.request, []
         if isinstance(event, RequestTrailers):
             fields = [field for field in event.trailers.fields if self.session.may_trail(field[0])]
@@ -304,7 +304,7 @@ class Stream:
                 self.http.drop(self)
 
     def end_sending(self, _event: ClientEnded) -> None:
-        """Tell the server, too, that nothing more comes: what it makes of that is its own."""
+        """Forward the end of the client's data."""
         self._client_ended = True
         server = self.server
         if self.settled and server is not None and server.connected and not server.relayed:
@@ -313,7 +313,7 @@ class Stream:
     # --- the response ---
 
     def state_response_head(self, event: ResponseHeaders) -> None:
-        """Pass the response's head on."""
+        """Forward the response's head."""
         request, response, server = self.request, event.response, self.server
         assert server is not None
         if server.relayed:
@@ -347,7 +347,7 @@ class Stream:
         self.response_state = ResponseState.BODY
 
     def _announce(self, response: ResponseHead) -> None:
-        """Pass on an informational response (RFC 9110 section 15.2), but not a leave that the client has already."""
+        """Forward an informational response (RFC 9110 section 15.2), but no second 100 Continue."""
         self._informed += 1
         if self._informed > MOST_INFORMATIONAL:
             detail = Unreadable("the response can't be read: there is no end of informational responses")
@@ -362,7 +362,7 @@ class Stream:
             self.cut_off()
 
     def state_response_body(self, event: "ResponsePart") -> Steps | None:
-        """Pass a piece of the response on."""
+        """Forward a piece of the response."""
         request, response, fields = self.request, self.response, []
         assert response is not None
         if isinstance(event, ResponseEndOfMessage):
@@ -405,21 +405,21 @@ class Stream:
     # --- WebSocket ---
 
     def state_switch(self, event: ResponseEndOfMessage) -> None:
-        """Go on with what nobody reads, but for where frames begin, and for the stages of what leaves."""
+        """Continue as a WebSocket: only frame boundaries are parsed, and stages see what is sent."""
         assert self.response
         self.websocket = Switched(self, self.http.driver, self.response)
         self.request_state, self.response_state = RequestState.PIPE, ResponseState.PIPE
         self.to_client(event)
 
     def state_pass(self, event: RequestData | RequestEndOfMessage | ResponseData | ResponseEndOfMessage) -> Steps:
-        """Pass on what comes from either side."""
+        """Forward data of either side."""
         assert self.websocket is not None
         return self.websocket.pass_on(event)
 
     # --- how it ends ---
 
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Steps | None:
-        """Answer for a server that broke off before its response; else break off on the other side too."""
+        """Answer for a server that broke off before its response; else break off the other side, too."""
         from_server = isinstance(event, ResponseProtocolError)
         if self._held is not None:
             self._held.let_go(self.session)
@@ -446,7 +446,7 @@ class Stream:
         return None
 
     def _stop(self, stopped: RequestStoppedError) -> None:
-        """End a request that a stage has stopped, with a page if nothing has been answered."""
+        """End a request that a stage has stopped, with a page if nothing was sent to the client."""
         page, why = self.session.stop(self.request, stopped), str(stopped)
         if self.response_state is ResponseState.HEAD:
             self.session.complete(self.request, page.status)
@@ -456,7 +456,7 @@ class Stream:
             self.cut_off(why)
 
     def cut_off(self, why: str = "a limit is used up") -> None:
-        """End it in the middle, on both sides: it would be more than a limit lets pass, or the rules are others now."""
+        """Break off both sides: a limit is used up, or the rules have changed."""
         self.session.complete(self.request, None, Outcome.FAILED, Reason.LIMIT_EXCEEDED)
         if self.response_state is not ResponseState.DONE:
             self._stop_server(why)
@@ -468,11 +468,11 @@ class Stream:
         self._finish()
 
     def _fail(self, reason: Reason, detail: str) -> None:
-        """Tell the client, before anything of a response, that what was allowed came to nothing."""
+        """Tell the client that an allowed request failed, before any response."""
         self._answer(self.session.fail(self.request, reason, detail))
 
     def _answer(self, page: "Page") -> None:
-        """Send a response of our own, whatever of the request is still to come."""
+        """Send a response of our own, even if the request isn't complete."""
         # What comes after a request that can't be read can't be read either
         last = self.request.is_last or (self.client.alpn != HTTP2 and not self._is_whole())
         body = page.body if self.request.head.method.upper() != b"HEAD" else b""
@@ -484,17 +484,17 @@ class Stream:
         self._finish()
 
     def _finish(self) -> None:
-        """Leave this request alone from now on; HTTP/1 can't skip the rest of it without its connection."""
+        """Stop handling this request; HTTP/1 can't skip the rest of it without closing."""
         close = self.client.alpn != HTTP2 and not self._is_whole()
         self.leave()
         if close:
             self.http.driver.close(self.client)
 
     def leave(self) -> None:
-        """Take no note of what still comes: it is over."""
+        """Ignore what still comes: the request has ended."""
         self.request_state, self.response_state = RequestState.OVER, ResponseState.OVER
         self.http.drop(self)
 
     def _is_whole(self) -> bool:
-        """Whether no more of the request is to come."""
+        """Whether the request is complete."""
         return self._bodiless or self.request_state is RequestState.DONE

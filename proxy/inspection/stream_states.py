@@ -20,7 +20,7 @@ from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 
 
 class RequestState(Enum):
-    """What is to come from the client."""
+    """What comes next from the client."""
 
     HEAD = 1
     HOLD = 2  # what decides it
@@ -32,7 +32,7 @@ class RequestState(Enum):
 
 
 class ResponseState(Enum):
-    """What is to come from the server."""
+    """What comes next from the server."""
 
     NOTHING = 1  # it hasn't been asked
     HEAD = 2

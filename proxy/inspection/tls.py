@@ -1,4 +1,4 @@
-"""TLS of inspected connections: handshakes with our certificates and checks, and orderly closing.
+"""TLS of inspected connections: handshakes with our certificates, verification of servers, orderly closing.
 
 Towards a sandbox with a leaf of our CA; towards the internet trusting the host. Making a context costs as much as a
 handshake, so they are kept. Nothing is read from a file: the worker has none.
@@ -59,12 +59,12 @@ _STARRED: Final = {
 
 
 class TrustError(Exception):
-    """The host's trust store can't be used; the text says why."""
+    """The host's trusted certificates can't be used; the text says why."""
 
 
 @dataclass(slots=True)
 class AlpnOffer:
-    """What ALPN may select on one connection, for the callback that OpenSSL calls."""
+    """Protocols that ALPN may select on one connection, for OpenSSL's callback."""
 
     protocols: tuple[bytes, ...]
 
@@ -81,20 +81,20 @@ class CertificateRequest:
 
 @FFI.callback("int (*)(SSL *, void *)")  # type: ignore[untyped-decorator]
 def _certificate_wanted(_ssl: object, request: object) -> int:
-    """Note a CertificateRequest: a client is asked for its certificate by nothing else (SSL_set_cert_cb(3))."""
+    """Record a CertificateRequest of the server; callback of SSL_set_cert_cb(3)."""
     FFI.from_handle(request).came = True
     return 1  # go on with the certificate that there is, or none
 
 
 class _Bounded[K, V](OrderedDict[K, V]):
-    """The entries that were kept last, at `most` so many."""
+    """Cache of the entries kept last, at most `most`."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
 
     def keep(self, key: K, value: V) -> None:
-        """Keep an entry, and drop the oldest one where there is no room for it."""
+        """Add an entry, and drop the oldest if there are too many."""
         self[key] = value
         self.move_to_end(key)
         if len(self) > self._most:
@@ -102,7 +102,7 @@ class _Bounded[K, V](OrderedDict[K, V]):
 
 
 class ClientContexts:
-    """Contexts towards the sandboxes, one a name."""
+    """TLS contexts for clients, one for each host name."""
 
     def __init__(self, leaves: "LeafCertificates") -> None:
         self._leaves = leaves
@@ -126,7 +126,7 @@ class ClientContexts:
 
 
 class ServerContexts:
-    """Contexts towards the internet: one that trusts as the host does, and those that trust more, for a rule's `ca`."""
+    """TLS contexts for servers: one with the host's trusted certificates, others with those of a rule's `ca`, too."""
 
     def __init__(self, roots: bytes) -> None:
         """Trust the PEM certificates in `roots`, the host's own store. Raises TrustError."""
@@ -191,25 +191,25 @@ class KnownProtocols:
         self._groups = _Bounded["WebOrigin", tuple[str, float]](CONTEXTS)
 
     def note(self, place: "WebOrigin", protocol: bytes | None) -> None:
-        """Remember what a place chose of both."""
+        """Record the protocol that a server selected."""
         if protocol == HTTP2:
             self._only_http1.pop(place, None)
         else:
             self._only_http1.keep(place, None)
 
     def offer(self, place: "WebOrigin") -> tuple[bytes, ...]:
-        """Return what to offer a client of this place."""
+        """Return the protocols to offer to a client of this server."""
         return (HTTP1,) if place in self._only_http1 else (HTTP2, HTTP1)
 
     def note_group(self, place: "WebOrigin", group: str | None) -> None:
-        """Remember by which group a place agreed on a key."""
+        """Record the group of a server's key exchange."""
         known = self._groups.get(place)
         group = (group or "").lower()
         if known is None or known[0] != group:
             self._groups.keep(place, (group, self._clock() + _LOOK_AGAIN))
 
     def group(self, place: "WebOrigin") -> str:
-        """Return by which it will agree on one; empty: that isn't known, or was found out too long ago."""
+        """Return the group that a server will select; empty: unknown, or recorded too long ago."""
         group, until = self._groups.get(place, ("", 0.0))
         if group and until < self._clock():
             del self._groups[place]
@@ -219,7 +219,7 @@ class KnownProtocols:
 
 @dataclass(frozen=True, slots=True)
 class TlsContexts:
-    """What TLS is ended with on both sides."""
+    """TLS contexts for both sides, and the protocols that servers are known to speak."""
 
     near: ClientContexts
     far: ServerContexts
@@ -227,13 +227,13 @@ class TlsContexts:
 
 
 def distrust(connection: SSL.Connection) -> str:
-    """Return what is wrong with the peer's certificate; empty: nothing, X509_V_OK (SSL_get_verify_result(3))."""
+    """Return the verification error of the peer's certificate; empty: none (SSL_get_verify_result(3))."""
     result = LIB.SSL_get_verify_result(connection._ssl)  # noqa: SLF001
     return str(FFI.string(LIB.X509_verify_cert_error_string(result)), "ascii") if result else ""
 
 
 def _context(method: int) -> SSL.Context:
-    """Return what both sides share: no resumption, so that no sandbox's session is another's (invariant 11)."""
+    """Return the common context: no resumption, so that sandboxes share no session (invariant 11)."""
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(_OPTIONS | SSL.OP_NO_TICKET)
@@ -267,7 +267,7 @@ def _server_context(*roots: bytes) -> SSL.Context:
 
 
 def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
-    """Choose what ALPN speaks (RFC 7301 section 3.2), by our order of preference."""
+    """Select a protocol for ALPN (RFC 7301 section 3.2), by our order of preference."""
     offer: AlpnOffer = connection.get_app_data()
     for protocol in offer.protocols:
         if protocol in offered:
@@ -288,7 +288,7 @@ _bio_read, _bio_write, _contents = LIB.BIO_read, LIB.BIO_write, FFI.buffer
 
 
 class Tls:
-    """One TLS connection inside one TCP connection."""
+    """One TLS connection, without I/O."""
 
     def __init__(
         self, session: "Session", ends: TlsContexts, connection: "ClientEnd | ServerEnd", tls: SSL.Connection
@@ -324,15 +324,15 @@ class Tls:
         return problem, self._outgoing(size) if size > 0 else b""
 
     def failed(self, error: SSL.Error) -> str:
-        """Return why TLS failed, and note it where it matters."""
+        """Return why TLS failed, and record it where needed."""
         raise NotImplementedError
 
     def settled(self) -> str | None:
-        """Look at what was agreed on; returns what is wrong with it."""
+        """Check the result of the handshake; returns the problem, if there is one."""
         raise NotImplementedError
 
     def receive(self, data: bytes) -> tuple[bytes, bytes, bool]:
-        """Return what can be decrypted by now, what is to be sent, and whether the end has come."""
+        """Decrypt received bytes; returns the data, the bytes to send, and whether the peer has ended."""
         tls, plain = self.tls, b""
         ssl = tls._ssl  # noqa: SLF001
         if data and _bio_write(tls._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
@@ -357,7 +357,7 @@ class Tls:
         return plain, self._outgoing(size) if size > 0 else b"", self.has_ended
 
     def seal(self, data: bytes, *, last: bool = False) -> bytes:
-        """Return the records of `data`, with a close_notify behind them if they are the `last`. Raises SSL.Error."""
+        """Encrypt `data`, followed by a close_notify if it is the `last`. Raises SSL.Error."""
         tls = self.tls
         ssl, size, done = tls._ssl, len(data), 0  # noqa: SLF001
         try:
@@ -379,7 +379,7 @@ class Tls:
         return _contents(_BUFFER, size)[:] if 0 < size < _PIECE else self._outgoing(size)
 
     def _outgoing(self, size: int) -> bytes:
-        """Return all that is to be sent to the peer; `size` bytes of it are in the buffer already."""
+        """Return all bytes to send; `size` of them are in the buffer already."""
         bio, pieces = self.tls._from_ssl, []  # noqa: SLF001
         while size > 0:
             pieces.append(_contents(_BUFFER, size)[:])
@@ -387,13 +387,13 @@ class Tls:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _fail(self, result: int) -> None:
-        """Raise SSL.Error for what went wrong."""
+        """Raise SSL.Error for a failure."""
         self.tls._raise_ssl_error(self.tls._ssl, result)  # noqa: SLF001
         raise AssertionError("TLS failed without an error")
 
 
 class ClientTls(Tls):
-    """TLS with a task's client, under a leaf for the host that it wants."""
+    """TLS with the client, with a leaf certificate for the host that it requests."""
 
     def __init__(self, session: "Session", ends: TlsContexts, client: "ClientEnd", host: str, sni: str | None) -> None:
         """Show a leaf for `host`. `sni` is what the gate read in the ClientHello: another one ends the handshake."""
@@ -402,14 +402,14 @@ class ClientTls(Tls):
         self._sni = sni
 
     def failed(self, error: SSL.Error) -> str:
-        """Note a client that says it doesn't trust our certificate; nothing else counts as distrust."""
+        """Record a client that doesn't trust our certificate; other alerts don't count as that."""
         text = _text(error)
         if _DISTRUST.search(text) and not self._session.asked:
             self._session.ending = Reason.TLS_CLIENT_DISTRUST
         return text
 
     def settled(self) -> str | None:
-        """Refuse a client that asks for another host than the gate saw."""
+        """Reject a client whose SNI is not the one the gate saw."""
         name = (self.tls.get_servername() or b"").decode("latin-1")
         return None if name.lower() == (self._sni or "").lower() else "the SNI isn't the one that was decided on"
 
@@ -429,7 +429,7 @@ class ServerTls(Tls):
         self._server = server
 
     def failed(self, error: SSL.Error) -> str:
-        """Tell a certificate that can't be trusted from everything else that can go wrong."""
+        """Distinguish an untrusted certificate from other failures."""
         result = distrust(self.tls)
         if result:
             return ServerFailure(Reason.UPSTREAM_UNTRUSTED, f"the server's certificate can't be trusted: {result}")
@@ -438,7 +438,7 @@ class ServerTls(Tls):
         return ServerFailure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
 
     def settled(self) -> str | None:
-        """Note that the server has proved its name, and remember what it speaks."""
+        """Record that the server has proved its name, and which protocol it speaks."""
         self._server.proven = not distrust(self.tls)
         self._server.unidentified = self._is_unidentified()
         place = self._session.place
@@ -448,12 +448,12 @@ class ServerTls(Tls):
         return None
 
     def _is_unidentified(self) -> bool:
-        """Whether the server has asked for a client certificate, and there is none for it."""
+        """Whether the server requests a client certificate, and there is none for it."""
         request: CertificateRequest = self.tls.get_app_data()
         return self._identity is None and request.came
 
 
 def _text(error: SSL.Error) -> str:
-    """Return what OpenSSL says, which is a list of (library, function, reason)."""
+    """Format an OpenSSL error, a list of (library, function, reason)."""
     reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
     return "; ".join(entry[-1] for entry in reasons) or "the connection broke off"

@@ -1,4 +1,4 @@
-"""Transport of one inspected client or server: a socket with buffers, TLS, and how it ended.
+"""Transport of one inspected client or server: a socket with send buffer, TLS, and the way it ended.
 
 Reads only while there is room for what it brings, keeps what a full socket didn't take, tells a cut from an end, and
 closes towards a client so that it can read the last answer: closing with something unread sends a reset, which takes
@@ -43,45 +43,45 @@ class Tls(Protocol):
     is_broken: bool  # ... as the peer broke the protocol
 
     def shake_hands(self, data: bytes) -> tuple[str | None, bytes]:
-        """Take the next bytes of the handshake; returns what went wrong, if it did, and what is to be sent."""
+        """Continue the handshake; returns the problem, if there is one, and the bytes to send."""
 
     def receive(self, data: bytes) -> tuple[bytes, bytes, bool]:
-        """Return what can be decrypted by now, what is to be sent, and whether the end has come."""
+        """Decrypt received bytes; returns the data, the bytes to send, and whether the peer has ended."""
 
     def seal(self, data: bytes, *, last: bool = False) -> bytes:
-        """Return the records of `data`, with a close_notify behind them if they are the `last`."""
+        """Encrypt `data`, followed by a close_notify if it is the `last`."""
 
 
 class TransportOwner[End](Protocol):
-    """Receives what happens on the links of its ends."""
+    """Receives the events of its transports."""
 
     def opened(self, link: "Transport[End]", problem: str | None) -> None:
-        """Note that the TLS handshake is over, and what went wrong with it."""
+        """Handle the end of the TLS handshake, with its problem."""
 
     def received(self, link: "Transport[End]", data: bytes) -> None:
-        """Take what has come, decrypted."""
+        """Handle received data, decrypted."""
 
     def finished(self, link: "Transport[End]", *, broken: bool) -> None:
-        """Note that the peer has ended its side of TLS, or broken the protocol."""
+        """Handle the peer's close_notify, or a TLS protocol error."""
 
     def ended(self, link: "Transport[End]") -> None:
-        """Note that nothing more will come: the peer ended, or the link was cut (`link.cut`)."""
+        """Handle the end of the data: the peer ended, or the connection was reset (`link.cut`)."""
 
     def relieved(self, link: "Transport[End]") -> None:
-        """Note that there is room again."""
+        """Handle a send buffer that is no longer full."""
 
     def leaving(self, link: "Transport[End]") -> None:
-        """Note that the peer has ended its side, where that is watched; what it sent is still unread."""
+        """Handle a peer that ended its side, where that is watched; data may still be unread."""
 
     def gone(self, link: "Transport[End]") -> None:
-        """Forget the link: its socket is closed."""
+        """Remove the transport: its socket is closed."""
 
     def crashed(self, error: Exception) -> None:
-        """Close everything: something of ours raised."""
+        """Close everything: an unexpected exception was raised."""
 
 
 class Transport[End]:
-    """A connected, non-blocking socket that nobody else watches; it waits for no full segments (TCP_NODELAY)."""
+    """A connected, non-blocking socket with TCP_NODELAY and a send buffer."""
 
     __slots__ = (
         "_closing", "_cutting", "_events", "_half", "_kept", "_loop", "_owner", "_piece", "_poller", "_sock",
@@ -130,7 +130,7 @@ class Transport[End]:
     # --- in ---
 
     def ready(self, events: int) -> None:
-        """Do what the socket is ready for (Poller)."""
+        """Handle an event of the socket."""
         if events & OUT and not self.over:
             self._ready_to_send()
         if self.over:
@@ -172,11 +172,11 @@ class Transport[End]:
             self._unwatch()
 
     def failed(self, error: Exception) -> None:
-        """Close everything: `ready` raised (Poller)."""
+        """Close everything: `ready` raised, which is a bug."""
         self._owner.crashed(error)
 
     def _arrived(self, data: bytes) -> None:
-        """Give the owner what came, out of TLS where there is some."""
+        """Pass received data to the owner, decrypted if there is TLS."""
         tls = self.tls
         if tls is None:
             self._owner.received(self, data)
@@ -194,7 +194,7 @@ class Transport[End]:
                 self._owner.finished(self, broken=tls.is_broken)
 
     def shake_hands(self, data: bytes = b"") -> None:
-        """Go on with a TLS handshake, or begin it; tell the owner when it is over."""
+        """Start or continue a TLS handshake; its end calls the owner."""
         tls = self.tls
         assert tls is not None
         problem, answer = tls.shake_hands(data)
@@ -209,7 +209,7 @@ class Transport[End]:
                 self._arrived(b"")  # what came together with the end of the handshake
 
     def _adjust(self, size: int, took: float) -> None:
-        """Read less at a time of what is costly: everybody else waits meanwhile, whatever it is that somebody sends."""
+        """Read smaller pieces if handling them takes long, so that other connections get their turn."""
         if took > TURN:
             self._piece = max(size // 4, LEAST_PIECE)
         elif size < self._piece // 4:
@@ -218,7 +218,7 @@ class Transport[End]:
             self._piece = min(2 * self._piece, SMALL_PIECE if self.client else PIECE)
 
     def _ended(self, *, cut: bool) -> None:
-        """Tell that nothing more comes, once. After a cut nothing can be sent either."""
+        """Report the end of the data, once. After a reset nothing can be sent either."""
         self.cut = self.cut or cut
         if self._closing or self._told:
             self._release(cut=cut)
@@ -231,13 +231,13 @@ class Transport[End]:
         self._owner.ended(self)
 
     def pause(self, *, paused: bool) -> None:
-        """Read no more, or again."""
+        """Stop or continue reading."""
         if paused is not self.paused and not self._told and not self._closing:
             self.paused = paused
             self.watch()
 
     def watch_out(self, *, on: bool) -> None:
-        """Have the owner told when the peer ends its side, also while nothing is read."""
+        """Report when the peer ends its side, even while nothing is read."""
         if on is not self._watching_out:
             self._watching_out = on
             if self._watched:
@@ -246,7 +246,7 @@ class Transport[End]:
     # --- out ---
 
     def flush(self, *, last: bool = False) -> None:
-        """Send what is `new`, in TLS where there is some. The `last` has a close_notify (RFC 8446 section 6.1)."""
+        """Send the data in `new`, encrypted if there is TLS; the `last` adds a close_notify (RFC 8446 section 6.1)."""
         data = self.new[0] if len(self.new) == 1 else b"".join(self.new)
         self.new.clear()
         if self.tls is not None and (data or (last and self.tls.is_open)) and not (self.over or self._closing):
@@ -254,7 +254,7 @@ class Transport[End]:
         self._write(data)
 
     def _write(self, data: bytes) -> None:
-        """Send bytes as they are, or keep what doesn't fit."""
+        """Send bytes, and buffer what the socket doesn't take."""
         if not data or self.over or self._closing:
             return
         sent = 0
@@ -273,7 +273,7 @@ class Transport[End]:
             self.watch()
 
     def _keep(self, data: memoryview) -> None:
-        """Keep what doesn't fit; small pieces as one, or each would take many times what it is."""
+        """Buffer bytes; small pieces are joined, since each costs many times its size."""
         self.kept += len(data)
         if self._kept and len(self._kept[-1]) + len(data) <= JOINED:
             self._kept[-1] = memoryview(b"".join((self._kept[-1], data)))
@@ -281,7 +281,7 @@ class Transport[End]:
             self._kept.append(data)
 
     def _send_kept(self) -> None:
-        """Send what the socket takes now."""
+        """Send as much of the buffer as the socket takes."""
         while self._kept:
             data = self._kept[0]
             try:
@@ -319,7 +319,7 @@ class Transport[End]:
     # --- the end ---
 
     def end_sending(self) -> None:
-        """Send what waits, then end our half alone: the peer may still send."""
+        """Send the buffer, then end our side only."""
         self._half = True
         self.flush(last=True)
         if not (self._kept or self._closing or self.over):
@@ -333,7 +333,7 @@ class Transport[End]:
             self.cut = True  # reading tells
 
     def close(self) -> None:
-        """Send what waits, then end; from a client, take in what still comes for a moment."""
+        """Send the buffer, then close; keep reading from a client for a moment, and discard that."""
         self.flush(last=True)
         if self._closing or self.over:
             return
@@ -348,7 +348,7 @@ class Transport[End]:
             self._shut()
 
     def cut_off(self) -> None:
-        """Send what waits, then end with a reset: the peer receives all that came before the cut, and the cut."""
+        """Send the buffer, then reset: the peer receives everything sent before."""
         self.flush()
         if self._closing or self.over:
             return
@@ -361,11 +361,11 @@ class Transport[End]:
             self._shut()
 
     def reset(self) -> None:
-        """End at once so that it can't be taken for an end. What is not sent yet is lost."""
+        """Reset at once; unsent data is lost."""
         self._release(cut=True)
 
     def _shut(self) -> None:
-        """End our half. A client's own end is waited for."""
+        """End our side. A client's own end is awaited."""
         if self._cutting:  # writable (EPOLLOUT) from now on means that the kernel has sent everything
             self._sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, 1)
             self.watch()
@@ -384,7 +384,7 @@ class Transport[End]:
         self.watch()
 
     def _throw_away(self, data: bytes) -> None:
-        """Read on behind the last answer, until the client ends or has sent too much."""
+        """Discard data after the last response, until the client ends or sends too much."""
         if not data and self._kept:
             self.paused = self._told = True
             self.watch()
@@ -394,7 +394,7 @@ class Transport[End]:
             self._release()
 
     def _look(self, times: int, had: int) -> None:
-        """Wait on for a client that has sent something since."""
+        """Keep waiting for a client that has sent something since."""
         if self._thrown_away > had and times < MOST_LINGERED:
             self._timer = self._loop.call_later(LINGER, self._look, times + 1, self._thrown_away)
         else:
@@ -419,7 +419,7 @@ class Transport[End]:
     # --- what is watched ---
 
     def watch(self) -> None:
-        """Wait for what is of interest now; at first, begin to read."""
+        """Register for the events needed now; the first call starts reading."""
         events = (0 if self.paused else IN) | (OUT if self._kept or self._cutting else 0)
         if self._watching_out and self.paused:
             events |= _LEAVING

@@ -1,4 +1,4 @@
-"""HTTP in the clear through an upstream HTTP proxy: what is sent to it, and what of its answer the client gets.
+"""Plain HTTP requests through an upstream HTTP proxy: the head sent to it, and the response for the client.
 
 Such a request has an absolute target (RFC 9112 section 3.2.2). A CONNECT would do, but many proxies allow that to port
 443 alone. The proxy receives a copy: it names the place that was decided on, whatever the client wrote, and it alone
@@ -41,7 +41,7 @@ def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "RequestDecision") -
 
 
 def asked_of_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Head:
-    """Return a request's head as the proxy is sent it; `login` is ours there."""
+    """Return the head to send to the proxy, with our `login`."""
     fields = tuple(
         (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
         for name, value in head.fields

@@ -1,4 +1,4 @@
-"""WebSocket over HTTP/1.1 (RFC 6455) behind its handshake. Requests may switch to nothing else.
+"""WebSocket over HTTP/1.1 (RFC 6455), after its handshake: relays and counts bytes in both directions.
 
 What follows a handshake is passed on unread, but for where frames begin and, where rules say so, for secrets. Nothing
 but a client's frames may follow: a server behind the one that was asked can agree to what neither goes on to speak.
@@ -30,7 +30,7 @@ POLICY: Final = 1008  # a close code: the peer goes against a policy (RFC 6455 s
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """Return a server's frame that ends a WebSocket and says why (RFC 6455 section 5.5.1)."""
+    """Return a server's Close frame with a status and a reason (RFC 6455 section 5.5.1)."""
     payload = code.to_bytes(2) + reason.encode("ascii", "replace")[: MOST_CONTROL - 2]
     return bytes([FIN | CLOSE, len(payload)]) + payload
 
@@ -39,7 +39,7 @@ type Steps = Generator[object, None, None]  # None: a turn may end there
 
 
 class Exchange(Protocol):
-    """The request that has become a WebSocket (`proxy.inspection.stream`)."""
+    """The request that became a WebSocket (`proxy.inspection.stream`)."""
 
     session: "Session"
     request: "RequestContext"
@@ -47,23 +47,23 @@ class Exchange(Protocol):
     server: "ServerEnd | None"
 
     def through_stages(self, part: "RequestPart") -> "Generator[object, None, list[RequestPart] | None]":
-        """Return what is sent in place of a part; None: it has ended."""
+        """Return the parts to send in place of a part; None: it has ended."""
 
     def to_client(self, event: "HttpEvent") -> None:
-        """Send what comes from the server."""
+        """Send data of the server."""
 
     def to_server(self, event: "HttpEvent") -> None:
-        """Send what comes from the client."""
+        """Send data of the client."""
 
     def cut_off(self, why: str = ...) -> None:
-        """End it on both sides."""
+        """Break off both sides."""
 
     def leave(self) -> None:
-        """Forget it: it is over."""
+        """Remove it: it has ended."""
 
 
 class Switched:
-    """A request that has become a WebSocket: bytes in both directions, counted, until one side ends."""
+    """A WebSocket: bytes in both directions, counted, until one side ends."""
 
     __slots__ = ("_driver", "_half_ended", "_request", "answered", "said")
 
@@ -76,7 +76,7 @@ class Switched:
         self.answered = Frames()  # by its server
 
     def pass_on(self, event: "RequestData | RequestEndOfMessage | ResponseData | ResponseEndOfMessage") -> Steps:
-        """Pass on what comes from the client, or from the server."""
+        """Forward data of the client or of the server."""
         if isinstance(event, RequestData | RequestEndOfMessage):
             return self._pass_up(event)
         return self._pass_down(event)
@@ -146,7 +146,7 @@ class Switched:
 
 
 def _following(frames: Frames, data: bytes) -> "Sliced[None]":
-    """Follow frames in slices: one may have two bytes."""
+    """Parse frames in slices, since a frame may have only two bytes."""
     for at in range(0, len(data), _AT_ONCE):
         frames.follow(data[at : at + _AT_ONCE])
         yield

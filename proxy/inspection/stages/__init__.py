@@ -1,1 +1,1 @@
-"""Stages of a request on an inspected connection; `proxy.inspection.pipeline` has them in their order."""
+"""Stages of an inspected request; `proxy.inspection.pipeline` lists them in order."""

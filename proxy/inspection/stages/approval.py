@@ -1,4 +1,4 @@
-"""Approval of a request: the request waits for an answer, and nothing of it leaves before that.
+"""Approval of a request: it stays pending, and nothing of it is sent, until it is approved.
 
 The answer, the end of its client, or a change that makes the rules decide again wakes it.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class PendingApproval:
-    """One request, from when people are asked about it until it is decided. For one thread."""
+    """Pending approval of one request. For one thread."""
 
     __slots__ = (
         "_about", "_answer", "_asking", "_gone", "_rounds", "_ticket", "_woken", "approval", "grants", "request",
@@ -48,15 +48,15 @@ class PendingApproval:
 
     @property
     def granted(self) -> frozenset[str]:
-        """The digests of the rules that are satisfied so far."""
+        """Digests of the rules granted so far."""
         return frozenset(grant.digest for grant in self.grants)
 
     def is_about(self, decision: "Decision") -> bool:
-        """Whether these very rules are being asked about."""
+        """Whether the pending request is about exactly these rules."""
         return self._ticket is not None and decision.approval == self._about
 
     def ask(self, question: "ApprovalRequest", decision: "Decision") -> None:
-        """Ask, in place of whatever was asked before."""
+        """Submit an approval request in place of the previous one."""
         self.drop()
         self._rounds += 1
         self._about = decision.approval
@@ -68,7 +68,7 @@ class PendingApproval:
             self._ticket = self._asking.submit(question, self._answered)
 
     async def answer(self) -> Answer | None:
-        """Wait for the answer; None: decide again, and wait on if the same is asked then."""
+        """Wait for the answer; None: decide again, and keep waiting if the same approval is needed."""
         await self._woken.wait()
         self._woken.clear()
         answer, self._answer = self._answer, None
@@ -81,15 +81,12 @@ class PendingApproval:
         return answer
 
     def wake(self, *, gone: bool = False) -> None:
-        """Have it decided again: other rules are in force, another day, the task has read something. `gone`: given up.
-
-        That is where its client doesn't wait any more.
-        """
+        """Have the request decided again: rules, date or taint have changed. `gone`: its client has left."""
         self._gone = self._gone or gone
         self._woken.set()
 
     def drop(self) -> None:
-        """Wait for no answer. Idempotent."""
+        """Withdraw the approval request. Idempotent."""
         if ticket := self._take_ticket():
             ticket.drop()
 
@@ -106,7 +103,7 @@ class PendingApproval:
 
 
 class PendingApprovals:
-    """All that wait of one connection."""
+    """Pending approvals of one connection."""
 
     __slots__ = ("_waiting", "changed")
 
@@ -115,7 +112,7 @@ class PendingApprovals:
         self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
 
     def begin(self, request: "RequestContext", ruling: "RequestDecision", asking: "ApprovalsClient") -> PendingApproval:
-        """Note a request that people are asked about; with what they have granted, where it waited before."""
+        """Add a pending request, with the grants of an earlier wait."""
         waiting = request.approval
         if waiting is None:
             waiting = request.approval = self._waiting[request.key] = PendingApproval(asking, request, ruling)
@@ -124,14 +121,14 @@ class PendingApprovals:
         return waiting
 
     def settle(self, waiting: PendingApproval) -> None:
-        """Forget that a request waits: it is decided, or its connection is gone."""
+        """Remove a request that is decided or whose connection is closed."""
         waiting.request.approval = None
         del self._waiting[waiting.request.key]
         waiting.drop()
         self.changed(bool(self._waiting))
 
     def settle_all(self) -> list[PendingApproval]:
-        """Forget all of them: their connection is gone."""
+        """Remove all: their connection is closed."""
         every = list(self._waiting.values())
         for waiting in every:
             self.settle(waiting)
@@ -143,14 +140,14 @@ class PendingApprovals:
             waiting.wake()
 
     def leave(self, key: str | None = None) -> None:
-        """Take note that a client doesn't wait any more for a request, or for any."""
+        """Handle a client that no longer waits for a request, or for any."""
         for one, waiting in self._waiting.items():
             if key is None or one == key:
                 waiting.wake(gone=True)
 
 
 def question(session: "Session", request: "RequestContext", ruling: "RequestDecision") -> "ApprovalRequest":
-    """Return what people are asked about a request, with what was read of its body."""
+    """Return the approval request for a request, with the parsed part of its body."""
     attempt, sandbox, held = ruling.attempt, session.recorder.sandbox, request.held
     assert attempt is not None
     process = None if session.attribution is None else session.attribution.process
@@ -163,7 +160,7 @@ def question(session: "Session", request: "RequestContext", ruling: "RequestDeci
 
 
 def _secrets(sandbox: "SandboxState", attempt: "Attempt", head: "Head", content: bytes | None) -> tuple[str, ...]:
-    """Return the ids of the secrets that a request leaves with, as they will be put in."""
+    """Return the ids of the secrets that would be injected into a request."""
     if sandbox.secret_injector is None or attempt.request is None:
         return ()
     if not attempt.request.body:

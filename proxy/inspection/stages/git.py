@@ -1,4 +1,4 @@
-"""Recognises git's requests (gitprotocol-http(5)), and makes one decision on all refs of a push.
+"""Recognises git requests (gitprotocol-http(5)), and combines the decisions on all refs of a push.
 
 Pure. A server takes a request for git by its URL alone, so the URL decides here too, by every reading of its path: one
 that is git's by one reading and not by another is refused, and so is whatever would be git's in another spelling.
@@ -48,7 +48,7 @@ _FILES: Final = frozenset({"HEAD", "branches", "config", "hooks", "info", "objec
 
 
 class _Shape(NamedTuple):
-    """What one reading of a path says. `service` None: the files of a repository, by which the dumb protocol reads."""
+    """Git request that a path stands for. `service` None: repository files, as the dumb protocol reads them."""
 
     repo: str
     service: str | None
@@ -117,7 +117,7 @@ def _shape(segments: tuple[str, ...], method: str) -> _Shape | None:
 
 
 def _inside(parts: tuple[str, ...]) -> int | None:
-    """Return where a path goes from a repository's name into its objects, or to its HEAD."""
+    """Return where a path leaves a repository's name for its objects or HEAD."""
     for at, part in enumerate(parts):
         rest = parts[at + 1 :]
         if part == "objects" and rest:
@@ -128,7 +128,7 @@ def _inside(parts: tuple[str, ...]) -> int | None:
 
 
 def _is_written(parts: tuple[str, ...], method: str) -> bool:
-    """Whether this writes a repository's files, which no rule would see refs in; LFS below `info/lfs` is plain HTTP."""
+    """Whether a request writes repository files without refs (WebDAV); LFS below `info/lfs` is plain HTTP."""
     for at, part in enumerate(parts):
         rest = parts[at + 1 :]
         if part.lower().endswith(_SUFFIX) and rest[:1] and rest[0] in _FILES and rest[:2] != ("info", "lfs"):
@@ -139,7 +139,7 @@ def _is_written(parts: tuple[str, ...], method: str) -> bool:
 
 
 def _repo(parts: tuple[str, ...]) -> str:
-    """Return a repository's path, written as a URL has it and without `.git`. Raises UnclearError if it is not one."""
+    """Return a repository's path in URL form without `.git`. Raises UnclearError if it is none."""
     name = "/".join(parts)
     bare = name.removesuffix(_SUFFIX)
     if not bare or bare.endswith("/") or bare.lower().endswith(_SUFFIX):
@@ -156,7 +156,7 @@ FEW_REFS: Final = 10  # that are decided in one slice
 
 
 class PushDecision(NamedTuple):
-    """The decision on a push: of all of it, and of each ref. The first attempt is that of the strictest."""
+    """Decision on a push and on each ref. The first attempt is that of the strictest decision."""
 
     decision: "Decision"
     attempts: tuple[Attempt, ...]
@@ -168,7 +168,7 @@ class PushDecision(NamedTuple):
 
 
 def decide_refs_ahead(policy: "Policy", attempt: Attempt, push: "Push") -> "Sliced[None]":
-    """Decide on every ref that was read, a ref in a slice, so that `decide_push` has no more to do than to compare."""
+    """Decide on every parsed ref, one in a slice, so that `decide_push` only compares."""
     if attempt.request is None or attempt.request.git is None or len(push.commands) < FEW_REFS:
         return
     ahead = push.ahead = DecidedRefs(policy, attempt, {})
@@ -187,7 +187,7 @@ def _of_ref(attempt: Attempt, command: "Command") -> Attempt:
 
 
 def decide_push(policy: "Policy", attempt: Attempt, push: "Push") -> PushDecision:
-    """Decide on every ref that was read; `attempt` is the push as far as its head says."""
+    """Decide on every parsed ref; `attempt` is the push as its head describes it."""
     ahead = {} if push.ahead is None else push.ahead.of(policy, attempt)
     decided: list[tuple[Attempt, Decision]] = []
     for command in push.commands:
@@ -213,12 +213,12 @@ def decide_push(policy: "Policy", attempt: Attempt, push: "Push") -> PushDecisio
 
 
 def deny_all(judged: PushDecision, decision: "Decision", detail: str) -> PushDecision:
-    """Refuse all of a push for what is no ref's."""
+    """Deny a whole push for a reason that is no ref's."""
     return judged._replace(decision=decision, refs=tuple((ref, decision) for ref, _ in judged.refs), detail=detail)
 
 
 def _told(push: "Push", quiet: frozenset[str]) -> tuple[str, ...]:
-    """Say what a push does, ref by ref: none is kept out because another is, nor told because another is."""
+    """Describe the refs of a push for events, without those whose rules log only patterns."""
     told = [
         f"{command.change} {command.ref} {old} {new}"
         for command, (old, new) in zip(push.commands, push.objects, strict=True)
@@ -229,17 +229,17 @@ def _told(push: "Push", quiet: frozenset[str]) -> tuple[str, ...]:
 
 
 def _openness(decision: "Decision") -> tuple[int, bool, int]:
-    """Rank decisions: nobody is asked about a push of which a ref is denied."""
+    """Rank decisions: a push with a denied ref needs no approval."""
     return _STRICTER.index(decision.outcome), decision.needs_approval, STRICTEST_FIRST.index(decision.verdict)
 
 
 def strictest(*decisions: "Decision") -> "Decision":
-    """Return one decision of several on one request."""
+    """Return the strictest of several decisions on one request."""
     return _strictest(min(decisions, key=_openness), decisions)
 
 
 def _strictest(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decision":
-    """Give the strictest decision what all of them bring along: every limit, every approval, the earliest end."""
+    """Return the strictest decision with every limit and approval of all of them, and the earliest end."""
     every = list(decisions)
     held = strictest.needs_approval
     ends = [one.expires for one in every if one.expires is not None]
@@ -282,7 +282,7 @@ def report(judged: PushDecision, page: Page) -> Page | None:
 
 
 def _refusals(judged: PushDecision, page: Page) -> "Iterator[tuple[str, str]]":
-    """Say of each ref why it is refused; without a word of its own where the rules alone would have let it pass."""
+    """Yield each ref with the reason why it is rejected."""
     for ref, decision in judged.refs:
         if judged.decision.passes:
             yield ref, page.body.partition(b"\n")[0].decode("ascii")

@@ -1,4 +1,4 @@
-"""Stages that count what a request uses (grants, limits of rules), and record untrusted sources."""
+"""Stages for grants, limits of rules, and reads from untrusted sources."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Grants(Stage):
-    """Ends a request with the first of the grants that it passes under; denies it where one has ended already."""
+    """Ends a request when the first of its grants ends; denies it if one has ended already."""
 
     __slots__ = ("_lease",)
 
@@ -26,11 +26,11 @@ class Grants(Stage):
 
     @staticmethod
     def needed(needs: "Needs") -> bool:
-        """Only where people have approved it."""
+        """Only for approved requests."""
         return needs.grants
 
     def admit(self, ruling: "RequestDecision") -> "RequestDecision":
-        """Enter the grants."""
+        """Take a lease on the grants."""
         sandbox = self.session.recorder.sandbox
         self._lease = sandbox.lease(ruling.grants, self._over)
         if self._lease is not None:
@@ -46,13 +46,13 @@ class Grants(Stage):
             self.session.cut(frozenset({self.request.key}))
 
     def end(self) -> None:
-        """Leave the grants."""
+        """End the lease."""
         if self._lease is not None:
             self._lease.end()
 
 
 class Limits(Stage):
-    """Counts a request against `limits:` of its rules and what its grants have left; its bytes count by its meter."""
+    """Counts a request and its bytes against the `limits:` of its rules and the budgets of its grants."""
 
     __slots__ = ()
 
@@ -62,7 +62,7 @@ class Limits(Stage):
         return needs.limits or needs.grants
 
     def admit(self, ruling: "RequestDecision") -> "RequestDecision":
-        """Count it; deny it where a limit is used up."""
+        """Count the request; deny it if a limit is used up."""
         session, left = self.session, budgets(ruling.grants)
         if not ruling.decision.limits and not left:
             return ruling
@@ -74,7 +74,7 @@ class Limits(Stage):
         return ruling
 
     def review(self, now: "ReviewResult") -> None:
-        """Go on under the limits of the rules in force now."""
+        """Apply the limits now in force."""
         if self.request.by is not None:
             return
         sandbox = self.session.recorder.sandbox
@@ -86,7 +86,7 @@ class Limits(Stage):
 
 
 class Taint(Stage):
-    """Notes that the task is about to read what nobody vouches for; what can't be noted isn't read."""
+    """Records that the task reads from an untrusted source; if that fails, blocks the request."""
 
     __slots__ = ()
 
@@ -96,7 +96,7 @@ class Taint(Stage):
         return needs.trust is not Trust.TRUSTED
 
     def recorded(self, ruling: "RequestDecision") -> None:
-        """Note it. Raises RequestStoppedError."""
+        """Record the read. Raises RequestStoppedError."""
         sandbox, place = self.session.recorder.sandbox, self.session.place
         if not sandbox.record_read(ruling.decision, place.target, place.port, self.request.cause):
             raise RequestStoppedError(deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)

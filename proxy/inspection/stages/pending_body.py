@@ -1,4 +1,4 @@
-"""Holds the body of a request whose decision depends on it: nothing of it leaves before that.
+"""Holds the body of a request whose decision depends on it; nothing of it is sent before the decision.
 
 `PendingPush` reads the refs of a push; `PendingContent` keeps the whole body of another request. Both forward the body
 unchanged.
@@ -24,7 +24,7 @@ _PACKED: Final = frozenset({"gzip", "x-gzip"})  # what git's server knows (http-
 
 
 class PendingBody(ABC):
-    """What has come so far of one request's body."""
+    """Body of one request, as far as it has arrived."""
 
     push: Push | None = None
     attempt: "Attempt | None" = None  # what was decided on at its head
@@ -36,7 +36,7 @@ class PendingBody(ABC):
         self.size = 0
 
     def take(self, event: "RequestPart", session: "Session") -> "Sliced[bool]":
-        """Take the next piece; returns whether the request can be decided now."""
+        """Add the next piece; returns whether the request can be decided now."""
         self.events.append(event)
         complete = False
         try:
@@ -52,7 +52,7 @@ class PendingBody(ABC):
 
     @abstractmethod
     def read(self, event: "RequestPart") -> "Sliced[bool]":
-        """Read the next piece; returns whether that is enough. Raises UnclearError."""
+        """Parse the next piece; returns whether that suffices for a decision. Raises UnclearError."""
 
     def decide_refs_ahead(self, session: "Session") -> "Sliced[None]":
         """Decide on many refs in slices, before the push itself is decided."""
@@ -60,7 +60,7 @@ class PendingBody(ABC):
             yield from decide_refs_ahead(session.recorder.sandbox.policy, self.attempt, self.push)
 
     def let_go(self, session: "Session") -> None:
-        """Keep nothing any more."""
+        """Drop the body."""
         session.held -= self.size
         self.size = 0
         self.events.clear()
@@ -68,7 +68,7 @@ class PendingBody(ABC):
 
 
 class PendingPush(PendingBody):
-    """A push, up to the end of its refs."""
+    """Body of a git push, up to the end of its refs."""
 
     def __init__(self, push: Push) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class PendingPush(PendingBody):
 
     @classmethod
     def of(cls, head: Head) -> "PendingPush":
-        """Begin with a push; there is a problem already if its body is in a coding that git doesn't know."""
+        """Start to parse a push; a content coding that git doesn't know is an error."""
         codings = values(head, b"content-encoding")
         held = cls(Push(gzip=bool(codings)))
         if codings and (len(codings) > 1 or codings[0].lower() not in _PACKED):
@@ -84,7 +84,7 @@ class PendingPush(PendingBody):
         return held
 
     def read(self, event: "RequestPart") -> "Sliced[bool]":
-        """Read its refs."""
+        """Parse its refs."""
         if isinstance(event, RequestData):
             yield from self.push.feeding(event.data)
         elif isinstance(event, RequestEndOfMessage):
@@ -93,10 +93,10 @@ class PendingPush(PendingBody):
 
 
 class PendingContent(PendingBody):
-    """A body that is signed by its hash, or a form that may have a secret in it."""
+    """Whole body: signed by its hash, or a form that may have a secret in it."""
 
     def read(self, event: "RequestPart") -> "Sliced[bool]":
-        """Wait for its end."""
+        """Wait for the end of the body."""
         yield from ()
         if isinstance(event, RequestEndOfMessage):
             self.content = b"".join(piece.data for piece in self.events if isinstance(piece, RequestData))

@@ -1,4 +1,4 @@
-"""Writes the events of the requests of one connection: in which fields, and how much of each (`log: pattern`).
+"""Records the events of a connection's requests, each field as detailed as rules want (`log: pattern`).
 
 Whether something is recorded, and that it is recorded once, is the session's (invariant 6).
 """
@@ -27,7 +27,7 @@ _SAID: Final = frozenset({Reason.PROTOCOL_MISMATCH, Reason.AMBIGUOUS_REQUEST, Re
 
 
 class RequestRecord:
-    """Records one connection's requests: where it leads, and who opened it, is in each event."""
+    """Records the requests of one connection; each event has its origin and process."""
 
     __slots__ = ("_address", "_attribution", "_cause", "_name", "_place", "_recorder")
 
@@ -106,19 +106,19 @@ class RequestRecord:
         )
 
     def leaked(self, cause: str, http: Http, rules: tuple[str, ...], detail: str, *, blocked: bool) -> None:
-        """Record that a secret was found in what leaves. Never raises."""
+        """Record a secret found in a request."""
         self._recorder.leaked(
             cause, detail, rules=rules, blocked=blocked, name=self._name, address=self._address,
             port=self._place.port, protocol=self._place.protocol, http=http,
         )  # fmt: skip
 
     def tampered(self, cause: str, detail: str) -> None:
-        """Record that a placeholder is where none belongs. Never raises."""
+        """Record a misplaced placeholder."""
         self._recorder.tampered(cause, detail, name=self._name, address=self._address, port=self._place.port)
 
 
 def _git(ruling: "RequestDecision") -> Git | None:
-    """Return what a request is in git's protocol, as events say it; nothing where they don't say its path, either."""
+    """Return the git fields of an event; None where the event hides the path."""
     request = None if ruling.attempt is None else ruling.attempt.request
     if request is None or request.git is None or ruling.asked is None:
         return None
@@ -129,7 +129,7 @@ def _git(ruling: "RequestDecision") -> Git | None:
 
 
 def _detail(ruling: "RequestDecision") -> str:
-    """Return what an event says of a ruling in words; not which ref of a push counts, where that isn't told."""
+    """Return the detail of an event; without a push's ref where the rules log only patterns."""
     if not (ruling.undialled or ruling.approval or ruling.decision.reason in _SAID):
         return ""
     pushed = ruling.pushed

@@ -1,4 +1,4 @@
-"""One request and its response on an inspected connection: what is decided on it, and known of it to its end."""
+"""One request and its response on an inspected connection: its decision, stages and counts until its end."""
 
 import time
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ NOTHING: Final[frozenset[str]] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class RequestDecision:
-    """The decision on one request, with what its event and its refusal need."""
+    """Decision on one request, with the fields for its event and its block page."""
 
     decision: Decision
     method: str
@@ -54,7 +54,7 @@ class RequestDecision:
 
 
 class ReviewResult(NamedTuple):
-    """How a request stands by now."""
+    """Result of a review of a request under way."""
 
     denial: "Decision | None"  # by which it may not go on
     limits: "tuple[tuple[str, Limits], ...]" = ()  # that it goes on under
@@ -63,7 +63,7 @@ class ReviewResult(NamedTuple):
 
 
 class RequestContext:
-    """What is known of one request. `key` names it in this process."""
+    """State of one request. `key` identifies it in this process."""
 
     __slots__ = (
         "_length", "address", "addresses", "approval", "attempts", "authorities", "body", "by", "cause", "closing",
@@ -112,25 +112,25 @@ class RequestContext:
 
     @property
     def granted(self) -> frozenset[str]:
-        """The digests of the rules that people have granted it so far."""
+        """Digests of the rules granted so far."""
         return NOTHING if self.approval is None else self.approval.granted
 
     def may_use(self, *addresses: "Hop") -> bool:
-        """Whether a connection that leads to one of these may carry it."""
+        """Whether a connection to one of these addresses may carry it."""
         return all(address in (self.addresses or ()) for address in addresses)
 
     def may_trust(self, authorities: tuple[bytes, ...]) -> bool:
-        """Whether a connection that was verified with these, too, may carry it."""
+        """Whether a connection verified with these CA certificates, too, may carry it."""
         return set(authorities) <= set(self.authorities)
 
     def enter(self, stages: "tuple[Stage, ...]") -> None:
-        """Go through these stages from now on."""
+        """Set the request's stages."""
         self.stages = stages
         self.senders = tuple([stage for stage in stages if stage.sends])
         self.receivers = tuple([stage for stage in stages if stage.receives])
 
     def begin(self, rules: tuple[str, ...], attempts: "tuple[Attempt, ...]", via: str | None) -> None:
-        """Take note that it is allowed, and that this is recorded."""
+        """Mark the request as allowed and recorded."""
         self.rules, self.attempts, self.via = rules, attempts, via
         self.is_open, self.started, self.seen = True, time.monotonic(), None
 
@@ -147,7 +147,7 @@ class RequestContext:
         return parts
 
     def answered(self, status: int, length: int | None) -> None:
-        """Take note of the head of a response that is passed on, and how long it says that its body is."""
+        """Record the status of a forwarded response, and its length."""
         self.status, self._length = status, length
 
     def left(self) -> tuple[Outcome, str]:
@@ -167,18 +167,18 @@ class RequestContext:
         return Outcome.PASSED, ""
 
     def may_send(self, size: int) -> bool:
-        """Whether a piece of the request's body may leave; it is counted then."""
+        """Whether a piece of the request's body may be sent; if so, it is counted."""
         if not self.is_open or (self.meter is not None and not self.meter.up(size)):
             return False
         self.up += size
         return True
 
     def may_repeat(self) -> bool:
-        """Whether the request's head may leave once more; it is counted then, as it was the first time."""
+        """Whether the request's head may be sent again; if so, it is counted."""
         return self.is_open and (self.meter is None or self.meter.up(self.head.size))
 
     def may_receive(self, size: int) -> bool:
-        """Whether a piece of the response's body may enter; it is counted then."""
+        """Whether a piece of the response's body may be forwarded; if so, it is counted."""
         if not self.is_open or (self.meter is not None and not self.meter.down(size)):
             return False
         self.down += size

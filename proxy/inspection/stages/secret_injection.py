@@ -1,4 +1,4 @@
-"""Replaces placeholders by secrets just before a request is sent, and masks secrets in its response.
+"""Replaces placeholders with secrets just before a request is sent, and masks secrets in its response.
 
 It is the last stage before sending and the first after receiving, so nothing else sees a value: pages, events and later
 decisions are made of what the task wrote. A value leaves only on verified TLS to the place it belongs to; otherwise the
@@ -40,7 +40,7 @@ _ASKS_FOR_PACKED: Final = frozenset({b"accept-encoding", b"accept-charset", b"a-
 
 
 class SecretInjection(Stage):
-    """One request and its response, of a task that has placeholders."""
+    """Injection for one request and its response, of a task that has secrets."""
 
     __slots__ = ("_body", "_broker", "_credential", "_form", "_mask")
 
@@ -58,11 +58,11 @@ class SecretInjection(Stage):
 
     @staticmethod
     def needed(needs: "Needs") -> bool:
-        """Only where the task has secrets; then for every request, as pages are masked, too."""
+        """Only for a task with secrets; then for every request, as responses are masked, too."""
         return needs.secrets
 
     def request_head(self, head: "Head") -> "Head":
-        """Return a head with the values in it."""
+        """Return a head with secrets in place of placeholders."""
         place, held = self.session.place, self.request.held
         content = b"" if held is None or held.content is None else held.content
         carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=content)
@@ -88,7 +88,7 @@ class SecretInjection(Stage):
         return replace(head, path=path, fields=fields)
 
     def send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
-        """Pass on what has no placeholder in it, or the body with values in place of its placeholders."""
+        """Return parts with secrets in place of placeholders."""
         yield from ()
         if isinstance(part, RequestData):
             if self._form is None:
@@ -101,7 +101,7 @@ class SecretInjection(Stage):
         return [part]
 
     def _check(self, data: bytes, where: str) -> None:
-        """Raise RequestStoppedError for a placeholder where no secret belongs, and record that."""
+        """Raise RequestStoppedError for a misplaced placeholder, and record that."""
         if not (secret := self._body.misused(data)):
             return
         place, request = self.session.place, self.request
@@ -111,7 +111,7 @@ class SecretInjection(Stage):
         raise RequestStoppedError(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
 
     def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
-        """Yield a part of the response with every value masked."""
+        """Yield a part of the response with every secret masked."""
         mask = self._mask
         if mask is None:
             yield event
@@ -138,11 +138,11 @@ class SecretInjection(Stage):
 
 
 def _plainly(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
-    """Ask for an answer that isn't packed (RFC 9110 section 12.5.3): what can't be read can't be masked."""
+    """Request a response without content coding (RFC 9110 section 12.5.3), which could not be masked."""
     return (*(field for field in fields if not _asks_for_packed(*field)), (b"accept-encoding", b"identity"))
 
 
 def _asks_for_packed(name: bytes, value: bytes) -> bool:
-    """Whether a server may answer in another form for this field, whatever sign its name has for `-`."""
+    """Whether a server may send another coding for this field, however its name spells `-`."""
     name = alike(name.lower())
     return name in _ASKS_FOR_PACKED or (name == b"te" and value.lower() != b"trailers")

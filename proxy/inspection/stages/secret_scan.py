@@ -1,4 +1,4 @@
-"""Scans requests for secrets where rules want it: a head before it is allowed, a body as it passes.
+"""Scans requests for secrets where rules want it: heads before they are allowed, bodies as they are sent.
 
 Home of the rule that scanning fails closed. Where it raises, a request under `block` ends with its connection; one
 under `flag` goes on, and that is counted. No text of an error leaves this module, as it could show what was scanned.
@@ -35,7 +35,7 @@ _CODINGS: Final = (b"content-encoding", b"grpc-encoding", b"connect-content-enco
 
 
 class HeadScan(NamedTuple):
-    """What was seen of a head that is not decided yet. `found`: credentials, and where they are."""
+    """Result of scanning a head. `found`: credentials, and where they are."""
 
     watch: "SecretSearch | None"  # knows what was found of the values of secrets
     found: tuple[tuple[str, str], ...] = ()
@@ -43,7 +43,7 @@ class HeadScan(NamedTuple):
 
 
 def scan_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
-    """Look at a long head before the request is decided, in slices: its stage has no time for that."""
+    """Scan a long head in slices before the decision, as the stage has to finish in one call."""
     head = request.head
     if too_costly(head) or session.refused is not None:  # it will be refused
         return
@@ -54,7 +54,7 @@ def scan_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
 
 
 def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[HeadScan]":
-    """Look at a head, whatever will be decided about it."""
+    """Scan a head."""
     sandbox, watch = session.recorder.sandbox, None
     try:
         watch = None if sandbox.own_secrets is None else sandbox.own_secrets.watch()
@@ -66,7 +66,7 @@ def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[HeadScan
 
 
 class SecretScan(Stage):
-    """Looks through one request."""
+    """Scanner of one request."""
 
     __slots__ = ("_action", "_body", "_found", "_watch")
 
@@ -82,11 +82,11 @@ class SecretScan(Stage):
 
     @staticmethod
     def needed(needs: "Needs") -> bool:
-        """Only where the rules have it looked through."""
+        """Only where rules want a scan."""
         return needs.scan is not Scan.OFF
 
     def admit(self, ruling: "RequestDecision") -> "RequestDecision":
-        """Look at the head; where something in it has to stay, deny. What is recorded shows nothing of it."""
+        """Scan the head; deny the request for what must not be sent. Events contain nothing of the secret."""
         session, head, action = self.session, self.request.head, ruling.decision.scan
         self._action = action
         strict = action is Scan.STRICT and session.is_unnamed()
@@ -102,7 +102,7 @@ class SecretScan(Stage):
             return ruling
 
     def _looked(self, ruling: "RequestDecision", seen: HeadScan) -> "RequestDecision":
-        """Deny or allow for what was seen in the head. Raises the error that kept it from being seen."""
+        """Deny or allow by the result of the head's scan. Raises the scan's error."""
         if seen.error is not None:
             raise seen.error
         watch = seen.watch
@@ -122,7 +122,7 @@ class SecretScan(Stage):
         return replace(ruling, decision=decision, detail=self._found)
 
     def recorded(self, ruling: "RequestDecision") -> None:
-        """Record what was found in the head."""
+        """Record the findings in the head."""
         if self._found:
             self._record(self._found, ruling.decision.rules, blocked=self._action.blocks)
 
@@ -142,7 +142,7 @@ class SecretScan(Stage):
             return [part]
 
     def _new_body(self) -> Body:
-        """Return what looks at all that follows the head."""
+        """Return the scanner of everything after the head."""
         sandbox, head = self.session.recorder.sandbox, self.request.head
         kind = values(head, b"content-type")
         # Messages of gRPC and Connect are packed each by itself, whatever the body is
@@ -175,14 +175,14 @@ class SecretScan(Stage):
         return parts
 
     def review(self, now: "ReviewResult") -> None:
-        """Go on under the stricter of what the rules said and say now."""
+        """Apply the stricter of the previous and the current rules."""
         if self._action is not Scan.OFF:
             self._action = Scan.strictest((self._action, now.scan))
             if self._body is not None:
                 self._flag(self._body.tighten(self._action))
 
     def end(self) -> None:
-        """Look at what has left and was not looked at yet: nothing more comes."""
+        """Scan the rest of what was sent."""
         if self._body is None or self._action.blocks or self._action is Scan.OFF:
             return
         try:
@@ -193,7 +193,7 @@ class SecretScan(Stage):
         self._flag(found)
 
     def _flag(self, found: "Iterable[str]") -> None:
-        """Record what was found in what has left."""
+        """Record findings in data already sent."""
         if said := " and ".join(found):
             self._record(f"{said} in the body", self.request.rules, blocked=False)
 
@@ -205,7 +205,7 @@ class SecretScan(Stage):
         return deny(self.session.recorder.sandbox.policy, Reason.LEAK)._replace(rules=rules)
 
     def _fail(self, error: Exception, cause: str) -> None:
-        """Look no more, and record that; what was to be blocked on a find goes nowhere. Raises RuntimeError."""
+        """Stop scanning and record the error; block where findings would block. Raises RuntimeError."""
         action, self._action = self._action, Scan.OFF
         what = f"leaving bytes could not be looked at: {type(error).__name__}"
         if action.blocks:

@@ -1,4 +1,4 @@
-"""Base class of the stages: each does one thing with an allowed request, and with its response."""
+"""Base class of the stages: each handles one aspect of an allowed request and its response."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -33,7 +33,7 @@ type ResponsePart = ResponseData | ResponseTrailers | ResponseEndOfMessage
 
 
 class RequestStoppedError(Exception):
-    """A stage ends a request that was allowed; the text says why, in its page and its last event."""
+    """A stage ends an allowed request; the text gives the reason, for the page and the event."""
 
     def __init__(self, decision: "Decision", detail: str) -> None:
         super().__init__(detail)
@@ -41,7 +41,7 @@ class RequestStoppedError(Exception):
 
 
 class Needs(NamedTuple):
-    """What a decision, and the task that it is for, want stages for."""
+    """Properties of a decision and its task that determine the stages."""
 
     scan: "Scan"
     trust: "Trust"
@@ -51,7 +51,7 @@ class Needs(NamedTuple):
 
 
 class Session(Protocol):
-    """What stages use of the requests of one client connection (`proxy.inspection.session`)."""
+    """The part of `proxy.inspection.session` that stages use."""
 
     recorder: "Recorder"
     record: "RequestRecord"
@@ -70,7 +70,7 @@ class Session(Protocol):
 
 
 class Stage:
-    """Base of the stages, which override what they have a part in. One object serves one request."""
+    """Base of the stages, which override the methods that they need. One object serves one request."""
 
     __slots__ = ("request", "session")
 
@@ -83,18 +83,18 @@ class Stage:
 
     @staticmethod
     def needed(needs: Needs) -> bool:
-        """Whether the stage has a part in such requests."""
+        """Whether such requests need the stage."""
         raise NotImplementedError
 
     def admit(self, ruling: "RequestDecision") -> "RequestDecision":
-        """Deny the request, or let it go on to the next stage, before its decision is recorded."""
+        """Deny the request, or pass it to the next stage, before its decision is recorded."""
         return ruling
 
     def recorded(self, ruling: "RequestDecision") -> None:
-        """Go on once the decision is recorded; that may be this stage's denial. Raises RequestStoppedError."""
+        """Handle the recorded decision, perhaps a denial by this stage. Raises RequestStoppedError."""
 
     def request_head(self, head: "Head") -> "Head":
-        """Return the head that is sent."""
+        """Return the head to send."""
         return head
 
     def send(self, part: RequestPart) -> "Sliced[list[RequestPart]]":
@@ -103,11 +103,11 @@ class Stage:
         return [part]
 
     def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":
-        """Yield what the client gets in place of a part of the response, its head among them."""
+        """Yield what the client gets in place of a part of the response, also of its head."""
         yield event
 
     def review(self, now: "ReviewResult") -> None:
-        """Go on under other rules, which say `now` to the request; sets `request.by` where it may not."""
+        """Apply other rules, with their decision `now`; sets `request.by` to end the request."""
 
     def end(self) -> None:
-        """Give up what the stage holds: the request is over, or was not allowed after all."""
+        """Release resources: the request has ended, or was denied after all."""
