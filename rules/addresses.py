@@ -154,7 +154,7 @@ def bracket_host(host: object) -> str:
 
 
 def parse_network(text: str) -> Network:
-    """Read one address or a CIDR, normal form out. Raises ValueError with what is wrong and what was probably meant."""
+    """Parse an address or a CIDR into normal form. Raises ValueError with the problem and a suggested correction."""
     base, slash, length = text.partition("/")
     address = parse_address(base)
     if address is None:
@@ -184,7 +184,7 @@ def parse_network(text: str) -> Network:
 
 
 def normalize(address: Address | str) -> Address:
-    """Give the one value of an address: IPv4-mapped IPv6 becomes IPv4. Raises ValueError for a zone id or bad text."""
+    """Return the normal form of an address: IPv4-mapped IPv6 becomes IPv4. Raises ValueError for other text."""
     if isinstance(address, str):
         parsed = parse_address(address)
         if parsed is None:
@@ -209,7 +209,7 @@ def find_block(address: Address) -> Block | None:
 
 
 def why_not_public(address: Address) -> str | None:
-    """Say what kind of non-public address this is (`loopback`, `private use` …), or None if it is public."""
+    """Return the kind of a non-public address (`loopback`, `private use` …), or None if it is public."""
     block = find_block(normalize(address))
     return None if block is None else block.name
 

@@ -26,7 +26,7 @@ NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 class Protocol(StrEnum):
-    """What is spoken on a connection, as far as rules tell protocols apart."""
+    """Protocol on a connection, as far as rules distinguish protocols."""
 
     TCP = "tcp"  # any bytes: a server that speaks first, a database, SSH
     TLS = "tls"
@@ -41,12 +41,12 @@ _HTTP_OVER_TLS: Final = frozenset({"h2", "http/1.1", "http/1.0"})  # ALPN ids of
 
 
 def alpn_is_readable(alpn: tuple[str, ...]) -> bool:
-    """Whether inspection can speak one of the protocols that a client offers, or the client doesn't say."""
+    """Whether the ALPN offer of a client is empty or has a protocol that inspection can read."""
     return not alpn or not _HTTP_OVER_TLS.isdisjoint(alpn)
 
 
 class GitService(StrEnum):
-    """What a git client asks its server for."""
+    """Service that a git client requests."""
 
     PUSH = "push"  # git-receive-pack
     FETCH = "fetch"  # git-upload-pack
@@ -93,7 +93,7 @@ class Request(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """The caller of an attempt: a task, its labels, the day (UTC), and whether it has read what nobody vouches for.
+    """Caller of an attempt: its task and labels, the day (UTC), and whether the task has read untrusted content.
 
     `at` None: nobody knows, and whatever has an end has ended. `Attempt(protocol, target, port, request, *caller)` is
     one of its attempts.

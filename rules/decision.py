@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LimitScope(StrEnum):
-    """Who shares one count; the first is the tightest: everybody does."""
+    """What shares one count, strictest first."""
 
     RULE = "rule"
     SANDBOX = "sandbox"
@@ -40,7 +40,7 @@ class GrantScope(StrEnum):
 
 
 class ApprovalTerms(NamedTuple):
-    """The `approval:` of an ask rule: who approves, how many of them, and what that is good for."""
+    """The `approval:` of an ask rule: who approves, how many people, and what an approval covers."""
 
     by: str | None = None  # a group; None: whoever may approve at all
     needed: int = 1  # how many people; the file says `count`
@@ -64,7 +64,7 @@ class NearestRule(NamedTuple):
 
 
 class RequiredApproval(NamedTuple):
-    """One rule that holds an attempt until somebody has approved it."""
+    """Approval that a rule requires before it allows the attempt."""
 
     rule: str  # `file:id`
     digest: str  # what a grant has to name beside that: `Attempt.granted`
@@ -73,7 +73,7 @@ class RequiredApproval(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What is to happen with an attempt, and why.
+    """Decision on an attempt, with its reason and terms.
 
     For a connection (an attempt without a request) `allow` with `inspect` means that some request on it may pass:
     each is decided by itself. `deny` means that none could. Its `limits` are those of rules that match whatever is
@@ -104,17 +104,17 @@ class Decision(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether it goes on: allowed, flagged, only audited, or to where each request on it is asked about."""
+        """Whether the attempt proceeds: allowed, flagged, only audited, or to where each request needs an approval."""
         return self.outcome.passes
 
     @property
     def allows(self) -> bool:
-        """Whether bytes may leave for it: it passes, and not only to be asked about later."""
+        """Whether bytes may leave for the attempt now: it passes, and not only to where requests need an approval."""
         return self.verdict is not Verdict.ASK and self.outcome.passes
 
     @property
     def needs_approval(self) -> bool:
-        """Whether it is held, and passes once everything in `approval` is granted, or asks for more then."""
+        """Whether the attempt is held, and may pass once everything in `approval` is granted."""
         return bool(self.approval) and self.outcome is Outcome.BLOCKED
 
 

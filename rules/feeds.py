@@ -38,7 +38,7 @@ _SIMPLE: Final = re.compile(
 
 
 class InvalidLine(NamedTuple):
-    """A line that is none of a list, from 1."""
+    """A line of a list that is not a name; lines count from 1."""
 
     number: int
     text: str
@@ -46,7 +46,7 @@ class InvalidLine(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Feed:
-    """A list as it was read."""
+    """A list of names, as it was read."""
 
     text: str  # its path as the rule has it
     digest: str  # SHA-256 of the file's contents
@@ -78,7 +78,7 @@ class Feed:
         return bool(find_covering((self,), name))
 
     def problem(self) -> str:
-        """Say what is wrong with the lines that count for nothing, or nothing."""
+        """Describe the lines that are not names, or return an empty text."""
         if self.first_bad is None:
             return ""
         lines = "1 line is no name and counts" if self.bad == 1 else f"{self.bad:,} lines are no names and count"

@@ -10,7 +10,7 @@ _OTHERS_WRITE: Final = 0o022
 
 
 def read_file(path: Path, *, trusted: bool = False) -> bytes:
-    """Read a regular file of bounded size. Raises OSError, and ValueError with what is wrong with it.
+    """Read a regular file of at most 64 MiB. Raises OSError, and ValueError with the problem.
 
     Opened first and looked at then, so that what is looked at is what is read; without waiting, because a FIFO or
     device could keep the reader for ever. `trusted`: it must be root's or ours, and nobody else's to write.
@@ -43,5 +43,5 @@ def user_configuration() -> Path | None:
 
 
 def describe_error(error: Exception) -> str:
-    """Say why a file could not be read."""
+    """Describe why a file could not be read."""
     return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)

@@ -25,7 +25,7 @@ MANY: Final = Wild.MANY
 
 
 def fold(text: str) -> str:
-    """Return text as it is compared where case says nothing.
+    """Return text in the form for comparison without case and accents.
 
     Some servers bring both to capitals and some to small letters: one way or the other U+0131 and U+0130 are an `i`.
     Databases that names are looked up in don't tell accents apart either (MySQL: utf8mb4_0900_ai_ci).
@@ -204,7 +204,7 @@ class Trie[T]:
         self.values: list[list[T]] = []
 
     def add(self, pattern: Sequence[Part]) -> int:
-        """Give the slot of `pattern`, the same one whenever the same pattern is added."""
+        """Return the slot of `pattern`, the same one whenever the same pattern is added."""
         node = self._root
         ends_in_many = bool(pattern) and pattern[-1] is MANY
         for part in pattern[:-1] if ends_in_many else pattern:
@@ -223,7 +223,7 @@ class Trie[T]:
         return len(self.values) - 1
 
     def file(self, pattern: Sequence[Part], what: T) -> int:
-        """File something under a pattern; gives its slot."""
+        """Store a value under a pattern; returns its slot."""
         slot = self.add(pattern)
         self.values[slot].append(what)
         return slot

@@ -26,7 +26,7 @@ _HEX_DIGITS = frozenset("0123456789abcdef")
 
 
 class InvalidNameError(ValueError):
-    """The text is no host name. The message quotes nothing but `repr`-safe text: it may come from a sandbox."""
+    """The text is not a host name. The message is safe to print: it escapes what a sandbox sent."""
 
 
 class HostName(str):
@@ -62,7 +62,7 @@ class HostName(str):
 
 
 def labels_of(text: str) -> list[str]:
-    """Normalise `text` into its labels; at least one. Raises InvalidName.
+    """Normalise `text` into its labels; at least one. Raises InvalidNameError.
 
     What is checked for a whole name only (its length, its last label) is not checked here: patterns need the rest too.
     """
@@ -142,10 +142,10 @@ LOOPBACK: "Final[tuple[Address, ...]]" = (IPv4Address("127.0.0.1"), IPv6Address(
 
 
 def is_exeat_name(name: str) -> bool:
-    """Whether a normal name is of our zone, and so never looked up anywhere."""
+    """Whether a normal name is in the zone `exeat.internal`, which is never looked up anywhere."""
     return name.endswith(ZONE) and (len(name) == len(ZONE) or name[-len(ZONE) - 1] == ".")
 
 
 def is_localhost(name: str) -> bool:
-    """Whether a normal name stands for whoever asks for it: for a sandbox its own loopback."""
+    """Whether a normal name is `localhost` or below it: the caller's own loopback."""
     return name == _LOCAL or name.endswith(f".{_LOCAL}")

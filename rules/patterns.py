@@ -100,13 +100,13 @@ class Pattern(NamedTuple):
 
 
 class TaskSelector(NamedTuple):
-    """Tasks and labels; both have to match. Empty `tasks`: whatever the task's name is."""
+    """Selects tasks by name and labels; both must match. Empty `tasks`: any name."""
 
     tasks: tuple[Pattern, ...] = ()
     labels: tuple[tuple[str, tuple[Pattern, ...]], ...] = ()  # name and values, in the order of names
 
     def matches(self, task: str, labels: Mapping[str, str]) -> bool:
-        """Whether a task is meant. A name or label that it doesn't have is never one that is asked for."""
+        """Whether a task matches. A task without a required name or label does not."""
         if self.tasks and not (task and any(pattern.matches(task) for pattern in self.tasks)):
             return False
         for name, values in self.labels:

@@ -26,7 +26,7 @@ _OVER_TCP: Final = (Protocol.TCP, Protocol.TLS, Protocol.HTTP)
 
 
 class Ports(NamedTuple):
-    """A range of ports and what is spoken there."""
+    """A range of ports with their protocol."""
 
     low: int
     high: int
@@ -60,14 +60,14 @@ class Ports(NamedTuple):
         return self.protocol is protocol or (self.protocol is Protocol.TCP and protocol in _OVER_TCP)
 
     def could_cover(self, port: int, protocol: Protocol) -> bool:
-        """Whether an attempt on `port` is covered, or could be if somebody read its bytes."""
+        """Whether an attempt on `port` is covered, or could be if the gate read its bytes."""
         if protocol is Protocol.TCP:
             return self.low <= port <= self.high and self.protocol in _OVER_TCP
         return self.covers(port, protocol)
 
 
 def never_leaves(entry: Ports) -> tuple[int, str] | None:
-    """Return a port of an entry, and what is spoken there, that leaves over UDP under no rule; None: it has none."""
+    """Return a port of an entry and its protocol that no rule can allow over UDP; None if there is none."""
     found = (port for port in _NEVER_UDP if entry.protocol is Protocol.UDP and entry.low <= port <= entry.high)
     port = next(found, None)
     return None if port is None else (port, _NEVER_UDP[port])

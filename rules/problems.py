@@ -24,7 +24,7 @@ class Problem(NamedTuple):
 
 
 class RuleFileError(Exception):
-    """The files can't be used. `str()` is a line a problem, in the order of the files and their lines.
+    """The files can't be used. `str()` has a line for each problem, in the order of the files and lines.
 
     `asked`: every path that was looked for, as far as it came.
     """
@@ -36,7 +36,7 @@ class RuleFileError(Exception):
 
 
 def limit_problems(problems: Sequence[Problem]) -> Sequence[Problem]:
-    """Give the first of many problems, and how many more there are: nobody reads a million."""
+    """Return the first 1000 problems, and how many more there are."""
     more = len(problems) - _MOST_TOLD
     if more <= 0:
         return problems
@@ -45,7 +45,7 @@ def limit_problems(problems: Sequence[Problem]) -> Sequence[Problem]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Give `; did you mean …?` for the nearest of the known words, or nothing."""
+    """Return `; did you mean …?` for the nearest known word, or an empty text."""
     from difflib import get_close_matches  # only when something is wrong anyway
 
     near = get_close_matches(word.lower()[:64], list(known), 1)
@@ -53,20 +53,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def join_first(texts: Iterable[str], most: int) -> str:
-    """Write texts with commas between them; of many the first, and how many more there are."""
+    """Join texts with commas; of many the first, and how many more there are."""
     texts = list(texts)
     more = len(texts) - most
     return ", ".join(texts[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def quote(text: str) -> str:
-    """Quote what the user wrote, short and harmless to a terminal."""
+    """Quote text of a user, shortened and safe to print on a terminal."""
     shown = text if len(text) <= 80 else text[:80] + "…"
     return f"`{escape_unprintable(shown)}`"
 
 
 def escape_unprintable(text: str) -> str:
-    """Give text that does nothing to a terminal and hides nothing from whoever reads it."""
+    """Escape characters that a terminal would interpret or hide."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ByIdentity:
-    """In front of a NamedTuple: no two of them are one.
+    """Mixin before a NamedTuple: instances compare by identity.
 
     What is remembered is filed under such values. Two findings of different plans may say the very same, and what
     follows from them is not: one of them may be about an address that is not public.
@@ -55,7 +55,7 @@ def strip_git_suffix(path: str) -> str:
 
 
 def repository_readings(path: str) -> tuple[Reading, ...]:
-    """List the repositories that a path may mean, its `.git` left out after every way to decode it; none: no path.
+    """List the readings of a repository's path, without `.git`; empty: ambiguous.
 
     In another case it is left out by some servers and not by others.
     """
@@ -136,7 +136,7 @@ type Values = tuple[Pattern, ...] | Presence
 
 
 class Http(NamedTuple):
-    """What a rule says about requests; None is any method, any path, and for the last three what requests.py says."""
+    """Conditions on HTTP requests. None: any method, any path; the defaults of the last three are in requests.py."""
 
     methods: frozenset[str] | None = None
     paths: tuple[PathPattern, ...] | None = None
@@ -162,7 +162,7 @@ class Exemption(NamedTuple):
 
     @property
     def looks_at_requests(self) -> bool:
-        """Whether a connection alone is not enough to tell if this exempts it."""
+        """Whether a request is needed to tell if this exempts an attempt."""
         return self.http is not None or self.git is not None or self.credential is not None
 
     @property
@@ -201,7 +201,7 @@ class _RuleFields(NamedTuple):
 
 
 class Rule(ByIdentity, _RuleFields):
-    """A rule of the pool, known by its `id`, `file:id`. None in `ports` is every port and protocol.
+    """A rule, known by its `id`, `file:id`. `ports` None: every port and protocol.
 
     Sets of rules are made for each decision, and what rules say is long.
     """
@@ -215,11 +215,11 @@ class Rule(ByIdentity, _RuleFields):
 
     @property
     def has_request_conditions(self) -> bool:
-        """Whether the rule itself, exemptions aside, is about certain requests."""
+        """Whether the rule has conditions on requests, apart from its exemptions."""
         return self.http is not None or self.git is not None or self.credential is not None
 
     def splices(self, port: int) -> bool:
-        """Whether TLS on `port` is passed on unread: the rule says so, or lets any bytes out there.
+        """Whether TLS on `port` is spliced: the rule has `tls: splice`, or allows any bytes there.
 
         Settings that say `tls: splice` don't speak for a rule that wants secrets looked for.
         """
@@ -230,17 +230,17 @@ class Rule(ByIdentity, _RuleFields):
 
     @property
     def looks_at_requests(self) -> bool:
-        """Whether a connection alone is not enough to tell if this rule matches."""
+        """Whether a request is needed to tell if this rule matches."""
         return self.has_request_conditions or any(exemption.looks_at_requests for exemption in self.excepts)
 
     @property
     def looks_at_addresses(self) -> bool:
-        """Whether it takes the addresses of a name to tell if this rule matches."""
+        """Whether the addresses of a name are needed to tell if this rule matches."""
         return self.resolves_to is not None or any(exemption.resolves_to is not None for exemption in self.excepts)
 
     @property
     def looks_at_headers(self) -> bool:
-        """Whether it takes a request's headers to tell if this rule matches."""
+        """Whether request headers are needed to tell if this rule matches."""
         if self.credential is not None or any(exemption.credential is not None for exemption in self.excepts):
             return True
         said = (self.http, *(exemption.http for exemption in self.excepts))
@@ -248,22 +248,22 @@ class Rule(ByIdentity, _RuleFields):
 
     @property
     def looks_at_git(self) -> bool:
-        """Whether it takes what a request says in git's protocol to tell if this rule matches."""
+        """Whether the git request is needed to tell if this rule matches."""
         return self.git is not None or any(exemption.git is not None for exemption in self.excepts)
 
     @property
     def depends_on_taint(self) -> bool:
-        """Whether it takes to know what a task has read to tell if this rule matches."""
+        """Whether it depends on what a task has read if this rule matches."""
         return self.when_tainted or any(exemption.when_tainted for exemption in self.excepts)
 
     @property
     def needs_address(self) -> bool:
-        """Whether the rule holds back only what resolves to certain addresses: asked by `check_address`, not before."""
+        """Whether the rule denies or asks only about certain addresses, so `check_address` evaluates it."""
         return not self.allows and self.looks_at_addresses
 
     @property
     def asks_before_lookup(self) -> bool:
-        """Whether it asks before the address is known where no other rule lets the name out.
+        """Whether the rule asks before the address is known where no other rule allows the name.
 
         Not for `to: "*"`: people would be asked about every name that a task makes up.
         """
@@ -271,10 +271,10 @@ class Rule(ByIdentity, _RuleFields):
 
 
 def covers_exeat_name(rule: Rule, name: HostName) -> bool:
-    """Whether a rule that covers one of our names counts for it: what lets out has to say exactly the host's."""
+    """Whether a rule that covers a name of Exeat's zone counts for it: an allow must have exactly the host's name."""
     return not rule.allows or names_host(rule, name)
 
 
 def names_host(rule: Rule, name: HostName) -> bool:
-    """Whether a rule is about one of our names by that very name, and it is one that leads anywhere: the host's."""
+    """Whether a rule has exactly the name of this machine, `host.exeat.internal`."""
     return name == HOST and any(pattern.text == HOST for pattern in rule.names)

@@ -43,7 +43,7 @@ _REFUSED: Final = {
 
 
 def parse_device(text: str) -> str:
-    """Read the name of a device, with or without `/dev/`. Raises ValueError with the reason why a task gets none."""
+    """Parse the name of a device, with or without `/dev/`. Raises ValueError with the reason if no task may have it."""
     name = text.removeprefix("/dev/")
     if name == GPU or name in _OTHERS or _CARDS.fullmatch(name):
         return name
@@ -58,19 +58,19 @@ def is_card(name: str) -> bool:
 
 
 def includes_device(name: str, by: tuple[str, ...]) -> bool:
-    """Whether a list of devices has one in it, by its name or as one of all cards."""
+    """Whether a list of devices includes one, by name or through `gpu`."""
     return name in by or (GPU in by and is_card(name))
 
 
 class WorkspaceMode(StrEnum):
-    """How what a task changes in its workspace gets there, strictest first."""
+    """How changes of a task reach its workspace, strictest first."""
 
     REVIEW = "review"  # its changes are kept apart until somebody accepts them
     DIRECT = "direct"
 
 
 class SandboxUser(StrEnum):
-    """Who a task sees itself as, strictest first. Neither has any rights that the other hasn't."""
+    """User that a task sees itself as, strictest first. Neither has any privileges."""
 
     TASK = "task"
     ROOT = "root"  # uid 0 inside, the same unprivileged id to the kernel
@@ -90,7 +90,7 @@ class MergeTerms(NamedTuple):
 
 
 class SandboxSettings(NamedTuple):
-    """The `sandbox:` of a policy. None, or an empty tuple, where nothing was said."""
+    """The `sandbox:` of a policy. None or an empty tuple: not set."""
 
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ NO_SANDBOX_SETTINGS = SandboxSettings()
 
 
 class SandboxFloor(NamedTuple):
-    """What layers say of the box: nobody else, nor any option of `exeat run`, gets past it."""
+    """Sandbox settings of layers, which no other file and no option of `exeat run` can loosen."""
 
     box: SandboxSettings = NO_SANDBOX_SETTINGS
     said: frozenset[str] = frozenset()  # fields of it that a layer says something of, were it that there be nothing

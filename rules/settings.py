@@ -16,14 +16,14 @@ _SPELLINGS = "`http://proxy.corp.example:3128` or `socks5://proxy.corp.example:1
 
 
 class Scheme(StrEnum):
-    """How a proxy is spoken to."""
+    """Protocol of a proxy."""
 
     HTTP = "http"  # CONNECT, RFC 9110 section 9.3.6; HTTP in the clear by absolute-form
     SOCKS5 = "socks5"  # RFC 1928; names are always the proxy's to look up, as curl's `socks5h` has it
 
 
 class Upstream(NamedTuple):
-    """Where a proxy listens."""
+    """URL of a proxy."""
 
     scheme: Scheme
     host: HostName | Address
@@ -50,7 +50,7 @@ class Upstream(NamedTuple):
 
 
 class ProxyDestination(NamedTuple):
-    """In place of an address: `target` as the proxy is asked for it.
+    """Destination by way of the proxy, instead of an address: the `target` as sent to the proxy.
 
     `relayed`: not for a connection, but in each request, as HTTP in the clear has it (RFC 9112 section 3.2.2).
     """
@@ -60,7 +60,7 @@ class ProxyDestination(NamedTuple):
     relayed: bool = False
 
     def is_for(self, attempt: Attempt, upstream: Upstream) -> bool:
-        """Whether this is the one way for an attempt that has to go through `upstream`."""
+        """Whether this is the destination for an attempt that must go through `upstream`."""
         in_clear = attempt.protocol is Protocol.HTTP and upstream.scheme is Scheme.HTTP
         return (self.upstream, self.target) == (upstream, attempt.target) and (in_clear or not self.relayed)
 
@@ -70,13 +70,13 @@ class ProxyDestination(NamedTuple):
 
 
 class UpstreamExceptions(NamedTuple):
-    """What goes past the proxy: `upstream_except`."""
+    """Names and networks to reach without the proxy: `upstream_except`."""
 
     names: tuple[NamePattern, ...] = ()
     networks: tuple[Network, ...] = ()
 
     def includes(self, target: HostName | Address) -> bool:
-        """Whether `target` is dialled directly. Networks are for addresses that are asked for, not for names."""
+        """Whether the gate connects to `target` directly. Networks apply to address literals, not to names."""
         if isinstance(target, HostName):
             return is_exeat_name(target) or any(name.matches(target) for name in self.names)
         return why_not_public(target) is not None or any(target in network for network in self.networks)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """What the rules say, strictest first."""
+    """Verdict of the rules, strictest first."""
 
     allows: bool  # whether bytes may leave under it
 
@@ -28,7 +28,7 @@ STRICTEST_FIRST = (Verdict.DENY, Verdict.ASK, Verdict.FLAG, Verdict.ALLOW)
 
 
 class Outcome(StrEnum):
-    """What became of the attempt."""
+    """Outcome of an attempt."""
 
     passes: bool  # whether it goes on: allowed, flagged, only audited, or to where each request on it is asked about
 
@@ -94,21 +94,21 @@ class Reason(StrEnum):
 
 
 class Mode(StrEnum):
-    """Whether what no rule allows is blocked, or let out and told."""
+    """Whether an attempt that no rule allows is blocked, or allowed and recorded."""
 
     ENFORCE = "enforce"
     AUDIT = "audit"
 
 
 class TlsMode(StrEnum):
-    """Whether an allowed TLS connection's requests are seen."""
+    """Whether requests on an allowed TLS connection are inspected."""
 
     INSPECT = "inspect"
     SPLICE = "splice"
 
 
 class DnsMode(StrEnum):
-    """What a sandbox's lookups are answered with."""
+    """Kind of answers to a sandbox's lookups."""
 
     SYNTHETIC = "synthetic"
     REAL = "real"
@@ -123,21 +123,21 @@ class OnBlock(StrEnum):
 
 
 class OnJournalFailure(StrEnum):
-    """What becomes of an attempt that can't be told, because the journal can't be written."""
+    """What happens to an attempt while the journal can't be written."""
 
     BLOCK = "block"
     CONTINUE = "continue"
 
 
 class Trust(StrEnum):
-    """Whether what is read from somewhere may steer a task."""
+    """Whether content that is read from a host is trusted."""
 
     UNTRUSTED = "untrusted"
     TRUSTED = "trusted"
 
 
 class Scan(StrEnum):
-    """What is done where a secret is found in what leaves, strictest first."""
+    """What happens to a request with a secret in it, strictest first."""
 
     STRICT = "strict"  # as `block`, and towards hosts that nothing names also what is encoded or in its usual place
     BLOCK = "block"
@@ -146,25 +146,25 @@ class Scan(StrEnum):
 
     @property
     def blocks(self) -> bool:
-        """Whether what holds a secret doesn't leave."""
+        """Whether a request with a secret in it is blocked."""
         return self in {Scan.STRICT, Scan.BLOCK}
 
     @classmethod
     def strictest(cls, said: "Iterable[Scan | None]") -> "Scan":
-        """Return what counts of what several rules say; who says nothing says `flag`."""
+        """Return the strictest value of several rules; a rule without `scan` counts as `flag`."""
         order = list(cls)
         return min((cls.FLAG if one is None else one for one in said), key=order.index, default=cls.FLAG)
 
 
 class Log(StrEnum):
-    """What is told of a request's path: the rule's pattern, or all of it."""
+    """How much of a request's path is recorded: the rule's pattern, or all of it."""
 
     PATTERN = "pattern"
     FULL = "full"
 
 
 class LayerKind(StrEnum):
-    """How a file votes alone: whether its silence denies."""
+    """How a layer votes where it has no matching rule: deny, or abstain."""
 
     CEILING = "ceiling"
     MANDATORY = "mandatory"

@@ -20,7 +20,7 @@ from enforcer.cli.parsing import argument
 from enforcer.system.errors import HostError
 from rules.files import read_file
 from rules.lint import LintContext, lint
-from rules.lint.findings import BROKEN, CHECKS, FAILED_TEST, READING, Check, Finding, Severity, from_problem
+from rules.lint.findings import BROKEN, CHECKS, FAILED_TEST, READING, Finding, LintCheck, Severity, from_problem
 from rules.loading.document import Mapping, parse
 from rules.loading.identities import FILE_KEYS as OF_IDENTITIES
 from rules.loading.identities import parse_identities
@@ -165,7 +165,7 @@ def _obeyed(loaded: Loaded) -> Callable[[str], bool]:
 
 
 def findings_of(file: Path, at: date) -> list[Finding]:
-    """Check one rule file."""
+    """LintCheck one rule file."""
     return _check(file, at, frozenset(), None).findings
 
 
@@ -210,19 +210,19 @@ def _sarif_log(findings: Iterable[Finding]) -> dict[str, Any]:
     return {"$schema": _SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
-def _sarif_rule(check: Check) -> dict[str, Any]:
+def _sarif_rule(check: LintCheck) -> dict[str, Any]:
     return {
         "id": check.code,
         "name": "".join(word.title() for word in check.name.split("-")),
-        "shortDescription": {"text": check.says},
-        "help": {"text": check.todo},
+        "shortDescription": {"text": check.meaning},
+        "help": {"text": check.remedy},
         "defaultConfiguration": {"level": check.severity.value},
     }
 
 
 def _sarif_result(finding: Finding) -> dict[str, Any]:
     check = finding.check
-    text = finding.message if check.severity is Severity.ERROR else f"{finding.message}; {check.todo}"
+    text = finding.message if check.severity is Severity.ERROR else f"{finding.message}; {check.remedy}"
     return {
         "ruleId": check.code,
         "ruleIndex": _NUMBERS[check.code],
@@ -287,7 +287,7 @@ def other(file: Path) -> Other | None:
 
 
 def _findings(kind: str, problems: Sequence[Problem]) -> list[Finding]:
-    check = BROKEN._replace(todo=_TODO[kind])
+    check = BROKEN._replace(remedy=_TODO[kind])
     return [from_problem(problem, check) for problem in problems]
 
 

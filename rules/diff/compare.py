@@ -47,7 +47,7 @@ AUDITED: Final = "audit"  # let out because the mode is audit, and told
 
 
 class Effect(NamedTuple):
-    """What a policy says to an attempt. `verdict` may also be AUDITED: let out by audit mode alone."""
+    """What a policy decides on an attempt. `verdict` may also be AUDITED: allowed only by audit mode."""
 
     verdict: str
     unread: bool = False  # TLS that passes without its requests being seen
@@ -58,7 +58,7 @@ class Effect(NamedTuple):
 
     @property
     def essence(self) -> tuple[object, ...]:
-        """What has to be the same for two policies to decide alike: of what audit lets out, too, what it would be."""
+        """What must be equal for two policies to decide alike; for audited attempts also the decision without audit."""
         asked = self.verdict == AUDITED and self.is_held_by_ask
         return self.verdict, self.unread, self.terms, asked
 
@@ -74,7 +74,7 @@ class Effect(NamedTuple):
 
 
 class DiffRow(NamedTuple):
-    """One kind of attempt that is decided otherwise. `where` says by facet which kind it is."""
+    """A kind of attempt that the two policies decide differently. `where` names the kind, by facet."""
 
     target: frozenset[str] | Network  # the names' patterns that cover it, or the smallest network
     where: dict[str, Any]
@@ -86,7 +86,7 @@ class DiffRow(NamedTuple):
 
 
 class PolicyDiff(NamedTuple):
-    """Everything that differs. `complete`: nothing was left out.
+    """All differences between two policies. `complete`: nothing was left out.
 
     `names` are the kinds of names that were looked at, `whole` the patterns of which every kind was.
     """

@@ -22,14 +22,14 @@ from rules.verdicts import Verdict
 
 
 class PortRange(NamedTuple):
-    """Ports that no rule at hand tells apart."""
+    """Range of ports that no compared rule distinguishes."""
 
     low: int
     high: int
 
 
 def port_ranges(rules: Iterable[Rule]) -> list[PortRange]:
-    """Cut all ports into stretches that no rule tells apart."""
+    """Split all ports into ranges that no rule distinguishes."""
     lists = (ports for rule in rules for ports in (rule.ports, *(exemption.ports for exemption in rule.excepts)))
     edges = {edge for ports in lists for entry in ports or () for edge in (entry.low, entry.high + 1)}
     starts = sorted(edge for edge in edges | {1} if edge <= LAST_PORT)
@@ -37,7 +37,7 @@ def port_ranges(rules: Iterable[Rule]) -> list[PortRange]:
 
 
 def changed_protocols(changed: Iterable[Rule], stretch: PortRange) -> list[Protocol]:
-    """List the protocols on which a rule that differs could have a say on these ports."""
+    """List the protocols on which a changed rule could match these ports."""
     changed = tuple(changed)
     return [p for p in Protocol if any(_speaks(rule, stretch.low, p) for rule in changed)]
 
@@ -58,7 +58,7 @@ class AddressRegion(NamedTuple):
 
 
 def address_regions(within: Iterable[Network], others: Collection[Network]) -> Iterator[AddressRegion]:
-    """Give places for each network of `within`, and for each smaller one of `others` that lies inside."""
+    """Return regions for each network of `within`, and for each smaller one of `others` inside it."""
     wanted = sorted(set(within), key=_order)
     everything = sorted({*wanted, *others}, key=_order)
     blocks = sorted((block.network for block in BLOCKS), key=_order)
@@ -144,7 +144,7 @@ def _command(command: Command) -> str:
 
 
 def describe_terms(approval: ApprovalTerms) -> str:
-    """Say what an approval takes, for comparison: every term that is set."""
+    """Describe the terms of an approval that are set, for comparison."""
     return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
 
 

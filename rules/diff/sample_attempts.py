@@ -21,14 +21,14 @@ _READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "ta
 
 
 class CallerKind(NamedTuple):
-    """A caller; `where` says which kind that is, by what rules ask about."""
+    """Sample caller; `where` names its kind by what rules look at."""
 
     caller: Caller
     where: tuple[tuple[str, str], ...] = ()
 
 
 def sample_callers(rules: Iterable[Rule]) -> list[CallerKind]:
-    """Give one of each kind; a single nobody where no rule asks."""
+    """Return a sample caller of each kind that the rules distinguish; one without a task if they distinguish none."""
     rules = tuple(rules)
     asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
     ends = sorted({rule.until for rule in rules if rule.until is not None})
@@ -75,7 +75,7 @@ def _texts(patterns: Sequence[Pattern]) -> list[tuple[str | None, str]]:
 
 
 def sample_texts(patterns: tuple[Pattern, ...]) -> list[tuple[str, str]]:
-    """Give a text and the patterns that cover it, for each combination, and at last one that no pattern covers."""
+    """Return a text for each combination of patterns that match it, and last one that no pattern matches."""
     walk = Signatures([characters(pattern.glob or pattern.text) for pattern in patterns], ANY_TEXT)
     found = [
         ("".join(each.parts), " and ".join(sorted(patterns[number].text for number in each.signature)))
@@ -124,7 +124,7 @@ class SampleValue(NamedTuple):
 
 
 class SampleRequests:
-    """The requests that stand for all that `rules` tell apart."""
+    """Sample requests that stand for all that `rules` distinguish."""
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = rules
@@ -159,13 +159,13 @@ class SampleRequests:
 
     @property
     def asks(self) -> bool:
-        """Whether a rule asks anything of requests."""
+        """Whether any rule has conditions on requests."""
         return any(rule.looks_at_requests for rule in self._rules)
 
     def within(
         self, changed: Sequence[Rule], protocol: Protocol, target: HostName | Address, port: int
     ) -> Iterator[tuple[Where, Request]]:
-        """Give those requests that one of the rules that differ can match, and which kind each is."""
+        """Return the sample requests that a changed rule can match, with the kind of each."""
         for (where, request), kind in product(self._within(changed, protocol, target, port), self._credentials):
             if kind.value is None:
                 yield where, request

@@ -89,7 +89,7 @@ VERDICT_WORDS: Final = {
 
 
 class Statement(NamedTuple):
-    """One thing that is decided otherwise: what, what was said to it, what is said now, and one such attempt."""
+    """One difference: the targets, both decisions, and an example attempt."""
 
     targets: tuple[str, ...]
     where: dict[str, Any]
@@ -99,12 +99,12 @@ class Statement(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Say it in a sentence."""
+        """Return the difference as a sentence."""
         was, now = _clauses(self.was, self.now)
         return f"{self._subject()}: was {was}, is {now}"
 
     def value(self) -> dict[str, Any]:
-        """Say it to a program."""
+        """Return the difference as a value for JSON."""
         return {
             "targets": list(self.targets),
             **{key: value if isinstance(value, (str, bool)) else list(value) for key, value in self.where.items()},
@@ -137,7 +137,7 @@ class Statement(NamedTuple):
 
 
 def describe_diff(compared: PolicyDiff) -> list[Statement]:
-    """Put what differs into as few statements as say it, what opens first."""
+    """Describe a diff in as few statements as possible, newly allowed attempts first."""
     kinds = ValueNames(compared.names, compared.whole)
     by_target: dict[object, list[DiffRow]] = defaultdict(list)
     rows = [_plain(row) for row in compared.rows]

@@ -18,7 +18,7 @@ class Insertion(NamedTuple):
 
 
 class InsertionError(Exception):
-    """The file is written in a way that nothing can be put into as it stands."""
+    """The text of the rule file has no place where an entry can be inserted."""
 
 
 class RuleFileText:
@@ -55,7 +55,7 @@ class RuleFileText:
         return any(_is_called(item, ident) for item in self._rules())
 
     def last(self) -> str:
-        """Give the id of the last rule that is written here."""
+        """Return the id of the last rule in the text."""
         found = [value.value for item in self._rules() if (value := self._value(item, "id")) is not None]
         if not found:
             raise InsertionError("it has no rule after which a new one can be added")

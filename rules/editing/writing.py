@@ -127,7 +127,7 @@ class EditedFile(NamedTuple):
 
 
 def add_rule(read: Reader, path: Path, asks: Sequence[str], wanted: AttemptToAllow, why_text: str = "") -> EditedFile:
-    """Write into the file at `path` that what was asked about is let out. Raises CannotWrite.
+    """Add a rule, or an exemption, that allows the attempt to the file at `path`. Raises EditError.
 
     `read` loads the policy in force, with other contents of some files (`rules.loading.load.read`); `asks` cites the
     rules that held it; without any no rule says anything of it, and the new one goes behind the file's last.

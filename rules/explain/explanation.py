@@ -35,12 +35,12 @@ class Explanation(NamedTuple):
     depends_on_taint: bool = False  # whether it matters to any rule what a task has read
 
     def lines(self) -> list[str]:
-        """Tell it to a person, a sentence a line, the verdict first."""
+        """Return the explanation as sentences, one a line, the verdict first."""
         tell = explain_attempt if self.question.run is None else explain_run
         return [escape_unprintable(line) for line in tell(self, verdict_of(self.decision))]
 
     def value(self) -> dict[str, Any]:
-        """Tell it to a program."""
+        """Return the explanation as a value for JSON."""
         decision, attempt, caller = self.decision, self.attempt, self.question.caller
         return {
             "attempt": self.question.text,
@@ -86,7 +86,7 @@ class Explanation(NamedTuple):
 
 
 def explain(policy: Policy, question: AttemptText) -> Explanation:
-    """Decide an attempt and say why."""
+    """Decide an attempt and explain the decision."""
     if question.run is not None:
         return Explanation(question, None, question.decide(policy))
     try:
@@ -103,7 +103,7 @@ def explain(policy: Policy, question: AttemptText) -> Explanation:
 
 
 def consider_rules(policy: Policy, attempt: Attempt) -> list[ConsideredRule]:
-    """Hold every rule about the target against the attempt; its path by the reading that is judged strictest."""
+    """Evaluate every rule about the target on its own; the path by the reading with the strictest result."""
     rules = [rule for rule in policy.rules if covers_target(rule, attempt)]
     paths: tuple[Reading | None, ...] = (None,)
     if attempt.request is not None:
@@ -114,7 +114,7 @@ def consider_rules(policy: Policy, attempt: Attempt) -> list[ConsideredRule]:
 
 
 def weigh_considered(entries: list[ConsideredRule], attempt: Attempt, leniency: Leniency | None = None) -> Finding:
-    """Weigh rules that were considered one by one. Without `leniency` audit mode has no word in it."""
+    """Weigh rules that were evaluated one by one. Without `leniency` audit mode is ignored."""
     rules = [entry.rule for entry in entries]
     expired = {rule for rule in rules if has_ended(rule, attempt.at)}
     granted = {rule for rule in rules if is_granted(rule, attempt)}

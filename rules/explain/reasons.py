@@ -192,7 +192,7 @@ def remedy_for(reason: Reason, event: str = "") -> str:
 
 
 def opened_otherwise(target: HostName | Address) -> str:
-    """Say what lets out to a target that no `resolves_to` and no address in `to` opens; empty: those do."""
+    """Return how to allow a target that no `resolves_to` or address in `to` can open; empty if they can."""
     if isinstance(target, HostName):
         if target == HOST:
             return f"`{HOST}` is this machine: it needs {NEEDED}"

@@ -35,7 +35,7 @@ _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
 
 
 def explain_attempt(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
-    """Tell a decision; `verdict` is what the rules say, whatever comes of it."""
+    """Explain a decision in sentences; `verdict` is what the rules say, whatever the outcome."""
     decision, attempt = explanation.decision, explanation.attempt
     asked = quote(explanation.question.text.partition("?")[0])
     yield _verdict(asked, verdict, decision, None if attempt is None else attempt.target)
@@ -67,7 +67,7 @@ def explain_attempt(explanation: "Explanation", verdict: Verdict) -> Iterator[st
 
 
 def explain_run(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
-    """Tell a decision on a program."""
+    """Explain a decision on a program in sentences."""
     decision = explanation.decision
     yield _verdict(quote(explanation.question.text), verdict, decision, None)
     if verdict is Verdict.FLAG:
@@ -112,7 +112,7 @@ def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iter
 
 
 def describe_limits(limits: Limits) -> str:
-    """Say what limits let out: `at most 5 requests in 1h for each task`."""
+    """Describe limits: `at most 5 requests in 1h for each task`."""
     parts = [
         f"{count} {what}"
         for count, what in ((limits.connections, "connections"), (limits.requests, "requests"))

@@ -34,7 +34,7 @@ _ONCE_TAINTED: Final = "only once the task has read untrusted content"
 
 
 class TaskRules(NamedTuple):
-    """The rules and commands that are about a task, in the order in which they are told; `more` are left out."""
+    """The rules and commands about a task, in display order; `more` counts those left out."""
 
     rules: tuple[Rule, ...]
     more: int
@@ -52,7 +52,7 @@ def find_task_rules(policy: Policy, task: str, labels: Mapping[str, str], today:
 
 
 def rules_as_json(found: TaskRules) -> list[dict[str, Any]]:
-    """Return them as values for JSON; what a rule doesn't say is left out."""
+    """Return the rules as values for JSON, without keys that a rule does not set."""
     return [_values(rule) for rule in found.rules]
 
 
@@ -70,7 +70,7 @@ def commands_as_json(found: TaskRules) -> list[dict[str, Any]]:
 
 
 def describe_rules(found: TaskRules) -> Iterator[str]:
-    """Yield them as lines."""
+    """Describe the rules as lines of text."""
     for action, rules in groupby(found.rules, lambda rule: rule.action):
         yield _HEADINGS[action]
         yield from (f"- {_sentence(rule)}" for rule in rules)

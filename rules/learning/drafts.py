@@ -72,7 +72,7 @@ class Evidence:
 
 
 class RequestKind(NamedTuple):
-    """What a rule tells requests apart by, beside their paths. `body`: of a GET or HEAD that has one."""
+    """Kind of requests that gets a rule of its own. `body`: a GET or HEAD with a body."""
 
     method: str
     body: bool = False
@@ -87,7 +87,7 @@ class RequestKind(NamedTuple):
 
 @dataclass(slots=True)
 class Observations:
-    """All that was let out at one place. `requests`: by kind and raw path; `unread`: connections nobody read."""
+    """Allowed attempts at one destination. `requests`: by kind and raw path; `unread`: spliced connections."""
 
     requests: dict[tuple[RequestKind, str], Evidence] = field(default_factory=dict)
     git: dict[GitObservation, Evidence] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class LearnedRules(NamedTuple):
 
 
 def learn(seen: "dict[Destination, Observations]", looks_secret: Callable[[str], bool]) -> LearnedRules:
-    """Make rules of what was seen; `looks_secret` says what must not be written down."""
+    """Draft rules from observations; `looks_secret` tells which texts must not be written to a file."""
     drafts: list[Draft] = []
     left_out: list[Omission] = []
     ids: set[str] = set()

@@ -18,7 +18,7 @@ _PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 
 
 def generalize_paths(seen: Iterable[Reading]) -> set[Learned]:
-    """Give patterns that cover every reading, and beyond them only what a `*` stands for."""
+    """Return patterns that match every reading, and beyond them only what a `*` stands for."""
     patterns: set[Learned] = set(seen)
     while True:
         found = _once(patterns)
@@ -57,7 +57,7 @@ def matches_learned(pattern: Learned, reading: Reading) -> bool:
 
 
 def write_pattern(pattern: Learned) -> str | None:
-    """Write a pattern as a rule has it, in ASCII without anything to quote; None: the rule language has no way to."""
+    """Write a pattern as in a rule file, in ASCII without quoting; None if the rule language can't express it."""
     text = "/" + "/".join("*" if part is ONE else percent_encode(str(part), _PLAIN) for part in pattern)
     try:
         read = PathPattern.parse(text)

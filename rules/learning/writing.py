@@ -27,7 +27,7 @@ def write_rule_file(
     masked: Callable[[str], str],
     settings: Mapping[str, str | list[str]] | None = None,
 ) -> str:
-    """Write the whole file. `head`: sentences for its first lines; `masked` takes credentials out of a text.
+    """Write the whole rule file. `head`: sentences for its first lines; `masked` removes credentials from a text.
 
     `settings`: what stands under that key, as `enforce_settings` gives it.
     """
@@ -46,7 +46,7 @@ def write_rule_file(
 
 
 def enforce_settings(settings: Settings) -> dict[str, str | list[str]]:
-    """Give what a file says that has these settings and enforces: all that differ from the defaults but the mode."""
+    """Return the settings for a learned file: all that differ from the defaults, except the mode."""
     usual = Settings()
     written: dict[str, str | list[str]] = {}
     for key, value in settings._asdict().items():
@@ -210,7 +210,7 @@ NOT_TAKEN_OVER: Final = "NOT TAKEN OVER"
 
 
 def add_notes(drafted: LearnedRules, rules: Mapping[str, Rule]) -> tuple[LearnedRules, int]:
-    """Note on each learned rule what those that let its requests out said besides; beside it, on how many.
+    """Add to each learned rule a note on the keys of the original rules that were not learned; count them.
 
     `rules`: that were in force, by their ids.
     """
@@ -228,7 +228,7 @@ def _notes(draft: Draft, rules: Mapping[str, Rule]) -> Iterator[str]:
 
 
 def list_not_taken_over(rule: Rule) -> tuple[str, ...]:
-    """Return the keys of a rule that narrow it, or what is done with what it lets out, and that nobody can learn."""
+    """List the keys of a rule that narrow it, or change how it is carried out, and that learning can't derive."""
     http = rule.http
     said = {
         "for": rule.selector is not None,

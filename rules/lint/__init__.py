@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LintContext(NamedTuple):
-    """What lint has to be told, because rules are pure.
+    """Facts about the host that lint needs, because rules do no I/O of their own.
 
     The day (UTC), whether the host has `identities.yaml`, and whether it runs or obeys all of a path as files write it.
     """
@@ -26,7 +26,7 @@ class LintContext(NamedTuple):
 
 
 def lint(loaded: Loaded, surroundings: LintContext) -> list[Finding]:
-    """Say everything that is worth saying about files that could be read, in the order of files and lines.
+    """Return all findings about loaded files, in the order of files and lines.
 
     Of the rules of presets only ways around them are told, and at the include: the rest is nobody's here to change.
     """

@@ -37,7 +37,7 @@ def takes_precedence(first: Rule, second: Rule) -> bool:
 
 
 def makes_idle(wide: Rule, narrow: Rule, target: Target) -> bool:
-    """Whether, on a target that both are about, removing `narrow` changes nothing as long as `wide` is there."""
+    """Whether removing `narrow` changes no decision on a target of both as long as `wide` is there."""
     before = takes_precedence(wide, narrow)
     same = wide.action is narrow.action and wide.default is narrow.default
     if not before and not (same and wide.mode is narrow.mode):
@@ -267,7 +267,7 @@ class TargetIndex:
                 self._lengths[network.version].add(network.prefixlen)
 
     def over_name(self, name: NamePattern, rule: Rule) -> Iterator[tuple[Rule, bool]]:
-        """Give rules about every name that `name` covers, each with whether it is by that very pattern."""
+        """Return rules about every name that `name` matches, each with whether it has the same pattern."""
         own = self._slots.get(name.parts)
         covering = self._names.find([fill_part(part) for part in name.parts if part is not MANY])
         if MANY in name.parts:
@@ -283,7 +283,7 @@ class TargetIndex:
                 yield candidate, slot == own
 
     def over_network(self, network: Network, rule: Rule) -> Iterator[tuple[Rule, bool]]:
-        """Give rules about every address in `network`, each with whether it is by that very network."""
+        """Return rules about every address in `network`, each with whether it has the same network."""
         for length in sorted(self._lengths[network.version]):
             if length > network.prefixlen:
                 return
@@ -304,7 +304,7 @@ WORD: Final = "lint-stand-in"
 
 
 def sample_name(pattern: NamePattern) -> HostName | None:
-    """Give a name that the pattern covers, or None: it is too long to have one."""
+    """Return a name that the pattern matches, or None if such a name is too long."""
     labels = [WORD if part is MANY else fill_part(part, WORD) for part in pattern.parts]
     if pattern.text.startswith("**."):
         labels.pop()  # the name itself
@@ -315,12 +315,12 @@ def sample_name(pattern: NamePattern) -> HostName | None:
 
 
 def sample_path(parts: tuple[Part, ...]) -> str:
-    """Give a path that the parts of a pattern cover, without a slash in front."""
+    """Return a path that a pattern matches, without the leading slash."""
     return "/".join(WORD if part is MANY else fill_part(part, WORD) for part in parts)
 
 
 class DecisionProbe(NamedTuple):
-    """Asks a policy what it decides today about attempts of those that a rule is for."""
+    """Evaluates sample attempts of a rule's tasks against a policy, as of today."""
 
     policy: Policy
     today: date

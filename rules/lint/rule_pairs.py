@@ -55,7 +55,7 @@ class _Way(NamedTuple):
 
 
 def find_ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterator[Finding]:
-    """Tell of the ways around rules that ask or deny."""
+    """Report ways around rules that ask or deny."""
     ask = DecisionProbe(policy, today)
     found = [(findings.AROUND_RAW, rule, "id", ways) for rule, ways in _raw_ways(policy, ask).items()]
     for rule in policy.rules:
@@ -168,7 +168,7 @@ _MOST_ASKED: Final = 256  # rules on one name
 
 
 def check_splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: date) -> Iterator[Finding]:
-    """Tell of rules that pass on unread what they let out."""
+    """Report rules that allow connections without inspection."""
     ask, targets = DecisionProbe(policy, today), None
     for rule in own:
         if not rule.allows:
@@ -242,7 +242,7 @@ _MOST_ENTRIES: Final = 20  # of one rule's targets that are told one by one
 
 
 def find_idle_rules(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
-    """Tell of rules, and of single targets of rules, that do nothing."""
+    """Report rules, and single targets of rules, without any effect."""
     targets, voting = TargetIndex(policy.rules), _voting(policy)
     for rule in own:
         if rule.ports is not None and all(never_leaves(e) and e.low == e.high for e in rule.ports):

@@ -27,7 +27,7 @@ _MOST_PORTS: Final = 1024
 
 
 def check_width(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
-    """Tell of rules that let out far."""
+    """Report rules that allow too many names, addresses or ports."""
     for rule in own:
         if not rule.allows:
             continue
@@ -54,7 +54,7 @@ _MOST_COMPARED: Final = 100_000  # pairs in one rule; of longer ones nothing is 
 
 
 def check_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
-    """Tell of names and networks under `except` that the rule covers none of.
+    """Report names and networks under `except` that the rule does not cover.
 
     Only of names where the rule is about names alone, and of networks where it is about networks alone: a name that
     is exempted from a rule about networks has addresses, and the other way round.
@@ -88,7 +88,7 @@ _INSIDE: Final = ("internal", "intranet", "private", "corp", "home", "lan", "loc
 
 
 def check_taint_and_asks(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
-    """Report rules for tainted tasks where none can become one, and asks that are asked in vain."""
+    """Report rules for tainted tasks where no task can become tainted, and asks whose approval would open nothing."""
     if not _taints(policy):
         for rule in own:
             if rule.depends_on_taint:
@@ -137,7 +137,7 @@ _HTTPS: Final = 443
 
 
 def check_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
-    """Tell each place of a secret that it is never sent to; not of files without rules, which others have."""
+    """Report hosts of a secret to which it can't be sent. Files without rules are skipped."""
     if not policy.rules:
         return
     asking = [rule for rule in policy.rules if rule.action is Verdict.ASK]
@@ -170,7 +170,7 @@ _MOST_NAMED: Final = 3
 
 
 def check_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
-    """Tell what no request has."""
+    """Report methods that are not registered, and credentials that no request to the rule's hosts can carry."""
     for rule in own:
         asked = (rule.http, *(exemption.http for exemption in rule.excepts))
         for method in sorted(
@@ -196,7 +196,7 @@ SOON: Final = timedelta(days=30)
 
 
 def check_upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: LintContext) -> Iterator[Finding]:
-    """Tell what should be said, and what should not stay."""
+    """Report missing `why`, expired rules, audit mode and other things to maintain."""
     yield from _lifetimes(own, reporter, around.today)
     if policy.settings.mode is Mode.AUDIT:
         yield reporter.about_settings(findings.AUDITED, "mode", "audit mode is on: what no rule decides is allowed")

@@ -51,7 +51,7 @@ _WITH_BODIES: Final = frozenset({"POST", "PUT", "PATCH"})
 
 
 class AttemptText(NamedTuple):
-    """An attempt that somebody asks about. `protocol` None: whatever the rules say is spoken there.
+    """Attempt as a person writes it. `protocol` None: the one that the rules list for the port.
 
     `record`: not a connection but a lookup of that type; `run`: neither, but a program.
     """
@@ -72,7 +72,7 @@ class AttemptText(NamedTuple):
         return Attempt(protocol, target, self.port, self.request, *self.caller)
 
     def decide(self, policy: "Policy") -> Decision:
-        """Decide it as the gate would: a name that is none, or a method, is refused before any rule is asked."""
+        """Decide the attempt as the gate would: invalid names and methods are denied before any rule is evaluated."""
         if self.run is not None:
             return decide_run(policy, self.run, self.caller.task, self.caller.labels)
         try:
@@ -89,7 +89,7 @@ class AttemptText(NamedTuple):
 
     @property
     def meant(self) -> str:
-        """The method as it has to be spelled, where it isn't; else nothing."""
+        """The correct spelling of the method; empty if it is correct."""
         method = "" if self.request is None else self.request.method
         return method.upper() if method not in METHODS and method.upper() in METHODS - {"CONNECT"} else ""
 
@@ -146,7 +146,7 @@ def run(policy: "Policy", cases: Iterable[RuleTest]) -> list[RuleTestResult]:
 
 
 def verdict_of(decision: Decision) -> Verdict:
-    """Give the verdict that the rules gave: `ask` also of what is denied because nobody has been asked yet."""
+    """Return the verdict of the rules: `ask` also where the outcome is a denial that waits for an approval."""
     return Verdict.ASK if decision.reason is Reason.APPROVAL_UNAVAILABLE else decision.verdict
 
 
@@ -284,7 +284,7 @@ TEST: Final = Section("test", "a test", {
 
 
 def read_case(reader: Reader, node: Node) -> RuleTest | None:
-    """Read one entry of `tests`; None if it is wrong, which has been told then."""
+    """Read an entry of `tests`; None if it has a problem, which the reader has recorded."""
     fields = TEST.fields(reader, node)
     if fields is None:
         return None

@@ -19,7 +19,7 @@ _BESIDE_ITS_DASH: Final = re.compile(r"\s*-[^\s-]")
 
 
 class YamlProblem(NamedTuple):
-    """What is wrong, and where; lines and columns count from 1."""
+    """Problem in YAML text; lines and columns count from 1."""
 
     line: int
     column: int
@@ -27,7 +27,7 @@ class YamlProblem(NamedTuple):
 
 
 def explain_yaml_error(error: "yaml.MarkedYAMLError", text: str) -> YamlProblem:
-    """Say where and how to mend it."""
+    """Explain a YAML error: where it is and how to correct it."""
     conflict = _CONFLICT.search(text)
     if conflict is not None and conflict.group().startswith("<"):
         return YamlProblem(
@@ -101,7 +101,7 @@ class YamlRefusedError(Exception):
 
 
 def compose(text: str, file: str, problems: list[Problem]) -> Node | None:
-    """Build the tree of one document. Adds what is wrong to `problems`; None if nothing can be read or is there."""
+    """Build the node tree of a document. Adds problems to `problems`; None if nothing can be read."""
     try:
         return _Builder(text, file, problems).document()
     except YamlRefusedError as refused:

@@ -175,7 +175,7 @@ HTTP: Final = Section("http", "`http`", {
 
 
 def read_http(reader: Reader, node: Node, *, is_allow: bool) -> Http | None:
-    """Read `http`. `allows`: of a rule that lets out, or of an exemption from being held back."""
+    """Read `http`. `is_allow`: the rule allows or flags, or the part is an exemption from a deny or ask."""
     fields = HTTP.fields(reader, node)
     if fields is None:
         return None
@@ -198,7 +198,7 @@ GIT: Final = Section("git", "`git`", {
 
 
 def read_git(reader: Reader, node: Node, *, is_allow: bool) -> GitRule | None:
-    """Read `git`. What lets out creates and updates where it doesn't say; what holds back holds back every change."""
+    """Read `git`. `changes` defaults to create and update on rules that allow, and to all changes on others."""
     fields = GIT.fields(reader, node)
     if fields is None:
         return None

@@ -58,7 +58,7 @@ class Mapping(Node):
 
 
 class FilePlace(NamedTuple):
-    """Where something stands, for whoever has more to say about it. `file` is as the user named it."""
+    """Place of a value in a file, for later problems. `file` is the path as the user wrote it."""
 
     file: str
     node: Node
@@ -70,7 +70,7 @@ class FilePlace(NamedTuple):
 
 
 def parse(data: bytes, file: str, problems: list[Problem]) -> Node | None:
-    """Parse one document. Adds what is wrong to `problems`; None if nothing can be read or nothing is there."""
+    """Parse a document. Adds problems to `problems`; None if nothing can be read."""
     many = sum(map(data.count, _SEPARATORS))
     if many > _MOST_VALUES:
         message = (
@@ -94,6 +94,6 @@ def parse(data: bytes, file: str, problems: list[Problem]) -> Node | None:
 
 
 def find_position(before: bytes) -> tuple[int, int]:
-    """Give the line and column of what comes after `before`."""
+    """Return the line and column of what follows `before`."""
     lines = before.decode("utf-8-sig", "replace").split("\n")
     return len(lines), len(lines[-1]) + 1

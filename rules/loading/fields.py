@@ -49,7 +49,7 @@ _NEVER_LISTED: Final = {
 
 
 def parser_of_shape(shape: str, otherwise: str) -> "Callable[[str], str]":
-    """Make a parser of words of one shape, an expression; any other is refused, and said to be `otherwise`."""
+    """Return a parser for words that match a regular expression; others raise ValueError with `otherwise`."""
     whole = re.compile(shape)
 
     def parse(text: str) -> str:
@@ -153,7 +153,7 @@ _LONGEST_SLUG = 63
 
 
 class Reader:
-    """Reads one file's nodes and collects what is wrong with them."""
+    """Reads the nodes of a file and collects problems."""
 
     __slots__ = ("file", "problems", "warnings")
 
@@ -163,11 +163,11 @@ class Reader:
         self.warnings = [] if warnings is None else warnings
 
     def complain(self, node: Node, message: str) -> None:
-        """Tell a problem with its place."""
+        """Record a problem with its place."""
         self.problems.append(Problem(self.file, node.line, node.column, message))
 
     def warn(self, node: Node, message: str, code: str = "") -> None:
-        """Tell what is right, and not as it was probably meant; `code` is that of a finding of `rules.lint`."""
+        """Record a warning: the file is valid, but may mean something else. `code` is a finding of `rules.lint`."""
         self.warnings.append(Problem(self.file, node.line, node.column, message, code))
 
     def mapping(
@@ -186,7 +186,7 @@ class Reader:
         return found
 
     def versioned(self, root: Node, of: str, known: Iterable[str]) -> dict[str, Node] | None:
-        """Read the top of a file, which says its version."""
+        """Read the top mapping of a file, which has `version`."""
         fields = self.mapping(root, of, known)
         if fields is not None and ("version" not in fields or self.text(fields["version"], "version") != "1"):
             self.complain(fields.get("version", root), "this version of exeat reads `version: 1` and no other")
@@ -200,7 +200,7 @@ class Reader:
         known: Iterable[str],
         inside: Callable[[], dict[str, str]] = dict,
     ) -> list[str]:
-        """List the keys that a mapping needs and hasn't; of one that is only mistyped that has been told."""
+        """List required keys that are missing, without those that are only mistyped."""
         pairs = node.pairs if isinstance(node, Mapping) else {}
         missing = [key for key in needed if key not in pairs]
         if not missing:
@@ -233,7 +233,7 @@ class Reader:
         return None
 
     def parsed[T](self, node: Node, of: str, parse: Callable[[str], T]) -> T | None:
-        """Read text through a parser whose ValueError says what is wrong."""
+        """Parse a text; a ValueError of the parser becomes a problem."""
         text = self.text(node, of)
         if text is None:
             return None
@@ -244,7 +244,7 @@ class Reader:
             return None
 
     def each[T](self, node: Node, of: str, parse: Callable[[str], T]) -> list[T]:
-        """Read a list of texts through a parser; those that are wrong are told and left out."""
+        """Parse a list of texts; entries with problems are recorded and left out."""
         values = [self.parsed(item, of, parse) for item in self.items(node, of)]
         return [value for value in values if value is not None]
 
@@ -341,7 +341,7 @@ class Section(NamedTuple):
     single: str = ""
 
     def fields(self, reader: Reader, node: Node) -> dict[str, Node] | None:
-        """Read which keys there are; None if it is no mapping. What is wrong with them has been told then."""
+        """Read the keys of a mapping; None if it is not one. Problems are recorded."""
         found = reader.mapping(node, self.of, self.keys, self._inside)
         if found is None:
             return None
@@ -354,7 +354,7 @@ class Section(NamedTuple):
         return found
 
     def values(self, reader: Reader, fields: dict[str, Node]) -> dict[str, Any]:
-        """Read the values of keys, by their fields; without those that are wrong, which has been told then."""
+        """Read the values of keys, by field name. Values with problems are recorded and left out."""
         found: dict[str, Any] = {}
         for word, node in fields.items():
             key = self.keys[word]
@@ -417,7 +417,7 @@ def flag(says: str, field: str = "") -> Key:
 
 
 def unread(_reader: Any, _node: Node, _key: str) -> None:
-    """Read nothing yet: what has the section reads it, once it knows the rest."""
+    """Read nothing: the owner of the section reads the value later."""
 
 
 def part(says: str, section: Section, read: Read, field: str = "") -> Key:

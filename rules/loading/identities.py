@@ -39,7 +39,7 @@ class Identity(NamedTuple):
         return user in self.users or not self.groups.isdisjoint(groups)
 
     def objection(self, task: str, labels: Mapping[str, str]) -> str:
-        """Say what of a claim this doesn't cover, or nothing."""
+        """Return why this identity does not cover a claim, or an empty text."""
         if not any(pattern.matches(task) for pattern in self.tasks):
             return f"the task name {quote(task)} is not allowed" if task else "a task needs a name"
         known = dict(self.labels)
@@ -56,7 +56,7 @@ class Identities(NamedTuple):
     entries: tuple[Identity, ...]
 
     def refuse(self, user: str, task: str, labels: Mapping[str, str], groups: Iterable[str] = ()) -> str:
-        """Say why a user may not start such a task, or nothing: they may."""
+        """Return why a user may not start such a task, or an empty text if they may."""
         groups = tuple(groups)
         own = [entry for entry in self.entries if entry.covers(user, groups)]
         if not own:

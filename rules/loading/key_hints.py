@@ -71,7 +71,7 @@ _MEANT: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def misplaced_key(of: str, word: str, inside: Mapping[str, str]) -> str:
-    """Give `; did you mean ...?` for a key of something that is known by another name or elsewhere, or nothing.
+    """Return `; did you mean ...?` for a key with another name or in the wrong section, or an empty text.
 
     `inside`: where the keys of its own parts belong.
     """
@@ -79,7 +79,7 @@ def misplaced_key(of: str, word: str, inside: Mapping[str, str]) -> str:
 
 
 def similar_key(of: str, word: str, inside: Mapping[str, str]) -> str:
-    """Give that for a word that is nearly one of these."""
+    """Return a hint for a key that is nearly one of these, or an empty text."""
     from difflib import get_close_matches
 
     known = {**inside, **_MEANT.get(of, {})}

@@ -101,7 +101,7 @@ _MOST: Final = 1024
 
 
 class SandboxFile(NamedTuple):
-    """What one file says of these; `format_value` is what the user calls it."""
+    """The `sandbox` and `commands` of one file; `shown` is its path as the user wrote it."""
 
     shown: str
     layer: bool
@@ -112,7 +112,7 @@ class SandboxFile(NamedTuple):
 def merge_sandboxes(
     files: Iterable[SandboxFile], places: Mapping[str, FilePlace], problems: list[Problem]
 ) -> tuple[SandboxSettings, SandboxFloor, tuple[Command, ...]]:
-    """Give the box, its floor and the commands; adds what is wrong to `problems`. `places`: of rules, by id."""
+    """Merge the sandbox settings, their floor and the commands of all files. Adds problems to `problems`."""
     files = list(files)
     box, floor = _together(files, problems)
     commands: dict[str, tuple[Command, str, Node]] = {}
@@ -159,7 +159,7 @@ def _problem(file: str, node: Node, message: str) -> Problem:
 def apply_floor(
     box: SandboxSettings, said: Iterable[str], floor: SandboxFloor
 ) -> tuple[SandboxSettings, list[tuple[str, str]]]:
-    """Put a box on a floor: what is in force then, and (field, message) for each that it says past a layer."""
+    """Apply the layers' floor to settings: the result, and (field, message) for each that goes beyond a layer."""
     said = frozenset(said)
     words: list[tuple[str, str]] = []
     by = dict(floor.by)
@@ -226,7 +226,7 @@ def _past(name: str, mine: Any, other: Any) -> str:
 
 
 def differences(old: SandboxSettings, new: SandboxSettings) -> list[tuple[str, str | None, str | None]]:
-    """List what differs: the key as files have it, what it was and what it is (None: nothing was said)."""
+    """List the differences: the key, the old and the new value (None: not set)."""
     found = []
     for name, was, now in zip(SandboxSettings._fields, old, new, strict=True):
         if was != now:
@@ -235,7 +235,7 @@ def differences(old: SandboxSettings, new: SandboxSettings) -> list[tuple[str, s
 
 
 def format_value(value: object) -> str | None:
-    """Write a field of a box for people; None: nothing was said."""
+    """Format a field of the sandbox settings; None if it is not set."""
     if value is None or value == ():
         return None
     if isinstance(value, tuple):

@@ -58,7 +58,7 @@ def load(paths: Sequence[Path], locks: Sequence[Path] | None = None) -> Policy:
 
 
 def failures(loaded: Loaded) -> list[Problem]:
-    """Try the tests that the files carry, and give a problem for each that fails."""
+    """Run the tests of the files; returns a problem for each that fails."""
     if not loaded.tests:
         return []
     from rules.loading.cases import run

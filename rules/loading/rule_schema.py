@@ -113,7 +113,7 @@ _WHY_NEVER: Final = {
 
 
 def check_together(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
-    """Tell what is right by itself and makes no sense together."""
+    """Report combinations of keys that make no sense."""
     if rule.allows:
         _check_letting_out(reader, rule, fields)
     if rule.action is not Verdict.DENY:
@@ -180,7 +180,7 @@ def _check_letting_out(reader: Reader, rule: Rule, fields: dict[str, Node]) -> N
 def check_reach(
     reader: Reader, rule: Rule, fields: dict[str, Node], places: tuple[tuple[NamePattern | Network, Node], ...]
 ) -> None:
-    """Tell what lets out further than it looks, or not as far."""
+    """Report targets that allow more, or less, than they seem to."""
     for target, node in places:
         if isinstance(target, NamePattern):
             problem = objection(target, has_ports="ports" in fields, has_addresses="resolves_to" in fields)
@@ -230,7 +230,7 @@ def _misplaced(key: str, action: Verdict) -> str:
 
 
 def objection(pattern: "NamePattern", *, has_ports: bool, has_addresses: bool) -> str:
-    """Say what is wrong with a name that a rule lets out to, or nothing."""
+    """Return why a rule can't allow a name, or an empty text."""
     if pattern.text == HOST:
         if not has_ports:
             return f"`{HOST}` is this machine: list the `ports` of the services that you mean, as in `ports: 8080/http`"
@@ -282,7 +282,7 @@ class RuleReader(Reader):
         self.allows = False  # whether what is being read lets out, or exempts from being held back
 
     def rule(self, node: Node) -> Rule | None:
-        """Read one rule; None if anything about it is wrong, which has been told then."""
+        """Read a rule; None if it has a problem, which is recorded."""
         before = len(self.problems)
         fields = RULE.fields(self, node)
         if fields is None:

@@ -51,7 +51,7 @@ _CACHES_IN: Final = ("~", "/var/cache", "/var/lib")  # a sandbox has these for i
 
 
 class ParsedSandbox(NamedTuple):
-    """What a file says of the box, and where each field of it stands."""
+    """The `sandbox` of a file, with the place of each field."""
 
     box: SandboxSettings
     nodes: Maps[str, Node]
@@ -246,7 +246,7 @@ SANDBOX: Final = Section("sandbox", "`sandbox`", {
 
 
 def read_sandbox(reader: "FileReader", node: Node) -> ParsedSandbox | None:
-    """Read `sandbox`; None if anything is wrong, which has been told then."""
+    """Read `sandbox`; None if it has a problem, which is recorded."""
     before = len(reader.problems)
     found: dict[str, Any] = {}
     nodes: dict[str, Node] = {}
@@ -296,7 +296,7 @@ COMMAND: Final = Section("command", "a command", {
 
 
 def read_command(reader: "FileReader", node: Node) -> Command | None:
-    """Read one entry of `commands`; None if it is wrong, which has been told then."""
+    """Read an entry of `commands`; None if it has a problem, which is recorded."""
     before = len(reader.problems)
     fields = COMMAND.fields(reader, node)
     if fields is None:

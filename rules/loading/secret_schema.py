@@ -306,7 +306,7 @@ _MOST: Final = 64
 def merge_secrets(
     files: "Iterable[Said]", rules: "Iterable[Rule]", places: Maps[str, FilePlace], problems: list[Problem]
 ) -> list[Secret]:
-    """Return the secrets of all files; adds what is wrong with them, and with who names them, to `problems`."""
+    """Merge the secrets of all files. Adds problems with them, and with `credential` keys, to `problems`."""
     files, rules = list(files), list(rules)
     found: list[Secret] = []
     for shown, said, _ in files:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ProgramRun(NamedTuple):
-    """A program that is about to be run."""
+    """A program about to start."""
 
     names: tuple[str, ...]  # what it goes by: the path that was given, what that leads to, what it is called by
     words: tuple[str, ...] = ()  # its arguments
@@ -41,7 +41,7 @@ def decide_run(
     labels: Mapping[str, str] | None = None,
     granted: frozenset[str] = frozenset(),
 ) -> Decision:
-    """Decide whether a program may run: the strictest command that matches, and if none does, it may.
+    """Decide whether a program may start: by the strictest command that matches; it may if none does.
 
     `granted` are the digests of commands whose question has been answered for this program with yes; they hold it back
     no more. Every other one that asks still does.

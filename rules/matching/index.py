@@ -41,7 +41,7 @@ _MOST_KEPT: Final = 65536  # sets of candidates; only patterns with `*` inside n
 
 
 class RequestNeeds(NamedTuple):
-    """What the rules look at that can match a target on a port. What they don't look at need not be read."""
+    """Parts of a request that the rules for a target and port look at; the gate need not read the others."""
 
     requests: bool
     headers: bool
@@ -50,7 +50,7 @@ class RequestNeeds(NamedTuple):
 
 
 class Candidates:
-    """The rules that cover a target, most specific first.
+    """Rules that cover a target, most specific first, and the plans made from them.
 
     `ends` says in which epoch (see `Policy.epoch`) a day that is some rule's last has passed.
     """
@@ -98,7 +98,7 @@ class Candidates:
     def standing(
         self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: frozenset[Rule] = _NONE
     ) -> Standing:
-        """Say what of the asking task, the day and what is granted matters here."""
+        """Return what matters here of the calling task, the day and the grants."""
         standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NO_STANDING
         if granted:
             here = granted.intersection(candidate.rule for candidate in self.rules)
@@ -137,7 +137,7 @@ class Candidates:
         return plan
 
     def looks_at(self, port: int) -> RequestNeeds:
-        """Say what the rules look at that can match on a port, whatever is spoken there."""
+        """Return which parts of requests the rules look at on a port, for every protocol."""
         stretch = bisect_right(self.starts, port)
         known = self._looks.get(stretch)
         if known is None:
@@ -152,7 +152,7 @@ class Candidates:
         return known
 
     def dns_types(self, standing: Standing) -> frozenset[str]:
-        """List the types of records that rules which still let out give to the asking task."""
+        """List the record types that unexpired rules allow for the calling task."""
         expired = self._expired(standing[0])
         rules = (candidate.rule for candidate in self._meant(standing))
         return frozenset[str]().union(*(r.dns_types for r in rules if r.allows and r not in expired))
@@ -301,7 +301,7 @@ class Index:
         return found
 
     def resolved(self, name: HostName, address: Address) -> Candidates:
-        """Find the rules that cover `name` once it has been resolved to `address`, which is to be dialled.
+        """Find the rules that cover `name` once it has resolved to `address`.
 
         What lets the name out must admit the address; what holds the address back counts too, for whatever name.
         """
@@ -336,7 +336,7 @@ class Index:
         self._found[key] = found
 
     def nearest(self, name: HostName) -> tuple[Rule, str] | None:
-        """Find a rule that lets out a name close to one that no rule covers: a neighbour, parent or child of it."""
+        """Find a rule that allows a name near one that no rule covers: a sibling, parent or child."""
         slot = self._names.nearest(name.split(".")[::-1])
         entries = [] if slot is None else self._names.values[slot]
         return next(((e.rule, e.text) for e in entries if e.rule.allows and e.exemption is None), None)

@@ -43,7 +43,7 @@ class Judge:
         )  # fmt: skip
 
     def audits(self, finding: Finding, *, not_public: bool = False) -> bool:
-        """Whether audit mode lets out what `finding` blocks: only what no rule decided, or a default rule.
+        """Whether audit mode allows what `finding` blocks: only where no rule or a default rule decided.
 
         And nothing to an address that is not public, or to this host, which is let out by a rule and by nothing else.
         """
@@ -59,7 +59,7 @@ class Judge:
         return self.leniency(finding, not_public=True)
 
     def leniency(self, finding: Finding, *, not_public: bool = False) -> int:
-        """Rank a finding: what lets more out is higher. Public, as `policy_transfer` hands over what names it."""
+        """Rank a finding; higher allows more. Public, because `policy_transfer` sends references to it."""
         if finding.verdict is None and self.layer is LayerKind.MANDATORY:
             return 6
         if finding.allows:
@@ -71,7 +71,7 @@ class Judge:
         return 1 if finding.holds_back else 0
 
     def on_connection(self, finding: Finding, plan: Plan, attempt: Attempt) -> Decision:
-        """Decide a connection. Where it is inspected and asks are all that holds it, each request is asked about."""
+        """Decide a connection. If it is inspected and only asks hold it, each request is decided on its own."""
         decision = self._decision(finding, plan, inspect=self._inspects(finding, plan, attempt))
         if attempt.protocol is Protocol.UDP:
             return self._over_udp(decision, finding)
@@ -162,7 +162,7 @@ class Judge:
 
 
 def defer_approval(decision: Decision) -> Decision:
-    """Let what is held go on to where it is asked about bit by bit: nothing of it leaves before that."""
+    """Let a held attempt proceed to where each request needs its own approval; nothing leaves before that."""
     return decision._replace(verdict=Verdict.ASK, outcome=Outcome.PASSED, reason=Reason.RULE)
 
 
@@ -203,7 +203,7 @@ _MOST: Final = 16  # rules that are looked at: a task that makes up methods asks
 
 
 def hint_for_connection(plan: Plan) -> Hint | None:
-    """Find a rule about the same target that lets out on other ports, or but for an exemption."""
+    """Find a rule about the same target that allows other ports, or has an exemption here."""
     if plan.missed is None:
         return None
     rule, field = plan.missed
@@ -211,7 +211,7 @@ def hint_for_connection(plan: Plan) -> Hint | None:
 
 
 def hint_for_request(plan: Plan, request: Request, reading: Reading, length: int) -> Hint | None:
-    """Find a rule that lets out other requests here; best one that wants but a credential, or another method."""
+    """Find a rule that allows other requests here; preferably one that lacks only a credential or a method."""
     letting_out = islice((rule for rule in plan.rules if rule.allows), _MOST)
     hints = [_kept_out(rule, request, reading, length) for rule in letting_out]
     if not hints:
@@ -221,7 +221,7 @@ def hint_for_request(plan: Plan, request: Request, reading: Reading, length: int
 
 
 def hint_for_name(index: Index, name: HostName) -> Hint | None:
-    """Find a rule about a name close by; or about that very name, for other tasks."""
+    """Find a rule about a similar name, or about the same name for other tasks."""
     found = index.nearest(name)
     if found is None:
         return None
@@ -234,7 +234,7 @@ def hint_for_name(index: Index, name: HostName) -> Hint | None:
 
 
 def describe_nearest(hint: Hint, attempt: Attempt) -> NearestRule:
-    """Put beside what the rule wants what the attempt had."""
+    """Combine what the rule requires with what the attempt has."""
     return NearestRule(*hint, _got(hint.field, attempt))
 
 

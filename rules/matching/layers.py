@@ -42,12 +42,12 @@ class Layer:
 
 
 def strictest_value(key: str, values: Iterable[Any]) -> Any:
-    """Give the strictest of several values of a setting; of one that is neither strict nor lax, the first."""
+    """Return the strictest of several values of a setting; the first for settings without a strictness."""
     return min(values, key=lambda value: strictness(key, value))
 
 
 def strictness(key: str, value: Any) -> float:
-    """Rank the values of a setting, the strictest lowest; those that are neither are all the same."""
+    """Rank the values of a setting, the strictest lowest; 0 for settings without a strictness."""
     if key == "idle_timeout":
         return float(value)
     return RANKS[key].index(value) if key in RANKS else 0
@@ -65,7 +65,7 @@ def reachable[T](start: T, names: Mapping[T, Sequence[T]]) -> Iterable[T]:
 
 
 def rank_decision(decision: "Decision") -> int:
-    """Rank decisions: what lets more out is higher."""
+    """Rank a decision; higher allows more."""
     if decision.outcome is Outcome.PASSED:
         return _PASSING[decision.verdict]
     if decision.outcome is Outcome.WOULD_BLOCK:
@@ -76,7 +76,7 @@ def rank_decision(decision: "Decision") -> int:
 
 
 def stricter_decision(one: "Decision", other: "Decision") -> "Decision":
-    """Give the stricter of two votes, with what either asks for besides."""
+    """Return the stricter of two votes, with the limits, approvals and inspection that either requires."""
     winner, loser = (other, one) if rank_decision(other) < rank_decision(one) else (one, other)
     if winner.outcome is Outcome.BLOCKED and not winner.needs_approval:
         told = winner.pattern is not None or loser.pattern is None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a policy's rules need from the gate; each is worked out once, when it is first asked for."""
+    """What the rules need from the gate. Each value is computed once, on first use."""
 
     rules: "tuple[Rule, ...]"
     settings: "Settings"
@@ -30,7 +30,7 @@ class Needs:
 
     @cached_property
     def inspection(self) -> bool:
-        """Whether anything this policy lets out is read on its way; if not, the gate needs no inspection at all."""
+        """Whether any allowed connection is inspected; if not, the gate starts no inspection."""
         if self.secrets or self.settings.mode is Mode.AUDIT:
             return True
         if any(rule.looks_at_requests or rule.mode is Mode.AUDIT for rule in self.rules):
@@ -51,7 +51,7 @@ class Needs:
         return any(rule.scan is Scan.STRICT for rule in every)
 
     def names_host(self, target: "HostName | Address") -> bool:
-        """Whether a secret belongs to a host, or a rule that may let out names it: more closely than `*` or `*.com`."""
+        """Whether a secret belongs to a host, or a rule that may allow names it more closely than `*` or `*.com`."""
         if any(target == host for secret in self.secrets for host, _ in secret.hosts):
             return True
         answered = [rule for rule in self.rules if rule.action is not Verdict.DENY]
@@ -70,17 +70,17 @@ class Needs:
 
     @cached_property
     def approvals(self) -> bool:
-        """Whether anybody could be asked under this policy, or it matters what a task has read."""
+        """Whether any rule or command can require an approval, or depends on taint."""
         actions = {*(rule.action for rule in self.rules), *(command.action for command in self.commands)}
         return self.taint or Verdict.ASK in actions
 
     @cached_property
     def taint(self) -> bool:
-        """Whether it matters to any rule what a task has read."""
+        """Whether any rule depends on what a task has read."""
         return any(rule.depends_on_taint for rule in self.rules)
 
     @cached_property
     def udp(self) -> bool:
-        """Whether any UDP could leave, or somebody be asked for it; if not, the gate need not listen for it at all."""
+        """Whether any UDP could be allowed, now or after an approval; if not, the gate listens for none."""
         asking = (rule for rule in self.rules if rule.action is not Verdict.DENY)
         return any(ports.protocol is Protocol.UDP for rule in asking for ports in rule.ports or ())

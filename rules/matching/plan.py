@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
 
 
 class Hint(NamedTuple):
-    """The hint in a refusal: a rule that lets out, and the field that it wants otherwise."""
+    """Hint in a block message: a rule that allows, and the field that did not match."""
 
     rule: str
     field: str
@@ -315,7 +315,7 @@ class Plan:
         return min(blames, default=None)
 
     def connection(self, leniency: Leniency) -> Finding:
-        """Decide a connection by itself: as leniently as any request on it could be decided.
+        """Decide a connection without a request: as leniently as any request on it could be decided.
 
         `leniency` ranks findings; the policy's, because audit mode has a word in it.
         """
@@ -405,7 +405,7 @@ class Plan:
 
 
 def is_settled(finding: Finding, leniency: Leniency) -> bool:
-    """Whether a finding stands, whatever asks about certain addresses of the name may say: it passes, or is held."""
+    """Whether asks about certain addresses can't change a finding: it passes, or a rule holds it anyway."""
     return leniency(finding) >= PASSES or (finding.holds_back and not finding.by_default) or finding.expired
 
 

@@ -125,7 +125,7 @@ class Policy:
         return defer_approval(decision) if decision.needs_approval else decision
 
     def protocols(self, target: HostName | Address, port: int) -> frozenset[Protocol]:
-        """List what rules that let out or ask say is spoken at `target` on `port`.
+        """List the protocols that rules which allow or ask expect at `target` on `port`.
 
         In audit mode anything over TCP may be. An ask about every port expects on each what is usual there.
         """
@@ -141,15 +141,15 @@ class Policy:
         return found.union(_SPOKEN) if self.settings.mode is Mode.AUDIT else found
 
     def looks_at(self, target: HostName | Address, port: int) -> RequestNeeds:
-        """Say what the rules look at that can match `target` on `port`."""
+        """Return which parts of requests the rules for `target` on `port` look at."""
         return self._index.candidates(target).looks_at(port)
 
     def leniency(self, target: HostName | Address) -> Leniency:
-        """Return what ranks findings about `target`: what lets more out is higher."""
+        """Return the function that ranks findings about `target`; higher allows more."""
         return self._judge.leniencies[self._index.candidates(target).not_public]
 
     def objecting(self, attempt: Attempt) -> list[Layer]:
-        """List the layers whose own vote lets `attempt` not out."""
+        """List the layers whose own vote does not allow `attempt`."""
         votes = zip(self.layers, self._votes, strict=True)
         return [layer for layer, vote in votes if not vote.decide(attempt).passes]
 
@@ -208,14 +208,14 @@ class Policy:
         return frozenset(known[digest] for digest in digests if digest in known)
 
     def spells_out(self, target: HostName | Address, asks: Iterable[RequiredApproval]) -> bool:
-        """Whether one of the rules that ask names the very target: then a lookup carries out nothing of a task's."""
+        """Whether one of the asking rules has the exact target, so that a lookup can't carry data of the task."""
         if not isinstance(target, HostName):
             return True
         asking = self._granted(frozenset(each.digest for each in asks))
         return any(name.below is None and name.text == target for rule in asking for name in rule.names)
 
     def held_at(self, attempt: Attempt, address: Address) -> Decision | None:
-        """Decide a name at one of its addresses, where asks hold it there and their grants let it out; else None."""
+        """Decide a name at one of its addresses if asks hold it there; None if no approval would allow it."""
         if not isinstance(attempt.target, HostName):
             return None
         address, found = normalize(address), None
@@ -286,7 +286,7 @@ class Policy:
         return any(vote.logs_full_path for vote in votes) and all(vote.pattern is None for vote in votes)
 
     def decide_name(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> Decision:
-        """Decide a lookup: allow if any connection to `name` could pass, on whatever port and protocol.
+        """Decide a DNS lookup: allow if any connection to `name` could pass, on any port and protocol.
 
         In audit mode a name that only auditing lets out is denied with outcome `would_block`, which passes. If somebody
         would have to be asked about every connection it is `ask`, and passes: the name gets an address that leads to
@@ -303,7 +303,7 @@ class Policy:
         return known if known is not None and known.passes else self.decide(usual)
 
     def dns_types(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> frozenset[str]:
-        """List the types of records beside addresses that are looked up for `name`: none unless rules let it out."""
+        """List the record types besides addresses that may be looked up for `name`; none unless rules allow it."""
         named = self.decide_name(name, caller)
         if named.outcome is not Outcome.PASSED or not named.allows:
             return frozenset()
@@ -336,7 +336,7 @@ class Policy:
     def check_address(  # noqa: PLR0911 - one thing that keeps it from being dialled after another
         self, attempt: Attempt, address: Address | ProxyDestination
     ) -> Reason | None:
-        """Say why `address` may not be dialled for `attempt`, or None: it may.
+        """Return why the gate may not connect to `address` for `attempt`, or None if it may.
 
         Where attempts go through a proxy that is the one thing that may be dialled for them: `ProxyDestination`.
 
@@ -396,7 +396,7 @@ class Policy:
         return layered.isdisjoint(self._looking_at_addresses(attempt))
 
     def why_not_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Reason | None:
-        """Decide again with the rules that remain once the address is known; what they let out too may be dialled."""
+        """Return why the gate may not connect to an address of a name, by the rules that cover the address."""
         before = self.decide(attempt)
         if not before.allows:
             return _withheld(before)

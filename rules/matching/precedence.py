@@ -42,24 +42,24 @@ _RANKS: Final = {Match.NO: 0, Match.PERHAPS: 1, Match.YES: 2}
 
 
 def weakest_match(matches: Iterable[Match]) -> Match:
-    """Give what holds where all of them have to match; `YES` where there are none."""
+    """Combine matches that must all hold; `YES` if there are none."""
     return min(matches, key=_RANKS.__getitem__, default=Match.YES)
 
 
 def strongest_match(matches: Iterable[Match]) -> Match:
-    """Give what holds where one of them is enough; `NO` where there is none."""
+    """Combine matches of which one is enough; `NO` if there are none."""
     return max(matches, key=_RANKS.__getitem__, default=Match.NO)
 
 
 def subtract_exemption(match: Match, exempt: Match) -> Match:
-    """Give what is left of a match beside an exemption."""
+    """Return a match after an exemption."""
     if exempt is Match.YES:
         return Match.NO
     return weakest_match((match, Match.PERHAPS)) if exempt is Match.PERHAPS else match
 
 
 def agree_readings(answers: Iterable[bool]) -> Match:
-    """Give what several readings of one thing say together: where they differ, nobody knows what a server takes."""
+    """Combine the matches of several readings: `PERHAPS` where they differ."""
     found = set(answers)
     if len(found) != 1:
         return Match.PERHAPS
@@ -79,7 +79,7 @@ class _FindingFields(NamedTuple):
 
 
 class Finding(ByIdentity, _FindingFields):
-    """What the rules say. `verdict` None: no rule matches.
+    """What the rules say about an attempt. `verdict` None: no rule matches.
 
     `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or
     among defaults), `matching` all that match there, for certain or possibly. `blame`: why none does, if one nearly
@@ -90,7 +90,7 @@ class Finding(ByIdentity, _FindingFields):
 
     @property
     def allows(self) -> bool:
-        """Whether the rules themselves let it out (audit mode is not asked)."""
+        """Whether the rules allow it, without audit mode."""
         return self.verdict is not None and self.verdict.allows
 
     @property

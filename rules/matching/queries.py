@@ -27,7 +27,7 @@ _HEADER_SAME: Final = {code: "-" for code in range(0x80) if not chr(code).isalnu
 
 
 def match_parameter(query: str, name: str, wanted: Values) -> Match:
-    """Hold one parameter of a query (without its `?`) against what is wanted.
+    """Match a parameter of a query (without its `?`) against the values of a rule.
 
     What is so long that servers differ in how much of it they read is not known, and costs nobody its reading.
     """
@@ -45,7 +45,7 @@ def match_parameter(query: str, name: str, wanted: Values) -> Match:
 
 
 def match_header(headers: Pairs, name: str, wanted: Values) -> Match:
-    """Hold a header against what is wanted; `headers` have lower-case names. Without any nobody knows what they are.
+    """Match a header against the values of a rule; `headers` have lower-case names. Without headers: unknown.
 
     A field that comes more than once, or is a list with commas, matches for certain only if each of its lines does.
     Servers differ in which names are the same to them, and one that `Connection` names is for the next hop alone (RFC

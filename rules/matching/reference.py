@@ -20,7 +20,7 @@ from rules.verdicts import Verdict
 
 
 class ConsideredRule(NamedTuple):
-    """One rule beside one attempt; where it doesn't surely match, the field that keeps it out and why."""
+    """A rule evaluated for an attempt; if it does not surely match, with the field that failed and why."""
 
     rule: Rule
     match: Match
@@ -46,12 +46,12 @@ def has_ended(rule: Rule, at: date | None) -> bool:
 
 
 def is_granted(rule: Rule, attempt: Attempt) -> bool:
-    """Whether the rule asks, and what it asks of this attempt has been answered with yes."""
+    """Whether the rule asks and a grant for this attempt names it."""
     return bool(attempt.granted) and rule.action is Verdict.ASK and digest_of(rule) in attempt.granted
 
 
 def is_closed(rule: Rule, attempt: Attempt) -> bool:
-    """Whether the rule, where it asks and is granted, holds back no more and lets nothing out itself either."""
+    """Whether the rule, if it asks and is granted, steps aside without allowing the attempt itself."""
     target = attempt.target
     if rule.when_tainted:
         return True
@@ -61,7 +61,7 @@ def is_closed(rule: Rule, attempt: Attempt) -> bool:
 
 
 def consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> ConsideredRule:
-    """Hold a rule that covers the target against an attempt, its path by one reading."""
+    """Evaluate a rule that covers the target for an attempt, its path by one reading."""
     found = _consider(rule, attempt, reading)
     waits = rule.needs_address and isinstance(attempt.target, HostName) and not is_granted(rule, attempt)
     if found.match is Match.NO or not waits:

@@ -30,7 +30,7 @@ _GIT_ENDS: Final = (("git-receive-pack",), ("git-upload-pack",), ("git-upload-ar
 
 
 class ConditionPart(NamedTuple):
-    """One part of a condition beside a request."""
+    """Result for one part of a condition on a request."""
 
     field: str
     match: Match
@@ -39,7 +39,7 @@ class ConditionPart(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What `http`, `git` and `credential` of a rule, or of one of its exemptions, ask of a request.
+    """Conditions on a request: `http`, `git` and `credential` of a rule or exemption.
 
     `strict`: what is left unsaid is not any, as above. `longest`: bytes of a URL; `implied` that nobody wrote it.
     `folds`: a path in another case, or cut at an escaped `?` or `#`, may be the same: that holds back, and lets nothing
@@ -57,7 +57,7 @@ class Condition(NamedTuple):
 
     @classmethod
     def of_rule(cls, rule: Rule) -> "Condition":
-        """Give what a rule itself asks."""
+        """Return the conditions of a rule."""
         strict = rule.action.allows
         said = None if rule.http is None else rule.http.max_url
         implied = said is None and strict and rule.http is not None and is_wide(rule)
@@ -67,7 +67,7 @@ class Condition(NamedTuple):
 
     @classmethod
     def of_exemption(cls, rule: Rule, exemption: Exemption) -> "Condition":
-        """Give what an exemption asks: one from being held back, or flagged, is as narrow as what lets out."""
+        """Return the conditions of an exemption; one from a deny, ask or flag is as narrow as an allow."""
         said = None if exemption.http is None else exemption.http.max_url
         strict = rule.action is not Verdict.ALLOW
         asked = cls(exemption.http, exemption.git, strict, said, credential=exemption.credential)
@@ -81,7 +81,7 @@ class Condition(NamedTuple):
         return self.http is not None and bool(self.http.query or self.http.headers)
 
     def match(self, request: Request, reading: Reading, length: int, oracle: Match | None = None) -> Match:
-        """Say whether a request is covered, its path by one reading; `length` is that of its URL in bytes.
+        """Match a request, its path by one reading; `length` is that of its URL in bytes.
 
         With an `oracle` the request stands for many: what it says of parameters and headers holds, and of git if the
         request doesn't say whether it is git.
@@ -126,7 +126,7 @@ def is_wide(rule: Rule) -> bool:
 
 
 def trust_of(rule: Rule) -> Trust:
-    """Say whether what a rule lets out to may steer a task: one for every name vouches for none unless it says so."""
+    """Return the trust of a rule: untrusted by default if it covers every name."""
     return rule.trust or (Trust.UNTRUSTED if is_wide(rule) else Trust.TRUSTED)
 
 
@@ -145,7 +145,7 @@ def is_git_path(reading: Reading) -> bool:
 
 
 def git_repository_readings(git: GitRequest) -> tuple[Reading, ...]:
-    """List every way to read which repository is meant; none: nobody knows."""
+    """List every reading of the repository's path; empty: ambiguous."""
     bare = strip_git_suffix(git.repo)
     return (tuple(bare.split("/")),) if UNNAMED in bare else repository_readings(bare)
 
@@ -202,7 +202,7 @@ def _names_end(path: PathPattern) -> bool:
 
 
 def fold_all(reading: Reading) -> Reading:
-    """Return a reading of a path as one is compared whose case says nothing."""
+    """Return a reading of a path in the form for comparison without case."""
     return tuple(map(fold, reading))
 
 
@@ -236,7 +236,7 @@ def _headers(http: Http, request: Request, oracle: Match | None) -> Iterator[Con
 
 
 def describe_credential(request: Request) -> str:
-    """Say which credential a request has, for people."""
+    """Describe which credential a request has."""
     if request.credential is None:
         return "none that is known"
     return "none" if request.credential == NO_CREDENTIAL else request.credential or "another"
@@ -291,12 +291,12 @@ def _ref(rule: GitRule, ref: str) -> Match:
 
 
 def describe_values(wanted: Values) -> str:
-    """Write what is wanted of a parameter or header."""
+    """Describe the values that a rule requires of a parameter or header."""
     return wanted.value if isinstance(wanted, Presence) else ", ".join(pattern.text for pattern in wanted)
 
 
 def describe_git(git: GitRule) -> str:
-    """Write what a rule wants of git."""
+    """Describe what a rule requires of git requests."""
     said = ["fetch"] if git.fetch else []
     if git.push is not None:
         changes = "/".join(sorted(change.value for change in git.changes))
@@ -305,7 +305,7 @@ def describe_git(git: GitRule) -> str:
 
 
 def describe_git_request(request: Request) -> str:
-    """Tell what a request says in git's protocol: service, repository, ref and what is done to it."""
+    """Describe a git request: service, repository, ref and change."""
     git = request.git
     if git is None:
         return "no git"

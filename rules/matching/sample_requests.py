@@ -36,7 +36,7 @@ def longest_path(rules: Iterable[Rule]) -> int:
 
 
 def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, RefChange], ...]:
-    """Give a ref and a change for each kind of push that a rule lets out or asks about, and for one that none names."""
+    """Return a ref and a change for each kind of push that a rule distinguishes, and one that no rule names."""
     rules = tuple(rules)
     depth = max((len(ref.parts) for git in _gits(rules) for ref in git.push or ()), default=0)
     patterns = {
@@ -47,7 +47,7 @@ def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, RefChange], ...]:
 
 
 def sample_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
-    """Give a request and a reading of its path for each kind that `rule` (None: no rule) covers.
+    """Return a request and a reading of its path for each kind that `rule` (None: no rule) covers.
 
     `rules` are all that could have a word, `depth` is what `longest_path` says of them. Patterns have at most two `**`
     (paths.py), which bounds how many there are.
@@ -68,7 +68,7 @@ def sample_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Ite
 
 
 def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
-    """Give a request for each kind that others exempt from being held back, as `rule` may cover it.
+    """Return a request for each kind that other rules exempt from a deny or ask, as `rule` may cover it.
 
     An exemption's own patterns aren't enough: it may meet those of `rule` somewhere in between.
     """
@@ -136,7 +136,7 @@ def _gits(rules: Iterable[Rule]) -> Iterator[GitRule]:
 
 
 def sample_paths(parts: tuple[Part, ...], depth: int) -> Iterator[Reading]:
-    """Give paths that stand for all that a pattern covers, against patterns of up to `depth` parts."""
+    """Return paths that stand for all that a pattern matches, compared with patterns of up to `depth` parts."""
     for lengths in product(range(depth + 2), repeat=sum(part is MANY for part in parts)):
         remaining = iter(lengths)
         path: list[str] = []
@@ -146,7 +146,7 @@ def sample_paths(parts: tuple[Part, ...], depth: int) -> Iterator[Reading]:
 
 
 def fill_part(part: Part, by: str = UNNAMED) -> str:
-    """Give a text that one part covers, `by` in the place of every wildcard."""
+    """Return a text that a part matches, with `by` in place of every wildcard."""
     if isinstance(part, Glob):
         return by.join((part.prefix, *part.middle, part.suffix))
     return by if part is ONE else str(part)

@@ -106,7 +106,7 @@ class Signatures:
         other: str | None = None,
         apart: Callable[[tuple[str, ...]], object] = lambda _: None,
     ) -> Iterator[PatternSample]:
-        """Give each combination once, with the shortest text that is `valid`. Raises TooMany.
+        """Return each combination once, with the shortest `valid` text. Raises TooManyError.
 
         Combinations without a wanted pattern are left out. `deepest`: parts a text may have;
         `other`: the part that no pattern names, if it is not to be made up. `apart` tells texts apart that lead to one

@@ -25,7 +25,7 @@ _TIGHTENED: Final = ("mode", "tls", "dns", "on_journal_failure", "idle_timeout")
 
 
 def put_over(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
-    """Put what root's files say, read alone, over a policy. `unread`: why its other files can't be read."""
+    """Put root's current files over a policy. `unread`: why its other files can't be read."""
     before = [layer for layer in policy.layers if layer.roots]
     now = {digest_of(rule): rule for rule in roots.rules}
     were = {rule for layer in before for rule in layer.rules}

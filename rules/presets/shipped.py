@@ -11,7 +11,7 @@ from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 
 def preset_source(name: str) -> bytes:
-    """Give the text of a preset that there is."""
+    """Return the text of a shipped preset."""
     return read_file(PRESETS / f"{name}.yaml")
 
 

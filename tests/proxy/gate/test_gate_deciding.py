@@ -132,7 +132,7 @@ def test_a_refusal_of_the_gate_keeps_the_rules_it_overrides(sandbox):
     made = decide(sandbox, named("good.example"), E, can_inspect=True).decision
     assert (made.verdict, made.outcome, made.rules) == (Verdict.DENY, Outcome.BLOCKED, ("r:good",))
     made = decide(sandbox, named("good.example"), OTHER, can_inspect=True).decision
-    assert made.near is not None
+    assert made.nearest is not None
 
 
 SHARED = OriginalDestination(LITERAL, 443, (HostName("good.example"), HostName("seen.example")))

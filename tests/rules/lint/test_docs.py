@@ -19,6 +19,6 @@ def test_codes_and_words_are_given_once():
 
 def test_what_is_said_is_said_as_everywhere():
     for check in CHECKS:
-        for text in (check.says, check.todo):
+        for text in (check.meaning, check.remedy):
             assert not text.endswith("."), check
             assert text[0].islower(), check
