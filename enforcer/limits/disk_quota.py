@@ -1,14 +1,14 @@
 """Disk quota: bounds what a task changes in a reviewed workspace, whose upper layer is on the host's disk.
 
-No kernel bounds a directory without a quota of the file system's, which most hosts don't have. So it is measured. What
-is free on the file system costs one call, and is asked for the more often the less is left. How much of what has gone
-is the task's takes a look at every name, once so much has gone that it matters, and no more than a part of a processor
-unless the task may be over its bound already. So a task can exceed the bound by what it writes during a look; the last
-of the host's disk is kept from it.
+The kernel bounds a directory only with a quota of the file system, which most hosts don't have. So this module
+measures. The free space of the file system takes one call, read more often the less is left. How much of the used space
+is the task's takes a scan of all names. A scan runs only when enough space was used, and takes at most a part of a
+processor, unless the task may exceed its quota already. So a task can exceed the quota by what it writes during a scan;
+a reserve of the host's disk stays free.
 
-Meanwhile the task may do to the tree what it likes. No link is followed and no other file system entered. A file with
-several names counts once, as the sum of its names' shares; what was renamed meanwhile may count twice or not at all.
-Directories may be nested deeper than any path is long, and than descriptors can be had.
+The task may change the tree meanwhile. The scan follows no link and enters no other file system. A file with several
+names counts once, as the sum of its names' shares; a renamed one may count twice or not at all. Directories may be
+nested deeper than paths are long, or descriptors available.
 """
 
 import contextlib
@@ -25,34 +25,34 @@ from enforcer.limits.resource_limits import Limits, format_bytes, max_files
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 
-_BLOCK: Final = 512  # bytes, stat(2): also where st_blksize says another
-_DEPTH: Final = 64  # directories that are open one in the other; what is deeper is gone to again from the top
-_DEEPEST, _LATER = 1 << 14, 1 << 14  # how deep that goes, and how many of those are kept in mind: memory is ours
-_HOP: Final = 15  # names that are looked up at once: of 255 bytes at most each, within PATH_MAX
+_BLOCK: Final = 512  # bytes of st_blocks, whatever st_blksize is (stat(2))
+_DEPTH: Final = 64  # nested directories open at once; deeper ones are opened again from the top
+_DEEPEST, _LATER = 1 << 14, 1 << 14  # the deepest directory, and the most remembered: bounds of our memory
+_HOP: Final = 15  # names per look-up: with 255 bytes each they fit into PATH_MAX
 _OPEN: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RESOLVE: Final = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_XDEV
 _NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-_LISTED: Final = stat.S_IRUSR | stat.S_IXUSR  # what a directory has to give its owner to be looked through
+_LISTED: Final = stat.S_IRUSR | stat.S_IXUSR  # the owner's permissions that a scan needs
 
-type _Place = tuple["_Place", str, int] | None  # a directory by where it is in, its name, and how deep that is
+type _Place = tuple["_Place", str, int] | None  # a directory: its parent, its name, its depth
 
 
 class UsageScan:
-    """One look through a directory, and what it has found so far."""
+    """One scan of a directory tree: bytes and names found so far."""
 
     __slots__ = ("_device", "_later", "_top", "bytes", "names", "unsure")
 
     def __init__(self, top: int) -> None:
-        """Take an open directory; it stays the caller's."""
+        """Take an open directory, which stays the caller's."""
         self._top = top
         self._device = os.fstat(top).st_dev
         self._later: list[_Place] = [None]
-        self.bytes = 0.0  # that are allocated, not those that a file says it has
+        self.bytes = 0.0  # allocated, not the apparent size
         self.names = 0
-        self.unsure = False  # whether there was something that could not be looked into, as far as can be told
+        self.unsure = False  # some directory couldn't be read
 
     def steps(self) -> Generator[None]:
-        """Look, from one name to the next. Close it if it isn't gone through to the end."""
+        """Scan, one name per step. Close the generator if it is not exhausted."""
         while self._later:
             place = self._later.pop()
             directory = self._reach(place)
@@ -93,14 +93,14 @@ class UsageScan:
                 directory.close()
 
     def _remember(self, place: _Place) -> None:
-        """Go there later, if there is an end to that."""
+        """Scan a deep directory later, within bounds."""
         if place is not None and place[2] < _DEEPEST and len(self._later) < _LATER:
             self._later.append(place)
         else:
             self.unsure = True
 
     def _reach(self, place: _Place) -> "_Directory | None":
-        """Go to a directory again from the top. One that has gone meanwhile may have been moved: that is not sure."""
+        """Open a directory again from the top. One that is gone may have been moved, so the result is unsure."""
         names: list[str] = []
         while place is not None:
             place, name, _ = place
@@ -133,17 +133,17 @@ class UsageScan:
             return None
 
     def _doubt(self, error: OSError) -> None:
-        """Know of what couldn't be looked into; what is gone meanwhile needn't be."""
+        """Record that a directory couldn't be read, unless it is gone."""
         self.unsure = self.unsure or error.errno not in _NO_DIRECTORY
 
 
 class _Directory:
-    """An open one. What its owner has closed to everybody, as a task may, is open to its owner meanwhile."""
+    """An open directory. One whose mode excludes its owner, as a task may set, is opened to the owner meanwhile."""
 
     __slots__ = ("_mode", "descriptor", "entries")
 
     def __init__(self, place: int) -> None:
-        """Open what a descriptor stands for; that stays the caller's. Raises OSError."""
+        """Open the directory of an O_PATH descriptor, which stays the caller's. Raises OSError."""
         self._mode = -1
         self.descriptor = -1
         mode = stat.S_IMODE(os.fstat(place).st_mode)
@@ -158,7 +158,7 @@ class _Directory:
             raise
 
     def close(self) -> None:
-        """Leave it as it was found, unless its owner has changed that since. Idempotent."""
+        """Restore the mode, unless its owner has changed it since. Idempotent."""
         if self.descriptor < 0:
             return
         if self._mode >= 0:
@@ -169,79 +169,79 @@ class _Directory:
         self.descriptor = -1
 
 
-_FASTEST: Final = 4 << 30  # bytes a second that a disk is thought to take
-_SOON, _IDLE = 0.1, 5.0  # seconds between two looks at what is free
-_MATTERS: Final = 4  # a part of what it may still write, worth another look
-_SHARE, _HURRY, _REGULARLY = 4, 1, 50  # times as long as it looked, until it looks at all names again
-_SLICE: Final = 512  # names that are looked at in a row
-_RESERVE: Final = 4 << 30  # bytes; of small or full disks a part of them
+_FASTEST: Final = 4 << 30  # bytes a second that a disk can take at most
+_SOON, _IDLE = 0.1, 5.0  # seconds between two readings of free space
+_MATTERS: Final = 4  # a fourth of what the task may still write triggers a scan
+_SHARE, _HURRY, _REGULARLY = 4, 1, 50  # pause until the next scan, in durations of the last
+_SLICE: Final = 512  # names per turn
+_RESERVE: Final = 4 << 30  # bytes; less on small or full disks
 _OF_DISK, _OF_FREE = 20, 2
-_GROWN: Final = 16  # a part of the reserve, which no task is ended for
-_AT_END, _OF_BOUND = 64 << 20, 8  # bytes, and a part of its bound, that a task may still take when it is to end
-_MOST_NAMES: Final = 300_000  # each is a change that is held in memory at the end, with about a kilobyte
-_BLIND: Final = 3  # looks in a row that could not be sure of all
+_GROWN: Final = 16  # a sixteenth of the reserve ends no task
+_AT_END, _OF_BOUND = 64 << 20, 8  # bytes, and share of the quota, that an ending task may still use
+_MOST_NAMES: Final = 300_000  # each is a change in memory at the end, about a kilobyte
+_BLIND: Final = 3  # unsure scans in a row
 
 
 class FreeSpace(NamedTuple):
-    """What is free on a file system, or has gone: bytes, and files; of those some don't say how many they can have."""
+    """Free or used space of a file system: bytes, and files; some file systems report no number of files."""
 
     bytes: int
     files: int
 
     def since(self, then: "FreeSpace") -> "FreeSpace":
-        """Return what has gone since then; less than nothing where it has become more."""
+        """Return the space used since then; negative if more is free."""
         return FreeSpace(then.bytes - self.bytes, then.files - self.files)
 
 
 class QuotaExceeded(NamedTuple):
-    """That the layer is beyond its bound, in words."""
+    """The quota is exceeded; `detail` says how."""
 
     detail: str
 
 
 class DiskQuota:
-    """One task's. `nameless` is what is said to be in files that have no name, in bytes. Close it."""
+    """The disk quota of one task. `nameless`: bytes of open files without a name. Close it."""
 
     def __init__(self, path: str, limits: Limits) -> None:
-        """Take the directory that has the changes. They may take what a rule says, or half of what is free.
+        """Take the directory of the changes. The quota is the rules' `disk`, or half of the free space.
 
         Raises HostError.
         """
         try:
             self._top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise HostError(f"the task's changes can't be measured in `{path}`: {error.strerror}") from error
+            raise HostError(f"the disk quota can't open the task's changes in `{path}`: {error.strerror}") from error
         status = os.fstatvfs(self._top)
         self._began = self._then = self._free = self._free_now()
-        # Some file systems don't say what they have.
+        # Some file systems report no size.
         self._bound = limits.disk if "disk" in limits.said or not status.f_blocks else self._began.bytes // _OF_FREE
         most = min(max_files(self._bound), _MOST_NAMES)
         self._names = min(most, self._began.files // _OF_FREE) if status.f_files else most
         self._reserve = min(_RESERVE, status.f_blocks * status.f_frsize // _OF_DISK, self._began.bytes // _OF_FREE)
         self.nameless = 0
-        self._held = FreeSpace(0, 0)  # what it had when it was looked at last
-        self._before: int | None = None  # what it held before the reserve was reached
+        self._held = FreeSpace(0, 0)  # usage found by the last scan
+        self._before: int | None = None  # usage before the reserve was reached
         self._blind = 0
         self._now: UsageScan | None = None
         self._steps: Generator[None] | None = None
-        self._spent = self._took = 0.0  # seconds, of that one and the last
-        self._asked: FreeSpace | None = None  # what was free when the task had been asked to end
-        self._doubted = False  # whether it was over its bound, when some of it may have been seen twice
+        self._spent = self._took = 0.0  # seconds of the current scan and the last
+        self._asked: FreeSpace | None = None  # free space when the task was asked to end
+        self._doubted = False  # the last scan exceeded the quota, but may have counted files twice
         self._looked = self._due = time.monotonic()
 
     def close(self) -> None:
-        """Look no more. Idempotent."""
+        """Stop measuring. Idempotent."""
         if self._top >= 0:
             self._stop()
             os.close(self._top)
             self._top = -1
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called; infinite once it looks no more."""
+        """Return the seconds until `turn` has something to do; infinite once closed."""
         return max(0.0, self._due - time.monotonic()) if self._top >= 0 else math.inf
 
     def turn(self) -> QuotaExceeded | None:
-        """Do what is due, for a moment."""
+        """Measure for a moment, if it is due."""
         if self._top < 0 or time.monotonic() < self._due:
             return None
         if self._now is None:
@@ -261,7 +261,7 @@ class DiskQuota:
         return found or short
 
     def presses(self) -> bool:
-        """Whether it goes on taking room so fast that it can't be waited for: it was asked to end already."""
+        """Whether the task, asked to end, uses space so fast that it has to be killed."""
         if self._top < 0 or time.monotonic() < self._due:
             return False
         free = self._free_now()
@@ -274,7 +274,7 @@ class DiskQuota:
         return gone.bytes > most or gone.files > max_files(most) or (gone.bytes > 0 and free.bytes < self._reserve)
 
     def last(self) -> QuotaExceeded | None:
-        """Look once more, to the end: nobody changes it any more."""
+        """Scan once more, to the end: no process changes the files any more."""
         if self._top < 0:
             return None
         self._stop()
@@ -287,7 +287,7 @@ class DiskQuota:
         return found
 
     def _is_quiet(self) -> bool:
-        """Whether there is no need to look at all names now. If there is none, it says when to see again."""
+        """Whether no scan is needed now; schedules the next check."""
         now, free = time.monotonic(), self._free_now()
         gone = free.since(self._then)
         left = FreeSpace(self._bound - self._held.bytes - self.nameless, self._names - self._held.files)
@@ -295,7 +295,7 @@ class DiskQuota:
         rest = (_HURRY if gone.bytes > left.bytes or gone.files > left.files else _SHARE) * self._took
         matters = gone.bytes * _MATTERS > left.bytes or gone.files * _MATTERS > left.files or left.bytes < 0
         matters = matters or (gone.bytes > 0 and free.bytes < self._reserve)
-        # Others may have given back what it took.
+        # Other processes may have freed what the task used.
         if age >= rest and (matters or age >= max(_IDLE, _REGULARLY * self._took)):
             return False
         self._due = now + min(max(_SOON, min(left.bytes - gone.bytes, free.bytes - self._reserve) / _FASTEST), _IDLE)
@@ -308,7 +308,7 @@ class DiskQuota:
         self._spent = 0.0
 
     def _go_on(self) -> bool:
-        """Look at some names more. Whether that is enough."""
+        """Scan some names; returns whether the scan is done."""
         assert self._now is not None
         assert self._steps is not None
         began = time.monotonic()
@@ -330,7 +330,7 @@ class DiskQuota:
         self._now = self._steps = None
 
     def _beyond(self) -> QuotaExceeded | None:
-        """Whether it is over its bound, by what was found so far."""
+        """Return the excess by what was found so far."""
         assert self._now is not None
         if (held := int(self._now.bytes) + self.nameless) > self._bound:
             return QuotaExceeded(
@@ -341,7 +341,7 @@ class DiskQuota:
         return None
 
     def _short(self) -> QuotaExceeded | None:
-        """Whether it takes what nobody can do without: the last of the host's disk."""
+        """Return an excess if the task uses the reserve of the host's disk."""
         assert self._now is not None
         if self._free.bytes >= self._reserve:
             self._before = None
@@ -355,7 +355,7 @@ class DiskQuota:
         return None
 
     def _lost(self) -> QuotaExceeded | None:
-        """Whether it is somewhere that can't be looked into, and more has gone than it may take."""
+        """Return an excess if directories can't be read, and more space was used than the quota."""
         assert self._now is not None
         gone = self._free.since(self._began).bytes
         if self._now.unsure and self._blind + 1 >= _BLIND and gone > self._bound:

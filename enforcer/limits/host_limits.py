@@ -1,8 +1,7 @@
-"""Checks which resource limits this machine supports, by trying them, and says how to get more (`exeat doctor`).
+"""Checks which resource limits this machine supports, by trying them, with remedies (`exeat doctor`).
 
-Also what the machine has only once, and a task of the default limits could use up here, for people to bound. The rest
-of such resources no task can have much of: see `resource_limits`, `enforcer.sandbox.seccomp` and
-docs/explanation/limits.md.
+Also lists machine-wide resources that a task with default limits could use up here. A task can't use much of the
+others: see `resource_limits`, `enforcer.sandbox.seccomp` and docs/explanation/limits.md.
 """
 
 import os
@@ -22,16 +21,16 @@ from enforcer.limits.resource_limits import (
 from enforcer.system.errors import HostError
 from rules.sandbox import SandboxSettings
 
-_COUNTS_BY_NAMESPACE = (5, 14)  # the Linux from which on RLIMIT_NPROC is counted in the task's own user namespace
+_COUNTS_BY_NAMESPACE = (5, 14)  # from this Linux on, RLIMIT_NPROC is counted in the task's own user namespace
 _WEAK = {
-    "memory": "by rlimit, each process alone: not what they have together, nor what they share",
-    "processes": "by rlimit, with all that this user runs: this kernel counts them together",
-    "cpu": "not at all: a rule that says `cpu` starts nothing here",
+    "memory": "by rlimit, for each process alone: neither their sum nor shared memory is limited",
+    "processes": "by rlimit, together with all other processes of this user on this kernel",
+    "cpu": "not at all: rules with a `cpu` limit start no task here",
 }
 
 
 def try_limit(kind: str) -> str:
-    """Say by what means a limit is kept. Raises HostError where that is less than the limit says."""
+    """Return what keeps a limit on this machine. Raises HostError if that is weaker than the limit."""
     resource_limits = make_resource_limits(Limits(memory=1 << 30, said=frozenset({"memory"})))
     resource_limits.remove()
     means = resource_limits.means[kind]
@@ -46,15 +45,15 @@ def _kernel() -> tuple[int, ...]:
     return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
 
-_OPEN_FILE: Final = 256  # bytes of kernel memory, and as good as nothing else: `struct file`
-_FILTERS: Final = 512 << 10  # bytes that the system call filters of one process take of the pool at most, compiled
-_ENOUGH: Final = 500  # processes, that a rule may say
+_OPEN_FILE: Final = 256  # bytes of kernel memory of an open file: `struct file`
+_FILTERS: Final = 512 << 10  # bytes of compiled filters of one process at most
+_ENOUGH: Final = 500  # processes, the suggested limit
 
-type Read = Callable[[str], int]  # a setting, by its name below /proc/sys; raises OSError, ValueError
+type Read = Callable[[str], int]  # reads a sysctl by its name below /proc/sys; raises OSError, ValueError
 
 
 def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
-    """Return what one task can use up here, and what bounds it."""
+    """Return resources that one task can use up on this machine, and how to bound each."""
     read, found = read or read_sysctl, []
     memory = limits_of(SandboxSettings()).memory or 0
     if _is_below(read, "fs/file-max", memory // _OPEN_FILE):
@@ -70,7 +69,7 @@ def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
 
 
 def _is_below(read: Read, name: str, enough: int) -> bool:
-    """Whether a setting is lower than what is enough; what isn't there is bounded in no way by it."""
+    """Whether a sysctl is lower than `enough`; False if it doesn't exist."""
     try:
         return read(name) < enough
     except (OSError, ValueError):

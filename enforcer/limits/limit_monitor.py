@@ -1,8 +1,8 @@
-"""Limit monitor of one running task: reports limits that it reaches, and ends it when its time is up.
+"""Limit monitor of a running task: reports limits that it reaches, and ends it when its time is up.
 
-Some limits the kernel keeps and doesn't count; those are only seen inside the sandbox. `SandboxProbe` looks every few
-seconds, so what was reached and given back in between isn't seen. The process that made the sandbox looks, at the
-sandbox's own /proc, where ids are what they are in there.
+The kernel enforces some limits without counting; those show only inside the sandbox. `SandboxProbe` checks every few
+seconds, so a limit that was reached and left in between goes unnoticed. It reads the sandbox's own /proc, from the
+runner.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     from enforcer.limits.disk_quota import DiskQuota
 
-_NOTICED = 1.0  # seconds that a task has waited for its share of the processors, before it is worth a word
+_NOTICED = 1.0  # seconds of throttling before it is reported
 _ABORTS: Final = frozenset({signal.SIGABRT, signal.SIGTRAP, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS})
-_SHELLS: Final = 128  # and the number of a signal: the exit status of a shell whose program ended by that
+_SHELLS: Final = 128  # plus a signal number: the exit status of a shell whose program ended by that signal
 _NAME = 64  # characters of a program's name
 
 
 class LimitReached(NamedTuple):
-    """A limit that was reached, and what that did to the task."""
+    """A limit that the task reached, and the outcome."""
 
     reason: Reason
     detail: str
@@ -38,7 +38,7 @@ class LimitReached(NamedTuple):
 
 
 def limits_reached(before: Counts, now: Counts, limits: Limits) -> list[LimitReached]:
-    """Say what has happened between two counts."""
+    """Return the limits that were reached between two counts."""
     found = []
     if killed := now.killed - before.killed:
         whose = f"it may have {format_bytes(limits.memory or 0)}" if now.full else "the host had none left for it"
@@ -54,9 +54,9 @@ def limits_reached(before: Counts, now: Counts, limits: Limits) -> list[LimitRea
 
 
 def memory_denied(status: int, limits: Limits) -> LimitReached | None:
-    """Say that memory may be why the task ended like this, a wait status; None: it ended otherwise.
+    """Return that memory may be the reason for this wait status; None: the task ended otherwise.
 
-    For memory that an rlimit keeps: the kernel counts no refusal, and a runtime that is refused memory aborts.
+    For an rlimit on memory: the kernel counts no denial, and a runtime aborts on one.
     """
     code = os.waitstatus_to_exitcode(status)
     number = -code if code < 0 else code - _SHELLS
@@ -68,9 +68,9 @@ def memory_denied(status: int, limits: Limits) -> LimitReached | None:
 
 
 def limit_detail(limit: str, found: object, limits: Limits) -> LimitReached:
-    """Say that a task is at a limit, from what was found in its sandbox (`Inside.look`)."""
+    """Return that a task is at a limit, from what was found in its sandbox (`SandboxProbe.look`)."""
     if limit == "files":
-        from proxy.telemetry.visible import visible  # what a program calls itself is the task's to say
+        from proxy.telemetry.visible import visible  # the task chooses its programs' names
 
         name, count = found if isinstance(found, list) and len(found) == 2 else ("", 0)
         said = f"files: `{visible(str(name)[:_NAME])}` had {count} open, as many as it may at a time"
@@ -88,15 +88,15 @@ def _some(count: int, what: str, plural: str) -> str:
     return f"{count} {what}{plural if count != 1 else ''} {'were' if count != 1 else 'was'}"
 
 
-_DESCRIPTORS: Final = 1 << 16  # that are looked at for files without a name, a time
+_DESCRIPTORS: Final = 1 << 16  # that one probe checks for files without a name
 _BLOCK: Final = 512  # bytes, stat(2)
-_OURS: Final = 1  # process 1 is init
+_OURS: Final = 1  # pid of init
 
 
 class SandboxProbe:
-    """One sandbox, by descriptors of its room, its /proc and its root, which are taken over.
+    """Probes one sandbox, by descriptors of its quota tmpfs, its /proc and its root, which it takes over.
 
-    `rlimits` are those that its task is kept to, `reviewed` where changes are written aside, if they are.
+    `rlimits`: those of the task; `reviewed`: the directory of its changes, if it has one.
     """
 
     def __init__(self, room: int, proc: int, root: int, rlimits: Iterable[tuple[int, int]], reviewed: str) -> None:
@@ -111,16 +111,18 @@ class SandboxProbe:
             os.close(root)
 
     def close(self) -> None:
-        """Look no more. Idempotent."""
+        """Close the descriptors. Idempotent."""
         for descriptor in {self._room, self._proc} - {-1}:
             os.close(descriptor)
         self._room = self._proc = -1
 
     def look(self) -> dict[str, object]:
-        """Return where the task is at its limits, and how.
+        """Return the limits that the task is at.
 
-        `disk`: `bytes` or `files`, of which its room has none left; `files`: a program and how many it has open;
-        `processes`: how many. And `nameless`, the bytes in files without a name any more where its changes are.
+        - `disk`: `bytes` or `files`, which the quota tmpfs has none left of.
+        - `files`: a program, and how many files it has open.
+        - `processes`: how many there are.
+        - `nameless`: bytes in open files without a name, where its changes are.
         """
         found: dict[str, object] = {}
         with contextlib.suppress(OSError):
@@ -137,7 +139,7 @@ class SandboxProbe:
 
 
 def exhausted_resource(room: int) -> str:
-    """Say what there is none left of in the room that a descriptor is of: `bytes`, or `files`. Raises OSError."""
+    """Return what a tmpfs has none left of: `bytes` or `files`; empty if neither. Raises OSError."""
     status = os.fstatvfs(room)
     if not status.f_bavail:
         return "bytes"
@@ -145,8 +147,8 @@ def exhausted_resource(room: int) -> str:
 
 
 def _full_of_files(proc: int, value: int) -> list[object] | None:
-    """Find a process that has as many descriptors open as it may. Before Linux 6.2 none has a number of them."""
-    least = min(value, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # a task that lowers its own has reached none
+    """Find a process at its limit of open files. Before Linux 6.2 /proc has no count of them."""
+    least = min(value, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # a lower limit of the task's own doesn't count
     for pid in _pids(proc):
         with contextlib.suppress(OSError, ValueError):
             count = os.stat(f"{pid}/fd", dir_fd=proc).st_size
@@ -156,11 +158,11 @@ def _full_of_files(proc: int, value: int) -> list[object] | None:
 
 
 def _most_files(proc: int, pid: int) -> int:
-    """Return how many descriptors a process may have open: proc_pid_limits(5)."""
+    """Return the limit of open files of a process: proc_pid_limits(5)."""
     for line in _read(proc, f"{pid}/limits").splitlines():
         if line.startswith(b"Max open files"):
             return int(line.split()[3])
-    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # there are none of one that ends
+    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # an ending process has none
 
 
 def _processes(proc: int) -> int:
@@ -174,7 +176,7 @@ def _processes(proc: int) -> int:
 
 
 def _nameless(proc: int, device: int) -> int:
-    """Add up what is open and was removed, or never had a name: no look at the directories finds that."""
+    """Sum the sizes of open files without a name: no scan of directories finds them."""
     mounts: set[bytes] | None = None
     sizes: dict[tuple[int, int], int] = {}
     looked = 0
@@ -189,7 +191,7 @@ def _nameless(proc: int, device: int) -> int:
                     if status.st_nlink or not stat.S_ISREG(status.st_mode) or not status.st_blocks:
                         continue
                     if (file := (status.st_dev, status.st_ino)) in sizes:
-                        continue  # one word of its mount is enough, however many have it open
+                        continue  # looked up once, however many descriptors it has
                     if mounts is None:
                         mounts = _mounts(proc, device)
                     sizes[file] = status.st_blocks * _BLOCK if _mount_of(proc, pid, each.name) in mounts else 0
@@ -197,17 +199,17 @@ def _nameless(proc: int, device: int) -> int:
 
 
 def _mounts(proc: int, device: int) -> set[bytes]:
-    """Return the ids of a file system's mounts. Its files may have other device numbers: overlayfs.rst, "st_dev"."""
+    """Return the mount ids of a file system. Its files may have other device numbers: overlayfs.rst, "st_dev"."""
     number = b"%d:%d" % (os.major(device), os.minor(device))
     fields = [line.split(b" ", 3) for line in _read(proc, f"{_OURS}/mountinfo").split(b"\n") if line]
     return {identity for identity, _, of, _ in fields if of == number}
 
 
 def _mount_of(proc: int, pid: int, descriptor: str) -> bytes:
-    """Return the id of the mount that a descriptor of a task's is of.
+    """Return the mount id of a task's descriptor.
 
-    By one of our own: of the task's the kernel tells its locks as well, and with thousands of those on thousands of
-    descriptors whoever looks would see to nothing else for minutes, its timeout among it (proc_pid_fdinfo(5)).
+    Reads fdinfo of a descriptor of our own: the task's also lists its locks, and thousands of them on thousands of
+    descriptors would block this process for minutes (proc_pid_fdinfo(5)).
     """
     ours = os.open(f"{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
     try:
@@ -239,16 +241,16 @@ def _read(proc: int, path: str) -> bytes:
 
 
 GRACE = 5.0  # seconds between asking a task to end and ending it
-_INSIDE: Final = ("disk", "files", "processes")  # limits that only its init can see
+_INSIDE: Final = ("disk", "files", "processes")  # limits that only show inside the sandbox
 
 type ReportLimit = Callable[[Reason, str, Outcome], None]
 
 
 class LimitMonitor:
-    """For one task, in its supervisor's loop. `tell` hears of each limit that was reached since the last look.
+    """Monitor of one task, in the runner's loop. `tell` gets each limit that was reached since the last call.
 
-    `layer` is where what it changes goes, if its workspace is reviewed.
-    The time runs from when this is made; while the whole machine sleeps it stands still (CLOCK_MONOTONIC).
+    `layer`: the disk quota of a reviewed workspace. The timeout runs from construction, and stands still while the
+    machine sleeps (CLOCK_MONOTONIC).
     """
 
     def __init__(self, resource_limits: ResourceLimits, tell: ReportLimit, layer: "DiskQuota | None" = None) -> None:
@@ -257,15 +259,15 @@ class LimitMonitor:
         self._layer = layer
         self._seen = Counts()
         self._at: frozenset[str] = frozenset()
-        self._times: dict[str, tuple[str, int]] = {}  # what was said of a limit last, and how often it was reached
+        self._times: dict[str, tuple[str, int]] = {}  # the last detail of each limit, and how often it was reached
         self._beyond: LimitReached | None = None  # of the layer
         timeout = resource_limits.limits.timeout
         self._due = math.inf if timeout is None else time.monotonic() + timeout
-        self.cut_short = False  # whether it was asked to end for a limit
+        self.cut_short = False  # it was asked to end for a limit
 
     @property
     def told(self) -> tuple[str, ...]:
-        """Return each limit that was reached so far, in words, and how often in all."""
+        """Each limit that was reached so far, as text, and how often."""
         found = limits_reached(Counts(), self._seen, self._resource_limits.limits)
         said = [each.detail for each in found]
         said += [detail if times == 1 else f"{detail}; {times} times" for detail, times in self._times.values()]
@@ -276,12 +278,12 @@ class LimitMonitor:
         return tuple(said)
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called; infinite where there is nothing to wait for."""
+        """Return the seconds until `turn` has something to do; infinite if there is nothing."""
         due = max(0.0, self._due - time.monotonic())
         return due if self._layer is None else min(due, self._layer.wait())
 
     def turn(self, signals: Callable[[int], None]) -> bool:
-        """Do what is due; `signals` sends the task's group one. True when the whole tree has to be killed now."""
+        """Do what is due; `signals` sends a signal to the task's group. True: kill the task now."""
         if time.monotonic() < self._due:
             if self._layer is None:
                 return False
@@ -298,11 +300,11 @@ class LimitMonitor:
         self._due = time.monotonic() + GRACE
         self._tell(*why)
         signals(signal.SIGTERM)
-        signals(signal.SIGCONT)  # one that is stopped couldn't act on it: timeout(1)
+        signals(signal.SIGCONT)  # a stopped task couldn't act on SIGTERM: timeout(1)
         return False
 
     def see(self, found: Mapping[str, object]) -> None:
-        """Take where the task is at limits that are seen in its sandbox; each is told when it gets there."""
+        """Take the limits found in the sandbox; reports each when the task gets there."""
         if self._layer is not None:
             nameless = found.get("nameless", 0)
             self._layer.nameless = nameless if isinstance(nameless, int) else 0
@@ -314,9 +316,9 @@ class LimitMonitor:
         self._at = now
 
     def look(self, *, over: bool = False, status: int | None = None) -> None:
-        """Tell of limits that were reached since the last time; of the processors once, when it is over.
+        """Report limits that were reached since the last call; the cpu limit once, when the task is over.
 
-        `status`: how the task ended, as waitpid(2) has it; None: it didn't end by itself.
+        `status`: the wait status of the task (waitpid(2)); None: it was ended.
         """
         now = self._resource_limits.counts()
         if not over:
@@ -331,7 +333,9 @@ class LimitMonitor:
                 self._times["memory"] = died.detail, 1
                 self._tell(*died)
         if over and self._layer is not None and not self.cut_short and (beyond := self._layer.last()) is not None:
-            self._beyond = LimitReached(Reason.DISK_LIMIT, beyond.detail, Outcome.PASSED)  # it ended by itself before
+            self._beyond = LimitReached(
+                Reason.DISK_LIMIT, beyond.detail, Outcome.PASSED
+            )  # the task had ended by itself
             self._tell(*self._beyond)
 
     def _time_is_up(self) -> LimitReached:

@@ -1,6 +1,6 @@
-"""A sandbox's network: a namespace whose only device is `lo`, where every connection ends at one socket.
+"""A sandbox's network: a namespace whose only device is `lo`, where every connection ends at the gate's sockets.
 
-`plan` says what is to be, as values; `ruleset` is the ruleset among them; `encode` turns values into netlink bytes with
-pyroute2; `install` keeps those bytes, because they never change, and sends them; `gate_sockets` opens what the gate,
-the resolver and attribution need inside, and reads what was refused. Only `encode` imports pyroute2.
+`plan` has the steps, `ruleset` the nftables ruleset; `encode` turns them into netlink bytes, and only it imports
+pyroute2; `install` caches and sends those bytes; `gate_sockets` opens the sockets for the gate, the resolver and
+process attribution, and reads counters.
 """

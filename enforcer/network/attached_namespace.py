@@ -1,7 +1,7 @@
 """Sets up the gate's network in an existing namespace (`exeat attach`), with the rights of the caller.
 
-There must be no way out but the one that is made here, so a namespace with any device but `lo` is refused. What an
-earlier time left in it (a service that was killed) is replaced.
+The gate must be the only way out, so a namespace with any device but `lo` is refused. What a killed service left in it
+is replaced.
 """
 
 import errno
@@ -25,14 +25,17 @@ _PATIENCE: Final = 5.0  # seconds
 
 
 def enter(namespace: int) -> None:
-    """Move the calling process, which must have one thread, into a network namespace with the rights to change it.
+    """Move the calling process, which must have one thread, into a network namespace, with the right to change it.
 
-    An ordinary user has those in a user namespace of their own, which owns the other one. Raises HostError.
+    An ordinary user has that right in a user namespace of their own, which owns the network namespace. Raises
+    HostError.
     """
     mine = os.stat("/proc/self/ns/net")
     status = os.fstat(namespace)
     if (status.st_dev, status.st_ino) == (mine.st_dev, mine.st_ino):
-        raise HostError("that is this host's own network, and not a container's")
+        raise HostError(
+            "this is the network namespace of the host itself", "name a process of the container, or its namespace"
+        )
     try:
         owner = fcntl.ioctl(namespace, _NS_GET_USERNS)
         try:
@@ -42,15 +45,17 @@ def enter(namespace: int) -> None:
             os.close(owner)
         os.setns(namespace, os.CLONE_NEWNET)
     except OSError as error:
-        raise HostError(f"that network namespace can't be entered: {error.strerror}", "run as who made it") from error
+        raise HostError(
+            f"the network namespace can't be entered: {error.strerror}", "run as the user who made it, or as root"
+        ) from error
 
 
 def install(encoded: EncodedNetwork) -> GateSockets:
-    """Make the namespace's network the gate's, and open its sockets. Raises HostError, OSError."""
+    """Set up the gate's network in this namespace, and open its sockets. Raises HostError, OSError."""
     others = [name for _, name in socket.if_nameindex() if name != "lo"]
     if others:
         raise HostError(
-            f"that network namespace has another device than `lo`: {', '.join(sorted(others))}",
+            f"the network namespace has other devices than `lo`: {', '.join(sorted(others))}",
             "start the container without a network (`--network none`)",
         )
     _refuse_taken(encoded.gate_port)
@@ -60,16 +65,19 @@ def install(encoded: EncodedNetwork) -> GateSockets:
 
 
 def _refuse_taken(port: int) -> None:
-    """Raise HostError where a gate is, before anything of it is changed."""
+    """Raise HostError if a gate is there already, before anything is changed."""
     try:
         with socket.socket() as probe:
             probe.bind(("0.0.0.0", port))
     except OSError as error:
-        raise HostError(f"something listens on port {port} in there, as a gate does", "see `exeat ps`") from error
+        raise HostError(
+            f"port {port} in the network namespace is in use, as by a gate",
+            "see `exeat ps`, and `exeat detach` it first",
+        ) from error
 
 
 def delete_ruleset() -> None:
-    """Take away the ruleset of an earlier time, if there is one. Raises OSError."""
+    """Delete the ruleset of an earlier service, if there is one. Raises OSError."""
     delete = struct.pack("!BBH", _INET, 0, 0) + attribute(_TABLE_NAME, TABLE.encode() + b"\0")
     edge = struct.pack("!BBH", socket.AF_UNSPEC, 0, _NFTABLES)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
@@ -83,4 +91,4 @@ def delete_ruleset() -> None:
         answers = (answer.errno for answer in messages(sock.recv(65536)) if answer.kind == NLMSG_ERROR)
         number = next(answers, 0)
     if number not in (0, errno.ENOENT):
-        raise OSError(number, f"cannot take the old ruleset away: {os.strerror(number)}")
+        raise OSError(number, f"cannot delete the old ruleset: {os.strerror(number)}")

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
-# Makes a socket of a network namespace, as socket(2) does of one's own: family, type and protocol.
+# Makes a socket in a network namespace: family, type and protocol, as socket(2).
 type MakeSocket = Callable[[int, int, int], socket.socket]
 
 OWN_IPV4, OWN_IPV6 = IPv4Address("192.0.0.2"), IPv6Address("fd65:7865:6174::2")
@@ -16,4 +16,4 @@ OWN_ADDRESSES = (OWN_IPV4, OWN_IPV6)
 GATE_PORT = 15001
 TABLE = "exeat"  # the nftables table, of family inet
 REFUSAL_GROUP = 0x6578  # NFLOG's group number, per namespace: "ex"
-LOGGED = "logged"  # counts what the refusal log was told of; the other counters minus this went untold
+LOGGED = "logged"  # counts packets that were logged; the other counters minus this one were not

@@ -1,6 +1,6 @@
 """Encodes a network plan as netlink messages with pyroute2 (140 ms to import); `install` caches the bytes.
 
-Every message asks for an acknowledgement, so that no step can fail unseen. Sequence numbers are left zero.
+Every message asks for an acknowledgement, so that no step fails unnoticed. Sequence numbers are zero.
 """
 
 import socket
@@ -64,12 +64,12 @@ class _object_msg(nfgen_msg):  # type: ignore[misc]  # noqa: N801
 
 
 def encode(plan: NetworkPlan) -> EncodedNetwork:
-    """Return every batch of the plan as it is sent."""
+    """Return every batch of the plan as bytes."""
     return EncodedNetwork(plan.gate_port, *map(_batch, plan.batches))
 
 
 def _batch(batch: Batch) -> install.Batch:
-    """Return the batch's messages; a ruleset's stand between a begin and an end, which make it all or nothing."""
+    """Return a batch's messages; a ruleset's are between a begin and an end message, which make it atomic."""
     parts = [_bytes(_message(statement)) for statement in batch.statements]
     if batch.protocol == NETLINK_NETFILTER:
         parts = [_edge(_BATCH_BEGIN), *parts, _edge(_BATCH_END)]

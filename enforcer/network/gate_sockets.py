@@ -1,8 +1,8 @@
-"""Opens the gate's sockets inside a sandbox's network namespace, and reads the counters of refused packets.
+"""Opens the gate's sockets inside a sandbox's network namespace, and reads the counters of denied packets.
 
-They are opened by whoever has CAP_NET_ADMIN over the namespace, and passed on (SCM_RIGHTS): using them takes no
+A process with CAP_NET_ADMIN over the namespace opens them and passes them on (SCM_RIGHTS); using them takes no
 privilege. SO_REUSEPORT and SO_REUSEADDR are never set: with the first, a task of the same uid could join the gate's
-port and take connections from it; without either, no bind of the port succeeds while the gate holds it.
+port and take its connections; without either, no bind of the port succeeds while the gate holds it.
 """
 
 import errno
@@ -38,13 +38,13 @@ _NFULNL_MSG_CONFIG = 4 << 8 | 1
 _CFG_COMMAND, _CFG_MODE, _CFG_BUFFER, _CFG_THRESHOLD = 1, 2, 3, 5
 _BIND, _COPY_PACKET = 1, 2
 _COPY_BYTES, _BUFFER_BYTES = 256, 512  # the ruleset's snaplen is the real bound; a small buffer lets more packets wait
-_RECEIVE_BUFFER = 1 << 20  # asked for; the kernel gives what rmem_max allows
+_RECEIVE_BUFFER = 1 << 20  # the kernel grants at most rmem_max
 _PATIENCE = 5.0  # seconds; the kernel answers before send returns
 
 
 _NETFILTER = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
 _DIAG = (socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
-# All of them where the kernel has everything, and one that counts what was refused.
+# All sockets on a kernel with every feature, and one for the counters.
 SOCKETS = (
     (socket.AF_INET6, socket.SOCK_STREAM, 0),
     *((socket.AF_INET6, socket.SOCK_DGRAM, 0),) * 2,
@@ -55,22 +55,22 @@ SOCKETS = (
 
 
 class GateSockets(NamedTuple):
-    """What is passed out of the namespace. `refusal_log` is None where the kernel has no NFLOG."""
+    """The gate's sockets in a namespace. `refusal_log` is None on a kernel without NFLOG."""
 
-    tcp: socket.socket  # listening, transparent: getsockname() of an accepted connection is where it wanted to go
-    dns_udp: socket.socket  # with the asked address in every datagram's ancillary data
+    tcp: socket.socket  # listening, transparent: getsockname() of an accepted connection is its original destination
+    dns_udp: socket.socket  # with the destination address in every datagram's ancillary data
     udp: socket.socket  # likewise, for all other datagrams; shut (proxy.udp.receiving_socket)
-    diag: socket.socket  # NETLINK_SOCK_DIAG: whose socket is this
-    answers: socket.socket  # raw, and only ever written to: packets to the task, from whatever address it asked
+    diag: socket.socket  # NETLINK_SOCK_DIAG: finds the inode of a socket
+    answers: socket.socket  # raw, for sending only: packets to the task, from the address that it queried
     answers6: socket.socket | None
     refusal_log: socket.socket | None
 
     def named(self) -> dict[str, socket.socket]:
-        """Return those that this kernel has, by their names here."""
+        """Return the sockets that this kernel has, by name."""
         return {name: sock for name, sock in self._asdict().items() if sock is not None}
 
     def close(self) -> None:
-        """Close all of them here. Harmless when done before."""
+        """Close all sockets. Idempotent."""
         for sock in self.named().values():
             sock.close()
 
@@ -78,10 +78,10 @@ class GateSockets(NamedTuple):
 def open_gate_sockets(
     port: int, *, refusal_log: bool = True, ipv6: bool | None = None, make: MakeSocket = socket.socket
 ) -> GateSockets:
-    """Open all of them in the network namespace that `make` makes sockets in, non-blocking.
+    """Open all sockets in the namespace that `make` makes sockets in, non-blocking.
 
-    `refusal_log` is what `execute` said of this kernel; `ipv6` says whether to make dual-stack sockets (None: where the
-    kernel has IPv6). Raises OSError that says what failed; nothing stays open then.
+    `refusal_log`: what `execute` returned for this kernel; `ipv6`: whether to make dual-stack sockets (None: if the
+    kernel has IPv6). Raises OSError that says what failed; then none stays open.
     """
     if ipv6 is None:
         ipv6 = _kernel_has_ipv6(make)
@@ -106,7 +106,7 @@ def open_gate_sockets(
 
 
 def open_refusal_log(make: MakeSocket = socket.socket) -> socket.socket | None:
-    """Return a socket that receives every refused packet that the ruleset logs; None where there is no NFLOG."""
+    """Return a socket that receives every denied packet that the ruleset logs; None on a kernel without NFLOG."""
     with ExitStack() as opened:
         sock = opened.enter_context(make(*_NETFILTER))
         sock.settimeout(_PATIENCE)
@@ -114,7 +114,7 @@ def open_refusal_log(make: MakeSocket = socket.socket) -> socket.socket | None:
         sock.bind((0, 0))
         sock.send(_BIND_REQUEST)
         number = next(answer.errno for answer in messages(sock.recv(65536)) if answer.kind == NLMSG_ERROR)
-        if number in (errno.EINVAL, errno.EOPNOTSUPP):  # nfnetlink knows no such subsystem
+        if number in (errno.EINVAL, errno.EOPNOTSUPP):  # nfnetlink has no such subsystem
             return None
         if number:
             raise OSError(number, f"cannot bind the refusal log: {os.strerror(number)}")
@@ -141,10 +141,10 @@ def _transparent(make: MakeSocket, family: int, kind: int, port: int) -> socket.
 
 
 def _raw(make: MakeSocket, family: int) -> socket.socket:
-    """Return a socket that whole packets are sent on (raw(7): IPPROTO_RAW receives nothing and writes no header).
+    """Return a socket for sending whole packets (raw(7): IPPROTO_RAW receives nothing and writes no header).
 
-    One serves every flow: a socket bound to the address that was asked would take a descriptor a flow, and whoever
-    binds a port below 1024 needs a privilege that the gate doesn't have.
+    One serves every flow: sockets bound to the queried address would take one descriptor each, and binding a port below
+    1024 takes a privilege that the gate doesn't have.
     """
     try:
         sock = make(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
@@ -156,7 +156,7 @@ def _raw(make: MakeSocket, family: int) -> socket.socket:
 
 
 def _tell_asked_address(sock: socket.socket) -> None:
-    """Have each query say which address was asked: the answer must come from it."""
+    """Receive the destination address with each datagram: the answer must come from it."""
     sock.setsockopt(socket.IPPROTO_IP, _IP_RECVORIGDSTADDR, 1)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVORIGDSTADDR, 1)
@@ -202,14 +202,14 @@ _REQUEST = message(
 
 
 def open_counter_socket(make: MakeSocket = socket.socket) -> socket.socket:
-    """Return a socket of the network namespace that `make` makes sockets in, for `read_counters`."""
+    """Return a socket in the namespace of `make`, for `read_counters`."""
     sock = make(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     sock.settimeout(_READ_PATIENCE)
     return sock
 
 
 def read_counters(sock: socket.socket) -> dict[str, int]:
-    """Return the packets counted since the start: a key a `Kind` and `logged`. Raises OSError."""
+    """Return the packets counted since the start, by `Kind`, and `logged`. Raises OSError."""
     sock.send(_REQUEST)
     counters: dict[str, int] = {}
     while True:

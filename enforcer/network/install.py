@@ -1,14 +1,14 @@
 """Installs a sandbox's network in its namespace, from cached netlink bytes: pyroute2 isn't imported.
 
-Only sockets and bytes, so that it takes a millisecond. The caller owns the network namespace, or is root in there.
+It only uses sockets and bytes, so that it takes a millisecond. The caller owns the network namespace, or is root in it.
 
-The kernel reports each statement that fails, and acknowledges the last of a batch. An acknowledgement of each would say
-no more: the kernel answers every message that fails, whether or not it asks for that, in order and before the last
-(netlink(7); net/netlink/af_netlink.c, net/netfilter/nfnetlink.c). What was installed before a failure is closed:
-without its last step, the ruleset's atomic batch, the namespace has no gate and no way out either.
+The kernel reports each statement that fails, and acknowledges the last of a batch. Further acknowledgements would add
+nothing: the kernel answers every failing message in order, before the last, also without a request (netlink(7);
+net/netlink/af_netlink.c, net/netfilter/nfnetlink.c). A failure leaves the namespace closed: without the last step, the
+ruleset's atomic batch, it has no gate and no way out.
 
-The kept file decides what a sandbox's ruleset is: it is used only when it is ours alone (`enforcer.system.state`) and
-whole (SHA-256). Anything else is not repaired but made again.
+The cache file decides what a sandbox's ruleset is: it is used only if it is private (`enforcer.system.state`) and
+intact (SHA-256), and is otherwise made again.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from enforcer.system import state
 from proxy.wire.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
 _LARGEST_FILE = 1 << 20
-_ENCODERS = ("constants.py", "encode.py", "install.py", "plan.py", "ruleset.py")  # what the bytes are made by
+_ENCODERS = ("constants.py", "encode.py", "install.py", "plan.py", "ruleset.py")  # the code that makes the bytes
 _SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
 # The sockets that `install` takes where the kernel has everything.
 USED: Final = (
@@ -45,17 +45,17 @@ _LARGEST_ANSWER = 65536
 
 
 class Batch(NamedTuple):
-    """Netlink messages as they are sent at once. `first` and `last` are sequence numbers of its statements."""
+    """Netlink messages that are sent at once. `first`, `last`: sequence numbers of its statements."""
 
     data: bytes
     first: int
-    last: int  # which is acknowledged
-    statements: tuple[str, ...]  # in words
-    logging: tuple[int, ...] = ()  # which of the statements need the kernel's NFLOG
+    last: int  # the one that is acknowledged
+    statements: tuple[str, ...]  # descriptions
+    logging: tuple[int, ...] = ()  # indexes of statements that need NFLOG
 
 
 class EncodedNetwork(NamedTuple):
-    """A `NetworkPlan` as bytes. `unlogged` takes the place of `ruleset` where the kernel has no NFLOG."""
+    """A `NetworkPlan` as bytes. `unlogged` replaces `ruleset` on a kernel without NFLOG."""
 
     gate_port: int
     link: Batch
@@ -66,20 +66,20 @@ class EncodedNetwork(NamedTuple):
 
 
 class Installed(NamedTuple):
-    """What this kernel made of a plan."""
+    """Which parts of a plan this kernel supports."""
 
     ipv6: bool
     refusal_log: bool
 
 
 class StepFailedError(OSError):
-    """The kernel refused a step of the plan. `errno` is its own."""
+    """The kernel denied a step of the plan; `errno` is the kernel's."""
 
-    statement = 0  # the step's place in its batch
+    statement = 0  # index of the step in its batch
 
 
 def install(make: MakeSocket) -> tuple[dict[str, int], socket.socket]:
-    """Make the network of the namespace that `make` makes sockets in: of those `USED`, each once.
+    """Set up the network of the namespace that `make` makes sockets in, each of `USED` once.
 
     Returns descriptors of the gate's sockets, by name, and a socket for `read_counters`. Raises OSError.
     """
@@ -92,14 +92,14 @@ def install(make: MakeSocket) -> tuple[dict[str, int], socket.socket]:
 
 @functools.cache
 def encoded(directory: Path) -> EncodedNetwork:
-    """Return the network of every sandbox: read once a process, so a service's tasks find it in memory."""
+    """Return the network of every sandbox, read once a process."""
     return cached(directory)
 
 
 def cached(directory: Path, gate_port: int = GATE_PORT) -> EncodedNetwork:
-    """Return the encoded network, from `directory` where it lies there safely, else made now and put there.
+    """Return the encoded network, from a private file in `directory`, or encoded now and saved there.
 
-    A directory that can't be written costs time, not the start.
+    A directory that can't be written only costs time.
     """
     path = directory / f"network-{_key(gate_port)}"
     encoded = _unpack(state.read_private(path, _LARGEST_FILE) or b"")
@@ -114,7 +114,7 @@ def cached(directory: Path, gate_port: int = GATE_PORT) -> EncodedNetwork:
 
 
 def _key(gate_port: int) -> str:
-    """Everything that the bytes depend on: what is encoded, the encoder (ours and pyroute2's), the byte order."""
+    """Return a hash of everything that the bytes depend on: input, encoder (ours and pyroute2), byte order."""
     from proxy.wire.refusal_log import Kind
 
     here = Path(__file__).parent
@@ -124,7 +124,7 @@ def _key(gate_port: int) -> str:
 
 
 def _pyroute2_version() -> str:
-    """From the name of the installed distribution's directory: `importlib.metadata` alone would cost 35 ms."""
+    """Return the name of its distribution directory: importing `importlib.metadata` takes 35 ms."""
     found = importlib.util.find_spec("pyroute2")
     if found is not None and found.origin is not None:
         for path in Path(found.origin).parent.parent.glob("pyroute2-*.dist-info"):
@@ -135,26 +135,27 @@ def _pyroute2_version() -> str:
 
 
 def _pack(encoded: EncodedNetwork) -> bytes:
-    """SHA-256 of the rest, which is JSON with the messages in base64."""
+    """Encode as JSON with the messages in base64, after the SHA-256 of that."""
     body = msgspec.json.encode(encoded)
     return hashlib.sha256(body).digest() + body
 
 
 def _unpack(content: bytes) -> EncodedNetwork | None:
-    """Read what `_pack` wrote; None: it is not whole."""
+    """Decode what `_pack` wrote; None if it is damaged."""
     digest, body = content[:32], content[32:]
     if hashlib.sha256(body).digest() != digest:
         return None
     try:
         return msgspec.json.decode(body, type=EncodedNetwork)
     except msgspec.ValidationError:
-        return None  # another version's
+        return None  # of another version
 
 
 def numbered(parts: Sequence[bytes], statements: tuple[str, ...], logging: tuple[int, ...] = ()) -> Batch:
-    """Make a batch of messages: numbers them, and has only the last statement acknowledged.
+    """Make a batch: number its messages, and have only the last statement acknowledged.
 
-    Each message of a statement asks for an acknowledgement. Raises ValueError where those aren't as many as statements.
+    Each statement's message asks for an acknowledgement. Raises ValueError if their number differs from the
+    statements'.
     """
     asking = [number for number, part in enumerate(parts, 1) if HEADER.unpack_from(part)[2] & NLM_F_ACK]
     if len(asking) != len(statements):
@@ -168,9 +169,9 @@ def numbered(parts: Sequence[bytes], statements: tuple[str, ...], logging: tuple
 
 
 def execute(encoded: EncodedNetwork, *, again: bool = False, make: MakeSocket = socket.socket) -> Installed:
-    """Make the network of the namespace that `make` makes sockets in.
+    """Set up the network of the namespace that `make` makes sockets in.
 
-    `again`: addresses and routes may be there already, of an earlier time. Raises `StepFailedError`, `OSError`.
+    `again`: addresses and routes may exist from an earlier time. Raises `StepFailedError`, `OSError`.
     """
     there = errno.EEXIST if again else 0
     with _opened(make, NETLINK_ROUTE) as route:
@@ -188,13 +189,13 @@ def execute(encoded: EncodedNetwork, *, again: bool = False, make: MakeSocket = 
                 raise
         else:
             return Installed(has_ipv6, refusal_log=True)
-    with _opened(make, NETLINK_NETFILTER) as netfilter:  # the other may have more to say of what failed
+    with _opened(make, NETLINK_NETFILTER) as netfilter:  # the first socket may have further errors queued
         _send(netfilter, encoded.unlogged)
     return Installed(has_ipv6, refusal_log=False)
 
 
 def ipv6_works(make: MakeSocket = socket.socket) -> bool:
-    """Whether the namespace has IPv6, once `lo` is up: not without it in the kernel, nor with lo.disable_ipv6."""
+    """Whether the namespace has IPv6, once `lo` is up: in the kernel, and not disabled by lo.disable_ipv6."""
     try:
         with make(socket.AF_INET6, socket.SOCK_DGRAM, 0) as probe:
             probe.bind(("::1", 0))
@@ -218,7 +219,7 @@ def _opened(make: MakeSocket, protocol: int) -> socket.socket:
 
 
 def _send(sock: socket.socket, batch: Batch, no_matter: int = 0) -> None:
-    """Send one batch and read until its last statement is acknowledged, or has this error, which is none."""
+    """Send a batch and read until its last statement is acknowledged; the errno `no_matter` is ignored."""
     sock.send(batch.data)
     done = False
     while not done:

@@ -1,7 +1,7 @@
 """Network plan of a sandbox as values, which `encode` turns into netlink messages and `install` sends.
 
-IPv4 and IPv6 stand apart because a kernel (or its administrator) may have switched IPv6 off: then IPv4 alone works,
-and there is no IPv6 route for anything to take.
+IPv4 and IPv6 are separate: with IPv6 disabled in the kernel or by an administrator, IPv4 alone works, and there is no
+IPv6 route.
 """
 
 from ipaddress import IPv4Address, IPv6Address
@@ -13,14 +13,14 @@ from proxy.wire.netlink import NETLINK_NETFILTER, NETLINK_ROUTE
 
 
 class BringUpLoopback(NamedTuple):
-    """Bring `lo` up: it is the first device of every network namespace."""
+    """Bring `lo` up, the first device of every network namespace."""
 
     def describe(self) -> str:
         return "bring `lo` up"
 
 
 class AddAddress(NamedTuple):
-    """Give the sandbox an address that connections come from."""
+    """Give the sandbox an address as the source of its connections."""
 
     address: IPv4Address | IPv6Address
 
@@ -29,7 +29,7 @@ class AddAddress(NamedTuple):
 
 
 class RouteToLoopback(NamedTuple):
-    """Route every address of a family to `lo`, so that the kernel delivers here what is sent anywhere."""
+    """Route every address of a family to `lo`, so that the kernel delivers every packet locally."""
 
     source: IPv4Address | IPv6Address
 
@@ -39,18 +39,18 @@ class RouteToLoopback(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Statements that go to the kernel in one message, over one netlink protocol."""
+    """Statements that are sent in one message, over one netlink protocol."""
 
     protocol: int
     statements: tuple[BringUpLoopback | AddAddress | RouteToLoopback | Statement, ...]
 
     def describe(self) -> tuple[str, ...]:
-        """Say what this does, a line a statement."""
+        """Return one line for each statement."""
         return tuple(statement.describe() for statement in self.statements)
 
 
 class NetworkPlan(NamedTuple):
-    """The steps, in order. `unlogged` takes the place of `ruleset` where the kernel has no NFLOG."""
+    """The steps, in order. `unlogged` replaces `ruleset` on a kernel without NFLOG."""
 
     gate_port: int
     link: Batch
@@ -61,11 +61,11 @@ class NetworkPlan(NamedTuple):
 
     @property
     def batches(self) -> tuple[Batch, ...]:
-        """Every batch, in the order in which `encode` encodes them."""
+        """Every batch, in the order of `encode`."""
         return self.link, self.ipv4, self.ipv6, self.ruleset, self.unlogged
 
     def describe(self) -> tuple[str, ...]:
-        """Say what executing this does on a kernel that has everything, a line a step."""
+        """Return one line for each step on a kernel with every feature."""
         return tuple(line for batch in self.batches[:-1] for line in batch.describe())
 
 

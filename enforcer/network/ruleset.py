@@ -1,12 +1,12 @@
 """nftables ruleset of a sandbox as values: which packets reach the gate, and how all others are refused.
 
-One chain where packets enter (prerouting of `lo`, which everything a task sends comes through). Its policy is drop and
-no rule lets a packet go on to anything but a socket in this namespace: without a gate there is no path (invariant 1).
-What is refused is counted by kind and told to the refusal log; TCP and UDP are refused at once, so that clients fall
-back or fail and never hang. UDP reaches the gate only while its socket is open (proxy/udp/receiving_socket.py): that
-changes with the rules in force, and the ruleset doesn't.
+One chain where packets enter (prerouting of `lo`, which everything from the task passes). Its policy is drop, and no
+rule forwards a packet to anything but a socket in this namespace: without a gate there is no path (invariant 1).
+Refused packets are counted by kind and logged; TCP and UDP get an immediate answer, so that clients fall back or fail
+and never hang. UDP reaches the gate only while its socket is open (proxy/udp/receiving_socket.py): the socket changes
+with the rules in force, the ruleset doesn't.
 
-Constants are linux/netfilter/nf_tables.h's. Nothing is encoded or sent here.
+Constants are from linux/netfilter/nf_tables.h. Nothing is encoded or sent here.
 """
 
 import socket
@@ -26,14 +26,14 @@ _DYNSET_UPDATE = 1
 
 
 class Verdict(NamedTuple):
-    """What happens to a packet: an NF_ or NFT_ code, and the chain that goes on."""
+    """What happens to a packet: an NF_ or NFT_ code, and the next chain."""
 
     code: int
     chain: str = ""
 
 
 class Expression(NamedTuple):
-    """One expression: its name, and its attributes without their `NFTA_<NAME>_`; bytes are data."""
+    """One expression: its name, and its attributes without the prefix `NFTA_<NAME>_`; bytes are data."""
 
     name: str
     attributes: tuple[tuple[str, int | str | bytes | Verdict], ...] = ()
@@ -59,7 +59,7 @@ class Counter(NamedTuple):
 
 
 class AddressSet(NamedTuple):
-    """IPv6 addresses that rules add, at most `size`; each is forgotten `timeout` seconds after it was last added."""
+    """At most `size` IPv6 addresses that rules add; each expires `timeout` seconds after it was last added."""
 
     table: str
     name: str
@@ -71,7 +71,10 @@ class AddressSet(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A list of rules; with a priority, where packets come in, or `leave`: it drops what no rule of it settles."""
+    """A list of rules.
+
+    With a priority it is a base chain for incoming packets, or with `leave` outgoing; policy drop.
+    """
 
     table: str
     name: str
@@ -86,7 +89,7 @@ class Chain(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Expressions that a packet goes through until one of them doesn't match."""
+    """Expressions that are evaluated until one doesn't match."""
 
     table: str
     chain: str
@@ -98,7 +101,7 @@ class Rule(NamedTuple):
 
     @property
     def logs(self) -> bool:
-        """Whether this needs the kernel's NFLOG."""
+        """Whether it needs the kernel's NFLOG."""
         return any(expression.name == "log" for expression in self.expressions)
 
 
@@ -112,7 +115,7 @@ def destination(network: str) -> Match:
 
 
 def source(network: str) -> Match:
-    """Packets that say they come from an address in the network."""
+    """Packets with a source address in the network."""
     return _address(network, offset4=12, offset6=8)
 
 
@@ -122,13 +125,13 @@ def family(number: int) -> Match:
 
 
 def destination_added(name: str) -> Match:
-    """IPv6 packets whose destination is in a set, or has room there: it is added, or its time begins anew."""
+    """IPv6 packets whose destination is in a set, or fits: it is added, or its timeout restarts."""
     load = Expression("payload", (("dreg", 1), ("base", _NETWORK_HEADER), ("offset", 24), ("len", 16)))
     return load, Expression("dynset", (("set_name", name), ("sreg_key", 1), ("op", _DYNSET_UPDATE)))
 
 
 def protocol(number: int) -> Match:
-    """Packets of one transport, behind whatever IPv6 extension headers."""
+    """Packets of one transport protocol, after any IPv6 extension headers."""
     return _meta(_META_L4PROTO, bytes([number]))
 
 
@@ -143,7 +146,7 @@ def icmp_type(number: int) -> Match:
 
 
 def tproxy(port: int) -> Match:
-    """Hand the packet to the transparent socket on `port`; where there is none the rule ends here, unmatched."""
+    """Redirect to the transparent socket on `port`; without one the rule ends here, unmatched."""
     return (
         Expression("immediate", (("dreg", 1), ("data", struct.pack("!H", port)))),
         Expression("tproxy", (("family", 0), ("reg_port", 1))),
@@ -151,12 +154,12 @@ def tproxy(port: int) -> Match:
 
 
 def limit(*, per_second: int, burst: int) -> Expression:
-    """Match as many packets a second, and as many at once after a quiet time; no more."""
+    """Match up to a rate of packets a second, after a burst."""
     return Expression("limit", (("rate", per_second), ("unit", 1), ("burst", burst), ("type", 0), ("flags", 0)))
 
 
 def log(group: int, prefix: str, *, most_bytes: int) -> Expression:
-    """Send the packet's first bytes to the NFLOG group at once."""
+    """Send the packet's first bytes to the NFLOG group."""
     return Expression("log", (("group", group), ("prefix", prefix), ("snaplen", most_bytes), ("qthreshold", 1)))
 
 
@@ -166,7 +169,7 @@ def count(name: str) -> Expression:
 
 
 def goto(chain: str) -> Expression:
-    """Go on in another chain and don't come back."""
+    """Continue in another chain, without return."""
     return _verdict(_NFT_GOTO, chain)
 
 
@@ -209,10 +212,14 @@ _NO_REPLY_FROM = ("0.0.0.0/8", "224.0.0.0/3", "ff00::/8", "fe80::/10")
 _LOOPBACK_BROADCAST = "127.255.255.255/32"  # the one such address among our own
 
 _CAPTURE, _LEAVING, _DNS, _SENDING = "capture", "leaving", "dns", "sending"
-# A neighbour that isn't used any more goes after gc_stale_time (60 s), when the kernel looks next (every 15 s or so).
+# The kernel drops an unused neighbour after gc_stale_time (60 s), at its next check (about every 15 s).
 _NEIGHBOURS, _MOST_NEIGHBOURS, _NEIGHBOUR_STAYS = "neighbours", 4096, 90
 _MANGLE = -150  # NF_IP_PRI_MANGLE: after defragmentation, which tproxy turns on
-_LOGS_A_SECOND, _LOG_BURST, _LOG_BYTES = 20, 100, 96  # a flood costs a little; 96 holds both headers with options
+_LOGS_A_SECOND, _LOG_BURST, _LOG_BYTES = (
+    20,
+    100,
+    96,
+)  # bounds the cost of a flood; 96 bytes hold both headers with options
 _DNS_PORT, _QUIC_PORT = 53, 443
 _ICMP_UNREACHABLE, _ICMPV6_UNREACHABLE = 3, 1
 
@@ -227,7 +234,7 @@ _HOW_REFUSED = {
 
 
 def ruleset(gate_port: int, *, log: bool = True) -> tuple[Statement, ...]:
-    """Return everything the namespace's ruleset consists of, in the order in which it must be added."""
+    """Return the namespace's whole ruleset, in the order in which it must be added."""
     if not 0 < gate_port < 1 << 16:
         raise ValueError(f"`{gate_port}` is not a port")
     counters = (Counter(TABLE, name) for name in (LOGGED, *Kind))
@@ -242,13 +249,13 @@ def ruleset(gate_port: int, *, log: bool = True) -> tuple[Statement, ...]:
 
 
 def _capture(gate_port: int) -> tuple[Rule, ...]:
-    """Tell apart what stays inside, what wants to leave, and what claims an address that isn't the sandbox's.
+    """Separate what stays inside, what leaves, and what has a source address that isn't the sandbox's.
 
     DNS over TCP to an own address goes to the gate, which answers it: the resolver's UDP socket has port 53 at every
     address, its TCP listener is the gate's. Without a gate the connection stays inside and is refused.
 
-    Every address is local here, so a task can bind any of them. What it sends from one would be answered to that
-    address, and the answer taken for something leaving: it goes no further instead.
+    Every address is local here, so a task can bind any. An answer to such a source address would look like a leaving
+    packet, so these packets are refused.
     """
     query = (*destination(_LOOPBACK_BROADCAST), *protocol(socket.IPPROTO_UDP), *port(_DNS_PORT))
     lookup = (*protocol(socket.IPPROTO_TCP), *port(_DNS_PORT), *tproxy(gate_port), ACCEPT)
@@ -269,7 +276,7 @@ def _capture(gate_port: int) -> tuple[Rule, ...]:
 
 
 def _leaving(gate_port: int) -> tuple[Rule, ...]:
-    """TCP first, the most frequent. An ICMP error is the kernel's answer to something, no attempt of the task's."""
+    """TCP first, the most frequent. An ICMP error is the kernel's answer, and not an attempt of the task."""
     tcp, udp = protocol(socket.IPPROTO_TCP), protocol(socket.IPPROTO_UDP)
     icmp, icmp6 = protocol(socket.IPPROTO_ICMP), protocol(socket.IPPROTO_ICMPV6)
     return _rules(
@@ -278,7 +285,7 @@ def _leaving(gate_port: int) -> tuple[Rule, ...]:
         ("other TCP is refused", (*tcp, goto(_refusing(Kind.TCP)))),
         ("DNS goes to the resolver", (*udp, *port(_DNS_PORT), goto(_DNS))),
         ("QUIC is refused", (*udp, *port(_QUIC_PORT), goto(_refusing(Kind.QUIC)))),
-        ("other UDP goes to the gate, if its door is open", (*udp, *tproxy(gate_port), ACCEPT)),
+        ("other UDP goes to the gate, if its socket is open", (*udp, *tproxy(gate_port), ACCEPT)),
         ("other UDP is refused", (*udp, goto(_refusing(Kind.UDP)))),
         ("ICMP destination unreachable is dropped", (*icmp, *icmp_type(_ICMP_UNREACHABLE), DROP)),
         ("ICMPv6 destination unreachable is dropped", (*icmp6, *icmp_type(_ICMPV6_UNREACHABLE), DROP)),
@@ -298,10 +305,10 @@ def _dns() -> tuple[Rule, ...]:
 
 
 def _sending() -> tuple[Rule, ...]:
-    """Bound to how many IPv6 addresses packets are sent; it opens nothing, as they all come in again at `_CAPTURE`.
+    """Bound the number of IPv6 destinations; allows nothing by itself, since all packets come in again at `_CAPTURE`.
 
-    The kernel keeps a neighbour of `lo` for each, which no `gc_thresh` bounds (net/core/neighbour.c: exempt_from_gc)
-    and no memory limit counts. Of a loopback's IPv4 addresses it keeps one for all.
+    The kernel keeps a neighbour entry of `lo` for each, which neither `gc_thresh` bounds (net/core/neighbour.c:
+    exempt_from_gc) nor a memory limit counts. For IPv4 a loopback has one entry.
     """
     tcp, udp = protocol(socket.IPPROTO_TCP), protocol(socket.IPPROTO_UDP)
     bounded = (*family(socket.AF_INET6), *destination_added(_NEIGHBOURS), ACCEPT)
@@ -323,7 +330,7 @@ def _refusal(kind: Kind) -> tuple[Rule, ...]:
         log(REFUSAL_GROUP, kind, most_bytes=_LOG_BYTES),
         count(LOGGED),
     )
-    return _rules(_refusing(kind), (f"tell up to {_LOGS_A_SECOND} a second", told), (says, (count(kind), answer)))
+    return _rules(_refusing(kind), (f"log up to {_LOGS_A_SECOND} a second", told), (says, (count(kind), answer)))
 
 
 def _rules(chain: str, *rules: tuple[str, Match]) -> tuple[Rule, ...]:

@@ -165,7 +165,7 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert "rules.yaml` is not a network namespace" in found["no_path"][1]
     assert (found["detached"], found["again"], found["in_again"]) == (0, 0, "403")
     assert found["other"][0] == 125
-    assert "another device than `lo`: veth0, x0" in found["other"][1]
+    assert "other devices than `lo`: veth0, x0" in found["other"][1]
     assert found["own"][0] == 125
     assert "this host's own network" in found["own"][1]
     assert (found["last"], found["ended"]) == (0, 0)
