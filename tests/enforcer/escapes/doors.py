@@ -14,7 +14,7 @@ import socket
 import struct
 from pathlib import Path
 
-from tests.enforcer.escapes.inside import X86, call, trial
+from inside import X86, call, trial
 
 NUMBERS = json.loads(Path("numbers.json").read_text())
 HIGH = 1 << 32  # an int's caller may leave anything in the upper half of a register (CVE-2019-10063)

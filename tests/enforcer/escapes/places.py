@@ -14,8 +14,9 @@ import struct
 import sys
 from pathlib import Path
 
-from tests.enforcer.escapes import doors, inside
-from tests.enforcer.escapes.inside import trial
+import doors  # these run alone, copied into a sandbox
+import inside
+from inside import trial
 
 OF_INIT = """
     auxv clear_refs cwd environ exe fd/0 io map_files maps mem ns/cgroup ns/ipc ns/mnt ns/net ns/pid ns/user ns/uts pagemap
