@@ -117,7 +117,7 @@ class Exeat:
         """Take rules into use; raises OptionsError, on which mitmproxy keeps what was, or doesn't start."""
         for name in REFUSED:
             if getattr(ctx.options, name, None):
-                raise wrong(f"exeat decides on everything: `{name}` can't be used with it")
+                raise wrong(f"remove `{name}`: with it, traffic could bypass exeat")
         for name, value in FORCED.items():
             if name in updated and getattr(ctx.options, name) != value:
                 raise wrong(f"exeat needs `{name}` to be `{value}`")
@@ -126,7 +126,7 @@ class Exeat:
                 raise wrong(f"exeat works in regular and transparent mode, not in `{spec}`")
         if not {"exeat_rules", "exeat_journal"}.isdisjoint(updated):
             if not ctx.options.exeat_rules:
-                raise wrong("nothing can be decided without rules: `--set exeat_rules=FILE`")
+                raise wrong("there are no rules: add `--set exeat_rules=FILE`")
             journal = ctx.options.exeat_journal
             try:
                 self.desk = StandaloneGate(
@@ -146,7 +146,7 @@ class Exeat:
     def client_connected(self, client: connection.Client) -> None:
         """Welcome a client of a mode that we know."""
         if self.desk is None or not isinstance(client.proxy_mode, MODES) or client.transport_protocol != "tcp":
-            client.error = "not a connection that exeat decides on"
+            client.error = "exeat serves only TCP connections in regular and transparent mode"
             return
         self.visitors[client.id] = ClientConnection(self.desk, functools.partial(self.sever, client))
         self.visitor(client)
@@ -209,7 +209,7 @@ class Exeat:
         address = data.server.address
         place = self.visitor(data.client).leads_to(address) if address and not data.server.via else None
         if place is None:
-            data.server.error = "exeat let no request go there"
+            data.server.error = "exeat allowed no request to this server"
             return
         data.server.sni = str(place.target)
 
@@ -255,7 +255,7 @@ class Exeat:
         found = self.visitor(answered.client_conn).request(answered)
         assert answered.response
         if answered.response.status_code == 101:
-            raise RuntimeError("the server switches to a protocol that nobody asked for")
+            raise RuntimeError("the server switches to a protocol that the request didn't offer")
         if found is not None and found[1].is_open:
             request, head = found[1], response_head_of(answered.response)
             request.answered(head.status, checked_length(answered.request.data.method, head))

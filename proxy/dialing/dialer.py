@@ -319,8 +319,8 @@ class Dialer:
                     self._metrics.dialled(failure.reason, time.monotonic() - began)
                 done(failure)
             except Exception as error:  # noqa: BLE001 - a bug of ours: nowhere is safe to dial
-                describe_error = {"message": "addresses could not be checked", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(describe_error)
+                problem = {"message": "addresses could not be checked", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(problem)
                 done(DialError(Reason.GATE_ERROR, f"{type(error).__name__}: {error}"))
             else:
                 done(hops)
@@ -370,7 +370,7 @@ class Dialer:
             return None
         target = attempt.target
         if attempt.protocol is Protocol.UDP:
-            raise DialError(Reason.UDP, f"no datagrams go through the proxy `{upstream}`")
+            raise DialError(Reason.UDP, f"UDP can't go through the proxy `{upstream}`")
         if target == upstream.host or not isinstance(target, HostName):
             own = _NOWHERE.own if isinstance(target, HostName) else _found(target).own
             proxy = self._proxies.get(upstream.host, _NOWHERE)

@@ -107,5 +107,5 @@ def take(file: BinaryIO) -> Login | None:
 def _exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        raise ValueError("what was handed over breaks off")
+        raise ValueError("the login is incomplete")
     return data

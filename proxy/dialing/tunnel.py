@@ -32,9 +32,9 @@ _REPLIES: Final = (  # RFC 1928 section 6
     "the network can't be reached from it",
     "the host can't be reached from it",
     "the host refused it",
-    "the connection took it too long",
+    "its connection timed out",
     "it knows no such command",
-    "it knows no such kind of address",
+    "it doesn't support this type of address",
 )
 
 
@@ -193,7 +193,7 @@ class SocksTunnel:
         elif len(reply) <= 5:
             sizes = {_IPV4: 4, _IPV6: 16, _NAME: 1 + reply[-1]}
             if kind not in sizes:
-                raise TunnelError("it answered with an unknown kind of address")
+                raise TunnelError("it answered with an unknown type of address")
             self._wanted = 4 + sizes[kind] + 2
         else:
             self.open = True

@@ -66,7 +66,7 @@ class RecordLookup:
         """Look up the records of one type; `done` is called exactly once."""
         loop = asyncio.get_running_loop()
         if len(self.tasks) >= MOST_WAITING or not self._has_room():
-            loop.call_soon(done, Records(problem=f"{len(self.tasks)} questions are being asked already"))
+            loop.call_soon(done, Records(problem=f"{len(self.tasks)} queries are pending already"))
             return
         task = loop.create_task(self._ask(name, kind, done))
         self.tasks.add(task)

@@ -144,7 +144,7 @@ class NameServers:
         except dns.resolver.NXDOMAIN as error:
             raise DnsLookupError(f"`{name}` does not exist") from error
         except ValueError as error:
-            raise DnsLookupError(f"no name server would say what `{name}` is: {error}") from error
+            raise DnsLookupError(f"no name server answered for `{name}`: {error}") from error
 
     async def records(self, name: "HostName", kind: str) -> Records:
         """Return the records of one type, perhaps none. Raises DnsLookupError when no server answers."""
@@ -181,5 +181,5 @@ class NameServers:
         except dns.exception.Timeout as error:
             raise DnsLookupError(f"no name server answered for `{name}` in {LIFETIME:.0f} seconds") from error
         except (dns.exception.DNSException, OSError, ValueError) as error:
-            raise DnsLookupError(f"no name server would say what `{name}` is: {error}") from error
-        raise DnsLookupError(f"`{name}` is an alias of an alias, and so on")
+            raise DnsLookupError(f"no name server answered for `{name}`: {error}") from error
+        raise DnsLookupError(f"`{name}` has too long a chain of aliases (CNAME)")

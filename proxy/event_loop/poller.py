@@ -254,7 +254,7 @@ def _fail(one: _Set, who: tuple[int, SocketHandler], error: Exception) -> None:
             del one.watched[fd]
             with contextlib.suppress(OSError):
                 one.epoll.unregister(fd)
-        said = {"message": "a watcher could not close down", "exception": worse}
+        said = {"message": "a socket handler could not be closed", "exception": worse}
         asyncio.get_running_loop().call_exception_handler(said)
 
 

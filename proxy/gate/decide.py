@@ -212,9 +212,8 @@ def _decide_tls(
         decision = deny(policy, objection, decision)
         if objection is Reason.PROTOCOL_MISMATCH:
             offers = ", ".join(f"`{each}`" for each in hello.alpn[:_MOST_OFFERS])
-            detail = (
-                f"its client offers {offers} (ALPN), and only HTTP can be inspected: `tls: splice` passes it on unread"
-            )
+            only = "only HTTP can be inspected: `tls: splice` relays it without inspection"
+            detail = f"its client offers {offers} (ALPN), and {only}"
             return ConnectionDecision(attempt, decision, _refusal(policy, can_explain=False), hello, detail)
     can_explain = can_inspect and _is_readable(hello) and problem is not Reason.INVALID_NAME
     return ConnectionDecision(attempt, decision, _refusal(policy, can_explain=can_explain), hello)

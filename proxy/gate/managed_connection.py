@@ -118,7 +118,7 @@ class ManagedConnection[G: GateState](ABC):
         """Look up the addresses to dial."""
         gate, judgement = self._gate, self._judgement
         if judgement.decision.verdict is Verdict.ASK or not judgement.decision.outcome.passes:
-            raise RuntimeError("this is still to be asked about, and nothing of it may be passed on")
+            raise RuntimeError("this attempt still needs an approval, so it must not be dialed")
         self._enter(State.RESOLVING)
         self._policy = policy = gate.sandbox.policy
         try:
@@ -161,7 +161,7 @@ class ManagedConnection[G: GateState](ABC):
         if grants:
             self._lease = self._gate.sandbox.lease(grants, self._grant_over)
             if self._lease is None:
-                self._cannot_dial(DialError(Reason.EXPIRED, "its approval has ended meanwhile"))
+                self._cannot_dial(DialError(Reason.EXPIRED, "its approval has ended"))
                 return False
         over = self._quota.begin(decision.limits, budgets(grants))
         if over is None:

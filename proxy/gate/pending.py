@@ -138,7 +138,7 @@ class Pending:
     def _put(self) -> None:
         self._rounds += 1
         if self._rounds > ROUNDS:
-            self.refuse(Reason.APPROVAL_UNAVAILABLE, "there is no end of what is asked about it")
+            self.refuse(Reason.APPROVAL_UNAVAILABLE, "it needs too many approvals in a row")
             return
         judgement, asking = self._judgement, self._sandbox.approvals
         if asking is None:

@@ -330,7 +330,7 @@ class InspectedConnection:
                     reset(got)
 
         if self._count_servers() and not self._extra_sockets.has_room():
-            done(DialError(Reason.LIMIT_EXCEEDED, "there is no room for one more connection of this task"), None)
+            done(DialError(Reason.LIMIT_EXCEEDED, "the task has too many open connections"), None)
         elif call_off := self._engine.connect(server.addresses, place.port, done):
             self._dials[server] = call_off
             self._count_servers()

@@ -64,7 +64,7 @@ def second_path(head: "Head", asked: "RequestedResource", place: "WebOrigin") ->
     return str(path)
 
 
-_WITH_OPTIONS = "the push has options (`git push -o`), and what its server does for them no rule says"
+_WITH_OPTIONS = "the push has options (`git push -o`), which no rule can check"
 LONGEST_SHOWN = 2000  # bytes of an unreadable head that are worth decoding for the page
 
 
@@ -158,7 +158,7 @@ def _upgrade(
 ) -> RequestDecision | None:
     """Deny a malformed WebSocket handshake, and upgrades to other protocols that the request requires."""
     if asked.websocket and not is_handshake(head, body=body):
-        return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, "this is no WebSocket handshake as RFC 6455 has it")
+        return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, "this is no valid WebSocket handshake (RFC 6455)")
     return _foreign(sandbox, head, asked.foreign) if asked.foreign else None
 
 
@@ -215,9 +215,7 @@ def misuse(sandbox: "SandboxState", place: WebOrigin, head: "Head") -> str:
 
 def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDecision:
     """Deny a request that requires an upgrade to a protocol that can't be inspected."""
-    said = (
-        f"the request asks to go on as `{protocol}` (`Upgrade`), which can't be inspected; of such, only WebSocket can"
-    )
+    said = f"the request requires an upgrade to `{protocol}`, which can't be inspected; only WebSocket can"
     spdy = "use a kubectl that uses WebSockets (1.31, or `KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true`)"
     advice = "an admin can set `tls: splice` for the host"
     if protocol.lower().startswith("spdy/"):
@@ -244,7 +242,7 @@ def _why(decision: Decision, credential: str | None, other: str | None) -> str:
     """Return the detail of a denial beside its reason; for a second path only that it has one."""
     if decision.reason is Reason.CREDENTIAL_MISMATCH:
         return _mismatch(credential)
-    too = "" if other is None or decision.needs_approval else "its `Destination` is decided on as well"
+    too = "" if other is None or decision.needs_approval else "the rules must allow its `Destination`, too"
     return explain_unapprovable(decision) or too
 
 

@@ -249,7 +249,7 @@ class BoundedH2Connection(BufferedH2Connection):
 
     def _bear(self) -> None:
         if not self._patience.spend():
-            raise h2.exceptions.DenialOfServiceError("too many frames that bring nothing")
+            raise h2.exceptions.DenialOfServiceError("too many frames without progress")
 
 
 def _says_no_length(event: "Event") -> bool:

@@ -118,7 +118,9 @@ class Pipeline:
         else:
             session.holding.pop(request.key, None)
             if held.problem is None and (ruling.refs_wanted or ruling.body_wanted) and not ruling.refs_for_events:
-                held.problem = UnclearError("it is a push, and its body is wanted for another reason too")
+                held.problem = UnclearError(
+                    "it is a push, and its body also has to be checked for a signature or a secret"
+                )
         may_pass = (ruling.decision.outcome.passes or ruling.decision.needs_approval) and not ruling.refs_for_events
         if held.problem is not None and may_pass:
             return unclear(session.recorder.sandbox, request.head, held.problem)

@@ -113,7 +113,7 @@ def advice_on_unreadable(place: "WebOrigin") -> str:
     """Return what to do when a server's response can't be forwarded."""
     unread = "`tls: splice`" if place.tls else f"`ports: [{place.port}/tcp]`"
     return (
-        "whoever runs the server can have it answer as RFC 9110 to 9113 say; "
+        "the server's operator can fix its response (RFC 9110 to 9113); "
         f"an admin can let the connection through unread, by a rule with {unread}"
     )
 
@@ -178,7 +178,7 @@ def checked_length(method: bytes, response: ResponseHead) -> int | None:
     """
     status, fields = response.status, response.fields
     if status == HTTPStatus.SWITCHING_PROTOCOLS:
-        raise ValueError("it switches to a protocol that nobody asked for")
+        raise ValueError("it switches to a protocol that the request didn't offer")
     if not HTTPStatus.CONTINUE <= status <= _LAST_STATUS:
         raise ValueError("its status is not one of a response")
     if _SPLITS.search(b"".join([value for _, value in fields])):

@@ -161,7 +161,7 @@ class ProgramApprovals:
         del self._waiting[number]
         lease = asking.leases.enter(waiting.grants, lambda _: None)
         if lease is None:
-            self._refuse(waiting, Reason.EXPIRED, "its approval has ended meanwhile")
+            self._refuse(waiting, Reason.EXPIRED, "its approval has ended")
             return
         lease.end()  # it is used by having started
         self._conclude(waiting.starting, decision, "", waiting.approval)

@@ -61,9 +61,7 @@ class PendingApproval:
         self._rounds += 1
         self._about = decision.approval
         if self._rounds > ROUNDS:
-            self._answered(
-                Answer(0, Result.UNAVAILABLE, self.approval, why="there is no end of what is asked about it")
-            )
+            self._answered(Answer(0, Result.UNAVAILABLE, self.approval, why="it needs too many approvals in a row"))
         else:
             self._ticket = self._asking.submit(question, self._answered)
 

@@ -66,7 +66,7 @@ def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> GitReques
     found |= {_shape(cut, method) for segments in ways for cut in cut_readings(segments) or ()} - {None}
     typed = any("x-git-" in kind.lower() for kind in kinds)
     if len(found) > 1:
-        raise UnclearError("the path is a git repository's by one reading, and not by another", Reason.AMBIGUOUS_PATH)
+        raise UnclearError("servers may or may not read the path as a git repository's", Reason.AMBIGUOUS_PATH)
     if not found:
         return None  # a path that can't be read, which no rule lets out
     shape = found.pop()
@@ -79,7 +79,7 @@ def git_request(method: str, target: str, kinds: "tuple[str, ...]") -> GitReques
     if shape.service is None:
         return GitRequest(GitService.FETCH, shape.repo) if not question else None
     if method != "POST" or question:
-        raise UnclearError("a git service is asked in another way than with POST and no query")
+        raise UnclearError("a git service needs POST without a query")
     if kinds != (f"application/x-{shape.service}-request",):
         raise UnclearError("the Content-Type is not that of the git service")
     return GitRequest(_SERVICES[shape.service], shape.repo)
@@ -92,7 +92,7 @@ def _advertisement(repo: str, method: str, query: str, *, plain: bool) -> GitReq
         return GitRequest(GitService.FETCH, repo)
     name, _, service = query.partition("=")
     if name != "service" or service not in _SERVICES:
-        raise UnclearError("`info/refs` is asked for something else than one service of git")
+        raise UnclearError("`info/refs` must name exactly one git service")
     return GitRequest(_SERVICES[service], repo)
 
 
@@ -195,10 +195,10 @@ def decide_push(policy: "Policy", attempt: Attempt, push: "Push") -> PushDecisio
             one = _of_ref(attempt, command)
             known = one, policy.decide(one)
         decided.append(known)
-    strictest = min(range(len(decided)), key=lambda at: _openness(decided[at][1]))
-    first, decision = decided[strictest]
-    rest = (one for at, (one, _) in enumerate(decided) if at != strictest)
-    command = push.commands[strictest]
+    position = min(range(len(decided)), key=lambda at: _openness(decided[at][1]))
+    first, decision = decided[position]
+    rest = (one for at, (one, _) in enumerate(decided) if at != position)
+    command = push.commands[position]
     kept_out = zip(push.commands, decided, strict=True)
     quiet = frozenset(command.ref for command, (_, one) in kept_out if one.pattern is not None)
     return PushDecision(
@@ -208,7 +208,7 @@ def decide_push(policy: "Policy", attempt: Attempt, push: "Push") -> PushDecisio
         _told(push, quiet),
         quiet,
         push.capabilities,
-        "" if decision.passes else f"of {len(decided)} refs, `{command.ref}` ({command.change}) is the one that counts",
+        "" if decision.passes else f"of {len(decided)} refs, `{command.ref}` ({command.change}) decides",
     )
 
 

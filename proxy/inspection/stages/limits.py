@@ -37,7 +37,7 @@ class Grants(Stage):
             return ruling
         decision = ruling.decision
         by = deny(sandbox.policy, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
-        return replace(ruling, decision=by, detail="its approval has ended meanwhile")
+        return replace(ruling, decision=by, detail="its approval has ended")
 
     def _over(self, grant: "Grant") -> None:
         """End the request. Called from the loop."""

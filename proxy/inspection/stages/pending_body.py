@@ -47,7 +47,9 @@ class PendingBody(ABC):
         except UnclearError as problem:
             self.problem = problem
         if session.held > MOST_HELD:
-            self.problem = UnclearError("more than 4 MB of bodies wait on this connection", Reason.LIMIT_EXCEEDED)
+            self.problem = UnclearError(
+                "more than 4 MB of request bodies are held on this connection", Reason.LIMIT_EXCEEDED
+            )
         return complete or self.problem is not None
 
     @abstractmethod
@@ -80,7 +82,7 @@ class PendingPush(PendingBody):
         codings = values(head, b"content-encoding")
         held = cls(Push(gzip=bool(codings)))
         if codings and (len(codings) > 1 or codings[0].lower() not in _PACKED):
-            held.problem = UnclearError("the body of the push is packed in another way than with gzip")
+            held.problem = UnclearError("the push has a content coding other than gzip")
         return held
 
     def read(self, event: "RequestPart") -> "Sliced[bool]":

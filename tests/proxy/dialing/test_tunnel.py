@@ -117,11 +117,11 @@ REFUSALS = [
     ("no network", SOCKS, None, b"\x05\x00\x05\x03\x00\x01", "the network can't be reached from it"),
     ("no host", SOCKS, None, b"\x05\x00\x05\x04\x00\x01", "the host can't be reached from it"),
     ("refused", SOCKS, None, b"\x05\x00\x05\x05\x00\x01", "the host refused it"),
-    ("expired", SOCKS, None, b"\x05\x00\x05\x06\x00\x01", "the connection took it too long"),
+    ("expired", SOCKS, None, b"\x05\x00\x05\x06\x00\x01", "its connection timed out"),
     ("no such command", SOCKS, None, b"\x05\x00\x05\x07\x00\x01", "it knows no such command"),
-    ("no such address", SOCKS, None, b"\x05\x00\x05\x08\x00\x01", "it knows no such kind of address"),
+    ("no such address", SOCKS, None, b"\x05\x00\x05\x08\x00\x01", "it doesn't support this type of address"),
     ("an unknown code", SOCKS, None, b"\x05\x00\x05\x63\x00\x01", "it failed with code 99"),
-    ("an unknown kind of address", SOCKS, None, b"\x05\x00\x05\x00\x00\x02", "an unknown kind of address"),
+    ("an unknown kind of address", SOCKS, None, b"\x05\x00\x05\x00\x00\x02", "an unknown type of address"),
     ("another version in the reply", SOCKS, None, b"\x05\x00\x04\x00\x00\x01", "it doesn't speak SOCKS 5"),
 ]  # fmt: skip
 

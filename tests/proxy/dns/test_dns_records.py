@@ -175,12 +175,12 @@ def test_questions_are_bounded():
         room = False
         lookup.ask(HostName("n.example"), "TXT", found.append)
         await until(lambda: found)
-        assert (found.pop().problem, len(lookup.tasks)) == ("0 questions are being asked already", 0)
+        assert (found.pop().problem, len(lookup.tasks)) == ("0 queries are pending already", 0)
         room = True
         for at in range(MOST_WAITING + 5):
             lookup.ask(HostName(f"n{at}.example"), "TXT", found.append)
         await until(lambda: len(found) == 5)
-        assert [one.problem for one in found] == [f"{MOST_WAITING} questions are being asked already"] * 5
+        assert [one.problem for one in found] == [f"{MOST_WAITING} queries are pending already"] * 5
         assert (slow.asked, len(lookup.tasks)) == (MOST_AT_ONCE, MOST_WAITING)
         slow.go_on.set()
         await until(lambda: len(found) == MOST_WAITING + 5)
@@ -231,7 +231,7 @@ def test_what_a_name_server_says_instead():
 
     assert found_by(rcode(dns.rcode.NXDOMAIN)) == Records(exists=False)
     assert found_by(rcode(dns.rcode.NOERROR)).data == ()
-    assert "no name server would say" in found_by(rcode(dns.rcode.REFUSED))
+    assert "no name server answered for" in found_by(rcode(dns.rcode.REFUSED))
 
 
 def test_only_so_many_records_are_taken():

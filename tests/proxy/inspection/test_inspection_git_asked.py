@@ -224,6 +224,4 @@ def test_refs_that_a_rule_wants_told_to_nobody_are_kept_out_and_hide_no_others(p
     else:
         (other,) = set(refs.values()) - untold
         assert [ref.split(" ")[1] for ref in told["git"]["refs"]] == [other, "more]"]
-        assert told.get("detail", "") == (
-            f"of 2 refs, `{MAIN}` (update) is the one that counts" if other == MAIN else ""
-        )
+        assert told.get("detail", "") == (f"of 2 refs, `{MAIN}` (update) decides" if other == MAIN else "")
