@@ -15,7 +15,7 @@ from typing import Any
 
 from enforcer import cli
 from enforcer.cli.commands import COMMANDS, EXAMPLES, USAGES
-from enforcer.cli.parsing import declare
+from enforcer.cli.parsing import add_arguments
 from rules.explain.reasons import REASONS
 from rules.loading.json_schema import rule_file_schema
 
@@ -33,7 +33,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         usage=USAGES.get(name),
         allow_abbrev=False,
     )
-    declare(made, cli.command(name)[0])
+    add_arguments(made, cli.load_command(name)[0])
     return made
 
 
@@ -43,7 +43,7 @@ def whole_parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="store_true", help="print the version")
     commands = made.add_subparsers(metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        declare(commands.add_parser(name, help=summary, description=summary), cli.command(name)[0])
+        add_arguments(commands.add_parser(name, help=summary, description=summary), cli.load_command(name)[0])
     return made
 
 

@@ -274,7 +274,7 @@ class Journals:
         if not question.host:
             return None
         try:
-            kept = signing.place(self._of.get(task.id, self._own))
+            kept = signing.keeper_directory(self._of.get(task.id, self._own))
         except HostError:
             return None
         return count_earlier_runs(kept, task.name, Destination(question.host, None, question.port))
@@ -288,7 +288,7 @@ class Journals:
         for where, journal in self._open.items():
             journal.close()
             if sign:
-                Keeper(where, signing.place(where), _say).close((os.getpid(),))
+                Keeper(where, signing.keeper_directory(where), _say).close((os.getpid(),))
         self._open.clear()
 
 

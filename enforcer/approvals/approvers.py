@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from enforcer.policy.rule_files import SYSTEM, check_roots, check_way
+from enforcer.policy.rule_files import SYSTEM, check_path, check_root_owned
 from enforcer.system import state
 from enforcer.system.errors import HostError
 
@@ -45,8 +45,8 @@ def trust(path: Path, system: Path = SYSTEM) -> None:
     """Raise HostError if it is root's, and not root's alone to write."""
     if path == system / NAME:
         for each in (system, path):
-            check_roots(each)
-        check_way(path)
+            check_root_owned(each)
+        check_path(path)
 
 
 def looked_at(path: Path) -> tuple[object, ...]:

@@ -21,7 +21,7 @@ from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.wire import descriptor_passing, message, strict_json
 
 if TYPE_CHECKING:
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
     from enforcer.worker.worker import Worker
     from proxy.sandbox.sandbox_state import SandboxState
 
@@ -161,7 +161,7 @@ def introduced(
     return connection, theirs
 
 
-def introduction(wanted: "Wanted", sandbox_state: "SandboxState") -> Introduction:
+def introduction(wanted: "RunRequest", sandbox_state: "SandboxState") -> Introduction:
     """Say of a sandbox what people are to know who are asked on its behalf."""
     return Introduction(
         sandbox=sandbox_state.id,
@@ -175,7 +175,7 @@ def introduction(wanted: "Wanted", sandbox_state: "SandboxState") -> Introductio
     )
 
 
-def rule_files(wanted: "Wanted") -> tuple[str, ...]:
+def rule_files(wanted: "RunRequest") -> tuple[str, ...]:
     """Return the rule files that a run was started with, as whole paths."""
     return tuple(map(_whole, wanted.rules))
 

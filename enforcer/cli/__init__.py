@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if (unsaid := status_if_unsaid(error)) is None:
+        if (unsaid := status_of_output_error(error)) is None:
             raise
         return unsaid
     if argv is None:
@@ -39,14 +39,14 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def status_if_unsaid(error: OSError) -> int | None:
+def status_of_output_error(error: OSError) -> int | None:
     """Return the status to end with where our output can't be written; None: it is another error.
 
     Nothing more is to be written at exit either.
     """
     if isinstance(error, BrokenPipeError):
         status = 141  # whoever read it has enough
-    elif no_room(error):
+    elif is_disk_full(error):
         print(f"exeat: cannot write what there is to say: {error.strerror}", file=sys.stderr)
         status = 2
     else:
@@ -55,7 +55,7 @@ def status_if_unsaid(error: OSError) -> int | None:
     return status
 
 
-def no_room(error: OSError) -> bool:
+def is_disk_full(error: OSError) -> bool:
     """Whether our output goes to a full disk: what fails by its path has a `filename`; reading needs no room."""
     return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -87,11 +87,11 @@ def _run(words: list[str]) -> int:
 def _do(name: str, words: list[str]) -> int:
     from enforcer.cli.parsing import Parser
 
-    arguments, run = command(name)
+    arguments, run = load_command(name)
     return perform(run, Parser.of(name, arguments).read(words[1:]))
 
 
-def command(name: str) -> "tuple[Arguments, Callable[[Namespace], int]]":
+def load_command(name: str) -> "tuple[Arguments, Callable[[Namespace], int]]":
     """Return what a command takes, and what does it: `ARGUMENTS` and `run` of its module.
 
     In a module that several commands share, each has its name in those.
@@ -132,9 +132,9 @@ def _in_service(words: list[str]) -> int | None:
     status = client.run(words)
     if status is None or status & 0x7F == 0:
         return None if status is None else status >> 8
-    from enforcer.cli.run import end_like  # it ended by a signal
+    from enforcer.cli.run import end_as_task  # it ended by a signal
 
-    return end_like(status)
+    return end_as_task(status)
 
 
 def _open_standard_streams() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enforcer.approvals import client
-from enforcer.cli.output import FailedError, failed, show, warn
+from enforcer.cli.output import FailedError, print_lines, report_failure, warn
 from enforcer.cli.parsing import argument, old_spelling
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.approvals.approval_request import Kind
@@ -57,10 +57,10 @@ WHY: Final = argument("--why", "TEXT", "reason, recorded in the journal and sent
 TOKEN_FILE: Final = argument("--token-file", "FILE", "answer as the owner of the token in this file (mode 0600)")
 
 
-def tell(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, Any]], text: str = "") -> int:
+def print_result(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, Any]], text: str = "") -> int:
     """Print values for programs, in a line each where that is wanted; else the text. Returns 0."""
     if arguments.format == "text":
-        show(text)
+        print_lines(text)
     elif arguments.format == "jsonl":
         for each in what if isinstance(what, list) else [what]:
             print(json.dumps(each))
@@ -69,12 +69,12 @@ def tell(arguments: argparse.Namespace, what: dict[str, Any] | list[dict[str, An
     return 0
 
 
-def asked(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
+def send_request(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
     """Ask this user's registry, and root's where it serves others; the answers of the first that can answer.
 
     One of this user's is started only if nobody else answers. Raises ExeatError, with what each of them says.
     """
-    request = {**what, **token(arguments)}
+    request = {**what, **read_token(arguments)}
     refused: dict[str, ExeatError] = {}  # by whose registry it was
     started = None if client.is_running() else client.ask
     for whose, ask in ((_OURS, client.ask_running), (_ROOTS, _elsewhere), (_OURS, started)):
@@ -100,12 +100,12 @@ def _why(refused: Mapping[str, ExeatError]) -> ExeatError:
     return FailedError(said, max(error.status for error in refused.values()))
 
 
-def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
+def send_to_all(arguments: argparse.Namespace, what: Mapping[str, object]) -> list[dict[str, Any]]:
     """Ask this user's registry and root's, and return the answers of both. Raises ExeatError.
 
     Root's may refuse: whom it doesn't know it tells nothing, and that is told.
     """
-    request = {**what, **token(arguments)}
+    request = {**what, **read_token(arguments)}
     found = client.ask(request)
     try:
         found += _elsewhere(request) or []
@@ -116,7 +116,7 @@ def everywhere(arguments: argparse.Namespace, what: Mapping[str, object]) -> lis
 
 def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterator[dict[str, Any]]:
     """Follow this user's registry and root's at the same time, until both have ended. Raises ExeatError."""
-    request = {**what, **token(arguments)}
+    request = {**what, **read_token(arguments)}
     where = {_OURS: client.follow} if os.geteuid() == 0 else {_OURS: client.follow, _ROOTS: client.follow_host}
     heard: queue.SimpleQueue[dict[str, Any] | ExeatError | None] = queue.SimpleQueue()
 
@@ -159,7 +159,7 @@ def _elsewhere(request: Mapping[str, object]) -> list[dict[str, Any]] | None:
     return None if os.geteuid() == 0 else client.ask_host(request)
 
 
-def token(arguments: argparse.Namespace) -> dict[str, str]:
+def read_token(arguments: argparse.Namespace) -> dict[str, str]:
     """Read the token. Raises UsageError: what others could have read proves nothing."""
     if arguments.token_file is None:
         return {}
@@ -172,7 +172,7 @@ def token(arguments: argparse.Namespace) -> dict[str, str]:
         raise UsageError(f"--token-file: {error}") from error
 
 
-def answer(arguments: argparse.Namespace, vote: str) -> int:
+def send_answer(arguments: argparse.Namespace, vote: str) -> int:
     """Give an answer to one question, and say what came of it. 0 when it counts, 1 when it doesn't, 2 for misuse."""
     if not arguments.id:
         raise UsageError(f"what is meant? `exeat {vote} ID`; `exeat approvals` lists what waits")
@@ -192,24 +192,24 @@ def answer(arguments: argparse.Namespace, vote: str) -> int:
                 "a rejection has no `--for`, `--scope` or `--as-rule`; `exeat approvals revoke ID` lifts it"
             )
         written = _as_rule(arguments)
-        (said,) = asked(arguments, request if written is None else {**request, "as_rule": written.named})
+        (said,) = send_request(arguments, request if written is None else {**request, "as_rule": written.named})
         if written is not None:
             said["text"] += "; " + (written.write() if said["final"] else "whoever is the last to approve writes it")
     except ExeatError as error:
-        return failed(error)
-    return tell(arguments, said, str(said["text"]))
+        return report_failure(error)
+    return print_result(arguments, said, str(said["text"]))
 
 
-def _as_rule(arguments: argparse.Namespace) -> "Written | None":
+def _as_rule(arguments: argparse.Namespace) -> "RuleFileEdit | None":
     """Make ready what `--as-rule` asks for, before anything is approved. Raises ExeatError."""
     file = getattr(arguments, "as_rule", None)
     if file is None:
         return None
-    (shown,) = asked(arguments, {"what": "show", "id": arguments.id})
-    return Written.prepare(shown["card"], file, arguments)
+    (shown,) = send_request(arguments, {"what": "show", "id": arguments.id})
+    return RuleFileEdit.prepare(shown["card"], file, arguments)
 
 
-class Written:
+class RuleFileEdit:
     """A rule file as it would be: it loads, its tests pass, and nothing else would be decided otherwise."""
 
     def __init__(self, edited: "EditedFile") -> None:
@@ -221,7 +221,7 @@ class Written:
         return f"{self._edited.rule or f'an exemption from {self._edited.asks[0]}'} in {self._edited.path}"
 
     @classmethod
-    def prepare(cls, card: Mapping[str, Any], file: str, arguments: argparse.Namespace) -> "Written":
+    def prepare(cls, card: Mapping[str, Any], file: str, arguments: argparse.Namespace) -> "RuleFileEdit":
         """Make it of a question. Raises ExeatError.
 
         In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, Final
 
 from enforcer.cli import approval_requests, output
-from enforcer.cli.journals import instant
-from enforcer.cli.output import elapsed, moment, print_table, several
+from enforcer.cli.journals import parse_time
+from enforcer.cli.output import count_of, format_elapsed, format_time, print_table
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import ExeatError, UsageError
 from proxy.approvals.people import hash_token
@@ -22,36 +22,36 @@ _WAS = ("TIME (UTC)", "ID", "TASK", "STATE", "BY", "WHAT")
 
 
 def _list(arguments: argparse.Namespace, words: list[str]) -> int:
-    _none(words, "list")
+    _refuse_words(words, "list")
     found = _approvals(arguments, {"what": "list"})
     if arguments.format != "text":
-        return approval_requests.tell(arguments, found)
+        return approval_requests.print_result(arguments, found)
     if not found:
         print("nothing waits for anybody")
     else:
         found.sort(key=lambda each: bool(each["stale"]))  # what a client waits for first, else as it was asked
         print_table(_WAITS, map(_row, found))
-        print(f"{several(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
+        print(f"{count_of(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
     return 0
 
 
 def _history(arguments: argparse.Namespace, words: list[str]) -> int:
-    _none(words, "history")
+    _refuse_words(words, "history")
     found = _approvals(arguments, {"what": "history", "since": arguments.since / 1e9})
     if arguments.format != "text":
-        return approval_requests.tell(arguments, found)
+        return approval_requests.print_result(arguments, found)
     if not found:
         print("nothing was asked")
         return 0
-    print_table(_WAS, [row for each in found for row in _told(each)])
+    print_table(_WAS, [row for each in found for row in _history_rows(each)])
     return 0
 
 
-def _told(each: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _history_rows(each: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Give a question's row, and one for each grant of it."""
     state = "task ended" if each["state"] == "over" else each["state"] + (", lifted" if each.get("lifted") else "")
     why = f": {each['why']}" if each["why"] else ""
-    when = moment(each["answered"] or each["asked"])
+    when = format_time(each["answered"] or each["asked"])
     yield when, each["id"], each["name"], state, ", ".join(each["by"]), f"{each['line']}{why}"
     for grant in each["grants"]:
         yield "", grant["id"], "", "grant", "", grant["said"]
@@ -59,7 +59,7 @@ def _told(each: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[dict[str, Any]]:
     """Return what was asked, of both registries, and of one task where it is named."""
-    answers = approval_requests.everywhere(arguments, what)
+    answers = approval_requests.send_to_all(arguments, what)
     for broken in dict.fromkeys(str(said["broken"]) for said in answers if "broken" in said):
         output.warn(broken)
     found = [each for said in answers for each in said["approvals"]]
@@ -69,32 +69,32 @@ def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[d
 
 def _row(each: dict[str, Any]) -> tuple[str, ...]:
     how = ", asked by the agent" if each["wish"] else ", nobody on the line" if each["stale"] else ""
-    waits = elapsed(time.time() - each["asked"]) + how
+    waits = format_elapsed(time.time() - each["asked"]) + how
     return each["id"], each["name"], ", ".join(each["rules"]), each["votes"], waits, each["line"]
 
 
 def _show(arguments: argparse.Namespace, words: list[str]) -> int:
-    (said,) = approval_requests.asked(arguments, {"what": "show", "id": _one(words, "show ID")})
-    return approval_requests.tell(arguments, said["card"], said["text"])
+    (said,) = approval_requests.send_request(arguments, {"what": "show", "id": _only_word(words, "show ID")})
+    return approval_requests.print_result(arguments, said["card"], said["text"])
 
 
 def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
     """Follow what is asked: each card as it comes, with a bell for a terminal."""
-    _none(words, "watch")
+    _refuse_words(words, "watch")
     bell = "\a" if sys.stdout.isatty() else ""
     for said in approval_requests.follow(arguments, {"what": "watch"}):
         if arguments.format != "text":
             print(json.dumps(said), flush=True)
         else:
-            output.show(said["text"])
+            output.print_lines(said["text"])
             print(bell if said["kind"] == "asked" else "", flush=True)
     print("exeat: the registry of approvals has ended; `exeat approvals watch` begins anew", file=sys.stderr)
     return 1
 
 
 def _vote(vote: str, arguments: argparse.Namespace, words: list[str]) -> int:
-    arguments.id = _one(words, f"{vote} ID")
-    return approval_requests.answer(arguments, vote)
+    arguments.id = _only_word(words, f"{vote} ID")
+    return approval_requests.send_answer(arguments, vote)
 
 
 def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -104,18 +104,18 @@ def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
     if arguments.token_file is None:
         raise UsageError("`exeat approvals answer` needs --token-file; `exeat approve ID` answers as who you are")
     arguments.id = words[0]
-    return approval_requests.answer(arguments, words[1])
+    return approval_requests.send_answer(arguments, words[1])
 
 
 def _revoke(arguments: argparse.Namespace, words: list[str]) -> int:
-    what = {"what": "revoke", "grant": _one(words, "revoke GRANT"), "why": arguments.why}
-    (said,) = approval_requests.asked(arguments, what)
-    return approval_requests.tell(arguments, said, said["text"])
+    what = {"what": "revoke", "grant": _only_word(words, "revoke GRANT"), "why": arguments.why}
+    (said,) = approval_requests.send_request(arguments, what)
+    return approval_requests.print_result(arguments, said, said["text"])
 
 
 def _token(arguments: argparse.Namespace, words: list[str]) -> int:
     """Make a token: what is to be kept secret once, and what goes into approvers.yaml."""
-    _none(words, "token")
+    _refuse_words(words, "token")
 
     token = secrets.token_urlsafe(32)
     digest = hash_token(token)
@@ -127,13 +127,13 @@ def _token(arguments: argparse.Namespace, words: list[str]) -> int:
     return 0
 
 
-def _one(words: list[str], usage: str) -> str:
+def _only_word(words: list[str], usage: str) -> str:
     if len(words) != 1:
         raise UsageError(f"write `exeat approvals {usage}`; `exeat approvals` lists what waits")
     return words[0]
 
 
-def _none(words: list[str], verb: str) -> None:
+def _refuse_words(words: list[str], verb: str) -> None:
     if words:
         raise UsageError(f"`exeat approvals {verb}` takes no more words")
 
@@ -162,7 +162,9 @@ ARGUMENTS: Final = (
     *approval_requests.TERMS,
     approval_requests.WHY,
     argument("--task", "TASK", "list, history: only this task, by id or name"),
-    argument("--since", "WHEN", "history: only requests after this time: 30m, 1h, 2026-11-21", type=instant, default=0),
+    argument(
+        "--since", "WHEN", "history: only requests after this time: 30m, 1h, 2026-11-21", type=parse_time, default=0
+    ),
     approval_requests.TOKEN_FILE,
     argument(
         "--format",
@@ -185,14 +187,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"invalid value {quote(verb)} for `exeat approvals`{hint}")
         return _VERBS[verb][1](arguments, words)
     except ExeatError as error:
-        return output.failed(error)
+        return output.report_failure(error)
 
 
 def run_approve(arguments: argparse.Namespace) -> int:
     """Approve. 0 when it counts, 1 when it doesn't, 2 for misuse."""
-    return approval_requests.answer(arguments, "approve")
+    return approval_requests.send_answer(arguments, "approve")
 
 
 def run_reject(arguments: argparse.Namespace) -> int:
     """Reject. 0 when it counts, 1 when it doesn't, 2 for misuse."""
-    return approval_requests.answer(arguments, "reject")
+    return approval_requests.send_answer(arguments, "reject")

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from enforcer.cli.output import moment, print_table
+from enforcer.cli.output import format_time, print_table
 from enforcer.cli.parsing import FORMAT, argument
-from enforcer.journal.signing import sign
+from enforcer.journal.signing import sign_ended_run
 from enforcer.system.errors import ExeatError, UsageError
 from enforcer.workspace import change_store, merge_approval
 from enforcer.workspace.accept import (
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         if verb:
             raise UsageError(f"which task? `exeat changes {verb} TASK`; `exeat changes` lists them")
         return _list(arguments.format)
-    stored = _named(words[0])
+    stored = _find_changes(words[0])
     paths = [_relative(path, stored) for path in words[1:]]
     if verb == "cat":
         return _cat(stored, paths)
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     return _show(stored, selection, arguments)
 
 
-def _named(task: str) -> StoredChanges:
+def _find_changes(task: str) -> StoredChanges:
     """Find the changes of a task. Raises UsageError for none, or several."""
     found = change_store.find()
     named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
@@ -107,7 +107,7 @@ def _protection(stored: StoredChanges) -> Protection:
 def _list(form: str) -> int:
     rows: list[dict[str, Any]] = []
     for one in change_store.find():
-        if _is_nothing(one):
+        if _remove_if_empty(one):
             continue
         began = datetime.fromtimestamp(one.meta.began / 1e9, UTC)
         row = {"task": one.meta.id, "name": one.meta.name, "workspace": one.meta.workspace, "began": began.isoformat()}
@@ -119,12 +119,14 @@ def _list(form: str) -> int:
         print("no task has changes that wait for anybody")
         return 0
     told = ("task", "name", "workspace", "state")
-    shown = [(moment(datetime.fromisoformat(row["began"]).timestamp()), *(row[key] for key in told)) for row in rows]
+    shown = [
+        (format_time(datetime.fromisoformat(row["began"]).timestamp()), *(row[key] for key in told)) for row in rows
+    ]
     print_table(_HEAD, shown, _WIDEST)
     return 0
 
 
-def _is_nothing(stored: StoredChanges) -> bool:
+def _remove_if_empty(stored: StoredChanges) -> bool:
     """Whether a run that was killed has left nothing; then it is removed."""
     if stored.is_busy():
         return False
@@ -148,14 +150,14 @@ def _state(stored: StoredChanges) -> dict[str, Any]:
     return {"state": describe(changes), "changes": len(changes)}
 
 
-def _meant(stored: StoredChanges, selection: Selection) -> list[Change]:
+def _select(stored: StoredChanges, selection: Selection) -> list[Change]:
     changes = load_pending(stored)
     select_changes(changes, selection)  # says what isn't there
     return [change for change in changes if selection.has(change.path)]
 
 
 def _show(stored: StoredChanges, selection: Selection, arguments: argparse.Namespace) -> int:
-    changes = _meant(stored, selection)
+    changes = _select(stored, selection)
     protection = _protection(stored)
     with MergeInputs.opened(stored, to_look=True) as inputs:
         protection.look(inputs, stored.changes())
@@ -262,16 +264,16 @@ def _accept(stored: StoredChanges, selection: Selection, form: str) -> int:
         ]
         print(json.dumps({"task": stored.meta.id, "changes": values}, indent=2))
         return 1 if left else 0
-    _say_left(left)
+    _print_left(left)
     print(f"accepted: {describe(taken)}")
     if left:
         said = "1 change is left as it is" if len(left) == 1 else f"{len(left)} changes are left as they are"
         print(f"{said} on both sides; see `exeat changes {stored.meta.id}`", file=sys.stderr)
-        _say_how(stored, [each.change for each in left if not protection.covers(each.change)])
+        _print_how_to_settle(stored, [each.change for each in left if not protection.covers(each.change)])
     return 1 if left else 0
 
 
-def _say_how(stored: StoredChanges, left: list[Change]) -> None:
+def _print_how_to_settle(stored: StoredChanges, left: list[Change]) -> None:
     """Say how a conflict is settled, by the first file that has one."""
     path = next((each.path for each in left if each.theirs is not None and each.theirs.what is EntryType.FILE), None)
     if path is not None:
@@ -286,7 +288,7 @@ def _waiting(approval: str, until: float) -> None:
     print(f"exeat: {said}; waiting {seconds}s for it", file=sys.stderr, flush=True)
 
 
-def _say_left(left: list[Outcome]) -> None:
+def _print_left(left: list[Outcome]) -> None:
     """Say of each what was left, and of very many for one reason how many more."""
     said = Counter[str]()
     for outcome in left:
@@ -318,4 +320,4 @@ def _locked(stored: StoredChanges) -> Iterator[None]:
         yield
     finally:
         stored.unlock()
-    sign(Path(stored.meta.journal))
+    sign_ended_run(Path(stored.meta.journal))

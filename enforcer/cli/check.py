@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from enforcer.cli.output import day, several
+from enforcer.cli.output import count_of, parse_day
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import HostError
 from rules.files import read_file
@@ -45,7 +45,7 @@ class _Report(NamedTuple):
     file: Path
     findings: list[Finding]
     loaded: Loaded | None
-    other: "Other | None" = None  # what it is besides
+    other: "OtherFile | None" = None  # what it is besides
 
 
 def _code(text: str) -> str:
@@ -78,7 +78,9 @@ ARGUMENTS: Final = (
     LOCK,
     argument("--strict", "", "exit with 1 for notes too"),
     argument("--ignore", "CODE...", "ignore warnings and notes with this code or name", type=_code),
-    argument("--at", "DATE", "evaluate `until` as of this day, as in 2027-01-31 (default: today in UTC)", type=day),
+    argument(
+        "--at", "DATE", "evaluate `until` as of this day, as in 2027-01-31 (default: today in UTC)", type=parse_day
+    ),
 )
 
 
@@ -90,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         return 2
     at = arguments.at or datetime.now(UTC).date()
-    reports = [_check(file, at, frozenset(arguments.ignore), locks_of(arguments)) for file in files]
+    reports = [_check(file, at, frozenset(arguments.ignore), lock_files(arguments)) for file in files]
     if arguments.format == "json":
         print(json.dumps({"files": [_value(report) for report in reports]}, indent=2))
     elif arguments.format == "sarif":
@@ -126,18 +128,18 @@ def rule_files(given: list[Path]) -> tuple[list[Path], list[str]]:
     return files, problems
 
 
-def locks_of(arguments: argparse.Namespace) -> list[Path] | None:
+def lock_files(arguments: argparse.Namespace) -> list[Path] | None:
     """Give the lock files that `--lock` names; None for this machine's own."""
     return None if arguments.lock is None else [arguments.lock]
 
 
 def _check(file: Path, at: date, ignored: frozenset[str], locks: list[Path] | None) -> _Report:
-    if named_like_one(file) and (found := other(file)):
+    if has_reserved_name(file) and (found := read_other_file(file)):
         return _Report(file, found.findings, None, found)
     try:
         loaded = read([file], locks)
     except RuleFileError as error:
-        if found := other(file):
+        if found := read_other_file(file):
             return _Report(file, found.findings, None, found)
         return _Report(file, [from_problem(problem, BROKEN) for problem in error.problems], None)
     known = {check.code: check for check in CHECKS}
@@ -164,8 +166,8 @@ def _obeyed(loaded: Loaded) -> Callable[[str], bool]:
     return is_it
 
 
-def findings_of(file: Path, at: date) -> list[Finding]:
-    """LintCheck one rule file."""
+def check_file(file: Path, at: date) -> list[Finding]:
+    """Check one rule file."""
     return _check(file, at, frozenset(), None).findings
 
 
@@ -190,9 +192,9 @@ def _print(report: _Report) -> None:
         return
     policy = report.loaded.policy
     severities = [finding.check.severity for finding in report.findings]
-    counted = [several(severities.count(severity), severity) for severity in Severity if severity in severities]
+    counted = [count_of(severities.count(severity), severity) for severity in Severity if severity in severities]
     bad = any(severity is not Severity.NOTE for severity in severities)
-    about = [several(len(policy.rule_ids), "rule") + " in " + several(len(report.loaded.files), "file")]
+    about = [count_of(len(policy.rule_ids), "rule") + " in " + count_of(len(report.loaded.files), "file")]
     about += [policy.revision[:12], *counted]
     print(f"{report.file}: {'not clean' if bad else 'ok'}, {', '.join(about)}")
 
@@ -247,7 +249,7 @@ def _artifact(file: str) -> dict[str, str]:
     return {"uri": quote(relative), "uriBaseId": "%SRCROOT%"}
 
 
-class Other(NamedTuple):
+class OtherFile(NamedTuple):
     """A file that is none of rules, and what is wrong with it."""
 
     kind: str  # approvers, identities
@@ -260,12 +262,12 @@ class Other(NamedTuple):
         return _ABOUT[self.kind]
 
 
-def named_like_one(file: Path) -> bool:
+def has_reserved_name(file: Path) -> bool:
     """Whether a file has the name of one."""
     return file.stem in _ABOUT
 
 
-def other(file: Path) -> Other | None:
+def read_other_file(file: Path) -> OtherFile | None:
     """Read a file as what it is; None: it is a rule file, or can't be told from one."""
     try:
         data = read_file(file)
@@ -280,10 +282,10 @@ def other(file: Path) -> Other | None:
         if os.path.abspath(file) == str(in_force):
             trusted(file)
     except RuleFileError as error:
-        return Other(kind, _findings(kind, error.problems), "")
+        return OtherFile(kind, _findings(kind, error.problems), "")
     except HostError as error:
-        return Other(kind, _findings(kind, [Problem(str(file), 1, 1, str(error))]), "")
-    return Other(kind, [], holds)
+        return OtherFile(kind, _findings(kind, [Problem(str(file), 1, 1, str(error))]), "")
+    return OtherFile(kind, [], holds)
 
 
 def _findings(kind: str, problems: Sequence[Problem]) -> list[Finding]:
@@ -300,7 +302,7 @@ def _kind(data: bytes, file: Path) -> str:
     for kind, own in (("", RULES.keys), ("approvers", APPROVERS), ("identities", OF_IDENTITIES)):
         if keys & set(own) - {"version"}:
             return kind
-    return file.stem if named_like_one(file) else ""
+    return file.stem if has_reserved_name(file) else ""
 
 
 def _readers(kind: str) -> tuple[Callable[[bytes, str], str], Path, Callable[[Path], object]]:
@@ -317,7 +319,7 @@ def _readers(kind: str) -> tuple[Callable[[bytes, str], str], Path, Callable[[Pa
         return _approvers, approvers.place(), trusted
     from enforcer.policy import run_request
 
-    return _identities, run_request.identities_file(), lambda _: run_request.known_identities()
+    return _identities, run_request.identities_file(), lambda _: run_request.read_identities()
 
 
 def _approvers(data: bytes, file: str) -> str:
@@ -326,7 +328,7 @@ def _approvers(data: bytes, file: str) -> str:
     found = parse_people(data, file)
     people = "1 person" if len(found.people) == 1 else f"{len(found.people)} people"
     counted = [(found.groups, "group"), (found.reviewers, "reviewer"), (found.notices, "notifier")]
-    return ", ".join([people, *(several(len(many), what) for many, what in counted if many)])
+    return ", ".join([people, *(count_of(len(many), what) for many, what in counted if many)])
 
 
 def _identities(data: bytes, file: str) -> str:

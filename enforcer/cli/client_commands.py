@@ -32,7 +32,7 @@ _VALUED: Final = frozenset({
 })  # fmt: skip
 
 
-def attempt_of(text: str) -> str:
+def read_attempt(text: str) -> str:
     """Return what a client's command line asks for, as an attempt; any other text as it is. Raises ValueError."""
     command = text[_BEFORE.match(text).end() :]  # type: ignore[union-attr]  # it matches anything
     program = command.split(" ", 1)[0].rpartition("/")[2]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.cli import journals
-from enforcer.cli.check import findings_of
-from enforcer.cli.client_commands import attempt_of
-from enforcer.cli.output import FailedError, day
+from enforcer.cli.check import check_file
+from enforcer.cli.client_commands import read_attempt
+from enforcer.cli.output import FailedError, parse_day
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.policy.rule_files import SYSTEM, load, parse, rule_files
 from enforcer.policy.run_request import task_labels
@@ -63,7 +63,7 @@ ARGUMENTS: Final = (
     argument("--body", "", "the request has a body; POST, PUT and PATCH always have one"),
     argument("--credential", "ID", "the request carries the placeholder of this secret and no other credential"),
     argument("--tainted", "", "the task is tainted, for rules with `when: tainted`"),
-    argument("--at", "DATE", "day of the attempt, as in 2027-01-31 (default: today in UTC)", type=day),
+    argument("--at", "DATE", "day of the attempt, as in 2027-01-31 (default: today in UTC)", type=parse_day),
     FORMAT,
 )
 
@@ -94,7 +94,7 @@ def _question(arguments: argparse.Namespace) -> AttemptText:
     if not arguments.attempt:
         raise ValueError("what is to be explained? write an attempt, or `--suggest EVENT` with an id of `exeat log`")
     text = " ".join(word for given in arguments.attempt for word in given.split())
-    asked = parse_attempt(attempt_of(text))
+    asked = parse_attempt(read_attempt(text))
     request = asked.request
     if request is None and (arguments.header or arguments.body or arguments.credential):
         raise ValueError("`--header`, `--body` and `--credential` belong to a request, and this attempt is none")
@@ -128,7 +128,7 @@ def _header(word: str) -> tuple[str, str]:
     return parse_header_name(name.strip()), value.strip()
 
 
-class NoRule(Exception):  # noqa: N818  what it is, in words
+class NoRuleError(Exception):
     """Why no rule is suggested, and what helps instead."""
 
 
@@ -138,9 +138,9 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
         if arguments.attempt:
             raise UsageError("`--suggest` takes an event's id, and no attempt beside it")
         event = _event(arguments.journal or journal_directory(), arguments.suggest)
-        text = suggested(event)
+        text = suggest_rule(event)
         findings, decision = _tried(text, event, arguments, system)
-    except NoRule as none:
+    except NoRuleError as none:
         raise FailedError(f"no rule would have let this out: {none}", 1) from none
     except OSError as error:
         raise UsageError(f"cannot read `{error.filename}`: {error.strerror}") from error
@@ -160,14 +160,14 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
     return 0 if enough else 1
 
 
-def suggested(event: Event) -> str:
+def suggest_rule(event: Event) -> str:
     """Write a rule file that allows what an event says was blocked, and no more. Raises NoRule."""
     attempt = _to_be_allowed(event)
     learner = Learner()
     learner.suggest(attempt)
     drafted = learner.result()
     if not drafted.drafts:
-        raise NoRule(next((each.why for each in drafted.left_out), "no rule can say it"))
+        raise NoRuleError(next((each.why for each in drafted.left_out), "no rule can say it"))
     head = [
         f"Would have let out what was blocked ({event.reason}): {without_secrets(visible(describe(event)))}",
         f"Event {event.id}. Read it before you use it: put the rule into a rule file of yours.",
@@ -188,30 +188,32 @@ def _said(event: Event) -> str:
 def _to_be_allowed(event: Event) -> PastAttempt:
     """Return the attempt of an event, if a rule can allow it. Raises NoRule."""
     if event.reason in _BY_CONTENT and event.outcome in {Outcome.BLOCKED, None}:  # None: an event of tampering
-        raise NoRule(f"{describe_reason(event.reason, None)} (`{event.reason}`)")
+        raise NoRuleError(f"{describe_reason(event.reason, None)} (`{event.reason}`)")
     attempt = rebuild_attempt(event, None)
     if attempt is None:
-        raise NoRule("it is about no attempt; `exeat log --verdict blocked` shows those that were blocked")
+        raise NoRuleError("it is about no attempt; `exeat log --verdict blocked` shows those that were blocked")
     if event.outcome is not Outcome.BLOCKED:
-        raise NoRule("it was not blocked")
+        raise NoRuleError("it was not blocked")
     if event.reason is not None and (attempt.fixed or event.reason in _NOT_BY_A_RULE):
         said = _said(event) if event.reason is Reason.AMBIGUOUS_REQUEST else ""
-        raise NoRule(said or describe_reason(event.reason, None))
+        raise NoRuleError(said or describe_reason(event.reason, None))
     if attempt.problem:
         no_request = event.reason is Reason.PROTOCOL_MISMATCH
         helps = "; ".join(filter(None, (_said(event), describe_reason(Reason.PROTOCOL_MISMATCH, None))))
-        raise NoRule(helps if no_request else attempt.problem)
+        raise NoRuleError(helps if no_request else attempt.problem)
     if event.reason is Reason.RULE:
-        raise NoRule(f"{', '.join(f'`{rule}`' for rule in event.rules)} denies it; put it into that rule's `except`")
+        raise NoRuleError(
+            f"{', '.join(f'`{rule}`' for rule in event.rules)} denies it; put it into that rule's `except`"
+        )
     if event.reason in _ASKED:
         approval = "ID" if event.approval is None else event.approval.id
-        raise NoRule(f"people are asked about it: `exeat approve {approval} --as-rule` writes their answer down")
+        raise NoRuleError(f"people are asked about it: `exeat approve {approval} --as-rule` writes their answer down")
     return attempt
 
 
 def _event(directory: Path, given: str) -> Event:
-    journals.refuse_none(directory)
-    entry = journals.one_event(find, directory, given, "exeat log --verdict blocked")
+    journals.require_journal(directory)
+    entry = journals.find_event(find, directory, given, "exeat log --verdict blocked")
     if entry is None:
         raise UsageError("there is no such event")
     return entry.event
@@ -223,7 +225,7 @@ def _tried(text: str, event: Event, arguments: argparse.Namespace, system: Path)
         file = Path(directory) / f"{_NAME}.yaml"
         file.write_text(text, encoding="ascii")
         findings = [
-            str(finding).replace(str(file), file.name) for finding in findings_of(file, datetime.now(UTC).date())
+            str(finding).replace(str(file), file.name) for finding in check_file(file, datetime.now(UTC).date())
         ]
         try:
             files = list(map(Path, rule_files(arguments.rules)))

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
-from enforcer.cli.journals import refuse_none
-from enforcer.cli.output import failed, warn
-from enforcer.cli.parsing import JOURNAL, argument, metrics
-from enforcer.journal.signing import place
+from enforcer.cli.journals import require_journal
+from enforcer.cli.output import report_failure, warn
+from enforcer.cli.parsing import JOURNAL, argument, metrics_option
+from enforcer.journal.signing import keeper_directory
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory, make_private
 from proxy.telemetry.exporters.credentials import TlsTrust
@@ -54,7 +54,7 @@ ARGUMENTS: Final = (
     argument("--ca", "FILE", "certificates to trust in addition to the host's (PEM)"),
     argument("--certificate", "FILE", "client certificate and its key, for a receiver that asks for one (PEM)"),
     argument("--position", "FILE", "file that stores the bookmark (default: beside the journal's keys)"),
-    metrics("", _DEFAULT_METRICS),
+    metrics_option("", _DEFAULT_METRICS),
 )
 
 
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         warn(str(error))
         return 1
     except ExeatError as error:
-        return failed(error)
+        return report_failure(error)
     except OSError as error:
         warn(f"cannot read or write `{error.filename or arguments.journal}`: {error.strerror}")
         return 125
@@ -84,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _delivery(arguments: argparse.Namespace) -> Iterator[Delivery]:
     """Make ready what delivers: the sink, the position, which nobody else may use meanwhile, and the metrics."""
     journal = arguments.journal or journal_directory()
-    to = sink(arguments)
-    refuse_none(journal)
-    position = arguments.position or position_file(journal, arguments.to, arguments.format)
+    to = make_sink(arguments)
+    require_journal(journal)
+    position = arguments.position or bookmark_file(journal, arguments.to, arguments.format)
     with _alone(position):
         try:
             bookmark = Bookmark(position)
@@ -117,10 +117,10 @@ def _alone(position: Path) -> Iterator[None]:
 
 def _serve(address: str, numbers: DeliveryMetrics) -> None:
     """Answer scrapes from a thread: the one that delivers may wait for a receiver."""
-    from enforcer.cli.run import listen
+    from enforcer.cli.run import open_metrics_port
     from proxy.telemetry.prometheus.scrape_server import ScrapeServer
 
-    listener = listen(address)
+    listener = open_metrics_port(address)
 
     async def forever(listener: "socket.socket") -> None:
         await ScrapeServer(listener, numbers).start()
@@ -134,7 +134,7 @@ def _stop(_number: int, _frame: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def sink(arguments: argparse.Namespace) -> Exporter:
+def make_sink(arguments: argparse.Namespace) -> Exporter:
     """Return the sink that `--to` and what belongs to it say. Raises UsageError."""
     url: str = arguments.to
     if url.startswith("file:"):
@@ -157,10 +157,10 @@ def sink(arguments: argparse.Namespace) -> Exporter:
     return http.WebhookExporter(poster, shape, arguments.sign_with)
 
 
-def position_file(journal: Path, url: str, shape: str | None) -> Path:
+def bookmark_file(journal: Path, url: str, shape: str | None) -> Path:
     """Return where the position of this journal in this sink is kept: there retention looks, too. Raises HostError."""
     own = hashlib.sha256(f"{url}\n{shape or ''}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return make_private(place(journal) / "sinks") / f"{url.partition(':')[0].replace('+', '-')}-{own}.json"
+    return make_private(keeper_directory(journal) / "sinks") / f"{url.partition(':')[0].replace('+', '-')}-{own}.json"
 
 
 def _address(url: str) -> SplitResult:

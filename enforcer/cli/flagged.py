@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.cli import journals
-from enforcer.cli.output import moment, print_table, several
+from enforcer.cli.output import count_of, format_time, print_table
 from enforcer.cli.parsing import FORMAT, JOURNAL, argument
 from enforcer.system.errors import UsageError
 from proxy.telemetry.descriptions import describe
@@ -27,7 +27,7 @@ ARGUMENTS: Final = (
     argument("verb", _VERBS, "list flagged attempts, or acknowledge them", nargs="?", default="list"),
     argument("ids", "ID", "ack: event, by the id that `list` shows", nargs="*"),
     argument("--all", "", "ack: all events that are not acknowledged; list: acknowledged events too"),
-    *journals.PART,
+    *journals.TASK_AND_SINCE,
     JOURNAL,
     FORMAT,
 )
@@ -56,7 +56,7 @@ def _list(arguments: argparse.Namespace) -> int:
     rows = [
         (
             _listed(event.id),
-            moment(event.time / 1e9),
+            format_time(event.time / 1e9),
             event.task.name,
             ", ".join(event.rules),
             describe(event) + (f" (seen by {known[event.id][0]})" if event.id in known else ""),
@@ -70,7 +70,7 @@ def _list(arguments: argparse.Namespace) -> int:
         if waiting
         else ", and all have been looked at"
     )
-    print(f"{several(len(shown), 'event')}{how}")
+    print(f"{count_of(len(shown), 'event')}{how}")
     return status
 
 
@@ -91,7 +91,7 @@ def _ack(arguments: argparse.Namespace) -> int:
         print(json.dumps({"acknowledged": new, "of": len(chosen)}))
     else:
         print(
-            f"{several(new, 'event')} acknowledged"
+            f"{count_of(new, 'event')} acknowledged"
             + (f", {len(chosen) - new} were before" if new < len(chosen) else "")
         )
     return status
@@ -113,7 +113,7 @@ def _one(given: str, ids: list[str]) -> str:
 
 def _flagged(arguments: argparse.Namespace) -> tuple[list[Event], int]:
     """Return what was let go and flagged, in order of time, and the status that comes of reading it."""
-    directory = journals.found(arguments.journal)
+    directory = journals.find_journal(arguments.journal)
     progress = Progress()
     events = [
         event
@@ -125,14 +125,14 @@ def _flagged(arguments: argparse.Namespace) -> tuple[list[Event], int]:
         requests = _read(directory, arguments, Progress(), f'"kind":"{Kind.REQUEST_DECIDED}"')
         causes = {event.cause for event in requests}
         events = [event for event in events if event.id not in causes]
-    return events, journals.report(progress, "not shown")
+    return events, journals.report_unreadable(progress, "not shown")
 
 
 def _read(directory: Path, arguments: argparse.Namespace, progress: Progress, holding: str) -> Iterator[Event]:
     sought = LineFilter(((holding.encode(),),), arguments.since)
-    with journals.readable(directory):
+    with journals.report_read_errors(directory):
         for entry in read_events(directory, sought, progress):
-            if journals.belongs(entry.event, arguments.task):
+            if journals.is_of_task(entry.event, arguments.task):
                 yield entry.event
 
 

@@ -30,7 +30,7 @@ _SWITCHES: Final = {
 }
 
 
-def hints(summary: "Summary", command: str) -> Iterator[str]:
+def find_hints(summary: "Summary", command: str) -> Iterator[str]:
     """Give each hint as a sentence. `command` is what the task ran."""
     for place, reason in zip(summary.blocked_places.first, summary.blocked_for, strict=False):
         yield f"{fitted(visible(place), _WIDEST)} was blocked: {REASONS[reason].meaning}"

@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import Final
 
-from enforcer.cli import no_room
+from enforcer.cli import is_disk_full
 from enforcer.cli.parsing import argument
 from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
@@ -24,7 +24,7 @@ from rules.problems import quote
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def instant(text: str) -> int:
+def parse_time(text: str) -> int:
     """Read `30m` (that long ago) or an ISO 8601 date or time (local unless it says otherwise) as ns since 1970."""
     count, unit = text[:-1], text[-1:]
     try:
@@ -39,37 +39,37 @@ def instant(text: str) -> int:
 
 
 SINCE: Final = argument(
-    "--since", "WHEN", "only events after this time: 30m, 1h, 2d, 2026-11-21T08:00", type=instant, default=0
+    "--since", "WHEN", "only events after this time: 30m, 1h, 2d, 2026-11-21T08:00", type=parse_time, default=0
 )
 LAST: Final = argument("--last", "", "only the task that started last")
-PART: Final = (argument("--task", "TASK", "only this task, by id or name; `*` matches any characters"), SINCE)
+TASK_AND_SINCE: Final = (argument("--task", "TASK", "only this task, by id or name; `*` matches any characters"), SINCE)
 ARGUMENTS: Final = (
     argument(
         "journal", "JOURNAL", "journal directory, or a file of it (default: $XDG_STATE_HOME/exeat/journal)", nargs="?"
     ),
-    *PART,
+    *TASK_AND_SINCE,
 )
 
 
-def belongs(event: Event, task: str | None) -> bool:
+def is_of_task(event: Event, task: str | None) -> bool:
     """Whether an event is of a task, by its id or its name."""
     return task is None or any(fnmatchcase(own, task) for own in (event.task.id, event.task.name))
 
 
-def last(directory: Path) -> str | None:
+def find_last_task(directory: Path) -> str | None:
     """Return the id of the task that was started last, as `--task` takes it. Raises OSError."""
     task = last_task(directory)
     return None if task is None else escape(task)  # whoever made it may have called it `*`
 
 
-def sieve(task: str | None, since: int) -> LineFilter:
+def task_filter(task: str | None, since: int) -> LineFilter:
     """Return what the lines of a task hold, as they stand in the journal."""
     if task is None or any(character in task for character in "*?["):
         return LineFilter(since=since)
     return LineFilter(((in_json(task).encode(),),), since)
 
 
-def found(journal: Path | None) -> Path:
+def find_journal(journal: Path | None) -> Path:
     """Return the journal that is meant. Raises UsageError where there is none."""
     path = journal or journal_directory()
     if path.exists():
@@ -78,7 +78,7 @@ def found(journal: Path | None) -> Path:
     raise UsageError(f"there is no journal in `{path}`; say where it is")
 
 
-def refuse_none(directory: Path) -> None:
+def require_journal(directory: Path) -> None:
     """Raise UsageError where there is no journal; else make ready to read all of it at once."""
     if not directory.is_dir():
         yet = "nothing has been run yet, and " if directory == journal_directory() else ""
@@ -86,7 +86,7 @@ def refuse_none(directory: Path) -> None:
     allow_many_segments()
 
 
-def one_event[T](look: Callable[[Path, str], T | None], directory: Path, given: str, listed: str) -> T | None:
+def find_event[T](look: Callable[[Path, str], T | None], directory: Path, given: str, listed: str) -> T | None:
     """Return what `look` finds of the one event that is meant; `listed`: which command shows ids. Raises UsageError."""
     if not is_named(given):
         said = "is no event's id, nor an end of one of 8 characters or more"
@@ -97,12 +97,12 @@ def one_event[T](look: Callable[[Path, str], T | None], directory: Path, given: 
     return look(directory, names[0]) if names else None
 
 
-def entries(path: Path, task: str | None, since: int, progress: Progress | None = None) -> Iterator[Entry]:
+def read_task_events(path: Path, task: str | None, since: int, progress: Progress | None = None) -> Iterator[Entry]:
     """Yield what a journal has of a task. Raises OSError."""
-    return (entry for entry in read_events(path, sieve(task, since), progress) if belongs(entry.event, task))
+    return (entry for entry in read_events(path, task_filter(task, since), progress) if is_of_task(entry.event, task))
 
 
-def nothing_of(task: str | None, since: int, what: str = "nothing") -> str:
+def describe_empty(task: str | None, since: int, what: str = "nothing") -> str:
     """Say that `what` was looked for and not found."""
     of = "" if task is None else f" of a task `{ascii(task)[1:-1]}`"
     when = " in that time" if since else ""
@@ -111,19 +111,19 @@ def nothing_of(task: str | None, since: int, what: str = "nothing") -> str:
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def report_read_errors(path: Path) -> Iterator[None]:
     """Say of a journal that can't be read. Raises OSError where our output has no reader, or no room."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        if no_room(error):
+        if is_disk_full(error):
             raise
         raise UsageError(f"cannot read `{error.filename or path}`: {error.strerror}") from error
 
 
-def report(progress: Progress, so: str = "passed over") -> int:
+def report_unreadable(progress: Progress, so: str = "passed over") -> int:
     """Say what could not be read; the status that comes of it."""
     sys.stdout.flush()
     if progress.torn:

@@ -42,15 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None and output.exists() and not arguments.force:
         raise UsageError(f"`{output}` is there already: name another file, or overwrite it with `--force`")
     policy = read(arguments.rules).policy if arguments.rules else None
-    path = journals.found(arguments.journal)
+    path = journals.find_journal(arguments.journal)
     learner, progress = Learner(), Progress()
-    with journals.readable(path):
-        for entry in journals.entries(path, arguments.task, arguments.since, progress):
+    with journals.report_read_errors(path):
+        for entry in journals.read_task_events(path, arguments.task, arguments.since, progress):
             learner.take(entry.event)
     drafted, looser = add_notes(learner.result(), {} if policy is None else {rule.id: rule for rule in policy.rules})
     if not learner.attempts and not drafted.left_out:
-        journals.report(progress)
-        raise UsageError(journals.nothing_of(arguments.task, arguments.since, "no allowed attempt"))
+        journals.report_unreadable(progress)
+        raise UsageError(journals.describe_empty(arguments.task, arguments.since, "no allowed attempt"))
     text = (
         _json(drafted, learner, policy)
         if arguments.format == "json"
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _write(text, output, force=arguments.force)
     left_out = _warn(learner, drafted, f"`{output}`" if output else "what was written", looser)
-    return max(journals.report(progress), 1 if left_out or learner.incomplete or looser else 0)
+    return max(journals.report_unreadable(progress), 1 if left_out or learner.incomplete or looser else 0)
 
 
 def _warn(learner: Learner, drafted: LearnedRules, shown: str, looser: int) -> int:

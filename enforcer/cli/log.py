@@ -92,8 +92,8 @@ ARGUMENTS: Final = (
     argument("--rule", "RULE...", "only decisions of this rule: its id, or `file:id`"),
     argument("--name", "NAME...", "only attempts to this name or address, and lookups of it"),
     argument("--process", "EXE...", "only attempts of this program, and of programs that it started; a name or path"),
-    *journals.PART,
-    argument("--until", "WHEN", "only events before this time, as for --since", type=journals.instant),
+    *journals.TASK_AND_SINCE,
+    argument("--until", "WHEN", "only events before this time, as for --since", type=journals.parse_time),
     journals.LAST,
     argument("-f --follow", "", "print new events as they come; a table begins with the last 10"),
     argument("--key", "FILE", "verify: trust only the public keys in this file (PEM)"),
@@ -117,17 +117,17 @@ def run(arguments: argparse.Namespace) -> int:
             return does(arguments, directory)
     elif arguments.last and arguments.task is not None:
         raise UsageError("`--last` names a task already: leave `--task` out")
-    journals.refuse_none(directory)
-    with journals.readable(directory):
+    journals.require_journal(directory)
+    with journals.report_read_errors(directory):
         return does(arguments, directory)
 
 
 def _show(arguments: argparse.Namespace, directory: Path) -> int:
-    task = journals.last(directory) if arguments.last else arguments.task
+    task = journals.find_last_task(directory) if arguments.last else arguments.task
     if arguments.last and task is None:
         print(f"exeat: no task has been started in the journal in `{directory}`", file=sys.stderr)
         return 0
-    part, progress = Part(arguments, task), Progress()
+    part, progress = EventFilter(arguments, task), Progress()
     sought = part.sought()
     put = _printer(arguments.format, at_once=arguments.follow)
     if not arguments.follow:
@@ -142,9 +142,9 @@ def _show(arguments: argparse.Namespace, directory: Path) -> int:
         if part.has(entry.event):
             put(entry)
             shown = True
-    status = journals.report(progress, "not shown")
+    status = journals.report_unreadable(progress, "not shown")
     if task is not None and not shown and not _known(directory, arguments, task):
-        print(f"exeat: {journals.nothing_of(task, arguments.since)}", file=sys.stderr)
+        print(f"exeat: {journals.describe_empty(task, arguments.since)}", file=sys.stderr)
     return status
 
 
@@ -171,13 +171,13 @@ class _Latest:
 
 def _known(directory: Path, arguments: argparse.Namespace, task: str) -> bool:
     """Whether there is anything of a task, whatever else was asked for."""
-    return any(journals.entries(directory, task, arguments.since))
+    return any(journals.read_task_events(directory, task, arguments.since))
 
 
 def _printer(wanted: str | None, *, at_once: bool) -> Callable[[Entry], None]:
     """Return what prints an entry. Whoever follows sees each line as it happens, also through a pipe."""
     if wanted in (None, "table"):
-        backslashed()
+        escape_unprintable()
         table = Table.for_output(sys.stdout)
         print(table.header(), flush=at_once)
         return lambda entry: print(table.row(entry.event), flush=at_once)
@@ -203,13 +203,13 @@ def _shape(name: str) -> Callable[[Entry], bytes]:
     return lambda entry: f"{FORMATS[name](Item(b'', read(entry.line)))}\n".encode()
 
 
-def backslashed() -> None:
+def escape_unprintable() -> None:
     """Have a terminal that isn't UTF-8 get what it can show."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-class Part:
+class EventFilter:
     """The part of a journal that is to be shown."""
 
     def __init__(self, arguments: argparse.Namespace, task: str | None) -> None:
@@ -242,7 +242,7 @@ class Part:
     def has(self, event: Event) -> bool:
         """Whether to show an event."""
         return (
-            journals.belongs(event, self._task)
+            journals.is_of_task(event, self._task)
             and (not self._reasons or event.reason in self._reasons)
             and (not self._kinds or event.kind in self._kinds)
             and (not self._words or not self._words.isdisjoint(_said(event)))

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from enforcer.cli.journals import refuse_none
-from enforcer.cli.log import backslashed
-from enforcer.cli.output import several, warn
+from enforcer.cli.journals import require_journal
+from enforcer.cli.log import escape_unprintable
+from enforcer.cli.output import count_of, warn
 from enforcer.journal.keeper import seal_ended, tend_now
-from enforcer.journal.signing import keys, place
+from enforcer.journal.signing import keeper_directory, keys_directory
 from enforcer.system import state
 from enforcer.system.errors import UsageError
 from proxy.telemetry.events import Kind, Mark
@@ -36,7 +36,7 @@ _TIMES = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
     """Look at all of it. 0: intact; 1: it isn't, or nobody has signed it; 2: it can't be looked at."""
     directory = Path(arguments.what) if arguments.what is not None else directory
-    refuse_none(directory)
+    require_journal(directory)
     try:
         report = verify(directory, _trusted(arguments.key), _kept(arguments.kept), _Progress())
     except (OSError, SigningKeyError) as error:
@@ -50,7 +50,7 @@ def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
 def _trusted(file: Path | None) -> Keys:
     """Return the keys that may have signed: those in a file, or else this installation's own."""
     if file is None:
-        return known(keys())
+        return known(keys_directory())
     try:
         return read_public(file.read_text("ascii", "replace"))
     except SigningKeyError as error:
@@ -86,18 +86,15 @@ def _say(report: Report, shape: str | None) -> int:
         print(json.dumps({**said, "signed": report.signed, "key": report.key, "head": report.head, "findings": found}))
         return 0 if report.intact else 1
 
-    backslashed()
+    escape_unprintable()
     for each in report.findings:
         print(visible(f"{each.gravity}: {each}"))
     lines = f"{report.lines:,} line{'s' * (report.lines != 1)}".replace(",", " ")
     signed = (
         f"signed up to {report.signed} by the key {report.key}, {report.head[:16]}…" if report.signed else "unsigned"
     )
-    print(
-        visible(
-            f"{'intact' if report.intact else 'NOT intact'}: {lines} in {several(report.segments, 'segment')}; {signed}"
-        )
-    )
+    segments = count_of(report.segments, "segment")
+    print(visible(f"{'intact' if report.intact else 'NOT intact'}: {lines} in {segments}; {signed}"))
     return 0 if report.intact else 1
 
 
@@ -118,18 +115,18 @@ def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
 def _do(action: str, directory: Path) -> None:
     if action == "make":
         try:
-            print(make(keys()).id)
+            print(make(keys_directory()).id)
         except FileExistsError as error:
             raise UsageError("there is a key already; `exeat log keys rotate` makes another") from error
         return
     try:
-        now = current(keys())
+        now = current(keys_directory())
     except FileNotFoundError as error:
         raise UsageError("there is no key yet; the first `exeat run` makes one") from error
     if action == "rotate":
         _rotate(directory)
         return
-    for name, key in known(keys()).items():
+    for name, key in known(keys_directory()).items():
         if action == "export":
             print(pem(key), end="")
         else:
@@ -141,10 +138,10 @@ def _rotate(directory: Path) -> None:
 
     What killed writers have left is signed first: it would be older than the newest signature, and in no ledger.
     """
-    lock = place(directory) / "ledger.lock"
+    lock = keeper_directory(directory) / "ledger.lock"
     if directory.is_dir():
-        seal_ended(directory, Ledger(directory, signer(keys()), lock), warn)
-    before, after = rotate(keys())
+        seal_ended(directory, Ledger(directory, signer(keys_directory()), lock), warn)
+    before, after = rotate(keys_directory())
     print(after.id)
     if directory.is_dir():
         ledger = Ledger(directory, before, lock)
@@ -155,7 +152,7 @@ def run_retention(arguments: argparse.Namespace, directory: Path) -> int:
     """Say or change it; 0 when that was done, 2 when it couldn't be."""
     try:
         state.make_private(state.state_directory())
-        kept = place(directory) / "keep.json"
+        kept = keeper_directory(directory) / "keep.json"
         keep = RetentionPolicy.load(kept)
         if arguments.age is not None:
             keep = replace(keep, age=_age(arguments.age))
@@ -165,7 +162,7 @@ def run_retention(arguments: argparse.Namespace, directory: Path) -> int:
             keep.save(kept)
         default = "" if kept.exists() else ", by default"
         if arguments.now and directory.is_dir():
-            tend_now(directory, place(directory))
+            tend_now(directory, keeper_directory(directory))
     except (OSError, ValueError, SigningKeyError) as error:
         raise UsageError(str(error)) from error
     age = "for ever" if keep.age is None else f"for {keep.age / 86_400:g} days"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enforcer.cli import journals, log
-from enforcer.cli.log import backslashed
+from enforcer.cli.log import escape_unprintable
 from enforcer.system.errors import UsageError
 from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import timestamp
@@ -35,7 +35,7 @@ def run_show(arguments: argparse.Namespace, directory: Path) -> int:
         _write(record)
         return 0
 
-    backslashed()
+    escape_unprintable()
     fields = list(_fields(record))
     width = max(len(field) for field, _ in fields)
     for field, value in fields:
@@ -52,7 +52,7 @@ def _event[T](look: Callable[[Path, str], T | None], directory: Path, given: str
     """Return what `look` finds of the one event that is meant. Raises UsageError, also where there is none."""
     if not given:
         raise UsageError(f"which event? `exeat log {part} ID`; `exeat log` shows the ends of their ids")
-    found = journals.one_event(look, directory, given, "exeat log")
+    found = journals.find_event(look, directory, given, "exeat log")
     if found is None:
         raise UsageError(f"there is no event {quote(given)} in the journal")
     return found
@@ -73,7 +73,7 @@ def run_chain(arguments: argparse.Namespace, directory: Path) -> int:
     if arguments.format in ("json", "jsonl"):
         _write(_value(found, beside))
         return 0
-    backslashed()
+    escape_unprintable()
     depth = 0
     if found.task is not None and found.task.event.id not in _ids(found):
         print(_said(found.task.event, 0))
@@ -170,7 +170,7 @@ def run_top(arguments: argparse.Namespace, directory: Path) -> int:
     progress = Progress()
     if not arguments.kind:
         arguments.kind = sorted(kind.value for kind in DECISIONS)
-    part = log.Part(arguments, journals.last(directory) if arguments.last else arguments.task)
+    part = log.EventFilter(arguments, journals.find_last_task(directory) if arguments.last else arguments.task)
     tried, stopped = _counted(
         entry.event for entry in read_events(directory, part.sought(), progress) if part.has(entry.event)
     )
@@ -186,7 +186,7 @@ def run_top(arguments: argparse.Namespace, directory: Path) -> int:
         )
     else:
         _print_top(tried, stopped)
-    return journals.report(progress, "not counted")
+    return journals.report_unreadable(progress, "not counted")
 
 
 def _counted(events: Iterator[Event]) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]]]:
@@ -211,7 +211,7 @@ def _names(event: Event) -> tuple[str, ...]:
 
 
 def _print_top(tried: dict[str, Counter[str]], stopped: dict[str, Counter[str]]) -> None:
-    backslashed()
+    escape_unprintable()
     for heading in _HEADINGS:
         print(f"{'ATTEMPTS':>10} {'BLOCKED':>10}  {heading.upper()}")
         for name, count in tried[heading].most_common(_SHOWN):
@@ -229,15 +229,15 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     if task is None and not arguments.last:
         raise UsageError("which task? `exeat log replay TASK`, or `--last` for the last one")
     progress = Progress()
-    task = journals.last(directory) if arguments.last else task
-    entries = read_events(directory, journals.sieve(task, arguments.since), progress)
-    found = [entry.event for entry in entries if journals.belongs(entry.event, task)]
+    task = journals.find_last_task(directory) if arguments.last else task
+    entries = read_events(directory, journals.task_filter(task, arguments.since), progress)
+    found = [entry.event for entry in entries if journals.is_of_task(entry.event, task)]
     if not found:
         raise UsageError(f"there is no task {quote(task or '')} in the journal")
-    backslashed()
+    escape_unprintable()
     for number, own in enumerate(dict.fromkeys(event.task.id for event in found)):
         if number:
             print()
         for line in timeline_of(event for event in found if event.task.id == own):
             print(line)
-    return journals.report(progress, "not told")
+    return journals.report_unreadable(progress, "not told")

@@ -40,18 +40,18 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], widest: int
         print(line)
 
 
-def elapsed(seconds: float) -> str:
+def format_elapsed(seconds: float) -> str:
     """Return a time that has passed as hours, minutes and seconds; none for a clock that was set back."""
     whole = int(max(seconds, 0))
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def moment(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Return a time (s since 1970) as `exeat log` shows it, to the second: in UTC, under `TIME (UTC)`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def day(text: str) -> date:
+def parse_day(text: str) -> date:
     """Read a date that is an argument."""
     from rules.loading import fields
 
@@ -61,7 +61,7 @@ def day(text: str) -> date:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def several(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
     """Say how many of something that has an `s` when there are several, or an `es`: sandboxes."""
     return f"{number} {what}" if number == 1 else f"{number} {what}{'es' if what.endswith('x') else 's'}"
 
@@ -74,7 +74,7 @@ class FailedError(ExeatError):
         self.status = status
 
 
-def failed(error: ExeatError) -> int:
+def report_failure(error: ExeatError) -> int:
     """Say what is wrong; the status that comes of it."""
     warn(str(error))
     return error.status
@@ -85,6 +85,6 @@ def warn(sentence: str) -> None:
     print(f"exeat: {visible(sentence)}", file=sys.stderr)
 
 
-def show(text: str) -> None:
+def print_lines(text: str) -> None:
     """Print lines that may hold what a task made up."""
     print("\n".join(map(visible, text.split("\n"))))

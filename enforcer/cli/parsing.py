@@ -79,21 +79,21 @@ def warn_renamed(old: str, new: str) -> None:
     print(f"exeat: `{old}` is now `{new}`; the next release no longer takes `{old}`", file=sys.stderr)
 
 
-def metrics(of: str, default: str) -> Argument:
+def metrics_option(of: str, default: str) -> Argument:
     """Declare `--metrics`; without an address it is `default`."""
     says = f"serve Prometheus metrics{of} (without an address: {default})"
     return argument("--metrics", "HOST:PORT", says, nargs="?", const=default)
 
 
-def declare(parser: argparse._ActionsContainer, arguments: Arguments) -> None:
+def add_arguments(parser: argparse._ActionsContainer, arguments: Arguments) -> None:
     """Have a parser take these."""
     for each in arguments:
         if isinstance(each, Argument):
             parser.add_argument(*each.words, **each.how)
         elif each.title:
-            declare(parser.add_argument_group(each.title), each.arguments)
+            add_arguments(parser.add_argument_group(each.title), each.arguments)
         else:
-            declare(parser.add_mutually_exclusive_group(), each.arguments)
+            add_arguments(parser.add_mutually_exclusive_group(), each.arguments)
 
 
 FORMAT: Final = argument("--format", ("text", "json"), "output format", default="text")
@@ -121,7 +121,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_as_wide_as_the_screen,
             exit_on_error=False,
         )
-        declare(parser, arguments)
+        add_arguments(parser, arguments)
         return parser
 
     @property
@@ -139,11 +139,11 @@ class Parser(argparse.ArgumentParser):
         try:
             arguments, rest = parse(words)
         except argparse.ArgumentError as error:
-            self.error(misspelt(self, words) or wrong(self, words, error))
+            self.error(describe_unknown_option(self, words) or describe_error(self, words, error))
         except InvalidChoiceError as error:
-            self.error(misspelt(self, words) or not_a_choice(self.prog, error))
+            self.error(describe_unknown_option(self, words) or describe_invalid_choice(self.prog, error))
         if rest:
-            self.error(misspelt(self, words) or left_over(self.prog, rest))
+            self.error(describe_unknown_option(self, words) or describe_extra_words(self.prog, rest))
         return arguments
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -181,7 +181,7 @@ def _columns() -> int:
         return 80
 
 
-def misspelt(parser: Parser, words: Sequence[str]) -> str:
+def describe_unknown_option(parser: Parser, words: Sequence[str]) -> str:
     """Name the first long option that the command doesn't have: it comes before anything else that is wrong then too.
 
     Empty: it has all of them.
@@ -196,7 +196,7 @@ def misspelt(parser: Parser, words: Sequence[str]) -> str:
     return ""
 
 
-def wrong(parser: Parser, words: Sequence[str], error: argparse.ArgumentError) -> str:
+def describe_error(parser: Parser, words: Sequence[str], error: argparse.ArgumentError) -> str:
     """Say what argparse has found; leaves the parser unfit for more words."""
     action = next((action for action in parser.actions if _name(action) == error.argument_name), None)
     if action is None:
@@ -212,7 +212,7 @@ def wrong(parser: Parser, words: Sequence[str], error: argparse.ArgumentError) -
     return str(error)
 
 
-def not_a_choice(prog: str, error: InvalidChoiceError) -> str:
+def describe_invalid_choice(prog: str, error: InvalidChoiceError) -> str:
     """Say that a word is none of those that there are, and which was probably meant."""
     action, word = error.action, str(error.value)
     choices = [str(choice) for choice in action.choices or ()]
@@ -221,7 +221,7 @@ def not_a_choice(prog: str, error: InvalidChoiceError) -> str:
     return f"invalid value {quote(word)} for {where}{instead}"
 
 
-def left_over(prog: str, words: Sequence[str]) -> str:
+def describe_extra_words(prog: str, words: Sequence[str]) -> str:
     """Say that there are words which the command doesn't take."""
     if words[0].startswith("-"):
         return f"{quote(words[0])} is not an option of `{prog}`; `{prog} --help` lists them"

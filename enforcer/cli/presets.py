@@ -16,7 +16,7 @@ from rules.presets.shipped import Preset, show_preset
 from rules.problems import Problem, RuleFileError, did_you_mean, quote
 
 if TYPE_CHECKING:
-    from enforcer.presets.locking import Found
+    from enforcer.presets.locking import Discovery
 
 
 ARGUMENTS: Final = (
@@ -192,7 +192,7 @@ def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def _report(
-    found: "list[Found]", before: dict[str, Places], path: Path, arguments: argparse.Namespace, kept: list[str]
+    found: "list[Discovery]", before: dict[str, Places], path: Path, arguments: argparse.Namespace, kept: list[str]
 ) -> None:
     if arguments.format == "json":
         values = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from enforcer.cli import journals
-from enforcer.cli.output import several
+from enforcer.cli.output import count_of
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.policy.rule_files import SYSTEM, load
 from enforcer.system.errors import HostError, UsageError
@@ -46,20 +46,20 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
         policy = load(arguments.rules, system or SYSTEM).policy
     except HostError as error:
         raise UsageError(str(error)) from error
-    path = journals.found(arguments.journal)
+    path = journals.find_journal(arguments.journal)
     replay, progress = Replay(policy, datetime.now(UTC).date()), Progress()
-    with journals.readable(path):
-        for entry in journals.entries(path, arguments.task, arguments.since, progress):
+    with journals.report_read_errors(path):
+        for entry in journals.read_task_events(path, arguments.task, arguments.since, progress):
             replay.take(entry.event)
     if not replay.attempts:
-        journals.report(progress)
-        raise UsageError(journals.nothing_of(arguments.task, arguments.since))
+        journals.report_unreadable(progress)
+        raise UsageError(journals.describe_empty(arguments.task, arguments.since))
     groups = sorted(replay.groups.items(), key=_order)
     if arguments.format == "json":
         print(json.dumps(_value(replay, groups, progress), indent=2))
     else:
         _print(replay, groups)
-    return max(journals.report(progress), 1 if groups or replay.unsure or replay.skipped else 0)
+    return max(journals.report_unreadable(progress), 1 if groups or replay.unsure or replay.skipped else 0)
 
 
 def _order(item: tuple[Group, Tally]) -> tuple[object, ...]:
@@ -105,12 +105,12 @@ def _print(replay: Replay, groups: list[tuple[Group, Tally]]) -> None:
             print(heading)
         for group, tally in here:
             print(f"  {_line(group, tally)}")
-    print(f"{several(replay.attempts, 'attempt')}: {_result(replay)}")
+    print(f"{count_of(replay.attempts, 'attempt')}: {_result(replay)}")
     if replay.settled:
-        print(f"{several(replay.settled, 'attempt')} that audit mode alone let out would be let out by a rule")
+        print(f"{count_of(replay.settled, 'attempt')} that audit mode alone let out would be let out by a rule")
     for word, counter in (("not decided again", replay.skipped), ("uncertain", replay.uncertain)):
         for why, count in counter.most_common():
-            print(f"{word}: {several(count, 'attempt')}, {why}")
+            print(f"{word}: {count_of(count, 'attempt')}, {why}")
 
 
 def _result(replay: Replay) -> str:

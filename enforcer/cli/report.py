@@ -35,13 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("`--last` names a task already: leave the other out")
     if not (arguments.last or arguments.since) and arguments.task is None:
         raise UsageError("a report of what? Name a task, or write `--last` or `--since 1h`")
-    path = journals.found(arguments.journal)
+    path = journals.find_journal(arguments.journal)
     progress = Progress()
-    with journals.readable(path):
+    with journals.report_read_errors(path):
         task = last_task(path) if arguments.last else arguments.task
-        all_ = gather(entry.event for entry in journals.entries(path, task, arguments.since, progress))
+        all_ = gather(entry.event for entry in journals.read_task_events(path, task, arguments.since, progress))
     if not all_.events:
-        raise UsageError(journals.nothing_of(task, arguments.since))
+        raise UsageError(journals.describe_empty(task, arguments.since))
     names = {run.name for run in all_.runs.values()}
     about = f"task {names.pop()}" if task is not None and len(names) == 1 else "what tasks tried"
     from proxy.telemetry.views.report_page import page  # and jinja2: only where there is something to write
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         other = "overwrite it with `--force`" if arguments.output else "name another file with `-o`"
         hint = f"; {other}" if isinstance(error, FileExistsError) else ""
         raise UsageError(f"cannot write `{where}`: {(error.strerror or str(error)).lower()}{hint}") from error
-    return journals.report(progress, "not in the report")
+    return journals.report_unreadable(progress, "not in the report")
 
 
 def _write(output: str | None, about: str, text: str, *, force: bool) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.cli.check import LOCK, locks_of, rule_files
+from enforcer.cli.check import LOCK, lock_files, rule_files
 from enforcer.cli.parsing import FORMAT, argument
 from enforcer.system.errors import UsageError
 from rules.loading import cases
@@ -48,7 +48,7 @@ def run_test(arguments: argparse.Namespace) -> int:
     broken = False
     for file in files:
         try:
-            loaded = read([file], locks_of(arguments))
+            loaded = read([file], lock_files(arguments))
         except RuleFileError as error:
             print(error, file=sys.stderr)
             broken = True

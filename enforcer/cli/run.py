@@ -14,11 +14,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from enforcer.cli.parsing import DEFAULT_METRICS, LABEL, RULES, WRITTEN_JOURNAL, Group, argument, metrics, old_spelling
+from enforcer.cli.parsing import (
+    DEFAULT_METRICS,
+    LABEL,
+    RULES,
+    WRITTEN_JOURNAL,
+    Group,
+    argument,
+    metrics_option,
+    old_spelling,
+)
 from enforcer.limits.resource_limits import TIMED_OUT
 from enforcer.policy import run_request
-from enforcer.policy.rule_files import SYSTEM, covered, exposed, own_files, refuse_service, rule_files
-from enforcer.policy.run_request import ANYWHERE, OPTIONS, Places, Wanted, lets, places, settle
+from enforcer.policy.rule_files import SYSTEM, find_exposed, hold_masked, own_files, refuse_service, rule_files
+from enforcer.policy.run_request import (
+    ANYWHERE,
+    OPTIONS,
+    HostPaths,
+    RunRequest,
+    is_allowed_by_layers,
+    merge_settings,
+    resolve_paths,
+)
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox.system_paths import SYSTEM as SHOWN
 from enforcer.sandbox.system_paths import contains, home_directories, refuse_workspace
@@ -33,7 +50,7 @@ from rules.sandbox import SandboxSettings, SandboxUser, WorkspaceMode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from enforcer.policy.rule_files import Seen
+    from enforcer.policy.rule_files import LoadedRules
     from enforcer.run.dry_run import PlannedStep
     from enforcer.run.host import Host
     from enforcer.run.task import Result
@@ -83,7 +100,7 @@ SHELL_ARGUMENTS: Final = (
     ),
     argument("--env", "NAME[=VALUE]...", "pass this environment variable of yours, or set it to VALUE"),
     WRITTEN_JOURNAL,
-    metrics(" while the task runs", DEFAULT_METRICS),
+    metrics_option(" while the task runs", DEFAULT_METRICS),
     Group("sandbox (see `sandbox` in docs/reference/rules.md)", SANDBOX_OPTIONS),
     argument("--no-service", "", "run without the service, even if `exeat up` runs"),
     argument("--dry-run", "", "print every step of a start, without starting"),
@@ -99,22 +116,22 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Run the task. The status is its own, or 124 to 127 (timeout(1), env(1)). `system`: for tests, not for users."""
-    return end_like(perform(arguments, system, StandaloneHost()))
+    return end_as_task(perform(arguments, system, StandaloneHost()))
 
 
 def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
     """Run the task on a host; how it ended is a wait status, as waitpid(2) has it."""
     try:
-        wanted = wanted_of(arguments, system, host.read_rules)
+        request = make_run_request(arguments, system, host.read_rules)
         if arguments.dry_run:
             from enforcer.run.dry_run import planned_steps
 
-            lines = planned_steps(wanted)
+            lines = planned_steps(request)
         else:
             from enforcer.run import task
 
             host.announce()
-            result = task.run(wanted, host)
+            result = task.run(request, host)
     except RuleFileError as error:
         print(error, file=sys.stderr)
         return 2 << 8
@@ -124,10 +141,10 @@ def perform(arguments: argparse.Namespace, system: Path, host: "Host") -> int:
     except OSError as error:
         print(f"exeat: {error.strerror or error}", file=sys.stderr)
         return HostError.status << 8
-    return _print_plan(lines, arguments.format) if arguments.dry_run else _told(result, quiet=arguments.quiet)
+    return _print_plan(lines, arguments.format) if arguments.dry_run else _report(result, quiet=arguments.quiet)
 
 
-def _told(result: "Result", *, quiet: bool) -> int:
+def _report(result: "Result", *, quiet: bool) -> int:
     """Say what there is to say of a run that is over, and give its wait status."""
     limits = (f"the task reached a limit: {said}" for said in result.limited)
     for said in (*result.problems, *limits, *result.workspace):
@@ -153,7 +170,9 @@ def _print_plan(lines: "Sequence[PlannedStep]", form: str) -> int:
     return 0
 
 
-def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[Sequence[Path], Path], Seen]") -> Wanted:
+def make_run_request(
+    arguments: argparse.Namespace, system: Path, reading: "Callable[[Sequence[Path], Path], LoadedRules]"
+) -> RunRequest:
     """Return what is asked for, under rules as `reading` has them. Raises ExeatError, RuleFileError; makes nothing."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
@@ -165,14 +184,14 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
     policy, asked, seen = reading([Path(path) for path in files], system)
     others = home_directories()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
-    box, shown = box_of(arguments, policy)
-    shown = with_repository(workspace, box, policy, shown)
+    box, shown = choose_settings(arguments, policy)
+    shown = add_repository(workspace, box, policy, shown)
     writable = (workspace, *shown.write)
     obeyed = (*asked, *map(str, own_files()))  # by later runs, too
-    if problems := exposed(obeyed, writable):
+    if problems := find_exposed(obeyed, writable):
         raise UsageError(problems[0])
     refuse_service(control_path(), writable)
-    return Wanted(
+    return RunRequest(
         argv=tuple(command),
         name=name,
         policy=policy,
@@ -182,7 +201,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
         system=system,
         asked=asked,
         seen=seen,
-        covers=covered(obeyed, writable),
+        covers=hold_masked(obeyed, writable),
         homes=others,
         box=box,
         read=shown.read,
@@ -191,7 +210,7 @@ def wanted_of(arguments: argparse.Namespace, system: Path, reading: "Callable[[S
         names=shown.names,
         env=tuple(arguments.env),
         journal=arguments.journal.absolute() if arguments.journal else None,
-        metrics=listen(arguments.metrics, _COUNTED) if arguments.metrics else None,
+        metrics=open_metrics_port(arguments.metrics, _COUNTED) if arguments.metrics else None,
     )
 
 
@@ -209,7 +228,7 @@ def _directory(path: str, option: str) -> str:
     return real
 
 
-def listen(address: str, otherwise: str = "") -> socket.socket:
+def open_metrics_port(address: str, otherwise: str = "") -> socket.socket:
     """Open the metrics port now, so that one that is taken is said before anything runs: with `otherwise`, if so."""
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]]*)):(\d{1,5})", address)
     if match is None or int(match[3]) > 0xFFFF:
@@ -233,13 +252,13 @@ def listen(address: str, otherwise: str = "") -> socket.socket:
 
 
 def _summary(result: "Result") -> None:
-    from enforcer.cli.hints import hints  # once the task has ended, nobody waits
+    from enforcer.cli.hints import find_hints  # once the task has ended, nobody waits
 
     summary = result.summary
     said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
     empty = summary is not None and summary.is_empty
     print(f"exeat: {said}", file=sys.stderr)
-    said_more = () if summary is None else tuple(hints(summary, result.command))
+    said_more = () if summary is None else tuple(find_hints(summary, result.command))
     for hint in said_more:
         print(f"exeat: {hint}", file=sys.stderr)
     if empty and not result.limited and not said_more:
@@ -249,7 +268,7 @@ def _summary(result: "Result") -> None:
     print(f"exeat: see {what} with `exeat log {elsewhere}--task {result.task.id}`", file=sys.stderr)
 
 
-def end_like(status: int) -> int:
+def end_as_task(status: int) -> int:
     """End as the task did (a wait status): its exit status, or its signal on ourselves."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
@@ -266,30 +285,32 @@ def end_like(status: int) -> int:
     return 128 + number
 
 
-def box_of(arguments: argparse.Namespace, policy: Policy) -> tuple[SandboxSettings, Places]:
+def choose_settings(arguments: argparse.Namespace, policy: Policy) -> tuple[SandboxSettings, HostPaths]:
     """Give the box and its places on this host. Raises UsageError for what can't be, or is past a layer."""
-    asked = _asked(arguments)
-    box = settle(policy, SandboxSettings(**asked), asked)
+    asked = _read_options(arguments)
+    box = merge_settings(policy, SandboxSettings(**asked), asked)
     if box.devices:
         from enforcer.sandbox.devices import host_devices  # few tasks are given any
 
         box = box._replace(devices=host_devices(box.devices))
-    return box, places(box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write))
+    return box, resolve_paths(
+        box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write)
+    )
 
 
-def with_repository(workspace: str, box: SandboxSettings, policy: Policy, shown: Places) -> Places:
+def add_repository(workspace: str, box: SandboxSettings, policy: Policy, shown: HostPaths) -> HostPaths:
     """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
     if not os.path.isfile(f"{workspace}/.git"):
         return shown
     from enforcer.workspace.linked_worktree import find_linked_repository  # few workspaces are
 
-    found = find_linked_repository(workspace, partial(lets, policy.floor))
+    found = find_linked_repository(workspace, partial(is_allowed_by_layers, policy.floor))
     written = () if box.workspace is WorkspaceMode.REVIEW else found.written
     write = {*shown.write, *written}
     return shown._replace(read=tuple(sorted({*shown.read, *found.shown} - write)), write=tuple(sorted(write)))
 
 
-def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Read the options into fields of a `SandboxSettings`: those that were given."""
     found: dict[str, Any] = {}
     if arguments.mode is not None:
@@ -350,16 +371,16 @@ def run_shell(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     if not (arguments.dry_run or os.isatty(0)):
         print("exeat: a shell is for a terminal; run a script with `exeat run -- sh SCRIPT`", file=sys.stderr)
         return 2
-    shell = shell_for(os.environ.get("SHELL", ""), (*arguments.read, arguments.workspace or os.getcwd()))
+    shell = choose_shell(os.environ.get("SHELL", ""), (*arguments.read, arguments.workspace or os.getcwd()))
     arguments.command = ["--", shell, "-i"]
     arguments.env = [*arguments.env, f"SHELL={shell}"]
     return run(arguments, system)
 
 
-def shell_for(wanted: str, shown: "tuple[str, ...]") -> str:
-    """Return the shell that is wanted, if it is a program that the sandbox shows; else the one that is always there."""
-    if not os.path.isabs(wanted) or not os.access(wanted, os.X_OK) or os.path.basename(wanted) in _NONE:
+def choose_shell(preferred: str, shown: "tuple[str, ...]") -> str:
+    """Return the preferred shell if the sandbox shows it, otherwise `/bin/sh`."""
+    if not os.path.isabs(preferred) or not os.access(preferred, os.X_OK) or os.path.basename(preferred) in _NONE:
         return _USUAL
     places = (*SHOWN, *map(os.path.realpath, shown))
-    seen = all(any(contains(place, path) for place in places) for path in (wanted, os.path.realpath(wanted)))
-    return wanted if seen else _USUAL
+    seen = all(any(contains(place, path) for place in places) for path in (preferred, os.path.realpath(preferred)))
+    return preferred if seen else _USUAL

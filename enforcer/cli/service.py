@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.cli import output
-from enforcer.cli.output import elapsed, print_table, several
-from enforcer.cli.parsing import DEFAULT_METRICS, FORMAT, LABEL, RULES, WRITTEN_JOURNAL, argument, metrics
+from enforcer.cli.output import count_of, format_elapsed, print_table
+from enforcer.cli.parsing import DEFAULT_METRICS, FORMAT, LABEL, RULES, WRITTEN_JOURNAL, argument, metrics_option
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from proxy.telemetry.visible import visible
 
@@ -26,7 +26,7 @@ _UNHEARD: dict[str, object] = {"pending": None, "tainted": None}
 
 UP_ARGUMENTS: Final = (
     argument("--workers", "N", "number of worker processes, 1 to 64 (default: one for each core)", type=int),
-    metrics(" of all tasks of the service", DEFAULT_METRICS),
+    metrics_option(" of all tasks of the service", DEFAULT_METRICS),
     WRITTEN_JOURNAL,
 )
 PS_ARGUMENTS: Final = (FORMAT,)
@@ -65,7 +65,7 @@ def _have_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
-def size_of(wanted: int | None) -> int:
+def count_workers(wanted: int | None) -> int:
     """Return how many workers serve: those that are wanted, else one for each core as far as there may be that many."""
     if wanted is None:
         return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
@@ -76,16 +76,16 @@ def size_of(wanted: int | None) -> int:
 
 def _serve(arguments: argparse.Namespace, system: Path) -> None:
     from enforcer.cli import run as run_command
-    from enforcer.cli import status_if_unsaid
+    from enforcer.cli import status_of_output_error
     from enforcer.cli.parsing import Parser
-    from enforcer.cli.run import listen
+    from enforcer.cli.run import open_metrics_port
     from enforcer.service.control_server import Control, Notifier, passed_sockets
     from enforcer.service.run_setup import RunCommand
     from enforcer.service.service import Service, raise_limits
     from enforcer.system import state
     from enforcer.worker import trust, worker
 
-    size = size_of(arguments.workers)
+    size = count_workers(arguments.workers)
     notifier, sockets = Notifier(), passed_sockets()
     control = Control(sockets[0][1] if sockets else None)
     try:
@@ -101,12 +101,12 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
             journal,
             None,
         )
-        metrics = listen(arguments.metrics) if arguments.metrics else None
+        metrics = open_metrics_port(arguments.metrics) if arguments.metrics else None
         command = RunCommand(
             Parser.of("run", run_command.ARGUMENTS).read,
-            run_command.wanted_of,
+            run_command.make_run_request,
             run_command.perform,
-            status_if_unsaid,
+            status_of_output_error,
         )
         service = Service(
             control, worker_paths, size, system=system, command=command, notifier=notifier, metrics=metrics
@@ -152,7 +152,7 @@ def _known() -> tuple[dict[str, dict[str, object]], dict[str, object]]:
 
 
 def _row(each: dict[str, object]) -> tuple[str, ...]:
-    ran = elapsed(time.time() - float(str(each["began"])))
+    ran = format_elapsed(time.time() - float(str(each["began"])))
     worker = "-" if each["worker"] is None else str(each["worker"])
     where = each["attached"] or each["workspace"]
     pending = f"{each['pending']} pending" if each["pending"] else ""
@@ -185,13 +185,13 @@ def run_status(arguments: argparse.Namespace) -> int:
         print(json.dumps(status, indent=2))
         return 0 if whole else 1
     minutes = int(time.time() - status["began"]) // 60
-    print(f"the service runs as process {status['pid']} for {several(minutes, 'minute')}, on {status['control']}")
+    print(f"the service runs as process {status['pid']} for {count_of(minutes, 'minute')}, on {status['control']}")
     print(f"journal: {status['journal']}")
-    dead = f", {several(status['restarts'], 'worker')} replaced so far" if status["restarts"] else ""
-    print(f"{several(status['sandboxes'], 'sandbox')} in {several(len(status['workers']), 'worker')}{dead}")
+    dead = f", {count_of(status['restarts'], 'worker')} replaced so far" if status["restarts"] else ""
+    print(f"{count_of(status['sandboxes'], 'sandbox')} in {count_of(len(status['workers']), 'worker')}{dead}")
     for worker in status["workers"]:
         who = f"process {worker['pid']}" if worker["pid"] else "being replaced"
-        print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {several(worker['sandboxes'], 'sandbox')}")
+        print(f"  worker {worker['number']}: {who}, uid {worker['uid']}, {count_of(worker['sandboxes'], 'sandbox')}")
     for each in status["alone"]:
         what = visible(f"{each['name']} ({each['task']})")
         print(f"  {what} has a gate of its own: {each['why']}")
@@ -231,7 +231,7 @@ def _in_words(registry: dict[str, object] | None, broken: str, unheard: str) -> 
     said = f"; {visible(str(last))}" if last else ""
     return (
         f"approvals: process {registry['pid']} on {registry['socket']}, "
-        f"{several(int(str(registry['gates'])), 'gate')}, {registry['pending']} pending{said}"
+        f"{count_of(int(str(registry['gates'])), 'gate')}, {registry['pending']} pending{said}"
     )
 
 
@@ -253,7 +253,7 @@ def run_stop(arguments: argparse.Namespace) -> int:
 def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int:
     """Attach it; 0 when it has the gate. `system`: for tests, not for users."""
     from enforcer.policy import run_request
-    from enforcer.policy.rule_files import SYSTEM, read_seen, rule_files
+    from enforcer.policy.rule_files import SYSTEM, load_with_fingerprint, rule_files
     from enforcer.service import attach
 
     system = system or SYSTEM
@@ -262,7 +262,7 @@ def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int
         labels = run_request.task_labels(arguments.label)
         run_request.check_claims(name, labels, system)
         files = [Path(path) for path in rule_files(arguments.rules)]
-        policy, asked, seen = read_seen(files, system)
+        policy, asked, seen = load_with_fingerprint(files, system)
         target = attach.open_target(arguments.namespace)
         whole = tuple(os.path.join(os.getcwd(), path) for path in files)
         answer = attach.attach(target, attach.AttachRequest(policy, whole, asked, seen, system, name, labels))

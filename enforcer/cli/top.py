@@ -29,7 +29,7 @@ class _EnoughError(Exception):
 ARGUMENTS: Final = (
     JOURNAL,
     argument(
-        "--since", "WHEN", "count events after this time: 30m, 2d, 2026-11-21 (default: 1h)", type=journals.instant
+        "--since", "WHEN", "count events after this time: 30m, 2d, 2026-11-21 (default: 1h)", type=journals.parse_time
     ),
     argument("--once", "", "print the screen once, and exit"),
 )
@@ -37,10 +37,10 @@ ARGUMENTS: Final = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Show it until `q` or an interrupt; once where there is no terminal to draw on. 0, or 2 without a journal."""
-    path = journals.found(arguments.journal)
-    since = arguments.since if arguments.since is not None else journals.instant("1h")
+    path = journals.find_journal(arguments.journal)
+    since = arguments.since if arguments.since is not None else journals.parse_time("1h")
     state, progress = TopState(), Progress()
-    with journals.readable(path):
+    with journals.report_read_errors(path):
         if arguments.once or not _can_draw():
             for entry in read_events(path, LineFilter(since=since), progress):
                 state.take(entry.event)

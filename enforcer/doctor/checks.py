@@ -1,4 +1,4 @@
-"""Checks of `exeat doctor`: tries all that Exeat needs, and names the command that gets what is missing."""
+"""Checks of `exeat doctor`: tests each requirement of Exeat, and names the command that adds a missing one."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from enforcer.doctor.self_test import rehearse
+from enforcer.doctor.self_test import run_self_test
 from enforcer.limits import host_limits
 from enforcer.limits.host_limits import try_limit
 from enforcer.policy import rule_files, run_request
@@ -36,7 +36,7 @@ _LEAST_ROOM = 64 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried: whether it works, what was seen, and what to do if not. Not all are needed to run."""
+    """Result of one check: whether it works, what was found, and the remedy if not. Not all are required."""
 
     name: str
     works: bool
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """Something to try, what to do when it fails without saying what, and what is to work before it is tried."""
+    """One check, with its default remedy and the checks that must succeed before it."""
 
     name: str
     attempt: Callable[[], str]  # returns what was seen, or raises
@@ -58,7 +58,7 @@ class _Trial:
 
 
 def examine(system: Path = SYSTEM) -> list[Finding]:
-    """Try everything, each in a process of its own that leaves nothing behind. `system`: for tests, as in `run`."""
+    """Run all checks, each in a process of its own that leaves nothing behind. `system`: for tests, as in `run`."""
     findings: list[Finding] = []
     for trial in _trials(system):
         failed = (finding for finding in findings if finding.tried and not finding.works)
@@ -134,7 +134,7 @@ def _try_bounds() -> str:
 
 
 def _tried(trial: _Trial) -> Finding:
-    """Run a trial in a child and read what it says; an exception or a death is a no."""
+    """Run a check in a child process; an exception or a death is a failure."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -152,7 +152,7 @@ def _tried(trial: _Trial) -> Finding:
 
 
 def _outcome(trial: _Trial) -> tuple[bool, str, str]:
-    """Return whether it works, one line of what was seen, and the remedy that an error knows."""
+    """Return whether the check succeeds, one line about what was found, and the remedy of an error."""
     try:
         return True, trial.attempt(), ""
     except HostError as error:
@@ -270,7 +270,7 @@ def _try_state() -> str:
 def _try_roots_rules(system: Path) -> str:
     count = len(rule_files.system_files(system))
     rule_files.load([], system)
-    who = run_request.known_identities(system) is not None
+    who = run_request.read_identities(system) is not None
     if not count and not who:
         return f"none in {system}"
     return f"{count} rule file{'s' * (count != 1)} in {system}" + (", and who may claim what" if who else "")
@@ -304,7 +304,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         *made,
         _Trial(
             "a whole sandbox",
-            lambda: rehearse(make_private(state_directory()), system),
+            lambda: run_self_test(make_private(state_directory()), system),
             "mend that: `exeat run` would end with it",
             after=tuple(trial.name for trial in made),
         ),

@@ -1,7 +1,7 @@
 """Self-test of `exeat run`: makes a whole sandbox, as for any task, and runs `true` in it.
 
-Whatever a start can end with on this machine, this ends with, because it is a start. It keeps its state apart, so it is
-in no journal and makes no CA that anybody trusts.
+It is a real start, so it fails with any error that a start would have. It uses temporary state: no journal records it,
+and its CA is never used again.
 """
 
 import contextlib
@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from enforcer.policy.rule_files import read_seen
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.rule_files import load_with_fingerprint
+from enforcer.policy.run_request import RunRequest
 from enforcer.run import task
 from enforcer.run.host import StandaloneHost
 from enforcer.system.errors import HostError
@@ -22,11 +22,11 @@ _PREFIX = "rehearsal-"
 _RULES = "version: 1\nname: rehearsal\nrules: []\n"
 
 
-def rehearse(directory: Path, system: Path) -> str:
-    """Run `true` in a sandbox and say how that went. `directory` is where to keep everything meanwhile.
+def run_self_test(directory: Path, system: Path) -> str:
+    """Run `true` in a sandbox and describe the result. `directory` holds the temporary state.
 
-    It is for a process of its own, which has one thread and ends after it: its standard streams and its environment are
-    changed. Raises what a start raises, and HostError when the task didn't end well.
+    Call it in a process with one thread that ends after it: it changes standard streams and environment. Raises what a
+    start raises, and HostError when the task fails.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
@@ -46,9 +46,9 @@ def rehearse(directory: Path, system: Path) -> str:
 
 @contextlib.contextmanager
 def _place(directory: Path) -> Iterator[str]:
-    """Make a directory and remove it afterwards; also remove those of rehearsals that were killed before they could.
+    """Make a directory and remove it afterwards, with those of self-tests that were killed.
 
-    A directory is in use while its rehearsal holds a lock on it.
+    A directory is in use while its self-test holds a lock on it.
     """
     parent = _lock(directory)
     try:
@@ -79,9 +79,9 @@ def _lock(directory: Path, flags: int = 0) -> int:
     return descriptor
 
 
-def _wanted(file: Path, workspace: Path, system: Path) -> Wanted:
-    policy, asked, seen = read_seen([file], system)
-    return Wanted(
+def _wanted(file: Path, workspace: Path, system: Path) -> RunRequest:
+    policy, asked, seen = load_with_fingerprint([file], system)
+    return RunRequest(
         argv=("true",),
         name="rehearsal",
         policy=policy,

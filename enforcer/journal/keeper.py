@@ -25,10 +25,10 @@ _LOOKED_EVERY = 30.0  # likewise, where anything was written
 
 
 class Keeper:
-    """Looks after one journal. `state` is a directory outside it that workers and sandboxes never see.
+    """Keeper of one journal. `state` is a directory outside it that workers and sandboxes never see.
 
-    `tell` is called with what went wrong, `confine` in each process that is started to read what workers wrote: it
-    gives up what that doesn't need. Nothing here raises.
+    `tell` receives problems. `confine` runs in each process that reads the files of workers, to drop its rights. No
+    method raises.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Keeper:
         self._due = 0.0
 
     def turn(self) -> None:
-        """Do what is due, if it is ours to do."""
+        """Do the tasks that are due, if this keeper is the active one."""
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY
         self._guarded(self._turn)
 
     def close(self, writers: "Collection[int]" = ()) -> None:
-        """Sign what these processes have written, which have ended, and leave the rest to others."""
+        """Sign the segments of these ended processes, and leave the rest to other keepers."""
         self._guarded(lambda: self._sweep(self._opened(), writers))
         self._grown = True
         self._guarded(self._have_looked)
@@ -109,7 +109,7 @@ class Keeper:
         self._grown = seal_ended(self._journal, ledger, self._say, (os.getpid(), *writers)) or self._grown
 
     def _take(self) -> bool:
-        """Become the one who does it, if nobody else is."""
+        """Become the active keeper if there is none; return whether."""
         file = os.open(self._state / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,18 +120,18 @@ class Keeper:
         return True
 
     def _have_tended(self) -> None:
-        """Have a process of its own compress and remove, once an hour: that takes longer than anybody may wait here."""
+        """Start a process that compresses and removes old segments, once an hour: it takes too long for this loop."""
         if self._is_due("tended", _TENDED_EVERY):
             _apart(lambda: tend_now(self._journal, self._state), self._confine)
 
     def _have_looked(self) -> None:
-        """Have a process of its own look what tasks did that they usually don't."""
+        """Start a process that looks for anomalies."""
         if self._grown and self._is_due("looked", _LOOKED_EVERY):
             self._grown = False
             _apart(lambda: find_anomalies_now(self._journal, self._state), self._confine)
 
     def _is_due(self, name: str, every: float) -> bool:
-        """Whether nobody has done something for so many seconds; then it counts as done now."""
+        """Whether a periodic task is due (`every` in seconds); records it as done now."""
         stamp = self._state / name
         try:
             last = stamp.stat().st_mtime
@@ -145,12 +145,12 @@ class Keeper:
 
 
 def open_ledger(journal: "Path", state: "Path") -> Ledger:
-    """Return the ledger of a journal, with the key that signs now. Raises SigningKeyError."""
+    """Open the ledger of a journal, with the current signing key. Raises SigningKeyError."""
     return Ledger(journal, signer(state.parent / "keys"), state / "ledger.lock")
 
 
 def seal_ended(journal: "Path", ledger: Ledger, say: "Callable[[str], None]", writers: "Collection[int]" = ()) -> bool:
-    """Seal what has no writer any more, and record or `say` what was wrong with it; whether anything was."""
+    """Seal segments without a writer, and record or `say` their problems; return whether there were any."""
     wrong = False
     for found in sweep(journal, ledger, writers):
         wrong = True
@@ -162,14 +162,14 @@ def seal_ended(journal: "Path", ledger: Ledger, say: "Callable[[str], None]", wr
 
 
 def tend_now(journal: "Path", state: "Path") -> None:
-    """Compress what is closed and remove what is not to be kept. Raises OSError, ValueError and SigningKeyError."""
+    """Compress closed segments and apply retention. Raises OSError, ValueError and SigningKeyError."""
     from proxy.telemetry.journal.retention import RetentionPolicy, apply_retention
 
     apply_retention(journal, open_ledger(journal, state), RetentionPolicy.load(state / "keep.json"), state / "sinks")
 
 
 def find_anomalies_now(journal: "Path", state: "Path") -> None:
-    """Learn what tasks usually do, and tell what is unusual. Raises OSError, ValueError and SigningKeyError."""
+    """Update the baseline, and record anomalies. Raises OSError, ValueError and SigningKeyError."""
     from proxy.telemetry.baseline.anomalies import find_anomalies
     from proxy.telemetry.events import Origin
 
@@ -178,7 +178,7 @@ def find_anomalies_now(journal: "Path", state: "Path") -> None:
 
 
 def _apart(do: "Callable[[], None]", confine: "Callable[[], None]") -> None:
-    """Do it in a process that nobody waits for, and that gives way to all others."""
+    """Run a function in a detached process with the lowest priority."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)

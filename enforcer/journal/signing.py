@@ -20,53 +20,53 @@ if TYPE_CHECKING:
     from proxy.telemetry.baseline.anomalies import AnomalyCounts
 
 
-def place(journal: Path) -> Path:
-    """Return where lies what belongs to a journal and must be out of its writers' reach: bookmarks, locks, settings.
+def keeper_directory(journal: Path) -> Path:
+    """Return the directory of a journal's bookmarks, locks and settings, out of reach of its writers.
 
     Raises HostError.
     """
-    base = state.make_private(keys().parent)
+    base = state.make_private(keys_directory().parent)
     real = os.path.realpath(journal)
     default = real == os.path.realpath(state.journal_directory())
     return state.make_private(base / ("journal" if default else sha256(os.fsencode(real)).hexdigest()[:16]))
 
 
-def keys() -> Path:
+def keys_directory() -> Path:
     """Return the directory of the keys that sign journals."""
     return state.state_directory() / "keeper" / "keys"
 
 
-def begin(journal: Path, recorder: "Recorder") -> "Keeper":
-    """Look after a journal from here on. Raises HostError."""
+def start_keeper(journal: Path, recorder: "Recorder") -> "Keeper":
+    """Start the keeper of a journal. Raises HostError."""
     from enforcer.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
     from proxy.telemetry import encoding  # noqa: F401  at the end it is needed, and somebody waits
 
-    return Keeper(journal, place(journal), partial(recorder.error, Component.JOURNAL), confine)
+    return Keeper(journal, keeper_directory(journal), partial(recorder.error, Component.JOURNAL), confine)
 
 
-def end(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
-    """Sign what a task's gate and its supervisor have told; both are done. Raises HostError."""
+def stop_keeper(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
+    """Sign the segments of a task's gate and supervisor, which have ended. Raises HostError."""
     from enforcer.journal.keeper import Keeper
     from proxy.telemetry.journal.ledger import is_left
 
     recorder.journal.close()
-    keeper = Keeper(journal, place(journal), print_notice, confine)
+    keeper = Keeper(journal, keeper_directory(journal), print_notice, confine)
     keeper.close(gate.writers)
     if any(is_left(journal, pid) for pid in gate.writers):  # it has said that it had closed what it wrote
         gate.kill()
         keeper.close(gate.writers)
 
 
-def sign(journal: Path) -> None:
-    """Sign what this process has told of a run that is over: else it is taken for one that was killed. Never raises."""
+def sign_ended_run(journal: Path) -> None:
+    """Sign the segment of this process about an ended run, so that it does not count as killed. Never raises."""
     from enforcer.journal.keeper import Keeper
 
     with contextlib.suppress(HostError):  # whoever writes there next signs it
-        Keeper(journal, place(journal), print_notice, confine).close((os.getpid(),))
+        Keeper(journal, keeper_directory(journal), print_notice, confine).close((os.getpid(),))
 
 
 def confine() -> None:
-    """Give up every capability, and any way to get one: whoever reads what workers wrote needs none. Raises OSError."""
+    """Drop all capabilities for good: reading the files of workers needs none. Raises OSError."""
     with contextlib.suppress(PermissionError):  # an ordinary user has no capability, this one neither
         linux.drop_bounding_set()
     linux.drop_capabilities()
@@ -75,7 +75,7 @@ def confine() -> None:
 
 
 class AnomalyCountReader:
-    """How often something unusual was told of one task; and of the whole journal, how many flags wait for somebody."""
+    """Counts of anomalies of one task, and of flagged events in the whole journal that nobody has acknowledged."""
 
     def __init__(self, journal: Path, task: str = "") -> None:
         self._journal = journal
@@ -86,7 +86,7 @@ class AnomalyCountReader:
         self.flags = (0, 0.0)  # how many, and when the oldest was (s since 1970)
 
     def news(self) -> dict[str, object]:
-        """Return what a gate is to be told: what was added since this was last asked; nothing where nothing was."""
+        """Return the counts to send to a gate, if they changed since the last call."""
         numbers = self._read()
         if numbers is None:
             return {}
@@ -96,11 +96,11 @@ class AnomalyCountReader:
         return {"unusual": dict(added), "flags": list(self.flags)}
 
     def _read(self) -> "AnomalyCounts | None":
-        """Return what has been written since this was last asked; None: nothing, or nothing that can be read."""
+        """Return the counts written since the last call; None: none, or unreadable."""
         from proxy.telemetry.baseline.anomalies import TOLD, read_numbers  # more than a short task has time for
 
         try:
-            self._file = self._file or place(self._journal) / TOLD
+            self._file = self._file or keeper_directory(self._journal) / TOLD
             changed = self._file.stat().st_mtime_ns
         except (OSError, HostError):
             return None

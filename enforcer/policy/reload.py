@@ -16,7 +16,7 @@ from enforcer.system.notices import print_notice
 from proxy.wire import strict_json
 
 if TYPE_CHECKING:
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
 
 
 _PATIENCE: Final = 60.0  # seconds for reading
@@ -24,17 +24,17 @@ _PATIENCE: Final = 60.0  # seconds for reading
 type Cover = Callable[[Sequence[str]], None]  # has the sandbox cover paths anew
 
 
-class Teller(Protocol):
-    """Who is told: a worker, or the service for all who are under the same rules."""
+class PolicyReceiver(Protocol):
+    """Receiver of a new policy: a worker, or the service for all sandboxes with the same rules."""
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Take a message."""
+        """Send a message, with descriptors."""
 
 
 class _Reader(NamedTuple):
-    """A process that reads: its pid, where it says how it went, where the policy is put, and by when.
+    """Reader process: its pid, the pipe of its report, the file of its policy, and its deadline.
 
-    `alone`: it reads root's files and no others.
+    `alone`: it reads only root's files.
     """
 
     pid: int
@@ -45,15 +45,17 @@ class _Reader(NamedTuple):
 
 
 class Reloader:
-    """One run's rule files, from when its task has started. For the supervisor's loop; close it."""
+    """Reloader of one run's rule files, for the event loop of the supervisor. Close it."""
 
-    def __init__(self, wanted: "Wanted", gate: Teller, cover: Cover, selector: selectors.BaseSelector) -> None:
-        self._wanted = wanted
+    def __init__(
+        self, request: "RunRequest", gate: PolicyReceiver, cover: Cover, selector: selectors.BaseSelector
+    ) -> None:
+        self._request = request
         self._gate = gate
         self._cover = cover
         self._selector = selector
-        self._asked: tuple[str, ...] = wanted.asked
-        self._seen = wanted.seen
+        self._asked: tuple[str, ...] = request.asked
+        self._seen = request.seen
         self._watch: Watch | None = None
         self._reader: _Reader | None = None
         self._said = b""
@@ -62,12 +64,12 @@ class Reloader:
         self._rejected = False  # whether the last that was read could not be used
         self._unwritten: list[str] = []  # what was told of a file that somebody is writing
         self._good = -1  # where the last policy is that all files made; below 0: the one that the task was started with
-        self._sent = wanted.policy.revision  # of the policy that was handed on last
-        self._covering: dict[str, rule_files.What | None] = {}  # what was covered again last, by path
+        self._sent = request.policy.revision  # of the policy that was handed on last
+        self._covering: dict[str, rule_files.FileIdentity | None] = {}  # what was covered again last, by path
         self._deaf = 0.0  # until then nobody listens for changes; 0: somebody does
 
     def wait(self) -> float:
-        """Return in how many seconds `turn` is to be called."""
+        """Return the seconds until `turn` is due."""
         due = self._due()
         return min(due, max(0.0, self._deaf - time.monotonic())) if self._deaf else due
 
@@ -80,18 +82,18 @@ class Reloader:
         return self._watch.wait()
 
     def in_force(self) -> tuple[tuple[str, ...], str]:
-        """Return which files the rules in force were read from, and what those were like; empty: they are new."""
+        """Return the files of the rules in force and their fingerprint; empty: they are new."""
         return self._asked, "" if self._rejected or self._reader is not None else self._seen
 
     def now(self) -> None:
-        """Read the files again, whether they have changed or not (SIGHUP)."""
+        """Read the files again even if they have not changed (SIGHUP)."""
         self._forced = True
         self._begin_watching()
         if self._watch is not None:
             self._watch.stir()
 
     def turn(self) -> None:
-        """Do what is due."""
+        """Handle events that are due."""
         if self._deaf and time.monotonic() >= self._deaf:
             self._listen()
         if self._reader is not None:
@@ -105,7 +107,7 @@ class Reloader:
             self._look()
 
     def close(self) -> None:
-        """Watch and read nothing any more."""
+        """Stop watching and reading."""
         if self._reader is not None:
             self._end_reader()
         self._forget()
@@ -118,7 +120,7 @@ class Reloader:
     def _begin_watching(self) -> None:
         if self._watch is not None:
             return
-        self._watch = Watch(self._wanted.writable)
+        self._watch = Watch(self._request.writable)
         self._listen()
         self._follow()
         self._look()  # at what happened before
@@ -129,7 +131,7 @@ class Reloader:
             self._selector.register(descriptor, selectors.EVENT_READ, self._notice)
 
     def _notice(self) -> None:
-        """Read what happened, and for a moment no more of it: whoever causes it can't keep this process busy."""
+        """Read the pending events, then pause for a moment, so that a flood can't keep this process busy."""
         if self._watch is not None and (descriptor := self._watch.fileno()) is not None:
             self._watch.read()
             self._selector.unregister(descriptor)
@@ -137,33 +139,33 @@ class Reloader:
 
     def _follow(self) -> None:
         if self._watch is not None:
-            self._watch.follow(self._asked, (str(rule_files.directory_of(self._wanted.system)),))
+            self._watch.follow(self._asked, (str(rule_files.directory_of(self._request.system)),))
 
     def _look(self) -> None:
         self._look_after_covers()
-        seen = fingerprint(self._asked, self._wanted.system)
+        seen = fingerprint(self._asked, self._request.system)
         if seen == self._seen and not self._forced:
             return
         self._forced = False
         self._seen = seen
         self._follow()
-        self._read([reread.replaced(path) for path in self._uncovered()])
+        self._read([reread.describe_replaced(path) for path in self._uncovered()])
 
     def _look_after_covers(self) -> None:
-        """Have covered again what was replaced, so that a task can't write what later runs would read."""
-        there = {path: rule_files.trail(path)[-1].what for path in self._uncovered()}
+        """Mask replaced rule files again, so that a task can't write what later runs read."""
+        there = {path: rule_files.list_steps(path)[-1].what for path in self._uncovered()}
         before, self._covering = self._covering, there
         # Compared as a whole: a file that took the place of another may have been given its inode.
         if any(what is not None and what != before.get(path) for path, what in there.items()):
             self._cover(tuple(there))  # each is another one, or lies below such a one
 
     def _uncovered(self) -> tuple[str, ...]:
-        return rule_files.uncovered(self._asked, self._wanted.writable, self._wanted.covers)
+        return rule_files.find_unmasked(self._asked, self._request.writable, self._request.covers)
 
     def _read(self, problems: Sequence[str]) -> None:
-        """Begin to read. A task of the same user can use up what that takes (fork(2), EAGAIN): tried again then.
+        """Start the reader. A failure is retried: a task of the same user can use up processes (fork(2), EAGAIN).
 
-        Where there are problems already, root's files alone are read.
+        With `problems`, only root's files are read.
         """
         parent = os.getpid()
         made: list[int] = []
@@ -179,8 +181,8 @@ class Reloader:
             return
         says, its, policy = made
         if pid == 0:
-            before = reread.Before(self._wanted, self._asked, self._good, tuple(problems))
-            reread.be_reader(parent, its, policy, before)
+            before = reread.RereadRequest(self._request, self._asked, self._good, tuple(problems))
+            reread.run_reader(parent, its, policy, before)
         os.close(its)
         os.set_blocking(says, False)
         self._said = b""
@@ -212,11 +214,11 @@ class Reloader:
         elif self._rejected:
             self._rejected = False
             print_notice("the rules are right again, and were loaded")
-        if fingerprint(self._asked, self._wanted.system) != self._seen and self._watch is not None:
+        if fingerprint(self._asked, self._request.system) != self._seen and self._watch is not None:
             self._watch.stir()  # saved again meanwhile
 
     def _hand_on(self, said: Mapping[str, Any]) -> bool:
-        """Hand on the policy that was read, or what root's files make of the one before; return whether it was."""
+        """Send the new policy, or the one before under root's new files; return whether one was sent."""
         assert self._reader is not None
         whole = "problems" not in said
         if not whole and said["revision"] == self._sent:
@@ -238,7 +240,7 @@ class Reloader:
             self._good = -1
 
     def _fail(self, problem: str) -> None:
-        """Read root's files alone where something, whatever it is, keeps others from being read."""
+        """Read only root's files after any failure with the others."""
         alone = self._reader is not None and self._reader.alone
         self._end_reader()
         if alone:
@@ -256,8 +258,8 @@ class Reloader:
         os.close(reader.policy)
 
     def _reject(self, problems: Sequence[str], *, tell: bool = True) -> None:
-        """Say what is wrong; `tell` the gate, where no policy that it was handed does."""
-        told = reread.bounded(problems)
+        """Report problems; `tell`: also to the gate, if no policy carries them."""
+        told = reread.limit_problems(problems)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         self._rejected = True
         stays = "those in force stay" if tell else "but what root's files say now is in force besides"
@@ -273,10 +275,10 @@ DEAF = 0.05  # seconds between two times that events are read: a task can cause 
 
 
 class Watch:
-    """The files of one policy. Close it."""
+    """Watch on the files of one policy. Close it."""
 
     def __init__(self, writable: Collection[str]) -> None:
-        """Watch nothing yet. `writable` are the trees that a task may write."""
+        """Make an empty watch. `writable`: the trees that a task may write."""
         self._inotify: Inotify | None = None
         with contextlib.suppress(OSError):  # a user may have so many, and no more
             self._inotify = Inotify()
@@ -286,17 +288,17 @@ class Watch:
         self._looked = time.monotonic()
 
     def fileno(self) -> int | None:
-        """Return what becomes readable when something may have changed; None: only a look every few seconds tells."""
+        """Return the descriptor that becomes readable after a change; None: the files are polled every few seconds."""
         return None if self._inotify is None else self._inotify.fd
 
     def follow(self, paths: Iterable[str], directories: Iterable[str] = ()) -> None:
-        """Watch these files, and every name in these directories, instead of those before."""
+        """Replace the watched files, and directories with all their names."""
         if self._inotify is None:
             return
         names: dict[str, set[str]] = {directory: set() for directory in directories}
         files: set[str] = set()
         for path in paths:
-            for step in rule_files.trail(path):
+            for step in rule_files.list_steps(path):
                 if step.directory not in directories:
                     names.setdefault(step.directory, set()).add(step.name)
                 if step.what is not None and not step.what.is_directory and not step.what.is_link:
@@ -313,7 +315,7 @@ class Watch:
         self._names = names
 
     def read(self) -> None:
-        """Take note of what happened, as far as that has an end: signals and the task's own end don't wait for it."""
+        """Read a bounded number of events: signals and the end of the task must not wait."""
         if self._inotify is None:
             return
         events, more = self._inotify.read()
@@ -327,19 +329,19 @@ class Watch:
             self.stir()  # whatever is in the rest
 
     def stir(self) -> None:
-        """Take note that something changed just now."""
+        """Record that something changed now."""
         self._last = time.monotonic()
         self._since = self._since or self._last
 
     def wait(self) -> float:
-        """Return how many seconds there are until `is_due`."""
+        """Return the seconds until `is_due`."""
         now = time.monotonic()
         if self._since:
             return max(0.0, min(self._last + QUIET, self._since + LONGEST_WAIT) - now)
         return max(0.0, self._looked + LOOK_EVERY - now)
 
     def is_due(self) -> bool:
-        """Whether it is time to look at the files; the next time is a while later then."""
+        """Whether the files are due for a check; schedules the next one."""
         if self.wait() > 0:
             return False
         self._since = 0.0
@@ -347,6 +349,6 @@ class Watch:
         return True
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         if self._inotify is not None:
             self._inotify.close()

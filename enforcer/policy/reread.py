@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from enforcer.policy import rule_files
-from enforcer.policy.rule_files import absolute, fingerprint
+from enforcer.policy.rule_files import fingerprint, make_absolute
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
     from proxy.dialing.proxy_auth import Login
     from rules.matching.policy import Policy
 
@@ -34,17 +34,17 @@ _BETWEEN: Final = 0.02  # seconds between two looks
 _SETTLED: Final = 0.5  # seconds since the last change of a file of which nothing else is known
 
 
-class Before(NamedTuple):
-    """What a process that reads goes by: what was read last, where the policy that it made is, and why not to read."""
+class RereadRequest(NamedTuple):
+    """Input of the reader: the run request, the files read last, the last good policy, and known problems."""
 
-    wanted: "Wanted"
+    request: "RunRequest"
     asked: tuple[str, ...]
     good: int
     problems: tuple[str, ...] = ()
 
 
-def be_reader(parent: int, says: int, policy: int, before: Before) -> NoReturn:
-    """Read the files, put the policy into its file, and say how it went. The process ends here."""
+def run_reader(parent: int, says: int, policy: int, before: RereadRequest) -> NoReturn:
+    """Read the files, write the policy to its file, report the result, and exit."""
     try:
         try:
             linux.die_with_parent(signal.SIGKILL, parent)
@@ -57,8 +57,8 @@ def be_reader(parent: int, says: int, policy: int, before: Before) -> NoReturn:
         os._exit(0)  # whatever was raised: nothing gets from here to where the supervisor goes on
 
 
-def _try_to_read(before: Before, policy: int) -> dict[str, Any]:
-    """Read; where that can't be used, put what root's files say over what was in force."""
+def _try_to_read(before: RereadRequest, policy: int) -> dict[str, Any]:
+    """Read the files; if they can't be used, put root's files over the policy in force."""
     said: dict[str, Any] = {"problems": list(before.problems)} if before.problems else _settled(before, policy)
     if "problems" not in said:
         return said
@@ -68,17 +68,17 @@ def _try_to_read(before: Before, policy: int) -> dict[str, Any]:
         return said  # root's files are what is wrong
 
 
-def _settled(before: Before, policy: int) -> dict[str, Any]:
-    """Read until nothing has changed meanwhile, nor was anything read that had not been looked at before."""
-    wanted, asked = before.wanted, before.asked
+def _settled(before: RereadRequest, policy: int) -> dict[str, Any]:
+    """Read until nothing changes during the read, and no file is new."""
+    request, asked = before.request, before.asked
     for _ in range(_TRIES):
-        if (path := unwritten(_files(asked, wanted.system))) is not None:
+        if (path := wait_until_written(_files(asked, request.system))) is not None:
             problem = f"`{path}` is still being written: it is read as soon as whoever writes it closes it"
             return {"problems": [problem], "asked": list(asked), "seen": "", "unwritten": True}
-        seen_before = fingerprint(asked, wanted.system)
-        said, found = _read_once(wanted, policy)
-        seen = fingerprint(found or asked, wanted.system)
-        if set(found) <= set(asked) and fingerprint(asked, wanted.system) == seen_before:
+        seen_before = fingerprint(asked, request.system)
+        said, found = _read_once(request, policy)
+        seen = fingerprint(found or asked, request.system)
+        if set(found) <= set(asked) and fingerprint(asked, request.system) == seen_before:
             return {**said, "asked": list(found or asked), "seen": seen}
         asked = tuple(dict.fromkeys((*asked, *found)))
     return {"problems": ["the rule files change faster than they can be read"]}
@@ -86,11 +86,14 @@ def _settled(before: Before, policy: int) -> dict[str, Any]:
 
 def _files(asked: Sequence[str], system: Path) -> list[str]:
     directory = rule_files.directory_of(system)
-    return [*asked, *(str(directory / name) for name in rule_files.listed(str(directory)).name.split("/") if name)]
+    return [
+        *asked,
+        *(str(directory / name) for name in rule_files.directory_step(str(directory)).name.split("/") if name),
+    ]
 
 
-def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, object]:
-    """Write what root's files, read alone, make of the last policy that all files made. Nothing, where there are none.
+def _raise(before: RereadRequest, policy: int, problems: Sequence[str]) -> dict[str, object]:
+    """Write the last good policy under root's files, read alone. Without root's files, write nothing.
 
     Raises RuleFileError and HostError.
     """
@@ -99,16 +102,16 @@ def _raise(before: Before, policy: int, problems: Sequence[str]) -> dict[str, ob
     from proxy.worker import policy_transfer
     from rules.matching.unreadable_layer import put_over
 
-    good, login = before.wanted.policy, None
+    good, login = before.request.policy, None
     if before.good >= 0:
         with policy_transfer.Copy(os.dup(before.good)) as file:
             login, good = proxy_auth.take(file), policy_transfer.take(file)
     else:
         with contextlib.suppress(HostError):  # then what goes by the proxy is refused there
             login = credentials.read_login(good)
-    if not rule_files.system_files(before.wanted.system) and not any(layer.roots for layer in good.layers):
+    if not rule_files.system_files(before.request.system) and not any(layer.roots for layer in good.layers):
         return {}
-    over = put_over(good, rule_files.parse([], before.wanted.system).policy, bounded(problems))
+    over = put_over(good, rule_files.parse([], before.request.system).policy, limit_problems(problems))
     _write(over, login, policy)
     return {"revision": over.revision, "asks": over.needs.approvals}
 
@@ -124,24 +127,24 @@ def _write(policy: "Policy", login: "Login | None", descriptor: int) -> None:
         policy_transfer.send(policy, file)
 
 
-def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[str, ...]]:
-    """Return what there is to say, and which files were looked for."""
+def _read_once(request: "RunRequest", policy: int) -> tuple[dict[str, object], tuple[str, ...]]:
+    """Return the report, and the files that were looked up."""
     from enforcer.worker import credentials
 
     try:
-        loaded = rule_files.load([Path(path) for path in wanted.rules], wanted.system)
+        loaded = rule_files.load([Path(path) for path in request.rules], request.system)
     except RuleFileError as error:
-        return {"problems": list(map(str, error.problems))}, absolute(error.asked)
+        return {"problems": list(map(str, error.problems))}, make_absolute(error.asked)
     except HostError as error:
         return {"problems": [str(error)]}, ()
-    found = absolute(loaded.asked)
-    lost = rule_files.uncovered(found, wanted.writable, wanted.covers)
-    problems = rule_files.exposed(found, wanted.writable) or [replaced(path) for path in lost]
-    if loaded.policy.settings.dns_pool != wanted.policy.settings.dns_pool:
+    found = make_absolute(loaded.asked)
+    lost = rule_files.find_unmasked(found, request.writable, request.covers)
+    problems = rule_files.find_exposed(found, request.writable) or [describe_replaced(path) for path in lost]
+    if loaded.policy.settings.dns_pool != request.policy.settings.dns_pool:
         problems.append("`dns_pool` can't change while a task runs: start it anew")
-    if loaded.policy.settings.upstream_auth not in (None, wanted.policy.settings.upstream_auth):
+    if loaded.policy.settings.upstream_auth not in (None, request.policy.settings.upstream_auth):
         problems.append("`upstream_auth` can't be another file while a task runs, which may be shown it: start it anew")
-    if loaded.policy.secrets != wanted.policy.secrets:
+    if loaded.policy.secrets != request.policy.secrets:
         problems.append("`secrets` can't change while a task runs, which has their placeholders: start it anew")
     if problems:
         return {"problems": problems}, found
@@ -150,17 +153,17 @@ def _read_once(wanted: "Wanted", policy: int) -> tuple[dict[str, object], tuple[
     except HostError as error:
         return {"problems": [str(error)]}, found
     _write(loaded.policy, login, policy)
-    now, then = loaded.policy, wanted.policy
+    now, then = loaded.policy, request.policy
     outboxed = (now.box, now.floor) != (then.box, then.floor)
     return {"revision": now.revision, "asks": now.needs.approvals, "outboxed": outboxed}, found
 
 
-def unwritten(paths: Iterable[str]) -> str | None:
-    """Wait until nobody is writing any of these files; return one that is still being written then.
+def wait_until_written(paths: Iterable[str]) -> str | None:
+    """Wait until no process writes these files; return one that is still being written after that.
 
-    Rules that are cut off where somebody is still writing them may lack their last denies. Nobody gets a lease to read
-    a file that is open for writing anywhere (fcntl(2), F_SETLEASE, EAGAIN). Where there is no lease, as for another
-    user's file, the time of its last change counts. For a process of one's own: a lease changes SIGIO.
+    Half-written rules may lack their last denies. A read lease fails while a file is open for writing (fcntl(2),
+    F_SETLEASE, EAGAIN). Without a lease, as for another user's file, the time of the last change counts. Call it in a
+    separate process: a lease changes SIGIO.
     """
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # whoever opens a file meanwhile waits for its lease, and says so
     deadline = time.monotonic() + PATIENCE
@@ -189,13 +192,13 @@ def _is_being_written(path: str) -> bool:
     return False
 
 
-def bounded(problems: Sequence[str]) -> list[str]:
-    """Return as much of problems as is told."""
+def limit_problems(problems: Sequence[str]) -> list[str]:
+    """Return the problems that fit into a report."""
     return [problem[:_LONGEST] for problem in problems[:_MOST_PROBLEMS]]
 
 
-def replaced(path: str) -> str:
-    """Say that a file is none that could be read."""
+def describe_replaced(path: str) -> str:
+    """Describe a file that was replaced by something that can't be read as rules."""
     return (
         f"`{path}` lies where the task may write, and is not the one that was covered when the task started: whether "
         "it is as you saved it can't be told; look at it, and keep rules outside of the workspace"

@@ -19,8 +19,8 @@ SYSTEM: Final = Path("/etc/exeat")
 _OTHERS_WRITE: Final = 0o022
 
 
-class Seen(NamedTuple):
-    """Rules as they were read. While the fingerprint of their files is the same, so is what they hold."""
+class LoadedRules(NamedTuple):
+    """Policy with the fingerprint of its files: the same fingerprint means the same content."""
 
     policy: Policy
     asked: tuple[str, ...]  # all that were looked at for it, absolute
@@ -28,9 +28,9 @@ class Seen(NamedTuple):
 
 
 def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
-    """Load the files and root's as one policy, if they are right and their tests pass.
+    """Load the files and root's as one policy, and run their tests.
 
-    `instead`: what some of them are taken to hold (`rules.loading.load.read`).
+    `instead`: content that replaces that of some files (`rules.loading.load.read`).
 
     Raises RuleFileError with every problem, HostError where root's files can't be trusted or read.
     """
@@ -41,20 +41,20 @@ def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, by
     return loaded
 
 
-def read_seen(files: Sequence[Path], system: Path) -> Seen:
-    """Read these files and root's. Raises as `load`."""
-    named = absolute(files)
+def load_with_fingerprint(files: Sequence[Path], system: Path) -> LoadedRules:
+    """Load these files and root's, with their fingerprint. Raises as `load`."""
+    named = make_absolute(files)
     before = fingerprint(named, system)
     loaded = load(files, system)
-    asked = absolute(loaded.asked)
+    asked = make_absolute(loaded.asked)
     after = fingerprint(named, system)
     if after != before:
-        return Seen(loaded.policy, asked, "")
-    return Seen(loaded.policy, asked, after if asked == named else fingerprint(asked, system))
+        return LoadedRules(loaded.policy, asked, "")
+    return LoadedRules(loaded.policy, asked, after if asked == named else fingerprint(asked, system))
 
 
 def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
-    """Load the files and root's without trying their tests. Raises as `load`."""
+    """Load the files and root's without running their tests. Raises as `load`."""
     mandatory = system_files(system)
     if not mandatory:
         return read(files, instead=instead)
@@ -63,13 +63,13 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
 
     for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
         if path not in lock_paths():  # of which root's files are filled in by root's alone
-            check_roots(path)
-            check_way(path)
+            check_root_owned(path)
+            check_path(path)
     return loaded
 
 
 def rule_files(named: Sequence[str | Path]) -> tuple[str, ...]:
-    """Return the rule files of a command: those that were named, else `rules.yaml` of the caller's configuration.
+    """Return the rule files of a command: the named ones, or `rules.yaml` in the caller's configuration.
 
     No file of the workspace is a default: the author of a checkout would then write its rules. Raises UsageError.
     """
@@ -87,13 +87,13 @@ def rule_files(named: Sequence[str | Path]) -> tuple[str, ...]:
 
 
 def own_files() -> tuple[Path, ...]:
-    """Return the caller's own files that runs obey without naming them; no task may write them."""
+    """Return the caller's default rule files; no task may write them."""
     own = user_configuration()
     return () if own is None else (own / "rules.yaml", own / "presets.lock")
 
 
 def system_files(system: Path = SYSTEM) -> list[Path]:
-    """Return root's rule files. Raises HostError for what is not root's alone, and for what can't be looked at."""
+    """Return root's rule files. Raises HostError for one that others can write, or that can't be read."""
     directory = directory_of(system)
     try:
         names = sorted(os.listdir(directory))
@@ -103,23 +103,23 @@ def system_files(system: Path = SYSTEM) -> list[Path]:
         raise HostError(f"root's rules in `{directory}` cannot be read: {error.strerror}; nothing runs then") from error
     files = [directory / name for name in names if name.endswith(".yaml") and not name.startswith(".")]
     for path in (system, directory, *files):
-        check_roots(path)
+        check_root_owned(path)
     for path in files:
-        check_way(path)
+        check_path(path)
     return files
 
 
 def directory_of(system: Path = SYSTEM) -> Path:
-    """Return where root's rule files lie."""
+    """Return the directory of root's rule files."""
     return system / "rules.d"
 
 
-def check_way(path: Path) -> None:
-    """Raise HostError unless every directory and link that leads to `path` is root's: others could put another there.
+def check_path(path: Path) -> None:
+    """Raise HostError unless root owns every directory and link on the way to `path`: others could replace it.
 
-    In a directory with the sticky bit nobody can touch what is root's (unlink(2), EPERM).
+    In a sticky directory nobody else can replace root's files (unlink(2), EPERM).
     """
-    for step in trail(str(path))[:-1]:
+    for step in list_steps(str(path))[:-1]:
         try:
             status = os.lstat(step.path)
         except OSError as error:
@@ -138,8 +138,8 @@ def check_way(path: Path) -> None:
             )
 
 
-def check_roots(path: Path) -> None:
-    """Raise HostError unless `path` is root's, and nobody else's to write; that of a symbolic link counts too."""
+def check_root_owned(path: Path) -> None:
+    """Raise HostError unless root owns `path` and only root can write it; a symbolic link itself counts too."""
     try:
         found = [os.lstat(path), os.stat(path)]
     except OSError as error:
@@ -152,14 +152,14 @@ def check_roots(path: Path) -> None:
 
 
 def fingerprint(asked: Sequence[str], system: Path) -> str:
-    """Return a text that changes with whatever these paths, or root's rules, hold."""
+    """Return a text that changes with the content of these paths and of root's rules."""
     directory = str(directory_of(system))
-    steps = {*all_steps((*asked, directory)), listed(directory)}
+    steps = {*all_steps((*asked, directory)), directory_step(directory)}
     return hashlib.sha256(repr(sorted(map(repr, steps))).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def absolute(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return paths that mean the same wherever this process goes; symbolic links on them stay."""
+def make_absolute(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return absolute paths; symbolic links on them stay."""
     return tuple(dict.fromkeys(os.path.join(os.getcwd(), path) for path in paths))
 
 
@@ -167,21 +167,21 @@ _held: Final[list[int]] = []  # descriptors of what is covered, until this proce
 _MOST_LINKS: Final = 40  # symbolic links on one path, as the kernel has it
 
 
-class Step(NamedTuple):
-    """One name that is looked up in a directory (a real path); `what` is None where there is nothing."""
+class PathStep(NamedTuple):
+    """One lookup of a name in a directory (a real path); `what` is None if the name does not exist."""
 
     directory: str
     name: str
-    what: "What | None"
+    what: "FileIdentity | None"
 
     @property
     def path(self) -> str:
-        """Where the name stands."""
+        """Path of the name."""
         return os.path.join(self.directory, self.name)
 
 
-class What(NamedTuple):
-    """What a name leads to. Of a directory only which one it is: what happens to other names in it is no matter."""
+class FileIdentity(NamedTuple):
+    """Fingerprint of a file. For a directory only its identity: other names in it don't matter."""
 
     device: int
     inode: int
@@ -200,14 +200,14 @@ class What(NamedTuple):
         """Whether it is a directory."""
         return self.kind == stat.S_IFDIR
 
-    def is_same(self, other: "What | None") -> bool:
-        """Whether it is the same file or directory, whatever is in it now."""
+    def is_same(self, other: "FileIdentity | None") -> bool:
+        """Whether it is the same file or directory, whatever its content."""
         return other is not None and self[:3] == other[:3]
 
 
-def trail(path: str) -> tuple[Step, ...]:
-    """Return every step on the way to `path`; the last one has no `what` where the way ends before the end."""
-    steps: list[Step] = []
+def list_steps(path: str) -> tuple[PathStep, ...]:
+    """Resolve a path: return every lookup on the way; the last one has no `what` if the path does not exist."""
+    steps: list[PathStep] = []
     at, links = "/", 0
     rest = os.path.join(os.getcwd(), path).split("/")[::-1]
     while rest:
@@ -217,7 +217,7 @@ def trail(path: str) -> tuple[Step, ...]:
         if name == "..":
             at = os.path.dirname(at)
             continue
-        step = Step(at, name, _what(os.path.join(at, name)))
+        step = PathStep(at, name, _what(os.path.join(at, name)))
         steps.append(step)
         if step.what is None:
             break
@@ -237,36 +237,36 @@ def trail(path: str) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def all_steps(paths: Iterable[str]) -> frozenset[Step]:
-    """Return every step to every path: as long as it is the same, so is what they hold."""
-    return frozenset(step for path in paths for step in trail(path))
+def all_steps(paths: Iterable[str]) -> frozenset[PathStep]:
+    """Return every lookup for every path: while these are the same, so is the content of the paths."""
+    return frozenset(step for path in paths for step in list_steps(path))
 
 
-def listed(directory: str) -> Step:
-    """Return which names a directory has, as a step: for directories whose every file counts."""
+def directory_step(directory: str) -> PathStep:
+    """Return the names in a directory as a step, for directories of which every file counts."""
     try:
         names = sorted(os.listdir(directory))
     except OSError:
-        return Step(directory, "", None)
-    return Step(directory, "/".join(names), None)
+        return PathStep(directory, "", None)
+    return PathStep(directory, "/".join(names), None)
 
 
-def _what(path: str) -> What | None:
+def _what(path: str) -> FileIdentity | None:
     try:
         status = os.lstat(path)
     except OSError:
         return None
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFDIR:
-        return What(status.st_dev, status.st_ino, kind)
-    return What(status.st_dev, status.st_ino, kind, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return FileIdentity(status.st_dev, status.st_ino, kind)
+    return FileIdentity(status.st_dev, status.st_ino, kind, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def exposed(paths: Iterable[str], writable: Collection[str]) -> list[str]:
-    """Say what is wrong with paths that lead through what a task may write; nothing, if they can be covered."""
+def find_exposed(paths: Iterable[str], writable: Collection[str]) -> list[str]:
+    """Return problems of rule files that a task could replace; none, if they can be masked."""
     problems: dict[str, None] = {}
     for path in paths:
-        steps = trail(path)
+        steps = list_steps(path)
         end = steps[-1].path if steps else "/"
         for step in steps:
             place = _holding(writable, step.directory)
@@ -291,12 +291,12 @@ def exposed(paths: Iterable[str], writable: Collection[str]) -> list[str]:
 
 
 def refuse_service(path: str, writable: Iterable[str]) -> None:
-    """Refuse a task that could listen where the service does (`place.control`; empty: nowhere). Raises UsageError.
+    """Raise UsageError if a task could write the control socket's path (empty: there is none).
 
-    What `exeat run` says to who listens there is its environment, and where it is.
+    `exeat run` sends its environment and its directory to the listener there.
     """
     places = list(writable)
-    for step in trail(path) if path else ():
+    for step in list_steps(path) if path else ():
         if (place := _holding(places, step.directory)) is not None:
             raise UsageError(
                 f"the service's socket `{path}` is reached through `{place}`, which the task may write: it could "
@@ -304,15 +304,15 @@ def refuse_service(path: str, writable: Iterable[str]) -> None:
             )
 
 
-def covered(paths: Iterable[str], writable: Collection[str]) -> dict[str, What]:
-    """Return what a sandbox that is made now covers: every file and directory on these paths that a task may write.
+def hold_masked(paths: Iterable[str], writable: Collection[str]) -> dict[str, FileIdentity]:
+    """Return what a new sandbox masks: every file and directory on these paths that a task may write.
 
-    Each is held open for as long as this process lives: else its inode's number could be given to the file that takes
-    its place, and the two would look the same. What was replaced already is left out, and so counts as uncovered.
+    Each stays open while this process lives: otherwise its replacement could get the same inode number. Files that were
+    replaced already are left out, and so count as unmasked.
     """
-    found: dict[str, What] = {}
+    found: dict[str, FileIdentity] = {}
     for path in paths:
-        for step in trail(path):
+        for step in list_steps(path):
             within = _holding(writable, step.directory) is not None
             if within and step.what is not None and _hold(step.path, step.what):
                 found[step.path] = step.what
@@ -323,8 +323,8 @@ def _holding(writable: Collection[str], directory: str) -> str | None:
     return next((place for place in writable if contains(place, directory)), None)
 
 
-def _hold(path: str, what: What) -> bool:
-    """Hold a file or directory open, if it is still what it was."""
+def _hold(path: str, what: FileIdentity) -> bool:
+    """Keep a file or directory open, if it is unchanged; return whether."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -337,15 +337,16 @@ def _hold(path: str, what: What) -> bool:
     return True
 
 
-def uncovered(paths: Iterable[str], writable: Collection[str], covers: Mapping[str, What]) -> tuple[str, ...]:
-    """Return what a task may write by now although it was covered, or was never covered; outermost first.
+def find_unmasked(
+    paths: Iterable[str], writable: Collection[str], covers: Mapping[str, FileIdentity]
+) -> tuple[str, ...]:
+    """Return paths that a task may write now, because their mask is gone or never existed; outermost first.
 
-    A cover lies on what was there when it was made. Where something else stands now, nothing is covered any more, nor
-    is anything below.
+    A mask lies on the file that was there when it was made. A replaced file has no mask, nor has anything below it.
     """
     lost: dict[str, None] = {}
     for path in paths:
-        for step in trail(path):
+        for step in list_steps(path):
             if step.what is None or _holding(writable, step.directory) is None:
                 continue
             before = covers.get(step.path)

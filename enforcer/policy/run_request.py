@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from enforcer.policy.rule_files import SYSTEM, check_roots, check_way
+from enforcer.policy.rule_files import SYSTEM, check_path, check_root_owned
 from enforcer.system.errors import HostError, UsageError
 from rules.loading.fields import make_slug, parse_slug
 from rules.loading.layers import NUMBERS, apply_floor
@@ -23,7 +23,7 @@ from rules.problems import quote
 from rules.sandbox import NO_SANDBOX_SETTINGS, SandboxFloor, SandboxSettings, parse_device
 
 if TYPE_CHECKING:
-    from enforcer.policy.rule_files import What
+    from enforcer.policy.rule_files import FileIdentity
     from rules.loading.identities import Identities
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -38,8 +38,8 @@ OPTIONS: Final = {
 _ADDED: Final = ("hide", "protected", "devices")
 
 
-class Wanted(NamedTuple):
-    """What `exeat run` was asked for. Paths are real and absolute, but for `rules`."""
+class RunRequest(NamedTuple):
+    """Request of one run: command, task, policy and sandbox. Paths are real and absolute, except `rules`."""
 
     argv: tuple[str, ...]
     name: str
@@ -58,22 +58,22 @@ class Wanted(NamedTuple):
     system: Path = SYSTEM  # where root's rules are
     asked: tuple[str, ...] = ()  # every rule file that was looked for, absolute, symbolic links as they were named
     seen: str = ""  # what those files were like when they were read
-    covers: "Mapping[str, What]" = _NOTHING  # what of them the sandbox will cover
+    covers: "Mapping[str, FileIdentity]" = _NOTHING  # what of them the sandbox will cover
     homes: frozenset[str] | None = None  # every home of this host, if somebody has looked for them already
 
     @property
     def writable(self) -> tuple[str, ...]:
-        """What of the host the task may write."""
+        """Paths of the host that the task may write."""
         return (self.workspace, *self.write)
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """What of the host the task sees beside the system's directories."""
+        """Paths of the host that the task sees in addition to the system directories."""
         return (self.workspace, *self.write, *self.read)
 
 
 def task_name(given: str | None, command: str) -> str:
-    """Return the task's name: the one that was given, or one made from the command's. Raises UsageError."""
+    """Return the task's name, by default made from the command. Raises UsageError."""
     if given is None:
         return make_slug(os.path.basename(command)) if os.path.basename(command) else "task"
     try:
@@ -103,20 +103,20 @@ def task_labels(given: Sequence[str]) -> dict[str, str]:
 
 
 def check_claims(name: str, labels: Mapping[str, str], system: Path = SYSTEM) -> None:
-    """Raise HostError unless the user who runs this may start a task of this name with these labels."""
-    identities = known_identities(system)
+    """Raise HostError unless this user may start a task with this name and these labels."""
+    identities = read_identities(system)
     problem = identities.refuse(_user(), name, labels, _groups()) if identities is not None else ""
     if problem:
         raise HostError(f"`{identities_file(system)}` refuses this: {problem}")
 
 
 def identities_file(system: Path = SYSTEM) -> Path:
-    """Return where root's identities lie."""
+    """Return the path of root's `identities.yaml`."""
     return system / "identities.yaml"
 
 
-def known_identities(system: Path = SYSTEM) -> "Identities | None":
-    """Read who may claim what; None: root says nothing of it. Raises HostError where it can't be read or trusted."""
+def read_identities(system: Path = SYSTEM) -> "Identities | None":
+    """Read `identities.yaml`; None: it does not exist. Raises HostError if it can't be read or trusted."""
     path = identities_file(system)
     try:
         os.lstat(path)
@@ -125,8 +125,8 @@ def known_identities(system: Path = SYSTEM) -> "Identities | None":
     except OSError as error:  # it may well be there
         raise HostError(f"nothing runs while `{path}` can't be used: {error.strerror}") from error
     for place in (system, path):
-        check_roots(place)
-    check_way(path)
+        check_root_owned(place)
+    check_path(path)
     from rules.loading.identities import read_identities  # only where there is such a file
     from rules.problems import RuleFileError
 
@@ -156,8 +156,8 @@ def _groups() -> list[str]:
     return found
 
 
-class Places(NamedTuple):
-    """What of the host is shown, written and hidden: real paths, in the order of their names."""
+class HostPaths(NamedTuple):
+    """Paths of the host to show, write and hide: real paths, sorted."""
 
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
@@ -165,10 +165,12 @@ class Places(NamedTuple):
     names: tuple[tuple[str, ...], ...] = ()  # globs of names one below the other, wherever they lie
 
 
-def settle(policy: Policy, asked: SandboxSettings = NO_SANDBOX_SETTINGS, said: Iterable[str] = ()) -> SandboxSettings:
-    """Give the box in force: the policy's, with what options ask for. Raises UsageError where that is past a layer.
+def merge_settings(
+    policy: Policy, asked: SandboxSettings = NO_SANDBOX_SETTINGS, said: Iterable[str] = ()
+) -> SandboxSettings:
+    """Merge the policy's sandbox settings with those of options. Raises UsageError for an option that a layer denies.
 
-    `said`: the fields of `asked` that options name. `read` and `write` are `places`' affair.
+    `said`: the fields of `asked` that options name. `resolve_paths` handles `read` and `write`.
     """
     said, by = tuple(said), dict(policy.floor.by)
     for name in NUMBERS:
@@ -190,14 +192,16 @@ def settle(policy: Policy, asked: SandboxSettings = NO_SANDBOX_SETTINGS, said: I
     return policy.box._replace(**found)
 
 
-def places(box: SandboxSettings, floor: SandboxFloor, read: Iterable[str] = (), write: Iterable[str] = ()) -> Places:
-    """Find what the box names on this host; `read` and `write` are what options name besides.
+def resolve_paths(
+    box: SandboxSettings, floor: SandboxFloor, read: Iterable[str] = (), write: Iterable[str] = ()
+) -> HostPaths:
+    """Resolve the paths of the settings on this host; `read` and `write` are those of options.
 
-    Raises UsageError for what isn't there, is no file or directory, or lies in nothing that a layer lets be shown.
+    Raises UsageError for a path that does not exist, is no file or directory, or that a layer does not allow.
     """
-    hidden = {expanded(path) for path in box.hide if not path.startswith(ANYWHERE)}
+    hidden = {expand_home(path) for path in box.hide if not path.startswith(ANYWHERE)}
     hidden.update(_at_home(path) for path in floor.box.hide if not path.startswith(ANYWHERE))
-    return Places(
+    return HostPaths(
         _real("read", (*box.read, *read), floor),
         _real("write", (*box.write, *write), floor),
         tuple(sorted({*hidden, *map(os.path.realpath, hidden)})),
@@ -205,8 +209,8 @@ def places(box: SandboxSettings, floor: SandboxFloor, read: Iterable[str] = (), 
     )
 
 
-def expanded(path: str) -> str:
-    """Write out `~`, the home of whoever runs this. Raises UsageError where there is none."""
+def expand_home(path: str) -> str:
+    """Replace `~` by the home of this user. Raises UsageError if there is none."""
     if not path.startswith("~"):
         return path
     home = os.path.expanduser("~")
@@ -215,15 +219,15 @@ def expanded(path: str) -> str:
     return os.path.normpath(home) + path[1:]
 
 
-def lets(floor: SandboxFloor, what: str, path: str) -> bool:
-    """Whether layers let a real path be shown (`read`), or written (`write`)."""
+def is_allowed_by_layers(floor: SandboxFloor, what: str, path: str) -> bool:
+    """Whether layers allow a real path to be shown (`read`) or written (`write`)."""
     if what not in floor.said:
         return True
     return any(_holds(os.path.realpath(_at_home(place)), path) for place in getattr(floor.box, what))
 
 
 def _at_home(path: str) -> str:
-    """Write out `~` as a layer means it: the home that whoever runs this has, whatever `HOME` says."""
+    """Replace `~` as a layer means it: by the home of this user in the user database, whatever `HOME` says."""
     if not path.startswith("~"):
         return path
     import pwd  # few layers name homes
@@ -231,7 +235,7 @@ def _at_home(path: str) -> str:
     try:
         home = pwd.getpwuid(os.geteuid()).pw_dir
     except KeyError:
-        return expanded(path)
+        return expand_home(path)
     return os.path.normpath(home) + path[1:]
 
 
@@ -241,7 +245,7 @@ def _real(what: str, paths: Iterable[str], floor: SandboxFloor) -> tuple[str, ..
     if what in floor.said:
         allowed = [os.path.realpath(_at_home(path)) for path in getattr(floor.box, what)]
     for path in paths:
-        real = os.path.realpath(_at_home(path) if path in getattr(floor.box, what) else expanded(path))
+        real = os.path.realpath(_at_home(path) if path in getattr(floor.box, what) else expand_home(path))
         try:
             mode = os.stat(real).st_mode
         except OSError as error:

@@ -1,5 +1,5 @@
 """Finds this machine's package registries, and locks them in `presets.lock`: `exeat presets lock`.
 
-What a client is set to is read from files that no task can have written; what such a registry says of itself is asked
-over the network, shown, and locked. Nothing is executed, and no registry's name stands in the code.
+The settings of clients are read from files that no task can have written. The hosts that a registry names are requested
+over the network, shown, and locked. Nothing is executed, and the code contains no name of a registry.
 """

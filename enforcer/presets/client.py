@@ -13,7 +13,7 @@ _MOST_HOSTS: Final = 16  # that one registry may name
 
 
 class Setting(NamedTuple):
-    """A URL that a client is set to, for one place of its preset; `source` says where that is written."""
+    """Registry URL in a client's configuration, for one place of its preset; `source` says where it is written."""
 
     place: str
     url: str
@@ -21,8 +21,8 @@ class Setting(NamedTuple):
     built_in: bool = False  # the client's own default: it is installed, and nobody has configured it
 
 
-class Learnt(NamedTuple):
-    """A host that a registry named."""
+class DiscoveredHost(NamedTuple):
+    """Host that a registry named."""
 
     place: str
     origin: Origin
@@ -30,17 +30,17 @@ class Learnt(NamedTuple):
 
 
 class Client(NamedTuple):
-    """A client, for the preset that it tells about. `variables` could set it too, and are not believed."""
+    """Client of one preset. `variables` could configure it too, and are ignored."""
 
     preset: str
     places: tuple[str, ...]  # the first is what is configured, the others may be learnt from it
     configured: Callable[[Machine], Iterable[Setting]]
-    learn: Callable[[Web, LockedPlace], list[Learnt]] | None = None
+    learn: Callable[[Web, LockedPlace], list[DiscoveredHost]] | None = None
     variables: tuple[str, ...] = ()
 
 
-def inside(locked: LockedPlace) -> bool:
-    """Whether a registry is on a network that is not public; then what it names may be, too."""
+def is_internal(locked: LockedPlace) -> bool:
+    """Whether a registry is on a private network; then the hosts that it names may be, too."""
     from rules.addresses import why_not_public
     from rules.names import HostName
 
@@ -49,8 +49,8 @@ def inside(locked: LockedPlace) -> bool:
     return why_not_public(locked.origin.host) is not None
 
 
-def hosts_of(urls: Iterable[str], answered: str, registry: Origin) -> list[Origin]:
-    """Give the hosts of an answer's links, each with the path under which all of its links are.
+def find_hosts(urls: Iterable[str], answered: str, registry: Origin) -> list[Origin]:
+    """Return the hosts of an answer's links, each with the path above all of its links.
 
     On the registry's own host the path is what they have in common with the registry's: enough for a mirror's files,
     and not for its other repositories. On another host it is none. Raises FetchError.
@@ -74,24 +74,24 @@ def hosts_of(urls: Iterable[str], answered: str, registry: Origin) -> list[Origi
             raise FetchError(f"{registry.url} names more than {_MOST_HOSTS} hosts")
     own = (registry.scheme, str(registry.host), registry.port)
     return [
-        origin._replace(base=common_base([registry.base + "/", *found[key]]) if key == own else "")
+        origin._replace(base=find_common_base([registry.base + "/", *found[key]]) if key == own else "")
         for key, origin in links.items()
     ]
 
 
-def redirected(place: str, answer: Answer, asked: Origin) -> list[Learnt]:
-    """Give the host that a registry redirected to, if it did: its clients are going to be sent there, too."""
+def find_redirect(place: str, answer: Answer, asked: Origin) -> list[DiscoveredHost]:
+    """Return the host that a registry redirected to: its clients are redirected there, too."""
     scheme, _, rest = answer.url.partition("?")[0].partition("://")
     authority, _, path = rest.partition("/")
     origin = Origin.parse(f"{scheme}://{authority}")
     if (origin.scheme, origin.host, origin.port) == (asked.scheme, asked.host, asked.port):
         return []
-    base = common_base(["/" + path.rstrip("/")])
-    return [Learnt(place, origin._replace(base=base), f"{asked.url} redirects there")]
+    base = find_common_base(["/" + path.rstrip("/")])
+    return [DiscoveredHost(place, origin._replace(base=base), f"{asked.url} redirects there")]
 
 
-def common_base(paths: Iterable[str]) -> str:
-    """Give the directories that all paths begin with; only plain ones, else none."""
+def find_common_base(paths: Iterable[str]) -> str:
+    """Return the directories that all paths begin with; none if one is not plain."""
     split = [path.split("/")[1:-1] for path in paths]
     base = ""
     for parts in zip(*split, strict=False):
@@ -101,10 +101,10 @@ def common_base(paths: Iterable[str]) -> str:
     return base
 
 
-def settings_of(
+def read_urls(
     place: str, urls: Iterable[str], source: str, machine: Machine, *, built_in: bool = False
 ) -> Iterator[Setting]:
-    """Give the URLs that a registry can have; what else a client takes is noted."""
+    """Yield the URLs that can be locked; others become notes."""
     for url in urls:
         if url.lower().startswith(("https://", "http://")):
             yield Setting(place, url, source, built_in)

@@ -26,15 +26,15 @@ _REDIRECTS: Final = (301, 302, 303, 307, 308)
 
 
 class FetchError(Exception):
-    """A host that can't be asked, or may not be locked. The text says which and why."""
+    """A host can't be requested, or may not be locked. The text says which and why."""
 
 
 class UnknownHostError(FetchError):
-    """A host that nobody knows an address of."""
+    """A host has no address."""
 
 
 class Answer(NamedTuple):
-    """What a registry said. `url` is that of the last redirect."""
+    """Answer of a registry. `url` is that of the last redirect."""
 
     url: str
     status: int
@@ -49,7 +49,7 @@ def look_up(host: str) -> list[str]:
 
 
 class Web:
-    """The network as discovery sees it; `look_up` and `dial` are its I/O."""
+    """Network access of discovery; `look_up` and `dial` are its I/O."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Web:
         return found
 
     def get(self, url: str, accept: str, *, inside: bool) -> Answer:
-        """Ask once; follow a few redirects, each checked like the first. Raises FetchError."""
+        """Request a URL, and follow a few redirects, each checked like the first. Raises FetchError."""
         deadline = time.monotonic() + _WHOLE
         passed: list[Origin] = []
         for _ in range(_MOST_REDIRECTS + 1):
@@ -159,7 +159,7 @@ def _dial(address: Address, port: int) -> socket.socket:
 
 
 def _origin(url: str) -> Origin:
-    """Read where a URL leads, whatever its path is. Raises FetchError."""
+    """Return the origin of a URL. Raises FetchError."""
     scheme, separator, rest = url.partition("://")
     end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
     try:
@@ -169,7 +169,7 @@ def _origin(url: str) -> Origin:
 
 
 def _shown(url: str) -> str:
-    """Make a URL harmless to a terminal, and leave out its query and credentials."""
+    """Return a URL that is safe for a terminal, without its query and credentials."""
     scheme, separator, rest = url.partition("?")[0].partition("://")
     authority, slash, path = rest.partition("/")
     text = scheme + separator + authority.rpartition("@")[2] + slash + path

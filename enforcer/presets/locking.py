@@ -1,7 +1,7 @@
 """Makes `presets.lock` from the settings of clients: resolves and checks each host, and asks its registry.
 
-What was given by hand stays until it is given anew. A lock is written whole and at once, and only if the presets it is
-for load with it and their tests pass.
+Entries given by hand stay until they are given anew. A lock is replaced atomically, and only if its presets load with
+it and their tests pass.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from enforcer.presets import npm, other_clients, pip
-from enforcer.presets.client import Client, Learnt, Setting, inside
+from enforcer.presets.client import Client, DiscoveredHost, Setting, is_internal
 from enforcer.presets.fetch import FetchError, UnknownHostError, Web
 from enforcer.presets.machine import Machine
 from enforcer.system.errors import HostError
@@ -31,8 +31,8 @@ version: 1
 """
 
 
-class Found(NamedTuple):
-    """What came of looking for one preset's places. `problem`: why it can't be locked."""
+class Discovery(NamedTuple):
+    """Result of the discovery of one preset's places. `problem`: why it can't be locked."""
 
     preset: str
     places: Places
@@ -41,8 +41,8 @@ class Found(NamedTuple):
     unconfigured: bool = False  # nobody has set its client to a registry: a failure only where it was named
 
 
-def discover(client: Client, machine: Machine, web: Web, given: Mapping[str, Sequence[str]]) -> Found:
-    """Find the places of a preset. `given`: URLs by place, which count instead of what the client is set to."""
+def discover(client: Client, machine: Machine, web: Web, given: Mapping[str, Sequence[str]]) -> Discovery:
+    """Find the places of a preset. `given`: URLs by place, which replace the client's settings."""
     machine.notes.clear()
     notes = machine.notes
     notes += [
@@ -56,16 +56,16 @@ def discover(client: Client, machine: Machine, web: Web, given: Mapping[str, Seq
             f"nothing on this machine says where it is; "
             f"lock it by hand: `exeat presets lock {client.preset}=https://HOST`"
         )
-        return Found(client.preset, {}, tuple(notes), problem, unconfigured=True)
+        return Discovery(client.preset, {}, tuple(notes), problem, unconfigured=True)
     try:
-        return Found(client.preset, _places(client, machine, web, settings), tuple(notes))
+        return Discovery(client.preset, _places(client, machine, web, settings), tuple(notes))
     except (FetchError, ValueError) as error:
         unconfigured = all(setting.built_in for setting in settings)
-        return Found(client.preset, {}, tuple(notes), str(error), unconfigured)
+        return Discovery(client.preset, {}, tuple(notes), str(error), unconfigured)
 
 
 def _settings(client: Client, machine: Machine, given: Mapping[str, Sequence[str]]) -> list[Setting]:
-    """Give what was named by hand, and what the client is set to for the other places."""
+    """Return the URLs given by hand, and the client's settings for the other places."""
     settings = [Setting(place, url, BY_HAND) for place, urls in given.items() for url in urls]
     if client.places[0] not in given:
         settings += [setting for setting in client.configured(machine) if setting.place not in given]
@@ -107,7 +107,7 @@ def _bare(url: str, machine: Machine) -> Origin:
 
 
 def _looked_up(origin: Origin, source: str, web: Web, *, inside: bool, machine: Machine) -> LockedPlace:
-    """Lock what a client is set to. Given by hand it may have no address yet; then it has to become a public one."""
+    """Lock a configured host. Given by hand, it may have no address yet; then it must become a public one."""
     try:
         addresses = web.addresses(origin, inside=inside)
     except UnknownHostError as error:
@@ -118,9 +118,9 @@ def _looked_up(origin: Origin, source: str, web: Web, *, inside: bool, machine: 
     return _locked(origin, source, addresses)
 
 
-def _checked(learnt: Learnt, registry: LockedPlace, web: Web) -> LockedPlace:
-    """Lock what a registry named: inside only if the registry itself is."""
-    addresses = web.addresses(learnt.origin, inside=inside(registry))
+def _checked(learnt: DiscoveredHost, registry: LockedPlace, web: Web) -> LockedPlace:
+    """Lock a host that a registry named: on a private network only if the registry is."""
+    addresses = web.addresses(learnt.origin, inside=is_internal(registry))
     return _locked(learnt.origin, learnt.source, addresses)
 
 
@@ -131,8 +131,8 @@ def _locked(origin: Origin, source: str, addresses: Sequence[Address]) -> Locked
     return LockedPlace(origin, source, networks)
 
 
-def text_of(locked: Mapping[str, Places]) -> str:
-    """Write a lock. JSON's strings are YAML's, and keep whatever is in them in one line."""
+def format_lock(locked: Mapping[str, Places]) -> str:
+    """Format a lock as YAML. JSON strings are valid YAML, and stay on one line."""
     lines = [_HEAD + "locked:"]
     for preset, places in sorted(locked.items()):
         lines.append(f"  {preset}:")
@@ -158,7 +158,7 @@ def write(path: Path, locked: Mapping[str, Places], check: Sequence[str]) -> Non
         with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".presets.lock.", delete=False) as file:
             draft = Path(file.name)
             try:
-                file.write(text_of(locked))
+                file.write(format_lock(locked))
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
                 for name in check:

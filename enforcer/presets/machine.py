@@ -1,6 +1,6 @@
 """Reads client configuration only from files that no task can have written.
 
-A file counts if it and every directory above it belong to root or to us, nobody else may write them, and it lies in no
+A file counts if root or this user owns it and every directory above it, nobody else may write them, and it is in no
 workspace. This module must never run a program: the one on the path may be the checkout's own.
 """
 
@@ -18,7 +18,7 @@ _OTHERS_WRITE: Final = 0o022
 
 @dataclass(slots=True)
 class Machine:
-    """Where configuration lies. `notes` collects what was there and wasn't believed."""
+    """Machine with its configuration files. `notes` collects files that were ignored."""
 
     home: Path
     workspaces: tuple[Path, ...] = ()
@@ -26,15 +26,15 @@ class Machine:
     notes: list[str] = field(default_factory=list)
 
     def system(self, path: str) -> Path:
-        """Give a path of the system, which is given without its first slash."""
+        """Return a path of the system, given without its first slash."""
         return self.root / path
 
     def found(self, *patterns: str) -> list[Path]:
-        """List what is there of some paths of the system; `*` and `**` stand for names in them."""
+        """List the existing paths of the system that match globs with `*` and `**`."""
         return [Path(path) for pattern in patterns for path in sorted(glob(str(self.root / pattern), recursive=True))]
 
     def text(self, path: Path) -> str | None:
-        """Read a file; None if there is none, or none that is believed."""
+        """Read a file; None if it does not exist, or may not be trusted."""
         data = self.data(path)
         if data is None:
             return None
@@ -45,7 +45,7 @@ class Machine:
             return None
 
     def data(self, path: Path) -> bytes | None:
-        """Read a file's bytes; None if there is none, or none that is believed."""
+        """Read the bytes of a file; None if it does not exist, or may not be trusted."""
         try:
             real = path.resolve(strict=True)
             why = self._why_not(real)
@@ -83,7 +83,7 @@ class Machine:
 
 
 def this_machine(workspaces: Iterable[Path]) -> Machine:
-    """Give the machine we run on. A workspace that `exeat run` would refuse, such as a home, is none."""
+    """Return this machine. A workspace that `exeat run` refuses, such as a home, does not count."""
     import pwd
 
     from enforcer.sandbox.system_paths import refuse_workspace

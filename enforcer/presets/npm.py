@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, redirected, settings_of
+from enforcer.presets.client import Client, DiscoveredHost, Setting, find_hosts, find_redirect, is_internal, read_urls
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
@@ -43,7 +43,7 @@ def _configured(machine: Machine) -> Iterator[Setting]:
             else:
                 found[key] = value, file
     for key, (value, file) in found.items():
-        yield from settings_of("registry", [value], f"{key} in {file}", machine)
+        yield from read_urls("registry", [value], f"{key} in {file}", machine)
     if "registry" not in found:
         for program in programs:
             path = program / _DEFINITIONS
@@ -62,17 +62,19 @@ def _options(text: str) -> Iterator[tuple[str, str]]:
             yield key, value.strip().strip("\"'")
 
 
-def _learn(web: Web, registry: LockedPlace) -> list[Learnt]:
-    """Ask for a small package, and see where its tarballs are."""
+def _learn(web: Web, registry: LockedPlace) -> list[DiscoveredHost]:
+    """Request a small package, and read the hosts of its tarballs."""
     for package in _ASKED:
-        answer = web.get(f"{registry.origin.url}/{package}", _ACCEPT, inside=inside(registry))
+        answer = web.get(f"{registry.origin.url}/{package}", _ACCEPT, inside=is_internal(registry))
         if answer.status in {401, 403}:
             raise FetchError(f"{registry.origin.url} wants credentials ({answer.status}), which are not read here")
         urls = tarball_urls(answer.body) if answer.status == 200 else []
         if urls:
             source = f"what {registry.origin.url} answers about `{package}`"
-            learnt = [Learnt("tarballs", origin, source) for origin in hosts_of(urls, answer.url, registry.origin)]
-            return learnt + redirected("registry", answer, registry.origin)
+            learnt = [
+                DiscoveredHost("tarballs", origin, source) for origin in find_hosts(urls, answer.url, registry.origin)
+            ]
+            return learnt + find_redirect("registry", answer, registry.origin)
     raise FetchError(f"{registry.origin.url} has none of {', '.join(_ASKED)}, so where tarballs lie can't be seen")
 
 

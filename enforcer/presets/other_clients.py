@@ -1,7 +1,6 @@
 """Discovers the registries of cargo, go, gem, Maven, conda, apt and Docker's daemon from their files or defaults.
 
-Only what can be read without running anything. Where a client keeps its default in its binary, as cargo does, and it
-hasn't used it yet, whoever locks has to say it.
+It runs no program. A default that is only in a client's binary, as cargo's before its first use, must be given by hand.
 """
 
 import io
@@ -14,7 +13,15 @@ from xml.etree import ElementTree as ET
 
 import yaml
 
-from enforcer.presets.client import Client, Learnt, Setting, common_base, hosts_of, inside, settings_of
+from enforcer.presets.client import (
+    Client,
+    DiscoveredHost,
+    Setting,
+    find_common_base,
+    find_hosts,
+    is_internal,
+    read_urls,
+)
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
@@ -37,7 +44,7 @@ def _cargo(machine: Machine) -> Iterator[Setting]:
             machine.notes.append(f"{file} was not read: it is no configuration of cargo's")
             continue
         if url:
-            yield from settings_of("index", [str(url).removeprefix("sparse+")], f"source.{wanted} in {file}", machine)
+            yield from read_urls("index", [str(url).removeprefix("sparse+")], f"source.{wanted} in {file}", machine)
             return
     # What cargo has used so far: it names the copy of an index by its host and a hash.
     for place in sorted((machine.home / ".cargo/registry/index").glob("index.*-????????????????")):
@@ -45,18 +52,19 @@ def _cargo(machine: Machine) -> Iterator[Setting]:
         yield Setting("index", f"https://{host}", f"used by cargo before ({place})")
 
 
-def _crates(web: Web, index: LockedPlace) -> list[Learnt]:
+def _crates(web: Web, index: LockedPlace) -> list[DiscoveredHost]:
     """Read `dl` of the index's configuration (The Cargo Book, "Registry Index")."""
-    answer = web.get(f"{index.origin.url}/config.json", "application/json", inside=inside(index))
+    answer = web.get(f"{index.origin.url}/config.json", "application/json", inside=is_internal(index))
     try:
         place = str(strict_json.loads(answer.body)["dl"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FetchError(f"{index.origin.url}/config.json is no index's (status {answer.status})") from error
     place = place.partition("{")[0]
-    base = common_base([place.partition("://")[2].partition("/")[2].join(("/", "/"))])
-    origins = hosts_of([place], answer.url, index.origin)
+    base = find_common_base([place.partition("://")[2].partition("/")[2].join(("/", "/"))])
+    origins = find_hosts([place], answer.url, index.origin)
     return [
-        Learnt("files", origin._replace(base=base), f"`dl` in {index.origin.url}/config.json") for origin in origins
+        DiscoveredHost("files", origin._replace(base=base), f"`dl` in {index.origin.url}/config.json")
+        for origin in origins
     ]
 
 
@@ -71,12 +79,12 @@ def _go(machine: Machine) -> Iterator[Setting]:
                 found[key.strip()] = value.strip(), str(file)
     proxies, source = found.get("GOPROXY", ("", ""))
     urls = [url for url in re.split(r"[,|]", proxies) if url not in {"", "direct", "off"}]
-    yield from settings_of("proxy", urls, f"GOPROXY in {source}", machine)
+    yield from read_urls("proxy", urls, f"GOPROXY in {source}", machine)
     database, source = found.get("GOSUMDB", ("", ""))
     words = database.split()
     if words and words[0] != "off":
         url = words[1] if len(words) > 1 else f"https://{words[0].partition('+')[0]}"
-        yield from settings_of("checksums", [url], f"GOSUMDB in {source}", machine)
+        yield from read_urls("checksums", [url], f"GOSUMDB in {source}", machine)
 
 
 def _gems(machine: Machine) -> Iterator[Setting]:
@@ -85,7 +93,7 @@ def _gems(machine: Machine) -> Iterator[Setting]:
         fields = _yaml(text)
         listed = fields.get(":sources") or fields.get("sources")
         if isinstance(listed, list) and listed:
-            yield from settings_of("sources", map(str, listed), f"sources in {file}", machine)
+            yield from read_urls("sources", map(str, listed), f"sources in {file}", machine)
             return
     for file in machine.found(
         "usr/lib/ruby/**/rubygems/defaults.rb",
@@ -94,7 +102,7 @@ def _gems(machine: Machine) -> Iterator[Setting]:
     ):
         match = re.search(r"def self\.default_sources\s+%w\[([^\]]*)\]", machine.text(file) or "")
         if match is not None:
-            yield from settings_of("sources", match[1].split(), f"built into gem ({file})", machine, built_in=True)
+            yield from read_urls("sources", match[1].split(), f"built into gem ({file})", machine, built_in=True)
             return
 
 
@@ -106,7 +114,7 @@ def _maven(machine: Machine) -> Iterator[Setting]:
             covered = (mirror.findtext("{*}mirrorOf") or "").split(",")
             blocked = mirror.findtext("{*}blocked") == "true"
             if not blocked and {"central", "*", "external:*"} & {word.strip() for word in covered}:
-                yield from settings_of("repository", [mirror.findtext("{*}url") or ""], f"mirror in {file}", machine)
+                yield from read_urls("repository", [mirror.findtext("{*}url") or ""], f"mirror in {file}", machine)
                 return
     for jar in machine.found(
         "usr/share/maven/lib/maven-model-builder-*.jar", "opt/maven/lib/maven-model-builder-*.jar"
@@ -119,7 +127,7 @@ def _maven(machine: Machine) -> Iterator[Setting]:
         root = _xml(pom)
         url = None if root is None else root.findtext("{*}repositories/{*}repository/{*}url")
         if url:
-            yield from settings_of("repository", [url], f"built into Maven ({jar})", machine, built_in=True)
+            yield from read_urls("repository", [url], f"built into Maven ({jar})", machine, built_in=True)
             return
 
 
@@ -155,9 +163,9 @@ def _conda(machine: Machine) -> Iterator[Setting]:
     built_in = source.startswith("built into ")
     for channel in channels or ["defaults"]:
         if channel == "defaults":
-            yield from settings_of("channels", defaults, source, machine, built_in=built_in)
+            yield from read_urls("channels", defaults, source, machine, built_in=built_in)
         elif "://" in channel or alias:
-            yield from settings_of("channels", [channel if "://" in channel else f"{alias}/{channel}"], source, machine)
+            yield from read_urls("channels", [channel if "://" in channel else f"{alias}/{channel}"], source, machine)
         else:
             machine.notes.append(f"{source}: where the channel `{channel}` lies is not said")
 
@@ -165,9 +173,9 @@ def _conda(machine: Machine) -> Iterator[Setting]:
 def _apt(machine: Machine) -> Iterator[Setting]:
     """Read sources.list and sources.list.d (sources.list(5)). apt has nothing built in."""
     for file in machine.found("etc/apt/sources.list", "etc/apt/sources.list.d/*.list"):
-        yield from settings_of("archives", one_line(machine.text(file) or ""), str(file), machine)
+        yield from read_urls("archives", one_line(machine.text(file) or ""), str(file), machine)
     for file in machine.found("etc/apt/sources.list.d/*.sources"):
-        yield from settings_of("archives", stanzas(machine.text(file) or ""), str(file), machine)
+        yield from read_urls("archives", stanzas(machine.text(file) or ""), str(file), machine)
 
 
 def one_line(text: str) -> Iterator[str]:
@@ -198,10 +206,10 @@ def stanzas(text: str) -> Iterator[str]:
 
 
 def _docker(machine: Machine) -> Iterator[Setting]:
-    """Read what Docker's daemon is told to pull through.
+    """Read the mirrors of Docker's daemon.
 
-    It keeps the name of its default registry in its binary, and no client has one for another company's: whoever locks
-    says them, as in `exeat presets lock ghcr=https://HOST`.
+    Its default registry is only in its binary, and other companies' registries are in no configuration: give them by
+    hand, as in `exeat presets lock ghcr=https://HOST`.
     """
     file = machine.system("etc/docker/daemon.json")
     text = machine.text(file)
@@ -210,23 +218,23 @@ def _docker(machine: Machine) -> Iterator[Setting]:
     except (ValueError, KeyError, TypeError, RecursionError):
         return
     if isinstance(mirrors, list):
-        yield from settings_of("registry", map(str, mirrors), f"registry-mirrors in {file}", machine)
+        yield from read_urls("registry", map(str, mirrors), f"registry-mirrors in {file}", machine)
 
 
 def _nothing(_machine: Machine) -> tuple[Setting, ...]:
     return ()
 
 
-def _tokens(web: Web, registry: LockedPlace) -> list[Learnt]:
-    """See where tokens are given out (OCI distribution specification; RFC 6750).
+def _tokens(web: Web, registry: LockedPlace) -> list[DiscoveredHost]:
+    """Find the token server (OCI distribution specification; RFC 6750).
 
-    Layers are taken to lie on the registry itself; where a pull is sent elsewhere, the refusal names the host, which is
-    then locked as `ghcr.layers=https://HOST`.
+    Layers are assumed on the registry itself. If a pull goes elsewhere, the denial names the host to lock as
+    `ghcr.layers=https://HOST`.
     """
-    answer = web.get(f"{registry.origin.url}/v2/", "application/json", inside=inside(registry))
-    layers = Learnt("layers", registry.origin, "the registry itself, until a pull is sent elsewhere")
+    answer = web.get(f"{registry.origin.url}/v2/", "application/json", inside=is_internal(registry))
+    layers = DiscoveredHost("layers", registry.origin, "the registry itself, until a pull is sent elsewhere")
     if answer.status == 200:
-        return [Learnt("token", registry.origin, "needs no token"), layers]
+        return [DiscoveredHost("token", registry.origin, "needs no token"), layers]
     match = re.search(r'realm="(https?://[^"\s?]+)"', answer.headers.get("www-authenticate", ""))
     if answer.status != 401 or match is None:
         raise FetchError(f"{registry.origin.url} doesn't answer as a container registry does (status {answer.status})")
@@ -236,7 +244,7 @@ def _tokens(web: Web, registry: LockedPlace) -> list[Learnt]:
         raise FetchError(f"{registry.origin.url} gives out tokens where nothing can be locked: {error}") from error
     if registry.origin.scheme == "https" and realm.scheme != "https":
         raise FetchError(f"{registry.origin.url} gives out tokens at {realm.url}, which is not https")
-    return [Learnt("token", realm, f"where {registry.origin.url} says that tokens are given out"), layers]
+    return [DiscoveredHost("token", realm, f"where {registry.origin.url} says that tokens are given out"), layers]
 
 
 def _yaml(text: str | None) -> dict[str, object]:

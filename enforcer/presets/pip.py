@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
 
-from enforcer.presets.client import Client, Learnt, Setting, hosts_of, inside, redirected, settings_of
+from enforcer.presets.client import Client, DiscoveredHost, Setting, find_hosts, find_redirect, is_internal, read_urls
 from enforcer.presets.fetch import FetchError, Web
 from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
@@ -39,7 +39,7 @@ def _configured(machine: Machine) -> Iterator[Setting]:
             found[key] = value.split(), str(file)
     for key in ("index-url", "extra-index-url"):
         if key in found:
-            yield from settings_of("index", found[key][0], f"{key} in {found[key][1]}", machine)
+            yield from read_urls("index", found[key][0], f"{key} in {found[key][1]}", machine)
     if "index-url" not in found:
         yield from _built_in(machine)
 
@@ -59,7 +59,7 @@ def _options(text: str, file: Path, machine: Machine) -> dict[str, str]:
 
 
 def _built_in(machine: Machine) -> Iterator[Setting]:
-    """Read the default out of the first pip's source that is there: beside us, in Python's bundle, in the system's."""
+    """Read the default from the source of the first pip found: next to us, in Python's bundle, in the system's."""
     ours = Path(sysconfig.get_path("purelib"))
     beside = ours / _BUILT_IN
     bundles = [*Path(sysconfig.get_path("stdlib"), "ensurepip/_bundled").glob("pip-*.whl")]
@@ -104,17 +104,17 @@ def _default_index(source: str) -> str | None:
     return None
 
 
-def _learn(web: Web, index: LockedPlace) -> list[Learnt]:
-    """Ask for a project that every index has, and see where its files are."""
+def _learn(web: Web, index: LockedPlace) -> list[DiscoveredHost]:
+    """Request a project that every index has, and read the hosts of its files."""
     for project in _ASKED:
-        answer = web.get(f"{index.origin.url}/{project}/", _ACCEPT, inside=inside(index))
+        answer = web.get(f"{index.origin.url}/{project}/", _ACCEPT, inside=is_internal(index))
         if answer.status in {401, 403}:
             raise FetchError(f"{index.origin.url} wants credentials ({answer.status}), which are not read here")
         urls = file_urls(answer.body, answer.headers.get("content-type", "")) if answer.status == 200 else []
         if urls:
             source = f"what {index.origin.url} answers about `{project}`"
-            learnt = [Learnt("files", origin, source) for origin in hosts_of(urls, answer.url, index.origin)]
-            return learnt + redirected("index", answer, index.origin)
+            learnt = [DiscoveredHost("files", origin, source) for origin in find_hosts(urls, answer.url, index.origin)]
+            return learnt + find_redirect("index", answer, index.origin)
     raise FetchError(f"{index.origin.url} shows no files of {', '.join(_ASKED)}, so where they lie can't be seen")
 
 

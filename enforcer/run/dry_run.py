@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from enforcer.limits.resource_limits import Limits, format_bytes, format_seconds, limits_of
 from enforcer.network.plan import network_plan
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from enforcer.run import caches, environment, sandbox_spec
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import Identity
@@ -33,7 +33,7 @@ class PlannedStep(NamedTuple):
     does: str
 
 
-def planned_steps(wanted: Wanted) -> list[PlannedStep]:
+def planned_steps(wanted: RunRequest) -> list[PlannedStep]:
     """Return all steps, in the order of a start. Raises what a start would raise for the same values."""
     if wanted.policy.secrets:
         credentials.check_environment(wanted.policy, environment.given_variables(os.environ, wanted.env, wanted.box))
@@ -56,7 +56,7 @@ def planned_steps(wanted: Wanted) -> list[PlannedStep]:
     return [PlannedStep(where, escape_unprintable(line)) for where, lines in said.items() for line in lines]
 
 
-def _who(wanted: Wanted) -> Identity:
+def _who(wanted: RunRequest) -> Identity:
     """Choose ids as a start does; the id range is only known at the start."""
     who = identity.choose()
     if who.slot >= 0:
@@ -64,18 +64,18 @@ def _who(wanted: Wanted) -> Identity:
     return who.as_root() if wanted.box.user is SandboxUser.ROOT else who
 
 
-def _trees(who: Identity, wanted: Wanted, kept: Iterable[mount_plan.CacheMount]) -> Mapping[str, int]:
+def _trees(who: Identity, wanted: RunRequest, kept: Iterable[mount_plan.CacheMount]) -> Mapping[str, int]:
     return dict.fromkeys((*wanted.shown, *(each.source for each in kept)), _A_TREE) if who.privileged else {}
 
 
-def _kept(wanted: Wanted, who: Identity) -> tuple[mount_plan.CacheMount, ...]:
+def _kept(wanted: RunRequest, who: Identity) -> tuple[mount_plan.CacheMount, ...]:
     top = caches.caches_directory()
     return tuple(
         mount_plan.CacheMount(f"{top}/{name}", caches.cache_target(path, who.home)) for name, path in wanted.box.caches
     )
 
 
-def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
+def _workspace(wanted: RunRequest) -> tuple[str, tuple[str, ...]]:
     """Return where reviewed changes would go, and the protected paths of a workspace that is written directly."""
     from enforcer.workspace import written_places
 
@@ -88,12 +88,12 @@ def _workspace(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
         return changes, tuple(path for place in places for path in place.paths())
 
 
-def _etc(wanted: Wanted, who: Identity) -> Mapping[str, bytes]:
+def _etc(wanted: RunRequest, who: Identity) -> Mapping[str, bytes]:
     trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
     return sandbox_spec.etc_files(who, wanted, trusted, state.cache_directory())
 
 
-def _rules(wanted: Wanted) -> Iterator[str]:
+def _rules(wanted: RunRequest) -> Iterator[str]:
     yield f"apply the rules of revision {wanted.policy.revision}"
     yield from (f"read {path}" for path in wanted.asked)
     yield from (f"apply the layer {layer.name} ({layer.kind})" for layer in wanted.policy.layers)
@@ -119,7 +119,7 @@ def _limits(limits: Limits) -> Iterator[str]:
             yield f"limit {name} to {units[name](value) if name in units else f'{value:g}'}"
 
 
-def _task(wanted: Wanted, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
+def _task(wanted: RunRequest, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
     variables = environment.build_environment(os.environ, who, BUNDLES[0], wanted.env, wanted.box)
     yield f"set the host name to {sandbox_spec.hostname_of(wanted)}"
     yield f"set the variables {', '.join(sorted(variables))}"

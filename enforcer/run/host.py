@@ -8,7 +8,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from enforcer.policy.rule_files import Seen, read_seen
+from enforcer.policy.rule_files import LoadedRules, load_with_fingerprint
 from enforcer.sandbox import identity
 from enforcer.system.errors import HostError
 from enforcer.worker import worker
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from enforcer.journal.keeper import Keeper
     from enforcer.limits.resource_limits import Limits, ResourceLimits
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
     from enforcer.run.caller import Caller
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces
@@ -39,7 +39,7 @@ class Host(Protocol):
     def announce(self) -> None:
         """Print what the caller has to know before the run starts."""
 
-    def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
+    def read_rules(self, files: "Sequence[Path]", system: "Path") -> LoadedRules:
         """Return the policy of these rule files and root's. Raises as `rule_files.load`."""
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
@@ -49,12 +49,12 @@ class Host(Protocol):
         """Return the ids of a sandbox with these limits. Raises HostError."""
 
     def make_sandbox(
-        self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+        self, wanted: "RunRequest", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return resource limits and an empty sandbox with these ids; None: `launch` makes one, or raises."""
 
     def place(
-        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: "WorkerPaths", wanted: "Wanted"
+        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: "WorkerPaths", wanted: "RunRequest"
     ) -> "Worker":
         """Return a worker for the sandbox. Raises HostError."""
 
@@ -67,7 +67,7 @@ class Host(Protocol):
     def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
         """Sign everything that the run has recorded. Raises HostError."""
 
-    def counts_anomalies(self, wanted: "Wanted") -> bool:
+    def counts_anomalies(self, wanted: "RunRequest") -> bool:
         """Whether the task's metrics, and so its anomalies, are read."""
 
     def leave(self, namespaces: "SandboxNamespaces") -> None:
@@ -92,9 +92,9 @@ class StandaloneHost:
                 "this task runs without the service, so `exeat ps`, `exeat stop` and the service's metrics omit it"
             )
 
-    def read_rules(self, files: "Sequence[Path]", system: "Path") -> Seen:
+    def read_rules(self, files: "Sequence[Path]", system: "Path") -> LoadedRules:
         """Read the files."""
-        return read_seen(files, system)
+        return load_with_fingerprint(files, system)
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
         """Return a stack that closes with the run."""
@@ -108,7 +108,7 @@ class StandaloneHost:
         return who
 
     def make_sandbox(
-        self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+        self, wanted: "RunRequest", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Make the resource limits, and within them an empty sandbox, which goes on making itself."""
         from enforcer.limits.resource_limits import limits_of, make_resource_limits
@@ -127,7 +127,7 @@ class StandaloneHost:
         who: "Identity",
         sandbox_state: "SandboxState",
         worker_paths: "WorkerPaths",
-        wanted: "Wanted",  # noqa: ARG002
+        wanted: "RunRequest",  # noqa: ARG002
     ) -> "Worker":
         """Start a worker for this sandbox alone."""
         return worker.start(who, sandbox_state, worker_paths, worker.WorkerProcess)
@@ -142,16 +142,16 @@ class StandaloneHost:
         """Sign the journal in this process."""
         from enforcer.journal import signing  # imported while the sandbox is being made: cryptography is slow
 
-        return signing.begin(journal, recorder)
+        return signing.start_keeper(journal, recorder)
 
     def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
         """Wait for the worker's last event, then sign everything."""
         from enforcer.journal import signing
 
         gate.see_out()
-        signing.end(journal, recorder, gate)
+        signing.stop_keeper(journal, recorder, gate)
 
-    def counts_anomalies(self, wanted: "Wanted") -> bool:
+    def counts_anomalies(self, wanted: "RunRequest") -> bool:
         """Only with `--metrics`."""
         return wanted.metrics is not None
 

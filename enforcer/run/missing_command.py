@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from enforcer.sandbox import mount_plan, system_paths
 from enforcer.system.errors import UsageError
 from rules.problems import escape_unprintable, quote
@@ -21,7 +21,7 @@ _PT_INTERP = 3
 _LONGEST_PATH = 4096  # bytes, PATH_MAX
 
 
-def explain_missing_command(wanted: Wanted) -> str:
+def explain_missing_command(wanted: RunRequest) -> str:
     """Return where the command, or its interpreter, is and what to do; empty if no reason is known."""
     shown = (*system_paths.SYSTEM, *wanted.shown)
     for what, name in _needed(wanted):
@@ -36,7 +36,7 @@ def explain_missing_command(wanted: Wanted) -> str:
     return ""
 
 
-def _needed(wanted: Wanted) -> Iterator[tuple[str, str]]:
+def _needed(wanted: RunRequest) -> Iterator[tuple[str, str]]:
     """Yield the command, then each interpreter: a description, and its name."""
     name = wanted.argv[0]
     what = quote(name)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from enforcer.limits.resource_limits import ResourceLimits
 from enforcer.network.constants import OWN_IPV4
 from enforcer.policy.rule_files import own_files
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from enforcer.run import caches, environment, launch
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp, stdio, task_start
 from enforcer.sandbox.identity import Identity
@@ -35,7 +35,7 @@ class PreparedMounts(NamedTuple):
 
 def gather_spec(
     who: Identity,
-    wanted: Wanted,
+    wanted: RunRequest,
     trusted: PublicAuthority,
     *,
     gate: Worker,
@@ -95,7 +95,7 @@ def _umask() -> int:
     return mask
 
 
-def etc_files(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
+def etc_files(who: Identity, wanted: RunRequest, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
     """Return the task's own files of /etc, by relative path."""
     certificate = trusted.certificate.encode()
     bundle, java = trust.trusted_roots(certificate, cache)
@@ -103,7 +103,7 @@ def etc_files(who: Identity, wanted: Wanted, trusted: PublicAuthority, cache: Pa
 
 
 def compose(
-    who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: PreparedMounts
+    who: Identity, wanted: RunRequest, own: Mapping[str, bytes], shown: PreparedMounts
 ) -> tuple[tuple[Step, ...], task_start.Program]:
     """Return a task's mount steps and its program. Changes nothing on the host. Raises ExeatError."""
     steps = steps_of(who, wanted, own, shown)
@@ -127,13 +127,13 @@ def start_empty_sandbox(
     return namespaces.start_empty(who, resource_limits, steps)
 
 
-def hostname_of(wanted: Wanted) -> str:
+def hostname_of(wanted: RunRequest) -> str:
     """Return the sandbox's host name."""
     made = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-")
     return wanted.box.hostname or made or "task"
 
 
-def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]:
+def _trees(who: Identity, wanted: RunRequest, kept: Sequence[str]) -> dict[str, int]:
     """Return mounts that only root can make: host directories and files, shown as owned by the task."""
     if not who.privileged:
         return {}
@@ -149,7 +149,7 @@ def _trees(who: Identity, wanted: Wanted, kept: Sequence[str]) -> dict[str, int]
     return trees
 
 
-def steps_of(who: Identity, wanted: Wanted, own: Mapping[str, bytes], shown: PreparedMounts) -> tuple[Step, ...]:
+def steps_of(who: Identity, wanted: RunRequest, own: Mapping[str, bytes], shown: PreparedMounts) -> tuple[Step, ...]:
     """Return a task's mount steps. Changes nothing on the host. Raises UsageError."""
     obeyed = (*wanted.rules, *map(str, wanted.policy.sources), *map(str, own_files()))
     rules = {os.path.abspath(path) for path in obeyed}

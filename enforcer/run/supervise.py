@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.limit_monitor import LimitMonitor
 from enforcer.network.constants import LOGGED
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from enforcer.run.launch import Sandbox
 from enforcer.system.notices import print_notice
 from enforcer.system.processes import read_signal
@@ -144,7 +144,7 @@ class Supervision:
 
 
 def supervise(
-    watch: Supervision, signal_fd: int, io: "Stdio", wanted: Wanted, caller: "Caller | None" = None
+    watch: Supervision, signal_fd: int, io: "Stdio", wanted: RunRequest, caller: "Caller | None" = None
 ) -> TaskEnd:
     """Block until the task has ended. `caller`: the client that sent the run, if any."""
     sandbox, gate = watch.sandbox, watch.gate
@@ -175,7 +175,7 @@ def supervise(
 class RuleReload:
     """Reloading of the task's rule files, in the loop: whatever fails here, the task goes on."""
 
-    def __init__(self, wanted: Wanted, watch: Supervision, selector: selectors.BaseSelector) -> None:
+    def __init__(self, wanted: RunRequest, watch: Supervision, selector: selectors.BaseSelector) -> None:
         self._wanted, self._watch, self._selector = wanted, watch, selector
         self._first = time.monotonic() + _FIRST_LOOK
         self._reloader: Reloader | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.limits.resource_limits import limits_of
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from enforcer.sandbox import identity
 from enforcer.system import state
 from enforcer.system.errors import ExeatError, HostError
@@ -58,7 +58,7 @@ class Result(NamedTuple):
     command: str = ""  # its command, as given
 
 
-def run(wanted: Wanted, host: "Host") -> Result:
+def run(wanted: RunRequest, host: "Host") -> Result:
     """Run one task on a host. Raises ExeatError when it can't be started."""
     began = time.monotonic()
     with contextlib.ExitStack() as made:
@@ -153,14 +153,14 @@ def _with_limits(error: ExeatError, resource_limits: "ResourceLimits") -> ExeatE
     return HostError("; ".join((error.what, *limited)), error.remedy) if limited else error
 
 
-def sandbox_state_of(wanted: Wanted) -> SandboxState:
+def sandbox_state_of(wanted: RunRequest) -> SandboxState:
     """Return the task as its gate is to know it, under a name that no other task has."""
     task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name, labels=dict(wanted.labels))
     return SandboxState(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
 
 
 def _workspace(  # noqa: PLR0917
-    wanted: Wanted,
+    wanted: RunRequest,
     sandbox_state: SandboxState,
     journal: Path,
     who: identity.Identity,
@@ -174,7 +174,7 @@ def _workspace(  # noqa: PLR0917
     return workspace
 
 
-def _post(wanted: Wanted, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack) -> "Registration":
+def _post(wanted: RunRequest, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack) -> "Registration":
     from enforcer.approvals.registration import (
         Registration,
         introduction,
@@ -184,7 +184,7 @@ def _post(wanted: Wanted, sandbox_state: SandboxState, journal: Path, made: cont
 
 
 def _asking(
-    wanted: Wanted, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack
+    wanted: RunRequest, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack
 ) -> "tuple[Callable[[], Registration], Registration | None]":
     """Return what makes a place to ask people, and that place if the rules may want them to be asked already."""
     new_post = partial(_post, wanted, sandbox_state, journal, made)
@@ -258,7 +258,7 @@ def _finish(
     return finish()
 
 
-def _check_secrets(wanted: Wanted) -> None:
+def _check_secrets(wanted: RunRequest) -> None:
     if not wanted.policy.secrets:
         return
     from enforcer.run import environment
@@ -270,7 +270,7 @@ def _check_secrets(wanted: Wanted) -> None:
     credentials.hidden_files(wanted.policy, os.environ, wanted.shown)
 
 
-def _say_where(wanted: Wanted, ended: "TaskEnd") -> None:
+def _say_where(wanted: RunRequest, ended: "TaskEnd") -> None:
     """Raise UnreachableError for a command that exists on the host, and not in the sandbox."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if code in (_CANNOT_EXECUTE, _NOT_FOUND):
@@ -298,7 +298,7 @@ def _unusual(journal: Path, sandbox_state: SandboxState) -> "AnomalyCountReader"
     return AnomalyCountReader(journal, sandbox_state.task.id)
 
 
-def _tell_start(recorder: Recorder, wanted: Wanted, journal: Path, resource_limits: "ResourceLimits") -> str:
+def _tell_start(recorder: Recorder, wanted: RunRequest, journal: Path, resource_limits: "ResourceLimits") -> str:
     try:
         return recorder.task_started(
             wanted.argv, resource_limits.describe(), started_by=started_by(), workspace=wanted.workspace

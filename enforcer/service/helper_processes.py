@@ -143,7 +143,7 @@ class JournalProcess(HelperProcess):
     def __init__(self, journal: Path) -> None:
         """Start it. Raises HostError."""
         self._journal = journal
-        self._place = signing.place(journal)
+        self._place = signing.keeper_directory(journal)
         self._due = self._look = 0.0
         self.turn()
 

@@ -18,7 +18,7 @@ from enforcer.worker.worker import Worker, WorkerProcess
 from proxy.wire import message
 
 if TYPE_CHECKING:
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
     from enforcer.service.messages import OwnWorkerRun, PlaceRequest
     from proxy.sandbox.sandbox_state import SandboxState
 
@@ -98,7 +98,7 @@ class RegisteredWorker(WorkerProcess):
 
 
 def place(
-    service: socket.socket, sandbox_state: "SandboxState", wanted: "Wanted", *, shared: bool, known: int
+    service: socket.socket, sandbox_state: "SandboxState", wanted: "RunRequest", *, shared: bool, known: int
 ) -> SharedWorker:
     """Request a worker from the service. `shared`: other runs may have its rule set, which the service watches.
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.limits.resource_limits import limits_of
 from enforcer.network.install import encoded
-from enforcer.policy.rule_files import Seen
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.rule_files import LoadedRules
+from enforcer.policy.run_request import RunRequest
 from enforcer.run import sandbox_spec, task
 from enforcer.sandbox import identity, mount_plan, namespaces, seccomp, task_start
 from enforcer.sandbox.identity import Identity
@@ -70,7 +70,7 @@ _WORKSPACE: Final = "/usr/share"  # a stand-in: nothing is written to it or moun
 _LIMITS: Final = 16  # RLIM_NLIMITS
 _NEVER: Final = (1 << 63) - 1
 
-type Reading = Callable[[Sequence[Path], Path], Seen]
+type Reading = Callable[[Sequence[Path], Path], LoadedRules]
 
 
 def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) -> None:
@@ -99,7 +99,7 @@ def practise(system: Path, command: RunCommand) -> bool:
     """Run the code of a start in the service a few times; returns whether that worked. A real run reports problems."""
     linux.argument_area()
     with contextlib.suppress(ExeatError, OSError), _rules() as file:
-        seen, who = Seen(read([file]).policy, (str(file),), ""), identity.choose()
+        seen, who = LoadedRules(read([file]).policy, (str(file),), ""), identity.choose()
         if who.slot >= 0:
             os.close(who.slot)
         for _ in range(_TIMES):
@@ -124,7 +124,7 @@ def self_test(sets: "RuleSets", system: Path, who: Identity, command: RunCommand
             _practise_start(command, request, partial(_known, sets), system, who)
 
 
-def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> Seen:
+def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> LoadedRules:
     found = sets.known(files, system)
     if found is None:
         raise HostError("the rule files have changed")
@@ -191,7 +191,7 @@ def _practise_start(command: RunCommand, request: protocol.Run, reading: Reading
     recorder.begin()
 
 
-def _tell(wanted: Wanted) -> None:
+def _tell(wanted: RunRequest) -> None:
     with open(os.memfd_create("journal", os.MFD_CLOEXEC), "wb", buffering=0) as file:
         journal = Journal(file.fileno())
         journal.segment, journal.ends = os.dup(file.fileno()), _NEVER

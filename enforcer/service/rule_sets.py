@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.policy.reload import Reloader
-from enforcer.policy.rule_files import Seen, fingerprint
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.rule_files import LoadedRules, fingerprint
+from enforcer.policy.run_request import RunRequest
 from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
@@ -85,14 +85,14 @@ class RuleSets:
         """Return a set by its number."""
         return self._sets.get(number)
 
-    def known(self, files: Sequence[Path], system: Path) -> tuple[int, Seen] | None:
+    def known(self, files: Sequence[Path], system: Path) -> tuple[int, LoadedRules] | None:
         """Return the number and content of the set for these files, if the files are unchanged."""
         found = self._current.get(RuleSetKey(tuple(map(_absolute, files)), str(system)))
         if found is None or found.policy is None or not found.seen:
             return None
         if fingerprint(found.asked, system) != found.seen:
             return None
-        return found.number, Seen(found.policy, found.asked, found.seen)
+        return found.number, LoadedRules(found.policy, found.asked, found.seen)
 
     def last(self) -> tuple[Path, ...]:
         """Return the files of the newest set; empty if there is none."""
@@ -122,7 +122,9 @@ class RuleSets:
 
     def _keep(self, made: RuleSet, key: RuleSetKey, system: Path) -> None:
         if made.policy is not None:
-            wanted = Wanted((), "", made.policy, key.files, _NOWHERE, system=system, asked=made.asked, seen=made.seen)
+            wanted = RunRequest(
+                (), "", made.policy, key.files, _NOWHERE, system=system, asked=made.asked, seen=made.seen
+            )
             made.reloader = Reloader(wanted, _ReloadMessages(self, made), lambda _paths: None, self._selector)
         self._changes += 1
         before, self._current[key] = self._current.get(key), made

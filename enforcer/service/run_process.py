@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from enforcer.policy.rule_files import Seen
+from enforcer.policy.rule_files import LoadedRules
 from enforcer.run.caller import Caller
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox import init, stdio
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from enforcer.journal.keeper import Keeper
     from enforcer.limits.resource_limits import Limits, ResourceLimits
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.service.messages import OwnWorkerRun
@@ -199,7 +199,7 @@ class ServiceHost(StandaloneHost):
         return spare.who
 
     def make_sandbox(
-        self, wanted: "Wanted", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+        self, wanted: "RunRequest", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return the sandbox whose ids were chosen, or start making one."""
         if self._empty is None:
@@ -221,7 +221,7 @@ class ServiceHost(StandaloneHost):
         else:
             super().close_journal(journal, recorder, gate)
 
-    def counts_anomalies(self, wanted: "Wanted") -> bool:  # noqa: ARG002
+    def counts_anomalies(self, wanted: "RunRequest") -> bool:  # noqa: ARG002
         """Count them, for the service's metrics."""
         return True
 
@@ -232,7 +232,7 @@ class ServiceHost(StandaloneHost):
     def _keeps(self, journal: Path) -> bool:
         return journal == self._worker_paths.journal
 
-    def read_rules(self, files: "Sequence[Path]", system: Path) -> Seen:
+    def read_rules(self, files: "Sequence[Path]", system: Path) -> LoadedRules:
         """Return the rules, without reading files that are in force already. Raises as `rule_files.load`."""
         found = self._sets.known(files, system)
         if found is None:
@@ -241,7 +241,7 @@ class ServiceHost(StandaloneHost):
         return seen
 
     def place(
-        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: worker.WorkerPaths, wanted: "Wanted"
+        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: worker.WorkerPaths, wanted: "RunRequest"
     ) -> worker.Worker:
         """Return a worker of the service, or one of this run's own where the service's can't serve it."""
         if why := _why_alone(sandbox_state.policy, worker_paths, self._worker_paths):

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from enforcer.policy.rule_files import Seen
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.rule_files import LoadedRules
+    from enforcer.policy.run_request import RunRequest
     from enforcer.run.host import Host
     from enforcer.service import protocol
 
@@ -36,7 +36,7 @@ class RunCommand(NamedTuple):
     """The functions of `exeat run` on the command line, which the service gets once and each run inherits."""
 
     read: "Callable[[Sequence[str]], Namespace]"  # raises SystemExit after printing a usage error
-    wanted: "Callable[[Namespace, Path, Callable[[Sequence[Path], Path], Seen]], Wanted]"
+    wanted: "Callable[[Namespace, Path, Callable[[Sequence[Path], Path], LoadedRules]], RunRequest]"
     perform: "Callable[[Namespace, Path, Host], int]"  # returns a wait status
     status_if_unsaid: "Callable[[OSError], int | None]"  # the status if our output can't be written
 

@@ -23,7 +23,7 @@ from rules.decision import RequiredApproval
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
     from enforcer.sandbox.identity import Identity
     from enforcer.workspace.change_store import Change
     from proxy.sandbox.sandbox_state import SandboxState
@@ -44,7 +44,7 @@ class Layers:
 class Review:
     """One task's changes, from before its start to after its end. Close it."""
 
-    def __init__(self, wanted: "Wanted", sandbox_state: "SandboxState", journal: "Path", who: "Identity") -> None:
+    def __init__(self, wanted: "RunRequest", sandbox_state: "SandboxState", journal: "Path", who: "Identity") -> None:
         """Make the place, and begin to note what the workspace is like. Raises HostError, UsageError."""
         place = os.path.realpath(state.state_directory())
         if f"{place}/".startswith(f"{wanted.workspace.rstrip('/')}/"):
@@ -152,7 +152,11 @@ class Review:
 
 
 def meta_of(
-    wanted: "Wanted", sandbox_state: "SandboxState", journal: "Path", status: os.stat_result, also: Sequence[str] = ()
+    wanted: "RunRequest",
+    sandbox_state: "SandboxState",
+    journal: "Path",
+    status: os.stat_result,
+    also: Sequence[str] = (),
 ) -> Meta:
     """Return whose changes a task's are, and where they belong: `status` is the workspace's.
 
@@ -178,7 +182,7 @@ def meta_of(
     )
 
 
-def _terms(wanted: "Wanted") -> dict[str, Any]:
+def _terms(wanted: "RunRequest") -> dict[str, Any]:
     """Return what people are to know who are asked whether what is protected may be merged, and whose word counts."""
     from enforcer.approvals import registration
     from enforcer.system.started_by import starter_uid

@@ -25,7 +25,7 @@ from rules.sandbox import WorkspaceMode
 if TYPE_CHECKING:
     from enforcer.limits.disk_quota import DiskQuota
     from enforcer.limits.resource_limits import Limits
-    from enforcer.policy.run_request import Wanted
+    from enforcer.policy.run_request import RunRequest
     from enforcer.sandbox.identity import Identity
     from enforcer.workspace.change_store import Change, Meta
     from enforcer.workspace.review import Review
@@ -173,7 +173,7 @@ class _DeniedConfigWrite:
             self._events.close()
 
 
-def open_guarded_places(wanted: "Wanted") -> Iterator[GuardedPlace]:
+def open_guarded_places(wanted: "RunRequest") -> Iterator[GuardedPlace]:
     """Look at each place that a task will write itself. Raises OSError, UsageError."""
     is_direct = wanted.box.workspace is not WorkspaceMode.REVIEW
     if is_direct:
@@ -204,7 +204,7 @@ def name_some(paths: Sequence[str]) -> str:
 class Workspace:
     """One task's, from before its start to after its end. Close it."""
 
-    def __init__(self, wanted: "Wanted", sandbox_state: "SandboxState", journal: Path, who: "Identity") -> None:
+    def __init__(self, wanted: "RunRequest", sandbox_state: "SandboxState", journal: Path, who: "Identity") -> None:
         """Prepare it, as the box in force says. Raises HostError, UsageError."""
         self._review: Review | None = None
         self._places: list[GuardedPlace] = []
@@ -228,7 +228,7 @@ class Workspace:
                     self.trees = {self.review: self._review.layers.tree}
             failed.pop_all()
 
-    def _guard(self, wanted: "Wanted") -> None:
+    def _guard(self, wanted: "RunRequest") -> None:
         if wanted.box.workspace is WorkspaceMode.REVIEW and not wanted.write:
             return
         try:

@@ -9,7 +9,7 @@ import pytest
 from enforcer import cli
 from enforcer.cli import COMMANDS, main
 from enforcer.cli.commands import EXAMPLES
-from enforcer.cli.parsing import Parser, declare
+from enforcer.cli.parsing import Parser, add_arguments
 
 MISTYPED = [
     (("check", "--fromat", "json", "x.yaml"), "`--fromat` is not an option of `exeat check`; did you mean `--format`?"),
@@ -43,7 +43,7 @@ def test_a_mistyped_option(words, says, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_each_word_and_ends_with_an_example_that_parses(command, capsys):
     parser = argparse.ArgumentParser()
-    declare(parser, cli.command(command)[0])
+    add_arguments(parser, cli.load_command(command)[0])
     assert [action.dest for action in parser._actions if not action.help] == []
     words = shlex.split(EXAMPLES[command].partition(" >")[0])
     assert words[:2] == ["exeat", command]
@@ -65,7 +65,7 @@ OLD_SPELLINGS = [
 
 @pytest.mark.parametrize(("command", "old", "new", "says"), OLD_SPELLINGS)
 def test_an_old_spelling_has_the_effect_of_the_new_one_and_names_it(command, old, new, says, capsys):
-    parser = partial(Parser.of, command, cli.command(command)[0])
+    parser = partial(Parser.of, command, cli.load_command(command)[0])
     assert parser().read(new) == parser().read(old)
     said = capsys.readouterr()
     assert said.err == f"exeat: {says}; the next release no longer takes `{says.split('`')[1]}`\n"

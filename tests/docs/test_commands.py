@@ -8,7 +8,7 @@ import pytest
 
 from enforcer import cli
 from enforcer.cli import COMMANDS
-from enforcer.cli.parsing import declare
+from enforcer.cli.parsing import add_arguments
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SECTIONS = dict(
@@ -26,7 +26,7 @@ def test_section_of_a_command_has_its_generated_options_once(command):
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_option_of_a_command_is_documented_and_no_other(command):
     parser = argparse.ArgumentParser(add_help=False)
-    declare(parser, cli.command(command)[0])
+    add_arguments(parser, cli.load_command(command)[0])
     shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
     options = {word for action in shown for word in action.option_strings}
     table = re.search(r"<!-- generated: .*?<!-- end -->", SECTIONS[command], re.DOTALL)[0]
@@ -39,7 +39,7 @@ def test_every_option_of_a_command_is_documented_and_no_other(command):
 def test_every_option_of_another_command_that_is_named_exists():
     for command, option in re.findall(r"`exeat (\w+) [^`]*?(--[a-z][-\w]*)", "".join(SECTIONS.values())):
         parser = argparse.ArgumentParser(add_help=False)
-        declare(parser, cli.command(command)[0])
+        add_arguments(parser, cli.load_command(command)[0])
         assert option in {word for action in parser._actions for word in action.option_strings}, command
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.cli.hints import hints
+from enforcer.cli.hints import find_hints
 from proxy.telemetry.events import Kind
 from proxy.telemetry.prometheus.metrics import Tally
 from proxy.telemetry.summary import Summary
@@ -12,7 +12,7 @@ OWN = "can't make one of its own inside; switch its own off: "
 
 
 def said(tally, command="sh"):
-    return list(hints(Summary.decode(tally.summary().encode()), command))
+    return list(find_hints(Summary.decode(tally.summary().encode()), command))
 
 
 def blocked(*attempts):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.cli.run import shell_for
+from enforcer.cli.run import choose_shell
 from tests.enforcer.terminals import Terminal
 from tests.support import harness
 
@@ -96,7 +96,7 @@ def test_without_a_terminal_it_says_so(someone):
     [("/bin/bash", "/bin/bash"), ("", "/bin/sh"), ("bash", "/bin/sh"), ("/no/such", "/bin/sh"), ("/sbin/nologin", "/bin/sh")],
 )  # fmt: skip
 def test_which_shell_it_is(wanted, found):
-    assert shell_for(wanted, ()) == found
+    assert choose_shell(wanted, ()) == found
 
 
 def test_a_shell_that_the_sandbox_doesn_t_show_is_none(tmp_path):
@@ -105,6 +105,6 @@ def test_a_shell_that_the_sandbox_doesn_t_show_is_none(tmp_path):
     mine.chmod(0o755)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "link").symlink_to(mine)
-    assert shell_for(str(mine), ()) == "/bin/sh"
-    assert shell_for(str(mine), (str(tmp_path),)) == str(mine)
-    assert shell_for(str(tmp_path / "other" / "link"), (str(tmp_path / "other"),)) == "/bin/sh"
+    assert choose_shell(str(mine), ()) == "/bin/sh"
+    assert choose_shell(str(mine), (str(tmp_path),)) == str(mine)
+    assert choose_shell(str(tmp_path / "other" / "link"), (str(tmp_path / "other"),)) == "/bin/sh"

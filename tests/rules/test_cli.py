@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from enforcer.cli import explain, main
-from enforcer.cli.parsing import declare
+from enforcer.cli.parsing import add_arguments
 
 GOOD = """version: 1
 name: web
@@ -321,9 +321,9 @@ def test_explain_asks_roots_rules_too(exeat, tmp_path, monkeypatch, capsys):
 
     (tmp_path / "rules.d").mkdir(mode=0o755)
     (tmp_path / "rules.d/corp.yaml").write_text("version: 1\nrules:\n  - {id: no, to: x.example, action: deny}\n")
-    monkeypatch.setattr(rule_files, "check_roots", bool)  # whoever runs the tests is not root
+    monkeypatch.setattr(rule_files, "check_root_owned", bool)  # whoever runs the tests is not root
     parser = argparse.ArgumentParser()
-    declare(parser, explain.ARGUMENTS)
+    add_arguments(parser, explain.ARGUMENTS)
     words = ["--rules", "good.yaml", "--format", "json", "https://x.example/"]
     (tmp_path / "good.yaml").write_text(GOOD.partition("tests:")[0])
     assert explain.run(parser.parse_args(words), system=tmp_path) == 0

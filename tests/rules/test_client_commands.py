@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.cli.client_commands import attempt_of
+from enforcer.cli.client_commands import read_attempt
 
 COMMANDS = [
     ("curl https://x.example/a?b=c", "GET https://x.example/a?b=c"),
@@ -48,10 +48,10 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("command", "attempt"), COMMANDS)
 def test_a_command_is_the_attempt_that_it_makes(command, attempt):
-    assert attempt_of(command) == attempt
+    assert read_attempt(command) == attempt
 
 
 @pytest.mark.parametrize("command", ["curl", "curl -s", "curl 'https://x.example"])
 def test_a_command_without_a_url_is_said_to_have_none(command):
     with pytest.raises(ValueError, match=r"no URL|No closing quotation"):
-        attempt_of(command)
+        read_attempt(command)

@@ -176,7 +176,7 @@ class EarlierRuns(NamedTuple):
 def count_earlier_runs(state: "Path", name: str, destination: "Destination") -> EarlierRuns | None:
     """Say so; None: nothing is known of that name, or nothing can be read. Never raises.
 
-    `state` is where the journal's keeper keeps what belongs to it (`enforcer.journal.signing.place`).
+    `state` is where the journal's keeper keeps what belongs to it (`enforcer.journal.signing.keeper_directory`).
     """
     try:
         baselines, *_ = load(state / FILE)

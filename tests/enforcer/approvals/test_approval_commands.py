@@ -35,13 +35,13 @@ def called(monkeypatch, capsys):
         asked = []
 
         def ask(arguments, what):
-            asked.append({**what, **approval_requests.token(arguments)})
+            asked.append({**what, **approval_requests.read_token(arguments)})
             if fails:
                 raise approval_requests.UsageError(fails)
             return list(answers)
 
-        monkeypatch.setattr(approval_requests, "asked", ask)
-        monkeypatch.setattr(approval_requests, "everywhere", ask)
+        monkeypatch.setattr(approval_requests, "send_request", ask)
+        monkeypatch.setattr(approval_requests, "send_to_all", ask)
         parser = Parser.of("approvals", approvals.ARGUMENTS)
         status = approvals.run(parser.read(words))
         out, err = capsys.readouterr()
@@ -63,7 +63,7 @@ def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
 
 
 def test_what_the_short_commands_do_not_take_is_told_as_that(monkeypatch, capsys):
-    monkeypatch.setattr(approval_requests, "asked", None)  # nobody is asked
+    monkeypatch.setattr(approval_requests, "send_request", None)  # nobody is asked
     with pytest.raises(SystemExit, match="2"):
         main(["reject", "abcd", "--for", "1h"])
     assert "`--for` is not an option of `exeat reject`: a rejection has no terms" in capsys.readouterr().err
@@ -246,7 +246,7 @@ def test_which_registry_is_asked(monkeypatch, own, host, started, said):
     monkeypatch.setattr(client, "ask", answers(started))
     monkeypatch.setattr(client, "is_running", lambda: own is not None)
     try:
-        found = approval_requests.asked(argparse.Namespace(token_file=None), {"what": "show"})
+        found = approval_requests.send_request(argparse.Namespace(token_file=None), {"what": "show"})
     except ExeatError as error:
         found = [str(error)]
     assert found == [said]
@@ -260,7 +260,7 @@ def test_what_root_s_registry_refuses_to_list_is_said(monkeypatch, capsys):
 
     monkeypatch.setattr(client, "ask", lambda _request: [{"approvals": []}])
     monkeypatch.setattr(approval_requests, "_elsewhere", refuses)
-    assert approval_requests.everywhere(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
+    assert approval_requests.send_to_all(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
     assert capsys.readouterr().err == (
         "exeat: root's registry: lena is nobody who may approve: `approvers.yaml` names nobody\n"
     )

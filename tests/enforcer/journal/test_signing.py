@@ -59,5 +59,5 @@ def test_a_worker_that_has_said_its_last_leaves_nothing_unsigned(tmp_path, monke
         worker.stop()
         worker.see_out()
     assert worker.said == {"summary": "of it"}
-    signing.end(journal, _recorder(journal), worker)
+    signing.stop_keeper(journal, _recorder(journal), worker)
     assert (list(unsealed(journal)), is_left(journal, pid)) == ([], False)

@@ -5,7 +5,7 @@ import selectors
 import time
 
 from enforcer.policy import reload, rule_files
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from proxy.dialing import proxy_auth
 from proxy.worker import policy_transfer
 from rules.loading.cases import parse_attempt
@@ -41,8 +41,8 @@ class Run:
             self.root.write_text(root)
         self.gate, self.selector = Gate(), selectors.DefaultSelector()
         loaded = rule_files.load([self.own], base / "etc")
-        asked = rule_files.absolute(loaded.asked)
-        self.wanted = Wanted(
+        asked = rule_files.make_absolute(loaded.asked)
+        self.wanted = RunRequest(
             ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
             asked=asked, seen=rule_files.fingerprint(asked, base / "etc"),
         )  # fmt: skip

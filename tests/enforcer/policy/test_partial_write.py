@@ -47,9 +47,9 @@ def test_a_file_of_somebody_else_s_is_read_when_it_was_not_changed_for_a_moment(
     monkeypatch.setattr("fcntl.fcntl", none)
     monkeypatch.setattr(reread, "PATIENCE", 0.0)
     monkeypatch.setattr(reread, "_SETTLED", 3600.0)
-    assert reread.unwritten([str(path), str(tmp_path), str(tmp_path / "gone")]) == str(path)
+    assert reread.wait_until_written([str(path), str(tmp_path), str(tmp_path / "gone")]) == str(path)
     monkeypatch.setattr(reread, "_SETTLED", 0.0)
-    assert reread.unwritten([str(path)]) is None
+    assert reread.wait_until_written([str(path)]) is None
 
 
 def test_files_that_are_written_a_hundred_times_a_second_open_nothing(run):

@@ -11,7 +11,7 @@ import pytest
 
 from enforcer.policy import reload, rule_files
 from enforcer.policy import reread as rereading
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from enforcer.run import supervise
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"
@@ -37,7 +37,7 @@ def wanted(tmp_path):
     system, workspace = tmp_path / "etc", tmp_path / "workspace"
     workspace.mkdir()
     loaded = rule_files.load([path], system)
-    return Wanted(("true",), "web", loaded.policy, (str(path),), str(workspace), system=system, asked=(str(path),))
+    return RunRequest(("true",), "web", loaded.policy, (str(path),), str(workspace), system=system, asked=(str(path),))
 
 
 def reread(wanted):
@@ -119,7 +119,7 @@ def test_a_reader_never_goes_on_as_the_supervisor(wanted, monkeypatch, reading):
     pid = os.fork()
     if pid == 0:
         try:
-            rereading.be_reader(parent, says, -1, rereading.Before(wanted, wanted.asked, -1))
+            rereading.run_reader(parent, says, -1, rereading.RereadRequest(wanted, wanted.asked, -1))
         finally:
             os._exit(7)  # it came back
     os.close(says)

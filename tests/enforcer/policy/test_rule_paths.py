@@ -5,7 +5,7 @@ import os
 import pytest
 
 from enforcer.policy import rule_files
-from enforcer.policy.rule_files import check_roots, fingerprint, system_files
+from enforcer.policy.rule_files import check_root_owned, fingerprint, system_files
 from enforcer.policy.run_request import task_labels, task_name
 from enforcer.system.errors import HostError, UsageError
 
@@ -47,13 +47,13 @@ TRAILS = {
 
 @pytest.mark.parametrize("path", TRAILS)
 def test_every_name_that_is_looked_up(tree, path):
-    steps = rule_files.trail(str(tree / path) if "." not in path.partition("/")[2] else f"{tree}/{path}")
+    steps = rule_files.list_steps(str(tree / path) if "." not in path.partition("/")[2] else f"{tree}/{path}")
     inside = [os.path.relpath(step.path, tree) for step in steps if step.path.startswith(f"{tree}/")]
     assert inside == TRAILS[path]
 
 
 def test_a_circle_of_links_ends(tree):
-    assert len(rule_files.trail(f"{tree}/rules/loop.yaml")) < 100
+    assert len(rule_files.list_steps(f"{tree}/rules/loop.yaml")) < 100
 
 
 EXPOSED = {
@@ -66,7 +66,7 @@ EXPOSED = {
 
 @pytest.mark.parametrize("path", EXPOSED)
 def test_what_a_task_could_lead_elsewhere(tree, path):
-    problems = rule_files.exposed([f"{tree}/{path}"], [f"{tree}/desk"])
+    problems = rule_files.find_exposed([f"{tree}/{path}"], [f"{tree}/desk"])
     assert [EXPOSED[path] in problem for problem in problems] == [True] * bool(EXPOSED[path])
 
 
@@ -116,12 +116,12 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_what_has_lost_its_cover(tree, change):
     path, desk = f"{tree}/desk/sub/deep/in.yaml", f"{tree}/desk"
-    covers = rule_files.covered([path], [desk])
-    assert rule_files.uncovered([path], [desk], covers) == ()
+    covers = rule_files.hold_masked([path], [desk])
+    assert rule_files.find_unmasked([path], [desk], covers) == ()
     change(tree)
-    assert [os.path.relpath(lost, tree) for lost in rule_files.uncovered([path], [desk], covers)] == CHANGES[change]
+    assert [os.path.relpath(lost, tree) for lost in rule_files.find_unmasked([path], [desk], covers)] == CHANGES[change]
     never = [f"{tree}/desk/in.yaml"]
-    assert rule_files.uncovered(never, [desk], covers) == tuple(never)
+    assert rule_files.find_unmasked(never, [desk], covers) == tuple(never)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,6 @@ def test_what_is_not_root_s_is_not_taken_for_it(tmp_path):
     if os.geteuid() == 0:
         os.chown(file, 12345, 0)
     with pytest.raises(HostError, match="and not to root"):
-        check_roots(file)
+        check_root_owned(file)
     with pytest.raises(HostError, match="cannot be read"):
-        check_roots(tmp_path / "gone")
+        check_root_owned(tmp_path / "gone")

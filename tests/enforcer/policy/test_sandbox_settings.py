@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.cli import run
-from enforcer.cli.parsing import declare
+from enforcer.cli.parsing import add_arguments
 from enforcer.system.errors import UsageError
 from rules.loading.load import read
 from rules.sandbox import SandboxUser, WorkspaceMode
@@ -21,9 +21,9 @@ def box_of(tmp_path):
             (tmp_path / f"{name}.yaml").write_text(f"version: 1\n{head}sandbox: {text.replace('@', str(tmp_path))}\n")
         parser = argparse.ArgumentParser()
         parser.add_argument("--env", action="append", default=[])
-        declare(parser, run.SANDBOX_OPTIONS)
+        add_arguments(parser, run.SANDBOX_OPTIONS)
         policy = read([tmp_path / f"{name}.yaml" for name, _ in files]).policy
-        return run.box_of(parser.parse_args([word.replace("@", str(tmp_path)) for word in words]), policy)
+        return run.choose_settings(parser.parse_args([word.replace("@", str(tmp_path)) for word in words]), policy)
 
     return made
 

@@ -13,8 +13,8 @@ import pytest
 
 from enforcer.policy import reload as watching
 from enforcer.policy.reload import Reloader
-from enforcer.policy.rule_files import absolute, fingerprint
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.rule_files import fingerprint, make_absolute
+from enforcer.policy.run_request import RunRequest
 from enforcer.system import inotify
 from rules.loading.load import read
 
@@ -45,8 +45,8 @@ def watch(place):
 
 @pytest.fixture
 def reloader(place):
-    asked, system = absolute([place / "web.yaml"]), place / "etc"
-    wanted = Wanted(
+    asked, system = make_absolute([place / "web.yaml"]), place / "etc"
+    wanted = RunRequest(
         ("true",), "task", read([place / "web.yaml"]).policy, asked, str(place / "work"),
         system=system, asked=asked, seen=fingerprint(asked, system),
     )  # fmt: skip

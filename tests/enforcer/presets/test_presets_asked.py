@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.presets import fetch
-from enforcer.presets.client import common_base
+from enforcer.presets.client import find_common_base
 from enforcer.presets.fetch import FetchError
 from enforcer.presets.locking import CLIENTS, discover
 from enforcer.presets.pip import file_urls
@@ -202,6 +202,6 @@ def test_any_answer_is_read_or_refused(body, kind):
 
 @given(st.lists(st.text(alphabet="/ab.%*", max_size=12).map("/{}".format), min_size=1, max_size=4))
 def test_what_paths_have_in_common_is_a_path_that_can_be_locked(paths):
-    base = common_base(paths)
+    base = find_common_base(paths)
     assert all(path.startswith(base + "/") for path in paths) or not base
     Origin.parse("https://x.example" + base)

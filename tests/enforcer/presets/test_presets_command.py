@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.cli import main
-from enforcer.presets.locking import text_of
+from enforcer.presets.locking import format_lock
 from rules.loading.preset_locks import Origin, read_locks
 from tests.enforcer.presets.presets_harness import PIP, put
 
@@ -173,7 +173,7 @@ def test_whatever_a_source_is_called_the_lock_is_read_as_it_was_written(tmp_path
 
     places = {"gems": {"sources": (LockedPlace(Origin.parse("https://g.example"), source),), "none": ()}}
     path = tmp_path_factory.getbasetemp() / "written.lock"
-    path.write_text(text_of(places))
+    path.write_text(format_lock(places))
     problems = []
     read = {name: found for name, (_, found) in read_locks([path], problems).items()}
     assert read == places or problems

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.policy.run_request import Wanted
+from enforcer.policy.run_request import RunRequest
 from enforcer.run.missing_command import explain_missing_command, interpreter
 from rules.loading.load import read
 
@@ -34,7 +34,7 @@ def program(path, text):
 
 
 def said(base, name, read_only=()):
-    wanted = Wanted(
+    wanted = RunRequest(
         (name,), "x", read([]).policy, (), str(base / "desk"), tuple(str(base / part) for part in read_only)
     )
     return explain_missing_command(wanted).replace(str(base), "BASE")

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.cli import run as run_command
-from enforcer.cli import status_if_unsaid
+from enforcer.cli import status_of_output_error
 from enforcer.cli.parsing import Parser
-from enforcer.policy.rule_files import Seen
+from enforcer.policy.rule_files import LoadedRules
 from enforcer.run import sandbox_spec
 from enforcer.sandbox import identity, task_start
 from enforcer.service import preload, run_setup
@@ -24,7 +24,10 @@ from tests.enforcer.worker.signer_harness import until
 from tests.soak import left
 
 COMMAND = RunCommand(
-    Parser.of("run", run_command.ARGUMENTS).read, run_command.wanted_of, run_command.perform, status_if_unsaid
+    Parser.of("run", run_command.ARGUMENTS).read,
+    run_command.make_run_request,
+    run_command.perform,
+    status_of_output_error,
 )
 PROGRAM = """
 import enforcer.cli.service, enforcer.service.service, importlib, sys
@@ -106,7 +109,7 @@ def _files(place):
 
 def _known(way, policy):
     return SimpleNamespace(
-        last=lambda: (way.rules,), known=lambda files, _: (1, Seen(policy, (), "")) if files else None
+        last=lambda: (way.rules,), known=lambda files, _: (1, LoadedRules(policy, (), "")) if files else None
     )
 
 

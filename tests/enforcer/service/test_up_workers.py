@@ -5,7 +5,7 @@ import os
 import pytest
 
 from enforcer.cli import main
-from enforcer.cli.service import size_of
+from enforcer.cli.service import count_workers
 
 
 @pytest.mark.parametrize("wanted", ["0", "-1", "65"])
@@ -18,5 +18,5 @@ def test_a_number_of_workers_that_cannot_be_is_misuse(monkeypatch, capsys, wante
 @pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 64), (96, 64)])
 def test_there_is_one_for_each_core_as_far_as_there_may_be_that_many(monkeypatch, cores, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(cores)))
-    assert size_of(None) == workers
-    assert size_of(3) == 3
+    assert count_workers(None) == workers
+    assert count_workers(3) == 3

@@ -93,10 +93,10 @@ def test_every_option_of_the_log_is_documented():
     import argparse
 
     from enforcer.cli.log import ARGUMENTS
-    from enforcer.cli.parsing import declare
+    from enforcer.cli.parsing import add_arguments
 
     parser = argparse.ArgumentParser(add_help=False)
-    declare(parser, ARGUMENTS)
+    add_arguments(parser, ARGUMENTS)
     section = (REFERENCE / "commands.md").read_text().partition("\n## exeat log\n")[2].partition("\n## ")[0]
     for option in parser._option_string_actions:
         assert f"`{option}" in section

@@ -238,9 +238,9 @@ def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_pat
     assert run(capfdbinary, "keys", "make")[0] == 2
     assert run(capfdbinary, "keys")[1] == f"{made.strip()}  signs now\n"
     from enforcer.journal.keeper import Keeper
-    from enforcer.journal.signing import place
+    from enforcer.journal.signing import keeper_directory
 
-    Keeper(directory, place(directory), pytest.fail).close((os.getpid(),))
+    Keeper(directory, keeper_directory(directory), pytest.fail).close((os.getpid(),))
     status, out, _ = run(capfdbinary, "verify")
     assert (status, out.partition(":")[0]) == (0, "intact")
     (tmp_path / "key.pem").write_text(run(capfdbinary, "keys", "export")[1])
