@@ -91,7 +91,7 @@ HOSTILE = [
     ("names metadata in disguise", {}, {}, {"files": [{"url": "https://2852039166/x.whl"}]}, "(cloud metadata), which no task is to reach"),
     ("names this host", {}, {"host.exeat.internal": None}, {"files": [{"url": "https://host.exeat.internal/x.whl"}]}, "host.exeat.internal can't be looked up: Name or service not known"),
     ("names a pattern", {}, {}, {"files": [{"url": "https://*.example/x.whl"}]}, "names a host that can't be locked"),
-    ("names somebody's password", {}, {}, {"files": [{"url": "https://u:p@f.example/x.whl"}]}, "a lock is no place for credentials"),
+    ("names somebody's password", {}, {}, {"files": [{"url": "https://u:p@f.example/x.whl"}]}, "may not contain a user or a password"),
     ("names a file", {}, {}, {"files": [{"url": "file:///etc/x.whl"}]}, "names a host that can't be locked"),
     ("names a hundred hosts", {}, {}, {"files": [{"url": f"https://h{n}.example/x.whl"} for n in range(100)]}, "names more than 16 hosts"),
     ("is no list", {}, {}, {"files": 3}, "not what PEP 691 says"),

@@ -151,7 +151,7 @@ def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbi
         (["keys", "lst"], 2, "invalid value `lst` for `exeat log keys`; did you mean `list`?"),
         (["keys"], 2, "there is no key yet"),
         (["retention", "--age", "90"], 2, "invalid value `90` for `--age`: use"),
-        (["retention", "--size", "0G"], 2, "`--size`: `0G` is no size"),
+        (["retention", "--size", "0G"], 2, "`--size`: `0G` is not a size"),
         (["verify", "/nowhere"], 2, "there is no journal in `/nowhere`"),
         (["verify", "--key", "/nowhere"], 2, "cannot read `/nowhere`"),
     ],
