@@ -88,7 +88,7 @@ class App:
             self._store_place = people.store
             store = _opened(people.store, directory / client.STORE)
         except OSError as error:
-            raise HostError(f"the store of approvals can't be used: {error.strerror}") from error
+            raise HostError(f"cannot use the approval store: {error.strerror}") from error
         self.registry = Registry(store, people, self.journals.recorder, reply=self._reply, news=self._news)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -122,7 +122,7 @@ class App:
             self._telling.close()
             self._telling = Notifications(people, self._threads, self._say)
             if people.store != self._store_place:
-                self._say(f"`{self._file}` names another store; it is used when the registry begins anew")
+                self._say(f"`{self._file}` names another store; restart the approvals server to use it")
         due = self.registry.next_due()
         if due is not None and due <= _DUE:
             await self.registry.expire()
@@ -159,7 +159,7 @@ class App:
         async with self.registry.reading() as t:
             found = await approval_card.build_card(t, approval)
             if found is None:
-                raise VoteRefusedError("there is no such question")
+                raise VoteRefusedError("there is no such approval request")
             short = await summary(t, found.approval, found.task)
         before = await asyncio.to_thread(self.journals.count_earlier_runs, found.task, found.approval.question)
         return found._replace(before=before), short

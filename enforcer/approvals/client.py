@@ -110,7 +110,7 @@ def connected(patience: float = PATIENCE) -> socket.socket:
     while (connection := there(directory / SOCKET)) is None:
         if not start(directory):
             if time.monotonic() > deadline:
-                raise HostError("the registry of approvals neither answers nor ends", f"see `{directory / LOG}`")
+                raise HostError("the approvals server neither answers nor ends", f"see `{directory / LOG}`")
             time.sleep(_BETWEEN)
     return connection
 
@@ -135,11 +135,11 @@ def there(path: Path, owner: int | None = None) -> socket.socket | None:
 def start(directory: Path) -> bool:
     """Start a registry; False where there is one already, or one that is just ending. Raises HostError."""
     if not sys.executable:
-        raise HostError("the registry of approvals can't be started: which Python this is, is unknown")
+        raise HostError("cannot start the approvals server: the path of this Python is unknown")
     try:
         lock = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise HostError(f"cannot start the registry of approvals in `{directory}`: {error.strerror}") from error
+        raise HostError(f"cannot start the approvals server in `{directory}`: {error.strerror}") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,7 +215,7 @@ def ask(what: Mapping[str, object]) -> list[dict[str, Any]]:
     for _ in range(_TRIES):
         if answers := list(_answers(connected(), what)):
             return answers
-    raise HostError("the registry of approvals does not answer", f"see `{approvals_directory() / LOG}`")
+    raise HostError("the approvals server does not answer", f"see `{approvals_directory() / LOG}`")
 
 
 def is_running() -> bool:
@@ -275,6 +275,6 @@ def _answers(
     except ConnectionError:
         return  # it ended
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise HostError("the registry of approvals does not answer", "see its log") from error
+        raise HostError("the approvals server does not answer", "see its log") from error
     finally:
         connection.close()

@@ -155,7 +155,7 @@ def introduced(
     except OSError as error:
         connection.close()
         theirs.close()
-        raise HostError(f"the registry of approvals is gone again: {error.strerror}") from error
+        raise HostError(f"the approvals server has stopped again: {error.strerror}") from error
     finally:
         ours.close()
     return connection, theirs

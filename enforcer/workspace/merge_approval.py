@@ -198,7 +198,7 @@ def _answer(connection: socket.socket, end: socket.socket, deadline: float, say:
                 return answer
             case _:
                 pass
-    return _unavailable("the registry of approvals doesn't answer")
+    return _unavailable("the approvals server does not answer")
 
 
 def _heard(end: socket.socket) -> dict[str, object] | None:
@@ -213,7 +213,7 @@ def _gone(connection: socket.socket) -> Answer:
         data, _ = message.packet(connection, _LARGEST)
     except OSError:
         data = b""
-    return _unavailable((data and registration.reason(data)[0]) or "the registry of approvals is gone")
+    return _unavailable((data and registration.reason(data)[0]) or "the approvals server has stopped")
 
 
 def _unavailable(why: str) -> Answer:

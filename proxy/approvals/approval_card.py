@@ -134,9 +134,9 @@ class Card(NamedTuple):
             if self.before is not None:
                 yield from _field("usual", _usual(self.before, task.name))
         for asks in question.rules:
-            yield from _field("rule", f"{asks.rule}: {asks.why or 'it says no why'}")
+            yield from _field("rule", f"{asks.rule}: {asks.why or 'it gives no reason (`why`)'}")
         if approval.wish is PreRequestKind.UNRULED:
-            yield from _field("rule", "none says anything about this; an answer can write one (--as-rule)")
+            yield from _field("rule", "no rule covers this; an approval with --as-rule writes one")
         if approval.said:
             yield from _field("agent says", approval.said)
         for source in self.sources:
@@ -169,7 +169,7 @@ class Card(NamedTuple):
     def _waits(self) -> str:
         if self.approval.state is not ApprovalState.PENDING:
             return ""
-        waits = "nobody waits for it now" if self.approval.stale else "somebody waits for it"
+        waits = "the client no longer waits" if self.approval.stale else "the client waits"
         return f"; {waits}; open for {format_duration(self.approval.expires - self.now)} more"
 
     def _destination(self) -> str:
@@ -208,9 +208,9 @@ async def build_card(t: "Transaction", approval: str) -> Card | None:
 
 def _choices(approval: Approval, now: float) -> "Iterator[CardChoice]":
     question = approval.question
-    lets = {Kind.MERGE: "merges", Kind.COMMAND: "starts"}.get(question.kind, "lets out")
+    lets = {Kind.MERGE: "merges", Kind.COMMAND: "starts"}.get(question.kind, "allows")
     if approval.wish is PreRequestKind.UNRULED:
-        yield CardChoice(f"approve {approval.id} --as-rule", "writes a rule that lets this out, and tries it first")
+        yield CardChoice(f"approve {approval.id} --as-rule", "writes a rule that allows this, after testing it")
     else:
         offers = [
             ("", GrantTerms()),
@@ -231,14 +231,15 @@ def _choices(approval: Approval, now: float) -> "Iterator[CardChoice]":
                 yield CardChoice(f"approve {approval.id}{words}", f"{lets} {does}")
             seen.add(does)
     yield CardChoice(
-        f"reject {approval.id}", f"refuses it, and the same again in the next {format_duration(approval.expires - now)}"
+        f"reject {approval.id}",
+        f"blocks it, and the same request for the next {format_duration(approval.expires - now)}",
     )
 
 
 _UNANSWERED = {
     ApprovalState.OVER: "its task has ended",
     ApprovalState.EXPIRED: "nobody answered in time",
-    ApprovalState.SUPERSEDED: "{}: an answer to it opens nothing",
+    ApprovalState.SUPERSEDED: "{}: an answer has no effect",
 }
 _VOTED = {Vote.APPROVE: "approves", Vote.REJECT: "rejects", Vote.PASS: "leaves it to people"}
 
@@ -246,9 +247,9 @@ _VOTED = {Vote.APPROVE: "approves", Vote.REJECT: "rejects", Vote.PASS: "leaves i
 def _decoded(question: "ApprovalRequest") -> "Iterator[str]":
     yield from _done(question)
     if question.secrets:
-        yield from _field("secrets", f"{', '.join(question.secrets)}: the gate puts in what they are")
+        yield from _field("secrets", f"{', '.join(question.secrets)}: the gate inserts the values")
     elif question.beforehand:
-        yield from _field("secrets", "whichever the rules let it have, if any: it isn't tried yet")
+        yield from _field("secrets", "those that the rules allow, if any: it has not been tried yet")
     if question.cut:
         yield from _field("cut", "it does more than is shown here")
 
@@ -274,7 +275,7 @@ def _done(question: "ApprovalRequest") -> "Iterator[str]":
         case Kind.MERGE:
             yield from _merged(question)
         case Kind.CONNECTION | Kind.UDP:
-            yield from _field("connection", "whatever passes over it is not looked at")
+            yield from _field("connection", "its content is not inspected")
 
 
 def _merged(question: "ApprovalRequest") -> "Iterator[str]":

@@ -232,7 +232,7 @@ class ApprovalRequest(Message, frozen=True):
                 found = self._shortened(longest, most)
             if len(json.dumps(found.packed(), ensure_ascii=False).encode("utf-8", "surrogatepass")) <= _LARGEST:
                 return found
-        raise MalformedMessageError("this can't be asked about: it is held by too many rules")
+        raise MalformedMessageError("too many rules hold this for one approval request")
 
     def _shortened(self, longest: int, most: int) -> Self:
         done = self._replace(
@@ -362,7 +362,7 @@ def explain_unapprovable(decision: "Decision") -> str:
     if decision.reason is not Reason.APPROVAL_UNAVAILABLE or decision.passes or decision.needs_approval:
         return ""
     asks = ", ".join(f"`{rule}`" for rule in decision.rules)
-    return f"no rule lets this out, so an approval of what {asks} asks would open nothing"
+    return f"no rule allows this, so an approval of what {asks} asks would have no effect"
 
 
 def describe_connection(

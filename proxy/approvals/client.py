@@ -44,8 +44,8 @@ _SAID: Final = {Result.GRANTED: Said.APPROVED, Result.DENIED: Said.REJECTED} | {
     result: Said(result.value) for result in (Result.TIMEOUT, Result.UNAVAILABLE, Result.FLOOD, Result.WIDE)
 }
 _A_TURN: Final = 16  # packets before others get their turn
-_NOBODY: Final = "there is no registry of approvals"
-_FLOOD: Final = "too much is asked about at once"
+_NOBODY: Final = "the approvals server is not running"
+_FLOOD: Final = "too many approval requests at once"
 _FIRST_BYTES: Final = 7  # of the number that counting begins with; numbers have 62 bits
 
 
@@ -145,7 +145,7 @@ class ApprovalsClient:
             try:
                 if self._send(protocol.Submit(ticket.number, question.fitted())):
                     return ticket
-                problem = "the registry of approvals doesn't take what is asked"
+                problem = "the approvals server does not take the request"
             except MalformedMessageError as malformed:
                 problem = str(malformed)
         self._loop.call_soon(self._settle, ticket.number, _unavailable(ticket.number, problem))
@@ -280,7 +280,7 @@ class ApprovalsClient:
             return
         if ticket.holds:
             self._send(protocol.Withdraw(number))
-        self._settle(number, _unavailable(number, "the registry of approvals doesn't answer"))
+        self._settle(number, _unavailable(number, "the approvals server does not answer"))
 
     def _use(self, grant: str, size: int) -> bool:
         return self._send(protocol.BytesUsed(grant, size))
@@ -330,10 +330,10 @@ class ApprovalsClient:
         self._poller.forget(self._channel.fileno())
         self._unsent.clear()
         if why:
-            self._tell(Component.APPROVALS, f"nobody can be asked for approvals any more: {why}")
+            self._tell(Component.APPROVALS, f"approval requests are no longer possible: {why}")
         waiting, self._open = list(self._open.values()), {}
         for ticket in waiting:
-            self._conclude(ticket, _unavailable(ticket.number, "the registry of approvals is gone"))
+            self._conclude(ticket, _unavailable(ticket.number, "the approvals server has stopped"))
         self.leases.lost()
 
 

@@ -45,13 +45,13 @@ class GrantTerms(Message, frozen=True, omit_defaults=True):
         while left:
             word = left.pop(0)
             if word in {"until", "uses", "bytes"} and not left:
-                raise ValueError(f"`{word}` says nothing without a value: write one of {_SYNTAX}")
+                raise ValueError(f"`{word}` needs a value: write one of {_SYNTAX}")
             name, value = _read(word, left)
             if name in found:
                 raise ValueError(f"`{name}` is said twice")
             found[name] = value
         if sum(name in found for name in ("seconds", "until", "task")) > 1:
-            raise ValueError("one end is enough: say a time, a day, or `task`")
+            raise ValueError("give one end only: a time, a day, or `task`")
         if width:
             if width not in set(GrantScope):
                 raise ValueError(f"`{width}` is no width: it is one of {', '.join(GrantScope)}")
@@ -114,7 +114,7 @@ def _extent(terms: "Terms", width: GrantScope, offer: GrantTerms, now: float) ->
         raise ScopeTooWideError(f"the rule covers {_an(width)} and no more: `--scope {offer.width}` is wider")
     ends = now + offer.seconds if offer.seconds is not None else offer.until
     if ends is not None and ends <= now:
-        raise ScopeTooWideError("that time is over already")
+        raise ScopeTooWideError("that time has passed")
     uses, fixed = offer.uses, terms.lasts
     if fixed:  # the rule gives a time
         if offer.task or (ends is not None and ends > now + fixed):

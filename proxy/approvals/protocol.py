@@ -44,7 +44,7 @@ class Result(StrEnum):
     DENIED = "denied"
     TIMEOUT = "timeout"  # nobody answered while it was held; the question stays open for a retry
     FLOOD = "flood"  # too many questions are waiting
-    WIDE = "wide"  # it does more than one question can show, and its approval would cover just that
+    WIDE = "wide"  # it does more than one approval request can show
     GRANTED = "granted"
 
 

@@ -163,7 +163,9 @@ class Registry:
                     async with self.reading() as t:
                         state = await self._submitter.look(t, link.task, id_)
                 except StoreError:
-                    state = protocol.RequestState(RequestStatus.UNKNOWN, why="nothing can be looked up at the moment")
+                    state = protocol.RequestState(
+                        RequestStatus.UNKNOWN, why="the status is not available now: try again in a minute"
+                    )
                 self._say(link, protocol.StatusReply(number, state))
 
     async def decide(self, approval: str, said: CastVote) -> VoteResult:
@@ -347,7 +349,7 @@ class Registry:
                 except _TROUBLE:
                     line = word.attempt.question.line()
                     state = protocol.RequestState(
-                        RequestStatus.REFUSED, attempt=line, why="nobody can be asked at the moment"
+                        RequestStatus.REFUSED, attempt=line, why="approval requests are not possible now"
                     )
         self._say(link, protocol.StatusReply(word.number, state))
         self._tell_submitted(link, put, state.attempt)

@@ -123,7 +123,7 @@ class Submitter:
         if rejected is not None and rejected.expires > t.now:
             return Answer(0, Result.DENIED, rejected.id, rejected.by, rejected.why)
         if question.cut and question.covers is GrantScope.ATTEMPT:
-            why = "it does more than one question can show, and its approval would cover just that"
+            why = "it does more than one approval request can show"
             t.record(task).refused("", question, why, answer=Told.WIDE)
             return Answer(0, Result.WIDE, why=why)
         if flood := await self._flood(t, task, question, leaving):
@@ -149,11 +149,11 @@ class Submitter:
         begins |= self._floods.begins("", every, bounds.pending)
         begins |= self._rejected.begins(task.id, rejected, most)
         if own >= bounds.pending_per_task:
-            why = f"{own} questions of this task wait, and no more are taken"
+            why = f"{own} approval requests of this task are pending, and no more are taken"
         elif every >= bounds.pending:
-            why = f"{every} questions wait, and no more are taken"
+            why = f"{every} approval requests are pending, and no more are taken"
         elif rejected >= most:
-            why = f"{rejected} questions of this task were rejected, and no more are taken while that stands"
+            why = f"{rejected} approval requests of this task were rejected, and no more are taken until these expire"
         else:
             return ""
         if begins:
@@ -167,7 +167,7 @@ class Submitter:
         """Answer a pre-request that nobody is asked about; None: people are."""
         line, verdict, reason = said.attempt.question.line(), said.attempt.verdict, said.attempt.reason
         if verdict in {Verdict.ALLOW, Verdict.FLAG}:
-            return RequestState(RequestStatus.ALLOWED, attempt=line, why="the rules let this out: try it")
+            return RequestState(RequestStatus.ALLOWED, attempt=line, why="the rules allow this: try it")
         if verdict is Verdict.DENY and reason is not Reason.NO_RULE:
             named = f" ({', '.join(said.attempt.rules)})" if said.attempt.rules else ""
             why = f"the rules deny this: {reason}{named}; nobody can approve this"
@@ -200,8 +200,8 @@ class Submitter:
         if found is not None and found.task == task.id:
             return await _state(t, found)
         if id_ and self._strays[task.id].take():
-            self._record(task).refused(id_, None, "a task asks about a question that is none of its own")
-        return RequestState(RequestStatus.UNKNOWN, why="this task has asked nothing of that id")
+            self._record(task).refused(id_, None, "a task asked for the status of another task's approval request")
+        return RequestState(RequestStatus.UNKNOWN, why="this task has no approval request with this id")
 
 
 async def _state(t: "Transaction", approval: Approval) -> RequestState:

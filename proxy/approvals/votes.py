@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from proxy.approvals.transaction import Transaction
 
 _LONGEST_WHY: Final = 1000  # characters
-_IDLE: Final = "; nobody waits for it now: it serves the next try, unless its rules have changed by then"
+_IDLE: Final = "; the client no longer waits: the approval serves its next try, unless the rules change before"
 _NO_RULE: Final = (
-    "no rule says anything about this, so there is nothing that an approval could satisfy: approve it with "
-    "`--as-rule`, which writes one, or reject it"
+    "no rule covers this, so an approval alone would not allow it: approve it with "
+    "`--as-rule`, which writes a rule, or reject it"
 )
 
 
@@ -69,7 +69,9 @@ async def decide(t: "Transaction", approval: str, said: CastVote) -> VoteResult:
         (ballot for ballot in ballots if display_name(ballot.person, reviewer=ballot.reviewer) == said.name), None
     )
     if earlier is not None and (earlier.vote is said.vote or said.vote is Vote.PASS):
-        raise VoteRefusedError(f"{said.name} has said {earlier.vote} already, and counts once", found, task)
+        raise VoteRefusedError(
+            f"{said.name} has said {earlier.vote} already; a second vote does not count", found, task
+        )
     ballot = Ballot(said.who.name, said.vote, said.who.reviewer, said.offer, said.why, t.now)
     ballots = (*(other for other in ballots if other is not earlier), ballot)
     match said.vote:
@@ -136,7 +138,7 @@ async def _approve(
 async def _pending(t: "Transaction", approval: str) -> "tuple[Approval, Task]":
     """Return an approval request that can be answered. Raises VoteRefusedError."""
     if (both := await t.found(approval)) is None:
-        raise VoteRefusedError("there is no such question")
+        raise VoteRefusedError("there is no such approval request")
     found, task = both
     if found.state is ApprovalState.PENDING and found.expires > t.now and task.ended is None:
         return both
@@ -145,7 +147,7 @@ async def _pending(t: "Transaction", approval: str) -> "tuple[Approval, Task]":
     elif found.state in {ApprovalState.PENDING, ApprovalState.OVER}:
         why = "its task has ended"
     elif found.state is ApprovalState.SUPERSEDED:
-        why = f"an answer to it opens nothing: {found.why}"
+        why = f"an answer has no effect: {found.why}"
     else:
         why = f"it was {found.state} already, by {', '.join(found.by)}"
     raise VoteRefusedError(why, found, task)
@@ -170,7 +172,7 @@ async def revoke(t: "Transaction", id_: str, who: "Actor", why: str) -> "tuple[A
     grant = await t.grant(id_)
     both = await t.found(id_ if grant is None else grant.approval)
     if both is None:
-        raise VoteRefusedError("there is no such grant or question")
+        raise VoteRefusedError("there is no such grant or approval request")
     found, task = both
     if not t.people.can_reject(who, found.question.rules, task.started_by):
         _refuse(t, who, found, task)

@@ -49,8 +49,8 @@ _HOW: Final = (
     'send `{"attempt": "POST https://host/path", "why": "what it is for"}` as JSON, or the attempt on the first line '
     "and why on the next as text"
 )
-_IN_VAIN: Final = "no rule opens that address, so an approval would not either"
-_NOBODY: Final = "nobody can be asked at the moment: the rules ask nobody, or the registry of approvals is not there"
+_IN_VAIN: Final = "no rule allows that address, so an approval would have no effect"
+_NOBODY: Final = "approval requests are not possible now: no rule has `ask`, or the approvals server is not running"
 
 
 class _AccessRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,7 +90,7 @@ def request_access(
         return _said(RequestState(RequestStatus.ALLOWED, attempt=question.line()))
     if decision.passes:
         raise RequestRefusedError(
-            HTTPStatus.BAD_REQUEST, "each request there is asked about by itself: name one, as `POST https://…`"
+            HTTPStatus.BAD_REQUEST, "each request there needs its own approval: name one, as in `POST https://…`"
         )
     if why_not := explain_unapprovable(decision):
         return _said(RequestState(RequestStatus.REFUSED, attempt=question.line(), why=why_not))
@@ -119,7 +119,9 @@ def request_status(
 ) -> "Generator[PendingAnswer[RequestState], None, tuple[HTTPStatus, Any, str]]":
     """Say what became of one of this task's questions. Raises RequestRefusedError."""
     if not _ID.fullmatch(approval):
-        raise RequestRefusedError(HTTPStatus.NOT_FOUND, "an approval's id is letters and digits, as a refusal names it")
+        raise RequestRefusedError(
+            HTTPStatus.NOT_FOUND, "invalid approval id: it has only letters and digits, as in the refusal that names it"
+        )
     later: PendingAnswer[RequestState] = PendingAnswer()
     ticket = _asking(recorder).query_status(approval, later.settle)
     try:
@@ -140,12 +142,12 @@ def _read(request: "Request") -> tuple[str, str]:
     try:
         text = request.body.decode("utf-8")
     except UnicodeDecodeError:
-        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "that is no UTF-8") from None
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "the body is not UTF-8") from None
     if request.kind == "application/json":
         try:
             wanted = msgspec.json.decode(text, type=_AccessRequest)
         except (ValueError, RecursionError) as error:
-            raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"that is not understood ({error}): {_HOW}") from None
+            raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"the request can't be read ({error}): {_HOW}") from None
         attempt, why = wanted.attempt, wanted.why
     else:
         attempt, _, why = text.strip().partition("\n")
@@ -168,10 +170,11 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
         raise RequestRefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
     if said.run is not None:
         raise RequestRefusedError(
-            HTTPStatus.BAD_REQUEST, "a program can't be asked for beforehand: people are asked when you start it"
+            HTTPStatus.BAD_REQUEST,
+            "access to a program can't be requested in advance: start it, and it waits for approval",
         )
     if said.record is not None:
-        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be asked for")
+        raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be requested")
     _known_method(sandbox.policy, said)
     said = said._replace(caller=sandbox.caller)
     decision = said.decide(sandbox.policy)
@@ -220,26 +223,26 @@ def _lines(state: RequestState, until: str) -> list[str]:
     id_, lines = state.approval, []
     match state.standing:
         case RequestStatus.PENDING:
-            given_up = f" It is given up at {until}." if until else ""
+            given_up = f" It expires at {until}." if until else ""
             lines = [
-                f"waits for approval {id_}: a person has to say yes.{given_up}",
-                f"what to do: go on with something else, ask `GET /requests/{id_}` again, and try it once approved",
+                f"waits for approval {id_} by a person.{given_up}",
+                f"what to do: continue with something else, check `GET /requests/{id_}`, and try it once approved",
             ]
         case RequestStatus.APPROVED:
             ends = f", before {until}" if until else ""
-            lines = [f"was approved ({id_}): try it now, exactly as it was asked for{ends}"]
+            lines = [f"was approved ({id_}): try it now, exactly as requested{ends}"]
         case RequestStatus.REJECTED:
             lines = [
                 f"was rejected ({id_})",
-                "what to do: look for no other way to the same; say what you need to the person you work for",
+                "what to do: do not look for another way; tell the person you work for what you need",
             ]
         case RequestStatus.EXPIRED:
-            lines = [f"was not answered in time ({id_}): ask again if it is still needed"]
+            lines = [f"was not answered in time ({id_}): request it again if you still need it"]
         case RequestStatus.ALLOWED:
-            lines = ["needs no approval: the rules let it out, so try it"]
+            lines = ["needs no approval: the rules allow it, so try it"]
         case RequestStatus.REFUSED:
-            return [f"was not asked: {visible(state.why)}"]
+            return [f"was not submitted: {visible(state.why)}"]
         case RequestStatus.UNKNOWN:
-            lines = ["there is nothing of this id that this task was held for, or asked for"]
+            lines = ["this task has no approval request with this id"]
     said = state.standing in {RequestStatus.APPROVED, RequestStatus.REJECTED} and bool(state.why)
-    return [*lines, f"they said: {visible(state.why)}"] if said else lines
+    return [*lines, f"reason given: {visible(state.why)}"] if said else lines

@@ -234,7 +234,7 @@ def _values(event: "Event") -> dict[str, Any]:
 def _text(event: "Event") -> str:
     said = _values(event)
     by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
-    they = f"  they said: {said['said']}\n" if "said" in said else ""
+    they = f"  reason given: {said['said']}\n" if "said" in said else ""
     return (
         f"{said['attempt']}\n  was refused{by}: {said['meaning']} ({said['reason']})\n{they}"
         f"  what can be done: {said['remedy']}\n" + _approval(said) + f"  event: {said['id']}\n"

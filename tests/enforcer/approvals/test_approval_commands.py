@@ -207,7 +207,7 @@ def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
     first = next(line for line in lines if "/ask/watched" in line)
     assert " pending: POST api.held.example:443/ask/watched" in first
     assert "\a" not in first
-    assert any("exeat" in line and "approve" in line and "lets out" in line for line in lines)
+    assert any("exeat" in line and "approve" in line and "allows" in line for line in lines)
     watch.kill()
     watch.communicate()
     assert "rejected" in here.answer(here.waits("/ask/watched"), "reject")
@@ -327,7 +327,7 @@ def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
 
 def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys):
     def fails(_what):
-        raise HostError("the registry of approvals does not answer")
+        raise HostError("the approvals server does not answer")
 
     box = {"task": "0", "name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
     service = {"pid": 1, "began": 0.0, "control": "/c", "journal": "/j", "restarts": 0, "sandboxes": 1, "alone": [], "keyholder": 2, "workers": [{"number": 0, "pid": 3, "uid": 4, "sandboxes": 1}]}  # fmt: skip
@@ -338,11 +338,11 @@ def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys)
     assert main(["ps"]) == 0
     said = capsys.readouterr()
     assert re.split(" {2,}", said.out.splitlines()[1])[-2] == "?"
-    assert said.err.endswith("is not known: the registry of approvals does not answer\n")
+    assert said.err.endswith("is not known: the approvals server does not answer\n")
     assert main(["status"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("the service runs as process 1")
-    assert lines[-1] == "approvals: the registry of approvals does not answer"
+    assert lines[-1] == "approvals: the approvals server does not answer"
 
 
 def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, capsys):

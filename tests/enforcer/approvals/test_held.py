@@ -26,7 +26,7 @@ def test_two_have_to_say_so_and_nobody_twice(tried):
     first, again, second = said["/ask/two"]
     assert (first[0], again[0], second[0]) == (True, False, True)
     assert "1 more for held:by-two by dba" in first[1]
-    assert "counts once" in again[1]
+    assert "a second vote does not count" in again[1]
 
 
 def test_a_token_that_is_forged_answers_nothing(tried, here):

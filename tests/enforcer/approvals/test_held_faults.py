@@ -134,7 +134,7 @@ def test_what_was_asked_before_its_rule_was_changed_opens_nothing_and_says_what_
     )[0]
     said = here.exeat("approve", before["id"], "--for", "1h")
     why = f"held:writing has changed since it was asked, and it is asked as {now['id']} now"
-    assert (said.returncode, said.stderr) == (1, f"exeat: {before['id']}: an answer to it opens nothing: {why}\n")
+    assert (said.returncode, said.stderr) == (1, f"exeat: {before['id']}: an answer has no effect: {why}\n")
     (was,) = [line for line in here.exeat("approvals", "history").stdout.splitlines() if before["id"] in line[:40]]
     assert " superseded " in was
     assert was.endswith(f": {why}")

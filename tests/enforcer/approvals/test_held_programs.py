@@ -70,7 +70,7 @@ def test_a_program_is_asked_about_by_the_rules_of_now_and_by_those_alone(here):
     now = until(
         lambda: [each for each in here.pending() if "plan-ruled" in each["line"] and each["id"] != before["id"]]
     )
-    assert f"opens nothing: programs:plan has changed since it was asked, and it is asked as {now[0]['id']} now" in (
+    assert f"has no effect: programs:plan has changed since it was asked, and it is asked as {now[0]['id']} now" in (
         here.answer(before, "approve")
     )
     assert "approved: " in here.answer(now[0], "approve")

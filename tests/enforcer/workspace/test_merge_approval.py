@@ -339,17 +339,17 @@ def test_old_meta_without_terms_reads_as_before(world):
 
 SAID = [
     # what the registry says over the pair and over the connection, and why nothing is merged
-    ([], [], "the registry of approvals is gone"),
+    ([], [], "the approvals server has stopped"),
     ([], [{"failed": "the store is down", "status": 125}], "the store is down"),
-    ([{"type": "pending", "number": 1, "approval": "abc", "until": 1.0}], [], "the registry of approvals is gone"),
+    ([{"type": "pending", "number": 1, "approval": "abc", "until": 1.0}], [], "the approvals server has stopped"),
     (
         [{"type": "answer", "number": 2, "result": "granted", "grants": [{"rule": "a", "digest": "b", "grant": "c"}]}],
         [],
-        "is gone",
+        "has stopped",
     ),
     ([{"type": "answer", "number": 1, "result": "granted"}], [], "grants nothing"),
     (["hello"], [], "no message"),
-    ([{"type": "state", "done": {"tainted": False, "tainted_by": []}}], [], "is gone"),
+    ([{"type": "state", "done": {"tainted": False, "tainted_by": []}}], [], "has stopped"),
 ]
 
 

@@ -34,13 +34,13 @@ TEXT = """\
   destination  tls git.example port 443, asked about once since 2027-01-15: 0 approved, 0 rejected
   rule         web:main-needs-two: why not
   read before  https://forge.example/issues (untrusted, says web:issues)
-  asked        0s ago, once; somebody waits for it; open for 61m more
+  asked        0s ago, once; the client waits; open for 61m more
   said         ada approves: looked at it
   wanted       1 more of release, for web:main-needs-two
-  exeat        approve {id}  -> lets out this very attempt, once, in the next 1h
-  exeat        approve {id} --for 1h  -> lets out this very attempt, as often as the task likes, in the next 1h
-  exeat        approve {id} --for task  -> lets out this very attempt, as often as the task likes, until the task ends
-  exeat        reject {id}  -> refuses it, and the same again in the next 61m"""
+  exeat        approve {id}  -> allows this very attempt, once, in the next 1h
+  exeat        approve {id} --for 1h  -> allows this very attempt, as often as the task likes, in the next 1h
+  exeat        approve {id} --for task  -> allows this very attempt, as often as the task likes, until the task ends
+  exeat        reject {id}  -> blocks it, and the same request for the next 61m"""
 
 
 def test_a_push(play, store):
@@ -115,7 +115,7 @@ def test_what_each_choice_says_is_what_it_does(play):
                     covers, words = words[1], []
                 _, id_ = await world.held(task, question)
                 decided = await world.approve(id_, ADA, *words[1:], covers=covers)
-                assert choice.does == f"lets out {decided.text.removeprefix('approved: ')}"
+                assert choice.does == f"allows {decided.text.removeprefix('approved: ')}"
                 await world.registry.revoke(id_, world.who(ADA))
 
     play(story)
@@ -127,7 +127,7 @@ def test_rules_that_give_differently_are_told_apart(play):
         later = ANYONE._replace(rule="web:later", terms=ANYONE.terms._replace(open=60.0))
         _, id_ = await world.held(task, CONNECTION._replace(rules=(ANYONE, later)))
         assert (await world.registry.card(id_)).choices[0].does == (
-            f"lets out for {ANYONE.rule} this very attempt, once, in the next 24h; "
+            f"allows for {ANYONE.rule} this very attempt, once, in the next 24h; "
             "for web:later this very attempt, once, in the next 1m"
         )
 

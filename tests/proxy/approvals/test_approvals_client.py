@@ -95,7 +95,7 @@ def test_a_question_that_was_dropped_has_no_answer():
         ours.close()
         await until(lambda: not one.is_there)
         assert answers == []
-        assert errors == ["nobody can be asked for approvals any more: it has ended"]
+        assert errors == ["approval requests are no longer possible: it has ended"]
 
     asking(test)
 

@@ -72,7 +72,7 @@ def test_all_tasks_together_have_a_bound_too(play):
         for number in range(6):
             await world.held(await world.task(f"t{number}"), REQUEST)
         assert (await world.asked(await world.task("t6"), REQUEST)).result is Result.FLOOD
-        assert "6 questions wait" in world.told("approval.refused")[0]["detail"]
+        assert "6 approval requests are pending" in world.told("approval.refused")[0]["detail"]
 
     play(story, people=bounded(4, 6))
 
@@ -89,7 +89,9 @@ def test_who_was_rejected_too_often_is_not_asked_about_while_that_stands(play, s
             assert (await world.asked(task, path(number))).result is Result.FLOOD
         assert (await world.asked(task, path(0))).result is Result.DENIED, "what was rejected still says so"
         (told,) = world.told("approval.refused")
-        assert told["detail"] == "3 questions of this task were rejected, and no more are taken while that stands"
+        assert (
+            told["detail"] == "3 approval requests of this task were rejected, and no more are taken until these expire"
+        )
         await world.held(other, path(0))
         world.hands.pass_(90_000)
         await world.held(task, path(3))
@@ -173,7 +175,7 @@ def test_a_wish_is_a_question_that_serves_the_attempt(play, store):
         assert (state.standing, state.attempt) == (RequestStatus.PENDING, "POST api.example:443/repos")
         card = await world.registry.card(state.approval)
         assert "a body of any size" in card.text()
-        assert "  secrets      whichever the rules let it have" in card.text()
+        assert "  secrets      those that the rules allow" in card.text()
         assert card.approval.said == "to fix the build"
         assert "asked by the agent" in card.text()
         assert world.told("approval.asked")[0]["approval"]["agent"]
@@ -245,7 +247,7 @@ def test_wishes_are_few_and_of_their_own_task(play):
         assert states[-1].why == "too many requests: wait a minute"
         await world.registry.received(other, StatusQuery(1, states[0].approval))
         assert world.replies[other][-1].state.standing is RequestStatus.UNKNOWN
-        assert "none of its own" in world.told("approval.refused")[-1]["detail"]
+        assert "another task's approval request" in world.told("approval.refused")[-1]["detail"]
         for number in range(30):
             await world.registry.received(other, StatusQuery(number + 3, "abcd2345"))
         assert len(world.told("approval.refused")) == 10

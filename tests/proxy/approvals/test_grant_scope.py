@@ -54,7 +54,7 @@ def test_what_is_given(terms, words, extent):
         (FIXED, "uses 2", "one use and no more"),
         (FIXED, "1h", "one use and no more"),
         (FIXED, "task", "one use and no more"),
-        (FREE, "until 2020-01-01", "over already"),
+        (FREE, "until 2020-01-01", "has passed"),
     ],
     ids=lambda value: str(getattr(value, "lasts", value)),
 )

@@ -41,11 +41,11 @@ def test_what_is_asked_anew_under_a_changed_rule_ends_what_was_asked_before(play
         assert await pending(world) == [now]
         why = f"web:ask has changed since it was asked, and it is asked as {now} now"
         for answer in (world.approve(before, ADA, "1h"), world.reject(before), world.approve(before, as_rule="x")):
-            assert await world.refused(answer) == f"an answer to it opens nothing: {why}"
+            assert await world.refused(answer) == f"an answer has no effect: {why}"
         card = await world.registry.card(before)
         assert (card.approval.state, card.choices, card.missing) == (ApprovalState.SUPERSEDED, (), ())
         assert f"{before}  superseded: POST" in card.text()
-        assert f"  superseded   {why}: an answer to it opens nothing" in card.text()
+        assert f"  superseded   {why}: an answer has no effect" in card.text()
         assert world.told()[:4] == ["approval.asked", "approval.stale", "approval.asked", "approval.expired"]
         assert world.told("approval.expired")[0]["detail"] == f"superseded: {why}"
         assert world.told("approval.expired")[0]["approval"]["id"] == before
@@ -86,7 +86,7 @@ def test_what_other_rules_ask_and_what_was_granted_stays(play, store):
         await dropped(world, task, rule[0], attempt[0])
         _, now = await world.held(task, CHANGED)
         assert set(await pending(world)) == {theirs, rule[1], now}
-        text = "an answer to it opens nothing: web:ask has changed since it was asked"
+        text = "an answer has no effect: web:ask has changed since it was asked"
         assert await world.refused(world.approve(attempt[1])) == text  # nobody has asked about that attempt anew
         assert (await world.asked(task, CONNECTION)).result is Result.GRANTED
 
@@ -157,8 +157,8 @@ def test_an_approval_that_nobody_waits_for_says_so(play):
         await dropped(world, task, number)
         decided = await world.approve(id_)
         assert decided.text == (
-            "approved: this very attempt, once, in the next 24h; nobody waits for it now: it serves the next try, "
-            "unless its rules have changed by then"
+            "approved: this very attempt, once, in the next 24h; the client no longer waits: the approval serves its "
+            "next try, unless the rules change before"
         )
         assert (await world.asked(task, REQUEST)).result is Result.GRANTED
 

@@ -70,7 +70,7 @@ def test_a_quorum_is_of_distinct_people_and_not_the_one_who_started_it(play, sto
             False,
             "ada approves; it takes 1 more for web:main-needs-two by release",
         )
-        assert "counts once" in await world.refused(world.approve(id_, ADA))
+        assert "a second vote does not count" in await world.refused(world.approve(id_, ADA))
         assert world.answer(number) is None
         assert (await world.approve(id_, BO)).final
         assert world.answer(number).by == ("ada", "bo")
@@ -197,10 +197,10 @@ def test_without_a_file_the_owner_approves_what_names_no_group(play):
 
 def test_what_is_unknown_is_refused_and_told(play):
     async def story(world):
-        assert await world.refused(world.approve("abcd2345")) == "there is no such question"
+        assert await world.refused(world.approve("abcd2345")) == "there is no such approval request"
         assert (
             await world.refused(world.registry.revoke("abcd2345", world.who(ADA)))
-            == "there is no such grant or question"
+            == "there is no such grant or approval request"
         )
         assert world.told() == ["approval.refused"] * 2
 

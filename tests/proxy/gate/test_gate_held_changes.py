@@ -99,7 +99,7 @@ def test_rules_that_ask_the_same_leave_the_question_and_others_ask_anew(tmp_path
         assert not any(isinstance(word, Withdraw) for word in people.said)
         reload(world, tmp_path, RAW, ASKED.replace("hold: 60s", "hold: 30s"))  # another rule, by its content
         second = await people.question(2)
-        with pytest.raises(VoteRefusedError, match=f"opens nothing: .* it is asked as {second} now"):
+        with pytest.raises(VoteRefusedError, match=f"has no effect: .* it is asked as {second} now"):
             await people.approve(first)
         assert untouched(world)
         await people.approve(second)

@@ -59,7 +59,8 @@ def test_what_an_approval_would_not_open_nobody_is_asked_for(tmp_path):
         status, values = await wished(world, "POST https://only.example/x")
         assert (status, values["standing"], values["approval"]) == (403, "refused", "")
         assert (
-            values["why"] == "`only.example` is 10.0.0.1: no rule opens that address, so an approval would not either"
+            values["why"]
+            == "`only.example` is 10.0.0.1: no rule allows that address, so an approval would have no effect"
         )
         assert not [word for word in people.said if isinstance(word, PreRequest)]
 
@@ -76,7 +77,7 @@ def test_what_is_wished_for_and_approved_passes_when_it_is_tried(tmp_path):
         assert (wish.why, [rule.rule for rule in wish.attempt.question.rules]) == ("to migrate\u202e", ["r:asked"])
         status, text = await said(world, f"GET /requests/{id_}")
         assert status == 202
-        assert f"waits for approval {id_}: a person has to say yes" in text
+        assert f"waits for approval {id_} by a person" in text
         await people.approve(id_)
         status, text = await said(world, f"GET /requests/{id_}")
         assert status == 200
@@ -111,7 +112,7 @@ def test_what_is_rejected_says_what_people_said(tmp_path):
         _, values = await wished(world, "POST https://api.example/")
         await people.reject(values["approval"], "use the staging host")
         status, text = await said(world, f"GET /requests/{values['approval']}")
-        assert (status, "they said: use the staging host" in text) == (200, True)
+        assert (status, "reason given: use the staging host" in text) == (200, True)
 
     told(tmp_path, test)
 
@@ -140,7 +141,7 @@ def test_what_no_rule_lets_out_is_said_to_a_tainted_task_too(tmp_path):
         world.sandbox.tainted = True
         status, values = await wished(world, "POST https://other.example/")
         assert (status, values["standing"]) == (403, "refused")
-        assert values["why"] == "no rule lets this out, so an approval of what `r:after` asks would open nothing"
+        assert values["why"] == "no rule allows this, so an approval of what `r:after` asks would have no effect"
         assert len([word for word in people.said if isinstance(word, PreRequest)]) == 1
 
     told(tmp_path, test)
@@ -155,7 +156,7 @@ def test_another_task_s_question_is_unknown(tmp_path):
         people.behind(world.recorder, world.poller, people._channels[2])
         assert other is people._channels[3]
         status, text = await said(world, f"GET /requests/{values['approval']}")
-        assert (status, "there is nothing of this id" in text) == (404, True)
+        assert (status, "no approval request with this id" in text) == (404, True)
         mine.close()
 
     told(tmp_path, test)
@@ -206,7 +207,7 @@ def test_what_makes_no_sense_is_refused_and_nobody_is_asked(tmp_path, body, stat
     ("attempt", "hint"),
     [
         ("DELTE https://api.example/", "`DELTE` is no method of HTTP; did you mean `DELETE`?"),
-        ("run terraform apply", "people are asked when you start it"),
+        ("run terraform apply", "start it, and it waits for approval"),
     ],
 )
 def test_what_can_t_be_asked_for_says_what_can(tmp_path, attempt, hint):
@@ -237,7 +238,7 @@ def test_what_else_there_is_not(tmp_path, line, fields, status):
 def test_where_nobody_can_be_asked_that_is_said(tmp_path):
     async def test(world, _people):
         status, text = await said(world, "POST /requests", {"attempt": "POST https://api.example/"})
-        assert (status, text.startswith("nobody can be asked")) == (503, True)
+        assert (status, text.startswith("approval requests are not possible")) == (503, True)
         assert (await said(world, "GET /requests/abcdefgh"))[0] == 503
 
     told(tmp_path, test, registry=False)
@@ -249,7 +250,7 @@ def test_a_registry_that_doesn_t_answer_keeps_nobody_waiting(tmp_path, monkeypat
     async def test(world, people):
         people.mute = True
         status, text = await said(world, "POST /requests", {"attempt": "POST https://api.example/"})
-        assert (status, text.startswith("nobody can be asked")) == (503, True)
+        assert (status, text.startswith("approval requests are not possible")) == (503, True)
 
     told(tmp_path, test)
 

@@ -132,7 +132,7 @@ def test_programs_are_told_of_like_what_leaves(tmp_path):
             assert values["rules"][0]["when"] == "tainted"
             _, text = await said(world, "GET /why HTTP/1.1")
             assert "run rm x\n  was refused by r:hide" in text
-            assert "they said: not today" in text
+            assert "reason given: not today" in text
             _, text = await said(world, "GET /why?attempt=run%20terraform%20apply HTTP/1.1")
             assert "people are asked then" in text
             assert "POST" not in text

@@ -347,6 +347,6 @@ def test_nobody_is_asked_what_no_answer_could_let_out_and_that_is_said(desk):
     desk.gate.sandbox.tainted = True
     said = json.loads(desk.place.curl("/upload", "-d", "hello")[1])
     assert (said["reason"], said["rules"]) == ("approval_unavailable", ["t:ask"])
-    assert said["detail"] == "no rule lets this out, so an approval of what `t:ask` asks would open nothing"
+    assert said["detail"] == "no rule allows this, so an approval of what `t:ask` asks would have no effect"
     assert desk.people.asked() == []
     assert desk.untouched()
