@@ -59,18 +59,18 @@ def run_up(arguments: argparse.Namespace, system: Path | None = None) -> int:
 
 
 def _have_streams() -> None:
-    """Have the standard ones also where who started this has closed them: runs are given theirs in their places."""
+    """Open missing standard streams on our own descriptors 0 to 2: runs put theirs in these places."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def count_workers(wanted: int | None) -> int:
-    """Return how many workers serve: those that are wanted, else one for each core as far as there may be that many."""
+    """Return the number of workers: the given one, else one for each core up to the maximum."""
     if wanted is None:
         return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
     if not 0 < wanted <= _MOST_WORKERS:
-        raise UsageError(f"--workers: there may be 1 to {_MOST_WORKERS}")
+        raise UsageError(f"invalid value {wanted} for `--workers`: use 1 to {_MOST_WORKERS}")
     return wanted
 
 
@@ -123,7 +123,7 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
 
 
 def run_ps(arguments: argparse.Namespace) -> int:
-    """Print a line a task."""
+    """Print one line for each task."""
     from enforcer.service.control_client import ask
 
     known, otherwise = _known()
@@ -140,13 +140,13 @@ def run_ps(arguments: argparse.Namespace) -> int:
 
 
 def _known() -> tuple[dict[str, dict[str, object]], dict[str, object]]:
-    """Return what the registry of approvals knows of tasks, by their ids, and what is so of all others."""
+    """Return the approvals server's data about tasks, by id, and the default for all others."""
     from enforcer.approvals.client import ask_running
 
     try:
         tasks = [each for said in ask_running({"what": "tasks"}) or () for each in said["tasks"]]
     except ExeatError as error:
-        print(f"exeat: which tasks wait, or are tainted, is not known: {error}", file=sys.stderr)
+        print(f"exeat: pending approvals and taint are unknown: {error}", file=sys.stderr)
         return {}, _UNHEARD
     return {str(each["task"]): {"pending": each["pending"], "tainted": each["tainted"]} for each in tasks}, _NOTHING
 
@@ -162,7 +162,7 @@ def _row(each: dict[str, object]) -> tuple[str, ...]:
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Print how the service is; 0 when there is one and all of its workers are there."""
+    """Print the state of the service; returns 0 if it runs with all of its workers."""
     from enforcer.service.control_client import ask
 
     registry, broken, unheard = None, "", ""
@@ -195,14 +195,14 @@ def run_status(arguments: argparse.Namespace) -> int:
     for each in status["alone"]:
         what = visible(f"{each['name']} ({each['task']})")
         print(f"  {what} has a gate of its own: {each['why']}")
-    signs = f"process {status['keyholder']}" if status["keyholder"] else "none now, one is started when it is needed"
+    signs = f"process {status['keyholder']}" if status["keyholder"] else "not running, started when it is needed"
     print(f"  certificate signer: {signs}")
     print(_in_words(registry, broken, unheard))
     return 0 if whole else 1
 
 
 def _registry() -> dict[str, object] | None:
-    """Return how the registry of approvals is; None: none runs, which is no fault: it is started when it is needed."""
+    """Return the state of the approvals server; None if it doesn't run, which is no fault."""
     from enforcer.approvals.client import ask_running
 
     said = ask_running({"what": "status"})
@@ -210,7 +210,7 @@ def _registry() -> dict[str, object] | None:
 
 
 def _broken() -> str:
-    """Return what a registry would say of approvers.yaml if one were started now, or nothing."""
+    """Return what an approvals server would report about approvers.yaml, or nothing."""
     from enforcer.approvals import approvers
 
     try:
@@ -225,7 +225,7 @@ def _in_words(registry: dict[str, object] | None, broken: str, unheard: str) -> 
         return f"approvals: {visible(unheard)}"
     if registry is None:
         said = f"; {visible(broken)}" if broken else ""
-        return f"approvals: no registry runs; it is started when one is needed{said}"
+        return f"approvals: no approvals server runs; the first task that needs one starts it{said}"
     told = registry["told"]
     last = broken or (told[-1] if isinstance(told, list) and told else "")
     said = f"; {visible(str(last))}" if last else ""
@@ -236,7 +236,7 @@ def _in_words(registry: dict[str, object] | None, broken: str, unheard: str) -> 
 
 
 def run_stop(arguments: argparse.Namespace) -> int:
-    """Tell the task to end (SIGTERM); 0 when it was told."""
+    """Stop a task with SIGTERM; returns 0 once the signal is sent."""
     from enforcer.service.control_client import ask
 
     name = arguments.task
@@ -244,14 +244,16 @@ def run_stop(arguments: argparse.Namespace) -> int:
     if answer["stopped"]:
         return 0
     if answer["found"]:
-        raise UsageError(f"`{name}` are several: {', '.join(answer['found'])}; name one by its id")
+        raise UsageError(f"several tasks match `{name}`: {', '.join(answer['found'])}; name one by its id")
     if answer["attached"]:
-        raise UsageError(f"`{name}` is attached, and not the service's to end: `exeat detach {name}` takes its gate")
-    raise UsageError(f"the service runs no task `{name}`; see `exeat ps`")
+        raise UsageError(
+            f"`{name}` is an attached namespace, which `exeat stop` doesn't end: use `exeat detach {name}`"
+        )
+    raise UsageError(f"the service runs no task `{name}`; `exeat ps` lists the tasks")
 
 
 def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int:
-    """Attach it; 0 when it has the gate. `system`: for tests, not for users."""
+    """Attach a namespace; returns 0 once it has the gate. `system`: for tests."""
     from enforcer.policy import run_request
     from enforcer.policy.rule_files import SYSTEM, load_with_fingerprint, rule_files
     from enforcer.service import attach
@@ -269,14 +271,14 @@ def run_attach(arguments: argparse.Namespace, system: Path | None = None) -> int
     except OSError as error:
         raise HostError(error.strerror or str(error)) from error
     if policy.needs.approvals:
-        print("exeat: nobody can be asked for it: what these rules ask about is denied there", file=sys.stderr)
+        print("exeat: an attached namespace has no approvals: where these rules ask, the gate denies", file=sys.stderr)
     shown = visible(target.named)
     print(f"{answer['task']} is `{shown}`, as long as the service runs; `exeat detach {shown}` ends it")
     return 0
 
 
 def run_detach(arguments: argparse.Namespace) -> int:
-    """Detach it; 0 when it was attached."""
+    """Detach a namespace; returns 0 if it was attached."""
     from enforcer.service import attach
 
     named = arguments.namespace

@@ -43,7 +43,7 @@ class Finding:
     seen: str
     remedy: str = ""
     needed: bool = True
-    tried: bool = True  # else something that it needs doesn't work
+    tried: bool = True  # False: something that it needs doesn't work
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +112,19 @@ def _try_open_files() -> str:
 
 def _try_library() -> str:
     compiled = load() is not None
-    return _seen("compiled" if compiled else "by the interpreter, which costs more", works=compiled)
+    return _seen("compiled" if compiled else "not compiled: the Python version is slower", works=compiled)
 
 
 def _try_init() -> str:
     compiled = bool(compiled_init())
-    return _seen("compiled" if compiled else "by the interpreter, which takes longer", works=compiled)
+    return _seen(
+        "compiled" if compiled else "not compiled: the Python version starts tasks more slowly", works=compiled
+    )
 
 
 def _try_nodes() -> str:
     own = identity.is_privileged() and devices.can_make()
-    theirs = "the host's: two tasks can signal to each other by locks on them"
+    theirs = "the host's: two tasks can exchange signals by locking them"
     return _seen("each sandbox's own" if own else theirs, works=own)
 
 
@@ -130,7 +132,7 @@ def _try_bounds() -> str:
     if found := host_limits.unbounded():
         lacking = " and ".join(what for what, _ in found)
         raise HostError(f"one task can use up {lacking}", "; ".join(remedy for _, remedy in found))
-    return "no task can use it up"
+    return "no task can use up a machine-wide resource"
 
 
 def _tried(trial: _Trial) -> Finding:
@@ -159,7 +161,7 @@ def _outcome(trial: _Trial) -> tuple[bool, str, str]:
         seen, remedy = error.what, error.remedy
     except OSError as error:
         seen, remedy = str(error.strerror or error), ""
-    except BaseException as error:  # noqa: BLE001 - it is the answer
+    except BaseException as error:  # noqa: BLE001 - the parent reports it
         seen, remedy = str(error) or type(error).__name__, ""
     return False, (seen.splitlines() or [""])[0][:500], remedy
 
@@ -174,7 +176,7 @@ def _enter_namespaces() -> None:
 
 
 def _try_identity() -> str:
-    who = identity.choose()  # what it holds is let go when this process ends
+    who = identity.choose()  # its lock is released when this process ends
     return "a range of its own for each sandbox" if who.privileged else f"every task has kernel uid {who.kernel_uid}"
 
 
@@ -203,8 +205,8 @@ def _try_proc() -> str:
     os.close(writer)
     os.waitpid(pid, 0)
     if os.read(reader, 1) != b"+":
-        raise OSError("a fresh /proc cannot be mounted here")
-    return "fresh in a new pid namespace"
+        raise OSError("a new /proc can't be mounted here")
+    return "a new one in a new pid namespace"
 
 
 def _try_network() -> str:
@@ -236,24 +238,26 @@ def _try_seccomp() -> str:
     try:
         os.unshare(os.CLONE_NEWUSER)
     except PermissionError:
-        return "refuses what it should"
-    raise OSError("the filter was loaded and refuses nothing")
+        return "a filter denies what it should"
+    raise OSError("a filter was loaded and denies nothing")
 
 
-_WATCHING = "`commands` need Linux 5.0, no other listener to a filter around us, kernel.yama.ptrace_scope below 3"
+_WATCHING = (
+    "rules with `commands` need Linux 5.0, no other seccomp listener around exeat, and kernel.yama.ptrace_scope below 3"
+)
 
 
 def _try_landlock() -> str:
     found = landlock.version()
     if found < landlock.LEAST:
-        raise HostError(f"{f'version {found}' if found else 'none'}: mounts alone keep what a task sees")
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # an ordinary user may restrict only what gains nothing more
+        raise HostError(f"{f'version {found}' if found else 'none'}: only mounts restrict the files of a task")
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # Landlock requires it of an ordinary user
     landlock.restrict([landlock.Grant("/", landlock.LISTS)])
     try:
         os.close(os.open("/etc/passwd", os.O_RDONLY))
     except PermissionError:
-        return f"version {found}: a second wall around files"
-    raise OSError("a process was put behind it and reads what it should not")
+        return f"version {found}: restricts files, in addition to mounts"
+    raise OSError("a restricted process reads a file that it must not")
 
 
 def _try_state() -> str:
@@ -263,7 +267,7 @@ def _try_state() -> str:
     room = shutil.disk_usage(directory).free
     seen = f"{directory}, {room >> 20} MiB free"
     if room < _LEAST_ROOM:
-        raise HostError(seen, "free some room: a full journal stops every connection")
+        raise HostError(seen, "free disk space: with a full journal the gate denies every connection")
     return seen
 
 
@@ -294,8 +298,8 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial("network", _try_network, "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root", after=spaces),
         _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
         _Trial("watched calls", try_supervision, _WATCHING, needed=False),
-        _Trial("state directory", _try_state, "set XDG_STATE_HOME to another place"),
-        _Trial("root's rules", partial(_try_roots_rules, system), "have root put right what is in there"),
+        _Trial("state directory", _try_state, "set XDG_STATE_HOME to another directory"),
+        _Trial("root's rules", partial(_try_roots_rules, system), "have root fix the files in that directory"),
     )
     optional = partial(_Trial, needed=False)
     return (
@@ -305,7 +309,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial(
             "a whole sandbox",
             lambda: run_self_test(make_private(state_directory()), system),
-            "mend that: `exeat run` would end with it",
+            "fix this first: `exeat run` fails with the same error",
             after=tuple(trial.name for trial in made),
         ),
         optional(
@@ -317,7 +321,7 @@ def _trials(system: Path) -> tuple[_Trial, ...]:
         _Trial(
             "certificate authority",
             _try_authority,
-            "see what it says of the file; `exeat ca rotate` puts a new one in its place",
+            "fix the file as the error says, or replace the CA: `exeat ca rotate`",
         ),
         optional("landlock", _try_landlock, "boot with `lsm=landlock,...`, Linux 5.19 or newer"),
         *(optional(f"limit of {kind}", partial(try_limit, kind), "") for kind in ("memory", "processes", "cpu")),

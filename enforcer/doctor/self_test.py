@@ -18,8 +18,8 @@ from enforcer.run import task
 from enforcer.run.host import StandaloneHost
 from enforcer.system.errors import HostError
 
-_PREFIX = "rehearsal-"
-_RULES = "version: 1\nname: rehearsal\nrules: []\n"
+_PREFIX = "self-test-"
+_RULES = "version: 1\nname: self-test\nrules: []\n"
 
 
 def run_self_test(directory: Path, system: Path) -> str:
@@ -40,7 +40,7 @@ def run_self_test(directory: Path, system: Path) -> str:
     if result.status:
         raise HostError(f"`true` ended with status {os.waitstatus_to_exitcode(result.status)} in a sandbox")
     if result.summary is None:
-        raise HostError("the gate was lost while a task ran")
+        raise HostError("the gate ended while the task ran")
     return "a task ran in one"
 
 
@@ -53,7 +53,7 @@ def _place(directory: Path) -> Iterator[str]:
     parent = _lock(directory)
     try:
         for path in directory.glob(f"{_PREFIX}*"):
-            with contextlib.suppress(OSError):  # it is in use
+            with contextlib.suppress(OSError):  # in use
                 descriptor = _lock(path, fcntl.LOCK_NB)
                 try:
                     shutil.rmtree(path)
@@ -83,7 +83,7 @@ def _wanted(file: Path, workspace: Path, system: Path) -> RunRequest:
     policy, asked, seen = load_with_fingerprint([file], system)
     return RunRequest(
         argv=("true",),
-        name="rehearsal",
+        name="self-test",
         policy=policy,
         rules=(str(file),),
         workspace=str(workspace.resolve()),

@@ -124,4 +124,6 @@ def test_nothing_starts_with_a_full_disk(full):
     assert (status, ran) == (125, False)
     *_, said = error.splitlines()
     assert said.startswith("exeat: the journal `")
-    assert said.endswith("` cannot be written, so nothing may run: No space left on device; free some room")
+    assert said.endswith(
+        "` cannot be written, so nothing may run: No space left on device; free space on that file system"
+    )

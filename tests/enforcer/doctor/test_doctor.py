@@ -52,18 +52,18 @@ def test_it_is_ready_exactly_where_a_run_starts(someone, place):
 
 def test_a_directory_of_a_doctor_that_was_killed_is_removed_by_the_next(tmp_path):
     """A killed doctor can't remove its directory. One that is in use stays."""
-    abandoned, used = tmp_path / "rehearsal-a", tmp_path / "rehearsal-b"
+    abandoned, used = tmp_path / "self-test-a", tmp_path / "self-test-b"
     for path in (abandoned, used):
         (path / "work").mkdir(parents=True)
     descriptor = os.open(used, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         with self_test._place(tmp_path) as place:
-            assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["rehearsal-b", os.path.basename(place)])
+            assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["self-test-b", os.path.basename(place)])
             with self_test._place(tmp_path) as other:
                 assert os.path.isdir(place), "another doctor at the same time removes nothing that is in use"
                 assert other != place
-        assert [path.name for path in tmp_path.iterdir()] == ["rehearsal-b"]
+        assert [path.name for path in tmp_path.iterdir()] == ["self-test-b"]
     finally:
         os.close(descriptor)
 

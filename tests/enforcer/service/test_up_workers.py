@@ -12,7 +12,7 @@ from enforcer.cli.service import count_workers
 def test_a_number_of_workers_that_cannot_be_is_misuse(monkeypatch, capsys, wanted):
     monkeypatch.setenv("EXEAT_CONTROL", "/dev/null/none")  # it would fail there, and not serve
     assert main(["up", "--workers", wanted]) == 2
-    assert "--workers: there may be 1 to 64" in capsys.readouterr().err
+    assert "for `--workers`: use 1 to 64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 64), (96, 64)])
