@@ -50,7 +50,7 @@ class Feed:
 
     text: str  # its path as the rule has it
     digest: str  # SHA-256 of the file's contents
-    names: tuple[str, ...]  # filed by their hashes, as `_filed` does; a power of two of them
+    names: tuple[str, ...]  # filed by their hashes, as `_hash_names` does; a power of two of them
     _: KW_ONLY
     single: bool  # whether one of the names is a single label
     bad: int = 0  # lines that are no names and no comments
@@ -63,7 +63,7 @@ class Feed:
             raise ValueError(f"it has more than {_MOST_LINES:,} lines")
         lines = _Lines(data)
         places = 1 << (data.count(b"\n") // _TOGETHER).bit_length()
-        names = _filed(lines.names(), places)
+        names = _hash_names(lines.names(), places)
         if not any(names):
             raise ValueError("it has no names in it")
         return cls(text, sha256(data).hexdigest(), names, single=lines.single, bad=lines.bad, first_bad=lines.first_bad)
@@ -108,11 +108,11 @@ def find_covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
 def unpickle_feed(sample: int, text: str, digest: str, names: tuple[str, ...], more: Mapping[str, Any]) -> Feed:
     """Make a list of what was pickled; file its names anew if that process's hashes had another key."""
     if sample != hash(_SAMPLE):
-        names = _filed(([name for name in chunk.split("\n") if name] for chunk in names), len(names))
+        names = _hash_names(([name for name in chunk.split("\n") if name] for chunk in names), len(names))
     return Feed(text, digest, names, **more)
 
 
-def _filed(names: Iterable[list[str]], places: int) -> tuple[str, ...]:
+def _hash_names(names: Iterable[list[str]], places: int) -> tuple[str, ...]:
     """Put names together by their hashes: each string begins and ends with a line break, or is empty."""
     filed: list[list[str]] = [[] for _ in range(places)]
     for some in names:
@@ -157,13 +157,13 @@ class _Lines:
             self._foreign += 1
             if self._foreign > _MOST_FOREIGN:
                 raise ValueError(f"it has more than {_MOST_FOREIGN:,} lines that are not in ASCII")
-        names = self._words(words) if len(line) <= _LONGEST_LINE else [None]
+        names = self._parse_words(words) if len(line) <= _LONGEST_LINE else [None]
         if None in names:
             self.bad += 1
             self.first_bad = self.first_bad or InvalidLine(number, line.strip()[:_LONGEST_NAME])
         return [name for name in names if name is not None]
 
-    def _words(self, words: list[str]) -> list[str | None]:
+    def _parse_words(self, words: list[str]) -> list[str | None]:
         """Read a line that isn't simple; None stands for what is no name."""
         if len(words) == 1:
             name = _name(words[0])

@@ -68,7 +68,7 @@ def labels_of(text: str) -> list[str]:
     """
     if len(text) > _LONGEST_INPUT:
         raise InvalidNameError(f"{_quoted(text)} is longer than {_LONGEST_NAME} bytes")
-    lowered = text.lower() if text.isascii() else _mapped(text)
+    lowered = text.lower() if text.isascii() else _map_uts46(text)
     return [_label(label, text) for label in lowered.removesuffix(".").split(".")]
 
 
@@ -110,7 +110,7 @@ def _check_a_label(label: str, text: str) -> None:
         raise InvalidNameError(f"{_quoted(text)} has a label that looks like an A-label and is none")
 
 
-def _mapped(text: str) -> str:
+def _map_uts46(text: str) -> str:
     """UTS-46 mapping: case, width, look-alike dots, characters that map to nothing. May still hold U-labels."""
     import idna  # 12 ms, and hardly any name needs it
 

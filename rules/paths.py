@@ -94,7 +94,7 @@ def _all_readings(written: Iterable[Reading]) -> tuple[Reading, ...]:
     found: dict[Reading, None] = {}
     size = 0
     for segments in written:
-        for way in (segments, _collapsed(segments), _lenient(segments), _bare(segments)):
+        for way in (segments, _collapse(segments), _compare_leniently(segments), _strip_fully(segments)):
             if way is None:
                 return ()
             if way not in found:
@@ -105,7 +105,7 @@ def _all_readings(written: Iterable[Reading]) -> tuple[Reading, ...]:
     return tuple(found)
 
 
-def _collapsed(segments: Reading) -> Reading | None:
+def _collapse(segments: Reading) -> Reading | None:
     """Merge slashes, drop `.`, cut parameters and sessions; None: it climbs."""
     bare = [segment.partition(";")[0] for segment in segments]
     if ".." in bare:
@@ -113,42 +113,42 @@ def _collapsed(segments: Reading) -> Reading | None:
     return tuple(segment for segment in bare if segment not in {"", "."} and not _is_session(segment))
 
 
-def _bare(segments: Reading) -> Reading | None:
+def _strip_fully(segments: Reading) -> Reading | None:
     """Do both until nothing is left to do: `a.;x` is `a`."""
     way: Reading | None = segments
     for _ in range(_ROUNDS):
         before = way
-        way = _collapsed(segments)
-        way = None if way is None else _lenient(way)
+        way = _collapse(segments)
+        way = None if way is None else _compare_leniently(way)
         if way is None or way == before:
             return way
         segments = way
     return None
 
 
-def _lenient(segments: Reading) -> Reading | None:
+def _compare_leniently(segments: Reading) -> Reading | None:
     """Compare names as Windows and some frameworks do; None: it climbs then, or hides something further."""
     found: list[str] = []
     for segment in segments:
-        name = segment if segment.isascii() else _compatible(segment)
+        name = segment if segment.isascii() else _to_compatible(segment)
         if "\\" in name or (_ESCAPE.search(name) and not _ESCAPE.search(segment)):
             return None
         for part in name.split("/") if name is not segment else (name,):
             if part.partition(";")[0].replace(" ", "") == "..":
                 return None
-            bare = _trimmed(part)
+            bare = _trim(part)
             if ":$" in bare and bare.rpartition(":")[2][:1] == "$":  # NTFS: `::$DATA`, `:$I30:$INDEX_ALLOCATION`
-                bare = _trimmed(bare.partition(":")[0])
+                bare = _trim(bare.partition(":")[0])
             if bare or not part:
                 found.append(bare)
     return tuple(found)
 
 
-def _trimmed(name: str) -> str:
+def _trim(name: str) -> str:
     return name.lstrip(_BLANKS).rstrip(_BLANKS + ".")
 
 
-def _compatible(segment: str) -> str:
+def _to_compatible(segment: str) -> str:
     """Write characters as those that they are a form of, and leave out what nobody sees."""
     shown = unicodedata.normalize("NFKC", segment.translate(_SLASHES))
     unseen = {ord(character): None for character in set(shown) if _is_unseen(character)}
@@ -191,7 +191,7 @@ def _decoded_readings(path: str) -> tuple[Reading, ...]:
             if texts[decoded].count("/") == text.count("/"):
                 segments = _split(texts[decoded])
             elif segments is not None:
-                segments = _decoded_all(segments, strict=decoded == 1)
+                segments = _decode_all(segments, strict=decoded == 1)
             if segments is None:
                 return ()
             written[segments] = None
@@ -203,7 +203,7 @@ def _decodings(path: str) -> list[str]:
     """Return a path as it is after no, one, two ... times of decoding, to the end; empty: it is ambiguous."""
     texts = [path]
     while len(texts) == 1 or "%" in texts[-1]:
-        further = _decoded(texts[-1], strict=len(texts) == 1)
+        further = _decode(texts[-1], strict=len(texts) == 1)
         if further == texts[-1]:
             break
         if further is None or len(texts) > _ROUNDS or (len(texts) > 1 and len(path) > _LONGEST_NESTED):
@@ -218,12 +218,12 @@ def _decodings(path: str) -> list[str]:
     return texts if all(map(_NEVER_DECODED.isdisjoint, texts)) else []
 
 
-def _decoded_all(segments: Reading, *, strict: bool) -> Reading | None:
-    found = tuple(_decoded(segment, strict=strict) for segment in segments)
+def _decode_all(segments: Reading, *, strict: bool) -> Reading | None:
+    found = tuple(_decode(segment, strict=strict) for segment in segments)
     return None if None in found else tuple(segment for segment in found if segment is not None)
 
 
-def _decoded(text: str, *, strict: bool) -> str | None:
+def _decode(text: str, *, strict: bool) -> str | None:
     """Decode every escape once. None if the bytes are no UTF-8, or, if `strict`, where `%` begins no escape."""
     head, *pieces = text.encode("utf-8", "surrogateescape").split(b"%")
     decoded = [head]
@@ -268,7 +268,7 @@ class PathPattern(NamedTuple):
         if len(segments) > _MOST_PARTS or segments.count("**") > _MOST_MANY:
             raise ValueError(f"`{text}` has more than {_MOST_PARTS} segments or more than {_MOST_MANY} times `**`")
         parts = tuple(_part(segment, text) for segment in segments)
-        return cls("/" + "/".join(map(_shown, parts)), parts)
+        return cls("/" + "/".join(map(_format_part, parts)), parts)
 
     def matches(self, reading: Reading) -> bool:
         """Whether one reading of a path is covered."""
@@ -282,7 +282,7 @@ def _part(segment: str, text: str) -> Part:
         return MANY
     if "**" in segment:
         raise ValueError(f"`{text}`: `**` stands for whole segments, as in `/a/**`; within one it is `*`")
-    pieces = [_decoded(piece, strict=True) for piece in segment.split("*")]
+    pieces = [_decode(piece, strict=True) for piece in segment.split("*")]
     if None in pieces or not _NEVER_DECODED.isdisjoint("".join(piece or "" for piece in pieces)):
         raise ValueError(f"`{text}` has a broken escape or a control character in it")
     prefix, *rest = (piece or "" for piece in pieces)
@@ -293,7 +293,7 @@ def _part(segment: str, text: str) -> Part:
     return Glob(prefix, tuple(piece for piece in rest[:-1] if piece), rest[-1])
 
 
-def _shown(part: Part) -> str:
+def _format_part(part: Part) -> str:
     """Write a part as a pattern has it, in the one way that means only this."""
     if isinstance(part, Wild):
         return part.value

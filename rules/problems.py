@@ -26,13 +26,13 @@ class Problem(NamedTuple):
 class RuleFileError(Exception):
     """The files can't be used. `str()` has a line for each problem, in the order of the files and lines.
 
-    `asked`: every path that was looked for, as far as it came.
+    `searched_paths`: every path that was looked for before the error.
     """
 
-    def __init__(self, problems: Sequence[Problem], asked: "Sequence[Path]" = ()) -> None:
+    def __init__(self, problems: Sequence[Problem], searched_paths: "Sequence[Path]" = ()) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
-        self.asked = tuple(asked)
+        self.searched_paths = tuple(searched_paths)
 
 
 def limit_problems(problems: Sequence[Problem]) -> Sequence[Problem]:

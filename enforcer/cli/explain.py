@@ -30,7 +30,7 @@ from rules.explain.reasons import describe_reason
 from rules.learning.writing import write_rule_file
 from rules.loading.cases import AttemptText, parse_attempt
 from rules.loading.fields import parse_header_name
-from rules.loading.secret_schema import unknown
+from rules.loading.secret_schema import unknown_secret
 from rules.matching.policy import Policy
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -118,7 +118,7 @@ def _check_secret(question: AttemptText, known: list[str]) -> None:
     """Raise ValueError for a secret that there isn't: no rule would match, whatever was meant."""
     credential = question.request and question.request.credential
     if credential and credential not in known:
-        raise ValueError(unknown(credential, known))
+        raise ValueError(unknown_secret(credential, known))
 
 
 def _header(word: str) -> tuple[str, str]:

@@ -134,10 +134,10 @@ def _read_once(request: "RunRequest", policy: int) -> tuple[dict[str, object], t
     try:
         loaded = rule_files.load([Path(path) for path in request.rules], request.system)
     except RuleFileError as error:
-        return {"problems": list(map(str, error.problems))}, make_absolute(error.asked)
+        return {"problems": list(map(str, error.problems))}, make_absolute(error.searched_paths)
     except HostError as error:
         return {"problems": [str(error)]}, ()
-    found = make_absolute(loaded.asked)
+    found = make_absolute(loaded.searched_paths)
     lost = rule_files.find_unmasked(found, request.writable, request.covers)
     problems = rule_files.find_exposed(found, request.writable) or [describe_replaced(path) for path in lost]
     if loaded.policy.settings.dns_pool != request.policy.settings.dns_pool:

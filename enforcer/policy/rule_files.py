@@ -37,7 +37,7 @@ def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, by
     loaded = parse(files, system, instead)
     failed = failures(loaded)
     if failed:
-        raise RuleFileError(failed, loaded.asked)
+        raise RuleFileError(failed, loaded.searched_paths)
     return loaded
 
 
@@ -46,7 +46,7 @@ def load_with_fingerprint(files: Sequence[Path], system: Path) -> LoadedRules:
     named = make_absolute(files)
     before = fingerprint(named, system)
     loaded = load(files, system)
-    asked = make_absolute(loaded.asked)
+    asked = make_absolute(loaded.searched_paths)
     after = fingerprint(named, system)
     if after != before:
         return LoadedRules(loaded.policy, asked, "")
@@ -61,7 +61,7 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
     loaded = read(files, mandatory=mandatory, instead=instead)
     from rules.loading.preset_locks import lock_paths
 
-    for path in read([], mandatory=mandatory).asked:  # what root's files include has to be root's as well
+    for path in read([], mandatory=mandatory).searched_paths:  # what root's files include has to be root's as well
         if path not in lock_paths():  # of which root's files are filled in by root's alone
             check_root_owned(path)
             check_path(path)

@@ -23,7 +23,7 @@ from rules.loading.secret_schema import (
     SYSTEM_STORE,
     TAKEN,
     TELEMETRY,
-    taken,
+    placeholder_objection,
 )
 from rules.names import INFO_API
 from rules.patterns import Pattern
@@ -135,7 +135,7 @@ def add_placeholders(variables: dict[str, str], placeholders: object) -> None:
     """Add the placeholders of secrets, by variable. Raises UsageError for a variable that is set already."""
     for name, placeholder in (placeholders if isinstance(placeholders, dict) else {}).items():
         if name in variables:
-            raise UsageError(taken(name))
+            raise UsageError(placeholder_objection(name))
         variables[str(name)] = str(placeholder)
 
 

@@ -180,7 +180,7 @@ class _Comparison:
             for protocol in changed_protocols(changed, stretch):
                 here = [rule for rule in rules if ports_could_cover(rule.ports, stretch.low, protocol)]
                 asked, who = self._telling_apart(tuple(here))
-                among = {**asked.among, **_among(who)}
+                among = {**asked.among, **_describe_caller(who)}
                 for one in who:
                     where = {"ports": stretch, "protocol": protocol, **dict(one.where)}
                     before = len(self.rows)
@@ -245,7 +245,7 @@ class _Comparison:
             if was.passes is not now.passes:
                 found = True
                 was, now = (
-                    self._named(standing, side, place.address)
+                    self._apply_name_rules(standing, side, place.address)
                     for standing, side in ((was, PolicySide.OLD), (now, PolicySide.NEW))
                 )
                 self.rows.append(
@@ -253,7 +253,7 @@ class _Comparison:
                 )
         return found
 
-    def _named(self, standing: Effect, side: PolicySide, address: Address) -> Effect:
+    def _apply_name_rules(self, standing: Effect, side: PolicySide, address: Address) -> Effect:
         """Say which rules about addresses hold back what may not be dialled."""
         if standing.passes or standing.reason not in _BY_ADDRESS:
             return standing
@@ -301,7 +301,7 @@ class _Comparison:
                         attempt = _attempt(target, stretch, protocol, one, request)
                         standings = self._standing(self.old, attempt), self._standing(self.new, attempt)
                         both = all(standing.passes for standing in standings)
-                        if both and self._compare_dialled(told, where, attempt, near, standings, _among(who)):
+                        if both and self._compare_dialled(told, where, attempt, near, standings, _describe_caller(who)):
                             break
 
     def _tried(self, asked: SampleRequests, holding: list[Rule], attempt: Attempt) -> Iterator[Request | None]:
@@ -317,7 +317,7 @@ class _Comparison:
 
     def _standing(self, policy: Policy, attempt: Attempt) -> Effect:
         decision = policy.decide(attempt)
-        verdict = _said(decision)
+        verdict = _verdict_of(decision)
         # Whether it is held here or on the way is no other answer
         reason = Reason.APPROVAL_UNAVAILABLE if verdict is Verdict.ASK else decision.reason
         unread = attempt.protocol is Protocol.TLS and attempt.request is None and decision.passes
@@ -363,7 +363,7 @@ def _attempt(
     return Attempt(protocol, target, stretch.low, request, *who.caller)
 
 
-def _among(who: list[CallerKind]) -> dict[str, tuple[Any, ...]]:
+def _describe_caller(who: list[CallerKind]) -> dict[str, tuple[Any, ...]]:
     """Give by facet of who tries, and when, all that was told apart."""
     found: dict[str, dict[str, None]] = {}
     for one in who:
@@ -372,7 +372,7 @@ def _among(who: list[CallerKind]) -> dict[str, tuple[Any, ...]]:
     return {key: tuple(values) for key, values in found.items()}
 
 
-def _said(decision: Decision) -> str:
+def _verdict_of(decision: Decision) -> str:
     if decision.outcome is Outcome.WOULD_BLOCK:
         return AUDITED
     return Verdict.ASK if decision.needs_approval else decision.verdict

@@ -64,21 +64,23 @@ def address_regions(within: Iterable[Network], others: Collection[Network]) -> I
     blocks = sorted((block.network for block in BLOCKS), key=_order)
     told: set[Network] = set()
     for network in wanted:
-        for smaller in (network, *_inside(network, everything)):
+        for smaller in (network, *_networks_inside(network, everything)):
             if smaller not in told:
                 told.add(smaller)
-                yield from _of(smaller, list(_inside(smaller, everything)), list(_inside(smaller, blocks)))
+                yield from _subdivide(
+                    smaller, list(_networks_inside(smaller, everything)), list(_networks_inside(smaller, blocks))
+                )
 
 
-def _of(network: Network, smaller: list[Network], blocks: list[Network]) -> Iterator[AddressRegion]:
+def _subdivide(network: Network, smaller: list[Network], blocks: list[Network]) -> Iterator[AddressRegion]:
     """Give an address beside the smaller networks and the blocks, and one in a block and beside the networks."""
-    plain = _gap(network, sorted((*smaller, *blocks), key=_order))
+    plain = _network_between(network, sorted((*smaller, *blocks), key=_order))
     if plain is not None:
         yield AddressRegion(network, plain)
     for block in blocks:
         if any(block == other or is_within(block, other) for other in smaller):
             continue
-        address = _gap(block, [*_inside(block, smaller)])
+        address = _network_between(block, [*_networks_inside(block, smaller)])
         if address is not None and find_block(address) is not None:
             yield AddressRegion(network, address)
             return
@@ -88,7 +90,7 @@ def _order(network: Network) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def _inside(network: Network, ordered: list[Network]) -> Iterator[Network]:
+def _networks_inside(network: Network, ordered: list[Network]) -> Iterator[Network]:
     last = network.version, int(network.broadcast_address), 129
     for other in ordered[bisect_right(ordered, _order(network), key=_order) :]:
         if _order(other) > last:
@@ -96,7 +98,7 @@ def _inside(network: Network, ordered: list[Network]) -> Iterator[Network]:
         yield other
 
 
-def _gap(network: Network, smaller: list[Network]) -> Address | None:
+def _network_between(network: Network, smaller: list[Network]) -> Address | None:
     """Find the first address of `network` that none of the networks inside it, in order, has."""
     at = int(network.network_address)
     for inside in smaller:
@@ -122,7 +124,7 @@ def setting_changes(old: Policy, new: Policy) -> tuple[SettingChange, ...]:
     was, now = (", ".join(describe_layers(policy)) or "none" for policy in (old, new))
     voting = [SettingChange("layer", was, now)] if was != now else []
     pairs = zip(Settings._fields, old.settings, new.settings, strict=True)
-    found = [SettingChange(key, _shown(was), _shown(now)) for key, was, now in pairs if was != now]
+    found = [SettingChange(key, _format_value(was), _format_value(now)) for key, was, now in pairs if was != now]
     return (*voting, *found, *_boxes(old, new))
 
 
@@ -148,7 +150,7 @@ def describe_terms(approval: ApprovalTerms) -> str:
     return ", ".join(f"{key} {value}" for key, value in approval._asdict().items() if value is not None)
 
 
-def _shown(value: object) -> str | None:
+def _format_value(value: object) -> str | None:
     return None if value is None else str(value)
 
 

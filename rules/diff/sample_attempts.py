@@ -351,7 +351,7 @@ def _git_requests(gits: Sequence[GitRule], paths: tuple[PathPattern, ...]) -> It
     """Give requests of git's for each combination of repositories, of refs, and of paths that they are asked by."""
     refs = list(_refs(gits))
     for service, suffix in _ASKED:
-        for kind, repo in _found(gits, suffix, paths):
+        for kind, repo in _match_repositories(gits, suffix, paths):
             path = write_path((*repo, *suffix))
             name = "/".join(repo)
             if service is GitService.FETCH:
@@ -375,7 +375,7 @@ _ASKED: Final = (
 )
 
 
-def _found(
+def _match_repositories(
     gits: Sequence[GitRule], suffix: tuple[str, ...], paths: tuple[PathPattern, ...]
 ) -> Iterator[tuple[frozenset[str], tuple[str, ...]]]:
     """Give a repository, and what it is called, for each combination of patterns for it and for its paths."""
@@ -384,7 +384,7 @@ def _found(
     walk = _folding((MANY, *suffix), patterns, [path.parts for path in paths])
     for found in walk.find(lambda parts: len(parts) > len(suffix) and bool(readings(write_path(parts)))):
         repo = found.parts[: -len(suffix)]
-        kind = _called(found.signature, list(repos))
+        kind = _named_signature(found.signature, list(repos))
         yield kind, repo
         shouted = tuple(part.upper() for part in repo)
         if shouted != repo:
@@ -395,7 +395,7 @@ def _refs(gits: Sequence[GitRule]) -> Iterator[tuple[frozenset[str], str]]:
     refs = {ref.text: (ref.parts, ref.folded) for git in gits for ref in git.push or ()}
     walk = _folding(("refs", MANY), list(refs.values()), [])
     for found in walk.find(lambda parts: len(parts) > 1):
-        kind = _called(found.signature, list(refs))
+        kind = _named_signature(found.signature, list(refs))
         ref = "/".join(found.parts)
         yield kind, ref
         if kind != _OTHER:
@@ -410,7 +410,7 @@ def _folding(
     return Signatures([every, *(way for ways in patterns for way in ways), *more], SEGMENTS, {0})
 
 
-def _called(signature: frozenset[int], names: list[str]) -> frozenset[str]:
+def _named_signature(signature: frozenset[int], names: list[str]) -> frozenset[str]:
     """Name a combination of `_folding`: by the patterns as they are, or else by those that differ in case alone."""
     exact = frozenset(name for number, name in enumerate(names) if 2 * number + 1 in signature)
     folded = frozenset(name for number, name in enumerate(names) if 2 * number + 2 in signature)

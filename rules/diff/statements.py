@@ -122,25 +122,27 @@ class Statement(NamedTuple):
             scheme = _SCHEMES.get(Protocol(where["protocols"][0]), "https")
             port = _port_of(where)
             urls = [
-                _qualified(target, scheme + "://{}" + port + path) for target in self.targets for path in where["paths"]
+                _format_target(target, scheme + "://{}" + port + path)
+                for target in self.targets
+                for path in where["paths"]
             ]
-            return f"{where['methods']} {join_first(urls, _MOST_SHOWN)}{_more(where)}{place}"
+            return f"{where['methods']} {join_first(urls, _MOST_SHOWN)}{_describe_other_facets(where)}{place}"
         if "git" in where:
             scheme, port = _SCHEMES.get(Protocol(where["protocols"][0]), "https"), _port_of(where)
-            urls = [_qualified(target, scheme + "://{}" + port) for target in self.targets]
-            return f"git {'/'.join(where['git'])} {join_first(urls, _MOST_SHOWN)}{_more(where)}{place}"
+            urls = [_format_target(target, scheme + "://{}" + port) for target in self.targets]
+            return f"git {'/'.join(where['git'])} {join_first(urls, _MOST_SHOWN)}{_describe_other_facets(where)}{place}"
         spoken = where["protocols"]
         what = "anything to" if set(map(Protocol, spoken)) >= _BYTES else "/".join(spoken)
         port = "" if where["ports"] == "every port" else f":{where['ports']}"
-        places = [_qualified(target, "{}" + port) for target in self.targets]
-        return f"{what} {join_first(places, _MOST_SHOWN)}{rest}{_more(where)}{place}"
+        places = [_format_target(target, "{}" + port) for target in self.targets]
+        return f"{what} {join_first(places, _MOST_SHOWN)}{rest}{_describe_other_facets(where)}{place}"
 
 
 def describe_diff(compared: PolicyDiff) -> list[Statement]:
     """Describe a diff in as few statements as possible, newly allowed attempts first."""
     kinds = ValueNames(compared.names, compared.whole)
     by_target: dict[object, list[DiffRow]] = defaultdict(list)
-    rows = [_plain(row) for row in compared.rows]
+    rows = [_simplify_row(row) for row in compared.rows]
     for row in rows:
         by_target[row.target].append(row)
     told: dict[tuple[Any, ...], tuple[list[Any], DiffRow]] = {}
@@ -149,8 +151,8 @@ def describe_diff(compared: PolicyDiff) -> list[Statement]:
         # What comes before a push follows what could be pushed.
         pushes = any("ref" in row.where for row in all_here)
         here = [row for row in all_here if not pushes or row.where.get("git") != "push"]
-        for where, row in _merged(here):
-            said = _said(undecided[row.was, row.now] if "rest" in where else where, row)
+        for where, row in _merge_rows(here):
+            said = _describe_where(undecided[row.was, row.now] if "rest" in where else where, row)
             key = tuple(sorted((k, v) for k, v in said.items())), row.was, row.now, isinstance(target, frozenset)
             sharing = told.setdefault(key, ([], row))[0]
             if target not in sharing[-1:]:
@@ -162,7 +164,7 @@ def describe_diff(compared: PolicyDiff) -> list[Statement]:
     return sorted(found, key=lambda each: (_ORDER.index(each.now.verdict), each.targets, each.text))
 
 
-def _plain(row: DiffRow) -> DiffRow:
+def _simplify_row(row: DiffRow) -> DiffRow:
     """Where the verdict itself differs, how it would be carried out is no more to be told."""
     if "rest" in row.where:  # that UDP leaves by no default of the language's own is no other reason
         was, now = (s if s.rules else s._replace(reason=Reason.NO_RULE) for s in (row.was, row.now))
@@ -189,7 +191,7 @@ def _undecided(rows: Iterable[DiffRow]) -> dict[tuple[Effect, Effect], dict[str,
     return found
 
 
-def _merged(rows: list[DiffRow]) -> Iterator[tuple[dict[str, frozenset[Any]], DiffRow]]:
+def _merge_rows(rows: list[DiffRow]) -> Iterator[tuple[dict[str, frozenset[Any]], DiffRow]]:
     """Merge the rows of one target, one facet after the other."""
     merged = [({key: frozenset({value}) for key, value in row.where.items()}, row) for row in rows]
     others = sorted({key for row in rows for key in row.where} - {*_MERGED, "rest"})
@@ -205,17 +207,17 @@ def _merged(rows: list[DiffRow]) -> Iterator[tuple[dict[str, frozenset[Any]], Di
                 groups[group] = dict(where), row
         merged = list(groups.values())
         if facet in others:
-            merged = [(_without(where, facet, row), row) for where, row in merged]
+            merged = [(_drop_facet(where, facet, row), row) for where, row in merged]
     yield from merged
 
 
-def _without(where: dict[str, frozenset[Any]], facet: str, row: DiffRow) -> dict[str, frozenset[Any]]:
+def _drop_facet(where: dict[str, frozenset[Any]], facet: str, row: DiffRow) -> dict[str, frozenset[Any]]:
     """Leave a facet out that makes no difference."""
     every = frozenset(row.among.get(facet, ()))
     return {key: values for key, values in where.items() if key != facet or not every or values != every}
 
 
-def _said(where: dict[str, frozenset[Any]], row: DiffRow) -> dict[str, Any]:
+def _describe_where(where: dict[str, frozenset[Any]], row: DiffRow) -> dict[str, Any]:
     """Write the facets of a merged row as rules do."""
     said: dict[str, Any] = {}
     for key, values in where.items():
@@ -312,7 +314,7 @@ def _value(standing: Effect) -> dict[str, Any]:
     }
 
 
-def _qualified(target: str, form: str) -> str:
+def _format_target(target: str, form: str) -> str:
     """Put a target into a text, and what it is not behind it."""
     host, space, rest = target.partition(" ")
     return form.replace("{}", bracket_host(host)) + space + rest
@@ -326,7 +328,7 @@ def _port_of(where: dict[str, Any]) -> str:
     return "" if usual else f":{ports}"
 
 
-def _more(where: dict[str, Any]) -> str:
+def _describe_other_facets(where: dict[str, Any]) -> str:
     """Say what else narrows it down."""
     known = {"methods", "paths", "ports", "protocols", "addresses", "rest", "git"}
     named = {key: join_first(value, _MOST_SHOWN) for key, value in where.items() if key not in known}

@@ -156,7 +156,7 @@ def add_rule(read: Reader, path: Path, asks: Sequence[str], wanted: AttemptToAll
                 return _checked(before, after, text.with_all(exempting), EditedFile(path, b"", "", tuple(asks)), wanted)
         ident = _fresh(text, wanted.host)
         behind = idents[0] if idents else text.last()
-        pairs = {"id": ident, **matching, **(_kept(text, behind) if idents else {}), "action": "allow"}
+        pairs = {"id": ident, **matching, **(_existing_keys(text, behind) if idents else {}), "action": "allow"}
         if idents and _needs_body(before.policy, wanted):
             pairs["except"] = "[{http: {body: false}}]"
         if why_text:
@@ -222,7 +222,7 @@ def _needs_body(policy: Policy, wanted: AttemptToAllow) -> bool:
     )
 
 
-def _kept(text: RuleFileText, ident: str) -> dict[str, str]:
+def _existing_keys(text: RuleFileText, ident: str) -> dict[str, str]:
     """Take over for whom, how long and how tightly the ask was."""
     said = {key: text.source(ident, key) for key in _KEPT}
     return {key: value for key, value in said.items() if value is not None}

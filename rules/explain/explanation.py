@@ -64,9 +64,9 @@ class Explanation(NamedTuple):
             "via": self.via,
             "layers": [layer.name for layer in self.objecting],
             "expires": None if decision.expires is None else decision.expires.isoformat(),
-            "limits": [{"rule": rule, **_plain(limits)} for rule, limits in decision.limits],
+            "limits": [{"rule": rule, **_set_terms(limits)} for rule, limits in decision.limits],
             "approval": [
-                {"rule": asks.rule, "digest": asks.digest, **_plain(asks.terms)} for asks in decision.approval
+                {"rule": asks.rule, "digest": asks.digest, **_set_terms(asks.terms)} for asks in decision.approval
             ],
             "revision": decision.revision,
             "near": decision.nearest and decision.nearest._asdict(),
@@ -134,6 +134,6 @@ def _enforced(finding: Finding) -> int:
     return PASSES * finding.allows
 
 
-def _plain(terms: Limits | ApprovalTerms) -> dict[str, Any]:
+def _set_terms(terms: Limits | ApprovalTerms) -> dict[str, Any]:
     """Give the terms that are set, by their names."""
     return {key: value for key, value in terms._asdict().items() if value is not None}

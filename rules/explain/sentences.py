@@ -151,8 +151,8 @@ def _hints(explanation: "Explanation") -> Iterator[str]:
         yield "rules with `for` match certain tasks: name one with `--task NAME` and `--label NAME=VALUE`"
     if not caller.tainted and any(entry.field == "when" for entry in explanation.considered):
         yield "rules with `when: tainted` match tasks that have read untrusted content: add `--tainted` for such a task"
-    if question.meant:
-        yield f"methods are upper case, and the gate denies others: did you mean `{question.meant}`?"
+    if question.corrected_method:
+        yield f"methods are upper case, and the gate denies others: did you mean `{question.corrected_method}`?"
     unsaid = question.request is not None and question.request.credential is None
     if unsaid and any(entry.field == "credential" for entry in explanation.considered):
         yield "no credential was given: add `--credential ID` for a request with the placeholder of that secret"

@@ -148,9 +148,12 @@ def learn(seen: "dict[Destination, Observations]", looks_secret: Callable[[str],
         if closed:
             left_out.append(Omission(format_destination(place), _times(there), f"no rule can open {closed[0]}"))
             continue
-        requests = [*_of_requests(place, there, looks_secret, left_out), *_of_git(place, there, looks_secret, left_out)]
-        found = requests or [*_of_connections(place, there, left_out)]
-        drafts += [_identified(draft, ids) for draft in _of_lookups(place, there, found, left_out)]
+        requests = [
+            *_draft_requests(place, there, looks_secret, left_out),
+            *_draft_git(place, there, looks_secret, left_out),
+        ]
+        found = requests or [*_draft_connections(place, there, left_out)]
+        drafts += [_identified(draft, ids) for draft in _draft_lookups(place, there, found, left_out)]
     return LearnedRules(tuple(drafts), tuple(left_out))
 
 
@@ -163,7 +166,7 @@ def format_destination(place: Destination) -> str:
     return f"{place.protocol} {bracket_host(place.target)}:{place.port}"
 
 
-def _of_lookups(
+def _draft_lookups(
     place: Destination, there: Observations, drafts: Iterable[Draft], left_out: list[Omission]
 ) -> Iterable[Draft]:
     """Have the rules that let a place out list the types of records that were answered for its name."""
@@ -175,7 +178,7 @@ def _of_lookups(
         left_out.append(Omission(f"lookups of {record} of {place.target}", times, "no rule lets the name out unasked"))
 
 
-def _of_connections(place: Destination, there: Observations, left_out: list[Omission]) -> Iterable[Draft]:
+def _draft_connections(place: Destination, there: Observations, left_out: list[Omission]) -> Iterable[Draft]:
     if there.connections.times:
         why = "no request on them was allowed, so no rule is needed"
         left_out.append(Omission(f"connections {format_destination(place)}", there.connections.times, why))
@@ -190,11 +193,11 @@ def _of_connections(place: Destination, there: Observations, left_out: list[Omis
         if splice:
             what = "the requests were not inspected, so the rule allows any"
         notes = (f"not inspected: {what}", *notes)
-        notes = (*notes, *_approved(there.unread))
+        notes = (*notes, *_approval_note(there.unread))
         yield Draft("", place, there.unread.action, there.unread, splice=splice, resolves_to=addresses, notes=notes)
 
 
-def _of_requests(
+def _draft_requests(
     place: Destination, there: Observations, looks_secret: Callable[[str], bool], left_out: list[Omission]
 ) -> Iterable[Draft]:
     """Group methods by the paths they go to: a rule for two methods allows both on all of its paths."""
@@ -226,13 +229,13 @@ def _of_requests(
             tuple(method for method, _ in methods),
             tuple(sorted(patterns, key=lambda pattern: write_pattern(pattern) or "")),
             resolves_to=addresses,
-            notes=(*notes, *_approved(evidence), *_incomplete(evidence)),
+            notes=(*notes, *_approval_note(evidence), *_incomplete_note(evidence)),
             body=kind.body,
             websocket=kind.websocket,
         )
 
 
-def _of_git(
+def _draft_git(
     place: Destination, there: Observations, looks_secret: Callable[[str], bool], left_out: list[Omission]
 ) -> Iterable[Draft]:
     """Make a rule for each action and each thing that git did: fetching, and each kind of change to refs."""
@@ -247,18 +250,18 @@ def _of_git(
                 Omission(f"{what} to {format_destination(place)}", evidence.times, "no rule can name it as it was")
             )
             continue
-        said = (*notes, *_approved(evidence), *_incomplete(evidence))
+        said = (*notes, *_approval_note(evidence), *_incomplete_note(evidence))
         yield Draft("", place, action, evidence, resolves_to=addresses, notes=said, git=draft)
 
 
-def _approved(evidence: Evidence) -> Iterable[str]:
+def _approval_note(evidence: Evidence) -> Iterable[str]:
     """Say that the rule asks anybody who may answer, where it was a rule with terms of its own that asked."""
     if evidence.action is Verdict.ASK:
         named = join_first(evidence.approvals_from, _MOST_CITED)
         yield f"people approved it: copy the `approval` terms of the rule that asked{f' ({named})' if named else ''}"
 
 
-def _incomplete(evidence: Evidence) -> Iterable[str]:
+def _incomplete_note(evidence: Evidence) -> Iterable[str]:
     for untold in evidence.unrecorded:
         yield f"NOT RECORDED: {untold}"
 
@@ -274,7 +277,7 @@ def _patterns(
     ways = {path: readings(path) for path in paths}
     patterns = generalize_paths({way for found in ways.values() for way in found})
     texts = {pattern: write_pattern(pattern) for pattern in patterns}
-    good = {pattern for pattern, text in texts.items() if text is not None and not looks_secret(_plain(pattern))}
+    good = {pattern for pattern, text in texts.items() if text is not None and not looks_secret(_slug_of(pattern))}
     kept, total = set[Learned](), Evidence()
     by_length: dict[int, list[Learned]] = defaultdict(list)
     for pattern in good:
@@ -296,7 +299,7 @@ def _candidates(way: tuple[str, ...], good: set[Learned], by_length: dict[int, l
     return (way,) if way in good else by_length[len(way)]
 
 
-def _plain(pattern: Learned) -> str:
+def _slug_of(pattern: Learned) -> str:
     return "/" + "/".join(part if isinstance(part, str) else "*" for part in pattern)
 
 

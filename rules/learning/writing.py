@@ -41,7 +41,7 @@ def write_rule_file(
     if drafted.drafts:
         lines += ["", "tests:", *(f"  - {_test(draft)}" for draft in drafted.drafts)]
     if drafted.left_out:
-        lines += ["", *_left_out(drafted.left_out, masked)]
+        lines += ["", *_describe_omissions(drafted.left_out, masked)]
     return "\n".join(lines) + "\n"
 
 
@@ -55,13 +55,13 @@ def enforce_settings(settings: Settings) -> dict[str, str | list[str]]:
         if key == "idle_timeout":
             written[key] = f"{value:.0f}s"
         elif key == "upstream_except":
-            written[key] = _past(value)
+            written[key] = _format_exceptions(value)
         else:
             written[key] = str(value)
     return written
 
 
-def _past(past: UpstreamExceptions) -> list[str]:
+def _format_exceptions(past: UpstreamExceptions) -> list[str]:
     return [*(name.text for name in past.names), *map(str, past.networks)]
 
 
@@ -89,7 +89,7 @@ def _spelled(character: str) -> str:
 
 def _rule(draft: Draft, masked: Callable[[str], str]) -> Iterator[str]:
     place = draft.place
-    yield f"  {comment(_seen(draft.evidence, masked))}"
+    yield f"  {comment(_describe_evidence(draft.evidence, masked))}"
     for note in draft.notes:
         yield f"  {comment(note)}"
     wild = sum(part is ONE for path in draft.paths or () for part in path)
@@ -138,7 +138,7 @@ def _list(values: Iterable[str]) -> str:
     return f"[{', '.join(map(dumps, values))}]"
 
 
-def _seen(evidence: Evidence, masked: Callable[[str], str]) -> str:
+def _describe_evidence(evidence: Evidence, masked: Callable[[str], str]) -> str:
     first, last = _moment(evidence.first), _moment(evidence.last)
     when = first if first == last else f"{first} to {last}"
     names = [f"`{_short(masked(task))}`" for task in list(evidence.tasks)[:_MOST_TASKS] if task]
@@ -147,7 +147,7 @@ def _seen(evidence: Evidence, masked: Callable[[str], str]) -> str:
     return f"seen {_times(evidence.times)}, {when}{by}"
 
 
-def _left_out(left_out: tuple[Omission, ...], masked: Callable[[str], str]) -> Iterator[str]:
+def _describe_omissions(left_out: tuple[Omission, ...], masked: Callable[[str], str]) -> Iterator[str]:
     yield comment("Not learned:")
     for each in left_out[:_MOST_LEFT_OUT]:
         yield comment(f"  {_times(each.times)}: {_short(masked(each.what))}: {each.why}")

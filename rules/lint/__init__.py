@@ -32,13 +32,13 @@ def lint(loaded: Loaded, surroundings: LintContext) -> list[Finding]:
     """
     shown = (place.file if place.via is None else place.via.file for place in loaded.places.values())
     order = {file: number for number, file in enumerate(dict.fromkeys(shown))}
-    found = dict.fromkeys(_found(loaded, surroundings))
+    found = dict.fromkeys(_find_all(loaded, surroundings))
     return sorted(
         found, key=lambda f: (order.get(f.file, len(order)), f.file, f.line, f.column, f.check.code, f.message)
     )
 
 
-def _found(loaded: Loaded, surroundings: LintContext) -> Iterator[Finding]:
+def _find_all(loaded: Loaded, surroundings: LintContext) -> Iterator[Finding]:
     from rules.lint.findings import Reporter
     from rules.lint.rule_pairs import check_splicing, find_idle_rules, find_ways_around
     from rules.lint.single_rules import (

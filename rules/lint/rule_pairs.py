@@ -185,7 +185,9 @@ def check_splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: d
             continue
         targets = targets or TargetIndex(policy.rules)
         in_vain = _never_spliced(ask, targets, rule, spliced[0].low, reporter)
-        yield in_vain or reporter.about(findings.SPLICED, rule, _given_up(rule, ", ".join(map(str, spliced))), at="tls")
+        yield in_vain or reporter.about(
+            findings.SPLICED, rule, _describe_splice(rule, ", ".join(map(str, spliced))), at="tls"
+        )
 
 
 def _unreadable(rule: Rule) -> str:
@@ -201,7 +203,7 @@ def _unreadable(rule: Rule) -> str:
     return f"`{rule.id}` has {ports} inspected as HTTP, the only protocol that the gate can inspect{waits}"
 
 
-def _given_up(rule: Rule, ports: str) -> str:
+def _describe_splice(rule: Rule, ports: str) -> str:
     return (
         f"`{rule.id}` does not inspect {ports}: methods, paths, uploads and credentials are not seen, "
         "and on a shared CDN the request can be for another host"
@@ -219,7 +221,7 @@ def _never_spliced(
         if not decision.passes or not decision.inspect:
             continue
         others = (other for other, _ in islice(targets.over_name(pattern, rule), _MOST_ASKED))
-        by = next((other for other in others if other is not rule and _has_it_read(other, port)), None)
+        by = next((other for other in others if other is not rule and _needs_inspection(other, port)), None)
         named = "another rule" if by is None else f"`{by.id}`"
         message = (
             f"`{rule.id}` has `tls: splice`, and {named} needs requests to `{pattern.text}` inspected: "
@@ -229,7 +231,7 @@ def _never_spliced(
     return None
 
 
-def _has_it_read(rule: Rule, port: int) -> bool:
+def _needs_inspection(rule: Rule, port: int) -> bool:
     if rule.ports is not None and not any(entry.covers(port, Protocol.TLS) for entry in rule.ports):
         return False
     return rule.looks_at_requests or (rule.allows and not rule.splices(port))
@@ -243,21 +245,21 @@ _MOST_ENTRIES: Final = 20  # of one rule's targets that are told one by one
 
 def find_idle_rules(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Report rules, and single targets of rules, without any effect."""
-    targets, voting = TargetIndex(policy.rules), _voting(policy)
+    targets, voting = TargetIndex(policy.rules), _voting_layers(policy)
     for rule in own:
         if rule.ports is not None and all(never_leaves(e) and e.low == e.high for e in rule.ports):
             yield reporter.about(
                 findings.ONLY_UDP, rule, f"`{rule.id}` lists only UDP that no rule can allow", at="ports"
             )
             continue
-        covered = _covered(targets, rule, reporter, voting)
+        covered = _find_idle_targets(targets, rule, reporter, voting)
         if covered and not rule.feeds and len(covered) == len(rule.names) + len(rule.networks):
-            yield _whole(rule, [by for _, by in covered], reporter)
+            yield _report_rule(rule, [by for _, by in covered], reporter)
         else:
-            yield from _parts(rule, covered, reporter)
+            yield from _report_targets(rule, covered, reporter)
 
 
-def _whole(rule: Rule, covering: list[Rule], reporter: Reporter) -> Finding:
+def _report_rule(rule: Rule, covering: list[Rule], reporter: Reporter) -> Finding:
     others = list(dict.fromkeys(covering))
     idents = [other.id for other in others[:_MOST_NAMED]]
     named = join_first([f"`{other.id}` ({_kind(other)})" for other in others], _MOST_NAMED)
@@ -268,7 +270,7 @@ def _whole(rule: Rule, covering: list[Rule], reporter: Reporter) -> Finding:
     return reporter.about(findings.REDUNDANT, rule, f"`{rule.id}` adds nothing to {named}", *idents)
 
 
-def _parts(rule: Rule, covered: list[tuple[Target, Rule]], reporter: Reporter) -> Iterator[Finding]:
+def _report_targets(rule: Rule, covered: list[tuple[Target, Rule]], reporter: Reporter) -> Iterator[Finding]:
     for target, by in covered[:_MOST_ENTRIES]:
         text = target.text if isinstance(target, tuple) else str(target)
         if by is rule:
@@ -284,7 +286,9 @@ def _parts(rule: Rule, covered: list[tuple[Target, Rule]], reporter: Reporter) -
         yield reporter.about(findings.PART_IDLE, rule, message, at="to")
 
 
-def _covered(targets: TargetIndex, rule: Rule, reporter: Reporter, voting: _Voting) -> list[tuple[Target, Rule]]:
+def _find_idle_targets(
+    targets: TargetIndex, rule: Rule, reporter: Reporter, voting: _Voting
+) -> list[tuple[Target, Rule]]:
     """Pair each target of a rule that does nothing with the rule that sees to that."""
     found: list[tuple[Target, Rule]] = []
     seen: set[Target] = set()
@@ -294,13 +298,13 @@ def _covered(targets: TargetIndex, rule: Rule, reporter: Reporter, voting: _Voti
         seen.add(target)
         here = voting.get(rule.id, _NOWHERE)
         there = ((c, same) for c, same in candidates if here <= voting.get(c.id, _NOWHERE))
-        by = next((c for c, same in there if _sees_to(c, rule, target, reporter, same_target=same)), None)
+        by = next((c for c, same in there if _makes_target_idle(c, rule, target, reporter, same_target=same)), None)
         if by is not None:
             found.append((target, by))
     return found
 
 
-def _sees_to(wide: Rule, rule: Rule, target: Target, reporter: Reporter, *, same_target: bool) -> bool:
+def _makes_target_idle(wide: Rule, rule: Rule, target: Target, reporter: Reporter, *, same_target: bool) -> bool:
     if wide is rule:
         return not same_target
     if not makes_idle(wide, rule, target):
@@ -314,7 +318,7 @@ def _sees_to(wide: Rule, rule: Rule, target: Target, reporter: Reporter, *, same
     )
 
 
-def _voting(policy: Policy) -> _Voting:
+def _voting_layers(policy: Policy) -> _Voting:
     """Say in which layers each rule has a vote of its own: only what votes there too can stand in for it."""
     found: dict[str, frozenset[int]] = {}
     for number, layer in enumerate(policy.layers):

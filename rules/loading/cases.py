@@ -83,12 +83,12 @@ class AttemptText(NamedTuple):
             return Decision(reason=Reason.INVALID_NAME, revision=policy.revision)
         if self.request is not None and self.request.method.upper() == "CONNECT":
             return Decision(reason=Reason.PROTOCOL_MISMATCH, revision=policy.revision)
-        if self.meant:
+        if self.corrected_method:
             return Decision(reason=Reason.AMBIGUOUS_REQUEST, revision=policy.revision)
         return policy.decide(attempt)
 
     @property
-    def meant(self) -> str:
+    def corrected_method(self) -> str:
         """The correct spelling of the method; empty if it is correct."""
         method = "" if self.request is None else self.request.method
         return method.upper() if method not in METHODS and method.upper() in METHODS - {"CONNECT"} else ""

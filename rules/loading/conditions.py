@@ -125,7 +125,7 @@ def _method(text: str) -> str:
     return text
 
 
-def _named(says: str, parse: Callable[[str], str]) -> Key:
+def _named_values_key(says: str, parse: Callable[[str], str]) -> Key:
     """Make a key of names with what is wanted of their values."""
 
     def read(reader: Reader, node: Node, of: str) -> tuple[tuple[str, Values], ...]:
@@ -166,8 +166,8 @@ HTTP: Final = Section("http", "`http`", {
     "methods": many("Methods, in upper case.",
         _method, {"type": "string", "pattern": "^[A-Z0-9!#$%&'*+.^_`|~-]+$"}, frozenset),
     "paths": many("Paths: `*` within a segment, `**` any number of segments.", PathPattern.parse, PATH),
-    "query": _named("Parameters of the query, each with its values, `present` or `absent`.", str),
-    "headers": _named("Header fields, each with its values, `present` or `absent`.", parse_header_name),
+    "query": _named_values_key("Parameters of the query, each with its values, `present` or `absent`.", str),
+    "headers": _named_values_key("Header fields, each with its values, `present` or `absent`.", parse_header_name),
     "body": flag("Allows bodies; on deny and ask, matches requests with one. By default not with GET and HEAD."),
     "max_url": one("The longest allowed URL, in bytes.", parse_size),
     "websocket": flag("Whether the request opens a WebSocket."),

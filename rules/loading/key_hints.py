@@ -75,7 +75,7 @@ def misplaced_key(of: str, word: str, inside: Mapping[str, str]) -> str:
 
     `inside`: where the keys of its own parts belong.
     """
-    return _asked({**inside, **_MEANT.get(of, {})}.get(_plain(word)))
+    return _as_question({**inside, **_MEANT.get(of, {})}.get(_normalize(word)))
 
 
 def similar_key(of: str, word: str, inside: Mapping[str, str]) -> str:
@@ -83,13 +83,13 @@ def similar_key(of: str, word: str, inside: Mapping[str, str]) -> str:
     from difflib import get_close_matches
 
     known = {**inside, **_MEANT.get(of, {})}
-    near = get_close_matches(_plain(word)[:64], known, 1, 0.65)
-    return _asked(known[near[0]] if near else None)
+    near = get_close_matches(_normalize(word)[:64], known, 1, 0.65)
+    return _as_question(known[near[0]] if near else None)
 
 
-def _plain(word: str) -> str:
+def _normalize(word: str) -> str:
     return word.lower().replace("-", "_")
 
 
-def _asked(found: str | None) -> str:
+def _as_question(found: str | None) -> str:
     return f"; did you mean {found}?" if found else ""

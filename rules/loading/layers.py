@@ -76,7 +76,7 @@ def merge_settings(said: Iterable[FileSettings]) -> tuple[Settings, list[Setting
     return Settings(**found), objections
 
 
-def _under(path: str, places: Iterable[str]) -> bool:
+def _is_under(path: str, places: Iterable[str]) -> bool:
     return any(path == place or path.startswith(place.rstrip("/") + "/") for place in places)
 
 
@@ -89,8 +89,8 @@ NUMBERS: Final = ("timeout", "memory", "cpu", "processes", "files", "disk")
 _UNITED: Final = ("hide", "protected", "approval")
 _RANKS: Final[dict[str, tuple[object, ...]]] = {"workspace": tuple(WorkspaceMode), "user": tuple(SandboxUser)}
 _GIVING: Final[dict[str, Callable[[Any, Any], bool]]] = {  # lists that give, and when one covers an entry of another
-    "read": _under,
-    "write": _under,
+    "read": _is_under,
+    "write": _is_under,
     "keep": _matched,
     "devices": includes_device,
     "caches": lambda cache, caches: cache in caches,
@@ -114,7 +114,7 @@ def merge_sandboxes(
 ) -> tuple[SandboxSettings, SandboxFloor, tuple[Command, ...]]:
     """Merge the sandbox settings, their floor and the commands of all files. Adds problems to `problems`."""
     files = list(files)
-    box, floor = _together(files, problems)
+    box, floor = _merge(files, problems)
     commands: dict[str, tuple[Command, str, Node]] = {}
     for file in files:
         for command, node in file.commands:
@@ -132,13 +132,13 @@ def merge_sandboxes(
     return box, floor, tuple(sorted((command for command, _, _ in commands.values()), key=lambda c: c.cite))
 
 
-def _together(files: Iterable[SandboxFile], problems: list[Problem]) -> tuple[SandboxSettings, SandboxFloor]:
+def _merge(files: Iterable[SandboxFile], problems: list[Problem]) -> tuple[SandboxSettings, SandboxFloor]:
     """Make one box of those of all files, and the floor of those of layers."""
     having = [(file, file.sandbox) for file in files if file.sandbox is not None]
     floor = NO_SANDBOX_FLOOR
     for file, said in having:
         if file.layer:
-            floor = _raised(floor, file.shown, said, problems)
+            floor = _raise_floor(floor, file.shown, said, problems)
     plain = [(file, said) for file, said in having if not file.layer]
     for file, said in plain[1:]:
         first = min(said.nodes.values(), key=lambda node: (node.line, node.column), default=None)
@@ -166,17 +166,17 @@ def apply_floor(
     found: dict[str, Any] = {}
     for name in SandboxSettings._fields:
         mine, other = getattr(box, name), getattr(floor.box, name)
-        found[name] = _either(name, mine, other)
+        found[name] = _combine(name, mine, other)
         if name not in floor.said:
             continue
         if name not in said:
             found[name] = other
-        elif message := _past(name, mine, other):
+        elif message := _beyond(name, mine, other):
             words.append((name, f"{message} `{by[name]}`, a layer"))
     return SandboxSettings(**found), words
 
 
-def _raised(floor: SandboxFloor, file: str, said: "ParsedSandbox", problems: list[Problem]) -> SandboxFloor:
+def _raise_floor(floor: SandboxFloor, file: str, said: "ParsedSandbox", problems: list[Problem]) -> SandboxFloor:
     """Put another layer's word on those before it: of what both limit, what both let be."""
     found: dict[str, Any] = {}
     by = dict(floor.by)
@@ -188,14 +188,14 @@ def _raised(floor: SandboxFloor, file: str, said: "ParsedSandbox", problems: lis
         elif name in _GIVING:
             covers = _GIVING[name]
             found[name] = tuple(sorted({e for e in mine if covers(e, other)} | {e for e in other if covers(e, mine)}))
-        elif name in {"hostname", "variables"} and (message := _past(name, mine, other)):
+        elif name in {"hostname", "variables"} and (message := _beyond(name, mine, other)):
             problems.append(_problem(file, node, f"{message} `{by[name]}`, a layer too"))
         else:
-            found[name] = _either(name, mine, other)
+            found[name] = _combine(name, mine, other)
     return SandboxFloor(floor.box._replace(**found), floor.said | set(said.nodes), tuple(sorted(by.items())))
 
 
-def _either(name: str, mine: Any, other: Any) -> Any:
+def _combine(name: str, mine: Any, other: Any) -> Any:
     """Give what is in force of two words that can both be obeyed."""
     if name in _UNITED:
         return tuple(sorted({*mine, *other}, key=str))
@@ -210,7 +210,7 @@ def _either(name: str, mine: Any, other: Any) -> Any:
     return mine
 
 
-def _past(name: str, mine: Any, other: Any) -> str:
+def _beyond(name: str, mine: Any, other: Any) -> str:
     """Say how a word goes past a layer's, or nothing: it doesn't. The layer's name is to follow."""
     if name in _RANKS:
         laxer = mine is not None and _RANKS[name].index(mine) > _RANKS[name].index(other)

@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
     settings: FilePlace | None = None  # where they stand, if any file has them
     secrets: Mapping[str, FilePlace] = {}  # by their ids
     files: tuple[Path, ...] = ()  # the rule files that were read, but for presets
-    asked: tuple[Path, ...] = ()  # every path that was looked for, as it was spelled, but for presets
+    searched_paths: tuple[Path, ...] = ()  # every path that was looked for, as written; without presets
     boxes: tuple[FilePlace, ...] = ()  # where each `sandbox` stands
 
 
@@ -263,12 +263,12 @@ class _Loader:
         root = parse(data, shown, self._problems)
         ids: Mapping[str, str] = {}
         if root is not None and preset is not None:
-            root, ids = self._filled(root, stem, preset)
+            root, ids = self._fill_preset(root, stem, preset)
         if root is None and len(self._problems) > before:
             return None, ids
         return FileReader(shown, self._problems).read(root, stem), ids
 
-    def _filled(self, root: Node, name: str, place: tuple[str, int, int]) -> tuple[Node | None, Mapping[str, str]]:
+    def _fill_preset(self, root: Node, name: str, place: tuple[str, int, int]) -> tuple[Node | None, Mapping[str, str]]:
         """Write a preset out with what is locked for it, if it stands for anything that has to be."""
         from rules.loading.preset_locks import (  # most policies have no preset
             fill_places,

@@ -86,7 +86,7 @@ def lock_paths() -> tuple[Path, ...]:
 
 _LOCK: Final = Section("lock", "a lock", {
     "version": text("The version of the file."),
-    "locked": Key("By preset and place, what was found.", lambda reader, node, _: _locked(reader, node), {}),
+    "locked": Key("By preset and place, what was found.", lambda reader, node, _: _read_locked(reader, node), {}),
 })  # fmt: skip
 _ENTRY: Final = Section("origin", "an entry of a lock", {
     "url": one("Where the registry answers.", Origin.parse, TEXT, "origin"),
@@ -107,14 +107,14 @@ def read_lock(reader: Reader, root: Node | None) -> dict[str, Places]:
     return found
 
 
-def _locked(reader: Reader, node: Node) -> dict[str, Places]:
+def _read_locked(reader: Reader, node: Node) -> dict[str, Places]:
     return {
-        name: {place: _origins(reader, value) for place, value in _named(reader, places, name).items()}
-        for name, places in _named(reader, node, "locked").items()
+        name: {place: _origins(reader, value) for place, value in _read_mapping(reader, places, name).items()}
+        for name, places in _read_mapping(reader, node, "locked").items()
     }
 
 
-def _named(reader: Reader, node: Node, of: str) -> dict[str, Node]:
+def _read_mapping(reader: Reader, node: Node, of: str) -> dict[str, Node]:
     if not isinstance(node, Mapping):
         reader.complain(node, f"`{of}` must be a mapping")
         return {}
@@ -201,7 +201,7 @@ def _rule(rule: Node, places: Places, ids: dict[str, str]) -> list[Node]:
             lines["ports"] = f"{first.origin.port}/{_PROTOCOLS[first.origin.scheme]}"
             if first.resolves_to and isinstance(first.origin.host, HostName):
                 lines["resolves_to"] = [str(network) for network in first.resolves_to]
-        written.append(_written(rule, lines, first.origin))
+        written.append(_replace_keys(rule, lines, first.origin))
     return written
 
 
@@ -214,7 +214,7 @@ def _test(test: Node, places: Places) -> list[Node]:
                 if url is None:
                     return []
                 text = text.replace(f"{{{word}}}", url)
-    return [_written(test, {"attempt": text}, None)] if isinstance(test, Mapping) and text else [test]
+    return [_replace_keys(test, {"attempt": text}, None)] if isinstance(test, Mapping) and text else [test]
 
 
 def _entries(root: Node, word: str) -> list[Node]:
@@ -236,11 +236,11 @@ def _text(node: Node, key: str) -> str:
     return value.text if isinstance(value, Scalar) else ""
 
 
-def _written(rule: Mapping, lines: dict[str, str | list[str]], origin: Origin | None) -> Mapping:
+def _replace_keys(rule: Mapping, lines: dict[str, str | list[str]], origin: Origin | None) -> Mapping:
     """Copy a rule with some keys replaced, and `{base}` and `{parent}` written out for an origin."""
     copy = Mapping(rule.line, rule.column)
     for word, (key, value) in rule.pairs.items():
-        copy.pairs[word] = key, value if origin is None else _based(value, origin)
+        copy.pairs[word] = key, value if origin is None else _with_base_path(value, origin)
     for word, content in lines.items():
         key = rule.pairs[word][0] if word in rule.pairs else Scalar(rule.line, rule.column, word, plain=True)
         copy.pairs[word] = key, _node(key, content)
@@ -255,15 +255,15 @@ def _node(at: Node, content: str | list[str]) -> Node:
     return listing
 
 
-def _based(node: Node, origin: Origin) -> Node:
+def _with_base_path(node: Node, origin: Origin) -> Node:
     if isinstance(node, Scalar):
         text = node.text.replace("{base}", origin.base).replace("{parent}", origin.parent.base)
         return Scalar(node.line, node.column, text, plain=node.plain)
     if isinstance(node, Listing):
         listing = Listing(node.line, node.column)
-        listing.items = [_based(item, origin) for item in node.items]
+        listing.items = [_with_base_path(item, origin) for item in node.items]
         return listing
     copy = Mapping(node.line, node.column)
     assert isinstance(node, Mapping)
-    copy.pairs = {word: (key, _based(value, origin)) for word, (key, value) in node.pairs.items()}
+    copy.pairs = {word: (key, _with_base_path(value, origin)) for word, (key, value) in node.pairs.items()}
     return copy

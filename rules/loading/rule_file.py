@@ -151,7 +151,7 @@ def apply_selections(rule: Rule, ident: str, selections: "Iterable[Selection]") 
     return kept
 
 
-def _words(says: str, what: str, schema: Schema) -> Key:
+def _words_key(says: str, what: str, schema: Schema) -> Key:
     """Make a key of ids or names with where they stand."""
 
     def read(reader: Reader, node: Node, of: str) -> tuple[Word, ...]:
@@ -174,8 +174,8 @@ def _read_credential(reader: Reader, node: Node, key: str) -> Word | None:
 INCLUDE: Final = Section("include", "an `include`", {
     "file": text("A rule file, relative to this one."),
     "preset": one("The name of a preset: see `exeat presets list`.", parse_slug),
-    "only": _words("The ids of the rules that are kept.", "ids", SLUG),
-    "except": _words("Ids of rules that are left out, or names that no rule of it covers.", "ids and names", TEXT),
+    "only": _words_key("The ids of the rules that are kept.", "ids", SLUG),
+    "except": _words_key("Ids of rules that are left out, or names that no rule of it covers.", "ids and names", TEXT),
     "credential": Key("The secret that every rule of the include requires, except its denies.", _read_credential, SLUG),
 })  # fmt: skip
 
@@ -348,7 +348,7 @@ def _pool(text: str) -> IPv4Network:
     return network
 
 
-def _past(reader: Reader, node: Node, key: str) -> UpstreamExceptions:
+def _read_exceptions(reader: Reader, node: Node, key: str) -> UpstreamExceptions:
     """Read `upstream_except`; `reader` collects what is wrong."""
     found = reader.each(node, key, _target)
     names = {target.text: target for target in found if isinstance(target, NamePattern)}
@@ -378,7 +378,7 @@ SETTINGS: Final = Section("settings", "`settings`", {
     "idle_timeout": one("How long a connection may be silent, up to 7d.", parse_duration),
     "upstream": one("The company's proxy.", Upstream.parse, _UPSTREAM),
     "upstream_auth": one("A file with the credentials for the proxy: `user:password`.", _absolute, PATH),
-    "upstream_except": Key("Names and networks to connect to directly, without the proxy.", _past, _TARGETS),
+    "upstream_except": Key("Names and networks to connect to directly, without the proxy.", _read_exceptions, _TARGETS),
     "upstream_ca": one("A file of certificates that are trusted beside the host's own store.", _absolute, PATH),
 })  # fmt: skip
 

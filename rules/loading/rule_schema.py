@@ -65,13 +65,13 @@ def parse_target(text: str) -> NamePattern | Network:
         try:
             return parse_network(text)
         except ValueError as error:
-            raise ValueError(_instead(text) or str(error)) from None
+            raise ValueError(_suggest_target(text) or str(error)) from None
     if text[:1] == "." and _is_target(text[1:]):
         raise ValueError(f"{quote(text)} begins with a dot: write `**{text}` for the name and all below it")
     return NamePattern.parse(text)
 
 
-def _instead(text: str) -> str:
+def _suggest_target(text: str) -> str:
     """Take apart what looks like a URL, or has a port or a path; empty if that doesn't help."""
     scheme, separator, rest = text.partition("://")
     host, slash, path = (rest if separator else scheme).partition("/")
@@ -142,7 +142,7 @@ def _check_udp(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
 def _check_places(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
     for key, actions in _ONLY_ON.items():
         if key in fields and rule.action not in actions:
-            reader.complain(fields[key], _misplaced(key, rule.action))
+            reader.complain(fields[key], _misplaced_message(key, rule.action))
     for key in ("http", "git", "credential"):
         if key in fields and any(ports.protocol not in INSPECTABLE for ports in rule.ports or ()):
             reader.complain(fields[key], f"`{key}` needs a port with `/tls` or `/http`, where requests are inspected")
@@ -219,7 +219,7 @@ def _check_opening(reader: Reader, network: Network, node: Node) -> None:
         reader.complain(node, f"`{network}` is {block.name}: list the single addresses that you mean")
 
 
-def _misplaced(key: str, action: Verdict) -> str:
+def _misplaced_message(key: str, action: Verdict) -> str:
     if key == "until" and action is Verdict.DENY:
         return "`deny` can't have `until`: a rule never allows more because time has passed"
     if key == "approval":

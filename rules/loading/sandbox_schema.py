@@ -112,7 +112,7 @@ def parse_path(text: str) -> str:
         raise ValueError(f"{quote(text)} is a pattern: name a directory or file; only `hide` takes `**/GLOB`")
     if text[:1] not in {"/", "~"} or (text[0] == "~" and text[1:2] not in {"", "/"}):
         raise ValueError(f"{quote(text)} must be a whole path, as in `/srv/data`, or one in your home: `~/data`")
-    return _plain(text)
+    return _check_path(text)
 
 
 def parse_hidden(text: str) -> str:
@@ -123,7 +123,7 @@ def parse_hidden(text: str) -> str:
         return parse_path(text)
     if "**" in text.removeprefix(_ANYWHERE):
         raise ValueError(f"{quote(text)}: `**` stands at the beginning, and nowhere else")
-    return _plain(text)
+    return _check_path(text)
 
 
 def parse_protected(text: str) -> str:
@@ -132,7 +132,7 @@ def parse_protected(text: str) -> str:
         raise ValueError(f"{quote(text)} is relative to the workspace: write it without the `{text[0]}`")
     if any("**" in part and part != "**" for part in text.split("/")):
         raise ValueError(f"{quote(text)}: `**` stands for whole directories, as in `**/package-lock.json`")
-    return _plain(text)
+    return _check_path(text)
 
 
 def parse_cache_path(text: str) -> str:
@@ -181,7 +181,7 @@ def parse_open_files(text: str) -> int:
     return number
 
 
-def _plain(text: str) -> str:
+def _check_path(text: str) -> str:
     trimmed = text.rstrip("/") or "/"
     if len(text.encode()) > _LONGEST_PATH or not text.isprintable():
         raise ValueError(f"{quote(text)} is longer than {_LONGEST_PATH} bytes, or has characters that don't show")
@@ -250,7 +250,7 @@ def read_sandbox(reader: "FileReader", node: Node) -> ParsedSandbox | None:
     before = len(reader.problems)
     found: dict[str, Any] = {}
     nodes: dict[str, Node] = {}
-    for section, at in _parts(node):
+    for section, at in _sections(node):
         fields = section.fields(reader, at)
         if fields is not None:
             found |= section.values(reader, fields)
@@ -260,7 +260,7 @@ def read_sandbox(reader: "FileReader", node: Node) -> ParsedSandbox | None:
     return ParsedSandbox(SandboxSettings(**found), nodes) if len(reader.problems) == before else None
 
 
-def _parts(node: Node) -> Iterator[tuple[Section, Node]]:
+def _sections(node: Node) -> Iterator[tuple[Section, Node]]:
     """Give the section, and those of its parts whose values are the box's own."""
     yield SANDBOX, node
     for word, section in (("environment", ENVIRONMENT), ("limits", RESOURCES)):
@@ -271,7 +271,7 @@ def _parts(node: Node) -> Iterator[tuple[Section, Node]]:
 _MOST_WORDS: Final = 64
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _parse_words(text: str) -> tuple[str, ...]:
     """Read a program's name or path and globs of its arguments, with spaces between; no shell reads it."""
     words = tuple(text.split())
     if not words or not text.isprintable():
@@ -286,7 +286,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 COMMAND: Final = Section("command", "a command", {
     "id": one("The id of the command, unique in the file.", parse_slug),
-    "run": one("A program's name or path and globs of its arguments, as in `terraform apply*`.", _words, TEXT, "words"),
+    "run": one("A program's name or path and globs of its arguments, as in `terraform apply*`.", _parse_words, TEXT,
+        "words"),
     "action": Key("What to do: `ask` holds for approval, `flag` runs and marks for review.",
         lambda reader, node, key: reader.choice(node, key, Verdict), {"enum": ["deny", "ask", "flag"]}),
     "why": text("A sentence that errors and reviews show."),

@@ -58,10 +58,10 @@ _parameter: Final = parser_of_shape(r"[A-Za-z0-9_.-]{1,64}", "must be letters, d
 _prefix: Final = parser_of_shape(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 letters, digits, `_`, `-` and `.`")
 
 
-def _together(secret: Secret) -> Iterator[tuple[str, str]]:
+def _check_combination(secret: Secret) -> Iterator[tuple[str, str]]:
     """Tell what is right by itself and can't be of a secret: the key, and why."""
     if own := next(filter(is_own_variable, secret.variables), None):
-        yield "as", taken(own)
+        yield "as", placeholder_objection(own)
     if secret.is_certificate and len(secret.slots) > 1:
         yield "in", "`client_certificate` stands alone: it is shown to servers and sent in no request"
     for key, said in (("as", secret.variable), ("prefix", secret.prefix), ("not_sent_to", secret.not_sent_to)):
@@ -250,7 +250,7 @@ def read_secret(reader: Reader, node: Node) -> Secret | None:
     if not all(map(said.get, ("id", "source", "hosts", "slots"))):
         return None
     secret = Secret(**{"variable": "", **said})
-    for key, objection in _together(secret):
+    for key, objection in _check_combination(secret):
         reader.complain(fields[key], objection)
         return None
     return secret
@@ -295,7 +295,7 @@ def is_own_variable(name: str) -> bool:
     return name in _OWN or name.startswith(LOCALE)
 
 
-def taken(name: str) -> str:
+def placeholder_objection(name: str) -> str:
     """Say that a placeholder can't stand there."""
     return f"`as: {name}`: that variable is the sandbox's own; give the placeholder another"
 
@@ -324,12 +324,12 @@ def merge_secrets(
     for rule in rules:
         named = (rule.credential, *(exemption.credential for exemption in rule.excepts))
         missing = {ident for ident in named if ident is not None and ident not in known}
-        problems += [places[rule.id].problem(unknown(ident, known)) for ident in missing]
+        problems += [places[rule.id].problem(unknown_secret(ident, known)) for ident in missing]
     problems += _carried_by_none(found, rules, places)
     for case in (case for _, _, tests in files for case in tests):
         asked = case.question.request.credential if case.question.request else None
         if asked and asked not in known:
-            problems.append(Problem(case.file, case.line, case.column, unknown(asked, known)))
+            problems.append(Problem(case.file, case.line, case.column, unknown_secret(asked, known)))
     return found
 
 
@@ -344,6 +344,6 @@ def _carried_by_none(
             yield places[rule.id].problem(message)
 
 
-def unknown(ident: str, known: Sequence[str]) -> str:
+def unknown_secret(ident: str, known: Sequence[str]) -> str:
     """Say that nobody knows of a secret that is named."""
     return f"there is no secret {quote(ident)}{did_you_mean(ident, known) or ': `secrets` say what there is'}"

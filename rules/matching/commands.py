@@ -83,7 +83,7 @@ def matches(command: Command, run: ProgramRun) -> bool:
     program, *words = command.words
     if not any(_is_called(program, name) for name in run.names):
         return False
-    pattern = _parts(tuple(words))
+    pattern = _to_parts(tuple(words))
     if pattern_matches(pattern, run.words):
         return True
     return not run.whole and _could_cover(pattern, run.words)
@@ -91,19 +91,19 @@ def matches(command: Command, run: ProgramRun) -> bool:
 
 def _is_called(program: str, name: str) -> bool:
     """Whether a program's name, or its whole path where one is asked for, is the one that is meant."""
-    part = _part(program)
+    part = _to_part(program)
     shown = name if "/" in program else name.rpartition("/")[2]
     return part.matches(shown) if isinstance(part, Glob) else part == shown
 
 
 @lru_cache(maxsize=1024)
-def _parts(words: tuple[str, ...]) -> tuple[Part, ...]:
+def _to_parts(words: tuple[str, ...]) -> tuple[Part, ...]:
     """Return words as parts. `*` alone is any number of words, and so is what follows the last."""
-    return (*(MANY if word == "*" else _part(word) for word in words), MANY)
+    return (*(MANY if word == "*" else _to_part(word) for word in words), MANY)
 
 
 @lru_cache(maxsize=1024)
-def _part(word: str) -> Glob | str:
+def _to_part(word: str) -> Glob | str:
     return Glob.parse(word) if "*" in word else word
 
 

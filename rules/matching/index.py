@@ -125,7 +125,7 @@ class Candidates:
             if len(self._granted) >= _MOST_GRANTED:
                 self._granted.clear()
             plan = plans[key] = Plan(
-                self._meant(standing),
+                self._for_standing(standing),
                 port,
                 protocol,
                 not_public=self.not_public,
@@ -154,10 +154,10 @@ class Candidates:
     def dns_types(self, standing: Standing) -> frozenset[str]:
         """List the record types that unexpired rules allow for the calling task."""
         expired = self._expired(standing[0])
-        rules = (candidate.rule for candidate in self._meant(standing))
+        rules = (candidate.rule for candidate in self._for_standing(standing))
         return frozenset[str]().union(*(r.dns_types for r in rules if r.allows and r not in expired))
 
-    def _meant(self, standing: Standing) -> tuple[Candidate, ...]:
+    def _for_standing(self, standing: Standing) -> tuple[Candidate, ...]:
         """Leave out what is for other tasks, or for tainted ones and this isn't: rules and exemptions."""
         if not self._selectors and not self._tainting:
             return self.rules
@@ -274,7 +274,7 @@ class Index:
                 self._recent.clear()
             self._recent[target] = found
             return found
-        return self._of_address(normalize(target))
+        return self._address_candidates(normalize(target))
 
     def _slots(self, name: HostName) -> list[int]:
         """Find the slots of all patterns that cover `name`, the most specific last: a name by itself is a probe."""
@@ -284,7 +284,7 @@ class Index:
             slots.append(exact)
         return slots
 
-    def _of_address(self, address: Address) -> Candidates:
+    def _address_candidates(self, address: Address) -> Candidates:
         bits = int(address)
         numbers = [prefixes.get(bits >> host_bits) for host_bits, prefixes in self._lengths[address.version]]
         block = find_block(address)  # a wide network opens addresses of some blocks and not of others
@@ -305,7 +305,7 @@ class Index:
 
         What lets the name out must admit the address; what holds the address back counts too, for whatever name.
         """
-        by_name, by_address = self.candidates(name), self._of_address(address)
+        by_name, by_address = self.candidates(name), self._address_candidates(address)
         here = address in LOOPBACK
         if name == HOST:  # it leads to the loopback and nowhere else
             admitting = tuple([here if c.rule.allows else admits(c.rule, address) for c in by_name.rules])

@@ -132,7 +132,7 @@ class Plan:
             else:
                 self._take_seen(candidate, port, protocol)
         self._asking, self._asking_loosely = (
-            [[f.condition for f in filed if f.condition.asks_much] for filed in every]
+            [[f.condition for f in filed if f.condition.has_details] for filed in every]
             for every in (self._paths.values, self._loose.values)
         )
         self._asks = any(self._asking)
@@ -224,15 +224,15 @@ class Plan:
             pushes = (request._replace(git=git._replace(ref=ref, change=change)) for ref, change in self._refs)
             return max((self.request(push, reading, length, leniency) for push in pushes), key=leniency)
         if not self._conditional:
-            return self._found((), (), _unasked, leniency)
+            return self._find_or_weigh((), (), _answer_nothing, leniency)
         slots = tuple(self._paths.find(reading))
         cut = cut_readings(reading) if self._spares else ()
         ends = tuple([tuple(self._paths.find(way)) for way in cut or ()])
         loose = self._find_loosely(reading) if self._loose.values else ()
-        much = self._much(request, reading, slots, loose) if self._asks else ()
+        much = self._match_details(request, reading, slots, loose) if self._asks else ()
         push = self._pathless and is_push(request, reading)
         stretch = bisect_left(self._lengths, length) if self._lengths else 0
-        gits = self._of_git(request, reading) if self._gits else ()
+        gits = self._match_git(request, reading) if self._gits else ()
         key = request.method, slots, ends, loose, request.body, request.websocket, push, stretch, much, gits
         finding = self._findings.get(key)
         if finding is None:
@@ -240,8 +240,8 @@ class Plan:
             def answer(filed: _FiledCondition) -> Match:
                 return filed.condition.match(request, reading, length)
 
-            asked = [*self._under(slots, loose), *(self._gits[number] for number, _ in gits)]
-            finding = self._found(key, asked, answer, leniency)
+            asked = [*self._conditions_at(slots, loose), *(self._gits[number] for number, _ in gits)]
+            finding = self._find_or_weigh(key, asked, answer, leniency)
             if finding.verdict is None and not finding.expired:
                 finding = self._findings[key] = finding._replace(blame=self._blame(asked, request, reading, length))
         return finding
@@ -253,16 +253,16 @@ class Plan:
         cut = cut_readings(reading)
         return tuple(sorted({*found, *chain(*(self._loose.find(fold_all(way)) for way in cut))})) if cut else found
 
-    def _much(
+    def _match_details(
         self, request: Request, reading: Reading, slots: Iterable[int], loose: Iterable[int]
     ) -> tuple[tuple[Match, ...], ...]:
         asking = chain(*(self._asking[slot] for slot in slots), *(self._asking_loosely[slot] for slot in loose))
-        return tuple([condition.much(request, reading) for condition in asking])
+        return tuple([condition.match_details(request, reading) for condition in asking])
 
-    def _under(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_FiledCondition]:
+    def _conditions_at(self, slots: Iterable[int], loose: Iterable[int]) -> Iterator[_FiledCondition]:
         return chain(*(self._paths.values[slot] for slot in slots), *(self._loose.values[slot] for slot in loose))
 
-    def _of_git(self, request: Request, reading: Reading) -> _Gits:
+    def _match_git(self, request: Request, reading: Reading) -> _Gits:
         """Find what is about the repository that a request asks for, and how it matches."""
         git = request.git
         if git is None:
@@ -280,7 +280,7 @@ class Plan:
             self._gits_known[git] = known
         return known
 
-    def _found(
+    def _find_or_weigh(
         self, key: tuple[object, ...], asked: Iterable[_FiledCondition], answer: _Answer, leniency: Leniency
     ) -> Finding:
         finding = self._findings.get(key)
@@ -326,7 +326,7 @@ class Plan:
         if certain.holds_back and not certain.by_default:
             return certain
         best: Finding | None = None
-        for finding in self._findings_of_witnesses(leniency):
+        for finding in self._sample_findings(leniency):
             if (
                 best is None
                 or leniency(finding) > leniency(best)
@@ -336,9 +336,9 @@ class Plan:
             if best.verdict is Verdict.ALLOW:
                 break
         assert best is not None
-        return self._of_whole_connection(best) if best.allows else best
+        return self._widen_to_connection(best) if best.allows else best
 
-    def _findings_of_witnesses(self, leniency: Leniency) -> Iterator[Finding]:
+    def _sample_findings(self, leniency: Leniency) -> Iterator[Finding]:
         """Decide the requests that stand for all others: those of explicit rules, of defaults, and any at all.
 
         A slash inside a segment was written `%2F`: such a request has two readings, and the stricter one stands.
@@ -356,9 +356,9 @@ class Plan:
         for rule, (request, reading) in chain(those_of, islice(left_alone, _MOST_LEFT_ALONE)):
             decoded = tuple(part for segment in reading for part in segment.split("/"))
             ways = {reading: None, decoded: None}
-            yield min((self._witnessed(rule, request, way, leniency) for way in ways), key=leniency)
+            yield min((self._decide_sample(rule, request, way, leniency) for way in ways), key=leniency)
 
-    def _witnessed(self, rule: Rule | None, request: Request, reading: Reading, leniency: Leniency) -> Finding:
+    def _decide_sample(self, rule: Rule | None, request: Request, reading: Reading, leniency: Leniency) -> Finding:
         """Decide a request that stands for many: what `rule` asks holds, what others hold against it doesn't."""
 
         def answer(filed: _FiledCondition) -> Match:
@@ -366,10 +366,10 @@ class Plan:
             helps = not filed.exempts if of is rule else filed.exempts and not of.allows
             return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
 
-        asked = [*self._under(self._paths.find(reading), self._find_loosely(reading)), *self._gits]
+        asked = [*self._conditions_at(self._paths.find(reading), self._find_loosely(reading)), *self._gits]
         return self._weigh(self._matching(asked, answer), leniency)
 
-    def _of_whole_connection(self, best: Finding) -> Finding:
+    def _widen_to_connection(self, best: Finding) -> Finding:
         """Name all rules by which some request could pass as leniently as the best one."""
         here = [rule for index, rule in enumerate(self.rules) if index not in self._capped]
         open_to = [rule for rule in here if rule.allows or (rule in self.granted and rule not in self._closed)]
@@ -409,6 +409,6 @@ def is_settled(finding: Finding, leniency: Leniency) -> bool:
     return leniency(finding) >= PASSES or (finding.holds_back and not finding.by_default) or finding.expired
 
 
-def _unasked(filed: _FiledCondition) -> Match:
+def _answer_nothing(filed: _FiledCondition) -> Match:
     """Answer where nothing is asked."""
     return weakest_match((filed.cap, Match.NO))

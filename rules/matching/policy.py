@@ -82,7 +82,7 @@ class Policy:
         self.commands = tuple(sorted(commands, key=lambda command: command.cite))
         self.unread = tuple(unread)
         self.needs = Needs(self.rules, self.settings, self.secrets, self.commands, self.layers)
-        self._keeping = frozenset(place for secret in self.secrets for place in secret.hosts)
+        self._secret_hosts = frozenset(place for secret in self.secrets for place in secret.hosts)
         self.revision = revision_of(
             self.rules, self.settings, self.layers, self.secrets, boxes=(box, floor.box), commands=self.commands
         )
@@ -113,12 +113,12 @@ class Policy:
         """Decide one attempt: a connection, or a request on it."""
         decision = self._before_rules(attempt) or self._decide(self._plan(attempt), attempt)
         if self._votes:
-            decision = self._voted(decision, attempt)
-            if decision.pattern is not None and self._is_told_in_full(attempt):
+            decision = self._apply_votes(decision, attempt)
+            if decision.pattern is not None and self._logs_full_path(attempt):
                 decision = decision._replace(pattern=None)
-        if not self._keeping or decision.inspect or attempt.protocol is not Protocol.TLS:
+        if not self._secret_hosts or decision.inspect or attempt.protocol is not Protocol.TLS:
             return decision
-        if (attempt.target, attempt.port) not in self._keeping:
+        if (attempt.target, attempt.port) not in self._secret_hosts:
             return decision
         # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
         decision = decision._replace(inspect=True)
@@ -156,7 +156,7 @@ class Policy:
     def _vote(self, layer: Layer) -> "Policy":
         return Policy(layer.rules, self.settings._replace(mode=layer.mode, tls=layer.tls), votes=layer.kind)
 
-    def _voted(self, decision: Decision, attempt: Attempt) -> Decision:
+    def _apply_votes(self, decision: Decision, attempt: Attempt) -> Decision:
         """Let each layer vote alone; the strictest vote wins."""
         for layer, vote in zip(self.layers, self._votes, strict=True):
             if not rank_decision(decision):
@@ -280,7 +280,7 @@ class Policy:
             hint = hint_for_name(self._index, attempt.target)
         return decision if hint is None else decision._replace(nearest=describe_nearest(hint, attempt))
 
-    def _is_told_in_full(self, attempt: Attempt) -> bool:
+    def _logs_full_path(self, attempt: Attempt) -> bool:
         """Whether a layer's rule says so, and none of a layer says less: other files have no say then."""
         votes = [vote.decide(attempt) for vote in self._votes]
         return any(vote.logs_full_path for vote in votes) and all(vote.pattern is None for vote in votes)
@@ -363,13 +363,13 @@ class Policy:
             return Reason.ADDRESS_NOT_LISTED if kept else None
         decision = self.decide(attempt)
         if not decision.allows:
-            return _withheld(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
+            return _reason_withheld(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
         return None if normalize(target) == address else Reason.ADDRESS_NOT_LISTED
 
     def _why_not_yet(self, attempt: Attempt) -> Reason | None:
         """Say whether somebody has to be asked before anything is dialled for it, wherever it goes."""
         decision = self.decide(attempt)
-        return _withheld(decision) if decision.needs_approval or decision.verdict is Verdict.ASK else None
+        return _reason_withheld(decision) if decision.needs_approval or decision.verdict is Verdict.ASK else None
 
     def upstream_for(self, attempt: Attempt) -> Upstream | None:
         """Return the proxy that `attempt` goes through; None: it is dialled directly.
@@ -399,7 +399,7 @@ class Policy:
         """Return why the gate may not connect to an address of a name, by the rules that cover the address."""
         before = self.decide(attempt)
         if not before.allows:
-            return _withheld(before)
+            return _reason_withheld(before)
         unresolved = self._plan(attempt)
         resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
@@ -410,11 +410,11 @@ class Policy:
         if decision.allows and set(letting_out) <= set(resolved.rules):
             return None
         if decision.rules and not decision.allows:
-            return _withheld(decision)
+            return _reason_withheld(decision)
         listed = any(rule.resolves_to is not None for rule in letting_out) or not resolved.not_public
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS
 
 
-def _withheld(decision: Decision) -> Reason:
+def _reason_withheld(decision: Decision) -> Reason:
     """Give the reason for which nothing may be dialled; of what is to be asked about that nobody has answered yet."""
     return Reason.APPROVAL_UNAVAILABLE if decision.passes else decision.reason

@@ -34,14 +34,14 @@ def match_parameter(query: str, name: str, wanted: Values) -> Match:
     if len(query) > _LONGEST or query.count("&") + query.count(";") > _MOST:
         return Match.PERHAPS
     if _SPECIAL.isdisjoint(query):
-        return _held(_split(query, "&"), name, wanted)
-    match = _together({_held(pairs, name, wanted) for pairs in _readings(query)})
+        return _match_values(_split(query, "&"), name, wanted)
+    match = _combine({_match_values(pairs, name, wanted) for pairs in _readings(query)})
     if match is Match.PERHAPS or "+" not in query:
         return match
     if match is Match.YES and not isinstance(wanted, Presence):
         return match
     literal = match_parameter(query.replace("+", "%2B"), name, wanted)  # it is a space to nearly every server
-    return weakest_match((literal, Match.PERHAPS)) if match is Match.NO else _together({match, literal})
+    return weakest_match((literal, Match.PERHAPS)) if match is Match.NO else _combine({match, literal})
 
 
 def match_header(headers: Pairs, name: str, wanted: Values) -> Match:
@@ -60,7 +60,7 @@ def match_header(headers: Pairs, name: str, wanted: Values) -> Match:
     found = {_header_held(lines, wanted)}
     if any(key == "connection" and name in map(str.strip, value.lower().split(",")) for key, value in headers):
         found.add(_header_held([], wanted))
-    return _together(found)
+    return _combine(found)
 
 
 def _header_held(lines: Sequence[tuple[bool, str]], wanted: Values) -> Match:
@@ -78,7 +78,7 @@ def _header_held(lines: Sequence[tuple[bool, str]], wanted: Values) -> Match:
     return Match.PERHAPS if any(_one_of_folded(wanted, text) for text in texts) else Match.NO
 
 
-def _together(found: set[Match]) -> Match:
+def _combine(found: set[Match]) -> Match:
     return found.pop() if len(found) == 1 else Match.PERHAPS
 
 
@@ -96,13 +96,13 @@ def _each_reading(query: str) -> Iterator[Pairs]:
         for rounds in (1, _ROUNDS):
             yield tuple((_decoded(name, rounds), _decoded(value, rounds)) for name, value in pairs)
             if "%" in query:
-                yield tuple((_otherwise(name, rounds), _otherwise(value, rounds)) for name, value in pairs)
+                yield tuple((_other_readings(name, rounds), _other_readings(value, rounds)) for name, value in pairs)
 
 
-def _held(pairs: Pairs, name: str, wanted: Values) -> Match:
+def _match_values(pairs: Pairs, name: str, wanted: Values) -> Match:
     """Answer by one reading; a name that is the same to some server (another case, a part of a list) counts as well."""
-    bare = _bare(name)
-    same = [(key == name, value) for key, value in pairs if key == name or not bare.isdisjoint(_bare(key))]
+    bare = _base_names(name)
+    same = [(key == name, value) for key, value in pairs if key == name or not bare.isdisjoint(_base_names(key))]
     exact = any(exactly for exactly, _ in same)
     if isinstance(wanted, Presence):
         if bool(same) is not exact:
@@ -114,12 +114,12 @@ def _held(pairs: Pairs, name: str, wanted: Values) -> Match:
 
 
 @lru_cache(maxsize=1024)
-def _bare(name: str) -> frozenset[str]:
+def _base_names(name: str) -> frozenset[str]:
     """Bring to one form the names that some server takes for the same: `Name`, `name[]`, `name[0]`, ` name`."""
     return frozenset(fold(part.strip()).translate(_SAME) for part in (name, name.partition("[")[0]))
 
 
-def _otherwise(text: str, rounds: int) -> str:
+def _other_readings(text: str, rounds: int) -> str:
     """Decode as ASP does, or up to a NUL, where PHP's names end."""
     wide = _WIDE.sub(lambda found: chr(int(found[1], 16)).encode("utf-8", "replace").decode(), text)
     return _decoded(wide, rounds).partition("\0")[0]

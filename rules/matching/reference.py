@@ -74,7 +74,7 @@ def consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Considere
 def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> ConsideredRule:  # noqa: PLR0911 - a table
     spoken = f"{attempt.port}/{attempt.protocol}"
     if rule.selector is not None and not rule.selector.matches(attempt.task, attempt.labels):
-        return ConsideredRule(rule, Match.NO, "for", str(rule.selector), _who(attempt))
+        return ConsideredRule(rule, Match.NO, "for", str(rule.selector), _describe_caller(attempt))
     if rule.when_tainted and not attempt.tainted:
         return ConsideredRule(rule, Match.NO, "when", "a tainted task", "one that has read nothing of the kind")
     if not _reaches(rule, attempt):
@@ -95,7 +95,7 @@ def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Consider
     return found
 
 
-def _who(attempt: Attempt) -> str:
+def _describe_caller(attempt: Attempt) -> str:
     said = [f"task {attempt.task}"] if attempt.task else []
     return (
         ", ".join([*said, *(f"{name}={value}" for name, value in sorted(attempt.labels.items()))])
@@ -111,19 +111,23 @@ def _reaches(rule: Rule, attempt: Attempt) -> bool:
 
 def _by_requests(rule: Rule, attempt: Attempt, reading: Reading | None) -> ConsideredRule:
     """Ask `http`, `git`, `credential` and `except`; what nobody reads counts against letting out."""
-    own = _asked(Condition.of_rule(rule), attempt, reading)
+    own = _evaluate_condition(Condition.of_rule(rule), attempt, reading)
     exemptions = [_exemption(rule, exemption, attempt, reading) for exemption in rule.excepts]
     exempt = strongest_match(exemptions)
     unseen = attempt.protocol in UNSEEN and rule.action is Verdict.ALLOW
     if own.match is Match.NO or (own.match is Match.PERHAPS and unseen):
         return ConsideredRule(rule, Match.NO, *own[1:])
     if exempt is Match.YES or (exempt is Match.PERHAPS and unseen):
-        return ConsideredRule(rule, Match.NO, "except", "", _shown(attempt))
+        return ConsideredRule(rule, Match.NO, "except", "", _describe_attempt(attempt))
     if own.match is Match.PERHAPS:
         return ConsideredRule(rule, Match.PERHAPS, *own[1:])
     if exempt is Match.PERHAPS:
         return ConsideredRule(
-            rule, Match.PERHAPS, "except", "", "no request yet" if attempt.request is None else _shown(attempt)
+            rule,
+            Match.PERHAPS,
+            "except",
+            "",
+            "no request yet" if attempt.request is None else _describe_attempt(attempt),
         )
     return ConsideredRule(rule, Match.YES)
 
@@ -135,7 +139,7 @@ class _ConditionResult(NamedTuple):
     got: str = ""
 
 
-def _asked(condition: Condition, attempt: Attempt, reading: Reading | None) -> _ConditionResult:
+def _evaluate_condition(condition: Condition, attempt: Attempt, reading: Reading | None) -> _ConditionResult:
     """Hold what is asked of requests against the attempt's, and say which part keeps it out first."""
     request = attempt.request
     if request is None or reading is None:
@@ -144,7 +148,7 @@ def _asked(condition: Condition, attempt: Attempt, reading: Reading | None) -> _
         if not field:
             return _ConditionResult(Match.YES)
         got = "bytes that the gate does not read" if attempt.protocol in UNSEEN else "no request yet"
-        return _ConditionResult(Match.PERHAPS, field, _wanted(condition), got)
+        return _ConditionResult(Match.PERHAPS, field, _describe_condition(condition), got)
     length = url_length(attempt.protocol, attempt.target, attempt.port, request.path)
     parts = [part for part in condition.parts(request, reading, length) if part.match is not Match.YES]
     if not parts:
@@ -169,12 +173,12 @@ def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: Read
     # A name has no address yet: what would exempt it exempts nothing, and its rule waits if it holds back.
     if listed is not None and (isinstance(target, HostName) or not any(target in network for network in listed)):
         return Match.NO
-    found = _asked(Condition.of_exemption(rule, exemption), attempt, reading).match
+    found = _evaluate_condition(Condition.of_exemption(rule, exemption), attempt, reading).match
     known = ports_cover(exemption.ports, attempt.port, attempt.protocol) and not exemption.when_tainted
     return weakest_match((found, Match.YES if known else Match.PERHAPS))
 
 
-def _wanted(condition: Condition) -> str:
+def _describe_condition(condition: Condition) -> str:
     http = condition.http
     said = [] if condition.git is None else [describe_git(condition.git)]
     if http is not None:
@@ -183,7 +187,7 @@ def _wanted(condition: Condition) -> str:
     return " ".join(filter(None, said))
 
 
-def _shown(attempt: Attempt) -> str:
+def _describe_attempt(attempt: Attempt) -> str:
     request = attempt.request
     if request is None:
         return f"{attempt.port}/{attempt.protocol}"

@@ -74,7 +74,7 @@ class Condition(NamedTuple):
         return asked._replace(folds=not strict, spares=strict)
 
     @property
-    def asks_much(self) -> bool:
+    def has_details(self) -> bool:
         """Whether more is looked at than method, path, size and kind: parameters, headers, git, credentials."""
         if self.git is not None or self.credential is not None:
             return True
@@ -88,8 +88,8 @@ class Condition(NamedTuple):
         """
         return weakest_match(part.match for part in self.parts(request, reading, length, oracle))
 
-    def much(self, request: Request, reading: Reading) -> tuple[Match, ...]:
-        """Say of each thing that `asks_much` names whether it is as wanted: asked of every request, so without words.
+    def match_details(self, request: Request, reading: Reading) -> tuple[Match, ...]:
+        """Say of each thing that `has_details` names whether it is as wanted: asked of every request, so without words.
 
         One by one, for a refusal tells which of them it was.
         """

@@ -30,37 +30,37 @@ def revision_of(
     commands: Iterable[Command] = (),
 ) -> str:
     """SHA-256 over everything that a decision, or the box of a task, depends on, in hexadecimal."""
-    deciding = [*map(_of_rule, rules), *map(_of_layer, layers), *map(_of_secret, secrets)]
-    lines = sorted([*deciding, *_of_boxes(boxes), *map(_of_command, commands)])
+    deciding = [*map(_rule_text, rules), *map(_layer_text, layers), *map(_secret_text, secrets)]
+    lines = sorted([*deciding, *_sandbox_texts(boxes), *map(_command_text, commands)])
     return sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()
 
 
 def digest_of(rule: Rule | Command) -> str:
     """SHA-256 over all that one rule or command decides by, in hexadecimal: a grant is good for this alone."""
-    return sha256((_of_rule(rule) if isinstance(rule, Rule) else _of_command(rule)).encode()).hexdigest()
+    return sha256((_rule_text(rule) if isinstance(rule, Rule) else _command_text(rule)).encode()).hexdigest()
 
 
-def _of_layer(layer: "Layer") -> str:
+def _layer_text(layer: "Layer") -> str:
     return repr(("layer", layer.kind.value, layer.mode.value, sorted(rule.id for rule in layer.rules)))
 
 
-def _of_secret(secret: "Secret") -> str:
+def _secret_text(secret: "Secret") -> str:
     """Write what a rule file says of it; its value is nowhere near."""
     return repr(("secret", tuple(secret)))
 
 
-def _of_boxes(boxes: Iterable[SandboxSettings]) -> Iterator[str]:
+def _sandbox_texts(boxes: Iterable[SandboxSettings]) -> Iterator[str]:
     """Write the box and what layers say of it; of those that say nothing, nothing."""
     for number, box in enumerate(boxes):
         if box != NO_SANDBOX_SETTINGS:
             yield repr(("box", number, tuple(box)))
 
 
-def _of_command(command: Command) -> str:
+def _command_text(command: Command) -> str:
     return repr(("command", command.cite, command.words, command.action.value, command.for_, command.approval))
 
 
-def _of_rule(rule: Rule) -> str:
+def _rule_text(rule: Rule) -> str:
     return content(rule, _SAYS_NOTHING)
 
 

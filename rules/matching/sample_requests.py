@@ -55,15 +55,15 @@ def sample_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Ite
     http, git = (None, None) if rule is None else (rule.http, rule.git)
     rules = tuple(rules)
     if git is None:
-        for request, path in _of_http(http, depth, rules):
+        for request, path in _http_samples(http, depth, rules):
             yield request, path
         return
     refs = pushed_refs(rules)
-    for asked, path in _of_git(git, depth, refs):
+    for asked, path in _git_samples(git, depth, refs):
         if http is None:
             yield asked, path
             continue
-        for request, there in _of_http(http, depth, rules):  # both have to cover it, so the path is that of `http`
+        for request, there in _http_samples(http, depth, rules):  # both have to cover it, so the path is that of `http`
             yield Request(request.method, "", body=request.body, websocket=request.websocket, git=asked.git), there
 
 
@@ -79,7 +79,7 @@ def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> I
     from rules.matching.signatures import SEGMENTS, Signatures, TooManyError  # few rules have such exemptions
 
     for git in (exemption.git for exemption in exemptions if exemption.git is not None):
-        yield from _of_git(git, depth, pushed_refs(rules))
+        yield from _git_samples(git, depth, pushed_refs(rules))
     own = None if rule is None else rule.http
     asked = [http for http in (own, *(exemption.http for exemption in exemptions)) if http is not None]
     methods = sorted({method for http in asked for method in http.methods or ()} | {UNNAMED})
@@ -93,7 +93,7 @@ def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> I
         yield Request(method, "", body=body, websocket=websocket), path
 
 
-def _of_http(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
+def _http_samples(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
     methods = (UNNAMED,) if http is None or http.methods is None else sorted(http.methods)
     patterns = (_ANYTHING,) if http is None or http.paths is None else tuple(path.parts for path in http.paths)
     flags = _flags(http, rules)
@@ -104,7 +104,7 @@ def _of_http(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[t
                     yield Request(method, "", body=body, websocket=websocket), path
 
 
-def _of_git(git: GitRule, depth: int, refs: Iterable[tuple[str, RefChange]]) -> Iterator[tuple[Request, Reading]]:
+def _git_samples(git: GitRule, depth: int, refs: Iterable[tuple[str, RefChange]]) -> Iterator[tuple[Request, Reading]]:
     for parts in (repo.parts for repo in git.repos):
         for repo in sample_paths(parts, depth):
             name = "/".join(repo)

@@ -84,8 +84,8 @@ def _value(node: Node) -> Any:
     if isinstance(node, Listing):
         return [_value(item) for item in node.items]
     assert isinstance(node, Mapping)
-    return {word: _listed(word, _value(value)) for word, (_, value) in node.pairs.items()}
+    return {word: _format_value(word, _value(value)) for word, (_, value) in node.pairs.items()}
 
 
-def _listed(word: str, value: Any) -> Any:
+def _format_value(word: str, value: Any) -> Any:
     return [value] if word in {"methods", "paths", "ports"} and isinstance(value, str) else value

@@ -41,7 +41,7 @@ class Run:
             self.root.write_text(root)
         self.gate, self.selector = Gate(), selectors.DefaultSelector()
         loaded = rule_files.load([self.own], base / "etc")
-        asked = rule_files.make_absolute(loaded.asked)
+        asked = rule_files.make_absolute(loaded.searched_paths)
         self.wanted = RunRequest(
             ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
             asked=asked, seen=rule_files.fingerprint(asked, base / "etc"),

@@ -87,7 +87,7 @@ def test_in_a_service_it_is_in_force_for_all_that_are_under_these_files_and_nobo
     sets = RuleSets(run.selector, publish, lambda _rules: None)
     system = run.wanted.system
     loaded = rule_files.load([run.own], system)
-    asked = rule_files.make_absolute(loaded.asked)
+    asked = rule_files.make_absolute(loaded.searched_paths)
     said = {
         "files": [str(run.own)], "system": str(system), "shared": True, "asked": list(asked),
         "seen": rule_files.fingerprint(asked, system),
