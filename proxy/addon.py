@@ -1,4 +1,4 @@
-"""mitmproxy addon that makes the gate's decisions: `mitmdump -s proxy/addon.py --set exeat_rules=FILE`.
+"""mitmproxy addon that decides as the gate does: `mitmdump -s proxy/addon.py --set exeat_rules=FILE`.
 
 For mitmproxy's regular and transparent modes; Exeat itself doesn't load this file, it drives mitmproxy's layers with
 `proxy.inspection`. Every request is decided at its head. mitmproxy resolves and dials here, so each name is looked up
@@ -67,7 +67,7 @@ REFUSED: Final = (
 
 
 class Closed(layer.Layer):
-    """What is neither TLS nor HTTP, or TLS in TLS."""
+    """Layer that closes: neither TLS nor HTTP, or TLS in TLS."""
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if not isinstance(event, events.ConnectionClosed):
@@ -75,7 +75,7 @@ class Closed(layer.Layer):
 
 
 def guarded(hook: Callable[["Exeat", Any], Any]) -> Callable[["Exeat", Any], Any]:
-    """Have whatever a hook raises end its connection: mitmproxy would only log it."""
+    """End the connection if a hook raises, which mitmproxy would only log."""
 
     @functools.wraps(hook)
     def guard(addon: "Exeat", subject: Any) -> Any:
@@ -99,13 +99,13 @@ class Exeat:
     """The addon."""
 
     def __init__(self) -> None:
-        self.desk: StandaloneGate | None = None
-        self.visitors: dict[str, ClientConnection] = {}
+        self.gate: StandaloneGate | None = None
+        self.clients: dict[str, ClientConnection] = {}
 
     # --- mitmproxy's life ---
 
     def load(self, loader: Loader) -> None:
-        """Say what can be set, and set what must be."""
+        """Declare the addon's options, and set mitmproxy's options that it needs."""
         loader.add_option("exeat_rules", Sequence[str], [], "The rule files that decide.")
         loader.add_option("exeat_journal", str, "", "The directory that the journal is kept in; else it is logged.")
         options = loader.master.options
@@ -114,7 +114,7 @@ class Exeat:
         options.update(**FORCED)
 
     def configure(self, updated: set[str]) -> None:
-        """Take rules into use; raises OptionsError, on which mitmproxy keeps what was, or doesn't start."""
+        """Put rules in force. Raises OptionsError: mitmproxy then keeps the previous options, or doesn't start."""
         for name in REFUSED:
             if getattr(ctx.options, name, None):
                 raise wrong(f"remove `{name}`: with it, traffic could bypass exeat")
@@ -129,14 +129,14 @@ class Exeat:
                 raise wrong("there are no rules: add `--set exeat_rules=FILE`")
             journal = ctx.options.exeat_journal
             try:
-                self.desk = StandaloneGate(
+                self.gate = StandaloneGate(
                     [Path(name) for name in ctx.options.exeat_rules], Path(journal) if journal else None
                 )
             except (RuleFileError, OSError) as error:
                 raise wrong(str(error)) from error
 
     def done(self) -> None:
-        """End mitmproxy with the addon: also when its file was changed, where it would go on without for a moment."""
+        """End mitmproxy with the addon, also when its file changes, as no request may pass without it."""
         master: Any = ctx.master
         master.shutdown()
 
@@ -144,23 +144,23 @@ class Exeat:
 
     @guarded
     def client_connected(self, client: connection.Client) -> None:
-        """Welcome a client of a mode that we know."""
-        if self.desk is None or not isinstance(client.proxy_mode, MODES) or client.transport_protocol != "tcp":
+        """Accept a client in a supported mode."""
+        if self.gate is None or not isinstance(client.proxy_mode, MODES) or client.transport_protocol != "tcp":
             client.error = "exeat serves only TCP connections in regular and transparent mode"
             return
-        self.visitors[client.id] = ClientConnection(self.desk, functools.partial(self.sever, client))
-        self.visitor(client)
+        self.clients[client.id] = ClientConnection(self.gate, functools.partial(self.sever, client))
+        self.connection_of(client)
 
     @guarded
     def client_disconnected(self, client: connection.Client) -> None:
-        """Record its end."""
-        self.visitor(client).leave()
-        del self.visitors[client.id]
+        """Record the connection's end."""
+        self.connection_of(client).leave()
+        del self.clients[client.id]
 
     @guarded
     def next_layer(self, found: layer.NextLayer) -> None:
-        """Let mitmproxy find out what is spoken, and cut all but HTTP, once in TLS at most."""
-        self.visitor(found.context.client)
+        """Let mitmproxy detect the protocol, and close everything but HTTP, in at most one TLS layer."""
+        self.connection_of(found.context.client)
         mitmproxy_s: Any = ctx.master.addons
         mitmproxy_s.get("nextlayer").next_layer(found)
         if found.layer is None:
@@ -171,28 +171,28 @@ class Exeat:
 
     @guarded
     def http_connect(self, asked: http.HTTPFlow) -> None:
-        """Decide on a tunnel: what is in it is decided again, request by request."""
-        visitor, request = self.visitor(asked.client_conn), asked.request
-        assert self.desk
+        """Decide on a CONNECT tunnel; requests in it are decided again."""
+        client, request = self.connection_of(asked.client_conn), asked.request
+        assert self.gate
         attempt = f"tcp {request.host}:{request.port}"
         try:
-            decision = visitor.enter(request.host, request.port)
+            decision = client.enter(request.host, request.port)
         except InvalidNameError:
-            decision = self.desk.refuse(Reason.INVALID_NAME, None, request.port)
+            decision = self.gate.refuse(Reason.INVALID_NAME, None, request.port)
         if not decision.passes:
-            refused = page(Refusal(decision, attempt, event=visitor.cause, desk=False))
+            refused = page(Refusal(decision, attempt, event=client.cause, has_info_api=False))
             asked.response = response_of(page_head(refused), refused.body)
 
     @guarded
     def tls_clienthello(self, data: mitmtls.ClientHelloData) -> None:
-        """Decide on TLS in transparent mode; in a tunnel, hold its SNI to the tunnel's name."""
+        """Decide on TLS in transparent mode; in a tunnel, require the tunnel's host as SNI."""
         context, hello = data.context, data.client_hello
-        visitor = self.visitor(context.client)
-        assert self.desk
+        client = self.connection_of(context.client)
+        assert self.gate
         alpn = tuple(offer.decode("ascii", "replace") for offer in hello.alpn_protocols)
         said = Tls(sni=hello.sni, alpn=alpn)
-        if visitor.tunnel is not None:
-            target, port = visitor.tunnel
+        if client.tunnel is not None:
+            target, port = client.tunnel
             if isinstance(target, HostName) and hello.sni is None:
                 self.refuse(context.client, Reason.SNI_MISSING, target, port, said)
             elif hello.sni is not None and parse_host(hello.sni) != target:
@@ -200,14 +200,14 @@ class Exeat:
         elif isinstance(context.client.proxy_mode, mode_specs.TransparentMode):
             assert context.server.address
             address, port = context.server.address[:2]
-            if not visitor.enter(hello.sni or address, port, said).passes:
+            if not client.enter(hello.sni or address, port, said).passes:
                 self.sever(context.client)
 
     @guarded
     def server_connect(self, data: ServerConnectionHookData) -> None:
-        """Let nothing be dialled but an address that was checked, and have its server prove the checked name."""
+        """Allow only a checked address, and require the checked name of its certificate."""
         address = data.server.address
-        place = self.visitor(data.client).leads_to(address) if address and not data.server.via else None
+        place = self.connection_of(data.client).leads_to(address) if address and not data.server.via else None
         if place is None:
             data.server.error = "exeat allowed no request to this server"
             return
@@ -215,8 +215,8 @@ class Exeat:
 
     @guarded
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        """See that it led there."""
-        self.visitor(data.client)
+        """Check that the connection leads to that address."""
+        self.connection_of(data.client)
         if not data.server.peername or not data.server.address or data.server.peername[0] != data.server.address[0]:
             raise RuntimeError("mitmproxy connected to another address")
 
@@ -224,15 +224,15 @@ class Exeat:
 
     @guarded
     def requestheaders(self, asked: http.HTTPFlow) -> Awaitable[None] | None:
-        """Decide."""
-        visitor, data = self.visitor(asked.client_conn), asked.request.data
+        """Decide on a request."""
+        client, data = self.connection_of(asked.client_conn), asked.request.data
         host, port, tls = data.host, data.port, data.scheme == b"https"
-        if visitor.tunnel is not None:
+        if client.tunnel is not None:
             tls = asked.client_conn.tls_established
         elif isinstance(asked.client_conn.proxy_mode, mode_specs.TransparentMode):
             with contextlib.suppress(UnclearError):  # then the decision will say why
                 host = str(read_authority(named(head_of(asked.request)), HTTP_PORT)[0])
-        pending = visitor.ask(asked, host, port, tls=tls)
+        pending = client.ask(asked, host, port, tls=tls)
         if pending is None:
             too_long_to_refuse(asked)
             return None
@@ -245,14 +245,14 @@ class Exeat:
 
     @guarded
     def request(self, asked: http.HTTPFlow) -> None:
-        """Send no trailers, which mitmproxy does by itself: they were neither counted, looked at nor decided on."""
-        self.visitor(asked.client_conn)
+        """Remove trailers, which were neither counted, scanned nor decided on."""
+        self.connection_of(asked.client_conn)
         asked.request.trailers = None
 
     @guarded
     def responseheaders(self, answered: http.HTTPFlow) -> None:
-        """Stream what comes, and switch to no other protocol."""
-        found = self.visitor(answered.client_conn).request(answered)
+        """Stream the response, and allow no switch of protocols."""
+        found = self.connection_of(answered.client_conn).request(answered)
         assert answered.response
         if answered.response.status_code == 101:
             raise RuntimeError("the server switches to a protocol that the request didn't offer")
@@ -263,16 +263,16 @@ class Exeat:
 
     @guarded
     def response(self, answered: http.HTTPFlow) -> None:
-        """Record how it ended."""
-        found = self.visitor(answered.client_conn).finish(answered)
+        """Record the request's end."""
+        found = self.connection_of(answered.client_conn).finish(answered)
         if found is not None and answered.response:
             session, request = found
             session.complete(request, answered.response.status_code)
 
     @guarded
     def error(self, failed: http.HTTPFlow) -> None:
-        """Record how it broke off: its client left, or its server failed."""
-        found = self.visitor(failed.client_conn).finish(failed)
+        """Record why a request broke off: its client left, or its server failed."""
+        found = self.connection_of(failed.client_conn).finish(failed)
         if found is None:
             return
         session, request = found
@@ -285,27 +285,27 @@ class Exeat:
 
     @guarded
     def never(self, subject: Any) -> None:
-        """Let no such thing pass."""
+        """Raise for protocols that aren't HTTP."""
         raise RuntimeError(f"{type(subject).__name__} is not HTTP")
 
     tcp_start = udp_start = dns_request = websocket_start = quic_start_client = quic_start_server = socks5_auth = never
 
     # --- what they share ---
 
-    def visitor(self, client: connection.Client) -> ClientConnection:
-        """Return who this is. Raises KeyError for one that was there before us."""
-        return self.visitors[client.id]
+    def connection_of(self, client: connection.Client) -> ClientConnection:
+        """Return the connection of a client. Raises KeyError if the addon didn't see it open."""
+        return self.clients[client.id]
 
     def refuse(self, client: connection.Client, reason: Reason, target: Any, port: int, said: Tls) -> None:
-        """Record a refusal, and end the connection."""
-        assert self.desk
-        self.desk.refuse(reason, target, port, said)
+        """Record a denial, and close the connection."""
+        assert self.gate
+        self.gate.refuse(reason, target, port, said)
         self.sever(client)
 
     def cut(self, subject: Any, hook: str, error: Exception) -> None:
-        """End whatever a hook was about, and say so."""
-        if self.desk is not None:
-            self.desk.recorder.error(Component.ADDON, f"{hook}: {type(error).__name__}: {error}")
+        """Close the connection of a failed hook, and record the error."""
+        if self.gate is not None:
+            self.gate.recorder.error(Component.ADDON, f"{hook}: {type(error).__name__}: {error}")
         if isinstance(subject, flow.Flow):
             kill(subject)
         if isinstance(subject, ServerConnectionHookData):
@@ -317,9 +317,9 @@ class Exeat:
         self.sever(client)
 
     def sever(self, client: connection.Client) -> None:
-        """End a client's connection and all that were made for it, at once: nothing of them is sent any more."""
-        if client.id in self.visitors:
-            self.visitors[client.id].shut = True
+        """Reset a client's connection and its server connections."""
+        if client.id in self.clients:
+            self.clients[client.id].shut = True
         mitmproxy_s: Any = ctx.master.addons
         handler = mitmproxy_s.get("proxyserver").connections.get(client.id)
         for transport in list(handler.transports.values()) if handler else ():
@@ -328,12 +328,12 @@ class Exeat:
 
 
 def wrong(text: str) -> Exception:
-    """Return what mitmproxy wants raised for options that can't be."""
+    """Return mitmproxy's exception for invalid options."""
     return exceptions.OptionsError(text)  # type: ignore[no-untyped-call]
 
 
 def client_of(subject: Any) -> connection.Client:
-    """Return the client that a hook's subject belongs to."""
+    """Return the client of a hook's argument."""
     if isinstance(subject, connection.Client):
         return subject
     if isinstance(subject, flow.Flow):
@@ -344,7 +344,7 @@ def client_of(subject: Any) -> connection.Client:
 
 
 def stack(top: layer.Layer) -> Iterator[layer.Layer]:
-    """Return a layer and those below it that are known already."""
+    """Yield a layer and the known layers below it."""
     below: layer.Layer | None = top
     while below is not None and not isinstance(below, layer.NextLayer):
         yield below

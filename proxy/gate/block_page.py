@@ -63,12 +63,12 @@ class Refusal:
     target: "HostName | Address | None" = None  # that was asked for, where it is known
     advice: str = ""  # what can be done, where that is not what the reason has
     approval: str = ""  # the id of what people were asked about it
-    desk: bool = True  # whether the task can ask about it at `exeat.internal`
+    has_info_api: bool = True  # whether the task can ask about it at `exeat.internal`
 
     @property
     def is_listed(self) -> bool:
         """Whether `/why` lists it: the gate denied it, or it has an event."""
-        return self.desk and (self.decision.outcome is Outcome.BLOCKED or bool(self.event))
+        return self.has_info_api and (self.decision.outcome is Outcome.BLOCKED or bool(self.event))
 
     @property
     def title(self) -> str:

@@ -27,15 +27,15 @@ class Roots:
 
     def __init__(self, pem: bytes) -> None:
         self._pem = pem
-        self._far: ServerContexts | None = None
+        self._server_contexts: ServerContexts | None = None
 
-    def far(self) -> "ServerContexts":
+    def server_contexts(self) -> "ServerContexts":
         """Return the TLS contexts for servers, made on first use. Raises TrustError."""
-        if self._far is None:
+        if self._server_contexts is None:
             from proxy.inspection.tls import ServerContexts
 
-            self._far = ServerContexts(self._pem)
-        return self._far
+            self._server_contexts = ServerContexts(self._pem)
+        return self._server_contexts
 
 
 class Inspection:
@@ -90,7 +90,7 @@ class Inspection:
         """Import and make the engine, then start the waiting connections; if it fails, reset them."""
         try:
             module = await asyncio.to_thread(importlib.import_module, "proxy.inspection.engine")
-            engine = module.Engine(self._leaves, self._dialer, self._recorder, self._roots.far())
+            engine = module.Engine(self._leaves, self._dialer, self._recorder, self._roots.server_contexts())
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             self._recorder.error(Component.INSPECTION, f"can't begin: {error}")
             engine = None

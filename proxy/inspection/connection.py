@@ -59,12 +59,16 @@ class InspectedConnection:
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
         self._pipeline = Pipeline(self.session, self._addresses)
         self._client = client = ClientEnd(place)
-        self._http: HttpRouter = HttpRouter(client, self.session, engine.room, self, self.decide)
-        tls = ClientTls(self.session, engine.ends, client, admitted.shown_host, admitted.sni) if place.tls else None
-        client.link = Transport[ClientEnd | ServerEnd](
+        self._http: HttpRouter = HttpRouter(client, self.session, engine.memory_quota, self, self.decide)
+        tls = (
+            ClientTls(self.session, engine.tls_contexts, client, admitted.shown_host, admitted.sni)
+            if place.tls
+            else None
+        )
+        client.transport = Transport[ClientEnd | ServerEnd](
             engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls
         )
-        self.links: list[Transport[ClientEnd | ServerEnd]] = [client.link]  # their sockets are open
+        self.transports: list[Transport[ClientEnd | ServerEnd]] = [client.transport]  # their sockets are open
         self._dials: dict[ServerEnd, Callable[[], None]] = {}  # how to call each off
         self._counted = 0  # servers beside the one that is the client's own
         self._extra_sockets = engine.extra_sockets()  # of what it has of connections to servers
@@ -86,20 +90,20 @@ class InspectedConnection:
             self._do(self._http.start)
         try:
             if not self._over:
-                self._client.link.watch()
+                self._client.transport.watch()
         except OSError as error:
             self.crashed(error)
 
     # --- what links report ---
 
-    def received(self, link: Transport[ClientEnd | ServerEnd], data: bytes) -> None:
+    def received(self, transport: Transport[ClientEnd | ServerEnd], data: bytes) -> None:
         """Parse received bytes as HTTP."""
         self._last = time.monotonic()
-        self._do(self._http.receive, link.connection, data)
+        self._do(self._http.receive, transport.connection, data)
 
-    def opened(self, link: Transport[ClientEnd | ServerEnd], problem: str | None) -> None:
+    def opened(self, transport: Transport[ClientEnd | ServerEnd], problem: str | None) -> None:
         """Start HTTP after the TLS handshake, or report why it failed."""
-        connection = link.connection
+        connection = transport.connection
         if problem is not None:
             connection.can_read = False
             self.close(connection)
@@ -110,9 +114,9 @@ class InspectedConnection:
         else:
             self._turn()
 
-    def finished(self, link: Transport[ClientEnd | ServerEnd], *, broken: bool) -> None:
+    def finished(self, transport: Transport[ClientEnd | ServerEnd], *, broken: bool) -> None:
         """Handle the peer's close_notify, or a TLS error: then the data may be incomplete."""
-        connection = link.connection
+        connection = transport.connection
         connection.cut = connection.cut or broken
         connection.can_read = False
         self._do(self._broken if broken else self._http.receive_end, connection)
@@ -124,16 +128,16 @@ class InspectedConnection:
             connection.over = True
         else:
             self._leaving = True
-        if connection.link is not None:
-            connection.link.cut_off()
+        if connection.transport is not None:
+            connection.transport.cut_off()
         return self._http.receive_end(connection)
 
-    def ended(self, link: Transport[ClientEnd | ServerEnd]) -> None:
+    def ended(self, transport: Transport[ClientEnd | ServerEnd]) -> None:
         """Handle the end of the peer's data."""
-        connection, tls = link.connection, link.tls
-        connection.cut = link.cut
+        connection, tls = transport.connection, transport.tls
+        connection.cut = transport.cut
         connection.can_read = False
-        connection.can_write = connection.can_write and not link.cut
+        connection.can_write = connection.can_write and not transport.cut
         self.session.client_left = self.session.client_left or connection is self._client
         if tls is None:
             self._do(self._http.receive_end, connection)
@@ -143,27 +147,27 @@ class InspectedConnection:
                 connection.cut = True
                 self._do(self._http.receive_end, connection)
             else:
-                self.opened(link, "connection closed")
-        if link.cut and not link.over:
-            link.reset()
+                self.opened(transport, "connection closed")
+        if transport.cut and not transport.over:
+            transport.reset()
 
     def relieved(self, _link: Transport[ClientEnd | ServerEnd]) -> None:
         """Continue after a full socket has taken its data."""
         self._do(self._http.settle)
 
-    def leaving(self, link: Transport[ClientEnd | ServerEnd]) -> None:
+    def leaving(self, transport: Transport[ClientEnd | ServerEnd]) -> None:
         """Handle a client that leaves while an approval is pending."""
-        if link.connection is self._client:
+        if transport.connection is self._client:
             self.session.approvals.leave()
 
-    def gone(self, link: Transport[ClientEnd | ServerEnd]) -> None:
+    def gone(self, transport: Transport[ClientEnd | ServerEnd]) -> None:
         """Remove a closed socket; without the client's the connection ends."""
-        connection = link.connection
-        self.links.remove(link)
+        connection = transport.connection
+        self.transports.remove(transport)
         connection.can_read = connection.can_write = False
         if type(connection) is ServerEnd:
-            self._up += link.up
-            self._down += link.down
+            self._up += transport.up
+            self._down += transport.down
             connection.over = True
             self._count_servers()
         else:
@@ -195,13 +199,13 @@ class InspectedConnection:
             while self._review is not None and self._reviewed(self._review, until):
                 done = self._http.work(until)
             self._is_put_off = not (done or self._over)
-            for link in [link for link in self.links if link.new]:
-                link.flush()
+            for transport in [transport for transport in self.transports if transport.new]:
+                transport.flush()
             if self._is_put_off:
-                for link in self.links:
-                    link.pause(paused=True)
+                for transport in self.transports:
+                    transport.pause(paused=True)
                 self._engine.later(self)
-                self._engine.room.note(self, self._http.weigh(exactly=False))
+                self._engine.memory_quota.note(self, self._http.weigh(exactly=False))
             elif self._leaving:
                 self._leave_servers()
             elif not self._over:
@@ -251,7 +255,7 @@ class InspectedConnection:
         A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
         """
         ends = min(self._last + self._idle_timeout, self._admitted.record.opened + LIFETIME)
-        if not self._is_put_off and (self._engine.room.is_tight or self._http.stinted):
+        if not self._is_put_off and (self._engine.memory_quota.is_tight or self._http.stinted):
             self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._last + SILENCE and self._http.is_unspoken():
             self._do(self._http.refuse_silent)
@@ -262,7 +266,7 @@ class InspectedConnection:
     def _balance(self) -> None:
         """Read only from peers whose data can be forwarded, and set the deadline of an incomplete head."""
         if (kept := self._http.weigh(exactly=False)) != self.kept:
-            self._engine.room.note(self, kept)
+            self._engine.memory_quota.note(self, kept)
         if (head := self._http.balance()) != self._head:  # it has only so long to come
             self._head = head
             self._head_due = math.inf if head is None else time.monotonic() + HEAD_TIMEOUT
@@ -301,7 +305,7 @@ class InspectedConnection:
 
     def _watch_out(self, waits: bool) -> None:  # noqa: FBT001  it is called with nothing else
         """Watch for a client that leaves while an approval is pending, also where nothing is read from it."""
-        self._client.link.watch_out(on=waits)
+        self._client.transport.watch_out(on=waits)
 
     def _addresses(self, attempt: "Attempt") -> "Found | Awaitable[Found]":
         """Return the addresses to dial for a request, those with an open connection first."""
@@ -337,7 +341,7 @@ class InspectedConnection:
 
     def _count_servers(self) -> int:
         """Count server connections beside the one counted with the client; returns their number."""
-        servers = len(self._dials) + sum([not link.client for link in self.links])
+        servers = len(self._dials) + sum([not transport.client for transport in self.transports])
         if (beside := max(servers - (not self._over), 0)) != self._counted:
             self._counted = beside
             self._extra_sockets.set(beside)
@@ -349,13 +353,13 @@ class InspectedConnection:
             self._count_servers()
             self._do(self._http.opened, server, ServerFailure(got.reason, got.detail))
             return
-        tls = ServerTls(self.session, self._engine.ends, self._client, server) if server.place.tls else None
-        link = Transport[ClientEnd | ServerEnd](
+        tls = ServerTls(self.session, self._engine.tls_contexts, self._client, server) if server.place.tls else None
+        transport = Transport[ClientEnd | ServerEnd](
             self._engine.loop, self._engine.poller, got, self, server, client=False, tls=tls
         )
-        link.watch()
-        server.link = link
-        self.links.append(link)
+        transport.watch()
+        server.transport = transport
+        self.transports.append(transport)
         self._count_servers()
         server.can_read = server.can_write = True
         server.dialled = address
@@ -366,19 +370,19 @@ class InspectedConnection:
         if tls is None:
             self._do(self._http.opened, server, None)
         else:
-            link.shake_hands()
+            transport.shake_hands()
 
     def end_sending(self, connection: ClientEnd | ServerEnd) -> None:
         """End our side only."""
         connection.can_write = False
-        if connection.link is not None:
-            connection.link.end_sending()
+        if connection.transport is not None:
+            connection.transport.end_sending()
 
     def close(self, connection: ClientEnd | ServerEnd) -> None:
         """Send buffered data, then close; closing the client also closes the servers. Idempotent."""
         self._end(connection)
-        if connection.link is not None:
-            connection.link.close()
+        if connection.transport is not None:
+            connection.transport.close()
 
     def reset(self, connection: ClientEnd | ServerEnd, *, at_once: bool = False) -> None:
         """Cut a connection: what was being sent on it is not complete (invariant 12).
@@ -387,11 +391,11 @@ class InspectedConnection:
         through.
         """
         self._end(connection)
-        if connection.link is not None:
+        if connection.transport is not None:
             if at_once:
-                connection.link.reset()
+                connection.transport.reset()
             else:
-                connection.link.cut_off()
+                connection.transport.cut_off()
 
     def _end(self, connection: ClientEnd | ServerEnd) -> None:
         """Mark a connection as closed by us: nothing more is read from it."""
@@ -413,8 +417,8 @@ class InspectedConnection:
 
     def abort(self) -> None:
         """Reset everything."""
-        for link in tuple(self.links):
-            self._try(link.reset)
+        for transport in tuple(self.transports):
+            self._try(transport.reset)
         self._finish()
 
     def crashed(self, error: Exception) -> None:
@@ -438,9 +442,9 @@ class InspectedConnection:
             self._try(call_off)
         self._dials.clear()
         self._count_servers()
-        for link in tuple(self.links):
-            if not link.client:
-                self._try(link.cut_off if cut else link.close)
+        for transport in tuple(self.transports):
+            if not transport.client:
+                self._try(transport.cut_off if cut else transport.close)
 
     def _finish(self) -> None:
         """Record the end, once."""
@@ -452,12 +456,12 @@ class InspectedConnection:
         self._review = None
         if not self._busy:
             self._try(self._http.drop_all)
-        cut = self._client.cut or self._client.link.cut  # which may have come behind an end
+        cut = self._client.cut or self._client.transport.cut  # which may have come behind an end
         self._try(self._leave_servers, cut=cut and self._is_put_off and not self._busy)
         self._try(self.session.end)
         up, down = self._up, self._down
-        for link in self.links:
-            up, down = up + link.up, down + link.down
+        for transport in self.transports:
+            up, down = up + transport.up, down + transport.down
         self._count_servers()
         self._engine.forget(self)
         self._admitted.closed(up, down, self.session.ending)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class End:
     """One connection of an inspected client: to the client itself or to a server, as HTTP sees it."""
 
-    __slots__ = ("alpn", "can_read", "can_write", "cut", "link", "peername", "place")
-    link: "Transport[ClientEnd | ServerEnd] | None"
+    __slots__ = ("alpn", "can_read", "can_write", "cut", "peername", "place", "transport")
+    transport: "Transport[ClientEnd | ServerEnd] | None"
 
     def __init__(self, place: "WebOrigin") -> None:
         self.place = place
@@ -52,7 +52,7 @@ class ClientEnd(End):
     """Connection to the client in the sandbox."""
 
     __slots__ = ("codec",)
-    link: "Transport[ClientEnd | ServerEnd]"
+    transport: "Transport[ClientEnd | ServerEnd]"
 
     def __init__(self, place: "WebOrigin") -> None:
         super().__init__(place)
@@ -73,7 +73,7 @@ class ServerEnd(End):
     ) -> None:
         """`addresses` are checked for the request that it is made for; `authorities` (PEM) may verify it, too."""
         super().__init__(place)
-        self.link = None  # it isn't dialed yet
+        self.transport = None  # it isn't dialed yet
         self.codec: BackHttp1 | BackHttp2 | None = None  # None: it isn't open yet
         self.addresses = addresses
         self.authorities = authorities
@@ -97,7 +97,7 @@ class ServerEnd(End):
 class ConnectionControl(Protocol):
     """Opens and closes the connections that a client's requests use (`proxy.inspection.connection`)."""
 
-    links: "list[Transport[ClientEnd | ServerEnd]]"  # their sockets are open
+    transports: "list[Transport[ClientEnd | ServerEnd]]"  # their sockets are open
 
     def open(self, server: ServerEnd) -> None:
         """Dial a server at an address that was checked for this request."""

@@ -48,14 +48,14 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.recorder = recorder
         self.poller = dialer.poller
-        self.ends = TlsContexts(ClientContexts(leaves), trusted, KnownProtocols())
+        self.tls_contexts = TlsContexts(ClientContexts(leaves), trusted, KnownProtocols())
         self._leaves = leaves
         self._room = RateLimiter(NEW_NAMES, NEW_NAMES_A_SECOND)
         self._expected: dict[str, Handover] = {}  # connections that wait for a certificate, by their events
         self._dialer = dialer
         self._connections: dict[str, InspectedConnection] = {}  # by the event of the connection
         self._round: asyncio.TimerHandle | None = None
-        self.room = MemoryQuota(self._connections.values)
+        self.memory_quota = MemoryQuota(self._connections.values)
         self._later: dict[InspectedConnection, None] = {}  # those that have put something off, in their order
         self._calls = False  # one of them is about to go on
 
@@ -131,7 +131,7 @@ class Engine:
         """Remove a connection that has ended."""
         if self._connections.get(connection.session.cause) is connection:
             del self._connections[connection.session.cause]
-        self.room.leave(connection)
+        self.memory_quota.leave(connection)
         self._later.pop(connection, None)
 
     def close(self) -> None:

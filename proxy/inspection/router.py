@@ -48,7 +48,7 @@ class HttpRouter:
         self,
         client: ClientEnd,
         session: "Session",
-        room: "MemoryQuota",
+        memory_quota: "MemoryQuota",
         driver: "ConnectionControl",
         decide: "Callable[[Stream], bool]",
     ) -> None:
@@ -62,7 +62,7 @@ class HttpRouter:
         self.stinted = False  # whether something is left unread for want of room
         self.stopped = False  # nothing more is begun: the connection is over, or other rules come first
         self.todo: deque[tuple[Callable[..., Begun], tuple[Any, ...]]] = deque()
-        self._room = room
+        self._memory_quota = memory_quota
         self._requests = 0  # bytes that those under way take by themselves
         self._expecting: dict[ServerEnd, list[Stream]] = {}  # requests that wait for a connection
         self._until = 0.0  # when the turn is over, by the clock of this thread's processor time
@@ -235,8 +235,8 @@ class HttpRouter:
 
     def _send(self, connection: ClientEnd | ServerEnd, data: bytes) -> None:
         """Send at the end of the turn."""
-        if connection.link is not None:
-            connection.link.new.append(data)
+        if connection.transport is not None:
+            connection.transport.new.append(data)
 
     def _refuse(self, misread: Misread) -> None:
         """Answer bytes that can't be parsed; for HTTP/2 in the clear with a GOAWAY."""
@@ -314,7 +314,7 @@ class HttpRouter:
             else:
                 self.driver.reset(self.client, at_once=event.code is ErrorCode.CANCEL)
         elif front is not None and (data := front.send(event)):
-            self.client.link.new.append(data)
+            self.client.transport.new.append(data)
 
     def send_to_server(self, server: ServerEnd | None, event: "HttpEvent") -> None:
         """Send a part of a request; nothing if the connection is closed."""
@@ -325,8 +325,8 @@ class HttpRouter:
             self._send_http2(back, event)
         elif type(event) is RequestProtocolError:
             self.driver.reset(server, at_once=event.code is ErrorCode.CANCEL)
-        elif (data := back.send(event)) and server.link is not None:
-            server.link.new.append(data)
+        elif (data := back.send(event)) and server.transport is not None:
+            server.transport.new.append(data)
 
     def _send_http2(self, codec: FrontHttp2 | BackHttp2, event: "HttpEvent") -> None:
         """Send with HTTP/2. Events that this causes wait until it is done."""
@@ -373,8 +373,8 @@ class HttpRouter:
         If not `exactly`, some may count that were dropped since.
         """
         front, kept = self.client.codec, self._requests + self.session.held
-        for link in self.driver.links:
-            kept += link.kept
+        for transport in self.driver.transports:
+            kept += transport.kept
         if isinstance(front, FrontHttp1):
             kept += len(front.buf)
         elif front is not None:
@@ -404,7 +404,7 @@ class HttpRouter:
     def stuck_in_front(self, stream_id: int) -> bool:
         """Whether data for the client on this stream can't be sent now."""
         front = self.client.codec
-        return self.client.link.full or (isinstance(front, FrontHttp2) and front.h2_conn.waits(stream_id))
+        return self.client.transport.full or (isinstance(front, FrontHttp2) and front.h2_conn.waits(stream_id))
 
     def stuck_behind(self, stream_id: int) -> bool:
         """Whether data for the server on this stream can't be sent now."""
@@ -414,9 +414,9 @@ class HttpRouter:
         if stream.is_waiting:
             return True
         server = stream.server
-        if server is None or server.link is None:
+        if server is None or server.transport is None:
             return False
-        return server.link.full or (isinstance(server.codec, BackHttp2) and server.codec.waits(stream_id))
+        return server.transport.full or (isinstance(server.codec, BackHttp2) and server.codec.waits(stream_id))
 
     def balance(self) -> int | None:
         """Read only from those whose bytes can leave on the other side.
@@ -424,16 +424,18 @@ class HttpRouter:
         Returns which head a client has begun with and not ended, or TLS before the first: nobody can decide on it.
         """
         self.stinted, head = False, None
-        client, front = self.client.link, self.client.codec
+        client, front = self.client.transport, self.client.codec
         http2, paused = isinstance(front, FrontHttp2), False
-        for link, back in [(server.link, server.codec) for server in self.servers if server.link is not None]:
-            paused = paused or link.full
+        for transport, back in [
+            (server.transport, server.codec) for server in self.servers if server.transport is not None
+        ]:
+            paused = paused or transport.full
             if isinstance(back, BackHttp1) and back.stream_id is not None:
                 stuck = client.full or (http2 and self.stuck_in_front(back.stream_id))
             else:
-                stuck = link.full or (http2 and self._is_stinted())
-            if link.paused is not stuck:
-                link.pause(paused=stuck)
+                stuck = transport.full or (http2 and self._is_stinted())
+            if transport.paused is not stuck:
+                transport.pause(paused=stuck)
         if front is None:
             paused, head = client.full, 0
         elif not isinstance(front, FrontHttp1):
@@ -454,7 +456,7 @@ class HttpRouter:
     def _is_stinted(self) -> bool:
         """Whether the quota is below a server's window and none of its data could be sent."""
         front = self.client.codec
-        if not isinstance(front, FrontHttp2) or not self._room.is_tight:
+        if not isinstance(front, FrontHttp2) or not self._memory_quota.is_tight:
             return False
         waiting = front.h2_conn
         stinted = waiting.kept > FULL and all(map(waiting.waits, self.streams))

@@ -207,9 +207,9 @@ def passing(
 class ClientConnection:
     """One client connection."""
 
-    def __init__(self, desk: StandaloneGate, sever: "Callable[[], object]") -> None:
+    def __init__(self, gate: StandaloneGate, sever: "Callable[[], object]") -> None:
         """`sever` ends the connection, and all that were made for it."""
-        self._desk = desk
+        self._gate = gate
         self._sever = sever
         self.tunnel: tuple[HostName | Address, int] | None = None  # where a CONNECT or the SNI leads, for good
         self.cause = ""  # the event that let it there
@@ -221,7 +221,7 @@ class ClientConnection:
     def enter(self, host: str, port: int, tls: Tls | None = None) -> "Decision":
         """Decide on the target of a CONNECT or ClientHello; later requests must name it."""
         target = parse_host(host)
-        decision, self.cause = self._desk.decide(target, port, tls)
+        decision, self.cause = self._gate.decide(target, port, tls)
         if decision.passes:
             self.tunnel = target, port
         return decision
@@ -235,13 +235,13 @@ class ClientConnection:
         place = WebOrigin(target, at, tls=tls)
         session = self._sessions.get(place)
         if session is None:
-            session = self._sessions[place] = Session(self._desk.recorder, place, self.cause)
+            session = self._sessions[place] = Session(self._gate.recorder, place, self.cause)
         if flow.error:
             session.misread(head_of(flow.request), UnclearError(flow.error.msg))
             return None
         request = RequestContext(flow.id, head_of(flow.request), body=announces_body(flow.request))
         self._requests[flow.id] = session, request
-        pending = Pipeline(session, self._desk.addresses, holds=False).decide(request)
+        pending = Pipeline(session, self._gate.addresses, holds=False).decide(request)
         if pending is None:
             self._pin(flow, session, request)
             return None
@@ -266,7 +266,7 @@ class ClientConnection:
             session.end()
         if self.tunnel is not None:
             target, port = self.tunnel
-            self._desk.recorder.closed(
+            self._gate.recorder.closed(
                 self.cause, name=str(target), address=None, port=port, protocol=None, up=0, down=0, seconds=0.0
             )
 

@@ -221,9 +221,9 @@ class KnownProtocols:
 class TlsContexts:
     """TLS contexts for both sides, and the protocols that servers are known to speak."""
 
-    near: ClientContexts
-    far: ServerContexts
-    spoken: KnownProtocols
+    client: ClientContexts
+    server: ServerContexts
+    known: KnownProtocols
 
 
 def distrust(connection: SSL.Connection) -> str:
@@ -291,10 +291,10 @@ class Tls:
     """One TLS connection, without I/O."""
 
     def __init__(
-        self, session: "Session", ends: TlsContexts, connection: "ClientEnd | ServerEnd", tls: SSL.Connection
+        self, session: "Session", contexts: TlsContexts, connection: "ClientEnd | ServerEnd", tls: SSL.Connection
     ) -> None:
         self._session = session
-        self._spoken = ends.spoken
+        self._known = contexts.known
         self._connection = connection
         self.tls = tls
         self.is_open = False  # the handshake is over, and went well
@@ -395,10 +395,12 @@ class Tls:
 class ClientTls(Tls):
     """TLS with the client, with a leaf certificate for the host that it requests."""
 
-    def __init__(self, session: "Session", ends: TlsContexts, client: "ClientEnd", host: str, sni: str | None) -> None:
+    def __init__(
+        self, session: "Session", contexts: TlsContexts, client: "ClientEnd", host: str, sni: str | None
+    ) -> None:
         """Show a leaf for `host`. `sni` is what the gate read in the ClientHello: another one ends the handshake."""
-        offer = ends.spoken.offer(session.place)
-        super().__init__(session, ends, client, ends.near.connection(host, offer))
+        offer = contexts.known.offer(session.place)
+        super().__init__(session, contexts, client, contexts.client.connection(host, offer))
         self._sni = sni
 
     def failed(self, error: SSL.Error) -> str:
@@ -417,15 +419,17 @@ class ClientTls(Tls):
 class ServerTls(Tls):
     """TLS with a server, which must prove to be the checked name."""
 
-    def __init__(self, session: "Session", ends: TlsContexts, client: "ClientEnd", server: "ServerEnd") -> None:
+    def __init__(self, session: "Session", contexts: TlsContexts, client: "ClientEnd", server: "ServerEnd") -> None:
         place = session.place
         # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
         self._http2 = client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
         broker = session.recorder.sandbox.secret_injector
         self._identity = None if broker is None else broker.identity(place.target, place.port)
-        tls = ends.far.connection(place.target, offer, server.authorities, ends.spoken.group(place), self._identity)
-        super().__init__(session, ends, server, tls)
+        tls = contexts.server.connection(
+            place.target, offer, server.authorities, contexts.known.group(place), self._identity
+        )
+        super().__init__(session, contexts, server, tls)
         self._server = server
 
     def failed(self, error: SSL.Error) -> str:
@@ -442,9 +446,9 @@ class ServerTls(Tls):
         self._server.proven = not distrust(self.tls)
         self._server.unidentified = self._is_unidentified()
         place = self._session.place
-        self._spoken.note_group(place, self.tls.get_group_name())
+        self._known.note_group(place, self.tls.get_group_name())
         if self._http2:
-            self._spoken.note(place, self._server.alpn)
+            self._known.note(place, self._server.alpn)
         return None
 
     def _is_unidentified(self) -> bool:

@@ -55,25 +55,25 @@ class Tls(Protocol):
 class TransportOwner[End](Protocol):
     """Receives the events of its transports."""
 
-    def opened(self, link: "Transport[End]", problem: str | None) -> None:
+    def opened(self, transport: "Transport[End]", problem: str | None) -> None:
         """Handle the end of the TLS handshake, with its problem."""
 
-    def received(self, link: "Transport[End]", data: bytes) -> None:
+    def received(self, transport: "Transport[End]", data: bytes) -> None:
         """Handle received data, decrypted."""
 
-    def finished(self, link: "Transport[End]", *, broken: bool) -> None:
+    def finished(self, transport: "Transport[End]", *, broken: bool) -> None:
         """Handle the peer's close_notify, or a TLS protocol error."""
 
-    def ended(self, link: "Transport[End]") -> None:
-        """Handle the end of the data: the peer ended, or the connection was reset (`link.cut`)."""
+    def ended(self, transport: "Transport[End]") -> None:
+        """Handle the end of the data: the peer ended, or the connection was reset (`transport.cut`)."""
 
-    def relieved(self, link: "Transport[End]") -> None:
+    def relieved(self, transport: "Transport[End]") -> None:
         """Handle a send buffer that is no longer full."""
 
-    def leaving(self, link: "Transport[End]") -> None:
+    def leaving(self, transport: "Transport[End]") -> None:
         """Handle a peer that ended its side, where that is watched; data may still be unread."""
 
-    def gone(self, link: "Transport[End]") -> None:
+    def gone(self, transport: "Transport[End]") -> None:
         """Remove the transport: its socket is closed."""
 
     def crashed(self, error: Exception) -> None:

@@ -81,7 +81,7 @@ def test_a_policy_that_waits_is_taken_though_the_one_before_it_can_not_be_droppe
     async def stuck(_):
         raise ValueError("this can't be taken apart")
 
-    monkeypatch.setattr(server, "let_go", stuck)
+    monkeypatch.setattr(server, "release_policies", stuck)
     rules = [rule.replace("ORIGIN", "5432") for rule in (RAW, SPLICED)]
     before, middle, after = (policy_of(tmp_path, some) for some in (rules[:1], rules, rules[1:]))
     put, came = SandboxServers._put_in_force, []

@@ -40,13 +40,13 @@ class Beside:
     def running(self):
         from mitmproxy import ctx
         exeat = next(a for a in walk(ctx.master.addons.chain) if type(a).__name__ == "Exeat")
-        kind, visitor = type(exeat), type(exeat).visitor
+        kind, visitor = type(exeat), type(exeat).connection_of
         def raising(self, client):
             hook = sys._getframe(1).f_code.co_name
             if (HERE / "broken").read_text() == hook:
                 raise RuntimeError("on purpose")
             return visitor(self, client)
-        kind.visitor = raising
+        kind.connection_of = raising
         (HERE / "ready").touch()
 
 def walk(chain):

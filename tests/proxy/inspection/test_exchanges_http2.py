@@ -211,7 +211,7 @@ class Before(Wire):
     def get(self, method):
         """Return what the client receives; where the gate speaks HTTP/1.1 alone it would not be asked for HTTP/2."""
         if (engine := self.gate.inspection._engine) is not None:
-            engine.ends.spoken._only_http1.clear()
+            engine.tls_contexts.known._only_http1.clear()
         side, got = peer(client=True), Heard()
         crumbs = (("cookie", "a=1"), ("cookie", "b=2"))
         with self.through() as connection:

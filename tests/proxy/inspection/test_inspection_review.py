@@ -191,7 +191,7 @@ def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looke
         (one,) = gate.inspection._engine._connections.values()
         one._http.stinted = True  # as where there was too little room for what it had brought
         one.tick(one._last)
-        paused.append([link.paused for link in one.links])
+        paused.append([transport.paused for transport in one.transports])
 
     with place.connect() as connection:
         post(place, connection)

@@ -66,11 +66,11 @@ def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sand
         for _ in range(4):
             clients[-1].request("/bytes/16000000")
     least = connection_ends.TIGHT
-    wait_for(lambda: gate.inspection._engine.room.kept > least)
+    wait_for(lambda: gate.inspection._engine.memory_quota.kept > least)
     settled, last = 0, -1
     while settled < 5:  # until nothing more comes
         time.sleep(0.1)
-        kept = gate.inspection._engine.room.kept
+        kept = gate.inspection._engine.memory_quota.kept
         settled, last = (settled + 1 if kept == last else 0), kept
     assert last < 2 * connection_ends.TIGHT
     # who reads now gets all of it
@@ -81,7 +81,7 @@ def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sand
     assert len(reader.body(1)) == 16000000
     for client in clients:
         client.close()
-    wait_for(lambda: gate.inspection._engine.room.kept == 0)
+    wait_for(lambda: gate.inspection._engine.memory_quota.kept == 0)
 
 
 def test_beyond_that_connections_end_and_it_is_told(gate, origins, monkeypatch):
@@ -92,7 +92,7 @@ def test_beyond_that_connections_end_and_it_is_told(gate, origins, monkeypatch):
         for _ in range(100):  # each takes something by itself, though it asks for nothing
             client.request("/slow/1/100", more=[("x-much", "a" * 1000)])
     assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
-    wait_for(lambda: gate.inspection._engine.room.kept <= 4 * MIB)  # several may have to end for that
+    wait_for(lambda: gate.inspection._engine.memory_quota.kept <= 4 * MIB)  # several may have to end for that
     for client in clients:
         client.close()
 

@@ -62,7 +62,9 @@ def test_what_git_shows_its_user():
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
 def test_where_there_is_nowhere_to_ask_it_is_not_named(user_agent):
     """A mitmproxy of one's own has no `exeat.internal`."""
-    assert b"exeat.internal" not in page(Refusal(BY_RULE, "GET https://x.example/", desk=False), user_agent).body
+    assert (
+        b"exeat.internal" not in page(Refusal(BY_RULE, "GET https://x.example/", has_info_api=False), user_agent).body
+    )
 
 
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])

@@ -106,7 +106,7 @@ class Wire:
     def speak_http2(self):
         """Forget that the origin only speaks HTTP/1: the next client would not be offered anything else."""
         if self.gate.inspection._engine is not None:
-            self.gate.loop.run(self.gate.inspection._engine.ends.spoken._only_http1.clear)
+            self.gate.loop.run(self.gate.inspection._engine.tls_contexts.known._only_http1.clear)
 
     def ask(self, sent, *, ends=False):
         """Send bytes on a connection of their own; returns the answers, and what arrived on which connections."""
