@@ -19,7 +19,7 @@ from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.encoding import quoted as in_json
 from proxy.telemetry.events import FORMER_KINDS, Event, Kind
-from proxy.telemetry.formats.record import read
+from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.journal.query import Entry, LineFilter, Progress, follow, read_events
 from proxy.telemetry.views.table import Table
 from rules.problems import did_you_mean, quote

@@ -13,7 +13,7 @@ from enforcer.system.errors import UsageError
 from proxy.telemetry.descriptions import describe
 from proxy.telemetry.encoding import timestamp
 from proxy.telemetry.events import DECISIONS, Event
-from proxy.telemetry.formats.record import one_line
+from proxy.telemetry.formats.decoded_event import one_line
 from proxy.telemetry.journal.query import Entry, Progress, read_events
 from proxy.telemetry.views.causality import CausalChain, EventEffects, chain, find
 from proxy.telemetry.views.conversations import AgentContext, find_agent_context, time_of_claim

@@ -22,7 +22,7 @@ from enforcer.sandbox.init import compiled as compiled_init
 from enforcer.sandbox.mount_steps import UNMASK
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.system_calls import NUMBERS
-from enforcer.seccomp_supervisor.listener import try_supervision
+from enforcer.seccomp_supervisor.notification_listener import try_supervision
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from enforcer.system.state import authority_directory, cache_directory, journal_directory, make_private, state_directory

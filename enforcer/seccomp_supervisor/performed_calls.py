@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from enforcer.seccomp_supervisor import listener
-from enforcer.seccomp_supervisor.listener import Notification
+from enforcer.seccomp_supervisor import notification_listener
+from enforcer.seccomp_supervisor.notification_listener import Notification
 from enforcer.seccomp_supervisor.task_processes import Caller, LookBudget, descendants, list_directory, read_file
 from enforcer.system import linux
 
@@ -43,7 +43,7 @@ def by_descriptor(proc: int, thread: int, number: int, flags: int) -> int:
 
 def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD) -> int:
     """Open the path at an address in a thread's memory, relative to its working directory or `at`. Raises OSError."""
-    path = listener.read_text(thread, address, listener.PATH_MAX)
+    path = notification_listener.read_text(thread, address, notification_listener.PATH_MAX)
     if path is None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     if own := _OWN_DESCRIPTOR.fullmatch(path):
@@ -84,7 +84,7 @@ def open_directory(proc: int, name: str, call: Notification) -> int:
     how = fourth & 0xFFFFFFFF if name == "fchmodat2" else 0
     if how & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if how & _AT_EMPTY_PATH and listener.read_text(thread, second, listener.PATH_MAX) == b"":
+    if how & _AT_EMPTY_PATH and notification_listener.read_text(thread, second, notification_listener.PATH_MAX) == b"":
         return by_descriptor(proc, thread, first, _DIRECTORY)
     flags = _DIRECTORY | (os.O_NOFOLLOW if how & _AT_SYMLINK_NOFOLLOW else 0)
     return by_path(proc, thread, second, flags, first)
@@ -119,7 +119,7 @@ def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], 
     flags = fifth & 0xFFFFFFFF if name.endswith("setxattr") else 0
     if flags & ~_FLAGS:  # other flags are invalid
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    attribute = listener.read_text(call.thread, second, _NAME_MAX)
+    attribute = notification_listener.read_text(call.thread, second, _NAME_MAX)
     if not attribute:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     named = os.fsdecode(attribute)
@@ -147,7 +147,7 @@ def _value(thread: int, address: int, size: int) -> bytes:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     found = b""
     while len(found) < size:
-        found += listener.read_memory(thread, address + len(found), size - len(found))
+        found += notification_listener.read_memory(thread, address + len(found), size - len(found))
     return found
 
 

@@ -17,8 +17,8 @@ from typing import Final
 from enforcer.sandbox.seccomp import Filter, Hold, Refuse
 from enforcer.sandbox.system_calls import NUMBERS
 from enforcer.seccomp_supervisor import performed_calls
-from enforcer.seccomp_supervisor.held_programs import PendingExecs
-from enforcer.seccomp_supervisor.listener import Listener, Notification
+from enforcer.seccomp_supervisor.notification_listener import Listener, Notification
+from enforcer.seccomp_supervisor.pending_programs import PendingExecs
 from enforcer.seccomp_supervisor.performed_calls import ATTRIBUTE_CALLS, LOCK_CALL, MODE_CALLS, Locks
 from enforcer.seccomp_supervisor.task_processes import Caller, SocketOwnerLookup
 from proxy.supervisor_channel import messages

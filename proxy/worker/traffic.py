@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from proxy.approvals.client import ApprovalsClient
     from proxy.gate.record import ConnectionRecord
-    from proxy.info_api.connection import InfoApi, InfoApiConnection
+    from proxy.info_api.info_api_connection import InfoApi, InfoApiConnection
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
@@ -144,7 +144,7 @@ class Traffic:
     def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":
         """Return the handler of a connection to the info API."""
         if self._info_api is None:
-            from proxy.info_api.connection import InfoApi  # few tasks ask: a start needn't import it
+            from proxy.info_api.info_api_connection import InfoApi  # few tasks ask: a start needn't import it
 
             self._info_api = InfoApi(self._recorder, gate.dialer)
         return self._info_api.connection(gate, client, record)

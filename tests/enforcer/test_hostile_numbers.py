@@ -21,8 +21,8 @@ from proxy.telemetry.baseline.baselines import no_baselines
 from proxy.telemetry.encoding import MalformedEventError, decode, encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.exporters.exporter import FORMATS, Item
+from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.formats.otlp import logs_request
-from proxy.telemetry.formats.record import read
 from proxy.telemetry.journal import compression, retention
 from proxy.telemetry.journal.bookmark import Bookmark
 from proxy.telemetry.prometheus import totals

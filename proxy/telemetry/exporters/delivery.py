@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.exporters.exporter import Item, RefusedError, UnavailableError
+from proxy.telemetry.formats.decoded_event import read, shortened
 from proxy.telemetry.formats.fields import nanoseconds
-from proxy.telemetry.formats.record import read, shortened
 
 if TYPE_CHECKING:
     from proxy.telemetry.exporters.exporter import Exporter

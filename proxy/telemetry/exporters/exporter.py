@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from proxy.telemetry.formats.cef import cef
+from proxy.telemetry.formats.decoded_event import one_line
 from proxy.telemetry.formats.ecs import ecs
 from proxy.telemetry.formats.fields import Record
 from proxy.telemetry.formats.ocsf import ocsf
-from proxy.telemetry.formats.record import one_line
 
 
 class Item(NamedTuple):

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.telemetry.exporters import credentials
-from proxy.telemetry.exporters.credentials import TlsTrust, current
+from proxy.telemetry.exporters import authentication
+from proxy.telemetry.exporters.authentication import TlsTrust, current
 from proxy.telemetry.exporters.exporter import Format, Item, RefusedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class HttpPoster:
         """Return the response's body. Raises RefusedError, UnavailableError."""
         said = {"User-Agent": "exeat", **headers}
         if self._token is not None:
-            token = credentials.read(self._token)
+            token = authentication.read(self._token)
             said["Authorization"] = token if " " in token else f"Bearer {token}"
         try:
             status, wait, answer = self._asked(body, said)
@@ -150,7 +150,7 @@ class WebhookExporter:
         own = f"{items[0].record['id']}.{hashlib.sha256(body).hexdigest()[:32]}"
         headers = {"Content-Type": "application/x-ndjson", "webhook-id": own.replace(".", "_")}
         if self._key is not None:
-            headers |= signed(credentials.read(self._key), headers["webhook-id"], int(time.time()), body)
+            headers |= signed(authentication.read(self._key), headers["webhook-id"], int(time.time()), body)
         self._poster.post(body, headers)
 
 

@@ -20,10 +20,10 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from proxy.telemetry.exporters.credentials import TlsTrust, current
+from proxy.telemetry.exporters.authentication import TlsTrust, current
 from proxy.telemetry.exporters.exporter import Format, Item, UnavailableError
+from proxy.telemetry.formats.decoded_event import shortened
 from proxy.telemetry.formats.fields import Record, own_version, severity
-from proxy.telemetry.formats.record import shortened
 
 _TIMEOUT: Final = 30.0  # seconds, for each step
 _LONGEST_MESSAGE: Final = 8192  # bytes; what every receiver should take (RFC 5425 section 4.3.1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enforcer.seccomp_supervisor import listener
+from enforcer.seccomp_supervisor import notification_listener
 from enforcer.seccomp_supervisor.supervisor import AT_ONCE, EACH, REFILLED, EventBudget
 from proxy.supervisor_channel import messages
 
@@ -53,13 +53,13 @@ def test_texts_are_read_across_pages_and_up_to_what_is_mapped():
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     pages[:] = b"x" * len(pages)
     pages[5000] = 0
-    assert listener.read_text(os.getpid(), start, 4096) is None
-    assert listener.read_text(os.getpid(), start + 1000, 4097) == b"x" * 4000
-    assert listener.read_text(os.getpid(), start + 1000, 4000) is None
-    assert listener.read_text(os.getpid(), start + 5000, 4096) == b""
+    assert notification_listener.read_text(os.getpid(), start, 4096) is None
+    assert notification_listener.read_text(os.getpid(), start + 1000, 4097) == b"x" * 4000
+    assert notification_listener.read_text(os.getpid(), start + 1000, 4000) is None
+    assert notification_listener.read_text(os.getpid(), start + 5000, 4096) == b""
     ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 8192), 4096, 0)
     with pytest.raises(OSError, match="process_vm_readv"):
-        listener.read_text(os.getpid(), start + 6000, 4096)
+        notification_listener.read_text(os.getpid(), start + 6000, 4096)
     ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + 8192), 4096, 3)
 
 
@@ -70,20 +70,24 @@ def test_words_are_read_wherever_their_pointers_lie(off):
     base = (ctypes.addressof(room) + 4095) // 4096 * 4096
     array = bytes(_array(*map(ctypes.addressof, texts)))
     ctypes.memmove(base + off, array, len(array))
-    found = listener.read_words(os.getpid(), base + off)
+    found = notification_listener.read_words(os.getpid(), base + off)
     assert found == (tuple(b"w%d" % n for n in range(600)), True)
 
 
 def test_no_more_words_are_read_than_there_is_room_for():
     long = ctypes.create_string_buffer(b"x" * 1000)
-    found = listener.read_words(os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(long)] * 100)))
+    found = notification_listener.read_words(
+        os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(long)] * 100))
+    )
     assert not found.whole
     assert 60 <= len(found.words) <= 66
     short = ctypes.create_string_buffer(b"")
-    found = listener.read_words(os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(short)] * 5000)))
-    assert (len(found.words), found.whole) == (listener.MOST_WORDS, False)
+    found = notification_listener.read_words(
+        os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(short)] * 5000))
+    )
+    assert (len(found.words), found.whole) == (notification_listener.MOST_WORDS, False)
     del array
-    assert listener.read_words(os.getpid(), 0) == ((), True)
+    assert notification_listener.read_words(os.getpid(), 0) == ((), True)
 
 
 PART = st.binary(max_size=20).map(lambda part: part.replace(b"\0", b""))

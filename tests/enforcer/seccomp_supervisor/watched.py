@@ -11,7 +11,7 @@ import struct
 
 from enforcer.sandbox.seccomp import watched_filter
 from enforcer.sandbox.system_calls import NUMBERS
-from enforcer.seccomp_supervisor import held_programs, performed_calls, supervisor
+from enforcer.seccomp_supervisor import pending_programs, performed_calls, supervisor
 from enforcer.system import linux
 from proxy.supervisor_channel import messages
 
@@ -104,7 +104,7 @@ class Watched:
             self.worker.close()
             for name, bound in self._bounds.items():
                 if bound is not None:
-                    setattr(held_programs, name, bound)
+                    setattr(pending_programs, name, bound)
             performed_calls.MOST = self._most_locks or performed_calls.MOST
             _, (listener,), _, _ = socket.recv_fds(arrival, 16, 1)
             proc = os.open("/proc", os.O_RDONLY)

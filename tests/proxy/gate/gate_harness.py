@@ -17,7 +17,7 @@ from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
 from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
-from proxy.info_api.connection import InfoApi
+from proxy.info_api.info_api_connection import InfoApi
 from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import JournalWriteError

@@ -253,7 +253,7 @@ def test_hostile_texts_stay_texts(tmp_path):
 def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_ends_it(tmp_path, monkeypatch):
     async def test():
         async with World(tmp_path, RULES) as world:
-            monkeypatch.setattr("proxy.info_api.connection._A_TURN", 0)
+            monkeypatch.setattr("proxy.info_api.info_api_connection._A_TURN", 0)
             clients = [await world.connect("exeat.internal", 4318) for _ in range(2)]
             for client in clients:
                 await client.send(request(as_json(*[record()] * 200)))

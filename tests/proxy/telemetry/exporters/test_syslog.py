@@ -13,7 +13,7 @@ from proxy.telemetry.events import Destination, Kind, Process, Tls
 from proxy.telemetry.exporters import syslog
 from proxy.telemetry.exporters.exporter import FORMATS, Item, UnavailableError
 from proxy.telemetry.exporters.syslog import SyslogExporter
-from proxy.telemetry.formats.record import read
+from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from tests.lab.certificates import Authority
 from tests.proxy.telemetry.exporters.export_harness import BOUND, Rsyslog, free_port, ids, in_order, once, until, write

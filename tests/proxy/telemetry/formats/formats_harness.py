@@ -5,7 +5,7 @@ import unicodedata
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.formats.record import read
+from proxy.telemetry.formats.decoded_event import read
 from tests.proxy.telemetry.telemetry_harness import full_event
 
 _BARE = ("time", "id", "kind")

@@ -10,8 +10,8 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.exporters.exporter import FORMATS, Item
 from proxy.telemetry.exporters.syslog import syslog
+from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.formats.otlp import attributes, logs_request
-from proxy.telemetry.formats.record import read
 from proxy.telemetry.schema import event_schema
 from tests.proxy.telemetry.formats.formats_harness import harmful
 from tests.proxy.telemetry.telemetry_harness import full_event

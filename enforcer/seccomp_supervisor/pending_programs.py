@@ -15,7 +15,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.seccomp_supervisor.listener import PATH_MAX, Words, read_text, read_words
+from enforcer.seccomp_supervisor.notification_listener import PATH_MAX, Words, read_text, read_words
 from enforcer.seccomp_supervisor.task_processes import Caller, File, Program
 from enforcer.system import linux
 from proxy.supervisor_channel import messages
@@ -23,7 +23,7 @@ from proxy.supervisor_channel import messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enforcer.seccomp_supervisor.listener import Listener, Notification
+    from enforcer.seccomp_supervisor.notification_listener import Listener, Notification
 
 _STDERR: Final = 2
 _AT_MOST: Final = 512  # bytes: the least PIPE_BUF, so that a pipe takes all or nothing
