@@ -28,13 +28,13 @@ _CAP_SYS_PTRACE: Final = 1 << 19  # capabilities(7)
 
 
 class Log:
-    """What an admin should know: in the log, and the latest in `exeat status`."""
+    """Log of the approvals server; the latest lines are in `exeat status`."""
 
     def __init__(self) -> None:
         self.latest: deque[str] = deque(maxlen=_MOST_TOLD)
 
     def say(self, sentence: str) -> None:
-        """Take note of something, once if it is said again and again."""
+        """Write a line, once if it repeats."""
         if self.latest and self.latest[-1] == sentence:
             return
         self.latest.append(sentence)
@@ -44,7 +44,7 @@ class Log:
 
 
 def main() -> None:
-    """Be the registry, until nobody needs it. The process ends here."""
+    """Run the approvals server until it is idle, then end the process."""
     directory = Path(sys.argv[1])
     linux.disable_core_dumps()
     # Of root's rights the one to see which namespaces a peer is in: it reads what workers say, who read hostile bytes

@@ -45,7 +45,7 @@ _NEWS_OF_A_QUESTION = frozenset({"asked", "answered", "expired", "superseded", "
 
 
 class WrongTokens:
-    """How many tokens that are nobody's a uid has tried: one that tries on is not compared any more for a while."""
+    """Wrong tokens by uid: a uid with too many is refused for a while."""
 
     def __init__(self) -> None:
         self._tries: OrderedDict[int, list[float]] = OrderedDict()
@@ -67,7 +67,7 @@ class WrongTokens:
 
 
 class App:
-    """For one event loop. `say` is told what an admin should know."""
+    """Approvals app. For one event loop. `say` receives log lines."""
 
     def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
         """Read who may approve. Raises HostError where what is kept can't be found."""
@@ -138,7 +138,7 @@ class App:
 
     @property
     def others(self) -> bool:
-        """Whether somebody may approve who is another unix user than this registry's."""
+        """Whether another unix user may approve."""
         own = os.geteuid()
         named = self.registry.people.name_of(own)
         return any(
@@ -151,7 +151,7 @@ class App:
         return [each for each in told if not each.startswith(_NOBODY) or each == self.broken]
 
     async def card(self, approval: str, news: str = "asked") -> dict[str, object]:
-        """Return all that there is to know of a question, as JSON and as text. Raises StoreError, VoteRefusedError."""
+        """Return the card of an approval request, as JSON and text. Raises StoreError, VoteRefusedError."""
         found, short = await self._known(approval)
         return {"kind": news, "approval": short, "card": found.packed(), "text": found.text()}
 
@@ -178,7 +178,7 @@ class App:
             self._say(f"task {news.task}: {news.text}")
 
     async def _spread(self, news: ApprovalUpdate) -> None:
-        """Tell of a question whoever watches, whom approvers.yaml names, and the programs that review."""
+        """Report a request to watchers, receivers and reviewers."""
         try:
             known, short = await self._known(news.approval)
         except (StoreError, VoteRefusedError) as error:

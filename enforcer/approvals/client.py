@@ -198,7 +198,7 @@ _TRIES: Final = 3  # of registries that end in this very moment
 
 
 class ServerRefusedError(ExeatError):
-    """The registry can't do what was asked, in its own words."""
+    """The approvals server refused the request; the text is the server's."""
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)

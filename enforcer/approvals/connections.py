@@ -174,7 +174,7 @@ _MOST_DESCRIPTORS: Final = 2
 
 
 class UntrustedPeerError(Exception):
-    """Who asks is not served."""
+    """The peer may not use this server."""
 
 
 class Peer(NamedTuple):
@@ -185,7 +185,7 @@ class Peer(NamedTuple):
 
 
 class Packet(NamedTuple):
-    """What it sent; nothing at all is its end."""
+    """Packet of a peer; empty: the end of the connection."""
 
     data: bytes
     descriptors: list[int]

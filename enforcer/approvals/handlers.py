@@ -36,7 +36,7 @@ _NEVER: Final = 1e18  # seconds since 1970
 
 
 class RequestFailedError(Exception):
-    """What was asked can't be done; the text is for the caller. `status`: what a command ends with."""
+    """The request failed; the text is for the caller. `status`: the command's exit status."""
 
     def __init__(self, why: str, status: int = 1) -> None:
         super().__init__(why)

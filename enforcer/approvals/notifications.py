@@ -42,7 +42,7 @@ type Send = Callable[[bytes], bytes]  # runs in a thread. Raises DeliveryError
 
 
 class DeliveryError(Exception):
-    """A receiver didn't take it. `again`: whether it is worth another try."""
+    """A receiver did not accept a notification. `again`: whether to retry."""
 
     def __init__(self, why: str, *, again: bool = True) -> None:
         super().__init__(why[:_LONGEST_REASON])
@@ -204,14 +204,14 @@ _MARKUP: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})  # api.
 
 
 class ReviewAnswer(NamedTuple):
-    """What a program says to a question."""
+    """Answer of a reviewer."""
 
     vote: Vote
     why: str
 
 
 class Notifications:
-    """Everybody who is told. Made anew when approvers.yaml changes; `say` is told what an admin should know."""
+    """Receivers and reviewers of approvers.yaml; made anew when it changes. `say` receives log lines."""
 
     def __init__(self, people: "People", threads: Threads, say: Callable[[str], None]) -> None:
         self._threads = threads

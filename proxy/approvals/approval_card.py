@@ -39,14 +39,14 @@ _NOTHING: "Mapping[str, str]" = {}
 
 
 class CardChoice(NamedTuple):
-    """One thing that can be said to a question, and exactly what that does."""
+    """One answer that a person can give, and its exact effect."""
 
     words: str  # of the command
     does: str
 
 
 class Card(NamedTuple):
-    """Everything about one question."""
+    """Everything known about one approval request, for the person who decides."""
 
     approval: Approval
     task: Task
@@ -63,7 +63,7 @@ class Card(NamedTuple):
     withheld: bool = False  # there is more to see for whoever decides: a rule says `log: pattern`
 
     def redacted(self) -> "Card":
-        """Return it as it may be sent where it is kept."""
+        """Return the card without what its rules withhold from logs and receivers."""
         question = self.approval.question
         approval = self.approval._replace(question=question.redacted())
         return self._replace(approval=approval, withheld=question.withholds)

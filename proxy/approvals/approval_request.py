@@ -44,7 +44,7 @@ Real = Annotated[float, Meta(ge=0, le=253_402_300_799)]  # seconds, or a time th
 
 
 class MalformedMessageError(ValueError):
-    """A message or a record that is none of ours."""
+    """A message or a record that can't be read."""
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,7 +97,7 @@ _NamedText = Annotated[str, Meta(min_length=1, max_length=1 << 16)]
 
 
 class Kind(StrEnum):
-    """What is held."""
+    """Kind of attempt that is held."""
 
     CONNECTION = "connection"
     REQUEST = "request"
@@ -118,7 +118,7 @@ class Ref(Message, frozen=True):
 
 
 class File(Message, frozen=True):
-    """One path of a merge: what stands there now, and what is to, as far as people are shown that."""
+    """One path of a merge: its content before and after, as far as the card shows it."""
 
     path: _NamedText
     sha256: _Hash = ""  # of the content that is to be there; empty: it is to be removed, or has none
@@ -130,7 +130,7 @@ class File(Message, frozen=True):
 
 
 class Program(Message, frozen=True):
-    """Who in the sandbox it is, as far as /proc said."""
+    """Process in the sandbox, as far as /proc shows it."""
 
     pid: Whole
     exe: Text
@@ -139,7 +139,7 @@ class Program(Message, frozen=True):
 
 
 class Source(Message, frozen=True):
-    """Something untrusted that the task read from."""
+    """Untrusted source that the task has read from."""
 
     rule: NamedRule
     destination: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -178,7 +178,7 @@ def rules_of(asking: "Iterable[RequiredApproval]") -> tuple[Rule, ...]:
 
 
 class ApprovalRequest(Message, frozen=True):
-    """One attempt that is held. Texts are as the sandbox has them: escape them where they leave."""
+    """One held attempt. Its texts come from the sandbox unescaped: escape them before showing them."""
 
     kind: Kind
     protocol: _Brief = ""  # rules.attempt.Protocol; empty for commands and merges
@@ -206,14 +206,14 @@ class ApprovalRequest(Message, frozen=True):
     pattern: _NamedText | None = None
 
     def redacted(self) -> Self:
-        """Return it as it may be written down: whoever decides on it sees more (`log: pattern`)."""
+        """Return the request without what `log: pattern` withholds from the journal; the approver sees it whole."""
         if self.pattern is not None:
             return self._replace(path=self.pattern, repo="", refs=())
         return self._replace(refs=tuple(ref for ref in self.refs if not ref.quiet))
 
     @property
     def withholds(self) -> bool:
-        """Whether there is more to it than may be written down."""
+        """Whether the journal may not have all of it (`log: pattern`)."""
         return self.pattern is not None or any(ref.quiet for ref in self.refs)
 
     @property
@@ -286,7 +286,7 @@ class ApprovalRequest(Message, frozen=True):
 
 
 def grant_key(question: ApprovalRequest, covers: GrantScope) -> str:
-    """Return what an approval of so wide a cover is good for: attempts with one key are covered alike.
+    """Return the key of an attempt at a scope. One grant serves all attempts with the same key.
 
     Besides, it is good for one task and for the rules that it names alone.
     """
@@ -300,7 +300,7 @@ def grant_key(question: ApprovalRequest, covers: GrantScope) -> str:
 
 
 def grant_keys(question: ApprovalRequest) -> tuple[str, ...]:
-    """Return every key that covers an attempt: whichever a grant has, it serves."""
+    """Return all keys that cover an attempt. A grant with any of them serves it."""
     found = [grant_key(question, covers) for covers in _NARROWEST]
     if question.cut:
         del found[0]  # it does more than is known here
@@ -317,7 +317,7 @@ def narrower(one: GrantScope, other: GrantScope) -> bool:
 
 
 def _apart(question: ApprovalRequest) -> tuple[object, ...]:
-    """Give what stands for a destination where there is none: a command's program, the files that are to change."""
+    """Return what replaces the destination of commands (the program) and merges (the files)."""
     match question.kind:
         case Kind.COMMAND:
             return question.kind, question.argv[:1]
@@ -340,7 +340,7 @@ def _attempt(question: ApprovalRequest) -> str:
 
 
 def _beforehand(question: ApprovalRequest, *, body: bool) -> str:
-    """Hash what is asked for before it is tried (a wish) as far as that is known: a push without objects and request.
+    """Return the key of a pre-request: all that is known before the attempt, for a push without objects.
 
     `body`: a request may have one, of any size.
     """
@@ -358,7 +358,7 @@ def _hashed(value: object) -> str:
 
 
 def explain_unapprovable(decision: "Decision") -> str:
-    """Say why nobody is asked what rules of the policy ask, if so: approving it would not let it out."""
+    """Explain why an approval could not allow the attempt; empty if it could."""
     if decision.reason is not Reason.APPROVAL_UNAVAILABLE or decision.passes or decision.needs_approval:
         return ""
     asks = ", ".join(f"`{rule}`" for rule in decision.rules)
@@ -368,7 +368,7 @@ def explain_unapprovable(decision: "Decision") -> str:
 def describe_connection(
     sources: "tuple[Source, ...]", attempt: "Attempt", decision: "Decision", process: "Process | None" = None
 ) -> ApprovalRequest:
-    """Ask about all that goes over a connection, or a flow of datagrams."""
+    """Describe a connection, or a flow of datagrams, as an approval request."""
     if attempt.protocol is not Protocol.UDP:
         return _build_request(Kind.CONNECTION, sources, attempt, decision, process)
     question = _build_request(Kind.UDP, sources, attempt, decision, process)
@@ -388,10 +388,10 @@ def describe_request(  # noqa: PLR0917 - what is known of a request
     secrets: tuple[str, ...] = (),
     quiet: frozenset[str] = frozenset(),
 ) -> ApprovalRequest:
-    """Ask about one request, a push with all of its refs; `event` is that of its connection.
+    """Describe one request, or a push with all its refs, as an approval request.
 
-    Without a `head` it is not tried yet. `secrets` are the ids of those that the gate puts into it, `quiet` the refs
-    that are told nowhere else.
+    `event` is the event of its connection. Without a `head` it is a pre-request. `secrets` are the ids of the secrets
+    that the gate injects, `quiet` the refs that the journal must not have.
     """
     request = attempt.request
     assert request is not None
@@ -427,7 +427,7 @@ def describe_program(
     *,
     whole: bool,
 ) -> ApprovalRequest:
-    """Ask about a program that is about to start with these words; not `whole`: there are more of them."""
+    """Describe a program that is about to start as an approval request; not `whole`: `argv` is cut."""
     return ApprovalRequest(
         Kind.COMMAND,
         argv=argv,
@@ -440,7 +440,7 @@ def describe_program(
 
 
 def describe_process(process: "Process | None") -> Program | None:
-    """Return who it is, as far as that is known."""
+    """Return the process as a message."""
     return None if process is None else Program(process.pid, process.exe, process.argv, process.ancestors)
 
 

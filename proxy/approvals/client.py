@@ -61,7 +61,7 @@ class Ticket:
     approval: str = ""
 
     def drop(self) -> None:
-        """Wait no more: nobody is told of the answer. Idempotent."""
+        """Withdraw the request; its answer is discarded. Idempotent."""
         self.client.drop(self)
 
     def settle(self, answer: "Answer | RequestState | None") -> None:
@@ -71,7 +71,7 @@ class Ticket:
 
 
 class ApprovalsClient:
-    """What is asked for one sandbox. For one thread, within a running loop; the channel stays the caller's."""
+    """Approval requests of one sandbox. For one thread, within a running loop; the caller owns the channel."""
 
     def __init__(self, channel: "socket.socket", poller: "Poller", tell: "Callable[[Component, str], None]") -> None:
         """`tell` takes what went wrong."""
@@ -102,7 +102,7 @@ class ApprovalsClient:
         return self._started and not self._gone
 
     def start(self) -> None:
-        """Say hello."""
+        """Send `Hello` and the known taint."""
         self._started = True
         self._poller.watch(self._channel.fileno(), IN, self)
         self._fence = self._number()
@@ -123,7 +123,7 @@ class ApprovalsClient:
         return before
 
     def close(self) -> None:
-        """Ask nothing any more. Nobody is told: what waits is ended by those who wait. Idempotent."""
+        """Stop. Waiting callers get no answer, and end by themselves. Idempotent."""
         if self._started and not self._gone:
             self._poller.forget(self._channel.fileno())
         self._gone = True
@@ -134,7 +134,7 @@ class ApprovalsClient:
         self._unsent.clear()
 
     def submit(self, question: "ApprovalRequest", then: "Callable[[Answer], None]") -> Ticket:
-        """Ask about an attempt; `then` is called with the answer, once, from the loop. It must not raise."""
+        """Submit an approval request; calls `then` with the answer, once, from the loop. `then` must not raise."""
         hold = max((rule.terms.hold for rule in question.rules), default=0.0)
         ticket = self._ticket(hold + SLACK, then, holds=True)
         if self.is_there and (len(self._open) > MOST_OPEN or not self._room.take()):
@@ -154,7 +154,7 @@ class ApprovalsClient:
     def request_access(
         self, question: "ApprovalRequest", decision: "Decision", why: str, seen: "Callable[[RequestState | None], None]"
     ) -> Ticket:
-        """Pass on what the agent asks for by itself; `seen` is called with what became of it, None: nobody says."""
+        """Send a pre-request; calls `seen` with its state, or None on failure."""
 
         def word(number: int) -> "Message":
             verdict = Verdict.ASK if question.rules else decision.verdict
@@ -164,15 +164,15 @@ class ApprovalsClient:
         return self._query(word, seen)
 
     def query_status(self, approval: str, seen: "Callable[[RequestState | None], None]") -> Ticket:
-        """Ask what became of an approval of this task's; `seen` is called with that, None: nobody says."""
+        """Query the state of one of this task's requests; calls `seen` with it, or None on failure."""
         return self._query(lambda number: protocol.StatusQuery(number, approval), seen)
 
     def tainted(self, source: "Source") -> bool:
-        """Tell what the task is about to read; False: the registry has not got that, so it must not be read."""
+        """Report an untrusted source; False: it could not be sent, so the task must not read from it."""
         return not self._gone and not self._unsent and self._send(protocol.Tainted(source), keep=False)
 
     def drop(self, ticket: Ticket) -> None:
-        """Forget a question (`Ticket.drop`)."""
+        """Withdraw a request (`Ticket.drop`)."""
         if self._open.pop(ticket.number, None) is not None:
             ticket.timer.cancel()
             if ticket.holds:

@@ -18,7 +18,7 @@ _MOST_ENDED: Final = 4096  # grants that are remembered as over: between an answ
 
 
 class Grant(NamedTuple):
-    """Under what an attempt passes: one rule that asked is satisfied. `budget` is what is left of its bytes."""
+    """Grant as a worker holds it, for one rule. `budget`: its remaining bytes."""
 
     rule: str
     digest: str
@@ -29,7 +29,7 @@ class Grant(NamedTuple):
 
 
 class Budget:
-    """The bytes that may still pass under one grant, in both directions, by whomever."""
+    """Byte budget of one grant, for both directions and all its leases."""
 
     __slots__ = ("_ahead", "_left", "_tell", "granted", "over", "rule")
 
@@ -77,7 +77,7 @@ class Budget:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One attempt that passes under grants: `end` says that it is over."""
+    """Attempt that passes under grants, until `end`."""
 
     leases: "Leases"
     grants: "tuple[Grant, ...]"
@@ -89,7 +89,7 @@ class Lease:
 
 
 class Leases:
-    """All that passes under grants in one sandbox. For one thread."""
+    """All leases of one sandbox. For one thread."""
 
     def __init__(self, tell: "Callable[[str, int], bool]") -> None:
         """`tell` takes a grant and how many more of its bytes are used."""

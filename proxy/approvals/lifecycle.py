@@ -32,7 +32,7 @@ def new_id() -> str:
 
 
 def request_key(rules: "Sequence[Rule]", question: "ApprovalRequest") -> str:
-    """Return what an approval request of a task has in common with those that it joins: its rules, and its reach."""
+    """Return the key that equal requests of a task share: their rules, and the grant key."""
     named = sorted(f"{asks.rule} {asks.digest}" for asks in rules)
     text = "\0".join([*named, grant_key(question, question._replace(rules=tuple(rules)).covers)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -52,7 +52,7 @@ async def find_grants(t: "Transaction", task: str, question: "ApprovalRequest") 
 
 
 async def take_uses(t: "Transaction", grants: "Sequence[Grant]") -> list[Grant]:
-    """Take a use of each, and return them with what is left."""
+    """Take one use of each grant, and return the grants with the uses left."""
     left = []
     for grant in grants:
         uses = await t.take(grant.id)
@@ -63,7 +63,7 @@ async def take_uses(t: "Transaction", grants: "Sequence[Grant]") -> list[Grant]:
 
 
 async def make_grants(t: "Transaction", approval: "Approval", ballots: "Sequence[Ballot]") -> list[Grant]:
-    """Make what an approval grants: one grant for each rule, with the least that any approver gives."""
+    """Create the grants of an approval: one for each rule, with the narrowest terms of all approvers."""
     found = []
     for asks, (width, uses, bytes_, ends, cuts) in bounds_by_rule(approval.question, approved_terms(ballots), t.now):
         covers = grant_key(approval.question, width)
@@ -77,7 +77,7 @@ async def make_grants(t: "Transaction", approval: "Approval", ballots: "Sequence
 
 
 def approved_terms(ballots: "Sequence[Ballot]") -> "list[GrantTerms]":
-    """Return what those who approve offer."""
+    """Return the terms of all approving votes."""
     return [ballot.offer for ballot in ballots if ballot.vote is Vote.APPROVE]
 
 
@@ -93,7 +93,7 @@ def bounds_by_rule(
 
 
 def describe_reach(found: "Sequence[tuple[Rule, GrantBounds]]", now: float) -> str:
-    """Say how far grants reach: in one sentence for all rules, or rule by rule where they differ."""
+    """Describe the bounds of grants: one sentence for all rules, or one for each where they differ."""
     said = {asks.rule: describe_bounds(extent, now) for asks, extent in found}
     if len(set(said.values())) == 1:
         return next(iter(said.values()))

@@ -24,11 +24,11 @@ _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 
 
 class ScopeTooWideError(ValueError):
-    """More than the rule gives."""
+    """An approver offers more than the rule gives."""
 
 
 class GrantTerms(Message, frozen=True, omit_defaults=True):
-    """How much whoever approves is willing to give; what is not said is as the rule says."""
+    """Terms that an approver sets for a grant; the rule's apply where one is None."""
 
     width: GrantScope | None = None
     uses: Whole | None = None
@@ -60,7 +60,7 @@ class GrantTerms(Message, frozen=True, omit_defaults=True):
 
 
 class GrantBounds(NamedTuple):
-    """How far a grant reaches: None is no bound but the task's end."""
+    """Bounds of a grant; None: bounded by the task's end alone."""
 
     width: GrantScope
     uses: int | None
@@ -88,7 +88,7 @@ def limit_bounds(terms: "Terms", width: GrantScope, offers: "Sequence[GrantTerms
 
 
 def describe_bounds(extent: GrantBounds, now: float) -> str:
-    """Say what a grant is good for: `this very attempt, once, in the next 24h`."""
+    """Describe a grant's bounds in words: `this very attempt, once, in the next 24h`."""
     what = {
         GrantScope.ATTEMPT: "this very attempt",
         GrantScope.DESTINATION: "anything this rule asks about at this destination",
@@ -101,7 +101,7 @@ def describe_bounds(extent: GrantBounds, now: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Say how long that is, in the largest unit that it fills, days from two on: `90m`, `24h`, `3d`."""
+    """Format a duration in its largest whole unit, days from two on: `90m`, `24h`, `3d`."""
     whole = max(round(seconds), 0)
     for unit, length in _UNITS:
         if whole >= 2 * length or (unit != "d" and whole >= length and whole % length == 0):
@@ -170,7 +170,7 @@ MERGING: Final = "/changes"  # behind a run's id: what merges its changes, which
 
 
 class ApprovalState(StrEnum):
-    """What became of a question; only one that is pending can still become something else."""
+    """State of an approval request. Only a pending one can change."""
 
     OVER = "over"  # its task ended
     EXPIRED = "expired"
@@ -181,7 +181,7 @@ class ApprovalState(StrEnum):
 
 
 class PreRequestKind(StrEnum):
-    """Whether an agent asked by itself, and what the rules say of what it wants."""
+    """Kind of pre-request, by what the rules say of the attempt."""
 
     UNRULED = "unruled"  # no rule says anything: nobody can approve it, a rule can be written
     ASKS = "asks"  # a rule asks
@@ -189,7 +189,7 @@ class PreRequestKind(StrEnum):
 
 
 class Vote(StrEnum):
-    """What somebody says to a question."""
+    """Vote of one approver."""
 
     REJECT = "reject"
     PASS = "pass"  # a reviewer leaves it to people
@@ -197,7 +197,7 @@ class Vote(StrEnum):
 
 
 class Task(NamedTuple):
-    """A task whose attempts people are asked about."""
+    """Task as the registry stores it."""
 
     id: str
     sandbox: str
@@ -222,7 +222,7 @@ class Task(NamedTuple):
 
 
 class Ballot(NamedTuple):
-    """What one approver said."""
+    """Vote of one approver, as stored."""
 
     person: str
     vote: Vote
@@ -233,7 +233,7 @@ class Ballot(NamedTuple):
 
 
 class Approval(NamedTuple):
-    """One question and what became of it. Times are seconds since 1970."""
+    """Approval request and its state, as stored. Times are seconds since 1970."""
 
     id: str
     task: str
@@ -257,7 +257,7 @@ class Approval(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What an approval lets through: for one task and one rule of one content. None is no bound of its own."""
+    """Grant, as stored: allows attempts of one task under one rule with one digest. None: no bound of its own."""
 
     id: str
     approval: str
@@ -276,7 +276,7 @@ class Grant(NamedTuple):
 
 
 class DestinationHistory(NamedTuple):
-    """What the store knows of a destination."""
+    """Earlier approval requests for a destination, counted."""
 
     first: float  # when it was first asked about
     times: int  # how often, this time included

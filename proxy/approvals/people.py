@@ -23,7 +23,7 @@ REVIEWER: Final = "reviewer "  # what a program's name begins with, where it is 
 
 
 class Actor(NamedTuple):
-    """Who is speaking. `known`: whether they may approve anything at all."""
+    """Identity of a caller. `known`: whether it may approve anything."""
 
     name: str
     known: bool = False
@@ -31,7 +31,7 @@ class Actor(NamedTuple):
 
 
 class Person(NamedTuple):
-    """Somebody who may approve."""
+    """Person who may approve."""
 
     name: str
     user: str = ""  # of unix
@@ -41,7 +41,7 @@ class Person(NamedTuple):
 
 
 class Reviewer(NamedTuple):
-    """A program that is asked before people are, or with them."""
+    """Program that reviews approval requests."""
 
     name: str
     rules: "tuple[Pattern, ...]"
@@ -56,7 +56,7 @@ class Reviewer(NamedTuple):
         return any(pattern.matches(rule) for pattern in self.rules)
 
     def asked(self, question: "ApprovalRequest") -> bool:
-        """Whether it is asked about a question: it has to be one for every rule of it."""
+        """Whether it reviews a request: it must review every rule of the request."""
         ours = bool(question.rules) and all(self.reviews(asks.rule) for asks in question.rules)
         return ours and (not self.kinds or question.kind in self.kinds)
 
@@ -69,7 +69,7 @@ class Secret(NamedTuple):
 
 
 class NotificationTarget(NamedTuple):
-    """Whom to tell of questions."""
+    """Receiver of notifications about approval requests."""
 
     webhook: str = ""
     shape: str = "generic"  # or `slack`
@@ -78,14 +78,14 @@ class NotificationTarget(NamedTuple):
 
 
 class PendingLimits(NamedTuple):
-    """How many questions may wait."""
+    """Limits on pending approval requests."""
 
     pending_per_task: int = PENDING_PER_TASK
     pending: int = PENDING
 
 
 class StoreLocation(NamedTuple):
-    """Where approvals are kept. `url` empty: in a file beside the registry's socket."""
+    """Location of the approval store. `url` empty: a file beside the registry's socket."""
 
     url: str = ""
     password: str = ""  # the name of a file with nothing else in it
@@ -101,7 +101,7 @@ def user_name(uid: int) -> str:
 
 
 class People(NamedTuple):
-    """Everybody whom the registry knows. Without a file that is the user whose registry it is, and no group."""
+    """People, groups and reviewers of approvers.yaml. Without the file: the registry's own user, and no group."""
 
     people: Mapping[str, Person] = {}
     groups: Mapping[str, frozenset[str]] = {}  # of names of people and reviewers
@@ -123,7 +123,7 @@ class People(NamedTuple):
         return Actor(f"{user or f'uid {uid}'}{where}", known=not self.file and uid == self.owner)
 
     def by_token(self, token: str) -> Actor | None:
-        """Return whose token it is. Every one is compared, so that how long it takes says nothing."""
+        """Return the owner of a token. Compares all tokens, so timing reveals nothing."""
         given = hash_token(token)
         pairs = [(person.name, known) for person in self.people.values() for known in person.tokens]
         found = [name for name, known in pairs if hmac.compare_digest(known, given)]
@@ -134,7 +134,7 @@ class People(NamedTuple):
         return Actor(reviewer, known=True, reviewer=True) if reviewer in self.reviewers else None
 
     def reviewers_of(self, question: "ApprovalRequest") -> list[Reviewer]:
-        """List the programs that are asked about a question."""
+        """List the reviewers of an approval request."""
         return [reviewer for reviewer in self.reviewers.values() if reviewer.asked(question)]
 
     def objection(self, who: Actor, asks: "Rule", starter: str) -> str:
@@ -208,10 +208,10 @@ class People(NamedTuple):
 
 
 def hash_token(token: str) -> str:
-    """Return what is kept of a token. It has 256 bits of noise: a slow hash would slow nobody but us."""
+    """Return the stored hash of a token. Tokens are 256 random bits, so a fast hash is safe."""
     return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def display_name(name: str, *, reviewer: bool) -> str:
-    """Return what somebody is called where it is told: a program is never taken for a person."""
+    """Return the display name of a voter; a program's name begins with `reviewer`."""
     return REVIEWER + name if reviewer else name

@@ -38,7 +38,7 @@ LONGEST_WHY: Final = 2000  # characters of what an agent says it wants
 
 
 class Result(StrEnum):
-    """How an ask ended; the first is what any trouble is."""
+    """Result of an approval request; any failure is `unavailable`."""
 
     UNAVAILABLE = "unavailable"  # nobody could be asked
     DENIED = "denied"
@@ -53,7 +53,7 @@ class Tagged(Message, frozen=True, tag_field="type"):
 
 
 class Introduction(Message, frozen=True):
-    """Whose pair of sockets this is: said once by whoever made the sandbox, outside of it."""
+    """Introduces a sandbox's socket pair to the registry; sent once by the run host, outside the sandbox."""
 
     sandbox: Named
     task: Named  # id: never used for another task
@@ -67,39 +67,39 @@ class Introduction(Message, frozen=True):
 
 
 class Hello(Tagged, frozen=True, tag="hello"):
-    """The first word of every worker: what one before it still waits for is nobody's now."""
+    """First message of a worker. It ends the waits of the worker before it."""
 
     version: int = VERSION
 
 
 class Submit(Tagged, frozen=True, tag="ask"):
-    """An attempt is held until this is answered. `ApprovalRequest.fitted` makes it small enough for one packet."""
+    """Submits an approval request for a held attempt. `ApprovalRequest.fitted` makes it fit one packet."""
 
     number: Whole
     question: ApprovalRequest
 
 
 class Withdraw(Tagged, frozen=True, tag="drop"):
-    """Nobody waits for an answer any more: the client gave up, or the policy changed."""
+    """Withdraws a request: the client left, or the policy changed."""
 
     number: Whole
 
 
 class Tainted(Tagged, frozen=True, tag="tainted"):
-    """The task is about to read from an untrusted source. Said before anything of it can reach the task."""
+    """Reports that the task is about to read from an untrusted source, before it receives anything."""
 
     source: Source
 
 
 class BytesUsed(Tagged, frozen=True, tag="used"):
-    """So many more bytes, both ways together, passed under a grant that has a budget of them."""
+    """Reports bytes, of both directions together, that are about to pass under a grant with a byte budget."""
 
     grant: NamedId
     bytes: Whole
 
 
 class EvaluatedAttempt(Message, frozen=True):
-    """What the policy says of an attempt. The question has rules that ask where the verdict is `ask`, and else none."""
+    """Attempt with the policy's verdict. `question.rules` is empty unless the verdict is `ask`."""
 
     question: ApprovalRequest
     verdict: Verdict
@@ -108,7 +108,7 @@ class EvaluatedAttempt(Message, frozen=True):
 
 
 class PreRequest(Tagged, frozen=True, tag="wish"):
-    """The agent asks for access beforehand."""
+    """Pre-request: the agent requests access before it tries."""
 
     number: Whole
     attempt: EvaluatedAttempt
@@ -116,7 +116,7 @@ class PreRequest(Tagged, frozen=True, tag="wish"):
 
 
 class StatusQuery(Tagged, frozen=True, tag="look"):
-    """The agent asks what became of a wish, or of anything that its task was held for; an empty id is of nothing."""
+    """Queries the state of one of the task's requests; an empty id only tests the connection."""
 
     number: Whole
     id: Id
@@ -126,20 +126,20 @@ type WorkerMessage = Hello | Submit | Withdraw | Tainted | BytesUsed | PreReques
 
 
 class TaskTaint(Message, frozen=True):
-    """What the task has done already."""
+    """Taint of the task, as the registry stores it."""
 
     tainted: bool
     tainted_by: Annotated[tuple[Source, ...], Meta(max_length=4096)] = ()
 
 
 class TaskState(Tagged, frozen=True, tag="state"):
-    """The answer to a hello."""
+    """Reply to `Hello`: the task's taint."""
 
     done: TaskTaint
 
 
 class Pending(Tagged, frozen=True, tag="pending"):
-    """People are asked."""
+    """Reports that a request is pending under this id."""
 
     number: Whole
     approval: NamedId
@@ -147,7 +147,7 @@ class Pending(Tagged, frozen=True, tag="pending"):
 
 
 class Granted(Message, frozen=True):
-    """A rule that asks is satisfied, for this attempt: a use of the grant is taken already."""
+    """Grant that satisfies one rule for this attempt; the use is already counted."""
 
     rule: NamedRule
     digest: Digest
@@ -156,7 +156,7 @@ class Granted(Message, frozen=True):
 
 
 class Answer(Tagged, frozen=True, tag="answer"):
-    """How an ask ended."""
+    """Reply to `Submit`: the result."""
 
     number: Whole
     result: Result
@@ -167,13 +167,13 @@ class Answer(Tagged, frozen=True, tag="answer"):
 
 
 class GrantsEnded(Tagged, frozen=True, tag="over"):
-    """These grants ended early or with their time: what still passes under them is cut. One used up doesn't cut."""
+    """Reports grants that were revoked or expired: the worker cuts their leases. Used-up grants are not sent."""
 
     grants: Texts
 
 
 class RequestStatus(StrEnum):
-    """What became of a wish or a question, as its task may know it."""
+    """Status of a request, as its task sees it."""
 
     UNKNOWN = "unknown"  # no question of this task
     REFUSED = "refused"  # it was not even put up: `why` says why not
@@ -185,7 +185,7 @@ class RequestStatus(StrEnum):
 
 
 class RequestState(Message, frozen=True):
-    """What a task is told of its own question."""
+    """State of a request, as its task sees it."""
 
     standing: RequestStatus
     approval: Id = ""
@@ -196,7 +196,7 @@ class RequestState(Message, frozen=True):
 
 
 class StatusReply(Tagged, frozen=True, tag="seen"):
-    """The answer to a wish and to a look."""
+    """Reply to `PreRequest` and `StatusQuery`."""
 
     number: Whole
     state: RequestState
@@ -216,7 +216,7 @@ _REASONS: Final = {
 
 
 def reason_of(answer: Answer) -> Reason:
-    """Return why what was asked about is refused."""
+    """Return the reason of the denial that an answer causes."""
     return _REASONS.get(answer.result, Reason.APPROVAL_UNAVAILABLE)
 
 
@@ -228,7 +228,7 @@ def read_introduction(message: object) -> Introduction:
 
 
 def read_worker_message(message: object) -> WorkerMessage:
-    """Read what a worker says. Raises MalformedMessageError."""
+    """Read a worker's message. Raises MalformedMessageError."""
     found: WorkerMessage = read(message, WorkerMessage)
     match found:
         case Hello():
@@ -241,7 +241,7 @@ def read_worker_message(message: object) -> WorkerMessage:
 
 
 def read_registry_message(message: object) -> RegistryMessage:
-    """Read what the registry says. Raises MalformedMessageError."""
+    """Read a registry's message. Raises MalformedMessageError."""
     found: RegistryMessage = read(message, RegistryMessage)
     match found:
         case Answer() if (found.result is Result.GRANTED) != bool(found.grants):

@@ -1,8 +1,8 @@
 """Records approvals in the journal of the gate that asks: requests, votes, grants, and their ends.
 
 The registry writes lines of the same journal in a segment of its own. What an answer depends on is recorded before it
-counts (invariant 6), inside its transaction: JournalWriteError undoes it. What has only happened never raises. Whoever
-closes the journal has its keeper sign it (`enforcer.journal.keeper.Keeper.close`).
+counts (invariant 6), inside its transaction: JournalWriteError undoes it. Records of what has already happened never
+raise. After closing the journal, the caller has the journal process sign it (`enforcer.journal.keeper.Keeper.close`).
 """
 
 import time

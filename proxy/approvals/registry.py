@@ -1,8 +1,8 @@
 """Registry of approvals: keeps requests, counts votes, and answers each waiter once. A clock and a store, no sockets.
 
-Home of the invariants of approvals: a grant serves its own task, rule and attempt and nothing else; nothing is granted
-that isn't recorded; what can't be kept or recorded is denied; nothing that has ended comes back, whatever the clock
-does.
+Home of the invariants of approvals. A grant serves its own task, rule and attempt, and nothing else. Nothing is granted
+that is not recorded. A request that can't be stored or recorded is denied. Nothing that has ended becomes valid again,
+whatever the clock does.
 
 The caller runs it in one event loop: `introduce` for a sandbox's pair of sockets, `received` for each word that comes
 through it, in order and one at a time, and `leave` when the task is over. It sends what `reply` is called with, and
@@ -38,7 +38,7 @@ _KEPT: Final = 90 * 86400.0  # seconds that what ended can still be looked up he
 
 
 class Registry:
-    """See the module. A `connection` is whatever tells one pair of sockets from another."""
+    """Registry of approvals. A `connection` is any hashable value that identifies a socket pair."""
 
     def __init__(
         self,

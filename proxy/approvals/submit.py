@@ -39,7 +39,7 @@ _STATUS: Final = {
 
 
 class Submitted(NamedTuple):
-    """An approval request that people have before them. `joined`: it was there before."""
+    """Pending approval request. `joined`: an equal one was pending already."""
 
     approval: Approval
     joined: bool
@@ -88,7 +88,7 @@ class Submitter:
         *,
         again: bool = False,
     ) -> "list[Grant] | Submitted | Answer":
-        """Return the grants that serve an attempt, or ask for what is missing, or say why not, with no number yet.
+        """Return the grants that serve an attempt, a pending request, or a refusal (with number 0).
 
         `again`: it has waited, and may know older rules than others. Raises StoreError, JournalWriteError.
         """

@@ -28,7 +28,7 @@ _NO_RULE: Final = (
 
 
 class VoteRefusedError(Exception):
-    """An answer that doesn't count; the text says why. `approval`: what it was given to."""
+    """A vote that does not count; the text says why. `approval`: the request it was for."""
 
     def __init__(self, why: str, approval: Approval | None = None, task: "Task | None" = None) -> None:
         super().__init__(why)
@@ -37,7 +37,7 @@ class VoteRefusedError(Exception):
 
 
 class CastVote(NamedTuple):
-    """An answer as it was given."""
+    """Vote as the approver cast it."""
 
     who: "Actor"
     vote: Vote
@@ -52,7 +52,7 @@ class CastVote(NamedTuple):
 
 
 class VoteResult(NamedTuple):
-    """An answer that counts, and what came of it."""
+    """Vote that counts, and its effect."""
 
     approval: Approval  # as it is now
     final: bool
@@ -61,7 +61,7 @@ class VoteResult(NamedTuple):
 
 
 async def decide(t: "Transaction", approval: str, said: CastVote) -> VoteResult:
-    """Take an answer. Raises VoteRefusedError, StoreError, and JournalWriteError where it can't be recorded."""
+    """Count a vote. Raises VoteRefusedError, StoreError, and JournalWriteError where it can't be recorded."""
     said = said._replace(why=said.why[:_LONGEST_WHY])
     found, task = await _pending(t, approval)
     ballots = await t.votes(found.id)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One ask that has no answer yet. `busy`: it is being seen to, and its time doesn't run out meanwhile."""
+    """Waiting request of a worker. `busy`: it is being processed, and does not time out meanwhile."""
 
     link: "SandboxChannel"
     number: int
@@ -28,7 +28,7 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class SandboxChannel:
-    """One sandbox's pair of sockets, as the registry knows it."""
+    """Socket pair of one sandbox: its task, its waiters, and its grants."""
 
     connection: Hashable
     task: "Task"
@@ -38,7 +38,7 @@ class SandboxChannel:
 
 
 class Waiters:
-    """All links and all waiters."""
+    """All channels and waiters of a registry."""
 
     def __init__(self) -> None:
         self.links: dict[Hashable, SandboxChannel] = {}
@@ -123,7 +123,7 @@ class Clock:
 
 
 class ApprovalUpdate(NamedTuple):
-    """Something that people who watch, notifiers and reviewers are told of."""
+    """Change that the registry reports to watchers, notifiers and reviewers."""
 
     kind: str  # asked, joined, answered, expired, superseded, over (its task is), revoked, flood, tainted
     task: str  # id; empty where only the approval request is known

@@ -45,7 +45,7 @@ class NoLeafError(Exception):
 
 
 class _PendingLeaf:
-    """A certificate that one sandbox waits for."""
+    """Certificate that a sandbox waits for."""
 
     __slots__ = ("context", "host", "number", "owner", "timer", "told")
 

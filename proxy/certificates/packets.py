@@ -23,11 +23,11 @@ LONGEST_ANSWER: Final = 4096  # bytes; a leaf has about 600
 
 
 class MalformedPacketError(Exception):
-    """No process of ours says that."""
+    """A packet that is not of this protocol."""
 
 
 class Request(NamedTuple):
-    """A certificate that is asked for."""
+    """Request for a certificate."""
 
     number: int
     point: bytes  # the public key: a point of P-256, uncompressed, not looked at yet
@@ -35,7 +35,7 @@ class Request(NamedTuple):
 
 
 def encode_request(wanted: Request) -> bytes:
-    """Return the packet that asks for a certificate."""
+    """Encode a request for a certificate."""
     return _NUMBER.pack(wanted.number) + wanted.point + wanted.host.encode("ascii")
 
 
@@ -55,7 +55,7 @@ def read_request(packet: bytes) -> Request:
 
 
 def encode_answer(number: int, certificate: bytes = b"") -> bytes:
-    """Return the packet that answers a request; without a certificate it is refused."""
+    """Encode the answer to a request; an empty certificate is a refusal."""
     return _NUMBER.pack(number) + certificate
 
 

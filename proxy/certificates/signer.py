@@ -56,7 +56,7 @@ class Signer:
         return True
 
     def answer(self, packet: bytes) -> bytes:
-        """Return what to answer. Raises MalformedPacketError: then nothing more is to be heard from who sent it."""
+        """Answer one request. Raises MalformedPacketError: then nothing more is to be heard from who sent it."""
         wanted = read_request(packet)
         if not self._take():
             self.refused += 1

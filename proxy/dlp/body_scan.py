@@ -28,11 +28,11 @@ MOST_NAMED: Final = 8  # kinds that are told of one request
 
 
 class SecretLeakError(Exception):
-    """What was about to leave must not; the text names it, and shows nothing of it."""
+    """A body must not leave; the text names what was found, without the value."""
 
 
 class Body:
-    """One body, or what a client sends on a WebSocket."""
+    """Scan of one body, or of a client's WebSocket messages."""
 
     __slots__ = (
         "_action", "_end", "_form", "_held", "_is_placeholder", "_kept", "_looked", "_named", "_overlap", "_parts",

@@ -23,11 +23,11 @@ _WINDOWS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's, with t
 
 
 class UnreadableBodyError(Exception):
-    """What is in the body can't be seen; the text says why."""
+    """The body can't be decoded; the text says why."""
 
 
 class Reader(Protocol):
-    """What makes of a body's bytes those that are looked at."""
+    """Decoder from a body's bytes to the text that is scanned."""
 
     @property
     def prompt(self) -> bool:
@@ -53,7 +53,7 @@ class _Body:
 
 
 class Plain(_Body):
-    """A body that is not packed."""
+    """Body without a content coding."""
 
     def read(self, data: bytes) -> "Iterator[bytes]":
         """Yield the bytes themselves."""
@@ -89,7 +89,7 @@ class Packed(_Body):
 
 
 class Closed(_Body):
-    """A body that nobody can look into."""
+    """Body in a coding that can't be decoded."""
 
     def __init__(self, why: str) -> None:
         self._why = why

@@ -94,7 +94,7 @@ class Heads:
 
 
 class _Named(NamedTuple):
-    """What is looked for in a text: the kinds of credentials; a placeholder is none."""
+    """Kinds of credentials that a text has; placeholders are ignored."""
 
     is_placeholder: "Callable[[bytes], bool]"
     strict: bool

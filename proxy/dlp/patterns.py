@@ -180,7 +180,7 @@ _RARE: Final = b"~_QZXJKVWYHUGBFDOLMRINPCSATExzqkjvbwy98764325-.:/ "  # rare fir
 
 
 class PatternMatch(NamedTuple):
-    """What was found: the kind of credential, and where in the text it is."""
+    """Match of a credential pattern: its kind, and its place in the text."""
 
     name: str
     start: int

@@ -59,7 +59,7 @@ class _AccessRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class PendingAnswer[T]:
-    """An answer that isn't there yet."""
+    """Answer that arrives later (a one-shot future)."""
 
     def __init__(self) -> None:
         self.state: T | None = None  # None: nobody says
@@ -67,7 +67,7 @@ class PendingAnswer[T]:
         self._then: Callable[[], None] | None = None
 
     def then(self, go_on: "Callable[[], None]") -> None:
-        """Call this when it is there."""
+        """Call `go_on` once the answer is there."""
         self._then = go_on
         if self._done:
             go_on()
@@ -82,7 +82,7 @@ class PendingAnswer[T]:
 def request_access(
     recorder: "Recorder", request: "Request", process: "Process | None", dialer: "Dialer | None"
 ) -> "Generator[PendingAnswer[Any], None, tuple[HTTPStatus, Any, str]]":
-    """Have people asked for what the agent wants. Raises RequestRefusedError."""
+    """Submit an access request. Raises RequestRefusedError."""
     text, why = _read(request)
     asking = _asking(recorder)
     question, decision, attempt = _decided(recorder, text, process)
@@ -117,7 +117,7 @@ def request_access(
 def request_status(
     recorder: "Recorder", approval: str
 ) -> "Generator[PendingAnswer[RequestState], None, tuple[HTTPStatus, Any, str]]":
-    """Say what became of one of this task's questions. Raises RequestRefusedError."""
+    """Return the state of one of this task's requests. Raises RequestRefusedError."""
     if not _ID.fullmatch(approval):
         raise RequestRefusedError(
             HTTPStatus.NOT_FOUND, "invalid approval id: it has only letters and digits, as in the refusal that names it"
@@ -162,7 +162,7 @@ def _read(request: "Request") -> tuple[str, str]:
 
 
 def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[ApprovalRequest, Decision, Attempt]":
-    """Decide on an attempt as the gate would, and make it what people are asked."""
+    """Decide an attempt as the gate would, and make an approval request of it."""
     sandbox = recorder.sandbox
     try:
         said = parse_attempt(text)
@@ -190,7 +190,7 @@ def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tup
 
 
 def _known_method(policy: "Policy", said: "Tried") -> None:
-    """Raise RequestRefusedError for a request that nobody sends: it would wait for people, and they for nothing."""
+    """Refuse methods that no client sends: approving them would waste people's time."""
     method = "" if said.request is None else said.request.method
     if not method or method.upper() in REGISTERED_METHODS:
         return
@@ -219,7 +219,7 @@ def _said(state: "RequestState | None") -> tuple[HTTPStatus, Any, str]:
 
 
 def _lines(state: RequestState, until: str) -> list[str]:
-    """Say how it stands, and what to do now."""
+    """Return the status in words, with the next step."""
     id_, lines = state.approval, []
     match state.standing:
         case RequestStatus.PENDING:

@@ -43,7 +43,7 @@ _A_TURN: Final = 0.001  # seconds of work before the others have theirs
 
 
 class RequestHandler(Protocol):
-    """Who answers at a port, and how many connections it bears at once."""
+    """Handler of requests at one port of the info API."""
 
     port: Port
     most_connections: int
@@ -84,11 +84,11 @@ class InfoApi:
 
 
 class InfoApiConnection(ServedConnection):
-    """A connection, from its first byte to its last."""
+    """Connection of a task to the info API."""
 
     __slots__ = ("_begun", "_gate", "_handler", "_kept", "_left", "_work")
 
-    where = Component.DESK
+    where = Component.INFO_API
 
     def __init__(
         self, gate: "Gate", client: "socket.socket", record: "ConnectionRecord", handler: RequestHandler
@@ -149,7 +149,7 @@ class InfoApiConnection(ServedConnection):
         return self._gate.attribute(self._record)
 
     def _go_on(self) -> None:
-        """Work for a moment. Never raises."""
+        """Run the handler for a moment, then yield to others. Never raises."""
         until = time.monotonic() + _A_TURN
         try:
             while not self._over and self._work is not None:

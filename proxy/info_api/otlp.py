@@ -40,7 +40,7 @@ _SERVICE: Final = "service.name"
 
 
 class OtlpRecord(NamedTuple):
-    """One record as it was sent, which `said` reads: what there is no room for is counted at hardly any cost."""
+    """One OTLP record, not decoded until `said`: records over the limit are only counted."""
 
     read: "Callable[[str, Any], Agent]"
     service: str

@@ -1,4 +1,4 @@
-"""Answers a task's questions: its rules, its last refusals, and what the rules say of an attempt.
+"""Handles requests to the info API: a task's rules, its last denials, and the verdict on an attempt.
 
 The answers are for people, programs and language models. They show nothing that the task could not find out by trying.
 A question changes nothing and costs little: a limited number at once, and then a limited rate.
@@ -56,7 +56,7 @@ to the person you work for; people decide, and nothing that is asked here opens 
 
 
 class Answer(NamedTuple):
-    """What is sent back."""
+    """Response: status, type and body."""
 
     status: HTTPStatus
     kind: str  # media type
@@ -73,7 +73,7 @@ class _Said(NamedTuple):
 
 
 class InfoHandler:
-    """Answers the questions of one sandbox. For one thread."""
+    """Handles the info API requests of one sandbox. For one thread."""
 
     port = QUESTIONS
     most_connections = 16
@@ -92,7 +92,7 @@ class InfoHandler:
     def work(
         self, request: "Request", attribution: "Callable[[], Attribution | None]"
     ) -> "Iterator[Answer | PendingAnswer[Any] | Attribution]":
-        """Answer a request, and first yield what has to be waited for. Never raises for what a task has written."""
+        """Answer a request; yields what it waits for. Never raises for a task's input."""
         try:
             self._admit()
             if request.path == "/requests" or request.path.startswith("/requests/"):

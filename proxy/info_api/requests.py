@@ -20,7 +20,7 @@ _SAME: Final = frozenset({(), ("same-origin",), ("none",)})  # Fetch Metadata Re
 
 
 class RequestRefusedError(Exception):
-    """The request can't be answered; why, for its sender."""
+    """The request can't be answered; the text tells the sender why."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -28,7 +28,7 @@ class RequestRefusedError(Exception):
 
 
 class Port(NamedTuple):
-    """What is taken at one port: requests of these methods, a POST with a body of so many bytes."""
+    """Methods and largest body that one port accepts."""
 
     number: int
     methods: frozenset[str]

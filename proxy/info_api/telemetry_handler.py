@@ -35,7 +35,7 @@ _REJECTED: Final = {"/v1/logs": "rejectedLogRecords", "/v1/traces": "rejectedSpa
 
 
 class TelemetryHandler:
-    """Takes one sandbox's telemetry. For one thread."""
+    """Receives the telemetry of one sandbox. For one thread."""
 
     port = Port(4318, frozenset({"POST"}), MOST_BYTES)
     most_connections = 4

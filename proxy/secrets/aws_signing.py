@@ -23,7 +23,7 @@ _OUTSIDE: Final = re.compile(rb"[^A-Za-z0-9\-_.~/%]")
 
 
 class Scope(NamedTuple):
-    """What a signing key is good for: a day (`20130524`) in a region and a service."""
+    """Credential scope of a signing key: day (`20130524`), region and service."""
 
     day: bytes
     region: bytes
@@ -118,7 +118,7 @@ IN_QUERY: Final = -1
 
 
 class SignatureClaim(NamedTuple):
-    """A request that says it is signed with a placeholder: what it names of that."""
+    """Signature in a request that names a placeholder."""
 
     keys: "AwsKeys"
     scope: Scope
@@ -137,7 +137,7 @@ class SignatureClaim(NamedTuple):
 
 
 def find_claim(path: bytes, fields: "tuple[Field, ...]", here: "tuple[AwsKeys, ...]") -> SignatureClaim | None:
-    """Find the placeholder of an id where it belongs; None: nowhere, or in no form that can be read in one way."""
+    """Find the signature that names a placeholder; None: there is none, or it is ambiguous."""
     values: dict[bytes, list[tuple[int, bytes]]] = {}
     for number, (name, value) in enumerate(fields):
         values.setdefault(name.lower(), []).append((number, value.strip(b" \t")))

@@ -51,7 +51,7 @@ _BETWEEN: Final = re.compile(rb"[;?]")  # what else than `&` parameters are betw
 
 
 class SecretUse(NamedTuple):
-    """A secret in its place: in a field, by its number, in the query or a form. `text`: that with the value in it."""
+    """Placeholder in its place: a field (by number), the query or a form. `text`: the same with the value."""
 
     held: "SecretValue"
     slot: Slot

@@ -33,7 +33,7 @@ type _Forms = tuple[tuple[bytes, int], ...]
 
 
 class SecretToFind(NamedTuple):
-    """A value that is looked for, and what it is in words; `public` characters of its beginning are no secret."""
+    """Value to detect, and its description; its first `public` characters are not secret."""
 
     name: str
     value: bytes
@@ -89,7 +89,7 @@ def _forms(text: bytes, bit: int) -> "tuple[_Forms, _Forms]":
 
 
 class OwnSecrets:
-    """What one task must not send. For one thread."""
+    """Secret values that one task must not send. For one thread."""
 
     __slots__ = ("_glance", "_requests", "_values", "longest")
 
@@ -117,7 +117,7 @@ class OwnSecrets:
 
 
 def make_secret_search(broker: "SecretInjector | None", password: bytes) -> OwnSecrets | None:
-    """Return what looks for all that a task must not have; None: there is nothing of the kind.
+    """Return the search for a task's secret values; None: it has none.
 
     `password`: for the upstream proxy; empty: there is none.
     """
@@ -128,7 +128,7 @@ def make_secret_search(broker: "SecretInjector | None", password: bytes) -> OwnS
 
 
 class SecretSearch:
-    """One request: its head, and its body bit by bit."""
+    """Search of one request: its head, then its body piece by piece."""
 
     __slots__ = ("_found", "_glance", "_number", "_values")
 

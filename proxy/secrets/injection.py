@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CarriedSecrets(NamedTuple):
-    """What a request carries. `misused`: the secret whose placeholder is where none belongs, and `wrong` says why."""
+    """Secrets that a request carries. `misused`: the secret with a misplaced placeholder; `wrong`: why."""
 
     uses: tuple[SecretUse, ...] = ()
     credential: str = ""  # the id of its one credential, if that is a placeholder in its place
@@ -48,7 +48,7 @@ class CarriedSecrets(NamedTuple):
 
 
 class SignedRequest(NamedTuple):
-    """A request that is signed with placeholders, and in which spelling."""
+    """Request signed with placeholders, and the spelling that was signed."""
 
     claim: SignatureClaim
     authority: bytes
@@ -57,7 +57,7 @@ class SignedRequest(NamedTuple):
 
 
 class SecretInjector:
-    """The secrets of one task."""
+    """Injector of one task's secrets."""
 
     __slots__ = ("_all", "_bodies", "_cookies", "_echoes", "_identities", "_keys", "_spelled")
 
@@ -233,7 +233,7 @@ _LONGEST: Final = 4096  # bytes of one, as there
 
 
 class Cookies:
-    """Cookies that a server set in its answers to requests whose one credential was a secret: those are nobody else's.
+    """Cookies from answers to requests whose only credential was an injected secret.
 
     Clients send back what a service or a balancer sets beside the key. A rule with `credential` would take each for a
     second credential. What was set in any other answer, or was never set, counts as one: it may be an attacker's

@@ -20,7 +20,7 @@ type _Masks = tuple[tuple[bytes, bytes], ...]  # what is looked for, and what is
 
 
 class ResponseMasks:
-    """What is looked for of each secret, worked out once."""
+    """Search patterns of each secret, computed once."""
 
     __slots__ = ("_every", "_masks")
 
@@ -41,7 +41,7 @@ class ResponseMasks:
 
 
 class Mask:
-    """One response, looked through as it passes. `holds`: whether anything may be held back at all."""
+    """Masking of one response as it passes. `holds`: whether bytes may be held back."""
 
     __slots__ = ("_kept", "_longest", "_masks", "_passed", "holds")
 

@@ -36,7 +36,7 @@ _PREFIXES: Final = (
 
 
 class SecretValue:
-    """A value and its placeholder."""
+    """Secret value and its placeholder."""
 
     __slots__ = ("placeholder", "secret", "value", "variable")
 
@@ -85,7 +85,7 @@ _ID_RANDOM: Final = 16  # characters, of 32: more than anybody guesses
 
 
 class AwsKeys(NamedTuple):
-    """What requests of one secret are signed with."""
+    """AWS keys of one secret, and their placeholders."""
 
     ident: SecretValue
     key: SecretValue

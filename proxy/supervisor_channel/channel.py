@@ -270,7 +270,7 @@ class SupervisorChannel:
     def failed(self, error: Exception) -> None:
         """Stop reading after an unexpected exception: no program starts any more."""
         self._recorder.error(
-            Component.WATCHER, f"the channel to the seccomp supervisor failed: {type(error).__name__}: {error}"
+            Component.SUPERVISOR, f"the channel to the seccomp supervisor failed: {type(error).__name__}: {error}"
         )
         self._stop()
 
@@ -311,7 +311,7 @@ class SupervisorChannel:
                 self.attributing.answered(told)
             case messages.SupervisorFailed(why):
                 said = f"the seccomp supervisor denies everything: {os.fsdecode(why)}"
-                self._recorder.error(Component.WATCHER, said)
+                self._recorder.error(Component.SUPERVISOR, said)
 
     def _asked(self, asked: messages.StartRequest) -> None:
         self._recorder.sandbox.holds_programs = True  # also where another worker was told so, and is no more
@@ -350,7 +350,7 @@ class SupervisorChannel:
         except OSError as error:
             if isinstance(said, messages.NewWorker) and isinstance(error, ConnectionError):
                 return  # the task ended before the worker started
-            self._recorder.error(Component.WATCHER, f"can't send to the seccomp supervisor: {error.strerror}")
+            self._recorder.error(Component.SUPERVISOR, f"can't send to the seccomp supervisor: {error.strerror}")
 
     def _searches(self, asked: messages.StartRequest, decision: Decision) -> bool:
         """Whether a process tries a denied program again in the next directory of its PATH, as shells do.

@@ -29,7 +29,7 @@ _ANSWERED = {
 
 
 def describe(event: "Event") -> str:
-    """Return in a few words what happened; not yet fit for a terminal."""
+    """Describe an event in a few words; escape the text before showing it."""
     return _SAYINGS[event.kind](event)
 
 

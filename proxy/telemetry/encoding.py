@@ -108,7 +108,7 @@ _ALL_DIGITS_ARE_0: Final = str.maketrans("123456789", "000000000")
 
 
 class MalformedEventError(ValueError):
-    """A line that is not an event of ours."""
+    """A line that is not an event."""
 
 
 def decode(line: bytes) -> Event:

@@ -22,7 +22,7 @@ from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 
 class Kind(StrEnum):
-    """What an event is about. Each is documented in docs/reference/telemetry.md."""
+    """Kind of event. Each is documented in docs/reference/telemetry.md."""
 
     GATE_ERROR = "gate.error"
     CONNECTION_DECIDED = "connection.decided"
@@ -87,12 +87,12 @@ APPROVALS = frozenset({
     Kind.APPROVAL_ASKED, Kind.APPROVAL_SEEN, Kind.APPROVAL_ANSWERED, Kind.APPROVAL_EXPIRED, Kind.APPROVAL_USED,
     Kind.APPROVAL_REFUSED, Kind.APPROVAL_STALE,
 })  # fmt: skip
-# What the journal keeps for itself, in every segment and every few seconds: shown only to whoever asks for it.
+# Events of the journal about itself, written every few seconds: readers show them only on request.
 BOOKKEEPING = frozenset({Kind.JOURNAL_OPENED, Kind.JOURNAL_CHECKPOINT, Kind.JOURNAL_SEALED})
 
 
 class Component(StrEnum):
-    """The part of the gate that something unexpected happened in."""
+    """Component in which an error happened (`fault.where`)."""
 
     OTHER = "other"
     ACCEPT = "accept"
@@ -101,15 +101,15 @@ class Component(StrEnum):
     DIAL = "dial"
     RELAY = "relay"
     RESOLVER = "resolver"
-    REFUSALS = "refusals"  # the kernel's log of what its ruleset refused
+    REFUSALS = "refusals"  # the kernel's log of refused packets
     INSPECTION = "inspection"
     ADDON = "addon"
     JOURNAL = "journal"
     METRICS = "metrics"
     WORKER = "worker"
-    DESK = "desk"  # where tasks ask about themselves
-    WATCHER = "watcher"  # of a task's system calls
-    APPROVALS = "approvals"  # where people are asked
+    INFO_API = "desk"  # the info API; journals keep the former word
+    SUPERVISOR = "watcher"  # the seccomp supervisor; journals keep the former word
+    APPROVALS = "approvals"  # the approvals client and server
 
 
 Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # what other readers of JSON can hold, too
@@ -162,7 +162,7 @@ class Origin(NamedTuple):
 
 
 class Process(Value, frozen=True):
-    """Who in the sandbox it was, as /proc said while the connection, the command or the call waited."""
+    """Process in the sandbox, read from /proc while its connection, command or call was held."""
 
     pid: Whole
     exe: str
@@ -277,7 +277,7 @@ class Fault(Value, frozen=True):
 
 
 class Mark(Value, frozen=True):
-    """What the journal says of itself: of which of its files, and how far that is."""
+    """State of one journal file, in the journal's own events."""
 
     segment: str  # `2026-11-18/0003`, `2026-11-18/ledger`, or a day
     lines: Whole | None = None  # whole ones that it has
@@ -291,7 +291,7 @@ class Mark(Value, frozen=True):
 
 
 class Agent(Value, frozen=True):
-    """What a program of the task said of itself, by OpenTelemetry: its claim, whatever it says."""
+    """Telemetry that a program of the task sent (OpenTelemetry): a claim, not verified."""
 
     source: str  # log, span
     name: str = ""
@@ -304,7 +304,7 @@ class Agent(Value, frozen=True):
 
 
 class Answer(StrEnum):
-    """What somebody who was asked says, or what came of a question without that."""
+    """Answer to an approval request, or why there was none."""
 
     REJECTED = "rejected"
     UNAVAILABLE = "unavailable"  # there was nobody to ask
@@ -316,7 +316,7 @@ class Answer(StrEnum):
 
 
 class Approval(Value, frozen=True):
-    """What was asked of people about one attempt, and what they said; a decision names it by `id` alone.
+    """Approval request in an event, and its answer; a decision has its `id` alone.
 
     The rules that ask, the destination, the request and the process are the event's own fields.
     """
@@ -337,7 +337,7 @@ class Approval(Value, frozen=True):
 
 
 class Anomaly(Value, frozen=True):
-    """What a task did that tasks of its name don't usually do."""
+    """Anomaly: what a task did that earlier runs of its name did not."""
 
     what: str  # destination, bytes_up
     got: Whole
@@ -346,14 +346,14 @@ class Anomaly(Value, frozen=True):
 
 
 class StartedBy(Value, frozen=True):
-    """Who has started a task: the user on the host who has logged in, whatever sudo(8) or su(1) made of them since."""
+    """User who started a task: the login user on the host, before any sudo(8) or su(1)."""
 
     uid: Whole
     name: str = ""  # empty: no account has this uid
 
 
 class Event(Value, frozen=True):
-    """One thing that happened. What a kind has nothing to say about is None or empty, and left out of its line."""
+    """Event. Fields that a kind does not have are None or empty, and left out of its line."""
 
     time: Instant
     id: str  # UUIDv7

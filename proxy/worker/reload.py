@@ -64,7 +64,7 @@ class PolicyReload:
                 )
             if policy.commands and not sandbox.holds_programs:
                 self._recorder.error(
-                    Component.WATCHER, "the rules have `commands` now, for tasks that start from here on"
+                    Component.SUPERVISOR, "the rules have `commands` now, for tasks that start from here on"
                 )
         finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force
             self._lookup.forget_checks()

@@ -141,7 +141,7 @@ def _find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
 
 
 class _SavedState(Struct, frozen=True, rename={"baselines": "habits"}):
-    """What is in the file."""
+    """Saved state of the baselines."""
 
     baselines: Baselines
     bookmark: SavedBookmark
@@ -167,7 +167,7 @@ def load(path: "Path") -> tuple[Baselines, Bookmark, dict[str, int]]:
 
 
 class EarlierRuns(NamedTuple):
-    """How many runs of a name are known, and in how many of them a place was let out to."""
+    """Earlier runs of a name: how many are known, and how many reached a destination."""
 
     runs: int
     times: int
@@ -214,7 +214,7 @@ def _count(path: "Path", found: list[Event], flags: dict[str, int]) -> None:
 
 
 class AnomalyCounts(Struct, frozen=True):
-    """How often something unusual was told, by task and what it was; and flagged events that nobody has looked at.
+    """Anomalies by task and kind, and the number of unreviewed flags.
 
     `oldest` of them was then, in s since 1970.
     """

@@ -24,7 +24,7 @@ _LONGEST: Final = 260  # characters of a place: a name and a port
 
 
 class Baseline(Struct, array_like=True):
-    """What runs of one name did. `last`: when the last one was over, in ns since 1970."""
+    """Baseline of one task name. `last`: end of its last run, in ns since 1970."""
 
     runs: Count
     last: Count
@@ -71,7 +71,7 @@ class Run(Struct, array_like=True):
 
 
 class Baselines(Struct):
-    """Of all names."""
+    """Baselines of all task names."""
 
     version: Literal[1]
     names: Annotated[dict[str, Baseline], Meta(max_length=MOST_NAMES)]

@@ -64,7 +64,7 @@ class DeliveryMetrics:
 
 
 class Delivery:
-    """Takes lines from a reader to a sink. For one thread."""
+    """Delivers lines from a reader to an exporter. For one thread."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class Item(NamedTuple):
 
 
 class UnavailableError(Exception):
-    """The receiver didn't take it: it is down, too slow, or says no for now. It is to be tried again.
+    """The receiver is down, too slow, or refuses for now: retry.
 
     `wait`: seconds that the receiver asked for.
     """
@@ -35,11 +35,11 @@ class UnavailableError(Exception):
 
 
 class RefusedError(Exception):
-    """The receiver says that what was sent is at fault."""
+    """The receiver rejects the data: do not retry."""
 
 
 class Exporter(Protocol):
-    """Somewhere that events go."""
+    """Exporter: sends events to one receiver."""
 
     name: str  # of a closed set: it is a metric's label
 

@@ -30,7 +30,7 @@ _LONGEST_REASON: Final = 100
 
 
 class Endpoint(NamedTuple):
-    """Where to: no user, no query."""
+    """Endpoint of a receiver: no user, no query."""
 
     host: str
     port: int

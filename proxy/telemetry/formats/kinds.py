@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 
 class Severity(IntEnum):
-    """How much an event asks for a person."""
+    """Severity of an event."""
 
     INFORMATIONAL = 1
     LOW = 2
@@ -36,7 +36,7 @@ BASE: Final = Class(0, 0, "Base Event", "Uncategorized")
 
 
 class KindWords(NamedTuple):
-    """What receivers call one kind. A `decision` has in ECS also the type `allowed` or `denied`."""
+    """Names of one event kind at receivers. A `decision` also has the ECS type `allowed` or `denied`."""
 
     name: str
     ocsf: Class

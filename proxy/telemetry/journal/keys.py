@@ -29,7 +29,7 @@ _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 
 
 class SigningKeyError(Exception):
-    """A key that can't be used, or isn't there."""
+    """A signing key is missing or can't be used."""
 
 
 class Signer:

@@ -53,7 +53,7 @@ class LedgerWriteError(OSError):
 
 
 class LedgerEntry(NamedTuple):
-    """A line to be: what kind it is of, and what it says."""
+    """Line to write into the ledger."""
 
     kind: Kind
     mark: Mark
@@ -199,11 +199,11 @@ _SEALED = b'"kind":"journal.sealed"'
 
 
 class BrokenSegmentError(Exception):
-    """A segment that doesn't hang together: it is left as it is, and not signed."""
+    """The hash chain of a segment is broken; the segment is left as it is, unsigned."""
 
 
 class ChainWalk:
-    """How far a segment has been looked at, and found to hang together."""
+    """Position up to which a segment's hash chain has been verified."""
 
     __slots__ = ("ended", "head", "lines", "offset")
 

@@ -35,16 +35,16 @@ _NEAR = 1 << 20  # bytes: what is nearer than that is read
 
 
 class Entry(NamedTuple):
-    """A line as it stands in the journal, newline included, and what it says."""
+    """Line of the journal, newline included, and its event."""
 
     line: bytes
     event: "Event"
 
 
 class LineFilter(NamedTuple):
-    """What is looked for: lines that hold at least one text of each group, as it stands in them.
+    """Filter on a line's bytes: a line matches if it has at least one text of each group.
 
-    A coarse sieve: it lets some by that are not meant, and holds none back that are.
+    It may match too many lines, and never too few.
     """
 
     groups: tuple[tuple[bytes, ...], ...] = ()
@@ -67,7 +67,7 @@ class Progress:
 
 
 def read_events(path: "Path", sought: LineFilter = _ALL, progress: Progress | None = None) -> "Iterator[Entry]":
-    """Yield what is sought of a journal's directory in order of time, or of one of its segments. Raises OSError.
+    """Yield matching entries of a journal directory, or of one segment, in order of time. Raises OSError.
 
     Within one segment the order is that of writing, whatever the clock did meanwhile.
     """

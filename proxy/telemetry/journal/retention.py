@@ -43,7 +43,7 @@ HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
 
 
 class RetentionPolicy(msgspec.Struct, frozen=True):
-    """How much is kept: for how many seconds, and how many bytes on the disk. None: without end."""
+    """Retention limits: seconds, and bytes on disk; None: no limit."""
 
     age: int | None = DEFAULT_AGE
     size: int | None = None
@@ -64,7 +64,7 @@ class RetentionPolicy(msgspec.Struct, frozen=True):
 
 
 def apply_retention(journal: "Path", ledger: Ledger, keep: RetentionPolicy, bookmarks: "Path") -> None:
-    """Compress what is closed, and remove what is not to be kept. Raises OSError."""
+    """Compress closed segments, and remove what exceeds the limits. Raises OSError."""
     now = time.time()
     for day in days(journal):
         for segment in segments(day):

@@ -35,7 +35,7 @@ _LAST = 1 << 62
 
 
 class FindingSeverity(StrEnum):
-    """How bad it is."""
+    """Severity of a finding."""
 
     TAMPERED = "tampered"
     UNSIGNED = "unsigned"
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SignedClaim:
-    """What a signed line says of a segment: so many lines, the last with this hash."""
+    """Signed claim about a segment: its number of lines, and the hash of the last."""
 
     lines: int
     head: bytes
@@ -67,7 +67,7 @@ class SignedClaim:
 
 @dataclass(slots=True)
 class CheckedFile:
-    """What looking at one file gave."""
+    """Result of checking one file."""
 
     name: str
     file: str

@@ -30,7 +30,7 @@ BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seco
 
 
 class PendingCounts(Struct, frozen=True):
-    """What one process tells another of its `ApprovalWaits`."""
+    """`ApprovalWaits` of one process as a message."""
 
     answers: Mapping[str, Count]
     counts: Annotated[list[Count], Meta(min_length=len(BOUNDS) + 1, max_length=len(BOUNDS) + 1)]
@@ -40,7 +40,7 @@ class PendingCounts(Struct, frozen=True):
 
 
 class ApprovalWaits:
-    """Counts what waits. Of several processes the numbers are added up (`note`)."""
+    """Counts pending approvals; `note` adds those of other processes."""
 
     __slots__ = ("_others", "_others_age", "_since", "answers", "counts", "seconds")
 

@@ -33,7 +33,7 @@ _Observed = tuple[list[Count], Real]
 
 
 class _Report(Struct, frozen=True):
-    """What one process tells another of its `Metrics`: sums and counts by name, histograms, and what holds now."""
+    """`Metrics` of one process as a message: sums, counts by name, histograms, and current state."""
 
     events_dropped: Count
     journal_bytes: Count
@@ -90,7 +90,7 @@ _BY_KEY: Final = (*_COUNTS, "decisions", "dns_queries", "events", "gate_errors")
 
 
 class HighestLimitUse:
-    """How much of rules' limits is used up, of many sandboxes: of each limit the most that one has used."""
+    """Highest use of each rule limit over many sandboxes."""
 
     def __init__(self) -> None:
         self._used: dict[tuple[str, str], float] = {}
@@ -240,7 +240,7 @@ def pieces(metrics: "Metrics") -> "Iterator[dict[str, object]]":
 
 
 class ReportedMetrics:
-    """The counts that another process has reported last. The process isn't trusted: types and sizes are checked."""
+    """Last metrics that another process reported. It is not trusted: types and sizes are checked."""
 
     def __init__(self, role: str = "", *, steady: bool = False) -> None:
         """Show the process's own use as `role`'s. `steady`: ignore a report whose counters went back."""

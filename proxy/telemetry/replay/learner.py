@@ -44,7 +44,7 @@ _HEX: Final = re.compile(r"[0-9a-fA-F-]++")
 
 
 class Learner:
-    """Gathers what was let out."""
+    """Collects allowed attempts from events."""
 
     def __init__(self) -> None:
         self.attempts = 0  # that are evidence

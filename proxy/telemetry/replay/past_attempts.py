@@ -54,7 +54,7 @@ UNTOLD_REFS: Final = "the refs of a push, which the journal doesn't tell"
 
 
 class RuleOutcome(StrEnum):
-    """What became of an attempt under the rules, whatever the network made of it later."""
+    """Outcome of an attempt under the rules, before the network."""
 
     BLOCKED = "blocked"
     ASKED = "asked"
@@ -69,7 +69,7 @@ class RuleOutcome(StrEnum):
 
 
 class PastAttempt(NamedTuple):
-    """One attempt as the journal tells it. Exactly one of `attempt`, `lookup` and `problem` is there."""
+    """Attempt rebuilt from its event. Exactly one of `attempt`, `lookup` and `problem` is set."""
 
     event: "Event"
     fate: RuleOutcome
@@ -83,7 +83,7 @@ class PastAttempt(NamedTuple):
 
 
 def rebuild_attempt(event: "Event", at: "date | None") -> PastAttempt | None:
-    """Make an event's attempt again, as if on the day `at`; None: the event is about no attempt."""
+    """Rebuild the attempt of an event, as if on the day `at`; None: the event has no attempt."""
     if event.kind not in DECISIONS:
         return None
     fate = outcome_under_rules(event.outcome, event.verdict, event.reason)
@@ -98,7 +98,7 @@ def rebuild_attempt(event: "Event", at: "date | None") -> PastAttempt | None:
 
 
 def outcome_under_rules(outcome: Outcome | None, verdict: Verdict | None, reason: Reason | None) -> RuleOutcome:
-    """Say what rules made of an attempt; whatever is unknown counts as blocked."""
+    """Return the outcome under the rules; unknown values count as blocked."""
     if outcome is Outcome.WOULD_BLOCK:
         return RuleOutcome.AUDITED
     if verdict is Verdict.ASK or reason in _ASKED:

@@ -51,7 +51,7 @@ class Effect(StrEnum):
 
 
 class ReplayedDecision(NamedTuple):
-    """What rules say to an attempt."""
+    """Decision on a replayed attempt."""
 
     fate: RuleOutcome
     reason: Reason | None

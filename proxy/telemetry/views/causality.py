@@ -26,7 +26,7 @@ _MOST: Final = 100_000  # effects
 
 @dataclass(slots=True)
 class EventEffects:
-    """An event and what came of it."""
+    """Event with its effects."""
 
     entry: Entry
     effects: "list[EventEffects]" = field(default_factory=list)
@@ -34,7 +34,7 @@ class EventEffects:
 
 @dataclass(slots=True)
 class CausalChain:
-    """What led to an event, the first cause first; it with its effects; and the start of the task it is of."""
+    """Causes of an event (first cause first), the event with its effects, and its task's start."""
 
     causes: list[Entry]
     event: EventEffects

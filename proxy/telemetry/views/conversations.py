@@ -36,7 +36,7 @@ _DID: Final = DECISIONS | APPROVALS | {
 
 @dataclass(slots=True)
 class AgentContext:
-    """What stands beside an event: what the agent says around it, what was done, and what its process did besides."""
+    """Context of an event: what the agent reported, what the task did, and what its process did."""
 
     said: list[Entry] = field(default_factory=list)
     did: list[Entry] = field(default_factory=list)

@@ -54,7 +54,7 @@ class Run:
 
 @dataclass(slots=True)
 class DestinationStats:
-    """One destination, and what became of the attempts to reach it."""
+    """Attempts to reach one destination, counted by outcome."""
 
     span: Span
     attempts: Counter[Outcome] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ class Refusal:
 
 
 class AttemptTimes:
-    """How many attempts there were when, by what became of them; told apart less finely the longer it all took."""
+    """Attempts over time, by outcome; the longer the report, the wider the intervals."""
 
     __slots__ = ("counts", "width")
 
@@ -93,7 +93,7 @@ class AttemptTimes:
 
 @dataclass(slots=True)
 class ReportData:
-    """All of it. `left_out` counts what was beyond `MOST`, by what it is."""
+    """Data of a report. `left_out` counts what exceeded `MOST`."""
 
     span: Span | None = None
     runs: dict[str, Run] = field(default_factory=dict)

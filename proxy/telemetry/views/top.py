@@ -31,7 +31,7 @@ MOST_ASKED: Final = 1000
 
 
 class Rate:
-    """How much of something there is a second, over the last ten."""
+    """Rate per second over the last ten seconds."""
 
     __slots__ = ("_by_second",)
 
@@ -55,7 +55,7 @@ class Rate:
 
 @dataclass(slots=True)
 class RunningTask:
-    """One task."""
+    """Running task and its counts."""
 
     id: str
     name: str
@@ -71,7 +71,7 @@ class RunningTask:
 
 
 class TopState:
-    """All of it. Feed it events in the order in which they happened."""
+    """State of `exeat top`. Takes events in order of time."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, RunningTask] = {}
@@ -151,7 +151,7 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """How large it is, and whether it has colours."""
+    """Screen of `exeat top`: its size and colours."""
 
     columns: int
     lines: int
