@@ -185,7 +185,7 @@ def _furnish(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorP
     proc = calls.get("openat", linux.AT_FDCWD, "/proc", flags)
     root = calls.get("openat", linux.AT_FDCWD, "/", flags)
     room, proc_of, root_of = made.init.do(QUOTA, proc, root)
-    # Filters of containers may refuse it: a name that nobody asked for is left out then.
+    # A container's filter may deny it: a default name is left out then.
     if made.init.value(called) < 0 and spec.named and socket.gethostname() != spec.hostname:
         raise _unnamed(spec.hostname)
     reviewed = next((step.source for step in spec.steps if isinstance(step, Review)), "")

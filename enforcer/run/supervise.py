@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _FIRST_LOOK = 0.25  # seconds: shorter runs don't watch their rule files
 _COUNTERS_EVERY = 5.0  # seconds between two readings of the kernel's counters
-_LONGEST = 1000  # characters of an error that are told
+_LONGEST = 1000  # characters of a reported error
 
 
 class TaskEnd(NamedTuple):

@@ -220,7 +220,7 @@ def _launch(
 
 
 def _let_go(gate: worker.Worker) -> None:
-    """Wait for the last message of the worker, if it was told of the end, and end it."""
+    """Wait for the last message of a stopped worker, and end it."""
     try:
         gate.see_out()
     finally:

@@ -356,7 +356,7 @@ class SocketMaker:
         return self._executor.calls.get("socket", family, kind | socket.SOCK_CLOEXEC, protocol, but=(ANY,))
 
     def close(self) -> None:
-        """Close the sockets that nobody has taken."""
+        """Close the sockets that were not taken."""
         while self._there:
             if (descriptor := self._there.pop()[1]) >= 0:
                 os.close(descriptor)

@@ -324,7 +324,7 @@ TERMINAL: Final = _told(
 )
 
 # fcntl(2), F_SETLEASE and F_SETDELEG: a lease delays every open of the file by another process, 45 seconds each time. A
-# task could take one on any file of its user, such as its rule files, which nobody could read then.
+# task could take one on any file of its user, such as its rule files, and block reading them.
 LEASES: Final = tuple(Refuse("fcntl", errno.EINVAL, (ArgumentTest(1, value=command),)) for command in (1024, 1040))
 
 # fcntl(2), F_SETLK and F_SETLKW, and F_OFD_SETLK and F_OFD_SETLKW: a lock on some bytes of a file takes kernel memory

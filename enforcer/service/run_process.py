@@ -72,21 +72,21 @@ def _be_run(
     ahead: bool,
 ) -> NoReturn:
     """Run one task, and exit; `ahead`: made before a request, with an empty sandbox."""
-    status, spare = _FAILED << 8, None
+    status, empty = _FAILED << 8, None
     try:
         linux.die_with_parent(signal.SIGKILL, parent)
         os.setsid()
         if ahead:
-            spare, service = prepare_empty_sandbox(service)
+            empty, service = prepare_empty_sandbox(service)
             message.send(service, {"ready": True})
-            if spare is not None and not _is_asked(service):
+            if empty is not None and not _is_asked(service):
                 message.send(service, {"busy": True})  # rule files may be slow to read: requests go to others meanwhile
-                self_test(known[0], known[2], spare.who, command)
+                self_test(known[0], known[2], empty.who, command)
                 message.send(service, {"ready": True})
-        client, given = _await(service, spare)
-        caller, service, request = _settle_in(client, given, service, spare)
+        client, given = _await(service, empty)
+        caller, service, request = _settle_in(client, given, service, empty)
         use_login_of(caller.pid)
-        host = ServiceHost(caller, service, *known, spare)
+        host = ServiceHost(caller, service, *known, empty)
         with host.left:
             try:
                 status = _run(command, request, host)
@@ -112,12 +112,12 @@ def _is_asked(service: socket.socket) -> bool:
     return bool(poll.poll(_CALM * 1000))
 
 
-def _await(service: socket.socket, spare: "EmptySandbox | None") -> tuple[socket.socket, list[int]]:
+def _await(service: socket.socket, empty: "EmptySandbox | None") -> tuple[socket.socket, list[int]]:
     """Wait for a request. Exits when the service needs this process no more."""
     said, [*given] = message.receive(service, protocol.MOST_DESCRIPTORS)
     if not said:
-        if spare is not None:
-            spare.close()
+        if empty is not None:
+            empty.close()
         os._exit(0)
     if len(given) != 1 + protocol.DESCRIPTORS:  # a missing one would shift the others
         for descriptor in given:
@@ -127,7 +127,7 @@ def _await(service: socket.socket, spare: "EmptySandbox | None") -> tuple[socket
 
 
 def _settle_in(
-    client: socket.socket, given: list[int], service: socket.socket, spare: "EmptySandbox | None"
+    client: socket.socket, given: list[int], service: socket.socket, empty: "EmptySandbox | None"
 ) -> tuple[Caller, socket.socket, protocol.Run]:
     """Take over the client's descriptors, and close everything of the service except the channel to it."""
     *streams, here, file = given
@@ -137,7 +137,7 @@ def _settle_in(
         os.dup2(descriptor, number, inheritable=True)
     request = protocol.unpack(file)
     os.fchdir(here)
-    kept = () if spare is None else spare.descriptors()
+    kept = () if empty is None else empty.descriptors()
     linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *init.kept_files(), *kept})
     take_settings(request)
     return Caller(moved[0]), moved[1], request
@@ -161,7 +161,7 @@ class ServiceHost(StandaloneHost):
         sets: "RuleSets",
         worker_paths: worker.WorkerPaths,
         system: Path,
-        spare: EmptySandbox | None,
+        empty: EmptySandbox | None,
     ) -> None:
         self._caller = caller
         self.system = system
@@ -169,7 +169,7 @@ class ServiceHost(StandaloneHost):
         self._sets = sets
         self._worker_paths = worker_paths
         self._known = 0
-        self._empty = spare
+        self._empty = empty
         self.left = contextlib.ExitStack()  # the rest of an ended task, removed after the caller has its status
 
     @property
@@ -186,17 +186,17 @@ class ServiceHost(StandaloneHost):
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":
         """Return the ids of the empty sandbox, if it has these limits."""
-        spare = self._empty
-        if spare is not None and spare.limits != limits:
-            spare.close()
-            spare = self._empty = None
-        if spare is None:
+        empty = self._empty
+        if empty is not None and empty.limits != limits:
+            empty.close()
+            empty = self._empty = None
+        if empty is None:
             return super().choose_ids(limits, made, last)
-        if spare.who.slot >= 0:
-            made.callback(os.close, spare.who.slot)
-        last.callback(spare.resource_limits.remove)
-        made.callback(spare.namespaces.end)
-        return spare.who
+        if empty.who.slot >= 0:
+            made.callback(os.close, empty.who.slot)
+        last.callback(empty.resource_limits.remove)
+        made.callback(empty.namespaces.end)
+        return empty.who
 
     def make_sandbox(
         self, wanted: "RunRequest", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack

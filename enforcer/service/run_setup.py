@@ -92,14 +92,14 @@ def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, 
     linux.keep_only({0, 1, 2, moved.fileno(), *init.kept_files()})
     reset_signals(())
     try:
-        spare = make_empty_sandbox(fenced=True)
+        empty = make_empty_sandbox(fenced=True)
     except (ExeatError, OSError):
         return None, moved
-    if spare.who.privileged:  # most shown files belong to this user
+    if empty.who.privileged:  # most shown files belong to this user
         owner = os.geteuid(), os.getegid()
         with contextlib.suppress(HostError):
-            identity.make_idmap_ahead(owner, (spare.who.kernel_uid, spare.who.kernel_gid))
-    return spare, moved
+            identity.make_idmap_ahead(owner, (empty.who.kernel_uid, empty.who.kernel_gid))
+    return empty, moved
 
 
 def make_empty_sandbox(*, fenced: bool) -> EmptySandbox:

@@ -280,7 +280,7 @@ class Sandboxes:
 
     def _count(self, worker: "Worker") -> None:
         """Tell the signer how many sandboxes a worker has: each one has a signing allowance."""
-        self.pool.keyholder.serves(worker.number, len(worker.sandboxes))
+        self.pool.signer.serves(worker.number, len(worker.sandboxes))
 
     def _hand(self, sandbox: Sandbox, worker: "Worker") -> None:
         sandbox.worker = worker

@@ -373,7 +373,7 @@ class Service:
             "sandboxes": len(self.sandboxes),
             "alone": [{"task": each["task"], "name": each["name"], "why": each["alone"]} for each in self._alone()],
             "restarts": self._pool.restarts,
-            "keyholder": self._pool.keyholder.pid,  # 0: none runs
+            "keyholder": self._pool.signer.pid,  # 0: none runs
             "zygote": self._fork_server.pid,  # 0: none runs, as for the next two
             "keeper": self._journal_process.pid,
             "scraped": 0 if self._metrics_server is None else self._metrics_server.pid,

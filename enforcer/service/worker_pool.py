@@ -113,15 +113,15 @@ class WorkerPool:
             resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST
         ).most  # most sandboxes of one worker
         self.workers = [Worker(number, identity.choose()) for number in range(1, size + 1)]
-        self.keyholder = CertificateSigner(
+        self.signer = CertificateSigner(
             worker_paths.authority,
             worker_paths.certificate,
             self.workers[0].who,
             fingerprint=worker_paths.authority_fingerprint,
         )
-        self.keyholder.said, self.keyholder.renew = said, self._renew
-        self.keyholder.watch(selector)
-        self.keyholder.start()
+        self.signer.said, self.signer.renew = said, self._renew
+        self.signer.watch(selector)
+        self.signer.start()
         for worker in self.workers:
             self._start(worker)
 
@@ -148,7 +148,7 @@ class WorkerPool:
         try:
             self._start(worker)
         except BaseException:
-            self.keyholder.drop(worker.number)
+            self.signer.drop(worker.number)
             if worker.who.slot >= 0:
                 os.close(worker.who.slot)
             raise
@@ -187,7 +187,7 @@ class WorkerPool:
     def turn(self) -> None:
         """Do what is due: health checks, end workers that don't respond, start those that are due."""
         now = time.monotonic()
-        self.keyholder.turn()
+        self.signer.turn()
         for worker in tuple(self.workers):
             if not worker.sandboxes and (worker.apart or worker.further):
                 worker.empty = worker.empty or now
@@ -208,7 +208,7 @@ class WorkerPool:
         """Return the seconds until `turn` has something to do."""
         now = time.monotonic()
         due = [worker.due for worker in self.workers if worker.channel is None]
-        return min(max(min([self._looked + _ASK_EVERY, *due]) - now, 0.0), self.keyholder.wait())
+        return min(max(min([self._looked + _ASK_EVERY, *due]) - now, 0.0), self.signer.wait())
 
     def ask(self) -> None:
         """Request a sign of life and metrics from every worker."""
@@ -267,7 +267,7 @@ class WorkerPool:
                 os.waitpid(worker.pid, 0)
             if worker.channel is not None:
                 worker.channel.close()
-        self.keyholder.close()
+        self.signer.close()
 
     def _renew(self, number: int, pair: socket.socket) -> None:
         for worker in self.workers:
@@ -279,7 +279,7 @@ class WorkerPool:
         page = mmap.mmap(-1, mmap.PAGESIZE)
         worker.roots, roots = bundle_fingerprints(), system_roots()  # the confined worker can't read them
         worker_paths, journal = self._worker_paths, open_journal(worker.who, self._worker_paths.journal)
-        with self.keyholder.pair(worker.number) as pair:
+        with self.signer.pair(worker.number) as pair:
 
             def serve(control: socket.socket) -> None:
                 from proxy.worker import server  # imported from the view that it is confined to
@@ -335,7 +335,7 @@ class WorkerPool:
         if worker.channel is not None:
             worker.channel.close()
             worker.channel = None
-        self.keyholder.drop(worker.number)
+        self.signer.drop(worker.number)
         if worker.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)

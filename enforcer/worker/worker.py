@@ -58,7 +58,7 @@ class Worker:
         self.gate = gate
         self.alive = True
         self.said: dict[str, object] = {}
-        self._leaving = False  # it was told to stop; its last message may be outstanding
+        self._leaving = False  # it was asked to stop; its last message may be outstanding
 
     def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send a message. A worker that is gone gets none; one that can't get new rules is ended."""
@@ -90,7 +90,7 @@ class Worker:
         self._leaving = True
 
     def see_out(self) -> None:
-        """Wait for its last message, if it was told to stop. Idempotent."""
+        """Wait for its last message, if it was asked to stop. Idempotent."""
         if not self._leaving:
             return
         self._leaving = False
@@ -138,13 +138,13 @@ class WorkerProcess(Worker):
     """A worker process of this run, for one sandbox, with its signer."""
 
     def __init__(
-        self, pid: int, control: socket.socket, gate: socket.socket, keyholder: CertificateSigner | None = None
+        self, pid: int, control: socket.socket, gate: socket.socket, signer: CertificateSigner | None = None
     ) -> None:
         super().__init__(control, gate)
         self.pid = pid
         self.writers = (pid,)
         self.over = False  # it has ended, and its pid may be another process's
-        self._keyholder = keyholder
+        self._signer = signer
 
     def kill(self) -> None:
         """End the process. Idempotent."""
@@ -154,27 +154,27 @@ class WorkerProcess(Worker):
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
         super().kill()
-        if self._keyholder is not None:
-            self._keyholder.close()
+        if self._signer is not None:
+            self._signer.close()
 
     def report_to(self, tell: Callable[[str], None]) -> None:
         """Have errors of its signer reported."""
-        if self._keyholder is not None:
-            self._keyholder.said = tell
+        if self._signer is not None:
+            self._signer.said = tell
 
     def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:  # noqa: ARG002
         """Register its signer's descriptors."""
-        if self._keyholder is not None:
-            self._keyholder.watch(selector)
+        if self._signer is not None:
+            self._signer.watch(selector)
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do."""
-        return math.inf if self._keyholder is None else self._keyholder.wait()
+        return math.inf if self._signer is None else self._signer.wait()
 
     def turn(self) -> None:
         """Do what is due for its signer."""
-        if self._keyholder is not None:
-            self._keyholder.turn()
+        if self._signer is not None:
+            self._signer.turn()
 
     def _give_up(self) -> None:
         if not self.over:
@@ -193,17 +193,17 @@ def start[Kind: WorkerProcess](
     identity: Identity, sandbox_state: SandboxState, worker_paths: WorkerPaths, kind: type[Kind]
 ) -> Kind:
     """Fork a worker for one sandbox. Raises HostError when the journal can't be opened, or the CA is missing."""
-    keyholder = CertificateSigner(
+    signer = CertificateSigner(
         worker_paths.authority, worker_paths.certificate, identity, fingerprint=worker_paths.authority_fingerprint
     )
-    its_keyholder = keyholder.pair(_ONLY)
-    keyholder.serves(_ONLY, 1)
+    its_signer = signer.pair(_ONLY)
+    signer.serves(_ONLY, 1)
     gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     journal, metrics = open_journal(identity, worker_paths.journal), worker_paths.metrics
 
     def be(parent: int, control: socket.socket) -> None:
         linux.disable_core_dumps()  # before secrets are in memory
-        detach({journal, control.fileno(), its_gate.fileno(), its_keyholder.fileno()}, metrics)
+        detach({journal, control.fileno(), its_gate.fileno(), its_signer.fileno()}, metrics)
         roots, login, policy = system_roots(), None, sandbox_state.policy
         if policy.secrets or policy.settings.upstream_auth is not None:
             from enforcer.worker import credentials  # few rules have any
@@ -223,14 +223,14 @@ def start[Kind: WorkerProcess](
         ends = worker_paths.authority_expires
         only = server.OnlySandbox(sandbox_state, its_gate, metrics, login)
         listens = () if metrics is None else (metrics.getsockname()[:2],)
-        server.serve(server.Setup(its_keyholder, ends, roots, journal, control, forbidden=listens, only=only))
+        server.serve(server.Setup(its_signer, ends, roots, journal, control, forbidden=listens, only=only))
 
     pid, control = fork(be)
-    for end in (its_gate, its_keyholder):
+    for end in (its_gate, its_signer):
         end.close()
     os.close(journal)
-    worker = kind(pid, control, gate, keyholder)
-    keyholder.renew = lambda _number, pair: worker.tell({"keyholder": True}, [pair.fileno()])
+    worker = kind(pid, control, gate, signer)
+    signer.renew = lambda _number, pair: worker.tell({"keyholder": True}, [pair.fileno()])
     return worker
 
 

@@ -34,7 +34,7 @@ class WorkerPool:
         self.worker.page = mmap.mmap(-1, mmap.PAGESIZE)
         self.worker.channel = self
         self.others = []
-        self.keyholder, self.served = self, {}
+        self.signer, self.served = self, {}
         self.refused = set()  # what is asked for once, of what there are no descriptors
 
     def serves(self, number, sandboxes):

@@ -133,7 +133,7 @@ def test_one_that_dies_is_not_taken_and_is_replaced_later(house):
 def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
     left, told = [], []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None, leave=lambda _rules, of: left.append(of)))
-    sandboxes.pool = SimpleNamespace(keyholder=SimpleNamespace(serves=lambda *_: None))
+    sandboxes.pool = SimpleNamespace(signer=SimpleNamespace(serves=lambda *_: None))
     sandbox = Sandbox("one", {"id": "1", "name": "a", "labels": {}}, None, "/", 1, "", told.append)
     sandboxes.add(sandbox)
     sandbox.worker = SimpleNamespace(channel=None, number=1, sandboxes={"one"})
