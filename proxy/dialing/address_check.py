@@ -1,11 +1,11 @@
 """Checks which addresses of an attempt may be dialed: allowed by the policy, and no service of this host. Pure.
 
 A name or an address that a sandbox chose must lead to no service of this host (its public addresses, the gate's own
-listeners, the upstream proxy) that nobody opened (invariant 9).
+listeners, the upstream proxy), unless a rule opens that service (invariant 9).
 
-`preflight` says before people are asked whether an approval would let the attempt go out at all. A name that a rule
-spells out is looked up for that, and its addresses are checked as if everything were approved. A name under a wildcard
-is not: the task chose it, and a lookup would carry it out before anybody has approved.
+`preflight` checks before an approval request whether an approval would let the attempt through at all. It looks up a
+name that a rule spells out, and checks the addresses as if everything were approved. It doesn't look up a name under a
+wildcard: the task chose that name, and a lookup would send it out before anybody approves.
 """
 
 from typing import TYPE_CHECKING, Final

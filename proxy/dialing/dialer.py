@@ -1,12 +1,12 @@
 """Dialer: looks up the checked name, checks each address, and connects to one of them.
 
-Home of invariants 3 and 9 together with `address_check` and `Policy.check_address`: only an address that this module
-looked up for the checked name, or that a rule names as such, is ever dialled. Whoever needs a connection to the outside
-asks here. This module must never take an address from a sandbox. Where the rules have an upstream proxy, it is told the
-name, and both invariants end there; a proxy that fails is never gone around.
+Home of invariants 3 and 9, together with `address_check` and `Policy.check_address`: the dialer only dials addresses
+that it looked up for the checked name, or that a rule names. All connections to the outside are made here. This module
+must never take an address from a sandbox. Where the rules have an upstream proxy, the proxy gets the name, and both
+invariants end there; a proxy that fails is never bypassed.
 
-Several addresses of a name are tried as Happy Eyeballs does (RFC 8305 section 5), without tasks: with one address, as
-nearly always, this is one socket and one event.
+Several addresses of a name are tried as Happy Eyeballs does (RFC 8305 section 5), without tasks. Nearly always there is
+one address, which takes one socket and one event.
 """
 
 import asyncio

@@ -1,8 +1,7 @@
 """Looks up the addresses of a name as programs of this host do: hosts file first, then its name servers.
 
-Nothing here knows what a task asked: only names that a rule lets out are looked up, when a connection is about to be
-made (DESIGN, "DNS"). What was found is kept for half a minute at most, so that one connection after another costs no
-lookup, and a name that moves is followed.
+Only names that a rule allows are looked up here, just before a connection is made (DESIGN, "DNS"). Results are cached
+for at most 30 seconds, so that further connections cost no lookup and a name that moves is followed.
 """
 
 import asyncio

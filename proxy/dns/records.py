@@ -1,7 +1,7 @@
 """Looks up records of other types than A and AAAA, as a rule's `dns_types` allows, at the host's name servers.
 
-The question leaves this host, and its name may carry data; so nothing comes here that a rule's author didn't list. Each
-question is asked anew with an id of our own, and only the records themselves come back: nothing else of an answer.
+The query leaves this host, and its name may carry data; so only types that a rule lists are looked up. Each query is
+sent anew with an id of our own, and only the records of an answer come back.
 """
 
 import asyncio

@@ -1,13 +1,12 @@
 """Queries the host's name servers (resolv.conf(5)) for one absolute name.
 
-No search list is applied: the name that was checked is the name that is asked for (invariant 3). dnspython checks that
-an answer is one (id, question, source) and goes on to TCP where it is truncated. Imported when a name is first asked
-for: dnspython takes 75 ms.
+No search list is applied: the checked name is the name in the query (invariant 3). dnspython checks that an answer
+belongs to its query (id, question, source), and repeats truncated ones over TCP. Imported on the first lookup, since
+dnspython takes 75 ms.
 
 Answers are bounded before they are parsed, and one answer is parsed in a turn of the loop. The owner of a zone chooses
-its content, and a task that may look up names in it can look up many at once. dnspython parses up to 8 microseconds a
-byte, during which no other sandbox of this process has a turn (invariant 11): the 64 KB that fit one answer over TCP
-took half a second, and as many came in a row as were asked for.
+its content, and a task can look up many names in it at once. dnspython parses up to 8 microseconds a byte, during which
+no other sandbox of this process has a turn (invariant 11): an answer of 64 KB over TCP took half a second.
 """
 
 import asyncio

@@ -344,13 +344,13 @@ class PeriodicTarget(Protocol):
         """End it now and report an unexpected exception. Never raises."""
 
 
-def for_each[Kind: PeriodicTarget](guests: "Collection[Kind]", act: "Callable[[Kind], None]") -> None:
+def for_each[Kind: PeriodicTarget](members: "Collection[Kind]", act: "Callable[[Kind], None]") -> None:
     """Call `act` for each current member; one that raises gets `failed`. Members may leave meanwhile."""
-    for guest in tuple(guests):
+    for member in tuple(members):
         try:
-            act(guest)
+            act(member)
         except Exception as error:  # noqa: BLE001 - the others are to have their turn
-            guest.failed(error)
+            member.failed(error)
 
 
 class PeriodicTasks:
@@ -359,13 +359,13 @@ class PeriodicTasks:
     def __init__(
         self,
         today: "Callable[[], date]",
-        guests: "Collection[PeriodicTarget]",
+        members: "Collection[PeriodicTarget]",
         review: "Callable[[], None]",
         clock: "Callable[[], float]" = time.monotonic,
     ) -> None:
-        """Go through `guests`, which come and go; `review` is called when the day is another."""
+        """Go through `members`, which come and go; `review` is called when the day is another."""
         self._asks_today = today
-        self._guests = guests
+        self._members = members
         self._review = review
         self._clock = clock
         self._today = today()
@@ -378,7 +378,7 @@ class PeriodicTasks:
 
     def keep_going(self) -> None:
         """Schedule the next run if there is any member. Idempotent."""
-        if self._next is None and self._guests:
+        if self._next is None and self._members:
             self._next = asyncio.get_running_loop().call_later(EVERY, self.go)
 
     def stop(self) -> None:
@@ -394,5 +394,5 @@ class PeriodicTasks:
             self._today = today
             self._review()
         now = self._clock()
-        for_each(self._guests, lambda guest: guest.tick(now))
+        for_each(self._members, lambda member: member.tick(now))
         self.keep_going()

@@ -44,7 +44,16 @@ class Connection(ManagedConnection["Gate"]):
     """One accepted socket, non-blocking, until it is closed or inspection takes it over."""
 
     __slots__ = (
-        "_admitted", "_asleep", "_brief", "_by", "_client", "_connecting", "_had", "_moved", "_quiet_since", "_said",
+        "_asleep",
+        "_brief",
+        "_by",
+        "_client",
+        "_connecting",
+        "_had",
+        "_handover",
+        "_moved",
+        "_quiet_since",
+        "_said",
         "_splice",
     )  # fmt: skip
 
@@ -60,7 +69,7 @@ class Connection(ManagedConnection["Gate"]):
         self._splice: Splice | None = None
         self._quiet_since = 0.0
         self._moved = 0  # bytes that had been passed on when that was last looked at
-        self._admitted: Handover | None = None  # what inspection has
+        self._handover: Handover | None = None  # what inspection has
         self._by: Decision | None = None  # the later decision that ends what inspection has
 
     def begin(self) -> None:
@@ -107,9 +116,9 @@ class Connection(ManagedConnection["Gate"]):
         """Decide again. Inspection itself ends what the rules no longer allow."""
         if self.state is not State.INSPECTING:
             super().review()
-        elif self._admitted is not None and self._judgement.decision.outcome.passes:
+        elif self._handover is not None and self._judgement.decision.outcome.passes:
             self._tell_inspection(
-                self._admitted, decide_again(self._gate.sandbox, self._judgement, can_inspect=True).decision
+                self._handover, decide_again(self._gate.sandbox, self._judgement, can_inspect=True).decision
             )
 
     def abort(self) -> None:
@@ -127,9 +136,9 @@ class Connection(ManagedConnection["Gate"]):
 
     def failed(self, error: Exception) -> None:
         """End it after an unexpected exception. Never raises."""
-        if self.state is State.INSPECTING and self._admitted is not None:
+        if self.state is State.INSPECTING and self._handover is not None:
             self.record.error(WHERE[self.state], error)
-            self._tell_inspection(self._admitted, deny(self._gate.sandbox.policy, Reason.GATE_ERROR))
+            self._tell_inspection(self._handover, deny(self._gate.sandbox.policy, Reason.GATE_ERROR))
         else:
             self._end(Outcome.FAILED, Reason.GATE_ERROR, error=error)
 
@@ -227,9 +236,9 @@ class Connection(ManagedConnection["Gate"]):
             self._end(Outcome.FAILED, judgement.decision.reason)  # records nothing unless it was allowed
             return
         self._enter(State.INSPECTING)
-        self._admitted = Handover(gate.sandbox, self._client, record, judgement, self._inspected)
+        self._handover = Handover(gate.sandbox, self._client, record, judgement, self._inspected)
         try:
-            inspection.adopt(self._admitted)
+            inspection.adopt(self._handover)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
             record.error(WHERE[self.state], error)
             reset(self._client)
@@ -309,13 +318,13 @@ class Connection(ManagedConnection["Gate"]):
 
     # INSPECTING
 
-    def _tell_inspection(self, admitted: Handover, decision: "Decision") -> None:
+    def _tell_inspection(self, handover: Handover, decision: "Decision") -> None:
         """Tell inspection the new decision, so that it ends what is no longer allowed."""
         inspection = self._gate.inspection
         assert inspection is not None
         if not decision.outcome.passes:
             self._by = decision
-        inspection.review(admitted, decision)
+        inspection.review(handover, decision)
 
     def _inspected(self, up: int, down: int, reason: Reason | None) -> None:
         """Record the end of a connection that inspection had; only the first call counts."""
@@ -346,7 +355,7 @@ class Connection(ManagedConnection["Gate"]):
     ) -> None:
         """Close all sockets and record the end, once; nothing is relayed any more, whatever fails here."""
         state, record = self.state, self.record
-        if state is State.CLOSED or self._admitted is not None:  # that is inspection's to close
+        if state is State.CLOSED or self._handover is not None:  # that is inspection's to close
             return
         self.state = State.CLOSED
         up, down = self._close()

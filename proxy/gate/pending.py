@@ -1,7 +1,7 @@
 """Pending approval of a connection or UDP flow; after the answer the current policy decides again.
 
-Home of invariant 2 for pending connections: an answer allows nothing by itself, and whatever goes wrong is a refusal.
-Only a name that a rule spells out is looked up before (`preflight`), so that nobody is asked in vain.
+Home of invariant 2 for pending connections: an answer allows nothing by itself, and any error is a denial. Only a name
+that a rule spells out is looked up before the request (`preflight`), so that no request is made in vain.
 """
 
 import time

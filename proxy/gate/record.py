@@ -174,8 +174,8 @@ class Handover(NamedTuple):
 class Inspection(Protocol):
     """Inspects connections, and serves the block page of denied ones: `proxy.inspection`."""
 
-    def adopt(self, admitted: Handover) -> None:
+    def adopt(self, handover: Handover) -> None:
         """Take a connection over, with its socket."""
 
-    def review(self, admitted: Handover, decision: "Decision") -> None:
+    def review(self, handover: Handover, decision: "Decision") -> None:
         """Apply a new decision to a connection: it, or a request on it, may have to end."""

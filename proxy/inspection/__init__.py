@@ -51,32 +51,32 @@ class Inspection:
         self._loading: asyncio.Task[None] | None = None
         self._closed = False
 
-    def adopt(self, admitted: "Handover") -> None:
+    def adopt(self, handover: "Handover") -> None:
         """Take a connection over from the gate."""
         if self._closed:
-            admitted.give_up(None)
+            handover.give_up(None)
         elif self._engine is None:
-            self._waiting.append(admitted)
+            self._waiting.append(handover)
             self.warm()
         else:
-            self._start(self._engine, admitted)
+            self._start(self._engine, handover)
 
-    def review(self, admitted: "Handover", decision: "Decision") -> None:
+    def review(self, handover: "Handover", decision: "Decision") -> None:
         """Apply a new decision to a connection: it, or a request on it, may have to end."""
-        if admitted in self._waiting:
+        if handover in self._waiting:
             if not decision.outcome.passes:
-                self._waiting.remove(admitted)
-                admitted.give_up(decision.reason)
+                self._waiting.remove(handover)
+                handover.give_up(decision.reason)
         elif self._engine is not None:
-            self._engine.review(admitted, decision)
+            self._engine.review(handover, decision)
 
     def close(self) -> None:
         """Reset every connection, also those handed over later. Idempotent."""
         self._closed = True
         if self._loading is not None:
             self._loading.cancel()
-        for admitted in self._waiting:
-            admitted.give_up(None)
+        for handover in self._waiting:
+            handover.give_up(None)
         self._waiting.clear()
         if self._engine is not None:
             self._engine.close()
@@ -96,15 +96,15 @@ class Inspection:
             engine = None
         waiting, self._waiting = self._waiting, []
         self._engine, self._loading = engine, None
-        for admitted in waiting:
+        for handover in waiting:
             if engine is None:
-                admitted.give_up(Reason.GATE_ERROR)
+                handover.give_up(Reason.GATE_ERROR)
             else:
-                self._start(engine, admitted)
+                self._start(engine, handover)
 
-    def _start(self, engine: "Engine", admitted: "Handover") -> None:
+    def _start(self, engine: "Engine", handover: "Handover") -> None:
         try:
-            engine.adopt(admitted)
+            engine.adopt(handover)
         except Exception as error:  # noqa: BLE001
-            self._recorder.error(Component.INSPECTION, f"{type(error).__name__}: {error}", cause=admitted.event)
-            admitted.give_up(Reason.GATE_ERROR)
+            self._recorder.error(Component.INSPECTION, f"{type(error).__name__}: {error}", cause=handover.event)
+            handover.give_up(Reason.GATE_ERROR)

@@ -46,14 +46,14 @@ HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, o
 class InspectedConnection:
     """A client connection and the server connections of its requests."""
 
-    def __init__(self, engine: "Engine", admitted: "Handover", place: "WebOrigin") -> None:
-        judgement = admitted.judgement
+    def __init__(self, engine: "Engine", handover: "Handover", place: "WebOrigin") -> None:
+        judgement = handover.judgement
         refused = None if judgement.decision.outcome.passes else judgement.decision
         self._engine = engine
-        self._admitted = admitted
+        self._handover = handover
         self.session = Session(
-            engine.recorder, place, admitted.event, refused, judgement.detail, judgement.advice,
-            admitted.record.attribution, judgement.approval,
+            engine.recorder, place, handover.event, refused, judgement.detail, judgement.advice,
+            handover.record.attribution, judgement.approval,
         )  # fmt: skip
         self.session.approvals.changed = self._watch_out
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
@@ -61,12 +61,12 @@ class InspectedConnection:
         self._client = client = ClientEnd(place)
         self._http: HttpRouter = HttpRouter(client, self.session, engine.memory_quota, self, self.decide)
         tls = (
-            ClientTls(self.session, engine.tls_contexts, client, admitted.shown_host, admitted.sni)
+            ClientTls(self.session, engine.tls_contexts, client, handover.shown_host, handover.sni)
             if place.tls
             else None
         )
         client.transport = Transport[ClientEnd | ServerEnd](
-            engine.loop, engine.poller, admitted.client, self, client, client=True, tls=tls
+            engine.loop, engine.poller, handover.client, self, client, client=True, tls=tls
         )
         self.transports: list[Transport[ClientEnd | ServerEnd]] = [client.transport]  # their sockets are open
         self._dials: dict[ServerEnd, Callable[[], None]] = {}  # how to call each off
@@ -254,7 +254,7 @@ class InspectedConnection:
 
         A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
         """
-        ends = min(self._last + self._idle_timeout, self._admitted.record.opened + LIFETIME)
+        ends = min(self._last + self._idle_timeout, self._handover.record.opened + LIFETIME)
         if not self._is_put_off and (self._engine.memory_quota.is_tight or self._http.stinted):
             self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._last + SILENCE and self._http.is_unspoken():
@@ -364,7 +364,7 @@ class InspectedConnection:
         server.can_read = server.can_write = True
         server.dialled = address
         if address is not None:
-            self._admitted.record.leads_to(address)
+            self._handover.record.leads_to(address)
         server.relayed = isinstance(address, ProxyDestination) and address.relayed
         server.login = self._engine.login if server.relayed else None
         if tls is None:
@@ -464,7 +464,7 @@ class InspectedConnection:
             up, down = up + transport.up, down + transport.down
         self._count_servers()
         self._engine.forget(self)
-        self._admitted.closed(up, down, self.session.ending)
+        self._handover.closed(up, down, self.session.ending)
 
     def _try[**P](self, step: "Callable[P, None]", *arguments: P.args, **named: P.kwargs) -> None:
         """Run one step of the end; an exception is recorded, and the next steps still run."""

@@ -1,12 +1,11 @@
 """Decides on one request: parses its head, checks it against the connection's host, and asks the policy.
 
-Pure. The name comes from the gate, never from the request, which may only repeat it (invariant 3). The checks that come
-before the rules hold under audit mode too. A WebDAV request that names another path (RFC 4918 section 10.3) is decided
-by both: what is written there is no less asked for than the path of the request line.
+Pure. The host comes from the gate, never from the request, which may only repeat it (invariant 3). The checks that come
+before the rules also apply under audit mode. A WebDAV request that names a second path (RFC 4918 section 10.3) is
+decided by both paths.
 
-A request that is under way is decided again where other rules come into force, or another day (`standing`): what was
-read of it, its head and the refs of a push, and the address that it was sent to. What was checked before any rule was
-asked stays so.
+When the rules or the date change, a request under way is decided again (`standing`): its head, the refs of a push, and
+the address that it was sent to. The checks that come before the rules are not repeated.
 """
 
 import re

@@ -68,45 +68,45 @@ class Engine:
         """Return the counter of a client's extra server connections."""
         return ExtraSockets(self._dialer.descriptors)
 
-    def adopt(self, admitted: "Handover") -> None:
+    def adopt(self, handover: "Handover") -> None:
         """Take a connection over. If this raises, nothing was started."""
-        place = place_of(admitted)
-        host = admitted.shown_host
+        place = place_of(handover)
+        host = handover.shown_host
         if not place.tls or self._leaves.is_fresh(host):
-            self._begin(admitted, place)
+            self._begin(handover, place)
         elif self._room.take():
-            self._expected[admitted.event] = admitted
-            self._leaves.ask(host, lambda problem: self._go_on(admitted, place, problem))
+            self._expected[handover.event] = handover
+            self._leaves.ask(host, lambda problem: self._go_on(handover, place, problem))
         else:
-            admitted.give_up(Reason.LIMIT_EXCEEDED)
+            handover.give_up(Reason.LIMIT_EXCEEDED)
 
-    def _go_on(self, admitted: "Handover", place: WebOrigin, problem: str) -> None:
+    def _go_on(self, handover: "Handover", place: WebOrigin, problem: str) -> None:
         """Start a connection whose certificate is there, or end it if there is none. Never raises."""
-        if self._expected.pop(admitted.event, None) is None:  # it is over already
+        if self._expected.pop(handover.event, None) is None:  # it is over already
             return
         try:
             if not problem:
-                self._begin(admitted, place)
+                self._begin(handover, place)
                 return
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             problem = f"{type(error).__name__}: {error}"
-        self.recorder.error(Component.INSPECTION, problem, cause=admitted.event)
-        admitted.give_up(Reason.GATE_ERROR)
+        self.recorder.error(Component.INSPECTION, problem, cause=handover.event)
+        handover.give_up(Reason.GATE_ERROR)
 
-    def _begin(self, admitted: "Handover", place: WebOrigin) -> None:
-        connection = InspectedConnection(self, admitted, place)
-        self._connections[admitted.event] = connection
+    def _begin(self, handover: "Handover", place: WebOrigin) -> None:
+        connection = InspectedConnection(self, handover, place)
+        self._connections[handover.event] = connection
         connection.start()
         if self._round is None:
             self._round = self.loop.call_later(EVERY, self._go_round)
 
-    def review(self, admitted: "Handover", decision: "Decision") -> None:
+    def review(self, handover: "Handover", decision: "Decision") -> None:
         """Apply other rules, whose `decision` on the connection is given."""
-        if connection := self._connections.get(admitted.event):
+        if connection := self._connections.get(handover.event):
             connection.review(decision)
-        elif admitted.event in self._expected and not decision.outcome.passes:
-            del self._expected[admitted.event]
-            admitted.give_up(decision.reason)
+        elif handover.event in self._expected and not decision.outcome.passes:
+            del self._expected[handover.event]
+            handover.give_up(decision.reason)
 
     def later(self, connection: InspectedConnection) -> None:
         """Continue a connection's postponed work after the turns of all others."""
@@ -139,8 +139,8 @@ class Engine:
         if self._round is not None:
             self._round.cancel()
         expected, self._expected = self._expected, {}
-        for admitted in expected.values():
-            admitted.give_up(None)
+        for handover in expected.values():
+            handover.give_up(None)
         for connection in list(self._connections.values()):
             connection.abort()
 
@@ -205,9 +205,9 @@ class Engine:
         return call_off
 
 
-def place_of(admitted: "Handover") -> WebOrigin:
+def place_of(handover: "Handover") -> WebOrigin:
     """Return the origin of a connection. Raises ValueError if it is not inspected."""
-    attempt = admitted.judgement.attempt
+    attempt = handover.judgement.attempt
     if attempt.protocol not in (Protocol.TLS, Protocol.HTTP):
         raise ValueError(f"{attempt.protocol} is not inspected")
     return WebOrigin(attempt.target, attempt.port, tls=attempt.protocol is Protocol.TLS)

@@ -2,9 +2,9 @@
 
     parse      bytes become a head                                            http1, http2
     normalise  it says one host, one length and one thing, or it is refused   request_head
-    hold       where the decision depends on its body: all of it, or refs     stages.held_body, stages.git
-    decide     the rules allow, deny or ask, also about each ref of a push    judging
-    approve    people are asked, and it is decided again                      stages.approval
+    hold       where the decision depends on its body: all of it, or refs     stages.pending_body, stages.git
+    decide     the rules allow, deny or ask, also about each ref of a push    decide_request
+    approve    it waits for approval, and is decided again                    stages.approval
     resolve    its addresses are found, and the rules check each              dialing.dialer
     STAGES     may deny it; then its decision is recorded                     Session.admit
     send       what is sent goes through the stages in their order
@@ -12,7 +12,7 @@
     record     how it ended                                                   Session.complete
 
 A name is looked up before the decision is recorded, as its addresses are a part of that (invariant 9). None is looked
-up for a request that the rules deny, nor, unless a rule spells it out, for one that people haven't approved yet.
+up for a request that the rules deny, nor, unless a rule spells it out, for one that isn't approved yet.
 """
 
 from dataclasses import replace

@@ -1,9 +1,9 @@
 """Transport of one inspected client or server: a socket with send buffer, TLS, and the way it ended.
 
-Reads only while there is room for what it brings, keeps what a full socket didn't take, tells a cut from an end, and
-closes towards a client so that it can read the last answer: closing with something unread sends a reset, which takes
-the answer with it, so what still comes is read and thrown away for a moment (RFC 9112 section 9.6). A cut that is
-passed on (`cut_off`) delivers what came before it: a reset discards everything that the socket has not sent yet.
+A transport reads only while its data can be forwarded, buffers what a full socket didn't take, and tells a reset from
+an end. Closing a client's socket with unread data sends a reset, which discards the last response. So the transport
+first reads and discards data for a moment (RFC 9112 section 9.6). `cut_off` delivers earlier data before its reset; a
+plain reset discards everything unsent.
 """
 
 import select

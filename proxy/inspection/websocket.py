@@ -1,7 +1,8 @@
 """WebSocket over HTTP/1.1 (RFC 6455), after its handshake: relays and counts bytes in both directions.
 
-What follows a handshake is passed on unread, but for where frames begin and, where rules say so, for secrets. Nothing
-but a client's frames may follow: a server behind the one that was asked can agree to what neither goes on to speak.
+After the handshake bytes are relayed unread, except for frame boundaries and, where rules want it, a scan for secrets.
+A client may only send frames: a server may accept a WebSocket that another server behind it doesn't, and would then
+read the bytes as requests.
 """
 
 from typing import TYPE_CHECKING, Final, Protocol

@@ -1,11 +1,10 @@
 """Parses the ref list of a git push, which comes before its pack (gitprotocol-pack(5)).
 
-Pure: bytes in, refs out, however they are cut up. Bounded in what it keeps and in what it unpacks. What git's own
-server would take in another way than it is written, or takes although it isn't written as the protocol says, is
-refused here: a list that ends without a flush, a second list after an empty one, commands outside a certificate. This
-module must never guess: a ref that it didn't read would be a ref that nobody decided on. And options
-behind the refs have servers do more than those say: submit to the branch that a review is for (Gerrit), merge into
-another one (GitLab), show a repository to everybody (Gitea).
+Pure: bytes in, refs out. What it keeps and unpacks is bounded. It rejects what git's own server reads in another way
+than it is written, or accepts against the protocol: a list without a flush, a second list after an empty one, commands
+outside a certificate. This module must never guess: no decision would cover a ref that it didn't read. It reports push
+options, since with them servers do more than the refs say: submit to the branch of a review (Gerrit), merge into
+another branch (GitLab), publish a repository (Gitea).
 """
 
 import re

@@ -1,15 +1,14 @@
 """Socket that receives a sandbox's datagrams: how it is closed and opened to them, and both ends of each datagram.
 
-Shut, it is connected to itself. Tproxy hands datagrams to a socket that is connected to nobody (nf_tproxy_core.h), so
-they go on to the rule that refuses them in the kernel: at once, counted and told, whatever the gate is doing. It is
-made shut, and opened only while a rule lets UDP out (invariant 2). Nothing has to be installed or taken away for that,
-which only the sandbox's owner could do, and a worker isn't (invariant 1).
+A shut socket is connected to itself. Tproxy only delivers datagrams to an unconnected socket (nf_tproxy_core.h), so the
+ruleset rejects, counts and logs them at once, whatever the gate does. The socket is created shut, and opened only while
+a rule allows UDP (invariant 2). So the ruleset never changes, which a worker couldn't do (invariant 1).
 
-An IPv6 socket that was connected once hears its former peer alone, whatever port that sends from: the kernel forgets
+An IPv6 socket that was connected once receives from its former peer's address only, from any port: the kernel forgets
 the port and keeps the address (udp_disconnect in net/ipv4/udp.c, compute_score in net/ipv6/udp.c). So the peer is the
-sandbox's own address, which everything that leaves comes from; a task that sends from ::1 on purpose is refused.
+sandbox's own address, the source of everything it sends; datagrams that a task sends from ::1 are rejected.
 
-Both ends of a datagram are as the kernel tells them: IP_RECVORIGDSTADDR (ip(7)) and recvmsg(2).
+The kernel gives both ends of a datagram: IP_RECVORIGDSTADDR (ip(7)) and recvmsg(2).
 """
 
 import os

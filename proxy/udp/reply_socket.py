@@ -1,7 +1,7 @@
 """Sends UDP replies and ICMP errors into a sandbox, from the address that the task sent to.
 
-Home of a promise: whatever is sent goes to one of the sandbox's own addresses, once for each datagram that asked for it
-or for each that its flow's own peer sent, and leads nowhere else: a task can't have the gate send to anybody.
+Every packet goes to one of the sandbox's own addresses: one for each datagram of the task that is denied, and one for
+each reply of a flow's peer. A task can't make the gate send to anything else.
 """
 
 import struct

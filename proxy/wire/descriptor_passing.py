@@ -1,9 +1,9 @@
 """Passes file descriptors to another process, within the kernel's limit on descriptors in flight.
 
-The kernel counts those that are sent and not received yet for each user, and holds each sender to its own soft limit of
-open files (unix(7), ETOOMANYREFS). Whoever may have few open, as a shell says for what it starts, would send none as
-long as another program of its user's has that many under way. A task's hard limit is lower than ours
-(`enforcer.limits.resource_limits`), so with all that we may have there is room.
+The kernel counts descriptors that were sent and not received yet for each user, and limits each sender to its own soft
+limit of open files (unix(7), ETOOMANYREFS). With the usual soft limit, sending fails while another program of the same
+user has as many in flight. A task's hard limit is lower than ours (`enforcer.limits.resource_limits`), so our hard
+limit always leaves room.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
 """Transfers a compiled policy to the worker as bytes; reading it doesn't stall the gate.
 
-The worker can't read files, and compiling thousands of rules takes longer than any connection should wait. So it is
-given a compiled policy and builds it from its bytes in a thread, a few kilobytes at a time: between two pieces the
-interpreter lock changes hands. Letting go of the policy before it is as slow as building one, and done the same way.
-Whoever sends is trusted (the supervisor made this process); what the bytes can name is bounded all the same.
+The worker can't read files, and compiling thousands of rules takes longer than a connection should wait. So it gets a
+compiled policy and builds it from its bytes in a thread, a few kilobytes at a time: the interpreter lock changes hands
+between two pieces. Freeing the previous policy is as slow, and done the same way. The sender is trusted, since it
+started this process; the types that the bytes can name are bounded all the same.
 """
 
 import gc

@@ -1,11 +1,11 @@
 """Worker process: unprivileged, with a `SandboxServer` for each sandbox.
 
-A worker of the service has many. They come over its one channel: sets of rules (a compiled policy each, shared by all
-sandboxes with the same files), sandboxes with their sockets, what to record of them, and questions. It holds nothing
-that only it has: when it dies another is given the same, and goes on accepting.
+A worker of the service serves many sandboxes. Its channel brings rule sets (a compiled policy each, shared by all
+sandboxes with the same files), sandboxes with their sockets, facts to record, and queries. The worker has no state of
+its own: when it dies, the service gives another one the same, which goes on accepting.
 
-A worker of one run has `OnlySandbox`, which is given before it starts, under the one set of rules there is. What its
-channel says is about that sandbox. Each worker ends with the process that started it: nobody else would record its end.
+A worker of one run has `OnlySandbox` from its start, with one rule set; its channel is about that sandbox. Each worker
+ends with the process that started it, which would record its end.
 """
 
 import asyncio

@@ -1,13 +1,12 @@
 """Recognises git requests (gitprotocol-http(5)), and combines the decisions on all refs of a push.
 
-Pure. A server takes a request for git by its URL alone, so the URL decides here too, by every reading of its path: one
-that is git's by one reading and not by another is refused, and so is whatever would be git's in another spelling.
-What is not read ref by ref here (git over WebDAV) is refused as well. Asked where a rule has `git`, and in audit mode
-for events alone.
+Pure. A server recognises a git request by its URL alone, so the URL decides here, too, in every reading of its path. A
+path that is git's in one reading only is denied, and so is another spelling of a git service. Git over WebDAV, whose
+refs can't be read, is denied as well. All this applies where a rule has `git`, and in audit mode for events alone.
 
-Each ref of a push is an attempt of its own, and the strictest decides the whole request: a server takes or leaves the
-pack for all of them. git shows nobody the body of a 403 that answers a push, so a push that was read is refused in
-git's own words (gitprotocol-pack(5), "Report Status"): messages that it shows as `remote: ...`, and for every ref why.
+Each ref of a push is an attempt of its own, and the strictest decision applies to the whole request, since a server
+accepts or rejects the pack for all refs. git shows no body of a 403 for a push. So a push is denied in git's own
+protocol (gitprotocol-pack(5), "Report Status"): messages that git shows as `remote: ...`, and a reason for each ref.
 """
 
 import re
