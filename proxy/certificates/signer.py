@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND, MalformedPacketError, encode_answer, read_request
+from proxy.certificates.signer_protocol import (
+    NEW_NAMES,
+    NEW_NAMES_A_SECOND,
+    MalformedPacketError,
+    encode_answer,
+    read_request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.event_loop.poller import OUT, finish
 from proxy.gate.served_connection import ServedConnection
-from proxy.info_api.question_handler import Answer, InfoHandler, refused
+from proxy.info_api.info_handler import Answer, InfoHandler, refused
 from proxy.info_api.requests import (
     MOST_HEAD,
     PartialRequest,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.info_api import otlp
-from proxy.info_api.question_handler import Answer, refused
+from proxy.info_api.info_handler import Answer, refused
 from proxy.info_api.requests import Port, RequestRefusedError
 from proxy.telemetry.journal.writer import JournalWriteError
 

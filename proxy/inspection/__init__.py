@@ -13,7 +13,7 @@ from proxy.telemetry.events import Component
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.certificates.leaves import LeafCertificates
+    from proxy.certificates.leaf_certificates import LeafCertificates
     from proxy.dialing.dialer import Dialer
     from proxy.gate.record import Handover
     from proxy.inspection.engine import Engine

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from proxy.certificates.packets import NEW_NAMES, NEW_NAMES_A_SECOND
+from proxy.certificates.signer_protocol import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.poller import EVERY
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from proxy.certificates.leaves import LeafCertificates
+    from proxy.certificates.leaf_certificates import LeafCertificates
     from proxy.dialing.dialer import Dialer, Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.gate.record import Handover

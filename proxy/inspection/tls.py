@@ -28,7 +28,7 @@ from rules.verdicts import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.certificates.leaves import Leaf, LeafCertificates
+    from proxy.certificates.leaf_certificates import Leaf, LeafCertificates
     from proxy.inspection.connection_ends import ClientEnd, ServerEnd
     from proxy.inspection.session import Session
     from proxy.request.messages import WebOrigin

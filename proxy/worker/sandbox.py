@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from proxy.certificates.leaves import SignerLink
+from proxy.certificates.leaf_certificates import SignerLink
 from proxy.event_loop.poller import IN, Poller, prepare_listener
 from proxy.inspection import Roots
 from proxy.sandbox.recorder import Recorder

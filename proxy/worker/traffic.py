@@ -6,7 +6,7 @@ It is made when the first connection, lookup, datagram or refused packet comes, 
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.recording import ApprovalRecorder
-from proxy.certificates.leaves import LeafCertificates
+from proxy.certificates.leaf_certificates import LeafCertificates
 from proxy.dialing.dialer import Dialer
 from proxy.dns import records
 from proxy.dns.datagrams import UdpDnsServer

@@ -10,7 +10,7 @@ from proxy.telemetry.events import Process
 from tests.proxy.approvals.people_harness import People
 from tests.proxy.gate.gate_harness import HOSTS, RAW, World, run
 from tests.proxy.gate.held_harness import reload
-from tests.proxy.info_api.test_question_handler import request
+from tests.proxy.info_api.test_info_handler import request
 
 ASKED = "id: asked, to: raw.example, ports: [ORIGIN/tcp], action: ask, approval: {hold: 60s, open: 1h}"
 WRITES = "id: writes, to: api.example, http: {methods: [POST]}, action: ask"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from proxy.certificates import authority
-from proxy.certificates.leaves import LeafCertificates, SignerLink
-from proxy.certificates.packets import LONGEST_REQUEST
+from proxy.certificates.leaf_certificates import LeafCertificates, SignerLink
 from proxy.certificates.signer import Signer
+from proxy.certificates.signer_protocol import LONGEST_REQUEST
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.event_loop import poller

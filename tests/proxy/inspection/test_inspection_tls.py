@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from OpenSSL import SSL
 
-from proxy.certificates.leaves import Leaf
+from proxy.certificates.leaf_certificates import Leaf
 from proxy.inspection.tls import ClientContexts, KnownProtocols, ServerContexts, TrustError
 from proxy.request.messages import WebOrigin
 from rules.names import HostName

@@ -11,9 +11,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from proxy.certificates import authority, leaves
-from proxy.certificates.leaves import LeafCertificates, NoLeafError, SignerLink
-from proxy.certificates.packets import (
+from proxy.certificates import authority, leaf_certificates
+from proxy.certificates.leaf_certificates import LeafCertificates, NoLeafError, SignerLink
+from proxy.certificates.signer import Signer
+from proxy.certificates.signer_protocol import (
     LONGEST_REQUEST,
     MalformedPacketError,
     Request,
@@ -22,7 +23,6 @@ from proxy.certificates.packets import (
     read_answer,
     read_request,
 )
-from proxy.certificates.signer import Signer
 from tests.proxy.inspection.inspection_clients import wait_for
 from tests.proxy.inspection.inspection_harness import site
 
@@ -277,7 +277,7 @@ def test_an_answer_that_is_no_certificate_is_none(ca, made, problem):
 
 
 def test_who_isn_t_answered_waits_no_longer_than_it_is_patient(ca, monkeypatch):
-    monkeypatch.setattr(leaves, "PATIENCE", 0.01)
+    monkeypatch.setattr(leaf_certificates, "PATIENCE", 0.01)
 
     @within_a_loop
     async def body(pair):
@@ -293,9 +293,9 @@ def test_who_isn_t_answered_waits_no_longer_than_it_is_patient(ca, monkeypatch):
 
 
 def test_how_much_is_kept_waited_for_and_under_way_is_bounded(ca, monkeypatch):
-    monkeypatch.setattr(leaves, "LEAVES", 10)
-    monkeypatch.setattr(leaves, "_UNDER_WAY", 4)
-    monkeypatch.setattr(leaves, "MOST_WAITING", 20)
+    monkeypatch.setattr(leaf_certificates, "LEAVES", 10)
+    monkeypatch.setattr(leaf_certificates, "_UNDER_WAY", 4)
+    monkeypatch.setattr(leaf_certificates, "MOST_WAITING", 20)
 
     @within_a_loop
     async def body(pair):
@@ -333,7 +333,7 @@ async def test_another_sandbox_s_leaf_is_not_found_and_not_shown(pair):
 
 
 def test_a_sandbox_that_fills_its_cache_evicts_no_other_s_leaf(ca, monkeypatch):
-    monkeypatch.setattr(leaves, "LEAVES", 3)
+    monkeypatch.setattr(leaf_certificates, "LEAVES", 3)
 
     @within_a_loop
     async def body(pair):
@@ -348,8 +348,8 @@ def test_a_sandbox_that_fills_its_cache_evicts_no_other_s_leaf(ca, monkeypatch):
 
 
 def test_a_sandbox_that_waits_for_all_it_may_neither_refuses_nor_delays_another(ca, monkeypatch):
-    monkeypatch.setattr(leaves, "_UNDER_WAY", 2)
-    monkeypatch.setattr(leaves, "MOST_WAITING", 20)
+    monkeypatch.setattr(leaf_certificates, "_UNDER_WAY", 2)
+    monkeypatch.setattr(leaf_certificates, "MOST_WAITING", 20)
 
     @within_a_loop
     async def body(pair):

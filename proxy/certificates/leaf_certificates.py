@@ -15,7 +15,13 @@ from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.certificates.packets import LONGEST_ANSWER, MalformedPacketError, Request, encode_request, read_answer
+from proxy.certificates.signer_protocol import (
+    LONGEST_ANSWER,
+    MalformedPacketError,
+    Request,
+    encode_request,
+    read_answer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.info_api.question_handler import A_SECOND, BURST, InfoHandler
+from proxy.info_api.info_handler import A_SECOND, BURST, InfoHandler
 from proxy.info_api.requests import MOST_HEAD, Request, RequestRefusedError
 from proxy.sandbox.sandbox_state import Calendar
 from proxy.supervisor_channel.channel import _refusal
@@ -66,7 +66,7 @@ def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatc
     async def test():
         found, now = [], [datetime(2026, 6, 30, tzinfo=UTC).timestamp()]
         monkeypatch.setattr(
-            "proxy.info_api.question_handler.find_task_rules", lambda *of: found.append(of) or find_task_rules(*of)
+            "proxy.info_api.info_handler.find_task_rules", lambda *of: found.append(of) or find_task_rules(*of)
         )
         rules = ["id: till, to: till.example, until: 2026-06-30, action: allow"]
         async with World(tmp_path, rules, calendar=Calendar(lambda: now[0])) as world:

@@ -1,0 +1,1 @@
+from tests.proxy.inspection.conftest import gate, origins  # noqa: F401 - fixtures
