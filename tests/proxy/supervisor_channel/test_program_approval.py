@@ -43,7 +43,7 @@ class World:
 
     def __init__(self):
         self.said, self.came, self.then = [], [], None
-        self.asking = SimpleNamespace(ask=self._ask, passes=Leases(lambda *_: True))
+        self.asking = SimpleNamespace(submit=self._ask, leases=Leases(lambda *_: True))
         sandbox = SimpleNamespace(approvals=self.asking, sources=())
         self.leave = ProgramApprovals(
             sandbox, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what)
