@@ -226,7 +226,7 @@ async def _both_families(servers: "Servers", name: "HostName") -> "tuple[tuple[A
 
 
 def _name_servers(turn: asyncio.Lock) -> "Servers":
-    from proxy.dns.servers import NameServers  # 75 ms
+    from proxy.dns.upstream_servers import NameServers  # 75 ms
 
     return NameServers(turn=turn)
 

@@ -34,7 +34,7 @@ class Records(NamedTuple):
 
 
 class Servers(Protocol):
-    """Name servers to query: `servers.NameServers`."""
+    """Name servers to query: `upstream_servers.NameServers`."""
 
     async def ask(self, name: "HostName", kind: str) -> "tuple[tuple[Address, ...], float]":
         """Return the addresses of `kind` (A or AAAA) and their TTL in seconds. Raises DnsLookupError."""

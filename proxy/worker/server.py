@@ -26,7 +26,7 @@ from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, SandboxState, Ta
 from proxy.telemetry.events import Component
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
-from proxy.worker.reload import read_policy, release_policies
+from proxy.worker.policy_swap import read_policy, release_policies
 from proxy.worker.sandbox import SandboxServer, WorkerResources
 from rules.addresses import normalize
 

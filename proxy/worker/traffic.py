@@ -9,18 +9,18 @@ from proxy.approvals.recording import ApprovalRecorder
 from proxy.certificates.leaf_certificates import LeafCertificates
 from proxy.dialing.dialer import Dialer
 from proxy.dns import records
-from proxy.dns.datagrams import UdpDnsServer
 from proxy.dns.lookup import MOST_AT_ONCE, Lookup
 from proxy.dns.names import NameTable
 from proxy.dns.resolver import Resolver
+from proxy.dns.udp_server import UdpDnsServer
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.sandbox.taint import Taint
 from proxy.udp.listener import UdpGate
 from proxy.udp.reply_socket import ReplySocket
+from proxy.worker.policy_swap import PolicyReload
 from proxy.worker.refused_packet_log import RefusedPacketLog
-from proxy.worker.reload import PolicyReload
 
 if TYPE_CHECKING:
     import socket

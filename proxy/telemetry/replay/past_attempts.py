@@ -48,7 +48,7 @@ _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no
 _CUT: Final = re.compile(r"\[\d+ more\]$")  # masking.cut
 _BODILESS: Final = frozenset({"GET", "HEAD"})
 _LONGEST_QUERY: Final = 1 << 16  # bytes
-_WITH_SECOND_PATHS: Final = frozenset({"COPY", "MOVE"})  # inspection/judging.py
+_WITH_SECOND_PATHS: Final = frozenset({"COPY", "MOVE"})  # inspection/decide_request.py
 UNTOLD_KIND: Final = "whether a request had a body or was a WebSocket, which this journal doesn't tell"
 UNTOLD_REFS: Final = "the refs of a push, which the journal doesn't tell"
 

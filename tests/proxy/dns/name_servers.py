@@ -10,7 +10,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
-from proxy.dns.servers import DnsBackend, NameServers
+from proxy.dns.upstream_servers import DnsBackend, NameServers
 
 
 def _on_one_port():

@@ -6,7 +6,7 @@ import pytest
 
 from proxy.dns import lookup as lookups
 from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
-from proxy.dns.servers import NameServers
+from proxy.dns.upstream_servers import NameServers
 from rules.names import HostName
 from tests.proxy.gate.gate_harness import Names, run, until
 

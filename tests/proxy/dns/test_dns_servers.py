@@ -11,7 +11,7 @@ import dns.rrset
 import pytest
 
 from proxy.dns.lookup import DnsLookupError, Lookup
-from proxy.dns.servers import LONGEST, MOST_ALIASES, NameServers, _Datagrams
+from proxy.dns.upstream_servers import LONGEST, MOST_ALIASES, NameServers, _Datagrams
 from rules.names import HostName
 from tests.proxy.dns.name_servers import Server, add, asking
 from tests.proxy.gate.gate_harness import run

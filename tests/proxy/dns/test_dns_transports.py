@@ -6,7 +6,7 @@ import struct
 import dns.message
 import pytest
 
-from proxy.dns.datagrams import UdpDnsServer
+from proxy.dns.udp_server import UdpDnsServer
 from proxy.gate import served_connection
 from tests.proxy.gate.gate_harness import TIMEOUT, World, run
 

@@ -14,7 +14,7 @@ from proxy.event_loop.poller import Loop
 from proxy.event_loop.slices import run_at_once
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.worker import policy_transfer, server
-from proxy.worker.reload import PolicyReload, read_policy
+from proxy.worker.policy_swap import PolicyReload, read_policy
 from proxy.worker.server import SandboxServers, Setup, _Rules
 from rules.matching.policy import Policy
 from rules.matching.unreadable_layer import put_over

@@ -22,7 +22,7 @@ def gate(tmp_path, test, rules=RULES, **more):
 
 
 def reload(world, tmp_path, *rules, **settings):
-    """Put other rules in force, as `proxy.worker.reload` does."""
+    """Put other rules in force, as `proxy.worker.policy_swap` does."""
     written = [rule.replace("ORIGIN", str(world.origin.port)) for rule in rules]
     world.sandbox.policy = policy_of(tmp_path, written, **settings)
     world.lookup.forget_checks()

@@ -10,8 +10,8 @@ import pytest
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.encode import encode
 from enforcer.network.plan import network_plan
-from proxy.dns.datagrams import UdpDnsServer
 from proxy.dns.records import Records
+from proxy.dns.udp_server import UdpDnsServer
 from proxy.gate.decide import DecisionCache
 from tests.enforcer.network.netns_harness import Network
 from tests.proxy.gate.gate_harness import RAW, SPLICED, World, client_hello, run

@@ -40,7 +40,7 @@ class Desk:
         return self.gate.loop.run(what, *words)
 
     def review(self):
-        """Have what is open reviewed, as `proxy.worker.reload` does."""
+        """Have what is open reviewed, as `proxy.worker.policy_swap` does."""
         protocol = Protocol.TLS if self.place.tls else Protocol.HTTP
         attempt = Attempt(protocol, HostName("good.example"), self.origin.port, at=self.gate.sandbox.calendar.today())
 

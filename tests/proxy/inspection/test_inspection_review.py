@@ -24,7 +24,7 @@ TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 
 
 def review(gate, port):
-    """Have what is open reviewed, as `proxy.worker.reload` does."""
+    """Have what is open reviewed, as `proxy.worker.policy_swap` does."""
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.sandbox.calendar.today())
     for one in list(gate.inspection._engine._connections.values()):
         one.review(gate.sandbox.policy.decide(attempt))
