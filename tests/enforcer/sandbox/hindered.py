@@ -78,8 +78,8 @@ CASES = {
     "directory": fails("chdir"),
     "killed": fails("chdir", says="its process ended", error=KILLS),
     "wall": fails("landlock_create_ruleset"),
-    "a place": fails("openat", ArgumentTest(2, 0x200000), says="look at what is granted"),  # O_PATH
-    "a place looked at": fails("statx", says="look at what is granted"),
+    "a place": fails("openat", ArgumentTest(2, 0x200000), says="open a path for Landlock"),  # O_PATH
+    "a place looked at": fails("statx", says="open a path for Landlock"),
     "a place granted": fails("landlock_add_rule"),
     "a stream granted": fails("landlock_add_rule", granted=False),
     "walled in": fails("landlock_restrict_self"),

@@ -235,7 +235,7 @@ def test_a_program_is_cut_between_steps_and_no_longer_than_a_packet(process, tmp
     process.hear()
     assert len(list(tmp_path.iterdir())) == 3000
     made.call("mkdirat", AT, "x" * system_calls.PACKET, 0o755)
-    with pytest.raises(ValueError, match="more than fits"):
+    with pytest.raises(ValueError, match="fit into one call list"):
         made.packets()
 
 
@@ -251,7 +251,7 @@ def test_more_programs_than_a_channel_holds_the_answers_of_are_played_all_the_sa
 
 def test_what_goes_on_at_what_is_nowhere_is_no_program(process):
     process.calls.call("getpid", but=(ANY,), to=Label())
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(ValueError, match="label that was never placed"):
         process.calls.packets()
 
 
