@@ -102,7 +102,7 @@ def test_what_python_calls_private_is_not_public(address):
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: str(block.network))
-def test_at_a_blocks_edges_the_smallest_one_is_found_that_holds_the_address(block):
+def test_address_at_block_edge_is_in_smallest_block(block):
     kind, most = type(block.network.network_address), (1 << block.network.max_prefixlen) - 1
     for edge in (int(block.network.network_address), int(block.network.broadcast_address)):
         for address in (kind(number) for number in (edge - 1, edge, edge + 1) if 0 <= number <= most):

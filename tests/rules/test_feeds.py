@@ -1,4 +1,4 @@
-"""Lists of names that others write: what of their lines counts, what their file may be, and that they only hold back."""
+"""Lists of names: which lines count, which files are refused, and that only deny and ask can use them."""
 
 import os
 import pickle
@@ -116,7 +116,7 @@ def test_what_of_a_line_counts(line, expected, bad):
 
 
 @pytest.mark.parametrize(("line", "expected"), [row[:2] for row in LINES], ids=shown)
-def test_a_line_counts_the_same_where_all_are_simple_and_where_some_are_not(line, expected):
+def test_list_line_counts_alike_among_simple_and_other_lines(line, expected):
     assert names(b"a.example\n" + line) == names(b"a.example\nno name\n# comment\n" + line) == {"a.example", *expected}
 
 
@@ -160,7 +160,7 @@ def test_a_name_covers_itself_and_what_is_below_it(name, covered):
     assert LISTED.covers(HostName(name)) is covered
 
 
-def test_names_that_end_alike_are_told_apart_even_where_they_stand_together():
+def test_names_with_same_end_in_one_chunk_stay_distinct():
     """All in one place: then only the comparison decides."""
     feed = Feed("t", "", ("\nb.example\nab.example\n",), single=False)
     assert [feed.covers(HostName(name)) for name in ("b.example", "ab.example", "cab.example", "x.example")] == [
@@ -233,7 +233,7 @@ def test_a_list_is_about_names_and_never_about_addresses(tmp_path):
     assert asked(found, "192.0.2.7:443") == "allow rule t:raw"
 
 
-def test_what_a_list_says_is_part_of_the_revision_and_its_file_of_the_sources(tmp_path):
+def test_list_contents_are_in_revision_and_its_file_in_sources(tmp_path):
     before = loaded(tmp_path, ADS, ads=b"ads.example\n").policy
     same = loaded(tmp_path, ADS, ads=b"ads.example\n").policy
     after = loaded(tmp_path, ADS, ads=b"ads.example\nmore.example\n").policy

@@ -1,4 +1,4 @@
-"""What is read is what was looked at, whatever takes its name in between."""
+"""read_file reads the file that it checked, also if the path is replaced meanwhile."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Names: one normal form, and everything that has smuggled a name past a gate is no name."""
+"""Host names: one normal form, and rejection of spellings that have bypassed other gates."""
 
 # ruff: noqa: RUF001  (look-alikes are what is tested)
 

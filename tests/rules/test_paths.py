@@ -1,4 +1,4 @@
-"""Paths: read as servers read them, all of their ways, and the strictest stands."""
+"""Request paths: every reading that a server may take, of which the strictest decides."""
 
 from urllib.parse import quote
 

@@ -1,4 +1,4 @@
-"""Invariant 10: rules do no I/O but reading rule files, know no floor above, and load without what they seldom need."""
+"""rules/ does no I/O except reading rule files, imports no other floor, and loads lazily (invariant 10)."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What is filed under rules, findings, layers and commands is filed under each of them, and not under what they say."""
+"""Rules, findings, layers and commands compare by identity, so that caches keep them apart."""
 
 from dataclasses import is_dataclass, replace
 

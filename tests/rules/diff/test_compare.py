@@ -240,7 +240,7 @@ def test_settings_are_compared_by_themselves():
     assert not compared.is_empty
 
 
-def test_a_default_that_asks_instead_of_denying_is_told_though_audit_mode_ends_with_it():
+def test_default_ask_in_place_of_deny_is_a_difference_in_audit_mode():
     rest = "- {id: d, to: x.example, default: true, action: %s}"
     old = policy(rest % "deny", "settings: {mode: audit}")
     assert not compare(old, policy(rest % "deny")).rows
@@ -250,7 +250,7 @@ def test_a_default_that_asks_instead_of_denying_is_told_though_audit_mode_ends_w
     }
 
 
-def test_a_connection_that_is_audited_but_for_what_a_rule_asks_about_follows_from_the_mode():
+def test_audited_connection_with_ask_follows_from_mode():
     asks = "- {id: q, to: x.example, http: {paths: /}, action: ask}"
     old, new = policy(asks), policy(asks, "settings: {mode: audit}")
     decided = [parse_attempt("tls x.example:443").decide(each).outcome for each in (old, new)]
@@ -263,7 +263,7 @@ DENIED = "- {id: d, to: [%s93.184.216.34], action: deny}"
 
 
 @pytest.mark.parametrize("named", ["", "'*.web.example', "])
-def test_audit_mode_lets_names_pass_that_no_rule_is_about_until_their_address_is_denied(named):
+def test_unlisted_name_in_audit_mode_passes_until_address_is_denied(named):
     rules, audit = DENIED % named, "settings: {mode: audit}"
     but = f" but not {named[1:-3]}" if named else ""
     said = [statement.text for statement in describe_diff(compare(policy(NOTHING % audit), policy(rules, audit)))]

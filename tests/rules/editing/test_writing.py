@@ -158,7 +158,7 @@ def test_it_is_written_into_the_file_that_asks_among_several(tmp_path):
         add_rule(partial(_read, [tmp_path / "top.yaml"]), tmp_path / "top.yaml", ["t:q"], POST)
 
 
-def test_of_a_tainted_task_only_the_exemption_is_written_where_others_let_it_out(tmp_path):
+def test_tainted_task_gets_only_exemption_where_other_rules_allow(tmp_path):
     text = "rules:\n  - {id: q, to: '*', when: tainted, action: ask}\n  - {id: g, to: x.example, action: allow}\n"
     edited = write(tmp_path / "t.yaml", text, POST._replace(caller=Caller(tainted=True)))
     assert (edited.rule, edited.data.decode().count("approved-")) == ("", 0)
@@ -234,7 +234,7 @@ NOT_NEW = {
 
 
 @pytest.mark.parametrize("kind", NOT_NEW)
-def test_where_a_rule_says_something_by_now_none_is_written_for_what_none_decided(tmp_path, kind):
+def test_attempt_decided_by_a_rule_meanwhile_gets_no_rule(tmp_path, kind):
     text, expected = NOT_NEW[kind]
     top = tmp_path / "top.yaml"
     top.write_text("version: 1\nname: top\nrules:\n  - {id: g, to: y.example, action: allow}\n")

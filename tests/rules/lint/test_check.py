@@ -159,7 +159,7 @@ def test_who_may_approve_and_who_may_claim_which_tasks_is_checked_too(exeat, tmp
     assert all("nobody can approve" in each["todo"] for each in found["findings"] if found["kind"] == "approvers")
 
 
-def test_the_list_of_approvers_that_counts_has_to_be_nobody_else_s_to_write(exeat, tmp_path, monkeypatch):
+def test_approvers_file_writable_by_others_is_an_error(exeat, tmp_path, monkeypatch):
     monkeypatch.setattr("enforcer.approvals.approvers.place", lambda: tmp_path / "approvers.yaml")
     (tmp_path / "approvers.yaml").write_text(APPROVERS)
     (tmp_path / "approvers.yaml").chmod(0o666)

@@ -354,7 +354,7 @@ def test_a_file_of_roots_that_calls_itself_a_ceiling_stays_one(tmp_path, layer, 
 
 
 @pytest.mark.parametrize("layer", ["mandatory", "ceiling"])
-def test_a_layer_that_asks_by_the_address_holds_what_another_file_lets_out_there(tmp_path, layer):
+def test_layer_asking_by_address_holds_what_another_file_allows(tmp_path, layer):
     inside = "{id: q, to: '*', resolves_to: 10.0.0.0/8, action: ask}"
     allow = "{id: a, to: x.example, resolves_to: [0.0.0.0/0, 10.0.0.0/8], action: allow}"
     root = file("root", [inside, *([allow] if layer == "ceiling" else [])], layer=layer)

@@ -1,4 +1,4 @@
-"""What people write under `to` that is no name and no address, and what they are told to write instead."""
+"""`to` entries that are no name and no address, and the suggested correction."""
 
 import pytest
 

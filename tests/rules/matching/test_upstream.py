@@ -1,4 +1,4 @@
-"""What goes through the upstream proxy, what past it, and that no address is dialled in its place."""
+"""Upstream proxy: which attempts go through it, which go directly, and that no address replaces it."""
 
 import pytest
 

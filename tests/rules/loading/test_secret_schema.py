@@ -1,4 +1,4 @@
-"""`secrets` as they are written: what they mean, what is wrong with them, and what they do to decisions."""
+"""`secrets`: accepted values, errors, and their effect on decisions."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""For whom a rule is, and who may say so."""
+"""`for` selects tasks, and identities.yaml says who may use which names and labels."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What must hold of addresses for every set of rules: those that are asked for, and those that names resolve to."""
+"""Address checks as properties of every rule set: address literals, and addresses that names resolve to."""
 
 from hypothesis import given
 from hypothesis import strategies as st

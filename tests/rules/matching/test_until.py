@@ -1,4 +1,4 @@
-"""What a day does: it ends what was let out or asked, and opens nothing."""
+"""`until`: after its day a rule allows nothing and an ask denies; nothing opens."""
 
 from datetime import date
 

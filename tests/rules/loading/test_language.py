@@ -1,4 +1,4 @@
-"""One file that has something of everything, as an admin would write it, with its own tests; and what it carries."""
+"""A rule file with every key, with its own tests, and the policy that it compiles to."""
 
 import re
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_what_the_gate_has_to_look_at():
 
 
 def test_the_documented_identities_are_read():
-    docs = (Path(__file__).parents[2] / "docs/reference/rules.md").read_text()
+    docs = (Path(__file__).parents[3] / "docs/reference/rules.md").read_text()
     [example] = [block for block in re.findall(r"```yaml\n(.*?)```", docs, re.DOTALL) if "identities:" in block]
     identities = parse_identities(example.encode(), "identities.yaml")
     assert identities.refuse("alice", "nightly", {"team": "data"}) == ""

@@ -1,4 +1,4 @@
-"""A connection beside its requests: never denied if one could pass, never let in if none could, read if a rule asks."""
+"""Connections and their requests: denied only if no request could pass, inspected if a rule looks at requests."""
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_a_connection(rules, attempt, expected, inspect):
     assert (told(decision), decision.inspect) == (expected, inspect)
 
 
-def test_a_connection_to_an_address_that_is_not_public_is_asked_about_in_audit_mode_too():
+def test_connection_to_nonpublic_address_needs_approval_in_audit_mode():
     """Other requests on it would be audited elsewhere; not there, where that is more than the ask."""
     rules = "- {id: q, to: 10.0.0.0/8, ports: 443, http: {paths: [/a%2fb, /c]}, action: ask}"
     asks = {
@@ -147,7 +147,7 @@ def test_an_audited_connection_passes_and_is_read(rules, attempt, inspect):
     assert (decision.passes, decision.inspect) == (True, inspect)
 
 
-def test_an_audited_connection_on_which_every_request_is_denied_does_not_pass():
+def test_audited_connection_with_all_requests_denied_is_blocked():
     rules = "- {id: d, to: x.example, http: {paths: [/, /*, /*/**]}, action: deny}"
     assert not decide(rules, C, "settings: {mode: audit}").passes
     assert decide(rules.replace("/*/**", "/*/a/**"), C, "settings: {mode: audit}").passes

@@ -1,4 +1,4 @@
-"""What must hold for every set of rules: hypothesis writes them, and attempts that come near them."""
+"""Policy decisions as properties of every rule set; Hypothesis draws rules and attempts."""
 
 from functools import partial
 from itertools import product

@@ -1,4 +1,4 @@
-"""Which of a name's addresses may be dialled: the check between the lookup and the connect (invariants 3 and 9)."""
+"""Policy.check_address: which addresses of a name the gate may connect to (invariants 3 and 9)."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a grant opens: the ask that it names, as it was when it was asked, and nothing that anything else holds."""
+"""Grants: what a granted ask allows, and what other rules still hold."""
 
 from datetime import date
 
@@ -14,8 +14,7 @@ from rules.matching.precedence import Match
 from rules.matching.revision import digest_of
 from rules.settings import ProxyDestination
 from rules.verdicts import Outcome, Reason, Trust, Verdict
-
-from .writing import loaded, policy, told
+from tests.rules.writing import loaded, policy, told
 
 X = "GET https://x.example/"
 T = "tls x.example:443"
@@ -224,7 +223,7 @@ tests:
 """
 
 
-def test_it_is_explained_for_a_task_that_has_read_something_and_one_that_has_not():
+def test_explanation_differs_for_tainted_and_untainted_task():
     asked = policy(TAINTING)
     question = parse_attempt("POST https://x.example/")
     clean, tainted = explain(asked, question), explain(asked, question._replace(caller=Caller(tainted=True)))
@@ -290,7 +289,7 @@ def test_an_ask_about_addresses_opens_those_and_no_others(rules, decided, addres
         assert [asks.rule for asks in held.approval] == ["t:q"]
 
 
-def test_a_connection_is_let_in_for_a_request_that_no_ask_about_addresses_holds():
+def test_connection_is_allowed_for_request_no_address_ask_holds():
     rules = policy("- {id: q, to: x.example, resolves_to: 10.0.0.0/8, action: ask}\n" + WEB)
     assert told(rules.decide(parse_attempt(T).attempt(rules))) == "allow rule t:g"
     assert told(rules.decide(parse_attempt(X).attempt(rules))) == "ask approval_unavailable t:q"

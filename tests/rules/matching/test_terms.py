@@ -1,4 +1,4 @@
-"""What a decision carries besides its verdict; and what this version can't act on yet, which denies."""
+"""Terms of a decision besides its verdict: limits, approvals, timeouts, certificates."""
 
 import pytest
 

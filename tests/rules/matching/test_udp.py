@@ -1,4 +1,4 @@
-"""UDP: what rules let out, what never leaves, what counts against it because nobody reads it."""
+"""UDP: what rules can allow, what they never can, and conditions that need inspection."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`host.exeat.internal` is this machine, by that very name and no other way; the rest of the zone is nobody's."""
+"""`host.exeat.internal` is this machine, by exactly that name; no other name of the zone is a service."""
 
 from ipaddress import ip_address
 

@@ -1,4 +1,4 @@
-"""git by repository, ref and change; beside rules about plain requests, which a git request is as well."""
+"""Git rules by repository, ref and change, beside rules about plain HTTP requests."""
 
 import pytest
 
@@ -221,7 +221,7 @@ def crowd(number):
     )
 
 
-def test_what_git_costs_does_not_depend_on_how_many_repositories_have_rules():
+def test_git_decision_cost_is_independent_of_repository_count():
     few, many = crowd(10), crowd(500)
     for repo in ("acme7/web", "nobody/web"):
         for found in (

@@ -1,4 +1,4 @@
-"""What is done about secrets in what leaves: the strictest that any matching rule says; who says nothing says `flag`."""
+"""`scan`: the strictest value of all matching rules decides; `flag` is the default."""
 
 from ipaddress import ip_address
 
