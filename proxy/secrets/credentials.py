@@ -39,7 +39,7 @@ _NONE: Final = re.compile(
     rb"(?:sec-websocket|(?:x-)?(?:idempotency|cache))-key|(?:x-)?(?:csrf|xsrf)-?token|x-stainless-auth"
     rb"|(?:x-ms-|x-)?(?:(?:continuation|cursor|next|page|prev|previous|skip|start|sync)[-_]?)+token"
 )
-_CONVERSATIONS: Final = frozenset({b"session_id", b"x-claude-code-session-id"})  # fields of agents' own
+_CONVERSATIONS: Final = frozenset({b"session-id", b"session_id", b"x-claude-code-session-id"})  # fields of agents' own
 _OFFERED: Final = b"sec-websocket-protocol"  # browsers' way to send a key with a WebSocket's handshake
 _KEY_OFFERED: Final = re.compile(rb"key|auth|bearer|token|jwt|secret|passw", re.IGNORECASE)
 
