@@ -47,7 +47,7 @@ def status_of_output_error(error: OSError) -> int | None:
     if isinstance(error, BrokenPipeError):
         status = 141  # whoever read it has enough
     elif is_disk_full(error):
-        print(f"exeat: cannot write what there is to say: {error.strerror}", file=sys.stderr)
+        print(f"exeat: cannot write the output: {error.strerror}", file=sys.stderr)
         status = 2
     else:
         return None

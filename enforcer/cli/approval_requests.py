@@ -91,7 +91,7 @@ def send_request(arguments: argparse.Namespace, what: Mapping[str, object]) -> l
 def _why(refused: Mapping[str, ExeatError]) -> ExeatError:
     """Return the one error that says what both registries answered: which of them has the question nobody knows."""
     if not refused:
-        return HostError("the registry of approvals has just ended", "ask again")
+        return HostError("the approvals registry has just ended", "try again")
     texts = {whose: str(error) for whose, error in refused.items()}
     first = next(iter(refused.values()))
     if len(set(texts.values())) == 1:
@@ -175,7 +175,7 @@ def read_token(arguments: argparse.Namespace) -> dict[str, str]:
 def send_answer(arguments: argparse.Namespace, vote: str) -> int:
     """Give an answer to one question, and say what came of it. 0 when it counts, 1 when it doesn't, 2 for misuse."""
     if not arguments.id:
-        raise UsageError(f"what is meant? `exeat {vote} ID`; `exeat approvals` lists what waits")
+        raise UsageError(f"which request? write `exeat {vote} ID`; `exeat approvals` lists the pending requests")
     request = {
         "what": "answer",
         "id": arguments.id,
@@ -194,7 +194,7 @@ def send_answer(arguments: argparse.Namespace, vote: str) -> int:
         written = _as_rule(arguments)
         (said,) = send_request(arguments, request if written is None else {**request, "as_rule": written.named})
         if written is not None:
-            said["text"] += "; " + (written.write() if said["final"] else "whoever is the last to approve writes it")
+            said["text"] += "; " + (written.write() if said["final"] else "the last approval writes the rule")
     except ExeatError as error:
         return report_failure(error)
     return print_result(arguments, said, str(said["text"]))
@@ -232,13 +232,15 @@ class RuleFileEdit:
         asks = [asked["rule"] for asked in question["rules"]]
         if question["kind"] == Kind.MERGE:
             raise UsageError(
-                "--as-rule: no rule lets changes be merged, each is approved as it is; nothing was approved"
+                "--as-rule: no rule can allow a merge: approve this one without --as-rule; nothing was approved"
             )
         if not asks and not card["needs_rule"]:
-            raise UsageError("--as-rule: no rule asks about it; nothing was approved")
+            raise UsageError(
+                "--as-rule: no rule asks about this attempt: approve it without --as-rule; nothing was approved"
+            )
         wanted = _wanted(question, task, tainted=bool(card["tainted_by"]))
         named = [Path(path) for path in task["rule_files"]]
-        cannot = "it is known of no rule file that it is the task's"
+        cannot = "the task has no known rule file: name one with `--as-rule FILE`"
         for path in [Path(file)] if file else _sources(named) if asks else named[:1]:
             try:
                 return cls(add_rule(lambda instead: _read(named, instead), path, asks, wanted, arguments.why))
@@ -267,7 +269,9 @@ class RuleFileEdit:
                 os.unlink(name)
                 raise
         except OSError as error:
-            raise HostError(f"it was approved, and `{path}` could not be written: {error.strerror}") from error
+            raise HostError(
+                f"approved, but cannot write the rule to `{path}`: {error.strerror}; add it by hand"
+            ) from error
         return f"written: {self.named}"
 
 
@@ -282,7 +286,7 @@ def _sources(named: list[Path]) -> list[Path]:
     try:
         return [Path(path) for path in _read(named, {}).policy.sources]
     except RuleFileError as error:
-        raise UsageError(f"--as-rule: the rules are broken as they are: {error.problems[0]}") from error
+        raise UsageError(f"--as-rule: the rule files are broken: correct them first: {error.problems[0]}") from error
     except OSError as error:
         raise HostError(f"--as-rule: `{error.filename}` can't be read: {error.strerror}") from error
 
@@ -292,7 +296,7 @@ def _wanted(question: Mapping[str, Any], task: Mapping[str, Any], *, tainted: bo
     from rules.editing import AttemptToAllow
 
     if not question["host"]:
-        raise UsageError("--as-rule: only what goes out can be written down as a rule")
+        raise UsageError("--as-rule: only a network attempt can become a rule: approve it without --as-rule")
     try:
         return AttemptToAllow(
             Protocol(question["protocol"]),

@@ -27,11 +27,13 @@ def _list(arguments: argparse.Namespace, words: list[str]) -> int:
     if arguments.format != "text":
         return approval_requests.print_result(arguments, found)
     if not found:
-        print("nothing waits for anybody")
+        print("no approval request is pending")
     else:
         found.sort(key=lambda each: bool(each["stale"]))  # what a client waits for first, else as it was asked
         print_table(_WAITS, map(_row, found))
-        print(f"{count_of(len(found), 'question')}; `exeat approvals show ID` says more, `exeat approve ID` lets go")
+        print(
+            f"{count_of(len(found), 'request')}; `exeat approvals show ID` shows details, `exeat approve ID` allows it"
+        )
     return 0
 
 
@@ -41,7 +43,7 @@ def _history(arguments: argparse.Namespace, words: list[str]) -> int:
     if arguments.format != "text":
         return approval_requests.print_result(arguments, found)
     if not found:
-        print("nothing was asked")
+        print("there are no earlier approval requests")
         return 0
     print_table(_WAS, [row for each in found for row in _history_rows(each)])
     return 0
@@ -68,7 +70,7 @@ def _approvals(arguments: argparse.Namespace, what: dict[str, object]) -> list[d
 
 
 def _row(each: dict[str, Any]) -> tuple[str, ...]:
-    how = ", asked by the agent" if each["wish"] else ", nobody on the line" if each["stale"] else ""
+    how = ", asked by the agent" if each["wish"] else ", the client has left" if each["stale"] else ""
     waits = format_elapsed(time.time() - each["asked"]) + how
     return each["id"], each["name"], ", ".join(each["rules"]), each["votes"], waits, each["line"]
 
@@ -88,7 +90,7 @@ def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
         else:
             output.print_lines(said["text"])
             print(bell if said["kind"] == "asked" else "", flush=True)
-    print("exeat: the registry of approvals has ended; `exeat approvals watch` begins anew", file=sys.stderr)
+    print("exeat: the approvals registry has ended; run `exeat approvals watch` again", file=sys.stderr)
     return 1
 
 
@@ -100,9 +102,12 @@ def _vote(vote: str, arguments: argparse.Namespace, words: list[str]) -> int:
 def _answer(arguments: argparse.Namespace, words: list[str]) -> int:
     """Give an answer as the owner of a token: for programs."""
     if len(words) != 2 or words[1] not in ("approve", "reject"):
-        raise UsageError("write `exeat approvals answer ID approve` or `… reject`, with --token-file")
+        raise UsageError(
+            "`exeat approvals answer` needs an ID and a verdict: write "
+            "`exeat approvals answer ID approve --token-file FILE`, or `reject`"
+        )
     if arguments.token_file is None:
-        raise UsageError("`exeat approvals answer` needs --token-file; `exeat approve ID` answers as who you are")
+        raise UsageError("`exeat approvals answer` needs --token-file; `exeat approve ID` answers as your user")
     arguments.id = words[0]
     return approval_requests.send_answer(arguments, words[1])
 
@@ -129,13 +134,13 @@ def _token(arguments: argparse.Namespace, words: list[str]) -> int:
 
 def _only_word(words: list[str], usage: str) -> str:
     if len(words) != 1:
-        raise UsageError(f"write `exeat approvals {usage}`; `exeat approvals` lists what waits")
+        raise UsageError(f"write `exeat approvals {usage}`; `exeat approvals` lists the pending requests")
     return words[0]
 
 
 def _refuse_words(words: list[str], verb: str) -> None:
     if words:
-        raise UsageError(f"`exeat approvals {verb}` takes no more words")
+        raise UsageError(f"`exeat approvals {verb}` takes no arguments")
 
 
 type _Does = Callable[[argparse.Namespace, list[str]], int]

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in _facts(authority, directory).items():
         print(f"{name.replace('_', ' '):<12}{value}")
     if arguments.action == "rotate":
-        print("\nthis is a new one; what runs goes on with the one before it until it ends")
+        print("\nthis is the new CA; running tasks keep the one before")
     elif authority.is_due:
         print("\nthe next `exeat run` makes a new one")
     return 0

@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--protected goes with `exeat changes accept`")
     if not words:
         if verb:
-            raise UsageError(f"which task? `exeat changes {verb} TASK`; `exeat changes` lists them")
+            raise UsageError(f"which task? write `exeat changes {verb} TASK`; `exeat changes` lists the tasks")
         return _list(arguments.format)
     stored = _find_changes(words[0])
     paths = [_relative(path, stored) for path in words[1:]]
@@ -84,11 +84,11 @@ def _find_changes(task: str) -> StoredChanges:
     named = [one for one in found if one.meta.id == task] or [one for one in found if one.meta.name == task]
     shown = ascii(task)[1:-1]
     if not named:
-        instead = did_you_mean(task, _VERBS) or "; `exeat changes` lists those there are"
-        raise UsageError(f"there are no changes of a task `{shown}`{instead}")
+        instead = did_you_mean(task, _VERBS) or "; `exeat changes` lists the tasks that have"
+        raise UsageError(f"no task `{shown}` has changes{instead}")
     if len(named) > 1:
         ids = ", ".join(one.meta.id for one in named)
-        raise UsageError(f"several tasks named `{shown}` have changes; say which by its id: {ids}")
+        raise UsageError(f"several tasks named `{shown}` have changes: name one by its id: {ids}")
     return named[0]
 
 
@@ -96,7 +96,7 @@ def _relative(path: str, stored: StoredChanges) -> str:
     """Return a path as changes have it: relative to the workspace."""
     inside = os.path.relpath(path, stored.meta.workspace) if os.path.isabs(path) else os.path.normpath(path)
     if inside == "." or inside.startswith("../") or inside == "..":
-        raise UsageError(f"`{ascii(path)[1:-1]}` is no path in the workspace `{stored.meta.workspace}`")
+        raise UsageError(f"`{ascii(path)[1:-1]}` is not a path in the workspace `{stored.meta.workspace}`")
     return inside
 
 
@@ -116,7 +116,7 @@ def _list(form: str) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     if not rows:
-        print("no task has changes that wait for anybody")
+        print("no task has pending changes")
         return 0
     told = ("task", "name", "workspace", "state")
     shown = [
@@ -240,7 +240,7 @@ def _cat(stored: StoredChanges, paths: list[str]) -> int:
         raise UsageError("name one path, as in `exeat changes cat TASK PATH`")
     change = next((change for change in load_pending(stored) if change.path == paths[0]), None)
     if change is None or change.theirs is None or change.theirs.what is not EntryType.FILE:
-        raise UsageError(f"the task left no file at `{ascii(paths[0])[1:-1]}` that waits for anybody")
+        raise UsageError(f"the task left no file at `{ascii(paths[0])[1:-1]}` that is pending")
     with MergeInputs.opened(stored, to_look=True) as inputs, os.fdopen(inputs.their_file(change), "rb") as file:
         import shutil
 
@@ -267,7 +267,7 @@ def _accept(stored: StoredChanges, selection: Selection, form: str) -> int:
     _print_left(left)
     print(f"accepted: {describe(taken)}")
     if left:
-        said = "1 change is left as it is" if len(left) == 1 else f"{len(left)} changes are left as they are"
+        said = "1 change stays as it is" if len(left) == 1 else f"{len(left)} changes stay as they are"
         print(f"{said} on both sides; see `exeat changes {stored.meta.id}`", file=sys.stderr)
         _print_how_to_settle(stored, [each.change for each in left if not protection.covers(each.change)])
     return 1 if left else 0

@@ -52,10 +52,12 @@ def _code(text: str) -> str:
     for check in CHECKS:
         if text in {check.code, check.name}:
             if check.severity is Severity.ERROR:
-                raise argparse.ArgumentTypeError(f"`{text}` is an error, which can't be passed over: nothing starts")
+                raise argparse.ArgumentTypeError(
+                    f"`{text}` is an error, which can't be ignored: no task starts with it"
+                )
             return check.code
     words = [word for check in CHECKS for word in (check.code, check.name)]
-    raise argparse.ArgumentTypeError(f"`{text}` is no code of a finding{did_you_mean(text, words)}")
+    raise argparse.ArgumentTypeError(f"`{text}` is not the code of a finding{did_you_mean(text, words)}")
 
 
 LOCK: Final = argument("--lock", "FILE", "read package registries from this presets.lock instead of this machine's")

@@ -92,12 +92,14 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
 def _question(arguments: argparse.Namespace) -> AttemptText:
     """Read what is asked about. Raises ValueError and UsageError."""
     if not arguments.attempt:
-        raise ValueError("what is to be explained? write an attempt, or `--suggest EVENT` with an id of `exeat log`")
+        raise ValueError("no attempt to explain: write one, or `--suggest EVENT` with an id of `exeat log`")
     text = " ".join(word for given in arguments.attempt for word in given.split())
     asked = parse_attempt(read_attempt(text))
     request = asked.request
     if request is None and (arguments.header or arguments.body or arguments.credential):
-        raise ValueError("`--header`, `--body` and `--credential` belong to a request, and this attempt is none")
+        raise ValueError(
+            "`--header`, `--body` and `--credential` need a request, such as `https://host/path`, as the attempt"
+        )
     if request is not None:
         headers = [_header(word) for word in arguments.header]
         body = request.body or arguments.body
@@ -124,7 +126,7 @@ def _check_secret(question: AttemptText, known: list[str]) -> None:
 def _header(word: str) -> tuple[str, str]:
     name, colon, value = word.partition(":")
     if not colon:
-        raise ValueError(f"--header: `{word}` is no header; write NAME:VALUE, as in `--header accept:text/html`")
+        raise ValueError(f"--header: `{word}` is not a header: write NAME:VALUE, as in `--header accept:text/html`")
     return parse_header_name(name.strip()), value.strip()
 
 
@@ -136,7 +138,7 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
     """Print a rule file. 0 when it lets out what was blocked, 1 when none is enough or there is none, 2 for misuse."""
     try:
         if arguments.attempt:
-            raise UsageError("`--suggest` takes an event's id, and no attempt beside it")
+            raise UsageError("`--suggest` takes the id of an event and no attempt")
         event = _event(arguments.journal or journal_directory(), arguments.suggest)
         text = suggest_rule(event)
         findings, decision = _tried(text, event, arguments, system)

@@ -172,9 +172,9 @@ def _address(url: str) -> SplitResult:
     if parts.scheme not in _PORTS:
         raise UsageError(f"--to: `{ascii(url)[1:-1]}` begins with none of {', '.join(sorted(_PORTS))}, file")
     if not parts.hostname or port == 0:
-        raise UsageError(f"--to: `{ascii(url)[1:-1]}` names no host to send to")
+        raise UsageError(f"--to: `{ascii(url)[1:-1]}` names no host: write it as in https://siem.example/path")
     if parts.username is not None or parts.query or parts.fragment:
-        raise UsageError("--to: a URL that everybody can see in the list of processes: put secrets into --token-file")
+        raise UsageError("--to: the list of processes shows this URL to all users: put secrets into --token-file")
     return parts
 
 
@@ -210,7 +210,7 @@ def _file(arguments: argparse.Namespace, path: Path) -> Exporter:
     }  # fmt: skip
     for option, value in unfit.items():
         if value:
-            raise UsageError(f"{option} doesn't belong to a file")
+            raise UsageError(f"{option} can't be used with a file: leave it out")
     if not path.is_absolute():
-        raise UsageError(f"--to: `{path}` is not a whole path, as in file:/var/log/exeat.ocsf.jsonl")
+        raise UsageError(f"--to: `{path}` is not an absolute path: write it as in file:/var/log/exeat.ocsf.jsonl")
     return FileExporter(path, FORMATS[arguments.format or "ocsf"])

@@ -50,7 +50,7 @@ def _list(arguments: argparse.Namespace) -> int:
         print(json.dumps([_as_json(event, known.get(event.id)) for event in shown], indent=2))
         return status
     if not shown:
-        print("nothing that was flagged waits to be looked at" if events else "nothing was flagged")
+        print("all flagged events are acknowledged" if events else "there are no flagged events")
         return status
 
     rows = [
@@ -59,16 +59,16 @@ def _list(arguments: argparse.Namespace) -> int:
             format_time(event.time / 1e9),
             event.task.name,
             ", ".join(event.rules),
-            describe(event) + (f" (seen by {known[event.id][0]})" if event.id in known else ""),
+            describe(event) + (f" (acknowledged by {known[event.id][0]})" if event.id in known else ""),
         )
         for event in shown
     ]
     print_table(_HEAD, rows)
     waiting = any(event.id not in known for event in shown)
     how = (
-        "; `exeat log show ID` says more; say that you have looked: `exeat flagged ack ID`, or `--all`"
+        "; `exeat log show ID` shows details; acknowledge them with `exeat flagged ack ID` or `--all`"
         if waiting
-        else ", and all have been looked at"
+        else ", all acknowledged"
     )
     print(f"{count_of(len(shown), 'event')}{how}")
     return status
@@ -76,7 +76,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _ack(arguments: argparse.Namespace) -> int:
     if bool(arguments.ids) == bool(arguments.all or arguments.task):
-        raise UsageError("what have you looked at? `exeat flagged ack ID...`, or `--all`, or `--task TASK`")
+        raise UsageError("which events? write `exeat flagged ack ID...`, `--all` or `--task TASK`")
     events, status = _flagged(arguments)
     known = _acknowledged()
     waiting = [event.id for event in events if event.id not in known]
@@ -92,7 +92,7 @@ def _ack(arguments: argparse.Namespace) -> int:
     else:
         print(
             f"{count_of(new, 'event')} acknowledged"
-            + (f", {len(chosen) - new} were before" if new < len(chosen) else "")
+            + (f", {len(chosen) - new} were acknowledged before" if new < len(chosen) else "")
         )
     return status
 

@@ -35,7 +35,7 @@ def parse_time(text: str) -> int:
         return max(0, int(moment.timestamp()) * 1_000_000_000)
     except (ValueError, OverflowError) as error:
         today = date.today().isoformat()  # noqa: DTZ011  an example in the reader's own time
-        raise argparse.ArgumentTypeError(f"`{text}` is no time; write 30m, 1h, 2d or {today}") from error
+        raise argparse.ArgumentTypeError(f"`{text}` is not a time: write 30m, 1h, 2d or {today}") from error
 
 
 SINCE: Final = argument(
@@ -75,7 +75,7 @@ def find_journal(journal: Path | None) -> Path:
     if path.exists():
         allow_many_segments()
         return path
-    raise UsageError(f"there is no journal in `{path}`; say where it is")
+    raise UsageError(f"there is no journal in `{path}`: name another with `--journal`")
 
 
 def require_journal(directory: Path) -> None:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Learn. 0 when all that was let out is allowed by the file, 1 when some is not or may not be, 2 for misuse."""
     output = arguments.output
     if output is not None and output.exists() and not arguments.force:
-        raise UsageError(f"`{output}` is there already: name another file, or overwrite it with `--force`")
+        raise UsageError(f"`{output}` exists already: name another file, or overwrite it with `--force`")
     policy = read(arguments.rules).policy if arguments.rules else None
     path = journals.find_journal(arguments.journal)
     learner, progress = Learner(), Progress()
@@ -177,7 +177,7 @@ def _write(text: str, output: Path | None, *, force: bool) -> None:
     try:
         _save(text, output, force=force)
     except FileExistsError as error:
-        said = f"`{output}` is there already: name another file, or overwrite it with `--force`"
+        said = f"`{output}` exists already: name another file, or overwrite it with `--force`"
         raise UsageError(said) from error
     except OSError as error:
         raise UsageError(f"cannot write `{output}`: {error.strerror}") from error

@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         if _MODULES[arguments.part] == "log_integrity":
             return does(arguments, directory)
     elif arguments.last and arguments.task is not None:
-        raise UsageError("`--last` names a task already: leave `--task` out")
+        raise UsageError("`--last` and `--task` both name a task: leave one out")
     journals.require_journal(directory)
     with journals.report_read_errors(directory):
         return does(arguments, directory)

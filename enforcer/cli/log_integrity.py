@@ -117,7 +117,7 @@ def _do(action: str, directory: Path) -> None:
         try:
             print(make(keys_directory()).id)
         except FileExistsError as error:
-            raise UsageError("there is a key already; `exeat log keys rotate` makes another") from error
+            raise UsageError("a key exists already; `exeat log keys rotate` makes a new one") from error
         return
     try:
         now = current(keys_directory())

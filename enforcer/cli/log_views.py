@@ -227,7 +227,7 @@ def run_replay(arguments: argparse.Namespace, directory: Path) -> int:
     """Tell it; 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is no such task."""
     task = arguments.what or arguments.task
     if task is None and not arguments.last:
-        raise UsageError("which task? `exeat log replay TASK`, or `--last` for the last one")
+        raise UsageError("which task? write `exeat log replay TASK`, or `--last` for the last one")
     progress = Progress()
     task = journals.find_last_task(directory) if arguments.last else task
     entries = read_events(directory, journals.task_filter(task, arguments.since), progress)

@@ -176,7 +176,7 @@ def _wanted(names: list[str]) -> dict[str, dict[str, list[str]]]:
         client = CLIENTS.get(name)
         if client is None:
             if name in preset_names():
-                raise UsageError(f"`{name}` says its hosts itself: there is nothing to lock")
+                raise UsageError(f"`{name}` names its hosts itself, so it needs no lock")
             raise UsageError(f"there is no preset {quote(name)} to lock{did_you_mean(name, CLIENTS)}")
         if place and place not in client.places:
             known = ", ".join(f"`{p}`" for p in client.places)
@@ -221,7 +221,7 @@ def _report(
             print(f"  note: {note}")
     unconfigured = [f.preset for f in found if f.unconfigured]
     if unconfigured and not arguments.names:
-        print(f"not configured on this machine, and left out: {', '.join(unconfigured)}")
+        print(f"not configured on this machine, so not locked: {', '.join(unconfigured)}")
     if kept:
         print(f"kept as given by hand: {', '.join(kept)}")
     if any(not f.problem for f in found):

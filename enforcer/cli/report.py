@@ -32,9 +32,9 @@ ARGUMENTS: Final = (
 def run(arguments: argparse.Namespace) -> int:
     """Write the page. 0 when all could be read, 1 when some lines could not, 2 for misuse or when there is nothing."""
     if arguments.last and arguments.task is not None:
-        raise UsageError("`--last` names a task already: leave the other out")
+        raise UsageError("`--last` and TASK both name a task: leave one out")
     if not (arguments.last or arguments.since) and arguments.task is None:
-        raise UsageError("a report of what? Name a task, or write `--last` or `--since 1h`")
+        raise UsageError("no task or period to report: name a task, or write `--last` or `--since 1h`")
     path = journals.find_journal(arguments.journal)
     progress = Progress()
     with journals.report_read_errors(path):

@@ -109,7 +109,7 @@ def _circumstances(asked: AttemptText) -> str:
 
 
 def run_diff(arguments: argparse.Namespace) -> int:
-    """Compare. 0 when both decide alike, 1 when not, 2 when the words or a file are wrong."""
+    """Compare. 0 when no decision differs, 1 when not, 2 when the words or a file are wrong."""
     old, new = arguments.old, arguments.new
     if not old and not new and len(arguments.files) == 2:
         old, new = arguments.files[:1], arguments.files[1:]
@@ -150,9 +150,9 @@ def _print_diff(compared: "PolicyDiff", told: "list[Statement]") -> None:
     for statement in told:
         print(statement.text)
     if not compared.complete:
-        print("there are too many kinds of attempts to try all: what is told above is not everything")
+        print("there are too many kinds of attempts to compare all: the list above is not complete")
     if compared.is_empty:
-        print("both decide alike")
+        print("no decision differs")
         return
     print("; ".join(_counted(compared, told)))
 

@@ -218,7 +218,7 @@ def _here() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError as error:
-        raise UsageError("the current directory is gone: go to one that is there") from error
+        raise UsageError("the current directory does not exist any more: change to another one") from error
 
 
 def _directory(path: str, option: str) -> str:
@@ -242,7 +242,7 @@ def open_metrics_port(address: str, otherwise: str = "") -> socket.socket:
         server.listen(16)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            said = f"the metrics port `{address}` is taken; name another port with `--metrics HOST:PORT`{otherwise}"
+            said = f"the metrics port `{address}` is in use: name another port with `--metrics HOST:PORT`{otherwise}"
             raise HostError(said) from error
         raise HostError(
             f"the metrics port `{address}` cannot be opened: {error.strerror}; choose another with --metrics"
@@ -362,14 +362,14 @@ def _cache(text: str) -> tuple[str, str]:
     if path.startswith(f"{home}/"):
         path = "~" + path.removeprefix(home)  # a shell has written it out, and the task's own home is meant
     if not name or not path:
-        raise ValueError(f"{quote(text)} is no name and place; write it like `pip=~/.cache/pip`")
+        raise ValueError(f"{quote(text)} is not NAME=PATH: write it as in `pip=~/.cache/pip`")
     return parse_slug(name), parse_cache_path(path)
 
 
 def run_shell(arguments: argparse.Namespace, system: Path = SYSTEM) -> int:
     """Run the shell; the exit status is its own, or as of `exeat run`. `system`: for tests, not for users."""
     if not (arguments.dry_run or os.isatty(0)):
-        print("exeat: a shell is for a terminal; run a script with `exeat run -- sh SCRIPT`", file=sys.stderr)
+        print("exeat: `exeat shell` needs a terminal: run a script with `exeat run -- sh SCRIPT`", file=sys.stderr)
         return 2
     shell = choose_shell(os.environ.get("SHELL", ""), (*arguments.read, arguments.workspace or os.getcwd()))
     arguments.command = ["--", shell, "-i"]

@@ -26,7 +26,7 @@ MISTYPED = [
     (("presets",), "one of `list`, `show`, `lock` is missing, as in `exeat presets show pip`"),
     (("check", "x", "--format", "yaml"), "invalid value `yaml` for `--format`: use one of `text`, `json`, `sarif`"),
     (("ca", "sow"), "invalid value `sow` for `exeat ca`; did you mean `show`?"),
-    (("check", "x", "--ignore", "0"), "argument --ignore: `0` is no code of a finding"),
+    (("check", "x", "--ignore", "0"), "argument --ignore: `0` is not the code of a finding"),
     (("doctor", "x", "y"), "`exeat doctor` takes no more words, and `x y` is left over, unlike in `exeat doctor`"),
     (("replay",), "`--rules FILE` is missing, as in `exeat replay --rules new.yaml --since 1d`"),
 ]  # fmt: skip

@@ -88,7 +88,7 @@ def test_hanging_up_ends_it_and_all_it_started(someone):
 def test_without_a_terminal_it_says_so(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     said = someone.exeat("shell", "--rules", rules)
-    assert (said.returncode, b"a shell is for a terminal" in said.stderr) == (2, True)
+    assert (said.returncode, b"`exeat shell` needs a terminal" in said.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

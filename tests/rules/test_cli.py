@@ -93,7 +93,7 @@ def test_output_that_there_is_no_room_for_is_said_to_be_that(words, tmp_path):
     here = {**os.environ, "PYTHONPATH": os.getcwd()}
     with open("/dev/full", "wb") as full:
         done = subprocess.run(program, cwd=tmp_path, env=here, stdout=full, stderr=subprocess.PIPE, check=False)
-    said = b"exeat: cannot write what there is to say: No space left on device\n"
+    said = b"exeat: cannot write the output: No space left on device\n"
     assert (done.returncode, done.stderr) == (2, said)
 
 
@@ -294,8 +294,8 @@ def test_explain_knows_no_secret_but_the_files(exeat, tmp_path, ident, says):
 
 WRONG = [
     (("--label", "team", "x.example:1"), "exeat: --label: `team` is not a label; write NAME=VALUE, as in `--label team=data`"),
-    (("--body", "x.example:1"), "exeat: `--header`, `--body` and `--credential` belong to a request, and this attempt is none"),
-    (("--header", "accept", "https://x.example"), "exeat: --header: `accept` is no header; write NAME:VALUE, as in `--header accept:text/html`"),
+    (("--body", "x.example:1"), "exeat: `--header`, `--body` and `--credential` need a request, such as `https://host/path`, as the attempt"),
+    (("--header", "accept", "https://x.example"), "exeat: --header: `accept` is not a header: write NAME:VALUE, as in `--header accept:text/html`"),
     (("--header", "Host: y.example", "https://x.example"), "exeat: `Host` is set by the gate: use `to` for the host, `body` and `websocket` for the rest"),
     (("ftp://x.example",), "exeat: `GET ftp://x.example` is not an attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),
     (("ping", "x"), "exeat: `ping x` is not an attempt; one looks like `GET https://host/path`, `git push URL REF`, `git fetch URL`, `dns TYPE NAME`, `run PROGRAM WORDS`, `host:port`, or `tcp host:port` with `tcp`, `udp`, `tls` or `http`"),

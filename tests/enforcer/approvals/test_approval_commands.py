@@ -55,7 +55,7 @@ def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
         2, "", "exeat: invalid value `lsit` for `exeat approvals`; did you mean `list`?\n"
     )  # fmt: skip
     assert "write `exeat approvals show ID`" in called("show")[2]
-    assert "takes no more words" in called("list", "x")[2]
+    assert "takes no arguments" in called("list", "x")[2]
     assert "needs --token-file" in called("answer", "abcd", "approve")[2]
     assert "answer ID approve" in called("answer", "abcd", "maybe")[2]
     status, _, err, asked = called("reject", "abcd", "--for", "1h")
@@ -103,8 +103,8 @@ def test_a_list_shows_what_waits_and_nothing_of_a_task_moves_the_terminal(called
     head, line, foot = out.splitlines()
     assert head.split() == ["ID", "TASK", "RULE", "APPROVED", "WAITS", "WHAT"]
     assert line.startswith("abcd2345  make  web:write  1 of 2")
-    assert line.endswith(", nobody on the line  POST api.example:443/\\x1b[31mx")
-    assert foot.startswith("1 question;")
+    assert line.endswith(", the client has left  POST api.example:443/\\x1b[31mx")
+    assert foot.startswith("1 request;")
     wished = called(answers=[{"approvals": [{**one, "wish": "asked"}]}])[1].splitlines()[1]
     assert ", asked by the agent  POST api.example:443/" in wished
     ref = "push to git.example:443/a/repository: update refs/heads/" + "long/" * 20 + "main"
@@ -112,7 +112,7 @@ def test_a_list_shows_what_waits_and_nothing_of_a_task_moves_the_terminal(called
     again = {**one, "id": "efgh2345", "stale": False}  # after its rule was changed: the first can let nothing out
     listed = called(answers=[{"approvals": [one, again, {**again, "id": "ijkl2345"}]}])[1].splitlines()
     assert [line.split()[0] for line in listed[1:-1]] == ["efgh2345", "ijkl2345", "abcd2345"]
-    assert called("--task", "other", answers=[{"approvals": [one]}])[1] == "nothing waits for anybody\n"
+    assert called("--task", "other", answers=[{"approvals": [one]}])[1] == "no approval request is pending\n"
 
 
 HISTORY = """\
@@ -147,7 +147,7 @@ def test_what_was_is_a_table_and_for_programs_values_or_lines(called):
     assert json.loads(called("history", "--format", "json", answers=answers)[1]) == rows
     for words in (("history",), ()):
         assert list(map(json.loads, called(*words, "--format", "jsonl", answers=answers)[1].splitlines())) == rows
-    assert called("history", answers=[{"approvals": []}])[1] == "nothing was asked\n"
+    assert called("history", answers=[{"approvals": []}])[1] == "there are no earlier approval requests\n"
 
 
 def test_on_a_terminal_a_list_is_as_wide_as_that(monkeypatch):
@@ -184,7 +184,7 @@ def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tr
     done = here.exeat("approve", "zzzz")
     assert (done.returncode, done.stderr) == (
         1,
-        "exeat: there is no question `zzzz`; `exeat approvals` lists what waits\n",
+        "exeat: there is no question `zzzz`; `exeat approvals` lists the pending requests\n",
     )
     flagged = here.exeat("flagged", "--task", "held")
     head, *lines, foot = flagged.stdout.splitlines()
@@ -338,7 +338,7 @@ def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys)
     assert main(["ps"]) == 0
     said = capsys.readouterr()
     assert re.split(" {2,}", said.out.splitlines()[1])[-2] == "?"
-    assert said.err.endswith("is not known: the approvals server does not answer\n")
+    assert said.err.endswith("are unknown: the approvals server does not answer\n")
     assert main(["status"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("the service runs as process 1")
@@ -389,8 +389,8 @@ def test_what_has_been_looked_at_is_not_asked_for_again(monkeypatch, capsys):
     event = full_event(Kind.REQUEST_DECIDED)
     monkeypatch.setattr(flagged, "_flagged", lambda _arguments: ([event], 0))
     for known, foot in (
-        ({}, "1 event; `exeat log show ID` says more; say that you have looked: `exeat flagged ack ID`, or `--all`"),
-        ({event.id: ("ada", 0.0)}, "1 event, and all have been looked at"),
+        ({}, "1 event; `exeat log show ID` shows details; acknowledge them with `exeat flagged ack ID` or `--all`"),
+        ({event.id: ("ada", 0.0)}, "1 event, all acknowledged"),
     ):
         monkeypatch.setattr(flagged, "_acknowledged", lambda known=known: known)
         assert main(["flagged", "--all"]) == 0

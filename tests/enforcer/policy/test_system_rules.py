@@ -21,9 +21,9 @@ import argparse, sys
 from pathlib import Path
 from enforcer.cli import perform
 from enforcer.cli import run
-from enforcer.cli.parsing import declare
+from enforcer.cli.parsing import add_arguments
 parser = argparse.ArgumentParser()
-declare(parser, run.ARGUMENTS)
+add_arguments(parser, run.ARGUMENTS)
 sys.exit(perform(lambda given: run.run(given, Path(sys.argv[1])), parser.parse_args(sys.argv[2:])))
 """
 REPLAY = PROGRAM.replace("import run", "import replay as run")

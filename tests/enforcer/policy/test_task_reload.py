@@ -78,11 +78,11 @@ import argparse, sys
 from pathlib import Path
 from enforcer.cli import perform
 from enforcer.cli import run
-from enforcer.cli.parsing import declare
+from enforcer.cli.parsing import add_arguments
 from enforcer.policy import reload
 reload.LOOK_EVERY = float(sys.argv[2])
 parser = argparse.ArgumentParser()
-declare(parser, run.ARGUMENTS)
+add_arguments(parser, run.ARGUMENTS)
 sys.exit(perform(lambda given: run.run(given, Path(sys.argv[1])), parser.parse_args(sys.argv[3:])))
 """
 LINES = 'echo ready; while read -r line; do eval "$line"; echo done; done'

@@ -23,7 +23,7 @@ def test_lock_shows_writes_and_is_what_rules_are_loaded_from(exeat, host, regist
         f"index-url in {host.root}/etc/pip.conf",
         "https://files.example",
         "answers about `pip`",
-        "not configured on this machine, and left out: npm,",
+        "not configured on this machine, so not locked: npm,",
         f"locked in {exeat.path}",
     ):
         assert part in out
@@ -47,7 +47,7 @@ def test_lock_without_names_leaves_out_a_client_that_is_installed_and_not_config
     registry.addresses["gone.example"] = None
     code, out, err = exeat("lock")
     assert (code, err) == (0, "")
-    assert "rubygems" in out.partition("not configured on this machine, and left out: ")[2]
+    assert "rubygems" in out.partition("not configured on this machine, so not locked: ")[2]
     assert exeat("lock", "rubygems")[0] == 1, "named, it is a failure"
     put(host, ".gemrc", ":sources: [https://gone.example]\n")
     code, _, err = exeat("lock")
@@ -95,7 +95,7 @@ def test_what_cannot_be_locked_leaves_the_lock_as_it_was(exeat, registry):
     ("words", "message"),
     [
         (["lock", "pipp"], "exeat: there is no preset `pipp` to lock; did you mean `pip`?"),
-        (["lock", "github"], "exeat: `github` says its hosts itself: there is nothing to lock"),
+        (["lock", "github"], "exeat: `github` names its hosts itself, so it needs no lock"),
         (["lock", "pip.file=https://x.example"], "exeat: `pip` has no place `file`; it has `index`, `files`"),
         (["lock", "pip="], "exeat: `pip=` needs a URL behind its `=`"),
         (["lock", "pip.index"], "exeat: `pip.index` needs a URL, as in `pip.index=URL`; `pip` alone is looked for"),

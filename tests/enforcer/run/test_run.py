@@ -212,7 +212,7 @@ def test_a_current_directory_that_is_gone_is_said(someone, rules):
     done = subprocess.run(
         harness.as_user(["sh", "-c", line], someone.home), capture_output=True, text=True, check=False
     )
-    assert (done.returncode, "the current directory is gone" in done.stderr) == (2, True)
+    assert (done.returncode, "the current directory does not exist any more" in done.stderr) == (2, True)
 
 
 def test_a_metrics_port_that_is_taken_starts_nothing(someone, rules):
@@ -220,7 +220,7 @@ def test_a_metrics_port_that_is_taken_starts_nothing(someone, rules):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = _run(someone, rules, "touch", "started", options=["--metrics", address], env=mark)
     said = (
-        f"exeat: the metrics port `{address}` is taken; name another port with `--metrics HOST:PORT`, "
+        f"exeat: the metrics port `{address}` is in use: name another port with `--metrics HOST:PORT`, "
         "or leave `--metrics` out: `exeat up --metrics` serves the metrics of all tasks that run under it\n"
     )
     assert (done.returncode, done.stderr.decode()) == (125, said)

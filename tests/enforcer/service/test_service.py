@@ -67,7 +67,7 @@ def test_signals_stops_callers_that_go_away_and_rules_that_change(seen, someone)
     assert found["nobody"] == 2
     assert (found["killed"], found["told"]) == ([-9, True], [["passed", {"signal": 9}]])
     assert found["unread"] == ["", 141]
-    assert someone.user or found["full"] == ["exeat: cannot write what there is to say: No space left on device\n", 2]
+    assert someone.user or found["full"] == ["exeat: cannot write the output: No space left on device\n", 2]
     # ^C is the task's to catch; hanging up is a signal like any; keys reach a task whose standard input is a pipe
     assert found["terminal"] == [7, -1, 0]
     assert found["reviewed"] == {"status": 0, "out": "", "err": ""}
@@ -186,7 +186,7 @@ def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_st
         assert f"has a gate of its own: {reason}" in found["words"], name
     assert found["knocked"] == [["403", "403"], 0]
     assert found["own"]["status"] == 125
-    assert "is taken; name another port with `--metrics HOST:PORT`, or leave `--metrics` out" in found["own"]["err"]
+    assert "is in use: name another port with `--metrics HOST:PORT`, or leave `--metrics` out" in found["own"]["err"]
     assert (found["stopped"], found["ends"]) == ([0, 0], [3, -9])
     assert found["told"] == [["passed", {"signal": 9}]]
     assert found["without"] == [UNKNOWN, ""]

@@ -76,7 +76,7 @@ def test_the_whole_way(world, changes):
     assert world.files() == {"a.txt": "one\nTWO\x1b[31m\n", "picture": "\0\1"}
     assert changes("accept", "agent", str(world.work / "ci.yml"), "--protected", "ci.yml")[0] == 0
     assert changes("discard", "agent")[0] == 0
-    assert changes()[1] == "no task has changes that wait for anybody\n"
+    assert changes()[1] == "no task has pending changes\n"
     assert not any((state_directory() / "changes").iterdir())
     told = events(world)
     assert [(event["kind"], event.get("paths")) for event in told] == [
@@ -172,8 +172,8 @@ MISUSE = [
     (["accept", "agent", "nothing/here"], "`nothing/here` is not among the changes"),
     (["accept", "agent", "--protected", "dir"], "`dir` is not among the changes"),
     (["agent", "--protected", "new"], "--protected goes with `exeat changes accept`"),
-    (["accept", "agent", "../outside"], "`../outside` is no path in the workspace"),
-    (["discard", "agent", "/etc"], "`/etc` is no path in the workspace"),
+    (["accept", "agent", "../outside"], "`../outside` is not a path in the workspace"),
+    (["discard", "agent", "/etc"], "`/etc` is not a path in the workspace"),
     (["cat", "agent"], "name one path"),
     (["cat", "agent", "dir"], "the task left no file at `dir`"),
 ]

@@ -137,13 +137,13 @@ class Closed:
         if os.geteuid():
             raise ModuleNotFoundError(f"{name}: its owner can't read our code")
 
-from enforcer.workspace.repository import settings
+from enforcer.workspace.repository import parse_settings
 from enforcer.workspace.guard import Guard
-from enforcer.workspace.guard import directly
+from enforcer.workspace.guard import globs_when_direct
 
 sys.meta_path.insert(0, Closed())
 sys.path_importer_cache.clear()
-guard = Guard(sys.argv[1], directly(("*.conf", "a/*.b/c", "deep/**/*.x")))
+guard = Guard(sys.argv[1], globs_when_direct(("*.conf", "a/*.b/c", "deep/**/*.x")))
 open(sys.argv[1] + "/new.conf", "w").close()
 os.chown(sys.argv[1] + "/.git", 54321, 54321)
 print(guard.made_at_once(), guard.changed())

@@ -44,7 +44,7 @@ def test_what_differs(exeat):
 
 def test_nothing_differs(exeat, tmp_path):
     (tmp_path / "moved.yaml").write_text(OLD.replace("name: web", "name: other").replace("read", "reading"))
-    assert exeat("old.yaml", "moved.yaml") == (0, ["both decide alike"], [])
+    assert exeat("old.yaml", "moved.yaml") == (0, ["no decision differs"], [])
 
 
 def test_several_files_are_one_policy(exeat):

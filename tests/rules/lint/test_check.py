@@ -176,7 +176,9 @@ def test_an_ignored_code_is_nowhere(exeat):
 
 
 def test_a_code_that_is_none_is_told_with_the_nearest(exeat):
-    assert "`every-nam` is no code of a finding; did you mean `every-name`?" in exeat("--ignore", "every-nam", "x")[2]
+    assert (
+        "`every-nam` is not the code of a finding; did you mean `every-name`?" in exeat("--ignore", "every-nam", "x")[2]
+    )
 
 
 TEXT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "minLength": 1}}}

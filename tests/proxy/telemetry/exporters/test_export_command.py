@@ -186,7 +186,7 @@ REFUSED = [
     ("http://a.example --ca /t", "in the clear"),
     ("http://a.example --token-file /t", "sent in the clear"),
     ("https://a.example --ca /nowhere/ca.pem", "cannot use `/nowhere/ca.pem`"),
-    ("file:/tmp/x --token-file /t", "doesn't belong to a file"),
+    ("file:/tmp/x --token-file /t", "--token-file can't be used with a file"),
     ("file:/tmp/x --journal /nowhere", "there is no journal"),
 ]
 

@@ -152,7 +152,7 @@ def test_rules_that_were_in_force_and_are_broken_are_told(exeat, tmp_path):
 def test_a_file_is_never_overwritten_unasked(exeat, tmp_path):
     (tmp_path / "web.yaml").write_text("mine")
     code, _, err = exeat("learn", "journal", "-o", "web.yaml", events=SOME)
-    assert (code, err) == (2, ["exeat: `web.yaml` is there already: name another file, or overwrite it with `--force`"])
+    assert (code, err) == (2, ["exeat: `web.yaml` exists already: name another file, or overwrite it with `--force`"])
     assert (tmp_path / "web.yaml").read_text() == "mine"
     assert exeat("learn", "journal", "-o", "web.yaml", "--force", events=SOME)[0] == 0
     assert "x.example" in (tmp_path / "web.yaml").read_text()
@@ -240,7 +240,7 @@ def test_whoever_reads_our_output_may_have_enough(exeat, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("gone",), "exeat: there is no journal in `gone`; say where it is"),
+        (("gone",), "exeat: there is no journal in `gone`: name another with `--journal`"),
         (("journal", "--task", "x"), "exeat: there is no allowed attempt of a task `x` in the journal; `exeat log` shows all there are"),
         (("journal", "-o", "no/such/file.yaml"), "exeat: cannot write `no/such/file.yaml`: No such file or directory"),
     ],

@@ -399,7 +399,7 @@ def test_what_can_t_be_read_is_said_and_is_1(exeat):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("gone", "--rules", "web.yaml"), "exeat: there is no journal in `gone`; say where it is"),
+        (("gone", "--rules", "web.yaml"), "exeat: there is no journal in `gone`: name another with `--journal`"),
         (("journal", "--rules", "broken.yaml"), "broken.yaml:1:10: this version of exeat reads `version: 1` and no other"),
         (("journal", "--rules", "web.yaml", "--task", "x"), "exeat: there is nothing of a task `x` in the journal; `exeat log` shows all there are"),
         (("journal", "--rules", "web.yaml", "--since", "2999-01-01"), "exeat: there is nothing in the journal in that time"),

@@ -156,4 +156,4 @@ def test_misuse_is_2_and_a_sentence(suggest, given, says):
     assert (code, out) == (2, "")
     assert says in err
     code, _, err = suggest(request(DENIED, "GET", "/a"), "GET", "https://x.example/")
-    assert (code, "no attempt beside it" in err) == (2, True)
+    assert (code, "takes the id of an event and no attempt" in err) == (2, True)

@@ -287,7 +287,7 @@ def test_another_key_signs_first_what_a_killed_writer_left(capfdbinary, told):
             ["export", "--to", "file:/x", "--format", "\x1b[2J"],
             "invalid value `\\x1b[2J` for `--format`: use one of `event`",
         ),
-        (["changes", "accpt"], "no changes of a task `accpt`; did you mean `accept`?"),
+        (["changes", "accpt"], "no task `accpt` has changes; did you mean `accept`?"),
     ],
 )
 def test_a_mistyped_word_is_told_with_what_was_meant(capfdbinary, told, words, said):

@@ -213,8 +213,8 @@ def test_the_command_writes_a_new_file_and_says_which(here, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "a report of what? Name a task, or write `--last` or `--since 1h`"),
-        (["migrate", "--last"], "`--last` names a task already"),
+        ([], "no task or period to report: name a task, or write `--last` or `--since 1h`"),
+        (["migrate", "--last"], "`--last` and TASK both name a task"),
         (["nobody"], "there is nothing of a task `nobody` in the journal"),
         (["migrate", "-o", "nowhere/a.html"], "cannot write `nowhere/a.html`: no such file or directory"),
     ],
