@@ -1,7 +1,7 @@
 """Compiles the init process of a sandbox: `python -m enforcer.sandbox.compiled.build`.
 
-It takes a C compiler and the headers of a C library, and is linked with none. Without a compiler the interpreter does
-the same, and costs more.
+It takes a C compiler and the headers of a C library, but links no library. Without a compiler `init_interpreter` does
+the same, more slowly.
 """
 
 import sys
@@ -9,15 +9,15 @@ import sys
 from enforcer.sandbox.init import PROGRAM, SOURCE, digest
 from proxy.compiled.compiler import compile_c
 
-# What a library would have brought along isn't there.
+# No start-up code, stack protector or fortified functions, which need a C library.
 _FLAGS = ("-nostdlib", "-static", "-no-pie", "-fno-pie", "-ffreestanding", "-fno-stack-protector", "-U_FORTIFY_SOURCE")
 
 
 def build() -> str:
-    """Compile it; returns why that can't be, empty if it is done."""
+    """Compile the program; returns why that failed, or an empty text."""
     return compile_c([SOURCE], PROGRAM, (*_FLAGS, f'-DEXEAT_SOURCE="{digest()}"'))
 
 
 if __name__ == "__main__":
     if problem := build():
-        print(f"sandboxes are made by the interpreter, which costs more: {problem}", file=sys.stderr)  # noqa: T201
+        print(f"exeat-init is not compiled, so Python makes sandboxes, more slowly: {problem}", file=sys.stderr)  # noqa: T201
