@@ -159,7 +159,7 @@ class Card(NamedTuple):
                 yield from _field("in vain", f"nobody can give that: {self.vain[asks.rule]}")
         if approval.state in {ApprovalState.APPROVED, ApprovalState.REJECTED}:
             why = f": {approval.why}" if approval.why else ""
-            lifted = "; lifted, so it may be asked again" if approval.lifted else ""
+            lifted = "; lifted, so it may be requested again" if approval.lifted else ""
             yield from _field(approval.state, f"by {', '.join(approval.by)}{why}{lifted}")
         if approval.state in _UNANSWERED:
             yield from _field(approval.state, _UNANSWERED[approval.state].format(approval.why))

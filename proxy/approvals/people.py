@@ -147,9 +147,9 @@ class People(NamedTuple):
         if group is not None and group not in self.groups:
             return f"{asks.rule} wants {group}, and {self._no_group(group)}"
         if group is not None and who.name not in self.groups[group]:
-            return f"{asks.rule} wants {group}, and {who.name} is not of that group"
+            return f"{asks.rule} wants {group}, and {who.name} is not in that group"
         if who.name == starter and not who.reviewer and (group is not None or not asks.terms.by_self):
-            return f"{who.name} has started the task, and {asks.rule} wants somebody else"
+            return f"{who.name} started the task, and {asks.rule} needs another person"
         return ""
 
     def can_reject(self, who: Actor, rules: "Sequence[Rule]", starter: str) -> bool:
@@ -185,18 +185,18 @@ class People(NamedTuple):
     def nobody(self, who: Actor) -> str:
         """Say that somebody may not approve, and of whom nobody knows where it would have to stand."""
         if who.known:
-            return f"{who.name} is nobody who may approve this"
+            return f"{who.name} may not approve this"
         if self.file:
-            whom = "doesn't name them" if self.people else "names nobody"
-            return f"{who.name} is nobody who may approve: `{self.file}` {whom}"
+            whom = "does not list them" if self.people else "lists nobody"
+            return f"{who.name} may not approve: `{self.file}` {whom}"
         owner = "nobody" if self.owner is None else self.by_uid(self.owner).name
-        return f"{who.name} is nobody who may approve: there is no approvers.yaml, and without one only {owner} may"
+        return f"{who.name} may not approve: there is no approvers.yaml, and without it only {owner} may"
 
     def _no_group(self, wanted: str) -> str:
         if self.file:
             return f"there is no such group in `{self.file}`{did_you_mean(wanted, self.groups)}"
         page = "docs/reference/approvals.md"
-        return f"there is no such group, for there is no approvers.yaml that says who is in one ({page})"
+        return f"there is no such group, because there is no approvers.yaml ({page})"
 
     def actor(self, ballot: Ballot) -> Actor:
         """Return who has voted, as they are known now."""

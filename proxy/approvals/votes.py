@@ -77,7 +77,7 @@ async def decide(t: "Transaction", approval: str, said: CastVote) -> VoteResult:
     match said.vote:
         case Vote.PASS:
             if not said.who.reviewer:
-                raise VoteRefusedError("only a reviewer passes: leave it alone, and others will answer", found, task)
+                raise VoteRefusedError("only a reviewer can pass: leave the request unanswered instead", found, task)
             await t.vote(found.id, ballot)
             t.record(task).answered(found, Answer.PASS, [said.name], said.why)
             return VoteResult(found, final=False, text=f"{said.name} leaves it to people")
@@ -178,14 +178,14 @@ async def revoke(t: "Transaction", id_: str, who: "Actor", why: str) -> "tuple[A
         _refuse(t, who, found, task)
     if found.state is ApprovalState.REJECTED:
         if found.lifted or found.expires <= t.now:
-            over = "its rejection was lifted already" if found.lifted else "its rejection is over"
+            over = "its rejection was lifted already" if found.lifted else "its rejection has expired"
             raise VoteRefusedError(f"{over}; nothing has changed", found, task)
         await t.lift(found.id)
-        return found, task, (), "rejection lifted: it may be asked again"
+        return found, task, (), "rejection lifted: it may be requested again"
     grants = [grant] if grant is not None else list(await t.grants_of(found.id))
     standing = [one for one in grants if one.over is None or (one.ending == USED and task.ended is None)]
     if not standing:
-        over = "nothing that was granted for this is in force"
+        over = "no grant of this is in force"
         over = f"it is over: {grants[0].ending}" if len(grants) == 1 else over
         raise VoteRefusedError(f"{over}; nothing has changed", found, task)
     revoked = f"revoked by {who.name}: {why[:_LONGEST_WHY]}".rstrip(": ")
@@ -193,5 +193,9 @@ async def revoke(t: "Transaction", id_: str, who: "Actor", why: str) -> "tuple[A
         await t.end_grant(one.id, revoked if one.over is None else f"{one.ending}, then {revoked}")
         t.tell(f"over {task.id} {one.id}")
     used = all(one.over is not None for one in standing)
-    text = "its uses were taken: what still passes under it is cut" if used else "revoked: what passes under it is cut"
+    text = (
+        "its uses are taken: connections that still use it are cut"
+        if used
+        else "revoked: connections that use it are cut"
+    )
     return found, task, tuple(one.id for one in standing), text

@@ -256,14 +256,12 @@ def test_what_root_s_registry_refuses_to_list_is_said(monkeypatch, capsys):
     """It said that nothing waits, where somebody waits in the registry that this user may not see."""
 
     def refuses(_request):
-        raise client.ServerRefusedError("lena is nobody who may approve: `approvers.yaml` names nobody", 1)
+        raise client.ServerRefusedError("lena may not approve: `approvers.yaml` names nobody", 1)
 
     monkeypatch.setattr(client, "ask", lambda _request: [{"approvals": []}])
     monkeypatch.setattr(approval_requests, "_elsewhere", refuses)
     assert approval_requests.send_to_all(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
-    assert capsys.readouterr().err == (
-        "exeat: root's registry: lena is nobody who may approve: `approvers.yaml` names nobody\n"
-    )
+    assert capsys.readouterr().err == ("exeat: root's registry: lena may not approve: `approvers.yaml` names nobody\n")
 
 
 @pytest.mark.parametrize(

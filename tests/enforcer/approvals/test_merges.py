@@ -36,7 +36,7 @@ def test_a_merge_waits_for_whom_the_rules_name_and_is_told(here):
     merging = here.lab.start(words, user=here.user, cwd=here.home, **pipes)
     asked = here.waits("change .envrc")
     assert (asked["name"], asked["kind"], asked["rules"]) == ("held-merge", "merge", ["merges:sandbox.approval"])
-    assert "and owner is not of that group" in here.answer(asked, "approve")
+    assert "and owner is not in that group" in here.answer(asked, "approve")
     (card,) = here.ask(what="show", id=asked["id"])
     assert "  added        .envrc: nothing -> file 0644, 4 bytes, +1 -0, SHA-256 " in card["text"]
     assert card["card"]["task"]["id"] == asked["task"]

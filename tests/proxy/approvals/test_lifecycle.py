@@ -177,8 +177,10 @@ def test_revoked(play, store):
         task = await world.task()
         _, id_ = await world.held(task, CONNECTION)
         (grant,) = (await world.approve(id_)).grants
-        assert "nobody who may approve" in await world.refused(world.registry.revoke(grant.id, world.who(MALLORY)))
-        assert await world.registry.revoke(grant.id, world.who(BO), "enough") == "revoked: what passes under it is cut"
+        assert "may not approve" in await world.refused(world.registry.revoke(grant.id, world.who(MALLORY)))
+        assert (
+            await world.registry.revoke(grant.id, world.who(BO), "enough") == "revoked: connections that use it are cut"
+        )
         assert world.replies[task][-1] == GrantsEnded((grant.id,))
         again = await world.refused(world.registry.revoke(grant.id, world.who(BO)))
         assert "it is over: revoked by bo: enough; nothing has changed" in again
@@ -186,7 +188,7 @@ def test_revoked(play, store):
         assert world.told("approval.expired")[0]["detail"] == "revoked by bo: enough"
         _, id_ = await world.held(task, REQUEST)
         (used,) = (await world.approve(id_)).grants
-        assert "uses were taken" in await world.registry.revoke(id_, world.who(ADA))
+        assert "uses are taken" in await world.registry.revoke(id_, world.who(ADA))
         assert world.replies[task][-1] == GrantsEnded((used.id,)), "what it let out may still be passing"
         over = (await world.registry.card(id_)).grants
         assert [one.ending for one in over] == ["used, then revoked by ada"]

@@ -211,7 +211,7 @@ def test_other_users_of_the_host_see_and_answer_what_they_may_at_root_s_registry
             write_approvers(here, ada=harness.UID)
             until(lambda: os.path.exists(f"{open_to_all}/host/socket"), "the host's socket")
             pushed = {"what": "introduce", "who": gate.who.packed(), "journal": "/tmp/x"}
-            assert "is nobody who may approve: `" in other_user(harness.UID + 1, {"what": "list"})
+            assert "may not approve: `" in other_user(harness.UID + 1, {"what": "list"})
             assert "introduced by whoever made it" in other_user(harness.UID, pushed)
             assert other_user(harness.UID, {"what": "list"})[0]["approvals"][0]["id"] == named
             assert other_user(harness.UID, {"what": "answer", "id": named, "vote": "approve"})[0]["by"] == "ada"
@@ -253,7 +253,7 @@ def test_a_broken_list_of_approvers_lets_nobody_approve_until_it_is_right_again(
     file.write_text("version: 1\npoeple: []\n")
     until(lambda: ask(what="status")[0]["told"])
     why = "nobody can approve anything: .*approvers.yaml:2:1: `poeple`"
-    with pytest.raises(ExeatError, match=f"nobody who may approve: `.*approvers.yaml` names nobody; {why}"):
+    with pytest.raises(ExeatError, match=f"may not approve: `.*approvers.yaml` lists nobody; {why}"):
         ask(what="answer", id=named, vote="approve")
     (said,) = ask(what="status")
     assert said["told"] == [said["broken"]]
