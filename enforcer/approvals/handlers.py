@@ -129,7 +129,7 @@ async def _found(request: Request) -> "Approval":
         return found[0]
     if found:
         raise RequestFailedError(f"more than one question begins with `{given}`: write more of the id")
-    raise RequestFailedError(f"there is no question `{ascii(given)[1:-1]}`; `exeat approvals` lists what waits")
+    raise RequestFailedError(f"there is no question `{ascii(given)[1:-1]}`; `exeat approvals` lists pending requests")
 
 
 async def _show(request: Request) -> None:

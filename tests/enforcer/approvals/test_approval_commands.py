@@ -184,7 +184,7 @@ def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tr
     done = here.exeat("approve", "zzzz")
     assert (done.returncode, done.stderr) == (
         1,
-        "exeat: there is no question `zzzz`; `exeat approvals` lists the pending requests\n",
+        "exeat: there is no question `zzzz`; `exeat approvals` lists pending requests\n",
     )
     flagged = here.exeat("flagged", "--task", "held")
     head, *lines, foot = flagged.stdout.splitlines()
@@ -193,7 +193,10 @@ def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tr
     assert foot.startswith(f"{len(lines)} events;")
     named = lines[0].split()[0]
     first, second = here.exeat("flagged", "ack", named[:-1]), here.exeat("flagged", "ack", named)
-    assert (first.stdout, second.stdout) == ("1 event acknowledged\n", "0 events acknowledged, 1 were before\n")
+    assert (first.stdout, second.stdout) == (
+        "1 event acknowledged\n",
+        "0 events acknowledged, 1 were acknowledged before\n",
+    )
     assert named not in here.exeat("flagged").stdout
     known = json.loads(here.exeat("flagged", "--all", "--format", "json").stdout)
     assert [each["acknowledged"]["by"] for each in known if each["id"].endswith(named)] == ["owner"]
