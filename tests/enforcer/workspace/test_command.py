@@ -167,7 +167,7 @@ def test_what_a_commit_is_kept_as_is_counted_where_all_is_shown(world, changes):
 
 
 MISUSE = [
-    (["nobody"], "there are no changes of a task `nobody`"),
+    (["nobody"], "no task `nobody` has changes"),
     (["accept"], "which task?"),
     (["accept", "agent", "nothing/here"], "`nothing/here` is not among the changes"),
     (["accept", "agent", "--protected", "dir"], "`dir` is not among the changes"),

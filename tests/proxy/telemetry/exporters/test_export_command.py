@@ -179,7 +179,7 @@ REFUSED = [
     ("https://a.example:99999", "out of range"),
     ("https://me:hunter2@a.example", "put secrets into --token-file"),
     ("https://a.example/?key=hunter2", "put secrets into --token-file"),
-    ("file:relative", "not a whole path"),
+    ("file:relative", "not an absolute path"),
     ("otlp+https://a.example --format ecs", "OTLP has a format of its own"),
     ("syslog+tls://a.example --token-file /t", "no place for a token"),
     ("otlp+https://a.example --sign-with /t", "only webhooks are signed"),
