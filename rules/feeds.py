@@ -61,7 +61,7 @@ class Feed:
         """Read a list's contents. Raises ValueError if there is no name in it, or too much of anything."""
         if data.count(b"\n") > _MOST_LINES:
             raise ValueError(f"it has more than {_MOST_LINES:,} lines")
-        lines = _Lines(data)
+        lines = _NameReader(data)
         places = 1 << (data.count(b"\n") // _TOGETHER).bit_length()
         names = _hash_names(lines.names(), places)
         if not any(names):
@@ -121,7 +121,7 @@ def _hash_names(names: Iterable[list[str]], places: int) -> tuple[str, ...]:
     return tuple(["\n" + "\n".join(dict.fromkeys(chunk)) + "\n" if chunk else "" for chunk in filed])
 
 
-class _Lines:
+class _NameReader:
     """The lines of a file: names, and how many are none."""
 
     def __init__(self, data: bytes) -> None:

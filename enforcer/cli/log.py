@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from enforcer.cli import journals
-from enforcer.cli.parsing import JOURNAL, argument, warn_renamed
+from enforcer.cli.parsing import JOURNAL, argument, old_spelling, warn_renamed
 from enforcer.system.errors import UsageError
 from enforcer.system.state import journal_directory
 from proxy.telemetry.encoding import encode
@@ -97,7 +97,8 @@ ARGUMENTS: Final = (
     journals.LAST,
     argument("-f --follow", "", "print new events as they come; a table begins with the last 10"),
     argument("--key", "FILE", "verify: trust only the public keys in this file (PEM)"),
-    argument("--kept", "FILE", "verify: lines stored elsewhere, whose signatures this journal must contain"),
+    argument("--copy", "FILE", "verify: lines stored elsewhere, whose signatures this journal must contain"),
+    old_spelling("--kept", "--copy", "FILE"),
     argument("--age", "TIME", "retention: remove days older than this: 90d, or `none` (default: 365d)"),
     argument(
         "--size", "SIZE", "retention: remove the oldest segments beyond this size: 20G, or `none` (default: none)"

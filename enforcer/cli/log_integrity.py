@@ -38,7 +38,7 @@ def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
     directory = Path(arguments.what) if arguments.what is not None else directory
     require_journal(directory)
     try:
-        report = verify(directory, _trusted(arguments.key), _kept(arguments.kept), _Progress())
+        report = verify(directory, _trusted(arguments.key), _copied_lines(arguments.copy), _Progress())
     except (OSError, SigningKeyError) as error:
         said = f"cannot read `{error.filename}`: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise UsageError(said) from error
@@ -57,7 +57,7 @@ def _trusted(file: Path | None) -> Keys:
         raise SigningKeyError(f"`{file}`: {error}") from error
 
 
-def _kept(file: Path | None) -> Iterator[tuple[str, bytes]]:
+def _copied_lines(file: Path | None) -> Iterator[tuple[str, bytes]]:
     if file is not None:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):

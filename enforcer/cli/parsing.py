@@ -70,7 +70,8 @@ class _OldSpelling(argparse.Action):
 
 def old_spelling(old: str, new: str, value: str = "") -> Argument:
     """Declare the old name of an option, which works for one release and is not in the help."""
-    how = {"metavar": value} if value else {"nargs": 0}
+    how: dict[str, Any] = {"metavar": value} if value else {"nargs": 0}
+    how |= {"type": Path} if value in _PATHS else {}
     return Argument((old,), {"action": _OldSpelling, "new": new, "dest": new.lstrip("-").replace("-", "_"), **how})
 
 

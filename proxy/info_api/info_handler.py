@@ -63,7 +63,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class _Said(NamedTuple):
+class _RulesText(NamedTuple):
     """What a policy says to a task on a day."""
 
     policy: "Policy"
@@ -86,7 +86,7 @@ class InfoHandler:
         self._recorder = recorder
         self._dialer = dialer
         self._room = RateLimiter(BURST, A_SECOND, clock)
-        self._said: _Said | None = None
+        self._said: _RulesText | None = None
         self.connections = 0  # connections that are here now
 
     def work(
@@ -182,7 +182,7 @@ class InfoHandler:
         return _would(attempt, decision), _would_text(attempt, decision, runs=question.run is not None)
 
 
-def _said_of(sandbox: "SandboxState", today: "date") -> _Said:
+def _said_of(sandbox: "SandboxState", today: "date") -> _RulesText:
     policy, task = sandbox.policy, sandbox.task
     found = find_task_rules(policy, task.name, task.labels, today)
     values = {
@@ -195,7 +195,7 @@ def _said_of(sandbox: "SandboxState", today: "date") -> _Said:
         "otherwise": "what no rule covers is refused",
     }
     lines = [*describe_rules(found), "What no rule covers is refused. `GET /why` says more of what was."]
-    return _Said(policy, today, values, "".join(f"{line}\n" for line in lines))
+    return _RulesText(policy, today, values, "".join(f"{line}\n" for line in lines))
 
 
 def _tainted(read: list[str]) -> str:

@@ -75,7 +75,7 @@ class State(Enum):
     DONE = 5
 
 
-class Misread(Exception):  # noqa: N818  what is refused, and no fault of ours
+class MisreadError(Exception):
     """Event: a request that can't be parsed; nothing after it is read, as its end is unknown."""
 
     def __init__(self, head: Head, problem: UnclearError, *, http2: bool = False) -> None:
@@ -134,7 +134,7 @@ class Codec:
         self.buf = Buffer()
 
     def next_event(self) -> HttpEvent | None:
-        """Return the next event; None: incomplete, or nothing more (DONE). Raises Misread."""
+        """Return the next event; None: incomplete, or nothing more (DONE). Raises MisreadError."""
         if self.found:
             return self.found.popleft()
         state = self.state
@@ -276,10 +276,10 @@ class FrontHttp1(Codec):
             left = RequestProtocolError(self.stream_id, "Client disconnected.", ErrorCode.CLIENT_DISCONNECTED)
             self.found.append(left)
 
-    def give_up(self) -> Misread:
+    def give_up(self) -> MisreadError:
         """Stop; returns the error for a client that waits for its server to speak first."""
         self.state = State.DONE
-        return Misread(NOTHING, UnclearError(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
+        return MisreadError(NOTHING, UnclearError(_SPEAKS_LATER, Reason.PROTOCOL_MISMATCH, advice=UNREAD))
 
     def _next_head(self) -> HttpEvent | None:
         """Parse the next request's head, or reject it."""
@@ -296,12 +296,12 @@ class FrontHttp1(Codec):
                 return None
             if raw == _PREFACE[0] and self.buf.startswith(_PREFACE[1]):
                 self.state = State.DONE
-                raise Misread(NOTHING, UnclearError(NOT_HTTP2), http2=True)
+                raise MisreadError(NOTHING, UnclearError(NOT_HTTP2), http2=True)
             head = parse_head(raw)
             size = request_size(head)
         except UnclearError as problem:
             self.state = State.DONE
-            raise Misread(head, problem) from problem
+            raise MisreadError(head, problem) from problem
         self.request = head
         self._begin_body(size, lenient=False)
         return RequestHeaders(self.stream_id, head, end_stream=size == 0)

@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError, ResponseProtocolError
 
 from proxy.inspection.connection_ends import FIELD, REQUEST, ClientEnd, RequestsRevoked, ServerEnd
-from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, Misread, State
+from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, MisreadError, State
 from proxy.inspection.http2 import BackHttp2, Checkpoint, FrontHttp2
 from proxy.inspection.stream import WAIT, Stream
 from proxy.inspection.tls import HTTP2
@@ -194,7 +194,7 @@ class HttpRouter:
         while True:
             try:
                 event = codec.next_event()
-            except Misread as misread:
+            except MisreadError as misread:
                 self._refuse(misread)
                 event = None
             if codec.state is State.DONE and (connection.can_read or connection.can_write):
@@ -238,7 +238,7 @@ class HttpRouter:
         if connection.transport is not None:
             connection.transport.new.append(data)
 
-    def _refuse(self, misread: Misread) -> None:
+    def _refuse(self, misread: MisreadError) -> None:
         """Answer bytes that can't be parsed; for HTTP/2 in the clear with a GOAWAY."""
         page = self.session.misread(misread.head, misread.problem)
         if misread.http2:

@@ -39,7 +39,7 @@ def close_frame(code: int, reason: str) -> bytes:
 type Steps = Generator[object, None, None]  # None: a turn may end there
 
 
-class Exchange(Protocol):
+class UpgradedRequest(Protocol):
     """The request that became a WebSocket (`proxy.inspection.stream`)."""
 
     session: "Session"
@@ -68,7 +68,7 @@ class Switched:
 
     __slots__ = ("_driver", "_half_ended", "_request", "answered", "said")
 
-    def __init__(self, request: Exchange, driver: "ConnectionControl", answer: "HasFields") -> None:
+    def __init__(self, request: UpgradedRequest, driver: "ConnectionControl", answer: "HasFields") -> None:
         """`answer`: the head of the response that agreed to it."""
         self._request = request
         self._driver = driver
