@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
-_DESK_PORT, _INTAKE_PORT = 80, 4318
-_OFFICES: Final = frozenset({_DESK_PORT, _INTAKE_PORT})
+_HTTP_PORT, _OTLP_PORT = 80, 4318
+_INFO_API_PORTS: Final = frozenset({_HTTP_PORT, _OTLP_PORT})
 _AT_ONCE: Final = 64  # connections accepted at most before the others get their turn
 _FOR_ONE: Final = 16  # open connections for each that is accepted beyond the first: their turn may be long
 _RESERVED: Final = 64  # descriptors that are never a connection's
@@ -132,7 +132,7 @@ class Gate:
         if self._resting is not None:
             self._resting.cancel()
         self._rounds.stop()
-        for_each(self.connections, lambda guest: guest.abort())
+        for_each(self.connections, lambda connection: connection.abort())
 
     def review(self) -> None:
         """Decide again on every open connection: the rules or the date have changed."""
@@ -142,16 +142,16 @@ class Gate:
 
     # for connections
 
-    def replace(self, guest: PeriodicTarget, by: PeriodicTarget) -> None:
+    def replace(self, connection: PeriodicTarget, by: PeriodicTarget) -> None:
         """Register a connection's next handler; a review in progress reaches that, too."""
-        self.connections.discard(guest)
+        self.connections.discard(connection)
         self.connections.add(by)
         if self._unreviewed:
             self._unreviewed.append(by)
 
-    def forget(self, guest: PeriodicTarget) -> None:
+    def forget(self, connection: PeriodicTarget) -> None:
         """Remove a closed connection."""
-        self.connections.discard(guest)
+        self.connections.discard(connection)
 
     # for the poller
 
@@ -205,10 +205,10 @@ class Gate:
             stream.begin()
         elif is_unroutable(self.sandbox, wanted):
             connection.deny(Reason.NON_PUBLIC_ADDRESS)
-        elif INFO_API in wanted.names and wanted.port in _OFFICES:
-            visitor = self._info_api(self, client, record)
-            self.replace(connection, visitor)
-            visitor.begin()
+        elif INFO_API in wanted.names and wanted.port in _INFO_API_PORTS:
+            served = self._info_api(self, client, record)
+            self.replace(connection, served)
+            served.begin()
         elif not wanted.names and self.names.covers(wanted.address):
             connection.deny(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
         else:
@@ -240,9 +240,9 @@ class Gate:
         """Review some connections, then yield to other sockets."""
         until = time.monotonic() + _REVIEWING
         while self._unreviewed:
-            guest = self._unreviewed.pop()
-            if guest in self.connections:
-                for_each((guest,), lambda guest: guest.review())
+            connection = self._unreviewed.pop()
+            if connection in self.connections:
+                for_each((connection,), lambda connection: connection.review())
             if time.monotonic() >= until:
                 break
         if self._unreviewed:
