@@ -153,7 +153,7 @@ def test_what_no_rule_speaks_of_is_let_out_by_one_that_an_approval_writes(here):
     rules = here.write(here.home / "unruled.yaml", f"# ours\n{RULES}")
     task = here.start("unruled", "unruled", "/new", rules=rules)
     waits = here.waits("/new")
-    assert "no rule says anything about this" in here.answer(waits, "approve")
+    assert "no rule covers this" in here.answer(waits, "approve")
     missing = here.exeat("approve", waits["id"], "--as-rule", here.home / "none.yaml")
     assert (missing.returncode, "none.yaml` can't be read" in missing.stderr) == (2, True)
     done = here.exeat("approve", waits["id"], "--as-rule")

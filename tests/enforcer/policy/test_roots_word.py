@@ -16,7 +16,7 @@ DENIED = "GET https://bad.example/"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    for check in ("check_roots", "check_way"):  # whoever runs the tests is root here
+    for check in ("check_root_owned", "check_path"):  # whoever runs the tests is root here
         monkeypatch.setattr(rule_files, check, lambda _path: None)
     one = Run(tmp_path, ROOT % ("", "worse.example"))
     yield one

@@ -127,7 +127,7 @@ WRONG = [
     (["--timeout", "2"], "--timeout: `2`: a duration is"),
     (["--memory", ""], "--memory has no value"),
     (["--cpu", "x"], "--cpu: `x` is no number of cores"),
-    (["--cache", "pip"], "--cache: `pip` is no name and place"),
+    (["--cache", "pip"], "--cache: `pip` is not NAME=PATH"),
     (["--cache", "pip=/etc/x"], "--cache: `/etc/x`: a cache lies below"),
     (["--hide", "**/a/**"], r"--hide: `\*\*/a/\*\*`: `\*\*` stands at the beginning"),
     (["--read", "/no/such"], "read: `/no/such` can't be shown: no such file"),

@@ -271,7 +271,7 @@ GLOBS = {  # what Git obeys, or goes on with, by itself
 
 def test_what_git_goes_on_with_is_protected():
     protection = Protection(globs_when_reviewed(()))
-    entry = accept.Entry(accept.What.FILE, 0o644, 1)
+    entry = accept.Entry(accept.EntryType.FILE, 0o644, 1)
     assert {path for path in GLOBS if not protection.covers(accept.Change(path, True, None, entry))} == set()
 
 

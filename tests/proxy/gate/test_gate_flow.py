@@ -56,7 +56,7 @@ def test_tls_that_is_spliced_is_passed_on_byte_for_byte_and_told(tmp_path):
 
 @pytest.mark.parametrize("how", ["peace", "reset", "cut", "refused"])
 def test_what_a_connection_took_is_free_as_soon_as_it_is_over_without_a_search_for_garbage(tmp_path, how):
-    of_one = {"Splice", "Side", "Passing", "Connecting", "_Try", "Connection", "ConnectionRecord"}
+    of_one = {"Splice", "Half", "ConnectRace", "_ConnectAttempt", "Connection", "ConnectionRecord"}
 
     async def test(world):
         if how == "refused":

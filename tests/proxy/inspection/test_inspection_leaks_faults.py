@@ -75,7 +75,7 @@ def test_other_rules_tighten_what_is_under_way(gate, origins):
             .replace("action", "scan: block, action")
         )
         conversation = next(iter(gate.inspection._engine._connections.values()))
-        gate.loop.run(lambda: conversation.review(conversation._admitted.decision))
+        gate.loop.run(lambda: conversation.review(conversation._handover.decision))
         connection.sendall(TOKEN.encode())
         assert b'"leak"' in rest(connection)
     assert got == [b"abcde"]
