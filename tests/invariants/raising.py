@@ -11,7 +11,7 @@ from functools import wraps
 
 # Part: which ways out go through it. spliced and inspected TLS, HTTP in the clear, raw TCP.
 PARTS = {
-    "proxy.gate.listener:nowhere": "spliced inspected clear raw",
+    "proxy.gate.listener:is_unroutable": "spliced inspected clear raw",
     "proxy.gate.listener:ConnectionRecord": "spliced inspected clear raw",
     "proxy.gate.listener:Gate._wanted": "spliced inspected clear raw",
     "proxy.gate.decide:DecisionCache.patience": "spliced inspected clear raw",

@@ -244,8 +244,8 @@ def test_a_journal_that_can_t_be_written_starts_nothing(someone, rules):
     with _nothing_started(someone) as mark:
         done = _run(someone, rules, "touch", "started", options=["--journal", place], env=mark)
     said = (
-        f"exeat: cannot make the directory `{place}`: File exists; choose another place with XDG_STATE_HOME, "
-        "for a journal with --journal\n"
+        f"exeat: cannot make the directory `{place}`: File exists; set XDG_STATE_HOME to another directory; "
+        "for a journal, name one with --journal\n"
     )
     assert (done.returncode, done.stderr.decode()) == (125, said)
 

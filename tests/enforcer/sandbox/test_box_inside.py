@@ -352,7 +352,7 @@ def test_a_mount_in_the_workspace_is_shown_or_refused(mounted, someone, options)
     assert said[:1] == ["ended 2"]
     place = f"{someone.work}/data"
     assert f"`{place}` is another file system (tmpfs), mounted inside `{someone.work}`" in errors
-    assert f"say `--write {place}`, `--read {place}` or `--hide {place}`, or unmount it" in errors
+    assert f"`--write {place}`, `--read {place}` or `--hide {place}`, or unmount it" in errors
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_flood_of_one_sandbox_s_is_no_trouble_of_its_neighbour_s_in_the_same_w
 @harness.as_a_user
 def test_run_whose_policy_cannot_be_read_is_declined_at_once_and_the_others_go_on(seen):
     found = seen("unreadable")
-    remedy = "; this is a bug of Exeat's: run `exeat doctor`, and report what it prints with this sentence\n"
+    remedy = "; this is a bug of Exeat: run `exeat doctor`, and report its output with this message\n"
     for kind in ("strange", "half"):
         for (status, said), where in zip(found[kind], ("the service", "its worker"), strict=True):
             assert status == 125, said
@@ -158,7 +158,7 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert (found["before"], found["out"]) == ("OSError", "ConnectionRefusedError")
     assert found["asked"] == ["3 0"] * 3  # over UDP and TCP, and of the next worker
     assert found["twice"][0] == 125
-    assert "as a gate does" in found["twice"][1]
+    assert "as by a gate" in found["twice"][1]
     assert (found["listed"], found["stopped"]) == ([["box", True]], [2, True])
     assert found["by_path"] == [0, "403", True, 0, "ConnectionRefusedError"]
     assert found["no_path"][0] == 2
@@ -199,7 +199,7 @@ def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_st
 
 def test_nothing_stays_of_what_is_handed_over_and_can_t_be_attached(seen):
     found = seen("handed")
-    assert found["said"] == ["process PID has ended"]
+    assert found["said"] == ["process PID has ended; name a running one"]
     assert max(found["more"], default=0) <= 2, found  # in each of which it was tried eight times
     assert found["same"]
     assert found["ended"] == 0
@@ -241,7 +241,7 @@ def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen, someone):
     assert len(found["escapes"]) > 150
     assert found["apart"].count("refused") == 2
     assert "refused" in found["uid"]
-    assert ("serves nobody else" in found["uid"]) == (not someone.user)
+    assert ("serves only that user" in found["uid"]) == (not someone.user)
     assert set(found["said"]) == {"declined"}
     assert (found["done"], found["ended"]) == (0, 0)
 

@@ -70,7 +70,7 @@ def test_a_new_one_takes_the_place_of_the_old_and_is_closed_to_others(someone):
     someone.exeat("ca", "rotate")
     before = someone.exeat("ca", "export").stdout
     done = someone.exeat("ca", "rotate")
-    assert b"what runs goes on with the one before it" in done.stdout
+    assert b"running tasks keep the one before" in done.stdout
     assert someone.exeat("ca", "export").stdout != before
     assert kept(someone).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in kept(someone).parent.iterdir()] == ["ca.pem"]

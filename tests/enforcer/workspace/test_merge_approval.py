@@ -150,7 +150,7 @@ def test_an_answer_that_comes_late_serves_the_next_accept_and_that_alone(world, 
     ((id_, _),) = people.questions
     assert said == {CI: f"it waits for approval {id_}: accept again when that is given", "plain": "taken"}
     assert CI not in world.files()
-    assert "somebody else" in people.run(people.registry.refused(people.registry.approve(id_, STARTER)))
+    assert "needs another person" in people.run(people.registry.refused(people.registry.approve(id_, STARTER)))
     people.run(people.registry.approve(id_))
     people.registry.hands.pass_(1800.0)
     people.task = "3-4"

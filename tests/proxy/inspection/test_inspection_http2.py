@@ -169,7 +169,7 @@ def test_connections_that_are_over_are_forgotten(gate, origins, talk):
     conversation = next(iter(gate.inspection._engine._connections.values()))
     wait_for(lambda: len(conversation._http.servers) <= 1)
     assert len(conversation._http.streams) == 0
-    assert len(conversation.links) <= 2
+    assert len(conversation.transports) <= 2
 
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)

@@ -98,5 +98,5 @@ def test_every_option_of_the_log_is_documented():
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser, ARGUMENTS)
     section = (REFERENCE / "commands.md").read_text().partition("\n## exeat log\n")[2].partition("\n## ")[0]
-    for option in parser._option_string_actions:
-        assert f"`{option}" in section
+    for option, action in parser._option_string_actions.items():
+        assert f"`{option}" in section or action.help is argparse.SUPPRESS  # an old spelling
