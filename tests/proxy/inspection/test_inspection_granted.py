@@ -34,7 +34,7 @@ def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, ori
 
 
 def _forget_the_registry(desk, monkeypatch):
-    monkeypatch.setattr(desk.gate.sandbox, "asking", None)
+    monkeypatch.setattr(desk.gate.sandbox, "approvals", None)
 
 
 def _end_the_grant(_desk, monkeypatch):

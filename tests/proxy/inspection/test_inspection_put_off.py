@@ -60,7 +60,7 @@ def test_a_server_that_is_gone_before_its_request_is_sent_has_failed(gate, origi
     real = HttpRouter.opened
 
     def late(router, server, problem):
-        server.link._ended(cut=True)
+        server.transport._ended(cut=True)
         real(router, server, problem)
 
     monkeypatch.setattr(HttpRouter, "opened", late)
