@@ -283,12 +283,13 @@ class WorkerPool:
 
             def serve(control: socket.socket) -> None:
                 from proxy.worker import server  # imported from the view that it is confined to
+                from proxy.worker.setup import Setup
 
                 gc.freeze()
                 gc.enable()
                 own: frozenset[Address] = frozenset(OWN_ADDRESSES)
                 ends, forbidden = worker_paths.authority_expires, self._forbidden
-                server.serve(server.Setup(pair, ends, roots, journal, control, own, GATE_PORT, forbidden, page))
+                server.serve(Setup(pair, ends, roots, journal, control, own, GATE_PORT, forbidden, page))
 
             try:
                 worker.pid, control = fork_confined(worker.who, serve, keep=frozenset({journal, pair.fileno()}))

@@ -217,13 +217,14 @@ def start[Kind: WorkerProcess](
         placeholders = sandbox_state.secret_injector.placeholders if sandbox_state.secret_injector is not None else {}
         message.send(control, {"confined": True, "placeholders": placeholders})
         from proxy.worker import server  # imported from the view that it is confined to
+        from proxy.worker.setup import OnlySandbox, Setup
 
         gc.freeze()
         gc.enable()
         ends = worker_paths.authority_expires
-        only = server.OnlySandbox(sandbox_state, its_gate, metrics, login)
+        only = OnlySandbox(sandbox_state, its_gate, metrics, login)
         listens = () if metrics is None else (metrics.getsockname()[:2],)
-        server.serve(server.Setup(its_signer, ends, roots, journal, control, forbidden=listens, only=only))
+        server.serve(Setup(its_signer, ends, roots, journal, control, forbidden=listens, only=only))
 
     pid, control = fork(be)
     for end in (its_gate, its_signer):

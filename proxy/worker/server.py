@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from mmap import mmap
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.event_loop import turn
@@ -28,6 +27,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker.policy_swap import read_policy, release_policies
 from proxy.worker.sandbox import SandboxServer, WorkerResources
+from proxy.worker.setup import OnlySandbox, Setup
 from rules.addresses import normalize
 
 if TYPE_CHECKING:
@@ -41,32 +41,6 @@ if TYPE_CHECKING:
 _MOST_DESCRIPTORS: Final = 16  # in one message
 _SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no sandbox_server
 _ONLY_SET: Final = 0  # the rules of the only sandbox
-
-
-@dataclass(frozen=True, slots=True)
-class OnlySandbox:
-    """Sandbox of a worker that serves a single run."""
-
-    state: SandboxState
-    gate: socket.socket  # its sockets come over this: `{"sockets": NAMES}`, and their descriptors
-    metrics: socket.socket | None = None  # listening: where the worker is scraped
-    login: "Login | None" = None  # for the upstream proxy
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """Settings and sockets that a worker starts with."""
-
-    keyholder: socket.socket  # to the process that signs certificates
-    authority_expires: float  # seconds since 1970
-    roots: bytes  # the host's trusted certificates
-    journal: int  # a descriptor of the journal's directory
-    control: socket.socket  # to the service, or to the run's supervisor
-    own_addresses: "frozenset[Address]" = frozenset()  # a sandbox's, on lo
-    gate_port: int = 0
-    forbidden: tuple[tuple[str, int], ...] = ()  # where Exeat itself listens outside: dialled for no task
-    page: mmap | None = None  # shared with the service: whose turn it is
-    only: OnlySandbox | None = None  # None: sandboxes come from the service
 
 
 @dataclass(slots=True)

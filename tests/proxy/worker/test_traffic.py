@@ -16,6 +16,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker import sandbox, server
 from proxy.worker.sandbox import SandboxServer, WorkerResources
+from proxy.worker.setup import OnlySandbox, Setup
 from proxy.worker.traffic import Traffic
 from rules.loading.load import load
 from tests.proxy.gate.test_gate_reloading import file_of
@@ -189,7 +190,7 @@ def given(world, tmp_path, monkeypatch):
 
     def setup(**more):
         journal = os.open(tmp_path / "journal", os.O_RDONLY)
-        return server.Setup(keyholder, time.time(), b"", journal, control, **more)
+        return Setup(keyholder, time.time(), b"", journal, control, **more)
 
     with ours, control, other, keyholder:
         yield setup, ours
@@ -204,7 +205,7 @@ def test_a_worker_of_one_run_stops_where_it_can_not_serve_its_traffic(world, giv
     place = sockets["tcp"].getsockname()
 
     async def serve():
-        worker = server.SandboxServers(setup(only=server.OnlySandbox(state, ours)))
+        worker = server.SandboxServers(setup(only=OnlySandbox(state, ours)))
         if begins == "reload":
             (tmp_path / "new.yaml").write_text("version: 1\nname: new\nrules: []\n")
             message.send(ours, {"rules": "new"}, [file_of(load([tmp_path / "new.yaml"]))])
@@ -256,7 +257,7 @@ def test_a_message_that_can_not_be_obeyed_is_recorded_and_no_end_of_a_worker_of_
     state = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
 
     async def serve():
-        worker = server.SandboxServers(setup(only=server.OnlySandbox(state, ours)))
+        worker = server.SandboxServers(setup(only=OnlySandbox(state, ours)))
         message.send(ours, {"unusual": {"this": "is no number"}})
         message.send(ours, {"ask": True, "metrics": True})
         message.send(ours, {"stop": True, "unusual": {"this": "is none either"}})
@@ -284,7 +285,7 @@ def test_a_sandbox_that_can_not_be_drained_is_seen_out_all_the_same(world, given
     monkeypatch.setattr(SandboxServer, "drain", broken)
 
     async def serve():
-        worker = server.SandboxServers(setup(only=server.OnlySandbox(state, ours) if alone else None))
+        worker = server.SandboxServers(setup(only=OnlySandbox(state, ours) if alone else None))
         serving = asyncio.ensure_future(worker.run(sockets if alone else {}))
         if not alone:
             rules = worker._sets[1] = server._Rules(state.policy)
