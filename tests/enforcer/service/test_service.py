@@ -167,7 +167,7 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert found["other"][0] == 125
     assert "other devices than `lo`: veth0, x0" in found["other"][1]
     assert found["own"][0] == 125
-    assert "this host's own network" in found["own"][1]
+    assert "the network namespace of the host" in found["own"][1]
     assert (found["last"], found["ended"]) == (0, 0)
     # By `detach`, at the end of its process, of the service, and where it couldn't be attached: each has one end.
     causes = [ended["cause"] for ended in found["task.ended"]]
