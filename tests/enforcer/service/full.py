@@ -21,6 +21,7 @@ def full():
     seen = {"began": sandboxes()}
     tasks = [begin("--task", f"task-{n}", "--", "python3", "-c", LOOK_UP, stdin=subprocess.PIPE) for n in range(3)]
     seen["named"] = [task.stdout.readline() != "" for task in tasks]
+    until(lambda: sum(sandboxes()) == len(tasks), "the count of the three sandboxes")  # counted a moment later
     seen["served"] = sandboxes()
     for task in tasks:
         task.communicate("\n", timeout=PATIENCE)
