@@ -103,7 +103,7 @@ APPROVAL: Final = Section("approval", "`approval`", {
     "hold": one("How long the attempt is held.", parse_duration),
     "open": one("How long the approval request stays open.", parse_duration),
     "covers": choice("What one approval covers.", GrantScope),
-    "for": one("TaskSelector how long it is.", _lasts, {"anyOf": [DURATION, {"enum": ["once"]}]}, "lasts"),
+    "for": one("How long an approval is valid, or `once`.", _lasts, {"anyOf": [DURATION, {"enum": ["once"]}]}, "lasts"),
 }, empty="`approval` is empty: leave it out")  # fmt: skip
 
 
