@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder  # of a tes
 # What is imported is compiled once and kept, whatever the environment says: else each start of Exeat compiles all of it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup python reach test lint unit demo clients docs bench trace fuzz sanitize soak lock clean
+.PHONY: help setup python reach test lint unit demo clients docs bench figures trace fuzz sanitize soak lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -108,7 +108,12 @@ unit: setup  ## every test, without ruff and mypy
 	$(PYTEST)
 
 test: setup  ## everything that guards main; what CI runs
-	@$(MAKE) --no-print-directory --jobs 2 lint unit  # mypy takes one core, and installing none
+	@$(MAKE) --no-print-directory --jobs 2 lint unit figures  # mypy takes one core, and installing none
+	@cat build/trace.txt
+
+figures: setup  # what `trace` prints, for the end of `test`: figures to look at, not a gate
+	@mkdir -p build
+	@$(BIN)/python -m tests.trace > build/trace.txt 2>&1 || echo "trace failed: run \`make trace\`" >> build/trace.txt
 
 demo: setup  ## the main job, end to end, on a local internet of its own (as root)
 	$(call need,curl git openssl,curl git openssl ca-certificates)
