@@ -23,8 +23,8 @@ from proxy.certificates.signer_protocol import (
     read_answer,
     read_request,
 )
-from tests.proxy.inspection.inspection_clients import wait_for
-from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.clients import wait_for
+from tests.proxy.inspection.inspection_lab import site
 
 POINT = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 ASKED = encode_request(Request(7, POINT, "good.example"))

@@ -1,13 +1,15 @@
 import pytest
 
 from proxy.inspection import engine
-from tests.proxy.inspection.addon_harness import dump  # noqa: F401 - a fixture
-from tests.proxy.inspection.asking_harness import desk  # noqa: F401 - a fixture
+from tests.proxy.inspection.approvals_lab import desk  # noqa: F401 - a fixture
 from tests.proxy.inspection.git_forge import forge, repositories  # noqa: F401 - fixtures
-from tests.proxy.inspection.inspection_harness import Gate
-from tests.proxy.inspection.inspection_origins import Origins
-from tests.proxy.inspection.requests_harness import web  # noqa: F401 - a fixture
-from tests.proxy.inspection.slices_harness import slowly  # noqa: F401 - a fixture
+from tests.proxy.inspection.inspection_lab import (
+    Gate,
+    slowly,  # noqa: F401 - a fixture
+    web,  # noqa: F401 - a fixture
+)
+from tests.proxy.inspection.mitmdump_lab import dump  # noqa: F401 - a fixture
+from tests.proxy.inspection.origins import Origins
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab import git_server
-from tests.proxy.inspection.inspection_clients import needs
-from tests.proxy.inspection.inspection_harness import site
+from tests.proxy.inspection.clients import needs
+from tests.proxy.inspection.inspection_lab import site
 from tests.support.ports import free_port
 
 RULES = """[

@@ -337,3 +337,151 @@ HOSTS = [
     Case("another host in a path", "RFC 9112 3.2.1", "GET //evil.example/ HTTP/1.1\nHost: HOST\n\n", Forwarded("GET //evil.example/ HTTP/1.1\nHost: HOST\n\n")),
     Case("another host behind a path", "RFC 9112 3.2.1", "GET /http://evil.example/ HTTP/1.1\nHost: HOST\n\n", Forwarded("GET /http://evil.example/ HTTP/1.1\nHost: HOST\n\n")),
 ]  # fmt: skip
+
+
+# --- bodies, what is sent behind them, and what a request asks for beyond its answer ---
+
+_CHUNKED = "POST / HTTP/1.1\nHost: HOST\nTransfer-Encoding: chunked\n\n"
+_AS_SENT = _CHUNKED + "5\nhello\n0\n\n"
+_WITH_CL = "Host: HOST\nContent-Length: 5\n"
+
+CHUNKS = [
+    *rows("Weikop 2025; RFC 9112 7.1", Broken(_CHUNKED), _CHUNKED + "%", [
+        ("a chunk's size with letters", "zz\nhello\n0\n\n"),
+        ("a chunk's size with a minus", "-5\nhello\n0\n\n"),
+        ("a chunk's size with a plus", "+5\nhello\n0\n\n"),
+        ("a chunk's size with 0x", "0x5\nhello\n0\n\n"),
+        ("a chunk's size with a space before", " 5\nhello\n0\n\n"),
+        ("a chunk's size with a space in it", "5 5\nhello\n0\n\n"),
+        ("a chunk's size with an underscore", "0_5\nhello\n0\n\n"),
+        ("a chunk's size with a NUL", "5\0\nhello\n0\n\n"),
+        ("a chunk's size of forty digits", "0" * 39 + "5\nhello\n0\n\n"),
+        ("a chunk's size beyond 64 bits", "10000000000000005\nhello\n0\n\n"),
+        ("no chunk's size", "\nhello\n0\n\n"),
+        ("no size but an extension", ";x=1\nhello\n0\n\n"),
+        ("a bare LF behind a size", "5␊hello\n0\n\n"),
+        ("a bare CR behind a size", "5\rhello\n0\n\n"),
+        ("CR CR LF behind a size", "5\r\nhello\n0\n\n"),
+        ("a bare LF in an extension, TERM.EXT", f"5;␊x\nhello\n0\n\n{SMUGGLED}"),
+        ("a bare CR in an extension, EXT.TERM", f"5;\rx\nhello\n0\n\n{SMUGGLED}"),
+        ("a NUL in an extension", "5;\0x\nhello\n0\n\n"),
+        ("CR CR LF behind an extension", "5;x\r\nhello\n0\n\n"),
+        ("a bare LF behind an extension", "5;x␊hello\n0\n\n"),
+        ("an extension of 100 KB", "5;" + "x" * 100_000 + "\nhello\n0\n\n"),
+    ]),
+    *rows("Weikop 2025; CVE-2025-43859, CVE-2025-22871; RFC 9112 7.1", Broken(_CHUNKED + "5\nhello\n"), _CHUNKED + "5\nhello%", [
+        ("a bare LF behind a chunk", "␊0\n\n"),
+        ("a bare CR behind a chunk", "\r0\n\n"),
+        ("LF CR behind a chunk", "␊\r0\n\n"),
+        ("CR CR LF behind a chunk", "\r\n0\n\n"),
+        ("nothing behind a chunk", "0\n\n"),
+        ("two other bytes behind a chunk, TERM.SPILL", "xx0\n\n"),
+        ("one other byte behind a chunk, SPILL.TERM", "x\n0\n\n"),
+        ("a chunk longer than it says", " and more\n0\n\n"),
+        ("a last chunk with a minus", "\n-0\n\n"),
+        ("a last chunk with a bare LF", "\n0␊\n"),
+        ("a last chunk and a bare LF", "\n0\n␊"),
+    ]),
+    *rows("RFC 9112 7.1.2, 5.2", Broken(_CHUNKED + "5\nhello\n"), _CHUNKED + "5\nhello\n0\n%\n\n", [
+        ("a trailer without a colon", "x"),
+        ("a trailer without a name", ": x"),
+        ("a trailer before a space", "X : y"),
+        ("a folded trailer", "X: y\n z"),
+        ("a trailer behind a space", " X: y"),
+        ("a bare CR in a trailer", "X: y\rZ: z"),
+        ("a bare LF in a trailer", "X: y␊Z: z"),
+        ("a NUL in a trailer", "X: y\0"),
+        ("a request for a trailer", "GET /smuggled HTTP/1.1"),
+    ]),
+    *rows("RFC 9112 7.1", Forwarded(_AS_SENT), _CHUNKED + "%", [
+        ("chunks", "5\nhello\n0\n\n"),
+        ("leading zeros in a chunk's size", "0005\nhello\n0\n\n"),
+        ("leading zeros in the last chunk's size", "5\nhello\n0000\n\n"),
+        ("an extension", "5;x=1\nhello\n0\n\n"),
+        ("an extension in quotes", '5;x="a b"\nhello\n0\n\n'),
+        ("an extension that looks like a chunk", "5;0\nhello\n0\n\n"),
+        ("an extension of the last chunk", "5\nhello\n0;x=1\n\n"),
+    ]),
+    Case("a chunk's size in upper case", "RFC 9112 7.1", _CHUNKED + "A\nhellohello\n0\n\n", Forwarded(_CHUNKED + "a\nhellohello\n0\n\n")),
+    Case("a request in a chunk", "Kettle 2019", f"{_CHUNKED}{SIZE:x}\n{SMUGGLED}\n0\n\n", Forwarded(f"{_CHUNKED}{SIZE:x}\n{SMUGGLED}\n0\n\n")),
+    *rows("RFC 9110 6.5.1", Forwarded(_CHUNKED + "5\nhello\n0\n\n"), _CHUNKED + "5\nhello\n0\n%: 5\n\n", [
+        ("Content-Length as a trailer", "Content-Length"),
+        ("Transfer-Encoding as a trailer", "Transfer-Encoding"),
+        ("Host as a trailer", "host"),
+        ("Connection as a trailer", "Connection"),
+        ("Upgrade as a trailer", "Upgrade"),
+        ("Authorization as a trailer", "Authorization"),
+        ("Cookie as a trailer", "cookie"),
+        ("Content-Type as a trailer", "Content-Type"),
+        ("a method as a trailer", "X-HTTP-Method-Override"),
+        ("Content_Length as a trailer", "Content_Length"),
+        ("Content.Length as a trailer", "Content.Length"),
+        ("Expect as a trailer", "Expect"),
+    ]),
+    Case("a trailer", "RFC 9112 7.1.2", _CHUNKED + "5\nhello\n0\nX-Sum:  7 \n\n", Forwarded(_CHUNKED + "5\nhello\n0\nX-Sum: 7\n\n")),
+    *rows("RFC 9112 7", Forwarded(_AS_SENT), "POST / HTTP/1.1\nHost: HOST\nTransfer-Encoding:%\n\n5\nhello\n0\n\n", [
+        ("TE in another case", " cHuNkEd"),
+        ("TE with a tab for a space", "\tchunked"),
+        ("TE without a space", "chunked"),
+        ("TE between spaces", "  chunked\t "),
+    ]),
+    Case("a body that breaks off", "RFC 9112 8", _CHUNKED + "50\nhello", Unfinished(_CHUNKED + "5\nhello\n")),
+]  # fmt: skip
+
+
+ASKS = [
+    *(
+        Case(f"{method} with a body, CL.0", "Kettle 2022; RFC 9110 9.3", f"{method} / HTTP/1.1\n{_WITH_CL}\nhello", Forwarded(f"{method} / HTTP/1.1\n{_WITH_CL}Connection: close\n\nhello"))
+        for method in ("GET", "HEAD", "DELETE", "OPTIONS", "TRACE")
+    ),
+    Case("a GET with a body that would go on, CL.0", "Kettle 2022", f"GET / HTTP/1.1\n{_WITH_CL}Connection: keep-alive\nKeep-Alive: timeout=5\n\nhello", Forwarded(f"GET / HTTP/1.1\n{_WITH_CL}Connection: close\n\nhello")),
+    Case("an unknown method with a body", "RFC 9110 9.1", f"CATS / HTTP/1.1\n{_WITH_CL}\nhello", Forwarded(f"CATS / HTTP/1.1\n{_WITH_CL}\nhello")),
+    Case("a request in a body, CL.0", "Kettle 2022", f"GET / HTTP/1.1\nHost: HOST\nContent-Length: {SIZE}\n\n{SMUGGLED}", Forwarded(f"GET / HTTP/1.1\nHost: HOST\nContent-Length: {SIZE}\nConnection: close\n\n{SMUGGLED}")),
+    Case("a body shorter than it says, 0.CL", "Kettle 2025", "POST / HTTP/1.1\nHost: HOST\nContent-Length: 500\n\nhello", Unfinished("POST / HTTP/1.1\nHost: HOST\nContent-Length: 500\n\nhello")),
+    *rows("Kettle 2025, Expect; RFC 9110 10.1.1", Refused(), "POST / HTTP/1.1\n" + _WITH_CL + "%\n\nhello", [
+        ("Expect with a word before", "Expect: y 100-continue"),
+        ("Expect of another thing", "Expect: 200-ok"),
+        ("Expect twice in one", "Expect: 100-continue, 100-continue"),
+        ("Expect twice", "Expect: 100-continue\nExpect: 100-continue"),
+        ("Expect with a parameter", "Expect: 100-continue;x=1"),
+        ("Expect with a comma", "Expect: 100-continue,"),
+        ("Expect empty", "Expect:"),
+        ("Expect in quotes", 'Expect: "100-continue"'),
+        ("Expect folded", "Expect:\n 100-continue"),
+        ("Expect before a space", "Expect : 100-continue"),
+        ("Expect with a vertical tab", "Expect:\x0b100-continue"),
+    ]),
+    *rows("RFC 9110 10.1.1", Forwarded("POST / HTTP/1.1\n" + _WITH_CL + "\nhello"), "POST / HTTP/1.1\n" + _WITH_CL + "%\n\nhello", [
+        ("Expect", "Expect: 100-continue"),
+        ("Expect in another case", "EXPECT: 100-Continue"),
+    ]),
+    Case("Expect without a body", "Kettle 2025", "GET / HTTP/1.1\nHost: HOST\nExpect: 100-continue\n\n", Forwarded("GET / HTTP/1.1\nHost: HOST\n\n")),
+    *rows("h2c smuggling, 2020; RFC 9110 7.8", Forwarded("GET / HTTP/1.1\nHost: HOST\n\n"), "GET / HTTP/1.1\nHost: HOST\n%\n\n", [
+        ("h2c", "Connection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAMAAABkAAQAAP__"),
+        ("h2c without its settings", "Connection: Upgrade\nUpgrade: h2c"),
+        ("h2c that Connection doesn't name", "Upgrade: h2c"),
+        ("h2c in another case", "Connection: uPGRADE\nUpgrade: H2C"),
+        ("two upgrades", "Connection: Upgrade\nUpgrade: h2c\nUpgrade: foo/2"),
+        ("TLS", "Connection: Upgrade\nUpgrade: TLS/1.0"),
+    ]),
+    *rows("WebSocket smuggling, 2019; RFC 6455 4.1", Refused("protocol_mismatch", 403), "GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade\n%\n\n", [
+        ("WebSocket without a key", "Upgrade: websocket\nSec-WebSocket-Version: 13"),
+        ("WebSocket of a wrong version", "Upgrade: websocket\nSec-WebSocket-Version: 777\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
+        ("WebSocket or h2c", "Upgrade: websocket, h2c\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
+        ("WebSocket with something behind", "Upgrade: websocketx\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="),
+        ("WebSocket with a body", "Upgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\nContent-Length: 5"),
+    ]),
+    *rows("2015 and since; docs/reference/rules.md", Refused(), "POST / HTTP/1.1\nHost: HOST\n%\n\n", [
+        ("another method in a header", "X-HTTP-Method-Override: DELETE"),
+        ("another method in a header with underscores", "X_HTTP_Method_Override: DELETE"),
+        ("another method in a header with dots", "X.HTTP.Method.Override: DELETE"),
+        ("another method in a header with other signs", "X-HTTP~Method'Override: DELETE"),
+        ("the same method in a header", "X-Method-Override: POST"),
+        ("another method in a header that is dropped on the way", "X-HTTP-Method: DELETE\nConnection: X-HTTP-Method"),
+    ]),
+    Case("an empty body and a request behind it", "RFC 9112 6.3", "POST / HTTP/1.1\nHost: HOST\nContent-Length: 0\n\n", Forwarded("POST / HTTP/1.1\nHost: HOST\nContent-Length: 0\n\n")),
+    Case("a POST that says no length", "RFC 9112 6.3", "POST / HTTP/1.1\nHost: HOST\n\n", Forwarded("POST / HTTP/1.1\nHost: HOST\n\n")),
+    Case("a body and CR LF behind it", "RFC 9112 2.2", "POST / HTTP/1.1\n" + _WITH_CL + "\nhello\n", Forwarded("POST / HTTP/1.1\n" + _WITH_CL + "\nhello")),
+    Case("a body in HTTP/1.0", "RFC 9112 9.3", "POST / HTTP/1.0\nHost: HOST\nConnection: keep-alive\nContent-Length: 5\n\nhello", Forwarded("POST / HTTP/1.0\nHost: HOST\nConnection: keep-alive\nContent-Length: 5\n\nhello")),
+    Case("a packed body, as it is", "RFC 9110 8.4", "POST / HTTP/1.1\n" + _WITH_CL + "Content-Encoding: gzip\n\n\x1f\x8b\x08\0\xff", Forwarded("POST / HTTP/1.1\n" + _WITH_CL + "Content-Encoding: gzip\n\n\x1f\x8b\x08\0\xff")),
+]  # fmt: skip

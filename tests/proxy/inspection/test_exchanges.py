@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.inspection.exchanges import CUT, END, EXCHANGES, RESET, Page
-from tests.proxy.inspection.inspection_harness import Gate, site
-from tests.proxy.inspection.inspection_origins import stop
+from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.origins import stop
 from tests.proxy.inspection.smuggling import NEXT, raw
 
 NEXT_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.proxy.inspection import exchanges
 from tests.proxy.inspection.exchanges_http2 import EXCHANGES, REFUSED
-from tests.proxy.inspection.inspection_harness import Gate, site
+from tests.proxy.inspection.inspection_lab import Gate, site
 from tests.proxy.inspection.smuggling import raw
 from tests.proxy.inspection.test_exchanges import documented, finish
 

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
+from tests.proxy.inspection.clients import until
 from tests.proxy.inspection.exchanges_websocket import CLIENT, EXCHANGES, SERVER
-from tests.proxy.inspection.inspection_clients import until
-from tests.proxy.inspection.inspection_harness import Gate, site
+from tests.proxy.inspection.inspection_lab import Gate, site
 from tests.proxy.inspection.test_exchanges import DOCS, documented, finish, received
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3

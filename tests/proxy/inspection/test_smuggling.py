@@ -10,11 +10,22 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.telemetry.prometheus.metrics import CONNECTED
-from tests.proxy.inspection.inspection_clients import until, wait_for
-from tests.proxy.inspection.inspection_harness import Gate, site
-from tests.proxy.inspection.inspection_origins import stop
-from tests.proxy.inspection.smuggling import HOSTS, LINES, NEXT, TWO_ENDS, Broken, Forwarded, Refused, Unfinished, raw
-from tests.proxy.inspection.smuggling_bodies import ASKS, CHUNKS
+from tests.proxy.inspection.clients import until, wait_for
+from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.origins import stop
+from tests.proxy.inspection.smuggling import (
+    ASKS,
+    CHUNKS,
+    HOSTS,
+    LINES,
+    NEXT,
+    TWO_ENDS,
+    Broken,
+    Forwarded,
+    Refused,
+    Unfinished,
+    raw,
+)
 from tests.support.harness import whole_lines
 
 CASES = [*TWO_ENDS, *LINES, *HOSTS, *CHUNKS, *ASKS]

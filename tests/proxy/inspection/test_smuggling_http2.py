@@ -7,8 +7,7 @@ import h2.events
 import h2.exceptions
 import pytest
 
-from tests.proxy.inspection.http2_client import Client
-from tests.proxy.inspection.inspection_clients import wait_for
+from tests.proxy.inspection.clients import Client, wait_for
 from tests.proxy.inspection.smuggling import Forwarded, Refused, raw
 from tests.proxy.inspection.smuggling_http2 import CASES, AtMost
 from tests.proxy.inspection.test_smuggling import Wire

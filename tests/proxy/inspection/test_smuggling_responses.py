@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tests.proxy.inspection.inspection_clients import rest
-from tests.proxy.inspection.inspection_harness import Gate, site
+from tests.proxy.inspection.clients import rest
+from tests.proxy.inspection.inspection_lab import Gate, site
 from tests.proxy.inspection.smuggling import raw
 from tests.proxy.inspection.smuggling_responses import CASES, Cut, Failed, Passed, PassedAndEnded
 

@@ -10,7 +10,7 @@ import pytest
 from proxy.event_loop import poller
 from proxy.inspection import transport as module
 from proxy.inspection.transport import Transport
-from tests.proxy.inspection.inspection_clients import cut_off, rest
+from tests.proxy.inspection.clients import cut_off, rest
 
 
 class Owner:

@@ -1,0 +1,107 @@
+"""What the tests of the broker on the wire share: a place with two secrets, and what nobody may be told."""
+
+import base64
+import json
+from urllib.parse import quote
+
+import h2.config
+import h2.connection
+
+from proxy.secrets import SecretInjector, SecretValue
+from rules.names import HostName
+from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from tests.proxy.inspection.clients import until
+from tests.proxy.inspection.inspection_lab import site
+
+REAL, FAKE = b"sk-real/Value+0123456789=abcdef", b"sk-fakePlaceholder0123456789abc"
+
+
+PASSWORD, NO_PASSWORD = b"hunter2-hunter2", b"0PlaceholderForThePassword0123456789abcd"
+
+
+SHOWN = FAKE.decode()
+
+
+def secret(ident, host, port, *slots, variable="KEY"):
+    return Secret(ident, Source(SourceKind.ENV, ("X",)), variable, ((HostName(host), port),), slots)
+
+
+def place(gate, origin, *, tls=True, name="good.example", host="good.example", rule="", more=""):
+    """A site whose host has two secrets."""
+    made = site(gate, origin, name, tls=tls, more=more)
+    slots = Slot(SlotKind.HEADER, "authorization"), Slot(SlotKind.HEADER, "x-api-key"), Slot(SlotKind.QUERY, "key")
+    key = SecretValue(secret("model-key", host, origin.port, *slots), REAL, SHOWN)
+    login = SecretValue(secret("login", host, origin.port, Slot(SlotKind.BASIC)), PASSWORD, NO_PASSWORD.decode())
+    if rule:
+        port = f"{origin.port}/tls"
+        known = (
+            "secrets: [{id: model-key, from: {env: X}, as: K, hosts: 'good.example:%d', in: {header: authorization}}]"
+        )
+        gate.rules(
+            f"[{{id: a, to: {name}, resolves_to: [127.0.0.0/8], ports: [{port}], action: allow, {rule}}}]",
+            known % origin.port,
+        )
+    gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([key, login])))
+    return made
+
+
+def basic(text):
+    return f"Authorization: Basic {base64.b64encode(text).decode()}"
+
+
+def head(line, *fields):
+    return "\n".join([f"{line} HTTP/1.1", "Host: HOST", "Connection: close", *fields, "", ""])
+
+
+def received(origin):
+    """All that an origin was sent, as text."""
+    return repr(origin.requests)
+
+
+def never_told(gate, *answers):
+    """Nothing that the task or the journal got has a value in it."""
+    told = json.dumps(gate.events()).encode()
+    for value in (REAL, PASSWORD, base64.b64encode(b"me:" + PASSWORD), quote(REAL, safe="").encode()):
+        for text in (told, *answers):
+            assert value not in text
+
+
+def echo(connection, asked):
+    """Answer with what was asked."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(asked), asked))
+
+
+def bodies(answers):
+    """Answer with what was posted."""
+
+    def answer(connection, asked):
+        if b"chunked" in asked:
+            got = until(connection, b"0\r\n\r\n")
+        else:
+            size, got = int(asked.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]), b""
+            while len(got) < size:
+                got += connection.recv(size - len(got))
+        answers.append(got)
+        echo(connection, asked)
+
+    return answer
+
+
+def http2(connection, host, fields, *, path="/echo", trailers=None, end=True):
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    client.initiate_connection()
+    usual = [(":method", "POST" if trailers else "GET"), (":scheme", "https"), (":authority", host), (":path", path)]
+    client.send_headers(1, [*usual, *fields], end_stream=end and not trailers)
+    if trailers:
+        client.send_headers(1, trailers, end_stream=True)
+    connection.sendall(client.data_to_send())
+    found, body = {}, b""
+    while data := connection.recv(65536):
+        for event in client.receive_data(data):
+            if isinstance(event, h2.events.ResponseReceived):
+                found = dict(event.headers)
+            elif isinstance(event, h2.events.DataReceived):
+                body += event.data
+            elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset | h2.events.ConnectionTerminated):
+                return found, body
+    return found, body

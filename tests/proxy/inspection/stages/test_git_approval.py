@@ -1,0 +1,227 @@
+"""Real git, pushing what people have to approve: it waits, and then it is done, or git says why not."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from proxy.approvals.approval_request import Ref
+from proxy.approvals.protocol import Submit
+from proxy.inspection import decide_request
+from proxy.inspection.stages import git as pushes
+from tests.proxy.approvals.people_harness import People
+from tests.proxy.inspection.clients import wait_for
+from tests.proxy.inspection.git_forge import RULES
+from tests.support.git_pushes import MAIN
+
+
+def rules(forge, pushed, *more):
+    """The forge's own, and what is let out once it is granted."""
+    granted = "{id: out, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow, git: {repos: ['acme/*'], push: ['PUSHED']}}"
+    written = "\n".join(
+        [*RULES.splitlines()[:-1], granted.replace("PUSHED", pushed), *(f", {rule}" for rule in more), "]"]
+    )
+    return written.replace("PORT", str(forge.place.port))
+
+
+class Pushing:
+    """Somebody who pushes, and people who are asked."""
+
+    def __init__(self, forge, people, loop, pool):
+        self.forge = forge
+        self.people = people
+        self._loop = loop
+        self._pool = pool
+
+    def push(self, *refs, **more):
+        return self._pool.submit(self.forge.remote, "push", "origin", *refs, **more)
+
+    def question(self, count=1):
+        wait_for(lambda: len(self.people.asked()) >= count)
+        return self.people.asked()[count - 1]
+
+    def do(self, what, *words):
+        return self._loop.run(what, *words)
+
+    def questions(self):
+        return [word.question for word in self.people.said if isinstance(word, Submit)]
+
+
+@pytest.fixture
+def pushing(forge, gate, tmp_path):
+    people = People(tmp_path)
+    gate.rules(rules(forge, "refs/heads/main"))
+    channel = gate.loop.run(people.open)
+    gate.loop.run(lambda: people.behind(gate.recorder, gate.dialer.poller, channel))
+    with ThreadPoolExecutor(2) as pool:
+        yield Pushing(forge, people, gate.loop, pool)
+    gate.loop.run(gate.inspection.close)
+    gate.loop.run(gate.sandbox.approvals.close)
+    gate.loop.run(people.close)
+
+
+def test_a_push_waits_and_is_done_once_it_is_approved_and_the_next_one_is_another(pushing):
+    forge = pushing.forge
+    new = forge.made("rev-parse", "HEAD")
+    old = forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main")
+    done = pushing.push("HEAD:main")
+    id_ = pushing.question()
+    assert [request.method for request in forge.place.origin.requests] == ["GET"]  # of the push itself nothing has left
+    pushing.do(pushing.people.approve, id_, "uses 9")
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
+    (question,) = pushing.questions()
+    assert (question.kind, question.repo, question.refs) == ("push", "acme/web", (Ref(MAIN, "update", old, new),))
+    forge.made("commit", "-q", "--allow-empty", "-m", "third")  # what is approved are these objects
+    done = pushing.push("HEAD:main", http="HTTP/2")
+    id_ = pushing.question(2)
+    pushing.do(pushing.people.reject, id_, "wait for the release")
+    said = done.result(60)
+    assert said.returncode == 1
+    assert "remote: exeat: wait for the release" in said.stderr
+    assert f"remote: exeat: what became of it: GET http://exeat.internal/requests/{id_}" in said.stderr
+    assert "! [remote rejected] HEAD -> main (exeat: a person rejected it (t:main))" in said.stderr
+    assert forge.pushes() == [
+        ("passed", "approval_granted", ["t:main", "t:out"]),
+        ("blocked", "approval_denied", ["t:main"]),
+    ]
+
+
+def test_a_push_that_nobody_answers_in_time_says_what_it_waits_for_and_its_retry_is_done(pushing):
+    done = pushing.push("HEAD:main")
+    id_ = pushing.question()
+    pushing.do(pushing.people.pass_, 121)
+    said = done.result(60)
+    assert said.returncode == 1
+    assert (
+        f"remote: exeat: it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
+        in said.stderr
+    )
+    pushing.do(pushing.people.approve, id_)
+    again = pushing.push("HEAD:main").result(60)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_push_of_two_refs_is_held_as_a_whole(pushing):
+    forge = pushing.forge
+    done = pushing.push("HEAD:refs/heads/feature/x", "HEAD:main")
+    id_ = pushing.question()
+    (question,) = pushing.questions()
+    assert sorted(ref.ref for ref in question.refs) == ["refs/heads/feature/x", MAIN]
+    assert forge.refs() == [MAIN]
+    pushing.do(pushing.people.approve, id_)
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert forge.refs() == ["refs/heads/feature/x", MAIN]
+
+
+@pytest.fixture
+def unsliced(monkeypatch):
+    """Count the refs that each decision on a push decides in one piece, and not in slices before it."""
+    of_ref, judge_push = pushes._of_ref, decide_request.decide_push
+    counts = []
+    decided = 0
+
+    def counted(*arguments):
+        nonlocal decided
+        decided += 1
+        return of_ref(*arguments)
+
+    def judged(*arguments):
+        before = decided
+        try:
+            return judge_push(*arguments)
+        finally:
+            counts.append(decided - before)
+
+    monkeypatch.setattr(pushes, "_of_ref", counted)
+    monkeypatch.setattr(decide_request, "decide_push", judged)
+    return counts
+
+
+def many_refs():
+    return ["HEAD:main", *(f"HEAD:refs/heads/feature/{number}" for number in range(pushes.FEW_REFS))]
+
+
+def test_a_push_of_many_refs_is_decided_in_slices_once_it_is_approved(pushing, unsliced):
+    done = pushing.push(*many_refs())
+    pushing.do(pushing.people.approve, pushing.question())
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert unsliced == [0, 0]
+
+
+def test_a_push_of_many_refs_that_waits_is_decided_in_slices_under_other_rules(pushing, gate, unsliced):
+    done = pushing.push(*many_refs())
+    pushing.question()
+    gate.rules(rules(pushing.forge, "refs/heads/main").replace("id: main", "id: other"))
+    conversations = gate.inspection._engine._connections
+    pushing.do(lambda: [one.session.approvals.look_again() for one in conversations.values()])
+    pushing.do(pushing.people.approve, pushing.question(2))
+    assert done.result(60).returncode == 0, done.result().stderr
+    assert unsliced == [0, 0, 0]
+
+
+def test_nobody_is_asked_about_a_push_of_which_a_part_is_denied(pushing):
+    said = pushing.push("HEAD:refs/heads/x", "HEAD:main").result(60)
+    assert said.returncode == 1
+    assert pushing.forge.pushes() == [("blocked", "no_rule", [])]
+    assert pushing.people.asked() == []
+
+
+def test_where_every_push_is_asked_about_it_is_one_question(pushing, gate):
+    """What comes before a push, its advertisement, is no question of its own."""
+    forge = pushing.forge
+    every = "{id: all, to: good.example, ports: [PORT/tls], action: ask, git: {repos: ['acme/*'], push: ['refs/**']}}"
+    gate.rules(rules(forge, "refs/**", every))
+    done = pushing.push("HEAD:refs/heads/feature/x")
+    id_ = pushing.question()
+    assert [request.method for request in forge.place.origin.requests] == ["GET"]
+    assert [question.kind for question in pushing.questions()] == ["push"]
+    pushing.do(pushing.people.approve, id_)
+    assert done.result(60).returncode == 0, done.result().stderr
+
+
+def test_where_nothing_may_be_fetched_the_advertisement_is_asked_about_too(pushing, gate):
+    """A path that the task chooses is a way out."""
+    port = pushing.forge.place.port
+    gate.rules(
+        f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], action: ask, "
+        "git: {repos: ['acme/*'], push: ['refs/**']}}]"
+    )
+    done = pushing.push("HEAD:main")
+    id_ = pushing.question()
+    (question,) = pushing.questions()
+    assert (question.kind, question.method) == ("request", "GET")
+    assert pushing.forge.place.origin.connections == 0
+    pushing.do(pushing.people.reject, id_)
+    assert done.result(60).returncode == 128
+
+
+@pytest.mark.parametrize("quiet", ["features", "main", "features main"])
+def test_refs_that_a_rule_wants_told_to_nobody_are_kept_out_and_hide_no_others(pushing, gate, quiet):
+    """Whichever of them counts, and also where people were asked about it and the rules have changed meanwhile."""
+    forge, refs = pushing.forge, {"features": "refs/heads/feature/x", "main": MAIN}
+
+    def written(action):
+        found = rules(forge, "refs/heads/main").replace("action: ask", action)
+        for one in quiet.split():
+            found = found.replace(f"{{id: {one},", f"{{id: {one}, log: pattern,")
+        return found
+
+    gate.rules(written("action: ask"))
+    done = pushing.push(f"HEAD:{refs['features']}", "HEAD:main")
+    id_ = pushing.question()
+    (question,) = pushing.questions()
+    untold = {refs[one] for one in quiet.split()}
+    assert {ref.ref for ref in question.refs if ref.quiet} == untold
+    assert {ref.ref for ref in question.redacted().refs} == (set() if len(untold) == 2 else set(refs.values()) - untold)
+    gate.rules(written("action: deny"))
+    pushing.do(pushing.people.approve, id_)
+    assert done.result(60).returncode == 1
+    told = gate.events("request.decided")[-1]
+    assert (told["reason"], told["approval"]["id"]) == ("rule", id_)
+    assert not any(ref in str(told) for ref in untold)
+    if len(untold) == 2:
+        assert (told["http"]["path"], "git" in told) == ("/**", False)
+    else:
+        (other,) = set(refs.values()) - untold
+        assert [ref.split(" ")[1] for ref in told["git"]["refs"]] == [other, "more]"]
+        assert told.get("detail", "") == (f"of 2 refs, `{MAIN}` (update) decides" if other == MAIN else "")

@@ -1,0 +1,296 @@
+"""Everything that a hostile task would send in place of git: decided ref by ref, or refused; nothing of it leaves."""
+
+import gzip
+import os
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+
+from tests.proxy.inspection.clients import rest, until, wait_for
+from tests.proxy.inspection.git_forge import RULES
+from tests.proxy.inspection.inspection_lab import site
+from tests.support.git_pushes import END as CERTIFICATE_END
+from tests.support.git_pushes import MAIN, A, B, certificate, line, push
+
+HEAD = (
+    "POST /acme/web.git/git-receive-pack HTTP/1.1\nHost: HOST\nContent-Type: application/x-git-receive-pack-request\n"
+)
+FEATURE = "refs/heads/feature/x"
+TO_FEATURE, TO_MAIN = push(f"{A} {B} {FEATURE}"), push(f"{A} {B} {MAIN}")
+BOTH = push(f"{A} {B} {FEATURE}", f"{A} {B} {MAIN}")
+
+
+def asked(forge, body, head=HEAD, *, more="", chunks=None):
+    """Send a push as bytes, with or without git's own pieces, and return what was decided."""
+    if chunks is None:
+        said, sent = f"{head}{more}Content-Length: {len(body)}\n\n", [body]
+    else:
+        said = f"{head}{more}Transfer-Encoding: chunked\n\n"
+        sent = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in chunks] + [b"0\r\n\r\n"]
+    before = len(forge.place.gate.decided())
+    with forge.place.connect() as connection:
+        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode())
+        for piece in sent:
+            try:
+                connection.sendall(piece)
+            except (ConnectionError, OSError):
+                break
+        connection.settimeout(10)
+        until(connection, b"\r\n\r\n")
+    (decided,) = forge.place.gate.decided()[before:]
+    return " ".join(decided[2:])
+
+
+def pieces(body, size):
+    return [body[at : at + size] for at in range(0, len(body), size)]
+
+
+ASK, NO_RULE, UNREADABLE, LIMIT = (
+    "blocked approval_unavailable",
+    "blocked no_rule",
+    "blocked ambiguous_request",
+    "blocked limit_exceeded",
+)
+HOSTILE = {
+    "main": (TO_MAIN, {}, ASK),
+    "main behind a feature": (BOTH, {}, ASK),
+    "main in chunks of a byte": (None, {"chunks": pieces(BOTH, 1)}, ASK),
+    "main across chunks": (None, {"chunks": pieces(BOTH, 50)}, ASK),
+    "main with gzip": (gzip.compress(BOTH), {"more": "Content-Encoding: gzip\n"}, ASK),
+    "main with gzip by another name": (gzip.compress(BOTH), {"more": "Content-Encoding: x-gzip\n"}, ASK),
+    "main in gzip in chunks": (None, {"more": "Content-Encoding: GZip\n", "chunks": pieces(gzip.compress(BOTH), 3)}, ASK),
+    "main in a certificate": (certificate(f"{A} {B} {MAIN}") + CERTIFICATE_END + b"0000", {}, ASK),
+    "an option": (push(f"{A} {B} {FEATURE}", options=["submit"]), {}, UNREADABLE),
+    "an option, and no report": (line(f"{A} {B} {FEATURE}\0 push-options") + b"0000" + line("submit") + b"0000", {}, UNREADABLE),
+    "an option of another client's": (line(f"{A} {B} {FEATURE}\0 push-options=1") + b"0000" + line("submit") + b"0000", {}, UNREADABLE),
+    "an option in chunks": (None, {"chunks": pieces(push(f"{A} {B} {FEATURE}", options=["a", "b"]), 1)}, UNREADABLE),
+    "an option in gzip": (gzip.compress(push(f"{A} {B} {FEATURE}", options=["a"])), {"more": "Content-Encoding: gzip\n"}, UNREADABLE),
+    "an option in a certificate": (certificate(f"{A} {B} {FEATURE}", more="push-option submit\n") + CERTIFICATE_END + b"0000", {}, UNREADABLE),
+    "an option, to main": (push(f"{A} {B} {MAIN}", options=["submit"]), {}, UNREADABLE),
+    "an option to another repository": (push(f"{A} {B} {FEATURE}", options=["a"]), {"head": HEAD.replace("/acme/", "/evil/")}, NO_RULE),
+    "options that don't end": (push(f"{A} {B} {FEATURE}", options=[])[:-4], {}, UNREADABLE),
+    "a pack in place of options": (push(f"{A} {B} {FEATURE}", options=[])[:-4] + b"PACK", {}, UNREADABLE),
+    "gzip that nothing says": (gzip.compress(TO_FEATURE), {}, UNREADABLE),
+    "gzip that isn't": (TO_FEATURE, {"more": "Content-Encoding: gzip\n"}, UNREADABLE),
+    "gzip twice": (gzip.compress(gzip.compress(TO_FEATURE)), {"more": "Content-Encoding: gzip, gzip\n"}, UNREADABLE),
+    "two codings": (gzip.compress(TO_FEATURE), {"more": "Content-Encoding: gzip\nContent-Encoding: gzip\n"}, UNREADABLE),
+    "brotli": (TO_FEATURE, {"more": "Content-Encoding: br\n"}, UNREADABLE),
+    "deflate": (TO_FEATURE, {"more": "Content-Encoding: deflate\n"}, UNREADABLE),
+    "a second file in gzip": (gzip.compress(TO_FEATURE[:-4]) + gzip.compress(b"0000"), {"more": "Content-Encoding: gzip\n"}, UNREADABLE),
+    "a gzip bomb": (gzip.compress(line(f"shallow {A}") * 500_000), {"more": "Content-Encoding: gzip\n"}, LIMIT),
+    "a list of a hundred megabytes": (None, {"chunks": [line(f"shallow {A}") * 1000] * 2000}, LIMIT),
+    "two lists": (b"0000" + TO_FEATURE, {}, UNREADABLE),
+    "two flushes": (b"00000000", {}, UNREADABLE),
+    "no flush": (TO_FEATURE[:-4], {}, UNREADABLE),
+    "nothing": (b"", {}, UNREADABLE),
+    "a delimiter": (push(f"{A} {B} {FEATURE}", after=b"0001"), {}, UNREADABLE),
+    "a control byte in a ref": (push(f"{A} {B} {FEATURE}\x01"), {}, UNREADABLE),
+    "a line's end in a ref": (line(f"{A} {B} {FEATURE}\n{A} {B} {MAIN}\0 x") + b"0000", {}, UNREADABLE),
+    "a ref that climbs": (push(f"{A} {B} refs/heads/feature/../main"), {}, UNREADABLE),
+    "a ref in another case": (push(f"{A} {B} refs/heads/MAIN"), {}, ASK),
+    "a ref of full-width letters": (push(f"{A} {B} refs/heads/\uff4dain"), {}, NO_RULE),
+    "HEAD": (push(f"{A} {B} HEAD"), {}, UNREADABLE),
+    "another type": (TO_FEATURE, {"head": HEAD.replace("receive-pack-request", "upload-pack-request")}, UNREADABLE),
+    "no type": (TO_FEATURE, {"head": "\n".join(HEAD.split("\n")[:2]) + "\n"}, UNREADABLE),
+    "another type, text": (TO_FEATURE, {"head": HEAD.replace("application/x-git-receive-pack-request", "text/plain")}, UNREADABLE),
+    "the type elsewhere": (TO_FEATURE, {"head": HEAD.replace("git-receive-pack HTTP", "push HTTP")}, UNREADABLE),
+    "another method": (TO_FEATURE, {"head": HEAD.replace("POST", "PUT")}, UNREADABLE),
+    "another method in a header": (TO_FEATURE, {"more": "X-HTTP-Method-Override: PUT\n"}, UNREADABLE),
+    "a query": (TO_FEATURE, {"head": HEAD.replace("pack HTTP", "pack?a=b HTTP")}, UNREADABLE),
+    "a dot": (TO_FEATURE, {"head": HEAD.replace("/git-rec", "/./git-rec")}, "blocked ambiguous_path"),
+    "two slashes": (TO_FEATURE, {"head": HEAD.replace("/git-rec", "//git-rec")}, "blocked ambiguous_path"),
+    "an escape": (TO_MAIN, {"head": HEAD.replace("/git-rec", "/%67it-rec")}, ASK),
+    "an escape of an escape": (TO_MAIN, {"head": HEAD.replace("/git-rec", "/%2567it-rec")}, "blocked ambiguous_path"),
+    "upper case": (TO_FEATURE, {"head": HEAD.replace("git-receive-pack HTTP", "GIT-RECEIVE-PACK HTTP")}, UNREADABLE),
+    "climbing": (TO_FEATURE, {"head": HEAD.replace("/acme/", "/acme/x/../")}, "blocked ambiguous_path"),
+    "another repository": (TO_FEATURE, {"head": HEAD.replace("/acme/", "/evil/")}, NO_RULE),
+    "WebDAV": (b"x", {"head": HEAD.replace("POST /acme/web.git/git-receive-pack", "PUT /acme/web.git/refs/heads/main")}, UNREADABLE),
+    "a lock": (b"x", {"head": HEAD.replace("POST /acme/web.git/git-receive-pack", "LOCK /acme/web.git/refs/heads/main")}, UNREADABLE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "how", "told"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile(forge, body, how, told):
+    assert asked(forge, body, **how) == told
+    assert forge.place.origin.requests == []
+    assert forge.place.origin.connections == 0
+
+
+def test_a_push_without_what_comes_before_one_is_decided_as_any(forge):
+    assert asked(forge, TO_FEATURE + b"PACK") == "passed rule"
+    (request,) = forge.place.origin.requests
+    assert (request.method, request.target) == ("POST", "/acme/web.git/git-receive-pack")
+
+
+def test_a_push_that_could_have_options_and_has_none_passes(forge):
+    assert asked(forge, push(f"{A} {B} {FEATURE}", options=[]) + b"PACK") == "passed rule"
+    assert len(forge.place.origin.requests) == 1
+
+
+def test_the_empty_probe_follows_the_repository(forge):
+    assert asked(forge, b"0000") == "passed rule"
+    assert asked(forge, b"0000", HEAD.replace("/acme/", "/evil/")) == NO_RULE
+    assert len(forge.place.origin.requests) == 1
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_what_was_read_is_passed_on_as_it_came(gate, origins, packed):
+    body = TO_FEATURE + os.urandom(300_000)
+    body = gzip.compress(body) if packed else body
+
+    def answer(connection, _head):
+        data = b""
+        while len(data) < len(body):
+            data += connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        return True
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
+    place = site(gate, origin)
+    gate.rules(RULES.replace("PORT", str(origin.port)))
+    coding = "Content-Encoding: gzip\n" if packed else ""
+    with place.connect() as connection:
+        said = f"{HEAD}{coding}Content-Length: {len(body)}\nConnection: close\n\n"
+        connection.sendall(said.replace("HOST", place.host).replace("\n", "\r\n").encode() + body)
+        until(connection, b"\r\n\r\n")
+        assert rest(connection) == body
+    assert gate.decided()[0][2:] == ("passed", "rule")
+    assert gate.events("request.completed")[0]["bytes"]["up"] == len(body)
+
+
+def test_nothing_leaves_before_the_list_is_over(forge):
+    """And a client that waits to be told to go on is told so by the gate."""
+    with forge.place.connect() as connection:
+        body = BOTH + b"PACK"
+        said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(body)}\n\n"
+        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body[: len(TO_FEATURE)])
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        assert forge.place.origin.connections == 0
+        assert forge.place.gate.decided() == []
+        connection.settimeout(10)
+        connection.sendall(body[len(TO_FEATURE) :])
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    assert forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])]
+    assert forge.place.origin.connections == 0
+
+
+RELOADED = {
+    "no rule has git any more, and none lets it out": ("http: {methods: [GET]}", "blocked no_rule"),
+    "no rule has git any more": ("http: {paths: [/acme/**]}", "passed rule"),
+    "another ref is let out": ('git: {repos: ["acme/*"], push: [refs/heads/other]}', "blocked no_rule"),
+}
+
+
+@pytest.mark.parametrize(("what", "told"), RELOADED.values(), ids=RELOADED)
+def test_a_push_that_is_held_while_rules_change_is_decided_by_those_in_force(forge, what, told):
+    with forge.place.connect() as connection:
+        said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(TO_FEATURE)}\n\n"
+        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")  # it is held
+        connection.sendall(TO_FEATURE[:20])
+        allowed = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.place.port}/tls], action: allow"
+        forge.place.gate.rules(f"[{{id: a, {allowed}, {what}}}]")
+        connection.sendall(TO_FEATURE[20:])
+        until(connection, b"\r\n\r\n")
+    assert [" ".join(one[2:]) for one in forge.place.gate.decided()] == [told]
+
+
+@pytest.mark.parametrize("so_far", [b"", TO_FEATURE[:20]], ids=["nothing", "a piece"])
+def test_a_push_that_breaks_off_is_told(forge, so_far):
+    with forge.place.connect() as connection:
+        said = f"{HEAD}Content-Length: 1000\n\n"
+        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode() + so_far)
+    forge.place.gate.wait_closed()
+    assert forge.pushes() == [("blocked", "ambiguous_request", [])]
+    assert forge.place.origin.connections == 0
+
+
+def http2(forge):
+    """Connect with HTTP/2."""
+    connection = forge.place.connect(["h2"])
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    connection.sendall(client.data_to_send())
+    return connection, client
+
+
+def begin(forge, client, stream):
+    client.send_headers(
+        stream,
+        [
+            (":method", "POST"), (":scheme", "https"), (":authority", forge.place.host),
+            (":path", "/acme/web.git/git-receive-pack"), ("content-type", "application/x-git-receive-pack-request"),
+        ],
+    )  # fmt: skip
+
+
+def test_refs_in_frames_of_a_byte(forge):
+    connection, client = http2(forge)
+    with connection:
+        begin(forge, client, 1)
+        for byte in BOTH:
+            client.send_data(1, bytes([byte]))
+        client.end_stream(1)
+        connection.sendall(client.data_to_send())
+        wait_for(lambda: forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])])
+    assert forge.place.origin.connections == 0
+
+
+def test_many_pushes_at_a_time_are_bounded(forge):
+    """Each may be a megabyte; a connection of them may not be a hundred."""
+    connection, client = http2(forge)
+    piece = line(f"shallow {A}") * 300
+    with connection:
+        for stream in range(1, 21, 2):
+            begin(forge, client, stream)
+        connection.sendall(client.data_to_send())
+        connection.setblocking(False)
+        sent = dict.fromkeys(range(1, 21, 2), 0)
+
+        def push_on():
+            try:
+                for event in client.receive_data(connection.recv(65536)):
+                    if isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                        sent.pop(event.stream_id, None)
+            except BlockingIOError:
+                pass
+            except OSError:  # SSLWantReadError
+                pass
+            for stream in list(sent):
+                while sent[stream] < 900_000 and client.local_flow_control_window(stream) >= len(piece):
+                    client.send_data(stream, piece)
+                    sent[stream] += len(piece)
+            connection.setblocking(True)
+            connection.sendall(client.data_to_send())
+            connection.setblocking(False)
+            return any(reason == "limit_exceeded" for _, reason, _ in forge.pushes())
+
+        wait_for(push_on)
+    assert forge.place.origin.connections == 0
+
+
+UNREADABLE_PUSHES = {
+    "no packets": (b"hello", {}),
+    "a length beyond the end": (b"ffff" + TO_MAIN, {}),
+    "another coding": (TO_MAIN, {"more": "Content-Encoding: br\n"}),
+    "another type": (TO_MAIN, {"head": HEAD.replace("application/x-git-receive-pack-request", "text/plain")}),
+}
+
+
+@pytest.mark.parametrize(("body", "more"), UNREADABLE_PUSHES.values(), ids=UNREADABLE_PUSHES)
+def test_audit_mode_refuses_nothing_because_it_can_t_read_it_as_git(forge, gate, body, more):
+    """What only events would say of it is no reason to hold it back."""
+    gate.rules(
+        f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.place.port}/tls], action: allow, "
+        "http: {methods: [POST], paths: ['/**']}}]",
+        "settings: {mode: audit}",
+    )
+    assert asked(forge, body, **more) == "passed rule"
+    (event,) = gate.events("request.decided")
+    assert "git" not in event or not event["git"].get("refs")

@@ -1,0 +1,247 @@
+"""Limits on what is inspected: requests are refused with a page, transfers are cut, and no byte too many passes."""
+
+import contextlib
+import json
+import threading
+
+import pytest
+
+from rules.attempt import Attempt, Protocol
+from rules.names import HostName
+from tests.proxy.inspection.clients import rest, until, wait_for
+from tests.proxy.inspection.inspection_lab import site
+
+KB = 1024
+
+
+def limited(gate, origins, limits):
+    return site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, limits: {{{limits}}}")
+
+
+def refused(answer):
+    """The status and reason of a refusal that curl was shown."""
+    status, out, err = answer
+    assert (status, err) == (0, "")
+    page = json.loads(out)
+    return page["status"], page["reason"]
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_requests_beyond_a_limit_are_refused_and_told_why(gate, origins, version):
+    place = limited(gate, origins, "requests: 2")
+    for _ in range(2):
+        assert place.curl("/echo", version, "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
+    assert refused(place.curl("/echo", version, "-H", "Accept: application/json")) == (429, "limit_exceeded")
+    assert [outcome for _, _, outcome, _ in gate.decided()] == ["passed", "passed", "blocked"]
+    last = gate.events("request.decided")[-1]
+    assert (last["verdict"], last["reason"], last["rules"]) == ("deny", "limit_exceeded", ["t:a"])
+
+
+def test_requests_on_one_kept_connection_count_one_by_one(gate, origins):
+    place = limited(gate, origins, "requests: 3, connections: 1")
+    more = [word for _ in range(4) for word in ("-o", "/dev/null", f"https://{place.host}/echo")]
+    _, out, _ = place.curl("/echo", "--http1.1", "-o", "/dev/null", "-w", "%{http_code} ", *more)
+    assert out.split() == [b"200", b"200", b"200", b"429", b"429"]
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_an_upload_is_cut_before_it_goes_beyond_its_limit(gate, origins, tmp_path, version):
+    origin = origins.web("good.example")
+    place = site(gate, origin, http=f"{{paths: ['/**']}}, limits: {{bytes_up: {200}KB}}")
+    body = tmp_path / "body"
+    body.write_bytes(b"x" * 1000 * KB)
+    status, out, _ = place.curl("/upload", version, "-T", body, "-X", "POST", "-H", "Expect:")
+    assert (status != 0, out) == (True, b"")
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["reason"]) == ("blocked", "limit_exceeded")
+    assert told["bytes"]["up"] <= 200 * KB
+    again = place.curl("/upload", "-H", "Accept: application/json", "-T", body, "-X", "POST")
+    assert (again[0] != 0) or refused(again)[1] == "limit_exceeded"
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_download_is_cut_before_it_goes_beyond_its_limit(gate, origins, tmp_path, version):
+    place = limited(gate, origins, "bytes_down: 200KB")
+    got = tmp_path / "got"
+    status, _, _ = place.curl(f"/bytes/{1000 * KB}", version, "-o", got)
+    assert status in {18, 56, 92}  # partial file, receive error, HTTP/2 stream error: never a whole one
+    assert got.stat().st_size <= 200 * KB
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["reason"], told["http"]["status"]) == ("blocked", "limit_exceeded", 200)
+    assert told["bytes"]["down"] <= 200 * KB
+
+
+def test_the_head_of_a_request_counts_as_bytes_that_leave(gate, origins):
+    place = limited(gate, origins, "bytes_up: 4KB")
+    assert refused(place.curl(f"/echo?{'x' * 5000}", "-H", "Accept: application/json")) == (429, "limit_exceeded")
+    assert place.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
+
+
+def test_trailers_count_as_bytes_that_leave(gate, origins):
+    """Up to 64 KB of them with each request: none leaves beyond the limit."""
+    arrived, ended = [], threading.Event()
+
+    def answer(connection, head):
+        with contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                arrived.append(data)
+        ended.set()
+
+    place = site(gate, origins.script(answer), tls=False, http="{paths: ['/**']}, limits: {bytes_up: 4KB}")
+    with place.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(f"{head}3\r\nabc\r\n".encode())
+        wait_for(lambda: b"abc" in b"".join(arrived))
+        connection.sendall(b"0\r\nX-Mine: %b\r\n\r\n" % (b"x" * 5000))
+        with contextlib.suppress(ConnectionResetError):
+            assert b"200" not in rest(connection)
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["reason"], told["bytes"]["up"]) == ("blocked", "limit_exceeded", 3)
+    assert ended.wait(8)
+    assert b"x-mine" not in b"".join(arrived).lower()
+
+
+def test_trailers_count_as_bytes_that_come(gate, origins):
+    def answer(connection, head):
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: %b\r\n\r\n" % (b"x" * 5000)
+        )
+        return True
+
+    place = site(gate, origins.script(answer), tls=False, http="{paths: ['/**']}, limits: {bytes_down: 4KB}")
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        with pytest.raises(ConnectionResetError):
+            rest(connection)
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["reason"], told["bytes"]["down"]) == ("blocked", "limit_exceeded", 2)
+
+
+def test_another_stream_on_the_same_connection_goes_on_until_it_has_to_say_something(gate, origins):
+    """HTTP/2: one rule's limit ends its own requests and nobody else's."""
+    origin = origins.web("good.example")
+    port = f"ports: [{origin.port}/tls], resolves_to: [127.0.0.0/8], to: good.example, action: allow"
+    more = f", {{id: free, {port}, http: {{paths: [/free/**, /echo]}}}}"
+    place = site(gate, origin, http="{paths: ['/bytes/**']}, limits: {bytes_down: 10KB}", more=more)
+    urls = [f"https://{place.host}/echo"]
+    _, out, _ = place.curl(
+        "/bytes/100000", "--http2", "-o", "/dev/null", "-o", "/dev/null", "-w", "%{http_code} ", *urls
+    )
+    assert out.split()[-1] == b"200"
+    assert [(outcome, reason) for _, _, outcome, reason in gate.decided()] == [("passed", "rule")] * 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends"),
+    [("", "bytes_up: 20KB", True), ("bytes_up: 100KB", "bytes_up: 20KB", True), ("", "bytes_up: 100KB", False)],
+)
+def test_a_request_goes_on_under_the_limits_of_the_rules_that_are_in_force(gate, origins, before, after, ends):
+    """An upload may take a day: what an admin sets while it runs holds for it, too."""
+
+    def rules(limits):
+        port = f"ports: [{origin.port}/http], resolves_to: [127.0.0.0/8]"
+        said = f", limits: {{{limits}}}" if limits else ""
+        gate.rules(f"[{{id: a, to: good.example, {port}, action: allow, http: {{methods: [POST]}}{said}}}]")
+
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False)
+    rules(before)
+    with place.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {40 * KB}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * (10 * KB))
+        wait_for(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
+        rules(after)
+        gate.loop.run(
+            lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
+        )
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"x" * (30 * KB))
+        answered = b""
+        with contextlib.suppress(ConnectionResetError):
+            answered = rest(connection)
+    assert answered.startswith(b"HTTP/1.1 200") is not ends
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert told.get("reason") == ("limit_exceeded" if ends else None)
+    assert told["bytes"]["up"] <= 30 * KB if ends else told["bytes"]["up"] == 40 * KB
+
+
+def under_way(port):
+    return Attempt(Protocol.HTTP, HostName("good.example"), port)
+
+
+def open_ones(gate):
+    engine = gate.inspection._engine
+    return [] if engine is None else list(engine._connections.values())
+
+
+def exchanges(gate):
+    return [request for one in open_ones(gate) for request in one.session.open.values()]
+
+
+def test_a_request_that_took_more_than_the_new_limit_ends(gate, origins):
+    def rules(limits):
+        port = f"ports: [{origin.port}/http], resolves_to: [127.0.0.0/8]"
+        gate.rules(
+            f"[{{id: a, to: good.example, {port}, action: allow, http: {{methods: [POST]}}, limits: {{{limits}}}}}]"
+        )
+
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False)
+    rules("bytes_up: 1MB")
+    with place.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {40 * KB}\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * (10 * KB))
+        wait_for(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
+        rules("bytes_up: 1KB")
+        gate.loop.run(
+            lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
+        )
+        assert rest(connection) == b""
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["reason"], told["rules"]) == ("blocked", "limit_exceeded", ["t:a"])
+
+
+def test_a_head_that_is_sent_again_counts_again(gate, origins):
+    """A server that ends every kept connection would be told everything twice."""
+
+    def answer(connection, head):
+        if len(origin.requests) == 2:
+            return False  # the end comes just as the request does
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        return True
+
+    origin = origins.script(answer)
+    place = site(gate, origin, tls=False, http="{paths: ['/**']}, limits: {bytes_up: 10KB}")
+    with place.connect() as connection:
+        for path in ("/", "/?" + "x" * 6 * KB):
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+            if path == "/":
+                until(connection, b"ok")
+        assert rest(connection) == b""
+    wait_for(lambda: len(gate.events("request.completed")) == 2)
+    assert gate.events("request.completed")[1]["reason"] == "limit_exceeded"
+    assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "path", "reason"),
+    [
+        ("limits: {bytes_up: 4KB}", f"/echo?{'x' * 5000}", "limit_exceeded"),
+        ("scan: block", "/echo?at=ghp_a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "leak"),
+    ],
+    ids=["limit", "secret"],
+)
+def test_a_request_that_a_stage_denies_has_read_nothing(gate, origins, more, path, reason):
+    """It was never sent, so its task isn't tainted by what an untrusted source would have answered."""
+    place = site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, trust: untrusted, {more}")
+    answer = place.curl(path, "-H", "Accept: application/json")
+    assert json.loads(answer[1])["reason"] == reason
+    assert not gate.sandbox.tainted
+    assert place.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
+    assert gate.sandbox.tainted

@@ -1,0 +1,305 @@
+"""Requests that a task signs with placeholders (AWS Signature Version 4), on the wire: a service that knows the real
+key takes them, and nothing else of the task's gets signed.
+"""
+
+import json
+from dataclasses import replace
+
+import h2.config
+import h2.connection
+import pytest
+
+from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
+from rules.names import HostName
+from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from tests.lab.aws import REGION, Keys, presigned, service_of, sha, signed
+from tests.proxy.inspection.clients import rest, wait_for
+from tests.proxy.inspection.inspection_lab import site
+
+REAL = Keys("AKIAREALREALREAL0001", "real/Secret+Key0123456789abcdefghijklmno")
+PASSING = replace(REAL, ident="ASIAREALREALREAL0001", token="Fwo-real-session-token//////////" * 9 + "==")
+
+
+class World:
+    """A service behind a gate, and the placeholders for it."""
+
+    def __init__(self, gate, origins, real=REAL, *, name="good.example", host="good.example", **more):
+        self.gate, self.verdicts = gate, []
+        self.origin = origins.script(service_of(real, self.verdicts), name, tls=True, alpn=["http/1.1"])
+        self.site = site(gate, self.origin, name, **more)
+        secret = Secret(
+            "aws", Source(SourceKind.ENV, ("AWS",)), "AWS", ((HostName(host), self.origin.port),), (Slot(SlotKind.AWS),)
+        )
+        other = Secret(
+            "other", Source(SourceKind.ENV, ("X",)), "X", secret.hosts, (Slot(SlotKind.HEADER, "x-api-key"),)
+        )
+        values = [part.encode() for part in (real.ident, real.key, real.token) if part]
+        broker = SecretInjector(
+            [make_aws_keys(secret, tuple(values)), SecretValue(other, b"sk-other-0123456789", "sk-otherPlaceholder01")]
+        )
+        gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
+        found = broker.placeholders
+        self.fake = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"], found.get("AWS_SESSION_TOKEN", ""))
+        self.host = f"{name}:{self.origin.port}"
+
+    def send(self, method, target, headers, body=b""):
+        fields = {**headers, "host": self.host, "connection": "close"}
+        if body:
+            fields["content-length"] = str(len(body))
+        lines = "".join(f"{name}: {value}\n" for name, value in fields.items())
+        return self.site.ask(f"{method} {target} HTTP/1.1\n{lines}\n", body)
+
+    def ask(self, method="GET", target="/", *, keys=None, body=b"", **more):
+        return self.send(method, target, signed(keys or self.fake, self.host, method, target, body=body, **more), body)
+
+    def never_told(self, *answers):
+        told = json.dumps(self.gate.events()).encode()
+        for value in (REAL.key.encode(), REAL.ident.encode(), PASSING.ident.encode(), PASSING.token.encode()):
+            assert all(value not in text for text in (told, *answers))
+
+
+@pytest.fixture
+def world(gate, origins):
+    return World(gate, origins)
+
+
+# what a client asks, and how it signs it
+REQUESTS = {
+    "S3, a GET": {"target": "/bucket/a.txt"},
+    "S3, a query": {"target": "/bucket?prefix=a%2Fb&list-type=2&delimiter=%2F"},
+    "S3, a name to be escaped": {"target": "/bucket/a%20b%2Bc%24/d"},
+    "S3, empty segments": {"target": "/bucket//a/"},
+    "S3, a PUT": {"method": "PUT", "target": "/bucket/a.txt", "body": b"some text"},
+    "S3, a body that isn't signed": {"method": "PUT", "target": "/a", "body": b"text", "said": "UNSIGNED-PAYLOAD"},
+    "S3, trailers that aren't signed": {
+        "method": "PUT", "target": "/a", "body": b"text", "said": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+    },
+    "S3, fields": {"target": "/a", "more": {"range": "bytes=0-9", "x-amz-meta-a": "  b   c "}},
+    "S3, a field that the gate has its own word on": {"target": "/a", "more": {"accept-encoding": "gzip"}},
+    "another service": {"service": "dynamodb", "target": "/"},
+    "another service, a body": {"service": "sts", "method": "POST", "body": b"Action=GetCallerIdentity"},
+    "another service, a path to be escaped": {"service": "bedrock", "target": "/model/anthropic%3Aclaude/invoke"},
+    "another service, empty segments": {"service": "execute-api", "target": "/a//b/"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("request_said", REQUESTS.values(), ids=REQUESTS)
+def test_what_a_task_signs_with_placeholders_is_signed_anew(world, request_said):
+    answer = world.ask(**request_said)
+    assert world.verdicts == ["ok"], answer
+    (asked,) = world.origin.requests
+    for part in (world.fake.ident, world.fake.key):
+        assert part.encode() not in asked
+    assert world.gate.events("tampering.detected") == []
+    world.never_told(answer)
+
+
+def test_a_body_of_unknown_length_is_read_before_it_is_signed(world):
+    body = b"Action=GetCallerIdentity&Version=2011-06-15"
+    headers = signed(world.fake, world.host, "POST", "/", service="sts", body=body)
+    pieces = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (body[:7], body[7:])) + b"0\r\n\r\n"
+    headers["transfer-encoding"] = "chunked"
+    lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
+    answer = world.site.ask(f"POST / HTTP/1.1\n{lines}connection: close\n\n", pieces)
+    assert world.verdicts == ["ok"], answer
+
+
+def test_a_session_token_goes_with_its_keys(gate, origins):
+    world = World(gate, origins, PASSING)
+    assert world.fake.ident.startswith("ASIA")
+    answer = world.ask(target="/a")
+    assert world.verdicts == ["ok"], answer
+    world.send("GET", presigned(world.fake, world.host, "GET", "/a"), {})
+    assert world.verdicts == ["ok", "ok"]
+    world.never_told(answer)
+
+
+@pytest.mark.parametrize("service", ["s3", "execute-api"])
+def test_what_is_signed_in_its_url_is_signed_anew(world, service):
+    answer = world.send("GET", presigned(world.fake, world.host, "GET", "/a?b=c", service=service), {})
+    assert world.verdicts == ["ok"], answer
+    world.never_told(answer)
+
+
+def test_http2_is_signed_the_same(world):
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    client.initiate_connection()
+    headers = signed(world.fake, world.host, "POST", "/", service="dynamodb", body=b"{}")
+    del headers["host"]
+    usual = {":method": "POST", ":scheme": "https", ":authority": world.host, ":path": "/"}
+    client.send_headers(1, [*usual.items(), *headers.items()])
+    client.send_data(1, b"{}", end_stream=True)
+    with world.site.connect(["h2"]) as connection:
+        connection.sendall(client.data_to_send())
+        while not world.verdicts:
+            client.receive_data(connection.recv(65536))
+    assert world.verdicts == ["ok"]
+
+
+def test_curl_signs_and_is_signed_anew(world, tmp_path):
+    (tmp_path / "body").write_bytes(b"a" * 1_000_000)  # more than HTTP/2's windows: what is held is acknowledged
+    user = f"{world.fake.ident}:{world.fake.key}"
+    for service, words in (
+        ("s3", ["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]),
+        ("sts", []),
+        ("sts", ["-d", "a=b"]),
+        ("sts", ["--http2", "--data-binary", f"@{tmp_path / 'body'}"]),
+    ):
+        how = ["--aws-sigv4", f"aws:amz:{REGION}:{service}", "-u", user]
+        status, said, wrong = world.site.curl("/a/b?c=d", *how, *words)
+        assert (status, said.partition(b"\n")[0]) == (0, b"ok"), (service, words, said, wrong)
+
+
+def test_the_signature_never_comes_back(world):
+    """A service that disagrees tells what it was sent (S3's SignatureDoesNotMatch), and a redirect repeats a URL."""
+    target = presigned(world.fake, world.host, "GET", "/a")
+    answer = world.send("GET", target, {})
+    assert target.rpartition("=")[2].encode() in answer
+    real = world.origin.requests[0].partition(b"X-Amz-Signature=")[2][:64]
+    assert len(real) == 64
+    assert real not in answer
+    world.never_told(answer)
+
+
+def changed(headers, name, part, other):
+    assert part in headers[name]
+    return {**headers, name: headers[name].replace(part, other)}
+
+
+STREAMED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
+# what a task tries; and the reason it is told
+HOSTILE = {
+    "another's key": (lambda w: w.ask(keys=replace(w.fake, key="guess")), "secret_misuse"),
+    "another path than was signed": (
+        lambda w: w.send("GET", "/other", signed(w.fake, w.host, "GET", "/a")), "secret_misuse",
+    ),
+    "another method": (lambda w: w.send("DELETE", "/a", signed(w.fake, w.host, "GET", "/a")), "secret_misuse"),
+    "another query": (lambda w: w.send("GET", "/a?acl", signed(w.fake, w.host, "GET", "/a")), "secret_misuse"),
+    "another body": (
+        lambda w: w.send("POST", "/", signed(w.fake, w.host, "POST", "/", service="sts", body=b"a"), b"b"), "secret_misuse",
+    ),
+    "another host in its signature": (lambda w: w.send("GET", "/a", signed(w.fake, "x.example", "GET", "/a")), "secret_misuse"),
+    "another region": (
+        lambda w: w.send("GET", "/a", changed(signed(w.fake, w.host, "GET", "/a"), "authorization", REGION, "us-east-1")),
+        "secret_misuse",
+    ),
+    "the host isn't signed": (
+        lambda w: w.send("GET", "/a", changed(signed(w.fake, w.host, "GET", "/a"), "authorization", "host;", "")),
+        "protocol_mismatch",
+    ),
+    "a field that ends at the gate": (lambda w: w.ask(target="/a", more={"te": "trailers"}), "protocol_mismatch"),
+    "a body signed in pieces": (lambda w: w.ask("PUT", "/a", body=b"x", said=STREAMED), "protocol_mismatch"),
+    "the secret placeholder": (lambda w: w.send("GET", "/a", {"x-a": w.fake.key}), "secret_misuse"),
+    "the secret placeholder as a password": (lambda w: w.send("GET", "/a", {"authorization": f"Bearer {w.fake.key}"}), "secret_misuse"),
+    "the id elsewhere": (lambda w: w.send("GET", "/a", {"x-a": w.fake.ident}), "secret_misuse"),
+    "the id in signature version 2": (
+        lambda w: w.send("GET", "/a", {"authorization": f"AWS {w.fake.ident}:c2lnbmF0dXJl"}), "secret_misuse",
+    ),
+    "signed twice": (
+        lambda w: w.send("GET", (t := presigned(w.fake, w.host, "GET", "/a")), signed(w.fake, w.host, "GET", t)), "secret_misuse",
+    ),
+    "two ids in the URL": (
+        lambda w: w.send("GET", presigned(w.fake, w.host, "GET", "/a") + "&x-amz-credential=a", {}), "secret_misuse",
+    ),
+    "another secret's placeholder": (
+        lambda w: w.ask(target="/a", more={"x-api-key": "sk-otherPlaceholder01"}), "protocol_mismatch",
+    ),
+    "another secret's placeholder where it doesn't belong": (
+        lambda w: w.ask(target="/a", more={"x-amz-meta-a": "sk-otherPlaceholder01"}), "secret_misuse",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("attempt", "reason"), HOSTILE.values(), ids=HOSTILE)
+def test_nothing_else_gets_signed(world, attempt, reason):
+    answer = attempt(world)
+    assert answer.startswith(b"HTTP/1.1 403"), answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
+    assert world.origin.requests == []
+    assert len(world.gate.events("tampering.detected")) == (reason == "secret_misuse")
+    world.never_told(answer)
+
+
+def test_a_header_in_two_lines_is_no_signature(world):
+    headers = signed(world.fake, world.host, "GET", "/a")
+    lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
+    answer = world.site.ask(f"GET /a HTTP/1.1\n{lines}Authorization: x\nconnection: close\n\n")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
+    assert world.origin.requests == []
+
+
+@pytest.mark.parametrize("where", [{"host": "other.example"}, {"name": "good.example.evil.example"}])
+def test_nothing_is_signed_for_another_host(gate, origins, where):
+    world = World(gate, origins, **where)
+    for answer in (world.ask(target="/a"), world.send("GET", presigned(world.fake, world.host, "GET", "/a"), {})):
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
+    assert world.origin.connections == 0
+
+
+def test_the_gate_signs_nothing_that_the_rules_deny(gate, origins):
+    """Nor what they allowed once: whoever sends a request again has it decided again."""
+    world = World(gate, origins, http="{methods: [GET], paths: [/a]}")
+    once = signed(world.fake, world.host, "GET", "/a")
+    assert world.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
+    for method, target in (("PUT", "/a"), ("GET", "/b"), ("GET", "/a/../b"), ("GET", "/%61/b")):
+        answer = world.ask(method, target)
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] in {"no_rule", "ambiguous_path"}, (method, target)
+    world.gate.rules("[]")
+    assert not world.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
+    assert world.verdicts == ["ok"]
+
+
+def test_a_body_that_is_denied_is_never_waited_for(gate, origins):
+    world = World(gate, origins, http="{methods: [GET]}")
+    headers = signed(world.fake, world.host, "POST", "/", service="sts", body=b"never sent")
+    lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
+    with world.site.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\n{lines}content-length: 10\n\n".replace("\n", "\r\n").encode())
+        assert rest(connection).startswith(b"HTTP/1.1 403")
+
+
+def test_no_more_is_held_than_fits(world):
+    body = b"a" * ((4 << 20) + 1)
+    answer = world.ask("POST", "/", service="sts", body=body)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "limit_exceeded"
+    assert world.origin.requests == []
+    wait_for(world.gate.decided)
+    assert world.gate.decided() == [("POST", "/", "blocked", "limit_exceeded")]
+
+
+# a rule with `credential: aws`, and what is decided
+CREDENTIALS = {
+    "ours": (lambda w: w.ask(target="/a"), True),
+    "ours in the URL": (lambda w: w.send("GET", presigned(w.fake, w.host, "GET", "/a"), {}), True),
+    "none": (lambda w: w.send("GET", "/a", {}), False),
+    "the attacker's": (lambda w: w.ask(target="/a", keys=Keys("AKIAATTACKER00000001", "theirs")), False),
+    "the attacker's in the URL": (
+        lambda w: w.send("GET", presigned(Keys("AKIAATTACKER00000001", "theirs"), w.host, "GET", "/a"), {}), False,
+    ),
+    "ours and the attacker's": (
+        lambda w: w.ask(target=presigned(Keys("AKIAATTACKER00000001", "theirs"), w.host, "GET", "/a")), False,
+    ),
+    "ours with the attacker's token": (lambda w: w.ask(target="/a", more={"x-amz-security-token": "theirs"}), False),
+    "ours and a cookie": (lambda w: w.ask(target="/a", more={"cookie": "a=b"}), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("attempt", "passes"), CREDENTIALS.values(), ids=CREDENTIALS)
+def test_a_rule_for_a_credential_takes_signatures(world, attempt, passes):
+    port = world.origin.port
+    world.gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], credential: aws, action: allow}}]",
+        f"secrets: [{{id: aws, from: {{env: AWS}}, as: AWS, hosts: 'good.example:{port}', in: aws}}]",
+    )
+    answer = attempt(world)
+    assert answer.startswith(b"HTTP/1.1 200" if passes else b"HTTP/1.1 403"), answer
+    assert len(world.origin.requests) == passes
+
+
+def test_a_token_belongs_to_keys_that_have_one(gate, origins):
+    world = World(gate, origins, PASSING)
+    lone = world.send("GET", "/a", {"x-amz-security-token": world.fake.token})
+    assert json.loads(lone.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
+    answer = world.send("GET", presigned(replace(world.fake, token=""), world.host, "GET", "/a"), {})
+    assert world.verdicts == ["InvalidAccessKeyId"], answer
+    assert sha(b"") not in repr(world.gate.events())

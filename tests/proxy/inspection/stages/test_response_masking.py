@@ -1,0 +1,236 @@
+"""What a server sends back has no value in it when it reaches the task, and is never held for long."""
+
+import base64
+import hashlib
+import json
+from urllib.parse import quote
+
+import pytest
+
+from proxy.secrets import SecretInjector, SecretValue
+from rules.secrets import Slot, SlotKind
+from tests.proxy.inspection.clients import until, wait_for
+from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.stages.secret_injection_lab import (
+    FAKE,
+    PASSWORD,
+    REAL,
+    SHOWN,
+    echo,
+    head,
+    http2,
+    never_told,
+    place,
+    secret,
+)
+
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+
+
+def answering(*pieces, fields=b"", length=True, pause=0.0):
+    def answer(connection, _head):
+        import time
+
+        size = b"Content-Length: %d\r\n" % sum(map(len, pieces)) if length else b""
+        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n%s%s\r\n" % (size, fields))
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(pause)
+
+    return answer
+
+
+B64_REAL = base64.b64encode(b"me:" + PASSWORD)
+
+
+# what a server sends back, in pieces, and what of it the task gets
+ECHOES = {
+    "whole": ([b"your key is " + REAL + b"!"], b"your key is " + FAKE + b"!"),
+    "in two pieces": ([b"your key is " + REAL[:8], REAL[8:] + b"!"], b"your key is " + FAKE + b"!"),
+    "cut where it may not be held": ([REAL[:7], REAL[7:] + b"!"], REAL[:7] + FAKE[7:] + b"!"),
+    "byte by byte": ([bytes([byte]) for byte in b"<" + REAL + b">"], b"<" + REAL[:7] + FAKE[7:] + b">"),
+    "a beginning alone": ([b"sk-real", b"/no"], b"sk-real/no"),
+    "a beginning at the end": ([b"it begins with sk-real/"], b"it begins with sk-real/"),
+    "twice": ([REAL, REAL], FAKE + FAKE),
+    "escaped for a URL": ([b"?key=" + quote(REAL, safe="").encode()], b"?key=" + b"*" * len(quote(REAL, safe=""))),
+    "escaped for JSON": ([b'"sk-real\\/Value+0123456789=abcdef"'], b'"' + b"*" * 32 + b'"'),
+    "a password": ([b"password: " + PASSWORD], b"password: " + b"*" * len(PASSWORD)),
+}
+
+
+@pytest.mark.parametrize(("pieces", "got"), ECHOES.values(), ids=ECHOES)
+def test_a_value_that_comes_back_is_masked(gate, origins, pieces, got):
+    origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
+    answer = place(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
+    whole = b"".join(pieces).replace(REAL, FAKE)  # pieces may come together; `test_injection` cuts them for certain
+    assert answer.partition(b"\r\n\r\n")[2] in {got, whole}
+    assert REAL not in answer
+
+
+@pytest.mark.parametrize("pieces", [[REAL], [REAL[:9], REAL[9:]], [bytes([byte]) for byte in REAL]])
+def test_a_value_that_comes_back_over_http2_is_masked(gate, origins, pieces):
+    origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    with made.connect(["h2"]) as connection:
+        _, body = http2(connection, made.host, [("authorization", f"Bearer {SHOWN}")])
+    assert len(body) == len(REAL)
+    assert body[7:] == FAKE[7:]
+
+
+def test_a_value_in_base64_is_masked(gate, origins):
+    origin = origins.script(answering(b"Basic " + B64_REAL), "good.example", tls=True, alpn=["http/1.1"])
+    answer = place(gate, origin).ask(head("GET /echo"))
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert len(body) == len(b"Basic " + B64_REAL)
+    assert B64_REAL not in body
+    assert B64_REAL[5:-4] not in body
+
+
+def test_a_value_in_a_head_is_masked_without_any_being_sent(gate, origins):
+    fields = b"Location: /a?key=" + REAL + b"\r\nSet-Cookie: k=" + REAL + b"\r\n"
+    origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
+    answer = place(gate, origin).ask(head("GET /me"))
+    assert b"/a?key=" + FAKE in answer
+    assert b"k=" + FAKE in answer
+    never_told(gate, answer)
+
+
+def test_an_error_of_a_servers_making_shows_no_value(gate, origins):
+    """The name of a field that is none, which is told in the page and in the event."""
+    fields = b"bad " + REAL + b": x\r\n"
+    origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
+    answer = place(gate, origin).ask(head("GET /me", f"Authorization: Bearer {SHOWN}"))
+    wait_for(lambda: gate.events("request.completed"))
+    assert answer.startswith(b"HTTP/1.1 502")
+    never_told(gate, answer)
+
+
+def test_a_page_about_a_failure_shows_what_the_task_wrote(gate, origins):
+    origin = origins.script(lambda *_: None, "good.example", tls=True, alpn=["http/1.1"])
+    answer = place(gate, origin).ask(head(f"GET /echo?key={SHOWN}"))
+    assert answer.startswith(b"HTTP/1.1 502")
+    assert REAL in origin.requests[0] or quote(REAL, safe="").encode() in origin.requests[0]
+    wait_for(lambda: gate.events("request.completed"))
+    never_told(gate, answer)
+
+
+def test_what_streams_isnt_held_back(gate, origins):
+    """A piece that is no beginning of a value is there before the next is sent."""
+
+    def answer(connection, _head):
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: 1\n\n"
+        )
+        connection.recv(1)  # until the client has it
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    with made.connect() as connection:
+        connection.sendall(head("GET /stream").replace("HOST", made.host).replace("\n", "\r\n").encode())
+        assert until(connection, b"data: 1\n\n").endswith(b"data: 1\n\n")
+
+
+@pytest.mark.parametrize("end", [b"ends with s", b"sk-real", b"ends with h"])
+def test_a_message_that_ends_as_a_value_begins_is_there_at_once(gate, origins, end):
+    """Whoever answers a message has to get all of it first."""
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + end)
+        connection.recv(1)  # until the client has it
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    with made.connect() as connection:
+        connection.sendall(head("GET /stream").replace("HOST", made.host).replace("\n", "\r\n").encode())
+        assert until(connection, end).endswith(end)
+
+
+def test_a_request_with_a_value_asks_for_no_compression(gate, origins):
+    origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
+    place(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", "Accept-Encoding: gzip", "accept-encoding: br"))
+    asked = origin.requests[0].lower()
+    assert asked.count(b"accept-encoding:") == 1
+    assert b"accept-encoding: identity" in asked
+
+
+ASKS = [
+    "Accept_Encoding: gzip",
+    "ACCEPT.ENCODING: gzip",
+    "TE: gzip",
+    "TE: trailers, gzip",
+    "A-IM: gzip",
+    "Accept-Charset: utf-16",
+]
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_nor_in_any_other_way(gate, origins, ask):
+    origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
+    place(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
+    asked = origin.requests[0]
+    assert REAL in asked
+    assert ask.encode() not in asked
+    assert b"\r\nTE: trailers\r\n" in asked  # calls of gRPC need it
+
+
+def test_a_websocket_with_a_value_offers_no_extension(gate, origins):
+    origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], http: {{websocket: true}}, action: allow}}]"
+    )
+    ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+    asked = head("GET /echo", f"X-API-Key: {SHOWN}", *ask, "Sec-WebSocket-Extensions: permessage-deflate")
+    made.ask(asked.replace("Connection: close", "Connection: upgrade, close"))
+    assert REAL in origin.requests[0]
+    assert b"permessage-deflate" not in origin.requests[0]
+
+
+def test_what_comes_over_a_websocket_is_masked_and_never_held(gate, origins):
+    def answer(connection, asked):
+        key = next(line for line in asked.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+        accept = base64.b64encode(hashlib.sha1(key.split(b": ")[1] + GUID).digest())
+        upgrade = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+        connection.sendall(upgrade + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+        connection.sendall(b"\x81\x7e\x00\x1f" + REAL + REAL[:12])
+        connection.recv(1)
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], http: {{websocket: true}}, action: allow}}]"
+    )
+    ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
+    asked = head("GET /echo", f"X-API-Key: {SHOWN}", *ask).replace("Connection: close", "Connection: upgrade")
+    with made.connect() as connection:
+        connection.sendall(asked.replace("HOST", made.host).replace("\n", "\r\n").encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
+        assert until(connection, REAL[:12]) == b"\x81\x7e\x00\x1f" + FAKE + REAL[:12]
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Echo: %s\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %s\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n%s{}: a\r\n\r\n",
+    ],
+    ids=["cut", "coding", "name"],
+)
+def test_a_response_that_cannot_be_read_is_not_quoted(gate, origins, response):
+    """Its page and its event say what is wrong, but not with the server's words: the value may be among them."""
+    value, placeholder = b"pa\\ss'wo\"rd-0123456789", "aPlaceholderForThePassword"
+
+    def answer(connection, asked):
+        assert value in asked
+        connection.sendall(response % value)
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
+    made = site(gate, origin)
+    password = secret("login", "good.example", origin.port, Slot(SlotKind.HEADER, "authorization"))
+    injector = SecretInjector([SecretValue(password, value, placeholder)])
+    gate.loop.run(lambda: gate.sandbox.set_secrets(injector))
+    page = made.ask(head("GET /", f"Authorization: Bearer {placeholder}"))
+    assert page.startswith(b"HTTP/1.1 502 ")
+    wait_for(lambda: gate.events("request.completed"))
+    assert not [text for text in (page, json.dumps(gate.events()).encode()) if b"0123456789" in text]

@@ -1,0 +1,266 @@
+"""What a hostile task tries with its placeholders: another server, another reading, a signature of something else.
+
+Of each: no server got a value, or a byte with the placeholder in it, and nobody was told one. More single cases of
+"where it doesn't belong": test_secret_injection, test_request_signing.
+"""
+
+import base64
+import json
+
+import h2.config
+import h2.connection
+import pytest
+
+from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
+from rules.names import HostName
+from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from tests.lab.aws import Keys, presigned, service_of, signed
+from tests.proxy.inspection.clients import curl, rest, wait_for
+from tests.proxy.inspection.inspection_lab import Site, site
+
+REAL, FAKE = b"sk-real/Value+0123456789=abcdef", b"sk-fakePlaceholder0123456789abc"
+OTHER, NOT_OTHER = b"hunter2-hunter2", b"0PlaceholderOfAnotherSecret0123456789abc"
+AWS = Keys("AKIAREALREALREAL0001", "real/Secret+Key0123456789abcdefghijklmno")
+SHOWN = FAKE.decode()
+BEARER = f"Authorization: Bearer {SHOWN}"
+VALUES = (REAL, OTHER, AWS.key.encode(), AWS.ident.encode(), base64.b64encode(b"me:" + REAL))
+
+
+def secret(ident, host, port, *slots):
+    return Secret(ident, Source(SourceKind.ENV, ("X",)), ident.upper(), ((HostName(host), port),), slots)
+
+
+class Two:
+    """`good.example`, whose the secrets are, and `other.example`, where another one belongs; both are let out."""
+
+    def __init__(self, gate, good, other, *, tls=True):
+        self.gate, self.good, self.other = gate, good, other
+        gate.name(good_example="127.0.0.1", other_example="127.0.0.1")
+        kind = "tls" if tls else "http"
+        gate.rules(
+            f"[{{id: a, to: [good.example, other.example], resolves_to: [127.0.0.0/8],"
+            f" ports: [{good.port}/{kind}, {other.port}/{kind}], http: {{websocket: true}}, action: allow}},"
+            f" {{id: b, to: [good.example, other.example], resolves_to: [127.0.0.0/8],"
+            f" ports: [{good.port}/{kind}, {other.port}/{kind}], action: allow}}]"
+        )
+        header, form = Slot(SlotKind.HEADER, "authorization"), Slot(SlotKind.FORM, "client_secret")
+        held = make_aws_keys(
+            secret("aws", "good.example", good.port, Slot(SlotKind.AWS)), (AWS.ident.encode(), AWS.key.encode())
+        )
+        broker = SecretInjector(
+            [
+                SecretValue(secret("key", "good.example", good.port, header, form, Slot(SlotKind.BASIC)), REAL, SHOWN),
+                SecretValue(secret("other", "other.example", other.port, header), OTHER, NOT_OTHER.decode()),
+                held,
+            ]
+        )
+        gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
+        found = broker.placeholders
+        self.keys = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"])
+        self.sites = [
+            Site(gate, name, origin.port, gate.door(name, origin.port, tls=tls), tls)
+            for name, origin in (("good.example", good), ("other.example", other))
+        ]
+        self.asked = self.sites[0]
+
+    def nothing_left(self, *answers):
+        told = json.dumps(self.gate.events()).encode()
+        sent = repr([*self.good.requests, *self.other.requests]).encode()
+        for value in VALUES:
+            assert all(value not in text for text in (told, sent, *answers))
+        for placeholder in (FAKE, NOT_OTHER, self.keys.ident.encode(), self.keys.key.encode()):
+            assert placeholder not in sent
+
+
+@pytest.fixture
+def two(gate, origins):
+    return Two(gate, origins.web("good.example"), origins.web("other.example"))
+
+
+def test_a_redirect_takes_a_placeholder_nowhere(gate, origins):
+    """Whatever a client sends on: curl is told to trust every host it is sent to."""
+
+    def redirect(connection, _head):
+        to = b"https://other.example:%d/echo" % other.port
+        connection.sendall(
+            b"HTTP/1.1 307 Temporary Redirect\r\nLocation: %b\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % to
+        )
+
+    other = origins.web("other.example")
+    good = origins.script(redirect, "good.example", tls=True, alpn=["http/1.1"])
+    two = Two(gate, good, other)
+    ways = [w for s in two.sites for w in ("--connect-to", f"{s.host}:127.0.0.1:{s.door}")]
+    status, said, _ = curl(
+        "--cacert", gate.bundle, *ways, "-L", "--location-trusted", "-H", BEARER, f"https://{two.asked.host}/a"
+    )
+    assert (status, json.loads(said)["reason"]) == (0, "secret_misuse")
+    assert REAL in good.requests[0]  # it was in its place, where it belongs
+    assert other.connections == 0
+    assert [each["destination"]["name"] for each in gate.events("tampering.detected")] == ["other.example"]
+
+
+def asks(*lines):
+    return "\n".join([*lines, "Connection: close", "", ""])
+
+
+# what is sent to `good.example`, and why it is refused
+TRICKS = {
+    "a tunnel": (asks("CONNECT other.example:443 HTTP/1.1", "Host: other.example:443", BEARER), "protocol_mismatch"),
+    "another Host": (asks("GET / HTTP/1.1", "Host: other.example", BEARER), "name_mismatch"),
+    "another port in Host": (asks("GET / HTTP/1.1", "Host: good.example:1", BEARER), "name_mismatch"),
+    "another URL": (asks("GET https://other.example/ HTTP/1.1", "Host: other.example", BEARER), "name_mismatch"),
+    "an URL unlike Host": (asks("GET https://other.example/ HTTP/1.1", "Host: HOST", BEARER), "ambiguous_request"),
+    "an URL without TLS": (asks("GET http://HOST/ HTTP/1.1", "Host: HOST", BEARER), "ambiguous_request"),
+    "two Hosts": (asks("GET / HTTP/1.1", "Host: HOST", "Host: other.example", BEARER), "ambiguous_request"),
+    "a user before the host": (asks("GET / HTTP/1.1", f"Host: {SHOWN}@HOST", BEARER), "ambiguous_request"),
+    "a user in the URL": (asks(f"GET https://me:{SHOWN}@HOST/ HTTP/1.1", "Host: HOST"), "ambiguous_request"),
+    "a folded line": (asks("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer\n {SHOWN}"), "ambiguous_request"),
+    "folded in the middle": (
+        asks("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer {SHOWN[:9]}\n {SHOWN[9:]}"), "ambiguous_request",
+    ),
+    "twice": (asks("GET / HTTP/1.1", "Host: HOST", BEARER, BEARER), "secret_misuse"),
+    "with another": (asks("GET / HTTP/1.1", "Host: HOST", BEARER, "authorization: Bearer a"), "secret_misuse"),
+    "as two values": (asks("GET / HTTP/1.1", "Host: HOST", f"{BEARER}, Bearer a"), "secret_misuse"),
+    "another secret's": (asks("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer {NOT_OTHER.decode()}"), "secret_misuse"),
+    "where a proxy would read it": (asks("GET / HTTP/1.1", "Host: HOST", f"Proxy-Authorization: Bearer {SHOWN}"), "secret_misuse"),
+    "as a WebSocket's protocol": (
+        asks(
+            "GET /echo HTTP/1.1", "Host: HOST", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", f"Sec-WebSocket-Protocol: realtime, key.{SHOWN}",
+        ).replace("Connection: close", "Connection: upgrade"),
+        "secret_misuse",
+    ),
+    "as a referrer": (asks("GET / HTTP/1.1", "Host: HOST", f"Referer: https://x.example/?{SHOWN}"), "secret_misuse"),
+    "for a server to fetch": (
+        asks(f"GET /proxy?url=https%3A%2F%2Fother.example%2F%3Fkey%3D{SHOWN} HTTP/1.1", "Host: HOST"), "secret_misuse",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "reason"), TRICKS.values(), ids=TRICKS)
+def test_no_spelling_of_a_request_takes_it_elsewhere(two, said, reason):
+    answer = two.asked.ask(said)
+    assert answer.split(b" ")[1].startswith(b"4"), answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
+    assert (two.good.requests, two.other.requests) == ([], [])
+    two.nothing_left(answer)
+
+
+@pytest.mark.parametrize("authority", ["other.example", "good.example:1", f"{SHOWN}.good.example"])
+def test_no_authority_takes_it_elsewhere(two, authority):
+    """HTTP/2's, which clients may coalesce."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    client.initiate_connection()
+    usual = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", "/echo")]
+    client.send_headers(1, [*usual, ("authorization", f"Bearer {SHOWN}")], end_stream=True)
+    with two.asked.connect(["h2"]) as connection:
+        connection.sendall(client.data_to_send())
+        wait_for(two.gate.decided)
+    assert [each[2] for each in two.gate.decided()] == ["blocked"]
+    assert (two.good.connections, two.other.connections) == (0, 0)
+    two.nothing_left()
+
+
+def test_a_websocket_to_another_host_has_no_placeholder(two):
+    ask = [
+        "GET /echo HTTP/1.1", "Host: HOST", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", BEARER,
+    ]  # fmt: skip
+    answer = two.sites[1].ask(asks(*ask).replace("Connection: close", "Connection: upgrade"))
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
+    assert two.other.connections == 0
+
+
+def every_way(two, host, method="POST"):
+    """Each way that a value could leave by: in a header, as a password, in a form, as a signature, in a signed URL."""
+    form = b"client_secret=" + FAKE
+    kind = "Content-Type: application/x-www-form-urlencoded"
+    basic = base64.b64encode(b"me:" + FAKE).decode()
+    header = signed(two.keys, host, method, "/echo", body=b"")
+    lines = [f"{name}: {value}" for name, value in header.items() if name != "host"]
+    return {
+        "header": (asks("GET /echo HTTP/1.1", "Host: HOST", BEARER), b""),
+        "basic": (asks("GET /echo HTTP/1.1", "Host: HOST", f"Authorization: Basic {basic}"), b""),
+        "form": (asks("POST /echo HTTP/1.1", "Host: HOST", kind, f"Content-Length: {len(form)}"), form),
+        "signature": (asks(f"{method} /echo HTTP/1.1", "Host: HOST", "Content-Length: 0", *lines), b""),
+        "signed URL": (asks(f"GET {presigned(two.keys, host, 'GET', '/echo')} HTTP/1.1", "Host: HOST"), b""),
+    }
+
+
+@pytest.mark.parametrize("kind", ["expired", "self-signed", "wrong-name"])
+def test_a_server_that_doesn_t_prove_its_name_gets_none(gate, origins, kind):
+    two = Two(gate, origins.web("good.example", kind=kind), origins.web("other.example"))
+    for name, (said, body) in every_way(two, two.asked.host).items():
+        answer = two.asked.ask(said, body)
+        assert answer.startswith(b"HTTP/1.1 502"), name
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted", name
+        two.nothing_left(answer)
+    assert two.good.requests == []
+
+
+def test_without_tls_none_leaves(gate, origins):
+    two = Two(gate, origins.web("good.example", tls=False), origins.web("other.example", tls=False), tls=False)
+    for name, (said, body) in every_way(two, two.asked.host).items():
+        answer = two.asked.ask(said, body)
+        assert b"secret_misuse" in answer, name
+        two.nothing_left(answer)
+
+
+def test_at_another_port_of_its_host_none_leaves(gate, origins):
+    two = Two(gate, origins.web("good.example"), origins.web("good.example"))
+    place = Site(gate, "good.example", two.other.port, gate.door("good.example", two.other.port), tls=True)
+    for name, (said, body) in every_way(two, place.host).items():
+        answer = place.ask(said, body)
+        assert b"secret_misuse" in answer, name
+        two.nothing_left(answer)
+
+
+def test_at_another_secrets_host_none_leaves(two):
+    for name, (said, body) in every_way(two, two.sites[1].host).items():
+        answer = two.sites[1].ask(said, body)
+        assert b"secret_misuse" in answer, name
+        two.nothing_left(answer)
+
+
+def test_a_signature_that_was_seen_is_worth_nothing_without_the_gate_and_is_decided_again_with_it(gate, origins):
+    """What the task has is signed with a placeholder; sent once more it is one more request, told and counted."""
+    verdicts = []
+    good = origins.script(service_of(AWS, verdicts), "good.example", tls=True, alpn=["http/1.1"])
+    two = Two(gate, good, origins.web("other.example"))
+    said, _ = every_way(two, two.asked.host)["signature"]
+    for _ in range(2):
+        assert two.asked.ask(said).startswith(b"HTTP/1.1 200")
+    assert verdicts == ["ok", "ok"]
+    assert len(gate.events("request.decided")) == 2
+    stolen = said.replace("HOST", two.asked.host).replace("\n", "\r\n").encode()
+    with origins_own(origins, good) as connection:
+        connection.sendall(stolen)
+        assert rest(connection).startswith(b"HTTP/1.1 403")
+    assert verdicts[2:] == ["InvalidAccessKeyId"]
+
+
+def origins_own(origins, origin):
+    """Connect to an origin past the gate."""
+    import socket
+    import ssl
+
+    context = ssl.create_default_context(cadata=origins.authority.pem().decode())
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", origin.port), 10), server_hostname="good.example")
+
+
+def test_what_follows_a_held_body_is_decided_by_itself(gate, origins):
+    """On the connection of a form that was read and filled in, the next request gets nothing of it."""
+    origin = origins.web("good.example", alpn=["http/1.1"])
+    made = site(gate, origin)
+    client = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)
+    gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([client])))
+    form = b"client_secret=" + FAKE
+    one = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
+    two = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"
+    with made.connect() as connection:
+        connection.sendall(one.encode() + form + two.encode() + form)
+        answer = rest(connection)
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert b"secret_misuse" in answer
+    wait_for(lambda: len(gate.events("request.completed")) == 2)
+    assert [each["outcome"] for each in gate.events("request.completed")] == ["passed", "blocked"]

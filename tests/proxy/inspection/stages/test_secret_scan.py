@@ -1,0 +1,495 @@
+"""Secret scanning: heads and bodies of requests, findings that are flagged or blocked, and failures of the scan."""
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import re
+import struct
+
+import pytest
+
+from proxy.dlp.body_scan import LOOKED_AT
+from tests.proxy.inspection.clients import rest, until, wait_for
+from tests.proxy.inspection.stages.secret_scan_lab import (
+    AWS,
+    FILLER,
+    JWT,
+    VALUE,
+    head,
+    http2,
+    never_told,
+    place,
+    post,
+    recording,
+)
+from tests.proxy.leaky import KINDS, TOKEN, some
+
+HEADS = {
+    "the path": (head(f"GET /a/{TOKEN}"), "github-token in the URL"),
+    "the query": (head(f"GET /a?note={TOKEN}"), "github-token in the URL"),
+    "the query, escaped": (head("GET /a?note=" + "".join(f"%{byte:02X}" for byte in TOKEN.encode())), "github-token in the URL"),
+    "the method": (head(f"{TOKEN} /a"), "github-token in the method"),
+    "a header": (head("GET /a", f"X-Note: {TOKEN}"), "github-token in the header `X-Note`"),
+    "a referer": (head("GET /a", f"Referer: https://x.example/?q={TOKEN}"), "github-token in the header `Referer`"),
+    "a header's name": (head("GET /a", f"X-{TOKEN}: a"), "github-token in the name of a header"),
+    "the value of a secret in its usual place": (head("GET /a", f"Authorization: Bearer {VALUE.decode()}"), "the value of the secret `key` in the head"),
+    "in basic authentication": (head("GET /a", f"Authorization: Basic {base64.b64encode(b'me:' + VALUE).decode()}"), "the value of the secret `key` in the head"),
+    "in the path": (head(f"GET /{VALUE.hex()}"), "the value of the secret `key` in the head"),
+    "in a cookie": (head("GET /a", f"Cookie: a={VALUE.decode()}"), "the value of the secret `key` in the head"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
+def test_a_head_is_told_of_and_goes_out(gate, origins, request_head, detail):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    answer = place(gate, origin).ask(request_head)  # `flag` where nothing is said
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(origin.requests) == 1
+    (decided,), (leak,) = gate.events("request.decided"), gate.events("secret.detected")
+    assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("allow", "passed", "rule")
+    assert (leak["verdict"], leak["outcome"], leak["reason"], leak["rules"]) == ("flag", "passed", "leak", ["t:a"])
+    assert (leak["cause"], leak["destination"]["name"]) == (decided["id"], "good.example")
+    assert leak["detail"] == detail
+    wait_for(lambda: gate.events("request.completed"))
+    never_told(gate, answer)
+
+
+@pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
+def test_a_head_that_is_blocked_goes_nowhere(gate, origins, request_head, detail):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    answer = place(gate, origin, "block").ask(request_head)
+    assert answer.startswith(b"HTTP/1.1 403")
+    said = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert said["reason"] == "leak"
+    assert (origin.requests, origin.connections) == ([], 0)
+    (decided,), (leak,) = gate.events("request.decided"), gate.events("secret.detected")
+    assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("deny", "blocked", "leak")
+    assert (leak["verdict"], leak["outcome"], leak["detail"]) == ("deny", "blocked", detail)
+    assert leak["cause"] == decided["id"]
+    never_told(gate, answer)
+
+
+PROXY_PASSWORD = some(20).encode()
+FROM_THE_PROXY = {
+    "as it is": head("GET /a", f"X-Note: {PROXY_PASSWORD.decode()}"),
+    "as a proxy is told it": head("GET /a", f"Proxy-Authorization: Basic {base64.b64encode(b'me:' + PROXY_PASSWORD).decode()}"),
+    "in the query": head(f"GET /a?p={PROXY_PASSWORD.hex()}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("request_head", FROM_THE_PROXY.values(), ids=FROM_THE_PROXY)
+def test_the_password_for_the_upstream_proxy_goes_nowhere_else(gate, origins, request_head):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin, "block", secrets=False)
+    gate.loop.run(lambda: gate.sandbox.set_secrets(None, PROXY_PASSWORD))
+    assert made.ask(request_head).startswith(b"HTTP/1.1 403")
+    [leak] = gate.events("secret.detected")
+    assert leak["detail"] == "the password for the upstream proxy in the head"
+    assert origin.requests == []
+    assert PROXY_PASSWORD.decode() not in json.dumps(gate.events())
+
+
+def test_a_password_that_is_found_everywhere_is_not_looked_for(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin, "block", secrets=False)
+    gate.loop.run(lambda: gate.sandbox.set_secrets(None, b"example"))
+    assert made.ask(head("GET /example")).startswith(b"HTTP/1.1 200")
+
+
+USUAL = {
+    "authorization": head("GET /a", f"Authorization: Bearer {TOKEN}"),
+    "a cookie": head("GET /a", f"Cookie: session={JWT}"),
+    "a key's header": head("GET /a", f"X-Api-Key: {TOKEN}"),
+    "a token's header": head("GET /a", f"X-Vault-Token: {TOKEN}"),
+    "a token's parameter": head(f"GET /a?access_token={TOKEN}"),
+    "a signed URL": head(f"GET /a?X-Amz-Credential={AWS}%2F20270101%2Feu%2Fs3&X-Amz-Signature=abc"),
+    "a key for a WebSocket": head("GET /a", f"Sec-WebSocket-Protocol: realtime, key.{TOKEN}"),
+    "a placeholder": head("GET /a", "X-Request-Id: 1"),
+}
+
+
+@pytest.mark.parametrize("request_head", USUAL.values(), ids=USUAL)
+def test_a_credential_in_its_usual_place_is_no_leak(gate, origins, request_head):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    assert place(gate, origin, "block").ask(request_head).startswith(b"HTTP/1.1 200")
+    assert gate.events("secret.detected") == []
+
+
+def test_off_is_off(gate, origins):
+    got = []
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    size = len(TOKEN)
+    answer = place(gate, origin, "off").ask(head(f"POST /{TOKEN}", f"Content-Length: {size}"), TOKEN.encode())
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert got == [TOKEN.encode()]
+    assert gate.events("secret.detected") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        (f"/a/{TOKEN}/b", "/a/***/b"),
+        (f"/a?x={TOKEN}", "/a"),
+        (f"/a/{TOKEN}/{TOKEN}.txt?y={TOKEN}", "/a/***/***.txt"),
+        ("/a/" + "".join(f"%{byte:02X}" for byte in TOKEN.encode()), "/***"),
+        (f"/a/{VALUE.hex()}", "/***"),
+    ],
+)
+def test_a_path_is_told_without_the_secret(gate, origins, path, told):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    place(gate, origin).ask(head(f"GET {path}"))
+    wait_for(lambda: gate.events("request.completed"))
+    for kind in ("request.decided", "request.completed", "secret.detected"):
+        assert [event["http"]["path"] for event in gate.events(kind)] == [told]
+
+
+def test_the_strictest_of_the_rules_that_match_counts(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin, "off")
+    port = f"{origin.port}/tls"
+    rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}], action: allow"
+    gate.rules(f"[{{id: a, {rule}, scan: off}}, {{id: b, {rule}, http: {{methods: [PUT]}}, scan: block}}]")
+    assert made.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 200")
+    assert made.ask(head(f"PUT /{TOKEN}", "Content-Length: 0")).startswith(b"HTTP/1.1 403")
+
+
+def test_what_is_only_audited_is_looked_at_too(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], scan: block, action: allow}}"
+    gate.rules(f"[{rule}]", "settings: {mode: audit}")
+    assert made.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 403")  # a rule says block, and it acts
+
+
+def test_a_denied_request_is_not_looked_at(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    place(gate, origin, http="{methods: [PUT]}").ask(head(f"GET /{TOKEN}"))
+    assert gate.decided()[0][2:] == ("blocked", "no_rule")
+    assert gate.events("secret.detected") == []
+
+
+@pytest.mark.parametrize("scan", ["flag", "block"])
+def test_http2_is_read_the_same(gate, origins, scan):
+    origin = origins.web("good.example")
+    made = place(gate, origin, scan)
+    secret = TOKEN.encode()
+    with made.connect(["h2"]) as connection:
+        status, body = http2(connection, made.host, FILLER[:9000], secret[:7], secret[7:], FILLER[:9000])
+    wait_for(lambda: gate.events("secret.detected"))
+    assert gate.events("secret.detected")[0]["detail"] == "github-token in the body"
+    assert status == (b"200" if scan == "flag" else b"403")
+    never_told(gate, body)
+
+
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
+SWITCH = f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
+
+
+def frame(text):
+    mask = os.urandom(4)
+    size = struct.pack(">BBH", 0x81, 0x80 | 126, len(text))
+    return size + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(text))
+
+
+def chat(got):
+    def answer(connection, _head):
+        connection.sendall(SWITCH.encode())
+        while data := connection.recv(65536):
+            got.append(data)
+            connection.sendall(b"\x81\x02ok")
+
+    return answer
+
+
+@pytest.mark.parametrize("scan", ["flag", "block"])
+def test_a_websocket_s_messages_are_looked_at(gate, origins, scan):
+    got = []
+    origin = origins.script(chat(got), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin, scan, http="{methods: [GET], websocket: true}")
+    with made.connect() as connection:
+        lines = head("GET /chat", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Extensions: permessage-deflate")  # fmt: skip
+        lines = lines.replace("Connection: close", "Connection: Upgrade").replace("HOST", made.host)
+        connection.sendall(lines.replace("\n", "\r\n").encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
+        innocent, leak = frame(b"hello"), frame(b"look: " + TOKEN.encode())
+        connection.sendall(innocent)
+        assert connection.recv(100) == b"\x81\x02ok"
+        connection.sendall(leak)
+        answer = connection.recv(200)
+        if scan == "block":
+            assert answer[:4] == b"\x88" + answer[1:2] + b"\x03\xf0"  # 1008
+        else:
+            assert answer == b"\x81\x02ok"
+            connection.sendall(innocent)
+            assert connection.recv(100) == b"\x81\x02ok"
+        wait_for(lambda: gate.events("secret.detected"))  # told while it is open
+    assert gate.events("secret.detected")[0]["detail"] == "github-token in the body"
+    assert (leak in b"".join(got)) is (scan == "flag")
+    assert (b"permessage-deflate" in origin.requests[0]) is (scan == "flag")
+
+
+NOTE = "postgres://me:" + some(8) + "+" + some(8) + "@db.example/a"
+BY_CURL = {
+    "a form": (["--data-urlencode", f"note={NOTE}"], "url-password in the body"),
+    "a query": (["-G", "--data-urlencode", f"note={NOTE}"], "url-password in the URL"),
+}
+
+
+@pytest.mark.parametrize(("words", "detail"), BY_CURL.values(), ids=BY_CURL)
+def test_what_curl_encodes_is_found_and_blocked(gate, origins, words, detail):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    place(gate, origin, "block").curl("/a", *words)
+    assert [leak["detail"] for leak in gate.events("secret.detected")] == [detail]
+    assert gate.events("secret.detected")[0]["outcome"] == "blocked"
+
+
+@pytest.mark.parametrize("more", ["", "x" * 8000])
+@pytest.mark.parametrize(
+    ("named", "status"), [("", b"403"), (", {id: n, to: good.example, action: flag}", b"200")], ids=["unnamed", "named"]
+)
+def test_strict_blocks_a_token_in_its_place_where_nothing_names_the_host(gate, origins, named, status, more):
+    """Also in a long head, which is looked through before it is decided on."""
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    gate.rules(
+        f'[{{id: a, to: "*", resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: flag, scan: strict}}{named}]'
+    )
+    answer = made.ask(head("GET /a", f"Authorization: Bearer {TOKEN}", f"X-More: {more}"))
+    assert answer.split()[1] == status
+    found = ["github-token in the header `Authorization`"] if status == b"403" else []
+    assert [leak["detail"] for leak in gate.events("secret.detected")] == found
+
+
+# --- bodies ---
+
+
+def chunked(*pieces):
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+SECRETS = {
+    "a token": (TOKEN.encode(), "github-token"),
+    "a private key": (KINDS[0][1].encode(), "private-key"),
+    "a value": (VALUE, "the value of the secret `key`"),
+    "a value in base64": (base64.b64encode(b"ab" + VALUE), "the value of the secret `key`"),
+    "a value in hexadecimal": (VALUE.hex().upper().encode(), "the value of the secret `key`"),
+    "a value in percent signs": (b"".join(b"%%%02x" % byte for byte in VALUE), "the value of the secret `key`"),
+}
+SHAPES = {
+    "alone": lambda secret: [secret],
+    "at the end": lambda secret: [FILLER + secret],
+    "in the middle": lambda secret: [FILLER + secret + b"\n" + FILLER],
+    "over two pieces": lambda secret: [FILLER + secret[:11], secret[11:] + b"\n" + FILLER],
+    "byte by byte": lambda secret: [secret[at : at + 1] for at in range(len(secret))],
+}
+
+
+TOGETHER = [("a token", shape) for shape in SHAPES] + [(secret, "over two pieces") for secret in SECRETS]
+
+
+@pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
+def test_of_a_body_that_is_blocked_nothing_of_the_secret_leaves(gate, origins, secret, shape):
+    got, (secret, name) = [], SECRETS[secret]
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    pieces = SHAPES[shape](secret)
+    body = b"".join(pieces)
+    answer = post(place(gate, origin, "block"), body, pieces=pieces)
+    wait_for(lambda: gate.events("request.completed"))
+    assert answer.startswith((b"HTTP/1.1 403", b""))
+    (leak,), (completed,) = gate.events("secret.detected"), gate.events("request.completed")
+    assert (leak["verdict"], leak["outcome"]) == ("deny", "blocked")
+    assert leak["detail"].startswith(name)
+    assert leak["detail"].endswith("in the body")
+    assert (completed["outcome"], completed["reason"]) == ("blocked", "leak")
+    before = body.index(secret)
+    assert all(body.startswith(each) and len(each) <= before for each in got)
+    never_told(gate, answer)
+
+
+@pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
+def test_a_body_that_is_told_of_passes_as_it_is(gate, origins, secret, shape):
+    got, (secret, name) = [], SECRETS[secret]
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    pieces = SHAPES[shape](secret)
+    answer = post(place(gate, origin), b"".join(pieces), pieces=pieces)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert got == [b"".join(pieces)]
+    wait_for(lambda: gate.events("secret.detected"))
+    details = [leak["detail"] for leak in gate.events("secret.detected")]
+    assert any(detail.startswith(name) for detail in details)
+    wait_for(lambda: gate.events("request.completed"))
+    assert gate.events("request.completed")[0]["outcome"] == "passed"
+    assert re.search(r"allowed 1 request, .*; flagged \d leaks? \(good.example\)", gate.recorder.summary().describe())
+    never_told(gate, answer)
+
+
+def test_a_small_body_that_is_blocked_gets_a_page(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    answer = post(place(gate, origin, "block"), b"x=" + TOKEN.encode())
+    assert answer.startswith(b"HTTP/1.1 403")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "leak"
+    assert "blocked 1 request (good.example)" in gate.recorder.summary().describe()
+    assert "flagged" not in gate.recorder.summary().describe()
+
+
+@pytest.mark.parametrize("at", [1, 4, 20, 39])
+def test_chunks_may_cut_a_secret_anywhere(gate, origins, at):
+    got = []
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    secret = TOKEN.encode()
+    body = chunked(b"note: ", secret[:at], secret[at:], b" end")
+    answer = post(place(gate, origin, "block"), body, "Transfer-Encoding: chunked")
+    assert b'"leak"' in answer
+    assert b"".join(got) == b""
+
+
+def test_a_packed_body_is_looked_into(gate, origins):
+    got = []
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    packed = gzip.compress(os.urandom(3000).hex().encode() + TOKEN.encode())
+    made = place(gate, origin, "block")
+    answer = post(made, packed, f"Content-Length: {len(packed)}", "Content-Encoding: gzip")
+    assert b'"leak"' in answer
+    assert got in ([], [b""])
+    for packing in ("Content-Encoding: br", "Grpc-Encoding: gzip", "Connect-Content-Encoding: zstd"):
+        answer = post(made, b"abcd", "Content-Length: 4", packing)
+        assert b"nobody can look into the body" in answer
+    answer = post(made, b"abcd", "Content-Length: 4", "Grpc-Encoding: identity")
+    assert answer.startswith(b"HTTP/1.1 200")
+    got.clear()
+    parts = (
+        b"--x\r\nContent-Transfer-Encoding: base64\r\n\r\n" + base64.b64encode(b"note " + TOKEN.encode()) + b"\r\n--x--"
+    )
+    answer = post(made, parts, f"Content-Length: {len(parts)}", "Content-Type: multipart/related; boundary=x")
+    assert b'"leak"' in answer
+    assert all(not each for each in got)
+
+
+def test_what_is_beyond_is_missed_under_flag_and_not_under_block(gate, origins):
+    body = b"0123456789abcde\n" * (LOOKED_AT // 16 + 512) + TOKEN.encode()
+    got = []
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    assert post(place(gate, origin, secrets=False), body).startswith(b"HTTP/1.1 200")
+    assert gate.events("secret.detected") == []
+    post(place(gate, origin, "block", secrets=False), body)
+    wait_for(lambda: gate.events("secret.detected"))
+    assert got[0] == body
+    assert all(TOKEN.encode()[:8] not in each for each in got[1:])
+
+
+def test_a_secret_shared_between_two_requests(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin, "block")
+    half = len(VALUE) // 2
+    assert made.ask(head(f"GET /{VALUE[:half].decode()}")).startswith(b"HTTP/1.1 200")
+    assert made.ask(head("GET /innocent")).startswith(b"HTTP/1.1 200")
+    for _ in range(2):
+        answer = post(made, VALUE[half:])
+        assert b'"leak"' in answer
+    assert {leak["detail"] for leak in gate.events("secret.detected")} == {
+        "most of the value of the secret `key`, in one request or in several in the body"
+    }
+    assert VALUE[half:].decode() not in repr(origin.requests)
+    assert [event["http"]["path"] for event in gate.events("request.decided")] == ["/***", "/innocent", "/a", "/a"]
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_large_clean_upload_passes_whole_under_block(gate, origins, version):
+    origin = origins.web("good.example")
+    made = place(gate, origin, "block")
+    body = gate.directory / "body"
+    body.write_bytes(os.urandom(700_000).hex().encode())  # more than any window of HTTP/2
+    status, out, err = made.curl("/upload", version, "-X", "POST", "-T", body)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["sha256"] == hashlib.sha256(body.read_bytes()).hexdigest()
+    assert gate.events("secret.detected") == []
+
+
+@pytest.mark.parametrize("scan", ["flag", "block"])
+def test_trailers_are_looked_at(gate, origins, scan):
+    origin = origins.web("good.example")
+    made = place(gate, origin, scan)
+    with made.connect(["h2"]) as connection:
+        status, _ = http2(connection, made.host, b"abc", trailers=[("x-note", TOKEN)])
+    wait_for(lambda: gate.events("secret.detected"))
+    assert status == (b"200" if scan == "flag" else b"403")
+
+
+# --- failures and reloads ---
+
+
+# --- what goes wrong ---
+
+
+def raising(*_arguments, **_named):
+    raise ValueError(f"this must be shown to nobody: {TOKEN}")
+
+
+WRONG = ["proxy.dlp.head_scan.candidates", "proxy.dlp.body_scan.candidates", "proxy.secrets.detection._ways"]
+
+
+@pytest.mark.parametrize("part", WRONG)
+def test_where_looking_fails_a_block_blocks(gate, origins, monkeypatch, part):
+    monkeypatch.setattr(part, raising)
+    got = []
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    try:
+        answer = post(place(gate, origin, "block"), FILLER)
+    except ConnectionError:
+        answer = b""
+    assert not answer.startswith(b"HTTP/1.1 200")
+    wait_for(lambda: gate.events("gate.error"))
+    assert all(not each for each in got)
+    (fault,) = gate.events("gate.error")
+    assert (fault["fault"]["where"], fault["fault"]["detail"]) == (
+        "inspection", "RuntimeError: leaving bytes could not be looked at: ValueError",
+    )  # fmt: skip
+    never_told(gate, answer)
+
+
+@pytest.mark.parametrize("part", WRONG)
+def test_where_looking_fails_a_flag_lets_out_and_counts(gate, origins, monkeypatch, part):
+    monkeypatch.setattr(part, raising)
+    got = []
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    answer = post(place(gate, origin), FILLER)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert got == [FILLER]
+    (fault,) = gate.events("gate.error")
+    assert fault["fault"]["detail"] == "leaving bytes could not be looked at: ValueError"
+    never_told(gate, answer)
+
+
+def test_what_breaks_off_is_looked_at_as_far_as_it_has_left(gate, origins):
+    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    connection = made.connect()
+    ask = head("POST /a", "Content-Length: 100000")
+    connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode() + TOKEN.encode())
+    wait_for(lambda: origin.requests)
+    connection.close()
+    wait_for(lambda: gate.events("request.completed"))
+    assert [leak["detail"] for leak in gate.events("secret.detected")] == ["github-token in the body"]
+
+
+def test_other_rules_tighten_what_is_under_way(gate, origins):
+    got = []
+    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    made = place(gate, origin)
+    with made.connect() as connection:
+        ask = head("POST /a", f"Content-Length: {len(TOKEN) + 5}")
+        connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode() + b"abcde")
+        wait_for(lambda: got and got[-1] == b"abcde")
+        gate.rules(
+            gate.directory.joinpath("rules.yaml")
+            .read_text()
+            .split("rules: ")[1]
+            .replace("action", "scan: block, action")
+        )
+        conversation = next(iter(gate.inspection._engine._connections.values()))
+        gate.loop.run(lambda: conversation.review(conversation._handover.decision))
+        connection.sendall(TOKEN.encode())
+        assert b'"leak"' in rest(connection)
+    assert got == [b"abcde"]

@@ -1,0 +1,598 @@
+"""One inspected connection: timeouts, flow control, protocols that are not HTTP, and refused connections."""
+
+import asyncio
+import contextlib
+import http.client
+import imaplib
+import json
+import math
+import os
+import socket
+import ssl
+import threading
+import time
+from ipaddress import ip_address
+from types import SimpleNamespace
+
+import pytest
+
+from proxy.inspection import connection as inspected
+from proxy.inspection.connection_ends import ClientEnd, MemoryQuota
+from proxy.inspection.http1 import FrontHttp1, State
+from proxy.inspection.router import HEADS_AT_ONCE, HttpRouter
+from proxy.inspection.session import Session
+from proxy.request.messages import WebOrigin
+from rules.decision import Decision
+from rules.explain.reasons import REASONS
+from rules.names import HostName
+from rules.verdicts import Outcome, Reason, Verdict
+from tests.proxy.inspection.clients import MIB, Client, resident, rest, send_until, until, wait_for
+from tests.proxy.inspection.inspection_lab import WEB, site
+
+
+def test_a_flood_of_pipelined_refusals_takes_no_memory(gate, origins):
+    """It asks and doesn't read the answers: then it isn't read either."""
+    place = site(gate, origins.web("good.example", tls=False), tls=False, http="{methods: [PUT]}")
+    one = f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    before = resident()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel takes megabytes of answers
+        connection.connect(("127.0.0.1", place.door))
+        connection.setblocking(False)
+        idle = time.monotonic()
+        sent = 0
+        while time.monotonic() - idle < 0.5 and sent < 20 * MIB:
+            try:
+                sent += connection.send(one * 200)
+                idle = time.monotonic()
+            except BlockingIOError:
+                time.sleep(0.01)
+        assert sent < 15 * MIB
+        assert resident() - before < 20 * MIB
+
+
+def test_a_client_that_doesn_t_read_stops_the_server(gate, origins):
+    sent = []
+
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        connection.settimeout(1.0)
+        try:
+            while True:
+                sent.append(connection.send(b"x" * 65536))
+        except TimeoutError:
+            sent.append("stopped")
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        wait_for(lambda: sent and sent[-1] == "stopped")
+        assert sum(sent[:-1]) < 30 * MIB
+
+
+def test_a_server_that_doesn_t_read_stops_the_client(gate, origins):
+    def answer(connection, head):
+        time.sleep(3)
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.settimeout(0.5)
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 1000000000\r\n\r\n".encode())
+        assert send_until(TimeoutError, connection, 100 * MIB) < 30 * MIB
+
+
+def test_server_sent_events_come_as_they_are_sent(gate, origins):
+    seen = threading.Semaphore(0)
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number in range(3):
+            connection.sendall(b"9\r\ndata: %d\n\n\r\n" % number)
+            assert seen.acquire(timeout=30)
+        connection.sendall(b"0\r\n\r\n")
+
+    place = site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]))
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    client.request("GET", "/events")
+    response = client.getresponse()
+    for number in range(3):  # the next one is sent when this one has come
+        assert response.read1(100) == b"data: %d\n\n" % number
+        seen.release()
+    assert response.read() == b""
+    client.close()
+
+
+@pytest.mark.usefixtures("often")
+def test_an_idle_connection_is_ended_and_told(gate, origins):
+    place = site(gate, origins.web("good.example", tls=False), tls=False, idle=0.2)
+    with place.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        rest(connection)
+    assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
+
+
+def test_what_is_under_way_is_ended_on_close(gate, origins):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"GET /slow/100/1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert connection.recv(10)
+        gate.loop.run(gate.inspection.close)
+        with pytest.raises(ConnectionResetError):
+            rest(connection)
+    assert len(gate.closed) == 1
+
+    def come_late():
+        with socket.create_connection(("127.0.0.1", place.door), 5) as late:  # the reset may be there before it
+            late.sendall(b"GET / HTTP/1.1\r\n")
+            rest(late)
+
+    with pytest.raises(ConnectionResetError):
+        come_late()
+    assert len(gate.wait_closed(2)) == 2
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+def test_a_slow_reader_gets_it_all(gate, origins, tls):
+    """What it didn't take at first goes out little by little, and more is fetched in time."""
+    size = 24 * MIB  # more than the kernel's buffers
+    place = site(gate, origins.web("good.example", tls=tls), tls=tls)
+    with place.connect() as connection:
+        connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        got = 0
+        while piece := connection.recv(65536):
+            got += len(piece)
+            time.sleep(0.0005)
+    assert got == size
+
+
+def test_a_slow_server_gets_it_all(gate, origins):
+    got = []
+
+    def answer(connection, head):
+        while sum(got) < 24 * MIB:
+            got.append(len(connection.recv(65536)))
+            time.sleep(0.0005)
+        connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {24 * MIB}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + bytes(24 * MIB))
+        assert rest(connection).startswith(b"HTTP/1.1 204")
+
+
+def test_many_pipelined_requests_take_many_turns(gate, origins, monkeypatch):
+    """They wait behind one that is slow, and are all there when it is answered: everybody else would wait for them."""
+    slow = threading.Event()
+
+    def answer(connection, _head):
+        assert slow.wait(timeout=30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    turns, told = [0], []
+
+    def another():
+        turns[0] += 1
+        if len(told) < 500:
+            asyncio.get_running_loop().call_soon(another)
+
+    rule = Session.rule
+
+    def ruled(self, request, **more):
+        if request.head.method == b"PATCH":
+            told.append(turns[0])
+        return rule(self, request, **more)
+
+    monkeypatch.setattr(Session, "rule", ruled)
+    place = site(gate, origins.script(answer), tls=False, http="{methods: [GET]}")
+    one = f"PATCH / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode() + one * 499)
+        last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        connection.sendall(last)
+        wait_for(gate.decided)
+        gate.loop.run(another)
+        slow.set()
+        answers = rest(connection)
+    assert answers.count(b"HTTP/1.1 403") == len(told) == 500
+    each = [told.count(turn) for turn in set(told)]
+    assert max(each) <= HEADS_AT_ONCE
+    assert len(gate.wait_closed()) == 1
+
+
+@pytest.mark.parametrize("slices", [None, 0.0], ids=["turns as they are", "a turn for each piece of work"])
+@pytest.mark.parametrize("answers", ["the gate", "the server"])
+def test_what_comes_behind_a_request_that_was_answered_early_is_never_decided(
+    gate, origins, monkeypatch, answers, slices
+):
+    """Where its body ends, the client's next request would begin; but the connection is to end with the answer."""
+    if slices is not None:
+        monkeypatch.setattr("proxy.inspection.connection.SLICE", slices)
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
+        time.sleep(0.2)
+        return True
+
+    origin = origins.script(answer)
+    allowed = "{methods: [GET, POST]}" if answers == "the server" else "{methods: [GET]}"
+    place = site(gate, origin, tls=False, http=allowed)
+    head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 10\r\n\r\n".encode()
+    behind = b"x" * 10 + f"GET /behind HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    said = b""
+    with place.connect() as connection:
+        if answers == "the gate":
+            connection.sendall(head + behind)
+        else:
+            connection.sendall(head)
+            said = until(connection, b"no")
+            connection.sendall(behind)
+        said += rest(connection)
+    gate.wait_closed()
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert [path for _, path, *_ in gate.decided()] == ["/upload"]
+    assert not [request for request in origin.requests if b"/behind" in request]
+
+
+def test_informational_responses_that_come_together_go_out_before_the_final_one(gate, origins):
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    read = threading.Event()
+
+    def answer(connection, _head):
+        connection.sendall(hint * 3)
+        assert read.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    place = site(gate, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+        said = until(connection, hint * 3)
+        read.set()
+        assert (said + rest(connection)).endswith(b"ok")
+
+
+def test_nothing_is_read_of_a_connection_that_is_being_closed():
+    codec = FrontHttp1(tls=False)
+    codec.receive(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok" + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert codec.next_event() is not None
+    codec.stop()
+    codec.receive(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert (codec.next_event(), codec.state) == (None, State.DONE)
+
+
+# --- slow clients and timeouts ---
+
+
+A_WHILE = 0.3  # seconds
+
+
+@pytest.fixture
+def hasty(gate, monkeypatch):
+    monkeypatch.setattr(inspected, "HEAD_TIMEOUT", A_WHILE)
+    return gate
+
+
+def drip(connection, data):
+    """Send a byte at a time until the end, or until nobody takes any more; returns how many."""
+    sent = 0
+    with contextlib.suppress(OSError):
+        for byte in data:
+            connection.sendall(bytes([byte]))
+            sent += 1
+            time.sleep(A_WHILE / 20)
+    return sent
+
+
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+DRIPS = {
+    "an HTTP/1 head": (("http/1.1",), b"GET / HTTP/1.1\r\nX: "),
+    "an HTTP/1 head behind another": (("http/1.1",), b"GET / HTTP/1.1\r\nHost: HOST\r\n\r\nGET / HTTP/1.1\r\nX: "),
+    "a frame of HTTP/2": (("h2",), HTTP2 + b"\0\x10\0\x01\x05\0\0\0\x01"),
+    "a block of fields in many frames": (
+        ("h2",),
+        HTTP2 + b"\0\0\x01\x01\x01\0\0\0\x01\x82" + b"\0\x10\0\x09\0\0\0\0\x01",
+    ),
+}
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("what", DRIPS)
+def test_what_can_t_be_decided_has_a_while_to_come(hasty, origins, what):
+    place = site(hasty, origins.web("good.example"))
+    alpn, begun = DRIPS[what]
+    with place.connect(alpn=alpn) as connection:
+        connection.sendall(begun.replace(b"HOST", place.host.encode()))
+        assert drip(connection, b"a" * 1000) < 1000
+    assert str(hasty.wait_closed()[0].reason) == "limit_exceeded"
+
+
+@pytest.mark.usefixtures("often")
+def test_a_handshake_has_a_while_to_come(hasty, origins):
+    place = site(hasty, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=hasty.ca.certificate_pem.decode())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname=place.name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with socket.create_connection(("127.0.0.1", place.door), 5) as connection:
+        connection.sendall(outgoing.read())
+        with contextlib.suppress(OSError):
+            while connection.recv(65536):
+                pass
+    assert str(hasty.wait_closed()[0].reason) == "limit_exceeded"
+
+
+def test_what_is_decided_may_take_its_time(hasty, origins):
+    """An upload in drips, a long poll, a connection that is kept, and a head in two pieces."""
+
+    def answer(connection, head):
+        if b"Content-Length: 3" in head:
+            until(connection, b"abc")
+            time.sleep(1.5 * A_WHILE)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        return True
+
+    place = site(hasty, origins.script(answer), tls=False)
+    with place.connect() as connection:
+        for body in (b"abc", b""):
+            head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            connection.sendall(head[:20])
+            time.sleep(A_WHILE / 6)
+            connection.sendall(head[20:])
+            for byte in body:
+                time.sleep(A_WHILE / 2)
+                connection.sendall(bytes([byte]))
+            assert until(connection, b"ok").endswith(b"\r\n\r\nok")
+            time.sleep(1.2 * A_WHILE if body else 0)
+    wait_for(lambda: len(hasty.events("request.completed")) == 2)
+    assert {event["outcome"] for event in hasty.events("request.completed")} == {"passed"}
+
+
+def test_time_that_deciding_took_is_nobody_s_silence(gate, origins, monkeypatch):
+    asked, answers, kept = threading.Event(), threading.Event(), []
+
+    def answer(connection, _head):
+        asked.set()
+        answers.wait(30)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        return True
+
+    place = site(gate, origins.script(answer), tls=False)
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    monkeypatch.setattr(type(gate.dialer), "find", lambda *what: kept.append(what[-1]))
+
+    def decided_after_a_day():
+        [one] = gate.inspection._engine._connections.values()
+        one._last -= 86400
+        one.tick(time.monotonic())
+        kept[0]((ip_address("127.0.0.1"),))
+
+    def look_at_the_time():
+        [one] = gate.inspection._engine._connections.values()
+        one.tick(time.monotonic())
+
+    with place.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        wait_for(lambda: kept)
+        gate.loop.run(decided_after_a_day)
+        assert asked.wait(30)
+        gate.loop.run(look_at_the_time)
+        answers.set()
+        assert until(connection, b"ok").endswith(b"\r\n\r\nok")
+
+
+STALLS = {
+    "an upload that stops": ("POST /upload HTTP/1.1\r\nHost: HOST\r\nContent-Length: 100\r\n\r\nabc", False),
+    "chunks that stop": ("POST /upload HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n40\r\nabc", False),
+    "trailers that stop": (
+        "POST /upload HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y", False
+    ),
+    "a download that nobody reads": ("GET /bytes/100000000 HTTP/1.1\r\nHost: HOST\r\n\r\n", True),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("what", STALLS)
+def test_what_stops_ends_when_it_was_silent_for_too_long(gate, origins, what):
+    """A reset for both sides: none of them has all of it."""
+    sent, answered = STALLS[what]
+    place = site(gate, origins.web("good.example", tls=False), tls=False, idle=A_WHILE)
+    with place.connect() as connection:
+        connection.sendall(sent.replace("HOST", place.host).encode())
+        assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
+        with pytest.raises(ConnectionResetError):
+            rest(connection)
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["reason"]) == ("failed", "limit_exceeded")
+    assert ("status" in told["http"]) is False or answered
+
+
+def test_one_stream_that_stops_is_nobody_else_s_business(gate, origins):
+    """Its connection goes on as long as others' bytes come; what it holds is bounded by its window."""
+    client = Client(site(gate, origins.web("good.example"), idle=2 * A_WHILE))
+    client.request("/upload", "POST", end=False)
+    for _ in range(6):
+        assert client.status(client.request("/ok")) == "200"
+        time.sleep(A_WHILE / 2)
+    client.close()
+
+
+# --- protocols that are not HTTP ---
+
+
+SPLICE = "tls: splice"
+
+
+@pytest.fixture
+def greeting(origins):
+    """A server that speaks first, as IMAP's does."""
+    return origins.script(lambda connection, _: connection.sendall(b"* OK ready\r\n"), "good.example", tls=True)
+
+
+def blocked_event(gate):
+    wait_for(lambda: gate.events("request.decided"))
+    (event,) = gate.events("request.decided")
+    assert len(event["detail"]) > 30  # the event says what the page says
+    return event["outcome"], event["reason"]
+
+
+@pytest.mark.usefixtures("often")
+def test_client_that_waits_for_its_server_to_speak_first_hears_why(gate, greeting, monkeypatch):
+    monkeypatch.setattr(inspected, "SILENCE", 0.0)
+    place = site(gate, greeting)
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    with place.connect(alpn=()) as connection:
+        page = rest(connection)
+    assert page.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch\r\n")
+    body = json.loads(page.partition(b"\r\n\r\n")[2])
+    assert "waits for the server to speak first" in body["detail"]
+    assert SPLICE in body["remedy"]
+    assert blocked_event(gate) == ("blocked", "protocol_mismatch")
+    assert greeting.connections == 0
+
+    class Imap(imaplib.IMAP4_SSL):
+        def _create_socket(self, timeout):
+            return context.wrap_socket(
+                super(imaplib.IMAP4_SSL, self)._create_socket(timeout), server_hostname="good.example"
+            )
+
+    with pytest.raises(imaplib.IMAP4.error, match="Blocked by Exeat: protocol_mismatch"):
+        Imap("127.0.0.1", place.door, ssl_context=context, timeout=20)
+
+
+def test_client_that_speaks_while_it_is_about_to_be_refused_is_not_refused():
+    """What it said waits for another turn, when the time is looked at."""
+    refused = []
+    client = ClientEnd(WebOrigin(HostName("good.example"), 443, tls=True))
+    client.codec = FrontHttp1(tls=True)
+    router = HttpRouter(
+        client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), MemoryQuota(list), None, None
+    )
+    router.todo.extend([(router.receive, (client, b"GET / HT")), (router.refuse_silent, ())])
+    assert router.work(math.inf)
+    assert refused == []
+
+
+@pytest.mark.usefixtures("often")
+def test_client_of_http_may_be_silent_for_long(gate, origins, monkeypatch):
+    """Browsers and pools connect ahead of what they will ask; they say so with ALPN. So does who has asked before."""
+    monkeypatch.setattr(inspected, "SILENCE", 0.0)
+    place = site(gate, origins.web("good.example"))
+    ask = f"GET /echo HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    with place.connect() as ahead, place.connect(alpn=()) as used:
+        used.sendall(ask)
+        assert used.recv(12) == b"HTTP/1.1 200"
+        time.sleep(0.5)  # some rounds of the engine's
+        ahead.sendall(ask)
+        assert ahead.recv(12) == b"HTTP/1.1 200"
+    assert [outcome for _, _, outcome, _ in gate.decided()] == ["passed", "passed"]
+
+
+LDAP = bytes.fromhex("300c020101600702010304008000")
+TEXT = {"EHLO": b"EHLO me\r\n", "Redis inline": b"PING\r\n"}
+BINARY = {
+    "LDAP": LDAP, "MQTT": bytes.fromhex("101000044d5154540402003c0004746573747a7a"), "AMQP": b"AMQP\0\0\x09\x01",
+    "TLS in TLS": bytes.fromhex("16030100c8010000c40303"), "Redis": b"*1\r\n$4\r\nPING\r\n", "Postgres": b"\0\0\0\x08\x04\xd2\x16\x2f",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", [*BINARY.values(), *TEXT.values()], ids=[*BINARY, *TEXT])
+def test_client_that_speaks_something_else_is_refused_at_once_with_what_helps(gate, greeting, said):
+    place = site(gate, greeting)
+    with place.connect(alpn=()) as connection:
+        connection.sendall(said)
+        page = json.loads(rest(connection).partition(b"\r\n\r\n")[2])
+    assert (page["reason"], SPLICE in page["remedy"]) == ("protocol_mismatch", True)
+    assert "is not HTTP" in page["detail"]
+    assert blocked_event(gate) == ("blocked", "protocol_mismatch")
+    assert greeting.connections == 0
+
+
+UPGRADES = {
+    "kubectl": ("SPDY/3.1", "KUBECTL_REMOTE_COMMAND_WEBSOCKETS"), "docker": ("tcp", SPLICE), "two": ("foo/2, bar", SPLICE),
+    "in another case": ("sPdY/3.1", "kubectl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("offered", "helps"), UPGRADES.values(), ids=UPGRADES)
+def test_request_that_goes_on_in_a_protocol_nobody_reads_is_refused(gate, origins, offered, helps):
+    origin = origins.web("good.example")
+    head = f"POST /api/v1/exec HTTP/1.1\nHost: HOST\nConnection: Upgrade\nUpgrade: {offered}\nContent-Length: 0\n\n"
+    answer = site(gate, origin).ask(head.replace("Connection: Upgrade", "Connection: Upgrade, close"))
+    page = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert (page["reason"], page["remedy"]) != ("protocol_mismatch", REASONS[Reason.PROTOCOL_MISMATCH].remedy)
+    assert (page["reason"], helps in page["remedy"]) == ("protocol_mismatch", True)
+    assert offered.partition(",")[0] in page["detail"]
+    assert blocked_event(gate) == ("blocked", "protocol_mismatch")
+    assert origin.connections == 0
+
+
+@pytest.mark.parametrize("offered", ["h2c", "h2c, foo", "foo, h2c", "TLS/1.3", "HTTP/2.0", "H2C"])
+def test_offer_that_a_client_can_do_without_is_declined(gate, origins, offered):
+    head = f"GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: {offered}\n\n"
+    answer = site(gate, origins.web("good.example")).ask(head)
+    assert answer.startswith(b"HTTP/1.1 200")
+    names = [name for name, _ in json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]]
+    assert "upgrade" not in names
+
+
+# --- connections that were refused before inspection ---
+
+
+def denied(reason=Reason.NO_RULE):
+    return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision="r")
+
+
+@WEB
+def test_a_refused_connection_is_told_why_and_decided_once(gate, web, tls):
+    origin = web(tls=tls)
+    place = site(gate, origin, tls=tls, decision=denied())
+    place.gate.rules("[]")
+    words = ("--http2",) if tls else ("--http1.1",)
+    status, out, err = place.curl("/x", *words)
+    assert (status, err) == (0, "")
+    problem = json.loads(out)
+    gate.wait_closed()
+    events = gate.events()
+    assert [event["kind"] for event in events] == ["connection.decided"]
+    assert (problem["reason"], problem["event"]) == ("no_rule", events[0]["id"])
+    assert origin.connections == 0
+
+
+def test_a_refused_connection_s_page_says_what_it_was_refused_for(gate, web, monkeypatch):
+    place = site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
+    adopt = gate.inspection.adopt
+    said = {"detail": "it is this host's own", "advice": "ask for another"}
+    monkeypatch.setattr(
+        gate.inspection,
+        "adopt",
+        lambda admitted: adopt(admitted._replace(judgement=admitted.judgement._replace(**said))),
+    )
+    problem = json.loads(place.curl("/x")[1])
+    assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")
+
+
+def test_a_refused_connection_stays_refused_whatever_the_rules_say(gate, web):
+    origin = web()
+    place = site(gate, origin, decision=denied())
+    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"403"
+    assert origin.connections == 0
+
+
+def test_a_refused_connection_can_t_be_talked_into_anything(gate, web):
+    place = site(gate, web(tls=False), tls=False, decision=denied())
+    answer = place.ask("CONNECT x:1 HTTP/1.1\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule")
+    assert [event["kind"] for event in gate.events()] == ["connection.decided"]
+
+
+def test_a_refused_client_sees_a_certificate_for_whom_it_wants(gate, web):
+    place = site(gate, web(), name="good.example", decision=denied(Reason.NAME_MISMATCH))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    with place.connect(sni="Other.Example") as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n")
+        assert b"name_mismatch" in rest(connection)
+        assert connection.getpeercert()["subjectAltName"] == (("DNS", "other.example"),)
+    assert context.check_hostname

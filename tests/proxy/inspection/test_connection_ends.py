@@ -1,0 +1,197 @@
+"""What one sandbox's connections keep together is bounded, however many there are and whatever they leave unread."""
+
+import contextlib
+import select
+import socket
+import time
+
+import h2.connection
+import h2.events
+import pytest
+from h2.settings import SettingCodes
+
+from proxy.dialing.dialer import Dialer
+from proxy.inspection import connection_ends
+from proxy.inspection.connection_ends import MemoryQuota
+from proxy.inspection.http2 import Leaving
+from proxy.inspection.transport import Transport
+from tests.proxy.inspection.clients import MIB, Client, wait_for
+from tests.proxy.inspection.inspection_lab import site
+
+
+class Kept:
+    """A connection that keeps so much."""
+
+    def __init__(self, kept=0):
+        self.kept, self.truly, self.ended = 0, kept, False
+
+    def weigh(self):
+        return self.truly
+
+    def overflow(self):
+        self.ended = True
+
+
+def unwilling(place):
+    """A client that lets nothing of a body come."""
+    client = Client(place)
+    client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    client.flush()
+    return client
+
+
+def test_those_that_keep_most_end_and_what_was_taken_since_counts_for_nothing():
+    keepers = [Kept(n) for n in (10, 40, 20, 30, 5)]
+    made = MemoryQuota(lambda: [one for one in keepers if not one.ended], most=100)
+    for one in keepers[:4]:
+        made.note(one, one.truly)
+    assert made.kept == 100
+    assert not any(one.ended for one in keepers)
+    keepers[2].truly = 0  # its socket has taken it
+    made.note(keepers[4], 5)
+    assert [one.ended for one in keepers] == [False, True, False, False, False]
+    assert made.kept == 45
+    made.leave(keepers[1])
+    assert made.kept == 45
+
+
+def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sandbox_has_room_for(gate, origins):
+    """Without the account each of these connections keeps 16 MB; a task may have thousands."""
+    place = site(gate, origins.web("good.example", tls=True))
+    clients = []
+    for _ in range(6):
+        clients.append(unwilling(place))
+        for _ in range(4):
+            clients[-1].request("/bytes/16000000")
+    least = connection_ends.TIGHT
+    wait_for(lambda: gate.inspection._engine.memory_quota.kept > least)
+    settled, last = 0, -1
+    while settled < 5:  # until nothing more comes
+        time.sleep(0.1)
+        kept = gate.inspection._engine.memory_quota.kept
+        settled, last = (settled + 1 if kept == last else 0), kept
+    assert last < 2 * connection_ends.TIGHT
+    # who reads now gets all of it
+    reader = clients[0]
+    reader.h2.increment_flow_control_window(16000000)
+    reader.h2.increment_flow_control_window(16000000, 1)
+    reader.flush()
+    assert len(reader.body(1)) == 16000000
+    for client in clients:
+        client.close()
+    wait_for(lambda: gate.inspection._engine.memory_quota.kept == 0)
+
+
+def test_beyond_that_connections_end_and_it_is_told(gate, origins, monkeypatch):
+    monkeypatch.setattr(MemoryQuota.__init__, "__defaults__", (4 * MIB,))
+    place = site(gate, origins.web("good.example", tls=True))
+    clients = [unwilling(place) for _ in range(4)]
+    for client in clients:
+        for _ in range(100):  # each takes something by itself, though it asks for nothing
+            client.request("/slow/1/100", more=[("x-much", "a" * 1000)])
+    assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
+    wait_for(lambda: gate.inspection._engine.memory_quota.kept <= 4 * MIB)  # several may have to end for that
+    for client in clients:
+        client.close()
+
+
+def test_many_small_pieces_take_what_they_are():
+    """Each piece by itself would be eighty times that."""
+    made = Leaving(h2.config.H2Configuration(client_side=False), MIB, MIB)
+    made.initiate_connection()
+    client = h2.connection.H2Connection()
+    client.initiate_connection()
+    client.send_headers(1, [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/")])
+    made.receive_data(client.data_to_send())
+    client.receive_data(made.data_to_send())
+    made.send_headers(1, [(":status", "200")])
+    made.send_data(1, bytes(65535))  # all that the client has room for
+    text = bytes(range(256)) * 100
+    for byte in text:
+        made.send_data(1, bytes([byte]))
+    made.end_stream(1)
+    assert (made.kept, made.weigh(), len(made.stream_buffers[1])) == (len(text), len(text), 2)
+    got = client.receive_data(made.data_to_send())
+    client.increment_flow_control_window(len(text), 1)
+    client.increment_flow_control_window(len(text))
+    made.receive_data(client.data_to_send())
+    got += client.receive_data(made.data_to_send())
+    pieces = [event.data for event in got if isinstance(event, h2.events.DataReceived)]
+    assert b"".join(pieces) == bytes(65535) + text
+    assert isinstance(got[-1], h2.events.StreamEnded)
+    assert (made.kept, made.weigh()) == (0, 0)
+
+
+def test_small_pieces_that_a_socket_does_not_take_are_kept_as_one():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        link = Transport(None, Watcher(), ours, Watcher(), None, client=True)
+        link.new.append(bytes(MIB))
+        link.flush()
+        sent, before = link.up, len(link._kept)
+        for number in range(3000):
+            link.new.append(b"%04d" % number)
+            link.flush()
+        assert link.kept == MIB - sent + 12000
+        assert len(link._kept) <= before + 1
+        got = b""
+        while len(got) < MIB + 12000:
+            got += theirs.recv(1 << 20)
+            link.ready(select.EPOLLOUT)
+        assert got[MIB:] == b"".join(b"%04d" % number for number in range(3000))
+        assert link.kept == 0
+
+
+class Watcher:
+    """A poller and an owner that nobody needs."""
+
+    def watch(self, *_):
+        pass
+
+    change = relieved = watch
+
+
+class Nowhere:
+    """A dial that goes on and on."""
+
+    def take(self):
+        return None
+
+    def cancel(self):
+        pass
+
+
+def upload_http1(place, most):
+    """Upload for as long as it is taken; returns how many bytes were."""
+    sent = 0
+    with place.connect() as connection, contextlib.suppress(OSError):
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {2 * most}\r\n\r\n".encode())
+        connection.settimeout(1)
+        while sent < most:
+            sent += connection.send(bytes(65536))
+    return sent
+
+
+def upload_http2(place, most):
+    sent, client = 0, Client(place)
+    with client.socket, contextlib.suppress(OSError):
+        stream = client.request("/", "POST", end=False)
+        client.socket.settimeout(1)
+        while sent < most:
+            if size := min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size):
+                client.h2.send_data(stream, bytes(size))
+                client.flush()
+                sent += size
+            else:
+                client.read()
+    return sent
+
+
+@pytest.mark.parametrize("upload", [upload_http1, upload_http2])
+def test_what_is_uploaded_while_its_server_is_dialled_stays_with_its_client(gate, origins, monkeypatch, upload):
+    place = site(gate, origins.web("good.example", tls=True))
+    dialled = []
+    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: dialled.append(what) or Nowhere())
+    assert upload(place, 32 * MIB) < 16 * MIB  # what sockets and windows take
+    assert dialled

@@ -1,0 +1,148 @@
+"""A cut is passed on as a cut, and everything that came before it is delivered first (invariant 12)."""
+
+import contextlib
+import fcntl
+import socket
+import ssl
+import struct
+import termios
+import time
+
+import h2.events
+import pytest
+
+from tests.proxy.inspection.clients import Client, until, wait_for
+from tests.proxy.inspection.inspection_lab import Gate, site
+
+DECLARED = 5_000_000  # bytes that every answer here says it has
+
+
+def _reset(connection):
+    """A reset, once everything has arrived: what its own kernel still has is lost, with a gate or without."""
+    wait_for(lambda: fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)) == bytes(4))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    socket.socket(fileno=connection.detach()).close()
+
+
+def _end(connection):
+    """The end of TCP alone: over TLS without a close_notify."""
+    socket.socket(fileno=connection.detach()).close()
+
+
+def _farewell(connection):
+    """An end in good order, over TLS with its close_notify: often in one piece with the last bytes."""
+    if isinstance(connection, ssl.SSLSocket):
+        with contextlib.suppress(OSError, ValueError):
+            connection.unwrap()
+    connection.close()
+
+
+ENDS = {"with a farewell": _farewell, "without": _end, "with a reset": _reset}
+
+
+class Early:
+    """A server that answers with less than its head declares."""
+
+    def __init__(self, directory, origins, *, tls):
+        self.gate = Gate(directory, origins)
+        self.size, self.end = 0, _end
+        self.origin = origins.script(self._answer, "good.example", tls=tls, alpn=["http/1.1"])
+        self.site = site(self.gate, self.origin, tls=tls)
+
+    def _answer(self, connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % DECLARED + bytes(self.size))
+        self.end(connection)
+        return False
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tls", "plain"])
+def early(request, tmp_path_factory, origins):
+    made = Early(tmp_path_factory.mktemp("early"), origins, tls=request.param)
+    yield made
+    made.gate.close()
+
+
+def received(connection, *, slowly=False):
+    """Return how many bytes of a body came, and whether they ended with a reset."""
+    head = until(connection, b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    time.sleep(0.3 if slowly else 0)
+    size = 0
+    try:
+        while piece := connection.recv(65536):
+            size += len(piece)
+    except ConnectionResetError:
+        return size, True
+    return size, False
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("size", [0, 5, 1000, 100_000])
+def test_a_server_that_ends_early_has_all_of_its_bytes_delivered(early, size, end):
+    early.size, early.end = size, end
+    closed = len(early.gate.closed)
+    with early.site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {early.site.host}\r\n\r\n".encode())
+        assert received(connection) == (size, True)
+    wait_for(lambda: len(early.gate.closed) > closed)
+    completed = early.gate.events("request.completed")[-1]
+    assert (completed["bytes"]["down"], completed["outcome"]) == (size, "failed")
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_client_that_reads_late_has_all_that_came_before_the_cut(early, end):
+    """More than the client's socket takes at first: a reset discards what is unsent in the gate's."""
+    early.size, early.end = 4_000_000, end
+    with early.site.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {early.site.host}\r\n\r\n".encode())
+        assert received(connection, slowly=True) == (4_000_000, True)
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+@pytest.mark.parametrize("end", [_farewell, _end], ids=["with a farewell", "without"])
+def test_an_upload_that_breaks_off_reaches_its_server_up_to_there(gate, origins, tls, end):
+    came = []
+
+    def answer(connection, _head):
+        came.append(b"")
+        with contextlib.suppress(OSError):
+            while piece := connection.recv(65536):
+                came.append(piece)
+        came.append(None)
+
+    place = site(gate, origins.script(answer, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
+    connection = place.connect()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or its own kernel may lose the last bytes
+    connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {DECLARED}\r\n\r\n".encode())
+    wait_for(lambda: came)
+    connection.sendall(bytes(1000))
+    end(connection)
+    wait_for(lambda: came[-1:] == [None])
+    assert b"".join(came[:-1]) == bytes(1000)
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_client_of_http2_has_all_that_came_before_the_cut_once_it_gives_credit(gate, origins, end):
+    """What has no credit yet waits in the gate, and the stream's reset behind it."""
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % DECLARED + bytes(80_000))
+        end(connection)
+        return False
+
+    client = Client(site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
+    stream = client.request("/")
+    while body_of(client) < 65_535:  # all that it has given credit for
+        client.read()
+    client.h2.increment_flow_control_window(80_000)
+    client.h2.increment_flow_control_window(80_000, stream)
+    client.flush()
+    client.wait(h2.events.StreamReset, stream)
+    assert body_of(client) == 80_000
+    client.close()
+    assert gate.events("request.completed")[0]["bytes"]["down"] == 80_000
+
+
+def body_of(client):
+    return sum(len(event.data) for event in client.events if isinstance(event, h2.events.DataReceived))

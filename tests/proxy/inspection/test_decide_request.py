@@ -1,0 +1,562 @@
+"""Decisions on requests of real clients: what passes, what is denied and why, and what reaches the origin."""
+
+import gc
+import http.client
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+
+import h2.config
+import h2.connection
+import h2.errors
+import pytest
+
+from tests.lab import git_server
+from tests.proxy.inspection.clients import curl, needs, rest, talk, until, wait_for
+from tests.proxy.inspection.git_forge import on_one_port
+from tests.proxy.inspection.inspection_lab import WEB, site
+
+
+@WEB
+def test_curl_is_served_and_told_of(gate, web, tls):
+    origin = web(tls=tls)
+    place = site(gate, origin, tls=tls)
+    status, out, err = place.curl("/echo?secret=1", "--http1.1")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["target"] == "/echo?secret=1"
+    gate.wait_closed()
+    connection, decided, completed, closed = gate.events()
+    assert decided["cause"] == connection["id"]
+    assert decided["destination"] == {"name": "good.example", "address": "127.0.0.1", "port": origin.port}
+    assert decided["http"] == {"method": "GET", "host": place.host, "path": "/echo", "body": False, "query": 8}
+    assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("allow", "passed", ["t:a"])
+    assert completed["cause"] == decided["id"]
+    assert completed["destination"] == closed["destination"] == decided["destination"]
+    assert (completed["http"]["status"], completed["outcome"]) == (200, "passed")
+    assert completed["bytes"] == {"up": 0, "down": len(out)}
+    assert closed["bytes"]["down"] > len(out)
+    assert len(gate.closed) == 1
+
+
+def test_curl_with_http2(gate, web):
+    place = site(gate, web())
+    status, out, err = place.curl("/echo", "--http2", "--data", "abc")
+    assert (status, err) == (0, "")
+    echo = json.loads(out)
+    assert (echo["version"], echo["authority"], echo["body"]["size"]) == ("2", place.host, 3)
+
+
+def test_what_a_request_took_is_free_as_soon_as_it_is_over_without_a_search_for_garbage(gate, web):
+    place = site(gate, web(), http="{methods: [GET], paths: [/*]}")
+    with place.connect() as connection:
+        client = http.client.HTTPSConnection(place.host)
+        client.sock = connection
+
+        def status(path):
+            client.request("GET", path)
+            response = client.getresponse()
+            response.read()
+            return response.status
+
+        assert status("/first") == 200
+        try:
+            gc.collect()
+            gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            assert [status(path) for path in ("/a", "/b", "/refused/a", "/c")] == [200, 200, 403, 200]
+            wait_for(lambda: [event["kind"] for event in gate.events()].count("request.completed") == 4)
+            gc.collect()
+            assert {type(one).__name__ for one in gc.garbage} & {"Stream", "HTTPFlow", "Request", "Response"} == set()
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+
+def test_http2_in_front_of_http1(gate, web):
+    origin = web(alpn=["http/1.1"])
+    place = site(gate, origin)
+    status, out, err = place.curl("/echo", "--http2", "--data", "abc", "-H", "Transfer-Encoding:")
+    assert (status, err) == (0, "")
+    assert (json.loads(out)["version"], json.loads(out)["body"]["size"]) == ("1.1", 3)
+    # from now on it is known, and HTTP/1.1 is spoken on both sides, on one connection
+    before = origin.connections
+    status, out, _ = place.curl("/[1-5]", "--http2", "-w", "%{http_version} ", "-o", os.devnull)
+    assert out == b"1.1 " * 5
+    assert origin.connections == before + 1
+
+
+def test_python_and_openssl(gate, web):
+    place = site(gate, web())
+    with place.connect() as connection:
+        client = http.client.HTTPSConnection(place.host)
+        client.sock = connection
+        for _ in range(3):
+            client.request("POST", "/upload", body=iter([b"a" * 10, b"b" * 10]), encode_chunked=True)
+            assert json.loads(client.getresponse().read())["size"] == 20
+    needs("openssl")
+    done = subprocess.run(
+        ["openssl", "s_client", "-quiet", "-verify_return_error", "-connect", f"127.0.0.1:{place.door}",
+         "-servername", place.name, "-verify_hostname", place.name, "-CAfile", gate.bundle],
+        input=f"GET /status/204 HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode(),
+        capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert done.stdout.startswith(b"HTTP/1.1 204 ")
+
+
+def test_git_over_https(gate, origins, tmp_path, monkeypatch):
+    needs("git")
+    monkeypatch.setattr(git_server, "ROOT", tmp_path / "repositories")
+    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
+    trust = {**clean, "GIT_SSL_CAINFO": str(gate.bundle)}
+
+    def git(*words, **more):
+        return subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-c", "init.defaultBranch=main", *map(str, words)],
+            capture_output=True, text=True, timeout=30, check=False, **{"cwd": tmp_path, "env": trust, **more},
+        )  # fmt: skip
+
+    for words in (
+        ("init", "-q", "--bare", tmp_path / "repositories" / "a.git"),
+        ("-C", tmp_path / "repositories" / "a.git", "config", "http.receivepack", "true"),
+        ("init", "-q", "work"),
+        ("-C", "work", "commit", "-q", "--allow-empty", "-m", "first"),
+    ):
+        assert git(*words).returncode == 0
+    (tmp_path / "work" / "big").write_bytes(os.urandom(3_000_000))  # more than http.postBuffer: chunked, after a probe
+    assert git("-C", "work", "add", "big").returncode == 0
+    assert git("-C", "work", "commit", "-q", "-m", "second").returncode == 0
+
+    _, place = on_one_port(gate, origins)
+    resolve = ("-c", f"http.curloptResolve={place.name}:{place.port}:127.0.0.1")
+    pushed = git(*resolve, "-C", "work", "push", "-q", f"https://{place.host}/a.git", "main")
+    assert pushed.returncode == 0, pushed.stderr
+    cloned = git(*resolve, "clone", "-q", f"https://{place.host}/a.git", "again")
+    assert cloned.returncode == 0, cloned.stderr
+    assert (tmp_path / "again" / "big").stat().st_size == 3_000_000
+
+    gate.rules("[]")
+    refused = git(*resolve, "ls-remote", f"https://{place.host}/a.git")
+    assert "remote: exeat: no rule allows this: GET https://good.example" in refused.stderr
+    assert "remote: exeat: `exeat explain --suggest " in refused.stderr
+
+
+@WEB
+def test_a_refused_request_never_leaves(gate, web, tls):
+    origin = web(tls=tls)
+    place = site(gate, origin, tls=tls, http="{methods: [GET]}")
+    status, out, err = place.curl("/x", "--http1.1", "-X", "DELETE", "-D", "-")
+    head, _, body = out.partition(b"\r\n\r\n")
+    assert (status, err) == (0, "")
+    assert head.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule\r\n")
+    problem = json.loads(body)
+    assert problem["attempt"] == f"DELETE {'https' if tls else 'http'}://{place.host}/x"
+    assert problem["nearest"]["rule"] == "t:a"
+    assert problem["event"] == gate.events("request.decided")[0]["id"]
+    assert gate.decided() == [("DELETE", "/x", "blocked", "no_rule")]
+    assert (origin.connections, origin.requests) == (0, [])
+    assert gate.wait_closed()[0].up == 0
+
+
+def test_a_refused_request_over_http2(gate, web):
+    origin = web()
+    place = site(gate, origin, http="{methods: [GET]}")
+    status, out, err = place.curl(
+        "/x", "--http2", "--data-binary", "@/etc/passwd", "-w", "%{http_code} %{http_version}"
+    )
+    assert (status, err) == (0, "")
+    assert out.endswith(b"403 2")
+    assert origin.connections == 0
+
+
+def test_what_is_refused_on_a_kept_connection_doesn_t_end_it(gate, web):
+    origin = web()
+    place = site(gate, origin, http='{paths: ["/ok/**"]}')
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    statuses = []
+    for path in ("/ok/1", "/no", "/ok/2", "/no", "/ok/3"):
+        client.request("GET", path)
+        response = client.getresponse()
+        response.read()
+        statuses.append(response.status)
+    assert statuses == [200, 403, 200, 403, 200]
+    assert [request.target for request in origin.requests] == ["/ok/1", "/ok/2", "/ok/3"]
+    assert origin.connections == 1
+    client.close()
+
+
+def test_head_of_a_refused_request_has_no_body(gate, web):
+    place = site(gate, web(), http="{methods: [GET]}")
+    status, out, err = place.curl("/x", "--http1.1", "--head")
+    assert (status, err) == (0, "")
+    assert out.startswith(b"HTTP/1.1 403 ")
+    assert out.endswith(b"\r\n\r\n")
+
+
+def test_host_switched_on_a_kept_connection(gate, web):
+    origin = web()
+    place = site(gate, origin)
+    with place.connect() as connection:
+        connection.sendall(f"HEAD /1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        connection.sendall(f"GET /2 HTTP/1.1\r\nHost: evil.example:{place.port}\r\nConnection: close\r\n\r\n".encode())
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: name_mismatch\r\n")
+    assert [request.target for request in origin.requests] == ["/1"]
+    assert gate.events("request.decided")[1]["http"]["host"] == f"evil.example:{place.port}"
+
+
+NAMES = {
+    "another name": "evil.example:PORT",
+    "a name below": "x.good.example:PORT",
+    "without the port": "good.example",
+    "another port": "good.example:1",
+    "the address": "127.0.0.1:PORT",
+}
+
+
+@pytest.mark.parametrize("host", NAMES)
+def test_sni_of_an_allowed_name_with_another_host(gate, web, host):
+    origin = web()
+    place = site(gate, origin)
+    spelled = NAMES[host].replace("PORT", str(place.port))
+    answer = place.ask(f"GET / HTTP/1.1\nHost: {spelled}\nConnection: close\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: name_mismatch")
+    assert origin.connections == 0
+
+
+def test_a_coalesced_authority_is_misdirected(gate, web):
+    origin = web()
+    place = site(gate, origin)
+    status, out, err = place.curl("/", "--http2", "-H", f"Host: evil.example:{place.port}", "-w", "%{http_code}")
+    assert (status, err) == (0, "")
+    assert out.endswith(b"421")
+    assert origin.connections == 0
+    assert gate.decided() == [("GET", "/", "blocked", "name_mismatch")]
+
+
+HOSTS = {
+    "GOOD.example.:PORT": "GOOD.example.:PORT",  # a signature may be about it
+    "good.example:PORT": "good.example:PORT",
+    "\tGood.Example:PORT ": "Good.Example:PORT",
+}
+
+
+@pytest.mark.parametrize(("sent", "forwarded"), HOSTS.items(), ids=HOSTS)
+def test_host_is_forwarded_as_it_was_written_where_nobody_misreads_it(gate, web, sent, forwarded):
+    place = site(gate, web())
+    port = str(place.port)
+    answer = place.ask(f"GET /echo HTTP/1.1\nHost: {sent.replace('PORT', port)}\nConnection: close\n\n")
+    echo = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert [value for name, value in echo["headers"] if name == "host"] == [forwarded.replace("PORT", port)]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("GET", 200), ("POST", 502)])
+def test_a_kept_connection_that_ends_as_it_is_used_again(gate, origins, method, expected):
+    """Our client can't know that; only what may be repeated is asked again."""
+
+    def answer(connection, head):
+        if len(origin.requests) == 2:
+            return False  # the end comes just as the request does
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        return True
+
+    origin = origins.script(answer)
+    place = site(gate, origin, tls=False)
+    client = http.client.HTTPConnection(place.host)
+    client.sock = place.connect()
+    statuses = []
+    for each in ("GET", method):
+        client.request(each, "/")
+        response = client.getresponse()
+        response.read()
+        statuses.append(response.status)
+    assert statuses == [200, expected]
+    assert len(origin.requests) == (3 if expected == 200 else 2)
+    assert len(gate.events("request.decided")) == 2
+    client.close()
+
+
+def test_absolute_form_becomes_origin_form(gate, web):
+    place = site(gate, web())
+    answer = place.ask("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == "/echo"
+
+
+def test_an_address_is_asked_by_its_address(gate, origins):
+    origin = origins.web("127.0.0.1")
+    gate.rules(f"[{{id: a, to: 127.0.0.1, ports: [{origin.port}/tls], action: allow}}]")
+    door = gate.door("127.0.0.1", origin.port)
+    for host, expected in ((f"127.0.0.1:{origin.port}", 200), (f"good.example:{origin.port}", 403)):
+        _, out, err = curl(
+            "--cacert", gate.bundle, "--connect-to", f"::127.0.0.1:{door}", "-H", f"Host: {host}",
+            "--http1.1", "-w", "%{http_code}", "-o", os.devnull, f"https://127.0.0.1:{origin.port}/",
+        )  # fmt: skip
+        assert (out, err) == (b"%d" % expected, "")
+
+
+def test_http2_without_tls_is_refused_in_its_own_words(gate, web):
+    """No settings, and a GOAWAY with HTTP_1_1_REQUIRED and a sentence; the request behind it is not read."""
+    origin = web(tls=False)
+    place = site(gate, origin, tls=False)
+    client = h2.connection.H2Connection(h2.config.H2Configuration())
+    client.initiate_connection()
+    head = [(":method", "GET"), (":scheme", "http"), (":authority", place.host), (":path", "/")]
+    client.send_headers(1, head, end_stream=True)
+    events = client.receive_data(talk(place.door, client.data_to_send()))
+    ended = events[-1]
+    assert (ended.error_code, ended.last_stream_id) == (h2.errors.ErrorCodes.HTTP_1_1_REQUIRED, 0)
+    assert ended.additional_data == b"exeat: HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
+    assert [event["reason"] for event in gate.events("request.decided")] == ["ambiguous_request"]
+    assert origin.connections == 0
+
+
+@pytest.mark.parametrize("method", ["CONNECT", "connect"])
+def test_no_tunnel(gate, web, method):
+    origin = web(tls=False)
+    place = site(gate, origin, tls=False)
+    answer = place.ask(f"{method} evil.example:443 HTTP/1.1\nHost: HOST\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
+    assert origin.connections == 0
+    assert gate.decided() == [(method, "evil.example:443", "blocked", "protocol_mismatch")]
+
+
+def test_no_websocket_and_no_upgrade(gate, web):
+    origin = web(tls=False)
+    place = site(gate, origin, tls=False)
+    answer = place.ask("GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: websocket\n\n")
+    assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
+    assert origin.connections == 0
+    answer = place.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: h2c\n\n")
+    names = [name for name, _ in json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]]
+    assert "upgrade" not in names
+
+
+def test_a_method_in_a_header_counts_where_methods_are_named(gate, web):
+    override = "POST / HTTP/1.1\nHost: HOST\nX-HTTP-Method-Override: DELETE\nConnection: close\n\n"
+    named = site(gate, web(), http="{methods: [POST]}")
+    assert named.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    rewritten = "POST / HTTP/1.1\nHost: HOST\nX-Original-URL: /admin\nConnection: close\n\n"
+    assert named.ask(rewritten).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    parameter = "POST /?_method=DELETE HTTP/1.1\nHost: HOST\nConnection: close\n\n"
+    assert named.ask(parameter).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    asked = site(gate, web(), more=", {id: q, to: good.example, action: ask}")  # people are shown the request line
+    assert asked.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    free = site(gate, web())
+    assert free.ask(override).startswith(b"HTTP/1.1 200")
+
+
+def test_new_rules_hold_for_the_next_request_on_an_open_connection(gate, web):
+    origin = web()
+    place = site(gate, origin)
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    client.request("GET", "/1")
+    assert client.getresponse().read()
+    gate.rules("[]")
+    client.request("GET", "/2")
+    response = client.getresponse()
+    assert (response.status, json.loads(response.read())["reason"]) == (403, "no_rule")
+    assert [request.target for request in origin.requests] == ["/1"]
+    client.close()
+
+
+def test_new_rules_hold_for_a_request_that_waits_for_a_lookup(gate, web, monkeypatch):
+    origin = web()
+    place = site(gate, origin)
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    waiting = []
+    monkeypatch.setattr(type(gate.dialer), "find", lambda *words: waiting.append(words))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(place.curl, "/x")
+        wait_for(lambda: waiting)
+        gate.rules("[]")
+        gate.loop.run(waiting[0][-1], (ip_address("127.0.0.1"),))
+        _, out, _ = asked.result()
+    assert json.loads(out)["reason"] == "no_rule"
+    assert gate.decided() == [("GET", "/x", "blocked", "no_rule")]
+    assert origin.connections == 0
+
+
+def test_audit_lets_pass_what_no_rule_allows_and_says_so(gate, web):
+    origin = web()
+    place = site(gate, origin, http="{methods: [GET]}", address="127.0.0.1")
+    rule = (
+        f"{{id: a, to: good.example, resolves_to: [127.0.0.1/32], ports: [{origin.port}/tls], http: {{methods: [GET]}}"
+    )
+    gate.rules(f"[{rule}, action: allow}}, {rule.replace('id: a', 'id: b').replace('GET', 'PUT')}, action: deny}}]",
+               "settings: {mode: audit}")  # fmt: skip
+    statuses = [place.curl("/", "-X", method, "-o", os.devnull, "-w", "%{http_code}")[1] for method in ("GET", "PUT")]
+    assert statuses == [b"200", b"403"]
+
+
+# --- conditions on query, headers, body and length ---
+
+
+LONG = "/echo?" + "a" * 3000
+
+
+def head(line, *fields, body=""):
+    size = [f"Content-Length: {len(body)}"] if body else []
+    return "\n".join([line, "Host: HOST", "Connection: close", *fields, *size, "", body])
+
+
+# The rule's `http`, a request, and what is decided
+CASES = {
+    "query": ("{query: {page: ['1*']}}", head("GET /echo?page=12 HTTP/1.1"), "passed rule"),
+    "another query": ("{query: {page: ['1*']}}", head("GET /echo?page=2 HTTP/1.1"), "blocked no_rule"),
+    "no query": ("{query: {page: ['1*']}}", head("GET /echo HTTP/1.1"), "blocked no_rule"),
+    "a query twice": ("{query: {page: ['1*']}}", head("GET /echo?page=12&page=2 HTTP/1.1"), "blocked no_rule"),
+    "an escaped name": ("{query: {token: absent}}", head("GET /echo?%74oken=x HTTP/1.1"), "blocked no_rule"),
+    "header": ("{headers: {x-team: [data]}}", head("GET /echo HTTP/1.1", "X-Team: data"), "passed rule"),
+    "another header": ("{headers: {x-team: [data]}}", head("GET /echo HTTP/1.1", "X-Team: other"), "blocked no_rule"),
+    "a header twice": ("{headers: {x-team: [data]}}", head("GET /echo HTTP/1.1", "X-Team: data", "X-Team: other"), "blocked no_rule"),
+    "no header": ("{headers: {x-team: [data]}}", head("GET /echo HTTP/1.1"), "blocked no_rule"),
+    "absent": ("{headers: {authorization: absent}}", head("GET /echo HTTP/1.1"), "passed rule"),
+    "not absent": ("{headers: {authorization: absent}}", head("GET /echo HTTP/1.1", "AUTHORIZATION: x"), "blocked no_rule"),
+    "present": ("{headers: {x: present}}", head("GET /echo HTTP/1.1", "X:"), "passed rule"),
+    "a body with GET": ("{methods: [GET]}", head("GET /echo HTTP/1.1", body="data"), "blocked body_not_allowed"),
+    "a body of no length with GET": ("{methods: [GET]}", head("GET /echo HTTP/1.1", "Content-Length: 0"), "passed rule"),
+    "chunks with GET": (
+        "{methods: [GET]}",
+        head("GET /echo HTTP/1.1", "Transfer-Encoding: chunked") + "0\n\n",
+        "blocked body_not_allowed",
+    ),
+    "a body with HEAD": ("{methods: [HEAD]}", head("HEAD /echo HTTP/1.1", body="data"), "blocked body_not_allowed"),
+    "a body with GET, allowed": ("{methods: [GET], body: true}", head("GET /echo HTTP/1.1", body="data"), "passed rule"),
+    "a body with POST": ("{methods: [POST]}", head("POST /echo HTTP/1.1", body="data"), "passed rule"),
+    "a body with POST, not allowed": (
+        "{methods: [POST], body: false}",
+        head("POST /echo HTTP/1.1", body="data"),
+        "blocked body_not_allowed",
+    ),
+    "none with POST": ("{methods: [POST], body: false}", head("POST /echo HTTP/1.1", "Content-Length: 0"), "passed rule"),
+    "a long URL": ("{max_url: 2KB}", head(f"GET {LONG} HTTP/1.1"), "blocked url_too_long"),
+    "a shorter one": ("{max_url: 4KB}", head(f"GET {LONG} HTTP/1.1"), "passed rule"),
+    "a WebSocket": (
+        "{methods: [GET]}",
+        head("GET /echo HTTP/1.1").replace("Connection: close", "Connection: upgrade")
+        .replace("\n\n", "\nUpgrade: websocket\nSec-WebSocket-Version: 13\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\n\n"),
+        "blocked no_rule",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("http", "request_head", "told"), CASES.values(), ids=CASES)
+def test_what_is_read_is_decided_before_anything_leaves(gate, origins, http, request_head, told):
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False, http=http)
+    with place.connect() as connection:
+        connection.sendall(request_head.replace("HOST", place.host).replace("\n", "\r\n").encode())
+        until(connection, b"\r\n\r\n")
+    assert " ".join(gate.decided()[0][2:]) == told
+    assert len(origin.requests) == origin.connections == (1 if told.startswith("passed") else 0)
+
+
+def test_a_path_is_told_as_the_rules_want_it(gate, origins):
+    place = site(gate, origins.web("good.example", tls=False), tls=False, http="{paths: ['/echo/*']}, log: pattern")
+    place.ask(head("GET /echo/secret?a=b HTTP/1.1"))
+    wait_for(lambda: gate.events("request.completed"))
+    assert gate.decided() == [("GET", "/echo/*", "passed", "rule")]
+    assert "secret" not in json.dumps(gate.events())
+
+
+STATUS = {"body_not_allowed": 403, "url_too_long": 414}
+
+
+@pytest.mark.parametrize(("case", "status"), [("a body with GET", 403), ("a long URL", 414)])
+def test_a_refusal_says_what_it_is_about(gate, origins, case, status):
+    http, request_head, told = CASES[case]
+    place = site(gate, origins.web("good.example", tls=False), tls=False, http=http)
+    answer = place.ask(request_head)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == told.split()[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "body", "told"),
+    [
+        ("GET", [], None, "passed rule"),
+        ("GET", [], b"", "blocked body_not_allowed"),  # it says that one follows; waiting to see may be for ever
+        ("GET", [("content-length", "0")], b"", "passed rule"),
+        ("GET", [("content-length", "4")], b"data", "blocked body_not_allowed"),
+        ("GET", [], b"data", "blocked body_not_allowed"),
+        ("POST", [], b"data", "passed rule"),
+    ],
+    ids=["none", "an empty frame", "no length", "a length", "a frame", "post"],
+)
+def test_a_body_in_http2(gate, origins, method, fields, body, told):  # noqa: PLR0917
+    origin = origins.web("good.example")
+    place = site(gate, origin, http="{methods: [GET, POST], paths: ['/echo']}")
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    usual = [(":method", method), (":scheme", "https"), (":authority", place.host), (":path", "/echo")]
+    client.send_headers(1, [*usual, *fields], end_stream=body is None)
+    if body is not None:
+        client.send_data(1, body, end_stream=True)
+    with place.connect(["h2"]) as connection:
+        connection.sendall(client.data_to_send())
+        wait_for(gate.decided)
+    assert " ".join(gate.decided()[0][2:]) == told
+    assert told == "passed rule" or origin.connections == 0
+
+
+# --- second paths: the Destination of COPY and MOVE ---
+
+
+RULES = """[
+  {id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/http], action: allow, http: {paths: ["/**"]}},
+  {id: private, to: good.example, ports: [PORT/http], action: deny, http: {paths: ["/private/**"]}},
+  {id: seen, to: good.example, ports: [PORT/http], action: flag, http: {paths: ["/echo3"]}},
+  {id: people, to: good.example, ports: [PORT/http], action: ask, http: {paths: ["/asked/**"]}},
+]"""
+PASSED, DENIED, UNREADABLE = "passed rule t:all", "blocked rule t:private", "blocked ambiguous_request"
+ELSEWHERE = "blocked name_mismatch"
+# A request line, its Destination, and what is decided
+DESTINATIONS = {
+    "a path": ("MOVE /echo", "/echo2", PASSED),
+    "a URL": ("COPY /echo", "http://HOST/echo2", PASSED),
+    "a URL in another case": ("COPY /echo", "HTTP://HOST/echo2?x=y", PASSED),
+    "no Destination": ("MOVE /echo", None, PASSED),
+    "a method that has none": ("PUT /echo", "/private/x", PASSED),
+    "a path that is denied": ("MOVE /echo", "/private/x", DENIED),
+    "a URL that is denied": ("COPY /echo", "http://HOST/private/x", DENIED),
+    "... with an escape": ("COPY /echo", "http://HOST/%70rivate/x", DENIED),
+    "... in another case": ("COPY /echo", "/Private/x", DENIED),
+    "... and the path is, too": ("COPY /private/a", "/private/x", DENIED),
+    "the path alone is": ("COPY /private/a", "/echo", DENIED),
+    "a path that climbs": ("COPY /echo", "/echo/../private/x", "blocked ambiguous_path"),
+    "another host": ("COPY /echo", "http://evil.example/echo", ELSEWHERE),
+    "another port": ("COPY /echo", "http://good.example:1/echo", ELSEWHERE),
+    "another scheme": ("COPY /echo", "https://HOST/echo", ELSEWHERE),
+    "another host without a scheme": ("COPY /echo", "//evil.example/echo", UNREADABLE),
+    "a user": ("COPY /echo", "http://HOST@evil.example/echo", UNREADABLE),
+    "another scheme altogether": ("COPY /echo", "ftp://HOST/echo", UNREADABLE),
+    "a fragment": ("COPY /echo", "/echo#/private", UNREADABLE),
+    "a list": ("COPY /echo", "/echo2, /private/x", UNREADABLE),
+    "two": ("COPY /echo", "/echo2\nDestination: /private/x", UNREADABLE),
+    "nothing": ("COPY /echo", "", UNREADABLE),
+    "a path that is flagged": ("COPY /echo", "/echo3", "passed rule t:seen"),
+    "what people are asked about": ("COPY /echo", "/asked/x", UNREADABLE),
+    "from what people are asked about": ("COPY /asked/x", "/echo", UNREADABLE),
+    "... to what is denied": ("COPY /asked/x", "/private/x", DENIED),
+}
+
+
+@pytest.mark.parametrize(("line", "destination", "told"), DESTINATIONS.values(), ids=DESTINATIONS)
+def test_both_paths_are_decided(gate, origins, line, destination, told):
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False)
+    gate.rules(RULES.replace("PORT", str(place.port)))
+    field = "" if destination is None else f"Destination: {destination}\n"
+    with place.connect() as connection:
+        head = f"{line} HTTP/1.1\nHost: HOST\nConnection: close\n{field}\n"
+        connection.sendall(head.replace("HOST", place.host).replace("\n", "\r\n").encode())
+        until(connection, b"\r\n\r\n")
+    [event] = gate.events("request.decided")
+    assert " ".join([event["outcome"], event["reason"], *event.get("rules", [])]) == told
+    assert len(origin.requests) == told.startswith("passed")

@@ -1,0 +1,495 @@
+"""Whatever raises inside inspection ends the connection, is recorded, and lets nothing through."""
+
+import contextlib
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+import socket
+import ssl
+from pathlib import Path
+
+import h2.errors
+import pytest
+from mitmproxy.proxy import commands
+
+import proxy.inspection
+from proxy.dialing.address_check import DialError
+from proxy.inspection import connection as inspected
+from proxy.inspection import decide_request, engine, http1, http2, pipeline, router, session, stream, tls, transport
+from proxy.inspection.connection import InspectedConnection
+from proxy.inspection.connection_ends import ServerEnd
+from proxy.inspection.http1 import Codec
+from proxy.inspection.transport import Transport, TransportOwner
+from proxy.request.messages import WebOrigin
+from proxy.telemetry.journal.writer import JournalWriteError
+from rules.names import HostName
+from rules.verdicts import Reason
+from tests.proxy.inspection.clients import Client, cut_off, rest, until, wait_for
+from tests.proxy.inspection.inspection_lab import Gate, Site, site
+from tests.support.git_pushes import push
+
+
+class Bug(Exception):  # noqa: N818
+    pass
+
+
+def bug(*_, **__):
+    raise Bug("on purpose")
+
+
+BEFORE = {  # nothing may have reached the origin
+    "rule": (session.Session, "rule"),
+    "admit": (session.Session, "admit"),
+    "decide head": (session, "decide"),
+    "read head": (decide_request.request_head, "read"),
+    "parse head": (http1, "parse_head"),
+    "pipeline": (pipeline.Pipeline, "decide"),
+    "decided": (pipeline.Pipeline, "_decided"),
+    "settle": (pipeline, "settle"),
+    "addresses": (engine.Engine, "addresses"),
+    "connect": (engine.Engine, "connect"),
+    "stream": (stream.Stream, "state_request_head"),
+    "connect to": (router.HttpRouter, "connect"),
+    "balance": (inspected.InspectedConnection, "_balance"),
+    "decide": (inspected.InspectedConnection, "decide"),
+    "open": (inspected.InspectedConnection, "open"),
+    "tls": (tls.ClientTls, "settled"),
+    "tls data": (tls.Tls, "receive"),
+    "read": (transport.Transport, "_arrived"),
+}
+AFTER = {
+    "response": (http1, "response_heads"),
+    "response head": (stream.Stream, "state_response_head"),
+    "response body": (stream.Stream, "state_response_body"),
+    "complete": (session.Session, "complete"),
+    "far": (http1.BackHttp1, "next_event"),
+    "near": (http1.FrontHttp1, "send"),
+    "far tls": (tls.ServerTls, "settled"),
+}
+
+
+# Hooks are found, and made to raise one by one, in this file, below; over TLS and without it takes turns
+@pytest.mark.parametrize(("number", "where"), list(enumerate([*BEFORE, *AFTER])))
+def test_an_exception_anywhere_ends_the_connection(gate, origins, monkeypatch, number, where):
+    tls_ = number % 2 == 0 or "tls" in where
+    origin = origins.web("good.example", tls=tls_, alpn=["http/1.1"])
+    place = site(gate, origin, tls=tls_)
+    assert place.curl("/first", "-o", os.devnull)[0] == 0
+    closed = len(gate.wait_closed())
+    monkeypatch.setattr(*{**BEFORE, **AFTER}[where], bug)
+    status, out, _ = place.curl("/second", "--http1.1")
+    assert status != 0
+    assert out == b""
+    monkeypatch.undo()
+    errors = gate.events("gate.error")
+    assert errors
+    assert errors[0]["fault"] == {"where": "inspection", "detail": "Bug: on purpose"}
+    assert gate.wait_closed(closed + 1)[-1].reason is Reason.GATE_ERROR
+    assert len(gate.closed) == closed + 1
+    if where in BEFORE:
+        assert [request.target for request in origin.requests] == ["/first"]
+    assert place.curl("/third", "-o", os.devnull)[0] == 0  # the others go on
+
+
+@pytest.mark.parametrize("where", ["handle_h2_event", "_handle_event"])
+@pytest.mark.parametrize("side", [http2.FrontHttp2, http2.BackHttp2])
+def test_an_exception_in_http2_ends_the_connection(gate, origins, monkeypatch, where, side):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    monkeypatch.setattr(side, where, bug)
+    assert place.curl("/", "--http2")[0] != 0
+    assert gate.events("gate.error")
+    if side is http2.FrontHttp2:
+        assert origin.requests == []
+
+
+def test_an_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypatch):
+    """The hook is a coroutine then: nobody waits for it but us."""
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    monkeypatch.setattr(pipeline.Pipeline, "_decided", bug)
+    assert place.curl("/")[0] != 0
+    assert gate.events("gate.error")[0]["fault"]["detail"] == "Bug: on purpose"
+    assert origin.connections == 0
+
+
+def test_a_command_that_nobody_knows_ends_the_connection(gate, origins, monkeypatch):
+    class Odd(commands.Command):
+        pass
+
+    def odd(self, event):
+        yield Odd()
+
+    place = site(gate, origins.web("good.example"))
+    monkeypatch.setattr(http2.FrontHttp2, "_handle_event", odd)
+    assert place.curl("/", "--http2")[0] != 0
+    assert gate.events("gate.error")[0]["fault"]["detail"] == "RuntimeError: unexpected command Odd"
+
+
+@pytest.mark.parametrize("name", ["evil.example", "good.example"])
+def test_the_router_can_t_dial_elsewhere(gate, origins, monkeypatch, name):
+    """Not by its name, not without an address that was checked: a bug in the router is no way out."""
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False)
+
+    def elsewhere(self, stream):
+        addresses = stream.request.addresses if name == "evil.example" else ()
+        self.driver.open(ServerEnd(WebOrigin(HostName(name), origin.port, tls=False), addresses))
+
+    monkeypatch.setattr(router.HttpRouter, "connect", elsewhere)
+    assert place.curl("/")[0] != 0
+    assert gate.events("gate.error")[0]["fault"]["detail"].startswith("RuntimeError: the router wants to dial ")
+    assert origin.connections == 0
+
+
+def full_disk(*_, **__):
+    raise JournalWriteError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_what_can_t_be_told_doesn_t_pass(gate, origins, monkeypatch, version):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    tell = gate.recorder.journal.append
+
+    def fill(line, now):
+        if b"request.decided" in line:
+            full_disk()
+        return tell(line, now)
+
+    monkeypatch.setattr(type(gate.recorder.journal), "append", lambda _, line, now: fill(line, now))
+    status, out, err = place.curl("/x", version)
+    problem = json.loads(out)
+    assert (status, err, problem["status"], problem["reason"]) == (0, "", 503, "journal_failed")
+    assert (origin.connections, origin.requests) == (0, [])
+
+
+def test_a_closing_event_that_can_t_be_written_ends_nothing(gate, origins, monkeypatch):
+    place = site(gate, origins.web("good.example"))
+    tell = gate.recorder.journal.append
+
+    def fill(line, now):
+        if b"request.completed" in line:
+            full_disk()
+        return tell(line, now)
+
+    monkeypatch.setattr(type(gate.recorder.journal), "append", lambda _, line, now: fill(line, now))
+    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"
+
+
+def test_an_engine_that_can_t_be_made_lets_nothing_through(tmp_path, origins, monkeypatch):
+    real = importlib.import_module
+    monkeypatch.setattr(
+        "proxy.inspection.importlib.import_module", lambda name: bug() if name.endswith("engine") else real(name)
+    )
+    gate = Gate(tmp_path, origins)
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    for _ in range(2):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            place.connect()
+    assert [closed.reason for closed in gate.wait_closed(2)] == [Reason.GATE_ERROR] * 2
+    assert "can't begin: on purpose" in gate.events("gate.error")[0]["fault"]["detail"]
+    assert origin.connections == 0
+    gate.close()
+
+
+def test_those_who_wait_for_the_engine_are_served_in_the_end(tmp_path, origins):
+    gate = Gate(tmp_path, origins)
+    place = site(gate, origins.web("good.example"))
+    assert gate.inspection._engine is None
+    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"
+    assert gate.inspection._engine is not None
+    gate.close()
+
+
+def test_a_client_that_is_gone_before_it_is_adopted(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    for _ in range(20):
+        connection = socket.create_connection(("127.0.0.1", place.door))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()
+    assert len(gate.wait_closed(20)) == 20
+    assert gate.events("gate.error") == []
+
+
+def test_a_lookup_that_fails_to_come_back_is_given_up(gate, origins, monkeypatch):
+    place = site(gate, origins.web("good.example"))
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    monkeypatch.setattr(engine, "LOOKUP_TIMEOUT", 0.1)
+    monkeypatch.setattr(type(gate.dialer), "find", lambda *_: None)
+    _, out, _ = place.curl("/x")
+    assert json.loads(out)["detail"] == "the lookup took too long"
+
+
+def test_a_dial_that_fails_to_come_back_is_given_up(gate, origins, monkeypatch):
+    place = site(gate, origins.web("good.example"))
+    called_off = []
+
+    class Never:
+        def take(self):
+            return None
+
+        def cancel(self):
+            called_off.append(self)
+
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
+    _, out, _ = place.curl("/x")
+    assert json.loads(out)["reason"] == "upstream_failed"
+    assert len(called_off) == 1
+
+
+def test_a_dial_for_a_client_that_has_left_is_called_off(gate, origins, monkeypatch):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    called_off = []
+
+    class Never:
+        def take(self):
+            return None
+
+        def cancel(self):
+            called_off.append(self)
+
+    monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 100.0)  # longer than what is waited for here
+    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
+    connection = socket.create_connection(("127.0.0.1", place.door))
+    connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+    wait_for(lambda: gate.events("request.decided"))
+    cut_off(connection)  # whoever ends its half alone may wait for the answer yet
+    gate.wait_closed()
+    wait_for(lambda: called_off)
+    assert gate.events("request.completed")[0]["outcome"] == "failed"
+
+
+def test_no_descriptor_and_no_conversation_is_left(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    place.curl("/", "-o", os.devnull)
+    gate.wait_closed()
+
+    def open_now():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_now()
+    for path in ("/ok", "/reset/10", "/status/500", "/bytes/100000"):
+        for version in ("--http1.1", "--http2"):
+            place.curl(path, version, "-o", os.devnull)
+    with place.connect() as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        rest(connection)
+    gate.wait_closed(10)
+    wait_for(lambda: not gate.inspection._engine._connections)
+    wait_for(lambda: open_now() <= before)
+
+
+def test_the_reasons_of_a_dial_are_the_decision_s_own(gate, origins, monkeypatch):
+    place = site(gate, origins.web("good.example"))
+
+    def refuse(*_):
+        raise DialError(Reason.RULE, "a rule denies the address")
+
+    monkeypatch.setattr(type(gate.dialer), "known", refuse)
+    _, out, _ = place.curl("/x")
+    problem = json.loads(out)
+    assert (problem["status"], problem["verdict"], problem["reason"], problem["rules"]) == (
+        403,
+        "deny",
+        "rule",
+        ["t:a"],
+    )
+
+
+# --- every hook that libraries, the poller and transports call ---
+
+
+CODEC = {"receive", "receive_end", "next_event"}
+# What the router and the requests want of the connection
+DRIVER = {
+    name
+    for module in ("router", "stream", "pipeline", "websocket")
+    for name in re.findall(r"\bdriver\.(\w+)\(", Path(proxy.inspection.__path__[0], f"{module}.py").read_text())
+}
+LIBRARIES = {"mitmproxy", "h2", "h11"}
+KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
+
+
+class HookBug(Exception):  # noqa: N818
+    pass
+
+
+def classes():
+    for module in pkgutil.iter_modules(proxy.inspection.__path__, "proxy.inspection."):
+        loaded = importlib.import_module(module.name)
+        yield from (one for one in vars(loaded).values() if inspect.isclass(one) and one.__module__ == loaded.__name__)
+
+
+def is_hook(owner, name):
+    """Whether somebody else's code calls this method."""
+    if name == "__init__":
+        return False
+    told = name in vars(TransportOwner) or name.startswith("state_")
+    told = told or (owner is InspectedConnection and name in DRIVER) or (issubclass(owner, Codec) and name in CODEC)
+    bases = (base for base in owner.__mro__[1:] if base.__module__.partition(".")[0] in LIBRARIES)
+    return told or any(name in vars(base) for base in bases)
+
+
+HOOKS = {
+    f"{owner.__name__}.{name}": (owner, name)
+    for owner in classes()
+    for name, member in vars(owner).items()
+    if inspect.isfunction(member) and owner is not TransportOwner and is_hook(owner, name)
+}
+HOOKS["Transport.ready"] = (Transport, "ready")
+ELSEWHERE = {
+    "InspectedConnection.crashed",  # what all of these end in
+    "InspectedConnection.leaving",  # only where people are asked: stages/test_approval.py
+    "InspectedConnection.relieved", "_Http2._handle_event",  # only where a side doesn't read: test_http2.py
+    "InspectedConnection.end_sending", "BackHttp1.receive_end",  # ... or a server: test_exchanges.py
+    "InspectedConnection.reset",  # only where a side is cut: test_cut_connections.py
+    "Windowed.reset_stream", "Windowed.stream_window_updated",  # only where a server is cut: test_cut_connections.py
+    "BackHttp2.close_connection",  # only where a server leaves: test_http2.py
+    "Stream.handle_protocol_error", "FrontHttp2.protocol_error",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, origins):
+    """One gate, an origin of HTTP/2 and one of HTTP/1."""
+    gate = Gate(tmp_path_factory.mktemp("world"), origins)
+
+    def answer(connection, head):
+        if b"Upgrade: websocket" in head:
+            agreed = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n"
+            connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{agreed}".encode())
+            while data := connection.recv(65536):
+                connection.sendall(data)
+            return False
+        if b"hunked" in head:
+            until(connection, b"0\r\nX-Sum: 7\r\n\r\n" if b" /x " in head else b"0\r\n\r\n")
+        body = b"4\r\npage\r\n0\r\nX-Sum: 7\r\n\r\n"
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        return True
+
+    made = {}
+    gate.name(good_example="127.0.0.1")
+    rules = []
+    for name, origin in {
+        "http1": origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]), "http2": origins.web("good.example"),
+    }.items():  # fmt: skip
+        where = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow"
+        rules += [
+            f"{{id: {name}, {where}, http: {{paths: [/x, /chat, /upload], websocket: true, body: true}}}}",
+            f"{{id: git-{name}, {where}, git: {{repos: [acme/web], push: [refs/heads/x]}}}}",
+        ]
+        made[name] = Site(gate, "good.example", origin.port, gate.door("good.example", origin.port), True)
+        made[name].origin = origin
+    gate.rules(f"[{', '.join(rules)}]")
+    yield gate, made
+    gate.close()
+
+
+def speak_http1(sites):
+    place = sites["http1"]
+    one = f"POST /x HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n"
+    with place.connect() as connection:
+        for last in ("", "Connection: close\r\n"):
+            connection.sendall(f"{one}{last}\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n".encode())
+            if not last:
+                until(connection, b"X-Sum: 7\r\n\r\n")
+        rest(connection)
+
+
+def speak_http2(sites):
+    client = Client(sites["http2"])
+    try:
+        stream = client.request("/upload", "POST", end=False)
+        client.h2.send_data(stream, b"abc", end_stream=True)
+        client.flush()
+        client.body(stream)
+        client.h2.close_connection(h2.errors.ErrorCodes.NO_ERROR)
+        client.flush()
+    finally:
+        client.close()
+
+
+def websocket(sites):
+    place = sites["http1"]
+    head = f"GET /chat HTTP/1.1\r\nHost: {place.host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    with place.connect() as connection:
+        connection.sendall(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        connection.sendall(b"\x89\x84\0\0\0\0ping")
+        until(connection, b"ping")
+
+
+def pushes(sites, ref="x"):
+    place = sites["http1"]
+    head = f"POST /acme/web.git/git-receive-pack HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n"
+    body = push(f"{'a' * 40} {'b' * 40} refs/heads/{ref}")
+    with place.connect() as connection:
+        kind = (
+            "User-Agent: git/2.47\r\nContent-Type: application/x-git-receive-pack-request\r\nConnection: close\r\n\r\n"
+        )
+        connection.sendall(f"{head}{kind}{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
+        rest(connection)
+
+
+def leaves(sites):
+    """Ends TLS before TCP."""
+    place = sites["http1"]
+    with place.connect() as connection:
+        connection.sendall(f"POST /x HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 0\r\n\r\n".encode())
+        until(connection, b"X-Sum: 7\r\n\r\n")
+        connection.unwrap().close()
+
+
+def refused_pushes(sites):
+    pushes(sites, "y")
+
+
+SCENARIOS = [speak_http1, speak_http2, websocket, leaves, pushes, refused_pushes]
+
+
+@pytest.mark.parametrize("hook", sorted(HOOKS))
+def test_a_hook_that_raises_lets_nothing_through(world, monkeypatch, hook):
+    gate, sites = world
+    owner, name = HOOKS[hook]
+    reached = []
+
+    def bug(*_, **__):
+        reached.append(hook)
+        raise HookBug(hook)
+
+    errors, ended = len(gate.events("gate.error")), len(gate.closed)
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, bug)
+        for scenario in SCENARIOS:
+            with contextlib.suppress(OSError, ssl.SSLError, pytest.fail.Exception):
+                scenario(sites)
+            if reached:
+                break
+        if not reached:
+            assert hook in ELSEWHERE, "no scenario reaches it: add one"
+            return
+        wait_for(lambda: len(gate.events("gate.error")) > errors)
+        wait_for(lambda: not gate.inspection._engine._connections)
+    assert gate.events("gate.error")[errors]["fault"]["detail"] == f"HookBug: {hook}"
+    wait_for(lambda: Reason.GATE_ERROR in [closed.reason for closed in gate.closed[ended:]])
+    passed = [e for e in gate.events("request.decided") if e["outcome"] == "passed"]
+    assert sum(len(place.origin.requests) for place in sites.values()) <= len(passed)  # none but those
+
+
+def test_the_scenarios_get_through_where_nothing_raises(world):
+    gate, sites = world
+    errors = len(gate.events("gate.error"))
+    for scenario in SCENARIOS:
+        scenario(sites)
+    wait_for(lambda: not gate.inspection._engine._connections)
+    assert len(gate.events("gate.error")) == errors
+    assert [e["reason"] for e in gate.events("request.decided")[-7:]] == ["rule"] * 6 + ["no_rule"]

@@ -1,0 +1,330 @@
+"""Floods of HTTP/2 frames that bring nothing, from clients and from servers: the connection ends, and no other notices."""
+
+import contextlib
+import ssl
+from types import SimpleNamespace
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import pytest
+from mitmproxy.proxy import events
+
+from proxy.inspection import frames, http2
+from proxy.inspection.connection_ends import ClientEnd
+from proxy.inspection.frames import PATIENCE, REGAINED, BoundedH2Connection, FrameBudget
+from proxy.request.messages import WebOrigin
+from rules.names import HostName
+from tests.proxy.inspection.clients import Client, wait_for
+from tests.proxy.inspection.inspection_lab import Gate, site
+
+MANY = 1500
+
+
+def frame(kind, payload=b"", stream=0, flags=0):
+    """A frame as RFC 9113 section 4.1 has it."""
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+ONE = (1).to_bytes(4)
+
+FLOODS = {  # where the peer has stream 1 open, or half closed
+    "SETTINGS, CVE-2019-9515": frame(SETTINGS) * MANY,
+    "SETTINGS that change every window": b"".join(
+        frame(SETTINGS, b"\0\x04" + (60000 + n).to_bytes(4)) for n in range(MANY)
+    ),
+    "SETTINGS that nobody knows": b"".join(frame(SETTINGS, (n + 100).to_bytes(2) + ONE) for n in range(MANY)),
+    "PING, CVE-2019-9512": frame(PING, bytes(8)) * MANY,
+    "PING that answers": frame(PING, bytes(8), flags=1) * MANY,
+    "PRIORITY, CVE-2019-9513": frame(PRIORITY, bytes(4) + b"\x10", stream=3) * MANY,
+    "WINDOW_UPDATE of the connection": frame(WINDOW_UPDATE, ONE) * MANY,
+    "WINDOW_UPDATE of a stream": frame(WINDOW_UPDATE, ONE, stream=1) * MANY,
+    "frames of no known type": frame(0x42, b"x") * MANY,
+    "frames of no known type, of the connection": frame(0xFA) * MANY,
+}
+FROM_CLIENTS = {
+    **FLOODS,
+    "empty DATA, CVE-2019-9518": frame(DATA, stream=1) * MANY,
+    "padded DATA with nothing in it": frame(DATA, b"\x04" + bytes(4), stream=1, flags=8) * MANY,
+}
+HUGE = frame(HEADERS, b"\x82" * 100_000, stream=3) + frame(CONTINUATION, b"\x82" * 100_000, stream=3)
+BOMB = frame(HEADERS, b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4000 + b"\xbe" * 30, stream=3, flags=4)
+HEADS = {  # of which no one is whole, or fits
+    "CONTINUATION, VU#421644": frame(HEADERS, b"\x82", stream=3) + frame(CONTINUATION, b"\x82", stream=3) * MANY,
+    "empty CONTINUATION": frame(HEADERS, stream=3) + frame(CONTINUATION, stream=3) * MANY,
+    "CONTINUATION of any size": HUGE,
+    "HPACK that becomes 120 KB": BOMB,
+    "a frame that will have 16 MB": frame(HEADERS, stream=3)[3:].rjust(9, b"\xff"),
+}
+BY_H2 = {
+    "CONTINUATION, VU#421644": "ambiguous_request",
+    "empty CONTINUATION": "ambiguous_request",
+    "a frame that will have 16 MB": "ambiguous_request",
+}
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory, origins):
+    """A gate, an origin, and a client of it that is none of the others' business."""
+    gate = Gate(tmp_path_factory.mktemp("busy"), origins)
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    other = Client(place)
+    yield gate, origin, place, other
+    other.close()
+    gate.close()
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory, origins):
+    """A gate for one server after the other."""
+    gate = Gate(tmp_path_factory.mktemp("lonely"), origins)
+    yield gate
+    gate.close()
+
+
+def ended(client):
+    """The code that the gate ends a connection with."""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while not any(isinstance(event, h2.events.ConnectionTerminated) for event in client.events):
+            client.read()
+            if client.events and client.events[-1] is None:
+                break
+    found = [event for event in client.events if isinstance(event, h2.events.ConnectionTerminated)]
+    client.close()
+    return found[0].error_code if found else None
+
+
+@pytest.mark.parametrize("flood", [*FROM_CLIENTS, *HEADS])
+def test_a_client_s_flood_ends_its_connection_alone(busy, flood):
+    gate, _, place, other = busy
+    told, closed = len(gate.events("request.decided")), len(gate.closed)
+    client = Client(place)
+    client.request("/upload", "POST", end=False)
+    wait_for(lambda: len(gate.events("request.decided")) == told + 1)
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        client.socket.sendall((FROM_CLIENTS | HEADS)[flood])
+    codes = h2.errors.ErrorCodes
+    assert ended(client) in (codes.ENHANCE_YOUR_CALM, codes.PROTOCOL_ERROR, codes.FRAME_SIZE_ERROR)
+    wait_for(lambda: len(gate.closed) > closed)
+    last = gate.events("request.decided")[-1]
+    assert (last["outcome"], last["reason"]) == ("blocked", BY_H2.get(flood, "limit_exceeded"))
+    assert gate.events("gate.error") == []
+    assert other.status(other.request("/ok")) == "200"
+
+
+def test_withheld_credit_is_no_longer_given_when_the_connection_is_over():
+    """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
+    place = WebOrigin(HostName("good.example"), 443, tls=True)
+    session = SimpleNamespace(misread=lambda *_: None)
+    front = http2.FrontHttp2(session, ClientEnd(place), lambda _stream: True)
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    client.initiate_connection()
+    for command in front.handle_event(events.Start()):
+        client.receive_data(command.data)
+    client.send_headers(1, [(":method", "POST"), (":scheme", "https"), (":authority", "good.example"), (":path", "/")])
+    sent = 0
+    while room := min(client.local_flow_control_window(1), client.max_outbound_frame_size):
+        client.send_data(1, b"x" * room)
+        sent += room
+    list(front.handle_event(events.DataReceived(front.conn, client.data_to_send())))
+    assert front.withheld == {1: sent}
+    list(front.handle_event(events.DataReceived(front.conn, frame(PING, b"of a wrong size"))))
+    assert front.is_done
+    front.stuck = lambda _stream: False
+    assert list(front.return_credit()) == []
+    assert front.withheld == {}
+
+
+BREAKS = {  # CVE-2023-44487, and what makes us do it: CVE-2025-8671
+    "rapid reset": lambda stream: frame(RST_STREAM, (8).to_bytes(4), stream),
+    "a window that overflows": lambda stream: frame(WINDOW_UPDATE, (2**31 - 1).to_bytes(4), stream),
+    "DATA behind the end": lambda stream: frame(DATA, b"x", stream),
+    "HEADERS behind the end": lambda stream: frame(HEADERS, b"\x82", stream, 5),
+    "a window of nothing": lambda stream: frame(WINDOW_UPDATE, bytes(4), stream),
+    "PRIORITY on itself": lambda stream: frame(PRIORITY, stream.to_bytes(4) + b"\x10", stream),
+    "RST_STREAM of a wrong size": lambda stream: frame(RST_STREAM, b"x", stream),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_streams_that_are_broken_off_are_few(busy, monkeypatch, how):
+    monkeypatch.setattr(http2, "RESETS", 20)
+    gate, origin, place, other = busy
+    asked, closed = len(origin.requests), len(gate.closed)
+    client = Client(place)
+    sent = client.h2.data_to_send()
+    for _ in range(150):
+        stream = client.h2.get_next_available_stream_id()
+        client.h2.send_headers(stream, client.head("/slow/10/1"), end_stream=True)
+        sent += client.h2.data_to_send() + BREAKS[how](stream)
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        client.socket.sendall(sent)
+    assert ended(client) is not None
+    wait_for(lambda: len(gate.closed) > closed)
+    assert len(origin.requests) - asked < 100
+    assert gate.events("request.decided")[-1]["outcome"] == "blocked"
+    assert gate.events("gate.error") == []
+    assert other.status(other.request("/ok")) == "200"
+
+
+def test_what_well_behaved_clients_do_is_borne(busy):
+    """Requests with priorities, credit for everything that is read, and a ping with each."""
+    _, _, place, _ = busy
+    client = Client(place)
+    for _ in range(60):
+        stream = client.request("/bytes/2000")
+        client.socket.sendall(frame(PRIORITY, bytes(4) + b"\x10", stream) * 10 + frame(PING, bytes(8)) * 10)
+        while not any(isinstance(e, h2.events.StreamEnded) and e.stream_id == stream for e in client.events):
+            client.read()
+            for event in client.events:
+                if isinstance(event, h2.events.DataReceived) and event.flow_controlled_length:
+                    client.h2.increment_flow_control_window(event.flow_controlled_length)
+                    with contextlib.suppress(h2.exceptions.StreamClosedError):
+                        client.h2.increment_flow_control_window(event.flow_controlled_length, event.stream_id)
+            client.events = [event for event in client.events if not isinstance(event, h2.events.DataReceived)]
+            client.flush()
+    client.close()
+
+
+def server_of(flood):
+    """An HTTP/2 server that answers its first request with a flood, and then properly."""
+
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        server.initiate_connection()
+        data, streams = head, []
+        while not streams:
+            streams += [e.stream_id for e in server.receive_data(data) if isinstance(e, h2.events.RequestReceived)]
+            connection.sendall(server.data_to_send())
+            data = b"" if streams else connection.recv(65536)
+        connection.sendall(flood)
+        server.send_headers(streams[0], [(":status", "200")], end_stream=True)
+        connection.sendall(server.data_to_send())
+        with contextlib.suppress(OSError):
+            while connection.recv(65536):
+                pass
+
+    return answer
+
+
+EARLY = frame(HEADERS, b"\x48\x03103", stream=1, flags=4)
+FROM_SERVERS = {
+    **FLOODS,
+    "103 without end": EARLY * MANY,
+    "103 and an end": frame(HEADERS, b"\x48\x03103", stream=1, flags=5),
+    "CONTINUATION, VU#421644": frame(HEADERS, b"\x88", stream=1) + frame(CONTINUATION, b"\x88", stream=1) * MANY,
+    "CONTINUATION of any size": HUGE.replace(b"\0\0\0\x03", ONE),
+    "PUSH_PROMISE that we forbade": frame(PUSH, (2).to_bytes(4) + b"\x82", stream=1, flags=4),
+    "a window that overflows": frame(WINDOW_UPDATE, (2**31 - 1).to_bytes(4)),
+    "a frame of 200 KB": frame(DATA, bytes(200_000), stream=1),
+    "a response to nobody": frame(HEADERS, b"\x88", stream=99, flags=4),
+    "a request": frame(HEADERS, b"\x82\x84\x86", stream=2, flags=5),
+    "HTTP/1 in the middle": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("flood", FROM_SERVERS)
+def test_a_server_s_flood_is_a_failed_request(lonely, origins, flood):
+    gate = lonely
+    completed = len(gate.events("request.completed"))
+    place = site(gate, origins.script(server_of(FROM_SERVERS[flood]), "good.example", tls=True, alpn=["h2"]))
+    client = Client(place)
+    assert client.status(client.request("/")) == "502"
+    client.close()
+    wait_for(lambda: len(gate.events("request.completed")) > completed)
+    assert gate.events("request.completed")[-1]["reason"] == "upstream_failed"
+    assert gate.events("gate.error") == []
+
+
+def test_patience_is_regained_and_never_more_than_at_first(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(frames.time, "monotonic", lambda: now[0])
+    patience = FrameBudget()
+
+    def borne():
+        count = 0
+        while patience.spend():
+            count += 1
+        return count
+
+    patience.earn(5 * PATIENCE)
+    assert borne() == PATIENCE
+    now[0] += 10.0
+    assert borne() == 10 * REGAINED
+    now[0] += 1e9
+    assert borne() == PATIENCE
+
+
+def test_credit_costs_nothing_for_what_was_sent_and_for_no_more():
+    """Servers have given it for every read of half a kilobyte, on the stream and on the connection."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration())
+    server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
+    client.initiate_connection()
+    server.initiate_connection()
+    client.send_headers(
+        1, [(":method", "GET"), (":scheme", "https"), (":authority", "x"), (":path", "/")], end_stream=True
+    )
+    server.receive_data(client.data_to_send())
+    server.send_headers(1, [(":status", "200")])
+    server.send_data(1, bytes(60_000))
+    both = frame(WINDOW_UPDATE, (64).to_bytes(4)) + frame(WINDOW_UPDATE, (64).to_bytes(4), 1)
+    server.receive_data(both * 937)  # 59,968 bytes
+    server.receive_data(both * (int(PATIENCE) // 2))
+    with pytest.raises(h2.exceptions.DenialOfServiceError):
+        server.receive_data(both * 20)
+
+
+def test_settings_that_nobody_knows_are_not_kept():
+    server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
+    server.initiate_connection()
+    unknown = b"".join(n.to_bytes(2) + ONE for n in range(1000, 11000))
+    server.receive_data(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, unknown))
+    assert len(server.remote_settings) < 10
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [(1 << 31, 4096), (4096, 4096), (100, 100), (0, 0)])
+def test_what_a_peer_would_have_us_remember_of_fields_has_a_bound(allowed, kept):
+    """It may allow 4 GB, which were kept beside all that is counted, and searched through for each field."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration())
+    server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
+    client.initiate_connection()
+    client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: allowed})
+    server.initiate_connection()
+    for stream in range(1, 101, 2):
+        asked = [(":method", "GET"), (":scheme", "https"), (":authority", "x"), (":path", "/")]
+        client.send_headers(stream, asked, end_stream=True)
+        server.receive_data(client.data_to_send())
+        fields = [(f"x-{stream}-{number}", "v" * 200) for number in range(20)]
+        server.send_headers(stream, [(":status", "200"), *fields], end_stream=True)
+        (answer,) = (
+            event
+            for event in client.receive_data(server.data_to_send())
+            if isinstance(event, h2.events.ResponseReceived)
+        )
+        assert [(name.decode(), value.decode()) for name, value in answer.headers[1:]] == fields
+    assert server.encoder.header_table_size == kept
+    assert sum(len(n) + len(v) + 32 for n, v in server.encoder.header_table.dynamic_entries) <= kept
+
+
+def test_streams_to_a_server_are_forgotten(monkeypatch, busy):
+    """A task may ask a million things on one connection."""
+    gate, _, place, _ = busy
+    monkeypatch.setattr(http2, "REMEMBERED", 20)
+    client = Client(place)
+    had = set(gate.inspection._engine._connections.values())
+    for _ in range(60):
+        client.body(client.request("/ok"))
+    (mine,) = [
+        c for c in gate.inspection._engine._connections.values()
+        if any(len(back.our_stream_id) and back.h2_conn.highest_outbound_stream_id > 100 for back in [server.codec for server in c._http.servers])
+    ]  # fmt: skip
+    assert mine in had | {mine}
+    (back,) = [server.codec for server in mine._http.servers]
+    assert len(back.our_stream_id) <= 21
+    assert len(back.their_stream_id) <= 21
+    client.close()

@@ -1,0 +1,493 @@
+"""HTTP/2: malformed heads, flow control, leaving servers, and requests that wait for a free stream."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import h2.settings
+import pytest
+from hyperframe.frame import DataFrame, GoAwayFrame
+
+from proxy.inspection import http2
+from rules.attempt import Attempt, Protocol
+from rules.names import HostName
+from tests.proxy.inspection.clients import Client, resident, wait_for
+from tests.proxy.inspection.inspection_lab import site
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def talk():
+    clients = []
+
+    def make(place, **settings):
+        clients.append(Client(place, **settings))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def test_streams_are_decided_one_by_one(gate, origins, talk):
+    origin = origins.web("good.example")
+    place = site(gate, origin, http='{paths: ["/ok/**"]}')
+    client = talk(place)
+    streams = [client.request(path) for path in ("/ok/1", "/no", "/ok/2")]
+    assert [client.status(stream) for stream in streams] == ["200", "403", "200"]
+    assert b'"reason": "no_rule"' in client.body(streams[1])
+    assert sorted(request.target for request in origin.requests) == ["/ok/1", "/ok/2"]
+    assert origin.connections == 1
+
+
+@pytest.fixture
+def taken_in(monkeypatch):
+    monkeypatch.setattr(http2, "TAKEN_IN", 4 * MIB)
+
+
+@pytest.mark.usefixtures("taken_in")
+@pytest.mark.parametrize(("size", "stopped"), [(2 * MIB, False), (6 * MIB, True)])
+def test_what_comes_behind_an_answer_is_taken_in_up_to_a_limit(gate, origins, talk, size, stopped):
+    """Some clients wait for credit and look at the answer only when they have sent all: they hear it all the same."""
+    origin = origins.web("good.example")
+    client = talk(site(gate, origin, http='{methods: [GET], paths: ["/ok"]}'))
+    stream = client.request("/no", "POST", end=False)
+    sent = 0
+    while sent < size and not any(isinstance(event, h2.events.StreamReset) for event in client.events):
+        room = min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size, size - sent)
+        if room:
+            client.h2.send_data(stream, bytes(room))
+            client.flush()
+            sent += room
+        else:
+            client.read()
+    if stopped:
+        assert client.wait(h2.events.StreamReset, stream).error_code == h2.errors.ErrorCodes.NO_ERROR
+    else:
+        client.h2.end_stream(stream)
+        client.flush()
+    assert client.status(stream) == "403"
+    assert client.status(client.request("/ok")) == "200"
+    assert [request.target for request in origin.requests] == ["/ok"]
+
+
+def test_another_authority_is_misdirected_and_the_connection_goes_on(gate, origins, talk):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    client = talk(place)
+    assert client.status(client.request(authority=f"evil.example:{place.port}")) == "421"
+    assert client.status(client.request(authority="good.example")) == "421"
+    assert client.status(client.request("/ok")) == "200"
+    assert [request.target for request in origin.requests] == ["/ok"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"authority": "", "more": ()},
+        {"more": (("host", "evil.example"),)},
+        {"more": (("transfer-encoding", "chunked"),)},
+        {"more": (("connection", "host"),)},
+        {"more": (("x", "a\r\nhost: evil.example"),)},
+        {"more": (("x y", "a"),)},
+        {"more": (("X", "a"),)},
+        {"more": ((":path", "/again"),)},
+        {"path": "/ HTTP/1.1\r\nhost: evil.example\r\n\r\nGET /x"},
+        {"path": ""},
+        {"path": "relative"},
+        {"method": "GET / HTTP/1.1\r\nx:"},
+        {"method": "CONNECT"},
+        {"more": (("content-length", "3"), ("content-length", "4"))},
+    ],
+    ids=range(14),
+)
+def test_heads_that_would_stray_or_split(gate, origins, talk, more):
+    origin = origins.web("good.example", alpn=["http/1.1"])
+    client = talk(site(gate, origin))
+    client.request(**more)
+    wait_for(lambda: gate.events("request.decided"))
+    assert gate.decided()[0][2:] in (
+        ("blocked", "ambiguous_request"), ("blocked", "protocol_mismatch"), ("blocked", "name_mismatch"),
+    )  # fmt: skip
+    assert origin.connections == 0
+
+
+def test_garbage_after_the_preface_ends_the_connection_and_is_told(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    with place.connect(alpn=("h2",)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        while connection.recv(65536):
+            pass
+    assert gate.decided()[0][2:] == ("blocked", "ambiguous_request")
+
+
+def test_a_hundred_streams_of_events_over_http1(gate, origins, talk):
+    """More than mitmproxy's five connections: every stream has one of its own, and none waits."""
+    origin = origins.web("good.example", alpn=["http/1.1"])
+    client = talk(site(gate, origin))
+    streams = [client.request("/slow/2/0.3") for _ in range(100)]
+    assert {client.status(stream) for stream in streams} == {"200"}
+    for stream in streams:
+        client.body(stream)
+    assert origin.connections == 100
+
+
+def test_there_are_no_more_connections_behind_one_than_there_is_room_for(gate, origins, talk):
+    """Of all that its sandbox has: those of others' must not run out because of one client's streams."""
+    origin = origins.web("good.example", alpn=["http/1.1"])
+    place = site(gate, origin)
+    quota = gate.dialer.descriptors
+    quota.has_room = lambda: quota.extra < 3
+    client = talk(place)
+    streams = [client.request("/slow/2/0.3") for _ in range(10)]
+    answers = Counter(client.status(stream) for stream in streams)
+    assert (answers["200"], answers.total(), origin.connections) == (4, 10, 4)
+    assert quota.extra == 3
+    for stream in streams:
+        client.body(stream)
+    failed = [event for event in gate.events("request.completed") if event["outcome"] == "failed"]
+    assert {event["reason"] for event in failed} == {"limit_exceeded"}
+    assert len(failed) == 6
+    assert client.status(client.request("/ok")) == "200"
+    client.close()
+    gate.wait_closed()
+    wait_for(lambda: quota.extra == 0)
+
+
+def test_connections_that_are_over_are_forgotten(gate, origins, talk):
+    client = talk(site(gate, origins.web("good.example", alpn=["http/1.1"])))
+    for _ in range(30):
+        stream = client.request("/ok")
+        client.body(stream)
+    conversation = next(iter(gate.inspection._engine._connections.values()))
+    wait_for(lambda: len(conversation._http.servers) <= 1)
+    assert len(conversation._http.streams) == 0
+    assert len(conversation.transports) <= 2
+
+
+@pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
+def test_a_stream_that_isn_t_read_costs_its_window_and_holds_up_nobody(gate, origins, talk, alpn):
+    place = site(gate, origins.web("good.example", alpn=alpn))
+    client = talk(place)
+    before = resident()
+    stalled = client.request(f"/bytes/{200 * MIB}")
+    assert client.status(stalled) == "200"
+    read = 0
+    while read < 65535:  # the window that every client begins with; h2 gives no credit by itself
+        client.read()
+        read = sum(len(e.data) for e in client.events if isinstance(e, h2.events.DataReceived))
+    for _ in range(5):
+        other = client.request("/ok")
+        # the connection's window is used up too: give credit for that alone
+        client.h2.increment_flow_control_window(65535)
+        client.flush()
+        assert client.status(other) == "200"
+        client.body(other)
+    time.sleep(0.3)
+    assert resident() - before < 40 * MIB
+    assert read < MIB
+    client.h2.reset_stream(stalled)
+    client.flush()
+    assert client.status(client.request("/ok")) == "200"
+
+
+def test_a_stalled_download_goes_on_when_it_is_read(gate, origins, talk):
+    client = talk(site(gate, origins.web("good.example")))
+    stream = client.request(f"/bytes/{12 * MIB}")
+    client.status(stream)
+    time.sleep(0.2)
+    got, acknowledged = 0, 0
+    while not any(isinstance(event, h2.events.StreamEnded) for event in client.events):
+        client.read()
+        for event in client.events:
+            if isinstance(event, h2.events.DataReceived):
+                got += len(event.data)
+                client.h2.acknowledge_received_data(event.flow_controlled_length, stream)
+                acknowledged += 1
+        client.events = [event for event in client.events if not isinstance(event, h2.events.DataReceived)]
+        client.flush()
+    assert got == 12 * MIB
+
+
+@pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
+def test_an_upload_that_isn_t_taken_gets_no_more_credit(gate, origins, talk, alpn):
+    """Whatever the server's version, one stuck upload doesn't take the others' credit."""
+    if alpn == ["h2"]:
+        origin = origins.silent_http2("good.example")
+    else:
+        origin = origins.script(lambda *_: time.sleep(4), "good.example", tls=True, alpn=alpn)
+    client = talk(site(gate, origin))
+    before = resident()
+    stream = client.request("/stuck", method="POST", end=False)
+    sent = 0
+    client.socket.settimeout(0.7)
+    with contextlib.suppress(TimeoutError):
+        while sent < 100 * MIB:
+            window = min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size)
+            if window:
+                client.h2.send_data(stream, b"x" * window)
+                sent += window
+                client.flush()
+            else:
+                client.read()
+    assert sent < 15 * MIB
+    assert resident() - before < 50 * MIB
+
+
+def test_what_a_leaving_server_has_taken_on_is_finished(gate, origins, talk):
+    """GOAWAY says which streams still count (RFC 9113 section 6.8); the next request gets a connection of its own."""
+
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        server.initiate_connection()
+        data, streams = head, []
+        while data:
+            streams += [e.stream_id for e in server.receive_data(data) if isinstance(e, h2.events.RequestReceived)]
+            connection.sendall(server.data_to_send())
+            if len(streams) == 2:
+                break
+            data = connection.recv(65536)
+        goaway = b"\0\0\x08\x07\0\0\0\0\0" + streams[-1].to_bytes(4) + bytes(4)
+        connection.sendall(goaway)
+        for stream in streams:
+            server.send_headers(stream, [(":status", "200")])
+            server.send_data(stream, b"done", end_stream=True)
+        connection.sendall(server.data_to_send())
+        connection.recv(65536)
+
+    origin = origins.script(answer, "good.example", tls=True, alpn=["h2"])
+    client = talk(site(gate, origin))
+    for _ in range(2):
+        streams = [client.request(), client.request()]
+        assert [client.status(stream) for stream in streams] == ["200", "200"]
+        assert [client.body(stream) for stream in streams] == [b"done", b"done"]
+    assert origin.connections == 2
+
+
+HALF_SAID = {  # of each request what its server sends, and leaves open; and what is told of it when its client leaves
+    "/whole": ([(":status", "200"), ("content-length", "4")], b"done", ("passed", 200)),
+    "/none": ([(":status", "404"), ("content-length", "0")], b"", ("passed", 404)),
+    "/bodiless": ([(":status", "204")], b"", ("passed", 204)),
+    "/part": ([(":status", "200"), ("content-length", "5")], b"done", ("failed", 200)),
+    "/unsaid": ([(":status", "203")], b"done", ("passed", 203)),
+}
+
+
+def reset(client):
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.socket.close()
+
+
+def reset_streams(client):
+    for stream in list(client.h2.streams):
+        client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+    client.flush()
+
+
+@pytest.mark.parametrize("leave", [reset, reset_streams, Client.close])
+def test_a_client_that_has_all_of_its_answer_may_leave_before_its_server_says_that_it_ends(gate, origins, talk, leave):
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
+        server.initiate_connection()
+        data = head
+        while data:
+            for event in server.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    headers, body, _ = HALF_SAID[dict(event.headers)[":path"]]
+                    server.send_headers(event.stream_id, headers)
+                    if body:
+                        server.send_data(event.stream_id, body)
+            connection.sendall(server.data_to_send())
+            data = connection.recv(65536)
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    for path, (_, body, _) in HALF_SAID.items():
+        stream = client.request(path)
+        client.status(stream)
+        if body:
+            client.wait(h2.events.DataReceived, stream)
+    leave(client)
+    wait_for(lambda: len(gate.events("request.completed")) == len(HALF_SAID))
+    told = {e["http"]["path"]: (e["outcome"], e["http"].get("status")) for e in gate.events("request.completed")}
+    assert told == {path: what for path, (_, _, what) in HALF_SAID.items()}
+
+
+def break_off(client, stream):
+    client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+
+
+def send_on(client, stream):
+    """Send data behind the end: the gate breaks that off (RFC 9113 section 5.1)."""
+    client.h2._data_to_send += DataFrame(stream, b"more").serialize()
+
+
+def leave_with_an_error(client, _stream):
+    client.h2.close_connection(h2.errors.ErrorCodes.INTERNAL_ERROR)
+
+
+@pytest.mark.parametrize("end", [break_off, send_on, leave_with_an_error])
+def test_what_is_broken_off_in_one_piece_with_its_end_never_gets_to_its_server(gate, origins, talk, end):
+    seen, over = [], threading.Event()
+
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
+        server.initiate_connection()
+        data = head
+        while data:
+            for event in server.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    seen.append(dict(event.headers)[":path"])
+                    if seen == ["/first"]:
+                        server.send_headers(event.stream_id, [(":status", "200")], end_stream=True)
+            connection.sendall(server.data_to_send())
+            try:
+                data = connection.recv(65536)
+            except ConnectionResetError:
+                break
+        over.set()
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    assert client.status(client.request("/first")) == "200"
+    stream = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(stream, client.head("/second"), end_stream=True)
+    end(client, stream)
+    client.flush()
+    wait_for(lambda: len(gate.events("request.completed")) == 2)
+    assert [(e["http"]["path"], e["outcome"]) for e in gate.events("request.completed")] == [
+        ("/first", "passed"),
+        ("/second", "failed"),
+    ]
+    client.close()
+    assert over.wait(30)
+    assert seen == ["/first"]
+
+
+def test_trailers_both_ways(gate, origins, talk):
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
+        return True
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
+    stream = client.request("/")
+    client.body(stream)
+    assert client.wait(h2.events.TrailersReceived, stream).headers == [("x-sum", "7")]
+
+
+def test_no_push_and_no_upgrade_is_offered(gate, origins, talk):
+    client = talk(site(gate, origins.web("good.example")))
+    changed = client.wait(h2.events.RemoteSettingsChanged).changed_settings
+    assert changed[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS].new_value == 100
+    assert changed[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE].new_value == MIB
+
+
+# --- requests that wait for a free stream ---
+
+
+def agree(server, connection):
+    """Read until the other side has taken over how many streams there may be at a time."""
+    settings = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
+    while data := connection.recv(65536):
+        for event in server.receive_data(data):
+            if isinstance(event, h2.events.SettingsAcknowledged) and settings in event.changed_settings:
+                return
+
+
+def deny_two(gate, client, _stream):
+    port = client.place.port
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], http: {{paths: [/one, /three]}}, "
+        "action: allow}]"
+    )
+    attempt = Attempt(Protocol.TLS, HostName("good.example"), port, at=gate.sandbox.calendar.today())
+    for one in gate.inspection._engine._connections.values():
+        gate.loop.run(one.review, gate.sandbox.policy.decide(attempt))
+
+
+def call_off(gate, client, stream):
+    client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+    client.flush()
+    wait_for(lambda: gate.events("request.completed"))
+
+
+@pytest.mark.parametrize(("end", "apart"), [(deny_two, True), (call_off, True), (call_off, False)])
+def test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server(gate, origins, talk, end, apart):
+    """A server says how many streams it takes at a time (RFC 9113 section 5.1.2); what was to follow is over by then."""
+    seen, go_on = [], threading.Event()
+
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
+        server.initiate_connection()
+        server.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+        data = head
+        while data:
+            for event in server.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    connection.sendall(server.data_to_send())
+                    if not seen:
+                        agree(server, connection)
+                    seen.append(dict(event.headers)[":path"])
+                    go_on.wait(10)
+                    server.send_headers(event.stream_id, [(":status", "200")], end_stream=True)
+            connection.sendall(server.data_to_send())
+            data = connection.recv(65536)
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    first = client.request("/one")
+    wait_for(lambda: seen)
+    second = client.request("/two", "POST", end=False)
+    client.h2.send_data(second, b"secret", end_stream=True)
+    if apart:  # else a request ends, and is called off, in one piece
+        client.h2.ping(b"is it in")
+        client.flush()
+        client.wait(h2.events.PingAckReceived)
+    wait_for(lambda: len(gate.decided()) == 2)
+    end(gate, client, second)
+    go_on.set()
+    assert client.status(first) == "200"
+    assert client.status(client.request("/three")) == "200"
+    assert seen == ["/one", "/three"]
+
+
+@pytest.mark.parametrize(
+    "farewell", [b"", GoAwayFrame(0, last_stream_id=1, error_code=0).serialize()], ids=["cut", "GOAWAY"]
+)
+def test_what_waits_for_its_turn_at_a_server_that_leaves_goes_to_another(gate, origins, talk, farewell):
+    seen, go_on = [], threading.Event()
+
+    def answer(connection, head):
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
+        server.initiate_connection()
+        server.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 1})
+        data, taken = head, []
+        while data and not taken:
+            events = server.receive_data(data)
+            taken += [event for event in events if isinstance(event, h2.events.RequestReceived)]
+            connection.sendall(server.data_to_send())
+            data = taken or connection.recv(65536)
+        if not seen:
+            agree(server, connection)
+        seen.extend(dict(event.headers)[":path"] for event in taken)
+        go_on.wait(10)
+        if farewell or len(seen) > 1:
+            connection.sendall(farewell)
+            server.send_headers(1, [(":status", "200")], end_stream=True)
+            connection.sendall(server.data_to_send())
+            connection.recv(65536)
+
+    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    first = client.request("/one")
+    wait_for(lambda: seen)
+    others = [client.request("/two"), client.request("/two", "POST")]
+    wait_for(lambda: len(gate.decided()) == 3)
+    go_on.set()
+    assert client.status(first) == ("200" if farewell else "502")
+    assert [client.status(stream) for stream in others] == ["200", "502"]  # what may be repeated is (RFC 9110 9.2.2)
+    assert seen == ["/one", "/two"]

@@ -1,0 +1,152 @@
+"""A message that breaks the rules of HTTP costs its own stream, and the others of its connection go on (RFC 9113 8.1.1)."""
+
+import contextlib
+import json
+
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import pytest
+
+from proxy.inspection import http2
+from tests.proxy.inspection.clients import Client
+from tests.proxy.inspection.inspection_lab import Gate, site
+
+OTHER = "a response that was under way"
+REQUESTS = {
+    "a space in a name": [("x ", "a")],
+    "upper case in a name": [("X", "a")],
+    "a field of the connection": [("connection", "close")],
+    "a length of letters": [("content-length", "x")],
+    "a pseudo-header behind a field": [("x", "y"), (":odd", "z")],
+    "a break in a value": [("x", "a\r\nb: c")],
+    "no path": [(":path", "")],
+    "a user in the authority": [(":authority", "user@good.example")],
+    "two authorities": [("host", "evil.example")],
+}
+RESPONSES = {
+    "a field of the connection": [(":status", "200"), ("connection", "close")],
+    "upper case in a name": [(":status", "200"), ("X", "a")],
+    "no status": [("x", "y")],
+    "a status of letters": [(":status", "abc")],
+    "a length of letters": [(":status", "200"), ("content-length", "x")],
+    "a break in a value": [(":status", "200"), ("x", "a\r\nb: c")],
+}
+
+
+class Server:
+    """HTTP/2 that answers `/other` when it is asked for anything else, and that as it is told to."""
+
+    def __init__(self, directory, origins):
+        self.gate = Gate(directory, origins)
+        self.fields, self.body, self.refuses = [(":status", "200")], b"page", False
+        self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["h2"])
+        self.site = site(self.gate, self.origin)
+
+    def _answer(self, connection, preface):
+        config = h2.config.H2Configuration(
+            client_side=False, header_encoding="latin-1", validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )  # fmt: skip
+        server = h2.connection.H2Connection(config)
+        server.initiate_connection()
+        others, data = [], preface
+        with contextlib.suppress(OSError):
+            while data:
+                for event in server.receive_data(data):
+                    if not isinstance(event, h2.events.RequestReceived):
+                        continue
+                    if dict(event.headers)[":path"] == "/other":
+                        others.append(event.stream_id)
+                        continue
+                    if self.refuses:
+                        self.refuses = False
+                        server.reset_stream(event.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+                        continue
+                    server.send_headers(event.stream_id, self.fields)
+                    server.send_data(event.stream_id, self.body, end_stream=True)
+                    for stream in others:
+                        server.send_headers(stream, [(":status", "200")])
+                        server.send_data(stream, OTHER.encode(), end_stream=True)
+                    others.clear()
+                connection.sendall(server.data_to_send())
+                data = connection.recv(65536)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, origins):
+    made = Server(tmp_path_factory.mktemp("server"), origins)
+    yield made
+    made.gate.close()
+
+
+@pytest.fixture
+def client(server):
+    server.fields, server.body = [(":status", "200")], b"page"
+    made = Client(server.site)
+    yield made
+    made.close()
+    assert server.gate.events("gate.error") == []
+
+
+@pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
+def test_a_malformed_request_is_answered_and_the_others_go_on(server, client, fields):
+    other = client.request("/other")
+    pseudo = dict(fields)
+    stream = client.h2.get_next_available_stream_id()
+    head = [(name, pseudo.pop(name, value)) for name, value in client.head("/")]
+    client.h2.send_headers(stream, head + list(pseudo.items()), end_stream=True)
+    client.flush()
+    assert client.status(stream) == "400"
+    assert json.loads(client.body(stream))["reason"] == "ambiguous_request"
+    assert client.body(client.request("/")) == b"page"
+    assert client.body(other) == OTHER.encode()
+
+
+@pytest.mark.parametrize("fields", RESPONSES.values(), ids=RESPONSES)
+def test_a_malformed_response_is_a_502_and_the_others_go_on(server, client, fields):
+    server.fields = fields
+    other = client.request("/other")
+    stream = client.request("/")
+    assert client.status(stream) == "502"
+    problem = json.loads(client.body(stream))
+    assert problem["reason"] == "upstream_failed"
+    assert "`tls: splice`" in problem["remedy"]
+    assert client.body(other) == OTHER.encode()
+
+
+def test_a_body_shorter_than_it_says_is_delivered_and_then_broken_off(server, client):
+    server.fields, server.body = [(":status", "200"), ("content-length", "1000")], b"page"
+    other = client.request("/other")
+    stream = client.request("/")
+    client.wait(h2.events.StreamReset, stream)
+    data = [e.data for e in client.events if isinstance(e, h2.events.DataReceived) and e.stream_id == stream]
+    assert b"".join(data) == b"page"
+    assert client.body(other) == OTHER.encode()
+
+
+def test_blanks_around_values_are_taken_off(server, client):
+    server.fields = [(":status", "200"), ("x", " a\t"), ("content-length", " 4 ")]
+    stream = client.request("/", more=[("y", "\tb ")])
+    fields = dict(client.wait(h2.events.ResponseReceived, stream).headers)
+    assert (fields["x"], fields["content-length"], client.body(stream)) == ("a", "4", b"page")
+
+
+def test_a_stream_that_a_server_refuses_is_asked_for_again_on_its_connection(server, client):
+    assert client.body(client.request("/")) == b"page"
+    server.refuses = True
+    assert client.body(client.request("/")) == b"page"
+    assert not server.refuses
+
+
+def test_malformed_requests_without_end_end_their_connection(server, client, monkeypatch):
+    """A client pays for each as for a stream that it breaks off."""
+    monkeypatch.setattr(http2, "RESETS", 4)
+    for _ in range(20):
+        stream = client.h2.get_next_available_stream_id()
+        client.h2.send_headers(stream, [*client.head("/"), ("X", "a")], end_stream=True)
+    client.flush()
+    ended = client.wait(h2.events.ConnectionTerminated)
+    assert ended.error_code == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
+    assert sum(isinstance(event, h2.events.ResponseReceived) for event in client.events) < 10

@@ -1,0 +1,95 @@
+"""Names that lead where they may not, move, or are not known."""
+
+import http.client
+import json
+import os
+from ipaddress import ip_address
+
+import pytest
+
+from tests.proxy.inspection.clients import wait_for
+from tests.proxy.inspection.inspection_lab import site
+
+ADDRESSES = {
+    "loopback": "127.0.0.2",
+    "private": "10.0.0.1",
+    "metadata": "169.254.169.254",
+    "mapped": "::ffff:10.0.0.1",
+    "NAT64": "64:ff9b::a9fe:a9fe",
+}
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+def test_an_allowed_name_with_a_forbidden_address(gate, web, kind):
+    place = site(gate, web())
+    gate.rules(f"[{{id: a, to: good.example, ports: [{place.port}/tls], action: allow}}]")
+    gate.name(good_example=ADDRESSES[kind])
+    status, out, _ = place.curl("/x")
+    problem = json.loads(out)
+    assert (status, problem["status"], problem["reason"]) == (0, 403, "non_public_address")
+    assert [(event["verdict"], event["reason"]) for event in gate.events("request.decided")] == [
+        ("deny", "non_public_address")
+    ]
+    assert gate.events("request.completed") == []
+
+
+def test_a_name_of_this_host_s_own_public_address_is_told_as_that(gate, web, monkeypatch):
+    own = "93.184.216.34"
+    monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: ip_address(own))
+    place = site(gate, web())
+    gate.rules(f"[{{id: a, to: good.example, resolves_to: {own}, ports: [{place.port}/tls], action: allow}}]")
+    gate.name(good_example=own)
+    problem = json.loads(place.curl("/x")[1])
+    (event,) = gate.events("request.decided")
+    assert problem["reason"] == event["reason"] == "non_public_address"
+    assert problem["detail"] == event["detail"] == f"`good.example` is {own}, which is this host's own"
+    assert problem["remedy"].startswith("no `resolves_to` opens this host's own public address: ")
+    assert "`to: host.exeat.internal`" in problem["remedy"]
+
+
+def test_a_name_that_moves_is_followed_only_where_it_may(gate, web):
+    """A kept connection stays with the address that was checked; a new one is checked again."""
+    origin = web()
+    place = site(gate, origin)
+    assert place.curl("/1", "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
+    gate.name(good_example="10.0.0.1")
+    wait_for(lambda: gate.lookup._hosts.refresh() or True)
+    gate.loop.run(gate.lookup._kept.clear)
+    assert place.curl("/2", "-o", os.devnull, "-w", "%{http_code}")[1] == b"403"
+    assert [request.target for request in origin.requests] == ["/1"]
+
+
+def test_a_name_that_nobody_knows(gate, web):
+    place = site(gate, web())
+    gate.name()
+    gate.loop.run(gate.lookup._kept.clear)
+    _, out, _ = place.curl("/x")
+    problem = json.loads(out)
+    assert (problem["status"], problem["reason"], problem["verdict"]) == (502, "unresolved", "allow")
+    assert [(e["verdict"], e["outcome"], e["reason"]) for e in gate.events("request.decided")] == [
+        ("allow", "failed", "unresolved")
+    ]
+
+
+def test_the_rules_of_each_request_say_which_addresses_it_may_go_to(gate, web):
+    """An open connection to an address that one request may have is no way there for another."""
+    origin = web()
+    place = site(gate, origin)
+    gate.rules(
+        f"""
+  - {{id: inside, to: good.example, ports: [{origin.port}/tls], resolves_to: [127.0.0.1/32],
+     http: {{paths: ["/inside/**"]}}, action: allow}}
+  - {{id: outside, to: good.example, ports: [{origin.port}/tls], http: {{paths: ["/outside/**"]}}, action: allow}}
+"""
+    )
+    client = http.client.HTTPSConnection(place.host)
+    client.sock = place.connect()
+    found = []
+    for path in ("/inside/1", "/outside/1", "/inside/2"):
+        client.request("GET", path)
+        response = client.getresponse()
+        response.read()
+        found.append(response.status)
+    assert found == [200, 403, 200]
+    assert [request.target for request in origin.requests] == ["/inside/1", "/inside/2"]
+    client.close()

@@ -1,0 +1,403 @@
+"""Sessions: stages of each request, and reviews of open requests under new rules or on a new day."""
+
+import contextlib
+import threading
+from datetime import UTC, date, datetime
+from types import SimpleNamespace
+
+import pytest
+from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError
+
+from proxy.dialing.dialer import Dialer
+from proxy.inspection import session
+from proxy.inspection import session as sessions
+from proxy.inspection.connection import InspectedConnection
+from proxy.inspection.decide_request import standing
+from proxy.inspection.router import HttpRouter
+from proxy.inspection.stages.pending_body import PendingContent
+from proxy.inspection.stages.request_context import RequestContext
+from proxy.inspection.stages.secret_scan import scan_ahead
+from proxy.inspection.stages.stage import Stage
+from proxy.inspection.stream import Stream
+from proxy.inspection.stream_states import RequestState, ResponseState
+from proxy.request.messages import WebOrigin
+from proxy.request.mitmproxy_messages import RequestHeaders
+from proxy.request.request_head import Head
+from proxy.sandbox.sandbox_state import Calendar
+from rules.attempt import Attempt, Protocol
+from rules.names import HostName
+from rules.verdicts import Outcome, Scan, Trust
+from tests.proxy.inspection.clients import cut_off, rest, until, wait_for
+from tests.proxy.inspection.inspection_lab import post, site
+
+TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
+
+
+def review(gate, port):
+    """Have what is open reviewed, as `proxy.worker.policy_swap` does."""
+    attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.sandbox.calendar.today())
+    for one in list(gate.inspection._engine._connections.values()):
+        one.review(gate.sandbox.policy.decide(attempt))
+
+
+class Waiting:
+    """A dial that leads nowhere yet."""
+
+    def take(self):
+        return None
+
+    def cancel(self):
+        pass
+
+
+def ask(place, connection):
+    connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+
+
+AFTERWARDS = {
+    "the same addresses": ("127.0.0.0/8", None, 1),
+    "other addresses": ("10.0.0.0/8", "address_not_listed", 0),
+    "no exemption at all": (None, "non_public_address", 0),
+}
+
+
+@pytest.mark.parametrize("case", AFTERWARDS)
+def test_an_address_that_is_being_dialled_is_held_against_the_rules_of_now(gate, origins, monkeypatch, case):
+    listed, reason, asked = AFTERWARDS[case]
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False, http="{methods: [GET]}")
+    kept, real = [], Dialer.connect
+    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: kept.append(what) or Waiting())
+    with place.connect() as connection:
+        ask(place, connection)
+        wait_for(lambda: kept)
+        where = "" if listed is None else f", resolves_to: [{listed}]"
+        gate.rules(f"[{{id: b, to: good.example, ports: [{origin.port}/http], action: allow{where}}}]")
+        gate.loop.run(review, gate, origin.port)
+        monkeypatch.undo()
+        gate.loop.run(lambda: kept.append(real(*kept[0])))
+        answered = rest(connection)
+    assert answered.startswith(b"HTTP/1.1 200") is (reason is None)
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told.get("reason")) == (("blocked", reason) if reason else ("passed", None))
+    assert len(origin.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("seconds", "decided"), [(30, ("passed", "rule")), (90, ("blocked", "expired"))], ids=["today", "tomorrow"]
+)
+def test_a_request_that_waits_for_a_lookup_at_midnight_is_decided_for_the_new_day(
+    gate, origins, monkeypatch, seconds, decided
+):
+    now = [TODAY.timestamp()]
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False)
+    gate.sandbox.calendar = Calendar(lambda: now[0])
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/http], "
+        "action: allow, until: 2026-03-01}]"
+    )
+    attempt = Attempt(Protocol.HTTP, HostName("good.example"), origin.port, at=date(2026, 3, 1))
+    place.door = gate.door(place.name, place.port, tls=False, decision=gate.sandbox.policy.decide(attempt))
+    kept, real = [], Dialer.known
+    monkeypatch.setattr(Dialer, "known", lambda *_: None)
+    monkeypatch.setattr(Dialer, "find", lambda *what: kept.append(what))
+    with place.connect() as connection:
+        ask(place, connection)
+        wait_for(lambda: kept)
+        now[0] += seconds
+        dialer, policy, asked, done = kept[0]
+        gate.loop.run(lambda: done(real(dialer, policy, asked)))
+        rest(connection)
+    ((_, _, *told),) = gate.decided()
+    assert tuple(told) == decided
+    assert len(origin.requests) == (decided[0] == "passed")
+
+
+def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, origins):
+    origin = origins.web("good.example", tls=False)
+    place = site(gate, origin, tls=False, idle=3600)
+    with place.connect() as connection:
+        connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        gate.rules(
+            f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/http], "
+            "action: allow, idle_timeout: 1s}]"
+        )
+        gate.loop.run(review, gate, origin.port)
+        (closed,) = gate.wait_closed()
+    assert closed.reason == "limit_exceeded"
+
+
+@pytest.mark.parametrize("denied", [True, False])
+def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays(gate, origins, slowly, denied):
+    came = []
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+        except OSError:
+            came.append(b"")
+
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    with place.connect() as connection:
+        post(place, connection)
+        assert slowly.begun.wait(30)
+        if denied:
+            gate.rules(
+                f"[{{id: b, to: good.example, ports: [{place.port}/http], action: allow, http: {{paths: [/b]}}}}]"
+            )
+        gate.loop.run(review, gate, place.port)
+        slowly.let.set()
+        wait_for(lambda: came)
+    assert came == [b"" if denied else b"hello"]
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
+
+
+def test_a_piece_of_a_body_that_nobody_looks_through_stays_too_once_rules_deny_it(gate, origins, monkeypatch):
+    came, begun, let, end = [], threading.Event(), threading.Event(), threading.Event()
+    real = Stream.state_request_body
+
+    def waits(stream, event):  # as behind others, and before others, that take longer than a turn
+        begun.set()
+        while not let.is_set():
+            yield
+        yield from real(stream, event) or ()
+        while not end.is_set():
+            yield
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+        except OSError:
+            came.append(b"")
+
+    monkeypatch.setattr(Stream, "state_request_body", waits)
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], action: allow, scan: off"
+    gate.rules(f"[{{id: a, {rule}}}]")
+    with place.connect() as connection:
+        post(place, connection)
+        assert begun.wait(30)
+        gate.rules(f"[{{id: b, {rule}, http: {{paths: [/b]}}}}]")
+        gate.loop.run(review, gate, place.port)
+        let.set()
+        wait_for(lambda: came)
+        end.set()
+    assert came == [b""]
+    wait_for(lambda: gate.events("request.completed"))
+    assert [event["outcome"] for event in gate.events("request.completed")] == ["blocked"]
+
+
+def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looked_at(gate, origins, slowly):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    paused = []
+
+    def look():
+        (one,) = gate.inspection._engine._connections.values()
+        one._http.stinted = True  # as where there was too little room for what it had brought
+        one.tick(one._last)
+        paused.append([transport.paused for transport in one.transports])
+
+    with place.connect() as connection:
+        post(place, connection)
+        assert slowly.begun.wait(30)
+        gate.loop.run(look)
+    assert paused == [[True, True]]
+
+
+def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, origins, slowly):
+    came = []
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+        except ConnectionResetError:
+            came.append("a reset")
+
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    connection = place.connect()
+    post(place, connection)
+    assert slowly.begun.wait(30)
+    cut_off(connection)
+    wait_for(lambda: came)
+    assert came == ["a reset"]
+
+
+@pytest.mark.parametrize(
+    "step", [(HttpRouter, "drop_all"), (InspectedConnection, "_leave_servers")], ids=["steps", "servers"]
+)
+def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch, slowly, step):
+    came = []
+    real = getattr(*step)
+
+    def answer(connection, _head):
+        try:
+            came.append(connection.recv(100))
+        except ConnectionResetError:
+            came.append("a reset")
+
+    def broken(one, **more):
+        real(one, **more)
+        raise ValueError("on purpose")
+
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    connection = place.connect()
+    post(place, connection)
+    assert slowly.begun.wait(30)
+    monkeypatch.setattr(*step, broken)
+    cut_off(connection)
+    wait_for(lambda: came and gate.events("request.completed"))
+    assert came == ["a reset"]
+    assert [closed.reason for closed in gate.wait_closed()] == ["gate_error"]
+    assert [event["fault"]["detail"] for event in gate.events("gate.error")] == ["ValueError: on purpose"]
+
+
+def test_a_review_that_takes_long_lets_nothing_out_before_it_is_through(gate, origins, monkeypatch):
+    """As that of a push with a thousand refs: each is decided on again, and neighbours have their turn in between."""
+    begun, let, asked, came = threading.Event(), threading.Event(), threading.Event(), []
+
+    def slowly(*what):
+        begun.set()
+        while not let.is_set():
+            yield
+        return (yield from standing(*what))
+
+    def answer(connection, _head):
+        asked.set()
+        try:
+            came.append(connection.recv(100))
+        except ConnectionResetError:
+            came.append(b"")
+
+    monkeypatch.setattr(session, "standing", slowly)
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    with place.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\n".encode())
+        assert asked.wait(30)
+        gate.rules(f"[{{id: b, to: good.example, ports: [{place.port}/http], action: allow, http: {{paths: [/b]}}}}]")
+        gate.loop.run(review, gate, place.port)
+        assert begun.is_set()
+        connection.sendall(b"hello")
+        for _ in range(20):  # turns of others
+            gate.loop.run(lambda: None)
+        assert not came
+        let.set()
+        wait_for(lambda: came)
+    assert came == [b""]
+
+
+def test_a_request_is_decided_on_again_a_ref_in_a_slice(gate):
+    gate.rules("[{id: a, to: good.example, action: allow}]")
+    attempt = Attempt(Protocol.TLS, HostName("good.example"), 443, at=gate.sandbox.calendar.today())
+    assert len(list(standing(gate.sandbox, (attempt,) * 1000, None))) == 1000
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_request_whose_source_is_untrusted_after_a_reload_taints_or_ends(gate, origins, kept):
+    begun, let = threading.Event(), threading.Event()
+
+    def answer(connection, _head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        begun.set()
+        let.wait(30)
+        with contextlib.suppress(OSError):
+            connection.sendall(b"words")
+
+    place = site(gate, origins.script(answer, "good.example"), tls=False)
+    with place.connect() as connection:
+        ask(place, connection)
+        until(connection, b"\r\n\r\n")
+        if not kept:
+            gate.sandbox.taint = SimpleNamespace(reads=lambda *_: False)
+        rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], action: allow"
+        gate.rules(f"[{{id: a, {rule}, trust: untrusted}}]")
+        gate.loop.run(review, gate, place.port)
+        let.set()
+        assert gate.sandbox.tainted is kept
+        if kept:
+            assert until(connection, b"words")
+    wait_for(lambda: gate.events("request.completed"))
+    (told,) = gate.events("request.completed")
+    assert (told["outcome"], told.get("reason")) == (("passed", None) if kept else ("blocked", "approval_unavailable"))
+
+
+def test_dials_that_are_called_off_for_a_client_that_leaves_take_no_room(gate, origins):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    quota = gate.dialer.descriptors
+    with place.connect() as connection:
+        wait_for(lambda: gate.inspection._engine and gate.inspection._engine._connections)
+        (one,) = gate.inspection._engine._connections.values()
+
+        def leave():
+            one._dials.update(dict.fromkeys(range(3), list))
+            one._count_servers()
+            before = quota.extra
+            one._leave_servers()
+            return before, quota.extra
+
+        assert gate.loop.run(leave) == (2, 0)
+        connection.close()
+
+
+# --- stages of a request ---
+
+
+ENDED = []
+
+
+class Holding(Stage):
+    def end(self):
+        ENDED.append("holding")
+
+
+class Broken(Stage):
+    def admit(self, ruling):
+        raise ValueError(f"a stage has a fault: {ruling}")
+
+
+def test_a_stage_that_raises_leaves_nothing_taken_of_those_before_it(monkeypatch):
+    monkeypatch.setattr(sessions, "stages_for", lambda _needs: (Holding, Broken))
+    sandbox = SimpleNamespace(secret_injector=None)
+    session = sessions.Session(SimpleNamespace(sandbox=sandbox), WebOrigin(HostName("good.example"), 443, tls=True), "")
+    request = RequestContext("1", Head(b"HTTP/1.1", b"GET", b"", b"", b"/", ()), body=False)
+    decision = SimpleNamespace(outcome=Outcome.PASSED, scan=Scan.OFF, trust=Trust.TRUSTED, limits=())
+    with pytest.raises(ValueError, match="a fault"):
+        session._through_stages(request, SimpleNamespace(decision=decision, asked=True, grants=()))
+    assert ENDED == ["holding"]
+
+
+def test_a_long_head_is_looked_through_once_although_its_request_is_decided_twice():
+    needs = SimpleNamespace(strict_scan=False, names_host=lambda _target: False)
+    sandbox = SimpleNamespace(own_secrets=None, secret_injector=None, policy=SimpleNamespace(needs=needs))
+    session = sessions.Session(SimpleNamespace(sandbox=sandbox), WebOrigin(HostName("good.example"), 443, tls=True), "")
+    request = RequestContext("1", Head(b"HTTP/1.1", b"POST", b"", b"", b"/", ((b"a", b"b" * 8192),)), body=True)
+    list(scan_ahead(session, request))
+    first = request.seen[False]
+    needs.strict_scan = True  # other rules, while it was held
+    list(scan_ahead(session, request))
+    assert request.seen[False] is first
+    assert set(request.seen) == {False, True}
+
+
+def test_a_held_request_whose_client_left_while_it_was_decided_is_over_and_recorded():
+    abandoned = []
+    session = SimpleNamespace(complete=lambda *_: None, abandon=abandoned.append)
+    dropped = []
+    router = SimpleNamespace(session=session, client=None, send_to_client=lambda _event: None, drop=dropped.append)
+    stream = Stream(router, 1)
+
+    def decide(stream):
+        stream.request.held = PendingContent()
+        stream.queue.append(RequestProtocolError(1, "reset", ErrorCode.CANCEL))
+        return True
+
+    router.decide = decide
+    head = Head(b"HTTP/2.0", b"POST", b"", b"", b"/", ())
+    assert list(stream.state_request_head(RequestHeaders(1, head, end_stream=False))) == []
+    assert (stream.request_state, stream.response_state) == (RequestState.OVER, ResponseState.OVER)
+    assert (abandoned, dropped) == ([stream.request], [stream])

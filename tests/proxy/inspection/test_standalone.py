@@ -1,0 +1,461 @@
+"""The mitmproxy addon in a real mitmdump: tunnels, transparent connections, and hooks that fail."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+
+import certifi
+import h2.events
+import pytest
+from mitmproxy.addons.mapremote import MapRemote
+from mitmproxy.addons.next_layer import NextLayer
+from mitmproxy.addons.onboarding import Onboarding
+from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.addons.tlsconfig import TlsConfig
+from mitmproxy.addons.upstream_auth import UpstreamAuth
+from mitmproxy.exceptions import OptionsError
+from mitmproxy.hooks import all_hooks
+from mitmproxy.test import taddons
+
+from proxy import addon
+from proxy.certificates.system_bundles import bundle_path
+from proxy.inspection.standalone import StandaloneGate
+from tests.lab.web import Http2
+from tests.proxy.inspection.clients import Client, curl, rest, until, wait_for
+from tests.proxy.inspection.mitmdump_lab import ADDON, MITMDUMP, Dump
+from tests.proxy.leaky import TOKEN
+
+
+@pytest.fixture(autouse=True)
+def whole(request):
+    yield
+    if "dump" in request.fixturenames:
+        request.getfixturevalue("dump").break_in("")
+
+
+def test_a_plain_request_through_a_proxy(dump):
+    status, out, err = dump.curl(f"http://good.example:{dump.plain.port}/echo?q=1")
+    assert (status, err) == (0, "")
+    echo = json.loads(out)
+    assert (echo["target"], echo["authority"]) == ("/echo?q=1", f"good.example:{dump.plain.port}")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_request_over_tls_through_a_tunnel(dump, version):
+    url = f"https://good.example:{dump.tls.port}"
+    status, out, err = dump.curl(
+        version, *[f"{url}/echo?{n}" for n in range(12)], "-o", os.devnull, "-w", "%{http_code} "
+    )
+    assert (status, err) == (0, "")
+    assert out.split() == [b"200"] + [b"200"] * 0 or out.count(b"200") >= 1
+
+
+def test_many_requests_on_one_connection(dump):
+    """mitmproxy lets a client connection have five connections to a server, ever: they must be used again."""
+    before = dump.tls.connections
+    status, out, _ = dump.curl(
+        "--http1.1", f"https://good.example:{dump.tls.port}/status/[200-215]", "-w", "%{http_code} "
+    )
+    assert (status, len(out.split())) == (0, 16)
+    assert dump.tls.connections == before + 1
+
+
+def test_client_that_leaves_a_stream_of_events_has_not_failed(dump):
+    with socket.create_connection(("127.0.0.1", dump.ports[0])) as connection:
+        host = f"good.example:{dump.plain.port}"
+        connection.sendall(f"GET http://{host}/slow/100/0.05 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        until(connection, b"\r\n\r\n")
+        until(connection, b"\r\n")
+
+    def told():
+        return [e for e in dump.events("request.completed") if e["http"]["path"] == "/slow/100/0.05"]
+
+    wait_for(told)
+    assert [(e["outcome"], e["detail"]) for e in told()] == [("passed", "the client left before the end")]
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_refused_request(dump, version):
+    asked = len(dump.tls.requests)
+    status, out, err = dump.curl(version, "-X", "DELETE", f"https://good.example:{dump.tls.port}/x")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["reason"] == "no_rule"
+    assert len(dump.tls.requests) == asked
+
+
+def test_what_people_would_be_asked_about_is_refused(dump):
+    """There is no registry beside a mitmproxy of somebody's own."""
+    asked = len(dump.tls.requests)
+    status, out, err = dump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{dump.tls.port}/x")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["reason"] == "approval_unavailable"
+    assert len(dump.tls.requests) == asked
+
+
+def test_a_refused_tunnel(dump):
+    status, _, err = dump.curl("https://evil.example/x")
+    assert status == 56
+    assert "403" in err
+    assert dump.events("connection.decided")[-1]["destination"] == {"name": "evil.example", "port": 443}
+
+
+def test_a_body_that_is_refused_is_not_kept(dump):
+    body = dump.directory / "body"
+    body.write_bytes(b"x" * 3_000_000)
+    asked = len(dump.plain.requests)
+    status, _, _ = dump.curl("-T", body, f"http://good.example:{dump.plain.port}/x")
+    assert status != 0
+    assert len(dump.plain.requests) == asked
+
+
+def test_an_upload_is_streamed(dump):
+    body = dump.directory / "body"
+    body.write_bytes(os.urandom(3_000_000))
+    status, out, err = dump.curl("-X", "POST", "-T", body, f"http://good.example:{dump.plain.port}/upload")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["size"] == 3_000_000
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("path", ["/upload", "/upload?kept=1"])
+def test_secrets_are_looked_for_here_too(dump, path, chunked):
+    body = dump.directory / "body"
+    clean = b"nothing to be seen here\n" * 3000
+    words = ("-X", "POST", *(("-H", "Transfer-Encoding: chunked") if chunked else ()), "-T", body)
+    url = f"http://good.example:{dump.plain.port}{path}"
+    body.write_bytes(clean)
+    assert dump.curl(*words, url)[0] == 0
+    clean_one = dump.events("request.decided")[-1]["id"]
+    wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == clean_one])
+    assert next(e for e in dump.events("request.completed") if e["cause"] == clean_one)["outcome"] == "passed"
+    told = len(dump.events("secret.detected"))
+    body.write_bytes(clean + TOKEN.encode() + clean)
+    status, out, err = dump.curl(*words, url)
+    kept = path == "/upload?kept=1"
+    assert (status == 0) is not kept, (out, err)
+    wait_for(lambda: len(dump.events("secret.detected")) > told)
+    leak = dump.events("secret.detected")[-1]
+    assert (leak["verdict"], leak["detail"]) == ("deny" if kept else "flag", "github-token in the body")
+    wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]])
+    (completed,) = [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]]
+    assert completed["outcome"] == ("blocked" if kept else "passed")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("inside.example", "non_public_address"), ("unknown.example", "unresolved")]
+)
+def test_the_address_belongs_to_the_decision(dump, name, expected):
+    _, out, _ = dump.curl(f"http://{name}:{dump.plain.port}/x")
+    assert json.loads(out)["reason"] == expected
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_a_body_that_no_rule_lets_out(dump, version):
+    before = len(dump.tls.requests)
+    url = f"https://good.example:{dump.tls.port}/echo"
+    _, out, _ = dump.curl(version, "-X", "GET", "-d", "secret", url)
+    assert json.loads(out)["reason"] == "body_not_allowed"
+    assert len(dump.tls.requests) == before
+    assert json.loads(dump.curl(version, url)[1])["target"] == "/echo"
+
+
+def test_a_push_is_refused_for_nobody_reads_its_refs_here(dump):
+    before = len(dump.tls.requests)
+    url = f"https://good.example:{dump.tls.port}/acme/web.git/git-receive-pack"
+    _, out, _ = dump.curl("-H", "Content-Type: application/x-git-receive-pack-request", "-d", "0000", url)
+    assert json.loads(out)["reason"] == "protocol_mismatch"
+    assert len(dump.tls.requests) == before
+
+
+class Tunnel:
+    """A way to the origin over TLS, through mitmproxy, for a client of HTTP/2."""
+
+    def __init__(self, dump):
+        self._dump = dump
+        self.host = f"good.example:{dump.tls.port}"
+
+    def connect(self, alpn):
+        connection = socket.create_connection(("127.0.0.1", self._dump.ports[0]), 30)
+        connection.sendall(f"CONNECT {self.host} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        context = ssl.create_default_context(cafile=self._dump.directory / "conf" / "mitmproxy-ca-cert.pem")
+        context.set_alpn_protocols(list(alpn))
+        return context.wrap_socket(connection, server_hostname="good.example")
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("POST", "/upload?kept=1"), ("GET", "/echo")])
+def test_trailers_go_nowhere(dump, monkeypatch, method, path):
+    """mitmproxy sends them by itself: nobody has counted them, looked at them, or held them against any rule."""
+    seen, handle = [], Http2._handle
+
+    def watched(self, event):
+        if isinstance(event, h2.events.TrailersReceived):
+            seen.append(event.headers)
+        handle(self, event)
+
+    monkeypatch.setattr(Http2, "_handle", watched)
+    client = Client(Tunnel(dump))
+    stream = client.request(path, method, end=False)
+    if method == "POST":
+        client.h2.send_data(stream, b"body")
+    client.h2.send_headers(stream, [("x-more", TOKEN)], end_stream=True)
+    client.flush()
+    assert client.status(stream) == "200"
+    client.body(stream)
+    client.close()
+    assert seen == []
+
+
+# --- modes of mitmdump ---
+
+
+def say(dump, data, index=0):
+    with socket.create_connection(("127.0.0.1", dump.ports[index]), 10) as connection:
+        connection.sendall(data.encode())
+        with contextlib.suppress(ConnectionResetError):
+            return rest(connection)
+        return b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET http://good.example:PORT/ HTTP/1.1\r\nHost: evil.example\r\n",
+        "GET http://good.example:PORT/ HTTP/1.1\r\nHost: good.example:PORT\r\nHost: evil.example\r\n",
+        "GET http://good.example:PORT/ HTTP/1.1\r\n",
+        "GET http://evil.example:PORT/ HTTP/1.1\r\nHost: evil.example:PORT\r\n",
+        "GET http://127.0.0.1:PORT/ HTTP/1.1\r\nHost: 127.0.0.1:PORT\r\n",
+        "GET http://2130706433:PORT/ HTTP/1.1\r\nHost: 2130706433:PORT\r\n",
+        "POST http://good.example:PORT/ HTTP/1.1\r\nHost: good.example:PORT\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        "GET / HTTP/1.1\r\nHost: good.example:PORT\r\nUpgrade: websocket\r\nConnection: upgrade\r\n",
+    ],
+    ids=range(8),
+)
+def test_requests_that_stray(dump, head):
+    asked = dump.plain.connections
+    answer = say(dump, head.replace("PORT", str(dump.plain.port)) + "Connection: close\r\n\r\n")
+    assert b" 200 " not in answer.split(b"\r\n")[0]
+    assert dump.plain.connections == asked
+
+
+@pytest.mark.parametrize("inside", ["SSH-2.0-x\r\n\r\n", "\x00\x00raw", "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"])
+def test_a_tunnel_is_for_http_with_its_host(dump, inside):
+    before = dump.tls.connections, dump.plain.connections
+    with socket.create_connection(("127.0.0.1", dump.ports[0]), 10) as connection:
+        connection.sendall(f"CONNECT good.example:{dump.tls.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert b" 200 " in until(connection, b"\r\n\r\n")
+        connection.sendall(inside.encode("latin-1"))
+        connection.settimeout(0.7)
+        with contextlib.suppress(ConnectionResetError, TimeoutError):
+            assert b" 200 " not in rest(connection)
+    assert (dump.tls.connections, dump.plain.connections) == before
+
+
+def test_a_tunnel_s_sni_is_its_host(dump):
+    before = dump.tls.connections
+    status, _, _ = dump.curl("--connect-to", f"evil.example:443:good.example:{dump.tls.port}", "https://evil.example/x")
+    assert status != 0
+    assert dump.tls.connections == before
+    assert dump.events("connection.decided")[-1]["reason"] == "name_mismatch"
+
+
+def transparent(dump, *words, name="good.example", port=None):
+    """Connect as if the kernel had redirected it."""
+    dump.original("203.0.113.9", port or dump.tls.port)
+    ca = dump.directory / "conf" / "mitmproxy-ca-cert.pem"
+    return curl("--cacert", ca, "--connect-to", f"::127.0.0.1:{dump.ports[1]}", *words)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_transparent_tls_goes_to_the_name_and_not_to_the_address(dump, version):
+    status, out, err = transparent(dump, version, f"https://good.example:{dump.tls.port}/echo")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["authority"] == f"good.example:{dump.tls.port}"
+    status, out, _ = transparent(dump, version, "--data", "x", "-X", "PUT", f"https://good.example:{dump.tls.port}/x")
+    assert json.loads(out)["reason"] == "no_rule"
+
+
+def test_transparent_plain(dump):
+    status, out, err = transparent(dump, f"http://good.example:{dump.plain.port}/echo", port=dump.plain.port)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["authority"] == f"good.example:{dump.plain.port}"
+
+
+def test_transparent_to_a_name_that_no_rule_allows(dump):
+    before = dump.tls.connections
+    status, _, _ = transparent(dump, f"https://evil.example:{dump.tls.port}/x")
+    assert status != 0
+    assert dump.events("connection.decided")[-1]["reason"] == "no_rule"
+    _, out, _ = transparent(dump, f"http://evil.example:{dump.plain.port}/x", port=dump.plain.port)
+    assert json.loads(out)["reason"] == "no_rule"
+    assert dump.tls.connections == before
+
+
+def test_transparent_sni_of_an_allowed_name_with_another_host(dump):
+    before = dump.tls.connections
+    _, out, _ = transparent(dump, "--http1.1", "-H", "Host: evil.example", f"https://good.example:{dump.tls.port}/x")
+    assert json.loads(out)["reason"] == "name_mismatch"
+    assert dump.tls.connections == before
+
+
+def test_transparent_dns_and_raw_bytes_are_cut(dump):
+    dump.original("203.0.113.9", 53)
+    assert say(dump, "\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04good\x07example\x00", index=1) == b""
+    dump.original("203.0.113.9", 22)
+    assert b" 200 " not in say(dump, "SSH-2.0-x\r\n\r\n", index=1)
+
+
+# --- faults: hooks that raise, and options that are refused ---
+
+
+HOOKS = [
+    "client_connected", "next_layer", "http_connect", "tls_clienthello", "server_connect", "server_connected",
+    "requestheaders", "request", "responseheaders", "response",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+def test_a_hook_that_raises_ends_the_connection(dump, hook, tls):
+    """mitmproxy would log it, and let the request pass."""
+    if not tls and hook in ("http_connect", "tls_clienthello"):
+        hook = "server_connected"  # there the request is sent at once
+    origin = dump.tls if tls else dump.plain
+    url = f"http{'s' if tls else ''}://good.example:{origin.port}/broken-{hook}"
+    asked = [request.target for request in origin.requests]
+    told = len(dump.events("gate.error"))
+    dump.break_in(hook)
+    status, out, _ = dump.curl("--http1.1", url, "-m", "5")
+    if hook != "response":  # then it has been passed on already
+        assert status != 0
+        assert b"origin for" not in out
+    wait_for(lambda: any(hook in event["fault"]["detail"] for event in dump.events("gate.error")[told:]))
+    if hook not in ("request", "responseheaders", "response"):  # its head has left before
+        assert [request.target for request in origin.requests] == asked
+    dump.break_in("")
+    assert dump.curl(url, "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
+
+
+def test_every_hook_that_sees_traffic_is_guarded():
+    from mitmproxy.addons import default_addons  # loads what defines hooks
+
+    assert default_addons
+    quiet = {
+        # mitmproxy's own life
+        "load", "configure", "running", "done", "update", "add_log",
+        # what comes after one of ours has let it pass, and could be no more than looked at
+        "http_connected", "http_connect_error", "server_connect_error", "server_disconnected",
+        "tls_start_client", "tls_start_server", "tls_established_client", "tls_established_server",
+        "tls_failed_client", "tls_failed_server",
+        # what comes after one that is cut, or of a mode that is refused
+        "tcp_message", "tcp_end", "tcp_error", "udp_message", "udp_end", "udp_error", "dns_response", "dns_error",
+        "websocket_message", "websocket_end", "http_connect_upstream",
+    }  # fmt: skip
+    for name in set(all_hooks) - quiet:
+        hook = getattr(addon.Exeat, name)
+        assert hasattr(hook, "__wrapped__"), f"{name} is not guarded"
+
+
+@pytest.mark.parametrize(("words", "said"), [([], "there are no rules"), (["--set", "exeat_rules=BAD"], "2:1")])
+def test_a_start_that_could_not_decide_is_none(tmp_path, words, said):
+    (tmp_path / "bad.yaml").write_text("version: 1\nnonsense: t\n")
+    done = subprocess.run(
+        [MITMDUMP, "-s", ADDON, "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0",
+         *(word.replace("BAD", str(tmp_path / "bad.yaml")) for word in words)],
+        capture_output=True, timeout=30, check=False, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert said in (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"exeat_rules": ["/nonexistent.yaml"]}, "nonexistent"),
+        ({"mode": ["socks5"]}, "not in `socks5`"),
+        ({"mode": ["regular", "reverse:https://good.example@9999"]}, "not in `reverse:"),
+        ({"ignore_hosts": ["x"]}, "remove `ignore_hosts`"),
+        ({"tcp_hosts": ["x"]}, "remove `tcp_hosts`"),
+        ({"ssl_insecure": True}, "remove `ssl_insecure`"),
+        ({"connection_strategy": "eager"}, "needs `connection_strategy` to be `lazy`"),
+        ({"rawtcp": True}, "needs `rawtcp` to be `False`"),
+        ({"validate_inbound_headers": False}, "needs `validate_inbound_headers` to be `True`"),
+    ],
+    ids=str,
+)
+def test_options_that_would_let_something_past_are_refused(tmp_path, wanted, said):
+    (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
+
+    async def run():
+        with taddons.context(
+            Proxyserver(), NextLayer(), TlsConfig(), Onboarding(), UpstreamAuth(), MapRemote()
+        ) as made:
+            made.options.update(confdir=str(tmp_path))
+            exeat = addon.Exeat()
+            made.master.addons.add(exeat)
+            made.configure(exeat, exeat_rules=[str(tmp_path / "rules.yaml")])
+            assert made.options.connection_strategy == "lazy"
+            assert made.options.ssl_verify_upstream_trusted_ca == bundle_path()
+            with pytest.raises(OptionsError, match=re.escape(said)):
+                made.configure(exeat, **wanted)
+
+    asyncio.run(run())
+
+
+def test_rules_with_secrets_are_refused(tmp_path):
+    """A placeholder would go out as it is, and nobody would say so."""
+    file = tmp_path / "rules.yaml"
+    file.write_text("version: 1\nsecrets: [{id: a, from: {env: A}, as: B, hosts: x.example, in: basic}]\n")
+    with pytest.raises(OSError, match="rule files with `secrets` need `exeat run`"):
+        StandaloneGate([file], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("settings: {upstream_ca: ROOTS}", "rule files with `upstream_ca` need `exeat run`"),
+        ("rules: [{id: a, to: x.example, action: allow, ca: ROOTS}]", "rule files with `ca` need `exeat run`"),
+    ],
+)
+def test_certificates_that_mitmproxy_would_not_trust_are_refused(tmp_path, text, said):
+    """mitmproxy verifies servers itself: every request would fail, and nothing would say why."""
+    roots, file = tmp_path / "roots.pem", tmp_path / "rules.yaml"
+    shutil.copy(certifi.where(), roots)
+    file.write_text(f"version: 1\n{text.replace('ROOTS', str(roots))}\n")
+    with pytest.raises(OSError, match=said):
+        StandaloneGate([file], None)
+
+
+def test_a_sandbox_and_commands_in_mitmproxy_are_warned_of(tmp_path, caplog):
+    for text in ("sandbox: {timeout: 5m}", "commands: [{id: a, run: b, action: deny}]"):
+        caplog.clear()
+        (tmp_path / "rules.yaml").write_text(f"version: 1\n{text}\n")
+        StandaloneGate([tmp_path / "rules.yaml"], None)
+        assert "`sandbox` and `commands` of the rule files have no effect here" in caplog.text
+
+
+def test_an_addon_that_is_taken_away_ends_mitmproxy(tmp_path, origins):
+    """mitmproxy loads a script again that has changed, and would go on without one that it can't load."""
+    made = Dump(tmp_path, origins)
+    (tmp_path / "journal").mkdir()
+    copy = tmp_path / "addon.py"
+    copy.write_text(
+        ADDON.read_text().replace("Path(__file__).resolve().parent.parent", f"Path({str(ADDON.parents[1])!r})")
+    )
+    process = subprocess.Popen(
+        [MITMDUMP, "-q", "-s", copy, "--set", f"exeat_rules={made.rules}", "--set", f"confdir={tmp_path}",
+         "--listen-host", "127.0.0.1", "-p", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
+    )  # fmt: skip
+    time.sleep(2.5)
+    assert process.poll() is None
+    copy.write_text("nonsense(")
+    os.utime(copy, (time.time() + 5, time.time() + 5))
+    assert process.wait(15) is not None
+    process.stdout.close()

@@ -1,0 +1,600 @@
+"""TLS on both sides: trusted and untrusted servers, extra CAs of rules, and client certificates."""
+
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+from datetime import UTC, datetime
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
+
+from proxy.certificates.leaf_certificates import Leaf
+from proxy.inspection.tls import ClientContexts, KnownProtocols, ServerContexts, TrustError
+from proxy.request.messages import WebOrigin
+from proxy.secrets import Identity, SecretInjector
+from rules.names import HostName
+from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.verdicts import Reason
+from tests.lab import certificates
+from tests.lab.certificates import Authority
+from tests.proxy.inspection.clients import curl, cut_off, needs, rest, until, wait_for
+from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.origins import Origin
+from tests.support.ports import free_port
+
+
+@pytest.mark.parametrize("kind", ["self-signed", "expired", "wrong-name"])
+def test_an_untrusted_server_is_not_asked(gate, origins, kind):
+    origin = origins.web("good.example", kind=kind)
+    place = site(gate, origin)
+    status, out, err = place.curl("/x")
+    problem = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (problem["status"], problem["reason"]) == (502, "upstream_untrusted")
+    said = {"self-signed": "unable to get local issuer", "expired": "has expired", "wrong-name": "hostname mismatch"}
+    assert said[kind] in problem["detail"]
+    assert origin.requests == []
+    completed = gate.events("request.completed")[0]
+    assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_untrusted")
+    assert gate.recorder.summary().describe() == "allowed 1 connection; failed 1 request (good.example)"
+
+
+def test_an_untrusted_server_s_cause_reaches_every_request(gate, origins):
+    place = site(gate, origins.web("good.example", kind="expired"))
+    _, out, _ = place.curl("/[1-3]", "--http2", "-o", os.devnull, "-w", "%{http_code} ")
+    assert out == b"502 502 502 "
+
+
+def test_a_server_that_speaks_no_tls(gate, origins):
+    place = site(gate, origins.web("good.example", tls=False))
+    _, out, _ = place.curl("/x")
+    assert json.loads(out)["reason"] == "upstream_failed"
+
+
+def test_a_server_that_isn_t_there(gate, origins):
+    place = site(gate, Origin(free_port()))
+    _, out, _ = place.curl("/x")
+    problem = json.loads(out)
+    assert (problem["status"], problem["reason"]) == (502, "upstream_failed")
+    assert "refused" in problem["detail"]
+
+
+def test_a_client_that_distrusts_us_is_told_of(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    status, _, _ = curl("--connect-to", f"{place.host}:127.0.0.1:{place.door}", f"https://{place.host}/")
+    assert status == 60
+    assert gate.wait_closed()[0].reason is Reason.TLS_CLIENT_DISTRUST
+    assert gate.events("connection.closed")[0]["reason"] == "tls_client_distrust"
+    assert origin.connections == 0
+
+
+def hello(place):
+    """Return a ClientHello as a client would send it."""
+    context = ssl.create_default_context()
+    client = context.wrap_bio(ssl.MemoryBIO(), out := ssl.MemoryBIO(), server_hostname=place.name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
+
+
+@pytest.mark.parametrize("goodbye", [b"", b"\x15\x03\x03\x00\x02\x02\x28", b"\x16\x03\x01\x00\x05nonsense"])
+def test_only_a_certificate_alert_is_distrust(gate, origins, goodbye):
+    place = site(gate, origins.web("good.example"))
+    with socket.create_connection(("127.0.0.1", place.door)) as connection:
+        connection.sendall(hello(place))
+        connection.recv(1)
+        connection.sendall(goodbye)
+    assert gate.wait_closed()[0].reason is None
+
+
+def test_a_client_s_certificate_complaint_after_the_handshake_counts(gate, origins):
+    """Some clients look at the certificate only then."""
+    needs("openssl")
+    place = site(gate, origins.web("good.example"))
+    done = subprocess.run(
+        ["openssl", "s_client", "-verify_return_error", "-tls1_2", "-connect", f"127.0.0.1:{place.door}",
+         "-servername", place.name], input=b"", capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert b"verify error" in done.stderr
+    assert gate.wait_closed()[0].reason is Reason.TLS_CLIENT_DISTRUST
+
+
+def test_the_sni_is_the_one_that_the_gate_saw(gate, origins):
+    """A hello that two programs read differently is no way in."""
+    origin = origins.web("good.example")
+    place = site(gate, origin, sni="other.example")
+    assert place.ask("GET / HTTP/1.1\nHost: HOST\n\n") == b""
+    assert gate.events("request.decided") == []
+    assert origin.connections == 0
+
+
+def test_tls_in_tls_is_only_bytes(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    with place.connect() as connection:
+        connection.sendall(hello(place))
+        assert b"403" in connection.recv(100)
+    assert gate.decided()[0][2:] == ("blocked", "protocol_mismatch")
+    assert origin.connections == 0
+
+
+def test_what_is_not_http_inside_is_refused(gate, origins):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    with place.connect(alpn=()) as connection:
+        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+        assert rest(connection).startswith(b"HTTP/1.1 403 ")
+    assert origin.connections == 0
+
+
+@pytest.mark.parametrize("alpn", [("http/1.1",), ("http/1.0", "http/1.1"), (), ("imap",)], ids=str)
+def test_alpn(gate, origins, alpn):
+    place = site(gate, origins.web("good.example"))
+    with place.connect(alpn=alpn) as connection:
+        assert connection.selected_alpn_protocol() == ("http/1.1" if "http/1.1" in alpn else None)
+        connection.sendall(f"GET /status/204 HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+        assert rest(connection).startswith(b"HTTP/1.1 204")
+
+
+def test_a_clean_end_is_a_clean_end(gate, origins):
+    """close_notify comes before the end, so that a body without a length is known to be whole."""
+
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nwhole")
+        connection.unwrap()
+
+    place = site(gate, origins.script(answer, "good.example", tls=True))
+    with place.connect() as connection:
+        connection.suppress_ragged_eofs = False
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert rest(connection).endswith(b"\r\n\r\nwhole")
+
+
+@pytest.mark.parametrize("end", ["reset", "no close_notify"])
+def test_a_cut_is_not_an_end(gate, origins, end):
+    def answer(connection, head):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\npart")
+        cut_off(connection, reset=end == "reset")
+
+    place = site(gate, origins.script(answer, "good.example", tls=True))
+    with place.connect() as connection:
+        connection.suppress_ragged_eofs = False
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):  # the latter before Python 3.13
+            rest(connection)
+    wait_for(lambda: gate.events("request.completed"))
+    completed = gate.events("request.completed")[0]
+    assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_failed")
+
+
+def test_handshakes_in_pieces(gate, origins):
+    """A client that sends byte by byte, over a kernel buffer that was only looked into."""
+    place = site(gate, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=place.name)
+    with socket.create_connection(("127.0.0.1", place.door), 10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def go(step):
+            while True:
+                try:
+                    return step()
+                except ssl.SSLWantReadError:
+                    for byte in outgoing.read():
+                        connection.sendall(bytes([byte]))
+                    incoming.write(connection.recv(65536))
+
+        go(tls.do_handshake)
+        tls.write(f"GET /status/200 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert go(lambda: tls.read(12)) == b"HTTP/1.1 200"
+
+
+def test_old_tls_is_refused(gate, origins):
+    needs("openssl")
+    place = site(gate, origins.web("good.example"))
+    done = subprocess.run(
+        ["openssl", "s_client", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-connect", f"127.0.0.1:{place.door}"],
+        input=b"", capture_output=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert b"alert protocol version" in done.stderr
+
+
+def test_no_session_is_resumed(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    session = None
+    for _ in range(2):
+        raw = socket.create_connection(("127.0.0.1", place.door), 10)
+        with context.wrap_socket(raw, server_hostname=place.name, session=session) as connection:
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+            rest(connection)
+            session = connection.session
+            assert not connection.session_reused
+
+
+def test_a_python_client_with_strict_checks(gate, origins):
+    place = site(gate, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    client = http.client.HTTPSConnection(place.host, context=context)
+    client._create_connection = lambda *_, **__: socket.create_connection(("127.0.0.1", place.door), 10)
+    client.request("GET", "/status/200")
+    assert client.getresponse().status == 200
+    client.close()
+
+
+class SignedAtOnce(dict):
+    """Leaves that nobody waits for."""
+
+    def __init__(self, ca):
+        self.ca, self.key = ca, ec.generate_private_key(ec.SECP256R1())
+
+    def __missing__(self, host):
+        certificate = self.ca.sign(host, self.key.public_key())
+        ends = certificate.not_valid_after_utc
+        self[host] = leaf = Leaf(certificate, self.key, ends, ends)
+        return leaf
+
+    usable = dict.__getitem__
+
+
+def test_contexts_are_kept_and_bounded(gate, monkeypatch):
+    monkeypatch.setattr("proxy.inspection.tls.CONTEXTS", 5)
+    contexts = ClientContexts(SignedAtOnce(gate.ca))
+    first = contexts.connection("kept.example", (b"h2",)).get_context()
+    for number in range(20):
+        contexts.connection(f"n{number}.example", (b"h2",))
+        assert contexts.connection("kept.example", (b"h2",)).get_context() is first
+    assert len(contexts._kept) == 5
+    spoken = KnownProtocols()
+    for number in range(20):
+        spoken.note(WebOrigin(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
+    assert len(spoken._only_http1) == 5
+    place = WebOrigin(HostName("n19.example"), 443, tls=True)
+    assert spoken.offer(place) == (b"http/1.1",)
+    spoken.note(place, b"h2")
+    assert spoken.offer(place) == (b"h2", b"http/1.1")
+
+
+def _shares(hello):
+    """The groups that a ClientHello in one record offers, and those for which it brings a key."""
+    at = 43 + 1 + hello[43]
+    at += 2 + int.from_bytes(hello[at : at + 2])
+    at += 1 + hello[at] + 2
+    found = {}
+    while at < len(hello):
+        kind, size = int.from_bytes(hello[at : at + 2]), int.from_bytes(hello[at + 2 : at + 4])
+        found[kind] = hello[at + 4 : at + 4 + size]
+        at += 4 + size
+    groups, keys, shared = found[10], found[51][2:], []
+    while keys:
+        shared.append(int.from_bytes(keys[:2]))
+        keys = keys[4 + int.from_bytes(keys[2:4]) :]
+    return [int.from_bytes(groups[at : at + 2]) for at in range(2, len(groups), 2)], shared
+
+
+def _hello(group):
+    connection = ServerContexts(b"").connection(HostName("good.example"), (), group=group)
+    with pytest.raises(SSL.WantReadError):
+        connection.do_handshake()
+    return _shares(connection.bio_read(65536))
+
+
+X25519, P256, P384, HYBRID = 0x1D, 0x17, 0x18, 0x11EC  # RFC 8446 section 4.2.7; draft-ietf-tls-ecdhe-mlkem
+
+
+@pytest.mark.parametrize(
+    ("group", "shared"),
+    [
+        ("", [HYBRID, X25519]),
+        ("x25519", [X25519]),
+        ("x25519mlkem768", [HYBRID]),
+        ("secp256r1", [P256]),
+        ("secp384r1", [P384]),
+        ("ffdhe2048", [HYBRID, X25519]),
+    ],
+)
+def test_a_server_is_brought_the_key_that_it_took_last_and_offered_the_quantum_safe_one_first(group, shared):
+    offered, brought = _hello(group)
+    assert brought == shared
+    assert offered[0] == HYBRID
+    assert {X25519, P256, P384} <= set(offered)
+
+
+def test_what_a_server_took_is_remembered_for_an_hour():
+    now = [0.0]
+    spoken, place = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
+    assert spoken.group(place) == ""
+    spoken.note_group(place, "X25519")
+    assert spoken.group(place) == "x25519"
+    now[0] = 1800.0
+    spoken.note_group(place, "X25519")  # as it was asked to, which says nothing about what it would like
+    now[0] = 3599.0
+    assert spoken.group(place) == "x25519"
+    now[0] = 3601.0
+    assert spoken.group(place) == ""
+    spoken.note_group(place, None)
+    assert spoken.group(place) == ""
+
+
+def test_a_server_with_a_taste_of_its_own_is_understood(gate, origins):
+    origin = origins.web("good.example", curve="prime256v1")
+    place = site(gate, origin)
+    assert [place.curl("/x")[0] for _ in range(2)] == [0, 0]
+    assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize("roots", [b"", b"\n"])
+def test_without_roots_nobody_is_trusted(roots):
+    ServerContexts(roots)
+
+
+def test_unreadable_roots_are_refused():
+    with pytest.raises(TrustError, match="can't be read"):
+        ServerContexts(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+
+
+def test_a_long_task_is_shown_a_new_leaf_before_the_old_one_ends(gate, origins, monkeypatch):
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+
+    def serial():
+        with place.connect() as connection:
+            return connection.getpeercert()["serialNumber"]
+
+    first = serial()
+    assert serial() == first
+    kept = gate.leaves.usable("good.example")
+    monkeypatch.setitem(gate.leaves._kept, "good.example", kept._replace(stale=datetime.now(UTC)))
+    second = serial()
+    assert second != first
+    assert serial() == second
+
+
+# --- extra CAs of rules and settings ---
+
+
+@pytest.fixture
+def company(gate, origins, monkeypatch):
+    """An origin whose certificate is of a CA that the host doesn't know, and a file with that CA."""
+    own = certificates.Authority.make()
+    (gate.directory / "company.pem").write_bytes(own.pem())
+    (gate.directory / "other.pem").write_bytes(certificates.Authority.make().pem())
+    monkeypatch.setattr(origins, "authority", own)
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+
+    def rules(*more):
+        said = ", ".join(
+            f"{{id: r{at}, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow{one}}}"
+            for at, one in enumerate(more)
+        )
+        gate.rules(f"[{said}]")
+        return place, origin
+
+    return rules
+
+
+def answers(place, *paths, alpn=("http/1.1",)):
+    """Ask for one path after another on one connection, and return the status of each answer."""
+    found = []
+    with place.connect(alpn) as connection:
+        for path in paths:
+            connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+            found.append(int(until(connection, b"\r\n\r\n").split()[1]))
+    return found
+
+
+CASES = {
+    "none": ([""], 502),
+    "the company's": ([", ca: company.pem"], 200),
+    "another": ([", ca: other.pem"], 502),
+    "on one of two rules": ([", ca: company.pem", ""], 200),
+    "two": ([", ca: company.pem", ", ca: other.pem"], 200),
+}
+
+
+@pytest.mark.parametrize(("rules", "status"), CASES.values(), ids=CASES)
+def test_what_is_trusted(gate, company, rules, status):
+    place, origin = company(*rules)
+    assert answers(place, "/echo") == [status]
+    wait_for(lambda: gate.events("request.completed"))
+    (completed,) = gate.events("request.completed")
+    assert completed.get("reason") == (None if status == 200 else "upstream_untrusted")
+    assert len(origin.requests) == (status == 200)
+
+
+def test_the_host_s_own_are_trusted_still(gate, origins):
+    (gate.directory / "other.pem").write_bytes(certificates.Authority.make().pem())
+    origin = origins.web("good.example")
+    place = site(gate, origin)
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow, ca: other.pem}}]"
+    )
+    assert answers(place, "/echo") == [200]
+
+
+def test_a_connection_that_took_more_trust_carries_nothing_that_has_less(gate, company):
+    place, origin = company(", ca: company.pem, http: {paths: [/a]}", ", http: {paths: [/b]}")
+    assert answers(place, "/a", "/b") == [200, 502]
+    assert [(line[1], line[2]) for line in gate.decided()] == [("/a", "passed"), ("/b", "passed")]
+    assert [request.target for request in origin.requests] == ["/a"]
+    assert [e.get("reason") for e in gate.events("request.completed")] == [None, "upstream_untrusted"]
+
+
+def test_a_new_file_s_trust_ends_with_its_rules(gate, company):
+    place, _ = company(", ca: company.pem")
+    assert answers(place, "/echo") == [200]
+    company("")
+    assert answers(place, "/echo") == [502]
+
+
+@pytest.mark.parametrize(("file", "status"), [("company.pem", 200), ("other.pem", 502)])
+def test_what_settings_trust_is_trusted_everywhere(gate, company, file, status):
+    place, origin = company("")
+    rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow}}"
+    gate.rules(f"[{rule}]", f"settings: {{upstream_ca: {gate.directory / file}}}")
+    assert answers(place, "/echo") == [status]
+
+
+def test_a_name_has_to_be_the_certificate_s_all_the_same(gate, origins, monkeypatch):
+    own = certificates.Authority.make()
+    (gate.directory / "company.pem").write_bytes(own.pem())
+    monkeypatch.setattr(origins, "authority", own)
+    origin = origins.web("other.example")
+    place = site(gate, origin)
+    gate.rules(
+        f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow, ca: company.pem}}]"
+    )
+    assert answers(place, "/echo") == [502]
+    assert gate.events("request.completed")[0]["reason"] == "upstream_untrusted"
+
+
+# --- client certificates ---
+
+
+VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+IN_CERTIFICATE = (Slot(SlotKind.CLIENT_CERTIFICATE),)
+ASK = "GET /a HTTP/1.1\nHost: HOST\nConnection: close\n\n"
+
+
+def whoami(seen):
+    """Answer 200 to who has shown a certificate, and 401 to others; `seen` is whose they were."""
+
+    def answer(connection, _head):
+        shown = connection.getpeercert()
+        seen.append(shown["subject"][0][0][1] if shown else None)
+        status = "200 OK" if shown else "401 Unauthorized"
+        connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi".encode())
+
+    return answer
+
+
+def secret(host, port):
+    return Secret("cluster", Source(SourceKind.FILE, ("/x",)), "", ((HostName(host), port),), IN_CERTIFICATE)
+
+
+def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=("http/1.1",)):
+    """A site that asks for certificates; the gate has one for `host`."""
+    origin = origins.script(
+        whoami(seen), "good.example", tls=True, alpn=list(alpn), clients=clients, version=version, kind=kind
+    )
+    made = site(gate, origin)
+    if host:
+        identity = Identity(secret(host, origin.port), origins.authority.leaf("agent.example"))
+        gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([identity])))
+    return made
+
+
+@VERSIONS
+@pytest.mark.parametrize("clients", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED], ids=["wished for", "required"])
+def test_certificate_that_is_a_secret_is_shown_to_its_host(gate, origins, clients, version):
+    seen = []
+    answer = served(gate, origins, seen, clients, version, host="good.example").ask(ASK)
+    assert (answer[:12], seen) == (b"HTTP/1.1 200", ["agent.example"])
+    wait_for(lambda: gate.events("request.completed"))
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed.get("detail")) == ("passed", None)
+    assert "PRIVATE KEY" not in json.dumps(gate.events())
+
+
+@VERSIONS
+def test_server_that_requires_a_certificate_is_told_as_that(gate, origins, version):
+    seen = []
+    answer = served(gate, origins, seen, ssl.CERT_REQUIRED, version).ask(ASK)
+    page = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert (answer[:12], page["reason"]) == (b"HTTP/1.1 502", "client_certificate")
+    assert "in: client_certificate" in page["remedy"]
+    assert "the server asks for a client certificate" in page["detail"]
+    wait_for(lambda: gate.events("request.completed"))
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"]) == ("failed", "client_certificate")
+    assert seen == []
+
+
+def test_server_of_http2_that_requires_a_certificate_is_told_as_that(gate, origins):
+    """It breaks off behind the handshake, as TLS 1.3 has it, with all that was asked on its connection."""
+    made = served(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
+    status, out, _ = made.curl("/a", "--http2")
+    assert (status, json.loads(out)["reason"]) == (0, "client_certificate")
+
+
+@VERSIONS
+def test_answer_for_want_of_a_certificate_is_passed_on_and_told_as_that(gate, origins, version):
+    answer = served(gate, origins, [], ssl.CERT_OPTIONAL, version).ask(ASK)
+    assert answer.startswith(b"HTTP/1.1 401")
+    wait_for(lambda: gate.events("request.completed"))
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["http"]["status"]) == ("passed", 401)
+    assert completed["detail"].startswith("the server asks for a client certificate, and the gate has none for it")
+
+
+def test_answer_of_a_server_that_asks_for_none_has_no_such_words(gate, origins):
+    site(gate, origins.web("good.example")).curl("/status/401")
+    wait_for(lambda: gate.events("request.completed"))
+    (completed,) = gate.events("request.completed")
+    assert (completed["http"]["status"], completed.get("detail")) == (401, None)
+
+
+@VERSIONS
+def test_certificate_is_shown_to_no_other_host(gate, origins, version):
+    seen = []
+    answer = served(gate, origins, seen, ssl.CERT_OPTIONAL, version, host="other.example").ask(ASK)
+    assert (answer[:12], seen) == (b"HTTP/1.1 401", [None])
+
+
+@VERSIONS
+@pytest.mark.parametrize("kind", ["self-signed", "wrong-name", "expired"])
+def test_certificate_is_not_shown_to_a_server_that_is_not_trusted(gate, origins, version, kind):
+    seen = []
+    answer = served(gate, origins, seen, ssl.CERT_OPTIONAL, version, host="good.example", kind=kind).ask(ASK)
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted"
+    assert seen == []
+
+
+def test_certificate_of_one_task_is_not_shown_for_the_next(gate, origins):
+    """What is kept of it is its task's: another one has a handshake without it."""
+    seen = []
+    made = served(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
+    made.ask(ASK)
+    gate.loop.run(lambda: gate.sandbox.set_secrets(None))
+    made.ask(ASK)
+    assert seen == ["agent.example", None]
+
+
+PEM = Authority.make().leaf("agent.example")
+CERTIFICATE = PEM[PEM.index(b"-----BEGIN CERTIFICATE") :]
+KEY = PEM[: PEM.index(b"-----BEGIN CERTIFICATE")]
+OTHER = Authority.make().leaf("agent.example")
+
+
+@pytest.mark.parametrize(
+    ("pem", "says"),
+    [
+        (b"", "has no certificate"),
+        (b"sk-1234567890", "has no certificate"),
+        (KEY, "has no certificate"),
+        (CERTIFICATE, "no private key"),
+        (CERTIFICATE + OTHER[: OTHER.index(b"-----BEGIN CERTIFICATE")], "isn't that of its first certificate"),
+        (PEM + b"x" * 70_000, "at most 64 KB"),
+    ],
+    ids=["nothing", "a key of another kind", "no certificate", "no key", "another's key", "too long"],
+)
+def test_what_is_no_certificate_with_its_key_is_refused_and_not_shown(pem, says):
+    with pytest.raises(ValueError, match=says) as error:
+        Identity(secret("good.example", 443), pem)
+    assert "BEGIN" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+def test_identity_shows_nothing_of_itself():
+    identity = Identity(secret("good.example", 443), PEM)
+    assert repr(identity) == "Identity(cluster, ...)"
+    with pytest.raises(TypeError):
+        identity.__reduce__()

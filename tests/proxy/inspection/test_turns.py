@@ -1,0 +1,145 @@
+"""Work that is put off to another turn: whatever happens meanwhile, nothing is lost, and what is told is true.
+
+Every turn here ends after the smallest piece of work, also for tests of other modules that are run again so.
+"""
+
+import asyncio
+import socket
+
+import pytest
+
+from proxy.inspection.router import HttpRouter
+from proxy.inspection.websocket import Switched
+from tests.proxy.inspection.clients import cut_off, until, wait_for
+from tests.proxy.inspection.inspection_lab import post, site
+from tests.proxy.inspection.test_cut_connections import (  # noqa: F401 - run again
+    early,
+    test_a_client_of_http2_has_all_that_came_before_the_cut_once_it_gives_credit,
+    test_a_server_that_ends_early_has_all_of_its_bytes_delivered,
+    test_an_upload_that_breaks_off_reaches_its_server_up_to_there,
+)
+from tests.proxy.inspection.test_fail_closed import test_a_hook_that_raises_lets_nothing_through as raises_in
+from tests.proxy.inspection.test_fail_closed import world  # noqa: F401 - a fixture
+from tests.proxy.inspection.test_http2 import (  # noqa: F401 - run again
+    talk,
+    test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server,
+    test_what_waits_for_its_turn_at_a_server_that_leaves_goes_to_another,
+)
+from tests.proxy.inspection.test_session import (  # noqa: F401 - run again
+    test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays,
+    test_a_piece_of_a_body_that_nobody_looks_through_stays_too_once_rules_deny_it,
+    test_a_review_that_takes_long_lets_nothing_out_before_it_is_through,
+)
+from tests.proxy.inspection.test_websocket import (  # noqa: F401 - run again
+    AGREED,
+    MAY,
+    chat,
+    opened,
+    said,
+    test_a_client_that_ends_a_websocket_has_not_failed,
+    test_a_server_s_cut_is_a_cut,
+    test_a_server_that_cuts_a_websocket_that_is_closing_has_not_failed,
+    test_bytes_pass_in_both_directions,
+    written,
+)
+
+
+@pytest.fixture(autouse=True)
+def _a_turn_for_each_piece_of_work(monkeypatch):
+    monkeypatch.setattr("proxy.inspection.connection.SLICE", 0.0)
+
+
+def test_a_connection_whose_end_can_t_be_told_ends_all_the_same(world, monkeypatch):  # noqa: F811
+    raises_in(world, monkeypatch, "InspectedConnection.gone")
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+def test_a_server_that_is_gone_before_its_request_is_sent_has_failed(gate, origins, monkeypatch, tls):
+    """Its reset may be seen while what waits for the connection is put off, and then nothing more of it comes."""
+    real = HttpRouter.opened
+
+    def late(router, server, problem):
+        server.transport._ended(cut=True)
+        real(router, server, problem)
+
+    monkeypatch.setattr(HttpRouter, "opened", late)
+    place = site(gate, origins.web("good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
+    with place.connect() as connection:
+        connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
+    wait_for(lambda: gate.events("request.completed"))
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_failed")
+
+
+def test_a_client_s_reset_behind_its_end_cuts_its_server_off(gate, origins, monkeypatch):
+    """What came before that end is put off, and dropped: the server mustn't take what it got for all there was."""
+    came, begun = [], []
+    real = Switched._pass_up
+
+    def endless(websocket, event):
+        if not getattr(event, "data", b""):
+            begun.append(event)
+            while True:
+                yield
+        yield from real(websocket, event)
+
+    def answer(connection, _head):
+        connection.sendall(written("HTTP/1.1 101 Switching Protocols", AGREED).encode())
+        try:
+            while data := connection.recv(100):
+                came.append(data)
+            came.append("an end")
+        except ConnectionResetError:
+            came.append("a reset")
+
+    monkeypatch.setattr(Switched, "_pass_up", endless)
+    place = site(gate, origins.script(answer, "good.example"), tls=False, http=MAY)
+    connection = opened(place)
+    until(connection, b"\r\n\r\n")
+    connection.sendall(said(b"hello"))
+    wait_for(lambda: came)
+    connection.shutdown(socket.SHUT_WR)
+    wait_for(lambda: begun)
+    cut_off(connection)
+    wait_for(lambda: len(came) > 1)
+    assert came == [said(b"hello"), "a reset"]
+
+
+def test_a_head_that_is_whole_has_all_the_time_that_its_body_takes(gate, origins, slowly):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    with place.connect() as connection:
+        connection.sendall(b"POST /upload HTTP/1.1\r\n")
+        wait_for(lambda: gate.inspection._engine is not None and gate.inspection._engine._connections)
+        (one,) = gate.inspection._engine._connections.values()
+        wait_for(lambda: one._head == 1)
+        connection.sendall(f"Host: {place.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
+        assert slowly.begun.wait(30)
+        gate.loop.run(lambda: one.tick(one._head_due))
+        slowly.let.set()
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_that_end_meanwhile_give_the_others_of_their_sandbox_no_more_turns(gate, origins, slowly):
+    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    turns = []
+
+    async def in_ten_rounds():
+        engine = gate.inspection._engine
+        (one,) = engine._connections.values()
+        go_on = one.go_on
+        one.go_on = lambda: (turns.append(1), go_on())
+        engine._later.clear()
+        for _ in range(10):
+            ended = object()
+            engine.later(ended)
+            engine._later.pop(ended)  # as `forget` does
+        engine.later(one)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return len(turns)
+
+    with place.connect() as connection:
+        post(place, connection)
+        assert slowly.begun.wait(30)
+        assert 1 <= gate.loop.run(in_ten_rounds) <= 11

@@ -1,0 +1,338 @@
+"""WebSocket on the wire: what opens one, what passes on it, and how it ends."""
+
+import base64
+import contextlib
+import hashlib
+import os
+import ssl
+import time
+
+import pytest
+
+from proxy.request.messages import ResponseHead
+from proxy.request.request_head import Head
+from proxy.request.websocket_frames import Frames
+from proxy.request.websocket_handshake import agrees, is_handshake
+from tests.proxy.inspection.clients import cut_off, rest, until, wait_for
+from tests.proxy.inspection.inspection_lab import site
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and what is answered to it
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+HELLO = {
+    "Host": "HOST", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": KEY, "Sec-WebSocket-Version": "13",
+}  # fmt: skip
+AGREED = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": ACCEPT}
+MAY = "{methods: [GET], paths: ['/chat'], websocket: true}"
+
+
+def said(payload, first=0x82):
+    """A client's frame (RFC 6455 section 5.2), under a mask that changes nothing."""
+    size = len(payload)
+    length = (
+        bytes([0x80 | size])
+        if size < 126
+        else b"\xfe" + size.to_bytes(2)
+        if size < 1 << 16
+        else b"\xff" + size.to_bytes(8)
+    )
+    return bytes([first]) + length + bytes(4) + payload
+
+
+BYE, CLOSE = said(b"bye"), said(b"\x03\xe8", first=0x88)
+
+
+def written(first, fields):
+    return "\r\n".join([first, *(f"{name}: {value}" for name, value in fields.items() if value is not None), "", ""])
+
+
+def opened(place, first="GET /chat HTTP/1.1", **fields):
+    connection = place.connect()
+    changed = {**HELLO, **{name.replace("_", "-"): value for name, value in fields.items()}}
+    connection.sendall(written(first, changed).replace("HOST", place.host).encode())
+    return connection
+
+
+def finished(connection):
+    if isinstance(connection, ssl.SSLSocket):
+        connection = connection.unwrap()
+    connection.close()
+
+
+@pytest.fixture(params=[True, False], ids=["tls", "plain"])
+def chat(request, gate, origins):
+    """An origin that agrees and then echoes, through a gate that may let it; `end` is what it does on `bye`."""
+
+    def make(http=MAY, agreed=AGREED, first="HTTP/1.1 101 Switching Protocols", greeting=b"", end=None):
+        def answer(connection, _head):
+            connection.sendall(written(first, agreed).encode() + greeting)
+            while data := connection.recv(65536):
+                if data == BYE:
+                    (end or finished)(connection)
+                    return
+                connection.sendall(data)
+
+        origin = origins.script(answer, "good.example", tls=request.param, alpn=["http/1.1"])
+        return site(gate, origin, tls=request.param, http=http), origin
+
+    return make
+
+
+def test_bytes_pass_in_both_directions(gate, chat):
+    place, origin = chat(greeting=b"\r\n\x81\x02hi")
+    with opened(place) as connection:
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        connection.sendall(said(b"x"))
+        data = b""
+        while not data.endswith(b"x"):
+            data += connection.recv(100)
+        assert data.lstrip(b"\r\n") == b"\x81\x02hi" + said(b"x")
+        big = said(os.urandom(1_000_000 - 14))
+        done = b""
+        for at in range(0, len(big), 100_000):
+            connection.sendall(big[at : at + 100_000])
+            while len(done) < at + 100_000:
+                done += connection.recv(65536)
+        assert done == big
+        connection.sendall(BYE)
+        assert rest(connection) == b""
+    assert gate.decided() == [("GET", "/chat", "passed", "rule")]
+    assert b"Upgrade: websocket" in origin.requests[0]
+    gate.wait_closed()
+    (completed,) = gate.events("request.completed")
+    assert (completed["http"]["status"], completed["outcome"]) == (101, "passed")
+    assert completed["bytes"]["up"] == 1_000_000 + len(said(b"x") + BYE)
+    gate.wait_closed()
+
+
+@pytest.mark.parametrize("end", [finished, cut_off], ids=["end", "cut"])
+@pytest.mark.parametrize("said_so", [True, False], ids=["after a Close frame", "without one"])
+def test_a_client_that_ends_a_websocket_has_not_failed(gate, chat, end, said_so):
+    place, _ = chat()
+    connection = opened(place)
+    until(connection, b"\r\n\r\n")
+    if said_so:
+        connection.sendall(CLOSE)
+        until(connection, CLOSE)
+    end(connection)
+    gate.wait_closed()
+    (completed,) = gate.events("request.completed")
+    left = "the client left before the end" if end is cut_off and not said_so else None
+    assert (completed["outcome"], completed.get("detail")) == ("passed", left)
+    assert "failed" not in gate.recorder.summary().describe()
+
+
+@pytest.mark.parametrize("closing", ["client", "server"])
+def test_a_server_that_cuts_a_websocket_that_is_closing_has_not_failed(gate, chat, closing):
+    """Most servers end TCP without TLS's own end once both sides have sent their Close frames (RFC 6455 section 7.1.1)."""
+
+    def end(connection):
+        connection.sendall(b"\x88\x02\x03\xe8" if closing == "server" else b"\x81\x02hi")
+        cut_off(connection)
+
+    place, _ = chat(end=end)
+    with opened(place) as connection:
+        until(connection, b"\r\n\r\n")
+        if closing == "client":
+            connection.sendall(CLOSE)
+            until(connection, CLOSE)
+        connection.sendall(BYE)
+        with pytest.raises(OSError):
+            until(connection, b"never")
+    wait_for(lambda: gate.events("request.completed"))
+    assert gate.events("request.completed")[0]["outcome"] == "passed"
+
+
+def test_a_server_s_cut_is_a_cut(gate, chat):
+    place, _ = chat(end=cut_off)
+    with opened(place) as connection:
+        until(connection, b"\r\n\r\n")
+        connection.sendall(BYE)
+        with pytest.raises((ConnectionResetError, OSError)):
+            rest(connection)
+    assert gate.events("request.completed")[0]["outcome"] == "failed"
+
+
+LIMITED = MAY + ", limits: {bytes_up: 4KB}"
+FRAME = said(b"x" * 300)  # the origin gives back what it is sent
+
+
+@pytest.mark.parametrize(("sent", "told"), [(FRAME, True), (FRAME[:100], False), (FRAME + b"\x81", False)])
+def test_a_websocket_that_ends_by_a_limit_hears_so_where_a_frame_may_begin(gate, chat, sent, told):
+    """Elsewhere it is cut: what would be told would be part of the server's message."""
+    place, _ = chat(http=LIMITED)
+    with opened(place) as connection:
+        until(connection, b"\r\n\r\n")
+        connection.sendall(sent)
+        heard = b""
+        while len(heard) < len(sent):
+            heard += connection.recv(1000)
+        connection.sendall(b"\x80" * 5000)  # empty frames, or the rest of one
+        if told:
+            words = b"exeat: a limit is used up"
+            assert rest(connection) == b"\x88" + bytes([len(words) + 2]) + (1008).to_bytes(2) + words
+        else:
+            with pytest.raises(OSError):
+                rest(connection)
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"]) == ("blocked", "limit_exceeded")
+
+
+FRAMES = {
+    "nothing": (b"", True),
+    "a short one": (b"\x81\x02hi", True),
+    "its first byte": (b"\x81", False),
+    "a part of it": (b"\x81\x02h", False),
+    "an empty one": (b"\x89\x00", True),
+    "a longer one": (b"\x82\x7e\x00\x80" + bytes(128), True),
+    "of that all but a byte": (b"\x82\x7e\x00\x80" + bytes(127), False),
+    "a very long one": (b"\x82\x7f" + (70_000).to_bytes(8) + bytes(70_000), True),
+    "half its length": (b"\x82\x7f\x00\x00", False),
+    "a part of a message": (b"\x01\x01a", True),
+    "one with a mask": (b"\x81\x81mask!", True),
+    "two and a half": (b"\x81\x01a\x81\x01b\x81\x05c", False),
+}
+
+
+@pytest.mark.parametrize(("data", "between"), FRAMES.values(), ids=FRAMES)
+def test_where_frames_end(data, between):
+    """In one piece, and byte by byte."""
+    whole, single = Frames(), Frames()
+    whole.follow(data)
+    for at in range(len(data)):
+        single.follow(data[at : at + 1])
+    assert whole.between is single.between is between
+
+
+NO_HANDSHAKES = {
+    "POST": {"first": "POST /chat HTTP/1.1"},
+    "HTTP/1.0": {"first": "GET /chat HTTP/1.0"},
+    "no key": {"Sec_WebSocket_Key": None},
+    "a short key": {"Sec_WebSocket_Key": "AAAA"},
+    "another version": {"Sec_WebSocket_Version": "8"},
+    "another protocol besides": {"Upgrade": "websocket, h2c"},
+    "a body": {"Content_Length": "4"},
+    "chunks": {"Transfer_Encoding": "chunked"},
+    "no Connection": {"Connection": "close"},
+}
+
+
+@pytest.mark.parametrize("how", NO_HANDSHAKES.values(), ids=NO_HANDSHAKES)
+def test_what_is_no_handshake_is_refused(gate, chat, how):
+    place, origin = chat()
+    with opened(place, **how) as connection:
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    assert gate.decided()[0][2:] == ("blocked", "protocol_mismatch")
+    assert origin.requests == []
+
+
+@pytest.mark.parametrize("http", ["{methods: [GET]}", "{methods: [GET], websocket: false}"])
+def test_a_rule_that_doesn_t_say_so_lets_none_out(gate, chat, http):
+    place, origin = chat(http=http)
+    with opened(place) as connection:
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    assert gate.decided()[0][2:] == ("blocked", "no_rule")
+    assert origin.requests == []
+
+
+DISAGREED = {
+    "another key": {**AGREED, "Sec-WebSocket-Accept": ACCEPT.lower()},
+    "no key": {**AGREED, "Sec-WebSocket-Accept": None},
+    "another protocol": {**AGREED, "Upgrade": "h2c"},
+    "no Connection": {**AGREED, "Connection": None},
+    "extensions that weren't offered": {**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"},
+}
+
+
+@pytest.mark.parametrize("agreed", DISAGREED.values(), ids=DISAGREED)
+def test_a_server_that_doesn_t_agree_is_cut(gate, chat, agreed):
+    place, _ = chat(agreed=agreed)
+    with opened(place) as connection:
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
+    assert gate.events("request.completed")[0]["reason"] == "upstream_failed"
+
+
+def test_a_server_that_doesn_t_switch_answers_as_any(gate, chat):
+    place, _ = chat(first="HTTP/1.1 403 Forbidden", agreed={"Content-Length": "2"}, greeting=b"no")
+    with opened(place) as connection:
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 Forbidden")
+        assert connection.recv(2) == b"no"
+
+
+REQUEST = b"GET /other HTTP/1.1\r\nHost: evil.example\r\n\r\n"
+NO_FRAMES = {
+    "a request": (REQUEST, "opcode"),
+    "a request behind a message": (said(b"hello") + REQUEST, "opcode"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "opcode"),
+    "TLS": (b"\x16\x03\x01\x02\x00", "opcode"),
+    "an opcode of nobody's": (said(b"x", 0x83), "opcode"),
+    "a packed message that nobody agreed to": (said(b"x", 0xC2), "opcode"),
+    "a message without a mask": (b"\x81\x02hi", "masked"),
+    "a control frame that is too long": (b"\x89\xfe\x00\x7e" + bytes(130), "control frame"),
+}
+
+
+@pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize(("data", "why"), NO_FRAMES.values(), ids=NO_FRAMES)
+def test_what_is_no_frame_of_a_client_s_ends_a_websocket(gate, chat, data, why, bytewise):
+    """Whoever stands before the server that agreed may go on to read requests, and nobody would decide on them."""
+    place, origin = chat()
+    with opened(place) as connection:
+        until(connection, b"\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for at in range(0, len(data), 1 if bytewise else len(data)):
+                connection.sendall(data[at : at + (1 if bytewise else len(data))])
+                time.sleep(0.002 if bytewise else 0)
+            heard = rest(connection)
+            assert b"GET" not in heard
+            assert why.encode() in heard or bytewise
+    wait_for(lambda: gate.events("request.completed"))
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"]) == ("blocked", "protocol_mismatch")
+    assert why in completed["detail"]
+    assert len(origin.requests) == len(gate.decided()) == 1
+
+
+def test_a_request_right_behind_the_handshake_is_no_request(gate, chat):
+    """What a client sends ahead is of the WebSocket that it asked for, and no frame of one."""
+    place, origin = chat()
+    with place.connect() as connection:
+        connection.sendall(written("GET /chat HTTP/1.1", HELLO).replace("HOST", place.host).encode() + REQUEST)
+        with contextlib.suppress(OSError):
+            assert b"GET" not in rest(connection)
+    assert len(origin.requests) == len(gate.decided()) == 1
+
+
+def test_extensions_that_both_sides_have_agreed_to_have_bits_of_their_own(gate, chat):
+    place, _ = chat(agreed={**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"})
+    with opened(place, Sec_WebSocket_Extensions="permessage-deflate") as connection:
+        until(connection, b"\r\n\r\n")
+        packed = said(b"x", 0xC2)
+        connection.sendall(packed)
+        assert until(connection, packed) == packed
+        connection.sendall(REQUEST)
+        with contextlib.suppress(OSError):
+            assert b"GE" not in rest(connection)
+
+
+def test_a_request_behind_a_handshake_that_was_declined_is_decided(gate, chat):
+    place, origin = chat(first="HTTP/1.1 200 OK", agreed={"Content-Length": "0"})
+    with place.connect() as connection:
+        ahead = "GET /other HTTP/1.1\r\nHost: HOST\r\n\r\n"
+        connection.sendall((written("GET /chat HTTP/1.1", HELLO) + ahead).replace("HOST", place.host).encode())
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    assert [line[1:] for line in gate.decided()] == [("/chat", "passed", "rule"), ("/other", "blocked", "no_rule")]
+    assert len(origin.requests) == 1
+
+
+def test_the_rfc_s_own_example():
+    def made(fields):
+        return Head(b"HTTP/1.1", b"GET", b"", b"", b"/chat", tuple((n.encode(), v.encode()) for n, v in fields.items()))
+
+    assert (
+        base64.b64encode(hashlib.sha1(f"{KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
+        == ACCEPT
+    )
+    assert is_handshake(made(HELLO), body=False)
+    assert agrees(made(HELLO), ResponseHead(b"HTTP/1.1", 101, b"", made(AGREED).fields))
+    assert not agrees(made(HELLO), ResponseHead(b"HTTP/1.1", 200, b"", made(AGREED).fields))
