@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 from proxy.approvals import protocol
-from tests.proxy.approvals.approval_samples import REQUEST
-from tests.proxy.approvals.approval_world import ADA, World, until
+from tests.proxy.approvals.registry_lab import ADA, RegistryLab
+from tests.proxy.approvals.sample_requests import REQUEST
+from tests.support.waiting import wait_until_async
 
 
 def through_a_registry(count: int, base: Path) -> list[float]:
@@ -66,16 +67,16 @@ async def across_hosts(count: int, url: str) -> list[float]:
     """Have that many questions held here and answered there; seconds of each."""
     from proxy.approvals.postgres_store import PostgresStore
 
-    here, there = World(PostgresStore(url)), World(PostgresStore(url))
+    here, there = RegistryLab(PostgresStore(url)), RegistryLab(PostgresStore(url))
     await here.registry.open()
     await there.registry.open()
     task = await here.task()
     took = []
     for index in range(count):
-        number, id_ = await here.held(task, REQUEST._replace(path=f"/{index}"))
+        number, id_ = await here.submit_pending(task, REQUEST._replace(path=f"/{index}"))
         began = time.perf_counter()
         await there.approve(id_, ADA)
-        await until(lambda number=number: here.answer(number) is not None, pause=0.0)
+        await wait_until_async(lambda number=number: here.answer(number) is not None, pause=0.0)
         took.append(time.perf_counter() - began)
         here.replies.clear()
     await here.registry.close()
@@ -97,7 +98,7 @@ def main() -> None:
         told("from answer to release, one file", through_a_registry(count, base))
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    from tests.proxy.approvals.approval_postgres import Server
+    from tests.proxy.approvals.postgres_server import Server
 
     server = Server()
     try:

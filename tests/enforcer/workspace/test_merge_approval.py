@@ -22,8 +22,7 @@ from proxy.approvals.votes import CastVote
 from proxy.telemetry.events import Kind as Event
 from rules.decision import ApprovalTerms, RequiredApproval
 from tests.enforcer.workspace.test_git_changes import ADD, Repository, commit_first
-from tests.proxy.approvals.approval_world import ADA, BO, CY, LINTER, STARTER
-from tests.proxy.approvals.approval_world import World as Registry
+from tests.proxy.approvals.registry_lab import ADA, BO, CY, LINTER, STARTER, RegistryLab
 from tests.support.harness import whole_lines
 
 RELEASE = Rule.of(
@@ -40,7 +39,7 @@ class People:
 
     def __init__(self, base):
         self.loop = asyncio.new_event_loop()
-        self.registry = Registry(SqliteStore(base / "approvals.sqlite"))
+        self.registry = RegistryLab(SqliteStore(base / "approvals.sqlite"))
         self.run(self.registry.registry.open())
         self.questions, self.answers = [], []
         self.says = []  # (uid, whether) in turn
@@ -59,14 +58,14 @@ class People:
         registry = self.registry.registry
         who = Introduction("sandbox-1-2", self.task + MERGING, "agent", {"team": "web"}, STARTER, "host")
         await registry.introduce("merging", who)
-        number = await self.registry.ask("merging", question.fitted())
+        number = await self.registry.submit("merging", question.fitted())
         if (id_ := self.registry.pending(number)) is not None:
             self.questions.append((id_, (await registry.card(id_)).text()))
             for uid, yes in self.says:
                 await (self.registry.approve if yes else self.registry.reject)(id_, uid)
             self.meanwhile()
             if self.registry.answer(number) is None:
-                self.registry.hands.pass_(61.0)
+                self.registry.clock.advance(61.0)
                 await registry.expire()
         await registry.leave("merging")
         return self.registry.answer(number)
@@ -152,7 +151,7 @@ def test_an_answer_that_comes_late_serves_the_next_accept_and_that_alone(world, 
     assert CI not in world.files()
     assert "needs another person" in people.run(people.registry.refused(people.registry.approve(id_, STARTER)))
     people.run(people.registry.approve(id_))
-    people.registry.hands.pass_(1800.0)
+    people.registry.clock.advance(1800.0)
     people.task = "3-4"
     merge(world, people)
     assert people.answers[-1].result is Result.TIMEOUT, "another task's is none of it"
@@ -170,7 +169,7 @@ def test_an_answer_after_its_time_serves_nothing(world, people):
     world.task_writes(CI, "evil")
     merge(world, people)
     people.run(people.registry.approve(people.questions[0][0]))
-    people.registry.hands.pass_(3601.0)
+    people.registry.clock.advance(3601.0)
     assert merge(world, people)[CI].startswith("it waits for approval ")
     assert len(people.questions) == 2
     assert CI not in world.files()

@@ -3,8 +3,8 @@ import asyncio
 import pytest
 
 from proxy.approvals.store import SqliteStore
-from tests.proxy.approvals.approval_postgres import Server
-from tests.proxy.approvals.approval_world import World
+from tests.proxy.approvals.postgres_server import Server
+from tests.proxy.approvals.registry_lab import RegistryLab
 from tests.support import event_schema
 
 
@@ -41,19 +41,19 @@ def store(request, tmp_path):
 
 
 @pytest.fixture
-def play(tmp_path):
-    """Play a story in a world with a store, to its end: in a file where the test doesn't say which."""
+def run_scenario(tmp_path):
+    """Play a scenario in a lab with a store, to its end: in a file where the test doesn't say which."""
 
-    def played(story, store=None, **more):
+    def run(scenario, store=None, **more):
         async def whole():
-            world = World(store() if store is not None else SqliteStore(tmp_path / "approvals.sqlite"), **more)
-            await world.registry.open()
+            lab = RegistryLab(store() if store is not None else SqliteStore(tmp_path / "approvals.sqlite"), **more)
+            await lab.registry.open()
             try:
-                await story(world)
+                await scenario(lab)
             finally:
-                await world.registry.close()
-            event_schema.hold(world.journal.events)
+                await lab.registry.close()
+            event_schema.hold(lab.journal.events)
 
         asyncio.run(whole())
 
-    return played
+    return run

@@ -15,7 +15,8 @@ from proxy.approvals.votes import CastVote
 from proxy.sandbox.taint import Taint
 from proxy.telemetry.events import Origin
 from proxy.wire import message
-from tests.proxy.approvals.approval_world import ADA, PEOPLE, STARTER, Hands, Journal, until
+from tests.proxy.approvals.registry_lab import ADA, PEOPLE, STARTER, Journal, ManualClock
+from tests.support.waiting import wait_until_async
 
 TASK = "t1"
 
@@ -24,14 +25,14 @@ class People:
     """A registry, the sandbox that it knows, and who answers. Use it in the loop that it was opened in."""
 
     def __init__(self, directory):
-        self.hands = Hands()
+        self.clock = ManualClock()
         self.journal = Journal()
         self.said = []  # words of workers
         self.replies = []
         self.heard = []  # the ids of questions, in the order in which gates took note that they wait
         self.registry = Registry(
             SqliteStore(directory / "approvals.sqlite"), PEOPLE, self._recorder, reply=self._reply,
-            clock=self.hands.clock(),
+            clock=self.clock.clock(),
         )  # fmt: skip
         self.mute = False  # hears, and does nothing
         self._channels = []
@@ -83,12 +84,12 @@ class People:
 
     # what tests look at, and do
 
-    def asked(self):
+    def submit_answered(self):
         """The ids of what people are asked, in the order in which they were, as soon as the gate knows them too."""
         return list(dict.fromkeys(self.heard))
 
     async def question(self, count=1):
-        await until(lambda: len(self.asked()) >= count)
+        await wait_until_async(lambda: len(self.asked()) >= count)
         return self.asked()[count - 1]
 
     def tainted_by(self):
@@ -104,8 +105,8 @@ class People:
     async def revoke(self, id_):
         await self.registry.revoke(id_, PEOPLE.by_uid(ADA, "host"))
 
-    async def pass_(self, seconds):
-        self.hands.pass_(seconds)
+    async def advance(self, seconds):
+        self.clock.advance(seconds)
         await self.registry.expire()
 
     def kinds(self):

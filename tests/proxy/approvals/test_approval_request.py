@@ -15,7 +15,7 @@ from proxy.approvals.approval_request import (
     grant_keys,
 )
 from rules.decision import GrantScope
-from tests.proxy.approvals.approval_samples import (
+from tests.proxy.approvals.sample_requests import (
     ANYONE,
     COMMAND,
     CONNECTION,
@@ -55,28 +55,28 @@ ALSO = {
 
 
 @pytest.mark.parametrize("question", EACH, ids=lambda question: question.kind)
-def test_a_question_survives_the_wire(question):
+def test_approval_request_is_unchanged_by_a_round_trip(question):
     assert ApprovalRequest.read(json.loads(json.dumps(question.packed()))) == question
     assert question.fitted() == question
 
 
-def test_every_field_is_of_the_key_or_known_not_to_be():
+def test_every_field_is_in_the_grant_key_or_listed_as_exempt():
     assert {*ELSE, *ALSO, "kind", "cut", "beforehand"} == set(ApprovalRequest.__struct_fields__)
 
 
 @pytest.mark.parametrize("field", ELSE)
-def test_what_does_something_else_has_another_key(field):
+def test_attempt_with_another_effect_has_another_grant_key(field):
     assert grant_key(PUSH._replace(**{field: ELSE[field]}), GrantScope.ATTEMPT) != grant_key(PUSH, GrantScope.ATTEMPT)
     assert not set(grant_keys(PUSH._replace(**{field: ELSE[field]}))[:1]) & set(grant_keys(PUSH))
 
 
 @pytest.mark.parametrize("field", ALSO)
-def test_what_does_the_same_has_the_same_key(field):
+def test_attempt_with_the_same_effect_has_the_same_grant_key(field):
     assert grant_keys(REQUEST._replace(**{field: ALSO[field]})) == grant_keys(REQUEST)
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_a_push_of_other_objects_is_another_attempt(number):
+def test_push_of_other_objects_has_another_grant_key(number):
     changed = list(astuple(PUSH.refs[0]))
     changed[number + 1] = "d" * 40
     other = PUSH._replace(refs=(Ref(*changed), *PUSH.refs[1:]))
@@ -87,19 +87,19 @@ def test_a_push_of_other_objects_is_another_attempt(number):
     assert grant_key(PUSH._replace(refs=PUSH.refs[::-1]), GrantScope.ATTEMPT) == grant_key(PUSH, GrantScope.ATTEMPT)
 
 
-def test_words_are_not_run_together():
+def test_arguments_that_join_alike_have_different_grant_keys():
     one, other = (COMMAND._replace(argv=argv) for argv in (("rm", "a b"), ("rm", "a", "b")))
     assert grant_key(one, GrantScope.ATTEMPT) != grant_key(other, GrantScope.ATTEMPT)
 
 
-def test_a_wish_for_a_push_covers_it_whatever_its_objects():
+def test_pre_request_for_a_push_covers_any_objects():
     refs = tuple(Ref(ref.ref, ref.change) for ref in PUSH.refs)
-    wish = PUSH._replace(method="", path="", refs=refs, beforehand=True)
-    assert grant_key(wish, GrantScope.ATTEMPT) in grant_keys(PUSH)
-    assert grant_key(PUSH, GrantScope.ATTEMPT) not in grant_keys(wish)
+    pre_request = PUSH._replace(method="", path="", refs=refs, beforehand=True)
+    assert grant_key(pre_request, GrantScope.ATTEMPT) in grant_keys(PUSH)
+    assert grant_key(PUSH, GrantScope.ATTEMPT) not in grant_keys(pre_request)
 
 
-def test_what_is_approved_without_a_body_or_a_secret_lets_none_out():
+def test_grant_without_body_or_secret_covers_no_request_with_one():
     small = REQUEST._replace(size=0)
     for other in (
         small._replace(size=1),
@@ -114,18 +114,18 @@ def test_what_is_approved_without_a_body_or_a_secret_lets_none_out():
         assert grant_key(other, GrantScope.ATTEMPT) not in grant_keys(less)
 
 
-def test_a_wish_for_a_request_covers_it_whatever_its_body_and_secrets():
-    wish = REQUEST._replace(size=None, beforehand=True)
+def test_pre_request_covers_any_body_and_secrets():
+    pre_request = REQUEST._replace(size=None, beforehand=True)
     for size in (0, 12, None):
-        assert grant_key(wish, GrantScope.ATTEMPT) in grant_keys(REQUEST._replace(size=size, secrets=("forge",)))
+        assert grant_key(pre_request, GrantScope.ATTEMPT) in grant_keys(REQUEST._replace(size=size, secrets=("forge",)))
     assert grant_key(REQUEST._replace(size=None), GrantScope.ATTEMPT) not in grant_keys(REQUEST), "unknown is not any"
-    bare = wish._replace(size=0)
+    bare = pre_request._replace(size=0)
     assert grant_key(bare, GrantScope.ATTEMPT) in grant_keys(REQUEST._replace(size=0))
     assert grant_key(bare, GrantScope.ATTEMPT) not in grant_keys(REQUEST)
-    assert grant_key(REQUEST, GrantScope.ATTEMPT) not in grant_keys(wish)
+    assert grant_key(REQUEST, GrantScope.ATTEMPT) not in grant_keys(pre_request)
 
 
-def test_wider_covers():
+def test_wider_scope_covers_narrower_requests():
     other = REQUEST._replace(method="GET", path="/", kind=Kind.CONNECTION)
     assert grant_key(other, GrantScope.DESTINATION) == grant_key(REQUEST, GrantScope.DESTINATION)
     assert grant_key(other._replace(port=80), GrantScope.DESTINATION) != grant_key(REQUEST, GrantScope.DESTINATION)
@@ -136,7 +136,7 @@ def test_wider_covers():
     )
 
 
-def test_the_narrowest_rule_says_what_is_covered():
+def test_narrowest_rule_sets_the_scope():
     assert REQUEST._replace(rules=(HOURLY,)).covers is GrantScope.DESTINATION
     assert REQUEST._replace(rules=(HOURLY, ANYONE)).covers is GrantScope.ATTEMPT
     assert REQUEST._replace(rules=()).covers is GrantScope.ATTEMPT
@@ -152,7 +152,7 @@ def test_the_narrowest_rule_says_what_is_covered():
     ],
     ids=["path", "argv", "refs", "files"],
 )
-def test_what_is_too_long_to_show_is_cut_and_has_no_key_of_its_own(more):
+def test_request_too_long_to_show_is_cut_and_has_no_attempt_key(more):
     fitted = REQUEST._replace(**more).fitted()
     assert fitted.cut
     assert len(json.dumps(fitted.packed(), ensure_ascii=False).encode("utf-8", "surrogatepass")) < 50_000
@@ -160,13 +160,13 @@ def test_what_is_too_long_to_show_is_cut_and_has_no_key_of_its_own(more):
     assert grant_key(fitted, GrantScope.DESTINATION) in grant_keys(fitted)
 
 
-def test_a_long_story_of_who_asks_cuts_nothing_that_is_done():
+def test_long_process_ancestry_does_not_cut_the_attempt():
     fitted = REQUEST._replace(process=PROGRAM._replace(argv=("x" * 1000,) * 500)).fitted()
     assert not fitted.cut
     assert fitted.path == REQUEST.path
 
 
-def test_more_rules_than_fit_are_not_asked_about():
+def test_request_with_too_many_rules_is_not_submitted():
     with pytest.raises(MalformedMessageError, match="too many rules"):
         REQUEST._replace(rules=(ANYONE,) * 500).fitted()
 
@@ -191,18 +191,18 @@ def test_more_rules_than_fit_are_not_asked_about():
     ],
     ids=str,
 )
-def test_what_is_no_question_is_refused(broken):
+def test_malformed_approval_requests_are_refused(broken):
     with pytest.raises(MalformedMessageError):
         ApprovalRequest.read({**PUSH.packed(), **broken})
 
 
-def test_halves_of_characters_stay_apart():
+def test_lone_surrogates_survive_the_round_trip():
     read = ApprovalRequest.read(REQUEST._replace(path="/\ud800\udcff\udfff").packed())
     assert read.path == "/\ufffd\udcff\ufffd"
     assert ApprovalRequest.read(json.loads(json.dumps(read.packed()))) == read
 
 
-def test_lines():
+def test_describe_has_one_line_for_each_kind():
     assert [question.line() for question in EACH] == [
         "POST api.example:443/repos",
         "push to git.example:443/acme/web: update refs/heads/main, create refs/tags/v1",

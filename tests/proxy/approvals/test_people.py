@@ -10,8 +10,8 @@ from proxy.approvals.approvers_file import parse_people, read_people
 from proxy.approvals.people import NotificationTarget, PendingLimits, People, Person, Secret, StoreLocation, hash_token
 from proxy.approvals.postgres_store import is_local
 from rules.problems import RuleFileError
-from tests.proxy.approvals.approval_samples import ANYONE, PUSH, REQUEST
-from tests.proxy.approvals.approval_world import USERS
+from tests.proxy.approvals.registry_lab import USERS
+from tests.proxy.approvals.sample_requests import ANYONE, PUSH, REQUEST
 from tests.support.harness import PROJECT
 
 TOKEN = "exeat_" + "0123456789abcdef" * 2
@@ -33,7 +33,7 @@ store: {{url: "postgresql://exeat@db.example/approvals", password: /etc/exeat/db
 """.encode()
 
 
-def test_a_whole_file():
+def test_file_with_every_key_is_read():
     found = parse_people(WHOLE, "approvers.yaml")
     assert found.people == {
         "ada": Person("ada", user="ada"),
@@ -52,7 +52,7 @@ def test_a_whole_file():
     assert found.store == StoreLocation("postgresql://exeat@db.example/approvals", "/etc/exeat/db", "/etc/exeat/ca.pem")
 
 
-def test_who_is_who():
+def test_people_are_found_by_uid_and_token():
     people = parse_people(WHOLE, "approvers.yaml")._replace(name_of=lambda uid: USERS.get(uid, ""))
     assert people.by_uid(1001).name == "ada"
     assert people.by_uid(1002).name == people.by_token(TOKEN).name == "bo"
@@ -64,14 +64,14 @@ def test_who_is_who():
     assert people.by_token(hash_token("")) is None
 
 
-def test_without_a_file_there_is_its_owner_and_nobody_else():
+def test_without_a_file_only_the_owner_is_known():
     people = People(owner=1001, name_of=lambda uid: USERS.get(uid, ""))
     assert people.by_uid(1001).known
     assert not people.by_uid(1002).known
     assert not People().by_uid(0).known
 
 
-def test_whom_a_reviewer_is_asked_for():
+def test_reviewers_are_matched_by_rule_and_kind():
     people = parse_people(WHOLE, "approvers.yaml")
     names = [[one.name for one in people.reviewers_of(question)] for question in (
         REQUEST, PUSH, REQUEST._replace(kind=Kind.CONNECTION),
@@ -117,14 +117,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_is_wrong_is_told_with_its_place(text):
+def test_malformed_files_are_refused_with_their_line(text):
     with pytest.raises(RuleFileError) as caught:
         parse_people(text.encode(), "approvers.yaml")
     assert WRONG[text] in str(caught.value)
     assert "p@" not in str(caught.value) or "u:p@" in text
 
 
-def test_a_file_that_others_can_write_is_not_believed(tmp_path):
+def test_file_writable_by_others_is_refused(tmp_path):
     file = tmp_path / "approvers.yaml"
     file.write_bytes(WHOLE)
     file.chmod(0o644)
@@ -151,11 +151,11 @@ def test_a_file_that_others_can_write_is_not_believed(tmp_path):
         ("postgresql://u@/x", False),
     ],
 )
-def test_only_what_stays_on_this_host_goes_without_tls(url, local):
+def test_only_local_databases_connect_without_tls(url, local):
     assert is_local(url) is local
 
 
-def test_every_key_is_documented_and_the_example_is_one():
+def test_every_key_is_documented_and_the_example_is_valid():
     text = (PROJECT / "docs/reference/approvals.md").read_text()
     keys = {*file.FILE_KEYS, *(key for keys in file.KEYS.values() for key in keys)}
     section = text.partition("## Who may approve: approvers.yaml")[2].partition("## Where it is kept")[0]

@@ -13,7 +13,7 @@ from proxy.telemetry.events import Answer
 from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.decision import GrantScope
-from tests.proxy.approvals.approval_samples import ANYONE, EVENT
+from tests.proxy.approvals.sample_requests import ANYONE, EVENT
 from tests.proxy.telemetry.telemetry_harness import HOSTILE, ORIGIN, REVISION
 from tests.support import event_schema
 
@@ -60,7 +60,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize(("step", "said"), STEPS.values(), ids=STEPS)
-def test_each_step_is_one_event_as_documented_and_says_what_it_is(tmp_path, step, said):
+def test_each_step_is_recorded_as_one_documented_event(tmp_path, step, said):
     metrics = Metrics()
     step(ApprovalRecorder(ORIGIN, Journal(tmp_path), metrics))
     (segment,) = tmp_path.glob("*/*.jsonl")
@@ -74,7 +74,7 @@ def test_each_step_is_one_event_as_documented_and_says_what_it_is(tmp_path, step
     assert metrics.events == {event.kind: 1}
 
 
-def test_what_depends_on_being_recorded_raises_and_the_rest_is_counted(tmp_path):
+def test_unrecorded_grants_raise_and_other_lost_events_are_counted(tmp_path):
     metrics = Metrics()
     journal = Journal(tmp_path)
     journal.close()
@@ -90,7 +90,7 @@ def test_what_depends_on_being_recorded_raises_and_the_rest_is_counted(tmp_path)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_nothing_that_a_task_or_an_approver_says_breaks_a_line(tmp_path, text):
+def test_no_text_of_a_task_or_approver_breaks_an_event_line(tmp_path, text):
     here = ApprovalRecorder(ORIGIN, Journal(tmp_path))
     asked = APPROVAL._replace(id=text, question=QUESTION._replace(path=text, method=text, argv=(text,), repo=text))
     here.answered(asked, Answer.REJECTED, [text], text, [GRANT._replace(id=text)], text)

@@ -13,7 +13,7 @@ from proxy.telemetry.events import Agent, Answer, Http, Kind, Origin, Process
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.views.conversations import MOST
 from rules.attempt import Protocol
-from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
+from tests.proxy.approvals.sample_requests import CONNECTION, REQUEST
 from tests.proxy.telemetry.journal.recorder_harness import FLAGGED
 from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, connect, rig
 

@@ -50,7 +50,7 @@ def certificate(directory, name):
     ],
     ids=["no TLS", "not trusted", "another's name", "as it should be"],
 )
-def test_who_is_asked_to_let_us_in(tmp_path, answer, name, trusted, said):
+def test_postgres_server_must_prove_its_identity(tmp_path, answer, name, trusted, said):
     cert, key = certificate(tmp_path, name)
     came = []
 
@@ -68,7 +68,7 @@ def test_who_is_asked_to_let_us_in(tmp_path, answer, name, trusted, said):
         finally:
             writer.close()
 
-    async def story():
+    async def scenario():
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         store = PostgresStore(f"postgresql://exeat@localhost:{port}/x", "hunter2", cert if trusted else None)
@@ -78,7 +78,7 @@ def test_who_is_asked_to_let_us_in(tmp_path, answer, name, trusted, said):
         await server.wait_closed()
         return str(caught.value)
 
-    why = asyncio.run(story())
+    why = asyncio.run(scenario())
     assert said in why
     assert came[0] == SSL_REQUEST
     startup = b"".join(came[1:])

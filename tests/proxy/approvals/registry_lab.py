@@ -1,6 +1,5 @@
 """A registry with everything around it that is not on this host's disk replaced: the clock, the journal, the sockets."""
 
-import asyncio
 import json
 from collections import defaultdict
 
@@ -28,7 +27,7 @@ LINTER = Actor("linter", known=True, reviewer=True)
 START = 1_800_000_000.0
 
 
-class Hands:
+class ManualClock:
     """A clock that is moved by hand: `wall` is set, `steady` only goes on."""
 
     def __init__(self):
@@ -38,7 +37,7 @@ class Hands:
     def clock(self):
         return Clock(lambda: self.wall, lambda: self.steady)
 
-    def pass_(self, seconds):
+    def advance(self, seconds):
         self.wall += seconds
         self.steady += seconds
 
@@ -57,17 +56,17 @@ class Journal:
         return len(line)
 
 
-class World:
+class RegistryLab:
     """One registry and who speaks to it. Use it inside a running loop."""
 
-    def __init__(self, store, people=PEOPLE, hands=None):
-        self.hands = hands or Hands()
+    def __init__(self, store, people=PEOPLE, clock=None):
+        self.clock = clock or ManualClock()
         self.journal = Journal()
         self.replies = defaultdict(list)
         self.news = []
         self.registry = Registry(
             store, people, self._recorder, reply=lambda to, what: self.replies[to].append(what), news=self.news.append,
-            clock=self.hands.clock(),
+            clock=self.clock.clock(),
         )  # fmt: skip
         self._numbers = iter(range(1, 1 << 30))
 
@@ -78,7 +77,7 @@ class World:
         await self.registry.introduce(name, Introduction(f"s-{name}", name, name, {"team": "web"}, starter, host))
         return name
 
-    async def ask(self, task, question):
+    async def submit(self, task, question):
         """Submit, and return the number of it."""
         number = next(self._numbers)
         await self.registry.received(task, Submit(number, question))
@@ -105,15 +104,15 @@ class World:
         ]
         return found[-1].approval if found else None
 
-    async def held(self, task, question):
+    async def submit_pending(self, task, question):
         """Submit what is held, and return its number and the question's id."""
-        number = await self.ask(task, question)
+        number = await self.submit(task, question)
         assert self.answer(number) is None
         return number, self.pending(number)
 
-    async def asked(self, task, question):
+    async def submit_answered(self, task, question):
         """Submit what is answered at once, and return the answer."""
-        number = await self.ask(task, question)
+        number = await self.submit(task, question)
         found = self.answer(number)
         assert found is not None
         return found
@@ -141,7 +140,7 @@ class World:
             return str(refused)
         raise AssertionError("it was not refused")
 
-    def told(self, kind=""):
+    def recorded(self, kind=""):
         """The kinds of events, or the events of one kind."""
         if kind:
             return [event for event in self.journal.events if event["kind"] == kind]
@@ -151,11 +150,3 @@ class World:
 def bounded(task, whole):
     """Everybody, with these bounds."""
     return PEOPLE._replace(bounds=PendingLimits(task, whole))
-
-
-async def until(true, seconds=30.0, pause=0.01):
-    """Wait until something is true."""
-    ends = asyncio.get_running_loop().time() + seconds
-    while not true():
-        assert asyncio.get_running_loop().time() < ends
-        await asyncio.sleep(pause)

@@ -14,7 +14,7 @@ from proxy.approvals.model import (
     limit_bounds,
 )
 from rules.decision import ApprovalTerms, GrantScope
-from tests.proxy.approvals.approval_world import START
+from tests.proxy.approvals.registry_lab import START
 
 A, D, R = GrantScope
 FREE, FIXED, HOUR = ApprovalTerms(), ApprovalTerms(lasts=ONCE), ApprovalTerms(lasts=3600.0)
@@ -39,7 +39,7 @@ GIVEN = [
 
 
 @pytest.mark.parametrize(("terms", "words", "extent"), GIVEN, ids=lambda value: str(getattr(value, "lasts", value)))
-def test_what_is_given(terms, words, extent):
+def test_approval_terms_become_grant_bounds(terms, words, extent):
     found = limit_bounds(terms, D, [GrantTerms.parse([words])], START)
     ends = None if found.ends is None else found.ends - START
     assert (found.width, found.uses, found.bytes, ends) == (D, *extent)
@@ -58,14 +58,14 @@ def test_what_is_given(terms, words, extent):
     ],
     ids=lambda value: str(getattr(value, "lasts", value)),
 )
-def test_more_than_the_rule_gives(terms, words, why):
+def test_terms_beyond_the_rule_are_refused(terms, words, why):
     with pytest.raises(ScopeTooWideError, match=why):
         limit_bounds(terms, A, [GrantTerms.parse([words])], START)
 
 
 @pytest.mark.parametrize("covers", GrantScope)
 @pytest.mark.parametrize("wanted", GrantScope)
-def test_never_wider_than_the_rule(covers, wanted):
+def test_scope_wider_than_the_rule_is_refused(covers, wanted):
     offer = GrantTerms.parse([], wanted)
     if list(GrantScope).index(wanted) > list(GrantScope).index(covers):
         with pytest.raises(ScopeTooWideError, match="is wider"):
@@ -74,7 +74,7 @@ def test_never_wider_than_the_rule(covers, wanted):
         assert limit_bounds(FREE, covers, [offer], START).width is wanted
 
 
-def test_of_several_the_least():
+def test_strictest_terms_of_several_votes_apply():
     offers = [
         GrantTerms.parse(["task"], "destination"),
         GrantTerms.parse(["uses 5", "2h"]),
@@ -104,17 +104,17 @@ def test_of_several_the_least():
         "uses 1 once",
     ],
 )
-def test_what_is_no_offer(words):
+def test_malformed_grant_terms_are_refused(words):
     with pytest.raises(ValueError, match=r"`|once|end"):
         GrantTerms.parse([words])
 
 
-def test_what_is_no_width():
+def test_unknown_scope_is_refused():
     with pytest.raises(ValueError, match="attempt, destination, rule"):
         GrantTerms.parse([], "everything")
 
 
-def test_sentences():
+def test_grant_bounds_are_described_in_a_sentence():
     assert describe_bounds(GrantBounds(A, 1, None, START + 86400), START) == "this very attempt, once, in the next 24h"
     assert describe_bounds(GrantBounds(R, None, 2048, None), START) == (
         "anything this rule asks about, as often as the task likes, 2048 bytes in all, until the task ends"

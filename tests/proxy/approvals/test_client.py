@@ -12,7 +12,8 @@ from proxy.approvals.client import MOST_UNSENT, ApprovalsClient
 from proxy.approvals.leases import PIECE, Budget, Leases
 from proxy.approvals.protocol import Answer, Granted, Result, Submit, read_worker_message
 from proxy.event_loop.poller import Loop, Poller
-from tests.proxy.approvals.approval_samples import CONNECTION, REQUEST
+from tests.proxy.approvals.sample_requests import CONNECTION, REQUEST
+from tests.support.waiting import wait_until_async
 
 
 def asking(test):
@@ -32,12 +33,6 @@ def asking(test):
     asyncio.run(asyncio.wait_for(inside(), 60), loop_factory=Loop)
 
 
-async def until(true):
-    async with asyncio.timeout(20):
-        while not true():  # noqa: ASYNC110  it is asked of a socket
-            await asyncio.sleep(0.002)
-
-
 def heard(ours):
     """Every word that is there."""
     words = []
@@ -49,7 +44,7 @@ def heard(ours):
     return words
 
 
-def test_what_a_registry_doesn_t_take_is_kept_up_to_a_bound_and_then_refused(monkeypatch):
+def test_client_queues_to_a_bound_when_the_registry_does_not_read(monkeypatch):
     monkeypatch.setattr(module, "ASKS", (10_000, 1.0))
 
     async def test(one, ours, _errors):
@@ -58,11 +53,11 @@ def test_what_a_registry_doesn_t_take_is_kept_up_to_a_bound_and_then_refused(mon
             one.submit(REQUEST, answers.append)
         assert len(one._unsent) == MOST_UNSENT
         await asyncio.sleep(0)
-        await until(lambda: answers)
+        await wait_until_async(lambda: answers)
         assert {answer.result for answer in answers} == {Result.UNAVAILABLE}
         assert not one.tainted(None)  # nothing goes before what waits
         words = []
-        await until(lambda: words.extend(heard(ours)) or not one._unsent)
+        await wait_until_async(lambda: words.extend(heard(ours)) or not one._unsent)
         words += heard(ours)
         asks = [word.number for word in words if isinstance(word, Submit)]
         assert asks == sorted(asks)
@@ -71,21 +66,21 @@ def test_what_a_registry_doesn_t_take_is_kept_up_to_a_bound_and_then_refused(mon
     asking(test)
 
 
-def test_what_is_asked_too_fast_is_denied_and_not_passed_on(monkeypatch):
+def test_requests_over_the_rate_limit_are_denied_by_the_client(monkeypatch):
     monkeypatch.setattr(module, "ASKS", (5, 0.0))
 
     async def test(one, ours, _errors):
         answers = []
         for _ in range(25):
             one.submit(CONNECTION, answers.append)
-        await until(lambda: len(answers) == 20)
+        await wait_until_async(lambda: len(answers) == 20)
         assert len([word for word in heard(ours) if isinstance(word, Submit)]) == 5
         assert {answer.result for answer in answers} == {Result.FLOOD}
 
     asking(test)
 
 
-def test_a_question_that_was_dropped_has_no_answer():
+def test_withdrawn_request_ignores_a_late_answer():
     async def test(one, ours, errors):
         answers = []
         ticket = one.submit(CONNECTION, answers.append)
@@ -93,19 +88,19 @@ def test_a_question_that_was_dropped_has_no_answer():
         ticket.drop()
         ours.send(json.dumps(Answer(ticket.number, Result.DENIED).packed()).encode())
         ours.close()
-        await until(lambda: not one.is_there)
+        await wait_until_async(lambda: not one.is_there)
         assert answers == []
         assert errors == ["approval requests are no longer possible: it has ended"]
 
     asking(test)
 
 
-def test_a_question_of_too_many_rules_is_unavailable():
+def test_request_with_too_many_rules_is_unavailable():
     async def test(one, ours, _errors):
         answers = []
         many = CONNECTION._replace(rules=CONNECTION.rules * 5000)
         one.submit(many, answers.append)
-        await until(lambda: answers)
+        await wait_until_async(lambda: answers)
         assert answers[0].result is Result.UNAVAILABLE
         assert not any(isinstance(word, Submit) for word in heard(ours))
 
@@ -113,7 +108,7 @@ def test_a_question_of_too_many_rules_is_unavailable():
 
 
 @given(st.integers(1, 4 * PIECE), st.lists(st.integers(0, PIECE), max_size=40))
-def test_no_byte_passes_that_the_registry_was_not_told_of(granted, sizes):
+def test_bytes_are_reported_to_the_registry_before_they_pass(granted, sizes):
     told, passed = [], 0
     budget = Budget("r:a", granted, lambda size: told.append(size) or True)
     for size in sizes:
@@ -127,13 +122,13 @@ def test_no_byte_passes_that_the_registry_was_not_told_of(granted, sizes):
         assert sum(told) == granted  # it is spent, also there
 
 
-def test_bytes_that_can_t_be_told_don_t_pass():
+def test_bytes_are_blocked_when_they_cannot_be_reported():
     budget = Budget("r:a", 100, lambda _: False)
     assert not budget.take(1)
     assert budget.is_empty
 
 
-def test_a_grant_that_is_over_lets_nothing_begin_and_one_of_another_registry_neither():
+def test_ended_or_foreign_grant_allows_no_new_connection():
     passes, cut = Leases(lambda *_: True), []
     first, second = (passes.grants("q", [Granted("r:a", "d", name)]) for name in ("one", "two"))
     lease = passes.enter(first, cut.append)

@@ -7,7 +7,7 @@ import pytest
 from proxy.approvals import protocol
 from proxy.approvals.approval_request import MalformedMessageError
 from rules.verdicts import Reason, Verdict
-from tests.proxy.approvals.approval_samples import PUSH, REQUEST, SOURCE
+from tests.proxy.approvals.sample_requests import PUSH, REQUEST, SOURCE
 
 WORDS = (
     protocol.Hello(),
@@ -39,16 +39,16 @@ INTRODUCTION = protocol.Introduction("s1", "t1", "fix", {"team": "web"}, 1000, "
 
 
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: type(word).__name__)
-def test_words_arrive(word):
+def test_worker_messages_survive_a_round_trip(word):
     assert protocol.read_worker_message(json.loads(json.dumps(word.packed()))) == word
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: type(reply).__name__)
-def test_replies_arrive(reply):
+def test_registry_replies_survive_a_round_trip(reply):
     assert protocol.read_registry_message(json.loads(json.dumps(reply.packed()))) == reply
 
 
-def test_an_introduction_arrives():
+def test_introduction_survives_a_round_trip():
     assert protocol.read_introduction(json.loads(json.dumps(INTRODUCTION.packed()))) == INTRODUCTION
 
 
@@ -77,7 +77,7 @@ def test_an_introduction_arrives():
     ],
     ids=lambda message: json.dumps(message)[:40],
 )
-def test_what_no_worker_says_is_refused(message):
+def test_malformed_worker_messages_are_refused(message):
     with pytest.raises(MalformedMessageError):
         protocol.read_worker_message(message)
 
@@ -100,6 +100,6 @@ def test_what_no_worker_says_is_refused(message):
     ],
     ids=lambda message: json.dumps(message)[:50],
 )
-def test_what_no_registry_says_is_refused(message):
+def test_malformed_registry_replies_are_refused(message):
     with pytest.raises(MalformedMessageError):
         protocol.read_registry_message(message)
