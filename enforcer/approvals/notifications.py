@@ -186,7 +186,7 @@ def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: f
 
 
 def _place(url: str) -> "Endpoint":
-    from proxy.telemetry.exporters.authentication import TlsTrust
+    from proxy.telemetry.exporters.exporter import TlsTrust
     from proxy.telemetry.exporters.http import Endpoint
 
     parts = urlsplit(url)
@@ -260,12 +260,11 @@ def _headers(secret: "Secret | None", body: bytes) -> dict[str, str]:
     own = f"msg_{hashlib.sha256(body).hexdigest()[:32]}"
     if secret is None:
         return {"webhook-id": own}
-    from proxy.telemetry.exporters import authentication
-    from proxy.telemetry.exporters.exporter import UnavailableError
+    from proxy.telemetry.exporters.exporter import UnavailableError, read_secret
     from proxy.telemetry.exporters.http import signed
 
     try:
-        key = authentication.read(Path(secret.file)) if secret.file else os.environ.get(secret.env, "")
+        key = read_secret(Path(secret.file)) if secret.file else os.environ.get(secret.env, "")
         return {"webhook-id": own, **signed(key, own, int(time.time()), body)}
     except UnavailableError as error:
         raise DeliveryError(str(error)) from error

@@ -163,11 +163,10 @@ def read_token(arguments: argparse.Namespace) -> dict[str, str]:
     """Read the token. Raises UsageError: what others could have read proves nothing."""
     if arguments.token_file is None:
         return {}
-    from proxy.telemetry.exporters import authentication
-    from proxy.telemetry.exporters.exporter import UnavailableError
+    from proxy.telemetry.exporters.exporter import UnavailableError, read_secret
 
     try:
-        return {"token": authentication.read(arguments.token_file)}
+        return {"token": read_secret(arguments.token_file)}
     except UnavailableError as error:
         raise UsageError(f"--token-file: {error}") from error
 

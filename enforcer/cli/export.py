@@ -21,9 +21,8 @@ from enforcer.cli.parsing import JOURNAL, argument, metrics_option
 from enforcer.journal.signing import keeper_directory
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory, make_private
-from proxy.telemetry.exporters.authentication import TlsTrust
 from proxy.telemetry.exporters.delivery import Delivery, DeliveryMetrics
-from proxy.telemetry.exporters.exporter import FORMATS, Exporter, FileExporter, UnavailableError
+from proxy.telemetry.exporters.exporter import FORMATS, Exporter, FileExporter, TlsTrust, UnavailableError
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from enforcer.cli import journals
 from enforcer.cli.parsing import FORCE, JOURNAL, argument
 from enforcer.system.errors import UsageError
 from proxy.telemetry.journal.query import Progress, last_task
-from proxy.telemetry.views.report_data import gather
+from proxy.telemetry.views.report import gather, page
 
 ARGUMENTS: Final = (
     argument("task", "TASK", "only this task, by id or name; `*` matches any characters", nargs="?"),
@@ -44,8 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(journals.describe_empty(task, arguments.since))
     names = {run.name for run in all_.runs.values()}
     about = f"task {names.pop()}" if task is not None and len(names) == 1 else "what tasks tried"
-    from proxy.telemetry.views.report_page import page  # and jinja2: only where there is something to write
-
     try:
         _write(arguments.output, about, page(all_, about, version("exeat")), force=arguments.force)
     except BrokenPipeError:

@@ -23,7 +23,7 @@ from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement
 from proxy.telemetry.journal.writer import look_ahead
-from proxy.telemetry.prometheus.processes import read_process
+from proxy.telemetry.prometheus.metrics import read_process
 from proxy.telemetry.prometheus.totals import pieces
 from proxy.wire import message
 

@@ -426,7 +426,7 @@ class SandboxServers:
 
     def _counted(self) -> "Metrics":
         """Return the counts of all sandboxes, also of ended ones."""
-        from proxy.telemetry.prometheus.processes import read_process
+        from proxy.telemetry.prometheus.metrics import read_process
         from proxy.telemetry.prometheus.totals import add, total
 
         counted = total()

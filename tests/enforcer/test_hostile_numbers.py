@@ -23,13 +23,12 @@ from proxy.telemetry.events import Kind
 from proxy.telemetry.exporters.exporter import FORMATS, Item
 from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.formats.otlp import logs_request
-from proxy.telemetry.journal import compression, retention
+from proxy.telemetry.journal import retention, segments
 from proxy.telemetry.journal.bookmark import Bookmark
 from proxy.telemetry.prometheus import totals
-from proxy.telemetry.prometheus.processes import ProcessUse
+from proxy.telemetry.prometheus.metrics import ProcessUse
 from proxy.telemetry.summary import Summary
-from proxy.telemetry.views.report_data import gather
-from proxy.telemetry.views.report_page import page
+from proxy.telemetry.views.report import gather, page
 from proxy.telemetry.views.table import Table
 from proxy.wire import message, strict_json
 from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
@@ -58,7 +57,7 @@ def over_a_pair(text, _tmp_path):
 
 def an_index(text, _tmp_path):
     body = text.encode()
-    return compression.index(io.BytesIO(body + compression._FOOTER.pack(len(body), compression._MAGIC)))
+    return segments.read_index(io.BytesIO(body + segments._FOOTER.pack(len(body), segments._MAGIC)))
 
 
 def a_word(text, _tmp_path):

@@ -1,10 +1,14 @@
-"""Interface of an exporter: takes a batch whole, or raises one of two errors. Line formats, and the file exporter.
+"""Interface of an exporter, the line formats, the file exporter, and the credentials of the network exporters.
 
-A file is opened anew for each batch, so that it may be renamed at any time (logrotate(8), without copytruncate).
+An exporter takes a batch whole, or raises one of two errors. A file is opened anew for each batch, so that it may be
+renamed at any time (logrotate(8), without copytruncate). A secret is read from a private file (invariant 8) for each
+use, so that it can be replaced at any time; no error shows it.
 """
 
 import os
+import ssl
 import stat
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -121,3 +125,80 @@ def _sync_name(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+_TOO_OPEN: Final = 0o077
+_LONGEST: Final = 8192  # bytes
+
+
+def read_secret(path: Path) -> str:
+    """Return the line in a regular file that belongs to this user or root and is closed to others.
+
+    Raises UnavailableError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnavailableError(f"`{path}` is not a regular file")
+            if status.st_uid not in {0, os.geteuid()}:
+                raise UnavailableError(f"`{path}` belongs to uid {status.st_uid}, who could read it: make it yours")
+            if status.st_mode & _TOO_OPEN:
+                raise UnavailableError(f"`{path}` is open to others: run `chmod 600 {path}`")
+            text = file.read(_LONGEST + 1)
+    except OSError as error:
+        raise UnavailableError(f"cannot read `{path}`: {error.strerror}") from error
+    line = text.strip()
+    if not line or len(text) > _LONGEST or not all(0x20 <= byte < 0x7F for byte in line):
+        raise UnavailableError(f"`{path}` is not one line of printable ASCII")
+    return line.decode("ascii")
+
+
+type Stat = tuple[int, int, int, int] | None
+
+
+class TlsTrust:
+    """The host's own roots, and files named beside them; read anew once one of them is another. For any thread."""
+
+    def __init__(self, ca: Path | None = None, certificate: Path | None = None) -> None:
+        """`certificate` has our own certificate and its key (PEM). Reads them all. Raises OSError, ssl.SSLError."""
+        self._ca = ca
+        self._certificate = certificate
+        self._lock = threading.Lock()
+        self._seen = self._look()
+        self._context = self._made()
+
+    def context(self) -> ssl.SSLContext:
+        """Return what checks a connection that is made now. Raises OSError, ssl.SSLError."""
+        with self._lock:
+            seen = self._look()
+            if seen != self._seen:
+                self._context, self._seen = self._made(), seen
+            return self._context
+
+    def _made(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if self._ca is not None:
+            context.load_verify_locations(self._ca)
+        if self._certificate is not None:
+            context.load_cert_chain(self._certificate)
+        return context
+
+    def _look(self) -> tuple[Stat, ...]:
+        paths = ssl.get_default_verify_paths()
+        return tuple(_stat(path) for path in (paths.cafile, paths.capath, self._ca, self._certificate))
+
+
+def current(tls: "ssl.SSLContext | TlsTrust | None") -> ssl.SSLContext | None:
+    """Return the context for a connection that is made now. Raises OSError, ssl.SSLError."""
+    return tls.context() if isinstance(tls, TlsTrust) else tls
+
+
+def _stat(path: Path | str | None) -> Stat:
+    """Return what tells a file from the one that was there before, links followed; None: there is none."""
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)

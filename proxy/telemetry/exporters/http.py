@@ -16,9 +16,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.telemetry.exporters import authentication
-from proxy.telemetry.exporters.authentication import TlsTrust, current
-from proxy.telemetry.exporters.exporter import Format, Item, RefusedError, UnavailableError
+from proxy.telemetry.exporters.exporter import (
+    Format,
+    Item,
+    RefusedError,
+    TlsTrust,
+    UnavailableError,
+    current,
+    read_secret,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Buffer
@@ -86,7 +92,7 @@ class HttpPoster:
         """Return the response's body. Raises RefusedError, UnavailableError."""
         said = {"User-Agent": "exeat", **headers}
         if self._token is not None:
-            token = authentication.read(self._token)
+            token = read_secret(self._token)
             said["Authorization"] = token if " " in token else f"Bearer {token}"
         try:
             status, wait, answer = self._asked(body, said)
@@ -150,7 +156,7 @@ class WebhookExporter:
         own = f"{items[0].record['id']}.{hashlib.sha256(body).hexdigest()[:32]}"
         headers = {"Content-Type": "application/x-ndjson", "webhook-id": own.replace(".", "_")}
         if self._key is not None:
-            headers |= signed(authentication.read(self._key), headers["webhook-id"], int(time.time()), body)
+            headers |= signed(read_secret(self._key), headers["webhook-id"], int(time.time()), body)
         self._poster.post(body, headers)
 
 

@@ -20,8 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from proxy.telemetry.exporters.authentication import TlsTrust, current
-from proxy.telemetry.exporters.exporter import Format, Item, UnavailableError
+from proxy.telemetry.exporters.exporter import Format, Item, TlsTrust, UnavailableError, current
 from proxy.telemetry.formats.decoded_event import shortened
 from proxy.telemetry.formats.fields import Record, own_version, severity
 

@@ -7,8 +7,7 @@ line can't end early, since a record holds no control character.
 from typing import Any, Final
 
 from proxy.telemetry.formats import fields
-from proxy.telemetry.formats.fields import Record, Shape, at, values
-from proxy.telemetry.formats.kinds import words
+from proxy.telemetry.formats.fields import Record, Shape, at, values, words
 
 _NS_A_MS: Final = 1_000_000
 _SEVERITIES: Final = (0, 2, 5, 7, 9)  # of ten; by ours

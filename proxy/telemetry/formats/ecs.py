@@ -7,8 +7,7 @@ an attempt that was blocked is a success of the gate. What ECS has no field for 
 from typing import Any, Final
 
 from proxy.telemetry.formats import fields
-from proxy.telemetry.formats.fields import Record, Shape, at, filled, fixed
-from proxy.telemetry.formats.kinds import words
+from proxy.telemetry.formats.fields import Record, Shape, at, filled, fixed, words
 
 VERSION: Final = "9.4.0"
 _NS_A_SECOND: Final = 1_000_000_000

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from proxy.telemetry.formats import fields
-from proxy.telemetry.formats.fields import Record, Shape, at, filled, fixed
-from proxy.telemetry.formats.kinds import (
+from proxy.telemetry.formats.fields import (
     DETECTION,
     DNS,
     ENTITY,
@@ -23,6 +22,11 @@ from proxy.telemetry.formats.kinds import (
     PROCESS,
     Class,
     KindWords,
+    Record,
+    Shape,
+    at,
+    filled,
+    fixed,
     words,
 )
 

@@ -16,13 +16,13 @@ import msgspec
 
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.bookmark import Bookmark, lags, replace
-from proxy.telemetry.journal.compression import compress
 from proxy.telemetry.journal.ledger import Ledger, LedgerEntry, last_hash
 from proxy.telemetry.journal.segments import (
     COMPRESSED,
     LEDGER,
     PLAIN,
     Segment,
+    compress,
     days,
     open_day,
     segment_number,

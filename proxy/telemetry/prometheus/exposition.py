@@ -17,8 +17,7 @@ from prometheus_client.registry import Collector
 
 from proxy.telemetry.events import DECISIONS, Component, Kind
 from proxy.telemetry.masking import cut
-from proxy.telemetry.prometheus.metrics import ANSWERS, BOUNDS, TASK_OUTCOMES, UNUSUAL, Histogram
-from proxy.telemetry.prometheus.processes import read_process
+from proxy.telemetry.prometheus.metrics import ANSWERS, BOUNDS, TASK_OUTCOMES, UNUSUAL, Histogram, read_process
 from proxy.telemetry.visible import visible
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-    from proxy.telemetry.prometheus.metrics import Metrics
-    from proxy.telemetry.prometheus.processes import ProcessUse
+    from proxy.telemetry.prometheus.metrics import Metrics, ProcessUse
 
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -14,8 +14,15 @@ from msgspec import Meta, MsgspecError, Struct, convert, to_builtins
 from msgspec.structs import fields
 
 from proxy.telemetry.events import Component, Count, Kind
-from proxy.telemetry.prometheus.metrics import MOST_RULES, OTHER, ApprovalWaits, Histogram, Metrics, PendingCounts
-from proxy.telemetry.prometheus.processes import ProcessUse
+from proxy.telemetry.prometheus.metrics import (
+    MOST_RULES,
+    OTHER,
+    ApprovalWaits,
+    Histogram,
+    Metrics,
+    PendingCounts,
+    ProcessUse,
+)
 from proxy.wire import message, strict_json
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 

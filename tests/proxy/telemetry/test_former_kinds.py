@@ -9,7 +9,7 @@ from proxy.telemetry.encoding import decode, encode
 from proxy.telemetry.events import FORMER_KINDS, Kind
 from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.formats.ecs import ecs
-from proxy.telemetry.views.report_data import gather
+from proxy.telemetry.views.report import gather
 from tests.proxy.telemetry.telemetry_harness import full_event
 from tests.support import event_schema
 

@@ -15,8 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from proxy.telemetry.exporters.authentication import TlsTrust
-from proxy.telemetry.exporters.exporter import FORMATS, Item, RefusedError, UnavailableError
+from proxy.telemetry.exporters.exporter import FORMATS, Item, RefusedError, TlsTrust, UnavailableError
 from proxy.telemetry.exporters.http import Endpoint, HttpPoster, OtlpExporter, WebhookExporter
 from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader

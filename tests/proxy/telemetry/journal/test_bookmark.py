@@ -7,7 +7,7 @@ import pytest
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
-from proxy.telemetry.journal.compression import compress
+from proxy.telemetry.journal.segments import compress
 from proxy.telemetry.journal.writer import Journal
 from tests.proxy.telemetry.telemetry_harness import full_event
 

@@ -14,15 +14,14 @@ import pytest
 from enforcer.journal.keeper import Keeper, tend_now
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import compression
 from proxy.telemetry.journal import keys as keyring
 from proxy.telemetry.journal import ledger as journal_ledger
+from proxy.telemetry.journal import segments
 from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
-from proxy.telemetry.journal.compression import compress, index
 from proxy.telemetry.journal.ledger import Ledger, sweep
 from proxy.telemetry.journal.query import LineFilter, read_events
 from proxy.telemetry.journal.retention import HELD, RetentionPolicy
-from proxy.telemetry.journal.segments import days, find, opened
+from proxy.telemetry.journal.segments import compress, days, find, opened, read_index
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from rules.verdicts import OnJournalFailure
@@ -135,7 +134,7 @@ def test_a_killed_writer_loses_nothing_that_it_told_and_its_segment_is_mended(pl
 
 
 def test_a_compressed_segment_reads_as_it_did_from_anywhere(place, monkeypatch):
-    monkeypatch.setattr(compression, "_FRAME", 1 << 17)
+    monkeypatch.setattr(segments, "_FRAME", 1 << 17)
     journal = Journal(place[0])
     now = time.time_ns()
     for number in range(900):  # more than one frame
@@ -146,7 +145,7 @@ def test_a_compressed_segment_reads_as_it_did_from_anywhere(place, monkeypatch):
     packed = compress(path)
     assert packed.stat().st_size < len(whole) / 5
     with packed.open("rb", buffering=0) as file:
-        frames = index(file)
+        frames = read_index(file)
     assert len(frames) > 1
     segment = find(place[0], path.parent.name + "/0001")
     for offset in (0, 1, frames[1].offset - 1, frames[1].offset, len(whole) - 7, len(whole)):

@@ -11,10 +11,9 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal import keys as keyring
 from proxy.telemetry.journal import ledger as journal_ledger
-from proxy.telemetry.journal.compression import compress
 from proxy.telemetry.journal.ledger import BrokenSegmentError, Ledger, LedgerEntry, LedgerWriteError, seal, sweep
 from proxy.telemetry.journal.segment_check import FindingSeverity
-from proxy.telemetry.journal.segments import link
+from proxy.telemetry.journal.segments import compress, link
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal
 from tests.proxy.telemetry.telemetry_harness import full_event

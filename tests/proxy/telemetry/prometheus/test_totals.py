@@ -6,8 +6,7 @@ from datetime import date
 import pytest
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.prometheus.metrics import Metrics
-from proxy.telemetry.prometheus.processes import ProcessUse
+from proxy.telemetry.prometheus.metrics import Metrics, ProcessUse
 from proxy.telemetry.prometheus.totals import ReportedMetrics, add, from_json, pieces, to_json, total
 from proxy.wire import strict_json
 from rules.verdicts import Mode, Outcome, Reason, Verdict

@@ -10,7 +10,7 @@ import pytest
 from enforcer.cli import main
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Http, Kind, Process
-from proxy.telemetry.journal.compression import compress
+from proxy.telemetry.journal.segments import compress
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.views.timeline import timeline_of
 from rules.attempt import Protocol

@@ -11,8 +11,7 @@ import pytest
 from enforcer.cli import main
 from proxy.telemetry.events import Component, Dns, Kind
 from proxy.telemetry.journal.query import read_events
-from proxy.telemetry.views.report_data import MOST, AttemptTimes, ReportData, gather
-from proxy.telemetry.views.report_page import page
+from proxy.telemetry.views.report import MOST, AttemptTimes, ReportData, gather, page
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
 from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
