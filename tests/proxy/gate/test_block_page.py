@@ -22,7 +22,7 @@ BY_RULE = Decision(
 HOSTILE = '</script><b>&"\\\r\nSet-Cookie: a=b\x1b[31m\u202e\u2028\x00\ud800' + "A" * 10_000
 
 
-def test_what_a_program_reads():
+def test_program_reads_a_problem_document():
     made = page(Refusal(BY_RULE, "GET https://pastebin.com/x", event="0190-1"))
     assert (made.status, made.phrase) == (403, "Blocked by Exeat: rule")
     headers = dict(made.headers)
@@ -45,7 +45,7 @@ def test_what_a_program_reads():
     }
 
 
-def test_what_git_shows_its_user():
+def test_git_user_is_shown_plain_text_lines():
     near = NearestRule(rule="web:read", field="methods", wanted="GET, HEAD", got="POST")
     decision = Decision(reason=Reason.NO_RULE, nearest=near)
     made = page(Refusal(decision, "POST https://git.example/x"), user_agent="git/2.39.5")
@@ -60,7 +60,7 @@ def test_what_git_shows_its_user():
 
 
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
-def test_where_there_is_nowhere_to_ask_it_is_not_named(user_agent):
+def test_page_without_an_info_api_has_no_link_to_it(user_agent):
     """A mitmproxy of one's own has no `exeat.internal`."""
     assert (
         b"exeat.internal" not in page(Refusal(BY_RULE, "GET https://x.example/", has_info_api=False), user_agent).body
@@ -68,13 +68,13 @@ def test_where_there_is_nowhere_to_ask_it_is_not_named(user_agent):
 
 
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
-def test_page_of_a_failed_server_names_no_place_to_ask(user_agent):
+def test_page_of_a_failed_server_has_no_link_to_why(user_agent):
     """`/why` has what was blocked alone."""
     let_out = Decision(Verdict.ALLOW, Outcome.FAILED, Reason.CLIENT_CERTIFICATE)
     assert b"/why" not in page(Refusal(let_out, "GET https://x.example/"), user_agent).body
 
 
-def test_a_layer_that_has_no_rule_to_name_is_named_itself():
+def test_page_names_the_layer_when_no_rule_decided():
     decision = Decision(reason=Reason.LAYER, why="the layer `corp` doesn't let this out itself")
     made = page(Refusal(decision, "GET https://x.example/"), user_agent="git/2.39.5")
     assert "verdict deny, reason layer (the layer `corp` doesn't let this out itself)\n" in made.body.decode()
@@ -87,7 +87,7 @@ GRPC = [
 
 
 @pytest.mark.parametrize(("reason", "status"), GRPC)
-def test_what_grpc_makes_a_status_of(reason, status):
+def test_reasons_map_to_grpc_statuses(reason, status):
     """Trailers alone, which is a status of 200 and no body (gRPC over HTTP/2, "Responses")."""
     made = page(Refusal(Decision(reason=reason), "POST https://rpc.example/a.B/C", event="0190-1"), grpc=FOR_GRPC)
     headers = dict(made.headers)
@@ -100,14 +100,14 @@ def test_what_grpc_makes_a_status_of(reason, status):
     )
 
 
-def test_grpc_s_message_is_escaped():
+def test_grpc_message_is_percent_encoded():
     """Nothing but printable ASCII, and a percent sign is one only where it escapes."""
     made = page(Refusal(BY_RULE, HOSTILE + "50%41", detail="100%"), grpc=FOR_GRPC)
     assert re.fullmatch(rb"(?:[ -$&-~]|%25)+", dict(made.headers)[b"Grpc-Message"])
 
 
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
-def test_a_task_s_text_comes_back_escaped(user_agent):
+def test_text_of_the_task_is_escaped(user_agent):
     near = NearestRule(HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     decision = Decision(reason=Reason.RULE, rules=(HOSTILE,), nearest=near, why=HOSTILE)
     made = page(Refusal(decision, HOSTILE, event=HOSTILE, detail=HOSTILE), user_agent)
@@ -123,7 +123,7 @@ def test_a_task_s_text_comes_back_escaped(user_agent):
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_every_reason_says_what_happened_and_what_to_do(reason):
+def test_every_reason_has_a_sentence_and_a_status(reason):
     for sentence in filter(None, REASONS[reason][:2]):
         assert sentence[0].islower() or sentence.split()[0].isupper() or sentence.startswith("`")
         assert not sentence.endswith(".")
@@ -131,7 +131,7 @@ def test_every_reason_says_what_happened_and_what_to_do(reason):
 
 
 @pytest.mark.parametrize("user_agent", ["", "git/2.39.5"])
-def test_to_a_service_of_the_host_there_is_one_way(user_agent):
+def test_remedy_for_a_service_of_the_host_names_host_exeat_internal(user_agent):
     """`resolves_to` opens no loopback: whoever was told so would get an error for it."""
     refused = Decision(reason=Reason.NON_PUBLIC_ADDRESS)
     made = page(Refusal(refused, "GET http://host.exeat.internal:8080/", target=HOST), user_agent).body.decode()
@@ -158,7 +158,7 @@ def test_to_a_service_of_the_host_there_is_one_way(user_agent):
         ("fe80::1%a", "a service of this machine needs a rule"),
     ],
 )
-def test_an_address_that_is_not_public_stands_for_itself(address, remedy, user_agent):
+def test_remedy_for_a_non_public_address_names_the_address(address, remedy, user_agent):
     """It has no name, and `resolves_to` is about what names stand for."""
     refused = Decision(reason=Reason.NON_PUBLIC_ADDRESS)
     made = page(Refusal(refused, "GET http://x/", target=ip_address(address)), user_agent).body.decode()
@@ -167,12 +167,12 @@ def test_an_address_that_is_not_public_stands_for_itself(address, remedy, user_a
     assert "the name stands for" not in made
 
 
-def test_the_zero_decision_is_a_refusal_that_says_so():
+def test_default_decision_is_a_gate_error_page():
     made = page(Refusal(Decision(), "GET http://x.example/"))
     assert (made.status, json.loads(made.body)["reason"]) == (503, "gate_error")
 
 
-def test_the_whole_response_ends_its_connection():
+def test_http1_page_closes_its_connection():
     made = page(Refusal(BY_RULE, "x"))
     assert made.http1().endswith(b"Connection: close\r\n\r\n" + made.body)
     assert made.http1(body=False).endswith(b"Connection: close\r\n\r\n")

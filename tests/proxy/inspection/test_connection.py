@@ -30,7 +30,7 @@ from tests.proxy.inspection.clients import MIB, Client, resident, rest, send_unt
 from tests.proxy.inspection.inspection_lab import WEB, site
 
 
-def test_a_flood_of_pipelined_refusals_takes_no_memory(gate, origins):
+def test_pipelined_refusals_to_a_client_that_does_not_read_are_bounded(gate, origins):
     """It asks and doesn't read the answers: then it isn't read either."""
     place = site(gate, origins.web("good.example", tls=False), tls=False, http="{methods: [PUT]}")
     one = f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
@@ -51,7 +51,7 @@ def test_a_flood_of_pipelined_refusals_takes_no_memory(gate, origins):
         assert resident() - before < 20 * MIB
 
 
-def test_a_client_that_doesn_t_read_stops_the_server(gate, origins):
+def test_client_that_does_not_read_stops_the_server(gate, origins):
     sent = []
 
     def answer(connection, head):
@@ -70,7 +70,7 @@ def test_a_client_that_doesn_t_read_stops_the_server(gate, origins):
         assert sum(sent[:-1]) < 30 * MIB
 
 
-def test_a_server_that_doesn_t_read_stops_the_client(gate, origins):
+def test_server_that_does_not_read_stops_the_client(gate, origins):
     def answer(connection, head):
         time.sleep(3)
 
@@ -81,7 +81,7 @@ def test_a_server_that_doesn_t_read_stops_the_client(gate, origins):
         assert send_until(TimeoutError, connection, 100 * MIB) < 30 * MIB
 
 
-def test_server_sent_events_come_as_they_are_sent(gate, origins):
+def test_server_sent_events_arrive_one_by_one(gate, origins):
     seen = threading.Semaphore(0)
 
     def answer(connection, _head):
@@ -104,14 +104,14 @@ def test_server_sent_events_come_as_they_are_sent(gate, origins):
 
 
 @pytest.mark.usefixtures("often")
-def test_an_idle_connection_is_ended_and_told(gate, origins):
+def test_idle_connection_is_reset_and_recorded(gate, origins):
     place = site(gate, origins.web("good.example", tls=False), tls=False, idle=0.2)
     with place.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
         rest(connection)
     assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
 
 
-def test_what_is_under_way_is_ended_on_close(gate, origins):
+def test_open_and_late_connections_are_reset_when_inspection_closes(gate, origins):
     place = site(gate, origins.web("good.example", tls=False), tls=False)
     with place.connect() as connection:
         connection.sendall(f"GET /slow/100/1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
@@ -132,7 +132,7 @@ def test_what_is_under_way_is_ended_on_close(gate, origins):
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_a_slow_reader_gets_it_all(gate, origins, tls):
+def test_slow_client_receives_the_whole_response(gate, origins, tls):
     """What it didn't take at first goes out little by little, and more is fetched in time."""
     size = 24 * MIB  # more than the kernel's buffers
     place = site(gate, origins.web("good.example", tls=tls), tls=tls)
@@ -146,7 +146,7 @@ def test_a_slow_reader_gets_it_all(gate, origins, tls):
     assert got == size
 
 
-def test_a_slow_server_gets_it_all(gate, origins):
+def test_slow_server_receives_the_whole_upload(gate, origins):
     got = []
 
     def answer(connection, head):
@@ -162,7 +162,7 @@ def test_a_slow_server_gets_it_all(gate, origins):
         assert rest(connection).startswith(b"HTTP/1.1 204")
 
 
-def test_many_pipelined_requests_take_many_turns(gate, origins, monkeypatch):
+def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkeypatch):
     """They wait behind one that is slow, and are all there when it is answered: everybody else would wait for them."""
     slow = threading.Event()
 
@@ -203,9 +203,7 @@ def test_many_pipelined_requests_take_many_turns(gate, origins, monkeypatch):
 
 @pytest.mark.parametrize("slices", [None, 0.0], ids=["turns as they are", "a turn for each piece of work"])
 @pytest.mark.parametrize("answers", ["the gate", "the server"])
-def test_what_comes_behind_a_request_that_was_answered_early_is_never_decided(
-    gate, origins, monkeypatch, answers, slices
-):
+def test_request_behind_an_early_answer_is_never_decided(gate, origins, monkeypatch, answers, slices):
     """Where its body ends, the client's next request would begin; but the connection is to end with the answer."""
     if slices is not None:
         monkeypatch.setattr("proxy.inspection.connection.SLICE", slices)
@@ -235,7 +233,7 @@ def test_what_comes_behind_a_request_that_was_answered_early_is_never_decided(
     assert not [request for request in origin.requests if b"/behind" in request]
 
 
-def test_informational_responses_that_come_together_go_out_before_the_final_one(gate, origins):
+def test_informational_responses_are_sent_before_the_final_one(gate, origins):
     hint = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     read = threading.Event()
 
@@ -252,7 +250,7 @@ def test_informational_responses_that_come_together_go_out_before_the_final_one(
         assert (said + rest(connection)).endswith(b"ok")
 
 
-def test_nothing_is_read_of_a_connection_that_is_being_closed():
+def test_stopped_codec_reads_no_further_request():
     codec = FrontHttp1(tls=False)
     codec.receive(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok" + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert codec.next_event() is not None
@@ -298,7 +296,7 @@ DRIPS = {
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("what", DRIPS)
-def test_what_can_t_be_decided_has_a_while_to_come(hasty, origins, what):
+def test_head_that_drips_is_ended_by_the_head_timeout(hasty, origins, what):
     place = site(hasty, origins.web("good.example"))
     alpn, begun = DRIPS[what]
     with place.connect(alpn=alpn) as connection:
@@ -308,7 +306,7 @@ def test_what_can_t_be_decided_has_a_while_to_come(hasty, origins, what):
 
 
 @pytest.mark.usefixtures("often")
-def test_a_handshake_has_a_while_to_come(hasty, origins):
+def test_unfinished_tls_handshake_is_ended_by_the_head_timeout(hasty, origins):
     place = site(hasty, origins.web("good.example"))
     context = ssl.create_default_context(cadata=hasty.ca.certificate_pem.decode())
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -323,7 +321,7 @@ def test_a_handshake_has_a_while_to_come(hasty, origins):
     assert str(hasty.wait_closed()[0].reason) == "limit_exceeded"
 
 
-def test_what_is_decided_may_take_its_time(hasty, origins):
+def test_head_timeout_does_not_apply_to_a_decided_request(hasty, origins):
     """An upload in drips, a long poll, a connection that is kept, and a head in two pieces."""
 
     def answer(connection, head):
@@ -349,7 +347,7 @@ def test_what_is_decided_may_take_its_time(hasty, origins):
     assert {event["outcome"] for event in hasty.events("request.completed")} == {"passed"}
 
 
-def test_time_that_deciding_took_is_nobody_s_silence(gate, origins, monkeypatch):
+def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
     asked, answers, kept = threading.Event(), threading.Event(), []
 
     def answer(connection, _head):
@@ -395,7 +393,7 @@ STALLS = {
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("what", STALLS)
-def test_what_stops_ends_when_it_was_silent_for_too_long(gate, origins, what):
+def test_stalled_transfer_is_reset_by_the_idle_timeout(gate, origins, what):
     """A reset for both sides: none of them has all of it."""
     sent, answered = STALLS[what]
     place = site(gate, origins.web("good.example", tls=False), tls=False, idle=A_WHILE)
@@ -409,7 +407,7 @@ def test_what_stops_ends_when_it_was_silent_for_too_long(gate, origins, what):
     assert ("status" in told["http"]) is False or answered
 
 
-def test_one_stream_that_stops_is_nobody_else_s_business(gate, origins):
+def test_stalled_http2_stream_does_not_end_the_others(gate, origins):
     """Its connection goes on as long as others' bytes come; what it holds is bounded by its window."""
     client = Client(site(gate, origins.web("good.example"), idle=2 * A_WHILE))
     client.request("/upload", "POST", end=False)
@@ -439,7 +437,7 @@ def blocked_event(gate):
 
 
 @pytest.mark.usefixtures("often")
-def test_client_that_waits_for_its_server_to_speak_first_hears_why(gate, greeting, monkeypatch):
+def test_silent_client_without_alpn_is_told_to_use_splice(gate, greeting, monkeypatch):
     monkeypatch.setattr(inspected, "SILENCE", 0.0)
     place = site(gate, greeting)
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
@@ -462,7 +460,7 @@ def test_client_that_waits_for_its_server_to_speak_first_hears_why(gate, greetin
         Imap("127.0.0.1", place.door, ssl_context=context, timeout=20)
 
 
-def test_client_that_speaks_while_it_is_about_to_be_refused_is_not_refused():
+def test_client_whose_first_bytes_wait_is_not_refused_as_silent():
     """What it said waits for another turn, when the time is looked at."""
     refused = []
     client = ClientEnd(WebOrigin(HostName("good.example"), 443, tls=True))
@@ -476,7 +474,7 @@ def test_client_that_speaks_while_it_is_about_to_be_refused_is_not_refused():
 
 
 @pytest.mark.usefixtures("often")
-def test_client_of_http_may_be_silent_for_long(gate, origins, monkeypatch):
+def test_client_with_alpn_or_an_earlier_request_may_be_silent(gate, origins, monkeypatch):
     """Browsers and pools connect ahead of what they will ask; they say so with ALPN. So does who has asked before."""
     monkeypatch.setattr(inspected, "SILENCE", 0.0)
     place = site(gate, origins.web("good.example"))
@@ -499,7 +497,7 @@ BINARY = {
 
 
 @pytest.mark.parametrize("said", [*BINARY.values(), *TEXT.values()], ids=[*BINARY, *TEXT])
-def test_client_that_speaks_something_else_is_refused_at_once_with_what_helps(gate, greeting, said):
+def test_other_protocols_are_refused_at_once_with_a_remedy(gate, greeting, said):
     place = site(gate, greeting)
     with place.connect(alpn=()) as connection:
         connection.sendall(said)
@@ -517,7 +515,7 @@ UPGRADES = {
 
 
 @pytest.mark.parametrize(("offered", "helps"), UPGRADES.values(), ids=UPGRADES)
-def test_request_that_goes_on_in_a_protocol_nobody_reads_is_refused(gate, origins, offered, helps):
+def test_upgrade_to_an_unreadable_protocol_is_refused_with_a_remedy(gate, origins, offered, helps):
     origin = origins.web("good.example")
     head = f"POST /api/v1/exec HTTP/1.1\nHost: HOST\nConnection: Upgrade\nUpgrade: {offered}\nContent-Length: 0\n\n"
     answer = site(gate, origin).ask(head.replace("Connection: Upgrade", "Connection: Upgrade, close"))
@@ -530,7 +528,7 @@ def test_request_that_goes_on_in_a_protocol_nobody_reads_is_refused(gate, origin
 
 
 @pytest.mark.parametrize("offered", ["h2c", "h2c, foo", "foo, h2c", "TLS/1.3", "HTTP/2.0", "H2C"])
-def test_offer_that_a_client_can_do_without_is_declined(gate, origins, offered):
+def test_optional_upgrade_is_dropped_and_the_request_passes(gate, origins, offered):
     head = f"GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: {offered}\n\n"
     answer = site(gate, origins.web("good.example")).ask(head)
     assert answer.startswith(b"HTTP/1.1 200")
@@ -546,7 +544,7 @@ def denied(reason=Reason.NO_RULE):
 
 
 @WEB
-def test_a_refused_connection_is_told_why_and_decided_once(gate, web, tls):
+def test_refused_connection_gets_a_page_and_one_decision_event(gate, web, tls):
     origin = web(tls=tls)
     place = site(gate, origin, tls=tls, decision=denied())
     place.gate.rules("[]")
@@ -561,7 +559,7 @@ def test_a_refused_connection_is_told_why_and_decided_once(gate, web, tls):
     assert origin.connections == 0
 
 
-def test_a_refused_connection_s_page_says_what_it_was_refused_for(gate, web, monkeypatch):
+def test_page_of_a_refused_connection_has_its_detail_and_remedy(gate, web, monkeypatch):
     place = site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
     adopt = gate.inspection.adopt
     said = {"detail": "it is this host's own", "advice": "ask for another"}
@@ -574,21 +572,21 @@ def test_a_refused_connection_s_page_says_what_it_was_refused_for(gate, web, mon
     assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")
 
 
-def test_a_refused_connection_stays_refused_whatever_the_rules_say(gate, web):
+def test_refused_connection_stays_refused_although_rules_allow_it(gate, web):
     origin = web()
     place = site(gate, origin, decision=denied())
     assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"403"
     assert origin.connections == 0
 
 
-def test_a_refused_connection_can_t_be_talked_into_anything(gate, web):
+def test_connect_on_a_refused_connection_is_refused(gate, web):
     place = site(gate, web(tls=False), tls=False, decision=denied())
     answer = place.ask("CONNECT x:1 HTTP/1.1\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule")
     assert [event["kind"] for event in gate.events()] == ["connection.decided"]
 
 
-def test_a_refused_client_sees_a_certificate_for_whom_it_wants(gate, web):
+def test_refused_client_is_shown_a_certificate_for_its_sni(gate, web):
     place = site(gate, web(), name="good.example", decision=denied(Reason.NAME_MISMATCH))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     with place.connect(sni="Other.Example") as connection:

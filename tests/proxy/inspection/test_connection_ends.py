@@ -40,7 +40,7 @@ def unwilling(place):
     return client
 
 
-def test_those_that_keep_most_end_and_what_was_taken_since_counts_for_nothing():
+def test_connection_with_the_most_buffered_bytes_is_ended():
     keepers = [Kept(n) for n in (10, 40, 20, 30, 5)]
     made = MemoryQuota(lambda: [one for one in keepers if not one.ended], most=100)
     for one in keepers[:4]:
@@ -55,7 +55,7 @@ def test_those_that_keep_most_end_and_what_was_taken_since_counts_for_nothing():
     assert made.kept == 45
 
 
-def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sandbox_has_room_for(gate, origins):
+def test_buffers_of_clients_that_do_not_read_stay_within_the_quota(gate, origins):
     """Without the account each of these connections keeps 16 MB; a task may have thousands."""
     place = site(gate, origins.web("good.example", tls=True))
     clients = []
@@ -82,7 +82,7 @@ def test_clients_that_read_nothing_of_large_answers_take_no_more_than_their_sand
     wait_for(lambda: gate.inspection._engine.memory_quota.kept == 0)
 
 
-def test_beyond_that_connections_end_and_it_is_told(gate, origins, monkeypatch):
+def test_connections_beyond_the_quota_are_ended_and_recorded(gate, origins, monkeypatch):
     monkeypatch.setattr(MemoryQuota.__init__, "__defaults__", (4 * MIB,))
     place = site(gate, origins.web("good.example", tls=True))
     clients = [unwilling(place) for _ in range(4)]
@@ -95,7 +95,7 @@ def test_beyond_that_connections_end_and_it_is_told(gate, origins, monkeypatch):
         client.close()
 
 
-def test_many_small_pieces_take_what_they_are():
+def test_small_http2_pieces_are_buffered_without_overhead():
     """Each piece by itself would be eighty times that."""
     made = Leaving(h2.config.H2Configuration(client_side=False), MIB, MIB)
     made.initiate_connection()
@@ -122,7 +122,7 @@ def test_many_small_pieces_take_what_they_are():
     assert (made.kept, made.weigh()) == (0, 0)
 
 
-def test_small_pieces_that_a_socket_does_not_take_are_kept_as_one():
+def test_small_pieces_for_a_full_socket_are_buffered_as_one():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -189,7 +189,7 @@ def upload_http2(place, most):
 
 
 @pytest.mark.parametrize("upload", [upload_http1, upload_http2])
-def test_what_is_uploaded_while_its_server_is_dialled_stays_with_its_client(gate, origins, monkeypatch, upload):
+def test_upload_waits_at_its_client_while_the_server_is_dialed(gate, origins, monkeypatch, upload):
     place = site(gate, origins.web("good.example", tls=True))
     dialled = []
     monkeypatch.setattr(Dialer, "connect", lambda *what, **_: dialled.append(what) or Nowhere())

@@ -78,7 +78,7 @@ def received(connection, *, slowly=False):
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("size", [0, 5, 1000, 100_000])
-def test_a_server_that_ends_early_has_all_of_its_bytes_delivered(early, size, end):
+def test_bytes_before_a_server_cut_are_delivered(early, size, end):
     early.size, early.end = size, end
     closed = len(early.gate.closed)
     with early.site.connect() as connection:
@@ -90,7 +90,7 @@ def test_a_server_that_ends_early_has_all_of_its_bytes_delivered(early, size, en
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_a_client_that_reads_late_has_all_that_came_before_the_cut(early, end):
+def test_client_that_reads_late_receives_the_bytes_before_a_cut(early, end):
     """More than the client's socket takes at first: a reset discards what is unsent in the gate's."""
     early.size, early.end = 4_000_000, end
     with early.site.connect() as connection:
@@ -101,7 +101,7 @@ def test_a_client_that_reads_late_has_all_that_came_before_the_cut(early, end):
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 @pytest.mark.parametrize("end", [_farewell, _end], ids=["with a farewell", "without"])
-def test_an_upload_that_breaks_off_reaches_its_server_up_to_there(gate, origins, tls, end):
+def test_upload_bytes_before_a_client_cut_are_delivered(gate, origins, tls, end):
     came = []
 
     def answer(connection, _head):
@@ -123,7 +123,7 @@ def test_an_upload_that_breaks_off_reaches_its_server_up_to_there(gate, origins,
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_a_client_of_http2_has_all_that_came_before_the_cut_once_it_gives_credit(gate, origins, end):
+def test_http2_client_receives_the_bytes_before_a_server_cut(gate, origins, end):
     """What has no credit yet waits in the gate, and the stream's reset behind it."""
 
     def answer(connection, _head):

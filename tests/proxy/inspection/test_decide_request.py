@@ -20,7 +20,7 @@ from tests.proxy.inspection.inspection_lab import WEB, site
 
 
 @WEB
-def test_curl_is_served_and_told_of(gate, web, tls):
+def test_curl_request_passes_and_its_events_are_recorded(gate, web, tls):
     origin = web(tls=tls)
     place = site(gate, origin, tls=tls)
     status, out, err = place.curl("/echo?secret=1", "--http1.1")
@@ -40,7 +40,7 @@ def test_curl_is_served_and_told_of(gate, web, tls):
     assert len(gate.closed) == 1
 
 
-def test_curl_with_http2(gate, web):
+def test_curl_request_over_http2_passes(gate, web):
     place = site(gate, web())
     status, out, err = place.curl("/echo", "--http2", "--data", "abc")
     assert (status, err) == (0, "")
@@ -48,7 +48,7 @@ def test_curl_with_http2(gate, web):
     assert (echo["version"], echo["authority"], echo["body"]["size"]) == ("2", place.host, 3)
 
 
-def test_what_a_request_took_is_free_as_soon_as_it_is_over_without_a_search_for_garbage(gate, web):
+def test_finished_request_leaves_no_reference_cycles(gate, web):
     place = site(gate, web(), http="{methods: [GET], paths: [/*]}")
     with place.connect() as connection:
         client = http.client.HTTPSConnection(place.host)
@@ -75,7 +75,7 @@ def test_what_a_request_took_is_free_as_soon_as_it_is_over_without_a_search_for_
             gc.enable()
 
 
-def test_http2_in_front_of_http1(gate, web):
+def test_http2_client_is_served_by_an_http1_server(gate, web):
     origin = web(alpn=["http/1.1"])
     place = site(gate, origin)
     status, out, err = place.curl("/echo", "--http2", "--data", "abc", "-H", "Transfer-Encoding:")
@@ -88,7 +88,7 @@ def test_http2_in_front_of_http1(gate, web):
     assert origin.connections == before + 1
 
 
-def test_python_and_openssl(gate, web):
+def test_python_and_openssl_clients_are_served(gate, web):
     place = site(gate, web())
     with place.connect() as connection:
         client = http.client.HTTPSConnection(place.host)
@@ -106,7 +106,7 @@ def test_python_and_openssl(gate, web):
     assert done.stdout.startswith(b"HTTP/1.1 204 ")
 
 
-def test_git_over_https(gate, origins, tmp_path, monkeypatch):
+def test_git_push_and_clone_over_https_pass(gate, origins, tmp_path, monkeypatch):
     needs("git")
     monkeypatch.setattr(git_server, "ROOT", tmp_path / "repositories")
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
@@ -144,7 +144,7 @@ def test_git_over_https(gate, origins, tmp_path, monkeypatch):
 
 
 @WEB
-def test_a_refused_request_never_leaves(gate, web, tls):
+def test_denied_request_is_not_sent(gate, web, tls):
     origin = web(tls=tls)
     place = site(gate, origin, tls=tls, http="{methods: [GET]}")
     status, out, err = place.curl("/x", "--http1.1", "-X", "DELETE", "-D", "-")
@@ -160,7 +160,7 @@ def test_a_refused_request_never_leaves(gate, web, tls):
     assert gate.wait_closed()[0].up == 0
 
 
-def test_a_refused_request_over_http2(gate, web):
+def test_denied_http2_request_is_not_sent(gate, web):
     origin = web()
     place = site(gate, origin, http="{methods: [GET]}")
     status, out, err = place.curl(
@@ -171,7 +171,7 @@ def test_a_refused_request_over_http2(gate, web):
     assert origin.connections == 0
 
 
-def test_what_is_refused_on_a_kept_connection_doesn_t_end_it(gate, web):
+def test_denied_request_keeps_a_persistent_connection_open(gate, web):
     origin = web()
     place = site(gate, origin, http='{paths: ["/ok/**"]}')
     client = http.client.HTTPSConnection(place.host)
@@ -188,7 +188,7 @@ def test_what_is_refused_on_a_kept_connection_doesn_t_end_it(gate, web):
     client.close()
 
 
-def test_head_of_a_refused_request_has_no_body(gate, web):
+def test_denied_head_request_is_answered_without_a_body(gate, web):
     place = site(gate, web(), http="{methods: [GET]}")
     status, out, err = place.curl("/x", "--http1.1", "--head")
     assert (status, err) == (0, "")
@@ -196,7 +196,7 @@ def test_head_of_a_refused_request_has_no_body(gate, web):
     assert out.endswith(b"\r\n\r\n")
 
 
-def test_host_switched_on_a_kept_connection(gate, web):
+def test_second_request_with_another_host_is_denied(gate, web):
     origin = web()
     place = site(gate, origin)
     with place.connect() as connection:
@@ -219,7 +219,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("host", NAMES)
-def test_sni_of_an_allowed_name_with_another_host(gate, web, host):
+def test_host_unlike_the_sni_is_denied(gate, web, host):
     origin = web()
     place = site(gate, origin)
     spelled = NAMES[host].replace("PORT", str(place.port))
@@ -228,7 +228,7 @@ def test_sni_of_an_allowed_name_with_another_host(gate, web, host):
     assert origin.connections == 0
 
 
-def test_a_coalesced_authority_is_misdirected(gate, web):
+def test_coalesced_http2_authority_is_answered_421(gate, web):
     origin = web()
     place = site(gate, origin)
     status, out, err = place.curl("/", "--http2", "-H", f"Host: evil.example:{place.port}", "-w", "%{http_code}")
@@ -246,7 +246,7 @@ HOSTS = {
 
 
 @pytest.mark.parametrize(("sent", "forwarded"), HOSTS.items(), ids=HOSTS)
-def test_host_is_forwarded_as_it_was_written_where_nobody_misreads_it(gate, web, sent, forwarded):
+def test_host_is_forwarded_as_written_where_it_is_unambiguous(gate, web, sent, forwarded):
     place = site(gate, web())
     port = str(place.port)
     answer = place.ask(f"GET /echo HTTP/1.1\nHost: {sent.replace('PORT', port)}\nConnection: close\n\n")
@@ -255,7 +255,7 @@ def test_host_is_forwarded_as_it_was_written_where_nobody_misreads_it(gate, web,
 
 
 @pytest.mark.parametrize(("method", "expected"), [("GET", 200), ("POST", 502)])
-def test_a_kept_connection_that_ends_as_it_is_used_again(gate, origins, method, expected):
+def test_only_idempotent_request_is_retried_when_its_connection_ends(gate, origins, method, expected):
     """Our client can't know that; only what may be repeated is asked again."""
 
     def answer(connection, head):
@@ -280,13 +280,13 @@ def test_a_kept_connection_that_ends_as_it_is_used_again(gate, origins, method, 
     client.close()
 
 
-def test_absolute_form_becomes_origin_form(gate, web):
+def test_absolute_form_is_forwarded_as_origin_form(gate, web):
     place = site(gate, web())
     answer = place.ask("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == "/echo"
 
 
-def test_an_address_is_asked_by_its_address(gate, origins):
+def test_request_to_an_address_must_name_that_address(gate, origins):
     origin = origins.web("127.0.0.1")
     gate.rules(f"[{{id: a, to: 127.0.0.1, ports: [{origin.port}/tls], action: allow}}]")
     door = gate.door("127.0.0.1", origin.port)
@@ -298,7 +298,7 @@ def test_an_address_is_asked_by_its_address(gate, origins):
         assert (out, err) == (b"%d" % expected, "")
 
 
-def test_http2_without_tls_is_refused_in_its_own_words(gate, web):
+def test_http2_without_tls_is_refused_with_a_goaway(gate, web):
     """No settings, and a GOAWAY with HTTP_1_1_REQUIRED and a sentence; the request behind it is not read."""
     origin = web(tls=False)
     place = site(gate, origin, tls=False)
@@ -315,7 +315,7 @@ def test_http2_without_tls_is_refused_in_its_own_words(gate, web):
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "connect"])
-def test_no_tunnel(gate, web, method):
+def test_connect_method_is_denied(gate, web, method):
     origin = web(tls=False)
     place = site(gate, origin, tls=False)
     answer = place.ask(f"{method} evil.example:443 HTTP/1.1\nHost: HOST\n\n")
@@ -324,7 +324,7 @@ def test_no_tunnel(gate, web, method):
     assert gate.decided() == [(method, "evil.example:443", "blocked", "protocol_mismatch")]
 
 
-def test_no_websocket_and_no_upgrade(gate, web):
+def test_websocket_without_a_rule_is_denied_and_h2c_upgrade_is_dropped(gate, web):
     origin = web(tls=False)
     place = site(gate, origin, tls=False)
     answer = place.ask("GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: websocket\n\n")
@@ -335,7 +335,7 @@ def test_no_websocket_and_no_upgrade(gate, web):
     assert "upgrade" not in names
 
 
-def test_a_method_in_a_header_counts_where_methods_are_named(gate, web):
+def test_method_override_is_refused_where_rules_look_at_methods(gate, web):
     override = "POST / HTTP/1.1\nHost: HOST\nX-HTTP-Method-Override: DELETE\nConnection: close\n\n"
     named = site(gate, web(), http="{methods: [POST]}")
     assert named.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
@@ -349,7 +349,7 @@ def test_a_method_in_a_header_counts_where_methods_are_named(gate, web):
     assert free.ask(override).startswith(b"HTTP/1.1 200")
 
 
-def test_new_rules_hold_for_the_next_request_on_an_open_connection(gate, web):
+def test_new_rules_apply_to_the_next_request_of_an_open_connection(gate, web):
     origin = web()
     place = site(gate, origin)
     client = http.client.HTTPSConnection(place.host)
@@ -364,7 +364,7 @@ def test_new_rules_hold_for_the_next_request_on_an_open_connection(gate, web):
     client.close()
 
 
-def test_new_rules_hold_for_a_request_that_waits_for_a_lookup(gate, web, monkeypatch):
+def test_new_rules_apply_to_a_request_that_waits_for_dns(gate, web, monkeypatch):
     origin = web()
     place = site(gate, origin)
     gate.name()
@@ -382,7 +382,7 @@ def test_new_rules_hold_for_a_request_that_waits_for_a_lookup(gate, web, monkeyp
     assert origin.connections == 0
 
 
-def test_audit_lets_pass_what_no_rule_allows_and_says_so(gate, web):
+def test_audit_mode_allows_what_no_rule_allows_but_not_denies(gate, web):
     origin = web()
     place = site(gate, origin, http="{methods: [GET]}", address="127.0.0.1")
     rule = (
@@ -447,7 +447,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("http", "request_head", "told"), CASES.values(), ids=CASES)
-def test_what_is_read_is_decided_before_anything_leaves(gate, origins, http, request_head, told):
+def test_request_conditions_decide_before_anything_is_sent(gate, origins, http, request_head, told):
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False, http=http)
     with place.connect() as connection:
@@ -457,7 +457,7 @@ def test_what_is_read_is_decided_before_anything_leaves(gate, origins, http, req
     assert len(origin.requests) == origin.connections == (1 if told.startswith("passed") else 0)
 
 
-def test_a_path_is_told_as_the_rules_want_it(gate, origins):
+def test_path_is_logged_as_a_pattern_where_rules_say_so(gate, origins):
     place = site(gate, origins.web("good.example", tls=False), tls=False, http="{paths: ['/echo/*']}, log: pattern")
     place.ask(head("GET /echo/secret?a=b HTTP/1.1"))
     wait_for(lambda: gate.events("request.completed"))
@@ -469,7 +469,7 @@ STATUS = {"body_not_allowed": 403, "url_too_long": 414}
 
 
 @pytest.mark.parametrize(("case", "status"), [("a body with GET", 403), ("a long URL", 414)])
-def test_a_refusal_says_what_it_is_about(gate, origins, case, status):
+def test_refusal_has_the_status_of_its_reason(gate, origins, case, status):
     http, request_head, told = CASES[case]
     place = site(gate, origins.web("good.example", tls=False), tls=False, http=http)
     answer = place.ask(request_head)
@@ -489,7 +489,7 @@ def test_a_refusal_says_what_it_is_about(gate, origins, case, status):
     ],
     ids=["none", "an empty frame", "no length", "a length", "a frame", "post"],
 )
-def test_a_body_in_http2(gate, origins, method, fields, body, told):  # noqa: PLR0917
+def test_http2_request_with_a_body_is_denied_where_rules_allow_none(gate, origins, method, fields, body, told):  # noqa: PLR0917
     origin = origins.web("good.example")
     place = site(gate, origin, http="{methods: [GET, POST], paths: ['/echo']}")
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -548,7 +548,7 @@ DESTINATIONS = {
 
 
 @pytest.mark.parametrize(("line", "destination", "told"), DESTINATIONS.values(), ids=DESTINATIONS)
-def test_both_paths_are_decided(gate, origins, line, destination, told):
+def test_path_and_destination_of_copy_and_move_are_decided(gate, origins, line, destination, told):
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False)
     gate.rules(RULES.replace("PORT", str(place.port)))

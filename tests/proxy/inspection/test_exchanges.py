@@ -141,7 +141,7 @@ RUNS = [(row, tls) for row in EXCHANGES for tls in (False, True) if not (row.hal
 
 
 @pytest.mark.parametrize(("row", "tls"), RUNS, ids=[f"{'tls' if tls else 'plain'}: {row.name}" for row, tls in RUNS])
-def test_exchange_through_the_gate_is_the_same_but_for_what_is_documented(wires, row, tls):
+def test_http1_exchange_is_unchanged_except_as_documented(wires, row, tls):
     wire = wires[tls]
     request, answer = wire.raw(row.request), wire.raw(row.answer)
     more = goes_on(row)
@@ -174,11 +174,11 @@ def differs(row):
     return row.gets is not None or row.arrives is not None or row.ends != (row.server or END)
 
 
-def test_what_differs_has_its_line_in_the_docs():
+def test_every_http1_difference_is_documented():
     assert {row.why for row in EXCHANGES if differs(row)} <= documented()
     assert [row.name for row in EXCHANGES if bool(row.why) is not differs(row)] == []
 
 
-def test_the_exchanges_are_a_table():
+def test_http1_exchanges_have_unique_names():
     assert len(RUNS) >= 150
     assert len({row.name for row in EXCHANGES}) == len(EXCHANGES)

@@ -165,7 +165,7 @@ def wire(tmp_path_factory, origins):
 
 
 @pytest.mark.parametrize("row", EXCHANGES, ids=[row.name for row in EXCHANGES])
-def test_http2_through_the_gate_is_the_same_but_for_what_is_documented(wire, row):
+def test_http2_exchange_is_unchanged_except_as_documented(wire, row):
     without = Heard(list(row.informational), row.answer, row.content)
     if row.gets != REFUSED and row.why != "cuts":  # those the library itself doesn't take
         without, _ = wire.run(wire.connect, row)
@@ -261,7 +261,7 @@ WHOLE = [row for row in exchanges.ANSWERS if row.ends == exchanges.END and row.r
 
 
 @pytest.mark.parametrize("row", WHOLE, ids=[row.name for row in WHOLE])
-def test_an_answer_in_http1_arrives_in_http2(before, row):
+def test_http1_response_arrives_translated_to_http2(before, row):
     method = row.request.split(" ")[0]
     before.answer, before.ends = raw(row.answer, before.site.host), row.server
     got = before.get(method)
@@ -273,11 +273,11 @@ def test_an_answer_in_http1_arrives_in_http2(before, row):
     assert before.gate.events("gate.error") == []
 
 
-def test_what_differs_has_its_line_in_the_docs():
+def test_every_http2_difference_is_documented():
     assert {row.why for row in EXCHANGES if row.why} <= documented()
     differing = [row for row in EXCHANGES if row.gets is not None or row.arrives is not None or row.ends is not None]
     assert differing == [row for row in EXCHANGES if row.why]
 
 
-def test_the_exchanges_are_a_table():
+def test_http2_exchanges_have_unique_names():
     assert len({row.name for row in EXCHANGES}) == len(EXCHANGES) >= 50

@@ -112,7 +112,7 @@ RUNS = [(row, tls) for row in EXCHANGES for tls in (False, True) if not (row.lat
 
 
 @pytest.mark.parametrize(("row", "tls"), RUNS, ids=[f"{'wss' if tls else 'ws'}: {row.name}" for row, tls in RUNS])
-def test_websocket_through_the_gate_is_the_same_but_for_what_is_documented(wires, row, tls):
+def test_websocket_exchange_is_unchanged_except_as_documented(wires, row, tls):
     wire = wires[tls]
     if row.arrives is None:
         without = wire.run(wire.connect, row)
@@ -126,11 +126,11 @@ def test_websocket_through_the_gate_is_the_same_but_for_what_is_documented(wires
     assert wire.gate.events("gate.error") == []
 
 
-def test_what_differs_has_its_line_in_the_docs():
+def test_every_websocket_difference_is_documented():
     assert DOCS.exists()
     assert {row.why for row in EXCHANGES if row.why} <= documented()
     assert [row.name for row in EXCHANGES if bool(row.why) is not (row.arrives is not None)] == []
 
 
-def test_the_exchanges_are_a_table():
+def test_websocket_exchanges_have_unique_names():
     assert len({row.name for row in EXCHANGES}) == len(EXCHANGES) >= 50

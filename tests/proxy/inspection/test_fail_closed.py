@@ -73,7 +73,7 @@ AFTER = {
 
 # Hooks are found, and made to raise one by one, in this file, below; over TLS and without it takes turns
 @pytest.mark.parametrize(("number", "where"), list(enumerate([*BEFORE, *AFTER])))
-def test_an_exception_anywhere_ends_the_connection(gate, origins, monkeypatch, number, where):
+def test_exception_in_any_step_ends_the_connection(gate, origins, monkeypatch, number, where):
     tls_ = number % 2 == 0 or "tls" in where
     origin = origins.web("good.example", tls=tls_, alpn=["http/1.1"])
     place = site(gate, origin, tls=tls_)
@@ -96,7 +96,7 @@ def test_an_exception_anywhere_ends_the_connection(gate, origins, monkeypatch, n
 
 @pytest.mark.parametrize("where", ["handle_h2_event", "_handle_event"])
 @pytest.mark.parametrize("side", [http2.FrontHttp2, http2.BackHttp2])
-def test_an_exception_in_http2_ends_the_connection(gate, origins, monkeypatch, where, side):
+def test_exception_in_an_http2_codec_ends_the_connection(gate, origins, monkeypatch, where, side):
     origin = origins.web("good.example")
     place = site(gate, origin)
     monkeypatch.setattr(side, where, bug)
@@ -106,7 +106,7 @@ def test_an_exception_in_http2_ends_the_connection(gate, origins, monkeypatch, w
         assert origin.requests == []
 
 
-def test_an_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypatch):
+def test_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypatch):
     """The hook is a coroutine then: nobody waits for it but us."""
     origin = origins.web("good.example")
     place = site(gate, origin)
@@ -118,7 +118,7 @@ def test_an_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypa
     assert origin.connections == 0
 
 
-def test_a_command_that_nobody_knows_ends_the_connection(gate, origins, monkeypatch):
+def test_unknown_layer_command_ends_the_connection(gate, origins, monkeypatch):
     class Odd(commands.Command):
         pass
 
@@ -132,7 +132,7 @@ def test_a_command_that_nobody_knows_ends_the_connection(gate, origins, monkeypa
 
 
 @pytest.mark.parametrize("name", ["evil.example", "good.example"])
-def test_the_router_can_t_dial_elsewhere(gate, origins, monkeypatch, name):
+def test_router_cannot_dial_another_host_or_an_unchecked_address(gate, origins, monkeypatch, name):
     """Not by its name, not without an address that was checked: a bug in the router is no way out."""
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False)
@@ -152,7 +152,7 @@ def full_disk(*_, **__):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_what_can_t_be_told_doesn_t_pass(gate, origins, monkeypatch, version):
+def test_request_whose_decision_cannot_be_recorded_is_not_sent(gate, origins, monkeypatch, version):
     origin = origins.web("good.example")
     place = site(gate, origin)
     tell = gate.recorder.journal.append
@@ -169,7 +169,7 @@ def test_what_can_t_be_told_doesn_t_pass(gate, origins, monkeypatch, version):
     assert (origin.connections, origin.requests) == (0, [])
 
 
-def test_a_closing_event_that_can_t_be_written_ends_nothing(gate, origins, monkeypatch):
+def test_failed_write_of_a_completion_event_does_not_end_the_request(gate, origins, monkeypatch):
     place = site(gate, origins.web("good.example"))
     tell = gate.recorder.journal.append
 
@@ -182,7 +182,7 @@ def test_a_closing_event_that_can_t_be_written_ends_nothing(gate, origins, monke
     assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"
 
 
-def test_an_engine_that_can_t_be_made_lets_nothing_through(tmp_path, origins, monkeypatch):
+def test_connections_end_when_the_engine_cannot_be_created(tmp_path, origins, monkeypatch):
     real = importlib.import_module
     monkeypatch.setattr(
         "proxy.inspection.importlib.import_module", lambda name: bug() if name.endswith("engine") else real(name)
@@ -199,7 +199,7 @@ def test_an_engine_that_can_t_be_made_lets_nothing_through(tmp_path, origins, mo
     gate.close()
 
 
-def test_those_who_wait_for_the_engine_are_served_in_the_end(tmp_path, origins):
+def test_connection_that_waits_for_the_engine_is_served(tmp_path, origins):
     gate = Gate(tmp_path, origins)
     place = site(gate, origins.web("good.example"))
     assert gate.inspection._engine is None
@@ -208,7 +208,7 @@ def test_those_who_wait_for_the_engine_are_served_in_the_end(tmp_path, origins):
     gate.close()
 
 
-def test_a_client_that_is_gone_before_it_is_adopted(gate, origins):
+def test_clients_gone_before_inspection_are_closed_without_errors(gate, origins):
     place = site(gate, origins.web("good.example"))
     for _ in range(20):
         connection = socket.create_connection(("127.0.0.1", place.door))
@@ -218,7 +218,7 @@ def test_a_client_that_is_gone_before_it_is_adopted(gate, origins):
     assert gate.events("gate.error") == []
 
 
-def test_a_lookup_that_fails_to_come_back_is_given_up(gate, origins, monkeypatch):
+def test_lookup_without_an_answer_times_out(gate, origins, monkeypatch):
     place = site(gate, origins.web("good.example"))
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
@@ -228,7 +228,7 @@ def test_a_lookup_that_fails_to_come_back_is_given_up(gate, origins, monkeypatch
     assert json.loads(out)["detail"] == "the lookup took too long"
 
 
-def test_a_dial_that_fails_to_come_back_is_given_up(gate, origins, monkeypatch):
+def test_dial_without_an_answer_times_out(gate, origins, monkeypatch):
     place = site(gate, origins.web("good.example"))
     called_off = []
 
@@ -246,7 +246,7 @@ def test_a_dial_that_fails_to_come_back_is_given_up(gate, origins, monkeypatch):
     assert len(called_off) == 1
 
 
-def test_a_dial_for_a_client_that_has_left_is_called_off(gate, origins, monkeypatch):
+def test_dial_for_a_client_that_left_is_canceled(gate, origins, monkeypatch):
     place = site(gate, origins.web("good.example", tls=False), tls=False)
     called_off = []
 
@@ -268,7 +268,7 @@ def test_a_dial_for_a_client_that_has_left_is_called_off(gate, origins, monkeypa
     assert gate.events("request.completed")[0]["outcome"] == "failed"
 
 
-def test_no_descriptor_and_no_conversation_is_left(gate, origins):
+def test_closed_connections_leave_no_descriptor_or_connection_object(gate, origins):
     place = site(gate, origins.web("good.example"))
     place.curl("/", "-o", os.devnull)
     gate.wait_closed()
@@ -288,7 +288,7 @@ def test_no_descriptor_and_no_conversation_is_left(gate, origins):
     wait_for(lambda: open_now() <= before)
 
 
-def test_the_reasons_of_a_dial_are_the_decision_s_own(gate, origins, monkeypatch):
+def test_dial_error_decides_with_its_own_reason(gate, origins, monkeypatch):
     place = site(gate, origins.web("good.example"))
 
     def refuse(*_):
@@ -457,7 +457,7 @@ SCENARIOS = [speak_http1, speak_http2, websocket, leaves, pushes, refused_pushes
 
 
 @pytest.mark.parametrize("hook", sorted(HOOKS))
-def test_a_hook_that_raises_lets_nothing_through(world, monkeypatch, hook):
+def test_hook_that_raises_ends_the_connection(world, monkeypatch, hook):
     gate, sites = world
     owner, name = HOOKS[hook]
     reached = []
@@ -485,7 +485,7 @@ def test_a_hook_that_raises_lets_nothing_through(world, monkeypatch, hook):
     assert sum(len(place.origin.requests) for place in sites.values()) <= len(passed)  # none but those
 
 
-def test_the_scenarios_get_through_where_nothing_raises(world):
+def test_scenarios_pass_when_no_hook_raises(world):
     gate, sites = world
     errors = len(gate.events("gate.error"))
     for scenario in SCENARIOS:

@@ -100,7 +100,7 @@ def ended(client):
 
 
 @pytest.mark.parametrize("flood", [*FROM_CLIENTS, *HEADS])
-def test_a_client_s_flood_ends_its_connection_alone(busy, flood):
+def test_client_frame_flood_ends_only_its_own_connection(busy, flood):
     gate, _, place, other = busy
     told, closed = len(gate.events("request.decided")), len(gate.closed)
     client = Client(place)
@@ -117,7 +117,7 @@ def test_a_client_s_flood_ends_its_connection_alone(busy, flood):
     assert other.status(other.request("/ok")) == "200"
 
 
-def test_withheld_credit_is_no_longer_given_when_the_connection_is_over():
+def test_withheld_credit_is_dropped_when_the_connection_is_over():
     """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
     place = WebOrigin(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
@@ -152,7 +152,7 @@ BREAKS = {  # CVE-2023-44487, and what makes us do it: CVE-2025-8671
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_streams_that_are_broken_off_are_few(busy, monkeypatch, how):
+def test_rapid_resets_end_the_connection(busy, monkeypatch, how):
     monkeypatch.setattr(http2, "RESETS", 20)
     gate, origin, place, other = busy
     asked, closed = len(origin.requests), len(gate.closed)
@@ -172,7 +172,7 @@ def test_streams_that_are_broken_off_are_few(busy, monkeypatch, how):
     assert other.status(other.request("/ok")) == "200"
 
 
-def test_what_well_behaved_clients_do_is_borne(busy):
+def test_frames_of_a_well_behaved_client_are_accepted(busy):
     """Requests with priorities, credit for everything that is read, and a ping with each."""
     _, _, place, _ = busy
     client = Client(place)
@@ -229,7 +229,7 @@ FROM_SERVERS = {
 
 
 @pytest.mark.parametrize("flood", FROM_SERVERS)
-def test_a_server_s_flood_is_a_failed_request(lonely, origins, flood):
+def test_server_frame_flood_is_answered_502(lonely, origins, flood):
     gate = lonely
     completed = len(gate.events("request.completed"))
     place = site(gate, origins.script(server_of(FROM_SERVERS[flood]), "good.example", tls=True, alpn=["h2"]))
@@ -241,7 +241,7 @@ def test_a_server_s_flood_is_a_failed_request(lonely, origins, flood):
     assert gate.events("gate.error") == []
 
 
-def test_patience_is_regained_and_never_more_than_at_first(monkeypatch):
+def test_frame_budget_refills_up_to_its_initial_size(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(frames.time, "monotonic", lambda: now[0])
     patience = FrameBudget()
@@ -260,7 +260,7 @@ def test_patience_is_regained_and_never_more_than_at_first(monkeypatch):
     assert borne() == PATIENCE
 
 
-def test_credit_costs_nothing_for_what_was_sent_and_for_no_more():
+def test_window_updates_for_sent_data_do_not_spend_the_budget():
     """Servers have given it for every read of half a kilobyte, on the stream and on the connection."""
     client = h2.connection.H2Connection(h2.config.H2Configuration())
     server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
@@ -279,7 +279,7 @@ def test_credit_costs_nothing_for_what_was_sent_and_for_no_more():
         server.receive_data(both * 20)
 
 
-def test_settings_that_nobody_knows_are_not_kept():
+def test_unknown_settings_are_not_stored():
     server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
     server.initiate_connection()
     unknown = b"".join(n.to_bytes(2) + ONE for n in range(1000, 11000))
@@ -288,7 +288,7 @@ def test_settings_that_nobody_knows_are_not_kept():
 
 
 @pytest.mark.parametrize(("allowed", "kept"), [(1 << 31, 4096), (4096, 4096), (100, 100), (0, 0)])
-def test_what_a_peer_would_have_us_remember_of_fields_has_a_bound(allowed, kept):
+def test_header_table_size_is_bounded(allowed, kept):
     """It may allow 4 GB, which were kept beside all that is counted, and searched through for each field."""
     client = h2.connection.H2Connection(h2.config.H2Configuration())
     server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
@@ -311,7 +311,7 @@ def test_what_a_peer_would_have_us_remember_of_fields_has_a_bound(allowed, kept)
     assert sum(len(n) + len(v) + 32 for n, v in server.encoder.header_table.dynamic_entries) <= kept
 
 
-def test_streams_to_a_server_are_forgotten(monkeypatch, busy):
+def test_finished_streams_to_a_server_are_forgotten(monkeypatch, busy):
     """A task may ask a million things on one connection."""
     gate, _, place, _ = busy
     monkeypatch.setattr(http2, "REMEMBERED", 20)

@@ -46,7 +46,7 @@ def answered(place, head, body=b""):
         ("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage", "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage"),
     ],
 )
-def test_a_client_of_http_1_0_is_served_and_its_connection_ends(gate, origins, answer, gets):
+def test_http10_client_is_served_and_its_connection_ends(gate, origins, answer, gets):
     def reply(connection, head):
         assert head.startswith(b"GET /x HTTP/1.0\r\n")
         connection.sendall(answer.encode())
@@ -56,7 +56,7 @@ def test_a_client_of_http_1_0_is_served_and_its_connection_ends(gate, origins, a
     assert gate.decided() == [("GET", "/x", "passed", "rule")]
 
 
-def test_a_client_of_http_1_0_keeps_its_connection_if_it_says_so(gate, origins):
+def test_http10_client_with_keep_alive_keeps_its_connection(gate, origins):
     def reply(connection, _head):
         connection.sendall(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\npage")
         return True
@@ -71,7 +71,7 @@ def test_a_client_of_http_1_0_keeps_its_connection_if_it_says_so(gate, origins):
     assert origin.connections == 1
 
 
-def test_a_client_of_http_1_0_gets_no_100(gate, origins):
+def test_http10_client_is_sent_no_100_continue(gate, origins):
     """It would take it for the answer: RFC 9110 section 10.1.1."""
 
     def reply(connection, head):
@@ -87,7 +87,7 @@ def test_a_client_of_http_1_0_gets_no_100(gate, origins):
 
 
 @VERSIONS
-def test_ranges_and_packed_bodies_are_passed_on_byte_for_byte(gate, origins, version):
+def test_compressed_range_is_forwarded_unchanged(gate, origins, version):
     whole = gzip.compress(os.urandom(100_000))
     part = whole[1000:60_000]
 
@@ -115,7 +115,7 @@ def test_ranges_and_packed_bodies_are_passed_on_byte_for_byte(gate, origins, ver
 # --- what takes its time ---
 
 
-def test_events_go_on_beyond_the_idle_timeout_as_long_as_they_come(gate, origins):
+def test_event_stream_outlives_the_idle_timeout(gate, origins):
     def reply(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         for number in range(8):
@@ -134,7 +134,7 @@ def test_events_go_on_beyond_the_idle_timeout_as_long_as_they_come(gate, origins
 # --- leave to send ---
 
 
-def test_100_continue_over_http2(gate, origins):
+def test_http2_100_continue_is_sent_only_for_an_allowed_request(gate, origins):
     place = site(gate, origins.web("good.example"), http="{paths: [/upload]}")
     client = Client(place)
     stream = client.request("/upload", "POST", more=(("expect", "100-continue"),), end=False)
@@ -155,7 +155,7 @@ def test_100_continue_over_http2(gate, origins):
 
 @VERSIONS
 @pytest.mark.parametrize("kind", ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text"])
-def test_a_call_of_grpc_web_is_refused_in_its_own_terms(gate, origins, version, kind):
+def test_denied_grpc_web_call_is_answered_with_a_grpc_status(gate, origins, version, kind):
     origin = origins.web("good.example")
     place = site(gate, origin, http="{paths: [/ok]}")
     fields = {"content-type": kind, "x-grpc-web": "1"}
@@ -179,7 +179,7 @@ def test_a_call_of_grpc_web_is_refused_in_its_own_terms(gate, origins, version, 
 
 
 @pytest.mark.parametrize("kind", ["application/grpc-webx", "application/grpc-web+" + "x" * 30, "text/plain"])
-def test_what_only_looks_like_a_call_gets_a_page(gate, origins, kind):
+def test_denied_request_unlike_grpc_web_is_answered_with_a_page(gate, origins, kind):
     place = site(gate, origins.web("good.example"), http="{paths: [/ok]}")
     _, out, _ = place.curl("/a.B/C", "--data", "x", "-H", f"Content-Type: {kind}")
     assert b'"reason": "no_rule"' in out
@@ -198,7 +198,7 @@ BYTES = st.one_of(st.binary(max_size=200), st.lists(TOKENS, max_size=40).map(b""
 
 @settings(max_examples=400, deadline=None)
 @given(BYTES, st.booleans())
-def test_a_head_is_read_or_refused(data, tls):
+def test_fuzzed_head_is_refused_or_forwarded_with_the_same_meaning(data, tls):
     for raw in (data, b"GET / HTTP/1.1\r\n" + data + b"\r\n\r\n", data + b" HTTP/1.1\r\nHost: good.example\r\n\r\n"):
         try:
             head = parse_head(raw)
@@ -216,7 +216,7 @@ def test_a_head_is_read_or_refused(data, tls):
 
 @settings(max_examples=200, deadline=None)
 @given(BYTES, st.binary(max_size=30), st.binary(max_size=30), st.lists(st.tuples(BYTES, BYTES), max_size=4))
-def test_an_http2_head_is_read_or_refused(path, method, host, fields):
+def test_fuzzed_http2_head_is_refused_or_read(path, method, host, fields):
     head = Head(b"HTTP/2.0", method, b"https", host, path, tuple(fields))
     with contextlib.suppress(UnclearError):
         asked = read(head, tls=True)
@@ -227,7 +227,7 @@ def test_an_http2_head_is_read_or_refused(path, method, host, fields):
 
 @settings(max_examples=200, deadline=None)
 @given(BYTES, st.integers(1, 7))
-def test_a_head_is_the_same_in_any_pieces(data, step):
+def test_fuzzed_head_is_split_the_same_in_any_pieces(data, step):
     def heads(pieces):
         buffer, found = Buffer(), []
         with contextlib.suppress(UnclearError):
@@ -272,7 +272,7 @@ CHUNKS = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(CHUNKS, st.integers(1, 7))
-def test_a_chunked_body_is_the_same_in_any_pieces_and_what_others_read(data, step):
+def test_fuzzed_chunked_body_is_read_as_h11_reads_it(data, step):
     """Stricter than h11, and where it reads a body that is the one h11 reads; a lenient reader reads that as well."""
     whole, leniently = chunked(Chunks(), [data]), chunked(Chunks(lenient=True), [data])
     pieces = [data[at : at + step] for at in range(0, len(data), step)]
@@ -283,7 +283,7 @@ def test_a_chunked_body_is_the_same_in_any_pieces_and_what_others_read(data, ste
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_noise_on_the_wire_raises_nothing(gate, origins, tls):
+def test_corrupted_http1_requests_raise_nothing(gate, origins, tls):
     dice = random.Random(20261121)
     origin = origins.web("good.example", tls=tls)
     place = site(gate, origin, tls=tls)
@@ -301,7 +301,7 @@ def test_noise_on_the_wire_raises_nothing(gate, origins, tls):
 
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
-def test_http2_noise_raises_nothing(gate, origins, alpn):
+def test_random_http2_frames_raise_nothing(gate, origins, alpn):
     dice = random.Random(7)
     place = site(gate, origins.web("good.example", alpn=alpn))
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"

@@ -37,7 +37,7 @@ def talk():
         client.close()
 
 
-def test_streams_are_decided_one_by_one(gate, origins, talk):
+def test_http2_streams_are_decided_one_by_one(gate, origins, talk):
     origin = origins.web("good.example")
     place = site(gate, origin, http='{paths: ["/ok/**"]}')
     client = talk(place)
@@ -55,7 +55,7 @@ def taken_in(monkeypatch):
 
 @pytest.mark.usefixtures("taken_in")
 @pytest.mark.parametrize(("size", "stopped"), [(2 * MIB, False), (6 * MIB, True)])
-def test_what_comes_behind_an_answer_is_taken_in_up_to_a_limit(gate, origins, talk, size, stopped):
+def test_body_behind_a_denial_is_discarded_up_to_a_limit(gate, origins, talk, size, stopped):
     """Some clients wait for credit and look at the answer only when they have sent all: they hear it all the same."""
     origin = origins.web("good.example")
     client = talk(site(gate, origin, http='{methods: [GET], paths: ["/ok"]}'))
@@ -79,7 +79,7 @@ def test_what_comes_behind_an_answer_is_taken_in_up_to_a_limit(gate, origins, ta
     assert [request.target for request in origin.requests] == ["/ok"]
 
 
-def test_another_authority_is_misdirected_and_the_connection_goes_on(gate, origins, talk):
+def test_other_authority_is_answered_421_and_the_connection_stays_open(gate, origins, talk):
     origin = origins.web("good.example")
     place = site(gate, origin)
     client = talk(place)
@@ -109,7 +109,7 @@ def test_another_authority_is_misdirected_and_the_connection_goes_on(gate, origi
     ],
     ids=range(14),
 )
-def test_heads_that_would_stray_or_split(gate, origins, talk, more):
+def test_malformed_or_misleading_http2_heads_are_refused(gate, origins, talk, more):
     origin = origins.web("good.example", alpn=["http/1.1"])
     client = talk(site(gate, origin))
     client.request(**more)
@@ -120,7 +120,7 @@ def test_heads_that_would_stray_or_split(gate, origins, talk, more):
     assert origin.connections == 0
 
 
-def test_garbage_after_the_preface_ends_the_connection_and_is_told(gate, origins):
+def test_garbage_in_place_of_the_preface_is_refused_and_recorded(gate, origins):
     place = site(gate, origins.web("good.example"))
     with place.connect(alpn=("h2",)) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
@@ -129,7 +129,7 @@ def test_garbage_after_the_preface_ends_the_connection_and_is_told(gate, origins
     assert gate.decided()[0][2:] == ("blocked", "ambiguous_request")
 
 
-def test_a_hundred_streams_of_events_over_http1(gate, origins, talk):
+def test_hundred_event_streams_use_a_hundred_http1_connections(gate, origins, talk):
     """More than mitmproxy's five connections: every stream has one of its own, and none waits."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     client = talk(site(gate, origin))
@@ -140,7 +140,7 @@ def test_a_hundred_streams_of_events_over_http1(gate, origins, talk):
     assert origin.connections == 100
 
 
-def test_there_are_no_more_connections_behind_one_than_there_is_room_for(gate, origins, talk):
+def test_server_connections_of_one_client_stay_within_the_quota(gate, origins, talk):
     """Of all that its sandbox has: those of others' must not run out because of one client's streams."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     place = site(gate, origin)
@@ -162,7 +162,7 @@ def test_there_are_no_more_connections_behind_one_than_there_is_room_for(gate, o
     wait_for(lambda: quota.extra == 0)
 
 
-def test_connections_that_are_over_are_forgotten(gate, origins, talk):
+def test_finished_server_connections_are_forgotten(gate, origins, talk):
     client = talk(site(gate, origins.web("good.example", alpn=["http/1.1"])))
     for _ in range(30):
         stream = client.request("/ok")
@@ -174,7 +174,7 @@ def test_connections_that_are_over_are_forgotten(gate, origins, talk):
 
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
-def test_a_stream_that_isn_t_read_costs_its_window_and_holds_up_nobody(gate, origins, talk, alpn):
+def test_unread_stream_buffers_its_window_and_blocks_no_other(gate, origins, talk, alpn):
     place = site(gate, origins.web("good.example", alpn=alpn))
     client = talk(place)
     before = resident()
@@ -199,7 +199,7 @@ def test_a_stream_that_isn_t_read_costs_its_window_and_holds_up_nobody(gate, ori
     assert client.status(client.request("/ok")) == "200"
 
 
-def test_a_stalled_download_goes_on_when_it_is_read(gate, origins, talk):
+def test_stalled_download_continues_when_credit_is_given(gate, origins, talk):
     client = talk(site(gate, origins.web("good.example")))
     stream = client.request(f"/bytes/{12 * MIB}")
     client.status(stream)
@@ -218,7 +218,7 @@ def test_a_stalled_download_goes_on_when_it_is_read(gate, origins, talk):
 
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
-def test_an_upload_that_isn_t_taken_gets_no_more_credit(gate, origins, talk, alpn):
+def test_upload_that_the_server_does_not_read_gets_no_more_credit(gate, origins, talk, alpn):
     """Whatever the server's version, one stuck upload doesn't take the others' credit."""
     if alpn == ["h2"]:
         origin = origins.silent_http2("good.example")
@@ -242,7 +242,7 @@ def test_an_upload_that_isn_t_taken_gets_no_more_credit(gate, origins, talk, alp
     assert resident() - before < 50 * MIB
 
 
-def test_what_a_leaving_server_has_taken_on_is_finished(gate, origins, talk):
+def test_streams_before_a_goaway_finish_and_the_next_uses_a_new_connection(gate, origins, talk):
     """GOAWAY says which streams still count (RFC 9113 section 6.8); the next request gets a connection of its own."""
 
     def answer(connection, head):
@@ -293,7 +293,7 @@ def reset_streams(client):
 
 
 @pytest.mark.parametrize("leave", [reset, reset_streams, Client.close])
-def test_a_client_that_has_all_of_its_answer_may_leave_before_its_server_says_that_it_ends(gate, origins, talk, leave):
+def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, talk, leave):
     def answer(connection, head):
         server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
         server.initiate_connection()
@@ -334,7 +334,7 @@ def leave_with_an_error(client, _stream):
 
 
 @pytest.mark.parametrize("end", [break_off, send_on, leave_with_an_error])
-def test_what_is_broken_off_in_one_piece_with_its_end_never_gets_to_its_server(gate, origins, talk, end):
+def test_request_reset_in_one_piece_with_its_end_is_not_sent(gate, origins, talk, end):
     seen, over = [], threading.Event()
 
     def answer(connection, head):
@@ -370,7 +370,7 @@ def test_what_is_broken_off_in_one_piece_with_its_end_never_gets_to_its_server(g
     assert seen == ["/first"]
 
 
-def test_trailers_both_ways(gate, origins, talk):
+def test_response_trailers_reach_an_http2_client(gate, origins, talk):
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
         return True
@@ -381,7 +381,7 @@ def test_trailers_both_ways(gate, origins, talk):
     assert client.wait(h2.events.TrailersReceived, stream).headers == [("x-sum", "7")]
 
 
-def test_no_push_and_no_upgrade_is_offered(gate, origins, talk):
+def test_http2_settings_limit_streams_and_windows(gate, origins, talk):
     client = talk(site(gate, origins.web("good.example")))
     changed = client.wait(h2.events.RemoteSettingsChanged).changed_settings
     assert changed[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS].new_value == 100
@@ -418,7 +418,7 @@ def call_off(gate, client, stream):
 
 
 @pytest.mark.parametrize(("end", "apart"), [(deny_two, True), (call_off, True), (call_off, False)])
-def test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server(gate, origins, talk, end, apart):
+def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, talk, end, apart):
     """A server says how many streams it takes at a time (RFC 9113 section 5.1.2); what was to follow is over by then."""
     seen, go_on = [], threading.Event()
 
@@ -459,7 +459,7 @@ def test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server(gate, or
 @pytest.mark.parametrize(
     "farewell", [b"", GoAwayFrame(0, last_stream_id=1, error_code=0).serialize()], ids=["cut", "GOAWAY"]
 )
-def test_what_waits_for_its_turn_at_a_server_that_leaves_goes_to_another(gate, origins, talk, farewell):
+def test_waiting_requests_move_to_another_connection_if_repeatable(gate, origins, talk, farewell):
     seen, go_on = [], threading.Event()
 
     def answer(connection, head):

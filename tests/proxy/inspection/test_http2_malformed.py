@@ -91,7 +91,7 @@ def client(server):
 
 
 @pytest.mark.parametrize("fields", REQUESTS.values(), ids=REQUESTS)
-def test_a_malformed_request_is_answered_and_the_others_go_on(server, client, fields):
+def test_malformed_request_is_answered_400_and_others_continue(server, client, fields):
     other = client.request("/other")
     pseudo = dict(fields)
     stream = client.h2.get_next_available_stream_id()
@@ -105,7 +105,7 @@ def test_a_malformed_request_is_answered_and_the_others_go_on(server, client, fi
 
 
 @pytest.mark.parametrize("fields", RESPONSES.values(), ids=RESPONSES)
-def test_a_malformed_response_is_a_502_and_the_others_go_on(server, client, fields):
+def test_malformed_response_is_answered_502_and_others_continue(server, client, fields):
     server.fields = fields
     other = client.request("/other")
     stream = client.request("/")
@@ -116,7 +116,7 @@ def test_a_malformed_response_is_a_502_and_the_others_go_on(server, client, fiel
     assert client.body(other) == OTHER.encode()
 
 
-def test_a_body_shorter_than_it_says_is_delivered_and_then_broken_off(server, client):
+def test_body_shorter_than_its_length_is_delivered_and_then_reset(server, client):
     server.fields, server.body = [(":status", "200"), ("content-length", "1000")], b"page"
     other = client.request("/other")
     stream = client.request("/")
@@ -126,21 +126,21 @@ def test_a_body_shorter_than_it_says_is_delivered_and_then_broken_off(server, cl
     assert client.body(other) == OTHER.encode()
 
 
-def test_blanks_around_values_are_taken_off(server, client):
+def test_whitespace_around_field_values_is_stripped(server, client):
     server.fields = [(":status", "200"), ("x", " a\t"), ("content-length", " 4 ")]
     stream = client.request("/", more=[("y", "\tb ")])
     fields = dict(client.wait(h2.events.ResponseReceived, stream).headers)
     assert (fields["x"], fields["content-length"], client.body(stream)) == ("a", "4", b"page")
 
 
-def test_a_stream_that_a_server_refuses_is_asked_for_again_on_its_connection(server, client):
+def test_stream_refused_by_the_server_is_retried(server, client):
     assert client.body(client.request("/")) == b"page"
     server.refuses = True
     assert client.body(client.request("/")) == b"page"
     assert not server.refuses
 
 
-def test_malformed_requests_without_end_end_their_connection(server, client, monkeypatch):
+def test_many_malformed_requests_end_their_connection(server, client, monkeypatch):
     """A client pays for each as for a stream that it breaks off."""
     monkeypatch.setattr(http2, "RESETS", 4)
     for _ in range(20):

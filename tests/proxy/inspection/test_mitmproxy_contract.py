@@ -31,12 +31,12 @@ FOLDER = Path(mitmproxy.proxy.__path__[0])
 USED = [FOLDER / "layer.py", *(FOLDER / "layers" / "http" / f"{name}.py" for name in ("_base", "_http2", "_http_h2"))]
 
 
-def test_the_version():
+def test_mitmproxy_has_the_reviewed_version():
     """12.3 has a CA key of somebody else's behind two options: not without reading it first."""
     assert importlib.metadata.version("mitmproxy") == "12.2.3"
 
 
-def test_every_option_that_a_used_layer_reads_is_fixed():
+def test_every_option_that_our_layers_read_is_fixed():
     read = {name for file in USED for name in re.findall(r"\boptions\.([a-z_0-9]+)", file.read_text())}
     read.add("proxy_debug")
     fixed = {field.name for field in dataclasses.fields(ours.FixedOptions)}
@@ -47,14 +47,14 @@ def test_every_option_that_a_used_layer_reads_is_fixed():
     assert fixed - own <= set(known.keys())
 
 
-def test_an_option_that_is_not_fixed_raises():
+def test_reading_an_unfixed_option_raises():
     with pytest.raises(AttributeError):
         _ = ours.FixedOptions().ignore_hosts
     with pytest.raises(dataclasses.FrozenInstanceError):
         ours.FixedOptions().proxy_debug = True
 
 
-def test_the_layers_command_nothing_that_the_driver_doesn_t_know():
+def test_layers_yield_only_commands_that_our_driver_handles():
     made = {
         name
         for file in USED[1:]  # the first is about layers, and what they may wait for
@@ -78,7 +78,7 @@ OVERRIDDEN = {
 
 
 @pytest.mark.parametrize(("owner", "name"), OVERRIDDEN, ids=lambda value: getattr(value, "__name__", value))
-def test_what_we_override_or_call_is_there(owner, name):
+def test_overridden_methods_exist_with_their_signature(owner, name):
     method = getattr(owner, name)
     if wanted := OVERRIDDEN[owner, name]:
         assert str(inspect.signature(method)).startswith(wanted)
@@ -100,11 +100,11 @@ def test_what_we_override_or_call_is_there(owner, name):
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_what_we_reach_into_is_there(owner, names):
+def test_private_attributes_that_we_use_exist(owner, names):
     assert names <= set(dir(owner))
 
 
-def test_our_ends_have_all_that_a_used_layer_reads_of_its_own():
+def test_our_connection_ends_have_every_attribute_that_layers_read():
     place = WebOrigin(HostName("good.example"), 443, tls=True)
     client, server = ours.ClientEnd(place), ours.ServerEnd(place)
     made = ours.LayerContext(client, server)
@@ -116,12 +116,12 @@ def test_our_ends_have_all_that_a_used_layer_reads_of_its_own():
             assert all(hasattr(end, name) for end in ends), name
 
 
-def test_our_layers_are_mitmproxy_s():
+def test_our_http2_layers_extend_those_of_mitmproxy():
     assert issubclass(http2.FrontHttp2, _http2.Http2Server)
     assert issubclass(http2.BackHttp2, _http2.Http2Client)
 
 
-def test_what_the_replaced_driver_did():
+def test_replaced_driver_handles_the_reviewed_commands():
     """If mitmproxy's own begins to do more between layers and sockets, ours may have to as well."""
     source = inspect.getsource(server.ConnectionHandler.server_event)
     handled = re.findall(r"isinstance\(\s*command, commands\.(\w+)", source)
@@ -129,7 +129,7 @@ def test_what_the_replaced_driver_did():
                        "StartHook", "Log"]  # fmt: skip
 
 
-def test_messages_made_for_mitmproxy_are_like_its_own():
+def test_converted_messages_equal_those_of_mitmproxy():
     fields = ((b"Host", b"good.example"), (b"X", b"1"), (b"x", b"2"), (b"Y", b"\xff"))
     head = Head(b"HTTP/2.0", b"GET", b"https", b"good.example", b"/x", fields)
     answer = ResponseHead(b"HTTP/2.0", 200, b"OK", fields)
@@ -160,7 +160,7 @@ FIELDS = {
 }
 
 
-def test_whether_a_connection_ends_with_a_response_is_what_mitmproxy_finds():
+def test_is_last_agrees_with_mitmproxy():
     said = set()
     methods, statuses, versions = (b"GET", b"HEAD", b"DELETE"), (200, 204, 304), (b"HTTP/1.1", b"HTTP/1.0")
     for asked, answer, method, status, first, second in itertools.product(
@@ -186,7 +186,7 @@ def _lower(headers):
     return http.Headers([(name, value.lower()) for name, value in headers.fields])
 
 
-def test_the_length_of_a_response_and_what_is_wrong_with_it_is_what_mitmproxy_finds():
+def test_body_size_and_checked_length_agree_with_mitmproxy():
     names = (b"content-length", b"Content-Length", b"transfer-encoding", b"Transfer-Encoding", b"x y", b"x")
     sizes = (b"2", b"02", b"two", b"", b"2, 2", b"chunked", b"Chunked", b"gzip , chunked", b"gzip", b"identity", b"br")
     every = [(name, value) for name in names for value in sizes]

@@ -20,7 +20,7 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize("kind", ADDRESSES)
-def test_an_allowed_name_with_a_forbidden_address(gate, web, kind):
+def test_allowed_name_with_non_public_address_is_denied(gate, web, kind):
     place = site(gate, web())
     gate.rules(f"[{{id: a, to: good.example, ports: [{place.port}/tls], action: allow}}]")
     gate.name(good_example=ADDRESSES[kind])
@@ -33,7 +33,7 @@ def test_an_allowed_name_with_a_forbidden_address(gate, web, kind):
     assert gate.events("request.completed") == []
 
 
-def test_a_name_of_this_host_s_own_public_address_is_told_as_that(gate, web, monkeypatch):
+def test_name_of_the_hosts_own_public_address_is_denied_with_a_remedy(gate, web, monkeypatch):
     own = "93.184.216.34"
     monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: ip_address(own))
     place = site(gate, web())
@@ -47,7 +47,7 @@ def test_a_name_of_this_host_s_own_public_address_is_told_as_that(gate, web, mon
     assert "`to: host.exeat.internal`" in problem["remedy"]
 
 
-def test_a_name_that_moves_is_followed_only_where_it_may(gate, web):
+def test_name_that_moves_to_a_private_address_is_denied(gate, web):
     """A kept connection stays with the address that was checked; a new one is checked again."""
     origin = web()
     place = site(gate, origin)
@@ -59,7 +59,7 @@ def test_a_name_that_moves_is_followed_only_where_it_may(gate, web):
     assert [request.target for request in origin.requests] == ["/1"]
 
 
-def test_a_name_that_nobody_knows(gate, web):
+def test_name_without_an_address_fails_as_unresolved(gate, web):
     place = site(gate, web())
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
@@ -71,7 +71,7 @@ def test_a_name_that_nobody_knows(gate, web):
     ]
 
 
-def test_the_rules_of_each_request_say_which_addresses_it_may_go_to(gate, web):
+def test_open_server_connection_is_not_reused_for_an_unlisted_address(gate, web):
     """An open connection to an address that one request may have is no way there for another."""
     origin = web()
     place = site(gate, origin)

@@ -62,7 +62,7 @@ AFTERWARDS = {
 
 
 @pytest.mark.parametrize("case", AFTERWARDS)
-def test_an_address_that_is_being_dialled_is_held_against_the_rules_of_now(gate, origins, monkeypatch, case):
+def test_address_being_dialed_is_checked_against_new_rules(gate, origins, monkeypatch, case):
     listed, reason, asked = AFTERWARDS[case]
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False, http="{methods: [GET]}")
@@ -87,9 +87,7 @@ def test_an_address_that_is_being_dialled_is_held_against_the_rules_of_now(gate,
 @pytest.mark.parametrize(
     ("seconds", "decided"), [(30, ("passed", "rule")), (90, ("blocked", "expired"))], ids=["today", "tomorrow"]
 )
-def test_a_request_that_waits_for_a_lookup_at_midnight_is_decided_for_the_new_day(
-    gate, origins, monkeypatch, seconds, decided
-):
+def test_request_that_waits_for_dns_at_midnight_uses_the_new_date(gate, origins, monkeypatch, seconds, decided):
     now = [TODAY.timestamp()]
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False)
@@ -115,7 +113,7 @@ def test_a_request_that_waits_for_a_lookup_at_midnight_is_decided_for_the_new_da
     assert len(origin.requests) == (decided[0] == "passed")
 
 
-def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, origins):
+def test_new_idle_timeout_applies_to_an_open_connection(gate, origins):
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False, idle=3600)
     with place.connect() as connection:
@@ -131,7 +129,7 @@ def test_a_connection_may_be_idle_for_as_long_as_the_rules_of_now_say(gate, orig
 
 
 @pytest.mark.parametrize("denied", [True, False])
-def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays(gate, origins, slowly, denied):
+def test_body_piece_in_the_scan_is_not_sent_once_rules_deny_it(gate, origins, slowly, denied):
     came = []
 
     def answer(connection, _head):
@@ -158,7 +156,7 @@ def test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_
     assert (told["outcome"], told["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
 
 
-def test_a_piece_of_a_body_that_nobody_looks_through_stays_too_once_rules_deny_it(gate, origins, monkeypatch):
+def test_queued_body_piece_is_not_sent_once_rules_deny_it(gate, origins, monkeypatch):
     came, begun, let, end = [], threading.Event(), threading.Event(), threading.Event()
     real = Stream.state_request_body
 
@@ -193,7 +191,7 @@ def test_a_piece_of_a_body_that_nobody_looks_through_stays_too_once_rules_deny_i
     assert [event["outcome"] for event in gate.events("request.completed")] == ["blocked"]
 
 
-def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looked_at(gate, origins, slowly):
+def test_tick_between_two_slices_does_not_resume_reading(gate, origins, slowly):
     place = site(gate, origins.web("good.example", tls=False), tls=False)
     paused = []
 
@@ -210,7 +208,7 @@ def test_nothing_more_is_read_between_two_slices_however_often_the_time_is_looke
     assert paused == [[True, True]]
 
 
-def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, origins, slowly):
+def test_client_reset_between_two_slices_resets_the_server(gate, origins, slowly):
     came = []
 
     def answer(connection, _head):
@@ -231,7 +229,7 @@ def test_a_client_that_is_cut_off_between_two_slices_cuts_its_server_off(gate, o
 @pytest.mark.parametrize(
     "step", [(HttpRouter, "drop_all"), (InspectedConnection, "_leave_servers")], ids=["steps", "servers"]
 )
-def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch, slowly, step):
+def test_cleanup_step_that_raises_does_not_skip_the_others(gate, origins, monkeypatch, slowly, step):
     came = []
     real = getattr(*step)
 
@@ -257,7 +255,7 @@ def test_a_step_of_the_end_that_raises_skips_no_other(gate, origins, monkeypatch
     assert [event["fault"]["detail"] for event in gate.events("gate.error")] == ["ValueError: on purpose"]
 
 
-def test_a_review_that_takes_long_lets_nothing_out_before_it_is_through(gate, origins, monkeypatch):
+def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypatch):
     """As that of a push with a thousand refs: each is decided on again, and neighbours have their turn in between."""
     begun, let, asked, came = threading.Event(), threading.Event(), threading.Event(), []
 
@@ -291,14 +289,14 @@ def test_a_review_that_takes_long_lets_nothing_out_before_it_is_through(gate, or
     assert came == [b""]
 
 
-def test_a_request_is_decided_on_again_a_ref_in_a_slice(gate):
+def test_review_of_a_push_yields_once_per_ref(gate):
     gate.rules("[{id: a, to: good.example, action: allow}]")
     attempt = Attempt(Protocol.TLS, HostName("good.example"), 443, at=gate.sandbox.calendar.today())
     assert len(list(standing(gate.sandbox, (attempt,) * 1000, None))) == 1000
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_a_request_whose_source_is_untrusted_after_a_reload_taints_or_ends(gate, origins, kept):
+def test_source_that_becomes_untrusted_taints_the_task_or_is_blocked(gate, origins, kept):
     begun, let = threading.Event(), threading.Event()
 
     def answer(connection, _head):
@@ -326,7 +324,7 @@ def test_a_request_whose_source_is_untrusted_after_a_reload_taints_or_ends(gate,
     assert (told["outcome"], told.get("reason")) == (("passed", None) if kept else ("blocked", "approval_unavailable"))
 
 
-def test_dials_that_are_called_off_for_a_client_that_leaves_take_no_room(gate, origins):
+def test_canceled_dials_return_their_descriptors_to_the_quota(gate, origins):
     place = site(gate, origins.web("good.example", tls=False), tls=False)
     quota = gate.dialer.descriptors
     with place.connect() as connection:
@@ -360,7 +358,7 @@ class Broken(Stage):
         raise ValueError(f"a stage has a fault: {ruling}")
 
 
-def test_a_stage_that_raises_leaves_nothing_taken_of_those_before_it(monkeypatch):
+def test_stage_that_raises_ends_the_stages_before_it(monkeypatch):
     monkeypatch.setattr(sessions, "stages_for", lambda _needs: (Holding, Broken))
     sandbox = SimpleNamespace(secret_injector=None)
     session = sessions.Session(SimpleNamespace(sandbox=sandbox), WebOrigin(HostName("good.example"), 443, tls=True), "")
@@ -371,7 +369,7 @@ def test_a_stage_that_raises_leaves_nothing_taken_of_those_before_it(monkeypatch
     assert ENDED == ["holding"]
 
 
-def test_a_long_head_is_looked_through_once_although_its_request_is_decided_twice():
+def test_long_head_is_scanned_once_for_two_decisions():
     needs = SimpleNamespace(strict_scan=False, names_host=lambda _target: False)
     sandbox = SimpleNamespace(own_secrets=None, secret_injector=None, policy=SimpleNamespace(needs=needs))
     session = sessions.Session(SimpleNamespace(sandbox=sandbox), WebOrigin(HostName("good.example"), 443, tls=True), "")
@@ -384,7 +382,7 @@ def test_a_long_head_is_looked_through_once_although_its_request_is_decided_twic
     assert set(request.seen) == {False, True}
 
 
-def test_a_held_request_whose_client_left_while_it_was_decided_is_over_and_recorded():
+def test_pending_request_whose_client_left_is_over_and_recorded():
     abandoned = []
     session = SimpleNamespace(complete=lambda *_: None, abandon=abandoned.append)
     dropped = []

@@ -148,7 +148,7 @@ def wire(tmp_path_factory, origins):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_it_is_refused_or_has_one_reading(wire, case):
+def test_smuggled_request_is_refused_or_has_one_reading(wire, case):
     ends = isinstance(case.outcome, Unfinished)
     sent = raw(case.sent, wire.site.host) + (b"" if ends else raw(NEXT, wire.site.host))
     answer, arrived = wire.ask(sent, ends=ends)
@@ -171,7 +171,7 @@ def test_it_is_refused_or_has_one_reading(wire, case):
             assert [each[2:] for each in told] == [("passed", "rule")]
 
 
-def test_a_body_that_comes_after_its_answer_goes_nowhere(gate, origins):
+def test_body_sent_after_an_early_answer_is_not_forwarded(gate, origins):
     """Pause-based desync (Kettle 2022): a server that has answered takes what comes then for the next request."""
     arrived = []
 
@@ -197,7 +197,7 @@ def test_a_body_that_comes_after_its_answer_goes_nowhere(gate, origins):
 @pytest.mark.parametrize(
     "last", ["Connection: close", "connection: Keep-Alive, CLOSE", "Connection: x\nConnection: close"]
 )
-def test_nothing_is_read_behind_the_last_request(wire, last):
+def test_request_behind_connection_close_is_not_read(wire, last):
     """RFC 9112 section 9.6: what comes then was not meant to be answered."""
     head = f"GET / HTTP/1.1\nHost: HOST\n{last}\n\n"
     answer, arrived = wire.ask(raw(head + NEXT, wire.site.host))
@@ -206,7 +206,7 @@ def test_nothing_is_read_behind_the_last_request(wire, last):
     assert [each[1:] for each in wire.told()] == [("/", "passed", "rule")]
 
 
-def test_the_corpus_is_a_table():
+def test_smuggling_corpus_has_unique_cases_with_sources():
     assert len(CASES) >= 120
     assert len({case.name for case in CASES}) == len(CASES)
     assert len({case.sent for case in CASES}) == len(CASES)

@@ -54,7 +54,7 @@ def ask(wire, case, pause=lambda _: None):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_it_is_refused_or_has_one_reading(wire, case):
+def test_smuggled_http2_request_is_refused_or_has_one_reading(wire, case):
     """All frames in one piece."""
     arrived, told = ask(wire, case)
     match case.outcome:
@@ -73,7 +73,7 @@ LATE = [case for case in CASES if isinstance(case.outcome, AtMost)]
 
 
 @pytest.mark.parametrize("case", LATE, ids=[case.name for case in LATE])
-def test_no_more_leaves_than_was_decided(wire, case):
+def test_late_frames_send_no_more_than_was_decided(wire, case):
     def pause(client):
         had = sum(map(len, wire.origin.connections))
         client.flush()
@@ -86,5 +86,5 @@ def test_no_more_leaves_than_was_decided(wire, case):
     assert told[1:] in ([], [("blocked", "ambiguous_request")])  # the trailers
 
 
-def test_the_corpus_is_a_table():
+def test_http2_smuggling_corpus_has_unique_names():
     assert len({case.name for case in CASES}) == len(CASES)

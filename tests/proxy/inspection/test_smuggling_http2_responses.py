@@ -122,7 +122,7 @@ def wire(tmp_path_factory, origins):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_client_gets_what_was_meant_or_no_end(wire, case):
+def test_smuggled_http2_response_arrives_as_meant_or_is_cut(wire, case):
     wire.case = case
     completed = len(wire.gate.events("request.completed"))
     client = Client(wire.site)
@@ -143,7 +143,7 @@ def test_a_client_gets_what_was_meant_or_no_end(wire, case):
     assert wire.gate.events("gate.error") == []
 
 
-def test_a_client_of_http1_speaks_to_servers_of_http1(wire):
+def test_http1_client_is_served_over_http1(wire):
     """So that no frame of HTTP/2 is ever written to a client that has no frames."""
     had = len(wire.origin.requests)
     with wire.site.connect() as connection:

@@ -56,7 +56,7 @@ def wire(tmp_path_factory, origins):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_client_gets_what_was_meant_or_no_end(wire, case):
+def test_smuggled_response_arrives_as_meant_or_is_cut(wire, case):
     got, cut = wire.ask(case)
     match case.outcome:
         case Passed(gets):
@@ -75,7 +75,7 @@ def test_a_client_gets_what_was_meant_or_no_end(wire, case):
 
 
 @pytest.mark.parametrize("last", ["close", "Close", "keep-alive, CLOSE"])
-def test_a_server_that_will_end_its_connection_is_asked_no_more_on_it(gate, origins, last):
+def test_server_connection_with_connection_close_is_not_reused(gate, origins, last):
     """RFC 9112 section 9.6; a request that may not be repeated would have failed there."""
 
     def answer(connection, _head):
@@ -89,5 +89,5 @@ def test_a_server_that_will_end_its_connection_is_asked_no_more_on_it(gate, orig
         assert rest(connection).endswith(b"\r\n\r\npage")
 
 
-def test_the_corpus_is_a_table():
+def test_response_smuggling_corpus_has_unique_cases():
     assert len({case.name for case in CASES}) == len({(case.answer, case.method) for case in CASES}) == len(CASES)

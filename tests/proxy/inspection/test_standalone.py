@@ -40,7 +40,7 @@ def whole(request):
         request.getfixturevalue("dump").break_in("")
 
 
-def test_a_plain_request_through_a_proxy(dump):
+def test_plain_http_request_through_regular_mode_passes(dump):
     status, out, err = dump.curl(f"http://good.example:{dump.plain.port}/echo?q=1")
     assert (status, err) == (0, "")
     echo = json.loads(out)
@@ -48,7 +48,7 @@ def test_a_plain_request_through_a_proxy(dump):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_request_over_tls_through_a_tunnel(dump, version):
+def test_https_requests_through_a_tunnel_pass(dump, version):
     url = f"https://good.example:{dump.tls.port}"
     status, out, err = dump.curl(
         version, *[f"{url}/echo?{n}" for n in range(12)], "-o", os.devnull, "-w", "%{http_code} "
@@ -57,7 +57,7 @@ def test_a_request_over_tls_through_a_tunnel(dump, version):
     assert out.split() == [b"200"] + [b"200"] * 0 or out.count(b"200") >= 1
 
 
-def test_many_requests_on_one_connection(dump):
+def test_requests_on_one_client_connection_reuse_one_server_connection(dump):
     """mitmproxy lets a client connection have five connections to a server, ever: they must be used again."""
     before = dump.tls.connections
     status, out, _ = dump.curl(
@@ -67,7 +67,7 @@ def test_many_requests_on_one_connection(dump):
     assert dump.tls.connections == before + 1
 
 
-def test_client_that_leaves_a_stream_of_events_has_not_failed(dump):
+def test_client_that_leaves_an_event_stream_is_recorded_as_passed(dump):
     with socket.create_connection(("127.0.0.1", dump.ports[0])) as connection:
         host = f"good.example:{dump.plain.port}"
         connection.sendall(f"GET http://{host}/slow/100/0.05 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
@@ -82,7 +82,7 @@ def test_client_that_leaves_a_stream_of_events_has_not_failed(dump):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_refused_request(dump, version):
+def test_request_without_a_rule_is_denied_and_not_sent(dump, version):
     asked = len(dump.tls.requests)
     status, out, err = dump.curl(version, "-X", "DELETE", f"https://good.example:{dump.tls.port}/x")
     assert (status, err) == (0, "")
@@ -90,7 +90,7 @@ def test_a_refused_request(dump, version):
     assert len(dump.tls.requests) == asked
 
 
-def test_what_people_would_be_asked_about_is_refused(dump):
+def test_request_that_needs_approval_is_denied_without_a_registry(dump):
     """There is no registry beside a mitmproxy of somebody's own."""
     asked = len(dump.tls.requests)
     status, out, err = dump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{dump.tls.port}/x")
@@ -99,14 +99,14 @@ def test_what_people_would_be_asked_about_is_refused(dump):
     assert len(dump.tls.requests) == asked
 
 
-def test_a_refused_tunnel(dump):
+def test_connect_to_unlisted_host_is_denied(dump):
     status, _, err = dump.curl("https://evil.example/x")
     assert status == 56
     assert "403" in err
     assert dump.events("connection.decided")[-1]["destination"] == {"name": "evil.example", "port": 443}
 
 
-def test_a_body_that_is_refused_is_not_kept(dump):
+def test_denied_upload_is_not_sent(dump):
     body = dump.directory / "body"
     body.write_bytes(b"x" * 3_000_000)
     asked = len(dump.plain.requests)
@@ -115,7 +115,7 @@ def test_a_body_that_is_refused_is_not_kept(dump):
     assert len(dump.plain.requests) == asked
 
 
-def test_an_upload_is_streamed(dump):
+def test_large_upload_arrives_whole(dump):
     body = dump.directory / "body"
     body.write_bytes(os.urandom(3_000_000))
     status, out, err = dump.curl("-X", "POST", "-T", body, f"http://good.example:{dump.plain.port}/upload")
@@ -125,7 +125,7 @@ def test_an_upload_is_streamed(dump):
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("path", ["/upload", "/upload?kept=1"])
-def test_secrets_are_looked_for_here_too(dump, path, chunked):
+def test_secret_in_a_body_is_flagged_or_blocked(dump, path, chunked):
     body = dump.directory / "body"
     clean = b"nothing to be seen here\n" * 3000
     words = ("-X", "POST", *(("-H", "Transfer-Encoding: chunked") if chunked else ()), "-T", body)
@@ -151,13 +151,13 @@ def test_secrets_are_looked_for_here_too(dump, path, chunked):
 @pytest.mark.parametrize(
     ("name", "expected"), [("inside.example", "non_public_address"), ("unknown.example", "unresolved")]
 )
-def test_the_address_belongs_to_the_decision(dump, name, expected):
+def test_name_with_private_or_no_address_is_refused(dump, name, expected):
     _, out, _ = dump.curl(f"http://{name}:{dump.plain.port}/x")
     assert json.loads(out)["reason"] == expected
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_body_that_no_rule_lets_out(dump, version):
+def test_get_with_a_body_is_denied(dump, version):
     before = len(dump.tls.requests)
     url = f"https://good.example:{dump.tls.port}/echo"
     _, out, _ = dump.curl(version, "-X", "GET", "-d", "secret", url)
@@ -166,7 +166,7 @@ def test_a_body_that_no_rule_lets_out(dump, version):
     assert json.loads(dump.curl(version, url)[1])["target"] == "/echo"
 
 
-def test_a_push_is_refused_for_nobody_reads_its_refs_here(dump):
+def test_git_push_is_denied_because_its_refs_cannot_be_read(dump):
     before = len(dump.tls.requests)
     url = f"https://good.example:{dump.tls.port}/acme/web.git/git-receive-pack"
     _, out, _ = dump.curl("-H", "Content-Type: application/x-git-receive-pack-request", "-d", "0000", url)
@@ -191,7 +191,7 @@ class Tunnel:
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("POST", "/upload?kept=1"), ("GET", "/echo")])
-def test_trailers_go_nowhere(dump, monkeypatch, method, path):
+def test_request_trailers_are_not_forwarded(dump, monkeypatch, method, path):
     """mitmproxy sends them by itself: nobody has counted them, looked at them, or held them against any rule."""
     seen, handle = [], Http2._handle
 
@@ -238,7 +238,7 @@ def say(dump, data, index=0):
     ],
     ids=range(8),
 )
-def test_requests_that_stray(dump, head):
+def test_requests_to_another_host_or_protocol_are_refused(dump, head):
     asked = dump.plain.connections
     answer = say(dump, head.replace("PORT", str(dump.plain.port)) + "Connection: close\r\n\r\n")
     assert b" 200 " not in answer.split(b"\r\n")[0]
@@ -246,7 +246,7 @@ def test_requests_that_stray(dump, head):
 
 
 @pytest.mark.parametrize("inside", ["SSH-2.0-x\r\n\r\n", "\x00\x00raw", "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"])
-def test_a_tunnel_is_for_http_with_its_host(dump, inside):
+def test_tunnel_without_http_to_its_own_host_is_cut(dump, inside):
     before = dump.tls.connections, dump.plain.connections
     with socket.create_connection(("127.0.0.1", dump.ports[0]), 10) as connection:
         connection.sendall(f"CONNECT good.example:{dump.tls.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -258,7 +258,7 @@ def test_a_tunnel_is_for_http_with_its_host(dump, inside):
     assert (dump.tls.connections, dump.plain.connections) == before
 
 
-def test_a_tunnel_s_sni_is_its_host(dump):
+def test_tunnel_with_another_sni_is_refused(dump):
     before = dump.tls.connections
     status, _, _ = dump.curl("--connect-to", f"evil.example:443:good.example:{dump.tls.port}", "https://evil.example/x")
     assert status != 0
@@ -274,7 +274,7 @@ def transparent(dump, *words, name="good.example", port=None):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_transparent_tls_goes_to_the_name_and_not_to_the_address(dump, version):
+def test_transparent_tls_connects_to_the_sni_and_not_to_the_address(dump, version):
     status, out, err = transparent(dump, version, f"https://good.example:{dump.tls.port}/echo")
     assert (status, err) == (0, "")
     assert json.loads(out)["authority"] == f"good.example:{dump.tls.port}"
@@ -282,13 +282,13 @@ def test_transparent_tls_goes_to_the_name_and_not_to_the_address(dump, version):
     assert json.loads(out)["reason"] == "no_rule"
 
 
-def test_transparent_plain(dump):
+def test_transparent_plain_http_request_passes(dump):
     status, out, err = transparent(dump, f"http://good.example:{dump.plain.port}/echo", port=dump.plain.port)
     assert (status, err) == (0, "")
     assert json.loads(out)["authority"] == f"good.example:{dump.plain.port}"
 
 
-def test_transparent_to_a_name_that_no_rule_allows(dump):
+def test_transparent_connection_to_unlisted_name_is_denied(dump):
     before = dump.tls.connections
     status, _, _ = transparent(dump, f"https://evil.example:{dump.tls.port}/x")
     assert status != 0
@@ -298,7 +298,7 @@ def test_transparent_to_a_name_that_no_rule_allows(dump):
     assert dump.tls.connections == before
 
 
-def test_transparent_sni_of_an_allowed_name_with_another_host(dump):
+def test_transparent_request_with_host_unlike_its_sni_is_denied(dump):
     before = dump.tls.connections
     _, out, _ = transparent(dump, "--http1.1", "-H", "Host: evil.example", f"https://good.example:{dump.tls.port}/x")
     assert json.loads(out)["reason"] == "name_mismatch"
@@ -323,7 +323,7 @@ HOOKS = [
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_a_hook_that_raises_ends_the_connection(dump, hook, tls):
+def test_hook_that_raises_ends_the_connection(dump, hook, tls):
     """mitmproxy would log it, and let the request pass."""
     if not tls and hook in ("http_connect", "tls_clienthello"):
         hook = "server_connected"  # there the request is sent at once
@@ -364,7 +364,7 @@ def test_every_hook_that_sees_traffic_is_guarded():
 
 
 @pytest.mark.parametrize(("words", "said"), [([], "there are no rules"), (["--set", "exeat_rules=BAD"], "2:1")])
-def test_a_start_that_could_not_decide_is_none(tmp_path, words, said):
+def test_start_without_valid_rules_fails(tmp_path, words, said):
     (tmp_path / "bad.yaml").write_text("version: 1\nnonsense: t\n")
     done = subprocess.run(
         [MITMDUMP, "-s", ADDON, "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0",
@@ -390,7 +390,7 @@ def test_a_start_that_could_not_decide_is_none(tmp_path, words, said):
     ],
     ids=str,
 )
-def test_options_that_would_let_something_past_are_refused(tmp_path, wanted, said):
+def test_mitmproxy_options_that_bypass_the_addon_are_refused(tmp_path, wanted, said):
     (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
 
     async def run():
@@ -424,7 +424,7 @@ def test_rules_with_secrets_are_refused(tmp_path):
         ("rules: [{id: a, to: x.example, action: allow, ca: ROOTS}]", "rule files with `ca` need `exeat run`"),
     ],
 )
-def test_certificates_that_mitmproxy_would_not_trust_are_refused(tmp_path, text, said):
+def test_rules_with_extra_cas_are_refused(tmp_path, text, said):
     """mitmproxy verifies servers itself: every request would fail, and nothing would say why."""
     roots, file = tmp_path / "roots.pem", tmp_path / "rules.yaml"
     shutil.copy(certifi.where(), roots)
@@ -433,7 +433,7 @@ def test_certificates_that_mitmproxy_would_not_trust_are_refused(tmp_path, text,
         StandaloneGate([file], None)
 
 
-def test_a_sandbox_and_commands_in_mitmproxy_are_warned_of(tmp_path, caplog):
+def test_rules_with_sandbox_or_commands_log_a_warning(tmp_path, caplog):
     for text in ("sandbox: {timeout: 5m}", "commands: [{id: a, run: b, action: deny}]"):
         caplog.clear()
         (tmp_path / "rules.yaml").write_text(f"version: 1\n{text}\n")
@@ -441,7 +441,7 @@ def test_a_sandbox_and_commands_in_mitmproxy_are_warned_of(tmp_path, caplog):
         assert "`sandbox` and `commands` of the rule files have no effect here" in caplog.text
 
 
-def test_an_addon_that_is_taken_away_ends_mitmproxy(tmp_path, origins):
+def test_mitmproxy_exits_when_the_addon_cannot_be_reloaded(tmp_path, origins):
     """mitmproxy loads a script again that has changed, and would go on without one that it can't load."""
     made = Dump(tmp_path, origins)
     (tmp_path / "journal").mkdir()

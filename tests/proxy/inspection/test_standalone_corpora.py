@@ -77,7 +77,7 @@ def told(dump, name):
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_what_is_read_is_decided_before_anything_leaves(tables, name):
+def test_request_conditions_decide_as_in_the_gate(tables, name):
     _, head, expected = CONDITIONS[name]
     host, before = CONDITION_HOSTS[name], tables.web.connections
     sent = head.replace("HOST", f"{host}:{tables.web.port}").replace("\n", "\r\n").encode()
@@ -87,7 +87,7 @@ def test_what_is_read_is_decided_before_anything_leaves(tables, name):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_both_paths_are_decided(tables, name):
+def test_path_and_destination_decide_as_in_the_gate(tables, name):
     line, destination, expected = PATHS[name]
     before, asked = len(tables.web.requests), len(told(tables, "paths.example"))
     field = "" if destination is None else f"Destination: {destination}\n"
@@ -116,7 +116,7 @@ def messages(came):
 
 
 @pytest.mark.parametrize("case", SMUGGLING, ids=[case.name for case in SMUGGLING])
-def test_it_is_refused_or_has_one_reading(tables, case):
+def test_smuggled_request_is_refused_or_arrives_as_one_message(tables, case):
     host = f"good.example:{tables.wire.port}"
     had, ends = len(tables.wire.connections), isinstance(case.outcome, Unfinished)
     answer = ask(tables, tables.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
@@ -129,7 +129,7 @@ def test_it_is_refused_or_has_one_reading(tables, case):
         assert found == [] if isinstance(case.outcome, Unfinished) else len(found) + more == 1
 
 
-def test_most_of_the_corpus_gets_through_where_it_should(tables):
+def test_half_of_the_forwarded_cases_pass_mitmproxy(tables):
     """Else the test above would hold for an addon that refuses everything."""
     passed = [event["http"]["path"] for event in told(tables, "good.example") if event["outcome"] == "passed"]
     assert len(passed) >= sum(isinstance(case.outcome, Forwarded) for case in SMUGGLING) // 2

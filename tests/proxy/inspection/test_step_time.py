@@ -81,7 +81,7 @@ PAYLOADS = {
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @measured_again
-def test_no_step_takes_long_for_what_costs_most(lab, monkeypatch, payload):
+def test_most_costly_requests_take_no_long_step(lab, monkeypatch, payload):
     _, place = lab
     with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
         client.sendall(PAYLOADS[payload].replace(b"HOST", place.host.encode()))
@@ -95,7 +95,7 @@ def test_no_step_takes_long_for_what_costs_most(lab, monkeypatch, payload):
     ids=["escapes", "too many", "nearly", "plain"],
 )
 @measured_again
-def test_no_step_takes_long_for_a_task_with_a_secret(lab, monkeypatch, value):
+def test_heads_scanned_for_a_secret_take_no_long_step(lab, monkeypatch, value):
     gate, place = lab
     slot = Slot(SlotKind.HEADER, "x-api-key")
     secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
@@ -142,7 +142,7 @@ HTTP2 = {
 
 @pytest.mark.parametrize(("fields", "count"), HTTP2.values(), ids=HTTP2)
 @measured_again
-def test_no_step_takes_long_for_heads_of_http2(busy, monkeypatch, fields, count):
+def test_http2_heads_take_no_long_step(busy, monkeypatch, fields, count):
     gate, place = busy
     before = len(gate.decided())
     with watchdog(monkeypatch) as dog:
@@ -155,7 +155,7 @@ def test_no_step_takes_long_for_heads_of_http2(busy, monkeypatch, fields, count)
 
 @pytest.mark.parametrize("flood", ["DATA", "PING"])
 @measured_again
-def test_no_step_takes_long_for_small_frames(busy, monkeypatch, flood):
+def test_small_http2_frames_take_no_long_step(busy, monkeypatch, flood):
     gate, place = busy
     with watchdog(monkeypatch) as dog:
         client = Client(place)
@@ -179,7 +179,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @measured_again
-def test_no_step_takes_long_for_what_a_server_answers(lab, origins, monkeypatch, answer):
+def test_most_costly_responses_take_no_long_step(lab, origins, monkeypatch, answer):
     gate, _ = lab
     count = 50 if answer == "announcements" else 1
     origin = origins.script(
@@ -221,7 +221,7 @@ Content-Length: 4
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("push", PUSHES)
 @measured_again
-def test_no_step_takes_long_for_a_push(lab, monkeypatch, push, packed):
+def test_git_pushes_take_no_long_step(lab, monkeypatch, push, packed):
     gate, place = lab
     rules = "".join(
         f"{{id: r{number}, to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], "
@@ -245,7 +245,7 @@ def test_no_step_takes_long_for_a_push(lab, monkeypatch, push, packed):
 
 @pytest.mark.parametrize("answer", [b"\x82\x00" * 60000, b"\x82\x7e\x00\x01a" * 30000])
 @measured_again
-def test_no_step_takes_long_for_small_websocket_frames(lab, origins, monkeypatch, answer):
+def test_small_websocket_frames_take_no_long_step(lab, origins, monkeypatch, answer):
     gate, _ = lab
     key = base64.b64encode(bytes(16))
     accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())

@@ -22,7 +22,7 @@ from tests.proxy.inspection.inspection_lab import site
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_large_download_leaves_memory_flat(gate, origins, version):
+def test_large_download_leaves_memory_flat(gate, origins, version):
     """In one process with the origin: what grows is the sum of both."""
     place = site(gate, origins.web("good.example"))
     place.curl("/bytes/1000", version, "-o", os.devnull)
@@ -46,7 +46,7 @@ def test_a_large_download_leaves_memory_flat(gate, origins, version):
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 @pytest.mark.parametrize("length", ["with", "without"])
-def test_an_upload_arrives_whole(gate, origins, tmp_path, version, length):
+def test_large_upload_arrives_whole(gate, origins, tmp_path, version, length):
     place = site(gate, origins.web("good.example"))
     body = tmp_path / "body"
     body.write_bytes(os.urandom(20 * MIB))
@@ -61,7 +61,7 @@ def test_an_upload_arrives_whole(gate, origins, tmp_path, version, length):
     assert gate.events("request.completed")[1]["bytes"]["up"] == 20 * MIB
 
 
-def test_http2_without_a_length_becomes_chunks_in_http1(gate, origins, tmp_path):
+def test_http2_body_without_a_length_is_sent_chunked_over_http1(gate, origins, tmp_path):
     """HTTP/2 ends a body by itself; HTTP/1 would take what comes for the next request."""
     heads = []
 
@@ -81,7 +81,7 @@ def test_http2_without_a_length_becomes_chunks_in_http1(gate, origins, tmp_path)
     assert len(heads) == 1
 
 
-def test_a_refused_upload_is_not_read(gate, origins):
+def test_denied_upload_is_not_read(gate, origins):
     origin = origins.web("good.example")
     place = site(gate, origin, http="{methods: [GET]}")
     before = resident()
@@ -95,7 +95,7 @@ def test_a_refused_upload_is_not_read(gate, origins):
     assert origin.connections == 0
 
 
-def test_curl_reads_the_page_that_refuses_its_upload(gate, origins, tmp_path):
+def test_curl_receives_the_page_that_denies_its_upload(gate, origins, tmp_path):
     place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
     body = tmp_path / "body"
     body.write_bytes(b"x" * 5_000_000)
@@ -105,7 +105,7 @@ def test_curl_reads_the_page_that_refuses_its_upload(gate, origins, tmp_path):
         assert json.loads(out)["reason"] == "no_rule"
 
 
-def test_100_continue(gate, origins, tmp_path):
+def test_100_continue_is_sent_only_for_an_allowed_request(gate, origins, tmp_path):
     origin = origins.web("good.example")
     place = site(gate, origin)
     with place.connect() as connection:
@@ -120,13 +120,13 @@ def test_100_continue(gate, origins, tmp_path):
         assert rest(connection).startswith(b"HTTP/1.1 403 ")  # and no 100 before
 
 
-def test_no_100_for_a_server_that_isn_t_there(gate, origins):
+def test_100_continue_is_not_sent_when_the_server_cannot_be_used(gate, origins):
     place = site(gate, origins.web("good.example", kind="expired"))
     answer = place.ask("POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nExpect: 100-continue\n\n")
     assert answer.startswith(b"HTTP/1.1 502 ")
 
 
-def test_informational_responses_are_not_the_answer(gate, origins):
+def test_informational_responses_are_not_taken_for_the_final_one(gate, origins):
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nreal")
@@ -137,7 +137,7 @@ def test_informational_responses_are_not_the_answer(gate, origins):
         assert place.curl("/")[1] == b"real"
 
 
-def test_a_switch_of_protocols_is_not_passed_on(gate, origins):
+def test_101_that_was_not_requested_is_answered_502(gate, origins):
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nraw bytes")
 
@@ -160,7 +160,7 @@ def test_a_switch_of_protocols_is_not_passed_on(gate, origins):
     ],
     ids=range(8),
 )
-def test_a_response_that_can_t_be_passed_on(gate, origins, head):
+def test_unreadable_responses_are_answered_502(gate, origins, head):
     place = site(gate, origins.script(lambda connection, _: connection.sendall(head.encode())), tls=False)
     status, out, _ = place.curl("/")
     assert (status, json.loads(out)["reason"]) == (0, "upstream_failed")
@@ -172,7 +172,7 @@ LENGTH, CHUNKED = "Content-Length: 100\r\n", "Transfer-Encoding: chunked\r\n"
 @pytest.mark.parametrize(
     ("framing", "reset"), [(LENGTH, True), (LENGTH, False), (CHUNKED, True), (CHUNKED, False), ("", True)]
 )
-def test_an_upstream_cut_in_the_body_is_a_reset_for_the_client(gate, origins, framing, reset):
+def test_server_cut_within_a_body_resets_the_client(gate, origins, framing, reset):
     def answer(connection, head):
         chunk = "5\r\nbegun\r\n" if "chunked" in framing else "begun"
         connection.sendall(f"HTTP/1.1 200 OK\r\n{framing}\r\n{chunk}".encode())
@@ -188,14 +188,14 @@ def test_an_upstream_cut_in_the_body_is_a_reset_for_the_client(gate, origins, fr
     assert gate.events("request.completed")[0]["outcome"] == "failed"
 
 
-def test_an_upstream_cut_over_http2_resets_the_stream(gate, origins):
+def test_server_cut_within_a_body_resets_the_http2_stream(gate, origins):
     place = site(gate, origins.web("good.example"))
     status, _, err = place.curl("/reset/1000", "--http2", "-o", os.devnull)
     assert status == 92  # the stream was not closed cleanly
     assert "INTERNAL_ERROR" in err
 
 
-def test_a_client_that_breaks_off_ends_the_server_s_work(gate, origins):
+def test_client_that_breaks_off_resets_the_server(gate, origins):
     ended = []
 
     def answer(connection, head):
@@ -214,7 +214,7 @@ def test_a_client_that_breaks_off_ends_the_server_s_work(gate, origins):
     assert gate.events("request.completed")[0]["outcome"] == "passed"  # of what has no length it had what it wanted
 
 
-def test_an_early_answer_ends_the_upload(gate, origins):
+def test_early_answer_is_delivered_and_ends_the_upload(gate, origins):
     """A 413 or 401 while the body is still coming: the client must see it, whole."""
 
     def answer(connection, head):
@@ -228,7 +228,7 @@ def test_an_early_answer_ends_the_upload(gate, origins):
         assert rest(connection).endswith(b"3\r\nno!\r\n0\r\n\r\n")
 
 
-def test_trailers_are_passed_on_but_for_those_that_decide(gate, origins):
+def test_trailers_are_forwarded_except_those_that_route(gate, origins):
     bodies = []
 
     def answer(connection, head):
@@ -245,7 +245,7 @@ def test_trailers_are_passed_on_but_for_those_that_decide(gate, origins):
     assert answered.lower().endswith(b"2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n")
 
 
-def test_no_trailer_comes_behind_the_back_of_rules_that_look_at_headers(gate, origins):
+def test_trailer_with_a_name_that_rules_check_is_not_forwarded(gate, origins):
     """Some servers take a trailer for a header: what was found absent would be there after all."""
     bodies = []
 
@@ -264,7 +264,7 @@ def test_no_trailer_comes_behind_the_back_of_rules_that_look_at_headers(gate, or
 
 
 @pytest.mark.parametrize("body", [b"zz\r\nabc\r\n", b"-1\r\n\r\n", b"3\r\nabcd\r\n", b"3;" + b"x" * 100_000])
-def test_chunks_that_can_t_be_read_end_it(gate, origins, body):
+def test_malformed_chunks_end_the_request(gate, origins, body):
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False)
     with place.connect() as connection:
@@ -274,7 +274,7 @@ def test_chunks_that_can_t_be_read_end_it(gate, origins, body):
             assert b"200" not in rest(connection)
 
 
-def test_pipelined_requests_are_each_decided_in_turn(gate, origins):
+def test_pipelined_requests_are_decided_one_by_one(gate, origins):
     origin = origins.web("good.example", tls=False)
     place = site(gate, origin, tls=False, http='{paths: ["/ok/**"]}')
     one = f"GET %s HTTP/1.1\r\nHost: {place.host}\r\n%s\r\n"
@@ -338,7 +338,7 @@ def told(gate):
     ],
     ids=["chunked", "until it is closed", "a part of a length", "nothing"],
 )
-def test_client_that_leaves_is_recorded_as_what_it_had(gate, origins, tls, leave, case):
+def test_client_that_leaves_is_recorded_by_how_much_it_received(gate, origins, tls, leave, case):
     answer, what = case
     asked = []
 
@@ -364,7 +364,7 @@ def test_client_that_leaves_is_recorded_as_what_it_had(gate, origins, tls, leave
 
 
 @pytest.mark.parametrize("code", ["CANCEL", "NO_ERROR", "INTERNAL_ERROR"])
-def test_client_that_resets_its_stream_of_events_has_not_failed(gate, origins, talk, code):
+def test_client_that_resets_an_event_stream_is_recorded_as_passed(gate, origins, talk, code):
     """curl, Go and hyper say CANCEL, Node's `close()` NO_ERROR."""
     client = talk(site(gate, origins.web("good.example")))
     stream = client.request("/slow/100/0.05")
@@ -375,7 +375,7 @@ def test_client_that_resets_its_stream_of_events_has_not_failed(gate, origins, t
     assert "failed" not in gate.recorder.summary().describe()
 
 
-def test_server_that_cuts_a_stream_of_events_has_failed(gate, origins):
+def test_server_that_cuts_an_event_stream_is_recorded_as_failed(gate, origins):
     def serve(connection, _head):
         connection.sendall(CHUNKED_EVENT)
         cut_off(connection)
@@ -387,7 +387,7 @@ def test_server_that_cuts_a_stream_of_events_has_failed(gate, origins):
     connection.close()
 
 
-def test_stream_of_events_that_the_gate_ends_is_not_told_as_left(gate, origins):
+def test_event_stream_ended_by_a_timeout_is_recorded_as_failed(gate, origins):
     """Neither by its idle time-out, nor where everything ends."""
 
     def serve(connection, _head):
@@ -415,7 +415,7 @@ def talk():
         client.close()
 
 
-def test_client_that_ends_behind_half_a_body_that_is_pipelined_isn_t_waited_for(gate, origins):
+def test_client_end_within_a_pipelined_body_ends_the_connection(gate, origins):
     ended = threading.Event()
 
     def serve(connection, _head):
@@ -462,7 +462,7 @@ def upload(place):
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=" and ".join)
-def test_a_refused_upload_is_told_once(gate, origins, order):
+def test_denied_http2_upload_is_recorded_once(gate, origins, order):
     place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
     with place.connect(alpn=("h2",)) as connection:
         connection.sendall(upload(place))
@@ -472,7 +472,7 @@ def test_a_refused_upload_is_told_once(gate, origins, order):
     assert gate.decided() == [("GET", "/echo", "blocked", "body_not_allowed")]
 
 
-def test_an_upload_is_told_once_also_when_it_comes_in_one_piece_with_what_follows(gate, origins):
+def test_denied_upload_in_one_piece_with_its_frames_is_recorded_once(gate, origins):
     place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
     refused = ("GET", "/echo", "blocked", "body_not_allowed")
     expected = []

@@ -28,7 +28,7 @@ from tests.support.ports import free_port
 
 
 @pytest.mark.parametrize("kind", ["self-signed", "expired", "wrong-name"])
-def test_an_untrusted_server_is_not_asked(gate, origins, kind):
+def test_request_is_not_sent_to_an_untrusted_server(gate, origins, kind):
     origin = origins.web("good.example", kind=kind)
     place = site(gate, origin)
     status, out, err = place.curl("/x")
@@ -43,19 +43,19 @@ def test_an_untrusted_server_is_not_asked(gate, origins, kind):
     assert gate.recorder.summary().describe() == "allowed 1 connection; failed 1 request (good.example)"
 
 
-def test_an_untrusted_server_s_cause_reaches_every_request(gate, origins):
+def test_every_request_to_an_untrusted_server_is_answered_502(gate, origins):
     place = site(gate, origins.web("good.example", kind="expired"))
     _, out, _ = place.curl("/[1-3]", "--http2", "-o", os.devnull, "-w", "%{http_code} ")
     assert out == b"502 502 502 "
 
 
-def test_a_server_that_speaks_no_tls(gate, origins):
+def test_server_without_tls_fails_as_upstream_failed(gate, origins):
     place = site(gate, origins.web("good.example", tls=False))
     _, out, _ = place.curl("/x")
     assert json.loads(out)["reason"] == "upstream_failed"
 
 
-def test_a_server_that_isn_t_there(gate, origins):
+def test_refused_dial_fails_as_upstream_failed(gate, origins):
     place = site(gate, Origin(free_port()))
     _, out, _ = place.curl("/x")
     problem = json.loads(out)
@@ -63,7 +63,7 @@ def test_a_server_that_isn_t_there(gate, origins):
     assert "refused" in problem["detail"]
 
 
-def test_a_client_that_distrusts_us_is_told_of(gate, origins):
+def test_client_that_distrusts_our_ca_is_recorded(gate, origins):
     origin = origins.web("good.example")
     place = site(gate, origin)
     status, _, _ = curl("--connect-to", f"{place.host}:127.0.0.1:{place.door}", f"https://{place.host}/")
@@ -83,7 +83,7 @@ def hello(place):
 
 
 @pytest.mark.parametrize("goodbye", [b"", b"\x15\x03\x03\x00\x02\x02\x28", b"\x16\x03\x01\x00\x05nonsense"])
-def test_only_a_certificate_alert_is_distrust(gate, origins, goodbye):
+def test_only_a_certificate_alert_counts_as_distrust(gate, origins, goodbye):
     place = site(gate, origins.web("good.example"))
     with socket.create_connection(("127.0.0.1", place.door)) as connection:
         connection.sendall(hello(place))
@@ -92,7 +92,7 @@ def test_only_a_certificate_alert_is_distrust(gate, origins, goodbye):
     assert gate.wait_closed()[0].reason is None
 
 
-def test_a_client_s_certificate_complaint_after_the_handshake_counts(gate, origins):
+def test_certificate_alert_after_the_handshake_counts_as_distrust(gate, origins):
     """Some clients look at the certificate only then."""
     needs("openssl")
     place = site(gate, origins.web("good.example"))
@@ -104,7 +104,7 @@ def test_a_client_s_certificate_complaint_after_the_handshake_counts(gate, origi
     assert gate.wait_closed()[0].reason is Reason.TLS_CLIENT_DISTRUST
 
 
-def test_the_sni_is_the_one_that_the_gate_saw(gate, origins):
+def test_sni_unlike_the_one_the_gate_saw_ends_the_connection(gate, origins):
     """A hello that two programs read differently is no way in."""
     origin = origins.web("good.example")
     place = site(gate, origin, sni="other.example")
@@ -113,7 +113,7 @@ def test_the_sni_is_the_one_that_the_gate_saw(gate, origins):
     assert origin.connections == 0
 
 
-def test_tls_in_tls_is_only_bytes(gate, origins):
+def test_tls_within_tls_is_refused(gate, origins):
     origin = origins.web("good.example")
     place = site(gate, origin)
     with place.connect() as connection:
@@ -123,7 +123,7 @@ def test_tls_in_tls_is_only_bytes(gate, origins):
     assert origin.connections == 0
 
 
-def test_what_is_not_http_inside_is_refused(gate, origins):
+def test_ssh_within_tls_is_refused(gate, origins):
     origin = origins.web("good.example")
     place = site(gate, origin)
     with place.connect(alpn=()) as connection:
@@ -133,7 +133,7 @@ def test_what_is_not_http_inside_is_refused(gate, origins):
 
 
 @pytest.mark.parametrize("alpn", [("http/1.1",), ("http/1.0", "http/1.1"), (), ("imap",)], ids=str)
-def test_alpn(gate, origins, alpn):
+def test_alpn_selects_http11_or_nothing(gate, origins, alpn):
     place = site(gate, origins.web("good.example"))
     with place.connect(alpn=alpn) as connection:
         assert connection.selected_alpn_protocol() == ("http/1.1" if "http/1.1" in alpn else None)
@@ -141,7 +141,7 @@ def test_alpn(gate, origins, alpn):
         assert rest(connection).startswith(b"HTTP/1.1 204")
 
 
-def test_a_clean_end_is_a_clean_end(gate, origins):
+def test_close_notify_of_the_server_reaches_the_client(gate, origins):
     """close_notify comes before the end, so that a body without a length is known to be whole."""
 
     def answer(connection, head):
@@ -156,7 +156,7 @@ def test_a_clean_end_is_a_clean_end(gate, origins):
 
 
 @pytest.mark.parametrize("end", ["reset", "no close_notify"])
-def test_a_cut_is_not_an_end(gate, origins, end):
+def test_server_cut_without_close_notify_is_no_clean_end(gate, origins, end):
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\npart")
         cut_off(connection, reset=end == "reset")
@@ -172,7 +172,7 @@ def test_a_cut_is_not_an_end(gate, origins, end):
     assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_failed")
 
 
-def test_handshakes_in_pieces(gate, origins):
+def test_handshake_sent_byte_by_byte_succeeds(gate, origins):
     """A client that sends byte by byte, over a kernel buffer that was only looked into."""
     place = site(gate, origins.web("good.example"))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
@@ -195,7 +195,7 @@ def test_handshakes_in_pieces(gate, origins):
         assert go(lambda: tls.read(12)) == b"HTTP/1.1 200"
 
 
-def test_old_tls_is_refused(gate, origins):
+def test_tls_1_1_is_refused(gate, origins):
     needs("openssl")
     place = site(gate, origins.web("good.example"))
     done = subprocess.run(
@@ -205,7 +205,7 @@ def test_old_tls_is_refused(gate, origins):
     assert b"alert protocol version" in done.stderr
 
 
-def test_no_session_is_resumed(gate, origins):
+def test_tls_session_is_not_resumed(gate, origins):
     place = site(gate, origins.web("good.example"))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     session = None
@@ -218,7 +218,7 @@ def test_no_session_is_resumed(gate, origins):
             assert not connection.session_reused
 
 
-def test_a_python_client_with_strict_checks(gate, origins):
+def test_strict_x509_checks_accept_our_certificate(gate, origins):
     place = site(gate, origins.web("good.example"))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     context.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -244,7 +244,7 @@ class SignedAtOnce(dict):
     usable = dict.__getitem__
 
 
-def test_contexts_are_kept_and_bounded(gate, monkeypatch):
+def test_client_contexts_and_known_protocols_are_cached_up_to_a_limit(gate, monkeypatch):
     monkeypatch.setattr("proxy.inspection.tls.CONTEXTS", 5)
     contexts = ClientContexts(SignedAtOnce(gate.ca))
     first = contexts.connection("kept.example", (b"h2",)).get_context()
@@ -300,14 +300,14 @@ X25519, P256, P384, HYBRID = 0x1D, 0x17, 0x18, 0x11EC  # RFC 8446 section 4.2.7;
         ("ffdhe2048", [HYBRID, X25519]),
     ],
 )
-def test_a_server_is_brought_the_key_that_it_took_last_and_offered_the_quantum_safe_one_first(group, shared):
+def test_key_share_follows_the_group_that_the_server_took_last(group, shared):
     offered, brought = _hello(group)
     assert brought == shared
     assert offered[0] == HYBRID
     assert {X25519, P256, P384} <= set(offered)
 
 
-def test_what_a_server_took_is_remembered_for_an_hour():
+def test_group_of_a_server_is_remembered_for_an_hour():
     now = [0.0]
     spoken, place = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
     assert spoken.group(place) == ""
@@ -323,7 +323,7 @@ def test_what_a_server_took_is_remembered_for_an_hour():
     assert spoken.group(place) == ""
 
 
-def test_a_server_with_a_taste_of_its_own_is_understood(gate, origins):
+def test_server_with_another_curve_is_reached(gate, origins):
     origin = origins.web("good.example", curve="prime256v1")
     place = site(gate, origin)
     assert [place.curl("/x")[0] for _ in range(2)] == [0, 0]
@@ -331,16 +331,16 @@ def test_a_server_with_a_taste_of_its_own_is_understood(gate, origins):
 
 
 @pytest.mark.parametrize("roots", [b"", b"\n"])
-def test_without_roots_nobody_is_trusted(roots):
+def test_server_contexts_can_be_made_without_roots(roots):
     ServerContexts(roots)
 
 
-def test_unreadable_roots_are_refused():
+def test_unreadable_roots_raise_trust_error():
     with pytest.raises(TrustError, match="can't be read"):
         ServerContexts(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
 
 
-def test_a_long_task_is_shown_a_new_leaf_before_the_old_one_ends(gate, origins, monkeypatch):
+def test_stale_leaf_certificate_is_replaced(gate, origins, monkeypatch):
     origin = origins.web("good.example")
     place = site(gate, origin)
 
@@ -401,7 +401,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("rules", "status"), CASES.values(), ids=CASES)
-def test_what_is_trusted(gate, company, rules, status):
+def test_rule_ca_decides_which_servers_are_trusted(gate, company, rules, status):
     place, origin = company(*rules)
     assert answers(place, "/echo") == [status]
     wait_for(lambda: gate.events("request.completed"))
@@ -410,7 +410,7 @@ def test_what_is_trusted(gate, company, rules, status):
     assert len(origin.requests) == (status == 200)
 
 
-def test_the_host_s_own_are_trusted_still(gate, origins):
+def test_rule_ca_keeps_the_roots_of_the_host_trusted(gate, origins):
     (gate.directory / "other.pem").write_bytes(certificates.Authority.make().pem())
     origin = origins.web("good.example")
     place = site(gate, origin)
@@ -420,7 +420,7 @@ def test_the_host_s_own_are_trusted_still(gate, origins):
     assert answers(place, "/echo") == [200]
 
 
-def test_a_connection_that_took_more_trust_carries_nothing_that_has_less(gate, company):
+def test_connection_trusted_by_a_rule_ca_is_not_used_for_other_rules(gate, company):
     place, origin = company(", ca: company.pem, http: {paths: [/a]}", ", http: {paths: [/b]}")
     assert answers(place, "/a", "/b") == [200, 502]
     assert [(line[1], line[2]) for line in gate.decided()] == [("/a", "passed"), ("/b", "passed")]
@@ -428,7 +428,7 @@ def test_a_connection_that_took_more_trust_carries_nothing_that_has_less(gate, c
     assert [e.get("reason") for e in gate.events("request.completed")] == [None, "upstream_untrusted"]
 
 
-def test_a_new_file_s_trust_ends_with_its_rules(gate, company):
+def test_rule_ca_ends_with_its_rule(gate, company):
     place, _ = company(", ca: company.pem")
     assert answers(place, "/echo") == [200]
     company("")
@@ -436,14 +436,14 @@ def test_a_new_file_s_trust_ends_with_its_rules(gate, company):
 
 
 @pytest.mark.parametrize(("file", "status"), [("company.pem", 200), ("other.pem", 502)])
-def test_what_settings_trust_is_trusted_everywhere(gate, company, file, status):
+def test_upstream_ca_setting_applies_to_every_rule(gate, company, file, status):
     place, origin = company("")
     rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream_ca: {gate.directory / file}}}")
     assert answers(place, "/echo") == [status]
 
 
-def test_a_name_has_to_be_the_certificate_s_all_the_same(gate, origins, monkeypatch):
+def test_certificate_of_a_rule_ca_must_have_the_host_name(gate, origins, monkeypatch):
     own = certificates.Authority.make()
     (gate.directory / "company.pem").write_bytes(own.pem())
     monkeypatch.setattr(origins, "authority", own)
@@ -494,7 +494,7 @@ def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=
 
 @VERSIONS
 @pytest.mark.parametrize("clients", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED], ids=["wished for", "required"])
-def test_certificate_that_is_a_secret_is_shown_to_its_host(gate, origins, clients, version):
+def test_client_certificate_secret_is_presented_to_its_host(gate, origins, clients, version):
     seen = []
     answer = served(gate, origins, seen, clients, version, host="good.example").ask(ASK)
     assert (answer[:12], seen) == (b"HTTP/1.1 200", ["agent.example"])
@@ -505,7 +505,7 @@ def test_certificate_that_is_a_secret_is_shown_to_its_host(gate, origins, client
 
 
 @VERSIONS
-def test_server_that_requires_a_certificate_is_told_as_that(gate, origins, version):
+def test_server_that_requires_a_certificate_fails_with_that_reason(gate, origins, version):
     seen = []
     answer = served(gate, origins, seen, ssl.CERT_REQUIRED, version).ask(ASK)
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
@@ -518,7 +518,7 @@ def test_server_that_requires_a_certificate_is_told_as_that(gate, origins, versi
     assert seen == []
 
 
-def test_server_of_http2_that_requires_a_certificate_is_told_as_that(gate, origins):
+def test_http2_server_that_requires_a_certificate_fails_with_that_reason(gate, origins):
     """It breaks off behind the handshake, as TLS 1.3 has it, with all that was asked on its connection."""
     made = served(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
     status, out, _ = made.curl("/a", "--http2")
@@ -526,7 +526,7 @@ def test_server_of_http2_that_requires_a_certificate_is_told_as_that(gate, origi
 
 
 @VERSIONS
-def test_answer_for_want_of_a_certificate_is_passed_on_and_told_as_that(gate, origins, version):
+def test_401_of_a_server_that_requests_a_certificate_is_explained(gate, origins, version):
     answer = served(gate, origins, [], ssl.CERT_OPTIONAL, version).ask(ASK)
     assert answer.startswith(b"HTTP/1.1 401")
     wait_for(lambda: gate.events("request.completed"))
@@ -535,7 +535,7 @@ def test_answer_for_want_of_a_certificate_is_passed_on_and_told_as_that(gate, or
     assert completed["detail"].startswith("the server asks for a client certificate, and the gate has none for it")
 
 
-def test_answer_of_a_server_that_asks_for_none_has_no_such_words(gate, origins):
+def test_401_of_a_server_that_requests_no_certificate_has_no_detail(gate, origins):
     site(gate, origins.web("good.example")).curl("/status/401")
     wait_for(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
@@ -543,7 +543,7 @@ def test_answer_of_a_server_that_asks_for_none_has_no_such_words(gate, origins):
 
 
 @VERSIONS
-def test_certificate_is_shown_to_no_other_host(gate, origins, version):
+def test_client_certificate_is_not_presented_to_another_host(gate, origins, version):
     seen = []
     answer = served(gate, origins, seen, ssl.CERT_OPTIONAL, version, host="other.example").ask(ASK)
     assert (answer[:12], seen) == (b"HTTP/1.1 401", [None])
@@ -551,14 +551,14 @@ def test_certificate_is_shown_to_no_other_host(gate, origins, version):
 
 @VERSIONS
 @pytest.mark.parametrize("kind", ["self-signed", "wrong-name", "expired"])
-def test_certificate_is_not_shown_to_a_server_that_is_not_trusted(gate, origins, version, kind):
+def test_client_certificate_is_not_presented_to_an_untrusted_server(gate, origins, version, kind):
     seen = []
     answer = served(gate, origins, seen, ssl.CERT_OPTIONAL, version, host="good.example", kind=kind).ask(ASK)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted"
     assert seen == []
 
 
-def test_certificate_of_one_task_is_not_shown_for_the_next(gate, origins):
+def test_client_certificate_is_not_presented_for_the_next_task(gate, origins):
     """What is kept of it is its task's: another one has a handshake without it."""
     seen = []
     made = served(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
@@ -586,14 +586,14 @@ OTHER = Authority.make().leaf("agent.example")
     ],
     ids=["nothing", "a key of another kind", "no certificate", "no key", "another's key", "too long"],
 )
-def test_what_is_no_certificate_with_its_key_is_refused_and_not_shown(pem, says):
+def test_invalid_certificate_secrets_raise_an_error_without_their_text(pem, says):
     with pytest.raises(ValueError, match=says) as error:
         Identity(secret("good.example", 443), pem)
     assert "BEGIN" not in str(error.value)
     assert error.value.__cause__ is None
 
 
-def test_identity_shows_nothing_of_itself():
+def test_identity_has_no_secret_in_its_repr_and_cannot_be_pickled():
     identity = Identity(secret("good.example", 443), PEM)
     assert repr(identity) == "Identity(cluster, ...)"
     with pytest.raises(TypeError):

@@ -76,7 +76,7 @@ def in_a_loop(test):
 
 
 @in_a_loop
-async def test_what_is_queued_goes_out_together():
+async def test_queued_pieces_are_sent_together():
     pair = Pair()
     pair.link.new.append(b"head")
     pair.link.new.append(b"body")
@@ -86,7 +86,7 @@ async def test_what_is_queued_goes_out_together():
 
 
 @in_a_loop
-async def test_room_is_told_of_once_however_slowly_it_comes():
+async def test_relieved_is_called_once_when_a_full_buffer_drains():
     pair = Pair(send_buffer=8192)
     pair.send(bytes(2_000_000))
     assert pair.link.full
@@ -103,7 +103,7 @@ async def test_room_is_told_of_once_however_slowly_it_comes():
 
 
 @in_a_loop
-async def test_an_end_is_told_and_the_other_half_stays_open():
+async def test_end_is_reported_and_the_send_half_stays_open():
     pair = Pair()
     pair.far.sendall(b"last")
     pair.far.shutdown(socket.SHUT_WR)
@@ -116,7 +116,7 @@ async def test_an_end_is_told_and_the_other_half_stays_open():
 
 
 @in_a_loop
-async def test_a_cut_is_told_as_one():
+async def test_reset_is_reported_as_a_cut():
     pair = Pair()
     cut_off(pair.far)
     await pair.until(lambda: pair.owner.told)
@@ -124,7 +124,7 @@ async def test_a_cut_is_told_as_one():
 
 
 @in_a_loop
-async def test_a_cut_while_paused_is_told_too():
+async def test_reset_while_paused_is_reported_as_a_cut():
     pair = Pair()
     pair.link.pause(paused=True)
     cut_off(pair.far)
@@ -133,7 +133,7 @@ async def test_a_cut_while_paused_is_told_too():
 
 
 @in_a_loop
-async def test_a_peer_that_is_gone_doesn_t_spin_while_paused():
+async def test_peer_that_left_causes_no_busy_loop_while_paused():
     pair = Pair()
     calls = []
     ready = Transport.ready
@@ -152,7 +152,7 @@ async def test_a_peer_that_is_gone_doesn_t_spin_while_paused():
 
 
 @in_a_loop
-async def test_a_server_s_last_words_are_read_although_it_takes_nothing_more():
+async def test_early_answer_is_read_while_the_send_buffer_is_full():
     pair = Pair(client=False, send_buffer=8192)
     pair.send(bytes(3_000_000))
     pair.far.sendall(b"too large")
@@ -163,7 +163,7 @@ async def test_a_server_s_last_words_are_read_although_it_takes_nothing_more():
 
 
 @in_a_loop
-async def test_closing_sends_what_waits_first():
+async def test_close_sends_the_buffered_bytes_first():
     pair = Pair(send_buffer=8192)
     pair.send(bytes(500_000))
     pair.link.close()
@@ -182,7 +182,7 @@ async def test_closing_sends_what_waits_first():
 
 
 @in_a_loop
-async def test_a_client_that_still_sends_can_read_the_last_answer():
+async def test_closing_with_unread_bytes_does_not_reset_the_last_answer():
     """Closing with something unread would send a reset, and take the answer with it."""
     pair = Pair()
     pair.far.sendall(b"x" * 100_000)
@@ -200,7 +200,7 @@ async def test_a_client_that_still_sends_can_read_the_last_answer():
 
 
 @pytest.mark.parametrize("limit", ["LINGER", "THROWN_AWAY"])
-def test_a_client_that_never_stops_is_stopped(monkeypatch, limit):
+def test_lingering_ends_at_its_time_or_byte_limit(monkeypatch, limit):
     monkeypatch.setattr(module, limit, 0.1)
 
     @in_a_loop
@@ -214,7 +214,7 @@ def test_a_client_that_never_stops_is_stopped(monkeypatch, limit):
     run()
 
 
-def test_a_client_that_goes_on_sending_is_waited_for(monkeypatch):
+def test_lingering_is_extended_while_the_client_sends(monkeypatch):
     """Longer than one that is silent: for as long as something has come each time that is looked."""
     monkeypatch.setattr(module, "LINGER", 0.05)
     looks = []
@@ -238,7 +238,7 @@ def test_a_client_that_goes_on_sending_is_waited_for(monkeypatch):
 
 
 @in_a_loop
-async def test_a_reset_is_a_reset_whatever_waits():
+async def test_reset_discards_the_buffered_bytes():
     pair = Pair(send_buffer=8192)
     pair.send(bytes(500_000))
     pair.link.reset()
@@ -249,7 +249,7 @@ async def test_a_reset_is_a_reset_whatever_waits():
 
 
 @in_a_loop
-async def test_what_an_owner_raises_reaches_it_again():
+async def test_exception_of_the_owner_is_passed_to_crashed():
     pair = Pair()
 
     def bug(link, data):
@@ -262,7 +262,7 @@ async def test_what_an_owner_raises_reaches_it_again():
 
 
 @in_a_loop
-async def test_what_is_costly_is_read_little_by_little():
+async def test_costly_data_is_read_in_smaller_pieces():
     """Whatever it is made of; what isn't is read by more and more again."""
     pair, clock, cost, sizes = Pair(client=False), [0.0], [0.0], []
 

@@ -14,21 +14,21 @@ from tests.proxy.inspection.clients import cut_off, until, wait_for
 from tests.proxy.inspection.inspection_lab import post, site
 from tests.proxy.inspection.test_cut_connections import (  # noqa: F401 - run again
     early,
-    test_a_client_of_http2_has_all_that_came_before_the_cut_once_it_gives_credit,
-    test_a_server_that_ends_early_has_all_of_its_bytes_delivered,
-    test_an_upload_that_breaks_off_reaches_its_server_up_to_there,
+    test_bytes_before_a_server_cut_are_delivered,
+    test_http2_client_receives_the_bytes_before_a_server_cut,
+    test_upload_bytes_before_a_client_cut_are_delivered,
 )
-from tests.proxy.inspection.test_fail_closed import test_a_hook_that_raises_lets_nothing_through as raises_in
+from tests.proxy.inspection.test_fail_closed import test_hook_that_raises_ends_the_connection as raises_in
 from tests.proxy.inspection.test_fail_closed import world  # noqa: F401 - a fixture
 from tests.proxy.inspection.test_http2 import (  # noqa: F401 - run again
     talk,
-    test_what_ends_while_it_waits_for_its_turn_never_gets_to_its_server,
-    test_what_waits_for_its_turn_at_a_server_that_leaves_goes_to_another,
+    test_request_ended_while_it_waits_for_a_stream_is_not_sent,
+    test_waiting_requests_move_to_another_connection_if_repeatable,
 )
 from tests.proxy.inspection.test_session import (  # noqa: F401 - run again
-    test_a_piece_of_a_body_that_is_looked_through_while_rules_come_that_deny_it_stays,
-    test_a_piece_of_a_body_that_nobody_looks_through_stays_too_once_rules_deny_it,
-    test_a_review_that_takes_long_lets_nothing_out_before_it_is_through,
+    test_body_piece_in_the_scan_is_not_sent_once_rules_deny_it,
+    test_nothing_is_sent_until_a_long_review_is_finished,
+    test_queued_body_piece_is_not_sent_once_rules_deny_it,
 )
 from tests.proxy.inspection.test_websocket import (  # noqa: F401 - run again
     AGREED,
@@ -36,10 +36,10 @@ from tests.proxy.inspection.test_websocket import (  # noqa: F401 - run again
     chat,
     opened,
     said,
-    test_a_client_that_ends_a_websocket_has_not_failed,
-    test_a_server_s_cut_is_a_cut,
-    test_a_server_that_cuts_a_websocket_that_is_closing_has_not_failed,
-    test_bytes_pass_in_both_directions,
+    test_client_that_ends_a_websocket_is_recorded_as_passed,
+    test_server_cut_after_a_close_frame_is_recorded_as_passed,
+    test_server_cut_resets_the_client,
+    test_websocket_relays_bytes_both_ways,
     written,
 )
 
@@ -49,12 +49,12 @@ def _a_turn_for_each_piece_of_work(monkeypatch):
     monkeypatch.setattr("proxy.inspection.connection.SLICE", 0.0)
 
 
-def test_a_connection_whose_end_can_t_be_told_ends_all_the_same(world, monkeypatch):  # noqa: F811
+def test_connection_ends_although_its_end_handler_raises(world, monkeypatch):  # noqa: F811
     raises_in(world, monkeypatch, "InspectedConnection.gone")
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_a_server_that_is_gone_before_its_request_is_sent_has_failed(gate, origins, monkeypatch, tls):
+def test_server_reset_before_its_request_is_sent_is_answered_502(gate, origins, monkeypatch, tls):
     """Its reset may be seen while what waits for the connection is put off, and then nothing more of it comes."""
     real = HttpRouter.opened
 
@@ -72,7 +72,7 @@ def test_a_server_that_is_gone_before_its_request_is_sent_has_failed(gate, origi
     assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_failed")
 
 
-def test_a_client_s_reset_behind_its_end_cuts_its_server_off(gate, origins, monkeypatch):
+def test_client_reset_behind_its_end_resets_the_server(gate, origins, monkeypatch):
     """What came before that end is put off, and dropped: the server mustn't take what it got for all there was."""
     came, begun = [], []
     real = Switched._pass_up
@@ -106,7 +106,7 @@ def test_a_client_s_reset_behind_its_end_cuts_its_server_off(gate, origins, monk
     assert came == [said(b"hello"), "a reset"]
 
 
-def test_a_head_that_is_whole_has_all_the_time_that_its_body_takes(gate, origins, slowly):
+def test_head_timeout_does_not_apply_while_the_body_is_scanned(gate, origins, slowly):
     place = site(gate, origins.web("good.example", tls=False), tls=False)
     with place.connect() as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\n")
@@ -120,7 +120,7 @@ def test_a_head_that_is_whole_has_all_the_time_that_its_body_takes(gate, origins
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_connections_that_end_meanwhile_give_the_others_of_their_sandbox_no_more_turns(gate, origins, slowly):
+def test_ended_connections_give_the_others_no_extra_turns(gate, origins, slowly):
     place = site(gate, origins.web("good.example", tls=False), tls=False)
     turns = []
 

@@ -42,7 +42,7 @@ def proxied(gate, origins):
 
 @WAYS
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_requests_go_through_it(proxied, gate, origins, scheme, tls):
+def test_request_is_sent_through_the_upstream_proxy(proxied, gate, origins, scheme, tls):
     origin = origins.web("good.example", tls=tls)
     proxy, place, upstream = proxied(scheme, origin, tls=tls)
     status, out, err = place.curl("/echo", "--http1.1", "--data", "abc")
@@ -57,7 +57,7 @@ def test_requests_go_through_it(proxied, gate, origins, scheme, tls):
 
 
 @WAYS
-def test_http2_and_many_requests_on_one_connection(proxied, origins, scheme):
+def test_http2_request_is_sent_through_one_tunnel(proxied, origins, scheme):
     origin = origins.web("good.example")
     proxy, place, _ = proxied(scheme, origin)
     status, out, err = place.curl("/echo", "--http2")
@@ -66,7 +66,7 @@ def test_http2_and_many_requests_on_one_connection(proxied, origins, scheme):
 
 
 @WAYS
-def test_a_request_that_the_rules_refuse_reaches_no_proxy(proxied, gate, origins, scheme):
+def test_denied_request_does_not_reach_the_proxy(proxied, gate, origins, scheme):
     origin = origins.web("good.example")
     proxy, place, _ = proxied(scheme, origin)
     status, out, _ = place.curl("/echo", "-X", "DELETE")
@@ -85,7 +85,7 @@ CAUSES = [
 
 
 @pytest.mark.parametrize(("scheme", "how", "why"), [c[1:] for c in CAUSES], ids=[c[0] for c in CAUSES])
-def test_a_proxy_that_makes_no_connection_gives_a_502_that_says_why(  # noqa: PLR0917
+def test_refusal_of_the_proxy_is_answered_502_with_its_cause(  # noqa: PLR0917
     proxied, gate, origins, scheme, how, why
 ):
     origin = origins.web("good.example")
@@ -104,7 +104,7 @@ def test_a_proxy_that_makes_no_connection_gives_a_502_that_says_why(  # noqa: PL
 
 
 @WAYS
-def test_who_we_are_is_told_to_the_proxy_alone(proxied, gate, origins, scheme):
+def test_proxy_password_is_sent_to_the_proxy_alone(proxied, gate, origins, scheme):
     origin = origins.web("good.example")
     _, place, _ = proxied(scheme, origin, login="me:geheim")
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
@@ -123,7 +123,7 @@ def test_who_we_are_is_told_to_the_proxy_alone(proxied, gate, origins, scheme):
 # --- HTTP in the clear, which each request asks the proxy for ---
 
 
-def test_what_the_proxy_is_sent_in_the_clear(proxied, gate, origins):
+def test_plain_request_is_sent_to_the_proxy_in_absolute_form(proxied, gate, origins):
     """One place, as it was decided, in one spelling; who we are, and nobody else's word for it."""
     origin = origins.web("good.example", tls=False)
     proxy, place, _ = proxied("http", origin, tls=False, login="me:geheim", tunnels_only_to=frozenset({443}))
@@ -151,7 +151,7 @@ def test_what_the_proxy_is_sent_in_the_clear(proxied, gate, origins):
         ("OPTIONS /echo HTTP/1.1\nHost: HOST\nMax-Forwards: 0\n", "http"),
     ],
 )
-def test_what_the_proxy_might_answer_by_itself_goes_through_it(proxied, gate, origins, head, how):
+def test_trace_and_max_forwards_are_sent_through_a_tunnel(proxied, gate, origins, head, how):
     """To TRACE with everything that it was sent: the password, too."""
     origin = origins.web("good.example", tls=False)
     proxy, place, upstream = proxied("http", origin, tls=False, login="me:geheim")
@@ -165,7 +165,7 @@ def test_what_the_proxy_might_answer_by_itself_goes_through_it(proxied, gate, or
 
 
 @pytest.mark.parametrize(("login", "status"), [(None, b"503"), (Login(b"me", b"geheim"), b"502")])
-def test_a_page_of_the_proxy_s_own_could_quote_what_it_was_told(proxied, gate, origins, login, status):
+def test_error_page_of_the_proxy_is_dropped_when_a_login_was_sent(proxied, gate, origins, login, status):
     """CVE-2025-62168: the request that failed, with the password. Where there is none the page may pass."""
 
     def fail(connection, _head):
@@ -179,7 +179,7 @@ def test_a_page_of_the_proxy_s_own_could_quote_what_it_was_told(proxied, gate, o
     assert (f"the proxy `{upstream}`: it answered 503 itself".encode() in answer) is (login is not None)
 
 
-def test_a_websocket_in_the_clear_goes_through_it(proxied, gate, origins):
+def test_plain_websocket_is_sent_through_a_tunnel(proxied, gate, origins):
     def agree(connection, _head):
         agreed = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{agreed}\r\n\r\n".encode())
@@ -201,7 +201,7 @@ def test_a_websocket_in_the_clear_goes_through_it(proxied, gate, origins):
 
 
 @pytest.mark.parametrize("login", [None, Login(b"me", b"wrong")])
-def test_a_proxy_that_wants_to_know_who_asks_us_and_not_the_client(proxied, gate, origins, login):
+def test_407_of_the_proxy_is_not_passed_to_the_client(proxied, gate, origins, login):
     origin = origins.web("good.example", tls=False)
     proxy, place, upstream = proxied("http", origin, tls=False, login="me:geheim")
     gate.loop.run(lambda: setattr(gate.dialer, "login", login))
@@ -211,7 +211,7 @@ def test_a_proxy_that_wants_to_know_who_asks_us_and_not_the_client(proxied, gate
     assert (proxy.asked, origin.connections) == ([], 0)
 
 
-def test_each_request_in_the_clear_is_decided_and_none_goes_past(proxied, gate, origins):
+def test_each_plain_request_through_the_proxy_is_decided(proxied, gate, origins):
     origin = origins.web("good.example", tls=False)
     proxy, place, _ = proxied("http", origin, tls=False)
     client = http.client.HTTPConnection(place.host)
@@ -228,7 +228,7 @@ def test_each_request_in_the_clear_is_decided_and_none_goes_past(proxied, gate, 
     assert [asked["how"] for asked in proxy.asked] == ["relayed"]
 
 
-def test_a_proxy_that_is_down_is_not_gone_around(proxied, gate, origins):
+def test_proxy_that_is_down_is_not_bypassed(proxied, gate, origins):
     origin = origins.web("good.example")
     _, place, _ = proxied("http", origin, port=free_port())
     gate.name(good_example="127.0.0.1")
@@ -238,7 +238,7 @@ def test_a_proxy_that_is_down_is_not_gone_around(proxied, gate, origins):
     assert origin.connections == 0
 
 
-def test_a_certificate_is_still_verified_here(proxied, origins):
+def test_server_certificate_is_verified_behind_the_proxy(proxied, origins):
     origin = origins.web("other.example")
     _, place, _ = proxied("http", origin)
     status, out, _ = place.curl("/echo", "--http1.1", "-i")
@@ -246,7 +246,7 @@ def test_a_certificate_is_still_verified_here(proxied, origins):
     assert json.loads(out.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted"
 
 
-def test_a_kept_connection_is_used_no_more_when_the_way_is_another(proxied, gate, origins):
+def test_server_connection_is_not_reused_under_another_proxy(proxied, gate, origins):
     origin = origins.web("good.example")
     proxy, place, _ = proxied("http", origin)
     connection = http.client.HTTPConnection("127.0.0.1")
@@ -264,7 +264,7 @@ def test_a_kept_connection_is_used_no_more_when_the_way_is_another(proxied, gate
     assert origin.connections == 2
 
 
-def test_mitmproxy_by_itself_lets_nothing_out_that_has_to_go_through_a_proxy(tmp_path):
+def test_mitmproxy_addon_denies_what_needs_an_upstream_proxy(tmp_path):
     rules = tmp_path / "rules.yaml"
     rules.write_text(
         "version: 1\nname: t\nsettings: {upstream: 'http://127.0.0.1:1', upstream_except: [past.example]}\n"

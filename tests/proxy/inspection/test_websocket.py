@@ -77,7 +77,7 @@ def chat(request, gate, origins):
     return make
 
 
-def test_bytes_pass_in_both_directions(gate, chat):
+def test_websocket_relays_bytes_both_ways(gate, chat):
     place, origin = chat(greeting=b"\r\n\x81\x02hi")
     with opened(place) as connection:
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
@@ -106,7 +106,7 @@ def test_bytes_pass_in_both_directions(gate, chat):
 
 @pytest.mark.parametrize("end", [finished, cut_off], ids=["end", "cut"])
 @pytest.mark.parametrize("said_so", [True, False], ids=["after a Close frame", "without one"])
-def test_a_client_that_ends_a_websocket_has_not_failed(gate, chat, end, said_so):
+def test_client_that_ends_a_websocket_is_recorded_as_passed(gate, chat, end, said_so):
     place, _ = chat()
     connection = opened(place)
     until(connection, b"\r\n\r\n")
@@ -122,7 +122,7 @@ def test_a_client_that_ends_a_websocket_has_not_failed(gate, chat, end, said_so)
 
 
 @pytest.mark.parametrize("closing", ["client", "server"])
-def test_a_server_that_cuts_a_websocket_that_is_closing_has_not_failed(gate, chat, closing):
+def test_server_cut_after_a_close_frame_is_recorded_as_passed(gate, chat, closing):
     """Most servers end TCP without TLS's own end once both sides have sent their Close frames (RFC 6455 section 7.1.1)."""
 
     def end(connection):
@@ -142,7 +142,7 @@ def test_a_server_that_cuts_a_websocket_that_is_closing_has_not_failed(gate, cha
     assert gate.events("request.completed")[0]["outcome"] == "passed"
 
 
-def test_a_server_s_cut_is_a_cut(gate, chat):
+def test_server_cut_resets_the_client(gate, chat):
     place, _ = chat(end=cut_off)
     with opened(place) as connection:
         until(connection, b"\r\n\r\n")
@@ -157,7 +157,7 @@ FRAME = said(b"x" * 300)  # the origin gives back what it is sent
 
 
 @pytest.mark.parametrize(("sent", "told"), [(FRAME, True), (FRAME[:100], False), (FRAME + b"\x81", False)])
-def test_a_websocket_that_ends_by_a_limit_hears_so_where_a_frame_may_begin(gate, chat, sent, told):
+def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, told):
     """Elsewhere it is cut: what would be told would be part of the server's message."""
     place, _ = chat(http=LIMITED)
     with opened(place) as connection:
@@ -194,7 +194,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize(("data", "between"), FRAMES.values(), ids=FRAMES)
-def test_where_frames_end(data, between):
+def test_frame_boundaries_are_found(data, between):
     """In one piece, and byte by byte."""
     whole, single = Frames(), Frames()
     whole.follow(data)
@@ -217,7 +217,7 @@ NO_HANDSHAKES = {
 
 
 @pytest.mark.parametrize("how", NO_HANDSHAKES.values(), ids=NO_HANDSHAKES)
-def test_what_is_no_handshake_is_refused(gate, chat, how):
+def test_malformed_handshakes_are_refused(gate, chat, how):
     place, origin = chat()
     with opened(place, **how) as connection:
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
@@ -226,7 +226,7 @@ def test_what_is_no_handshake_is_refused(gate, chat, how):
 
 
 @pytest.mark.parametrize("http", ["{methods: [GET]}", "{methods: [GET], websocket: false}"])
-def test_a_rule_that_doesn_t_say_so_lets_none_out(gate, chat, http):
+def test_handshake_is_denied_unless_a_rule_allows_websocket(gate, chat, http):
     place, origin = chat(http=http)
     with opened(place) as connection:
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
@@ -244,14 +244,14 @@ DISAGREED = {
 
 
 @pytest.mark.parametrize("agreed", DISAGREED.values(), ids=DISAGREED)
-def test_a_server_that_doesn_t_agree_is_cut(gate, chat, agreed):
+def test_invalid_handshake_of_the_server_is_answered_502(gate, chat, agreed):
     place, _ = chat(agreed=agreed)
     with opened(place) as connection:
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
     assert gate.events("request.completed")[0]["reason"] == "upstream_failed"
 
 
-def test_a_server_that_doesn_t_switch_answers_as_any(gate, chat):
+def test_response_of_a_server_that_does_not_switch_is_forwarded(gate, chat):
     place, _ = chat(first="HTTP/1.1 403 Forbidden", agreed={"Content-Length": "2"}, greeting=b"no")
     with opened(place) as connection:
         assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 Forbidden")
@@ -273,7 +273,7 @@ NO_FRAMES = {
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize(("data", "why"), NO_FRAMES.values(), ids=NO_FRAMES)
-def test_what_is_no_frame_of_a_client_s_ends_a_websocket(gate, chat, data, why, bytewise):
+def test_invalid_client_frames_end_the_websocket(gate, chat, data, why, bytewise):
     """Whoever stands before the server that agreed may go on to read requests, and nobody would decide on them."""
     place, origin = chat()
     with opened(place) as connection:
@@ -292,7 +292,7 @@ def test_what_is_no_frame_of_a_client_s_ends_a_websocket(gate, chat, data, why, 
     assert len(origin.requests) == len(gate.decided()) == 1
 
 
-def test_a_request_right_behind_the_handshake_is_no_request(gate, chat):
+def test_request_sent_behind_the_handshake_is_not_forwarded(gate, chat):
     """What a client sends ahead is of the WebSocket that it asked for, and no frame of one."""
     place, origin = chat()
     with place.connect() as connection:
@@ -302,7 +302,7 @@ def test_a_request_right_behind_the_handshake_is_no_request(gate, chat):
     assert len(origin.requests) == len(gate.decided()) == 1
 
 
-def test_extensions_that_both_sides_have_agreed_to_have_bits_of_their_own(gate, chat):
+def test_agreed_extension_may_set_its_reserved_bit(gate, chat):
     place, _ = chat(agreed={**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"})
     with opened(place, Sec_WebSocket_Extensions="permessage-deflate") as connection:
         until(connection, b"\r\n\r\n")
@@ -314,7 +314,7 @@ def test_extensions_that_both_sides_have_agreed_to_have_bits_of_their_own(gate, 
             assert b"GE" not in rest(connection)
 
 
-def test_a_request_behind_a_handshake_that_was_declined_is_decided(gate, chat):
+def test_request_behind_a_declined_handshake_is_decided(gate, chat):
     place, origin = chat(first="HTTP/1.1 200 OK", agreed={"Content-Length": "0"})
     with place.connect() as connection:
         ahead = "GET /other HTTP/1.1\r\nHost: HOST\r\n\r\n"
@@ -325,7 +325,7 @@ def test_a_request_behind_a_handshake_that_was_declined_is_decided(gate, chat):
     assert len(origin.requests) == 1
 
 
-def test_the_rfc_s_own_example():
+def test_handshake_of_the_rfc_example_is_accepted():
     def made(fields):
         return Head(b"HTTP/1.1", b"GET", b"", b"", b"/chat", tuple((n.encode(), v.encode()) for n, v in fields.items()))
 

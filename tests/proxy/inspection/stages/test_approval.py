@@ -22,7 +22,7 @@ GONE = "the client went away while people were asked"
 
 
 @BOTH
-def test_what_is_held_goes_on_once_it_is_granted_and_nothing_of_it_before(desk, monkeypatch):
+def test_pending_request_is_sent_only_after_it_is_approved(desk, monkeypatch):
     looked = []
     known = Dialer.known
     monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
@@ -42,7 +42,7 @@ def test_what_is_held_goes_on_once_it_is_granted_and_nothing_of_it_before(desk, 
     assert asked.event == connection["id"]
 
 
-def test_a_name_that_the_task_chose_is_not_looked_up_before_it_is_granted(desk, monkeypatch):
+def test_name_under_a_wildcard_is_not_resolved_before_approval(desk, monkeypatch):
     looked = []
     known = Dialer.known
     monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
@@ -71,7 +71,7 @@ BY_ADDRESS = [
 
 
 @pytest.mark.parametrize(("rules", "reason"), BY_ADDRESS)
-def test_people_are_asked_about_a_name_inside_if_an_approval_lets_it_out(desk, rules, reason):
+def test_approval_of_a_private_address_is_requested_only_if_it_helps(desk, rules, reason):
     desk.rules(*rules)
     with desk.place.connect() as connection:
         connection.sendall(desk.request(more="Connection: close\r\n"))
@@ -91,7 +91,7 @@ def test_people_are_asked_about_a_name_inside_if_an_approval_lets_it_out(desk, r
     assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("deny", "blocked", ["t:ask"])
 
 
-def test_two_asks_of_which_one_is_about_the_address_have_both_to_be_granted(desk):
+def test_request_with_two_pending_approvals_needs_both(desk):
     desk.rules(WRITE, ASK, "{id: inside, to: '*', resolves_to: [127.0.0.0/8], action: ask}")
     with desk.place.connect() as connection:
         connection.sendall(desk.request(more="Connection: close\r\n"))
@@ -102,7 +102,7 @@ def test_two_asks_of_which_one_is_about_the_address_have_both_to_be_granted(desk
     assert len(desk.told()) == 1
 
 
-def test_a_body_stays_with_its_client_until_it_may_leave(desk):
+def test_100_continue_is_sent_only_after_approval(desk):
     with desk.place.connect() as connection:
         head = desk.request(more="Connection: close\r\nExpect: 100-continue\r\n", body="hello")
         connection.sendall(head.removesuffix(b"hello"))
@@ -117,7 +117,7 @@ def test_a_body_stays_with_its_client_until_it_may_leave(desk):
         assert rest(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_a_refusal_names_the_approval_and_its_retry_has_the_answer(desk):
+def test_timed_out_request_names_its_approval_and_its_retry_passes(desk):
     with desk.place.connect() as connection:
         connection.sendall(desk.request())
         id_ = desk.question()
@@ -141,7 +141,7 @@ def test_a_refusal_names_the_approval_and_its_retry_has_the_answer(desk):
 
 
 @pytest.mark.parametrize("more", ["", f"Authorization: Bearer {SHOWN}\r\n"], ids=["a body", "a secret"])
-def test_an_approval_without_a_body_or_a_secret_lets_neither_out(desk, more):
+def test_approval_does_not_cover_an_added_body_or_secret(desk, more):
     key = secret("key", "good.example", desk.origin.port, Slot(SlotKind.HEADER, "authorization"))
     desk.do(lambda: desk.gate.sandbox.set_secrets(SecretInjector([SecretValue(key, REAL, SHOWN)])))
     body = "" if more else "x" * 1000
@@ -161,7 +161,7 @@ def test_an_approval_without_a_body_or_a_secret_lets_neither_out(desk, more):
 
 
 @BOTH
-def test_what_is_rejected_says_why(desk):
+def test_rejected_request_is_answered_with_the_reason(desk):
     with desk.place.connect() as connection:
         connection.sendall(desk.request())
         id_ = desk.question()
@@ -172,7 +172,7 @@ def test_what_is_rejected_says_why(desk):
     assert desk.told() == [("approval_denied", id_)]
 
 
-def test_streams_are_held_each_by_itself(desk):
+def test_pending_stream_does_not_hold_up_other_streams(desk):
     client = Client(desk.place)
     try:
         held = client.request("/upload", "POST", end=False)
@@ -189,7 +189,7 @@ def test_streams_are_held_each_by_itself(desk):
         client.close()
 
 
-def test_a_stream_that_is_called_off_is_not_waited_for(desk):
+def test_reset_stream_withdraws_its_approval_request(desk):
     client = Client(desk.place)
     try:
         held = client.request("/upload", "POST", end=False)
@@ -215,7 +215,7 @@ LEAVING = {
 
 @pytest.mark.parametrize("desk", [False], ids=["clear"], indirect=True)
 @pytest.mark.parametrize(("method", "body", "how"), LEAVING.values(), ids=LEAVING)
-def test_a_client_that_goes_away_is_noticed(desk, method, body, how):
+def test_client_that_leaves_withdraws_its_approval_request(desk, method, body, how):
     connection = desk.place.connect()
     connection.sendall(desk.request(method, body=body))
     id_ = desk.question()
@@ -236,7 +236,7 @@ def test_a_client_that_goes_away_is_noticed(desk, method, body, how):
     connection.close()
 
 
-def test_without_a_registry_it_is_refused(desk):
+def test_pending_request_is_denied_when_the_registry_dies(desk):
     with desk.place.connect() as connection:
         connection.sendall(desk.request())
         id_ = desk.question()
@@ -255,7 +255,7 @@ RELOADS = {
 
 
 @pytest.mark.parametrize(("rules", "status", "reason", "sent"), RELOADS.values(), ids=RELOADS)
-def test_other_rules_decide_at_once_on_what_is_held(desk, rules, status, reason, sent):
+def test_reload_decides_a_pending_request_at_once(desk, rules, status, reason, sent):
     with desk.place.connect() as connection:
         connection.sendall(desk.request(more="Connection: close\r\n"))
         desk.question()
@@ -271,7 +271,7 @@ def test_other_rules_decide_at_once_on_what_is_held(desk, rules, status, reason,
     assert len(desk.origin.requests) == sent
 
 
-def test_rules_that_ask_the_same_leave_the_question(desk):
+def test_reload_with_the_same_ask_keeps_the_approval_pending(desk):
     with desk.place.connect() as connection:
         connection.sendall(desk.request(more="Connection: close\r\n"))
         id_ = desk.question()
@@ -282,7 +282,7 @@ def test_rules_that_ask_the_same_leave_the_question(desk):
     assert not any(isinstance(word, Withdraw) for word in desk.people.said)
 
 
-def test_a_bug_while_it_is_held_lets_nothing_out(desk, monkeypatch):
+def test_exception_while_pending_sends_nothing(desk, monkeypatch):
     with desk.place.connect() as connection:
         connection.sendall(desk.request())
         id_ = desk.question()
@@ -296,7 +296,7 @@ def test_a_bug_while_it_is_held_lets_nothing_out(desk, monkeypatch):
     assert [line[0] for line in desk.told()] == ["gate_error"]
 
 
-def test_more_than_may_wait_is_refused_at_once(desk):
+def test_request_beyond_the_pending_limit_is_denied_at_once(desk):
     """The registry bounds it, and the gate says so."""
     connections = []
     for number in range(21):
@@ -314,7 +314,7 @@ def test_more_than_may_wait_is_refused_at_once(desk):
 TAINTED = ASK.replace("action: ask", "action: ask, when: tainted")
 
 
-def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(desk):
+def test_taint_by_an_untrusted_read_makes_the_next_upload_ask(desk):
     desk.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
     assert desk.place.curl("/upload", "-d", "hello")[0] == 0
     assert desk.people.tainted_by() == []
@@ -333,7 +333,7 @@ def test_what_was_free_asks_once_the_task_has_read_from_a_stranger(desk):
     assert [source.rule for source in asked.tainted_by] == ["t:read"]
 
 
-def test_what_a_task_reads_and_nobody_could_keep_it_doesn_t_read(desk, monkeypatch):
+def test_untrusted_read_is_denied_if_the_taint_cannot_be_recorded(desk, monkeypatch):
     desk.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
     monkeypatch.setattr(type(desk.gate.sandbox.approvals), "tainted", lambda *_: False)
     _, body, _ = desk.place.curl("/")
@@ -343,7 +343,7 @@ def test_what_a_task_reads_and_nobody_could_keep_it_doesn_t_read(desk, monkeypat
     assert desk.gate.events("request.completed")[0]["outcome"] == "blocked"
 
 
-def test_nobody_is_asked_what_no_answer_could_let_out_and_that_is_said(desk):
+def test_approval_that_would_have_no_effect_is_not_requested(desk):
     desk.rules(READ, TAINTED)
     desk.gate.sandbox.tainted = True
     said = json.loads(desk.place.curl("/upload", "-d", "hello")[1])
@@ -356,7 +356,7 @@ def test_nobody_is_asked_what_no_answer_could_let_out_and_that_is_said(desk):
 # --- grants ---
 
 
-def test_an_answer_that_comes_down_under_a_grant_is_cut_when_that_ends(desk, origins):
+def test_response_is_cut_when_its_grant_is_revoked(desk, origins):
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
         rest(connection)
@@ -386,7 +386,7 @@ def _end_the_grant(_desk, monkeypatch):
 
 
 @pytest.mark.parametrize("do", [_forget_the_registry, _end_the_grant])
-def test_what_was_granted_and_is_over_before_it_passes_is_denied(desk, monkeypatch, do):
+def test_request_is_denied_if_its_grant_ends_before_it_is_sent(desk, monkeypatch, do):
     settle = PendingApprovals.settle
 
     def meanwhile(pending, one):
@@ -403,7 +403,7 @@ def test_what_was_granted_and_is_over_before_it_passes_is_denied(desk, monkeypat
     assert desk.untouched()
 
 
-def test_no_more_of_a_body_leaves_than_is_granted(desk):
+def test_upload_is_cut_at_the_bytes_that_were_granted(desk):
     with desk.place.connect() as connection:
         connection.sendall(desk.request(body="x" * 100_000))
         id_ = desk.question()

@@ -47,7 +47,7 @@ GITS = [
 
 
 @pytest.mark.parametrize(("method", "target", "kinds", "service"), GITS)
-def test_git(method, target, kinds, service):
+def test_git_requests_are_recognized(method, target, kinds, service):
     assert git_request(method, target, kinds) == GitRequest(service, WEB)
 
 
@@ -69,7 +69,7 @@ NOT_GIT = [
 
 
 @pytest.mark.parametrize(("method", "target", "kinds"), NOT_GIT)
-def test_not_git(method, target, kinds):
+def test_other_requests_are_not_taken_for_git(method, target, kinds):
     assert git_request(method, target, kinds) is None
 
 
@@ -137,7 +137,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("method", "target", "kinds", "reason"), REFUSED)
-def test_refused(method, target, kinds, reason):
+def test_ambiguous_git_requests_are_refused(method, target, kinds, reason):
     with pytest.raises(UnclearError) as raised:
         git_request(method, target, kinds)
     assert raised.value.reason is reason
@@ -152,7 +152,7 @@ EVERY = pytest.mark.parametrize(
 
 
 @EVERY
-def test_clone_and_fetch(forge, tmp_path, version, http):
+def test_clone_and_fetch_pass(forge, tmp_path, version, http):
     for words in (("clone", "-q", forge.url(), tmp_path / "again"), ("fetch", "-q", "origin"), ("ls-remote",)):
         done = forge.remote(*words, version=version, http=http)
         assert done.returncode == 0, done.stderr
@@ -162,7 +162,7 @@ def test_clone_and_fetch(forge, tmp_path, version, http):
 
 
 @EVERY
-def test_push_of_a_branch(forge, version, http):
+def test_push_of_an_allowed_branch_passes(forge, version, http):
     done = forge.remote("push", "origin", "HEAD:refs/heads/feature/x", version=version, http=http)
     assert done.returncode == 0, done.stderr
     assert forge.refs() == ["refs/heads/feature/x", MAIN]
@@ -170,7 +170,7 @@ def test_push_of_a_branch(forge, version, http):
 
 
 @EVERY
-def test_push_that_has_to_be_asked(forge, version, http):
+def test_push_that_needs_approval_is_denied_without_a_registry(forge, version, http):
     done = forge.remote("push", "origin", "HEAD:main", version=version, http=http)
     assert done.returncode == 1
     assert "! [remote rejected] HEAD -> main (exeat: a rule asks for an approval" in done.stderr
@@ -212,7 +212,7 @@ PUSHES = {
 
 
 @pytest.mark.parametrize(("refs", "told", "said"), PUSHES.values(), ids=PUSHES)
-def test_push(forge, refs, told, said):
+def test_pushes_are_decided_by_their_refs(forge, refs, told, said):
     forge.made("tag", "-a", "v2", "-m", "two")
     bare = forge.root / "acme/web.git"
     forge.made("push", "-q", bare, "HEAD:refs/heads/feature/old")
@@ -228,7 +228,7 @@ def test_push(forge, refs, told, said):
     assert passed or forge.refs() == before
 
 
-def test_events_of_a_push_say_what_becomes_of_which_ref(forge):
+def test_push_event_lists_each_ref_with_its_change(forge):
     bare = forge.root / "acme/web.git"
     forge.made("push", "-q", bare, "HEAD~1:refs/heads/feature/old")
     old, new = forge.made("-C", bare, "rev-parse", "feature/old"), forge.made("rev-parse", "HEAD")
@@ -247,7 +247,7 @@ def test_events_of_a_push_say_what_becomes_of_which_ref(forge):
     assert said.endswith(" to acme/web)")
 
 
-def test_what_a_path_is_kept_out_of_events_for_is_no_push_s_to_tell(forge):
+def test_push_under_log_pattern_records_no_refs_or_paths(forge):
     forge.place.gate.rules(RULES.replace("PORT", str(forge.place.port)).replace("git: {", "log: pattern, git: {"))
     assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x").returncode == 0
     assert forge.remote("push", "origin", "HEAD:main").returncode == 1
@@ -257,13 +257,13 @@ def test_what_a_path_is_kept_out_of_events_for_is_no_push_s_to_tell(forge):
     assert "acme" not in told
 
 
-def test_refs_of_a_push_that_was_refused_are_not_there_whatever_they_were(forge):
+def test_no_ref_of_a_partly_denied_push_is_changed(forge):
     assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x", "HEAD:main").returncode == 1
     assert forge.refs() == [MAIN]
     assert forge.place.origin.requests[-1].method == "GET"  # of the push itself nothing has left
 
 
-def test_a_signed_push(forge, tmp_path):
+def test_signed_push_is_decided_by_its_refs(forge, tmp_path):
     needs("ssh-keygen")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
     signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={tmp_path / 'key'}")
@@ -275,7 +275,7 @@ def test_a_signed_push(forge, tmp_path):
     assert forge.refs() == ["refs/heads/feature/x", MAIN, "refs/tags/v1"]
 
 
-def test_a_push_of_a_shallow_clone(forge, tmp_path):
+def test_push_from_a_shallow_clone_passes(forge, tmp_path):
     assert forge.remote("clone", "-q", "--depth=1", forge.url(), tmp_path / "shallow").returncode == 0
     forge.work = tmp_path / "shallow"
     forge.made("commit", "-q", "--allow-empty", "-m", "more")
@@ -285,7 +285,7 @@ def test_a_push_of_a_shallow_clone(forge, tmp_path):
 
 @pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
 @pytest.mark.parametrize(("ref", "status"), [("refs/heads/feature/x", 0), (MAIN, 1)])
-def test_a_large_push(forge, http, ref, status):
+def test_large_chunked_push_is_decided_by_its_refs(forge, http, ref, status):
     """More than http.postBuffer: git asks with an empty list first, and then sends chunks."""
     (forge.work / "big").write_bytes(os.urandom(5_000_000))
     forge.made("add", "big")
@@ -300,7 +300,7 @@ def test_a_large_push(forge, http, ref, status):
 @pytest.mark.parametrize(
     "words", [("push", "origin", "HEAD:refs/heads/feature/x"), ("fetch", "origin")], ids=["push", "fetch"]
 )
-def test_another_repository(forge, words):
+def test_push_and_fetch_of_another_repository_are_denied(forge, words):
     forge.made("remote", "set-url", "origin", forge.url("evil/web.git"))
     done = forge.remote(*words)
     assert done.returncode == 128
@@ -308,7 +308,7 @@ def test_another_repository(forge, words):
     assert forge.place.origin.requests == []
 
 
-def test_fetching_alone(forge, gate):
+def test_push_is_denied_at_its_advertisement_where_only_fetch_is_allowed(forge, gate):
     """Where no push could pass, it ends before it has begun."""
     rules = RULES.replace("PORT", str(forge.place.port)).splitlines()
     gate.rules("\n".join([*rules[:3], "]"]))
@@ -330,7 +330,7 @@ def audited(forge, gate, mode="audit"):
 
 
 @pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
-def test_audit_mode_records_what_git_does_where_no_rule_looks_at_it(forge, gate, http):
+def test_audit_mode_records_git_requests_for_learn(forge, gate, http):
     """`exeat learn` made a rule of it that lets every push to every ref out."""
     audited(forge, gate)
     done = forge.remote("push", "-o", "ci.skip", "origin", "HEAD:refs/heads/feature/x", http=http)
@@ -346,7 +346,7 @@ def test_audit_mode_records_what_git_does_where_no_rule_looks_at_it(forge, gate,
     assert [each.paths for each in drafted.drafts if each.git is None] == []
 
 
-def test_without_audit_mode_and_without_a_rule_about_git_nothing_of_a_push_is_held(forge, gate):
+def test_push_is_not_read_without_audit_mode_or_git_rules(forge, gate):
     audited(forge, gate, mode="enforce")
     assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x").returncode == 0
     assert not [event for event in gate.events("request.decided") if "git" in event]

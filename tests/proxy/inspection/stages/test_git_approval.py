@@ -59,7 +59,7 @@ def pushing(forge, gate, tmp_path):
     gate.loop.run(people.close)
 
 
-def test_a_push_waits_and_is_done_once_it_is_approved_and_the_next_one_is_another(pushing):
+def test_push_passes_once_approved_and_the_next_push_asks_again(pushing):
     forge = pushing.forge
     new = forge.made("rev-parse", "HEAD")
     old = forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main")
@@ -86,7 +86,7 @@ def test_a_push_waits_and_is_done_once_it_is_approved_and_the_next_one_is_anothe
     ]
 
 
-def test_a_push_that_nobody_answers_in_time_says_what_it_waits_for_and_its_retry_is_done(pushing):
+def test_timed_out_push_names_its_approval_and_its_retry_passes(pushing):
     done = pushing.push("HEAD:main")
     id_ = pushing.question()
     pushing.do(pushing.people.pass_, 121)
@@ -101,7 +101,7 @@ def test_a_push_that_nobody_answers_in_time_says_what_it_waits_for_and_its_retry
     assert again.returncode == 0, again.stderr
 
 
-def test_a_push_of_two_refs_is_held_as_a_whole(pushing):
+def test_push_of_two_refs_is_pending_as_a_whole(pushing):
     forge = pushing.forge
     done = pushing.push("HEAD:refs/heads/feature/x", "HEAD:main")
     id_ = pushing.question()
@@ -141,14 +141,14 @@ def many_refs():
     return ["HEAD:main", *(f"HEAD:refs/heads/feature/{number}" for number in range(pushes.FEW_REFS))]
 
 
-def test_a_push_of_many_refs_is_decided_in_slices_once_it_is_approved(pushing, unsliced):
+def test_approved_push_of_many_refs_is_decided_in_slices(pushing, unsliced):
     done = pushing.push(*many_refs())
     pushing.do(pushing.people.approve, pushing.question())
     assert done.result(60).returncode == 0, done.result().stderr
     assert unsliced == [0, 0]
 
 
-def test_a_push_of_many_refs_that_waits_is_decided_in_slices_under_other_rules(pushing, gate, unsliced):
+def test_pending_push_of_many_refs_is_reviewed_in_slices(pushing, gate, unsliced):
     done = pushing.push(*many_refs())
     pushing.question()
     gate.rules(rules(pushing.forge, "refs/heads/main").replace("id: main", "id: other"))
@@ -159,14 +159,14 @@ def test_a_push_of_many_refs_that_waits_is_decided_in_slices_under_other_rules(p
     assert unsliced == [0, 0, 0]
 
 
-def test_nobody_is_asked_about_a_push_of_which_a_part_is_denied(pushing):
+def test_partly_denied_push_requests_no_approval(pushing):
     said = pushing.push("HEAD:refs/heads/x", "HEAD:main").result(60)
     assert said.returncode == 1
     assert pushing.forge.pushes() == [("blocked", "no_rule", [])]
     assert pushing.people.asked() == []
 
 
-def test_where_every_push_is_asked_about_it_is_one_question(pushing, gate):
+def test_push_and_its_advertisement_make_one_approval_request(pushing, gate):
     """What comes before a push, its advertisement, is no question of its own."""
     forge = pushing.forge
     every = "{id: all, to: good.example, ports: [PORT/tls], action: ask, git: {repos: ['acme/*'], push: ['refs/**']}}"
@@ -179,7 +179,7 @@ def test_where_every_push_is_asked_about_it_is_one_question(pushing, gate):
     assert done.result(60).returncode == 0, done.result().stderr
 
 
-def test_where_nothing_may_be_fetched_the_advertisement_is_asked_about_too(pushing, gate):
+def test_advertisement_needs_approval_where_fetch_is_not_allowed(pushing, gate):
     """A path that the task chooses is a way out."""
     port = pushing.forge.place.port
     gate.rules(
@@ -196,7 +196,7 @@ def test_where_nothing_may_be_fetched_the_advertisement_is_asked_about_too(pushi
 
 
 @pytest.mark.parametrize("quiet", ["features", "main", "features main"])
-def test_refs_that_a_rule_wants_told_to_nobody_are_kept_out_and_hide_no_others(pushing, gate, quiet):
+def test_only_refs_under_log_pattern_are_left_out_of_events(pushing, gate, quiet):
     """Whichever of them counts, and also where people were asked about it and the rules have changed meanwhile."""
     forge, refs = pushing.forge, {"features": "refs/heads/feature/x", "main": MAIN}
 

@@ -112,31 +112,31 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("body", "how", "told"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile(forge, body, how, told):
+def test_hostile_pushes_are_denied_and_not_sent(forge, body, how, told):
     assert asked(forge, body, **how) == told
     assert forge.place.origin.requests == []
     assert forge.place.origin.connections == 0
 
 
-def test_a_push_without_what_comes_before_one_is_decided_as_any(forge):
+def test_push_without_an_advertisement_is_decided_by_its_refs(forge):
     assert asked(forge, TO_FEATURE + b"PACK") == "passed rule"
     (request,) = forge.place.origin.requests
     assert (request.method, request.target) == ("POST", "/acme/web.git/git-receive-pack")
 
 
-def test_a_push_that_could_have_options_and_has_none_passes(forge):
+def test_push_with_an_empty_option_list_passes(forge):
     assert asked(forge, push(f"{A} {B} {FEATURE}", options=[]) + b"PACK") == "passed rule"
     assert len(forge.place.origin.requests) == 1
 
 
-def test_the_empty_probe_follows_the_repository(forge):
+def test_empty_probe_is_decided_by_its_repository(forge):
     assert asked(forge, b"0000") == "passed rule"
     assert asked(forge, b"0000", HEAD.replace("/acme/", "/evil/")) == NO_RULE
     assert len(forge.place.origin.requests) == 1
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-def test_what_was_read_is_passed_on_as_it_came(gate, origins, packed):
+def test_push_body_is_forwarded_unchanged(gate, origins, packed):
     body = TO_FEATURE + os.urandom(300_000)
     body = gzip.compress(body) if packed else body
 
@@ -160,7 +160,7 @@ def test_what_was_read_is_passed_on_as_it_came(gate, origins, packed):
     assert gate.events("request.completed")[0]["bytes"]["up"] == len(body)
 
 
-def test_nothing_leaves_before_the_list_is_over(forge):
+def test_push_is_not_sent_before_its_ref_list_is_complete(forge):
     """And a client that waits to be told to go on is told so by the gate."""
     with forge.place.connect() as connection:
         body = BOTH + b"PACK"
@@ -188,7 +188,7 @@ RELOADED = {
 
 
 @pytest.mark.parametrize(("what", "told"), RELOADED.values(), ids=RELOADED)
-def test_a_push_that_is_held_while_rules_change_is_decided_by_those_in_force(forge, what, told):
+def test_push_being_read_is_decided_by_the_new_rules(forge, what, told):
     with forge.place.connect() as connection:
         said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(TO_FEATURE)}\n\n"
         connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode())
@@ -202,7 +202,7 @@ def test_a_push_that_is_held_while_rules_change_is_decided_by_those_in_force(for
 
 
 @pytest.mark.parametrize("so_far", [b"", TO_FEATURE[:20]], ids=["nothing", "a piece"])
-def test_a_push_that_breaks_off_is_told(forge, so_far):
+def test_push_that_breaks_off_is_recorded_as_blocked(forge, so_far):
     with forge.place.connect() as connection:
         said = f"{HEAD}Content-Length: 1000\n\n"
         connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode() + so_far)
@@ -230,7 +230,7 @@ def begin(forge, client, stream):
     )  # fmt: skip
 
 
-def test_refs_in_frames_of_a_byte(forge):
+def test_push_in_one_byte_http2_frames_is_decided_by_its_refs(forge):
     connection, client = http2(forge)
     with connection:
         begin(forge, client, 1)
@@ -242,7 +242,7 @@ def test_refs_in_frames_of_a_byte(forge):
     assert forge.place.origin.connections == 0
 
 
-def test_many_pushes_at_a_time_are_bounded(forge):
+def test_pending_pushes_of_one_connection_are_bounded(forge):
     """Each may be a megabyte; a connection of them may not be a hundred."""
     connection, client = http2(forge)
     piece = line(f"shallow {A}") * 300
@@ -284,7 +284,7 @@ UNREADABLE_PUSHES = {
 
 
 @pytest.mark.parametrize(("body", "more"), UNREADABLE_PUSHES.values(), ids=UNREADABLE_PUSHES)
-def test_audit_mode_refuses_nothing_because_it_can_t_read_it_as_git(forge, gate, body, more):
+def test_audit_mode_allows_a_push_that_it_cannot_read(forge, gate, body, more):
     """What only events would say of it is no reason to hold it back."""
     gate.rules(
         f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.place.port}/tls], action: allow, "

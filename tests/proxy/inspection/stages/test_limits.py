@@ -27,7 +27,7 @@ def refused(answer):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_requests_beyond_a_limit_are_refused_and_told_why(gate, origins, version):
+def test_request_beyond_the_request_limit_is_denied_with_429(gate, origins, version):
     place = limited(gate, origins, "requests: 2")
     for _ in range(2):
         assert place.curl("/echo", version, "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
@@ -37,7 +37,7 @@ def test_requests_beyond_a_limit_are_refused_and_told_why(gate, origins, version
     assert (last["verdict"], last["reason"], last["rules"]) == ("deny", "limit_exceeded", ["t:a"])
 
 
-def test_requests_on_one_kept_connection_count_one_by_one(gate, origins):
+def test_requests_on_one_connection_count_one_by_one(gate, origins):
     place = limited(gate, origins, "requests: 3, connections: 1")
     more = [word for _ in range(4) for word in ("-o", "/dev/null", f"https://{place.host}/echo")]
     _, out, _ = place.curl("/echo", "--http1.1", "-o", "/dev/null", "-w", "%{http_code} ", *more)
@@ -45,7 +45,7 @@ def test_requests_on_one_kept_connection_count_one_by_one(gate, origins):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_an_upload_is_cut_before_it_goes_beyond_its_limit(gate, origins, tmp_path, version):
+def test_upload_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, version):
     origin = origins.web("good.example")
     place = site(gate, origin, http=f"{{paths: ['/**']}}, limits: {{bytes_up: {200}KB}}")
     body = tmp_path / "body"
@@ -61,7 +61,7 @@ def test_an_upload_is_cut_before_it_goes_beyond_its_limit(gate, origins, tmp_pat
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_download_is_cut_before_it_goes_beyond_its_limit(gate, origins, tmp_path, version):
+def test_download_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, version):
     place = limited(gate, origins, "bytes_down: 200KB")
     got = tmp_path / "got"
     status, _, _ = place.curl(f"/bytes/{1000 * KB}", version, "-o", got)
@@ -73,13 +73,13 @@ def test_a_download_is_cut_before_it_goes_beyond_its_limit(gate, origins, tmp_pa
     assert told["bytes"]["down"] <= 200 * KB
 
 
-def test_the_head_of_a_request_counts_as_bytes_that_leave(gate, origins):
+def test_request_head_counts_as_uploaded_bytes(gate, origins):
     place = limited(gate, origins, "bytes_up: 4KB")
     assert refused(place.curl(f"/echo?{'x' * 5000}", "-H", "Accept: application/json")) == (429, "limit_exceeded")
     assert place.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
 
 
-def test_trailers_count_as_bytes_that_leave(gate, origins):
+def test_request_trailers_count_as_uploaded_bytes(gate, origins):
     """Up to 64 KB of them with each request: none leaves beyond the limit."""
     arrived, ended = [], threading.Event()
 
@@ -104,7 +104,7 @@ def test_trailers_count_as_bytes_that_leave(gate, origins):
     assert b"x-mine" not in b"".join(arrived).lower()
 
 
-def test_trailers_count_as_bytes_that_come(gate, origins):
+def test_response_trailers_count_as_downloaded_bytes(gate, origins):
     def answer(connection, head):
         connection.sendall(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: %b\r\n\r\n" % (b"x" * 5000)
@@ -121,7 +121,7 @@ def test_trailers_count_as_bytes_that_come(gate, origins):
     assert (told["outcome"], told["reason"], told["bytes"]["down"]) == ("blocked", "limit_exceeded", 2)
 
 
-def test_another_stream_on_the_same_connection_goes_on_until_it_has_to_say_something(gate, origins):
+def test_limit_of_one_rule_does_not_end_streams_of_another(gate, origins):
     """HTTP/2: one rule's limit ends its own requests and nobody else's."""
     origin = origins.web("good.example")
     port = f"ports: [{origin.port}/tls], resolves_to: [127.0.0.0/8], to: good.example, action: allow"
@@ -139,7 +139,7 @@ def test_another_stream_on_the_same_connection_goes_on_until_it_has_to_say_somet
     ("before", "after", "ends"),
     [("", "bytes_up: 20KB", True), ("bytes_up: 100KB", "bytes_up: 20KB", True), ("", "bytes_up: 100KB", False)],
 )
-def test_a_request_goes_on_under_the_limits_of_the_rules_that_are_in_force(gate, origins, before, after, ends):
+def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, ends):
     """An upload may take a day: what an admin sets while it runs holds for it, too."""
 
     def rules(limits):
@@ -183,7 +183,7 @@ def exchanges(gate):
     return [request for one in open_ones(gate) for request in one.session.open.values()]
 
 
-def test_a_request_that_took_more_than_the_new_limit_ends(gate, origins):
+def test_upload_beyond_a_new_limit_ends_at_once(gate, origins):
     def rules(limits):
         port = f"ports: [{origin.port}/http], resolves_to: [127.0.0.0/8]"
         gate.rules(
@@ -207,7 +207,7 @@ def test_a_request_that_took_more_than_the_new_limit_ends(gate, origins):
     assert (told["outcome"], told["reason"], told["rules"]) == ("blocked", "limit_exceeded", ["t:a"])
 
 
-def test_a_head_that_is_sent_again_counts_again(gate, origins):
+def test_head_of_a_retried_request_counts_again(gate, origins):
     """A server that ends every kept connection would be told everything twice."""
 
     def answer(connection, head):
@@ -237,7 +237,7 @@ def test_a_head_that_is_sent_again_counts_again(gate, origins):
     ],
     ids=["limit", "secret"],
 )
-def test_a_request_that_a_stage_denies_has_read_nothing(gate, origins, more, path, reason):
+def test_request_denied_by_a_stage_does_not_taint_the_task(gate, origins, more, path, reason):
     """It was never sent, so its task isn't tainted by what an untrusted source would have answered."""
     place = site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, trust: untrusted, {more}")
     answer = place.curl(path, "-H", "Accept: application/json")

@@ -84,7 +84,7 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("request_said", REQUESTS.values(), ids=REQUESTS)
-def test_what_a_task_signs_with_placeholders_is_signed_anew(world, request_said):
+def test_request_signed_with_placeholders_is_signed_again(world, request_said):
     answer = world.ask(**request_said)
     assert world.verdicts == ["ok"], answer
     (asked,) = world.origin.requests
@@ -94,7 +94,7 @@ def test_what_a_task_signs_with_placeholders_is_signed_anew(world, request_said)
     world.never_told(answer)
 
 
-def test_a_body_of_unknown_length_is_read_before_it_is_signed(world):
+def test_chunked_body_is_read_before_it_is_signed(world):
     body = b"Action=GetCallerIdentity&Version=2011-06-15"
     headers = signed(world.fake, world.host, "POST", "/", service="sts", body=body)
     pieces = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (body[:7], body[7:])) + b"0\r\n\r\n"
@@ -104,7 +104,7 @@ def test_a_body_of_unknown_length_is_read_before_it_is_signed(world):
     assert world.verdicts == ["ok"], answer
 
 
-def test_a_session_token_goes_with_its_keys(gate, origins):
+def test_session_token_is_replaced_with_its_keys(gate, origins):
     world = World(gate, origins, PASSING)
     assert world.fake.ident.startswith("ASIA")
     answer = world.ask(target="/a")
@@ -115,13 +115,13 @@ def test_a_session_token_goes_with_its_keys(gate, origins):
 
 
 @pytest.mark.parametrize("service", ["s3", "execute-api"])
-def test_what_is_signed_in_its_url_is_signed_anew(world, service):
+def test_presigned_url_is_signed_again(world, service):
     answer = world.send("GET", presigned(world.fake, world.host, "GET", "/a?b=c", service=service), {})
     assert world.verdicts == ["ok"], answer
     world.never_told(answer)
 
 
-def test_http2_is_signed_the_same(world):
+def test_http2_request_is_signed_again(world):
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     headers = signed(world.fake, world.host, "POST", "/", service="dynamodb", body=b"{}")
@@ -136,7 +136,7 @@ def test_http2_is_signed_the_same(world):
     assert world.verdicts == ["ok"]
 
 
-def test_curl_signs_and_is_signed_anew(world, tmp_path):
+def test_requests_signed_by_curl_are_signed_again(world, tmp_path):
     (tmp_path / "body").write_bytes(b"a" * 1_000_000)  # more than HTTP/2's windows: what is held is acknowledged
     user = f"{world.fake.ident}:{world.fake.key}"
     for service, words in (
@@ -150,7 +150,7 @@ def test_curl_signs_and_is_signed_anew(world, tmp_path):
         assert (status, said.partition(b"\n")[0]) == (0, b"ok"), (service, words, said, wrong)
 
 
-def test_the_signature_never_comes_back(world):
+def test_real_signature_is_masked_in_the_response(world):
     """A service that disagrees tells what it was sent (S3's SignatureDoesNotMatch), and a redirect repeats a URL."""
     target = presigned(world.fake, world.host, "GET", "/a")
     answer = world.send("GET", target, {})
@@ -211,7 +211,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("attempt", "reason"), HOSTILE.values(), ids=HOSTILE)
-def test_nothing_else_gets_signed(world, attempt, reason):
+def test_hostile_signatures_are_refused(world, attempt, reason):
     answer = attempt(world)
     assert answer.startswith(b"HTTP/1.1 403"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
@@ -220,7 +220,7 @@ def test_nothing_else_gets_signed(world, attempt, reason):
     world.never_told(answer)
 
 
-def test_a_header_in_two_lines_is_no_signature(world):
+def test_second_authorization_header_is_refused(world):
     headers = signed(world.fake, world.host, "GET", "/a")
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
     answer = world.site.ask(f"GET /a HTTP/1.1\n{lines}Authorization: x\nconnection: close\n\n")
@@ -229,14 +229,14 @@ def test_a_header_in_two_lines_is_no_signature(world):
 
 
 @pytest.mark.parametrize("where", [{"host": "other.example"}, {"name": "good.example.evil.example"}])
-def test_nothing_is_signed_for_another_host(gate, origins, where):
+def test_request_to_another_host_is_not_signed(gate, origins, where):
     world = World(gate, origins, **where)
     for answer in (world.ask(target="/a"), world.send("GET", presigned(world.fake, world.host, "GET", "/a"), {})):
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
     assert world.origin.connections == 0
 
 
-def test_the_gate_signs_nothing_that_the_rules_deny(gate, origins):
+def test_denied_request_is_not_signed(gate, origins):
     """Nor what they allowed once: whoever sends a request again has it decided again."""
     world = World(gate, origins, http="{methods: [GET], paths: [/a]}")
     once = signed(world.fake, world.host, "GET", "/a")
@@ -249,7 +249,7 @@ def test_the_gate_signs_nothing_that_the_rules_deny(gate, origins):
     assert world.verdicts == ["ok"]
 
 
-def test_a_body_that_is_denied_is_never_waited_for(gate, origins):
+def test_denied_signed_request_is_answered_before_its_body(gate, origins):
     world = World(gate, origins, http="{methods: [GET]}")
     headers = signed(world.fake, world.host, "POST", "/", service="sts", body=b"never sent")
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
@@ -258,7 +258,7 @@ def test_a_body_that_is_denied_is_never_waited_for(gate, origins):
         assert rest(connection).startswith(b"HTTP/1.1 403")
 
 
-def test_no_more_is_held_than_fits(world):
+def test_signed_body_beyond_the_limit_is_denied(world):
     body = b"a" * ((4 << 20) + 1)
     answer = world.ask("POST", "/", service="sts", body=body)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "limit_exceeded"
@@ -285,7 +285,7 @@ CREDENTIALS = {
 
 
 @pytest.mark.parametrize(("attempt", "passes"), CREDENTIALS.values(), ids=CREDENTIALS)
-def test_a_rule_for_a_credential_takes_signatures(world, attempt, passes):
+def test_credential_rule_accepts_only_signatures_of_its_keys(world, attempt, passes):
     port = world.origin.port
     world.gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], credential: aws, action: allow}}]",
@@ -296,7 +296,7 @@ def test_a_rule_for_a_credential_takes_signatures(world, attempt, passes):
     assert len(world.origin.requests) == passes
 
 
-def test_a_token_belongs_to_keys_that_have_one(gate, origins):
+def test_session_token_without_its_keys_is_refused(gate, origins):
     world = World(gate, origins, PASSING)
     lone = world.send("GET", "/a", {"x-amz-security-token": world.fake.token})
     assert json.loads(lone.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"

@@ -59,7 +59,7 @@ ECHOES = {
 
 
 @pytest.mark.parametrize(("pieces", "got"), ECHOES.values(), ids=ECHOES)
-def test_a_value_that_comes_back_is_masked(gate, origins, pieces, got):
+def test_value_in_a_response_body_is_masked(gate, origins, pieces, got):
     origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     whole = b"".join(pieces).replace(REAL, FAKE)  # pieces may come together; `test_injection` cuts them for certain
@@ -68,7 +68,7 @@ def test_a_value_that_comes_back_is_masked(gate, origins, pieces, got):
 
 
 @pytest.mark.parametrize("pieces", [[REAL], [REAL[:9], REAL[9:]], [bytes([byte]) for byte in REAL]])
-def test_a_value_that_comes_back_over_http2_is_masked(gate, origins, pieces):
+def test_value_in_an_http2_response_is_masked(gate, origins, pieces):
     origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin)
     with made.connect(["h2"]) as connection:
@@ -77,7 +77,7 @@ def test_a_value_that_comes_back_over_http2_is_masked(gate, origins, pieces):
     assert body[7:] == FAKE[7:]
 
 
-def test_a_value_in_base64_is_masked(gate, origins):
+def test_value_in_base64_is_masked(gate, origins):
     origin = origins.script(answering(b"Basic " + B64_REAL), "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin).ask(head("GET /echo"))
     body = answer.partition(b"\r\n\r\n")[2]
@@ -86,7 +86,7 @@ def test_a_value_in_base64_is_masked(gate, origins):
     assert B64_REAL[5:-4] not in body
 
 
-def test_a_value_in_a_head_is_masked_without_any_being_sent(gate, origins):
+def test_value_in_response_headers_is_masked(gate, origins):
     fields = b"Location: /a?key=" + REAL + b"\r\nSet-Cookie: k=" + REAL + b"\r\n"
     origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin).ask(head("GET /me"))
@@ -95,7 +95,7 @@ def test_a_value_in_a_head_is_masked_without_any_being_sent(gate, origins):
     never_told(gate, answer)
 
 
-def test_an_error_of_a_servers_making_shows_no_value(gate, origins):
+def test_page_about_an_invalid_response_header_has_no_value(gate, origins):
     """The name of a field that is none, which is told in the page and in the event."""
     fields = b"bad " + REAL + b": x\r\n"
     origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
@@ -105,7 +105,7 @@ def test_an_error_of_a_servers_making_shows_no_value(gate, origins):
     never_told(gate, answer)
 
 
-def test_a_page_about_a_failure_shows_what_the_task_wrote(gate, origins):
+def test_page_about_a_failed_request_has_no_value(gate, origins):
     origin = origins.script(lambda *_: None, "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin).ask(head(f"GET /echo?key={SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 502")
@@ -114,7 +114,7 @@ def test_a_page_about_a_failure_shows_what_the_task_wrote(gate, origins):
     never_told(gate, answer)
 
 
-def test_what_streams_isnt_held_back(gate, origins):
+def test_event_without_a_value_is_delivered_at_once(gate, origins):
     """A piece that is no beginning of a value is there before the next is sent."""
 
     def answer(connection, _head):
@@ -131,7 +131,7 @@ def test_what_streams_isnt_held_back(gate, origins):
 
 
 @pytest.mark.parametrize("end", [b"ends with s", b"sk-real", b"ends with h"])
-def test_a_message_that_ends_as_a_value_begins_is_there_at_once(gate, origins, end):
+def test_message_that_ends_like_a_value_is_delivered_at_once(gate, origins, end):
     """Whoever answers a message has to get all of it first."""
 
     def answer(connection, _head):
@@ -145,7 +145,7 @@ def test_a_message_that_ends_as_a_value_begins_is_there_at_once(gate, origins, e
         assert until(connection, end).endswith(end)
 
 
-def test_a_request_with_a_value_asks_for_no_compression(gate, origins):
+def test_accept_encoding_is_identity_when_a_value_is_sent(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", "Accept-Encoding: gzip", "accept-encoding: br"))
     asked = origin.requests[0].lower()
@@ -164,7 +164,7 @@ ASKS = [
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_nor_in_any_other_way(gate, origins, ask):
+def test_other_requests_for_compression_are_removed_when_a_value_is_sent(gate, origins, ask):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
     asked = origin.requests[0]
@@ -173,7 +173,7 @@ def test_nor_in_any_other_way(gate, origins, ask):
     assert b"\r\nTE: trailers\r\n" in asked  # calls of gRPC need it
 
 
-def test_a_websocket_with_a_value_offers_no_extension(gate, origins):
+def test_websocket_extensions_are_removed_when_a_value_is_sent(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin)
     gate.rules(
@@ -186,7 +186,7 @@ def test_a_websocket_with_a_value_offers_no_extension(gate, origins):
     assert b"permessage-deflate" not in origin.requests[0]
 
 
-def test_what_comes_over_a_websocket_is_masked_and_never_held(gate, origins):
+def test_value_in_a_websocket_message_is_masked_without_delay(gate, origins):
     def answer(connection, asked):
         key = next(line for line in asked.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
         accept = base64.b64encode(hashlib.sha1(key.split(b": ")[1] + GUID).digest())
@@ -217,7 +217,7 @@ def test_what_comes_over_a_websocket_is_masked_and_never_held(gate, origins):
     ],
     ids=["cut", "coding", "name"],
 )
-def test_a_response_that_cannot_be_read_is_not_quoted(gate, origins, response):
+def test_unreadable_response_is_not_quoted_in_page_or_event(gate, origins, response):
     """Its page and its event say what is wrong, but not with the server's words: the value may be among them."""
     value, placeholder = b"pa\\ss'wo\"rd-0123456789", "aPlaceholderForThePassword"
 

@@ -42,7 +42,7 @@ IN_PLACE = {
 
 
 @pytest.mark.parametrize(("request_head", "sent"), IN_PLACE.values(), ids=IN_PLACE)
-def test_the_value_goes_out_in_place_of_the_placeholder(gate, origins, request_head, sent):
+def test_placeholder_in_its_slot_is_replaced_with_the_value(gate, origins, request_head, sent):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin).ask(request_head)
     assert answer.startswith(b"HTTP/1.1 200")
@@ -88,7 +88,7 @@ MISUSED = {
 
 
 @pytest.mark.parametrize(("request_head", "where"), MISUSED.values(), ids=MISUSED)
-def test_a_placeholder_anywhere_else_goes_nowhere(gate, origins, request_head, where):
+def test_placeholder_outside_its_slot_is_blocked(gate, origins, request_head, where):
     origin = origins.web("good.example")
     answer = place(gate, origin).ask(request_head)
     assert answer.startswith(b"HTTP/1.1 403")
@@ -121,7 +121,7 @@ ELSEWHERE = {  # and what the page and the event say of it
 
 
 @pytest.mark.parametrize(("where", "sent", "belongs"), ELSEWHERE.values(), ids=ELSEWHERE)
-def test_a_placeholder_goes_to_no_other_place(gate, origins, where, sent, belongs):
+def test_placeholder_to_another_host_or_without_tls_is_blocked(gate, origins, where, sent, belongs):
     origin = origins.web(where.get("name", "good.example"), tls=where.get("tls", True))
     answer = place(gate, origin, **where).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 403")
@@ -135,7 +135,7 @@ def test_a_placeholder_goes_to_no_other_place(gate, origins, where, sent, belong
     assert origin.connections == 0
 
 
-def test_another_port_is_another_place(gate, origins):
+def test_placeholder_to_another_port_is_blocked(gate, origins):
     origin, other = origins.web("good.example"), origins.web("good.example")
     place(gate, origin)
     gate.rules(f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{other.port}/tls], action: allow}}]")
@@ -148,7 +148,7 @@ def test_another_port_is_another_place(gate, origins):
     assert other.connections == 0
 
 
-def test_a_server_that_proves_nothing_gets_nothing(gate, origins):
+def test_value_is_not_sent_to_an_untrusted_server(gate, origins):
     origin = origins.web("good.example", kind="expired")
     answer = place(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 502")
@@ -156,7 +156,7 @@ def test_a_server_that_proves_nothing_gets_nothing(gate, origins):
     never_told(gate, answer)
 
 
-def test_audit_mode_lets_no_placeholder_out(gate, origins):
+def test_misused_placeholder_is_blocked_in_audit_mode(gate, origins):
     origin = origins.web("good.example")
     made = place(gate, origin)
     gate.rules("[]", "settings: {mode: audit}")
@@ -173,7 +173,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("pieces", BODIES.values(), ids=BODIES)
-def test_a_placeholder_in_a_body_ends_the_request(gate, origins, pieces):
+def test_placeholder_in_a_body_ends_the_request(gate, origins, pieces):
     origin = origins.web("good.example")
     made = place(gate, origin)
     size = sum(map(len, pieces)) + 10
@@ -198,7 +198,7 @@ def test_a_placeholder_in_a_body_ends_the_request(gate, origins, pieces):
     assert said.endswith("; 1 misused placeholder")
 
 
-def test_http2_is_read_the_same(gate, origins):
+def test_placeholder_in_an_http2_header_is_replaced(gate, origins):
     origin = origins.web("good.example")
     made = place(gate, origin)
     with made.connect(["h2"]) as connection:
@@ -209,7 +209,7 @@ def test_http2_is_read_the_same(gate, origins):
     never_told(gate, body)
 
 
-def test_a_header_that_takes_several_frames_is_one_header(gate, origins):
+def test_misused_placeholder_in_continuation_frames_is_blocked(gate, origins):
     origin = origins.web("good.example")
     made = place(gate, origin)
     long = [(f"x-{number}", "a" * 3000) for number in range(10)]  # a frame has 16 KB (RFC 9113 section 4.2)
@@ -219,7 +219,7 @@ def test_a_header_that_takes_several_frames_is_one_header(gate, origins):
     assert origin.connections == 0
 
 
-def test_a_placeholder_in_trailers_ends_the_request(gate, origins):
+def test_placeholder_in_trailers_ends_the_request(gate, origins):
     origin = origins.web("good.example")
     made = place(gate, origin)
     with made.connect(["h2"]) as connection:
@@ -229,13 +229,13 @@ def test_a_placeholder_in_trailers_ends_the_request(gate, origins):
     assert SHOWN not in received(origin)
 
 
-def test_other_requests_go_out_as_they_came(gate, origins):
+def test_request_without_a_placeholder_is_forwarded_unchanged(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin).ask(head("GET /echo", "Accept-Encoding: gzip"))
     assert b"Accept-Encoding: gzip" in origin.requests[0]
 
 
-def test_a_placeholder_that_comes_after_the_answer_has_begun_ends_both(gate, origins):
+def test_placeholder_after_the_response_began_resets_the_client(gate, origins):
     """Nobody can be told any more, but by the end."""
 
     def answer(connection, _head):
@@ -260,7 +260,7 @@ def test_a_placeholder_that_comes_after_the_answer_has_begun_ends_both(gate, ori
 @pytest.mark.parametrize(
     ("field", "tampered", "reason"), [(f"X-API-Key: {SHOWN}", 1, "secret_misuse"), ("X-API-Key: a", 0, "no_rule")]
 )
-def test_a_placeholder_to_a_place_that_is_denied_is_told_too(gate, origins, field, tampered, reason):
+def test_placeholder_to_a_denied_host_is_recorded_as_tampering(gate, origins, field, tampered, reason):
     origin = origins.web("other.example")
     made = place(gate, origin, name="other.example")
     gate.rules("[]")
@@ -320,7 +320,7 @@ CREDENTIALS = {
 
 
 @pytest.mark.parametrize(("fields", "query", "told"), CREDENTIALS.values(), ids=CREDENTIALS)
-def test_a_rule_for_a_credential_lets_out_nobody_elses(gate, origins, fields, query, told):
+def test_credential_rule_denies_other_credentials(gate, origins, fields, query, told):
     origin = origins.web("good.example")
     answer = place(gate, origin, rule="credential: model-key").ask(head(f"GET /echo{query}", *fields))
     assert " ".join(gate.decided()[0][2:]) == told
@@ -342,7 +342,7 @@ def test_a_rule_for_a_credential_lets_out_nobody_elses(gate, origins, fields, qu
     )
 
 
-def test_a_forge_s_client_goes_through_a_rule_for_its_token(gate, origins):
+def test_github_cli_passes_a_credential_rule_for_its_token(gate, origins):
     """As GitHub's command line asks: `Authorization: token`, and GraphQL by POST. What a query says isn't looked at."""
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
@@ -376,7 +376,7 @@ COOKIES = [
 
 
 @pytest.mark.parametrize(("cookies", "told"), COOKIES)
-def test_cookies_that_were_set_for_a_secret_are_nobody_elses(gate, origins, cookies, told):
+def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookies, told):
     origin = origins.script(setting(b"sid=1; Path=/; HttpOnly", b"lb=a=b"), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, rule="credential: model-key")
     ours = f"Authorization: Bearer {SHOWN}"
@@ -388,7 +388,7 @@ def test_cookies_that_were_set_for_a_secret_are_nobody_elses(gate, origins, cook
     assert decided == ["blocked credential_mismatch", "passed rule", told, "blocked credential_mismatch"]
 
 
-def test_cookies_that_were_set_for_somebody_else_are_somebody_elses(gate, origins):
+def test_cookies_set_for_another_credential_are_denied(gate, origins):
     """A login with another key, where another rule lets that out, makes no session of ours."""
     origin = origins.script(setting(b"sid=theirs"), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, rule="credential: model-key, http: {paths: [/ours]}")
@@ -438,7 +438,7 @@ IN_GOOD_FAITH = {
 
 
 @pytest.mark.parametrize("asked", IN_GOOD_FAITH.values(), ids=IN_GOOD_FAITH)
-def test_secret_at_a_host_that_it_is_not_sent_to_is_blocked_and_no_tampering(gate, origins, asked):
+def test_placeholder_to_a_not_sent_to_host_is_blocked_without_tampering(gate, origins, asked):
     origin = origins.web("good.example")
     answer = withholding_site(gate, origin).ask(asked)
     told = json.loads(answer.partition(b"\r\n\r\n")[2])
@@ -462,27 +462,27 @@ HIDDEN = {
 
 
 @pytest.mark.parametrize("asked", HIDDEN.values(), ids=HIDDEN)
-def test_placeholder_elsewhere_at_such_a_host_is_tampering(gate, origins, asked):
+def test_misplaced_placeholder_to_a_not_sent_to_host_is_tampering(gate, origins, asked):
     answer = withholding_site(gate, origins.web("good.example")).ask(asked)
     assert b"secret_misuse" in answer
     wait_for(lambda: gate.events("tampering.detected"))
     never_told(gate, answer)
 
 
-def test_secret_without_tls_at_such_a_host_is_tampering(gate, origins):
+def test_placeholder_to_a_not_sent_to_host_without_tls_is_tampering(gate, origins):
     answer = withholding_site(gate, origins.web("good.example", tls=False), tls=False).ask(IN_GOOD_FAITH["its header"])
     assert b"secret_misuse" in answer
     assert len(gate.events("tampering.detected")) == 1
 
 
-def test_request_without_the_secret_passes_at_such_a_host(gate, origins):
+def test_request_without_a_placeholder_to_a_not_sent_to_host_passes(gate, origins):
     answer = withholding_site(gate, origins.web("good.example")).ask(
         head("GET /echo", "Authorization: Bearer of-its-own")
     )
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_signed_request_at_a_host_that_its_keys_are_not_for_is_no_tampering(gate, origins):
+def test_signed_request_to_a_not_sent_to_host_is_blocked(gate, origins):
     origin = origins.web("good.example")
     made = withholding_site(gate, origin)
     known = Secret(
@@ -514,7 +514,7 @@ NO_RULE = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, revision="0" *
     ],
     ids=["in good faith", "elsewhere", "nothing"],
 )
-def test_misplaced_placeholder_at_a_host_without_a_rule_is_told_as_that(gate, origins, asked, reason, tampers):
+def test_misplaced_placeholder_to_a_host_without_a_rule_is_tampering(gate, origins, asked, reason, tampers):
     """A rule for the host wouldn't help: what is told is what would be refused then, too."""
     answer = withholding_site(gate, origins.web("good.example"), decision=NO_RULE).ask(asked)
     told = json.loads(answer.partition(b"\r\n\r\n")[2])

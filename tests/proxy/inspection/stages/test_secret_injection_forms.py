@@ -55,7 +55,7 @@ def post(made, body, *fields, pieces=None):
 GRANT = b"grant_type=client_credentials&client_id=us&client_secret=%b&scope=a+b"
 
 
-def test_a_form_may_have_a_secret_where_a_file_says_so(gate, origins):
+def test_placeholder_in_its_form_field_is_replaced(gate, origins):
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     made = form_place(gate, origin)
@@ -86,7 +86,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("body", "fields"), FORMS.values(), ids=FORMS)
-def test_a_form_has_a_secret_nowhere_else(gate, origins, body, fields):
+def test_placeholder_outside_its_form_field_is_blocked(gate, origins, body, fields):
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     answer = post(form_place(gate, origin), body, *fields)
@@ -106,7 +106,7 @@ def test_a_form_has_a_secret_nowhere_else(gate, origins, body, fields):
         (GRANT % FORM_SECRET, (f"X-Api-Key: {SHOWN}",), False),
     ],
 )
-def test_a_rule_for_a_credential_takes_one_in_a_form(gate, origins, body, fields, passes):
+def test_credential_rule_accepts_the_placeholder_in_a_form(gate, origins, body, fields, passes):
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     answer = post(form_place(gate, origin, "credential: client"), body, FORM_TYPE, *fields)
@@ -115,7 +115,7 @@ def test_a_rule_for_a_credential_takes_one_in_a_form(gate, origins, body, fields
     assert len(got) == passes
 
 
-def test_a_form_goes_by_http2_too(gate, origins):
+def test_placeholder_in_an_http2_form_is_replaced(gate, origins):
     origin = origins.web("good.example")
     made = form_place(gate, origin)
     asked = GRANT % FORM_SECRET
@@ -137,7 +137,7 @@ def test_a_form_goes_by_http2_too(gate, origins):
     assert hashlib.sha256(sent).hexdigest().encode() in told
 
 
-def test_what_is_held_counts_until_it_is_on_its_way(gate, origins, monkeypatch):
+def test_pending_form_counts_against_the_quota_until_it_is_sent(gate, origins, monkeypatch):
     """Else a client could have as many bodies kept as it has streams, with a server that is long in coming."""
     origin = origins.web("good.example")
     made = form_place(gate, origin)

@@ -77,7 +77,7 @@ def two(gate, origins):
     return Two(gate, origins.web("good.example"), origins.web("other.example"))
 
 
-def test_a_redirect_takes_a_placeholder_nowhere(gate, origins):
+def test_placeholder_is_blocked_at_the_target_of_a_redirect(gate, origins):
     """Whatever a client sends on: curl is told to trust every host it is sent to."""
 
     def redirect(connection, _head):
@@ -138,7 +138,7 @@ TRICKS = {
 
 
 @pytest.mark.parametrize(("said", "reason"), TRICKS.values(), ids=TRICKS)
-def test_no_spelling_of_a_request_takes_it_elsewhere(two, said, reason):
+def test_misleading_requests_with_a_placeholder_are_refused(two, said, reason):
     answer = two.asked.ask(said)
     assert answer.split(b" ")[1].startswith(b"4"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
@@ -147,7 +147,7 @@ def test_no_spelling_of_a_request_takes_it_elsewhere(two, said, reason):
 
 
 @pytest.mark.parametrize("authority", ["other.example", "good.example:1", f"{SHOWN}.good.example"])
-def test_no_authority_takes_it_elsewhere(two, authority):
+def test_http2_request_with_another_authority_is_blocked(two, authority):
     """HTTP/2's, which clients may coalesce."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
@@ -161,7 +161,7 @@ def test_no_authority_takes_it_elsewhere(two, authority):
     two.nothing_left()
 
 
-def test_a_websocket_to_another_host_has_no_placeholder(two):
+def test_placeholder_in_a_websocket_to_another_host_is_blocked(two):
     ask = [
         "GET /echo HTTP/1.1", "Host: HOST", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", BEARER,
@@ -188,7 +188,7 @@ def every_way(two, host, method="POST"):
 
 
 @pytest.mark.parametrize("kind", ["expired", "self-signed", "wrong-name"])
-def test_a_server_that_doesn_t_prove_its_name_gets_none(gate, origins, kind):
+def test_untrusted_server_receives_no_value_in_any_slot(gate, origins, kind):
     two = Two(gate, origins.web("good.example", kind=kind), origins.web("other.example"))
     for name, (said, body) in every_way(two, two.asked.host).items():
         answer = two.asked.ask(said, body)
@@ -198,7 +198,7 @@ def test_a_server_that_doesn_t_prove_its_name_gets_none(gate, origins, kind):
     assert two.good.requests == []
 
 
-def test_without_tls_none_leaves(gate, origins):
+def test_no_value_is_sent_without_tls_in_any_slot(gate, origins):
     two = Two(gate, origins.web("good.example", tls=False), origins.web("other.example", tls=False), tls=False)
     for name, (said, body) in every_way(two, two.asked.host).items():
         answer = two.asked.ask(said, body)
@@ -206,7 +206,7 @@ def test_without_tls_none_leaves(gate, origins):
         two.nothing_left(answer)
 
 
-def test_at_another_port_of_its_host_none_leaves(gate, origins):
+def test_no_value_is_sent_to_another_port_in_any_slot(gate, origins):
     two = Two(gate, origins.web("good.example"), origins.web("good.example"))
     place = Site(gate, "good.example", two.other.port, gate.door("good.example", two.other.port), tls=True)
     for name, (said, body) in every_way(two, place.host).items():
@@ -215,14 +215,14 @@ def test_at_another_port_of_its_host_none_leaves(gate, origins):
         two.nothing_left(answer)
 
 
-def test_at_another_secrets_host_none_leaves(two):
+def test_no_value_is_sent_to_the_host_of_another_secret_in_any_slot(two):
     for name, (said, body) in every_way(two, two.sites[1].host).items():
         answer = two.sites[1].ask(said, body)
         assert b"secret_misuse" in answer, name
         two.nothing_left(answer)
 
 
-def test_a_signature_that_was_seen_is_worth_nothing_without_the_gate_and_is_decided_again_with_it(gate, origins):
+def test_placeholder_signature_is_worthless_past_the_gate(gate, origins):
     """What the task has is signed with a placeholder; sent once more it is one more request, told and counted."""
     verdicts = []
     good = origins.script(service_of(AWS, verdicts), "good.example", tls=True, alpn=["http/1.1"])
@@ -248,7 +248,7 @@ def origins_own(origins, origin):
     return context.wrap_socket(socket.create_connection(("127.0.0.1", origin.port), 10), server_hostname="good.example")
 
 
-def test_what_follows_a_held_body_is_decided_by_itself(gate, origins):
+def test_request_behind_a_pending_form_is_decided_by_itself(gate, origins):
     """On the connection of a form that was read and filled in, the next request gets nothing of it."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     made = site(gate, origin)

@@ -42,7 +42,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
-def test_a_head_is_told_of_and_goes_out(gate, origins, request_head, detail):
+def test_secret_in_a_head_is_flagged_and_sent(gate, origins, request_head, detail):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin).ask(request_head)  # `flag` where nothing is said
     assert answer.startswith(b"HTTP/1.1 200")
@@ -57,7 +57,7 @@ def test_a_head_is_told_of_and_goes_out(gate, origins, request_head, detail):
 
 
 @pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
-def test_a_head_that_is_blocked_goes_nowhere(gate, origins, request_head, detail):
+def test_secret_in_a_head_is_blocked_and_not_sent(gate, origins, request_head, detail):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     answer = place(gate, origin, "block").ask(request_head)
     assert answer.startswith(b"HTTP/1.1 403")
@@ -80,7 +80,7 @@ FROM_THE_PROXY = {
 
 
 @pytest.mark.parametrize("request_head", FROM_THE_PROXY.values(), ids=FROM_THE_PROXY)
-def test_the_password_for_the_upstream_proxy_goes_nowhere_else(gate, origins, request_head):
+def test_password_of_the_upstream_proxy_is_blocked(gate, origins, request_head):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, "block", secrets=False)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None, PROXY_PASSWORD))
@@ -91,7 +91,7 @@ def test_the_password_for_the_upstream_proxy_goes_nowhere_else(gate, origins, re
     assert PROXY_PASSWORD.decode() not in json.dumps(gate.events())
 
 
-def test_a_password_that_is_found_everywhere_is_not_looked_for(gate, origins):
+def test_password_that_is_a_common_word_is_not_searched_for(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, "block", secrets=False)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None, b"example"))
@@ -111,13 +111,13 @@ USUAL = {
 
 
 @pytest.mark.parametrize("request_head", USUAL.values(), ids=USUAL)
-def test_a_credential_in_its_usual_place_is_no_leak(gate, origins, request_head):
+def test_credential_in_its_usual_place_is_not_reported(gate, origins, request_head):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     assert place(gate, origin, "block").ask(request_head).startswith(b"HTTP/1.1 200")
     assert gate.events("secret.detected") == []
 
 
-def test_off_is_off(gate, origins):
+def test_scan_off_reports_nothing(gate, origins):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     size = len(TOKEN)
@@ -137,7 +137,7 @@ def test_off_is_off(gate, origins):
         (f"/a/{VALUE.hex()}", "/***"),
     ],
 )
-def test_a_path_is_told_without_the_secret(gate, origins, path, told):
+def test_secret_in_a_path_is_masked_in_events(gate, origins, path, told):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin).ask(head(f"GET {path}"))
     wait_for(lambda: gate.events("request.completed"))
@@ -145,7 +145,7 @@ def test_a_path_is_told_without_the_secret(gate, origins, path, told):
         assert [event["http"]["path"] for event in gate.events(kind)] == [told]
 
 
-def test_the_strictest_of_the_rules_that_match_counts(gate, origins):
+def test_strictest_scan_of_the_matching_rules_applies(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, "off")
     port = f"{origin.port}/tls"
@@ -155,7 +155,7 @@ def test_the_strictest_of_the_rules_that_match_counts(gate, origins):
     assert made.ask(head(f"PUT /{TOKEN}", "Content-Length: 0")).startswith(b"HTTP/1.1 403")
 
 
-def test_what_is_only_audited_is_looked_at_too(gate, origins):
+def test_scan_block_acts_in_audit_mode(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin)
     rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], scan: block, action: allow}}"
@@ -163,7 +163,7 @@ def test_what_is_only_audited_is_looked_at_too(gate, origins):
     assert made.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 403")  # a rule says block, and it acts
 
 
-def test_a_denied_request_is_not_looked_at(gate, origins):
+def test_denied_request_is_not_scanned(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin, http="{methods: [PUT]}").ask(head(f"GET /{TOKEN}"))
     assert gate.decided()[0][2:] == ("blocked", "no_rule")
@@ -171,7 +171,7 @@ def test_a_denied_request_is_not_looked_at(gate, origins):
 
 
 @pytest.mark.parametrize("scan", ["flag", "block"])
-def test_http2_is_read_the_same(gate, origins, scan):
+def test_secret_in_an_http2_body_is_flagged_or_blocked(gate, origins, scan):
     origin = origins.web("good.example")
     made = place(gate, origin, scan)
     secret = TOKEN.encode()
@@ -204,7 +204,7 @@ def chat(got):
 
 
 @pytest.mark.parametrize("scan", ["flag", "block"])
-def test_a_websocket_s_messages_are_looked_at(gate, origins, scan):
+def test_secret_in_a_websocket_message_is_flagged_or_blocked(gate, origins, scan):
     got = []
     origin = origins.script(chat(got), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, scan, http="{methods: [GET], websocket: true}")
@@ -238,7 +238,7 @@ BY_CURL = {
 
 
 @pytest.mark.parametrize(("words", "detail"), BY_CURL.values(), ids=BY_CURL)
-def test_what_curl_encodes_is_found_and_blocked(gate, origins, words, detail):
+def test_secret_encoded_by_curl_is_blocked(gate, origins, words, detail):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     place(gate, origin, "block").curl("/a", *words)
     assert [leak["detail"] for leak in gate.events("secret.detected")] == [detail]
@@ -249,7 +249,7 @@ def test_what_curl_encodes_is_found_and_blocked(gate, origins, words, detail):
 @pytest.mark.parametrize(
     ("named", "status"), [("", b"403"), (", {id: n, to: good.example, action: flag}", b"200")], ids=["unnamed", "named"]
 )
-def test_strict_blocks_a_token_in_its_place_where_nothing_names_the_host(gate, origins, named, status, more):
+def test_scan_strict_blocks_a_token_to_a_host_that_no_rule_names(gate, origins, named, status, more):
     """Also in a long head, which is looked through before it is decided on."""
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin)
@@ -290,7 +290,7 @@ TOGETHER = [("a token", shape) for shape in SHAPES] + [(secret, "over two pieces
 
 
 @pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
-def test_of_a_body_that_is_blocked_nothing_of_the_secret_leaves(gate, origins, secret, shape):
+def test_secret_in_a_body_is_blocked_before_any_of_it_is_sent(gate, origins, secret, shape):
     got, (secret, name) = [], SECRETS[secret]
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     pieces = SHAPES[shape](secret)
@@ -309,7 +309,7 @@ def test_of_a_body_that_is_blocked_nothing_of_the_secret_leaves(gate, origins, s
 
 
 @pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
-def test_a_body_that_is_told_of_passes_as_it_is(gate, origins, secret, shape):
+def test_flagged_body_is_sent_unchanged(gate, origins, secret, shape):
     got, (secret, name) = [], SECRETS[secret]
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     pieces = SHAPES[shape](secret)
@@ -325,7 +325,7 @@ def test_a_body_that_is_told_of_passes_as_it_is(gate, origins, secret, shape):
     never_told(gate, answer)
 
 
-def test_a_small_body_that_is_blocked_gets_a_page(gate, origins):
+def test_small_blocked_body_is_answered_with_a_page(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     answer = post(place(gate, origin, "block"), b"x=" + TOKEN.encode())
     assert answer.startswith(b"HTTP/1.1 403")
@@ -335,7 +335,7 @@ def test_a_small_body_that_is_blocked_gets_a_page(gate, origins):
 
 
 @pytest.mark.parametrize("at", [1, 4, 20, 39])
-def test_chunks_may_cut_a_secret_anywhere(gate, origins, at):
+def test_secret_split_between_chunks_is_blocked(gate, origins, at):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     secret = TOKEN.encode()
@@ -345,7 +345,7 @@ def test_chunks_may_cut_a_secret_anywhere(gate, origins, at):
     assert b"".join(got) == b""
 
 
-def test_a_packed_body_is_looked_into(gate, origins):
+def test_compressed_body_is_scanned_or_blocked(gate, origins):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     packed = gzip.compress(os.urandom(3000).hex().encode() + TOKEN.encode())
@@ -367,7 +367,7 @@ def test_a_packed_body_is_looked_into(gate, origins):
     assert all(not each for each in got)
 
 
-def test_what_is_beyond_is_missed_under_flag_and_not_under_block(gate, origins):
+def test_secret_beyond_the_scan_limit_is_found_only_under_block(gate, origins):
     body = b"0123456789abcde\n" * (LOOKED_AT // 16 + 512) + TOKEN.encode()
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
@@ -379,7 +379,7 @@ def test_what_is_beyond_is_missed_under_flag_and_not_under_block(gate, origins):
     assert all(TOKEN.encode()[:8] not in each for each in got[1:])
 
 
-def test_a_secret_shared_between_two_requests(gate, origins):
+def test_secret_split_between_two_requests_is_blocked(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin, "block")
     half = len(VALUE) // 2
@@ -396,7 +396,7 @@ def test_a_secret_shared_between_two_requests(gate, origins):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_a_large_clean_upload_passes_whole_under_block(gate, origins, version):
+def test_large_clean_upload_passes_under_block(gate, origins, version):
     origin = origins.web("good.example")
     made = place(gate, origin, "block")
     body = gate.directory / "body"
@@ -408,7 +408,7 @@ def test_a_large_clean_upload_passes_whole_under_block(gate, origins, version):
 
 
 @pytest.mark.parametrize("scan", ["flag", "block"])
-def test_trailers_are_looked_at(gate, origins, scan):
+def test_secret_in_trailers_is_flagged_or_blocked(gate, origins, scan):
     origin = origins.web("good.example")
     made = place(gate, origin, scan)
     with made.connect(["h2"]) as connection:
@@ -431,7 +431,7 @@ WRONG = ["proxy.dlp.head_scan.candidates", "proxy.dlp.body_scan.candidates", "pr
 
 
 @pytest.mark.parametrize("part", WRONG)
-def test_where_looking_fails_a_block_blocks(gate, origins, monkeypatch, part):
+def test_failed_scan_under_block_sends_nothing(gate, origins, monkeypatch, part):
     monkeypatch.setattr(part, raising)
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
@@ -450,7 +450,7 @@ def test_where_looking_fails_a_block_blocks(gate, origins, monkeypatch, part):
 
 
 @pytest.mark.parametrize("part", WRONG)
-def test_where_looking_fails_a_flag_lets_out_and_counts(gate, origins, monkeypatch, part):
+def test_failed_scan_under_flag_sends_the_body_and_records_the_fault(gate, origins, monkeypatch, part):
     monkeypatch.setattr(part, raising)
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
@@ -462,7 +462,7 @@ def test_where_looking_fails_a_flag_lets_out_and_counts(gate, origins, monkeypat
     never_told(gate, answer)
 
 
-def test_what_breaks_off_is_looked_at_as_far_as_it_has_left(gate, origins):
+def test_secret_in_an_unfinished_upload_is_reported(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin)
     connection = made.connect()
@@ -474,7 +474,7 @@ def test_what_breaks_off_is_looked_at_as_far_as_it_has_left(gate, origins):
     assert [leak["detail"] for leak in gate.events("secret.detected")] == ["github-token in the body"]
 
 
-def test_other_rules_tighten_what_is_under_way(gate, origins):
+def test_new_scan_block_applies_to_an_upload_under_way(gate, origins):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     made = place(gate, origin)
