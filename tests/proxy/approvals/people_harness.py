@@ -84,7 +84,7 @@ class People:
 
     # what tests look at, and do
 
-    def submit_answered(self):
+    def asked(self):
         """The ids of what people are asked, in the order in which they were, as soon as the gate knows them too."""
         return list(dict.fromkeys(self.heard))
 

@@ -23,8 +23,8 @@ from proxy.certificates.signer_protocol import (
     read_answer,
     read_request,
 )
-from tests.proxy.inspection.clients import wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 POINT = ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 ASKED = encode_request(Request(7, POINT, "good.example"))
@@ -377,25 +377,25 @@ def test_a_name_that_another_sandbox_had_takes_from_the_allowance_as_any_other(g
     told, neighbour = [], LeafCertificates(gate.link)
     for host in ("good.example", "other.example"):
         gate.loop.run(lambda host=host: neighbour.ask(host, told.append))
-    wait_for(lambda: told == ["", ""])
+    wait_until(lambda: told == ["", ""])
     origin = origins.web("good.example")
-    site(gate, origin).connect().close()
+    make_site(gate, origin).connect().close()
     with pytest.raises(ConnectionResetError):
-        site(gate, origin, "other.example").connect()
+        make_site(gate, origin, "other.example").connect()
     assert gate.signer.signed == 3
     assert [end.reason for end in gate.wait_closed(2) if end.reason] == ["limit_exceeded"]
 
 
 def test_a_connection_waits_for_its_certificate_and_ends_where_there_is_none(gate, origins):
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    place = make_site(gate, origin)
     with place.connect():
         pass
     gate.silence()
     gate.loop.run(gate.keyholder.close)
     with place.connect():  # one that has a certificate
         pass
-    other = site(gate, origin, "other.example")
+    other = make_site(gate, origin, "other.example")
     with pytest.raises(ConnectionResetError):
         other.connect()
     closed = gate.wait_closed(3)
@@ -413,13 +413,13 @@ def hello(name):
 
 
 def test_one_that_waits_ends_when_rules_deny_it_or_its_sandbox_goes(gate, origins):
-    place = site(gate, origins.web("good.example"))
+    place = make_site(gate, origins.web("good.example"))
     gate.silence()
     clients = []
     for count in (1, 2):
         clients.append(socket.create_connection(("127.0.0.1", place.door), 30))
         clients[-1].sendall(hello("good.example"))
-        wait_for(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
+        wait_until(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
     first = next(iter(gate.inspection._engine._expected.values()))
     gate.rules("[{id: a, to: good.example, action: deny}]")
     denied = gate.sandbox.policy.decide(first.judgement.attempt)
@@ -437,7 +437,7 @@ def test_a_sandbox_s_names_without_end_are_its_own_trouble(gate, origins, monkey
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES_A_SECOND", 0.0)
     origin = origins.web("good.example")
     for number in range(3):
-        place = site(gate, origin, f"n{number}.example")
+        place = make_site(gate, origin, f"n{number}.example")
         if number < 2:
             place.connect().close()
         else:

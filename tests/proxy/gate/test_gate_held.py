@@ -128,7 +128,7 @@ def test_what_nobody_answers_is_refused_and_its_retry_has_the_answer(tmp_path):
     async def test(world, people):
         task = await world.connect("raw.example")
         id_ = await people.question()
-        await people.pass_(61)
+        await people.advance(61)
         assert await task.ended() == "reset"
         assert told(world) == [("deny", "blocked", "approval_timeout", id_)]
         await people.approve(id_)

@@ -272,7 +272,7 @@ def test_a_refusal_names_what_it_waits_for(tmp_path):
     async def test(world, people):
         task = await world.connect("raw.example")
         id_ = await people.question()
-        await people.pass_(61)
+        await people.advance(61)
         assert await task.ended() == "reset"
         status, text = await said(world, "GET /why")
         assert status == 200

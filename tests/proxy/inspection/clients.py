@@ -16,8 +16,8 @@ import pytest
 from tests.support import harness
 
 
-def until(connection, end):
-    """Read up to and with `end`, or all there is."""
+def read_until(connection, end):
+    """Read byte by byte until the data ends with `end`, or until the connection ends."""
     data = b""
     while not data.endswith(end):
         piece = connection.recv(1)
@@ -27,23 +27,23 @@ def until(connection, end):
     return data
 
 
-def rest(connection):
-    """Read all there is."""
+def read_all(connection):
+    """Read until the connection ends."""
     data = b""
     while piece := connection.recv(65536):
         data += piece
     return data
 
 
-def talk(port, data, *, timeout=30.0):
-    """Send bytes and return all that comes back until the end; a reset is raised."""
+def send_and_read(port, data, *, timeout=30.0):
+    """Send bytes and return the whole answer; raises if the connection is reset."""
     with socket.create_connection(("127.0.0.1", port), timeout) as connection:
         connection.sendall(data)
-        return rest(connection)
+        return read_all(connection)
 
 
-def cut_off(connection, *, reset=True):
-    """End without TLS's own end, with a reset or just so; what was sent before arrives."""
+def close_abruptly(connection, *, reset=True):
+    """Close TCP with a reset or a FIN, without a close_notify of TLS; earlier bytes still arrive."""
     time.sleep(0.05)
     if reset:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -51,30 +51,22 @@ def cut_off(connection, *, reset=True):
 
 
 def curl(*words, **more):
-    """Run curl quietly; returns its exit status, and what it wrote."""
-    needs("curl")
+    """Run curl; returns exit status, output and error text."""
+    require_tool("curl")
     done = subprocess.run(
         ["curl", "-sS", "-m", "15", *map(str, words)], capture_output=True, timeout=30, check=False, **more
     )
     return done.returncode, done.stdout, done.stderr.decode()
 
 
-def needs(tool):
-    """Skip without a tool, except where everything has to be there."""
+def require_tool(tool):
+    """Skip the test without a tool; fail where every tool is required (CI)."""
     if shutil.which(tool) is None:
         harness.missing(tool)
 
 
-def wait_for(true, seconds=30.0):
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
-
-
-def resident():
-    """Return this process's resident memory in bytes."""
+def resident_memory():
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -82,17 +74,17 @@ def resident():
 
 
 class Client:
-    """An HTTP/2 client that sends whatever it is told to."""
+    """HTTP/2 client that does not validate what it sends."""
 
-    def __init__(self, place, **settings):
-        self.place = place
+    def __init__(self, site, **settings):
+        self.site = site
         config = h2.config.H2Configuration(
             client_side=True, header_encoding="latin-1", validate_outbound_headers=False,
             normalize_outbound_headers=False,
         )  # fmt: skip
         self.h2 = h2.connection.H2Connection(config)
         self.h2.local_settings.update(settings.get("local", {}))
-        self.socket = place.connect(alpn=("h2",))
+        self.socket = site.connect(alpn=("h2",))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         assert self.socket.selected_alpn_protocol() == "h2"
         self.h2.initiate_connection()
@@ -103,7 +95,7 @@ class Client:
         self.socket.sendall(self.h2.data_to_send())
 
     def head(self, path="/", method="GET", authority=None, more=()):
-        authority = self.place.host if authority is None else authority
+        authority = self.site.host if authority is None else authority
         named = [(":authority", authority)] if authority else []
         return [(":method", method), (":scheme", "https"), *named, (":path", path), *more]
 
@@ -122,7 +114,7 @@ class Client:
             self.flush()
 
     def wait(self, kind, stream=None):
-        """Read until there is an event of a kind, of a stream, and return the first one."""
+        """Read until an event of this kind, and stream, arrives; returns the first. Kind None waits for the end."""
         while True:
             for event in self.events:
                 if event is None and kind is None:
@@ -151,7 +143,7 @@ MIB = 1 << 20
 
 
 def send_until(error, connection, most):
-    """Send until that is raised, or so much was sent; returns how much."""
+    """Send until `error` is raised or `most` bytes are sent; returns the number of bytes."""
     sent = 0
     with contextlib.suppress(error):
         while sent < most:

@@ -1,4 +1,4 @@
-"""A git server behind a gate, under rules that tell its repositories and refs apart, and a checkout to push from."""
+"""A git server behind a gate whose rules differ by repository and ref, and a checkout to push from."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab import git_server
-from tests.proxy.inspection.clients import needs
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import require_tool
+from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.ports import free_port
 
 RULES = """[
@@ -42,7 +42,7 @@ GIT = [
 class Forge:
     """A git server behind a gate, and a checkout of one of its repositories."""
 
-    place: object
+    site: object
     root: Path
     work: Path
     environment: dict
@@ -53,44 +53,44 @@ class Forge:
             **{"cwd": self.work, "env": self.environment, **more},
         )  # fmt: skip
 
-    def made(self, *words, **more):
+    def run_git(self, *words, **more):
         done = self.git(*words, **more)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     def remote(self, *words, version=2, http="HTTP/1.1", **more):
-        """Run git with the gate in between."""
-        resolve = f"http.curloptResolve={self.place.name}:{self.place.port}:127.0.0.1"
+        """Run git through the gate."""
+        resolve = f"http.curloptResolve={self.site.name}:{self.site.port}:127.0.0.1"
         return self.git(
             "-c", resolve, "-c", f"protocol.version={version}", "-c", f"http.version={http}", *words, **more
         )
 
     def url(self, repo="acme/web.git"):
-        return f"https://{self.place.host}/{repo}"
+        return f"https://{self.site.host}/{repo}"
 
     def refs(self, repo="acme/web.git"):
-        said = self.made("-C", self.root / repo, "for-each-ref", "--format=%(refname)")
+        said = self.run_git("-C", self.root / repo, "for-each-ref", "--format=%(refname)")
         return said.split()
 
     def pushes(self):
-        """What was decided of each push, without what comes before one."""
+        """Return outcome, reason and rules of each push, without the advertisement before it."""
         return [
             (e["outcome"], e["reason"], e.get("rules", []))
-            for e in self.place.gate.events("request.decided")
+            for e in self.site.gate.events("request.decided")
             if e["http"].get("method") == "POST" and e["http"]["path"].endswith("/git-receive-pack")
         ]
 
 
 def on_one_port(gate, origins):
-    """Make an origin and a door to it with the same port, on two addresses."""
+    """Start an origin and a listener of the gate with the same port, on two addresses."""
     origin = origins.web("good.example", address="127.0.0.2", port=free_port("127.0.0.1", "127.0.0.2"))
-    return origin, site(gate, origin, address="127.0.0.2", listen=origin.port)
+    return origin, make_site(gate, origin, address="127.0.0.2", listen=origin.port)
 
 
 @pytest.fixture(scope="session")
 def repositories(tmp_path_factory):
-    """A directory with a server's repositories and a checkout of one of them, to be copied: thirty runs of git make it."""
-    needs("git")
+    """Repositories of a server and a checkout of one, made once and copied by each test: they take thirty runs of git."""
+    require_tool("git")
     made = tmp_path_factory.mktemp("git")
     environment = {"PATH": os.environ["PATH"], "HOME": str(made), "GIT_CONFIG_NOSYSTEM": "1"}
 
@@ -115,11 +115,11 @@ def forge(gate, origins, repositories, tmp_path, monkeypatch):
         "PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0",
         "GIT_SSL_CAINFO": str(gate.bundle),
     }  # fmt: skip
-    origin, place = on_one_port(gate, origins)
-    place.origin = origin
+    origin, site = on_one_port(gate, origins)
+    site.origin = origin
     gate.rules(RULES.replace("PORT", str(origin.port)))
     for made in (root, work):
         shutil.copytree(repositories / made.name, made, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
-    found = Forge(place, root, work, environment)
-    found.made("remote", "set-url", "origin", found.url())
+    found = Forge(site, root, work, environment)
+    found.run_git("remote", "set-url", "origin", found.url())
     return found

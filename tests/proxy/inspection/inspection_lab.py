@@ -1,7 +1,7 @@
-"""A gate on loopback whose every connection is inspected, and origins behind it: real sockets, real TLS, real clients.
+"""A gate on loopback that inspects every connection, and sites behind it: real sockets, real TLS, real clients.
 
-The gate runs in a thread with a loop of its own, the origins in another; tests are ordinary synchronous code. What the
-gate does before (peeking, deciding the connection) is cut short: a door admits what comes to it for one place.
+The gate runs in one thread with its own event loop, the origins in another; tests are synchronous code. A listener hands
+every connection to inspection as one to a given host and port, without the steps of the gate before that.
 """
 
 import asyncio
@@ -37,29 +37,30 @@ from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load
 from rules.verdicts import Outcome
-from tests.proxy.inspection.clients import curl, rest, wait_for
+from tests.proxy.inspection.clients import curl, read_all
 from tests.proxy.inspection.origins import Loop
 from tests.support.harness import whole_lines
+from tests.support.waiting import wait_until
 
 
-class NoServers:
-    """Nobody knows a name that the hosts file doesn't."""
+class NoNameServers:
+    """Resolves nothing, so only the hosts file has names."""
 
     async def ask(self, name, kind):
         raise DnsLookupError(f"{name} has no {kind}")
 
 
 @dataclass
-class Closed:
-    """How an admitted connection ended."""
+class ClosedConnection:
+    """Byte counts and reason of a closed connection."""
 
     up: int
     down: int
     reason: object
 
 
-class Gate:
-    """Inspection with everything real around it, and doors to it."""
+class GateLab:
+    """Inspection with real parts around it: policy, journal, dialer, certificate signer and listeners."""
 
     def __init__(self, directory, origins):
         self.directory = directory
@@ -78,26 +79,26 @@ class Gate:
         self.journal = Journal(self._made("journal"))
         self.sandbox = SandboxState("box", Task("t1", "tests"), load([self._rules("[]")]))
         self.recorder = Recorder(self.sandbox, self.journal, Metrics())
-        self.lookup = Lookup(HostsFile(str(self.hosts)), NoServers)
+        self.lookup = Lookup(HostsFile(str(self.hosts)), NoNameServers)
         self.dialer = Dialer(self.lookup, poller.Poller(), metrics=self.recorder.metrics)
-        ours, self.keyholder = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, self.signer_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.signer, self.link = Signer(self.ca), SignerLink(ours)
         self.leaves = LeafCertificates(self.link)
-        asyncio.get_running_loop().add_reader(self.keyholder, self._sign)
+        asyncio.get_running_loop().add_reader(self.signer_socket, self._sign)
         self.inspection = Inspection(self.leaves, self.dialer, self.recorder, Roots(self.origins.authority.pem()))
 
     def _sign(self):
-        """Be the certificate signer."""
-        if packet := self.keyholder.recv(LONGEST_REQUEST + 1):
-            self.keyholder.send(self.signer.answer(packet))
+        """Answer one request as the certificate signer does."""
+        if packet := self.signer_socket.recv(LONGEST_REQUEST + 1):
+            self.signer_socket.send(self.signer.answer(packet))
         else:
-            asyncio.get_running_loop().remove_reader(self.keyholder)
+            asyncio.get_running_loop().remove_reader(self.signer_socket)
 
-    def silence(self):
-        """Let the certificate signer answer nothing any more."""
-        if self.keyholder.fileno() < 0:
+    def stop_signer(self):
+        """Stop the certificate signer: requests to it stay unanswered."""
+        if self.signer_socket.fileno() < 0:
             return
-        self.loop.run(lambda: asyncio.get_running_loop().remove_reader(self.keyholder))
+        self.loop.run(lambda: asyncio.get_running_loop().remove_reader(self.signer_socket))
 
     def _made(self, name):
         (self.directory / name).mkdir()
@@ -109,20 +110,20 @@ class Gate:
         return file
 
     def rules(self, rules, settings=""):
-        """Put rules in force."""
+        """Load rules and make them the policy."""
         policy = load([self._rules(rules, settings)])
         self.loop.run(lambda: setattr(self.sandbox, "policy", policy))
 
     def name(self, **names):
-        """Give names addresses, in place of the host's own file."""
+        """Replace the hosts file: each keyword is a name with `_` for `.`, its value the address."""
         self.hosts.write_text("".join(f"{address} {name.replace('_', '.')}\n" for name, address in names.items()))
-        self.loop.run(self._look_again)
+        self.loop.run(self._reread_hosts)
 
-    def _look_again(self):
+    def _reread_hosts(self):
         self.lookup._look_again_at = 0.0
 
-    def door(self, target, port, *, tls=True, decision=None, idle=None, listen=0, sni=None):
-        """Listen, and admit what comes as connections to that place, as if a hello said `sni`; returns the port."""
+    def listen_for(self, target, port, *, tls=True, decision=None, idle=None, listen=0, sni=None):
+        """Listen, and inspect each client as one that connects to `target`; `sni` replaces that of its hello. Returns the port."""
         listener = socket.create_server(("127.0.0.1", listen), backlog=512)
         listener.setblocking(False)
         self._listeners.append(listener)
@@ -145,7 +146,9 @@ class Gate:
 
             def closed(up, down, reason):
                 record.ended(up, down, Outcome.PASSED, reason)
-                self.closed.append(Closed(up, down, reason))  # last: who waits for it reads the journal then
+                self.closed.append(
+                    ClosedConnection(up, down, reason)
+                )  # last: tests that wait for it read the journal next
 
             self.inspection.adopt(Handover(self.sandbox, client, record, judgement, closed))
 
@@ -162,10 +165,10 @@ class Gate:
         return listener.getsockname()[1]
 
     def events(self, kind=None):
-        """Return what the journal says so far."""
+        """Return the events in the journal so far."""
         found = []
         for file in sorted((self.directory / "journal").rglob("*.jsonl")):
-            lines = whole_lines(file)  # of all tests that share the gate: only what may be meant is parsed
+            lines = whole_lines(file)  # parses only lines that may match, because tests share the gate
             found += [json.loads(line) for line in lines if kind is None or kind.encode() in line]
         told = [event for event in found if not event["kind"].startswith("journal.")]
         return [event for event in told if kind is None or event["kind"] == kind]
@@ -178,8 +181,8 @@ class Gate:
         ]
 
     def wait_closed(self, count=1):
-        """Wait until so many connections have told their end."""
-        wait_for(lambda: len(self.closed) >= count)
+        """Wait until `count` connections are closed."""
+        wait_until(lambda: len(self.closed) >= count)
         return self.closed
 
     def close(self):
@@ -187,8 +190,8 @@ class Gate:
             self.loop.run(lambda one=listener: asyncio.get_running_loop().remove_reader(one.fileno()))
             listener.close()
         self.loop.run(self.inspection.close)
-        self.silence()
-        self.keyholder.close()
+        self.stop_signer()
+        self.signer_socket.close()
         self.loop.run(self.link.close)
         self.loop.run(self.lookup.close)
         self.loop.run(self.journal.close)
@@ -197,12 +200,12 @@ class Gate:
 
 @dataclass
 class Site:
-    """A door to an origin, and the name that it goes by."""
+    """An origin behind the gate, by its name, and the gate's port for it."""
 
-    gate: Gate
+    gate: GateLab
     name: str
     port: int
-    door: int
+    gate_port: int
     tls: bool
 
     @property
@@ -212,13 +215,13 @@ class Site:
     def curl(self, path, *words):
         scheme = "https" if self.tls else "http"
         return curl(
-            "--cacert", self.gate.bundle, "--connect-to", f"{self.host}:127.0.0.1:{self.door}", *words,
+            "--cacert", self.gate.bundle, "--connect-to", f"{self.host}:127.0.0.1:{self.gate_port}", *words,
             f"{scheme}://{self.host}{path}",
         )  # fmt: skip
 
     def connect(self, alpn=("http/1.1",), sni=None):
-        """Connect as a client, over TLS if that is what is spoken."""
-        connection = socket.create_connection(("127.0.0.1", self.door), 30)
+        """Connect to the gate as a client, over TLS if the origin has TLS."""
+        connection = socket.create_connection(("127.0.0.1", self.gate_port), 30)
         if not self.tls:
             return connection
         context = ssl.create_default_context(cadata=self.gate.ca.certificate_pem.decode())
@@ -231,18 +234,18 @@ class Site:
         """Send a head (with LF for CR LF, `HOST` for the host) and return the whole answer; the connection must end."""
         with self.connect() as connection:
             connection.sendall(head.replace("HOST", self.host).replace("\n", "\r\n").encode("latin-1") + body)
-            return rest(connection)
+            return read_all(connection)
 
 
-def site(gate, origin, name="good.example", *, tls=True, http="", address="127.0.0.1", more="", **door):
-    """Name an origin, allow it, and open a door to it."""
+def make_site(gate, origin, name="good.example", *, tls=True, http="", address="127.0.0.1", more="", **listen_options):
+    """Name an origin, allow it by a rule, and open a listener for it."""
     gate.name(**{name.replace(".", "_"): address})
     kind = "tls" if tls else "http"
-    wanted = f", http: {http}" if http else ""
+    condition = f", http: {http}" if http else ""
     gate.rules(
-        f"[{{id: a, to: {name}, resolves_to: [127.0.0.0/8], ports: [{origin.port}/{kind}], action: allow{wanted}}}{more}]"
+        f"[{{id: a, to: {name}, resolves_to: [127.0.0.0/8], ports: [{origin.port}/{kind}], action: allow{condition}}}{more}]"
     )
-    return Site(gate, name, origin.port, gate.door(name, origin.port, tls=tls, **door), tls)
+    return Site(gate, name, origin.port, gate.listen_for(name, origin.port, tls=tls, **listen_options), tls)
 
 
 async def peeked_hello(client):
@@ -257,7 +260,7 @@ async def peeked_hello(client):
     return None
 
 
-WEB = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+TLS_AND_PLAIN = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 
 
 @pytest.fixture
@@ -269,21 +272,21 @@ def web(origins):
 
 
 @pytest.fixture
-def slowly(monkeypatch):
-    """Have pieces of bodies looked through in slices, until `let` is set."""
-    slow = SimpleNamespace(begun=threading.Event(), let=threading.Event())
+def slow_scan(monkeypatch):
+    """Make the scan of a body piece yield until `release` is set; `started` is set when it begins."""
+    slow = SimpleNamespace(started=threading.Event(), release=threading.Event())
     real = SecretScan.send
 
     def send(stage, part):
-        slow.begun.set()
-        while not slow.let.is_set():
+        slow.started.set()
+        while not slow.release.is_set():
             yield
         return (yield from real(stage, part))
 
     monkeypatch.setattr(SecretScan, "send", send)
     yield slow
-    slow.let.set()
+    slow.release.set()
 
 
-def post(place, connection):
-    connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
+def post(site, connection):
+    connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 5\r\n\r\nhello".encode())

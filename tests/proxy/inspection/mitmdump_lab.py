@@ -1,4 +1,4 @@
-"""A plain mitmdump with the addon loaded."""
+"""A real mitmdump that loads the addon, with its own hosts file, destinations and broken hooks."""
 
 import contextlib
 import json
@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy.inspection.clients import curl, wait_for
+from tests.proxy.inspection.clients import curl
 from tests.support.harness import whole_lines
 from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 ADDON = Path(__file__).resolve().parents[3] / "proxy" / "addon.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"
-PATIENCE = 90  # seconds: it imports much, and on a busy machine that takes long
+PATIENCE = 90  # seconds: mitmdump imports many modules, which takes long on a busy machine
 
-# Loaded beside the addon. Names are found in a file, as the host's own would be in /etc/hosts; a transparent
-# connection's true destination, which the kernel's NAT knows, is in another; and a hook is made to raise.
-BESIDE = """
+# A second addon for tests. It resolves names from a file in place of /etc/hosts, reads the original destination of
+# a transparent connection from another in place of the kernel's NAT table, and makes the hook named in a third raise.
+TEST_ADDON = """
 import sys
 from pathlib import Path
 from mitmproxy import platform
@@ -29,23 +30,23 @@ sys.path.append({root!r})
 import proxy.dns.lookup, proxy.inspection.standalone as standalone
 from proxy.dns.lookup import Lookup, DnsLookupError
 
-class Nobody:
+class NoNameServers:
     async def ask(self, name, kind):
         raise DnsLookupError(f"{{name}} has no {{kind}}")
 
-standalone.Lookup = lambda: Lookup(proxy.dns.lookup.HostsFile(str(HERE / "hosts")), Nobody)
+standalone.Lookup = lambda: Lookup(proxy.dns.lookup.HostsFile(str(HERE / "hosts")), NoNameServers)
 platform.original_addr = lambda sock: tuple(eval((HERE / "original").read_text()))
 
-class Beside:
+class TestAddon:
     def running(self):
         from mitmproxy import ctx
         exeat = next(a for a in walk(ctx.master.addons.chain) if type(a).__name__ == "Exeat")
-        kind, visitor = type(exeat), type(exeat).connection_of
+        kind, connection_of = type(exeat), type(exeat).connection_of
         def raising(self, client):
             hook = sys._getframe(1).f_code.co_name
             if (HERE / "broken").read_text() == hook:
                 raise RuntimeError("on purpose")
-            return visitor(self, client)
+            return connection_of(self, client)
         kind.connection_of = raising
         (HERE / "ready").touch()
 
@@ -54,21 +55,21 @@ def walk(chain):
         yield addon
         yield from walk(getattr(addon, "addons", ()))
 
-addons = [Beside()]
+addons = [TestAddon()]
 """
 
 
-class Dump:
+class Mitmdump:
     """A running mitmdump with the addon."""
 
     def __init__(self, directory, origins):
         self.directory = directory
         self.origins = origins
         self.hosts({})
-        self.break_in("")
-        self.original("127.0.0.1", 1)
+        self.break_hook("")
+        self.set_original_destination("127.0.0.1", 1)
         (directory / "ca.pem").write_bytes(origins.authority.pem())
-        (directory / "beside.py").write_text(BESIDE.format(here=str(directory), root=str(ADDON.parent.parent)))
+        (directory / "test_addon.py").write_text(TEST_ADDON.format(here=str(directory), root=str(ADDON.parent.parent)))
         (directory / "before.py").write_text(
             f"import sys\nsys.path.insert(0, {str(ADDON.parent.parent)!r})\n"
             "from tests.proxy.loopback import let_out\nlet_out(setattr)\n"
@@ -80,10 +81,10 @@ class Dump:
     def hosts(self, names):
         (self.directory / "hosts").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
 
-    def break_in(self, hook):
+    def break_hook(self, hook):
         (self.directory / "broken").write_text(hook)
 
-    def original(self, *address):
+    def set_original_destination(self, *address):
         (self.directory / "original").write_text(repr(address))
 
     def start(self, rules, *modes):
@@ -94,17 +95,15 @@ class Dump:
             self.ports.append(free_port())
             words += ["--mode", f"{mode}@127.0.0.1:{self.ports[-1]}"]
         self.process = subprocess.Popen(
-            [MITMDUMP, "-q", *words, "-s", self.directory / "before.py", "-s", ADDON, "-s", self.directory / "beside.py",
+            [MITMDUMP, "-q", *words, "-s", self.directory / "before.py", "-s", ADDON, "-s", self.directory / "test_addon.py",
              "--set", f"exeat_rules={self.rules}", "--set", f"exeat_journal={self.directory / 'journal'}",
              "--set", f"confdir={self.directory / 'conf'}",
              "--set", f"ssl_verify_upstream_trusted_ca={self.directory / 'ca.pem'}"],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
         )  # fmt: skip
         for port in self.ports:
-            wait_for(lambda port=port: self.listens(port), PATIENCE)
-        wait_for(
-            (self.directory / "ready").exists, PATIENCE
-        )  # who is beside the addon is told last that mitmproxy runs
+            wait_until(lambda port=port: self.listens(port), seconds=PATIENCE)
+        wait_until((self.directory / "ready").exists, seconds=PATIENCE)  # mitmproxy calls `running` of this addon last
 
     def listens(self, port):
         assert self.process.poll() is None, self.process.stdout.read().decode()
@@ -129,15 +128,15 @@ class Dump:
 
 
 @pytest.fixture(scope="module")
-def dump(tmp_path_factory, origins):
-    """One mitmdump in both modes for all: it takes its time to start."""
-    made = Dump(tmp_path_factory.mktemp("dump"), origins)
-    made.tls = origins.web("good.example")
-    made.plain = origins.web("good.example", tls=False)
-    made.hosts({"good.example": "127.0.0.1", "inside.example": "10.0.0.1"})
-    (made.directory / "journal").mkdir()
-    ports = f"[{made.tls.port}/tls, {made.plain.port}/http]"
-    made.start(
+def mitmdump(tmp_path_factory, origins):
+    """One mitmdump in both modes for all tests of a module, because it starts slowly."""
+    lab = Mitmdump(tmp_path_factory.mktemp("dump"), origins)
+    lab.tls = origins.web("good.example")
+    lab.plain = origins.web("good.example", tls=False)
+    lab.hosts({"good.example": "127.0.0.1", "inside.example": "10.0.0.1"})
+    (lab.directory / "journal").mkdir()
+    ports = f"[{lab.tls.port}/tls, {lab.plain.port}/http]"
+    lab.start(
         f"""
   - {{id: good, to: good.example, resolves_to: [127.0.0.1/32], ports: {ports}, http: {{methods: [GET, POST]}}, action: allow}}
   - {{id: kept, to: good.example, resolves_to: [127.0.0.1/32], ports: {ports}, http: {{methods: [POST], query: {{kept: present}}}}, scan: block, action: allow}}
@@ -149,5 +148,5 @@ def dump(tmp_path_factory, origins):
         "regular",
         "transparent",
     )
-    yield made
-    made.stop()
+    yield lab
+    lab.stop()

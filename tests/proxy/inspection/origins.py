@@ -1,4 +1,4 @@
-"""Servers on loopback behind a gate under test, in a loop and threads of their own."""
+"""Servers on loopback behind a gate under test, with their own event loop and threads."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ import h2.connection
 
 from tests.lab import certificates
 from tests.lab.web import Http2, Peer, serve_http1
-from tests.proxy.inspection.clients import until
+from tests.proxy.inspection.clients import read_until
 
 
 class Loop:
@@ -45,7 +45,7 @@ class Loop:
 
 @dataclass
 class Origin:
-    """A server that writes down what it is asked."""
+    """A server that records its requests and counts its connections."""
 
     port: int
     requests: list = field(default_factory=list)
@@ -53,7 +53,7 @@ class Origin:
 
 
 class Origins:
-    """Servers on loopback, with certificates of a CA of their own."""
+    """Starts servers on loopback, with certificates of a test CA."""
 
     def __init__(self, directory):
         self.loop = Loop()
@@ -63,7 +63,7 @@ class Origins:
         self._listeners = []
 
     def context(self, *names, kind="good", alpn=("h2", "http/1.1"), curve=None, clients=None, version=None):
-        """`clients`: whether they have to show certificates (ssl.VerifyMode); `version`: the latest of TLS."""
+        """Return a server context. `clients`: ssl.VerifyMode for client certificates; `version`: highest TLS version."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if curve:
             context.set_ecdh_curve(curve)
@@ -80,7 +80,7 @@ class Origins:
         return context
 
     def web(self, *names, tls=True, address="127.0.0.1", port=0, **more):
-        """Serve the lab's pages."""
+        """Serve the pages of `tests.lab` over HTTP/1 or HTTP/2."""
         origin = Origin(0)
 
         async def serve(reader, writer):
@@ -106,7 +106,7 @@ class Origins:
         return origin
 
     def silent_http2(self, *names):
-        """Speak HTTP/2, and give no credit for anything."""
+        """Serve HTTP/2 without ever giving credit for a body."""
 
         def answer(connection, head):
             server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
@@ -121,7 +121,7 @@ class Origins:
         return self.script(answer, *names, tls=True, alpn=["h2"])
 
     def script(self, answer, *names, tls=False, **more):
-        """Serve with `answer(connection, head)`, called in a thread of its own once a head has come."""
+        """Serve with `answer(connection, head)`, called in its own thread for each head; it returns True to go on."""
         origin = Origin(0)
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._listeners.append(listener)
@@ -133,7 +133,7 @@ class Origins:
                 if context is not None:
                     connection = context.wrap_socket(connection, server_side=True)
                 connection.settimeout(10)
-                while (head := until(connection, b"\r\n\r\n")).endswith(b"\r\n\r\n"):
+                while (head := read_until(connection, b"\r\n\r\n")).endswith(b"\r\n\r\n"):
                     origin.requests.append(head)
                     if answer(connection, head) is not True:
                         break
@@ -154,7 +154,7 @@ class Origins:
         return origin
 
     def close(self):
-        """Serve no more: test after test would leave a thread and descriptors behind."""
+        """Stop all servers, so that tests leave no threads or descriptors."""
         for listener in self._listeners:
             stop(listener)
         for server in self._servers:
@@ -163,7 +163,7 @@ class Origins:
 
 
 def stop(listener):
-    """Close a listener that a thread accepts on; closing alone would not wake it, nor free the port."""
+    """Close a listener that a thread accepts on. Closing alone would neither wake the thread nor free the port."""
     with contextlib.suppress(OSError):  # it is closed already
         listener.shutdown(socket.SHUT_RDWR)
     listener.close()

@@ -9,15 +9,15 @@ from proxy.event_loop import poller
 from tests.support import processor_time
 
 
-class Watchdog:
-    """The longest steps, and what they were."""
+class StepTimer:
+    """Records the longest step and how many were measured."""
 
     def __init__(self):
         self.longest = (0.0, "nothing")
         self.measured = 0
 
     def check(self):
-        """Fail if a step took longer than it may."""
+        """Fail if a step took longer than the bound."""
         assert self.measured > 1
         processor_time.check(*self.longest)
 
@@ -31,8 +31,8 @@ class Watchdog:
 
 
 class _Timed:
-    def __init__(self, watched, dog):
-        self._watched, self._dog = watched, dog
+    def __init__(self, watched, timer):
+        self._watched, self._dog = watched, timer
 
     def ready(self, events):
         self._dog.measure(type(self._watched).__name__, self._watched.ready, events)
@@ -42,13 +42,15 @@ class _Timed:
 
 
 @contextlib.contextmanager
-def watchdog(monkeypatch):
-    """Measure every step, of whatever loop, of sockets that are watched from now on."""
-    dog = Watchdog()
+def time_steps(monkeypatch):
+    """Time every step of every event loop for sockets watched from now on."""
+    timer = StepTimer()
     watch, run = poller.Poller.watch, asyncio.Handle._run
     with monkeypatch.context() as patched:
-        patched.setattr(poller.Poller, "watch", lambda self, fd, events, one: watch(self, fd, events, _Timed(one, dog)))
-        patched.setattr(asyncio.Handle, "_run", lambda self: dog.measure(str(self._callback), run, self))
+        patched.setattr(
+            poller.Poller, "watch", lambda self, fd, events, one: watch(self, fd, events, _Timed(one, timer))
+        )
+        patched.setattr(asyncio.Handle, "_run", lambda self: timer.measure(str(self._callback), run, self))
         gc.collect()
-        gc.freeze()  # the tests' own objects aren't a worker's, and no later collection walks through them
-        yield dog
+        gc.freeze()  # so that a collection in a step does not walk the objects of the tests
+        yield timer

@@ -26,18 +26,19 @@ from rules.decision import Decision
 from rules.explain.reasons import REASONS
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.proxy.inspection.clients import MIB, Client, resident, rest, send_until, until, wait_for
-from tests.proxy.inspection.inspection_lab import WEB, site
+from tests.proxy.inspection.clients import MIB, Client, read_all, read_until, resident_memory, send_until
+from tests.proxy.inspection.inspection_lab import TLS_AND_PLAIN, make_site
+from tests.support.waiting import wait_until
 
 
 def test_pipelined_refusals_to_a_client_that_does_not_read_are_bounded(gate, origins):
     """It asks and doesn't read the answers: then it isn't read either."""
-    place = site(gate, origins.web("good.example", tls=False), tls=False, http="{methods: [PUT]}")
-    one = f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
-    before = resident()
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False, http="{methods: [PUT]}")
+    one = f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
+    before = resident_memory()
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel takes megabytes of answers
-        connection.connect(("127.0.0.1", place.door))
+        connection.connect(("127.0.0.1", site.gate_port))
         connection.setblocking(False)
         idle = time.monotonic()
         sent = 0
@@ -48,7 +49,7 @@ def test_pipelined_refusals_to_a_client_that_does_not_read_are_bounded(gate, ori
             except BlockingIOError:
                 time.sleep(0.01)
         assert sent < 15 * MIB
-        assert resident() - before < 20 * MIB
+        assert resident_memory() - before < 20 * MIB
 
 
 def test_client_that_does_not_read_stops_the_server(gate, origins):
@@ -63,10 +64,10 @@ def test_client_that_does_not_read_stops_the_server(gate, origins):
         except TimeoutError:
             sent.append("stopped")
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        wait_for(lambda: sent and sent[-1] == "stopped")
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        wait_until(lambda: sent and sent[-1] == "stopped")
         assert sum(sent[:-1]) < 30 * MIB
 
 
@@ -74,10 +75,10 @@ def test_server_that_does_not_read_stops_the_client(gate, origins):
     def answer(connection, head):
         time.sleep(3)
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
         connection.settimeout(0.5)
-        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 1000000000\r\n\r\n".encode())
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 1000000000\r\n\r\n".encode())
         assert send_until(TimeoutError, connection, 100 * MIB) < 30 * MIB
 
 
@@ -91,9 +92,9 @@ def test_server_sent_events_arrive_one_by_one(gate, origins):
             assert seen.acquire(timeout=30)
         connection.sendall(b"0\r\n\r\n")
 
-    place = site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]))
-    client = http.client.HTTPSConnection(place.host)
-    client.sock = place.connect()
+    site = make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]))
+    client = http.client.HTTPSConnection(site.host)
+    client.sock = site.connect()
     client.request("GET", "/events")
     response = client.getresponse()
     for number in range(3):  # the next one is sent when this one has come
@@ -103,28 +104,28 @@ def test_server_sent_events_arrive_one_by_one(gate, origins):
     client.close()
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("frequent_ticks")
 def test_idle_connection_is_reset_and_recorded(gate, origins):
-    place = site(gate, origins.web("good.example", tls=False), tls=False, idle=0.2)
-    with place.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
-        rest(connection)
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False, idle=0.2)
+    with site.connect() as connection, pytest.raises((ConnectionResetError, BrokenPipeError)):
+        read_all(connection)
     assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
 
 
 def test_open_and_late_connections_are_reset_when_inspection_closes(gate, origins):
-    place = site(gate, origins.web("good.example", tls=False), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"GET /slow/100/1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False)
+    with site.connect() as connection:
+        connection.sendall(f"GET /slow/100/1 HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
         assert connection.recv(10)
         gate.loop.run(gate.inspection.close)
         with pytest.raises(ConnectionResetError):
-            rest(connection)
+            read_all(connection)
     assert len(gate.closed) == 1
 
     def come_late():
-        with socket.create_connection(("127.0.0.1", place.door), 5) as late:  # the reset may be there before it
+        with socket.create_connection(("127.0.0.1", site.gate_port), 5) as late:  # the reset may be there before it
             late.sendall(b"GET / HTTP/1.1\r\n")
-            rest(late)
+            read_all(late)
 
     with pytest.raises(ConnectionResetError):
         come_late()
@@ -135,10 +136,10 @@ def test_open_and_late_connections_are_reset_when_inspection_closes(gate, origin
 def test_slow_client_receives_the_whole_response(gate, origins, tls):
     """What it didn't take at first goes out little by little, and more is fetched in time."""
     size = 24 * MIB  # more than the kernel's buffers
-    place = site(gate, origins.web("good.example", tls=tls), tls=tls)
-    with place.connect() as connection:
-        connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
-        until(connection, b"\r\n\r\n")
+    site = make_site(gate, origins.web("good.example", tls=tls), tls=tls)
+    with site.connect() as connection:
+        connection.sendall(f"GET /bytes/{size} HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode())
+        read_until(connection, b"\r\n\r\n")
         got = 0
         while piece := connection.recv(65536):
             got += len(piece)
@@ -155,11 +156,11 @@ def test_slow_server_receives_the_whole_upload(gate, origins):
             time.sleep(0.0005)
         connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {24 * MIB}\r\nConnection: close\r\n\r\n"
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {24 * MIB}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode() + bytes(24 * MIB))
-        assert rest(connection).startswith(b"HTTP/1.1 204")
+        assert read_all(connection).startswith(b"HTTP/1.1 204")
 
 
 def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkeypatch):
@@ -185,16 +186,16 @@ def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkey
         return rule(self, request, **more)
 
     monkeypatch.setattr(Session, "rule", ruled)
-    place = site(gate, origins.script(answer), tls=False, http="{methods: [GET]}")
-    one = f"PATCH / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode() + one * 499)
+    site = make_site(gate, origins.script(answer), tls=False, http="{methods: [GET]}")
+    one = f"PATCH / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode() + one * 499)
         last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
         connection.sendall(last)
-        wait_for(gate.decided)
+        wait_until(gate.decided)
         gate.loop.run(another)
         slow.set()
-        answers = rest(connection)
+        answers = read_all(connection)
     assert answers.count(b"HTTP/1.1 403") == len(told) == 500
     each = [told.count(turn) for turn in set(told)]
     assert max(each) <= HEADS_AT_ONCE
@@ -215,18 +216,18 @@ def test_request_behind_an_early_answer_is_never_decided(gate, origins, monkeypa
 
     origin = origins.script(answer)
     allowed = "{methods: [GET, POST]}" if answers == "the server" else "{methods: [GET]}"
-    place = site(gate, origin, tls=False, http=allowed)
-    head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 10\r\n\r\n".encode()
-    behind = b"x" * 10 + f"GET /behind HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
+    site = make_site(gate, origin, tls=False, http=allowed)
+    head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 10\r\n\r\n".encode()
+    behind = b"x" * 10 + f"GET /behind HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
     said = b""
-    with place.connect() as connection:
+    with site.connect() as connection:
         if answers == "the gate":
             connection.sendall(head + behind)
         else:
             connection.sendall(head)
-            said = until(connection, b"no")
+            said = read_until(connection, b"no")
             connection.sendall(behind)
-        said += rest(connection)
+        said += read_all(connection)
     gate.wait_closed()
     assert said.count(b"HTTP/1.1 ") == 1
     assert [path for _, path, *_ in gate.decided()] == ["/upload"]
@@ -242,12 +243,12 @@ def test_informational_responses_are_sent_before_the_final_one(gate, origins):
         assert read.wait(30)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
-        said = until(connection, hint * 3)
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode())
+        said = read_until(connection, hint * 3)
         read.set()
-        assert (said + rest(connection)).endswith(b"ok")
+        assert (said + read_all(connection)).endswith(b"ok")
 
 
 def test_stopped_codec_reads_no_further_request():
@@ -262,12 +263,12 @@ def test_stopped_codec_reads_no_further_request():
 # --- slow clients and timeouts ---
 
 
-A_WHILE = 0.3  # seconds
+HEAD_TIMEOUT_IN_TEST = 0.3  # seconds
 
 
 @pytest.fixture
-def hasty(gate, monkeypatch):
-    monkeypatch.setattr(inspected, "HEAD_TIMEOUT", A_WHILE)
+def short_head_timeout(gate, monkeypatch):
+    monkeypatch.setattr(inspected, "HEAD_TIMEOUT", HEAD_TIMEOUT_IN_TEST)
     return gate
 
 
@@ -278,7 +279,7 @@ def drip(connection, data):
         for byte in data:
             connection.sendall(bytes([byte]))
             sent += 1
-            time.sleep(A_WHILE / 20)
+            time.sleep(HEAD_TIMEOUT_IN_TEST / 20)
     return sent
 
 
@@ -294,57 +295,57 @@ DRIPS = {
 }
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("frequent_ticks")
 @pytest.mark.parametrize("what", DRIPS)
-def test_head_that_drips_is_ended_by_the_head_timeout(hasty, origins, what):
-    place = site(hasty, origins.web("good.example"))
+def test_head_that_drips_is_ended_by_the_head_timeout(short_head_timeout, origins, what):
+    site = make_site(short_head_timeout, origins.web("good.example"))
     alpn, begun = DRIPS[what]
-    with place.connect(alpn=alpn) as connection:
-        connection.sendall(begun.replace(b"HOST", place.host.encode()))
+    with site.connect(alpn=alpn) as connection:
+        connection.sendall(begun.replace(b"HOST", site.host.encode()))
         assert drip(connection, b"a" * 1000) < 1000
-    assert str(hasty.wait_closed()[0].reason) == "limit_exceeded"
+    assert str(short_head_timeout.wait_closed()[0].reason) == "limit_exceeded"
 
 
-@pytest.mark.usefixtures("often")
-def test_unfinished_tls_handshake_is_ended_by_the_head_timeout(hasty, origins):
-    place = site(hasty, origins.web("good.example"))
-    context = ssl.create_default_context(cadata=hasty.ca.certificate_pem.decode())
+@pytest.mark.usefixtures("frequent_ticks")
+def test_unfinished_tls_handshake_is_ended_by_the_head_timeout(short_head_timeout, origins):
+    site = make_site(short_head_timeout, origins.web("good.example"))
+    context = ssl.create_default_context(cadata=short_head_timeout.ca.certificate_pem.decode())
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(incoming, outgoing, server_hostname=place.name)
+    client = context.wrap_bio(incoming, outgoing, server_hostname=site.name)
     with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()
-    with socket.create_connection(("127.0.0.1", place.door), 5) as connection:
+    with socket.create_connection(("127.0.0.1", site.gate_port), 5) as connection:
         connection.sendall(outgoing.read())
         with contextlib.suppress(OSError):
             while connection.recv(65536):
                 pass
-    assert str(hasty.wait_closed()[0].reason) == "limit_exceeded"
+    assert str(short_head_timeout.wait_closed()[0].reason) == "limit_exceeded"
 
 
-def test_head_timeout_does_not_apply_to_a_decided_request(hasty, origins):
+def test_head_timeout_does_not_apply_to_a_decided_request(short_head_timeout, origins):
     """An upload in drips, a long poll, a connection that is kept, and a head in two pieces."""
 
     def answer(connection, head):
         if b"Content-Length: 3" in head:
-            until(connection, b"abc")
-            time.sleep(1.5 * A_WHILE)
+            read_until(connection, b"abc")
+            time.sleep(1.5 * HEAD_TIMEOUT_IN_TEST)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         return True
 
-    place = site(hasty, origins.script(answer), tls=False)
-    with place.connect() as connection:
+    site = make_site(short_head_timeout, origins.script(answer), tls=False)
+    with site.connect() as connection:
         for body in (b"abc", b""):
-            head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            head = f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
             connection.sendall(head[:20])
-            time.sleep(A_WHILE / 6)
+            time.sleep(HEAD_TIMEOUT_IN_TEST / 6)
             connection.sendall(head[20:])
             for byte in body:
-                time.sleep(A_WHILE / 2)
+                time.sleep(HEAD_TIMEOUT_IN_TEST / 2)
                 connection.sendall(bytes([byte]))
-            assert until(connection, b"ok").endswith(b"\r\n\r\nok")
-            time.sleep(1.2 * A_WHILE if body else 0)
-    wait_for(lambda: len(hasty.events("request.completed")) == 2)
-    assert {event["outcome"] for event in hasty.events("request.completed")} == {"passed"}
+            assert read_until(connection, b"ok").endswith(b"\r\n\r\nok")
+            time.sleep(1.2 * HEAD_TIMEOUT_IN_TEST if body else 0)
+    wait_until(lambda: len(short_head_timeout.events("request.completed")) == 2)
+    assert {event["outcome"] for event in short_head_timeout.events("request.completed")} == {"passed"}
 
 
 def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
@@ -356,7 +357,7 @@ def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         return True
 
-    place = site(gate, origins.script(answer), tls=False)
+    site = make_site(gate, origins.script(answer), tls=False)
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
     monkeypatch.setattr(type(gate.dialer), "find", lambda *what: kept.append(what[-1]))
@@ -371,14 +372,14 @@ def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
         [one] = gate.inspection._engine._connections.values()
         one.tick(time.monotonic())
 
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        wait_for(lambda: kept)
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        wait_until(lambda: kept)
         gate.loop.run(decided_after_a_day)
         assert asked.wait(30)
         gate.loop.run(look_at_the_time)
         answers.set()
-        assert until(connection, b"ok").endswith(b"\r\n\r\nok")
+        assert read_until(connection, b"ok").endswith(b"\r\n\r\nok")
 
 
 STALLS = {
@@ -391,17 +392,17 @@ STALLS = {
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("frequent_ticks")
 @pytest.mark.parametrize("what", STALLS)
 def test_stalled_transfer_is_reset_by_the_idle_timeout(gate, origins, what):
     """A reset for both sides: none of them has all of it."""
     sent, answered = STALLS[what]
-    place = site(gate, origins.web("good.example", tls=False), tls=False, idle=A_WHILE)
-    with place.connect() as connection:
-        connection.sendall(sent.replace("HOST", place.host).encode())
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False, idle=HEAD_TIMEOUT_IN_TEST)
+    with site.connect() as connection:
+        connection.sendall(sent.replace("HOST", site.host).encode())
         assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
         with pytest.raises(ConnectionResetError):
-            rest(connection)
+            read_all(connection)
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["reason"]) == ("failed", "limit_exceeded")
     assert ("status" in told["http"]) is False or answered
@@ -409,11 +410,11 @@ def test_stalled_transfer_is_reset_by_the_idle_timeout(gate, origins, what):
 
 def test_stalled_http2_stream_does_not_end_the_others(gate, origins):
     """Its connection goes on as long as others' bytes come; what it holds is bounded by its window."""
-    client = Client(site(gate, origins.web("good.example"), idle=2 * A_WHILE))
+    client = Client(make_site(gate, origins.web("good.example"), idle=2 * HEAD_TIMEOUT_IN_TEST))
     client.request("/upload", "POST", end=False)
     for _ in range(6):
         assert client.status(client.request("/ok")) == "200"
-        time.sleep(A_WHILE / 2)
+        time.sleep(HEAD_TIMEOUT_IN_TEST / 2)
     client.close()
 
 
@@ -424,31 +425,31 @@ SPLICE = "tls: splice"
 
 
 @pytest.fixture
-def greeting(origins):
+def greeting_origin(origins):
     """A server that speaks first, as IMAP's does."""
     return origins.script(lambda connection, _: connection.sendall(b"* OK ready\r\n"), "good.example", tls=True)
 
 
 def blocked_event(gate):
-    wait_for(lambda: gate.events("request.decided"))
+    wait_until(lambda: gate.events("request.decided"))
     (event,) = gate.events("request.decided")
     assert len(event["detail"]) > 30  # the event says what the page says
     return event["outcome"], event["reason"]
 
 
-@pytest.mark.usefixtures("often")
-def test_silent_client_without_alpn_is_told_to_use_splice(gate, greeting, monkeypatch):
+@pytest.mark.usefixtures("frequent_ticks")
+def test_silent_client_without_alpn_is_told_to_use_splice(gate, greeting_origin, monkeypatch):
     monkeypatch.setattr(inspected, "SILENCE", 0.0)
-    place = site(gate, greeting)
+    site = make_site(gate, greeting_origin)
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
-    with place.connect(alpn=()) as connection:
-        page = rest(connection)
+    with site.connect(alpn=()) as connection:
+        page = read_all(connection)
     assert page.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch\r\n")
     body = json.loads(page.partition(b"\r\n\r\n")[2])
     assert "waits for the server to speak first" in body["detail"]
     assert SPLICE in body["remedy"]
     assert blocked_event(gate) == ("blocked", "protocol_mismatch")
-    assert greeting.connections == 0
+    assert greeting_origin.connections == 0
 
     class Imap(imaplib.IMAP4_SSL):
         def _create_socket(self, timeout):
@@ -457,7 +458,7 @@ def test_silent_client_without_alpn_is_told_to_use_splice(gate, greeting, monkey
             )
 
     with pytest.raises(imaplib.IMAP4.error, match="Blocked by Exeat: protocol_mismatch"):
-        Imap("127.0.0.1", place.door, ssl_context=context, timeout=20)
+        Imap("127.0.0.1", site.gate_port, ssl_context=context, timeout=20)
 
 
 def test_client_whose_first_bytes_wait_is_not_refused_as_silent():
@@ -473,13 +474,13 @@ def test_client_whose_first_bytes_wait_is_not_refused_as_silent():
     assert refused == []
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("frequent_ticks")
 def test_client_with_alpn_or_an_earlier_request_may_be_silent(gate, origins, monkeypatch):
     """Browsers and pools connect ahead of what they will ask; they say so with ALPN. So does who has asked before."""
     monkeypatch.setattr(inspected, "SILENCE", 0.0)
-    place = site(gate, origins.web("good.example"))
-    ask = f"GET /echo HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode()
-    with place.connect() as ahead, place.connect(alpn=()) as used:
+    site = make_site(gate, origins.web("good.example"))
+    ask = f"GET /echo HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
+    with site.connect() as ahead, site.connect(alpn=()) as used:
         used.sendall(ask)
         assert used.recv(12) == b"HTTP/1.1 200"
         time.sleep(0.5)  # some rounds of the engine's
@@ -497,15 +498,15 @@ BINARY = {
 
 
 @pytest.mark.parametrize("said", [*BINARY.values(), *TEXT.values()], ids=[*BINARY, *TEXT])
-def test_other_protocols_are_refused_at_once_with_a_remedy(gate, greeting, said):
-    place = site(gate, greeting)
-    with place.connect(alpn=()) as connection:
+def test_other_protocols_are_refused_at_once_with_a_remedy(gate, greeting_origin, said):
+    site = make_site(gate, greeting_origin)
+    with site.connect(alpn=()) as connection:
         connection.sendall(said)
-        page = json.loads(rest(connection).partition(b"\r\n\r\n")[2])
+        page = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
     assert (page["reason"], SPLICE in page["remedy"]) == ("protocol_mismatch", True)
     assert "is not HTTP" in page["detail"]
     assert blocked_event(gate) == ("blocked", "protocol_mismatch")
-    assert greeting.connections == 0
+    assert greeting_origin.connections == 0
 
 
 UPGRADES = {
@@ -518,7 +519,7 @@ UPGRADES = {
 def test_upgrade_to_an_unreadable_protocol_is_refused_with_a_remedy(gate, origins, offered, helps):
     origin = origins.web("good.example")
     head = f"POST /api/v1/exec HTTP/1.1\nHost: HOST\nConnection: Upgrade\nUpgrade: {offered}\nContent-Length: 0\n\n"
-    answer = site(gate, origin).ask(head.replace("Connection: Upgrade", "Connection: Upgrade, close"))
+    answer = make_site(gate, origin).ask(head.replace("Connection: Upgrade", "Connection: Upgrade, close"))
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (page["reason"], page["remedy"]) != ("protocol_mismatch", REASONS[Reason.PROTOCOL_MISMATCH].remedy)
     assert (page["reason"], helps in page["remedy"]) == ("protocol_mismatch", True)
@@ -530,7 +531,7 @@ def test_upgrade_to_an_unreadable_protocol_is_refused_with_a_remedy(gate, origin
 @pytest.mark.parametrize("offered", ["h2c", "h2c, foo", "foo, h2c", "TLS/1.3", "HTTP/2.0", "H2C"])
 def test_optional_upgrade_is_dropped_and_the_request_passes(gate, origins, offered):
     head = f"GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: {offered}\n\n"
-    answer = site(gate, origins.web("good.example")).ask(head)
+    answer = make_site(gate, origins.web("good.example")).ask(head)
     assert answer.startswith(b"HTTP/1.1 200")
     names = [name for name, _ in json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]]
     assert "upgrade" not in names
@@ -543,13 +544,13 @@ def denied(reason=Reason.NO_RULE):
     return Decision(Verdict.DENY, Outcome.BLOCKED, reason, revision="r")
 
 
-@WEB
+@TLS_AND_PLAIN
 def test_refused_connection_gets_a_page_and_one_decision_event(gate, web, tls):
     origin = web(tls=tls)
-    place = site(gate, origin, tls=tls, decision=denied())
-    place.gate.rules("[]")
+    site = make_site(gate, origin, tls=tls, decision=denied())
+    site.gate.rules("[]")
     words = ("--http2",) if tls else ("--http1.1",)
-    status, out, err = place.curl("/x", *words)
+    status, out, err = site.curl("/x", *words)
     assert (status, err) == (0, "")
     problem = json.loads(out)
     gate.wait_closed()
@@ -560,7 +561,7 @@ def test_refused_connection_gets_a_page_and_one_decision_event(gate, web, tls):
 
 
 def test_page_of_a_refused_connection_has_its_detail_and_remedy(gate, web, monkeypatch):
-    place = site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
+    site = make_site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
     adopt = gate.inspection.adopt
     said = {"detail": "it is this host's own", "advice": "ask for another"}
     monkeypatch.setattr(
@@ -568,29 +569,29 @@ def test_page_of_a_refused_connection_has_its_detail_and_remedy(gate, web, monke
         "adopt",
         lambda admitted: adopt(admitted._replace(judgement=admitted.judgement._replace(**said))),
     )
-    problem = json.loads(place.curl("/x")[1])
+    problem = json.loads(site.curl("/x")[1])
     assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")
 
 
 def test_refused_connection_stays_refused_although_rules_allow_it(gate, web):
     origin = web()
-    place = site(gate, origin, decision=denied())
-    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"403"
+    site = make_site(gate, origin, decision=denied())
+    assert site.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"403"
     assert origin.connections == 0
 
 
 def test_connect_on_a_refused_connection_is_refused(gate, web):
-    place = site(gate, web(tls=False), tls=False, decision=denied())
-    answer = place.ask("CONNECT x:1 HTTP/1.1\n\n")
+    site = make_site(gate, web(tls=False), tls=False, decision=denied())
+    answer = site.ask("CONNECT x:1 HTTP/1.1\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule")
     assert [event["kind"] for event in gate.events()] == ["connection.decided"]
 
 
 def test_refused_client_is_shown_a_certificate_for_its_sni(gate, web):
-    place = site(gate, web(), name="good.example", decision=denied(Reason.NAME_MISMATCH))
+    site = make_site(gate, web(), name="good.example", decision=denied(Reason.NAME_MISMATCH))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
-    with place.connect(sni="Other.Example") as connection:
+    with site.connect(sni="Other.Example") as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n")
-        assert b"name_mismatch" in rest(connection)
+        assert b"name_mismatch" in read_all(connection)
         assert connection.getpeercert()["subjectAltName"] == (("DNS", "other.example"),)
     assert context.check_hostname

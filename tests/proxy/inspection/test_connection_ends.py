@@ -15,11 +15,12 @@ from proxy.inspection import connection_ends
 from proxy.inspection.connection_ends import MemoryQuota
 from proxy.inspection.http2 import Leaving
 from proxy.inspection.transport import Transport
-from tests.proxy.inspection.clients import MIB, Client, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import MIB, Client
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 
-class Kept:
+class FakeConnection:
     """A connection that keeps so much."""
 
     def __init__(self, kept=0):
@@ -32,16 +33,16 @@ class Kept:
         self.ended = True
 
 
-def unwilling(place):
+def client_without_credit(site):
     """A client that lets nothing of a body come."""
-    client = Client(place)
+    client = Client(site)
     client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
     client.flush()
     return client
 
 
 def test_connection_with_the_most_buffered_bytes_is_ended():
-    keepers = [Kept(n) for n in (10, 40, 20, 30, 5)]
+    keepers = [FakeConnection(n) for n in (10, 40, 20, 30, 5)]
     made = MemoryQuota(lambda: [one for one in keepers if not one.ended], most=100)
     for one in keepers[:4]:
         made.note(one, one.truly)
@@ -57,14 +58,14 @@ def test_connection_with_the_most_buffered_bytes_is_ended():
 
 def test_buffers_of_clients_that_do_not_read_stay_within_the_quota(gate, origins):
     """Without the account each of these connections keeps 16 MB; a task may have thousands."""
-    place = site(gate, origins.web("good.example", tls=True))
+    site = make_site(gate, origins.web("good.example", tls=True))
     clients = []
     for _ in range(6):
-        clients.append(unwilling(place))
+        clients.append(client_without_credit(site))
         for _ in range(4):
             clients[-1].request("/bytes/16000000")
     least = connection_ends.TIGHT
-    wait_for(lambda: gate.inspection._engine.memory_quota.kept > least)
+    wait_until(lambda: gate.inspection._engine.memory_quota.kept > least)
     settled, last = 0, -1
     while settled < 5:  # until nothing more comes
         time.sleep(0.1)
@@ -79,18 +80,18 @@ def test_buffers_of_clients_that_do_not_read_stay_within_the_quota(gate, origins
     assert len(reader.body(1)) == 16000000
     for client in clients:
         client.close()
-    wait_for(lambda: gate.inspection._engine.memory_quota.kept == 0)
+    wait_until(lambda: gate.inspection._engine.memory_quota.kept == 0)
 
 
 def test_connections_beyond_the_quota_are_ended_and_recorded(gate, origins, monkeypatch):
     monkeypatch.setattr(MemoryQuota.__init__, "__defaults__", (4 * MIB,))
-    place = site(gate, origins.web("good.example", tls=True))
-    clients = [unwilling(place) for _ in range(4)]
+    site = make_site(gate, origins.web("good.example", tls=True))
+    clients = [client_without_credit(site) for _ in range(4)]
     for client in clients:
         for _ in range(100):  # each takes something by itself, though it asks for nothing
             client.request("/slow/1/100", more=[("x-much", "a" * 1000)])
     assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
-    wait_for(lambda: gate.inspection._engine.memory_quota.kept <= 4 * MIB)  # several may have to end for that
+    wait_until(lambda: gate.inspection._engine.memory_quota.kept <= 4 * MIB)  # several may have to end for that
     for client in clients:
         client.close()
 
@@ -162,19 +163,19 @@ class Nowhere:
         pass
 
 
-def upload_http1(place, most):
+def upload_http1(site, most):
     """Upload for as long as it is taken; returns how many bytes were."""
     sent = 0
-    with place.connect() as connection, contextlib.suppress(OSError):
-        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {2 * most}\r\n\r\n".encode())
+    with site.connect() as connection, contextlib.suppress(OSError):
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {2 * most}\r\n\r\n".encode())
         connection.settimeout(1)
         while sent < most:
             sent += connection.send(bytes(65536))
     return sent
 
 
-def upload_http2(place, most):
-    sent, client = 0, Client(place)
+def upload_http2(site, most):
+    sent, client = 0, Client(site)
     with client.socket, contextlib.suppress(OSError):
         stream = client.request("/", "POST", end=False)
         client.socket.settimeout(1)
@@ -190,8 +191,8 @@ def upload_http2(place, most):
 
 @pytest.mark.parametrize("upload", [upload_http1, upload_http2])
 def test_upload_waits_at_its_client_while_the_server_is_dialed(gate, origins, monkeypatch, upload):
-    place = site(gate, origins.web("good.example", tls=True))
+    site = make_site(gate, origins.web("good.example", tls=True))
     dialled = []
     monkeypatch.setattr(Dialer, "connect", lambda *what, **_: dialled.append(what) or Nowhere())
-    assert upload(place, 32 * MIB) < 16 * MIB  # what sockets and windows take
+    assert upload(site, 32 * MIB) < 16 * MIB  # what sockets and windows take
     assert dialled

@@ -11,15 +11,16 @@ import time
 import h2.events
 import pytest
 
-from tests.proxy.inspection.clients import Client, until, wait_for
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.clients import Client, read_until
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
+from tests.support.waiting import wait_until
 
 DECLARED = 5_000_000  # bytes that every answer here says it has
 
 
 def _reset(connection):
     """A reset, once everything has arrived: what its own kernel still has is lost, with a gate or without."""
-    wait_for(lambda: fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)) == bytes(4))
+    wait_until(lambda: fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)) == bytes(4))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     socket.socket(fileno=connection.detach()).close()
 
@@ -40,14 +41,14 @@ def _farewell(connection):
 ENDS = {"with a farewell": _farewell, "without": _end, "with a reset": _reset}
 
 
-class Early:
+class EarlyEndLab:
     """A server that answers with less than its head declares."""
 
     def __init__(self, directory, origins, *, tls):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.size, self.end = 0, _end
         self.origin = origins.script(self._answer, "good.example", tls=tls, alpn=["http/1.1"])
-        self.site = site(self.gate, self.origin, tls=tls)
+        self.site = make_site(self.gate, self.origin, tls=tls)
 
     def _answer(self, connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % DECLARED + bytes(self.size))
@@ -56,17 +57,17 @@ class Early:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tls", "plain"])
-def early(request, tmp_path_factory, origins):
-    made = Early(tmp_path_factory.mktemp("early"), origins, tls=request.param)
+def early_end(request, tmp_path_factory, origins):
+    made = EarlyEndLab(tmp_path_factory.mktemp("early"), origins, tls=request.param)
     yield made
     made.gate.close()
 
 
-def received(connection, *, slowly=False):
+def received(connection, *, late=False):
     """Return how many bytes of a body came, and whether they ended with a reset."""
-    head = until(connection, b"\r\n\r\n")
+    head = read_until(connection, b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
-    time.sleep(0.3 if slowly else 0)
+    time.sleep(0.3 if late else 0)
     size = 0
     try:
         while piece := connection.recv(65536):
@@ -78,25 +79,25 @@ def received(connection, *, slowly=False):
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("size", [0, 5, 1000, 100_000])
-def test_bytes_before_a_server_cut_are_delivered(early, size, end):
-    early.size, early.end = size, end
-    closed = len(early.gate.closed)
-    with early.site.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {early.site.host}\r\n\r\n".encode())
+def test_bytes_before_a_server_cut_are_delivered(early_end, size, end):
+    early_end.size, early_end.end = size, end
+    closed = len(early_end.gate.closed)
+    with early_end.site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {early_end.site.host}\r\n\r\n".encode())
         assert received(connection) == (size, True)
-    wait_for(lambda: len(early.gate.closed) > closed)
-    completed = early.gate.events("request.completed")[-1]
+    wait_until(lambda: len(early_end.gate.closed) > closed)
+    completed = early_end.gate.events("request.completed")[-1]
     assert (completed["bytes"]["down"], completed["outcome"]) == (size, "failed")
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_client_that_reads_late_receives_the_bytes_before_a_cut(early, end):
+def test_client_that_reads_late_receives_the_bytes_before_a_cut(early_end, end):
     """More than the client's socket takes at first: a reset discards what is unsent in the gate's."""
-    early.size, early.end = 4_000_000, end
-    with early.site.connect() as connection:
+    early_end.size, early_end.end = 4_000_000, end
+    with early_end.site.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {early.site.host}\r\n\r\n".encode())
-        assert received(connection, slowly=True) == (4_000_000, True)
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {early_end.site.host}\r\n\r\n".encode())
+        assert received(connection, late=True) == (4_000_000, True)
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
@@ -111,14 +112,14 @@ def test_upload_bytes_before_a_client_cut_are_delivered(gate, origins, tls, end)
                 came.append(piece)
         came.append(None)
 
-    place = site(gate, origins.script(answer, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
-    connection = place.connect()
+    site = make_site(gate, origins.script(answer, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
+    connection = site.connect()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or its own kernel may lose the last bytes
-    connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {DECLARED}\r\n\r\n".encode())
-    wait_for(lambda: came)
+    connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {DECLARED}\r\n\r\n".encode())
+    wait_until(lambda: came)
     connection.sendall(bytes(1000))
     end(connection)
-    wait_for(lambda: came[-1:] == [None])
+    wait_until(lambda: came[-1:] == [None])
     assert b"".join(came[:-1]) == bytes(1000)
 
 
@@ -131,7 +132,7 @@ def test_http2_client_receives_the_bytes_before_a_server_cut(gate, origins, end)
         end(connection)
         return False
 
-    client = Client(site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
+    client = Client(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
     stream = client.request("/")
     while body_of(client) < 65_535:  # all that it has given credit for
         client.read()

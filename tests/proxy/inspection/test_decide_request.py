@@ -14,23 +14,24 @@ import h2.errors
 import pytest
 
 from tests.lab import git_server
-from tests.proxy.inspection.clients import curl, needs, rest, talk, until, wait_for
+from tests.proxy.inspection.clients import curl, read_all, read_until, require_tool, send_and_read
 from tests.proxy.inspection.git_forge import on_one_port
-from tests.proxy.inspection.inspection_lab import WEB, site
+from tests.proxy.inspection.inspection_lab import TLS_AND_PLAIN, make_site
+from tests.support.waiting import wait_until
 
 
-@WEB
+@TLS_AND_PLAIN
 def test_curl_request_passes_and_its_events_are_recorded(gate, web, tls):
     origin = web(tls=tls)
-    place = site(gate, origin, tls=tls)
-    status, out, err = place.curl("/echo?secret=1", "--http1.1")
+    site = make_site(gate, origin, tls=tls)
+    status, out, err = site.curl("/echo?secret=1", "--http1.1")
     assert (status, err) == (0, "")
     assert json.loads(out)["target"] == "/echo?secret=1"
     gate.wait_closed()
     connection, decided, completed, closed = gate.events()
     assert decided["cause"] == connection["id"]
     assert decided["destination"] == {"name": "good.example", "address": "127.0.0.1", "port": origin.port}
-    assert decided["http"] == {"method": "GET", "host": place.host, "path": "/echo", "body": False, "query": 8}
+    assert decided["http"] == {"method": "GET", "host": site.host, "path": "/echo", "body": False, "query": 8}
     assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("allow", "passed", ["t:a"])
     assert completed["cause"] == decided["id"]
     assert completed["destination"] == closed["destination"] == decided["destination"]
@@ -41,17 +42,17 @@ def test_curl_request_passes_and_its_events_are_recorded(gate, web, tls):
 
 
 def test_curl_request_over_http2_passes(gate, web):
-    place = site(gate, web())
-    status, out, err = place.curl("/echo", "--http2", "--data", "abc")
+    site = make_site(gate, web())
+    status, out, err = site.curl("/echo", "--http2", "--data", "abc")
     assert (status, err) == (0, "")
     echo = json.loads(out)
-    assert (echo["version"], echo["authority"], echo["body"]["size"]) == ("2", place.host, 3)
+    assert (echo["version"], echo["authority"], echo["body"]["size"]) == ("2", site.host, 3)
 
 
 def test_finished_request_leaves_no_reference_cycles(gate, web):
-    place = site(gate, web(), http="{methods: [GET], paths: [/*]}")
-    with place.connect() as connection:
-        client = http.client.HTTPSConnection(place.host)
+    site = make_site(gate, web(), http="{methods: [GET], paths: [/*]}")
+    with site.connect() as connection:
+        client = http.client.HTTPSConnection(site.host)
         client.sock = connection
 
         def status(path):
@@ -66,7 +67,7 @@ def test_finished_request_leaves_no_reference_cycles(gate, web):
             gc.disable()
             gc.set_debug(gc.DEBUG_SAVEALL)
             assert [status(path) for path in ("/a", "/b", "/refused/a", "/c")] == [200, 200, 403, 200]
-            wait_for(lambda: [event["kind"] for event in gate.events()].count("request.completed") == 4)
+            wait_until(lambda: [event["kind"] for event in gate.events()].count("request.completed") == 4)
             gc.collect()
             assert {type(one).__name__ for one in gc.garbage} & {"Stream", "HTTPFlow", "Request", "Response"} == set()
         finally:
@@ -77,37 +78,37 @@ def test_finished_request_leaves_no_reference_cycles(gate, web):
 
 def test_http2_client_is_served_by_an_http1_server(gate, web):
     origin = web(alpn=["http/1.1"])
-    place = site(gate, origin)
-    status, out, err = place.curl("/echo", "--http2", "--data", "abc", "-H", "Transfer-Encoding:")
+    site = make_site(gate, origin)
+    status, out, err = site.curl("/echo", "--http2", "--data", "abc", "-H", "Transfer-Encoding:")
     assert (status, err) == (0, "")
     assert (json.loads(out)["version"], json.loads(out)["body"]["size"]) == ("1.1", 3)
     # from now on it is known, and HTTP/1.1 is spoken on both sides, on one connection
     before = origin.connections
-    status, out, _ = place.curl("/[1-5]", "--http2", "-w", "%{http_version} ", "-o", os.devnull)
+    status, out, _ = site.curl("/[1-5]", "--http2", "-w", "%{http_version} ", "-o", os.devnull)
     assert out == b"1.1 " * 5
     assert origin.connections == before + 1
 
 
 def test_python_and_openssl_clients_are_served(gate, web):
-    place = site(gate, web())
-    with place.connect() as connection:
-        client = http.client.HTTPSConnection(place.host)
+    site = make_site(gate, web())
+    with site.connect() as connection:
+        client = http.client.HTTPSConnection(site.host)
         client.sock = connection
         for _ in range(3):
             client.request("POST", "/upload", body=iter([b"a" * 10, b"b" * 10]), encode_chunked=True)
             assert json.loads(client.getresponse().read())["size"] == 20
-    needs("openssl")
+    require_tool("openssl")
     done = subprocess.run(
-        ["openssl", "s_client", "-quiet", "-verify_return_error", "-connect", f"127.0.0.1:{place.door}",
-         "-servername", place.name, "-verify_hostname", place.name, "-CAfile", gate.bundle],
-        input=f"GET /status/204 HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode(),
+        ["openssl", "s_client", "-quiet", "-verify_return_error", "-connect", f"127.0.0.1:{site.gate_port}",
+         "-servername", site.name, "-verify_hostname", site.name, "-CAfile", gate.bundle],
+        input=f"GET /status/204 HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode(),
         capture_output=True, timeout=20, check=False,
     )  # fmt: skip
     assert done.stdout.startswith(b"HTTP/1.1 204 ")
 
 
 def test_git_push_and_clone_over_https_pass(gate, origins, tmp_path, monkeypatch):
-    needs("git")
+    require_tool("git")
     monkeypatch.setattr(git_server, "ROOT", tmp_path / "repositories")
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_CONFIG_NOSYSTEM": "1"}
     trust = {**clean, "GIT_SSL_CAINFO": str(gate.bundle)}
@@ -129,30 +130,30 @@ def test_git_push_and_clone_over_https_pass(gate, origins, tmp_path, monkeypatch
     assert git("-C", "work", "add", "big").returncode == 0
     assert git("-C", "work", "commit", "-q", "-m", "second").returncode == 0
 
-    _, place = on_one_port(gate, origins)
-    resolve = ("-c", f"http.curloptResolve={place.name}:{place.port}:127.0.0.1")
-    pushed = git(*resolve, "-C", "work", "push", "-q", f"https://{place.host}/a.git", "main")
+    _, site = on_one_port(gate, origins)
+    resolve = ("-c", f"http.curloptResolve={site.name}:{site.port}:127.0.0.1")
+    pushed = git(*resolve, "-C", "work", "push", "-q", f"https://{site.host}/a.git", "main")
     assert pushed.returncode == 0, pushed.stderr
-    cloned = git(*resolve, "clone", "-q", f"https://{place.host}/a.git", "again")
+    cloned = git(*resolve, "clone", "-q", f"https://{site.host}/a.git", "again")
     assert cloned.returncode == 0, cloned.stderr
     assert (tmp_path / "again" / "big").stat().st_size == 3_000_000
 
     gate.rules("[]")
-    refused = git(*resolve, "ls-remote", f"https://{place.host}/a.git")
+    refused = git(*resolve, "ls-remote", f"https://{site.host}/a.git")
     assert "remote: exeat: no rule allows this: GET https://good.example" in refused.stderr
     assert "remote: exeat: `exeat explain --suggest " in refused.stderr
 
 
-@WEB
+@TLS_AND_PLAIN
 def test_denied_request_is_not_sent(gate, web, tls):
     origin = web(tls=tls)
-    place = site(gate, origin, tls=tls, http="{methods: [GET]}")
-    status, out, err = place.curl("/x", "--http1.1", "-X", "DELETE", "-D", "-")
+    site = make_site(gate, origin, tls=tls, http="{methods: [GET]}")
+    status, out, err = site.curl("/x", "--http1.1", "-X", "DELETE", "-D", "-")
     head, _, body = out.partition(b"\r\n\r\n")
     assert (status, err) == (0, "")
     assert head.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule\r\n")
     problem = json.loads(body)
-    assert problem["attempt"] == f"DELETE {'https' if tls else 'http'}://{place.host}/x"
+    assert problem["attempt"] == f"DELETE {'https' if tls else 'http'}://{site.host}/x"
     assert problem["nearest"]["rule"] == "t:a"
     assert problem["event"] == gate.events("request.decided")[0]["id"]
     assert gate.decided() == [("DELETE", "/x", "blocked", "no_rule")]
@@ -162,10 +163,8 @@ def test_denied_request_is_not_sent(gate, web, tls):
 
 def test_denied_http2_request_is_not_sent(gate, web):
     origin = web()
-    place = site(gate, origin, http="{methods: [GET]}")
-    status, out, err = place.curl(
-        "/x", "--http2", "--data-binary", "@/etc/passwd", "-w", "%{http_code} %{http_version}"
-    )
+    site = make_site(gate, origin, http="{methods: [GET]}")
+    status, out, err = site.curl("/x", "--http2", "--data-binary", "@/etc/passwd", "-w", "%{http_code} %{http_version}")
     assert (status, err) == (0, "")
     assert out.endswith(b"403 2")
     assert origin.connections == 0
@@ -173,9 +172,9 @@ def test_denied_http2_request_is_not_sent(gate, web):
 
 def test_denied_request_keeps_a_persistent_connection_open(gate, web):
     origin = web()
-    place = site(gate, origin, http='{paths: ["/ok/**"]}')
-    client = http.client.HTTPSConnection(place.host)
-    client.sock = place.connect()
+    site = make_site(gate, origin, http='{paths: ["/ok/**"]}')
+    client = http.client.HTTPSConnection(site.host)
+    client.sock = site.connect()
     statuses = []
     for path in ("/ok/1", "/no", "/ok/2", "/no", "/ok/3"):
         client.request("GET", path)
@@ -189,8 +188,8 @@ def test_denied_request_keeps_a_persistent_connection_open(gate, web):
 
 
 def test_denied_head_request_is_answered_without_a_body(gate, web):
-    place = site(gate, web(), http="{methods: [GET]}")
-    status, out, err = place.curl("/x", "--http1.1", "--head")
+    site = make_site(gate, web(), http="{methods: [GET]}")
+    status, out, err = site.curl("/x", "--http1.1", "--head")
     assert (status, err) == (0, "")
     assert out.startswith(b"HTTP/1.1 403 ")
     assert out.endswith(b"\r\n\r\n")
@@ -198,15 +197,15 @@ def test_denied_head_request_is_answered_without_a_body(gate, web):
 
 def test_second_request_with_another_host_is_denied(gate, web):
     origin = web()
-    place = site(gate, origin)
-    with place.connect() as connection:
-        connection.sendall(f"HEAD /1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
-        connection.sendall(f"GET /2 HTTP/1.1\r\nHost: evil.example:{place.port}\r\nConnection: close\r\n\r\n".encode())
-        answer = rest(connection)
+    site = make_site(gate, origin)
+    with site.connect() as connection:
+        connection.sendall(f"HEAD /1 HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        connection.sendall(f"GET /2 HTTP/1.1\r\nHost: evil.example:{site.port}\r\nConnection: close\r\n\r\n".encode())
+        answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: name_mismatch\r\n")
     assert [request.target for request in origin.requests] == ["/1"]
-    assert gate.events("request.decided")[1]["http"]["host"] == f"evil.example:{place.port}"
+    assert gate.events("request.decided")[1]["http"]["host"] == f"evil.example:{site.port}"
 
 
 NAMES = {
@@ -221,17 +220,17 @@ NAMES = {
 @pytest.mark.parametrize("host", NAMES)
 def test_host_unlike_the_sni_is_denied(gate, web, host):
     origin = web()
-    place = site(gate, origin)
-    spelled = NAMES[host].replace("PORT", str(place.port))
-    answer = place.ask(f"GET / HTTP/1.1\nHost: {spelled}\nConnection: close\n\n")
+    site = make_site(gate, origin)
+    spelled = NAMES[host].replace("PORT", str(site.port))
+    answer = site.ask(f"GET / HTTP/1.1\nHost: {spelled}\nConnection: close\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: name_mismatch")
     assert origin.connections == 0
 
 
 def test_coalesced_http2_authority_is_answered_421(gate, web):
     origin = web()
-    place = site(gate, origin)
-    status, out, err = place.curl("/", "--http2", "-H", f"Host: evil.example:{place.port}", "-w", "%{http_code}")
+    site = make_site(gate, origin)
+    status, out, err = site.curl("/", "--http2", "-H", f"Host: evil.example:{site.port}", "-w", "%{http_code}")
     assert (status, err) == (0, "")
     assert out.endswith(b"421")
     assert origin.connections == 0
@@ -247,9 +246,9 @@ HOSTS = {
 
 @pytest.mark.parametrize(("sent", "forwarded"), HOSTS.items(), ids=HOSTS)
 def test_host_is_forwarded_as_written_where_it_is_unambiguous(gate, web, sent, forwarded):
-    place = site(gate, web())
-    port = str(place.port)
-    answer = place.ask(f"GET /echo HTTP/1.1\nHost: {sent.replace('PORT', port)}\nConnection: close\n\n")
+    site = make_site(gate, web())
+    port = str(site.port)
+    answer = site.ask(f"GET /echo HTTP/1.1\nHost: {sent.replace('PORT', port)}\nConnection: close\n\n")
     echo = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert [value for name, value in echo["headers"] if name == "host"] == [forwarded.replace("PORT", port)]
 
@@ -265,9 +264,9 @@ def test_only_idempotent_request_is_retried_when_its_connection_ends(gate, origi
         return True
 
     origin = origins.script(answer)
-    place = site(gate, origin, tls=False)
-    client = http.client.HTTPConnection(place.host)
-    client.sock = place.connect()
+    site = make_site(gate, origin, tls=False)
+    client = http.client.HTTPConnection(site.host)
+    client.sock = site.connect()
     statuses = []
     for each in ("GET", method):
         client.request(each, "/")
@@ -281,18 +280,18 @@ def test_only_idempotent_request_is_retried_when_its_connection_ends(gate, origi
 
 
 def test_absolute_form_is_forwarded_as_origin_form(gate, web):
-    place = site(gate, web())
-    answer = place.ask("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
+    site = make_site(gate, web())
+    answer = site.ask("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == "/echo"
 
 
 def test_request_to_an_address_must_name_that_address(gate, origins):
     origin = origins.web("127.0.0.1")
     gate.rules(f"[{{id: a, to: 127.0.0.1, ports: [{origin.port}/tls], action: allow}}]")
-    door = gate.door("127.0.0.1", origin.port)
+    gate_port = gate.listen_for("127.0.0.1", origin.port)
     for host, expected in ((f"127.0.0.1:{origin.port}", 200), (f"good.example:{origin.port}", 403)):
         _, out, err = curl(
-            "--cacert", gate.bundle, "--connect-to", f"::127.0.0.1:{door}", "-H", f"Host: {host}",
+            "--cacert", gate.bundle, "--connect-to", f"::127.0.0.1:{gate_port}", "-H", f"Host: {host}",
             "--http1.1", "-w", "%{http_code}", "-o", os.devnull, f"https://127.0.0.1:{origin.port}/",
         )  # fmt: skip
         assert (out, err) == (b"%d" % expected, "")
@@ -301,12 +300,12 @@ def test_request_to_an_address_must_name_that_address(gate, origins):
 def test_http2_without_tls_is_refused_with_a_goaway(gate, web):
     """No settings, and a GOAWAY with HTTP_1_1_REQUIRED and a sentence; the request behind it is not read."""
     origin = web(tls=False)
-    place = site(gate, origin, tls=False)
+    site = make_site(gate, origin, tls=False)
     client = h2.connection.H2Connection(h2.config.H2Configuration())
     client.initiate_connection()
-    head = [(":method", "GET"), (":scheme", "http"), (":authority", place.host), (":path", "/")]
+    head = [(":method", "GET"), (":scheme", "http"), (":authority", site.host), (":path", "/")]
     client.send_headers(1, head, end_stream=True)
-    events = client.receive_data(talk(place.door, client.data_to_send()))
+    events = client.receive_data(send_and_read(site.gate_port, client.data_to_send()))
     ended = events[-1]
     assert (ended.error_code, ended.last_stream_id) == (h2.errors.ErrorCodes.HTTP_1_1_REQUIRED, 0)
     assert ended.additional_data == b"exeat: HTTP/2 without TLS is not read here: use HTTP/1.1 there, or HTTPS"
@@ -317,8 +316,8 @@ def test_http2_without_tls_is_refused_with_a_goaway(gate, web):
 @pytest.mark.parametrize("method", ["CONNECT", "connect"])
 def test_connect_method_is_denied(gate, web, method):
     origin = web(tls=False)
-    place = site(gate, origin, tls=False)
-    answer = place.ask(f"{method} evil.example:443 HTTP/1.1\nHost: HOST\n\n")
+    site = make_site(gate, origin, tls=False)
+    answer = site.ask(f"{method} evil.example:443 HTTP/1.1\nHost: HOST\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
     assert origin.connections == 0
     assert gate.decided() == [(method, "evil.example:443", "blocked", "protocol_mismatch")]
@@ -326,34 +325,34 @@ def test_connect_method_is_denied(gate, web, method):
 
 def test_websocket_without_a_rule_is_denied_and_h2c_upgrade_is_dropped(gate, web):
     origin = web(tls=False)
-    place = site(gate, origin, tls=False)
-    answer = place.ask("GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: websocket\n\n")
+    site = make_site(gate, origin, tls=False)
+    answer = site.ask("GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: websocket\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
     assert origin.connections == 0
-    answer = place.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: h2c\n\n")
+    answer = site.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: h2c\n\n")
     names = [name for name, _ in json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]]
     assert "upgrade" not in names
 
 
 def test_method_override_is_refused_where_rules_look_at_methods(gate, web):
     override = "POST / HTTP/1.1\nHost: HOST\nX-HTTP-Method-Override: DELETE\nConnection: close\n\n"
-    named = site(gate, web(), http="{methods: [POST]}")
+    named = make_site(gate, web(), http="{methods: [POST]}")
     assert named.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     rewritten = "POST / HTTP/1.1\nHost: HOST\nX-Original-URL: /admin\nConnection: close\n\n"
     assert named.ask(rewritten).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     parameter = "POST /?_method=DELETE HTTP/1.1\nHost: HOST\nConnection: close\n\n"
     assert named.ask(parameter).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
-    asked = site(gate, web(), more=", {id: q, to: good.example, action: ask}")  # people are shown the request line
+    asked = make_site(gate, web(), more=", {id: q, to: good.example, action: ask}")  # people are shown the request line
     assert asked.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
-    free = site(gate, web())
+    free = make_site(gate, web())
     assert free.ask(override).startswith(b"HTTP/1.1 200")
 
 
 def test_new_rules_apply_to_the_next_request_of_an_open_connection(gate, web):
     origin = web()
-    place = site(gate, origin)
-    client = http.client.HTTPSConnection(place.host)
-    client.sock = place.connect()
+    site = make_site(gate, origin)
+    client = http.client.HTTPSConnection(site.host)
+    client.sock = site.connect()
     client.request("GET", "/1")
     assert client.getresponse().read()
     gate.rules("[]")
@@ -366,14 +365,14 @@ def test_new_rules_apply_to_the_next_request_of_an_open_connection(gate, web):
 
 def test_new_rules_apply_to_a_request_that_waits_for_dns(gate, web, monkeypatch):
     origin = web()
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
     waiting = []
     monkeypatch.setattr(type(gate.dialer), "find", lambda *words: waiting.append(words))
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(place.curl, "/x")
-        wait_for(lambda: waiting)
+        asked = pool.submit(site.curl, "/x")
+        wait_until(lambda: waiting)
         gate.rules("[]")
         gate.loop.run(waiting[0][-1], (ip_address("127.0.0.1"),))
         _, out, _ = asked.result()
@@ -384,13 +383,13 @@ def test_new_rules_apply_to_a_request_that_waits_for_dns(gate, web, monkeypatch)
 
 def test_audit_mode_allows_what_no_rule_allows_but_not_denies(gate, web):
     origin = web()
-    place = site(gate, origin, http="{methods: [GET]}", address="127.0.0.1")
+    site = make_site(gate, origin, http="{methods: [GET]}", address="127.0.0.1")
     rule = (
         f"{{id: a, to: good.example, resolves_to: [127.0.0.1/32], ports: [{origin.port}/tls], http: {{methods: [GET]}}"
     )
     gate.rules(f"[{rule}, action: allow}}, {rule.replace('id: a', 'id: b').replace('GET', 'PUT')}, action: deny}}]",
                "settings: {mode: audit}")  # fmt: skip
-    statuses = [place.curl("/", "-X", method, "-o", os.devnull, "-w", "%{http_code}")[1] for method in ("GET", "PUT")]
+    statuses = [site.curl("/", "-X", method, "-o", os.devnull, "-w", "%{http_code}")[1] for method in ("GET", "PUT")]
     assert statuses == [b"200", b"403"]
 
 
@@ -449,18 +448,18 @@ CASES = {
 @pytest.mark.parametrize(("http", "request_head", "told"), CASES.values(), ids=CASES)
 def test_request_conditions_decide_before_anything_is_sent(gate, origins, http, request_head, told):
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False, http=http)
-    with place.connect() as connection:
-        connection.sendall(request_head.replace("HOST", place.host).replace("\n", "\r\n").encode())
-        until(connection, b"\r\n\r\n")
+    site = make_site(gate, origin, tls=False, http=http)
+    with site.connect() as connection:
+        connection.sendall(request_head.replace("HOST", site.host).replace("\n", "\r\n").encode())
+        read_until(connection, b"\r\n\r\n")
     assert " ".join(gate.decided()[0][2:]) == told
     assert len(origin.requests) == origin.connections == (1 if told.startswith("passed") else 0)
 
 
 def test_path_is_logged_as_a_pattern_where_rules_say_so(gate, origins):
-    place = site(gate, origins.web("good.example", tls=False), tls=False, http="{paths: ['/echo/*']}, log: pattern")
-    place.ask(head("GET /echo/secret?a=b HTTP/1.1"))
-    wait_for(lambda: gate.events("request.completed"))
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False, http="{paths: ['/echo/*']}, log: pattern")
+    site.ask(head("GET /echo/secret?a=b HTTP/1.1"))
+    wait_until(lambda: gate.events("request.completed"))
     assert gate.decided() == [("GET", "/echo/*", "passed", "rule")]
     assert "secret" not in json.dumps(gate.events())
 
@@ -471,8 +470,8 @@ STATUS = {"body_not_allowed": 403, "url_too_long": 414}
 @pytest.mark.parametrize(("case", "status"), [("a body with GET", 403), ("a long URL", 414)])
 def test_refusal_has_the_status_of_its_reason(gate, origins, case, status):
     http, request_head, told = CASES[case]
-    place = site(gate, origins.web("good.example", tls=False), tls=False, http=http)
-    answer = place.ask(request_head)
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False, http=http)
+    answer = site.ask(request_head)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == told.split()[1]
 
@@ -491,16 +490,16 @@ def test_refusal_has_the_status_of_its_reason(gate, origins, case, status):
 )
 def test_http2_request_with_a_body_is_denied_where_rules_allow_none(gate, origins, method, fields, body, told):  # noqa: PLR0917
     origin = origins.web("good.example")
-    place = site(gate, origin, http="{methods: [GET, POST], paths: ['/echo']}")
+    site = make_site(gate, origin, http="{methods: [GET, POST], paths: ['/echo']}")
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     client.initiate_connection()
-    usual = [(":method", method), (":scheme", "https"), (":authority", place.host), (":path", "/echo")]
+    usual = [(":method", method), (":scheme", "https"), (":authority", site.host), (":path", "/echo")]
     client.send_headers(1, [*usual, *fields], end_stream=body is None)
     if body is not None:
         client.send_data(1, body, end_stream=True)
-    with place.connect(["h2"]) as connection:
+    with site.connect(["h2"]) as connection:
         connection.sendall(client.data_to_send())
-        wait_for(gate.decided)
+        wait_until(gate.decided)
     assert " ".join(gate.decided()[0][2:]) == told
     assert told == "passed rule" or origin.connections == 0
 
@@ -550,13 +549,13 @@ DESTINATIONS = {
 @pytest.mark.parametrize(("line", "destination", "told"), DESTINATIONS.values(), ids=DESTINATIONS)
 def test_path_and_destination_of_copy_and_move_are_decided(gate, origins, line, destination, told):
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False)
-    gate.rules(RULES.replace("PORT", str(place.port)))
+    site = make_site(gate, origin, tls=False)
+    gate.rules(RULES.replace("PORT", str(site.port)))
     field = "" if destination is None else f"Destination: {destination}\n"
-    with place.connect() as connection:
+    with site.connect() as connection:
         head = f"{line} HTTP/1.1\nHost: HOST\nConnection: close\n{field}\n"
-        connection.sendall(head.replace("HOST", place.host).replace("\n", "\r\n").encode())
-        until(connection, b"\r\n\r\n")
+        connection.sendall(head.replace("HOST", site.host).replace("\n", "\r\n").encode())
+        read_until(connection, b"\r\n\r\n")
     [event] = gate.events("request.decided")
     assert " ".join([event["outcome"], event["reason"], *event.get("rules", [])]) == told
     assert len(origin.requests) == told.startswith("passed")

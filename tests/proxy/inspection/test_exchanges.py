@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.inspection.exchanges import CUT, END, EXCHANGES, RESET, Page
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.origins import stop
 from tests.proxy.inspection.smuggling import NEXT, raw
 
@@ -92,13 +92,13 @@ def received(connection):
     return data, END
 
 
-class Wire:
+class ExchangeLab:
     """One server, one gate before it, and the way past that."""
 
     def __init__(self, directory, origins, *, tls):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.server = Server(origins.context("good.example", alpn=["http/1.1"]) if tls else None)
-        self.site = site(self.gate, self.server, tls=tls, http="{paths: ['/**'], body: true}")
+        self.site = make_site(self.gate, self.server, tls=tls, http="{paths: ['/**'], body: true}")
         self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
 
     def connect(self):
@@ -127,30 +127,30 @@ def goes_on(row):
 
 
 @pytest.fixture(scope="module")
-def wires(tmp_path_factory, origins):
+def labs(tmp_path_factory, origins):
     made = {
-        tls: Wire(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)
+        tls: ExchangeLab(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)
     }  # fmt: skip
     yield made
-    for wire in made.values():
-        wire.server.close()
-        wire.gate.close()
+    for lab in made.values():
+        lab.server.close()
+        lab.gate.close()
 
 
 RUNS = [(row, tls) for row in EXCHANGES for tls in (False, True) if not (row.half and tls)]
 
 
 @pytest.mark.parametrize(("row", "tls"), RUNS, ids=[f"{'tls' if tls else 'plain'}: {row.name}" for row, tls in RUNS])
-def test_http1_exchange_is_unchanged_except_as_documented(wires, row, tls):
-    wire = wires[tls]
-    request, answer = wire.raw(row.request), wire.raw(row.answer)
+def test_http1_exchange_is_unchanged_except_as_documented(labs, row, tls):
+    lab = labs[tls]
+    request, answer = lab.raw(row.request), lab.raw(row.answer)
     more = goes_on(row)
-    without = wire.run(wire.connect, row, request, more=more)
+    without = lab.run(lab.connect, row, request, more=more)
     assert without == (answer + (NEXT_ANSWER if more else b""), row.server or END, request)
 
-    arrives = request if row.arrives is None else wire.raw(row.arrives)
+    arrives = request if row.arrives is None else lab.raw(row.arrives)
     more = more or row.gets == Page(502)  # the client's connection is none the worse
-    got, ended, came = wire.run(wire.site.connect, row, arrives, more=more)
+    got, ended, came = lab.run(lab.site.connect, row, arrives, more=more)
     behind = NEXT_ANSWER if more else b""
     assert came == arrives
     assert ended == row.ends
@@ -158,9 +158,9 @@ def test_http1_exchange_is_unchanged_except_as_documented(wires, row, tls):
         assert re.match(rb"HTTP/1\.1 %d (?:Blocked|Failed) by Exeat: " % row.gets.status, got)
         assert got.endswith(behind if row.arrives is None else b"}\n")
     else:
-        gets = answer if row.gets is None else wire.raw(row.gets)
+        gets = answer if row.gets is None else lab.raw(row.gets)
         assert got == gets + (behind if row.ends == END else b"")
-    assert [e["fault"] for e in wire.gate.events("gate.error")] == []
+    assert [e["fault"] for e in lab.gate.events("gate.error")] == []
 
 
 def documented():

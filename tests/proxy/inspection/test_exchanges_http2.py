@@ -12,13 +12,13 @@ import pytest
 
 from tests.proxy.inspection import exchanges
 from tests.proxy.inspection.exchanges_http2 import EXCHANGES, REFUSED
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.smuggling import raw
 from tests.proxy.inspection.test_exchanges import documented, finish
 
 
 @dataclass
-class Heard:
+class Received:
     """What one side receives on a stream."""
 
     informational: list = field(default_factory=list)
@@ -63,7 +63,7 @@ def peer(*, client):
     return made
 
 
-def heard_of(side, data, heard):
+def receive(side, data, heard):
     """Return what comes in a piece, and give credit for it."""
     for event in side.receive_data(data):
         if getattr(event, "stream_id", 1) in (0, 1):
@@ -99,14 +99,14 @@ class Sender:
             self.side.end_stream(self.stream)
 
 
-class Wire:
+class Http2ExchangeLab:
     """One server, one gate before it, and the way past that."""
 
     def __init__(self, directory, origins):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.row = self.heard = None
         self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["h2"])
-        self.site = site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
+        self.site = make_site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
         self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
         self._context.set_alpn_protocols(["h2"])
 
@@ -123,7 +123,7 @@ class Wire:
         side, row, heard, sender = peer(client=False), self.row, self.heard, None
         with contextlib.suppress(OSError, h2.exceptions.ProtocolError):
             while data:
-                for event in heard_of(side, data, heard):
+                for event in receive(side, data, heard):
                     if isinstance(event, h2.events.StreamEnded):
                         for fields in row.informational:
                             side.send_headers(event.stream_id, encoded(fields))
@@ -142,8 +142,8 @@ class Wire:
 
     def run(self, connect, row):
         """Return what the client and the server receive."""
-        self.row, self.heard = row, Heard()
-        side, got = peer(client=True), Heard()
+        self.row, self.heard = row, Received()
+        side, got = peer(client=True), Received()
         with connect() as connection:
             side.send_headers(1, encoded((*self.pseudo(row), *row.fields)))
             sender = Sender(side, 1, row.body, row.trailers)
@@ -153,30 +153,30 @@ class Wire:
                 connection.sendall(side.data_to_send())
                 data = connection.recv(65536)
                 assert data, got
-                list(heard_of(side, data, got))
+                list(receive(side, data, got))
         return got, self.heard
 
 
 @pytest.fixture(scope="module")
-def wire(tmp_path_factory, origins):
-    made = Wire(tmp_path_factory.mktemp("wire"), origins)
+def lab(tmp_path_factory, origins):
+    made = Http2ExchangeLab(tmp_path_factory.mktemp("wire"), origins)
     yield made
     made.gate.close()
 
 
 @pytest.mark.parametrize("row", EXCHANGES, ids=[row.name for row in EXCHANGES])
-def test_http2_exchange_is_unchanged_except_as_documented(wire, row):
-    without = Heard(list(row.informational), row.answer, row.content)
+def test_http2_exchange_is_unchanged_except_as_documented(lab, row):
+    without = Received(list(row.informational), row.answer, row.content)
     if row.gets != REFUSED and row.why != "cuts":  # those the library itself doesn't take
-        without, _ = wire.run(wire.connect, row)
+        without, _ = lab.run(lab.connect, row)
         assert (without.head, without.body) == (row.answer, row.content if row.answer else b"")
-    got, arrived = wire.run(wire.through, row)
-    assert wire.gate.events("gate.error") == []
+    got, arrived = lab.run(lab.through, row)
+    assert lab.gate.events("gate.error") == []
     if row.gets == REFUSED:
         assert (got.head[0], arrived.head) == ((":status", "400"), ())
         return
     arrives = row.fields if row.arrives is None else row.arrives
-    assert sorted(arrived.head[:4]) == sorted(wire.pseudo(row))  # they have no order of their own
+    assert sorted(arrived.head[:4]) == sorted(lab.pseudo(row))  # they have no order of their own
     assert arrived.head[4:] == arrives
     assert (arrived.body, arrived.trailers) == (row.body, row.trailers)
     if row.gets is not None and dict(row.gets)[":status"] == "502":
@@ -192,13 +192,13 @@ def test_http2_exchange_is_unchanged_except_as_documented(wire, row):
 OF_CONNECTIONS = {"connection", "keep-alive", "proxy-connection", "upgrade", "transfer-encoding"}
 
 
-class Before(Wire):
+class Http1ServerLab(Http2ExchangeLab):
     """A gate between a client of HTTP/2 and a server of HTTP/1.1."""
 
     def __init__(self, directory, origins):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["http/1.1"])
-        self.site = site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
+        self.site = make_site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
         self.answer, self.ends, self.came = b"", "", b""
 
     def _answer(self, connection, data):
@@ -212,7 +212,7 @@ class Before(Wire):
         """Return what the client receives; where the gate speaks HTTP/1.1 alone it would not be asked for HTTP/2."""
         if (engine := self.gate.inspection._engine) is not None:
             engine.tls_contexts.known._only_http1.clear()
-        side, got = peer(client=True), Heard()
+        side, got = peer(client=True), Received()
         crumbs = (("cookie", "a=1"), ("cookie", "b=2"))
         with self.through() as connection:
             fields = (
@@ -227,13 +227,13 @@ class Before(Wire):
                 connection.sendall(side.data_to_send())
                 data = connection.recv(65536)
                 assert data, got
-                list(heard_of(side, data, got))
+                list(receive(side, data, got))
         return got
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory, origins):
-    made = Before(tmp_path_factory.mktemp("before"), origins)
+def http1_server_lab(tmp_path_factory, origins):
+    made = Http1ServerLab(tmp_path_factory.mktemp("before"), origins)
     yield made
     made.gate.close()
 
@@ -261,16 +261,16 @@ WHOLE = [row for row in exchanges.ANSWERS if row.ends == exchanges.END and row.r
 
 
 @pytest.mark.parametrize("row", WHOLE, ids=[row.name for row in WHOLE])
-def test_http1_response_arrives_translated_to_http2(before, row):
+def test_http1_response_arrives_translated_to_http2(http1_server_lab, row):
     method = row.request.split(" ")[0]
-    before.answer, before.ends = raw(row.answer, before.site.host), row.server
-    got = before.get(method)
-    gets = raw(row.answer if row.gets is None else row.gets, before.site.host).decode("latin-1")
+    http1_server_lab.answer, http1_server_lab.ends = raw(row.answer, http1_server_lab.site.host), row.server
+    got = http1_server_lab.get(method)
+    gets = raw(row.answer if row.gets is None else row.gets, http1_server_lab.site.host).decode("latin-1")
     informational, head, body, trailers = translated(gets, method)
     assert (got.informational, got.head, got.body, got.trailers) == (informational, head, body, trailers)
     assert got.end == "end"
-    assert b"cookie: a=1; b=2\r\n" in before.came
-    assert before.gate.events("gate.error") == []
+    assert b"cookie: a=1; b=2\r\n" in http1_server_lab.came
+    assert http1_server_lab.gate.events("gate.error") == []
 
 
 def test_every_http2_difference_is_documented():

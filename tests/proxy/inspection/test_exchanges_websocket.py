@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from tests.proxy.inspection.clients import until
+from tests.proxy.inspection.clients import read_until
 from tests.proxy.inspection.exchanges_websocket import CLIENT, EXCHANGES, SERVER
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.test_exchanges import DOCS, documented, finish, received
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
@@ -28,14 +28,14 @@ def exactly(connection, size):
     return data
 
 
-class Wire:
+class WebSocketExchangeLab:
     """One server, one gate before it, and the way past that."""
 
     def __init__(self, directory, origins, *, tls):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.row = self.came = self.done = None
         self.origin = origins.script(self._answer, "good.example", tls=tls, alpn=["http/1.1"])
-        self.site = site(self.gate, self.origin, tls=tls, http="{paths: [/chat], websocket: true}")
+        self.site = make_site(self.gate, self.origin, tls=tls, http="{paths: [/chat], websocket: true}")
         self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
 
     def connect(self):
@@ -82,7 +82,7 @@ class Wire:
         ]  # fmt: skip
         with connect() as connection:
             connection.sendall(written(*hello))
-            got = until(connection, b"\r\n\r\n")
+            got = read_until(connection, b"\r\n\r\n")
             with contextlib.suppress(OSError):
                 connection.sendall(row.up)
             got += exactly(connection, len(row.down))
@@ -101,29 +101,29 @@ class Wire:
 
 
 @pytest.fixture(scope="module")
-def wires(tmp_path_factory, origins):
-    made = {tls: Wire(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)}
+def labs(tmp_path_factory, origins):
+    made = {tls: WebSocketExchangeLab(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)}
     yield made
-    for wire in made.values():
-        wire.gate.close()
+    for lab in made.values():
+        lab.gate.close()
 
 
 RUNS = [(row, tls) for row in EXCHANGES for tls in (False, True) if not (row.late and tls)]
 
 
 @pytest.mark.parametrize(("row", "tls"), RUNS, ids=[f"{'wss' if tls else 'ws'}: {row.name}" for row, tls in RUNS])
-def test_websocket_exchange_is_unchanged_except_as_documented(wires, row, tls):
-    wire = wires[tls]
+def test_websocket_exchange_is_unchanged_except_as_documented(labs, row, tls):
+    lab = labs[tls]
     if row.arrives is None:
-        without = wire.run(wire.connect, row)
+        without = lab.run(lab.connect, row)
         assert without[0].endswith(row.down + (row.late if row.ends_first == CLIENT else b""))
         assert without[1].endswith(row.up + (row.late if row.ends_first == SERVER else b""))
-        assert wire.run(wire.site.connect, row) == without
+        assert lab.run(lab.site.connect, row) == without
     else:
-        got, came, _ = wire.run(wire.site.connect, row)
+        got, came, _ = lab.run(lab.site.connect, row)
         assert came.partition(b"\r\n\r\n")[2] == row.arrives
         assert b"exeat: " in got.partition(b"\r\n\r\n")[2]  # a close frame with the reason in it
-    assert wire.gate.events("gate.error") == []
+    assert lab.gate.events("gate.error") == []
 
 
 def test_every_websocket_difference_is_documented():

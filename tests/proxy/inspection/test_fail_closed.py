@@ -27,9 +27,10 @@ from proxy.request.messages import WebOrigin
 from proxy.telemetry.journal.writer import JournalWriteError
 from rules.names import HostName
 from rules.verdicts import Reason
-from tests.proxy.inspection.clients import Client, cut_off, rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import Gate, Site, site
+from tests.proxy.inspection.clients import Client, close_abruptly, read_all, read_until
+from tests.proxy.inspection.inspection_lab import GateLab, Site, make_site
 from tests.support.git_pushes import push
+from tests.support.waiting import wait_until
 
 
 class Bug(Exception):  # noqa: N818
@@ -76,11 +77,11 @@ AFTER = {
 def test_exception_in_any_step_ends_the_connection(gate, origins, monkeypatch, number, where):
     tls_ = number % 2 == 0 or "tls" in where
     origin = origins.web("good.example", tls=tls_, alpn=["http/1.1"])
-    place = site(gate, origin, tls=tls_)
-    assert place.curl("/first", "-o", os.devnull)[0] == 0
+    site = make_site(gate, origin, tls=tls_)
+    assert site.curl("/first", "-o", os.devnull)[0] == 0
     closed = len(gate.wait_closed())
     monkeypatch.setattr(*{**BEFORE, **AFTER}[where], bug)
-    status, out, _ = place.curl("/second", "--http1.1")
+    status, out, _ = site.curl("/second", "--http1.1")
     assert status != 0
     assert out == b""
     monkeypatch.undo()
@@ -91,16 +92,16 @@ def test_exception_in_any_step_ends_the_connection(gate, origins, monkeypatch, n
     assert len(gate.closed) == closed + 1
     if where in BEFORE:
         assert [request.target for request in origin.requests] == ["/first"]
-    assert place.curl("/third", "-o", os.devnull)[0] == 0  # the others go on
+    assert site.curl("/third", "-o", os.devnull)[0] == 0  # the others go on
 
 
 @pytest.mark.parametrize("where", ["handle_h2_event", "_handle_event"])
 @pytest.mark.parametrize("side", [http2.FrontHttp2, http2.BackHttp2])
 def test_exception_in_an_http2_codec_ends_the_connection(gate, origins, monkeypatch, where, side):
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     monkeypatch.setattr(side, where, bug)
-    assert place.curl("/", "--http2")[0] != 0
+    assert site.curl("/", "--http2")[0] != 0
     assert gate.events("gate.error")
     if side is http2.FrontHttp2:
         assert origin.requests == []
@@ -109,11 +110,11 @@ def test_exception_in_an_http2_codec_ends_the_connection(gate, origins, monkeypa
 def test_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypatch):
     """The hook is a coroutine then: nobody waits for it but us."""
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
     monkeypatch.setattr(pipeline.Pipeline, "_decided", bug)
-    assert place.curl("/")[0] != 0
+    assert site.curl("/")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"] == "Bug: on purpose"
     assert origin.connections == 0
 
@@ -125,9 +126,9 @@ def test_unknown_layer_command_ends_the_connection(gate, origins, monkeypatch):
     def odd(self, event):
         yield Odd()
 
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     monkeypatch.setattr(http2.FrontHttp2, "_handle_event", odd)
-    assert place.curl("/", "--http2")[0] != 0
+    assert site.curl("/", "--http2")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"] == "RuntimeError: unexpected command Odd"
 
 
@@ -135,14 +136,14 @@ def test_unknown_layer_command_ends_the_connection(gate, origins, monkeypatch):
 def test_router_cannot_dial_another_host_or_an_unchecked_address(gate, origins, monkeypatch, name):
     """Not by its name, not without an address that was checked: a bug in the router is no way out."""
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False)
+    site = make_site(gate, origin, tls=False)
 
     def elsewhere(self, stream):
         addresses = stream.request.addresses if name == "evil.example" else ()
         self.driver.open(ServerEnd(WebOrigin(HostName(name), origin.port, tls=False), addresses))
 
     monkeypatch.setattr(router.HttpRouter, "connect", elsewhere)
-    assert place.curl("/")[0] != 0
+    assert site.curl("/")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"].startswith("RuntimeError: the router wants to dial ")
     assert origin.connections == 0
 
@@ -154,7 +155,7 @@ def full_disk(*_, **__):
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_request_whose_decision_cannot_be_recorded_is_not_sent(gate, origins, monkeypatch, version):
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     tell = gate.recorder.journal.append
 
     def fill(line, now):
@@ -163,14 +164,14 @@ def test_request_whose_decision_cannot_be_recorded_is_not_sent(gate, origins, mo
         return tell(line, now)
 
     monkeypatch.setattr(type(gate.recorder.journal), "append", lambda _, line, now: fill(line, now))
-    status, out, err = place.curl("/x", version)
+    status, out, err = site.curl("/x", version)
     problem = json.loads(out)
     assert (status, err, problem["status"], problem["reason"]) == (0, "", 503, "journal_failed")
     assert (origin.connections, origin.requests) == (0, [])
 
 
 def test_failed_write_of_a_completion_event_does_not_end_the_request(gate, origins, monkeypatch):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     tell = gate.recorder.journal.append
 
     def fill(line, now):
@@ -179,7 +180,7 @@ def test_failed_write_of_a_completion_event_does_not_end_the_request(gate, origi
         return tell(line, now)
 
     monkeypatch.setattr(type(gate.recorder.journal), "append", lambda _, line, now: fill(line, now))
-    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"
+    assert site.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"
 
 
 def test_connections_end_when_the_engine_cannot_be_created(tmp_path, origins, monkeypatch):
@@ -187,12 +188,12 @@ def test_connections_end_when_the_engine_cannot_be_created(tmp_path, origins, mo
     monkeypatch.setattr(
         "proxy.inspection.importlib.import_module", lambda name: bug() if name.endswith("engine") else real(name)
     )
-    gate = Gate(tmp_path, origins)
+    gate = GateLab(tmp_path, origins)
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     for _ in range(2):
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            place.connect()
+            site.connect()
     assert [closed.reason for closed in gate.wait_closed(2)] == [Reason.GATE_ERROR] * 2
     assert "can't begin: on purpose" in gate.events("gate.error")[0]["fault"]["detail"]
     assert origin.connections == 0
@@ -200,18 +201,18 @@ def test_connections_end_when_the_engine_cannot_be_created(tmp_path, origins, mo
 
 
 def test_connection_that_waits_for_the_engine_is_served(tmp_path, origins):
-    gate = Gate(tmp_path, origins)
-    place = site(gate, origins.web("good.example"))
+    gate = GateLab(tmp_path, origins)
+    site = make_site(gate, origins.web("good.example"))
     assert gate.inspection._engine is None
-    assert place.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"
+    assert site.curl("/x", "-w", "%{http_code}", "-o", os.devnull)[1] == b"200"
     assert gate.inspection._engine is not None
     gate.close()
 
 
 def test_clients_gone_before_inspection_are_closed_without_errors(gate, origins):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     for _ in range(20):
-        connection = socket.create_connection(("127.0.0.1", place.door))
+        connection = socket.create_connection(("127.0.0.1", site.gate_port))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.close()
     assert len(gate.wait_closed(20)) == 20
@@ -219,17 +220,17 @@ def test_clients_gone_before_inspection_are_closed_without_errors(gate, origins)
 
 
 def test_lookup_without_an_answer_times_out(gate, origins, monkeypatch):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
     monkeypatch.setattr(engine, "LOOKUP_TIMEOUT", 0.1)
     monkeypatch.setattr(type(gate.dialer), "find", lambda *_: None)
-    _, out, _ = place.curl("/x")
+    _, out, _ = site.curl("/x")
     assert json.loads(out)["detail"] == "the lookup took too long"
 
 
 def test_dial_without_an_answer_times_out(gate, origins, monkeypatch):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     called_off = []
 
     class Never:
@@ -241,13 +242,13 @@ def test_dial_without_an_answer_times_out(gate, origins, monkeypatch):
 
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 0.1)
     monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
-    _, out, _ = place.curl("/x")
+    _, out, _ = site.curl("/x")
     assert json.loads(out)["reason"] == "upstream_failed"
     assert len(called_off) == 1
 
 
 def test_dial_for_a_client_that_left_is_canceled(gate, origins, monkeypatch):
-    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False)
     called_off = []
 
     class Never:
@@ -259,18 +260,18 @@ def test_dial_for_a_client_that_left_is_canceled(gate, origins, monkeypatch):
 
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 100.0)  # longer than what is waited for here
     monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
-    connection = socket.create_connection(("127.0.0.1", place.door))
-    connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-    wait_for(lambda: gate.events("request.decided"))
-    cut_off(connection)  # whoever ends its half alone may wait for the answer yet
+    connection = socket.create_connection(("127.0.0.1", site.gate_port))
+    connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+    wait_until(lambda: gate.events("request.decided"))
+    close_abruptly(connection)  # whoever ends its half alone may wait for the answer yet
     gate.wait_closed()
-    wait_for(lambda: called_off)
+    wait_until(lambda: called_off)
     assert gate.events("request.completed")[0]["outcome"] == "failed"
 
 
 def test_closed_connections_leave_no_descriptor_or_connection_object(gate, origins):
-    place = site(gate, origins.web("good.example"))
-    place.curl("/", "-o", os.devnull)
+    site = make_site(gate, origins.web("good.example"))
+    site.curl("/", "-o", os.devnull)
     gate.wait_closed()
 
     def open_now():
@@ -279,23 +280,23 @@ def test_closed_connections_leave_no_descriptor_or_connection_object(gate, origi
     before = open_now()
     for path in ("/ok", "/reset/10", "/status/500", "/bytes/100000"):
         for version in ("--http1.1", "--http2"):
-            place.curl(path, version, "-o", os.devnull)
-    with place.connect() as connection:
+            site.curl(path, version, "-o", os.devnull)
+    with site.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
-        rest(connection)
+        read_all(connection)
     gate.wait_closed(10)
-    wait_for(lambda: not gate.inspection._engine._connections)
-    wait_for(lambda: open_now() <= before)
+    wait_until(lambda: not gate.inspection._engine._connections)
+    wait_until(lambda: open_now() <= before)
 
 
 def test_dial_error_decides_with_its_own_reason(gate, origins, monkeypatch):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
 
     def refuse(*_):
         raise DialError(Reason.RULE, "a rule denies the address")
 
     monkeypatch.setattr(type(gate.dialer), "known", refuse)
-    _, out, _ = place.curl("/x")
+    _, out, _ = site.curl("/x")
     problem = json.loads(out)
     assert (problem["status"], problem["verdict"], problem["reason"], problem["rules"]) == (
         403,
@@ -359,9 +360,9 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, origins):
+def hook_lab(tmp_path_factory, origins):
     """One gate, an origin of HTTP/2 and one of HTTP/1."""
-    gate = Gate(tmp_path_factory.mktemp("world"), origins)
+    gate = GateLab(tmp_path_factory.mktemp("world"), origins)
 
     def answer(connection, head):
         if b"Upgrade: websocket" in head:
@@ -371,7 +372,7 @@ def world(tmp_path_factory, origins):
                 connection.sendall(data)
             return False
         if b"hunked" in head:
-            until(connection, b"0\r\nX-Sum: 7\r\n\r\n" if b" /x " in head else b"0\r\n\r\n")
+            read_until(connection, b"0\r\nX-Sum: 7\r\n\r\n" if b" /x " in head else b"0\r\n\r\n")
         body = b"4\r\npage\r\n0\r\nX-Sum: 7\r\n\r\n"
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
         return True
@@ -387,7 +388,7 @@ def world(tmp_path_factory, origins):
             f"{{id: {name}, {where}, http: {{paths: [/x, /chat, /upload], websocket: true, body: true}}}}",
             f"{{id: git-{name}, {where}, git: {{repos: [acme/web], push: [refs/heads/x]}}}}",
         ]
-        made[name] = Site(gate, "good.example", origin.port, gate.door("good.example", origin.port), True)
+        made[name] = Site(gate, "good.example", origin.port, gate.listen_for("good.example", origin.port), True)
         made[name].origin = origin
     gate.rules(f"[{', '.join(rules)}]")
     yield gate, made
@@ -395,14 +396,14 @@ def world(tmp_path_factory, origins):
 
 
 def speak_http1(sites):
-    place = sites["http1"]
-    one = f"POST /x HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n"
-    with place.connect() as connection:
+    site = sites["http1"]
+    one = f"POST /x HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\n"
+    with site.connect() as connection:
         for last in ("", "Connection: close\r\n"):
             connection.sendall(f"{one}{last}\r\n3\r\nabc\r\n0\r\nX-Sum: 7\r\n\r\n".encode())
             if not last:
-                until(connection, b"X-Sum: 7\r\n\r\n")
-        rest(connection)
+                read_until(connection, b"X-Sum: 7\r\n\r\n")
+        read_all(connection)
 
 
 def speak_http2(sites):
@@ -419,33 +420,33 @@ def speak_http2(sites):
 
 
 def websocket(sites):
-    place = sites["http1"]
-    head = f"GET /chat HTTP/1.1\r\nHost: {place.host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    with place.connect() as connection:
+    site = sites["http1"]
+    head = f"GET /chat HTTP/1.1\r\nHost: {site.host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    with site.connect() as connection:
         connection.sendall(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n".encode())
-        until(connection, b"\r\n\r\n")
+        read_until(connection, b"\r\n\r\n")
         connection.sendall(b"\x89\x84\0\0\0\0ping")
-        until(connection, b"ping")
+        read_until(connection, b"ping")
 
 
 def pushes(sites, ref="x"):
-    place = sites["http1"]
-    head = f"POST /acme/web.git/git-receive-pack HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n"
+    site = sites["http1"]
+    head = f"POST /acme/web.git/git-receive-pack HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\n"
     body = push(f"{'a' * 40} {'b' * 40} refs/heads/{ref}")
-    with place.connect() as connection:
+    with site.connect() as connection:
         kind = (
             "User-Agent: git/2.47\r\nContent-Type: application/x-git-receive-pack-request\r\nConnection: close\r\n\r\n"
         )
         connection.sendall(f"{head}{kind}{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
-        rest(connection)
+        read_all(connection)
 
 
 def leaves(sites):
     """Ends TLS before TCP."""
-    place = sites["http1"]
-    with place.connect() as connection:
-        connection.sendall(f"POST /x HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 0\r\n\r\n".encode())
-        until(connection, b"X-Sum: 7\r\n\r\n")
+    site = sites["http1"]
+    with site.connect() as connection:
+        connection.sendall(f"POST /x HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 0\r\n\r\n".encode())
+        read_until(connection, b"X-Sum: 7\r\n\r\n")
         connection.unwrap().close()
 
 
@@ -457,8 +458,8 @@ SCENARIOS = [speak_http1, speak_http2, websocket, leaves, pushes, refused_pushes
 
 
 @pytest.mark.parametrize("hook", sorted(HOOKS))
-def test_hook_that_raises_ends_the_connection(world, monkeypatch, hook):
-    gate, sites = world
+def test_hook_that_raises_ends_the_connection(hook_lab, monkeypatch, hook):
+    gate, sites = hook_lab
     owner, name = HOOKS[hook]
     reached = []
 
@@ -477,19 +478,19 @@ def test_hook_that_raises_ends_the_connection(world, monkeypatch, hook):
         if not reached:
             assert hook in ELSEWHERE, "no scenario reaches it: add one"
             return
-        wait_for(lambda: len(gate.events("gate.error")) > errors)
-        wait_for(lambda: not gate.inspection._engine._connections)
+        wait_until(lambda: len(gate.events("gate.error")) > errors)
+        wait_until(lambda: not gate.inspection._engine._connections)
     assert gate.events("gate.error")[errors]["fault"]["detail"] == f"HookBug: {hook}"
-    wait_for(lambda: Reason.GATE_ERROR in [closed.reason for closed in gate.closed[ended:]])
+    wait_until(lambda: Reason.GATE_ERROR in [closed.reason for closed in gate.closed[ended:]])
     passed = [e for e in gate.events("request.decided") if e["outcome"] == "passed"]
-    assert sum(len(place.origin.requests) for place in sites.values()) <= len(passed)  # none but those
+    assert sum(len(site.origin.requests) for site in sites.values()) <= len(passed)  # none but those
 
 
-def test_scenarios_pass_when_no_hook_raises(world):
-    gate, sites = world
+def test_scenarios_pass_when_no_hook_raises(hook_lab):
+    gate, sites = hook_lab
     errors = len(gate.events("gate.error"))
     for scenario in SCENARIOS:
         scenario(sites)
-    wait_for(lambda: not gate.inspection._engine._connections)
+    wait_until(lambda: not gate.inspection._engine._connections)
     assert len(gate.events("gate.error")) == errors
     assert [e["reason"] for e in gate.events("request.decided")[-7:]] == ["rule"] * 6 + ["no_rule"]

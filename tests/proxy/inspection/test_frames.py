@@ -18,8 +18,9 @@ from proxy.inspection.connection_ends import ClientEnd
 from proxy.inspection.frames import PATIENCE, REGAINED, BoundedH2Connection, FrameBudget
 from proxy.request.messages import WebOrigin
 from rules.names import HostName
-from tests.proxy.inspection.clients import Client, wait_for
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.clients import Client
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
+from tests.support.waiting import wait_until
 
 MANY = 1500
 
@@ -68,21 +69,21 @@ BY_H2 = {
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory, origins):
+def busy_gate(tmp_path_factory, origins):
     """A gate, an origin, and a client of it that is none of the others' business."""
-    gate = Gate(tmp_path_factory.mktemp("busy"), origins)
+    gate = GateLab(tmp_path_factory.mktemp("busy"), origins)
     origin = origins.web("good.example")
-    place = site(gate, origin)
-    other = Client(place)
-    yield gate, origin, place, other
+    site = make_site(gate, origin)
+    other = Client(site)
+    yield gate, origin, site, other
     other.close()
     gate.close()
 
 
 @pytest.fixture(scope="module")
-def lonely(tmp_path_factory, origins):
+def server_gate(tmp_path_factory, origins):
     """A gate for one server after the other."""
-    gate = Gate(tmp_path_factory.mktemp("lonely"), origins)
+    gate = GateLab(tmp_path_factory.mktemp("lonely"), origins)
     yield gate
     gate.close()
 
@@ -100,17 +101,17 @@ def ended(client):
 
 
 @pytest.mark.parametrize("flood", [*FROM_CLIENTS, *HEADS])
-def test_client_frame_flood_ends_only_its_own_connection(busy, flood):
-    gate, _, place, other = busy
+def test_client_frame_flood_ends_only_its_own_connection(busy_gate, flood):
+    gate, _, site, other = busy_gate
     told, closed = len(gate.events("request.decided")), len(gate.closed)
-    client = Client(place)
+    client = Client(site)
     client.request("/upload", "POST", end=False)
-    wait_for(lambda: len(gate.events("request.decided")) == told + 1)
+    wait_until(lambda: len(gate.events("request.decided")) == told + 1)
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         client.socket.sendall((FROM_CLIENTS | HEADS)[flood])
     codes = h2.errors.ErrorCodes
     assert ended(client) in (codes.ENHANCE_YOUR_CALM, codes.PROTOCOL_ERROR, codes.FRAME_SIZE_ERROR)
-    wait_for(lambda: len(gate.closed) > closed)
+    wait_until(lambda: len(gate.closed) > closed)
     last = gate.events("request.decided")[-1]
     assert (last["outcome"], last["reason"]) == ("blocked", BY_H2.get(flood, "limit_exceeded"))
     assert gate.events("gate.error") == []
@@ -119,9 +120,9 @@ def test_client_frame_flood_ends_only_its_own_connection(busy, flood):
 
 def test_withheld_credit_is_dropped_when_the_connection_is_over():
     """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
-    place = WebOrigin(HostName("good.example"), 443, tls=True)
+    site = WebOrigin(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
-    front = http2.FrontHttp2(session, ClientEnd(place), lambda _stream: True)
+    front = http2.FrontHttp2(session, ClientEnd(site), lambda _stream: True)
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     for command in front.handle_event(events.Start()):
@@ -152,11 +153,11 @@ BREAKS = {  # CVE-2023-44487, and what makes us do it: CVE-2025-8671
 
 
 @pytest.mark.parametrize("how", BREAKS)
-def test_rapid_resets_end_the_connection(busy, monkeypatch, how):
+def test_rapid_resets_end_the_connection(busy_gate, monkeypatch, how):
     monkeypatch.setattr(http2, "RESETS", 20)
-    gate, origin, place, other = busy
+    gate, origin, site, other = busy_gate
     asked, closed = len(origin.requests), len(gate.closed)
-    client = Client(place)
+    client = Client(site)
     sent = client.h2.data_to_send()
     for _ in range(150):
         stream = client.h2.get_next_available_stream_id()
@@ -165,17 +166,17 @@ def test_rapid_resets_end_the_connection(busy, monkeypatch, how):
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         client.socket.sendall(sent)
     assert ended(client) is not None
-    wait_for(lambda: len(gate.closed) > closed)
+    wait_until(lambda: len(gate.closed) > closed)
     assert len(origin.requests) - asked < 100
     assert gate.events("request.decided")[-1]["outcome"] == "blocked"
     assert gate.events("gate.error") == []
     assert other.status(other.request("/ok")) == "200"
 
 
-def test_frames_of_a_well_behaved_client_are_accepted(busy):
+def test_frames_of_a_well_behaved_client_are_accepted(busy_gate):
     """Requests with priorities, credit for everything that is read, and a ping with each."""
-    _, _, place, _ = busy
-    client = Client(place)
+    _, _, site, _ = busy_gate
+    client = Client(site)
     for _ in range(60):
         stream = client.request("/bytes/2000")
         client.socket.sendall(frame(PRIORITY, bytes(4) + b"\x10", stream) * 10 + frame(PING, bytes(8)) * 10)
@@ -229,14 +230,14 @@ FROM_SERVERS = {
 
 
 @pytest.mark.parametrize("flood", FROM_SERVERS)
-def test_server_frame_flood_is_answered_502(lonely, origins, flood):
-    gate = lonely
+def test_server_frame_flood_is_answered_502(server_gate, origins, flood):
+    gate = server_gate
     completed = len(gate.events("request.completed"))
-    place = site(gate, origins.script(server_of(FROM_SERVERS[flood]), "good.example", tls=True, alpn=["h2"]))
-    client = Client(place)
+    site = make_site(gate, origins.script(server_of(FROM_SERVERS[flood]), "good.example", tls=True, alpn=["h2"]))
+    client = Client(site)
     assert client.status(client.request("/")) == "502"
     client.close()
-    wait_for(lambda: len(gate.events("request.completed")) > completed)
+    wait_until(lambda: len(gate.events("request.completed")) > completed)
     assert gate.events("request.completed")[-1]["reason"] == "upstream_failed"
     assert gate.events("gate.error") == []
 
@@ -311,11 +312,11 @@ def test_header_table_size_is_bounded(allowed, kept):
     assert sum(len(n) + len(v) + 32 for n, v in server.encoder.header_table.dynamic_entries) <= kept
 
 
-def test_finished_streams_to_a_server_are_forgotten(monkeypatch, busy):
+def test_finished_streams_to_a_server_are_forgotten(monkeypatch, busy_gate):
     """A task may ask a million things on one connection."""
-    gate, _, place, _ = busy
+    gate, _, site, _ = busy_gate
     monkeypatch.setattr(http2, "REMEMBERED", 20)
-    client = Client(place)
+    client = Client(site)
     had = set(gate.inspection._engine._connections.values())
     for _ in range(60):
         client.body(client.request("/ok"))

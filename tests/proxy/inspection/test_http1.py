@@ -20,20 +20,21 @@ from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.http1_heads import parse_head, split_head
 from proxy.request.messages import WebOrigin, settle
 from proxy.request.request_head import Head, UnclearError, authority, body_size, read, without_upgrade
-from tests.proxy.inspection.clients import Client, rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import Site, site
+from tests.proxy.inspection.clients import Client, read_all, read_until
+from tests.proxy.inspection.inspection_lab import Site, make_site
+from tests.support.waiting import wait_until
 
 VERSIONS = pytest.mark.parametrize("version", ["1.1", "2"])
 
 
 def scripted(gate, origins, answer, **more):
-    return site(gate, origins.script(answer), tls=False, **more)
+    return make_site(gate, origins.script(answer), tls=False, **more)
 
 
-def answered(place, head, body=b""):
-    with place.connect() as connection:
-        connection.sendall(head.replace("HOST", place.host).replace("\n", "\r\n").encode() + body)
-        return rest(connection)
+def answered(site, head, body=b""):
+    with site.connect() as connection:
+        connection.sendall(head.replace("HOST", site.host).replace("\n", "\r\n").encode() + body)
+        return read_all(connection)
 
 
 # --- HTTP/1.0 ---
@@ -51,8 +52,8 @@ def test_http10_client_is_served_and_its_connection_ends(gate, origins, answer, 
         assert head.startswith(b"GET /x HTTP/1.0\r\n")
         connection.sendall(answer.encode())
 
-    place = scripted(gate, origins, reply)
-    assert answered(place, "GET /x HTTP/1.0\nHost: HOST\n\n") == gets.encode()
+    site = scripted(gate, origins, reply)
+    assert answered(site, "GET /x HTTP/1.0\nHost: HOST\n\n") == gets.encode()
     assert gate.decided() == [("GET", "/x", "passed", "rule")]
 
 
@@ -62,11 +63,11 @@ def test_http10_client_with_keep_alive_keeps_its_connection(gate, origins):
         return True
 
     origin = origins.script(reply)
-    place = site(gate, origin, tls=False, http="{paths: [/1, /3]}")
-    with place.connect() as connection:
+    site = make_site(gate, origin, tls=False, http="{paths: [/1, /3]}")
+    with site.connect() as connection:
         for path, end in (("/1", b"page"), ("/2", b"}\n"), ("/3", b"page")):
-            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: {place.host}\r\nConnection: keep-alive\r\n\r\n".encode())
-            assert until(connection, end).endswith(end)
+            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: {site.host}\r\nConnection: keep-alive\r\n\r\n".encode())
+            assert read_until(connection, end).endswith(end)
     assert [each[2] for each in gate.decided()] == ["passed", "blocked", "passed"]
     assert origin.connections == 1
 
@@ -76,11 +77,11 @@ def test_http10_client_is_sent_no_100_continue(gate, origins):
 
     def reply(connection, head):
         assert b"xpect" not in head
-        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + until(connection, b"body"))
+        connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + read_until(connection, b"body"))
 
-    place = scripted(gate, origins, reply)
+    site = scripted(gate, origins, reply)
     head = "POST / HTTP/1.0\nHost: HOST\nContent-Length: 4\nExpect: 100-continue\n\n"
-    assert answered(place, head, b"body") == b"HTTP/1.0 200 OK\r\n\r\nbody"
+    assert answered(site, head, b"body") == b"HTTP/1.0 200 OK\r\n\r\nbody"
 
 
 # --- bodies as they are ---
@@ -100,9 +101,9 @@ def test_compressed_range_is_forwarded_unchanged(gate, origins, version):
         )  # fmt: skip
         return True
 
-    place = site(gate, origins.script(reply, "good.example", tls=True, alpn=["http/1.1"]))
+    site = make_site(gate, origins.script(reply, "good.example", tls=True, alpn=["http/1.1"]))
     words = ["--http2"] if version == "2" else ["--http1.1"]
-    status, out, err = place.curl(
+    status, out, err = site.curl(
         "/x", *words, "-H", "Range: bytes=1000-59999", "-H", "Accept-Encoding: gzip, br", "-D", gate.directory / "head"
     )
     assert (status, err, out) == (0, "", part)
@@ -122,12 +123,12 @@ def test_event_stream_outlives_the_idle_timeout(gate, origins):
             connection.sendall(b"data: %d\n\n" % number)
             time.sleep(0.15)
 
-    place = site(gate, origins.script(reply), tls=False, idle=0.6)
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        got = rest(connection)
+    site = make_site(gate, origins.script(reply), tls=False, idle=0.6)
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        got = read_all(connection)
     assert got.endswith(b"data: 7\n\n")
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     assert gate.events("request.completed")[0]["outcome"] == "passed"
 
 
@@ -135,8 +136,8 @@ def test_event_stream_outlives_the_idle_timeout(gate, origins):
 
 
 def test_http2_100_continue_is_sent_only_for_an_allowed_request(gate, origins):
-    place = site(gate, origins.web("good.example"), http="{paths: [/upload]}")
-    client = Client(place)
+    site = make_site(gate, origins.web("good.example"), http="{paths: [/upload]}")
+    client = Client(site)
     stream = client.request("/upload", "POST", more=(("expect", "100-continue"),), end=False)
     assert dict(client.wait(h2.events.InformationalResponseReceived, stream).headers) == {":status": "100"}
     client.h2.send_data(stream, b"body", end_stream=True)
@@ -157,17 +158,17 @@ def test_http2_100_continue_is_sent_only_for_an_allowed_request(gate, origins):
 @pytest.mark.parametrize("kind", ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text"])
 def test_denied_grpc_web_call_is_answered_with_a_grpc_status(gate, origins, version, kind):
     origin = origins.web("good.example")
-    place = site(gate, origin, http="{paths: [/ok]}")
+    site = make_site(gate, origin, http="{paths: [/ok]}")
     fields = {"content-type": kind, "x-grpc-web": "1"}
     if version == "2":
-        client = Client(place)
+        client = Client(site)
         stream = client.request("/a.B/C", "POST", more=tuple(fields.items()))
         head = dict(client.wait(h2.events.ResponseReceived, stream).headers)
         status, body = int(head[":status"]), client.body(stream)
         client.close()
     else:
-        client = http.client.HTTPSConnection(place.host)
-        client.sock = place.connect()
+        client = http.client.HTTPSConnection(site.host)
+        client.sock = site.connect()
         client.request("POST", "/a.B/C", b"\0\0\0\0\0", fields)
         response = client.getresponse()
         status, body = response.status, response.read()
@@ -180,8 +181,8 @@ def test_denied_grpc_web_call_is_answered_with_a_grpc_status(gate, origins, vers
 
 @pytest.mark.parametrize("kind", ["application/grpc-webx", "application/grpc-web+" + "x" * 30, "text/plain"])
 def test_denied_request_unlike_grpc_web_is_answered_with_a_page(gate, origins, kind):
-    place = site(gate, origins.web("good.example"), http="{paths: [/ok]}")
-    _, out, _ = place.curl("/a.B/C", "--data", "x", "-H", f"Content-Type: {kind}")
+    site = make_site(gate, origins.web("good.example"), http="{paths: [/ok]}")
+    _, out, _ = site.curl("/a.B/C", "--data", "x", "-H", f"Content-Type: {kind}")
     assert b'"reason": "no_rule"' in out
 
 
@@ -286,24 +287,24 @@ def test_fuzzed_chunked_body_is_read_as_h11_reads_it(data, step):
 def test_corrupted_http1_requests_raise_nothing(gate, origins, tls):
     dice = random.Random(20261121)
     origin = origins.web("good.example", tls=tls)
-    place = site(gate, origin, tls=tls)
-    good = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".encode()
+    site = make_site(gate, origin, tls=tls)
+    good = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".encode()
     for _ in range(60):
         noise = bytearray(good * 2)
         for _ in range(dice.randrange(1, 6)):
             noise[dice.randrange(len(noise))] = dice.randrange(256)
-        with contextlib.suppress(OSError), speak(place, tls) as connection:
+        with contextlib.suppress(OSError), speak(site, tls) as connection:
             connection.sendall(noise)
             connection.shutdown(socket.SHUT_WR)
-            rest(connection)
-    wait_for(lambda: len(gate.closed) >= 60)
+            read_all(connection)
+    wait_until(lambda: len(gate.closed) >= 60)
     assert gate.events("gate.error") == []
 
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
 def test_random_http2_frames_raise_nothing(gate, origins, alpn):
     dice = random.Random(7)
-    place = site(gate, origins.web("good.example", alpn=alpn))
+    site = make_site(gate, origins.web("good.example", alpn=alpn))
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
     for count in range(60):
         frames = b""
@@ -311,15 +312,15 @@ def test_random_http2_frames_raise_nothing(gate, origins, alpn):
             payload = dice.randbytes(dice.randrange(0, 40))
             kind, flags, stream = dice.randrange(0, 11), dice.randrange(256), dice.choice((0, 1, 1, 3, 2))
             frames += len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
-        with contextlib.suppress(OSError), place.connect(alpn=("h2",)) as connection:
+        with contextlib.suppress(OSError), site.connect(alpn=("h2",)) as connection:
             connection.sendall(preface + frames)
             connection.settimeout(0.05 if count % 4 else 0.3)
-            rest(connection)
-    wait_for(lambda: len(gate.closed) >= 60)
+            read_all(connection)
+    wait_until(lambda: len(gate.closed) >= 60)
     assert gate.events("gate.error") == []
 
 
-def speak(place: Site, tls):
-    connection = place.connect() if tls else socket.create_connection(("127.0.0.1", place.door), 5)
+def speak(site: Site, tls):
+    connection = site.connect() if tls else socket.create_connection(("127.0.0.1", site.gate_port), 5)
     connection.settimeout(1)
     return connection

@@ -18,18 +18,19 @@ from hyperframe.frame import DataFrame, GoAwayFrame
 from proxy.inspection import http2
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
-from tests.proxy.inspection.clients import Client, resident, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import Client, resident_memory
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def talk():
+def connect_http2():
     clients = []
 
-    def make(place, **settings):
-        clients.append(Client(place, **settings))
+    def make(site, **settings):
+        clients.append(Client(site, **settings))
         return clients[-1]
 
     yield make
@@ -37,10 +38,10 @@ def talk():
         client.close()
 
 
-def test_http2_streams_are_decided_one_by_one(gate, origins, talk):
+def test_http2_streams_are_decided_one_by_one(gate, origins, connect_http2):
     origin = origins.web("good.example")
-    place = site(gate, origin, http='{paths: ["/ok/**"]}')
-    client = talk(place)
+    site = make_site(gate, origin, http='{paths: ["/ok/**"]}')
+    client = connect_http2(site)
     streams = [client.request(path) for path in ("/ok/1", "/no", "/ok/2")]
     assert [client.status(stream) for stream in streams] == ["200", "403", "200"]
     assert b'"reason": "no_rule"' in client.body(streams[1])
@@ -55,10 +56,10 @@ def taken_in(monkeypatch):
 
 @pytest.mark.usefixtures("taken_in")
 @pytest.mark.parametrize(("size", "stopped"), [(2 * MIB, False), (6 * MIB, True)])
-def test_body_behind_a_denial_is_discarded_up_to_a_limit(gate, origins, talk, size, stopped):
+def test_body_behind_a_denial_is_discarded_up_to_a_limit(gate, origins, connect_http2, size, stopped):
     """Some clients wait for credit and look at the answer only when they have sent all: they hear it all the same."""
     origin = origins.web("good.example")
-    client = talk(site(gate, origin, http='{methods: [GET], paths: ["/ok"]}'))
+    client = connect_http2(make_site(gate, origin, http='{methods: [GET], paths: ["/ok"]}'))
     stream = client.request("/no", "POST", end=False)
     sent = 0
     while sent < size and not any(isinstance(event, h2.events.StreamReset) for event in client.events):
@@ -79,11 +80,11 @@ def test_body_behind_a_denial_is_discarded_up_to_a_limit(gate, origins, talk, si
     assert [request.target for request in origin.requests] == ["/ok"]
 
 
-def test_other_authority_is_answered_421_and_the_connection_stays_open(gate, origins, talk):
+def test_other_authority_is_answered_421_and_the_connection_stays_open(gate, origins, connect_http2):
     origin = origins.web("good.example")
-    place = site(gate, origin)
-    client = talk(place)
-    assert client.status(client.request(authority=f"evil.example:{place.port}")) == "421"
+    site = make_site(gate, origin)
+    client = connect_http2(site)
+    assert client.status(client.request(authority=f"evil.example:{site.port}")) == "421"
     assert client.status(client.request(authority="good.example")) == "421"
     assert client.status(client.request("/ok")) == "200"
     assert [request.target for request in origin.requests] == ["/ok"]
@@ -109,11 +110,11 @@ def test_other_authority_is_answered_421_and_the_connection_stays_open(gate, ori
     ],
     ids=range(14),
 )
-def test_malformed_or_misleading_http2_heads_are_refused(gate, origins, talk, more):
+def test_malformed_or_misleading_http2_heads_are_refused(gate, origins, connect_http2, more):
     origin = origins.web("good.example", alpn=["http/1.1"])
-    client = talk(site(gate, origin))
+    client = connect_http2(make_site(gate, origin))
     client.request(**more)
-    wait_for(lambda: gate.events("request.decided"))
+    wait_until(lambda: gate.events("request.decided"))
     assert gate.decided()[0][2:] in (
         ("blocked", "ambiguous_request"), ("blocked", "protocol_mismatch"), ("blocked", "name_mismatch"),
     )  # fmt: skip
@@ -121,18 +122,18 @@ def test_malformed_or_misleading_http2_heads_are_refused(gate, origins, talk, mo
 
 
 def test_garbage_in_place_of_the_preface_is_refused_and_recorded(gate, origins):
-    place = site(gate, origins.web("good.example"))
-    with place.connect(alpn=("h2",)) as connection:
+    site = make_site(gate, origins.web("good.example"))
+    with site.connect(alpn=("h2",)) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
         while connection.recv(65536):
             pass
     assert gate.decided()[0][2:] == ("blocked", "ambiguous_request")
 
 
-def test_hundred_event_streams_use_a_hundred_http1_connections(gate, origins, talk):
+def test_hundred_event_streams_use_a_hundred_http1_connections(gate, origins, connect_http2):
     """More than mitmproxy's five connections: every stream has one of its own, and none waits."""
     origin = origins.web("good.example", alpn=["http/1.1"])
-    client = talk(site(gate, origin))
+    client = connect_http2(make_site(gate, origin))
     streams = [client.request("/slow/2/0.3") for _ in range(100)]
     assert {client.status(stream) for stream in streams} == {"200"}
     for stream in streams:
@@ -140,13 +141,13 @@ def test_hundred_event_streams_use_a_hundred_http1_connections(gate, origins, ta
     assert origin.connections == 100
 
 
-def test_server_connections_of_one_client_stay_within_the_quota(gate, origins, talk):
+def test_server_connections_of_one_client_stay_within_the_quota(gate, origins, connect_http2):
     """Of all that its sandbox has: those of others' must not run out because of one client's streams."""
     origin = origins.web("good.example", alpn=["http/1.1"])
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     quota = gate.dialer.descriptors
     quota.has_room = lambda: quota.extra < 3
-    client = talk(place)
+    client = connect_http2(site)
     streams = [client.request("/slow/2/0.3") for _ in range(10)]
     answers = Counter(client.status(stream) for stream in streams)
     assert (answers["200"], answers.total(), origin.connections) == (4, 10, 4)
@@ -159,25 +160,25 @@ def test_server_connections_of_one_client_stay_within_the_quota(gate, origins, t
     assert client.status(client.request("/ok")) == "200"
     client.close()
     gate.wait_closed()
-    wait_for(lambda: quota.extra == 0)
+    wait_until(lambda: quota.extra == 0)
 
 
-def test_finished_server_connections_are_forgotten(gate, origins, talk):
-    client = talk(site(gate, origins.web("good.example", alpn=["http/1.1"])))
+def test_finished_server_connections_are_forgotten(gate, origins, connect_http2):
+    client = connect_http2(make_site(gate, origins.web("good.example", alpn=["http/1.1"])))
     for _ in range(30):
         stream = client.request("/ok")
         client.body(stream)
     conversation = next(iter(gate.inspection._engine._connections.values()))
-    wait_for(lambda: len(conversation._http.servers) <= 1)
+    wait_until(lambda: len(conversation._http.servers) <= 1)
     assert len(conversation._http.streams) == 0
     assert len(conversation.transports) <= 2
 
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
-def test_unread_stream_buffers_its_window_and_blocks_no_other(gate, origins, talk, alpn):
-    place = site(gate, origins.web("good.example", alpn=alpn))
-    client = talk(place)
-    before = resident()
+def test_unread_stream_buffers_its_window_and_blocks_no_other(gate, origins, connect_http2, alpn):
+    site = make_site(gate, origins.web("good.example", alpn=alpn))
+    client = connect_http2(site)
+    before = resident_memory()
     stalled = client.request(f"/bytes/{200 * MIB}")
     assert client.status(stalled) == "200"
     read = 0
@@ -192,15 +193,15 @@ def test_unread_stream_buffers_its_window_and_blocks_no_other(gate, origins, tal
         assert client.status(other) == "200"
         client.body(other)
     time.sleep(0.3)
-    assert resident() - before < 40 * MIB
+    assert resident_memory() - before < 40 * MIB
     assert read < MIB
     client.h2.reset_stream(stalled)
     client.flush()
     assert client.status(client.request("/ok")) == "200"
 
 
-def test_stalled_download_continues_when_credit_is_given(gate, origins, talk):
-    client = talk(site(gate, origins.web("good.example")))
+def test_stalled_download_continues_when_credit_is_given(gate, origins, connect_http2):
+    client = connect_http2(make_site(gate, origins.web("good.example")))
     stream = client.request(f"/bytes/{12 * MIB}")
     client.status(stream)
     time.sleep(0.2)
@@ -218,14 +219,14 @@ def test_stalled_download_continues_when_credit_is_given(gate, origins, talk):
 
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
-def test_upload_that_the_server_does_not_read_gets_no_more_credit(gate, origins, talk, alpn):
+def test_upload_that_the_server_does_not_read_gets_no_more_credit(gate, origins, connect_http2, alpn):
     """Whatever the server's version, one stuck upload doesn't take the others' credit."""
     if alpn == ["h2"]:
         origin = origins.silent_http2("good.example")
     else:
         origin = origins.script(lambda *_: time.sleep(4), "good.example", tls=True, alpn=alpn)
-    client = talk(site(gate, origin))
-    before = resident()
+    client = connect_http2(make_site(gate, origin))
+    before = resident_memory()
     stream = client.request("/stuck", method="POST", end=False)
     sent = 0
     client.socket.settimeout(0.7)
@@ -239,10 +240,10 @@ def test_upload_that_the_server_does_not_read_gets_no_more_credit(gate, origins,
             else:
                 client.read()
     assert sent < 15 * MIB
-    assert resident() - before < 50 * MIB
+    assert resident_memory() - before < 50 * MIB
 
 
-def test_streams_before_a_goaway_finish_and_the_next_uses_a_new_connection(gate, origins, talk):
+def test_streams_before_a_goaway_finish_and_the_next_uses_a_new_connection(gate, origins, connect_http2):
     """GOAWAY says which streams still count (RFC 9113 section 6.8); the next request gets a connection of its own."""
 
     def answer(connection, head):
@@ -264,7 +265,7 @@ def test_streams_before_a_goaway_finish_and_the_next_uses_a_new_connection(gate,
         connection.recv(65536)
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["h2"])
-    client = talk(site(gate, origin))
+    client = connect_http2(make_site(gate, origin))
     for _ in range(2):
         streams = [client.request(), client.request()]
         assert [client.status(stream) for stream in streams] == ["200", "200"]
@@ -293,7 +294,7 @@ def reset_streams(client):
 
 
 @pytest.mark.parametrize("leave", [reset, reset_streams, Client.close])
-def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, talk, leave):
+def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, connect_http2, leave):
     def answer(connection, head):
         server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
         server.initiate_connection()
@@ -308,14 +309,14 @@ def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, ta
             connection.sendall(server.data_to_send())
             data = connection.recv(65536)
 
-    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    client = connect_http2(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
     for path, (_, body, _) in HALF_SAID.items():
         stream = client.request(path)
         client.status(stream)
         if body:
             client.wait(h2.events.DataReceived, stream)
     leave(client)
-    wait_for(lambda: len(gate.events("request.completed")) == len(HALF_SAID))
+    wait_until(lambda: len(gate.events("request.completed")) == len(HALF_SAID))
     told = {e["http"]["path"]: (e["outcome"], e["http"].get("status")) for e in gate.events("request.completed")}
     assert told == {path: what for path, (_, _, what) in HALF_SAID.items()}
 
@@ -334,7 +335,7 @@ def leave_with_an_error(client, _stream):
 
 
 @pytest.mark.parametrize("end", [break_off, send_on, leave_with_an_error])
-def test_request_reset_in_one_piece_with_its_end_is_not_sent(gate, origins, talk, end):
+def test_request_reset_in_one_piece_with_its_end_is_not_sent(gate, origins, connect_http2, end):
     seen, over = [], threading.Event()
 
     def answer(connection, head):
@@ -354,13 +355,13 @@ def test_request_reset_in_one_piece_with_its_end_is_not_sent(gate, origins, talk
                 break
         over.set()
 
-    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    client = connect_http2(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
     assert client.status(client.request("/first")) == "200"
     stream = client.h2.get_next_available_stream_id()
     client.h2.send_headers(stream, client.head("/second"), end_stream=True)
     end(client, stream)
     client.flush()
-    wait_for(lambda: len(gate.events("request.completed")) == 2)
+    wait_until(lambda: len(gate.events("request.completed")) == 2)
     assert [(e["http"]["path"], e["outcome"]) for e in gate.events("request.completed")] == [
         ("/first", "passed"),
         ("/second", "failed"),
@@ -370,19 +371,19 @@ def test_request_reset_in_one_piece_with_its_end_is_not_sent(gate, origins, talk
     assert seen == ["/first"]
 
 
-def test_response_trailers_reach_an_http2_client(gate, origins, talk):
+def test_response_trailers_reach_an_http2_client(gate, origins, connect_http2):
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
         return True
 
-    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
+    client = connect_http2(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
     stream = client.request("/")
     client.body(stream)
     assert client.wait(h2.events.TrailersReceived, stream).headers == [("x-sum", "7")]
 
 
-def test_http2_settings_limit_streams_and_windows(gate, origins, talk):
-    client = talk(site(gate, origins.web("good.example")))
+def test_http2_settings_limit_streams_and_windows(gate, origins, connect_http2):
+    client = connect_http2(make_site(gate, origins.web("good.example")))
     changed = client.wait(h2.events.RemoteSettingsChanged).changed_settings
     assert changed[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS].new_value == 100
     assert changed[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE].new_value == MIB
@@ -401,7 +402,7 @@ def agree(server, connection):
 
 
 def deny_two(gate, client, _stream):
-    port = client.place.port
+    port = client.site.port
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], http: {{paths: [/one, /three]}}, "
         "action: allow}]"
@@ -414,11 +415,11 @@ def deny_two(gate, client, _stream):
 def call_off(gate, client, stream):
     client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
     client.flush()
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
 
 
 @pytest.mark.parametrize(("end", "apart"), [(deny_two, True), (call_off, True), (call_off, False)])
-def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, talk, end, apart):
+def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, connect_http2, end, apart):
     """A server says how many streams it takes at a time (RFC 9113 section 5.1.2); what was to follow is over by then."""
     seen, go_on = [], threading.Event()
 
@@ -439,16 +440,16 @@ def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, ta
             connection.sendall(server.data_to_send())
             data = connection.recv(65536)
 
-    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    client = connect_http2(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
     first = client.request("/one")
-    wait_for(lambda: seen)
+    wait_until(lambda: seen)
     second = client.request("/two", "POST", end=False)
     client.h2.send_data(second, b"secret", end_stream=True)
     if apart:  # else a request ends, and is called off, in one piece
         client.h2.ping(b"is it in")
         client.flush()
         client.wait(h2.events.PingAckReceived)
-    wait_for(lambda: len(gate.decided()) == 2)
+    wait_until(lambda: len(gate.decided()) == 2)
     end(gate, client, second)
     go_on.set()
     assert client.status(first) == "200"
@@ -459,7 +460,7 @@ def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, ta
 @pytest.mark.parametrize(
     "farewell", [b"", GoAwayFrame(0, last_stream_id=1, error_code=0).serialize()], ids=["cut", "GOAWAY"]
 )
-def test_waiting_requests_move_to_another_connection_if_repeatable(gate, origins, talk, farewell):
+def test_waiting_requests_move_to_another_connection_if_repeatable(gate, origins, connect_http2, farewell):
     seen, go_on = [], threading.Event()
 
     def answer(connection, head):
@@ -482,11 +483,11 @@ def test_waiting_requests_move_to_another_connection_if_repeatable(gate, origins
             connection.sendall(server.data_to_send())
             connection.recv(65536)
 
-    client = talk(site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
+    client = connect_http2(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
     first = client.request("/one")
-    wait_for(lambda: seen)
+    wait_until(lambda: seen)
     others = [client.request("/two"), client.request("/two", "POST")]
-    wait_for(lambda: len(gate.decided()) == 3)
+    wait_until(lambda: len(gate.decided()) == 3)
     go_on.set()
     assert client.status(first) == ("200" if farewell else "502")
     assert [client.status(stream) for stream in others] == ["200", "502"]  # what may be repeated is (RFC 9110 9.2.2)

@@ -11,7 +11,7 @@ import pytest
 
 from proxy.inspection import http2
 from tests.proxy.inspection.clients import Client
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
 
 OTHER = "a response that was under way"
 REQUESTS = {
@@ -39,10 +39,10 @@ class Server:
     """HTTP/2 that answers `/other` when it is asked for anything else, and that as it is told to."""
 
     def __init__(self, directory, origins):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.fields, self.body, self.refuses = [(":status", "200")], b"page", False
         self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["h2"])
-        self.site = site(self.gate, self.origin)
+        self.site = make_site(self.gate, self.origin)
 
     def _answer(self, connection, preface):
         config = h2.config.H2Configuration(

@@ -105,8 +105,8 @@ def test_private_attributes_that_we_use_exist(owner, names):
 
 
 def test_our_connection_ends_have_every_attribute_that_layers_read():
-    place = WebOrigin(HostName("good.example"), 443, tls=True)
-    client, server = ours.ClientEnd(place), ours.ServerEnd(place)
+    origin = WebOrigin(HostName("good.example"), 443, tls=True)
+    client, server = ours.ClientEnd(origin), ours.ServerEnd(origin)
     made = ours.LayerContext(client, server)
     source = "".join(file.read_text() for file in USED)
     assert all(hasattr(made, name) for name in re.findall(r"\bcontext\.([a-z_]+)", source))

@@ -7,8 +7,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.proxy.inspection.clients import wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 ADDRESSES = {
     "loopback": "127.0.0.2",
@@ -21,10 +21,10 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("kind", ADDRESSES)
 def test_allowed_name_with_non_public_address_is_denied(gate, web, kind):
-    place = site(gate, web())
-    gate.rules(f"[{{id: a, to: good.example, ports: [{place.port}/tls], action: allow}}]")
+    site = make_site(gate, web())
+    gate.rules(f"[{{id: a, to: good.example, ports: [{site.port}/tls], action: allow}}]")
     gate.name(good_example=ADDRESSES[kind])
-    status, out, _ = place.curl("/x")
+    status, out, _ = site.curl("/x")
     problem = json.loads(out)
     assert (status, problem["status"], problem["reason"]) == (0, 403, "non_public_address")
     assert [(event["verdict"], event["reason"]) for event in gate.events("request.decided")] == [
@@ -36,10 +36,10 @@ def test_allowed_name_with_non_public_address_is_denied(gate, web, kind):
 def test_name_of_the_hosts_own_public_address_is_denied_with_a_remedy(gate, web, monkeypatch):
     own = "93.184.216.34"
     monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: ip_address(own))
-    place = site(gate, web())
-    gate.rules(f"[{{id: a, to: good.example, resolves_to: {own}, ports: [{place.port}/tls], action: allow}}]")
+    site = make_site(gate, web())
+    gate.rules(f"[{{id: a, to: good.example, resolves_to: {own}, ports: [{site.port}/tls], action: allow}}]")
     gate.name(good_example=own)
-    problem = json.loads(place.curl("/x")[1])
+    problem = json.loads(site.curl("/x")[1])
     (event,) = gate.events("request.decided")
     assert problem["reason"] == event["reason"] == "non_public_address"
     assert problem["detail"] == event["detail"] == f"`good.example` is {own}, which is this host's own"
@@ -50,20 +50,20 @@ def test_name_of_the_hosts_own_public_address_is_denied_with_a_remedy(gate, web,
 def test_name_that_moves_to_a_private_address_is_denied(gate, web):
     """A kept connection stays with the address that was checked; a new one is checked again."""
     origin = web()
-    place = site(gate, origin)
-    assert place.curl("/1", "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
+    site = make_site(gate, origin)
+    assert site.curl("/1", "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
     gate.name(good_example="10.0.0.1")
-    wait_for(lambda: gate.lookup._hosts.refresh() or True)
+    wait_until(lambda: gate.lookup._hosts.refresh() or True)
     gate.loop.run(gate.lookup._kept.clear)
-    assert place.curl("/2", "-o", os.devnull, "-w", "%{http_code}")[1] == b"403"
+    assert site.curl("/2", "-o", os.devnull, "-w", "%{http_code}")[1] == b"403"
     assert [request.target for request in origin.requests] == ["/1"]
 
 
 def test_name_without_an_address_fails_as_unresolved(gate, web):
-    place = site(gate, web())
+    site = make_site(gate, web())
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
-    _, out, _ = place.curl("/x")
+    _, out, _ = site.curl("/x")
     problem = json.loads(out)
     assert (problem["status"], problem["reason"], problem["verdict"]) == (502, "unresolved", "allow")
     assert [(e["verdict"], e["outcome"], e["reason"]) for e in gate.events("request.decided")] == [
@@ -74,7 +74,7 @@ def test_name_without_an_address_fails_as_unresolved(gate, web):
 def test_open_server_connection_is_not_reused_for_an_unlisted_address(gate, web):
     """An open connection to an address that one request may have is no way there for another."""
     origin = web()
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     gate.rules(
         f"""
   - {{id: inside, to: good.example, ports: [{origin.port}/tls], resolves_to: [127.0.0.1/32],
@@ -82,8 +82,8 @@ def test_open_server_connection_is_not_reused_for_an_unlisted_address(gate, web)
   - {{id: outside, to: good.example, ports: [{origin.port}/tls], http: {{paths: ["/outside/**"]}}, action: allow}}
 """
     )
-    client = http.client.HTTPSConnection(place.host)
-    client.sock = place.connect()
+    client = http.client.HTTPSConnection(site.host)
+    client.sock = site.connect()
     found = []
     for path in ("/inside/1", "/outside/1", "/inside/2"):
         client.request("GET", path)

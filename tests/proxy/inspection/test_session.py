@@ -27,8 +27,9 @@ from proxy.sandbox.sandbox_state import Calendar
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Outcome, Scan, Trust
-from tests.proxy.inspection.clients import cut_off, rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import post, site
+from tests.proxy.inspection.clients import close_abruptly, read_all, read_until
+from tests.proxy.inspection.inspection_lab import make_site, post
+from tests.support.waiting import wait_until
 
 TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 
@@ -50,8 +51,8 @@ class Waiting:
         pass
 
 
-def ask(place, connection):
-    connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
+def ask(site, connection):
+    connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode())
 
 
 AFTERWARDS = {
@@ -65,20 +66,20 @@ AFTERWARDS = {
 def test_address_being_dialed_is_checked_against_new_rules(gate, origins, monkeypatch, case):
     listed, reason, asked = AFTERWARDS[case]
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False, http="{methods: [GET]}")
+    site = make_site(gate, origin, tls=False, http="{methods: [GET]}")
     kept, real = [], Dialer.connect
     monkeypatch.setattr(Dialer, "connect", lambda *what, **_: kept.append(what) or Waiting())
-    with place.connect() as connection:
-        ask(place, connection)
-        wait_for(lambda: kept)
+    with site.connect() as connection:
+        ask(site, connection)
+        wait_until(lambda: kept)
         where = "" if listed is None else f", resolves_to: [{listed}]"
         gate.rules(f"[{{id: b, to: good.example, ports: [{origin.port}/http], action: allow{where}}}]")
         gate.loop.run(review, gate, origin.port)
         monkeypatch.undo()
         gate.loop.run(lambda: kept.append(real(*kept[0])))
-        answered = rest(connection)
+        answered = read_all(connection)
     assert answered.startswith(b"HTTP/1.1 200") is (reason is None)
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told.get("reason")) == (("blocked", reason) if reason else ("passed", None))
     assert len(origin.requests) == asked
@@ -90,24 +91,24 @@ def test_address_being_dialed_is_checked_against_new_rules(gate, origins, monkey
 def test_request_that_waits_for_dns_at_midnight_uses_the_new_date(gate, origins, monkeypatch, seconds, decided):
     now = [TODAY.timestamp()]
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False)
+    site = make_site(gate, origin, tls=False)
     gate.sandbox.calendar = Calendar(lambda: now[0])
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/http], "
         "action: allow, until: 2026-03-01}]"
     )
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), origin.port, at=date(2026, 3, 1))
-    place.door = gate.door(place.name, place.port, tls=False, decision=gate.sandbox.policy.decide(attempt))
+    site.gate_port = gate.listen_for(site.name, site.port, tls=False, decision=gate.sandbox.policy.decide(attempt))
     kept, real = [], Dialer.known
     monkeypatch.setattr(Dialer, "known", lambda *_: None)
     monkeypatch.setattr(Dialer, "find", lambda *what: kept.append(what))
-    with place.connect() as connection:
-        ask(place, connection)
-        wait_for(lambda: kept)
+    with site.connect() as connection:
+        ask(site, connection)
+        wait_until(lambda: kept)
         now[0] += seconds
         dialer, policy, asked, done = kept[0]
         gate.loop.run(lambda: done(real(dialer, policy, asked)))
-        rest(connection)
+        read_all(connection)
     ((_, _, *told),) = gate.decided()
     assert tuple(told) == decided
     assert len(origin.requests) == (decided[0] == "passed")
@@ -115,10 +116,10 @@ def test_request_that_waits_for_dns_at_midnight_uses_the_new_date(gate, origins,
 
 def test_new_idle_timeout_applies_to_an_open_connection(gate, origins):
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False, idle=3600)
-    with place.connect() as connection:
-        connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        until(connection, b"\r\n\r\n")
+    site = make_site(gate, origin, tls=False, idle=3600)
+    with site.connect() as connection:
+        connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        read_until(connection, b"\r\n\r\n")
         gate.rules(
             f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/http], "
             "action: allow, idle_timeout: 1s}]"
@@ -129,7 +130,7 @@ def test_new_idle_timeout_applies_to_an_open_connection(gate, origins):
 
 
 @pytest.mark.parametrize("denied", [True, False])
-def test_body_piece_in_the_scan_is_not_sent_once_rules_deny_it(gate, origins, slowly, denied):
+def test_body_piece_in_the_scan_is_not_sent_once_rules_deny_it(gate, origins, slow_scan, denied):
     came = []
 
     def answer(connection, _head):
@@ -139,19 +140,19 @@ def test_body_piece_in_the_scan_is_not_sent_once_rules_deny_it(gate, origins, sl
         except OSError:
             came.append(b"")
 
-    place = site(gate, origins.script(answer, "good.example"), tls=False)
-    with place.connect() as connection:
-        post(place, connection)
-        assert slowly.begun.wait(30)
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False)
+    with site.connect() as connection:
+        post(site, connection)
+        assert slow_scan.started.wait(30)
         if denied:
             gate.rules(
-                f"[{{id: b, to: good.example, ports: [{place.port}/http], action: allow, http: {{paths: [/b]}}}}]"
+                f"[{{id: b, to: good.example, ports: [{site.port}/http], action: allow, http: {{paths: [/b]}}}}]"
             )
-        gate.loop.run(review, gate, place.port)
-        slowly.let.set()
-        wait_for(lambda: came)
+        gate.loop.run(review, gate, site.port)
+        slow_scan.release.set()
+        wait_until(lambda: came)
     assert came == [b"" if denied else b"hello"]
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
 
@@ -175,24 +176,24 @@ def test_queued_body_piece_is_not_sent_once_rules_deny_it(gate, origins, monkeyp
             came.append(b"")
 
     monkeypatch.setattr(Stream, "state_request_body", waits)
-    place = site(gate, origins.script(answer, "good.example"), tls=False)
-    rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], action: allow, scan: off"
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False)
+    rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{site.port}/http], action: allow, scan: off"
     gate.rules(f"[{{id: a, {rule}}}]")
-    with place.connect() as connection:
-        post(place, connection)
+    with site.connect() as connection:
+        post(site, connection)
         assert begun.wait(30)
         gate.rules(f"[{{id: b, {rule}, http: {{paths: [/b]}}}}]")
-        gate.loop.run(review, gate, place.port)
+        gate.loop.run(review, gate, site.port)
         let.set()
-        wait_for(lambda: came)
+        wait_until(lambda: came)
         end.set()
     assert came == [b""]
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     assert [event["outcome"] for event in gate.events("request.completed")] == ["blocked"]
 
 
-def test_tick_between_two_slices_does_not_resume_reading(gate, origins, slowly):
-    place = site(gate, origins.web("good.example", tls=False), tls=False)
+def test_tick_between_two_slices_does_not_resume_reading(gate, origins, slow_scan):
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False)
     paused = []
 
     def look():
@@ -201,14 +202,14 @@ def test_tick_between_two_slices_does_not_resume_reading(gate, origins, slowly):
         one.tick(one._last)
         paused.append([transport.paused for transport in one.transports])
 
-    with place.connect() as connection:
-        post(place, connection)
-        assert slowly.begun.wait(30)
+    with site.connect() as connection:
+        post(site, connection)
+        assert slow_scan.started.wait(30)
         gate.loop.run(look)
     assert paused == [[True, True]]
 
 
-def test_client_reset_between_two_slices_resets_the_server(gate, origins, slowly):
+def test_client_reset_between_two_slices_resets_the_server(gate, origins, slow_scan):
     came = []
 
     def answer(connection, _head):
@@ -217,19 +218,19 @@ def test_client_reset_between_two_slices_resets_the_server(gate, origins, slowly
         except ConnectionResetError:
             came.append("a reset")
 
-    place = site(gate, origins.script(answer, "good.example"), tls=False)
-    connection = place.connect()
-    post(place, connection)
-    assert slowly.begun.wait(30)
-    cut_off(connection)
-    wait_for(lambda: came)
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False)
+    connection = site.connect()
+    post(site, connection)
+    assert slow_scan.started.wait(30)
+    close_abruptly(connection)
+    wait_until(lambda: came)
     assert came == ["a reset"]
 
 
 @pytest.mark.parametrize(
     "step", [(HttpRouter, "drop_all"), (InspectedConnection, "_leave_servers")], ids=["steps", "servers"]
 )
-def test_cleanup_step_that_raises_does_not_skip_the_others(gate, origins, monkeypatch, slowly, step):
+def test_cleanup_step_that_raises_does_not_skip_the_others(gate, origins, monkeypatch, slow_scan, step):
     came = []
     real = getattr(*step)
 
@@ -243,13 +244,13 @@ def test_cleanup_step_that_raises_does_not_skip_the_others(gate, origins, monkey
         real(one, **more)
         raise ValueError("on purpose")
 
-    place = site(gate, origins.script(answer, "good.example"), tls=False)
-    connection = place.connect()
-    post(place, connection)
-    assert slowly.begun.wait(30)
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False)
+    connection = site.connect()
+    post(site, connection)
+    assert slow_scan.started.wait(30)
     monkeypatch.setattr(*step, broken)
-    cut_off(connection)
-    wait_for(lambda: came and gate.events("request.completed"))
+    close_abruptly(connection)
+    wait_until(lambda: came and gate.events("request.completed"))
     assert came == ["a reset"]
     assert [closed.reason for closed in gate.wait_closed()] == ["gate_error"]
     assert [event["fault"]["detail"] for event in gate.events("gate.error")] == ["ValueError: on purpose"]
@@ -259,7 +260,7 @@ def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypa
     """As that of a push with a thousand refs: each is decided on again, and neighbours have their turn in between."""
     begun, let, asked, came = threading.Event(), threading.Event(), threading.Event(), []
 
-    def slowly(*what):
+    def slow_scan(*what):
         begun.set()
         while not let.is_set():
             yield
@@ -272,20 +273,20 @@ def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypa
         except ConnectionResetError:
             came.append(b"")
 
-    monkeypatch.setattr(session, "standing", slowly)
-    place = site(gate, origins.script(answer, "good.example"), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\n\r\n".encode())
+    monkeypatch.setattr(session, "standing", slow_scan)
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False)
+    with site.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 5\r\n\r\n".encode())
         assert asked.wait(30)
-        gate.rules(f"[{{id: b, to: good.example, ports: [{place.port}/http], action: allow, http: {{paths: [/b]}}}}]")
-        gate.loop.run(review, gate, place.port)
+        gate.rules(f"[{{id: b, to: good.example, ports: [{site.port}/http], action: allow, http: {{paths: [/b]}}}}]")
+        gate.loop.run(review, gate, site.port)
         assert begun.is_set()
         connection.sendall(b"hello")
         for _ in range(20):  # turns of others
             gate.loop.run(lambda: None)
         assert not came
         let.set()
-        wait_for(lambda: came)
+        wait_until(lambda: came)
     assert came == [b""]
 
 
@@ -306,29 +307,29 @@ def test_source_that_becomes_untrusted_taints_the_task_or_is_blocked(gate, origi
         with contextlib.suppress(OSError):
             connection.sendall(b"words")
 
-    place = site(gate, origins.script(answer, "good.example"), tls=False)
-    with place.connect() as connection:
-        ask(place, connection)
-        until(connection, b"\r\n\r\n")
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False)
+    with site.connect() as connection:
+        ask(site, connection)
+        read_until(connection, b"\r\n\r\n")
         if not kept:
             gate.sandbox.taint = SimpleNamespace(reads=lambda *_: False)
-        rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], action: allow"
+        rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{site.port}/http], action: allow"
         gate.rules(f"[{{id: a, {rule}, trust: untrusted}}]")
-        gate.loop.run(review, gate, place.port)
+        gate.loop.run(review, gate, site.port)
         let.set()
         assert gate.sandbox.tainted is kept
         if kept:
-            assert until(connection, b"words")
-    wait_for(lambda: gate.events("request.completed"))
+            assert read_until(connection, b"words")
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told.get("reason")) == (("passed", None) if kept else ("blocked", "approval_unavailable"))
 
 
 def test_canceled_dials_return_their_descriptors_to_the_quota(gate, origins):
-    place = site(gate, origins.web("good.example", tls=False), tls=False)
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False)
     quota = gate.dialer.descriptors
-    with place.connect() as connection:
-        wait_for(lambda: gate.inspection._engine and gate.inspection._engine._connections)
+    with site.connect() as connection:
+        wait_until(lambda: gate.inspection._engine and gate.inspection._engine._connections)
         (one,) = gate.inspection._engine._connections.values()
 
         def leave():

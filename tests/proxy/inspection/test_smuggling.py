@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from proxy.telemetry.prometheus.metrics import CONNECTED
-from tests.proxy.inspection.clients import until, wait_for
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.clients import read_until
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.origins import stop
 from tests.proxy.inspection.smuggling import (
     ASKS,
@@ -27,6 +27,7 @@ from tests.proxy.inspection.smuggling import (
     raw,
 )
 from tests.support.harness import whole_lines
+from tests.support.waiting import wait_until
 
 CASES = [*TWO_ENDS, *LINES, *HOSTS, *CHUNKS, *ASKS]
 
@@ -89,20 +90,20 @@ def whole(came, start):
     return end if end <= len(came) else 0
 
 
-class Wire:
+class SmugglingLab:
     """One gate and one origin for all cases."""
 
     def __init__(self, directory, origins, *, tls=False):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.origin = RawOrigin().start(origins.context("good.example", alpn=["http/1.1"]) if tls else None)
         where = f"to: good.example, ports: [{self.origin.port}/{'tls' if tls else 'http'}], http"
-        self.site = site(
+        self.site = make_site(
             self.gate, self.origin, tls=tls, http="{paths: ['/**'], body: true}",
             more=f", {{id: d, {where}: {{paths: [/next, /smuggled]}}, action: deny}}",
         )  # fmt: skip
         self._read = 0
 
-    def told(self):
+    def decisions(self):
         """Return method, path, outcome and reason of the requests that were decided since this was asked last."""
         (journal,) = (self.gate.directory / "journal").rglob("*.jsonl")
         events = [json.loads(line) for line in whole_lines(journal)[self._read :]]
@@ -129,9 +130,9 @@ class Wire:
                 connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(65536):
                 answer += piece
-        wait_for(lambda: len(self.gate.closed) > closed)
+        wait_until(lambda: len(self.gate.closed) > closed)
         # One that the gate has closed already may be accepted yet: it would be taken for the next case's
-        wait_for(lambda: len(self.origin.connections) == self._dialled() and not self.origin.open)
+        wait_until(lambda: len(self.origin.connections) == self._dialled() and not self.origin.open)
         return answer, [bytes(came) for came in self.origin.connections[had:]]
 
     def _dialled(self):
@@ -140,19 +141,19 @@ class Wire:
 
 
 @pytest.fixture(scope="module")
-def wire(tmp_path_factory, origins):
-    made = Wire(tmp_path_factory.mktemp("wire"), origins)
+def lab(tmp_path_factory, origins):
+    made = SmugglingLab(tmp_path_factory.mktemp("wire"), origins)
     yield made
     made.origin.close()
     made.gate.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_smuggled_request_is_refused_or_has_one_reading(wire, case):
+def test_smuggled_request_is_refused_or_has_one_reading(lab, case):
     ends = isinstance(case.outcome, Unfinished)
-    sent = raw(case.sent, wire.site.host) + (b"" if ends else raw(NEXT, wire.site.host))
-    answer, arrived = wire.ask(sent, ends=ends)
-    told = wire.told()
+    sent = raw(case.sent, lab.site.host) + (b"" if ends else raw(NEXT, lab.site.host))
+    answer, arrived = lab.ask(sent, ends=ends)
+    told = lab.decisions()
     match case.outcome:
         case Refused(reason, status):
             assert arrived == []
@@ -160,13 +161,13 @@ def test_smuggled_request_is_refused_or_has_one_reading(wire, case):
             assert re.findall(rb"HTTP/1.1 [0-9]{3} ", answer) == [b"HTTP/1.1 %d " % status]
             assert [each[2:] for each in told] == [("blocked", reason)]
         case Forwarded(arrives):
-            assert arrived == [raw(arrives, wire.site.host)]
+            assert arrived == [raw(arrives, lab.site.host)]
             assert re.findall(rb"HTTP/1.1 ([2-9]..)", answer) == [b"200", b"403"]
             assert [each[1:] for each in told[1:]] == [("/next", "blocked", "rule")]
             assert told[0][2:] == ("passed", "rule")
         case Broken(arrives) | Unfinished(arrives):
             assert len(arrived) <= 1
-            assert raw(arrives, wire.site.host).startswith(b"".join(arrived))
+            assert raw(arrives, lab.site.host).startswith(b"".join(arrived))
             assert b"HTTP/1.1 200" not in answer
             assert [each[2:] for each in told] == [("passed", "rule")]
 
@@ -183,27 +184,27 @@ def test_body_sent_after_an_early_answer_is_not_forwarded(gate, origins):
                 arrived.append(data)
         arrived.append(None)
 
-    place = site(gate, origins.script(answer), tls=False)
-    body = raw("GET /smuggled HTTP/1.1\nHost: HOST\n\n", place.host)
-    with place.connect() as connection:
-        connection.sendall(raw(f"POST / HTTP/1.1\nHost: HOST\nContent-Length: {len(body)}\n\n", place.host))
-        assert until(connection, b"\r\n\r\nno").endswith(b"no")
+    site = make_site(gate, origins.script(answer), tls=False)
+    body = raw("GET /smuggled HTTP/1.1\nHost: HOST\n\n", site.host)
+    with site.connect() as connection:
+        connection.sendall(raw(f"POST / HTTP/1.1\nHost: HOST\nContent-Length: {len(body)}\n\n", site.host))
+        assert read_until(connection, b"\r\n\r\nno").endswith(b"no")
         with contextlib.suppress(OSError):
             connection.sendall(body)
-    wait_for(lambda: arrived[-1:] == [None])
+    wait_until(lambda: arrived[-1:] == [None])
     assert len(arrived) == 2
 
 
 @pytest.mark.parametrize(
     "last", ["Connection: close", "connection: Keep-Alive, CLOSE", "Connection: x\nConnection: close"]
 )
-def test_request_behind_connection_close_is_not_read(wire, last):
+def test_request_behind_connection_close_is_not_read(lab, last):
     """RFC 9112 section 9.6: what comes then was not meant to be answered."""
     head = f"GET / HTTP/1.1\nHost: HOST\n{last}\n\n"
-    answer, arrived = wire.ask(raw(head + NEXT, wire.site.host))
+    answer, arrived = lab.ask(raw(head + NEXT, lab.site.host))
     assert answer.count(b"HTTP/1.1 200 OK") == 1
-    assert arrived == [raw(head, wire.site.host)]
-    assert [each[1:] for each in wire.told()] == [("/", "passed", "rule")]
+    assert arrived == [raw(head, lab.site.host)]
+    assert [each[1:] for each in lab.decisions()] == [("/", "passed", "rule")]
 
 
 def test_smuggling_corpus_has_unique_cases_with_sources():

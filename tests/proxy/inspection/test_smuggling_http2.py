@@ -7,17 +7,18 @@ import h2.events
 import h2.exceptions
 import pytest
 
-from tests.proxy.inspection.clients import Client, wait_for
+from tests.proxy.inspection.clients import Client
 from tests.proxy.inspection.smuggling import Forwarded, Refused, raw
 from tests.proxy.inspection.smuggling_http2 import CASES, AtMost
-from tests.proxy.inspection.test_smuggling import Wire
+from tests.proxy.inspection.test_smuggling import SmugglingLab
+from tests.support.waiting import wait_until
 
 ENDS = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
 
 
 @pytest.fixture(scope="module")
-def wire(tmp_path_factory, origins):
-    made = Wire(tmp_path_factory.mktemp("wire"), origins, tls=True)
+def lab(tmp_path_factory, origins):
+    made = SmugglingLab(tmp_path_factory.mktemp("wire"), origins, tls=True)
     yield made
     made.origin.close()
     made.gate.close()
@@ -39,33 +40,33 @@ def send(client, case, host, pause):
     client.flush()
 
 
-def ask(wire, case, pause=lambda _: None):
+def ask(lab, case, pause=lambda _: None):
     """Return what arrived on each connection, and how what was decided ended."""
-    had, closed = len(wire.origin.connections), len(wire.gate.closed)
-    wire.speak_http2()
-    client = Client(wire.site)
+    had, closed = len(lab.origin.connections), len(lab.gate.closed)
+    lab.speak_http2()
+    client = Client(lab.site)
     with contextlib.suppress(ConnectionError, ssl.SSLError):
-        send(client, case, wire.site.host, pause)
+        send(client, case, lab.site.host, pause)
         while not any(event is None or isinstance(event, ENDS) for event in client.events):
             client.read()
     client.close()
-    wait_for(lambda: len(wire.gate.closed) > closed and not wire.origin.open)
-    return [bytes(came) for came in wire.origin.connections[had:]], [each[2:] for each in wire.told()]
+    wait_until(lambda: len(lab.gate.closed) > closed and not lab.origin.open)
+    return [bytes(came) for came in lab.origin.connections[had:]], [each[2:] for each in lab.decisions()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_smuggled_http2_request_is_refused_or_has_one_reading(wire, case):
+def test_smuggled_http2_request_is_refused_or_has_one_reading(lab, case):
     """All frames in one piece."""
-    arrived, told = ask(wire, case)
+    arrived, told = ask(lab, case)
     match case.outcome:
         case Refused(reason):
             assert arrived == []
             assert told in ([("blocked", reason)], [("blocked", "protocol_mismatch")])
         case Forwarded(arrives):
-            assert arrived == [raw(arrives, wire.site.host)]
+            assert arrived == [raw(arrives, lab.site.host)]
             assert told == [("passed", "rule")]
         case AtMost(arrives):
-            assert raw(arrives, wire.site.host).startswith(b"".join(arrived))
+            assert raw(arrives, lab.site.host).startswith(b"".join(arrived))
             assert told == [("passed", "rule")]
 
 
@@ -73,15 +74,15 @@ LATE = [case for case in CASES if isinstance(case.outcome, AtMost)]
 
 
 @pytest.mark.parametrize("case", LATE, ids=[case.name for case in LATE])
-def test_late_frames_send_no_more_than_was_decided(wire, case):
+def test_late_frames_send_no_more_than_was_decided(lab, case):
     def pause(client):
-        had = sum(map(len, wire.origin.connections))
+        had = sum(map(len, lab.origin.connections))
         client.flush()
-        wait_for(lambda: sum(map(len, wire.origin.connections)) > had)
+        wait_until(lambda: sum(map(len, lab.origin.connections)) > had)
 
-    arrived, told = ask(wire, case, pause)
+    arrived, told = ask(lab, case, pause)
     assert arrived
-    assert raw(case.outcome.arrives, wire.site.host).startswith(b"".join(arrived))
+    assert raw(case.outcome.arrives, lab.site.host).startswith(b"".join(arrived))
     assert told[0] == ("passed", "rule")
     assert told[1:] in ([], [("blocked", "ambiguous_request")])  # the trailers
 

@@ -8,8 +8,9 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.proxy.inspection.clients import Client, wait_for
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.clients import Client
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
+from tests.support.waiting import wait_until
 
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother"
 PASSED, FAILED, CUT = "passed", "failed", "cut"  # whole, as it was meant; a page with 502; not to be taken for whole
@@ -66,14 +67,14 @@ CASES = [
 ]  # fmt: skip
 
 
-class Wire:
+class Http2ResponseSmugglingLab:
     """One gate, and one server of HTTP/2 that answers as a case has it."""
 
     def __init__(self, directory, origins):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.case = None
         self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["h2"])
-        self.site = site(self.gate, self.origin)
+        self.site = make_site(self.gate, self.origin)
 
     def _answer(self, connection, data):
         if data.startswith(b"GET "):
@@ -115,17 +116,17 @@ class Wire:
 
 
 @pytest.fixture(scope="module")
-def wire(tmp_path_factory, origins):
-    made = Wire(tmp_path_factory.mktemp("wire"), origins)
+def lab(tmp_path_factory, origins):
+    made = Http2ResponseSmugglingLab(tmp_path_factory.mktemp("wire"), origins)
     yield made
     made.gate.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_smuggled_http2_response_arrives_as_meant_or_is_cut(wire, case):
-    wire.case = case
-    completed = len(wire.gate.events("request.completed"))
-    client = Client(wire.site)
+def test_smuggled_http2_response_arrives_as_meant_or_is_cut(lab, case):
+    lab.case = case
+    completed = len(lab.gate.events("request.completed"))
+    client = Client(lab.site)
     stream = client.request("/", case.method)
     while not any(isinstance(e, h2.events.StreamEnded | h2.events.StreamReset) for e in client.events):
         client.read()
@@ -139,14 +140,14 @@ def test_smuggled_http2_response_arrives_as_meant_or_is_cut(wire, case):
     else:
         assert status == "502" or not whole
     client.close()
-    wait_for(lambda: len(wire.gate.events("request.completed")) > completed)
-    assert wire.gate.events("gate.error") == []
+    wait_until(lambda: len(lab.gate.events("request.completed")) > completed)
+    assert lab.gate.events("gate.error") == []
 
 
-def test_http1_client_is_served_over_http1(wire):
+def test_http1_client_is_served_over_http1(lab):
     """So that no frame of HTTP/2 is ever written to a client that has no frames."""
-    had = len(wire.origin.requests)
-    with wire.site.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {wire.site.host}\r\nConnection: close\r\n\r\n".encode())
-        wait_for(lambda: len(wire.origin.requests) > had)
-    assert wire.origin.requests[-1].startswith(b"GET / HTTP/1.1\r\n")
+    had = len(lab.origin.requests)
+    with lab.site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {lab.site.host}\r\nConnection: close\r\n\r\n".encode())
+        wait_until(lambda: len(lab.origin.requests) > had)
+    assert lab.origin.requests[-1].startswith(b"GET / HTTP/1.1\r\n")

@@ -5,22 +5,22 @@ import re
 
 import pytest
 
-from tests.proxy.inspection.clients import rest
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.clients import read_all
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.smuggling import raw
 from tests.proxy.inspection.smuggling_responses import CASES, Cut, Failed, Passed, PassedAndEnded
 
 NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 
 
-class Wire:
+class ResponseSmugglingLab:
     """One gate, and one origin that answers as a case has it."""
 
     def __init__(self, directory, origins):
-        self.gate = Gate(directory, origins)
+        self.gate = GateLab(directory, origins)
         self.case = None
         self.origin = origins.script(self._answer)
-        self.site = site(self.gate, self.origin, tls=False)
+        self.site = make_site(self.gate, self.origin, tls=False)
 
     def _answer(self, connection, head):
         if b" /next " in head:
@@ -47,8 +47,8 @@ class Wire:
 
 
 @pytest.fixture(scope="module")
-def wire(tmp_path_factory, origins):
-    made = Wire(tmp_path_factory.mktemp("wire"), origins)
+def lab(tmp_path_factory, origins):
+    made = ResponseSmugglingLab(tmp_path_factory.mktemp("wire"), origins)
     yield made
     with contextlib.suppress(OSError):
         made.origin.listener.close()
@@ -56,8 +56,8 @@ def wire(tmp_path_factory, origins):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_smuggled_response_arrives_as_meant_or_is_cut(wire, case):
-    got, cut = wire.ask(case)
+def test_smuggled_response_arrives_as_meant_or_is_cut(lab, case):
+    got, cut = lab.ask(case)
     match case.outcome:
         case Passed(gets):
             assert got == raw(gets, "") + NEXT
@@ -71,7 +71,7 @@ def test_smuggled_response_arrives_as_meant_or_is_cut(wire, case):
         case Cut(gets):
             assert cut
             assert raw(gets, "").startswith(got)
-    assert wire.gate.events("gate.error") == []
+    assert lab.gate.events("gate.error") == []
 
 
 @pytest.mark.parametrize("last", ["close", "Close", "keep-alive, CLOSE"])
@@ -83,10 +83,10 @@ def test_server_connection_with_connection_close_is_not_reused(gate, origins, la
         return len(origin.requests) < 2  # and isn't quick about it
 
     origin = origins.script(answer)
-    place = site(gate, origin, tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 0\r\n\r\n".encode())
-        assert rest(connection).endswith(b"\r\n\r\npage")
+    site = make_site(gate, origin, tls=False)
+    with site.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 0\r\n\r\n".encode())
+        assert read_all(connection).endswith(b"\r\n\r\npage")
 
 
 def test_response_smuggling_corpus_has_unique_cases():

@@ -28,170 +28,171 @@ from proxy import addon
 from proxy.certificates.system_bundles import bundle_path
 from proxy.inspection.standalone import StandaloneGate
 from tests.lab.web import Http2
-from tests.proxy.inspection.clients import Client, curl, rest, until, wait_for
-from tests.proxy.inspection.mitmdump_lab import ADDON, MITMDUMP, Dump
+from tests.proxy.inspection.clients import Client, curl, read_all, read_until
+from tests.proxy.inspection.mitmdump_lab import ADDON, MITMDUMP, Mitmdump
 from tests.proxy.leaky import TOKEN
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
 def whole(request):
     yield
-    if "dump" in request.fixturenames:
-        request.getfixturevalue("dump").break_in("")
+    if "mitmdump" in request.fixturenames:
+        request.getfixturevalue("mitmdump").break_hook("")
 
 
-def test_plain_http_request_through_regular_mode_passes(dump):
-    status, out, err = dump.curl(f"http://good.example:{dump.plain.port}/echo?q=1")
+def test_plain_http_request_through_regular_mode_passes(mitmdump):
+    status, out, err = mitmdump.curl(f"http://good.example:{mitmdump.plain.port}/echo?q=1")
     assert (status, err) == (0, "")
     echo = json.loads(out)
-    assert (echo["target"], echo["authority"]) == ("/echo?q=1", f"good.example:{dump.plain.port}")
+    assert (echo["target"], echo["authority"]) == ("/echo?q=1", f"good.example:{mitmdump.plain.port}")
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_https_requests_through_a_tunnel_pass(dump, version):
-    url = f"https://good.example:{dump.tls.port}"
-    status, out, err = dump.curl(
+def test_https_requests_through_a_tunnel_pass(mitmdump, version):
+    url = f"https://good.example:{mitmdump.tls.port}"
+    status, out, err = mitmdump.curl(
         version, *[f"{url}/echo?{n}" for n in range(12)], "-o", os.devnull, "-w", "%{http_code} "
     )
     assert (status, err) == (0, "")
     assert out.split() == [b"200"] + [b"200"] * 0 or out.count(b"200") >= 1
 
 
-def test_requests_on_one_client_connection_reuse_one_server_connection(dump):
+def test_requests_on_one_client_connection_reuse_one_server_connection(mitmdump):
     """mitmproxy lets a client connection have five connections to a server, ever: they must be used again."""
-    before = dump.tls.connections
-    status, out, _ = dump.curl(
-        "--http1.1", f"https://good.example:{dump.tls.port}/status/[200-215]", "-w", "%{http_code} "
+    before = mitmdump.tls.connections
+    status, out, _ = mitmdump.curl(
+        "--http1.1", f"https://good.example:{mitmdump.tls.port}/status/[200-215]", "-w", "%{http_code} "
     )
     assert (status, len(out.split())) == (0, 16)
-    assert dump.tls.connections == before + 1
+    assert mitmdump.tls.connections == before + 1
 
 
-def test_client_that_leaves_an_event_stream_is_recorded_as_passed(dump):
-    with socket.create_connection(("127.0.0.1", dump.ports[0])) as connection:
-        host = f"good.example:{dump.plain.port}"
+def test_client_that_leaves_an_event_stream_is_recorded_as_passed(mitmdump):
+    with socket.create_connection(("127.0.0.1", mitmdump.ports[0])) as connection:
+        host = f"good.example:{mitmdump.plain.port}"
         connection.sendall(f"GET http://{host}/slow/100/0.05 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-        until(connection, b"\r\n\r\n")
-        until(connection, b"\r\n")
+        read_until(connection, b"\r\n\r\n")
+        read_until(connection, b"\r\n")
 
     def told():
-        return [e for e in dump.events("request.completed") if e["http"]["path"] == "/slow/100/0.05"]
+        return [e for e in mitmdump.events("request.completed") if e["http"]["path"] == "/slow/100/0.05"]
 
-    wait_for(told)
+    wait_until(told)
     assert [(e["outcome"], e["detail"]) for e in told()] == [("passed", "the client left before the end")]
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_request_without_a_rule_is_denied_and_not_sent(dump, version):
-    asked = len(dump.tls.requests)
-    status, out, err = dump.curl(version, "-X", "DELETE", f"https://good.example:{dump.tls.port}/x")
+def test_request_without_a_rule_is_denied_and_not_sent(mitmdump, version):
+    asked = len(mitmdump.tls.requests)
+    status, out, err = mitmdump.curl(version, "-X", "DELETE", f"https://good.example:{mitmdump.tls.port}/x")
     assert (status, err) == (0, "")
     assert json.loads(out)["reason"] == "no_rule"
-    assert len(dump.tls.requests) == asked
+    assert len(mitmdump.tls.requests) == asked
 
 
-def test_request_that_needs_approval_is_denied_without_a_registry(dump):
+def test_request_that_needs_approval_is_denied_without_a_registry(mitmdump):
     """There is no registry beside a mitmproxy of somebody's own."""
-    asked = len(dump.tls.requests)
-    status, out, err = dump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{dump.tls.port}/x")
+    asked = len(mitmdump.tls.requests)
+    status, out, err = mitmdump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{mitmdump.tls.port}/x")
     assert (status, err) == (0, "")
     assert json.loads(out)["reason"] == "approval_unavailable"
-    assert len(dump.tls.requests) == asked
+    assert len(mitmdump.tls.requests) == asked
 
 
-def test_connect_to_unlisted_host_is_denied(dump):
-    status, _, err = dump.curl("https://evil.example/x")
+def test_connect_to_unlisted_host_is_denied(mitmdump):
+    status, _, err = mitmdump.curl("https://evil.example/x")
     assert status == 56
     assert "403" in err
-    assert dump.events("connection.decided")[-1]["destination"] == {"name": "evil.example", "port": 443}
+    assert mitmdump.events("connection.decided")[-1]["destination"] == {"name": "evil.example", "port": 443}
 
 
-def test_denied_upload_is_not_sent(dump):
-    body = dump.directory / "body"
+def test_denied_upload_is_not_sent(mitmdump):
+    body = mitmdump.directory / "body"
     body.write_bytes(b"x" * 3_000_000)
-    asked = len(dump.plain.requests)
-    status, _, _ = dump.curl("-T", body, f"http://good.example:{dump.plain.port}/x")
+    asked = len(mitmdump.plain.requests)
+    status, _, _ = mitmdump.curl("-T", body, f"http://good.example:{mitmdump.plain.port}/x")
     assert status != 0
-    assert len(dump.plain.requests) == asked
+    assert len(mitmdump.plain.requests) == asked
 
 
-def test_large_upload_arrives_whole(dump):
-    body = dump.directory / "body"
+def test_large_upload_arrives_whole(mitmdump):
+    body = mitmdump.directory / "body"
     body.write_bytes(os.urandom(3_000_000))
-    status, out, err = dump.curl("-X", "POST", "-T", body, f"http://good.example:{dump.plain.port}/upload")
+    status, out, err = mitmdump.curl("-X", "POST", "-T", body, f"http://good.example:{mitmdump.plain.port}/upload")
     assert (status, err) == (0, "")
     assert json.loads(out)["size"] == 3_000_000
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("path", ["/upload", "/upload?kept=1"])
-def test_secret_in_a_body_is_flagged_or_blocked(dump, path, chunked):
-    body = dump.directory / "body"
+def test_secret_in_a_body_is_flagged_or_blocked(mitmdump, path, chunked):
+    body = mitmdump.directory / "body"
     clean = b"nothing to be seen here\n" * 3000
     words = ("-X", "POST", *(("-H", "Transfer-Encoding: chunked") if chunked else ()), "-T", body)
-    url = f"http://good.example:{dump.plain.port}{path}"
+    url = f"http://good.example:{mitmdump.plain.port}{path}"
     body.write_bytes(clean)
-    assert dump.curl(*words, url)[0] == 0
-    clean_one = dump.events("request.decided")[-1]["id"]
-    wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == clean_one])
-    assert next(e for e in dump.events("request.completed") if e["cause"] == clean_one)["outcome"] == "passed"
-    told = len(dump.events("secret.detected"))
+    assert mitmdump.curl(*words, url)[0] == 0
+    clean_one = mitmdump.events("request.decided")[-1]["id"]
+    wait_until(lambda: [e for e in mitmdump.events("request.completed") if e["cause"] == clean_one])
+    assert next(e for e in mitmdump.events("request.completed") if e["cause"] == clean_one)["outcome"] == "passed"
+    told = len(mitmdump.events("secret.detected"))
     body.write_bytes(clean + TOKEN.encode() + clean)
-    status, out, err = dump.curl(*words, url)
+    status, out, err = mitmdump.curl(*words, url)
     kept = path == "/upload?kept=1"
     assert (status == 0) is not kept, (out, err)
-    wait_for(lambda: len(dump.events("secret.detected")) > told)
-    leak = dump.events("secret.detected")[-1]
+    wait_until(lambda: len(mitmdump.events("secret.detected")) > told)
+    leak = mitmdump.events("secret.detected")[-1]
     assert (leak["verdict"], leak["detail"]) == ("deny" if kept else "flag", "github-token in the body")
-    wait_for(lambda: [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]])
-    (completed,) = [e for e in dump.events("request.completed") if e["cause"] == leak["cause"]]
+    wait_until(lambda: [e for e in mitmdump.events("request.completed") if e["cause"] == leak["cause"]])
+    (completed,) = [e for e in mitmdump.events("request.completed") if e["cause"] == leak["cause"]]
     assert completed["outcome"] == ("blocked" if kept else "passed")
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("inside.example", "non_public_address"), ("unknown.example", "unresolved")]
 )
-def test_name_with_private_or_no_address_is_refused(dump, name, expected):
-    _, out, _ = dump.curl(f"http://{name}:{dump.plain.port}/x")
+def test_name_with_private_or_no_address_is_refused(mitmdump, name, expected):
+    _, out, _ = mitmdump.curl(f"http://{name}:{mitmdump.plain.port}/x")
     assert json.loads(out)["reason"] == expected
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_get_with_a_body_is_denied(dump, version):
-    before = len(dump.tls.requests)
-    url = f"https://good.example:{dump.tls.port}/echo"
-    _, out, _ = dump.curl(version, "-X", "GET", "-d", "secret", url)
+def test_get_with_a_body_is_denied(mitmdump, version):
+    before = len(mitmdump.tls.requests)
+    url = f"https://good.example:{mitmdump.tls.port}/echo"
+    _, out, _ = mitmdump.curl(version, "-X", "GET", "-d", "secret", url)
     assert json.loads(out)["reason"] == "body_not_allowed"
-    assert len(dump.tls.requests) == before
-    assert json.loads(dump.curl(version, url)[1])["target"] == "/echo"
+    assert len(mitmdump.tls.requests) == before
+    assert json.loads(mitmdump.curl(version, url)[1])["target"] == "/echo"
 
 
-def test_git_push_is_denied_because_its_refs_cannot_be_read(dump):
-    before = len(dump.tls.requests)
-    url = f"https://good.example:{dump.tls.port}/acme/web.git/git-receive-pack"
-    _, out, _ = dump.curl("-H", "Content-Type: application/x-git-receive-pack-request", "-d", "0000", url)
+def test_git_push_is_denied_because_its_refs_cannot_be_read(mitmdump):
+    before = len(mitmdump.tls.requests)
+    url = f"https://good.example:{mitmdump.tls.port}/acme/web.git/git-receive-pack"
+    _, out, _ = mitmdump.curl("-H", "Content-Type: application/x-git-receive-pack-request", "-d", "0000", url)
     assert json.loads(out)["reason"] == "protocol_mismatch"
-    assert len(dump.tls.requests) == before
+    assert len(mitmdump.tls.requests) == before
 
 
 class Tunnel:
     """A way to the origin over TLS, through mitmproxy, for a client of HTTP/2."""
 
-    def __init__(self, dump):
-        self._dump = dump
-        self.host = f"good.example:{dump.tls.port}"
+    def __init__(self, mitmdump):
+        self._dump = mitmdump
+        self.host = f"good.example:{mitmdump.tls.port}"
 
     def connect(self, alpn):
         connection = socket.create_connection(("127.0.0.1", self._dump.ports[0]), 30)
         connection.sendall(f"CONNECT {self.host} HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
         context = ssl.create_default_context(cafile=self._dump.directory / "conf" / "mitmproxy-ca-cert.pem")
         context.set_alpn_protocols(list(alpn))
         return context.wrap_socket(connection, server_hostname="good.example")
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("POST", "/upload?kept=1"), ("GET", "/echo")])
-def test_request_trailers_are_not_forwarded(dump, monkeypatch, method, path):
+def test_request_trailers_are_not_forwarded(mitmdump, monkeypatch, method, path):
     """mitmproxy sends them by itself: nobody has counted them, looked at them, or held them against any rule."""
     seen, handle = [], Http2._handle
 
@@ -201,7 +202,7 @@ def test_request_trailers_are_not_forwarded(dump, monkeypatch, method, path):
         handle(self, event)
 
     monkeypatch.setattr(Http2, "_handle", watched)
-    client = Client(Tunnel(dump))
+    client = Client(Tunnel(mitmdump))
     stream = client.request(path, method, end=False)
     if method == "POST":
         client.h2.send_data(stream, b"body")
@@ -216,11 +217,11 @@ def test_request_trailers_are_not_forwarded(dump, monkeypatch, method, path):
 # --- modes of mitmdump ---
 
 
-def say(dump, data, index=0):
-    with socket.create_connection(("127.0.0.1", dump.ports[index]), 10) as connection:
+def say(mitmdump, data, index=0):
+    with socket.create_connection(("127.0.0.1", mitmdump.ports[index]), 10) as connection:
         connection.sendall(data.encode())
         with contextlib.suppress(ConnectionResetError):
-            return rest(connection)
+            return read_all(connection)
         return b""
 
 
@@ -238,78 +239,88 @@ def say(dump, data, index=0):
     ],
     ids=range(8),
 )
-def test_requests_to_another_host_or_protocol_are_refused(dump, head):
-    asked = dump.plain.connections
-    answer = say(dump, head.replace("PORT", str(dump.plain.port)) + "Connection: close\r\n\r\n")
+def test_requests_to_another_host_or_protocol_are_refused(mitmdump, head):
+    asked = mitmdump.plain.connections
+    answer = say(mitmdump, head.replace("PORT", str(mitmdump.plain.port)) + "Connection: close\r\n\r\n")
     assert b" 200 " not in answer.split(b"\r\n")[0]
-    assert dump.plain.connections == asked
+    assert mitmdump.plain.connections == asked
 
 
 @pytest.mark.parametrize("inside", ["SSH-2.0-x\r\n\r\n", "\x00\x00raw", "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"])
-def test_tunnel_without_http_to_its_own_host_is_cut(dump, inside):
-    before = dump.tls.connections, dump.plain.connections
-    with socket.create_connection(("127.0.0.1", dump.ports[0]), 10) as connection:
-        connection.sendall(f"CONNECT good.example:{dump.tls.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        assert b" 200 " in until(connection, b"\r\n\r\n")
+def test_tunnel_without_http_to_its_own_host_is_cut(mitmdump, inside):
+    before = mitmdump.tls.connections, mitmdump.plain.connections
+    with socket.create_connection(("127.0.0.1", mitmdump.ports[0]), 10) as connection:
+        connection.sendall(f"CONNECT good.example:{mitmdump.tls.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert b" 200 " in read_until(connection, b"\r\n\r\n")
         connection.sendall(inside.encode("latin-1"))
         connection.settimeout(0.7)
         with contextlib.suppress(ConnectionResetError, TimeoutError):
-            assert b" 200 " not in rest(connection)
-    assert (dump.tls.connections, dump.plain.connections) == before
+            assert b" 200 " not in read_all(connection)
+    assert (mitmdump.tls.connections, mitmdump.plain.connections) == before
 
 
-def test_tunnel_with_another_sni_is_refused(dump):
-    before = dump.tls.connections
-    status, _, _ = dump.curl("--connect-to", f"evil.example:443:good.example:{dump.tls.port}", "https://evil.example/x")
+def test_tunnel_with_another_sni_is_refused(mitmdump):
+    before = mitmdump.tls.connections
+    status, _, _ = mitmdump.curl(
+        "--connect-to", f"evil.example:443:good.example:{mitmdump.tls.port}", "https://evil.example/x"
+    )
     assert status != 0
-    assert dump.tls.connections == before
-    assert dump.events("connection.decided")[-1]["reason"] == "name_mismatch"
+    assert mitmdump.tls.connections == before
+    assert mitmdump.events("connection.decided")[-1]["reason"] == "name_mismatch"
 
 
-def transparent(dump, *words, name="good.example", port=None):
+def transparent(mitmdump, *words, name="good.example", port=None):
     """Connect as if the kernel had redirected it."""
-    dump.original("203.0.113.9", port or dump.tls.port)
-    ca = dump.directory / "conf" / "mitmproxy-ca-cert.pem"
-    return curl("--cacert", ca, "--connect-to", f"::127.0.0.1:{dump.ports[1]}", *words)
+    mitmdump.set_original_destination("203.0.113.9", port or mitmdump.tls.port)
+    ca = mitmdump.directory / "conf" / "mitmproxy-ca-cert.pem"
+    return curl("--cacert", ca, "--connect-to", f"::127.0.0.1:{mitmdump.ports[1]}", *words)
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_transparent_tls_connects_to_the_sni_and_not_to_the_address(dump, version):
-    status, out, err = transparent(dump, version, f"https://good.example:{dump.tls.port}/echo")
+def test_transparent_tls_connects_to_the_sni_and_not_to_the_address(mitmdump, version):
+    status, out, err = transparent(mitmdump, version, f"https://good.example:{mitmdump.tls.port}/echo")
     assert (status, err) == (0, "")
-    assert json.loads(out)["authority"] == f"good.example:{dump.tls.port}"
-    status, out, _ = transparent(dump, version, "--data", "x", "-X", "PUT", f"https://good.example:{dump.tls.port}/x")
+    assert json.loads(out)["authority"] == f"good.example:{mitmdump.tls.port}"
+    status, out, _ = transparent(
+        mitmdump, version, "--data", "x", "-X", "PUT", f"https://good.example:{mitmdump.tls.port}/x"
+    )
     assert json.loads(out)["reason"] == "no_rule"
 
 
-def test_transparent_plain_http_request_passes(dump):
-    status, out, err = transparent(dump, f"http://good.example:{dump.plain.port}/echo", port=dump.plain.port)
+def test_transparent_plain_http_request_passes(mitmdump):
+    status, out, err = transparent(
+        mitmdump, f"http://good.example:{mitmdump.plain.port}/echo", port=mitmdump.plain.port
+    )
     assert (status, err) == (0, "")
-    assert json.loads(out)["authority"] == f"good.example:{dump.plain.port}"
+    assert json.loads(out)["authority"] == f"good.example:{mitmdump.plain.port}"
 
 
-def test_transparent_connection_to_unlisted_name_is_denied(dump):
-    before = dump.tls.connections
-    status, _, _ = transparent(dump, f"https://evil.example:{dump.tls.port}/x")
+def test_transparent_connection_to_unlisted_name_is_denied(mitmdump):
+    before = mitmdump.tls.connections
+    status, _, _ = transparent(mitmdump, f"https://evil.example:{mitmdump.tls.port}/x")
     assert status != 0
-    assert dump.events("connection.decided")[-1]["reason"] == "no_rule"
-    _, out, _ = transparent(dump, f"http://evil.example:{dump.plain.port}/x", port=dump.plain.port)
+    assert mitmdump.events("connection.decided")[-1]["reason"] == "no_rule"
+    _, out, _ = transparent(mitmdump, f"http://evil.example:{mitmdump.plain.port}/x", port=mitmdump.plain.port)
     assert json.loads(out)["reason"] == "no_rule"
-    assert dump.tls.connections == before
+    assert mitmdump.tls.connections == before
 
 
-def test_transparent_request_with_host_unlike_its_sni_is_denied(dump):
-    before = dump.tls.connections
-    _, out, _ = transparent(dump, "--http1.1", "-H", "Host: evil.example", f"https://good.example:{dump.tls.port}/x")
+def test_transparent_request_with_host_unlike_its_sni_is_denied(mitmdump):
+    before = mitmdump.tls.connections
+    _, out, _ = transparent(
+        mitmdump, "--http1.1", "-H", "Host: evil.example", f"https://good.example:{mitmdump.tls.port}/x"
+    )
     assert json.loads(out)["reason"] == "name_mismatch"
-    assert dump.tls.connections == before
+    assert mitmdump.tls.connections == before
 
 
-def test_transparent_dns_and_raw_bytes_are_cut(dump):
-    dump.original("203.0.113.9", 53)
-    assert say(dump, "\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04good\x07example\x00", index=1) == b""
-    dump.original("203.0.113.9", 22)
-    assert b" 200 " not in say(dump, "SSH-2.0-x\r\n\r\n", index=1)
+def test_transparent_dns_and_raw_bytes_are_cut(mitmdump):
+    mitmdump.set_original_destination("203.0.113.9", 53)
+    assert (
+        say(mitmdump, "\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04good\x07example\x00", index=1) == b""
+    )
+    mitmdump.set_original_destination("203.0.113.9", 22)
+    assert b" 200 " not in say(mitmdump, "SSH-2.0-x\r\n\r\n", index=1)
 
 
 # --- faults: hooks that raise, and options that are refused ---
@@ -323,24 +334,24 @@ HOOKS = [
 
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_hook_that_raises_ends_the_connection(dump, hook, tls):
+def test_hook_that_raises_ends_the_connection(mitmdump, hook, tls):
     """mitmproxy would log it, and let the request pass."""
     if not tls and hook in ("http_connect", "tls_clienthello"):
         hook = "server_connected"  # there the request is sent at once
-    origin = dump.tls if tls else dump.plain
+    origin = mitmdump.tls if tls else mitmdump.plain
     url = f"http{'s' if tls else ''}://good.example:{origin.port}/broken-{hook}"
     asked = [request.target for request in origin.requests]
-    told = len(dump.events("gate.error"))
-    dump.break_in(hook)
-    status, out, _ = dump.curl("--http1.1", url, "-m", "5")
+    told = len(mitmdump.events("gate.error"))
+    mitmdump.break_hook(hook)
+    status, out, _ = mitmdump.curl("--http1.1", url, "-m", "5")
     if hook != "response":  # then it has been passed on already
         assert status != 0
         assert b"origin for" not in out
-    wait_for(lambda: any(hook in event["fault"]["detail"] for event in dump.events("gate.error")[told:]))
+    wait_until(lambda: any(hook in event["fault"]["detail"] for event in mitmdump.events("gate.error")[told:]))
     if hook not in ("request", "responseheaders", "response"):  # its head has left before
         assert [request.target for request in origin.requests] == asked
-    dump.break_in("")
-    assert dump.curl(url, "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
+    mitmdump.break_hook("")
+    assert mitmdump.curl(url, "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
 
 
 def test_every_hook_that_sees_traffic_is_guarded():
@@ -443,7 +454,7 @@ def test_rules_with_sandbox_or_commands_log_a_warning(tmp_path, caplog):
 
 def test_mitmproxy_exits_when_the_addon_cannot_be_reloaded(tmp_path, origins):
     """mitmproxy loads a script again that has changed, and would go on without one that it can't load."""
-    made = Dump(tmp_path, origins)
+    made = Mitmdump(tmp_path, origins)
     (tmp_path / "journal").mkdir()
     copy = tmp_path / "addon.py"
     copy.write_text(

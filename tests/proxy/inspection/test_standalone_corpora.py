@@ -10,23 +10,23 @@ import socket
 import h11
 import pytest
 
-from tests.proxy.inspection.clients import wait_for
-from tests.proxy.inspection.mitmdump_lab import Dump
+from tests.proxy.inspection.mitmdump_lab import Mitmdump
 from tests.proxy.inspection.smuggling import NEXT, Forwarded, Unfinished, raw
 from tests.proxy.inspection.test_decide_request import CASES as CONDITIONS
 from tests.proxy.inspection.test_decide_request import DESTINATIONS as PATHS
 from tests.proxy.inspection.test_decide_request import RULES as PATH_RULES
 from tests.proxy.inspection.test_smuggling import CASES as SMUGGLING
 from tests.proxy.inspection.test_smuggling import RawOrigin
+from tests.support.waiting import wait_until
 
 CONDITION_HOSTS = {name: f"condition{number}.example" for number, name in enumerate(CONDITIONS)}
 HOSTS = ("good.example", "paths.example", *CONDITION_HOSTS.values())
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory, origins):
+def corpora(tmp_path_factory, origins):
     """One mitmdump with the rules of all tables, each for hosts of its own, and two origins."""
-    made = Dump(tmp_path_factory.mktemp("tables"), origins)
+    made = Mitmdump(tmp_path_factory.mktemp("tables"), origins)
     made.wire = RawOrigin().start(None)
     made.web = origins.web("good.example", tls=False)
     made.hosts(dict.fromkeys(HOSTS, "127.0.0.1"))
@@ -51,11 +51,11 @@ def tables(tmp_path_factory, origins):
 QUIET = 1  # seconds without a byte: mitmproxy leaves some connections open
 
 
-def ask(dump, port, sent, *, ends=False):
+def ask(mitmdump, port, sent, *, ends=False):
     """Send bytes as if the kernel had redirected them; returns all that is answered."""
-    dump.original("127.0.0.1", port)
+    mitmdump.set_original_destination("127.0.0.1", port)
     answer = b""
-    with socket.create_connection(("127.0.0.1", dump.ports[0]), QUIET) as connection:
+    with socket.create_connection(("127.0.0.1", mitmdump.ports[0]), QUIET) as connection:
         connection.sendall(sent)
         if ends:
             connection.shutdown(socket.SHUT_WR)
@@ -65,37 +65,37 @@ def ask(dump, port, sent, *, ends=False):
     return answer
 
 
-def decided(dump, name, asked):
+def decided(mitmdump, name, asked):
     """Return what was decided on the one request to this host since `asked` were."""
-    wait_for(lambda: len(told(dump, name)) > asked)
-    [event] = told(dump, name)[asked:]
+    wait_until(lambda: len(told(mitmdump, name)) > asked)
+    [event] = told(mitmdump, name)[asked:]
     return " ".join([event["outcome"], event["reason"], *event.get("rules", [])])
 
 
-def told(dump, name):
-    return [event for event in dump.events("request.decided") if event["destination"].get("name") == name]
+def told(mitmdump, name):
+    return [event for event in mitmdump.events("request.decided") if event["destination"].get("name") == name]
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-def test_request_conditions_decide_as_in_the_gate(tables, name):
+def test_request_conditions_decide_as_in_the_gate(corpora, name):
     _, head, expected = CONDITIONS[name]
-    host, before = CONDITION_HOSTS[name], tables.web.connections
-    sent = head.replace("HOST", f"{host}:{tables.web.port}").replace("\n", "\r\n").encode()
-    ask(tables, tables.web.port, sent)
-    assert decided(tables, host, 0).startswith(expected)
-    assert tables.web.connections - before == expected.startswith("passed")
+    host, before = CONDITION_HOSTS[name], corpora.web.connections
+    sent = head.replace("HOST", f"{host}:{corpora.web.port}").replace("\n", "\r\n").encode()
+    ask(corpora, corpora.web.port, sent)
+    assert decided(corpora, host, 0).startswith(expected)
+    assert corpora.web.connections - before == expected.startswith("passed")
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_path_and_destination_decide_as_in_the_gate(tables, name):
+def test_path_and_destination_decide_as_in_the_gate(corpora, name):
     line, destination, expected = PATHS[name]
-    before, asked = len(tables.web.requests), len(told(tables, "paths.example"))
+    before, asked = len(corpora.web.requests), len(told(corpora, "paths.example"))
     field = "" if destination is None else f"Destination: {destination}\n"
     head = f"{line} HTTP/1.1\nHost: HOST\nConnection: close\n{field}\n"
-    sent = head.replace("HOST", f"paths.example:{tables.web.port}").replace("\n", "\r\n").encode()
-    ask(tables, tables.web.port, sent)
-    assert decided(tables, "paths.example", asked) == expected
-    assert len(tables.web.requests) - before == expected.startswith("passed")
+    sent = head.replace("HOST", f"paths.example:{corpora.web.port}").replace("\n", "\r\n").encode()
+    ask(corpora, corpora.web.port, sent)
+    assert decided(corpora, "paths.example", asked) == expected
+    assert len(corpora.web.requests) - before == expected.startswith("passed")
 
 
 def messages(came):
@@ -116,12 +116,12 @@ def messages(came):
 
 
 @pytest.mark.parametrize("case", SMUGGLING, ids=[case.name for case in SMUGGLING])
-def test_smuggled_request_is_refused_or_arrives_as_one_message(tables, case):
-    host = f"good.example:{tables.wire.port}"
-    had, ends = len(tables.wire.connections), isinstance(case.outcome, Unfinished)
-    answer = ask(tables, tables.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
-    wait_for(lambda: not tables.wire.open)
-    arrived = [messages(came) for came in tables.wire.connections[had:] if came]  # an empty one was only opened
+def test_smuggled_request_is_refused_or_arrives_as_one_message(corpora, case):
+    host = f"good.example:{corpora.wire.port}"
+    had, ends = len(corpora.wire.connections), isinstance(case.outcome, Unfinished)
+    answer = ask(corpora, corpora.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
+    wait_until(lambda: not corpora.wire.open)
+    arrived = [messages(came) for came in corpora.wire.connections[had:] if came]  # an empty one was only opened
     assert len(arrived) <= 1
     assert len(re.findall(rb"(?:^|ok)HTTP/1.1 200", answer)) <= len(arrived)
     for found, more in arrived:  # mitmproxy mends some that the gate refuses: of those, too, there is one reading
@@ -129,8 +129,8 @@ def test_smuggled_request_is_refused_or_arrives_as_one_message(tables, case):
         assert found == [] if isinstance(case.outcome, Unfinished) else len(found) + more == 1
 
 
-def test_half_of_the_forwarded_cases_pass_mitmproxy(tables):
+def test_half_of_the_forwarded_cases_pass_mitmproxy(corpora):
     """Else the test above would hold for an addon that refuses everything."""
-    passed = [event["http"]["path"] for event in told(tables, "good.example") if event["outcome"] == "passed"]
+    passed = [event["http"]["path"] for event in told(corpora, "good.example") if event["outcome"] == "passed"]
     assert len(passed) >= sum(isinstance(case.outcome, Forwarded) for case in SMUGGLING) // 2
     assert not {"/next", "/smuggled"} & set(passed)

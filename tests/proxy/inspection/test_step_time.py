@@ -14,22 +14,23 @@ import pytest
 from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
-from tests.proxy.inspection.clients import Client, rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import Gate, site
+from tests.proxy.inspection.clients import Client, read_all, read_until
+from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.stages.secret_scan_lab import PLACEHOLDER, VALUE
-from tests.proxy.inspection.step_timer import watchdog
+from tests.proxy.inspection.step_timer import time_steps
 from tests.proxy.inspection.test_frames import DATA, HEADERS, PING, frame
 from tests.support.processor_time import measured_again
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, origins):
+def scan_lab(tmp_path_factory, origins):
     """A gate, and an origin where bodies are looked through under `block`."""
-    gate = Gate(tmp_path_factory.mktemp("turns"), origins)
+    gate = GateLab(tmp_path_factory.mktemp("turns"), origins)
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False, more=", {id: s, to: good.example, action: flag, scan: block}")
-    place.ask("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # what is imported for the first one is there
-    yield gate, place
+    site = make_site(gate, origin, tls=False, more=", {id: s, to: good.example, action: flag, scan: block}")
+    site.ask("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # what is imported for the first one is there
+    yield gate, site
     gate.close()
 
 
@@ -81,12 +82,12 @@ PAYLOADS = {
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @measured_again
-def test_most_costly_requests_take_no_long_step(lab, monkeypatch, payload):
-    _, place = lab
-    with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
-        client.sendall(PAYLOADS[payload].replace(b"HOST", place.host.encode()))
-        rest(client)
-    dog.check()
+def test_most_costly_requests_take_no_long_step(scan_lab, monkeypatch, payload):
+    _, site = scan_lab
+    with time_steps(monkeypatch) as timer, site.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(PAYLOADS[payload].replace(b"HOST", site.host.encode()))
+        read_all(client)
+    timer.check()
 
 
 @pytest.mark.parametrize(
@@ -95,29 +96,29 @@ def test_most_costly_requests_take_no_long_step(lab, monkeypatch, payload):
     ids=["escapes", "too many", "nearly", "plain"],
 )
 @measured_again
-def test_heads_scanned_for_a_secret_take_no_long_step(lab, monkeypatch, value):
-    gate, place = lab
+def test_heads_scanned_for_a_secret_take_no_long_step(scan_lab, monkeypatch, value):
+    gate, site = scan_lab
     slot = Slot(SlotKind.HEADER, "x-api-key")
     secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
     gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)])))
     body = gzip.compress(b"%25" * 100_000)
     head = _head(*[b"x-a: " + value] * 480, b"Content-Encoding: gzip", b"Content-Length: %d" % len(body))
-    with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
-        client.sendall((head + body).replace(b"HOST", place.host.encode()))
-        rest(client)
+    with time_steps(monkeypatch) as timer, site.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall((head + body).replace(b"HOST", site.host.encode()))
+        read_all(client)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None))
-    dog.check()
+    timer.check()
 
 
 @pytest.fixture(scope="module")
-def busy(tmp_path_factory, origins):
+def tls_lab(tmp_path_factory, origins):
     """A gate, and an origin over TLS."""
-    gate = Gate(tmp_path_factory.mktemp("busy"), origins)
-    place = site(gate, origins.web("good.example"))
-    client = Client(place)
+    gate = GateLab(tmp_path_factory.mktemp("busy"), origins)
+    site = make_site(gate, origins.web("good.example"))
+    client = Client(site)
     assert client.status(client.request("/ok")) == "200"
     client.close()
-    yield gate, place
+    yield gate, site
     gate.close()
 
 
@@ -142,31 +143,31 @@ HTTP2 = {
 
 @pytest.mark.parametrize(("fields", "count"), HTTP2.values(), ids=HTTP2)
 @measured_again
-def test_http2_heads_take_no_long_step(busy, monkeypatch, fields, count):
-    gate, place = busy
+def test_http2_heads_take_no_long_step(tls_lab, monkeypatch, fields, count):
+    gate, site = tls_lab
     before = len(gate.decided())
-    with watchdog(monkeypatch) as dog:
-        client = Client(place)
-        client.socket.sendall(_heads(place.host.encode(), fields, count))
-        wait_for(lambda: len(gate.decided()) >= before + (1 if count == 2 else 20))
+    with time_steps(monkeypatch) as timer:
+        client = Client(site)
+        client.socket.sendall(_heads(site.host.encode(), fields, count))
+        wait_until(lambda: len(gate.decided()) >= before + (1 if count == 2 else 20))
         client.close()
-    dog.check()
+    timer.check()
 
 
 @pytest.mark.parametrize("flood", ["DATA", "PING"])
 @measured_again
-def test_small_http2_frames_take_no_long_step(busy, monkeypatch, flood):
-    gate, place = busy
-    with watchdog(monkeypatch) as dog:
-        client = Client(place)
+def test_small_http2_frames_take_no_long_step(tls_lab, monkeypatch, flood):
+    gate, site = tls_lab
+    with time_steps(monkeypatch) as timer:
+        client = Client(site)
         before = len(gate.decided())
         client.request("/upload", "POST", end=False)
-        wait_for(lambda: len(gate.decided()) > before)
+        wait_until(lambda: len(gate.decided()) > before)
         frames = {"DATA": frame(DATA, b"x", stream=1), "PING": frame(PING, bytes(8))}[flood]
         client.socket.sendall(frames * 900 + frame(DATA, b"", stream=1, flags=1))
         assert client.status(1)
         client.close()
-    dog.check()
+    timer.check()
 
 
 ANSWERS = {
@@ -179,17 +180,17 @@ ANSWERS = {
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @measured_again
-def test_most_costly_responses_take_no_long_step(lab, origins, monkeypatch, answer):
-    gate, _ = lab
+def test_most_costly_responses_take_no_long_step(scan_lab, origins, monkeypatch, answer):
+    gate, _ = scan_lab
     count = 50 if answer == "announcements" else 1
     origin = origins.script(
         lambda connection, _: connection.sendall(ANSWERS[answer] * count), "good.example", tls=False
     )
-    place = site(gate, origin, tls=False)
-    with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
-        client.sendall(_head(request=b"GET /ok").replace(b"HOST", place.host.encode()))
-        rest(client)
-    dog.check()
+    site = make_site(gate, origin, tls=False)
+    with time_steps(monkeypatch) as timer, site.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall(_head(request=b"GET /ok").replace(b"HOST", site.host.encode()))
+        read_all(client)
+    timer.check()
 
 
 def _line(data):
@@ -221,10 +222,10 @@ Content-Length: 4
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("push", PUSHES)
 @measured_again
-def test_git_pushes_take_no_long_step(lab, monkeypatch, push, packed):
-    gate, place = lab
+def test_git_pushes_take_no_long_step(scan_lab, monkeypatch, push, packed):
+    gate, site = scan_lab
     rules = "".join(
-        f"{{id: r{number}, to: good.example, resolves_to: [127.0.0.0/8], ports: [{place.port}/http], "
+        f"{{id: r{number}, to: good.example, resolves_to: [127.0.0.0/8], ports: [{site.port}/http], "
         f"git: {{repos: 'a/*', push: ['refs/heads/b{number}*']}}, action: allow}}, "
         for number in range(6)
     )
@@ -233,20 +234,20 @@ def test_git_pushes_take_no_long_step(lab, monkeypatch, push, packed):
     coding = [b"Content-Encoding: gzip"] if packed else []
     kind = b"Content-Type: application/x-git-receive-pack-request"
     head = _head(kind, b"Content-Length: %d" % len(body), *coding, request=b"POST /a/b.git/git-receive-pack")
-    place.ask("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # the rules have been looked up once
-    place.ask(EMPTY_PUSH)
+    site.ask("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # the rules have been looked up once
+    site.ask(EMPTY_PUSH)
     before = len(gate.decided())
-    with watchdog(monkeypatch) as dog, place.connect() as client, contextlib.suppress(ConnectionError):
-        client.sendall((head + body).replace(b"HOST", place.host.encode()))
-        rest(client)
+    with time_steps(monkeypatch) as timer, site.connect() as client, contextlib.suppress(ConnectionError):
+        client.sendall((head + body).replace(b"HOST", site.host.encode()))
+        read_all(client)
     assert len(gate.decided()) > before
-    dog.check()
+    timer.check()
 
 
 @pytest.mark.parametrize("answer", [b"\x82\x00" * 60000, b"\x82\x7e\x00\x01a" * 30000])
 @measured_again
-def test_small_websocket_frames_take_no_long_step(lab, origins, monkeypatch, answer):
-    gate, _ = lab
+def test_small_websocket_frames_take_no_long_step(scan_lab, origins, monkeypatch, answer):
+    gate, _ = scan_lab
     key = base64.b64encode(bytes(16))
     accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
     agreed = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
@@ -257,14 +258,14 @@ def test_small_websocket_frames_take_no_long_step(lab, origins, monkeypatch, ans
             while connection.recv(65536):
                 pass
 
-    place = site(gate, origins.script(serve, "good.example", tls=False), tls=False, http="{websocket: true}")
-    head = [b"GET /a HTTP/1.1", b"Host: " + place.host.encode(), b"Upgrade: websocket", b"Connection: Upgrade"]
+    site = make_site(gate, origins.script(serve, "good.example", tls=False), tls=False, http="{websocket: true}")
+    head = [b"GET /a HTTP/1.1", b"Host: " + site.host.encode(), b"Upgrade: websocket", b"Connection: Upgrade"]
     head += [b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: " + key, b"", b""]
-    with watchdog(monkeypatch) as dog, place.connect() as client:
+    with time_steps(monkeypatch) as timer, site.connect() as client:
         client.sendall(b"\r\n".join(head))
-        until(client, b"\r\n\r\n")
+        read_until(client, b"\r\n\r\n")
         client.sendall(b"\x82\x80\0\0\0\0" * 20000)
         left = len(answer)
         while left > 0:
             left -= len(client.recv(65536))
-    dog.check()
+    timer.check()

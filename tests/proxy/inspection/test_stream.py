@@ -17,27 +17,36 @@ import h2.events
 import pytest
 from hyperframe.frame import DataFrame, GoAwayFrame, RstStreamFrame, SettingsFrame, WindowUpdateFrame
 
-from tests.proxy.inspection.clients import MIB, Client, cut_off, resident, rest, send_until, until, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import (
+    MIB,
+    Client,
+    close_abruptly,
+    read_all,
+    read_until,
+    resident_memory,
+    send_until,
+)
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_large_download_leaves_memory_flat(gate, origins, version):
     """In one process with the origin: what grows is the sum of both."""
-    place = site(gate, origins.web("good.example"))
-    place.curl("/bytes/1000", version, "-o", os.devnull)
-    before = resident()
+    site = make_site(gate, origins.web("good.example"))
+    site.curl("/bytes/1000", version, "-o", os.devnull)
+    before = resident_memory()
     peak = []
     done = threading.Event()
 
     def watch():
         while not done.wait(0.02):
-            peak.append(resident())
+            peak.append(resident_memory())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     size = (200 if version == "--http1.1" else 60) * MIB
-    status, out, err = place.curl(f"/bytes/{size}", version, "-o", os.devnull, "-w", "%{size_download}")
+    status, out, err = site.curl(f"/bytes/{size}", version, "-o", os.devnull, "-w", "%{size_download}")
     done.set()
     watcher.join()
     assert (status, out, err) == (0, str(size).encode(), "")
@@ -47,17 +56,17 @@ def test_large_download_leaves_memory_flat(gate, origins, version):
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 @pytest.mark.parametrize("length", ["with", "without"])
 def test_large_upload_arrives_whole(gate, origins, tmp_path, version, length):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     body = tmp_path / "body"
     body.write_bytes(os.urandom(20 * MIB))
     chunked = ["-H", "Transfer-Encoding: chunked"] if length == "without" else []
-    place.curl("/ok")  # what is imported for the first one is there
-    before = resident()
-    status, out, err = place.curl("/upload", version, "-T", body, "-X", "POST", *chunked)
+    site.curl("/ok")  # what is imported for the first one is there
+    before = resident_memory()
+    status, out, err = site.curl("/upload", version, "-T", body, "-X", "POST", *chunked)
     assert (status, err) == (0, "")
     assert json.loads(out) == {"size": 20 * MIB, "sha256": hashlib.sha256(body.read_bytes()).hexdigest()}
-    assert resident() - before < 50 * MIB
-    wait_for(lambda: len(gate.events("request.completed")) == 2)
+    assert resident_memory() - before < 50 * MIB
+    wait_until(lambda: len(gate.events("request.completed")) == 2)
     assert gate.events("request.completed")[1]["bytes"]["up"] == 20 * MIB
 
 
@@ -67,15 +76,15 @@ def test_http2_body_without_a_length_is_sent_chunked_over_http1(gate, origins, t
 
     def answer(connection, head):
         heads.append(head)
-        body = until(connection, b"0\r\n\r\n")
+        body = read_until(connection, b"0\r\n\r\n")
         assert b"GET /smuggled" in body
         connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
         return True
 
-    place = site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]))
+    site = make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"]))
     body = tmp_path / "body"
     body.write_bytes(b"GET /smuggled HTTP/1.1\r\nHost: good.example\r\n\r\n")
-    status, out, err = place.curl("/", "--http2", "-T", body, "-H", "Content-Length:", "-w", "%{http_code}")
+    status, out, err = site.curl("/", "--http2", "-T", body, "-H", "Content-Length:", "-w", "%{http_code}")
     assert (status, out, err) == (0, b"204", "")
     assert b"transfer-encoding: chunked" in heads[0].lower()
     assert len(heads) == 1
@@ -83,46 +92,46 @@ def test_http2_body_without_a_length_is_sent_chunked_over_http1(gate, origins, t
 
 def test_denied_upload_is_not_read(gate, origins):
     origin = origins.web("good.example")
-    place = site(gate, origin, http="{methods: [GET]}")
-    before = resident()
-    with place.connect() as connection:
-        connection.sendall(f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 10000000000\r\n\r\n".encode())
-        answer = until(connection, b"\r\n\r\n")
+    site = make_site(gate, origin, http="{methods: [GET]}")
+    before = resident_memory()
+    with site.connect() as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 10000000000\r\n\r\n".encode())
+        answer = read_until(connection, b"\r\n\r\n")
         assert send_until(OSError, connection, 250 * MIB) < 100 * MIB  # a reset, a broken pipe: enough
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"Connection: close" in answer
-    assert resident() - before < 20 * MIB
+    assert resident_memory() - before < 20 * MIB
     assert origin.connections == 0
 
 
 def test_curl_receives_the_page_that_denies_its_upload(gate, origins, tmp_path):
-    place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
+    site = make_site(gate, origins.web("good.example"), http="{methods: [GET]}")
     body = tmp_path / "body"
     body.write_bytes(b"x" * 5_000_000)
     for version in ("--http1.1", "--http2"):
-        status, out, _ = place.curl("/", version, "-T", body, "-H", "Expect:")
+        status, out, _ = site.curl("/", version, "-T", body, "-H", "Expect:")
         assert status in (0, 55)  # 55: it could not send the rest
         assert json.loads(out)["reason"] == "no_rule"
 
 
 def test_100_continue_is_sent_only_for_an_allowed_request(gate, origins, tmp_path):
     origin = origins.web("good.example")
-    place = site(gate, origin)
-    with place.connect() as connection:
-        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n"
+    site = make_site(gate, origin)
+    with site.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 5\r\nExpect: 100-continue\r\n"
         connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
-        assert until(connection, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert read_until(connection, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b"12345")
-        assert b'"size": 5' in rest(connection)
+        assert b'"size": 5' in read_all(connection)
     gate.rules("[]")
-    with place.connect() as connection:
+    with site.connect() as connection:
         connection.sendall(f"{head}\r\n".encode())
-        assert rest(connection).startswith(b"HTTP/1.1 403 ")  # and no 100 before
+        assert read_all(connection).startswith(b"HTTP/1.1 403 ")  # and no 100 before
 
 
 def test_100_continue_is_not_sent_when_the_server_cannot_be_used(gate, origins):
-    place = site(gate, origins.web("good.example", kind="expired"))
-    answer = place.ask("POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nExpect: 100-continue\n\n")
+    site = make_site(gate, origins.web("good.example", kind="expired"))
+    answer = site.ask("POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nExpect: 100-continue\n\n")
     assert answer.startswith(b"HTTP/1.1 502 ")
 
 
@@ -132,17 +141,17 @@ def test_informational_responses_are_not_taken_for_the_final_one(gate, origins):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nreal")
         return True
 
-    place = site(gate, origins.script(answer), tls=False)
+    site = make_site(gate, origins.script(answer), tls=False)
     for _ in range(2):
-        assert place.curl("/")[1] == b"real"
+        assert site.curl("/")[1] == b"real"
 
 
 def test_101_that_was_not_requested_is_answered_502(gate, origins):
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nraw bytes")
 
-    place = site(gate, origins.script(answer), tls=False)
-    _, out, _ = place.curl("/")
+    site = make_site(gate, origins.script(answer), tls=False)
+    _, out, _ = site.curl("/")
     assert json.loads(out)["reason"] == "upstream_failed"
 
 
@@ -161,8 +170,8 @@ def test_101_that_was_not_requested_is_answered_502(gate, origins):
     ids=range(8),
 )
 def test_unreadable_responses_are_answered_502(gate, origins, head):
-    place = site(gate, origins.script(lambda connection, _: connection.sendall(head.encode())), tls=False)
-    status, out, _ = place.curl("/")
+    site = make_site(gate, origins.script(lambda connection, _: connection.sendall(head.encode())), tls=False)
+    status, out, _ = site.curl("/")
     assert (status, json.loads(out)["reason"]) == (0, "upstream_failed")
 
 
@@ -176,21 +185,21 @@ def test_server_cut_within_a_body_resets_the_client(gate, origins, framing, rese
     def answer(connection, head):
         chunk = "5\r\nbegun\r\n" if "chunked" in framing else "begun"
         connection.sendall(f"HTTP/1.1 200 OK\r\n{framing}\r\n{chunk}".encode())
-        cut_off(connection, reset=reset)
+        close_abruptly(connection, reset=reset)
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        assert until(connection, b"begun").endswith(b"begun")
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        assert read_until(connection, b"begun").endswith(b"begun")
         with pytest.raises(ConnectionResetError):
-            rest(connection)
-    wait_for(lambda: gate.events("request.completed"))
+            read_all(connection)
+    wait_until(lambda: gate.events("request.completed"))
     assert gate.events("request.completed")[0]["outcome"] == "failed"
 
 
 def test_server_cut_within_a_body_resets_the_http2_stream(gate, origins):
-    place = site(gate, origins.web("good.example"))
-    status, _, err = place.curl("/reset/1000", "--http2", "-o", os.devnull)
+    site = make_site(gate, origins.web("good.example"))
+    status, _, err = site.curl("/reset/1000", "--http2", "-o", os.devnull)
     assert status == 92  # the stream was not closed cleanly
     assert "INTERNAL_ERROR" in err
 
@@ -205,11 +214,11 @@ def test_client_that_breaks_off_resets_the_server(gate, origins):
         except ConnectionResetError as error:
             ended.append(error)
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        until(connection, b"begun")
-    wait_for(lambda: ended)
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        read_until(connection, b"begun")
+    wait_until(lambda: ended)
     assert isinstance(ended[0], ConnectionResetError)
     assert gate.events("request.completed")[0]["outcome"] == "passed"  # of what has no length it had what it wanted
 
@@ -221,26 +230,26 @@ def test_early_answer_is_delivered_and_ends_the_upload(gate, origins):
         connection.sendall(b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n")
         time.sleep(0.3)
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 100000\r\n\r\n"
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 100000\r\n\r\n"
         connection.sendall(head.encode() + b"x" * 1000)
-        assert rest(connection).endswith(b"3\r\nno!\r\n0\r\n\r\n")
+        assert read_all(connection).endswith(b"3\r\nno!\r\n0\r\n\r\n")
 
 
 def test_trailers_are_forwarded_except_those_that_route(gate, origins):
     bodies = []
 
     def answer(connection, head):
-        bodies.append(until(connection, b"\r\n\r\n"))
+        bodies.append(read_until(connection, b"\r\n\r\n"))
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
         return True
 
-    place = site(gate, origins.script(answer), tls=False)
-    with place.connect() as connection:
-        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    site = make_site(gate, origins.script(answer), tls=False)
+    with site.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode() + b"3\r\nabc\r\n0\r\nX-Mine: 1\r\nHost: evil.example\r\n\r\n")
-        answered = rest(connection)
+        answered = read_all(connection)
     assert [body.lower() for body in bodies] == [b"3\r\nabc\r\n0\r\nx-mine: 1\r\n\r\n"]
     assert answered.lower().endswith(b"2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n")
 
@@ -250,15 +259,15 @@ def test_trailer_with_a_name_that_rules_check_is_not_forwarded(gate, origins):
     bodies = []
 
     def answer(connection, head):
-        bodies.append(until(connection, b"\r\n\r\n"))
+        bodies.append(read_until(connection, b"\r\n\r\n"))
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         return True
 
-    place = site(gate, origins.script(answer), tls=False, http="{methods: [POST], headers: {x-key: absent}}")
-    with place.connect() as connection:
-        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    site = make_site(gate, origins.script(answer), tls=False, http="{methods: [POST], headers: {x-key: absent}}")
+    with site.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode() + b"3\r\nabc\r\n0\r\nX-Key: mine\r\n\r\n")
-        assert b"200 OK" in rest(connection)
+        assert b"200 OK" in read_all(connection)
     assert bodies == [b"3\r\nabc\r\n0\r\n\r\n"]
     assert gate.decided()[0][2:] == ("passed", "rule")
 
@@ -266,25 +275,25 @@ def test_trailer_with_a_name_that_rules_check_is_not_forwarded(gate, origins):
 @pytest.mark.parametrize("body", [b"zz\r\nabc\r\n", b"-1\r\n\r\n", b"3\r\nabcd\r\n", b"3;" + b"x" * 100_000])
 def test_malformed_chunks_end_the_request(gate, origins, body):
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False)
-    with place.connect() as connection:
-        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    site = make_site(gate, origin, tls=False)
+    with site.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head.encode() + body)
         with contextlib.suppress(ConnectionResetError):  # that is just as good
-            assert b"200" not in rest(connection)
+            assert b"200" not in read_all(connection)
 
 
 def test_pipelined_requests_are_decided_one_by_one(gate, origins):
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False, http='{paths: ["/ok/**"]}')
-    one = f"GET %s HTTP/1.1\r\nHost: {place.host}\r\n%s\r\n"
+    site = make_site(gate, origin, tls=False, http='{paths: ["/ok/**"]}')
+    one = f"GET %s HTTP/1.1\r\nHost: {site.host}\r\n%s\r\n"
     pipelined = "".join(one % (path, "") for path in ("/ok/1", "/no", "/ok/2")) + one % (
         "/ok/3",
         "Connection: close\r\n",
     )
-    with place.connect() as connection:
+    with site.connect() as connection:
         connection.sendall(pipelined.encode())
-        answers = rest(connection)
+        answers = read_all(connection)
     assert answers.count(b"HTTP/1.1 200") == 3
     assert answers.count(b"HTTP/1.1 403") == 1
     assert [request.target for request in origin.requests] == ["/ok/1", "/ok/2", "/ok/3"]
@@ -321,7 +330,7 @@ def half_close_and_go(connection):
 
 
 def told(gate):
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (event,) = gate.events("request.completed")
     return event["outcome"], event.get("reason"), event.get("detail")
 
@@ -348,12 +357,12 @@ def test_client_that_leaves_is_recorded_by_how_much_it_received(gate, origins, t
         while connection.recv(1):
             pass
 
-    place = site(gate, origins.script(serve, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
-    connection = place.connect()
-    connection.sendall(f"GET /events HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-    wait_for(lambda: asked)
+    site = make_site(gate, origins.script(serve, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
+    connection = site.connect()
+    connection.sendall(f"GET /events HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+    wait_until(lambda: asked)
     if answer:
-        until(connection, EVENT)
+        read_until(connection, EVENT)
     leave(connection)
     assert told(gate) == what
     gate.wait_closed()
@@ -364,9 +373,9 @@ def test_client_that_leaves_is_recorded_by_how_much_it_received(gate, origins, t
 
 
 @pytest.mark.parametrize("code", ["CANCEL", "NO_ERROR", "INTERNAL_ERROR"])
-def test_client_that_resets_an_event_stream_is_recorded_as_passed(gate, origins, talk, code):
+def test_client_that_resets_an_event_stream_is_recorded_as_passed(gate, origins, connect_http2, code):
     """curl, Go and hyper say CANCEL, Node's `close()` NO_ERROR."""
-    client = talk(site(gate, origins.web("good.example")))
+    client = connect_http2(make_site(gate, origins.web("good.example")))
     stream = client.request("/slow/100/0.05")
     client.wait(h2.events.DataReceived, stream)
     client.h2.reset_stream(stream, h2.errors.ErrorCodes[code])
@@ -378,11 +387,11 @@ def test_client_that_resets_an_event_stream_is_recorded_as_passed(gate, origins,
 def test_server_that_cuts_an_event_stream_is_recorded_as_failed(gate, origins):
     def serve(connection, _head):
         connection.sendall(CHUNKED_EVENT)
-        cut_off(connection)
+        close_abruptly(connection)
 
-    place = site(gate, origins.script(serve), tls=False)
-    connection = place.connect()
-    connection.sendall(f"GET /events HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+    site = make_site(gate, origins.script(serve), tls=False)
+    connection = site.connect()
+    connection.sendall(f"GET /events HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
     assert told(gate)[:2] == ("failed", "upstream_failed")
     connection.close()
 
@@ -395,19 +404,19 @@ def test_event_stream_ended_by_a_timeout_is_recorded_as_failed(gate, origins):
         while connection.recv(1):
             pass
 
-    place = site(gate, origins.script(serve), tls=False, idle=0)
-    connection = place.connect()
-    connection.sendall(f"GET /events HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+    site = make_site(gate, origins.script(serve), tls=False, idle=0)
+    connection = site.connect()
+    connection.sendall(f"GET /events HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
     assert told(gate)[:2] == ("failed", "limit_exceeded")
     connection.close()
 
 
 @pytest.fixture
-def talk():
+def connect_http2():
     clients = []
 
-    def make(place):
-        clients.append(Client(place))
+    def make(site):
+        clients.append(Client(site))
         return clients[-1]
 
     yield make
@@ -424,15 +433,15 @@ def test_client_end_within_a_pipelined_body_ends_the_connection(gate, origins):
         while connection.recv(100):  # the second request, whose body never comes
             pass
 
-    place = site(gate, origins.script(serve, "good.example"), tls=False)
-    first = f"GET /1 HTTP/1.1\r\nHost: {place.host}\r\n\r\n"
-    second = f"POST /2 HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: 100\r\n\r\nhalf"
-    with place.connect() as connection:
+    site = make_site(gate, origins.script(serve, "good.example"), tls=False)
+    first = f"GET /1 HTTP/1.1\r\nHost: {site.host}\r\n\r\n"
+    second = f"POST /2 HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 100\r\n\r\nhalf"
+    with site.connect() as connection:
         connection.settimeout(20)
         connection.sendall((first + second).encode())
         connection.shutdown(socket.SHUT_WR)
         ended.set()
-        assert rest(connection).startswith(b"HTTP/1.1 200 OK")
+        assert read_all(connection).startswith(b"HTTP/1.1 200 OK")
     gate.wait_closed()
 
 
@@ -452,34 +461,34 @@ ENDS = {"all of the body", "the end", "a reset"}
 ORDERS = [order for order in itertools.permutations(FRAMES, 2) if not (order[0] in ENDS and FRAMES[order[1]].stream_id)]
 
 
-def upload(place):
+def upload(site):
     """The head of an upload that the rules don't let out, as it is sent."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
-    head = {":method": "GET", ":path": "/echo", ":scheme": "https", ":authority": place.host, "content-length": "6"}
+    head = {":method": "GET", ":path": "/echo", ":scheme": "https", ":authority": site.host, "content-length": "6"}
     client.send_headers(1, list(head.items()))
     return client.data_to_send()
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=" and ".join)
 def test_denied_http2_upload_is_recorded_once(gate, origins, order):
-    place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
-    with place.connect(alpn=("h2",)) as connection:
-        connection.sendall(upload(place))
-        wait_for(gate.decided)
+    site = make_site(gate, origins.web("good.example"), http="{methods: [GET]}")
+    with site.connect(alpn=("h2",)) as connection:
+        connection.sendall(upload(site))
+        wait_until(gate.decided)
         connection.sendall(b"".join(FRAMES[name].serialize() for name in order))
-    wait_for(lambda: gate.closed)
+    wait_until(lambda: gate.closed)
     assert gate.decided() == [("GET", "/echo", "blocked", "body_not_allowed")]
 
 
 def test_denied_upload_in_one_piece_with_its_frames_is_recorded_once(gate, origins):
-    place = site(gate, origins.web("good.example"), http="{methods: [GET]}")
+    site = make_site(gate, origins.web("good.example"), http="{methods: [GET]}")
     refused = ("GET", "/echo", "blocked", "body_not_allowed")
     expected = []
     for order in ORDERS:
-        with place.connect(alpn=("h2",)) as connection:
-            connection.sendall(upload(place) + b"".join(FRAMES[name].serialize() for name in order))
+        with site.connect(alpn=("h2",)) as connection:
+            connection.sendall(upload(site) + b"".join(FRAMES[name].serialize() for name in order))
             expected.append(refused)
-            wait_for(lambda: len(gate.decided()) >= len(expected))
+            wait_until(lambda: len(gate.decided()) >= len(expected))
         gate.wait_closed(len(expected))
         assert gate.decided() == expected, order

@@ -21,17 +21,18 @@ from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Reason
 from tests.lab import certificates
 from tests.lab.certificates import Authority
-from tests.proxy.inspection.clients import curl, cut_off, needs, rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import close_abruptly, curl, read_all, read_until, require_tool
+from tests.proxy.inspection.inspection_lab import make_site
 from tests.proxy.inspection.origins import Origin
 from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("kind", ["self-signed", "expired", "wrong-name"])
 def test_request_is_not_sent_to_an_untrusted_server(gate, origins, kind):
     origin = origins.web("good.example", kind=kind)
-    place = site(gate, origin)
-    status, out, err = place.curl("/x")
+    site = make_site(gate, origin)
+    status, out, err = site.curl("/x")
     problem = json.loads(out)
     assert (status, err) == (0, "")
     assert (problem["status"], problem["reason"]) == (502, "upstream_untrusted")
@@ -44,20 +45,20 @@ def test_request_is_not_sent_to_an_untrusted_server(gate, origins, kind):
 
 
 def test_every_request_to_an_untrusted_server_is_answered_502(gate, origins):
-    place = site(gate, origins.web("good.example", kind="expired"))
-    _, out, _ = place.curl("/[1-3]", "--http2", "-o", os.devnull, "-w", "%{http_code} ")
+    site = make_site(gate, origins.web("good.example", kind="expired"))
+    _, out, _ = site.curl("/[1-3]", "--http2", "-o", os.devnull, "-w", "%{http_code} ")
     assert out == b"502 502 502 "
 
 
 def test_server_without_tls_fails_as_upstream_failed(gate, origins):
-    place = site(gate, origins.web("good.example", tls=False))
-    _, out, _ = place.curl("/x")
+    site = make_site(gate, origins.web("good.example", tls=False))
+    _, out, _ = site.curl("/x")
     assert json.loads(out)["reason"] == "upstream_failed"
 
 
 def test_refused_dial_fails_as_upstream_failed(gate, origins):
-    place = site(gate, Origin(free_port()))
-    _, out, _ = place.curl("/x")
+    site = make_site(gate, Origin(free_port()))
+    _, out, _ = site.curl("/x")
     problem = json.loads(out)
     assert (problem["status"], problem["reason"]) == (502, "upstream_failed")
     assert "refused" in problem["detail"]
@@ -65,18 +66,18 @@ def test_refused_dial_fails_as_upstream_failed(gate, origins):
 
 def test_client_that_distrusts_our_ca_is_recorded(gate, origins):
     origin = origins.web("good.example")
-    place = site(gate, origin)
-    status, _, _ = curl("--connect-to", f"{place.host}:127.0.0.1:{place.door}", f"https://{place.host}/")
+    site = make_site(gate, origin)
+    status, _, _ = curl("--connect-to", f"{site.host}:127.0.0.1:{site.gate_port}", f"https://{site.host}/")
     assert status == 60
     assert gate.wait_closed()[0].reason is Reason.TLS_CLIENT_DISTRUST
     assert gate.events("connection.closed")[0]["reason"] == "tls_client_distrust"
     assert origin.connections == 0
 
 
-def hello(place):
+def hello(site):
     """Return a ClientHello as a client would send it."""
     context = ssl.create_default_context()
-    client = context.wrap_bio(ssl.MemoryBIO(), out := ssl.MemoryBIO(), server_hostname=place.name)
+    client = context.wrap_bio(ssl.MemoryBIO(), out := ssl.MemoryBIO(), server_hostname=site.name)
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     return out.read()
@@ -84,9 +85,9 @@ def hello(place):
 
 @pytest.mark.parametrize("goodbye", [b"", b"\x15\x03\x03\x00\x02\x02\x28", b"\x16\x03\x01\x00\x05nonsense"])
 def test_only_a_certificate_alert_counts_as_distrust(gate, origins, goodbye):
-    place = site(gate, origins.web("good.example"))
-    with socket.create_connection(("127.0.0.1", place.door)) as connection:
-        connection.sendall(hello(place))
+    site = make_site(gate, origins.web("good.example"))
+    with socket.create_connection(("127.0.0.1", site.gate_port)) as connection:
+        connection.sendall(hello(site))
         connection.recv(1)
         connection.sendall(goodbye)
     assert gate.wait_closed()[0].reason is None
@@ -94,11 +95,11 @@ def test_only_a_certificate_alert_counts_as_distrust(gate, origins, goodbye):
 
 def test_certificate_alert_after_the_handshake_counts_as_distrust(gate, origins):
     """Some clients look at the certificate only then."""
-    needs("openssl")
-    place = site(gate, origins.web("good.example"))
+    require_tool("openssl")
+    site = make_site(gate, origins.web("good.example"))
     done = subprocess.run(
-        ["openssl", "s_client", "-verify_return_error", "-tls1_2", "-connect", f"127.0.0.1:{place.door}",
-         "-servername", place.name], input=b"", capture_output=True, timeout=20, check=False,
+        ["openssl", "s_client", "-verify_return_error", "-tls1_2", "-connect", f"127.0.0.1:{site.gate_port}",
+         "-servername", site.name], input=b"", capture_output=True, timeout=20, check=False,
     )  # fmt: skip
     assert b"verify error" in done.stderr
     assert gate.wait_closed()[0].reason is Reason.TLS_CLIENT_DISTRUST
@@ -107,17 +108,17 @@ def test_certificate_alert_after_the_handshake_counts_as_distrust(gate, origins)
 def test_sni_unlike_the_one_the_gate_saw_ends_the_connection(gate, origins):
     """A hello that two programs read differently is no way in."""
     origin = origins.web("good.example")
-    place = site(gate, origin, sni="other.example")
-    assert place.ask("GET / HTTP/1.1\nHost: HOST\n\n") == b""
+    site = make_site(gate, origin, sni="other.example")
+    assert site.ask("GET / HTTP/1.1\nHost: HOST\n\n") == b""
     assert gate.events("request.decided") == []
     assert origin.connections == 0
 
 
 def test_tls_within_tls_is_refused(gate, origins):
     origin = origins.web("good.example")
-    place = site(gate, origin)
-    with place.connect() as connection:
-        connection.sendall(hello(place))
+    site = make_site(gate, origin)
+    with site.connect() as connection:
+        connection.sendall(hello(site))
         assert b"403" in connection.recv(100)
     assert gate.decided()[0][2:] == ("blocked", "protocol_mismatch")
     assert origin.connections == 0
@@ -125,20 +126,20 @@ def test_tls_within_tls_is_refused(gate, origins):
 
 def test_ssh_within_tls_is_refused(gate, origins):
     origin = origins.web("good.example")
-    place = site(gate, origin)
-    with place.connect(alpn=()) as connection:
+    site = make_site(gate, origin)
+    with site.connect(alpn=()) as connection:
         connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-        assert rest(connection).startswith(b"HTTP/1.1 403 ")
+        assert read_all(connection).startswith(b"HTTP/1.1 403 ")
     assert origin.connections == 0
 
 
 @pytest.mark.parametrize("alpn", [("http/1.1",), ("http/1.0", "http/1.1"), (), ("imap",)], ids=str)
 def test_alpn_selects_http11_or_nothing(gate, origins, alpn):
-    place = site(gate, origins.web("good.example"))
-    with place.connect(alpn=alpn) as connection:
+    site = make_site(gate, origins.web("good.example"))
+    with site.connect(alpn=alpn) as connection:
         assert connection.selected_alpn_protocol() == ("http/1.1" if "http/1.1" in alpn else None)
-        connection.sendall(f"GET /status/204 HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
-        assert rest(connection).startswith(b"HTTP/1.1 204")
+        connection.sendall(f"GET /status/204 HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode())
+        assert read_all(connection).startswith(b"HTTP/1.1 204")
 
 
 def test_close_notify_of_the_server_reaches_the_client(gate, origins):
@@ -148,37 +149,37 @@ def test_close_notify_of_the_server_reaches_the_client(gate, origins):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nwhole")
         connection.unwrap()
 
-    place = site(gate, origins.script(answer, "good.example", tls=True))
-    with place.connect() as connection:
+    site = make_site(gate, origins.script(answer, "good.example", tls=True))
+    with site.connect() as connection:
         connection.suppress_ragged_eofs = False
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        assert rest(connection).endswith(b"\r\n\r\nwhole")
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        assert read_all(connection).endswith(b"\r\n\r\nwhole")
 
 
 @pytest.mark.parametrize("end", ["reset", "no close_notify"])
 def test_server_cut_without_close_notify_is_no_clean_end(gate, origins, end):
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\npart")
-        cut_off(connection, reset=end == "reset")
+        close_abruptly(connection, reset=end == "reset")
 
-    place = site(gate, origins.script(answer, "good.example", tls=True))
-    with place.connect() as connection:
+    site = make_site(gate, origins.script(answer, "good.example", tls=True))
+    with site.connect() as connection:
         connection.suppress_ragged_eofs = False
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
         with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):  # the latter before Python 3.13
-            rest(connection)
-    wait_for(lambda: gate.events("request.completed"))
+            read_all(connection)
+    wait_until(lambda: gate.events("request.completed"))
     completed = gate.events("request.completed")[0]
     assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_failed")
 
 
 def test_handshake_sent_byte_by_byte_succeeds(gate, origins):
     """A client that sends byte by byte, over a kernel buffer that was only looked into."""
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_hostname=place.name)
-    with socket.create_connection(("127.0.0.1", place.door), 10) as connection:
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=site.name)
+    with socket.create_connection(("127.0.0.1", site.gate_port), 10) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def go(step):
@@ -191,39 +192,39 @@ def test_handshake_sent_byte_by_byte_succeeds(gate, origins):
                     incoming.write(connection.recv(65536))
 
         go(tls.do_handshake)
-        tls.write(f"GET /status/200 HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+        tls.write(f"GET /status/200 HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
         assert go(lambda: tls.read(12)) == b"HTTP/1.1 200"
 
 
 def test_tls_1_1_is_refused(gate, origins):
-    needs("openssl")
-    place = site(gate, origins.web("good.example"))
+    require_tool("openssl")
+    site = make_site(gate, origins.web("good.example"))
     done = subprocess.run(
-        ["openssl", "s_client", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-connect", f"127.0.0.1:{place.door}"],
+        ["openssl", "s_client", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-connect", f"127.0.0.1:{site.gate_port}"],
         input=b"", capture_output=True, timeout=20, check=False,
     )  # fmt: skip
     assert b"alert protocol version" in done.stderr
 
 
 def test_tls_session_is_not_resumed(gate, origins):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     session = None
     for _ in range(2):
-        raw = socket.create_connection(("127.0.0.1", place.door), 10)
-        with context.wrap_socket(raw, server_hostname=place.name, session=session) as connection:
-            connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\nConnection: close\r\n\r\n".encode())
-            rest(connection)
+        raw = socket.create_connection(("127.0.0.1", site.gate_port), 10)
+        with context.wrap_socket(raw, server_hostname=site.name, session=session) as connection:
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode())
+            read_all(connection)
             session = connection.session
             assert not connection.session_reused
 
 
 def test_strict_x509_checks_accept_our_certificate(gate, origins):
-    place = site(gate, origins.web("good.example"))
+    site = make_site(gate, origins.web("good.example"))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    client = http.client.HTTPSConnection(place.host, context=context)
-    client._create_connection = lambda *_, **__: socket.create_connection(("127.0.0.1", place.door), 10)
+    client = http.client.HTTPSConnection(site.host, context=context)
+    client._create_connection = lambda *_, **__: socket.create_connection(("127.0.0.1", site.gate_port), 10)
     client.request("GET", "/status/200")
     assert client.getresponse().status == 200
     client.close()
@@ -256,10 +257,10 @@ def test_client_contexts_and_known_protocols_are_cached_up_to_a_limit(gate, monk
     for number in range(20):
         spoken.note(WebOrigin(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
     assert len(spoken._only_http1) == 5
-    place = WebOrigin(HostName("n19.example"), 443, tls=True)
-    assert spoken.offer(place) == (b"http/1.1",)
-    spoken.note(place, b"h2")
-    assert spoken.offer(place) == (b"h2", b"http/1.1")
+    site = WebOrigin(HostName("n19.example"), 443, tls=True)
+    assert spoken.offer(site) == (b"http/1.1",)
+    spoken.note(site, b"h2")
+    assert spoken.offer(site) == (b"h2", b"http/1.1")
 
 
 def _shares(hello):
@@ -309,24 +310,24 @@ def test_key_share_follows_the_group_that_the_server_took_last(group, shared):
 
 def test_group_of_a_server_is_remembered_for_an_hour():
     now = [0.0]
-    spoken, place = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
-    assert spoken.group(place) == ""
-    spoken.note_group(place, "X25519")
-    assert spoken.group(place) == "x25519"
+    spoken, site = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
+    assert spoken.group(site) == ""
+    spoken.note_group(site, "X25519")
+    assert spoken.group(site) == "x25519"
     now[0] = 1800.0
-    spoken.note_group(place, "X25519")  # as it was asked to, which says nothing about what it would like
+    spoken.note_group(site, "X25519")  # as it was asked to, which says nothing about what it would like
     now[0] = 3599.0
-    assert spoken.group(place) == "x25519"
+    assert spoken.group(site) == "x25519"
     now[0] = 3601.0
-    assert spoken.group(place) == ""
-    spoken.note_group(place, None)
-    assert spoken.group(place) == ""
+    assert spoken.group(site) == ""
+    spoken.note_group(site, None)
+    assert spoken.group(site) == ""
 
 
 def test_server_with_another_curve_is_reached(gate, origins):
     origin = origins.web("good.example", curve="prime256v1")
-    place = site(gate, origin)
-    assert [place.curl("/x")[0] for _ in range(2)] == [0, 0]
+    site = make_site(gate, origin)
+    assert [site.curl("/x")[0] for _ in range(2)] == [0, 0]
     assert len(origin.requests) == 2
 
 
@@ -342,10 +343,10 @@ def test_unreadable_roots_raise_trust_error():
 
 def test_stale_leaf_certificate_is_replaced(gate, origins, monkeypatch):
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
 
     def serial():
-        with place.connect() as connection:
+        with site.connect() as connection:
             return connection.getpeercert()["serialNumber"]
 
     first = serial()
@@ -361,14 +362,14 @@ def test_stale_leaf_certificate_is_replaced(gate, origins, monkeypatch):
 
 
 @pytest.fixture
-def company(gate, origins, monkeypatch):
+def company_ca(gate, origins, monkeypatch):
     """An origin whose certificate is of a CA that the host doesn't know, and a file with that CA."""
     own = certificates.Authority.make()
     (gate.directory / "company.pem").write_bytes(own.pem())
     (gate.directory / "other.pem").write_bytes(certificates.Authority.make().pem())
     monkeypatch.setattr(origins, "authority", own)
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
 
     def rules(*more):
         said = ", ".join(
@@ -376,18 +377,18 @@ def company(gate, origins, monkeypatch):
             for at, one in enumerate(more)
         )
         gate.rules(f"[{said}]")
-        return place, origin
+        return site, origin
 
     return rules
 
 
-def answers(place, *paths, alpn=("http/1.1",)):
+def answers(site, *paths, alpn=("http/1.1",)):
     """Ask for one path after another on one connection, and return the status of each answer."""
     found = []
-    with place.connect(alpn) as connection:
+    with site.connect(alpn) as connection:
         for path in paths:
-            connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-            found.append(int(until(connection, b"\r\n\r\n").split()[1]))
+            connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+            found.append(int(read_until(connection, b"\r\n\r\n").split()[1]))
     return found
 
 
@@ -401,10 +402,10 @@ CASES = {
 
 
 @pytest.mark.parametrize(("rules", "status"), CASES.values(), ids=CASES)
-def test_rule_ca_decides_which_servers_are_trusted(gate, company, rules, status):
-    place, origin = company(*rules)
-    assert answers(place, "/echo") == [status]
-    wait_for(lambda: gate.events("request.completed"))
+def test_rule_ca_decides_which_servers_are_trusted(gate, company_ca, rules, status):
+    site, origin = company_ca(*rules)
+    assert answers(site, "/echo") == [status]
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert completed.get("reason") == (None if status == 200 else "upstream_untrusted")
     assert len(origin.requests) == (status == 200)
@@ -413,34 +414,34 @@ def test_rule_ca_decides_which_servers_are_trusted(gate, company, rules, status)
 def test_rule_ca_keeps_the_roots_of_the_host_trusted(gate, origins):
     (gate.directory / "other.pem").write_bytes(certificates.Authority.make().pem())
     origin = origins.web("good.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow, ca: other.pem}}]"
     )
-    assert answers(place, "/echo") == [200]
+    assert answers(site, "/echo") == [200]
 
 
-def test_connection_trusted_by_a_rule_ca_is_not_used_for_other_rules(gate, company):
-    place, origin = company(", ca: company.pem, http: {paths: [/a]}", ", http: {paths: [/b]}")
-    assert answers(place, "/a", "/b") == [200, 502]
+def test_connection_trusted_by_a_rule_ca_is_not_used_for_other_rules(gate, company_ca):
+    site, origin = company_ca(", ca: company.pem, http: {paths: [/a]}", ", http: {paths: [/b]}")
+    assert answers(site, "/a", "/b") == [200, 502]
     assert [(line[1], line[2]) for line in gate.decided()] == [("/a", "passed"), ("/b", "passed")]
     assert [request.target for request in origin.requests] == ["/a"]
     assert [e.get("reason") for e in gate.events("request.completed")] == [None, "upstream_untrusted"]
 
 
-def test_rule_ca_ends_with_its_rule(gate, company):
-    place, _ = company(", ca: company.pem")
-    assert answers(place, "/echo") == [200]
-    company("")
-    assert answers(place, "/echo") == [502]
+def test_rule_ca_ends_with_its_rule(gate, company_ca):
+    site, _ = company_ca(", ca: company.pem")
+    assert answers(site, "/echo") == [200]
+    company_ca("")
+    assert answers(site, "/echo") == [502]
 
 
 @pytest.mark.parametrize(("file", "status"), [("company.pem", 200), ("other.pem", 502)])
-def test_upstream_ca_setting_applies_to_every_rule(gate, company, file, status):
-    place, origin = company("")
+def test_upstream_ca_setting_applies_to_every_rule(gate, company_ca, file, status):
+    site, origin = company_ca("")
     rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream_ca: {gate.directory / file}}}")
-    assert answers(place, "/echo") == [status]
+    assert answers(site, "/echo") == [status]
 
 
 def test_certificate_of_a_rule_ca_must_have_the_host_name(gate, origins, monkeypatch):
@@ -448,11 +449,11 @@ def test_certificate_of_a_rule_ca_must_have_the_host_name(gate, origins, monkeyp
     (gate.directory / "company.pem").write_bytes(own.pem())
     monkeypatch.setattr(origins, "authority", own)
     origin = origins.web("other.example")
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow, ca: company.pem}}]"
     )
-    assert answers(place, "/echo") == [502]
+    assert answers(site, "/echo") == [502]
     assert gate.events("request.completed")[0]["reason"] == "upstream_untrusted"
 
 
@@ -464,7 +465,7 @@ IN_CERTIFICATE = (Slot(SlotKind.CLIENT_CERTIFICATE),)
 ASK = "GET /a HTTP/1.1\nHost: HOST\nConnection: close\n\n"
 
 
-def whoami(seen):
+def require_certificate_answer(seen):
     """Answer 200 to who has shown a certificate, and 401 to others; `seen` is whose they were."""
 
     def answer(connection, _head):
@@ -483,9 +484,15 @@ def secret(host, port):
 def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=("http/1.1",)):
     """A site that asks for certificates; the gate has one for `host`."""
     origin = origins.script(
-        whoami(seen), "good.example", tls=True, alpn=list(alpn), clients=clients, version=version, kind=kind
+        require_certificate_answer(seen),
+        "good.example",
+        tls=True,
+        alpn=list(alpn),
+        clients=clients,
+        version=version,
+        kind=kind,
     )
-    made = site(gate, origin)
+    made = make_site(gate, origin)
     if host:
         identity = Identity(secret(host, origin.port), origins.authority.leaf("agent.example"))
         gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([identity])))
@@ -498,7 +505,7 @@ def test_client_certificate_secret_is_presented_to_its_host(gate, origins, clien
     seen = []
     answer = served(gate, origins, seen, clients, version, host="good.example").ask(ASK)
     assert (answer[:12], seen) == (b"HTTP/1.1 200", ["agent.example"])
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed.get("detail")) == ("passed", None)
     assert "PRIVATE KEY" not in json.dumps(gate.events())
@@ -512,7 +519,7 @@ def test_server_that_requires_a_certificate_fails_with_that_reason(gate, origins
     assert (answer[:12], page["reason"]) == (b"HTTP/1.1 502", "client_certificate")
     assert "in: client_certificate" in page["remedy"]
     assert "the server asks for a client certificate" in page["detail"]
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed["reason"]) == ("failed", "client_certificate")
     assert seen == []
@@ -529,15 +536,15 @@ def test_http2_server_that_requires_a_certificate_fails_with_that_reason(gate, o
 def test_401_of_a_server_that_requests_a_certificate_is_explained(gate, origins, version):
     answer = served(gate, origins, [], ssl.CERT_OPTIONAL, version).ask(ASK)
     assert answer.startswith(b"HTTP/1.1 401")
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed["http"]["status"]) == ("passed", 401)
     assert completed["detail"].startswith("the server asks for a client certificate, and the gate has none for it")
 
 
 def test_401_of_a_server_that_requests_no_certificate_has_no_detail(gate, origins):
-    site(gate, origins.web("good.example")).curl("/status/401")
-    wait_for(lambda: gate.events("request.completed"))
+    make_site(gate, origins.web("good.example")).curl("/status/401")
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["http"]["status"], completed.get("detail")) == (401, None)
 

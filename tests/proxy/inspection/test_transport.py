@@ -10,7 +10,7 @@ import pytest
 from proxy.event_loop import poller
 from proxy.inspection import transport as module
 from proxy.inspection.transport import Transport
-from tests.proxy.inspection.clients import cut_off, rest
+from tests.proxy.inspection.clients import close_abruptly, read_all
 
 
 class Owner:
@@ -51,7 +51,7 @@ class Pair:
         self.link = Transport(asyncio.get_running_loop(), poller.Poller(), near, self.owner, None, client=client)
         self.link.watch()
 
-    async def until(self, true):
+    async def wait_until(self, true):
         end = time.monotonic() + 30
         while not true():
             assert time.monotonic() < end, self.owner.told
@@ -96,7 +96,7 @@ async def test_relieved_is_called_once_when_a_full_buffer_drains():
         with contextlib.suppress(BlockingIOError):
             got += len(pair.read(10_000))
         await asyncio.sleep(0)
-    await pair.until(lambda: not pair.link.full)
+    await pair.wait_until(lambda: not pair.link.full)
     assert pair.owner.told == ["relieved"]
     pair.send(b"more")
     assert not pair.link.full
@@ -107,7 +107,7 @@ async def test_end_is_reported_and_the_send_half_stays_open():
     pair = Pair()
     pair.far.sendall(b"last")
     pair.far.shutdown(socket.SHUT_WR)
-    await pair.until(lambda: pair.owner.told)
+    await pair.wait_until(lambda: pair.owner.told)
     assert (pair.owner.told, pair.owner.data) == (["ended"], b"last")
     pair.send(b"answer")
     assert pair.read(10) == b"answer"
@@ -118,8 +118,8 @@ async def test_end_is_reported_and_the_send_half_stays_open():
 @in_a_loop
 async def test_reset_is_reported_as_a_cut():
     pair = Pair()
-    cut_off(pair.far)
-    await pair.until(lambda: pair.owner.told)
+    close_abruptly(pair.far)
+    await pair.wait_until(lambda: pair.owner.told)
     assert pair.owner.told == ["cut"]
 
 
@@ -127,8 +127,8 @@ async def test_reset_is_reported_as_a_cut():
 async def test_reset_while_paused_is_reported_as_a_cut():
     pair = Pair()
     pair.link.pause(paused=True)
-    cut_off(pair.far)
-    await pair.until(lambda: pair.owner.told)
+    close_abruptly(pair.far)
+    await pair.wait_until(lambda: pair.owner.told)
     assert pair.owner.told == ["cut"]
 
 
@@ -147,7 +147,7 @@ async def test_peer_that_left_causes_no_busy_loop_while_paused():
         Transport.ready = ready
     assert len(calls) < 5
     pair.link.pause(paused=False)
-    await pair.until(lambda: pair.owner.told)
+    await pair.wait_until(lambda: pair.owner.told)
     assert (pair.owner.told, len(pair.owner.data)) == (["ended"], 1000)
 
 
@@ -156,10 +156,10 @@ async def test_early_answer_is_read_while_the_send_buffer_is_full():
     pair = Pair(client=False, send_buffer=8192)
     pair.send(bytes(3_000_000))
     pair.far.sendall(b"too large")
-    await pair.until(lambda: pair.owner.data)
+    await pair.wait_until(lambda: pair.owner.data)
     assert pair.owner.data == b"too large"
-    cut_off(pair.far)
-    await pair.until(lambda: "cut" in pair.owner.told)
+    close_abruptly(pair.far)
+    await pair.wait_until(lambda: "cut" in pair.owner.told)
 
 
 @in_a_loop
@@ -178,7 +178,7 @@ async def test_close_sends_the_buffered_bytes_first():
             await asyncio.sleep(0)
     assert got == 500_000
     pair.far.close()
-    await pair.until(lambda: "gone" in pair.owner.told)
+    await pair.wait_until(lambda: "gone" in pair.owner.told)
 
 
 @in_a_loop
@@ -195,7 +195,7 @@ async def test_closing_with_unread_bytes_does_not_reset_the_last_answer():
     assert pair.read(10) == b"no"
     assert pair.read(10) == b""
     pair.far.close()
-    await pair.until(lambda: "gone" in pair.owner.told)
+    await pair.wait_until(lambda: "gone" in pair.owner.told)
     assert pair.owner.data == b""
 
 
@@ -209,7 +209,7 @@ def test_lingering_ends_at_its_time_or_byte_limit(monkeypatch, limit):
         pair.link.close()
         if limit == "THROWN_AWAY":
             pair.far.sendall(b"x")
-        await pair.until(lambda: "gone" in pair.owner.told)
+        await pair.wait_until(lambda: "gone" in pair.owner.told)
 
     run()
 
@@ -231,7 +231,7 @@ def test_lingering_is_extended_while_the_client_sends(monkeypatch):
         pair = Pair()
         pair.link.close()
         pair.far.sendall(b"x")
-        await pair.until(lambda: "gone" in pair.owner.told)
+        await pair.wait_until(lambda: "gone" in pair.owner.told)
 
     run()
     assert looks == [1, 2]
@@ -244,7 +244,7 @@ async def test_reset_discards_the_buffered_bytes():
     pair.link.reset()
     pair.link.reset()
     with pytest.raises(ConnectionResetError):
-        rest(pair.far)
+        read_all(pair.far)
     assert pair.owner.told == ["gone"]
 
 
@@ -257,7 +257,7 @@ async def test_exception_of_the_owner_is_passed_to_crashed():
 
     pair.owner.received = bug
     pair.far.sendall(b"x")
-    await pair.until(lambda: pair.owner.told)
+    await pair.wait_until(lambda: pair.owner.told)
     assert isinstance(pair.owner.told[0], ValueError)
 
 
@@ -280,7 +280,7 @@ async def test_costly_data_is_read_in_smaller_pieces():
         pair.link.pause(paused=True)
         sent = pair.far.send(bytes(most))
         pair.link.pause(paused=False)
-        await pair.until(lambda: sum(sizes) == sent)
+        await pair.wait_until(lambda: sum(sizes) == sent)
         return list(sizes)
 
     with pytest.MonkeyPatch.context() as patched:

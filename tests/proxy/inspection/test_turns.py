@@ -10,18 +10,18 @@ import pytest
 
 from proxy.inspection.router import HttpRouter
 from proxy.inspection.websocket import Switched
-from tests.proxy.inspection.clients import cut_off, until, wait_for
-from tests.proxy.inspection.inspection_lab import post, site
+from tests.proxy.inspection.clients import close_abruptly, read_until
+from tests.proxy.inspection.inspection_lab import make_site, post
 from tests.proxy.inspection.test_cut_connections import (  # noqa: F401 - run again
-    early,
+    early_end,
     test_bytes_before_a_server_cut_are_delivered,
     test_http2_client_receives_the_bytes_before_a_server_cut,
     test_upload_bytes_before_a_client_cut_are_delivered,
 )
+from tests.proxy.inspection.test_fail_closed import hook_lab  # noqa: F401 - a fixture
 from tests.proxy.inspection.test_fail_closed import test_hook_that_raises_ends_the_connection as raises_in
-from tests.proxy.inspection.test_fail_closed import world  # noqa: F401 - a fixture
 from tests.proxy.inspection.test_http2 import (  # noqa: F401 - run again
-    talk,
+    connect_http2,
     test_request_ended_while_it_waits_for_a_stream_is_not_sent,
     test_waiting_requests_move_to_another_connection_if_repeatable,
 )
@@ -42,6 +42,7 @@ from tests.proxy.inspection.test_websocket import (  # noqa: F401 - run again
     test_websocket_relays_bytes_both_ways,
     written,
 )
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +50,8 @@ def _a_turn_for_each_piece_of_work(monkeypatch):
     monkeypatch.setattr("proxy.inspection.connection.SLICE", 0.0)
 
 
-def test_connection_ends_although_its_end_handler_raises(world, monkeypatch):  # noqa: F811
-    raises_in(world, monkeypatch, "InspectedConnection.gone")
+def test_connection_ends_although_its_end_handler_raises(hook_lab, monkeypatch):  # noqa: F811
+    raises_in(hook_lab, monkeypatch, "InspectedConnection.gone")
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
@@ -63,11 +64,11 @@ def test_server_reset_before_its_request_is_sent_is_answered_502(gate, origins, 
         real(router, server, problem)
 
     monkeypatch.setattr(HttpRouter, "opened", late)
-    place = site(gate, origins.web("good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
-    with place.connect() as connection:
-        connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
-    wait_for(lambda: gate.events("request.completed"))
+    site = make_site(gate, origins.web("good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
+    with site.connect() as connection:
+        connection.sendall(f"HEAD / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_failed")
 
@@ -94,34 +95,34 @@ def test_client_reset_behind_its_end_resets_the_server(gate, origins, monkeypatc
             came.append("a reset")
 
     monkeypatch.setattr(Switched, "_pass_up", endless)
-    place = site(gate, origins.script(answer, "good.example"), tls=False, http=MAY)
-    connection = opened(place)
-    until(connection, b"\r\n\r\n")
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False, http=MAY)
+    connection = opened(site)
+    read_until(connection, b"\r\n\r\n")
     connection.sendall(said(b"hello"))
-    wait_for(lambda: came)
+    wait_until(lambda: came)
     connection.shutdown(socket.SHUT_WR)
-    wait_for(lambda: begun)
-    cut_off(connection)
-    wait_for(lambda: len(came) > 1)
+    wait_until(lambda: begun)
+    close_abruptly(connection)
+    wait_until(lambda: len(came) > 1)
     assert came == [said(b"hello"), "a reset"]
 
 
-def test_head_timeout_does_not_apply_while_the_body_is_scanned(gate, origins, slowly):
-    place = site(gate, origins.web("good.example", tls=False), tls=False)
-    with place.connect() as connection:
+def test_head_timeout_does_not_apply_while_the_body_is_scanned(gate, origins, slow_scan):
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False)
+    with site.connect() as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\n")
-        wait_for(lambda: gate.inspection._engine is not None and gate.inspection._engine._connections)
+        wait_until(lambda: gate.inspection._engine is not None and gate.inspection._engine._connections)
         (one,) = gate.inspection._engine._connections.values()
-        wait_for(lambda: one._head == 1)
-        connection.sendall(f"Host: {place.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
-        assert slowly.begun.wait(30)
+        wait_until(lambda: one._head == 1)
+        connection.sendall(f"Host: {site.host}\r\nContent-Length: 5\r\n\r\nhello".encode())
+        assert slow_scan.started.wait(30)
         gate.loop.run(lambda: one.tick(one._head_due))
-        slowly.let.set()
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        slow_scan.release.set()
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_ended_connections_give_the_others_no_extra_turns(gate, origins, slowly):
-    place = site(gate, origins.web("good.example", tls=False), tls=False)
+def test_ended_connections_give_the_others_no_extra_turns(gate, origins, slow_scan):
+    site = make_site(gate, origins.web("good.example", tls=False), tls=False)
     turns = []
 
     async def in_ten_rounds():
@@ -139,7 +140,7 @@ def test_ended_connections_give_the_others_no_extra_turns(gate, origins, slowly)
             await asyncio.sleep(0)
         return len(turns)
 
-    with place.connect() as connection:
-        post(place, connection)
-        assert slowly.begun.wait(30)
+    with site.connect() as connection:
+        post(site, connection)
+        assert slow_scan.started.wait(30)
         assert 1 <= gate.loop.run(in_ten_rounds) <= 11

@@ -12,8 +12,8 @@ from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Reason
 from tests.lab.proxies import Proxy
-from tests.proxy.inspection.clients import until
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import read_until
+from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.ports import free_port
 
 WAYS = pytest.mark.parametrize("scheme", ["http", "socks5"])
@@ -28,12 +28,12 @@ def proxied(gate, origins):
         proxy = Proxy({"good.example": "127.0.0.1"}, **more)
         origins.loop.run(proxy.start)
         made.append(proxy)
-        place = site(gate, origin, tls=tls)
+        site = make_site(gate, origin, tls=tls)
         gate.name()  # nobody here knows good.example
         upstream = f"{scheme}://127.0.0.1:{port or proxy.port}"
         rule = f"{{id: a, to: good.example, ports: [{origin.port}/{'tls' if tls else 'http'}], http: {{methods: [GET, POST, HEAD], paths: ['/**']}}, action: allow}}"
         gate.rules(f"[{rule}]", f"settings: {{upstream: '{upstream}'}}")
-        return proxy, place, upstream
+        return proxy, site, upstream
 
     yield make
     for proxy in made:
@@ -44,8 +44,8 @@ def proxied(gate, origins):
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_request_is_sent_through_the_upstream_proxy(proxied, gate, origins, scheme, tls):
     origin = origins.web("good.example", tls=tls)
-    proxy, place, upstream = proxied(scheme, origin, tls=tls)
-    status, out, err = place.curl("/echo", "--http1.1", "--data", "abc")
+    proxy, site, upstream = proxied(scheme, origin, tls=tls)
+    status, out, err = site.curl("/echo", "--http1.1", "--data", "abc")
     assert (status, err) == (0, "")
     assert json.loads(out)["body"]["size"] == 3
     how = scheme if tls or scheme == "socks5" else "relayed"
@@ -59,8 +59,8 @@ def test_request_is_sent_through_the_upstream_proxy(proxied, gate, origins, sche
 @WAYS
 def test_http2_request_is_sent_through_one_tunnel(proxied, origins, scheme):
     origin = origins.web("good.example")
-    proxy, place, _ = proxied(scheme, origin)
-    status, out, err = place.curl("/echo", "--http2")
+    proxy, site, _ = proxied(scheme, origin)
+    status, out, err = site.curl("/echo", "--http2")
     assert (status, err, json.loads(out)["version"]) == (0, "", "2")
     assert len(proxy.asked) == 1
 
@@ -68,8 +68,8 @@ def test_http2_request_is_sent_through_one_tunnel(proxied, origins, scheme):
 @WAYS
 def test_denied_request_does_not_reach_the_proxy(proxied, gate, origins, scheme):
     origin = origins.web("good.example")
-    proxy, place, _ = proxied(scheme, origin)
-    status, out, _ = place.curl("/echo", "-X", "DELETE")
+    proxy, site, _ = proxied(scheme, origin)
+    status, out, _ = site.curl("/echo", "-X", "DELETE")
     assert status == 0
     assert json.loads(out)["reason"] == "no_rule"
     assert proxy.asked == []
@@ -89,8 +89,8 @@ def test_refusal_of_the_proxy_is_answered_502_with_its_cause(  # noqa: PLR0917
     proxied, gate, origins, scheme, how, why
 ):
     origin = origins.web("good.example")
-    _, place, upstream = proxied(scheme, origin, **how)
-    status, out, _ = place.curl("/echo", "--http1.1", "-i")
+    _, site, upstream = proxied(scheme, origin, **how)
+    status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert status == 0
     assert out.startswith(b"HTTP/1.1 502 ")
     page = json.loads(out.partition(b"\r\n\r\n")[2])
@@ -106,12 +106,12 @@ def test_refusal_of_the_proxy_is_answered_502_with_its_cause(  # noqa: PLR0917
 @WAYS
 def test_proxy_password_is_sent_to_the_proxy_alone(proxied, gate, origins, scheme):
     origin = origins.web("good.example")
-    _, place, _ = proxied(scheme, origin, login="me:geheim")
+    _, site, _ = proxied(scheme, origin, login="me:geheim")
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
-    status, out, _ = place.curl("/echo", "--http1.1", "-i")
+    status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"200")
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheimer")))
-    status, out, _ = place.curl("/echo", "--http1.1", "-i")
+    status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"502")
     assert b"doesn't take our user and password" in out
     assert b"geheim" not in out
@@ -126,15 +126,15 @@ def test_proxy_password_is_sent_to_the_proxy_alone(proxied, gate, origins, schem
 def test_plain_request_is_sent_to_the_proxy_in_absolute_form(proxied, gate, origins):
     """One place, as it was decided, in one spelling; who we are, and nobody else's word for it."""
     origin = origins.web("good.example", tls=False)
-    proxy, place, _ = proxied("http", origin, tls=False, login="me:geheim", tunnels_only_to=frozenset({443}))
+    proxy, site, _ = proxied("http", origin, tls=False, login="me:geheim", tunnels_only_to=frozenset({443}))
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
-    answer = place.ask(
+    answer = site.ask(
         "GET http://GOOD.example:PORT/a?b HTTP/1.1\nHost: GOOD.example:PORT\nProxy-Authorization: Basic bWluZQ==\n"
         "Proxy-Connection: close\nproxy-authorization: x\nX: y\n\n".replace("PORT", str(origin.port))
     )
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert proxy.heads[0] == [
-        f"GET http://{place.host}/a?b HTTP/1.1", f"Host: {place.host}", "X: y",
+        f"GET http://{site.host}/a?b HTTP/1.1", f"Host: {site.host}", "X: y",
         "Proxy-Authorization: Basic bWU6Z2VoZWlt", "", "",
     ]  # fmt: skip
     assert [name for name, _ in origin.requests[0].headers] == ["host", "x", "connection"]
@@ -154,11 +154,11 @@ def test_plain_request_is_sent_to_the_proxy_in_absolute_form(proxied, gate, orig
 def test_trace_and_max_forwards_are_sent_through_a_tunnel(proxied, gate, origins, head, how):
     """To TRACE with everything that it was sent: the password, too."""
     origin = origins.web("good.example", tls=False)
-    proxy, place, upstream = proxied("http", origin, tls=False, login="me:geheim")
+    proxy, site, upstream = proxied("http", origin, tls=False, login="me:geheim")
     rule = f"{{id: a, to: good.example, ports: [{origin.port}/http], action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream: '{upstream}'}}")
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
-    answer = place.ask(f"{head}Connection: close\n\n")
+    answer = site.ask(f"{head}Connection: close\n\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"Z2VoZWlt" not in answer
     assert [asked["how"] for asked in proxy.asked] == [how]
@@ -171,9 +171,9 @@ def test_error_page_of_the_proxy_is_dropped_when_a_login_was_sent(proxied, gate,
     def fail(connection, _head):
         connection.sendall(b"HTTP/1.1 503 No\r\nX-Squid-Error: ERR_DNS_FAIL 0\r\nContent-Length: 6\r\n\r\nquotes")
 
-    _, place, upstream = proxied("http", origins.script(fail), tls=False)
+    _, site, upstream = proxied("http", origins.script(fail), tls=False)
     gate.loop.run(lambda: setattr(gate.dialer, "login", login))
-    answer = place.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
+    answer = site.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
     assert answer.split(b" ")[1] == status
     assert (b"quotes" in answer) is (login is None)
     assert (f"the proxy `{upstream}`: it answered 503 itself".encode() in answer) is (login is not None)
@@ -186,26 +186,26 @@ def test_plain_websocket_is_sent_through_a_tunnel(proxied, gate, origins):
         connection.sendall(connection.recv(100))
 
     origin = origins.script(agree)
-    proxy, place, upstream = proxied("http", origin, tls=False)
+    proxy, site, upstream = proxied("http", origin, tls=False)
     rule = f"{{id: a, to: good.example, ports: [{origin.port}/http], http: {{methods: [GET], websocket: true}}, action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream: '{upstream}'}}")
-    with place.connect() as connection:
-        head = f"GET /chat HTTP/1.1\r\nHost: {place.host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    with site.connect() as connection:
+        head = f"GET /chat HTTP/1.1\r\nHost: {site.host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         connection.sendall((head + key).encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
         frame = b"\x82\x85\0\0\0\0frame"
         connection.sendall(frame)
-        assert until(connection, b"frame") == frame
+        assert read_until(connection, b"frame") == frame
     assert [asked["how"] for asked in proxy.asked] == ["http"]
 
 
 @pytest.mark.parametrize("login", [None, Login(b"me", b"wrong")])
 def test_407_of_the_proxy_is_not_passed_to_the_client(proxied, gate, origins, login):
     origin = origins.web("good.example", tls=False)
-    proxy, place, upstream = proxied("http", origin, tls=False, login="me:geheim")
+    proxy, site, upstream = proxied("http", origin, tls=False, login="me:geheim")
     gate.loop.run(lambda: setattr(gate.dialer, "login", login))
-    status, out, _ = place.curl("/echo", "-i", "-H", "Proxy-Authorization: Basic bWU6Z2VoZWlt")
+    status, out, _ = site.curl("/echo", "-i", "-H", "Proxy-Authorization: Basic bWU6Z2VoZWlt")
     assert (status, out.split(b" ")[1]) == (0, b"502")
     assert f"the proxy `{upstream}`: it {'asks for a' if login is None else 'does'}".encode() in out
     assert (proxy.asked, origin.connections) == ([], 0)
@@ -213,16 +213,16 @@ def test_407_of_the_proxy_is_not_passed_to_the_client(proxied, gate, origins, lo
 
 def test_each_plain_request_through_the_proxy_is_decided(proxied, gate, origins):
     origin = origins.web("good.example", tls=False)
-    proxy, place, _ = proxied("http", origin, tls=False)
-    client = http.client.HTTPConnection(place.host)
-    client.sock = place.connect()
+    proxy, site, _ = proxied("http", origin, tls=False)
+    client = http.client.HTTPConnection(site.host)
+    client.sock = site.connect()
     statuses = []
     for method in ("GET", "DELETE"):
         client.request(method, "/echo")
         response = client.getresponse()
         response.read()
         statuses.append(response.status)
-        client.sock = client.sock or place.connect()
+        client.sock = client.sock or site.connect()
     assert statuses == [200, 403]
     assert [request.method for request in origin.requests] == ["GET"]
     assert [asked["how"] for asked in proxy.asked] == ["relayed"]
@@ -230,9 +230,9 @@ def test_each_plain_request_through_the_proxy_is_decided(proxied, gate, origins)
 
 def test_proxy_that_is_down_is_not_bypassed(proxied, gate, origins):
     origin = origins.web("good.example")
-    _, place, _ = proxied("http", origin, port=free_port())
+    _, site, _ = proxied("http", origin, port=free_port())
     gate.name(good_example="127.0.0.1")
-    status, out, _ = place.curl("/echo", "--http1.1", "-i")
+    status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"502")
     assert b"connection refused" in out
     assert origin.connections == 0
@@ -240,25 +240,25 @@ def test_proxy_that_is_down_is_not_bypassed(proxied, gate, origins):
 
 def test_server_certificate_is_verified_behind_the_proxy(proxied, origins):
     origin = origins.web("other.example")
-    _, place, _ = proxied("http", origin)
-    status, out, _ = place.curl("/echo", "--http1.1", "-i")
+    _, site, _ = proxied("http", origin)
+    status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"502")
     assert json.loads(out.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted"
 
 
 def test_server_connection_is_not_reused_under_another_proxy(proxied, gate, origins):
     origin = origins.web("good.example")
-    proxy, place, _ = proxied("http", origin)
+    proxy, site, _ = proxied("http", origin)
     connection = http.client.HTTPConnection("127.0.0.1")
-    connection.sock = place.connect()
+    connection.sock = site.connect()
     for _ in range(2):
-        connection.request("GET", "/echo", headers={"Host": place.host})
+        connection.request("GET", "/echo", headers={"Host": site.host})
         assert connection.getresponse().read()
     assert len(proxy.asked) == 1
     assert origin.connections == 1
     rule = f"{{id: a, to: good.example, ports: [{origin.port}/tls], http: {{methods: [GET], paths: ['/**']}}, action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream: 'socks5://127.0.0.1:{proxy.port}'}}")
-    connection.request("GET", "/echo", headers={"Host": place.host})
+    connection.request("GET", "/echo", headers={"Host": site.host})
     assert connection.getresponse().read()
     assert [each["how"] for each in proxy.asked] == ["http", "socks5"]
     assert origin.connections == 2
@@ -270,7 +270,7 @@ def test_mitmproxy_addon_denies_what_needs_an_upstream_proxy(tmp_path):
         "version: 1\nname: t\nsettings: {upstream: 'http://127.0.0.1:1', upstream_except: [past.example]}\n"
         "rules:\n  - {id: a, to: '*', action: allow}\n"
     )
-    desk = StandaloneGate([rules], tmp_path / "journal")
-    found = desk.addresses(Attempt(Protocol.TLS, HostName("good.example"), 443))
+    standalone_gate = StandaloneGate([rules], tmp_path / "journal")
+    found = standalone_gate.addresses(Attempt(Protocol.TLS, HostName("good.example"), 443))
     assert isinstance(found, DialError)
     assert (found.reason, "through the proxy `http://127.0.0.1:1`" in found.detail) == (Reason.UPSTREAM_FAILED, True)

@@ -13,8 +13,9 @@ from proxy.request.messages import ResponseHead
 from proxy.request.request_head import Head
 from proxy.request.websocket_frames import Frames
 from proxy.request.websocket_handshake import agrees, is_handshake
-from tests.proxy.inspection.clients import cut_off, rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import close_abruptly, read_all, read_until
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and what is answered to it
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -45,10 +46,10 @@ def written(first, fields):
     return "\r\n".join([first, *(f"{name}: {value}" for name, value in fields.items() if value is not None), "", ""])
 
 
-def opened(place, first="GET /chat HTTP/1.1", **fields):
-    connection = place.connect()
+def opened(site, first="GET /chat HTTP/1.1", **fields):
+    connection = site.connect()
     changed = {**HELLO, **{name.replace("_", "-"): value for name, value in fields.items()}}
-    connection.sendall(written(first, changed).replace("HOST", place.host).encode())
+    connection.sendall(written(first, changed).replace("HOST", site.host).encode())
     return connection
 
 
@@ -62,9 +63,9 @@ def finished(connection):
 def chat(request, gate, origins):
     """An origin that agrees and then echoes, through a gate that may let it; `end` is what it does on `bye`."""
 
-    def make(http=MAY, agreed=AGREED, first="HTTP/1.1 101 Switching Protocols", greeting=b"", end=None):
+    def make(http=MAY, agreed=AGREED, first="HTTP/1.1 101 Switching Protocols", greeting_origin=b"", end=None):
         def answer(connection, _head):
-            connection.sendall(written(first, agreed).encode() + greeting)
+            connection.sendall(written(first, agreed).encode() + greeting_origin)
             while data := connection.recv(65536):
                 if data == BYE:
                     (end or finished)(connection)
@@ -72,15 +73,15 @@ def chat(request, gate, origins):
                 connection.sendall(data)
 
         origin = origins.script(answer, "good.example", tls=request.param, alpn=["http/1.1"])
-        return site(gate, origin, tls=request.param, http=http), origin
+        return make_site(gate, origin, tls=request.param, http=http), origin
 
     return make
 
 
 def test_websocket_relays_bytes_both_ways(gate, chat):
-    place, origin = chat(greeting=b"\r\n\x81\x02hi")
-    with opened(place) as connection:
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+    site, origin = chat(greeting_origin=b"\r\n\x81\x02hi")
+    with opened(site) as connection:
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
         connection.sendall(said(b"x"))
         data = b""
         while not data.endswith(b"x"):
@@ -94,7 +95,7 @@ def test_websocket_relays_bytes_both_ways(gate, chat):
                 done += connection.recv(65536)
         assert done == big
         connection.sendall(BYE)
-        assert rest(connection) == b""
+        assert read_all(connection) == b""
     assert gate.decided() == [("GET", "/chat", "passed", "rule")]
     assert b"Upgrade: websocket" in origin.requests[0]
     gate.wait_closed()
@@ -104,19 +105,19 @@ def test_websocket_relays_bytes_both_ways(gate, chat):
     gate.wait_closed()
 
 
-@pytest.mark.parametrize("end", [finished, cut_off], ids=["end", "cut"])
+@pytest.mark.parametrize("end", [finished, close_abruptly], ids=["end", "cut"])
 @pytest.mark.parametrize("said_so", [True, False], ids=["after a Close frame", "without one"])
 def test_client_that_ends_a_websocket_is_recorded_as_passed(gate, chat, end, said_so):
-    place, _ = chat()
-    connection = opened(place)
-    until(connection, b"\r\n\r\n")
+    site, _ = chat()
+    connection = opened(site)
+    read_until(connection, b"\r\n\r\n")
     if said_so:
         connection.sendall(CLOSE)
-        until(connection, CLOSE)
+        read_until(connection, CLOSE)
     end(connection)
     gate.wait_closed()
     (completed,) = gate.events("request.completed")
-    left = "the client left before the end" if end is cut_off and not said_so else None
+    left = "the client left before the end" if end is close_abruptly and not said_so else None
     assert (completed["outcome"], completed.get("detail")) == ("passed", left)
     assert "failed" not in gate.recorder.summary().describe()
 
@@ -127,28 +128,28 @@ def test_server_cut_after_a_close_frame_is_recorded_as_passed(gate, chat, closin
 
     def end(connection):
         connection.sendall(b"\x88\x02\x03\xe8" if closing == "server" else b"\x81\x02hi")
-        cut_off(connection)
+        close_abruptly(connection)
 
-    place, _ = chat(end=end)
-    with opened(place) as connection:
-        until(connection, b"\r\n\r\n")
+    site, _ = chat(end=end)
+    with opened(site) as connection:
+        read_until(connection, b"\r\n\r\n")
         if closing == "client":
             connection.sendall(CLOSE)
-            until(connection, CLOSE)
+            read_until(connection, CLOSE)
         connection.sendall(BYE)
         with pytest.raises(OSError):
-            until(connection, b"never")
-    wait_for(lambda: gate.events("request.completed"))
+            read_until(connection, b"never")
+    wait_until(lambda: gate.events("request.completed"))
     assert gate.events("request.completed")[0]["outcome"] == "passed"
 
 
 def test_server_cut_resets_the_client(gate, chat):
-    place, _ = chat(end=cut_off)
-    with opened(place) as connection:
-        until(connection, b"\r\n\r\n")
+    site, _ = chat(end=close_abruptly)
+    with opened(site) as connection:
+        read_until(connection, b"\r\n\r\n")
         connection.sendall(BYE)
         with pytest.raises((ConnectionResetError, OSError)):
-            rest(connection)
+            read_all(connection)
     assert gate.events("request.completed")[0]["outcome"] == "failed"
 
 
@@ -159,9 +160,9 @@ FRAME = said(b"x" * 300)  # the origin gives back what it is sent
 @pytest.mark.parametrize(("sent", "told"), [(FRAME, True), (FRAME[:100], False), (FRAME + b"\x81", False)])
 def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, told):
     """Elsewhere it is cut: what would be told would be part of the server's message."""
-    place, _ = chat(http=LIMITED)
-    with opened(place) as connection:
-        until(connection, b"\r\n\r\n")
+    site, _ = chat(http=LIMITED)
+    with opened(site) as connection:
+        read_until(connection, b"\r\n\r\n")
         connection.sendall(sent)
         heard = b""
         while len(heard) < len(sent):
@@ -169,10 +170,10 @@ def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, told):
         connection.sendall(b"\x80" * 5000)  # empty frames, or the rest of one
         if told:
             words = b"exeat: a limit is used up"
-            assert rest(connection) == b"\x88" + bytes([len(words) + 2]) + (1008).to_bytes(2) + words
+            assert read_all(connection) == b"\x88" + bytes([len(words) + 2]) + (1008).to_bytes(2) + words
         else:
             with pytest.raises(OSError):
-                rest(connection)
+                read_all(connection)
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed["reason"]) == ("blocked", "limit_exceeded")
 
@@ -218,18 +219,18 @@ NO_HANDSHAKES = {
 
 @pytest.mark.parametrize("how", NO_HANDSHAKES.values(), ids=NO_HANDSHAKES)
 def test_malformed_handshakes_are_refused(gate, chat, how):
-    place, origin = chat()
-    with opened(place, **how) as connection:
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    site, origin = chat()
+    with opened(site, **how) as connection:
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
     assert gate.decided()[0][2:] == ("blocked", "protocol_mismatch")
     assert origin.requests == []
 
 
 @pytest.mark.parametrize("http", ["{methods: [GET]}", "{methods: [GET], websocket: false}"])
 def test_handshake_is_denied_unless_a_rule_allows_websocket(gate, chat, http):
-    place, origin = chat(http=http)
-    with opened(place) as connection:
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+    site, origin = chat(http=http)
+    with opened(site) as connection:
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
     assert gate.decided()[0][2:] == ("blocked", "no_rule")
     assert origin.requests == []
 
@@ -245,16 +246,16 @@ DISAGREED = {
 
 @pytest.mark.parametrize("agreed", DISAGREED.values(), ids=DISAGREED)
 def test_invalid_handshake_of_the_server_is_answered_502(gate, chat, agreed):
-    place, _ = chat(agreed=agreed)
-    with opened(place) as connection:
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
+    site, _ = chat(agreed=agreed)
+    with opened(site) as connection:
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
     assert gate.events("request.completed")[0]["reason"] == "upstream_failed"
 
 
 def test_response_of_a_server_that_does_not_switch_is_forwarded(gate, chat):
-    place, _ = chat(first="HTTP/1.1 403 Forbidden", agreed={"Content-Length": "2"}, greeting=b"no")
-    with opened(place) as connection:
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 Forbidden")
+    site, _ = chat(first="HTTP/1.1 403 Forbidden", agreed={"Content-Length": "2"}, greeting_origin=b"no")
+    with opened(site) as connection:
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 Forbidden")
         assert connection.recv(2) == b"no"
 
 
@@ -275,17 +276,17 @@ NO_FRAMES = {
 @pytest.mark.parametrize(("data", "why"), NO_FRAMES.values(), ids=NO_FRAMES)
 def test_invalid_client_frames_end_the_websocket(gate, chat, data, why, bytewise):
     """Whoever stands before the server that agreed may go on to read requests, and nobody would decide on them."""
-    place, origin = chat()
-    with opened(place) as connection:
-        until(connection, b"\r\n\r\n")
+    site, origin = chat()
+    with opened(site) as connection:
+        read_until(connection, b"\r\n\r\n")
         with contextlib.suppress(OSError):
             for at in range(0, len(data), 1 if bytewise else len(data)):
                 connection.sendall(data[at : at + (1 if bytewise else len(data))])
                 time.sleep(0.002 if bytewise else 0)
-            heard = rest(connection)
+            heard = read_all(connection)
             assert b"GET" not in heard
             assert why.encode() in heard or bytewise
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed["reason"]) == ("blocked", "protocol_mismatch")
     assert why in completed["detail"]
@@ -294,45 +295,45 @@ def test_invalid_client_frames_end_the_websocket(gate, chat, data, why, bytewise
 
 def test_request_sent_behind_the_handshake_is_not_forwarded(gate, chat):
     """What a client sends ahead is of the WebSocket that it asked for, and no frame of one."""
-    place, origin = chat()
-    with place.connect() as connection:
-        connection.sendall(written("GET /chat HTTP/1.1", HELLO).replace("HOST", place.host).encode() + REQUEST)
+    site, origin = chat()
+    with site.connect() as connection:
+        connection.sendall(written("GET /chat HTTP/1.1", HELLO).replace("HOST", site.host).encode() + REQUEST)
         with contextlib.suppress(OSError):
-            assert b"GET" not in rest(connection)
+            assert b"GET" not in read_all(connection)
     assert len(origin.requests) == len(gate.decided()) == 1
 
 
 def test_agreed_extension_may_set_its_reserved_bit(gate, chat):
-    place, _ = chat(agreed={**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"})
-    with opened(place, Sec_WebSocket_Extensions="permessage-deflate") as connection:
-        until(connection, b"\r\n\r\n")
+    site, _ = chat(agreed={**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"})
+    with opened(site, Sec_WebSocket_Extensions="permessage-deflate") as connection:
+        read_until(connection, b"\r\n\r\n")
         packed = said(b"x", 0xC2)
         connection.sendall(packed)
-        assert until(connection, packed) == packed
+        assert read_until(connection, packed) == packed
         connection.sendall(REQUEST)
         with contextlib.suppress(OSError):
-            assert b"GE" not in rest(connection)
+            assert b"GE" not in read_all(connection)
 
 
 def test_request_behind_a_declined_handshake_is_decided(gate, chat):
-    place, origin = chat(first="HTTP/1.1 200 OK", agreed={"Content-Length": "0"})
-    with place.connect() as connection:
+    site, origin = chat(first="HTTP/1.1 200 OK", agreed={"Content-Length": "0"})
+    with site.connect() as connection:
         ahead = "GET /other HTTP/1.1\r\nHost: HOST\r\n\r\n"
-        connection.sendall((written("GET /chat HTTP/1.1", HELLO) + ahead).replace("HOST", place.host).encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+        connection.sendall((written("GET /chat HTTP/1.1", HELLO) + ahead).replace("HOST", site.host).encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
     assert [line[1:] for line in gate.decided()] == [("/chat", "passed", "rule"), ("/other", "blocked", "no_rule")]
     assert len(origin.requests) == 1
 
 
 def test_handshake_of_the_rfc_example_is_accepted():
-    def made(fields):
+    def handshake_head(fields):
         return Head(b"HTTP/1.1", b"GET", b"", b"", b"/chat", tuple((n.encode(), v.encode()) for n, v in fields.items()))
 
     assert (
         base64.b64encode(hashlib.sha1(f"{KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
         == ACCEPT
     )
-    assert is_handshake(made(HELLO), body=False)
-    assert agrees(made(HELLO), ResponseHead(b"HTTP/1.1", 101, b"", made(AGREED).fields))
-    assert not agrees(made(HELLO), ResponseHead(b"HTTP/1.1", 200, b"", made(AGREED).fields))
+    assert is_handshake(handshake_head(HELLO), body=False)
+    assert agrees(handshake_head(HELLO), ResponseHead(b"HTTP/1.1", 101, b"", handshake_head(AGREED).fields))
+    assert not agrees(handshake_head(HELLO), ResponseHead(b"HTTP/1.1", 200, b"", handshake_head(AGREED).fields))

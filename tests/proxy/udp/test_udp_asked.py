@@ -29,7 +29,7 @@ def test_a_datagram_is_refused_at_once_and_its_retry_is_served(tmp_path):
             udp.send(HOST, server.port)
             id_ = await people.question()
             assert udp.answers.refused == []
-            await people.pass_(0.1)
+            await people.advance(0.1)
             await world.until(lambda: udp.answers.refused)
             assert reasons(world.decisions) == [("blocked", "approval_timeout")]
             assert world.decisions[0]["approval"]["id"] == id_

@@ -1,4 +1,4 @@
-"""What the tests of the broker on the wire share: a place with two secrets, and what nobody may be told."""
+"""A site whose host has two secrets, requests with their placeholders, and a check that no value is disclosed."""
 
 import base64
 import json
@@ -10,8 +10,8 @@ import h2.connection
 from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
-from tests.proxy.inspection.clients import until
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import read_until
+from tests.proxy.inspection.inspection_lab import make_site
 
 REAL, FAKE = b"sk-real/Value+0123456789=abcdef", b"sk-fakePlaceholder0123456789abc"
 
@@ -26,9 +26,9 @@ def secret(ident, host, port, *slots, variable="KEY"):
     return Secret(ident, Source(SourceKind.ENV, ("X",)), variable, ((HostName(host), port),), slots)
 
 
-def place(gate, origin, *, tls=True, name="good.example", host="good.example", rule="", more=""):
+def make_secret_site(gate, origin, *, tls=True, name="good.example", host="good.example", rule="", more=""):
     """A site whose host has two secrets."""
-    made = site(gate, origin, name, tls=tls, more=more)
+    site = make_site(gate, origin, name, tls=tls, more=more)
     slots = Slot(SlotKind.HEADER, "authorization"), Slot(SlotKind.HEADER, "x-api-key"), Slot(SlotKind.QUERY, "key")
     key = SecretValue(secret("model-key", host, origin.port, *slots), REAL, SHOWN)
     login = SecretValue(secret("login", host, origin.port, Slot(SlotKind.BASIC)), PASSWORD, NO_PASSWORD.decode())
@@ -42,7 +42,7 @@ def place(gate, origin, *, tls=True, name="good.example", host="good.example", r
             known % origin.port,
         )
     gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([key, login])))
-    return made
+    return site
 
 
 def basic(text):
@@ -54,12 +54,12 @@ def head(line, *fields):
 
 
 def received(origin):
-    """All that an origin was sent, as text."""
+    """Return all requests that an origin received, as text."""
     return repr(origin.requests)
 
 
-def never_told(gate, *answers):
-    """Nothing that the task or the journal got has a value in it."""
+def assert_no_secret_disclosed(gate, *answers):
+    """Assert that neither the answers nor the journal have a value in them."""
     told = json.dumps(gate.events()).encode()
     for value in (REAL, PASSWORD, base64.b64encode(b"me:" + PASSWORD), quote(REAL, safe="").encode()):
         for text in (told, *answers):
@@ -67,16 +67,16 @@ def never_told(gate, *answers):
 
 
 def echo(connection, asked):
-    """Answer with what was asked."""
+    """Answer with the head of the request."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(asked), asked))
 
 
 def bodies(answers):
-    """Answer with what was posted."""
+    """Read a posted body, append it to `answers`, and echo the head."""
 
     def answer(connection, asked):
         if b"chunked" in asked:
-            got = until(connection, b"0\r\n\r\n")
+            got = read_until(connection, b"0\r\n\r\n")
         else:
             size, got = int(asked.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]), b""
             while len(got) < size:

@@ -1,4 +1,4 @@
-"""An origin behind a gate that looks for secrets, and secrets to send it."""
+"""An origin behind a gate that scans for secrets, and secrets to send to it."""
 
 import json
 
@@ -8,8 +8,8 @@ import h2.connection
 from proxy.secrets import SecretInjector, SecretValue
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
-from tests.proxy.inspection.clients import rest
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import read_all
+from tests.proxy.inspection.inspection_lab import make_site
 from tests.proxy.leaky import KINDS, TOKEN, some
 
 VALUE = ("sk-" + some(45)).encode()
@@ -19,9 +19,9 @@ AWS = next(row[1] for row in KINDS if row[0] == "aws-access-key-id")
 FILLER = b"nothing to be seen here\n" * 2000  # 48 KB
 
 
-def place(gate, origin, scan="", *, secrets=True, http="", tls=True):
-    """A site whose rule says what is done about secrets; the task has one secret, for another host."""
-    made = site(gate, origin, tls=tls)
+def make_scan_site(gate, origin, scan="", *, secrets=True, http="", tls=True):
+    """A site whose rule has `scan`; the task has one secret, which belongs to another host."""
+    site = make_site(gate, origin, tls=tls)
     kind = "tls" if tls else "http"
     more = (f", scan: {scan}" if scan else "") + (f", http: {http}" if http else "")
     gate.rules(
@@ -31,7 +31,7 @@ def place(gate, origin, scan="", *, secrets=True, http="", tls=True):
         slot = Slot(SlotKind.HEADER, "x-api-key")
         secret = Secret("key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), (slot,))
         gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([SecretValue(secret, VALUE, PLACEHOLDER)])))
-    return made
+    return site
 
 
 def head(line, *fields):
@@ -39,7 +39,7 @@ def head(line, *fields):
 
 
 def recording(got, status=b"200 OK"):
-    """An origin that reads all of a body, by its length or in chunks, and writes down what came of it."""
+    """Answer function that reads a whole body, by length or chunks, and appends it to `got`."""
 
     def answer(connection, asked):
         lower = asked.lower()
@@ -59,8 +59,8 @@ def recording(got, status=b"200 OK"):
     return answer
 
 
-def never_told(gate, *answers):
-    """Nothing of a secret is in the journal or in an answer, nor enough of one to be of use."""
+def assert_no_secret_disclosed(gate, *answers):
+    """Assert that no secret, nor a usable part of one, is in the journal or in an answer."""
     told = json.dumps(gate.events())
     for secret in (TOKEN, VALUE.decode(), JWT, AWS):
         for form in (secret, secret[-12:], secret.encode().hex()[-24:], secret.encode().hex()[:24]):
@@ -68,15 +68,15 @@ def never_told(gate, *answers):
                 assert form.lower() not in text.lower()
 
 
-def post(made, body, *fields, pieces=None):
-    """Post a body in pieces; returns the answer, or what came of it before a reset."""
-    with made.connect() as connection:
+def post(site, body, *fields, pieces=None):
+    """Post a body in pieces; returns the answer, or nothing after a reset."""
+    with site.connect() as connection:
         ask = head("POST /a", *fields) if fields else head("POST /a", f"Content-Length: {len(body)}")
-        connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode())
+        connection.sendall(ask.replace("HOST", site.host).replace("\n", "\r\n").encode())
         try:
             for piece in pieces or [body]:
                 connection.sendall(piece)
-            return rest(connection)
+            return read_all(connection)
         except ConnectionError:
             return b""
 

@@ -14,45 +14,46 @@ from proxy.dialing.dialer import Dialer
 from proxy.inspection.stages.approval import PendingApprovals
 from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
-from tests.proxy.inspection.approvals_lab import ASK, BOTH, READ, WRITE
-from tests.proxy.inspection.clients import Client, cut_off, rest, until, wait_for
+from tests.proxy.inspection.approvals_lab import ASK, READ, TLS_AND_PLAIN, WRITE
+from tests.proxy.inspection.clients import Client, close_abruptly, read_all, read_until
 from tests.proxy.inspection.stages.secret_injection_lab import REAL, SHOWN, secret
+from tests.support.waiting import wait_until
 
 GONE = "the client went away while people were asked"
 
 
-@BOTH
-def test_pending_request_is_sent_only_after_it_is_approved(desk, monkeypatch):
+@TLS_AND_PLAIN
+def test_pending_request_is_sent_only_after_it_is_approved(approvals_lab, monkeypatch):
     looked = []
     known = Dialer.known
     monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        id_ = desk.question()
-        assert desk.untouched()
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
+        id_ = approvals_lab.approval_id()
+        assert approvals_lab.nothing_sent()
         assert all(attempt.granted for _, _, attempt in looked), "only whether an approval would let it out"
-        assert desk.told() == []
-        desk.do(desk.people.approve, id_)
-        assert rest(connection).startswith(b"HTTP/1.1 200")
-    assert [request.target for request in desk.origin.requests] == ["/upload"]
-    assert desk.told() == [("approval_granted", id_)]
-    (asked,) = [word.question for word in desk.people.said if isinstance(word, Submit)]
+        assert approvals_lab.decided() == []
+        approvals_lab.run(approvals_lab.people.approve, id_)
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+    assert [request.target for request in approvals_lab.origin.requests] == ["/upload"]
+    assert approvals_lab.decided() == [("approval_granted", id_)]
+    (asked,) = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
     assert (asked.kind, asked.method, asked.path, asked.size) == ("request", "POST", "/upload", 5)
-    (connection,) = desk.gate.events("connection.decided")
+    (connection,) = approvals_lab.gate.events("connection.decided")
     assert asked.event == connection["id"]
 
 
-def test_name_under_a_wildcard_is_not_resolved_before_approval(desk, monkeypatch):
+def test_name_under_a_wildcard_is_not_resolved_before_approval(approvals_lab, monkeypatch):
     looked = []
     known = Dialer.known
     monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
-    desk.rules(READ, WRITE, ASK.replace("to: good.example", "to: '*.example'"))
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        id_ = desk.question()
+    approvals_lab.rules(READ, WRITE, ASK.replace("to: good.example", "to: '*.example'"))
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
+        id_ = approvals_lab.approval_id()
         assert looked == []
-        desk.do(desk.people.approve, id_)
-        assert rest(connection).startswith(b"HTTP/1.1 200")
+        approvals_lab.run(approvals_lab.people.approve, id_)
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
 INSIDE = "127.0.0.0/8"  # where the origin is
@@ -71,58 +72,58 @@ BY_ADDRESS = [
 
 
 @pytest.mark.parametrize(("rules", "reason"), BY_ADDRESS)
-def test_approval_of_a_private_address_is_requested_only_if_it_helps(desk, rules, reason):
-    desk.rules(*rules)
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
+def test_approval_of_a_private_address_is_requested_only_if_it_helps(approvals_lab, rules, reason):
+    approvals_lab.rules(*rules)
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
         if reason == "approval_granted":
-            id_ = desk.question()
-            assert desk.untouched()
-            assert desk.told() == []
-            desk.do(desk.people.approve, id_)
-            assert rest(connection).startswith(b"HTTP/1.1 200")
-            assert desk.told() == [(reason, id_)]
+            id_ = approvals_lab.approval_id()
+            assert approvals_lab.nothing_sent()
+            assert approvals_lab.decided() == []
+            approvals_lab.run(approvals_lab.people.approve, id_)
+            assert read_all(connection).startswith(b"HTTP/1.1 200")
+            assert approvals_lab.decided() == [(reason, id_)]
             return
-        assert rest(connection).startswith(b"HTTP/1.1 403")
-    assert desk.told() == [(reason, "")]
-    assert desk.people.asked() == []
-    assert desk.untouched()
-    (decided,) = desk.gate.events("request.decided")
+        assert read_all(connection).startswith(b"HTTP/1.1 403")
+    assert approvals_lab.decided() == [(reason, "")]
+    assert approvals_lab.people.asked() == []
+    assert approvals_lab.nothing_sent()
+    (decided,) = approvals_lab.gate.events("request.decided")
     assert (decided["verdict"], decided["outcome"], decided["rules"]) == ("deny", "blocked", ["t:ask"])
 
 
-def test_request_with_two_pending_approvals_needs_both(desk):
-    desk.rules(WRITE, ASK, "{id: inside, to: '*', resolves_to: [127.0.0.0/8], action: ask}")
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        desk.do(desk.people.approve, desk.question())
-        assert desk.untouched()
-        desk.do(desk.people.approve, desk.question(2))
-        assert rest(connection).startswith(b"HTTP/1.1 200")
-    assert len(desk.told()) == 1
+def test_request_with_two_pending_approvals_needs_both(approvals_lab):
+    approvals_lab.rules(WRITE, ASK, "{id: inside, to: '*', resolves_to: [127.0.0.0/8], action: ask}")
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
+        approvals_lab.run(approvals_lab.people.approve, approvals_lab.approval_id())
+        assert approvals_lab.nothing_sent()
+        approvals_lab.run(approvals_lab.people.approve, approvals_lab.approval_id(2))
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+    assert len(approvals_lab.decided()) == 1
 
 
-def test_100_continue_is_sent_only_after_approval(desk):
-    with desk.place.connect() as connection:
-        head = desk.request(more="Connection: close\r\nExpect: 100-continue\r\n", body="hello")
+def test_100_continue_is_sent_only_after_approval(approvals_lab):
+    with approvals_lab.site.connect() as connection:
+        head = approvals_lab.request(more="Connection: close\r\nExpect: 100-continue\r\n", body="hello")
         connection.sendall(head.removesuffix(b"hello"))
-        id_ = desk.question()
+        id_ = approvals_lab.approval_id()
         connection.settimeout(0.2)
         with pytest.raises(TimeoutError):
             connection.recv(1)  # no `100 Continue`
         connection.settimeout(30)
-        desk.do(desk.people.approve, id_)
-        assert until(connection, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        approvals_lab.run(approvals_lab.people.approve, id_)
+        assert read_until(connection, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b"hello")
-        assert rest(connection).startswith(b"HTTP/1.1 200")
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_timed_out_request_names_its_approval_and_its_retry_passes(desk):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request())
-        id_ = desk.question()
-        desk.do(desk.people.pass_, 61)
-        answer = rest(connection)
+def test_timed_out_request_names_its_approval_and_its_retry_passes(approvals_lab):
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request())
+        id_ = approvals_lab.approval_id()
+        approvals_lab.run(approvals_lab.people.advance, 61)
+        answer = read_all(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
     said = json.loads(body)
     assert head.startswith(b"HTTP/1.1 403")
@@ -133,74 +134,74 @@ def test_timed_out_request_names_its_approval_and_its_retry_passes(desk):
         == f"it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
     )
     assert said["ask"] == f"http://exeat.internal/requests/{id_}"
-    assert desk.untouched()
-    desk.do(desk.people.approve, id_)
-    assert desk.place.curl("/upload", "-d", "hello")[0] == 0
-    assert [request.target for request in desk.origin.requests] == ["/upload"]
-    assert desk.told() == [("approval_timeout", id_), ("approval_granted", id_)]
+    assert approvals_lab.nothing_sent()
+    approvals_lab.run(approvals_lab.people.approve, id_)
+    assert approvals_lab.site.curl("/upload", "-d", "hello")[0] == 0
+    assert [request.target for request in approvals_lab.origin.requests] == ["/upload"]
+    assert approvals_lab.decided() == [("approval_timeout", id_), ("approval_granted", id_)]
 
 
 @pytest.mark.parametrize("more", ["", f"Authorization: Bearer {SHOWN}\r\n"], ids=["a body", "a secret"])
-def test_approval_does_not_cover_an_added_body_or_secret(desk, more):
-    key = secret("key", "good.example", desk.origin.port, Slot(SlotKind.HEADER, "authorization"))
-    desk.do(lambda: desk.gate.sandbox.set_secrets(SecretInjector([SecretValue(key, REAL, SHOWN)])))
+def test_approval_does_not_cover_an_added_body_or_secret(approvals_lab, more):
+    key = secret("key", "good.example", approvals_lab.origin.port, Slot(SlotKind.HEADER, "authorization"))
+    approvals_lab.run(lambda: approvals_lab.gate.sandbox.set_secrets(SecretInjector([SecretValue(key, REAL, SHOWN)])))
     body = "" if more else "x" * 1000
-    with desk.place.connect() as first, desk.place.connect() as second:
-        first.sendall(desk.request(body=""))
-        id_ = desk.question()
-        second.sendall(desk.request(body=body, more=more))
-        assert desk.question(2) != id_
+    with approvals_lab.site.connect() as first, approvals_lab.site.connect() as second:
+        first.sendall(approvals_lab.request(body=""))
+        id_ = approvals_lab.approval_id()
+        second.sendall(approvals_lab.request(body=body, more=more))
+        assert approvals_lab.approval_id(2) != id_
         first.close()
-        desk.do(desk.people.approve, id_)
-        asked = [word.question for word in desk.people.said if isinstance(word, Submit)]
+        approvals_lab.run(approvals_lab.people.approve, id_)
+        asked = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
         assert [(one.size, one.secrets) for one in asked] == [(0, ()), (len(body), ("key",) if more else ())]
-        assert desk.place.curl("/upload", "-X", "POST")[0] == 0
-        desk.do(desk.people.reject, desk.question(2))
-        assert until(second, b"\r\n\r\n").startswith(b"HTTP/1.1 403")
-    assert len(desk.origin.requests) == 1
+        assert approvals_lab.site.curl("/upload", "-X", "POST")[0] == 0
+        approvals_lab.run(approvals_lab.people.reject, approvals_lab.approval_id(2))
+        assert read_until(second, b"\r\n\r\n").startswith(b"HTTP/1.1 403")
+    assert len(approvals_lab.origin.requests) == 1
 
 
-@BOTH
-def test_rejected_request_is_answered_with_the_reason(desk):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request())
-        id_ = desk.question()
-        desk.do(desk.people.reject, id_, "use the staging host")
-        said = json.loads(rest(connection).partition(b"\r\n\r\n")[2])
+@TLS_AND_PLAIN
+def test_rejected_request_is_answered_with_the_reason(approvals_lab):
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request())
+        id_ = approvals_lab.approval_id()
+        approvals_lab.run(approvals_lab.people.reject, id_, "use the staging host")
+        said = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
     assert (said["reason"], said["detail"], said["approval"]) == ("approval_denied", "use the staging host", id_)
-    assert desk.untouched()
-    assert desk.told() == [("approval_denied", id_)]
+    assert approvals_lab.nothing_sent()
+    assert approvals_lab.decided() == [("approval_denied", id_)]
 
 
-def test_pending_stream_does_not_hold_up_other_streams(desk):
-    client = Client(desk.place)
+def test_pending_stream_does_not_hold_up_other_streams(approvals_lab):
+    client = Client(approvals_lab.site)
     try:
         held = client.request("/upload", "POST", end=False)
         client.h2.send_data(held, b"hello", end_stream=True)
         client.flush()
-        id_ = desk.question()
+        id_ = approvals_lab.approval_id()
         other = client.request("/")
         assert client.status(other) == "200"
-        assert [request.target for request in desk.origin.requests] == ["/"]
-        desk.do(desk.people.approve, id_)
+        assert [request.target for request in approvals_lab.origin.requests] == ["/"]
+        approvals_lab.run(approvals_lab.people.approve, id_)
         assert client.status(held) == "200"
-        assert desk.told() == [("rule", ""), ("approval_granted", id_)]
+        assert approvals_lab.decided() == [("rule", ""), ("approval_granted", id_)]
     finally:
         client.close()
 
 
-def test_reset_stream_withdraws_its_approval_request(desk):
-    client = Client(desk.place)
+def test_reset_stream_withdraws_its_approval_request(approvals_lab):
+    client = Client(approvals_lab.site)
     try:
         held = client.request("/upload", "POST", end=False)
-        id_ = desk.question()
+        id_ = approvals_lab.approval_id()
         client.h2.reset_stream(held, h2.errors.ErrorCodes.CANCEL)
         client.flush()
-        wait_for(lambda: any(isinstance(word, Withdraw) for word in desk.people.said))
-        wait_for(desk.told)
-        assert desk.told() == [("approval_timeout", id_)]
+        wait_until(lambda: any(isinstance(word, Withdraw) for word in approvals_lab.people.said))
+        wait_until(approvals_lab.decided)
+        assert approvals_lab.decided() == [("approval_timeout", id_)]
         assert client.status(client.request("/")) == "200"  # the connection goes on
-        assert [request.target for request in desk.origin.requests] == ["/"]
+        assert [request.target for request in approvals_lab.origin.requests] == ["/"]
     finally:
         client.close()
 
@@ -213,38 +214,38 @@ LEAVING = {
 }
 
 
-@pytest.mark.parametrize("desk", [False], ids=["clear"], indirect=True)
+@pytest.mark.parametrize("approvals_lab", [False], ids=["clear"], indirect=True)
 @pytest.mark.parametrize(("method", "body", "how"), LEAVING.values(), ids=LEAVING)
-def test_client_that_leaves_withdraws_its_approval_request(desk, method, body, how):
-    connection = desk.place.connect()
-    connection.sendall(desk.request(method, body=body))
-    id_ = desk.question()
+def test_client_that_leaves_withdraws_its_approval_request(approvals_lab, method, body, how):
+    connection = approvals_lab.site.connect()
+    connection.sendall(approvals_lab.request(method, body=body))
+    id_ = approvals_lab.approval_id()
     if how == "shutdown":
         connection.shutdown(1)
     elif how == "reset":
-        cut_off(connection)
+        close_abruptly(connection)
     else:
         connection.close()
-    wait_for(lambda: any(isinstance(word, Withdraw) for word in desk.people.said))
-    wait_for(desk.told)
-    assert desk.told() == [("approval_timeout", id_)]
-    (event,) = desk.gate.events("request.decided")
+    wait_until(lambda: any(isinstance(word, Withdraw) for word in approvals_lab.people.said))
+    wait_until(approvals_lab.decided)
+    assert approvals_lab.decided() == [("approval_timeout", id_)]
+    (event,) = approvals_lab.gate.events("request.decided")
     assert event["detail"] == GONE
-    desk.do(desk.people.approve, id_)
-    desk.gate.wait_closed()
-    assert desk.untouched()
+    approvals_lab.run(approvals_lab.people.approve, id_)
+    approvals_lab.gate.wait_closed()
+    assert approvals_lab.nothing_sent()
     connection.close()
 
 
-def test_pending_request_is_denied_when_the_registry_dies(desk):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request())
-        id_ = desk.question()
-        desk.do(desk.people.kill)
-        said = json.loads(rest(connection).partition(b"\r\n\r\n")[2])
+def test_pending_request_is_denied_when_the_registry_dies(approvals_lab):
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request())
+        id_ = approvals_lab.approval_id()
+        approvals_lab.run(approvals_lab.people.kill)
+        said = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
     assert (said["reason"], said["approval"]) == ("approval_unavailable", id_)
-    assert desk.place.curl("/upload", "-f", "-d", "hello")[0] == 22
-    assert desk.untouched()
+    assert approvals_lab.site.curl("/upload", "-f", "-d", "hello")[0] == 22
+    assert approvals_lab.nothing_sent()
 
 
 RELOADS = {
@@ -255,58 +256,58 @@ RELOADS = {
 
 
 @pytest.mark.parametrize(("rules", "status", "reason", "sent"), RELOADS.values(), ids=RELOADS)
-def test_reload_decides_a_pending_request_at_once(desk, rules, status, reason, sent):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        desk.question()
-        desk.rules(*rules)
-        desk.review()
+def test_reload_decides_a_pending_request_at_once(approvals_lab, rules, status, reason, sent):
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
+        approvals_lab.approval_id()
+        approvals_lab.rules(*rules)
+        approvals_lab.review()
         answer = b""
         with contextlib.suppress(ConnectionError, ssl.SSLError):
-            answer = rest(connection)
+            answer = read_all(connection)
     assert answer[9:12] == status
-    wait_for(desk.told)
-    assert [line[0] for line in desk.told()] == [reason]
-    wait_for(lambda: any(isinstance(word, Withdraw) for word in desk.people.said))
-    assert len(desk.origin.requests) == sent
+    wait_until(approvals_lab.decided)
+    assert [line[0] for line in approvals_lab.decided()] == [reason]
+    wait_until(lambda: any(isinstance(word, Withdraw) for word in approvals_lab.people.said))
+    assert len(approvals_lab.origin.requests) == sent
 
 
-def test_reload_with_the_same_ask_keeps_the_approval_pending(desk):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        id_ = desk.question()
-        desk.rules(READ, WRITE, ASK, "{id: other, to: other.example, action: allow}")
-        desk.review()
-        desk.do(desk.people.approve, id_)
-        assert rest(connection).startswith(b"HTTP/1.1 200")
-    assert not any(isinstance(word, Withdraw) for word in desk.people.said)
+def test_reload_with_the_same_ask_keeps_the_approval_pending(approvals_lab):
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
+        id_ = approvals_lab.approval_id()
+        approvals_lab.rules(READ, WRITE, ASK, "{id: other, to: other.example, action: allow}")
+        approvals_lab.review()
+        approvals_lab.run(approvals_lab.people.approve, id_)
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+    assert not any(isinstance(word, Withdraw) for word in approvals_lab.people.said)
 
 
-def test_exception_while_pending_sends_nothing(desk, monkeypatch):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request())
-        id_ = desk.question()
+def test_exception_while_pending_sends_nothing(approvals_lab, monkeypatch):
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request())
+        id_ = approvals_lab.approval_id()
         monkeypatch.setattr("proxy.inspection.stages.approval.PendingApproval.granted", property(lambda _: 1 / 0))
-        desk.do(desk.people.approve, id_)
+        approvals_lab.run(approvals_lab.people.approve, id_)
         with contextlib.suppress(ConnectionError, ssl.SSLError):
-            assert rest(connection) == b""
-    wait_for(lambda: desk.gate.events("gate.error"))
-    assert desk.untouched()
-    wait_for(desk.told)
-    assert [line[0] for line in desk.told()] == ["gate_error"]
+            assert read_all(connection) == b""
+    wait_until(lambda: approvals_lab.gate.events("gate.error"))
+    assert approvals_lab.nothing_sent()
+    wait_until(approvals_lab.decided)
+    assert [line[0] for line in approvals_lab.decided()] == ["gate_error"]
 
 
-def test_request_beyond_the_pending_limit_is_denied_at_once(desk):
+def test_request_beyond_the_pending_limit_is_denied_at_once(approvals_lab):
     """The registry bounds it, and the gate says so."""
     connections = []
     for number in range(21):
-        connections.append(desk.place.connect())
-        connections[-1].sendall(desk.request(path=f"/{number}"))
+        connections.append(approvals_lab.site.connect())
+        connections[-1].sendall(approvals_lab.request(path=f"/{number}"))
         if number < 20:
-            desk.question(number + 1)
-    said = json.loads(rest(connections[-1]).partition(b"\r\n\r\n")[2])
+            approvals_lab.approval_id(number + 1)
+    said = json.loads(read_all(connections[-1]).partition(b"\r\n\r\n")[2])
     assert said["reason"] == "approval_flood"
-    assert desk.untouched()
+    assert approvals_lab.nothing_sent()
     for connection in connections:
         connection.close()
 
@@ -314,71 +315,74 @@ def test_request_beyond_the_pending_limit_is_denied_at_once(desk):
 TAINTED = ASK.replace("action: ask", "action: ask, when: tainted")
 
 
-def test_taint_by_an_untrusted_read_makes_the_next_upload_ask(desk):
-    desk.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
-    assert desk.place.curl("/upload", "-d", "hello")[0] == 0
-    assert desk.people.tainted_by() == []
-    assert desk.place.curl("/")[0] == 0
-    wait_for(desk.people.tainted_by)
-    (source,) = desk.people.tainted_by()
-    assert (source.rule, source.destination) == ("t:read", f"good.example:{desk.origin.port}")
-    assert source.event == desk.gate.events("request.decided")[-1]["id"]
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        id_ = desk.question()
-        assert [request.method for request in desk.origin.requests] == ["POST", "GET"]
-        desk.do(desk.people.approve, id_)
-        assert rest(connection).startswith(b"HTTP/1.1 200")
-    (asked,) = [word.question for word in desk.people.said if isinstance(word, Submit)]
+def test_taint_by_an_untrusted_read_makes_the_next_upload_ask(approvals_lab):
+    approvals_lab.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
+    assert approvals_lab.site.curl("/upload", "-d", "hello")[0] == 0
+    assert approvals_lab.people.tainted_by() == []
+    assert approvals_lab.site.curl("/")[0] == 0
+    wait_until(approvals_lab.people.tainted_by)
+    (source,) = approvals_lab.people.tainted_by()
+    assert (source.rule, source.destination) == ("t:read", f"good.example:{approvals_lab.origin.port}")
+    assert source.event == approvals_lab.gate.events("request.decided")[-1]["id"]
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
+        id_ = approvals_lab.approval_id()
+        assert [request.method for request in approvals_lab.origin.requests] == ["POST", "GET"]
+        approvals_lab.run(approvals_lab.people.approve, id_)
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+    (asked,) = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
     assert [source.rule for source in asked.tainted_by] == ["t:read"]
 
 
-def test_untrusted_read_is_denied_if_the_taint_cannot_be_recorded(desk, monkeypatch):
-    desk.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
-    monkeypatch.setattr(type(desk.gate.sandbox.approvals), "tainted", lambda *_: False)
-    _, body, _ = desk.place.curl("/")
+def test_untrusted_read_is_denied_if_the_taint_cannot_be_recorded(approvals_lab, monkeypatch):
+    approvals_lab.rules(READ.replace("action: allow", "action: allow, trust: untrusted"), WRITE, TAINTED)
+    monkeypatch.setattr(type(approvals_lab.gate.sandbox.approvals), "tainted", lambda *_: False)
+    _, body, _ = approvals_lab.site.curl("/")
     assert json.loads(body)["reason"] == "approval_unavailable"
-    assert desk.untouched()
-    wait_for(lambda: desk.gate.events("request.completed"))
-    assert desk.gate.events("request.completed")[0]["outcome"] == "blocked"
+    assert approvals_lab.nothing_sent()
+    wait_until(lambda: approvals_lab.gate.events("request.completed"))
+    assert approvals_lab.gate.events("request.completed")[0]["outcome"] == "blocked"
 
 
-def test_approval_that_would_have_no_effect_is_not_requested(desk):
-    desk.rules(READ, TAINTED)
-    desk.gate.sandbox.tainted = True
-    said = json.loads(desk.place.curl("/upload", "-d", "hello")[1])
+def test_approval_that_would_have_no_effect_is_not_requested(approvals_lab):
+    approvals_lab.rules(READ, TAINTED)
+    approvals_lab.gate.sandbox.tainted = True
+    said = json.loads(approvals_lab.site.curl("/upload", "-d", "hello")[1])
     assert (said["reason"], said["rules"]) == ("approval_unavailable", ["t:ask"])
     assert said["detail"] == "no rule allows this, so an approval of what `t:ask` asks would have no effect"
-    assert desk.people.asked() == []
-    assert desk.untouched()
+    assert approvals_lab.people.asked() == []
+    assert approvals_lab.nothing_sent()
 
 
 # --- grants ---
 
 
-def test_response_is_cut_when_its_grant_is_revoked(desk, origins):
+def test_response_is_cut_when_its_grant_is_revoked(approvals_lab, origins):
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-        rest(connection)
+        read_all(connection)
 
-    desk.origin = origins.script(answer, "good.example", tls=True)
-    desk.place.port, desk.place.door = desk.origin.port, desk.gate.door("good.example", desk.origin.port)
-    desk.rules(READ, WRITE, ASK.replace("[POST, DELETE]", "[GET]"))
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request("GET", "/", body=""))
-        id_ = desk.question()
-        desk.do(desk.people.approve, id_, "1h")
-        assert until(connection, b"hello").endswith(b"hello")
-        desk.do(desk.people.revoke, id_)
+    approvals_lab.origin = origins.script(answer, "good.example", tls=True)
+    approvals_lab.site.port, approvals_lab.site.gate_port = (
+        approvals_lab.origin.port,
+        approvals_lab.gate.listen_for("good.example", approvals_lab.origin.port),
+    )
+    approvals_lab.rules(READ, WRITE, ASK.replace("[POST, DELETE]", "[GET]"))
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request("GET", "/", body=""))
+        id_ = approvals_lab.approval_id()
+        approvals_lab.run(approvals_lab.people.approve, id_, "1h")
+        assert read_until(connection, b"hello").endswith(b"hello")
+        approvals_lab.run(approvals_lab.people.revoke, id_)
         with contextlib.suppress(ConnectionError, ssl.SSLError):
-            rest(connection)
-    wait_for(lambda: desk.gate.events("request.completed"))
-    (completed,) = desk.gate.events("request.completed")
+            read_all(connection)
+    wait_until(lambda: approvals_lab.gate.events("request.completed"))
+    (completed,) = approvals_lab.gate.events("request.completed")
     assert (completed["outcome"], completed["reason"], completed["rules"]) == ("blocked", "expired", ["t:ask"])
 
 
-def _forget_the_registry(desk, monkeypatch):
-    monkeypatch.setattr(desk.gate.sandbox, "approvals", None)
+def _forget_the_registry(approvals_lab, monkeypatch):
+    monkeypatch.setattr(approvals_lab.gate.sandbox, "approvals", None)
 
 
 def _end_the_grant(_desk, monkeypatch):
@@ -386,31 +390,31 @@ def _end_the_grant(_desk, monkeypatch):
 
 
 @pytest.mark.parametrize("do", [_forget_the_registry, _end_the_grant])
-def test_request_is_denied_if_its_grant_ends_before_it_is_sent(desk, monkeypatch, do):
+def test_request_is_denied_if_its_grant_ends_before_it_is_sent(approvals_lab, monkeypatch, do):
     settle = PendingApprovals.settle
 
     def meanwhile(pending, one):
-        do(desk, monkeypatch)
+        do(approvals_lab, monkeypatch)
         settle(pending, one)
 
     monkeypatch.setattr(PendingApprovals, "settle", meanwhile)
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(more="Connection: close\r\n"))
-        id_ = desk.question()
-        desk.do(desk.people.approve, id_, "1h")
-        assert json.loads(rest(connection).partition(b"\r\n\r\n")[2])["reason"] == "expired"
-    assert desk.told() == [("expired", id_)]
-    assert desk.untouched()
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
+        id_ = approvals_lab.approval_id()
+        approvals_lab.run(approvals_lab.people.approve, id_, "1h")
+        assert json.loads(read_all(connection).partition(b"\r\n\r\n")[2])["reason"] == "expired"
+    assert approvals_lab.decided() == [("expired", id_)]
+    assert approvals_lab.nothing_sent()
 
 
-def test_upload_is_cut_at_the_bytes_that_were_granted(desk):
-    with desk.place.connect() as connection:
-        connection.sendall(desk.request(body="x" * 100_000))
-        id_ = desk.question()
-        desk.do(desk.people.approve, id_, "bytes 20KB")
+def test_upload_is_cut_at_the_bytes_that_were_granted(approvals_lab):
+    with approvals_lab.site.connect() as connection:
+        connection.sendall(approvals_lab.request(body="x" * 100_000))
+        id_ = approvals_lab.approval_id()
+        approvals_lab.run(approvals_lab.people.approve, id_, "bytes 20KB")
         with contextlib.suppress(ConnectionError, ssl.SSLError):
-            rest(connection)
-    wait_for(lambda: desk.gate.events("request.completed"))
-    (completed,) = desk.gate.events("request.completed")
+            read_all(connection)
+    wait_until(lambda: approvals_lab.gate.events("request.completed"))
+    (completed,) = approvals_lab.gate.events("request.completed")
     assert (completed["outcome"], completed["reason"]) == ("blocked", "limit_exceeded")
     assert completed["bytes"]["up"] <= 20 * 1024

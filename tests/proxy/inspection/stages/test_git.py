@@ -13,13 +13,13 @@ from proxy.telemetry.encoding import decode
 from proxy.telemetry.replay.learner import Learner
 from rules.attempt import GitRequest, GitService, RefChange
 from rules.verdicts import Reason
-from tests.proxy.inspection.clients import needs
+from tests.proxy.inspection.clients import require_tool
 from tests.proxy.inspection.git_forge import RULES
 from tests.support.git_pushes import MAIN
 
 FETCH, PUSH = GitService.FETCH, GitService.PUSH
 RECEIVE, UPLOAD = ("application/x-git-receive-pack-request",), ("application/x-git-upload-pack-request",)
-WEB = "acme/web"
+TLS_AND_PLAIN = "acme/web"
 OBJECT = "objects/ab/" + "c" * 38
 
 GITS = [
@@ -48,7 +48,7 @@ GITS = [
 
 @pytest.mark.parametrize(("method", "target", "kinds", "service"), GITS)
 def test_git_requests_are_recognized(method, target, kinds, service):
-    assert git_request(method, target, kinds) == GitRequest(service, WEB)
+    assert git_request(method, target, kinds) == GitRequest(service, TLS_AND_PLAIN)
 
 
 NOT_GIT = [
@@ -158,7 +158,7 @@ def test_clone_and_fetch_pass(forge, tmp_path, version, http):
         assert done.returncode == 0, done.stderr
     for words in (("clone", "-q", "--depth=1", forge.url("acme/other"), tmp_path / "shallow"),):
         assert forge.remote(*words, version=version, http=http).returncode == 0
-    assert {reason for *_, reason in forge.place.gate.decided()} == {"rule"}
+    assert {reason for *_, reason in forge.site.gate.decided()} == {"rule"}
 
 
 @EVERY
@@ -213,12 +213,12 @@ PUSHES = {
 
 @pytest.mark.parametrize(("refs", "told", "said"), PUSHES.values(), ids=PUSHES)
 def test_pushes_are_decided_by_their_refs(forge, refs, told, said):
-    forge.made("tag", "-a", "v2", "-m", "two")
+    forge.run_git("tag", "-a", "v2", "-m", "two")
     bare = forge.root / "acme/web.git"
-    forge.made("push", "-q", bare, "HEAD:refs/heads/feature/old")
-    forge.made("commit", "-q", "--allow-empty", "-m", "third")
-    forge.made("-C", bare, "tag", "v0", "main")
-    forge.made("branch", "feature/old")
+    forge.run_git("push", "-q", bare, "HEAD:refs/heads/feature/old")
+    forge.run_git("commit", "-q", "--allow-empty", "-m", "third")
+    forge.run_git("-C", bare, "tag", "v0", "main")
+    forge.run_git("branch", "feature/old")
     before = forge.refs()
     done = forge.remote("push", "origin", *refs)
     assert [" ".join([outcome, reason, *rules]) for outcome, reason, rules in forge.pushes()] == [told]
@@ -230,11 +230,11 @@ def test_pushes_are_decided_by_their_refs(forge, refs, told, said):
 
 def test_push_event_lists_each_ref_with_its_change(forge):
     bare = forge.root / "acme/web.git"
-    forge.made("push", "-q", bare, "HEAD~1:refs/heads/feature/old")
-    old, new = forge.made("-C", bare, "rev-parse", "feature/old"), forge.made("rev-parse", "HEAD")
+    forge.run_git("push", "-q", bare, "HEAD~1:refs/heads/feature/old")
+    old, new = forge.run_git("-C", bare, "rev-parse", "feature/old"), forge.run_git("rev-parse", "HEAD")
     refs = ["HEAD:refs/heads/feature/x", "HEAD:refs/heads/feature/old", "HEAD:refs/tags/v9"]
     assert forge.remote("push", "origin", *refs).returncode == 0
-    asked, push = forge.place.gate.events("request.decided")[-2:]
+    asked, push = forge.site.gate.events("request.decided")[-2:]
     assert asked["git"] == {"service": "push", "repository": "acme/web"}
     assert (push["verdict"], push["git"]["repository"]) == ("flag", "acme/web")
     assert sorted(push["git"]["refs"]) == [
@@ -248,10 +248,10 @@ def test_push_event_lists_each_ref_with_its_change(forge):
 
 
 def test_push_under_log_pattern_records_no_refs_or_paths(forge):
-    forge.place.gate.rules(RULES.replace("PORT", str(forge.place.port)).replace("git: {", "log: pattern, git: {"))
+    forge.site.gate.rules(RULES.replace("PORT", str(forge.site.port)).replace("git: {", "log: pattern, git: {"))
     assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x").returncode == 0
     assert forge.remote("push", "origin", "HEAD:main").returncode == 1
-    told = json.dumps(forge.place.gate.events())
+    told = json.dumps(forge.site.gate.events())
     assert "receive-pack" not in told
     assert "feature/x" not in told
     assert "acme" not in told
@@ -260,11 +260,11 @@ def test_push_under_log_pattern_records_no_refs_or_paths(forge):
 def test_no_ref_of_a_partly_denied_push_is_changed(forge):
     assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x", "HEAD:main").returncode == 1
     assert forge.refs() == [MAIN]
-    assert forge.place.origin.requests[-1].method == "GET"  # of the push itself nothing has left
+    assert forge.site.origin.requests[-1].method == "GET"  # of the push itself nothing has left
 
 
 def test_signed_push_is_decided_by_its_refs(forge, tmp_path):
-    needs("ssh-keygen")
+    require_tool("ssh-keygen")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
     signing = ("-c", "gpg.format=ssh", "-c", f"user.signingKey={tmp_path / 'key'}")
     done = forge.remote(*signing, "push", "--signed", "origin", "HEAD:refs/heads/feature/x", "HEAD:refs/tags/v1")
@@ -278,7 +278,7 @@ def test_signed_push_is_decided_by_its_refs(forge, tmp_path):
 def test_push_from_a_shallow_clone_passes(forge, tmp_path):
     assert forge.remote("clone", "-q", "--depth=1", forge.url(), tmp_path / "shallow").returncode == 0
     forge.work = tmp_path / "shallow"
-    forge.made("commit", "-q", "--allow-empty", "-m", "more")
+    forge.run_git("commit", "-q", "--allow-empty", "-m", "more")
     done = forge.remote("push", "origin", "HEAD:refs/heads/feature/x")
     assert done.returncode == 0, done.stderr
 
@@ -288,8 +288,8 @@ def test_push_from_a_shallow_clone_passes(forge, tmp_path):
 def test_large_chunked_push_is_decided_by_its_refs(forge, http, ref, status):
     """More than http.postBuffer: git asks with an empty list first, and then sends chunks."""
     (forge.work / "big").write_bytes(os.urandom(5_000_000))
-    forge.made("add", "big")
-    forge.made("commit", "-q", "-m", "big")
+    forge.run_git("add", "big")
+    forge.run_git("commit", "-q", "-m", "big")
     done = forge.remote("push", "origin", f"HEAD:{ref}", http=http)
     assert done.returncode == status, done.stderr
     last = ("passed", "rule", ["t:features"]) if not status else ("blocked", "approval_unavailable", ["t:main"])
@@ -301,22 +301,22 @@ def test_large_chunked_push_is_decided_by_its_refs(forge, http, ref, status):
     "words", [("push", "origin", "HEAD:refs/heads/feature/x"), ("fetch", "origin")], ids=["push", "fetch"]
 )
 def test_push_and_fetch_of_another_repository_are_denied(forge, words):
-    forge.made("remote", "set-url", "origin", forge.url("evil/web.git"))
+    forge.run_git("remote", "set-url", "origin", forge.url("evil/web.git"))
     done = forge.remote(*words)
     assert done.returncode == 128
     assert "remote: exeat: no rule allows this" in done.stderr
-    assert forge.place.origin.requests == []
+    assert forge.site.origin.requests == []
 
 
 def test_push_is_denied_at_its_advertisement_where_only_fetch_is_allowed(forge, gate):
     """Where no push could pass, it ends before it has begun."""
-    rules = RULES.replace("PORT", str(forge.place.port)).splitlines()
+    rules = RULES.replace("PORT", str(forge.site.port)).splitlines()
     gate.rules("\n".join([*rules[:3], "]"]))
     assert forge.remote("fetch", "origin").returncode == 0
     done = forge.remote("push", "origin", "HEAD:refs/heads/feature/x")
     assert done.returncode == 128
     assert "remote: exeat: no rule allows this" in done.stderr
-    assert [e for e in forge.place.origin.requests if "receive" in e.target] == []
+    assert [e for e in forge.site.origin.requests if "receive" in e.target] == []
 
 
 PLAIN = (
@@ -326,7 +326,7 @@ PLAIN = (
 
 
 def audited(forge, gate, mode="audit"):
-    gate.rules(PLAIN.replace("PORT", str(forge.place.port)), f"settings: {{mode: {mode}}}")
+    gate.rules(PLAIN.replace("PORT", str(forge.site.port)), f"settings: {{mode: {mode}}}")
 
 
 @pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])

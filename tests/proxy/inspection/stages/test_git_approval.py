@@ -9,9 +9,9 @@ from proxy.approvals.protocol import Submit
 from proxy.inspection import decide_request
 from proxy.inspection.stages import git as pushes
 from tests.proxy.approvals.people_harness import People
-from tests.proxy.inspection.clients import wait_for
 from tests.proxy.inspection.git_forge import RULES
 from tests.support.git_pushes import MAIN
+from tests.support.waiting import wait_until
 
 
 def rules(forge, pushed, *more):
@@ -20,10 +20,10 @@ def rules(forge, pushed, *more):
     written = "\n".join(
         [*RULES.splitlines()[:-1], granted.replace("PUSHED", pushed), *(f", {rule}" for rule in more), "]"]
     )
-    return written.replace("PORT", str(forge.place.port))
+    return written.replace("PORT", str(forge.site.port))
 
 
-class Pushing:
+class PushLab:
     """Somebody who pushes, and people who are asked."""
 
     def __init__(self, forge, people, loop, pool):
@@ -35,46 +35,46 @@ class Pushing:
     def push(self, *refs, **more):
         return self._pool.submit(self.forge.remote, "push", "origin", *refs, **more)
 
-    def question(self, count=1):
-        wait_for(lambda: len(self.people.asked()) >= count)
+    def approval_id(self, count=1):
+        wait_until(lambda: len(self.people.asked()) >= count)
         return self.people.asked()[count - 1]
 
-    def do(self, what, *words):
+    def run(self, what, *words):
         return self._loop.run(what, *words)
 
-    def questions(self):
+    def approval_requests(self):
         return [word.question for word in self.people.said if isinstance(word, Submit)]
 
 
 @pytest.fixture
-def pushing(forge, gate, tmp_path):
+def push_lab(forge, gate, tmp_path):
     people = People(tmp_path)
     gate.rules(rules(forge, "refs/heads/main"))
     channel = gate.loop.run(people.open)
     gate.loop.run(lambda: people.behind(gate.recorder, gate.dialer.poller, channel))
     with ThreadPoolExecutor(2) as pool:
-        yield Pushing(forge, people, gate.loop, pool)
+        yield PushLab(forge, people, gate.loop, pool)
     gate.loop.run(gate.inspection.close)
     gate.loop.run(gate.sandbox.approvals.close)
     gate.loop.run(people.close)
 
 
-def test_push_passes_once_approved_and_the_next_push_asks_again(pushing):
-    forge = pushing.forge
-    new = forge.made("rev-parse", "HEAD")
-    old = forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main")
-    done = pushing.push("HEAD:main")
-    id_ = pushing.question()
-    assert [request.method for request in forge.place.origin.requests] == ["GET"]  # of the push itself nothing has left
-    pushing.do(pushing.people.approve, id_, "uses 9")
+def test_push_passes_once_approved_and_the_next_push_asks_again(push_lab):
+    forge = push_lab.forge
+    new = forge.run_git("rev-parse", "HEAD")
+    old = forge.run_git("-C", forge.root / "acme/web.git", "rev-parse", "main")
+    done = push_lab.push("HEAD:main")
+    id_ = push_lab.approval_id()
+    assert [request.method for request in forge.site.origin.requests] == ["GET"]  # of the push itself nothing has left
+    push_lab.run(push_lab.people.approve, id_, "uses 9")
     assert done.result(60).returncode == 0, done.result().stderr
-    assert forge.made("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
-    (question,) = pushing.questions()
+    assert forge.run_git("-C", forge.root / "acme/web.git", "rev-parse", "main") == new
+    (question,) = push_lab.approval_requests()
     assert (question.kind, question.repo, question.refs) == ("push", "acme/web", (Ref(MAIN, "update", old, new),))
-    forge.made("commit", "-q", "--allow-empty", "-m", "third")  # what is approved are these objects
-    done = pushing.push("HEAD:main", http="HTTP/2")
-    id_ = pushing.question(2)
-    pushing.do(pushing.people.reject, id_, "wait for the release")
+    forge.run_git("commit", "-q", "--allow-empty", "-m", "third")  # what is approved are these objects
+    done = push_lab.push("HEAD:main", http="HTTP/2")
+    id_ = push_lab.approval_id(2)
+    push_lab.run(push_lab.people.reject, id_, "wait for the release")
     said = done.result(60)
     assert said.returncode == 1
     assert "remote: exeat: wait for the release" in said.stderr
@@ -86,35 +86,35 @@ def test_push_passes_once_approved_and_the_next_push_asks_again(pushing):
     ]
 
 
-def test_timed_out_push_names_its_approval_and_its_retry_passes(pushing):
-    done = pushing.push("HEAD:main")
-    id_ = pushing.question()
-    pushing.do(pushing.people.pass_, 121)
+def test_timed_out_push_names_its_approval_and_its_retry_passes(push_lab):
+    done = push_lab.push("HEAD:main")
+    id_ = push_lab.approval_id()
+    push_lab.run(push_lab.people.advance, 121)
     said = done.result(60)
     assert said.returncode == 1
     assert (
         f"remote: exeat: it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
         in said.stderr
     )
-    pushing.do(pushing.people.approve, id_)
-    again = pushing.push("HEAD:main").result(60)
+    push_lab.run(push_lab.people.approve, id_)
+    again = push_lab.push("HEAD:main").result(60)
     assert again.returncode == 0, again.stderr
 
 
-def test_push_of_two_refs_is_pending_as_a_whole(pushing):
-    forge = pushing.forge
-    done = pushing.push("HEAD:refs/heads/feature/x", "HEAD:main")
-    id_ = pushing.question()
-    (question,) = pushing.questions()
+def test_push_of_two_refs_is_pending_as_a_whole(push_lab):
+    forge = push_lab.forge
+    done = push_lab.push("HEAD:refs/heads/feature/x", "HEAD:main")
+    id_ = push_lab.approval_id()
+    (question,) = push_lab.approval_requests()
     assert sorted(ref.ref for ref in question.refs) == ["refs/heads/feature/x", MAIN]
     assert forge.refs() == [MAIN]
-    pushing.do(pushing.people.approve, id_)
+    push_lab.run(push_lab.people.approve, id_)
     assert done.result(60).returncode == 0, done.result().stderr
     assert forge.refs() == ["refs/heads/feature/x", MAIN]
 
 
 @pytest.fixture
-def unsliced(monkeypatch):
+def refs_decided_at_once(monkeypatch):
     """Count the refs that each decision on a push decides in one piece, and not in slices before it."""
     of_ref, judge_push = pushes._of_ref, decide_request.decide_push
     counts = []
@@ -141,64 +141,64 @@ def many_refs():
     return ["HEAD:main", *(f"HEAD:refs/heads/feature/{number}" for number in range(pushes.FEW_REFS))]
 
 
-def test_approved_push_of_many_refs_is_decided_in_slices(pushing, unsliced):
-    done = pushing.push(*many_refs())
-    pushing.do(pushing.people.approve, pushing.question())
+def test_approved_push_of_many_refs_is_decided_in_slices(push_lab, refs_decided_at_once):
+    done = push_lab.push(*many_refs())
+    push_lab.run(push_lab.people.approve, push_lab.approval_id())
     assert done.result(60).returncode == 0, done.result().stderr
-    assert unsliced == [0, 0]
+    assert refs_decided_at_once == [0, 0]
 
 
-def test_pending_push_of_many_refs_is_reviewed_in_slices(pushing, gate, unsliced):
-    done = pushing.push(*many_refs())
-    pushing.question()
-    gate.rules(rules(pushing.forge, "refs/heads/main").replace("id: main", "id: other"))
+def test_pending_push_of_many_refs_is_reviewed_in_slices(push_lab, gate, refs_decided_at_once):
+    done = push_lab.push(*many_refs())
+    push_lab.approval_id()
+    gate.rules(rules(push_lab.forge, "refs/heads/main").replace("id: main", "id: other"))
     conversations = gate.inspection._engine._connections
-    pushing.do(lambda: [one.session.approvals.look_again() for one in conversations.values()])
-    pushing.do(pushing.people.approve, pushing.question(2))
+    push_lab.run(lambda: [one.session.approvals.look_again() for one in conversations.values()])
+    push_lab.run(push_lab.people.approve, push_lab.approval_id(2))
     assert done.result(60).returncode == 0, done.result().stderr
-    assert unsliced == [0, 0, 0]
+    assert refs_decided_at_once == [0, 0, 0]
 
 
-def test_partly_denied_push_requests_no_approval(pushing):
-    said = pushing.push("HEAD:refs/heads/x", "HEAD:main").result(60)
+def test_partly_denied_push_requests_no_approval(push_lab):
+    said = push_lab.push("HEAD:refs/heads/x", "HEAD:main").result(60)
     assert said.returncode == 1
-    assert pushing.forge.pushes() == [("blocked", "no_rule", [])]
-    assert pushing.people.asked() == []
+    assert push_lab.forge.pushes() == [("blocked", "no_rule", [])]
+    assert push_lab.people.asked() == []
 
 
-def test_push_and_its_advertisement_make_one_approval_request(pushing, gate):
+def test_push_and_its_advertisement_make_one_approval_request(push_lab, gate):
     """What comes before a push, its advertisement, is no question of its own."""
-    forge = pushing.forge
+    forge = push_lab.forge
     every = "{id: all, to: good.example, ports: [PORT/tls], action: ask, git: {repos: ['acme/*'], push: ['refs/**']}}"
     gate.rules(rules(forge, "refs/**", every))
-    done = pushing.push("HEAD:refs/heads/feature/x")
-    id_ = pushing.question()
-    assert [request.method for request in forge.place.origin.requests] == ["GET"]
-    assert [question.kind for question in pushing.questions()] == ["push"]
-    pushing.do(pushing.people.approve, id_)
+    done = push_lab.push("HEAD:refs/heads/feature/x")
+    id_ = push_lab.approval_id()
+    assert [request.method for request in forge.site.origin.requests] == ["GET"]
+    assert [question.kind for question in push_lab.approval_requests()] == ["push"]
+    push_lab.run(push_lab.people.approve, id_)
     assert done.result(60).returncode == 0, done.result().stderr
 
 
-def test_advertisement_needs_approval_where_fetch_is_not_allowed(pushing, gate):
+def test_advertisement_needs_approval_where_fetch_is_not_allowed(push_lab, gate):
     """A path that the task chooses is a way out."""
-    port = pushing.forge.place.port
+    port = push_lab.forge.site.port
     gate.rules(
         f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], action: ask, "
         "git: {repos: ['acme/*'], push: ['refs/**']}}]"
     )
-    done = pushing.push("HEAD:main")
-    id_ = pushing.question()
-    (question,) = pushing.questions()
+    done = push_lab.push("HEAD:main")
+    id_ = push_lab.approval_id()
+    (question,) = push_lab.approval_requests()
     assert (question.kind, question.method) == ("request", "GET")
-    assert pushing.forge.place.origin.connections == 0
-    pushing.do(pushing.people.reject, id_)
+    assert push_lab.forge.site.origin.connections == 0
+    push_lab.run(push_lab.people.reject, id_)
     assert done.result(60).returncode == 128
 
 
 @pytest.mark.parametrize("quiet", ["features", "main", "features main"])
-def test_only_refs_under_log_pattern_are_left_out_of_events(pushing, gate, quiet):
+def test_only_refs_under_log_pattern_are_left_out_of_events(push_lab, gate, quiet):
     """Whichever of them counts, and also where people were asked about it and the rules have changed meanwhile."""
-    forge, refs = pushing.forge, {"features": "refs/heads/feature/x", "main": MAIN}
+    forge, refs = push_lab.forge, {"features": "refs/heads/feature/x", "main": MAIN}
 
     def written(action):
         found = rules(forge, "refs/heads/main").replace("action: ask", action)
@@ -207,14 +207,14 @@ def test_only_refs_under_log_pattern_are_left_out_of_events(pushing, gate, quiet
         return found
 
     gate.rules(written("action: ask"))
-    done = pushing.push(f"HEAD:{refs['features']}", "HEAD:main")
-    id_ = pushing.question()
-    (question,) = pushing.questions()
+    done = push_lab.push(f"HEAD:{refs['features']}", "HEAD:main")
+    id_ = push_lab.approval_id()
+    (question,) = push_lab.approval_requests()
     untold = {refs[one] for one in quiet.split()}
     assert {ref.ref for ref in question.refs if ref.quiet} == untold
     assert {ref.ref for ref in question.redacted().refs} == (set() if len(untold) == 2 else set(refs.values()) - untold)
     gate.rules(written("action: deny"))
-    pushing.do(pushing.people.approve, id_)
+    push_lab.run(push_lab.people.approve, id_)
     assert done.result(60).returncode == 1
     told = gate.events("request.decided")[-1]
     assert (told["reason"], told["approval"]["id"]) == ("rule", id_)

@@ -8,18 +8,19 @@ import h2.connection
 import h2.events
 import pytest
 
-from tests.proxy.inspection.clients import rest, until, wait_for
+from tests.proxy.inspection.clients import read_all, read_until
 from tests.proxy.inspection.git_forge import RULES
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.git_pushes import END as CERTIFICATE_END
 from tests.support.git_pushes import MAIN, A, B, certificate, line, push
+from tests.support.waiting import wait_until
 
 HEAD = (
     "POST /acme/web.git/git-receive-pack HTTP/1.1\nHost: HOST\nContent-Type: application/x-git-receive-pack-request\n"
 )
 FEATURE = "refs/heads/feature/x"
 TO_FEATURE, TO_MAIN = push(f"{A} {B} {FEATURE}"), push(f"{A} {B} {MAIN}")
-BOTH = push(f"{A} {B} {FEATURE}", f"{A} {B} {MAIN}")
+TLS_AND_PLAIN = push(f"{A} {B} {FEATURE}", f"{A} {B} {MAIN}")
 
 
 def asked(forge, body, head=HEAD, *, more="", chunks=None):
@@ -29,17 +30,17 @@ def asked(forge, body, head=HEAD, *, more="", chunks=None):
     else:
         said = f"{head}{more}Transfer-Encoding: chunked\n\n"
         sent = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in chunks] + [b"0\r\n\r\n"]
-    before = len(forge.place.gate.decided())
-    with forge.place.connect() as connection:
-        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode())
+    before = len(forge.site.gate.decided())
+    with forge.site.connect() as connection:
+        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
         for piece in sent:
             try:
                 connection.sendall(piece)
             except (ConnectionError, OSError):
                 break
         connection.settimeout(10)
-        until(connection, b"\r\n\r\n")
-    (decided,) = forge.place.gate.decided()[before:]
+        read_until(connection, b"\r\n\r\n")
+    (decided,) = forge.site.gate.decided()[before:]
     return " ".join(decided[2:])
 
 
@@ -55,12 +56,12 @@ ASK, NO_RULE, UNREADABLE, LIMIT = (
 )
 HOSTILE = {
     "main": (TO_MAIN, {}, ASK),
-    "main behind a feature": (BOTH, {}, ASK),
-    "main in chunks of a byte": (None, {"chunks": pieces(BOTH, 1)}, ASK),
-    "main across chunks": (None, {"chunks": pieces(BOTH, 50)}, ASK),
-    "main with gzip": (gzip.compress(BOTH), {"more": "Content-Encoding: gzip\n"}, ASK),
-    "main with gzip by another name": (gzip.compress(BOTH), {"more": "Content-Encoding: x-gzip\n"}, ASK),
-    "main in gzip in chunks": (None, {"more": "Content-Encoding: GZip\n", "chunks": pieces(gzip.compress(BOTH), 3)}, ASK),
+    "main behind a feature": (TLS_AND_PLAIN, {}, ASK),
+    "main in chunks of a byte": (None, {"chunks": pieces(TLS_AND_PLAIN, 1)}, ASK),
+    "main across chunks": (None, {"chunks": pieces(TLS_AND_PLAIN, 50)}, ASK),
+    "main with gzip": (gzip.compress(TLS_AND_PLAIN), {"more": "Content-Encoding: gzip\n"}, ASK),
+    "main with gzip by another name": (gzip.compress(TLS_AND_PLAIN), {"more": "Content-Encoding: x-gzip\n"}, ASK),
+    "main in gzip in chunks": (None, {"more": "Content-Encoding: GZip\n", "chunks": pieces(gzip.compress(TLS_AND_PLAIN), 3)}, ASK),
     "main in a certificate": (certificate(f"{A} {B} {MAIN}") + CERTIFICATE_END + b"0000", {}, ASK),
     "an option": (push(f"{A} {B} {FEATURE}", options=["submit"]), {}, UNREADABLE),
     "an option, and no report": (line(f"{A} {B} {FEATURE}\0 push-options") + b"0000" + line("submit") + b"0000", {}, UNREADABLE),
@@ -114,25 +115,25 @@ HOSTILE = {
 @pytest.mark.parametrize(("body", "how", "told"), HOSTILE.values(), ids=HOSTILE)
 def test_hostile_pushes_are_denied_and_not_sent(forge, body, how, told):
     assert asked(forge, body, **how) == told
-    assert forge.place.origin.requests == []
-    assert forge.place.origin.connections == 0
+    assert forge.site.origin.requests == []
+    assert forge.site.origin.connections == 0
 
 
 def test_push_without_an_advertisement_is_decided_by_its_refs(forge):
     assert asked(forge, TO_FEATURE + b"PACK") == "passed rule"
-    (request,) = forge.place.origin.requests
+    (request,) = forge.site.origin.requests
     assert (request.method, request.target) == ("POST", "/acme/web.git/git-receive-pack")
 
 
 def test_push_with_an_empty_option_list_passes(forge):
     assert asked(forge, push(f"{A} {B} {FEATURE}", options=[]) + b"PACK") == "passed rule"
-    assert len(forge.place.origin.requests) == 1
+    assert len(forge.site.origin.requests) == 1
 
 
 def test_empty_probe_is_decided_by_its_repository(forge):
     assert asked(forge, b"0000") == "passed rule"
     assert asked(forge, b"0000", HEAD.replace("/acme/", "/evil/")) == NO_RULE
-    assert len(forge.place.origin.requests) == 1
+    assert len(forge.site.origin.requests) == 1
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
@@ -148,36 +149,36 @@ def test_push_body_is_forwarded_unchanged(gate, origins, packed):
         return True
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
-    place = site(gate, origin)
+    site = make_site(gate, origin)
     gate.rules(RULES.replace("PORT", str(origin.port)))
     coding = "Content-Encoding: gzip\n" if packed else ""
-    with place.connect() as connection:
+    with site.connect() as connection:
         said = f"{HEAD}{coding}Content-Length: {len(body)}\nConnection: close\n\n"
-        connection.sendall(said.replace("HOST", place.host).replace("\n", "\r\n").encode() + body)
-        until(connection, b"\r\n\r\n")
-        assert rest(connection) == body
+        connection.sendall(said.replace("HOST", site.host).replace("\n", "\r\n").encode() + body)
+        read_until(connection, b"\r\n\r\n")
+        assert read_all(connection) == body
     assert gate.decided()[0][2:] == ("passed", "rule")
     assert gate.events("request.completed")[0]["bytes"]["up"] == len(body)
 
 
 def test_push_is_not_sent_before_its_ref_list_is_complete(forge):
     """And a client that waits to be told to go on is told so by the gate."""
-    with forge.place.connect() as connection:
-        body = BOTH + b"PACK"
+    with forge.site.connect() as connection:
+        body = TLS_AND_PLAIN + b"PACK"
         said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(body)}\n\n"
-        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
+        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
         connection.sendall(body[: len(TO_FEATURE)])
         connection.settimeout(0.3)
         with pytest.raises(TimeoutError):
             connection.recv(1)
-        assert forge.place.origin.connections == 0
-        assert forge.place.gate.decided() == []
+        assert forge.site.origin.connections == 0
+        assert forge.site.gate.decided() == []
         connection.settimeout(10)
         connection.sendall(body[len(TO_FEATURE) :])
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
     assert forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])]
-    assert forge.place.origin.connections == 0
+    assert forge.site.origin.connections == 0
 
 
 RELOADED = {
@@ -189,31 +190,31 @@ RELOADED = {
 
 @pytest.mark.parametrize(("what", "told"), RELOADED.values(), ids=RELOADED)
 def test_push_being_read_is_decided_by_the_new_rules(forge, what, told):
-    with forge.place.connect() as connection:
+    with forge.site.connect() as connection:
         said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(TO_FEATURE)}\n\n"
-        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")  # it is held
+        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")  # it is held
         connection.sendall(TO_FEATURE[:20])
-        allowed = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.place.port}/tls], action: allow"
-        forge.place.gate.rules(f"[{{id: a, {allowed}, {what}}}]")
+        allowed = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.site.port}/tls], action: allow"
+        forge.site.gate.rules(f"[{{id: a, {allowed}, {what}}}]")
         connection.sendall(TO_FEATURE[20:])
-        until(connection, b"\r\n\r\n")
-    assert [" ".join(one[2:]) for one in forge.place.gate.decided()] == [told]
+        read_until(connection, b"\r\n\r\n")
+    assert [" ".join(one[2:]) for one in forge.site.gate.decided()] == [told]
 
 
 @pytest.mark.parametrize("so_far", [b"", TO_FEATURE[:20]], ids=["nothing", "a piece"])
 def test_push_that_breaks_off_is_recorded_as_blocked(forge, so_far):
-    with forge.place.connect() as connection:
+    with forge.site.connect() as connection:
         said = f"{HEAD}Content-Length: 1000\n\n"
-        connection.sendall(said.replace("HOST", forge.place.host).replace("\n", "\r\n").encode() + so_far)
-    forge.place.gate.wait_closed()
+        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode() + so_far)
+    forge.site.gate.wait_closed()
     assert forge.pushes() == [("blocked", "ambiguous_request", [])]
-    assert forge.place.origin.connections == 0
+    assert forge.site.origin.connections == 0
 
 
 def http2(forge):
     """Connect with HTTP/2."""
-    connection = forge.place.connect(["h2"])
+    connection = forge.site.connect(["h2"])
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     client.initiate_connection()
     connection.sendall(client.data_to_send())
@@ -224,7 +225,7 @@ def begin(forge, client, stream):
     client.send_headers(
         stream,
         [
-            (":method", "POST"), (":scheme", "https"), (":authority", forge.place.host),
+            (":method", "POST"), (":scheme", "https"), (":authority", forge.site.host),
             (":path", "/acme/web.git/git-receive-pack"), ("content-type", "application/x-git-receive-pack-request"),
         ],
     )  # fmt: skip
@@ -234,12 +235,12 @@ def test_push_in_one_byte_http2_frames_is_decided_by_its_refs(forge):
     connection, client = http2(forge)
     with connection:
         begin(forge, client, 1)
-        for byte in BOTH:
+        for byte in TLS_AND_PLAIN:
             client.send_data(1, bytes([byte]))
         client.end_stream(1)
         connection.sendall(client.data_to_send())
-        wait_for(lambda: forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])])
-    assert forge.place.origin.connections == 0
+        wait_until(lambda: forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])])
+    assert forge.site.origin.connections == 0
 
 
 def test_pending_pushes_of_one_connection_are_bounded(forge):
@@ -271,8 +272,8 @@ def test_pending_pushes_of_one_connection_are_bounded(forge):
             connection.setblocking(False)
             return any(reason == "limit_exceeded" for _, reason, _ in forge.pushes())
 
-        wait_for(push_on)
-    assert forge.place.origin.connections == 0
+        wait_until(push_on)
+    assert forge.site.origin.connections == 0
 
 
 UNREADABLE_PUSHES = {
@@ -287,7 +288,7 @@ UNREADABLE_PUSHES = {
 def test_audit_mode_allows_a_push_that_it_cannot_read(forge, gate, body, more):
     """What only events would say of it is no reason to hold it back."""
     gate.rules(
-        f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.place.port}/tls], action: allow, "
+        f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.site.port}/tls], action: allow, "
         "http: {methods: [POST], paths: ['/**']}}]",
         "settings: {mode: audit}",
     )

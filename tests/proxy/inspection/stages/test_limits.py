@@ -8,14 +8,15 @@ import pytest
 
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
-from tests.proxy.inspection.clients import rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import read_all, read_until
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 KB = 1024
 
 
 def limited(gate, origins, limits):
-    return site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, limits: {{{limits}}}")
+    return make_site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, limits: {{{limits}}}")
 
 
 def refused(answer):
@@ -28,55 +29,55 @@ def refused(answer):
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_request_beyond_the_request_limit_is_denied_with_429(gate, origins, version):
-    place = limited(gate, origins, "requests: 2")
+    site = limited(gate, origins, "requests: 2")
     for _ in range(2):
-        assert place.curl("/echo", version, "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
-    assert refused(place.curl("/echo", version, "-H", "Accept: application/json")) == (429, "limit_exceeded")
+        assert site.curl("/echo", version, "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
+    assert refused(site.curl("/echo", version, "-H", "Accept: application/json")) == (429, "limit_exceeded")
     assert [outcome for _, _, outcome, _ in gate.decided()] == ["passed", "passed", "blocked"]
     last = gate.events("request.decided")[-1]
     assert (last["verdict"], last["reason"], last["rules"]) == ("deny", "limit_exceeded", ["t:a"])
 
 
 def test_requests_on_one_connection_count_one_by_one(gate, origins):
-    place = limited(gate, origins, "requests: 3, connections: 1")
-    more = [word for _ in range(4) for word in ("-o", "/dev/null", f"https://{place.host}/echo")]
-    _, out, _ = place.curl("/echo", "--http1.1", "-o", "/dev/null", "-w", "%{http_code} ", *more)
+    site = limited(gate, origins, "requests: 3, connections: 1")
+    more = [word for _ in range(4) for word in ("-o", "/dev/null", f"https://{site.host}/echo")]
+    _, out, _ = site.curl("/echo", "--http1.1", "-o", "/dev/null", "-w", "%{http_code} ", *more)
     assert out.split() == [b"200", b"200", b"200", b"429", b"429"]
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_upload_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, version):
     origin = origins.web("good.example")
-    place = site(gate, origin, http=f"{{paths: ['/**']}}, limits: {{bytes_up: {200}KB}}")
+    site = make_site(gate, origin, http=f"{{paths: ['/**']}}, limits: {{bytes_up: {200}KB}}")
     body = tmp_path / "body"
     body.write_bytes(b"x" * 1000 * KB)
-    status, out, _ = place.curl("/upload", version, "-T", body, "-X", "POST", "-H", "Expect:")
+    status, out, _ = site.curl("/upload", version, "-T", body, "-X", "POST", "-H", "Expect:")
     assert (status != 0, out) == (True, b"")
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["reason"]) == ("blocked", "limit_exceeded")
     assert told["bytes"]["up"] <= 200 * KB
-    again = place.curl("/upload", "-H", "Accept: application/json", "-T", body, "-X", "POST")
+    again = site.curl("/upload", "-H", "Accept: application/json", "-T", body, "-X", "POST")
     assert (again[0] != 0) or refused(again)[1] == "limit_exceeded"
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_download_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, version):
-    place = limited(gate, origins, "bytes_down: 200KB")
+    site = limited(gate, origins, "bytes_down: 200KB")
     got = tmp_path / "got"
-    status, _, _ = place.curl(f"/bytes/{1000 * KB}", version, "-o", got)
+    status, _, _ = site.curl(f"/bytes/{1000 * KB}", version, "-o", got)
     assert status in {18, 56, 92}  # partial file, receive error, HTTP/2 stream error: never a whole one
     assert got.stat().st_size <= 200 * KB
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["reason"], told["http"]["status"]) == ("blocked", "limit_exceeded", 200)
     assert told["bytes"]["down"] <= 200 * KB
 
 
 def test_request_head_counts_as_uploaded_bytes(gate, origins):
-    place = limited(gate, origins, "bytes_up: 4KB")
-    assert refused(place.curl(f"/echo?{'x' * 5000}", "-H", "Accept: application/json")) == (429, "limit_exceeded")
-    assert place.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
+    site = limited(gate, origins, "bytes_up: 4KB")
+    assert refused(site.curl(f"/echo?{'x' * 5000}", "-H", "Accept: application/json")) == (429, "limit_exceeded")
+    assert site.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
 
 
 def test_request_trailers_count_as_uploaded_bytes(gate, origins):
@@ -89,15 +90,15 @@ def test_request_trailers_count_as_uploaded_bytes(gate, origins):
                 arrived.append(data)
         ended.set()
 
-    place = site(gate, origins.script(answer), tls=False, http="{paths: ['/**']}, limits: {bytes_up: 4KB}")
-    with place.connect() as connection:
-        head = f"POST / HTTP/1.1\r\nHost: {place.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    site = make_site(gate, origins.script(answer), tls=False, http="{paths: ['/**']}, limits: {bytes_up: 4KB}")
+    with site.connect() as connection:
+        head = f"POST / HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(f"{head}3\r\nabc\r\n".encode())
-        wait_for(lambda: b"abc" in b"".join(arrived))
+        wait_until(lambda: b"abc" in b"".join(arrived))
         connection.sendall(b"0\r\nX-Mine: %b\r\n\r\n" % (b"x" * 5000))
         with contextlib.suppress(ConnectionResetError):
-            assert b"200" not in rest(connection)
-    wait_for(lambda: gate.events("request.completed"))
+            assert b"200" not in read_all(connection)
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["reason"], told["bytes"]["up"]) == ("blocked", "limit_exceeded", 3)
     assert ended.wait(8)
@@ -111,12 +112,12 @@ def test_response_trailers_count_as_downloaded_bytes(gate, origins):
         )
         return True
 
-    place = site(gate, origins.script(answer), tls=False, http="{paths: ['/**']}, limits: {bytes_down: 4KB}")
-    with place.connect() as connection:
-        connection.sendall(f"GET / HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+    site = make_site(gate, origins.script(answer), tls=False, http="{paths: ['/**']}, limits: {bytes_down: 4KB}")
+    with site.connect() as connection:
+        connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
         with pytest.raises(ConnectionResetError):
-            rest(connection)
-    wait_for(lambda: gate.events("request.completed"))
+            read_all(connection)
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["reason"], told["bytes"]["down"]) == ("blocked", "limit_exceeded", 2)
 
@@ -126,9 +127,9 @@ def test_limit_of_one_rule_does_not_end_streams_of_another(gate, origins):
     origin = origins.web("good.example")
     port = f"ports: [{origin.port}/tls], resolves_to: [127.0.0.0/8], to: good.example, action: allow"
     more = f", {{id: free, {port}, http: {{paths: [/free/**, /echo]}}}}"
-    place = site(gate, origin, http="{paths: ['/bytes/**']}, limits: {bytes_down: 10KB}", more=more)
-    urls = [f"https://{place.host}/echo"]
-    _, out, _ = place.curl(
+    site = make_site(gate, origin, http="{paths: ['/bytes/**']}, limits: {bytes_down: 10KB}", more=more)
+    urls = [f"https://{site.host}/echo"]
+    _, out, _ = site.curl(
         "/bytes/100000", "--http2", "-o", "/dev/null", "-o", "/dev/null", "-w", "%{http_code} ", *urls
     )
     assert out.split()[-1] == b"200"
@@ -148,12 +149,12 @@ def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, e
         gate.rules(f"[{{id: a, to: good.example, {port}, action: allow, http: {{methods: [POST]}}{said}}}]")
 
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False)
+    site = make_site(gate, origin, tls=False)
     rules(before)
-    with place.connect() as connection:
-        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {40 * KB}\r\nConnection: close\r\n\r\n"
+    with site.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {40 * KB}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode() + b"x" * (10 * KB))
-        wait_for(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
+        wait_until(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
         rules(after)
         gate.loop.run(
             lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
@@ -162,9 +163,9 @@ def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, e
             connection.sendall(b"x" * (30 * KB))
         answered = b""
         with contextlib.suppress(ConnectionResetError):
-            answered = rest(connection)
+            answered = read_all(connection)
     assert answered.startswith(b"HTTP/1.1 200") is not ends
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert told.get("reason") == ("limit_exceeded" if ends else None)
     assert told["bytes"]["up"] <= 30 * KB if ends else told["bytes"]["up"] == 40 * KB
@@ -191,18 +192,18 @@ def test_upload_beyond_a_new_limit_ends_at_once(gate, origins):
         )
 
     origin = origins.web("good.example", tls=False)
-    place = site(gate, origin, tls=False)
+    site = make_site(gate, origin, tls=False)
     rules("bytes_up: 1MB")
-    with place.connect() as connection:
-        head = f"POST /upload HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: {40 * KB}\r\n\r\n"
+    with site.connect() as connection:
+        head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {40 * KB}\r\n\r\n"
         connection.sendall(head.encode() + b"x" * (10 * KB))
-        wait_for(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
+        wait_until(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
         rules("bytes_up: 1KB")
         gate.loop.run(
             lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
         )
-        assert rest(connection) == b""
-    wait_for(lambda: gate.events("request.completed"))
+        assert read_all(connection) == b""
+    wait_until(lambda: gate.events("request.completed"))
     (told,) = gate.events("request.completed")
     assert (told["outcome"], told["reason"], told["rules"]) == ("blocked", "limit_exceeded", ["t:a"])
 
@@ -217,14 +218,14 @@ def test_head_of_a_retried_request_counts_again(gate, origins):
         return True
 
     origin = origins.script(answer)
-    place = site(gate, origin, tls=False, http="{paths: ['/**']}, limits: {bytes_up: 10KB}")
-    with place.connect() as connection:
+    site = make_site(gate, origin, tls=False, http="{paths: ['/**']}, limits: {bytes_up: 10KB}")
+    with site.connect() as connection:
         for path in ("/", "/?" + "x" * 6 * KB):
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {place.host}\r\n\r\n".encode())
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
             if path == "/":
-                until(connection, b"ok")
-        assert rest(connection) == b""
-    wait_for(lambda: len(gate.events("request.completed")) == 2)
+                read_until(connection, b"ok")
+        assert read_all(connection) == b""
+    wait_until(lambda: len(gate.events("request.completed")) == 2)
     assert gate.events("request.completed")[1]["reason"] == "limit_exceeded"
     assert len(origin.requests) == 2
 
@@ -239,9 +240,9 @@ def test_head_of_a_retried_request_counts_again(gate, origins):
 )
 def test_request_denied_by_a_stage_does_not_taint_the_task(gate, origins, more, path, reason):
     """It was never sent, so its task isn't tainted by what an untrusted source would have answered."""
-    place = site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, trust: untrusted, {more}")
-    answer = place.curl(path, "-H", "Accept: application/json")
+    site = make_site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, trust: untrusted, {more}")
+    answer = site.curl(path, "-H", "Accept: application/json")
     assert json.loads(answer[1])["reason"] == reason
     assert not gate.sandbox.tainted
-    assert place.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
+    assert site.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
     assert gate.sandbox.tainted

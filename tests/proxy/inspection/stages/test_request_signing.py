@@ -13,20 +13,21 @@ from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import REGION, Keys, presigned, service_of, sha, signed
-from tests.proxy.inspection.clients import rest, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import read_all
+from tests.proxy.inspection.inspection_lab import make_site
+from tests.support.waiting import wait_until
 
 REAL = Keys("AKIAREALREALREAL0001", "real/Secret+Key0123456789abcdefghijklmno")
 PASSING = replace(REAL, ident="ASIAREALREALREAL0001", token="Fwo-real-session-token//////////" * 9 + "==")
 
 
-class World:
+class SigningLab:
     """A service behind a gate, and the placeholders for it."""
 
     def __init__(self, gate, origins, real=REAL, *, name="good.example", host="good.example", **more):
         self.gate, self.verdicts = gate, []
         self.origin = origins.script(service_of(real, self.verdicts), name, tls=True, alpn=["http/1.1"])
-        self.site = site(gate, self.origin, name, **more)
+        self.site = make_site(gate, self.origin, name, **more)
         secret = Secret(
             "aws", Source(SourceKind.ENV, ("AWS",)), "AWS", ((HostName(host), self.origin.port),), (Slot(SlotKind.AWS),)
         )
@@ -52,15 +53,15 @@ class World:
     def ask(self, method="GET", target="/", *, keys=None, body=b"", **more):
         return self.send(method, target, signed(keys or self.fake, self.host, method, target, body=body, **more), body)
 
-    def never_told(self, *answers):
+    def assert_no_secret_disclosed(self, *answers):
         told = json.dumps(self.gate.events()).encode()
         for value in (REAL.key.encode(), REAL.ident.encode(), PASSING.ident.encode(), PASSING.token.encode()):
             assert all(value not in text for text in (told, *answers))
 
 
 @pytest.fixture
-def world(gate, origins):
-    return World(gate, origins)
+def signing_lab(gate, origins):
+    return SigningLab(gate, origins)
 
 
 # what a client asks, and how it signs it
@@ -84,61 +85,63 @@ REQUESTS = {
 
 
 @pytest.mark.parametrize("request_said", REQUESTS.values(), ids=REQUESTS)
-def test_request_signed_with_placeholders_is_signed_again(world, request_said):
-    answer = world.ask(**request_said)
-    assert world.verdicts == ["ok"], answer
-    (asked,) = world.origin.requests
-    for part in (world.fake.ident, world.fake.key):
+def test_request_signed_with_placeholders_is_signed_again(signing_lab, request_said):
+    answer = signing_lab.ask(**request_said)
+    assert signing_lab.verdicts == ["ok"], answer
+    (asked,) = signing_lab.origin.requests
+    for part in (signing_lab.fake.ident, signing_lab.fake.key):
         assert part.encode() not in asked
-    assert world.gate.events("tampering.detected") == []
-    world.never_told(answer)
+    assert signing_lab.gate.events("tampering.detected") == []
+    signing_lab.assert_no_secret_disclosed(answer)
 
 
-def test_chunked_body_is_read_before_it_is_signed(world):
+def test_chunked_body_is_read_before_it_is_signed(signing_lab):
     body = b"Action=GetCallerIdentity&Version=2011-06-15"
-    headers = signed(world.fake, world.host, "POST", "/", service="sts", body=body)
+    headers = signed(signing_lab.fake, signing_lab.host, "POST", "/", service="sts", body=body)
     pieces = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (body[:7], body[7:])) + b"0\r\n\r\n"
     headers["transfer-encoding"] = "chunked"
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
-    answer = world.site.ask(f"POST / HTTP/1.1\n{lines}connection: close\n\n", pieces)
-    assert world.verdicts == ["ok"], answer
+    answer = signing_lab.site.ask(f"POST / HTTP/1.1\n{lines}connection: close\n\n", pieces)
+    assert signing_lab.verdicts == ["ok"], answer
 
 
 def test_session_token_is_replaced_with_its_keys(gate, origins):
-    world = World(gate, origins, PASSING)
-    assert world.fake.ident.startswith("ASIA")
-    answer = world.ask(target="/a")
-    assert world.verdicts == ["ok"], answer
-    world.send("GET", presigned(world.fake, world.host, "GET", "/a"), {})
-    assert world.verdicts == ["ok", "ok"]
-    world.never_told(answer)
+    signing_lab = SigningLab(gate, origins, PASSING)
+    assert signing_lab.fake.ident.startswith("ASIA")
+    answer = signing_lab.ask(target="/a")
+    assert signing_lab.verdicts == ["ok"], answer
+    signing_lab.send("GET", presigned(signing_lab.fake, signing_lab.host, "GET", "/a"), {})
+    assert signing_lab.verdicts == ["ok", "ok"]
+    signing_lab.assert_no_secret_disclosed(answer)
 
 
 @pytest.mark.parametrize("service", ["s3", "execute-api"])
-def test_presigned_url_is_signed_again(world, service):
-    answer = world.send("GET", presigned(world.fake, world.host, "GET", "/a?b=c", service=service), {})
-    assert world.verdicts == ["ok"], answer
-    world.never_told(answer)
+def test_presigned_url_is_signed_again(signing_lab, service):
+    answer = signing_lab.send(
+        "GET", presigned(signing_lab.fake, signing_lab.host, "GET", "/a?b=c", service=service), {}
+    )
+    assert signing_lab.verdicts == ["ok"], answer
+    signing_lab.assert_no_secret_disclosed(answer)
 
 
-def test_http2_request_is_signed_again(world):
+def test_http2_request_is_signed_again(signing_lab):
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
-    headers = signed(world.fake, world.host, "POST", "/", service="dynamodb", body=b"{}")
+    headers = signed(signing_lab.fake, signing_lab.host, "POST", "/", service="dynamodb", body=b"{}")
     del headers["host"]
-    usual = {":method": "POST", ":scheme": "https", ":authority": world.host, ":path": "/"}
+    usual = {":method": "POST", ":scheme": "https", ":authority": signing_lab.host, ":path": "/"}
     client.send_headers(1, [*usual.items(), *headers.items()])
     client.send_data(1, b"{}", end_stream=True)
-    with world.site.connect(["h2"]) as connection:
+    with signing_lab.site.connect(["h2"]) as connection:
         connection.sendall(client.data_to_send())
-        while not world.verdicts:
+        while not signing_lab.verdicts:
             client.receive_data(connection.recv(65536))
-    assert world.verdicts == ["ok"]
+    assert signing_lab.verdicts == ["ok"]
 
 
-def test_requests_signed_by_curl_are_signed_again(world, tmp_path):
+def test_requests_signed_by_curl_are_signed_again(signing_lab, tmp_path):
     (tmp_path / "body").write_bytes(b"a" * 1_000_000)  # more than HTTP/2's windows: what is held is acknowledged
-    user = f"{world.fake.ident}:{world.fake.key}"
+    user = f"{signing_lab.fake.ident}:{signing_lab.fake.key}"
     for service, words in (
         ("s3", ["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]),
         ("sts", []),
@@ -146,19 +149,19 @@ def test_requests_signed_by_curl_are_signed_again(world, tmp_path):
         ("sts", ["--http2", "--data-binary", f"@{tmp_path / 'body'}"]),
     ):
         how = ["--aws-sigv4", f"aws:amz:{REGION}:{service}", "-u", user]
-        status, said, wrong = world.site.curl("/a/b?c=d", *how, *words)
+        status, said, wrong = signing_lab.site.curl("/a/b?c=d", *how, *words)
         assert (status, said.partition(b"\n")[0]) == (0, b"ok"), (service, words, said, wrong)
 
 
-def test_real_signature_is_masked_in_the_response(world):
+def test_real_signature_is_masked_in_the_response(signing_lab):
     """A service that disagrees tells what it was sent (S3's SignatureDoesNotMatch), and a redirect repeats a URL."""
-    target = presigned(world.fake, world.host, "GET", "/a")
-    answer = world.send("GET", target, {})
+    target = presigned(signing_lab.fake, signing_lab.host, "GET", "/a")
+    answer = signing_lab.send("GET", target, {})
     assert target.rpartition("=")[2].encode() in answer
-    real = world.origin.requests[0].partition(b"X-Amz-Signature=")[2][:64]
+    real = signing_lab.origin.requests[0].partition(b"X-Amz-Signature=")[2][:64]
     assert len(real) == 64
     assert real not in answer
-    world.never_told(answer)
+    signing_lab.assert_no_secret_disclosed(answer)
 
 
 def changed(headers, name, part, other):
@@ -211,60 +214,63 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("attempt", "reason"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile_signatures_are_refused(world, attempt, reason):
-    answer = attempt(world)
+def test_hostile_signatures_are_refused(signing_lab, attempt, reason):
+    answer = attempt(signing_lab)
     assert answer.startswith(b"HTTP/1.1 403"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
-    assert world.origin.requests == []
-    assert len(world.gate.events("tampering.detected")) == (reason == "secret_misuse")
-    world.never_told(answer)
+    assert signing_lab.origin.requests == []
+    assert len(signing_lab.gate.events("tampering.detected")) == (reason == "secret_misuse")
+    signing_lab.assert_no_secret_disclosed(answer)
 
 
-def test_second_authorization_header_is_refused(world):
-    headers = signed(world.fake, world.host, "GET", "/a")
+def test_second_authorization_header_is_refused(signing_lab):
+    headers = signed(signing_lab.fake, signing_lab.host, "GET", "/a")
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
-    answer = world.site.ask(f"GET /a HTTP/1.1\n{lines}Authorization: x\nconnection: close\n\n")
+    answer = signing_lab.site.ask(f"GET /a HTTP/1.1\n{lines}Authorization: x\nconnection: close\n\n")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
-    assert world.origin.requests == []
+    assert signing_lab.origin.requests == []
 
 
 @pytest.mark.parametrize("where", [{"host": "other.example"}, {"name": "good.example.evil.example"}])
 def test_request_to_another_host_is_not_signed(gate, origins, where):
-    world = World(gate, origins, **where)
-    for answer in (world.ask(target="/a"), world.send("GET", presigned(world.fake, world.host, "GET", "/a"), {})):
+    signing_lab = SigningLab(gate, origins, **where)
+    for answer in (
+        signing_lab.ask(target="/a"),
+        signing_lab.send("GET", presigned(signing_lab.fake, signing_lab.host, "GET", "/a"), {}),
+    ):
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
-    assert world.origin.connections == 0
+    assert signing_lab.origin.connections == 0
 
 
 def test_denied_request_is_not_signed(gate, origins):
     """Nor what they allowed once: whoever sends a request again has it decided again."""
-    world = World(gate, origins, http="{methods: [GET], paths: [/a]}")
-    once = signed(world.fake, world.host, "GET", "/a")
-    assert world.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
+    signing_lab = SigningLab(gate, origins, http="{methods: [GET], paths: [/a]}")
+    once = signed(signing_lab.fake, signing_lab.host, "GET", "/a")
+    assert signing_lab.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
     for method, target in (("PUT", "/a"), ("GET", "/b"), ("GET", "/a/../b"), ("GET", "/%61/b")):
-        answer = world.ask(method, target)
+        answer = signing_lab.ask(method, target)
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] in {"no_rule", "ambiguous_path"}, (method, target)
-    world.gate.rules("[]")
-    assert not world.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
-    assert world.verdicts == ["ok"]
+    signing_lab.gate.rules("[]")
+    assert not signing_lab.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
+    assert signing_lab.verdicts == ["ok"]
 
 
 def test_denied_signed_request_is_answered_before_its_body(gate, origins):
-    world = World(gate, origins, http="{methods: [GET]}")
-    headers = signed(world.fake, world.host, "POST", "/", service="sts", body=b"never sent")
+    signing_lab = SigningLab(gate, origins, http="{methods: [GET]}")
+    headers = signed(signing_lab.fake, signing_lab.host, "POST", "/", service="sts", body=b"never sent")
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
-    with world.site.connect() as connection:
+    with signing_lab.site.connect() as connection:
         connection.sendall(f"POST / HTTP/1.1\n{lines}content-length: 10\n\n".replace("\n", "\r\n").encode())
-        assert rest(connection).startswith(b"HTTP/1.1 403")
+        assert read_all(connection).startswith(b"HTTP/1.1 403")
 
 
-def test_signed_body_beyond_the_limit_is_denied(world):
+def test_signed_body_beyond_the_limit_is_denied(signing_lab):
     body = b"a" * ((4 << 20) + 1)
-    answer = world.ask("POST", "/", service="sts", body=body)
+    answer = signing_lab.ask("POST", "/", service="sts", body=body)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "limit_exceeded"
-    assert world.origin.requests == []
-    wait_for(world.gate.decided)
-    assert world.gate.decided() == [("POST", "/", "blocked", "limit_exceeded")]
+    assert signing_lab.origin.requests == []
+    wait_until(signing_lab.gate.decided)
+    assert signing_lab.gate.decided() == [("POST", "/", "blocked", "limit_exceeded")]
 
 
 # a rule with `credential: aws`, and what is decided
@@ -285,21 +291,21 @@ CREDENTIALS = {
 
 
 @pytest.mark.parametrize(("attempt", "passes"), CREDENTIALS.values(), ids=CREDENTIALS)
-def test_credential_rule_accepts_only_signatures_of_its_keys(world, attempt, passes):
-    port = world.origin.port
-    world.gate.rules(
+def test_credential_rule_accepts_only_signatures_of_its_keys(signing_lab, attempt, passes):
+    port = signing_lab.origin.port
+    signing_lab.gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], credential: aws, action: allow}}]",
         f"secrets: [{{id: aws, from: {{env: AWS}}, as: AWS, hosts: 'good.example:{port}', in: aws}}]",
     )
-    answer = attempt(world)
+    answer = attempt(signing_lab)
     assert answer.startswith(b"HTTP/1.1 200" if passes else b"HTTP/1.1 403"), answer
-    assert len(world.origin.requests) == passes
+    assert len(signing_lab.origin.requests) == passes
 
 
 def test_session_token_without_its_keys_is_refused(gate, origins):
-    world = World(gate, origins, PASSING)
-    lone = world.send("GET", "/a", {"x-amz-security-token": world.fake.token})
+    signing_lab = SigningLab(gate, origins, PASSING)
+    lone = signing_lab.send("GET", "/a", {"x-amz-security-token": signing_lab.fake.token})
     assert json.loads(lone.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
-    answer = world.send("GET", presigned(replace(world.fake, token=""), world.host, "GET", "/a"), {})
-    assert world.verdicts == ["InvalidAccessKeyId"], answer
-    assert sha(b"") not in repr(world.gate.events())
+    answer = signing_lab.send("GET", presigned(replace(signing_lab.fake, token=""), signing_lab.host, "GET", "/a"), {})
+    assert signing_lab.verdicts == ["InvalidAccessKeyId"], answer
+    assert sha(b"") not in repr(signing_lab.gate.events())

@@ -9,20 +9,21 @@ import pytest
 
 from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
-from tests.proxy.inspection.clients import until, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import read_until
+from tests.proxy.inspection.inspection_lab import make_site
 from tests.proxy.inspection.stages.secret_injection_lab import (
     FAKE,
     PASSWORD,
     REAL,
     SHOWN,
+    assert_no_secret_disclosed,
     echo,
     head,
     http2,
-    never_told,
-    place,
+    make_secret_site,
     secret,
 )
+from tests.support.waiting import wait_until
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
@@ -61,7 +62,7 @@ ECHOES = {
 @pytest.mark.parametrize(("pieces", "got"), ECHOES.values(), ids=ECHOES)
 def test_value_in_a_response_body_is_masked(gate, origins, pieces, got):
     origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
+    answer = make_secret_site(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     whole = b"".join(pieces).replace(REAL, FAKE)  # pieces may come together; `test_injection` cuts them for certain
     assert answer.partition(b"\r\n\r\n")[2] in {got, whole}
     assert REAL not in answer
@@ -70,16 +71,16 @@ def test_value_in_a_response_body_is_masked(gate, origins, pieces, got):
 @pytest.mark.parametrize("pieces", [[REAL], [REAL[:9], REAL[9:]], [bytes([byte]) for byte in REAL]])
 def test_value_in_an_http2_response_is_masked(gate, origins, pieces):
     origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    with made.connect(["h2"]) as connection:
-        _, body = http2(connection, made.host, [("authorization", f"Bearer {SHOWN}")])
+    site = make_secret_site(gate, origin)
+    with site.connect(["h2"]) as connection:
+        _, body = http2(connection, site.host, [("authorization", f"Bearer {SHOWN}")])
     assert len(body) == len(REAL)
     assert body[7:] == FAKE[7:]
 
 
 def test_value_in_base64_is_masked(gate, origins):
     origin = origins.script(answering(b"Basic " + B64_REAL), "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin).ask(head("GET /echo"))
+    answer = make_secret_site(gate, origin).ask(head("GET /echo"))
     body = answer.partition(b"\r\n\r\n")[2]
     assert len(body) == len(b"Basic " + B64_REAL)
     assert B64_REAL not in body
@@ -89,29 +90,29 @@ def test_value_in_base64_is_masked(gate, origins):
 def test_value_in_response_headers_is_masked(gate, origins):
     fields = b"Location: /a?key=" + REAL + b"\r\nSet-Cookie: k=" + REAL + b"\r\n"
     origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin).ask(head("GET /me"))
+    answer = make_secret_site(gate, origin).ask(head("GET /me"))
     assert b"/a?key=" + FAKE in answer
     assert b"k=" + FAKE in answer
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 def test_page_about_an_invalid_response_header_has_no_value(gate, origins):
     """The name of a field that is none, which is told in the page and in the event."""
     fields = b"bad " + REAL + b": x\r\n"
     origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin).ask(head("GET /me", f"Authorization: Bearer {SHOWN}"))
-    wait_for(lambda: gate.events("request.completed"))
+    answer = make_secret_site(gate, origin).ask(head("GET /me", f"Authorization: Bearer {SHOWN}"))
+    wait_until(lambda: gate.events("request.completed"))
     assert answer.startswith(b"HTTP/1.1 502")
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 def test_page_about_a_failed_request_has_no_value(gate, origins):
     origin = origins.script(lambda *_: None, "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin).ask(head(f"GET /echo?key={SHOWN}"))
+    answer = make_secret_site(gate, origin).ask(head(f"GET /echo?key={SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 502")
     assert REAL in origin.requests[0] or quote(REAL, safe="").encode() in origin.requests[0]
-    wait_for(lambda: gate.events("request.completed"))
-    never_told(gate, answer)
+    wait_until(lambda: gate.events("request.completed"))
+    assert_no_secret_disclosed(gate, answer)
 
 
 def test_event_without_a_value_is_delivered_at_once(gate, origins):
@@ -124,10 +125,10 @@ def test_event_without_a_value_is_delivered_at_once(gate, origins):
         connection.recv(1)  # until the client has it
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    with made.connect() as connection:
-        connection.sendall(head("GET /stream").replace("HOST", made.host).replace("\n", "\r\n").encode())
-        assert until(connection, b"data: 1\n\n").endswith(b"data: 1\n\n")
+    site = make_secret_site(gate, origin)
+    with site.connect() as connection:
+        connection.sendall(head("GET /stream").replace("HOST", site.host).replace("\n", "\r\n").encode())
+        assert read_until(connection, b"data: 1\n\n").endswith(b"data: 1\n\n")
 
 
 @pytest.mark.parametrize("end", [b"ends with s", b"sk-real", b"ends with h"])
@@ -139,15 +140,17 @@ def test_message_that_ends_like_a_value_is_delivered_at_once(gate, origins, end)
         connection.recv(1)  # until the client has it
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    with made.connect() as connection:
-        connection.sendall(head("GET /stream").replace("HOST", made.host).replace("\n", "\r\n").encode())
-        assert until(connection, end).endswith(end)
+    site = make_secret_site(gate, origin)
+    with site.connect() as connection:
+        connection.sendall(head("GET /stream").replace("HOST", site.host).replace("\n", "\r\n").encode())
+        assert read_until(connection, end).endswith(end)
 
 
 def test_accept_encoding_is_identity_when_a_value_is_sent(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    place(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", "Accept-Encoding: gzip", "accept-encoding: br"))
+    make_secret_site(gate, origin).ask(
+        head("GET /echo", f"X-API-Key: {SHOWN}", "Accept-Encoding: gzip", "accept-encoding: br")
+    )
     asked = origin.requests[0].lower()
     assert asked.count(b"accept-encoding:") == 1
     assert b"accept-encoding: identity" in asked
@@ -166,7 +169,7 @@ ASKS = [
 @pytest.mark.parametrize("ask", ASKS)
 def test_other_requests_for_compression_are_removed_when_a_value_is_sent(gate, origins, ask):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    place(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
+    make_secret_site(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
     asked = origin.requests[0]
     assert REAL in asked
     assert ask.encode() not in asked
@@ -175,13 +178,13 @@ def test_other_requests_for_compression_are_removed_when_a_value_is_sent(gate, o
 
 def test_websocket_extensions_are_removed_when_a_value_is_sent(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
+    site = make_secret_site(gate, origin)
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], http: {{websocket: true}}, action: allow}}]"
     )
     ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
     asked = head("GET /echo", f"X-API-Key: {SHOWN}", *ask, "Sec-WebSocket-Extensions: permessage-deflate")
-    made.ask(asked.replace("Connection: close", "Connection: upgrade, close"))
+    site.ask(asked.replace("Connection: close", "Connection: upgrade, close"))
     assert REAL in origin.requests[0]
     assert b"permessage-deflate" not in origin.requests[0]
 
@@ -196,16 +199,16 @@ def test_value_in_a_websocket_message_is_masked_without_delay(gate, origins):
         connection.recv(1)
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
+    site = make_secret_site(gate, origin)
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], http: {{websocket: true}}, action: allow}}]"
     )
     ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
     asked = head("GET /echo", f"X-API-Key: {SHOWN}", *ask).replace("Connection: close", "Connection: upgrade")
-    with made.connect() as connection:
-        connection.sendall(asked.replace("HOST", made.host).replace("\n", "\r\n").encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
-        assert until(connection, REAL[:12]) == b"\x81\x7e\x00\x1f" + FAKE + REAL[:12]
+    with site.connect() as connection:
+        connection.sendall(asked.replace("HOST", site.host).replace("\n", "\r\n").encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
+        assert read_until(connection, REAL[:12]) == b"\x81\x7e\x00\x1f" + FAKE + REAL[:12]
 
 
 @pytest.mark.parametrize(
@@ -226,11 +229,11 @@ def test_unreadable_response_is_not_quoted_in_page_or_event(gate, origins, respo
         connection.sendall(response % value)
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
-    made = site(gate, origin)
+    site = make_site(gate, origin)
     password = secret("login", "good.example", origin.port, Slot(SlotKind.HEADER, "authorization"))
     injector = SecretInjector([SecretValue(password, value, placeholder)])
     gate.loop.run(lambda: gate.sandbox.set_secrets(injector))
-    page = made.ask(head("GET /", f"Authorization: Bearer {placeholder}"))
+    page = site.ask(head("GET /", f"Authorization: Bearer {placeholder}"))
     assert page.startswith(b"HTTP/1.1 502 ")
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     assert not [text for text in (page, json.dumps(gate.events()).encode()) if b"0123456789" in text]

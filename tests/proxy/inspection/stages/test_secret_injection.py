@@ -13,23 +13,24 @@ from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.lab.aws import Keys, signed
-from tests.proxy.inspection.clients import curl, rest, until, wait_for
-from tests.proxy.inspection.inspection_lab import site
+from tests.proxy.inspection.clients import curl, read_all, read_until
+from tests.proxy.inspection.inspection_lab import make_site
 from tests.proxy.inspection.stages.secret_injection_lab import (
     FAKE,
     NO_PASSWORD,
     PASSWORD,
     REAL,
     SHOWN,
+    assert_no_secret_disclosed,
     basic,
     bodies,
     echo,
     head,
     http2,
-    never_told,
-    place,
+    make_secret_site,
     received,
 )
+from tests.support.waiting import wait_until
 
 IN_PLACE = {
     "bearer": (head("GET /echo", f"Authorization: Bearer {SHOWN}"), f"Bearer {REAL.decode()}"),
@@ -44,14 +45,14 @@ IN_PLACE = {
 @pytest.mark.parametrize(("request_head", "sent"), IN_PLACE.values(), ids=IN_PLACE)
 def test_placeholder_in_its_slot_is_replaced_with_the_value(gate, origins, request_head, sent):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin).ask(request_head)
+    answer = make_secret_site(gate, origin).ask(request_head)
     assert answer.startswith(b"HTTP/1.1 200")
     assert sent.encode() in origin.requests[0]
     assert FAKE not in origin.requests[0]
     assert NO_PASSWORD not in origin.requests[0]
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     assert gate.events("tampering.detected") == []
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 B64 = base64.b64encode(b"x" + FAKE).decode()
@@ -90,7 +91,7 @@ MISUSED = {
 @pytest.mark.parametrize(("request_head", "where"), MISUSED.values(), ids=MISUSED)
 def test_placeholder_outside_its_slot_is_blocked(gate, origins, request_head, where):
     origin = origins.web("good.example")
-    answer = place(gate, origin).ask(request_head)
+    answer = make_secret_site(gate, origin).ask(request_head)
     assert answer.startswith(b"HTTP/1.1 403")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
     assert (origin.requests, origin.connections) == ([], 0)
@@ -105,7 +106,7 @@ def test_placeholder_outside_its_slot_is_blocked(gate, origins, request_head, wh
     ]
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["detail"] == tamper["detail"]
     assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("deny", "blocked", "secret_misuse")
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 ELSEWHERE = {  # and what the page and the event say of it
@@ -123,7 +124,7 @@ ELSEWHERE = {  # and what the page and the event say of it
 @pytest.mark.parametrize(("where", "sent", "belongs"), ELSEWHERE.values(), ids=ELSEWHERE)
 def test_placeholder_to_another_host_or_without_tls_is_blocked(gate, origins, where, sent, belongs):
     origin = origins.web(where.get("name", "good.example"), tls=where.get("tls", True))
-    answer = place(gate, origin, **where).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
+    answer = make_secret_site(gate, origin, **where).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 403")
     assert gate.decided() == [("GET", "/echo", "blocked", "secret_misuse")]
     (tamper,) = gate.events("tampering.detected")
@@ -137,11 +138,11 @@ def test_placeholder_to_another_host_or_without_tls_is_blocked(gate, origins, wh
 
 def test_placeholder_to_another_port_is_blocked(gate, origins):
     origin, other = origins.web("good.example"), origins.web("good.example")
-    place(gate, origin)
+    make_secret_site(gate, origin)
     gate.rules(f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{other.port}/tls], action: allow}}]")
-    door = gate.door("good.example", other.port)
+    gate_port = gate.listen_for("good.example", other.port)
     status, said, _ = curl(
-        "--cacert", gate.bundle, "--connect-to", f"good.example:{other.port}:127.0.0.1:{door}", "-H", f"X-API-Key: {SHOWN}",
+        "--cacert", gate.bundle, "--connect-to", f"good.example:{other.port}:127.0.0.1:{gate_port}", "-H", f"X-API-Key: {SHOWN}",
         f"https://good.example:{other.port}/echo",
     )  # fmt: skip
     assert (status, json.loads(said)["reason"]) == (0, "secret_misuse")
@@ -150,17 +151,17 @@ def test_placeholder_to_another_port_is_blocked(gate, origins):
 
 def test_value_is_not_sent_to_an_untrusted_server(gate, origins):
     origin = origins.web("good.example", kind="expired")
-    answer = place(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
+    answer = make_secret_site(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 502")
     assert origin.requests == []
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 def test_misused_placeholder_is_blocked_in_audit_mode(gate, origins):
     origin = origins.web("good.example")
-    made = place(gate, origin)
+    site = make_secret_site(gate, origin)
     gate.rules("[]", "settings: {mode: audit}")
-    made.ask(head("GET /echo", f"X-Other: {SHOWN}"))
+    site.ask(head("GET /echo", f"X-Other: {SHOWN}"))
     assert gate.decided() == [("GET", "/echo", "blocked", "secret_misuse")]
 
 
@@ -175,17 +176,17 @@ BODIES = {
 @pytest.mark.parametrize("pieces", BODIES.values(), ids=BODIES)
 def test_placeholder_in_a_body_ends_the_request(gate, origins, pieces):
     origin = origins.web("good.example")
-    made = place(gate, origin)
+    site = make_secret_site(gate, origin)
     size = sum(map(len, pieces)) + 10
-    with made.connect() as connection:
-        ask = f"POST /echo HTTP/1.1\nHost: {made.host}\nContent-Length: {size}\n\n"
+    with site.connect() as connection:
+        ask = f"POST /echo HTTP/1.1\nHost: {site.host}\nContent-Length: {size}\n\n"
         connection.sendall(ask.replace("\n", "\r\n").encode())
         for piece in pieces:
             connection.sendall(piece)
-        answer = rest(connection)
+        answer = read_all(connection)
     assert b"secret_misuse" in answer
-    wait_for(lambda: gate.events("tampering.detected"))
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("tampering.detected"))
+    wait_until(lambda: gate.events("request.completed"))
     (decided,), (completed,), (tamper,) = map(
         gate.events, ("request.decided", "request.completed", "tampering.detected")
     )
@@ -200,38 +201,38 @@ def test_placeholder_in_a_body_ends_the_request(gate, origins, pieces):
 
 def test_placeholder_in_an_http2_header_is_replaced(gate, origins):
     origin = origins.web("good.example")
-    made = place(gate, origin)
-    with made.connect(["h2"]) as connection:
-        found, body = http2(connection, made.host, [("authorization", f"Bearer {SHOWN}")])
+    site = make_secret_site(gate, origin)
+    with site.connect(["h2"]) as connection:
+        found, body = http2(connection, site.host, [("authorization", f"Bearer {SHOWN}")])
     assert found[b":status"] == b"200"
     assert f"Bearer {REAL.decode()}" in received(origin)
     assert SHOWN not in received(origin)
-    never_told(gate, body)
+    assert_no_secret_disclosed(gate, body)
 
 
 def test_misused_placeholder_in_continuation_frames_is_blocked(gate, origins):
     origin = origins.web("good.example")
-    made = place(gate, origin)
+    site = make_secret_site(gate, origin)
     long = [(f"x-{number}", "a" * 3000) for number in range(10)]  # a frame has 16 KB (RFC 9113 section 4.2)
-    with made.connect(["h2"]) as connection:
-        found, body = http2(connection, made.host, [*long, ("x-other", SHOWN)])
+    with site.connect(["h2"]) as connection:
+        found, body = http2(connection, site.host, [*long, ("x-other", SHOWN)])
     assert (found[b":status"], json.loads(body)["reason"]) == (b"403", "secret_misuse")
     assert origin.connections == 0
 
 
 def test_placeholder_in_trailers_ends_the_request(gate, origins):
     origin = origins.web("good.example")
-    made = place(gate, origin)
-    with made.connect(["h2"]) as connection:
-        http2(connection, made.host, [("te", "trailers")], trailers=[("x-late", SHOWN)])
-    wait_for(lambda: gate.events("tampering.detected"))
+    site = make_secret_site(gate, origin)
+    with site.connect(["h2"]) as connection:
+        http2(connection, site.host, [("te", "trailers")], trailers=[("x-late", SHOWN)])
+    wait_until(lambda: gate.events("tampering.detected"))
     assert "is in the trailers" in gate.events("tampering.detected")[0]["detail"]
     assert SHOWN not in received(origin)
 
 
 def test_request_without_a_placeholder_is_forwarded_unchanged(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    place(gate, origin).ask(head("GET /echo", "Accept-Encoding: gzip"))
+    make_secret_site(gate, origin).ask(head("GET /echo", "Accept-Encoding: gzip"))
     assert b"Accept-Encoding: gzip" in origin.requests[0]
 
 
@@ -240,18 +241,18 @@ def test_placeholder_after_the_response_began_resets_the_client(gate, origins):
 
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
-        rest(connection)
+        read_all(connection)
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    with made.connect() as connection:
-        ask = f"POST /echo HTTP/1.1\nHost: {made.host}\nContent-Length: 100\n\n"
+    site = make_secret_site(gate, origin)
+    with site.connect() as connection:
+        ask = f"POST /echo HTTP/1.1\nHost: {site.host}\nContent-Length: 100\n\n"
         connection.sendall(ask.replace("\n", "\r\n").encode())
-        assert until(connection, b"begun").endswith(b"begun")
+        assert read_until(connection, b"begun").endswith(b"begun")
         connection.sendall(FAKE)
         with pytest.raises(ConnectionResetError):
-            rest(connection)
-    wait_for(lambda: gate.events("request.completed"))
+            read_all(connection)
+    wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert (completed["outcome"], completed["reason"]) == ("blocked", "secret_misuse")
     assert len(gate.events("tampering.detected")) == 1
@@ -262,9 +263,9 @@ def test_placeholder_after_the_response_began_resets_the_client(gate, origins):
 )
 def test_placeholder_to_a_denied_host_is_recorded_as_tampering(gate, origins, field, tampered, reason):
     origin = origins.web("other.example")
-    made = place(gate, origin, name="other.example")
+    site = make_secret_site(gate, origin, name="other.example")
     gate.rules("[]")
-    answer = made.ask(head("GET /echo", field))
+    answer = site.ask(head("GET /echo", field))
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
     assert [e["cause"] for e in gate.events("tampering.detected")] == [
         gate.events("connection.decided")[0]["id"]
@@ -322,7 +323,7 @@ CREDENTIALS = {
 @pytest.mark.parametrize(("fields", "query", "told"), CREDENTIALS.values(), ids=CREDENTIALS)
 def test_credential_rule_denies_other_credentials(gate, origins, fields, query, told):
     origin = origins.web("good.example")
-    answer = place(gate, origin, rule="credential: model-key").ask(head(f"GET /echo{query}", *fields))
+    answer = make_secret_site(gate, origin, rule="credential: model-key").ask(head(f"GET /echo{query}", *fields))
     assert " ".join(gate.decided()[0][2:]) == told
     assert len(origin.requests) == (1 if told == "passed rule" else 0)
     if told == "passed rule":
@@ -346,11 +347,11 @@ def test_github_cli_passes_a_credential_rule_for_its_token(gate, origins):
     """As GitHub's command line asks: `Authorization: token`, and GraphQL by POST. What a query says isn't looked at."""
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, rule="credential: model-key")
+    site = make_secret_site(gate, origin, rule="credential: model-key")
     query = b'{"query":"query{viewer{login}}","variables":{"token":"theirs"}}'
     kind, length = "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(query)}"
     for token, told in ((SHOWN, b"HTTP/1.1 200"), ("ghp_theirs", b"HTTP/1.1 403")):
-        answer = made.ask(head("POST /api/graphql", kind, length, f"Authorization: token {token}"), query)
+        answer = site.ask(head("POST /api/graphql", kind, length, f"Authorization: token {token}"), query)
         assert answer.startswith(told)
     assert got == [query]
     assert f"Authorization: token {REAL.decode()}".encode() in origin.requests[0]
@@ -378,12 +379,12 @@ COOKIES = [
 @pytest.mark.parametrize(("cookies", "told"), COOKIES)
 def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookies, told):
     origin = origins.script(setting(b"sid=1; Path=/; HttpOnly", b"lb=a=b"), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, rule="credential: model-key")
+    site = make_secret_site(gate, origin, rule="credential: model-key")
     ours = f"Authorization: Bearer {SHOWN}"
-    made.ask(head("GET /echo", ours, "Cookie: sid=1"))  # nobody has set it yet
-    made.ask(head("GET /echo", ours))
-    made.ask(head("GET /echo", ours, f"Cookie: {cookies}"))
-    made.ask(head("GET /echo", f"Cookie: {cookies}"))  # a session alone isn't the secret
+    site.ask(head("GET /echo", ours, "Cookie: sid=1"))  # nobody has set it yet
+    site.ask(head("GET /echo", ours))
+    site.ask(head("GET /echo", ours, f"Cookie: {cookies}"))
+    site.ask(head("GET /echo", f"Cookie: {cookies}"))  # a session alone isn't the secret
     decided = [" ".join(each[2:]) for each in gate.decided()]
     assert decided == ["blocked credential_mismatch", "passed rule", told, "blocked credential_mismatch"]
 
@@ -391,7 +392,7 @@ def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookie
 def test_cookies_set_for_another_credential_are_denied(gate, origins):
     """A login with another key, where another rule lets that out, makes no session of ours."""
     origin = origins.script(setting(b"sid=theirs"), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, rule="credential: model-key, http: {paths: [/ours]}")
+    site = make_secret_site(gate, origin, rule="credential: model-key, http: {paths: [/ours]}")
     ours = f"Authorization: Bearer {SHOWN}"
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], credential: model-key, action: allow}},"
@@ -399,8 +400,8 @@ def test_cookies_set_for_another_credential_are_denied(gate, origins):
         f"secrets: [{{id: model-key, from: {{env: X}}, as: K, hosts: 'good.example:{origin.port}', in: {{header: authorization}}}}]",
     )
     for fields in (["Authorization: Bearer theirs"], [ours, "X-Api-Key: theirs"], []):
-        made.ask(head("GET /login", *fields))
-    made.ask(head("GET /echo", ours, "Cookie: sid=theirs"))
+        site.ask(head("GET /login", *fields))
+    site.ask(head("GET /echo", ours, "Cookie: sid=theirs"))
     assert [each[2] for each in gate.decided()] == ["passed"] * 3 + ["blocked"]
 
 
@@ -416,13 +417,13 @@ SLOTS = (
 
 def withholding_site(gate, origin, *, tls=True, slots=SLOTS, **more):
     """A site whose host the secret of another one isn't sent to."""
-    made = site(gate, origin, tls=tls, **more)
+    site = make_site(gate, origin, tls=tls, **more)
     known = Secret(
         "model-key", Source(SourceKind.ENV, ("X",)), "KEY", ((HostName("api.example"), 443),), slots,
         not_sent_to=((HostName("good.example"), origin.port),),
     )  # fmt: skip
     gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([SecretValue(known, REAL, SHOWN)])))
-    return made
+    return site
 
 
 def form_request(text):
@@ -448,7 +449,7 @@ def test_placeholder_to_a_not_sent_to_host_is_blocked_without_tampering(gate, or
     assert [outcome for *_, outcome in gate.decided()] == ["secret_not_sent"]
     assert (gate.events("tampering.detected"), gate.recorder.summary().tampers) == ([], 0)
     assert (origin.requests, origin.connections) == ([], 0)
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 HIDDEN = {
@@ -465,8 +466,8 @@ HIDDEN = {
 def test_misplaced_placeholder_to_a_not_sent_to_host_is_tampering(gate, origins, asked):
     answer = withholding_site(gate, origins.web("good.example")).ask(asked)
     assert b"secret_misuse" in answer
-    wait_for(lambda: gate.events("tampering.detected"))
-    never_told(gate, answer)
+    wait_until(lambda: gate.events("tampering.detected"))
+    assert_no_secret_disclosed(gate, answer)
 
 
 def test_placeholder_to_a_not_sent_to_host_without_tls_is_tampering(gate, origins):
@@ -484,7 +485,7 @@ def test_request_without_a_placeholder_to_a_not_sent_to_host_passes(gate, origin
 
 def test_signed_request_to_a_not_sent_to_host_is_blocked(gate, origins):
     origin = origins.web("good.example")
-    made = withholding_site(gate, origin)
+    site = withholding_site(gate, origin)
     known = Secret(
         "aws", Source(SourceKind.ENV, ("AWS",)), "AWS", ((HostName("s3.example"), 443),), (Slot(SlotKind.AWS),),
         not_sent_to=((HostName("good.example"), origin.port),),
@@ -495,8 +496,8 @@ def test_signed_request_to_a_not_sent_to_host_is_blocked(gate, origins):
     gate.loop.run(lambda: gate.sandbox.set_secrets(broker))
     fake = Keys(broker.placeholders["AWS_ACCESS_KEY_ID"], broker.placeholders["AWS_SECRET_ACCESS_KEY"])
     for one, reason in ((fake, "secret_not_sent"), (replace(fake, ident=fake.key), "secret_misuse")):
-        fields = signed(one, made.host, "GET", "/")
-        answer = made.ask(head("GET /", *(f"{name}: {value}" for name, value in fields.items() if name != "host")))
+        fields = signed(one, site.host, "GET", "/")
+        answer = site.ask(head("GET /", *(f"{name}: {value}" for name, value in fields.items() if name != "host")))
         assert reason.encode() in answer
     assert len(gate.events("tampering.detected")) == 1
     assert origin.connections == 0

@@ -10,18 +10,18 @@ import pytest
 from proxy.inspection.stream import Stream
 from proxy.secrets import SecretInjector, SecretValue
 from rules.secrets import Slot, SlotKind
-from tests.proxy.inspection.clients import wait_for
 from tests.proxy.inspection.stages.secret_injection_lab import (
     FAKE,
     PASSWORD,
     REAL,
     SHOWN,
+    assert_no_secret_disclosed,
     bodies,
     head,
-    never_told,
-    place,
+    make_secret_site,
     secret,
 )
+from tests.support.waiting import wait_until
 
 FORM_TYPE = "Content-Type: application/x-www-form-urlencoded"
 
@@ -31,7 +31,7 @@ FORM_SECRET = b"0PlaceholderForTheClient0123456789abcdef"
 
 def form_place(gate, origin, rule=""):
     """A host that takes a secret in a form: OAuth's token endpoint."""
-    made = place(gate, origin)
+    site = make_secret_site(gate, origin)
     client = SecretValue(
         secret("client", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, FORM_SECRET.decode()
     )
@@ -43,13 +43,13 @@ def form_place(gate, origin, rule=""):
             f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow, {rule}}}]",
             known % origin.port,
         )
-    return made
+    return site
 
 
-def post(made, body, *fields, pieces=None):
+def post(site, body, *fields, pieces=None):
     chunked = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces or ()) + b"0\r\n\r\n"
     length = "Transfer-Encoding: chunked" if pieces else f"Content-Length: {len(body)}"
-    return made.ask(head("POST /echo", length, *(fields or (FORM_TYPE,))), chunked if pieces else body)
+    return site.ask(head("POST /echo", length, *(fields or (FORM_TYPE,))), chunked if pieces else body)
 
 
 GRANT = b"grant_type=client_credentials&client_id=us&client_secret=%b&scope=a+b"
@@ -58,16 +58,16 @@ GRANT = b"grant_type=client_credentials&client_id=us&client_secret=%b&scope=a+b"
 def test_placeholder_in_its_form_field_is_replaced(gate, origins):
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
-    made = form_place(gate, origin)
+    site = form_place(gate, origin)
     asked, sent = GRANT % FORM_SECRET, GRANT % quote(REAL, safe="").encode()
     for pieces in (None, [asked[:60], asked[60:]]):
-        assert post(made, asked, pieces=pieces).startswith(b"HTTP/1.1 200")
+        assert post(site, asked, pieces=pieces).startswith(b"HTTP/1.1 200")
     assert got == [sent, b"%x\r\n%s\r\n0\r\n\r\n" % (len(sent), sent)]
-    assert post(made, b"a=b").startswith(b"HTTP/1.1 200")
-    assert post(made, b"a" * 5_000_000).startswith(b"HTTP/1.1 200")  # more than is ever held
+    assert post(site, b"a=b").startswith(b"HTTP/1.1 200")
+    assert post(site, b"a" * 5_000_000).startswith(b"HTTP/1.1 200")  # more than is ever held
     assert got[2:] == [b"a=b", b"a" * 5_000_000]
     assert gate.events("tampering.detected") == []
-    never_told(gate)
+    assert_no_secret_disclosed(gate)
 
 
 FORMS = {
@@ -92,9 +92,9 @@ def test_placeholder_outside_its_form_field_is_blocked(gate, origins, body, fiel
     answer = post(form_place(gate, origin), body, *fields)
     assert answer.startswith(b"HTTP/1.1 403"), answer
     assert b"secret_misuse" in answer
-    wait_for(lambda: gate.events("tampering.detected"))
+    wait_until(lambda: gate.events("tampering.detected"))
     assert all(FORM_SECRET not in each for each in got)
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 @pytest.mark.parametrize(
@@ -117,16 +117,16 @@ def test_credential_rule_accepts_the_placeholder_in_a_form(gate, origins, body, 
 
 def test_placeholder_in_an_http2_form_is_replaced(gate, origins):
     origin = origins.web("good.example")
-    made = form_place(gate, origin)
+    site = form_place(gate, origin)
     asked = GRANT % FORM_SECRET
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
-    usual = [(":method", "POST"), (":scheme", "https"), (":authority", made.host), (":path", "/echo")]
+    usual = [(":method", "POST"), (":scheme", "https"), (":authority", site.host), (":path", "/echo")]
     kind = ("content-type", "application/x-www-form-urlencoded")
     client.send_headers(1, [*usual, kind, ("content-length", str(len(asked)))])
     client.send_data(1, asked, end_stream=True)
     told = b""
-    with made.connect(["h2"]) as connection:
+    with site.connect(["h2"]) as connection:
         connection.sendall(client.data_to_send())
         while b'"sha256"' not in told:
             told += b"".join(
@@ -140,7 +140,7 @@ def test_placeholder_in_an_http2_form_is_replaced(gate, origins):
 def test_pending_form_counts_against_the_quota_until_it_is_sent(gate, origins, monkeypatch):
     """Else a client could have as many bodies kept as it has streams, with a server that is long in coming."""
     origin = origins.web("good.example")
-    made = form_place(gate, origin)
+    site = form_place(gate, origin)
     form = GRANT % FORM_SECRET
     seen = []
     whole = Stream._begin
@@ -151,5 +151,5 @@ def test_pending_form_counts_against_the_quota_until_it_is_sent(gate, origins, m
         seen.append((stream.session.held, stream.request.held.content))
 
     monkeypatch.setattr(Stream, "_begin", begin)
-    assert post(made, form).startswith(b"HTTP/1.1 200")
+    assert post(site, form).startswith(b"HTTP/1.1 200")
     assert seen == [len(form), (len(form), None)]

@@ -15,8 +15,9 @@ from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
 from tests.lab.aws import Keys, presigned, service_of, signed
-from tests.proxy.inspection.clients import curl, rest, wait_for
-from tests.proxy.inspection.inspection_lab import Site, site
+from tests.proxy.inspection.clients import curl, read_all
+from tests.proxy.inspection.inspection_lab import Site, make_site
+from tests.support.waiting import wait_until
 
 REAL, FAKE = b"sk-real/Value+0123456789=abcdef", b"sk-fakePlaceholder0123456789abc"
 OTHER, NOT_OTHER = b"hunter2-hunter2", b"0PlaceholderOfAnotherSecret0123456789abc"
@@ -30,7 +31,7 @@ def secret(ident, host, port, *slots):
     return Secret(ident, Source(SourceKind.ENV, ("X",)), ident.upper(), ((HostName(host), port),), slots)
 
 
-class Two:
+class TwoHostsLab:
     """`good.example`, whose the secrets are, and `other.example`, where another one belongs; both are let out."""
 
     def __init__(self, gate, good, other, *, tls=True):
@@ -58,7 +59,7 @@ class Two:
         found = broker.placeholders
         self.keys = Keys(found["AWS_ACCESS_KEY_ID"], found["AWS_SECRET_ACCESS_KEY"])
         self.sites = [
-            Site(gate, name, origin.port, gate.door(name, origin.port, tls=tls), tls)
+            Site(gate, name, origin.port, gate.listen_for(name, origin.port, tls=tls), tls)
             for name, origin in (("good.example", good), ("other.example", other))
         ]
         self.asked = self.sites[0]
@@ -73,8 +74,8 @@ class Two:
 
 
 @pytest.fixture
-def two(gate, origins):
-    return Two(gate, origins.web("good.example"), origins.web("other.example"))
+def two_hosts(gate, origins):
+    return TwoHostsLab(gate, origins.web("good.example"), origins.web("other.example"))
 
 
 def test_placeholder_is_blocked_at_the_target_of_a_redirect(gate, origins):
@@ -88,10 +89,10 @@ def test_placeholder_is_blocked_at_the_target_of_a_redirect(gate, origins):
 
     other = origins.web("other.example")
     good = origins.script(redirect, "good.example", tls=True, alpn=["http/1.1"])
-    two = Two(gate, good, other)
-    ways = [w for s in two.sites for w in ("--connect-to", f"{s.host}:127.0.0.1:{s.door}")]
+    two_hosts = TwoHostsLab(gate, good, other)
+    ways = [w for s in two_hosts.sites for w in ("--connect-to", f"{s.host}:127.0.0.1:{s.gate_port}")]
     status, said, _ = curl(
-        "--cacert", gate.bundle, *ways, "-L", "--location-trusted", "-H", BEARER, f"https://{two.asked.host}/a"
+        "--cacert", gate.bundle, *ways, "-L", "--location-trusted", "-H", BEARER, f"https://{two_hosts.asked.host}/a"
     )
     assert (status, json.loads(said)["reason"]) == (0, "secret_misuse")
     assert REAL in good.requests[0]  # it was in its place, where it belongs
@@ -138,104 +139,108 @@ TRICKS = {
 
 
 @pytest.mark.parametrize(("said", "reason"), TRICKS.values(), ids=TRICKS)
-def test_misleading_requests_with_a_placeholder_are_refused(two, said, reason):
-    answer = two.asked.ask(said)
+def test_misleading_requests_with_a_placeholder_are_refused(two_hosts, said, reason):
+    answer = two_hosts.asked.ask(said)
     assert answer.split(b" ")[1].startswith(b"4"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
-    assert (two.good.requests, two.other.requests) == ([], [])
-    two.nothing_left(answer)
+    assert (two_hosts.good.requests, two_hosts.other.requests) == ([], [])
+    two_hosts.nothing_left(answer)
 
 
 @pytest.mark.parametrize("authority", ["other.example", "good.example:1", f"{SHOWN}.good.example"])
-def test_http2_request_with_another_authority_is_blocked(two, authority):
+def test_http2_request_with_another_authority_is_blocked(two_hosts, authority):
     """HTTP/2's, which clients may coalesce."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     usual = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", "/echo")]
     client.send_headers(1, [*usual, ("authorization", f"Bearer {SHOWN}")], end_stream=True)
-    with two.asked.connect(["h2"]) as connection:
+    with two_hosts.asked.connect(["h2"]) as connection:
         connection.sendall(client.data_to_send())
-        wait_for(two.gate.decided)
-    assert [each[2] for each in two.gate.decided()] == ["blocked"]
-    assert (two.good.connections, two.other.connections) == (0, 0)
-    two.nothing_left()
+        wait_until(two_hosts.gate.decided)
+    assert [each[2] for each in two_hosts.gate.decided()] == ["blocked"]
+    assert (two_hosts.good.connections, two_hosts.other.connections) == (0, 0)
+    two_hosts.nothing_left()
 
 
-def test_placeholder_in_a_websocket_to_another_host_is_blocked(two):
+def test_placeholder_in_a_websocket_to_another_host_is_blocked(two_hosts):
     ask = [
         "GET /echo HTTP/1.1", "Host: HOST", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", BEARER,
     ]  # fmt: skip
-    answer = two.sites[1].ask(asks(*ask).replace("Connection: close", "Connection: upgrade"))
+    answer = two_hosts.sites[1].ask(asks(*ask).replace("Connection: close", "Connection: upgrade"))
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
-    assert two.other.connections == 0
+    assert two_hosts.other.connections == 0
 
 
-def every_way(two, host, method="POST"):
+def every_way(two_hosts, host, method="POST"):
     """Each way that a value could leave by: in a header, as a password, in a form, as a signature, in a signed URL."""
     form = b"client_secret=" + FAKE
     kind = "Content-Type: application/x-www-form-urlencoded"
     basic = base64.b64encode(b"me:" + FAKE).decode()
-    header = signed(two.keys, host, method, "/echo", body=b"")
+    header = signed(two_hosts.keys, host, method, "/echo", body=b"")
     lines = [f"{name}: {value}" for name, value in header.items() if name != "host"]
     return {
         "header": (asks("GET /echo HTTP/1.1", "Host: HOST", BEARER), b""),
         "basic": (asks("GET /echo HTTP/1.1", "Host: HOST", f"Authorization: Basic {basic}"), b""),
         "form": (asks("POST /echo HTTP/1.1", "Host: HOST", kind, f"Content-Length: {len(form)}"), form),
         "signature": (asks(f"{method} /echo HTTP/1.1", "Host: HOST", "Content-Length: 0", *lines), b""),
-        "signed URL": (asks(f"GET {presigned(two.keys, host, 'GET', '/echo')} HTTP/1.1", "Host: HOST"), b""),
+        "signed URL": (asks(f"GET {presigned(two_hosts.keys, host, 'GET', '/echo')} HTTP/1.1", "Host: HOST"), b""),
     }
 
 
 @pytest.mark.parametrize("kind", ["expired", "self-signed", "wrong-name"])
 def test_untrusted_server_receives_no_value_in_any_slot(gate, origins, kind):
-    two = Two(gate, origins.web("good.example", kind=kind), origins.web("other.example"))
-    for name, (said, body) in every_way(two, two.asked.host).items():
-        answer = two.asked.ask(said, body)
+    two_hosts = TwoHostsLab(gate, origins.web("good.example", kind=kind), origins.web("other.example"))
+    for name, (said, body) in every_way(two_hosts, two_hosts.asked.host).items():
+        answer = two_hosts.asked.ask(said, body)
         assert answer.startswith(b"HTTP/1.1 502"), name
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted", name
-        two.nothing_left(answer)
-    assert two.good.requests == []
+        two_hosts.nothing_left(answer)
+    assert two_hosts.good.requests == []
 
 
 def test_no_value_is_sent_without_tls_in_any_slot(gate, origins):
-    two = Two(gate, origins.web("good.example", tls=False), origins.web("other.example", tls=False), tls=False)
-    for name, (said, body) in every_way(two, two.asked.host).items():
-        answer = two.asked.ask(said, body)
+    two_hosts = TwoHostsLab(
+        gate, origins.web("good.example", tls=False), origins.web("other.example", tls=False), tls=False
+    )
+    for name, (said, body) in every_way(two_hosts, two_hosts.asked.host).items():
+        answer = two_hosts.asked.ask(said, body)
         assert b"secret_misuse" in answer, name
-        two.nothing_left(answer)
+        two_hosts.nothing_left(answer)
 
 
 def test_no_value_is_sent_to_another_port_in_any_slot(gate, origins):
-    two = Two(gate, origins.web("good.example"), origins.web("good.example"))
-    place = Site(gate, "good.example", two.other.port, gate.door("good.example", two.other.port), tls=True)
-    for name, (said, body) in every_way(two, place.host).items():
-        answer = place.ask(said, body)
+    two_hosts = TwoHostsLab(gate, origins.web("good.example"), origins.web("good.example"))
+    site = Site(
+        gate, "good.example", two_hosts.other.port, gate.listen_for("good.example", two_hosts.other.port), tls=True
+    )
+    for name, (said, body) in every_way(two_hosts, site.host).items():
+        answer = site.ask(said, body)
         assert b"secret_misuse" in answer, name
-        two.nothing_left(answer)
+        two_hosts.nothing_left(answer)
 
 
-def test_no_value_is_sent_to_the_host_of_another_secret_in_any_slot(two):
-    for name, (said, body) in every_way(two, two.sites[1].host).items():
-        answer = two.sites[1].ask(said, body)
+def test_no_value_is_sent_to_the_host_of_another_secret_in_any_slot(two_hosts):
+    for name, (said, body) in every_way(two_hosts, two_hosts.sites[1].host).items():
+        answer = two_hosts.sites[1].ask(said, body)
         assert b"secret_misuse" in answer, name
-        two.nothing_left(answer)
+        two_hosts.nothing_left(answer)
 
 
 def test_placeholder_signature_is_worthless_past_the_gate(gate, origins):
     """What the task has is signed with a placeholder; sent once more it is one more request, told and counted."""
     verdicts = []
     good = origins.script(service_of(AWS, verdicts), "good.example", tls=True, alpn=["http/1.1"])
-    two = Two(gate, good, origins.web("other.example"))
-    said, _ = every_way(two, two.asked.host)["signature"]
+    two_hosts = TwoHostsLab(gate, good, origins.web("other.example"))
+    said, _ = every_way(two_hosts, two_hosts.asked.host)["signature"]
     for _ in range(2):
-        assert two.asked.ask(said).startswith(b"HTTP/1.1 200")
+        assert two_hosts.asked.ask(said).startswith(b"HTTP/1.1 200")
     assert verdicts == ["ok", "ok"]
     assert len(gate.events("request.decided")) == 2
-    stolen = said.replace("HOST", two.asked.host).replace("\n", "\r\n").encode()
+    stolen = said.replace("HOST", two_hosts.asked.host).replace("\n", "\r\n").encode()
     with origins_own(origins, good) as connection:
         connection.sendall(stolen)
-        assert rest(connection).startswith(b"HTTP/1.1 403")
+        assert read_all(connection).startswith(b"HTTP/1.1 403")
     assert verdicts[2:] == ["InvalidAccessKeyId"]
 
 
@@ -251,16 +256,16 @@ def origins_own(origins, origin):
 def test_request_behind_a_pending_form_is_decided_by_itself(gate, origins):
     """On the connection of a form that was read and filled in, the next request gets nothing of it."""
     origin = origins.web("good.example", alpn=["http/1.1"])
-    made = site(gate, origin)
+    site = make_site(gate, origin)
     client = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)
     gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([client])))
     form = b"client_secret=" + FAKE
-    one = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
-    two = f"POST /echo HTTP/1.1\r\nHost: {made.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"
-    with made.connect() as connection:
-        connection.sendall(one.encode() + form + two.encode() + form)
-        answer = rest(connection)
+    one = f"POST /echo HTTP/1.1\r\nHost: {site.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
+    two_hosts = f"POST /echo HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"
+    with site.connect() as connection:
+        connection.sendall(one.encode() + form + two_hosts.encode() + form)
+        answer = read_all(connection)
     assert answer.count(b"HTTP/1.1 200") == 1
     assert b"secret_misuse" in answer
-    wait_for(lambda: len(gate.events("request.completed")) == 2)
+    wait_until(lambda: len(gate.events("request.completed")) == 2)
     assert [each["outcome"] for each in gate.events("request.completed")] == ["passed", "blocked"]

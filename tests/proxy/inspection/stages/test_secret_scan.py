@@ -11,20 +11,21 @@ import struct
 import pytest
 
 from proxy.dlp.body_scan import LOOKED_AT
-from tests.proxy.inspection.clients import rest, until, wait_for
+from tests.proxy.inspection.clients import read_all, read_until
 from tests.proxy.inspection.stages.secret_scan_lab import (
     AWS,
     FILLER,
     JWT,
     VALUE,
+    assert_no_secret_disclosed,
     head,
     http2,
-    never_told,
-    place,
+    make_scan_site,
     post,
     recording,
 )
 from tests.proxy.leaky import KINDS, TOKEN, some
+from tests.support.waiting import wait_until
 
 HEADS = {
     "the path": (head(f"GET /a/{TOKEN}"), "github-token in the URL"),
@@ -44,7 +45,7 @@ HEADS = {
 @pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
 def test_secret_in_a_head_is_flagged_and_sent(gate, origins, request_head, detail):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin).ask(request_head)  # `flag` where nothing is said
+    answer = make_scan_site(gate, origin).ask(request_head)  # `flag` where nothing is said
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(origin.requests) == 1
     (decided,), (leak,) = gate.events("request.decided"), gate.events("secret.detected")
@@ -52,14 +53,14 @@ def test_secret_in_a_head_is_flagged_and_sent(gate, origins, request_head, detai
     assert (leak["verdict"], leak["outcome"], leak["reason"], leak["rules"]) == ("flag", "passed", "leak", ["t:a"])
     assert (leak["cause"], leak["destination"]["name"]) == (decided["id"], "good.example")
     assert leak["detail"] == detail
-    wait_for(lambda: gate.events("request.completed"))
-    never_told(gate, answer)
+    wait_until(lambda: gate.events("request.completed"))
+    assert_no_secret_disclosed(gate, answer)
 
 
 @pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
 def test_secret_in_a_head_is_blocked_and_not_sent(gate, origins, request_head, detail):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    answer = place(gate, origin, "block").ask(request_head)
+    answer = make_scan_site(gate, origin, "block").ask(request_head)
     assert answer.startswith(b"HTTP/1.1 403")
     said = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert said["reason"] == "leak"
@@ -68,7 +69,7 @@ def test_secret_in_a_head_is_blocked_and_not_sent(gate, origins, request_head, d
     assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("deny", "blocked", "leak")
     assert (leak["verdict"], leak["outcome"], leak["detail"]) == ("deny", "blocked", detail)
     assert leak["cause"] == decided["id"]
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 PROXY_PASSWORD = some(20).encode()
@@ -82,9 +83,9 @@ FROM_THE_PROXY = {
 @pytest.mark.parametrize("request_head", FROM_THE_PROXY.values(), ids=FROM_THE_PROXY)
 def test_password_of_the_upstream_proxy_is_blocked(gate, origins, request_head):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, "block", secrets=False)
+    site = make_scan_site(gate, origin, "block", secrets=False)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None, PROXY_PASSWORD))
-    assert made.ask(request_head).startswith(b"HTTP/1.1 403")
+    assert site.ask(request_head).startswith(b"HTTP/1.1 403")
     [leak] = gate.events("secret.detected")
     assert leak["detail"] == "the password for the upstream proxy in the head"
     assert origin.requests == []
@@ -93,9 +94,9 @@ def test_password_of_the_upstream_proxy_is_blocked(gate, origins, request_head):
 
 def test_password_that_is_a_common_word_is_not_searched_for(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, "block", secrets=False)
+    site = make_scan_site(gate, origin, "block", secrets=False)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None, b"example"))
-    assert made.ask(head("GET /example")).startswith(b"HTTP/1.1 200")
+    assert site.ask(head("GET /example")).startswith(b"HTTP/1.1 200")
 
 
 USUAL = {
@@ -113,7 +114,7 @@ USUAL = {
 @pytest.mark.parametrize("request_head", USUAL.values(), ids=USUAL)
 def test_credential_in_its_usual_place_is_not_reported(gate, origins, request_head):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    assert place(gate, origin, "block").ask(request_head).startswith(b"HTTP/1.1 200")
+    assert make_scan_site(gate, origin, "block").ask(request_head).startswith(b"HTTP/1.1 200")
     assert gate.events("secret.detected") == []
 
 
@@ -121,7 +122,7 @@ def test_scan_off_reports_nothing(gate, origins):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     size = len(TOKEN)
-    answer = place(gate, origin, "off").ask(head(f"POST /{TOKEN}", f"Content-Length: {size}"), TOKEN.encode())
+    answer = make_scan_site(gate, origin, "off").ask(head(f"POST /{TOKEN}", f"Content-Length: {size}"), TOKEN.encode())
     assert answer.startswith(b"HTTP/1.1 200")
     assert got == [TOKEN.encode()]
     assert gate.events("secret.detected") == []
@@ -139,33 +140,33 @@ def test_scan_off_reports_nothing(gate, origins):
 )
 def test_secret_in_a_path_is_masked_in_events(gate, origins, path, told):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    place(gate, origin).ask(head(f"GET {path}"))
-    wait_for(lambda: gate.events("request.completed"))
+    make_scan_site(gate, origin).ask(head(f"GET {path}"))
+    wait_until(lambda: gate.events("request.completed"))
     for kind in ("request.decided", "request.completed", "secret.detected"):
         assert [event["http"]["path"] for event in gate.events(kind)] == [told]
 
 
 def test_strictest_scan_of_the_matching_rules_applies(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, "off")
+    site = make_scan_site(gate, origin, "off")
     port = f"{origin.port}/tls"
     rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}], action: allow"
     gate.rules(f"[{{id: a, {rule}, scan: off}}, {{id: b, {rule}, http: {{methods: [PUT]}}, scan: block}}]")
-    assert made.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 200")
-    assert made.ask(head(f"PUT /{TOKEN}", "Content-Length: 0")).startswith(b"HTTP/1.1 403")
+    assert site.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 200")
+    assert site.ask(head(f"PUT /{TOKEN}", "Content-Length: 0")).startswith(b"HTTP/1.1 403")
 
 
 def test_scan_block_acts_in_audit_mode(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
+    site = make_scan_site(gate, origin)
     rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], scan: block, action: allow}}"
     gate.rules(f"[{rule}]", "settings: {mode: audit}")
-    assert made.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 403")  # a rule says block, and it acts
+    assert site.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 403")  # a rule says block, and it acts
 
 
 def test_denied_request_is_not_scanned(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    place(gate, origin, http="{methods: [PUT]}").ask(head(f"GET /{TOKEN}"))
+    make_scan_site(gate, origin, http="{methods: [PUT]}").ask(head(f"GET /{TOKEN}"))
     assert gate.decided()[0][2:] == ("blocked", "no_rule")
     assert gate.events("secret.detected") == []
 
@@ -173,14 +174,14 @@ def test_denied_request_is_not_scanned(gate, origins):
 @pytest.mark.parametrize("scan", ["flag", "block"])
 def test_secret_in_an_http2_body_is_flagged_or_blocked(gate, origins, scan):
     origin = origins.web("good.example")
-    made = place(gate, origin, scan)
+    site = make_scan_site(gate, origin, scan)
     secret = TOKEN.encode()
-    with made.connect(["h2"]) as connection:
-        status, body = http2(connection, made.host, FILLER[:9000], secret[:7], secret[7:], FILLER[:9000])
-    wait_for(lambda: gate.events("secret.detected"))
+    with site.connect(["h2"]) as connection:
+        status, body = http2(connection, site.host, FILLER[:9000], secret[:7], secret[7:], FILLER[:9000])
+    wait_until(lambda: gate.events("secret.detected"))
     assert gate.events("secret.detected")[0]["detail"] == "github-token in the body"
     assert status == (b"200" if scan == "flag" else b"403")
-    never_told(gate, body)
+    assert_no_secret_disclosed(gate, body)
 
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
@@ -207,12 +208,12 @@ def chat(got):
 def test_secret_in_a_websocket_message_is_flagged_or_blocked(gate, origins, scan):
     got = []
     origin = origins.script(chat(got), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, scan, http="{methods: [GET], websocket: true}")
-    with made.connect() as connection:
+    site = make_scan_site(gate, origin, scan, http="{methods: [GET], websocket: true}")
+    with site.connect() as connection:
         lines = head("GET /chat", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Extensions: permessage-deflate")  # fmt: skip
-        lines = lines.replace("Connection: close", "Connection: Upgrade").replace("HOST", made.host)
+        lines = lines.replace("Connection: close", "Connection: Upgrade").replace("HOST", site.host)
         connection.sendall(lines.replace("\n", "\r\n").encode())
-        assert until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
         innocent, leak = frame(b"hello"), frame(b"look: " + TOKEN.encode())
         connection.sendall(innocent)
         assert connection.recv(100) == b"\x81\x02ok"
@@ -224,7 +225,7 @@ def test_secret_in_a_websocket_message_is_flagged_or_blocked(gate, origins, scan
             assert answer == b"\x81\x02ok"
             connection.sendall(innocent)
             assert connection.recv(100) == b"\x81\x02ok"
-        wait_for(lambda: gate.events("secret.detected"))  # told while it is open
+        wait_until(lambda: gate.events("secret.detected"))  # told while it is open
     assert gate.events("secret.detected")[0]["detail"] == "github-token in the body"
     assert (leak in b"".join(got)) is (scan == "flag")
     assert (b"permessage-deflate" in origin.requests[0]) is (scan == "flag")
@@ -240,7 +241,7 @@ BY_CURL = {
 @pytest.mark.parametrize(("words", "detail"), BY_CURL.values(), ids=BY_CURL)
 def test_secret_encoded_by_curl_is_blocked(gate, origins, words, detail):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    place(gate, origin, "block").curl("/a", *words)
+    make_scan_site(gate, origin, "block").curl("/a", *words)
     assert [leak["detail"] for leak in gate.events("secret.detected")] == [detail]
     assert gate.events("secret.detected")[0]["outcome"] == "blocked"
 
@@ -252,11 +253,11 @@ def test_secret_encoded_by_curl_is_blocked(gate, origins, words, detail):
 def test_scan_strict_blocks_a_token_to_a_host_that_no_rule_names(gate, origins, named, status, more):
     """Also in a long head, which is looked through before it is decided on."""
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
+    site = make_scan_site(gate, origin)
     gate.rules(
         f'[{{id: a, to: "*", resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: flag, scan: strict}}{named}]'
     )
-    answer = made.ask(head("GET /a", f"Authorization: Bearer {TOKEN}", f"X-More: {more}"))
+    answer = site.ask(head("GET /a", f"Authorization: Bearer {TOKEN}", f"X-More: {more}"))
     assert answer.split()[1] == status
     found = ["github-token in the header `Authorization`"] if status == b"403" else []
     assert [leak["detail"] for leak in gate.events("secret.detected")] == found
@@ -295,8 +296,8 @@ def test_secret_in_a_body_is_blocked_before_any_of_it_is_sent(gate, origins, sec
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     pieces = SHAPES[shape](secret)
     body = b"".join(pieces)
-    answer = post(place(gate, origin, "block"), body, pieces=pieces)
-    wait_for(lambda: gate.events("request.completed"))
+    answer = post(make_scan_site(gate, origin, "block"), body, pieces=pieces)
+    wait_until(lambda: gate.events("request.completed"))
     assert answer.startswith((b"HTTP/1.1 403", b""))
     (leak,), (completed,) = gate.events("secret.detected"), gate.events("request.completed")
     assert (leak["verdict"], leak["outcome"]) == ("deny", "blocked")
@@ -305,7 +306,7 @@ def test_secret_in_a_body_is_blocked_before_any_of_it_is_sent(gate, origins, sec
     assert (completed["outcome"], completed["reason"]) == ("blocked", "leak")
     before = body.index(secret)
     assert all(body.startswith(each) and len(each) <= before for each in got)
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 @pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
@@ -313,21 +314,21 @@ def test_flagged_body_is_sent_unchanged(gate, origins, secret, shape):
     got, (secret, name) = [], SECRETS[secret]
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     pieces = SHAPES[shape](secret)
-    answer = post(place(gate, origin), b"".join(pieces), pieces=pieces)
+    answer = post(make_scan_site(gate, origin), b"".join(pieces), pieces=pieces)
     assert answer.startswith(b"HTTP/1.1 200")
     assert got == [b"".join(pieces)]
-    wait_for(lambda: gate.events("secret.detected"))
+    wait_until(lambda: gate.events("secret.detected"))
     details = [leak["detail"] for leak in gate.events("secret.detected")]
     assert any(detail.startswith(name) for detail in details)
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     assert gate.events("request.completed")[0]["outcome"] == "passed"
     assert re.search(r"allowed 1 request, .*; flagged \d leaks? \(good.example\)", gate.recorder.summary().describe())
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 def test_small_blocked_body_is_answered_with_a_page(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    answer = post(place(gate, origin, "block"), b"x=" + TOKEN.encode())
+    answer = post(make_scan_site(gate, origin, "block"), b"x=" + TOKEN.encode())
     assert answer.startswith(b"HTTP/1.1 403")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "leak"
     assert "blocked 1 request (good.example)" in gate.recorder.summary().describe()
@@ -340,7 +341,7 @@ def test_secret_split_between_chunks_is_blocked(gate, origins, at):
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     secret = TOKEN.encode()
     body = chunked(b"note: ", secret[:at], secret[at:], b" end")
-    answer = post(place(gate, origin, "block"), body, "Transfer-Encoding: chunked")
+    answer = post(make_scan_site(gate, origin, "block"), body, "Transfer-Encoding: chunked")
     assert b'"leak"' in answer
     assert b"".join(got) == b""
 
@@ -349,20 +350,20 @@ def test_compressed_body_is_scanned_or_blocked(gate, origins):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     packed = gzip.compress(os.urandom(3000).hex().encode() + TOKEN.encode())
-    made = place(gate, origin, "block")
-    answer = post(made, packed, f"Content-Length: {len(packed)}", "Content-Encoding: gzip")
+    site = make_scan_site(gate, origin, "block")
+    answer = post(site, packed, f"Content-Length: {len(packed)}", "Content-Encoding: gzip")
     assert b'"leak"' in answer
     assert got in ([], [b""])
     for packing in ("Content-Encoding: br", "Grpc-Encoding: gzip", "Connect-Content-Encoding: zstd"):
-        answer = post(made, b"abcd", "Content-Length: 4", packing)
+        answer = post(site, b"abcd", "Content-Length: 4", packing)
         assert b"nobody can look into the body" in answer
-    answer = post(made, b"abcd", "Content-Length: 4", "Grpc-Encoding: identity")
+    answer = post(site, b"abcd", "Content-Length: 4", "Grpc-Encoding: identity")
     assert answer.startswith(b"HTTP/1.1 200")
     got.clear()
     parts = (
         b"--x\r\nContent-Transfer-Encoding: base64\r\n\r\n" + base64.b64encode(b"note " + TOKEN.encode()) + b"\r\n--x--"
     )
-    answer = post(made, parts, f"Content-Length: {len(parts)}", "Content-Type: multipart/related; boundary=x")
+    answer = post(site, parts, f"Content-Length: {len(parts)}", "Content-Type: multipart/related; boundary=x")
     assert b'"leak"' in answer
     assert all(not each for each in got)
 
@@ -371,22 +372,22 @@ def test_secret_beyond_the_scan_limit_is_found_only_under_block(gate, origins):
     body = b"0123456789abcde\n" * (LOOKED_AT // 16 + 512) + TOKEN.encode()
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    assert post(place(gate, origin, secrets=False), body).startswith(b"HTTP/1.1 200")
+    assert post(make_scan_site(gate, origin, secrets=False), body).startswith(b"HTTP/1.1 200")
     assert gate.events("secret.detected") == []
-    post(place(gate, origin, "block", secrets=False), body)
-    wait_for(lambda: gate.events("secret.detected"))
+    post(make_scan_site(gate, origin, "block", secrets=False), body)
+    wait_until(lambda: gate.events("secret.detected"))
     assert got[0] == body
     assert all(TOKEN.encode()[:8] not in each for each in got[1:])
 
 
 def test_secret_split_between_two_requests_is_blocked(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin, "block")
+    site = make_scan_site(gate, origin, "block")
     half = len(VALUE) // 2
-    assert made.ask(head(f"GET /{VALUE[:half].decode()}")).startswith(b"HTTP/1.1 200")
-    assert made.ask(head("GET /innocent")).startswith(b"HTTP/1.1 200")
+    assert site.ask(head(f"GET /{VALUE[:half].decode()}")).startswith(b"HTTP/1.1 200")
+    assert site.ask(head("GET /innocent")).startswith(b"HTTP/1.1 200")
     for _ in range(2):
-        answer = post(made, VALUE[half:])
+        answer = post(site, VALUE[half:])
         assert b'"leak"' in answer
     assert {leak["detail"] for leak in gate.events("secret.detected")} == {
         "most of the value of the secret `key`, in one request or in several in the body"
@@ -398,10 +399,10 @@ def test_secret_split_between_two_requests_is_blocked(gate, origins):
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_large_clean_upload_passes_under_block(gate, origins, version):
     origin = origins.web("good.example")
-    made = place(gate, origin, "block")
+    site = make_scan_site(gate, origin, "block")
     body = gate.directory / "body"
     body.write_bytes(os.urandom(700_000).hex().encode())  # more than any window of HTTP/2
-    status, out, err = made.curl("/upload", version, "-X", "POST", "-T", body)
+    status, out, err = site.curl("/upload", version, "-X", "POST", "-T", body)
     assert (status, err) == (0, "")
     assert json.loads(out)["sha256"] == hashlib.sha256(body.read_bytes()).hexdigest()
     assert gate.events("secret.detected") == []
@@ -410,10 +411,10 @@ def test_large_clean_upload_passes_under_block(gate, origins, version):
 @pytest.mark.parametrize("scan", ["flag", "block"])
 def test_secret_in_trailers_is_flagged_or_blocked(gate, origins, scan):
     origin = origins.web("good.example")
-    made = place(gate, origin, scan)
-    with made.connect(["h2"]) as connection:
-        status, _ = http2(connection, made.host, b"abc", trailers=[("x-note", TOKEN)])
-    wait_for(lambda: gate.events("secret.detected"))
+    site = make_scan_site(gate, origin, scan)
+    with site.connect(["h2"]) as connection:
+        status, _ = http2(connection, site.host, b"abc", trailers=[("x-note", TOKEN)])
+    wait_until(lambda: gate.events("secret.detected"))
     assert status == (b"200" if scan == "flag" else b"403")
 
 
@@ -436,17 +437,17 @@ def test_failed_scan_under_block_sends_nothing(gate, origins, monkeypatch, part)
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
     try:
-        answer = post(place(gate, origin, "block"), FILLER)
+        answer = post(make_scan_site(gate, origin, "block"), FILLER)
     except ConnectionError:
         answer = b""
     assert not answer.startswith(b"HTTP/1.1 200")
-    wait_for(lambda: gate.events("gate.error"))
+    wait_until(lambda: gate.events("gate.error"))
     assert all(not each for each in got)
     (fault,) = gate.events("gate.error")
     assert (fault["fault"]["where"], fault["fault"]["detail"]) == (
         "inspection", "RuntimeError: leaving bytes could not be looked at: ValueError",
     )  # fmt: skip
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 @pytest.mark.parametrize("part", WRONG)
@@ -454,34 +455,34 @@ def test_failed_scan_under_flag_sends_the_body_and_records_the_fault(gate, origi
     monkeypatch.setattr(part, raising)
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    answer = post(place(gate, origin), FILLER)
+    answer = post(make_scan_site(gate, origin), FILLER)
     assert answer.startswith(b"HTTP/1.1 200")
     assert got == [FILLER]
     (fault,) = gate.events("gate.error")
     assert fault["fault"]["detail"] == "leaving bytes could not be looked at: ValueError"
-    never_told(gate, answer)
+    assert_no_secret_disclosed(gate, answer)
 
 
 def test_secret_in_an_unfinished_upload_is_reported(gate, origins):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    connection = made.connect()
+    site = make_scan_site(gate, origin)
+    connection = site.connect()
     ask = head("POST /a", "Content-Length: 100000")
-    connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode() + TOKEN.encode())
-    wait_for(lambda: origin.requests)
+    connection.sendall(ask.replace("HOST", site.host).replace("\n", "\r\n").encode() + TOKEN.encode())
+    wait_until(lambda: origin.requests)
     connection.close()
-    wait_for(lambda: gate.events("request.completed"))
+    wait_until(lambda: gate.events("request.completed"))
     assert [leak["detail"] for leak in gate.events("secret.detected")] == ["github-token in the body"]
 
 
 def test_new_scan_block_applies_to_an_upload_under_way(gate, origins):
     got = []
     origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
-    made = place(gate, origin)
-    with made.connect() as connection:
+    site = make_scan_site(gate, origin)
+    with site.connect() as connection:
         ask = head("POST /a", f"Content-Length: {len(TOKEN) + 5}")
-        connection.sendall(ask.replace("HOST", made.host).replace("\n", "\r\n").encode() + b"abcde")
-        wait_for(lambda: got and got[-1] == b"abcde")
+        connection.sendall(ask.replace("HOST", site.host).replace("\n", "\r\n").encode() + b"abcde")
+        wait_until(lambda: got and got[-1] == b"abcde")
         gate.rules(
             gate.directory.joinpath("rules.yaml")
             .read_text()
@@ -491,5 +492,5 @@ def test_new_scan_block_applies_to_an_upload_under_way(gate, origins):
         conversation = next(iter(gate.inspection._engine._connections.values()))
         gate.loop.run(lambda: conversation.review(conversation._handover.decision))
         connection.sendall(TOKEN.encode())
-        assert b'"leak"' in rest(connection)
+        assert b'"leak"' in read_all(connection)
     assert got == [b"abcde"]
