@@ -31,7 +31,7 @@ from proxy.telemetry.summary import Summary
 from proxy.telemetry.views.report import gather, page
 from proxy.telemetry.views.table import Table
 from proxy.wire import message, strict_json
-from tests.proxy.approvals.test_approvals_protocol import REPLIES, WORDS
+from tests.proxy.approvals.test_protocol import REPLIES, WORDS
 from tests.proxy.telemetry.prometheus.test_totals import sandbox
 from tests.proxy.telemetry.telemetry_harness import full_event
 from tests.support.hostile_numbers import in_each_part, in_each_place
