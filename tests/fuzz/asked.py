@@ -9,8 +9,8 @@ from proxy.approvals.approvers_file import parse_people
 from proxy.approvals.protocol import PreRequest, Submit, read_registry_message, read_worker_message
 from rules.problems import RuleFileError
 from tests.proxy.approvals.sample_requests import EACH
-from tests.proxy.approvals.test_protocol import REPLIES, WORDS
 from tests.proxy.approvals.test_people import WHOLE
+from tests.proxy.approvals.test_protocol import REPLIES, WORDS
 
 
 def fuzz_word(data: bytes) -> None:

@@ -1,15 +1,19 @@
+import contextlib
+
 import pytest
 
-from .world import People, world
+from enforcer.approvals import client
+from tests.enforcer.approvals.approvals_lab import Approvers, open_lab
+from tests.enforcer.approvals.registry_process import WorkerEnd, kill
 
 
 @pytest.fixture(
     scope="session",
     params=[pytest.param(who, marks=pytest.mark.xdist_group(f"held-{who}")) for who in ("root", "user")],
 )
-def here(request):
+def approvals_lab(request):
     """A lab, a registry and its people, for root and for an ordinary user: made once each."""
-    with world(request.param == "user") as made:
+    with open_lab(request.param == "user") as made:
         yield made
 
 
@@ -27,9 +31,24 @@ def answers(tokens):
 
 
 @pytest.fixture(scope="session")
-def tried(here):
+def attempts(approvals_lab):
     """Every attempt of `inside`, made once: what the task saw, and what those saw who answered."""
-    here.lab.origin.forget()
-    with People(here, answers(here.tokens)) as people:
-        seen, here.told = here.done(here.start("held", "everything"))
-    return seen, people.said, here.lab.origin.requests()
+    approvals_lab.lab.origin.forget()
+    with Approvers(approvals_lab, answers(approvals_lab.tokens)) as people:
+        seen, approvals_lab.told = approvals_lab.done(approvals_lab.start("held", "everything"))
+    return seen, people.said, approvals_lab.lab.origin.requests()
+
+
+@pytest.fixture
+def state_home(tmp_path, monkeypatch):
+    """A state directory of its own; its registry is killed after the test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setenv(client.VARIABLE, str(tmp_path / "host/socket"))
+    yield tmp_path
+    kill()
+
+
+@pytest.fixture
+def worker_end(state_home):
+    with contextlib.closing(WorkerEnd("t1", state_home / "journal")) as made:
+        yield made

@@ -20,9 +20,8 @@ from proxy.approvals.people import hash_token
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from rules.verdicts import Outcome, Verdict
+from tests.enforcer.approvals.approvals_lab import as_root, as_user
 from tests.proxy.telemetry.telemetry_harness import full_event
-
-from .world import as_root, as_user
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -50,7 +49,7 @@ def called(monkeypatch, capsys):
     return call
 
 
-def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
+def test_invalid_arguments_are_refused_with_a_suggestion(called):
     assert called("lsit")[:3] == (
         2, "", "exeat: invalid value `lsit` for `exeat approvals`; did you mean `list`?\n"
     )  # fmt: skip
@@ -62,7 +61,7 @@ def test_words_that_mean_nothing_are_told_with_what_was_meant(called):
     assert (status, asked, "a rejection has no `--for`" in err) == (2, [], True)
 
 
-def test_what_the_short_commands_do_not_take_is_told_as_that(monkeypatch, capsys):
+def test_options_unknown_to_the_short_commands_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(approval_requests, "send_request", None)  # nobody is asked
     with pytest.raises(SystemExit, match="2"):
         main(["reject", "abcd", "--for", "1h"])
@@ -72,7 +71,7 @@ def test_what_the_short_commands_do_not_take_is_told_as_that(monkeypatch, capsys
     assert "takes no more words, and `efgh` is left over" in capsys.readouterr().err
 
 
-def test_an_answer_is_passed_on_as_it_was_meant_and_a_token_only_from_a_file_closed_to_others(called, tmp_path):
+def test_vote_is_sent_as_given_and_its_token_read_from_a_private_file(called, tmp_path):
     file = tmp_path / "token"
     file.write_text("hush\n")
     file.chmod(0o600)
@@ -93,7 +92,7 @@ def test_an_answer_is_passed_on_as_it_was_meant_and_a_token_only_from_a_file_clo
     assert "is open to others" in err
 
 
-def test_a_list_shows_what_waits_and_nothing_of_a_task_moves_the_terminal(called):
+def test_list_shows_pending_requests_without_control_characters(called):
     one = {
         "id": "abcd2345", "task": "t1", "name": "make", "line": "POST api.example:443/\x1b[31mx", "rules": ["web:write"],
         "votes": "1 of 2", "asked": 0, "wish": "", "stale": True,
@@ -124,7 +123,7 @@ TIME (UTC)           ID        TASK             STATE             BY       WHAT
 """
 
 
-def test_what_was_is_a_table_and_for_programs_values_or_lines(called):
+def test_history_is_a_table_json_or_json_lines(called):
     one = {
         "id": "abcd2345", "task": "t1", "name": "make", "line": "POST api.example:443/\x1b[31mx", "state": "approved",
         "by": ["ada", "bo"], "why": "read it", "asked": 0, "answered": 1795222800.0,
@@ -150,14 +149,14 @@ def test_what_was_is_a_table_and_for_programs_values_or_lines(called):
     assert called("history", answers=[{"approvals": []}])[1] == "there are no earlier approval requests\n"
 
 
-def test_on_a_terminal_a_list_is_as_wide_as_that(monkeypatch):
+def test_list_is_as_wide_as_the_terminal(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "40")
     lines = list(table(("A", "B"), [("one", "x" * 100), ("y" * 100, "z")], 10))
     assert lines == ["A           B", "one         " + "x" * 27 + "…", "yyyyyyyyy…  z"]
 
 
-def test_rule_files_are_named_as_short_as_leads_to_them(monkeypatch, tmp_path):
+def test_rule_files_are_named_by_their_shortest_path(monkeypatch, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
@@ -173,39 +172,41 @@ def test_rule_files_are_named_as_short_as_leads_to_them(monkeypatch, tmp_path):
     )
 
 
-def test_a_token_is_made_with_what_approvers_yaml_takes(called):
+def test_new_token_is_printed_with_its_hash_for_approvers_yaml(called):
     found = json.loads(called("token", "--format", "json")[1])
     assert found["hash"] == hash_token(found["token"])
     assert len(found["token"]) >= 43  # 256 bits
 
 
 @as_user
-def test_a_question_that_isn_t_there_and_what_was_flagged_and_looked_at(here, tried):
-    done = here.exeat("approve", "zzzz")
+def test_unknown_and_flagged_requests_are_shown(approvals_lab, attempts):
+    done = approvals_lab.exeat("approve", "zzzz")
     assert (done.returncode, done.stderr) == (
         1,
         "exeat: there is no question `zzzz`; `exeat approvals` lists pending requests\n",
     )
-    flagged = here.exeat("flagged", "--task", "held")
+    flagged = approvals_lab.exeat("flagged", "--task", "held")
     head, *lines, foot = flagged.stdout.splitlines()
     assert head.split() == ["ID", "TIME", "(UTC)", "TASK", "RULES", "WHAT"]
     assert {line.split()[4].rstrip(",") for line in lines} == {"held:cloning"}
     assert foot.startswith(f"{len(lines)} events;")
     named = lines[0].split()[0]
-    first, second = here.exeat("flagged", "ack", named[:-1]), here.exeat("flagged", "ack", named)
+    first, second = approvals_lab.exeat("flagged", "ack", named[:-1]), approvals_lab.exeat("flagged", "ack", named)
     assert (first.stdout, second.stdout) == (
         "1 event acknowledged\n",
         "0 events acknowledged, 1 were acknowledged before\n",
     )
-    assert named not in here.exeat("flagged").stdout
-    known = json.loads(here.exeat("flagged", "--all", "--format", "json").stdout)
+    assert named not in approvals_lab.exeat("flagged").stdout
+    known = json.loads(approvals_lab.exeat("flagged", "--all", "--format", "json").stdout)
     assert [each["acknowledged"]["by"] for each in known if each["id"].endswith(named)] == ["owner"]
 
 
 @as_root
-def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
-    task = here.start("watched", "once", "/ask/watched")
-    watch = here.lab.start(["exeat", "approvals", "watch"], user=here.user, stdout=subprocess.PIPE, text=True)
+def test_watch_prints_each_card_to_a_pipe_at_once(approvals_lab):
+    task = approvals_lab.start("watched", "once", "/ask/watched")
+    watch = approvals_lab.lab.start(
+        ["exeat", "approvals", "watch"], user=approvals_lab.user, stdout=subprocess.PIPE, text=True
+    )
     lines = iter(watch.stdout.readline, "")
     first = next(line for line in lines if "/ask/watched" in line)
     assert " pending: POST api.held.example:443/ask/watched" in first
@@ -213,8 +214,8 @@ def test_watching_through_a_pipe_shows_each_card_as_it_comes(here):
     assert any("exeat" in line and "approve" in line and "allows" in line for line in lines)
     watch.kill()
     watch.communicate()
-    assert "rejected" in here.answer(here.waits("/ask/watched"), "reject")
-    here.done(task)
+    assert "rejected" in approvals_lab.answer(approvals_lab.waits("/ask/watched"), "reject")
+    approvals_lab.done(task)
 
 
 OWN, ROOTS = "your own registry", "root's registry"
@@ -235,7 +236,7 @@ OWN, ROOTS = "your own registry", "root's registry"
         pytest.param("not here", None, None, "not here", id="where there is no other"),
     ],
 )
-def test_which_registry_is_asked(monkeypatch, own, host, started, said):
+def test_commands_choose_the_registry_of_the_user_or_of_root(monkeypatch, own, host, started, said):
     def answers(what):
         def ask(_request):
             if what is not None and " " in what:
@@ -255,7 +256,7 @@ def test_which_registry_is_asked(monkeypatch, own, host, started, said):
     assert found == [said]
 
 
-def test_what_root_s_registry_refuses_to_list_is_said(monkeypatch, capsys):
+def test_refusal_of_roots_registry_is_reported(monkeypatch, capsys):
     """It said that nothing waits, where somebody waits in the registry that this user may not see."""
 
     def refuses(_request):
@@ -278,7 +279,7 @@ def test_what_root_s_registry_refuses_to_list_is_said(monkeypatch, capsys):
         (HostError("same"), HostError("same"), None, ""),
     ],
 )
-def test_an_ordinary_user_watches_both_registries(  # noqa: PLR0917 - a table
+def test_ordinary_user_watches_both_registries(  # noqa: PLR0917 - a table
     monkeypatch, capsys, ours, roots, heard, says
 ):
     """`list` showed the questions of both, and `watch` those of one's own."""
@@ -304,7 +305,7 @@ def test_an_ordinary_user_watches_both_registries(  # noqa: PLR0917 - a table
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
-def test_a_terminal_is_rung_for_what_is_asked_and_for_nothing_else(called, monkeypatch, terminal):
+def test_terminal_bell_rings_for_new_requests_only(called, monkeypatch, terminal):
     said = [{"kind": kind, "text": f"a card, {kind}"} for kind in ("asked", "answered")]
     monkeypatch.setattr(client, "follow", lambda _what: iter(said))
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
@@ -314,7 +315,7 @@ def test_a_terminal_is_rung_for_what_is_asked_and_for_nothing_else(called, monke
     assert ("asked\n\a\n" in out) is terminal
 
 
-def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
+def test_status_marks_tainted_and_waiting_tasks(monkeypatch, capsys):
     box = {"name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
     monkeypatch.setattr(
         control_client, "ask", lambda _what: [{"sandboxes": [{**box, "task": str(n)} for n in range(3)]}]
@@ -326,7 +327,7 @@ def test_tasks_that_are_tainted_or_wait_are_shown_as_that(monkeypatch, capsys):
     assert [re.split(" {2,}", row)[-2] for row in rows] == ["2 pending, tainted", "tainted", "-"]
 
 
-def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys):
+def test_status_shows_the_service_when_the_registry_fails(monkeypatch, capsys):
     def fails(_what):
         raise HostError("the approvals server does not answer")
 
@@ -346,7 +347,7 @@ def test_a_registry_that_fails_hides_nothing_of_the_service(monkeypatch, capsys)
     assert lines[-1] == "approvals: the approvals server does not answer"
 
 
-def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, capsys):
+def test_status_shows_the_registry_without_a_service(monkeypatch, capsys):
     def nowhere(_what):
         raise HostError("there is no place where a service could listen")
 
@@ -360,7 +361,7 @@ def test_status_tells_of_the_registry_also_where_no_service_can_be(monkeypatch, 
     ]
 
 
-def test_a_connection_that_was_looked_into_is_told_by_its_requests_whatever_they_are(tmp_path, monkeypatch, capsys):
+def test_inspected_connection_is_listed_by_its_requests(tmp_path, monkeypatch, capsys):
     told = [
         full_event(kind)._replace(
             time=now,
@@ -386,7 +387,7 @@ def test_a_connection_that_was_looked_into_is_told_by_its_requests_whatever_they
     assert [each["id"][-2:] for each in json.loads(capsys.readouterr().out)] == ["00", "04"]
 
 
-def test_what_has_been_looked_at_is_not_asked_for_again(monkeypatch, capsys):
+def test_reviewed_flagged_events_are_not_listed_again(monkeypatch, capsys):
     event = full_event(Kind.REQUEST_DECIDED)
     monkeypatch.setattr(flagged, "_flagged", lambda _arguments: ([event], 0))
     for known, foot in (
@@ -405,7 +406,7 @@ def test_what_has_been_looked_at_is_not_asked_for_again(monkeypatch, capsys):
         (f"GET api.good.example.{'a.' * 90}evil.example:443/x", f"GET …{'a.' * 41}evil.example…"),
     ],
 )
-def test_the_line_that_tells_what_is_asked_is_one_and_says_where_to(what, shown):
+def test_request_summary_is_one_line_with_its_destination(what, shown):
     said = {"asked": {"id": "k3x9abcd", "what": what, "rules": "web:writing"}}
     line = _asked(json.dumps(said).encode())
     assert line == f"somebody is asked to approve: {shown} (web:writing): `exeat approvals show k3x9abcd`"

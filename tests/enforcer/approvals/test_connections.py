@@ -56,14 +56,14 @@ def served(listener, *, stranger=False):
             return str(refused)
 
 
-def test_a_process_of_one_s_own_is_served(listener):
+def test_process_of_the_same_user_is_served(listener):
     sock, path = listener
     pid = other(path)
     assert served(sock) == (os.geteuid(), {"exeat": 1})
     os.waitpid(pid, 0)
 
 
-def test_another_user_is_served_only_where_others_are(listener):
+def test_other_users_are_served_only_by_a_shared_registry(listener):
     harness.needs_root()
     sock, path = listener
 
@@ -79,14 +79,14 @@ def test_another_user_is_served_only_where_others_are(listener):
     os.waitpid(second, 0)
 
 
-def test_whoever_is_in_another_user_namespace_is_refused_whatever_door_it_came_through(listener):
+def test_client_in_another_user_namespace_is_refused(listener):
     sock, path = listener
     pid = other(path, before=lambda: os.unshare(os.CLONE_NEWUSER))
     assert "namespace" in served(sock, stranger=True)
     os.waitpid(pid, 0)
 
 
-def test_a_connection_that_somebody_else_has_got_hold_of_says_nothing(listener):
+def test_connection_used_by_another_process_is_ignored(listener):
     sock, path = listener
     with client.connect(path) as mine:
         connection, _ = sock.accept()
@@ -103,7 +103,7 @@ def test_a_connection_that_somebody_else_has_got_hold_of_says_nothing(listener):
             assert connections.receive(connection, peer).data == b"{}"
 
 
-def test_a_packet_that_is_too_long_is_not_read_in_part_and_descriptors_beyond_the_first_are_not_taken(listener):
+def test_overlong_packets_and_extra_descriptors_are_refused(listener):
     sock, path = listener
     ends = os.pipe()
     for words, descriptors in ((b" " * (1 << 17), ()), (b"{}", [ends[0]] * 9)):
@@ -114,7 +114,7 @@ def test_a_packet_that_is_too_long_is_not_read_in_part_and_descriptors_beyond_th
         os.close(end)
 
 
-def test_a_registry_that_nobody_needs_leaves_and_not_while_somebody_is_at_its_door(tmp_path):
+def test_idle_registry_exits_but_not_while_a_client_connects(tmp_path):
     async def settle(desk, *, needed):
         async with asyncio.timeout(60):
             while desk.is_needed is not needed:  # noqa: ASYNC110  the kernel does it
@@ -137,7 +137,7 @@ def test_a_registry_that_nobody_needs_leaves_and_not_while_somebody_is_at_its_do
     asyncio.run(leave())
 
 
-def test_a_path_may_be_longer_than_an_address(tmp_path):
+def test_socket_path_longer_than_an_address_works(tmp_path):
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
     with client.bind(deep, 0o600) as sock, client.connect(deep / "socket") as mine:

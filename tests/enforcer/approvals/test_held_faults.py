@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
+from tests.enforcer.approvals.approvals_lab import RULES, as_root, as_user
 from tests.invariants.running import worker_of
-
-from .world import RULES, as_root, as_user, until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,45 +22,45 @@ def page(answer):
     return json.loads(answer["out"].rsplit("\n", 1)[0])
 
 
-def test_a_registry_that_is_killed_while_it_holds_denies_and_the_next_one_serves_the_same_task(here):
-    task = here.start("bereft", "until", "/ask/first")
-    first = here.waits("/ask/first")
-    old = here.kill()
-    here.waits("/ask/first")  # in the store, for whoever looks: that starts another registry
-    assert here.registry != old
-    assert "approved: " in here.answer(first, "approve")  # serves the retry, once the task has been introduced
-    ((tries,), _) = here.done(task)
+def test_killed_registry_denies_held_attempts_and_is_replaced(approvals_lab):
+    task = approvals_lab.start("bereft", "until", "/ask/first")
+    first = approvals_lab.waits("/ask/first")
+    old = approvals_lab.kill()
+    approvals_lab.waits("/ask/first")  # in the store, for whoever looks: that starts another registry
+    assert approvals_lab.registry != old
+    assert "approved: " in approvals_lab.answer(first, "approve")  # serves the retry, once the task has been introduced
+    ((tries,), _) = approvals_lab.done(task)
     assert page(tries[0])["reason"] == "approval_unavailable"
     assert code(tries[-1]) == "200"
-    told = [event["kind"] for event in here.events() if event.get("approval", {}).get("id") == first["id"]]
+    told = [event["kind"] for event in approvals_lab.events() if event.get("approval", {}).get("id") == first["id"]]
     assert told[0] == "approval.asked"
     assert {"approval.answered", "approval.used", "request.decided"} <= set(told)
 
 
 @as_root
-def test_what_was_granted_to_one_task_is_asked_anew_of_another_and_too_late_is_too_late(here):
+def test_grant_of_one_task_does_not_serve_another(approvals_lab):
     """After `everything`, in which the same request was approved for another task."""
-    task = here.start("twin", "once", "/ask/approved")
-    waits = here.waits("/ask/approved")
-    assert "until the task ends" in here.answer(waits, "approve", **{"for": ["task"]})
-    ((seen,), _) = here.done(task)
+    task = approvals_lab.start("twin", "once", "/ask/approved")
+    waits = approvals_lab.waits("/ask/approved")
+    assert "until the task ends" in approvals_lab.answer(waits, "approve", **{"for": ["task"]})
+    ((seen,), _) = approvals_lab.done(task)
     assert code(seen) == "200"
-    assert "it was approved already, by owner" in here.answer(waits, "approve")
+    assert "it was approved already, by owner" in approvals_lab.answer(waits, "approve")
 
 
 @as_user
-def test_a_task_asks_for_itself_and_can_t_answer_and_knows_nothing_of_others(here):
-    other = here.start("other", "once", "/ask/of-another")
-    foreign = here.waits("/ask/of-another")
-    task = here.start("inband", "wish", foreign["id"])
-    waits = here.waits("/ask/wished")
+def test_task_can_pre_request_but_not_vote_or_see_other_tasks(approvals_lab):
+    other = approvals_lab.start("other", "once", "/ask/of-another")
+    foreign = approvals_lab.waits("/ask/of-another")
+    task = approvals_lab.start("inband", "wish", foreign["id"])
+    waits = approvals_lab.waits("/ask/wished")
     assert waits["wish"]
-    (shown,) = here.ask(what="show", id=waits["id"])
+    (shown,) = approvals_lab.ask(what="show", id=waits["id"])
     assert "asked by the agent" in shown["text"]
     assert "agent says   to publish the report" in shown["text"]
-    until(lambda: len(here.events("approval.seen", "inband")), "that it was seen")
-    assert "approved: " in here.answer(waits, "approve", why="go on")
-    (seen, _) = here.done(task)
+    wait_until(lambda: len(approvals_lab.events("approval.seen", "inband")), "that it was seen")
+    assert "approved: " in approvals_lab.answer(waits, "approve", why="go on")
+    (seen, _) = approvals_lab.done(task)
     assert [page(seen[what])["standing"] for what in ("wish", "looked", "foreign")] == [
         "pending",
         "approved",
@@ -68,31 +68,33 @@ def test_a_task_asks_for_itself_and_can_t_answer_and_knows_nothing_of_others(her
     ]
     assert {code(answer)[0] for answer in seen["answers"]} == {"4"}
     assert code(seen["used"]) == "200"
-    assert here.events("approval.asked", "inband")[0]["approval"]["agent"] is True
-    assert "rejected" in here.answer(foreign, "reject")
-    here.done(other)
+    assert approvals_lab.events("approval.asked", "inband")[0]["approval"]["agent"] is True
+    assert "rejected" in approvals_lab.answer(foreign, "reject")
+    approvals_lab.done(other)
 
 
 @as_user
-def test_under_the_service_a_worker_s_and_a_registry_s_death_cost_an_answer_and_not_the_approvals(here):
-    more = {"EXEAT_CONTROL": str(here.home / "control")}
-    up = here.lab.start(["exeat", "up", "--workers", "1"], user=here.user, env=more, stderr=subprocess.PIPE, text=True)
+def test_approvals_survive_deaths_of_worker_and_registry(approvals_lab):
+    more = {"EXEAT_CONTROL": str(approvals_lab.home / "control")}
+    up = approvals_lab.lab.start(
+        ["exeat", "up", "--workers", "1"], user=approvals_lab.user, env=more, stderr=subprocess.PIPE, text=True
+    )
     assert "serving" in up.stderr.readline()
     try:
-        task = here.start("served", "until", "/ask/served", "/ask/later", env=more)
-        first = here.waits("/ask/served")
-        status = json.loads(here.exeat("status", "--format", "json", env=more).stdout)
-        assert (status["approvals"]["pid"], status["approvals"]["pending"]) == (here.registry, 1)
+        task = approvals_lab.start("served", "until", "/ask/served", "/ask/later", env=more)
+        first = approvals_lab.waits("/ask/served")
+        status = json.loads(approvals_lab.exeat("status", "--format", "json", env=more).stdout)
+        assert (status["approvals"]["pid"], status["approvals"]["pending"]) == (approvals_lab.registry, 1)
         os.kill(status["workers"][0]["pid"], signal.SIGKILL)
-        until(lambda: here.events("approval.stale", "served"), "that nobody waits")
-        listed = json.loads(here.exeat("ps", "--format", "json", env=more).stdout)
+        wait_until(lambda: approvals_lab.events("approval.stale", "served"), "that nobody waits")
+        listed = json.loads(approvals_lab.exeat("ps", "--format", "json", env=more).stdout)
         assert [(each["name"], each["pending"], each["tainted"]) for each in listed] == [("served", 1, False)]
-        assert "approved: " in here.answer(first, "approve")
-        second = here.waits("/ask/later")
-        here.kill()
-        here.waits("/ask/later")
-        assert "approved: " in here.answer(second, "approve")
-        ((served, later), _) = here.done(task)
+        assert "approved: " in approvals_lab.answer(first, "approve")
+        second = approvals_lab.waits("/ask/later")
+        approvals_lab.kill()
+        approvals_lab.waits("/ask/later")
+        assert "approved: " in approvals_lab.answer(second, "approve")
+        ((served, later), _) = approvals_lab.done(task)
         assert served[0]["status"] in {52, 56}
         assert (code(served[-1]), code(later[-1])) == ("200", "200")
         assert page(later[0])["reason"] == "approval_unavailable"
@@ -102,64 +104,68 @@ def test_under_the_service_a_worker_s_and_a_registry_s_death_cost_an_answer_and_
 
 
 @as_root
-def test_an_approval_is_written_down_as_a_rule_and_nothing_else_of_the_file_moves(here):
-    rules = here.write(here.home / "edited.yaml", f"# ours\n{RULES}")
-    task = here.start("edited", "once", "/ask/written", "/ask/written", "/ask/other", rules=rules)
-    waits = here.waits("/ask/written")
-    done = here.exeat("approve", waits["id"], "--as-rule", "--why", "from now on")
+def test_approval_as_a_rule_changes_nothing_else_in_the_file(approvals_lab):
+    rules = approvals_lab.write(approvals_lab.home / "edited.yaml", f"# ours\n{RULES}")
+    task = approvals_lab.start("edited", "once", "/ask/written", "/ask/written", "/ask/other", rules=rules)
+    waits = approvals_lab.waits("/ask/written")
+    done = approvals_lab.exeat("approve", waits["id"], "--as-rule", "--why", "from now on")
     assert done.returncode == 0, done.stderr
     assert "; written: held:approved-api-held-example in " in done.stdout
-    other = here.waits("/ask/other")  # the second was let out by the rule, and this one is no other's
-    assert "rejected" in here.answer(other, "reject")
-    (seen, _) = here.done(task)
+    other = approvals_lab.waits("/ask/other")  # the second was let out by the rule, and this one is no other's
+    assert "rejected" in approvals_lab.answer(other, "reject")
+    (seen, _) = approvals_lab.done(task)
     assert [code(answer) for answer in seen] == ["200", "200", "403"]
     text = rules.read_text()
     assert text.startswith("# ours\n")
     assert "paths: [/ask/written]" in text
     assert "from now on" in text
-    again = here.exeat("approve", other["id"], "--as-rule")
+    again = approvals_lab.exeat("approve", other["id"], "--as-rule")
     assert (again.returncode, "rejected already" in again.stderr) == (1, True)
     assert rules.read_text() == text
 
 
 @as_root
-def test_what_was_asked_before_its_rule_was_changed_opens_nothing_and_says_what_is_asked_now(here):
-    rules = here.write(here.home / "superseded.yaml", RULES)
-    task = here.start("superseded", "together", "/ask/one", "/ask/another", rules=rules)
-    one, before = here.waits("/ask/one"), here.waits("/ask/another")
-    done = here.exeat("approve", one["id"], "--as-rule")
+def test_vote_on_a_superseded_request_names_its_successor(approvals_lab):
+    rules = approvals_lab.write(approvals_lab.home / "superseded.yaml", RULES)
+    task = approvals_lab.start("superseded", "together", "/ask/one", "/ask/another", rules=rules)
+    one, before = approvals_lab.waits("/ask/one"), approvals_lab.waits("/ask/another")
+    done = approvals_lab.exeat("approve", one["id"], "--as-rule")
     assert done.returncode == 0, done.stderr
-    now = until(
-        lambda: [each for each in here.pending() if each["line"] == before["line"] and each["id"] != before["id"]]
+    now = wait_until(
+        lambda: [
+            each for each in approvals_lab.pending() if each["line"] == before["line"] and each["id"] != before["id"]
+        ]
     )[0]
-    said = here.exeat("approve", before["id"], "--for", "1h")
+    said = approvals_lab.exeat("approve", before["id"], "--for", "1h")
     why = f"held:writing has changed since it was asked, and it is asked as {now['id']} now"
     assert (said.returncode, said.stderr) == (1, f"exeat: {before['id']}: an answer has no effect: {why}\n")
-    (was,) = [line for line in here.exeat("approvals", "history").stdout.splitlines() if before["id"] in line[:40]]
+    (was,) = [
+        line for line in approvals_lab.exeat("approvals", "history").stdout.splitlines() if before["id"] in line[:40]
+    ]
     assert " superseded " in was
     assert was.endswith(f": {why}")
-    assert [each["id"] for each in here.pending() if each["task"] == before["task"]] == [now["id"]]
-    assert "approved: " in here.answer(now, "approve")
-    (seen, _) = here.done(task)
+    assert [each["id"] for each in approvals_lab.pending() if each["task"] == before["task"]] == [now["id"]]
+    assert "approved: " in approvals_lab.answer(now, "approve")
+    (seen, _) = approvals_lab.done(task)
     assert [code(answer) for answer in seen] == ["200", "200"]
-    told = here.events("approval.expired", "superseded")
+    told = approvals_lab.events("approval.expired", "superseded")
     assert [(event["approval"]["id"], event["detail"]) for event in told] == [(before["id"], f"superseded: {why}")]
-    verified = here.exeat("log", "verify")
+    verified = approvals_lab.exeat("log", "verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
 @as_root
-def test_what_no_rule_speaks_of_is_let_out_by_one_that_an_approval_writes(here):
-    rules = here.write(here.home / "unruled.yaml", f"# ours\n{RULES}")
-    task = here.start("unruled", "unruled", "/new", rules=rules)
-    waits = here.waits("/new")
-    assert "no rule covers this" in here.answer(waits, "approve")
-    missing = here.exeat("approve", waits["id"], "--as-rule", here.home / "none.yaml")
+def test_unruled_attempt_is_allowed_by_a_rule_from_an_approval(approvals_lab):
+    rules = approvals_lab.write(approvals_lab.home / "unruled.yaml", f"# ours\n{RULES}")
+    task = approvals_lab.start("unruled", "unruled", "/new", rules=rules)
+    waits = approvals_lab.waits("/new")
+    assert "no rule covers this" in approvals_lab.answer(waits, "approve")
+    missing = approvals_lab.exeat("approve", waits["id"], "--as-rule", approvals_lab.home / "none.yaml")
     assert (missing.returncode, "none.yaml` can't be read" in missing.stderr) == (2, True)
-    done = here.exeat("approve", waits["id"], "--as-rule")
+    done = approvals_lab.exeat("approve", waits["id"], "--as-rule")
     assert done.returncode == 0, done.stderr
     assert "; written: held:approved-api-held-example in " in done.stdout
-    (seen, _) = here.done(task)
+    (seen, _) = approvals_lab.done(task)
     assert code(seen) == "200"
     before, _, new = rules.read_text().partition("  - id: approved-api-held-example\n")
     assert before == f"# ours\n{RULES}"
@@ -167,27 +173,27 @@ def test_what_no_rule_speaks_of_is_let_out_by_one_that_an_approval_writes(here):
 
 
 @as_root
-def test_rules_that_ask_from_some_time_on_have_somebody_to_ask(here):
+def test_ask_rules_that_begin_later_find_the_registry(approvals_lab):
     closed = "version: 1\nname: held\nrules:\n  - {id: closed, to: api.held.example, action: deny}\n"
-    rules = here.write(here.home / "changing.yaml", closed)
-    task = here.start("changed", "until", "/ask/changed", rules=rules)
-    until(lambda: here.events("connection.decided", "changed"), "a refusal")
+    rules = approvals_lab.write(approvals_lab.home / "changing.yaml", closed)
+    task = approvals_lab.start("changed", "until", "/ask/changed", rules=rules)
+    wait_until(lambda: approvals_lab.events("connection.decided", "changed"), "a refusal")
     rules.write_text(RULES)
-    waits = here.waits("/ask/changed")
-    assert "approved: " in here.answer(waits, "approve")
-    ((tries,), _) = here.done(task)
+    waits = approvals_lab.waits("/ask/changed")
+    assert "approved: " in approvals_lab.answer(waits, "approve")
+    ((tries,), _) = approvals_lab.done(task)
     assert code(tries[-1]) == "200"
     assert page(tries[0])["reason"] == "rule"
 
 
-def test_a_worker_that_is_killed_while_it_holds_ends_the_connection_and_nothing_passes(here):
-    here.lab.origin.forget()
-    task = here.start("orphan", "once", "/ask/orphaned")
-    waits = here.waits("/ask/orphaned")
+def test_killed_worker_ends_its_held_connections(approvals_lab):
+    approvals_lab.lab.origin.forget()
+    task = approvals_lab.start("orphan", "once", "/ask/orphaned")
+    waits = approvals_lab.waits("/ask/orphaned")
     os.kill(worker_of(task), signal.SIGKILL)
-    ((seen,), err) = here.done(task)
+    ((seen,), err) = approvals_lab.done(task)
     assert seen["status"] in {52, 56}  # curl: an empty reply, or a reset
     assert "the gate ended unexpectedly" in err
-    assert here.lab.origin.requests() == []
-    until(lambda: waits["id"] not in [each["id"] for each in here.pending()], "the end of its question")
-    assert "its task has ended" in here.answer(waits, "approve")
+    assert approvals_lab.lab.origin.requests() == []
+    wait_until(lambda: waits["id"] not in [each["id"] for each in approvals_lab.pending()], "the end of its question")
+    assert "its task has ended" in approvals_lab.answer(waits, "approve")

@@ -82,7 +82,7 @@ def told(people, until, text="text"):
     return said
 
 
-def test_a_webhook_is_signed_over_its_time_and_body_and_tried_again(tmp_path):
+def test_webhook_is_signed_and_retried(tmp_path):
     key = tmp_path / "key"
     key.write_text(KEY)
     key.chmod(0o600)
@@ -101,7 +101,7 @@ def test_a_webhook_is_signed_over_its_time_and_body_and_tried_again(tmp_path):
     assert said[1].endswith("works again")
 
 
-def test_slack_gets_a_text_in_which_nothing_of_a_task_is_markup():
+def test_slack_message_escapes_markup_of_the_task():
     with Receivers([(200, b"ok")]) as there:
         told(
             People(notices=(NotificationTarget(webhook=there.url, shape="slack"),)),
@@ -112,7 +112,7 @@ def test_slack_gets_a_text_in_which_nothing_of_a_task_is_markup():
     assert text == "```&lt;!channel&gt; \u2019x\u2019\n\\x1b[2J&amp;```"
 
 
-def test_a_receiver_that_fails_is_told_once_and_no_redirect_is_followed(tmp_path):
+def test_failing_receiver_is_reported_once_and_redirects_are_refused(tmp_path):
     with Receivers([(302, b"")]) as there:
         said = told(
             People(notices=(NotificationTarget(webhook=there.url),)), lambda _: len(there.got) == notifications.TRIES
@@ -137,7 +137,7 @@ class Held:
         return b""
 
 
-def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
+def test_queue_of_a_receiver_is_bounded_and_drops_the_oldest():
     held = Held()
 
     async def flood():
@@ -157,7 +157,7 @@ def test_what_waits_for_a_receiver_is_bounded_and_the_latest_stay():
     assert held.said[0] == "it: too much waits for it; the oldest notices are lost"
 
 
-def test_what_a_task_asks_without_end_takes_no_other_tasks_place():
+def test_flood_of_one_task_does_not_displace_notices_of_others():
     held = Held()
 
     async def flood():
@@ -177,7 +177,7 @@ def test_what_a_task_asks_without_end_takes_no_other_tasks_place():
     assert len(held.taken) == notifications.MOST_WAITING + 1
 
 
-def test_what_a_receiver_fails_at_keeps_no_other_tasks_waiting(monkeypatch):
+def test_failed_notice_does_not_delay_other_tasks(monkeypatch):
     monkeypatch.setattr(notifications, "_FIRST_REST", 3600.0)
     taken = []
 
@@ -201,7 +201,7 @@ def test_what_a_receiver_fails_at_keeps_no_other_tasks_waiting(monkeypatch):
     assert taken == [b"other"]
 
 
-def test_reviews_of_one_task_that_take_long_keep_neither_anothers_nor_notices_waiting():
+def test_slow_reviews_of_one_task_delay_neither_others_nor_notices():
     held, said = threading.Event(), []
 
     def slow(_body):
@@ -242,7 +242,7 @@ REVIEWS = {
 
 
 @pytest.mark.parametrize("case", REVIEWS)
-def test_what_a_program_that_reviews_says(case):
+def test_output_of_a_reviewer_program_becomes_a_vote(case):
     script, vote, why = REVIEWS[case]
     said = []
 
@@ -260,7 +260,7 @@ def test_what_a_program_that_reviews_says(case):
     assert bool(said) == ("failed" in found.why)
 
 
-def test_a_webhook_that_reviews_is_asked_the_same(tmp_path):
+def test_reviewer_webhook_gets_the_same_card(tmp_path):
     with Receivers([(200, b'{"answer": "reject", "why": "no"}')]) as there:
 
         async def review():
@@ -276,7 +276,7 @@ def test_a_webhook_that_reviews_is_asked_the_same(tmp_path):
     assert json.loads(there.got[0][2]) == {"type": "approval.review", "card": CARD}
 
 
-def test_a_webhook_that_reviews_is_made_once_and_not_in_every_questions_turn(monkeypatch):
+def test_reviewer_webhook_client_is_made_once(monkeypatch):
     made = []
 
     def webhook(url, _headers, _patience):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ import pytest
 from tests.lab import Lab, Name
 from tests.support.event_schema import hold
 from tests.support.harness import whole_lines
+from tests.support.waiting import PATIENCE, wait_until
 
 HERE = Path(__file__).parent
-PATIENCE = 60.0  # seconds
 NAMES = {"api.held.example": Name.at("93.184.216.34"), "git.held.example": Name.at("93.184.216.35")}
 RULES = """
 version: 1
@@ -58,22 +57,13 @@ groups: {{dba: [ada, bo]}}
 def _only(who):
     """Once is enough: what is tried is the same for root and for a user."""
     param = pytest.param(who, marks=pytest.mark.xdist_group(f"held-{who}"))
-    return pytest.mark.parametrize("here", [param], indirect=True)
+    return pytest.mark.parametrize("approvals_lab", [param], indirect=True)
 
 
 as_root, as_user = _only("root"), _only("user")
 
 
-def until(found, what="it"):
-    """What `found` returns once that is something."""
-    deadline = time.monotonic() + PATIENCE
-    while not (there := found()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.03)
-    return there
-
-
-class World:
+class ApprovalsLab:
     """One user's registry and runs."""
 
     def __init__(self, lab, user):
@@ -101,14 +91,14 @@ class World:
 
     def workspace(self, name):
         work = self.lab.workspace(self.user, name)
-        shutil.copy(HERE / "inside.py", work)
+        shutil.copy(HERE / "task_program.py", work)
         return work
 
     def start(self, name, *words, rules=None, options=(), by=(), **more):
         """Start a task; it prints one JSON value."""
         run = ["exeat", "run", "--quiet", "--rules", rules or self.rules, "--task", name, *options, "--"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        words = [*by, *run, "python3", "inside.py", *words]
+        words = [*by, *run, "python3", "task_program.py", *words]
         return self.lab.start(words, user=self.user, cwd=self.workspace(name), **{**pipes, **more})
 
     def done(self, task):
@@ -130,7 +120,7 @@ class World:
         """What the registry answers, or the sentence that it refuses with."""
         if self._asking is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            self._asking = self.lab.start([sys.executable, str(HERE / "answering.py")], user=self.user, **pipes)
+            self._asking = self.lab.start([sys.executable, str(HERE / "approver_program.py")], user=self.user, **pipes)
         self._asking.stdin.write(f"{json.dumps(what)}\n")
         self._asking.stdin.flush()
         found = json.loads(self._asking.stdout.readline())
@@ -146,7 +136,7 @@ class World:
 
     def waits(self, word):
         """The question about something, once it is asked."""
-        return until(lambda: next((each for each in self.pending() if word in each["line"]), None), word)
+        return wait_until(lambda: next((each for each in self.pending() if word in each["line"]), None), word)
 
     def events(self, kind="", task=None):
         """What was told, in order; of one task."""
@@ -180,18 +170,18 @@ class World:
         pid = self.registry
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
-            until(lambda: self.registry != pid, "the end of the registry")
+            wait_until(lambda: self.registry != pid, "the end of the registry")
         return pid
 
 
-class People(threading.Thread):
+class Approvers(threading.Thread):
     """Whoever watches what is asked; `answers` says, by a word of it, what is said to that, one after the other."""
 
-    def __init__(self, world, answers):
+    def __init__(self, approvals_lab, answers):
         super().__init__()
         self.said = {}  # by word: whether it counted, and the sentence
-        words = [sys.executable, str(HERE / "answering.py"), json.dumps(answers)]
-        self.process = world.lab.start(words, user=world.user, stdout=subprocess.PIPE, text=True)
+        words = [sys.executable, str(HERE / "approver_program.py"), json.dumps(answers)]
+        self.process = approvals_lab.lab.start(words, user=approvals_lab.user, stdout=subprocess.PIPE, text=True)
 
     def run(self):
         for line in self.process.stdout:
@@ -210,10 +200,10 @@ class People(threading.Thread):
 
 
 @contextlib.contextmanager
-def world(user):
+def open_lab(user):
     """Everything for one user, and nothing of it afterwards."""
     with Lab(NAMES) as lab:
-        made = World(lab, Lab.ORDINARY if user else None)
+        made = ApprovalsLab(lab, Lab.ORDINARY if user else None)
         try:
             yield made
         finally:

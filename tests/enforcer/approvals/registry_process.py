@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 from enforcer.approvals import client
@@ -14,16 +13,7 @@ from proxy.approvals import protocol
 from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
 from rules.decision import ApprovalTerms, RequiredApproval
 from tests.support.harness import whole_lines
-
-PATIENCE = 60.0  # seconds
-
-
-def until(found, what="it"):
-    deadline = time.monotonic() + PATIENCE
-    while not (there := found()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-    return there
+from tests.support.waiting import PATIENCE, wait_until
 
 
 def question(path="/x", **terms):
@@ -31,36 +21,38 @@ def question(path="/x", **terms):
     return ApprovalRequest(Kind.REQUEST, "tls", "api.example", 443, "POST", path, rules=(asks,))
 
 
-class Gate:
+class WorkerEnd:
     """A task's post, and its worker's end."""
 
     def __init__(self, task, journal):
-        self.who = protocol.Introduction(f"sandbox-{task}", task, "make", {"team": "web"}, os.geteuid(), "here")
-        self.post = Registration(self.who, journal)
-        self.post.begin()
-        self.take(self.post.given.pop("approvals"))
+        self.introduction = protocol.Introduction(
+            f"sandbox-{task}", task, "make", {"team": "web"}, os.geteuid(), "here"
+        )
+        self.registration = Registration(self.introduction, journal)
+        self.registration.begin()
+        self.take(self.registration.given.pop("approvals"))
 
     def take(self, end):
         self.end = socket.socket(fileno=end)
         self.end.settimeout(PATIENCE)
-        self.say(protocol.Hello())
-        assert isinstance(self.hear(), protocol.TaskState)
+        self.send(protocol.Hello())
+        assert isinstance(self.receive(), protocol.TaskState)
 
-    def say(self, word):
+    def send(self, word):
         self.end.send(json.dumps(word.packed()).encode())
 
-    def hear(self):
+    def receive(self):
         return protocol.read_registry_message(json.loads(self.end.recv(1 << 17)))
 
     def ask(self, number=1, **more):
-        self.say(protocol.Submit(number, question(**more)))
-        pending = self.hear()
+        self.send(protocol.Submit(number, question(**more)))
+        pending = self.receive()
         assert isinstance(pending, protocol.Pending), pending
         return pending.approval
 
     def close(self):
         self.end.close()
-        self.post.close()
+        self.registration.close()
 
 
 def pid():
@@ -75,7 +67,7 @@ def kill(how=signal.SIGKILL):
     there = pid()
     if there:
         os.kill(there, how)
-        until(lambda: not os.path.exists(f"/proc/{there}/cmdline") or pid() != there, "the registry's end")
+        wait_until(lambda: not os.path.exists(f"/proc/{there}/cmdline") or pid() != there, "the registry's end")
 
 
 def ask(**what):

@@ -1,6 +1,6 @@
 """Speak to the registry as the commands do, without a start for each; a line of JSON is what came of it.
 
-`answering.py '{"WORD": [{"vote": "approve", "why": "fine"}]}'` watches what is asked and answers it at once; without
+`approver_program.py '{"WORD": [{"vote": "approve", "why": "fine"}]}'` watches what is asked and answers it at once; without
 words it asks what its standard input says.
 """
 
