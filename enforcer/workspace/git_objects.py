@@ -151,7 +151,9 @@ class ScratchRepository:
     def git(self, *words: str, lines: Iterable[str] = (), end: bytes = b"\n") -> bytes:
         """Run Git, with `lines` on its standard input; return its output. Raises UnreadableError."""
         options = [word for option in _OPTIONS for word in ("-c", option)]
-        drops = {"user": self._owner[0], "group": self._owner[1], "extra_groups": ()} if os.geteuid() == 0 else {}
+        drops = {}  # without a change of user, Popen uses vfork(2): ten times faster from a process of 300 MB
+        if os.geteuid() == 0 and self._owner != (0, 0):
+            drops = {"user": self._owner[0], "group": self._owner[1], "extra_groups": ()}
         with tempfile.TemporaryFile() as asked:
             asked.writelines(os.fsencode(line) + end for line in lines)
             asked.seek(0)
