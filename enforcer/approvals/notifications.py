@@ -172,7 +172,7 @@ def webhook(url: str, headers: Callable[[bytes], Mapping[str, str]], patience: f
     from proxy.telemetry.exporters.exporter import RefusedError, UnavailableError
     from proxy.telemetry.exporters.http import HttpPoster
 
-    poster = HttpPoster(_place(url), patience=patience)
+    poster = HttpPoster(_place(url), timeout=patience)
 
     def send(body: bytes) -> bytes:
         try:
@@ -261,11 +261,11 @@ def _headers(secret: "Secret | None", body: bytes) -> dict[str, str]:
     if secret is None:
         return {"webhook-id": own}
     from proxy.telemetry.exporters.exporter import UnavailableError, read_secret
-    from proxy.telemetry.exporters.http import signed
+    from proxy.telemetry.exporters.http import signature_headers
 
     try:
         key = read_secret(Path(secret.file)) if secret.file else os.environ.get(secret.env, "")
-        return {"webhook-id": own, **signed(key, own, int(time.time()), body)}
+        return {"webhook-id": own, **signature_headers(key, own, int(time.time()), body)}
     except UnavailableError as error:
         raise DeliveryError(str(error)) from error
 

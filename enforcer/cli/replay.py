@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, system: Path | None = None) -> int:
         print(json.dumps(_value(replay, groups, progress), indent=2))
     else:
         _print(replay, groups)
-    return max(journals.report_unreadable(progress), 1 if groups or replay.unsure or replay.skipped else 0)
+    return max(journals.report_unreadable(progress), 1 if groups or replay.uncertain_attempts or replay.skipped else 0)
 
 
 def _order(item: tuple[Group, Tally]) -> tuple[object, ...]:
@@ -88,7 +88,7 @@ def _value(replay: Replay, groups: list[tuple[Group, Tally]], progress: Progress
         "decided_before_rules": dict(replay.fixed),
         "not_replayed": dict(replay.skipped),
         "uncertain": dict(replay.uncertain),
-        "uncertain_attempts": replay.unsure,
+        "uncertain_attempts": replay.uncertain_attempts,
         "unreadable": {"lines": progress.malformed, "unfinished": progress.torn},
     }
 
@@ -115,7 +115,7 @@ def _print(replay: Replay, groups: list[tuple[Group, Tally]]) -> None:
 
 def _result(replay: Replay) -> str:
     """Say how many attempts would be decided otherwise; nothing would only where that is certain of all."""
-    unknown = replay.unsure + replay.skipped.total()
+    unknown = replay.uncertain_attempts + replay.skipped.total()
     if not unknown:
         return f"{replay.changes or 'nothing'} would change"
     return f"{replay.changes or 'none'} would change for certain, and of {unknown} the journal doesn't tell enough"

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVERY = 5.0  # seconds between two turns: as much of a live segment's end may be unsigned
-_TENDED_EVERY = 3600.0  # seconds
-_LOOKED_EVERY = 30.0  # likewise, where anything was written
+_RETENTION_INTERVAL = 3600.0  # seconds
+_SCAN_INTERVAL = 30.0  # likewise, where anything was written
 
 
 class Keeper:
@@ -42,11 +42,11 @@ class Keeper:
         self._state = state
         self.tell = tell
         self._confine = confine
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._ledger: Ledger | None = None
         self._lock = -1
-        self._live: dict[str, ChainWalk] = {}
-        self._grown = True  # since somebody last looked what is unusual, as far as is known
+        self._chains: dict[str, ChainWalk] = {}
+        self._has_new_events = True  # since somebody last looked what is unusual, as far as is known
         self._due = 0.0
 
     def turn(self) -> None:
@@ -54,61 +54,63 @@ class Keeper:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + EVERY
-        self._guarded(self._turn)
+        self._run_guarded(self._do_turn)
 
     def close(self, writers: "Collection[int]" = ()) -> None:
         """Sign the segments of these ended processes, and leave the rest to other keepers."""
-        self._guarded(lambda: self._sweep(self._opened(), writers))
-        self._grown = True
-        self._guarded(self._have_looked)
+        self._run_guarded(lambda: self._seal_ended(self._open_ledger(), writers))
+        self._has_new_events = True
+        self._run_guarded(self._start_anomaly_scan)
         if self._lock >= 0:
-            self._guarded(self._turn)  # as far as the others are by now
+            self._run_guarded(self._do_turn)  # as far as the others are by now
             os.close(self._lock)
             self._lock = -1
 
-    def _guarded(self, do: "Callable[[], None]") -> None:
+    def _run_guarded(self, do: "Callable[[], None]") -> None:
         try:
             do()
         except (OSError, SigningKeyError) as error:
-            self._say(error.strerror or str(error) if isinstance(error, OSError) else str(error))
+            self._report_once(error.strerror or str(error) if isinstance(error, OSError) else str(error))
 
-    def _say(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _report_once(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
             self.tell(f"the journal cannot be signed: {text}")
 
-    def _opened(self) -> Ledger:
+    def _open_ledger(self) -> Ledger:
         if self._ledger is None:
             self._ledger = open_ledger(self._journal, self._state)
         return self._ledger
 
-    def _turn(self) -> None:
-        if self._lock < 0 and not self._take():
+    def _do_turn(self) -> None:
+        if self._lock < 0 and not self._acquire_lock():
             return
-        ledger = self._opened()
-        self._sweep(ledger, ())
+        ledger = self._open_ledger()
+        self._seal_ended(ledger, ())
         heads = []
         for segment in unsealed(self._journal):
-            walk = self._live.setdefault(segment.name, ChainWalk())
-            before = walk.lines
+            chain = self._chains.setdefault(segment.name, ChainWalk())
+            before = chain.lines
             try:
-                walk.on(segment)
+                chain.on(segment)
             except BrokenSegmentError as broken:
-                self._say(str(broken))
+                self._report_once(str(broken))
                 continue
             except FileNotFoundError:
                 continue
-            if walk.lines > before:
-                heads.append(SegmentHead(segment.name, walk.lines, walk.head.decode()))
+            if chain.lines > before:
+                heads.append(SegmentHead(segment.name, chain.lines, chain.head.decode()))
         ledger.checkpoint(heads)
-        self._grown = self._grown or bool(heads)
-        self._have_looked()
-        self._have_tended()
+        self._has_new_events = self._has_new_events or bool(heads)
+        self._start_anomaly_scan()
+        self._start_retention()
 
-    def _sweep(self, ledger: Ledger, writers: "Collection[int]") -> None:
-        self._grown = seal_ended(self._journal, ledger, self._say, (os.getpid(), *writers)) or self._grown
+    def _seal_ended(self, ledger: Ledger, writers: "Collection[int]") -> None:
+        self._has_new_events = (
+            seal_ended(self._journal, ledger, self._report_once, (os.getpid(), *writers)) or self._has_new_events
+        )
 
-    def _take(self) -> bool:
+    def _acquire_lock(self) -> bool:
         """Become the active keeper if there is none; return whether."""
         file = os.open(self._state / "keeper.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -119,16 +121,16 @@ class Keeper:
         self._lock = file
         return True
 
-    def _have_tended(self) -> None:
+    def _start_retention(self) -> None:
         """Start a process that compresses and removes old segments, once an hour: it takes too long for this loop."""
-        if self._is_due("tended", _TENDED_EVERY):
-            _apart(lambda: tend_now(self._journal, self._state), self._confine)
+        if self._is_due("tended", _RETENTION_INTERVAL):
+            _run_detached(lambda: tend_now(self._journal, self._state), self._confine)
 
-    def _have_looked(self) -> None:
+    def _start_anomaly_scan(self) -> None:
         """Start a process that looks for anomalies."""
-        if self._grown and self._is_due("looked", _LOOKED_EVERY):
-            self._grown = False
-            _apart(lambda: find_anomalies_now(self._journal, self._state), self._confine)
+        if self._has_new_events and self._is_due("looked", _SCAN_INTERVAL):
+            self._has_new_events = False
+            _run_detached(lambda: find_anomalies_now(self._journal, self._state), self._confine)
 
     def _is_due(self, name: str, every: float) -> bool:
         """Whether a periodic task is due (`every` in seconds); records it as done now."""
@@ -149,16 +151,18 @@ def open_ledger(journal: "Path", state: "Path") -> Ledger:
     return Ledger(journal, signer(state.parent / "keys"), state / "ledger.lock")
 
 
-def seal_ended(journal: "Path", ledger: Ledger, say: "Callable[[str], None]", writers: "Collection[int]" = ()) -> bool:
-    """Seal segments without a writer, and record or `say` their problems; return whether there were any."""
-    wrong = False
-    for found in sweep(journal, ledger, writers):
-        wrong = True
-        if isinstance(found, BrokenSegmentError):
-            say(str(found))
+def seal_ended(
+    journal: "Path", ledger: Ledger, report: "Callable[[str], None]", writers: "Collection[int]" = ()
+) -> bool:
+    """Seal segments without a writer, and record or `report` their problems; return whether there were any."""
+    has_problems = False
+    for entry in sweep(journal, ledger, writers):
+        has_problems = True
+        if isinstance(entry, BrokenSegmentError):
+            report(str(entry))
         else:
-            ledger.write([found])
-    return wrong
+            ledger.write([entry])
+    return has_problems
 
 
 def tend_now(journal: "Path", state: "Path") -> None:
@@ -177,7 +181,7 @@ def find_anomalies_now(journal: "Path", state: "Path") -> None:
         seal_ended(journal, open_ledger(journal, state), lambda _broken: None, (os.getpid(),))
 
 
-def _apart(do: "Callable[[], None]", confine: "Callable[[], None]") -> None:
+def _run_detached(do: "Callable[[], None]", confine: "Callable[[], None]") -> None:
     """Run a function in a detached process with the lowest priority."""
     child = os.fork()
     if child:

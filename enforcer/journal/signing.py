@@ -82,7 +82,7 @@ class AnomalyCountReader:
         self._task = task
         self._file: Path | None = None
         self._changed = 0
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self.flags = (0, 0.0)  # how many, and when the oldest was (s since 1970)
 
     def news(self) -> dict[str, object]:
@@ -92,7 +92,7 @@ class AnomalyCountReader:
             return {}
         self.flags = numbers.flags, float(numbers.oldest)
         counted = Counter(numbers.tasks.get(self._task, {}))
-        added, self._told = counted - self._told, counted
+        added, self._reported = counted - self._reported, counted
         return {"unusual": dict(added), "flags": list(self.flags)}
 
     def _read(self) -> "AnomalyCounts | None":

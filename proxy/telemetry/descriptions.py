@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.events import Event
 
-_USUAL_PORTS = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
+_DEFAULT_PORTS = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
 _REFS = 3  # of a push that are named
 _PATHS = 8  # of changes, likewise: `exeat changes` shows them, and `exeat log show` which they were
 _NS_A_SECOND = 1_000_000_000
 _LATEST = 253_402_300_799  # s since 1970: the last one that has four digits for its year
-_ANSWERED = {
+_ANSWER_WORDS = {
     Answer.APPROVED: "approved",
     Answer.REJECTED: "rejected",
     Answer.PASS: "left to people",
@@ -30,32 +30,34 @@ _ANSWERED = {
 
 def describe(event: "Event") -> str:
     """Describe an event in a few words; escape the text before showing it."""
-    return _SAYINGS[event.kind](event)
+    return _DESCRIPTIONS[event.kind](event)
 
 
-def _place(event: "Event") -> str:
+def _describe_destination(event: "Event") -> str:
     destination = event.destination or Destination()
     host = destination.name or destination.address or "?"
     port = "" if destination.port is None else f":{destination.port}"
     address = f" ({destination.address})" if destination.name and destination.address else ""
     protocol = f"{event.protocol} " if event.protocol is not None else ""
     via = f" via {destination.via}" if destination.via else ""
-    return f"{protocol}{_bracketed(host)}{port}{address}{via}"
+    return f"{protocol}{_bracket(host)}{port}{address}{via}"
 
 
-def _request(event: "Event") -> str:
+def _describe_request(event: "Event") -> str:
     http, destination = event.http, event.destination or Destination()
     if http is None or not (http.method or http.host or http.path):  # empty: what came was no HTTP
-        return f"request {_place(event)}"
+        return f"request {_describe_destination(event)}"
     host = destination.name or destination.address or http.host or "?"
-    scheme, usual = _USUAL_PORTS.get(event.protocol, ("https", 443)) if event.protocol is not None else ("https", 443)
-    port = "" if destination.port in (None, usual) else f":{destination.port}"
+    scheme, default_port = (
+        _DEFAULT_PORTS.get(event.protocol, ("https", 443)) if event.protocol is not None else ("https", 443)
+    )
+    port = "" if destination.port in (None, default_port) else f":{destination.port}"
     # A Host that is not the name is what was wrong with the request: show it.
     claimed = f" (Host: {http.host})" if http.host is not None and _host_of(http.host) != host else ""
-    return f"{http.method or '?'} {scheme}://{_bracketed(host)}{port}{http.path or ''}{claimed}{_pushed(event)}"
+    return f"{http.method or '?'} {scheme}://{_bracket(host)}{port}{http.path or ''}{claimed}{_describe_push(event)}"
 
 
-def _pushed(event: "Event") -> str:
+def _describe_push(event: "Event") -> str:
     """Return what a push is about, ref by ref."""
     if event.git is None or not event.git.refs:
         return ""
@@ -65,19 +67,19 @@ def _pushed(event: "Event") -> str:
     return f" (push of {refs}{more} to {event.git.repository})"
 
 
-def _lookup(event: "Event") -> str:
+def _describe_lookup(event: "Event") -> str:
     if event.dns is None:
         return "lookup"
-    asked = f"lookup {event.dns.type} {event.dns.question}"
+    question = f"lookup {event.dns.type} {event.dns.question}"
     if not event.dns.answers:
-        return asked
+        return question
     answers = ", ".join(event.dns.answers)
     if event.outcome is Outcome.BLOCKED:  # the address stands for a refusal: whoever connects to it is told why
-        return f"{asked} refused; {answers} says why"
-    return f"{asked} is {answers}"
+        return f"{question} refused; {answers} says why"
+    return f"{question} is {answers}"
 
 
-def _ending(event: "Event") -> str:
+def _describe_exit(event: "Event") -> str:
     if event.ending is None:
         return ""
     if event.ending.signal is not None:
@@ -85,19 +87,26 @@ def _ending(event: "Event") -> str:
     return f" with status {event.ending.status}" if event.ending.status is not None else ""
 
 
-def _carried(transferred: Transferred | None) -> str:
-    return f", {_size(transferred.up)} up, {_size(transferred.down)} down" if transferred is not None else ""
+def _format_bytes(transferred: Transferred | None) -> str:
+    return (
+        f", {_format_size(transferred.up)} up, {_format_size(transferred.down)} down" if transferred is not None else ""
+    )
 
 
-def _after(seconds: float | None) -> str:
+def _format_duration(seconds: float | None) -> str:
     return f", {seconds:.3g} s" if seconds is not None else ""
 
 
-def _detail(event: "Event") -> str:
+def _describe_outcome(event: "Event") -> str:
+    """Return the bytes, the duration and the detail of what has ended."""
+    return f"{_format_bytes(event.bytes)}{_format_duration(event.duration)}{_format_detail(event)}"
+
+
+def _format_detail(event: "Event") -> str:
     return f": {event.detail}" if event.detail else ""
 
 
-def _size(count: int) -> str:
+def _format_size(count: int) -> str:
     """Return bytes in a unit that leaves at most four digits (IEC 80000-13)."""
     if count < 10_000:
         return f"{count} B"
@@ -109,7 +118,7 @@ def _size(count: int) -> str:
     return f"{size / 1024:.1f} TiB"
 
 
-def _bracketed(host: str) -> str:
+def _bracket(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
@@ -120,26 +129,26 @@ def _host_of(authority: str) -> str:
     return authority if authority.count(":") > 1 else authority.partition(":")[0]
 
 
-def _request_or_response(event: "Event") -> str:
+def _describe_exchange(event: "Event") -> str:
     status = f"{event.http.status} to " if event.http is not None and event.http.status is not None else ""
-    return f"{status}{_request(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
+    return f"{status}{_describe_request(event)}{_describe_outcome(event)}"
 
 
-def _tamper(event: "Event") -> str:
-    at = ", ".join(event.paths) if event.destination is None else _place(event)
-    return f"tampering at {at}{_detail(event)}"
+def _describe_tampering(event: "Event") -> str:
+    at = ", ".join(event.paths) if event.destination is None else _describe_destination(event)
+    return f"tampering at {at}{_format_detail(event)}"
 
 
-def _changes(event: "Event") -> str:
+def _describe_changes(event: "Event") -> str:
     by = f" by {event.by}" if event.by else ""
     others = " and others" if len(event.paths) > _PATHS else ""
     paths = f": {', '.join(event.paths[:_PATHS])}{others}" if event.paths else ""
     approval = event.approval
     given = f" (approval {approval.id} by {', '.join(approval.by)})" if approval is not None and approval.by else ""
-    return f"{event.kind.value.replace('.', ' ')}{by}{paths}{given}{_detail(event)}"
+    return f"{event.kind.value.replace('.', ' ')}{by}{paths}{given}{_format_detail(event)}"
 
 
-def _agent(event: "Event") -> str:
+def _describe_agent(event: "Event") -> str:
     agent = event.agent
     if agent is None:
         return "the task says something"
@@ -149,113 +158,116 @@ def _agent(event: "Event") -> str:
     return f"the task says {agent.name or agent.source}{tool}{service}"
 
 
-def _book(event: "Event") -> str:
+def _describe_journal(event: "Event") -> str:
     mark = event.journal
     if mark is None:
-        return f"journal{_detail(event)}"
-    far = "" if mark.lines is None else f" at line {mark.lines}"
-    return f"{event.kind.value.replace('.', ' ')} {mark.segment}{far}{_detail(event)}"
+        return f"journal{_format_detail(event)}"
+    line = "" if mark.lines is None else f" at line {mark.lines}"
+    return f"{event.kind.value.replace('.', ' ')} {mark.segment}{line}{_format_detail(event)}"
 
 
-def _asked(event: "Event") -> str:
+def _describe_subject(event: "Event") -> str:
     """Return what was asked of people."""
     if event.argv:
         return f"run {' '.join(event.argv)}"
     if event.http is not None:
-        return _request(event)
+        return _describe_request(event)
     if event.destination is not None:
-        return _place(event)
+        return _describe_destination(event)
     return ", ".join(event.paths) or (event.approval.about if event.approval is not None else "") or "something"
 
 
-def _approval(event: "Event") -> str:
+def _describe_approval(event: "Event") -> str:
     approval = event.approval or Approval()
-    named = f"approval {approval.id}" if approval.id else "no approval"
+    name = f"approval {approval.id}" if approval.id else "no approval"
     by = f" by {', '.join(approval.by)}" if approval.by else ""
-    return f"{named} {_STEPS[event.kind](event, approval)}{by}{_because(approval, event)}"
+    return f"{name} {_APPROVAL_DESCRIPTIONS[event.kind](event, approval)}{by}{_format_comment(approval, event)}"
 
 
-def _because(approval: Approval, event: "Event") -> str:
-    said = "; ".join(each for each in (approval.why, event.detail) if each)
-    return f": {said}" if said else ""
+def _format_comment(approval: Approval, event: "Event") -> str:
+    comment = "; ".join(each for each in (approval.why, event.detail) if each)
+    return f": {comment}" if comment else ""
 
 
-def _asks(event: "Event", approval: Approval) -> str:
+def _describe_pending(event: "Event", approval: Approval) -> str:
     again = " again" if approval.joined else ""
-    who = "the task asks" if approval.agent else "asked"
-    return f"{who}{again} for {_asked(event)}"
+    actor = "the task asks" if approval.agent else "asked"
+    return f"{actor}{again} for {_describe_subject(event)}"
 
 
-def _answered(event: "Event", approval: Approval) -> str:
-    word = "answered" if approval.answer is None else _ANSWERED.get(approval.answer, str(approval.answer))
+def _describe_answer(event: "Event", approval: Approval) -> str:
+    word = "answered" if approval.answer is None else _ANSWER_WORDS.get(approval.answer, str(approval.answer))
     more = ", and more have to say so," if approval.answer is Answer.APPROVED and not approval.final else ""
-    return f"{word} for {_asked(event)}{_terms(approval)}{more}"
+    return f"{word} for {_describe_subject(event)}{_format_grant(approval)}{more}"
 
 
-def _terms(approval: Approval, left: str = "") -> str:
+def _format_grant(approval: Approval, left: str = "") -> str:
     """Return what a grant is good for."""
     terms = [f"this {approval.width}"] if approval.width else []
     if approval.uses is not None:
         terms.append(f"{approval.uses} {'use' if approval.uses == 1 else 'uses'}{left}")
     if approval.bytes is not None:
-        terms.append(f"{_size(approval.bytes)}{left}")
+        terms.append(f"{_format_size(approval.bytes)}{left}")
     if approval.until is not None and 0 <= approval.until <= _LATEST:
         terms.append(f"until {timestamp(approval.until * _NS_A_SECOND)[:19]}Z")
     return f" ({', '.join(terms)})" if terms else ""
 
 
-_STEPS: "Mapping[Kind, Callable[[Event, Approval], str]]" = {
-    Kind.APPROVAL_ASKED: _asks,
+_APPROVAL_DESCRIPTIONS: "Mapping[Kind, Callable[[Event, Approval], str]]" = {
+    Kind.APPROVAL_ASKED: _describe_pending,
     Kind.APPROVAL_SEEN: lambda _event, _approval: "seen",
-    Kind.APPROVAL_ANSWERED: _answered,
-    Kind.APPROVAL_EXPIRED: lambda event, _approval: f"expired for {_asked(event)}",
-    Kind.APPROVAL_USED: lambda event, approval: f"used for {_asked(event)}{_terms(approval, ' left')}",
-    Kind.APPROVAL_REFUSED: lambda event, approval: (
-        f"refused for {_asked(event)}{f' ({approval.answer})' if approval.answer is not None else ''}"
+    Kind.APPROVAL_ANSWERED: _describe_answer,
+    Kind.APPROVAL_EXPIRED: lambda event, _approval: f"expired for {_describe_subject(event)}",
+    Kind.APPROVAL_USED: lambda event, approval: (
+        f"used for {_describe_subject(event)}{_format_grant(approval, ' left')}"
     ),
-    Kind.APPROVAL_STALE: lambda event, _approval: f"is stale: nothing waits any more for {_asked(event)}",
+    Kind.APPROVAL_REFUSED: lambda event, approval: (
+        f"refused for {_describe_subject(event)}{f' ({approval.answer})' if approval.answer is not None else ''}"
+    ),
+    Kind.APPROVAL_STALE: lambda event, _approval: f"is stale: nothing waits any more for {_describe_subject(event)}",
 }
 
 
-def _unusual(event: "Event") -> str:
+def _describe_anomaly(event: "Event") -> str:
     unusual = event.unusual
     if unusual is None:
-        return f"task is unusual{_detail(event)}"
+        return f"task is unusual{_format_detail(event)}"
     runs = f"{unusual.runs} earlier runs"
     if unusual.what == "destination":
-        return f"unusual: {_place(event)}, where none of {runs} went{_detail(event)}"
-    return f"unusual: {_size(unusual.got)} left, and at most {_size(unusual.usual)} in {runs}{_detail(event)}"
+        return f"unusual: {_describe_destination(event)}, where none of {runs} went{_format_detail(event)}"
+    sent = f"{_format_size(unusual.got)} left, and at most {_format_size(unusual.usual)} in {runs}"
+    return f"unusual: {sent}{_format_detail(event)}"
 
 
-_SAYINGS: "Mapping[Kind, Callable[[Event], str]]" = {
+_DESCRIPTIONS: "Mapping[Kind, Callable[[Event], str]]" = {
     Kind.GATE_ERROR: lambda event: f"error in {event.fault.where}: {event.fault.detail}" if event.fault else "error",
-    Kind.CONNECTION_DECIDED: lambda event: f"connect {_place(event)}{_detail(event)}",
-    Kind.CONNECTION_CLOSED: lambda event: (
-        f"closed {_place(event)}{_carried(event.bytes)}{_after(event.duration)}{_detail(event)}"
-    ),
-    Kind.REQUEST_DECIDED: _request_or_response,
-    Kind.REQUEST_COMPLETED: _request_or_response,
-    Kind.DNS_DECIDED: _lookup,
+    Kind.CONNECTION_DECIDED: lambda event: f"connect {_describe_destination(event)}{_format_detail(event)}",
+    Kind.CONNECTION_CLOSED: lambda event: f"closed {_describe_destination(event)}{_describe_outcome(event)}",
+    Kind.REQUEST_DECIDED: _describe_exchange,
+    Kind.REQUEST_COMPLETED: _describe_exchange,
+    Kind.DNS_DECIDED: _describe_lookup,
     Kind.TASK_STARTED: lambda event: f"task started: {' '.join(event.argv)}",
-    Kind.TASK_ENDED: lambda event: f"task ended{_ending(event)}{_after(event.duration)}",
-    Kind.TASK_LIMITED: lambda event: f"task limited{_detail(event)}",
+    Kind.TASK_ENDED: lambda event: f"task ended{_describe_exit(event)}{_format_duration(event.duration)}",
+    Kind.TASK_LIMITED: lambda event: f"task limited{_format_detail(event)}",
     Kind.RULES_LOADED: lambda event: (
         f"rules {event.revision[:12]} loaded{f' instead of {event.previous[:12]}' if event.previous else ''} "
         f"from {', '.join(event.sources)}"
     ),
     Kind.RULES_REJECTED: lambda event: f"rules rejected, {event.revision[:12]} stays: {'; '.join(event.problems)}",
-    Kind.TAMPERING_DETECTED: _tamper,
-    Kind.SECRET_DETECTED: lambda event: f"leak in {_request(event)}{_detail(event)}",
-    Kind.COMMAND_DECIDED: lambda event: f"run {' '.join(event.argv)}{_detail(event)}",
+    Kind.TAMPERING_DETECTED: _describe_tampering,
+    Kind.SECRET_DETECTED: lambda event: f"leak in {_describe_request(event)}{_format_detail(event)}",
+    Kind.COMMAND_DECIDED: lambda event: f"run {' '.join(event.argv)}{_format_detail(event)}",
     Kind.SYSCALL_DENIED: lambda event: (
         f"system call {event.call}{f' by {event.process.exe}' if event.process and event.process.exe else ''}"
-        f"{_detail(event)}"
+        f"{_format_detail(event)}"
     ),
-    Kind.AGENT_SAID: _agent,
+    Kind.AGENT_SAID: _describe_agent,
     Kind.FLAG_SEEN: lambda event: f"{event.by or 'somebody'} has looked at the flagged event {event.cause}",
-    Kind.TASK_TAINTED: lambda event: f"task tainted by what it read from {_place(event)}{_detail(event)}",
-    Kind.ANOMALY_DETECTED: _unusual,
-    **dict.fromkeys((kind for kind in Kind if kind.startswith("changes.")), _changes),
-    **dict.fromkeys((kind for kind in Kind if kind.startswith("journal.")), _book),
-    **dict.fromkeys(APPROVALS, _approval),
+    Kind.TASK_TAINTED: lambda event: (
+        f"task tainted by what it read from {_describe_destination(event)}{_format_detail(event)}"
+    ),
+    Kind.ANOMALY_DETECTED: _describe_anomaly,
+    **dict.fromkeys((kind for kind in Kind if kind.startswith("changes.")), _describe_changes),
+    **dict.fromkeys((kind for kind in Kind if kind.startswith("journal.")), _describe_journal),
+    **dict.fromkeys(APPROVALS, _describe_approval),
 }

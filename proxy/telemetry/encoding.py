@@ -32,21 +32,21 @@ def encode(event: Event) -> bytes:
     try:
         line = _encoder.encode(event)
     except UnicodeEncodeError:  # half a surrogate pair: no text in UTF-8
-        line = _encoder.encode(_bounded(event))
+        line = _encoder.encode(_shorten(event))
     else:
         # Each text and list of a shorter line is within its bounds.
         if len(line) > LONGEST_TEXT or line.count(b",") >= LONGEST_LIST:
-            line = _encoder.encode(_bounded(event))
+            line = _encoder.encode(_shorten(event))
     if not line.isascii() or b"\x7f" in line:
-        line = _NOT_PLAIN.sub(_escaped, line.decode()).encode("ascii")
+        line = _NOT_PLAIN.sub(_escape, line.decode()).encode("ascii")
     return line + b"\n"
 
 
-def _written(value: Any) -> Any:
+def _encode_custom(value: Any) -> Any:
     """Return what stands for a value of a type of our own."""
     if type(value) is Instant:
         seconds, rest = divmod(value, _NS_A_SECOND)  # a third of what a format with a width takes
-        return f"{_second(seconds)}.{str(rest + _NS_A_SECOND)[1:]}Z"
+        return f"{_format_second(seconds)}.{str(rest + _NS_A_SECOND)[1:]}Z"
     if type(value) is Seconds:  # what no clock can have measured (NaN, negative, infinite) is 0
         return Raw(f"{value:.6f}" if 0.0 <= value < LONGEST_DURATION else "0")
     if isinstance(value, str):  # a name, the words of an error
@@ -54,29 +54,29 @@ def _written(value: Any) -> Any:
     raise TypeError(f"an event has no {type(value).__name__}")
 
 
-_encoder: Final = Encoder(enc_hook=_written)
+_encoder: Final = Encoder(enc_hook=_encode_custom)
 
 
-def _bounded(value: Any) -> Any:
+def _shorten(value: Any) -> Any:
     """Return a part of an event with all its texts and lists cut, and as UTF-8 can have them; the same if they are."""
     if isinstance(value, StrEnum):
         return value
     if isinstance(value, str):
         return without_surrogates(cut(value))
     if type(value) is tuple and value and isinstance(value[0], str):
-        kept = tuple(map(_bounded, cut_list(value)))
+        kept = tuple(map(_shorten, cut_list(value)))
         return value if kept == value else kept
     if isinstance(value, Mapping):
-        members = {_bounded(key): _bounded(text) for key, text in cut_members(value).items()}
+        members = {_shorten(key): _shorten(text) for key, text in cut_members(value).items()}
         return value if members == value else members
     if isinstance(value, Value):
         old = {name: getattr(value, name) for name in value.__struct_fields__}
-        new = {name: kept for name, each in old.items() if (kept := _bounded(each)) is not each}
+        new = {name: kept for name, each in old.items() if (kept := _shorten(each)) is not each}
         return value._replace(**new) if new else value
     return value
 
 
-def _escaped(found: re.Match[str]) -> str:
+def _escape(found: re.Match[str]) -> str:
     r"""Return characters as `\uXXXX`, in UTF-16 (RFC 8259 section 7)."""
     return json.dumps(found[0])[1:-1]
 
@@ -94,13 +94,13 @@ def quoted(text: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _second(seconds: int) -> str:
+def _format_second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def timestamp(nanoseconds: int) -> str:
     """Return a time as RFC 3339 text in UTC with nine decimals, which sorts as text."""
-    return str(_written(Instant(nanoseconds)))
+    return str(_encode_custom(Instant(nanoseconds)))
 
 
 _EPOCH: Final = "1970"  # when it began: no journal is older
@@ -119,26 +119,26 @@ def decode(line: bytes) -> Event:
         raise MalformedEventError(str(error) or type(error).__name__) from error
 
 
-def _read(kind: type, value: Any) -> Any:
+def _decode_custom(kind: type, value: Any) -> Any:
     """Read a value of a type of our own."""
     if kind is Instant and type(value) is str:
-        return Instant(_nanoseconds(value))
+        return Instant(_parse_nanoseconds(value))
     if kind is Seconds and type(value) in {int, float} and 0 <= value < LONGEST_DURATION:
         return Seconds(value)
     raise ValueError("neither a time nor a number of seconds that an event has")
 
 
-_decoder: Final = Decoder(Event, dec_hook=_read)
+_decoder: Final = Decoder(Event, dec_hook=_decode_custom)
 
 
-def _nanoseconds(text: str) -> int:
+def _parse_nanoseconds(text: str) -> int:
     """Read RFC 3339 text exactly as `timestamp` writes it."""
     if text.translate(_ALL_DIGITS_ARE_0) != "0000-00-00T00:00:00.000000000Z" or text < _EPOCH:
         raise ValueError("not a time in UTC with nine decimals, of 1970 or later")
-    return _seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
+    return _parse_seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
 
 
 @lru_cache(maxsize=64)  # much happens in one second
-def _seconds(text: str) -> int:
+def _parse_seconds(text: str) -> int:
     parts = (int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]), int(text[17:19]))
     return calendar.timegm(parts)

@@ -117,27 +117,27 @@ def masked(argv: "Sequence[str]") -> tuple[str, ...]:
     What is masked already stays as it is.
     """
     # Cut first: a task chooses its arguments, and must not choose how long the gate looks at them.
-    return _masked(tuple(map(cut, cut_list(argv))))
+    return _mask_arguments(tuple(map(cut, cut_list(argv))))
 
 
 @lru_cache(maxsize=256)  # a process that opens one connection opens more
-def _masked(argv: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_masked_after(before, argument) for before, argument in zip(("", *argv), argv, strict=False))
+def _mask_arguments(argv: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_mask_argument(before, argument) for before, argument in zip(("", *argv), argv, strict=False))
 
 
-def _masked_after(flag: str, argument: str) -> str:
+def _mask_argument(flag: str, argument: str) -> str:
     """Return one argument, knowing the one in front of it."""
     if re.fullmatch(_FLAG, flag) and not argument.startswith("-"):
         return MASK
     if flag in _USER_FLAGS:
         name, colon, _ = argument.partition(":")
-        return f"{name}:{MASK}" if colon and "/" not in name else _masked_text(argument)
+        return f"{name}:{MASK}" if colon and "/" not in name else _mask_text(argument)
     if match := re.fullmatch(_USER_FLAG, argument):
         return f"{match[1]}{match[2]}{match[3]}:{MASK}"
-    return _masked_text(argument)
+    return _mask_text(argument)
 
 
-def _masked_text(text: str) -> str:
+def _mask_text(text: str) -> str:
     for pattern, replacement in _REPLACEMENTS:
         text = re.sub(pattern, replacement, text)
     return text

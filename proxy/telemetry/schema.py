@@ -37,7 +37,7 @@ _LINKS: Final[Schema] = {
 }
 
 _IDS: Final[dict[str, Schema]] = {"id": _ID, "cause": _ID}  # of an event
-_SIMPLE: Final[dict[Any, Schema]] = {
+_SIMPLE_TYPES: Final[dict[Any, Schema]] = {
     str: _TEXT,
     int: _WHOLE,
     bool: {"type": "boolean"},
@@ -47,13 +47,13 @@ _SIMPLE: Final[dict[Any, Schema]] = {
 
 # What each kind has, whatever happened. A list of a kind's own fields is in docs/reference/telemetry.md.
 _DECISION: Final = ("verdict", "outcome", "reason", "revision", "mode")
-_MOVED: Final = ("cause", "outcome", "destination", "bytes", "duration")
+_CLOSE: Final = ("cause", "outcome", "destination", "bytes", "duration")
 ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.GATE_ERROR: ("fault",),
     Kind.CONNECTION_DECIDED: _DECISION,
-    Kind.CONNECTION_CLOSED: _MOVED,
+    Kind.CONNECTION_CLOSED: _CLOSE,
     Kind.REQUEST_DECIDED: (*_DECISION, "destination"),
-    Kind.REQUEST_COMPLETED: _MOVED,
+    Kind.REQUEST_COMPLETED: _CLOSE,
     Kind.DNS_DECIDED: _DECISION,
     Kind.TASK_STARTED: ("outcome",),
     Kind.TASK_ENDED: ("outcome", "duration"),
@@ -72,13 +72,13 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
 
 def event_schema(*, closed: bool = False) -> Schema:
     """Return the schema; `closed`: without room for fields that this version doesn't know."""
-    parts = _properties(Event, closed) | _LINKS
+    parts = _property_schemas(Event, closed) | _LINKS
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": ADDRESS,
         "title": "Exeat event",
         "description": "One line of the journal. Readers pass over fields they don't know: docs/reference/telemetry.md",
-        **_object(parts, ("time", "id", "kind"), closed),
+        **_object_schema(parts, ("time", "id", "kind"), closed),
         "allOf": [
             {"if": {"properties": {"kind": {"enum": [*kind.names()]}}}, "then": {"required": list(always)}}
             for kind, always in ALWAYS.items()
@@ -86,40 +86,40 @@ def event_schema(*, closed: bool = False) -> Schema:
     }
 
 
-def _properties(of: Any, closed: bool) -> Schema:  # noqa: FBT001  said by name one floor up
+def _property_schemas(of: Any, closed: bool) -> Schema:  # noqa: FBT001  said by name one floor up
     """Return what each field of a class may hold."""
     given = _IDS if of is Event else {}
-    return {name: given.get(name) or _type(hint, closed) for name, hint in get_type_hints(of).items()}
+    return {name: given.get(name) or _type_schema(hint, closed) for name, hint in get_type_hints(of).items()}
 
 
-def _type(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
+def _type_schema(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
     """Return the schema of a type as `events` uses it. Raises TypeError for one that `encoding` can't write either."""
     base, arguments = get_origin(hint), get_args(hint)
-    if hint in _SIMPLE:
-        return _SIMPLE[hint]
+    if hint in _SIMPLE_TYPES:
+        return _SIMPLE_TYPES[hint]
     if base is not None and NoneType in arguments:
         (some,) = (each for each in arguments if each is not NoneType)
-        return _type(some, closed)
+        return _type_schema(some, closed)
     if base is tuple:
-        return {"type": "array", "items": _type(arguments[0], closed)}
+        return {"type": "array", "items": _type_schema(arguments[0], closed)}
     if base is Mapping:
-        return {"type": "object", "additionalProperties": _type(arguments[1], closed)}
+        return {"type": "object", "additionalProperties": _type_schema(arguments[1], closed)}
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return {"enum": [*(member.value for member in hint), *(FORMER_KINDS if hint is Kind else ())]}
     if isinstance(hint, type) and issubclass(hint, Struct):
         needed = hint.__struct_fields__[: len(hint.__struct_fields__) - len(hint.__struct_defaults__)]
-        return _object(_properties(hint, closed), needed, closed)
+        return _object_schema(_property_schemas(hint, closed), needed, closed)
     raise TypeError(f"no schema for `{hint}`")
 
 
-def _object(properties: Schema, required: tuple[str, ...], closed: bool) -> Schema:  # noqa: FBT001
+def _object_schema(properties: Schema, required: tuple[str, ...], closed: bool) -> Schema:  # noqa: FBT001
     found: Schema = {"type": "object", "properties": properties}
     if required:
         found["required"] = list(required)
     return {**found, "additionalProperties": False} if closed else found
 
 
-_UNFIT: Final = object()
+_MISFIT: Final = object()
 _PLAIN: Final[dict[str, tuple[type, ...]]] = {
     "string": (str,),
     "integer": (int,),
@@ -130,7 +130,7 @@ _PLAIN: Final[dict[str, tuple[type, ...]]] = {
 
 def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy without what is of another type than its field; fields that are not known stay."""
-    return _members(record, _event_schema())
+    return _fit_members(record, _event_schema())
 
 
 @cache
@@ -138,24 +138,24 @@ def _event_schema() -> Schema:
     return event_schema()
 
 
-def _members(value: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+def _fit_members(value: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     known, others = schema.get("properties", {}), schema.get("additionalProperties")
-    found = {key: _fitted(inner, known.get(key, others)) for key, inner in value.items()}
-    return {key: inner for key, inner in found.items() if inner is not _UNFIT}
+    found = {key: _fit_value(inner, known.get(key, others)) for key, inner in value.items()}
+    return {key: inner for key, inner in found.items() if inner is not _MISFIT}
 
 
-def _fitted(value: Any, schema: Schema | None) -> Any:
+def _fit_value(value: Any, schema: Schema | None) -> Any:
     if not schema:
         return value
     kind = "string" if "enum" in schema else schema["type"]
     if kind == "object":
         if not isinstance(value, Mapping):
-            return _UNFIT
-        inner = _members(value, schema)
-        return inner if inner.keys() >= set(schema.get("required", ())) else _UNFIT
+            return _MISFIT
+        inner = _fit_members(value, schema)
+        return inner if inner.keys() >= set(schema.get("required", ())) else _MISFIT
     if kind == "array":
         if not isinstance(value, list):
-            return _UNFIT
-        return [each for each in value if _fitted(each, schema["items"]) is not _UNFIT]
+            return _MISFIT
+        return [each for each in value if _fit_value(each, schema["items"]) is not _MISFIT]
     right = isinstance(value, _PLAIN[kind]) and isinstance(value, bool) == (kind == "boolean")
-    return value if right and not (kind == "number" and not 0 <= value < LONGEST_DURATION) else _UNFIT
+    return value if right and not (kind == "number" and not 0 <= value < LONGEST_DURATION) else _MISFIT

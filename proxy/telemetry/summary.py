@@ -57,7 +57,7 @@ class Places(NamedTuple):
         return f" ({shown} and {self.more}{' or' if uncounted else ''} more)"
 
 
-_NOWHERE = Places()
+_NO_PLACES = Places()
 
 
 class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,10 +67,10 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     counts: tuple[tuple[Kind, Outcome, Count], ...] = ()
-    blocked_places: Places = _NOWHERE
-    failed_places: Places = _NOWHERE
+    blocked_places: Places = _NO_PLACES
+    failed_places: Places = _NO_PLACES
     leaks: Count = 0  # that were let out and told of; one that was stopped is a blocked request
-    leaked_places: Places = _NOWHERE
+    leaked_places: Places = _NO_PLACES
     tampers: Count = 0
     held: Mapping[Reason, Count] = {}  # attempts that people were asked about, by the answer
     given_up: Count = 0  # of those that nobody answered in time: whoever tried it left before
@@ -96,13 +96,13 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if things:
                 parts.append(f"{word} {', '.join(things)}{self._places(outcome).describe()}")
         if self.held:
-            parts.append(f"{sum(self.held.values())} held: {self._answers()}")
+            parts.append(f"{sum(self.held.values())} held: {self._describe_answers()}")
         if self.flagged:
             parts.append(f"{self.flagged} flagged (`exeat flagged`)")
         if self.leaks:
-            parts.append(f"flagged {_counted(self.leaks, 'leak')}{self.leaked_places.describe()}")
+            parts.append(f"flagged {_with_plural(self.leaks, 'leak')}{self.leaked_places.describe()}")
         if self.tampers:
-            parts.append(_counted(self.tampers, "misused placeholder"))
+            parts.append(_with_plural(self.tampers, "misused placeholder"))
         return "; ".join(parts) or "it attempted nothing on the network"
 
     def encode(self) -> bytes:
@@ -117,7 +117,7 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ValueError("not a summary") from error
 
-    def _answers(self) -> str:
+    def _describe_answers(self) -> str:
         """Return what came of those that were held; all that no person said together."""
         counts = {word: sum(self.held.get(one, 0) for one in reasons) for word, reasons in _ANSWERS.items()}
         counts["not answered in time"] -= self.given_up
@@ -126,11 +126,11 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
     def _places(self, outcome: Outcome) -> Places:
-        return {Outcome.BLOCKED: self.blocked_places, Outcome.FAILED: self.failed_places}.get(outcome, _NOWHERE)
+        return {Outcome.BLOCKED: self.blocked_places, Outcome.FAILED: self.failed_places}.get(outcome, _NO_PLACES)
 
     def _count(self, kind: Kind, outcome: Outcome) -> int:
         return sum(count for one, became, count in self.counts if one is kind and became is outcome)
 
 
-def _counted(count: int, name: str) -> str:
+def _with_plural(count: int, name: str) -> str:
     return f"{count} {name}{'s' * (count != 1)}"

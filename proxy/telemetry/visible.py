@@ -20,7 +20,7 @@ def visible(text: str) -> str:
     """Return `text` with everything that a terminal would not print as one visible character spelled out."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_shown, text))
+    return "".join(map(_escape_character, text))
 
 
 def width(text: str) -> int:
@@ -35,14 +35,14 @@ def fitted(text: str, columns: int) -> str:
 
     Of a host's name its end stays: that says whose it is, and what is in front of it anybody can choose.
     """
-    if len(_cut(text, columns)) == len(text):  # `width` would count all of a text that nobody bounds
+    if len(_cut_to_columns(text, columns)) == len(text):  # `width` would count all of a text that nobody bounds
         return text
     if columns <= 0:
         return ""
-    kept = _cut(text, columns - 1)
+    kept = _cut_to_columns(text, columns - 1)
     for name in _NAME.finditer(text):
         if name.start() <= len(kept) < name.end():
-            return _with_end(text, name.start(), name.end(), columns)
+            return _fit_name(text, name.start(), name.end(), columns)
     return f"{kept}…"
 
 
@@ -59,7 +59,7 @@ def padded(text: str, columns: int) -> str:
     return text + " " * (columns - width(text))
 
 
-def _cut(text: str, columns: int) -> str:
+def _cut_to_columns(text: str, columns: int) -> str:
     """Return as much of a text as `columns` columns have room for."""
     for at, character in enumerate(text):
         columns -= width(character)
@@ -68,17 +68,17 @@ def _cut(text: str, columns: int) -> str:
     return text
 
 
-def _with_end(text: str, start: int, end: int, columns: int) -> str:
+def _fit_name(text: str, start: int, end: int, columns: int) -> str:
     """Return text up to a name, of which only the end is shown, in as many columns."""
     behind = "…" if end < len(text) and columns > 1 else ""
     room = columns - 1 - len(behind)
-    before = _cut(text[:start], max(room // 2, room - (end - start)))
+    before = _cut_to_columns(text[:start], max(room // 2, room - (end - start)))
     shown = text[max(start + 1, end - (room - width(before))) : end]
     return f"{before}…{shown}{behind}"
 
 
 @lru_cache(maxsize=4096)  # a text has the same few characters again and again
-def _shown(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character.isprintable() and character not in _INVISIBLE and unicodedata.category(character)[0] != "M":
         return character
     code = ord(character)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 FILE: Final = "usual.json"
 TOLD: Final = "unusual.json"  # how often something was told, by task, and how many flags nobody has looked at
 _LOCK: Final = "usual.lock"
-_AT_ONCE: Final = 5000  # lines
-_MOST: Final = 400_000  # lines of one look; the next goes on there
+_BATCH_LINES: Final = 5000  # lines
+_MOST_LINES: Final = 400_000  # lines of one look; the next goes on there
 _LONGEST: Final = 32 << 20  # bytes of the file; it never has as much
 _MOST_TASKS: Final = 200  # in `TOLD`
 _MOST_FLAGS: Final = 1000
@@ -40,7 +40,7 @@ _NS: Final = 1_000_000_000
 _FRESH: Final = 600 * _NS  # what is older is learned from, and not told
 _SETTLED: Final = 60 * _NS  # after its end, all that a task's gate had to tell of it is told
 
-_OUT: Final = frozenset({Outcome.PASSED, Outcome.WOULD_BLOCK})
+_ALLOWED: Final = frozenset({Outcome.PASSED, Outcome.WOULD_BLOCK})
 
 
 class Scan:
@@ -51,7 +51,7 @@ class Scan:
         self._now = now
         self._ids = IdMaker()
         self.flags = flags  # those that nobody has looked at, with when they were (ns since 1970)
-        self.found: list[Event] = []  # what is to be told
+        self.anomalies: list[Event] = []  # what is to be told
 
     def take(self, line: bytes) -> None:
         """Take note of one line."""
@@ -59,10 +59,10 @@ class Scan:
             event = decode(line)
         except MalformedEventError:
             return
-        self._flag(event)
-        self._event(event)
+        self._track_flag(event)
+        self._check_event(event)
 
-    def _flag(self, event: Event) -> None:
+    def _track_flag(self, event: Event) -> None:
         """Take note of what was let go and flagged, and of who has looked at it."""
         flagged = event.verdict is Verdict.FLAG and event.kind is not Kind.FLAG_SEEN
         if flagged and event.outcome is not Outcome.PASSED:
@@ -73,26 +73,26 @@ class Scan:
         if flagged and event.kind is not Kind.DNS_DECIDED and len(self.flags) < _MOST_FLAGS:
             self.flags[event.id] = int(event.time)
 
-    def problem(self, why: str, host: Origin) -> None:
+    def report_unreadable(self, why: str, host: Origin) -> None:
         """Tell that what was learned can't be read."""
         fault = Fault(Component.OTHER, f"what tasks usually do can't be read, and is learned anew: {why}")
-        self.found.append(self._made(Kind.GATE_ERROR, host)._replace(fault=fault))
+        self.anomalies.append(self._new_event(Kind.GATE_ERROR, host)._replace(fault=fault))
 
-    def _event(self, event: Event) -> None:
+    def _check_event(self, event: Event) -> None:
         task, unusual, at = event.task, None, int(event.time)
         if not (task.id and task.name):
             return
         if event.kind is Kind.TASK_ENDED:
             self._baselines.ended(task.id, task.name, at)
-        elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None and event.outcome in _OUT:
-            unusual = self._baselines.went(task.id, task.name, place_of(event.destination), at)
+        elif event.kind is Kind.CONNECTION_DECIDED and event.destination is not None and event.outcome in _ALLOWED:
+            unusual = self._baselines.record_destination(task.id, task.name, place_of(event.destination), at)
         elif event.kind is Kind.CONNECTION_CLOSED and event.bytes is not None:
-            unusual = self._baselines.sent(task.id, task.name, max(0, event.bytes.up), at)
+            unusual = self._baselines.record_bytes(task.id, task.name, max(0, event.bytes.up), at)
         if unusual is not None and self._now - event.time < _FRESH:
-            made = self._made(Kind.ANOMALY_DETECTED, Origin(task, event.sandbox, event.host))
-            self.found.append(made._replace(cause=event.id, destination=event.destination, unusual=unusual))
+            made = self._new_event(Kind.ANOMALY_DETECTED, Origin(task, event.sandbox, event.host))
+            self.anomalies.append(made._replace(cause=event.id, destination=event.destination, unusual=unusual))
 
-    def _made(self, kind: Kind, origin: Origin) -> Event:
+    def _new_event(self, kind: Kind, origin: Origin) -> Event:
         now = time.time_ns()
         return Event(Instant(now), self._ids.make(now), kind, **origin._asdict())
 
@@ -113,31 +113,31 @@ def find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
 
 
 def _find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
-    now, problem = time.time_ns(), ""
+    now, report_unreadable = time.time_ns(), ""
     try:
         baselines, bookmark, flags = load(state / FILE)
     except ValueError as error:
-        baselines, bookmark, flags, problem = no_baselines(), Bookmark(), {}, str(error)
-    this = Scan(baselines, flags, now)
-    if problem:
-        this.problem(problem, host)
-    reader, left = Reader(journal, bookmark), _MOST
-    while records := reader.read(min(_AT_ONCE, left)):
+        baselines, bookmark, flags, report_unreadable = no_baselines(), Bookmark(), {}, str(error)
+    scan = Scan(baselines, flags, now)
+    if report_unreadable:
+        scan.report_unreadable(report_unreadable, host)
+    reader, lines_left = Reader(journal, bookmark), _MOST_LINES
+    while records := reader.read(min(_BATCH_LINES, lines_left)):
         for record in records:
-            this.take(record.line)
+            scan.take(record.line)
         bookmark.advance(records)
-        left -= len(records)
-        if not left:
+        lines_left -= len(records)
+        if not lines_left:
             break
     else:
         baselines.settle(now - _SETTLED)  # all that there is has been read
-    there = [day.name for day in days(journal)]
-    bookmark.keep(there)
-    flags = {event: at for event, at in flags.items() if there and timestamp(at)[:10] >= there[0]}
-    _tell(journal, this.found)
-    _count(state / TOLD, this.found, flags)
+    day_names = [day.name for day in days(journal)]
+    bookmark.keep(day_names)
+    flags = {event: at for event, at in flags.items() if day_names and timestamp(at)[:10] >= day_names[0]}
+    _record(journal, scan.anomalies)
+    _save_counts(state / TOLD, scan.anomalies, flags)
     replace(state / FILE, msgspec.json.encode(_SavedState(baselines, bookmark.saved(), flags)))
-    return bool(this.found)
+    return bool(scan.anomalies)
 
 
 class _SavedState(Struct, frozen=True, rename={"baselines": "habits"}):
@@ -156,14 +156,14 @@ def load(path: "Path") -> tuple[Baselines, Bookmark, dict[str, int]]:
     try:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too large")
-        said = msgspec.json.decode(path.read_bytes(), type=_SavedState)
+        saved = msgspec.json.decode(path.read_bytes(), type=_SavedState)
     except FileNotFoundError:
         return no_baselines(), Bookmark(), {}
     except (MsgspecError, RecursionError) as error:
         raise ValueError(str(error) or "it is too deep") from error
     bookmark = Bookmark()
-    bookmark.take(said.bookmark)
-    return said.baselines, bookmark, said.flags
+    bookmark.take(saved.bookmark)
+    return saved.baselines, bookmark, saved.flags
 
 
 class EarlierRuns(NamedTuple):
@@ -189,22 +189,22 @@ def count_earlier_runs(state: "Path", name: str, destination: "Destination") -> 
     return EarlierRuns(baseline.runs, times)
 
 
-def _tell(journal: "Path", found: list[Event]) -> None:
-    if not found:
+def _record(journal: "Path", anomalies: list[Event]) -> None:
+    if not anomalies:
         return
     writer = Journal(journal)
     try:
-        for event in found:
+        for event in anomalies:
             writer.append(encode(event), event.time)
     finally:
         writer.close()
 
 
-def _count(path: "Path", found: list[Event], flags: dict[str, int]) -> None:
+def _save_counts(path: "Path", anomalies: list[Event], flags: dict[str, int]) -> None:
     """Add up how often something was told, by task, and the flags; leave the file as it is where nothing is new."""
     counts_before = read_numbers(path)
     tasks = {task: Counter(counts) for task, counts in counts_before.tasks.items()}
-    for each in found:
+    for each in anomalies:
         if each.unusual is not None:
             tasks.setdefault(each.task.id, Counter())[each.unusual.what] += 1
     kept = dict(list(tasks.items())[-_MOST_TASKS:])

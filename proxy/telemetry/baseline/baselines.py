@@ -17,9 +17,9 @@ MOST_RUNS: Final = 200  # that have not ended
 MOST_TOLD: Final = 10  # places of one run that are told
 MANY_TIMES: Final = 10  # as much as usual
 MUCH: Final = 10_000_000  # bytes; less is never too much
-_LATEST: Final = 16  # runs whose bytes are remembered
+_REMEMBERED_RUNS: Final = 16  # runs whose bytes are remembered
 _WINDOW = 0xFF  # of the last eight runs: which went somewhere new
-_RESTLESS: Final = 4  # of them: where more did, that says nothing
+_ERRATIC_FROM: Final = 4  # of them: where more did, that says nothing
 _LONGEST: Final = 260  # characters of a place: a name and a port
 
 
@@ -28,28 +28,28 @@ class Baseline(Struct, array_like=True):
 
     runs: Count
     last: Count
-    wandered: Annotated[int, Meta(ge=0, le=_WINDOW)]  # a bit for each of the last eight runs
-    up: Annotated[list[Count], Meta(max_length=_LATEST)]  # bytes that left in each of the last runs
+    runs_with_news: Annotated[int, Meta(ge=0, le=_WINDOW)]  # a bit for each of the last eight runs
+    up: Annotated[list[Count], Meta(max_length=_REMEMBERED_RUNS)]  # bytes that left in each of the last runs
     # In how many runs, and which of them was the last
     places: Annotated[dict[str, tuple[Count, Count]], Meta(max_length=MOST_PLACES)]
 
     @property
-    def known(self) -> bool:
+    def is_established(self) -> bool:
         """Whether it is known well enough to hold a run against it."""
         return self.runs >= ENOUGH
 
     @property
-    def restless(self) -> bool:
+    def is_erratic(self) -> bool:
         """Whether runs of this name go somewhere new as a rule."""
-        return self.wandered.bit_count() > _RESTLESS
+        return self.runs_with_news.bit_count() > _ERRATIC_FROM
 
     def take(self, run: "Run") -> None:
         """Learn from a run that is over."""
-        new = self.known and (run.crowded or not set(run.places) <= self.places.keys())
-        self.wandered = (self.wandered << 1 | new) & _WINDOW
+        new = self.is_established and (run.exceeds_places or not set(run.places) <= self.places.keys())
+        self.runs_with_news = (self.runs_with_news << 1 | new) & _WINDOW
         self.runs += 1
         self.last = max(self.last, run.last)
-        self.up = [*self.up, run.up][-_LATEST:]
+        self.up = [*self.up, run.up][-_REMEMBERED_RUNS:]
         for place in run.places:
             times, _ = self.places.get(place, (0, 0))
             self.places[place] = (times + 1, self.runs)
@@ -64,9 +64,9 @@ class Run(Struct, array_like=True):
     last: Count
     ended: Count | None
     up: Count
-    told: Count  # places
-    told_up: bool
-    crowded: bool  # it went to more places than are remembered
+    reported: Count  # places
+    is_up_reported: bool
+    exceeds_places: bool  # it went to more places than are remembered
     places: Annotated[list[str], Meta(max_length=MOST_PLACES)]
 
 
@@ -77,38 +77,38 @@ class Baselines(Struct):
     names: Annotated[dict[str, Baseline], Meta(max_length=MOST_NAMES)]
     runs: Annotated[dict[str, Run], Meta(max_length=MOST_RUNS)]  # by the task's id
 
-    def went(self, task: str, name: str, place: str, time: int) -> Anomaly | None:
+    def record_destination(self, task: str, name: str, place: str, time: int) -> Anomaly | None:
         """Take note of where a task was let out to; what is unusual about it."""
         run = self._run(task, name, time)
         if place in run.places or len(place) > _LONGEST:
             return None
         if len(run.places) >= MOST_PLACES:
-            run.crowded = True
+            run.exceeds_places = True
             return None
         run.places.append(place)
         baseline = self.names.get(name)
         if (
             baseline is None
-            or not baseline.known
-            or baseline.restless
+            or not baseline.is_established
+            or baseline.is_erratic
             or place in baseline.places
-            or run.told >= MOST_TOLD
+            or run.reported >= MOST_TOLD
         ):
             return None
-        run.told += 1
+        run.reported += 1
         return Anomaly("destination", 1, 0, baseline.runs)
 
-    def sent(self, task: str, name: str, up: int, time: int) -> Anomaly | None:
+    def record_bytes(self, task: str, name: str, up: int, time: int) -> Anomaly | None:
         """Take note of how many bytes have left; what is unusual about all that has."""
         run = self._run(task, name, time)
         run.up += up
         baseline = self.names.get(name)
-        if baseline is None or not baseline.known or run.told_up:
+        if baseline is None or not baseline.is_established or run.is_up_reported:
             return None
         usual = max(baseline.up, default=0)
         if run.up <= max(MUCH, MANY_TIMES * usual):
             return None
-        run.told_up = True
+        run.is_up_reported = True
         return Anomaly("bytes_up", run.up, usual, baseline.runs)
 
     def ended(self, task: str, name: str, time: int) -> None:
@@ -124,23 +124,23 @@ class Baselines(Struct):
         run = self.runs.pop(task)
         if run.name not in self.names and len(self.names) >= MOST_NAMES:
             # Names that have hardly any runs go first: whoever makes up many doesn't push out those that are used
-            del self.names[min(self.names, key=lambda name: (self.names[name].known, self.names[name].last))]
+            del self.names[min(self.names, key=lambda name: (self.names[name].is_established, self.names[name].last))]
         self.names.setdefault(run.name, Baseline(0, 0, 0, [], {})).take(run)
 
     def _run(self, task: str, name: str, time: int) -> Run:
         run = self.runs.get(task)
         if run is None:
             if len(self.runs) >= MOST_RUNS:
-                self._make_room()
-            run = self.runs[task] = Run(name, 0, None, 0, 0, told_up=False, crowded=False, places=[])
+                self._evict_run()
+            run = self.runs[task] = Run(name, 0, None, 0, 0, is_up_reported=False, exceeds_places=False, places=[])
         run.last = max(run.last, time)
         return run
 
-    def _make_room(self) -> None:
+    def _evict_run(self) -> None:
         """Learn from the run that was over first; where none is, give up one whose end was never told."""
-        over = {task: run.ended for task, run in self.runs.items() if run.ended is not None}
-        if over:
-            self._learn(min(over, key=lambda task: over[task]))
+        ended_runs = {task: run.ended for task, run in self.runs.items() if run.ended is not None}
+        if ended_runs:
+            self._learn(min(ended_runs, key=lambda task: ended_runs[task]))
         else:
             del self.runs[min(self.runs, key=lambda task: self.runs[task].last)]
 

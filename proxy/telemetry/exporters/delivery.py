@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MOST_LINES: Final = 1000  # of a batch
 MOST_BYTES: Final = 1 << 20
 SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries
-_LONGEST_ASKED: Final = 300.0  # seconds that a receiver may ask us to wait
-_IDLE: Final = 0.5  # seconds between looks at a journal in which nothing is new
+_LONGEST_RETRY_AFTER: Final = 300.0  # seconds that a receiver may ask us to wait
+_POLL_INTERVAL: Final = 0.5  # seconds between looks at a journal in which nothing is new
 _NOTE: Final = "the receiver refused the whole event: it is in the journal, under this id"
 
 _NS_A_SECOND: Final = 1_000_000_000
@@ -54,8 +54,8 @@ class DeliveryMetrics:
         lag = 0.0 if oldest is None else max(0.0, (time.time_ns() - oldest) / _NS_A_SECOND)
         values = (self.delivered, self.failures, self.reduced, self.dropped, f"{lag:.3f}")
         lines = [
-            f'# HELP {name} {says}\n# TYPE {name} {kind}\n{name}{{sink="{self.sink}"}} {value}\n'
-            for (name, kind, says), value in zip(METRICS, values, strict=True)
+            f'# HELP {name} {text}\n# TYPE {name} {kind}\n{name}{{sink="{self.sink}"}} {value}\n'
+            for (name, kind, text), value in zip(METRICS, values, strict=True)
         ]
         return "".join(lines).encode("ascii")
 
@@ -70,20 +70,20 @@ class Delivery:
         self,
         reader: "Reader",
         sink: "Exporter",
-        numbers: DeliveryMetrics,
-        say: Callable[[str], None],
+        metrics: DeliveryMetrics,
+        log: Callable[[str], None],
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         """`say` is told what an admin should know; `wait` is called with seconds."""
         self._reader = reader
-        self._sink = sink
-        self._numbers = numbers
-        self._say = say
+        self._exporter = sink
+        self._metrics = metrics
+        self._log = log
         self._wait = wait
 
     def once(self) -> None:
         """Deliver what is there now. Raises UnavailableError when the receiver doesn't take it, and OSError."""
-        while self._batch():
+        while self._deliver_batch():
             pass
 
     def follow(self) -> None:
@@ -91,83 +91,83 @@ class Delivery:
         seconds = 0.0
         while True:
             try:
-                moved = self._batch()
+                is_delivered = self._deliver_batch()
             except UnavailableError as error:
                 seconds = min(LONGEST_WAIT, seconds * 2) or SHORTEST_WAIT
-                asked = min(error.wait or 0.0, _LONGEST_ASKED)
-                self._say(f"{error}; trying again")
+                requested = min(error.wait or 0.0, _LONGEST_RETRY_AFTER)
+                self._log(f"{error}; trying again")
                 # Not all at the same time, where several wait for one receiver
-                self._wait(max(asked, seconds * random.uniform(0.5, 1.0)))  # noqa: S311  no secret
+                self._wait(max(requested, seconds * random.uniform(0.5, 1.0)))  # noqa: S311  no secret
                 continue
             if seconds:
-                self._say("delivering again")
+                self._log("delivering again")
             seconds = 0.0
-            if not moved:
-                self._wait(_IDLE)
+            if not is_delivered:
+                self._wait(_POLL_INTERVAL)
 
-    def _batch(self) -> bool:
+    def _deliver_batch(self) -> bool:
         """Deliver the next lines; whether there were any."""
         lines = self._reader.read(MOST_LINES)
         if not lines:
-            self._numbers.oldest = None
+            self._metrics.oldest = None
             return False
         try:
-            for part in _parts(lines):
-                self._part(part)
+            for part in _split(lines):
+                self._deliver_part(part)
         except BaseException:
             self._reader.rewind()
             raise
         return True
 
-    def _part(self, lines: "Sequence[Line]") -> None:
-        items = [item for line in lines if (item := self._item(line)) is not None]
+    def _deliver_part(self, lines: "Sequence[Line]") -> None:
+        items = [item for line in lines if (item := self._to_item(line)) is not None]
         if items:
-            self._numbers.oldest = nanoseconds(items[0].record)
+            self._metrics.oldest = nanoseconds(items[0].record)
             try:
-                self._deliver(items)
+                self._send(items)
             except UnavailableError:
-                self._numbers.failures += 1
+                self._metrics.failures += 1
                 raise
         self._reader.commit(lines)
-        self._numbers.delivered += len(items)
+        self._metrics.delivered += len(items)
 
-    def _item(self, line: "Line") -> Item | None:
+    def _to_item(self, line: "Line") -> Item | None:
         """Return what can be sent of a line; one that is no event of ours is counted, and told with its place."""
         try:
             return Item(line.line, read(line.line))
         except ValueError:
-            self._numbers.dropped += 1
-            self._say(f"the line before byte {line.position.offset} of {line.position.segment} is no event: left out")
+            self._metrics.dropped += 1
+            self._log(f"the line before byte {line.position.offset} of {line.position.segment} is no event: left out")
             return None
 
-    def _deliver(self, items: list[Item]) -> None:
+    def _send(self, items: list[Item]) -> None:
         """Have them taken in their order. What is refused is looked for by halves."""
         try:
-            self._sink.send(items)
+            self._exporter.send(items)
         except RefusedError as refusal:
             if len(items) > 1:
                 middle = len(items) // 2
-                self._deliver(items[:middle])
-                self._deliver(items[middle:])
+                self._send(items[:middle])
+                self._send(items[middle:])
             else:
-                self._shorter(items[0], refusal)
+                self._send_shortened(items[0], refusal)
 
-    def _shorter(self, item: Item, refusal: RefusedError) -> None:
+    def _send_shortened(self, item: Item, refusal: RefusedError) -> None:
         """Send little of an event's texts, or none of a sandbox's. If that is refused, too, it isn't the event."""
-        again = refusal
+        last_refusal = refusal
         for short in shortened(item.record, _NOTE):
             try:
-                self._sink.send([Item(b"", short)])
+                self._exporter.send([Item(b"", short)])
             except RefusedError as refused:
-                again = refused
+                last_refusal = refused
                 continue
-            self._numbers.reduced += 1
-            self._say(f"event {item.record['id']} was refused ({refusal}): sent without all of its texts")
+            self._metrics.reduced += 1
+            self._log(f"event {item.record['id']} was refused ({refusal}): sent without all of its texts")
             return
-        raise UnavailableError(f"the receiver refuses everything: {again}") from again
+        raise UnavailableError(f"the receiver refuses everything: {last_refusal}") from last_refusal
 
 
-def _parts(lines: "Sequence[Line]") -> "Iterator[list[Line]]":
+def _split(lines: "Sequence[Line]") -> "Iterator[list[Line]]":
     """Yield lines in parts of at most `MOST_BYTES`, or of one line."""
     part: list[Line] = []
     size = 0

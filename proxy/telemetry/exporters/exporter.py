@@ -54,14 +54,14 @@ class Exporter(Protocol):
 type Format = Callable[[Item], str]
 
 
-def _event(item: Item) -> str:
+def _format_event(item: Item) -> str:
     """Return the line exactly as it was written, so that its hash can be checked where it arrives."""
     plain = item.line.isascii() and item.line[:-1].decode("ascii", "replace").isprintable()
     return item.line[:-1].decode("ascii") if item.line and plain else one_line(item.record)[:-1].decode("ascii")
 
 
 FORMATS: Final[dict[str, Format]] = {
-    "event": _event,
+    "event": _format_event,
     "ocsf": lambda item: one_line(ocsf(item.record))[:-1].decode("ascii"),
     "ecs": lambda item: one_line(ecs(item.record))[:-1].decode("ascii"),
     "cef": lambda item: cef(item.record),
@@ -76,13 +76,13 @@ class FileExporter:
 
     name = "file"
 
-    def __init__(self, path: Path, shape: Format) -> None:
+    def __init__(self, path: Path, line_format: Format) -> None:
         self._path = path
-        self._shape = shape
+        self._line_format = line_format
 
     def send(self, items: Sequence[Item]) -> None:
         """Write a line for each item."""
-        text = "".join(f"{self._shape(item)}\n" for item in items)
+        text = "".join(f"{self._line_format(item)}\n" for item in items)
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             file = os.open(self._path, flags, 0o600)
@@ -97,7 +97,7 @@ class FileExporter:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise UnavailableError(f"`{self._path}` is no plain file")
-        size = _whole(file, status.st_size)
+        size = _remove_partial_line(file, status.st_size)
         try:
             while body:
                 body = body[os.write(file, body) :]
@@ -109,7 +109,7 @@ class FileExporter:
             _sync_name(self._path)
 
 
-def _whole(file: int, size: int) -> int:
+def _remove_partial_line(file: int, size: int) -> int:
     """Take back a last line without an end: we were killed while we wrote it, and it is written again now."""
     tail = os.pread(file, _LONGEST_LINE, max(0, size - _LONGEST_LINE))
     if not tail or tail.endswith(b"\n"):
@@ -127,7 +127,7 @@ def _sync_name(path: Path) -> None:
         os.close(directory)
 
 
-_TOO_OPEN: Final = 0o077
+_GROUP_AND_OTHERS: Final = 0o077
 _LONGEST: Final = 8192  # bytes
 
 
@@ -144,7 +144,7 @@ def read_secret(path: Path) -> str:
                 raise UnavailableError(f"`{path}` is not a regular file")
             if status.st_uid not in {0, os.geteuid()}:
                 raise UnavailableError(f"`{path}` belongs to uid {status.st_uid}, who could read it: make it yours")
-            if status.st_mode & _TOO_OPEN:
+            if status.st_mode & _GROUP_AND_OTHERS:
                 raise UnavailableError(f"`{path}` is open to others: run `chmod 600 {path}`")
             text = file.read(_LONGEST + 1)
     except OSError as error:
@@ -166,18 +166,18 @@ class TlsTrust:
         self._ca = ca
         self._certificate = certificate
         self._lock = threading.Lock()
-        self._seen = self._look()
-        self._context = self._made()
+        self._file_states = self._stat_files()
+        self._context = self._create_context()
 
     def context(self) -> ssl.SSLContext:
         """Return what checks a connection that is made now. Raises OSError, ssl.SSLError."""
         with self._lock:
-            seen = self._look()
-            if seen != self._seen:
-                self._context, self._seen = self._made(), seen
+            states = self._stat_files()
+            if states != self._file_states:
+                self._context, self._file_states = self._create_context(), states
             return self._context
 
-    def _made(self) -> ssl.SSLContext:
+    def _create_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
         if self._ca is not None:
             context.load_verify_locations(self._ca)
@@ -185,12 +185,12 @@ class TlsTrust:
             context.load_cert_chain(self._certificate)
         return context
 
-    def _look(self) -> tuple[Stat, ...]:
+    def _stat_files(self) -> tuple[Stat, ...]:
         paths = ssl.get_default_verify_paths()
         return tuple(_stat(path) for path in (paths.cafile, paths.capath, self._ca, self._certificate))
 
 
-def current(tls: "ssl.SSLContext | TlsTrust | None") -> ssl.SSLContext | None:
+def current_context(tls: "ssl.SSLContext | TlsTrust | None") -> ssl.SSLContext | None:
     """Return the context for a connection that is made now. Raises OSError, ssl.SSLError."""
     return tls.context() if isinstance(tls, TlsTrust) else tls
 

@@ -22,7 +22,7 @@ from proxy.telemetry.exporters.exporter import (
     RefusedError,
     TlsTrust,
     UnavailableError,
-    current,
+    current_context,
     read_secret,
 )
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Buffer
 
 _TIMEOUT: Final = 30.0  # seconds
-_LONGEST_ANSWER: Final = 1 << 16  # bytes
-_AT_FAULT: Final = frozenset({400, 413, 422})  # what was sent is wrong, or too much
+_LONGEST_RESPONSE: Final = 1 << 16  # bytes
+_REFUSAL_STATUSES: Final = frozenset({400, 413, 422})  # what was sent is wrong, or too much
 _LONGEST_REASON: Final = 100
 
 
@@ -44,37 +44,37 @@ class Endpoint(NamedTuple):
     tls: ssl.SSLContext | TlsTrust | None  # None: in the clear
 
 
-class _Within(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     """What a socket says within its timeout, all of it."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._plain = sock.makefile("rb", buffering=0)
-        self._until = time.monotonic() + (sock.gettimeout() or 0.0)
+        self._socket_file = sock.makefile("rb", buffering=0)
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "Buffer", /) -> int | None:
-        left = self._until - time.monotonic()
-        if left <= 0:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError("timed out")
-        self._sock.settimeout(left)
-        return self._plain.readinto(buffer)
+        self._sock.settimeout(remaining)
+        return self._socket_file.readinto(buffer)
 
     def close(self) -> None:
-        self._plain.close()
+        self._socket_file.close()
         super().close()
 
 
-class _Answer(http.client.HTTPResponse):
+class _DeadlineResponse(http.client.HTTPResponse):
     """One that is there, whole, within the time that its socket has for each read of it."""
 
     def __init__(self, sock: socket.socket, *more: Any, **named: Any) -> None:
         super().__init__(sock, *more, **named)
-        within, plain = _Within(sock), self.fp
-        self.fp = io.BufferedReader(within)
-        plain.close()  # nothing has been read of it
+        reader, socket_file = _DeadlineReader(sock), self.fp
+        self.fp = io.BufferedReader(reader)
+        socket_file.close()  # nothing has been read of it
 
 
 class HttpPoster:
@@ -83,41 +83,41 @@ class HttpPoster:
     `patience`: seconds to connect, as many to be told all of it, and as many to answer.
     """
 
-    def __init__(self, place: Endpoint, token: Path | None = None, patience: float = _TIMEOUT) -> None:
-        self._place = place
+    def __init__(self, endpoint: Endpoint, token: Path | None = None, timeout: float = _TIMEOUT) -> None:
+        self._endpoint = endpoint
         self._token = token
-        self._patience = patience
+        self._timeout = timeout
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> bytes:
         """Return the response's body. Raises RefusedError, UnavailableError."""
-        said = {"User-Agent": "exeat", **headers}
+        all_headers = {"User-Agent": "exeat", **headers}
         if self._token is not None:
             token = read_secret(self._token)
-            said["Authorization"] = token if " " in token else f"Bearer {token}"
+            all_headers["Authorization"] = token if " " in token else f"Bearer {token}"
         try:
-            status, wait, answer = self._asked(body, said)
+            status, wait, answer = self._request(body, all_headers)
         except (OSError, http.client.HTTPException) as error:
             why = (getattr(error, "strerror", None) or str(error) or type(error).__name__)[:_LONGEST_REASON]
-            raise UnavailableError(f"{self._place.host}:{self._place.port}: {ascii(why)[1:-1]}") from error
+            raise UnavailableError(f"{self._endpoint.host}:{self._endpoint.port}: {ascii(why)[1:-1]}") from error
         if 200 <= status < 300:
             return answer
-        message = f"{self._place.host}:{self._place.port} answered {status}"
-        raise RefusedError(message) if status in _AT_FAULT else UnavailableError(message, wait)
+        message = f"{self._endpoint.host}:{self._endpoint.port} answered {status}"
+        raise RefusedError(message) if status in _REFUSAL_STATUSES else UnavailableError(message, wait)
 
-    def _asked(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, float | None, bytes]:
-        host, port, path, trusted = self._place
-        tls = current(trusted)
+    def _request(self, body: bytes, headers: Mapping[str, str]) -> tuple[int, float | None, bytes]:
+        host, port, path, trusted = self._endpoint
+        tls = current_context(trusted)
         connection: http.client.HTTPConnection
         if tls is None:
-            connection = http.client.HTTPConnection(host, port, timeout=self._patience)
+            connection = http.client.HTTPConnection(host, port, timeout=self._timeout)
         else:
-            connection = http.client.HTTPSConnection(host, port, timeout=self._patience, context=tls)
+            connection = http.client.HTTPSConnection(host, port, timeout=self._timeout, context=tls)
         try:
-            connection.response_class = _Answer
+            connection.response_class = _DeadlineResponse
             connection.request("POST", path, body, {**headers, "Connection": "close"})
             response = connection.getresponse()
-            answer = response.read(_LONGEST_ANSWER)
-            return response.status, _seconds(response.getheader("Retry-After")), answer
+            answer = response.read(_LONGEST_RESPONSE)
+            return response.status, _parse_retry_after(response.getheader("Retry-After")), answer
         finally:
             connection.close()
 
@@ -145,22 +145,22 @@ class WebhookExporter:
 
     name = "webhook"
 
-    def __init__(self, poster: HttpPoster, shape: Format, key: Path | None = None) -> None:
+    def __init__(self, poster: HttpPoster, line_format: Format, key: Path | None = None) -> None:
         self._poster = poster
-        self._shape = shape
+        self._line_format = line_format
         self._key = key
 
     def send(self, items: Sequence[Item]) -> None:
         """Post them in one request, whose `webhook-id` is the same when it is sent again."""
-        body = "".join(f"{self._shape(item)}\n" for item in items).encode("utf-8", "backslashreplace")
-        own = f"{items[0].record['id']}.{hashlib.sha256(body).hexdigest()[:32]}"
-        headers = {"Content-Type": "application/x-ndjson", "webhook-id": own.replace(".", "_")}
+        body = "".join(f"{self._line_format(item)}\n" for item in items).encode("utf-8", "backslashreplace")
+        message_id = f"{items[0].record['id']}.{hashlib.sha256(body).hexdigest()[:32]}"
+        headers = {"Content-Type": "application/x-ndjson", "webhook-id": message_id.replace(".", "_")}
         if self._key is not None:
-            headers |= signed(read_secret(self._key), headers["webhook-id"], int(time.time()), body)
+            headers |= signature_headers(read_secret(self._key), headers["webhook-id"], int(time.time()), body)
         self._poster.post(body, headers)
 
 
-def signed(key: str, own: str, now: int, body: bytes) -> dict[str, str]:
+def signature_headers(key: str, message_id: str, now: int, body: bytes) -> dict[str, str]:
     """Return the headers that prove who sent a body and when: Standard Webhooks 1.0, symmetric signatures.
 
     The key is `whsec_` and base64. Raises UnavailableError for another.
@@ -171,11 +171,11 @@ def signed(key: str, own: str, now: int, body: bytes) -> dict[str, str]:
         secret = b""
     if len(secret) < 24:
         raise UnavailableError("the key to sign with is not `whsec_` and 24 bytes or more in base64")
-    what = b"%b.%d.%b" % (own.encode("ascii", "replace"), now, body)
-    proof = base64.b64encode(hmac.new(secret, what, hashlib.sha256).digest()).decode()
-    return {"webhook-timestamp": str(now), "webhook-signature": f"v1,{proof}"}
+    signed_content = b"%b.%d.%b" % (message_id.encode("ascii", "replace"), now, body)
+    signature = base64.b64encode(hmac.new(secret, signed_content, hashlib.sha256).digest()).decode()
+    return {"webhook-timestamp": str(now), "webhook-signature": f"v1,{signature}"}
 
 
-def _seconds(text: str | None) -> float | None:
+def _parse_retry_after(text: str | None) -> float | None:
     """Read Retry-After where it is a number of seconds (RFC 9110 section 10.2.3)."""
     return float(text) if text and text.isascii() and text.isdigit() and len(text) < 9 else None

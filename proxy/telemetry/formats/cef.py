@@ -12,7 +12,7 @@ from proxy.telemetry.formats.fields import Record, Shape, at, values, words
 _NS_A_MS: Final = 1_000_000
 _SEVERITIES: Final = (0, 2, 5, 7, 9)  # of ten; by ours
 _LONGEST: Final = 1023  # what the dictionary allows of most texts
-_LABELLED: Final = (  # custom fields: each is whatever the label beside it says
+_CUSTOM_FIELDS: Final = (  # custom fields: each is whatever the label beside it says
     ("cs1", "Rule", "rules"),
     ("cs2", "Task", "task.id"),
     ("cs3", "TaskName", "task.name"),
@@ -24,13 +24,13 @@ _LABELLED: Final = (  # custom fields: each is whatever the label beside it says
 
 
 def _ipv4(record: Record) -> str | None:
-    where = fields.address(record)
-    return where if where and ":" not in where else None
+    address = fields.address(record)
+    return address if address and ":" not in address else None
 
 
 def _ipv6(record: Record) -> str | None:
-    where = fields.address(record)
-    return where if where and ":" in where else None
+    address = fields.address(record)
+    return address if address and ":" in address else None
 
 
 def _milliseconds(record: Record) -> int | None:
@@ -76,19 +76,19 @@ def cef(record: Record) -> str:
         str(_SEVERITIES[fields.severity(record)]),
     )  # fmt: skip
     extension = dict(values(_SHAPE, record))
-    for key, label, path in _LABELLED:
+    for key, label, path in _CUSTOM_FIELDS:
         if value := at(record, path):
             extension |= {f"{key}Label": label, key: ",".join(value) if path == "rules" else value}
     extension["msg"] = record.get("detail") or at(record, "fault.detail") or fields.sentence(record)
-    text = " ".join(f"{key}={_value(value)}" for key, value in extension.items() if value not in (None, ""))
-    return f"CEF:0|{'|'.join(map(_header, head))}|{text}"
+    text = " ".join(f"{key}={_escape_value(value)}" for key, value in extension.items() if value not in (None, ""))
+    return f"CEF:0|{'|'.join(map(_escape_header, head))}|{text}"
 
 
-def _header(text: str) -> str:
+def _escape_header(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|")
 
 
-def _value(value: Any) -> str:
+def _escape_value(value: Any) -> str:
     text = str(value)
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
     return text.replace("\\", "\\\\").replace("=", "\\=")

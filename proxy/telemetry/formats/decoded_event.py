@@ -17,26 +17,26 @@ from proxy.telemetry.visible import visible
 from proxy.wire import strict_json
 
 _LARGEST = 2**63 - 1  # whole numbers beyond it fit no receiver's field
-_BRIEF = 128  # characters of what a record is cut down to
-_BRIEFER = 64, 16  # ... of what tells neither where to nor by what rule; the second where that is still too long
-_FEW = 4  # members of a list
+_SHORT_LIMIT = 128  # characters of what a record is cut down to
+_SHORTER_LIMITS = 64, 16  # ... of what tells neither where to nor by what rule; the second where that is still too long
+_MOST_ITEMS = 4  # members of a list
 _LONGEST_NAME = 256  # of a host: never cut
-_NAMED = frozenset({"destination.name", "dns.question", "tls.sni"})
+_HOST_FIELDS = frozenset({"destination.name", "dns.question", "tls.sni"})
 # What says where in the journal an event stands, and nothing that a sandbox chose.
 _CORE = frozenset({
     "time", "id", "kind", "verdict", "outcome", "reason", "revision", "mode", "cause", "protocol", "bytes", "duration",
     "host", "sandbox", "prev", "hash",
 })  # fmt: skip
-_BRIEFLY = _CORE | {"http.path", "rules"}
+_LONGER_FIELDS = _CORE | {"http.path", "rules"}
 
 
 def read(line: bytes) -> Record:
     """Return the record of a journal's line. Raises ValueError for what is no event: it has no time, id and kind."""
     try:
-        found = strict_json.without_misfits(line)
-        if not isinstance(found, dict):
+        decoded = strict_json.without_misfits(line)
+        if not isinstance(decoded, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
-        record = harmless(_with_own_names(_with_current_kind(fitted(found))))
+        record = escape_record(_list_agent_attributes(_replace_former_kind(fitted(decoded))))
     except RecursionError as error:
         raise ValueError("too deep") from error
     if not (record.get("id") and record.get("kind") and "time" in record):
@@ -45,32 +45,32 @@ def read(line: bytes) -> Record:
     return record
 
 
-def _with_current_kind(record: dict[str, Any]) -> dict[str, Any]:
+def _replace_former_kind(record: dict[str, Any]) -> dict[str, Any]:
     """Replace the name that a kind had in an earlier version by the current one."""
     current = FORMER_KINDS.get(str(record.get("kind")))
     return record if current is None else {**record, "kind": current.value}
 
 
-def _with_own_names(record: dict[str, Any]) -> dict[str, Any]:
+def _list_agent_attributes(record: dict[str, Any]) -> dict[str, Any]:
     """Make a list of what a task itself has named: a name is a column at many receivers, and they have only so many."""
     agent = record.get("agent")
-    if isinstance(agent, dict) and isinstance(named := agent.get("attributes"), dict):
-        record = {**record, "agent": {**agent, "attributes": [f"{name}={value}" for name, value in named.items()]}}
+    if isinstance(agent, dict) and isinstance(attributes := agent.get("attributes"), dict):
+        record = {**record, "agent": {**agent, "attributes": [f"{name}={value}" for name, value in attributes.items()]}}
     return record
 
 
-def harmless(record: Record) -> dict[str, Any]:
+def escape_record(record: Record) -> dict[str, Any]:
     """Return a copy whose texts, keys included, print as what they are and nothing else."""
-    return {visible(cut(key)): _harmless(value) for key, value in record.items()}
+    return {visible(cut(key)): _escape_value(value) for key, value in record.items()}
 
 
-def _harmless(value: Any) -> Any:
+def _escape_value(value: Any) -> Any:
     if isinstance(value, str):
         return visible(cut(value))
     if isinstance(value, Mapping):
-        return harmless(value)
+        return escape_record(value)
     if isinstance(value, list):
-        return [_harmless(each) for each in value]
+        return [_escape_value(each) for each in value]
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
@@ -83,36 +83,36 @@ def shortened(record: Record, note: str) -> Iterator[dict[str, Any]]:
 
     Where it went and by what rule stays longest: a task chooses how long its words are, not what a receiver is told.
     """
-    for most in _BRIEFER:
-        kept = {key: _shorter(key, value, most) for key, value in record.items()}
-        said = kept.get("detail")
-        yield {**kept, "detail": f"{note}: {said}" if said else note}
+    for limit in _SHORTER_LIMITS:
+        short = {key: _shorten(key, value, limit) for key, value in record.items()}
+        detail = short.get("detail")
+        yield {**short, "detail": f"{note}: {detail}" if detail else note}
     yield core(record, note)
 
 
-def _shorter(key: str, value: Any, most: int) -> Any:
+def _shorten(key: str, value: Any, limit: int) -> Any:
     if isinstance(value, str):
         text = _ascii(value)
-        most = _LONGEST_NAME if key in _NAMED else _BRIEF if key in _BRIEFLY else most
-        return text if len(text) <= most else f"{text[: most - 3]}..."
+        limit = _LONGEST_NAME if key in _HOST_FIELDS else _SHORT_LIMIT if key in _LONGER_FIELDS else limit
+        return text if len(text) <= limit else f"{text[: limit - 3]}..."
     if isinstance(value, list):
-        return [_shorter(key, each, most) for each in value[:_FEW]]
+        return [_shorten(key, each, limit) for each in value[:_MOST_ITEMS]]
     if isinstance(value, Mapping):
-        members = list(value.items())[: 2 * _FEW]
-        return {_ascii(name)[:_BRIEF]: _shorter(f"{key}.{name}", inner, most) for name, inner in members}
+        members = list(value.items())[: 2 * _MOST_ITEMS]
+        return {_ascii(name)[:_SHORT_LIMIT]: _shorten(f"{key}.{name}", inner, limit) for name, inner in members}
     return value
 
 
 def core(record: Record, note: str) -> dict[str, Any]:
     """Return what of a record no sandbox chose, with `note` as its detail: what even a picky receiver takes."""
-    kept = {key: _brief(value) for key, value in record.items() if key in _CORE}
+    short = {key: _shorten_core(value) for key, value in record.items() if key in _CORE}
     task = at(record, "task.id")
-    return {**kept, **({} if task is None else {"task": {"id": _brief(task)}}), "detail": note}
+    return {**short, **({} if task is None else {"task": {"id": _shorten_core(task)}}), "detail": note}
 
 
-def _brief(value: Any) -> Any:
+def _shorten_core(value: Any) -> Any:
     """Return a text in ASCII and short; all that is ours is both."""
-    return _ascii(value)[:_BRIEF] if isinstance(value, str) else value
+    return _ascii(value)[:_SHORT_LIMIT] if isinstance(value, str) else value
 
 
 def _ascii(text: str) -> str:

@@ -48,8 +48,8 @@ def _protocol(record: Record) -> str | None:
 
 
 def _ip_version(record: Record) -> str | None:
-    where = fields.address(record)
-    return None if where is None else "ipv6" if ":" in where else "ipv4"
+    address = fields.address(record)
+    return None if address is None else "ipv6" if ":" in address else "ipv4"
 
 
 def _url(record: Record) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def _users(record: Record) -> list[str]:
     return list(dict.fromkeys(filter(None, people)))
 
 
-def _own(record: Record) -> dict[str, Any]:
-    inside = at(record, "process.sandbox_uid")
+def _unmapped(record: Record) -> dict[str, Any]:
+    sandbox_uid = at(record, "process.sandbox_uid")
     unmapped = {key: value for key, value in record.items() if key not in _MAPPED}
-    return unmapped if inside is None else {**unmapped, "sandbox_uid": inside}
+    return unmapped if sandbox_uid is None else {**unmapped, "sandbox_uid": sandbox_uid}
 
 
 _SHAPE: Final[Shape] = {
@@ -164,5 +164,5 @@ _SHAPE: Final[Shape] = {
     "user": {"id": lambda record: fields.text_at(record, "started_by.uid"), "name": "started_by.name"},
     "error": {"message": "fault.detail", "type": "fault.where"},
     "related": {"hosts": _hosts, "ip": lambda record: list(filter(None, [fields.address(record)])), "user": _users},
-    "exeat": _own,
+    "exeat": _unmapped,
 }

@@ -155,8 +155,8 @@ def address(record: Record) -> str | None:
 
 def port(record: Record) -> int | None:
     """Return the destination's port where it is one."""
-    number = at(record, "destination.port")
-    return number if isinstance(number, int) and 0 <= number <= _LARGEST_PORT else None
+    port_number = at(record, "destination.port")
+    return port_number if isinstance(port_number, int) and 0 <= port_number <= _LARGEST_PORT else None
 
 
 def severity(record: Record) -> Severity:
@@ -172,18 +172,19 @@ def severity(record: Record) -> Severity:
 
 def sentence(record: Record) -> str:
     """Say in one line what happened, for people."""
-    where = at(record, "dns.question") or at(record, "destination.name") or at(record, "destination.address")
-    number = at(record, "destination.port")
+    destination = at(record, "dns.question") or at(record, "destination.name") or at(record, "destination.address")
+    port_number = at(record, "destination.port")
     method = at(record, "http.method")
     parts = [record["kind"], *filter(None, (at(record, "approval.id"),))]
     if method:
         parts.append(_short(method))
-    if where:
+    if destination:
         parts.append(
-            last_of(where, _SHOWN_DESTINATION) + (f":{number}" if number is not None and "dns" not in record else "")
+            last_of(destination, _SHOWN_DESTINATION)
+            + (f":{port_number}" if port_number is not None and "dns" not in record else "")
         )
-    for said in (" ".join(record.get("argv") or ()), record.get("call"), at(record, "approval.answer")):
-        parts += [_short(said)] if said else []
+    for text in (" ".join(record.get("argv") or ()), record.get("call"), at(record, "approval.answer")):
+        parts += [_short(text)] if text else []
     outcome, reason = record.get("outcome"), record.get("reason")
     if outcome or reason:
         parts.append(f"{outcome or ''}{f' ({reason})' if reason else ''}".strip())
@@ -195,8 +196,8 @@ def first_rule(record: Record) -> tuple[str | None, str | None]:
     rules = record.get("rules") or ()
     if not isinstance(rules, Sequence) or not rules:
         return None, None
-    file, colon, own = str(rules[0]).partition(":")
-    return (file, own) if colon else (None, file)
+    file, colon, rule_id = str(rules[0]).partition(":")
+    return (file, rule_id) if colon else (None, file)
 
 
 def transport(record: Record) -> str | None:

@@ -70,7 +70,7 @@ def ocsf(record: Record) -> dict[str, Any]:
         **_status(record, kind),
         **_control(record, kind),
         **filled(_COMMON, record),
-        **filled(_OF_CLASS.get(kind.ocsf, {}), record),
+        **filled(_CLASS_SHAPES.get(kind.ocsf, {}), record),
         "unmapped": {"exeat": {key: value for key, value in record.items() if key not in _MAPPED}},
     })  # fmt: skip
 
@@ -79,30 +79,30 @@ def _activity(record: Record, kind: KindWords) -> tuple[int, str]:
     """Return what happened in the words of its class."""
     outcome = record.get("outcome")
     if record["kind"] == "connection.decided":
-        said = {"blocked": (5, "Refuse"), "failed": (4, "Fail")}.get(str(outcome), (1, "Open"))
+        activity = {"blocked": (5, "Refuse"), "failed": (4, "Fail")}.get(str(outcome), (1, "Open"))
     elif kind.ocsf is NETWORK:
-        said = (3, "Reset") if record.get("reason") else (2, "Close")
+        activity = (3, "Reset") if record.get("reason") else (2, "Close")
     elif kind.ocsf is HTTP:
         method = str(at(record, "http.method") or "")
         known = method in _METHODS
-        said = (_METHODS.index(method) + 1, method.capitalize()) if known else (_OTHER, method or "Other")
+        activity = (_METHODS.index(method) + 1, method.capitalize()) if known else (_OTHER, method or "Other")
     elif kind.ocsf is DNS:
-        said = (6, "Traffic") if at(record, "dns.answers") else (1, "Query")
+        activity = (6, "Traffic") if at(record, "dns.answers") else (1, "Query")
     elif record["kind"] == "rules.loaded":
-        said = (3, "Update") if record.get("previous") else (1, "Create")
+        activity = (3, "Update") if record.get("previous") else (1, "Create")
     else:
-        said = kind.activity or (_OTHER, record["kind"])
-    return said
+        activity = kind.activity or (_OTHER, record["kind"])
+    return activity
 
 
 def _status(record: Record, kind: KindWords) -> dict[str, Any]:
     """Return whether what was tried came about; of a finding, that it is new."""
     if kind.is_alert:
         return {"status_id": 1, "status": "New", "status_detail": record.get("reason")}
-    bad = record.get("outcome") in {"blocked", "failed"} or record["kind"] in {"rules.rejected", "gate.error"}
+    is_failure = record.get("outcome") in {"blocked", "failed"} or record["kind"] in {"rules.rejected", "gate.error"}
     return {
-        "status_id": 2 if bad else 1,
-        "status": "Failure" if bad else "Success",
+        "status_id": 2 if is_failure else 1,
+        "status": "Failure" if is_failure else "Success",
         "status_code": record.get("reason"),
         "status_detail": record.get("detail"),
     }
@@ -130,21 +130,21 @@ def _control(record: Record, kind: KindWords) -> dict[str, Any]:
     }
 
 
-def _shaped_if(path: str, shape: Shape) -> Callable[[Record], dict[str, Any]]:
+def _shape_if_present(path: str, shape: Shape) -> Callable[[Record], dict[str, Any]]:
     """Return a part that is there for records that say something at `path`."""
     return lambda record: filled(shape, record) if at(record, path) not in (None, "", []) else {}
 
 
 def _rule(record: Record) -> dict[str, Any]:
     """Return the rule that decided, cited as the journal cites it."""
-    file, own = fields.first_rule(record)
+    file, rule_id = fields.first_rule(record)
     shape: Shape = {
         "uid": lambda record: record["rules"][0],
-        "name": fixed(own),
+        "name": fixed(rule_id),
         "category": fixed(file),
         "version": "revision",
     }
-    return filled(shape, record) if own else {}
+    return filled(shape, record) if rule_id else {}
 
 
 def _policy(record: Record) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _policy(record: Record) -> dict[str, Any]:
 def _user(record: Record) -> dict[str, Any]:
     """Return the people who answered, or who started the task."""
     people = ", ".join(at(record, "approval.by") or ()) or record.get("by")
-    starter = _shaped_if("started_by.uid", {"name": "started_by.name", "uid": _text("started_by.uid")})
+    starter = _shape_if_present("started_by.uid", {"name": "started_by.name", "uid": _text("started_by.uid")})
     return {"name": people} if people else starter(record)
 
 
@@ -174,7 +174,7 @@ def _parent(record: Record) -> dict[str, Any]:
     return {"pid": pids[0], "path": parents[0]} if parents and pids else {}
 
 
-def _started(record: Record) -> dict[str, Any]:
+def _process_attributes(record: Record) -> dict[str, Any]:
     """Return the task as the process that it is; of a command, the program that a task wants to start."""
     if record["kind"] != "command.decided":
         return filled(_TASK, record)
@@ -196,8 +196,8 @@ def _traffic(record: Record) -> dict[str, Any]:
 
 
 def _answers(record: Record) -> list[dict[str, Any]]:
-    said = [each for each in at(record, "dns.answers") or () if each]
-    return [filled({"rdata": fixed(each), "type": "dns.type"}, record) for each in said]
+    answers = [each for each in at(record, "dns.answers") or () if each]
+    return [filled({"rdata": fixed(each), "type": "dns.type"}, record) for each in answers]
 
 
 def _entity(record: Record) -> dict[str, Any]:
@@ -224,7 +224,7 @@ _METADATA: Final[Shape] = {
     "log_name": fixed("journal"),
     "original_time": "time",
 }
-_PROCESS: Final = _shaped_if("process.pid", {
+_PROCESS: Final = _shape_if_present("process.pid", {
     "pid": "process.pid",
     "path": "process.exe",
     "name": lambda record: fields.basename(at(record, "process.exe")),
@@ -273,7 +273,7 @@ _URL: Final[Shape] = {  # as far as it is kept: never its query
     "scheme": fields.scheme,
 }
 _ENDPOINTS: Final[Shape] = {"src_endpoint": _SANDBOX, "dst_endpoint": _endpoint}
-_CARRIED: Final[Shape] = {
+_TRAFFIC_AND_TLS: Final[Shape] = {
     "traffic": _traffic,
     "tls": lambda record: filled(_TLS, record) if "tls" in record else {},
     "ja4_fingerprint_list": lambda record: [filled(_JA4, record)] if at(record, "tls.ja4") else [],
@@ -297,27 +297,27 @@ _FINDING: Final[Shape] = {
     "data_sources": fixed(["exeat"]),
     "related_events": lambda record: [{"uid": record["cause"], "type": "cause"}] if record.get("cause") else [],
 }
-_OF_CLASS: Final[dict[Class, Shape]] = {  # the attributes that one class has and others have not
-    NETWORK: {**_ENDPOINTS, "connection_info": _CONNECTION, **_CARRIED},
+_CLASS_SHAPES: Final[dict[Class, Shape]] = {  # the attributes that one class has and others have not
+    NETWORK: {**_ENDPOINTS, "connection_info": _CONNECTION, **_TRAFFIC_AND_TLS},
     HTTP: {
         **_ENDPOINTS,
         "connection_info": _CONNECTION,
-        **_CARRIED,
+        **_TRAFFIC_AND_TLS,
         "http_request": {
             "uid": "id",
             # A method that OCSF doesn't know has its name in `activity_name`
             "http_method": lambda record: method if (method := at(record, "http.method")) in _METHODS else None,
-            "url": _shaped_if("http.path", _URL),
+            "url": _shape_if_present("http.path", _URL),
         },
         "http_response": {"code": "http.status"},
     },
     DNS: {
         **_ENDPOINTS,
-        **_CARRIED,
+        **_TRAFFIC_AND_TLS,
         "query": {"hostname": lambda record: at(record, "dns.question") or "unknown", "type": "dns.type"},
         "answers": _answers,
     },
-    PROCESS: {"process": _started, "exit_code": "ending.status"},
+    PROCESS: {"process": _process_attributes, "exit_code": "ending.status"},
     KERNEL: {
         "kernel": {
             "name": lambda record: record.get("call") or "unknown",

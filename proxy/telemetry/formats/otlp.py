@@ -25,12 +25,12 @@ _SEVERITIES: Final = (  # by ours
 )
 _SEVERITY_TEXTS: Final = ("", "INFO", "INFO2", "WARN", "ERROR")
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
-_OWN: Final = (  # members that conventions have no word for, and that come first
+_EXEAT_PATHS: Final = (  # members that conventions have no word for, and that come first
     "id", "cause", "verdict", "outcome", "reason", "mode", "rules", "revision", "task.id", "task.name", "sandbox",
     "destination.via", "tls.alpn", "tls.ech", "tls.ja4", "http.host", "dns.type", "process.uid", "process.ancestors",
     "process.ancestor_pids", "bytes.up", "bytes.down", "duration",
 )  # fmt: skip
-_NAMES: Final[Shape] = {
+_ATTRIBUTES: Final[Shape] = {
     "server.address": "destination.name",
     "http.request.method": "http.method",
     "http.response.status_code": "http.status",
@@ -47,7 +47,7 @@ _NAMES: Final[Shape] = {
     "gen_ai.tool.name": "agent.tool",
     "gen_ai.tool.call.id": "agent.call",
     "user.name": "started_by.name",
-    **{f"exeat.{path}": path for path in _OWN},
+    **{f"exeat.{path}": path for path in _EXEAT_PATHS},
     "user.id": lambda record: fields.text_at(record, "started_by.uid"),
     "server.port": fields.port,
     "network.transport": fields.transport,
@@ -63,8 +63,8 @@ _NAMES: Final[Shape] = {
     ),
 }
 # Members that are said so; of all others each leaf is `exeat.` and its path.
-_KNOWN: Final = frozenset({
-    *(part for part in _NAMES.values() if isinstance(part, str)),
+_MAPPED_PATHS: Final = frozenset({
+    *(part for part in _ATTRIBUTES.values() if isinstance(part, str)),
     "time", "kind", "host", "protocol", "destination.address", "destination.port",
 })  # fmt: skip
 
@@ -88,24 +88,28 @@ def rejected(response: bytes) -> int:
 
 def attributes(record: Record) -> dict[str, Any]:
     """Return what a record says as attributes, in a closed set of names but for a task's labels."""
-    found = dict(values(_NAMES, record))
-    found |= {f"exeat.{path}": value for path, value in _leaves(record) if path not in _KNOWN}
+    found = dict(values(_ATTRIBUTES, record))
+    found |= {f"exeat.{path}": value for path, value in _leaves(record) if path not in _MAPPED_PATHS}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield above + key, value
+            yield prefix + key, value
 
 
 def _resource_logs(host: str, logs: list[LogRecord]) -> ResourceLogs:
-    named = {"service.name": "exeat", "service.version": fields.own_version(), **({"host.name": host} if host else {})}
+    resource = {
+        "service.name": "exeat",
+        "service.version": fields.own_version(),
+        **({"host.name": host} if host else {}),
+    }
     scope = InstrumentationScope(name="exeat.journal", version=fields.own_version())
     return ResourceLogs(
-        resource=Resource(attributes=_pairs(named)),
+        resource=Resource(attributes=_pairs(resource)),
         scope_logs=[ScopeLogs(scope=scope, log_records=logs, schema_url=_SCHEMA)],
         schema_url=_SCHEMA,
     )

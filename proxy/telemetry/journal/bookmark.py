@@ -90,9 +90,9 @@ class Bookmark:
 
     def keep(self, existing: "Iterable[str]") -> None:
         """Forget the days that are not there any more."""
-        there = set(existing)
-        self._ended = {day: stems for day, stems in self._ended.items() if day in there}
-        self._within = {name: each for name, each in self._within.items() if name.partition("/")[0] in there}
+        existing_days = set(existing)
+        self._ended = {day: stems for day, stems in self._ended.items() if day in existing_days}
+        self._within = {name: each for name, each in self._within.items() if name.partition("/")[0] in existing_days}
 
     def save(self) -> None:
         """Put it on the disk: the old one or the new one is there, whatever happens. Raises OSError."""
@@ -101,15 +101,15 @@ class Bookmark:
 
     def saved(self) -> "SavedBookmark":
         """Return it as it is kept in a file."""
-        ended = {day: _spans(stems) for day, stems in sorted(self._ended.items())}
+        ended = {day: _to_spans(stems) for day, stems in sorted(self._ended.items())}
         return SavedBookmark(
             _VERSION, ended, [(each.segment, each.offset, each.hash) for each in self._within.values()]
         )
 
     def take(self, saved: "SavedBookmark") -> None:
         """Go to where a bookmark was that was saved. Raises ValueError."""
-        self._ended |= {day: set(_stems(spans)) for day, spans in saved.ended.items()}
-        self._within |= {segment: Position(segment, offset, own) for segment, offset, own in saved.within}
+        self._ended |= {day: set(_from_spans(spans)) for day, spans in saved.ended.items()}
+        self._within |= {segment: Position(segment, offset, line_hash) for segment, offset, line_hash in saved.within}
 
 
 class Reader:
@@ -118,8 +118,10 @@ class Reader:
     def __init__(self, journal: "Path", bookmark: Bookmark) -> None:
         self._journal = journal
         self.bookmark = bookmark
-        self._ahead: dict[str, Position | None] = {}  # further than the bookmark: read, and not committed yet
-        self._seen: dict[str, int] = {}  # when a day's directory last changed (ns), of days without growing segments
+        self._read_ahead: dict[str, Position | None] = {}  # further than the bookmark: read, and not committed yet
+        self._unchanged_days: dict[
+            str, int
+        ] = {}  # when a day's directory last changed (ns), of days without growing segments
 
     def read(self, most: int = 1000) -> list[JournalLine]:
         """Return at most `most` lines that come next; none: nothing new so far. Raises OSError.
@@ -128,27 +130,27 @@ class Reader:
         was read is passed over.
         """
         records: list[JournalLine] = []
-        there = days(self._journal)
-        for day in there:
+        existing_days = days(self._journal)
+        for day in existing_days:
             changed = day.stat().st_mtime_ns
-            if self._seen.get(day.name) == changed:
+            if self._unchanged_days.get(day.name) == changed:
                 continue
             growing = False
             for segment in of_day(day):
-                position = self._at(segment.name)
+                position = self._position(segment.name)
                 if position is None:
                     continue
                 # Nobody ends a ledger, and nobody writes to one of a day that is long over
-                growing = growing or not segment.is_ledger or day in there[-2:]
-                if not _behind(segment, position):
+                growing = growing or not segment.is_ledger or day in existing_days[-2:]
+                if not _has_unread(segment, position):
                     continue
-                for record in self._segment(segment, position):
-                    self._ahead[segment.name] = None if record.position.ended else record.position
+                for record in self._read_segment(segment, position):
+                    self._read_ahead[segment.name] = None if record.position.ended else record.position
                     records.append(record)
                     if len(records) == most:
                         return records
             if not growing and time.time_ns() - changed > _SETTLED:
-                self._seen[day.name] = changed
+                self._unchanged_days[day.name] = changed
         return records
 
     def commit(self, records: "Iterable[JournalLine]") -> None:
@@ -159,17 +161,17 @@ class Reader:
 
     def rewind(self) -> None:
         """Go back to the bookmark: what was read and not committed is read again."""
-        self._ahead.clear()
-        self._seen.clear()
+        self._read_ahead.clear()
+        self._unchanged_days.clear()
 
-    def _at(self, name: str) -> Position | None:
-        return self._ahead[name] if name in self._ahead else self.bookmark.at(name)
+    def _position(self, name: str) -> Position | None:
+        return self._read_ahead[name] if name in self._read_ahead else self.bookmark.at(name)
 
-    def _segment(self, segment: Segment, position: Position) -> "Iterator[JournalLine]":
+    def _read_segment(self, segment: Segment, position: Position) -> "Iterator[JournalLine]":
         try:
-            if position.offset and not _stands(segment, position):
+            if position.offset and not _is_line_unchanged(segment, position):
                 position = Position(segment.name, 0, "")  # another line is where we had stopped: from the beginning
-            yield from _records(segment, position)
+            yield from _read_lines(segment, position)
         except FileNotFoundError:
             return  # removed: it is old enough
 
@@ -177,11 +179,11 @@ class Reader:
 def lags(bookmark: Bookmark, journal: "Path", name: str) -> bool:
     """Whether the bookmark's reader still has something to read in a day (`2026-11-18`) or in a segment."""
     found = find(journal, name)
-    where = ([] if found is None else [found]) if "/" in name else of_day(journal / name)
-    return any(_behind(segment, bookmark.at(segment.name)) for segment in where)
+    day_segments = ([] if found is None else [found]) if "/" in name else of_day(journal / name)
+    return any(_has_unread(segment, bookmark.at(segment.name)) for segment in day_segments)
 
 
-def _behind(segment: Segment, position: Position | None) -> bool:
+def _has_unread(segment: Segment, position: Position | None) -> bool:
     """Whether a segment has more than what is in front of a position; None: it has been read to its end."""
     if position is None:
         return False
@@ -193,7 +195,7 @@ def _behind(segment: Segment, position: Position | None) -> bool:
         return True  # compressed between the look and now, or removed
 
 
-def _records(segment: Segment, position: Position) -> "Iterator[JournalLine]":
+def _read_lines(segment: Segment, position: Position) -> "Iterator[JournalLine]":
     """Yield the whole lines behind a position."""
     for block in blocks(segment, position.offset):
         if block.torn:
@@ -207,14 +209,14 @@ def _records(segment: Segment, position: Position) -> "Iterator[JournalLine]":
             )
 
 
-def _stands(segment: Segment, position: Position) -> bool:
+def _is_line_unchanged(segment: Segment, position: Position) -> bool:
     """Whether the line in front of a position is the one that was there."""
     tail = b'"hash":"%b"}\n' % position.hash.encode()
     with opened(segment, max(0, position.offset - len(tail))) as file:
         return file.read(len(tail)) == tail
 
 
-def _spans(stems: "set[str]") -> list[str]:
+def _to_spans(stems: "set[str]") -> list[str]:
     """Return stems with numbers that follow one another put together: `0001-1990`."""
     numbers = sorted(int(stem) for stem in stems if stem != LEDGER)
     spans: list[list[int]] = []
@@ -226,7 +228,7 @@ def _spans(stems: "set[str]") -> list[str]:
     return [*(f"{first:04d}-{last:04d}" for first, last in spans), *sorted(stems - {f"{n:04d}" for n in numbers})]
 
 
-def _stems(spans: "list[str]") -> "Iterator[str]":
+def _from_spans(spans: "list[str]") -> "Iterator[str]":
     for span in spans:
         first, dash, last = span.partition("-")
         if not dash:

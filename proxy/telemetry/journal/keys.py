@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 _CURRENT: Final = "current"
 _SUFFIX: Final = ".pem"
-_SAYS: Final = "ed25519 "
+_ALGORITHM: Final = "ed25519 "
 # A private key in PKCS #8 but for its 32 bytes (RFC 8410 section 7). Read so, it saves each run the 10 ms of
 # importing `serialization`.
-_KIND: Final = bytes.fromhex("302e020100300506032b657004220420")
+_PKCS8_PREFIX: Final = bytes.fromhex("302e020100300506032b657004220420")
 _SECRET_BEGIN, _SECRET_END = "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----"
 _BEGIN, _END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 
@@ -62,13 +62,13 @@ def signer(directory: "Path") -> Signer:
 
 def make(directory: "Path") -> Signer:
     """Make the first key. Raises FileExistsError when there is one, SigningKeyError when it can't be kept."""
-    return _keep(directory, replace=False)
+    return _store_new_key(directory, replace=False)
 
 
 def rotate(directory: "Path") -> tuple[Signer, Signer]:
     """Make a new signing key; return the old and the new one. Raises SigningKeyError, FileNotFoundError."""
     before = Signer(_load(directory, current(directory)))
-    return before, _keep(directory, replace=True)
+    return before, _store_new_key(directory, replace=True)
 
 
 def current(directory: "Path") -> str:
@@ -119,13 +119,13 @@ def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
 
 def says(key: Ed25519PublicKey) -> str:
     """Return a public key as the ledger writes it where one key vouches for the next."""
-    return f"{_SAYS}{b64encode(key.public_bytes_raw()).decode()}"
+    return f"{_ALGORITHM}{b64encode(key.public_bytes_raw()).decode()}"
 
 
 def said_key(text: str) -> Ed25519PublicKey | None:
     """Return the key that `says` wrote; None for any other text."""
     try:
-        return Ed25519PublicKey.from_public_bytes(b64decode(text.removeprefix(_SAYS), validate=True))
+        return Ed25519PublicKey.from_public_bytes(b64decode(text.removeprefix(_ALGORITHM), validate=True))
     except ValueError:
         return None
 
@@ -145,25 +145,25 @@ def _load(directory: "Path", name: str) -> Ed25519PrivateKey:
         status = path.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             raise SigningKeyError(f"`{path}` can be read by others, or is somebody else's: run `exeat log keys rotate`")
-        begin, *words, end = path.read_text("ascii").split("\n")[:3]
+        first_line, *words, last_line = path.read_text("ascii").split("\n")[:3]
         data = b64decode("".join(words), validate=True)
-        if (begin, end) != (_SECRET_BEGIN, _SECRET_END) or not data.startswith(_KIND):
+        if (first_line, last_line) != (_SECRET_BEGIN, _SECRET_END) or not data.startswith(_PKCS8_PREFIX):
             raise SigningKeyError(f"`{path}` is not an ed25519 key")
-        return Ed25519PrivateKey.from_private_bytes(data.removeprefix(_KIND))
+        return Ed25519PrivateKey.from_private_bytes(data.removeprefix(_PKCS8_PREFIX))
     except (OSError, ValueError) as error:
         raise SigningKeyError(f"cannot read the key `{path}`: {error}") from error
 
 
-def _keep(directory: "Path", *, replace: bool) -> Signer:
+def _store_new_key(directory: "Path", *, replace: bool) -> Signer:
     """Make a key and have it sign from now on."""
     key = Ed25519PrivateKey.generate()
-    made = Signer(key)
-    text = f"{_SECRET_BEGIN}\n{b64encode(_KIND + key.private_bytes_raw()).decode()}\n{_SECRET_END}\n".encode()
+    new_signer = Signer(key)
+    text = f"{_SECRET_BEGIN}\n{b64encode(_PKCS8_PREFIX + key.private_bytes_raw()).decode()}\n{_SECRET_END}\n".encode()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(directory / f"{made.id}{_SUFFIX}", text)
-        name = directory / f".{_CURRENT}.{made.id}"
-        _write(name, f"{made.id}\n".encode())
+        _write(directory / f"{new_signer.id}{_SUFFIX}", text)
+        name = directory / f".{_CURRENT}.{new_signer.id}"
+        _write(name, f"{new_signer.id}\n".encode())
         if replace:
             name.replace(directory / _CURRENT)
         else:
@@ -172,11 +172,11 @@ def _keep(directory: "Path", *, replace: bool) -> Signer:
             finally:
                 name.unlink()
     except FileExistsError:
-        (directory / f"{made.id}{_SUFFIX}").unlink(missing_ok=True)
+        (directory / f"{new_signer.id}{_SUFFIX}").unlink(missing_ok=True)
         raise
     except OSError as error:
         raise SigningKeyError(f"cannot keep a key in `{directory}`: {error.strerror}") from error
-    return made
+    return new_signer
 
 
 def _write(path: "Path", data: bytes) -> None:

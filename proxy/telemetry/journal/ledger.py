@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.journal.keys import Signer
 
-_LOCKED_WITHIN = 5.0  # seconds
-_BETWEEN_TRIES = 0.01
+_LOCK_TIMEOUT = 5.0  # seconds
+_RETRY_INTERVAL = 0.01
 
 
 class LedgerWriteError(OSError):
@@ -68,7 +68,7 @@ class Ledger:
         self._signer = signer
         self._lock = lock
         self._ids = IdMaker()
-        self._last: tuple[str, int] | None = None  # the file that was written last, and how long it was then
+        self._last_write: tuple[str, int] | None = None  # the file that was written last, and how long it was then
 
     def checkpoint(self, heads: "Sequence[SegmentHead]") -> None:
         """Sign how far segments are. Raises LedgerWriteError."""
@@ -79,13 +79,13 @@ class Ledger:
             ]
         )
 
-    def write(self, remarks: "Sequence[LedgerEntry]") -> None:
+    def write(self, entries: "Sequence[LedgerEntry]") -> None:
         """Add lines, each signed. Raises LedgerWriteError."""
-        if not remarks:
+        if not entries:
             return
         try:
             with self._locked():
-                self._write(remarks)
+                self._write(entries)
         except LedgerWriteError:
             raise
         except OSError as error:
@@ -93,39 +93,41 @@ class Ledger:
 
     def sealed(self, name: str, lines: int, prev: bytes) -> tuple[bytes, bytes]:
         """Return the line that ends a segment of `lines` lines, and its hash."""
-        return self._line(LedgerEntry(Kind.JOURNAL_SEALED, Mark(name, lines, closed=True)), prev, time.time_ns())
+        return self._sign_line(LedgerEntry(Kind.JOURNAL_SEALED, Mark(name, lines, closed=True)), prev, time.time_ns())
 
-    def _write(self, remarks: "Sequence[LedgerEntry]") -> None:
+    def _write(self, entries: "Sequence[LedgerEntry]") -> None:
         now = time.time_ns()
         day = self._journal / datetime.fromtimestamp(now // 1_000_000_000, UTC).date().isoformat()
         day.mkdir(mode=0o700, exist_ok=True)
         file = open_regular(day / f"{LEDGER}{PLAIN}", os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(file).st_size
-            shorter = self._last is not None and self._last[0] == day.name and size < self._last[1]
-            prev, whole = _end(file, size)
+            is_truncated = (
+                self._last_write is not None and self._last_write[0] == day.name and size < self._last_write[1]
+            )
+            prev, complete = _find_last_line(file, size)
             lines = []
-            if whole < size:  # its writer was killed in the middle of a line
-                os.ftruncate(file, whole)
-                said = f"{size - whole} bytes of an unfinished line were cut off"
-                remarks = [LedgerEntry(Kind.JOURNAL_REPAIRED, Mark(f"{day.name}/{LEDGER}"), said), *remarks]
-            if not whole:
-                line, prev = self._first(day, now)
+            if complete < size:  # its writer was killed in the middle of a line
+                os.ftruncate(file, complete)
+                detail = f"{size - complete} bytes of an unfinished line were cut off"
+                entries = [LedgerEntry(Kind.JOURNAL_REPAIRED, Mark(f"{day.name}/{LEDGER}"), detail), *entries]
+            if not complete:
+                line, prev = self._first_line(day, now)
                 lines.append(line)
-            for remark in remarks:
-                line, prev = self._line(remark, prev, now)
+            for entry in entries:
+                line, prev = self._sign_line(entry, prev, now)
                 lines.append(line)
             text = b"".join(lines)
             if os.write(file, text) < len(text):
-                os.ftruncate(file, whole)
+                os.ftruncate(file, complete)
                 raise LedgerWriteError(None, "the journal's ledger cannot be written: no room")
-            self._last = (day.name, whole + len(text))
+            self._last_write = (day.name, complete + len(text))
         finally:
             os.close(file)
-        if shorter:
+        if is_truncated:
             raise LedgerWriteError(None, f"lines that were signed are missing from the ledger of {day.name}")
 
-    def _first(self, day: "Path", now: int) -> tuple[bytes, bytes]:
+    def _first_line(self, day: "Path", now: int) -> tuple[bytes, bytes]:
         """Return the line that begins a day's ledger, and its hash."""
         before = [each for each in days(self._journal) if each.name != day.name and ledger(each) is not None]
         after = follows = ""
@@ -133,22 +135,22 @@ class Ledger:
             after = f"{before[-1].name}/{LEDGER}"
             follows = last_hash(before[-1])
         mark = Mark(f"{day.name}/{LEDGER}", format=FORMAT, writer=os.getpid(), after=after, follows=follows)
-        return link(self._encoded(LedgerEntry(Kind.JOURNAL_OPENED, mark), now), BEGINNING)
+        return link(self._encode(LedgerEntry(Kind.JOURNAL_OPENED, mark), now), BEGINNING)
 
-    def _line(self, remark: LedgerEntry, prev: bytes, now: int) -> tuple[bytes, bytes]:
-        signed = remark._replace(mark=remark.mark._replace(key=self._signer.id))
-        return link_signed(self._encoded(signed, now), prev, self._signer.sign)
+    def _sign_line(self, entry: LedgerEntry, prev: bytes, now: int) -> tuple[bytes, bytes]:
+        signed = entry._replace(mark=entry.mark._replace(key=self._signer.id))
+        return link_signed(self._encode(signed, now), prev, self._signer.sign)
 
-    def _encoded(self, remark: LedgerEntry, now: int) -> bytes:
-        own, host = self._ids.make(now), os.uname().nodename
-        return encode(Event(Instant(now), own, remark.kind, host=host, detail=remark.detail, journal=remark.mark))
+    def _encode(self, entry: LedgerEntry, now: int) -> bytes:
+        event_id, host = self._ids.make(now), os.uname().nodename
+        return encode(Event(Instant(now), event_id, entry.kind, host=host, detail=entry.detail, journal=entry.mark))
 
     @contextlib.contextmanager
     def _locked(self) -> "Iterator[None]":
         """Keep every other writer of ledgers out; one that is stuck is not waited for for ever."""
         file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            deadline = time.monotonic() + _LOCKED_WITHIN
+            deadline = time.monotonic() + _LOCK_TIMEOUT
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,7 +160,7 @@ class Ledger:
                         raise LedgerWriteError(
                             None, "another process has the journal's ledger, and keeps it"
                         ) from error
-                    time.sleep(_BETWEEN_TRIES)
+                    time.sleep(_RETRY_INTERVAL)
             yield
         finally:
             os.close(file)
@@ -176,23 +178,23 @@ def last_hash(day: "Path") -> str:
     return hash_of(last).decode("ascii", "replace")
 
 
-def _end(file: int, size: int) -> tuple[bytes, int]:
+def _find_last_line(file: int, size: int) -> tuple[bytes, int]:
     """Return the hash of the last whole line of an open file, and where that ends."""
     step = 1 << 14
     while size:
         start = max(0, size - step)
         text = os.pread(file, size - start, start)
-        whole = text[: text.rfind(b"\n") + 1]
-        begin = whole.rfind(b"\n", 0, -1) + 1
+        complete = text[: text.rfind(b"\n") + 1]
+        begin = complete.rfind(b"\n", 0, -1) + 1
         if begin or not start:
-            return hash_of(whole[begin:]) or BEGINNING, start + len(whole)
+            return hash_of(complete[begin:]) or BEGINNING, start + len(complete)
         step *= 2
     return BEGINNING, 0
 
 
 _RECENT_DAYS = 3  # in which a writer may still be at work
 _WRITABLE = 0o200
-_DONE = 0o400
+_SEALED_MODE = 0o400
 _QUIET = 10.0  # seconds
 _FIRST_LINE = 1 << 16  # bytes; it is shorter
 _SEALED = b'"kind":"journal.sealed"'
@@ -270,25 +272,25 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> SealedSegment | None:
     file = open_regular(path, os.O_RDWR | os.O_APPEND)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        walk = ChainWalk()
+        chain = ChainWalk()
         try:
-            walk.on(Segment(name, path))
+            chain.on(Segment(name, path))
         except BrokenSegmentError:
-            os.fchmod(file, _DONE)
+            os.fchmod(file, _SEALED_MODE)
             raise
         found = os.fstat(file)
-        torn = found.st_size - walk.offset
-        os.ftruncate(file, walk.offset)
-        if not walk.ended:
-            line, walk.head = ledger.sealed(name, walk.lines, walk.head)
+        torn = found.st_size - chain.offset
+        os.ftruncate(file, chain.offset)
+        if not chain.ended:
+            line, chain.head = ledger.sealed(name, chain.lines, chain.head)
             if os.write(file, line) < len(line):
-                os.ftruncate(file, walk.offset)
+                os.ftruncate(file, chain.offset)
                 return None
-            walk.lines += 1
-        head = SegmentHead(name, walk.lines, walk.head.decode(), closed=True)
+            chain.lines += 1
+        head = SegmentHead(name, chain.lines, chain.head.decode(), closed=True)
         ledger.checkpoint([head])
-        os.fchmod(file, _DONE)
-        return SealedSegment(head, _writer(file), bool(found.st_mode & CLOSED), torn)
+        os.fchmod(file, _SEALED_MODE)
+        return SealedSegment(head, _parse_writer(file), bool(found.st_mode & CLOSED), torn)
     except BlockingIOError:
         return None
     finally:
@@ -296,7 +298,7 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> SealedSegment | None:
 
 
 def sweep(
-    journal: "Path", ledger: Ledger, ours: "Collection[int]" = ()
+    journal: "Path", ledger: Ledger, closed_writers: "Collection[int]" = ()
 ) -> "Iterator[LedgerEntry | BrokenSegmentError]":
     """Seal what has no writer any more; yield what is to be told of what somebody else than `ours` left unclosed.
 
@@ -305,19 +307,19 @@ def sweep(
     for segment in unsealed(journal):
         try:
             # Of somebody else it is left to whoever supervises that, for a while
-            if time.time() - segment.path.stat().st_mtime < _QUIET and _writer_of(segment) not in ours:
+            if time.time() - segment.path.stat().st_mtime < _QUIET and _read_writer(segment) not in closed_writers:
                 continue
-            done = seal(journal, segment.name, ledger)
+            sealed = seal(journal, segment.name, ledger)
         except BrokenSegmentError as broken:
             yield broken
             continue
         except FileNotFoundError:
             continue
-        if done is None:
+        if sealed is None:
             continue
-        if done.torn or not (done.was_closed or done.writer in ours):
-            cut = f"; {done.torn} bytes of an unfinished line were cut off" if done.torn else ""
-            mark = Mark(segment.name, done.head.lines, done.head.hash)
+        if sealed.torn or not (sealed.was_closed or sealed.writer in closed_writers):
+            cut = f"; {sealed.torn} bytes of an unfinished line were cut off" if sealed.torn else ""
+            mark = Mark(segment.name, sealed.head.lines, sealed.head.hash)
             yield LedgerEntry(Kind.JOURNAL_REPAIRED, mark, f"its writer ended without closing it{cut}")
 
 
@@ -325,20 +327,20 @@ def is_left(journal: "Path", writer: int) -> bool:
     """Whether a process has segments here that are not sealed. Raises OSError."""
     for segment in unsealed(journal):
         with contextlib.suppress(FileNotFoundError):
-            if _writer_of(segment) == writer:
+            if _read_writer(segment) == writer:
                 return True
     return False
 
 
-def _writer_of(segment: Segment) -> int | None:
+def _read_writer(segment: Segment) -> int | None:
     file = open_regular(segment.path)
     try:
-        return _writer(file)
+        return _parse_writer(file)
     finally:
         os.close(file)
 
 
-def _writer(file: int) -> int | None:
+def _parse_writer(file: int) -> int | None:
     """Return the process that an open segment's first line names."""
     from proxy.telemetry.encoding import MalformedEventError, decode
 

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.events import Event
 
-_SECONDS_BETWEEN_LOOKS = 0.25
+_POLL_INTERVAL = 0.25
 _STARTED = b'"kind":"task.started"'
 _TIME = b'{"time":"'
-_WHEN = slice(len(_TIME), len(_TIME) + len("2026-11-18T12:00:00.000000000Z"))
+_TIME_TEXT = slice(len(_TIME), len(_TIME) + len("2026-11-18T12:00:00.000000000Z"))
 _NEVER = b"9999"
 _KIND_AT = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5503-7e75-bce9-8bc86d516a2a"')
-_KEPT = tuple(f',"kind":"{kind.value}"'.encode() for kind in BOOKKEEPING)
+_BOOKKEEPING_KINDS = tuple(f',"kind":"{kind.value}"'.encode() for kind in BOOKKEEPING)
 _SLACK = 600 * 1_000_000_000  # ns that a clock may have been set back by, for a segment that is looked into by halves
-_NEAR = 1 << 20  # bytes: what is nearer than that is read
+_SEARCH_GAP = 1 << 20  # bytes: what is nearer than that is read
 
 
 class Entry(NamedTuple):
@@ -53,7 +53,7 @@ class LineFilter(NamedTuple):
     bookkeeping: bool = False
 
 
-_ALL = LineFilter()
+_NO_FILTER = LineFilter()
 
 
 @dataclass(slots=True)
@@ -66,24 +66,26 @@ class Progress:
     ended: set[str] = field(default_factory=set)  # compressed segments that were read
 
 
-def read_events(path: "Path", sought: LineFilter = _ALL, progress: Progress | None = None) -> "Iterator[Entry]":
+def read_events(
+    path: "Path", line_filter: LineFilter = _NO_FILTER, progress: Progress | None = None
+) -> "Iterator[Entry]":
     """Yield matching entries of a journal directory, or of one segment, in order of time. Raises OSError.
 
     Within one segment the order is that of writing, whatever the clock did meanwhile.
     """
     progress = progress if progress is not None else Progress()
     if not path.is_dir():
-        yield from _segment(Segment(str(path), path), progress, sought)
+        yield from _read_segment(Segment(str(path), path), progress, line_filter)
         return
-    for day in days(path, sought.since):
-        if sought.until is not None and day > path / timestamp(sought.until)[:10]:
+    for day in days(path, line_filter.since):
+        if line_filter.until is not None and day > path / timestamp(line_filter.until)[:10]:
             return
-        yield from _day(day, progress, sought)
+        yield from _merge_day(day, progress, line_filter)
 
 
 def follow(
     directory: "Path",
-    sought: LineFilter = _ALL,
+    line_filter: LineFilter = _NO_FILTER,
     progress: Progress | None = None,
     wait: "Callable[[float], None]" = time.sleep,
 ) -> "Iterator[Entry]":
@@ -92,34 +94,34 @@ def follow(
     `wait` is called when there is nothing new, and with 0 seconds once all has been yielded that there was.
     """
     progress = progress if progress is not None else Progress()
-    yield from read_events(directory, sought, progress)
+    yield from read_events(directory, line_filter, progress)
     wait(0.0)
     while True:
         # A writer goes on to the new day's segment with its first event in it: two days hold all that can still grow.
-        grown = days(directory, sought.since)[-2:]
-        latest = [entry for day in grown for entry in _added(day, progress, sought)]
+        grown = days(directory, line_filter.since)[-2:]
+        latest = [entry for day in grown for entry in _read_added(day, progress, line_filter)]
         if not latest:
-            wait(_SECONDS_BETWEEN_LOOKS)
-        yield from sorted(latest, key=_time)
+            wait(_POLL_INTERVAL)
+        yield from sorted(latest, key=_event_time)
 
 
 def last_task(directory: "Path") -> str | None:
     """Return the id of the task that was started last, or None. Raises OSError."""
     for day in reversed(days(directory)):
-        entries = _day(day, Progress(), LineFilter(((_STARTED,),)))
+        entries = _merge_day(day, Progress(), LineFilter(((_STARTED,),)))
         started = [each for each in entries if each.event.kind is Kind.TASK_STARTED and each.event.task.id]
         if started:
-            return max(started, key=_time).event.task.id
+            return max(started, key=_event_time).event.task.id
     return None
 
 
-def _time(entry: Entry) -> int:
+def _event_time(entry: Entry) -> int:
     return entry.event.time
 
 
-def _day(day: "Path", progress: Progress, sought: LineFilter) -> "Iterator[Entry]":
+def _merge_day(day: "Path", progress: Progress, line_filter: LineFilter) -> "Iterator[Entry]":
     """Merge a day's segments. A segment is opened for good once the merge has come to its first line."""
-    until = None if sought.until is None else timestamp(sought.until + _SLACK)
+    until = None if line_filter.until is None else timestamp(line_filter.until + _SLACK)
     firsts = ((_first_time(segment), order, segment) for order, segment in enumerate(of_day(day)))
     waiting = [each for each in firsts if until is None or each[0] < until]
     heapq.heapify(waiting)
@@ -127,7 +129,7 @@ def _day(day: "Path", progress: Progress, sought: LineFilter) -> "Iterator[Entry
     while waiting or active:
         while waiting and (not active or waiting[0][0] <= timestamp(active[0][0])):
             _, order, segment = heapq.heappop(waiting)
-            _push(active, order, _segment(segment, progress, sought))
+            _push(active, order, _read_segment(segment, progress, line_filter))
         if active:
             _, order, entry, rest = heapq.heappop(active)
             yield entry
@@ -140,28 +142,28 @@ def _push(active: "list[tuple[int, int, Entry, Iterator[Entry]]]", order: int, e
         heapq.heappush(active, (entry.event.time, order, entry, entries))
 
 
-def _added(day: "Path", progress: Progress, sought: LineFilter) -> "Iterator[Entry]":
+def _read_added(day: "Path", progress: Progress, line_filter: LineFilter) -> "Iterator[Entry]":
     """Yield what came into a day's segments since they were last read."""
     for segment in of_day(day):
         compressed = segment.path.suffix == ".zst"
         grown = not compressed and segment.path.stat().st_size > progress.offsets.get(segment.name, 0)
         if grown or (compressed and segment.name not in progress.ended):
-            yield from _segment(segment, progress, sought)
+            yield from _read_segment(segment, progress, line_filter)
 
 
-def _segment(segment: Segment, progress: Progress, sought: LineFilter) -> "Iterator[Entry]":
+def _read_segment(segment: Segment, progress: Progress, line_filter: LineFilter) -> "Iterator[Entry]":
     """Yield a segment's events from where `progress` stands, one block in memory at a time."""
-    since = timestamp(sought.since).encode()
-    until = _NEVER if sought.until is None else timestamp(sought.until).encode()
-    offset = progress.offsets.get(segment.name) or _near(segment, sought.since)
+    since = timestamp(line_filter.since).encode()
+    until = _NEVER if line_filter.until is None else timestamp(line_filter.until).encode()
+    offset = progress.offsets.get(segment.name) or _find_offset(segment, line_filter.since)
     for block in blocks(segment, offset, "" if offset else since.decode()):
         if block.torn:
             progress.torn += 1
             return
-        for line in _candidates(block.lines, sought.groups):
-            if line.startswith(_TIME) and not since <= line[_WHEN] < until:
+        for line in _matching_lines(block.lines, line_filter.groups):
+            if line.startswith(_TIME) and not since <= line[_TIME_TEXT] < until:
                 continue
-            if not sought.bookkeeping and line.startswith(_KEPT, _KIND_AT):
+            if not line_filter.bookkeeping and line.startswith(_BOOKKEEPING_KINDS, _KIND_AT):
                 continue
             try:
                 event = decode(line)
@@ -174,25 +176,25 @@ def _segment(segment: Segment, progress: Progress, sought: LineFilter) -> "Itera
         progress.ended.add(segment.name)
 
 
-def _candidates(block: bytes, groups: tuple[tuple[bytes, ...], ...]) -> "Iterator[bytes]":
+def _matching_lines(block: bytes, groups: tuple[tuple[bytes, ...], ...]) -> "Iterator[bytes]":
     """Yield the lines of a block that have to do with what is sought."""
     if not groups:
         yield from (line + b"\n" for line in block[:-1].split(b"\n"))
         return
     first, *others = groups
-    for line in _holding(block, first):
+    for line in _find_lines(block, first):
         if all(any(text in line for text in group) for group in others):
             yield line
 
 
-def _holding(block: bytes, texts: tuple[bytes, ...]) -> "Iterator[bytes]":
+def _find_lines(block: bytes, texts: tuple[bytes, ...]) -> "Iterator[bytes]":
     """Yield the lines of a block that hold one of some texts, each line once."""
-    places = {text: block.find(text) for text in texts}
-    while places := {text: at for text, at in places.items() if at >= 0}:
-        at = min(places.values())
+    positions = {text: block.find(text) for text in texts}
+    while positions := {text: at for text, at in positions.items() if at >= 0}:
+        at = min(positions.values())
         end = block.find(b"\n", at) + 1
         yield block[block.rfind(b"\n", 0, at) + 1 : end]
-        places = {text: block.find(text, end) if at < end else at for text, at in places.items()}
+        positions = {text: block.find(text, end) if at < end else at for text, at in positions.items()}
 
 
 def _first_time(segment: Segment) -> str:
@@ -201,26 +203,26 @@ def _first_time(segment: Segment) -> str:
         with opened(segment) as file:
             while line := file.readline(LONGEST_LINE):
                 if line.startswith(_TIME):
-                    return line[_WHEN].decode("ascii", "replace")
+                    return line[_TIME_TEXT].decode("ascii", "replace")
     except OSError:
         pass  # whoever reads it says so
     return ""
 
 
-def _near(segment: Segment, since: int) -> int:
+def _find_offset(segment: Segment, since: int) -> int:
     """Return an offset in a long segment that is not compressed, shortly before what happened at `since`."""
     if not since or segment.path.suffix == ".zst":
         return 0
-    wanted = timestamp(max(0, since - _SLACK)).encode()
+    earliest = timestamp(max(0, since - _SLACK)).encode()
     try:
         with os.fdopen(open_regular(segment.path), "rb") as file:
             low, high = 0, os.fstat(file.fileno()).st_size
-            while high - low > _NEAR:
+            while high - low > _SEARCH_GAP:
                 middle = (low + high) // 2
                 file.seek(middle)
                 file.readline(LONGEST_LINE)
                 line = file.readline(LONGEST_LINE)
-                if line.startswith(_TIME) and line[_WHEN] < wanted:
+                if line.startswith(_TIME) and line[_TIME_TEXT] < earliest:
                     low = middle
                 else:
                     high = middle

@@ -37,7 +37,7 @@ _SETTLED = 600.0  # seconds that a segment has to be closed for, before it is co
 _WRITABLE = 0o200
 _SECONDS_A_DAY = 86_400
 HELD = 7 * _SECONDS_A_DAY  # seconds that what a sink hasn't got is kept beyond its age
-_OLD, _MUCH = "older than what is kept", "more than what is kept"
+_TOO_OLD, _TOO_LARGE = "older than what is kept", "more than what is kept"
 DEFAULT_AGE = 365 * _SECONDS_A_DAY
 HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
 
@@ -63,54 +63,71 @@ class RetentionPolicy(msgspec.Struct, frozen=True):
         replace(path, msgspec.json.encode(self))
 
 
-def apply_retention(journal: "Path", ledger: Ledger, keep: RetentionPolicy, bookmarks: "Path") -> None:
+def apply_retention(journal: "Path", ledger: Ledger, policy: RetentionPolicy, bookmarks: "Path") -> None:
     """Compress closed segments, and remove what exceeds the limits. Raises OSError."""
     now = time.time()
     for day in days(journal):
         for segment in segments(day):
-            if segment.path.name.endswith(PLAIN) and _closed(segment, now):
+            if segment.path.name.endswith(PLAIN) and _is_compressible(segment, now):
                 compress(segment.path)
-    if keep.age is None and keep.size is None:
+    if policy.age is None and policy.size is None:
         return
-    marks = list(_bookmarks(bookmarks))
+    positions = list(_bookmarks(bookmarks))
     today = time.strftime("%Y-%m-%d", time.gmtime(now))
     for day in days(journal):
         if day.name >= today:
             break
-        passed = now - calendar.timegm(time.strptime(day.name, "%Y-%m-%d")) - _SECONDS_A_DAY
-        old = keep.age is not None and passed > keep.age
-        late = keep.age is not None and passed > keep.age + HELD
-        if not _goes(journal, day.name, keep, marks, old=old, late=late):
+        age = now - calendar.timegm(time.strptime(day.name, "%Y-%m-%d")) - _SECONDS_A_DAY
+        is_old = policy.age is not None and age > policy.age
+        is_overdue = policy.age is not None and age > policy.age + HELD
+        if not _is_removable(
+            journal,
+            day.name,
+            policy,
+            positions,
+            is_old=is_old,
+            is_overdue=is_overdue,
+        ):
             return  # nothing that is newer goes before it
-        _remove_day(day, ledger, _OLD if old else _MUCH)
+        _remove_day(day, ledger, _TOO_OLD if is_old else _TOO_LARGE)
     if (journal / today).is_dir():
-        _thin(journal, journal / today, ledger, keep, marks)
+        _shrink_day(journal, journal / today, ledger, policy, positions)
 
 
-def _thin(journal: "Path", day: "Path", ledger: Ledger, keep: RetentionPolicy, marks: list[Bookmark]) -> None:
+def _shrink_day(
+    journal: "Path", day: "Path", ledger: Ledger, policy: RetentionPolicy, positions: list[Bookmark]
+) -> None:
     """Remove the oldest closed segments of today, if even without any other day there is too much."""
     for segment in segments(day):
         if not segment.path.name.endswith(COMPRESSED):
             continue
-        if not _goes(journal, segment.name, keep, marks, old=False, late=False):
+        if not _is_removable(journal, segment.name, policy, positions, is_old=False, is_overdue=False):
             return
-        _tell(ledger, segment.name, 1, "", _MUCH)
+        _record_removal(ledger, segment.name, 1, "", _TOO_LARGE)
         _unlink(day, {segment.path.name}.__contains__)
 
 
-def _goes(journal: "Path", name: str, keep: RetentionPolicy, marks: list[Bookmark], *, old: bool, late: bool) -> bool:
+def _is_removable(
+    journal: "Path",
+    name: str,
+    policy: RetentionPolicy,
+    positions: list[Bookmark],
+    *,
+    is_old: bool,
+    is_overdue: bool,
+) -> bool:
     """Say whether a day or a segment is to be removed."""
-    size = _size(journal) if keep.size is not None else 0
-    much = keep.size is not None and size > keep.size
-    too_much = keep.size is not None and size > HELD_SIZE * keep.size
-    if not (old or much):
+    size = _disk_size(journal) if policy.size is not None else 0
+    is_over_size = policy.size is not None and size > policy.size
+    is_over_hold_size = policy.size is not None and size > HELD_SIZE * policy.size
+    if not (is_old or is_over_size):
         return False
-    return late or too_much or not any(lags(mark, journal, name) for mark in marks)
+    return is_overdue or is_over_hold_size or not any(lags(mark, journal, name) for mark in positions)
 
 
 def _remove_day(day: "Path", ledger: Ledger, why: str) -> None:
     found = segments(day)
-    _tell(ledger, day.name, len(found), last_hash(day), why)
+    _record_removal(ledger, day.name, len(found), last_hash(day), why)
     _unlink(
         day, lambda name: segment_number(name) is not None or name.startswith(f"{LEDGER}.") or name.endswith(".part")
     )
@@ -118,24 +135,24 @@ def _remove_day(day: "Path", ledger: Ledger, why: str) -> None:
         day.rmdir()
 
 
-def _unlink(day: "Path", ours: "Callable[[str], bool]") -> None:
+def _unlink(day: "Path", is_journal_file: "Callable[[str], bool]") -> None:
     """Remove files of a day, and never those of another directory, whatever is put in its place meanwhile."""
-    inside = open_day(day)
+    directory = open_day(day)
     try:
-        for name in os.listdir(inside):
-            if ours(name):
+        for name in os.listdir(directory):
+            if is_journal_file(name):
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                    os.unlink(name, dir_fd=inside)
+                    os.unlink(name, dir_fd=directory)
     finally:
-        os.close(inside)
+        os.close(directory)
 
 
-def _tell(ledger: Ledger, name: str, count: int, head: str, why: str) -> None:
+def _record_removal(ledger: Ledger, name: str, count: int, head: str, why: str) -> None:
     many = "a segment" if count == 1 else f"{count} segments"
     ledger.write([LedgerEntry(Kind.JOURNAL_REMOVED, Mark(name, head=head), f"{many}: {why}")])
 
 
-def _closed(segment: Segment, now: float) -> bool:
+def _is_compressible(segment: Segment, now: float) -> bool:
     try:
         status = segment.path.lstat()
     except FileNotFoundError:
@@ -143,7 +160,7 @@ def _closed(segment: Segment, now: float) -> bool:
     return not status.st_mode & _WRITABLE and now - status.st_mtime > _SETTLED
 
 
-def _size(journal: "Path") -> int:
+def _disk_size(journal: "Path") -> int:
     """Return how many bytes a journal takes on the disk."""
     total = 0
     for day in days(journal):

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 type Keys = MutableMapping[str, Ed25519PublicKey]
 
 _KIND_AT = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5503-7e75-bce9-8bc86d516a2a"')
-_OWN = b',"kind":"journal.'
+_JOURNAL_KIND = b',"kind":"journal.'
 _KEY = b'"kind":"journal.key"'
-_WHEN = slice(9, 39)
-_LAST = 1 << 62
+_TIME_TEXT = slice(9, 39)
+_NO_LINE = 1 << 62
 
 
 class FindingSeverity(StrEnum):
@@ -54,7 +54,7 @@ class FindingSeverity(StrEnum):
 class Finding(NamedTuple):
     """What is wrong, and where: a file of the journal, and the line in it."""
 
-    gravity: FindingSeverity
+    gravity: FindingSeverity  # its name in `exeat log verify --format json`
     file: str
     line: int | None
     why: str
@@ -89,8 +89,8 @@ class CheckedFile:
     marks: list[tuple[int, Kind, Mark]] = field(default_factory=list)  # of a ledger: each line's
     hashes: set[bytes] = field(default_factory=set)  # of a ledger
     signed: tuple[int, str, str] | None = None  # the last line with a good signature, its time, and its key
-    lazy: bool = False  # signatures are not held against their keys but for the last
-    waiting: "FileLine | None" = None  # the last signed line, whose signature was not
+    checks_last_signature_only: bool = False  # signatures are not held against their keys but for the last
+    unchecked_line: "FileLine | None" = None  # the last signed line, whose signature was not
     findings: list[Finding] = field(default_factory=list)
 
     def found(self, line: int | None, why: str, gravity: FindingSeverity = FindingSeverity.TAMPERED) -> None:
@@ -113,68 +113,71 @@ def check(
     A key that a trusted one vouches for is added to `keys`. Without `every_signature`, of a ledger only the last one is
     held against its key: it is over everything before it.
     """
-    done = CheckedFile(segment.name, file, lazy=segment.is_ledger and not every_signature)
-    _walk(segment, claims, keys, done)
-    if not done.findings and segment.path.name.endswith(COMPRESSED) and not is_index_correct(segment.path):
+    result = CheckedFile(segment.name, file, checks_last_signature_only=segment.is_ledger and not every_signature)
+    _check_lines(segment, claims, keys, result)
+    if not result.findings and segment.path.name.endswith(COMPRESSED) and not is_index_correct(segment.path):
         why = "its index says otherwise than its lines: `exeat log` may have passed some over"
-        done.found(None, why)
-    if done.waiting is not None and not done.findings:
-        said = _signature(done.waiting, keys, done)
-        if said is not None:
+        result.found(None, why)
+    if result.unchecked_line is not None and not result.findings:
+        problem = _check_signature(result.unchecked_line, keys, result)
+        if problem is not None:
             return check(segment, claims, keys, file)
-    return done
+    return result
 
 
-def _walk(segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Keys", done: CheckedFile) -> None:  # noqa: C901, PLR0912  10 million times
-    file = done.file
+def _check_lines(segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Keys", result: CheckedFile) -> None:  # noqa: C901, PLR0912  10 million times
+    file = result.file
     prev, number = BEGINNING, 0
-    due = [(claim.lines, claim) for claim in sorted(set(claims), key=lambda claim: claim.lines)]
-    due.append((_LAST, SignedClaim(_LAST, b"", False, "")))
-    at, claim = due.pop(0)
+    pending_claims = [(claim.lines, claim) for claim in sorted(set(claims), key=lambda claim: claim.lines)]
+    pending_claims.append((_NO_LINE, SignedClaim(_NO_LINE, b"", False, "")))
+    at, claim = pending_claims.pop(0)
     for block in blocks(segment):
         if block.torn:
-            done.torn = True
+            result.torn = True
             break
         texts = block.lines[:-1].split(b"\n")
         for text in texts:
             number += 1
             body = text[:-75]
-            own = sha256(body).hexdigest().encode()
+            line_hash = sha256(body).hexdigest().encode()
             # What `segments.links` takes apart, for all but a few lines with two comparisons
-            plain = text.endswith(b',"hash":"%b"}' % own) and body.endswith(b',"prev":"%b"' % prev)
-            if not plain and (wrong := _odd(FileLine(number, text + b"\n"), prev, keys, done)) is not None:
-                done.findings.append(_explained(segment, claims, file, number, wrong))
+            plain = text.endswith(b',"hash":"%b"}' % line_hash) and body.endswith(b',"prev":"%b"' % prev)
+            if (
+                not plain
+                and (wrong := _check_unusual_line(FileLine(number, text + b"\n"), prev, keys, result)) is not None
+            ):
+                result.findings.append(_locate_fault(segment, claims, file, number, wrong))
                 return
-            if text.startswith(_OWN, _KIND_AT) or number == 1:
-                if (said := _book(FileLine(number, text + b"\n"), segment, keys, done)) is not None:
-                    done.found(number, said)
+            if text.startswith(_JOURNAL_KIND, _KIND_AT) or number == 1:
+                if (problem := _check_own_event(FileLine(number, text + b"\n"), segment, keys, result)) is not None:
+                    result.found(number, problem)
                     return
-            elif done.sealed:
-                done.found(number, "it stands behind the segment's end")
+            elif result.sealed:
+                result.found(number, "it stands behind the segment's end")
                 return
-            prev = own
+            prev = line_hash
             while number == at:
-                if own != claim.head:
+                if line_hash != claim.head:
                     why = f"it is not the line that was signed ({claim.where}); it or one before it was changed"
-                    done.findings.append(_explained(segment, claims, file, number, why))
+                    result.findings.append(_locate_fault(segment, claims, file, number, why))
                     return
-                at, claim = due.pop(0)
-        done.last = texts[-1][_WHEN].decode("ascii", "replace")
-    done.lines, done.head = number, prev
-    if at != _LAST:
+                at, claim = pending_claims.pop(0)
+        result.last = texts[-1][_TIME_TEXT].decode("ascii", "replace")
+    result.lines, result.head = number, prev
+    if at != _NO_LINE:
         most = max(each.lines for each in claims)
         why = f"it ends here: {most - number} more lines were signed ({claim.where})"
-        done.found(number, why)
-    elif done.torn and (done.sealed or segment.path.name.endswith(COMPRESSED)):
-        done.found(number + 1, "there is half a line behind its end")
-    elif not done.sealed and segment.path.name.endswith(COMPRESSED) and not segment.is_ledger:
-        done.found(number, "it was closed, and its end is missing")
-    elif done.torn:
+        result.found(number, why)
+    elif result.torn and (result.sealed or segment.path.name.endswith(COMPRESSED)):
+        result.found(number + 1, "there is half a line behind its end")
+    elif not result.sealed and segment.path.name.endswith(COMPRESSED) and not segment.is_ledger:
+        result.found(number, "it was closed, and its end is missing")
+    elif result.torn:
         why = "an unfinished line: its writer was killed, or is writing it now"
-        done.found(number + 1, why, FindingSeverity.TORN)
+        result.found(number + 1, why, FindingSeverity.TORN)
 
 
-def _odd(line: FileLine, prev: bytes, keys: "Keys", done: CheckedFile) -> str | None:
+def _check_unusual_line(line: FileLine, prev: bytes, keys: "Keys", result: CheckedFile) -> str | None:
     """Look at a line that isn't as most are; what is wrong with it, None: it is signed, and well."""
     found = links(line.text)
     if found is None:
@@ -185,14 +188,14 @@ def _odd(line: FileLine, prev: bytes, keys: "Keys", done: CheckedFile) -> str | 
         return "it does not follow the line before it"
     if not found.signature:
         return "it is no line of a journal"
-    if done.lazy and _KEY not in line.text:
-        done.waiting = line
-        done.signed = (line.number, "", "")
+    if result.checks_last_signature_only and _KEY not in line.text:
+        result.unchecked_line = line
+        result.signed = (line.number, "", "")
         return None
-    return _signature(line, keys, done)
+    return _check_signature(line, keys, result)
 
 
-def _signature(line: FileLine, keys: "Keys", done: CheckedFile) -> str | None:
+def _check_signature(line: FileLine, keys: "Keys", result: CheckedFile) -> str | None:
     """Hold a line's signature against its key; what is wrong with it."""
     found = links(line.text)
     try:
@@ -204,11 +207,11 @@ def _signature(line: FileLine, keys: "Keys", done: CheckedFile) -> str | None:
         return f"it is signed with the key `{key[:32]}`, which is none of those that are trusted"
     if found is None or not valid(keys[key], found.signature, found.signed):
         return f"its signature is not that of the key `{key}`"
-    done.signed = (line.number, line.text[_WHEN].decode("ascii", "replace"), key)
+    result.signed = (line.number, line.text[_TIME_TEXT].decode("ascii", "replace"), key)
     return None
 
 
-def _book(line: FileLine, segment: Segment, keys: "Keys", done: CheckedFile) -> str | None:  # noqa: PLR0911
+def _check_own_event(line: FileLine, segment: Segment, keys: "Keys", result: CheckedFile) -> str | None:  # noqa: PLR0911
     """Take note of what the journal says of itself; what is wrong with it."""
     try:
         event = decode(line.text)
@@ -216,12 +219,12 @@ def _book(line: FileLine, segment: Segment, keys: "Keys", done: CheckedFile) -> 
         return "it is no event"
     mark = event.journal
     if line.number == 1:
-        return _beginning(event, segment, done)
+        return _check_first_line(event, segment, result)
     if mark is None:
         return "it is no event"
-    signed = done.signed is not None and done.signed[0] == line.number
+    signed = result.signed is not None and result.signed[0] == line.number
     if event.kind is Kind.JOURNAL_SEALED:
-        done.sealed = True
+        result.sealed = True
         if not signed:
             return "it says that the segment ends here, and is not signed"
         if mark.lines != line.number - 1:
@@ -232,29 +235,29 @@ def _book(line: FileLine, segment: Segment, keys: "Keys", done: CheckedFile) -> 
         return "it is not signed"
     if event.kind is Kind.JOURNAL_KEY and (successor := said_key(event.detail)) is not None:
         keys[key_id(successor)] = successor
-    done.hashes.add(hash_of(line.text))
-    done.marks.append((line.number, event.kind, mark))
+    result.hashes.add(hash_of(line.text))
+    result.marks.append((line.number, event.kind, mark))
     return None
 
 
-def _beginning(event: "Event", segment: Segment, done: CheckedFile) -> str | None:
+def _check_first_line(event: "Event", segment: Segment, result: CheckedFile) -> str | None:
     """Look at a file's first line."""
     mark = event.journal
     if mark is None or event.kind is not Kind.JOURNAL_OPENED:
         return "it is not how a segment begins: what stood before it was removed"
     if mark.segment != segment.name:
         return f"it begins {mark.segment[:64]}, and is called {segment.name}: it was moved, or another one removed"
-    done.mark = mark
+    result.mark = mark
     return None
 
 
-def _explained(segment: Segment, claims: "tuple[SignedClaim, ...]", file: str, number: int, why: str) -> Finding:
+def _locate_fault(segment: Segment, claims: "tuple[SignedClaim, ...]", file: str, number: int, why: str) -> Finding:
     """Look again at a segment in which something is wrong, for what was done to it and where that begins."""
     if os.path.basename(file).startswith(LEDGER):
         claims = ()
-    better = first_wrong(segment, {claim.lines: claim.head for claim in claims})
-    if better is not None:
-        return Finding(FindingSeverity.TAMPERED, file, *better)
+    located = first_wrong(segment, {claim.lines: claim.head for claim in claims})
+    if located is not None:
+        return Finding(FindingSeverity.TAMPERED, file, *located)
     return Finding(FindingSeverity.TAMPERED, file, number, why)
 
 
@@ -283,12 +286,12 @@ def first_wrong(segment: Segment, signed: "Mapping[int, bytes]") -> tuple[int, s
         if not line.whole:
             return number, "it was changed: its hash is not that of what it says"
         if line.prev != prev:
-            return _misplaced(lines, at, number, signed)
+            return _explain_gap(lines, at, number, signed)
         prev = line.hash
-    return _rewritten(lines, signed)
+    return _find_rewritten(lines, signed)
 
 
-def _rewritten(lines: list[_Links], signed: "Mapping[int, bytes]") -> tuple[int, str] | None:
+def _find_rewritten(lines: list[_Links], signed: "Mapping[int, bytes]") -> tuple[int, str] | None:
     """Say between which two signed lines something was changed, of lines that hang together."""
     good = 0
     for number in sorted(signed):
@@ -298,7 +301,7 @@ def _rewritten(lines: list[_Links], signed: "Mapping[int, bytes]") -> tuple[int,
     return None
 
 
-def _misplaced(  # noqa: PLR0911  a list of what may have been done
+def _explain_gap(  # noqa: PLR0911  a list of what may have been done
     lines: list[_Links], at: dict[bytes, int], number: int, signed: "Mapping[int, bytes]"
 ) -> tuple[int, str]:
     """Say why line `number` doesn't follow the one before it, which is whole and does."""
@@ -312,7 +315,7 @@ def _misplaced(  # noqa: PLR0911  a list of what may have been done
         return number, "it was inserted: the line behind it follows the one before it"
     if follows is not None:
         return follows + 1, f"from here to line {number - 1} was inserted: line {number} follows line {follows}"
-    if (rewritten := _rewritten(lines[: number - 1], signed)) is not None:
+    if (rewritten := _find_rewritten(lines[: number - 1], signed)) is not None:
         return rewritten
     if line.prev == BEGINNING:
         return number, "it is another segment's beginning: what stood before it belongs elsewhere"
@@ -340,10 +343,12 @@ def _read_links(segment: Segment) -> list[_Links]:
         if block.torn:
             break
         for text in block.lines[:-1].split(b"\n"):
-            said = links(text + b"\n")
-            if said is None:
+            parsed = links(text + b"\n")
+            if parsed is None:
                 found.append(_Links(b"", b"", whole=False))
             else:
-                seal = _SEAL.search(text) if said.signature else None
-                found.append(_Links(said.prev, said.hash, said.is_whole, None if seal is None else int(seal[1]) + 1))
+                seal = _SEAL.search(text) if parsed.signature else None
+                found.append(
+                    _Links(parsed.prev, parsed.hash, parsed.is_whole, None if seal is None else int(seal[1]) + 1)
+                )
     return found

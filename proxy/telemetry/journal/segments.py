@@ -102,14 +102,14 @@ def ledger(day: "Path") -> Segment | None:
 
 def of_day(day: "Path") -> "list[Segment]":
     """Return a day's segments, and its ledger behind them: what it vouches for comes first. Raises OSError."""
-    book = ledger(day)
-    return [*segments(day), *([book] if book is not None else [])]
+    day_ledger = ledger(day)
+    return [*segments(day), *([day_ledger] if day_ledger is not None else [])]
 
 
 def find(directory: "Path", name: str) -> Segment | None:
     """Return the segment that is called `name`."""
     for suffix in (PLAIN, COMPRESSED):
-        if _is_regular(path := directory / f"{name}{suffix}"):
+        if _is_regular_file(path := directory / f"{name}{suffix}"):
             return Segment(name, path)
     return None
 
@@ -132,7 +132,7 @@ def open_regular(path: "Path", flags: int = os.O_RDONLY) -> int:
     return file
 
 
-def _is_regular(path: "Path") -> bool:
+def _is_regular_file(path: "Path") -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -146,10 +146,10 @@ def opened(segment: Segment, offset: int = 0, since: str = "") -> BinaryIO:
     """
     path = segment.path
     with contextlib.suppress(FileNotFoundError):
-        return _opened(path, offset, since)
+        return _open(path, offset, since)
     # Compressed between the look and now: the other file was there before this one was taken away.
     other = path.name.removesuffix(".zst") if path.suffix == ".zst" else f"{path.name}.zst"
-    return _opened(path.with_name(other), offset, since)
+    return _open(path.with_name(other), offset, since)
 
 
 class Block(NamedTuple):
@@ -166,27 +166,27 @@ def blocks(segment: Segment, offset: int = 0, since: str = "") -> "Iterator[Bloc
     A line that is too long to be one of ours stands as an empty one: whoever wrote it can't fill our memory. Raises
     OSError.
     """
-    rest, end, endless = b"", offset, False
+    partial, end, is_too_long = b"", offset, False
     with opened(segment, offset, since) as file:
         while block := file.read(BLOCK):
             end += len(block)
-            if endless:
+            if is_too_long:
                 cut = block.find(b"\n") + 1
                 if not cut:
                     continue
-                block, endless = b"\n" + block[cut:], False
-            whole = rest + block
+                block, is_too_long = b"\n" + block[cut:], False
+            whole = partial + block
             cut = whole.rfind(b"\n") + 1
-            rest = whole[cut:]
+            partial = whole[cut:]
             if cut:
-                yield Block(whole[:cut], end - len(rest))
-            if len(rest) > LONGEST_LINE:
-                rest, endless = b"", True
-    if rest or endless:
-        yield Block(rest, end - len(rest), torn=True)
+                yield Block(whole[:cut], end - len(partial))
+            if len(partial) > LONGEST_LINE:
+                partial, is_too_long = b"", True
+    if partial or is_too_long:
+        yield Block(partial, end - len(partial), torn=True)
 
 
-def _opened(path: "Path", offset: int, since: str) -> BinaryIO:
+def _open(path: "Path", offset: int, since: str) -> BinaryIO:
     file = io.FileIO(open_regular(path), "rb")
     if path.suffix != ".zst":
         file.seek(offset)
@@ -222,13 +222,13 @@ def link(line: bytes, prev: bytes) -> tuple[bytes, bytes]:
 
     Return it as it is to be written, and its hash.
     """
-    return _closed(b'%b,"prev":"%b"' % (line[:-2], prev))
+    return _add_hash(b'%b,"prev":"%b"' % (line[:-2], prev))
 
 
 def link_signed(line: bytes, prev: bytes, sign: "Callable[[bytes], bytes]") -> tuple[bytes, bytes]:
     """Do what `link` does, with a signature."""
     body = b'%b,"prev":"%b"' % (line[:-2], prev)
-    return _closed(b'%b,"signature":"%b"' % (body, b64encode(sign(body))))
+    return _add_hash(b'%b,"signature":"%b"' % (body, b64encode(sign(body))))
 
 
 def links(line: bytes) -> ChainLinks | None:
@@ -236,8 +236,8 @@ def links(line: bytes) -> ChainLinks | None:
     found = _LINE.fullmatch(line)
     if found is None:
         return None
-    hashed, signed, prev, signature, own = found.groups()
-    return ChainLinks(prev, own, hashed, signature or b"", signed if signature else b"")
+    hashed, signed, prev, signature, line_hash = found.groups()
+    return ChainLinks(prev, line_hash, hashed, signature or b"", signed if signature else b"")
 
 
 def hash_of(line: bytes) -> bytes:
@@ -246,9 +246,9 @@ def hash_of(line: bytes) -> bytes:
     return b"" if found is None else found.hash
 
 
-def _closed(body: bytes) -> tuple[bytes, bytes]:
-    own = sha256(body).hexdigest().encode()
-    return b'%b,"hash":"%b"}\n' % (body, own), own
+def _add_hash(body: bytes) -> tuple[bytes, bytes]:
+    line_hash = sha256(body).hexdigest().encode()
+    return b'%b,"hash":"%b"}\n' % (body, line_hash), line_hash
 
 
 _LEVEL = 3
@@ -257,7 +257,7 @@ _SKIPPABLE = 0x184D2A5E  # RFC 8878 section 3.1.2: 0x184D2A50 to 5F are ours to 
 _HEADER = struct.Struct("<II")
 _FOOTER = struct.Struct("<I4s")  # the length of the index, and what says that it is one
 _MAGIC = b"exj1"
-_TIME = slice(9, 39)  # of a line: {"time":"2026-11-18T12:00:00.000000000Z"
+_TIME_TEXT = slice(9, 39)  # of a line: {"time":"2026-11-18T12:00:00.000000000Z"
 _LONGEST_INDEX = 1 << 20
 
 
@@ -281,21 +281,21 @@ def compress(path: "Path") -> "Path":
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part, dir_fd=day)
-        made = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=day)
+        output = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=day)
         status = os.fstat(source)
         try:
-            with os.fdopen(source, "rb", closefd=False) as lines, os.fdopen(made, "wb", closefd=False) as file:
-                _write_index(file, list(_compressed(lines, file)))
+            with os.fdopen(source, "rb", closefd=False) as lines, os.fdopen(output, "wb", closefd=False) as file:
+                _write_index(file, list(_write_frames(lines, file)))
                 file.flush()
-            os.fchmod(made, status.st_mode & 0o777)
-            os.utime(made, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.fsync(made)
+            os.fchmod(output, status.st_mode & 0o777)
+            os.utime(output, ns=(status.st_atime_ns, status.st_mtime_ns))
+            os.fsync(output)
             os.rename(part, target, src_dir_fd=day, dst_dir_fd=day)
         except BaseException:
             os.unlink(part, dir_fd=day)
             raise
         finally:
-            os.close(made)
+            os.close(output)
         os.unlink(path.name, dir_fd=day)
     finally:
         os.close(source)
@@ -303,14 +303,14 @@ def compress(path: "Path") -> "Path":
     return path.with_name(target)
 
 
-def _compressed(source: BinaryIO, file: BinaryIO) -> "Iterator[Frame]":
+def _write_frames(source: BinaryIO, file: BinaryIO) -> "Iterator[Frame]":
     import zstandard
 
     packer = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
     offset = 0
     while lines := source.read(_FRAME):
         lines += source.readline()
-        times = [line[_TIME].decode("ascii", "replace") for line in lines[:-1].split(b"\n")]
+        times = [line[_TIME_TEXT].decode("ascii", "replace") for line in lines[:-1].split(b"\n")]
         yield Frame(file.tell(), offset, min(times), max(times))
         file.write(packer.compress(lines))
         offset += len(lines)
@@ -349,7 +349,8 @@ def is_index_correct(path: "Path") -> bool:
         whole = io.BufferedReader(cast("io.RawIOBase", lines), 1 << 20)
         for frame, end in zip(frames, [*(each.offset for each in frames[1:]), None], strict=True):
             times = [
-                line[_TIME].decode("ascii", "replace") for line in whole.read(end and end - frame.offset).split(b"\n")
+                line[_TIME_TEXT].decode("ascii", "replace")
+                for line in whole.read(end and end - frame.offset).split(b"\n")
             ]
             if (min(times[:-1], default=""), max(times[:-1], default="")) != (frame.first, frame.last) or times[-1]:
                 return False
@@ -370,8 +371,8 @@ def open_compressed(file: io.FileIO, offset: int = 0, since: str = "") -> Binary
         start = frame
     file.seek(start.at)
     lines = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True)
-    behind = io.BufferedReader(cast("io.RawIOBase", lines), 1 << 20)
-    left = max(0, offset - start.offset)
-    while left and (skipped := len(behind.read(min(left, 1 << 20)))):
-        left -= skipped
-    return cast("BinaryIO", behind)
+    reader = io.BufferedReader(cast("io.RawIOBase", lines), 1 << 20)
+    to_skip = max(0, offset - start.offset)
+    while to_skip and (skipped := len(reader.read(min(to_skip, 1 << 20)))):
+        to_skip -= skipped
+    return cast("BinaryIO", reader)

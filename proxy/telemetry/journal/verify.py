@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-_ALONE = 32 << 20  # bytes of segments that are not worth a second process
+_PARALLEL_FROM = 32 << 20  # bytes of segments that are not worth a second process
 _UNSIGNED_FOR = 60  # seconds that what is written may wait for a signature
 
 
@@ -56,7 +56,7 @@ class LedgerContents(NamedTuple):
 def verify(
     journal: "Path",
     keys: Keys,
-    elsewhere: "Iterable[tuple[str, bytes]]" = (),
+    external_lines: "Iterable[tuple[str, bytes]]" = (),
     progress: "Callable[[int, int], None]" = lambda _done, _all: None,
 ) -> Report:
     """Look at all of a journal. Raises OSError.
@@ -68,74 +68,74 @@ def verify(
     where = days(journal)
     # In this order: what a segment has seen of a ledger is in it by the time that is read, also while others write.
     found = [segment for day in where for segment in segments(day)]
-    books = _ledgers(journal, where, keys, report)
-    for source, line in elsewhere:
-        _remember(source, line, keys, books, report)
+    ledgers = _check_ledgers(journal, where, keys, report)
+    for source, line in external_lines:
+        _add_external_claim(source, line, keys, ledgers, report)
     checked = []
     sizes = {segment.name: _size(segment) for segment in found}
     total, done = sum(sizes.values()), 0
-    for each in _checked(found, books, keys, total):
+    for each in _check_segments(found, ledgers, keys, total):
         done += sizes[each.name]
         progress(done, total)
         checked.append(each)
         report.findings += each.findings
         report.lines += each.lines
     report.segments = len(found)
-    begun = {name for name in books.claims if find(journal, name) is not None}
-    _missing(books, {segment.name for segment in found} | begun, {day.name for day in where}, report)
+    begun = {name for name in ledgers.claims if find(journal, name) is not None}
+    _report_missing(ledgers, {segment.name for segment in found} | begun, {day.name for day in where}, report)
     for each in checked:
         if not each.findings or each.findings[0].gravity is FindingSeverity.TORN:
-            _follows(each, books, report)
-    _unsigned(checked, books, report)
+            _check_predecessor(each, ledgers, report)
+    _report_unsigned(checked, ledgers, report)
     report.findings.sort(key=lambda each: (each.file, each.line or 0))
     return report
 
 
-def _ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -> LedgerContents:
+def _check_ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -> LedgerContents:
     """Look at the ledgers, in order, and put together what they say."""
-    books = LedgerContents({}, set(), {}, set())
+    ledgers = LedgerContents({}, set(), {}, set())
     for day in where:
-        book = ledger(day)
-        if book is None:
+        day_ledger = ledger(day)
+        if day_ledger is None:
             continue
-        done = check(book, (), keys, os.path.relpath(book.path, journal), every_signature=False)
+        done = check(day_ledger, (), keys, os.path.relpath(day_ledger.path, journal), every_signature=False)
         report.findings += done.findings
         report.lines += done.lines
-        books.hashes[book.name] = done.hashes
+        ledgers.hashes[day_ledger.name] = done.hashes
         if done.findings:
-            books.ended.add(book.name)
-        _follows(done, books, report)
+            ledgers.ended.add(day_ledger.name)
+        _check_predecessor(done, ledgers, report)
         for number, kind, each in done.marks:
             if kind is Kind.JOURNAL_CHECKPOINT and each.lines is not None:
                 claim = SignedClaim(each.lines, each.head.encode(), each.closed, f"{done.file}:{number}")
-                books.claims.setdefault(each.segment, []).append(claim)
+                ledgers.claims.setdefault(each.segment, []).append(claim)
             elif kind is Kind.JOURNAL_REMOVED:
-                books.removed.add(each.segment)
+                ledgers.removed.add(each.segment)
         if done.signed is not None:
             _, report.signed, report.key = done.signed
         report.head = done.head.decode("ascii", "replace")
     # What follows a ledger that was removed with its day, which a later one says
     report.findings = [
-        each for each in report.findings if each.line is not None or each.file.partition("/")[0] not in books.removed
+        each for each in report.findings if each.line is not None or each.file.partition("/")[0] not in ledgers.removed
     ]
-    return books
+    return ledgers
 
 
-def _follows(done: CheckedFile, books: LedgerContents, report: Report) -> None:
+def _check_predecessor(done: CheckedFile, ledgers: LedgerContents, report: Report) -> None:
     """See that the ledger that a file names as its forerunner is there, with the line that was its last then."""
     if done.mark is None or not done.mark.after:
         return
     name, head, where = done.mark.after, done.mark.follows, f"{done.file}:1"
-    if name not in books.hashes:
+    if name not in ledgers.hashes:
         report.found(
             FindingSeverity.TAMPERED, f"{name.partition('/')[0]}/{LEDGER}", None, f"it is missing ({where} follows it)"
         )
-    elif head.encode() not in books.hashes[name] and name not in books.ended:
+    elif head.encode() not in ledgers.hashes[name] and name not in ledgers.ended:
         why = f"the line with the hash {head[:16]}… is missing: it was there when {where} was written"
         report.found(FindingSeverity.TAMPERED, f"{name}.jsonl", None, why)
 
 
-def _remember(source: str, line: bytes, keys: Keys, books: LedgerContents, report: Report) -> None:
+def _add_external_claim(source: str, line: bytes, keys: Keys, ledgers: LedgerContents, report: Report) -> None:
     """Take a line that was kept elsewhere: what was signed in it has to be here."""
     found = links(line)
     try:
@@ -149,39 +149,39 @@ def _remember(source: str, line: bytes, keys: Keys, books: LedgerContents, repor
     if found is None or mark.key not in keys or not valid(keys[mark.key], found.signature, found.signed):
         report.found(FindingSeverity.UNSIGNED, source, None, "it is not signed with a key that is trusted")
         return
-    books.claims.setdefault(mark.segment, []).append(SignedClaim(mark.lines, mark.head.encode(), mark.closed, source))
+    ledgers.claims.setdefault(mark.segment, []).append(SignedClaim(mark.lines, mark.head.encode(), mark.closed, source))
 
 
-def _checked(found: "list[Segment]", books: LedgerContents, keys: Keys, total: int) -> "Iterator[CheckedFile]":
+def _check_segments(found: "list[Segment]", ledgers: LedgerContents, keys: Keys, total: int) -> "Iterator[CheckedFile]":
     """Look at each segment, on all cores when there is much to look at."""
-    _shared.clear()
-    _shared.update(keys)
-    jobs = [(each, tuple(books.claims.get(each.name, ())), _called(each)) for each in found]
-    if total < _ALONE or len(found) == 1:
-        yield from map(_check, jobs)
+    _shared_keys.clear()
+    _shared_keys.update(keys)
+    jobs = [(each, tuple(ledgers.claims.get(each.name, ())), _file_name(each)) for each in found]
+    if total < _PARALLEL_FROM or len(found) == 1:
+        yield from map(_check_segment, jobs)
         return
     import multiprocessing
 
     # The largest first, so that no core is left with a long one at the end; forked, so that nothing is sent to it
     jobs.sort(key=lambda job: _size(job[0]), reverse=True)
     with multiprocessing.get_context("fork").Pool(min(len(jobs), os.process_cpu_count() or 1)) as pool:
-        yield from pool.imap_unordered(_check, jobs)
+        yield from pool.imap_unordered(_check_segment, jobs)
 
 
-_shared: Keys = {}
+_shared_keys: Keys = {}
 
 
-def _check(job: tuple[Segment, tuple[SignedClaim, ...], str]) -> CheckedFile:
+def _check_segment(job: tuple[Segment, tuple[SignedClaim, ...], str]) -> CheckedFile:
     segment, claims, file = job
     try:
-        return check(segment, claims, _shared, file)
+        return check(segment, claims, _shared_keys, file)
     except FileNotFoundError:
         gone = CheckedFile(segment.name, file)
         gone.found(None, "it was removed while this looked", FindingSeverity.UNSIGNED)
         return gone
 
 
-def _called(segment: Segment) -> str:
+def _file_name(segment: Segment) -> str:
     return f"{segment.name.partition('/')[0]}/{segment.path.name}"
 
 
@@ -192,23 +192,23 @@ def _size(segment: Segment) -> int:
         return 0  # compressed or removed meanwhile
 
 
-def _missing(books: LedgerContents, there: set[str], where: set[str], report: Report) -> None:
+def _report_missing(ledgers: LedgerContents, existing: set[str], where: set[str], report: Report) -> None:
     """Name what a ledger knows and the journal hasn't; and numbers that nobody has."""
-    for name, claims in books.claims.items():
+    for name, claims in ledgers.claims.items():
         day = name.partition("/")[0]
-        if name not in there and name not in books.removed and day not in books.removed:
+        if name not in existing and name not in ledgers.removed and day not in ledgers.removed:
             most = max(claims, key=lambda claim: claim.lines)
             why = f"it is missing: {most.lines} lines of it were signed ({most.where})"
             report.found(FindingSeverity.TAMPERED, name, None, why)
     for day in where:
-        numbers = {int(name.partition("/")[2]) for name in there if name.startswith(f"{day}/")}
+        numbers = {int(name.partition("/")[2]) for name in existing if name.startswith(f"{day}/")}
         for number in range(1, max(numbers, default=0)):
             name = f"{day}/{number:04d}"
-            if number not in numbers and name not in books.removed and name not in books.claims:
+            if number not in numbers and name not in ledgers.removed and name not in ledgers.claims:
                 report.found(FindingSeverity.TAMPERED, name, None, "it is missing: there are later ones")
 
 
-def _unsigned(checked: list[CheckedFile], books: LedgerContents, report: Report) -> None:
+def _report_unsigned(checked: list[CheckedFile], ledgers: LedgerContents, report: Report) -> None:
     """Name what should have been signed by now."""
     if not checked:
         return
@@ -216,18 +216,22 @@ def _unsigned(checked: list[CheckedFile], books: LedgerContents, report: Report)
         report.found(FindingSeverity.UNSIGNED, LEDGER, None, "nothing in this journal is signed")
         return
     newest = max(each.last for each in checked)
-    if _seconds(newest) - _seconds(report.signed) > _UNSIGNED_FOR:
+    if _parse_time(newest) - _parse_time(report.signed) > _UNSIGNED_FOR:
         why = f"nothing was signed since {report.signed}; what was written after that, up to {newest}, is not proved"
         report.found(FindingSeverity.UNSIGNED, LEDGER, None, why)
     for each in checked:
-        known = max((claim.lines for claim in books.claims.get(each.name, ())), default=0)
-        if each.lines > known and _seconds(report.signed) - _seconds(each.last) > _UNSIGNED_FOR and not each.findings:
+        known = max((claim.lines for claim in ledgers.claims.get(each.name, ())), default=0)
+        if (
+            each.lines > known
+            and _parse_time(report.signed) - _parse_time(each.last) > _UNSIGNED_FOR
+            and not each.findings
+        ):
             first = "it" if not known else f"what is behind line {known}"
             why = f"{first} is in no ledger: anybody may have written it"
             report.found(FindingSeverity.UNSIGNED, each.file, known + 1, why)
 
 
-def _seconds(text: str) -> float:
+def _parse_time(text: str) -> float:
     from datetime import datetime
 
     try:

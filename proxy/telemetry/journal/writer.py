@@ -33,8 +33,8 @@ _MODE = 0o600  # of a segment
 CLOSED = stat.S_ISVTX  # in its mode, where it means nothing else: its writer closed it, and wasn't killed
 # Seconds that a look at a day's segments is good for: no segment is compressed or removed until ten minutes after its
 # end (`retention`), so all that were made since the look are there, without a gap.
-_GOOD_FOR = 300.0
-_ENDLESS = 1 << 62  # bytes
+_CACHE_SECONDS = 300.0
+_UNLIMITED = 1 << 62  # bytes
 _LAST_LINES = 8192  # bytes of a ledger's end; its lines are shorter
 
 
@@ -60,8 +60,8 @@ class Journal:
     """
 
     __slots__ = (
-        "_begins", "_directory", "_finished", "_head", "_ids", "_length", "_lines", "_most", "_name", "_told", "ends",
-        "segment", "written",
+        "_begins", "_directory", "_finished", "_head", "_ids", "_length", "_lines", "_name", "_reported_lines",
+        "_segment_bytes", "ends", "segment", "written",
     )  # fmt: skip
 
     def __init__(self, directory: Path | int, segment_bytes: int = SEGMENT_BYTES) -> None:
@@ -74,10 +74,10 @@ class Journal:
         self._name = ""
         self._begins = self.ends = 0  # what it may span: ns since 1970
         self._length = 0  # bytes
-        self._most = segment_bytes
+        self._segment_bytes = segment_bytes
         self._lines = 0
         self._head = BEGINNING  # the hash of the last line
-        self._told = 0  # lines
+        self._reported_lines = 0  # lines
         self._finished: list[SegmentHead] = []  # that nobody has asked for yet
         self._ids = IdMaker()
         self._directory = -1
@@ -92,7 +92,7 @@ class Journal:
             status = os.fstatvfs(self._directory)
         except OSError:
             return 0
-        return status.f_bavail * status.f_frsize if status.f_blocks else _ENDLESS
+        return status.f_bavail * status.f_frsize if status.f_blocks else _UNLIMITED
 
     def append(self, line: bytes, now: int) -> int:
         """Write one whole line of an event that happened at `now` (ns since 1970); return how many bytes that took.
@@ -101,37 +101,37 @@ class Journal:
         """
         before = self.written
         try:
-            if not self._begins <= now < self.ends or self._length >= self._most:
-                self._begin(now)
+            if not self._begins <= now < self.ends or self._length >= self._segment_bytes:
+                self._begin_segment(now)
             for each in (line,) if self._lines else (self._first_line(now), line):
                 # What `segments.link` does, without a call: this is done for every event.
                 body = b'%b,"prev":"%b"' % (each[:-2], self._head)
-                own = sha256(body).hexdigest().encode()
-                linked = b'%b,"hash":"%b"}\n' % (body, own)
+                line_hash = sha256(body).hexdigest().encode()
+                linked = b'%b,"hash":"%b"}\n' % (body, line_hash)
                 count = os.write(self.segment, linked)
                 while count < len(linked):  # a disk that fills up takes what it has room for; the next write says so
                     count += os.write(self.segment, linked[count:])
-                self._head = own
+                self._head = line_hash
                 self._lines += 1
                 self._length += count
                 self.written += count
         except OSError as error:
             # What the kernel took of the line before it failed must not stay in front of the next one.
-            self._cut_back()
+            self._remove_partial_line()
             raise JournalWriteError(error.errno, error.strerror) from error
         return self.written - before
 
     def news(self) -> list[SegmentHead]:
         """Return how far the segments are that have grown or ended since this was last asked."""
         heads, self._finished = self._finished, []
-        if self._lines > self._told:
-            self._told = self._lines
+        if self._lines > self._reported_lines:
+            self._reported_lines = self._lines
             heads.append(SegmentHead(self._name, self._lines, self._head.decode()))
         return heads
 
     def close(self) -> None:
         """Close what is open; idempotent."""
-        self._end()
+        self._end_segment()
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
@@ -141,44 +141,44 @@ class Journal:
         head = self._ledger_head()
         after = f"{self._name.partition('/')[0]}/{LEDGER}" if head else ""
         mark = Mark(self._name, format=FORMAT, writer=os.getpid(), after=after, follows=head)
-        own, host = self._ids.make(now), os.uname().nodename
-        return encode(Event(Instant(now), own, Kind.JOURNAL_OPENED, host=host, journal=mark))
+        line_hash, host = self._ids.make(now), os.uname().nodename
+        return encode(Event(Instant(now), line_hash, Kind.JOURNAL_OPENED, host=host, journal=mark))
 
-    def _begin(self, now: int) -> None:
+    def _begin_segment(self, now: int) -> None:
         """Go on to a new segment, for the day that `now` falls on."""
-        self._end()
+        self._end_segment()
         day = now // _NS_A_SECOND // _SECONDS_A_DAY * _SECONDS_A_DAY
         name = time.strftime("%Y-%m-%d", time.gmtime(day))
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self._directory)
-        inside = self._open_day(name)
+        day_directory = self._open_day(name)
         try:
-            number, self.segment = _next_segment(inside)
+            number, self.segment = _next_segment(day_directory)
         finally:
-            os.close(inside)
+            os.close(day_directory)
         self._name = f"{name}/{number:04d}"
         self._begins = day * _NS_A_SECOND
         self.ends = min((day + _SECONDS_A_DAY) * _NS_A_SECOND, now + SEGMENT_SECONDS * _NS_A_SECOND)
 
-    def _end(self) -> None:
+    def _end_segment(self) -> None:
         if self.segment >= 0:
             with contextlib.suppress(OSError):  # a file system without that bit: it is taken for one of a killed writer
                 os.fchmod(self.segment, _MODE | CLOSED)
             os.close(self.segment)
         if self._lines:
             self._finished.append(SegmentHead(self._name, self._lines, self._head.decode(), closed=True))
-        self._told = 0
+        self._reported_lines = 0
         self.segment, self._head = -1, BEGINNING
         self._length = self._lines = self._begins = self.ends = 0
 
-    def _cut_back(self) -> None:
+    def _remove_partial_line(self) -> None:
         """Take back what was written of a line; where even that fails, leave the segment with its torn last line."""
         if self.segment < 0:
             return
         try:
             os.ftruncate(self.segment, self._length)
         except OSError:
-            self._end()
+            self._end_segment()
 
     def _open_day(self, name: str) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -220,7 +220,7 @@ class _HighestNumber(NamedTuple):
     when: float
 
 
-_last_look = [_HighestNumber((0, 0), 0, 0.0)]
+_number_cache = [_HighestNumber((0, 0), 0, 0.0)]
 
 
 def look_ahead(journal: Path) -> None:
@@ -228,36 +228,36 @@ def look_ahead(journal: Path) -> None:
     with contextlib.suppress(OSError):
         day = os.open(journal / time.strftime("%Y-%m-%d", time.gmtime()), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _greatest(day)
+            _find_highest_number(day)
         finally:
             os.close(day)
 
 
-def _greatest(day: int) -> int:
+def _find_highest_number(day: int) -> int:
     """Return the greatest number of a segment in an open day directory; 0: there is none."""
-    status, now, last = os.fstat(day), time.time(), _last_look[0]
+    status, now, last = os.fstat(day), time.time(), _number_cache[0]
     directory = status.st_dev, status.st_ino
-    if last.directory == directory and 0 <= now - last.when < _GOOD_FOR and _is_there(day, last.number):
-        number = _last_in_a_row(day, last.number)
+    if last.directory == directory and 0 <= now - last.when < _CACHE_SECONDS and _has_segment(day, last.number):
+        number = _find_highest_consecutive(day, last.number)
     else:
         number = max((taken for name in os.listdir(day) if (taken := segment_number(name)) is not None), default=0)
-    _last_look[0] = _HighestNumber(directory, number, now)
+    _number_cache[0] = _HighestNumber(directory, number, now)
     return number
 
 
-def _last_in_a_row(day: int, number: int) -> int:
+def _find_highest_consecutive(day: int, number: int) -> int:
     """Return the last segment of those that follow `number` without a gap, looking at few of many."""
     step = 1
-    while _is_there(day, number + step):
+    while _has_segment(day, number + step):
         number += step
         step *= 2
     while step := step // 2:
-        if _is_there(day, number + step):
+        if _has_segment(day, number + step):
             number += step
     return number
 
 
-def _is_there(day: int, number: int) -> bool:
+def _has_segment(day: int, number: int) -> bool:
     for suffix in (PLAIN, COMPRESSED):
         with contextlib.suppress(FileNotFoundError):
             os.stat(f"{number:04d}{suffix}", dir_fd=day, follow_symlinks=False)
@@ -267,7 +267,7 @@ def _is_there(day: int, number: int) -> bool:
 
 def _next_segment(day: int) -> tuple[int, int]:
     """Make the next free segment in an open day directory; return its number and a locked descriptor."""
-    number = _greatest(day)
+    number = _find_highest_number(day)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         number += 1
@@ -275,49 +275,53 @@ def _next_segment(day: int) -> tuple[int, int]:
             segment = os.open(f"{number:04d}{PLAIN}", flags, _MODE, dir_fd=day)
         except FileExistsError:
             continue  # another writer took it between the look and now
-        _last_look[0] = _last_look[0]._replace(number=number)
+        _number_cache[0] = _number_cache[0]._replace(number=number)
         with contextlib.suppress(OSError):  # a file system without locks: what is mended there is looked at by its age
             fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return number, segment
 
 
 LITTLE: Final = 16 << 20  # bytes that are nobody's business
-_BETWEEN: Final = 1 << 20  # bytes, from one look at the disk to the next
-_AGAIN: Final = 1.0  # seconds, likewise, while there is no room
+_CHECK_INTERVAL_BYTES: Final = 1 << 20  # bytes, from one look at the disk to the next
+_RECHECK_SECONDS: Final = 1.0  # seconds, likewise, while there is no room
 _DAY: Final = 86_400  # seconds
 
 
 class DiskQuota:
     """One task's, of the disk that `journal` is on."""
 
-    __slots__ = ("_day", "_journal", "_look_at", "_look_when", "_said", "taken")
+    __slots__ = ("_day", "_is_reported", "_journal", "_next_check_bytes", "_next_check_time", "taken")
 
     def __init__(self, journal: "Journal") -> None:
         self._journal = journal
-        self._look_at = LITTLE
-        self._look_when = 0.0  # time.monotonic(), while there is no room
+        self._next_check_bytes = LITTLE
+        self._next_check_time = 0.0  # time.monotonic(), while there is no room
         self._day = 0
         self.taken = 0  # bytes, today
-        self._said = False  # that there is no room
+        self._is_reported = False  # that there is no room
 
     def has_room(self) -> bool:
         """Whether more may be told of the task."""
-        if self.taken < self._look_at or time.monotonic() < self._look_when:
-            return not self._look_when
+        if self.taken < self._next_check_bytes or time.monotonic() < self._next_check_time:
+            return not self._next_check_time
         day = int(time.time()) // _DAY
         if day != self._day:
             self._day, self.taken = day, 0 if self._day else self.taken
         if self.taken < LITTLE or self.taken <= self._journal.free() // 2:
-            self._look_at, self._look_when, self._said = max(LITTLE, self.taken + _BETWEEN), 0.0, False
+            self._next_check_bytes, self._next_check_time, self._is_reported = (
+                max(LITTLE, self.taken + _CHECK_INTERVAL_BYTES),
+                0.0,
+                False,
+            )
             return True
-        self._look_when = time.monotonic() + _AGAIN
+        self._next_check_time = time.monotonic() + _RECHECK_SECONDS
         return False
 
     def used_up(self, say: Callable[[str], None]) -> JournalWriteError:
         """Return what to raise where there is no room; `say` what is to be known of that, once."""
-        told = f"{self.taken >> 20} MiB were told of the task today"
-        if not self._said:
-            self._said = True
+        usage = f"{self.taken >> 20} MiB were told of the task today"
+        if not self._is_reported:
+            self._is_reported = True
             more = "more than half of what is free on the journal's disk: what it tries is refused"
-            say(f"{told}, {more}, so that others' attempts can be told")
-        return JournalWriteError(errno.EDQUOT, told)
+            say(f"{usage}, {more}, so that others' attempts can be told")
+        return JournalWriteError(errno.EDQUOT, usage)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 # What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Shown before they happen: increase() sees no first time in a series that begins with it.
-_UNTOLD = {(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED): 0 for kind in DECISIONS}
+_ZERO_SERIES = {(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED): 0 for kind in DECISIONS}
 
 
 def render(metrics: "Metrics") -> bytes:
     """Return all metrics as text."""
-    families = [*(_family(each, metrics) for each in _FAMILIES), *_process_families(metrics.processes)]
+    families = [*(_make_family(each, metrics) for each in _FAMILIES), *_process_families(metrics.processes)]
     return generate_latest(_Families(families))
 
 
@@ -65,10 +65,10 @@ class _Family(NamedTuple):
     values: Callable[["Metrics"], _Value | Mapping[Any, _Value]] | None = None
 
 
-def _family(each: _Family, metrics: "Metrics") -> "Metric":
+def _make_family(each: _Family, metrics: "Metrics") -> "Metric":
     family = each.kind(f"exeat_{each.name}", each.help, labels=each.labels)
-    found: Any = each.values(metrics) if each.values is not None else getattr(metrics, each.name)
-    series = found if isinstance(found, Mapping) else {(): found}
+    value: Any = each.values(metrics) if each.values is not None else getattr(metrics, each.name)
+    series = value if isinstance(value, Mapping) else {(): value}
     samples = [(key if isinstance(key, tuple) else (key,), value) for key, value in series.items()]
     for labels, value in samples if each.kind is _GAUGE else sorted(samples):
         if isinstance(family, HistogramMetricFamily):
@@ -85,47 +85,47 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 def _process_families(processes: "Mapping[str, int | ProcessUse]") -> "Iterator[Metric]":
     """Yield the usual process_* of each process of ours; one that is gone or can't be read has no samples."""
-    found = {role: read_process(each) if isinstance(each, int) else each for role, each in processes.items()}
+    uses = {role: read_process(each) if isinstance(each, int) else each for role, each in processes.items()}
     for kind, name, text, field in _PROCESS_FAMILIES:
         family = kind(f"process_{name}", text, labels=("role",))
-        for role, use in found.items():
+        for role, use in uses.items():
             if use is not None and (value := getattr(use, field)) is not None:
                 family.add_metric((role,), value)
         yield family
 
 
-def _only[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
+def _select[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
     """Return the counts of these names, also those that nothing was counted for, and of no others."""
     return {name: counts.get(name, 0) for name in names}
 
 
-def _with[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
+def _with_zeros[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
     """Return all counts, and 0 for those of these names that nothing was counted for."""
     return {**dict.fromkeys(names, 0), **counts}
 
 
-def _by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> dict[tuple[str, str], int]:
+def _decisions_by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> dict[tuple[str, str], int]:
     """Return counts under rule ids fit to be read; two that look the same are one: a scrape allows no twins."""
-    shown: dict[tuple[str, str], int] = {}
+    escaped: dict[tuple[str, str], int] = {}
     for (rule, verdict), count in counts.items():
         key = (visible(cut(rule)), verdict.value)
-        shown[key] = shown.get(key, 0) + count
-    return shown
+        escaped[key] = escaped.get(key, 0) + count
+    return escaped
 
 
-def _by_look(shares: "Mapping[tuple[str, str], float]") -> dict[tuple[str, str], float]:
+def _limit_use_by_rule(shares: "Mapping[tuple[str, str], float]") -> dict[tuple[str, str], float]:
     """Return shares under rule ids fit to be read; of two that look the same the larger one."""
-    shown: dict[tuple[str, str], float] = {}
+    escaped: dict[tuple[str, str], float] = {}
     for (rule, field), share in sorted(shares.items()):
         key = visible(cut(rule)), field
-        shown[key] = max(share, shown.get(key, 0.0))
-    return shown
+        escaped[key] = max(share, escaped.get(key, 0.0))
+    return escaped
 
 
-def _held(metrics: "Metrics") -> Histogram:
-    held = Histogram(BOUNDS)
-    held.counts, held.total = metrics.waiting.counts, metrics.waiting.seconds
-    return held
+def _wait_histogram(metrics: "Metrics") -> Histogram:
+    histogram = Histogram(BOUNDS)
+    histogram.counts, histogram.total = metrics.waiting.counts, metrics.waiting.seconds
+    return histogram
 
 
 def _flags_age(metrics: "Metrics") -> float:
@@ -133,12 +133,12 @@ def _flags_age(metrics: "Metrics") -> float:
     return max(0.0, time.time() - oldest) if unseen else 0.0
 
 
-def _build(_metrics: "Metrics") -> dict[tuple[str, str], float]:
+def _build_info(_metrics: "Metrics") -> dict[tuple[str, str], float]:
     try:
-        own = version("exeat")
+        exeat_version = version("exeat")
     except PackageNotFoundError:  # run from a checkout that is not installed
-        own = "unknown"
-    return {(own, platform.python_version()): 1.0}
+        exeat_version = "unknown"
+    return {(exeat_version, platform.python_version()): 1.0}
 
 
 _COUNTER, _GAUGE, _HISTOGRAM = CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -146,11 +146,11 @@ _FAMILIES: Final = (
     # Attempts
     _Family(
         _COUNTER, "decisions", "Attempts decided (connections, requests, lookups).",
-        ("kind", "verdict", "outcome", "reason"), lambda metrics: _UNTOLD | metrics.decisions,
+        ("kind", "verdict", "outcome", "reason"), lambda metrics: _ZERO_SERIES | metrics.decisions,
     ),
     _Family(
         _COUNTER, "rule_decisions", "Decisions by each rule they cite.", ("rule", "verdict"),
-        lambda metrics: _by_rule(metrics.rule_decisions),
+        lambda metrics: _decisions_by_rule(metrics.rule_decisions),
     ),
     _Family(_COUNTER, "dns_queries", "Queries that sandboxes sent.", ("type", "verdict")),
     _Family(
@@ -169,7 +169,7 @@ _FAMILIES: Final = (
     ),
     _Family(
         _COUNTER, "datagrams_lost", "Datagrams of open flows that could not be passed on; up leaves a sandbox.",
-        ("direction",), lambda metrics: _only(("up", "down"), metrics.datagrams_lost),
+        ("direction",), lambda metrics: _select(("up", "down"), metrics.datagrams_lost),
     ),
     _Family(
         _HISTOGRAM, "dial_seconds", "Time to reach a destination, resolving it included, by what came of it.",
@@ -187,7 +187,7 @@ _FAMILIES: Final = (
     _Family(_GAUGE, "rules_valid", "Whether the rule files were fit to use when last read."),
     _Family(
         _COUNTER, "rules_loads", "Times that rule files were read, by result.", ("result",),
-        lambda metrics: _only(("loaded", "rejected"), metrics.rules_loads),
+        lambda metrics: _select(("loaded", "rejected"), metrics.rules_loads),
     ),
     _Family(
         _GAUGE, "rules_expiring", "Rules that end within a week.", (),
@@ -195,7 +195,7 @@ _FAMILIES: Final = (
     ),
     _Family(
         _GAUGE, "limit_used_ratio", "How much of a rule's limit is used up, 0 to 1.", ("rule", "limit"),
-        lambda metrics: _by_look(metrics.limits_used()),
+        lambda metrics: _limit_use_by_rule(metrics.limits_used()),
     ),
     _Family(
         _GAUGE, "rules_loaded_timestamp_seconds", "When the policy in force was loaded.", (),
@@ -209,7 +209,7 @@ _FAMILIES: Final = (
     _Family(_GAUGE, "sandboxes", "Sandboxes that exist now."),
     _Family(_HISTOGRAM, "sandbox_start_seconds", "Time from the command to the task's first instruction."),
     _Family(
-        _COUNTER, "tasks", "Tasks that ended.", ("outcome",), lambda metrics: _with(TASK_OUTCOMES, metrics.tasks)
+        _COUNTER, "tasks", "Tasks that ended.", ("outcome",), lambda metrics: _with_zeros(TASK_OUTCOMES, metrics.tasks)
     ),
     _Family(_COUNTER, "worker_restarts", "Workers started again after one died."),
     # People
@@ -223,9 +223,9 @@ _FAMILIES: Final = (
     ),
     _Family(
         _COUNTER, "approvals", "Attempts that people were to be asked about, by what came of it.", ("answer",),
-        lambda metrics: _only(ANSWERS, metrics.waiting.answers),
+        lambda metrics: _select(ANSWERS, metrics.waiting.answers),
     ),
-    _Family(_HISTOGRAM, "approval_wait_seconds", "How long attempts were held.", (), _held),
+    _Family(_HISTOGRAM, "approval_wait_seconds", "How long attempts were held.", (), _wait_histogram),
     _Family(
         _GAUGE, "flags_unreviewed", "Flagged events that nobody has looked at.", (), lambda metrics: metrics.flags[0]
     ),
@@ -233,15 +233,15 @@ _FAMILIES: Final = (
     _Family(_COUNTER, "tasks_tainted", "Tasks that have read from an untrusted source."),
     _Family(
         _COUNTER, "tasks_unusual", "What tasks did that tasks of their name don't usually do.", ("what",),
-        lambda metrics: _with(UNUSUAL, metrics.tasks_unusual),
+        lambda metrics: _with_zeros(UNUSUAL, metrics.tasks_unusual),
     ),
     # The gate and its journal
     _Family(
         _COUNTER, "gate_errors", "Unexpected failures of the gate itself.", ("where",),
-        lambda metrics: _with(Component, metrics.gate_errors),
+        lambda metrics: _with_zeros(Component, metrics.gate_errors),
     ),
     _Family(
-        _COUNTER, "events", "Events written to the journal.", ("kind",), lambda metrics: _only(Kind, metrics.events)
+        _COUNTER, "events", "Events written to the journal.", ("kind",), lambda metrics: _select(Kind, metrics.events)
     ),
     _Family(
         _COUNTER, "events_dropped", "Events that could not be written.", ("sink",),
@@ -249,7 +249,7 @@ _FAMILIES: Final = (
     ),
     _Family(_COUNTER, "agent_records_refused", "Records of tasks' own telemetry that there was no room for."),
     _Family(_COUNTER, "journal_bytes", "Bytes written to the journal."),
-    _Family(_GAUGE, "build_info", "1 for the version that runs.", ("version", "python"), _build),
+    _Family(_GAUGE, "build_info", "1 for the version that runs.", ("version", "python"), _build_info),
 )  # fmt: skip
 _PROCESS_FAMILIES: Final = (
     (_COUNTER, "cpu_seconds", "User and system CPU time spent.", "cpu_seconds"),

@@ -312,7 +312,7 @@ class Metrics:
 
 
 _MOST_CALL_NAMES = 64  # names of system calls
-_LONGEST_KEPT = 255  # characters, as long as a name can be
+_LONGEST_NAME = 255  # characters, as long as a name can be
 
 
 class Tally:
@@ -341,9 +341,9 @@ class Tally:
         key = (kind, outcome)
         self._counts[key] = self._counts.get(key, 0) + 1
         if outcome is Outcome.BLOCKED:
-            _keep(self._blocked, name, address, reason)
+            _add_place(self._blocked, name, address, reason)
         elif outcome is Outcome.FAILED:
-            _keep(self._failed, name, address)
+            _add_place(self._failed, name, address)
 
     def ended(  # noqa: PLR0917  what there is to count
         self,
@@ -362,7 +362,7 @@ class Tally:
     def leaked(self, name: str | None, address: object) -> None:
         """Count what looked like a secret and was let out."""
         self._leaks += 1
-        _keep(self._leaked, name, address)
+        _add_place(self._leaked, name, address)
 
     def held(self, reason: Reason, *, given_up: bool = False) -> None:
         """Count an attempt that people were asked about, by the reason of its decision.
@@ -400,9 +400,11 @@ class Tally:
         )
 
 
-def _keep(places: dict[str, Reason | None], name: str | None, address: object, reason: Reason | None = None) -> None:
+def _add_place(
+    places: dict[str, Reason | None], name: str | None, address: object, reason: Reason | None = None
+) -> None:
     if len(places) < MOST_PLACES:
-        places.setdefault((name or str(address or "an unknown host"))[:_LONGEST_KEPT], reason)
+        places.setdefault((name or str(address or "an unknown host"))[:_LONGEST_NAME], reason)
 
 
 _AFTER_COMMAND = 3  # the first field that stands behind the command's name, counted from 1 as the manual page does

@@ -72,7 +72,7 @@ class ScrapeServer:
         writer.transport.set_write_buffer_limits(0)
         try:
             async with asyncio.timeout(self._deadline):
-                writer.write(await self._answer(reader))
+                writer.write(await self._respond(reader))
                 await writer.drain()
                 writer.close()
                 await writer.wait_closed()
@@ -82,7 +82,7 @@ class ScrapeServer:
             writer.transport.abort()
             self._clients.pop(writer, None)
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+    async def _respond(self, reader: asyncio.StreamReader) -> bytes:
         """Read one request's head and return the whole response. Raises EOFError when the client hung up."""
         try:
             head = await reader.readuntil(b"\r\n\r\n")
@@ -119,24 +119,24 @@ def serve(control: "socket.socket", listener: "socket.socket") -> None:
 
 
 async def _serve_service(control: "socket.socket", listener: "socket.socket") -> None:
-    reported, gone, loop = ReportedMetrics(), asyncio.Event(), asyncio.get_running_loop()
+    reported, is_service_gone, loop = ReportedMetrics(), asyncio.Event(), asyncio.get_running_loop()
     control.setblocking(False)
 
-    def hear() -> None:
+    def receive_report() -> None:
         try:
-            said, _ = message.receive(control)
+            report, _ = message.receive(control)
         except BlockingIOError:
             return
         except (OSError, ValueError):
-            said = {}
-        if said:
-            reported.take(said)
+            report = {}
+        if report:
+            reported.take(report)
         else:
             loop.remove_reader(control)
-            gone.set()
+            is_service_gone.set()
 
-    loop.add_reader(control, hear)
+    loop.add_reader(control, receive_report)
     server = ScrapeServer(listener, reported)
     await server.start()
-    await gone.wait()
+    await is_service_gone.wait()
     await server.close()

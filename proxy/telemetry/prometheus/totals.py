@@ -79,17 +79,17 @@ class _Report(Struct, frozen=True):
     processes: dict[Name, ProcessUse]
 
 
-def _named(kind: object) -> tuple[str, ...]:
+def _fields_of_type(kind: object) -> tuple[str, ...]:
     """Return the fields of a report that have this type."""
     return tuple(field.name for field in fields(_Report) if field.type == kind)
 
 
-_SUMS: Final = _named(Count)
-_NOW: Final = ("connections_open", "sandboxes")  # what there is now, and no counter
-_COUNTS: Final = _named(Counts)
-_HISTOGRAMS: Final = _named(_Observed)
+_SUMS: Final = _fields_of_type(Count)
+_STATE_FIELDS: Final = ("connections_open", "sandboxes")  # what there is now, and no counter
+_COUNTS: Final = _fields_of_type(Counts)
+_HISTOGRAMS: Final = _fields_of_type(_Observed)
 _BY_TUPLE: Final = ("decisions", "rule_decisions", "dns_queries")
-_AS_THEY_ARE: Final = (  # in a report
+_PLAIN_FIELDS: Final = (  # in a report
     *_SUMS, *_COUNTS, "events", "gate_errors", "flags", "in_force", "rule_endings", "rules_valid", "rules_loaded_at",
     "ca_expiry",
 )  # fmt: skip
@@ -124,7 +124,7 @@ def total() -> Metrics:
 def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
     """Add a sandbox's numbers, or a worker's, to a total; `ended`: without what only holds while it is there."""
     for name in _SUMS:
-        if not (ended and name in _NOW):
+        if not (ended and name in _STATE_FIELDS):
             setattr(to, name, _sum(getattr(to, name), getattr(metrics, name)))
     for name in _BY_KEY:
         _add_counts(getattr(to, name), getattr(metrics, name))
@@ -155,12 +155,12 @@ def _add_state(to: Metrics, metrics: Metrics) -> None:
             to.in_force[revision] = mode
     to.rules_valid = to.rules_valid and (metrics.rules_valid or not metrics.in_force)
     to.flags = max(to.flags, metrics.flags)  # each says it of the whole journal
-    to.rules_loaded_at = max(_known(to.rules_loaded_at, metrics.rules_loaded_at), default=None)
-    to.ca_expiry = min(_known(to.ca_expiry, metrics.ca_expiry), default=None)
+    to.rules_loaded_at = max(_present(to.rules_loaded_at, metrics.rules_loaded_at), default=None)
+    to.ca_expiry = min(_present(to.ca_expiry, metrics.ca_expiry), default=None)
     to.processes.update(metrics.processes)
 
 
-def _known(*times: float | None) -> list[float]:
+def _present(*times: float | None) -> list[float]:
     return [at for at in times if at is not None]
 
 
@@ -185,12 +185,12 @@ def _sum(a: int, b: int) -> int:
 def to_json(metrics: Metrics) -> dict[str, Any]:
     """Return a total as what JSON can say: the fields of a `_Report`."""
     used = metrics.limits.used() if metrics.limits is not None else {}
-    dials = {result: (each.counts, each.total) for result, each in metrics.dial_seconds.items()}
+    dial_histograms = {result: (each.counts, each.total) for result, each in metrics.dial_seconds.items()}
     found: dict[str, Any] = to_builtins(
-        {name: getattr(metrics, name) for name in _AS_THEY_ARE}
+        {name: getattr(metrics, name) for name in _PLAIN_FIELDS}
         | {name: [(*key, count) for key, count in getattr(metrics, name).items()] for name in _BY_TUPLE}
         | {name: (getattr(metrics, name).counts, getattr(metrics, name).total) for name in _HISTOGRAMS}
-        | {"dial_seconds": dials, "waiting": metrics.waiting.told()}
+        | {"dial_seconds": dial_histograms, "waiting": metrics.waiting.told()}
         | {"limits": [(*key, share) for key, share in used.items()]}
         | {"processes": {role: use for role, use in metrics.processes.items() if isinstance(use, ProcessUse)}}
     )
@@ -207,7 +207,7 @@ def from_json(said: object, role: str) -> Metrics:
     except MsgspecError as error:
         raise ValueError(f"not what a worker counts: {error}") from error
     metrics = total()
-    for name in _AS_THEY_ARE:
+    for name in _PLAIN_FIELDS:
         setattr(metrics, name, getattr(report, name))
     for name in _BY_TUPLE:
         setattr(metrics, name, {tuple(key): count for *key, count in getattr(report, name)})
@@ -252,43 +252,43 @@ class ReportedMetrics:
     def __init__(self, role: str = "", *, steady: bool = False) -> None:
         """Show the process's own use as `role`'s. `steady`: ignore a report whose counters went back."""
         self.counts: Metrics | None = None  # None: there was no report yet
-        self._none = total()
+        self._empty = total()
         self._role = role
-        self._steady = steady
+        self._requires_growth = steady
         self._text = ""
-        self._left = 0
+        self._pieces_left = 0
 
     def take(self, said: "Mapping[str, object]") -> None:
         """Take in a piece. The last one of a report replaces the counts, if all of the report can be read."""
-        piece, left = said.get("metrics"), said.get("left")
-        if not isinstance(piece, str) or not isinstance(left, int):
+        piece, pieces_left = said.get("metrics"), said.get("left")
+        if not isinstance(piece, str) or not isinstance(pieces_left, int):
             return
-        if left >= self._left:  # a report begins; the one before may have been cut off
+        if pieces_left >= self._pieces_left:  # a report begins; the one before may have been cut off
             self._text = ""
-        self._left = left
+        self._pieces_left = pieces_left
         if len(self._text) + len(piece) <= _LONGEST_REPORT:
             self._text += piece
-        if left > 0:
+        if pieces_left > 0:
             return
         text, self._text = self._text, ""
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
             counts = from_json(strict_json.loads(text), self._role)
-            if not self._steady or self.counts is None or _counters(self.counts) <= _counters(counts):
+            if not self._requires_growth or self.counts is None or _counters(self.counts) <= _counters(counts):
                 self.counts = counts
 
     def render(self) -> bytes:
         """Return the counts in Prometheus' text format."""
-        return (self.counts or self._none).render()
+        return (self.counts or self._empty).render()
 
     def failed(self, where: Component) -> None:
         """Count something unexpected."""
-        (self.counts or self._none).failed(where)
+        (self.counts or self._empty).failed(where)
 
 
 def _counters(metrics: "Metrics") -> Counter[object]:
     """Return all that may only grow. Rules are counted together: a rule that is gone is counted as `other`."""
     found: Counter[object] = Counter({"rules": sum(metrics.rule_decisions.values())})
-    found.update({name: getattr(metrics, name) for name in _SUMS if name not in _NOW})
+    found.update({name: getattr(metrics, name) for name in _SUMS if name not in _STATE_FIELDS})
     for name in _BY_KEY:
         found.update({(name, key): count for key, count in getattr(metrics, name).items()})
     for name in _HISTOGRAMS:

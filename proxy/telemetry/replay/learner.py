@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rules.addresses import Address
 
 _RUN: Final = re.compile(r"[A-Za-z0-9_-]{24,}+")
-_PUSHED: Final = "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"
+_UNRECORDED_PUSH: Final = "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"
 UNTOLD_ADDRESS: Final = "which address the name had; one that isn't public has to stand under `resolves_to`"
 _ACTIONS: Final = {RuleOutcome.FLAGGED: Verdict.FLAG, RuleOutcome.ASKED: Verdict.ASK}
 _HEX: Final = re.compile(r"[0-9a-fA-F-]++")
@@ -55,7 +55,7 @@ class Learner:
         self._lookups: Counter[HostName] = Counter()
         self._records: dict[HostName, Counter[str]] = {}  # of types that a rule has to list
         self._problems: Counter[str] = Counter()
-        self._begun: Counter[tuple[Destination, str]] = Counter()  # pushes, by repository
+        self._unfinished_pushes: Counter[tuple[Destination, str]] = Counter()  # pushes, by repository
 
     def take(self, event: "Event") -> None:
         """Take one event into account."""
@@ -63,7 +63,7 @@ class Learner:
             self.sources.update(dict.fromkeys(event.sources))
             return
         if event.mode is Mode.AUDIT and event.reason is Reason.NON_PUBLIC_ADDRESS and event.outcome is Outcome.BLOCKED:
-            self._refused(event)
+            self._count_not_public(event)
         attempt = rebuild_attempt(event, None)
         if attempt is None or event.outcome not in {Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED}:
             return
@@ -74,11 +74,11 @@ class Learner:
         elif attempt.problem:
             self._problems[attempt.problem] += 1
         elif attempt.lookup is not None:
-            self._looked_up(attempt.lookup, event)
+            self._count_lookup(attempt.lookup, event)
         else:
-            self._passed(attempt)
+            self._add_attempt(attempt)
 
-    def _looked_up(self, name: HostName, event: "Event") -> None:
+    def _count_lookup(self, name: HostName, event: "Event") -> None:
         record = "A" if event.dns is None else event.dns.type
         if record in ANSWERED:
             self._lookups[name] += 1
@@ -93,45 +93,45 @@ class Learner:
         Of a lookup, and of a connection whose requests weren't seen, reading whatever is there.
         """
         if attempt.lookup is not None:
-            self._reading(Destination(attempt.lookup, 443, Protocol.TLS), attempt)
+            self._add_reading(Destination(attempt.lookup, 443, Protocol.TLS), attempt)
         elif attempt.attempt is not None and attempt.attempt.request is None:
             place = Destination(attempt.attempt.target, attempt.attempt.port, attempt.attempt.protocol)
             if place.protocol in UNSEEN:
-                self._passed(attempt)
+                self._add_attempt(attempt)
             else:
-                self._reading(place, attempt)
+                self._add_reading(place, attempt)
         elif attempt.attempt is not None:
-            self._passed(attempt)
+            self._add_attempt(attempt)
 
-    def _reading(self, place: Destination, attempt: PastAttempt) -> None:
-        there = self._seen.setdefault(place, Observations())
+    def _add_reading(self, place: Destination, attempt: PastAttempt) -> None:
+        observations = self._seen.setdefault(place, Observations())
         if attempt.address is not None:
-            there.addresses.add(attempt.address)
-        there.reading.add(attempt.event.time, attempt.event.task.name or attempt.event.task.id, Verdict.ALLOW)
+            observations.addresses.add(attempt.address)
+        observations.reading.add(attempt.event.time, attempt.event.task.name or attempt.event.task.id, Verdict.ALLOW)
         self.attempts += 1
 
     def result(self) -> LearnedRules:
         """Make rules of it all."""
-        for place, there in self._seen.items():
+        for place, observations in self._seen.items():
             if isinstance(place.target, HostName):
-                there.records = self._records.get(place.target, Counter())
+                observations.records = self._records.get(place.target, Counter())
         drafted = learn(self._seen, looks_secret)
         named = {draft.place.target for draft in drafted.drafts}
         seen = self._lookups + Counter({name: records.total() for name, records in self._records.items()})
-        only = [
+        lookups_only = [
             Omission(f"lookups of {name}", times, "nothing was let out to the name, only looked up")
             for name, times in sorted(seen.items())
             if name not in named
         ]
-        begun = [
+        unfinished = [
             Omission(f"pushes to {format_destination(place)}/{repo}", times, "only begun: the refs were never sent")
-            for (place, repo), times in self._begun.items()
+            for (place, repo), times in self._unfinished_pushes.items()
             if not any(seen.repo == repo and seen.change is not None for seen in self._seen[place].git)
         ]
         problems = [Omission("attempts", times, why) for why, times in sorted(self._problems.items())]
-        return drafted._replace(left_out=(*drafted.left_out, *begun, *only, *problems))
+        return drafted._replace(left_out=(*drafted.left_out, *unfinished, *lookups_only, *problems))
 
-    def _refused(self, event: "Event") -> None:
+    def _count_not_public(self, event: "Event") -> None:
         """Take note of a target; of its lookups nothing more is to be said."""
         if event.kind is Kind.DNS_DECIDED or event.destination is None:
             return
@@ -141,49 +141,51 @@ class Learner:
             if target is not None:
                 self.not_public[target] += 1
 
-    def _passed(self, past: PastAttempt) -> None:
+    def _add_attempt(self, past: PastAttempt) -> None:
         attempt, event = past.attempt, past.event
         assert attempt is not None
         if never_leaves(Ports(attempt.port, attempt.port, attempt.protocol)) is not None:
             self._problems[f"{attempt.port}/{attempt.protocol}, which no rule lets out"] += 1
             return
-        there = self._seen.setdefault(Destination(attempt.target, attempt.port, attempt.protocol), Observations())
+        observations = self._seen.setdefault(
+            Destination(attempt.target, attempt.port, attempt.protocol), Observations()
+        )
         if past.address is not None:
-            there.addresses.add(past.address)
+            observations.addresses.add(past.address)
         action = _ACTIONS.get(past.fate, Verdict.ALLOW)
         rules = () if past.fate is RuleOutcome.AUDITED else event.rules
-        untold = [each for each in past.unrecorded if each != UNTOLD_REFS]
+        unrecorded = [each for each in past.unrecorded if each != UNTOLD_REFS]
         if attempt.request is not None and _lacks_address(past):
-            untold.append(UNTOLD_ADDRESS)
-        found = list(self._evidence(past, there, action))
+            unrecorded.append(UNTOLD_ADDRESS)
+        found = list(self._evidence(past, observations, action))
         for evidence in found:
             evidence.add(event.time, event.task.name or event.task.id, action, rules)
-            evidence.unrecorded.update(dict.fromkeys(untold))
+            evidence.unrecorded.update(dict.fromkeys(unrecorded))
         self.attempts += bool(found)
-        self.incomplete += bool(found and untold)
+        self.incomplete += bool(found and unrecorded)
 
-    def _evidence(self, past: PastAttempt, there: Observations, action: Verdict) -> "Iterator[Evidence]":
+    def _evidence(self, past: PastAttempt, observations: Observations, action: Verdict) -> "Iterator[Evidence]":
         """Find what an attempt is evidence for: several refs of a push, each by itself."""
         attempt, event = past.attempt, past.event
         assert attempt is not None
         request = attempt.request
         if request is None:
             if attempt.protocol in UNSEEN or past.address is not None:
-                yield there.unread  # only what passes unread has its dialled address told beside the name
+                yield observations.unread  # only what passes unread has its dialled address told beside the name
             elif event.kind is Kind.CONNECTION_DECIDED:
-                yield there.connections
+                yield observations.connections
             return
         if request.git is None and UNTOLD_REFS not in past.unrecorded:
             kind = RequestKind.of(request.method, body=request.body, websocket=request.websocket, action=action)
-            yield there.requests.setdefault((kind, request.path.partition("?")[0]), Evidence())
+            yield observations.requests.setdefault((kind, request.path.partition("?")[0]), Evidence())
             return
         for git in past.pushed:
             if git.service is GitService.FETCH or git.ref is not None:
-                yield there.git.setdefault(GitObservation(git.repo, git.ref, git.change, action), Evidence())
+                yield observations.git.setdefault(GitObservation(git.repo, git.ref, git.change, action), Evidence())
             elif UNTOLD_REFS not in past.unrecorded:
-                self._begun[Destination(attempt.target, attempt.port, attempt.protocol), git.repo] += 1
+                self._unfinished_pushes[Destination(attempt.target, attempt.port, attempt.protocol), git.repo] += 1
         if UNTOLD_REFS in past.unrecorded:
-            self._problems[_PUSHED] += 1
+            self._problems[_UNRECORDED_PUSH] += 1
 
 
 def _lacks_address(past: PastAttempt) -> bool:
@@ -202,10 +204,10 @@ def looks_secret(text: str) -> bool:
 
 def without_secrets(text: str) -> str:
     """Return a text with what looks like a credential taken out."""
-    return _RUN.sub(_run, masked((text,))[0])
+    return _RUN.sub(_mask_run, masked((text,))[0])
 
 
-def _run(match: "re.Match[str]") -> str:
+def _mask_run(match: "re.Match[str]") -> str:
     """Mask a long run of letters of both cases and digits; not a digest or an id in hexadecimal."""
     run = match[0]
     mixed = any(c.islower() for c in run) and any(c.isupper() for c in run) and sum(c.isdigit() for c in run) > 1

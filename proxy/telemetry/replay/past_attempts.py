@@ -45,8 +45,8 @@ _BY_WHAT_IS_RECORDED: Final = frozenset({Reason.BODY_NOT_ALLOWED, Reason.URL_TOO
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
 ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: types, where the name is let out
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
-_CUT: Final = re.compile(r"\[\d+ more\]$")  # masking.cut
-_BODILESS: Final = frozenset({"GET", "HEAD"})
+_CUT_NOTE: Final = re.compile(r"\[\d+ more\]$")  # masking.cut
+_METHODS_WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _LONGEST_QUERY: Final = 1 << 16  # bytes
 _WITH_SECOND_PATHS: Final = frozenset({"COPY", "MOVE"})  # inspection/decide_request.py
 UNTOLD_KIND: Final = "whether a request had a body or was a WebSocket, which this journal doesn't tell"
@@ -88,13 +88,13 @@ def rebuild_attempt(event: "Event", at: "date | None") -> PastAttempt | None:
         return None
     fate = outcome_under_rules(event.outcome, event.verdict, event.reason)
     reason = event.reason
-    let_out = fate.passes or event.outcome is Outcome.FAILED
-    if not let_out and reason in BEFORE_RULES:
+    is_allowed = fate.passes or event.outcome is Outcome.FAILED
+    if not is_allowed and reason in BEFORE_RULES:
         return PastAttempt(event, fate, problem=f"decided before any rule is asked ({reason})", fixed=True)
-    kept = event.http is not None and event.http.body is not None and reason in _BY_WHAT_IS_RECORDED
-    if not let_out and not kept and reason not in _BY_RULES:
+    is_recorded = event.http is not None and event.http.body is not None and reason in _BY_WHAT_IS_RECORDED
+    if not is_allowed and not is_recorded and reason not in _BY_RULES:
         return PastAttempt(event, fate, problem=f"blocked for what the journal doesn't tell ({reason})")
-    return _lookup(event, fate) if event.kind is Kind.DNS_DECIDED else _attempt(event, fate, at)
+    return _rebuild_lookup(event, fate) if event.kind is Kind.DNS_DECIDED else _rebuild_attempt(event, fate, at)
 
 
 def outcome_under_rules(outcome: Outcome | None, verdict: Verdict | None, reason: Reason | None) -> RuleOutcome:
@@ -108,7 +108,7 @@ def outcome_under_rules(outcome: Outcome | None, verdict: Verdict | None, reason
     return RuleOutcome.BLOCKED
 
 
-def _lookup(event: "Event", fate: RuleOutcome) -> PastAttempt:
+def _rebuild_lookup(event: "Event", fate: RuleOutcome) -> PastAttempt:
     try:
         if event.dns is None:
             return PastAttempt(event, fate, problem="its question is missing")
@@ -119,7 +119,7 @@ def _lookup(event: "Event", fate: RuleOutcome) -> PastAttempt:
         return PastAttempt(event, fate, problem="its name can't be read")
 
 
-def _attempt(event: "Event", fate: RuleOutcome, at: "date | None") -> PastAttempt:  # noqa: PLR0911  a list of what may be missing
+def _rebuild_attempt(event: "Event", fate: RuleOutcome, at: "date | None") -> PastAttempt:  # noqa: PLR0911  a list of what may be missing
     destination, task = event.destination, event.task
     if destination is None or destination.port is None or event.protocol is None:
         return PastAttempt(event, fate, problem="its destination or protocol is missing")
@@ -138,26 +138,26 @@ def _attempt(event: "Event", fate: RuleOutcome, at: "date | None") -> PastAttemp
         return PastAttempt(event, fate, problem="its destination can't be read")
     request: Request | None = None
     pushed: tuple[GitRequest, ...] = ()
-    untold: tuple[str, ...] = ()
+    unrecorded: tuple[str, ...] = ()
     if event.kind is Kind.REQUEST_DECIDED:
         http = event.http
         if http is None or not http.method or not http.path:
             return PastAttempt(event, fate, problem="its method or path is missing")
-        if problem := _not_kept(http):
+        if problem := _explain_incomplete(http):
             return PastAttempt(event, fate, problem=problem)
         try:
-            pushed = () if event.git is None else _git(event.git)
+            pushed = () if event.git is None else _rebuild_git(event.git)
         except ValueError:
             return PastAttempt(event, fate, problem="what git asked for can't be read")
-        request = _request(http, pushed[0] if pushed else None)
-        untold = _untold(http, event.git)
+        request = _rebuild_request(http, pushed[0] if pushed else None)
+        unrecorded = _find_unrecorded(http, event.git)
     # Of UDP that was refused the address is the one that stands for the name in the sandbox
     dialled = address if isinstance(target, HostName) and (event.protocol is not Protocol.UDP or fate.passes) else None
     attempt = Attempt(event.protocol, target, destination.port, request, task.name, task.labels, at)
-    return PastAttempt(event, fate, attempt=attempt, address=dialled, pushed=pushed, unrecorded=untold)
+    return PastAttempt(event, fate, attempt=attempt, address=dialled, pushed=pushed, unrecorded=unrecorded)
 
 
-def _request(http: "Http", git: GitRequest | None) -> Request:
+def _rebuild_request(http: "Http", git: GitRequest | None) -> Request:
     """Make a request again. Its query has as many bytes as it had, and says nothing."""
     assert http.method is not None
     assert http.path is not None
@@ -165,17 +165,17 @@ def _request(http: "Http", git: GitRequest | None) -> Request:
     return Request(http.method, http.path + query, body=bool(http.body), websocket=http.websocket, git=git)
 
 
-def _git(said: "SaidGit") -> tuple[GitRequest, ...]:
+def _rebuild_git(recorded: "SaidGit") -> tuple[GitRequest, ...]:
     """Make again what git asked for: one for a fetch or the beginning of a push, else one a ref. Raises ValueError."""
-    texts = (said.repository, *said.refs)
+    texts = (recorded.repository, *recorded.refs)
     if any(MASK in text for text in texts):
         raise ValueError("a secret was in it, which the journal doesn't keep")
     for text in texts:
         text.encode("utf-8", "surrogateescape")  # else no gate wrote that
-    service, repo = GitService(said.service), strip_git_suffix(said.repository.removeprefix("/"))
-    if service is GitService.FETCH or not said.refs:
+    service, repo = GitService(recorded.service), strip_git_suffix(recorded.repository.removeprefix("/"))
+    if service is GitService.FETCH or not recorded.refs:
         return (GitRequest(service, repo),)
-    refs = [each.split(" ") for each in said.refs if not _CUT.search(each)]
+    refs = [each.split(" ") for each in recorded.refs if not _CUT_NOTE.search(each)]
     if not all(len(each) >= 2 for each in refs):
         raise ValueError("a ref is what is done to it and its name")
     return tuple(GitRequest(service, repo, each[1], RefChange(each[0])) for each in refs) or (
@@ -183,27 +183,27 @@ def _git(said: "SaidGit") -> tuple[GitRequest, ...]:
     )
 
 
-def _untold(http: "Http", git: "SaidGit | None") -> tuple[str, ...]:
+def _find_unrecorded(http: "Http", git: "SaidGit | None") -> tuple[str, ...]:
     """List what the event doesn't tell of a request though rules may look at it."""
-    untold = []
-    if http.body is None and http.method in _BODILESS:
-        untold.append(UNTOLD_KIND)
+    unrecorded = []
+    if http.body is None and http.method in _METHODS_WITHOUT_BODY:
+        unrecorded.append(UNTOLD_KIND)
     if http.method in _WITH_SECOND_PATHS:
-        untold.append("the `Destination` of a request, which the journal doesn't keep")
+        unrecorded.append("the `Destination` of a request, which the journal doesn't keep")
     path = "" if http.path is None else http.path
     if http.method == "POST" and path.endswith("/git-receive-pack") and git is None:
-        untold.append(UNTOLD_REFS)
-    if git is not None and any(map(_CUT.search, git.refs)):
-        untold.append(UNTOLD_REFS)
-    return tuple(untold)
+        unrecorded.append(UNTOLD_REFS)
+    if git is not None and any(map(_CUT_NOTE.search, git.refs)):
+        unrecorded.append(UNTOLD_REFS)
+    return tuple(unrecorded)
 
 
-def _not_kept(http: "Http") -> str:
+def _explain_incomplete(http: "Http") -> str:
     """Say why a request can't be made again of its method and path."""
     method, path = http.method or "", http.path or ""
     if http.pattern or (http.body is None and "*" in path.replace(MASK, "")):
         return "its path is not told (`log: pattern`)"
-    if _CUT.search(path) or _CUT.search(method):
+    if _CUT_NOTE.search(path) or _CUT_NOTE.search(method):
         return "its path is longer than what the journal keeps"
     if MASK in path or MASK in method:
         return "a secret was in its path, which the journal doesn't keep"

@@ -94,9 +94,9 @@ class Replay:
         self.fixed: Counter[str] = Counter()  # decided before any rule is asked, and so again
         self.skipped: Counter[str] = Counter()  # attempts that can't be decided again, by why
         self.uncertain: Counter[str] = Counter()  # decided, but by rules that look at what the journal doesn't keep
-        self.unsure = 0  # attempts that are uncertain for one reason or several
+        self.uncertain_attempts = 0  # attempts that are uncertain for one reason or several
         self._at = at
-        self._about: dict[HostName | Address, tuple[Rule, ...]] = {}
+        self._rules_by_target: dict[HostName | Address, tuple[Rule, ...]] = {}
 
     @property
     def changes(self) -> int:
@@ -118,9 +118,9 @@ class Replay:
             (self.fixed if attempt.fixed else self.skipped)[attempt.problem] += 1
             return
         was = ReplayedDecision(attempt.fate, event.reason, event.rules)
-        now, unknown = self._decided(attempt)
+        now, unknown = self._decide(attempt)
         self.uncertain.update(unknown)
-        self.unsure += bool(unknown)
+        self.uncertain_attempts += bool(unknown)
         if was.fate is RuleOutcome.AUDITED and now.fate in {RuleOutcome.ALLOWED, RuleOutcome.FLAGGED}:
             self.settled += 1
         elif was.fate is now.fate:
@@ -131,19 +131,19 @@ class Replay:
             group = Group(effect, place_of(attempt), event.task.name or event.task.id, was, now)
             self.groups.setdefault(group, Tally()).add(event.kind, example_of(attempt))
 
-    def _decided(self, past: PastAttempt) -> "tuple[ReplayedDecision, set[str]]":
+    def _decide(self, past: PastAttempt) -> "tuple[ReplayedDecision, set[str]]":
         """Decide again; beside it: what may make the gate decide otherwise, and the journal doesn't tell."""
         attempt, event = past.attempt, past.event
         if attempt is None:
             assert past.lookup is not None
-            return self._looked_up(past.lookup, event), set()
-        attempt, decision = self._strictest(past, attempt)
-        said = ReplayedDecision(
+            return self._decide_lookup(past.lookup, event), set()
+        attempt, decision = self._decide_strictest(past, attempt)
+        decided = ReplayedDecision(
             outcome_under_rules(decision.outcome, decision.verdict, decision.reason), decision.reason, decision.rules
         )
-        unknown = self._unknown_of(past, attempt, decision)
-        if not said.fate.passes:
-            return said, unknown
+        unknown = self._find_unknowns(past, attempt, decision)
+        if not decided.fate.passes:
+            return decided, unknown
         objection = None
         proxied = self.policy.upstream_for(attempt) is not None
         if attempt.protocol is Protocol.UDP and proxied:
@@ -159,9 +159,9 @@ class Replay:
             objection = self.policy.check_address(attempt, past.address)
         if past.address is None and not proxied and _is_dialled(attempt, decision):
             unknown.add(_UNTOLD_ADDRESS)
-        return (said if objection is None else ReplayedDecision(RuleOutcome.BLOCKED, objection)), unknown
+        return (decided if objection is None else ReplayedDecision(RuleOutcome.BLOCKED, objection)), unknown
 
-    def _strictest(self, past: PastAttempt, attempt: "Attempt") -> "tuple[Attempt, Decision]":
+    def _decide_strictest(self, past: PastAttempt, attempt: "Attempt") -> "tuple[Attempt, Decision]":
         """Decide an attempt: of a push each of its refs, and the strictest counts."""
         request = attempt.request
         attempts = [attempt]
@@ -170,45 +170,47 @@ class Replay:
         decided = [(each, self.policy.decide(each)) for each in attempts]
         return min(decided, key=lambda each: rank_decision(each[1]))
 
-    def _looked_up(self, name: HostName, event: "Event") -> ReplayedDecision:
+    def _decide_lookup(self, name: HostName, event: "Event") -> ReplayedDecision:
         policy, caller = self.policy, Caller(event.task.name, event.task.labels, self._at)
         decision = policy.decide_name(name, caller)
         kind = "" if event.dns is None else event.dns.type
-        known = decision.passes and kind not in ANSWERED
-        if known and kind not in policy.dns_types(name, caller):
+        cached = decision.passes and kind not in ANSWERED
+        if cached and kind not in policy.dns_types(name, caller):
             return ReplayedDecision(RuleOutcome.BLOCKED, Reason.DNS_TYPE, decision.rules)
         reason = Reason.DNS_DENIED if decision.outcome is Outcome.BLOCKED and not decision.rules else decision.reason
         return ReplayedDecision(
             outcome_under_rules(decision.outcome, decision.verdict, decision.reason), reason, decision.rules
         )
 
-    def _unknown_of(self, past: PastAttempt, attempt: "Attempt", decision: "Decision") -> set[str]:
+    def _find_unknowns(self, past: PastAttempt, attempt: "Attempt", decision: "Decision") -> set[str]:
         """Say what the rules about this target look at that no event tells."""
         unknown = set[str]()
-        about = self._rules_about(attempt)
+        target_rules = self._rules_about(attempt)
         if decision.passes and decision.limits:
             unknown.add("`limits`, which depend on what else is sent, and when")
-        if any(rule.depends_on_taint for rule in about):
+        if any(rule.depends_on_taint for rule in target_rules):
             unknown.add("whether the task was tainted, which the journal doesn't tell of an attempt")
         request = attempt.request
         if request is None:
             return unknown
         if decision.passes and decision.inspect and decision.scan.blocks:
             unknown.add("what requests carry, which `scan: block` looks at")
-        if any(rule.looks_at_requests for rule in about):
+        if any(rule.looks_at_requests for rule in target_rules):
             unknown.update(why for why in past.unrecorded if why != UNTOLD_REFS)
-        for rule in about:
-            unknown.update(_unkept(rule, past, request))
+        for rule in target_rules:
+            unknown.update(_unrecorded_conditions(rule, past, request))
         return unknown
 
     def _rules_about(self, attempt: "Attempt") -> "tuple[Rule, ...]":
         """List the rules about a target; journals have many attempts at the same few."""
-        known = self._about.get(attempt.target)
-        if known is None:
-            if len(self._about) >= _MOST_TARGETS:
-                self._about.clear()
-            known = self._about[attempt.target] = tuple(r for r in self.policy.rules if covers_target(r, attempt))
-        return known
+        cached = self._rules_by_target.get(attempt.target)
+        if cached is None:
+            if len(self._rules_by_target) >= _MOST_TARGETS:
+                self._rules_by_target.clear()
+            cached = self._rules_by_target[attempt.target] = tuple(
+                r for r in self.policy.rules if covers_target(r, attempt)
+            )
+        return cached
 
 
 def _is_dialled(attempt: "Attempt", decision: "Decision") -> bool:
@@ -216,20 +218,23 @@ def _is_dialled(attempt: "Attempt", decision: "Decision") -> bool:
     return isinstance(attempt.target, HostName) and (attempt.request is not None or not decision.inspect)
 
 
-def _unkept(rule: "Rule", past: PastAttempt, request: "Request") -> "Iterator[str]":
+def _unrecorded_conditions(rule: "Rule", past: PastAttempt, request: "Request") -> "Iterator[str]":
     """Name what a rule asks of a request and its event doesn't tell."""
-    old = past.event.http is None or past.event.http.body is None
+    is_old_event = past.event.http is None or past.event.http.body is None
     https = [http for http in (rule.http, *(each.http for each in rule.excepts)) if http is not None]
-    asked = {
-        "query": ("?" in request.path or old) and any(http.query for http in https),
+    conditions = {
+        "query": ("?" in request.path or is_old_event) and any(http.query for http in https),
         "headers": any(http.headers for http in https),
-        "body": old and any(http.body is not None for http in https),
-        "websocket": old and any(http.websocket is not None for http in https),
-        "max_url": old and (any(http.max_url is not None for http in https) or (bool(https) and is_wide(rule))),
+        "body": is_old_event and any(http.body is not None for http in https),
+        "websocket": is_old_event and any(http.websocket is not None for http in https),
+        "max_url": is_old_event
+        and (any(http.max_url is not None for http in https) or (bool(https) and is_wide(rule))),
         "credential": rule.credential is not None or any(each.credential is not None for each in rule.excepts),
         "git": rule.looks_at_git and request.git is None,
     }
-    yield from (f"`{name}` of requests, which the journal doesn't keep" for name, missing in asked.items() if missing)
+    yield from (
+        f"`{name}` of requests, which the journal doesn't keep" for name, missing in conditions.items() if missing
+    )
     if rule.looks_at_git and UNTOLD_REFS in past.unrecorded and request.git is not None:
         yield UNTOLD_REFS
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")  # RFC 9562 section 5.7
 _PART: Final = re.compile(r"[0-9a-f-]{8,}")  # of an id; fewer characters are those of too many
 _NS_A_MILLISECOND: Final = 1_000_000
-_AROUND: Final = 5_000 * _NS_A_MILLISECOND  # an id that was made in a rush is ahead of its event's time
+_SEARCH_RANGE: Final = 5_000 * _NS_A_MILLISECOND  # an id that was made in a rush is ahead of its event's time
 _LONGEST: Final = 64  # causes above one another: there are never so many, and an edited journal may go in circles
 _MOST: Final = 100_000  # effects
 
@@ -59,10 +59,10 @@ def named(directory: "Path", part: str) -> list[str]:
     if not is_named(part):
         return []
     found = read_events(directory, LineFilter(((part.encode(),),), bookkeeping=True))
-    return list(dict.fromkeys(each.event.id for each in found if _is_part(part, each.event.id)))
+    return list(dict.fromkeys(each.event.id for each in found if _matches_end(part, each.event.id)))
 
 
-def _is_part(part: str, name: str) -> bool:
+def _matches_end(part: str, name: str) -> bool:
     return name.startswith(part) or name.endswith(part)
 
 
@@ -71,8 +71,10 @@ def find(directory: "Path", name: str) -> Entry | None:
     made = instant_of(name)
     if made is None:
         return None
-    sought = LineFilter(((f'"id":"{name}"'.encode(),),), max(0, made - _AROUND), made + _AROUND, bookkeeping=True)
-    return next((entry for entry in read_events(directory, sought) if entry.event.id == name), None)
+    line_filter = LineFilter(
+        ((f'"id":"{name}"'.encode(),),), max(0, made - _SEARCH_RANGE), made + _SEARCH_RANGE, bookkeeping=True
+    )
+    return next((entry for entry in read_events(directory, line_filter) if entry.event.id == name), None)
 
 
 def chain(directory: "Path", name: str) -> CausalChain | None:
@@ -81,22 +83,22 @@ def chain(directory: "Path", name: str) -> CausalChain | None:
     if entry is None:
         return None
     causes: list[Entry] = []
-    above, missing = entry, None
-    while above.event.cause is not None and len(causes) < _LONGEST:
-        found = find(directory, above.event.cause)
+    effect, missing = entry, None
+    while effect.event.cause is not None and len(causes) < _LONGEST:
+        found = find(directory, effect.event.cause)
         if found is None or found.event.id in {each.event.id for each in (entry, *causes)}:
-            missing = above.event.cause if found is None else None
+            missing = effect.event.cause if found is None else None
             break
         causes.insert(0, found)
-        above = found
-    return CausalChain(causes, _effects(directory, entry), _start(directory, entry), missing)
+        effect = found
+    return CausalChain(causes, _find_effects(directory, entry), _find_task_start(directory, entry), missing)
 
 
-def _effects(directory: "Path", entry: Entry) -> EventEffects:
+def _find_effects(directory: "Path", entry: Entry) -> EventEffects:
     """Return an event with all that came of it."""
-    top = EventEffects(entry)
-    known = {entry.event.id: top}
-    for found in _of_task(directory, entry, b'"cause":"', entry.event.time):
+    root = EventEffects(entry)
+    known = {entry.event.id: root}
+    for found in _read_task_events(directory, entry, b'"cause":"', entry.event.time):
         event = found.event
         if event.cause in known and event.id not in known:
             known[event.id] = EventEffects(found)
@@ -104,17 +106,17 @@ def _effects(directory: "Path", entry: Entry) -> EventEffects:
         ended = event.kind is Kind.TASK_ENDED and event.task.id == entry.event.task.id
         if ended or len(known) > _MOST:
             break
-    return top
+    return root
 
 
-def _start(directory: "Path", entry: Entry) -> Entry | None:
+def _find_task_start(directory: "Path", entry: Entry) -> Entry | None:
     """Return the start of an event's task."""
     task = entry.event.task.id
-    found = _of_task(directory, entry, b'"kind":"task.started"', 0) if task else ()
+    found = _read_task_events(directory, entry, b'"kind":"task.started"', 0) if task else ()
     return next((each for each in found if each.event.task.id == task and each.event.kind is Kind.TASK_STARTED), None)
 
 
-def _of_task(directory: "Path", entry: Entry, text: bytes, since: int) -> "Iterator[Entry]":
+def _read_task_events(directory: "Path", entry: Entry, text: bytes, since: int) -> "Iterator[Entry]":
     groups: tuple[tuple[bytes, ...], ...] = ((text,),)
     if entry.event.task.id:
         groups = ((f'"id":{quoted(entry.event.task.id)}'.encode(),), *groups)

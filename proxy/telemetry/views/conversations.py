@@ -23,12 +23,12 @@ MOST: Final = 200  # events of one kind of join
 _CONVERSATIONS: Final = 3  # that may be it
 _NS: Final = 1_000_000_000
 _BEFORE, _AFTER = 3600 * _NS, 600 * _NS  # how far away is looked
-_OPEN: Final = 7 * 86_400 * _NS  # that a question and what it was about may lie apart
-_LATE: Final = 600 * _NS  # that what an agent says may arrive after it was
-_ONE_CALL: Final = 60 * _NS  # that a tool may take whose end was never told
+_APPROVAL_RANGE: Final = 7 * 86_400 * _NS  # that a question and what it was about may lie apart
+_MAX_EXPORT_DELAY: Final = 600 * _NS  # that what an agent says may arrive after it was
+_DEFAULT_CALL_DURATION: Final = 60 * _NS  # that a tool may take whose end was never told
 _SLACK: Final = _NS
-_NOBODY: Final = Agent("")  # of a line that says nothing of one
-_DID: Final = DECISIONS | APPROVALS | {
+_NO_AGENT: Final = Agent("")  # of a line that says nothing of one
+_ACTION_KINDS: Final = DECISIONS | APPROVALS | {
     Kind.COMMAND_DECIDED, Kind.SYSCALL_DENIED, Kind.SECRET_DETECTED, Kind.TAMPERING_DETECTED, Kind.TASK_TAINTED,
     Kind.ANOMALY_DETECTED, Kind.TASK_LIMITED,
 }  # fmt: skip
@@ -58,62 +58,65 @@ def find_agent_context(
     if not event.task.id:
         return AgentContext()
     if event.kind is Kind.AGENT_SAID:
-        talk = [each for each in _said(directory, event) if _conversation(each.event) == _conversation(event)]
-        around = [each for each in _turn(talk, time_of_claim(event)) if each.event.id != event.id]
-        return AgentContext(around, _done(directory, event, talk))
+        conversation = [
+            each for each in _read_agent_events(directory, event) if _conversation(each.event) == _conversation(event)
+        ]
+        around = [each for each in _select_turn(conversation, time_of_claim(event)) if each.event.id != event.id]
+        return AgentContext(around, _find_actions(directory, event, conversation))
     seen = {each.id for each in (event, *near)}.union(shown)
     people = [
         each
-        for each in (*_of_people(directory, event, asked), *_looked_at(directory, event))
+        for each in (*_find_approval_events(directory, event, asked), *_find_reviews(directory, event))
         if each.event.id not in seen
     ]
     seen.update(each.event.id for each in people)
-    did = [each for each in _of_process(directory, event, process) if each.event.id not in seen]
-    return AgentContext(_about(directory, event._replace(process=process)), [], did, people)
+    did = [each for each in _find_process_events(directory, event, process) if each.event.id not in seen]
+    return AgentContext(_find_agent_events(directory, event._replace(process=process)), [], did, people)
 
 
 def time_of_claim(event: "Event") -> int:
     """Return when what an agent says was, in ns since 1970: by its own clock, where that can be."""
-    at = (event.agent or _NOBODY).at
-    return at if 0 < event.time - at < _LATE else event.time
+    at = (event.agent or _NO_AGENT).at
+    return at if 0 < event.time - at < _MAX_EXPORT_DELAY else event.time
 
 
-def _about(directory: "Path", event: "Event") -> list[Entry]:
+def _find_agent_events(directory: "Path", event: "Event") -> list[Entry]:
     """Return what each conversation said around an event, that which names it first."""
-    talks: dict[tuple[str, str], list[Entry]] = {}
-    for each in _said(directory, event):
-        talks.setdefault(_conversation(each.event), []).append(each)
-    turns = [turn for talk in talks.values() if (turn := _turn(talk, event.time))]
-    turns.sort(key=lambda turn: (_names(turn, event), time_of_claim(turn[-1].event)), reverse=True)
-    turns = _told_apart(
-        turns, lambda turn: [_related(each.event, event) for each in talks[_conversation(turn[0].event)]]
+    conversations: dict[tuple[str, str], list[Entry]] = {}
+    for each in _read_agent_events(directory, event):
+        conversations.setdefault(_conversation(each.event), []).append(each)
+    turns = [turn for conversation in conversations.values() if (turn := _select_turn(conversation, event.time))]
+    turns.sort(key=lambda turn: (_is_mentioned(turn, event), time_of_claim(turn[-1].event)), reverse=True)
+    turns = _keep_same_process(
+        turns,
+        lambda turn: [_is_same_process(each.event, event) for each in conversations[_conversation(turn[0].event)]],
     )
     return [each for turn in turns[:_CONVERSATIONS] for each in turn]
 
 
-def _turn(talk: list[Entry], at: int) -> list[Entry]:
+def _select_turn(conversation: list[Entry], at: int) -> list[Entry]:
     """Return the prompt and the tool call of one conversation that `at` (ns since 1970) falls in."""
-    talk = sorted(talk, key=lambda each: time_of_claim(each.event))
-    before = [each for each in talk if time_of_claim(each.event) <= at + _SLACK]
+    conversation = sorted(conversation, key=lambda each: time_of_claim(each.event))
+    before = [each for each in conversation if time_of_claim(each.event) <= at + _SLACK]
     prompt = next((each for each in reversed(before) if _is_prompt(each)), None)
     tool = next((each for each in reversed(before) if _is_tool(each)), None)
     if tool is not None and prompt is not None and time_of_claim(tool.event) < time_of_claim(prompt.event):
         tool = None  # of an earlier prompt
     found = [each for each in (prompt, tool) if each is not None]
     if tool is not None and (call := _agent(tool).call):
-        found += [each for each in talk if each is not tool and _agent(each).call == call]
+        found += [each for each in conversation if each is not tool and _agent(each).call == call]
     return sorted(found, key=lambda each: time_of_claim(each.event))
 
 
-def _done(directory: "Path", event: "Event", talk: list[Entry]) -> list[Entry]:
+def _find_actions(directory: "Path", event: "Event", conversation: list[Entry]) -> list[Entry]:
     """Return what was seen of the task while what the agent speaks of went on."""
-    begins, ends = _span(event, talk)
+    begins, ends = _find_span(event, conversation)
     found = _events(directory, event, (), begins - _SLACK, ends + _SLACK)
-    kept = _some(each for each in found if each.event.kind in _DID)
-    return _told_apart(kept, lambda each: [_related(said.event, each.event) for said in talk])
+    kept = _sample(each for each in found if each.event.kind in _ACTION_KINDS)
+    return _keep_same_process(kept, lambda each: [_is_same_process(said.event, each.event) for said in conversation])
 
 
-def _told_apart[T](found: list[T], relations: "Callable[[T], list[bool | None]]") -> list[T]:
+def _keep_same_process[T](found: list[T], relations: "Callable[[T], list[bool | None]]") -> list[T]:
     """Leave out what is of another process, where one is known that it can be of: an exporter may be one by itself."""
     known = [relations(each) for each in found]
     if not any(True in each for each in known):
@@ -121,51 +124,51 @@ def _told_apart[T](found: list[T], relations: "Callable[[T], list[bool | None]]"
     return [each for each, said in zip(found, known, strict=True) if True in said or False not in said]
 
 
-def _related(said: "Event", done: "Event") -> bool | None:
+def _is_same_process(said: "Event", done: "Event") -> bool | None:
     """Whether something was done by the process that said something, or one that descends from it; None: not known."""
     if said.process is None or done.process is None:
         return None
     return said.process.pid in (done.process.pid, *done.process.ancestor_pids)
 
 
-def _span(event: "Event", talk: list[Entry]) -> tuple[int, int]:
+def _find_span(event: "Event", conversation: list[Entry]) -> tuple[int, int]:
     """Return from when to when something went on that an agent speaks of, in ns since 1970."""
-    at, agent = time_of_claim(event), event.agent or _NOBODY
-    took = _duration(agent)
+    at, agent = time_of_claim(event), event.agent or _NO_AGENT
+    duration = _duration(agent)
     if agent.call:
-        times = [time_of_claim(each.event) for each in talk if _agent(each).call == agent.call]
+        times = [time_of_claim(each.event) for each in conversation if _agent(each).call == agent.call]
         first, last = min(times, default=at), max(times, default=at)
-        if first < last or took:
-            return min(first, at - took), max(last, at)
-    if took:
-        return (at, at + took) if agent.source == "span" else (at - took, at)
-    wanted = _is_prompt if "prompt" in agent.name else _is_tool_or_prompt
-    later = [time_of_claim(each.event) for each in talk if time_of_claim(each.event) > at and wanted(each)]
-    return at, min(later, default=at + (_AFTER if wanted is _is_prompt else _ONE_CALL))
+        if first < last or duration:
+            return min(first, at - duration), max(last, at)
+    if duration:
+        return (at, at + duration) if agent.source == "span" else (at - duration, at)
+    is_next = _is_prompt if "prompt" in agent.name else _is_tool_or_prompt
+    later = [time_of_claim(each.event) for each in conversation if time_of_claim(each.event) > at and is_next(each)]
+    return at, min(later, default=at + (_AFTER if is_next is _is_prompt else _DEFAULT_CALL_DURATION))
 
 
-def _of_process(directory: "Path", event: "Event", process: "Process | None") -> list[Entry]:
+def _find_process_events(directory: "Path", event: "Event", process: "Process | None") -> list[Entry]:
     """Return what the process of an event did around it."""
     if process is None:
         return []
     text = f'"process":{{"pid":{process.pid},"exe":{quoted(process.exe)}'.encode()
     found = _events(directory, event, ((text,),), event.time - _BEFORE, event.time + _AFTER)
-    return _some(each for each in found if each.event.kind in _DID)
+    return _sample(each for each in found if each.event.kind in _ACTION_KINDS)
 
 
-def _of_people(directory: "Path", event: "Event", approval: "Approval | None") -> list[Entry]:
+def _find_approval_events(directory: "Path", event: "Event", approval: "Approval | None") -> list[Entry]:
     """Return what became of the question that an event waited for, or is of."""
     if approval is None:
         return []
     text = f'"approval":{{"id":{quoted(approval.id)}'.encode()
-    return _some(_events(directory, event, ((text,),), event.time - _OPEN, event.time + _OPEN))
+    return _sample(_events(directory, event, ((text,),), event.time - _APPROVAL_RANGE, event.time + _APPROVAL_RANGE))
 
 
-def _some(found: "Iterable[Entry]") -> list[Entry]:
+def _sample(found: "Iterable[Entry]") -> list[Entry]:
     return fair_share(found, MOST, lambda each: (each.event.kind, each.event.outcome, each.event.reason))
 
 
-def _looked_at(directory: "Path", event: "Event") -> list[Entry]:
+def _find_reviews(directory: "Path", event: "Event") -> list[Entry]:
     """Return who has looked at a flagged event, which is told of no task."""
     if event.verdict is not Verdict.FLAG:
         return []
@@ -174,7 +177,7 @@ def _looked_at(directory: "Path", event: "Event") -> list[Entry]:
     return [each for _, each in zip(range(MOST), found, strict=False) if each.event.cause == event.id]
 
 
-def _said(directory: "Path", event: "Event") -> "Iterator[Entry]":
+def _read_agent_events(directory: "Path", event: "Event") -> "Iterator[Entry]":
     at = time_of_claim(event)
     kind = f'"kind":"{Kind.AGENT_SAID}"'.encode()
     for each in _events(directory, event, ((kind,),), at - _BEFORE, at + _AFTER):
@@ -193,11 +196,11 @@ def _events(
 
 
 def _agent(entry: Entry) -> Agent:
-    return entry.event.agent or _NOBODY
+    return entry.event.agent or _NO_AGENT
 
 
 def _conversation(event: "Event") -> tuple[str, str]:
-    agent = event.agent or _NOBODY
+    agent = event.agent or _NO_AGENT
     return agent.service, agent.conversation
 
 
@@ -216,16 +219,16 @@ def _is_tool_or_prompt(entry: Entry) -> bool:
 def _duration(agent: Agent) -> int:
     """Return how long it says that took, in ns; 0: it doesn't say, or nothing that can be."""
     try:
-        took = int(float(agent.attributes.get("duration_ms", "")) * 1_000_000)
+        duration = int(float(agent.attributes.get("duration_ms", "")) * 1_000_000)
     except (ValueError, OverflowError):
         return 0
-    return took if 0 < took < _BEFORE else 0
+    return duration if 0 < duration < _BEFORE else 0
 
 
-def _names(turn: list[Entry], event: "Event") -> bool:
+def _is_mentioned(turn: list[Entry], event: "Event") -> bool:
     """Whether what was said names where an event went to, or the program that it is of."""
     where, process = event.destination, event.process
     texts = (where.name if where is not None else None, process.exe.rpartition("/")[2] if process is not None else None)
-    wanted = [text for text in (*texts, *event.argv[:1]) if text]
+    is_next = [text for text in (*texts, *event.argv[:1]) if text]
     said = " ".join(value for each in turn for value in _agent(each).attributes.values())
-    return any(text in said for text in wanted)
+    return any(text in said for text in is_next)

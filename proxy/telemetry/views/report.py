@@ -3,7 +3,7 @@
 `gather` reads the journal in one pass and bounds what a report lists: a task can try any number of names. A task can't
 choose what is left out: destinations with the least traffic, and refusals and warnings of the largest groups.
 
-`report.html` is the page. Home of invariant 7 for it: every value that it prints goes through `_shown`, which spells
+`report.html` is the page. Home of invariant 7 for it: every value that it prints goes through `_escape`, which spells
 out what is not visible, and is then escaped; the page forbids itself scripts, and everything that lies elsewhere.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MOST: Final = 1000  # tasks, places, refusals and warnings that are told apart, each
-_FINEST: Final = 20_000  # moments that are told apart
+_MOST_INTERVALS: Final = 20_000  # moments that are told apart
 _WARNINGS: Final = frozenset({
     Kind.TAMPERING_DETECTED, Kind.SECRET_DETECTED, Kind.GATE_ERROR, Kind.RULES_REJECTED, Kind.TASK_LIMITED,
     Kind.SYSCALL_DENIED, Kind.JOURNAL_REPAIRED, Kind.JOURNAL_REMOVED, Kind.TASK_TAINTED, Kind.ANOMALY_DETECTED,
@@ -95,7 +95,7 @@ class AttemptTimes:
     def add(self, time: int, outcome: Outcome) -> None:
         """Count one, at `time` (ns since 1970)."""
         self.counts[time // self.width, outcome] += 1
-        if len(self.counts) > _FINEST:
+        if len(self.counts) > _MOST_INTERVALS:
             self.width *= 2
             finer, self.counts = self.counts, Counter()
             for (number, which), count in finer.items():
@@ -119,33 +119,33 @@ class ReportData:
 
 def gather(events: "Iterable[Event]") -> ReportData:
     """Read events in the order in which they happened."""
-    all_ = ReportData()
+    data = ReportData()
     for event in events:
-        if max(len(all_.places), len(all_.refusals), len(all_.warnings)) >= 2 * MOST:
-            _make_room(all_)
-        all_.events += 1
-        all_.span = all_.span or Span(event.time, event.time)
-        all_.span.stretch(event.time)
-        _run(all_, event)
+        if max(len(data.places), len(data.refusals), len(data.warnings)) >= 2 * MOST:
+            _apply_bounds(data)
+        data.events += 1
+        data.span = data.span or Span(event.time, event.time)
+        data.span.stretch(event.time)
+        _add_to_run(data, event)
         if event.kind in _WARNINGS:
-            all_.warnings.append(event)
+            data.warnings.append(event)
         if event.revision:
-            _policy(all_, event)
+            _add_policy(data, event)
         if event.kind in ATTEMPTS and event.outcome is not None:
-            all_.moments.add(event.time, event.outcome)
-            place = _place(all_, event)
+            data.moments.add(event.time, event.outcome)
+            place = _destination_stats(data, event)
             place.attempts[event.outcome] += 1
             place.rules.update(dict.fromkeys(event.rules[: MOST - len(place.rules)]))
         # What people said is told beside the attempt that they were asked about
         if event.outcome in STOPPED and event.reason is not None and event.kind not in APPROVALS:
-            _refusal(all_, event)
+            _add_refusal(data, event)
         if event.kind is Kind.CONNECTION_CLOSED:
-            place = _place(all_, event)
+            place = _destination_stats(data, event)
             if event.bytes is not None:
                 place.up += event.bytes.up
                 place.down += event.bytes.down
-    _make_room(all_)
-    return all_
+    _apply_bounds(data)
+    return data
 
 
 def target(event: "Event") -> tuple[str, int | None, str]:
@@ -154,30 +154,30 @@ def target(event: "Event") -> tuple[str, int | None, str]:
         return event.dns.question, None, "dns"
     if event.kind is Kind.COMMAND_DECIDED:
         return " ".join(event.argv[:1]), None, "command"
-    where = event.destination
-    name = (where.name or where.address or "") if where is not None else ""
-    return name, where.port if where is not None else None, event.protocol.value if event.protocol else ""
+    destination = event.destination
+    name = (destination.name or destination.address or "") if destination is not None else ""
+    return name, destination.port if destination is not None else None, event.protocol.value if event.protocol else ""
 
 
-def _run(all_: ReportData, event: "Event") -> None:
+def _add_to_run(data: ReportData, event: "Event") -> None:
     task = event.task.id
     if not task:
         return
-    if task not in all_.runs and len(all_.runs) >= MOST:
-        all_.left_out["tasks"] += 1
+    if task not in data.runs and len(data.runs) >= MOST:
+        data.left_out["tasks"] += 1
         return
     new = Run(task, event.task.name, Span(event.time, event.time), dict(event.task.labels))
-    run = all_.runs.setdefault(task, new)
+    run = data.runs.setdefault(task, new)
     run.span.stretch(event.time)
     if event.kind is Kind.TASK_STARTED:
         run.argv = event.argv
     elif event.kind is Kind.TASK_ENDED:
-        run.ending = _ending(event)
+        run.ending = _describe_exit(event)
     elif event.kind in ATTEMPTS and event.outcome is not None:
         run.attempts[event.outcome] += 1
 
 
-def _ending(event: "Event") -> str:
+def _describe_exit(event: "Event") -> str:
     ending = event.ending
     if ending is not None and ending.signal is not None:
         return f"killed by signal {ending.signal}"
@@ -186,39 +186,39 @@ def _ending(event: "Event") -> str:
     return "ended" if event.outcome is Outcome.PASSED else "failed"
 
 
-def _place(all_: ReportData, event: "Event") -> DestinationStats:
-    place = all_.places.setdefault(target(event), DestinationStats(Span(event.time, event.time)))
+def _destination_stats(data: ReportData, event: "Event") -> DestinationStats:
+    place = data.places.setdefault(target(event), DestinationStats(Span(event.time, event.time)))
     place.span.stretch(event.time)
     return place
 
 
-def _refusal(all_: ReportData, event: "Event") -> None:
+def _add_refusal(data: ReportData, event: "Event") -> None:
     key = event.task.id, *target(event), event.outcome, event.reason, event.rules
-    known = all_.refusals.setdefault(key, Refusal(event, Span(event.time, event.time)))
+    known = data.refusals.setdefault(key, Refusal(event, Span(event.time, event.time)))
     known.event, known.count = event, known.count + 1
     known.span.stretch(event.time)
 
 
-def _policy(all_: ReportData, event: "Event") -> None:
-    known = all_.policies.get(event.revision)
-    if known is None and len(all_.policies) >= MOST:
-        all_.left_out["policies"] += 1
+def _add_policy(data: ReportData, event: "Event") -> None:
+    known = data.policies.get(event.revision)
+    if known is None and len(data.policies) >= MOST:
+        data.left_out["policies"] += 1
     elif known is None or (event.kind is Kind.RULES_LOADED and known.kind is not Kind.RULES_LOADED):
-        all_.policies[event.revision] = event  # which says what it was read from
+        data.policies[event.revision] = event  # which says what it was read from
 
 
-def _make_room(all_: ReportData) -> None:
+def _apply_bounds(data: ReportData) -> None:
     """Leave out what is beyond `MOST`, and count it. What a flood is made of makes room for what it isn't."""
-    places = sorted(all_.places.items(), key=_traffic_weight, reverse=True)
-    all_.places = dict(places[:MOST])
-    all_.left_out["places"] += sum(place.attempts.total() for _, place in places[MOST:])
-    refusals = sorted(all_.refusals.items(), key=lambda item: -item[1].count)
+    places = sorted(data.places.items(), key=_traffic_weight, reverse=True)
+    data.places = dict(places[:MOST])
+    data.left_out["places"] += sum(place.attempts.total() for _, place in places[MOST:])
+    refusals = sorted(data.refusals.items(), key=lambda item: -item[1].count)
     kept = fair_share(refusals, MOST, lambda item: (item[0][0], item[1].event.kind, item[1].event.reason))
-    all_.refusals = dict(kept)
-    all_.left_out["refusals"] += sum(each.count for _, each in refusals) - sum(each.count for _, each in kept)
-    warnings, all_.warnings = all_.warnings, fair_share(all_.warnings, MOST, lambda event: (event.task.id, event.kind))
-    all_.left_out["warnings"] += len(warnings) - len(all_.warnings)
-    all_.left_out = +all_.left_out
+    data.refusals = dict(kept)
+    data.left_out["refusals"] += sum(each.count for _, each in refusals) - sum(each.count for _, each in kept)
+    warnings, data.warnings = data.warnings, fair_share(data.warnings, MOST, lambda event: (event.task.id, event.kind))
+    data.left_out["warnings"] += len(warnings) - len(data.warnings)
+    data.left_out = +data.left_out
 
 
 def _traffic_weight(item: tuple[tuple[str, int | None, str], DestinationStats]) -> tuple[int, int, int, int]:
@@ -229,29 +229,29 @@ def _traffic_weight(item: tuple[tuple[str, int | None, str], DestinationStats]) 
 
 
 _LONGEST: Final = 300  # characters of one text
-_OPEN_ROWS: Final = 25  # that are shown without a click
-_FROM_THE_BOTTOM_UP: Final = (Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED, Outcome.BLOCKED)  # of a bar
-_WORDS: Final = {outcome: OUTCOME_WORDS[outcome] for outcome in _FROM_THE_BOTTOM_UP}
+_VISIBLE_ROWS: Final = 25  # that are shown without a click
+_STACK_ORDER: Final = (Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED, Outcome.BLOCKED)  # of a bar
+_WORDS: Final = {outcome: OUTCOME_WORDS[outcome] for outcome in _STACK_ORDER}
 _COLUMNS: Final = 120
 _WIDTH, _HEIGHT = 960, 160  # units of the picture
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800)  # seconds
 _MOST_LABELS: Final = 6
 
 
-def page(all_: "ReportData", about: str, version: str) -> str:
+def page(data: "ReportData", about: str, version: str) -> str:
     """Return the page. `about` says in words what it is a report of."""
     return _environment().get_template("report.html").render(
-        all=all_,
+        all=data,
         about=about,
         version=version,
         words=_WORDS,
         numbers={"times", "bytes out", "bytes in", *_WORDS.values()},
-        open_rows=_OPEN_ROWS,
+        open_rows=_VISIBLE_ROWS,
         target=target,
-        cards=_cards(all_),
-        chart=_chart(all_.moments),
-        refusals=sorted(all_.refusals.values(), key=lambda each: -each.count),
-        places=sorted(all_.places.items(), key=_bytes_then_attempts),
+        cards=_cards(data),
+        chart=_chart(data.moments),
+        refusals=sorted(data.refusals.values(), key=lambda each: -each.count),
+        places=sorted(data.places.items(), key=_bytes_then_attempts),
     )  # fmt: skip
 
 
@@ -259,17 +259,22 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        finalize=_shown,
+        finalize=_escape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": "{:,}".format, "moment": _moment, "span": _span, "details": _details}
+    environment.filters |= {
+        "number": "{:,}".format,
+        "moment": _format_time,
+        "span": _format_span,
+        "details": _details,
+    }
     return environment
 
 
-def _shown(value: Any) -> Any:
+def _escape(value: Any) -> Any:
     """Spell out and cut a text; what the template has made itself, and numbers, are as they are."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
@@ -277,12 +282,12 @@ def _shown(value: Any) -> Any:
     return visible(cut)
 
 
-def _cards(all_: "ReportData") -> "list[tuple[str, int, str]]":
+def _cards(data: "ReportData") -> "list[tuple[str, int, str]]":
     """Return the numbers at the top: style, count and word."""
     totals: Counter[Outcome] = Counter()
-    for (_, outcome), count in all_.moments.counts.items():
+    for (_, outcome), count in data.moments.counts.items():
         totals[outcome] += count
-    kinds = Counter(event.kind for event in all_.warnings)
+    kinds = Counter(event.kind for event in data.warnings)
     return [
         *((outcome.value, totals[outcome], word) for outcome, word in reversed(_WORDS.items())),
         ("blocked", kinds[Kind.TAMPERING_DETECTED], "tampering"),
@@ -303,16 +308,16 @@ def _bytes_then_attempts(item: "tuple[object, DestinationStats]") -> tuple[int, 
     return -item[1].up, -item[1].attempts.total()
 
 
-def _span(span: "Span | None") -> str:
+def _format_span(span: "Span | None") -> str:
     if span is None:
         return "nothing"
-    first, last = _moment(span.first), _moment(span.last)
+    first, last = _format_time(span.first), _format_time(span.last)
     if first == last:
         return first
     return f"{first} to {last[11:] if first[:10] == last[:10] else last}"
 
 
-def _moment(time: int) -> str:
+def _format_time(time: int) -> str:
     return datetime.fromtimestamp(time // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -345,22 +350,22 @@ def _chart(moments: "AttemptTimes") -> _Chart | None:
         columns[(number * moments.width - first) // width][outcome] += count
     highest = max(column.total() for column in columns)
     bars = list(_bars(columns, highest))
-    return _Chart(highest, f"{width / 1e9:.3g}", bars, list(_labels(first, width * _COLUMNS)))
+    return _Chart(highest, f"{width / 1e9:.3g}", bars, list(_time_labels(first, width * _COLUMNS)))
 
 
 def _bars(columns: list[Counter[Outcome]], highest: int) -> "Iterator[_Bar]":
-    wide = _WIDTH / _COLUMNS
+    bar_width = _WIDTH / _COLUMNS
     for number, column in enumerate(columns):
         bottom = 0.0
         for outcome in _WORDS:
             if count := column[outcome]:
-                tall = max(1.5, count / highest * (_HEIGHT - 10))  # one among thousands is still seen
-                bottom += tall
-                x, y = f"{number * wide:.1f}", f"{_HEIGHT - bottom:.1f}"
-                yield _Bar(outcome, count, x, y, f"{wide - 1:.1f}", f"{tall:.1f}")
+                bar_height = max(1.5, count / highest * (_HEIGHT - 10))  # one among thousands is still seen
+                bottom += bar_height
+                x, y = f"{number * bar_width:.1f}", f"{_HEIGHT - bottom:.1f}"
+                yield _Bar(outcome, count, x, y, f"{bar_width - 1:.1f}", f"{bar_height:.1f}")
 
 
-def _labels(first: int, span: int) -> "Iterator[tuple[str, str]]":
+def _time_labels(first: int, span: int) -> "Iterator[tuple[str, str]]":
     """Name some round moments, in UTC, and where they stand."""
     seconds = span / 1e9
     weeks = -(-int(seconds) // (_MOST_LABELS * _STEPS[-1]))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.events import Event
 
-_WIDE_FROM = 132  # columns of a terminal that has room for everything
-_NARROWEST_WHAT = 20  # columns
+_WIDE_COLUMNS_FROM = 132  # columns of a terminal that has room for everything
+_MIN_WHAT_COLUMNS = 20  # columns
 _RED, _GREEN, _YELLOW, _MAGENTA = 31, 32, 33, 35  # ECMA-48, SGR
 _COLOURS = {
     Outcome.BLOCKED: _RED,
@@ -40,7 +40,7 @@ class Column:
     cell: "Callable[[Event], str]"
 
 
-def _why(event: "Event") -> str:
+def _format_reason(event: "Event") -> str:
     rule = visible(event.rules[0]) if event.rules else ""
     match event.reason:
         case None:
@@ -51,23 +51,23 @@ def _why(event: "Event") -> str:
             return f"{reason} {rule}".rstrip()
 
 
-def _outcome(event: "Event") -> str:
+def _format_outcome(event: "Event") -> str:
     return event.outcome or ""
 
 
-WHY = Column("WHY", 28, _why)
-_EVERYTHING = (
+WHY = Column("WHY", 28, _format_reason)
+_WIDE_COLUMNS = (
     Column("TIME (UTC)", 23, lambda event: timestamp(event.time)[:23].replace("T", " ")),
     Column("ID", 12, lambda event: visible(event.id[-12:])),  # an end of it, which `log show` and `log chain` take
     Column("TASK", 14, lambda event: visible(event.task.name or event.task.id)),
     Column("VERDICT", 7, lambda event: event.verdict or ""),
-    Column("OUTCOME", 11, _outcome),
+    Column("OUTCOME", 11, _format_outcome),
     WHY,
 )
 _CLOCK = Column("UTC", 8, lambda event: timestamp(event.time)[11:19])
 _SHORT_ID = Column("ID", 8, lambda event: visible(event.id[-8:]))
-_THE_LEAST = (_CLOCK, _SHORT_ID, Column("OUTCOME", 11, _outcome), Column("WHY", 18, _why))
-_WITHOUT_IDS = (_CLOCK, Column("OUTCOME", 11, _outcome), Column("WHY", 22, _why))
+_NARROW_COLUMNS = (_CLOCK, _SHORT_ID, Column("OUTCOME", 11, _format_outcome), Column("WHY", 18, _format_reason))
+_NARROW_COLUMNS_WITHOUT_IDS = (_CLOCK, Column("OUTCOME", 11, _format_outcome), Column("WHY", 22, _format_reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +93,26 @@ class Table:
     def row(self, event: "Event") -> str:
         """Return one event as a line without its end."""
         line = self._line([column.cell(event) for column in self._layout()], visible(describe(event)))
-        colour = _colour(event) if self.coloured else None
+        colour = _choose_colour(event) if self.coloured else None
         return line if colour is None else f"\x1b[{colour}m{line}\x1b[0m"
 
     def _layout(self) -> tuple[Column, ...]:
-        if self.columns is None or self.columns >= _WIDE_FROM:
-            return _EVERYTHING
-        return _THE_LEAST if self.ids else _WITHOUT_IDS
+        if self.columns is None or self.columns >= _WIDE_COLUMNS_FROM:
+            return _WIDE_COLUMNS
+        return _NARROW_COLUMNS if self.ids else _NARROW_COLUMNS_WITHOUT_IDS
 
     def _line(self, cells: list[str], last: str) -> str:
         columns = list(zip(self._layout(), cells, strict=True))
         if self.columns is None:
-            parts = [_parted(column, cell) for column, cell in columns]
-            shown = [padded(part, column.columns) for (column, _), (part, _) in zip(columns, parts, strict=True)]
-            return "  ".join([*shown, last, *(f"[{rest}]" for _, rest in parts if rest)]).rstrip()
-        shown = [padded(fitted(cell, column.columns), column.columns) for column, cell in columns]
+            parts = [_split_cell(column, cell) for column, cell in columns]
+            fields = [padded(part, column.columns) for (column, _), (part, _) in zip(columns, parts, strict=True)]
+            return "  ".join([*fields, last, *(f"[{rest}]" for _, rest in parts if rest)]).rstrip()
+        fields = [padded(fitted(cell, column.columns), column.columns) for column, cell in columns]
         used = sum(column.columns + 2 for column in self._layout())
-        return "  ".join([*shown, fitted(last, max(self.columns - used, _NARROWEST_WHAT))]).rstrip()
+        return "  ".join([*fields, fitted(last, max(self.columns - used, _MIN_WHAT_COLUMNS))]).rstrip()
 
 
-def _parted(column: Column, cell: str) -> tuple[str, str]:
+def _split_cell(column: Column, cell: str) -> tuple[str, str]:
     """Return what of a cell its column has room for, and what is to stand at the line's end: a rule behind a reason."""
     if width(cell) <= column.columns:
         return cell, ""
@@ -122,7 +122,7 @@ def _parted(column: Column, cell: str) -> tuple[str, str]:
     return fitted(cell, column.columns), cell
 
 
-def _colour(event: "Event") -> int | None:
+def _choose_colour(event: "Event") -> int | None:
     if event.kind is Kind.GATE_ERROR:
         return _RED
     if event.outcome is Outcome.PASSED and event.verdict is Verdict.FLAG:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.events import Event
 
-_BECAME = {
+_OUTCOME_PHRASES = {
     Outcome.PASSED: "it was let out",
     Outcome.BLOCKED: "it was not let out",
     Outcome.WOULD_BLOCK: "it was let out, and would not have been but for `mode: audit`",
     Outcome.FAILED: "the rules let it out, and then it failed",
 }
-_ASKED_LATER = {  # what has the verdict `ask` and goes on: nobody is asked about it itself
+_LATER_APPROVAL = {  # what has the verdict `ask` and goes on: nobody is asked about it itself
     Kind.DNS_DECIDED: "not the lookup: people are asked about what is sent to that name",
     Kind.CONNECTION_DECIDED: "not the connection: people are asked about each request on it",
 }
@@ -31,23 +31,23 @@ _ASKED_LATER = {  # what has the verdict `ask` and goes on: nobody is asked abou
 
 def timeline_of(events: "Iterable[Event]") -> "Iterator[str]":
     """Yield the lines of a task's timeline. `events` are those of one task, in order."""
-    began = None
-    tried = stopped = 0
+    start = None
+    attempts = blocked = 0
     for event in events:
-        if began is None:
-            began = event.time
-            yield _beginning(event)
+        if start is None:
+            start = event.time
+            yield _format_header(event)
         if event.kind in DECISIONS:
-            tried += 1
-            stopped += event.outcome is Outcome.BLOCKED
-        since = (event.time - began) / 1e9
-        yield f"{since:>9.3f} s  {_sentence(event)}"
-        yield from (f"{'':>13}{line}" for line in _considered(event))
-    if began is not None:
-        yield f"In all {tried} attempts, {stopped} of them not let out."
+            attempts += 1
+            blocked += event.outcome is Outcome.BLOCKED
+        since = (event.time - start) / 1e9
+        yield f"{since:>9.3f} s  {_format_event(event)}"
+        yield from (f"{'':>13}{line}" for line in _explain_decision(event))
+    if start is not None:
+        yield f"In all {attempts} attempts, {blocked} of them not let out."
 
 
-def _beginning(event: "Event") -> str:
+def _format_header(event: "Event") -> str:
     task = event.task
     name = f"`{visible(task.name)}`, " if task.name else ""
     host = f" on {visible(event.host)}" if event.host else ""
@@ -55,15 +55,15 @@ def _beginning(event: "Event") -> str:
     return f"Task {name}{visible(task.id)}{host}{labels}, from {timestamp(event.time)[:19]}Z."
 
 
-def _sentence(event: "Event") -> str:
-    who = f"{event.process.exe} ({event.process.pid}): " if event.process is not None else ""
-    became = ""
+def _format_event(event: "Event") -> str:
+    process = f"{event.process.exe} ({event.process.pid}): " if event.process is not None else ""
+    outcome = ""
     if event.kind in DECISIONS or event.kind is Kind.SECRET_DETECTED:
-        became = f": {_BECAME[event.outcome]}" if event.outcome is not None else ""
-    return f"{unpadded(visible(f'{who}{describe(event)}'))}{became}"
+        outcome = f": {_OUTCOME_PHRASES[event.outcome]}" if event.outcome is not None else ""
+    return f"{unpadded(visible(f'{process}{describe(event)}'))}{outcome}"
 
 
-def _considered(event: "Event") -> "Iterator[str]":
+def _explain_decision(event: "Event") -> "Iterator[str]":
     """Yield what was looked at and what it came to, of what was decided."""
     if event.kind not in DECISIONS:
         if event.reason is not None:
@@ -75,7 +75,7 @@ def _considered(event: "Event") -> "Iterator[str]":
         yield f"seen: TLS for {visible(event.tls.sni or 'no name')}{offered}{hidden}"
     if event.process is not None and event.process.ancestors:
         yield f"who: started by {visible(' < '.join(event.process.ancestors))}"
-    if held := _held(event):
+    if held := _describe_hold(event):
         yield f"held: {held}"
     if event.rules:
         yield f"rules: {visible(', '.join(event.rules))} say {event.verdict}"
@@ -85,10 +85,10 @@ def _considered(event: "Event") -> "Iterator[str]":
         yield "mode: audit, which lets out what no rule decides"
 
 
-def _held(event: "Event") -> str:
+def _describe_hold(event: "Event") -> str:
     """Say what waited for people, or will; nothing where nobody has to do with it."""
     if event.approval is not None:
         return f"people were asked about it, as approval {visible(event.approval.id)}"
     if event.verdict is Verdict.ASK:
-        return _ASKED_LATER.get(event.kind, "")
+        return _LATER_APPROVAL.get(event.kind, "")
     return "no, it is put up for review" if event.verdict is Verdict.FLAG else ""

@@ -23,11 +23,13 @@ MOST_REFUSALS: Final = 100
 RATE_OVER: Final = 10  # seconds
 _NS: Final = 1_000_000_000
 _KEPT_AFTER_END: Final = 10 * _NS
-_BEFORE: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
+_START_KINDS: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
 _WARNINGS: Final = frozenset({Kind.TAMPERING_DETECTED, Kind.SECRET_DETECTED})
-_ODD: Final = frozenset({Kind.ANOMALY_DETECTED, Kind.TASK_TAINTED})
-_OVER: Final = frozenset({Kind.APPROVAL_EXPIRED, Kind.APPROVAL_STALE})  # a vote that is refused ends no question
-MOST_ASKED: Final = 1000
+_SUSPICIOUS: Final = frozenset({Kind.ANOMALY_DETECTED, Kind.TASK_TAINTED})
+_CLOSING_KINDS: Final = frozenset(
+    {Kind.APPROVAL_EXPIRED, Kind.APPROVAL_STALE}
+)  # a vote that is refused ends no question
+MOST_PENDING: Final = 1000
 
 
 class Rate:
@@ -78,14 +80,14 @@ class TopState:
         self.refusals: deque[Event] = deque(maxlen=MOST_REFUSALS)
         self.attempts: Counter[Outcome] = Counter()
         self.warnings = 0
-        self.odd = 0  # what is unusual, and tasks that have read from an untrusted source
-        self.asked: dict[str, None] = {}  # questions to people that are open
+        self.suspicious = 0  # what is unusual, and tasks that have read from an untrusted source
+        self.pending_approvals: dict[str, None] = {}  # questions to people that are open
         self.rate = Rate()
         self.bytes_up, self.bytes_down = Rate(), Rate()
 
     def take(self, event: "Event") -> None:
         """Take note of an event."""
-        running = self._task(event) if event.task.id and event.kind not in _BEFORE else None
+        running = self._task_line(event) if event.task.id and event.kind not in _START_KINDS else None
         if event.kind in ATTEMPTS and event.outcome is not None:
             self.attempts[event.outcome] += 1
             self.rate.add(event.time)
@@ -102,7 +104,7 @@ class TopState:
             self.warnings += 1
             if running is not None:
                 running.warnings += 1
-        self.odd += event.kind in _ODD
+        self.suspicious += event.kind in _SUSPICIOUS
         if event.kind in APPROVALS:
             self._approval(event)
         elif event.kind in _WARNINGS or event.outcome in STOPPED:
@@ -113,10 +115,10 @@ class TopState:
         approval = event.approval
         if approval is None or not approval.id:
             return
-        if event.kind is Kind.APPROVAL_ASKED and len(self.asked) < MOST_ASKED:
-            self.asked[approval.id] = None
-        elif event.kind in _OVER or (event.kind is Kind.APPROVAL_ANSWERED and approval.final):
-            self.asked.pop(approval.id, None)
+        if event.kind is Kind.APPROVAL_ASKED and len(self.pending_approvals) < MOST_PENDING:
+            self.pending_approvals[approval.id] = None
+        elif event.kind in _CLOSING_KINDS or (event.kind is Kind.APPROVAL_ANSWERED and approval.final):
+            self.pending_approvals.pop(approval.id, None)
 
     def shown(self, now: int) -> list[RunningTask]:
         """Return the tasks that run, and those that have just ended, the busiest first; forget the others."""
@@ -125,7 +127,7 @@ class TopState:
             del self.tasks[ident]
         return sorted(self.tasks.values(), key=lambda each: (each.ended is not None, -each.rate.at(now), -each.last))
 
-    def _task(self, event: "Event") -> RunningTask:
+    def _task_line(self, event: "Event") -> RunningTask:
         task = event.task
         running = self.tasks.get(task.id)
         if running is None:
@@ -144,7 +146,7 @@ _BOLD, _DIM, _RED, _YELLOW = 1, 2, 31, 33  # ECMA-48, SGR
 _NAME, _ID = 20, 22  # columns
 _HEADS: Final = ("FOR", "ALLOWED", "BLOCKED", "FAILED", "OUT", "IN", "A SECOND")
 _CELL: Final = 9
-_LEAST_TASKS: Final = 3  # rows, also on a small screen
+_MIN_TASK_ROWS: Final = 3  # rows, also on a small screen
 _NARROW: Final = 110  # columns; with less the ids of tasks are left out
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -160,70 +162,70 @@ class Screen:
     def show(self, state: "TopState", now: int, since: str) -> list[str]:
         """Return the lines, at `now` (ns since 1970); `since` says from when on things are counted."""
         tasks = state.shown(now)
-        shown = self._head(state, tasks, now, since)
-        room = max(_LEAST_TASKS, (self.lines - len(shown) - 4) // 2)
-        shown += ["", self._said(self._row("TASK", "ID", _HEADS, ""), _BOLD)]
-        shown += [self._task(each, now) for each in tasks[:room]] or [self._said("  none", _DIM)]
-        if len(tasks) > room:
-            shown.append(self._said(f"  and {len(tasks) - room} more", _DIM))
-        shown += ["", self._said("LAST REFUSED, NEWEST FIRST", _BOLD)]
+        shown = self._header_lines(state, tasks, now, since)
+        rows = max(_MIN_TASK_ROWS, (self.lines - len(shown) - 4) // 2)
+        shown += ["", self._style(self._row("TASK", "ID", _HEADS, ""), _BOLD)]
+        shown += [self._task_line(each, now) for each in tasks[:rows]] or [self._style("  none", _DIM)]
+        if len(tasks) > rows:
+            shown.append(self._style(f"  and {len(tasks) - rows} more", _DIM))
+        shown += ["", self._style("LAST REFUSED, NEWEST FIRST", _BOLD)]
         table = Table(self.columns, self.coloured, ids=False)
         left = max(1, self.lines - len(shown))
-        shown += [table.row(event) for event in list(reversed(state.refusals))[:left]] or [self._said("  none", _DIM)]
+        shown += [table.row(event) for event in list(reversed(state.refusals))[:left]] or [self._style("  none", _DIM)]
         return shown
 
-    def _head(self, state: "TopState", tasks: "list[RunningTask]", now: int, since: str) -> list[str]:
+    def _header_lines(self, state: "TopState", tasks: "list[RunningTask]", now: int, since: str) -> list[str]:
         clock = datetime.fromtimestamp(now // _NS, UTC)
         running = sum(each.ended is None for each in tasks)
         counted = state.attempts
         parts = [f"{counted[outcome]:,} {word}" for outcome, word in OUTCOME_WORDS.items() if counted[outcome]]
-        said = [
+        lines_above = [
             (
                 f"exeat top  {clock:%H:%M:%S} UTC  {running} task{'' if running == 1 else 's'}  "
-                f"{state.rate.at(now):.1f} attempts/s  {_size(state.bytes_up.at(now))}/s out  "
-                f"{_size(state.bytes_down.at(now))}/s in"
+                f"{state.rate.at(now):.1f} attempts/s  {_format_size(state.bytes_up.at(now))}/s out  "
+                f"{_format_size(state.bytes_down.at(now))}/s in"
             ),
             f"since {since}: {', '.join(parts) or 'nothing was attempted'}",
         ]
-        said = [self._said(line) for line in said]
+        lines_above = [self._style(line) for line in lines_above]
         notices = (
             (state.warnings, "LEAKS OR TAMPERING: exeat log --kind tampering.detected --kind secret.detected", _RED),
-            (len(state.asked), "WAIT FOR A PERSON: exeat approvals", _YELLOW),
-            (state.odd, "UNUSUAL OR TAINTED: exeat log --kind anomaly.detected --kind task.tainted", _YELLOW),
+            (len(state.pending_approvals), "WAIT FOR A PERSON: exeat approvals", _YELLOW),
+            (state.suspicious, "UNUSUAL OR TAINTED: exeat log --kind anomaly.detected --kind task.tainted", _YELLOW),
         )
-        said += [self._said(f"{count} {text}", colour) for count, text, colour in notices if count]
+        lines_above += [self._style(f"{count} {text}", colour) for count, text, colour in notices if count]
         if audited := sorted({visible(each.name) for each in tasks if each.audit and each.ended is None}):
-            said.append(self._said(f"IN AUDIT MODE, NOT ENFORCED: {', '.join(audited)}", _YELLOW))
-        return said
+            lines_above.append(self._style(f"IN AUDIT MODE, NOT ENFORCED: {', '.join(audited)}", _YELLOW))
+        return lines_above
 
-    def _task(self, running: "RunningTask", now: int) -> str:
+    def _task_line(self, running: "RunningTask", now: int) -> str:
         attempts = running.attempts
         cells = (
-            _age((running.ended or now) - running.since),
+            _format_age((running.ended or now) - running.since),
             f"{attempts[Outcome.PASSED] + attempts[Outcome.WOULD_BLOCK]:,}",
             f"{attempts[Outcome.BLOCKED]:,}",
             f"{attempts[Outcome.FAILED]:,}",
-            _size(running.up),
-            _size(running.down),
+            _format_size(running.up),
+            _format_size(running.down),
             f"{running.rate.at(now):.1f}",
         )
-        marks = [mark for mark, there in (("ended", running.ended), ("audit", running.audit)) if there]
-        marks += [f"{running.warnings} leaks or tampering"] if running.warnings else []
-        line = self._row(visible(running.name), visible(running.id), cells, ", ".join(marks))
-        return self._said(line, _DIM if running.ended else _RED if running.warnings else 0)
+        notes = [mark for mark, there in (("ended", running.ended), ("audit", running.audit)) if there]
+        notes += [f"{running.warnings} leaks or tampering"] if running.warnings else []
+        line = self._row(visible(running.name), visible(running.id), cells, ", ".join(notes))
+        return self._style(line, _DIM if running.ended else _RED if running.warnings else 0)
 
-    def _row(self, name: str, ident: str, cells: tuple[str, ...], marks: str) -> str:
+    def _row(self, name: str, ident: str, cells: tuple[str, ...], notes: str) -> str:
         parts = [padded(fitted(name, _NAME), _NAME)]
         if self.columns >= _NARROW:
             parts.append(padded(fitted(ident, _ID), _ID))
-        return "  ".join([*parts, *(f"{cell:>{_CELL}}" for cell in cells), marks]).rstrip()
+        return "  ".join([*parts, *(f"{cell:>{_CELL}}" for cell in cells), notes]).rstrip()
 
-    def _said(self, line: str, colour: int = 0) -> str:
+    def _style(self, line: str, colour: int = 0) -> str:
         line = fitted(line, self.columns)
         return f"\x1b[{colour}m{line}\x1b[0m" if self.coloured and colour else line
 
 
-def _size(count: float) -> str:
+def _format_size(count: float) -> str:
     for unit in _UNITS:
         if count < 1000 or unit == _UNITS[-1]:
             return f"{count:.0f} {unit}" if count >= 10 or unit == _UNITS[0] else f"{count:.1f} {unit}"
@@ -231,7 +233,7 @@ def _size(count: float) -> str:
     raise AssertionError
 
 
-def _age(span: int) -> str:
+def _format_age(span: int) -> str:
     seconds = max(0, span // _NS)
     if seconds < 60:
         return f"{seconds}s"

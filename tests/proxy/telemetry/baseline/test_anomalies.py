@@ -48,8 +48,8 @@ USUAL, NEW = "usual.example:443", "new.example:443"
 
 def ran(baselines, task, name="migrate", *, places=(USUAL,), up=100, at=1):
     """One run, from its start to its end; what of it was unusual."""
-    found = [baselines.went(task, name, place, at) for place in places]
-    found.append(baselines.sent(task, name, up, at))
+    found = [baselines.record_destination(task, name, place, at) for place in places]
+    found.append(baselines.record_bytes(task, name, up, at))
     baselines.ended(task, name, at)
     baselines.settle(at + 1)
     return [each for each in found if each is not None]
@@ -65,8 +65,8 @@ def experienced(runs=ENOUGH, **more):
 def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
     assert ran(experienced(ENOUGH - 1), "next", places=(USUAL, NEW)) == []
     baselines = experienced()
-    assert baselines.went("next", "migrate", NEW, 1) == Anomaly("destination", 1, 0, ENOUGH)
-    assert baselines.went("next", "migrate", NEW, 1) is None
+    assert baselines.record_destination("next", "migrate", NEW, 1) == Anomaly("destination", 1, 0, ENOUGH)
+    assert baselines.record_destination("next", "migrate", NEW, 1) is None
     baselines.ended("next", "migrate", 1)
     baselines.settle(2)
     assert ran(baselines, "again", places=(USUAL, NEW)) == []
@@ -74,9 +74,9 @@ def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
 
 def test_bytes_are_unusual_once_they_are_many_times_as_many_and_much():
     baselines = experienced(up=MUCH)
-    assert baselines.sent("next", "migrate", MANY_TIMES * MUCH, 1) is None
-    assert baselines.sent("next", "migrate", 1, 1) == Anomaly("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
-    assert baselines.sent("next", "migrate", MUCH, 1) is None
+    assert baselines.record_bytes("next", "migrate", MANY_TIMES * MUCH, 1) is None
+    assert baselines.record_bytes("next", "migrate", 1, 1) == Anomaly("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
+    assert baselines.record_bytes("next", "migrate", MUCH, 1) is None
     assert experienced(up=1).sent("next", "migrate", MUCH, 1) is None
 
 
@@ -100,26 +100,29 @@ def test_there_are_never_more_names_places_runs_and_findings_than_so_many():
         ran(baselines, f"n-{number}", f"name-{number}", at=number + 2)
     assert len(baselines.names) == MOST_NAMES
     assert "migrate" in baselines.names  # it is known better than those that were made up
-    found = [baselines.went("wild", "migrate", f"{number}.example:443", 1) for number in range(10 * MOST_PLACES)]
+    found = [
+        baselines.record_destination("wild", "migrate", f"{number}.example:443", 1)
+        for number in range(10 * MOST_PLACES)
+    ]
     assert sum(each is not None for each in found) == MOST_TOLD
     assert len(baselines.runs["wild"].places) == MOST_PLACES
     baselines.ended("wild", "migrate", 1)
     baselines.settle(2)
     assert len(baselines.names["migrate"].places) == MOST_PLACES
     for number in range(MOST_RUNS + 50):
-        baselines.went(f"endless-{number}", "migrate", USUAL, number)
+        baselines.record_destination(f"endless-{number}", "migrate", USUAL, number)
     assert len(baselines.runs) == MOST_RUNS
     runs = baselines.names["migrate"].runs
     for number in range(MOST_RUNS):
         baselines.ended(f"short-{number}", "migrate", number)
     assert len(baselines.runs) == MOST_RUNS
     assert baselines.names["migrate"].runs == runs + MOST_RUNS - 1  # learned from, and not lost
-    assert baselines.went("long", "migrate", "x" * 5000, 1) is None
+    assert baselines.record_destination("long", "migrate", "x" * 5000, 1) is None
 
 
 def test_it_is_read_as_it_was_written_and_nothing_else_is():
     baselines = experienced()
-    baselines.went("open", "migrate", NEW, 7)
+    baselines.record_destination("open", "migrate", NEW, 7)
     written = msgspec.to_builtins(baselines)
     assert msgspec.json.decode(msgspec.json.encode(baselines), type=Baselines) == baselines
     wrong = [None, [], {}, {"version": 2}, {**written, "names": []}, {**written, "names": {"a": [1]}},

@@ -285,7 +285,7 @@ def test_an_answer_that_goes_on_and_on_is_none(begins, secure, tmp_path):
     began = time.monotonic()
     try:
         with pytest.raises(UnavailableError, match="timed out"):
-            HttpPoster(place, patience=0.5).post(b"{}", {})
+            HttpPoster(place, timeout=0.5).post(b"{}", {})
         assert time.monotonic() - began < 10
     finally:
         over.set()

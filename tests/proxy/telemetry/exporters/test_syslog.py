@@ -144,17 +144,17 @@ def test_a_connection_that_was_ended_while_it_was_idle_is_opened_anew(items):
         tired.set()
         until(lambda: not _idle(sink), "the idle connection isn't ended")
         sink.send(items)
-        sink._next.close()
+        sink._next_connection.close()
 
 
 def _idle(sink):
-    sink._next.setblocking(False)
+    sink._next_connection.setblocking(False)
     try:
-        return bool(sink._next.recv(1, socket.MSG_PEEK))
+        return bool(sink._next_connection.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return True
     finally:
-        sink._next.settimeout(BOUND)
+        sink._next_connection.settimeout(BOUND)
 
 
 def test_a_tls_receiver_has_to_say_that_it_read_all(items, tls):

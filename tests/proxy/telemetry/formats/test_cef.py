@@ -5,7 +5,7 @@ import re
 import pytest
 
 from proxy.telemetry.events import Kind
-from proxy.telemetry.exporters.syslog import counted, syslog
+from proxy.telemetry.exporters.syslog import frame_message, syslog
 from proxy.telemetry.formats.cef import cef
 from tests.proxy.telemetry.formats.formats_harness import event, everything, harmful, record, unknown
 from tests.proxy.telemetry.telemetry_harness import HOSTILE
@@ -115,5 +115,5 @@ def test_what_asks_for_a_person_is_more_severe(kind, said, severity):
 
 
 def test_a_frame_says_its_length_in_octets():
-    assert counted(b"x" * 12) == b"12 " + b"x" * 12
-    assert counted(syslog(unknown(), "é")).endswith(b"\\xe9")
+    assert frame_message(b"x" * 12) == b"12 " + b"x" * 12
+    assert frame_message(syslog(unknown(), "é")).endswith(b"\\xe9")

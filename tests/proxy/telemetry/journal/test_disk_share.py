@@ -149,7 +149,7 @@ def test_room_that_is_made_is_used(used_up, monkeypatch):
     with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
     monkeypatch.setattr(type(used_up.recorder.journal), "free", lambda _: 1 << 40)
-    used_up.recorder._quota._look_when = time.monotonic()
+    used_up.recorder._quota._next_check_time = time.monotonic()
     connect(used_up.recorder)
     assert used_up.metrics.decisions[Kind.CONNECTION_DECIDED, Verdict.ALLOW, Outcome.PASSED, Reason.RULE] == 1
 

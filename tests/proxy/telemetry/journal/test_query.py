@@ -42,7 +42,7 @@ def test_only_segments_that_overlap_are_open_at_once(tmp_path, monkeypatch):
     for number in range(50):
         segment(tmp_path, f"2026-11-18/{number:04d}.jsonl", line(NOON + 2 * number), line(NOON + 2 * number + 1))
     open_now, most = 0, 0
-    real = query._segment
+    real = query._read_segment
 
     def counted(path, progress, sought):
         nonlocal open_now, most
@@ -53,7 +53,7 @@ def test_only_segments_that_overlap_are_open_at_once(tmp_path, monkeypatch):
         finally:
             open_now -= 1
 
-    monkeypatch.setattr(query, "_segment", counted)
+    monkeypatch.setattr(query, "_read_segment", counted)
     assert times(read_events(tmp_path)) == list(range(100))
     assert open_now == 0
     assert most <= 3

@@ -369,13 +369,13 @@ def test_keys_follow_one_another_and_the_first_vouches_for_all(home, tmp_path):
 
 def test_checkpoints_that_were_kept_elsewhere_name_what_was_rolled_back(home):
     kept = [("siem", line) for line in lines_of(home, "ledger.jsonl")]
-    assert findings(home, elsewhere=kept) == []
+    assert findings(home, external_lines=kept) == []
     shutil.rmtree(home / "journal")
     (home / "journal").mkdir()
-    found = findings(home, elsewhere=kept)
+    found = findings(home, external_lines=kept)
     assert f"{DAY}/0001: it is missing: 12 lines of it were signed (siem)" in found
     forged = [("siem", line.replace(b'"lines":7', b'"lines":8')) for _, line in kept]
-    assert any("not signed with a key that is trusted" in each for each in findings(home, elsewhere=forged))
+    assert any("not signed with a key that is trusted" in each for each in findings(home, external_lines=forged))
 
 
 def test_an_index_that_hides_lines_is_named(home):

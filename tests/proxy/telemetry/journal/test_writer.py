@@ -105,8 +105,8 @@ def test_who_looked_a_while_ago_looks_at_few_of_the_segments_that_were_made_sinc
 def test_a_look_is_not_believed_for_long(tmp_path, monkeypatch, later):
     write(Journal(tmp_path), NOON)
     (tmp_path / "2026-11-18" / "0041.jsonl").touch()  # those before it were removed since
-    looked = journal_module._last_look[0]
-    monkeypatch.setattr(journal_module, "_last_look", [looked._replace(when=looked.when - later)])
+    looked = journal_module._number_cache[0]
+    monkeypatch.setattr(journal_module, "_number_cache", [looked._replace(when=looked.when - later)])
     write(Journal(tmp_path), NOON)
     assert segments(tmp_path)[-1] == "2026-11-18/0042.jsonl"
 

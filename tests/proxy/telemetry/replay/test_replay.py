@@ -214,7 +214,7 @@ UNCERTAIN = [
 def test_rules_that_look_at_what_the_journal_doesn_t_keep_make_it_uncertain(condition, kept, why):
     replay = replayed(f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(PASSED, "GET", "/a", **kept))
     assert why in replay.uncertain
-    assert replay.unsure == 1
+    assert replay.uncertain_attempts == 1
     assert not replayed(
         f"  - {{id: a, to: z.example, {condition}, action: allow}}", request(DENIED, "GET", "/a")
     ).uncertain

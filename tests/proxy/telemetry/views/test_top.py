@@ -66,7 +66,7 @@ def test_what_waits_for_people_and_what_is_odd_is_shown_until_it_is_answered():
         event(Kind.TASK_TAINTED),
     ):
         state.take(each)
-    assert list(state.asked) == ["0", "3"]
+    assert list(state.pending_approvals) == ["0", "3"]
     assert list(state.refusals) == []
     shown = "\n".join(Screen(100, 40).show(state, NOW, "now"))
     assert "2 WAIT FOR A PERSON" in shown
