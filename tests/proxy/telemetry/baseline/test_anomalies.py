@@ -77,7 +77,7 @@ def test_bytes_are_unusual_once_they_are_many_times_as_many_and_much():
     assert baselines.record_bytes("next", "migrate", MANY_TIMES * MUCH, 1) is None
     assert baselines.record_bytes("next", "migrate", 1, 1) == Anomaly("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
     assert baselines.record_bytes("next", "migrate", MUCH, 1) is None
-    assert experienced(up=1).sent("next", "migrate", MUCH, 1) is None
+    assert experienced(up=1).record_bytes("next", "migrate", MUCH, 1) is None
 
 
 def test_a_name_s_runs_teach_that_name_alone():
