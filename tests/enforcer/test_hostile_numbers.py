@@ -93,9 +93,9 @@ def everything_about_an_event(text, _tmp_path):
 def experience():
     baselines = no_baselines()
     for number in range(3):
-        baselines.went(f"t{number}", "name", "a.example:443", number + 1)
+        baselines.record_destination(f"t{number}", "name", "a.example:443", number + 1)
         baselines.ended(f"t{number}", "name", number + 1)
-    baselines.went("open", "name", "b.example:443", 9)
+    baselines.record_destination("open", "name", "b.example:443", 9)
     return msgspec.to_builtins(baselines)
 
 
