@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.invariants.running import PYTHON
+from tests.invariants.lab_runner import PYTHON
 from tests.support import harness
 
 from . import registries

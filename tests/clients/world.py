@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.invariants.running import LIBRARIES, PYTHON, Done, Journal, Place
+from tests.invariants.lab_runner import LIBRARIES, PYTHON, Done, Journal, Place
 from tests.lab import Lab, Name
 from tests.lab.certificates import Authority
 

@@ -6,8 +6,8 @@ import pytest
 from tests.lab import Lab, Packets
 from tests.support import harness
 
-from .running import LIBRARIES, PYTHON, Journal, Place
-from .world import RULES, names
+from .attempt_network import RULES, names
+from .lab_runner import LIBRARIES, PYTHON, Journal, Place
 
 
 @pytest.hookimpl(trylast=True)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from .running import shape
+from .attempt_network import NEVER, address_of
+from .lab_runner import shape
 from .task.addresses import NOT_PUBLIC, slug
 from .task.attempts import EVERY
-from .world import NEVER, address_of
 
 WEB = (80, 443)
 
@@ -16,7 +16,7 @@ def _told(tried, attempt):
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 @pytest.mark.parametrize("how", ["inspected", "in_the_clear", "spliced"])
-def test_an_allowed_name_at_an_address_that_is_not_public(tried, how, address):
+def test_allowed_name_with_non_public_address_is_denied(tried, how, address):
     attempt = f"{how}_{slug(address)}"
     refused = {"spliced": [("connection", "blocked", "non_public_address")]}.get(
         how, [("connection", "passed", "rule"), ("request", "blocked", "non_public_address")]
@@ -33,7 +33,7 @@ def test_only_listed_private_addresses_are_reached(tried):
     assert tried.packets_to("10.99.0.9") == 0
 
 
-def test_a_name_that_rebinds_is_checked_at_every_lookup(tried):
+def test_rebinding_name_is_checked_at_every_lookup(tried):
     good, bad = tried.said["rebinding_to_metadata"]
     assert (good["echo"]["destination"][0], bad["reason"]) == ("93.184.217.1", "non_public_address")
     first, kept, anew = tried.said["rebinding_while_inspected"]
@@ -44,12 +44,12 @@ def test_a_name_that_rebinds_is_checked_at_every_lookup(tried):
     assert tried.packets_to("169.254.169.254", "10.0.0.2", "127.0.0.1") == 0
 
 
-def test_spelled_addresses_stay_inside(tried):
+def test_numeric_spellings_of_addresses_are_refused_in_the_sandbox(tried):
     assert set(tried.said["spelled_addresses_stay_inside"].values()) == {"ECONNREFUSED"}
     assert tried.journal.during("spelled_addresses_stay_inside") == []
 
 
-def test_literal_ipv6(tried):
+def test_literal_ipv6_addresses_are_refused(tried):
     reasons = {
         address: said.get("reason") if isinstance(said, dict) else said
         for address, said in tried.said["literal_ipv6"].items()
@@ -65,7 +65,7 @@ def test_literal_ipv6(tried):
     assert tried.packets_to(*NEVER) == 0
 
 
-def test_literal_private_addresses_never_decide_where_a_request_goes(tried):
+def test_request_to_a_private_address_reaches_its_host_name(tried):
     """An allowed Host in the clear reaches that host, wherever the connection was made to."""
     said = tried.said["literal_private_addresses"]
     reached = {one["echo"]["destination"][0] for one in said.values() if isinstance(one, dict) and "echo" in one}
@@ -75,7 +75,7 @@ def test_literal_private_addresses_never_decide_where_a_request_goes(tried):
     assert tried.packets_to(*NEVER) == 0
 
 
-def test_the_gate_s_own_port_leads_nowhere(tried):
+def test_connections_to_the_gates_own_port_are_reset(tried):
     """However it is spelled, whatever is said to it."""
     said = dict(tried.said["the_gate_s_own_port"])
     assert said.pop("93.184.219.66")["reason"] == "no_rule"  # the same port of another host is like any other
@@ -84,7 +84,7 @@ def test_the_gate_s_own_port_leads_nowhere(tried):
     assert told == [("connection", "blocked", "non_public_address")] * 7 + [("connection", "blocked", "no_rule")]
 
 
-def test_an_address_of_the_pool_that_stands_for_nothing(tried):
+def test_unassigned_pool_address_is_reset(tried):
     assert set(tried.said["pool_address_that_stands_for_nothing"].values()) == {"ECONNRESET"}
     assert _told(tried, "pool_address_that_stands_for_nothing") == [("connection", "blocked", "unresolved")] * 3
     host = EVERY["pool_address_that_stands_for_nothing"].host

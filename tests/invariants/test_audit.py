@@ -9,10 +9,10 @@ from rules.learning.writing import write_rule_file
 from rules.loading.load import load
 from tests.lab import Name
 
-from .running import PYTHON, by_the_gate, shape
+from .attempt_network import NEVER, names
+from .lab_runner import PYTHON, by_the_gate, shape
 from .task.audited import OPEN_ADDRESS
 from .task.wire import EVIL
-from .world import NEVER, names
 
 pytestmark = by_the_gate
 
@@ -95,48 +95,48 @@ def _told(audited, trial):
 
 
 @pytest.mark.parametrize(("trial", "to", "told"), [(trial, *rest) for trial, rest in LET_OUT.items()])
-def test_what_nobody_decided_goes_out_and_is_told(audited, trial, to, told):
+def test_undecided_attempt_passes_as_would_block(audited, trial, to, told):
     assert _told(audited, trial) == told
     assert audited[0][trial]["echo"]["destination"][0] == to
 
 
-def test_a_server_that_speaks_first_is_reached(audited):
+def test_server_that_speaks_first_is_reached(audited):
     assert _told(audited, "unknown_server_first") == [("connection", _WOULD, "no_rule")]
     assert audited[0]["unknown_server_first"] == f"220 lab {AT['unknown']} 22\r\n"
 
 
 @pytest.mark.parametrize(("trial", "reason"), AT_THE_CONNECTION.items())
-def test_what_somebody_decided_stays_decided(audited, trial, reason):
+def test_denied_and_ambiguous_connections_stay_blocked(audited, trial, reason):
     assert _told(audited, trial) == [("connection", "blocked", reason)]
     assert "echo" not in audited[0][trial]
 
 
 @pytest.mark.parametrize(("trial", "reason"), AT_THE_REQUEST.items())
-def test_checks_before_the_rules_hold_for_requests(audited, trial, reason):
+def test_ambiguous_and_denied_requests_stay_blocked(audited, trial, reason):
     first = ("connection", _WOULD, "no_rule")
     assert _told(audited, trial) == [first, ("request", "blocked", reason)]
     assert audited[0][trial].get("reason") == reason
 
 
-def test_what_is_asked_about_by_a_rule_of_its_own_is_held_at_the_request(audited):
+def test_request_under_an_ask_rule_is_blocked_without_a_registry(audited):
     told = [("connection", "passed", "rule"), ("request", "blocked", "approval_unavailable")]
     assert _told(audited, "asked_about") == told
     assert audited[0]["asked_about"].get("reason") == "approval_unavailable"
 
 
 @pytest.mark.parametrize("trial", ["udp", "quic"])
-def test_what_is_not_tcp_stays_inside(audited, trial):
+def test_udp_and_quic_are_refused(audited, trial):
     assert audited[0][trial] == "ECONNREFUSED"
     told = audited[1].of(kind="connection.decided", destination__name=f"{trial}.unknown.example")
     assert [shape(event) for event in told] == [("connection", "blocked", trial)]  # when the kernel's log got to it
 
 
-def test_a_name_that_rebinds_is_checked(audited):
+def test_rebinding_name_is_denied_at_loopback(audited):
     good, bad = audited[0]["unknown_that_rebinds_to_loopback"]
     assert (good["echo"]["destination"][0], bad["reason"]) == ("93.184.216.247", "non_public_address")
 
 
-def test_lookups_carry_nothing_out(audited):
+def test_lookups_are_not_forwarded(audited):
     assert audited[0]["text_record"]["answers"] == 0
     assert [shape(event) for event in audited[1].during("text_record")] == [("dns", "blocked", "dns_type")]
     assert audited[0]["lookup_of_data"]["address"].startswith("198.18.")
@@ -144,18 +144,18 @@ def test_lookups_carry_nothing_out(audited):
     assert [asked for asked, *_ in audited[2].queries() if "c2vjcmv0" in asked.lower()] == []
 
 
-def test_nothing_else_reached_anybody(audited):
+def test_no_packet_reaches_denied_addresses_or_loopback(audited):
     assert audited[2].packets_to(*NOWHERE) == 0
     assert [one for one in audited[3].packets() if one.port in (22, 80, 443)] == []
     assert [one for one in audited[2].packets() if one.protocol == 17 and one.destination != "203.0.113.53"] == []
 
 
-def test_the_mode_is_told_with_every_decision(audited):
+def test_every_decision_event_has_mode_audit(audited):
     assert {event["mode"] for event in audited[1].decisions()} == {"audit"}
     assert {event["verdict"] for event in audited[1].decisions() if event["outcome"] == _WOULD} == {"deny"}
 
 
-def test_what_would_be_blocked_is_closed_and_completed_once(audited):
+def test_would_block_attempts_have_one_closing_event(audited):
     journal = audited[1]
     for decided, ended in (("connection.decided", "connection.closed"), ("request.decided", "request.completed")):
         out = sorted(e["id"] for e in journal.of(kind=decided) if e["outcome"] in {"passed", _WOULD})
@@ -163,7 +163,7 @@ def test_what_would_be_blocked_is_closed_and_completed_once(audited):
     assert journal.of(kind="gate.error") == []
 
 
-def test_what_is_learned_of_it_allows_what_went_out_and_no_more(place, audited):
+def test_learned_rules_allow_what_passed_and_no_more(place, audited):
     """Hostile attempts and all: replayed over the same journal nothing breaks that isn't left out and told."""
     entries = [entry.event for entry in read_events(place.journal("audited"))]
     learner = Learner()

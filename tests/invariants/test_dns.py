@@ -2,10 +2,10 @@
 
 import pytest
 
-from .running import shape
+from .attempt_network import address_of
+from .lab_runner import shape
 from .task.attempts import EVERY
 from .task.dns import DATA, TYPES
-from .world import address_of
 
 ANSWERED = ("udp 8.8.8.8", "udp ::1", "tcp 8.8.8.8", "tcp ::1")
 UNREACHED = {"tcp ff02::1": "ENETUNREACH", "tcp 255.255.255.255": "ENETUNREACH"}
@@ -20,7 +20,7 @@ SILENT = ("udp ff02::1", "udp 255.255.255.255")  # no answer can come from these
         ("data_under_an_allowed_wildcard", "passed", "rule"),
     ],
 )
-def test_data_in_labels_goes_nowhere(tried, attempt, outcome, reason):
+def test_data_in_dns_labels_is_not_forwarded(tried, attempt, outcome, reason):
     said = tried.said[attempt]
     pool = "198.18." if outcome == "passed" else "198.19.252."
     for server in ANSWERED:
@@ -34,32 +34,32 @@ def test_data_in_labels_goes_nowhere(tried, attempt, outcome, reason):
 
 
 @pytest.mark.parametrize("server", ["ff02::1", "255.255.255.255"])
-def test_queries_that_nobody_can_answer_are_told(tried, server):
+def test_multicast_and_broadcast_dns_queries_are_recorded(tried, server):
     told = [event for event in tried.journal.of(destination__address=server) if event["destination"]["port"] == 53]
     assert [shape(event) for event in told] == [("connection", "blocked", "address_not_listed")] * 3
 
 
-def test_only_a_connection_resolves(tried):
+def test_only_a_connection_resolves_its_name_upstream(tried):
     _, reached = tried.said["only_a_connection_resolves"]
     assert reached["echo"]["destination"][0] == address_of("only_a_connection_resolves")
     host = EVERY["only_a_connection_resolves"].host
     assert sorted({asked for asked, *_ in tried.queries if asked.endswith(host)}) == [f"used.{host}"]
 
 
-def test_a_request_that_is_denied_resolves_nothing(tried):
+def test_denied_request_resolves_nothing(tried):
     assert tried.said["a_denied_request_resolves_nothing"]["reason"] == "name_mismatch"
     host = EVERY["a_denied_request_resolves_nothing"].host
     assert [asked for asked, *_ in tried.queries if asked == host] == []
 
 
-def test_every_name_that_left_had_a_connection_let_out(tried):
+def test_every_upstream_query_belongs_to_an_allowed_connection(tried):
     """Of all that was looked up in a whole run, nothing else ever left."""
     connected = {event["destination"].get("name") for event in tried.journal.of(kind="connection.decided")}
     assert {asked for asked, *_ in tried.queries} <= connected
 
 
 @pytest.mark.parametrize(("attempt", "reason"), [("every_type", "dns_type"), ("every_type_of_a_denied_name", "rule")])
-def test_types_that_could_carry_data_in_or_out(tried, attempt, reason):
+def test_dns_types_other_than_addresses_are_denied(tried, attempt, reason):
     said = tried.said[attempt]
     assert {name: one["answers"] for name, one in said.items()} == {name: int(name == "A") for name in TYPES}
     denied = set(TYPES) if reason == "rule" else set(TYPES) - {"A", "AAAA", "SVCB", "HTTPS"}
@@ -68,7 +68,7 @@ def test_types_that_could_carry_data_in_or_out(tried, attempt, reason):
     assert len(tried.journal.during(attempt)) == len(TYPES)
 
 
-def test_spelled_addresses_are_no_names(tried):
+def test_numeric_names_are_refused_as_invalid(tried):
     said = tried.said["spelled_addresses_as_names"]
     assert {name: one["rcode"] for name, one in said.items()} == {
         "2130706433": 3,
@@ -80,7 +80,7 @@ def test_spelled_addresses_are_no_names(tried):
     assert told == [("dns", "blocked", "invalid_name")] * 3
 
 
-def test_port_53_is_for_lookups_alone(tried):
+def test_tcp_other_than_dns_to_port_53_is_reset(tried):
     """Even where a rule lets TCP out to that port of that name."""
     assert tried.said["port_53_for_something_else"] == ["ECONNRESET"] * 3
     told = [

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from .running import DECISIONS, shape
+from .lab_runner import DECISIONS, shape
 
 
 def _ends(tried, decided, ended):
@@ -11,29 +11,29 @@ def _ends(tried, decided, ended):
     return passed, Counter(event["cause"] for event in tried.journal.of(kind=ended))
 
 
-def test_every_connection_that_was_let_out_is_closed_once(tried):
+def test_every_allowed_connection_has_one_close_event(tried):
     passed, closed = _ends(tried, "connection.decided", "connection.closed")
     assert passed
     assert closed == Counter(passed)
 
 
-def test_every_request_that_was_let_out_is_completed_once(tried):
+def test_every_allowed_request_has_one_completion_event(tried):
     passed, completed = _ends(tried, "request.decided", "request.completed")
     assert passed
     assert completed == Counter(passed)
 
 
-def test_every_request_names_its_connection(tried):
+def test_every_request_event_names_its_connection(tried):
     connections = {event["id"] for event in tried.journal.of(kind="connection.decided")}
     assert {event["cause"] for event in tried.journal.of(kind="request.decided")} <= connections
 
 
-def test_ids_are_unique_and_the_gate_had_no_errors(tried):
+def test_event_ids_are_unique_and_no_gate_errors_occur(tried):
     assert max(Counter(event["id"] for event in tried.journal.events).values()) == 1
     assert tried.journal.of(kind="gate.error") == []
 
 
-def test_every_decision_has_a_verdict_a_reason_and_a_policy(tried):
+def test_every_decision_has_a_verdict_reason_and_revision(tried):
     for event in tried.journal.decisions():
         assert event["kind"] in DECISIONS
         assert event["revision"]
@@ -42,7 +42,7 @@ def test_every_decision_has_a_verdict_a_reason_and_a_policy(tried):
         assert shape(event)[2]
 
 
-def test_what_the_origins_saw_was_told(tried):
+def test_requests_at_the_origins_equal_those_in_the_journal(tried):
     """Each request that arrived was decided to pass, or came through a connection that is passed on unread."""
     told = Counter(event["destination"]["name"] for event in tried.journal.of(kind="request.decided", outcome="passed"))
     seen = Counter(one["authority"].partition(":")[0] for one in tried.requests if ".spliced." not in one["authority"])

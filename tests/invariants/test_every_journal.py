@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import event_schema
 
-from .documented import problems, unaccounted
+from .event_docs import problems, unaccounted
 
 KILLED = {"lost", "udp-lost"}  # runs whose worker was killed
 DROPPED = {"full", "raised"}  # runs in which events could not be written, and were counted instead
@@ -24,7 +24,7 @@ def journals(place, tried):
     return found
 
 
-def test_every_line_is_an_event_as_documented(journals):
+def test_every_journal_line_is_a_documented_event(journals):
     wrong = set()
     for name, lines in journals.items():
         for line in lines:
@@ -38,7 +38,7 @@ def test_every_line_is_an_event_as_documented(journals):
     assert wrong == set()
 
 
-def test_one_decision_an_attempt_and_one_end_for_what_was_let_out(journals):
+def test_every_attempt_has_one_decision_and_at_most_one_end(journals):
     wrong = {}
     for name, lines in journals.items():
         found = unaccounted([json.loads(line) for line in lines], killed=name in KILLED | DROPPED)
@@ -47,7 +47,7 @@ def test_one_decision_an_attempt_and_one_end_for_what_was_let_out(journals):
     assert wrong == {}
 
 
-def test_every_journal_is_of_one_task(journals):
+def test_every_journal_belongs_to_one_task(journals):
     """From its rules and its start to its end, whatever happened between."""
     for name, lines in journals.items():
         events = sorted((json.loads(line) for line in lines), key=lambda event: event["time"])

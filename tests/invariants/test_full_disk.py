@@ -7,9 +7,9 @@ import pytest
 
 from tests.support.ports import free_port
 
-from .disk import Disk
-from .running import Journal, cpu_seconds, worker_of
-from .world import NEVER, RULES, names
+from .attempt_network import NEVER, RULES, names
+from .lab_runner import Journal, cpu_seconds, worker_of
+from .small_disk import Disk
 
 SIZE = 192 * 1024
 MOST_ROUNDS = 20  # rounds of attempts that the disk's last page has room for
@@ -71,11 +71,11 @@ WITH_ROOM = {
 }  # fmt: skip
 
 
-def test_with_room_all_is_as_usual(full):
+def test_attempts_pass_while_the_disk_has_room(full):
     assert full["with room"] == WITH_ROOM
 
 
-def test_without_room_nothing_passes(full):
+def test_full_disk_blocks_every_attempt(full):
     servfail = 2
     kept = {way: full["full"].pop(way) for way in ("kept inspected", "kept clear")}
     assert full["full"] == {
@@ -85,12 +85,12 @@ def test_without_room_nothing_passes(full):
     assert set(kept.values()) <= {"journal_failed", "eof", "ECONNRESET"}
 
 
-def test_without_room_nothing_reaches_anybody(full):
+def test_full_disk_lets_nothing_reach_an_origin(full):
     requests, queries, packets = full["arrived"]
     assert (requests, queries, packets, full["connections"]) == ([], [], 0, [])
 
 
-def test_what_the_journal_can_t_tell_the_metrics_do(full):
+def test_unrecorded_decisions_are_counted_in_metrics(full):
     """Inspected, clear, spliced, raw and denied connections and a datagram; two lookups."""
     counted = full["counted"]
     assert counted["connection.decided", "blocked", "journal_failed"] == 6
@@ -105,21 +105,21 @@ def test_dropped_events_are_counted(full):
     assert last.of("exeat_gate_errors_total", "where")["journal",] == last.of("exeat_events_dropped_total")[()]
 
 
-def test_the_worker_rests(full):
+def test_worker_uses_no_cpu_while_the_disk_is_full(full):
     """Nobody tries over and over to tell what can't be told: half a second of nothing to do costs next to nothing."""
     assert full["cpu"] < 0.1
 
 
-def test_room_is_used_at_once(full):
+def test_attempts_pass_again_once_there_is_room(full):
     assert full["room again"] == WITH_ROOM
 
 
-def test_no_line_is_torn(full):
+def test_no_journal_line_is_torn(full):
     assert full["torn"] == []
     assert len(full["journal"].of(kind="task.ended")) == 1
 
 
-def test_nothing_starts_with_a_full_disk(full):
+def test_task_does_not_start_with_a_full_disk(full):
     status, error, ran = full["start"]
     assert (status, ran) == (125, False)
     *_, said = error.splitlines()

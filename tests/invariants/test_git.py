@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from .running import PYTHON, by_the_gate
-from .world import FORGE, names
+from .attempt_network import FORGE, names
+from .lab_runner import PYTHON, by_the_gate
 
 pytestmark = by_the_gate
 
@@ -112,13 +112,13 @@ def decided(journal, end):
     ]
 
 
-def test_pushes(forge):
+def test_git_pushes_are_decided_by_ref(forge):
     """Every push in one sandbox; as root some: how a sandbox is made is nothing to what is pushed."""
     push(forge, 2, PUSHES)
 
 
 @pytest.mark.parametrize("version", [0, 1])
-def test_pushes_of_an_older_protocol(forge, version):
+def test_git_pushes_of_older_protocols_are_decided_by_ref(forge, version):
     push(forge, version, SOME)
 
 
@@ -149,7 +149,7 @@ def push(forge, version, pushes):
     assert set(decided(journal, "/git-upload-pack")) == {"passed rule git:read"}
 
 
-def test_another_repository_is_neither_fetched_nor_pushed_to(forge):
+def test_fetch_and_push_of_another_repository_are_denied(forge):
     forge.place.lab.origin.forget()
     url, bare = forge.make("evil/web")
     forge.make("acme/web")
@@ -166,7 +166,7 @@ def test_another_repository_is_neither_fetched_nor_pushed_to(forge):
     assert forge.refs(bare) == ALWAYS
 
 
-def test_nothing_of_a_refused_push_leaves(forge):
+def test_denied_push_sends_only_its_advertisement_request(forge):
     """Not its objects either: the origin sees the question before it, and no push."""
     forge.place.lab.origin.forget()
     url, _ = forge.make("acme/kept")

@@ -5,8 +5,8 @@ import pytest
 from tests.lab import Name
 from tests.support.ports import free_port
 
-from .running import LIBRARIES, Journal, by_the_gate
-from .world import EVIL, RULES, names
+from .attempt_network import EVIL, RULES, names
+from .lab_runner import LIBRARIES, Journal, by_the_gate
 
 pytestmark = by_the_gate
 
@@ -70,7 +70,7 @@ def seen(place):
 
 
 @pytest.mark.parametrize("kind", ["ours", "real"])
-def test_the_name_leads_to_the_host_s_loopback(seen, kind):
+def test_host_name_reaches_the_loopback_of_the_host(seen, kind):
     said = seen[0][kind]["said"]
     assert (said[HOST], said["HOST.Exeat.INTERNAL."]) == (200, 200)
     assert said["its address"].startswith("198.18.")  # whatever rules say of DNS: the sandbox's own loopback is another
@@ -81,7 +81,7 @@ def test_the_name_leads_to_the_host_s_loopback(seen, kind):
 
 
 @pytest.mark.parametrize("kind", ["ours", "real"])
-def test_nothing_else_does(seen, kind):
+def test_other_names_do_not_reach_the_loopback_of_the_host(seen, kind):
     said = seen[0][kind]["said"]
     for name in ELSEWHERE:
         # The first turn of the name that rebinds is public, and so is what our name's alias says it is.
@@ -94,7 +94,7 @@ def test_nothing_else_does(seen, kind):
 
 
 @pytest.mark.parametrize("kind", ["wide", "audit"])
-def test_no_wildcard_and_no_audit_reaches_it(seen, kind):
+def test_wildcards_and_audit_mode_do_not_allow_host_services(seen, kind):
     found = seen[0][kind]
     assert 200 not in {found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", DESK, "sub.host.exeat.internal")}
     assert found["requests"] == []
@@ -104,12 +104,12 @@ def test_no_wildcard_and_no_audit_reaches_it(seen, kind):
 
 
 @pytest.mark.parametrize("kind", ["ours", "real", "wide", "audit"])
-def test_the_gate_s_own_metrics_stay_out_of_reach(seen, kind):
+def test_metrics_port_of_the_gate_is_not_reachable(seen, kind):
     # They listen on 127.0.0.1, which is left out of what is dialled; on ::1 there is nobody.
     expected = "upstream_failed" if kind in {"ours", "real"} else "non_public_address"
     assert seen[0][kind]["said"]["metrics"] == expected
 
 
-def test_nobody_outside_is_asked_where_it_is(seen):
+def test_internal_names_are_not_resolved_upstream(seen):
     _, queries = seen
     assert [name for name, *_ in queries if "exeat.internal" in name] == []

@@ -9,8 +9,8 @@ from proxy.telemetry.events import Kind
 from tests.lab import Name
 from tests.support.ports import free_port
 
-from .running import DECISIONS, Journal, by_the_gate
-from .world import HOST, RULES, names
+from .attempt_network import HOST, RULES, names
+from .lab_runner import DECISIONS, Journal, by_the_gate
 
 DATAGRAMS = 3
 # Names for this host's own addresses, and rules that mean them as far as rules can: in the clear, and as anything.
@@ -72,33 +72,33 @@ def _counted(journal, *path):
     return Counter(tuple(event[key] for key in path) for event in journal.decisions())
 
 
-def test_everything_was_tried(watched):
+def test_every_kind_of_decision_was_tried(watched):
     assert watched["said"] == [200] * 4
     outcomes = {key[2] for key in _counted(watched["journal"], "kind", "verdict", "outcome", "reason")}
     assert outcomes == {"passed", "blocked"}
     assert {event["kind"] for event in watched["journal"].decisions()} == set(DECISIONS)
 
 
-def test_decisions_are_those_of_the_journal(watched):
+def test_decision_counts_equal_the_journal(watched):
     labels = ("kind", "verdict", "outcome", "reason")
     for scrape, journal in (("scrape", "journal"), ("last scrape", "last journal")):
         assert watched[scrape].of("exeat_decisions_total", *labels) == _counted(watched[journal], *labels)
 
 
-def test_decisions_by_rule_are_those_of_the_journal(watched):
+def test_decision_counts_by_rule_equal_the_journal(watched):
     told = Counter(
         (rule, event["verdict"]) for event in watched["journal"].decisions() for rule in event.get("rules", ())
     )
     assert watched["scrape"].of("exeat_rule_decisions_total", "rule", "verdict") == told
 
 
-def test_lookups_are_those_of_the_journal(watched):
+def test_dns_query_counts_equal_the_journal(watched):
     told = Counter((event["dns"]["type"], event["verdict"]) for event in watched["journal"].of(kind="dns.decided"))
     told["other", "deny"] = told.pop(("TYPE65280", "deny"))
     assert watched["scrape"].of("exeat_dns_queries_total", "type", "verdict") == told
 
 
-def test_bytes_are_those_of_the_journal(watched):
+def test_byte_and_connection_counts_equal_the_journal(watched):
     closed = watched["journal"].of(kind="connection.closed")
     told = {(way,): sum(event["bytes"][way] for event in closed) for way in ("up", "down")}
     assert told["down",] > 10_000
@@ -108,7 +108,7 @@ def test_bytes_are_those_of_the_journal(watched):
     assert watched["scrape"].of("exeat_connection_seconds_count") == {(): len(closed)}
 
 
-def test_events_are_those_of_the_journal(watched):
+def test_event_counts_equal_the_journal(watched):
     """But for what the command itself tells before and after the task."""
     own = {"rules.loaded", "task.started", "task.ended"}
     told = Counter((event["kind"],) for event in watched["journal"].events if event["kind"] not in own)
@@ -117,7 +117,7 @@ def test_events_are_those_of_the_journal(watched):
     assert watched["scrape"].of("exeat_events_dropped_total") == watched["scrape"].of("exeat_gate_errors_total") == {}
 
 
-def test_refused_packets_are_those_that_were_sent(watched):
+def test_refused_packet_counts_equal_the_packets_sent(watched):
     """What the kernel counted is what was sent, and what its log told."""
     assert watched["refused"] == ["ECONNREFUSED"] * (DATAGRAMS + 1) + ["TimeoutError"]
     refused = watched["last scrape"].of("exeat_packets_refused_total", "kind")
@@ -128,7 +128,7 @@ def test_refused_packets_are_those_that_were_sent(watched):
     assert reasons == {"udp": DATAGRAMS, "quic": 1, "address_not_listed": 1}
 
 
-def test_labels_are_of_closed_sets(watched):
+def test_metric_labels_have_no_text_of_the_task(watched):
     """No name, path or task that a task chose is in a scrape."""
     values = {
         value
@@ -154,14 +154,14 @@ def knocked(request, place):
 
 
 @by_the_gate
-def test_no_task_sees_the_metrics(knocked):
+def test_task_cannot_read_the_metrics(knocked):
     said, counted, _ = knocked
     assert {place for place, got in said.items() if "SEEN" in got} == set()
     assert counted.of("exeat_sandboxes") == {(): 1}
 
 
 @by_the_gate
-def test_what_knocked_was_told(knocked):
+def test_attempts_on_the_metrics_port_are_recorded(knocked):
     """But for knocks at the sandbox's own loopback, which refuses them itself: they never were on their way out."""
     said, _, journal = knocked
     inside = {place for place, got in said.items() if got == "ECONNREFUSED"}

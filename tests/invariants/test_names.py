@@ -2,10 +2,10 @@
 
 import pytest
 
-from .running import shape
+from .attempt_network import NEVER, address_of
+from .lab_runner import shape
 from .task.attempts import EVERY
 from .task.wire import EVIL_NAME
-from .world import NEVER, address_of
 
 # An attempt on a host that the rules let out, and the one reason why nothing of it may leave.
 AT_THE_CONNECTION = {
@@ -105,14 +105,14 @@ def _refused(said, reason):
 
 
 @pytest.mark.parametrize(("attempt", "reason"), AT_THE_CONNECTION.items())
-def test_refused_as_a_connection(tried, attempt, reason):
+def test_attempts_with_a_misleading_name_are_refused_at_the_connection(tried, attempt, reason):
     assert _told(tried, attempt) == [("connection", "blocked", reason)]
     assert _refused(tried.said[attempt], reason), tried.said[attempt]
     assert tried.packets_to(address_of(attempt), *NEVER) == 0
 
 
 @pytest.mark.parametrize(("attempt", "reason"), AT_THE_REQUEST.items())
-def test_refused_as_a_request(tried, attempt, reason):
+def test_attempts_with_a_misleading_name_are_refused_at_the_request(tried, attempt, reason):
     assert _told(tried, attempt) == [("connection", "passed", "rule"), ("request", "blocked", reason)]
     (said,) = tried.said[attempt] if isinstance(tried.said[attempt], list) else [tried.said[attempt]]
     assert _refused(said, reason), said
@@ -120,7 +120,7 @@ def test_refused_as_a_request(tried, attempt, reason):
 
 
 @pytest.mark.parametrize(("attempt", "reason"), AFTER_A_GOOD_ONE.items())
-def test_refused_after_a_good_request(tried, attempt, reason):
+def test_second_request_with_another_name_is_refused(tried, attempt, reason):
     told = [("connection", "passed", "rule"), ("request", "passed", "rule"), ("request", "blocked", reason)]
     assert _told(tried, attempt) == told
     good, bad = tried.said[attempt]
@@ -132,35 +132,35 @@ def test_refused_after_a_good_request(tried, attempt, reason):
 
 
 @pytest.mark.parametrize("attempt", TO_THE_TRUE_HOST)
-def test_reaches_the_true_host(tried, attempt):
+def test_connection_reaches_its_named_host_at_any_address(tried, attempt):
     echo = tried.said[attempt]["echo"]
     assert (echo["destination"][0], echo["authority"]) == (address_of(attempt), EVERY[attempt].host)
     assert tried.packets_to(*NEVER) == 0
 
 
 @pytest.mark.parametrize("attempt", ["curl_resolve", "curl_resolve_spliced"])
-def test_curl_resolve_reaches_the_true_host(tried, attempt):
+def test_curl_resolve_reaches_the_named_host(tried, attempt):
     said = tried.said[attempt]
     assert (said["status"], said["error"]) == (0, "")
     assert f'"destination": ["{address_of(attempt)}", 443]' in said["said"]
     assert tried.packets_to(*NEVER) == 0
 
 
-def test_http2_reaches_the_true_host_every_time(tried):
+def test_http2_streams_reach_the_named_host(tried):
     assert [one["echo"]["destination"][0] for one in tried.said["h2_good"]] == [address_of("h2_good")] * 2
 
 
-def test_an_offered_upgrade_is_not_passed_on(tried):
+def test_http2_upgrade_offer_is_not_forwarded(tried):
     echo = tried.said["upgrade_to_http2_in_the_clear"]["echo"]
     assert {name for name, _ in echo["headers"]}.isdisjoint({"upgrade", "http2-settings", "connection"})
 
 
-def test_no_origin_was_asked_for_another_name(tried):
+def test_no_origin_receives_a_request_for_another_name(tried):
     assert [one for one in tried.requests if EVIL_NAME in one["authority"] or one["target"].endswith("stolen")] == []
     assert [asked for asked, *_ in tried.queries if "evil" in asked] == []
 
 
-def test_an_address_that_a_client_chose_is_not_told_as_the_one_dialled(tried):
+def test_events_have_no_address_that_the_client_chose(tried):
     """`destination.address` of what passed is the address dialled, or nothing: never one that a task made up."""
     chosen = {
         event["destination"].get("address") for event in tried.journal.of(kind="connection.decided", outcome="passed")

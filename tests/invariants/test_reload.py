@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from .running import LIBRARIES, Journal, by_the_gate
-from .world import names
+from .attempt_network import names
+from .lab_runner import LIBRARIES, Journal, by_the_gate
 
 pytestmark = by_the_gate
 
@@ -58,7 +58,7 @@ def changed(place):
 KINDS = ("idle", "inspected", "clear", "spliced", "held")
 
 
-def test_all_were_open_before(changed):
+def test_connections_are_open_before_the_reload(changed):
     assert changed["before"] == {
         **{f"{word} idle": 200 for word in ("kept", "lost")},
         **{f"{word} {kind}": 10 for word in ("kept", "lost") for kind in ("inspected", "clear", "spliced")},
@@ -66,24 +66,24 @@ def test_all_were_open_before(changed):
     }
 
 
-def test_what_stays_allowed_goes_on(changed):
+def test_allowed_connections_survive_a_reload(changed):
     after = {kind: changed["after"][f"kept {kind}"] for kind in KINDS}
     assert after == {"idle": 200, "inspected": "more", "clear": "more", "spliced": "more", "held": "open"}
 
 
-def test_what_is_denied_is_cut(changed):
+def test_denied_connections_are_reset_by_a_reload(changed):
     """With a reset: what was cut off never looks complete (invariant 12)."""
     assert {changed["after"][f"lost {kind}"] for kind in KINDS} == {"ECONNRESET"}
 
 
-def test_of_two_requests_on_one_connection_only_the_denied_one_ends(changed):
+def test_only_the_denied_request_of_a_connection_ends(changed):
     ended, after, reset = changed["mixed"]
     assert (ended, after, reset) == ("open", "open", False)
     (told,) = changed["journal"].of(kind="request.completed", outcome="blocked", http__path="/events/100000")
     assert (told["reason"], told["rules"]) == ("rule", ["reloaded:no-events"])
 
 
-def test_ends_say_by_which_rules(changed):
+def test_close_events_name_the_rule_and_revision(changed):
     journal = changed["journal"]
     first, second = journal.of(kind="rules.loaded")
     assert second["previous"] == first["revision"] != second["revision"]
@@ -95,11 +95,11 @@ def test_ends_say_by_which_rules(changed):
     assert journal.of(kind="gate.error") == []
 
 
-def test_new_ones_see_the_new_rules(changed):
+def test_new_connections_use_the_new_rules(changed):
     assert changed["new"] == "rule"
 
 
-def test_many_reloads_under_load_lose_nothing_that_is_allowed(place):
+def test_many_reloads_under_load_reset_no_allowed_connection(place):
     place.lab.origin.name(names())
     rules = place.rules(RULES, "hammered.yaml")
     with place.stepping("hammered", rules, "reloaded", LIBRARIES) as steps:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from .running import PYTHON, by_the_gate, shape
-from .world import TEXT, names
+from .attempt_network import TEXT, names
+from .lab_runner import PYTHON, by_the_gate, shape
 
 pytestmark = by_the_gate
 
@@ -58,18 +58,18 @@ def carried(place):
 @pytest.mark.parametrize(
     ("at", "status", "told"), [(at, *case[1:]) for at, case in enumerate(REQUESTS.values())], ids=REQUESTS
 )
-def test_what_a_request_carries(carried, at, status, told):
+def test_requests_with_unlisted_bodies_or_urls_are_denied(carried, at, status, told):
     said, journal, _ = carried
     assert said[at][:2] == [0, status], said[at]
     assert " ".join(shape(journal.of(kind="request.decided")[at])[1:]) == told
 
 
-def test_only_what_may_be_reached_an_origin(carried):
+def test_only_allowed_requests_reach_an_origin(carried):
     _, _, origin = carried
     assert [(request["method"], request["target"]) for request in origin.requests()] == [("GET", "/echo")] * 2
 
 
-def test_a_record_is_looked_up_where_its_type_is_listed_and_nowhere_else(carried):
+def test_dns_type_is_resolved_only_where_a_rule_lists_it(carried):
     said, journal, origin = carried
     listed, other, elsewhere = (json.loads(one[1]) for one in said[len(REQUESTS) :])
     assert (listed["rcode"], listed["answers"]) == (0, 1)

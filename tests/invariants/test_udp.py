@@ -11,10 +11,10 @@ import pytest
 
 from tests.lab import Name
 
-from .running import PYTHON, Journal, Steps, shape, wait_until_dead, worker_of
+from .attempt_network import names
+from .lab_runner import PYTHON, Journal, Steps, shape, wait_until_dead, worker_of
 from .task.wire import EVIL
 from .udp_origin import ANSWER, CLOCK, DNS, ECHO, NOBODY, SILENT, STRAY
-from .world import names
 
 CLOCK_AT, DNS_AT, ECHO_AT, LITERAL, LITERAL6 = (
     "93.184.220.1", "93.184.220.2", "93.184.220.3", "93.184.220.4", "2606:4700::204",
@@ -103,7 +103,7 @@ def told(journal, name, **more):
     return journal.of(kind="connection.decided", destination__name=name, protocol="udp", **more)
 
 
-def test_a_clock_answers(seen):
+def test_ntp_server_answers_and_its_flow_is_recorded(seen):
     said, journal, _ = seen
     assert said["clock"] == [48, 0x24, True]
     decision, *_ = told(journal, "clock.udp.example")
@@ -113,14 +113,14 @@ def test_a_clock_answers(seen):
     assert (closing["outcome"], closing["bytes"], closing.get("reason")) == ("passed", {"up": 48, "down": 48}, None)
 
 
-def test_a_dns_server_on_another_port_answers_and_port_53_stays_the_resolver_s(seen):
+def test_dns_server_on_another_port_answers(seen):
     said, _, packets = seen
     assert said["lookup"] == {"rcode": 0, "answers": 1, "address": ANSWER}
     assert said["resolver"]["address"].startswith("198.18.")
     assert [one for one in packets if one.destination == "8.8.8.8"] == []
 
 
-def test_addresses_that_rules_list_are_reached_in_both_families(seen):
+def test_listed_addresses_are_reached_over_ipv4_and_ipv6(seen):
     said, journal, _ = seen
     assert said["literal"] == ["hello", "hello"]
     for address in (LITERAL, LITERAL6):
@@ -128,14 +128,14 @@ def test_addresses_that_rules_list_are_reached_in_both_families(seen):
         assert (decision["rules"], "name" in decision["destination"]) == (["udp:literal"], False)
 
 
-def test_a_flag_goes_out_and_is_told_as_one(seen):
+def test_flagged_flow_passes_and_is_recorded_as_flag(seen):
     said, journal, _ = seen
     assert said["echo"] == "hello"
     (decision,) = told(journal, "a.echo.example")
     assert (decision["verdict"], decision["outcome"], decision["rules"]) == ("flag", "passed", ["udp:echo"])
 
 
-def test_large_datagrams_come_whole(seen):
+def test_large_datagrams_arrive_whole(seen):
     said, journal, _ = seen
     assert said["large"] == [True] * 5
     ends = [journal.of(kind="connection.closed", cause=one["id"])[0] for one in told(journal, "large.echo.example")]
@@ -143,12 +143,12 @@ def test_large_datagrams_come_whole(seen):
     assert [end["bytes"]["up"] for end in ends] == [end["bytes"]["down"] for end in ends]
 
 
-def test_answers_come_from_whom_was_asked_and_from_nobody_else(seen):
+def test_only_answers_from_the_destination_are_delivered(seen):
     said, _, _ = seen
     assert said["stray"] == [["asked: mine", True, STRAY]]
 
 
-def test_where_nobody_listens_the_task_is_told(seen):
+def test_unreachable_port_is_refused_and_recorded_as_failed(seen):
     said, journal, _ = seen
     assert said["nobody"] == "ECONNREFUSED"
     (decision,) = told(journal, "nobody.echo.example")
@@ -157,7 +157,7 @@ def test_where_nobody_listens_the_task_is_told(seen):
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_no_rule_lists_is_refused_at_once_and_told(seen, what):
+def test_unlisted_udp_is_refused_at_once_and_recorded(seen, what):
     said, journal, _ = seen
     host, port, reason = REFUSED[what]
     assert said["refused"][what] == "ECONNREFUSED"
@@ -171,7 +171,7 @@ def test_what_no_rule_lists_is_refused_at_once_and_told(seen, what):
     assert [shape(event)[1:] for event in told] == [("blocked", reason)]
 
 
-def test_nothing_of_that_reaches_anybody(seen):
+def test_refused_and_spoofed_datagrams_reach_no_origin(seen):
     """Nor does what claims to come from another address, even to where a rule lets out."""
     said, _, packets = seen
     assert said["spoofed"] == [15, 15]
@@ -186,7 +186,7 @@ def test_nothing_of_that_reaches_anybody(seen):
     }  # fmt: skip
 
 
-def test_last_words_leave_before_the_task_s_end_is_told(seen):
+def test_last_datagram_is_sent_before_the_task_ends(seen):
     _, journal, packets = seen
     (decision,) = told(journal, "late.echo.example")
     (closing,) = journal.of(kind="connection.closed", cause=decision["id"])
@@ -195,7 +195,7 @@ def test_last_words_leave_before_the_task_s_end_is_told(seen):
     assert shape(told(journal, "clock.udp.example")[-1])[1:] == ("blocked", "udp")  # a port that no rule lists
 
 
-def test_a_flood_costs_nobody_but_is_counted(place, origin):
+def test_udp_flood_is_bounded_and_counted(place, origin):
     soon = RULES.replace("action: flag", "idle_timeout: 2s, action: flag")
     with place.stepping("udp-flood", place.rules(soon, "udp-flood.yaml"), "datagrams") as step:
         floods = [(EVIL, 1000, 1050, 200, FLOOD), (step("resolved", "flood.echo.example"), SILENT, SILENT, 900, 3000)]
@@ -216,7 +216,7 @@ def test_a_flood_costs_nobody_but_is_counted(place, origin):
     assert 50 < len(passed) <= 900  # of which 512 at once; the kernel drops what nobody has time for
 
 
-def test_two_sandboxes_share_nothing(place, origin):
+def test_two_sandboxes_share_no_udp_state(place, origin):
     rules = place.rules(RULES, "udp.yaml")
     with (
         place.stepping("udp-ours", rules, "datagrams") as ours,
@@ -235,7 +235,7 @@ def test_two_sandboxes_share_nothing(place, origin):
         assert told(journal, f"{other}.echo.example") == []
 
 
-def test_without_a_worker_it_is_refused_at_once(place, origin):
+def test_udp_is_refused_at_once_without_a_worker(place, origin):
     with place.running("udp-lost", place.rules(RULES, "udp.yaml"), PYTHON, "-m", "task.datagrams") as process:
         step = Steps(process)
         assert step("open_flow", "a.echo.example", ECHO) == "first"

@@ -10,8 +10,8 @@ import pytest
 from enforcer.sandbox.identity import FIRST_ID, RANGE, WORKER_ID
 from tests.support import confined
 
-from .running import PYTHON, Journal, wait_until_dead, worker_of
-from .world import RULES, names
+from .attempt_network import RULES, names
+from .lab_runner import PYTHON, Journal, wait_until_dead, worker_of
 
 # Listens at the origin; sends a piece, then reads until its peer is gone and says how that was.
 SERVER = """
@@ -96,7 +96,7 @@ def lost(place):
     }  # fmt: skip
 
 
-def test_it_had_given_up_all_that_it_had_no_need_for(lost, place):
+def test_worker_has_no_privileges_or_extra_descriptors(lost, place):
     """Each of these by itself would be a way from a worker that was taken over to the rest of its host."""
     kept = lost["worker"]
     if place.user is None:
@@ -110,12 +110,12 @@ def test_it_had_given_up_all_that_it_had_no_need_for(lost, place):
     assert kept["open"] == {"/dev/null", "socket", "anon_inode", "below"}
 
 
-def test_the_task_goes_on(lost):
+def test_task_continues_without_its_worker(lost):
     assert (lost["status"], lost["file"]) == (7, "here")
     assert "the gate ended unexpectedly; the task has no network from now on" in lost["error"]
 
 
-def test_nothing_is_let_out_any_more_and_refused_at_once(lost):
+def test_new_attempts_are_refused_at_once_without_a_worker(lost):
     assert lost["said"]["connect"] == ["ECONNREFUSED"] * 3
     assert lost["said"]["udp"] == ["ECONNREFUSED"] * 3
     assert lost["said"]["lookup"].startswith("EAI")
@@ -123,17 +123,17 @@ def test_nothing_is_let_out_any_more_and_refused_at_once(lost):
 
 
 @pytest.mark.parametrize("which", ["raw", "spliced", "inspected", "clear"])
-def test_a_transfer_that_was_cut_looks_cut(lost, which):
+def test_transfers_end_as_cut_when_the_worker_is_killed(lost, which):
     """Invariant 12 holds for the gate's own end too: the end of a raw connection is all that says it is complete."""
     inside_tls = {"UNEXPECTED_EOF_WHILE_READING"} if which in {"spliced", "inspected"} else set()
     assert lost["said"][which] in {"ECONNRESET", *inside_tls}
 
 
-def test_an_upload_that_was_cut_looks_cut(lost):
+def test_upload_ends_as_reset_when_the_worker_is_killed(lost):
     assert lost["far"] == ["reset", "1000"]
 
 
-def test_it_is_told(lost):
+def test_loss_of_the_worker_is_recorded(lost):
     (fault,) = lost["journal"].of(kind="gate.error")
     assert fault["fault"]["where"] == "worker"
     (ended,) = lost["journal"].of(kind="task.ended")

@@ -213,7 +213,7 @@ class Lab:
     def _start(self) -> subprocess.Popen:
         settings = {**self._settings, "directory": str(self.directory), "parent": os.getpid()}
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.lab.world", json.dumps(settings)],
+            [sys.executable, "-m", "tests.lab.namespaces", json.dumps(settings)],
             cwd=_PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """A process that is "the internet" for one network namespace: DNS, web, git, TCP and UDP services, and their records.
 
-Run by `world.py` with its settings as JSON in the first argument; told what to do over a unix socket, a JSON line each
+Run by `namespaces.py` with its settings as JSON in the first argument; told what to do over a unix socket, a JSON line each
 way. It listens on every address (the namespace makes them all local) and ends with its parent.
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, Name
-from tests.lab.lab_clients import USERS, curl, python
+from tests.lab.host_clients import USERS, curl, python
 from tests.lab.pages import PATTERN
 
 # The web
@@ -19,7 +19,7 @@ from tests.lab.pages import PATTERN
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("version", ["1.1", "2"])
 @pytest.mark.parametrize(("family", "address"), [("-4", "93.184.216.34"), ("-6", "2606:2800:220:1::1")])
-def test_a_tls_request_is_echoed_and_remembered(lab, user, version, family, address):
+def test_https_request_is_echoed_and_recorded(lab, user, version, family, address):
     done = curl(
         lab, f"--http{version}", family, "https://good.example/echo?a=b", "-d", "hello", "-H", "X-Odd: yes", user=user
     )
@@ -38,7 +38,7 @@ def test_a_tls_request_is_echoed_and_remembered(lab, user, version, family, addr
     assert lab.origin.connections()[0]["destination"] == [address, 443]
 
 
-def test_plain_http_on_two_ports(lab):
+def test_plain_http_is_served_on_two_ports(lab):
     for port in 80, 8080:
         assert json.loads(curl(lab, f"http://good.example:{port}/echo").stdout)["destination"][1] == port
     assert [seen["sni"] for seen in lab.origin.requests()] == [None, None]
@@ -47,7 +47,7 @@ def test_plain_http_on_two_ports(lab):
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 @pytest.mark.parametrize("page", ["bytes", "chunked"])
 @pytest.mark.parametrize("size", [0, 1, 65536, 3_000_001])
-def test_bodies_arrive_whole(lab, version, page, size):
+def test_response_bodies_arrive_whole(lab, version, page, size):
     out = lab.workspace() / "body"
     assert curl(lab, version, "-o", out, f"https://good.example/{page}/{size}").returncode == 0
     assert out.stat().st_size == size
@@ -55,7 +55,7 @@ def test_bodies_arrive_whole(lab, version, page, size):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_an_upload_is_taken_whole(lab, version):
+def test_upload_arrives_whole(lab, version):
     body = lab.workspace() / "upload"
     body.write_bytes(PATTERN * 40)
     done = curl(lab, version, "-T", body, "https://good.example/upload")
@@ -63,30 +63,30 @@ def test_an_upload_is_taken_whole(lab, version):
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-def test_slow_and_event_streams_come_in_pieces(lab, version):
+def test_slow_and_event_streams_arrive_complete(lab, version):
     assert curl(lab, version, "-N", "https://good.example/slow/3/0.05").stdout == "0\n1\n2\n"
     assert curl(lab, version, "-N", "https://good.example/events/2").stdout.count("data: event") == 2
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_reset_in_mid_body_is_a_reset(lab, scheme):
+def test_reset_page_resets_the_connection(lab, scheme):
     done = curl(lab, "--http1.1", "-o", "/dev/null", f"{scheme}://good.example/reset/1000")
     assert done.returncode == 56, done.stderr  # CURLE_RECV_ERROR
     assert "reset by peer" in done.stderr
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_cut_in_mid_body_is_no_reset(lab, scheme):
+def test_cut_page_ends_the_connection_without_a_reset(lab, scheme):
     done = curl(lab, "--http1.1", "-o", "/dev/null", f"{scheme}://good.example/cut/1000")
     assert done.returncode == 18, done.stderr  # CURLE_PARTIAL_FILE
 
 
-def test_over_http2_both_break_the_transfer(lab):
+def test_reset_and_cut_pages_break_an_http2_transfer(lab):
     for page in "reset", "cut":
         assert curl(lab, "--http2", "-o", "/dev/null", f"https://good.example/{page}/1000").returncode != 0
 
 
-def test_statuses_redirects_and_the_rest(lab):
+def test_status_and_redirect_pages_answer_as_documented(lab):
     def status(*arguments):
         return curl(lab, "-o", "/dev/null", "-w", "%{http_code}", *arguments).stdout
 
@@ -104,18 +104,18 @@ def test_connections_are_kept_alive(lab):
 
 
 @pytest.mark.parametrize("name", ["self-signed.example", "expired.example", "wrong.example"])
-def test_bad_certificates_are_bad(lab, name):
+def test_bad_certificates_are_rejected_by_curl(lab, name):
     assert curl(lab, f"https://{name}/").returncode == 60  # CURLE_PEER_FAILED_VERIFICATION
     assert curl(lab, "--insecure", f"https://{name}/").returncode == 0
 
 
-def test_an_address_without_a_name_has_a_certificate(lab):
+def test_literal_address_has_a_certificate(lab):
     assert curl(lab, "https://93.184.216.34/").returncode == 0
     assert lab.origin.requests()[0]["sni"] is None
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_pythons_own_clients_trust_the_lab(lab, user):
+def test_python_clients_trust_the_lab_ca(lab, user):
     program = "import urllib.request; print(json.dumps(urllib.request.urlopen('https://good.example/').status))"
     assert python(lab, program, user=user) == 200
 
@@ -124,7 +124,7 @@ def test_pythons_own_clients_trust_the_lab(lab, user):
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_git_clones_and_pushes(lab, user):
+def test_git_clone_and_push_work(lab, user):
     name = f"acme/web-{user or 0}"
     lab.make_repository(name, {"README": "first\n", "src/main.py": "pass\n"})
     clone = lab.workspace(user, "clone")
@@ -179,19 +179,19 @@ def test_names_resolve_as_the_table_says(lab, user, name, expected):
     assert addresses(lab, name, user=user) == expected
 
 
-def test_queries_are_remembered_and_listed_names_ask_nothing(lab):
+def test_queries_are_recorded_and_hosts_file_names_make_none(lab):
     addresses(lab, "good.example")
     addresses(lab, "listed.example")
     assert sorted(lab.origin.queries()) == [("good.example", "A", "udp"), ("good.example", "AAAA", "udp")]
     assert lab.origin.queries("four.example") == []
 
 
-def test_a_name_rebinds_between_lookups(lab):
+def test_rebinding_name_changes_between_lookups(lab):
     turns = [addresses(lab, "rebinds.example") for _ in range(4)]
     assert turns == [["93.184.216.37"], ["169.254.169.254"], ["127.0.0.1", "::1"], ["127.0.0.1", "::1"]]
 
 
-def test_every_way_of_not_answering(lab):
+def test_dns_errors_are_answered_as_configured(lab):
     assert lookup(lab, "missing.example", "A")[0] == "NXDOMAIN"
     assert lookup(lab, "servfail.example", "A")[0] == "SERVFAIL"
     assert lookup(lab, "good.example", "MX") == ("NOERROR", ["QR", "RD", "RA"], [])
@@ -202,7 +202,7 @@ def test_every_way_of_not_answering(lab):
     assert python(lab, program) == socket.EAI_AGAIN
 
 
-def test_the_table_can_be_replaced(lab):
+def test_dns_table_can_be_replaced(lab):
     lab.origin.name({"good.example": Name.at("1.1.1.1")})
     assert addresses(lab, "good.example") == ["1.1.1.1"]
     assert lookup(lab, "four.example", "A")[0] == "NXDOMAIN"
@@ -214,7 +214,7 @@ def test_the_table_can_be_replaced(lab):
 @pytest.mark.parametrize(
     "address", ["1.1.1.1", "10.9.8.7", "169.254.169.254", "100.64.0.1", "2606:4700::1", "64:ff9b::a9fe:a9fe", "fd00::1"]
 )
-def test_every_address_outside_is_there_and_its_packets_are_counted(lab, address):
+def test_every_outside_address_answers_and_counts_packets(lab, address):
     assert lab.origin.packets_to(address) == 0
     url = f"http://[{address}]/echo" if ":" in address else f"http://{address}/echo"
     assert json.loads(curl(lab, url).stdout)["destination"] == [address, 80]
@@ -222,7 +222,7 @@ def test_every_address_outside_is_there_and_its_packets_are_counted(lab, address
     assert lab.origin.packets_to("1.2.3.4") == 0
 
 
-def test_a_packet_that_nobody_listens_for_is_counted_too(lab):
+def test_packets_without_a_listener_are_counted(lab):
     program = (
         "raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 132); raw.sendto(bytes(12), ('7.7.7.1', 0))\n"
         "udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.sendto(b'x', ('7.7.7.2', 4321))\n"
@@ -233,13 +233,13 @@ def test_a_packet_that_nobody_listens_for_is_counted_too(lab):
     assert found >= {("7.7.7.1", 132, 0), ("7.7.7.2", 17, 4321), ("7.7.7.3", 6, 4322)}
 
 
-def test_datagrams_end_in_the_sink(lab):
+def test_datagrams_are_recorded_by_the_udp_sink(lab):
     program = "udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); udp.sendto(b'quic', ('2606::1', 443)); print(1)"
     python(lab, program, user=Lab.ORDINARY)
     assert [(one["port"], one["size"]) for one in lab.origin.datagrams()] == [(443, 4)]
 
 
-def test_a_server_that_speaks_first(lab):
+def test_server_that_speaks_first_echoes(lab):
     program = (
         "sock = socket.create_connection(('good.example', 5432)); first = sock.recv(100).decode()\n"
         "sock.sendall(b'echo'); print(json.dumps([first, sock.recv(100).decode()]))"
@@ -248,7 +248,7 @@ def test_a_server_that_speaks_first(lab):
     assert lab.origin.connections()[-1]["destination"][1] == 5432
 
 
-def test_the_host_sides_own_loopback_has_services_and_a_recorder_too(lab):
+def test_host_loopback_has_services_and_a_recorder(lab):
     assert lab.loopback.packets_to("127.0.0.1", "::1") == 0
     assert json.loads(curl(lab, "-4", "https://here.example/echo").stdout)["destination"] == ["127.0.0.1", 443]
     assert lab.loopback.packets_to("127.0.0.1") > 0
@@ -257,7 +257,7 @@ def test_the_host_sides_own_loopback_has_services_and_a_recorder_too(lab):
     assert lab.origin.packets_to("127.0.0.1") == 0
 
 
-def test_packets_that_were_lost_are_an_error_and_not_silence(lab):
+def test_lost_packets_raise_an_error(lab):
     program = (
         "from tests.lab import recorder; recorder._BUFFER = 2048; one = recorder.Recorder('lo')\n"
         "udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"

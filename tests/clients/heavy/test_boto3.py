@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.invariants.running import PYTHON
+from tests.invariants.lab_runner import PYTHON
 from tests.lab import Lab
 from tests.lab.aws import Keys
 

@@ -4,7 +4,7 @@ import json
 import os
 
 from tests.clients import registries
-from tests.invariants.running import PYTHON
+from tests.invariants.lab_runner import PYTHON
 from tests.lab import Lab
 
 from . import HOME

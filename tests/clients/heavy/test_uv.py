@@ -1,7 +1,7 @@
 """uv, which is Rust with rustls: what is allowed is installed, what is denied says so."""
 
 from tests.clients import registries
-from tests.invariants.running import PYTHON
+from tests.invariants.lab_runner import PYTHON
 
 from . import HOME, program
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.enforcer.approvals.approvals_lab import RULES, as_root, as_user
-from tests.invariants.running import worker_of
+from tests.invariants.lab_runner import worker_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.invariants.running import worker_of
+from tests.invariants.lab_runner import worker_of
 from tests.lab import Lab, Name
 from tests.support import harness
 

@@ -43,7 +43,7 @@ def test_imports_point_one_way(floor, forbidden):
     assert found == set()
 
 
-def test_deciding_loads_nothing_that_has_effects():
+def test_loading_rules_imports_no_module_with_effects():
     """What is really imported, by whatever way, when rules are loaded."""
     program = "import sys, rules.loading.load, rules.matching.policy, rules.explain.explanation, rules.loading.cases; print(*sys.modules)"
     done = subprocess.run(
@@ -60,7 +60,7 @@ def test_deciding_loads_nothing_that_has_effects():
     assert {name for name in loaded if _under(name, {"proxy", "enforcer", "socket", *EFFECTS})} == set()
 
 
-def test_only_two_modules_read_files():
+def test_only_two_modules_of_rules_read_files():
     """`rules/files.py` opens what loading names, `rules/public_suffixes.py` the public suffixes; no other opens anything."""
     openers = {"open", "fdopen", "read_text", "read_bytes", "write_text", "write_bytes"}
     found = set()

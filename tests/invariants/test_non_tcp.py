@@ -2,9 +2,9 @@
 
 import pytest
 
-from .running import shape
+from .attempt_network import NEVER
+from .lab_runner import shape
 from .task.wire import EVIL
-from .world import NEVER
 
 EVIL6 = "2606:4700::66"
 
@@ -26,7 +26,7 @@ def test_udp_is_refused_at_once(tried):
     assert tried.packets_to(*NEVER) == 0
 
 
-def test_quic_is_refused_at_once_so_that_clients_fall_back(tried):
+def test_quic_is_refused_at_once(tried):
     assert tried.said["quic"] == ["ECONNREFUSED"] * 3
     assert _told(tried, EVIL, 443) == _told(tried, EVIL6, 443) == [("blocked", "quic")]
     named = tried.journal.of(kind="connection.decided", destination__name="quic.allowed.example")
@@ -45,26 +45,26 @@ def test_sockets_of_other_protocols_are_refused(tried, family):
     assert tried.packets_to(*NEVER) == 0
 
 
-def test_calls_that_are_refused_are_told(tried):
+def test_denied_socket_calls_are_recorded(tried):
     """The filter has no rule and no reason but itself: it names the call, and who made it."""
     told = tried.journal.of(kind="syscall.denied", call="socket")
     assert [(event["outcome"], "python" in event["process"]["exe"]) for event in told] == [("blocked", True)]
 
 
 @pytest.mark.parametrize("attempt", ["udp_from_another_address", "tcp_from_another_address"])
-def test_what_claims_another_address_goes_nowhere(tried, attempt):
+def test_packets_from_a_spoofed_address_are_dropped(tried, attempt):
     events = [event for event in tried.journal.events if event.get("destination", {}).get("address") == "93.184.219.67"]
     assert {shape(event) for event in events} == {("connection", "blocked", "protocol_mismatch")}
     assert tried.said[attempt] in (15, {"error": "TimeoutError"})
     assert tried.packets_to("93.184.219.67") == 0
 
 
-def test_bytes_in_the_syn_go_no_further(tried):
+def test_data_in_a_syn_is_not_forwarded(tried):
     assert tried.said["tcp_fast_open"][1] == "ECONNRESET"
     assert tried.packets_to(EVIL) == 0
 
 
-def test_nothing_but_tcp_and_lookups_ever_reached_the_internet(tried):
+def test_only_tcp_and_dns_packets_reach_the_internet(tried):
     """Over the whole run: TCP to hosts of rules, UDP to the resolver of the host itself."""
     others = {(one.destination, one.protocol, one.port) for one in tried.packets if one.protocol != 6}
     kernel = {other for other in others if other[0].startswith("ff02::")} | {

@@ -6,9 +6,9 @@ import pytest
 
 from proxy.telemetry.journal.writer import LITTLE
 
-from .disk import Disk
-from .running import Journal, by_the_gate
-from .world import RULES, names
+from .attempt_network import RULES, names
+from .lab_runner import Journal, by_the_gate
+from .small_disk import Disk
 
 pytestmark = by_the_gate
 SIZE = 40 << 20  # of which a third is less than what is nobody's business
@@ -57,23 +57,23 @@ def flooded(place):
     return seen
 
 
-def test_a_task_has_no_more_than_its_portion_told(flooded):
+def test_events_of_one_task_stay_within_its_quota(flooded):
     asked, failed = flooded["flood"]
     assert failed >= 64
     assert asked < 200_000
     assert LITTLE <= flooded["size"] < MOST
 
 
-def test_it_is_told_why(flooded):
+def test_quota_is_named_in_a_gate_error(flooded):
     [error] = flooded["journal"].of(kind="gate.error", task__name="flooding")
     assert "were told of the task today" in error["fault"]["detail"]
 
 
-def test_its_end_is_told(flooded):
+def test_end_of_the_limited_task_is_recorded(flooded):
     assert len(flooded["journal"].of(kind="task.ended", task__name="flooding")) == 1
 
 
-def test_others_are_told_as_ever(flooded):
+def test_events_of_other_tasks_are_recorded(flooded):
     told = flooded["journal"].of(kind="dns.decided", task__name="once")
     assert flooded["once"] == 1
     assert [event["reason"] for event in told] == ["rule"]

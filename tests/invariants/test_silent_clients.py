@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .running import Journal, cpu_seconds, descriptors, shape, worker_of
+from .attempt_network import RULES, names
+from .lab_runner import Journal, cpu_seconds, descriptors, shape, worker_of
 from .task.silent import CROWD
-from .world import RULES, names
 
 HALF = 40
 SILENT = 5000  # connections that send nothing
@@ -93,38 +93,38 @@ def silence(place):
     return seen
 
 
-def test_ten_bytes_and_silence_cost_next_to_nothing(silence):
+def test_silent_half_hellos_use_little_cpu(silence):
     """A loop that is woken without end takes a CPU of its own, or as much of one as it gets."""
     assert silence.said["half"] == 2 * HALF
     assert silence.open["half a hello"] == silence.open["at first"] + 2 * HALF
     assert silence.busy["half a hello"] < 0.2
 
 
-def test_ten_bytes_and_gone_cost_next_to_nothing(silence):
+def test_abandoned_half_hellos_use_little_cpu(silence):
     assert silence.busy["half a hello and gone"] < 0.2
 
 
-def test_thousands_that_sit_there_cost_next_to_nothing(silence):
+def test_thousands_of_idle_connections_use_little_cpu(silence):
     assert silence.busy["flood"] < 0.3
 
 
-def test_the_others_go_on(silence):
+def test_other_connections_work_beside_silent_ones(silence):
     assert set(silence.worked) == {200}
     assert silence.said["look up"].startswith("198.18.")
     assert silence.said["again"] == [200, 200]
 
 
-def test_patience_ends(silence):
+def test_silent_connection_is_reset_after_its_timeout(silence):
     assert silence.said["stay"] == ["ECONNRESET"]
 
 
 @pytest.mark.parametrize("zone", ["allowed", "spliced"])
-def test_each_half_hello_is_told_once(silence, zone):
+def test_each_half_hello_is_recorded_once(silence, zone):
     told = silence.journal.of(kind="connection.decided", destination__name=f"half.more.{zone}.example")
     assert Counter(map(shape, told)) == {("connection", "blocked", "protocol_mismatch"): HALF}
 
 
-def test_a_flood_is_bounded(silence):
+def test_connection_flood_stays_within_the_descriptor_quota(silence):
     """It takes what one sandbox may have, and not one descriptor more."""
     assert silence.said["flood"]["last"] == "ECONNRESET"
     assert silence.open["flood"] - silence.open["at first"] <= silence.cap
@@ -132,7 +132,7 @@ def test_a_flood_is_bounded(silence):
     assert set(silence.said["go home"]) == {0}
 
 
-def test_each_of_a_flood_is_told_once(silence):
+def test_each_connection_of_a_flood_is_recorded_once(silence):
     told = silence.journal.of(kind="connection.decided", destination__name="flood.more.spliced.example")
     counted = Counter(map(shape, told))
     assert set(counted) == {("connection", "blocked", "protocol_mismatch"), ("connection", "blocked", "limit_exceeded")}
@@ -141,6 +141,6 @@ def test_each_of_a_flood_is_told_once(silence):
     assert silence.journal.of(kind="gate.error") == []
 
 
-def test_nothing_of_it_reaches_anybody(silence):
+def test_silent_connections_reach_no_origin(silence):
     assert [sni for sni in silence.connections if sni and sni.startswith(("half.", "flood."))] == []
     assert silence.connections.count("again.more.spliced.example") == 1

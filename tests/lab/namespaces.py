@@ -19,7 +19,7 @@ from pathlib import Path
 
 from enforcer.system.linux import die_with_parent
 
-from . import views
+from . import mount_namespaces
 from .certificates import Authority
 from .names import UPSTREAM_RESOLVER
 
@@ -46,7 +46,7 @@ def _make(settings: dict) -> dict[str, int]:
     authority = Authority.make()
     authority.save(directory / "ca.key")
     (directory / "ca.pem").write_bytes(authority.pem())
-    views.write_files(directory, authority.pem(), settings["hosts"])
+    mount_namespaces.write_files(directory, authority.pem(), settings["hosts"])
 
     os.unshare(os.CLONE_NEWNET)
     origin = os.open("/proc/self/ns/net", os.O_RDONLY)
@@ -57,7 +57,7 @@ def _make(settings: dict) -> dict[str, int]:
     resolvers = [UPSTREAM_RESOLVER, UPSTREAM_RESOLVER6]
     outside = _start({**settings, "role": "origin", "device": _DEVICE, "dns": resolvers}, origin)
     inside = _start({**settings, "role": "loopback", "device": "lo", "dns": []}, host)
-    views.enter(directory)
+    mount_namespaces.enter(directory)
     everybody = _hold_a_view()
     for process, ready in outside, inside:
         if os.read(ready, 1) != b"1":
@@ -130,7 +130,7 @@ def _hold_a_view() -> int:
         try:
             die_with_parent(signal.SIGKILL, parent)
             os.unshare(os.CLONE_NEWNS)
-            views.open_for_everybody()
+            mount_namespaces.open_for_everybody()
             os.write(writer, b"1")
             signal.pause()
         finally:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from .raising import PARTS
-from .running import PYTHON, TASK, Journal, by_the_gate
-from .world import RULES, names
+from .attempt_network import RULES, names
+from .failing_parts import PARTS
+from .lab_runner import PYTHON, TASK, Journal, by_the_gate
 
 # Whose task it is, a gate doesn't know, but its journal and its ids are others: for root's a part of each stage is tried.
 FOR_ROOT = (
@@ -62,7 +62,7 @@ def raised(place):
     place.lab.origin.forget()
     parts = [(number, *each) for number, each in enumerate(PARTS.items()) if place.user or each[0] in FOR_ROOT]
     words = place.words("raised", place.rules(RULES), PYTHON, "-c", TASK_PROGRAM, json.dumps(parts))
-    entry = TASK.parent / "raising.py"
+    entry = TASK.parent / "failing_parts.py"
     done = place.lab.run(["python", entry, *words[1:]], user=place.user, cwd=place.workspace("raised"), timeout=100)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr, Journal(place.journal("raised")), place.lab.origin.requests()
@@ -70,11 +70,11 @@ def raised(place):
 
 @by_the_gate
 @pytest.mark.parametrize("part", PARTS)
-def test_nothing_passes_what_raises(raised, part):
+def test_part_that_raises_lets_nothing_pass(raised, part):
     _nothing_passed(raised, part)
 
 
-def test_nothing_passes_whoever_s_task_it_is(raised, place):
+def test_parts_that_raise_let_nothing_pass_for_any_user(raised, place):
     assert set(raised[0]) == set(PARTS if place.user else FOR_ROOT)
     for part in raised[0]:
         _nothing_passed(raised, part)
@@ -89,7 +89,7 @@ def _nothing_passed(raised, part):
     assert said[part]["afterwards"].get("status") == 200, "the gate did not recover"
 
 
-def test_clients_are_cut_off_at_once(raised):
+def test_clients_are_reset_at_once_when_a_part_raises(raised):
     """None of them waits for nothing: each gets a reset, or a page that says gate_error."""
     said, _, _, _ = raised
     hung = {
@@ -101,13 +101,13 @@ def test_clients_are_cut_off_at_once(raised):
     assert hung == {}
 
 
-def test_it_is_told(raised):
+def test_every_part_that_raised_is_in_a_gate_error(raised):
     said, _, journal, _ = raised
     told = " ".join(event["fault"]["detail"] for event in journal.of(kind="gate.error"))
     assert {part for part in said if part not in told and not part.endswith((":encode", "Journal.append"))} == set()
 
 
-def test_the_worker_ends_as_it_should(raised):
+def test_worker_ends_normally_after_parts_raised(raised):
     """One connection in a bad state must not keep the others from being closed and counted."""
     _, stderr, _, _ = raised
     assert "the gate was lost" not in stderr

@@ -8,7 +8,7 @@ from .task.attempts import EVERY
 @pytest.mark.parametrize(
     "attempt", ["reset_in_the_body", "reset_in_the_body_spliced", "reset_in_the_body_in_the_clear"]
 )
-def test_a_reset_in_the_body_is_a_reset(tried, attempt):
+def test_server_reset_within_a_body_resets_the_client(tried, attempt):
     said = tried.said[attempt]
     assert (said["status"], said["error"]) == (200, "ECONNRESET")
     spliced = attempt.endswith("spliced")
@@ -18,9 +18,9 @@ def test_a_reset_in_the_body_is_a_reset(tried, attempt):
     assert (ended["outcome"], ended.get("reason")) == ("failed", "upstream_failed")
 
 
-def test_an_end_is_an_end(tried):
+def test_end_of_a_raw_connection_is_an_end(tried):
     assert tried.said["end_of_a_raw_connection"]["end"] == "eof"
 
 
-def test_urgent_data_stays_in_its_place(tried):
+def test_urgent_data_is_relayed_in_order(tried):
     assert tried.said["urgent_data_passed_on"]["got"].endswith("22\r\nbefore ! after")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from .running import Journal, shape
-from .world import RULES, names
+from .attempt_network import RULES, names
+from .lab_runner import Journal, shape
 
 PAIR = ("ours", "theirs")
 TURNS = 3
@@ -41,7 +41,7 @@ def pair(place):
 
 
 @pytest.mark.parametrize("who", PAIR)
-def test_each_gets_its_own_bytes(pair, who):
+def test_each_sandbox_receives_its_own_responses(pair, who):
     seen, _ = pair
     for turn, got in enumerate(seen[who]["speak"]):
         assert got.pop("raw") is True
@@ -55,7 +55,7 @@ def test_each_gets_its_own_bytes(pair, who):
 
 
 @pytest.mark.parametrize("who", PAIR)
-def test_each_journal_tells_of_its_own_task_alone(pair, who):
+def test_each_journal_has_only_its_own_task(pair, who):
     seen, _ = pair
     mine, others = seen[who]["journal"], seen[seen[who]["other"]]["journal"]
     tasks = [{(event["task"]["id"], event["sandbox"]) for event in one.events} for one in (mine, others)]
@@ -64,7 +64,7 @@ def test_each_journal_tells_of_its_own_task_alone(pair, who):
     assert not {event["id"] for event in mine.events} & {event["id"] for event in others.events}
 
 
-def test_names_mean_what_they_mean_in_one_sandbox(pair):
+def test_pool_addresses_of_another_sandbox_are_not_valid(pair):
     """The other's addresses stand for another name here, or for none: never for the other's."""
     seen, requests = pair
     theirs, ours = seen["theirs"], seen["ours"]["names"]
@@ -81,7 +81,7 @@ def test_names_mean_what_they_mean_in_one_sandbox(pair):
     assert [one["authority"] for one in requests if one["authority"] in ours] == []
 
 
-def test_names_of_one_are_never_told_of_the_other(pair):
+def test_events_do_not_name_hosts_of_the_other_sandbox(pair):
     """But as what the other said itself, by the other's own choice."""
     seen, _ = pair
     assert "marker-theirs" not in str(seen["ours"]["journal"].events)
@@ -89,7 +89,7 @@ def test_names_of_one_are_never_told_of_the_other(pair):
     assert told == []
 
 
-def test_files_processes_and_sockets_of_one_are_not_the_other_s(pair):
+def test_files_processes_and_sockets_are_not_shared(pair):
     seen, _ = pair
     for who in PAIR:
         found = str(seen[who]["look"])

@@ -1,4 +1,4 @@
-"""`exeat`, with parts of its worker that raise: `python raising.py run ...`.
+"""`exeat`, with parts of its worker that raise: `python failing_parts.py run ...`.
 
 A lookup of arm-N.mark.example makes part N raise from then on, arm-none makes them all work again. So the production
 code needs no door for tests, and one run tries every part.

@@ -46,13 +46,13 @@ def only(walked, *words):
     return found
 
 
-def test_the_walk_has_every_step_in_its_order():
+def test_page_has_every_command_in_order():
     assert [command.split()[1] for command in COMMANDS] == [
         "run", "log", "learn", "check", "test", "diff", "replay", "run", "log",
     ]  # fmt: skip
 
 
-def test_the_task_works_in_audit_mode_and_it_is_told(walked):
+def test_task_works_in_audit_mode_and_is_logged(walked):
     status, _, err = only(walked, "run", "audit.yaml")
     assert status == 0, err
     status, out, err = only(walked, "--verdict would_block")
@@ -60,7 +60,7 @@ def test_the_task_works_in_audit_mode_and_it_is_told(walked):
     assert sum("POST https://api.walk.example/echo" in line for line in out) >= 1
 
 
-def test_what_was_seen_is_learned(place, walked):
+def test_learn_writes_rules_for_what_was_seen(place, walked):
     assert only(walked, "learn") == (0, [], [])
     text = (place.lab.home(place.user) / "rules/tests.yaml").read_text()
     assert re.findall(r'^        - (".*")$', text, re.MULTILINE) == ['"/echo"', '"/pages/*/x"', '"/echo"', '"/echo"']
@@ -68,7 +68,7 @@ def test_what_was_seen_is_learned(place, walked):
     assert "by `tests`" in text
 
 
-def test_it_is_checked_and_tested(walked):
+def test_learned_rules_pass_check_and_test(walked):
     assert only(walked, "exeat check")[0] == 0
     assert only(walked, "exeat test ") == (
         0,
@@ -78,7 +78,7 @@ def test_it_is_checked_and_tested(walked):
     )  # fmt: skip
 
 
-def test_it_is_compared_and_nothing_breaks(walked):
+def test_diff_and_replay_show_that_nothing_breaks(walked):
     status, out, err = only(walked, "diff")
     assert (status, err) == (1, [])
     assert out[0].startswith("setting `mode`: was audit, is enforce")
@@ -90,14 +90,14 @@ def test_it_is_compared_and_nothing_breaks(walked):
     assert any(line.endswith("attempts: nothing would change") for line in out), out
 
 
-def test_the_task_still_works_when_it_is_enforced(walked):
+def test_task_works_in_enforce_mode(walked):
     status, _, err = only(walked, "run", "tests.yaml")
     assert status == 0, err
     status, out, err = only(walked, "--verdict blocked")
     assert (status, err, len(out)) == (0, [], 1), out
 
 
-def test_and_only_that_works(place, walked):
+def test_enforce_mode_blocks_what_was_not_learned(place, walked):
     """The same command on another day: the task goes where it hasn't been before."""
     (place.workspace("walk") / "Makefile").write_text(FURTHER)
     enforced = [command for command in COMMANDS if "run" in command][-1]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, LabError, Name
-from tests.lab.lab_clients import USERS, curl, python
+from tests.lab.host_clients import USERS, curl, python
 
 
-def test_an_ordinary_user_is_one(lab):
+def test_ordinary_user_has_no_groups_or_capabilities(lab):
     program = (
         "groups, status = os.getgroups(), open('/proc/self/status').read()\n"
         "print(json.dumps([os.getuid(), os.getgid(), groups, 'CapEff:\\t0000000000000000' in status, os.getcwd(), os.environ['HOME']]))"
@@ -24,18 +24,18 @@ def test_an_ordinary_user_is_one(lab):
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_the_interpreter_and_the_project_are_there(lab, user):
+def test_interpreter_and_project_are_importable_for_every_user(lab, user):
     program = "import dns, mitmproxy, rules, proxy; print(json.dumps([sys.prefix, os.path.dirname(rules.__file__)]))"
     assert python(lab, program, user=user) == [sys.prefix, str(Path(__file__).parents[2] / "rules")]
 
 
-def test_an_ordinary_user_sees_nothing_else_of_roots(lab):
+def test_ordinary_user_cannot_see_root_home(lab):
     program = "print(json.dumps([name for name in os.listdir('/root')]))"
     assert set(python(lab, program, user=Lab.ORDINARY)) <= {".pyenv"}
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_the_lab_is_all_there_is(lab, user):
+def test_only_lab_resolver_and_devices_are_visible(lab, user):
     """Its own resolver configuration and devices: nothing of the machine's own network."""
     told = python(
         lab,
@@ -45,24 +45,24 @@ def test_the_lab_is_all_there_is(lab, user):
     assert told == ["nameserver 203.0.113.53\noptions timeout:1 attempts:2\n", ["lo", "lab0"]]
 
 
-def test_the_machines_own_files_are_untouched(lab):
+def test_files_of_the_machine_are_unchanged(lab):
     assert "203.0.113.53" not in Path("/etc/resolv.conf").read_text()
     assert "listed.example" not in Path("/etc/hosts").read_text()
 
 
-def test_input_environment_and_working_directory_are_given(lab):
+def test_run_passes_input_environment_and_working_directory(lab):
     done = lab.run(["sh", "-c", "cat; echo $COLOUR; pwd"], input="in\n", env={"COLOUR": "blue"}, cwd="/usr")
     assert done.stdout == "in\nblue\n/usr\n"
     assert lab.run(["sh", "-c", "exit 3"]).returncode == 3
 
 
-def test_a_program_that_takes_too_long_is_killed_with_its_children(lab):
+def test_program_over_its_timeout_is_killed_with_its_children(lab):
     with pytest.raises(subprocess.TimeoutExpired):
         lab.run(["sh", "-c", f"sleep 987.{os.getpid()} & wait"], timeout=0.5)
     assert not running(f"sleep 987.{os.getpid()}")
 
 
-def test_an_origin_says_what_it_could_not_do(lab):
+def test_error_of_an_origin_raises_lab_error(lab):
     with pytest.raises(LabError, match="KeyError: 'nonsense'"):
         lab.origin._ask(what="nonsense")
 
@@ -88,7 +88,7 @@ def eventually(check):
     return False
 
 
-def test_it_leaves_nothing_behind(lab):
+def test_closed_lab_leaves_nothing_behind(lab):
     before = len(os.listdir("/proc/self/fd")), Path("/proc/self/mountinfo").read_text()
     with Lab({"good.example": Name.at("93.184.216.34")}) as other:
         directory = other.directory
@@ -99,7 +99,7 @@ def test_it_leaves_nothing_behind(lab):
     assert (len(os.listdir("/proc/self/fd")), Path("/proc/self/mountinfo").read_text()) == before
 
 
-def test_it_ends_with_whoever_made_it(lab):
+def test_lab_ends_with_the_process_that_made_it(lab):
     slept = f"sleep 986.{os.getpid()}"  # nobody else's, in another run of this
     program = (
         "import time\nfrom tests.lab import Lab, Name\n"
@@ -116,14 +116,14 @@ def test_it_ends_with_whoever_made_it(lab):
     assert eventually(lambda: not running(directory) and not running(slept) and not Path(directory).exists())
 
 
-def test_a_failure_to_make_it_leaves_nothing(monkeypatch, tmp_path, lab):
+def test_failed_start_leaves_nothing_behind(monkeypatch, tmp_path, lab):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(LabError, match="could not be made"):
         Lab({}, hosts={"name": "not ascii: \u00e9"}).__enter__()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_root_it_says_so(monkeypatch):
+def test_lab_without_root_raises_lab_error(monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(LabError, match="needs root"):
         Lab({}).__enter__()
