@@ -33,8 +33,8 @@ from proxy.telemetry.views.table import Table
 from proxy.wire import message, strict_json
 from tests.proxy.approvals.test_protocol import REPLIES, WORDS
 from tests.proxy.telemetry.prometheus.test_totals import sandbox
-from tests.proxy.telemetry.telemetry_harness import full_event
 from tests.support.hostile_numbers import in_each_part, in_each_place
+from tests.support.telemetry_lab import full_event
 
 
 def file_with(read, name="file"):

@@ -21,7 +21,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from rules.verdicts import Outcome, Verdict
 from tests.enforcer.approvals.approvals_lab import as_root, as_user
-from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.support.telemetry_lab import full_event
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -14,8 +14,8 @@ from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.decision import GrantScope
 from tests.proxy.approvals.sample_requests import ANYONE, EVENT
-from tests.proxy.telemetry.telemetry_harness import HOSTILE, ORIGIN, REVISION
 from tests.support import event_schema
+from tests.support.telemetry_lab import HOSTILE, ORIGIN, REVISION
 
 ID = "k3x9abcd"
 QUESTION = ApprovalRequest(

@@ -12,8 +12,19 @@ from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.proxy.telemetry.journal.recorder_harness import AUDITED, CAUSE, FAILED, FLAGGED
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, close, connect, rig
+from tests.support.telemetry_lab import (
+    ALLOWED,
+    AUDITED,
+    CAUSE,
+    DENIED,
+    FAILED,
+    FLAGGED,
+    HOSTILE,
+    REVISION,
+    close,
+    connect,
+    rig,
+)
 
 ASKED = Decision(Verdict.ASK, Outcome.BLOCKED, Reason.APPROVAL_UNAVAILABLE, ("web:files",), REVISION)
 

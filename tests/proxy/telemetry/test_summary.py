@@ -6,8 +6,7 @@ from proxy.telemetry.events import Kind
 from proxy.telemetry.summary import Summary
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
-from tests.proxy.telemetry.journal.recorder_harness import AUDITED, CAUSE, FAILED, FLAGGED
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, close, connect, rig
+from tests.support.telemetry_lab import ALLOWED, AUDITED, CAUSE, DENIED, FAILED, FLAGGED, close, connect, rig
 
 
 def test_a_summary_says_what_became_of_the_attempts(tmp_path):

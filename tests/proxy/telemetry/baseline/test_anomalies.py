@@ -38,8 +38,7 @@ from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.verdicts import Outcome, Verdict
-from tests.proxy.telemetry.journal.recorder_harness import FLAGGED
-from tests.proxy.telemetry.telemetry_harness import HOSTILE, connect, rig
+from tests.support.telemetry_lab import FLAGGED, HOSTILE, connect, rig
 
 HOST = Origin(host="host.example")
 SECOND = 1_000_000_000

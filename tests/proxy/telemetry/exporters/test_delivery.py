@@ -9,7 +9,7 @@ from proxy.telemetry.exporters import delivery
 from proxy.telemetry.exporters.delivery import LONGEST_WAIT, METRICS, MOST_BYTES, Delivery, DeliveryMetrics
 from proxy.telemetry.exporters.exporter import FORMATS, FileExporter, RefusedError, UnavailableError
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
-from tests.proxy.telemetry.exporters.export_harness import ids, in_order, write
+from tests.proxy.telemetry.exporters.export_lab import ids, in_order, write
 
 
 class Stopped(Exception):  # noqa: N818

@@ -16,9 +16,9 @@ from proxy.telemetry.exporters.syslog import SyslogExporter
 from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from tests.lab.certificates import Authority
-from tests.proxy.telemetry.exporters.export_harness import BOUND, Rsyslog, free_port, ids, in_order, once, until, write
-from tests.proxy.telemetry.exporters.export_harness import following as exporting
-from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.proxy.telemetry.exporters.export_lab import BOUND, Rsyslog, free_port, ids, in_order, once, until, write
+from tests.proxy.telemetry.exporters.export_lab import following as exporting
+from tests.support.telemetry_lab import full_event
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from proxy.telemetry.events import Kind
 from proxy.telemetry.exporters.syslog import frame_message, syslog
 from proxy.telemetry.formats.cef import cef
-from tests.proxy.telemetry.formats.formats_harness import event, everything, harmful, record, unknown
-from tests.proxy.telemetry.telemetry_harness import HOSTILE
+from tests.proxy.telemetry.formats.sample_records import event, everything, harmful, record, unknown
+from tests.support.telemetry_lab import HOSTILE
 
 
 def read_cef(line):

@@ -7,8 +7,8 @@ import pytest
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.formats.ecs import ecs
-from tests.proxy.telemetry.formats.formats_harness import event, everything, harmful, record, texts, unknown
-from tests.proxy.telemetry.telemetry_harness import HOSTILE
+from tests.proxy.telemetry.formats.sample_records import event, everything, harmful, record, texts, unknown
+from tests.support.telemetry_lab import HOSTILE
 
 # From the field reference of ECS 9.4.0 (the package @elastic/ecs of that version): the type of each field we fill.
 KEYWORD, LONG, IP, LIST = str, int, "ip", [str]

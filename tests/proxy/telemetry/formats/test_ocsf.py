@@ -9,8 +9,8 @@ from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 from proxy.telemetry.events import Kind
 from proxy.telemetry.formats.fields import KINDS
 from proxy.telemetry.formats.ocsf import PROFILES, VERSION, ocsf
-from tests.proxy.telemetry.formats.formats_harness import bare, event, everything, harmful, record, texts, unknown
-from tests.proxy.telemetry.telemetry_harness import HOSTILE
+from tests.proxy.telemetry.formats.sample_records import bare, event, everything, harmful, record, texts, unknown
+from tests.support.telemetry_lab import HOSTILE
 
 
 @cache

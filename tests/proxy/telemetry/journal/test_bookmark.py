@@ -9,7 +9,7 @@ from proxy.telemetry.events import Kind, Mark
 from proxy.telemetry.journal.bookmark import Bookmark, Reader, lags
 from proxy.telemetry.journal.segments import compress
 from proxy.telemetry.journal.writer import Journal
-from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.support.telemetry_lab import full_event
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 DAY = 86_400_000_000_000

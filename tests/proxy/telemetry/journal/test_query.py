@@ -8,7 +8,7 @@ from proxy.telemetry.encoding import LONGEST_LINE, encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.journal import query
 from proxy.telemetry.journal.query import LineFilter, Progress, follow, read_events
-from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.support.telemetry_lab import full_event
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 DAY = 86_400_000_000_000

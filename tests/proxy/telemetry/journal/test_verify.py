@@ -16,7 +16,7 @@ from proxy.telemetry.journal.segment_check import FindingSeverity
 from proxy.telemetry.journal.segments import compress, link
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal
-from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.support.telemetry_lab import full_event
 
 DAY = time.strftime("%Y-%m-%d", time.gmtime())
 

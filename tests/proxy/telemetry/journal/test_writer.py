@@ -1,4 +1,4 @@
-"""The journal: one write an event, segments of one's own, and nothing lost that was let out."""
+"""Journal writer: one write an event, segments of its own, nothing lost on a kill; and the disk quota of a task."""
 
 import errno
 import itertools
@@ -14,11 +14,21 @@ from pathlib import Path
 import pytest
 
 from proxy.telemetry.encoding import encode
-from proxy.telemetry.events import Kind
-from proxy.telemetry.journal import writer as journal_module
+from proxy.telemetry.events import Agent, Component, Kind
+from proxy.telemetry.journal import writer
 from proxy.telemetry.journal.query import Progress, read_events
-from proxy.telemetry.journal.writer import Journal, JournalWriteError
-from tests.proxy.telemetry.telemetry_harness import full_event, missing
+from proxy.telemetry.journal.writer import LITTLE, DiskQuota, Journal, JournalWriteError
+from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
+from tests.support.telemetry_lab import (
+    ALLOWED,
+    StandInPolicy,
+    StandInSettings,
+    close,
+    connect,
+    full_event,
+    missing,
+    rig,
+)
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
 ROOT = Path(__file__).parents[4]
@@ -105,8 +115,8 @@ def test_who_looked_a_while_ago_looks_at_few_of_the_segments_that_were_made_sinc
 def test_a_look_is_not_believed_for_long(tmp_path, monkeypatch, later):
     write(Journal(tmp_path), NOON)
     (tmp_path / "2026-11-18" / "0041.jsonl").touch()  # those before it were removed since
-    looked = journal_module._number_cache[0]
-    monkeypatch.setattr(journal_module, "_number_cache", [looked._replace(when=looked.when - later)])
+    looked = writer._number_cache[0]
+    monkeypatch.setattr(writer, "_number_cache", [looked._replace(when=looked.when - later)])
     write(Journal(tmp_path), NOON)
     assert segments(tmp_path)[-1] == "2026-11-18/0042.jsonl"
 
@@ -189,10 +199,10 @@ def test_writers_at_once_take_segments_of_their_own(tmp_path):
     writers = [
         subprocess.Popen([sys.executable, "-c", program, tmp_path, str(NOON)], stdin=subprocess.PIPE) for _ in range(4)
     ]
-    for writer in writers:
-        writer.stdin.write(b"go\n" + line * 100)
-        writer.stdin.close()
-    assert [writer.wait(30) for writer in writers] == [0] * 4
+    for process in writers:
+        process.stdin.write(b"go\n" + line * 100)
+        process.stdin.close()
+    assert [process.wait(30) for process in writers] == [0] * 4
     progress = Progress()
     assert [encode(entry.event) for entry in read_events(tmp_path, progress=progress)] == [line] * 400
     assert len(segments(tmp_path)) == 400
@@ -202,7 +212,7 @@ def test_writers_at_once_take_segments_of_their_own(tmp_path):
 def test_nothing_that_was_told_is_lost_by_a_kill(tmp_path):
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.proxy.telemetry.telemetry_harness import rig, connect\n"
+        "from tests.support.telemetry_lab import rig, connect\n"
         "recorder = rig(pathlib.Path(sys.argv[1])).recorder\n"
         "while True: sys.stdout.write(connect(recorder) + '\\n'); sys.stdout.flush()\n"
     )
@@ -242,11 +252,11 @@ def test_where_a_torn_line_cannot_be_taken_back_the_segment_is_left(tmp_path, mo
     with monkeypatch.context() as broken:
         # The last 20 bytes are what can't be written any more.
         broken.setattr(
-            journal_module.os,
+            writer.os,
             "write",
             lambda fd, data: fails(errno.EIO)() if len(data) <= 20 else real(fd, data[:-20]),
         )
-        broken.setattr(journal_module.os, "ftruncate", fails(errno.EROFS))
+        broken.setattr(writer.os, "ftruncate", fails(errno.EROFS))
         with pytest.raises(JournalWriteError) as caught:
             write(journal, NOON)
         assert caught.value.errno == errno.EIO
@@ -274,7 +284,7 @@ if ctypes.CDLL(None, use_errno=True).mount(b"none", sys.argv[1].encode(), b"tmpf
     sys.exit(77)
 
 import errno
-from tests.proxy.telemetry.telemetry_harness import connect, rig
+from tests.support.telemetry_lab import connect, rig
 from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.telemetry.journal.query import Progress, read_events
 directory = pathlib.Path(sys.argv[1])
@@ -317,7 +327,7 @@ assert (progress.torn, progress.malformed) == (0, 0)
 def test_a_write_that_is_merely_short_is_finished(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     real = os.write
-    monkeypatch.setattr(journal_module.os, "write", lambda fd, data: real(fd, data[:100]))
+    monkeypatch.setattr(writer.os, "write", lambda fd, data: real(fd, data[:100]))
     write(journal, NOON)
     write(journal, NOON)
     assert len(list(read_events(tmp_path))) == 2
@@ -328,7 +338,7 @@ def test_appending_costs_no_more_than_one_write(tmp_path, monkeypatch):
     write(journal, NOON)
     calls = []
     real = os.write
-    monkeypatch.setattr(journal_module.os, "write", lambda fd, data: calls.append(data) or real(fd, data))
+    monkeypatch.setattr(writer.os, "write", lambda fd, data: calls.append(data) or real(fd, data))
     write(journal, NOON + 1)
     assert len(calls) == 1
     assert calls[0].endswith(b"\n")
@@ -338,3 +348,156 @@ def test_the_clock_is_the_events_own(tmp_path):
     now = time.time_ns()
     write(Journal(tmp_path), now)
     assert next(read_events(tmp_path)).event.time == now
+
+
+class Disk:
+    """A disk of a size, on which one writer's is what it has taken."""
+
+    def __init__(self, size):
+        self.size = size
+        self.looks = 0
+
+    def free(self):
+        self.looks += 1
+        return self.size
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds since 1970 and of the monotonic clock, as they are set."""
+    now = {"time": 1_795_000_000.0, "monotonic": 1000.0}
+    monkeypatch.setattr(writer.time, "time", lambda: now["time"])
+    monkeypatch.setattr(writer.time, "monotonic", lambda: now["monotonic"])
+    return now
+
+
+def fill(mine, disk, piece):
+    """Write as long as there is room; how much that was."""
+    before = mine.taken
+    while mine.has_room():
+        mine.taken += piece
+        disk.size -= piece
+    return mine.taken - before
+
+
+def test_a_little_is_nobodys_business():
+    disk = Disk(0)
+    mine = DiskQuota(disk)
+    assert fill(mine, disk, 4096) == LITTLE
+
+
+def test_one_task_fills_a_third_of_what_was_free():
+    size = 900 << 20
+    disk = Disk(size)
+    assert size // 3 <= fill(DiskQuota(disk), disk, 4096) <= size // 3 + (2 << 20)
+
+
+def test_each_of_several_leaves_room_for_others():
+    disk = Disk(900 << 20)
+    for _ in range(5):
+        fill(DiskQuota(disk), disk, 4096)
+    assert disk.size > 100 << 20
+    assert DiskQuota(disk).has_room()
+
+
+def test_the_disk_is_looked_at_seldom():
+    disk = Disk(1 << 40)
+    mine = DiskQuota(disk)
+    for _ in range(10_000):
+        mine.has_room()
+        mine.taken += 4096
+    assert disk.looks <= (10_000 * 4096 - LITTLE >> 20) + 1
+
+
+def test_without_room_it_is_looked_at_once_a_second(clock):
+    disk = Disk(0)
+    mine = DiskQuota(disk)
+    mine.taken = LITTLE
+    assert [mine.has_room() for _ in range(100)] == [False] * 100
+    assert disk.looks == 1
+    disk.size = 1 << 40
+    assert not mine.has_room()
+    clock["monotonic"] += 1
+    assert mine.has_room()
+    assert disk.looks == 2
+
+
+def test_another_day_is_another_portion(clock):
+    disk = Disk(0)
+    mine = DiskQuota(disk)
+    mine.taken = 2 * LITTLE
+    assert not mine.has_room()
+    clock["time"] += 86_400
+    clock["monotonic"] += 86_400
+    assert mine.has_room()
+    assert mine.taken == 0
+
+
+@pytest.fixture(params=OnJournalFailure)
+def used_up(request, tmp_path, monkeypatch):
+    """A task that has had its portion, and a connection of its own that is open; whatever the rules want of failures."""
+    here = rig(tmp_path)
+    here.recorder.sandbox.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=request.param))
+    monkeypatch.setattr(type(here.recorder.journal), "free", lambda _: 0)
+    here.recorder._quota.taken = LITTLE
+    return here
+
+
+@pytest.fixture
+def opened(used_up):
+    """The event of a connection that it has still."""
+    used_up.recorder._quota.taken = 0
+    event = connect(used_up.recorder)
+    used_up.recorder._quota.taken = LITTLE
+    return event
+
+
+def test_what_it_tries_is_refused_and_not_told(used_up):
+    recorder, metrics = used_up.recorder, used_up.metrics
+    for _ in range(3):
+        with pytest.raises(JournalWriteError) as failed:
+            connect(recorder)
+        assert failed.value.errno == errno.EDQUOT
+    with pytest.raises(JournalWriteError):
+        recorder.command_decided(ALLOWED, ["/bin/true"], None)
+    with pytest.raises(JournalWriteError):
+        recorder.agent_said(Agent("span", "an agent"))
+    assert metrics.decisions[Kind.CONNECTION_DECIDED, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED] == 3
+    assert metrics.events_dropped == 5
+    assert [line["kind"] for line in used_up.lines()] == ["gate.error"]
+
+
+def test_that_is_told_once_and_with_how_much_it_was(used_up):
+    for _ in range(3):
+        with pytest.raises(JournalWriteError):
+            connect(used_up.recorder)
+    assert used_up.metrics.gate_errors == {Component.JOURNAL: 1}
+    [error] = used_up.lines()
+    assert error["fault"]["detail"].startswith("16 MiB were told of the task today")
+
+
+def test_the_end_of_what_has_left_is_told_all_the_same(used_up, opened):
+    with pytest.raises(JournalWriteError):
+        connect(used_up.recorder)
+    close(used_up.recorder, opened)
+    assert [line["kind"] for line in used_up.lines()] == ["connection.decided", "gate.error", "connection.closed"]
+
+
+def test_room_that_is_made_is_used(used_up, monkeypatch):
+    with pytest.raises(JournalWriteError):
+        connect(used_up.recorder)
+    monkeypatch.setattr(type(used_up.recorder.journal), "free", lambda _: 1 << 40)
+    used_up.recorder._quota._next_check_time = time.monotonic()
+    connect(used_up.recorder)
+    assert used_up.metrics.decisions[Kind.CONNECTION_DECIDED, Verdict.ALLOW, Outcome.PASSED, Reason.RULE] == 1
+
+
+def test_another_task_of_the_same_worker_has_its_own(used_up, tmp_path):
+    with pytest.raises(JournalWriteError):
+        connect(used_up.recorder)
+    connect(rig(tmp_path).recorder)
+
+
+def test_how_much_is_free_is_the_disks_own(tmp_path):
+    free = rig(tmp_path).recorder.journal.free()
+    assert 0 < free < 1 << 60

@@ -12,8 +12,8 @@ from proxy.telemetry.events import Destination, Dns, Event, Git, Http, Kind, Ori
 from proxy.telemetry.replay.replay import Effect, Replay
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.proxy.telemetry.telemetry_harness import HOSTILE
 from tests.rules.writing import policy
+from tests.support.telemetry_lab import HOSTILE
 
 _ids = itertools.count()
 PASSED = (Verdict.ALLOW, Outcome.PASSED, Reason.RULE)

@@ -14,8 +14,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.views.conversations import MOST
 from rules.attempt import Protocol
 from tests.proxy.approvals.sample_requests import CONNECTION, REQUEST
-from tests.proxy.telemetry.journal.recorder_harness import FLAGGED
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, connect, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, FLAGGED, HOSTILE, connect, rig
 
 SECOND = 1_000_000_000
 CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",))

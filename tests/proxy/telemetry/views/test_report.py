@@ -14,7 +14,7 @@ from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.views.report import MOST, AttemptTimes, ReportData, gather, page
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
 
 VOID = {"meta", "br", "line", "rect"}
 TAGS = {

@@ -11,7 +11,7 @@ from proxy.telemetry.views.table import Table
 from proxy.telemetry.visible import fitted, padded, visible, width
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.proxy.telemetry.telemetry_harness import HOSTILE, full_event
+from tests.support.telemetry_lab import HOSTILE, full_event
 
 WIDTHS = (None, 40, 80, 131, 132, 200)
 ID = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"

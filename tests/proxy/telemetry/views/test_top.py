@@ -17,7 +17,7 @@ from proxy.telemetry.events import Answer, Approval, Kind, Task, Transferred
 from proxy.telemetry.views.top import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, Screen, TopState
 from proxy.telemetry.visible import width
 from rules.verdicts import Mode, Outcome
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
 
 NS = 1_000_000_000
 NOW = 1_795_000_000 * NS

@@ -16,9 +16,9 @@ from proxy.wire.refusal_log import Kind as RefusedKind
 from rules.attempt import Protocol
 from rules.decision import Limits
 from rules.verdicts import Mode, Outcome, Verdict
-from tests.proxy.telemetry.telemetry_harness import connect, full_event, rig
+from tests.support.telemetry_lab import connect, full_event, rig
 
-REFERENCE = Path(__file__).parents[3] / "docs/reference"
+REFERENCE = Path(__file__).parents[2] / "docs/reference"
 PAGE = (REFERENCE / "telemetry.md").read_text()
 METRICS = (REFERENCE / "metrics.md").read_text()
 

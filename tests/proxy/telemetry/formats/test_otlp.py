@@ -6,8 +6,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from proxy.telemetry.events import Kind
 from proxy.telemetry.formats.fields import nanoseconds, sentence
 from proxy.telemetry.formats.otlp import attributes, logs_request, rejected
-from tests.proxy.telemetry.formats.formats_harness import event, everything, harmful, record, unknown
-from tests.proxy.telemetry.telemetry_harness import HOSTILE
+from tests.proxy.telemetry.formats.sample_records import event, everything, harmful, record, unknown
+from tests.support.telemetry_lab import HOSTILE
 
 
 def parsed(*records):

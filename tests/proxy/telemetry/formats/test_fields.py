@@ -9,7 +9,7 @@ from proxy.telemetry.formats.cef import cef
 from proxy.telemetry.formats.ecs import ecs
 from proxy.telemetry.formats.ocsf import ocsf
 from proxy.telemetry.formats.otlp import attributes
-from tests.proxy.telemetry.formats.formats_harness import record
+from tests.proxy.telemetry.formats.sample_records import record
 
 STARTED = {
     "started_by": {"uid": 1007, "name": "ada"},

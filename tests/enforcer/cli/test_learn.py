@@ -18,8 +18,8 @@ from rules.loading.load import read
 from rules.settings import Settings
 from rules.verdicts import Mode, Reason, Verdict
 from tests.proxy.telemetry.replay.test_replay import AUDITED, connection, lookup, refused, request
-from tests.proxy.telemetry.telemetry_harness import full_event
 from tests.rules.writing import loaded
+from tests.support.telemetry_lab import full_event
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from proxy.telemetry.events import Http, Kind
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, REVISION, connect, full_event, rig
 
 AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISION)
 NOW = time.time_ns()

@@ -6,7 +6,7 @@ import unicodedata
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Kind
 from proxy.telemetry.formats.decoded_event import read
-from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.support.telemetry_lab import full_event
 
 _BARE = ("time", "id", "kind")
 

@@ -10,8 +10,8 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Event, Kind
 from proxy.telemetry.schema import event_schema
 from rules.verdicts import Reason
-from tests.proxy.telemetry.telemetry_harness import HOSTILE, full_event
 from tests.support import event_schema as held
+from tests.support.telemetry_lab import HOSTILE, full_event
 
 OPEN = jsonschema.Draft7Validator(event_schema())
 

@@ -20,7 +20,7 @@ from proxy.telemetry.exporters.http import Endpoint, HttpPoster, OtlpExporter, W
 from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from tests.lab.certificates import Authority
-from tests.proxy.telemetry.exporters.export_harness import free_port, ids, write
+from tests.proxy.telemetry.exporters.export_lab import free_port, ids, write
 
 
 class Receiver(ThreadingHTTPServer):

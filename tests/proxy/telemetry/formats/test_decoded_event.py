@@ -13,8 +13,8 @@ from proxy.telemetry.exporters.syslog import syslog
 from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.formats.otlp import attributes, logs_request
 from proxy.telemetry.schema import event_schema
-from tests.proxy.telemetry.formats.formats_harness import harmful
-from tests.proxy.telemetry.telemetry_harness import full_event
+from tests.proxy.telemetry.formats.sample_records import harmful
+from tests.support.telemetry_lab import full_event
 
 FULL = {kind: json.loads(encode(full_event(kind))) for kind in Kind}
 FIELDS = sorted(event_schema()["properties"])

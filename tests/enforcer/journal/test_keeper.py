@@ -25,9 +25,9 @@ from proxy.telemetry.journal.segments import compress, days, find, opened, read_
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from rules.verdicts import OnJournalFailure
-from tests.proxy.telemetry.telemetry_harness import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
+from tests.support.telemetry_lab import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 DAY = 86_400_000_000_000
 
 
@@ -115,7 +115,7 @@ def test_a_killed_writer_loses_nothing_that_it_told_and_its_segment_is_mended(pl
     """SIGKILL in the middle of writing, again and again: all that was said to be written is there, chained and signed."""
     program = (
         "import sys, pathlib, os; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.proxy.telemetry.telemetry_harness import rig, connect\n"
+        "from tests.support.telemetry_lab import rig, connect\n"
         "recorder = rig(pathlib.Path(sys.argv[1])).recorder\n"
         "while True: os.write(1, (connect(recorder) + '\\n').encode())\n"
     )
@@ -337,7 +337,7 @@ def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place,
     monkeypatch.setattr(journal_ledger, "_QUIET", 10.0)
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.proxy.telemetry.telemetry_harness import rig, connect\n"
+        "from tests.support.telemetry_lab import rig, connect\n"
         "connect(rig(pathlib.Path(sys.argv[1])).recorder)\n"
     )
     subprocess.run([sys.executable, "-c", program, place[0], ROOT], check=True)
@@ -357,7 +357,7 @@ def test_only_what_its_writer_did_not_close_is_told_as_mended(place, end, mended
     program = (
         "import os, sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
-        "from tests.proxy.telemetry.journal.test_keeping import Journal, write\n"
+        "from tests.enforcer.journal.test_keeper import Journal, write\n"
         "journal = Journal(Path(sys.argv[1]), segment_bytes=1)\n"  # the second event is for the next segment
         "write(journal, 'a'); write(journal, 'b')\n"
         f"{end}\n"

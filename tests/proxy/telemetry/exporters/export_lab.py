@@ -15,7 +15,7 @@ from pathlib import Path
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import IdMaker, Kind
 from proxy.telemetry.journal.writer import Journal
-from tests.proxy.telemetry.telemetry_harness import full_event, missing
+from tests.support.telemetry_lab import full_event, missing
 
 BOUND = 40.0  # seconds that anything may take to become true
 _ids = IdMaker()

@@ -15,7 +15,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.views.timeline import timeline_of
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Verdict
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
 
 PLACE = {"name": "www.example.com", "address": "93.184.216.34", "port": 443, "protocol": Protocol.TLS}
 CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/make", "/usr/bin/bash"))

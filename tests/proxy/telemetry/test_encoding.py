@@ -11,7 +11,7 @@ from proxy.telemetry.encoding import LONGEST_LINE, MalformedEventError, decode, 
 from proxy.telemetry.events import Destination, Event, Git, Http, Kind, Process, Task, Transferred, bare_path
 from proxy.telemetry.masking import LONGEST_LIST, LONGEST_TEXT, MASK, cut, cut_list
 from rules.names import HostName
-from tests.proxy.telemetry.telemetry_harness import HOSTILE, full_event
+from tests.support.telemetry_lab import HOSTILE, full_event
 
 
 def is_one_plain_line(line: bytes) -> bool:

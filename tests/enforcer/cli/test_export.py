@@ -19,7 +19,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from proxy.telemetry.exporters.delivery import METRICS
-from tests.proxy.telemetry.exporters.export_harness import following, free_port, ids, in_order, once, until, write
+from tests.proxy.telemetry.exporters.export_lab import following, free_port, ids, in_order, once, until, write
 from tests.support import harness
 
 

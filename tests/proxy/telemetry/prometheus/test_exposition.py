@@ -12,7 +12,7 @@ from proxy.telemetry.prometheus.metrics import MOST_RULES, Histogram, Metrics
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, Outcome, Reason, Verdict
-from tests.proxy.telemetry.telemetry_harness import ALLOWED, DENIED, HOSTILE, REVISION, close, connect, need, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, REVISION, close, connect, need, rig
 
 
 def series(metrics):

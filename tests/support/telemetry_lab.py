@@ -45,6 +45,10 @@ REVISION = "0f" * 32
 ORIGIN = Origin.of("t-1", "migrate", {"team": "data"}, "s-1", "host.example")
 ALLOWED = Decision(Verdict.ALLOW, Outcome.PASSED, Reason.RULE, ("web:pages",), REVISION)
 DENIED = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, (), REVISION)
+FLAGGED = Decision(Verdict.FLAG, Outcome.PASSED, Reason.RULE, ("web:files", "web:pages"), REVISION)
+AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISION)
+FAILED = Decision(Verdict.ALLOW, Outcome.FAILED, Reason.UNRESOLVED, ("web:pages",), REVISION)
+CAUSE = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 
 # What a hostile sandbox may put wherever it can put text.
 HOSTILE = {
