@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.invariants.lab_runner import LIBRARIES, PYTHON, Done, Journal, Place
+from tests.invariants.lab_runner import LIBRARIES, PYTHON, FinishedRun, Journal, LabRunner
 from tests.lab import Lab, Name
 from tests.lab.certificates import Authority
 
@@ -66,7 +66,7 @@ class World:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.place = Place(lab, Lab.ORDINARY)
+        self.place = LabRunner(lab, Lab.ORDINARY)
         self.files = lab.files
         self.rules = self.place.rules(RULES, "clients.yaml")
         self._runs = 0
@@ -99,7 +99,7 @@ class World:
         """
         self._runs += 1
         name = f"clients-{self._runs}"
-        place = Place(self.lab, None) if root else self.place
+        place = LabRunner(self.lab, None) if root else self.place
         work = place.workspace(name)
         shutil.copytree(PROGRAMS, work / "programs", ignore=shutil.ignore_patterns("__pycache__"))
         for path, content in (files or {}).items():
@@ -108,7 +108,7 @@ class World:
         options = [word for each in read for word in ("--read", each)]
         options += [word for key, value in {**FORGOTTEN, **(env or {})}.items() for word in ("--env", f"{key}={value}")]
         words = json.dumps([[str(word) for word in command] for command in commands])
-        done: Done = place.run(
+        done: FinishedRun = place.run(
             name, rules or self.rules, PYTHON, "-m", "task.programs", words, options=options, timeout=110
         )
         assert done.process.returncode == 0, done.process.stderr

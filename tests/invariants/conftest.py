@@ -6,13 +6,13 @@ import pytest
 from tests.lab import Lab, Packets
 from tests.support import harness
 
-from .attempt_network import RULES, names
-from .lab_runner import LIBRARIES, PYTHON, Journal, Place
+from .attempt_network import RULES, dns_names
+from .lab_runner import LIBRARIES, PYTHON, Journal, LabRunner
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """What looks at every journal comes after everything that writes one."""
+    """Run the tests that read every journal after all tests that write one."""
     items.sort(key=lambda item: item.path.name == "test_every_journal.py")
 
 
@@ -20,18 +20,18 @@ def pytest_collection_modifyitems(items):
     scope="session",
     params=[pytest.param(who, marks=pytest.mark.xdist_group(f"invariants-{who}")) for who in ("user", "root")],
 )
-def place(request):
-    """A lab of its own for root and for an ordinary user, in a process of its own each."""
+def runner(request):
+    """A runner as root and one as an ordinary user, each with its own lab and process."""
     harness.needs_root()
-    with Lab(names()) as lab:
-        yield Place(lab, None if request.param == "root" else Lab.ORDINARY)
+    with Lab(dns_names()) as lab:
+        yield LabRunner(lab, None if request.param == "root" else Lab.ORDINARY)
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What came of every attempt: what the client saw, what the journal tells, what reached an origin."""
+class AttemptResults:
+    """Results of every attempt: what the client received, the journal, and what reached an origin."""
 
-    said: dict
+    client: dict
     journal: Journal
     packets: list[Packets]
     loopback: list[Packets]
@@ -43,15 +43,15 @@ class Tried:
 
 
 @pytest.fixture(scope="session")
-def tried(place):
-    """Every attempt, made once in one sandbox."""
-    place.lab.origin.name(names())
-    place.lab.origin.forget()
-    place.lab.loopback.forget()
-    done = place.run("tried", place.rules(RULES), PYTHON, "-m", "task", LIBRARIES)
+def attempt_results(runner):
+    """Run every attempt once in one sandbox."""
+    runner.lab.origin.name(dns_names())
+    runner.lab.origin.forget()
+    runner.lab.loopback.forget()
+    done = runner.run("tried", runner.rules(RULES), PYTHON, "-m", "task", LIBRARIES)
     assert done.process.returncode == 0, done.process.stderr
-    origin, loopback = place.lab.origin, place.lab.loopback
-    return Tried(
+    origin, loopback = runner.lab.origin, runner.lab.loopback
+    return AttemptResults(
         json.loads(done.process.stdout),
         done.journal,
         origin.packets(),

@@ -1,4 +1,4 @@
-"""What docs/reference/telemetry.md says an event is, held against the events that a journal holds."""
+"""Checks events of a journal against docs/reference/telemetry.md."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ REASONS = DOCUMENT.with_name("reasons.md")
 _COMMON = {"time", "id", "kind", "task.id", "sandbox", "host"}
 _DECISION = {"verdict", "outcome", "reason", "revision", "mode", "destination.port"}
 _ALWAYS = {
-    "connection.decided": _DECISION - {"destination.port"},  # a packet that was refused may have none
+    "connection.decided": _DECISION - {"destination.port"},  # a refused packet may have no port
     "connection.closed": {"cause", "outcome", "bytes.up", "bytes.down", "duration", "destination.port"},
     "request.decided": {*_DECISION, "cause", "http.method", "http.path", "protocol"},
     "request.completed": {"cause", "outcome", "bytes.up", "bytes.down", "duration", "http.method", "http.path"},
@@ -23,35 +23,35 @@ _ALWAYS = {
 }
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")  # RFC 9562 section 5.7
-_LET_OUT = {"passed", "would_block"}
+_ALLOWED = {"passed", "would_block"}
 
 
-def table(heading: str, document: Path = DOCUMENT) -> set[str]:
-    """The first column of the first table under a heading."""
+def documented_names(heading: str, document: Path = DOCUMENT) -> set[str]:
+    """Return the names in the first column of the first table under a heading."""
     section = re.split(r"^#+ ", document.read_text(), flags=re.MULTILINE)
     (found,) = [text for text in section if text.startswith(f"{heading}\n")]
     return set(re.findall(r"^\| `([^`]+)` \|", found, flags=re.MULTILINE))
 
 
-FIELDS, KINDS = table("The event"), table("Kinds")
+FIELDS, KINDS = documented_names("The event"), documented_names("Kinds")
 VALUES = {
-    "kind": KINDS, "verdict": table("Verdicts"), "outcome": table("Outcomes"), "reason": table("Reasons", REASONS),
-    "fault.where": table("Faults"), "mode": {"enforce", "audit"}, "protocol": {"tcp", "tls", "http", "udp"},
+    "kind": KINDS, "verdict": documented_names("Verdicts"), "outcome": documented_names("Outcomes"), "reason": documented_names("Reasons", REASONS),
+    "fault.where": documented_names("Faults"), "mode": {"enforce", "audit"}, "protocol": {"tcp", "tls", "http", "udp"},
 }  # fmt: skip
 
 
-def flat(event: Mapping, above: str = "") -> Iterator[tuple[str, object]]:
-    """Its fields as the documentation names them; labels are whatever they are called."""
+def flatten(event: Mapping, above: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the fields of an event with dotted names, as the documentation has them; labels stay as they are."""
     for key, value in event.items():
         if isinstance(value, dict) and above + key != "task.labels":
-            yield from flat(value, f"{above}{key}.")
+            yield from flatten(value, f"{above}{key}.")
         else:
             yield above + key, value
 
 
 def problems(event: Mapping) -> list[str]:
-    """What of an event is not as documented."""
-    fields = dict(flat(event))
+    """Return how an event differs from the documentation."""
+    fields = dict(flatten(event))
     found = [f"{name} is not documented" for name in fields if name not in FIELDS]
     found += [
         f"{name}: `{fields[name]}`" for name, known in VALUES.items() if name in fields and fields[name] not in known
@@ -63,13 +63,13 @@ def problems(event: Mapping) -> list[str]:
     ]
 
 
-def unaccounted(events: list[Mapping], *, killed: bool) -> list[str]:
-    """Where it is not one decision an attempt and one end for each that was let out. A killed worker tells no ends."""
+def accounting_problems(events: list[Mapping], *, killed: bool) -> list[str]:
+    """Return violations of: one decision per attempt, one closing event per allowed one. A killed worker records none."""
     found = []
     ids = Counter(event["id"] for event in events)
     found += [f"{one} is there {times} times" for one, times in ids.items() if times > 1]
     for decided, ended in (("connection.decided", "connection.closed"), ("request.decided", "request.completed")):
-        out = {event["id"] for event in events if event["kind"] == decided and event["outcome"] in _LET_OUT}
+        out = {event["id"] for event in events if event["kind"] == decided and event["outcome"] in _ALLOWED}
         ends = Counter(event["cause"] for event in events if event["kind"] == ended)
         found += [f"{one} ended {times} times" for one, times in ends.items() if times > 1]
         found += [f"{one} ended and was not let out" for one in set(ends) - out]

@@ -1,7 +1,7 @@
-"""`exeat`, with parts of its worker that raise: `python failing_parts.py run ...`.
+"""`exeat` with parts of its worker that raise on command: `python failing_parts.py run ...`.
 
-A lookup of arm-N.mark.example makes part N raise from then on, arm-none makes them all work again. So the production
-code needs no door for tests, and one run tries every part.
+A lookup of arm-N.mark.example makes part N raise from then on; arm-none makes all parts work again. So production code
+needs no hook for tests, and one run tries every part.
 """
 
 import importlib
@@ -9,7 +9,7 @@ import re
 import sys
 from functools import wraps
 
-# Part: which ways out go through it. spliced and inspected TLS, HTTP in the clear, raw TCP.
+# Part: the kinds of traffic that pass it: spliced and inspected TLS, plain HTTP (clear), raw TCP.
 PARTS = {
     "proxy.gate.listener:is_unroutable": "spliced inspected clear raw",
     "proxy.gate.listener:ConnectionRecord": "spliced inspected clear raw",
@@ -53,28 +53,28 @@ _ARM = re.compile(rb"arm-([0-9]+|none)")
 _armed = ""
 
 
-class WrongError(Exception):
-    """What nobody expects."""
+class InjectedError(Exception):
+    """Raised by an armed part."""
 
 
-def wrap(function, part):
+def raise_when_armed(function, part):
     @wraps(function, updated=())
     def raising(*arguments, **named):
         if part == _armed:
-            raise WrongError(part)
+            raise InjectedError(part)
         return function(*arguments, **named)
 
     return raising
 
 
-def arm(function):
+def arm_by_lookup(function):
     @wraps(function)
     def ask(self, data, *rest):
         global _armed  # noqa: PLW0603
         found = _ARM.search(data)
         if found:
             _armed = "" if found[1] == b"none" else list(PARTS)[int(found[1])]
-            # The lookup that arms must itself be answered: it passes through some of the parts.
+            # The arming lookup itself must be answered, and it passes some of the parts.
             part, _armed = _armed, ""
             try:
                 return function(self, data, *rest)
@@ -92,10 +92,10 @@ def install():
         *way, last = path.split(".")
         for name in way:
             holder = getattr(holder, name)
-        setattr(holder, last, wrap(getattr(holder, last), part))
+        setattr(holder, last, raise_when_armed(getattr(holder, last), part))
     from proxy.dns.resolver import Resolver
 
-    Resolver.ask = arm(Resolver.ask)
+    Resolver.ask = arm_by_lookup(Resolver.ask)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
-"""A disk for a journal: small, and full when a test wants it to be."""
+"""A small tmpfs for a journal, which tests fill and empty."""
 
 import contextlib
 import subprocess
 from pathlib import Path
 
 
-class Disk:
-    """A small file system of its own for a journal, in the mount namespace that a run sees."""
+class SmallDisk:
+    """A small file system for a journal, mounted in the mount namespace of the runs."""
 
-    def __init__(self, place, size, name="disk"):
-        view = place.lab._views["root" if place.user is None else "everybody"]
-        self.path = place.lab.home(place.user) / name
+    def __init__(self, runner, size, name="disk"):
+        view = runner.lab._views["root" if runner.user is None else "everybody"]
+        self.path = runner.lab.home(runner.user) / name
         self.path.mkdir()
-        options = f"size={size},mode=700,uid={place.user or 0},gid={place.user or 0}"
+        options = f"size={size},mode=700,uid={runner.user or 0},gid={runner.user or 0}"
         enter = ["nsenter", f"--mount=/proc/{view}/ns/mnt", "--"]
         subprocess.run([*enter, "mount", "-t", "tmpfs", "-o", options, "exeat-test", self.path], check=True)
-        self.seen = Path(f"/proc/{view}/root{self.path}")
+        self.host_path = Path(f"/proc/{view}/root{self.path}")
 
     def fill(self):
-        """Leave room for nothing but what the last page of an open segment has left."""
-        with contextlib.suppress(OSError), open(self.seen / "filler", "ab", buffering=0) as filler:
+        """Fill the disk. Only the rest of the last page of an open segment stays writable."""
+        with contextlib.suppress(OSError), open(self.host_path / "filler", "ab", buffering=0) as filler:
             while filler.write(bytes(1024)):
                 pass
 
     def empty(self):
-        (self.seen / "filler").unlink()
+        (self.host_path / "filler").unlink()

@@ -2,57 +2,63 @@
 
 import pytest
 
-from .attempt_network import NEVER, address_of
-from .lab_runner import shape
+from .attempt_network import UNREACHABLE, address_of
+from .lab_runner import summary
 from .task.addresses import NOT_PUBLIC, slug
 from .task.attempts import EVERY
 
 WEB = (80, 443)
 
 
-def _told(tried, attempt):
-    return [shape(event) for event in tried.journal.during(attempt) if event["kind"] != "dns.decided"]
+def _decisions(attempt_results, attempt):
+    return [
+        summary(event) for event in attempt_results.journal.decisions_during(attempt) if event["kind"] != "dns.decided"
+    ]
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
 @pytest.mark.parametrize("how", ["inspected", "in_the_clear", "spliced"])
-def test_allowed_name_with_non_public_address_is_denied(tried, how, address):
+def test_allowed_name_with_non_public_address_is_denied(attempt_results, how, address):
     attempt = f"{how}_{slug(address)}"
     refused = {"spliced": [("connection", "blocked", "non_public_address")]}.get(
         how, [("connection", "passed", "rule"), ("request", "blocked", "non_public_address")]
     )
-    assert _told(tried, attempt) == refused
-    assert tried.said[attempt]["reason"] == "non_public_address"
-    assert tried.packets_to(address) == 0
-    assert [one for one in tried.loopback if one.port in WEB] == []
+    assert _decisions(attempt_results, attempt) == refused
+    assert attempt_results.client[attempt]["reason"] == "non_public_address"
+    assert attempt_results.packets_to(address) == 0
+    assert [one for one in attempt_results.loopback if one.port in WEB] == []
 
 
-def test_only_listed_private_addresses_are_reached(tried):
-    assert tried.said["listed_private_address"]["echo"]["destination"][0] == "10.20.0.9"
-    assert _told(tried, "private_address_that_is_not_listed")[-1] == ("request", "blocked", "address_not_listed")
-    assert tried.packets_to("10.99.0.9") == 0
+def test_only_listed_private_addresses_are_reached(attempt_results):
+    assert attempt_results.client["listed_private_address"]["echo"]["destination"][0] == "10.20.0.9"
+    assert _decisions(attempt_results, "private_address_that_is_not_listed")[-1] == (
+        "request",
+        "blocked",
+        "address_not_listed",
+    )
+    assert attempt_results.packets_to("10.99.0.9") == 0
 
 
-def test_rebinding_name_is_checked_at_every_lookup(tried):
-    good, bad = tried.said["rebinding_to_metadata"]
+def test_rebinding_name_is_checked_at_every_lookup(attempt_results):
+    good, bad = attempt_results.client["rebinding_to_metadata"]
     assert (good["echo"]["destination"][0], bad["reason"]) == ("93.184.217.1", "non_public_address")
-    first, kept, anew = tried.said["rebinding_while_inspected"]
+    first, kept, anew = attempt_results.client["rebinding_while_inspected"]
     assert {first["echo"]["destination"][0], kept["echo"]["destination"][0]} == {"93.184.217.2"}
     assert anew["reason"] == "non_public_address"
-    bad, good = tried.said["rebinding_the_other_way"]
+    bad, good = attempt_results.client["rebinding_the_other_way"]
     assert (bad["reason"], good["echo"]["destination"][0]) == ("non_public_address", "93.184.217.3")
-    assert tried.packets_to("169.254.169.254", "10.0.0.2", "127.0.0.1") == 0
+    assert attempt_results.packets_to("169.254.169.254", "10.0.0.2", "127.0.0.1") == 0
 
 
-def test_numeric_spellings_of_addresses_are_refused_in_the_sandbox(tried):
-    assert set(tried.said["spelled_addresses_stay_inside"].values()) == {"ECONNREFUSED"}
-    assert tried.journal.during("spelled_addresses_stay_inside") == []
+def test_numeric_spellings_of_addresses_are_refused_in_the_sandbox(attempt_results):
+    assert set(attempt_results.client["spelled_addresses_stay_inside"].values()) == {"ECONNREFUSED"}
+    assert attempt_results.journal.decisions_during("spelled_addresses_stay_inside") == []
 
 
-def test_literal_ipv6_addresses_are_refused(tried):
+def test_literal_ipv6_addresses_are_refused(attempt_results):
     reasons = {
-        address: said.get("reason") if isinstance(said, dict) else said
-        for address, said in tried.said["literal_ipv6"].items()
+        address: results.get("reason") if isinstance(results, dict) else results
+        for address, results in attempt_results.client["literal_ipv6"].items()
     }
     assert reasons == {
         "2606:4700::66": "no_rule",
@@ -61,31 +67,36 @@ def test_literal_ipv6_addresses_are_refused(tried):
         "fe80::1%lo": "non_public_address",
         "ff02::1": "ENETUNREACH",
     }
-    assert [shape(event)[2] for event in tried.journal.during("literal_ipv6")] == list(reasons.values())[:-1]
-    assert tried.packets_to(*NEVER) == 0
+    assert [summary(event)[2] for event in attempt_results.journal.decisions_during("literal_ipv6")] == list(
+        reasons.values()
+    )[:-1]
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
-def test_request_to_a_private_address_reaches_its_host_name(tried):
+def test_request_to_a_private_address_reaches_its_host_name(attempt_results):
     """An allowed Host in the clear reaches that host, wherever the connection was made to."""
-    said = tried.said["literal_private_addresses"]
-    reached = {one["echo"]["destination"][0] for one in said.values() if isinstance(one, dict) and "echo" in one}
+    results = attempt_results.client["literal_private_addresses"]
+    reached = {one["echo"]["destination"][0] for one in results.values() if isinstance(one, dict) and "echo" in one}
     assert reached == {address_of("literal_private_addresses")}
-    assert said["0.0.0.1"] in ("ECONNRESET", {"error": "ECONNRESET"})  # at once, or with the first bytes
-    assert said["255.255.255.255"] == "ENETUNREACH"
-    assert tried.packets_to(*NEVER) == 0
+    assert results["0.0.0.1"] in ("ECONNRESET", {"error": "ECONNRESET"})  # at once, or with the first bytes
+    assert results["255.255.255.255"] == "ENETUNREACH"
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
-def test_connections_to_the_gates_own_port_are_reset(tried):
+def test_connections_to_the_gates_own_port_are_reset(attempt_results):
     """However it is spelled, whatever is said to it."""
-    said = dict(tried.said["the_gate_s_own_port"])
-    assert said.pop("93.184.219.66")["reason"] == "no_rule"  # the same port of another host is like any other
-    assert {one["error"] if isinstance(one, dict) else one for one in said.values()} == {"ECONNRESET"}
-    told = [shape(event) for event in tried.journal.during("the_gate_s_own_port")]
-    assert told == [("connection", "blocked", "non_public_address")] * 7 + [("connection", "blocked", "no_rule")]
+    results = dict(attempt_results.client["the_gate_s_own_port"])
+    assert results.pop("93.184.219.66")["reason"] == "no_rule"  # the same port of another host is like any other
+    assert {one["error"] if isinstance(one, dict) else one for one in results.values()} == {"ECONNRESET"}
+    recorded = [summary(event) for event in attempt_results.journal.decisions_during("the_gate_s_own_port")]
+    assert recorded == [("connection", "blocked", "non_public_address")] * 7 + [("connection", "blocked", "no_rule")]
 
 
-def test_unassigned_pool_address_is_reset(tried):
-    assert set(tried.said["pool_address_that_stands_for_nothing"].values()) == {"ECONNRESET"}
-    assert _told(tried, "pool_address_that_stands_for_nothing") == [("connection", "blocked", "unresolved")] * 3
+def test_unassigned_pool_address_is_reset(attempt_results):
+    assert set(attempt_results.client["pool_address_that_stands_for_nothing"].values()) == {"ECONNRESET"}
+    assert (
+        _decisions(attempt_results, "pool_address_that_stands_for_nothing")
+        == [("connection", "blocked", "unresolved")] * 3
+    )
     host = EVERY["pool_address_that_stands_for_nothing"].host
-    assert [asked for asked, *_ in tried.queries if asked == host] == []
+    assert [queried for queried, *_ in attempt_results.queries if queried == host] == []

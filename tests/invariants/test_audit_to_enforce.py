@@ -22,27 +22,27 @@ FURTHER = "test:\n\tcurl -sS --fail -o /dev/null https://elsewhere.walk.example/
 
 
 @pytest.fixture(scope="module")
-def walked(place):
+def command_results(runner):
     """Every command of the walk, one after the other: (command, status, output, errors)."""
-    place.lab.origin.name({"*.walk.example": Name.at("93.184.216.251")})
-    home = place.lab.home(place.user)
-    rules, work = home / "rules", place.workspace("walk")
+    runner.lab.origin.name({"*.walk.example": Name.at("93.184.216.251")})
+    home = runner.lab.home(runner.user)
+    rules, work = home / "rules", runner.workspace("walk")
     rules.mkdir()
     (rules / "audit.yaml").write_text(AUDIT)
     (work / "Makefile").write_text(MAKEFILE)
     for path in (rules, rules / "audit.yaml", work / "Makefile"):
-        os.chown(path, place.user or 0, place.user or 0)
-    return {command: run(place, command) for command in COMMANDS}
+        os.chown(path, runner.user or 0, runner.user or 0)
+    return {command: run(runner, command) for command in COMMANDS}
 
 
-def run(place, command):
+def run(runner, command):
     """Run a command in a shell, as somebody would who reads the page."""
-    done = place.lab.run(["sh", "-c", command], user=place.user, cwd=place.workspace("walk"), timeout=100)
+    done = runner.lab.run(["sh", "-c", command], user=runner.user, cwd=runner.workspace("walk"), timeout=100)
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
-def only(walked, *words):
-    (found,) = [told for command, told in walked.items() if all(word in command for word in words)]
+def only(command_results, *words):
+    (found,) = [recorded for command, recorded in command_results.items() if all(word in command for word in words)]
     return found
 
 
@@ -52,25 +52,25 @@ def test_page_has_every_command_in_order():
     ]  # fmt: skip
 
 
-def test_task_works_in_audit_mode_and_is_logged(walked):
-    status, _, err = only(walked, "run", "audit.yaml")
+def test_task_works_in_audit_mode_and_is_logged(command_results):
+    status, _, err = only(command_results, "run", "audit.yaml")
     assert status == 0, err
-    status, out, err = only(walked, "--verdict would_block")
+    status, out, err = only(command_results, "--verdict would_block")
     assert (status, err) == (0, [])
     assert sum("POST https://api.walk.example/echo" in line for line in out) >= 1
 
 
-def test_learn_writes_rules_for_what_was_seen(place, walked):
-    assert only(walked, "learn") == (0, [], [])
-    text = (place.lab.home(place.user) / "rules/tests.yaml").read_text()
+def test_learn_writes_rules_for_what_was_seen(runner, command_results):
+    assert only(command_results, "learn") == (0, [], [])
+    text = (runner.lab.home(runner.user) / "rules/tests.yaml").read_text()
     assert re.findall(r'^        - (".*")$', text, re.MULTILINE) == ['"/echo"', '"/pages/*/x"', '"/echo"', '"/echo"']
     assert re.findall(r"^      methods: (.*)$", text, re.MULTILINE) == ['["GET"]', '["POST"]', '["GET"]']
     assert "by `tests`" in text
 
 
-def test_learned_rules_pass_check_and_test(walked):
-    assert only(walked, "exeat check")[0] == 0
-    assert only(walked, "exeat test ") == (
+def test_learned_rules_pass_check_and_test(command_results):
+    assert only(command_results, "exeat check")[0] == 0
+    assert only(command_results, "exeat test ") == (
         0,
         ["ok    allow  GET https://api.walk.example/echo", "ok    allow  POST https://api.walk.example/echo",
          "ok    allow  GET http://clear.walk.example/echo", "3 passed, 0 failed"],
@@ -78,29 +78,29 @@ def test_learned_rules_pass_check_and_test(walked):
     )  # fmt: skip
 
 
-def test_diff_and_replay_show_that_nothing_breaks(walked):
-    status, out, err = only(walked, "diff")
+def test_diff_and_replay_show_that_nothing_breaks(command_results):
+    status, out, err = only(command_results, "diff")
     assert (status, err) == (1, [])
     assert out[0].startswith("setting `mode`: was audit, is enforce")
     assert any(
         line.startswith("GET https://api.walk.example/echo") and "let out by audit mode" in line for line in out
     ), out
-    status, out, err = only(walked, "replay")
+    status, out, err = only(command_results, "replay")
     assert (status, err) == (0, [])
     assert any(line.endswith("attempts: nothing would change") for line in out), out
 
 
-def test_task_works_in_enforce_mode(walked):
-    status, _, err = only(walked, "run", "tests.yaml")
+def test_task_works_in_enforce_mode(command_results):
+    status, _, err = only(command_results, "run", "tests.yaml")
     assert status == 0, err
-    status, out, err = only(walked, "--verdict blocked")
+    status, out, err = only(command_results, "--verdict blocked")
     assert (status, err, len(out)) == (0, [], 1), out
 
 
-def test_enforce_mode_blocks_what_was_not_learned(place, walked):
+def test_enforce_mode_blocks_what_was_not_learned(runner, command_results):
     """The same command on another day: the task goes where it hasn't been before."""
-    (place.workspace("walk") / "Makefile").write_text(FURTHER)
+    (runner.workspace("walk") / "Makefile").write_text(FURTHER)
     enforced = [command for command in COMMANDS if "run" in command][-1]
-    status, _, err = run(place, enforced)
+    status, _, err = run(runner, enforced)
     assert status != 0
     assert any("blocked" in line and "(elsewhere.walk.example)" in line for line in err), err

@@ -6,20 +6,20 @@ import pytest
 
 from tests.support import event_schema
 
-from .event_docs import problems, unaccounted
+from .event_docs import accounting_problems, problems
 
 KILLED = {"lost", "udp-lost"}  # runs whose worker was killed
 DROPPED = {"full", "raised"}  # runs in which events could not be written, and were counted instead
 
 
 @pytest.fixture
-def journals(place, tried):
+def journals(runner, attempt_results):
     """Every line of every journal, by the run's name."""
     found = {}
-    for directory in place.lab.home(place.user).glob("journal-*"):
+    for directory in runner.lab.home(runner.user).glob("journal-*"):
         lines = [path.read_bytes().splitlines(keepends=True) for path in sorted(directory.glob("*/*.jsonl"))]
-        told = [line for segment in lines for line in segment if b'"kind":"journal.' not in line]
-        found[directory.name.removeprefix("journal-")] = told
+        recorded = [line for segment in lines for line in segment if b'"kind":"journal.' not in line]
+        found[directory.name.removeprefix("journal-")] = recorded
     assert len(found["tried"]) > 500
     return found
 
@@ -33,15 +33,15 @@ def test_every_journal_line_is_a_documented_event(journals):
             assert all(32 <= byte < 127 for byte in line[:-1]), (name, line)
             event = json.loads(line)
             wrong |= {(name, event["kind"], problem) for problem in problems(event)}
-            if said := event_schema.problem(event):
-                wrong.add((name, said))
+            if results := event_schema.problem(event):
+                wrong.add((name, results))
     assert wrong == set()
 
 
 def test_every_attempt_has_one_decision_and_at_most_one_end(journals):
     wrong = {}
     for name, lines in journals.items():
-        found = unaccounted([json.loads(line) for line in lines], killed=name in KILLED | DROPPED)
+        found = accounting_problems([json.loads(line) for line in lines], killed=name in KILLED | DROPPED)
         if found:
             wrong[name] = found
     assert wrong == {}

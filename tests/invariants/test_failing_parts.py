@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from .attempt_network import RULES, names
+from .attempt_network import RULES, dns_names
 from .failing_parts import PARTS
-from .lab_runner import PYTHON, TASK, Journal, by_the_gate
+from .lab_runner import PYTHON, TASK, Journal, only_as_ordinary_user
 
 # Whose task it is, a gate doesn't know, but its journal and its ids are others: for root's a part of each stage is tried.
 FOR_ROOT = (
@@ -56,58 +56,60 @@ print(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
-def raised(place):
+def failing_run(runner):
     """(what the task saw part by part, what exeat said, the journal, what reached the origins)."""
-    place.lab.origin.name(names())
-    place.lab.origin.forget()
-    parts = [(number, *each) for number, each in enumerate(PARTS.items()) if place.user or each[0] in FOR_ROOT]
-    words = place.words("raised", place.rules(RULES), PYTHON, "-c", TASK_PROGRAM, json.dumps(parts))
+    runner.lab.origin.name(dns_names())
+    runner.lab.origin.forget()
+    parts = [(number, *each) for number, each in enumerate(PARTS.items()) if runner.user or each[0] in FOR_ROOT]
+    words = runner.command_line("raised", runner.rules(RULES), PYTHON, "-c", TASK_PROGRAM, json.dumps(parts))
     entry = TASK.parent / "failing_parts.py"
-    done = place.lab.run(["python", entry, *words[1:]], user=place.user, cwd=place.workspace("raised"), timeout=100)
+    done = runner.lab.run(["python", entry, *words[1:]], user=runner.user, cwd=runner.workspace("raised"), timeout=100)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr, Journal(place.journal("raised")), place.lab.origin.requests()
+    return json.loads(done.stdout), done.stderr, Journal(runner.journal("raised")), runner.lab.origin.requests()
 
 
-@by_the_gate
+@only_as_ordinary_user
 @pytest.mark.parametrize("part", PARTS)
-def test_part_that_raises_lets_nothing_pass(raised, part):
-    _nothing_passed(raised, part)
+def test_part_that_raises_lets_nothing_pass(failing_run, part):
+    _nothing_passed(failing_run, part)
 
 
-def test_parts_that_raise_let_nothing_pass_for_any_user(raised, place):
-    assert set(raised[0]) == set(PARTS if place.user else FOR_ROOT)
-    for part in raised[0]:
-        _nothing_passed(raised, part)
+def test_parts_that_raise_let_nothing_pass_for_any_user(failing_run, runner):
+    assert set(failing_run[0]) == set(PARTS if runner.user else FOR_ROOT)
+    for part in failing_run[0]:
+        _nothing_passed(failing_run, part)
 
 
-def _nothing_passed(raised, part):
-    said, _, _, requests = raised
+def _nothing_passed(failing_run, part):
+    results, _, _, requests = failing_run
     number = list(PARTS).index(part)
-    passed = {way: one for way, one in said[part].items() if way != "afterwards" and one.get("status") == 200}
+    passed = {way: one for way, one in results[part].items() if way != "afterwards" and one.get("status") == 200}
     assert passed == {}
     assert [one["authority"] for one in requests if one["authority"].startswith(f"part-{number}-")] == []
-    assert said[part]["afterwards"].get("status") == 200, "the gate did not recover"
+    assert results[part]["afterwards"].get("status") == 200, "the gate did not recover"
 
 
-def test_clients_are_reset_at_once_when_a_part_raises(raised):
+def test_clients_are_reset_at_once_when_a_part_raises(failing_run):
     """None of them waits for nothing: each gets a reset, or a page that says gate_error."""
-    said, _, _, _ = raised
+    results, _, _, _ = failing_run
     hung = {
         (part, way): one
-        for part, ways in said.items()
+        for part, ways in results.items()
         for way, one in ways.items()
         if one.get("error") == "TimeoutError"
     }
     assert hung == {}
 
 
-def test_every_part_that_raised_is_in_a_gate_error(raised):
-    said, _, journal, _ = raised
-    told = " ".join(event["fault"]["detail"] for event in journal.of(kind="gate.error"))
-    assert {part for part in said if part not in told and not part.endswith((":encode", "Journal.append"))} == set()
+def test_every_part_that_raised_is_in_a_gate_error(failing_run):
+    results, _, journal, _ = failing_run
+    recorded = " ".join(event["fault"]["detail"] for event in journal.of(kind="gate.error"))
+    assert {
+        part for part in results if part not in recorded and not part.endswith((":encode", "Journal.append"))
+    } == set()
 
 
-def test_worker_ends_normally_after_parts_raised(raised):
+def test_worker_ends_normally_after_parts_raised(failing_run):
     """One connection in a bad state must not keep the others from being closed and counted."""
-    _, stderr, _, _ = raised
+    _, stderr, _, _ = failing_run
     assert "the gate was lost" not in stderr

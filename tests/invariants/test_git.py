@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 
-from .attempt_network import FORGE, names
-from .lab_runner import PYTHON, by_the_gate
+from .attempt_network import FORGE, dns_names
+from .lab_runner import PYTHON, only_as_ordinary_user
 
-pytestmark = by_the_gate
+pytestmark = only_as_ordinary_user
 
 RULES = f"""
 version: 1
@@ -24,7 +24,7 @@ tests:
   - {{attempt: "git push https://{FORGE}/acme/web refs/heads/main", expect: ask, rule: main}}
 """
 URL = f"https://{FORGE}"
-ASKED = "(exeat: a rule asks for an approval, and nobody can be asked (git:main))"
+NO_APPROVAL = "(exeat: a rule asks for an approval, and nobody can be asked (git:main))"
 # What is done in a fresh clone in which there is one commit more; whether it works; what git shows; what there is then
 PUSHES = {
     "branch": (["HEAD:refs/heads/feature/x"], "passed rule git:features", "-> feature/x", "+refs/heads/feature/x"),
@@ -33,8 +33,8 @@ PUSHES = {
     "tag": (["HEAD:refs/tags/v1"], "passed rule git:tags", "-> v1", "+refs/tags/v1"),
     "moved tag": (["--force", "HEAD:refs/tags/v0"], "blocked no_rule", "! [remote rejected] HEAD -> v0 (exeat: no rule", ""),
     "delete": (["--delete", "feature/old"], "blocked no_rule", "! [remote rejected] feature/old (exeat: no rule", ""),
-    "main": (["HEAD:main"], "blocked approval_unavailable git:main", f"! [remote rejected] HEAD -> main {ASKED}", ""),
-    "forced main": (["--force", "HEAD:main"], "blocked approval_unavailable git:main", f"HEAD -> main {ASKED}", ""),
+    "main": (["HEAD:main"], "blocked approval_unavailable git:main", f"! [remote rejected] HEAD -> main {NO_APPROVAL}", ""),
+    "forced main": (["--force", "HEAD:main"], "blocked approval_unavailable git:main", f"HEAD -> main {NO_APPROVAL}", ""),
     "feature and main": (
         ["HEAD:refs/heads/feature/x", "HEAD:main"],
         "blocked approval_unavailable git:main",
@@ -49,8 +49,8 @@ PUSHES = {
     ),
     "everything": (["--mirror"], "blocked no_rule", "main -> main (exeat: ", ""),
 }  # fmt: skip
-SOME = ("update", "moved tag", "main", "feature and tag")
-ALWAYS = {"refs/heads/main", "refs/heads/feature/old", "refs/heads/feature/new", "refs/tags/v0"}
+PUSHES_OF_OLDER_PROTOCOLS = ("update", "moved tag", "main", "feature and tag")
+INITIAL_REFS = {"refs/heads/main", "refs/heads/feature/old", "refs/heads/feature/new", "refs/tags/v0"}
 
 
 def git(repository, *words):
@@ -62,15 +62,15 @@ def git(repository, *words):
 class Forge:
     """A git server in the lab, and tasks that use it."""
 
-    def __init__(self, place):
-        self.place = place
-        place.lab.origin.name(names())
-        self.root = place.lab.directory / "git"
+    def __init__(self, runner):
+        self.runner = runner
+        runner.lab.origin.name(dns_names())
+        self.root = runner.lab.directory / "git"
         self._runs = 0
 
     def make(self, name):
         """Make a repository with something to update, to move and to delete; returns its URL and where it is."""
-        self.place.lab.make_repository(name, {"README": "hello\n"})
+        self.runner.lab.make_repository(name, {"README": "hello\n"})
         bare = self.root / f"{name}.git"
         tree = git(bare, "rev-parse", "main^{tree}")
         newer = git(bare, "commit-tree", tree, "-p", "main", "-m", "newer")
@@ -87,11 +87,11 @@ class Forge:
         self._runs += 1
         usual = ["git", "-c", f"protocol.version={version}", "-c", "user.name=t", "-c", "user.email=t@t"]
         words = json.dumps([[*usual, *command] for command in commands])
-        done = self.place.run(
-            f"git-{version}-{self._runs}", self.place.rules(RULES, "git.yaml"), PYTHON, "-m", "task.programs", words
+        done = self.runner.run(
+            f"git-{version}-{self._runs}", self.runner.rules(RULES, "git.yaml"), PYTHON, "-m", "task.programs", words
         )
         assert done.process.returncode == 0, done.process.stderr
-        return [json.loads(said) for said in done.process.stdout.splitlines()], done.journal
+        return [json.loads(results) for results in done.process.stdout.splitlines()], done.journal
 
     @staticmethod
     def refs(bare):
@@ -99,8 +99,8 @@ class Forge:
 
 
 @pytest.fixture(scope="module")
-def forge(place):
-    return Forge(place)
+def forge(runner):
+    return Forge(runner)
 
 
 def decided(journal, end):
@@ -119,7 +119,7 @@ def test_git_pushes_are_decided_by_ref(forge):
 
 @pytest.mark.parametrize("version", [0, 1])
 def test_git_pushes_of_older_protocols_are_decided_by_ref(forge, version):
-    push(forge, version, SOME)
+    push(forge, version, PUSHES_OF_OLDER_PROTOCOLS)
 
 
 def push(forge, version, pushes):
@@ -135,45 +135,45 @@ def push(forge, version, pushes):
             ["-C", slug, "push", "origin", *refs],
             ["-C", slug, "fetch", "--quiet", "origin"],
         ]
-    said, journal = forge.run(*commands, version=version)
-    told = decided(journal, "/git-receive-pack")
+    results, journal = forge.run(*commands, version=version)
+    recorded = decided(journal, "/git-receive-pack")
     for at, name in enumerate(pushes):
-        _, wanted, shown, more = PUSHES[name]
-        cloned, committed, pushed, fetched = said[4 * at : 4 * at + 4]
+        _, expected, shown, more = PUSHES[name]
+        cloned, committed, pushed, fetched = results[4 * at : 4 * at + 4]
         assert (cloned[0], committed[0], fetched[0]) == (0, 0, 0), (name, cloned, committed, fetched)
-        assert told[at] == wanted, name
-        assert (pushed[0] == 0) == wanted.startswith("passed"), (name, pushed)
+        assert recorded[at] == expected, name
+        assert (pushed[0] == 0) == expected.startswith("passed"), (name, pushed)
         assert shown in pushed[2], name
-        assert forge.refs(repositories[name]) == ALWAYS | {ref[1:] for ref in more.split()}, name
-    assert len(told) == len(pushes)
+        assert forge.refs(repositories[name]) == INITIAL_REFS | {ref[1:] for ref in more.split()}, name
+    assert len(recorded) == len(pushes)
     assert set(decided(journal, "/git-upload-pack")) == {"passed rule git:read"}
 
 
 def test_fetch_and_push_of_another_repository_are_denied(forge):
-    forge.place.lab.origin.forget()
+    forge.runner.lab.origin.forget()
     url, bare = forge.make("evil/web")
     forge.make("acme/web")
-    said, journal = forge.run(
+    results, journal = forge.run(
         ["clone", "--quiet", url, "other"],
         ["clone", "--quiet", f"{URL}/acme/web.git", "web"],
         ["-C", "web", "push", url, "HEAD:refs/heads/feature/x"],
     )
-    for code, _, error in (said[0], said[2]):
+    for code, _, error in (results[0], results[2]):
         assert code == 128
         assert "remote: exeat: no rule allows this" in error
-    assert [request["target"] for request in forge.place.lab.origin.requests() if "evil" in request["target"]] == []
+    assert [request["target"] for request in forge.runner.lab.origin.requests() if "evil" in request["target"]] == []
     assert decided(journal, "/info/refs")[0] == "blocked no_rule"
-    assert forge.refs(bare) == ALWAYS
+    assert forge.refs(bare) == INITIAL_REFS
 
 
 def test_denied_push_sends_only_its_advertisement_request(forge):
     """Not its objects either: the origin sees the question before it, and no push."""
-    forge.place.lab.origin.forget()
+    forge.runner.lab.origin.forget()
     url, _ = forge.make("acme/kept")
     forge.run(
         ["clone", "--quiet", url, "kept"],
         ["-C", "kept", "commit", "--quiet", "--allow-empty", "-m", "secret"],
         ["-C", "kept", "push", "origin", "HEAD:main"],
     )
-    pushes = [one["target"] for one in forge.place.lab.origin.requests() if "receive-pack" in one["target"]]
+    pushes = [one["target"] for one in forge.runner.lab.origin.requests() if "receive-pack" in one["target"]]
     assert pushes == ["/acme/kept.git/info/refs?service=git-receive-pack"]

@@ -5,12 +5,12 @@ import pytest
 from tests.lab import Name
 from tests.support.ports import free_port
 
-from .attempt_network import EVIL, RULES, names
-from .lab_runner import LIBRARIES, Journal, by_the_gate
+from .attempt_network import EVIL, RULES, dns_names
+from .lab_runner import LIBRARIES, Journal, only_as_ordinary_user
 
-pytestmark = by_the_gate
+pytestmark = only_as_ordinary_user
 
-HOST, DESK = "host.exeat.internal", "exeat.internal"
+HOST, GATE_NAME = "host.exeat.internal", "exeat.internal"
 OURS = f"  - {{id: ours, to: {HOST}, ports: [80, 443/tcp, METRICS/tcp, METRICS/http], action: allow}}\n"
 WIDE = """
 version: 1
@@ -22,7 +22,7 @@ rules:
 """
 AUDIT = "version: 1\nname: audited\nsettings: {mode: audit}\n"
 # What somebody's DNS says of names that it would like to lead here, and of ours.
-TURNED = {
+REDIRECTED = {
     "rebound.more.allowed.example": Name.rebinding(("93.184.218.1",), ("127.0.0.1",)),
     "inward.more.allowed.example": Name.at("127.0.0.1", "::1"),
     "mapped.more.allowed.example": Name.at("::ffff:127.0.0.1"),
@@ -30,20 +30,20 @@ TURNED = {
     "other.more.allowed.example": Name.at("127.0.0.2"),
     HOST: Name.at(EVIL),
     "sub.host.exeat.internal": Name.at(EVIL),
-    DESK: Name.at("127.0.0.1"),
+    GATE_NAME: Name.at("127.0.0.1"),
 }
 ELSEWHERE = (
     "sub.host.exeat.internal",
     "hosts.exeat.internal",
-    *(n for n in TURNED if "allowed" in n),
+    *(n for n in REDIRECTED if "allowed" in n),
 )
 
 
 @pytest.fixture(scope="module")
-def seen(place):
+def host_run(runner):
     """What a task got from each name, under each kind of rules, and what reached the loopback and the origin."""
-    origin, loopback = place.lab.origin, place.lab.loopback
-    origin.name({**names(), **TURNED})
+    origin, loopback = runner.lab.origin, runner.lab.loopback
+    origin.name({**dns_names(), **REDIRECTED})
     origin.forget()
     port = free_port()
     found = {}
@@ -55,48 +55,54 @@ def seen(place):
     }
     for kind, text in kinds.items():
         loopback.forget()
-        rules = place.rules(text.replace("METRICS", str(port)), f"{kind}.yaml")
+        rules = runner.rules(text.replace("METRICS", str(port)), f"{kind}.yaml")
         options = ("--metrics", f"127.0.0.1:{port}")
-        with place.stepping(f"host-{kind}", rules, "reloaded", LIBRARIES, options=options) as steps:
-            said = {name: steps("local", name, 80) for name in (HOST, "HOST.Exeat.INTERNAL.", DESK, *ELSEWHERE)}
-            said["its address"] = steps("resolve", HOST)
-            said["another port"] = steps("local", HOST, 8080)
-            said["metrics"] = steps("local", HOST, port)
+        with runner.start_steps(f"host-{kind}", rules, "reloaded", LIBRARIES, options=options) as steps:
+            results = {name: steps("local", name, 80) for name in (HOST, "HOST.Exeat.INTERNAL.", GATE_NAME, *ELSEWHERE)}
+            results["its address"] = steps("resolve", HOST)
+            results["another port"] = steps("local", HOST, 8080)
+            results["metrics"] = steps("local", HOST, port)
         found[kind] = {
-            "said": said, "packets": loopback.packets(), "requests": loopback.requests(),
-            "journal": Journal(place.journal(f"host-{kind}")),
+            "said": results, "packets": loopback.packets(), "requests": loopback.requests(),
+            "journal": Journal(runner.journal(f"host-{kind}")),
         }  # fmt: skip
     return found, origin.queries()
 
 
 @pytest.mark.parametrize("kind", ["ours", "real"])
-def test_host_name_reaches_the_loopback_of_the_host(seen, kind):
-    said = seen[0][kind]["said"]
-    assert (said[HOST], said["HOST.Exeat.INTERNAL."]) == (200, 200)
-    assert said["its address"].startswith("198.18.")  # whatever rules say of DNS: the sandbox's own loopback is another
-    asked = [request for request in seen[0][kind]["requests"] if request["authority"].lower().startswith("host.exeat")]
-    assert len(asked) == 2
-    told = seen[0][kind]["journal"].of(kind="request.decided", destination__name=HOST)
-    assert {event["rules"][0] for event in told} == {"tried:ours"}
+def test_host_name_reaches_the_loopback_of_the_host(host_run, kind):
+    results = host_run[0][kind]["said"]
+    assert (results[HOST], results["HOST.Exeat.INTERNAL."]) == (200, 200)
+    assert results["its address"].startswith(
+        "198.18."
+    )  # whatever rules say of DNS: the sandbox's own loopback is another
+    queried = [
+        request for request in host_run[0][kind]["requests"] if request["authority"].lower().startswith("host.exeat")
+    ]
+    assert len(queried) == 2
+    recorded = host_run[0][kind]["journal"].of(kind="request.decided", destination__name=HOST)
+    assert {event["rules"][0] for event in recorded} == {"tried:ours"}
 
 
 @pytest.mark.parametrize("kind", ["ours", "real"])
-def test_other_names_do_not_reach_the_loopback_of_the_host(seen, kind):
-    said = seen[0][kind]["said"]
+def test_other_names_do_not_reach_the_loopback_of_the_host(host_run, kind):
+    results = host_run[0][kind]["said"]
     for name in ELSEWHERE:
         # The first turn of the name that rebinds is public, and so is what our name's alias says it is.
         outside = name in {"rebound.more.allowed.example", "alias.more.allowed.example"}
-        assert said[name] in {"non_public_address", "unresolved", 200 if outside else "non_public_address"}, name
-    assert said[DESK] == 404  # the gate's own answer
-    assert said["another port"] != 200
-    asked = {request["authority"].lower().partition(":")[0].rstrip(".") for request in seen[0][kind]["requests"]}
-    assert asked == {HOST}
+        assert results[name] in {"non_public_address", "unresolved", 200 if outside else "non_public_address"}, name
+    assert results[GATE_NAME] == 404  # the gate's own answer
+    assert results["another port"] != 200
+    queried = {request["authority"].lower().partition(":")[0].rstrip(".") for request in host_run[0][kind]["requests"]}
+    assert queried == {HOST}
 
 
 @pytest.mark.parametrize("kind", ["wide", "audit"])
-def test_wildcards_and_audit_mode_do_not_allow_host_services(seen, kind):
-    found = seen[0][kind]
-    assert 200 not in {found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", DESK, "sub.host.exeat.internal")}
+def test_wildcards_and_audit_mode_do_not_allow_host_services(host_run, kind):
+    found = host_run[0][kind]
+    assert 200 not in {
+        found["said"][name] for name in (HOST, "HOST.Exeat.INTERNAL.", GATE_NAME, "sub.host.exeat.internal")
+    }
     assert found["requests"] == []
     assert {event["outcome"] for event in found["journal"].of(kind="connection.decided", destination__name=HOST)} <= {
         "blocked"
@@ -104,12 +110,12 @@ def test_wildcards_and_audit_mode_do_not_allow_host_services(seen, kind):
 
 
 @pytest.mark.parametrize("kind", ["ours", "real", "wide", "audit"])
-def test_metrics_port_of_the_gate_is_not_reachable(seen, kind):
+def test_metrics_port_of_the_gate_is_not_reachable(host_run, kind):
     # They listen on 127.0.0.1, which is left out of what is dialled; on ::1 there is nobody.
     expected = "upstream_failed" if kind in {"ours", "real"} else "non_public_address"
-    assert seen[0][kind]["said"]["metrics"] == expected
+    assert host_run[0][kind]["said"]["metrics"] == expected
 
 
-def test_internal_names_are_not_resolved_upstream(seen):
-    _, queries = seen
+def test_internal_names_are_not_resolved_upstream(host_run):
+    _, queries = host_run
     assert [name for name, *_ in queries if "exeat.internal" in name] == []

@@ -6,11 +6,11 @@ import pytest
 
 from proxy.telemetry.journal.writer import LITTLE
 
-from .attempt_network import RULES, names
-from .lab_runner import Journal, by_the_gate
-from .small_disk import Disk
+from .attempt_network import RULES, dns_names
+from .lab_runner import Journal, only_as_ordinary_user
+from .small_disk import SmallDisk
 
-pytestmark = by_the_gate
+pytestmark = only_as_ordinary_user
 SIZE = 40 << 20  # of which a third is less than what is nobody's business
 MOST = 24 << 20
 
@@ -42,38 +42,38 @@ except socket.gaierror as error:
 
 
 @pytest.fixture(scope="module")
-def flooded(place):
+def flood_run(runner):
     """What a task saw that asked until it was told no more, what one saw that came after it, and the disk's journal."""
-    place.lab.origin.name(names())
-    disk = Disk(place, SIZE, "portion")
-    rules = place.rules(RULES)
+    runner.lab.origin.name(dns_names())
+    disk = SmallDisk(runner, SIZE, "portion")
+    rules = runner.rules(RULES)
     journal = ("--journal", disk.path, "--task")
-    seen = {"flood": place.python("flooding", rules, FLOODING, options=(*journal, "flooding")).said}
-    seen["size"] = sum(path.stat().st_size for path in disk.seen.glob("*/*.jsonl"))
-    seen["once"] = place.python("once", rules, ONCE, options=(*journal, "once")).said
-    kept = place.lab.home(place.user) / "portion-kept"  # of two tasks
-    shutil.copytree(disk.seen, kept)
+    seen = {"flood": runner.run_python("flooding", rules, FLOODING, options=(*journal, "flooding")).output}
+    seen["size"] = sum(path.stat().st_size for path in disk.host_path.glob("*/*.jsonl"))
+    seen["once"] = runner.run_python("once", rules, ONCE, options=(*journal, "once")).output
+    kept = runner.lab.home(runner.user) / "portion-kept"  # of two tasks
+    shutil.copytree(disk.host_path, kept)
     seen["journal"] = Journal(kept)
     return seen
 
 
-def test_events_of_one_task_stay_within_its_quota(flooded):
-    asked, failed = flooded["flood"]
+def test_events_of_one_task_stay_within_its_quota(flood_run):
+    queried, failed = flood_run["flood"]
     assert failed >= 64
-    assert asked < 200_000
-    assert LITTLE <= flooded["size"] < MOST
+    assert queried < 200_000
+    assert LITTLE <= flood_run["size"] < MOST
 
 
-def test_quota_is_named_in_a_gate_error(flooded):
-    [error] = flooded["journal"].of(kind="gate.error", task__name="flooding")
+def test_quota_is_named_in_a_gate_error(flood_run):
+    [error] = flood_run["journal"].of(kind="gate.error", task__name="flooding")
     assert "were told of the task today" in error["fault"]["detail"]
 
 
-def test_end_of_the_limited_task_is_recorded(flooded):
-    assert len(flooded["journal"].of(kind="task.ended", task__name="flooding")) == 1
+def test_end_of_the_limited_task_is_recorded(flood_run):
+    assert len(flood_run["journal"].of(kind="task.ended", task__name="flooding")) == 1
 
 
-def test_events_of_other_tasks_are_recorded(flooded):
-    told = flooded["journal"].of(kind="dns.decided", task__name="once")
-    assert flooded["once"] == 1
-    assert [event["reason"] for event in told] == ["rule"]
+def test_events_of_other_tasks_are_recorded(flood_run):
+    recorded = flood_run["journal"].of(kind="dns.decided", task__name="once")
+    assert flood_run["once"] == 1
+    assert [event["reason"] for event in recorded] == ["rule"]

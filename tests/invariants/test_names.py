@@ -2,8 +2,8 @@
 
 import pytest
 
-from .attempt_network import NEVER, address_of
-from .lab_runner import shape
+from .attempt_network import UNREACHABLE, address_of
+from .lab_runner import summary
 from .task.attempts import EVERY
 from .task.wire import EVIL_NAME
 
@@ -91,78 +91,87 @@ TO_THE_TRUE_HOST = (
 _CUT = {"ECONNRESET", "eof", "CERTIFICATE_VERIFY_FAILED", "DECRYPTION_FAILED_OR_BAD_RECORD_MAC", "WRONG_VERSION_NUMBER"}
 
 
-def _told(tried, attempt):
+def _decisions(attempt_results, attempt):
     """What was decided of an attempt's connections and requests."""
-    return [shape(event) for event in tried.journal.during(attempt) if event["kind"] != "dns.decided"]
+    return [
+        summary(event) for event in attempt_results.journal.decisions_during(attempt) if event["kind"] != "dns.decided"
+    ]
 
 
-def _refused(said, reason):
+def _was_refused(results, reason):
     """The client was told why, or cut off at once."""
-    if "reason" in said:
-        return said["reason"] == reason
-    error = said.get("error", said.get("end"))
+    if "reason" in results:
+        return results["reason"] == reason
+    error = results.get("error", results.get("end"))
     return error in _CUT or error.startswith("GOAWAY")
 
 
 @pytest.mark.parametrize(("attempt", "reason"), AT_THE_CONNECTION.items())
-def test_attempts_with_a_misleading_name_are_refused_at_the_connection(tried, attempt, reason):
-    assert _told(tried, attempt) == [("connection", "blocked", reason)]
-    assert _refused(tried.said[attempt], reason), tried.said[attempt]
-    assert tried.packets_to(address_of(attempt), *NEVER) == 0
+def test_attempts_with_a_misleading_name_are_refused_at_the_connection(attempt_results, attempt, reason):
+    assert _decisions(attempt_results, attempt) == [("connection", "blocked", reason)]
+    assert _was_refused(attempt_results.client[attempt], reason), attempt_results.client[attempt]
+    assert attempt_results.packets_to(address_of(attempt), *UNREACHABLE) == 0
 
 
 @pytest.mark.parametrize(("attempt", "reason"), AT_THE_REQUEST.items())
-def test_attempts_with_a_misleading_name_are_refused_at_the_request(tried, attempt, reason):
-    assert _told(tried, attempt) == [("connection", "passed", "rule"), ("request", "blocked", reason)]
-    (said,) = tried.said[attempt] if isinstance(tried.said[attempt], list) else [tried.said[attempt]]
-    assert _refused(said, reason), said
-    assert tried.packets_to(address_of(attempt), *NEVER) == 0
+def test_attempts_with_a_misleading_name_are_refused_at_the_request(attempt_results, attempt, reason):
+    assert _decisions(attempt_results, attempt) == [("connection", "passed", "rule"), ("request", "blocked", reason)]
+    (results,) = (
+        attempt_results.client[attempt]
+        if isinstance(attempt_results.client[attempt], list)
+        else [attempt_results.client[attempt]]
+    )
+    assert _was_refused(results, reason), results
+    assert attempt_results.packets_to(address_of(attempt), *UNREACHABLE) == 0
 
 
 @pytest.mark.parametrize(("attempt", "reason"), AFTER_A_GOOD_ONE.items())
-def test_second_request_with_another_name_is_refused(tried, attempt, reason):
-    told = [("connection", "passed", "rule"), ("request", "passed", "rule"), ("request", "blocked", reason)]
-    assert _told(tried, attempt) == told
-    good, bad = tried.said[attempt]
+def test_second_request_with_another_name_is_refused(attempt_results, attempt, reason):
+    recorded = [("connection", "passed", "rule"), ("request", "passed", "rule"), ("request", "blocked", reason)]
+    assert _decisions(attempt_results, attempt) == recorded
+    good, bad = attempt_results.client[attempt]
     assert good["echo"]["destination"][0] == address_of(attempt)
-    assert _refused(bad, reason), bad
-    seen = [one for one in tried.requests if one["destination"][0] == address_of(attempt)]
+    assert _was_refused(bad, reason), bad
+    seen = [one for one in attempt_results.requests if one["destination"][0] == address_of(attempt)]
     assert [one["authority"] for one in seen] == [EVERY[attempt].host]
-    assert tried.packets_to(*NEVER) == 0
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
 @pytest.mark.parametrize("attempt", TO_THE_TRUE_HOST)
-def test_connection_reaches_its_named_host_at_any_address(tried, attempt):
-    echo = tried.said[attempt]["echo"]
+def test_connection_reaches_its_named_host_at_any_address(attempt_results, attempt):
+    echo = attempt_results.client[attempt]["echo"]
     assert (echo["destination"][0], echo["authority"]) == (address_of(attempt), EVERY[attempt].host)
-    assert tried.packets_to(*NEVER) == 0
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
 @pytest.mark.parametrize("attempt", ["curl_resolve", "curl_resolve_spliced"])
-def test_curl_resolve_reaches_the_named_host(tried, attempt):
-    said = tried.said[attempt]
-    assert (said["status"], said["error"]) == (0, "")
-    assert f'"destination": ["{address_of(attempt)}", 443]' in said["said"]
-    assert tried.packets_to(*NEVER) == 0
+def test_curl_resolve_reaches_the_named_host(attempt_results, attempt):
+    results = attempt_results.client[attempt]
+    assert (results["status"], results["error"]) == (0, "")
+    assert f'"destination": ["{address_of(attempt)}", 443]' in results["said"]
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
-def test_http2_streams_reach_the_named_host(tried):
-    assert [one["echo"]["destination"][0] for one in tried.said["h2_good"]] == [address_of("h2_good")] * 2
+def test_http2_streams_reach_the_named_host(attempt_results):
+    assert [one["echo"]["destination"][0] for one in attempt_results.client["h2_good"]] == [address_of("h2_good")] * 2
 
 
-def test_http2_upgrade_offer_is_not_forwarded(tried):
-    echo = tried.said["upgrade_to_http2_in_the_clear"]["echo"]
+def test_http2_upgrade_offer_is_not_forwarded(attempt_results):
+    echo = attempt_results.client["upgrade_to_http2_in_the_clear"]["echo"]
     assert {name for name, _ in echo["headers"]}.isdisjoint({"upgrade", "http2-settings", "connection"})
 
 
-def test_no_origin_receives_a_request_for_another_name(tried):
-    assert [one for one in tried.requests if EVIL_NAME in one["authority"] or one["target"].endswith("stolen")] == []
-    assert [asked for asked, *_ in tried.queries if "evil" in asked] == []
+def test_no_origin_receives_a_request_for_another_name(attempt_results):
+    assert [
+        one for one in attempt_results.requests if EVIL_NAME in one["authority"] or one["target"].endswith("stolen")
+    ] == []
+    assert [queried for queried, *_ in attempt_results.queries if "evil" in queried] == []
 
 
-def test_events_have_no_address_that_the_client_chose(tried):
+def test_events_have_no_address_that_the_client_chose(attempt_results):
     """`destination.address` of what passed is the address dialled, or nothing: never one that a task made up."""
     chosen = {
-        event["destination"].get("address") for event in tried.journal.of(kind="connection.decided", outcome="passed")
+        event["destination"].get("address")
+        for event in attempt_results.journal.of(kind="connection.decided", outcome="passed")
     }
-    assert chosen.isdisjoint(NEVER)
+    assert chosen.isdisjoint(UNREACHABLE)

@@ -2,71 +2,75 @@
 
 import pytest
 
-from .attempt_network import NEVER
-from .lab_runner import shape
+from .attempt_network import UNREACHABLE
+from .lab_runner import summary
 from .task.wire import EVIL
 
 EVIL6 = "2606:4700::66"
 
 
-def _told(tried, address, port):
-    events = tried.journal.of(kind="connection.decided", destination__address=address)
+def _decisions(attempt_results, address, port):
+    events = attempt_results.journal.of(kind="connection.decided", destination__address=address)
     return [
-        shape(event)[1:]
+        summary(event)[1:]
         for event in events
         if event["destination"].get("port") == port and event.get("protocol") == "udp"
     ]
 
 
-def test_udp_is_refused_at_once(tried):
-    assert tried.said["udp"] == ["ECONNREFUSED", "ECONNREFUSED"]
-    assert tried.said["udp_to_an_allowed_name"] == "ECONNREFUSED"
-    assert _told(tried, EVIL, 9999) == _told(tried, EVIL6, 9999) == [("blocked", "udp")]
-    assert _told(tried, EVIL, 9998) == [("blocked", "udp")]
-    assert tried.packets_to(*NEVER) == 0
+def test_udp_is_refused_at_once(attempt_results):
+    assert attempt_results.client["udp"] == ["ECONNREFUSED", "ECONNREFUSED"]
+    assert attempt_results.client["udp_to_an_allowed_name"] == "ECONNREFUSED"
+    assert _decisions(attempt_results, EVIL, 9999) == _decisions(attempt_results, EVIL6, 9999) == [("blocked", "udp")]
+    assert _decisions(attempt_results, EVIL, 9998) == [("blocked", "udp")]
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
-def test_quic_is_refused_at_once(tried):
-    assert tried.said["quic"] == ["ECONNREFUSED"] * 3
-    assert _told(tried, EVIL, 443) == _told(tried, EVIL6, 443) == [("blocked", "quic")]
-    named = tried.journal.of(kind="connection.decided", destination__name="quic.allowed.example")
-    assert [shape(event)[1:] for event in named] == [("blocked", "quic")]
-    assert tried.packets_to(*NEVER) == 0
+def test_quic_is_refused_at_once(attempt_results):
+    assert attempt_results.client["quic"] == ["ECONNREFUSED"] * 3
+    assert _decisions(attempt_results, EVIL, 443) == _decisions(attempt_results, EVIL6, 443) == [("blocked", "quic")]
+    named = attempt_results.journal.of(kind="connection.decided", destination__name="quic.allowed.example")
+    assert [summary(event)[1:] for event in named] == [("blocked", "quic")]
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
 @pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
-def test_sockets_of_other_protocols_are_refused(tried, family):
-    said = tried.said["sockets_of_other_protocols"]
-    refused = {name for name in said if said[name] == "EACCES" and name.endswith(f" {family}")}
+def test_sockets_of_other_protocols_are_refused(attempt_results, family):
+    results = attempt_results.client["sockets_of_other_protocols"]
+    refused = {name for name in results if results[name] == "EACCES" and name.endswith(f" {family}")}
     assert refused == {
         f"{name} {family}" for name in ("icmp", "ping", "sctp", "sctp-seqpacket", "dccp", "udplite", "raw")
     }
-    assert said[f"mptcp {family}"] == "ECONNRESET"  # it is TCP to the gate
-    assert tried.packets_to(*NEVER) == 0
+    assert results[f"mptcp {family}"] == "ECONNRESET"  # it is TCP to the gate
+    assert attempt_results.packets_to(*UNREACHABLE) == 0
 
 
-def test_denied_socket_calls_are_recorded(tried):
+def test_denied_socket_calls_are_recorded(attempt_results):
     """The filter has no rule and no reason but itself: it names the call, and who made it."""
-    told = tried.journal.of(kind="syscall.denied", call="socket")
-    assert [(event["outcome"], "python" in event["process"]["exe"]) for event in told] == [("blocked", True)]
+    recorded = attempt_results.journal.of(kind="syscall.denied", call="socket")
+    assert [(event["outcome"], "python" in event["process"]["exe"]) for event in recorded] == [("blocked", True)]
 
 
 @pytest.mark.parametrize("attempt", ["udp_from_another_address", "tcp_from_another_address"])
-def test_packets_from_a_spoofed_address_are_dropped(tried, attempt):
-    events = [event for event in tried.journal.events if event.get("destination", {}).get("address") == "93.184.219.67"]
-    assert {shape(event) for event in events} == {("connection", "blocked", "protocol_mismatch")}
-    assert tried.said[attempt] in (15, {"error": "TimeoutError"})
-    assert tried.packets_to("93.184.219.67") == 0
+def test_packets_from_a_spoofed_address_are_dropped(attempt_results, attempt):
+    events = [
+        event
+        for event in attempt_results.journal.events
+        if event.get("destination", {}).get("address") == "93.184.219.67"
+    ]
+    assert {summary(event) for event in events} == {("connection", "blocked", "protocol_mismatch")}
+    assert attempt_results.client[attempt] in (15, {"error": "TimeoutError"})
+    assert attempt_results.packets_to("93.184.219.67") == 0
 
 
-def test_data_in_a_syn_is_not_forwarded(tried):
-    assert tried.said["tcp_fast_open"][1] == "ECONNRESET"
-    assert tried.packets_to(EVIL) == 0
+def test_data_in_a_syn_is_not_forwarded(attempt_results):
+    assert attempt_results.client["tcp_fast_open"][1] == "ECONNRESET"
+    assert attempt_results.packets_to(EVIL) == 0
 
 
-def test_only_tcp_and_dns_packets_reach_the_internet(tried):
+def test_only_tcp_and_dns_packets_reach_the_internet(attempt_results):
     """Over the whole run: TCP to hosts of rules, UDP to the resolver of the host itself."""
-    others = {(one.destination, one.protocol, one.port) for one in tried.packets if one.protocol != 6}
+    others = {(one.destination, one.protocol, one.port) for one in attempt_results.packets if one.protocol != 6}
     kernel = {other for other in others if other[0].startswith("ff02::")} | {
         other for other in others if other[1] == 58
     }

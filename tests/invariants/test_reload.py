@@ -4,10 +4,10 @@ import time
 
 import pytest
 
-from .attempt_network import names
-from .lab_runner import LIBRARIES, Journal, by_the_gate
+from .attempt_network import dns_names
+from .lab_runner import LIBRARIES, Journal, only_as_ordinary_user
 
-pytestmark = by_the_gate
+pytestmark = only_as_ordinary_user
 
 RULES = """
 version: 1
@@ -26,14 +26,16 @@ LATER = (
 WAIT = 30
 
 
-def reload(place, name, path, text, count):
+def reload(runner, name, path, text, count):
     """Save other rules, and wait until they are in force."""
     path.write_text(text)
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
-        said = b"".join(path.read_bytes() for path in place.journal(name).glob("*/*.jsonl"))
-        if said.count(b'"rules.loaded"') >= count or b'"rules.rejected"' in said:  # else it need not be read as JSON
-            journal = Journal(place.journal(name))
+        results = b"".join(path.read_bytes() for path in runner.journal(name).glob("*/*.jsonl"))
+        if (
+            results.count(b'"rules.loaded"') >= count or b'"rules.rejected"' in results
+        ):  # else it need not be read as JSON
+            journal = Journal(runner.journal(name))
             assert not journal.of(kind="rules.rejected"), journal.of(kind="rules.rejected")
             if len(journal.of(kind="rules.loaded")) >= count:
                 return journal
@@ -42,49 +44,49 @@ def reload(place, name, path, text, count):
 
 
 @pytest.fixture(scope="module")
-def changed(place):
+def reload_run(runner):
     """What became of every kind of connection when the rules changed."""
-    place.lab.origin.name(names())
-    rules = place.rules(RULES, "reloaded.yaml")
-    with place.stepping("reloaded", rules, "reloaded", LIBRARIES) as steps:
+    runner.lab.origin.name(dns_names())
+    rules = runner.rules(RULES, "reloaded.yaml")
+    with runner.start_steps("reloaded", rules, "reloaded", LIBRARIES) as steps:
         before = steps("begin")
-        journal = reload(place, "reloaded", rules, LATER, 2)
+        journal = reload(runner, "reloaded", rules, LATER, 2)
         after, mixed = steps("see"), steps("see_mixed")
         new = steps("local", "lost.more.allowed.example", 80)
-        journal = Journal(place.journal("reloaded"))
+        journal = Journal(runner.journal("reloaded"))
     return {"before": before, "after": after, "mixed": mixed, "new": new, "journal": journal}
 
 
 KINDS = ("idle", "inspected", "clear", "spliced", "held")
 
 
-def test_connections_are_open_before_the_reload(changed):
-    assert changed["before"] == {
+def test_connections_are_open_before_the_reload(reload_run):
+    assert reload_run["before"] == {
         **{f"{word} idle": 200 for word in ("kept", "lost")},
         **{f"{word} {kind}": 10 for word in ("kept", "lost") for kind in ("inspected", "clear", "spliced")},
         **dict.fromkeys(("kept held", "lost held", "mixed"), "open"),
     }
 
 
-def test_allowed_connections_survive_a_reload(changed):
-    after = {kind: changed["after"][f"kept {kind}"] for kind in KINDS}
+def test_allowed_connections_survive_a_reload(reload_run):
+    after = {kind: reload_run["after"][f"kept {kind}"] for kind in KINDS}
     assert after == {"idle": 200, "inspected": "more", "clear": "more", "spliced": "more", "held": "open"}
 
 
-def test_denied_connections_are_reset_by_a_reload(changed):
+def test_denied_connections_are_reset_by_a_reload(reload_run):
     """With a reset: what was cut off never looks complete (invariant 12)."""
-    assert {changed["after"][f"lost {kind}"] for kind in KINDS} == {"ECONNRESET"}
+    assert {reload_run["after"][f"lost {kind}"] for kind in KINDS} == {"ECONNRESET"}
 
 
-def test_only_the_denied_request_of_a_connection_ends(changed):
-    ended, after, reset = changed["mixed"]
+def test_only_the_denied_request_of_a_connection_ends(reload_run):
+    ended, after, reset = reload_run["mixed"]
     assert (ended, after, reset) == ("open", "open", False)
-    (told,) = changed["journal"].of(kind="request.completed", outcome="blocked", http__path="/events/100000")
-    assert (told["reason"], told["rules"]) == ("rule", ["reloaded:no-events"])
+    (recorded,) = reload_run["journal"].of(kind="request.completed", outcome="blocked", http__path="/events/100000")
+    assert (recorded["reason"], recorded["rules"]) == ("rule", ["reloaded:no-events"])
 
 
-def test_close_events_name_the_rule_and_revision(changed):
-    journal = changed["journal"]
+def test_close_events_name_the_rule_and_revision(reload_run):
+    journal = reload_run["journal"]
     first, second = journal.of(kind="rules.loaded")
     assert second["previous"] == first["revision"] != second["revision"]
     cut = journal.of(kind="connection.closed", outcome="blocked")
@@ -95,22 +97,22 @@ def test_close_events_name_the_rule_and_revision(changed):
     assert journal.of(kind="gate.error") == []
 
 
-def test_new_connections_use_the_new_rules(changed):
-    assert changed["new"] == "rule"
+def test_new_connections_use_the_new_rules(reload_run):
+    assert reload_run["new"] == "rule"
 
 
-def test_many_reloads_under_load_reset_no_allowed_connection(place):
-    place.lab.origin.name(names())
-    rules = place.rules(RULES, "hammered.yaml")
-    with place.stepping("hammered", rules, "reloaded", LIBRARIES) as steps:
+def test_many_reloads_under_load_reset_no_allowed_connection(runner):
+    runner.lab.origin.name(dns_names())
+    rules = runner.rules(RULES, "hammered.yaml")
+    with runner.start_steps("hammered", rules, "reloaded", LIBRARIES) as steps:
         steps("hammer")
         for number in range(8):
             more = "".join(f"  - {{id: m{n}, to: m{n}.example, action: allow}}\n" for n in range(number * 40))
-            reload(place, "hammered", rules, RULES + more, number + 2)
+            reload(runner, "hammered", rules, RULES + more, number + 2)
         done, errors = steps("stop")
     assert errors == []
     assert done > 50
-    journal = Journal(place.journal("hammered"))
+    journal = Journal(runner.journal("hammered"))
     assert {event["outcome"] for event in journal.of(kind="connection.closed")} == {"passed"}
     assert journal.of(kind="gate.error") == []
     assert len({event["revision"] for event in journal.of(kind="connection.decided")}) > 3

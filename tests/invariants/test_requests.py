@@ -4,20 +4,20 @@ import json
 
 import pytest
 
-from .attempt_network import TEXT, names
-from .lab_runner import PYTHON, by_the_gate, shape
+from .attempt_network import TEXT_ZONE, dns_names
+from .lab_runner import PYTHON, only_as_ordinary_user, summary
 
-pytestmark = by_the_gate
+pytestmark = only_as_ordinary_user
 
 RULES = f"""
 version: 1
 name: carried
 rules:
   - {{id: read, to: ["*.more.allowed.example"], http: {{methods: [GET, HEAD], paths: [/echo], max_url: 200B}}, action: allow}}
-  - {{id: mail, to: "**.{TEXT}", dns_types: [TXT], action: allow}}
+  - {{id: mail, to: "**.{TEXT_ZONE}", dns_types: [TXT], action: allow}}
 """
 HOST = "h.more.allowed.example"
-USUAL = ["curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}"]
+CURL = ["curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}"]
 REQUESTS = {
     "as it may be": (["--http1.1", f"https://{HOST}/echo"], "200", "passed rule"),
     "as it may be, HTTP/2": (["--http2", f"https://{HOST}/echo"], "200", "passed rule"),
@@ -41,41 +41,47 @@ REQUESTS = {
 
 
 @pytest.fixture(scope="module")
-def carried(place):
+def request_run(runner):
     """Every request and a few lookups, made once in one sandbox."""
-    place.lab.origin.name(names())
-    place.lab.origin.forget()
+    runner.lab.origin.name(dns_names())
+    runner.lab.origin.forget()
     lookups = [
         [str(PYTHON), "-m", "task.asking", f"{name}.{zone}", kind]
-        for name, zone, kind in (("www", TEXT, "16"), ("www", TEXT, "15"), ("c2VjcmV0", "more.allowed.example", "16"))
+        for name, zone, kind in (
+            ("www", TEXT_ZONE, "16"),
+            ("www", TEXT_ZONE, "15"),
+            ("c2VjcmV0", "more.allowed.example", "16"),
+        )
     ]
-    words = [[*USUAL, *more] for more, *_ in REQUESTS.values()] + lookups
-    done = place.run("carried", place.rules(RULES, "carried.yaml"), PYTHON, "-m", "task.programs", json.dumps(words))
+    words = [[*CURL, *more] for more, *_ in REQUESTS.values()] + lookups
+    done = runner.run("carried", runner.rules(RULES, "carried.yaml"), PYTHON, "-m", "task.programs", json.dumps(words))
     assert done.process.returncode == 0, done.process.stderr
-    return [json.loads(said) for said in done.process.stdout.splitlines()], done.journal, place.lab.origin
+    return [json.loads(results) for results in done.process.stdout.splitlines()], done.journal, runner.lab.origin
 
 
 @pytest.mark.parametrize(
-    ("at", "status", "told"), [(at, *case[1:]) for at, case in enumerate(REQUESTS.values())], ids=REQUESTS
+    ("at", "status", "expected"), [(at, *case[1:]) for at, case in enumerate(REQUESTS.values())], ids=REQUESTS
 )
-def test_requests_with_unlisted_bodies_or_urls_are_denied(carried, at, status, told):
-    said, journal, _ = carried
-    assert said[at][:2] == [0, status], said[at]
-    assert " ".join(shape(journal.of(kind="request.decided")[at])[1:]) == told
+def test_requests_with_unlisted_bodies_or_urls_are_denied(request_run, at, status, expected):
+    results, journal, _ = request_run
+    assert results[at][:2] == [0, status], results[at]
+    assert " ".join(summary(journal.of(kind="request.decided")[at])[1:]) == expected
 
 
-def test_only_allowed_requests_reach_an_origin(carried):
-    _, _, origin = carried
+def test_only_allowed_requests_reach_an_origin(request_run):
+    _, _, origin = request_run
     assert [(request["method"], request["target"]) for request in origin.requests()] == [("GET", "/echo")] * 2
 
 
-def test_dns_type_is_resolved_only_where_a_rule_lists_it(carried):
-    said, journal, origin = carried
-    listed, other, elsewhere = (json.loads(one[1]) for one in said[len(REQUESTS) :])
+def test_dns_type_is_resolved_only_where_a_rule_lists_it(request_run):
+    results, journal, origin = request_run
+    listed, other, elsewhere = (json.loads(one[1]) for one in results[len(REQUESTS) :])
     assert (listed["rcode"], listed["answers"]) == (0, 1)
     assert (other["answers"], elsewhere["answers"]) == (0, 0)
-    asked = [event for event in journal.of(kind="dns.decided") if event["dns"]["type"] in {"TXT", "MX"}]
-    assert [(event["outcome"], event["reason"]) for event in asked] == [
+    queried = [event for event in journal.of(kind="dns.decided") if event["dns"]["type"] in {"TXT", "MX"}]
+    assert [(event["outcome"], event["reason"]) for event in queried] == [
         ("passed", "rule"), ("blocked", "dns_type"), ("blocked", "dns_type"),
     ]  # fmt: skip
-    assert [(name, kind) for name, kind, *_ in origin.queries() if kind in {"TXT", "MX"}] == [(f"www.{TEXT}", "TXT")]
+    assert [(name, kind) for name, kind, *_ in origin.queries() if kind in {"TXT", "MX"}] == [
+        (f"www.{TEXT_ZONE}", "TXT")
+    ]

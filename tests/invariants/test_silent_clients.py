@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .attempt_network import RULES, names
-from .lab_runner import Journal, cpu_seconds, descriptors, shape, worker_of
+from .attempt_network import RULES, dns_names
+from .lab_runner import Journal, cpu_seconds, descriptors, summary, worker_of
 from .task.silent import CROWD
 
 HALF = 40
@@ -27,13 +27,13 @@ sys.exit(main())
 
 
 @dataclass
-class Silence:
+class SilentRun:
     """What was seen of a worker, and what its journal tells."""
 
     worked: list = field(default_factory=list)
     busy: dict = field(default_factory=dict)  # share of one CPU
     open: dict = field(default_factory=dict)  # descriptors
-    said: dict = field(default_factory=dict)
+    results: dict = field(default_factory=dict)
     cap: int = 0
     journal: Journal = None
     connections: list = field(default_factory=list)
@@ -45,17 +45,17 @@ def _cap(worker):
     return min(MOST, (soft - RESERVED) // EACH)
 
 
-def _until_it_has(worker, number):
+def _wait_for_descriptors(worker, number):
     """Wait until a worker has closed what nobody needs any more."""
     while descriptors(worker) > number:
         time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
-def silence(place):
-    seen = Silence()
-    place.lab.origin.name(names())
-    place.lab.origin.forget()
+def silent_run(runner):
+    seen = SilentRun()
+    runner.lab.origin.name(dns_names())
+    runner.lab.origin.forget()
 
     def work(name):
         began, before = time.monotonic(), cpu_seconds(worker)
@@ -63,84 +63,84 @@ def silence(place):
         seen.busy[name] = (cpu_seconds(worker) - before) / (time.monotonic() - began)
 
     # One gate has all that it ever takes, thousands; the other has as many as its descriptors are enough for.
-    fewer = None if place.user is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW,) * 2)
+    fewer = None if runner.user is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW,) * 2)
     exeat = ("python", "-P", "-c", IMPATIENT)
-    with place.stepping("silence", place.rules(RULES), "silent", program=exeat, preexec_fn=fewer) as steps:
+    with runner.start_steps("silence", runner.rules(RULES), "silent", program=exeat, preexec_fn=fewer) as steps:
         seen.worked.append(steps("keep"))
         worker = worker_of(steps.process)
         seen.cap = _cap(worker)
         quiet = seen.open["at first"] = descriptors(worker)
-        seen.said["half"] = steps("half", HALF)
+        seen.results["half"] = steps("half", HALF)
         work("half a hello")
         seen.open["half a hello"] = descriptors(worker)
         for which in range(4):
             steps("leave", which)
         work("half a hello and gone")
-        seen.said["stay"] = steps("stay")
-        _until_it_has(worker, quiet)
+        seen.results["stay"] = steps("stay")
+        _wait_for_descriptors(worker, quiet)
         before = cpu_seconds(worker)
-        seen.said["flood"] = steps("flood", SILENT // CROWD)
+        seen.results["flood"] = steps("flood", SILENT // CROWD)
         seen.open["flood"] = descriptors(worker)
-        seen.said["look up"] = steps("look_up")
+        seen.results["look up"] = steps("look_up")
         work("flood")
-        seen.said["go home"] = steps("go_home")
-        _until_it_has(worker, quiet)
+        seen.results["go home"] = steps("go_home")
+        _wait_for_descriptors(worker, quiet)
         seen.open["after the flood"] = descriptors(worker)
-        seen.said["again"] = steps("again")
-        seen.said["flood cpu"] = cpu_seconds(worker) - before
-    seen.journal = Journal(place.journal("silence"))
-    seen.connections = [one["sni"] for one in place.lab.origin.connections()]
+        seen.results["again"] = steps("again")
+        seen.results["flood cpu"] = cpu_seconds(worker) - before
+    seen.journal = Journal(runner.journal("silence"))
+    seen.connections = [one["sni"] for one in runner.lab.origin.connections()]
     return seen
 
 
-def test_silent_half_hellos_use_little_cpu(silence):
+def test_silent_half_hellos_use_little_cpu(silent_run):
     """A loop that is woken without end takes a CPU of its own, or as much of one as it gets."""
-    assert silence.said["half"] == 2 * HALF
-    assert silence.open["half a hello"] == silence.open["at first"] + 2 * HALF
-    assert silence.busy["half a hello"] < 0.2
+    assert silent_run.results["half"] == 2 * HALF
+    assert silent_run.open["half a hello"] == silent_run.open["at first"] + 2 * HALF
+    assert silent_run.busy["half a hello"] < 0.2
 
 
-def test_abandoned_half_hellos_use_little_cpu(silence):
-    assert silence.busy["half a hello and gone"] < 0.2
+def test_abandoned_half_hellos_use_little_cpu(silent_run):
+    assert silent_run.busy["half a hello and gone"] < 0.2
 
 
-def test_thousands_of_idle_connections_use_little_cpu(silence):
-    assert silence.busy["flood"] < 0.3
+def test_thousands_of_idle_connections_use_little_cpu(silent_run):
+    assert silent_run.busy["flood"] < 0.3
 
 
-def test_other_connections_work_beside_silent_ones(silence):
-    assert set(silence.worked) == {200}
-    assert silence.said["look up"].startswith("198.18.")
-    assert silence.said["again"] == [200, 200]
+def test_other_connections_work_beside_silent_ones(silent_run):
+    assert set(silent_run.worked) == {200}
+    assert silent_run.results["look up"].startswith("198.18.")
+    assert silent_run.results["again"] == [200, 200]
 
 
-def test_silent_connection_is_reset_after_its_timeout(silence):
-    assert silence.said["stay"] == ["ECONNRESET"]
+def test_silent_connection_is_reset_after_its_timeout(silent_run):
+    assert silent_run.results["stay"] == ["ECONNRESET"]
 
 
 @pytest.mark.parametrize("zone", ["allowed", "spliced"])
-def test_each_half_hello_is_recorded_once(silence, zone):
-    told = silence.journal.of(kind="connection.decided", destination__name=f"half.more.{zone}.example")
-    assert Counter(map(shape, told)) == {("connection", "blocked", "protocol_mismatch"): HALF}
+def test_each_half_hello_is_recorded_once(silent_run, zone):
+    recorded = silent_run.journal.of(kind="connection.decided", destination__name=f"half.more.{zone}.example")
+    assert Counter(map(summary, recorded)) == {("connection", "blocked", "protocol_mismatch"): HALF}
 
 
-def test_connection_flood_stays_within_the_descriptor_quota(silence):
+def test_connection_flood_stays_within_the_descriptor_quota(silent_run):
     """It takes what one sandbox may have, and not one descriptor more."""
-    assert silence.said["flood"]["last"] == "ECONNRESET"
-    assert silence.open["flood"] - silence.open["at first"] <= silence.cap
-    assert silence.open["after the flood"] == silence.open["at first"]
-    assert set(silence.said["go home"]) == {0}
+    assert silent_run.results["flood"]["last"] == "ECONNRESET"
+    assert silent_run.open["flood"] - silent_run.open["at first"] <= silent_run.cap
+    assert silent_run.open["after the flood"] == silent_run.open["at first"]
+    assert set(silent_run.results["go home"]) == {0}
 
 
-def test_each_connection_of_a_flood_is_recorded_once(silence):
-    told = silence.journal.of(kind="connection.decided", destination__name="flood.more.spliced.example")
-    counted = Counter(map(shape, told))
+def test_each_connection_of_a_flood_is_recorded_once(silent_run):
+    recorded = silent_run.journal.of(kind="connection.decided", destination__name="flood.more.spliced.example")
+    counted = Counter(map(summary, recorded))
     assert set(counted) == {("connection", "blocked", "protocol_mismatch"), ("connection", "blocked", "limit_exceeded")}
-    assert sum(counted.values()) == silence.said["flood"]["opened"] == SILENT + CROWD + 1
-    assert counted["connection", "blocked", "protocol_mismatch"] <= silence.cap
-    assert silence.journal.of(kind="gate.error") == []
+    assert sum(counted.values()) == silent_run.results["flood"]["opened"] == SILENT + CROWD + 1
+    assert counted["connection", "blocked", "protocol_mismatch"] <= silent_run.cap
+    assert silent_run.journal.of(kind="gate.error") == []
 
 
-def test_silent_connections_reach_no_origin(silence):
-    assert [sni for sni in silence.connections if sni and sni.startswith(("half.", "flood."))] == []
-    assert silence.connections.count("again.more.spliced.example") == 1
+def test_silent_connections_reach_no_origin(silent_run):
+    assert [sni for sni in silent_run.connections if sni and sni.startswith(("half.", "flood."))] == []
+    assert silent_run.connections.count("again.more.spliced.example") == 1

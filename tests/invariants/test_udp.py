@@ -11,8 +11,8 @@ import pytest
 
 from tests.lab import Name
 
-from .attempt_network import names
-from .lab_runner import PYTHON, Journal, Steps, shape, wait_until_dead, worker_of
+from .attempt_network import dns_names
+from .lab_runner import PYTHON, Journal, Steps, summary, wait_until_dead, worker_of
 from .task.wire import EVIL
 from .udp_origin import ANSWER, CLOCK, DNS, ECHO, NOBODY, SILENT, STRAY
 
@@ -37,7 +37,7 @@ PATIENCE = 60  # seconds for what must happen; nothing is said about how fast
 
 
 def hosts():
-    return names() | {
+    return dns_names() | {
         "clock.udp.example": Name.at(CLOCK_AT),
         "ns.udp.example": Name.at(DNS_AT),
         "*.echo.example": Name.at(ECHO_AT),
@@ -47,14 +47,14 @@ def hosts():
 
 
 @pytest.fixture(scope="module")
-def origin(place):
+def origin(runner):
     """Servers that answer, and the lab's names."""
-    place.lab.origin.name(hosts())
-    place.lab.origin.forget()
+    runner.lab.origin.name(hosts())
+    runner.lab.origin.forget()
     server = [sys.executable, str(Path(__file__).with_name("udp_origin.py"))]
-    with place.lab.start_at_origin(server, stdout=-1, text=True) as process:
+    with runner.lab.start_at_origin(server, stdout=-1, text=True) as process:
         assert process.stdout.readline() == "listening\n"
-        yield place.lab.origin
+        yield runner.lab.origin
         process.kill()
 
 
@@ -76,105 +76,108 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def seen(place, origin):
+def udp_run(runner, origin):
     """Everything that one task tries, and what its journal says."""
-    said = {}
-    with place.stepping(
-        "udp", place.rules(RULES, "udp.yaml"), "datagrams", "clock.udp.example", SILENT, "late.echo.example", SILENT
+    results = {}
+    with runner.start_steps(
+        "udp", runner.rules(RULES, "udp.yaml"), "datagrams", "clock.udp.example", SILENT, "late.echo.example", SILENT
     ) as step:
-        said["clock"] = step("clock", "clock.udp.example")
-        said["lookup"] = step("lookup", "ns.udp.example", DNS, "any.example")
-        said["resolver"] = step("lookup", "8.8.8.8", 53, "clock.udp.example")
-        said["echo"] = step("ask", "a.echo.example", ECHO, "hello")
-        said["literal"] = [step("ask", address, ECHO, "hello") for address in (LITERAL, LITERAL6)]
-        said["large"] = step("large", "large.echo.example", ECHO, 0, 1472, 1473, 9000, 65507)
-        said["stray"] = step("unconnected", "stray.echo.example", STRAY, "mine")
-        said["nobody"] = step("ask", "nobody.echo.example", NOBODY)
-        said["spoofed"] = [
+        results["clock"] = step("clock", "clock.udp.example")
+        results["lookup"] = step("lookup", "ns.udp.example", DNS, "any.example")
+        results["resolver"] = step("lookup", "8.8.8.8", 53, "clock.udp.example")
+        results["echo"] = step("ask", "a.echo.example", ECHO, "hello")
+        results["literal"] = [step("ask", address, ECHO, "hello") for address in (LITERAL, LITERAL6)]
+        results["large"] = step("large", "large.echo.example", ECHO, 0, 1472, 1473, 9000, 65507)
+        results["stray"] = step("unconnected", "stray.echo.example", STRAY, "mine")
+        results["nobody"] = step("ask", "nobody.echo.example", NOBODY)
+        results["spoofed"] = [
             step("spoof", EVIL, CLOCK_AT, CLOCK),
             step("spoof", EVIL, step("resolved", "spoof.echo.example"), SILENT),
         ]
-        said["refused"] = {what: step("ask", host, port) for what, (host, port, _) in REFUSED.items()}
-    return said, Journal(place.journal("udp")), origin.packets()
+        results["refused"] = {what: step("ask", host, port) for what, (host, port, _) in REFUSED.items()}
+    return results, Journal(runner.journal("udp")), origin.packets()
 
 
-def told(journal, name, **more):
+def flow_decisions(journal, name, **more):
     """The decisions on flows to a name."""
     return journal.of(kind="connection.decided", destination__name=name, protocol="udp", **more)
 
 
-def test_ntp_server_answers_and_its_flow_is_recorded(seen):
-    said, journal, _ = seen
-    assert said["clock"] == [48, 0x24, True]
-    decision, *_ = told(journal, "clock.udp.example")
+def test_ntp_server_answers_and_its_flow_is_recorded(udp_run):
+    results, journal, _ = udp_run
+    assert results["clock"] == [48, 0x24, True]
+    decision, *_ = flow_decisions(journal, "clock.udp.example")
     assert (decision["verdict"], decision["rules"]) == ("allow", ["udp:clock"])
     assert decision["destination"] == {"name": "clock.udp.example", "address": CLOCK_AT, "port": CLOCK}
     (closing,) = journal.of(kind="connection.closed", cause=decision["id"])
     assert (closing["outcome"], closing["bytes"], closing.get("reason")) == ("passed", {"up": 48, "down": 48}, None)
 
 
-def test_dns_server_on_another_port_answers(seen):
-    said, _, packets = seen
-    assert said["lookup"] == {"rcode": 0, "answers": 1, "address": ANSWER}
-    assert said["resolver"]["address"].startswith("198.18.")
+def test_dns_server_on_another_port_answers(udp_run):
+    results, _, packets = udp_run
+    assert results["lookup"] == {"rcode": 0, "answers": 1, "address": ANSWER}
+    assert results["resolver"]["address"].startswith("198.18.")
     assert [one for one in packets if one.destination == "8.8.8.8"] == []
 
 
-def test_listed_addresses_are_reached_over_ipv4_and_ipv6(seen):
-    said, journal, _ = seen
-    assert said["literal"] == ["hello", "hello"]
+def test_listed_addresses_are_reached_over_ipv4_and_ipv6(udp_run):
+    results, journal, _ = udp_run
+    assert results["literal"] == ["hello", "hello"]
     for address in (LITERAL, LITERAL6):
         (decision,) = journal.of(kind="connection.decided", destination__address=address, protocol="udp")
         assert (decision["rules"], "name" in decision["destination"]) == (["udp:literal"], False)
 
 
-def test_flagged_flow_passes_and_is_recorded_as_flag(seen):
-    said, journal, _ = seen
-    assert said["echo"] == "hello"
-    (decision,) = told(journal, "a.echo.example")
+def test_flagged_flow_passes_and_is_recorded_as_flag(udp_run):
+    results, journal, _ = udp_run
+    assert results["echo"] == "hello"
+    (decision,) = flow_decisions(journal, "a.echo.example")
     assert (decision["verdict"], decision["outcome"], decision["rules"]) == ("flag", "passed", ["udp:echo"])
 
 
-def test_large_datagrams_arrive_whole(seen):
-    said, journal, _ = seen
-    assert said["large"] == [True] * 5
-    ends = [journal.of(kind="connection.closed", cause=one["id"])[0] for one in told(journal, "large.echo.example")]
+def test_large_datagrams_arrive_whole(udp_run):
+    results, journal, _ = udp_run
+    assert results["large"] == [True] * 5
+    ends = [
+        journal.of(kind="connection.closed", cause=one["id"])[0]
+        for one in flow_decisions(journal, "large.echo.example")
+    ]
     assert sorted(end["bytes"]["up"] for end in ends) == [0, 1472, 1473, 9000, 65507]
     assert [end["bytes"]["up"] for end in ends] == [end["bytes"]["down"] for end in ends]
 
 
-def test_only_answers_from_the_destination_are_delivered(seen):
-    said, _, _ = seen
-    assert said["stray"] == [["asked: mine", True, STRAY]]
+def test_only_answers_from_the_destination_are_delivered(udp_run):
+    results, _, _ = udp_run
+    assert results["stray"] == [["asked: mine", True, STRAY]]
 
 
-def test_unreachable_port_is_refused_and_recorded_as_failed(seen):
-    said, journal, _ = seen
-    assert said["nobody"] == "ECONNREFUSED"
-    (decision,) = told(journal, "nobody.echo.example")
+def test_unreachable_port_is_refused_and_recorded_as_failed(udp_run):
+    results, journal, _ = udp_run
+    assert results["nobody"] == "ECONNREFUSED"
+    (decision,) = flow_decisions(journal, "nobody.echo.example")
     (closing,) = journal.of(kind="connection.closed", cause=decision["id"])
     assert (closing["outcome"], closing["reason"]) == ("failed", "upstream_failed")
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_unlisted_udp_is_refused_at_once_and_recorded(seen, what):
-    said, journal, _ = seen
+def test_unlisted_udp_is_refused_at_once_and_recorded(udp_run, what):
+    results, journal, _ = udp_run
     host, port, reason = REFUSED[what]
-    assert said["refused"][what] == "ECONNREFUSED"
+    assert results["refused"][what] == "ECONNREFUSED"
     events = journal.of(kind="connection.decided", protocol="udp", destination__port=port)
     if reason == "unresolved":
-        told = [event for event in events if event["destination"] == {"port": port}]
+        recorded = [event for event in events if event["destination"] == {"port": port}]
     elif not host[-1].isalpha():
-        told = [one for one in events if one["destination"] == {"address": host, "port": port}]
+        recorded = [one for one in events if one["destination"] == {"address": host, "port": port}]
     else:
-        told = [one for one in events if one["destination"].get("name") == host]
-    assert [shape(event)[1:] for event in told] == [("blocked", reason)]
+        recorded = [one for one in events if one["destination"].get("name") == host]
+    assert [summary(event)[1:] for event in recorded] == [("blocked", reason)]
 
 
-def test_refused_and_spoofed_datagrams_reach_no_origin(seen):
+def test_refused_and_spoofed_datagrams_reach_no_origin(udp_run):
     """Nor does what claims to come from another address, even to where a rule lets out."""
-    said, _, packets = seen
-    assert said["spoofed"] == [15, 15]
+    results, _, packets = udp_run
+    assert results["spoofed"] == [15, 15]
     resolvers = {one.destination for one in packets if one.port == 53}
     seen_at = {
         (one.destination, one.port) for one in packets if one.protocol == 17 and one.destination not in resolvers
@@ -186,41 +189,44 @@ def test_refused_and_spoofed_datagrams_reach_no_origin(seen):
     }  # fmt: skip
 
 
-def test_last_datagram_is_sent_before_the_task_ends(seen):
-    _, journal, packets = seen
-    (decision,) = told(journal, "late.echo.example")
+def test_last_datagram_is_sent_before_the_task_ends(udp_run):
+    _, journal, packets = udp_run
+    (decision,) = flow_decisions(journal, "late.echo.example")
     (closing,) = journal.of(kind="connection.closed", cause=decision["id"])
     assert (closing["outcome"], closing["bytes"]) == ("passed", {"up": 10, "down": 0})
     assert (ECHO_AT, SILENT) in {(one.destination, one.port) for one in packets}
-    assert shape(told(journal, "clock.udp.example")[-1])[1:] == ("blocked", "udp")  # a port that no rule lists
+    assert summary(flow_decisions(journal, "clock.udp.example")[-1])[1:] == (
+        "blocked",
+        "udp",
+    )  # a port that no rule lists
 
 
-def test_udp_flood_is_bounded_and_counted(place, origin):
+def test_udp_flood_is_bounded_and_counted(runner, origin):
     soon = RULES.replace("action: flag", "idle_timeout: 2s, action: flag")
-    with place.stepping("udp-flood", place.rules(soon, "udp-flood.yaml"), "datagrams") as step:
+    with runner.start_steps("udp-flood", runner.rules(soon, "udp-flood.yaml"), "datagrams") as step:
         floods = [(EVIL, 1000, 1050, 200, FLOOD), (step("resolved", "flood.echo.example"), SILENT, SILENT, 900, 3000)]
         for flood in floods:
             step("flood", *flood)
             # What is sent into a flood may be lost in it, and new flows find room when others have been quiet.
             until = time.monotonic() + PATIENCE
-            while (said := step("clock", "clock.udp.example", 1)) != [48, 0x24, True]:
-                assert time.monotonic() < until, said
+            while (results := step("clock", "clock.udp.example", 1)) != [48, 0x24, True]:
+                assert time.monotonic() < until, results
                 time.sleep(0.1)
         assert step("ask", "127.0.0.1", 15001) == "ECONNREFUSED"
-    journal = Journal(place.journal("udp-flood"))
-    refused = Counter(shape(e)[2] for e in journal.of(kind="connection.decided", outcome="blocked"))
+    journal = Journal(runner.journal("udp-flood"))
+    refused = Counter(summary(e)[2] for e in journal.of(kind="connection.decided", outcome="blocked"))
     assert 0 < refused["udp"] < FLOOD / 10
     assert origin.packets_to(EVIL) == 0
     assert journal.of(kind="gate.error") == []
-    passed = told(journal, "flood.echo.example", outcome="passed")
+    passed = flow_decisions(journal, "flood.echo.example", outcome="passed")
     assert 50 < len(passed) <= 900  # of which 512 at once; the kernel drops what nobody has time for
 
 
-def test_two_sandboxes_share_no_udp_state(place, origin):
-    rules = place.rules(RULES, "udp.yaml")
+def test_two_sandboxes_share_no_udp_state(runner, origin):
+    rules = runner.rules(RULES, "udp.yaml")
     with (
-        place.stepping("udp-ours", rules, "datagrams") as ours,
-        place.stepping("udp-theirs", rules, "datagrams") as theirs,
+        runner.start_steps("udp-ours", rules, "datagrams") as ours,
+        runner.start_steps("udp-theirs", rules, "datagrams") as theirs,
     ):
         assert (ours("open_flow", "ours.echo.example", ECHO), theirs("open_flow", "theirs.echo.example", ECHO)) == (
             "first",
@@ -230,13 +236,13 @@ def test_two_sandboxes_share_no_udp_state(place, origin):
         assert theirs("ask", address, ECHO) == "ECONNREFUSED"  # it stands for nothing there
         assert (ours("use_flow"), theirs("use_flow")) == ("again", "again")
     for mine, other in (("ours", "theirs"), ("theirs", "ours")):
-        journal = Journal(place.journal(f"udp-{mine}"))
-        assert len(told(journal, f"{mine}.echo.example")) == 1
-        assert told(journal, f"{other}.echo.example") == []
+        journal = Journal(runner.journal(f"udp-{mine}"))
+        assert len(flow_decisions(journal, f"{mine}.echo.example")) == 1
+        assert flow_decisions(journal, f"{other}.echo.example") == []
 
 
-def test_udp_is_refused_at_once_without_a_worker(place, origin):
-    with place.running("udp-lost", place.rules(RULES, "udp.yaml"), PYTHON, "-m", "task.datagrams") as process:
+def test_udp_is_refused_at_once_without_a_worker(runner, origin):
+    with runner.start("udp-lost", runner.rules(RULES, "udp.yaml"), PYTHON, "-m", "task.datagrams") as process:
         step = Steps(process)
         assert step("open_flow", "a.echo.example", ECHO) == "first"
         worker = worker_of(process)

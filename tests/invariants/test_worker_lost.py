@@ -10,7 +10,7 @@ import pytest
 from enforcer.sandbox.identity import FIRST_ID, RANGE, WORKER_ID
 from tests.support import confined
 
-from .attempt_network import RULES, names
+from .attempt_network import RULES, dns_names
 from .lab_runner import PYTHON, Journal, wait_until_dead, worker_of
 
 # Listens at the origin; sends a piece, then reads until its peer is gone and says how that was.
@@ -70,18 +70,18 @@ sys.exit(7)
 
 
 @pytest.fixture(scope="module")
-def lost(place):
+def lost_worker_run(runner):
     """(what the task saw, how the far end of the raw transfer ended, the run, its journal, names looked up after)."""
-    origin = place.lab.origin
-    origin.name(names())
-    with place.lab.start_at_origin([sys.executable, "-c", SERVER], stdout=-1, text=True) as server:
+    origin = runner.lab.origin
+    origin.name(dns_names())
+    with runner.lab.start_at_origin([sys.executable, "-c", SERVER], stdout=-1, text=True) as server:
         assert server.stdout.readline() == "listening\n"
-        with place.running("lost", place.rules(RULES), PYTHON, "-c", TASK) as task:
+        with runner.start("lost", runner.rules(RULES), PYTHON, "-c", TASK) as task:
             assert task.stdout.readline() == "ready\n", task.stderr.read()
             worker = worker_of(task)
             kept = {
                 "found": confined.found(worker), "shared": confined.shared(worker),
-                "open": confined.descriptors(worker, place.journal("lost")),
+                "open": confined.descriptors(worker, runner.journal("lost")),
             }  # fmt: skip
             os.kill(worker, signal.SIGKILL)
             wait_until_dead(worker)
@@ -90,51 +90,51 @@ def lost(place):
         ended = server.communicate(timeout=30)[0].split()
     return {
         "said": json.loads(out), "far": ended, "status": task.returncode, "error": err,
-        "journal": Journal(place.journal("lost")), "queries": origin.queries(), "connections": origin.connections(),
-        "file": (place.workspace("lost") / "still-writing").read_text(),
+        "journal": Journal(runner.journal("lost")), "queries": origin.queries(), "connections": origin.connections(),
+        "file": (runner.workspace("lost") / "still-writing").read_text(),
         "worker": kept,
     }  # fmt: skip
 
 
-def test_worker_has_no_privileges_or_extra_descriptors(lost, place):
+def test_worker_has_no_privileges_or_extra_descriptors(lost_worker_run, runner):
     """Each of these by itself would be a way from a worker that was taken over to the rest of its host."""
-    kept = lost["worker"]
-    if place.user is None:
+    kept = lost_worker_run["worker"]
+    if runner.user is None:
         uid = int(kept["found"]["Uid"][0].split()[0])
         assert (uid >= FIRST_ID, uid % RANGE) == (True, (FIRST_ID + WORKER_ID) % RANGE), "no range of its own"
     else:
-        uid = place.user
+        uid = runner.user
     assert kept["found"] == confined.wanted(uid)
-    assert kept["shared"] == (["user"] if place.user is None else [])
+    assert kept["shared"] == (["user"] if runner.user is None else [])
     # Its journal, and nothing else of the host's.
     assert kept["open"] == {"/dev/null", "socket", "anon_inode", "below"}
 
 
-def test_task_continues_without_its_worker(lost):
-    assert (lost["status"], lost["file"]) == (7, "here")
-    assert "the gate ended unexpectedly; the task has no network from now on" in lost["error"]
+def test_task_continues_without_its_worker(lost_worker_run):
+    assert (lost_worker_run["status"], lost_worker_run["file"]) == (7, "here")
+    assert "the gate ended unexpectedly; the task has no network from now on" in lost_worker_run["error"]
 
 
-def test_new_attempts_are_refused_at_once_without_a_worker(lost):
-    assert lost["said"]["connect"] == ["ECONNREFUSED"] * 3
-    assert lost["said"]["udp"] == ["ECONNREFUSED"] * 3
-    assert lost["said"]["lookup"].startswith("EAI")
-    assert (lost["queries"], lost["connections"]) == ([], [])
+def test_new_attempts_are_refused_at_once_without_a_worker(lost_worker_run):
+    assert lost_worker_run["said"]["connect"] == ["ECONNREFUSED"] * 3
+    assert lost_worker_run["said"]["udp"] == ["ECONNREFUSED"] * 3
+    assert lost_worker_run["said"]["lookup"].startswith("EAI")
+    assert (lost_worker_run["queries"], lost_worker_run["connections"]) == ([], [])
 
 
 @pytest.mark.parametrize("which", ["raw", "spliced", "inspected", "clear"])
-def test_transfers_end_as_cut_when_the_worker_is_killed(lost, which):
+def test_transfers_end_as_cut_when_the_worker_is_killed(lost_worker_run, which):
     """Invariant 12 holds for the gate's own end too: the end of a raw connection is all that says it is complete."""
     inside_tls = {"UNEXPECTED_EOF_WHILE_READING"} if which in {"spliced", "inspected"} else set()
-    assert lost["said"][which] in {"ECONNRESET", *inside_tls}
+    assert lost_worker_run["said"][which] in {"ECONNRESET", *inside_tls}
 
 
-def test_upload_ends_as_reset_when_the_worker_is_killed(lost):
-    assert lost["far"] == ["reset", "1000"]
+def test_upload_ends_as_reset_when_the_worker_is_killed(lost_worker_run):
+    assert lost_worker_run["far"] == ["reset", "1000"]
 
 
-def test_loss_of_the_worker_is_recorded(lost):
-    (fault,) = lost["journal"].of(kind="gate.error")
+def test_loss_of_the_worker_is_recorded(lost_worker_run):
+    (fault,) = lost_worker_run["journal"].of(kind="gate.error")
     assert fault["fault"]["where"] == "worker"
-    (ended,) = lost["journal"].of(kind="task.ended")
+    (ended,) = lost_worker_run["journal"].of(kind="task.ended")
     assert (ended["outcome"], ended["ending"]["status"]) == ("failed", 7)

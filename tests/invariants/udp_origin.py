@@ -1,6 +1,6 @@
-"""Servers of datagrams among the origins: `python udp_origin.py` in the lab's origin namespace, which says when it listens.
+"""UDP servers for the origin namespace of the lab: `python udp_origin.py` prints `listening` when ready.
 
-Every address is local there, so each answers from the address that was asked.
+Every address is local there, so each server answers from the address that the client sent to.
 """
 
 import select
@@ -20,14 +20,14 @@ def _server(port):
     sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)  # addresses that are local by a route alone
+    sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)  # for addresses that are local only by a route
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     sock.bind(("::", port))
     return sock
 
 
 def _time(data):
-    """RFC 5905 section 7.3: version 4, a server; the client's transmit timestamp comes back as the origin's."""
+    """Answer as an NTP server (RFC 5905 section 7.3) with the transmit timestamp of the client."""
     return b"\x24\x01" + bytes(22) + data[40:48] + bytes(16)
 
 
@@ -49,7 +49,7 @@ def main():
             data, ancillary, _, client = sock.recvmsg(65535, 256)
             own = ancillary[0][2][:16]
             port = servers[sock]
-            if port == STRAY:  # from another port, and from another address: neither was asked
+            if port == STRAY:  # also answers from another port and another address, which the client did not send to
                 elsewhere.sendmsg([b"another port"], [_from(own)], 0, client)
                 sock.sendmsg([b"another address"], [_from(own[:15] + bytes([own[15] ^ 1]))], 0, client)
             if port in answer:
