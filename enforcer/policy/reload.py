@@ -14,6 +14,7 @@ from enforcer.system import inotify, processes
 from enforcer.system.inotify import Inotify
 from enforcer.system.notices import print_notice
 from proxy.wire import strict_json
+from proxy.worker.messages import RuleSetNews, SandboxNews
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import RunRequest
@@ -223,8 +224,10 @@ class Reloader:
         whole = "problems" not in said
         if not whole and said["revision"] == self._sent:
             return False  # what root's files say is in force already
-        asks = {"asks": True} if said.get("asks") else {}  # of people: who looks after the task sees to that
-        self._gate.tell({"rules": said["revision"], **asks}, [self._reader.policy])
+        news = RuleSetNews(rules=said["revision"])
+        if said.get("asks"):
+            news["asks"] = True  # the run begins to use the approvals registry
+        self._gate.tell(news, [self._reader.policy])
         self._sent = said["revision"]
         if whole:
             self._forget()
@@ -265,7 +268,7 @@ class Reloader:
         stays = "those in force stay" if tell else "but what root's files say now is in force besides"
         print_notice(f"the rules were not loaded again, {stays}: {told[0]}{more}")
         if tell:
-            self._gate.tell({"rules_rejected": told})
+            self._gate.tell(SandboxNews(rules_rejected=told))
 
 
 QUIET = 0.15  # seconds without a change before files count as saved

@@ -16,6 +16,7 @@ from enforcer.run.launch import Sandbox
 from enforcer.system.notices import print_notice
 from enforcer.system.processes import read_signal
 from enforcer.worker.worker import Worker
+from proxy.worker.messages import SandboxNews
 
 if TYPE_CHECKING:
     from enforcer.approvals.registration import Registration
@@ -59,7 +60,7 @@ class Supervision:
     def begin(self, selector: selectors.BaseSelector) -> None:
         """Register everything with the loop. The task runs by now."""
         self.selector = selector
-        self.gate.tell({"started": time.monotonic() - self.began})
+        self.gate.tell(SandboxNews(started=time.monotonic() - self.began))
         for source in (self.sandbox.init.channel, self.gate.control):
             selector.register(source, selectors.EVENT_READ)
         if self.sandbox.supervisor is not None:
@@ -133,7 +134,7 @@ class Supervision:
         if counters != self.counters:  # mostly nothing happened
             self.counters = counters
             if self.sandbox.init.ended is None:  # otherwise the last message has them
-                self.gate.tell({"refused": counters})
+                self.gate.tell(SandboxNews(refused=counters))
         self.monitor.see(at)
 
     def _kill(self) -> None:
@@ -228,7 +229,7 @@ class RuleReload:
             said = f"reloading of rule files has failed, so the rules in force stay: {type(error).__name__}: {error}"[
                 :_LONGEST
             ]
-            self._watch.gate.tell({"rules_rejected": [said]})
+            self._watch.gate.tell(SandboxNews(rules_rejected=[said]))
             print_notice(said)
             with contextlib.suppress(Exception):
                 self.close()

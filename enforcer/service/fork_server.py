@@ -12,10 +12,11 @@ import mmap
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from enforcer.sandbox import init
+from enforcer.service.messages import ForkReply, ForkRequest
 from enforcer.system import linux, processes
 from proxy.wire import message
 
@@ -77,9 +78,9 @@ class ForkServer:
         for _ in range(2):  # the fork server may have ended unnoticed: try a new one
             channel = self._there()
             self._forked.value = 0
-            said: dict[str, object] = {}
+            said: Mapping[str, object] = {}
             try:
-                message.send(channel, {"ahead": ahead}, [theirs.fileno()])
+                message.send(channel, ForkRequest(ahead=ahead), [theirs.fileno()])
                 said, _ = message.receive(channel)
             except (BrokenPipeError, ConnectionResetError, TimeoutError):
                 pass
@@ -131,11 +132,9 @@ class ForkServer:
         finally:
             os._exit(0)
 
-    def _do(
-        self, asked: dict[str, object], given: list[int], service: int, channel: socket.socket
-    ) -> dict[str, object]:
+    def _do(self, asked: Mapping[str, object], given: list[int], service: int, channel: socket.socket) -> ForkReply:
         if not given:
-            return {"failed": errno.EMFILE}  # at the limit of open files the kernel drops descriptors (unix(7))
+            return ForkReply(failed=errno.EMFILE)  # at the limit of open files the kernel drops descriptors (unix(7))
         with socket.socket(fileno=given[0]) as theirs:
             try:
                 self._before()
@@ -144,5 +143,5 @@ class ForkServer:
                     channel.close()
                     self._be(service, theirs, asked["ahead"] is True)
             except OSError as error:
-                return {"failed": error.errno or errno.EIO}
-        return {"forked": pid}
+                return ForkReply(failed=error.errno or errno.EIO)
+        return ForkReply(forked=pid)

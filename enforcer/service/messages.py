@@ -1,13 +1,12 @@
-"""Messages between the service, its runs, its workers and control clients, as types with their fields.
+"""Messages between the service, its runs, its fork server and control clients, as types with their fields.
 
 Each is a JSON object on a SOCK_SEQPACKET channel (`proxy.wire.message`), some with descriptors. Control requests and
-answers follow `protocol`. What a worker sends is not trusted: readers check each field. Only type checkers import this.
+answers follow `protocol`. What passes between a worker and the service is in
+`proxy.worker.messages`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired, TypedDict
-
-from proxy.telemetry.events import Kind
 
 
 class PlaceRequest(TypedDict):
@@ -38,17 +37,6 @@ class OwnWorkerRun(TypedDict):
     rules: Sequence[str]  # the first rule file, or nothing
 
 
-class TaskEnded(TypedDict, total=False):
-    """Run to worker: the last message about a task, sent with `stop`."""
-
-    stop: bool
-    ended: str  # `Outcome`
-    refused: Mapping[str, int]  # packets that the kernel denied, by kind
-    told: Mapping[Kind, int]  # events that the run has recorded, for the worker's metrics
-    errors: Mapping[str, int]  # of those, errors of the gate by component
-    lost: str  # why the run ended without this message: the service sends it
-
-
 class PlaceAnswer(TypedDict, total=False):
     """Service to run: the answer to a `PlaceRequest`, and later messages about its worker and rules."""
 
@@ -59,30 +47,6 @@ class PlaceAnswer(TypedDict, total=False):
     asks: bool  # the rules in force need approvals from now on
     kill: bool  # kill the task
     summary: str  # `Summary` of the task, as the worker's last message
-
-
-class RuleSetNews(TypedDict, total=False):
-    """Service to worker: a rule set, whose policy is in the descriptor, or what is wrong with its files."""
-
-    set: int  # number of the rule set
-    revision: str  # of the policy that replaces the one in force
-    asks: bool  # the policy needs approvals
-    rejected: Sequence[str]  # problems of the files: the policy in force stays
-
-
-class Admission(TypedDict):
-    """Service to worker: a sandbox to serve. Its descriptors are the sandbox's sockets."""
-
-    admit: str  # id of the sandbox
-    id: object  # of the task
-    name: object
-    labels: object
-    under: int  # number of its rule set
-    sockets: Sequence[str]  # names of the sockets, in the order of the descriptors
-    before: int  # deaths of workers that served it before
-    wait: float  # seconds until names get addresses again
-    turn: int  # the mark while the worker serves it (`proxy.event_loop.turn`)
-    foreign: bool  # an attached namespace
 
 
 class AttachMessage(TypedDict):
@@ -140,3 +104,24 @@ class StopAnswer(TypedDict):
     stopped: Sequence[str]  # ids of the sandboxes that end
     found: Sequence[str]  # ids that match the name, if not exactly one does
     attached: NotRequired[bool]  # an attached namespace has this name
+
+
+class RunMessage(TypedDict, total=False):
+    """Service to the process of a run: the request of a client, or an order."""
+
+    run: bool  # the descriptors are the client's connection and what came with its request
+    kill: bool  # kill the task
+    asks: bool  # the rules in force need approvals from now on
+
+
+class ForkRequest(TypedDict):
+    """Service to fork server: a process for a run. Its descriptor is the run's channel to the service."""
+
+    ahead: bool  # the process waits for a client in the warm pool
+
+
+class ForkReply(TypedDict, total=False):
+    """Fork server to service."""
+
+    forked: int  # pid
+    failed: int  # errno

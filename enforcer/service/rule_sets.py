@@ -16,7 +16,7 @@ from enforcer.policy.run_request import RunRequest
 from enforcer.system.errors import HostError
 
 if TYPE_CHECKING:
-    from enforcer.service.messages import RuleSetNews
+    from proxy.worker.messages import RuleSetNews
     from rules.matching.policy import Policy
 
 _MOST_KEPT: Final = 16  # sets kept without a sandbox

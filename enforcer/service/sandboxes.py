@@ -27,11 +27,12 @@ from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
+from proxy.worker.messages import Admission, RuleSetNews, SandboxNews, SandboxReport, WorkerOrder
 from rules.matching.policy import Policy
 from rules.verdicts import Outcome
 
 if TYPE_CHECKING:
-    from enforcer.service.messages import Admission, PlaceAnswer, RuleSetNews, TaskEnded
+    from enforcer.service.messages import PlaceAnswer
     from enforcer.service.rule_sets import RuleSet, RuleSets
     from enforcer.service.worker_pool import Worker, WorkerPool
 
@@ -50,7 +51,7 @@ class Sandbox:
     """A sandbox of the service. `tell` sends its worker's messages to the process of its run."""
 
     id: str
-    task: Mapping[str, object]  # id, name, labels
+    task: Task
     rules: "RuleSet"
     workspace: str
     pid: int  # of the run's process, or of the attached process
@@ -61,7 +62,7 @@ class Sandbox:
     names: tuple[str, ...] = ()
     sockets: tuple[int, ...] = ()
     started: float | None = None  # seconds that its start took, once its task runs
-    refused: Mapping[str, object] = field(default_factory=dict)  # denied packets by kind, by the last count
+    refused: Mapping[str, int] = field(default_factory=dict)  # denied packets by kind, by the last count
     event: str = ""  # id of the event that recorded the attachment
     deaths: int = 0  # deaths of workers that served it
     lost: deque[float] = field(
@@ -73,12 +74,6 @@ class Sandbox:
     turn: int = field(default_factory=lambda: next(_turns))  # the number with which its worker marks its turn
     ending: bool = False
     stopped: bool = False  # its task was asked to end
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """The task's labels."""
-        labels = self.task["labels"]
-        return dict(labels) if isinstance(labels, dict) else {}
 
     def wait(self) -> float:
         """Return the seconds until its next name table has a free part of the address pool (`NameTable`)."""
@@ -120,11 +115,7 @@ class Sandboxes:
 
     def find(self, name: str) -> list[Sandbox]:
         """Return those with this id, task id, task name, or attached by this name."""
-        return [
-            each
-            for each in self._all.values()
-            if name in (each.id, str(each.task["id"]), str(each.task["name"]), each.attached)
-        ]
+        return [each for each in self._all.values() if name in (each.id, each.task.id, each.task.name, each.attached)]
 
     def serve(self, sandbox: Sandbox, names: Sequence[str], descriptors: list[int]) -> None:
         """Give a sandbox's sockets to a worker, and keep them: `descriptors` are taken over. Raises HostError."""
@@ -184,7 +175,7 @@ class Sandboxes:
 
     # --- for the worker pool ---
 
-    def heard(self, worker: "Worker", said: Mapping[str, object]) -> None:
+    def heard(self, worker: "Worker", said: SandboxReport) -> None:
         """Handle a worker's message about one of its sandboxes."""
         sandbox = self._all.get(str(said["of"]))
         if sandbox is None or sandbox.worker is not worker:
@@ -244,11 +235,11 @@ class Sandboxes:
             try:
                 self._hand(sandbox, worker)
                 if worker.apart:
-                    self.say(sandbox, {"lost": _APART})
+                    self.say(sandbox, SandboxNews(lost=_APART))
             except OSError as error:
                 self._fail(sandbox, f"it could not be given to another worker: {error.strerror or error}")
 
-    def publish(self, rules: "RuleSet", what: "RuleSetNews", descriptors: Sequence[int]) -> None:
+    def publish(self, rules: "RuleSet", what: RuleSetNews, descriptors: Sequence[int]) -> None:
         """Send news about a rule set to every worker that has it."""
         for worker in self.pool.workers:
             if rules.number in worker.sets:
@@ -259,16 +250,16 @@ class Sandboxes:
         for worker in self.pool.workers:
             if rules.number in worker.sets:
                 worker.sets.discard(rules.number)
-                self.pool.tell(worker, {"forget": rules.number})
+                self.pool.tell(worker, WorkerOrder(forget=rules.number))
 
     def listed(self) -> Iterable[dict[str, object]]:
         """Describe each sandbox for `exeat ps`."""
         for each in self._all.values():
             yield {
                 "sandbox": each.id,
-                "task": each.task["id"],
-                "name": each.task["name"],
-                "labels": each.task["labels"],
+                "task": each.task.id,
+                "name": each.task.name,
+                "labels": dict(each.task.labels),
                 "pid": each.pid,
                 "workspace": each.workspace,
                 "attached": each.attached,
@@ -288,13 +279,13 @@ class Sandboxes:
         self._count(worker)
         rules = sandbox.rules
         if rules.number not in worker.sets:
-            self.pool.tell(worker, {"set": rules.number}, [rules.policy_file])
+            self.pool.tell(worker, RuleSetNews(set=rules.number), [rules.policy_file])
             worker.sets.add(rules.number)
         task = sandbox.task
         admission: Admission = {
-            "id": task["id"],
-            "name": task["name"],
-            "labels": task["labels"],
+            "id": task.id,
+            "name": task.name,
+            "labels": dict(task.labels),
             "admit": sandbox.id,
             "under": rules.number,
             "sockets": list(sandbox.names),
@@ -306,9 +297,9 @@ class Sandboxes:
         self.pool.refresh_roots(worker)
         self.pool.tell(worker, admission, sandbox.sockets)
         if wait:
-            self.say(sandbox, {"lost": f"{_NO_ADDRESS} {wait:.0f} s"})
+            self.say(sandbox, SandboxNews(lost=f"{_NO_ADDRESS} {wait:.0f} s"))
         if sandbox.started is not None:
-            self.pool.tell(worker, {"to": sandbox.id, "again": dict(sandbox.refused)})
+            self.pool.tell(worker, SandboxNews(to=sandbox.id, again=dict(sandbox.refused)))
 
 
 _LOOK_AGAIN: Final = 5.0  # seconds
@@ -344,7 +335,7 @@ class AttachedNamespaces:
         if pid and not peers.is_running(descriptors[-1]):
             raise UsageError(f"process {pid} has ended; name a running one")
         rules = self._sets.take({**asked, "shared": True}, file)
-        task = {"id": str(asked["id"]), "name": str(asked["name"]), "labels": dict(asked["labels"])}
+        task = Task(str(asked["id"]), str(asked["name"]), dict(asked["labels"]))
         sandbox = Sandbox(str(asked["sandbox"]), task, rules, "", pid, named, lambda _said: None)
         sandbox.event = str(asked["event"])
         sandbox.started = 0.0  # it runs already
@@ -361,7 +352,7 @@ class AttachedNamespaces:
             self._selector.register(process, selectors.EVENT_READ, lambda: self._end(sandbox))
         else:
             self._watch(sandbox)
-        return {"sandbox": sandbox.id, "task": task["id"]}
+        return {"sandbox": sandbox.id, "task": task.id}
 
     def detach(self, name: str) -> dict[str, object]:
         """Stop serving the namespace of this name."""
@@ -370,7 +361,7 @@ class AttachedNamespaces:
             return {}
         (sandbox,) = found
         self._end(sandbox)
-        return {"sandbox": sandbox.id, "task": sandbox.task["id"]}
+        return {"sandbox": sandbox.id, "task": sandbox.task.id}
 
     def turn(self) -> None:
         """End those whose paths no longer lead to their namespaces (ip-netns(8), delete), every few seconds."""
@@ -438,10 +429,9 @@ def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Rec
     return Recorder(sandbox_state, Journal(journal), Metrics())
 
 
-def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> "TaskEnded":
+def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> SandboxNews:
     """Record `task.ended`, and return the worker's last message. Raises JournalFailed."""
-    task = sandbox.task
-    recorder = recorder_for(Task(str(task["id"]), str(task["name"]), sandbox.labels), journal)
+    recorder = recorder_for(sandbox.task, journal)
     recorder.task_ended(sandbox.event or None, seconds=max(time.time() - sandbox.began, 0.0), outcome=outcome)
     recorder.journal.close()
     return {"ended": outcome.value, "told": dict(recorder.metrics.events)}

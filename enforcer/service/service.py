@@ -29,14 +29,16 @@ from enforcer.service.warm_pool import WarmPool
 from enforcer.service.worker_pool import Worker, WorkerPool
 from enforcer.system import state
 from enforcer.system.errors import HostError
+from proxy.sandbox.sandbox_state import Task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.service.control_server import Control, Notifier
-    from enforcer.service.messages import PlaceAnswer, RuleSetNews, ServiceStatus, StopAnswer
+    from enforcer.service.messages import PlaceAnswer, ServiceStatus, StopAnswer
     from enforcer.service.run_setup import RunCommand
     from enforcer.worker.worker import WorkerPaths
+    from proxy.worker.messages import RuleSetNews
 
 _GRACE: Final = 10.0  # seconds for tasks to end when they or the service are stopped
 _KILLING: Final = 2.0  # seconds for a run to kill its task and report the end
@@ -313,7 +315,7 @@ class Service:
                 channel.tell(what)
             channel.close()  # that was the last message
 
-        task = {"id": str(said["id"]), "name": str(said["name"]), "labels": dict(said["labels"])}
+        task = Task(str(said["id"]), str(said["name"]), dict(said["labels"]))
         sandbox = Sandbox(str(said["lodge"]), task, rules, str(said["workspace"]), run.pid, "", tell)
         try:
             self._pool.make_room(len(self.sandboxes) + 1)

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from enforcer.journal.signing import AnomalyCountReader
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
@@ -29,6 +29,7 @@ from proxy.event_loop import turn
 from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas
 from proxy.telemetry.prometheus import totals
 from proxy.telemetry.prometheus.totals import ReportedMetrics
+from proxy.worker.messages import SandboxReport, WorkerOrder
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
@@ -45,7 +46,7 @@ MOST_FURTHER: Final = 32  # further workers, once the first ones have no descrip
 _KEPT_EMPTY: Final = 3 * _ASK_EVERY  # seconds that a further worker stays without a sandbox, to send its last metrics
 _LONGEST: Final = 500  # characters of a worker's error
 
-type Heard = Callable[["Worker", Mapping[str, object]], None]
+type Heard = Callable[["Worker", SandboxReport], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +182,7 @@ class WorkerPool:
         if now == worker.roots:
             return
         with os.fdopen(init.new_file(system_roots()), "rb") as file:
-            self.tell(worker, {"roots": True}, [file.fileno()])
+            self.tell(worker, WorkerOrder(roots=True), [file.fileno()])
         worker.roots = now
 
     def turn(self) -> None:
@@ -215,7 +216,7 @@ class WorkerPool:
         for worker in self.workers:
             if worker.channel is not None and not worker.asked:
                 worker.asked = time.monotonic()
-                self.tell(worker, {"ask": worker.number, "metrics": True})
+                self.tell(worker, WorkerOrder(ask=worker.number, metrics=True))
 
     def metrics(self) -> "Metrics":
         """Return the sum of the latest metrics."""
@@ -254,7 +255,7 @@ class WorkerPool:
     def close(self) -> None:
         """Have all workers close what is open, and end them."""
         for worker in self.workers:
-            self.tell(worker, {"stop": True})
+            self.tell(worker, WorkerOrder(stop=True))
         deadline = time.monotonic() + 2.0
         for worker in self.workers:
             while worker.pid and time.monotonic() < deadline:
@@ -272,7 +273,7 @@ class WorkerPool:
     def _renew(self, number: int, pair: socket.socket) -> None:
         for worker in self.workers:
             if worker.number == number:
-                self.tell(worker, {"keyholder": True}, [pair.fileno()])
+                self.tell(worker, WorkerOrder(keyholder=True), [pair.fileno()])
 
     def _start(self, worker: Worker) -> None:
         """Fork a worker. Raises HostError when its journal can't be opened, or it can't be confined."""
@@ -283,7 +284,7 @@ class WorkerPool:
 
             def serve(control: socket.socket) -> None:
                 from proxy.worker import server  # imported from the view that it is confined to
-                from proxy.worker.setup import Setup
+                from proxy.worker.messages import Setup
 
                 gc.freeze()
                 gc.enable()
@@ -310,7 +311,7 @@ class WorkerPool:
             worker.asked = 0.0
             worker.reported.take(said)
         elif "of" in said:
-            self._heard(worker, said)
+            self._heard(worker, cast("SandboxReport", said))
         elif "failed" in said:
             self._said(f"worker {worker.number}: {str(said['failed'])[:_LONGEST]}")
 

@@ -25,6 +25,7 @@ from enforcer.worker.signer import CertificateSigner
 from enforcer.worker.trust import system_roots
 from proxy.sandbox.sandbox_state import SandboxState
 from proxy.wire import message
+from proxy.worker.messages import WorkerOrder, WorkerReady
 
 _ONLY = 1  # the worker's number
 _WORDS = frozenset({"asks", "confined", "failed", "placeholders", "summary"})
@@ -86,7 +87,7 @@ class Worker:
 
     def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
         """Send the last message, and have it close what is open; `see_out` waits for that."""
-        self.tell({**last, "stop": True})
+        self.tell({**last, "stop": True})  # `SandboxNews`
         self._leaving = True
 
     def see_out(self) -> None:
@@ -215,9 +216,9 @@ def start[Kind: WorkerProcess](
         confinement.enter(identity)
         linux.die_with_parent(signal.SIGKILL, parent)
         placeholders = sandbox_state.secret_injector.placeholders if sandbox_state.secret_injector is not None else {}
-        message.send(control, {"confined": True, "placeholders": placeholders})
+        message.send(control, WorkerReady(confined=True, placeholders=placeholders))
         from proxy.worker import server  # imported from the view that it is confined to
-        from proxy.worker.setup import OnlySandbox, Setup
+        from proxy.worker.messages import OnlySandbox, Setup
 
         gc.freeze()
         gc.enable()
@@ -231,7 +232,7 @@ def start[Kind: WorkerProcess](
         end.close()
     os.close(journal)
     worker = kind(pid, control, gate, signer)
-    signer.renew = lambda _number, pair: worker.tell({"keyholder": True}, [pair.fileno()])
+    signer.renew = lambda _number, pair: worker.tell(WorkerOrder(keyholder=True), [pair.fileno()])
     return worker
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.sandbox_state import DescriptorQuotas, SandboxState
     from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
+    from proxy.worker.messages import SandboxNews
     from rules.addresses import Address
     from rules.matching.policy import Policy
 
@@ -189,7 +190,7 @@ class SandboxServer:
             self.recorder.error(Component.WORKER, why)
             self._gave_up(why)
 
-    def hear(self, said: "Mapping[str, object]") -> None:
+    def hear(self, said: "SandboxNews") -> None:
         """Handle a message of the enforcer about the sandbox or its task."""
         if isinstance(problems := said.get("rules_rejected"), list):
             self.recorder.rules_rejected(list(map(str, problems)))
@@ -212,7 +213,7 @@ class SandboxServer:
             self.metrics.task_ended(Outcome(str(outcome)))
             self.metrics.sandbox_ended()
 
-    def _count(self, said: "Mapping[str, object]") -> None:
+    def _count(self, said: "SandboxNews") -> None:
         """Count what the supervisor has told the journal: its own numbers nobody scrapes."""
         for kind, times in _counts(said, "told", Kind):
             self.metrics.told(Kind(kind), 0, times)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from proxy.event_loop import turn
 from proxy.event_loop.poller import Loop
@@ -25,9 +25,9 @@ from proxy.sandbox.sandbox_state import MOST, DescriptorQuotas, SandboxState, Ta
 from proxy.telemetry.events import Component
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
+from proxy.worker.messages import Admission, OnlySandbox, RuleSetNews, SandboxNews, SandboxReport, Setup, WorkerAnswer
 from proxy.worker.policy_swap import read_policy, release_policies
 from proxy.worker.sandbox import SandboxServer, WorkerResources
-from proxy.worker.setup import OnlySandbox, Setup
 from rules.addresses import normalize
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class _Rules:
     login: "Login | None" = None
     newest: int = -1
     unread: str = ""  # why the last policy could not be read
-    waiting: "list[_Admission]" = field(default_factory=list)
+    waiting: "list[_WaitingSandbox]" = field(default_factory=list)
     members: "dict[str, SandboxServer]" = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Admission:
+class _WaitingSandbox:
     """A sandbox that waits for its policy, with the messages received for it meanwhile."""
 
     sandbox: str
@@ -65,7 +65,7 @@ class _Admission:
     before: int | None  # workers that have died while they served it; None: it ends with its first
     context: Context  # in which all of its work is done
     wait: float = 0.0  # seconds until the addresses of its names are free
-    said: list[Mapping[str, object]] = field(default_factory=list)
+    said: list[SandboxNews] = field(default_factory=list)
 
 
 def serve(setup: Setup) -> None:
@@ -136,14 +136,14 @@ class SandboxServers:
             await self._scrapes.close()
         self._journal.close()  # who hears the next may sign what is in it
         if self._setup.only is not None:
-            self._say_last(*({"summary": summary.encode().decode()} for summary in summaries))
+            self._say_last(*(SandboxReport(summary=summary.encode().decode()) for summary in summaries))
 
     async def _serve_only(self, only: OnlySandbox, sockets: dict[str, socket.socket]) -> None:
         """Start the sandbox of a worker that has no other."""
         state = only.state
         rules = self._sets[_ONLY_SET] = _Rules(state.policy, only.login)
         self._under[state.id] = _ONLY_SET
-        self._begin(rules, _Admission(state.id, lambda _: state, sockets, None, copy_context()))
+        self._begin(rules, _WaitingSandbox(state.id, lambda _: state, sockets, None, copy_context()))
         if only.metrics is not None and (served := rules.members.get(state.id)) is not None:
             from proxy.telemetry.prometheus.scrape_server import ScrapeServer  # few runs have `--metrics`
 
@@ -181,11 +181,11 @@ class SandboxServers:
         if not said or (only is None and said.keys() == {"stop"}):
             self._stopped.set()
         elif "set" in said or (only is not None and "rules" in said):
-            self._take(int(said.get("set", _ONLY_SET)), said, descriptors)
+            self._take(int(said.get("set", _ONLY_SET)), cast("RuleSetNews", said), descriptors)
         elif "forget" in said:
             self._forget(int(said["forget"]))
         elif "admit" in said:
-            self._admit(said, descriptors)
+            self._admit(cast("Admission", said), descriptors)
         elif said.get("keyholder") is True and descriptors:
             self._common.signer.renew(socket.socket(fileno=descriptors.pop(0)))
         elif said.get("roots") is True and descriptors:
@@ -197,11 +197,11 @@ class SandboxServers:
             sandbox = str(said["to"]) if only is None else only.state.id
             if said.get("approvals") is True and descriptors:
                 self._renew(sandbox, socket.socket(fileno=descriptors.pop(0)))
-            self._tell(sandbox, said)
+            self._tell(sandbox, cast("SandboxNews", said))
 
     # --- rules ---
 
-    def _take(self, number: int, said: Mapping[str, Any], descriptors: list[int]) -> None:
+    def _take(self, number: int, said: RuleSetNews, descriptors: list[int]) -> None:
         rules = self._sets.setdefault(number, _Rules())
         if isinstance(problems := said.get("rejected"), list):
             for sandbox_server in rules.members.values():
@@ -270,7 +270,7 @@ class SandboxServers:
 
     # --- sandboxes ---
 
-    def _admit(self, said: Mapping[str, Any], descriptors: list[int]) -> None:
+    def _admit(self, said: Admission, descriptors: list[int]) -> None:
         sandbox, number, names = str(said["admit"]), int(said["under"]), list(map(str, said["sockets"]))
         if sandbox in self._under or len(names) != len(descriptors) or number not in self._sets:
             raise ValueError("this can't be admitted")
@@ -289,7 +289,7 @@ class SandboxServers:
             state.is_foreign = foreign
             return state
 
-        admission = _Admission(sandbox, state_under, sockets, before, context, wait)
+        admission = _WaitingSandbox(sandbox, state_under, sockets, before, context, wait)
         self._under[sandbox] = number
         rules = self._sets[number]
         if rules.policy is not None:
@@ -299,7 +299,7 @@ class SandboxServers:
         else:
             rules.waiting.append(admission)
 
-    def _begin(self, rules: _Rules, admission: _Admission) -> None:
+    def _begin(self, rules: _Rules, admission: _WaitingSandbox) -> None:
         assert rules.policy is not None
         loop, state = asyncio.get_running_loop(), admission.state_under(rules.policy)
 
@@ -324,12 +324,12 @@ class SandboxServers:
         for said in admission.said:
             self._tell(admission.sandbox, said)
 
-    def _give_up(self, admission: _Admission, why: str) -> None:
+    def _give_up(self, admission: _WaitingSandbox, why: str) -> None:
         """Stop serving a sandbox whose traffic can't be served."""
         if admission.sandbox in self._under:
             self._fail(admission, why)
 
-    def _fail(self, admission: _Admission, why: str, word: str = "failed") -> None:
+    def _fail(self, admission: _WaitingSandbox, why: str, word: str = "failed") -> None:
         """Serve a sandbox no more, and report why: `unread` where its policy can't be read, `failed` otherwise.
 
         Who hears it closes its copies of the sandbox's sockets. A worker that has no other sandbox ends.
@@ -347,7 +347,7 @@ class SandboxServers:
             sock.close()
         self._say({"of": admission.sandbox, word: why})
 
-    def _tell(self, sandbox: str, said: Mapping[str, Any]) -> None:
+    def _tell(self, sandbox: str, said: SandboxNews) -> None:
         number = self._under.get(sandbox)
         if number is None:
             return
@@ -391,7 +391,7 @@ class SandboxServers:
             self._stopped.set()
         elif rules.members.get(sandbox) is sandbox_server:
             summary = self._leave(sandbox, rules, sandbox_server)
-            self._say({"of": sandbox, "summary": summary.encode().decode()})
+            self._say(SandboxReport(of=sandbox, summary=summary.encode().decode()))
 
     def _leave(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer) -> "Summary":
         """Close a sandbox's sockets, keep its counts, and forget it."""
@@ -416,13 +416,13 @@ class SandboxServers:
     def _answer(self, number: int, *, whole: bool) -> None:
         """Answer a ping of the service; `whole`: with all counts."""
         if not whole:
-            self._say({"answer": number})
+            self._say(WorkerAnswer(answer=number))
             return
         from proxy.telemetry.prometheus.totals import pieces  # a run without a service counts for nobody else
 
         self._counts_wanted = True
         for piece in pieces(self._counted()):
-            self._say({"answer": number, **piece})
+            self._say({"answer": number, **piece})  # `WorkerAnswer`
 
     def _counted(self) -> "Metrics":
         """Return the counts of all sandboxes, also of ended ones."""

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from enforcer.service.sandboxes import MOST_DEATHS, AttachedNamespaces, Sandbox
+from proxy.sandbox.sandbox_state import Task
 from tests.enforcer.service.test_blame import Sets, World
 
 
@@ -21,7 +22,7 @@ def world(journal):
     world = World([])
     attached = AttachedNamespaces(Sets(), world.all, None, journal)
     for name, of in (("box", "/proc/1/ns/net"), ("hog", "")):
-        task = {"id": name, "name": name, "labels": {}}
+        task = Task(name, name)
         one = Sandbox(name, task, Sets(), "", 1, of, lambda _said: None)
         if of:
             one.tell = lambda said, one=one: attached._told(one, said)
@@ -61,7 +62,7 @@ def test_one_whose_path_leads_there_no_more_ends(tmp_path, journal, monkeypatch,
     (tmp_path / "box.other").touch()
     world = World([])
     attached = AttachedNamespaces(Sets(), world.all, None, journal)
-    task = {"id": "box", "name": "box", "labels": {}}
+    task = Task("box", "box")
     for name in (str(box), str(tmp_path / "not seen from here")):
         one = Sandbox(name, task, Sets(), "", 0, name, lambda _said: None)
         world.all.add(one)

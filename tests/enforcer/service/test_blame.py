@@ -10,6 +10,7 @@ from enforcer.service import sandboxes
 from enforcer.service.sandboxes import MOST_DEATHS, Sandbox, Sandboxes
 from enforcer.service.worker_pool import Worker
 from proxy.dns.names import KEPT
+from proxy.sandbox.sandbox_state import Task
 
 
 class Sets:
@@ -69,7 +70,7 @@ class World:
         self.all = Sandboxes(Sets())
         self.all.pool = self.crew
         for name in names:
-            task = {"id": name, "name": name, "labels": {}}
+            task = Task(name, name)
             one = Sandbox(name, task, Sets(), "", 1, "", lambda what, name=name: self.said.append((name, what)))
             self.by_name[name] = one
             self.all.add(one)

@@ -11,6 +11,7 @@ import pytest
 
 from enforcer.service.sandboxes import Sandbox, Sandboxes
 from enforcer.service.warm_pool import WarmPool
+from proxy.sandbox.sandbox_state import Task
 from proxy.wire import message
 
 PATIENCE = 30  # seconds
@@ -134,7 +135,7 @@ def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
     left, told = [], []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None, leave=lambda _rules, of: left.append(of)))
     sandboxes.pool = SimpleNamespace(signer=SimpleNamespace(serves=lambda *_: None))
-    sandbox = Sandbox("one", {"id": "1", "name": "a", "labels": {}}, None, "/", 1, "", told.append)
+    sandbox = Sandbox("one", Task("1", "a"), None, "/", 1, "", told.append)
     sandboxes.add(sandbox)
     sandbox.worker = SimpleNamespace(channel=None, number=1, sandboxes={"one"})
     sandboxes.stop(sandbox)
@@ -146,7 +147,7 @@ def test_what_is_said_with_a_run_s_end_reaches_its_worker_with_that():
     told = []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None))
     sandboxes.pool = SimpleNamespace(tell=lambda worker, what: told.append((worker, what)))
-    sandbox = Sandbox("one", {"id": "1", "name": "a", "labels": {}}, None, "/", 1, "", None)
+    sandbox = Sandbox("one", Task("1", "a"), None, "/", 1, "", None)
     sandboxes.add(sandbox)
     sandbox.worker = SimpleNamespace(channel=True, sandboxes={"one"})
     sandboxes.stop(sandbox, {"ended": "passed", "refused": {"udp": 2}, "to": "another", "stop": True})

@@ -14,9 +14,9 @@ from proxy.event_loop.poller import Loop
 from proxy.event_loop.slices import run_at_once
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.worker import policy_transfer, server
+from proxy.worker.messages import Setup
 from proxy.worker.policy_swap import PolicyReload, read_policy
 from proxy.worker.server import SandboxServers, _Rules
-from proxy.worker.setup import Setup
 from rules.matching.policy import Policy
 from rules.matching.unreadable_layer import put_over
 from tests.proxy.gate.gate_harness import RAW, SPLICED, policy_of

@@ -15,8 +15,8 @@ from proxy.telemetry.events import Component, Kind
 from proxy.telemetry.journal.writer import Journal
 from proxy.wire import message
 from proxy.worker import sandbox, server
+from proxy.worker.messages import OnlySandbox, Setup
 from proxy.worker.sandbox import SandboxServer, WorkerResources
-from proxy.worker.setup import OnlySandbox, Setup
 from proxy.worker.traffic import Traffic
 from rules.loading.load import load
 from tests.proxy.gate.test_gate_reloading import file_of
@@ -290,7 +290,7 @@ def test_a_sandbox_that_can_not_be_drained_is_seen_out_all_the_same(world, given
         if not alone:
             rules = worker._sets[1] = server._Rules(state.policy)
             worker._under["box"] = 1
-            worker._begin(rules, server._Admission("box", lambda _: state, sockets, 0, contextvars.copy_context()))
+            worker._begin(rules, server._WaitingSandbox("box", lambda _: state, sockets, 0, contextvars.copy_context()))
         message.send(ours, {"to": "box", "stop": True})
         async with asyncio.timeout(10):
             said, _ = await asyncio.to_thread(message.receive, ours)
