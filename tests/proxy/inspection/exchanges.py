@@ -11,7 +11,7 @@ END, RESET, CUT = "end", "reset", "cut"  # how a connection ends: CUT is TLS wit
 
 
 class Page(NamedTuple):
-    """A page of the gate's own."""
+    """A page that the gate generates."""
 
     status: int
 
@@ -96,7 +96,7 @@ REQUESTS = [
     Exchange("fields of the connection", _get("Connection: keep-alive, TE", "Keep-Alive: timeout=5", "TE: trailers"), OK),
     Exchange("leave that is asked for", POST + "Content-Length: 5\nExpect: 100-continue\n\nhello", OK, gets="HTTP/1.1 100 Continue\n\n" + OK, arrives=FORM, why="leave to send"),
     Exchange("an upgrade to HTTP/2", _get("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"), OK, arrives=GET, why="upgrades"),
-    # what is refused: it can be read in two ways
+    # refused because it can be read in two ways
     Exchange("a blank before a colon", _get("X : y"), OK, gets=Page(400), arrives="", why="refused requests"),
     Exchange("a folded line", _get("X: y", " z"), OK, gets=Page(400), arrives="", why="refused requests"),
     Exchange("lines with bare LF", "GET / HTTP/1.1␊Host: HOST␊␊", OK, gets=Page(400), arrives="", why="refused requests"),
@@ -157,7 +157,7 @@ ANSWERS = [
     *(Exchange(f"the server's last answer, {option}", GET, _ok(f"Connection: {option}"), server=END) for option in ("close", "Close", "close, TE")),
     Exchange("fields of the connection", GET, _ok("Connection: keep-alive", "Keep-Alive: timeout=5, max=100")),
     Exchange("an answer before its request is whole", POST + "Content-Length: 4000\n\nhello", _ok("Connection: close", status="413 Content Too Large"), server=END),
-    # what is mended
+    # what the gate normalizes
     Exchange("an empty line before an answer", GET, "\n" + OK, gets=OK, why="empty lines"),
     Exchange("lines with bare LF", GET, "HTTP/1.1 200 OK␊Content-Length: 4␊␊page", gets=OK, why="line ends"),
     Exchange("chunks with bare LF", GET, CHUNKED[: CHUNKED.index("\n\n") + 2] + "4␊page␊0␊␊", gets=CHUNKED, why="line ends"),
@@ -174,7 +174,7 @@ ANSWERS = [
     Exchange("a folded trailer", GET, CHUNKED[:-1] + "X: y\n\t z\n\n", gets=CHUNKED[:-1] + "X: y z\n\n", why="folded lines"),
     Exchange("a trailer that frames", GET, CHUNKED[:-1] + "Content-Length: 7\nX: y\n\n", gets=CHUNKED[:-1] + "X: y\n\n", why="chunks"),
     Exchange("an empty line behind a body", GET, OK + "\n", gets=OK, why="empty lines"),
-    # what can't be
+    # what the gate answers with 502
     Exchange("a field's name with a blank in it", GET, _ok("X y: z"), gets=Page(502), why="unreadable answers", server=END),
     Exchange("a field's name with other signs", GET, _ok("X[y]: z"), gets=Page(502), why="unreadable answers", server=END),
     Exchange("chunks twice", GET, CHUNKED.replace("chunked", "chunked, chunked"), gets=Page(502), why="unreadable answers", server=END),
@@ -189,7 +189,7 @@ ANSWERS = [
     Exchange("no answer", GET, "", gets=Page(502), why="no answer", server=END),
     Exchange("no answer but a reset", GET, "", gets=Page(502), why="no answer", server=RESET),
     Exchange("half a head", GET, "HTTP/1.1 200 OK\nX: y\n", gets=Page(502), why="no answer", server=END),
-    # what breaks off
+    # bodies that break off
     Exchange("a body that ends early", GET, EARLY, why="cuts", server=END, ends=RESET),
     Exchange("a body that is reset", GET, EARLY, server=RESET, ends=RESET),
     Exchange("a body of 100 KB that ends early", GET, "HTTP/1.1 200 OK\nContent-Length: 200000\n\n" + "x" * 100_000, why="cuts", server=END, ends=RESET),

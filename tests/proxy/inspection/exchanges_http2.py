@@ -67,15 +67,15 @@ EXCHANGES = [
     Exchange("an answer that is cancelled", reset=8),
     Exchange("not modified, with the length that it would have", answer=ok(("content-length", "40"), status="304"), content=b""),
     Exchange("an early hint with a length", informational=(ok(("content-length", "0"), status="103"),), gets=ok(), why="one length"),
-    # lengths that agree are one, and none where there is no body
+    # equal lengths become one, and none where there is no body
     Exchange("no content, with a length", answer=ok(("content-length", "0"), status="204"), content=b"", gets=ok(status="204"), why="one length"),
     Exchange("one length twice", answer=ok(("content-length", "4"), ("content-length", "4")), gets=ok(("content-length", "4")), why="one length"),
     Exchange("a length with zeros before it", answer=ok(("content-length", "004")), gets=ok(("content-length", "4")), why="one length"),
-    # blanks are taken off, on both sides
+    # whitespace around values is stripped, on both sides
     Exchange("blanks around a value", (("x", " \ty "),), arrives=(("x", "y"),), why="blanks"),
     Exchange("blanks around a value in an answer", answer=ok(("x", " \ty ")), gets=ok(("x", "y")), why="blanks"),
     Exchange("leave that is asked for", (("expect", "100-continue"),), b"hello", method="POST", arrives=(), why="leave to send"),
-    # what is malformed costs its own stream
+    # a malformed message ends only its own stream
     Exchange("a field of the connection", (("connection", "close"),), gets=REFUSED, why="refused requests"),
     Exchange("upper case in a name", (("X", "y"),), gets=REFUSED, why="refused requests"),
     Exchange("a line break in a value", (("x", "a\r\nb: c"),), gets=REFUSED, why="refused requests"),

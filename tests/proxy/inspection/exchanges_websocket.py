@@ -99,7 +99,7 @@ EXCHANGES = [
     Exchange("a mask of nothing", up(b"hello", mask=bytes(4))),
     Exchange("a mask that makes a request of a message", up(b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", mask=bytes(4))),
     Exchange("a server that masks its frames", b"", up(b"hello"), ends_first=SERVER),
-    # what the handshakes say
+    # handshake fields
     Exchange("a subprotocol", offered=("Sec-WebSocket-Protocol: chat, superchat",), agreed=("Sec-WebSocket-Protocol: chat",)),
     Exchange("fields of the application's", offered=("Origin: https://a.example", "Cookie: a=b", "Authorization: Bearer x"), agreed=("Set-Cookie: a=b", "X: y")),
     # compression and other extensions
@@ -109,7 +109,7 @@ EXCHANGES = [
     _both("packed and plain messages", (b"\xf2\x48\xcd\xc9\xc9\x07\x00", FIN | 0x40 | TEXT), (b"x", FIN | TEXT), extensions=_DEFLATE),
     _both("an opcode of an extension's", (b"x", FIN | 0x3), extensions="x-odd"),
     _both("all bits of an extension's", (b"x", FIN | 0x70 | TEXT), extensions="x-odd"),
-    # what is no frame of a client's ends it; a server's bytes are passed on as they are
+    # an invalid client frame ends the WebSocket; bytes of the server are relayed unchanged
     Exchange("a packed message without an extension", up(b"x", FIN | 0x40 | TEXT), arrives=b"", why="frames"),
     Exchange("an opcode that there isn't", up(b"x", FIN | 0x3), arrives=b"", why="frames"),
     Exchange("a client that doesn't mask", down(b"hello"), arrives=b"", why="frames"),

@@ -13,26 +13,26 @@ from typing import NamedTuple
 
 
 class Refused(NamedTuple):
-    """It ends with a page of ours, and nothing of it leaves."""
+    """Answered with a page of the gate; nothing is sent to the origin."""
 
     reason: str = "ambiguous_request"
     status: int = 400
 
 
 class Forwarded(NamedTuple):
-    """It arrives like this and in no other way; the next request is decided by itself."""
+    """Arrives at the origin exactly like this; the next request is decided by itself."""
 
     arrives: str
 
 
 class Broken(NamedTuple):
-    """Its head is decided and leaves; its body breaks off here, with a reset, and nothing more of it leaves."""
+    """The head is allowed and sent; the body is cut here with a reset, and no more is sent."""
 
     arrives: str
 
 
 class Unfinished(NamedTuple):
-    """The client ends in the middle of the body: no more than this leaves, and a reset."""
+    """The client ends within the body: at most this is sent, followed by a reset."""
 
     arrives: str
 
@@ -53,7 +53,7 @@ NOT_A_NAME = Refused("invalid_name", 403)
 
 
 def raw(text, host):
-    """Return what a row of the table stands for."""
+    """Return the bytes of a row in the notation above."""
     return text.replace("HOST", host).replace("\n", "\r\n").replace("␊", "\n").encode("latin-1")
 
 

@@ -1,4 +1,4 @@
-"""The corpus, continued: HTTP/2 that becomes HTTP/1 on its way (Kettle 2021; RFC 9113 section 8).
+"""Corpus of HTTP/2 requests that the gate translates to HTTP/1 (Kettle 2021; RFC 9113 section 8).
 
 A row is what replaces or joins the usual head of `POST /`, the frames of its body, trailers, and what may arrive at an
 HTTP/1 origin, in the notation of `smuggling`. `None` takes a pseudo-header away.
@@ -10,7 +10,7 @@ from tests.proxy.inspection.smuggling import SIZE, SMUGGLED, Forwarded, Refused,
 
 
 class AtMost(NamedTuple):
-    """It was decided by its head; no more than this of it leaves."""
+    """Allowed by its head; at most this is sent."""
 
     arrives: str
 

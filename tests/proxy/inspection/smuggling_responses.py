@@ -1,4 +1,4 @@
-"""The corpus, continued: responses, as a hostile or broken server sends them, and what the client gets of each.
+"""Corpus of HTTP/1 responses of hostile or broken servers, and what the client receives of each.
 
 In the notation of `smuggling`. The client asks for `/` and then, on the same connection, for `/next`, which is answered with
 `next`: so it tells whether gate and client found the same end. Sources: RFC 9110 and 9112; response splitting (Klein 2004),
@@ -9,23 +9,23 @@ from typing import NamedTuple
 
 
 class Passed(NamedTuple):
-    """The client gets this, and then the next response."""
+    """The client receives this, then the next response."""
 
     gets: str
 
 
 class PassedAndEnded(NamedTuple):
-    """The client gets this, and the connection's end is the body's."""
+    """The client receives this, and the end of the connection ends the body."""
 
     gets: str
 
 
 class Failed(NamedTuple):
-    """The client gets a page of ours with 502, and nothing of the response."""
+    """The client receives a 502 page of the gate, and nothing of the response."""
 
 
 class Cut(NamedTuple):
-    """The client gets at most this, and a reset: not an end."""
+    """The client receives at most this, then a reset."""
 
     gets: str
 
@@ -57,7 +57,7 @@ CASES = [
     Case("a body until the end, HTTP/1.0", "RFC 9112 6.3", "HTTP/1.0 200 OK\n\npage", PassedAndEnded("HTTP/1.0 200 OK\n\npage")),
     Case("no reason", "RFC 9112 4", "HTTP/1.1 200\nContent-Length: 4\n\npage", Passed("HTTP/1.1 200 \nContent-Length: 4\n\npage")),
     Case("lines with bare LF", "RFC 9112 2.2", "HTTP/1.1 200 OK␊Content-Length: 4␊␊page", Passed(_PAGE + "page")),
-    # what a proxy mends: its client has one reading of it
+    # what the gate normalizes, so that the client has one reading
     *_rows("RFC 9112 6.3, 5.1, 5.2", Passed(_CHUNKED + "4\npage\n0\n\n"), _OK + "%\n\n4\npage\n0\n\n", [
         ("CL and TE", "Content-Length: 4\nTransfer-Encoding: chunked"),
         ("TE and CL", "Transfer-Encoding: chunked\nContent-Length: 4"),
@@ -152,7 +152,7 @@ CASES = [
         ("Transfer-Encoding as a trailer", "Transfer-Encoding"),
         ("Connection as a trailer", "Connection"),
     ]),
-    # what has no body
+    # responses without a body
     Case("204", "RFC 9112 6.3", "HTTP/1.1 204 No Content\n\n", Passed("HTTP/1.1 204 No Content\n\n")),
     Case("204 with a length", "RFC 9110 8.6", "HTTP/1.1 204 No Content\nContent-Length: 0\n\n", Passed("HTTP/1.1 204 No Content\n\n")),
     Case("204 with a body", "RFC 9112 6.3", "HTTP/1.1 204 No Content\nContent-Length: 42\n\n" + _OTHER, Passed("HTTP/1.1 204 No Content\n\n")),
@@ -162,7 +162,7 @@ CASES = [
     Case("HEAD", "RFC 9112 6.3", _OK + "Content-Length: 40\n\n", Passed(_OK + "Content-Length: 40\n\n"), "HEAD"),
     Case("HEAD that would be in chunks", "RFC 9112 6.3", _CHUNKED, Passed(_CHUNKED), "HEAD"),
     Case("HEAD with a response for a body", "Kettle 2021", _OK + "Content-Length: 42\n\n" + _OTHER, Passed(_OK + "Content-Length: 42\n\n"), "HEAD"),
-    # what comes before and behind
+    # informational responses, and bytes behind a response
     Case("102 and 103 before", "RFC 9110 15.2", _HINTS + _PAGE + "page", Passed(_HINTS + _PAGE + "page")),
     Case("a 100 with a length", "RFC 9110 8.6", "HTTP/1.1 100 Continue\nContent-Length: 4\n\n" + _PAGE + "page", Passed(_LEAVE + _PAGE + "page")),
     Case("a 103 in chunks", "RFC 9112 6.1", "HTTP/1.1 103 Early Hints\nTransfer-Encoding: chunked\nLink: </x>\n\n" + _PAGE + "page", Passed("HTTP/1.1 103 Early Hints\nLink: </x>\n\n" + _PAGE + "page")),

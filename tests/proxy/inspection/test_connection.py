@@ -32,7 +32,7 @@ from tests.support.waiting import wait_until
 
 
 def test_pipelined_refusals_to_a_client_that_does_not_read_are_bounded(gate, origins):
-    """It asks and doesn't read the answers: then it isn't read either."""
+    """A client that does not read its responses is not read from either."""
     site = make_site(gate, origins.web("good.example", tls=False), tls=False, http="{methods: [PUT]}")
     one = f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
     before = resident_memory()
@@ -97,7 +97,7 @@ def test_server_sent_events_arrive_one_by_one(gate, origins):
     client.sock = site.connect()
     client.request("GET", "/events")
     response = client.getresponse()
-    for number in range(3):  # the next one is sent when this one has come
+    for number in range(3):  # the server sends the next event when this one has arrived
         assert response.read1(100) == b"data: %d\n\n" % number
         seen.release()
     assert response.read() == b""
@@ -134,7 +134,7 @@ def test_open_and_late_connections_are_reset_when_inspection_closes(gate, origin
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_slow_client_receives_the_whole_response(gate, origins, tls):
-    """What it didn't take at first goes out little by little, and more is fetched in time."""
+    """The gate sends what the client did not take at first in pieces, and then reads more."""
     size = 24 * MIB  # more than the kernel's buffers
     site = make_site(gate, origins.web("good.example", tls=tls), tls=tls)
     with site.connect() as connection:
@@ -164,7 +164,7 @@ def test_slow_server_receives_the_whole_upload(gate, origins):
 
 
 def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkeypatch):
-    """They wait behind one that is slow, and are all there when it is answered: everybody else would wait for them."""
+    """They wait behind a slow request and are decided over several turns, so that other connections get theirs."""
     slow = threading.Event()
 
     def answer(connection, _head):
@@ -205,7 +205,7 @@ def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkey
 @pytest.mark.parametrize("slices", [None, 0.0], ids=["turns as they are", "a turn for each piece of work"])
 @pytest.mark.parametrize("answers", ["the gate", "the server"])
 def test_request_behind_an_early_answer_is_never_decided(gate, origins, monkeypatch, answers, slices):
-    """Where its body ends, the client's next request would begin; but the connection is to end with the answer."""
+    """Its body is followed by another request, but the connection ends with the early answer."""
     if slices is not None:
         monkeypatch.setattr("proxy.inspection.connection.SLICE", slices)
 
@@ -273,7 +273,7 @@ def short_head_timeout(gate, monkeypatch):
 
 
 def drip(connection, data):
-    """Send a byte at a time until the end, or until nobody takes any more; returns how many."""
+    """Send byte by byte until all is sent or the connection ends; returns the number of bytes."""
     sent = 0
     with contextlib.suppress(OSError):
         for byte in data:
@@ -323,7 +323,7 @@ def test_unfinished_tls_handshake_is_ended_by_the_head_timeout(short_head_timeou
 
 
 def test_head_timeout_does_not_apply_to_a_decided_request(short_head_timeout, origins):
-    """An upload in drips, a long poll, a connection that is kept, and a head in two pieces."""
+    """A dripped upload, a long poll, an idle persistent connection, and a head in two pieces."""
 
     def answer(connection, head):
         if b"Content-Length: 3" in head:
@@ -395,7 +395,7 @@ STALLS = {
 @pytest.mark.usefixtures("frequent_ticks")
 @pytest.mark.parametrize("what", STALLS)
 def test_stalled_transfer_is_reset_by_the_idle_timeout(gate, origins, what):
-    """A reset for both sides: none of them has all of it."""
+    """Both sides are reset, because neither has received everything."""
     sent, answered = STALLS[what]
     site = make_site(gate, origins.web("good.example", tls=False), tls=False, idle=HEAD_TIMEOUT_IN_TEST)
     with site.connect() as connection:
@@ -409,7 +409,7 @@ def test_stalled_transfer_is_reset_by_the_idle_timeout(gate, origins, what):
 
 
 def test_stalled_http2_stream_does_not_end_the_others(gate, origins):
-    """Its connection goes on as long as others' bytes come; what it holds is bounded by its window."""
+    """The connection stays open while other streams transfer; the stalled stream buffers at most its window."""
     client = Client(make_site(gate, origins.web("good.example"), idle=2 * HEAD_TIMEOUT_IN_TEST))
     client.request("/upload", "POST", end=False)
     for _ in range(6):
@@ -462,7 +462,7 @@ def test_silent_client_without_alpn_is_told_to_use_splice(gate, greeting_origin,
 
 
 def test_client_whose_first_bytes_wait_is_not_refused_as_silent():
-    """What it said waits for another turn, when the time is looked at."""
+    """Its bytes wait for another turn when the timeout is checked."""
     refused = []
     client = ClientEnd(WebOrigin(HostName("good.example"), 443, tls=True))
     client.codec = FrontHttp1(tls=True)
@@ -476,14 +476,14 @@ def test_client_whose_first_bytes_wait_is_not_refused_as_silent():
 
 @pytest.mark.usefixtures("frequent_ticks")
 def test_client_with_alpn_or_an_earlier_request_may_be_silent(gate, origins, monkeypatch):
-    """Browsers and pools connect ahead of what they will ask; they say so with ALPN. So does who has asked before."""
+    """Browsers and pools connect ahead with ALPN; a client that has sent a request may be silent as well."""
     monkeypatch.setattr(inspected, "SILENCE", 0.0)
     site = make_site(gate, origins.web("good.example"))
     ask = f"GET /echo HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
     with site.connect() as ahead, site.connect(alpn=()) as used:
         used.sendall(ask)
         assert used.recv(12) == b"HTTP/1.1 200"
-        time.sleep(0.5)  # some rounds of the engine's
+        time.sleep(0.5)  # several ticks of the engine
         ahead.sendall(ask)
         assert ahead.recv(12) == b"HTTP/1.1 200"
     assert [outcome for _, _, outcome, _ in gate.decided()] == ["passed", "passed"]

@@ -1,4 +1,4 @@
-"""What one sandbox's connections keep together is bounded, however many there are and whatever they leave unread."""
+"""The buffers of all connections of a sandbox stay within one quota, whatever clients leave unread."""
 
 import contextlib
 import select
@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 
 
 class FakeConnection:
-    """A connection that keeps so much."""
+    """A connection that reports this many buffered bytes."""
 
     def __init__(self, kept=0):
         self.kept, self.truly, self.ended = 0, kept, False
@@ -34,7 +34,7 @@ class FakeConnection:
 
 
 def client_without_credit(site):
-    """A client that lets nothing of a body come."""
+    """A client that gives no credit for bodies."""
     client = Client(site)
     client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
     client.flush()
@@ -48,7 +48,7 @@ def test_connection_with_the_most_buffered_bytes_is_ended():
         made.note(one, one.truly)
     assert made.kept == 100
     assert not any(one.ended for one in keepers)
-    keepers[2].truly = 0  # its socket has taken it
+    keepers[2].truly = 0  # its socket has accepted the bytes
     made.note(keepers[4], 5)
     assert [one.ended for one in keepers] == [False, True, False, False, False]
     assert made.kept == 45
@@ -57,7 +57,7 @@ def test_connection_with_the_most_buffered_bytes_is_ended():
 
 
 def test_buffers_of_clients_that_do_not_read_stay_within_the_quota(gate, origins):
-    """Without the account each of these connections keeps 16 MB; a task may have thousands."""
+    """Without the quota each of these connections would buffer 16 MB; a task may have thousands."""
     site = make_site(gate, origins.web("good.example", tls=True))
     clients = []
     for _ in range(6):
@@ -67,12 +67,12 @@ def test_buffers_of_clients_that_do_not_read_stay_within_the_quota(gate, origins
     least = connection_ends.TIGHT
     wait_until(lambda: gate.inspection._engine.memory_quota.kept > least)
     settled, last = 0, -1
-    while settled < 5:  # until nothing more comes
+    while settled < 5:  # until the buffers stop growing
         time.sleep(0.1)
         kept = gate.inspection._engine.memory_quota.kept
         settled, last = (settled + 1 if kept == last else 0), kept
     assert last < 2 * connection_ends.TIGHT
-    # who reads now gets all of it
+    # a client that reads now receives everything
     reader = clients[0]
     reader.h2.increment_flow_control_window(16000000)
     reader.h2.increment_flow_control_window(16000000, 1)
@@ -88,16 +88,16 @@ def test_connections_beyond_the_quota_are_ended_and_recorded(gate, origins, monk
     site = make_site(gate, origins.web("good.example", tls=True))
     clients = [client_without_credit(site) for _ in range(4)]
     for client in clients:
-        for _ in range(100):  # each takes something by itself, though it asks for nothing
+        for _ in range(100):  # each open request takes memory, although no body arrives
             client.request("/slow/1/100", more=[("x-much", "a" * 1000)])
     assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
-    wait_until(lambda: gate.inspection._engine.memory_quota.kept <= 4 * MIB)  # several may have to end for that
+    wait_until(lambda: gate.inspection._engine.memory_quota.kept <= 4 * MIB)  # several connections may have to end
     for client in clients:
         client.close()
 
 
 def test_small_http2_pieces_are_buffered_without_overhead():
-    """Each piece by itself would be eighty times that."""
+    """One object per piece would take eighty times as much."""
     made = Leaving(h2.config.H2Configuration(client_side=False), MIB, MIB)
     made.initiate_connection()
     client = h2.connection.H2Connection()
@@ -106,7 +106,7 @@ def test_small_http2_pieces_are_buffered_without_overhead():
     made.receive_data(client.data_to_send())
     client.receive_data(made.data_to_send())
     made.send_headers(1, [(":status", "200")])
-    made.send_data(1, bytes(65535))  # all that the client has room for
+    made.send_data(1, bytes(65535))  # fills the window of the client
     text = bytes(range(256)) * 100
     for byte in text:
         made.send_data(1, bytes([byte]))
@@ -145,7 +145,7 @@ def test_small_pieces_for_a_full_socket_are_buffered_as_one():
 
 
 class Watcher:
-    """A poller and an owner that nobody needs."""
+    """Stands in for a poller and an owner."""
 
     def watch(self, *_):
         pass
@@ -154,7 +154,7 @@ class Watcher:
 
 
 class Nowhere:
-    """A dial that goes on and on."""
+    """A dial that never ends."""
 
     def take(self):
         return None
@@ -164,7 +164,7 @@ class Nowhere:
 
 
 def upload_http1(site, most):
-    """Upload for as long as it is taken; returns how many bytes were."""
+    """Upload until the connection stops accepting; returns the number of bytes."""
     sent = 0
     with site.connect() as connection, contextlib.suppress(OSError):
         connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {2 * most}\r\n\r\n".encode())
@@ -194,5 +194,5 @@ def test_upload_waits_at_its_client_while_the_server_is_dialed(gate, origins, mo
     site = make_site(gate, origins.web("good.example", tls=True))
     dialled = []
     monkeypatch.setattr(Dialer, "connect", lambda *what, **_: dialled.append(what) or Nowhere())
-    assert upload(site, 32 * MIB) < 16 * MIB  # what sockets and windows take
+    assert upload(site, 32 * MIB) < 16 * MIB  # what sockets and windows hold
     assert dialled

@@ -1,4 +1,4 @@
-"""A cut is passed on as a cut, and everything that came before it is delivered first (invariant 12)."""
+"""Cut connections: the cut reaches the other side as a cut, after all bytes before it (invariant 12)."""
 
 import contextlib
 import fcntl
@@ -15,23 +15,23 @@ from tests.proxy.inspection.clients import Client, read_until
 from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.support.waiting import wait_until
 
-DECLARED = 5_000_000  # bytes that every answer here says it has
+DECLARED = 5_000_000  # Content-Length of every answer in this module
 
 
 def _reset(connection):
-    """A reset, once everything has arrived: what its own kernel still has is lost, with a gate or without."""
+    """Reset after all bytes have arrived, because a reset discards what is still in the kernel buffer."""
     wait_until(lambda: fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)) == bytes(4))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     socket.socket(fileno=connection.detach()).close()
 
 
 def _end(connection):
-    """The end of TCP alone: over TLS without a close_notify."""
+    """End TCP alone, over TLS without a close_notify."""
     socket.socket(fileno=connection.detach()).close()
 
 
 def _farewell(connection):
-    """An end in good order, over TLS with its close_notify: often in one piece with the last bytes."""
+    """End in order, over TLS with a close_notify, which often arrives in one piece with the last bytes."""
     if isinstance(connection, ssl.SSLSocket):
         with contextlib.suppress(OSError, ValueError):
             connection.unwrap()
@@ -42,7 +42,7 @@ ENDS = {"with a farewell": _farewell, "without": _end, "with a reset": _reset}
 
 
 class EarlyEndLab:
-    """A server that answers with less than its head declares."""
+    """A server that sends less than its Content-Length."""
 
     def __init__(self, directory, origins, *, tls):
         self.gate = GateLab(directory, origins)
@@ -64,7 +64,7 @@ def early_end(request, tmp_path_factory, origins):
 
 
 def received(connection, *, late=False):
-    """Return how many bytes of a body came, and whether they ended with a reset."""
+    """Return the number of body bytes, and whether the connection ended with a reset."""
     head = read_until(connection, b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
     time.sleep(0.3 if late else 0)
@@ -92,7 +92,7 @@ def test_bytes_before_a_server_cut_are_delivered(early_end, size, end):
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_client_that_reads_late_receives_the_bytes_before_a_cut(early_end, end):
-    """More than the client's socket takes at first: a reset discards what is unsent in the gate's."""
+    """The body exceeds the socket buffer of the client, and a reset would discard what is unsent."""
     early_end.size, early_end.end = 4_000_000, end
     with early_end.site.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
@@ -114,7 +114,7 @@ def test_upload_bytes_before_a_client_cut_are_delivered(gate, origins, tls, end)
 
     site = make_site(gate, origins.script(answer, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
     connection = site.connect()
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or its own kernel may lose the last bytes
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise its kernel may discard the last bytes
     connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {DECLARED}\r\n\r\n".encode())
     wait_until(lambda: came)
     connection.sendall(bytes(1000))
@@ -125,7 +125,7 @@ def test_upload_bytes_before_a_client_cut_are_delivered(gate, origins, tls, end)
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_http2_client_receives_the_bytes_before_a_server_cut(gate, origins, end):
-    """What has no credit yet waits in the gate, and the stream's reset behind it."""
+    """Bytes without credit wait in the gate, followed by the reset of the stream."""
 
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % DECLARED + bytes(80_000))
@@ -134,7 +134,7 @@ def test_http2_client_receives_the_bytes_before_a_server_cut(gate, origins, end)
 
     client = Client(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])))
     stream = client.request("/")
-    while body_of(client) < 65_535:  # all that it has given credit for
+    while body_of(client) < 65_535:  # the initial window
         client.read()
     client.h2.increment_flow_control_window(80_000)
     client.h2.increment_flow_control_window(80_000, stream)

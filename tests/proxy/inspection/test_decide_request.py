@@ -82,7 +82,7 @@ def test_http2_client_is_served_by_an_http1_server(gate, web):
     status, out, err = site.curl("/echo", "--http2", "--data", "abc", "-H", "Transfer-Encoding:")
     assert (status, err) == (0, "")
     assert (json.loads(out)["version"], json.loads(out)["body"]["size"]) == ("1.1", 3)
-    # from now on it is known, and HTTP/1.1 is spoken on both sides, on one connection
+    # the gate knows the server now, so both sides use HTTP/1.1 on one connection
     before = origin.connections
     status, out, _ = site.curl("/[1-5]", "--http2", "-w", "%{http_version} ", "-o", os.devnull)
     assert out == b"1.1 " * 5
@@ -255,11 +255,11 @@ def test_host_is_forwarded_as_written_where_it_is_unambiguous(gate, web, sent, f
 
 @pytest.mark.parametrize(("method", "expected"), [("GET", 200), ("POST", 502)])
 def test_only_idempotent_request_is_retried_when_its_connection_ends(gate, origins, method, expected):
-    """Our client can't know that; only what may be repeated is asked again."""
+    """The client cannot know that; the gate repeats only idempotent requests."""
 
     def answer(connection, head):
         if len(origin.requests) == 2:
-            return False  # the end comes just as the request does
+            return False  # the connection ends as the request arrives
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         return True
 
@@ -298,7 +298,7 @@ def test_request_to_an_address_must_name_that_address(gate, origins):
 
 
 def test_http2_without_tls_is_refused_with_a_goaway(gate, web):
-    """No settings, and a GOAWAY with HTTP_1_1_REQUIRED and a sentence; the request behind it is not read."""
+    """The gate sends a GOAWAY with HTTP_1_1_REQUIRED and a sentence, no settings, and does not read the request."""
     origin = web(tls=False)
     site = make_site(gate, origin, tls=False)
     client = h2.connection.H2Connection(h2.config.H2Configuration())
@@ -404,7 +404,7 @@ def head(line, *fields, body=""):
     return "\n".join([line, "Host: HOST", "Connection: close", *fields, *size, "", body])
 
 
-# The rule's `http`, a request, and what is decided
+# The `http` of the rule, the request, and the expected outcome and reason
 CASES = {
     "query": ("{query: {page: ['1*']}}", head("GET /echo?page=12 HTTP/1.1"), "passed rule"),
     "another query": ("{query: {page: ['1*']}}", head("GET /echo?page=2 HTTP/1.1"), "blocked no_rule"),
@@ -515,7 +515,7 @@ RULES = """[
 ]"""
 PASSED, DENIED, UNREADABLE = "passed rule t:all", "blocked rule t:private", "blocked ambiguous_request"
 ELSEWHERE = "blocked name_mismatch"
-# A request line, its Destination, and what is decided
+# Request line, Destination, and the expected decision
 DESTINATIONS = {
     "a path": ("MOVE /echo", "/echo2", PASSED),
     "a URL": ("COPY /echo", "http://HOST/echo2", PASSED),

@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs/reference/clients.md"
 
 
 class Server:
-    """Answers what a row says once the bytes have come that it is told to expect, and then the next request."""
+    """Sends the answer of a row once the expected bytes have arrived, then answers the next request."""
 
     def __init__(self, context):
         self._context = context
@@ -80,7 +80,7 @@ def finish(connection, end):
 
 
 def received(connection):
-    """Return all that comes, and how it ends."""
+    """Return all bytes received and how the connection ended."""
     data = b""
     try:
         while piece := connection.recv(65536):
@@ -93,7 +93,7 @@ def received(connection):
 
 
 class ExchangeLab:
-    """One server, one gate before it, and the way past that."""
+    """A server, a gate in front of it, and direct connections to the server."""
 
     def __init__(self, directory, origins, *, tls):
         self.gate = GateLab(directory, origins)
@@ -102,7 +102,7 @@ class ExchangeLab:
         self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
 
     def connect(self):
-        """Connect to the server itself."""
+        """Connect to the server directly."""
         connection = socket.create_connection(("127.0.0.1", self.server.port), 10)
         return self._context.wrap_socket(connection, server_hostname="good.example") if self.site.tls else connection
 
@@ -111,7 +111,7 @@ class ExchangeLab:
         return raw(text.replace("PORT", str(self.server.port)).replace("SCHEME", scheme), self.site.host)
 
     def run(self, connect, row, expected, *, more):
-        """Return what the client receives, how that ends, and what the server received."""
+        """Return the bytes of the client, how its connection ended, and the bytes of the server."""
         server = self.server
         server.expected, server.answer, server.end, server.came = expected, self.raw(row.answer), row.server, b""
         with connect() as connection:
@@ -122,7 +122,7 @@ class ExchangeLab:
 
 
 def goes_on(row):
-    """Whether another request follows on the client's connection."""
+    """Return whether another request follows on the connection of the client."""
     return not (row.server or row.half)
 
 
@@ -149,7 +149,7 @@ def test_http1_exchange_is_unchanged_except_as_documented(labs, row, tls):
     assert without == (answer + (NEXT_ANSWER if more else b""), row.server or END, request)
 
     arrives = request if row.arrives is None else lab.raw(row.arrives)
-    more = more or row.gets == Page(502)  # the client's connection is none the worse
+    more = more or row.gets == Page(502)  # the connection of the client stays usable
     got, ended, came = lab.run(lab.site.connect, row, arrives, more=more)
     behind = NEXT_ANSWER if more else b""
     assert came == arrives
@@ -164,13 +164,13 @@ def test_http1_exchange_is_unchanged_except_as_documented(labs, row, tls):
 
 
 def documented():
-    """Return what the docs say that the gate changes."""
+    """Return the changes that the docs list."""
     section = DOCS.read_text().partition("## What the gate changes\n")[2].partition("\n## ")[0]
     return set(re.findall(r"^\| \*\*(.+?)\*\* \|", section, re.MULTILINE))
 
 
 def differs(row):
-    """Whether anything is another with the gate."""
+    """Return whether the row differs with the gate."""
     return row.gets is not None or row.arrives is not None or row.ends != (row.server or END)
 
 

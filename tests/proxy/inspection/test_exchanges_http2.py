@@ -19,7 +19,7 @@ from tests.proxy.inspection.test_exchanges import documented, finish
 
 @dataclass
 class Received:
-    """What one side receives on a stream."""
+    """The events that one side received on a stream."""
 
     informational: list = field(default_factory=list)
     head: tuple = ()
@@ -44,7 +44,7 @@ class Received:
 
 
 class Peer(h2.connection.H2Connection):
-    """A side that doesn't hold a length against the body: h2 takes that of a 304 for one."""
+    """An h2 connection without the check of Content-Length, which h2 also applies to a 304."""
 
     def _begin_new_stream(self, *arguments, **named):
         stream = super()._begin_new_stream(*arguments, **named)
@@ -53,7 +53,7 @@ class Peer(h2.connection.H2Connection):
 
 
 def peer(*, client):
-    """Return an HTTP/2 side that sends and takes whatever it is told to."""
+    """Return an HTTP/2 connection that validates nothing."""
     config = h2.config.H2Configuration(
         client_side=client, header_encoding="latin-1", validate_outbound_headers=False, validate_inbound_headers=False,
         normalize_outbound_headers=False, normalize_inbound_headers=False,
@@ -64,7 +64,7 @@ def peer(*, client):
 
 
 def receive(side, data, heard):
-    """Return what comes in a piece, and give credit for it."""
+    """Yield the events of received data, and give credit for it."""
     for event in side.receive_data(data):
         if getattr(event, "stream_id", 1) in (0, 1):
             heard.hear(event)
@@ -78,7 +78,7 @@ def encoded(fields):
 
 
 class Sender:
-    """Sends a message in pieces, as there is credit."""
+    """Sends a message in pieces as credit allows."""
 
     def __init__(self, side, stream, body, trailers, reset=None):
         self.side, self.stream, self.body, self.trailers, self.reset = side, stream, body, trailers, reset
@@ -100,7 +100,7 @@ class Sender:
 
 
 class Http2ExchangeLab:
-    """One server, one gate before it, and the way past that."""
+    """A server, a gate in front of it, and direct connections to the server."""
 
     def __init__(self, directory, origins):
         self.gate = GateLab(directory, origins)
@@ -111,7 +111,7 @@ class Http2ExchangeLab:
         self._context.set_alpn_protocols(["h2"])
 
     def connect(self):
-        """Connect to the server itself."""
+        """Connect to the server directly."""
         connection = socket.create_connection(("127.0.0.1", self.origin.port), 10)
         return self._context.wrap_socket(connection, server_hostname="good.example")
 
@@ -176,7 +176,7 @@ def test_http2_exchange_is_unchanged_except_as_documented(lab, row):
         assert (got.head[0], arrived.head) == ((":status", "400"), ())
         return
     arrives = row.fields if row.arrives is None else row.arrives
-    assert sorted(arrived.head[:4]) == sorted(lab.pseudo(row))  # they have no order of their own
+    assert sorted(arrived.head[:4]) == sorted(lab.pseudo(row))  # their order does not matter
     assert arrived.head[4:] == arrives
     assert (arrived.body, arrived.trailers) == (row.body, row.trailers)
     if row.gets is not None and dict(row.gets)[":status"] == "502":
@@ -193,7 +193,7 @@ OF_CONNECTIONS = {"connection", "keep-alive", "proxy-connection", "upgrade", "tr
 
 
 class Http1ServerLab(Http2ExchangeLab):
-    """A gate between a client of HTTP/2 and a server of HTTP/1.1."""
+    """A gate between an HTTP/2 client and an HTTP/1.1 server."""
 
     def __init__(self, directory, origins):
         self.gate = GateLab(directory, origins)
@@ -209,7 +209,7 @@ class Http1ServerLab(Http2ExchangeLab):
         return False
 
     def get(self, method):
-        """Return what the client receives; where the gate speaks HTTP/1.1 alone it would not be asked for HTTP/2."""
+        """Return what the client receives. Forgets known protocols first, so that the gate offers HTTP/2 again."""
         if (engine := self.gate.inspection._engine) is not None:
             engine.tls_contexts.known._only_http1.clear()
         side, got = peer(client=True), Received()
@@ -239,7 +239,7 @@ def http1_server_lab(tmp_path_factory, origins):
 
 
 def translated(text, method):
-    """Return what a client of HTTP/2 is to make of an answer in HTTP/1.1: heads, body, trailers."""
+    """Translate an HTTP/1.1 answer to the heads, body and trailers that an HTTP/2 client must receive."""
     heads, rest = [], text
     while not heads or heads[-1][0][1][0] == "1":
         head, _, rest = rest.partition("\r\n\r\n")

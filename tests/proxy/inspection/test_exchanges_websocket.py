@@ -20,7 +20,7 @@ def written(*lines):
 
 
 def exactly(connection, size):
-    """Read so many bytes, or what there is before the end."""
+    """Read `size` bytes, or fewer if the connection ends."""
     data = b""
     with contextlib.suppress(OSError):
         while len(data) < size and (piece := connection.recv(min(65536, size - len(data)))):
@@ -29,7 +29,7 @@ def exactly(connection, size):
 
 
 class WebSocketExchangeLab:
-    """One server, one gate before it, and the way past that."""
+    """A server, a gate in front of it, and direct connections to the server."""
 
     def __init__(self, directory, origins, *, tls):
         self.gate = GateLab(directory, origins)
@@ -39,7 +39,7 @@ class WebSocketExchangeLab:
         self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
 
     def connect(self):
-        """Connect to the server itself."""
+        """Connect to the server directly."""
         connection = socket.create_connection(("127.0.0.1", self.origin.port), 10)
         return self._context.wrap_socket(connection, server_hostname="good.example") if self.site.tls else connection
 
@@ -73,7 +73,7 @@ class WebSocketExchangeLab:
         done.set()
 
     def run(self, connect, row):
-        """Return what the client and the server receive, handshakes and all, and how the client's connection ends."""
+        """Return the bytes of client and server including handshakes, and how the connection of the client ended."""
         self.row, self.came, self.done = row, None, threading.Event()
         extensions = [f"Sec-WebSocket-Extensions: {row.extensions}"] if row.extensions else []
         hello = [

@@ -72,7 +72,7 @@ AFTER = {
 }
 
 
-# Hooks are found, and made to raise one by one, in this file, below; over TLS and without it takes turns
+# Hooks are found and tested one by one further below. Cases alternate between TLS and plain HTTP.
 @pytest.mark.parametrize(("number", "where"), list(enumerate([*BEFORE, *AFTER])))
 def test_exception_in_any_step_ends_the_connection(gate, origins, monkeypatch, number, where):
     tls_ = number % 2 == 0 or "tls" in where
@@ -108,7 +108,7 @@ def test_exception_in_an_http2_codec_ends_the_connection(gate, origins, monkeypa
 
 
 def test_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypatch):
-    """The hook is a coroutine then: nobody waits for it but us."""
+    """The hook is a coroutine then, which only our driver awaits."""
     origin = origins.web("good.example")
     site = make_site(gate, origin)
     gate.name()
@@ -134,7 +134,7 @@ def test_unknown_layer_command_ends_the_connection(gate, origins, monkeypatch):
 
 @pytest.mark.parametrize("name", ["evil.example", "good.example"])
 def test_router_cannot_dial_another_host_or_an_unchecked_address(gate, origins, monkeypatch, name):
-    """Not by its name, not without an address that was checked: a bug in the router is no way out."""
+    """A router with a bug can dial neither another name nor an unchecked address."""
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False)
 
@@ -263,7 +263,7 @@ def test_dial_for_a_client_that_left_is_canceled(gate, origins, monkeypatch):
     connection = socket.create_connection(("127.0.0.1", site.gate_port))
     connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
     wait_until(lambda: gate.events("request.decided"))
-    close_abruptly(connection)  # whoever ends its half alone may wait for the answer yet
+    close_abruptly(connection)  # a half-close would not do: such a client may still wait for the answer
     gate.wait_closed()
     wait_until(lambda: called_off)
     assert gate.events("request.completed")[0]["outcome"] == "failed"
@@ -310,7 +310,7 @@ def test_dial_error_decides_with_its_own_reason(gate, origins, monkeypatch):
 
 
 CODEC = {"receive", "receive_end", "next_event"}
-# What the router and the requests want of the connection
+# The driver methods that the router and the requests call
 DRIVER = {
     name
     for module in ("router", "stream", "pipeline", "websocket")
@@ -331,7 +331,7 @@ def classes():
 
 
 def is_hook(owner, name):
-    """Whether somebody else's code calls this method."""
+    """Return whether code of a library, the poller or a transport calls this method."""
     if name == "__init__":
         return False
     told = name in vars(TransportOwner) or name.startswith("state_")
@@ -361,7 +361,7 @@ ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def hook_lab(tmp_path_factory, origins):
-    """One gate, an origin of HTTP/2 and one of HTTP/1."""
+    """A gate with an HTTP/2 origin and an HTTP/1 origin."""
     gate = GateLab(tmp_path_factory.mktemp("world"), origins)
 
     def answer(connection, head):
@@ -442,7 +442,7 @@ def pushes(sites, ref="x"):
 
 
 def leaves(sites):
-    """Ends TLS before TCP."""
+    """End TLS before TCP."""
     site = sites["http1"]
     with site.connect() as connection:
         connection.sendall(f"POST /x HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 0\r\n\r\n".encode())
@@ -483,7 +483,7 @@ def test_hook_that_raises_ends_the_connection(hook_lab, monkeypatch, hook):
     assert gate.events("gate.error")[errors]["fault"]["detail"] == f"HookBug: {hook}"
     wait_until(lambda: Reason.GATE_ERROR in [closed.reason for closed in gate.closed[ended:]])
     passed = [e for e in gate.events("request.decided") if e["outcome"] == "passed"]
-    assert sum(len(site.origin.requests) for site in sites.values()) <= len(passed)  # none but those
+    assert sum(len(site.origin.requests) for site in sites.values()) <= len(passed)  # only allowed requests
 
 
 def test_scenarios_pass_when_no_hook_raises(hook_lab):

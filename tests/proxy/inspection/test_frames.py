@@ -1,4 +1,4 @@
-"""Floods of HTTP/2 frames that bring nothing, from clients and from servers: the connection ends, and no other notices."""
+"""Floods of HTTP/2 frames without progress, from clients and servers, end their own connection and no other."""
 
 import contextlib
 import ssl
@@ -26,14 +26,14 @@ MANY = 1500
 
 
 def frame(kind, payload=b"", stream=0, flags=0):
-    """A frame as RFC 9113 section 4.1 has it."""
+    """Return a frame in the format of RFC 9113 section 4.1."""
     return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
 
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 ONE = (1).to_bytes(4)
 
-FLOODS = {  # where the peer has stream 1 open, or half closed
+FLOODS = {  # sent while stream 1 is open or half-closed
     "SETTINGS, CVE-2019-9515": frame(SETTINGS) * MANY,
     "SETTINGS that change every window": b"".join(
         frame(SETTINGS, b"\0\x04" + (60000 + n).to_bytes(4)) for n in range(MANY)
@@ -54,7 +54,7 @@ FROM_CLIENTS = {
 }
 HUGE = frame(HEADERS, b"\x82" * 100_000, stream=3) + frame(CONTINUATION, b"\x82" * 100_000, stream=3)
 BOMB = frame(HEADERS, b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4000 + b"\xbe" * 30, stream=3, flags=4)
-HEADS = {  # of which no one is whole, or fits
+HEADS = {  # incomplete or oversized heads
     "CONTINUATION, VU#421644": frame(HEADERS, b"\x82", stream=3) + frame(CONTINUATION, b"\x82", stream=3) * MANY,
     "empty CONTINUATION": frame(HEADERS, stream=3) + frame(CONTINUATION, stream=3) * MANY,
     "CONTINUATION of any size": HUGE,
@@ -70,7 +70,7 @@ BY_H2 = {
 
 @pytest.fixture(scope="module")
 def busy_gate(tmp_path_factory, origins):
-    """A gate, an origin, and a client of it that is none of the others' business."""
+    """A gate, an origin, and a second client whose connection must stay open."""
     gate = GateLab(tmp_path_factory.mktemp("busy"), origins)
     origin = origins.web("good.example")
     site = make_site(gate, origin)
@@ -82,14 +82,14 @@ def busy_gate(tmp_path_factory, origins):
 
 @pytest.fixture(scope="module")
 def server_gate(tmp_path_factory, origins):
-    """A gate for one server after the other."""
+    """A gate that tests use with one server after another."""
     gate = GateLab(tmp_path_factory.mktemp("lonely"), origins)
     yield gate
     gate.close()
 
 
 def ended(client):
-    """The code that the gate ends a connection with."""
+    """Return the error code of the GOAWAY that ends the connection."""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         while not any(isinstance(event, h2.events.ConnectionTerminated) for event in client.events):
             client.read()
@@ -119,7 +119,7 @@ def test_client_frame_flood_ends_only_its_own_connection(busy_gate, flood):
 
 
 def test_withheld_credit_is_dropped_when_the_connection_is_over():
-    """What came before a flood waits for its server; h2 refuses to give credit for it on a connection that is over."""
+    """Data received before the flood waits for its server; h2 refuses credit on a closed connection."""
     site = WebOrigin(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
     front = http2.FrontHttp2(session, ClientEnd(site), lambda _stream: True)
@@ -141,7 +141,7 @@ def test_withheld_credit_is_dropped_when_the_connection_is_over():
     assert front.withheld == {}
 
 
-BREAKS = {  # CVE-2023-44487, and what makes us do it: CVE-2025-8671
+BREAKS = {  # client resets (CVE-2023-44487), and frames that make the gate reset (CVE-2025-8671)
     "rapid reset": lambda stream: frame(RST_STREAM, (8).to_bytes(4), stream),
     "a window that overflows": lambda stream: frame(WINDOW_UPDATE, (2**31 - 1).to_bytes(4), stream),
     "DATA behind the end": lambda stream: frame(DATA, b"x", stream),
@@ -174,7 +174,7 @@ def test_rapid_resets_end_the_connection(busy_gate, monkeypatch, how):
 
 
 def test_frames_of_a_well_behaved_client_are_accepted(busy_gate):
-    """Requests with priorities, credit for everything that is read, and a ping with each."""
+    """Requests with priorities, credit for every byte read, and pings."""
     _, _, site, _ = busy_gate
     client = Client(site)
     for _ in range(60):
@@ -193,7 +193,7 @@ def test_frames_of_a_well_behaved_client_are_accepted(busy_gate):
 
 
 def server_of(flood):
-    """An HTTP/2 server that answers its first request with a flood, and then properly."""
+    """Return an answer function of an HTTP/2 server that floods before it answers."""
 
     def answer(connection, head):
         server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
@@ -262,7 +262,7 @@ def test_frame_budget_refills_up_to_its_initial_size(monkeypatch):
 
 
 def test_window_updates_for_sent_data_do_not_spend_the_budget():
-    """Servers have given it for every read of half a kilobyte, on the stream and on the connection."""
+    """Real servers give credit for every half kilobyte, on the stream and on the connection."""
     client = h2.connection.H2Connection(h2.config.H2Configuration())
     server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
     client.initiate_connection()
@@ -290,7 +290,7 @@ def test_unknown_settings_are_not_stored():
 
 @pytest.mark.parametrize(("allowed", "kept"), [(1 << 31, 4096), (4096, 4096), (100, 100), (0, 0)])
 def test_header_table_size_is_bounded(allowed, kept):
-    """It may allow 4 GB, which were kept beside all that is counted, and searched through for each field."""
+    """A peer may allow 4 GB, which would be stored outside the quota and searched for each field."""
     client = h2.connection.H2Connection(h2.config.H2Configuration())
     server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
     client.initiate_connection()
@@ -313,7 +313,7 @@ def test_header_table_size_is_bounded(allowed, kept):
 
 
 def test_finished_streams_to_a_server_are_forgotten(monkeypatch, busy_gate):
-    """A task may ask a million things on one connection."""
+    """A task may send a million requests on one connection."""
     gate, _, site, _ = busy_gate
     monkeypatch.setattr(http2, "REMEMBERED", 20)
     client = Client(site)

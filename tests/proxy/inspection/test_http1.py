@@ -73,7 +73,7 @@ def test_http10_client_with_keep_alive_keeps_its_connection(gate, origins):
 
 
 def test_http10_client_is_sent_no_100_continue(gate, origins):
-    """It would take it for the answer: RFC 9110 section 10.1.1."""
+    """An HTTP/1.0 client would take it for the answer (RFC 9110 section 10.1.1)."""
 
     def reply(connection, head):
         assert b"xpect" not in head
@@ -207,7 +207,7 @@ def test_fuzzed_head_is_refused_or_forwarded_with_the_same_meaning(data, tls):
             asked = read(head, tls=tls)
         except UnclearError:
             continue
-        # what passes is forwarded as one line and one host, and reads the same again
+        # an accepted head is forwarded as one line and one host, and is read the same again
         sent = settle(head, asked, WebOrigin(asked.host, asked.port, tls), extensions=True)
         again = read(sent, tls=tls)
         assert (again.host, again.path, again.method) == (asked.host, asked.path, asked.method)
@@ -244,7 +244,7 @@ def test_fuzzed_head_is_split_the_same_in_any_pieces(data, step):
 
 
 def chunked(reader, pieces):
-    """What a reader makes of a body in these pieces: its bytes and trailers; None if it can't be read or has no end."""
+    """Return bytes and trailers that a reader finds in a body in pieces; None if it is malformed or unfinished."""
     buffer, data = Buffer() if isinstance(reader, Chunks) else ReceiveBuffer(), b""
     for piece in pieces:
         buffer += piece
@@ -274,7 +274,7 @@ CHUNKS = st.lists(
 @settings(max_examples=400, deadline=None)
 @given(CHUNKS, st.integers(1, 7))
 def test_fuzzed_chunked_body_is_read_as_h11_reads_it(data, step):
-    """Stricter than h11, and where it reads a body that is the one h11 reads; a lenient reader reads that as well."""
+    """Our reader is stricter than h11 and agrees with it on every body that it accepts; the lenient one does, too."""
     whole, leniently = chunked(Chunks(), [data]), chunked(Chunks(lenient=True), [data])
     pieces = [data[at : at + step] for at in range(0, len(data), step)]
     assert (chunked(Chunks(), pieces), chunked(Chunks(lenient=True), pieces)) == (whole, leniently)

@@ -57,7 +57,7 @@ def taken_in(monkeypatch):
 @pytest.mark.usefixtures("taken_in")
 @pytest.mark.parametrize(("size", "stopped"), [(2 * MIB, False), (6 * MIB, True)])
 def test_body_behind_a_denial_is_discarded_up_to_a_limit(gate, origins, connect_http2, size, stopped):
-    """Some clients wait for credit and look at the answer only when they have sent all: they hear it all the same."""
+    """Some clients read the answer only after they have sent everything, so the gate gives them credit."""
     origin = origins.web("good.example")
     client = connect_http2(make_site(gate, origin, http='{methods: [GET], paths: ["/ok"]}'))
     stream = client.request("/no", "POST", end=False)
@@ -131,7 +131,7 @@ def test_garbage_in_place_of_the_preface_is_refused_and_recorded(gate, origins):
 
 
 def test_hundred_event_streams_use_a_hundred_http1_connections(gate, origins, connect_http2):
-    """More than mitmproxy's five connections: every stream has one of its own, and none waits."""
+    """Each stream has its own connection and none waits; mitmproxy would use five."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     client = connect_http2(make_site(gate, origin))
     streams = [client.request("/slow/2/0.3") for _ in range(100)]
@@ -142,7 +142,7 @@ def test_hundred_event_streams_use_a_hundred_http1_connections(gate, origins, co
 
 
 def test_server_connections_of_one_client_stay_within_the_quota(gate, origins, connect_http2):
-    """Of all that its sandbox has: those of others' must not run out because of one client's streams."""
+    """The quota is that of the sandbox: streams of one client must not use up the descriptors of others."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     site = make_site(gate, origin)
     quota = gate.dialer.descriptors
@@ -182,12 +182,12 @@ def test_unread_stream_buffers_its_window_and_blocks_no_other(gate, origins, con
     stalled = client.request(f"/bytes/{200 * MIB}")
     assert client.status(stalled) == "200"
     read = 0
-    while read < 65535:  # the window that every client begins with; h2 gives no credit by itself
+    while read < 65535:  # the initial window; h2 gives no credit by itself
         client.read()
         read = sum(len(e.data) for e in client.events if isinstance(e, h2.events.DataReceived))
     for _ in range(5):
         other = client.request("/ok")
-        # the connection's window is used up too: give credit for that alone
+        # the window of the connection is used up as well: give credit for the connection alone
         client.h2.increment_flow_control_window(65535)
         client.flush()
         assert client.status(other) == "200"
@@ -220,7 +220,7 @@ def test_stalled_download_continues_when_credit_is_given(gate, origins, connect_
 
 @pytest.mark.parametrize("alpn", [["h2"], ["http/1.1"]], ids=str)
 def test_upload_that_the_server_does_not_read_gets_no_more_credit(gate, origins, connect_http2, alpn):
-    """Whatever the server's version, one stuck upload doesn't take the others' credit."""
+    """A stuck upload does not use up the credit of others, over HTTP/1 and HTTP/2."""
     if alpn == ["h2"]:
         origin = origins.silent_http2("good.example")
     else:
@@ -244,7 +244,7 @@ def test_upload_that_the_server_does_not_read_gets_no_more_credit(gate, origins,
 
 
 def test_streams_before_a_goaway_finish_and_the_next_uses_a_new_connection(gate, origins, connect_http2):
-    """GOAWAY says which streams still count (RFC 9113 section 6.8); the next request gets a connection of its own."""
+    """GOAWAY names the last stream that the server handles (RFC 9113 section 6.8); later requests use a new connection."""
 
     def answer(connection, head):
         server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
@@ -273,7 +273,7 @@ def test_streams_before_a_goaway_finish_and_the_next_uses_a_new_connection(gate,
     assert origin.connections == 2
 
 
-HALF_SAID = {  # of each request what its server sends, and leaves open; and what is told of it when its client leaves
+UNFINISHED = {  # path: response head and body, left open, and the outcome recorded when the client leaves
     "/whole": ([(":status", "200"), ("content-length", "4")], b"done", ("passed", 200)),
     "/none": ([(":status", "404"), ("content-length", "0")], b"", ("passed", 404)),
     "/bodiless": ([(":status", "204")], b"", ("passed", 204)),
@@ -302,7 +302,7 @@ def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, co
         while data:
             for event in server.receive_data(data):
                 if isinstance(event, h2.events.RequestReceived):
-                    headers, body, _ = HALF_SAID[dict(event.headers)[":path"]]
+                    headers, body, _ = UNFINISHED[dict(event.headers)[":path"]]
                     server.send_headers(event.stream_id, headers)
                     if body:
                         server.send_data(event.stream_id, body)
@@ -310,15 +310,15 @@ def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, co
             data = connection.recv(65536)
 
     client = connect_http2(make_site(gate, origins.script(answer, "good.example", tls=True, alpn=["h2"])))
-    for path, (_, body, _) in HALF_SAID.items():
+    for path, (_, body, _) in UNFINISHED.items():
         stream = client.request(path)
         client.status(stream)
         if body:
             client.wait(h2.events.DataReceived, stream)
     leave(client)
-    wait_until(lambda: len(gate.events("request.completed")) == len(HALF_SAID))
+    wait_until(lambda: len(gate.events("request.completed")) == len(UNFINISHED))
     told = {e["http"]["path"]: (e["outcome"], e["http"].get("status")) for e in gate.events("request.completed")}
-    assert told == {path: what for path, (_, _, what) in HALF_SAID.items()}
+    assert told == {path: what for path, (_, _, what) in UNFINISHED.items()}
 
 
 def break_off(client, stream):
@@ -326,7 +326,7 @@ def break_off(client, stream):
 
 
 def send_on(client, stream):
-    """Send data behind the end: the gate breaks that off (RFC 9113 section 5.1)."""
+    """Send data behind the end, which the gate answers with a reset (RFC 9113 section 5.1)."""
     client.h2._data_to_send += DataFrame(stream, b"more").serialize()
 
 
@@ -393,7 +393,7 @@ def test_http2_settings_limit_streams_and_windows(gate, origins, connect_http2):
 
 
 def agree(server, connection):
-    """Read until the other side has taken over how many streams there may be at a time."""
+    """Read until the gate has acknowledged the limit of concurrent streams."""
     settings = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
     while data := connection.recv(65536):
         for event in server.receive_data(data):
@@ -420,7 +420,7 @@ def call_off(gate, client, stream):
 
 @pytest.mark.parametrize(("end", "apart"), [(deny_two, True), (call_off, True), (call_off, False)])
 def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, connect_http2, end, apart):
-    """A server says how many streams it takes at a time (RFC 9113 section 5.1.2); what was to follow is over by then."""
+    """The server limits concurrent streams (RFC 9113 section 5.1.2), and the waiting request ends before its turn."""
     seen, go_on = [], threading.Event()
 
     def answer(connection, head):
@@ -445,7 +445,7 @@ def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, co
     wait_until(lambda: seen)
     second = client.request("/two", "POST", end=False)
     client.h2.send_data(second, b"secret", end_stream=True)
-    if apart:  # else a request ends, and is called off, in one piece
+    if apart:  # otherwise the request and its reset arrive in one piece
         client.h2.ping(b"is it in")
         client.flush()
         client.wait(h2.events.PingAckReceived)

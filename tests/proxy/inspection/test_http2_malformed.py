@@ -1,4 +1,4 @@
-"""A message that breaks the rules of HTTP costs its own stream, and the others of its connection go on (RFC 9113 8.1.1)."""
+"""Malformed HTTP/2 messages end only their own stream; others of the connection continue (RFC 9113 8.1.1)."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ RESPONSES = {
 
 
 class Server:
-    """HTTP/2 that answers `/other` when it is asked for anything else, and that as it is told to."""
+    """An HTTP/2 server that answers with the given fields, and answers `/other` when another request arrives."""
 
     def __init__(self, directory, origins):
         self.gate = GateLab(directory, origins)
@@ -141,7 +141,7 @@ def test_stream_refused_by_the_server_is_retried(server, client):
 
 
 def test_many_malformed_requests_end_their_connection(server, client, monkeypatch):
-    """A client pays for each as for a stream that it breaks off."""
+    """Each counts against the client like a reset stream."""
     monkeypatch.setattr(http2, "RESETS", 4)
     for _ in range(20):
         stream = client.h2.get_next_available_stream_id()

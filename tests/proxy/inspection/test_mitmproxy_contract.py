@@ -1,4 +1,4 @@
-"""What we lean on in mitmproxy and its libraries, none of which promise it. A new version has to pass here first."""
+"""Private behavior of mitmproxy and its libraries that we depend on. A new version has to pass these tests first."""
 
 import contextlib
 import dataclasses
@@ -32,7 +32,7 @@ USED = [FOLDER / "layer.py", *(FOLDER / "layers" / "http" / f"{name}.py" for nam
 
 
 def test_mitmproxy_has_the_reviewed_version():
-    """12.3 has a CA key of somebody else's behind two options: not without reading it first."""
+    """12.3 adds options that load a foreign CA key; review them before the upgrade."""
     assert importlib.metadata.version("mitmproxy") == "12.2.3"
 
 
@@ -57,7 +57,7 @@ def test_reading_an_unfixed_option_raises():
 def test_layers_yield_only_commands_that_our_driver_handles():
     made = {
         name
-        for file in USED[1:]  # the first is about layers, and what they may wait for
+        for file in USED[1:]  # without layer.py, which only defines the base class
         for name in re.findall(r"yield (?:commands\.)?([A-Z]\w+)\(", file.read_text())
         if hasattr(commands, name) and name != "Log"
     }
@@ -122,7 +122,7 @@ def test_our_http2_layers_extend_those_of_mitmproxy():
 
 
 def test_replaced_driver_handles_the_reviewed_commands():
-    """If mitmproxy's own begins to do more between layers and sockets, ours may have to as well."""
+    """If the driver of mitmproxy handles more commands, ours may have to as well."""
     source = inspect.getsource(server.ConnectionHandler.server_event)
     handled = re.findall(r"isinstance\(\s*command, commands\.(\w+)", source)
     assert handled == ["OpenConnection", "RequestWakeup", "ConnectionCommand", "SendData", "CloseTcpConnection", "CloseConnection",
@@ -174,7 +174,7 @@ def test_is_last_agrees_with_mitmproxy():
         closes = any(
             http1_messages.connection_close(one.http_version, _lower(one.headers)) for one in (request, response)
         )
-        with contextlib.suppress(ValueError):  # mitmproxy goes on then, too
+        with contextlib.suppress(ValueError):  # mitmproxy continues here as well
             closes = closes or http1_messages.expected_http_body_size(request, response) == -1
         assert found is closes
     assert {("", "length", False), ("kept", "kept length", False), ("", "", True), ("", "", False)} <= said
@@ -182,7 +182,7 @@ def test_is_last_agrees_with_mitmproxy():
 
 
 def _lower(headers):
-    """What mitmproxy understands: it knows options in lower case alone."""
+    """Return headers in lower case, because mitmproxy compares connection options case-sensitively."""
     return http.Headers([(name, value.lower()) for name, value in headers.fields])
 
 

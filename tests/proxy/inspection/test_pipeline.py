@@ -1,4 +1,4 @@
-"""Names that lead where they may not, move, or are not known."""
+"""Addresses of allowed names: non-public ones, ones that change, and names without an address."""
 
 import http.client
 import json
@@ -48,7 +48,7 @@ def test_name_of_the_hosts_own_public_address_is_denied_with_a_remedy(gate, web,
 
 
 def test_name_that_moves_to_a_private_address_is_denied(gate, web):
-    """A kept connection stays with the address that was checked; a new one is checked again."""
+    """An open connection keeps its checked address; a new connection is checked again."""
     origin = web()
     site = make_site(gate, origin)
     assert site.curl("/1", "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
@@ -72,7 +72,7 @@ def test_name_without_an_address_fails_as_unresolved(gate, web):
 
 
 def test_open_server_connection_is_not_reused_for_an_unlisted_address(gate, web):
-    """An open connection to an address that one request may have is no way there for another."""
+    """A connection to an address that one request may use is not reused for a request that may not."""
     origin = web()
     site = make_site(gate, origin)
     gate.rules(

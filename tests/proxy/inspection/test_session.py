@@ -35,14 +35,14 @@ TODAY = datetime(2026, 3, 1, 23, 59, tzinfo=UTC)
 
 
 def review(gate, port):
-    """Have what is open reviewed, as `proxy.worker.policy_swap` does."""
+    """Review the open connections, as `proxy.worker.policy_swap` does after a reload."""
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), port, at=gate.sandbox.calendar.today())
     for one in list(gate.inspection._engine._connections.values()):
         one.review(gate.sandbox.policy.decide(attempt))
 
 
 class Waiting:
-    """A dial that leads nowhere yet."""
+    """A dial without a result yet."""
 
     def take(self):
         return None
@@ -161,7 +161,7 @@ def test_queued_body_piece_is_not_sent_once_rules_deny_it(gate, origins, monkeyp
     came, begun, let, end = [], threading.Event(), threading.Event(), threading.Event()
     real = Stream.state_request_body
 
-    def waits(stream, event):  # as behind others, and before others, that take longer than a turn
+    def waits(stream, event):  # as if other work before and after it took longer than a turn
         begun.set()
         while not let.is_set():
             yield
@@ -198,7 +198,7 @@ def test_tick_between_two_slices_does_not_resume_reading(gate, origins, slow_sca
 
     def look():
         (one,) = gate.inspection._engine._connections.values()
-        one._http.stinted = True  # as where there was too little room for what it had brought
+        one._http.stinted = True  # as if too little buffer was left for its data
         one.tick(one._last)
         paused.append([transport.paused for transport in one.transports])
 
@@ -257,7 +257,7 @@ def test_cleanup_step_that_raises_does_not_skip_the_others(gate, origins, monkey
 
 
 def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypatch):
-    """As that of a push with a thousand refs: each is decided on again, and neighbours have their turn in between."""
+    """Like the review of a push with a thousand refs, which yields to other connections between refs."""
     begun, let, asked, came = threading.Event(), threading.Event(), threading.Event(), []
 
     def slow_scan(*what):
@@ -282,7 +282,7 @@ def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypa
         gate.loop.run(review, gate, site.port)
         assert begun.is_set()
         connection.sendall(b"hello")
-        for _ in range(20):  # turns of others
+        for _ in range(20):  # other turns of the loop
             gate.loop.run(lambda: None)
         assert not came
         let.set()
@@ -377,7 +377,7 @@ def test_long_head_is_scanned_once_for_two_decisions():
     request = RequestContext("1", Head(b"HTTP/1.1", b"POST", b"", b"", b"/", ((b"a", b"b" * 8192),)), body=True)
     list(scan_ahead(session, request))
     first = request.seen[False]
-    needs.strict_scan = True  # other rules, while it was held
+    needs.strict_scan = True  # new rules while it is pending
     list(scan_ahead(session, request))
     assert request.seen[False] is first
     assert set(request.seen) == {False, True}

@@ -1,4 +1,4 @@
-"""The corpus of request smuggling on the wire, over one gate: what arrives at the origin, byte for byte, and what is decided."""
+"""Request smuggling corpus, sent through one gate: bytes at the origin, and decisions."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: ([0-9]+)\r\n", re.IGNORECASE)
 
 @dataclass
 class RawOrigin:
-    """A server that keeps every byte that comes, and answers what is whole."""
+    """A server that records every byte and answers each complete request."""
 
     port: int = 0
     connections: list = field(default_factory=list)  # the bytes of each
@@ -77,7 +77,7 @@ class RawOrigin:
 
 
 def whole(came, start):
-    """Return where the message ends that begins at `start`, as the RFC has it; 0 if it isn't all there."""
+    """Return the end of the message that starts at `start` by RFC 9112; 0 if it is incomplete."""
     end = came.find(b"\r\n\r\n", start) + 4
     if end < 4:
         return 0
@@ -91,7 +91,7 @@ def whole(came, start):
 
 
 class SmugglingLab:
-    """One gate and one origin for all cases."""
+    """One gate and one recording origin for all cases."""
 
     def __init__(self, directory, origins, *, tls=False):
         self.gate = GateLab(directory, origins)
@@ -104,7 +104,7 @@ class SmugglingLab:
         self._read = 0
 
     def decisions(self):
-        """Return method, path, outcome and reason of the requests that were decided since this was asked last."""
+        """Return method, path, outcome and reason of the requests decided since the last call."""
         (journal,) = (self.gate.directory / "journal").rglob("*.jsonl")
         events = [json.loads(line) for line in whole_lines(journal)[self._read :]]
         self._read += len(events)
@@ -116,12 +116,12 @@ class SmugglingLab:
         ]
 
     def speak_http2(self):
-        """Forget that the origin only speaks HTTP/1: the next client would not be offered anything else."""
+        """Forget that the origin speaks only HTTP/1, so that the gate offers HTTP/2 to the next client."""
         if self.gate.inspection._engine is not None:
             self.gate.loop.run(self.gate.inspection._engine.tls_contexts.known._only_http1.clear)
 
     def ask(self, sent, *, ends=False):
-        """Send bytes on a connection of their own; returns the answers, and what arrived on which connections."""
+        """Send bytes on a new connection; returns the answers, and the bytes of each connection at the origin."""
         had, closed = len(self.origin.connections), len(self.gate.closed)
         answer = b""
         with contextlib.suppress(ConnectionResetError), self.site.connect() as connection:
@@ -131,7 +131,7 @@ class SmugglingLab:
             while piece := connection.recv(65536):
                 answer += piece
         wait_until(lambda: len(self.gate.closed) > closed)
-        # One that the gate has closed already may be accepted yet: it would be taken for the next case's
+        # The origin may still accept a connection that the gate has closed; it would count for the next case
         wait_until(lambda: len(self.origin.connections) == self._dialled() and not self.origin.open)
         return answer, [bytes(came) for came in self.origin.connections[had:]]
 
@@ -173,7 +173,7 @@ def test_smuggled_request_is_refused_or_has_one_reading(lab, case):
 
 
 def test_body_sent_after_an_early_answer_is_not_forwarded(gate, origins):
-    """Pause-based desync (Kettle 2022): a server that has answered takes what comes then for the next request."""
+    """Pause-based desync (Kettle 2022): a server that has answered takes later bytes for the next request."""
     arrived = []
 
     def answer(connection, head):
@@ -199,7 +199,7 @@ def test_body_sent_after_an_early_answer_is_not_forwarded(gate, origins):
     "last", ["Connection: close", "connection: Keep-Alive, CLOSE", "Connection: x\nConnection: close"]
 )
 def test_request_behind_connection_close_is_not_read(lab, last):
-    """RFC 9112 section 9.6: what comes then was not meant to be answered."""
+    """RFC 9112 section 9.6: bytes behind the last request are not processed."""
     head = f"GET / HTTP/1.1\nHost: HOST\n{last}\n\n"
     answer, arrived = lab.ask(raw(head + NEXT, lab.site.host))
     assert answer.count(b"HTTP/1.1 200 OK") == 1

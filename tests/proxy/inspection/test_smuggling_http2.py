@@ -1,4 +1,4 @@
-"""The corpus of HTTP/2 on the wire, over one gate, in front of an origin that speaks HTTP/1 and keeps every byte."""
+"""HTTP/2 smuggling corpus, sent through one gate to an HTTP/1 origin that records every byte."""
 
 import contextlib
 import ssl
@@ -25,7 +25,7 @@ def lab(tmp_path_factory, origins):
 
 
 def send(client, case, host, pause):
-    """Send the frames of a case, with a pause behind the head."""
+    """Send the frames of a case, with a pause after the head."""
     pseudo = {":method": "POST", ":scheme": "https", ":authority": host, ":path": "/", **case.pseudo}
     head = [(name, value.replace("HOST", host)) for name, value in pseudo.items() if value is not None]
     head += [(name, value.replace("HOST", host)) for name, value in case.fields]
@@ -41,7 +41,7 @@ def send(client, case, host, pause):
 
 
 def ask(lab, case, pause=lambda _: None):
-    """Return what arrived on each connection, and how what was decided ended."""
+    """Return the bytes of each connection at the origin, and outcome and reason of each decision."""
     had, closed = len(lab.origin.connections), len(lab.gate.closed)
     lab.speak_http2()
     client = Client(lab.site)
@@ -56,7 +56,7 @@ def ask(lab, case, pause=lambda _: None):
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_smuggled_http2_request_is_refused_or_has_one_reading(lab, case):
-    """All frames in one piece."""
+    """Sends all frames in one piece."""
     arrived, told = ask(lab, case)
     match case.outcome:
         case Refused(reason):

@@ -1,4 +1,4 @@
-"""The corpus of responses over HTTP/2, from a server that says what it likes. Only clients of HTTP/2 get any of them."""
+"""Corpus of malformed HTTP/2 responses. Only HTTP/2 clients receive any of them."""
 
 import contextlib
 from typing import NamedTuple
@@ -19,7 +19,7 @@ PASSED, FAILED, CUT = "passed", "failed", "cut"  # whole, as it was meant; a pag
 class Case(NamedTuple):
     name: str
     outcome: str
-    head: list  # of (name, value); none: the server says nothing
+    head: list  # of (name, value); empty: the server sends no head
     body: tuple = ()  # pieces; None: a reset
     trailers: list | None = None
     method: str = "GET"
@@ -68,7 +68,7 @@ CASES = [
 
 
 class Http2ResponseSmugglingLab:
-    """One gate, and one server of HTTP/2 that answers as a case has it."""
+    """A gate, and an HTTP/2 server that answers as the current case says."""
 
     def __init__(self, directory, origins):
         self.gate = GateLab(directory, origins)
@@ -145,7 +145,7 @@ def test_smuggled_http2_response_arrives_as_meant_or_is_cut(lab, case):
 
 
 def test_http1_client_is_served_over_http1(lab):
-    """So that no frame of HTTP/2 is ever written to a client that has no frames."""
+    """So that no HTTP/2 frame is ever written to an HTTP/1 client."""
     had = len(lab.origin.requests)
     with lab.site.connect() as connection:
         connection.sendall(f"GET / HTTP/1.1\r\nHost: {lab.site.host}\r\nConnection: close\r\n\r\n".encode())

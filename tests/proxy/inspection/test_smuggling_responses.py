@@ -1,4 +1,4 @@
-"""The corpus of responses on the wire, over one gate: nothing reaches a client framed otherwise than it was meant."""
+"""Response smuggling corpus, sent through one gate: no response reaches a client with another framing."""
 
 import contextlib
 import re
@@ -14,7 +14,7 @@ NEXT = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext"
 
 
 class ResponseSmugglingLab:
-    """One gate, and one origin that answers as a case has it."""
+    """A gate, and an origin that answers as the current case says."""
 
     def __init__(self, directory, origins):
         self.gate = GateLab(directory, origins)
@@ -27,10 +27,10 @@ class ResponseSmugglingLab:
             connection.sendall(NEXT)
             return False
         connection.sendall(raw(self.case.answer, ""))
-        return isinstance(self.case.outcome, Passed)  # others break off, or end
+        return isinstance(self.case.outcome, Passed)  # others end the connection
 
     def ask(self, case):
-        """Ask for two things on one connection; returns what came, and whether that was cut off."""
+        """Send two requests on one connection; returns the answers, and whether the connection was reset."""
         self.case = case
         got, cut = b"", False
         with self.site.connect() as connection:
@@ -76,11 +76,11 @@ def test_smuggled_response_arrives_as_meant_or_is_cut(lab, case):
 
 @pytest.mark.parametrize("last", ["close", "Close", "keep-alive, CLOSE"])
 def test_server_connection_with_connection_close_is_not_reused(gate, origins, last):
-    """RFC 9112 section 9.6; a request that may not be repeated would have failed there."""
+    """RFC 9112 section 9.6: a request sent on that connection would fail and could not be repeated."""
 
     def answer(connection, _head):
         connection.sendall(f"HTTP/1.1 200 OK\r\nConnection: {last}\r\nContent-Length: 4\r\n\r\npage".encode())
-        return len(origin.requests) < 2  # and isn't quick about it
+        return len(origin.requests) < 2  # and does not close at once
 
     origin = origins.script(answer)
     site = make_site(gate, origin, tls=False)

@@ -59,7 +59,7 @@ def test_https_requests_through_a_tunnel_pass(mitmdump, version):
 
 
 def test_requests_on_one_client_connection_reuse_one_server_connection(mitmdump):
-    """mitmproxy lets a client connection have five connections to a server, ever: they must be used again."""
+    """mitmproxy opens at most five server connections per client connection, so they must be reused."""
     before = mitmdump.tls.connections
     status, out, _ = mitmdump.curl(
         "--http1.1", f"https://good.example:{mitmdump.tls.port}/status/[200-215]", "-w", "%{http_code} "
@@ -92,7 +92,7 @@ def test_request_without_a_rule_is_denied_and_not_sent(mitmdump, version):
 
 
 def test_request_that_needs_approval_is_denied_without_a_registry(mitmdump):
-    """There is no registry beside a mitmproxy of somebody's own."""
+    """A plain mitmproxy has no approvals registry."""
     asked = len(mitmdump.tls.requests)
     status, out, err = mitmdump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{mitmdump.tls.port}/x")
     assert (status, err) == (0, "")
@@ -176,7 +176,7 @@ def test_git_push_is_denied_because_its_refs_cannot_be_read(mitmdump):
 
 
 class Tunnel:
-    """A way to the origin over TLS, through mitmproxy, for a client of HTTP/2."""
+    """A CONNECT tunnel through mitmproxy, for the HTTP/2 client."""
 
     def __init__(self, mitmdump):
         self._dump = mitmdump
@@ -193,7 +193,7 @@ class Tunnel:
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/upload"), ("POST", "/upload?kept=1"), ("GET", "/echo")])
 def test_request_trailers_are_not_forwarded(mitmdump, monkeypatch, method, path):
-    """mitmproxy sends them by itself: nobody has counted them, looked at them, or held them against any rule."""
+    """mitmproxy forwards trailers itself, uncounted and unscanned, so the addon removes them."""
     seen, handle = [], Http2._handle
 
     def watched(self, event):
@@ -270,7 +270,7 @@ def test_tunnel_with_another_sni_is_refused(mitmdump):
 
 
 def transparent(mitmdump, *words, name="good.example", port=None):
-    """Connect as if the kernel had redirected it."""
+    """Connect as if the kernel had redirected the connection."""
     mitmdump.set_original_destination("203.0.113.9", port or mitmdump.tls.port)
     ca = mitmdump.directory / "conf" / "mitmproxy-ca-cert.pem"
     return curl("--cacert", ca, "--connect-to", f"::127.0.0.1:{mitmdump.ports[1]}", *words)
@@ -335,7 +335,7 @@ HOOKS = [
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_hook_that_raises_ends_the_connection(mitmdump, hook, tls):
-    """mitmproxy would log it, and let the request pass."""
+    """mitmproxy itself would log the exception and let the request pass."""
     if not tls and hook in ("http_connect", "tls_clienthello"):
         hook = "server_connected"  # there the request is sent at once
     origin = mitmdump.tls if tls else mitmdump.plain
@@ -359,13 +359,13 @@ def test_every_hook_that_sees_traffic_is_guarded():
 
     assert default_addons
     quiet = {
-        # mitmproxy's own life
+        # the life cycle of mitmproxy
         "load", "configure", "running", "done", "update", "add_log",
-        # what comes after one of ours has let it pass, and could be no more than looked at
+        # called after a guarded hook allowed the traffic; they can only observe it
         "http_connected", "http_connect_error", "server_connect_error", "server_disconnected",
         "tls_start_client", "tls_start_server", "tls_established_client", "tls_established_server",
         "tls_failed_client", "tls_failed_server",
-        # what comes after one that is cut, or of a mode that is refused
+        # for connections that are cut, or of modes that are refused
         "tcp_message", "tcp_end", "tcp_error", "udp_message", "udp_end", "udp_error", "dns_response", "dns_error",
         "websocket_message", "websocket_end", "http_connect_upstream",
     }  # fmt: skip
@@ -421,7 +421,7 @@ def test_mitmproxy_options_that_bypass_the_addon_are_refused(tmp_path, wanted, s
 
 
 def test_rules_with_secrets_are_refused(tmp_path):
-    """A placeholder would go out as it is, and nobody would say so."""
+    """Without injection a placeholder would be sent as it is, without a warning."""
     file = tmp_path / "rules.yaml"
     file.write_text("version: 1\nsecrets: [{id: a, from: {env: A}, as: B, hosts: x.example, in: basic}]\n")
     with pytest.raises(OSError, match="rule files with `secrets` need `exeat run`"):
@@ -436,7 +436,7 @@ def test_rules_with_secrets_are_refused(tmp_path):
     ],
 )
 def test_rules_with_extra_cas_are_refused(tmp_path, text, said):
-    """mitmproxy verifies servers itself: every request would fail, and nothing would say why."""
+    """mitmproxy verifies servers itself, so every request would fail without an explanation."""
     roots, file = tmp_path / "roots.pem", tmp_path / "rules.yaml"
     shutil.copy(certifi.where(), roots)
     file.write_text(f"version: 1\n{text.replace('ROOTS', str(roots))}\n")
@@ -453,7 +453,7 @@ def test_rules_with_sandbox_or_commands_log_a_warning(tmp_path, caplog):
 
 
 def test_mitmproxy_exits_when_the_addon_cannot_be_reloaded(tmp_path, origins):
-    """mitmproxy loads a script again that has changed, and would go on without one that it can't load."""
+    """mitmproxy reloads a changed script, and would continue without one that fails to load."""
     made = Mitmdump(tmp_path, origins)
     (tmp_path / "journal").mkdir()
     copy = tmp_path / "addon.py"

@@ -1,4 +1,4 @@
-"""The tables of inspection in a mitmdump with the addon: the same decisions as through the gate.
+"""The tables of the inspection tests in mitmdump with the addon: the same decisions as in the gate.
 
 mitmproxy reads and writes HTTP/1 by itself there, so what arrives is compared message by message and not byte by byte.
 """
@@ -25,7 +25,7 @@ HOSTS = ("good.example", "paths.example", *CONDITION_HOSTS.values())
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory, origins):
-    """One mitmdump with the rules of all tables, each for hosts of its own, and two origins."""
+    """One mitmdump with the rules of all tables, each for its own hosts, and two origins."""
     made = Mitmdump(tmp_path_factory.mktemp("tables"), origins)
     made.wire = RawOrigin().start(None)
     made.web = origins.web("good.example", tls=False)
@@ -52,7 +52,7 @@ QUIET = 1  # seconds without a byte: mitmproxy leaves some connections open
 
 
 def ask(mitmdump, port, sent, *, ends=False):
-    """Send bytes as if the kernel had redirected them; returns all that is answered."""
+    """Send bytes on a redirected connection; returns the answer."""
     mitmdump.set_original_destination("127.0.0.1", port)
     answer = b""
     with socket.create_connection(("127.0.0.1", mitmdump.ports[0]), QUIET) as connection:
@@ -66,7 +66,7 @@ def ask(mitmdump, port, sent, *, ends=False):
 
 
 def decided(mitmdump, name, asked):
-    """Return what was decided on the one request to this host since `asked` were."""
+    """Return the decision on the one request to this host after the first `asked`."""
     wait_until(lambda: len(told(mitmdump, name)) > asked)
     [event] = told(mitmdump, name)[asked:]
     return " ".join([event["outcome"], event["reason"], *event.get("rules", [])])
@@ -99,7 +99,7 @@ def test_path_and_destination_decide_as_in_the_gate(corpora, name):
 
 
 def messages(came):
-    """Return the method and target of each whole message that came, as h11 reads them, and whether more came."""
+    """Return method and target of each complete message as h11 reads it, and whether more bytes followed."""
     reader, found = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20), []
     reader.receive_data(bytes(came))
     while isinstance(request := reader.next_event(), h11.Request):
@@ -121,16 +121,21 @@ def test_smuggled_request_is_refused_or_arrives_as_one_message(corpora, case):
     had, ends = len(corpora.wire.connections), isinstance(case.outcome, Unfinished)
     answer = ask(corpora, corpora.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
     wait_until(lambda: not corpora.wire.open)
-    arrived = [messages(came) for came in corpora.wire.connections[had:] if came]  # an empty one was only opened
+    arrived = [
+        messages(came) for came in corpora.wire.connections[had:] if came
+    ]  # an empty one was only opened, without bytes
     assert len(arrived) <= 1
     assert len(re.findall(rb"(?:^|ok)HTTP/1.1 200", answer)) <= len(arrived)
-    for found, more in arrived:  # mitmproxy mends some that the gate refuses: of those, too, there is one reading
+    for (
+        found,
+        more,
+    ) in arrived:  # mitmproxy normalizes some requests that the gate refuses; they have one reading as well
         assert not {b"/next", b"/smuggled"} & {target for _, target in found}
         assert found == [] if isinstance(case.outcome, Unfinished) else len(found) + more == 1
 
 
 def test_half_of_the_forwarded_cases_pass_mitmproxy(corpora):
-    """Else the test above would hold for an addon that refuses everything."""
+    """Otherwise the test above would pass for an addon that refuses everything."""
     passed = [event["http"]["path"] for event in told(corpora, "good.example") if event["outcome"] == "passed"]
     assert len(passed) >= sum(isinstance(case.outcome, Forwarded) for case in SMUGGLING) // 2
     assert not {"/next", "/smuggled"} & set(passed)

@@ -1,4 +1,4 @@
-"""What costs most of what a client, or a server, can send: no step of the worker's loop takes long (invariant 11).
+"""The most costly inputs of clients and servers: no step of the worker's loop takes long (invariant 11).
 
 Each payload is sent for real, and every step of the gate's loop is measured in processor time. What costs the
 scanner most is made of its own patterns in `tests/proxy/dlp/test_scan_slices.py`.
@@ -25,7 +25,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def scan_lab(tmp_path_factory, origins):
-    """A gate, and an origin where bodies are looked through under `block`."""
+    """A gate, and an origin under a rule with `scan: block`."""
     gate = GateLab(tmp_path_factory.mktemp("turns"), origins)
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False, more=", {id: s, to: good.example, action: flag, scan: block}")
@@ -123,7 +123,7 @@ def tls_lab(tmp_path_factory, origins):
 
 
 def _heads(host, fields, count):
-    """Requests of a few bytes each: what an earlier one has put into the table (RFC 7541 section 2.3.2) is named again."""
+    """Return short requests that reference fields of the dynamic table (RFC 7541 section 2.3.2)."""
     begin = b"\x82\x87\x84\x01" + bytes([len(host)]) + host
     return b"".join(frame(HEADERS, begin + block, stream=1 + 2 * at, flags=5) for at, block in enumerate(fields(count)))
 

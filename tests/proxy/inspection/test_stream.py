@@ -32,7 +32,7 @@ from tests.support.waiting import wait_until
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_large_download_leaves_memory_flat(gate, origins, version):
-    """In one process with the origin: what grows is the sum of both."""
+    """Gate and origin share this process, so the growth is that of both."""
     site = make_site(gate, origins.web("good.example"))
     site.curl("/bytes/1000", version, "-o", os.devnull)
     before = resident_memory()
@@ -71,7 +71,7 @@ def test_large_upload_arrives_whole(gate, origins, tmp_path, version, length):
 
 
 def test_http2_body_without_a_length_is_sent_chunked_over_http1(gate, origins, tmp_path):
-    """HTTP/2 ends a body by itself; HTTP/1 would take what comes for the next request."""
+    """Without chunks an HTTP/1 server would take the body for the next request."""
     heads = []
 
     def answer(connection, head):
@@ -97,7 +97,7 @@ def test_denied_upload_is_not_read(gate, origins):
     with site.connect() as connection:
         connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 10000000000\r\n\r\n".encode())
         answer = read_until(connection, b"\r\n\r\n")
-        assert send_until(OSError, connection, 250 * MIB) < 100 * MIB  # a reset, a broken pipe: enough
+        assert send_until(OSError, connection, 250 * MIB) < 100 * MIB  # OSError: a reset or a broken pipe
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert b"Connection: close" in answer
     assert resident_memory() - before < 20 * MIB
@@ -224,7 +224,7 @@ def test_client_that_breaks_off_resets_the_server(gate, origins):
 
 
 def test_early_answer_is_delivered_and_ends_the_upload(gate, origins):
-    """A 413 or 401 while the body is still coming: the client must see it, whole."""
+    """A 413 or 401 during the upload must reach the client completely."""
 
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nno!\r\n0\r\n\r\n")
@@ -255,7 +255,7 @@ def test_trailers_are_forwarded_except_those_that_route(gate, origins):
 
 
 def test_trailer_with_a_name_that_rules_check_is_not_forwarded(gate, origins):
-    """Some servers take a trailer for a header: what was found absent would be there after all."""
+    """Some servers merge trailers into headers, so a header that a rule requires absent would be present."""
     bodies = []
 
     def answer(connection, head):
@@ -279,7 +279,7 @@ def test_malformed_chunks_end_the_request(gate, origins, body):
     with site.connect() as connection:
         head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head.encode() + body)
-        with contextlib.suppress(ConnectionResetError):  # that is just as good
+        with contextlib.suppress(ConnectionResetError):  # a reset is accepted as well
             assert b"200" not in read_all(connection)
 
 
@@ -369,12 +369,12 @@ def test_client_that_leaves_is_recorded_by_how_much_it_received(gate, origins, t
     assert gate.closed[0].reason is None
     assert ("failed 1 request" in gate.recorder.summary().describe()) is (
         what[0] == "failed"
-    )  # what the closing lines count
+    )  # the summary at the end of a task
 
 
 @pytest.mark.parametrize("code", ["CANCEL", "NO_ERROR", "INTERNAL_ERROR"])
 def test_client_that_resets_an_event_stream_is_recorded_as_passed(gate, origins, connect_http2, code):
-    """curl, Go and hyper say CANCEL, Node's `close()` NO_ERROR."""
+    """curl, Go and hyper reset with CANCEL, `close()` of Node with NO_ERROR."""
     client = connect_http2(make_site(gate, origins.web("good.example")))
     stream = client.request("/slow/100/0.05")
     client.wait(h2.events.DataReceived, stream)
@@ -397,7 +397,7 @@ def test_server_that_cuts_an_event_stream_is_recorded_as_failed(gate, origins):
 
 
 def test_event_stream_ended_by_a_timeout_is_recorded_as_failed(gate, origins):
-    """Neither by its idle time-out, nor where everything ends."""
+    """An idle timeout of the gate is not recorded as an end by the client."""
 
     def serve(connection, _head):
         connection.sendall(CHUNKED_EVENT)
@@ -462,7 +462,7 @@ ORDERS = [order for order in itertools.permutations(FRAMES, 2) if not (order[0] 
 
 
 def upload(site):
-    """The head of an upload that the rules don't let out, as it is sent."""
+    """Return the bytes of the head of an upload that the rules deny."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
     head = {":method": "GET", ":path": "/echo", ":scheme": "https", ":authority": site.host, "content-length": "6"}

@@ -94,7 +94,7 @@ def test_only_a_certificate_alert_counts_as_distrust(gate, origins, goodbye):
 
 
 def test_certificate_alert_after_the_handshake_counts_as_distrust(gate, origins):
-    """Some clients look at the certificate only then."""
+    """Some clients verify the certificate only after the handshake."""
     require_tool("openssl")
     site = make_site(gate, origins.web("good.example"))
     done = subprocess.run(
@@ -106,7 +106,7 @@ def test_certificate_alert_after_the_handshake_counts_as_distrust(gate, origins)
 
 
 def test_sni_unlike_the_one_the_gate_saw_ends_the_connection(gate, origins):
-    """A hello that two programs read differently is no way in."""
+    """A ClientHello that gate and OpenSSL read differently ends the connection."""
     origin = origins.web("good.example")
     site = make_site(gate, origin, sni="other.example")
     assert site.ask("GET / HTTP/1.1\nHost: HOST\n\n") == b""
@@ -143,7 +143,7 @@ def test_alpn_selects_http11_or_nothing(gate, origins, alpn):
 
 
 def test_close_notify_of_the_server_reaches_the_client(gate, origins):
-    """close_notify comes before the end, so that a body without a length is known to be whole."""
+    """A close_notify before the end shows that a body without a length is complete."""
 
     def answer(connection, head):
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nwhole")
@@ -174,7 +174,7 @@ def test_server_cut_without_close_notify_is_no_clean_end(gate, origins, end):
 
 
 def test_handshake_sent_byte_by_byte_succeeds(gate, origins):
-    """A client that sends byte by byte, over a kernel buffer that was only looked into."""
+    """The client sends byte by byte, and the gate has only peeked at the first bytes."""
     site = make_site(gate, origins.web("good.example"))
     context = ssl.create_default_context(cadata=gate.ca.certificate_pem.decode())
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -231,7 +231,7 @@ def test_strict_x509_checks_accept_our_certificate(gate, origins):
 
 
 class SignedAtOnce(dict):
-    """Leaves that nobody waits for."""
+    """Leaf certificates signed synchronously."""
 
     def __init__(self, ca):
         self.ca, self.key = ca, ec.generate_private_key(ec.SECP256R1())
@@ -264,7 +264,7 @@ def test_client_contexts_and_known_protocols_are_cached_up_to_a_limit(gate, monk
 
 
 def _shares(hello):
-    """The groups that a ClientHello in one record offers, and those for which it brings a key."""
+    """Return the groups that a ClientHello offers, and those with a key share."""
     at = 43 + 1 + hello[43]
     at += 2 + int.from_bytes(hello[at : at + 2])
     at += 1 + hello[at] + 2
@@ -363,7 +363,7 @@ def test_stale_leaf_certificate_is_replaced(gate, origins, monkeypatch):
 
 @pytest.fixture
 def company_ca(gate, origins, monkeypatch):
-    """An origin whose certificate is of a CA that the host doesn't know, and a file with that CA."""
+    """An origin with a certificate of a CA that the host does not trust, and a file with that CA."""
     own = certificates.Authority.make()
     (gate.directory / "company.pem").write_bytes(own.pem())
     (gate.directory / "other.pem").write_bytes(certificates.Authority.make().pem())
@@ -383,7 +383,7 @@ def company_ca(gate, origins, monkeypatch):
 
 
 def answers(site, *paths, alpn=("http/1.1",)):
-    """Ask for one path after another on one connection, and return the status of each answer."""
+    """Request the paths on one connection, and return the status of each answer."""
     found = []
     with site.connect(alpn) as connection:
         for path in paths:
@@ -466,7 +466,7 @@ ASK = "GET /a HTTP/1.1\nHost: HOST\nConnection: close\n\n"
 
 
 def require_certificate_answer(seen):
-    """Answer 200 to who has shown a certificate, and 401 to others; `seen` is whose they were."""
+    """Answer 200 to clients with a certificate, 401 to others; appends each common name to `seen`."""
 
     def answer(connection, _head):
         shown = connection.getpeercert()
@@ -482,7 +482,7 @@ def secret(host, port):
 
 
 def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=("http/1.1",)):
-    """A site that asks for certificates; the gate has one for `host`."""
+    """A site that requests client certificates; the gate has one for `host`."""
     origin = origins.script(
         require_certificate_answer(seen),
         "good.example",
@@ -526,7 +526,7 @@ def test_server_that_requires_a_certificate_fails_with_that_reason(gate, origins
 
 
 def test_http2_server_that_requires_a_certificate_fails_with_that_reason(gate, origins):
-    """It breaks off behind the handshake, as TLS 1.3 has it, with all that was asked on its connection."""
+    """With TLS 1.3 the server breaks off after the handshake, with all requests on its connection."""
     made = served(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
     status, out, _ = made.curl("/a", "--http2")
     assert (status, json.loads(out)["reason"]) == (0, "client_certificate")
@@ -566,7 +566,7 @@ def test_client_certificate_is_not_presented_to_an_untrusted_server(gate, origin
 
 
 def test_client_certificate_is_not_presented_for_the_next_task(gate, origins):
-    """What is kept of it is its task's: another one has a handshake without it."""
+    """A cached context with the certificate belongs to one task; the next task has a handshake without it."""
     seen = []
     made = served(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
     made.ask(ASK)

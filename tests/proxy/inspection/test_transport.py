@@ -1,4 +1,4 @@
-"""One connection's bytes: room, ends, cuts, and closing with consideration. Real sockets, a loop, no layers."""
+"""Transport of one connection: backpressure, ends, cuts and lingering close, over real sockets."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from tests.proxy.inspection.clients import close_abruptly, read_all
 
 
 class Owner:
-    """Writes down what it is told."""
+    """Records the calls and data of a transport."""
 
     def __init__(self):
         self.told = []
@@ -37,7 +37,7 @@ class Owner:
 
 
 class Pair:
-    """A link, and the other end as a plain socket."""
+    """A transport, and its peer as a plain socket."""
 
     def __init__(self, *, client=True, send_buffer=0):
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -183,7 +183,7 @@ async def test_close_sends_the_buffered_bytes_first():
 
 @in_a_loop
 async def test_closing_with_unread_bytes_does_not_reset_the_last_answer():
-    """Closing with something unread would send a reset, and take the answer with it."""
+    """Closing a socket with unread bytes would send a reset, which discards the answer."""
     pair = Pair()
     pair.far.sendall(b"x" * 100_000)
     pair.send(b"no")
@@ -215,7 +215,7 @@ def test_lingering_ends_at_its_time_or_byte_limit(monkeypatch, limit):
 
 
 def test_lingering_is_extended_while_the_client_sends(monkeypatch):
-    """Longer than one that is silent: for as long as something has come each time that is looked."""
+    """The linger time starts anew each time bytes have arrived."""
     monkeypatch.setattr(module, "LINGER", 0.05)
     looks = []
     look = module.Transport._look
@@ -263,7 +263,7 @@ async def test_exception_of_the_owner_is_passed_to_crashed():
 
 @in_a_loop
 async def test_costly_data_is_read_in_smaller_pieces():
-    """Whatever it is made of; what isn't is read by more and more again."""
+    """Piece sizes shrink while data is costly and grow again when it is cheap."""
     pair, clock, cost, sizes = Pair(client=False), [0.0], [0.0], []
 
     def received(_, data):

@@ -1,4 +1,4 @@
-"""Work that is put off to another turn: whatever happens meanwhile, nothing is lost, and what is told is true.
+"""Work that continues in a later turn: nothing is lost, and recorded events stay correct.
 
 Every turn here ends after the smallest piece of work, also for tests of other modules that are run again so.
 """
@@ -56,7 +56,7 @@ def test_connection_ends_although_its_end_handler_raises(hook_lab, monkeypatch):
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 def test_server_reset_before_its_request_is_sent_is_answered_502(gate, origins, monkeypatch, tls):
-    """Its reset may be seen while what waits for the connection is put off, and then nothing more of it comes."""
+    """The reset may arrive while queued work waits for another turn, and no further event follows."""
     real = HttpRouter.opened
 
     def late(router, server, problem):
@@ -74,7 +74,7 @@ def test_server_reset_before_its_request_is_sent_is_answered_502(gate, origins, 
 
 
 def test_client_reset_behind_its_end_resets_the_server(gate, origins, monkeypatch):
-    """What came before that end is put off, and dropped: the server mustn't take what it got for all there was."""
+    """Queued bytes before that end are dropped, so the server must not take its data for complete."""
     came, begun = [], []
     real = Switched._pass_up
 

@@ -1,4 +1,4 @@
-"""Inspected connections by way of a real proxy: the same requests, decisions and answers as without one."""
+"""Inspected connections through an upstream proxy: same requests, decisions and answers as without one."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ WAYS = pytest.mark.parametrize("scheme", ["http", "socks5"])
 
 @pytest.fixture
 def proxied(gate, origins):
-    """Rules that allow good.example at a port, and a proxy that knows where that is."""
+    """Rules that allow good.example at a port, and a proxy that resolves it."""
     made = []
 
     def make(scheme, origin, *, port=None, tls=True, **more):
@@ -29,7 +29,7 @@ def proxied(gate, origins):
         origins.loop.run(proxy.start)
         made.append(proxy)
         site = make_site(gate, origin, tls=tls)
-        gate.name()  # nobody here knows good.example
+        gate.name()  # the gate itself cannot resolve good.example
         upstream = f"{scheme}://127.0.0.1:{port or proxy.port}"
         rule = f"{{id: a, to: good.example, ports: [{origin.port}/{'tls' if tls else 'http'}], http: {{methods: [GET, POST, HEAD], paths: ['/**']}}, action: allow}}"
         gate.rules(f"[{rule}]", f"settings: {{upstream: '{upstream}'}}")
@@ -124,7 +124,7 @@ def test_proxy_password_is_sent_to_the_proxy_alone(proxied, gate, origins, schem
 
 
 def test_plain_request_is_sent_to_the_proxy_in_absolute_form(proxied, gate, origins):
-    """One place, as it was decided, in one spelling; who we are, and nobody else's word for it."""
+    """The target is the decided one in one spelling; only the login of the gate is sent, not that of the client."""
     origin = origins.web("good.example", tls=False)
     proxy, site, _ = proxied("http", origin, tls=False, login="me:geheim", tunnels_only_to=frozenset({443}))
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
@@ -152,7 +152,7 @@ def test_plain_request_is_sent_to_the_proxy_in_absolute_form(proxied, gate, orig
     ],
 )
 def test_trace_and_max_forwards_are_sent_through_a_tunnel(proxied, gate, origins, head, how):
-    """To TRACE with everything that it was sent: the password, too."""
+    """A proxy answers TRACE with the request it received, including the password."""
     origin = origins.web("good.example", tls=False)
     proxy, site, upstream = proxied("http", origin, tls=False, login="me:geheim")
     rule = f"{{id: a, to: good.example, ports: [{origin.port}/http], action: allow}}"
@@ -166,7 +166,7 @@ def test_trace_and_max_forwards_are_sent_through_a_tunnel(proxied, gate, origins
 
 @pytest.mark.parametrize(("login", "status"), [(None, b"503"), (Login(b"me", b"geheim"), b"502")])
 def test_error_page_of_the_proxy_is_dropped_when_a_login_was_sent(proxied, gate, origins, login, status):
-    """CVE-2025-62168: the request that failed, with the password. Where there is none the page may pass."""
+    """CVE-2025-62168: an error page quotes the request with the password. Without a password the page may pass."""
 
     def fail(connection, _head):
         connection.sendall(b"HTTP/1.1 503 No\r\nX-Squid-Error: ERR_DNS_FAIL 0\r\nContent-Length: 6\r\n\r\nquotes")

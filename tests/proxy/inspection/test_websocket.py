@@ -1,4 +1,4 @@
-"""WebSocket on the wire: what opens one, what passes on it, and how it ends."""
+"""WebSocket through the gate: handshakes, relayed bytes, and ends."""
 
 import base64
 import contextlib
@@ -27,7 +27,7 @@ MAY = "{methods: [GET], paths: ['/chat'], websocket: true}"
 
 
 def said(payload, first=0x82):
-    """A client's frame (RFC 6455 section 5.2), under a mask that changes nothing."""
+    """Return a client frame (RFC 6455 section 5.2) with a zero mask."""
     size = len(payload)
     length = (
         bytes([0x80 | size])
@@ -61,7 +61,7 @@ def finished(connection):
 
 @pytest.fixture(params=[True, False], ids=["tls", "plain"])
 def chat(request, gate, origins):
-    """An origin that agrees and then echoes, through a gate that may let it; `end` is what it does on `bye`."""
+    """Return a function that makes a site with a WebSocket echo server; `end` is called on `bye`."""
 
     def make(http=MAY, agreed=AGREED, first="HTTP/1.1 101 Switching Protocols", greeting_origin=b"", end=None):
         def answer(connection, _head):
@@ -124,7 +124,7 @@ def test_client_that_ends_a_websocket_is_recorded_as_passed(gate, chat, end, sai
 
 @pytest.mark.parametrize("closing", ["client", "server"])
 def test_server_cut_after_a_close_frame_is_recorded_as_passed(gate, chat, closing):
-    """Most servers end TCP without TLS's own end once both sides have sent their Close frames (RFC 6455 section 7.1.1)."""
+    """Most servers close TCP without a close_notify once both sides have sent Close frames (RFC 6455 section 7.1.1)."""
 
     def end(connection):
         connection.sendall(b"\x88\x02\x03\xe8" if closing == "server" else b"\x81\x02hi")
@@ -159,7 +159,7 @@ FRAME = said(b"x" * 300)  # the origin gives back what it is sent
 
 @pytest.mark.parametrize(("sent", "told"), [(FRAME, True), (FRAME[:100], False), (FRAME + b"\x81", False)])
 def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, told):
-    """Elsewhere it is cut: what would be told would be part of the server's message."""
+    """Within a frame the connection is reset, because a Close frame would become part of the message."""
     site, _ = chat(http=LIMITED)
     with opened(site) as connection:
         read_until(connection, b"\r\n\r\n")
@@ -196,7 +196,7 @@ FRAMES = {
 
 @pytest.mark.parametrize(("data", "between"), FRAMES.values(), ids=FRAMES)
 def test_frame_boundaries_are_found(data, between):
-    """In one piece, and byte by byte."""
+    """Checks each input in one piece and byte by byte."""
     whole, single = Frames(), Frames()
     whole.follow(data)
     for at in range(len(data)):
@@ -275,7 +275,7 @@ NO_FRAMES = {
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
 @pytest.mark.parametrize(("data", "why"), NO_FRAMES.values(), ids=NO_FRAMES)
 def test_invalid_client_frames_end_the_websocket(gate, chat, data, why, bytewise):
-    """Whoever stands before the server that agreed may go on to read requests, and nobody would decide on them."""
+    """A proxy in front of the server might read them as requests, which were never decided."""
     site, origin = chat()
     with opened(site) as connection:
         read_until(connection, b"\r\n\r\n")
@@ -294,7 +294,7 @@ def test_invalid_client_frames_end_the_websocket(gate, chat, data, why, bytewise
 
 
 def test_request_sent_behind_the_handshake_is_not_forwarded(gate, chat):
-    """What a client sends ahead is of the WebSocket that it asked for, and no frame of one."""
+    """Bytes behind the handshake belong to the WebSocket, and are no valid frame."""
     site, origin = chat()
     with site.connect() as connection:
         connection.sendall(written("GET /chat HTTP/1.1", HELLO).replace("HOST", site.host).encode() + REQUEST)

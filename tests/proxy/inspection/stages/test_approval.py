@@ -57,14 +57,14 @@ def test_name_under_a_wildcard_is_not_resolved_before_approval(approvals_lab, mo
 
 
 INSIDE = "127.0.0.0/8"  # where the origin is
-# The rules, and whether people are asked about a POST; what becomes of it where they aren't
+# Rules, and the reason of the decision on a POST; `approval_granted`: an approval was requested
 BY_ADDRESS = [
     ((ASK.replace("ask,", f"ask, resolves_to: [{INSIDE}],", 1),), "approval_granted"),
     ((READ, ASK.replace("ask,", f"ask, resolves_to: [{INSIDE}],", 1)), "approval_granted"),
-    # what another rule lets out is asked about once it turns out to lead inside
+    # a request that another rule allows needs approval once its address turns out to be private
     ((WRITE, ASK.replace("ask,", f"ask, resolves_to: [{INSIDE}],", 1)), "approval_granted"),
     ((WRITE, "{id: inside, to: '*', resolves_to: [127.0.0.0/8], action: ask}"), "approval_granted"),
-    # an approval would open nothing, so nobody is asked
+    # an approval would have no effect, so none is requested
     ((READ, ASK), "address_not_listed"),
     ((ASK,), "non_public_address"),
     ((ASK.replace("ask,", "ask, resolves_to: [10.0.0.0/8],", 1),), "address_not_listed"),
@@ -298,7 +298,7 @@ def test_exception_while_pending_sends_nothing(approvals_lab, monkeypatch):
 
 
 def test_request_beyond_the_pending_limit_is_denied_at_once(approvals_lab):
-    """The registry bounds it, and the gate says so."""
+    """The registry limits pending requests, and the gate reports the reason."""
     connections = []
     for number in range(21):
         connections.append(approvals_lab.site.connect())

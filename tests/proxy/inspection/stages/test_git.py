@@ -75,7 +75,7 @@ def test_other_requests_are_not_taken_for_git(method, target, kinds):
 
 PATH, REQUEST = Reason.AMBIGUOUS_PATH, Reason.AMBIGUOUS_REQUEST
 REFUSED = [
-    # two readings
+    # ambiguous paths
     ("POST", "/acme/web.git/./git-receive-pack", RECEIVE, PATH),
     ("POST", "/acme/web.git//git-receive-pack", RECEIVE, PATH),
     ("POST", "//acme/web.git/git-receive-pack", RECEIVE, PATH),
@@ -83,21 +83,21 @@ REFUSED = [
     ("POST", "/acme/web.git/%2567it-receive-pack", RECEIVE, PATH),
     ("GET", "/acme/web.git;x/info/refs?service=git-upload-pack", (), PATH),
     ("GET", "/acme/./web.git/info/refs?service=git-receive-pack", (), PATH),
-    # a server that reads the decoded path again cuts it there
+    # a server that decodes the path again would cut it there
     ("POST", "/acme/web.git/git-receive-pack%3Fx", RECEIVE, PATH),
     ("POST", "/acme/web.git/git-receive-pack%3Fx", (), PATH),
     ("POST", "/acme/web.git/git-receive-pack%23", (), PATH),
     ("POST", "/acme/web.git/git-receive-pack%253Fx/y", (), PATH),
     ("GET", "/acme/web.git/info/refs%3Fservice=git-receive-pack", (), PATH),
     ("PUT", "/acme/web.git/refs/heads/main%23x", (), REQUEST),
-    # no one repository
+    # no unambiguous repository
     ("POST", "/git-receive-pack", RECEIVE, PATH),
     ("POST", "/.git/git-receive-pack", RECEIVE, PATH),
     ("POST", "/acme/.git/git-receive-pack", RECEIVE, PATH),
     ("POST", "/acme/web.git.git/git-receive-pack", RECEIVE, PATH),
     ("POST", "/acme/web.GIT/git-receive-pack", RECEIVE, PATH),
     ("GET", "/info/refs?service=git-receive-pack", (), PATH),
-    # other spellings and places of a service's name
+    # other spellings and positions of the service name
     ("POST", "/acme/web.git/GIT-RECEIVE-PACK", RECEIVE, REQUEST),
     ("POST", "/acme/web.git/git-receive-pack.", RECEIVE, REQUEST),
     ("POST", "/acme/web.git/git-receive-pack%20", RECEIVE, REQUEST),
@@ -178,7 +178,7 @@ def test_push_that_needs_approval_is_denied_without_a_registry(forge, version, h
     assert forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])]
 
 
-# What is pushed, what comes of it, and what git says of it
+# Pushed refs, the expected decision, and text that git shows
 PUSHES = {
     "update": (["feature/old"], "passed rule t:features", ""),
     "force": (["+HEAD~2:refs/heads/feature/old"], "passed rule t:features", ""),
@@ -286,7 +286,7 @@ def test_push_from_a_shallow_clone_passes(forge, tmp_path):
 @pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
 @pytest.mark.parametrize(("ref", "status"), [("refs/heads/feature/x", 0), (MAIN, 1)])
 def test_large_chunked_push_is_decided_by_its_refs(forge, http, ref, status):
-    """More than http.postBuffer: git asks with an empty list first, and then sends chunks."""
+    """The pack exceeds http.postBuffer, so git probes with an empty list first and then sends chunks."""
     (forge.work / "big").write_bytes(os.urandom(5_000_000))
     forge.run_git("add", "big")
     forge.run_git("commit", "-q", "-m", "big")
@@ -309,7 +309,7 @@ def test_push_and_fetch_of_another_repository_are_denied(forge, words):
 
 
 def test_push_is_denied_at_its_advertisement_where_only_fetch_is_allowed(forge, gate):
-    """Where no push could pass, it ends before it has begun."""
+    """Where no push could pass, git stops at the advertisement."""
     rules = RULES.replace("PORT", str(forge.site.port)).splitlines()
     gate.rules("\n".join([*rules[:3], "]"]))
     assert forge.remote("fetch", "origin").returncode == 0
@@ -331,7 +331,7 @@ def audited(forge, gate, mode="audit"):
 
 @pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
 def test_audit_mode_records_git_requests_for_learn(forge, gate, http):
-    """`exeat learn` made a rule of it that lets every push to every ref out."""
+    """Without the refs `exeat learn` would draft a rule that allows every push."""
     audited(forge, gate)
     done = forge.remote("push", "-o", "ci.skip", "origin", "HEAD:refs/heads/feature/x", http=http)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Real git, pushing what people have to approve: it waits, and then it is done, or git says why not."""
+"""Pushes of real git that need approval: pending, then done, or denied with a reason that git shows."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 
 
 def rules(forge, pushed, *more):
-    """The forge's own, and what is let out once it is granted."""
+    """The rules of the forge, with a rule that allows pushes of `pushed` once approved."""
     granted = "{id: out, to: good.example, resolves_to: [127.0.0.0/8], ports: [PORT/tls], action: allow, git: {repos: ['acme/*'], push: ['PUSHED']}}"
     written = "\n".join(
         [*RULES.splitlines()[:-1], granted.replace("PUSHED", pushed), *(f", {rule}" for rule in more), "]"]
@@ -24,7 +24,7 @@ def rules(forge, pushed, *more):
 
 
 class PushLab:
-    """Somebody who pushes, and people who are asked."""
+    """A client that pushes in a thread, and its approvers."""
 
     def __init__(self, forge, people, loop, pool):
         self.forge = forge
@@ -115,7 +115,7 @@ def test_push_of_two_refs_is_pending_as_a_whole(push_lab):
 
 @pytest.fixture
 def refs_decided_at_once(monkeypatch):
-    """Count the refs that each decision on a push decides in one piece, and not in slices before it."""
+    """Count the refs that each decision on a push decides at once, not in slices before it."""
     of_ref, judge_push = pushes._of_ref, decide_request.decide_push
     counts = []
     decided = 0
@@ -167,7 +167,7 @@ def test_partly_denied_push_requests_no_approval(push_lab):
 
 
 def test_push_and_its_advertisement_make_one_approval_request(push_lab, gate):
-    """What comes before a push, its advertisement, is no question of its own."""
+    """The advertisement before a push needs no approval of its own."""
     forge = push_lab.forge
     every = "{id: all, to: good.example, ports: [PORT/tls], action: ask, git: {repos: ['acme/*'], push: ['refs/**']}}"
     gate.rules(rules(forge, "refs/**", every))
@@ -180,7 +180,7 @@ def test_push_and_its_advertisement_make_one_approval_request(push_lab, gate):
 
 
 def test_advertisement_needs_approval_where_fetch_is_not_allowed(push_lab, gate):
-    """A path that the task chooses is a way out."""
+    """The path is chosen by the task, so it could carry data out."""
     port = push_lab.forge.site.port
     gate.rules(
         f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}/tls], action: ask, "
@@ -197,7 +197,7 @@ def test_advertisement_needs_approval_where_fetch_is_not_allowed(push_lab, gate)
 
 @pytest.mark.parametrize("quiet", ["features", "main", "features main"])
 def test_only_refs_under_log_pattern_are_left_out_of_events(push_lab, gate, quiet):
-    """Whichever of them counts, and also where people were asked about it and the rules have changed meanwhile."""
+    """Holds for the deciding ref and others, also after an approval request and a reload."""
     forge, refs = push_lab.forge, {"features": "refs/heads/feature/x", "main": MAIN}
 
     def written(action):

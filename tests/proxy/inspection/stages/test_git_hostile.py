@@ -1,4 +1,4 @@
-"""Everything that a hostile task would send in place of git: decided ref by ref, or refused; nothing of it leaves."""
+"""Hostile requests in place of git pushes: decided ref by ref or refused, and not sent."""
 
 import gzip
 import os
@@ -24,7 +24,7 @@ TLS_AND_PLAIN = push(f"{A} {B} {FEATURE}", f"{A} {B} {MAIN}")
 
 
 def asked(forge, body, head=HEAD, *, more="", chunks=None):
-    """Send a push as bytes, with or without git's own pieces, and return what was decided."""
+    """Send a push as raw bytes or chunks, and return the decision."""
     if chunks is None:
         said, sent = f"{head}{more}Content-Length: {len(body)}\n\n", [body]
     else:
@@ -162,7 +162,7 @@ def test_push_body_is_forwarded_unchanged(gate, origins, packed):
 
 
 def test_push_is_not_sent_before_its_ref_list_is_complete(forge):
-    """And a client that waits to be told to go on is told so by the gate."""
+    """The gate itself answers `Expect: 100-continue`, because it must read the list."""
     with forge.site.connect() as connection:
         body = TLS_AND_PLAIN + b"PACK"
         said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(body)}\n\n"
@@ -213,7 +213,7 @@ def test_push_that_breaks_off_is_recorded_as_blocked(forge, so_far):
 
 
 def http2(forge):
-    """Connect with HTTP/2."""
+    """Connect over HTTP/2."""
     connection = forge.site.connect(["h2"])
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
     client.initiate_connection()
@@ -244,7 +244,7 @@ def test_push_in_one_byte_http2_frames_is_decided_by_its_refs(forge):
 
 
 def test_pending_pushes_of_one_connection_are_bounded(forge):
-    """Each may be a megabyte; a connection of them may not be a hundred."""
+    """A push may take a megabyte; all pushes of a connection share one limit."""
     connection, client = http2(forge)
     piece = line(f"shallow {A}") * 300
     with connection:
@@ -286,7 +286,7 @@ UNREADABLE_PUSHES = {
 
 @pytest.mark.parametrize(("body", "more"), UNREADABLE_PUSHES.values(), ids=UNREADABLE_PUSHES)
 def test_audit_mode_allows_a_push_that_it_cannot_read(forge, gate, body, more):
-    """What only events would say of it is no reason to hold it back."""
+    """Audit mode reads a push only for its events, so an unreadable one passes."""
     gate.rules(
         f"[{{id: all, to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.site.port}/tls], action: allow, "
         "http: {methods: [POST], paths: ['/**']}}]",

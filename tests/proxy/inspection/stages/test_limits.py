@@ -1,4 +1,4 @@
-"""Limits on what is inspected: requests are refused with a page, transfers are cut, and no byte too many passes."""
+"""Limits of rules: requests are denied with a page, transfers are cut, and no byte beyond a limit passes."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ def limited(gate, origins, limits):
 
 
 def refused(answer):
-    """The status and reason of a refusal that curl was shown."""
+    """Return status and reason of a denial page."""
     status, out, err = answer
     assert (status, err) == (0, "")
     page = json.loads(out)
@@ -81,7 +81,7 @@ def test_request_head_counts_as_uploaded_bytes(gate, origins):
 
 
 def test_request_trailers_count_as_uploaded_bytes(gate, origins):
-    """Up to 64 KB of them with each request: none leaves beyond the limit."""
+    """A request may have 64 KB of trailers; they count before they are sent."""
     arrived, ended = [], threading.Event()
 
     def answer(connection, head):
@@ -123,7 +123,7 @@ def test_response_trailers_count_as_downloaded_bytes(gate, origins):
 
 
 def test_limit_of_one_rule_does_not_end_streams_of_another(gate, origins):
-    """HTTP/2: one rule's limit ends its own requests and nobody else's."""
+    """A limit of one rule ends only requests under that rule."""
     origin = origins.web("good.example")
     port = f"ports: [{origin.port}/tls], resolves_to: [127.0.0.0/8], to: good.example, action: allow"
     more = f", {{id: free, {port}, http: {{paths: [/free/**, /echo]}}}}"
@@ -141,7 +141,7 @@ def test_limit_of_one_rule_does_not_end_streams_of_another(gate, origins):
     [("", "bytes_up: 20KB", True), ("bytes_up: 100KB", "bytes_up: 20KB", True), ("", "bytes_up: 100KB", False)],
 )
 def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, ends):
-    """An upload may take a day: what an admin sets while it runs holds for it, too."""
+    """An upload may take a day, so new limits apply to open ones."""
 
     def rules(limits):
         port = f"ports: [{origin.port}/http], resolves_to: [127.0.0.0/8]"
@@ -209,11 +209,11 @@ def test_upload_beyond_a_new_limit_ends_at_once(gate, origins):
 
 
 def test_head_of_a_retried_request_counts_again(gate, origins):
-    """A server that ends every kept connection would be told everything twice."""
+    """Otherwise a server that ends every persistent connection would receive everything twice."""
 
     def answer(connection, head):
         if len(origin.requests) == 2:
-            return False  # the end comes just as the request does
+            return False  # the connection ends as the request arrives
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         return True
 
@@ -239,7 +239,7 @@ def test_head_of_a_retried_request_counts_again(gate, origins):
     ids=["limit", "secret"],
 )
 def test_request_denied_by_a_stage_does_not_taint_the_task(gate, origins, more, path, reason):
-    """It was never sent, so its task isn't tainted by what an untrusted source would have answered."""
+    """The request was never sent, so the task has read nothing from the untrusted source."""
     site = make_site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, trust: untrusted, {more}")
     answer = site.curl(path, "-H", "Accept: application/json")
     assert json.loads(answer[1])["reason"] == reason

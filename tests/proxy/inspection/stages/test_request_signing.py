@@ -22,7 +22,7 @@ PASSING = replace(REAL, ident="ASIAREALREALREAL0001", token="Fwo-real-session-to
 
 
 class SigningLab:
-    """A service behind a gate, and the placeholders for it."""
+    """An AWS-like service behind a gate, and placeholder keys for it."""
 
     def __init__(self, gate, origins, real=REAL, *, name="good.example", host="good.example", **more):
         self.gate, self.verdicts = gate, []
@@ -64,7 +64,7 @@ def signing_lab(gate, origins):
     return SigningLab(gate, origins)
 
 
-# what a client asks, and how it signs it
+# requests of a client, and how it signs them
 REQUESTS = {
     "S3, a GET": {"target": "/bucket/a.txt"},
     "S3, a query": {"target": "/bucket?prefix=a%2Fb&list-type=2&delimiter=%2F"},
@@ -154,7 +154,7 @@ def test_requests_signed_by_curl_are_signed_again(signing_lab, tmp_path):
 
 
 def test_real_signature_is_masked_in_the_response(signing_lab):
-    """A service that disagrees tells what it was sent (S3's SignatureDoesNotMatch), and a redirect repeats a URL."""
+    """Services echo the signature in errors (SignatureDoesNotMatch of S3), and redirects repeat the URL."""
     target = presigned(signing_lab.fake, signing_lab.host, "GET", "/a")
     answer = signing_lab.send("GET", target, {})
     assert target.rpartition("=")[2].encode() in answer
@@ -170,7 +170,7 @@ def changed(headers, name, part, other):
 
 
 STREAMED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
-# what a task tries; and the reason it is told
+# attempts of a task, and the reason of their denial
 HOSTILE = {
     "another's key": (lambda w: w.ask(keys=replace(w.fake, key="guess")), "secret_misuse"),
     "another path than was signed": (
@@ -243,7 +243,7 @@ def test_request_to_another_host_is_not_signed(gate, origins, where):
 
 
 def test_denied_request_is_not_signed(gate, origins):
-    """Nor what they allowed once: whoever sends a request again has it decided again."""
+    """A repeated request is decided again."""
     signing_lab = SigningLab(gate, origins, http="{methods: [GET], paths: [/a]}")
     once = signed(signing_lab.fake, signing_lab.host, "GET", "/a")
     assert signing_lab.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
@@ -273,7 +273,7 @@ def test_signed_body_beyond_the_limit_is_denied(signing_lab):
     assert signing_lab.gate.decided() == [("POST", "/", "blocked", "limit_exceeded")]
 
 
-# a rule with `credential: aws`, and what is decided
+# requests under a rule with `credential: aws`, and whether they pass
 CREDENTIALS = {
     "ours": (lambda w: w.ask(target="/a"), True),
     "ours in the URL": (lambda w: w.send("GET", presigned(w.fake, w.host, "GET", "/a"), {}), True),

@@ -1,4 +1,4 @@
-"""What a server sends back has no value in it when it reaches the task, and is never held for long."""
+"""Response masking: values of secrets are masked in responses, which are never delayed for long."""
 
 import base64
 import hashlib
@@ -44,7 +44,7 @@ def answering(*pieces, fields=b"", length=True, pause=0.0):
 B64_REAL = base64.b64encode(b"me:" + PASSWORD)
 
 
-# what a server sends back, in pieces, and what of it the task gets
+# pieces of the response, and what the task receives
 ECHOES = {
     "whole": ([b"your key is " + REAL + b"!"], b"your key is " + FAKE + b"!"),
     "in two pieces": ([b"your key is " + REAL[:8], REAL[8:] + b"!"], b"your key is " + FAKE + b"!"),
@@ -97,7 +97,7 @@ def test_value_in_response_headers_is_masked(gate, origins):
 
 
 def test_page_about_an_invalid_response_header_has_no_value(gate, origins):
-    """The name of a field that is none, which is told in the page and in the event."""
+    """An invalid field name would be quoted in the page and in the event."""
     fields = b"bad " + REAL + b": x\r\n"
     origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
     answer = make_secret_site(gate, origin).ask(head("GET /me", f"Authorization: Bearer {SHOWN}"))
@@ -116,13 +116,13 @@ def test_page_about_a_failed_request_has_no_value(gate, origins):
 
 
 def test_event_without_a_value_is_delivered_at_once(gate, origins):
-    """A piece that is no beginning of a value is there before the next is sent."""
+    """A piece that cannot start a value is delivered before the next one is sent."""
 
     def answer(connection, _head):
         connection.sendall(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: 1\n\n"
         )
-        connection.recv(1)  # until the client has it
+        connection.recv(1)  # waits until the client has it
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin)
@@ -133,11 +133,11 @@ def test_event_without_a_value_is_delivered_at_once(gate, origins):
 
 @pytest.mark.parametrize("end", [b"ends with s", b"sk-real", b"ends with h"])
 def test_message_that_ends_like_a_value_is_delivered_at_once(gate, origins, end):
-    """Whoever answers a message has to get all of it first."""
+    """The client may have to answer the message before the server sends more."""
 
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + end)
-        connection.recv(1)  # until the client has it
+        connection.recv(1)  # waits until the client has it
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin)
@@ -221,7 +221,7 @@ def test_value_in_a_websocket_message_is_masked_without_delay(gate, origins):
     ids=["cut", "coding", "name"],
 )
 def test_unreadable_response_is_not_quoted_in_page_or_event(gate, origins, response):
-    """Its page and its event say what is wrong, but not with the server's words: the value may be among them."""
+    """Page and event describe the error without the bytes of the server, which may contain the value."""
     value, placeholder = b"pa\\ss'wo\"rd-0123456789", "aPlaceholderForThePassword"
 
     def answer(connection, asked):

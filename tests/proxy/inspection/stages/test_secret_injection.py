@@ -61,7 +61,7 @@ B64 = base64.b64encode(b"x" + FAKE).decode()
 PERCENT = "".join(f"%{byte:02x}" for byte in FAKE)
 
 
-# what a task tries at the host that the secret belongs to, and where the event says it is
+# requests to the host of the secret, and the position that the event names
 MISUSED = {
     "another header": (head("GET /echo", f"X-Other: {SHOWN}"), "the header `X-Other`"),
     "a cookie": (head("GET /echo", f"Cookie: a={SHOWN}"), "the header `Cookie`"),
@@ -109,7 +109,7 @@ def test_placeholder_outside_its_slot_is_blocked(gate, origins, request_head, wh
     assert_no_secret_disclosed(gate, answer)
 
 
-ELSEWHERE = {  # and what the page and the event say of it
+ELSEWHERE = {  # site options, and the texts of page and event
     "another host": ({"host": "other.example"}, "was sent to `good.example:%d`, in", "belongs to `other.example:%d` over TLS"),
     "a host that looks like it": (
         {"name": "good.example.evil.example"}, "was sent to `good.example.evil.example:%d`, in", "belongs to `good.example:%d` over TLS",
@@ -237,7 +237,7 @@ def test_request_without_a_placeholder_is_forwarded_unchanged(gate, origins):
 
 
 def test_placeholder_after_the_response_began_resets_the_client(gate, origins):
-    """Nobody can be told any more, but by the end."""
+    """The response has begun, so only a reset can show the failure."""
 
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun")
@@ -276,7 +276,7 @@ def test_placeholder_to_a_denied_host_is_recorded_as_tampering(gate, origins, fi
 # --- rules with `credential` ---
 
 
-# a rule with `credential: model-key`, a request, and what is decided
+# fields and query of a request under a rule with `credential: model-key`, and the decision
 CREDENTIALS = {
     "ours": ([f"Authorization: Bearer {SHOWN}"], "", "passed rule"),
     "none": ([], "", "blocked credential_mismatch"),
@@ -344,7 +344,7 @@ def test_credential_rule_denies_other_credentials(gate, origins, fields, query, 
 
 
 def test_github_cli_passes_a_credential_rule_for_its_token(gate, origins):
-    """As GitHub's command line asks: `Authorization: token`, and GraphQL by POST. What a query says isn't looked at."""
+    """GitHub CLI sends `Authorization: token` and GraphQL by POST; the query in the body is not checked."""
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin, rule="credential: model-key")
@@ -365,7 +365,7 @@ def setting(*cookies):
     return answer
 
 
-# what is sent back beside the placeholder, once `sid=1` and `lb=a=b` were set; and what is decided
+# cookies sent beside the placeholder after the server set `sid=1` and `lb=a=b`, and the decision
 COOKIES = [
     ("sid=1; lb=a=b", "passed rule"),
     ("lb=a=b", "passed rule"),
@@ -390,7 +390,7 @@ def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookie
 
 
 def test_cookies_set_for_another_credential_are_denied(gate, origins):
-    """A login with another key, where another rule lets that out, makes no session of ours."""
+    """A login with another credential does not make its cookies part of the secret."""
     origin = origins.script(setting(b"sid=theirs"), "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin, rule="credential: model-key, http: {paths: [/ours]}")
     ours = f"Authorization: Bearer {SHOWN}"
@@ -516,7 +516,7 @@ NO_RULE = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, revision="0" *
     ids=["in good faith", "elsewhere", "nothing"],
 )
 def test_misplaced_placeholder_to_a_host_without_a_rule_is_tampering(gate, origins, asked, reason, tampers):
-    """A rule for the host wouldn't help: what is told is what would be refused then, too."""
+    """A rule for the host would not help, so the page names the misplaced placeholder."""
     answer = withholding_site(gate, origins.web("good.example"), decision=NO_RULE).ask(asked)
     told = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (told["reason"], f"reason={reason};".encode() in answer) == (reason, True)

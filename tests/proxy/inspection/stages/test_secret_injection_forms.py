@@ -1,4 +1,4 @@
-"""A secret in a form: only where a rule file says so, and nowhere else in what is posted."""
+"""Secrets in forms: injected only in the form field of the slot."""
 
 import hashlib
 from urllib.parse import quote
@@ -30,7 +30,7 @@ FORM_SECRET = b"0PlaceholderForTheClient0123456789abcdef"
 
 
 def form_place(gate, origin, rule=""):
-    """A host that takes a secret in a form: OAuth's token endpoint."""
+    """A site with a secret in a form field, like the token endpoint of OAuth."""
     site = make_secret_site(gate, origin)
     client = SecretValue(
         secret("client", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, FORM_SECRET.decode()
@@ -138,7 +138,7 @@ def test_placeholder_in_an_http2_form_is_replaced(gate, origins):
 
 
 def test_pending_form_counts_against_the_quota_until_it_is_sent(gate, origins, monkeypatch):
-    """Else a client could have as many bodies kept as it has streams, with a server that is long in coming."""
+    """Otherwise a client could have one body buffered per stream while the server is being dialed."""
     origin = origins.web("good.example")
     site = form_place(gate, origin)
     form = GRANT % FORM_SECRET

@@ -1,7 +1,7 @@
-"""What a hostile task tries with its placeholders: another server, another reading, a signature of something else.
+"""Hostile use of placeholders: other servers, ambiguous requests, and reused signatures.
 
-Of each: no server got a value, or a byte with the placeholder in it, and nobody was told one. More single cases of
-"where it doesn't belong": test_secret_injection, test_request_signing.
+In each case no server received a value or a placeholder, and no event or answer has a value. Further cases of
+misplaced placeholders: test_secret_injection, test_request_signing.
 """
 
 import base64
@@ -32,7 +32,7 @@ def secret(ident, host, port, *slots):
 
 
 class TwoHostsLab:
-    """`good.example`, whose the secrets are, and `other.example`, where another one belongs; both are let out."""
+    """Two allowed sites: `good.example` with most secrets, and `other.example` with another."""
 
     def __init__(self, gate, good, other, *, tls=True):
         self.gate, self.good, self.other = gate, good, other
@@ -79,7 +79,7 @@ def two_hosts(gate, origins):
 
 
 def test_placeholder_is_blocked_at_the_target_of_a_redirect(gate, origins):
-    """Whatever a client sends on: curl is told to trust every host it is sent to."""
+    """curl sends credentials to the redirect target with `--location-trusted`."""
 
     def redirect(connection, _head):
         to = b"https://other.example:%d/echo" % other.port
@@ -95,7 +95,7 @@ def test_placeholder_is_blocked_at_the_target_of_a_redirect(gate, origins):
         "--cacert", gate.bundle, *ways, "-L", "--location-trusted", "-H", BEARER, f"https://{two_hosts.asked.host}/a"
     )
     assert (status, json.loads(said)["reason"]) == (0, "secret_misuse")
-    assert REAL in good.requests[0]  # it was in its place, where it belongs
+    assert REAL in good.requests[0]  # in its slot at its own host
     assert other.connections == 0
     assert [each["destination"]["name"] for each in gate.events("tampering.detected")] == ["other.example"]
 
@@ -104,7 +104,7 @@ def asks(*lines):
     return "\n".join([*lines, "Connection: close", "", ""])
 
 
-# what is sent to `good.example`, and why it is refused
+# requests to `good.example`, and the reason of their denial
 TRICKS = {
     "a tunnel": (asks("CONNECT other.example:443 HTTP/1.1", "Host: other.example:443", BEARER), "protocol_mismatch"),
     "another Host": (asks("GET / HTTP/1.1", "Host: other.example", BEARER), "name_mismatch"),
@@ -149,7 +149,7 @@ def test_misleading_requests_with_a_placeholder_are_refused(two_hosts, said, rea
 
 @pytest.mark.parametrize("authority", ["other.example", "good.example:1", f"{SHOWN}.good.example"])
 def test_http2_request_with_another_authority_is_blocked(two_hosts, authority):
-    """HTTP/2's, which clients may coalesce."""
+    """HTTP/2 clients may coalesce authorities."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     usual = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", "/echo")]
@@ -173,7 +173,7 @@ def test_placeholder_in_a_websocket_to_another_host_is_blocked(two_hosts):
 
 
 def every_way(two_hosts, host, method="POST"):
-    """Each way that a value could leave by: in a header, as a password, in a form, as a signature, in a signed URL."""
+    """Return a request for each slot: header, password, form, signature and signed URL."""
     form = b"client_secret=" + FAKE
     kind = "Content-Type: application/x-www-form-urlencoded"
     basic = base64.b64encode(b"me:" + FAKE).decode()
@@ -228,7 +228,7 @@ def test_no_value_is_sent_to_the_host_of_another_secret_in_any_slot(two_hosts):
 
 
 def test_placeholder_signature_is_worthless_past_the_gate(gate, origins):
-    """What the task has is signed with a placeholder; sent once more it is one more request, told and counted."""
+    """The task only has a signature by placeholder keys; a repeated request is decided and recorded again."""
     verdicts = []
     good = origins.script(service_of(AWS, verdicts), "good.example", tls=True, alpn=["http/1.1"])
     two_hosts = TwoHostsLab(gate, good, origins.web("other.example"))
@@ -245,7 +245,7 @@ def test_placeholder_signature_is_worthless_past_the_gate(gate, origins):
 
 
 def origins_own(origins, origin):
-    """Connect to an origin past the gate."""
+    """Connect to an origin without the gate."""
     import socket
     import ssl
 
@@ -254,7 +254,7 @@ def origins_own(origins, origin):
 
 
 def test_request_behind_a_pending_form_is_decided_by_itself(gate, origins):
-    """On the connection of a form that was read and filled in, the next request gets nothing of it."""
+    """The next request on the connection of an injected form has no injection."""
     origin = origins.web("good.example", alpn=["http/1.1"])
     site = make_site(gate, origin)
     client = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)

@@ -251,7 +251,7 @@ def test_secret_encoded_by_curl_is_blocked(gate, origins, words, detail):
     ("named", "status"), [("", b"403"), (", {id: n, to: good.example, action: flag}", b"200")], ids=["unnamed", "named"]
 )
 def test_scan_strict_blocks_a_token_to_a_host_that_no_rule_names(gate, origins, named, status, more):
-    """Also in a long head, which is looked through before it is decided on."""
+    """Also in a long head, which is scanned before its decision."""
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin)
     gate.rules(
@@ -401,7 +401,7 @@ def test_large_clean_upload_passes_under_block(gate, origins, version):
     origin = origins.web("good.example")
     site = make_scan_site(gate, origin, "block")
     body = gate.directory / "body"
-    body.write_bytes(os.urandom(700_000).hex().encode())  # more than any window of HTTP/2
+    body.write_bytes(os.urandom(700_000).hex().encode())  # more than any HTTP/2 window
     status, out, err = site.curl("/upload", version, "-X", "POST", "-T", body)
     assert (status, err) == (0, "")
     assert json.loads(out)["sha256"] == hashlib.sha256(body.read_bytes()).hexdigest()
