@@ -391,8 +391,8 @@ def test_a_connection_waits_for_its_certificate_and_ends_where_there_is_none(gat
     place = make_site(gate, origin)
     with place.connect():
         pass
-    gate.silence()
-    gate.loop.run(gate.keyholder.close)
+    gate.stop_signer()
+    gate.loop.run(gate.signer_socket.close)
     with place.connect():  # one that has a certificate
         pass
     other = make_site(gate, origin, "other.example")
@@ -414,10 +414,10 @@ def hello(name):
 
 def test_one_that_waits_ends_when_rules_deny_it_or_its_sandbox_goes(gate, origins):
     place = make_site(gate, origins.web("good.example"))
-    gate.silence()
+    gate.stop_signer()
     clients = []
     for count in (1, 2):
-        clients.append(socket.create_connection(("127.0.0.1", place.door), 30))
+        clients.append(socket.create_connection(("127.0.0.1", place.gate_port), 30))
         clients[-1].sendall(hello("good.example"))
         wait_until(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
     first = next(iter(gate.inspection._engine._expected.values()))
