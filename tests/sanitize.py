@@ -13,7 +13,7 @@ from pathlib import Path
 
 from enforcer.sandbox import init
 from proxy.compiled import library
-from proxy.compiled.compiler import compile_c
+from proxy.compiled.build import compile_c
 
 _SANITIZERS = ("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")

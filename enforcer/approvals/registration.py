@@ -18,7 +18,7 @@ from enforcer.system.notices import print_notice
 from enforcer.system.started_by import starter_uid
 from proxy.approvals.protocol import Introduction
 from proxy.event_loop.rate_limiter import RateLimiter
-from proxy.wire import descriptor_passing, message, strict_json
+from proxy.wire import message, strict_json
 
 if TYPE_CHECKING:
     from enforcer.policy.run_request import RunRequest
@@ -151,7 +151,7 @@ def introduced(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         said = {"what": "introduce", "who": who.packed(), "journal": str(journal), "hears": hears}
-        descriptor_passing.send(connection, client.packet(said), [ours.fileno()])
+        message.send_packet(connection, client.packet(said), [ours.fileno()])
     except OSError as error:
         connection.close()
         theirs.close()

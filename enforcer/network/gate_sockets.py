@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from enforcer.network.constants import OWN_ADDRESSES, REFUSAL_GROUP, TABLE, MakeSocket
-from proxy.udp import receiving_socket
+from proxy.udp.sockets import block_datagrams
 from proxy.wire.netlink import (
     NETLINK_NETFILTER,
     NETLINK_SOCK_DIAG,
@@ -59,7 +59,7 @@ class GateSockets(NamedTuple):
 
     tcp: socket.socket  # listening, transparent: getsockname() of an accepted connection is its original destination
     dns_udp: socket.socket  # with the destination address in every datagram's ancillary data
-    udp: socket.socket  # likewise, for all other datagrams; shut (proxy.udp.receiving_socket)
+    udp: socket.socket  # likewise, for all other datagrams; shut (proxy.udp.sockets)
     diag: socket.socket  # NETLINK_SOCK_DIAG: finds the inode of a socket
     answers: socket.socket  # raw, for sending only: packets to the task, from the address that it queried
     answers6: socket.socket | None
@@ -94,7 +94,7 @@ def open_gate_sockets(
         udp = opened.enter_context(_transparent(make, family, socket.SOCK_DGRAM, port))
         _tell_asked_address(udp)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        receiving_socket.shut(udp, OWN_ADDRESSES if ipv6 else ())
+        block_datagrams(udp, OWN_ADDRESSES if ipv6 else ())
         answers = opened.enter_context(_raw(make, socket.AF_INET))
         answers6 = opened.enter_context(_raw(make, socket.AF_INET6)) if ipv6 else None
         diag = opened.enter_context(make(*_DIAG))

@@ -3,7 +3,7 @@
 One chain where packets enter (prerouting of `lo`, which everything from the task passes). Its policy is drop, and no
 rule forwards a packet to anything but a socket in this namespace: without a gate there is no path (invariant 1).
 Refused packets are counted by kind and logged; TCP and UDP get an immediate answer, so that clients fall back or fail
-and never hang. UDP reaches the gate only while its socket is open (proxy/udp/receiving_socket.py): the socket changes
+and never hang. UDP reaches the gate only while its socket is open (proxy/udp/sockets.py): the socket changes
 with the rules in force, the ruleset doesn't.
 
 Constants are from linux/netfilter/nf_tables.h. Nothing is encoded or sent here.

@@ -8,7 +8,7 @@ import socket
 import sys
 
 from enforcer.system.processes import WATCHED, ReceivedSignal
-from proxy.wire import descriptor_passing
+from proxy.wire import message
 
 _LONGEST = 256  # bytes of a message
 
@@ -40,7 +40,7 @@ class Caller:
 
     def carry_in(self, primary: int) -> None:
         """Send the client the task's terminal, to relay typed keys: only a process of its session may read them."""
-        descriptor_passing.send(self.connection, b"terminal", [primary])
+        message.send_packet(self.connection, b"terminal", [primary])
 
     def ended(self, status: int) -> None:
         """Send the task's wait status (waitpid(2))."""

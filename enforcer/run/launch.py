@@ -25,7 +25,7 @@ from enforcer.seccomp_supervisor.process import SOCKET as WATCH
 from enforcer.seccomp_supervisor.process import SupervisorProcess
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from proxy.udp import receiving_socket
+from proxy.udp.sockets import allow_datagrams
 from proxy.wire import message
 
 _NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
@@ -164,7 +164,7 @@ def _hand_over(spec: SandboxSpec, sockets: Mapping[str, int], supervisor: Superv
     try:
         if spec.may_allow_udp:
             with contextlib.suppress(OSError):  # it stays shut until the worker opens it
-                receiving_socket.unlock(given["udp"])
+                allow_datagrams(given["udp"])
         everything = {**given, **spec.given}
         message.send(spec.gate, {"sockets": list(everything)}, list(everything.values()))
     finally:

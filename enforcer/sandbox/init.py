@@ -35,7 +35,7 @@ from enforcer.sandbox.system_calls import (
     Register,
 )
 from enforcer.system.errors import HostError
-from proxy.wire import descriptor_passing
+from proxy.wire import message
 
 _MOST_FILES: Final = 32  # files kept for the next sandbox; at least as many as an unsent call list can have
 _kept: Final[dict[int, tuple[bytes, int]]] = {}  # by id() of the content, which never changes
@@ -153,7 +153,7 @@ class RemoteExecutor(Executor):
             if len(self._given) >= _AHEAD:
                 self._hear_one()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                descriptor_passing.send(self.channel, packet.data, packet.descriptors)
+                message.send_packet(self.channel, packet.data, packet.descriptors)
             self._given.append(packet)
 
     @property
@@ -165,7 +165,7 @@ class RemoteExecutor(Executor):
         """Send the list in `calls`, to which no reply is sent."""
         for packet in self.calls.packets(silent=True):
             with contextlib.suppress(OSError):
-                descriptor_passing.send(self.channel, packet.data, packet.descriptors)
+                message.send_packet(self.channel, packet.data, packet.descriptors)
 
     def hear(self) -> list[int]:
         """Wait for all replies; returns the descriptors of the last. Raises CallFailedError, ProcessGoneError."""

@@ -29,7 +29,7 @@ from enforcer.sandbox.system_calls import (
     STORE,
 )
 from enforcer.system import linux
-from proxy.wire import descriptor_passing
+from proxy.wire import message
 
 _SIGNALS: Final = 4
 _FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
@@ -169,7 +169,7 @@ def _listen(interpreter: Interpreter, channel: socket.socket) -> None:
     if error or not silent:
         wanted = [] if error else [interpreter.registers[register] for register in registers[came : came + given]]
         give = [descriptor for descriptor in wanted if descriptor >= 0]
-        descriptor_passing.send(channel, REPLY.pack(EXECUTED, at, error, 0, *interpreter.registers), give)
+        message.send_packet(channel, REPLY.pack(EXECUTED, at, error, 0, *interpreter.registers), give)
         for descriptor in give:
             os.close(descriptor)
     if error:

@@ -238,7 +238,7 @@ class SandboxNamespaces:
             for number in range(_LIMITS):
                 soft, hard = resource.getrlimit(number)
                 if number == resource.RLIMIT_NOFILE:
-                    soft = hard  # passing descriptors counts against it: `proxy.wire.descriptor_passing`
+                    soft = hard  # passing descriptors counts against it: `proxy.wire.message`
                 with contextlib.suppress(OSError, ValueError):  # an ordinary user can't raise a hard limit
                     resource.prlimit(pid, number, (soft, hard))
             with contextlib.suppress(OSError):
@@ -348,7 +348,7 @@ def _enter_others(outer: RemoteExecutor, identity: Identity) -> None:
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     calls.call("openat", linux.AT_FDCWD, "/proc", flags, into=OUTSIDE)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Passing descriptors counts against this limit: `proxy.wire.descriptor_passing`.
+    # Passing descriptors counts against this limit: `proxy.wire.message`.
     most = _RLIMIT.pack(*(number & (1 << 64) - 1 for number in (files, files)))
     calls.call("prlimit64", 0, resource.RLIMIT_NOFILE, most, 0)
     outer.begin()

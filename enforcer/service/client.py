@@ -77,9 +77,9 @@ def _ask(connection: _socket.socket, words: list[str]) -> None:
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
-            from proxy.wire.descriptor_passing import all_that_may_be
+            from proxy.wire.message import raised_descriptor_limit
 
-            with all_that_may_be():
+            with raised_descriptor_limit():
                 connection.sendmsg([protocol.packet_head(protocol.RUN)], rights)
     finally:
         os.close(here)

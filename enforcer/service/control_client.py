@@ -8,7 +8,7 @@ from typing import Any, Final
 from enforcer.service import protocol
 from enforcer.system import control_socket
 from enforcer.system.errors import HostError
-from proxy.wire import descriptor_passing, message, strict_json
+from proxy.wire import message, strict_json
 
 _PATIENCE: Final = 30.0  # seconds
 _LARGEST: Final = 1 << 18  # bytes of a packet
@@ -32,9 +32,7 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
             )
         answers = []
         try:
-            descriptor_passing.send(
-                connection, protocol.packet_head(protocol.ASK + json.dumps(what).encode()), descriptors
-            )
+            message.send_packet(connection, protocol.packet_head(protocol.ASK + json.dumps(what).encode()), descriptors)
             while packet := message.packet(connection, _LARGEST)[0]:
                 word, _, rest = packet.partition(b" ")
                 if word != b"answer":

@@ -61,7 +61,7 @@ MODULES: Final = (
     "proxy.telemetry.summary",
     "proxy.telemetry.baseline.anomalies",
     "proxy.telemetry.visible",
-    "proxy.udp.receiving_socket",
+    "proxy.udp.sockets",
     "tty",
 )
 _TIMES: Final = 3  # after that, code is specialised

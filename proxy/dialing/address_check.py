@@ -2,10 +2,6 @@
 
 A name or an address that a sandbox chose must lead to no service of this host (its public addresses, the gate's own
 listeners, the upstream proxy), unless a rule opens that service (invariant 9).
-
-`preflight` checks before an approval request whether an approval would let the attempt through at all. It looks up a
-name that a rule spells out, and checks the addresses as if everything were approved. It doesn't look up a name under a
-wildcard: the task chose that name, and a lookup would send it out before anybody approves.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -16,9 +12,8 @@ from rules.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-    from proxy.dialing.dialer import Dialer, Hop
     from proxy.dns.lookup import LookupResult
     from rules.addresses import Address
     from rules.attempt import Attempt
@@ -129,47 +124,6 @@ def is_proxy(
         return False
     here = any(address in proxy.own or address.is_loopback for address in proxy.addresses)
     return here and (target in own or target.is_loopback)
-
-
-_FINAL: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED, Reason.UNRESOLVED})
-
-
-def as_approved(policy: "Policy", attempt: "Attempt", decision: "Decision") -> "Attempt | None":
-    """Return the attempt as if every approval were granted; None: it may not be looked up before that."""
-    if not policy.spells_out(attempt.target, decision.approval):
-        return None
-    return attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
-
-
-def futile_error(found: "tuple[Hop, ...] | DialError") -> DialError | None:
-    """Return the error that an approval would not change; None: an approval may help."""
-    return found if isinstance(found, DialError) and found.reason in _FINAL else None
-
-
-def preflight(
-    dialer: "Dialer",
-    policy: "Policy",
-    attempt: "Attempt",
-    decision: "Decision",
-    done: "Callable[[DialError | None], None]",
-) -> None:
-    """Check whether an approval could let an attempt through; `done` gets the error that remains, or None.
-
-    `done` is called once, perhaps before this returns.
-    """
-    would = as_approved(policy, attempt, decision)
-    if would is None:
-        done(None)
-        return
-    try:
-        known = dialer.known(policy, would)
-    except DialError as failure:
-        done(futile_error(failure))
-        return
-    if known is not None:
-        done(None)
-    else:
-        dialer.find(policy, would, lambda found: done(futile_error(found)))
 
 
 def deny_undialable(decision: "Decision", failure: DialError) -> "Decision":

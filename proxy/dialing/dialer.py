@@ -5,31 +5,28 @@ that it looked up for the checked name, or that a rule names. All connections to
 must never take an address from a sandbox. Where the rules have an upstream proxy, the proxy gets the name, and both
 invariants end there; a proxy that fails is never bypassed.
 
-Several addresses of a name are tried as Happy Eyeballs does (RFC 8305 section 5), without tasks. Nearly always there is
-one address, which takes one socket and one event.
+`preflight` checks before an approval request whether an approval would let the attempt through at all. It looks up a
+name that a rule spells out, and checks the addresses as if everything were approved. It doesn't look up a name under a
+wildcard: the task chose that name, and a lookup would send it out before anybody approves.
 """
 
 import asyncio
-import errno
-import os
-import socket
 import time
-from functools import lru_cache
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.address_check import DialError, OwnEndpoints, is_proxy
+from proxy.dialing.connect_race import ConnectRace
 from proxy.dns.lookup import LookupResult, source_for
-from proxy.event_loop.poller import OUT, cut_if_killed
-from proxy.sandbox.sandbox_state import DescriptorQuota, ExtraSockets
+from proxy.sandbox.sandbox_state import DescriptorQuota
 from rules.attempt import Protocol
 from rules.names import HostName
 from rules.settings import ProxyDestination
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection
 
+    from proxy.dialing.connect_race import Done, Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.dialing.proxy_connector import ProxyConnector
     from proxy.dns.lookup import Lookup
@@ -37,210 +34,9 @@ if TYPE_CHECKING:
     from proxy.telemetry.prometheus.metrics import Metrics
     from rules.addresses import Address
     from rules.attempt import Attempt
+    from rules.decision import Decision
     from rules.matching.policy import Policy
     from rules.settings import Upstream
-
-
-type Hop = Address | ProxyDestination  # what is dialled
-type Done = Callable[[socket.socket | DialError, Hop | None], None]  # a connected socket and where to, or why not
-
-ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried beside the one before it
-
-written: Final = lru_cache(maxsize=1024)(str)  # the text of an address: some are dialled again and again
-_KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # plain numbers: a socket reads enumerations slowly
-_INET: Final = int(socket.AF_INET)
-_INET6: Final = int(socket.AF_INET6)
-
-
-class ConnectRace:
-    """Happy Eyeballs race of connections to several addresses. `done` is called once, never from the constructor.
-
-    With `at_once` the first address may be connected when the constructor returns, as nearby ones are: call `take`
-    then, and `done` is not called. That saves one sleep and wake-up.
-    """
-
-    __slots__ = (
-        "_addresses",
-        "_at_once",
-        "_done",
-        "_extra",
-        "_metrics",
-        "_open",
-        "_over",
-        "_poller",
-        "_port",
-        "_problem",
-        "_started",
-        "_timer",
-    )
-
-    def __init__(
-        self,
-        poller: "Poller",
-        addresses: "Iterable[Address]",
-        port: int,
-        done: "Done",
-        metrics: "Metrics | None" = None,
-        *,
-        at_once: bool = False,
-        descriptors: "DescriptorQuota | None" = None,
-    ) -> None:
-        self._poller = poller
-        self._extra = ExtraSockets(descriptors or DescriptorQuota())  # those beside the first
-        self._at_once = at_once
-        self._addresses = list(addresses)
-        self._port = port
-        self._done = done
-        self._metrics = metrics
-        self._started = time.monotonic()
-        self._open: list[_ConnectAttempt] = []
-        self._over = False
-        self._problem = "there is no address"
-        self._timer: asyncio.TimerHandle | None = None
-        self._next()
-
-    def take(self) -> "tuple[socket.socket, Address] | None":
-        """Return the socket that was connected at once and its address, if any; that ends the race."""
-        if len(self._open) != 1 or not self._open[0].connected:
-            return None
-        attempt = self._open.pop()
-        self._over = True  # and there is no timer: it is set only for one that isn't connected
-        del self._done  # who asked has us: nothing goes round, so all of it is freed at once
-        if self._metrics is not None:
-            self._metrics.dialled(None, time.monotonic() - self._started)
-        return attempt.sock, attempt.address
-
-    def cancel(self) -> None:
-        """Close all sockets that aren't connected. Idempotent."""
-        self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
-        while self._open:
-            self._open.pop().close()
-        self._extra.set(len(self._open) - 1)
-
-    def connected(self, attempt: "_ConnectAttempt") -> None:
-        """End the race: this attempt has won."""
-        self._open.remove(attempt)
-        self.cancel()
-        self._tell(attempt.sock, attempt.address)
-
-    def lost(self, attempt: "_ConnectAttempt", number: int) -> None:
-        """Drop a failed attempt and try the next address at once."""
-        if attempt not in self._open:
-            return  # it has won or was given up before
-        self._open.remove(attempt)
-        attempt.close()
-        self._extra.set(len(self._open) - 1)
-        self._problem = describe_error(number, attempt.address)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._next()
-
-    def _next(self) -> None:
-        """Try one more address and set the timer for the next; beside other attempts only if the quota allows."""
-        if self._open and not self._over and not self._extra.has_room():
-            self._wait()
-            return
-        while self._addresses and not self._over:
-            address = self._addresses.pop(0)
-            try:
-                attempt = _ConnectAttempt(self, self._poller, address, self._port, at_once=self._at_once)
-            except OSError as error:
-                self._problem = describe_error(error.errno, address)
-                continue
-            self._at_once = False  # only within the constructor is there somebody to take it
-            self._open.append(attempt)
-            if len(self._open) > 1:
-                self._extra.set(len(self._open) - 1)
-            if not attempt.connected:
-                self._wait()
-            return
-        self._at_once = False
-        if not self._open and not self._over:
-            asyncio.get_running_loop().call_soon(self._fail)
-
-    def _wait(self) -> None:
-        """Set the timer for the next address, if there is one."""
-        if self._addresses:
-            self._timer = asyncio.get_running_loop().call_later(ATTEMPT_DELAY, self._next)
-
-    def _fail(self) -> None:
-        if not self._over:
-            self._over = True
-            self._tell(DialError(Reason.UPSTREAM_FAILED, self._problem), None)
-
-    def _tell(self, result: "socket.socket | DialError", address: "Address | None") -> None:
-        if self._metrics is not None:
-            reason = result.reason if isinstance(result, DialError) else None
-            self._metrics.dialled(reason, time.monotonic() - self._started)
-        done = self._done
-        del self._done
-        done(result, address)
-
-
-class _ConnectAttempt:
-    """One socket connecting to one address."""
-
-    __slots__ = ("_fd", "_poller", "_race", "address", "connected", "sock")
-
-    def __init__(self, race: ConnectRace, poller: "Poller", address: "Address", port: int, *, at_once: bool) -> None:
-        """Begin. Raises OSError."""
-        self._race = race
-        self._poller = poller
-        self.address = address
-        self.sock = sock = socket.socket(_INET if isinstance(address, IPv4Address) else _INET6, _KIND)
-        self._fd = sock.fileno()
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # its sender has done any waiting
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in its place
-            cut_if_killed(sock)
-            number = sock.connect_ex((written(address), port))
-            if number != errno.EINPROGRESS:
-                _check(number)
-            self.connected = at_once and _is_connected(sock)
-            if not self.connected:
-                poller.watch(self._fd, OUT, self)
-        except BaseException:
-            sock.close()
-            raise
-
-    def ready(self, _events: int) -> None:
-        number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if number:
-            self._race.lost(self, number)
-        else:
-            self._poller.forget(self._fd)
-            self._race.connected(self)
-
-    def failed(self, _error: Exception) -> None:
-        """Drop this attempt: `ready` raised, which is a bug."""
-        self._race.lost(self, errno.EIO)
-
-    def close(self) -> None:
-        self._poller.forget(self._fd)
-        self.sock.close()
-
-
-def _check(number: int) -> None:
-    """Raise OSError if an errno of connect(2) is an error."""
-    if number:
-        raise OSError(number, os.strerror(number))
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    """Whether a non-blocking connect(2) has finished at once, as over loopback."""
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
-
-
-def describe_error(number: int | None, address: "Address") -> str:
-    """Say why connecting to an address failed."""
-    return f"{address}: {os.strerror(number or errno.EIO).lower()}"
-
 
 LOOKUP_TIMEOUT: Final = 15.0  # seconds, with the wait for a turn
 CONNECT_TIMEOUT: Final = 15.0  # seconds for all addresses together, and for what a proxy has to say
@@ -405,3 +201,44 @@ class Dialer:
 def _found(address: "Address") -> LookupResult:
     """Return the lookup result of a literal address."""
     return LookupResult((address,), frozenset({address} & {source_for(address)}))
+
+
+_FINAL: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED, Reason.UNRESOLVED})
+
+
+def as_approved(policy: "Policy", attempt: "Attempt", decision: "Decision") -> "Attempt | None":
+    """Return the attempt as if every approval were granted; None: it may not be looked up before that."""
+    if not policy.spells_out(attempt.target, decision.approval):
+        return None
+    return attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
+
+
+def futile_error(found: "tuple[Hop, ...] | DialError") -> DialError | None:
+    """Return the error that an approval would not change; None: an approval may help."""
+    return found if isinstance(found, DialError) and found.reason in _FINAL else None
+
+
+def preflight(
+    dialer: "Dialer",
+    policy: "Policy",
+    attempt: "Attempt",
+    decision: "Decision",
+    done: "Callable[[DialError | None], None]",
+) -> None:
+    """Check whether an approval could let an attempt through; `done` gets the error that remains, or None.
+
+    `done` is called once, perhaps before this returns.
+    """
+    would = as_approved(policy, attempt, decision)
+    if would is None:
+        done(None)
+        return
+    try:
+        known = dialer.known(policy, would)
+    except DialError as failure:
+        done(futile_error(failure))
+        return
+    if known is not None:
+        done(None)
+    else:
+        dialer.find(policy, would, lambda found: done(futile_error(found)))

@@ -12,14 +12,14 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.dialing.address_check import DialError
-from proxy.dialing.dialer import ConnectRace
+from proxy.dialing.connect_race import ConnectRace
 from proxy.dialing.tunnel import TunnelError, open_tunnel
 from proxy.event_loop.poller import IN, OUT
 from rules.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.dialing.dialer import Done, Hop
+    from proxy.dialing.connect_race import Done, Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.dns.lookup import Lookup, LookupResult
     from proxy.event_loop.poller import Poller

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dlp.decodings import Closed, Plain, Reader, UnreadableBodyError, decoded, of_parts, readings, transfers
 from proxy.dlp.patterns import BACK, LONGEST, candidates
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from rules.verdicts import Scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.secrets.detection import SecretSearch
 
 LOOKED_AT: Final = 256 << 10  # bytes of a body, for patterns, under `flag`

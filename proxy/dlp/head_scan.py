@@ -16,7 +16,7 @@ from proxy.telemetry.masking import MASK
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.request.request_head import Field, Head
     from proxy.secrets.detection import SecretSearch
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from proxy.compiled import library
 from proxy.event_loop import turn
-from proxy.event_loop.slices import Slice
+from proxy.event_loop.turn import Slice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

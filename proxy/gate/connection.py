@@ -1,4 +1,4 @@
-"""One TCP connection of a task, from accept to close: the I/O of the state machine in `states`.
+"""One TCP connection of a task, from accept to close: the I/O of the state machine in `managed_connection`.
 
 Home of invariant 2 for connections: whatever goes wrong ends in a reset and a recorded refusal. Nothing is consumed
 from the client before it is decided. The address belongs to the decision: an address that may not be dialed is a
@@ -17,10 +17,9 @@ from proxy.dialing.dialer import CONNECT_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
 from proxy.gate.decide import ConnectionDecision, GateAction, PeekWait, decide_again, deny_connection, still_holds
-from proxy.gate.managed_connection import ManagedConnection
+from proxy.gate.managed_connection import LIFETIME, WHERE, ManagedConnection, State
 from proxy.gate.record import Handover
 from proxy.gate.splice import Splice
-from proxy.gate.states import LIFETIME, WHERE, State
 from rules.decision import deny
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason
@@ -28,7 +27,7 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.dialing.dialer import ConnectRace, Hop
+    from proxy.dialing.connect_race import ConnectRace, Hop
     from proxy.dialing.proxy_connector import ProxyConnector
     from proxy.gate.client_hello import Seen
     from proxy.gate.listener import Gate

@@ -1,18 +1,24 @@
-"""Base of TCP connections and UDP flows: decide, resolve, count against limits and grants, and review.
+"""Base of TCP connections and UDP flows: their states, and how they are decided, resolved, limited and reviewed.
+
+    ACCEPTED -> PEEKING -> DECIDING -> PENDING -> RESOLVING -> DIALING -> SPLICING or INSPECTING -> CLOSED
+
+A flow begins at DECIDING, since the gate reads nothing of it. A transition that `TRANSITIONS` doesn't have raises, and
+any exception ends the connection (invariant 2). Every state may end in CLOSED, and no state follows it.
 
 Subclasses do the I/O: `Connection` for TCP, `proxy.udp.flow.Flow` for UDP. Home of invariant 3: an address that may not
 be dialed is a denial, so nothing is recorded before the lookup.
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import LOOKUP_TIMEOUT
 from proxy.gate.decide import GateAction, decide_again, deny_after_dial, still_holds
-from proxy.gate.states import NEXT_STATE, State
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
+from proxy.telemetry.events import Component
 from rules.decision import deny
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -20,12 +26,68 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.approvals.leases import Grant, Lease
-    from proxy.dialing.dialer import Dialer, Hop
+    from proxy.dialing.connect_race import Hop
+    from proxy.dialing.dialer import Dialer
     from proxy.gate.decide import ConnectionDecision
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
     from proxy.sandbox.sandbox_state import SandboxState
     from rules.decision import Decision
+
+LIFETIME: Final = 24 * 3600.0  # seconds that a connection or a flow may live
+
+
+class State(StrEnum):
+    """State of a connection."""
+
+    CLOSED = "closed"  # both sockets are closed, and its end is recorded
+    ACCEPTED = "accepted"  # nothing of it has been read or decided
+    PEEKING = "peeking"  # its first bytes are awaited, and consumed by nobody
+    DECIDING = "deciding"  # the evaluator is asked; a refusal waits here for the process that opened the connection
+    PENDING = "pending"  # people are asked; nothing is read, dialed or recorded
+    RESOLVING = "resolving"  # the checked name is looked up, and each of its addresses checked
+    DIALING = "dialing"  # its decision is recorded, and an address is dialed
+    SPLICING = "splicing"  # bytes pass in both directions
+    INSPECTING = "inspecting"  # inspection has it, or serves the page of its refusal
+
+
+TRANSITIONS: Final = {
+    State.CLOSED: (),
+    State.ACCEPTED: (State.PEEKING, State.DECIDING, State.CLOSED),
+    State.PEEKING: (State.DECIDING, State.CLOSED),
+    State.DECIDING: (State.PENDING, State.RESOLVING, State.INSPECTING, State.CLOSED),
+    State.PENDING: (State.DECIDING, State.CLOSED),  # after an answer the policy of that moment decides
+    State.RESOLVING: (State.DECIDING, State.DIALING, State.CLOSED),  # other rules; an address that may not be dialed
+    State.DIALING: (State.SPLICING, State.CLOSED),
+    State.SPLICING: (State.CLOSED,),
+    State.INSPECTING: (State.CLOSED,),
+}
+
+WHERE: Final = {  # in the gate a connection is, for `gate.error` events
+    State.CLOSED: Component.OTHER,
+    State.ACCEPTED: Component.PEEK,
+    State.PEEKING: Component.PEEK,
+    State.DECIDING: Component.PEEK,
+    State.PENDING: Component.APPROVALS,
+    State.RESOLVING: Component.DECIDE,
+    State.DIALING: Component.DIAL,
+    State.SPLICING: Component.RELAY,
+    State.INSPECTING: Component.INSPECTION,
+}
+
+
+class TransitionError(Exception):
+    """A transition that the table doesn't have; a bug."""
+
+
+class _Table(dict[tuple[State, State], State]):
+    def __missing__(self, key: tuple[State, State]) -> State:
+        state, following = key
+        raise TransitionError(f"a connection that is {state.name} can't become {following.name}")
+
+
+# By a state and the one that is to follow it: that one, if it may. Raises TransitionError.
+NEXT_STATE: Final = _Table({(state, each): each for state, following in TRANSITIONS.items() for each in following})
 
 
 class GateState(Protocol):

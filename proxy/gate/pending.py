@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.approvals.approval_request import describe_connection
 from proxy.approvals.protocol import ROUNDS, Result, reason_of
-from proxy.dialing.address_check import DialError, preflight
-from proxy.dialing.dialer import LOOKUP_TIMEOUT
+from proxy.dialing.address_check import DialError
+from proxy.dialing.dialer import LOOKUP_TIMEOUT, preflight
 from proxy.gate.decide import GateAction, decide_after_approval, deny_before_asking, deny_unanswered
 from proxy.telemetry.events import GONE
 from rules.verdicts import Reason

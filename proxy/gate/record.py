@@ -6,7 +6,7 @@
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from proxy.dialing.dialer import written
+from proxy.dialing.connect_race import written
 from proxy.event_loop.poller import reset
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import JournalWriteError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.dialing.dialer import Hop
+    from proxy.dialing.connect_race import Hop
     from proxy.gate.decide import ConnectionDecision, OriginalDestination
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState

@@ -14,7 +14,7 @@ import msgspec
 
 from proxy.approvals.approval_request import describe_connection, describe_request, explain_unapprovable
 from proxy.approvals.protocol import LONGEST_WHY, RequestState, RequestStatus
-from proxy.dialing.address_check import preflight
+from proxy.dialing.dialer import preflight
 from proxy.info_api.requests import RequestRefusedError
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS

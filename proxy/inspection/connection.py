@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.address_check import DialError
 from proxy.event_loop.poller import reset
-from proxy.event_loop.slices import SLICE
-from proxy.gate.states import LIFETIME
+from proxy.event_loop.turn import SLICE
+from proxy.gate.managed_connection import LIFETIME
 from proxy.inspection.connection_ends import ClientEnd, ServerEnd, ServerFailure
 from proxy.inspection.http1 import Codec
 from proxy.inspection.pipeline import Pipeline
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
-    from proxy.dialing.dialer import Hop
-    from proxy.event_loop.slices import Sliced
+    from proxy.dialing.connect_race import Hop
+    from proxy.event_loop.turn import Sliced
     from proxy.gate.record import Handover
     from proxy.inspection.engine import Engine
     from proxy.inspection.pipeline import Found

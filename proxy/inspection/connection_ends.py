@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layer import Layer
 
-    from proxy.dialing.dialer import Hop
+    from proxy.dialing.connect_race import Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.inspection.http1 import BackHttp1, FrontHttp1
     from proxy.inspection.http2 import BackHttp2, FrontHttp2

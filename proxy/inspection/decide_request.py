@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import explain_unapprovable
-from proxy.dialing.dialer import written
+from proxy.dialing.connect_race import written
 from proxy.inspection.stages.git import decide_push, deny_all, git_request, strictest
 from proxy.inspection.stages.request_context import RequestDecision, ReviewResult
 from proxy.request import request_head
@@ -28,8 +28,8 @@ from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 if TYPE_CHECKING:
     from proxy.dialing.address_check import DialError
-    from proxy.dialing.dialer import Hop
-    from proxy.event_loop.slices import Sliced
+    from proxy.dialing.connect_race import Hop
+    from proxy.event_loop.turn import Sliced
     from proxy.inspection.stages.git import PushDecision
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head, RequestedResource

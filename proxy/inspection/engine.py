@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxy.certificates.leaf_certificates import LeafCertificates
-    from proxy.dialing.dialer import Dialer, Hop
+    from proxy.dialing.connect_race import Hop
+    from proxy.dialing.dialer import Dialer
     from proxy.dialing.proxy_auth import Login
     from proxy.gate.record import Handover
     from proxy.inspection.pipeline import Found

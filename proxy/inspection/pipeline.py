@@ -20,9 +20,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.protocol import Result, reason_of
-from proxy.dialing.address_check import DialError, as_approved, deny_undialable, futile_error
-from proxy.dialing.dialer import written
-from proxy.event_loop.slices import run_at_once, run_in_turns
+from proxy.dialing.address_check import DialError, deny_undialable
+from proxy.dialing.connect_race import written
+from proxy.dialing.dialer import as_approved, futile_error
+from proxy.event_loop.turn import run_at_once, run_in_turns
 from proxy.gate.block_page import is_for_git
 from proxy.inspection.decide_request import unanswered, unclear, undialled
 from proxy.inspection.stages.approval import question
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from proxy.approvals.client import ApprovalsClient
-    from proxy.dialing.dialer import Hop
-    from proxy.event_loop.slices import Sliced
+    from proxy.dialing.connect_race import Hop
+    from proxy.event_loop.turn import Sliced
     from proxy.inspection.session import Session
     from proxy.inspection.stages.request_context import RequestContext, RequestDecision
     from rules.attempt import Attempt

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.dialing.dialer import Hop
+    from proxy.dialing.connect_race import Hop
     from proxy.inspection.connection_ends import ConnectionControl, MemoryQuota
     from proxy.inspection.session import Session
 

@@ -36,8 +36,8 @@ from rules.verdicts import Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from proxy.dialing.dialer import Hop
-    from proxy.event_loop.slices import Sliced
+    from proxy.dialing.connect_race import Hop
+    from proxy.event_loop.turn import Sliced
     from proxy.request.git_push import Push
     from proxy.request.request_head import Head
     from proxy.sandbox.recorder import Recorder

@@ -15,7 +15,7 @@ from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import Lookup
 from proxy.event_loop.poller import Poller
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from proxy.gate.block_page import page_head
 from proxy.inspection.pipeline import Pipeline
 from proxy.inspection.session import Session

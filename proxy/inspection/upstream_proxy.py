@@ -14,7 +14,7 @@ from rules.attempt import Protocol
 from rules.settings import ProxyDestination, Scheme
 
 if TYPE_CHECKING:
-    from proxy.dialing.dialer import Hop
+    from proxy.dialing.connect_race import Hop
     from proxy.dialing.proxy_auth import Login
     from proxy.inspection.stages.request_context import RequestDecision
     from proxy.request.messages import ResponseHead, WebOrigin

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.inspection.connection_ends import ClientEnd, ConnectionControl, ServerEnd
     from proxy.inspection.session import Session
     from proxy.inspection.stages.request_context import RequestContext

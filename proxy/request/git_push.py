@@ -16,7 +16,7 @@ from rules.attempt import Attempt, RefChange
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from rules.decision import Decision
     from rules.matching.policy import Policy
 

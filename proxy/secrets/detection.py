@@ -16,7 +16,7 @@ from proxy.secrets.encodings import encoded, spellings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.secrets.injection import SecretInjector
 
 SHORTEST_PIECE: Final = 6  # characters: 62 to the sixth is more than the bytes that a task sends

@@ -1,6 +1,6 @@
-"""UDP relay: flows to ports that a rule lists with `/udp`, with replies from the address that was sent to.
+"""UDP relay: flows to ports that a rule lists with `/udp`, with replies from the address that the task sent to.
 
-`receiving_socket` is what datagrams arrive on, and how it is shut while no rule lets any out. `listener` has the flows
-of one sandbox: which there are, which were refused, and how many there may be. `flow` is one of them: resolved,
-checked, recorded, passed in both directions, ended. `reply_socket` sends back into the sandbox, replies and refusals.
+`sockets` receives datagrams, or blocks them while no rule allows UDP, and sends replies and ICMP errors into the
+sandbox. `listener` keeps the flows of one sandbox: which are open, which were denied, and how many there may be. `flow`
+is one of them: it resolves, checks, records, and relays in both directions.
 """

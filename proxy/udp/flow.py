@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.address_check import DialError
 from proxy.event_loop.poller import IN
-from proxy.gate.managed_connection import ManagedConnection
-from proxy.gate.states import LIFETIME, WHERE, State
+from proxy.gate.managed_connection import LIFETIME, WHERE, ManagedConnection, State
 from rules.decision import deny
 from rules.settings import ProxyDestination
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    from proxy.dialing.dialer import Hop
+    from proxy.dialing.connect_race import Hop
     from proxy.gate.decide import ConnectionDecision
     from proxy.gate.record import ConnectionRecord
     from proxy.udp.listener import Key, UdpGate

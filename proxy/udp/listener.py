@@ -15,9 +15,8 @@ from proxy.event_loop.rate_limiter import RateLimiter
 from proxy.gate.decide import ConnectionDecision, GateAction, OriginalDestination, is_unroutable, make_attempt
 from proxy.gate.record import ConnectionRecord
 from proxy.telemetry.events import Component
-from proxy.udp import receiving_socket
 from proxy.udp.flow import Flow
-from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
+from proxy.udp.sockets import allow_datagrams, block_datagrams, parse_destination, parse_source
 from rules.attempt import Protocol
 from rules.decision import deny
 from rules.verdicts import Reason
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.gate.record import Endpoint
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
-    from proxy.udp.reply_socket import ReplySocket
+    from proxy.udp.sockets import ReplySocket
 
 MOST_FLOWS: Final = 512
 RESTED: Final = 2.0  # seconds of quiet after which a flow makes way for a new one
@@ -168,9 +167,9 @@ class UdpGate:
                 flow.failed(error)
             return
         if self._is_refused(key):
-            self.turn_away(endpoint_asked(asked), endpoint_of(client), len(data))
+            self.turn_away(parse_destination(asked), parse_source(client), len(data))
             return
-        record = self._record(endpoint_asked(asked), endpoint_of(client))
+        record = self._record(parse_destination(asked), parse_source(client))
         judgement = self._judge(record.wanted)
         goes_on = judgement.decision.passes or (
             judgement.decision.needs_approval and self.sandbox.approvals is not None
@@ -232,9 +231,9 @@ class UdpGate:
         sock = self._sock
         try:
             if self.sandbox.policy.needs.udp:
-                receiving_socket.unlock(sock)
+                allow_datagrams(sock)
             else:
-                receiving_socket.shut(sock, self.sandbox.own_addresses)
+                block_datagrams(sock, self.sandbox.own_addresses)
         except OSError as error:
             self.failed(error)
             self.poller.forget(sock.fileno())

@@ -18,7 +18,7 @@ from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.sandbox.taint import Taint
 from proxy.udp.listener import UdpGate
-from proxy.udp.reply_socket import ReplySocket
+from proxy.udp.sockets import ReplySocket
 from proxy.worker.policy_swap import PolicyReload
 from proxy.worker.refused_packet_log import RefusedPacketLog
 

@@ -1,6 +1,6 @@
 """Bodies of pushes, as git writes them (gitprotocol-pack(5))."""
 
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 
 ZERO, A, B = "0" * 40, "a" * 40, "b" * 40
 MAIN = "refs/heads/main"

@@ -7,7 +7,7 @@ the same, more slowly.
 import sys
 
 from enforcer.sandbox.init import PROGRAM, SOURCE, digest
-from proxy.compiled.compiler import compile_c
+from proxy.compiled.build import compile_c
 
 # No start-up code, stack protector or fortified functions, which need a C library.
 _FLAGS = ("-nostdlib", "-static", "-no-pie", "-fno-pie", "-ffreestanding", "-fno-stack-protector", "-U_FORTIFY_SOURCE")

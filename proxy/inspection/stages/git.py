@@ -25,7 +25,7 @@ from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Scan, Trust
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.request.git_push import Command, Push
     from rules.decision import Decision
     from rules.matching.policy import Policy

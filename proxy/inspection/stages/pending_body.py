@@ -15,7 +15,7 @@ from proxy.request.request_head import Head, UnclearError, values
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.inspection.stages.stage import RequestPart, Session
     from rules.attempt import Attempt
 

@@ -6,7 +6,7 @@ Whether something is recorded, and that it is recorded once, is the session's (i
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.dialer import written
+from proxy.dialing.connect_race import written
 from proxy.request.request_head import named
 from proxy.telemetry.events import Git, Http, Kind
 from rules.names import HostName

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from http import HTTPStatus
 
     from proxy.approvals.leases import Grant
-    from proxy.dialing.dialer import Hop
-    from proxy.event_loop.slices import Sliced
+    from proxy.dialing.connect_race import Hop
+    from proxy.event_loop.turn import Sliced
     from proxy.gate.block_page import Page
     from proxy.inspection.stages.approval import PendingApproval
     from proxy.inspection.stages.git import PushDecision

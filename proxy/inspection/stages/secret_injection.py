@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.inspection.stages.request_context import RequestContext
     from proxy.inspection.stages.stage import Needs, RequestPart, Session
     from proxy.request.request_head import Field, Head

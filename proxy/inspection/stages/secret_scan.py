@@ -13,7 +13,7 @@ from mitmproxy.proxy.layers.http._events import RequestData, RequestTrailers
 from proxy.dlp.body_scan import Body, SecretLeakError
 from proxy.dlp.decodings import Messages, has_parts, is_form, make_reader
 from proxy.dlp.head_scan import HEAD, shown
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from proxy.inspection.stages.stage import RequestStoppedError, Stage
 from proxy.request.request_head import too_costly, values
 from proxy.telemetry.events import Component
@@ -23,7 +23,7 @@ from rules.verdicts import Reason, Scan
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.inspection.stages.request_context import RequestContext, RequestDecision, ReviewResult
     from proxy.inspection.stages.stage import Needs, RequestPart, Session
     from proxy.request.request_head import Head

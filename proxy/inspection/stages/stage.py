@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mitmproxy.proxy.layers.http._base import HttpEvent
 
     from proxy.dlp.head_scan import Heads
-    from proxy.event_loop.slices import Sliced
+    from proxy.event_loop.turn import Sliced
     from proxy.inspection.stages.record import RequestRecord
     from proxy.inspection.stages.request_context import RequestContext, RequestDecision, ReviewResult
     from proxy.request.messages import WebOrigin

@@ -9,9 +9,14 @@ from ipaddress import ip_address
 import pytest
 
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
-from proxy.udp import receiving_socket
-from proxy.udp.receiving_socket import endpoint_asked, endpoint_of
-from proxy.udp.reply_socket import ReplySocket
+from proxy.udp.sockets import (
+    ReplySocket,
+    allow_datagrams,
+    block_datagrams,
+    blocks_datagrams,
+    parse_destination,
+    parse_source,
+)
 from tests.enforcer.network.netns_harness import outcome
 
 PUBLIC4, PUBLIC6 = "93.184.216.34", "2606:2800:220:1::1"
@@ -41,7 +46,7 @@ def ask(address, port, data=b"question", own=None):
 def arrived(network):
     """Return what has come to the door: from whom, to whom, what."""
     data, ancillary, _, client = network.sockets.udp.recvmsg(65535, 256)
-    return endpoint_asked(ancillary[0][2]), endpoint_of(client), data
+    return parse_destination(ancillary[0][2]), parse_source(client), data
 
 
 def answers(network):
@@ -50,20 +55,20 @@ def answers(network):
 
 @pytest.fixture
 def opened(network):
-    receiving_socket.unlock(network.sockets.udp)
-    assert not receiving_socket.is_shut(network.sockets.udp)
+    allow_datagrams(network.sockets.udp)
+    assert not blocks_datagrams(network.sockets.udp)
     return network
 
 
 @pytest.fixture(scope="module")
 def opened_for_all(network_for_all):
     """One for the tests that leave nothing in it."""
-    receiving_socket.unlock(network_for_all.sockets.udp)
+    allow_datagrams(network_for_all.sockets.udp)
     return network_for_all
 
 
 def test_it_is_made_shut(network):
-    assert receiving_socket.is_shut(network.sockets.udp)
+    assert blocks_datagrams(network.sockets.udp)
     assert network.run(lambda: [ask(address, 123) for address in (PUBLIC4, PUBLIC6)]) == [REFUSED] * 2
     assert network.counters() == {"udp": 2}
 
@@ -233,7 +238,7 @@ def test_a_task_that_takes_the_port_while_it_is_shut_gains_nothing(network):
     with ours, theirs:
         taking = network.start(take)
         ours.recv(1)
-        receiving_socket.unlock(network.sockets.udp)
+        allow_datagrams(network.sockets.udp)
         ours.send(b"g")
         asked, heard = taking.result()
     assert asked == REFUSED
@@ -243,11 +248,11 @@ def test_a_task_that_takes_the_port_while_it_is_shut_gains_nothing(network):
 def test_shut_again_it_refuses_again(opened):
     asking = opened.start(lambda: ask(PUBLIC4, 123))
     arrived(opened)
-    receiving_socket.shut(opened.sockets.udp, OWN_ADDRESSES)
-    receiving_socket.shut(opened.sockets.udp, OWN_ADDRESSES)
+    block_datagrams(opened.sockets.udp, OWN_ADDRESSES)
+    block_datagrams(opened.sockets.udp, OWN_ADDRESSES)
     assert opened.run(lambda: [ask(PUBLIC4, 123), ask(PUBLIC6, 123)]) == [REFUSED] * 2
-    receiving_socket.unlock(opened.sockets.udp)
-    receiving_socket.unlock(opened.sockets.udp)
+    allow_datagrams(opened.sockets.udp)
+    allow_datagrams(opened.sockets.udp)
     again = opened.start(lambda: ask(PUBLIC6, 124))
     assert arrived(opened)[0] == (ip_address(PUBLIC6), 124)
     for running in asking, again:

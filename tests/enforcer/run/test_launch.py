@@ -9,7 +9,7 @@ import pytest
 
 from enforcer.run import launch
 from enforcer.sandbox.stdio import OWN
-from proxy.udp import receiving_socket
+from proxy.udp.sockets import block_datagrams, blocks_datagrams
 from proxy.wire import message
 
 
@@ -47,10 +47,10 @@ def test_datagrams_wait_for_the_worker_where_a_rule_may_let_them_out_and_are_ref
     ours, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, workers, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
-        receiving_socket.shut(udp, ())
+        block_datagrams(udp, ())
         launch._hand_over(
             SimpleNamespace(gate=ours, given={}, may_allow_udp=lets_out), {"udp": os.dup(udp.fileno())}, None
         )
         _, (given,) = message.receive(workers, 1)
         with socket.socket(fileno=given) as door:
-            assert receiving_socket.is_shut(door) is not lets_out
+            assert blocks_datagrams(door) is not lets_out

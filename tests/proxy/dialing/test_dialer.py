@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxy.dialing import dialer
+from proxy.dialing import connect_race
 from proxy.dialing.address_check import DialError
 from tests.proxy.dialing.dial_harness import OTHER, PUBLIC, RULES, attempt, dial, setting
 from tests.proxy.gate.gate_harness import Origin, open_descriptors, policy_of
@@ -207,7 +207,7 @@ class Deaf:
 
 
 def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(dialer, "ATTEMPT_DELAY", 0.01)
+    monkeypatch.setattr(connect_race, "ATTEMPT_DELAY", 0.01)
 
     async def test(it):
         deaf = Deaf(port=free_port("127.0.0.3", "127.0.0.1"))
@@ -224,7 +224,7 @@ def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkey
 
 @pytest.mark.parametrize("room", [0, 2, 9])
 def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, room):
-    monkeypatch.setattr(dialer, "ATTEMPT_DELAY", 0.001)
+    monkeypatch.setattr(connect_race, "ATTEMPT_DELAY", 0.001)
 
     async def test(it):
         hosts = [f"127.0.0.{number}" for number in range(3, 9)]
@@ -246,7 +246,7 @@ def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, r
 
 
 def test_without_room_the_next_address_is_tried_when_one_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(dialer, "ATTEMPT_DELAY", 0.001)
+    monkeypatch.setattr(connect_race, "ATTEMPT_DELAY", 0.001)
 
     async def test(it):
         it.dialer.descriptors.has_room = lambda: False
@@ -288,7 +288,7 @@ def test_without_descriptors_a_dial_fails_and_says_so(tmp_path, monkeypatch):
     def no_socket(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(dialer, "socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
+    monkeypatch.setattr(connect_race, "socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
 
     async def test(it):
         with pytest.raises(DialError, match="too many open files"):

@@ -5,7 +5,7 @@ import random
 import struct
 
 from proxy.dlp.body_scan import Body, SecretLeakError
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from proxy.secrets import SecretInjector, SecretValue
 from proxy.secrets.detection import OwnSecrets
 from rules.names import HostName

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy.dlp.body_scan import AT_ONCE, HELD_BACK, LOOKED_AT, MOST_NAMED, SecretLeakError
 from proxy.dlp.decodings import Messages, make_reader
 from proxy.dlp.patterns import BACK, LONGEST
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import FOUND, LONG, VALUE, b64, body, broker, cut, frame, sent, take
 from tests.proxy.leaky import KINDS, TOKEN, some

@@ -10,7 +10,7 @@ import pytest
 
 from proxy.dlp.decodings import readings
 from proxy.dlp.head_scan import Heads
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from proxy.request.request_head import Head
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import LONG, body, cut, sent

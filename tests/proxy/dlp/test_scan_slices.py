@@ -10,7 +10,7 @@ import pytest
 from proxy.dlp.body_scan import HELD_BACK, SecretLeakError
 from proxy.dlp.decodings import make_reader
 from proxy.dlp.patterns import PATTERNS
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from rules.verdicts import Scan
 from tests.proxy.dlp.leaks_harness import body, broker, take
 from tests.proxy.leaky import some

@@ -13,7 +13,7 @@ from proxy.certificates.leaf_certificates import LeafCertificates, SignerLink
 from proxy.certificates.signer_protocol import LONGEST_REQUEST, encode_answer, read_request
 from proxy.event_loop import turn
 from proxy.event_loop.poller import IN, ONCE, Loop, Poller
-from proxy.event_loop.slices import SLICE
+from proxy.event_loop.turn import SLICE
 
 
 class Noted:

@@ -70,7 +70,7 @@ def test_without_descriptors_for_a_server_its_connection_fails_and_is_told(tmp_p
     def no_socket(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("proxy.dialing.dialer.socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
+    monkeypatch.setattr("proxy.dialing.connect_race.socket", SimpleNamespace(**{**vars(socket), "socket": no_socket}))
 
     async def test(world):
         task = await world.connect("raw.example")

@@ -11,7 +11,7 @@ import pytest
 
 from proxy.dialing import proxy_auth
 from proxy.event_loop.poller import Loop
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.worker import policy_transfer, server
 from proxy.worker.messages import Setup

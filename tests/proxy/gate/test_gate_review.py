@@ -72,7 +72,9 @@ def test_what_the_new_rules_deny_is_cut_off_and_its_end_says_by_what(tmp_path, d
     gate(tmp_path, test)
 
 
-@pytest.mark.parametrize("what", ["proxy.sandbox.rule_limits.Quota.end", "proxy.dialing.dialer.ConnectRace.cancel"])
+@pytest.mark.parametrize(
+    "what", ["proxy.sandbox.rule_limits.Quota.end", "proxy.dialing.connect_race.ConnectRace.cancel"]
+)
 def test_what_they_deny_is_cut_off_though_something_of_its_end_raises(tmp_path, monkeypatch, what):
     def broken(*_):
         raise RuntimeError("on purpose")

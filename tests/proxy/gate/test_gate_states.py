@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.gate.connection import Connection
-from proxy.gate.states import NEXT_STATE, TRANSITIONS, State, TransitionError
+from proxy.gate.managed_connection import NEXT_STATE, TRANSITIONS, State, TransitionError
 from tests.proxy.gate.gate_harness import HOSTS, SPLICED, World, client_hello, run
 
 USUAL = ["ACCEPTED", "PEEKING", "DECIDING", "RESOLVING", "DIALING", "SPLICING", "CLOSED"]

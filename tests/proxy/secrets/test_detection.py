@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from proxy.event_loop.slices import run_at_once
+from proxy.event_loop.turn import run_at_once
 from proxy.secrets.detection import WHOLE, OwnSecrets
 from tests.proxy.dlp.leaks_harness import FOUND, NOISE, PLACEHOLDER, VALUE, b64, broker
 from tests.proxy.leaky import some

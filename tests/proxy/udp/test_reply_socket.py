@@ -4,7 +4,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from proxy.udp.reply_socket import ReplySocket
+from proxy.udp.sockets import ReplySocket
 
 OWN = ip_address("10.0.2.15"), ip_address("fd00::15")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.udp.reply_socket import datagram, port_unreachable
+from proxy.udp.sockets import datagram, port_unreachable
 
 V4 = (ip_address("93.184.216.34"), 123), (ip_address("192.0.0.2"), 40000)
 V6 = (ip_address("2606:2800:220:1::1"), 123), (ip_address("fd65:7865:6174::2"), 40000)

@@ -5,8 +5,8 @@ import socket
 import struct
 from ipaddress import ip_address
 
-from proxy.udp import receiving_socket
 from proxy.udp.listener import MOST_FLOWS, UdpGate
+from proxy.udp.sockets import block_datagrams
 from rules.names import HostName
 from tests.proxy.gate.gate_harness import World, open_descriptors, policy_of, run, until
 from tests.support.ports import free_port
@@ -63,7 +63,7 @@ class Udp:
         self.door = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         # By its number: a port that the kernel chose would be given up as soon as the door is opened.
         self.door.bind(("127.0.0.1", free_port(kind=socket.SOCK_DGRAM)))
-        receiving_socket.shut(self.door, ())
+        block_datagrams(self.door, ())
         self.now = 1000.0
         self.gate = UdpGate(
             self.door, self.answers, world.sandbox, world.recorder,

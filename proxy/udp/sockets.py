@@ -1,19 +1,101 @@
-"""Sends UDP replies and ICMP errors into a sandbox, from the address that the task sent to.
+"""UDP sockets of a sandbox: receives its datagrams, blocked or not, and sends replies and ICMP errors into it.
 
-Every packet goes to one of the sandbox's own addresses: one for each datagram of the task that is denied, and one for
-each reply of a flow's peer. A task can't make the gate send to anything else.
+A blocked socket is connected to itself. Tproxy only delivers datagrams to an unconnected socket (nf_tproxy_core.h), so
+the ruleset rejects, counts and logs them at once, whatever the gate does. The socket is created blocked, and receives
+only while a rule allows UDP (invariant 2). So the ruleset never changes, which a worker couldn't do (invariant 1).
+
+An IPv6 socket that was connected once receives from its former peer's address only, from any port: the kernel forgets
+the port and keeps the address (udp_disconnect in net/ipv4/udp.c, compute_score in net/ipv6/udp.c). So the peer is the
+sandbox's own address, the source of everything it sends; datagrams that a task sends from ::1 are rejected.
+
+The kernel gives source and destination of a datagram: IP_RECVORIGDSTADDR (ip(7)) and recvmsg(2).
+
+Replies and errors only go to the sandbox's own addresses: one error for each denied datagram of the task, and one reply
+for each datagram of a flow's peer. A task can't make the gate send to anything else.
 """
 
+import os
+import socket
 import struct
-from ipaddress import IPv4Address
+import sys
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
+from rules.addresses import normalize
+
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from proxy.gate.record import Endpoint
     from rules.addresses import Address
+
+_LOOPBACK: Final = "127.0.0.1"
+_NO_PEER: Final = struct.pack("=H14x", 0)  # a struct sockaddr of AF_UNSPEC: connect(2), "dissolved"
+
+
+def blocks_datagrams(sock: socket.socket) -> bool:
+    """Whether the kernel rejects the sandbox's datagrams."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def block_datagrams(sock: socket.socket, own_addresses: "Iterable[Address]") -> None:
+    """Have the kernel reject the sandbox's datagrams. Idempotent. Raises OSError: close the socket instead."""
+    if blocks_datagrams(sock):
+        return
+    port = sock.getsockname()[1]
+    if sock.family == socket.AF_INET:
+        sock.connect((_LOOPBACK, port))
+        return
+    own = next((str(own) for own in own_addresses if own.version == 6), "::1")
+    try:
+        sock.connect((own, port))
+    except OSError:  # IPv6 is disabled here, so nothing arrives over it
+        sock.connect((f"::ffff:{_LOOPBACK}", port))
+
+
+def allow_datagrams(sock: socket.socket | int) -> None:
+    """Receive datagrams from the whole sandbox. Idempotent. Raises OSError: the socket stays blocked.
+
+    `sock` may be the socket's descriptor.
+    """
+    import ctypes  # `socket` knows no address of another family than its own
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = sock if isinstance(sock, int) else sock.fileno()
+    if libc.connect(descriptor, _NO_PEER, len(_NO_PEER)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"the socket for datagrams cannot be disconnected: {os.strerror(number)}")
+
+
+_SIZE_OF_IPV4: Final = 16  # struct sockaddr_in
+_SIZE_OF_IPV6: Final = 28  # struct sockaddr_in6
+
+
+def parse_destination(sockaddr: bytes) -> "Endpoint":
+    """Parse the destination of a datagram; a zone id stays, so that no rule matches. Raises ValueError."""
+    port = int.from_bytes(sockaddr[2:4])
+    if len(sockaddr) == _SIZE_OF_IPV4:
+        return IPv4Address(sockaddr[4:8]), port
+    if len(sockaddr) == _SIZE_OF_IPV6:
+        address, zone = IPv6Address(sockaddr[8:24]), int.from_bytes(sockaddr[24:28], sys.byteorder)
+        return IPv6Address(f"{address}%{zone}") if zone else normalize(address), port
+    raise ValueError(f"the kernel gave a destination of {len(sockaddr)} bytes for a datagram")
+
+
+def parse_source(name: "tuple[object, ...]") -> "Endpoint":
+    """Parse the name of a socket."""
+    return _address(str(name[0])), int(str(name[1]))
+
+
+@lru_cache(maxsize=64)
+def _address(text: str) -> "Address":
+    return normalize(ip_address(text.partition("%")[0]))
+
 
 _UDP, _ICMP, _ICMPV6 = 17, 1, 58  # IANA's protocol numbers
 LARGEST: Final = {4: 65535 - 20 - 8, 6: 65535 - 8}  # bytes that a datagram holds, by version (lengths have 16 bits)
@@ -27,9 +109,7 @@ class ReplySocket:
 
     __slots__ = ("_ipv4", "_ipv6", "_own")
 
-    def __init__(
-        self, ipv4: "socket.socket", ipv6: "socket.socket | None", own_addresses: "Collection[Address]"
-    ) -> None:
+    def __init__(self, ipv4: socket.socket, ipv6: socket.socket | None, own_addresses: "Collection[Address]") -> None:
         self._ipv4 = ipv4
         self._ipv6 = ipv6
         self._own = frozenset(own_addresses)
