@@ -1,7 +1,9 @@
-"""Reads a named file whole. Besides such files the rules open only the list of public suffixes."""
+"""Reads rule files, and the public suffix list (publicsuffix.org/list): no other module of the rules opens a file."""
 
 import os
 import stat
+from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -45,3 +47,52 @@ def user_configuration() -> Path | None:
 def describe_error(error: Exception) -> str:
     """Describe why a file could not be read."""
     return error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+
+
+_ICANN_END: Final = "// ===END ICANN DOMAINS==="
+
+
+class Suffix(Enum):
+    """Who can register names under a name."""
+
+    PUBLIC = "public"  # anybody: com, co.uk
+    PRIVATE = "private"  # customers of a provider: github.io
+    NONE = "none"  # the owner of the name
+
+
+def suffix_of_wildcard(below: str) -> Suffix:
+    """Return who can register names that a wildcard directly under the normalised name `below` matches.
+
+    A rule `*.ck` of the list makes suffixes of the names below `ck`, so a wildcard under `ck` itself covers them too;
+    and so does `*.amazonaws.com` with what stands under `s3.amazonaws.com`.
+    """
+    icann, private, above_private = _rules()
+    _, _, parent = below.partition(".")
+    for rules, kind in ((icann, Suffix.PUBLIC), (private, Suffix.PRIVATE)):
+        listed = below in rules or f"*.{below}" in rules
+        if listed or (f"*.{parent}" in rules and f"!{below}" not in rules):
+            return kind
+    return Suffix.PRIVATE if below in above_private else Suffix.NONE
+
+
+@cache
+def _rules() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Read the list from the data file of `publicsuffixlist`: its index takes longer to build than a task to start."""
+    import publicsuffixlist  # 6 ms, and only rules with wildcards need it
+
+    icann, _, private = Path(publicsuffixlist.PSLFILE).read_text("utf-8").partition(_ICANN_END)
+    private_rules = _parsed(private)
+    above = {rule.split(".", labels)[-1] for rule in private_rules for labels in range(1, rule.count(".") + 1)}
+    return _parsed(icann), private_rules, frozenset(above)
+
+
+def _parsed(section: str) -> frozenset[str]:
+    """Read rules up to the first white space of each line; non-ASCII labels become A-labels."""
+    lines = (line.split()[0] for line in section.splitlines() if line[:1].strip() and not line.startswith("//"))
+    return frozenset(line if line.isascii() else _a_label(line) for line in lines)
+
+
+def _a_label(rule: str) -> str:
+    return ".".join(
+        label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii") for label in rule.split(".")
+    )

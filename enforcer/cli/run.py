@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,6 +44,8 @@ from enforcer.system import linux
 from enforcer.system.control_socket import control_path
 from enforcer.system.errors import ExeatError, HostError, UsageError
 from enforcer.system.state import journal_directory
+from proxy.telemetry.visible import fitted, visible
+from rules.explain.reasons import REASONS
 from rules.matching.policy import Policy
 from rules.problems import RuleFileError, quote
 from rules.sandbox import SandboxSettings, SandboxUser, WorkspaceMode
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from enforcer.run.dry_run import PlannedStep
     from enforcer.run.host import Host
     from enforcer.run.task import Result
+    from proxy.telemetry.summary import Summary
 
 _COUNTED = ", or leave `--metrics` out: `exeat up --metrics` serves the metrics of all tasks that run under it"
 _LISTS: Final = ("hide", "protected", "caches", "devices")
@@ -252,7 +256,7 @@ def open_metrics_port(address: str, otherwise: str = "") -> socket.socket:
 
 
 def _summary(result: "Result") -> None:
-    from enforcer.cli.hints import find_hints  # once the task has ended, nobody waits
+    from enforcer.cli.run import find_hints  # once the task has ended, nobody waits
 
     summary = result.summary
     said = "the gate was lost, and its counts with it" if summary is None else summary.describe()
@@ -384,3 +388,41 @@ def choose_shell(preferred: str, shown: "tuple[str, ...]") -> str:
     places = (*SHOWN, *map(os.path.realpath, shown))
     seen = all(any(contains(place, path) for place in places) for path in (preferred, os.path.realpath(preferred)))
     return preferred if seen else _USUAL
+
+
+_WIDEST: Final = 60  # columns of a host's name
+# A namespace, a mount or another root is what sandboxes of agents, browsers and build tools begin with.
+_OWN_SANDBOX: Final = frozenset(
+    ["unshare", "clone", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen"]
+)
+# How a program switches its own sandbox off, by the name of its command; the source is beside each.
+_SWITCHES: Final = {
+    "claude": 'its setting `{"sandbox": {"enabled": false}}`',  # code.claude.com/docs/en/settings, "sandbox settings"
+    "codex": "`codex --sandbox danger-full-access`",  # developers.openai.com/codex/concepts/sandboxing
+    # geminicli.com/docs/cli/sandbox and its sandboxConfig.ts: the variable goes before option and settings
+    "gemini": "`GEMINI_SANDBOX=false gemini`",
+    "qwen": "`QWEN_SANDBOX=false qwen`",  # the same in QwenLM/qwen-code, docs/users/features/sandbox.md
+    "chromium": "`--no-sandbox`",  # chromium/src, sandbox/policy/switches.cc
+    "google-chrome": "`--no-sandbox`",
+    # bazel.build/docs/sandboxing, "Rule execution failures"
+    "bazel": "`--spawn_strategy=local`, and `--strategy=Genrule=local` for genrules",
+    "nix": "`--option sandbox false`",  # nix.dev/manual/nix, nix.conf(5): `sandbox`
+}
+
+
+def find_hints(summary: "Summary", command: str) -> Iterator[str]:
+    """Give each hint as a sentence. `command` is what the task ran."""
+    for place, reason in zip(summary.blocked_places.first, summary.blocked_for, strict=False):
+        yield f"{fitted(visible(place), _WIDEST)} was blocked: {REASONS[reason].meaning}"
+    calls = sorted(_OWN_SANDBOX.intersection(summary.calls))
+    if calls:
+        said = _SWITCHES.get(os.path.basename(command), "its own manual says how (docs/reference/sandbox.md has some)")
+        what = "the task is in a sandbox already and can't make one of its own inside; switch its own off"
+        yield f"`{calls[0]}` was refused: {what}: {said}"
+    if "socket" in summary.calls:
+        what = "only TCP and UDP leave a sandbox: ping(8) and raw sockets don't work; `curl` tries a connection"
+        yield f"`socket` was refused: {what}"
+    if summary.dropped:
+        records = "record" if summary.dropped == 1 else "records"
+        limits = "it sent more than is kept (docs/reference/agent-telemetry.md)"
+        yield f"{summary.dropped} {records} of its own telemetry dropped: {limits}"

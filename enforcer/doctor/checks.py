@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from enforcer.doctor.self_test import run_self_test
-from enforcer.limits import host_limits
-from enforcer.limits.host_limits import try_limit
+from enforcer.limits import resource_limits
+from enforcer.limits.resource_limits import try_limit
 from enforcer.policy import rule_files, run_request
 from enforcer.policy.rule_files import SYSTEM
 from enforcer.sandbox import devices, identity, landlock, namespaces, seccomp
@@ -129,7 +129,7 @@ def _try_nodes() -> str:
 
 
 def _try_bounds() -> str:
-    if found := host_limits.unbounded():
+    if found := resource_limits.unbounded():
         lacking = " and ".join(what for what, _ in found)
         raise HostError(f"one task can use up {lacking}", "; ".join(remedy for _, remedy in found))
     return "no task can use up a machine-wide resource"

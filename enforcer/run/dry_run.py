@@ -13,7 +13,7 @@ from typing import NamedTuple
 from enforcer.limits.resource_limits import Limits, format_bytes, format_seconds, limits_of
 from enforcer.network.plan import network_plan
 from enforcer.policy.run_request import RunRequest
-from enforcer.run import caches, environment, sandbox_spec
+from enforcer.run import environment, sandbox_spec
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp
 from enforcer.sandbox.identity import Identity
 from enforcer.sandbox.mount_steps import with_tmpfs_quota
@@ -69,9 +69,10 @@ def _trees(who: Identity, wanted: RunRequest, kept: Iterable[mount_plan.CacheMou
 
 
 def _kept(wanted: RunRequest, who: Identity) -> tuple[mount_plan.CacheMount, ...]:
-    top = caches.caches_directory()
+    top = sandbox_spec.caches_directory()
     return tuple(
-        mount_plan.CacheMount(f"{top}/{name}", caches.cache_target(path, who.home)) for name, path in wanted.box.caches
+        mount_plan.CacheMount(f"{top}/{name}", sandbox_spec.cache_target(path, who.home))
+        for name, path in wanted.box.caches
     )
 
 

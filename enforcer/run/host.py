@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from enforcer.journal.keeper import Keeper
     from enforcer.limits.resource_limits import Limits, ResourceLimits
     from enforcer.policy.run_request import RunRequest
-    from enforcer.run.caller import Caller
+    from enforcer.run.environment import Caller
     from enforcer.sandbox.identity import Identity
     from enforcer.sandbox.namespaces import SandboxNamespaces
     from enforcer.sandbox.stdio import Stdio

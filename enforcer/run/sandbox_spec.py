@@ -1,8 +1,11 @@
 """Gathers the spec of one task's sandbox from the host: mounts, program and network. Changes nothing on the host."""
 
 import contextlib
+import fcntl
 import os
-from collections.abc import Mapping, Sequence
+import stat
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +13,14 @@ from enforcer.limits.resource_limits import ResourceLimits
 from enforcer.network.constants import OWN_IPV4
 from enforcer.policy.rule_files import own_files
 from enforcer.policy.run_request import RunRequest
-from enforcer.run import caches, environment, launch
+from enforcer.run import environment, launch
 from enforcer.sandbox import identity, landlock, mount_plan, namespaces, seccomp, stdio, task_start
 from enforcer.sandbox.identity import Identity
+from enforcer.sandbox.mount_plan import CacheMount
 from enforcer.sandbox.mount_steps import Step, with_tmpfs_quota
-from enforcer.sandbox.system_paths import real_paths
+from enforcer.sandbox.system_paths import contains, real_paths
 from enforcer.system import linux, state
+from enforcer.system.errors import HostError, UsageError
 from enforcer.worker import confinement, trust
 from enforcer.worker.trust import PublicAuthority
 from enforcer.worker.worker import Worker, wait_until_confined
@@ -60,7 +65,7 @@ def gather_spec(
     kept: tuple[mount_plan.CacheMount, ...] = ()
     locks: tuple[int, ...] = ()
     if wanted.box.caches:
-        kept, locks = caches.lock_caches(wanted.box.caches, who.home, wanted.writable)
+        kept, locks = lock_caches(wanted.box.caches, who.home, wanted.writable)
         for lock in locks:
             made.callback(os.close, lock)
     trees = _trees(who, wanted, [each.source for each in kept if each.source])
@@ -179,3 +184,66 @@ def steps_of(who: Identity, wanted: RunRequest, own: Mapping[str, bytes], shown:
             homes=wanted.homes,
         )
     )
+
+
+class TaskCaches(NamedTuple):
+    """The caches of one task; `locks` stay open as long as a process of the task runs."""
+
+    kept: tuple[CacheMount, ...] = ()
+    locks: tuple[int, ...] = ()
+
+
+def caches_directory() -> str:
+    """Return the resolved path of the directory of all caches."""
+    return os.path.realpath(state.state_directory() / "caches")
+
+
+def cache_target(path: str, home: str) -> str:
+    """Return a cache's path in a sandbox, for a task with this home directory."""
+    return home + path[1:] if path.startswith("~") else path
+
+
+def lock_caches(caches: Iterable[tuple[str, str]], home: str, writable: Iterable[str]) -> TaskCaches:
+    """Lock the free caches, and report those in use. `home`: the task's; `writable`: host paths that it may write.
+
+    Raises UsageError where a task could have replaced a cache's directory, HostError where one can't be made.
+    """
+    caches = tuple(caches)
+    if not caches:
+        return TaskCaches()
+    top = caches_directory()
+    for place in writable:
+        if contains(place, top) or contains(top, place):
+            raise UsageError(
+                f"the task may write to `{place}`, where the caches are (`{top}`): "
+                "choose another workspace or `--write` path"
+            )
+    state.make_private(state.state_directory() / "caches")
+    kept: list[CacheMount] = []
+    locks: list[int] = []
+    for name, path in caches:
+        place = cache_target(path, home)
+        source = f"{top}/{name}"
+        _make_cache(source)
+        lock = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            said = f"the cache `{name}` is in use by another task: this task gets an empty one, which isn't kept"
+            sys.stderr.write(f"exeat: {said}\n")
+            kept.append(CacheMount("", place))
+            continue
+        locks.append(lock)
+        kept.append(CacheMount(source, place))
+    return TaskCaches(tuple(kept), tuple(locks))
+
+
+def _make_cache(source: str) -> None:
+    """Make a cache's directory, or restore its mode, which a task may have changed. Raises HostError."""
+    try:
+        os.makedirs(source, mode=0o700, exist_ok=True)
+        if os.lstat(source).st_mode != stat.S_IFDIR | 0o700:
+            os.chmod(source, 0o700)
+    except OSError as error:
+        raise HostError(f"the cache `{source}` cannot be used: {error.strerror}", "remove that directory") from error

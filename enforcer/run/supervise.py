@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from enforcer.journal.keeper import Keeper  # cryptography comes with it: while the sandbox is being made
     from enforcer.journal.signing import AnomalyCountReader
     from enforcer.policy.reload import Reloader
-    from enforcer.run.caller import Caller
+    from enforcer.run.environment import Caller
     from enforcer.sandbox.stdio import Stdio
 
 _FIRST_LOOK = 0.25  # seconds: shorter runs don't watch their rule files

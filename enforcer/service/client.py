@@ -112,7 +112,7 @@ class _Events:
         self._carrier = 0  # the process that relays keys
 
     def packet(self, number: int, code: int) -> bytes:
-        """Return the message for a signal (`run.caller.parse_signal`)."""
+        """Return the message for a signal (`run.environment.parse_signal`)."""
         # SIGHUP of a shell whose terminal was closed means the end, as one of the terminal does.
         hung_up = number == _signal.SIGHUP and self._terminals.have_gone()
         return b"signal %d %d" % (number, code == _SI_KERNEL or hung_up)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.policy.rule_files import LoadedRules
-from enforcer.run.caller import Caller
+from enforcer.run.environment import Caller
 from enforcer.run.host import StandaloneHost
 from enforcer.sandbox import init, stdio
 from enforcer.service import placement, protocol

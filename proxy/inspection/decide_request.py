@@ -20,7 +20,7 @@ from proxy.inspection.stages.request_context import RequestDecision, ReviewResul
 from proxy.request import request_head
 from proxy.request.messages import WebOrigin
 from proxy.request.request_head import UnclearError, read_authority, values
-from proxy.request.websocket_handshake import is_handshake
+from proxy.request.websocket_frames import is_handshake
 from rules.attempt import NO_CREDENTIAL, Attempt, GitRequest, GitService, Request
 from rules.decision import Decision, deny
 from rules.matching.judge import defer_approval

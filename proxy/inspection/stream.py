@@ -48,7 +48,7 @@ from proxy.request.messages import (
 )
 from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 from proxy.request.request_head import may_trail, size_of, values
-from proxy.request.websocket_handshake import agrees
+from proxy.request.websocket_frames import agrees
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

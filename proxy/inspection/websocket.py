@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mitmproxy.proxy.layers.http._events import RequestData, RequestEndOfMessage, ResponseData, ResponseEndOfMessage
 
-from proxy.request.websocket_frames import CLOSE, FIN, MOST_CONTROL, ClientFrames, Frames, NotFramesError
-from proxy.request.websocket_handshake import SWITCHING, is_extended
+from proxy.request.websocket_frames import (
+    CLOSE,
+    FIN,
+    MOST_CONTROL,
+    SWITCHING,
+    ClientFrames,
+    Frames,
+    NotFramesError,
+    is_extended,
+)
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

@@ -3,6 +3,8 @@
 It is made when the first connection, lookup, datagram or refused packet comes, or when rules need it at once.
 """
 
+import contextlib
+import socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.recording import ApprovalRecorder
@@ -17,10 +19,15 @@ from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
 from proxy.sandbox.taint import Taint
+from proxy.telemetry import events
+from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.udp.listener import UdpGate
 from proxy.udp.sockets import ReplySocket
+from proxy.wire.refusal_log import Kind, parse_refusal
 from proxy.worker.policy_swap import PolicyReload
-from proxy.worker.refused_packet_log import RefusedPacketLog
+from rules.attempt import Protocol
+from rules.decision import Decision
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     import socket
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.supervisor_channel.channel import ProcessAttribution, SupervisorChannel
+    from proxy.wire.refusal_log import RefusedPacket
     from proxy.worker.sandbox import WorkerResources
 
 _EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
@@ -162,3 +170,68 @@ class Traffic:
         """Decide again on everything open: the task became tainted."""
         self._gate.review()
         self._udp.review()
+
+
+_AT_ONCE = 64  # datagrams read before anything else gets its turn
+_LARGEST = 65536
+_REASONS = {
+    Kind.UDP: Reason.UDP,
+    Kind.QUIC: Reason.QUIC,
+    Kind.ICMP: Reason.ICMP,
+    Kind.DNS_DESTINATION: Reason.ADDRESS_NOT_LISTED,
+    Kind.TCP: Reason.GATE_ERROR,  # nothing listened: the gate was not there
+    Kind.OTHER: Reason.PROTOCOL_MISMATCH,
+}
+
+
+class RefusedPacketLog:
+    """Reads one sandbox's packet log (NFLOG) and records one decision a packet."""
+
+    __slots__ = ("_log", "_names", "_recorder")
+
+    def __init__(self, log: "socket.socket", recorder: "Recorder", names: "NameTable") -> None:
+        self._log = log
+        self._recorder = recorder
+        self._names = names
+
+    def ready(self, _events: int) -> None:
+        """Handle an event of the poller."""
+        self.readable()
+
+    def failed(self, error: Exception) -> None:
+        """Report an unexpected exception; later packets are recorded."""
+        self._recorder.error("refusals", f"{type(error).__name__}: {error}")
+
+    def readable(self) -> None:
+        """Record the rejected packets that have arrived. Never raises."""
+        for _ in range(_AT_ONCE):
+            try:
+                data = self._log.recv(_LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # ENOBUFS: the kernel had more than the socket holds; its counters have them all
+            try:
+                packets = parse_refusal(data)
+            except ValueError as error:
+                self._recorder.error("refusals", str(error))
+                continue
+            for packet in packets:
+                self._tell(packet)
+
+    def _tell(self, packet: "RefusedPacket") -> None:
+        sandbox = self._recorder.sandbox
+        decision = Decision(reason=_REASONS.get(packet.kind, Reason.GATE_ERROR), revision=sandbox.policy.revision)
+        name = None
+        if packet.address is not None:
+            name = self._names.name_of(packet.address)
+        udp = packet.kind in (Kind.UDP, Kind.QUIC, Kind.DNS_DESTINATION)
+        with contextlib.suppress(JournalWriteError):  # counted there; nothing was let out
+            self._recorder.decided(
+                events.Kind.CONNECTION_DECIDED,
+                decision,
+                name=name,
+                address=packet.address,
+                port=packet.port,
+                protocol=Protocol.UDP if udp else Protocol.TCP if packet.kind is Kind.TCP else None,
+            )

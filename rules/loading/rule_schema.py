@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from rules.addresses import BLOCKS, Network, Opening, is_within, parse_address, parse_network
 from rules.attempt import INSPECTABLE, Protocol
 from rules.feeds import Feed
+from rules.files import Suffix, suffix_of_wildcard
 from rules.loading.conditions import (
     APPROVAL,
     FOR,
@@ -49,7 +50,6 @@ from rules.names import HOST, InvalidNameError, is_exeat_name, is_localhost
 from rules.patterns import NamePattern
 from rules.ports import Ports, never_leaves
 from rules.problems import Problem, quote
-from rules.public_suffixes import Suffix, suffix_of_wildcard
 from rules.rule import Exemption, Rule
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 

@@ -64,4 +64,4 @@ def test_only_one_module_opens_files():
     opening = {
         path.stem for path in FOLDER.rglob("*.py") if re.search(r"\b(?:open|read_text|read_bytes)\(", path.read_text())
     }
-    assert opening == {"files", "public_suffixes"}
+    assert opening == {"files"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.limits import host_limits, resource_limits
+from enforcer.limits import resource_limits
 from enforcer.limits.cgroups import V2, hierarchies
 from enforcer.limits.resource_limits import Limits
 from tests.support import harness
@@ -16,8 +16,8 @@ def _unbounded(monkeypatch, settings, controllers=frozenset({"memory"})):
             raise FileNotFoundError(name)
         return settings[name]
 
-    monkeypatch.setattr(host_limits, "hierarchies", lambda: [type("One", (), {"controllers": controllers})])
-    return [what for what, _ in host_limits.unbounded(read)]
+    monkeypatch.setattr(resource_limits, "hierarchies", lambda: [type("One", (), {"controllers": controllers})])
+    return [what for what, _ in resource_limits.unbounded(read)]
 
 
 @pytest.mark.parametrize(

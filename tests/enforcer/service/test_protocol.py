@@ -6,7 +6,7 @@ import os
 import pytest
 from hypothesis import given, settings, strategies
 
-from enforcer.run.caller import parse_signal
+from enforcer.run.environment import parse_signal
 from enforcer.service import control_client, protocol
 from enforcer.service.protocol import MalformedRequestError, Run, pack, packet_request, unpack
 from enforcer.system import control_socket

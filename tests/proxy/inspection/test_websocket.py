@@ -11,8 +11,7 @@ import pytest
 
 from proxy.request.messages import ResponseHead
 from proxy.request.request_head import Head
-from proxy.request.websocket_frames import Frames
-from proxy.request.websocket_handshake import agrees, is_handshake
+from proxy.request.websocket_frames import Frames, agrees, is_handshake
 from tests.proxy.inspection.clients import close_abruptly, read_all, read_until
 from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.waiting import wait_until

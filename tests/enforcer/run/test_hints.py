@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.cli.hints import find_hints
+from enforcer.cli.run import find_hints
 from proxy.telemetry.events import Kind
 from proxy.telemetry.prometheus.metrics import Tally
 from proxy.telemetry.summary import Summary
