@@ -1,8 +1,8 @@
-"""Journal keeper: signs segments while tasks run, repairs unfinished ones, and has old ones compressed and removed.
+"""Journal keeper: signs segments while tasks run, repairs unfinished ones, and starts compression and removal.
 
 Of all processes with the key one is active, for all writers; when it ends, another takes over at its next turn. It
-trusts no writer: it signs only what it has read itself and whose hashes fit. A fault is recorded and stops nothing:
-events are still written and chained, and signed later.
+trusts no writer: it signs only lines that it has read and whose hash chain is intact. A fault is reported and stops
+nothing: events are still written and chained, and signed later.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-EVERY = 5.0  # seconds between two turns: as much of a live segment's end may be unsigned
+EVERY = 5.0  # seconds between two turns: the end of an open segment may be unsigned for so long
 _RETENTION_INTERVAL = 3600.0  # seconds
-_SCAN_INTERVAL = 30.0  # likewise, where anything was written
+_SCAN_INTERVAL = 30.0  # seconds, if there are new events
 
 
 class Keeper:
@@ -46,7 +46,7 @@ class Keeper:
         self._ledger: Ledger | None = None
         self._lock = -1
         self._chains: dict[str, ChainWalk] = {}
-        self._has_new_events = True  # since somebody last looked what is unusual, as far as is known
+        self._has_new_events = True  # since the last scan for anomalies
         self._due = 0.0
 
     def turn(self) -> None:
@@ -62,7 +62,7 @@ class Keeper:
         self._has_new_events = True
         self._run_guarded(self._start_anomaly_scan)
         if self._lock >= 0:
-            self._run_guarded(self._do_turn)  # as far as the others are by now
+            self._run_guarded(self._do_turn)  # signs the current heads of other writers
             os.close(self._lock)
             self._lock = -1
 
@@ -122,7 +122,7 @@ class Keeper:
         return True
 
     def _start_retention(self) -> None:
-        """Start a process that compresses and removes old segments, once an hour: it takes too long for this loop."""
+        """Start a process for compression and retention, once an hour: it would take too long in this loop."""
         if self._is_due("tended", _RETENTION_INTERVAL):
             _run_detached(lambda: tend_now(self._journal, self._state), self._confine)
 
@@ -196,9 +196,8 @@ def _run_detached(do: "Callable[[], None]", confine: "Callable[[], None]") -> No
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        with contextlib.suppress(
-            Exception
-        ):  # it is tried again; what is wrong with it, `exeat log retention --now` says
+        # It runs again later; `exeat log retention --now` shows its errors
+        with contextlib.suppress(Exception):
             confine()
             do()
     finally:

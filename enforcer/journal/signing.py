@@ -1,4 +1,4 @@
-"""Starts and ends the journal's keeper in the process that supervises a task, and reads the anomalies it counted."""
+"""Starts and stops the journal's keeper in the process that supervises a task, and reads its anomaly counts."""
 
 import contextlib
 import os
@@ -38,8 +38,8 @@ def keys_directory() -> Path:
 
 def start_keeper(journal: Path, recorder: "Recorder") -> "Keeper":
     """Start the keeper of a journal. Raises HostError."""
-    from enforcer.journal.keeper import Keeper  # and cryptography, which is large: only where it is used
-    from proxy.telemetry import encoding  # noqa: F401  at the end it is needed, and somebody waits
+    from enforcer.journal.keeper import Keeper  # imports cryptography, which is large
+    from proxy.telemetry import encoding  # noqa: F401  imported now, so that the end of the task is not delayed
 
     return Keeper(journal, keeper_directory(journal), partial(recorder.error, Component.JOURNAL), confine)
 
@@ -52,7 +52,7 @@ def stop_keeper(journal: Path, recorder: "Recorder", gate: "Worker") -> None:
     recorder.journal.close()
     keeper = Keeper(journal, keeper_directory(journal), print_notice, confine)
     keeper.close(gate.writers)
-    if any(is_left(journal, pid) for pid in gate.writers):  # it has said that it had closed what it wrote
+    if any(is_left(journal, pid) for pid in gate.writers):  # the gate reported its segments closed, but has open ones
         gate.kill()
         keeper.close(gate.writers)
 
@@ -61,16 +61,16 @@ def sign_ended_run(journal: Path) -> None:
     """Sign the segment of this process about an ended run, so that it does not count as killed. Never raises."""
     from enforcer.journal.keeper import Keeper
 
-    with contextlib.suppress(HostError):  # whoever writes there next signs it
+    with contextlib.suppress(HostError):  # the next writer signs it
         Keeper(journal, keeper_directory(journal), print_notice, confine).close((os.getpid(),))
 
 
 def confine() -> None:
     """Drop all capabilities for good: reading the files of workers needs none. Raises OSError."""
-    with contextlib.suppress(PermissionError):  # an ordinary user has no capability, this one neither
+    with contextlib.suppress(PermissionError):  # an ordinary user has no capabilities
         linux.drop_bounding_set()
     linux.drop_capabilities()
-    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # and nothing that is executed has one
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # no program that it executes can gain any
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
 
@@ -83,7 +83,7 @@ class AnomalyCountReader:
         self._file: Path | None = None
         self._changed = 0
         self._reported: Counter[str] = Counter()
-        self.flags = (0, 0.0)  # how many, and when the oldest was (s since 1970)
+        self.flags = (0, 0.0)  # their number, and the time of the oldest (s since 1970)
 
     def news(self) -> dict[str, object]:
         """Return the counts to send to a gate, if they changed since the last call."""
@@ -97,7 +97,7 @@ class AnomalyCountReader:
 
     def _read(self) -> "AnomalyCounts | None":
         """Return the counts written since the last call; None: none, or unreadable."""
-        from proxy.telemetry.baseline.anomalies import TOLD, read_numbers  # more than a short task has time for
+        from proxy.telemetry.baseline.anomalies import TOLD, read_numbers  # imports more than a short task needs
 
         try:
             self._file = self._file or keeper_directory(self._journal) / TOLD

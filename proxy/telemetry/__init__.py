@@ -1,5 +1,5 @@
 """Telemetry: events, the journal that keeps them, and the metrics that count them.
 
-Telemetry is told; it never decides. What must be written and can't be is an error to the caller, who then blocks.
-Nothing is imported here, so that a start-up path pays only for the room it enters.
+Telemetry records; it never decides. An event that can't be written raises an error, and the caller then blocks the
+attempt. This file imports nothing, so that a start-up path pays only for the modules that it uses.
 """

@@ -1,6 +1,6 @@
 """Describes an event in a few words for people, by its kind.
 
-Nothing here is fit for a terminal yet: whoever prints it makes it so (`visible`).
+The text is not escaped: the caller passes it through `visible` before printing.
 """
 
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
 
 _DEFAULT_PORTS = {Protocol.TLS: ("https", 443), Protocol.HTTP: ("http", 80)}
-_REFS = 3  # of a push that are named
-_PATHS = 8  # of changes, likewise: `exeat changes` shows them, and `exeat log show` which they were
+_REFS = 3  # of a push that are listed
+_PATHS = 8  # of changes that are listed; `exeat changes` and `exeat log show` list all
 _NS_A_SECOND = 1_000_000_000
-_LATEST = 253_402_300_799  # s since 1970: the last one that has four digits for its year
+_LATEST = 253_402_300_799  # s since 1970: the last second of the year 9999
 _ANSWER_WORDS = {
     Answer.APPROVED: "approved",
     Answer.REJECTED: "rejected",
@@ -45,20 +45,20 @@ def _describe_destination(event: "Event") -> str:
 
 def _describe_request(event: "Event") -> str:
     http, destination = event.http, event.destination or Destination()
-    if http is None or not (http.method or http.host or http.path):  # empty: what came was no HTTP
+    if http is None or not (http.method or http.host or http.path):  # empty: the client sent no HTTP
         return f"request {_describe_destination(event)}"
     host = destination.name or destination.address or http.host or "?"
     scheme, default_port = (
         _DEFAULT_PORTS.get(event.protocol, ("https", 443)) if event.protocol is not None else ("https", 443)
     )
     port = "" if destination.port in (None, default_port) else f":{destination.port}"
-    # A Host that is not the name is what was wrong with the request: show it.
+    # A Host field that differs from the name explains the block: show it.
     claimed = f" (Host: {http.host})" if http.host is not None and _host_of(http.host) != host else ""
     return f"{http.method or '?'} {scheme}://{_bracket(host)}{port}{http.path or ''}{claimed}{_describe_push(event)}"
 
 
 def _describe_push(event: "Event") -> str:
-    """Return what a push is about, ref by ref."""
+    """Return the refs and the repository of a push."""
     if event.git is None or not event.git.refs:
         return ""
     words = [ref.split(" ") for ref in event.git.refs[:_REFS]]
@@ -74,7 +74,7 @@ def _describe_lookup(event: "Event") -> str:
     if not event.dns.answers:
         return question
     answers = ", ".join(event.dns.answers)
-    if event.outcome is Outcome.BLOCKED:  # the address stands for a refusal: whoever connects to it is told why
+    if event.outcome is Outcome.BLOCKED:  # the address of the block page, which gives the reason
         return f"{question} refused; {answers} says why"
     return f"{question} is {answers}"
 
@@ -123,7 +123,7 @@ def _bracket(host: str) -> str:
 
 
 def _host_of(authority: str) -> str:
-    """Return the host of a Host field, an address of IPv6 without its brackets."""
+    """Return the host of a Host field, an IPv6 address without its brackets."""
     if authority.startswith("["):
         return authority[1:].partition("]")[0]
     return authority if authority.count(":") > 1 else authority.partition(":")[0]
@@ -154,7 +154,7 @@ def _describe_agent(event: "Event") -> str:
         return "the task says something"
     tool = f" {agent.tool}" if agent.tool else ""
     service = f" (as {agent.service})" if agent.service else ""
-    # All of it is the task's word, so a word of ours comes first: it can't pass for what anybody else tells.
+    # The task chose all of the text, so a fixed prefix comes first: it can't pass for another event.
     return f"the task says {agent.name or agent.source}{tool}{service}"
 
 
@@ -167,7 +167,7 @@ def _describe_journal(event: "Event") -> str:
 
 
 def _describe_subject(event: "Event") -> str:
-    """Return what was asked of people."""
+    """Return what the approval request is for."""
     if event.argv:
         return f"run {' '.join(event.argv)}"
     if event.http is not None:
@@ -202,7 +202,7 @@ def _describe_answer(event: "Event", approval: Approval) -> str:
 
 
 def _format_grant(approval: Approval, left: str = "") -> str:
-    """Return what a grant is good for."""
+    """Return the scope and the limits of a grant."""
     terms = [f"this {approval.width}"] if approval.width else []
     if approval.uses is not None:
         terms.append(f"{approval.uses} {'use' if approval.uses == 1 else 'uses'}{left}")

@@ -1,10 +1,10 @@
 """Encodes an event as one line of JSON, and decodes a line.
 
-Every byte of a line is printable ASCII but for the newline that ends it (invariant 7): no text of a sandbox can break a
-line, drive the terminal of its reader, or be taken for a key. Texts and lists are cut (`masking`).
+Every byte of a line is printable ASCII except the final newline (invariant 7): no text of a sandbox can break a line,
+control the reader's terminal, or pass for a key. `masking` cuts texts and lists.
 
-A journal may be older or newer than this program, torn by a crash, or edited: a line that does not read as an event
-raises, and nothing is guessed. Members that this version does not know are ignored.
+A journal may be older or newer than this program, torn by a crash, or edited. A line that is not an event raises an
+error; decoding never guesses. It ignores members that this version does not know.
 """
 
 import calendar
@@ -23,18 +23,18 @@ from msgspec.json import Decoder, Encoder
 from proxy.telemetry.events import Event, Instant, Seconds, Value
 from proxy.telemetry.masking import LONGEST_LIST, LONGEST_TEXT, cut, cut_list, cut_members, without_surrogates
 
-LONGEST_LINE: Final = 1024 * 1024  # bytes; more than all of these together can come to
-_NOT_PLAIN: Final = re.compile("[\x7f-\U0010ffff]+")  # DEL is the one control character that JSON may hold as it is
+LONGEST_LINE: Final = 1024 * 1024  # bytes; above the largest possible event
+_NOT_PLAIN: Final = re.compile("[\x7f-\U0010ffff]+")  # DEL is the one control character that JSON doesn't escape
 
 
 def encode(event: Event) -> bytes:
     """Return the event as one line of JSON, newline included."""
     try:
         line = _encoder.encode(event)
-    except UnicodeEncodeError:  # half a surrogate pair: no text in UTF-8
+    except UnicodeEncodeError:  # a lone surrogate, which UTF-8 can't encode
         line = _encoder.encode(_shorten(event))
     else:
-        # Each text and list of a shorter line is within its bounds.
+        # In a shorter line every text and list is within its bounds.
         if len(line) > LONGEST_TEXT or line.count(b",") >= LONGEST_LIST:
             line = _encoder.encode(_shorten(event))
     if not line.isascii() or b"\x7f" in line:
@@ -43,13 +43,13 @@ def encode(event: Event) -> bytes:
 
 
 def _encode_custom(value: Any) -> Any:
-    """Return what stands for a value of a type of our own."""
+    """Encode a value of one of our own types (msgspec `enc_hook`)."""
     if type(value) is Instant:
-        seconds, rest = divmod(value, _NS_A_SECOND)  # a third of what a format with a width takes
+        seconds, rest = divmod(value, _NS_A_SECOND)  # a third of the time of a format with a width
         return f"{_format_second(seconds)}.{str(rest + _NS_A_SECOND)[1:]}Z"
-    if type(value) is Seconds:  # what no clock can have measured (NaN, negative, infinite) is 0
+    if type(value) is Seconds:  # impossible durations (NaN, negative, infinite) are 0
         return Raw(f"{value:.6f}" if 0.0 <= value < LONGEST_DURATION else "0")
-    if isinstance(value, str):  # a name, the words of an error
+    if isinstance(value, str):  # a subclass of str
         return str(value)
     raise TypeError(f"an event has no {type(value).__name__}")
 
@@ -58,7 +58,7 @@ _encoder: Final = Encoder(enc_hook=_encode_custom)
 
 
 def _shorten(value: Any) -> Any:
-    """Return a part of an event with all its texts and lists cut, and as UTF-8 can have them; the same if they are."""
+    """Return a part of an event with its texts and lists cut and valid UTF-8; the same object if nothing changes."""
     if isinstance(value, StrEnum):
         return value
     if isinstance(value, str):
@@ -88,7 +88,7 @@ _NS_A_SECOND = 1_000_000_000
 def quoted(text: str) -> str:
     r"""Return `text` as a JSON string in ASCII.
 
-    What was not UTF-8 (a lone surrogate) is shown as `\xff`, and what is too long is cut.
+    A byte that was not UTF-8 (a lone surrogate) becomes `\xff`; a long text is cut.
     """
     return encode_basestring_ascii(without_surrogates(cut(text)))
 
@@ -103,16 +103,16 @@ def timestamp(nanoseconds: int) -> str:
     return str(_encode_custom(Instant(nanoseconds)))
 
 
-_EPOCH: Final = "1970"  # when it began: no journal is older
+_EPOCH: Final = "1970"  # no journal is older
 _ALL_DIGITS_ARE_0: Final = str.maketrans("123456789", "000000000")
 
 
 class MalformedEventError(ValueError):
-    """A line that is not an event."""
+    """The line is not an event."""
 
 
 def decode(line: bytes) -> Event:
-    """Return the event that one line holds. Raises MalformedEventError."""
+    """Decode one line. Raises MalformedEventError."""
     try:
         return _decoder.decode(line)
     except (MsgspecError, ValueError, RecursionError, OverflowError) as error:
@@ -120,7 +120,7 @@ def decode(line: bytes) -> Event:
 
 
 def _decode_custom(kind: type, value: Any) -> Any:
-    """Read a value of a type of our own."""
+    """Decode a value of one of our own types (msgspec `dec_hook`)."""
     if kind is Instant and type(value) is str:
         return Instant(_parse_nanoseconds(value))
     if kind is Seconds and type(value) in {int, float} and 0 <= value < LONGEST_DURATION:
@@ -138,7 +138,7 @@ def _parse_nanoseconds(text: str) -> int:
     return _parse_seconds(text[:19]) * 1_000_000_000 + int(text[20:29])
 
 
-@lru_cache(maxsize=64)  # much happens in one second
+@lru_cache(maxsize=64)  # many events share a second
 def _parse_seconds(text: str) -> int:
     parts = (int(text[:4]), int(text[5:7]), int(text[8:10]), int(text[11:13]), int(text[14:16]), int(text[17:19]))
     return calendar.timegm(parts)

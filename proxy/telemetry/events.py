@@ -1,7 +1,7 @@
 """Events as typed values (msgspec structs), and their ids: the recorder makes them, `encoding` writes and reads them.
 
 Home of invariant 6 (one decision, one event) together with the recorder. A value may hold any text that a sandbox
-chose; `encoding` and `visible` escape it. A value drops or masks, when it is made, what must never be kept: a query
+chose; `encoding` and `visible` escape it. On creation a value drops or masks what the journal must never store: a query
 string, the user in an authority, a credential in an argument vector.
 
 The fields of a class, in their order, are the members of its JSON object. A field at its default is left out.
@@ -67,11 +67,11 @@ class Kind(StrEnum):
         return FORMER_KINDS.get(value) if isinstance(value, str) else None
 
     def names(self) -> tuple[str, ...]:
-        """Return every name that lines of the journal have the kind under, the current one first."""
+        """Return every name of the kind in journals, the current one first."""
         return (self.value, *(name for name, kind in FORMER_KINDS.items() if kind is self))
 
 
-# Names of kinds before version 0.2. The journal keeps them; every reader takes them for the kind of today.
+# Names of kinds before version 0.2: old journals contain them, and every reader maps them to the current kind.
 FORMER_KINDS: Final = {
     "tamper": Kind.TAMPERING_DETECTED,
     "leak.found": Kind.SECRET_DETECTED,
@@ -112,7 +112,7 @@ class Component(StrEnum):
     APPROVALS = "approvals"  # the approvals client and server
 
 
-Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # what other readers of JSON can hold, too
+Whole = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # the range that other JSON readers support
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Real = Annotated[float, Meta(ge=0, le=1e15)]  # seconds
 
@@ -130,7 +130,7 @@ class Seconds(float):
 
 
 class Value(Struct, frozen=True, omit_defaults=True):
-    """A part of an event: immutable, and as a JSON object without the fields that are at their default."""
+    """Part of an event: immutable. Its JSON object leaves out the fields at their default."""
 
     def _replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, masked like any new value."""
@@ -149,7 +149,7 @@ NO_TASK = Task()
 
 
 class Origin(NamedTuple):
-    """Which task in which sandbox on which host: the members that all events of a sandbox have in common."""
+    """Task, sandbox and host: the members that all events of a sandbox share."""
 
     task: Task = NO_TASK
     sandbox: str = ""
@@ -170,7 +170,7 @@ class Process(Value, frozen=True):
     uid: Whole | None = None  # on the host
     ancestors: tuple[str, ...] = ()  # executables, parent first
     ancestor_pids: tuple[Whole, ...] = ()  # theirs, in the same order
-    sandbox_uid: Whole | None = None  # as the sandbox's processes see themselves: 0 or 1000, and nobody's on the host
+    sandbox_uid: Whole | None = None  # inside the sandbox: 0 or 1000; not a user of the host
 
     def __post_init__(self) -> None:
         """Mask what looks like a credential."""
@@ -179,9 +179,9 @@ class Process(Value, frozen=True):
 
 
 class Destination(Value, frozen=True):
-    """Where an attempt wanted to go: the name the client used and the address, as far as each is known.
+    """Destination of an attempt: the name that the client used and the address, where known.
 
-    `via` is the proxy that makes the connection: then the address is its to know.
+    `via` is the proxy that makes the connection; the gate then doesn't know the address.
     """
 
     name: str | None = None
@@ -191,7 +191,7 @@ class Destination(Value, frozen=True):
 
 
 class Tls(Value, frozen=True):
-    """What a ClientHello said."""
+    """Fields of a ClientHello."""
 
     sni: str | None = None
     alpn: tuple[str, ...] = ()
@@ -201,7 +201,7 @@ class Tls(Value, frozen=True):
 
 
 class Http(Value, frozen=True):
-    """A request, without what may hold secrets: its query, its fragment, its body, and the user in its authority."""
+    """Request without the parts that may hold secrets: query, fragment, body, and the user in the authority."""
 
     method: str | None = None
     host: str | None = None
@@ -209,11 +209,11 @@ class Http(Value, frozen=True):
     status: Whole | None = None
     body: bool | None = None  # whether one follows the head; None: not recorded
     websocket: bool = False  # a handshake (RFC 6455 section 4.1)
-    query: Whole = 0  # bytes of the query, which is not kept
+    query: Whole = 0  # bytes of the query, which is not recorded
     pattern: bool = False  # `path` has the paths of rules with `log: pattern`
 
     def __post_init__(self) -> None:
-        """Drop what may hold a secret, so that no caller can forget to."""
+        """Drop the parts that may hold a secret, so that no caller can forget to."""
         path, host = self.path, self.host
         if path is not None and (path[:1] != "/" or "?" in path or "#" in path):
             force_setattr(self, "path", bare_path(path))
@@ -231,7 +231,7 @@ def bare_path(target: str) -> str:
 
 
 class Dns(Value, frozen=True):
-    """A query, its type as text (`A`, `TYPE65`), and what it was answered with."""
+    """Query, its type as text (`A`, `TYPE65`), and the answers."""
 
     question: str
     type: str
@@ -239,10 +239,10 @@ class Dns(Value, frozen=True):
 
 
 class Git(Value, frozen=True):
-    """What a request is in git's protocol, where rules look at that.
+    """Git operation of a request, where rules inspect it.
 
-    `refs` are a push's, each as git's own command says it, with spaces between: what becomes of it (create, update,
-    delete), the ref, the object that it was, and the one that it is to be.
+    `refs` has one text for each ref of a push: the change (create, update, delete), the ref, the old and the new
+    object, separated by spaces.
     """
 
     service: str  # fetch, push
@@ -270,7 +270,7 @@ class Ending(Value, frozen=True):
 
 
 class Fault(Value, frozen=True):
-    """Something that should not have happened, and where."""
+    """Unexpected error, and the component in which it happened."""
 
     where: Component
     detail: str
@@ -280,18 +280,18 @@ class Mark(Value, frozen=True):
     """State of one journal file, in the journal's own events."""
 
     segment: str  # `2026-11-18/0003`, `2026-11-18/ledger`, or a day
-    lines: Whole | None = None  # whole ones that it has
-    head: str = ""  # the hash of the last of them
-    closed: bool = False  # nothing is added to it any more
+    lines: Whole | None = None  # complete lines in the file
+    head: str = ""  # hash of the last of them
+    closed: bool = False  # no line will be added
     format: Whole | None = None
     writer: Whole | None = None  # process id, on the host
-    after: str = ""  # of its first line: the ledger that was there before it
-    follows: str = ""  # and the hash of the last line that had then
+    after: str = ""  # in the first line: the ledger that existed at that time
+    follows: str = ""  # and the hash of the last line of that ledger at that time
     key: str = ""  # id of the key that signed the line
 
 
 class Agent(Value, frozen=True):
-    """Telemetry that a program of the task sent (OpenTelemetry): a claim, not verified."""
+    """Telemetry (OpenTelemetry) from a program of the task: a claim, not verified."""
 
     source: str  # log, span
     name: str = ""
@@ -299,7 +299,7 @@ class Agent(Value, frozen=True):
     conversation: str = ""
     call: str = ""
     tool: str = ""
-    at: Whole = 0  # ns since 1970, by its clock; 0: it doesn't say
+    at: Whole = 0  # ns since 1970, by its own clock; 0: not stated
     attributes: Mapping[str, str] = {}
 
 
@@ -307,42 +307,42 @@ class Answer(StrEnum):
     """Answer to an approval request, or why there was none."""
 
     REJECTED = "rejected"
-    UNAVAILABLE = "unavailable"  # there was nobody to ask
-    FLOOD = "flood"  # too much is asked already
-    WIDE = "wide"  # it asks for more than one answer may give
-    TIMEOUT = "timeout"  # nobody answered in time
-    PASS = "pass"  # a reviewer leaves it to people
+    UNAVAILABLE = "unavailable"  # no approver could be reached
+    FLOOD = "flood"  # too many requests are pending
+    WIDE = "wide"  # the request covers more than one answer may grant
+    TIMEOUT = "timeout"  # no answer in time
+    PASS = "pass"  # a reviewer program leaves it to people
     APPROVED = "approved"
 
 
 class Approval(Value, frozen=True):
-    """Approval request in an event, and its answer; a decision has its `id` alone.
+    """Approval request in an event, and its answer; a decision has only the `id`.
 
-    The rules that ask, the destination, the request and the process are the event's own fields.
+    The `ask` rules, the destination, the request and the process are in the event's own fields.
     """
 
-    id: str = ""  # empty: it was refused before there was one
+    id: str = ""  # empty: refused before it got an id
     about: str = ""  # connection, request, push, udp, command, merge
-    by: tuple[str, ...] = ()  # who it was, as the registry knows them
+    by: tuple[str, ...] = ()  # approvers, by their names in the registry
     answer: Answer | None = None
-    final: bool = False  # no other answer counts after this one
-    why: str = ""  # in the words of whoever asked or answered
+    final: bool = False  # later answers are ignored
+    why: str = ""  # comment of the requester or the approver
     grants: tuple[str, ...] = ()  # ids
     width: str = ""  # what a grant covers: attempt, destination, rule
-    uses: Whole | None = None  # that it is good for; of `used`, that are left
+    uses: Whole | None = None  # uses granted; in `approval.used`, uses left
     bytes: Whole | None = None  # likewise
-    until: Whole | None = None  # s since 1970: the end of the grant; of what is asked, of the wait
-    agent: bool = False  # the task asked for it, by itself
-    joined: bool = False  # the same was asked before, and this waits for its answer
+    until: Whole | None = None  # s since 1970: end of the grant; in `approval.asked`, end of the wait
+    agent: bool = False  # the task submitted it itself
+    joined: bool = False  # waits for the answer to an identical pending request
 
 
 class Anomaly(Value, frozen=True):
-    """Anomaly: what a task did that earlier runs of its name did not."""
+    """Anomaly: activity of a task that earlier runs of its name did not show."""
 
     what: str  # destination, bytes_up
     got: Whole
-    usual: Whole  # of its earlier runs the most
-    runs: Whole  # how many earlier ones that is known of
+    usual: Whole  # maximum of the earlier runs
+    runs: Whole  # number of earlier runs known
 
 
 class StartedBy(Value, frozen=True):
@@ -353,7 +353,7 @@ class StartedBy(Value, frozen=True):
 
 
 class Event(Value, frozen=True):
-    """Event. Fields that a kind does not have are None or empty, and left out of its line."""
+    """Event. Fields that a kind does not have are None or empty; its line leaves them out."""
 
     time: Instant
     id: str  # UUIDv7
@@ -376,26 +376,26 @@ class Event(Value, frozen=True):
     http: Http | None = None
     dns: Dns | None = None
     process: Process | None = None
-    argv: tuple[str, ...] = ()  # of a task or a command; masked by whoever makes the event
-    call: str = ""  # the system call that was refused
+    argv: tuple[str, ...] = ()  # of a task or a command; the caller masks it
+    call: str = ""  # the denied system call
     ending: Ending | None = None
-    previous: str = ""  # the revision that was in force before
-    sources: tuple[str, ...] = ()  # the rule files that were read
+    previous: str = ""  # revision in force before
+    sources: tuple[str, ...] = ()  # rule files that were loaded
     problems: tuple[str, ...] = ()  # why rule files were rejected: `file:line:column: message`
     fault: Fault | None = None
-    detail: str = ""  # of what failed: why, in words
-    by: str = ""  # who did it, on this host
-    paths: tuple[str, ...] = ()  # in the task's workspace, relative to it
+    detail: str = ""  # explanation in words
+    by: str = ""  # user on this host
+    paths: tuple[str, ...] = ()  # relative to the task's workspace
     git: Git | None = None
     started_by: StartedBy | None = None
-    workspace: str = ""  # of a task: the directory that it works in, on the host
+    workspace: str = ""  # of a task: its working directory on the host
     approval: Approval | None = None
     unusual: Anomaly | None = None
     agent: Agent | None = None
     journal: Mark | None = None
 
     def __post_init__(self) -> None:
-        """Give the time and the duration the types that they are written by."""
+        """Convert the time and the duration to the types that define their encoding."""
         if type(self.time) is not Instant:
             force_setattr(self, "time", Instant(self.time))
         if self.duration is not None and type(self.duration) is not Seconds:
@@ -403,28 +403,28 @@ class Event(Value, frozen=True):
 
 
 _NS_A_MILLISECOND = 1_000_000
-_LEADING = 1 << 60  # above the bits of an instant: there are always as many digits
-_VARIANT = bytes(0b10 << 6 | byte & 0x3F for byte in range(256))  # what puts the bits `10` in front of rand_b
-_AT_ONCE = 64  # ids that noise is asked for: a system call for each would cost as much as the id
+_LEADING = 1 << 60  # bit above an instant: keeps the number of hex digits constant
+_VARIANT = bytes(0b10 << 6 | byte & 0x3F for byte in range(256))  # sets the variant bits `10` in front of rand_b
+_AT_ONCE = 64  # ids per read of random bytes: one system call for each id would double its cost
 
 
 class IdMaker:
-    """Makes ids that only ever grow, also when the clock is set back.
+    """Makes increasing ids (UUIDv7, RFC 9562), also when the clock is set back.
 
-    rand_a holds the fraction of the millisecond (section 6.2, method 3); where that has not grown since the last id,
-    the last one plus one is taken. rand_b is the kernel's noise, each bit used once, so that two processes never
-    collide. Not for two threads at once; after a fork see `forked`.
+    rand_a holds the fraction of the millisecond (section 6.2, method 3). If the clock has not advanced since the last
+    id, the maker uses the last value plus one. rand_b is random, each bit used once, so that two processes never
+    collide. Not thread-safe; call `forked` after a fork.
     """
 
     __slots__ = ("_last", "_noise", "_variants")
 
     def __init__(self) -> None:
         self._last = 0  # milliseconds and their fraction, 60 bits
-        self._variants: list[str] = []  # the first four digits of rand_b, variant included, that no id has yet
-        self._noise: list[str] = []  # and its other twelve
+        self._variants: list[str] = []  # unused first four digits of rand_b, variant included
+        self._noise: list[str] = []  # unused other twelve digits
 
     def forked(self) -> None:
-        """Forget the noise that the other process has too."""
+        """Drop the random bytes that the parent process has too."""
         self._variants, self._noise = [], []
 
     def make(self, now: int | None = None) -> str:

@@ -1,8 +1,8 @@
 """Masks credentials and shortens texts before they enter an event (invariant 8).
 
-Masking catches the usual ways of passing a secret on a command line. It has holes, as every such list has, and is no
-reason to pass one. A cut text states how much is missing; what is not UTF-8 is spelled out, so that every reader takes
-it.
+Masking recognises the common ways of passing a secret on a command line. Like every such list it is incomplete: do not
+rely on it. A cut text states how much is missing. Bytes that are not UTF-8 are escaped, so that every reader accepts
+the text.
 """
 
 import re
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 LONGEST_TEXT = 1024  # characters of any one text that are kept
 LONGEST_LIST = 64  # members of any one list that are kept
-LONGEST_LIST_TEXT = 4096  # characters of all of them together: one connection can't be made to fill a disk
+LONGEST_LIST_TEXT = 4096  # characters of the whole list: one connection can't fill a disk
 ROOM_FOR_NOTE = 24  # characters
 
 
 def cut(text: str) -> str:
-    """Return `text` with at most `LONGEST_TEXT` characters, the last of which say how much is missing."""
+    """Return `text` cut to `LONGEST_TEXT` characters, with a note of how much is missing."""
     if len(text) <= LONGEST_TEXT:
         return text
     kept = LONGEST_TEXT - ROOM_FOR_NOTE
@@ -27,7 +27,7 @@ def cut(text: str) -> str:
 
 
 def last_of(text: str, longest: int) -> str:
-    """Return the end of a long name: that says whose it is."""
+    """Return the end of a long host name: the end tells who owns it."""
     return text if len(text) <= longest else f"…{text[1 - longest :]}"
 
 
@@ -48,17 +48,17 @@ def cut_list(texts: "Sequence[str]") -> "Sequence[str]":
 
 
 def without_surrogates(text: str) -> str:
-    """Return `text` with lone surrogates, which no UTF-8 reader takes, spelled out."""
+    """Return `text` with lone surrogates, which UTF-8 can't encode, escaped."""
     if text.isascii():
         return text
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte
+    except UnicodeEncodeError:  # a surrogate that is no escaped byte (PEP 383)
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def cut_members(labels: "Mapping[str, str]", room: int = LONGEST_LIST_TEXT) -> dict[str, str]:
-    """Return the first members, of `room` characters together, with keys and values cut, and a note of the rest."""
+    """Return the first members up to `room` characters, with keys and values cut, and a note of the rest."""
     kept: dict[str, str] = {}
     for key, value in labels.items():
         room -= min(len(key), LONGEST_TEXT) + min(len(value), LONGEST_TEXT)
@@ -69,15 +69,15 @@ def cut_members(labels: "Mapping[str, str]", room: int = LONGEST_LIST_TEXT) -> d
     return kept
 
 
-MASK = "***"  # in the place of what looks like a secret
+MASK = "***"  # replaces a text that looks like a secret
 
-# Quantifiers are possessive, groups atomic, and words begun at their start: no argument can make them backtrack.
+# Possessive quantifiers, atomic groups and matches only at word starts: no argument can cause backtracking.
 _START = r"(?<![\w.-])"
 _SECRET = (
     r"(?:pass(?:word|wd|phrase|code)?|pwd|secret|token|credential|auth(?!or)"
     r"|(?:api|access|private|account|signing)[-_.]?key)"
 )
-# Text: `re` compiles and keeps each when it is first used, which no start waits for.
+# Texts, not compiled patterns: `re` compiles each at first use, which keeps start-up fast.
 _FLAG = rf"(?i)--?(?>[\w.-]*?{_SECRET}[\w.-]*+)"  # --db-password X
 _USER_FLAG = r"(?s)(-u|--user|--proxy-user|-U)(=?)([^:]*+):.++"  # curl -u name:secret
 _REPLACEMENTS = (
@@ -98,11 +98,11 @@ _REPLACEMENTS = (
         rf"\1{MASK}",
     ),
     (r"(?i)\b((?:bearer|basic)\s++)[\w.~+/=-]{8,}+", rf"\1{MASK}"),
-    (  # what the services themselves made recognisable
+    (  # token formats that services made recognisable
         (
             r"\b(?:gh[oprsu]_\w{16,}+|github_pat_\w{16,}+|glpat-[\w-]{16,}+|sk-[\w-]{16,}+|xox[a-z]-[\w-]{10,}+"
             r"|hf_\w{16,}+|npm_\w{16,}+|pypi-[\w-]{16,}+|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,}+)"
-            # A JWT, RFC 7519. Looked for once a word: each try reads the word to its end.
+            # A JWT (RFC 7519), tried once per word, as each try reads the word to its end.
             r"|(?<![\w-])(?>[\w-]*?\beyJ)[\w-]{10,}+\.[\w-]{10,}+\.[\w-]*+"
         ),
         MASK,
@@ -112,21 +112,21 @@ _USER_FLAGS = frozenset({"-u", "-U", "--user", "--proxy-user"})
 
 
 def masked(argv: "Sequence[str]") -> tuple[str, ...]:
-    """Return arguments with what looks like a credential replaced, and what is too long or too many cut.
+    """Return arguments with credentials replaced, and long arguments and lists cut.
 
-    What is masked already stays as it is.
+    Masked arguments stay unchanged.
     """
-    # Cut first: a task chooses its arguments, and must not choose how long the gate looks at them.
+    # Cut first: a task chooses its arguments and must not choose how long the gate scans them.
     return _mask_arguments(tuple(map(cut, cut_list(argv))))
 
 
-@lru_cache(maxsize=256)  # a process that opens one connection opens more
+@lru_cache(maxsize=256)  # most processes open several connections
 def _mask_arguments(argv: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_mask_argument(before, argument) for before, argument in zip(("", *argv), argv, strict=False))
 
 
 def _mask_argument(flag: str, argument: str) -> str:
-    """Return one argument, knowing the one in front of it."""
+    """Mask one argument, given the one before it."""
     if re.fullmatch(_FLAG, flag) and not argument.startswith("-"):
         return MASK
     if flag in _USER_FLAGS:

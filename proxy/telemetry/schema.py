@@ -1,8 +1,7 @@
 """JSON Schema (draft-07) of events, generated from the types in `events`; and fits records of unknown origin to it.
 
-A field of `events` is in the schema without being written twice; docs/reference/telemetry.md says what each means.
-Within a version fields and kinds are added, none is taken away, and none changes its meaning or its type. Kinds are in
-the schema under the names of earlier versions, too.
+The reference documentation describes each field. Within a version fields and kinds may be added; none is removed or
+changes its meaning or type. The schema also lists the former names of kinds.
 """
 
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ _ID: Final[Schema] = {
 _TEXT: Final[Schema] = {"type": "string"}
 _WHOLE: Final[Schema] = {"type": "integer"}
 
-# What a line of the journal ends with (`journal.segments`); an event that is passed on otherwise has none of it.
+# Last members of a line of the journal (`journal.segments`); an event outside the journal has none of them.
 _LINKS: Final[Schema] = {
     "prev": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
@@ -45,7 +44,7 @@ _SIMPLE_TYPES: Final[dict[Any, Schema]] = {
     Seconds: {"type": "number", "minimum": 0},
 }
 
-# What each kind has, whatever happened. A list of a kind's own fields is in docs/reference/telemetry.md.
+# Fields that every event of a kind has. The reference documentation lists all fields of a kind.
 _DECISION: Final = ("verdict", "outcome", "reason", "revision", "mode")
 _CLOSE: Final = ("cause", "outcome", "destination", "bytes", "duration")
 ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
@@ -71,13 +70,13 @@ ALWAYS: Final[dict[Kind, tuple[str, ...]]] = {
 
 
 def event_schema(*, closed: bool = False) -> Schema:
-    """Return the schema; `closed`: without room for fields that this version doesn't know."""
+    """Return the schema; `closed`: it rejects fields that this version doesn't know."""
     parts = _property_schemas(Event, closed) | _LINKS
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": ADDRESS,
         "title": "Exeat event",
-        "description": "One line of the journal. Readers pass over fields they don't know: docs/reference/telemetry.md",
+        "description": "One line of the journal. Readers ignore unknown fields: docs/reference/telemetry.md",
         **_object_schema(parts, ("time", "id", "kind"), closed),
         "allOf": [
             {"if": {"properties": {"kind": {"enum": [*kind.names()]}}}, "then": {"required": list(always)}}
@@ -86,14 +85,14 @@ def event_schema(*, closed: bool = False) -> Schema:
     }
 
 
-def _property_schemas(of: Any, closed: bool) -> Schema:  # noqa: FBT001  said by name one floor up
-    """Return what each field of a class may hold."""
+def _property_schemas(of: Any, closed: bool) -> Schema:  # noqa: FBT001  keyword-only in `event_schema`
+    """Return the schema of each field of a class."""
     given = _IDS if of is Event else {}
     return {name: given.get(name) or _type_schema(hint, closed) for name, hint in get_type_hints(of).items()}
 
 
 def _type_schema(hint: Any, closed: bool) -> Schema:  # noqa: FBT001
-    """Return the schema of a type as `events` uses it. Raises TypeError for one that `encoding` can't write either."""
+    """Return the schema of a type in `events`. Raises TypeError for a type that `encoding` can't write either."""
     base, arguments = get_origin(hint), get_args(hint)
     if hint in _SIMPLE_TYPES:
         return _SIMPLE_TYPES[hint]
@@ -129,7 +128,7 @@ _PLAIN: Final[dict[str, tuple[type, ...]]] = {
 
 
 def fitted(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy without what is of another type than its field; fields that are not known stay."""
+    """Return a copy without the values whose type does not match their field; unknown fields stay."""
     return _fit_members(record, _event_schema())
 
 

@@ -10,45 +10,45 @@ from proxy.telemetry.events import Count, Kind
 from proxy.telemetry.masking import last_of, without_surrogates
 from rules.verdicts import Outcome, Reason
 
-# What a kind of decision is called in a sentence: one, several.
+# Singular and plural of each kind of decision.
 KIND_WORDS = {
     Kind.REQUEST_DECIDED: ("request", "requests"),
     Kind.CONNECTION_DECIDED: ("connection", "connections"),
     Kind.DNS_DECIDED: ("lookup", "lookups"),
     Kind.COMMAND_DECIDED: ("command", "commands"),
 }
-MOST_PLACES = 1000  # hosts that are told apart
+MOST_PLACES = 1000  # hosts counted separately
 MOST_SHOWN = 3
 _WIDEST = 60  # columns
-_LONGEST_PLACE = _WIDEST  # characters: the summary has to fit one packet (message.py), whatever was tried
+_LONGEST_PLACE = _WIDEST  # characters: the summary must fit one packet (message.py)
 OUTCOME_WORDS = {
     Outcome.PASSED: "allowed",
     Outcome.BLOCKED: "blocked",
     Outcome.WOULD_BLOCK: "only audited",
     Outcome.FAILED: "failed",
 }
-_ANSWERS = {  # what came of attempts that were held, by why they ended as they did
-    "approved": {Reason.APPROVAL_GRANTED, Reason.UNRESOLVED, Reason.UPSTREAM_FAILED},  # looked up and dialled after it
+_ANSWERS = {  # results of held attempts, by the reasons of their decisions
+    "approved": {Reason.APPROVAL_GRANTED, Reason.UNRESOLVED, Reason.UPSTREAM_FAILED},  # failed after the approval
     "refused": {Reason.APPROVAL_DENIED},
     "not answered in time": {Reason.APPROVAL_TIMEOUT},
 }
 
 
 class Places(NamedTuple):
-    """The first hosts of some, as the task wrote them, and how many more; bounded, as a task can try any number."""
+    """The first hosts, as the task wrote them, and the number of others. Bounded: a task can try any number."""
 
     first: tuple[str, ...] = ()
     more: Count = 0
 
     @classmethod
     def of(cls, places: Collection[str]) -> "Places":
-        """Make it of at most MOST_PLACES hosts, each once."""
+        """Return the summary of at most MOST_PLACES distinct hosts."""
         first = tuple(without_surrogates(last_of(place, _LONGEST_PLACE)) for place in islice(places, MOST_SHOWN))
         return cls(first, len(places) - len(first))
 
     def describe(self) -> str:
-        """Return them behind a space and in brackets, or nothing."""
-        from proxy.telemetry.visible import fitted, visible  # only who prints it needs that
+        """Return the hosts in parentheses after a space, or an empty text."""
+        from proxy.telemetry.visible import fitted, visible  # only the process that prints needs it
 
         shown = ", ".join(fitted(visible(place), _WIDEST) for place in self.first)
         if not self.more:
@@ -61,23 +61,23 @@ _NO_PLACES = Places()
 
 
 class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Attempts by kind and by what became of them in the end: what was let out and then cut or failed didn't pass.
+    """Attempts by kind and final outcome: an allowed attempt that was later cut or failed does not count as allowed.
 
-    Lookups, connections and requests are attempts of their own: one `curl` of an inspected page makes all three.
+    Lookups, connections and requests are separate attempts: one `curl` of an inspected page makes all three.
     """
 
     counts: tuple[tuple[Kind, Outcome, Count], ...] = ()
     blocked_places: Places = _NO_PLACES
     failed_places: Places = _NO_PLACES
-    leaks: Count = 0  # that were let out and told of; one that was stopped is a blocked request
+    leaks: Count = 0  # recorded and not stopped; a stopped one counts as a blocked request
     leaked_places: Places = _NO_PLACES
     tampers: Count = 0
-    held: Mapping[Reason, Count] = {}  # attempts that people were asked about, by the answer
-    given_up: Count = 0  # of those that nobody answered in time: whoever tried it left before
-    flagged: Count = 0  # attempts that were let out and are to be looked at, as `exeat flagged` lists them
-    blocked_for: tuple[Reason, ...] = ()  # why the first of `blocked_places` were blocked first
-    calls: frozenset[str] = frozenset()  # system calls that were refused and recorded
-    dropped: Count = 0  # records of the task's own telemetry that there was no room for
+    held: Mapping[Reason, Count] = {}  # held attempts, by the reason of the decision
+    given_up: Count = 0  # held attempts whose client left before the answer
+    flagged: Count = 0  # allowed attempts that `exeat flagged` lists for review
+    blocked_for: tuple[Reason, ...] = ()  # first reason of each of the first `blocked_places`
+    calls: frozenset[str] = frozenset()  # denied system calls that were recorded
+    dropped: Count = 0  # records of the task's own telemetry beyond its quota
 
     @property
     def is_empty(self) -> bool:
@@ -85,7 +85,7 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return not any(count for *_, count in self.counts)
 
     def describe(self) -> str:
-        """Return all of it in one line: `allowed 3 requests, 1 lookup; blocked 1 connection`."""
+        """Return one line: `allowed 3 requests, 1 lookup; blocked 1 connection`."""
         parts = []
         for outcome, word in OUTCOME_WORDS.items():
             things = [
@@ -106,19 +106,19 @@ class Summary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "; ".join(parts) or "it attempted nothing on the network"
 
     def encode(self) -> bytes:
-        """Return it as JSON, for the process that prints it."""
+        """Encode as JSON, for the process that prints the summary."""
         return msgspec.json.encode(self)
 
     @classmethod
     def decode(cls, encoded: bytes) -> "Summary":
-        """Read what `encode` wrote. Raises ValueError."""
+        """Decode the result of `encode`. Raises ValueError."""
         try:
             return msgspec.json.decode(encoded, type=cls)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise ValueError("not a summary") from error
 
     def _describe_answers(self) -> str:
-        """Return what came of those that were held; all that no person said together."""
+        """Return the results of held attempts in words; those without an answer are one group."""
         counts = {word: sum(self.held.get(one, 0) for one in reasons) for word, reasons in _ANSWERS.items()}
         counts["not answered in time"] -= self.given_up
         counts["given up"] = self.given_up

@@ -1,7 +1,7 @@
 """Escapes text from a sandbox for a terminal (invariant 7).
 
-Escape sequences, line ends, marks that turn the direction of writing, letters that can't be seen and marks that pile up
-on the letter before are spelled out; what remains has a width that can be told.
+Escapes control sequences, line ends, bidirectional marks, invisible letters and combining marks. The width of the
+remaining text can be computed.
 """
 
 import re
@@ -9,33 +9,33 @@ import unicodedata
 from functools import lru_cache
 
 _WIDE = frozenset("WF")  # Unicode Standard Annex 11
-# Letters and symbols that print nothing (Unicode 16, DerivedCoreProperties: Default_Ignorable_Code_Point; U+2800).
+# Letters and symbols without a glyph (Unicode 16, DerivedCoreProperties: Default_Ignorable_Code_Point; U+2800).
 _INVISIBLE = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-# A host's name as it is shown: first, behind a space, or in a URL. What stands in a path is none.
+# A host name: at the start, after a space, or in a URL; not inside a path.
 _NAME = re.compile(r"(?:(?<=//)|(?<!\S))…?[\w\\-]*(?:\.[\w\\-]+)+", re.ASCII)
 _PADDING = re.compile(" {2,}")
 
 
 def visible(text: str) -> str:
-    """Return `text` with everything that a terminal would not print as one visible character spelled out."""
+    """Return `text` with every character escaped that a terminal does not print as one visible character."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_escape_character, text))
 
 
 def width(text: str) -> int:
-    """Return how many columns a terminal takes for text that `visible` returned."""
+    """Return the number of terminal columns of text that `visible` returned."""
     if text.isascii():
         return len(text)
     return sum(2 if unicodedata.east_asian_width(character) in _WIDE else 1 for character in text)
 
 
 def fitted(text: str, columns: int) -> str:
-    """Return visible text cut to at most `columns` columns; an ellipsis stands for what is cut off.
+    """Return visible text cut to at most `columns` columns, with an ellipsis for the missing part.
 
-    Of a host's name its end stays: that says whose it is, and what is in front of it anybody can choose.
+    The end of a host name stays: it tells who owns the name. Anyone can choose the part before it.
     """
-    if len(_cut_to_columns(text, columns)) == len(text):  # `width` would count all of a text that nobody bounds
+    if len(_cut_to_columns(text, columns)) == len(text):  # `width` would scan a text of any length
         return text
     if columns <= 0:
         return ""
@@ -47,20 +47,20 @@ def fitted(text: str, columns: int) -> str:
 
 
 def unpadded(text: str) -> str:
-    """Return visible text with all of a run of spaces but the first spelled out.
+    """Return visible text with all but the first space of each run escaped.
 
-    Where a terminal breaks a line, none begins then as another field does.
+    So a line that the terminal wraps can't look like the start of another field.
     """
     return _PADDING.sub(lambda run: " " + "\\x20" * (len(run[0]) - 1), text)
 
 
 def padded(text: str, columns: int) -> str:
-    """Return visible text with spaces up to `columns` columns; longer text stays as it is."""
+    """Return visible text padded with spaces to `columns` columns; longer text stays unchanged."""
     return text + " " * (columns - width(text))
 
 
 def _cut_to_columns(text: str, columns: int) -> str:
-    """Return as much of a text as `columns` columns have room for."""
+    """Return the start of a text that fits into `columns` columns."""
     for at, character in enumerate(text):
         columns -= width(character)
         if columns < 0:
@@ -69,7 +69,7 @@ def _cut_to_columns(text: str, columns: int) -> str:
 
 
 def _fit_name(text: str, start: int, end: int, columns: int) -> str:
-    """Return text up to a name, of which only the end is shown, in as many columns."""
+    """Return text up to a host name, cut to `columns` columns so that the end of the name stays."""
     behind = "…" if end < len(text) and columns > 1 else ""
     room = columns - 1 - len(behind)
     before = _cut_to_columns(text[:start], max(room // 2, room - (end - start)))
@@ -77,7 +77,7 @@ def _fit_name(text: str, start: int, end: int, columns: int) -> str:
     return f"{before}…{shown}{behind}"
 
 
-@lru_cache(maxsize=4096)  # a text has the same few characters again and again
+@lru_cache(maxsize=4096)  # texts repeat the same few characters
 def _escape_character(character: str) -> str:
     if character.isprintable() and character not in _INVISIBLE and unicodedata.category(character)[0] != "M":
         return character

@@ -1,8 +1,8 @@
 """Detects anomalies for the journal's keeper: compares the journal with the baselines, and records what is unusual.
 
-Whoever keeps the journal has a process of its own do that now and then (`journal.keeper`). What was learned and how far
-the journal was read lie in one file, replaced as a whole: whatever is killed, nothing is learned twice and nothing left
-out. Only what has just happened is told. A file that can't be read is told of, and begun anew from the journal.
+The keeper starts a process for this from time to time. One file has the baselines and the position in the journal. It
+is replaced as a whole, so a kill neither skips events nor counts them twice. Only recent anomalies are recorded. If the
+file can't be read, that is recorded and the baselines start again from the journal.
 """
 
 import fcntl
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Destination
 
 FILE: Final = "usual.json"
-TOLD: Final = "unusual.json"  # how often something was told, by task, and how many flags nobody has looked at
+TOLD: Final = "unusual.json"  # anomalies by task, and the number of unreviewed flags
 _LOCK: Final = "usual.lock"
 _BATCH_LINES: Final = 5000  # lines
-_MOST_LINES: Final = 400_000  # lines of one look; the next goes on there
-_LONGEST: Final = 32 << 20  # bytes of the file; it never has as much
+_MOST_LINES: Final = 400_000  # lines of one scan; the next continues there
+_LONGEST: Final = 32 << 20  # bytes of the file; above its largest size
 _MOST_TASKS: Final = 200  # in `TOLD`
 _MOST_FLAGS: Final = 1000
 _NS: Final = 1_000_000_000
-_FRESH: Final = 600 * _NS  # what is older is learned from, and not told
-_SETTLED: Final = 60 * _NS  # after its end, all that a task's gate had to tell of it is told
+_FRESH: Final = 600 * _NS  # older anomalies are learned from and not recorded
+_SETTLED: Final = 60 * _NS  # after the end of a task, until all its events are recorded
 
 _ALLOWED: Final = frozenset({Outcome.PASSED, Outcome.WOULD_BLOCK})
 
 
 class Scan:
-    """One look at what the journal has since the last one, at `now` (ns since 1970)."""
+    """Scan of the new lines of the journal, at `now` (ns since 1970)."""
 
     def __init__(self, baselines: Baselines, flags: dict[str, int], now: int) -> None:
         self._baselines = baselines
         self._now = now
         self._ids = IdMaker()
-        self.flags = flags  # those that nobody has looked at, with when they were (ns since 1970)
-        self.anomalies: list[Event] = []  # what is to be told
+        self.flags = flags  # unreviewed flags: time (ns since 1970) by event id
+        self.anomalies: list[Event] = []  # events to record
 
     def take(self, line: bytes) -> None:
-        """Take note of one line."""
+        """Process one line."""
         try:
             event = decode(line)
         except MalformedEventError:
@@ -63,18 +63,18 @@ class Scan:
         self._check_event(event)
 
     def _track_flag(self, event: Event) -> None:
-        """Take note of what was let go and flagged, and of who has looked at it."""
+        """Track allowed attempts that were flagged, and their reviews."""
         flagged = event.verdict is Verdict.FLAG and event.kind is not Kind.FLAG_SEEN
         if flagged and event.outcome is not Outcome.PASSED:
             return
         if event.kind in {Kind.FLAG_SEEN, Kind.REQUEST_DECIDED}:
-            # Of a connection that was looked into each request is told, also those that no flag is about
+            # An inspected connection records each request, so the flag of the connection itself ends
             self.flags.pop(event.cause or "", None)
         if flagged and event.kind is not Kind.DNS_DECIDED and len(self.flags) < _MOST_FLAGS:
             self.flags[event.id] = int(event.time)
 
     def report_unreadable(self, why: str, host: Origin) -> None:
-        """Tell that what was learned can't be read."""
+        """Record that the file of baselines can't be read."""
         fault = Fault(Component.OTHER, f"what tasks usually do can't be read, and is learned anew: {why}")
         self.anomalies.append(self._new_event(Kind.GATE_ERROR, host)._replace(fault=fault))
 
@@ -98,9 +98,9 @@ class Scan:
 
 
 def find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
-    """Read what is new in the journal, learn from it, and tell what is unusual; whether anything was told.
+    """Scan the new lines of the journal, learn from them and record anomalies; return whether any were recorded.
 
-    `host` is the origin of what is about no task. One process at a time: a second one does nothing. Raises OSError.
+    `host` is the origin of events about no task. A second process at the same time does nothing. Raises OSError.
     """
     lock = os.open(state / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -130,7 +130,7 @@ def _find_anomalies(journal: "Path", state: "Path", host: Origin) -> bool:
         if not lines_left:
             break
     else:
-        baselines.settle(now - _SETTLED)  # all that there is has been read
+        baselines.settle(now - _SETTLED)  # the journal has been read to its end
     day_names = [day.name for day in days(journal)]
     bookmark.keep(day_names)
     flags = {event: at for event, at in flags.items() if day_names and timestamp(at)[:10] >= day_names[0]}
@@ -149,7 +149,7 @@ class _SavedState(Struct, frozen=True, rename={"baselines": "habits"}):
 
 
 def load(path: "Path") -> tuple[Baselines, Bookmark, dict[str, int]]:
-    """Return what was learned, how far, and the flags that nobody has looked at; nothing where there is no file.
+    """Return baselines, bookmark and unreviewed flags; empty ones if there is no file.
 
     Raises OSError and ValueError.
     """
@@ -174,9 +174,9 @@ class EarlierRuns(NamedTuple):
 
 
 def count_earlier_runs(state: "Path", name: str, destination: "Destination") -> EarlierRuns | None:
-    """Say so; None: nothing is known of that name, or nothing can be read. Never raises.
+    """Count earlier runs; None: the name is unknown or the file can't be read. Never raises.
 
-    `state` is where the journal's keeper keeps what belongs to it (`enforcer.journal.signing.keeper_directory`).
+    `state` is the directory of the journal's keeper (`enforcer.journal.signing.keeper_directory`).
     """
     try:
         baselines, *_ = load(state / FILE)
@@ -201,7 +201,7 @@ def _record(journal: "Path", anomalies: list[Event]) -> None:
 
 
 def _save_counts(path: "Path", anomalies: list[Event], flags: dict[str, int]) -> None:
-    """Add up how often something was told, by task, and the flags; leave the file as it is where nothing is new."""
+    """Add the anomalies to the counts by task, and store the flags; an unchanged file is not written."""
     counts_before = read_numbers(path)
     tasks = {task: Counter(counts) for task, counts in counts_before.tasks.items()}
     for each in anomalies:
@@ -216,7 +216,7 @@ def _save_counts(path: "Path", anomalies: list[Event], flags: dict[str, int]) ->
 class AnomalyCounts(Struct, frozen=True):
     """Anomalies by task and kind, and the number of unreviewed flags.
 
-    `oldest` of them was then, in s since 1970.
+    `oldest`: time of the oldest flag, in s since 1970.
     """
 
     tasks: Mapping[str, Mapping[str, Count]] = {}
@@ -225,7 +225,7 @@ class AnomalyCounts(Struct, frozen=True):
 
 
 def read_numbers(path: "Path") -> AnomalyCounts:
-    """Return them; what can't be read counts as nothing."""
+    """Read the counts; an unreadable file counts as zero."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=AnomalyCounts)
     except (OSError, ValueError, RecursionError, MsgspecError):

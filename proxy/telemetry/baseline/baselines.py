@@ -1,7 +1,7 @@
-"""Baseline of tasks of one name: destinations and bytes of each run, and what of a run is far from that.
+"""Baseline of tasks of one name: destinations and bytes of its runs, and the deviations of a new run.
 
-Pure. A name is the word of whoever starts a task, never the task's own: what a task does is held against runs of that
-name alone, and only ever teaches that name. Everything is bounded: the names, the places of each, the runs at once.
+No I/O. The user who starts a task chooses its name, the task can't: a run is compared only with runs of its name, and
+changes only that baseline. All tables are bounded: names, destinations of a name, and concurrent runs.
 """
 
 from typing import Annotated, Final, Literal
@@ -10,17 +10,17 @@ from msgspec import Meta, Struct
 
 from proxy.telemetry.events import Anomaly, Count, Destination
 
-ENOUGH: Final = 5  # runs of a name before anything of the next one is called unusual
+ENOUGH: Final = 5  # runs of a name before an anomaly can be reported
 MOST_NAMES: Final = 200
-MOST_PLACES: Final = 100  # of a name, and of a run
-MOST_RUNS: Final = 200  # that have not ended
-MOST_TOLD: Final = 10  # places of one run that are told
-MANY_TIMES: Final = 10  # as much as usual
-MUCH: Final = 10_000_000  # bytes; less is never too much
-_REMEMBERED_RUNS: Final = 16  # runs whose bytes are remembered
-_WINDOW = 0xFF  # of the last eight runs: which went somewhere new
-_ERRATIC_FROM: Final = 4  # of them: where more did, that says nothing
-_LONGEST: Final = 260  # characters of a place: a name and a port
+MOST_PLACES: Final = 100  # destinations of a name, and of a run
+MOST_RUNS: Final = 200  # runs that have not ended
+MOST_TOLD: Final = 10  # destinations of one run that are reported
+MANY_TIMES: Final = 10  # factor over the largest earlier run
+MUCH: Final = 10_000_000  # bytes; fewer are never an anomaly
+_REMEMBERED_RUNS: Final = 16  # runs with stored bytes
+_WINDOW = 0xFF  # one bit for each of the last eight runs with a new destination
+_ERRATIC_FROM: Final = 4  # with more such runs, a new destination is no anomaly
+_LONGEST: Final = 260  # characters of a destination: name and port
 
 
 class Baseline(Struct, array_like=True):
@@ -28,23 +28,23 @@ class Baseline(Struct, array_like=True):
 
     runs: Count
     last: Count
-    runs_with_news: Annotated[int, Meta(ge=0, le=_WINDOW)]  # a bit for each of the last eight runs
+    runs_with_news: Annotated[int, Meta(ge=0, le=_WINDOW)]  # one bit for each of the last eight runs
     up: Annotated[list[Count], Meta(max_length=_REMEMBERED_RUNS)]  # bytes that left in each of the last runs
-    # In how many runs, and which of them was the last
+    # number of runs, and the last of them
     places: Annotated[dict[str, tuple[Count, Count]], Meta(max_length=MOST_PLACES)]
 
     @property
     def is_established(self) -> bool:
-        """Whether it is known well enough to hold a run against it."""
+        """Whether there were enough runs to compare a new one with."""
         return self.runs >= ENOUGH
 
     @property
     def is_erratic(self) -> bool:
-        """Whether runs of this name go somewhere new as a rule."""
+        """Whether most runs of this name have new destinations."""
         return self.runs_with_news.bit_count() > _ERRATIC_FROM
 
     def take(self, run: "Run") -> None:
-        """Learn from a run that is over."""
+        """Learn from an ended run."""
         new = self.is_established and (run.exceeds_places or not set(run.places) <= self.places.keys())
         self.runs_with_news = (self.runs_with_news << 1 | new) & _WINDOW
         self.runs += 1
@@ -58,15 +58,15 @@ class Baseline(Struct, array_like=True):
 
 
 class Run(Struct, array_like=True):
-    """What one task did so far. `last`: when it was heard of last; `ended`: when it was over, both in ns since 1970."""
+    """Activity of one task so far. `last`: its last event; `ended`: its end; both in ns since 1970."""
 
     name: str
     last: Count
     ended: Count | None
     up: Count
-    reported: Count  # places
+    reported: Count  # destinations reported
     is_up_reported: bool
-    exceeds_places: bool  # it went to more places than are remembered
+    exceeds_places: bool  # it had more destinations than can be stored
     places: Annotated[list[str], Meta(max_length=MOST_PLACES)]
 
 
@@ -75,10 +75,10 @@ class Baselines(Struct):
 
     version: Literal[1]
     names: Annotated[dict[str, Baseline], Meta(max_length=MOST_NAMES)]
-    runs: Annotated[dict[str, Run], Meta(max_length=MOST_RUNS)]  # by the task's id
+    runs: Annotated[dict[str, Run], Meta(max_length=MOST_RUNS)]  # by task id
 
     def record_destination(self, task: str, name: str, place: str, time: int) -> Anomaly | None:
-        """Take note of where a task was let out to; what is unusual about it."""
+        """Record an allowed destination of a task; return the anomaly, if any."""
         run = self._run(task, name, time)
         if place in run.places or len(place) > _LONGEST:
             return None
@@ -99,7 +99,7 @@ class Baselines(Struct):
         return Anomaly("destination", 1, 0, baseline.runs)
 
     def record_bytes(self, task: str, name: str, up: int, time: int) -> Anomaly | None:
-        """Take note of how many bytes have left; what is unusual about all that has."""
+        """Record sent bytes of a task; return the anomaly of their sum, if any."""
         run = self._run(task, name, time)
         run.up += up
         baseline = self.names.get(name)
@@ -112,18 +112,18 @@ class Baselines(Struct):
         return Anomaly("bytes_up", run.up, usual, baseline.runs)
 
     def ended(self, task: str, name: str, time: int) -> None:
-        """Take note of a task's end. What its gate tells of it may be read later, and counts until `settle`."""
+        """Record the end of a task. Later events of the task still count until `settle`."""
         self._run(task, name, time).ended = time
 
     def settle(self, before: int) -> None:
-        """Learn from the runs that were over `before` (ns since 1970)."""
+        """Learn from the runs that ended before `before` (ns since 1970)."""
         for task in [task for task, run in self.runs.items() if run.ended is not None and run.ended < before]:
             self._learn(task)
 
     def _learn(self, task: str) -> None:
         run = self.runs.pop(task)
         if run.name not in self.names and len(self.names) >= MOST_NAMES:
-            # Names that have hardly any runs go first: whoever makes up many doesn't push out those that are used
+            # Evict names with few runs first: many invented names must not evict names in use
             del self.names[min(self.names, key=lambda name: (self.names[name].is_established, self.names[name].last))]
         self.names.setdefault(run.name, Baseline(0, 0, 0, [], {})).take(run)
 
@@ -137,7 +137,7 @@ class Baselines(Struct):
         return run
 
     def _evict_run(self) -> None:
-        """Learn from the run that was over first; where none is, give up one whose end was never told."""
+        """Learn from the run that ended first; if none has ended, drop the one that was quiet longest."""
         ended_runs = {task: run.ended for task, run in self.runs.items() if run.ended is not None}
         if ended_runs:
             self._learn(min(ended_runs, key=lambda task: ended_runs[task]))
@@ -146,10 +146,10 @@ class Baselines(Struct):
 
 
 def no_baselines() -> Baselines:
-    """Return what is known at first."""
+    """Return empty baselines."""
     return Baselines(1, {}, {})
 
 
 def place_of(destination: Destination) -> str:
-    """Write a destination as it is remembered."""
+    """Return a destination as the baseline stores it."""
     return f"{destination.name or destination.address or '?'}:{destination.port}"

@@ -1,5 +1,5 @@
-"""Exporters: send the journal to receivers of a SOC, each in a process of its own that the gate never waits for.
+"""Exporters: send the journal to receivers of a SOC. Each runs in its own process, for which the gate never waits.
 
-A sink either takes a batch whole, and says so only when the receiver has it, or raises. What it has not taken is sent
-again: at least once, in the order of each of the journal's segments, none left out.
+An exporter returns when the receiver has the whole batch, or raises an error and the batch is sent again: every event
+at least once, in the order of each segment.
 """

@@ -1,7 +1,7 @@
 """Delivers the journal's lines to one exporter, from its bookmark on: at least once, in order, none left out.
 
-The position moves only when the receiver has what was sent. A receiver that is down is tried again, ever more rarely;
-an event that a receiver doesn't like is sent without what a sandbox chose of it, so that no task can stop the stream.
+The bookmark moves only when the receiver has the lines. If a receiver is down, delivery retries with growing delays. If
+it refuses an event, the event is sent without the texts that a sandbox chose, so that no task can stop the stream.
 """
 
 import random
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 MOST_LINES: Final = 1000  # of a batch
 MOST_BYTES: Final = 1 << 20
-SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between tries
-_LONGEST_RETRY_AFTER: Final = 300.0  # seconds that a receiver may ask us to wait
-_POLL_INTERVAL: Final = 0.5  # seconds between looks at a journal in which nothing is new
+SHORTEST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between retries
+_LONGEST_RETRY_AFTER: Final = 300.0  # seconds; limit of a receiver's Retry-After
+_POLL_INTERVAL: Final = 0.5  # seconds between reads of an idle journal
 _NOTE: Final = "the receiver refused the whole event: it is in the journal, under this id"
 
 _NS_A_SECOND: Final = 1_000_000_000
-# name, type, what it says, the attribute it is made of
+# name, type, help text; in the order of the attributes below
 METRICS: Final = (
     ("exeat_exported_total", "counter", "events that the receiver has"),
     ("exeat_export_failures_total", "counter", "times that the receiver didn't take what was sent"),
@@ -39,14 +39,14 @@ METRICS: Final = (
 
 @dataclass(slots=True)
 class DeliveryMetrics:
-    """The counters of one process. Written by one thread; read by another, which may see them a moment later."""
+    """Counters of one process. One thread writes them; another one reads them."""
 
     sink: str
     delivered: int = 0
     failures: int = 0
     reduced: int = 0
     dropped: int = 0
-    oldest: int | None = None  # when the oldest event happened that is not delivered (ns since 1970)
+    oldest: int | None = None  # time of the oldest undelivered event (ns since 1970)
 
     def render(self) -> bytes:
         """Return the metrics as Prometheus' text format 0.0.4."""
@@ -60,7 +60,7 @@ class DeliveryMetrics:
         return "".join(lines).encode("ascii")
 
     def failed(self, where: object) -> None:
-        """Take note that a scrape failed: there is nothing to count it in."""
+        """Ignore a failed scrape: no counter exists for it."""
 
 
 class Delivery:
@@ -74,7 +74,7 @@ class Delivery:
         log: Callable[[str], None],
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`say` is told what an admin should know; `wait` is called with seconds."""
+        """`log` receives messages for the admin; `wait` receives seconds."""
         self._reader = reader
         self._exporter = sink
         self._metrics = metrics
@@ -82,12 +82,12 @@ class Delivery:
         self._wait = wait
 
     def once(self) -> None:
-        """Deliver what is there now. Raises UnavailableError when the receiver doesn't take it, and OSError."""
+        """Deliver the existing lines. Raises UnavailableError when the receiver doesn't accept them, and OSError."""
         while self._deliver_batch():
             pass
 
     def follow(self) -> None:
-        """Deliver what is there and what comes, for ever. Raises OSError when the journal can't be read."""
+        """Deliver existing and new lines, for ever. Raises OSError when the journal can't be read."""
         seconds = 0.0
         while True:
             try:
@@ -96,7 +96,7 @@ class Delivery:
                 seconds = min(LONGEST_WAIT, seconds * 2) or SHORTEST_WAIT
                 requested = min(error.wait or 0.0, _LONGEST_RETRY_AFTER)
                 self._log(f"{error}; trying again")
-                # Not all at the same time, where several wait for one receiver
+                # Random, so that several exporters don't retry at the same time
                 self._wait(max(requested, seconds * random.uniform(0.5, 1.0)))  # noqa: S311  no secret
                 continue
             if seconds:
@@ -106,7 +106,7 @@ class Delivery:
                 self._wait(_POLL_INTERVAL)
 
     def _deliver_batch(self) -> bool:
-        """Deliver the next lines; whether there were any."""
+        """Deliver the next lines; return whether there were any."""
         lines = self._reader.read(MOST_LINES)
         if not lines:
             self._metrics.oldest = None
@@ -132,16 +132,18 @@ class Delivery:
         self._metrics.delivered += len(items)
 
     def _to_item(self, line: "Line") -> Item | None:
-        """Return what can be sent of a line; one that is no event of ours is counted, and told with its place."""
+        """Decode a line; a line that is no event is counted and logged with its position."""
         try:
             return Item(line.line, read(line.line))
         except ValueError:
             self._metrics.dropped += 1
-            self._log(f"the line before byte {line.position.offset} of {line.position.segment} is no event: left out")
+            self._log(
+                f"the line before byte {line.position.offset} of {line.position.segment} is not an event: not sent"
+            )
             return None
 
     def _send(self, items: list[Item]) -> None:
-        """Have them taken in their order. What is refused is looked for by halves."""
+        """Send items in order. Find a refused item by halving the batch."""
         try:
             self._exporter.send(items)
         except RefusedError as refusal:
@@ -153,7 +155,7 @@ class Delivery:
                 self._send_shortened(items[0], refusal)
 
     def _send_shortened(self, item: Item, refusal: RefusedError) -> None:
-        """Send little of an event's texts, or none of a sandbox's. If that is refused, too, it isn't the event."""
+        """Send shortened versions of a refused event. If all are refused, the receiver refuses everything."""
         last_refusal = refusal
         for short in shortened(item.record, _NOTE):
             try:
@@ -168,7 +170,7 @@ class Delivery:
 
 
 def _split(lines: "Sequence[Line]") -> "Iterator[list[Line]]":
-    """Yield lines in parts of at most `MOST_BYTES`, or of one line."""
+    """Yield parts of at most `MOST_BYTES`, or of one line."""
     part: list[Line] = []
     size = 0
     for line in lines:

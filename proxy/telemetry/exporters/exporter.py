@@ -21,7 +21,7 @@ from proxy.telemetry.formats.ocsf import ocsf
 
 
 class Item(NamedTuple):
-    """A line of the journal, newline included, and its record. The line is empty where the record was made shorter."""
+    """Line of the journal, newline included, and its record. The line is empty if the record was shortened."""
 
     line: bytes
     record: Record
@@ -45,17 +45,17 @@ class RefusedError(Exception):
 class Exporter(Protocol):
     """Exporter: sends events to one receiver."""
 
-    name: str  # of a closed set: it is a metric's label
+    name: str  # from a closed set: it is a metric label
 
     def send(self, items: Sequence[Item]) -> None:
-        """Have them taken, all of them, when this returns. Raises UnavailableError, RefusedError."""
+        """Send all items; the receiver has them when this returns. Raises UnavailableError, RefusedError."""
 
 
 type Format = Callable[[Item], str]
 
 
 def _format_event(item: Item) -> str:
-    """Return the line exactly as it was written, so that its hash can be checked where it arrives."""
+    """Return the line exactly as written, so that the receiver can check its hash."""
     plain = item.line.isascii() and item.line[:-1].decode("ascii", "replace").isprintable()
     return item.line[:-1].decode("ascii") if item.line and plain else one_line(item.record)[:-1].decode("ascii")
 
@@ -72,7 +72,7 @@ _LONGEST_LINE: Final = 1 << 21  # bytes
 
 
 class FileExporter:
-    """Appends to a file; what it has taken is on the disk."""
+    """Appends to a file and syncs it to the disk."""
 
     name = "file"
 
@@ -96,21 +96,21 @@ class FileExporter:
     def _append(self, file: int, body: bytes) -> None:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            raise UnavailableError(f"`{self._path}` is no plain file")
+            raise UnavailableError(f"`{self._path}` is not a regular file")
         size = _remove_partial_line(file, status.st_size)
         try:
             while body:
                 body = body[os.write(file, body) :]
             os.fsync(file)
         except OSError:
-            os.ftruncate(file, size)  # a disk that is full has part of it: it is sent again whole
+            os.ftruncate(file, size)  # a full disk took a part: the whole batch is sent again
             raise
         if not size:
             _sync_name(self._path)
 
 
 def _remove_partial_line(file: int, size: int) -> int:
-    """Take back a last line without an end: we were killed while we wrote it, and it is written again now."""
+    """Remove an unfinished last line, left by a killed exporter; the line is sent again. Return the new size."""
     tail = os.pread(file, _LONGEST_LINE, max(0, size - _LONGEST_LINE))
     if not tail or tail.endswith(b"\n"):
         return size
@@ -159,10 +159,10 @@ type Stat = tuple[int, int, int, int] | None
 
 
 class TlsTrust:
-    """The host's own roots, and files named beside them; read anew once one of them is another. For any thread."""
+    """TLS roots of the host and configured files; reloads them when one of them changes. Thread-safe."""
 
     def __init__(self, ca: Path | None = None, certificate: Path | None = None) -> None:
-        """`certificate` has our own certificate and its key (PEM). Reads them all. Raises OSError, ssl.SSLError."""
+        """`certificate` has the client certificate and its key (PEM). Reads all files. Raises OSError, ssl.SSLError."""
         self._ca = ca
         self._certificate = certificate
         self._lock = threading.Lock()
@@ -170,7 +170,7 @@ class TlsTrust:
         self._context = self._create_context()
 
     def context(self) -> ssl.SSLContext:
-        """Return what checks a connection that is made now. Raises OSError, ssl.SSLError."""
+        """Return the context for a new connection. Raises OSError, ssl.SSLError."""
         with self._lock:
             states = self._stat_files()
             if states != self._file_states:
@@ -191,12 +191,12 @@ class TlsTrust:
 
 
 def current_context(tls: "ssl.SSLContext | TlsTrust | None") -> ssl.SSLContext | None:
-    """Return the context for a connection that is made now. Raises OSError, ssl.SSLError."""
+    """Return the context for a new connection. Raises OSError, ssl.SSLError."""
     return tls.context() if isinstance(tls, TlsTrust) else tls
 
 
 def _stat(path: Path | str | None) -> Stat:
-    """Return what tells a file from the one that was there before, links followed; None: there is none."""
+    """Return the identity of a file, links followed, to notice a replacement; None: no file."""
     try:
         found = os.stat(path) if path is not None else None
     except OSError:

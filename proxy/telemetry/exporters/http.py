@@ -1,7 +1,7 @@
 """Exporters over HTTP: OTLP/HTTP (OpenTelemetry Protocol 1.x) and webhooks. A 2xx response is a receipt.
 
-A batch is one request on a connection of its own. No redirect is followed: where things may go is an admin's to say. An
-answer is there, whole, within a time: a receiver that goes on and on answering is as good as one that doesn't.
+A batch is one request on its own connection. Redirects are not followed: the admin decides where events go. The whole
+response must arrive within the timeout, so that a receiver can't hold the exporter by sending slowly.
 """
 
 import base64
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT: Final = 30.0  # seconds
 _LONGEST_RESPONSE: Final = 1 << 16  # bytes
-_REFUSAL_STATUSES: Final = frozenset({400, 413, 422})  # what was sent is wrong, or too much
+_REFUSAL_STATUSES: Final = frozenset({400, 413, 422})  # the batch is invalid or too large
 _LONGEST_REASON: Final = 100
 
 
@@ -41,11 +41,11 @@ class Endpoint(NamedTuple):
     host: str
     port: int
     path: str
-    tls: ssl.SSLContext | TlsTrust | None  # None: in the clear
+    tls: ssl.SSLContext | TlsTrust | None  # None: plain HTTP
 
 
 class _DeadlineReader(io.RawIOBase):
-    """What a socket says within its timeout, all of it."""
+    """Raw reader of a socket with one deadline for all reads."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -68,19 +68,19 @@ class _DeadlineReader(io.RawIOBase):
 
 
 class _DeadlineResponse(http.client.HTTPResponse):
-    """One that is there, whole, within the time that its socket has for each read of it."""
+    """HTTP response that must be complete within the timeout of its socket."""
 
     def __init__(self, sock: socket.socket, *more: Any, **named: Any) -> None:
         super().__init__(sock, *more, **named)
         reader, socket_file = _DeadlineReader(sock), self.fp
         self.fp = io.BufferedReader(reader)
-        socket_file.close()  # nothing has been read of it
+        socket_file.close()  # still unread
 
 
 class HttpPoster:
-    """Posts bodies to one place, with a bearer token if there is one.
+    """Posts bodies to one endpoint, with a bearer token if configured.
 
-    `patience`: seconds to connect, as many to be told all of it, and as many to answer.
+    `timeout` in seconds applies to each of connecting, sending and the response.
     """
 
     def __init__(self, endpoint: Endpoint, token: Path | None = None, timeout: float = _TIMEOUT) -> None:
@@ -131,8 +131,8 @@ class OtlpExporter:
         self._poster = poster
 
     def send(self, items: Sequence[Item]) -> None:
-        """Export them in one request. A partial success is a refusal: which ones were rejected isn't said."""
-        from proxy.telemetry.formats.otlp import logs_request, rejected  # 15 ms of protobuf, which webhooks do without
+        """Export items in one request. A partial success is a refusal: it does not name the rejected records."""
+        from proxy.telemetry.formats.otlp import logs_request, rejected  # 15 ms for protobuf, which webhooks don't need
 
         body = logs_request(item.record for item in items)
         count = rejected(self._poster.post(body, {"Content-Type": "application/x-protobuf"}))
@@ -141,7 +141,7 @@ class OtlpExporter:
 
 
 class WebhookExporter:
-    """Lines of JSON posted to a URL; signed as Standard Webhooks says, where there is a key."""
+    """Posts lines of JSON to a URL; with a key, signed by Standard Webhooks."""
 
     name = "webhook"
 
@@ -151,7 +151,7 @@ class WebhookExporter:
         self._key = key
 
     def send(self, items: Sequence[Item]) -> None:
-        """Post them in one request, whose `webhook-id` is the same when it is sent again."""
+        """Post items in one request; a repeated batch has the same `webhook-id`."""
         body = "".join(f"{self._line_format(item)}\n" for item in items).encode("utf-8", "backslashreplace")
         message_id = f"{items[0].record['id']}.{hashlib.sha256(body).hexdigest()[:32]}"
         headers = {"Content-Type": "application/x-ndjson", "webhook-id": message_id.replace(".", "_")}
@@ -161,21 +161,21 @@ class WebhookExporter:
 
 
 def signature_headers(key: str, message_id: str, now: int, body: bytes) -> dict[str, str]:
-    """Return the headers that prove who sent a body and when: Standard Webhooks 1.0, symmetric signatures.
+    """Return the signature headers of a body: Standard Webhooks 1.0, symmetric signatures.
 
-    The key is `whsec_` and base64. Raises UnavailableError for another.
+    The key is `whsec_` and base64. Raises UnavailableError for any other key.
     """
     try:
         secret = base64.b64decode(key.removeprefix("whsec_"), validate=True)
     except ValueError:
         secret = b""
     if len(secret) < 24:
-        raise UnavailableError("the key to sign with is not `whsec_` and 24 bytes or more in base64")
+        raise UnavailableError("the signing key is not `whsec_` and 24 bytes or more in base64")
     signed_content = b"%b.%d.%b" % (message_id.encode("ascii", "replace"), now, body)
     signature = base64.b64encode(hmac.new(secret, signed_content, hashlib.sha256).digest()).decode()
     return {"webhook-timestamp": str(now), "webhook-signature": f"v1,{signature}"}
 
 
 def _parse_retry_after(text: str | None) -> float | None:
-    """Read Retry-After where it is a number of seconds (RFC 9110 section 10.2.3)."""
+    """Return Retry-After if it is a number of seconds (RFC 9110 section 10.2.3)."""
     return float(text) if text and text.isascii() and text.isdigit() and len(text) < 9 else None

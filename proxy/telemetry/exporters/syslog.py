@@ -1,12 +1,12 @@
 """Syslog exporter (RFC 5424) over TCP and TLS (RFC 6587 section 3.4.1, RFC 5425). An orderly close is its receipt.
 
-A batch has a connection of its own, which we end when all is sent. A receiver that has read it all ends its side in
-turn; one that goes away with something unread resets it. Then the next connection is opened: a receiver that was
-killed just after it had read everything is not there to take it, or is gone a moment later. Only after that does a
-batch count as taken.
+Each batch has its own connection, which the exporter closes when all is sent. A receiver that has read everything
+closes its side too; one that ends with unread data resets the connection. Then the exporter opens the next connection:
+that fails if the receiver was killed right after reading.
+Only after that the batch counts as delivered.
 
-The header says the kind (MSGID), how severe it is and the host; the body is whatever format was asked for. There is no
-structured data of our own: its name would need a private enterprise number, and Exeat has none.
+The header has the kind (MSGID), the severity and the host; the body is the chosen format. There is no structured data
+of our own: its name would need a private enterprise number, and Exeat has none.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from proxy.telemetry.formats.decoded_event import shortened
 from proxy.telemetry.formats.fields import Record, own_version, severity
 
 _TIMEOUT: Final = 30.0  # seconds, for each step
-_LONGEST_MESSAGE: Final = 8192  # bytes; what every receiver should take (RFC 5425 section 4.3.1)
-_POLL_INTERVAL: Final = 0.01  # seconds between
-_CLOSE_DELAY: Final = 0.1  # seconds that a process may take to close all it has open, once it is killed
+_LONGEST_MESSAGE: Final = 8192  # bytes; the size that every receiver should accept (RFC 5425 section 4.3.1)
+_POLL_INTERVAL: Final = 0.01  # seconds between checks
+_CLOSE_DELAY: Final = 0.1  # seconds until the kernel has closed the sockets of a killed process
 _TOO_LONG: Final = "the event is longer than syslog takes: it is in the journal, under this id"
 
 AUDIT: Final = 13  # the facility "log audit": RFC 5424 section 6.2.1
 _LONGEST_HOST: Final = 255
 _LONGEST_ID: Final = 32
-_MICROSECONDS: Final = 26  # of a timestamp with nine decimals: what TIME-SECFRAC has room for
-_SEVERITIES: Final = (6, 6, 5, 4, 2)  # informational, notice, warning, critical; by ours
+_MICROSECONDS: Final = 26  # characters of a timestamp with six decimals, the maximum of TIME-SECFRAC
+_SEVERITIES: Final = (6, 6, 5, 4, 2)  # informational, notice, warning, critical; by our severity
 _NIL: Final = "-"
 
 
 def syslog(record: Record, body: str) -> bytes:
-    """Return one message with `body`, in ASCII: what is beyond it is spelled out."""
+    """Return one message with `body`, in ASCII; other characters are escaped."""
     head = (
         f"<{AUDIT * 8 + _SEVERITIES[severity(record)]}>1",
         f"{record['time'][:_MICROSECONDS]}Z",
@@ -58,7 +58,7 @@ def frame_message(message: bytes) -> bytes:
 
 
 def _header_field(text: object, longest: int) -> str:
-    """Return printable ASCII without spaces, as a header's field has to be (PRINTUSASCII)."""
+    """Return printable ASCII without spaces, as header fields require (PRINTUSASCII)."""
     printable = "".join(each if "!" <= each <= "~" else "?" for each in str(text or ""))
     return printable[:longest] or _NIL
 
@@ -70,7 +70,7 @@ class SyslogExporter:
 
     def __init__(self, host: str, port: int, line_format: Format, tls: ssl.SSLContext | TlsTrust | None = None) -> None:
         self._host, self._port, self._line_format, self._tls = host, port, line_format, tls
-        self._next_connection: socket.socket | None = None  # connected, and nothing sent on it yet
+        self._next_connection: socket.socket | None = None  # connected, still unused
 
     def send(self, items: Sequence[Item]) -> None:
         """Send a message for each item and wait until the receiver has read them all."""
@@ -87,7 +87,7 @@ class SyslogExporter:
             raise UnavailableError(f"{self._host}:{self._port}: {why}") from error
 
     def _message(self, item: Item) -> bytes:
-        """Return a message that no receiver cuts: of a long event little of each text, or what no sandbox chose."""
+        """Return a message within the size that receivers accept; a long event is shortened."""
         message = syslog(item.record, self._line_format(item))
         if len(message) > _LONGEST_MESSAGE:
             for record in shortened(item.record, _TOO_LONG):
@@ -97,23 +97,23 @@ class SyslogExporter:
         return message
 
     def _take_connection(self) -> socket.socket:
-        """Return the connection that is open already, if it still is, or a new one."""
+        """Return the open connection if it is still usable, or a new one."""
         ready, self._next_connection = self._next_connection, None
         if ready is not None:
             if not select.select([ready], [], [], 0)[0]:
                 return ready
-            ready.close()  # it was idle for too long, or the receiver is another by now
+            ready.close()  # closed by the receiver while idle, or the receiver restarted
         return self._connect()
 
     def _open_next(self) -> socket.socket:
-        """Return a new connection that stays. Raises OSError."""
+        """Open a connection and check that it stays open. Raises OSError."""
         connection = self._connect()
         if select.select([connection], [], [], _CLOSE_DELAY)[0]:
             try:
                 connection.recv(1)  # raises where it was reset
             finally:
                 connection.close()
-            return self._connect()  # it says something first, or is one to end idle connections at once
+            return self._connect()  # the receiver sends first, or closes idle connections at once
         return connection
 
     def _connect(self) -> socket.socket:
@@ -128,8 +128,8 @@ class SyslogExporter:
         secured = tls.wrap_socket(plain, server_hostname=self._host)
         try:
             secured.sendall(frames)
-            # Waits for the receiver's close_notify: nobody on the way can say it in its place. One that only ends
-            # its TCP side raises here.
+            # Wait for the receiver's close_notify, which no one on the path can forge. A receiver that only closes
+            # its TCP side raises an error here.
             with secured.unwrap() as under:
                 _close_gracefully(under)
         finally:
@@ -138,22 +138,22 @@ class SyslogExporter:
 
 
 def _close_gracefully(connection: socket.socket) -> None:
-    """End our side and wait for the other's end, and until all we sent is acknowledged. Raises OSError."""
+    """Close our side, then wait for the peer's close and for the acknowledgement of all data. Raises OSError."""
     deadline = time.monotonic() + _TIMEOUT
-    with contextlib.suppress(OSError):  # the other side ended it altogether: what follows tells
+    with contextlib.suppress(OSError):  # the peer closed it: the next reads tell how
         connection.shutdown(socket.SHUT_WR)
     while connection.recv(4096):
         if time.monotonic() > deadline:
-            raise TimeoutError("it doesn't end the connection after all was sent")
+            raise TimeoutError("it does not close the connection after the last message")
     while _unacknowledged(connection):
         if error := connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(error, "it ended the connection before it had all")
+            raise OSError(error, "it closed the connection before it had read everything")
         if time.monotonic() > deadline:
-            raise TimeoutError("it ended the connection before it had all")
+            raise TimeoutError("it closed the connection before it had read everything")
         time.sleep(_POLL_INTERVAL)
 
 
 def _unacknowledged(connection: socket.socket) -> int:
-    """Return how many bytes the other side's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
+    """Return how many bytes the peer's kernel has not acknowledged (tcp(7), SIOCOUTQ)."""
     found: tuple[int] = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))
     return found[0]

@@ -1,7 +1,7 @@
 """CEF, ArcSight's Common Event Format (version 26): an event as one line of text.
 
-Whoever reads it takes `|` for the end of a header's field and `=` for the end of a key: both are escaped here, and a
-line can't end early, since a record holds no control character.
+In CEF `|` ends a field of the header and `=` ends a key: both are escaped here. A line can't end early, since a record
+holds no control character.
 """
 
 from typing import Any, Final
@@ -10,9 +10,9 @@ from proxy.telemetry.formats import fields
 from proxy.telemetry.formats.fields import Record, Shape, at, values, words
 
 _NS_A_MS: Final = 1_000_000
-_SEVERITIES: Final = (0, 2, 5, 7, 9)  # of ten; by ours
-_LONGEST: Final = 1023  # what the dictionary allows of most texts
-_CUSTOM_FIELDS: Final = (  # custom fields: each is whatever the label beside it says
+_SEVERITIES: Final = (0, 2, 5, 7, 9)  # 0 to 10, by our severity
+_LONGEST: Final = 1023  # characters; limit of most texts in the dictionary
+_CUSTOM_FIELDS: Final = (  # custom fields, each with its label
     ("cs1", "Rule", "rules"),
     ("cs2", "Task", "task.id"),
     ("cs3", "TaskName", "task.name"),
@@ -69,7 +69,7 @@ _SHAPE: Final[Shape] = {  # keys of the dictionary, in the order in which they a
 
 
 def cef(record: Record) -> str:
-    """Return the event as a line of CEF, without an end."""
+    """Return the event as a line of CEF, without a newline."""
     outcome, name = record.get("outcome"), words(record["kind"]).name
     head = (
         "Exeat", "Exeat", fields.own_version(), record["kind"], f"{name} {outcome}" if outcome else name,

@@ -1,7 +1,7 @@
 """Record: a line of the journal, decoded and checked, as every format takes it.
 
-Texts in it are fit to be shown (`visible`): the receivers of these shapes print them on terminals and pages of their
-own, and not all of them escape. What was written exactly is in the journal, under the same id.
+Its texts are escaped (`visible`), because receivers print them on terminals and pages and not all of them escape. The
+journal has the exact text, under the same id.
 """
 
 import json
@@ -16,13 +16,13 @@ from proxy.telemetry.schema import fitted
 from proxy.telemetry.visible import visible
 from proxy.wire import strict_json
 
-_LARGEST = 2**63 - 1  # whole numbers beyond it fit no receiver's field
-_SHORT_LIMIT = 128  # characters of what a record is cut down to
-_SHORTER_LIMITS = 64, 16  # ... of what tells neither where to nor by what rule; the second where that is still too long
+_LARGEST = 2**63 - 1  # larger integers fit no receiver's field
+_SHORT_LIMIT = 128  # characters of a text in a shortened record
+_SHORTER_LIMITS = 64, 16  # of texts other than destination and rule; the second limit if the first is too long
 _MOST_ITEMS = 4  # members of a list
-_LONGEST_NAME = 256  # of a host: never cut
+_LONGEST_NAME = 256  # of a host name: never cut
 _HOST_FIELDS = frozenset({"destination.name", "dns.question", "tls.sni"})
-# What says where in the journal an event stands, and nothing that a sandbox chose.
+# Members that locate the event in the journal; a sandbox chooses none of them.
 _CORE = frozenset({
     "time", "id", "kind", "verdict", "outcome", "reason", "revision", "mode", "cause", "protocol", "bytes", "duration",
     "host", "sandbox", "prev", "hash",
@@ -31,11 +31,11 @@ _LONGER_FIELDS = _CORE | {"http.path", "rules"}
 
 
 def read(line: bytes) -> Record:
-    """Return the record of a journal's line. Raises ValueError for what is no event: it has no time, id and kind."""
+    """Return the record of a line of the journal. Raises ValueError for a line without time, id and kind."""
     try:
         decoded = strict_json.without_misfits(line)
         if not isinstance(decoded, dict):
-            raise ValueError("not a JSON object")  # noqa: TRY004  like all else that is no event
+            raise ValueError("not a JSON object")  # noqa: TRY004  one error for every line that is no event
         record = escape_record(_list_agent_attributes(_replace_former_kind(fitted(decoded))))
     except RecursionError as error:
         raise ValueError("too deep") from error
@@ -46,13 +46,13 @@ def read(line: bytes) -> Record:
 
 
 def _replace_former_kind(record: dict[str, Any]) -> dict[str, Any]:
-    """Replace the name that a kind had in an earlier version by the current one."""
+    """Replace the former name of a kind by the current one."""
     current = FORMER_KINDS.get(str(record.get("kind")))
     return record if current is None else {**record, "kind": current.value}
 
 
 def _list_agent_attributes(record: dict[str, Any]) -> dict[str, Any]:
-    """Make a list of what a task itself has named: a name is a column at many receivers, and they have only so many."""
+    """Turn agent attributes into a list of `name=value`: their names must not become columns at receivers."""
     agent = record.get("agent")
     if isinstance(agent, dict) and isinstance(attributes := agent.get("attributes"), dict):
         record = {**record, "agent": {**agent, "attributes": [f"{name}={value}" for name, value in attributes.items()]}}
@@ -60,7 +60,7 @@ def _list_agent_attributes(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def escape_record(record: Record) -> dict[str, Any]:
-    """Return a copy whose texts, keys included, print as what they are and nothing else."""
+    """Return a copy with all texts cut and escaped, keys included."""
     return {visible(cut(key)): _escape_value(value) for key, value in record.items()}
 
 
@@ -79,9 +79,9 @@ def _escape_value(value: Any) -> Any:
 
 
 def shortened(record: Record, note: str) -> Iterator[dict[str, Any]]:
-    """Yield a record with less and less of each text, all in ASCII, and `note` in its detail; in the end its core.
+    """Yield ever shorter ASCII versions of a record, with `note` in the detail; the last one is its core.
 
-    Where it went and by what rule stays longest: a task chooses how long its words are, not what a receiver is told.
+    Destination and rule keep the most characters: a task must not be able to hide them with long texts.
     """
     for limit in _SHORTER_LIMITS:
         short = {key: _shorten(key, value, limit) for key, value in record.items()}
@@ -104,14 +104,14 @@ def _shorten(key: str, value: Any, limit: int) -> Any:
 
 
 def core(record: Record, note: str) -> dict[str, Any]:
-    """Return what of a record no sandbox chose, with `note` as its detail: what even a picky receiver takes."""
+    """Return the members that no sandbox chose, with `note` as the detail: every receiver accepts this."""
     short = {key: _shorten_core(value) for key, value in record.items() if key in _CORE}
     task = at(record, "task.id")
     return {**short, **({} if task is None else {"task": {"id": _shorten_core(task)}}), "detail": note}
 
 
 def _shorten_core(value: Any) -> Any:
-    """Return a text in ASCII and short; all that is ours is both."""
+    """Return a text in ASCII, cut; other values unchanged."""
     return _ascii(value)[:_SHORT_LIMIT] if isinstance(value, str) else value
 
 

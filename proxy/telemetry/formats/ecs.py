@@ -1,7 +1,7 @@
 """ECS 9: an event as a document of the Elastic Common Schema (elastic.co/guide/en/ecs).
 
-The verdict is `event.type` (`allowed` or `denied`); `event.outcome` says whether the gate did what it set out to:
-an attempt that was blocked is a success of the gate. What ECS has no field for stands under `exeat`.
+The verdict is `event.type` (`allowed` or `denied`). `event.outcome` tells whether the gate worked as intended: a
+blocked attempt is a success. Values without an ECS field are under `exeat`.
 """
 
 from typing import Any, Final
@@ -26,7 +26,7 @@ def ecs(record: Record) -> dict[str, Any]:
 
 
 def _type(record: Record) -> list[str]:
-    """Return the kind's types, and of a decision what was decided."""
+    """Return the kind's types; for a decision also `allowed` or `denied`."""
     kind = words(record["kind"])
     if not kind.decision:
         return [*kind.ecs]
@@ -35,7 +35,7 @@ def _type(record: Record) -> list[str]:
 
 
 def _outcome(record: Record) -> str:
-    """Return whether it went as the gate set out to, not what the verdict was."""
+    """Return whether the gate worked as intended, not the verdict."""
     if record["kind"] in {"gate.error", "rules.rejected"}:
         return "failure"
     outcome = record.get("outcome")
@@ -67,7 +67,7 @@ def _answers(record: Record) -> list[dict[str, Any]]:
 
 
 def _argv(record: Record) -> list[str]:
-    """Return the command of who opened the socket; of a task's own events, the task's."""
+    """Return the command of the process that opened the socket; for a task's own events, the task's command."""
     return at(record, "process.argv") or record.get("argv") or []
 
 

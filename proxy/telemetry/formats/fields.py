@@ -25,7 +25,7 @@ class Severity(IntEnum):
 
 
 class Class(NamedTuple):
-    """An OCSF class: its uid, its category's, and their captions."""
+    """OCSF class: uid and category uid, and their captions."""
 
     uid: int
     category: int
@@ -51,9 +51,9 @@ class KindWords(NamedTuple):
 
     name: str
     ocsf: Class
-    activity: tuple[int, str] | None = None  # None: the class says so by the record, or it is `Other`
+    activity: tuple[int, str] | None = None  # None: by the record, or `Other`
     ecs: tuple[str, ...] = ("info",)
-    severity: Severity | None = None  # None: by what became of it
+    severity: Severity | None = None  # None: by outcome and reason
     decision: bool = False
 
     @property
@@ -85,7 +85,7 @@ KINDS: Final = {
     "secret.detected": KindWords("Secret found in what leaves", LEAK, _CREATE, severity=_HIGH, decision=True),
     "command.decided": KindWords("Command", PROCESS, _LAUNCH, _START, decision=True),
     "syscall.denied": KindWords("System call", KERNEL, (4, "Invoke"), ("access",), decision=True),
-    "agent.said": KindWords("Task says", BASE),  # a claim: what it speaks of is recorded by the component that saw it
+    "agent.said": KindWords("Task says", BASE),  # a claim, not an observation
     "changes.kept": KindWords("Changes kept", ENTITY, _CREATE, ("creation",)),
     "changes.accepted": KindWords("Changes accepted", ENTITY, _UPDATE),
     "changes.merged": KindWords("Changes merged", ENTITY, _UPDATE, ("change",)),
@@ -108,7 +108,7 @@ KINDS: Final = {
 
 
 def words(kind: str) -> KindWords:
-    """Return what a kind is called; one that this version doesn't know goes by its own name."""
+    """Return the row of a kind; an unknown kind gets its own name."""
     return KINDS.get(kind) or KindWords(kind, BASE)
 
 
@@ -117,13 +117,13 @@ type Shape = Mapping[str, str | Callable[[Record], Any] | Shape]
 
 _NS_A_SECOND: Final = 1_000_000_000
 _LARGEST_PORT: Final = 65_535
-_SHOWN_DESTINATION: Final = 128  # characters of it in a sentence
+_SHOWN_DESTINATION: Final = 128  # characters in a sentence
 _SEVERE_REASONS: Final = frozenset({"secret_misuse", "credential_mismatch", "leak", "gate_error", "journal_failed"})
 
 
 @cache
 def own_version() -> str:
-    """Return which version of Exeat says so."""
+    """Return the version of Exeat."""
     return version("exeat")
 
 
@@ -132,20 +132,20 @@ def at(record: Record, path: str) -> Any:
     value: Any = record
     while path:
         key, _, path = path.partition(".")
-        if not isinstance(value, dict):  # as JSON makes them: to ask for a Mapping takes three times as long
+        if not isinstance(value, dict):  # a check for Mapping takes three times as long
             return None
         value = value.get(key)
     return value
 
 
 def nanoseconds(record: Record) -> int:
-    """Return when it happened, in ns since 1970. Raises ValueError for a time that is none of ours."""
+    """Return the time of the event, in ns since 1970. Raises ValueError for another format of time."""
     text = record["time"]
     return int(datetime.fromisoformat(f"{text[:19]}+00:00").timestamp()) * _NS_A_SECOND + int(text[20:29])
 
 
 def address(record: Record) -> str | None:
-    """Return the destination's address where it is one: receivers refuse a whole event for one that isn't."""
+    """Return the destination's address if it is valid: receivers reject the whole event for an invalid one."""
     text = at(record, "destination.address")
     try:
         return None if text is None or "%" in text else str(ip_address(text))
@@ -154,13 +154,13 @@ def address(record: Record) -> str | None:
 
 
 def port(record: Record) -> int | None:
-    """Return the destination's port where it is one."""
+    """Return the destination's port if it is valid."""
     port_number = at(record, "destination.port")
     return port_number if isinstance(port_number, int) and 0 <= port_number <= _LARGEST_PORT else None
 
 
 def severity(record: Record) -> Severity:
-    """Say how much an event asks for a person: what may have leaked most, what was let out least."""
+    """Return the severity: highest for a possible leak, lowest for an allowed attempt."""
     known, outcome = words(record["kind"]).severity, record.get("outcome")
     if known is not None:
         return known
@@ -171,7 +171,7 @@ def severity(record: Record) -> Severity:
 
 
 def sentence(record: Record) -> str:
-    """Say in one line what happened, for people."""
+    """Describe the event in one line."""
     destination = at(record, "dns.question") or at(record, "destination.name") or at(record, "destination.address")
     port_number = at(record, "destination.port")
     method = at(record, "http.method")
@@ -192,7 +192,7 @@ def sentence(record: Record) -> str:
 
 
 def first_rule(record: Record) -> tuple[str | None, str | None]:
-    """Return the file and the id of the rule that decided, as far as there is one."""
+    """Return the file and the id of the rule that decided; None where there is none."""
     rules = record.get("rules") or ()
     if not isinstance(rules, Sequence) or not rules:
         return None, None
@@ -224,7 +224,7 @@ def total_bytes(record: Record) -> int | None:
 
 
 def scaled_duration(record: Record, units: int) -> int | None:
-    """Return the duration in whole units, of which a second has so many."""
+    """Return the duration in whole units; `units` is their number per second."""
     seconds = record.get("duration")
     return None if seconds is None else round(seconds * units)
 
@@ -241,12 +241,12 @@ def basename(path: str | None) -> str | None:
 
 
 def fixed(value: Any) -> Callable[[Record], Any]:
-    """Return a part of a shape that is the same for every record."""
+    """Return a constant part of a shape."""
     return lambda _record: value
 
 
 def values(shape: Shape, record: Record) -> Iterator[tuple[str, Any]]:
-    """Yield the members that a shape describes, with their values; None where a record doesn't say."""
+    """Yield the members that a shape describes, with their values; None where the record has none."""
     for key, part in shape.items():
         yield (
             key,
@@ -260,7 +260,7 @@ def filled(shape: Shape, record: Record) -> dict[str, Any]:
 
 
 def present(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members that say something: neither None nor empty."""
+    """Return the members that are neither None nor empty."""
     return {key: value for key, value in members.items() if value is not None and value not in ("", [], {})}
 
 

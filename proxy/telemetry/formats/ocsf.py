@@ -1,9 +1,9 @@
 """OCSF 1.8: an event as one of its classes, with the profiles `host` and `security_control` (schema.ocsf.io, 1.8.0).
 
 Connections are Network Activity, requests HTTP Activity, lookups DNS Activity, tasks and commands Process Activity,
-system calls Kernel Activity; rules, approval requests and the changes of a task are managed entities; what the journal
-records of itself is Event Log Activity (`kinds`). A kind that no class fits is a Base Event. What has no attribute
-stands in `unmapped.exeat`. The attributes that an object requires are always there.
+system calls Kernel Activity; rules, approval requests and the changes of a task are managed entities; the journal's own
+events are Event Log Activity (`fields.KINDS`). A kind without a class is a Base Event. Values without an attribute are
+in `unmapped.exeat`. Required attributes are always present.
 """
 
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def ocsf(record: Record) -> dict[str, Any]:
 
 
 def _activity(record: Record, kind: KindWords) -> tuple[int, str]:
-    """Return what happened in the words of its class."""
+    """Return the activity of the event's class: its number and name."""
     outcome = record.get("outcome")
     if record["kind"] == "connection.decided":
         activity = {"blocked": (5, "Refuse"), "failed": (4, "Fail")}.get(str(outcome), (1, "Open"))
@@ -96,7 +96,7 @@ def _activity(record: Record, kind: KindWords) -> tuple[int, str]:
 
 
 def _status(record: Record, kind: KindWords) -> dict[str, Any]:
-    """Return whether what was tried came about; of a finding, that it is new."""
+    """Return whether the attempt succeeded; a finding is new."""
     if kind.is_alert:
         return {"status_id": 1, "status": "New", "status_detail": record.get("reason")}
     is_failure = record.get("outcome") in {"blocked", "failed"} or record["kind"] in {"rules.rejected", "gate.error"}
@@ -109,10 +109,10 @@ def _status(record: Record, kind: KindWords) -> dict[str, Any]:
 
 
 def _control(record: Record, kind: KindWords) -> dict[str, Any]:
-    """Return what the gate did about it: the profile `security_control`."""
+    """Return the action of the gate: the profile `security_control`."""
     outcome = record.get("outcome")
     if record["kind"] == "tampering.detected":
-        outcome = "blocked"  # whatever of it was sent never left
+        outcome = "blocked"  # nothing of it left
     if outcome not in _ACTION:
         return {}
     action, flagged = _ACTION[outcome], record.get("verdict") == "flag"
@@ -131,12 +131,12 @@ def _control(record: Record, kind: KindWords) -> dict[str, Any]:
 
 
 def _shape_if_present(path: str, shape: Shape) -> Callable[[Record], dict[str, Any]]:
-    """Return a part that is there for records that say something at `path`."""
+    """Return a part that is present for records with a value at `path`."""
     return lambda record: filled(shape, record) if at(record, path) not in (None, "", []) else {}
 
 
 def _rule(record: Record) -> dict[str, Any]:
-    """Return the rule that decided, cited as the journal cites it."""
+    """Return the rule that decided, as the journal cites it."""
     file, rule_id = fields.first_rule(record)
     shape: Shape = {
         "uid": lambda record: record["rules"][0],
@@ -175,7 +175,7 @@ def _parent(record: Record) -> dict[str, Any]:
 
 
 def _process_attributes(record: Record) -> dict[str, Any]:
-    """Return the task as the process that it is; of a command, the program that a task wants to start."""
+    """Return the task as a process; for a command, the program that the task wants to start."""
     if record["kind"] != "command.decided":
         return filled(_TASK, record)
     unknown = None if at(record, "process.pid") is not None else at(record, "task.id") or "unknown"
@@ -184,13 +184,13 @@ def _process_attributes(record: Record) -> dict[str, Any]:
 
 
 def _endpoint(record: Record) -> dict[str, Any]:
-    """Return where it wanted to go."""
+    """Return the destination."""
     found = filled({"hostname": "destination.name", "ip": fields.address, "name": "destination.via"}, record)
     return found | filled({"port": fields.port}, record) if found else {}
 
 
 def _traffic(record: Record) -> dict[str, Any]:
-    """Return how much: out is what left the sandbox."""
+    """Return the bytes; `out` left the sandbox."""
     shape: Shape = {"bytes_out": "bytes.up", "bytes_in": "bytes.down", "bytes": fields.total_bytes}
     return {} if fields.total_bytes(record) is None else filled(shape, record)
 
@@ -201,7 +201,7 @@ def _answers(record: Record) -> list[dict[str, Any]]:
 
 
 def _entity(record: Record) -> dict[str, Any]:
-    """Return what is managed: rules, an approval request, or what a task changed."""
+    """Return the managed entity: rules, an approval request, or changes of a task."""
     area = record["kind"].partition(".")[0]
     if area == "rules":
         return filled(_RULES, record)
@@ -253,7 +253,7 @@ _COMMON: Final[Shape] = {
     },
     "duration": lambda record: fields.scaled_duration(record, 1000),
 }
-_SANDBOX: Final[Shape] = {  # every address in there means the same
+_SANDBOX: Final[Shape] = {  # addresses inside a sandbox tell nothing apart
     "uid": "sandbox",
     "name": lambda record: at(record, "task.name") or "sandbox",
     "type_id": fixed(6),
@@ -266,7 +266,7 @@ _CONNECTION: Final[Shape] = {
     "protocol_num": lambda record: _PROTOCOL_NUMBERS.get(fields.transport(record) or ""),
     "uid": lambda record: record.get("cause") if record["kind"] == "connection.closed" else record["id"],
 }
-_URL: Final[Shape] = {  # as far as it is kept: never its query
+_URL: Final[Shape] = {  # the recorded part: never the query
     "hostname": fields.host,
     "path": "http.path",
     "port": fields.port,
@@ -297,7 +297,7 @@ _FINDING: Final[Shape] = {
     "data_sources": fixed(["exeat"]),
     "related_events": lambda record: [{"uid": record["cause"], "type": "cause"}] if record.get("cause") else [],
 }
-_CLASS_SHAPES: Final[dict[Class, Shape]] = {  # the attributes that one class has and others have not
+_CLASS_SHAPES: Final[dict[Class, Shape]] = {  # attributes that only one class has
     NETWORK: {**_ENDPOINTS, "connection_info": _CONNECTION, **_TRAFFIC_AND_TLS},
     HTTP: {
         **_ENDPOINTS,

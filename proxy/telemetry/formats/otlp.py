@@ -1,7 +1,7 @@
 """OTLP logs: records as an ExportLogsServiceRequest (opentelemetry-proto 1.x), by the semantic conventions 1.44.
 
-Network, server, HTTP, TLS, DNS and process attributes are theirs, and `security_rule.*` says what decided; what the
-conventions have no word for is under `exeat.`. The event's name is its kind, and never holds a value.
+Network, server, HTTP, TLS, DNS and process attributes follow the conventions; `security_rule.*` is the deciding rule.
+Values without a convention are under `exeat.`. The event's name is its kind and never holds a value.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from proxy.telemetry.formats import fields
 from proxy.telemetry.formats.fields import Record, Shape, at, values
 
-_SEVERITIES: Final = (  # by ours
+_SEVERITIES: Final = (  # by our severity
     SeverityNumber.SEVERITY_NUMBER_UNSPECIFIED,
     SeverityNumber.SEVERITY_NUMBER_INFO,
     SeverityNumber.SEVERITY_NUMBER_INFO2,
@@ -25,7 +25,7 @@ _SEVERITIES: Final = (  # by ours
 )
 _SEVERITY_TEXTS: Final = ("", "INFO", "INFO2", "WARN", "ERROR")
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
-_EXEAT_PATHS: Final = (  # members that conventions have no word for, and that come first
+_EXEAT_PATHS: Final = (  # members without a convention that come first
     "id", "cause", "verdict", "outcome", "reason", "mode", "rules", "revision", "task.id", "task.name", "sandbox",
     "destination.via", "tls.alpn", "tls.ech", "tls.ja4", "http.host", "dns.type", "process.uid", "process.ancestors",
     "process.ancestor_pids", "bytes.up", "bytes.down", "duration",
@@ -62,7 +62,7 @@ _ATTRIBUTES: Final[Shape] = {
         record.get("reason") if record.get("outcome") == "failed" else at(record, "fault.where")
     ),
 }
-# Members that are said so; of all others each leaf is `exeat.` and its path.
+# Members that the table covers; every other leaf becomes `exeat.` and its path.
 _MAPPED_PATHS: Final = frozenset({
     *(part for part in _ATTRIBUTES.values() if isinstance(part, str)),
     "time", "kind", "host", "protocol", "destination.address", "destination.port",
@@ -70,7 +70,7 @@ _MAPPED_PATHS: Final = frozenset({
 
 
 def logs_request(records: Iterable[Record]) -> bytes:
-    """Return an ExportLogsServiceRequest with the records in their order, those of a host together."""
+    """Return an ExportLogsServiceRequest with the records in order, grouped by host."""
     by_host: dict[str, list[LogRecord]] = {}
     for record in records:
         by_host.setdefault(str(record.get("host") or ""), []).append(_log_record(record))
@@ -79,7 +79,7 @@ def logs_request(records: Iterable[Record]) -> bytes:
 
 
 def rejected(response: bytes) -> int:
-    """Return how many records an ExportLogsServiceResponse says were rejected; 0 for what can't be read as one."""
+    """Return the number of rejected records in an ExportLogsServiceResponse; 0 for any other response."""
     try:
         return ExportLogsServiceResponse.FromString(response).partial_success.rejected_log_records
     except DecodeError:
@@ -87,7 +87,7 @@ def rejected(response: bytes) -> int:
 
 
 def attributes(record: Record) -> dict[str, Any]:
-    """Return what a record says as attributes, in a closed set of names but for a task's labels."""
+    """Return a record as attributes. Their names are a closed set, except for a task's labels."""
     found = dict(values(_ATTRIBUTES, record))
     found |= {f"exeat.{path}": value for path, value in _leaves(record) if path not in _MAPPED_PATHS}
     return {name: value for name, value in found.items() if value is not None}
@@ -145,5 +145,5 @@ def _value(value: Any) -> AnyValue:
 
 
 def _text(text: str) -> str:
-    """Return a text without lone surrogates, which are no UTF-8: spelled out."""
+    """Return a text with lone surrogates, which UTF-8 can't encode, escaped."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -1,9 +1,8 @@
 """Signing keys of the journal: ed25519 (RFC 8032), the current one and earlier ones.
 
-A directory of private keys, 0600 in a directory of 0700, that no worker and no sandbox is ever shown (invariant 8).
-Without root it is its user's: whoever can be that user can sign what he likes, and only checkpoints that were passed on
-to another machine speak against him (docs/reference/telemetry.md). A key is called by the first 16 hex digits of the
-SHA-256 of its public half.
+Private keys are files (0600) in a directory (0700) that workers and sandboxes never see (invariant 8). Without root the
+directory belongs to the user: any process of that user can sign, and only checkpoints exported to another machine
+expose it (docs/reference/telemetry.md). The id of a key is the first 16 hex digits of the SHA-256 of its public half.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 _CURRENT: Final = "current"
 _SUFFIX: Final = ".pem"
 _ALGORITHM: Final = "ed25519 "
-# A private key in PKCS #8 but for its 32 bytes (RFC 8410 section 7). Read so, it saves each run the 10 ms of
+# A private key in PKCS #8 without its 32 bytes (RFC 8410 section 7). Parsing it here saves each run the 10 ms of
 # importing `serialization`.
 _PKCS8_PREFIX: Final = bytes.fromhex("302e020100300506032b657004220420")
 _SECRET_BEGIN, _SECRET_END = "-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----"
@@ -33,7 +32,7 @@ class SigningKeyError(Exception):
 
 
 class Signer:
-    """A private key, and what it is called."""
+    """Private key and its id."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -46,33 +45,33 @@ class Signer:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """Return what a key is called."""
+    """Return the id of a key."""
     return sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
 def signer(directory: "Path") -> Signer:
-    """Return the key that signs now; the first one is made. Raises SigningKeyError."""
+    """Return the current signing key; create the first one. Raises SigningKeyError."""
     try:
         return Signer(_load(directory, current(directory)))
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
             return make(directory)
-        return signer(directory)  # somebody else made it in this moment
+        return signer(directory)  # another process created it meanwhile
 
 
 def make(directory: "Path") -> Signer:
-    """Make the first key. Raises FileExistsError when there is one, SigningKeyError when it can't be kept."""
+    """Create the first key. Raises FileExistsError if there is one, SigningKeyError if it can't be stored."""
     return _store_new_key(directory, replace=False)
 
 
 def rotate(directory: "Path") -> tuple[Signer, Signer]:
-    """Make a new signing key; return the old and the new one. Raises SigningKeyError, FileNotFoundError."""
+    """Create a new signing key; return the old and the new one. Raises SigningKeyError, FileNotFoundError."""
     before = Signer(_load(directory, current(directory)))
     return before, _store_new_key(directory, replace=True)
 
 
 def current(directory: "Path") -> str:
-    """Return the id of the key that signs now. Raises FileNotFoundError, and SigningKeyError when it can't be read."""
+    """Return the id of the current signing key. Raises FileNotFoundError, SigningKeyError."""
     try:
         return (directory / _CURRENT).read_text("ascii").strip()
     except FileNotFoundError:
@@ -82,7 +81,7 @@ def current(directory: "Path") -> str:
 
 
 def known(directory: "Path") -> "dict[str, Ed25519PublicKey]":
-    """Return the public halves of all keys that are kept, the oldest first. Raises SigningKeyError."""
+    """Return the public halves of all stored keys, the oldest first. Raises SigningKeyError."""
     try:
         files = sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
     except OSError as error:
@@ -92,14 +91,14 @@ def known(directory: "Path") -> "dict[str, Ed25519PublicKey]":
 
 
 def pem(key: Ed25519PublicKey) -> str:
-    """Return a public key as PEM, for `--key` and for others' tools."""
+    """Return a public key as PEM, for `--key` and other tools."""
     from cryptography.hazmat.primitives import serialization
 
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
 
 
 def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
-    """Return the public keys in PEM text. Raises SigningKeyError if there is none, or a key of another kind."""
+    """Return the public keys in PEM text. Raises SigningKeyError without one, or for another kind of key."""
     from cryptography.hazmat.primitives import serialization
 
     found = {}
@@ -118,12 +117,12 @@ def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
 
 
 def says(key: Ed25519PublicKey) -> str:
-    """Return a public key as the ledger writes it where one key vouches for the next."""
+    """Return a public key as the ledger writes it when one key signs the next."""
     return f"{_ALGORITHM}{b64encode(key.public_bytes_raw()).decode()}"
 
 
 def said_key(text: str) -> Ed25519PublicKey | None:
-    """Return the key that `says` wrote; None for any other text."""
+    """Parse the result of `says`; None for any other text."""
     try:
         return Ed25519PublicKey.from_public_bytes(b64decode(text.removeprefix(_ALGORITHM), validate=True))
     except ValueError:
@@ -131,7 +130,7 @@ def said_key(text: str) -> Ed25519PublicKey | None:
 
 
 def valid(key: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
-    """Whether a key signed this; the signature in Base64."""
+    """Whether a signature (Base64) over `data` is valid."""
     try:
         key.verify(b64decode(signature, validate=True), data)
     except (InvalidSignature, ValueError):
@@ -144,7 +143,7 @@ def _load(directory: "Path", name: str) -> Ed25519PrivateKey:
     try:
         status = path.lstat()
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise SigningKeyError(f"`{path}` can be read by others, or is somebody else's: run `exeat log keys rotate`")
+            raise SigningKeyError(f"`{path}` can be read by others or isn't yours: run `exeat log keys rotate`")
         first_line, *words, last_line = path.read_text("ascii").split("\n")[:3]
         data = b64decode("".join(words), validate=True)
         if (first_line, last_line) != (_SECRET_BEGIN, _SECRET_END) or not data.startswith(_PKCS8_PREFIX):
@@ -155,7 +154,7 @@ def _load(directory: "Path", name: str) -> Ed25519PrivateKey:
 
 
 def _store_new_key(directory: "Path", *, replace: bool) -> Signer:
-    """Make a key and have it sign from now on."""
+    """Create a key, store it and make it the current one."""
     key = Ed25519PrivateKey.generate()
     new_signer = Signer(key)
     text = f"{_SECRET_BEGIN}\n{b64encode(_PKCS8_PREFIX + key.private_bytes_raw()).decode()}\n{_SECRET_END}\n".encode()
@@ -168,14 +167,14 @@ def _store_new_key(directory: "Path", *, replace: bool) -> Signer:
             name.replace(directory / _CURRENT)
         else:
             try:
-                os.link(name, directory / _CURRENT)  # unlike a rename, not over one that is there
+                os.link(name, directory / _CURRENT)  # unlike rename(2), fails if it exists
             finally:
                 name.unlink()
     except FileExistsError:
         (directory / f"{new_signer.id}{_SUFFIX}").unlink(missing_ok=True)
         raise
     except OSError as error:
-        raise SigningKeyError(f"cannot keep a key in `{directory}`: {error.strerror}") from error
+        raise SigningKeyError(f"cannot store a key in `{directory}`: {error.strerror}") from error
     return new_signer
 
 

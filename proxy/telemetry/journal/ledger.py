@@ -1,13 +1,13 @@
-"""Ledger of a journal: a file a day with the signed heads of all segments; and the sealing of segments.
+"""Ledger of a journal: one file a day with the signed heads of all segments; and the sealing of segments.
 
-The ledger links the segments of several writers: a segment that is missing, cut short or replaced does not agree with
-it. The ledger of each day begins with the hash of the last line of the ledger before it, and each segment with the hash
-of the last line that the ledger had then; so neither can be taken back without the other. All lines but the first are
-signed. Only a process that holds the key writes here: never a worker (`keys`).
+The ledger links the segments of several writers: it exposes a segment that is missing, cut short or replaced. The
+ledger of each day starts with the hash of the last line of the previous ledger. Each segment starts with the hash of
+the last line of the ledger at that time. So neither can be rolled back without the other. All lines but the first are
+signed. Only processes with the key write the ledger, never a worker (`keys`).
 
-`sweep` seals the segments whose writer is done: each line is checked, a torn last line (a kill, a power cut) is cut off
-and recorded, and a signed line ends the segment. A segment is left alone while its writer holds its lock (flock(2)). A
-sealed one is read-only (0400), so that it is not checked again.
+`sweep` seals the segments whose writer has ended. It checks each line, cuts off and records a torn last line (a kill, a
+power cut), and ends the segment with a signed line. It skips a segment while its writer holds the lock (flock(2)). A
+sealed segment is read-only (0400), so that it is not checked again.
 """
 
 import contextlib
@@ -49,11 +49,11 @@ _RETRY_INTERVAL = 0.01
 
 
 class LedgerWriteError(OSError):
-    """The ledger could not be written. What is in the segments is chained, and not signed yet."""
+    """The ledger could not be written. The lines in the segments are chained, but not signed yet."""
 
 
 class LedgerEntry(NamedTuple):
-    """Line to write into the ledger."""
+    """Line to write to the ledger."""
 
     kind: Kind
     mark: Mark
@@ -61,17 +61,17 @@ class LedgerEntry(NamedTuple):
 
 
 class Ledger:
-    """Writes the ledger of one journal. `lock` is a file outside it, where no worker can hold it."""
+    """Writes the ledger of one journal. `lock` is a file outside the journal, which no worker can lock."""
 
     def __init__(self, journal: "Path", signer: "Signer", lock: "Path") -> None:
         self._journal = journal
         self._signer = signer
         self._lock = lock
         self._ids = IdMaker()
-        self._last_write: tuple[str, int] | None = None  # the file that was written last, and how long it was then
+        self._last_write: tuple[str, int] | None = None  # the last file written, and its size then
 
     def checkpoint(self, heads: "Sequence[SegmentHead]") -> None:
-        """Sign how far segments are. Raises LedgerWriteError."""
+        """Sign the heads of segments. Raises LedgerWriteError."""
         self.write(
             [
                 LedgerEntry(Kind.JOURNAL_CHECKPOINT, Mark(each.segment, each.lines, each.hash, closed=each.closed))
@@ -107,7 +107,7 @@ class Ledger:
             )
             prev, complete = _find_last_line(file, size)
             lines = []
-            if complete < size:  # its writer was killed in the middle of a line
+            if complete < size:  # a writer was killed within a line
                 os.ftruncate(file, complete)
                 detail = f"{size - complete} bytes of an unfinished line were cut off"
                 entries = [LedgerEntry(Kind.JOURNAL_REPAIRED, Mark(f"{day.name}/{LEDGER}"), detail), *entries]
@@ -120,7 +120,7 @@ class Ledger:
             text = b"".join(lines)
             if os.write(file, text) < len(text):
                 os.ftruncate(file, complete)
-                raise LedgerWriteError(None, "the journal's ledger cannot be written: no room")
+                raise LedgerWriteError(None, "the journal's ledger cannot be written: the disk is full")
             self._last_write = (day.name, complete + len(text))
         finally:
             os.close(file)
@@ -147,7 +147,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _locked(self) -> "Iterator[None]":
-        """Keep every other writer of ledgers out; one that is stuck is not waited for for ever."""
+        """Hold the lock of the ledger. Raises LedgerWriteError if another writer keeps it too long."""
         file = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             deadline = time.monotonic() + _LOCK_TIMEOUT
@@ -157,9 +157,7 @@ class Ledger:
                     break
                 except BlockingIOError as error:
                     if time.monotonic() > deadline:
-                        raise LedgerWriteError(
-                            None, "another process has the journal's ledger, and keeps it"
-                        ) from error
+                        raise LedgerWriteError(None, "another process keeps the journal's ledger locked") from error
                     time.sleep(_RETRY_INTERVAL)
             yield
         finally:
@@ -167,7 +165,7 @@ class Ledger:
 
 
 def last_hash(day: "Path") -> str:
-    """Return the hash of the last whole line of a day's ledger, empty where there is none. Raises OSError."""
+    """Return the hash of the last complete line of a day's ledger; empty without one. Raises OSError."""
     found = ledger(day)
     if found is None:
         return ""
@@ -179,7 +177,7 @@ def last_hash(day: "Path") -> str:
 
 
 def _find_last_line(file: int, size: int) -> tuple[bytes, int]:
-    """Return the hash of the last whole line of an open file, and where that ends."""
+    """Return the hash of the last complete line of an open file, and its end offset."""
     step = 1 << 14
     while size:
         start = max(0, size - step)
@@ -192,16 +190,16 @@ def _find_last_line(file: int, size: int) -> tuple[bytes, int]:
     return BEGINNING, 0
 
 
-_RECENT_DAYS = 3  # in which a writer may still be at work
+_RECENT_DAYS = 3  # days that may still have a writer
 _WRITABLE = 0o200
 _SEALED_MODE = 0o400
-_QUIET = 10.0  # seconds
-_FIRST_LINE = 1 << 16  # bytes; it is shorter
+_QUIET = 10.0  # seconds without a write, before another's segment is sealed
+_FIRST_LINE = 1 << 16  # bytes; a limit above its length
 _SEALED = b'"kind":"journal.sealed"'
 
 
 class BrokenSegmentError(Exception):
-    """The hash chain of a segment is broken; the segment is left as it is, unsigned."""
+    """The hash chain of a segment is broken; the segment stays unchanged and unsigned."""
 
 
 class ChainWalk:
@@ -216,7 +214,7 @@ class ChainWalk:
         self.ended = False
 
     def on(self, segment: Segment) -> None:
-        """Look at what has been added. Raises BrokenSegmentError and OSError."""
+        """Verify the lines added since the last call. Raises BrokenSegmentError and OSError."""
         for block in blocks(segment, self.offset):
             if block.torn:
                 return
@@ -235,18 +233,18 @@ class ChainWalk:
 
 
 class SealedSegment(NamedTuple):
-    """What became of a segment: how far it is now, who wrote it and had closed it, and what had to be cut off."""
+    """Sealed segment: its head, its writer, whether the writer closed it, and the bytes that were cut off."""
 
     head: SegmentHead
     writer: int | None
-    was_closed: bool = False  # by its writer, which was not killed then
+    was_closed: bool = False  # by its writer: it was not killed
     torn: int = 0  # bytes
 
 
 def unsealed(journal: "Path") -> "Iterator[Segment]":
-    """Yield the segments of the last days that may have a writer, or have lost it. Raises OSError."""
+    """Yield the unsealed segments of the last days, with or without a writer. Raises OSError."""
     for day in days(journal)[-_RECENT_DAYS:]:
-        with os.scandir(day) as entries:  # of thousands a few may, and nothing is made of the others
+        with os.scandir(day) as entries:  # few of thousands are unsealed: create no object for the others
             found = sorted((int(entry.name.removesuffix(PLAIN)), entry.name) for entry in entries if _is_open(entry))
         for _, name in found:
             yield Segment(f"{day.name}/{name.removesuffix(PLAIN)}", day / name)
@@ -259,14 +257,14 @@ def _is_open(entry: "os.DirEntry[str]") -> bool:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return False
-    # One without a line may just have been made, and its writer has not locked it yet
+    # An empty one may be new, with a writer that has not locked it yet
     return stat.S_ISREG(status.st_mode) and bool(status.st_mode & _WRITABLE and status.st_size)
 
 
 def seal(journal: "Path", name: str, ledger: Ledger) -> SealedSegment | None:
-    """Seal a segment, and sign that in the ledger; None: it still has a writer. Raises BrokenSegmentError, OSError.
+    """Seal a segment and sign it in the ledger; None: it still has a writer. Raises BrokenSegmentError, OSError.
 
-    Whoever does it may be killed at any moment: only what is in the ledger is looked at no more.
+    Safe to kill at any moment: a segment counts as sealed only once it is in the ledger.
     """
     path = journal / f"{name}{PLAIN}"
     file = open_regular(path, os.O_RDWR | os.O_APPEND)
@@ -300,13 +298,13 @@ def seal(journal: "Path", name: str, ledger: Ledger) -> SealedSegment | None:
 def sweep(
     journal: "Path", ledger: Ledger, closed_writers: "Collection[int]" = ()
 ) -> "Iterator[LedgerEntry | BrokenSegmentError]":
-    """Seal what has no writer any more; yield what is to be told of what somebody else than `ours` left unclosed.
+    """Seal segments without a writer; yield an entry for each segment that its writer did not close.
 
-    `ours` are processes that have closed what they wrote. Raises OSError.
+    `closed_writers` are processes that have closed their segments. Raises OSError.
     """
     for segment in unsealed(journal):
         try:
-            # Of somebody else it is left to whoever supervises that, for a while
+            # First the supervisor of another writer gets time to seal it
             if time.time() - segment.path.stat().st_mtime < _QUIET and _read_writer(segment) not in closed_writers:
                 continue
             sealed = seal(journal, segment.name, ledger)
@@ -324,7 +322,7 @@ def sweep(
 
 
 def is_left(journal: "Path", writer: int) -> bool:
-    """Whether a process has segments here that are not sealed. Raises OSError."""
+    """Whether a process has unsealed segments in the journal. Raises OSError."""
     for segment in unsealed(journal):
         with contextlib.suppress(FileNotFoundError):
             if _read_writer(segment) == writer:
@@ -341,7 +339,7 @@ def _read_writer(segment: Segment) -> int | None:
 
 
 def _parse_writer(file: int) -> int | None:
-    """Return the process that an open segment's first line names."""
+    """Return the writer's pid in the first line of an open segment."""
     from proxy.telemetry.encoding import MalformedEventError, decode
 
     try:

@@ -1,9 +1,9 @@
 """Reads the journal in the order of its events' times, over all writers, filtered.
 
-Several processes write at once, each into its own segments. A segment is in order by itself. This module merges them,
-and keeps only those open that overlap in time. A killed writer leaves a torn last line, which is counted and not shown.
-`LineFilter` searches the bytes first, and only lines that may match are decoded. Segments, and parts of them, that are
-older than asked for are not read. The journal's own events are left out.
+Several processes write at once, each into its own segments, which are in order. This module merges them and keeps only
+those open that overlap in time. It counts the torn last line of a killed writer and skips it. `LineFilter` searches the
+bytes first, and only matching lines are decoded. Segments and parts older than `since` are not read. Events of the
+journal about itself are left out by default.
 """
 
 import heapq
@@ -30,8 +30,8 @@ _TIME_TEXT = slice(len(_TIME), len(_TIME) + len("2026-11-18T12:00:00.000000000Z"
 _NEVER = b"9999"
 _KIND_AT = len('{"time":"2026-11-18T12:00:00.000000000Z","id":"01a1fbac-5503-7e75-bce9-8bc86d516a2a"')
 _BOOKKEEPING_KINDS = tuple(f',"kind":"{kind.value}"'.encode() for kind in BOOKKEEPING)
-_SLACK = 600 * 1_000_000_000  # ns that a clock may have been set back by, for a segment that is looked into by halves
-_SEARCH_GAP = 1 << 20  # bytes: what is nearer than that is read
+_SLACK = 600 * 1_000_000_000  # ns that a clock may have gone back, for the binary search in a segment
+_SEARCH_GAP = 1 << 20  # bytes; the search stops at this distance
 
 
 class Entry(NamedTuple):
@@ -49,7 +49,7 @@ class LineFilter(NamedTuple):
 
     groups: tuple[tuple[bytes, ...], ...] = ()
     since: int = 0  # ns since 1970
-    until: int | None = None  # ns since 1970; what happened then is not meant any more
+    until: int | None = None  # ns since 1970, exclusive
     bookkeeping: bool = False
 
 
@@ -58,11 +58,11 @@ _NO_FILTER = LineFilter()
 
 @dataclass(slots=True)
 class Progress:
-    """How far a reader is, and what it could not read."""
+    """Position of a reader, and the lines that it could not read."""
 
-    torn: int = 0  # segments whose last line is unfinished: the writer was killed, or is writing it now
-    malformed: int = 0  # whole lines that are not events
-    offsets: dict[str, int] = field(default_factory=dict)  # by segment: behind the last whole line read
+    torn: int = 0  # segments with an unfinished last line: its writer was killed or is still writing
+    malformed: int = 0  # complete lines that are not events
+    offsets: dict[str, int] = field(default_factory=dict)  # by segment: end of the last complete line read
     ended: set[str] = field(default_factory=set)  # compressed segments that were read
 
 
@@ -71,7 +71,7 @@ def read_events(
 ) -> "Iterator[Entry]":
     """Yield matching entries of a journal directory, or of one segment, in order of time. Raises OSError.
 
-    Within one segment the order is that of writing, whatever the clock did meanwhile.
+    Within one segment the order is that of writing, even if the clock changed.
     """
     progress = progress if progress is not None else Progress()
     if not path.is_dir():
@@ -89,15 +89,15 @@ def follow(
     progress: Progress | None = None,
     wait: "Callable[[float], None]" = time.sleep,
 ) -> "Iterator[Entry]":
-    """Yield what `read_events` does, and then what is added, for ever.
+    """Yield the entries of `read_events`, then new ones, for ever.
 
-    `wait` is called when there is nothing new, and with 0 seconds once all has been yielded that there was.
+    `wait` is called when there is nothing new, and with 0 seconds after the last existing entry.
     """
     progress = progress if progress is not None else Progress()
     yield from read_events(directory, line_filter, progress)
     wait(0.0)
     while True:
-        # A writer goes on to the new day's segment with its first event in it: two days hold all that can still grow.
+        # A writer changes to a new day's segment with its first event there: only two days can grow.
         grown = days(directory, line_filter.since)[-2:]
         latest = [entry for day in grown for entry in _read_added(day, progress, line_filter)]
         if not latest:
@@ -106,7 +106,7 @@ def follow(
 
 
 def last_task(directory: "Path") -> str | None:
-    """Return the id of the task that was started last, or None. Raises OSError."""
+    """Return the id of the last started task, or None. Raises OSError."""
     for day in reversed(days(directory)):
         entries = _merge_day(day, Progress(), LineFilter(((_STARTED,),)))
         started = [each for each in entries if each.event.kind is Kind.TASK_STARTED and each.event.task.id]
@@ -120,7 +120,7 @@ def _event_time(entry: Entry) -> int:
 
 
 def _merge_day(day: "Path", progress: Progress, line_filter: LineFilter) -> "Iterator[Entry]":
-    """Merge a day's segments. A segment is opened for good once the merge has come to its first line."""
+    """Merge a day's segments. A segment stays closed until the merge reaches its first line."""
     until = None if line_filter.until is None else timestamp(line_filter.until + _SLACK)
     firsts = ((_first_time(segment), order, segment) for order, segment in enumerate(of_day(day)))
     waiting = [each for each in firsts if until is None or each[0] < until]
@@ -143,7 +143,7 @@ def _push(active: "list[tuple[int, int, Entry, Iterator[Entry]]]", order: int, e
 
 
 def _read_added(day: "Path", progress: Progress, line_filter: LineFilter) -> "Iterator[Entry]":
-    """Yield what came into a day's segments since they were last read."""
+    """Yield the new entries of a day's segments."""
     for segment in of_day(day):
         compressed = segment.path.suffix == ".zst"
         grown = not compressed and segment.path.stat().st_size > progress.offsets.get(segment.name, 0)
@@ -152,7 +152,7 @@ def _read_added(day: "Path", progress: Progress, line_filter: LineFilter) -> "It
 
 
 def _read_segment(segment: Segment, progress: Progress, line_filter: LineFilter) -> "Iterator[Entry]":
-    """Yield a segment's events from where `progress` stands, one block in memory at a time."""
+    """Yield a segment's events from the position in `progress` on, one block in memory at a time."""
     since = timestamp(line_filter.since).encode()
     until = _NEVER if line_filter.until is None else timestamp(line_filter.until).encode()
     offset = progress.offsets.get(segment.name) or _find_offset(segment, line_filter.since)
@@ -177,7 +177,7 @@ def _read_segment(segment: Segment, progress: Progress, line_filter: LineFilter)
 
 
 def _matching_lines(block: bytes, groups: tuple[tuple[bytes, ...], ...]) -> "Iterator[bytes]":
-    """Yield the lines of a block that have to do with what is sought."""
+    """Yield the lines of a block that match all groups."""
     if not groups:
         yield from (line + b"\n" for line in block[:-1].split(b"\n"))
         return
@@ -188,7 +188,7 @@ def _matching_lines(block: bytes, groups: tuple[tuple[bytes, ...], ...]) -> "Ite
 
 
 def _find_lines(block: bytes, texts: tuple[bytes, ...]) -> "Iterator[bytes]":
-    """Yield the lines of a block that hold one of some texts, each line once."""
+    """Yield the lines of a block that contain one of the texts, each line once."""
     positions = {text: block.find(text) for text in texts}
     while positions := {text: at for text, at in positions.items() if at >= 0}:
         at = min(positions.values())
@@ -198,19 +198,19 @@ def _find_lines(block: bytes, texts: tuple[bytes, ...]) -> "Iterator[bytes]":
 
 
 def _first_time(segment: Segment) -> str:
-    """Return the time of a segment's first line that has one, as text; empty where it can't be told."""
+    """Return the time of a segment's first event, as text; empty if unknown."""
     try:
         with opened(segment) as file:
             while line := file.readline(LONGEST_LINE):
                 if line.startswith(_TIME):
                     return line[_TIME_TEXT].decode("ascii", "replace")
     except OSError:
-        pass  # whoever reads it says so
+        pass  # reading the segment reports it
     return ""
 
 
 def _find_offset(segment: Segment, since: int) -> int:
-    """Return an offset in a long segment that is not compressed, shortly before what happened at `since`."""
+    """Return an offset in a plain segment shortly before `since`, by binary search."""
     if not since or segment.path.suffix == ".zst":
         return 0
     earliest = timestamp(max(0, since - _SLACK)).encode()
@@ -229,13 +229,13 @@ def _find_offset(segment: Segment, since: int) -> int:
             file.seek(low)
             return low + len(file.readline(LONGEST_LINE)) if low else 0
     except FileNotFoundError:
-        return 0  # it has been compressed, or removed
+        return 0  # compressed or removed meanwhile
 
 
 def fair_share[T](entries: "Iterable[T]", most: int, group: "Callable[[T], object]") -> list[T]:
     """Return at most `most` entries in their order, equally many of each group.
 
-    What a task does again and again, lookups that lead nowhere, leaves room for what it did once.
+    So many repeated events, such as failing lookups, can't push out rare ones.
     """
     seen: Counter[object] = Counter()
     found: list[tuple[int, int, T]] = []

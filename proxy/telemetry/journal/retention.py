@@ -1,9 +1,9 @@
-"""Retention: compresses closed segments, and removes those that are too old or too many.
+"""Retention: compresses closed segments, and removes segments beyond the limits of age and size.
 
-By default a day is removed after a year, whatever its size: a bound on size would let a task's flood of events remove
-the evidence of what it did. `exeat log retention` sets other bounds. A removal is recorded first, in a signed
-line of the ledger, so that it can be told from tampering. What an exporter hasn't delivered yet is kept longer, up to a
-stated bound: an exporter that is gone must not fill the disk.
+By default a day is removed after a year, whatever its size: with a size limit a task could remove the evidence of its
+actions by a flood of events. `exeat log retention` sets other limits. A signed line of the ledger records a removal
+first, which distinguishes it from tampering. Undelivered lines of an exporter stay longer, up to a limit: a stopped
+exporter must not fill the disk.
 """
 
 import calendar
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_SETTLED = 600.0  # seconds that a segment has to be closed for, before it is compressed
+_SETTLED = 600.0  # seconds between the close of a segment and its compression
 _WRITABLE = 0o200
 _SECONDS_A_DAY = 86_400
-HELD = 7 * _SECONDS_A_DAY  # seconds that what a sink hasn't got is kept beyond its age
+HELD = 7 * _SECONDS_A_DAY  # extra seconds for lines that an exporter has not delivered
 _TOO_OLD, _TOO_LARGE = "older than what is kept", "more than what is kept"
 DEFAULT_AGE = 365 * _SECONDS_A_DAY
-HELD_SIZE = 2  # times as much as there may be, while a sink lacks some of it
+HELD_SIZE = 2  # factor of the size limit, likewise
 
 
 class RetentionPolicy(msgspec.Struct, frozen=True):
@@ -50,16 +50,16 @@ class RetentionPolicy(msgspec.Struct, frozen=True):
 
     @classmethod
     def load(cls, path: "Path") -> "RetentionPolicy":
-        """Read what `save` wrote; the default where it never did. Raises OSError, ValueError."""
+        """Load the saved policy, or the default. Raises OSError, ValueError."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except FileNotFoundError:
             return cls()
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"`{path}` does not say how much of the journal is kept: {error}") from error
+            raise ValueError(f"`{path}` is not a valid retention policy: {error}") from error
 
     def save(self, path: "Path") -> None:
-        """Write it. Raises OSError."""
+        """Save the policy. Raises OSError."""
         replace(path, msgspec.json.encode(self))
 
 
@@ -88,7 +88,7 @@ def apply_retention(journal: "Path", ledger: Ledger, policy: RetentionPolicy, bo
             is_old=is_old,
             is_overdue=is_overdue,
         ):
-            return  # nothing that is newer goes before it
+            return  # newer days stay too
         _remove_day(day, ledger, _TOO_OLD if is_old else _TOO_LARGE)
     if (journal / today).is_dir():
         _shrink_day(journal, journal / today, ledger, policy, positions)
@@ -97,7 +97,7 @@ def apply_retention(journal: "Path", ledger: Ledger, policy: RetentionPolicy, bo
 def _shrink_day(
     journal: "Path", day: "Path", ledger: Ledger, policy: RetentionPolicy, positions: list[Bookmark]
 ) -> None:
-    """Remove the oldest closed segments of today, if even without any other day there is too much."""
+    """Remove the oldest compressed segments of today while the journal exceeds its size."""
     for segment in segments(day):
         if not segment.path.name.endswith(COMPRESSED):
             continue
@@ -116,7 +116,7 @@ def _is_removable(
     is_old: bool,
     is_overdue: bool,
 ) -> bool:
-    """Say whether a day or a segment is to be removed."""
+    """Whether the policy removes a day or a segment."""
     size = _disk_size(journal) if policy.size is not None else 0
     is_over_size = policy.size is not None and size > policy.size
     is_over_hold_size = policy.size is not None and size > HELD_SIZE * policy.size
@@ -131,12 +131,12 @@ def _remove_day(day: "Path", ledger: Ledger, why: str) -> None:
     _unlink(
         day, lambda name: segment_number(name) is not None or name.startswith(f"{LEDGER}.") or name.endswith(".part")
     )
-    with contextlib.suppress(OSError):  # something of somebody else's is in it
+    with contextlib.suppress(OSError):  # the directory has files of others
         day.rmdir()
 
 
 def _unlink(day: "Path", is_journal_file: "Callable[[str], bool]") -> None:
-    """Remove files of a day, and never those of another directory, whatever is put in its place meanwhile."""
+    """Remove files of a day through its descriptor, so that a replaced path can't redirect it."""
     directory = open_day(day)
     try:
         for name in os.listdir(directory):
@@ -161,7 +161,7 @@ def _is_compressible(segment: Segment, now: float) -> bool:
 
 
 def _disk_size(journal: "Path") -> int:
-    """Return how many bytes a journal takes on the disk."""
+    """Return the size of a journal on the disk, in bytes."""
     total = 0
     for day in days(journal):
         with os.scandir(day) as entries:
@@ -172,7 +172,7 @@ def _disk_size(journal: "Path") -> int:
 
 
 def _bookmarks(directory: "Path") -> "Iterator[Bookmark]":
-    """Yield the bookmarks of all sinks; one that can't be read is of nobody who could go on from it."""
+    """Yield the bookmarks of all exporters; skip unreadable ones, which no exporter can use either."""
     if directory.is_dir():
         for path in directory.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):

@@ -1,9 +1,9 @@
 """Verifies one journal file: hash chain, first line, signatures, and lines that the ledger signed.
 
-A line that a crash has torn is no tampering, and is reported apart. Where something is wrong the file is read a second
-time, to report which line was changed, removed, inserted or moved. Each line names the one it follows, so most of what
-can be done to a file shows in what is left of it. A changed line with a new hash leaves the same traces as removed
-lines, but for their number: a signed line, which states that, tells the two apart.
+A line that a crash has torn is not tampering and has its own severity. If a check fails, the file is read a second time
+to find which line was changed, removed, inserted or moved. Each line names its predecessor, so most manipulations show
+in the remaining lines. A changed line with a new hash looks like removed lines; only the line count in a later signed
+line distinguishes the two.
 """
 
 import os
@@ -52,7 +52,7 @@ class FindingSeverity(StrEnum):
 
 
 class Finding(NamedTuple):
-    """What is wrong, and where: a file of the journal, and the line in it."""
+    """Problem in a file of the journal, with its line."""
 
     gravity: FindingSeverity  # its name in `exeat log verify --format json`
     file: str
@@ -60,7 +60,7 @@ class Finding(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return the finding as one line."""
         return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.why}"
 
 
@@ -84,13 +84,13 @@ class CheckedFile:
     head: bytes = BEGINNING
     sealed: bool = False
     torn: bool = False
-    last: str = ""  # the time of the last line
+    last: str = ""  # time of the last line
     mark: Mark | None = None  # of the first line
-    marks: list[tuple[int, Kind, Mark]] = field(default_factory=list)  # of a ledger: each line's
+    marks: list[tuple[int, Kind, Mark]] = field(default_factory=list)  # of a ledger: number, kind and mark of each line
     hashes: set[bytes] = field(default_factory=set)  # of a ledger
-    signed: tuple[int, str, str] | None = None  # the last line with a good signature, its time, and its key
-    checks_last_signature_only: bool = False  # signatures are not held against their keys but for the last
-    unchecked_line: "FileLine | None" = None  # the last signed line, whose signature was not
+    signed: tuple[int, str, str] | None = None  # last line with a valid signature, its time and key
+    checks_last_signature_only: bool = False  # skip all signatures but the last
+    unchecked_line: "FileLine | None" = None  # the last signed line, still unchecked
     findings: list[Finding] = field(default_factory=list)
 
     def found(self, line: int | None, why: str, gravity: FindingSeverity = FindingSeverity.TAMPERED) -> None:
@@ -99,7 +99,7 @@ class CheckedFile:
 
 
 class FileLine(NamedTuple):
-    """A place in a file."""
+    """Line of a file, with its number."""
 
     number: int
     text: bytes
@@ -108,15 +108,15 @@ class FileLine(NamedTuple):
 def check(
     segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Keys", file: str, *, every_signature: bool = True
 ) -> CheckedFile:
-    """Look at one segment or ledger from its first byte to its last. Raises OSError.
+    """Check one segment or ledger from its first byte to its last. Raises OSError.
 
-    A key that a trusted one vouches for is added to `keys`. Without `every_signature`, of a ledger only the last one is
-    held against its key: it is over everything before it.
+    A key that a trusted key has signed is added to `keys`. Without `every_signature`, only the last signature of a
+    ledger is checked: it covers everything before it.
     """
     result = CheckedFile(segment.name, file, checks_last_signature_only=segment.is_ledger and not every_signature)
     _check_lines(segment, claims, keys, result)
     if not result.findings and segment.path.name.endswith(COMPRESSED) and not is_index_correct(segment.path):
-        why = "its index says otherwise than its lines: `exeat log` may have passed some over"
+        why = "its index does not match its lines: `exeat log` may have skipped some"
         result.found(None, why)
     if result.unchecked_line is not None and not result.findings:
         problem = _check_signature(result.unchecked_line, keys, result)
@@ -140,7 +140,7 @@ def _check_lines(segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Key
             number += 1
             body = text[:-75]
             line_hash = sha256(body).hexdigest().encode()
-            # What `segments.links` takes apart, for all but a few lines with two comparisons
+            # The same check as `segments.links`, with two comparisons for nearly all lines
             plain = text.endswith(b',"hash":"%b"}' % line_hash) and body.endswith(b',"prev":"%b"' % prev)
             if (
                 not plain
@@ -153,12 +153,12 @@ def _check_lines(segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Key
                     result.found(number, problem)
                     return
             elif result.sealed:
-                result.found(number, "it stands behind the segment's end")
+                result.found(number, "it is after the segment's end")
                 return
             prev = line_hash
             while number == at:
                 if line_hash != claim.head:
-                    why = f"it is not the line that was signed ({claim.where}); it or one before it was changed"
+                    why = f"it is not the line that was signed ({claim.where}): it or a line before it was changed"
                     result.findings.append(_locate_fault(segment, claims, file, number, why))
                     return
                 at, claim = pending_claims.pop(0)
@@ -166,28 +166,28 @@ def _check_lines(segment: Segment, claims: "tuple[SignedClaim, ...]", keys: "Key
     result.lines, result.head = number, prev
     if at != _NO_LINE:
         most = max(each.lines for each in claims)
-        why = f"it ends here: {most - number} more lines were signed ({claim.where})"
+        why = f"it ends here, but {most - number} more lines were signed ({claim.where})"
         result.found(number, why)
     elif result.torn and (result.sealed or segment.path.name.endswith(COMPRESSED)):
-        result.found(number + 1, "there is half a line behind its end")
+        result.found(number + 1, "there is half a line after its end")
     elif not result.sealed and segment.path.name.endswith(COMPRESSED) and not segment.is_ledger:
-        result.found(number, "it was closed, and its end is missing")
+        result.found(number, "it was closed, but its end is missing")
     elif result.torn:
         why = "an unfinished line: its writer was killed, or is writing it now"
         result.found(number + 1, why, FindingSeverity.TORN)
 
 
 def _check_unusual_line(line: FileLine, prev: bytes, keys: "Keys", result: CheckedFile) -> str | None:
-    """Look at a line that isn't as most are; what is wrong with it, None: it is signed, and well."""
+    """Check a line that failed the quick check; return the problem, or None for a validly signed line."""
     found = links(line.text)
     if found is None:
-        return "it is no line of a journal: it has no `prev` and `hash`"
+        return "it is not a line of a journal: it has no `prev` and `hash`"
     if not found.is_whole:
-        return "it was changed: its hash is not that of what it says"
+        return "it was changed: its hash does not match its content"
     if found.prev != prev:
         return "it does not follow the line before it"
     if not found.signature:
-        return "it is no line of a journal"
+        return "it is not a line of a journal"
     if result.checks_last_signature_only and _KEY not in line.text:
         result.unchecked_line = line
         result.signed = (line.number, "", "")
@@ -196,39 +196,39 @@ def _check_unusual_line(line: FileLine, prev: bytes, keys: "Keys", result: Check
 
 
 def _check_signature(line: FileLine, keys: "Keys", result: CheckedFile) -> str | None:
-    """Hold a line's signature against its key; what is wrong with it."""
+    """Verify a line's signature; return the problem, or None."""
     found = links(line.text)
     try:
         mark = decode(line.text).journal
     except MalformedEventError as error:
-        return f"it is signed and no event: {error}"
+        return f"it is signed, but not an event: {error}"
     key = "" if mark is None else mark.key
     if key not in keys:
-        return f"it is signed with the key `{key[:32]}`, which is none of those that are trusted"
+        return f"it is signed with the key `{key[:32]}`, which is not a trusted key"
     if found is None or not valid(keys[key], found.signature, found.signed):
-        return f"its signature is not that of the key `{key}`"
+        return f"its signature is not valid for the key `{key}`"
     result.signed = (line.number, line.text[_TIME_TEXT].decode("ascii", "replace"), key)
     return None
 
 
 def _check_own_event(line: FileLine, segment: Segment, keys: "Keys", result: CheckedFile) -> str | None:  # noqa: PLR0911
-    """Take note of what the journal says of itself; what is wrong with it."""
+    """Process an event of the journal about itself; return the problem, or None."""
     try:
         event = decode(line.text)
     except MalformedEventError:
-        return "it is no event"
+        return "it is not an event"
     mark = event.journal
     if line.number == 1:
         return _check_first_line(event, segment, result)
     if mark is None:
-        return "it is no event"
+        return "it is not an event"
     signed = result.signed is not None and result.signed[0] == line.number
     if event.kind is Kind.JOURNAL_SEALED:
         result.sealed = True
         if not signed:
-            return "it says that the segment ends here, and is not signed"
+            return "it ends the segment, but is not signed"
         if mark.lines != line.number - 1:
-            return f"it says that {mark.lines} lines are before it"
+            return f"it states {mark.lines} lines before it"
     if not segment.is_ledger:
         return None
     if not signed:
@@ -241,18 +241,18 @@ def _check_own_event(line: FileLine, segment: Segment, keys: "Keys", result: Che
 
 
 def _check_first_line(event: "Event", segment: Segment, result: CheckedFile) -> str | None:
-    """Look at a file's first line."""
+    """Check a file's first line; return the problem, or None."""
     mark = event.journal
     if mark is None or event.kind is not Kind.JOURNAL_OPENED:
-        return "it is not how a segment begins: what stood before it was removed"
+        return "a segment does not begin like this: lines before it were removed"
     if mark.segment != segment.name:
-        return f"it begins {mark.segment[:64]}, and is called {segment.name}: it was moved, or another one removed"
+        return f"it begins {mark.segment[:64]}, but is named {segment.name}: it was moved, or another one removed"
     result.mark = mark
     return None
 
 
 def _locate_fault(segment: Segment, claims: "tuple[SignedClaim, ...]", file: str, number: int, why: str) -> Finding:
-    """Look again at a segment in which something is wrong, for what was done to it and where that begins."""
+    """Read a faulty segment again to find the first changed line and the kind of change."""
     if os.path.basename(file).startswith(LEDGER):
         claims = ()
     located = first_wrong(segment, {claim.lines: claim.head for claim in claims})
@@ -267,14 +267,14 @@ _SEAL = re.compile(rb'"kind":"journal\.sealed".*"journal":\{"segment":"[^"]*","l
 class _Links(NamedTuple):
     prev: bytes
     hash: bytes
-    whole: bool  # its hash is that of what it says
-    number: int | None = None  # which line it is to be, if it says so
+    whole: bool  # its hash matches its content
+    number: int | None = None  # its line number, if it states one
 
 
 def first_wrong(segment: Segment, signed: "Mapping[int, bytes]") -> tuple[int, str] | None:
-    """Return the first line that is wrong and what was done; None: each follows the one before.
+    """Return the first faulty line and the kind of change; None: the chain is intact.
 
-    `signed` says which hash a line (by its number) has to have. Raises OSError.
+    `signed` has the required hashes by line number. Raises OSError.
     """
     lines = _read_links(segment)
     signed = {**signed, **{line.number: line.hash for line in lines if line.number is not None and line.whole}}
@@ -282,9 +282,9 @@ def first_wrong(segment: Segment, signed: "Mapping[int, bytes]") -> tuple[int, s
     prev = BEGINNING
     for number, line in enumerate(lines, 1):
         if not line.hash:
-            return number, "it is no line of a journal: it has no `prev` and `hash`"
+            return number, "it is not a line of a journal: it has no `prev` and `hash`"
         if not line.whole:
-            return number, "it was changed: its hash is not that of what it says"
+            return number, "it was changed: its hash does not match its content"
         if line.prev != prev:
             return _explain_gap(lines, at, number, signed)
         prev = line.hash
@@ -292,7 +292,7 @@ def first_wrong(segment: Segment, signed: "Mapping[int, bytes]") -> tuple[int, s
 
 
 def _find_rewritten(lines: list[_Links], signed: "Mapping[int, bytes]") -> tuple[int, str] | None:
-    """Say between which two signed lines something was changed, of lines that hang together."""
+    """Find the two signed lines around a change, in lines whose chain is intact."""
     good = 0
     for number in sorted(signed):
         if number <= len(lines) and lines[number - 1].hash != signed[number]:
@@ -301,35 +301,35 @@ def _find_rewritten(lines: list[_Links], signed: "Mapping[int, bytes]") -> tuple
     return None
 
 
-def _explain_gap(  # noqa: PLR0911  a list of what may have been done
+def _explain_gap(  # noqa: PLR0911  one return for each kind of change
     lines: list[_Links], at: dict[bytes, int], number: int, signed: "Mapping[int, bytes]"
 ) -> tuple[int, str]:
-    """Say why line `number` doesn't follow the one before it, which is whole and does."""
+    """Explain why line `number` does not follow the line before it, which is intact."""
     line, before = lines[number - 1], lines[number - 2].hash if number > 1 else BEGINNING
     if at[line.hash] != number or any(each.hash == line.hash for each in lines[: number - 1]):
         return number, "it was inserted: it is a copy of another line"
     follows = at.get(line.prev)
     if follows is not None and follows > number:
-        return number, f"it stands in the wrong place: it follows what is line {follows}"
+        return number, f"it is in the wrong place: it follows line {follows}"
     if number < len(lines) and lines[number].prev == before:
-        return number, "it was inserted: the line behind it follows the one before it"
+        return number, "it was inserted: the line after it follows the one before it"
     if follows is not None:
         return follows + 1, f"from here to line {number - 1} was inserted: line {number} follows line {follows}"
     if (rewritten := _find_rewritten(lines[: number - 1], signed)) is not None:
         return rewritten
     if line.prev == BEGINNING:
-        return number, "it is another segment's beginning: what stood before it belongs elsewhere"
+        return number, "it is the first line of another segment: the lines before it belong elsewhere"
     missing = _missing_before(at, number, signed)
     if missing == 0 and number > 1:
-        return number - 1, "it was changed, and given a new hash: the line behind it follows another"
+        return number - 1, "it was changed, and given a new hash: the line after it follows another"
     if number == 1:
-        return number, "what stood before it was removed"
-    much = f"{missing} lines were" if missing and missing > 1 else "a line was" if missing else "something was"
+        return number, "lines before it were removed"
+    much = f"{missing} lines were" if missing and missing > 1 else "a line was" if missing else "lines were"
     return number, f"{much} removed before it"
 
 
 def _missing_before(at: dict[bytes, int], number: int, signed: "Mapping[int, bytes]") -> int | None:
-    """Return how many lines are missing before line `number`, where a signed line tells."""
+    """Return the number of lines missing before line `number`, if a signed line states it."""
     for meant in sorted(signed):
         found = at.get(signed[meant])
         if found is not None and found >= number:

@@ -1,11 +1,11 @@
 """Segments of a journal: file names, safe opening, blocks of lines, and the hash chain of the lines.
 
-The files of a day are `YYYY-MM-DD/NNNN.jsonl`, `.jsonl.zst` once closed and compressed, and the ledger. A segment is
-named by its day and stem, `2026-11-18/0003`, in either form: it may be compressed between two looks, and then has the
-same lines at the same offsets. Offsets always count the lines as they were written.
+The files of a day are `YYYY-MM-DD/NNNN.jsonl`, `.jsonl.zst` once closed and compressed, and the ledger. The name of a
+segment is its day and stem, `2026-11-18/0003`, in either form: compression may happen at any time, and keeps lines and
+offsets. Offsets always count the uncompressed bytes.
 
-A worker can create files here, and a process that reads or signs them has more rights than a worker: no link is
-followed, and only regular files are opened (`open_regular`).
+A worker can create files here, and processes that read or sign them have more rights than a worker. So they follow no
+links and open only regular files (`open_regular`).
 
 A line ends with two members: `prev`, the hash of the line before it in its file, and `hash`, its own, SHA-256 (FIPS
 180-4) over all bytes of the line before the member. A signed line has a `signature` between them: ed25519 (RFC 8032)
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-LEDGER = "ledger"  # the stem of the file in which the heads of a day's segments are signed
+LEDGER = "ledger"  # stem of the file with the signed heads of a day's segments
 PLAIN, COMPRESSED = ".jsonl", ".jsonl.zst"
 BLOCK = 1 << 20  # bytes read at once
 _DECIMALS = frozenset("0123456789")
 
 
 class Segment(NamedTuple):
-    """One file of a journal. `path` is where it was found; it may have been compressed since."""
+    """File of a journal. It may have been compressed since it was found at `path`."""
 
     name: str
     path: "Path"
@@ -68,7 +68,7 @@ def days(directory: "Path", since: int = 0) -> "list[Path]":
 
     Raises OSError.
     """
-    from datetime import UTC, date, datetime  # the gate writes here too, and never asks
+    from datetime import UTC, date, datetime  # only readers need it; the gate imports this module too
 
     first = datetime.fromtimestamp(since // 1_000_000_000, UTC).date()
     found: list[tuple[date, Path]] = []
@@ -101,13 +101,13 @@ def ledger(day: "Path") -> Segment | None:
 
 
 def of_day(day: "Path") -> "list[Segment]":
-    """Return a day's segments, and its ledger behind them: what it vouches for comes first. Raises OSError."""
+    """Return a day's segments, then its ledger, which signs them. Raises OSError."""
     day_ledger = ledger(day)
     return [*segments(day), *([day_ledger] if day_ledger is not None else [])]
 
 
 def find(directory: "Path", name: str) -> Segment | None:
-    """Return the segment that is called `name`."""
+    """Return the segment with this name."""
     for suffix in (PLAIN, COMPRESSED):
         if _is_regular_file(path := directory / f"{name}{suffix}"):
             return Segment(name, path)
@@ -115,12 +115,12 @@ def find(directory: "Path", name: str) -> Segment | None:
 
 
 def open_day(day: "Path") -> int:
-    """Open a day's directory, which is no link. Raises OSError."""
+    """Open a day's directory without following a link. Raises OSError."""
     return os.open(day, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def open_regular(path: "Path", flags: int = os.O_RDONLY) -> int:
-    """Open a regular file of a day, neither of which is a link; a pipe is never waited for. Raises OSError."""
+    """Open a regular file of a day, without following links or blocking on a pipe. Raises OSError."""
     day = open_day(path.parent)
     try:
         file = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=day)
@@ -128,7 +128,7 @@ def open_regular(path: "Path", flags: int = os.O_RDONLY) -> int:
         os.close(day)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return file
 
 
@@ -140,20 +140,20 @@ def _is_regular_file(path: "Path") -> bool:
 
 
 def opened(segment: Segment, offset: int = 0, since: str = "") -> BinaryIO:
-    """Open a segment's lines behind its first `offset` bytes, also when it has been compressed. Raises OSError.
+    """Open a segment's lines from `offset` on, plain or compressed. Raises OSError.
 
     With `since`, a time as a line has it, older lines may be left out.
     """
     path = segment.path
     with contextlib.suppress(FileNotFoundError):
         return _open(path, offset, since)
-    # Compressed between the look and now: the other file was there before this one was taken away.
+    # Compressed meanwhile: the compressed file is complete before the plain one is removed.
     other = path.name.removesuffix(".zst") if path.suffix == ".zst" else f"{path.name}.zst"
     return _open(path.with_name(other), offset, since)
 
 
 class Block(NamedTuple):
-    """Whole lines of a segment, and the offset behind them; or, at the end, a line that is not finished."""
+    """Complete lines of a segment and the offset after them; or, at the end, an unfinished line."""
 
     lines: bytes
     end: int
@@ -161,10 +161,9 @@ class Block(NamedTuple):
 
 
 def blocks(segment: Segment, offset: int = 0, since: str = "") -> "Iterator[Block]":
-    """Yield what a segment holds behind `offset`, in blocks of whole lines.
+    """Yield a segment from `offset` on, in blocks of complete lines.
 
-    A line that is too long to be one of ours stands as an empty one: whoever wrote it can't fill our memory. Raises
-    OSError.
+    A line above the limit becomes an empty line, so that no writer can fill the reader's memory. Raises OSError.
     """
     partial, end, is_too_long = b"", offset, False
     with opened(segment, offset, since) as file:
@@ -194,8 +193,8 @@ def _open(path: "Path", offset: int, since: str) -> BinaryIO:
     return open_compressed(file, offset, since)
 
 
-BEGINNING = b"0" * 64  # what the first line of a file has for the hash of the line before it
-# The end of a line. Each part has one length and no quotation mark in it: there is one way to read a line.
+BEGINNING = b"0" * 64  # `prev` of the first line of a file
+# The end of a line. Each part has a fixed length and no quotation mark, so that parsing is unambiguous.
 _LINE = re.compile(
     rb'((.*,"prev":"([^"]{64})")(?:,"signature":"([^"]{88})")?),"hash":"([^"]{64})"\}\n',  # 88: 64 bytes in Base64
     re.DOTALL,
@@ -203,36 +202,36 @@ _LINE = re.compile(
 
 
 class ChainLinks(NamedTuple):
-    """What a line says of itself, and what it is said over."""
+    """Hash chain members of a line, and the bytes that they cover."""
 
     prev: bytes
     hash: bytes
-    hashed: bytes  # what `hash` is to be the SHA-256 of
-    signature: bytes = b""  # as it is written, in Base64; empty: it is not signed
-    signed: bytes = b""  # what it is over
+    hashed: bytes  # bytes covered by `hash`
+    signature: bytes = b""  # in Base64; empty: unsigned
+    signed: bytes = b""  # bytes covered by the signature
 
     @property
     def is_whole(self) -> bool:
-        """Whether the hash is that of what the line says."""
+        """Whether the hash matches the line."""
         return sha256(self.hashed).hexdigest().encode() == self.hash
 
 
 def link(line: bytes, prev: bytes) -> tuple[bytes, bytes]:
-    """Put a line of JSON (an object with a member, newline included) behind the one with the hash `prev`.
+    """Chain a line of JSON (an object with a member, newline included) to the line with the hash `prev`.
 
-    Return it as it is to be written, and its hash.
+    Return the line to write, and its hash.
     """
     return _add_hash(b'%b,"prev":"%b"' % (line[:-2], prev))
 
 
 def link_signed(line: bytes, prev: bytes, sign: "Callable[[bytes], bytes]") -> tuple[bytes, bytes]:
-    """Do what `link` does, with a signature."""
+    """Chain a line as `link` does, with a signature."""
     body = b'%b,"prev":"%b"' % (line[:-2], prev)
     return _add_hash(b'%b,"signature":"%b"' % (body, b64encode(sign(body))))
 
 
 def links(line: bytes) -> ChainLinks | None:
-    """Return what a whole line (newline included) says of itself; None: it has no links where they belong."""
+    """Parse the chain members of a complete line (newline included); None: it has none."""
     found = _LINE.fullmatch(line)
     if found is None:
         return None
@@ -241,7 +240,7 @@ def links(line: bytes) -> ChainLinks | None:
 
 
 def hash_of(line: bytes) -> bytes:
-    """Return the hash that a line says it has; empty where it says none."""
+    """Return the `hash` member of a line; empty without one."""
     found = links(line)
     return b"" if found is None else found.hash
 
@@ -252,17 +251,17 @@ def _add_hash(body: bytes) -> tuple[bytes, bytes]:
 
 
 _LEVEL = 3
-_FRAME = 4 << 20  # bytes of lines in a frame, at least
-_SKIPPABLE = 0x184D2A5E  # RFC 8878 section 3.1.2: 0x184D2A50 to 5F are ours to use
+_FRAME = 4 << 20  # minimum bytes of lines in a frame
+_SKIPPABLE = 0x184D2A5E  # RFC 8878 section 3.1.2: 0x184D2A50 to 5F are free for users
 _HEADER = struct.Struct("<II")
-_FOOTER = struct.Struct("<I4s")  # the length of the index, and what says that it is one
+_FOOTER = struct.Struct("<I4s")  # length of the index, and its magic
 _MAGIC = b"exj1"
 _TIME_TEXT = slice(9, 39)  # of a line: {"time":"2026-11-18T12:00:00.000000000Z"
 _LONGEST_INDEX = 1 << 20
 
 
 class Frame(NamedTuple):
-    """Where a frame begins in the file and in the lines, and the times of its lines, as text."""
+    """Start of a frame in the file and in the lines, and the first and last time of its lines, as text."""
 
     at: int
     offset: int

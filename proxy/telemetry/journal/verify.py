@@ -1,8 +1,8 @@
 """Verifies a journal: each of its files (`segment_check`), and all of them against each other.
 
-Each segment that a ledger lists is there, or its removal is signed. Each ledger has what segments recorded of it, and
-follows the one before it. Lines newer than the last signature are reported: without a signature anybody may have
-written them. With the public key all of this works on a copy.
+It checks that each segment in a ledger exists or has a signed removal, that each ledger has the lines that segments
+recorded of it, and that it follows the previous one. It reports lines newer than the last signature: without one, any
+process may have written them. With the public key all of this works on a copy.
 """
 
 import os
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-_PARALLEL_FROM = 32 << 20  # bytes of segments that are not worth a second process
-_UNSIGNED_FOR = 60  # seconds that what is written may wait for a signature
+_PARALLEL_FROM = 32 << 20  # bytes of segments from which several processes pay off
+_UNSIGNED_FOR = 60  # seconds until a line must be signed
 
 
 @dataclass(slots=True)
 class Report:
-    """What was looked at, and what was found."""
+    """Result of a verification."""
 
     findings: list[Finding] = field(default_factory=list)
     lines: int = 0
     segments: int = 0
-    signed: str = ""  # when something was signed last
-    key: str = ""  # with which key
-    head: str = ""  # the hash of the last ledger's last line
+    signed: str = ""  # time of the last signature
+    key: str = ""  # its key
+    head: str = ""  # hash of the last line of the last ledger
 
     def found(self, gravity: FindingSeverity, file: str, line: int | None, why: str) -> None:
         """Add a finding."""
@@ -40,17 +40,17 @@ class Report:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing was found but what a crash leaves."""
+        """Whether all findings are effects of a crash."""
         return all(each.gravity is FindingSeverity.TORN for each in self.findings)
 
 
 class LedgerContents(NamedTuple):
-    """What all the ledgers together say."""
+    """Contents of all ledgers."""
 
     claims: dict[str, list[SignedClaim]]
     removed: set[str]  # days and segments
     hashes: dict[str, set[bytes]]  # by ledger
-    ended: set[str]  # ledgers whose hashes are not all known
+    ended: set[str]  # ledgers with unknown hashes
 
 
 def verify(
@@ -59,14 +59,14 @@ def verify(
     external_lines: "Iterable[tuple[str, bytes]]" = (),
     progress: "Callable[[int, int], None]" = lambda _done, _all: None,
 ) -> Report:
-    """Look at all of a journal. Raises OSError.
+    """Verify a whole journal. Raises OSError.
 
-    `elsewhere` are lines that were kept on another machine, each with where it is from: what was signed in them has to
-    be here. `progress` is told how many bytes of how many have been looked at.
+    `external_lines` are lines stored on another machine, each with its source: the journal must have what they sign.
+    `progress` receives the number of checked bytes and of all bytes.
     """
     report = Report()
     where = days(journal)
-    # In this order: what a segment has seen of a ledger is in it by the time that is read, also while others write.
+    # List segments first: while others write, the ledgers read later then have all that these segments recorded.
     found = [segment for day in where for segment in segments(day)]
     ledgers = _check_ledgers(journal, where, keys, report)
     for source, line in external_lines:
@@ -92,7 +92,7 @@ def verify(
 
 
 def _check_ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Report) -> LedgerContents:
-    """Look at the ledgers, in order, and put together what they say."""
+    """Check the ledgers in order and collect their contents."""
     ledgers = LedgerContents({}, set(), {}, set())
     for day in where:
         day_ledger = ledger(day)
@@ -114,7 +114,7 @@ def _check_ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Rep
         if done.signed is not None:
             _, report.signed, report.key = done.signed
         report.head = done.head.decode("ascii", "replace")
-    # What follows a ledger that was removed with its day, which a later one says
+    # Drop findings about ledgers whose removal a later ledger records
     report.findings = [
         each for each in report.findings if each.line is not None or each.file.partition("/")[0] not in ledgers.removed
     ]
@@ -122,7 +122,7 @@ def _check_ledgers(journal: "Path", where: "list[Path]", keys: Keys, report: Rep
 
 
 def _check_predecessor(done: CheckedFile, ledgers: LedgerContents, report: Report) -> None:
-    """See that the ledger that a file names as its forerunner is there, with the line that was its last then."""
+    """Check that the ledger before a file exists and has the line that was its last one then."""
     if done.mark is None or not done.mark.after:
         return
     name, head, where = done.mark.after, done.mark.follows, f"{done.file}:1"
@@ -131,29 +131,29 @@ def _check_predecessor(done: CheckedFile, ledgers: LedgerContents, report: Repor
             FindingSeverity.TAMPERED, f"{name.partition('/')[0]}/{LEDGER}", None, f"it is missing ({where} follows it)"
         )
     elif head.encode() not in ledgers.hashes[name] and name not in ledgers.ended:
-        why = f"the line with the hash {head[:16]}… is missing: it was there when {where} was written"
+        why = f"the line with the hash {head[:16]}… is missing: it existed when {where} was written"
         report.found(FindingSeverity.TAMPERED, f"{name}.jsonl", None, why)
 
 
 def _add_external_claim(source: str, line: bytes, keys: Keys, ledgers: LedgerContents, report: Report) -> None:
-    """Take a line that was kept elsewhere: what was signed in it has to be here."""
+    """Add a signed line from another machine as a claim that the journal must meet."""
     found = links(line)
     try:
         event = decode(line)
     except MalformedEventError:
-        report.found(FindingSeverity.UNSIGNED, source, None, "it is no line of a journal")
+        report.found(FindingSeverity.UNSIGNED, source, None, "it is not a line of a journal")
         return
     mark = event.journal
     if mark is None or event.kind is not Kind.JOURNAL_CHECKPOINT or mark.lines is None:
         return
     if found is None or mark.key not in keys or not valid(keys[mark.key], found.signature, found.signed):
-        report.found(FindingSeverity.UNSIGNED, source, None, "it is not signed with a key that is trusted")
+        report.found(FindingSeverity.UNSIGNED, source, None, "it is not signed with a trusted key")
         return
     ledgers.claims.setdefault(mark.segment, []).append(SignedClaim(mark.lines, mark.head.encode(), mark.closed, source))
 
 
 def _check_segments(found: "list[Segment]", ledgers: LedgerContents, keys: Keys, total: int) -> "Iterator[CheckedFile]":
-    """Look at each segment, on all cores when there is much to look at."""
+    """Check each segment, on all cores if there are many bytes."""
     _shared_keys.clear()
     _shared_keys.update(keys)
     jobs = [(each, tuple(ledgers.claims.get(each.name, ())), _file_name(each)) for each in found]
@@ -162,7 +162,7 @@ def _check_segments(found: "list[Segment]", ledgers: LedgerContents, keys: Keys,
         return
     import multiprocessing
 
-    # The largest first, so that no core is left with a long one at the end; forked, so that nothing is sent to it
+    # Largest first, so that no core ends with a long one; fork(2) shares the data without copying it
     jobs.sort(key=lambda job: _size(job[0]), reverse=True)
     with multiprocessing.get_context("fork").Pool(min(len(jobs), os.process_cpu_count() or 1)) as pool:
         yield from pool.imap_unordered(_check_segment, jobs)
@@ -177,7 +177,7 @@ def _check_segment(job: tuple[Segment, tuple[SignedClaim, ...], str]) -> Checked
         return check(segment, claims, _shared_keys, file)
     except FileNotFoundError:
         gone = CheckedFile(segment.name, file)
-        gone.found(None, "it was removed while this looked", FindingSeverity.UNSIGNED)
+        gone.found(None, "it was removed during the verification", FindingSeverity.UNSIGNED)
         return gone
 
 
@@ -193,7 +193,7 @@ def _size(segment: Segment) -> int:
 
 
 def _report_missing(ledgers: LedgerContents, existing: set[str], where: set[str], report: Report) -> None:
-    """Name what a ledger knows and the journal hasn't; and numbers that nobody has."""
+    """Report segments that a ledger lists and the journal lacks, and missing numbers."""
     for name, claims in ledgers.claims.items():
         day = name.partition("/")[0]
         if name not in existing and name not in ledgers.removed and day not in ledgers.removed:
@@ -209,7 +209,7 @@ def _report_missing(ledgers: LedgerContents, existing: set[str], where: set[str]
 
 
 def _report_unsigned(checked: list[CheckedFile], ledgers: LedgerContents, report: Report) -> None:
-    """Name what should have been signed by now."""
+    """Report lines that should be signed by now."""
     if not checked:
         return
     if not report.signed:
@@ -217,7 +217,7 @@ def _report_unsigned(checked: list[CheckedFile], ledgers: LedgerContents, report
         return
     newest = max(each.last for each in checked)
     if _parse_time(newest) - _parse_time(report.signed) > _UNSIGNED_FOR:
-        why = f"nothing was signed since {report.signed}; what was written after that, up to {newest}, is not proved"
+        why = f"nothing was signed since {report.signed}: later lines, up to {newest}, are not proven"
         report.found(FindingSeverity.UNSIGNED, LEDGER, None, why)
     for each in checked:
         known = max((claim.lines for claim in ledgers.claims.get(each.name, ())), default=0)
@@ -226,8 +226,8 @@ def _report_unsigned(checked: list[CheckedFile], ledgers: LedgerContents, report
             and _parse_time(report.signed) - _parse_time(each.last) > _UNSIGNED_FOR
             and not each.findings
         ):
-            first = "it" if not known else f"what is behind line {known}"
-            why = f"{first} is in no ledger: anybody may have written it"
+            first = "it" if not known else f"the part after line {known}"
+            why = f"{first} is in no ledger: any process may have written it"
             report.found(FindingSeverity.UNSIGNED, each.file, known + 1, why)
 
 

@@ -1,12 +1,12 @@
 """Journal writer: appends events to `YYYY-MM-DD/NNNN.jsonl`, one line an event, one process a segment.
 
-An event is in the page cache when `append` returns: one write(2), no queue, so a killed worker loses no event of what
-it allowed. An event that cannot be written raises, and what it describes must then not be allowed (invariants 2, 6).
-Each line carries the hash of the line before it (`segments`); a segment's first line names its writer and the head of
-the day's ledger. A writer reads hostile bytes and holds no key: it reports how far it is (`news`), and a process with
-the key signs that (`ledger`).
+An event is in the page cache when `append` returns: one write(2), no queue, so a killed worker loses no event of an
+allowed attempt. If an event can't be written, `append` raises and the caller must block the attempt (invariants 2, 6).
+Each line has the hash of the line before it (`segments`); a segment's first line names its writer and the head of the
+day's ledger. A writer reads hostile bytes and has no key: it reports its position (`news`), and a process with the key
+signs that (`ledger`).
 
-DiskQuota bounds what one task may fill of the journal's disk.
+`DiskQuota` limits how much of the journal's disk one task may fill.
 """
 
 import contextlib
@@ -26,24 +26,24 @@ from proxy.telemetry.journal.segments import BEGINNING, COMPRESSED, LEDGER, PLAI
 
 _NS_A_SECOND = 1_000_000_000
 _SECONDS_A_DAY = 86_400
-SEGMENT_BYTES = 64 * 1024 * 1024  # where a writer goes on to its next segment
-SEGMENT_SECONDS = 6 * 3600  # and when
+SEGMENT_BYTES = 64 * 1024 * 1024  # size after which a writer starts its next segment
+SEGMENT_SECONDS = 6 * 3600  # and age
 FORMAT = 1  # of segments
 _MODE = 0o600  # of a segment
-CLOSED = stat.S_ISVTX  # in its mode, where it means nothing else: its writer closed it, and wasn't killed
-# Seconds that a look at a day's segments is good for: no segment is compressed or removed until ten minutes after its
-# end (`retention`), so all that were made since the look are there, without a gap.
+CLOSED = stat.S_ISVTX  # mode bit without another meaning on files: the writer closed the segment
+# Seconds that the highest number stays cached. Retention leaves segments alone for ten minutes after their end, so the
+# segments created since then exist without a gap.
 _CACHE_SECONDS = 300.0
 _UNLIMITED = 1 << 62  # bytes
-_LAST_LINES = 8192  # bytes of a ledger's end; its lines are shorter
+_LAST_LINES = 8192  # bytes read from a ledger's end; its lines are shorter
 
 
 class JournalWriteError(OSError):
-    """An event could not be written. Its errno says why; the attempt that it speaks of must be blocked."""
+    """An event could not be written (errno has the cause); the caller must block its attempt."""
 
 
 class SegmentHead(NamedTuple):
-    """How far a segment is: its whole lines, and the hash of the last. `closed`: its writer writes no more to it."""
+    """Head of a segment: number of complete lines and hash of the last. `closed`: its writer has ended it."""
 
     segment: str
     lines: int
@@ -52,11 +52,10 @@ class SegmentHead(NamedTuple):
 
 
 class Journal:
-    """One process's writer into a journal directory that others may be writing into too.
+    """Writer of one process; several processes may write to the same journal directory.
 
-    Each writer makes segments of its own: the next free number, taken with O_EXCL, and locked as long as it is open
-    (flock(2)): what is not locked has no writer any more. A segment holds one day's events (UTC) in the order in which
-    they happened.
+    Each writer creates its own segments: the next free number, created with O_EXCL, and locked while open (flock(2)),
+    so an unlocked segment has no writer. A segment has the events of one day (UTC) in order.
     """
 
     __slots__ = (
@@ -65,20 +64,20 @@ class Journal:
     )  # fmt: skip
 
     def __init__(self, directory: Path | int, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """Open `directory`, made 0700 if it is missing; or take a descriptor of it, which stays the caller's.
+        """Open `directory`, created 0700 if missing, or duplicate a descriptor of it.
 
-        No segment is made before there is an event to put in it.
+        The first segment is created with the first event.
         """
-        self.written = 0  # bytes since the start, over all segments
-        self.segment = -1  # descriptor of the open one; -1: none is
+        self.written = 0  # bytes of all segments since the start
+        self.segment = -1  # descriptor of the open segment; -1: none
         self._name = ""
-        self._begins = self.ends = 0  # what it may span: ns since 1970
+        self._begins = self.ends = 0  # its time range: ns since 1970
         self._length = 0  # bytes
         self._segment_bytes = segment_bytes
         self._lines = 0
         self._head = BEGINNING  # the hash of the last line
         self._reported_lines = 0  # lines
-        self._finished: list[SegmentHead] = []  # that nobody has asked for yet
+        self._finished: list[SegmentHead] = []  # not reported yet
         self._ids = IdMaker()
         self._directory = -1
         try:
@@ -87,7 +86,7 @@ class Journal:
             raise JournalWriteError(error.errno, error.strerror, str(directory)) from error
 
     def free(self) -> int:
-        """How many bytes the disk has room for, of which none are reserved; without end where it doesn't say that."""
+        """Return the free bytes of the disk; unlimited if the file system doesn't report them."""
         try:
             status = os.fstatvfs(self._directory)
         except OSError:
@@ -95,7 +94,7 @@ class Journal:
         return status.f_bavail * status.f_frsize if status.f_blocks else _UNLIMITED
 
     def append(self, line: bytes, now: int) -> int:
-        """Write one whole line of an event that happened at `now` (ns since 1970); return how many bytes that took.
+        """Write the line of an event at `now` (ns since 1970); return the number of bytes written.
 
         Raises JournalWriteError.
         """
@@ -104,25 +103,25 @@ class Journal:
             if not self._begins <= now < self.ends or self._length >= self._segment_bytes:
                 self._begin_segment(now)
             for each in (line,) if self._lines else (self._first_line(now), line):
-                # What `segments.link` does, without a call: this is done for every event.
+                # The same as `segments.link`, inlined because every event runs it.
                 body = b'%b,"prev":"%b"' % (each[:-2], self._head)
                 line_hash = sha256(body).hexdigest().encode()
                 linked = b'%b,"hash":"%b"}\n' % (body, line_hash)
                 count = os.write(self.segment, linked)
-                while count < len(linked):  # a disk that fills up takes what it has room for; the next write says so
+                while count < len(linked):  # a full disk takes a part; the next write raises
                     count += os.write(self.segment, linked[count:])
                 self._head = line_hash
                 self._lines += 1
                 self._length += count
                 self.written += count
         except OSError as error:
-            # What the kernel took of the line before it failed must not stay in front of the next one.
+            # A partial line must not stay before the next one.
             self._remove_partial_line()
             raise JournalWriteError(error.errno, error.strerror) from error
         return self.written - before
 
     def news(self) -> list[SegmentHead]:
-        """Return how far the segments are that have grown or ended since this was last asked."""
+        """Return the heads of the segments that have grown or ended since the last call."""
         heads, self._finished = self._finished, []
         if self._lines > self._reported_lines:
             self._reported_lines = self._lines
@@ -130,14 +129,14 @@ class Journal:
         return heads
 
     def close(self) -> None:
-        """Close what is open; idempotent."""
+        """Close the segment and the directory; idempotent."""
         self._end_segment()
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1
 
     def _first_line(self, now: int) -> bytes:
-        """Say whose segment this is, and which ledger there was when it began."""
+        """Return the first line of a segment: its writer, and the head of the ledger at its start."""
         head = self._ledger_head()
         after = f"{self._name.partition('/')[0]}/{LEDGER}" if head else ""
         mark = Mark(self._name, format=FORMAT, writer=os.getpid(), after=after, follows=head)
@@ -145,7 +144,7 @@ class Journal:
         return encode(Event(Instant(now), line_hash, Kind.JOURNAL_OPENED, host=host, journal=mark))
 
     def _begin_segment(self, now: int) -> None:
-        """Go on to a new segment, for the day that `now` falls on."""
+        """Start a new segment for the day of `now`."""
         self._end_segment()
         day = now // _NS_A_SECOND // _SECONDS_A_DAY * _SECONDS_A_DAY
         name = time.strftime("%Y-%m-%d", time.gmtime(day))
@@ -162,7 +161,7 @@ class Journal:
 
     def _end_segment(self) -> None:
         if self.segment >= 0:
-            with contextlib.suppress(OSError):  # a file system without that bit: it is taken for one of a killed writer
+            with contextlib.suppress(OSError):  # a file system without that bit: counts as killed
                 os.fchmod(self.segment, _MODE | CLOSED)
             os.close(self.segment)
         if self._lines:
@@ -172,7 +171,7 @@ class Journal:
         self._length = self._lines = self._begins = self.ends = 0
 
     def _remove_partial_line(self) -> None:
-        """Take back what was written of a line; where even that fails, leave the segment with its torn last line."""
+        """Remove a partial line; if that fails, end the segment with its torn last line."""
         if self.segment < 0:
             return
         try:
@@ -185,7 +184,7 @@ class Journal:
         return os.open(name, flags, dir_fd=self._directory)
 
     def _ledger_head(self) -> str:
-        """Return the hash of the last line of today's ledger, empty where there is none: nothing hangs on it here."""
+        """Return the hash of the last line of today's ledger; empty without one, which is no error."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             day = self._open_day(self._name.partition("/")[0])
@@ -213,7 +212,7 @@ def _open_directory(path: Path) -> int:
 
 
 class _HighestNumber(NamedTuple):
-    """What the greatest number of a segment in a directory was at a time (seconds since 1970)."""
+    """Highest segment number in a directory at a time (seconds since 1970)."""
 
     directory: tuple[int, int]
     number: int
@@ -224,7 +223,7 @@ _number_cache = [_HighestNumber((0, 0), 0, 0.0)]
 
 
 def look_ahead(journal: Path) -> None:
-    """Have who is forked from this process soon not look through all segments of today for the next free number."""
+    """Cache the highest number of today, so that processes forked soon need not list all segments."""
     with contextlib.suppress(OSError):
         day = os.open(journal / time.strftime("%Y-%m-%d", time.gmtime()), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -234,7 +233,7 @@ def look_ahead(journal: Path) -> None:
 
 
 def _find_highest_number(day: int) -> int:
-    """Return the greatest number of a segment in an open day directory; 0: there is none."""
+    """Return the highest segment number in an open day directory; 0: no segment."""
     status, now, last = os.fstat(day), time.time(), _number_cache[0]
     directory = status.st_dev, status.st_ino
     if last.directory == directory and 0 <= now - last.when < _CACHE_SECONDS and _has_segment(day, last.number):
@@ -246,7 +245,7 @@ def _find_highest_number(day: int) -> int:
 
 
 def _find_highest_consecutive(day: int, number: int) -> int:
-    """Return the last segment of those that follow `number` without a gap, looking at few of many."""
+    """Return the last consecutive number after `number`, by galloping search."""
     step = 1
     while _has_segment(day, number + step):
         number += step
@@ -266,7 +265,7 @@ def _has_segment(day: int, number: int) -> bool:
 
 
 def _next_segment(day: int) -> tuple[int, int]:
-    """Make the next free segment in an open day directory; return its number and a locked descriptor."""
+    """Create the next free segment in an open day directory; return its number and a locked descriptor."""
     number = _find_highest_number(day)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
@@ -274,34 +273,34 @@ def _next_segment(day: int) -> tuple[int, int]:
         try:
             segment = os.open(f"{number:04d}{PLAIN}", flags, _MODE, dir_fd=day)
         except FileExistsError:
-            continue  # another writer took it between the look and now
+            continue  # another writer took it meanwhile
         _number_cache[0] = _number_cache[0]._replace(number=number)
-        with contextlib.suppress(OSError):  # a file system without locks: what is mended there is looked at by its age
+        with contextlib.suppress(OSError):  # a file system without locks: repair goes by age
             fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return number, segment
 
 
-LITTLE: Final = 16 << 20  # bytes that are nobody's business
-_CHECK_INTERVAL_BYTES: Final = 1 << 20  # bytes, from one look at the disk to the next
-_RECHECK_SECONDS: Final = 1.0  # seconds, likewise, while there is no room
+LITTLE: Final = 16 << 20  # bytes that every task may use
+_CHECK_INTERVAL_BYTES: Final = 1 << 20  # bytes between two checks of the disk
+_RECHECK_SECONDS: Final = 1.0  # seconds between two checks, while the quota is exceeded
 _DAY: Final = 86_400  # seconds
 
 
 class DiskQuota:
-    """One task's, of the disk that `journal` is on."""
+    """Quota of one task on the disk of `journal`."""
 
     __slots__ = ("_day", "_is_reported", "_journal", "_next_check_bytes", "_next_check_time", "taken")
 
     def __init__(self, journal: "Journal") -> None:
         self._journal = journal
         self._next_check_bytes = LITTLE
-        self._next_check_time = 0.0  # time.monotonic(), while there is no room
+        self._next_check_time = 0.0  # time.monotonic(), while the quota is exceeded
         self._day = 0
         self.taken = 0  # bytes, today
-        self._is_reported = False  # that there is no room
+        self._is_reported = False  # the exceeded quota
 
     def has_room(self) -> bool:
-        """Whether more may be told of the task."""
+        """Whether more events of the task may be written."""
         if self.taken < self._next_check_bytes or time.monotonic() < self._next_check_time:
             return not self._next_check_time
         day = int(time.time()) // _DAY
@@ -318,10 +317,10 @@ class DiskQuota:
         return False
 
     def used_up(self, say: Callable[[str], None]) -> JournalWriteError:
-        """Return what to raise where there is no room; `say` what is to be known of that, once."""
-        usage = f"{self.taken >> 20} MiB were told of the task today"
+        """Return the error to raise when the quota is exceeded; report it to `say` once."""
+        usage = f"{self.taken >> 20} MiB were recorded of the task today"
         if not self._is_reported:
             self._is_reported = True
-            more = "more than half of what is free on the journal's disk: what it tries is refused"
-            say(f"{usage}, {more}, so that others' attempts can be told")
+            more = "more than half of the free space on the journal's disk: its attempts are blocked"
+            say(f"{usage}, {more}, so that other tasks can be recorded")
         return JournalWriteError(errno.EDQUOT, usage)

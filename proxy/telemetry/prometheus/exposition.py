@@ -1,6 +1,6 @@
 """Writes metrics in the Prometheus text format. Only this module imports prometheus_client.
 
-Every name and its meaning stand in `_FAMILIES` once; a test holds docs/reference/telemetry.md to them.
+`_FAMILIES` has every name and its help text; a test compares docs/reference/metrics.md with it.
 """
 
 import platform
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.prometheus.metrics import Metrics, ProcessUse
 
-# What a scrape answers with: Prometheus' text format, which every version since 0.4 of it reads.
+# Prometheus' text format 0.0.4, which every version of Prometheus reads.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# Shown before they happen: increase() sees no first time in a series that begins with it.
+# Series that exist before the first event: increase() misses the first count of a new series.
 _ZERO_SERIES = {(kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED): 0 for kind in DECISIONS}
 
 
@@ -41,7 +41,7 @@ def render(metrics: "Metrics") -> bytes:
 
 
 class _Families(Collector):
-    """Families that were made before, under prometheus_client's interface."""
+    """Adapter: existing families in prometheus_client's collector interface."""
 
     def __init__(self, families: "Iterable[Metric]") -> None:
         self._families = families
@@ -56,7 +56,7 @@ type _Class = type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFami
 
 
 class _Family(NamedTuple):
-    """One metric. By default its value is the attribute of its name, for several labels by a tuple of them."""
+    """One metric. By default its value is the attribute of the same name; several labels are a tuple."""
 
     kind: _Class
     name: str  # without `exeat_`
@@ -84,7 +84,7 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 
 
 def _process_families(processes: "Mapping[str, int | ProcessUse]") -> "Iterator[Metric]":
-    """Yield the usual process_* of each process of ours; one that is gone or can't be read has no samples."""
+    """Yield the process_* families of our processes; an ended or unreadable process has no samples."""
     uses = {role: read_process(each) if isinstance(each, int) else each for role, each in processes.items()}
     for kind, name, text, field in _PROCESS_FAMILIES:
         family = kind(f"process_{name}", text, labels=("role",))
@@ -95,17 +95,17 @@ def _process_families(processes: "Mapping[str, int | ProcessUse]") -> "Iterator[
 
 
 def _select[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
-    """Return the counts of these names, also those that nothing was counted for, and of no others."""
+    """Return the counts of exactly these names; 0 where nothing was counted."""
     return {name: counts.get(name, 0) for name in names}
 
 
 def _with_zeros[K](names: "Iterable[K]", counts: "Mapping[K, int]") -> dict[K, int]:
-    """Return all counts, and 0 for those of these names that nothing was counted for."""
+    """Return all counts, with 0 for each of these names that has none."""
     return {**dict.fromkeys(names, 0), **counts}
 
 
 def _decisions_by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> dict[tuple[str, str], int]:
-    """Return counts under rule ids fit to be read; two that look the same are one: a scrape allows no twins."""
+    """Return counts by escaped rule id; add up ids that look the same, as a scrape allows no duplicates."""
     escaped: dict[tuple[str, str], int] = {}
     for (rule, verdict), count in counts.items():
         key = (visible(cut(rule)), verdict.value)
@@ -114,7 +114,7 @@ def _decisions_by_rule(counts: "Mapping[tuple[str, Verdict], int]") -> dict[tupl
 
 
 def _limit_use_by_rule(shares: "Mapping[tuple[str, str], float]") -> dict[tuple[str, str], float]:
-    """Return shares under rule ids fit to be read; of two that look the same the larger one."""
+    """Return shares by escaped rule id; of ids that look the same, the largest share."""
     escaped: dict[tuple[str, str], float] = {}
     for (rule, field), share in sorted(shares.items()):
         key = visible(cut(rule)), field
@@ -136,7 +136,7 @@ def _flags_age(metrics: "Metrics") -> float:
 def _build_info(_metrics: "Metrics") -> dict[tuple[str, str], float]:
     try:
         exeat_version = version("exeat")
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:  # a checkout that is not installed
         exeat_version = "unknown"
     return {(exeat_version, platform.python_version()): 1.0}
 

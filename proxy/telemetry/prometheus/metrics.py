@@ -1,8 +1,7 @@
 """Metrics of one process, counts of pending approvals, and the tally of one task: plain numbers until a scrape.
 
-Counting is cheap, as every connection does it. Labels come from closed sets only (invariant 7): never a host name, a
-task or a path. What falls outside its set is counted as `other`. `exposition` and with it prometheus_client are
-imported by the first rendering.
+Counting is cheap, as every connection does it. Labels come from closed sets (invariant 7): never a host name, a task or
+a path. A value outside its set counts as `other`. The first rendering imports `exposition` and prometheus_client.
 """
 
 import os
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
     from rules.verdicts import Mode, Verdict
 
 
-STALE: Final = "stale"  # whoever waited is gone
+STALE: Final = "stale"  # the waiting client has left
 ANSWERS: Final = frozenset({*(each.value for each in Answer if each is not Answer.PASS), STALE})
-BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: a person's
+BOUNDS: Final = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)  # seconds: the scale of a person
 
 
 class PendingCounts(Struct, frozen=True):
@@ -52,27 +51,27 @@ class ApprovalWaits:
         self._since: dict[Hashable, float] = {}
         self._others = 0
         self._others_age = 0.0
-        self.answers: dict[str, int] = {}  # what came of those that waited, by answer
-        self.counts = [0] * (len(BOUNDS) + 1)  # how long they waited; the last: above all bounds
-        self.seconds = 0.0  # all of them together
+        self.answers: dict[str, int] = {}  # number of ended waits, by answer
+        self.counts = [0] * (len(BOUNDS) + 1)  # histogram of the waits; the last: above all bounds
+        self.seconds = 0.0  # sum of all waits
 
     @property
     def pending(self) -> int:
-        """How many wait now."""
+        """Number of attempts that wait now."""
         return len(self._since) + self._others
 
     @property
     def age(self) -> float:
-        """How long the oldest of them has waited, in seconds; 0 where nothing waits."""
+        """Seconds that the oldest attempt has waited; 0 if none waits."""
         own = time.monotonic() - min(self._since.values()) if self._since else 0.0
         return max(own, self._others_age)
 
     def began(self, key: "Hashable") -> None:
-        """Count an attempt that waits from now on. `key` tells it from the others."""
+        """Start the wait of an attempt with a unique `key`."""
         self._since[key] = time.monotonic()
 
     def over(self, key: "Hashable", answer: Answer | None) -> None:
-        """Count it out, with what came of it; None: whoever waited is gone. Once: what doesn't wait is passed over."""
+        """End the wait of an attempt with its answer; None: the client left. Unknown keys are ignored."""
         began = self._since.pop(key, None)
         if began is None:
             return
@@ -82,19 +81,19 @@ class ApprovalWaits:
         self.seconds += seconds
 
     def ended(self, key: "Hashable", answer: Answer) -> None:
-        """Count an attempt out that may never have waited."""
+        """Count the answer of an attempt that may never have waited."""
         if key in self._since:
             self.over(key, answer)
         else:
             self.answered(answer)
 
     def answered(self, answer: Answer | None) -> None:
-        """Count what came of an attempt that never waited: there was nobody to ask, or too much."""
+        """Count the answer of an attempt that never waited: no approver, or too many requests."""
         word = STALE if answer is None else answer.value
         self.answers[word] = self.answers.get(word, 0) + 1
 
     def note(self, other: "ApprovalWaits", *, ended: bool = False) -> None:
-        """Add another process's numbers; `ended`: without what only holds while it is there."""
+        """Add the numbers of another process; `ended`: without its current state."""
         for word, count in other.answers.items():
             self.answers[word] = self.answers.get(word, 0) + count
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
@@ -104,14 +103,14 @@ class ApprovalWaits:
             self._others_age = max(self._others_age, other.age)
 
     def told(self) -> "PendingCounts":
-        """Return all of it for another process."""
+        """Return the message for another process."""
         return PendingCounts(self.answers, self.counts, self.seconds, self.pending, self.age)
 
     @classmethod
     def of(cls, told: "PendingCounts") -> "ApprovalWaits":
-        """Take what another process says, which isn't trusted. Raises ValueError."""
+        """Read the message of another process, which is not trusted. Raises ValueError."""
         if not told.answers.keys() <= ANSWERS:
-            raise ValueError("not answers")
+            raise ValueError("unknown answers")
         found = cls()
         found.answers, found.counts, found.seconds = dict(told.answers), told.counts, told.seconds
         found._others, found._others_age = told.pending, told.age
@@ -125,10 +124,10 @@ DNS_TYPES = frozenset(
 PACKET_KINDS = frozenset({"tcp", "udp", "quic", "icmp", "dns_destination"})
 UNUSUAL = frozenset({"destination", "bytes_up"})
 TASK_OUTCOMES = frozenset({"passed", "blocked", "failed"})
-MOST_RULES = 1_000  # rules that get a series of their own
+MOST_RULES = 1_000  # rules with their own series
 SOON = 7  # days
 _MOST_CALLS = 100
-CONNECTED = "connected"  # the dial result that is no reason
+CONNECTED = "connected"  # the dial result without a reason
 
 # Seconds. Deciding takes microseconds, a dial milliseconds, a connection anything up to hours.
 _DECISION = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
@@ -138,10 +137,10 @@ _START = (0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class LimitUse(Protocol):
-    """What knows how much of each limit is used."""
+    """Source of the use of each limit."""
 
     def used(self) -> dict[tuple[str, str], float]:
-        """Return how much of each limit is used up, 0 to 1, by rule and field."""
+        """Return the use of each limit, 0 to 1, by rule and field."""
 
 
 class Histogram:
@@ -168,24 +167,24 @@ class Metrics:
         self.rule_decisions: dict[tuple[str, Verdict], int] = {}
         self.dns_queries: dict[tuple[str, Verdict], int] = {}
         self.events: dict[Kind, int] = {}
-        self.events_dropped = 0  # by the journal, the only sink so far
+        self.events_dropped = 0  # by the journal
         self.journal_bytes = 0
         self.agent_records_refused = 0
         self.gate_errors: dict[Component, int] = {}
         self.packets_refused: dict[str, int] = {}
         self.calls_refused: dict[str, int] = {}  # system calls, by name
-        self.datagrams_refused = 0  # by the gate; those that the kernel refused are packets
-        self.datagrams_lost: dict[str, int] = {}  # let out, or in, and not passed on, by direction
+        self.datagrams_refused = 0  # by the gate; the kernel's refusals count as packets
+        self.datagrams_lost: dict[str, int] = {}  # allowed and not forwarded, by direction
         self.connections_open = 0
         self.bytes_up = self.bytes_down = 0
         self.connection_seconds = Histogram(_CONNECTION)
         self.decision_seconds = Histogram(_DECISION)
         self.peek_seconds = Histogram(_DIAL)
         self.dial_seconds: dict[str, Histogram] = {}
-        self.limits: LimitUse | None = None  # of the sandbox; asked when somebody scrapes
-        self.in_force: dict[str, Mode] = {}  # by revision: one policy, or those of all sandboxes where these are totals
+        self.limits: LimitUse | None = None  # of the sandbox; read at each scrape
+        self.in_force: dict[str, Mode] = {}  # by revision: one policy; in totals those of all sandboxes
         self.known_rules: frozenset[str] = frozenset()
-        self.rule_endings: tuple[date, ...] = ()  # the last days of the rules that have one
+        self.rule_endings: tuple[date, ...] = ()  # last days of rules with an end
         self.rules_valid = False
         self.rules_loads: dict[str, int] = {}
         self.rules_loaded_at: float | None = None  # seconds since 1970
@@ -193,17 +192,17 @@ class Metrics:
         self.sandboxes = 0
         self.sandbox_start_seconds = Histogram(_START)
         self.tasks: dict[str, int] = {}
-        self.waiting = ApprovalWaits()  # for people
+        self.waiting = ApprovalWaits()  # pending approvals
         self.tasks_tainted = 0
-        self.flags = (0, 0.0)  # flagged events that nobody has looked at, and when the oldest was (s since 1970)
-        self.tasks_unusual: dict[str, int] = {}  # by what of them is
+        self.flags = (0, 0.0)  # unreviewed flagged events, and the time of the oldest (s since 1970)
+        self.tasks_unusual: dict[str, int] = {}  # by kind of anomaly
         self.worker_restarts = 0
-        self.processes: dict[str, int | ProcessUse] = {}  # by role: its pid, or what it has said it uses
+        self.processes: dict[str, int | ProcessUse] = {}  # by role: its pid, or its reported use
 
     def decided(
         self, kind: Kind, verdict: "Verdict", outcome: Outcome, reason: Reason, rules: "Iterable[str]" = ()
     ) -> None:
-        """Count a decision, and each of its rules; those that don't exist, or are too many, as `other`."""
+        """Count a decision and each of its rules; unknown rules, and rules beyond the limit, as `other`."""
         key = (kind, verdict, outcome, reason)
         self.decisions[key] = self.decisions.get(key, 0) + 1
         for rule in rules:
@@ -211,12 +210,12 @@ class Metrics:
             self.rule_decisions[by_rule] = self.rule_decisions.get(by_rule, 0) + 1
 
     def limits_used(self) -> dict[tuple[str, str], float]:
-        """Return how much of each limit is used, 0 to 1, by rule and field, for rules that have their own series."""
+        """Return the use of each limit, 0 to 1, by rule and field, for rules with their own series."""
         used = {} if self.limits is None else self.limits.used()
         return {key: share for key, share in used.items() if key[0] in self.known_rules}
 
     def rules_expiring(self, today: "date") -> int:
-        """Count the rules that are still good, and within `SOON` no more."""
+        """Count the rules that end within `SOON` days."""
         return sum(0 <= ending.toordinal() - today.toordinal() < SOON for ending in self.rule_endings)
 
     def dns_query(self, question_type: str, verdict: "Verdict") -> None:
@@ -225,12 +224,12 @@ class Metrics:
         self.dns_queries[key] = self.dns_queries.get(key, 0) + 1
 
     def told(self, kind: "Kind", length: int, times: int = 1) -> None:
-        """Count events of a kind that the journal took, of `length` bytes together."""
+        """Count written events of a kind, with `length` bytes in total."""
         self.events[kind] = self.events.get(kind, 0) + times
         self.journal_bytes += length
 
     def dialled(self, reason: "Reason | None", seconds: float) -> None:
-        """Count an attempt to reach a destination; `reason` is why it failed, None when it is connected."""
+        """Count a dial; `reason` is its failure, None for a connection."""
         result = CONNECTED if reason is None else reason.value
         histogram = self.dial_seconds.get(result)
         if histogram is None:
@@ -243,11 +242,11 @@ class Metrics:
         return Histogram(_DIAL)
 
     def failed(self, where: Component, times: int = 1) -> None:
-        """Count something unexpected."""
+        """Count an unexpected error."""
         self.gate_errors[where] = self.gate_errors.get(where, 0) + times
 
     def refused_packets(self, counts: "Mapping[str, int]") -> None:
-        """Take over the totals of the kernel's ruleset, by kind: packets refused since the ruleset was installed."""
+        """Set the totals of the kernel's ruleset, by kind: packets refused since its installation."""
         totals: dict[str, int] = {}
         for kind, count in counts.items():
             label = kind if kind in PACKET_KINDS else OTHER
@@ -255,29 +254,29 @@ class Metrics:
         self.packets_refused = totals
 
     def refused_call(self, call: str, times: int) -> None:
-        """Count system calls that were refused, by name; of more names than a filter has lines, as `other`."""
+        """Count denied system calls by name; names beyond the limit count as `other`."""
         label = call if call in self.calls_refused or len(self.calls_refused) < _MOST_CALLS else OTHER
         self.calls_refused[label] = self.calls_refused.get(label, 0) + times
 
     def rules_loaded(
         self, revision: str, rules: "Iterable[str]", mode: "Mode", now: float, endings: "Iterable[date]" = ()
     ) -> None:
-        """Say which policy is in force from `now` (seconds since 1970) on, and the last days of rules that have one."""
+        """Set the policy in force from `now` (seconds since 1970) on, and the last days of its rules."""
         self.rule_endings = tuple(endings)
         self.in_force = {revision: mode}
         self.rules_valid = True
         self.rules_loaded_at = now
-        # Chosen by the order of the file, so that a reload keeps the series it can.
+        # In file order, so that a reload keeps as many series as possible.
         self.known_rules = frozenset(islice(rules, MOST_RULES))
         self.rules_loads["loaded"] = self.rules_loads.get("loaded", 0) + 1
-        # Rules that are gone give their counts to `other`: reload after reload must not add series without end.
+        # Counts of removed rules go to `other`: reloads must not add series for ever.
         counted, self.rule_decisions = self.rule_decisions, {}
         for (rule, verdict), count in counted.items():
             key = (rule if rule in self.known_rules else OTHER, verdict)
             self.rule_decisions[key] = self.rule_decisions.get(key, 0) + count
 
     def rules_rejected(self) -> None:
-        """Say that the rule files as they are now are broken; an older policy may still be in force."""
+        """Record that the current rule files are invalid; an older policy may still be in force."""
         self.rules_valid = False
         self.rules_loads["rejected"] = self.rules_loads.get("rejected", 0) + 1
 
@@ -287,26 +286,26 @@ class Metrics:
         self.sandbox_start_seconds.observe(seconds)
 
     def sandbox_ended(self) -> None:
-        """Count a sandbox out."""
+        """Count an ended sandbox."""
         self.sandboxes -= 1
 
     def task_ended(self, outcome: "Outcome") -> None:
-        """Count a task: `passed` was run, `blocked` was refused, `failed` could not be started or lost its gate."""
+        """Count a task: `passed` has run, `blocked` was refused, `failed` did not start or lost its gate."""
         label = outcome.value if outcome.value in TASK_OUTCOMES else OTHER
         self.tasks[label] = self.tasks.get(label, 0) + 1
 
     def unusual(self, what: str, times: int = 1) -> None:
-        """Count something that tasks of a name don't usually do."""
+        """Count an anomaly."""
         label = what if what in UNUSUAL else OTHER
         self.tasks_unusual[label] = self.tasks_unusual.get(label, 0) + times
 
     def watch(self, role: str, pid: int) -> None:
-        """Show a process's own numbers (process_*) under a role: `worker`, `launcher`."""
+        """Export the process_* metrics of a process under a role: `worker`, `launcher`."""
         self.processes[role] = pid
 
     def render(self) -> bytes:
-        """Return everything in Prometheus' text format. The first call imports prometheus_client: about 75 ms."""
-        from proxy.telemetry.prometheus.exposition import render  # 75 ms that only a scrape pays
+        """Return all metrics in Prometheus' text format. The first call imports prometheus_client: about 75 ms."""
+        from proxy.telemetry.prometheus.exposition import render  # 75 ms, only for a scrape
 
         return render(self)
 
@@ -316,7 +315,7 @@ _LONGEST_NAME = 255  # characters, as long as a name can be
 
 
 class Tally:
-    """Counts while a task runs. Each attempt counts once: as what was decided, until it ends otherwise."""
+    """Counts of a running task. Each attempt counts once: by its decision, or by its end if that differs."""
 
     __slots__ = ("_blocked", "_calls", "_counts", "_failed", "_given_up", "_held", "_leaked", "_leaks", "dropped",
                  "flagged", "tampers")  # fmt: skip
@@ -345,7 +344,7 @@ class Tally:
         elif outcome is Outcome.FAILED:
             _add_place(self._failed, name, address)
 
-    def ended(  # noqa: PLR0917  what there is to count
+    def ended(  # noqa: PLR0917  the parts of an attempt
         self,
         kind: Kind,
         decided: Outcome,
@@ -354,31 +353,31 @@ class Tally:
         address: object,
         reason: Reason | None = None,
     ) -> None:
-        """Count an attempt that was let out, and counted, as what it came to: cut, stopped or failed."""
+        """Change the count of an allowed attempt that was later cut, blocked or failed."""
         if outcome in STOPPED:
             self._counts[kind, decided] -= 1
             self.decided(kind, outcome, name, address, reason=reason)
 
     def leaked(self, name: str | None, address: object) -> None:
-        """Count what looked like a secret and was let out."""
+        """Count a detected secret that was not blocked."""
         self._leaks += 1
         _add_place(self._leaked, name, address)
 
     def held(self, reason: Reason, *, given_up: bool = False) -> None:
-        """Count an attempt that people were asked about, by the reason of its decision.
+        """Count a held attempt by the reason of its decision.
 
-        `given_up`: whoever tried it left before there was an answer.
+        `given_up`: the client left before the answer.
         """
         self._held[reason] = self._held.get(reason, 0) + 1
         self._given_up += given_up and reason is Reason.APPROVAL_TIMEOUT
 
     def call_refused(self, call: str) -> None:
-        """Keep that a system call was refused; the filter records a few dozen kinds of them."""
+        """Add the name of a denied system call; the filter records a few dozen names."""
         if len(self._calls) < _MOST_CALL_NAMES:
             self._calls.add(call)
 
     def summary(self) -> Summary:
-        """Return what was counted so far."""
+        """Return the counts so far."""
         counts = tuple((kind, outcome, count) for (kind, outcome), count in self._counts.items() if count)
         blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
         held = dict(self._held)
@@ -407,14 +406,14 @@ def _add_place(
         places.setdefault((name or str(address or "an unknown host"))[:_LONGEST_NAME], reason)
 
 
-_AFTER_COMMAND = 3  # the first field that stands behind the command's name, counted from 1 as the manual page does
+_AFTER_COMMAND = 3  # number of the first field after the command's name, from 1 as in the manual page
 _UTIME, _STIME, _STARTTIME, _VSIZE, _RSS = 14, 15, 22, 23, 24
 _OPEN_FILES = re.compile(rb"^Max open files\s+(\d+)", re.MULTILINE)
 _BOOT_TIME = re.compile(rb"^btime (\d+)$", re.MULTILINE)
 
 
 class ProcessUse(NamedTuple):
-    """What a process uses. Times in seconds, `started` since 1970; None is what may not be read."""
+    """Resource use of a process. Times in seconds, `started` since 1970; None: not readable."""
 
     cpu_seconds: Real
     resident_bytes: Count
@@ -425,14 +424,14 @@ class ProcessUse(NamedTuple):
 
 
 def read_process(pid: int) -> ProcessUse | None:
-    """Return what the process uses; None when it is gone or hidden from us."""
+    """Return the resource use of a process; None if it has ended or is hidden."""
     home = Path("/proc") / str(pid)
     try:
         stat = (home / "stat").read_bytes()
         boot = _BOOT_TIME.search(Path("/proc/stat").read_bytes())
     except OSError:
         return None
-    # The command's name stands in parentheses and may hold any byte, parentheses too.
+    # The command's name is in parentheses and may contain any byte, even parentheses.
     fields = stat.rpartition(b")")[2].split()
 
     def field(number: int) -> int:

@@ -1,11 +1,11 @@
 """Scrape server: answers `GET /metrics`, one request a connection, and nothing else.
 
-Anybody who can reach the listening socket may ask. No client can hold more than a small piece of the process: the head
-of a request is bounded, every connection has a deadline, and there are few at a time. When there are too many, the
-oldest is closed: else any user of the host could keep Prometheus out with connections that send nothing.
+Any client that reaches the socket may send a request. No client can occupy much of the process: request heads are
+bounded, every connection has a deadline, and few are open at a time. Beyond that the oldest is closed, so that no user
+of the host can lock Prometheus out with idle connections.
 
-`serve` is the process that is scraped for a whole service. It has its numbers from the service, so that a scrape costs
-no task its turn, and a worker that is replaced leaves no gap.
+`serve` runs the process that is scraped for a whole service. The service sends it the numbers, so that a scrape delays
+no task and the replacement of a worker leaves no gap.
 """
 
 import asyncio
@@ -28,32 +28,32 @@ _TEXT = "text/plain; charset=utf-8"
 
 
 class Scraped(Protocol):
-    """What has numbers to show."""
+    """Source of metrics for a scrape."""
 
     def render(self) -> bytes:
-        """Return them as Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
 
     def failed(self, where: Component) -> None:
-        """Take note that this could not be done."""
+        """Count a failed scrape."""
 
 
 class ScrapeServer:
-    """Serves one process's metrics on a socket that is bound and listening already."""
+    """Serves metrics on a listening socket."""
 
     def __init__(self, listener: "socket.socket", metrics: Scraped, deadline: float = _DEADLINE) -> None:
         self._listener = listener
         self._metrics = metrics
         self._deadline = deadline
-        self._clients: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
+        self._clients: dict[asyncio.StreamWriter, None] = {}  # in order of arrival
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Begin to answer, in the running loop. The socket becomes the server's."""
+        """Start serving in the running loop. The server owns the socket."""
         self._listener.setblocking(False)
         self._server = await asyncio.start_server(self._serve, sock=self._listener, limit=_LONGEST_HEAD)
 
     async def close(self) -> None:
-        """Stop, cutting off whoever is still being answered; idempotent."""
+        """Stop, and abort open connections; idempotent."""
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -68,7 +68,7 @@ class ScrapeServer:
             del self._clients[longest]
             longest.transport.abort()
         self._clients[writer] = None
-        # Draining then means that the kernel has it all: nothing is left behind for a client that doesn't read.
+        # drain() then returns when the kernel has all bytes: no buffer remains for a client that doesn't read.
         writer.transport.set_write_buffer_limits(0)
         try:
             async with asyncio.timeout(self._deadline):
@@ -77,13 +77,13 @@ class ScrapeServer:
                 writer.close()
                 await writer.wait_closed()
         except (OSError, TimeoutError, EOFError):
-            pass  # slow, gone or garbage: the next scrape is a new connection
+            pass  # a slow, closed or malformed connection: the next scrape opens a new one
         finally:
             writer.transport.abort()
             self._clients.pop(writer, None)
 
     async def _respond(self, reader: asyncio.StreamReader) -> bytes:
-        """Read one request's head and return the whole response. Raises EOFError when the client hung up."""
+        """Read a request head and return the response. Raises EOFError when the client closed the connection."""
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
@@ -91,16 +91,16 @@ class ScrapeServer:
         try:
             request = parse_head(head)
         except UnclearError as why:
-            return _response("400 Bad Request", _TEXT, f"this is no request of HTTP/1.1: {why}\n".encode())
+            return _response("400 Bad Request", _TEXT, f"this is not an HTTP/1.1 request: {why}\n".encode())
         if request.path.partition(b"?")[0] != b"/metrics":
             return _response("404 Not Found", _TEXT, b"there is only /metrics\n")
         if request.method != b"GET":
             return _response("405 Method Not Allowed", _TEXT, b"only GET\n", b"Allow: GET\r\n")
         try:
-            # Off the loop's thread: the first import takes 75 ms, in which no connection would be decided.
+            # In a thread: the first import takes 75 ms, which would delay every decision.
             exposition = await asyncio.to_thread(importlib.import_module, "proxy.telemetry.prometheus.exposition")
             return _response("200 OK", exposition.CONTENT_TYPE, self._metrics.render())
-        except Exception as error:  # noqa: BLE001  whatever it is, the gate goes on and the scrape shows it
+        except Exception as error:  # noqa: BLE001  the gate continues, and the scrape shows the error
             self._metrics.failed(Component.METRICS)
             return _response("500 Internal Server Error", _TEXT, f"{type(error).__name__}\n".encode())
 
@@ -114,7 +114,7 @@ def _response(status: str, content_type: str, body: bytes, more: bytes = b"") ->
 
 
 def serve(control: "socket.socket", listener: "socket.socket") -> None:
-    """Answer with the numbers that the service sends over `control`, until the service is gone."""
+    """Serve the metrics that the service sends over `control`, until the service ends."""
     asyncio.run(_serve_service(control, listener))
 
 

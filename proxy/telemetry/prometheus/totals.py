@@ -1,7 +1,7 @@
 """Adds up the metrics of several processes and sandboxes for one scrape, and sends them as JSON in pieces.
 
-A worker is not trusted more than a task (it reads hostile bytes all day): types, names and sizes are checked where a
-report comes in, and what is not a number of ours is left out.
+A worker is not trusted more than a task, as it reads hostile bytes: `from_json` checks types, names and sizes of a
+report, and drops unknown values.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from rules.verdicts import Mode, Outcome, Reason, Verdict
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-MOST_POLICIES: Final = 64  # that are told apart
+MOST_POLICIES: Final = 64  # with separate series
 _LONGEST: Final = 200  # characters of a name
 _LARGEST: Final = 1 << 63
 _MOST_SERIES: Final = 2 * MOST_RULES
@@ -80,12 +80,12 @@ class _Report(Struct, frozen=True):
 
 
 def _fields_of_type(kind: object) -> tuple[str, ...]:
-    """Return the fields of a report that have this type."""
+    """Return the names of the report's fields of a type."""
     return tuple(field.name for field in fields(_Report) if field.type == kind)
 
 
 _SUMS: Final = _fields_of_type(Count)
-_STATE_FIELDS: Final = ("connections_open", "sandboxes")  # what there is now, and no counter
+_STATE_FIELDS: Final = ("connections_open", "sandboxes")  # current state, not counters
 _COUNTS: Final = _fields_of_type(Counts)
 _HISTOGRAMS: Final = _fields_of_type(_Observed)
 _BY_TUPLE: Final = ("decisions", "rule_decisions", "dns_queries")
@@ -103,18 +103,18 @@ class HighestLimitUse:
         self._used: dict[tuple[str, str], float] = {}
 
     def used(self) -> dict[tuple[str, str], float]:
-        """Return it, 0 to 1, by rule and field."""
+        """Return the highest use, 0 to 1, by rule and field."""
         return self._used
 
     def note(self, used: "Mapping[tuple[str, str], float]") -> None:
-        """Take in one sandbox's."""
+        """Add the use of one sandbox."""
         for key, share in used.items():
             if key in self._used or len(self._used) < MOST_RULES:
                 self._used[key] = max(share, self._used.get(key, 0.0))
 
 
 def total() -> Metrics:
-    """Return metrics to add others to."""
+    """Return empty metrics for a sum."""
     metrics = Metrics()
     metrics.rules_valid = True
     metrics.limits = HighestLimitUse()
@@ -122,7 +122,7 @@ def total() -> Metrics:
 
 
 def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
-    """Add a sandbox's numbers, or a worker's, to a total; `ended`: without what only holds while it is there."""
+    """Add the metrics of a sandbox or a worker to a total; `ended`: without its current state."""
     for name in _SUMS:
         if not (ended and name in _STATE_FIELDS):
             setattr(to, name, _sum(getattr(to, name), getattr(metrics, name)))
@@ -148,13 +148,13 @@ def _add_state(to: Metrics, metrics: Metrics) -> None:
     if metrics.limits is not None:
         to.limits.note(metrics.limits.used())
     to.known_rules |= metrics.known_rules
-    if not to.in_force.keys() >= metrics.in_force.keys():  # a policy that many are under has its rules once
+    if not to.in_force.keys() >= metrics.in_force.keys():  # count the rules of a shared policy once
         to.rule_endings = (*to.rule_endings, *metrics.rule_endings)[:MOST_RULES]
     for revision, mode in metrics.in_force.items():
         if len(to.in_force) < MOST_POLICIES:
             to.in_force[revision] = mode
     to.rules_valid = to.rules_valid and (metrics.rules_valid or not metrics.in_force)
-    to.flags = max(to.flags, metrics.flags)  # each says it of the whole journal
+    to.flags = max(to.flags, metrics.flags)  # each has the number for the whole journal
     to.rules_loaded_at = max(_present(to.rules_loaded_at, metrics.rules_loaded_at), default=None)
     to.ca_expiry = min(_present(to.ca_expiry, metrics.ca_expiry), default=None)
     to.processes.update(metrics.processes)
@@ -165,7 +165,7 @@ def _present(*times: float | None) -> list[float]:
 
 
 def _add_counts(to: dict[Any, int], counts: "Mapping[Any, int]") -> None:
-    """Add counts by name. Names are few; where a process has invented others, they don't pile up."""
+    """Add counts by name, up to a limit: a process may invent names."""
     for key, count in counts.items():
         if key not in to and len(to) >= (_LONGEST if isinstance(key, str) else 4 * MOST_RULES):
             continue
@@ -178,12 +178,12 @@ def _add_histogram(to: Histogram, histogram: Histogram) -> None:
 
 
 def _sum(a: int, b: int) -> int:
-    """Add two counts. The sum can be read like each of them: one process's huge numbers must not hide all others."""
+    """Add two counts, up to the largest valid count, so that one huge count can't make the report invalid."""
     return min(a + b, _LARGEST - 1)
 
 
 def to_json(metrics: Metrics) -> dict[str, Any]:
-    """Return a total as what JSON can say: the fields of a `_Report`."""
+    """Return a total as JSON values: the fields of a `_Report`."""
     used = metrics.limits.used() if metrics.limits is not None else {}
     dial_histograms = {result: (each.counts, each.total) for result, each in metrics.dial_seconds.items()}
     found: dict[str, Any] = to_builtins(
@@ -198,14 +198,14 @@ def to_json(metrics: Metrics) -> dict[str, Any]:
 
 
 def from_json(said: object, role: str) -> Metrics:
-    """Read what `to_json` made of a total, in another process; its own use is shown as `role`'s, if it has one.
+    """Read the result of `to_json` from another process, with its process metrics under `role`, if given.
 
-    Raises ValueError for anything else.
+    Raises ValueError for any other value.
     """
     try:
         report = convert(said, _Report)
     except MsgspecError as error:
-        raise ValueError(f"not what a worker counts: {error}") from error
+        raise ValueError(f"not a report of metrics: {error}") from error
     metrics = total()
     for name in _PLAIN_FIELDS:
         setattr(metrics, name, getattr(report, name))
@@ -230,16 +230,16 @@ def from_json(said: object, role: str) -> Metrics:
 def _read_histogram(histogram: Histogram, said: _Observed) -> None:
     counts, seconds = said
     if len(counts) != len(histogram.counts):
-        raise ValueError("not this histogram")
+        raise ValueError("wrong number of buckets")
     histogram.counts, histogram.total = counts, seconds
 
 
-_PIECE: Final = 60_000  # characters: what JSON makes of them fits a message
+_PIECE: Final = 60_000  # characters: encoded again as JSON they fit a message
 _LONGEST_REPORT: Final = 4 << 20  # characters of a report
 
 
 def pieces(metrics: "Metrics") -> "Iterator[dict[str, object]]":
-    """Yield the messages of a report: `metrics` is a piece of JSON, `left` says how many follow."""
+    """Yield the messages of a report: `metrics` is a piece of JSON, `left` the number of following pieces."""
     text = message.as_text(to_json(metrics))
     count = -(-len(text) // _PIECE)
     for number in range(count):
@@ -247,11 +247,11 @@ def pieces(metrics: "Metrics") -> "Iterator[dict[str, object]]":
 
 
 class ReportedMetrics:
-    """Last metrics that another process reported. It is not trusted: types and sizes are checked."""
+    """Last metrics of another process, which is not trusted: types and sizes are checked."""
 
     def __init__(self, role: str = "", *, steady: bool = False) -> None:
-        """Show the process's own use as `role`'s. `steady`: ignore a report whose counters went back."""
-        self.counts: Metrics | None = None  # None: there was no report yet
+        """`role` labels the process metrics. `steady`: ignore reports whose counters went back."""
+        self.counts: Metrics | None = None  # None: no report yet
         self._empty = total()
         self._role = role
         self._requires_growth = steady
@@ -259,11 +259,11 @@ class ReportedMetrics:
         self._pieces_left = 0
 
     def take(self, said: "Mapping[str, object]") -> None:
-        """Take in a piece. The last one of a report replaces the counts, if all of the report can be read."""
+        """Add a piece. The last piece of a valid report replaces the counts."""
         piece, pieces_left = said.get("metrics"), said.get("left")
         if not isinstance(piece, str) or not isinstance(pieces_left, int):
             return
-        if pieces_left >= self._pieces_left:  # a report begins; the one before may have been cut off
+        if pieces_left >= self._pieces_left:  # a new report; the previous one may be incomplete
             self._text = ""
         self._pieces_left = pieces_left
         if len(self._text) + len(piece) <= _LONGEST_REPORT:
@@ -286,7 +286,7 @@ class ReportedMetrics:
 
 
 def _counters(metrics: "Metrics") -> Counter[object]:
-    """Return all that may only grow. Rules are counted together: a rule that is gone is counted as `other`."""
+    """Return all counters. Rules count together, as the counts of removed rules move to `other`."""
     found: Counter[object] = Counter({"rules": sum(metrics.rule_decisions.values())})
     found.update({name: getattr(metrics, name) for name in _SUMS if name not in _STATE_FIELDS})
     for name in _BY_KEY:

@@ -219,7 +219,7 @@ def test_a_position_that_can_t_be_read_is_told_and_nothing_is_sent_twice_for_it(
         home=tmp_path,
     )
     assert done.returncode == 125
-    assert "is no bookmark" in done.stderr
+    assert "is not a bookmark" in done.stderr
     assert "move it away to begin anew" in done.stderr
     assert not (tmp_path / "out").exists()
 

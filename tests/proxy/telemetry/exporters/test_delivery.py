@@ -190,7 +190,7 @@ def test_a_line_that_is_no_event_is_told_and_counted_and_stops_nothing(rig):
     made.once()
     assert sink.took[1:] == rig.wanted
     assert made.numbers.dropped == len(made.said) == len(WRONG)
-    assert all(segment.stem in said and "no event" in said for said in made.said)
+    assert all(segment.stem in said and "not an event" in said for said in made.said)
 
 
 def test_a_torn_last_line_is_sent_when_it_is_whole(rig):

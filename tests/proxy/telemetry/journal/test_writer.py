@@ -473,7 +473,7 @@ def test_that_is_told_once_and_with_how_much_it_was(used_up):
             connect(used_up.recorder)
     assert used_up.metrics.gate_errors == {Component.JOURNAL: 1}
     [error] = used_up.lines()
-    assert error["fault"]["detail"].startswith("16 MiB were told of the task today")
+    assert error["fault"]["detail"].startswith("16 MiB were recorded of the task today")
 
 
 def test_the_end_of_what_has_left_is_told_all_the_same(used_up, opened):
