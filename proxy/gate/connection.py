@@ -2,7 +2,7 @@
 
 Home of invariant 2 for connections: whatever goes wrong ends in a reset and a recorded refusal. Nothing is consumed
 from the client before it is decided. The address belongs to the decision: an address that may not be dialed is a
-denial. So the decision is recorded between lookup and dial; from there on every end gives one close event.
+denial. So the decision is recorded between lookup and dial. After that, every end gives one close event.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import CONNECT_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
-from proxy.gate.decide import ConnectionDecision, GateAction, PeekWait, decide_again, deny_connection, still_holds
+from proxy.gate.decide import GateAction, GateDecision, PeekWait, decide_again, deny_connection, still_holds
 from proxy.gate.managed_connection import LIFETIME, WHERE, ManagedConnection, State
 from proxy.gate.record import Handover
 from proxy.gate.splice import Splice
@@ -31,69 +31,71 @@ if TYPE_CHECKING:
     from proxy.dialing.proxy_connector import ProxyConnector
     from proxy.gate.client_hello import Seen
     from proxy.gate.listener import Gate
-    from proxy.gate.record import ConnectionRecord
+    from proxy.gate.record import ConnectionRecord, Inspection
     from rules.decision import Decision
 
-FIRST_WORDS: Final = 10.0  # seconds a client has for its first bytes, where only they can allow it
-BRIEF: Final = 0.5  # seconds, where it may be waiting for its server
-_LEAVING: Final = select.EPOLLRDHUP  # and what comes unasked: ERR and HUP (epoll_ctl(2))
+FIRST_BYTES_TIMEOUT: Final = 10.0  # seconds a client has for its first bytes, where only they can allow it
+BRIEF_PEEK: Final = 0.5  # seconds, where it may be waiting for its server
+_CLIENT_END: Final = select.EPOLLRDHUP  # ERR and HUP come without being requested (epoll_ctl(2))
 
 
 class Connection(ManagedConnection["Gate"]):
     """One accepted socket, non-blocking, until it is closed or inspection takes it over."""
 
     __slots__ = (
-        "_asleep",
-        "_brief",
-        "_by",
+        "_bytes_at_last_tick",
+        "_bytes_seen",
         "_client",
         "_connecting",
-        "_had",
+        "_ending_decision",
+        "_first_bytes",
         "_handover",
-        "_moved",
+        "_is_disarmed",
+        "_peek_timer",
         "_quiet_since",
-        "_said",
         "_splice",
     )  # fmt: skip
 
     def __init__(self, gate: "Gate", client: socket.socket, record: "ConnectionRecord") -> None:
         super().__init__(gate, record, State.ACCEPTED)
         self._client = client
-        self._deadline = record.opened + FIRST_WORDS
-        self._brief: asyncio.TimerHandle | None = None
-        self._said = b""  # the first words, as they were judged, until they are passed on
-        self._had = 0  # bytes that were there at the last look
-        self._asleep = False  # it is in the poller, and receives no events
+        self._deadline = record.opened + FIRST_BYTES_TIMEOUT
+        self._peek_timer: asyncio.TimerHandle | None = None
+        self._first_bytes = b""  # peeked bytes that the decision was made on, until they are relayed
+        self._bytes_seen = 0  # by the last peek
+        self._is_disarmed = False  # registered in the poller, but its one event (ONCE) has come
         self._connecting: ConnectRace | ProxyConnector | None = None
         self._splice: Splice | None = None
         self._quiet_since = 0.0
-        self._moved = 0  # bytes that had been passed on when that was last looked at
-        self._handover: Handover | None = None  # what inspection has
-        self._by: Decision | None = None  # the later decision that ends what inspection has
+        self._bytes_at_last_tick = 0  # relayed in both directions
+        self._handover: Handover | None = None  # set once inspection serves it
+        self._ending_decision: Decision | None = None  # of a review: it ends an inspected connection
 
     def begin(self) -> None:
         """Wait for the client's first bytes, if they matter for the decision."""
-        waits = self._gate.decisions.peek_wait(self.record.wanted)
-        if waits is PeekWait.NONE:
+        wait = self._gate.decisions.peek_wait(self.record.destination)
+        if wait is PeekWait.NONE:
             self._decide(None)
             return
-        if waits is PeekWait.BRIEF:
-            self._brief = asyncio.get_running_loop().call_later(BRIEF, self._guarded, self.tick, self._deadline)
+        if wait is PeekWait.BRIEF:
+            self._peek_timer = asyncio.get_running_loop().call_later(
+                BRIEF_PEEK, self._run_guarded, self.tick, self._deadline
+            )
         self._enter(State.PEEKING)
-        self._listen()
+        self._watch_client()
 
     def deny(self, reason: Reason) -> None:
         """Deny it before anything is read, for a reason of the gate itself."""
-        self._stop_listening()
+        self._stop_watching_client()
         self._enter(State.DECIDING)
-        self._decided(deny_connection(self._gate.sandbox, self.record.wanted, reason))
+        self._start_decision(deny_connection(self._gate.sandbox, self.record.destination, reason))
 
     def ready(self, _events: int) -> None:
         """Handle events of the client's socket."""
         if self.state is State.PEEKING:
             self._peek()
         elif self._pending is not None:
-            self._pending.client_left()
+            self._pending.deny_after_client_end()
 
     def tick(self, now: float) -> None:
         """Check the deadline (time.monotonic())."""
@@ -107,7 +109,7 @@ class Connection(ManagedConnection["Gate"]):
         elif state is State.PEEKING:
             self._decide(None)
         elif state is State.RESOLVING:
-            self._resolved(DialError(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
+            self._handle_lookup_result(DialError(Reason.UNRESOLVED, "the lookup took too long"), self._gate_decision)
         elif state is State.DIALING:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED, detail=NO_ANSWER)
 
@@ -115,9 +117,9 @@ class Connection(ManagedConnection["Gate"]):
         """Decide again. Inspection itself ends what the rules no longer allow."""
         if self.state is not State.INSPECTING:
             super().review()
-        elif self._handover is not None and self._judgement.decision.outcome.passes:
-            self._tell_inspection(
-                self._handover, decide_again(self._gate.sandbox, self._judgement, can_inspect=True).decision
+        elif self._handover is not None and self._gate_decision.decision.outcome.passes:
+            self._review_inspected(
+                self._handover, decide_again(self._gate.sandbox, self._gate_decision, can_inspect=True).decision
             )
 
     def abort(self) -> None:
@@ -126,59 +128,59 @@ class Connection(ManagedConnection["Gate"]):
         if state is State.ACCEPTED or state is State.PEEKING:
             self.deny(Reason.GATE_ERROR)
         elif state is State.PENDING and self._pending is not None:
-            self._pending.refuse(Reason.GATE_ERROR)
+            self._pending.deny(Reason.GATE_ERROR)
         elif state is State.SPLICING and self._gate.is_finishing:
             self._end(Outcome.PASSED, None)
         elif state in {State.RESOLVING, State.DIALING, State.SPLICING}:
             self._end(Outcome.FAILED, Reason.GATE_ERROR)
-        self._refuse_now()  # inspection ends its own
+        self._apply_waiting_denial()  # inspected connections are ended by inspection
 
     def failed(self, error: Exception) -> None:
         """End it after an unexpected exception. Never raises."""
         if self.state is State.INSPECTING and self._handover is not None:
-            self.record.error(WHERE[self.state], error)
-            self._tell_inspection(self._handover, deny(self._gate.sandbox.policy, Reason.GATE_ERROR))
+            self.record.record_error(WHERE[self.state], error)
+            self._review_inspected(self._handover, deny(self._gate.sandbox.policy, Reason.GATE_ERROR))
         else:
             self._end(Outcome.FAILED, Reason.GATE_ERROR, error=error)
 
     # ACCEPTED, PEEKING
 
-    def _listen(self) -> None:
-        self._asleep = False
+    def _watch_client(self) -> None:
+        self._is_disarmed = False
         self._gate.poller.watch(self._client.fileno(), IN | ONCE, self)
 
     def _peek(self) -> None:
         """Peek at the client's bytes; SO_RCVLOWAT (socket(7)) delays the next event until there are more."""
-        self._asleep = True
+        self._is_disarmed = True
         try:
             data = self._client.recv(FIRST_LOOK, socket.MSG_PEEK)
             if len(data) == FIRST_LOOK:
                 data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
-            self._listen()
+            self._watch_client()
             return
         except OSError:
             self.deny(Reason.PROTOCOL_MISMATCH)  # it closed before it sent enough
             return
-        seen = recognise(data, whole_head=len(self.record.wanted.names) != 1)
+        seen = recognise(data, whole_head=len(self.record.destination.names) != 1)
         if not isinstance(seen, NeedMore):
-            self._said = data
+            self._first_bytes = data
             self._decide(seen)
-        elif len(data) > self._had:
-            self._had = len(data)
+        elif len(data) > self._bytes_seen:
+            self._bytes_seen = len(data)
             self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen.bytes)
-            self._listen()
+            self._watch_client()
         else:
-            # Woken and nothing new: the client has ended, or urgent data is next, which no look gets past.
+            # An event without new bytes: the client has ended, or urgent data is next, which MSG_PEEK doesn't pass.
             self._decide(None)
 
-    def _stop_listening(self) -> None:
+    def _stop_watching_client(self) -> None:
         """Receive no more events. A socket that has just had one may stay registered: SO_RCVLOWAT keeps it quiet."""
-        if self._brief is not None:
-            self._brief.cancel()
-        if not self._asleep:
+        if self._peek_timer is not None:
+            self._peek_timer.cancel()
+        if not self._is_disarmed:
             self._gate.poller.forget(self._client.fileno())
-        if self._had:
+        if self._bytes_seen:
             with contextlib.suppress(OSError):
                 self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
@@ -187,86 +189,93 @@ class Connection(ManagedConnection["Gate"]):
     def _decide(self, seen: "Seen | None") -> None:
         """Decide on the connection. `seen` None: nothing was sent, or it doesn't matter."""
         gate, record = self._gate, self.record
-        self._stop_listening()
+        self._stop_watching_client()
         self._enter(State.DECIDING)
         metrics = gate.recorder.metrics
-        heard = time.monotonic()
-        metrics.peek_seconds.observe(heard - record.opened)
-        judgement = gate.decisions.decide(record.wanted, seen)
-        metrics.decision_seconds.observe(time.monotonic() - heard)
-        self._decided(judgement)
+        peeked_at = time.monotonic()
+        metrics.peek_seconds.observe(peeked_at - record.opened)
+        gate_decision = gate.decisions.decide(record.destination, seen)
+        metrics.decision_seconds.observe(time.monotonic() - peeked_at)
+        self._start_decision(gate_decision)
 
-    def _decided(self, judgement: ConnectionDecision) -> None:
-        """Carry out a decision; a denial may first wait for the connection's process (`record.attribution`)."""
-        self._judgement = judgement
+    def _start_decision(self, gate_decision: GateDecision) -> None:
+        """Apply a decision. A denial first waits for the lookup of the connection's process (`record.attribution`)."""
+        self._gate_decision = gate_decision
         attribution = self.record.attribution
-        if attribution is not None and attribution.waiting and not judgement.decision.outcome.passes:
-            attribution.then(self._refuse_now)
+        if attribution is not None and attribution.waiting and not gate_decision.decision.outcome.passes:
+            attribution.then(self._apply_waiting_denial)
         else:
-            self._carry_out()
+            self._apply_decision()
 
-    def _refuse_now(self) -> None:
-        """Carry out a denial that waited. Never raises."""
+    def _apply_waiting_denial(self) -> None:
+        """Apply a denial that waited for the process lookup. Never raises."""
         if self.state is State.DECIDING:
-            self._guarded(self._carry_out)
+            self._run_guarded(self._apply_decision)
 
     @property
     def _can_inspect(self) -> bool:
         return self._gate.inspection is not None
 
-    def _ask(self) -> None:
-        self._gate.poller.watch(self._client.fileno(), _LEAVING, self)
-        super()._ask()
+    def _request_approval(self) -> None:
+        self._gate.poller.watch(self._client.fileno(), _CLIENT_END, self)
+        super()._request_approval()
 
-    def answered(self, judgement: ConnectionDecision) -> None:
-        """Continue after an approval request; the client may end its side again."""
+    def continue_with(self, gate_decision: GateDecision) -> None:
+        """Continue after an approval request; stop watching for the client's end."""
         self._gate.poller.forget(self._client.fileno())
-        super().answered(judgement)
+        super().continue_with(gate_decision)
 
-    def _conclude(self) -> None:
-        """Record a decision that dials nothing; then reset the connection, or hand it to inspection."""
-        gate, record, judgement, inspection = self._gate, self.record, self._judgement, self._gate.inspection
+    def _deny_or_inspect(self) -> None:
+        """Record a decision that dials nothing; then reset a denied connection, or hand it to inspection."""
+        gate, record, gate_decision, inspection = self._gate, self.record, self._gate_decision, self._gate.inspection
         gate.poller.forget(self._client.fileno())
-        self._said = b""  # inspection reads it, and judges what it has read
-        if judgement.way is GateAction.INSPECT and isinstance(judgement.attempt.target, HostName):
+        self._first_bytes = b""  # inspection reads the bytes again, and decides on those
+        if gate_decision.action is GateAction.INSPECT and isinstance(gate_decision.attempt.target, HostName):
             record.address = None  # the name will be dialed; the address that the task chose never is (invariant 3)
-        recorded = record.decided(judgement)
-        if not recorded or judgement.way is GateAction.RESET or inspection is None:
-            self._end(Outcome.FAILED, judgement.decision.reason)  # records nothing unless it was allowed
+        recorded = record.record_decision(gate_decision)
+        if not recorded or gate_decision.action is GateAction.RESET or inspection is None:
+            self._end(Outcome.FAILED, gate_decision.decision.reason)  # records nothing unless it was allowed
             return
+        self._hand_to_inspection(inspection)
+
+    def _hand_to_inspection(self, inspection: "Inspection") -> None:
+        """Let inspection serve the connection, or the block page of its denial."""
+        record = self.record
         self._enter(State.INSPECTING)
-        self._handover = Handover(gate.sandbox, self._client, record, judgement, self._inspected)
+        self._handover = Handover(
+            self._gate.sandbox, self._client, record, self._gate_decision, self._record_inspection_end
+        )
         try:
             inspection.adopt(self._handover)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
-            record.error(WHERE[self.state], error)
+            record.record_error(WHERE[self.state], error)
             reset(self._client)
-            self._inspected(0, 0, Reason.GATE_ERROR)
+            self._record_inspection_end(0, 0, Reason.GATE_ERROR)
 
     # DIALING, SPLICING
 
     def _dial(self, hops: "tuple[Hop, ...]") -> None:
         """Record the decision, and dial."""
         record, gate = self.record, self._gate
-        if not self._is_within_limits():
+        if not self._count_against_limits():
             return
-        record.leads_to(hops[0])
-        if not record.decided(self._judgement):
+        record.set_hop(hops[0])
+        if not record.record_decision(self._gate_decision):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             return
-        if not self._may_read():
+        if not self._record_untrusted_read():
             return
-        self._hop = hops[0]  # then the one that it leads to
+        self._hop = hops[0]  # until another address answers first
         self._enter(State.DIALING)
         self._deadline = gate.clock() + CONNECT_TIMEOUT
-        port = record.wanted.port
-        self._connecting = connecting = gate.dialer.connect(hops, port, self._connected, at_once=True)
-        there = connecting.take()
-        if there is not None:
-            self._connected(*there)
+        port = record.destination.port
+        self._connecting = connecting = gate.dialer.connect(hops, port, self._start_splice, at_once=True)
+        connected = connecting.take()
+        if connected is not None:
+            self._start_splice(*connected)
 
-    def _connected(self, server: "socket.socket | DialError", address: "Hop | None") -> None:
-        """Start to relay bytes; called by the poller or the loop."""
+    def _start_splice(self, server: "socket.socket | DialError", address: "Hop | None") -> None:
+        """Start to relay bytes, or end after a failed dial; called by the poller or the loop."""
         self._connecting = None  # it is over
         if isinstance(server, DialError):
             self._end(Outcome.FAILED, server.reason, detail=server.detail)
@@ -274,69 +283,69 @@ class Connection(ManagedConnection["Gate"]):
         try:
             if address is not None and address is not self._hop:
                 self._hop = address
-                self.record.leads_to(address)
+                self.record.set_hop(address)
             gate, self._quiet_since = self._gate, time.monotonic()
             self._splice = Splice(
-                gate.poller, gate.buffers, self._client, server, self._spliced, meter=self._quota.meter
+                gate.poller, gate.buffers, self._client, server, self._record_splice_end, meter=self._quota.meter
             )
             self._enter(State.SPLICING)
-            if not still_holds(gate.sandbox, self._judgement, self._policy):
-                self.review()  # before a byte leaves
-            if not self._splice.done:
-                said, self._said = self._said, b""
-                self._splice.start(said)
-        except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+            if not still_holds(gate.sandbox, self._gate_decision, self._policy):
+                self.review()  # before any byte is sent
+            if not self._splice.is_done:
+                first_bytes, self._first_bytes = self._first_bytes, b""
+                self._splice.start(first_bytes)
+        except Exception as error:  # noqa: BLE001 - no caller catches it
             self.failed(error)
             reset(server)
 
-    def _spliced(self, error: Exception | None) -> None:
-        """Record the end: both sides are closed."""
+    def _record_splice_end(self, error: Exception | None) -> None:
+        """Record the end of the splice, which has closed both sockets."""
         if error is not None:
             self.failed(error)
         elif self._splice is not None and self._splice.over_limit:
-            self._cut(self._quota.rule_over())
+            self._end_over_limit(self._quota.rule_over())
         elif self._splice is not None and self._splice.server_broke:
             self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
         else:
             self._end(Outcome.PASSED, None)
 
-    def _go_on(self) -> None:
-        super()._go_on()
-        if self._splice is not None and not self._splice.done:
-            self._splice.count(self._quota.meter)
+    def _apply_changed_limits(self) -> None:
+        super()._apply_changed_limits()
+        if self._splice is not None and not self._splice.is_done:
+            self._splice.set_meter(self._quota.meter)
 
     def _tick_splice(self, now: float) -> None:
-        moved = 0 if self._splice is None else sum(self._splice.passed())
-        if moved != self._moved:
-            self._moved, self._quiet_since = moved, now
-        idle = now - self._quiet_since >= self._judgement.decision.idle_timeout
+        relayed = 0 if self._splice is None else sum(self._splice.byte_counts())
+        if relayed != self._bytes_at_last_tick:
+            self._bytes_at_last_tick, self._quiet_since = relayed, now
+        idle = now - self._quiet_since >= self._gate_decision.decision.idle_timeout
         if rule := self._quota.rule_over():
-            self._cut(rule)
+            self._end_over_limit(rule)
         elif idle or now - self.record.opened >= LIFETIME:
             self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
 
     # INSPECTING
 
-    def _tell_inspection(self, handover: Handover, decision: "Decision") -> None:
-        """Tell inspection the new decision, so that it ends what is no longer allowed."""
+    def _review_inspected(self, handover: Handover, decision: "Decision") -> None:
+        """Pass a new decision to inspection, which ends what is no longer allowed."""
         inspection = self._gate.inspection
         assert inspection is not None
         if not decision.outcome.passes:
-            self._by = decision
+            self._ending_decision = decision
         inspection.review(handover, decision)
 
-    def _inspected(self, up: int, down: int, reason: Reason | None) -> None:
-        """Record the end of a connection that inspection had; only the first call counts."""
+    def _record_inspection_end(self, up: int, down: int, reason: Reason | None) -> None:
+        """Record the end of an inspected connection; only the first call counts."""
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
-        if self._by is not None:
-            self.record.ended(up, down, Outcome.BLOCKED, self._by.reason, self._by)
+        if self._ending_decision is not None:
+            self.record.record_end(up, down, Outcome.BLOCKED, self._ending_decision.reason, self._ending_decision)
         else:
-            self.record.ended(up, down, Outcome.PASSED if reason is None else Outcome.FAILED, reason)
+            self.record.record_end(up, down, Outcome.PASSED if reason is None else Outcome.FAILED, reason)
         self._gate.connections.discard(self)
 
-    def _guarded(self, act: "Callable[..., None]", *arguments: object) -> None:
+    def _run_guarded(self, act: "Callable[..., None]", *arguments: object) -> None:
         """Run a callback of the loop or a timer, and end the connection if it raises."""
         try:
             act(*arguments)
@@ -354,26 +363,28 @@ class Connection(ManagedConnection["Gate"]):
     ) -> None:
         """Close all sockets and record the end, once; nothing is relayed any more, whatever fails here."""
         state, record = self.state, self.record
-        if state is State.CLOSED or self._handover is not None:  # that is inspection's to close
+        if state is State.CLOSED or self._handover is not None:  # inspection closes it
             return
         self.state = State.CLOSED
         up, down = self._close()
         if error is not None:
-            record.error(WHERE[state], error)
+            record.record_error(WHERE[state], error)
         try:
-            if self._brief is not None:
-                self._brief.cancel()
+            if self._peek_timer is not None:
+                self._peek_timer.cancel()
             if self._pending is not None:
-                self._pending.drop()
+                self._pending.withdraw()
             if self._connecting is not None:
                 self._connecting.cancel()
             self._quota.end()
             if self._lease is not None:
                 self._lease.end()
         finally:
-            if record.judgement is None:
-                record.decided(deny_connection(self._gate.sandbox, record.wanted, reason or Reason.GATE_ERROR))
-            record.ended(up, down, outcome, reason, by, detail)
+            if record.gate_decision is None:
+                record.record_decision(
+                    deny_connection(self._gate.sandbox, record.destination, reason or Reason.GATE_ERROR)
+                )
+            record.record_end(up, down, outcome, reason, by, detail)
             self._gate.connections.discard(self)
 
     def _close(self) -> tuple[int, int]:
@@ -383,6 +394,6 @@ class Connection(ManagedConnection["Gate"]):
             self._gate.poller.forget(self._client.fileno())
             reset(self._client)
             return 0, 0
-        if not splice.done:
+        if not splice.is_done:
             splice.abort()
-        return splice.passed()
+        return splice.byte_counts()

@@ -1,7 +1,7 @@
 """Decides on a connection from its destination and the client's first bytes. Pure.
 
 Home of the gate's own checks, which come before any rule and hold under audit mode too: the name is the one that the
-sandbox's resolver gave an address for, or the one that the connection says itself; where both are there they agree.
+sandbox's resolver gave an address for, or the one that the client sends; if there are both, they agree.
 """
 
 from enum import Enum
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _TCP_ONLY: Final = frozenset({Protocol.TCP})
 _HTTP_PORT, _TLS_PORT = 80, 443
 MOST_REMEMBERED: Final = 1024
-_MOST_PROTOCOLS: Final = 8
-_MOST_OFFERS: Final = 3  # that are named
+_MAX_CACHED_PROTOCOLS: Final = 8
+_MAX_LISTED_PROTOCOLS: Final = 3  # in a detail text
 
 
 class OriginalDestination(NamedTuple):
@@ -46,9 +46,9 @@ class OriginalDestination(NamedTuple):
 class PeekWait(Enum):
     """How long to wait for a client's first bytes."""
 
-    NONE = "none"  # what it says changes nothing, and its server may have to speak first
-    BRIEF = "brief"  # it may be waiting for its server
-    FULL = "full"  # only what a client begins can pass
+    NONE = "none"  # its bytes change nothing, and its server may have to send first
+    BRIEF = "brief"  # it may wait for its server to send first
+    FULL = "full"  # only a protocol in which the client sends first can be allowed
 
 
 class GateAction(Enum):
@@ -60,17 +60,17 @@ class GateAction(Enum):
     SPLICE = "splice"
 
 
-class ConnectionDecision(NamedTuple):
+class GateDecision(NamedTuple):
     """Decision on one connection, with the attempt that it was made on."""
 
     attempt: Attempt
     decision: Decision
-    way: GateAction
+    action: GateAction
     hello: ClientHello | None = None
-    detail: str = ""  # why it can't be dialed, where that decides
-    advice: str = ""  # ... and what can be done about it
-    approval: str = ""  # id of what people were asked about it
-    grants: "tuple[Grant, ...]" = ()  # under which it passes
+    detail: str = ""  # why it can't be dialed, if that is the reason
+    advice: str = ""  # what to do about that
+    approval: str = ""  # id of its approval request
+    grants: "tuple[Grant, ...]" = ()  # that allow it
 
     @property
     def name(self) -> HostName | None:
@@ -79,148 +79,146 @@ class ConnectionDecision(NamedTuple):
         return target if isinstance(target, HostName) else None
 
 
-def is_unroutable(sandbox: "SandboxState", wanted: OriginalDestination) -> bool:
+def is_unroutable(sandbox: "SandboxState", destination: OriginalDestination) -> bool:
     """Whether the destination is the sandbox itself, the gate, or a multicast, broadcast or unspecified address."""
-    address = wanted.address
-    if wanted.names:
-        return not wanted.port
+    address = destination.address
+    if destination.names:
+        return not destination.port
     zone = address.version == 6 and address.scope_id is not None
     return (
-        not wanted.port
+        not destination.port
         or zone
         or address in sandbox.own_addresses
         or address.is_loopback
         or address.is_multicast
         or address.is_unspecified
-        or (address.version == 4 and not int(address) >> 24)  # RFC 791: "this network", which connect() takes for us
+        or (address.version == 4 and not int(address) >> 24)  # RFC 791: "this network", for connect() this host
     )
 
 
-def peek_wait(policy: "Policy", wanted: OriginalDestination) -> PeekWait:
+def peek_wait(policy: "Policy", destination: OriginalDestination) -> PeekWait:
     """Return how long to wait for the client's first bytes."""
-    spoken = policy.protocols(wanted.target, wanted.port) - {Protocol.UDP}
-    if spoken == _TCP_ONLY:
+    protocols = policy.protocols(destination.target, destination.port) - {Protocol.UDP}
+    if protocols == _TCP_ONLY:
         return PeekWait.NONE
-    if Protocol.TCP in spoken or (not spoken and wanted.port not in (_HTTP_PORT, _TLS_PORT)):
-        return PeekWait.BRIEF  # a refusal, too, must not keep a client waiting that waits for its server
+    if Protocol.TCP in protocols or (not protocols and destination.port not in (_HTTP_PORT, _TLS_PORT)):
+        return PeekWait.BRIEF  # a client that waits for its server must not wait long for a denial
     return PeekWait.FULL
 
 
 def decide(
-    sandbox: "SandboxState", wanted: OriginalDestination, seen: "Seen | None", *, can_inspect: bool
-) -> ConnectionDecision:
+    sandbox: "SandboxState", destination: OriginalDestination, seen: "Seen | None", *, can_inspect: bool
+) -> GateDecision:
     """Decide on a connection. `seen` None: the client sent nothing, or nothing recognisable."""
     if isinstance(seen, ClientHello):
-        return _decide_tls(sandbox, wanted, seen, can_inspect=can_inspect)
+        return _decide_tls(sandbox, destination, seen, can_inspect=can_inspect)
     if isinstance(seen, HttpHead):
-        return _decide_http(sandbox, wanted, seen, can_inspect=can_inspect)
-    attempt = make_attempt(sandbox, Protocol.TCP, wanted.target, wanted.port)
+        return _decide_http(sandbox, destination, seen, can_inspect=can_inspect)
+    attempt = make_attempt(sandbox, Protocol.TCP, destination.target, destination.port)
     decision = _decide(sandbox.policy, attempt)
-    return ConnectionDecision(attempt, decision, GateAction.SPLICE if decision.outcome.passes else GateAction.RESET)
+    return GateDecision(attempt, decision, GateAction.SPLICE if decision.outcome.passes else GateAction.RESET)
 
 
-def decide_again(sandbox: "SandboxState", judgement: ConnectionDecision, *, can_inspect: bool) -> ConnectionDecision:
+def decide_again(sandbox: "SandboxState", gate_decision: GateDecision, *, can_inspect: bool) -> GateDecision:
     """Decide again on an allowed connection after the policy or the date has changed.
 
     The checks that come before the rules are not repeated.
     """
-    attempt = judgement.attempt._replace(at=sandbox.calendar.today(), tainted=sandbox.tainted)
+    attempt = gate_decision.attempt._replace(at=sandbox.calendar.today(), tainted=sandbox.tainted)
     decision = _decide(sandbox.policy, attempt)
-    if decision.outcome.passes and judgement.hello is not None:
-        objection = _objection(decision, judgement.hello, can_inspect=can_inspect)
-        if objection is not None:
-            decision = deny(sandbox.policy, objection, decision)
+    if decision.outcome.passes and gate_decision.hello is not None:
+        tls_problem = _tls_problem(decision, gate_decision.hello, can_inspect=can_inspect)
+        if tls_problem is not None:
+            decision = deny(sandbox.policy, tls_problem, decision)
     if not decision.outcome.passes:
-        way = GateAction.RESET
+        action = GateAction.RESET
     elif attempt.protocol is Protocol.HTTP or (attempt.protocol is Protocol.TLS and decision.inspect):
-        way = GateAction.INSPECT
+        action = GateAction.INSPECT
     else:
-        way = GateAction.SPLICE
-    return judgement._replace(attempt=attempt, decision=decision, way=way, detail="", advice="")
+        action = GateAction.SPLICE
+    return gate_decision._replace(attempt=attempt, decision=decision, action=action, detail="", advice="")
 
 
-def decide_after_approval(
-    sandbox: "SandboxState", judgement: ConnectionDecision, *, can_inspect: bool
-) -> ConnectionDecision:
-    """Decide again on a pending connection, with the grants in `judgement`."""
-    digests = judgement.attempt.granted.union(grant.digest for grant in judgement.grants)
-    judgement = judgement._replace(attempt=judgement.attempt._replace(granted=digests))
-    found = decide_again(sandbox, judgement, can_inspect=can_inspect)
+def decide_after_approval(sandbox: "SandboxState", gate_decision: GateDecision, *, can_inspect: bool) -> GateDecision:
+    """Decide again on a pending connection, with the grants in `gate_decision`."""
+    digests = gate_decision.attempt.granted.union(grant.digest for grant in gate_decision.grants)
+    gate_decision = gate_decision._replace(attempt=gate_decision.attempt._replace(granted=digests))
+    found = decide_again(sandbox, gate_decision, can_inspect=can_inspect)
     return (
         found
         if found.decision.outcome.passes
-        else found._replace(way=_way_out(sandbox.policy, found, can_inspect=can_inspect))
+        else found._replace(action=_denial_action(sandbox.policy, found, can_inspect=can_inspect))
     )
 
 
 def deny_unanswered(
-    sandbox: "SandboxState", judgement: ConnectionDecision, reason: Reason, *, can_inspect: bool
-) -> ConnectionDecision:
+    sandbox: "SandboxState", gate_decision: GateDecision, reason: Reason, *, can_inspect: bool
+) -> GateDecision:
     """Deny a pending connection: the approval was denied, timed out or is unavailable."""
-    decision = deny(sandbox.policy, reason, judgement.decision)._replace(approval=())
-    return judgement._replace(decision=decision, way=_way_out(sandbox.policy, judgement, can_inspect=can_inspect))
+    decision = deny(sandbox.policy, reason, gate_decision.decision)._replace(approval=())
+    return gate_decision._replace(
+        decision=decision, action=_denial_action(sandbox.policy, gate_decision, can_inspect=can_inspect)
+    )
 
 
 def deny_before_asking(
-    sandbox: "SandboxState", judgement: ConnectionDecision, failure: "DialError", *, can_inspect: bool
-) -> ConnectionDecision:
+    sandbox: "SandboxState", gate_decision: GateDecision, failure: "DialError", *, can_inspect: bool
+) -> GateDecision:
     """Deny a connection that an approval would not allow."""
-    judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
-    way = _way_out(sandbox.policy, judgement, can_inspect=can_inspect)
-    return judgement._replace(decision=deny_undialable(judgement.decision, failure), way=way)
+    gate_decision = gate_decision._replace(detail=failure.detail, advice=failure.advice)
+    action = _denial_action(sandbox.policy, gate_decision, can_inspect=can_inspect)
+    return gate_decision._replace(decision=deny_undialable(gate_decision.decision, failure), action=action)
 
 
-def still_holds(sandbox: "SandboxState", judgement: ConnectionDecision, policy: "Policy") -> bool:
+def still_holds(sandbox: "SandboxState", gate_decision: GateDecision, policy: "Policy") -> bool:
     """Whether a decision under `policy` still holds: same policy, same date, same taint."""
-    attempt = judgement.attempt
+    attempt = gate_decision.attempt
     return policy is sandbox.policy and attempt.at == sandbox.calendar.today() and attempt.tainted is sandbox.tainted
 
 
-def deny_connection(sandbox: "SandboxState", wanted: OriginalDestination, reason: Reason) -> ConnectionDecision:
+def deny_connection(sandbox: "SandboxState", destination: OriginalDestination, reason: Reason) -> GateDecision:
     """Deny a connection before anything is read from it."""
-    attempt = make_attempt(sandbox, Protocol.TCP, wanted.target, wanted.port)
-    return ConnectionDecision(attempt, deny(sandbox.policy, reason), GateAction.RESET)
+    attempt = make_attempt(sandbox, Protocol.TCP, destination.target, destination.port)
+    return GateDecision(attempt, deny(sandbox.policy, reason), GateAction.RESET)
 
 
 def deny_after_dial(
-    policy: "Policy", judgement: ConnectionDecision, failure: "DialError", *, can_inspect: bool
-) -> ConnectionDecision:
+    policy: "Policy", gate_decision: GateDecision, failure: "DialError", *, can_inspect: bool
+) -> GateDecision:
     """Decide on an allowed connection that can't be dialed, or whose address may not be dialed."""
-    judgement = judgement._replace(detail=failure.detail, advice=failure.advice)
-    decision = judgement.decision
-    if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
+    gate_decision = gate_decision._replace(detail=failure.detail, advice=failure.advice)
+    decision = gate_decision.decision
+    if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # a failure, not a denial
         decision = decision._replace(outcome=Outcome.FAILED, reason=failure.reason)
-        return judgement._replace(decision=decision, way=GateAction.RESET)
-    way = _way_out(policy, judgement, can_inspect=can_inspect)
-    decision = deny(policy, failure.reason, decision)._replace(approval=())  # nobody is asked about this
-    return judgement._replace(decision=decision, way=way)
+        return gate_decision._replace(decision=decision, action=GateAction.RESET)
+    action = _denial_action(policy, gate_decision, can_inspect=can_inspect)
+    decision = deny(policy, failure.reason, decision)._replace(approval=())  # no approval can allow this
+    return gate_decision._replace(decision=decision, action=action)
 
 
 def _decide_tls(
-    sandbox: "SandboxState", wanted: OriginalDestination, hello: ClientHello, *, can_inspect: bool
-) -> ConnectionDecision:
+    sandbox: "SandboxState", destination: OriginalDestination, hello: ClientHello, *, can_inspect: bool
+) -> GateDecision:
     policy = sandbox.policy
-    target, problem = _tls_target(wanted, hello)
-    attempt = make_attempt(sandbox, Protocol.TLS, target, wanted.port)
+    target, problem = _tls_target(destination, hello)
+    attempt = make_attempt(sandbox, Protocol.TLS, target, destination.port)
     decision = _decide(policy, attempt) if problem is None else deny(policy, problem)
     if decision.outcome.passes:
-        objection = _objection(decision, hello, can_inspect=can_inspect)
-        if objection is None:
-            return ConnectionDecision(
-                attempt, decision, GateAction.INSPECT if decision.inspect else GateAction.SPLICE, hello
-            )
-        decision = deny(policy, objection, decision)
-        if objection is Reason.PROTOCOL_MISMATCH:
-            offers = ", ".join(f"`{each}`" for each in hello.alpn[:_MOST_OFFERS])
+        tls_problem = _tls_problem(decision, hello, can_inspect=can_inspect)
+        if tls_problem is None:
+            return GateDecision(attempt, decision, GateAction.INSPECT if decision.inspect else GateAction.SPLICE, hello)
+        decision = deny(policy, tls_problem, decision)
+        if tls_problem is Reason.PROTOCOL_MISMATCH:
+            offered = ", ".join(f"`{each}`" for each in hello.alpn[:_MAX_LISTED_PROTOCOLS])
             only = "only HTTP can be inspected: `tls: splice` relays it without inspection"
-            detail = f"its client offers {offers} (ALPN), and {only}"
-            return ConnectionDecision(attempt, decision, _refusal(policy, can_explain=False), hello, detail)
+            detail = f"its client offers {offered} (ALPN), and {only}"
+            return GateDecision(attempt, decision, _reset_or_explain(policy, can_explain=False), hello, detail)
     can_explain = can_inspect and _is_readable(hello) and problem is not Reason.INVALID_NAME
-    return ConnectionDecision(attempt, decision, _refusal(policy, can_explain=can_explain), hello)
+    return GateDecision(attempt, decision, _reset_or_explain(policy, can_explain=can_explain), hello)
 
 
-def _objection(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> Reason | None:
-    """Return the reason why a TLS connection can't be handled as the rules that allow it want; None: it can."""
+def _tls_problem(decision: Decision, hello: ClientHello, *, can_inspect: bool) -> Reason | None:
+    """Return why a TLS connection can't be spliced or inspected as its rules require; None: it can."""
     if not decision.inspect:
         return Reason.ECH if hello.ech else None
     if not _is_readable(hello):
@@ -234,49 +232,49 @@ def _is_readable(hello: ClientHello) -> bool:
 
 
 def _decide_http(
-    sandbox: "SandboxState", wanted: OriginalDestination, head: HttpHead, *, can_inspect: bool
-) -> ConnectionDecision:
+    sandbox: "SandboxState", destination: OriginalDestination, head: HttpHead, *, can_inspect: bool
+) -> GateDecision:
     policy = sandbox.policy
-    target, problem = _http_target(wanted, head)
-    attempt = make_attempt(sandbox, Protocol.HTTP, target, wanted.port)
+    target, problem = _http_target(destination, head)
+    attempt = make_attempt(sandbox, Protocol.HTTP, target, destination.port)
     decision = _decide(policy, attempt) if problem is None else deny(policy, problem)
     if decision.outcome.passes and not can_inspect:
         decision = deny(policy, Reason.GATE_ERROR, decision)
-    way = GateAction.INSPECT if decision.outcome.passes else _refusal(policy, can_explain=can_inspect)
-    return ConnectionDecision(attempt, decision, way)
+    action = GateAction.INSPECT if decision.outcome.passes else _reset_or_explain(policy, can_explain=can_inspect)
+    return GateDecision(attempt, decision, action)
 
 
-def _tls_target(wanted: OriginalDestination, hello: ClientHello) -> "tuple[HostName | Address, Reason | None]":
+def _tls_target(destination: OriginalDestination, hello: ClientHello) -> "tuple[HostName | Address, Reason | None]":
     """Return the host that a TLS connection is for, or the reason why it has none."""
     if hello.sni is None:
-        return wanted.target, Reason.SNI_MISSING if wanted.names else None
-    for name in wanted.names:
+        return destination.target, Reason.SNI_MISSING if destination.names else None
+    for name in destination.names:
         if name == hello.sni:
             return name, None
     try:
         name = HostName.parse(hello.sni)
     except InvalidNameError:
-        return wanted.target, Reason.INVALID_NAME
-    if wanted.names and name not in wanted.names:
-        return wanted.target, Reason.NAME_MISMATCH
+        return destination.target, Reason.INVALID_NAME
+    if destination.names and name not in destination.names:
+        return destination.target, Reason.NAME_MISMATCH
     return name, None
 
 
-def _http_target(wanted: OriginalDestination, head: HttpHead) -> "tuple[HostName | Address, Reason | None]":
+def _http_target(destination: OriginalDestination, head: HttpHead) -> "tuple[HostName | Address, Reason | None]":
     """Return the host of a plaintext HTTP connection. Inspection checks the Host of each request."""
-    if head.host is None or len(wanted.names) == 1:
-        return wanted.target, None
+    if head.host is None or len(destination.names) == 1:
+        return destination.target, None
     host, colon, port = head.host.rpartition(":")
-    spelled = host if colon and port.isdecimal() else head.host
+    host_text = host if colon and port.isdecimal() else head.host
     try:
-        asked = parse_host(spelled)
+        requested = parse_host(host_text)
     except InvalidNameError:
-        return wanted.target, Reason.INVALID_NAME
-    if wanted.names:
-        return (asked, None) if asked in wanted.names else (wanted.target, Reason.NAME_MISMATCH)
-    if not isinstance(asked, HostName) and asked != wanted.address:
-        return wanted.target, Reason.NAME_MISMATCH
-    return asked, None
+        return destination.target, Reason.INVALID_NAME
+    if destination.names:
+        return (requested, None) if requested in destination.names else (destination.target, Reason.NAME_MISMATCH)
+    if not isinstance(requested, HostName) and requested != destination.address:
+        return destination.target, Reason.NAME_MISMATCH
+    return requested, None
 
 
 def make_attempt(sandbox: "SandboxState", protocol: Protocol, target: "HostName | Address", port: int) -> Attempt:
@@ -287,20 +285,20 @@ def make_attempt(sandbox: "SandboxState", protocol: Protocol, target: "HostName 
 def _decide(policy: "Policy", attempt: Attempt) -> Decision:
     decision = policy.decide(attempt)
     if decision.reason is Reason.NO_RULE and not decision.outcome.passes:
-        spoken = policy.protocols(attempt.target, attempt.port)
-        if spoken and attempt.protocol not in spoken:
+        protocols = policy.protocols(attempt.target, attempt.port)
+        if protocols and attempt.protocol not in protocols:
             return deny(policy, Reason.PROTOCOL_MISMATCH, decision)
     return decision
 
 
-def _way_out(policy: "Policy", judgement: ConnectionDecision, *, can_inspect: bool) -> GateAction:
+def _denial_action(policy: "Policy", gate_decision: GateDecision, *, can_inspect: bool) -> GateAction:
     """Choose how to deny a connection that could have been spliced."""
-    hello = judgement.hello
-    return _refusal(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
+    hello = gate_decision.hello
+    return _reset_or_explain(policy, can_explain=can_inspect and hello is not None and _is_readable(hello))
 
 
-def _refusal(policy: "Policy", *, can_explain: bool) -> GateAction:
-    """Choose how to deny: with a block page where the client can read one and the rules want it, else with a reset."""
+def _reset_or_explain(policy: "Policy", *, can_explain: bool) -> GateAction:
+    """Choose how to deny: with a block page if the client can read one and the rules allow it, else with a reset."""
     return GateAction.EXPLAIN if can_explain and policy.settings.on_block is not OnBlock.RESET else GateAction.RESET
 
 
@@ -308,11 +306,11 @@ class DecisionCache:
     """Cache of `decide` and `peek_wait` for one sandbox.
 
     A decision depends on the policy, the day, whether the task is tainted, the destination and what the client says
-    first, and on nothing else: each pending connection asks for its own grants. Another policy, another day or a taint
-    begins with an empty memory. It is bounded; what it doesn't have is decided anew.
+    first, and on nothing else: each pending connection requests its own grants. A new policy, a new day or a taint
+    clears the cache. It is bounded; a missing entry is decided again.
     """
 
-    __slots__ = ("_can_inspect", "_judged", "_patience", "_policy", "_sandbox", "_tainted", "_today")
+    __slots__ = ("_can_inspect", "_decisions", "_peek_waits", "_policy", "_sandbox", "_tainted", "_today")
 
     def __init__(self, sandbox: "SandboxState", *, can_inspect: bool) -> None:
         self._sandbox = sandbox
@@ -320,50 +318,54 @@ class DecisionCache:
         self._policy = sandbox.policy
         self._today = sandbox.calendar.today()
         self._tainted = sandbox.tainted
-        self._patience: dict[tuple[tuple[HostName, ...], int], PeekWait] = {}
-        self._judged: dict[tuple[object, ...], ConnectionDecision] = {}
+        self._peek_waits: dict[tuple[tuple[HostName, ...], int], PeekWait] = {}
+        self._decisions: dict[tuple[object, ...], GateDecision] = {}
 
     def clear(self) -> None:
         """Drop all decisions of an earlier policy or date."""
         sandbox = self._sandbox
         self._policy, self._today, self._tainted = sandbox.policy, sandbox.calendar.today(), sandbox.tainted
-        self._patience.clear()
-        self._judged.clear()
+        self._peek_waits.clear()
+        self._decisions.clear()
 
-    def peek_wait(self, wanted: "OriginalDestination") -> "PeekWait":
+    def peek_wait(self, destination: "OriginalDestination") -> "PeekWait":
         """As `peek_wait`, cached."""
         policy = self._sandbox.policy
         if self._policy is not policy:
             self.clear()
-        key = wanted.names, wanted.port
-        known = self._patience.get(key)
-        if known is None:
-            known = peek_wait(policy, wanted)
-            if wanted.names:  # else it hangs on the address
-                _keep(self._patience, key, known)
-        return known
+        key = destination.names, destination.port
+        cached = self._peek_waits.get(key)
+        if cached is None:
+            cached = peek_wait(policy, destination)
+            if destination.names:  # otherwise it depends on the address
+                _store(self._peek_waits, key, cached)
+        return cached
 
-    def decide(self, wanted: "OriginalDestination", seen: "Seen | None") -> "ConnectionDecision":
+    def decide(self, destination: "OriginalDestination", seen: "Seen | None") -> "GateDecision":
         """As `decide`, cached."""
         sandbox = self._sandbox
-        # What a task writes itself is part of what is kept only where it is short.
-        if not isinstance(seen, ClientHello) or seen.sni not in wanted.names or len(seen.alpn) > _MOST_PROTOCOLS:
-            return decide(sandbox, wanted, seen, can_inspect=self._can_inspect)
+        # The key has text that a task wrote, so it is cached only if it is short.
+        if (
+            not isinstance(seen, ClientHello)
+            or seen.sni not in destination.names
+            or len(seen.alpn) > _MAX_CACHED_PROTOCOLS
+        ):
+            return decide(sandbox, destination, seen, can_inspect=self._can_inspect)
         if (
             self._policy is not sandbox.policy
             or self._tainted is not sandbox.tainted
             or self._today is not sandbox.calendar.today()
         ):
             self.clear()
-        key = wanted.names, wanted.port, seen.sni, seen.alpn, seen.ech
-        known = self._judged.get(key)
-        if known is None:
-            known = decide(sandbox, wanted, seen, can_inspect=self._can_inspect)
-            _keep(self._judged, key, known)
-        return known if known.hello is seen else known._replace(hello=seen)
+        key = destination.names, destination.port, seen.sni, seen.alpn, seen.ech
+        cached = self._decisions.get(key)
+        if cached is None:
+            cached = decide(sandbox, destination, seen, can_inspect=self._can_inspect)
+            _store(self._decisions, key, cached)
+        return cached if cached.hello is seen else cached._replace(hello=seen)
 
 
-def _keep[K, V](memory: dict[K, V], key: K, value: V) -> None:
-    if len(memory) >= MOST_REMEMBERED:
-        memory.clear()
-    memory[key] = value
+def _store[K, V](cache: dict[K, V], key: K, value: V) -> None:
+    if len(cache) >= MOST_REMEMBERED:
+        cache.clear()
+    cache[key] = value

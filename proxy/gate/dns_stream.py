@@ -70,7 +70,7 @@ class DnsStream(ServedConnection):
             if len(message) < length:
                 return
             self._kept = self._kept[2 + length :]
-            if not self._resolver.ask(message, self._record.wanted.address, Protocol.TCP, self._reply):
+            if not self._resolver.ask(message, self._record.destination.address, Protocol.TCP, self._reply):
                 self.abort()  # it is not DNS that is spoken here
                 return
             self._questions += 1
@@ -90,4 +90,6 @@ class DnsStream(ServedConnection):
 
     def _ended(self) -> None:
         if not self._questions:
-            self._record.decided(deny_connection(self._sandbox, self._record.wanted, Reason.PROTOCOL_MISMATCH))
+            self._record.record_decision(
+                deny_connection(self._sandbox, self._record.destination, Reason.PROTOCOL_MISMATCH)
+            )

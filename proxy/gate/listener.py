@@ -40,14 +40,14 @@ MOST_CONNECTIONS: Final = 4096
 _DNS_PORT: Final = 53
 _HTTP_PORT, _OTLP_PORT = 80, 4318
 _INFO_API_PORTS: Final = frozenset({_HTTP_PORT, _OTLP_PORT})
-_AT_ONCE: Final = 64  # connections accepted at most before the others get their turn
-_FOR_ONE: Final = 16  # open connections for each that is accepted beyond the first: their turn may be long
-_RESERVED: Final = 64  # descriptors that are never a connection's
-_EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
-_REVIEWING: Final = 0.001  # seconds without a turn for the others
+_MAX_ACCEPTS: Final = 64  # connections accepted before other work gets its turn
+_CONNECTIONS_PER_ACCEPT: Final = 16  # open connections for each connection accepted beyond the first
+_RESERVED: Final = 64  # descriptors that no connection uses
+_PER_CONNECTION: Final = 2  # descriptors that a connection takes: the client's and the server's
+_REVIEW_SLICE: Final = 0.001  # seconds before other work gets its turn
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds without accepting when descriptors have run out
-# accept(2): trouble of the one connection that is gone already
-_ITS_OWN: Final = frozenset(
+# accept(2): errors of one connection, which is gone already
+_CONNECTION_ERRORS: Final = frozenset(
     {errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH}
     | {errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINTR, errno.EPERM}
 )
@@ -87,8 +87,8 @@ class Gate:
     ) -> None:
         """Serve `listener`.
 
-        `info_api` makes what serves a connection to the info API; `attribute` says whose socket it is, where somebody
-        can; `destination_of` is for tests.
+        `info_api` makes what serves a connection to the info API; `attribute` finds the process of a socket, if the
+        sandbox has a supervisor; `destination_of` is for tests.
 
         `has_room` says whether the worker has descriptors for one more of this sandbox's (`DescriptorQuota`).
         """
@@ -104,17 +104,17 @@ class Gate:
         self.most = min(most, _by_descriptors())
         self._has_room = has_room
         self._listener = listener
-        # Of what it accepts: what socket.accept does, but for looking two numbers up in enumerations each time.
+        # For socket.socket(); like socket.accept(), without looking up two enumeration members each time.
         self._kind = int(listener.family), int(listener.type), listener.proto
         self._resolver = resolver
         self._info_api = info_api
         self._attribute = attribute
         self._destination_of = destination_of
-        self.is_finishing = False  # the task is over: there is no client any more
-        self.connections: set[PeriodicTarget] = set()  # in whatever stage
+        self.is_finishing = False  # the task has ended, so no client is left
+        self.connections: set[PeriodicTarget] = set()  # in every state
         self._pause = _SHORTEST_PAUSE
-        self._resting: asyncio.TimerHandle | None = None
-        self._rounds = PeriodicTasks(sandbox.calendar.today, self.connections, self.review)
+        self._resume_timer: asyncio.TimerHandle | None = None
+        self._periodic_tasks = PeriodicTasks(sandbox.calendar.today, self.connections, self.review)
         self._unreviewed: list[PeriodicTarget] = []
 
     def start(self) -> None:
@@ -129,9 +129,9 @@ class Gate:
     def close(self) -> None:
         """Stop accepting, and end every connection that inspection doesn't have. Idempotent."""
         self.poller.forget(self._listener.fileno())
-        if self._resting is not None:
-            self._resting.cancel()
-        self._rounds.stop()
+        if self._resume_timer is not None:
+            self._resume_timer.cancel()
+        self._periodic_tasks.stop()
         for_each(self.connections, lambda connection: connection.abort())
 
     def review(self) -> None:
@@ -157,60 +157,60 @@ class Gate:
 
     def ready(self, _events: int) -> None:
         """Accept waiting connections, up to a bound; epoll reports the rest again."""
-        for _ in range(min(1 + len(self.connections) // _FOR_ONE, _AT_ONCE)):
+        for _ in range(min(1 + len(self.connections) // _CONNECTIONS_PER_ACCEPT, _MAX_ACCEPTS)):
             try:
                 number, peer = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
                 client = socket.socket(*self._kind, number)
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno in _ITS_OWN:
+                if error.errno in _CONNECTION_ERRORS:
                     continue
-                self._rest(error)
+                self._pause_accepting(error)
                 return
-            self._receive(client, (_address(peer[0]), peer[1]), time.monotonic())
+            self._start(client, (_address(peer[0]), peer[1]), time.monotonic())
         self._pause = _SHORTEST_PAUSE
-        self._rounds.keep_going()
+        self._periodic_tasks.keep_going()
 
     def failed(self, error: Exception) -> None:
         """Report an unexpected exception; later connections are served."""
         self.recorder.error(Component.ACCEPT, f"{type(error).__name__}: {error}")
 
-    def _receive(self, client: socket.socket, peer: "Endpoint", opened: float) -> None:
+    def _start(self, client: socket.socket, peer: "Endpoint", opened: float) -> None:
         """Start a connection that was accepted at `opened` (time.monotonic())."""
         client.setblocking(False)
         try:
-            wanted = self._wanted(client)
+            destination = self._original_destination(client)
         except Exception as error:  # noqa: BLE001 - there is no saying where it was to go
             self.failed(error)
             reset(client)
             return
-        address = None if self.names.covers(wanted.address) else wanted.address
-        record = ConnectionRecord(self.recorder, peer, wanted, address, opened)
+        address = None if self.names.covers(destination.address) else destination.address
+        record = ConnectionRecord(self.recorder, peer, destination, address, opened)
         connection = Connection(self, client, record)
         self.connections.add(connection)
         try:
-            self._welcome(connection, client, record)
+            self._dispatch(connection, client, record)
         except Exception as error:  # noqa: BLE001 - the listener and the others go on
             connection.failed(error)
 
-    def _welcome(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
+    def _dispatch(self, connection: Connection, client: socket.socket, record: ConnectionRecord) -> None:
         """Deny a connection, answer it, or decide on it."""
-        wanted = record.wanted
+        destination = record.destination
         if len(self.connections) > self.most or not self._has_room():
             connection.deny(Reason.LIMIT_EXCEEDED)
-        elif wanted.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
+        elif destination.port == _DNS_PORT:  # whatever the address, also one of the sandbox's own: no byte of it leaves
             stream = DnsStream(self.poller, self.sandbox, client, record, resolver=self._resolver, forget=self.forget)
             self.replace(connection, stream)
             stream.begin()
-        elif is_unroutable(self.sandbox, wanted):
+        elif is_unroutable(self.sandbox, destination):
             connection.deny(Reason.NON_PUBLIC_ADDRESS)
-        elif INFO_API in wanted.names and wanted.port in _INFO_API_PORTS:
+        elif INFO_API in destination.names and destination.port in _INFO_API_PORTS:
             served = self._info_api(self, client, record)
             self.replace(connection, served)
             served.begin()
-        elif not wanted.names and self.names.covers(wanted.address):
-            connection.deny(Reason.UNRESOLVED)  # it stands for nothing, or does so no more
+        elif not destination.names and self.names.covers(destination.address):
+            connection.deny(Reason.UNRESOLVED)  # the address stands for no name, or no longer does
         else:
             self.attribute(record)
             connection.begin()
@@ -218,19 +218,19 @@ class Gate:
     def attribute(self, record: ConnectionRecord) -> "Attribution | None":
         """Start to look up the process that opened a connection, where possible."""
         if self._attribute is not None:
-            wanted = record.wanted
-            record.attribution = self._attribute(record.peer, (wanted.address, wanted.port))
+            destination = record.destination
+            record.attribution = self._attribute(record.peer, (destination.address, destination.port))
         return record.attribution
 
-    def _wanted(self, client: socket.socket) -> OriginalDestination:
+    def _original_destination(self, client: socket.socket) -> OriginalDestination:
         address, port = self._destination_of(client)
         return OriginalDestination(address, port, self.names.names_of(address))
 
-    def _rest(self, error: OSError) -> None:
+    def _pause_accepting(self, error: OSError) -> None:
         """Pause accepting: there is no descriptor or memory, and epoll would report the queue without end."""
         self.recorder.error(Component.ACCEPT, f"{error.strerror}: no connections are accepted for {self._pause} s")
         self.poller.change(self._listener.fileno(), 0)
-        self._resting = asyncio.get_running_loop().call_later(self._pause, self._resume)
+        self._resume_timer = asyncio.get_running_loop().call_later(self._pause, self._resume)
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     def _resume(self) -> None:
@@ -238,7 +238,7 @@ class Gate:
 
     def _review_some(self) -> None:
         """Review some connections, then yield to other sockets."""
-        until = time.monotonic() + _REVIEWING
+        until = time.monotonic() + _REVIEW_SLICE
         while self._unreviewed:
             connection = self._unreviewed.pop()
             if connection in self.connections:
@@ -259,4 +259,4 @@ def _address(text: str) -> Address:
 def _by_descriptors() -> int:
     """Return how many connections this process has descriptors for."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max((soft - _RESERVED) // _EACH, 1)
+    return max((soft - _RESERVED) // _PER_CONNECTION, 1)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.approvals.leases import Grant, Lease
     from proxy.dialing.connect_race import Hop
     from proxy.dialing.dialer import Dialer
-    from proxy.gate.decide import ConnectionDecision
+    from proxy.gate.decide import GateDecision
     from proxy.gate.pending import Pending
     from proxy.gate.record import ConnectionRecord
     from proxy.sandbox.sandbox_state import SandboxState
@@ -42,13 +42,13 @@ class State(StrEnum):
 
     CLOSED = "closed"  # both sockets are closed, and its end is recorded
     ACCEPTED = "accepted"  # nothing of it has been read or decided
-    PEEKING = "peeking"  # its first bytes are awaited, and consumed by nobody
-    DECIDING = "deciding"  # the evaluator is asked; a refusal waits here for the process that opened the connection
-    PENDING = "pending"  # people are asked; nothing is read, dialed or recorded
+    PEEKING = "peeking"  # the gate waits for its first bytes, and consumes none
+    DECIDING = "deciding"  # the policy decides; a denial waits here for the lookup of the process that opened it
+    PENDING = "pending"  # an approval request is pending; nothing is read, dialed or recorded
     RESOLVING = "resolving"  # the checked name is looked up, and each of its addresses checked
     DIALING = "dialing"  # its decision is recorded, and an address is dialed
-    SPLICING = "splicing"  # bytes pass in both directions
-    INSPECTING = "inspecting"  # inspection has it, or serves the page of its refusal
+    SPLICING = "splicing"  # bytes are relayed in both directions
+    INSPECTING = "inspecting"  # inspection serves it, or the block page of its denial
 
 
 TRANSITIONS: Final = {
@@ -57,13 +57,13 @@ TRANSITIONS: Final = {
     State.PEEKING: (State.DECIDING, State.CLOSED),
     State.DECIDING: (State.PENDING, State.RESOLVING, State.INSPECTING, State.CLOSED),
     State.PENDING: (State.DECIDING, State.CLOSED),  # after an answer the policy of that moment decides
-    State.RESOLVING: (State.DECIDING, State.DIALING, State.CLOSED),  # other rules; an address that may not be dialed
+    State.RESOLVING: (State.DECIDING, State.DIALING, State.CLOSED),  # other rules, or an address that may not be dialed
     State.DIALING: (State.SPLICING, State.CLOSED),
     State.SPLICING: (State.CLOSED,),
     State.INSPECTING: (State.CLOSED,),
 }
 
-WHERE: Final = {  # in the gate a connection is, for `gate.error` events
+WHERE: Final = {  # the gate's component that a state belongs to, for `gate.error` events
     State.CLOSED: Component.OTHER,
     State.ACCEPTED: Component.PEEK,
     State.PEEKING: Component.PEEK,
@@ -86,7 +86,7 @@ class _Table(dict[tuple[State, State], State]):
         raise TransitionError(f"a connection that is {state.name} can't become {following.name}")
 
 
-# By a state and the one that is to follow it: that one, if it may. Raises TransitionError.
+# By the present and the next state: the next state, if the transition is allowed. Raises TransitionError.
 NEXT_STATE: Final = _Table({(state, each): each for state, following in TRANSITIONS.items() for each in following})
 
 
@@ -99,30 +99,39 @@ class GateState(Protocol):
 
 
 class ManagedConnection[G: GateState](ABC):
-    """One connection or flow. `_judgement` is set from the state DECIDING on."""
+    """One connection or flow. `_gate_decision` is set from the state DECIDING on."""
 
     __slots__ = (
-        "_deadline", "_gate", "_hop", "_judgement", "_lease", "_pending", "_policy", "_quota", "record", "state",
+        "_deadline",
+        "_gate",
+        "_gate_decision",
+        "_hop",
+        "_lease",
+        "_pending",
+        "_policy",
+        "_quota",
+        "record",
+        "state",
     )  # fmt: skip
-    _judgement: "ConnectionDecision"
+    _gate_decision: "GateDecision"
 
     def __init__(self, gate: G, record: "ConnectionRecord", state: State) -> None:
         self.state = state
         self.record = record
         self._gate = gate
-        self._deadline = 0.0  # of the state that it is in, by the gate's clock
-        self._pending: Pending | None = None  # people's answer
-        self._policy = gate.sandbox.policy  # which allowed it, and checked the addresses
-        self._hop: Hop | None = None  # where it leads
+        self._deadline = 0.0  # of the present state, by the gate's clock
+        self._pending: Pending | None = None  # the approval request
+        self._policy = gate.sandbox.policy  # that the decision was made under
+        self._hop: Hop | None = None  # the address or proxy it is connected to
         self._quota = Quota(gate.sandbox.meters)
-        self._lease: Lease | None = None  # where it passes under grants
+        self._lease: Lease | None = None  # on the grants that allow it
 
-    def answered(self, judgement: "ConnectionDecision") -> None:
-        """Continue after an approval request; `judgement` needs no further approval."""
+    def continue_with(self, gate_decision: "GateDecision") -> None:
+        """Continue after an approval request; `gate_decision` needs no further approval."""
         self._pending = None
-        self._judgement = judgement
+        self._gate_decision = gate_decision
         self._enter(State.DECIDING)
-        self._carry_out()
+        self._apply_decision()
 
     def review(self) -> None:
         """Decide again: the rules, the date or the taint have changed. An allowed connection may end."""
@@ -131,8 +140,8 @@ class ManagedConnection[G: GateState](ABC):
             self._pending.review()
         elif state is State.RESOLVING:
             self._enter(State.DECIDING)
-            self._judgement = decide_again(self._gate.sandbox, self._judgement, can_inspect=self._can_inspect)
-            self._carry_out()
+            self._gate_decision = decide_again(self._gate.sandbox, self._gate_decision, can_inspect=self._can_inspect)
+            self._apply_decision()
         elif state is State.DIALING or state is State.SPLICING:
             self._review_allowed()
 
@@ -142,12 +151,12 @@ class ManagedConnection[G: GateState](ABC):
 
     @property
     def _can_inspect(self) -> bool:
-        """Whether inspection can take it over."""
+        """Whether inspection can serve it."""
         return False
 
     @abstractmethod
-    def _conclude(self) -> None:
-        """Record a decision that dials nothing, and carry it out."""
+    def _deny_or_inspect(self) -> None:
+        """Record a decision that dials nothing; then reset a denied connection, or hand it to inspection."""
 
     @abstractmethod
     def _dial(self, hops: "tuple[Hop, ...]") -> None:
@@ -157,92 +166,94 @@ class ManagedConnection[G: GateState](ABC):
     def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None, *, detail: str = "") -> None:
         """Close all sockets and record the end, once."""
 
-    def _carry_out(self) -> None:
-        judgement = self._judgement
-        if judgement.way is GateAction.SPLICE:
+    def _apply_decision(self) -> None:
+        gate_decision = self._gate_decision
+        if gate_decision.action is GateAction.SPLICE:
             self._resolve()
-        elif judgement.decision.needs_approval and self._gate.sandbox.approvals is not None:
-            self._ask()
+        elif gate_decision.decision.needs_approval and self._gate.sandbox.approvals is not None:
+            self._request_approval()
         else:
-            self._conclude()
+            self._deny_or_inspect()
 
-    def _ask(self) -> None:
-        from proxy.gate.pending import Pending  # few connections are held
+    def _request_approval(self) -> None:
+        from proxy.gate.pending import Pending  # imported late: few connections need an approval
 
         gate = self._gate
         self._enter(State.PENDING)
         self._pending = Pending(
-            self, self._judgement, gate.sandbox, gate.dialer, can_inspect=self._can_inspect, clock=gate.clock
+            self, self._gate_decision, gate.sandbox, gate.dialer, can_inspect=self._can_inspect, clock=gate.clock
         )
         self._pending.begin()
 
     def _resolve(self) -> None:
         """Look up the addresses to dial."""
-        gate, judgement = self._gate, self._judgement
-        if judgement.decision.verdict is Verdict.ASK or not judgement.decision.outcome.passes:
+        gate, gate_decision = self._gate, self._gate_decision
+        if gate_decision.decision.verdict is Verdict.ASK or not gate_decision.decision.outcome.passes:
             raise RuntimeError("this attempt still needs an approval, so it must not be dialed")
         self._enter(State.RESOLVING)
         self._policy = policy = gate.sandbox.policy
         try:
-            hops = gate.dialer.known(policy, judgement.attempt)
+            hops = gate.dialer.known(policy, gate_decision.attempt)
         except DialError as failure:
-            self._cannot_dial(failure)
+            self._deny_undialable(failure)
             return
         if hops is not None:
             self._dial(hops)
             return
         self._deadline = gate.clock() + LOOKUP_TIMEOUT
-        gate.dialer.find(policy, judgement.attempt, lambda found: self._resolved(found, judgement))
+        gate.dialer.find(policy, gate_decision.attempt, lambda found: self._handle_lookup_result(found, gate_decision))
 
-    def _resolved(self, found: "tuple[Hop, ...] | DialError", judgement: "ConnectionDecision") -> None:
-        """Continue with the result of the lookup for `judgement`; called from the loop."""
-        if self.state is not State.RESOLVING or judgement is not self._judgement:
+    def _handle_lookup_result(self, found: "tuple[Hop, ...] | DialError", gate_decision: "GateDecision") -> None:
+        """Continue with the result of the lookup for `gate_decision`; called from the loop."""
+        if self.state is not State.RESOLVING or gate_decision is not self._gate_decision:
             return
         try:
-            if not still_holds(self._gate.sandbox, judgement, self._policy):
+            if not still_holds(self._gate.sandbox, gate_decision, self._policy):
                 self.review()
             elif isinstance(found, DialError):
-                self._cannot_dial(found)
+                self._deny_undialable(found)
             else:
                 self._dial(found)
-        except Exception as error:  # noqa: BLE001 - there is nobody above to catch it
+        except Exception as error:  # noqa: BLE001 - no caller catches it
             self.failed(error)
 
-    def _cannot_dial(self, failure: DialError) -> None:
-        """Deny it after all, or submit an approval request for its address."""
-        judgement = deny_after_dial(self._gate.sandbox.policy, self._judgement, failure, can_inspect=self._can_inspect)
-        self.record.may_not_lead_to(failure.address)
+    def _deny_undialable(self, failure: DialError) -> None:
+        """Deny a connection whose address may not be dialed, or submit an approval request for the address."""
+        gate_decision = deny_after_dial(
+            self._gate.sandbox.policy, self._gate_decision, failure, can_inspect=self._can_inspect
+        )
+        self.record.set_denied_address(failure.address)
         self._enter(State.DECIDING)
-        self._judgement = judgement if failure.held is None else judgement._replace(decision=failure.held)
-        self._carry_out()
+        self._gate_decision = gate_decision if failure.held is None else gate_decision._replace(decision=failure.held)
+        self._apply_decision()
 
-    def _is_within_limits(self) -> bool:
-        """Count it against its grants and the limits of its rules; False: one was exceeded, and it is denied."""
-        judgement = self._judgement
-        decision, grants = judgement.decision, judgement.grants
+    def _count_against_limits(self) -> bool:
+        """Count it against its grants and its rules' limits; False: one is exceeded, and it is denied."""
+        gate_decision = self._gate_decision
+        decision, grants = gate_decision.decision, gate_decision.grants
         if grants:
-            self._lease = self._gate.sandbox.lease(grants, self._grant_over)
+            self._lease = self._gate.sandbox.lease(grants, self._end_with_grant)
             if self._lease is None:
-                self._cannot_dial(DialError(Reason.EXPIRED, "its approval has ended"))
+                self._deny_undialable(DialError(Reason.EXPIRED, "its approval has ended"))
                 return False
         over = self._quota.begin(decision.limits, budgets(grants))
         if over is None:
             return True
         if self._lease is not None:
             self._lease.end()  # inspection may serve the page of this refusal for longer
-        self._judgement = judgement._replace(decision=exceeded(decision, over))
-        self._cannot_dial(DialError(Reason.LIMIT_EXCEEDED, str(over)))
+        self._gate_decision = gate_decision._replace(decision=exceeded(decision, over))
+        self._deny_undialable(DialError(Reason.LIMIT_EXCEEDED, str(over)))
         return False
 
-    def _grant_over(self, grant: "Grant") -> None:
+    def _end_with_grant(self, grant: "Grant") -> None:
         """End it because its grant has ended. Called from the loop."""
         by = deny(self._gate.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
         self._end(Outcome.BLOCKED, by.reason, by, detail=f"the approval {grant.approval} has ended")
 
-    def _may_read(self) -> bool:
+    def _record_untrusted_read(self) -> bool:
         """Record a read from an untrusted source; False: that could not be recorded, so the connection has ended."""
-        decision, record, sandbox = self._judgement.decision, self.record, self._gate.sandbox
-        if sandbox.record_read(decision, self._judgement.attempt.target, record.wanted.port, record.event):
+        decision, record, sandbox = self._gate_decision.decision, self.record, self._gate.sandbox
+        if sandbox.record_read(decision, self._gate_decision.attempt.target, record.destination.port, record.event):
             return True
         by = deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision)
         self._end(Outcome.BLOCKED, by.reason, by, detail=TAINT_NOT_RECORDED)
@@ -251,29 +262,29 @@ class ManagedConnection[G: GateState](ABC):
     def _review_allowed(self) -> None:
         """Continue under the rules and limits now in force, or end it."""
         sandbox = self._gate.sandbox
-        judgement = decide_again(sandbox, self._judgement, can_inspect=self._can_inspect)
+        gate_decision = decide_again(sandbox, self._gate_decision, can_inspect=self._can_inspect)
         problem = None
-        if self.state is State.SPLICING and judgement.way is GateAction.SPLICE and self._hop is not None:
-            problem = sandbox.policy.check_address(judgement.attempt, self._hop)
-        if judgement.way is GateAction.SPLICE and problem is None:
-            self._judgement = judgement
-            if self._may_read():  # its source may be untrusted by now
-                self._go_on()
+        if self.state is State.SPLICING and gate_decision.action is GateAction.SPLICE and self._hop is not None:
+            problem = sandbox.policy.check_address(gate_decision.attempt, self._hop)
+        if gate_decision.action is GateAction.SPLICE and problem is None:
+            self._gate_decision = gate_decision
+            if self._record_untrusted_read():  # its source may be untrusted by now
+                self._apply_changed_limits()
             return
-        # Also what may only go on while it is read: nobody knows what was sent on it before.
-        reason = problem or (Reason.RULE if judgement.decision.outcome.passes else judgement.decision.reason)
-        self._end(Outcome.BLOCKED, reason, deny(sandbox.policy, reason, judgement.decision))
+        # Also ends a connection that must be inspected from now on: its earlier bytes were not inspected.
+        reason = problem or (Reason.RULE if gate_decision.decision.outcome.passes else gate_decision.decision.reason)
+        self._end(Outcome.BLOCKED, reason, deny(sandbox.policy, reason, gate_decision.decision))
 
-    def _go_on(self) -> None:
+    def _apply_changed_limits(self) -> None:
         """Continue under the limits now in force, unless one is used up."""
-        over = self._quota.go_on(self._judgement.decision.limits)
+        over = self._quota.go_on(self._gate_decision.decision.limits)
         if over is not None:
-            by = exceeded(self._judgement.decision, over)
+            by = exceeded(self._gate_decision.decision, over)
             self._end(Outcome.BLOCKED, by.reason, by, detail=str(over))
 
-    def _cut(self, rule: str | None) -> None:
+    def _end_over_limit(self, rule: str | None) -> None:
         """End it because a rule's limit is used up."""
-        by = cut_by(self._judgement.decision, rule)
+        by = cut_by(self._gate_decision.decision, rule)
         self._end(Outcome.BLOCKED, by.reason, by)
 
     def _enter(self, state: State) -> None:

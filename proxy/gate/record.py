@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.dialing.connect_race import Hop
-    from proxy.gate.decide import ConnectionDecision, OriginalDestination
+    from proxy.gate.decide import GateDecision, OriginalDestination
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.supervisor_channel.channel import Attribution
@@ -33,53 +33,63 @@ type FindProcess = "Callable[[Endpoint, Endpoint], Attribution | None]"  # finds
 class ConnectionRecord:
     """Events of one connection. `address`: the address it leads to, if known; `via`: the proxy it goes through."""
 
-    __slots__ = ("_recorder", "address", "attribution", "event", "judgement", "opened", "peer", "via", "wanted")
+    __slots__ = (
+        "_recorder",
+        "address",
+        "attribution",
+        "destination",
+        "event",
+        "gate_decision",
+        "opened",
+        "peer",
+        "via",
+    )
 
     def __init__(
         self,
         recorder: "Recorder",
         peer: Endpoint,
-        wanted: "OriginalDestination",
+        destination: "OriginalDestination",
         address: "Address | str | None",
         opened: float,
     ) -> None:
         self._recorder = recorder
-        self.judgement: ConnectionDecision | None = None  # once the one decision has been recorded, or could not be
+        self.gate_decision: GateDecision | None = None  # set when the decision is recorded, or could not be
         self.peer = peer
-        self.wanted = wanted
+        self.destination = destination
         self.address = address
         self.via: str | None = None
         self.attribution: Attribution | None = None  # the process that opened it, where that is looked for
         self.opened = opened  # time.monotonic()
         self.event = ""
 
-    def leads_to(self, hop: "Hop") -> None:
+    def set_hop(self, hop: "Hop") -> None:
         """Set the address or proxy that is dialed. Behind a proxy the address is unknown."""
         self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (written(hop), None)
 
-    def may_not_lead_to(self, address: "Address | None") -> None:
+    def set_denied_address(self, address: "Address | None") -> None:
         """Set the address that the connection is denied for."""
         if address is not None:
             self.address = written(address)
 
-    def decided(self, judgement: "ConnectionDecision") -> bool:
+    def record_decision(self, gate_decision: "GateDecision") -> bool:
         """Record the decision, once a connection; False: it could not be written, so block the connection."""
-        assert self.judgement is None, "decided twice"
-        self.judgement = judgement
-        wanted, hello = self.wanted, judgement.hello
+        assert self.gate_decision is None, "a second decision"
+        self.gate_decision = gate_decision
+        destination, hello = self.destination, gate_decision.hello
         try:
             self.event = self._recorder.decided(
                 Kind.CONNECTION_DECIDED,
-                judgement.decision,
-                name=judgement.name,
+                gate_decision.decision,
+                name=gate_decision.name,
                 address=self.address,
-                port=wanted.port,
+                port=destination.port,
                 via=self.via,
-                protocol=judgement.attempt.protocol,
+                protocol=gate_decision.attempt.protocol,
                 tls=None if hello is None else Tls(hello.sni, hello.alpn, hello.version, hello.ech, hello.ja4),
                 process=self.process,
-                detail=judgement.detail,
-                approval=judgement.approval,
+                detail=gate_decision.detail,
+                approval=gate_decision.approval,
             )
         except JournalWriteError:
             return False
@@ -90,7 +100,7 @@ class ConnectionRecord:
         """The process that opened it, if known by now."""
         return None if self.attribution is None else self.attribution.process
 
-    def ended(  # noqa: PLR0917 - what there is to record, in the order of the others
+    def record_end(  # noqa: PLR0917 - what there is to record, in the order of the others
         self,
         up: int,
         down: int,
@@ -103,16 +113,16 @@ class ConnectionRecord:
 
         No effect if it was not allowed, or the end is already recorded.
         """
-        judgement = self.judgement
-        if judgement is None or not self.event:
+        gate_decision = self.gate_decision
+        if gate_decision is None or not self.event:
             return
         self._recorder.closed(
             self.event,
-            name=judgement.name,
+            name=gate_decision.name,
             address=self.address,
-            port=self.wanted.port,
+            port=self.destination.port,
             via=self.via,
-            protocol=judgement.attempt.protocol,
+            protocol=gate_decision.attempt.protocol,
             up=up,
             down=down,
             seconds=time.monotonic() - self.opened,
@@ -123,7 +133,7 @@ class ConnectionRecord:
             detail=detail,
         )
 
-    def error(self, where: "Component", error: Exception) -> None:
+    def record_error(self, where: "Component", error: Exception) -> None:
         """Record an unexpected exception."""
         self._recorder.error(where, f"{type(error).__name__}: {error}", cause=self.event or None)
 
@@ -137,7 +147,7 @@ class Handover(NamedTuple):
     sandbox: "SandboxState"
     client: "socket.socket"  # non-blocking, SO_RCVLOWAT 1, in no event loop
     record: ConnectionRecord
-    judgement: "ConnectionDecision"
+    gate_decision: "GateDecision"
     closed: "Callable[[int, int, Reason | None], None]"  # (bytes up, bytes down, why it did not end by itself), once
 
     @property
@@ -148,12 +158,12 @@ class Handover(NamedTuple):
     @property
     def decision(self) -> "Decision":
         """The decision."""
-        return self.judgement.decision
+        return self.gate_decision.decision
 
     @property
     def sni(self) -> str | None:
         """Server name in the ClientHello as the client wrote it; None: there is none."""
-        return self.judgement.hello.sni if self.judgement.hello else None
+        return self.gate_decision.hello.sni if self.gate_decision.hello else None
 
     @property
     def shown_host(self) -> str:
@@ -162,8 +172,8 @@ class Handover(NamedTuple):
             try:
                 return HostName.parse(self.sni)
             except InvalidNameError:
-                pass  # no client takes a certificate for that
-        return str(self.judgement.attempt.target)
+                pass  # no client accepts a certificate for that name
+        return str(self.gate_decision.attempt.target)
 
     def give_up(self, reason: "Reason | None") -> None:
         """Reset the connection and record its end; inspection doesn't serve it."""

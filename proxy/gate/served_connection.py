@@ -60,7 +60,7 @@ class ServedConnection:
 
     def failed(self, error: Exception) -> None:
         """End it after an unexpected exception."""
-        self._record.error(self.where, error)
+        self._record.record_error(self.where, error)
         self.abort()
 
     def _heard(self) -> None:

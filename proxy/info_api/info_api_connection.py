@@ -71,7 +71,7 @@ class InfoApi:
 
     def connection(self, gate: "Gate", client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":
         """Return what serves a connection; its caller begins it."""
-        port = record.wanted.port
+        port = record.destination.port
         handler = self.handlers.get(port)
         if handler is None:
             handler = (

@@ -47,13 +47,13 @@ class InspectedConnection:
     """A client connection and the server connections of its requests."""
 
     def __init__(self, engine: "Engine", handover: "Handover", place: "WebOrigin") -> None:
-        judgement = handover.judgement
-        refused = None if judgement.decision.outcome.passes else judgement.decision
+        gate_decision = handover.gate_decision
+        refused = None if gate_decision.decision.outcome.passes else gate_decision.decision
         self._engine = engine
         self._handover = handover
         self.session = Session(
-            engine.recorder, place, handover.event, refused, judgement.detail, judgement.advice,
-            handover.record.attribution, judgement.approval,
+            engine.recorder, place, handover.event, refused, gate_decision.detail, gate_decision.advice,
+            handover.record.attribution, gate_decision.approval,
         )  # fmt: skip
         self.session.approvals.changed = self._watch_out
         self.session.cut = lambda flows: self._do(self._http.revoke, flows)
@@ -78,7 +78,7 @@ class InspectedConnection:
         self._hooks: set[asyncio.Future[None]] = set()
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
-        self._idle_timeout = judgement.decision.idle_timeout
+        self._idle_timeout = gate_decision.decision.idle_timeout
         self._head: int | None = 0  # that has begun and isn't whole; in TLS that is the handshake first
         self._head_due = self._last + HEAD_TIMEOUT  # when it has to be (time.monotonic())
         self._leaving = False  # the client's connection is being closed
@@ -364,7 +364,7 @@ class InspectedConnection:
         server.can_read = server.can_write = True
         server.dialled = address
         if address is not None:
-            self._handover.record.leads_to(address)
+            self._handover.record.set_hop(address)
         server.relayed = isinstance(address, ProxyDestination) and address.relayed
         server.login = self._engine.login if server.relayed else None
         if tls is None:

@@ -208,7 +208,7 @@ class Engine:
 
 def place_of(handover: "Handover") -> WebOrigin:
     """Return the origin of a connection. Raises ValueError if it is not inspected."""
-    attempt = handover.judgement.attempt
+    attempt = handover.gate_decision.attempt
     if attempt.protocol not in (Protocol.TLS, Protocol.HTTP):
         raise ValueError(f"{attempt.protocol} is not inspected")
     return WebOrigin(attempt.target, attempt.port, tls=attempt.protocol is Protocol.TLS)

@@ -1,8 +1,8 @@
 """One UDP flow: resolve, check the address, record, and relay datagrams until it is idle.
 
 Home of invariant 3 for UDP: datagrams leave from a socket that is connected to one checked address, and only datagrams
-from that address go back. Nothing reads their content. An ICMP error from a router ends the flow and is passed on, so
-the client learns of it at once.
+from that address go back. Nothing reads their content. An ICMP error from a router ends the flow and is passed
+on to the client.
 """
 
 import errno
@@ -19,89 +19,95 @@ from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
     from proxy.dialing.connect_race import Hop
-    from proxy.gate.decide import ConnectionDecision
+    from proxy.gate.decide import GateDecision
     from proxy.gate.record import ConnectionRecord
     from proxy.udp.listener import Key, UdpGate
     from rules.addresses import Address
     from rules.decision import Decision
 
-MOST_WAITING: Final = 16  # datagrams of one flow that wait for its lookup
-_MOST_BYTES: Final = 1 << 20  # of all flows' that wait
-_AT_ONCE: Final = 32  # datagrams before the others get their turn
-_LARGEST: Final = 65535  # bytes
+MAX_QUEUED: Final = 16  # datagrams of one flow that wait for its lookup
+_MAX_QUEUED_BYTES: Final = 1 << 20  # of all flows' that wait
+_AT_ONCE: Final = 32  # datagrams before other work gets its turn
+_MAX_DATAGRAM: Final = 65535  # bytes
 _OUT_OF_SOCKETS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_JUST_THIS_ONE: Final = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM})  # send(2)
+_DATAGRAM_ERRORS: Final = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM})  # send(2)
 
 
 class Flow(ManagedConnection["UdpGate"]):
     """Datagrams between one client address and one destination."""
 
     __slots__ = (
-        "_down", "_far", "_finishing", "_first_size", "_key", "_opened", "_quiet_since", "_up", "_waiting",
+        "_down",
+        "_first_size",
+        "_is_finishing",
+        "_key",
+        "_opened",
+        "_queued",
+        "_quiet_since",
+        "_server",
+        "_up",
     )  # fmt: skip
 
-    def __init__(
-        self, gate: "UdpGate", key: "Key", record: "ConnectionRecord", judgement: "ConnectionDecision"
-    ) -> None:
+    def __init__(self, gate: "UdpGate", key: "Key", record: "ConnectionRecord", gate_decision: "GateDecision") -> None:
         super().__init__(gate, record, State.DECIDING)
         self._key = key
-        self._judgement = judgement
-        self._waiting: deque[bytes] = deque()
+        self._gate_decision = gate_decision
+        self._queued: deque[bytes] = deque()
         self._first_size = 0
-        self._finishing = False
-        self._far: socket.socket | None = None
+        self._is_finishing = False
+        self._server: socket.socket | None = None
         self._opened = self._quiet_since = gate.clock()
         self._up = self._down = 0  # bytes of payload
 
     def begin(self, data: bytes) -> None:
         """Resolve the destination; the first datagram waits."""
         self._first_size = len(data)
-        self._wait(data)
-        self._carry_out()
+        self._queue(data)
+        self._apply_decision()
 
-    def pass_on(self, data: bytes) -> None:
+    def relay(self, data: bytes) -> None:
         """Relay a datagram of the task."""
         self._quiet_since = self._gate.clock()
         if self.state is State.SPLICING:
             self._send(data)
         else:
-            self._wait(data)
+            self._queue(data)
 
     def ready(self, _events: int) -> None:
         """Relay replies to the task, up to a bound."""
-        far = self._far
+        server = self._server
         for _ in range(_AT_ONCE):
-            if far is None or self.state is not State.SPLICING:
+            if server is None or self.state is not State.SPLICING:
                 return
             try:
-                data = far.recv(_LARGEST)
+                data = server.recv(_MAX_DATAGRAM)
             except BlockingIOError:
                 return
             except OSError:
-                self._broken()  # an ICMP error: udp(7), "Error handling"
+                self._end_failed()  # an ICMP error: udp(7), "Error handling"
                 return
-            self._hand_back(data)
+            self._reply(data)
 
     def failed(self, error: Exception) -> None:
         """End it after an unexpected exception."""
-        self.record.error(WHERE[self.state], error)
+        self.record.record_error(WHERE[self.state], error)
         self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
     def abort(self) -> None:
         """End it now: the gate closes."""
-        if self._finishing and self.state is State.SPLICING:
+        if self._is_finishing and self.state is State.SPLICING:
             self._end(Outcome.PASSED, None)
         else:
             self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
     def finish(self) -> None:
         """End it once everything is sent: the task is over."""
-        self._finishing = True
+        self._is_finishing = True
         if self.state is State.SPLICING:
             self._end(Outcome.PASSED, None)
 
-    def make_way(self, before: float) -> bool:
-        """End it if it has been idle since `before`, as another flow needs its place; returns whether it ended."""
+    def end_if_idle(self, before: float) -> bool:
+        """End it, for another flow, if it has been idle since `before`; returns whether it ended."""
         if self._quiet_since > before:
             return False
         self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
@@ -116,121 +122,123 @@ class Flow(ManagedConnection["UdpGate"]):
             self._pending.tick(now)
         elif self.state is State.RESOLVING:
             if now >= self._deadline:
-                self._resolved(DialError(Reason.UNRESOLVED, "the lookup took too long"), self._judgement)
+                self._handle_lookup_result(
+                    DialError(Reason.UNRESOLVED, "the lookup took too long"), self._gate_decision
+                )
         elif rule := self._quota.rule_over():
-            self._cut(rule)
-        elif now - self._quiet_since >= self._judgement.decision.idle_timeout:
-            self._end(Outcome.PASSED, None)  # the only way in which a flow ever ends by itself
+            self._end_over_limit(rule)
+        elif now - self._quiet_since >= self._gate_decision.decision.idle_timeout:
+            self._end(Outcome.PASSED, None)  # a flow has no other end of its own
         elif now - self._opened >= LIFETIME:
             self._end(Outcome.PASSED, Reason.LIMIT_EXCEEDED)
 
-    def _wait(self, data: bytes) -> None:
+    def _queue(self, data: bytes) -> None:
         gate = self._gate
-        if len(self._waiting) >= MOST_WAITING or gate.waiting + len(data) > _MOST_BYTES:
-            gate.lost("up")
+        if len(self._queued) >= MAX_QUEUED or gate.queued_bytes + len(data) > _MAX_QUEUED_BYTES:
+            gate.count_lost("up")
             return
-        gate.waiting += len(data)
-        self._waiting.append(data)
+        gate.queued_bytes += len(data)
+        self._queued.append(data)
 
     def _dial(self, hops: "tuple[Hop, ...]") -> None:
         """Connect, which sends nothing; record the decision; then send the datagrams that wait."""
         gate, record = self._gate, self.record
         try:
-            self._far, self._hop = connected(hops, record.wanted.port)
+            self._server, self._hop = connect_first_reachable(hops, record.destination.port)
         except DialError as failure:
-            self._cannot_dial(failure)
+            self._deny_undialable(failure)
             return
-        if not self._is_within_limits():
+        if not self._count_against_limits():
             return
-        record.leads_to(self._hop)
+        record.set_hop(self._hop)
         self._enter(State.DIALING)  # which sends nothing
-        if not record.decided(self._judgement):
+        if not record.record_decision(self._gate_decision):
             self._end(Outcome.BLOCKED, Reason.JOURNAL_FAILED)
             return
-        if not self._may_read():
+        if not self._record_untrusted_read():
             return
         self._enter(State.SPLICING)
-        gate.poller.watch(self._far.fileno(), IN, self)
-        while self._waiting and self.state is State.SPLICING:
-            data = self._waiting.popleft()
-            gate.waiting -= len(data)
+        gate.poller.watch(self._server.fileno(), IN, self)
+        while self._queued and self.state is State.SPLICING:
+            data = self._queued.popleft()
+            gate.queued_bytes -= len(data)
             self._send(data)
-        if self._finishing:
+        if self._is_finishing:
             self._end(Outcome.PASSED, None)
 
     def _send(self, data: bytes) -> None:
         meter = self._quota.meter
         if meter is not None and not meter.up(len(data)):
-            self._cut(meter.rule_over())
+            self._end_over_limit(meter.rule_over())
             return
-        assert self._far is not None
+        assert self._server is not None
         try:
-            self._far.send(data)
+            self._server.send(data)
         except OSError as error:
-            if error.errno in _JUST_THIS_ONE:
-                self._gate.lost("up")
+            if error.errno in _DATAGRAM_ERRORS:
+                self._gate.count_lost("up")
             else:
-                self._broken()
+                self._end_failed()
             return
         self._up += len(data)
 
-    def _hand_back(self, data: bytes) -> None:
+    def _reply(self, data: bytes) -> None:
         meter = self._quota.meter
         if meter is not None and not meter.down(len(data)):
-            self._cut(meter.rule_over())
+            self._end_over_limit(meter.rule_over())
             return
-        wanted = self.record.wanted
-        if self._gate.answers.reply((wanted.address, wanted.port), self.record.peer, data):
+        destination = self.record.destination
+        if self._gate.reply_socket.reply((destination.address, destination.port), self.record.peer, data):
             self._down += len(data)
         else:
-            self._gate.lost("down")
+            self._gate.count_lost("down")
 
-    def _broken(self) -> None:
+    def _end_failed(self) -> None:
         self._end(Outcome.FAILED, Reason.UPSTREAM_FAILED)
 
-    def _say_nobody_is_there(self) -> None:
-        wanted = self.record.wanted
-        self._gate.answers.refuse((wanted.address, wanted.port), self.record.peer, self._first_size)
+    def _send_icmp_error(self) -> None:
+        destination = self.record.destination
+        self._gate.reply_socket.refuse((destination.address, destination.port), self.record.peer, self._first_size)
 
-    def _conclude(self) -> None:
-        """Record a denial."""
+    def _deny_or_inspect(self) -> None:
+        """Record a denial. A flow is never inspected."""
         self._close()
-        self._gate.refuse(self.record, self._judgement, self._key, self._first_size)
+        self._gate.refuse(self.record, self._gate_decision, self._key, self._first_size)
 
     def _end(self, outcome: Outcome, reason: Reason | None, by: "Decision | None" = None, *, detail: str = "") -> None:
         """Close it and record the end, once; after a failure also send the client an ICMP error."""
         if self.state is State.CLOSED:
             return
-        told = self.record.judgement is not None
+        is_recorded = self.record.gate_decision is not None
         try:
             self._close()
         finally:
-            if told:
-                self.record.ended(self._up, self._down, outcome, reason, by, detail)
+            if is_recorded:
+                self.record.record_end(self._up, self._down, outcome, reason, by, detail)
                 if outcome is not Outcome.PASSED:
-                    self._say_nobody_is_there()
+                    self._send_icmp_error()
             else:
-                judgement = self._judgement
-                decision = deny(self._gate.sandbox.policy, reason or Reason.GATE_ERROR, judgement.decision)
-                self._gate.refuse(self.record, judgement._replace(decision=decision), self._key, self._first_size)
+                gate_decision = self._gate_decision
+                decision = deny(self._gate.sandbox.policy, reason or Reason.GATE_ERROR, gate_decision.decision)
+                self._gate.refuse(self.record, gate_decision._replace(decision=decision), self._key, self._first_size)
 
     def _close(self) -> None:
         self.state = State.CLOSED
         gate = self._gate
         gate.forget(self._key)
-        if self._far is not None:  # first of all: whatever goes wrong with the rest, nothing passes any more
-            gate.poller.forget(self._far.fileno())
-            self._far.close()
-        gate.waiting -= sum(map(len, self._waiting))
-        self._waiting.clear()
+        if self._server is not None:  # first: no datagram is relayed, whatever fails below
+            gate.poller.forget(self._server.fileno())
+            self._server.close()
+        gate.queued_bytes -= sum(map(len, self._queued))
+        self._queued.clear()
         self._quota.end()
         if self._pending is not None:
-            self._pending.drop()
+            self._pending.withdraw()
         if self._lease is not None:
             self._lease.end()
 
 
-def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Address]":
+def connect_first_reachable(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Address]":
     """Return a socket connected to the first address that this host has a route to. Raises DialError.
 
     Connecting a UDP socket sends nothing.
@@ -238,18 +246,18 @@ def connected(hops: "tuple[Hop, ...]", port: int) -> "tuple[socket.socket, Addre
     problem = "no address"
     for address in hops:
         if isinstance(address, ProxyDestination):
-            continue  # the dialer gives none for datagrams
+            continue  # the dialer returns no proxy for UDP
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
-            far = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            server = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         except OSError as error:
             reason = Reason.LIMIT_EXCEEDED if error.errno in _OUT_OF_SOCKETS else Reason.UPSTREAM_FAILED
             raise DialError(reason, str(error.strerror)) from error
         try:
-            far.connect((str(address), port))
+            server.connect((str(address), port))
         except OSError as error:
-            far.close()
+            server.close()
             problem = f"{address}: {error.strerror}"
         else:
-            return far, address
+            return server, address
     raise DialError(Reason.UPSTREAM_FAILED, problem)

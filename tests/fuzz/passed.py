@@ -16,7 +16,7 @@ import termios
 import time
 from itertools import chain
 
-from proxy.compiled.library import AT_ONCE, Over
+from proxy.compiled.library import AT_ONCE, PairState
 from proxy.event_loop.poller import COMPILED, IN
 from proxy.gate.splice import BufferQuota
 
@@ -124,7 +124,7 @@ class Connection:
             with contextlib.suppress(OSError):
                 said = self.near.recv(SIZES[3], socket.MSG_PEEK)
         if COMPILED.start(self.pair, said):
-            self.over(COMPILED.over(self.pair))
+            self.over(COMPILED.state(self.pair))
 
     @property
     def parties(self) -> "tuple[Party, Party]":
@@ -133,27 +133,27 @@ class Connection:
     def over(self, how: int) -> None:
         """Close both sockets, as who was told does, and hold the end against who made it."""
         assert not self.is_over, "its end was told twice"
-        assert how == COMPILED.over(self.pair)
-        assert COMPILED.counts(self.pair) == (self.task.said, self.server.said) or how != Over.IN_PEACE
+        assert how == COMPILED.state(self.pair)
+        assert COMPILED.counts(self.pair) == (self.task.said, self.server.said) or how != PairState.ENDED
         match how:
-            case Over.IN_PEACE:
+            case PairState.ENDED:
                 assert self.task.has_ended and self.server.has_ended  # noqa: PT018
-            case Over.NEAR_BROKE:
+            case PairState.CLIENT_BROKE:
                 assert self.task.has_left
-            case Over.FAR_BROKE:
+            case PairState.SERVER_BROKE:
                 assert self.server.has_left
             case _:
                 raise AssertionError(f"it failed: {how:#x}")
-        self.close(cut=how != Over.IN_PEACE)
+        self.close(cut=how != PairState.ENDED)
 
     def take_back(self) -> None:
         """Have no more done by compiled code: what it kept is what comes next, and what is waited for is in the set."""
         up, down = COMPILED.counts(self.pair)
         for far, given, sock, says in ((False, down, self.near, self.server), (True, up, self.far, self.task)):
-            side = COMPILED.side(self.pair, far=far)
-            assert side.kept == says._text(given, len(side.kept))
-            assert given + len(side.kept) <= says.said
-            assert not side.silent or says.other.has_ended
+            side = COMPILED.side(self.pair, server=far)
+            assert side.unsent == says._text(given, len(side.unsent))
+            assert given + len(side.unsent) <= says.said
+            assert not side.has_ended or says.other.has_ended
             change = self._world.polled.modify if side.waits_for else self._world.polled.register
             change(sock.fileno(), IN)
         for one in self.parties:
@@ -228,7 +228,7 @@ class World:
                 list(self._strangers.values())[how % len(self._strangers)][1].send(b"x")
             case 2 if self._abandoned:
                 COMPILED.release(self._abandoned.pop())  # late, and of what isn't its any more
-            case 3 if not connection.is_over and COMPILED.over(connection.pair) == Over.OPEN:
+            case 3 if not connection.is_over and COMPILED.state(connection.pair) == PairState.OPEN:
                 connection.take_back()
             case 4 if not connection.is_over:
                 self._abandon(connection, how)
@@ -268,7 +268,7 @@ class World:
             (whose,) = [each for each in self.connections if not each.is_over and each.near.fileno() == fd]
             whose.over(events)
         bound = self.buffers.most + 256 * 1024 + 2 * 4096 * MOST_OPEN
-        assert 0 <= self.buffers.kept <= bound
+        assert 0 <= self.buffers.used <= bound
         return len(told)
 
     def settle(self) -> None:
@@ -334,7 +334,7 @@ def fuzz_passed(data: bytes) -> None:
         world.settle()
     finally:
         world.close()
-    assert world.buffers.kept == 0
+    assert world.buffers.used == 0
 
 
 def _seeds() -> list[bytes]:

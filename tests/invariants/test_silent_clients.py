@@ -20,7 +20,7 @@ MOST, RESERVED, EACH = 4096, 64, 2  # the gate's cap, and what it keeps back of 
 IMPATIENT = """
 import sys
 from proxy.gate import connection
-connection.FIRST_WORDS = 6.0
+connection.FIRST_BYTES_TIMEOUT = 6.0
 from enforcer.__main__ import main
 sys.exit(main())
 """

@@ -422,7 +422,7 @@ def test_one_that_waits_ends_when_rules_deny_it_or_its_sandbox_goes(gate, origin
         wait_until(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
     first = next(iter(gate.inspection._engine._expected.values()))
     gate.rules("[{id: a, to: good.example, action: deny}]")
-    denied = gate.sandbox.policy.decide(first.judgement.attempt)
+    denied = gate.sandbox.policy.decide(first.gate_decision.attempt)
     gate.loop.run(lambda: gate.inspection.review(first, denied))
     assert [end.reason for end in gate.wait_closed(1)] == ["rule"]
     gate.loop.run(gate.inspection.close)

@@ -61,7 +61,7 @@ class Passed:
         await until(lambda: self.ended)
         assert self.ended == [None]
         assert (self.near.fileno(), self.far.fileno()) == (-1, -1)
-        assert self.buffers.kept == 0
+        assert self.buffers.used == 0
         assert not self.poller._watched
 
 
@@ -81,6 +81,6 @@ def relayed(test, **how):
 async def fill(it):
     """Have the server say more than the task's side takes."""
     sending = asyncio.create_task(it.server.send(b"x" * (64 << 20)))
-    await until(lambda: it.buffers.kept)
+    await until(lambda: it.buffers.used)
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from proxy.compiled import build, library
-from proxy.compiled.library import Over
+from proxy.compiled.library import PairState
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate import splice
-from proxy.gate.splice import MOST_KEPT
+from proxy.gate.splice import MAX_BUFFERED
 from tests.proxy.gate.gate_harness import until
 from tests.proxy.gate.relay_harness import Passed, fill, relayed
 from tests.support import harness
@@ -107,10 +107,10 @@ def test_a_limit_that_comes_later_counts_what_is_said_from_then_on():
         await it.task.send(b"x" * 1000)
         assert await it.server.read_exactly(1000) == b"x" * 1000
         meter = Meter(10)
-        it.relay.count(meter)
+        it.relay.set_meter(meter)
         await it.task.send(b"y" * 10)
         assert await it.server.read_exactly(10) == b"y" * 10
-        assert (*it.relay.passed(), meter.said) == (1010, 0, {"up": 10, "down": 0})
+        assert (*it.relay.byte_counts(), meter.said) == (1010, 0, {"up": 10, "down": 0})
         await it.server.send(b"z")
         await it.over()
         assert it.relay.over_limit
@@ -124,21 +124,21 @@ def test_a_limit_that_comes_while_a_socket_is_full_loses_nothing(ended):
         it.start()
         data = bytes(range(256)) * 4000
         sending = asyncio.create_task(it.server.send(data))
-        await until(lambda: it.buffers.kept)
+        await until(lambda: it.buffers.used)
         if ended:
             it.task.shutdown()
             await it.server.read()
-        kept = len(compiled.side(it.relay._pair, far=False).kept)
-        it.relay.count(Meter(len(data)))
-        assert it.buffers.kept == kept
+        kept = len(compiled.side(it.relay._pair, server=False).unsent)
+        it.relay.set_meter(Meter(len(data)))
+        assert it.buffers.used == kept
         reading = asyncio.create_task(it.task.read_exactly(len(data)))
         await sending
         assert await reading == data
-        assert it.buffers.kept == 0
+        assert it.buffers.used == 0
         it.server.shutdown()
         it.task.shutdown()
         await it.over()
-        assert it.relay.passed()[1] == len(data)
+        assert it.relay.byte_counts()[1] == len(data)
 
     relayed(test, buffer=4096)
 
@@ -151,9 +151,9 @@ def test_a_limit_that_comes_before_a_reset_is_told_makes_no_end_of_it():
         await it.server.send(b"the first half")
         assert await it.task.read() == b"the first half"
         it.server.reset()
-        while not compiled.over(it.relay._pair):
+        while not compiled.state(it.relay._pair):
             compiled.serve(it.poller.number, 0, 256)  # whose answer somebody else's turn comes before
-        it.relay.count(Meter(1000))
+        it.relay.set_meter(Meter(1000))
         it.relay.ready(0)
         with pytest.raises(ConnectionResetError):
             await it.task.read()
@@ -166,9 +166,9 @@ def test_a_limit_that_comes_before_a_reset_is_told_makes_no_end_of_it():
 def test_no_limit_any_more_is_no_trouble():
     async def test(it):
         it.start()
-        it.relay.count(None)
-        it.relay.count(Meter(100))
-        it.relay.count(None)
+        it.relay.set_meter(None)
+        it.relay.set_meter(Meter(100))
+        it.relay.set_meter(None)
         await it.task.send(b"x" * 1000)
         assert await it.server.read_exactly(1000) == b"x" * 1000
 
@@ -180,7 +180,7 @@ def test_descriptors_that_were_closed_without_a_word_are_another_s_now():
         it.start()
         stale = it.relay._pair
         near, far = it.near.fileno(), it.far.fileno()
-        fresh = compiled.adopt(it.poller.number, near, far, it.buffers.address, MOST_KEPT)
+        fresh = compiled.adopt(it.poller.number, near, far, it.buffers.address, MAX_BUFFERED)
         compiled.release(stale)  # late, and of what isn't its any more
         it.relay._pair = fresh
         await it.task.send(b"still there")
@@ -205,7 +205,7 @@ def test_whoever_is_left_when_a_sandbox_s_set_is_closed_is_nobody_to_the_next_on
             await it.server.send(b"for the neighbour")
             await until(lambda: compiled.serve(number, 0, 16) == [it.far.fileno(), IN])
             os.close(number)
-        assert it.relay.passed()[1] == 0
+        assert it.relay.byte_counts()[1] == 0
 
     relayed(test)
 
@@ -213,8 +213,8 @@ def test_whoever_is_left_when_a_sandbox_s_set_is_closed_is_nobody_to_the_next_on
 def test_an_end_that_is_told_to_whoever_has_the_descriptor_now_ends_nothing():
     async def test(it):
         it.start()
-        it.relay.ready(Over.NEAR_BROKE)  # what is true is asked for
-        it.relay.ready(Over.FAILED)
+        it.relay.ready(PairState.CLIENT_BROKE)  # what is true is asked for
+        it.relay.ready(PairState.FAILED)
         await it.task.send(b"going on")
         assert await it.server.read() == b"going on"
         assert not it.ended

@@ -53,7 +53,7 @@ def hello(name, alpn=("h2", "http/1.1")):
 def judged(sandbox, wanted, seen, *, can_inspect=True):
     made = decide(sandbox, wanted, seen, can_inspect=can_inspect)
     assert made.attempt.port == wanted.port
-    return str(made.attempt.target), made.attempt.protocol.value, made.decision.reason.value, made.way.value
+    return str(made.attempt.target), made.attempt.protocol.value, made.decision.reason.value, made.action.value
 
 
 E = parse_hello(ech_hello())
@@ -166,7 +166,7 @@ def test_so_does_http(sandbox, host, says):
 def test_audit_mode_lets_out_what_no_rule_decided_and_no_check_forbade(tmp_path):
     sandbox = sandbox_of(tmp_path, mode="audit")
     made = decide(sandbox, named("evil.example"), hello("evil.example"), can_inspect=True)
-    assert (made.decision.outcome, made.way) == (Outcome.WOULD_BLOCK, GateAction.INSPECT)
+    assert (made.decision.outcome, made.action) == (Outcome.WOULD_BLOCK, GateAction.INSPECT)
     for wanted, seen, reason in (
         (named("good.example"), hello("evil.example"), Reason.NAME_MISMATCH),
         (named("evil.example"), hello(None), Reason.SNI_MISSING),
@@ -219,7 +219,7 @@ def test_port_0_is_nowhere_for_a_name_too(sandbox):
 
 def test_a_refusal_before_anything_is_read_is_a_denial(sandbox):
     made = deny_connection(sandbox, named("good.example"), Reason.LIMIT_EXCEEDED)
-    assert (made.decision.verdict, made.decision.outcome, made.decision.reason, made.way) == (
+    assert (made.decision.verdict, made.decision.outcome, made.decision.reason, made.action) == (
         Verdict.DENY, Outcome.BLOCKED, Reason.LIMIT_EXCEEDED, GateAction.RESET,
     )  # fmt: skip
     assert made.attempt.protocol is Protocol.TCP
@@ -228,13 +228,17 @@ def test_a_refusal_before_anything_is_read_is_a_denial(sandbox):
 def test_an_address_that_may_not_be_dialled_is_a_denial_and_a_name_that_is_not_found_is_nobodys(sandbox):
     passed = decide(sandbox, named("good.example"), hello("good.example"), can_inspect=True)
     made = deny_after_dial(sandbox.policy, passed, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
-    assert (made.decision.verdict, made.decision.outcome, made.way) == (
+    assert (made.decision.verdict, made.decision.outcome, made.action) == (
         Verdict.DENY,
         Outcome.BLOCKED,
         GateAction.EXPLAIN,
     )
     made = deny_after_dial(sandbox.policy, passed, DialError(Reason.UNRESOLVED, ""), can_inspect=True)
-    assert (made.decision.verdict, made.decision.outcome, made.way) == (Verdict.ALLOW, Outcome.FAILED, GateAction.RESET)
+    assert (made.decision.verdict, made.decision.outcome, made.action) == (
+        Verdict.ALLOW,
+        Outcome.FAILED,
+        GateAction.RESET,
+    )
     raw = decide(sandbox, named("ssh.example", 22), None, can_inspect=True)
     made = deny_after_dial(sandbox.policy, raw, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
-    assert made.way is GateAction.RESET
+    assert made.action is GateAction.RESET

@@ -106,10 +106,10 @@ def test_what_is_kept_is_bounded_and_never_what_a_task_wrote_at_length(sandbox, 
     for port in range(1, 100):
         cache.decide(GOOD._replace(port=port), hello)
         cache.peek_wait(GOOD._replace(port=port))
-        assert len(cache._judged) <= 5
-        assert len(cache._patience) <= 5
-    cache._judged.clear()
+        assert len(cache._decisions) <= 5
+        assert len(cache._peek_waits) <= 5
+    cache._decisions.clear()
     cache.decide(GOOD, hello._replace(alpn=("x",) * 9))
     cache.decide(GOOD, hello._replace(sni="x" * 9999))
     cache.decide(GOOD._replace(names=()), hello)
-    assert not cache._judged
+    assert not cache._decisions

@@ -162,7 +162,7 @@ def test_a_bug_anywhere_closes_the_connection_and_is_told(tmp_path, monkeypatch,
 
 def test_a_bug_in_a_timer_or_a_lookup_closes_the_connection_too(tmp_path, monkeypatch):
     monkeypatch.setattr(poller, "EVERY", 0.02)
-    monkeypatch.setattr(connection, "FIRST_WORDS", 0.05)
+    monkeypatch.setattr(connection, "FIRST_BYTES_TIMEOUT", 0.05)
 
     def broken(*_, **__):
         raise RuntimeError("on purpose")
@@ -237,7 +237,7 @@ def test_with_nothing_to_do_the_loop_is_not_woken(tmp_path):
         await world.origin.take()
         task.reset()
         await world.until(lambda: not world.gate.connections)
-        await world.until(lambda: not world.gate._rounds.waiting)
+        await world.until(lambda: not world.gate._periodic_tasks.waiting)
         assert isinstance(asyncio.get_running_loop(), Loop)
 
     hostile(tmp_path, test)

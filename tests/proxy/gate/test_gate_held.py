@@ -119,7 +119,7 @@ def test_what_is_rejected_ends_and_says_why(tmp_path, name):
             assert await task.ended() == "reset"
         else:  # the page that says so
             (admitted,) = world.adopted
-            assert (admitted.judgement.approval, admitted.judgement.detail) == (id_, "not on a friday")
+            assert (admitted.gate_decision.approval, admitted.gate_decision.detail) == (id_, "not on a friday")
 
     held(tmp_path, test)
 

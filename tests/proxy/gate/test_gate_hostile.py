@@ -90,7 +90,7 @@ def test_urgent_data_in_a_hello_neither_spins_nor_hides_what_is_decided_on(tmp_p
 
 
 def test_urgent_data_alone_neither_spins_nor_passes(tmp_path, looks, monkeypatch):
-    monkeypatch.setattr(connection, "FIRST_WORDS", 0.1)
+    monkeypatch.setattr(connection, "FIRST_BYTES_TIMEOUT", 0.1)
 
     async def test(world):
         task = await world.connect("good.example")

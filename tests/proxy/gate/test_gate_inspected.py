@@ -43,8 +43,8 @@ def test_what_inspection_is_handed(tmp_path, to, data, says):
         await world.until(lambda: world.adopted)
         (admitted,) = world.adopted
         assert (
-            str(admitted.judgement.attempt.target),
-            admitted.judgement.attempt.protocol.value,
+            str(admitted.gate_decision.attempt.target),
+            admitted.gate_decision.attempt.protocol.value,
             admitted.decision.reason.value,
         ) == (
             target,
@@ -52,9 +52,9 @@ def test_what_inspection_is_handed(tmp_path, to, data, says):
             reason,
         )
         assert admitted.event == decision["id"]
-        assert (admitted.sandbox, admitted.judgement.attempt.port) == (world.sandbox, world.origin.port)
+        assert (admitted.sandbox, admitted.gate_decision.attempt.port) == (world.sandbox, world.origin.port)
         assert admitted.record.peer == (LOOPBACK, task.sock.getsockname()[1])
-        assert (admitted.judgement.hello is not None) == (protocol == "tls")
+        assert (admitted.gate_decision.hello is not None) == (protocol == "tls")
         assert admitted.client.gettimeout() == 0
         assert admitted.client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
         assert admitted.client.recv(65536) == data  # not a byte was consumed
@@ -62,7 +62,7 @@ def test_what_inspection_is_handed(tmp_path, to, data, says):
         assert world.origin.accepted == 0
         assert len(world.gate.connections) == 1
         admitted.client.close()
-        admitted.record.leads_to(ip_address("192.0.2.7"))
+        admitted.record.set_hop(ip_address("192.0.2.7"))
         admitted.closed(3, 4, None)
         admitted.closed(5, 6, Reason.GATE_ERROR)
         assert len(world.gate.connections) == 0
@@ -80,8 +80,8 @@ def test_a_denied_address_of_a_spliced_name_is_explained(tmp_path):
         await world.until(lambda: world.adopted)
         assert world.adopted[0].decision.reason is Reason.NON_PUBLIC_ADDRESS
         assert decided(world.decisions[0]) == ("deny", "blocked", "non_public_address")
-        assert world.decisions[0]["detail"] == world.adopted[0].judgement.detail == "`good.example` is 127.0.0.1"
-        assert not world.adopted[0].judgement.advice
+        assert world.decisions[0]["detail"] == world.adopted[0].gate_decision.detail == "`good.example` is 127.0.0.1"
+        assert not world.adopted[0].gate_decision.advice
         world.adopted[0].client.close()
         world.adopted[0].closed(0, 0, None)
 
@@ -98,8 +98,8 @@ def test_a_name_of_this_host_s_own_public_address_is_explained_as_that(tmp_path,
         await world.until(lambda: world.adopted)
         assert decided(world.decisions[0]) == ("deny", "blocked", "non_public_address")
         said = f"`good.example` is {own}, which is this host's own"
-        assert world.decisions[0]["detail"] == world.adopted[0].judgement.detail == said
-        assert world.adopted[0].judgement.advice.startswith("no `resolves_to` opens this host's own public address")
+        assert world.decisions[0]["detail"] == world.adopted[0].gate_decision.detail == said
+        assert world.adopted[0].gate_decision.advice.startswith("no `resolves_to` opens this host's own public address")
         world.adopted[0].client.close()
         world.adopted[0].closed(0, 0, None)
 

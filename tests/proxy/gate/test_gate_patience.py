@@ -17,7 +17,7 @@ from tests.proxy.gate.hostile_harness import HELLO, hostile, reasons
 
 
 def test_hundreds_of_silent_clients_cost_nothing_and_are_ended(tmp_path, looks, monkeypatch):
-    monkeypatch.setattr(connection, "FIRST_WORDS", 1.0)
+    monkeypatch.setattr(connection, "FIRST_BYTES_TIMEOUT", 1.0)
 
     async def test(world):
         tasks = [await world.connect("good.example") for _ in range(300)]

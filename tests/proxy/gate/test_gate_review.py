@@ -259,7 +259,7 @@ def test_many_are_reviewed_without_keeping_the_others_waiting(tmp_path, monkeypa
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(other())
-        monkeypatch.setattr("proxy.gate.listener._REVIEWING", 0.0)
+        monkeypatch.setattr("proxy.gate.listener._REVIEW_SLICE", 0.0)
         reload(world, tmp_path, ELSEWHERE)
         await world.closing(8)
         task.cancel()

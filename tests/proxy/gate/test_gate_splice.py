@@ -20,7 +20,7 @@ def test_bytes_go_both_ways_and_are_counted():
         assert await it.server.read() == b"said before it began"
         await it.server.send(b"banner")
         assert await it.task.read() == b"banner"
-        assert it.relay.passed() == (20, 6)
+        assert it.relay.byte_counts() == (20, 6)
         assert not it.ended
 
     relayed(test)
@@ -38,7 +38,7 @@ def test_an_end_is_carried_over_and_the_other_way_goes_on():
         it.server.shutdown()
         assert await it.task.read_all() == b"answer answer answer "
         await it.over()
-        assert (*it.relay.passed(), it.relay.server_broke) == (7, 21, False)
+        assert (*it.relay.byte_counts(), it.relay.server_broke) == (7, 21, False)
 
     relayed(test)
 
@@ -134,7 +134,7 @@ def test_what_was_said_before_a_reset_is_heard_though_nothing_more_can_be_said(c
         with pytest.raises(ConnectionResetError):
             await other.read()
         await it.over()
-        assert it.relay.passed() == ((7, 0) if cut == "task" else (0, 7))
+        assert it.relay.byte_counts() == ((7, 0) if cut == "task" else (0, 7))
 
     relayed(test)
 
@@ -163,7 +163,7 @@ def test_urgent_data_and_nothing_else_doesnt_spin():
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.1)
         assert len(asked) <= 40
-        assert it.relay.passed() == (5, 5)
+        assert it.relay.byte_counts() == (5, 5)
 
     relayed(test)
 

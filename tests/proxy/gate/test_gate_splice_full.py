@@ -16,7 +16,7 @@ def test_a_reset_while_the_other_side_is_full_is_carried_over():
     async def test(it):
         it.start()
         await fill(it)
-        assert it.buffers.kept
+        assert it.buffers.used
         it.server.reset()
         with pytest.raises(ConnectionResetError):
             await it.task.read_all()
@@ -48,11 +48,11 @@ def test_what_a_slow_reader_doesnt_take_waits_and_arrives_whole(buffer):
         reading = [asyncio.create_task(one.read_exactly(len(data))) for one in (it.task, it.server)]
         assert await asyncio.gather(*reading) == [data, data]
         await asyncio.gather(*sending)
-        assert it.buffers.kept == 0
+        assert it.buffers.used == 0
         it.task.shutdown()
         it.server.shutdown()
         await it.over()
-        assert it.relay.passed() == (len(data), len(data))
+        assert it.relay.byte_counts() == (len(data), len(data))
 
     relayed(test, buffer=buffer)
 
@@ -75,10 +75,10 @@ def test_a_connection_that_is_idle_keeps_nothing():
         it.start()
         await it.task.send(b"x" * 100_000)
         await it.server.read_exactly(100_000)
-        await until(lambda: it.relay.passed()[0] == 100_000)
-        for end in it.relay._ends or ():
-            assert end.kept.obj == b""
-        assert it.buffers.kept == 0
+        await until(lambda: it.relay.byte_counts()[0] == 100_000)
+        for end in it.relay._halves or ():
+            assert end.unsent.obj == b""
+        assert it.buffers.used == 0
 
     relayed(test, buffer=4096)
 
@@ -87,11 +87,11 @@ def test_a_reader_who_leaves_the_last_bytes_of_a_piece_has_all_of_it_counted():
     async def test(it):
         def left():
             pair = it.relay._pair
-            return len(COMPILED.side(pair, far=False).kept if pair else it.relay._ends[0].kept)
+            return len(COMPILED.side(pair, server=False).unsent if pair else it.relay._halves[0].unsent)
 
         it.start()
         await fill(it)
-        while not 0 < left() < it.buffers.kept:
+        while not 0 < left() < it.buffers.used:
             await it.task.read_exactly(1000)
             await asyncio.sleep(0)
 
@@ -106,9 +106,9 @@ def test_what_waits_for_all_full_sockets_together_is_bounded():
             it.buffers = it.relay._buffers = many[0].buffers
             it.start()
         sending = [asyncio.create_task(it.server.send(b"x" * 3_000_000)) for it in many]
-        await until(lambda: first.buffers.kept >= 300_000)
+        await until(lambda: first.buffers.used >= 300_000)
         await asyncio.sleep(0.1)
-        assert first.buffers.kept <= 300_000 + 262_144 + 20 * 4096
+        assert first.buffers.used <= 300_000 + 262_144 + 20 * 4096
         for task in sending:
             task.cancel()
         for it in many[1:]:

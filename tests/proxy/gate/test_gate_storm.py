@@ -128,7 +128,7 @@ async def storm(tmp_path, seed, count):
         assert world.metrics.connections_open == 0
         assert not world.recorder._open
         assert sum(world.metrics.decisions.values()) == lived
-        assert world.gate.buffers.kept == 0
+        assert world.gate.buffers.used == 0
         assert not world.errors
     assert open_descriptors() <= before
 

@@ -288,7 +288,7 @@ def test_a_reset_outside_is_a_reset_inside(sandbox):
         await world.until(
             lambda: (
                 world.gate.connections
-                and any(getattr(g, "_splice", None) and g._splice.passed()[1] for g in world.gate.connections)
+                and any(getattr(g, "_splice", None) and g._splice.byte_counts()[1] for g in world.gate.connections)
             )
         )
         await asyncio.sleep(0.05)

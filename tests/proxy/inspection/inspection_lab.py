@@ -25,7 +25,7 @@ from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.event_loop import poller
 from proxy.gate.client_hello import ClientHello, NotTls, parse_hello
-from proxy.gate.decide import ConnectionDecision, GateAction, OriginalDestination
+from proxy.gate.decide import GateAction, GateDecision, OriginalDestination
 from proxy.gate.record import ConnectionRecord, Handover
 from proxy.inspection import Inspection, Roots
 from proxy.inspection.stages.secret_scan import SecretScan
@@ -139,18 +139,18 @@ class GateLab:
             if idle is not None:
                 decided = decided._replace(idle_timeout=idle)
             hello = hello if isinstance(hello, ClientHello) else None
-            judgement = ConnectionDecision(attempt, decided, GateAction.INSPECT, hello)
+            gate_decision = GateDecision(attempt, decided, GateAction.INSPECT, hello)
             peer = ip_address(peer[0]), peer[1]
             record = ConnectionRecord(self.recorder, peer, OriginalDestination(peer[0], port), None, time.monotonic())
-            record.decided(judgement)
+            record.record_decision(gate_decision)
 
             def closed(up, down, reason):
-                record.ended(up, down, Outcome.PASSED, reason)
+                record.record_end(up, down, Outcome.PASSED, reason)
                 self.closed.append(
                     ClosedConnection(up, down, reason)
                 )  # last: tests that wait for it read the journal next
 
-            self.inspection.adopt(Handover(self.sandbox, client, record, judgement, closed))
+            self.inspection.adopt(Handover(self.sandbox, client, record, gate_decision, closed))
 
         def accept():
             with contextlib.suppress(BlockingIOError):

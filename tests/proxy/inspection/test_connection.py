@@ -567,7 +567,7 @@ def test_page_of_a_refused_connection_has_its_detail_and_remedy(gate, web, monke
     monkeypatch.setattr(
         gate.inspection,
         "adopt",
-        lambda admitted: adopt(admitted._replace(judgement=admitted.judgement._replace(**said))),
+        lambda admitted: adopt(admitted._replace(gate_decision=admitted.gate_decision._replace(**said))),
     )
     problem = json.loads(site.curl("/x")[1])
     assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")

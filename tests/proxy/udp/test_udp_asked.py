@@ -2,7 +2,7 @@
 
 import contextlib
 
-from proxy.udp.listener import RESTED
+from proxy.udp.listener import IDLE_BEFORE_EVICTION
 from tests.proxy.approvals.people_harness import People
 from tests.proxy.udp.udp_harness import CLIENT, UDP, reasons, tried
 
@@ -36,7 +36,7 @@ def test_a_datagram_is_refused_at_once_and_its_retry_is_served(tmp_path):
             assert server.take() is None
             await people.approve(id_)
             udp.send(HOST, server.port)  # too soon: the refusal is remembered for a moment
-            udp.now += RESTED
+            udp.now += IDLE_BEFORE_EVICTION
             udp.send(HOST, server.port, b"again")
             assert (await server.hear())[0] == b"again"
             assert reasons(world.decisions)[1:] == [("passed", "approval_granted")]

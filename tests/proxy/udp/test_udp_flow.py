@@ -25,10 +25,10 @@ def test_a_flow_goes_out_and_comes_back_and_is_told_once(tmp_path):
             asked, client, payload = udp.answers.replies.pop()
             assert (asked, client, payload) == ((ip_address("198.18.0.1"), server.port), (CLIENT, 40000), b"re:" + data)
         udp.now += 119.9
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         assert world.closings == []
         udp.now += 0.1
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         (decision,), (closing,) = world.decisions, world.closings
         assert (decision["verdict"], decision["rules"], decision["protocol"]) == ("allow", ["r:u"], "udp")
         assert decision["destination"] == {"name": HOST, "address": "127.0.0.1", "port": server.port}
@@ -73,25 +73,25 @@ def looked_up(port):
 
 def test_datagrams_wait_for_the_lookup_and_no_more_than_a_few(tmp_path, monkeypatch):
     sent = []
-    real = flow.connected
+    real = flow.connect_first_reachable
     monkeypatch.setattr(
-        flow, "connected", lambda hops, port: sent.append(hops) or real((ip_address("127.0.0.1"),), port)
+        flow, "connect_first_reachable", lambda hops, port: sent.append(hops) or real((ip_address("127.0.0.1"),), port)
     )
 
     async def test(world, udp, server):
         world.servers.hold = asyncio.Event()
         world.servers.known["slow.example", "A"] = ("10.0.0.7",)
-        for number in range(flow.MOST_WAITING + 4):
+        for number in range(flow.MAX_QUEUED + 4):
             udp.send("slow.example", server.port, b"%02d" % number)
-        assert (world.decisions, udp.gate.waiting, world.metrics.datagrams_lost) == (
+        assert (world.decisions, udp.gate.queued_bytes, world.metrics.datagrams_lost) == (
             [],
-            2 * flow.MOST_WAITING,
+            2 * flow.MAX_QUEUED,
             {"up": 4},
         )
         world.servers.hold.set()
-        got = [(await server.hear())[0] for _ in range(flow.MOST_WAITING)]
-        assert got == [b"%02d" % number for number in range(flow.MOST_WAITING)]
-        assert (sent, udp.gate.waiting, len(world.decisions)) == ([(ip_address("10.0.0.7"),)], 0, 1)
+        got = [(await server.hear())[0] for _ in range(flow.MAX_QUEUED)]
+        assert got == [b"%02d" % number for number in range(flow.MAX_QUEUED)]
+        assert (sent, udp.gate.queued_bytes, len(world.decisions)) == ([(ip_address("10.0.0.7"),)], 0, 1)
 
     async def with_port(world, udp, server):
         udp.reload(tmp_path, looked_up(server.port))
@@ -105,7 +105,7 @@ def test_all_flows_together_keep_no_more_than_a_bound_waiting(tmp_path):
         world.servers.hold = asyncio.Event()
         for client in range(100):
             udp.send("elsewhere.example", 123, bytes(60_000), client)
-        assert udp.gate.waiting <= 1 << 20
+        assert udp.gate.queued_bytes <= 1 << 20
         assert world.metrics.datagrams_lost == {"up": 100 - (1 << 20) // 60_000}
 
     tried(test, tmp_path, ELSEWHERE)
@@ -126,7 +126,7 @@ def test_a_lookup_that_takes_too_long_is_given_up(tmp_path):
         world.servers.hold = asyncio.Event()
         udp.send("elsewhere.example", 123)
         udp.now += LOOKUP_TIMEOUT
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         assert reasons(world.decisions) == [("failed", "unresolved")]
         world.servers.hold.set()
         await asyncio.sleep(0.01)
@@ -185,7 +185,7 @@ def test_the_rule_says_how_long_it_may_be_quiet(tmp_path):
     async def test(world, udp, server):
         udp.send(HOST, server.port)
         udp.now += 5
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         assert len(world.closings) == 1
 
     tried(test, tmp_path, UDP.replace("action", "idle_timeout: 5s, action"))
@@ -199,7 +199,7 @@ def test_nobody_outside_keeps_a_flow_open(tmp_path):
             udp.now += 10
             server.sock.sendto(b"still there?", peer)
             await until(lambda count=turn: len(udp.answers.replies) == count)
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         assert reasons(world.closings) == [("passed", None)]
 
     tried(test, tmp_path, UDP)
@@ -219,8 +219,8 @@ def test_what_can_not_be_handed_back_is_counted_and_goes_nowhere(tmp_path):
 
 
 def test_at_the_end_of_the_task_what_waits_still_leaves(tmp_path, monkeypatch):
-    real = flow.connected
-    monkeypatch.setattr(flow, "connected", lambda _hops, port: real((ip_address("127.0.0.1"),), port))
+    real = flow.connect_first_reachable
+    monkeypatch.setattr(flow, "connect_first_reachable", lambda _hops, port: real((ip_address("127.0.0.1"),), port))
 
     async def test(world, udp, server):
         udp.reload(tmp_path, looked_up(server.port), UDP.replace("PORT", str(server.port)))

@@ -92,7 +92,7 @@ def test_a_lookup_that_takes_too_long_asks_nobody(tmp_path):
         udp.send("inside.example", server.port)
         await until(lambda: world.servers.asked)
         udp.now += LOOKUP_TIMEOUT
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         assert told(world) == [("deny", "blocked", "unresolved", "")]
         world.servers.hold.set()
         await asyncio.sleep(0.01)
@@ -110,7 +110,7 @@ def test_a_lookup_for_a_second_question_has_its_own_deadline(tmp_path):
         udp.now += LOOKUP_TIMEOUT
         udp.reload(tmp_path, INSIDE.replace("PORT", str(server.port)))
         await until(lambda: world.servers.asked)
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         assert world.decisions == []
         world.servers.hold.set()
         await until(lambda: len(people.asked()) == 2)

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from proxy.udp import flow, listener
-from proxy.udp.listener import REMEMBERED, RESTED
+from proxy.udp.listener import IDLE_BEFORE_EVICTION, REMEMBERED
 from proxy.udp.sockets import blocks_datagrams
 from tests.proxy.gate.gate_harness import until
 from tests.proxy.udp.udp_harness import CLIENT, ELSEWHERE, HOST, UDP, reasons, tried
@@ -105,7 +105,7 @@ def test_there_are_no_more_flows_than_may_be(tmp_path):
         assert udp.gate.flows == 4
         assert reasons(world.closings) == [("passed", "limit_exceeded")]
         assert world.closings[0]["cause"] == world.decisions[1]["id"]
-        udp.now += RESTED / 2
+        udp.now += IDLE_BEFORE_EVICTION / 2
         udp.send(HOST, server.port, b"x", 6)
         assert world.closings[1]["cause"] == world.decisions[2]["id"]
 
@@ -151,7 +151,7 @@ def test_a_flow_counts_as_a_connection(tmp_path):
             udp.send(HOST, server.port, b"x", client)
         assert reasons(world.decisions) == [("passed", "rule"), ("blocked", "limit_exceeded")]
         udp.now += 200
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         udp.send(HOST, server.port, b"x", 2)
         assert reasons(world.decisions[2:]) == [("passed", "rule")]
 
@@ -216,7 +216,7 @@ def test_they_end_though_something_of_their_end_raises(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("proxy.sandbox.rule_limits.Quota.end", broken)
             udp.reload(tmp_path, ELSEWHERE)
-        assert one._far.fileno() == -1
+        assert one._server.fileno() == -1
         assert reasons(world.closings) == [("blocked", "non_public_address")]
         (error,) = world.errors
         assert "on purpose" in error["fault"]["detail"]
@@ -231,7 +231,7 @@ def test_what_waits_is_decided_by_the_new_rules(tmp_path):
         udp.send("elsewhere.example", 123)
         udp.reload(tmp_path, ELSEWHERE, "id: d, to: '*', action: deny")
         assert reasons(world.decisions) == [("blocked", "rule")]
-        assert (udp.gate.flows, udp.gate.waiting) == (0, 0)
+        assert (udp.gate.flows, udp.gate.queued_bytes) == (0, 0)
 
     tried(test, tmp_path, ELSEWHERE)
 
@@ -283,7 +283,7 @@ def test_a_rule_that_ends_ends_its_flows(tmp_path):
         udp.send(HOST, server.port)
         await server.hear()
         world.sandbox.calendar._clock = lambda: last + 86_400
-        udp.gate.rounds.go()
+        udp.gate.periodic_tasks.go()
         assert reasons(world.closings) == [("blocked", "expired")]
 
     tried(test, tmp_path, UDP.replace("action", "until: 2096-01-31, action"))
@@ -300,9 +300,9 @@ def test_whatever_raises_refuses_and_the_next_one_passes(tmp_path, monkeypatch, 
     async def test(world, udp, server):
         owner, name = {
             "known": (type(world.dialer), "known"),
-            "connect": (flow, "connected"),
+            "connect": (flow, "connect_first_reachable"),
             "tell": (flow.Flow, "_send"),
-            "send": (flow.Flow, "_wait"),
+            "send": (flow.Flow, "_queue"),
         }[where]
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, broken)
@@ -341,7 +341,7 @@ def test_what_the_kernel_would_never_say_breaks_nothing(tmp_path):
     async def test(world, udp, server):
         for sockaddr in (b"", b"\0" * 15, b"\0" * 40):
             with pytest.raises(ValueError, match="destination of"):
-                udp.gate._arrived(b"x", sockaddr, ("::1", 1, 0, 0))
+                udp.gate._handle_datagram(b"x", sockaddr, ("::1", 1, 0, 0))
         assert udp.gate.flows == 0
 
     tried(test, tmp_path, UDP)

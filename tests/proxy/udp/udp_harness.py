@@ -84,7 +84,7 @@ class Udp:
                 + address.packed
                 + struct.pack("=I", zone)
             )
-        self.gate._arrived(data, sockaddr, (f"::ffff:{CLIENT}", client, 0, 0))
+        self.gate._handle_datagram(data, sockaddr, (f"::ffff:{CLIENT}", client, 0, 0))
 
     def reload(self, tmp_path, *rules, **settings):
         self.world.sandbox.policy = policy_of(tmp_path, rules, **settings)
@@ -108,7 +108,7 @@ def tried(test, tmp_path, *rules, most=MOST_FLOWS, hosts="", **settings):
                 udp.gate.close()
                 udp.door.close()
                 server.sock.close()
-            assert (udp.gate.flows, udp.gate.waiting, world.metrics.connections_open) == (0, 0, 0)
+            assert (udp.gate.flows, udp.gate.queued_bytes, world.metrics.connections_open) == (0, 0, 0)
 
     run(around)
     assert open_descriptors() <= before
