@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from enforcer.system import linux
-from enforcer.workspace import file_content
+from enforcer.workspace import safe_path
 from enforcer.workspace.change_store import StoredChanges
 from enforcer.workspace.safe_path import MODE, Entry, EntryType, Tree, entry_from_status, stat_name
 
@@ -158,7 +158,7 @@ class AtomicReplacer:
             descriptor = os.open(temporary, flags, 0o600, dir_fd=above)
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 if new.source >= 0:
-                    file_content.copy_sparse(new.source, descriptor)
+                    safe_path.copy_sparse(new.source, descriptor)
                 else:
                     file.write(new.content)
                 if like:

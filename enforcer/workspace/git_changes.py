@@ -18,7 +18,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.workspace.change_store import Change
-from enforcer.workspace.file_content import TEXT_AT_MOST
 from enforcer.workspace.git_objects import (
     HARMLESS,
     LOOSE,
@@ -37,7 +36,7 @@ from enforcer.workspace.git_objects import (
 )
 from enforcer.workspace.protection import Globs
 from enforcer.workspace.repository import is_sha256
-from enforcer.workspace.safe_path import Entry, EntryType, until_nul
+from enforcer.workspace.safe_path import TEXT_AT_MOST, Entry, EntryType, until_nul
 
 if TYPE_CHECKING:
     from enforcer.workspace.merge_decision import MergeInputs

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from enforcer.workspace import file_content
+from enforcer.workspace import safe_path
 from enforcer.workspace.change_store import ChangeKind
 from enforcer.workspace.safe_path import acting_as
 
@@ -204,7 +204,7 @@ class ScratchRepository:
             to = self._place / name
             to.parent.mkdir(exist_ok=True)
             with open(to, "xb", buffering=0) as file:
-                file_content.copy_sparse(source, file.fileno())
+                safe_path.copy_sparse(source, file.fileno())
 
 
 def deadline() -> float:

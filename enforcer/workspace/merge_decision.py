@@ -24,12 +24,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import file_content
+from enforcer.workspace import safe_path
 from enforcer.workspace.change_store import Change, ChangeKind, StoredChanges, mode
 from enforcer.workspace.diff import merge
-from enforcer.workspace.file_content import is_text
 from enforcer.workspace.overlay_changes import UpperLayer
-from enforcer.workspace.safe_path import Entry, EntryType, Tree, acting_as
+from enforcer.workspace.safe_path import Entry, EntryType, Tree, acting_as, is_text
 
 if TYPE_CHECKING:
     from enforcer.workspace.change_store import Meta
@@ -108,13 +107,13 @@ class MergeInputs:
         source = self.their_file(change)
         try:
             with tempfile.TemporaryFile(dir=self.stored.place, buffering=0) as file:
-                file_content.copy_sparse(source, file.fileno())
+                safe_path.copy_sparse(source, file.fileno())
                 copy = os.dup(file.fileno())
         finally:
             os.close(source)
         try:
             os.lseek(copy, 0, os.SEEK_SET)
-            return copy, file_content.digest(os.dup(copy))
+            return copy, safe_path.digest(os.dup(copy))
         except OSError:
             os.close(copy)
             raise
@@ -127,8 +126,8 @@ class MergeInputs:
         """Return base, ours and theirs; None where one of them is not there or too large. Raises OSError."""
         if not change.copy:
             return None
-        base = file_content.read_text(self.base_copy(change))
-        ours, theirs = file_content.read_text(self.our_file(change)), file_content.read_text(self.their_file(change))
+        base = safe_path.read_text(self.base_copy(change))
+        ours, theirs = safe_path.read_text(self.our_file(change)), safe_path.read_text(self.their_file(change))
         return None if base is None or ours is None or theirs is None else (base, ours, theirs)
 
 
@@ -190,7 +189,7 @@ def _is_base(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:
     if base.is_untouched(ours):
         return True
     alike = base.what is EntryType.FILE and change.digest and base.size == ours.size and mode(base) == mode(ours)
-    return bool(alike) and change.digest == file_content.digest(inputs.our_file(change))
+    return bool(alike) and change.digest == safe_path.digest(inputs.our_file(change))
 
 
 def _is_theirs(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:
@@ -204,7 +203,7 @@ def _is_theirs(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:
     if ours.what is EntryType.LINK:
         return ours.target == theirs.target
     alike = ours.what is EntryType.FILE and ours.size == theirs.size and mode(ours) == mode(theirs)
-    return alike and file_content.digest(inputs.our_file(change)) == file_content.digest(inputs.their_file(change))
+    return alike and safe_path.digest(inputs.our_file(change)) == safe_path.digest(inputs.their_file(change))
 
 
 def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, inputs: MergeInputs) -> MergeResult:
@@ -264,7 +263,7 @@ def compute_current_digest(inputs: MergeInputs, change: Change) -> ChangeDigest 
         if settled.way not in (MergeMethod.TAKE, MergeMethod.MERGE):
             return None
         taken = settled.way is MergeMethod.TAKE and change.theirs is not None and change.theirs.what is EntryType.FILE
-        theirs = file_content.digest(inputs.their_file(change)) if taken else ""
+        theirs = safe_path.digest(inputs.their_file(change)) if taken else ""
         return compute_change_digest(inputs, change, ours, settled, theirs)
     except OSError:
         return None  # what can't be read is not merged either
@@ -274,9 +273,9 @@ def compute_change_digest(
     inputs: MergeInputs, change: Change, ours: Entry | None, settled: MergeResult, theirs: str
 ) -> ChangeDigest:
     """Return what is about to be done; `theirs` is the SHA-256 of the file that is taken. Raises OSError."""
-    was = NOTHING if ours is None else _thing(ours, lambda: file_content.digest(inputs.our_file(change)))
+    was = NOTHING if ours is None else _thing(ours, lambda: safe_path.digest(inputs.our_file(change)))
     if settled.way is MergeMethod.MERGE:
-        now = FileState(EntryType.FILE, settled.mode, file_content.digest_of(settled.content), len(settled.content))
+        now = FileState(EntryType.FILE, settled.mode, safe_path.digest_of(settled.content), len(settled.content))
     else:
         now = NOTHING if change.theirs is None else _thing(change.theirs, lambda: theirs)
     return ChangeDigest(change.path, change.kind.value, was, now)

@@ -27,7 +27,7 @@ from typing import IO, Final, NamedTuple
 
 import msgspec
 
-from enforcer.workspace import file_content
+from enforcer.workspace import safe_path
 from enforcer.workspace.change_store import Change, Meta, StoredChanges, mode
 from enforcer.workspace.safe_path import TOP, Entry, EntryType, Tree, acting_as, join_path
 from proxy.wire import strict_json
@@ -249,10 +249,10 @@ def keep(stored: StoredChanges, workspace: Tree, layer: Tree) -> None:
 
 def copy_one(stored: StoredChanges, workspace: Tree, path: str, base: Entry) -> Copy | None:
     """Copy what stands at a path if it is what stood there at the start. Raises OSError where it can't be kept."""
-    old = read_if_untouched(stored, workspace, path, base, file_content.read_text)
+    old = read_if_untouched(stored, workspace, path, base, safe_path.read_text)
     if old is None:
         return None
-    copy = Copy(file_content.digest_of(os.fsencode(path)), file_content.digest_of(old))
+    copy = Copy(safe_path.digest_of(os.fsencode(path)), safe_path.digest_of(old))
     (stored.place / "base" / copy.name).write_bytes(old)
     with open(stored.place / _FILE, "a", encoding="ascii") as file:
         file.write(json.dumps([path, *copy]) + "\n")
@@ -294,11 +294,7 @@ def _changed(layer: Tree, start: Snapshot, seen: set[str]) -> Iterator[tuple[str
                 continue
             if entry.what is base.what is EntryType.DIRECTORY:
                 pending.append(path)
-            elif (
-                entry.what is base.what is EntryType.FILE
-                and path not in seen
-                and base.size <= file_content.TEXT_AT_MOST
-            ):
+            elif entry.what is base.what is EntryType.FILE and path not in seen and base.size <= safe_path.TEXT_AT_MOST:
                 yield path, base
 
 
@@ -358,11 +354,11 @@ def _compared(
     if base.what is not EntryType.FILE:
         return None if base.what is EntryType.LINK and base.target == theirs.target else change
     is_alike = base.size == theirs.size and mode(base) == mode(theirs)
-    if base.size > file_content.TEXT_AT_MOST:
-        digest = read_if_untouched(stored, workspace, change.path, base, file_content.digest) if is_alike else None
-        return None if digest is not None and digest == file_content.digest(layer.file(change.path)) else change
+    if base.size > safe_path.TEXT_AT_MOST:
+        digest = read_if_untouched(stored, workspace, change.path, base, safe_path.digest) if is_alike else None
+        return None if digest is not None and digest == safe_path.digest(layer.file(change.path)) else change
     copy = early.get(change.path) or copy_one(stored, workspace, change.path, base)
     if copy is None:
         return change
-    is_same = is_alike and copy.digest == file_content.digest(layer.file(change.path))
+    is_same = is_alike and copy.digest == safe_path.digest(layer.file(change.path))
     return None if is_same else change._replace(digest=copy.digest, copy=copy.name)

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import file_content, overlay_changes
+from enforcer.workspace import overlay_changes, safe_path
 from enforcer.workspace.change_store import Meta, StoredChanges, remove
 from enforcer.workspace.overlay_changes import KnownFile, Snapshot, by_path, max_path_length
 from enforcer.workspace.safe_path import (
@@ -223,10 +223,10 @@ class _Copying:
             with acting_as(*self.owner):
                 source = self._workspace.file(at)
             try:
-                self._left -= file_content.count_data_bytes(source)
+                self._left -= safe_path.count_data_bytes(source)
                 if self._left < 0:
                     raise OSError(errno.EFBIG, "it is larger than what is copied")
-                file_content.copy_sparse(source, file)
+                safe_path.copy_sparse(source, file)
             finally:
                 os.close(source)
             os.fchmod(file, entry.mode & MODE)

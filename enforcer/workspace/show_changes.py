@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.workspace import file_content
+from enforcer.workspace import safe_path
 from enforcer.workspace.change_store import Change, ChangeKind, mode
 from enforcer.workspace.diff import Counted, counted, hunks
 from enforcer.workspace.merge_decision import MergeInputs
@@ -39,7 +39,7 @@ class ChangeTexts(NamedTuple):
     @property
     def are_text(self) -> bool:
         """Whether both texts can be shown line by line."""
-        return all(side is not None and file_content.is_text(side) for side in (self.old, self.new))
+        return all(side is not None and safe_path.is_text(side) for side in (self.old, self.new))
 
 
 def read_texts(inputs: MergeInputs, change: Change) -> ChangeTexts:
@@ -69,7 +69,7 @@ def _read(entry: Entry | None, open_it: Callable[[], int]) -> tuple[bytes | None
     if entry.what is not EntryType.FILE:
         return None, ""
     try:
-        return file_content.read_text(open_it()), ""
+        return safe_path.read_text(open_it()), ""
     except OSError as error:
         return None, f"it can't be read: {error.strerror}"
 

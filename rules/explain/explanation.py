@@ -4,22 +4,23 @@ Every rule about the target is shown with whether it matches, by the reference e
 and not by the compiled policy: where the two differ, a test fails.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
-from rules.attempt import Attempt
-from rules.decision import ApprovalTerms, Decision, Limits
+from rules.addresses import Address
+from rules.attempt import Attempt, Protocol
+from rules.decision import ApprovalTerms, Decision, Limits, NearestRule
 from rules.explain.reasons import describe_reason
-from rules.explain.sentences import explain_attempt, explain_run
 from rules.loading.cases import AttemptText, verdict_of
 from rules.matching.layers import Layer
 from rules.matching.plan import PASSES, Leniency, is_settled
 from rules.matching.policy import Policy
 from rules.matching.precedence import Finding, Match, weigh
 from rules.matching.reference import ConsideredRule, consider, covers_target, has_ended, is_closed, is_granted
-from rules.names import InvalidNameError
+from rules.names import HostName, InvalidNameError
 from rules.paths import Reading, readings
-from rules.problems import escape_unprintable
-from rules.verdicts import Reason
+from rules.problems import escape_unprintable, quote
+from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 
 class Explanation(NamedTuple):
@@ -137,3 +138,167 @@ def _enforced(finding: Finding) -> int:
 def _set_terms(terms: Limits | ApprovalTerms) -> dict[str, Any]:
     """Give the terms that are set, by their names."""
     return {key: value for key, value in terms._asdict().items() if value is not None}
+
+
+_DONE: Final = {
+    Verdict.ALLOW: "allowed",
+    Verdict.FLAG: "flagged",
+    Verdict.ASK: "held for approval",
+    Verdict.DENY: "denied",
+}
+_MARKS: Final = {Match.YES: "matches", Match.PERHAPS: "could match", Match.NO: "doesn't match"}
+_SCANNED: Final = {
+    Scan.STRICT: "scanned: a request with something that looks like a secret is blocked; where no rule and no secret "
+    "names the host, also if it is encoded or in its usual place (`scan: strict`)",
+    Scan.BLOCK: "scanned: a request with something that looks like a secret is blocked (`scan: block`)",
+    Scan.FLAG: "scanned: a request with something that looks like a secret is allowed and recorded (`scan: flag`)",
+    Scan.OFF: "not scanned for secrets (`scan: off`)",
+}
+_UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
+_SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
+
+
+def explain_attempt(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
+    """Explain a decision in sentences; `verdict` is what the rules say, whatever the outcome."""
+    decision, attempt = explanation.decision, explanation.attempt
+    asked = quote(explanation.question.text.partition("?")[0])
+    yield _verdict(asked, verdict, decision, None if attempt is None else attempt.target)
+    if verdict is Verdict.FLAG:
+        yield "it is allowed and marked for review"
+    if decision.outcome is Outcome.WOULD_BLOCK:
+        yield "it is allowed because of `mode: audit`, and recorded as `would_block`"
+    if decision.why:
+        yield f"the rule says: {decision.why}"
+    connection = attempt is not None and attempt.request is None and explanation.question.record is None
+    if connection and decision.passes and decision.inspect:
+        yield "the connection is inspected: each request on it is decided by itself"
+    elif connection and decision.passes and attempt is not None and attempt.protocol is Protocol.TLS:
+        yield "the connection is spliced: the gate does not read the requests on it"
+    for layer in explanation.objecting:
+        yield f"`{layer.name}` ({layer.kind}) has no rule that allows it, and rules of other files cannot override that"
+    if explanation.proxied:
+        direct = "it connects directly, without the proxy"
+        yield f"it goes through the proxy {explanation.via}" if explanation.via else direct
+    request = attempt is not None and attempt.request is not None
+    yield from _terms(decision, request=request, depends_on_taint=explanation.depends_on_taint)
+    if decision.nearest is not None:
+        yield _nearest(decision.nearest)
+    if explanation.considered:
+        yield "rules about this target:"
+        known = attempt is not None and attempt.request is not None
+        yield from (f"  {_line(entry, known=known)}" for entry in sorted(explanation.considered, key=_sort_key))
+    yield from _hints(explanation)
+
+
+def explain_run(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
+    """Explain a decision on a program in sentences."""
+    decision = explanation.decision
+    yield _verdict(quote(explanation.question.text), verdict, decision, None)
+    if verdict is Verdict.FLAG:
+        yield "it runs and is marked for review"
+    if decision.why:
+        yield f"the rule says: {decision.why}"
+    yield from _terms(decision, request=False, depends_on_taint=False)
+    yield "commands are a guard rail: a copied, renamed or interpreted program does not match"
+
+
+def _verdict(asked: str, verdict: Verdict, decision: Decision, target: HostName | Address | None) -> str:
+    by = f" by {_names(decision.rules)}" if decision.rules else ""
+    if decision.needs_approval:
+        return f"{asked} needs an approval{by} (`{decision.reason}` where no approver can be reached)"
+    if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
+        return f"{asked} is denied{by}: a rule asks, and no approval would allow it (`{decision.reason}`)"
+    said = "" if decision.reason is Reason.RULE else f": {describe_reason(decision.reason, target)}"
+    return f"{asked} is {_DONE[verdict]}{by}{said} (`{decision.reason}`)"
+
+
+def _names(rules: tuple[str, ...]) -> str:
+    return ", ".join(f"`{rule}`" for rule in rules)
+
+
+def _nearest(near: NearestRule) -> str:
+    wanted = f"which needs `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
+    return f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`"
+
+
+def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iterator[str]:
+    """Tell what an attempt is let out under, and what it would take; `request`: it is one, so that it is looked at."""
+    if request and decision.passes:
+        yield _SCANNED[decision.scan]
+    if depends_on_taint and decision.allows and decision.trust is Trust.UNTRUSTED:
+        yield "reading from there taints the task (`trust: untrusted`)"
+    for rule, limits in decision.limits:
+        yield f"`{rule}` allows {describe_limits(limits)}"
+    for asks in decision.approval:
+        yield f"`{asks.rule}` needs {_describe_approval(asks.terms)}"
+    if decision.expires is not None:
+        yield f"this decision holds until the end of {decision.expires} (UTC)"
+
+
+def describe_limits(limits: Limits) -> str:
+    """Describe limits: `at most 5 requests in 1h for each task`."""
+    parts = [
+        f"{count} {what}"
+        for count, what in ((limits.connections, "connections"), (limits.requests, "requests"))
+        if count is not None
+    ]
+    parts += [
+        f"{_size(size)} {way}"
+        for size, way in ((limits.bytes_up, "up"), (limits.bytes_down, "down"))
+        if size is not None
+    ]
+    when = "" if limits.window is None else f" in {_span(limits.window)}"
+    return f"at most {' and '.join(parts)}{when} for each {limits.per}"
+
+
+def _describe_approval(terms: ApprovalTerms) -> str:
+    who = "any approver" if terms.by is None else f"`{terms.by}`"
+    count = "an approval" if terms.needed == 1 else f"{terms.needed} approvals"
+    lasts = f"for {_span(terms.lasts)}" if terms.lasts else "once"
+    return f"{count} by {who}, good {lasts} for the {terms.covers}"
+
+
+def _span(seconds: float) -> str:
+    unit, length = next(((u, n) for u, n in _UNITS if seconds % n == 0), ("s", 1))
+    return f"{seconds / length:g}{unit}"
+
+
+def _size(size: int) -> str:
+    unit, length = next(((u, n) for u, n in _SIZES if size % n == 0), ("B", 1))
+    return f"{size // length}{unit}"
+
+
+def _hints(explanation: "Explanation") -> Iterator[str]:
+    """Say what to ask besides, where what wasn't said made the difference."""
+    question, caller = explanation.question, explanation.question.caller
+    if not caller.task and not caller.labels and any(entry.field == "for" for entry in explanation.considered):
+        yield "rules with `for` match certain tasks: name one with `--task NAME` and `--label NAME=VALUE`"
+    if not caller.tainted and any(entry.field == "when" for entry in explanation.considered):
+        yield "rules with `when: tainted` match tasks that have read untrusted content: add `--tainted` for such a task"
+    if question.corrected_method:
+        yield f"methods are upper case, and the gate denies others: did you mean `{question.corrected_method}`?"
+    unsaid = question.request is not None and question.request.credential is None
+    if unsaid and any(entry.field == "credential" for entry in explanation.considered):
+        yield "no credential was given: add `--credential ID` for a request with the placeholder of that secret"
+
+
+def _sort_key(entry: ConsideredRule) -> tuple[bool, int, str]:
+    """Order rules so that those that decide come first, and defaults, which seldom do, last."""
+    return entry.rule.default, -list(Match).index(entry.match), entry.rule.id
+
+
+def _line(entry: ConsideredRule, *, known: bool) -> str:
+    """Tell what came of one rule; `known`: a request was asked about, so that nothing of it is still to come."""
+    rule = entry.rule
+    line = f"`{rule.id}` ({rule.action}{', default' if rule.default else ''}) "
+    if entry.field == "until":
+        after = "allows nothing any more" if rule.allows else "denies from then on"
+        return f"{line}{after}: its `until` was {entry.wanted}, and this is {entry.got}"
+    if known and entry.match is Match.PERHAPS and entry.field.startswith(("http", "git", "credential")):
+        line += "may not match, so it allows nothing" if rule.allows else "may match, so it counts"
+    else:
+        line += _MARKS[entry.match]
+    if not entry.field:
+        return line
+    wanted = f" needs {entry.wanted}, and this is {entry.got}" if entry.wanted else f" exempts {entry.got}"
+    return f"{line}: `{entry.field}`{wanted}"

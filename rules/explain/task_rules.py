@@ -9,7 +9,7 @@ from datetime import date
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from rules.explain.sentences import describe_limits
+from rules.explain.explanation import describe_limits
 from rules.matching.policy import Policy
 from rules.ports import describe
 from rules.rule import GitRule, Http, Rule

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import accept, file_content, merge_approval
+from enforcer.workspace import accept, merge_approval, safe_path
 from enforcer.workspace.change_events import ChangeRecorder
 from enforcer.workspace.change_store import Meta, StoredChanges, find
 from enforcer.workspace.merge_decision import ChangeDigest, FileState, MergeInputs
@@ -131,7 +131,7 @@ def test_what_is_approved_is_merged_and_every_step_names_it(world, people):
     assert f"pending: change {CI}\n" in card
     assert "agent (1-2) team=web" in card
     was = "file 0644, 9 bytes -> file 0755, 16 bytes, +1 -0, SHA-256 "
-    assert f"  changed      {CI}: {was}{file_content.digest_of(b'on: push\nrun: x\n')}\n" in card
+    assert f"  changed      {CI}: {was}{safe_path.digest_of(b'on: push\nrun: x\n')}\n" in card
     assert len(digest) == 64
     assert f"  {'wanted':<12} 1 more of release, for web:sandbox.approval\n" in card
     for kind in ("changes.accepted", "changes.merged"):
@@ -347,7 +347,7 @@ SAID = [
         "has stopped",
     ),
     ([{"type": "answer", "number": 1, "result": "granted"}], [], "grants nothing"),
-    (["hello"], [], "no message"),
+    (["hello"], [], "malformed message"),
     ([{"type": "state", "done": {"tainted": False, "tainted_by": []}}], [], "has stopped"),
 ]
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.system.errors import HostError
-from enforcer.workspace import accept, change_store, file_content, quarantine
+from enforcer.workspace import accept, change_store, quarantine, safe_path
 from enforcer.workspace.guard import Guard, globs_when_direct, globs_when_reviewed
 from enforcer.workspace.safe_path import Tree
 from tests.enforcer.workspace.changes_harness import OWNER, World
@@ -233,13 +233,13 @@ def test_what_somebody_edits_while_it_is_copied_stays_beside_the_copy(world, mon
         return
     task = Task(world)
     place = task.write(".envrc", "made")
-    poured = file_content.copy_sparse
+    poured = safe_path.copy_sparse
 
     def pour(source, to):
         poured(source, to)
         place.write_text("edited")
 
-    monkeypatch.setattr(file_content, "copy_sparse", pour)
+    monkeypatch.setattr(safe_path, "copy_sparse", pour)
     ended = task.end()
     assert (ended.left, ended.changes) == ([".envrc"], [".envrc"])
     assert place.read_text() == "edited"
