@@ -1,7 +1,7 @@
 """Gathers allowed attempts from a journal, for `rules.learning` to make rules of.
 
-Only what passed, by a rule or by audit mode alone, is evidence: what a check refused never is. What passed and can't be
-evidence (a name that can't be read, a lookup that nothing followed) is counted and told.
+Only allowed attempts, by a rule or by audit mode, are evidence; attempts that a check blocked never are. Allowed
+attempts that can't be evidence (an invalid name, a lookup without a connection) are counted and reported.
 """
 
 import re
@@ -47,18 +47,18 @@ class Learner:
     """Collects allowed attempts from events."""
 
     def __init__(self) -> None:
-        self.attempts = 0  # that are evidence
-        self.incomplete = 0  # of those, that don't tell all that rules look at
-        self.sources: dict[str, None] = {}  # files of the rules that were in force, in the order they were told of
-        self.not_public: Counter[HostName | Address] = Counter()  # what audit mode didn't let out for its address
+        self.attempts = 0  # attempts that are evidence
+        self.incomplete = 0  # of those, without all the fields that rules inspect
+        self.sources: dict[str, None] = {}  # rule files that were in force, in order of their events
+        self.not_public: Counter[HostName | Address] = Counter()  # targets that audit mode blocked for their address
         self._seen: dict[Destination, Observations] = {}
         self._lookups: Counter[HostName] = Counter()
-        self._records: dict[HostName, Counter[str]] = {}  # of types that a rule has to list
+        self._records: dict[HostName, Counter[str]] = {}  # of record types that a rule must list
         self._problems: Counter[str] = Counter()
         self._unfinished_pushes: Counter[tuple[Destination, str]] = Counter()  # pushes, by repository
 
     def take(self, event: "Event") -> None:
-        """Take one event into account."""
+        """Process one event."""
         if event.kind is Kind.RULES_LOADED:
             self.sources.update(dict.fromkeys(event.sources))
             return
@@ -68,7 +68,7 @@ class Learner:
         if attempt is None or event.outcome not in {Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED}:
             return
         if event.verdict is Verdict.ASK:
-            return  # nothing was let out by that: what people were asked about on it is told by itself
+            return  # it allowed nothing by itself: each held request has its own event
         if event.outcome is Outcome.FAILED:
             self._problems[f"let out, and then it failed ({event.reason})"] += 1
         elif attempt.problem:
@@ -88,9 +88,9 @@ class Learner:
             self._problems["lookups of a type that no rule lets out"] += 1
 
     def suggest(self, attempt: PastAttempt) -> None:
-        """Take what was blocked as if it had been let out.
+        """Treat a blocked attempt as if it had been allowed.
 
-        Of a lookup, and of a connection whose requests weren't seen, reading whatever is there.
+        A lookup, or a connection without known requests, counts as reading of any path.
         """
         if attempt.lookup is not None:
             self._add_reading(Destination(attempt.lookup, 443, Protocol.TLS), attempt)
@@ -111,7 +111,7 @@ class Learner:
         self.attempts += 1
 
     def result(self) -> LearnedRules:
-        """Make rules of it all."""
+        """Return the learned rules."""
         for place, observations in self._seen.items():
             if isinstance(place.target, HostName):
                 observations.records = self._records.get(place.target, Counter())
@@ -119,12 +119,12 @@ class Learner:
         named = {draft.place.target for draft in drafted.drafts}
         seen = self._lookups + Counter({name: records.total() for name, records in self._records.items()})
         lookups_only = [
-            Omission(f"lookups of {name}", times, "nothing was let out to the name, only looked up")
+            Omission(f"lookups of {name}", times, "the name was only looked up: nothing was sent to it")
             for name, times in sorted(seen.items())
             if name not in named
         ]
         unfinished = [
-            Omission(f"pushes to {format_destination(place)}/{repo}", times, "only begun: the refs were never sent")
+            Omission(f"pushes to {format_destination(place)}/{repo}", times, "only started: the refs were never sent")
             for (place, repo), times in self._unfinished_pushes.items()
             if not any(seen.repo == repo and seen.change is not None for seen in self._seen[place].git)
         ]
@@ -132,7 +132,7 @@ class Learner:
         return drafted._replace(left_out=(*drafted.left_out, *unfinished, *lookups_only, *problems))
 
     def _count_not_public(self, event: "Event") -> None:
-        """Take note of a target; of its lookups nothing more is to be said."""
+        """Count a target that was blocked for its address; its lookups don't count."""
         if event.kind is Kind.DNS_DECIDED or event.destination is None:
             return
         name, address = event.destination.name, event.destination.address
@@ -165,13 +165,13 @@ class Learner:
         self.incomplete += bool(found and unrecorded)
 
     def _evidence(self, past: PastAttempt, observations: Observations, action: Verdict) -> "Iterator[Evidence]":
-        """Find what an attempt is evidence for: several refs of a push, each by itself."""
+        """Yield the evidence of an attempt; each ref of a push is separate."""
         attempt, event = past.attempt, past.event
         assert attempt is not None
         request = attempt.request
         if request is None:
             if attempt.protocol in UNSEEN or past.address is not None:
-                yield observations.unread  # only what passes unread has its dialled address told beside the name
+                yield observations.unread  # only uninspected connections record the dialled address with the name
             elif event.kind is Kind.CONNECTION_DECIDED:
                 yield observations.connections
             return
@@ -189,7 +189,7 @@ class Learner:
 
 
 def _lacks_address(past: PastAttempt) -> bool:
-    """Whether a name was dialled here, and the event doesn't tell at which address."""
+    """Whether the gate dialled a name and the event lacks the address."""
     attempt, destination = past.attempt, past.event.destination
     assert attempt is not None
     if not isinstance(attempt.target, HostName) or attempt.target == HOST or past.address is not None:
@@ -198,17 +198,17 @@ def _lacks_address(past: PastAttempt) -> bool:
 
 
 def looks_secret(text: str) -> bool:
-    """Whether a text looks as if it held a credential: better one too many left out than one written down."""
+    """Whether a text may contain a credential. False alarms are better than a written credential."""
     return MASK in text or without_secrets(text) != text
 
 
 def without_secrets(text: str) -> str:
-    """Return a text with what looks like a credential taken out."""
+    """Return a text with likely credentials masked."""
     return _RUN.sub(_mask_run, masked((text,))[0])
 
 
 def _mask_run(match: "re.Match[str]") -> str:
-    """Mask a long run of letters of both cases and digits; not a digest or an id in hexadecimal."""
+    """Mask a long mix of upper case, lower case and digits, except hexadecimal digests and ids."""
     run = match[0]
     mixed = any(c.islower() for c in run) and any(c.isupper() for c in run) and sum(c.isdigit() for c in run) > 1
     return MASK if mixed and not _HEX.fullmatch(run) else run

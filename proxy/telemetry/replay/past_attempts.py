@@ -1,9 +1,8 @@
 """Rebuilds attempts from their events, to decide them again by other rules.
 
-An event doesn't hold all that the rules were asked: never a query, a body or headers, and of a name's addresses only
-the one that was dialled. What can't be made again is said to be so, with the reason; nothing is guessed, and
-nothing passed over. A journal may hold whatever a sandbox made up: names and addresses go through the same door as
-everybody's.
+An event lacks some input of the rules: it never has a query, a body or headers, and of a name's addresses only the one
+that was dialled. An attempt that can't be rebuilt gets a reason; nothing is guessed or skipped. A journal may contain
+any text that a sandbox made up: names and addresses pass the same parsers as in the gate.
 """
 
 import re
@@ -25,17 +24,17 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Git as SaidGit
     from rules.addresses import Address
 
-# Decided without asking the rules: whatever they are, it is decided so again.
+# Decided before the rules: other rules don't change the decision.
 BEFORE_RULES: Final = frozenset({
     Reason.INVALID_NAME, Reason.NAME_MISMATCH, Reason.SNI_MISSING, Reason.AMBIGUOUS_PATH, Reason.AMBIGUOUS_REQUEST,
     Reason.QUIC, Reason.ICMP, Reason.UNRESOLVED,
 })  # fmt: skip
-# The rules said that somebody is to be asked, whatever that one said.
+# The rules required an approval, whatever the answer was.
 _ASKED: Final = frozenset({
     Reason.APPROVAL_UNAVAILABLE, Reason.APPROVAL_GRANTED, Reason.APPROVAL_DENIED, Reason.APPROVAL_TIMEOUT,
     Reason.APPROVAL_FLOOD,
 })  # fmt: skip
-# What the rules said is in the event, and so are method, path, name and port.
+# The event has all that the rules used: method, path, name and port.
 _BY_RULES: Final = frozenset({
     *_ASKED, Reason.RULE, Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.LAYER, Reason.EXPIRED, Reason.DNS_DENIED,
     Reason.DNS_TYPE, Reason.PROTOCOL_MISMATCH, Reason.ECH, Reason.NON_PUBLIC_ADDRESS,
@@ -43,8 +42,8 @@ _BY_RULES: Final = frozenset({
 })  # fmt: skip
 _BY_WHAT_IS_RECORDED: Final = frozenset({Reason.BODY_NOT_ALLOWED, Reason.URL_TOO_LONG})  # where `http.body` is
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
-ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: types, where the name is let out
-_REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: answered for no rule
+ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: record types answered for an allowed name
+_REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: independent of the rules
 _CUT_NOTE: Final = re.compile(r"\[\d+ more\]$")  # masking.cut
 _METHODS_WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _LONGEST_QUERY: Final = 1 << 16  # bytes
@@ -64,7 +63,7 @@ class RuleOutcome(StrEnum):
 
     @property
     def passes(self) -> bool:
-        """Whether it was let out."""
+        """Whether the attempt was allowed."""
         return self not in {RuleOutcome.BLOCKED, RuleOutcome.ASKED}
 
 
@@ -75,15 +74,15 @@ class PastAttempt(NamedTuple):
     fate: RuleOutcome
     attempt: Attempt | None = None
     lookup: HostName | None = None
-    address: "Address | None" = None  # that was dialled for a name
-    pushed: tuple[GitRequest, ...] = ()  # the refs of a push, one each; the first is that of `attempt`
-    unrecorded: tuple[str, ...] = ()  # what the event should tell of the request, and doesn't
-    problem: str = ""  # why it can't be decided again
-    fixed: bool = False  # that is because no rule is asked about it
+    address: "Address | None" = None  # the dialled address of a name
+    pushed: tuple[GitRequest, ...] = ()  # one for each ref of a push; the first is that of `attempt`
+    unrecorded: tuple[str, ...] = ()  # parts of the request that the event lacks
+    problem: str = ""  # why the attempt can't be decided again
+    fixed: bool = False  # because no rule decides it
 
 
 def rebuild_attempt(event: "Event", at: "date | None") -> PastAttempt | None:
-    """Rebuild the attempt of an event, as if on the day `at`; None: the event has no attempt."""
+    """Rebuild the attempt of an event, as if on the day `at`; None: not an attempt."""
     if event.kind not in DECISIONS:
         return None
     fate = outcome_under_rules(event.outcome, event.verdict, event.reason)
@@ -158,7 +157,7 @@ def _rebuild_attempt(event: "Event", fate: RuleOutcome, at: "date | None") -> Pa
 
 
 def _rebuild_request(http: "Http", git: GitRequest | None) -> Request:
-    """Make a request again. Its query has as many bytes as it had, and says nothing."""
+    """Rebuild a request, with a placeholder query of the recorded length."""
     assert http.method is not None
     assert http.path is not None
     query = f"?{'x' * min(http.query, _LONGEST_QUERY)}" if http.query > 0 else ""
@@ -166,25 +165,25 @@ def _rebuild_request(http: "Http", git: GitRequest | None) -> Request:
 
 
 def _rebuild_git(recorded: "SaidGit") -> tuple[GitRequest, ...]:
-    """Make again what git asked for: one for a fetch or the beginning of a push, else one a ref. Raises ValueError."""
+    """Rebuild the git operations: one for a fetch or the start of a push, else one a ref. Raises ValueError."""
     texts = (recorded.repository, *recorded.refs)
     if any(MASK in text for text in texts):
         raise ValueError("a secret was in it, which the journal doesn't keep")
     for text in texts:
-        text.encode("utf-8", "surrogateescape")  # else no gate wrote that
+        text.encode("utf-8", "surrogateescape")  # raises for text that no gate wrote
     service, repo = GitService(recorded.service), strip_git_suffix(recorded.repository.removeprefix("/"))
     if service is GitService.FETCH or not recorded.refs:
         return (GitRequest(service, repo),)
     refs = [each.split(" ") for each in recorded.refs if not _CUT_NOTE.search(each)]
     if not all(len(each) >= 2 for each in refs):
-        raise ValueError("a ref is what is done to it and its name")
+        raise ValueError("a ref needs a change and a name")
     return tuple(GitRequest(service, repo, each[1], RefChange(each[0])) for each in refs) or (
         GitRequest(service, repo),
     )
 
 
 def _find_unrecorded(http: "Http", git: "SaidGit | None") -> tuple[str, ...]:
-    """List what the event doesn't tell of a request though rules may look at it."""
+    """Return the parts of a request that rules may inspect and the event lacks."""
     unrecorded = []
     if http.body is None and http.method in _METHODS_WITHOUT_BODY:
         unrecorded.append(UNTOLD_KIND)
@@ -199,7 +198,7 @@ def _find_unrecorded(http: "Http", git: "SaidGit | None") -> tuple[str, ...]:
 
 
 def _explain_incomplete(http: "Http") -> str:
-    """Say why a request can't be made again of its method and path."""
+    """Return why a request can't be rebuilt from method and path; empty if it can."""
     method, path = http.method or "", http.path or ""
     if http.pattern or (http.body is None and "*" in path.replace(MASK, "")):
         return "its path is not told (`log: pattern`)"
@@ -209,6 +208,6 @@ def _explain_incomplete(http: "Http") -> str:
         return "a secret was in its path, which the journal doesn't keep"
     try:
         path.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte: no gate wrote that
+    except UnicodeEncodeError:  # a surrogate that is no escaped byte: no gate wrote it
         return "its path can't be read"
     return ""

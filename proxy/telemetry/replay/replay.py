@@ -1,8 +1,7 @@
 """Decides every recorded attempt again by other rules: what they would newly allow, and what they would block.
 
-Pure but for what it is fed. An attempt is decided as the gate would: the rules, then what the ClientHello hides or
-offers, then the address that was dialled. What the journal doesn't keep and the new rules look at makes the answer
-uncertain, and is counted as such.
+An attempt is decided as in the gate: the rules, then the ClientHello (ECH, ALPN), then the dialled address. If the new
+rules inspect something that the journal doesn't record, the result counts as uncertain. No I/O.
 """
 
 from collections import Counter
@@ -47,7 +46,7 @@ class Effect(StrEnum):
 
     BREAKS = "breaks"
     OPENS = "opens"
-    OTHERWISE = "otherwise"  # let out or held back as before, and yet not alike: flagged, asked, audited
+    OTHERWISE = "otherwise"  # allowed or blocked as before, but flagged, held or audited instead
 
 
 class ReplayedDecision(NamedTuple):
@@ -59,10 +58,10 @@ class ReplayedDecision(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Attempts of one task at one place that are decided alike then, and alike now."""
+    """Attempts of one task to one destination with the same old and the same new decision."""
 
     effect: Effect
-    place: str  # may hold text that a sandbox made up
+    place: str  # may contain text that a sandbox chose
     task: str
     was: ReplayedDecision
     now: ReplayedDecision
@@ -70,7 +69,7 @@ class Group(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """How many attempts of which kind are in a group, and a few of them."""
+    """Attempts of a group by kind, and a few examples."""
 
     counts: Counter[Kind] = field(default_factory=Counter)
     examples: dict[str, None] = field(default_factory=dict)
@@ -89,18 +88,18 @@ class Replay:
         self.policy = policy
         self.attempts = 0  # decision events
         self.unchanged = 0
-        self.settled = 0  # let out by audit mode alone then, and by a rule now
+        self.settled = 0  # allowed by audit mode before, and by a rule now
         self.groups: dict[Group, Tally] = {}
-        self.fixed: Counter[str] = Counter()  # decided before any rule is asked, and so again
-        self.skipped: Counter[str] = Counter()  # attempts that can't be decided again, by why
-        self.uncertain: Counter[str] = Counter()  # decided, but by rules that look at what the journal doesn't keep
-        self.uncertain_attempts = 0  # attempts that are uncertain for one reason or several
+        self.fixed: Counter[str] = Counter()  # decided before the rules, so unchanged
+        self.skipped: Counter[str] = Counter()  # attempts that can't be decided again, by reason
+        self.uncertain: Counter[str] = Counter()  # decided by rules that inspect unrecorded parts, by reason
+        self.uncertain_attempts = 0  # attempts with at least one such reason
         self._at = at
         self._rules_by_target: dict[HostName | Address, tuple[Rule, ...]] = {}
 
     @property
     def changes(self) -> int:
-        """How many attempts would be decided otherwise."""
+        """Number of attempts with another decision."""
         return sum(tally.counts.total() for tally in self.groups.values())
 
     def take(self, event: "Event") -> None:
@@ -132,7 +131,7 @@ class Replay:
             self.groups.setdefault(group, Tally()).add(event.kind, example_of(attempt))
 
     def _decide(self, past: PastAttempt) -> "tuple[ReplayedDecision, set[str]]":
-        """Decide again; beside it: what may make the gate decide otherwise, and the journal doesn't tell."""
+        """Return the new decision, and the unrecorded facts that could change it."""
         attempt, event = past.attempt, past.event
         if attempt is None:
             assert past.lookup is not None
@@ -147,7 +146,7 @@ class Replay:
         objection = None
         proxied = self.policy.upstream_for(attempt) is not None
         if attempt.protocol is Protocol.UDP and proxied:
-            objection = Reason.UDP  # which goes through no proxy
+            objection = Reason.UDP  # a proxy carries no UDP
         if attempt.protocol is Protocol.TLS and attempt.request is None and event.tls is not None:
             if not decision.inspect and event.tls.ech:
                 objection = Reason.ECH
@@ -162,7 +161,7 @@ class Replay:
         return (decided if objection is None else ReplayedDecision(RuleOutcome.BLOCKED, objection)), unknown
 
     def _decide_strictest(self, past: PastAttempt, attempt: "Attempt") -> "tuple[Attempt, Decision]":
-        """Decide an attempt: of a push each of its refs, and the strictest counts."""
+        """Decide an attempt; of a push every ref, and return the strictest decision."""
         request = attempt.request
         attempts = [attempt]
         if request is not None and len(past.pushed) > 1:
@@ -183,7 +182,7 @@ class Replay:
         )
 
     def _find_unknowns(self, past: PastAttempt, attempt: "Attempt", decision: "Decision") -> set[str]:
-        """Say what the rules about this target look at that no event tells."""
+        """Return the unrecorded facts that the rules about this target inspect."""
         unknown = set[str]()
         target_rules = self._rules_about(attempt)
         if decision.passes and decision.limits:
@@ -202,7 +201,7 @@ class Replay:
         return unknown
 
     def _rules_about(self, attempt: "Attempt") -> "tuple[Rule, ...]":
-        """List the rules about a target; journals have many attempts at the same few."""
+        """Return the rules about a target, cached: journals repeat few targets."""
         cached = self._rules_by_target.get(attempt.target)
         if cached is None:
             if len(self._rules_by_target) >= _MOST_TARGETS:
@@ -214,12 +213,12 @@ class Replay:
 
 
 def _is_dialled(attempt: "Attempt", decision: "Decision") -> bool:
-    """Whether a name's address decides as well: not of a connection whose requests are decided one by one."""
+    """Whether the address of a name matters: not for a connection whose requests are decided one by one."""
     return isinstance(attempt.target, HostName) and (attempt.request is not None or not decision.inspect)
 
 
 def _unrecorded_conditions(rule: "Rule", past: PastAttempt, request: "Request") -> "Iterator[str]":
-    """Name what a rule asks of a request and its event doesn't tell."""
+    """Yield the conditions of a rule on unrecorded parts of a request."""
     is_old_event = past.event.http is None or past.event.http.body is None
     https = [http for http in (rule.http, *(each.http for each in rule.excepts)) if http is not None]
     conditions = {
@@ -240,7 +239,7 @@ def _unrecorded_conditions(rule: "Rule", past: PastAttempt, request: "Request") 
 
 
 def place_of(past: PastAttempt) -> str:
-    """Write where an attempt went: `https://host`, `tcp host:22`, `host` for a lookup."""
+    """Format the destination of an attempt: `https://host`, `tcp host:22`, `host` for a lookup."""
     attempt = past.attempt
     if attempt is None:
         return f"the lookup of {past.lookup}"
@@ -253,6 +252,6 @@ def place_of(past: PastAttempt) -> str:
 
 
 def example_of(past: PastAttempt) -> str:
-    """Write what a request wanted; nothing for a connection."""
+    """Format the method and path of a request; empty for a connection."""
     request = past.attempt.request if past.attempt is not None else None
     return "" if request is None else f"{request.method} {request.path}"

@@ -1,7 +1,7 @@
 """Causes and effects of an event, found in the journal.
 
-An id tells the millisecond in which it was made (UUIDv7), so an event is looked for where it must be. Effects are told
-after their causes: one look over what follows, within the task, finds them all.
+An id has the millisecond of its creation (UUIDv7), which limits the search for an event. Effects come after their
+causes: one pass over the later events of the task finds them all.
 """
 
 import re
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")  # RFC 9562 section 5.7
-_PART: Final = re.compile(r"[0-9a-f-]{8,}")  # of an id; fewer characters are those of too many
+_PART: Final = re.compile(r"[0-9a-f-]{8,}")  # of an id; shorter parts match too many
 _NS_A_MILLISECOND: Final = 1_000_000
-_SEARCH_RANGE: Final = 5_000 * _NS_A_MILLISECOND  # an id that was made in a rush is ahead of its event's time
-_LONGEST: Final = 64  # causes above one another: there are never so many, and an edited journal may go in circles
+_SEARCH_RANGE: Final = 5_000 * _NS_A_MILLISECOND  # ids made in a burst are ahead of the event time
+_LONGEST: Final = 64  # length of a chain of causes: an edited journal may have cycles
 _MOST: Final = 100_000  # effects
 
 
@@ -39,21 +39,21 @@ class CausalChain:
     causes: list[Entry]
     event: EventEffects
     task: Entry | None
-    missing: str | None = None  # the id of a cause that is not in the journal
+    missing: str | None = None  # id of a cause that the journal lacks
 
 
 def instant_of(name: str) -> int | None:
-    """Return when an id was made (ns since 1970), to the millisecond; None: it is no event's."""
+    """Return the creation time of an event id (ns since 1970), to the millisecond; None: not an event id."""
     return int(name[:13].replace("-", ""), 16) * _NS_A_MILLISECOND if _ID.fullmatch(name) else None
 
 
 def is_named(part: str) -> bool:
-    """Whether this can be an event's id, or an end of one."""
+    """Whether a text can be an event id or an end of one."""
     return _PART.fullmatch(part) is not None
 
 
 def named(directory: "Path", part: str) -> list[str]:
-    """Return the ids that are this one, or begin or end so: commands list the ends of them. Raises OSError."""
+    """Return the ids that equal, start or end with `part`: tables show ends of ids. Raises OSError."""
     if instant_of(part) is not None:
         return [part]
     if not is_named(part):
@@ -78,7 +78,7 @@ def find(directory: "Path", name: str) -> Entry | None:
 
 
 def chain(directory: "Path", name: str) -> CausalChain | None:
-    """Return what led to the event with this id, and what came of it. Raises OSError."""
+    """Return the causes and effects of the event with this id. Raises OSError."""
     entry = find(directory, name)
     if entry is None:
         return None
@@ -95,7 +95,7 @@ def chain(directory: "Path", name: str) -> CausalChain | None:
 
 
 def _find_effects(directory: "Path", entry: Entry) -> EventEffects:
-    """Return an event with all that came of it."""
+    """Return an event with all its effects."""
     root = EventEffects(entry)
     known = {entry.event.id: root}
     for found in _read_task_events(directory, entry, b'"cause":"', entry.event.time):

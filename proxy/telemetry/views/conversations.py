@@ -1,8 +1,8 @@
 """Joins what an agent reported with what its task did: by conversation and call, by time, and by process.
 
-An agent's report is its claim, and so is its time (its exporter sends late, and by its own clock). So the result proves
-nothing. Of several conversations the one counts from whose process the event's process descends, by the kernel's
-records. Where that is unknown, it is guessed from the time and from what they name, and every candidate is shown.
+An agent's report is a claim, and so is its time (exporters send late, by their own clock): the result is no proof. Of
+several conversations the one counts whose process is an ancestor of the event's process, by the kernel's records. If
+that is unknown, time and names in the report rank the candidates, and all of them are shown.
 """
 
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Approval, Event, Process
 
 MOST: Final = 200  # events of one kind of join
-_CONVERSATIONS: Final = 3  # that may be it
+_CONVERSATIONS: Final = 3  # candidates to show
 _NS: Final = 1_000_000_000
-_BEFORE, _AFTER = 3600 * _NS, 600 * _NS  # how far away is looked
-_APPROVAL_RANGE: Final = 7 * 86_400 * _NS  # that a question and what it was about may lie apart
-_MAX_EXPORT_DELAY: Final = 600 * _NS  # that what an agent says may arrive after it was
-_DEFAULT_CALL_DURATION: Final = 60 * _NS  # that a tool may take whose end was never told
+_BEFORE, _AFTER = 3600 * _NS, 600 * _NS  # range of the search
+_APPROVAL_RANGE: Final = 7 * 86_400 * _NS  # between an approval and its attempt
+_MAX_EXPORT_DELAY: Final = 600 * _NS  # delay of an agent's exporter
+_DEFAULT_CALL_DURATION: Final = 60 * _NS  # assumed duration of a tool call without an end
 _SLACK: Final = _NS
-_NO_AGENT: Final = Agent("")  # of a line that says nothing of one
+_NO_AGENT: Final = Agent("")  # for an event without agent fields
 _ACTION_KINDS: Final = DECISIONS | APPROVALS | {
     Kind.COMMAND_DECIDED, Kind.SYSCALL_DENIED, Kind.SECRET_DETECTED, Kind.TAMPERING_DETECTED, Kind.TASK_TAINTED,
     Kind.ANOMALY_DETECTED, Kind.TASK_LIMITED,
@@ -41,15 +41,15 @@ class AgentContext:
     said: list[Entry] = field(default_factory=list)
     did: list[Entry] = field(default_factory=list)
     process: list[Entry] = field(default_factory=list)
-    people: list[Entry] = field(default_factory=list)  # what they were asked about it, and said
+    people: list[Entry] = field(default_factory=list)  # approval requests about the event, and their answers
 
 
 def find_agent_context(
     directory: "Path", entry: Entry, near: "Iterable[Event]" = (), shown: "Collection[str]" = frozenset()
 ) -> AgentContext:
-    """Find it. What an event itself doesn't say is taken from those `near`, its causes and effects. Raises OSError.
+    """Find the context of an event. Missing fields come from `near`, its causes and effects. Raises OSError.
 
-    `shown` are the ids of what is shown of it anyway: none of that is returned.
+    `shown` has ids that the caller shows already; the result leaves them out.
     """
     near = list(near)
     event = entry.event
@@ -75,13 +75,13 @@ def find_agent_context(
 
 
 def time_of_claim(event: "Event") -> int:
-    """Return when what an agent says was, in ns since 1970: by its own clock, where that can be."""
+    """Return the time of an agent's report in ns since 1970: by its own clock if plausible."""
     at = (event.agent or _NO_AGENT).at
     return at if 0 < event.time - at < _MAX_EXPORT_DELAY else event.time
 
 
 def _find_agent_events(directory: "Path", event: "Event") -> list[Entry]:
-    """Return what each conversation said around an event, that which names it first."""
+    """Return the reports of each conversation around an event; those that name its destination first."""
     conversations: dict[tuple[str, str], list[Entry]] = {}
     for each in _read_agent_events(directory, event):
         conversations.setdefault(_conversation(each.event), []).append(each)
@@ -101,7 +101,7 @@ def _select_turn(conversation: list[Entry], at: int) -> list[Entry]:
     prompt = next((each for each in reversed(before) if _is_prompt(each)), None)
     tool = next((each for each in reversed(before) if _is_tool(each)), None)
     if tool is not None and prompt is not None and time_of_claim(tool.event) < time_of_claim(prompt.event):
-        tool = None  # of an earlier prompt
+        tool = None  # it belongs to an earlier prompt
     found = [each for each in (prompt, tool) if each is not None]
     if tool is not None and (call := _agent(tool).call):
         found += [each for each in conversation if each is not tool and _agent(each).call == call]
@@ -109,7 +109,7 @@ def _select_turn(conversation: list[Entry], at: int) -> list[Entry]:
 
 
 def _find_actions(directory: "Path", event: "Event", conversation: list[Entry]) -> list[Entry]:
-    """Return what was seen of the task while what the agent speaks of went on."""
+    """Return the recorded actions of the task during the agent's reported activity."""
     begins, ends = _find_span(event, conversation)
     found = _events(directory, event, (), begins - _SLACK, ends + _SLACK)
     kept = _sample(each for each in found if each.event.kind in _ACTION_KINDS)
@@ -117,7 +117,7 @@ def _find_actions(directory: "Path", event: "Event", conversation: list[Entry]) 
 
 
 def _keep_same_process[T](found: list[T], relations: "Callable[[T], list[bool | None]]") -> list[T]:
-    """Leave out what is of another process, where one is known that it can be of: an exporter may be one by itself."""
+    """Drop items of other processes if one is known to match: an exporter may be a separate process."""
     known = [relations(each) for each in found]
     if not any(True in each for each in known):
         return found
@@ -125,14 +125,14 @@ def _keep_same_process[T](found: list[T], relations: "Callable[[T], list[bool | 
 
 
 def _is_same_process(said: "Event", done: "Event") -> bool | None:
-    """Whether something was done by the process that said something, or one that descends from it; None: not known."""
+    """Whether the reporting process did it, or one of its descendants; None: unknown."""
     if said.process is None or done.process is None:
         return None
     return said.process.pid in (done.process.pid, *done.process.ancestor_pids)
 
 
 def _find_span(event: "Event", conversation: list[Entry]) -> tuple[int, int]:
-    """Return from when to when something went on that an agent speaks of, in ns since 1970."""
+    """Return start and end of the reported activity, in ns since 1970."""
     at, agent = time_of_claim(event), event.agent or _NO_AGENT
     duration = _duration(agent)
     if agent.call:
@@ -148,7 +148,7 @@ def _find_span(event: "Event", conversation: list[Entry]) -> tuple[int, int]:
 
 
 def _find_process_events(directory: "Path", event: "Event", process: "Process | None") -> list[Entry]:
-    """Return what the process of an event did around it."""
+    """Return the actions of an event's process around it."""
     if process is None:
         return []
     text = f'"process":{{"pid":{process.pid},"exe":{quoted(process.exe)}'.encode()
@@ -157,7 +157,7 @@ def _find_process_events(directory: "Path", event: "Event", process: "Process | 
 
 
 def _find_approval_events(directory: "Path", event: "Event", approval: "Approval | None") -> list[Entry]:
-    """Return what became of the question that an event waited for, or is of."""
+    """Return the events of the approval that an event waited for or belongs to."""
     if approval is None:
         return []
     text = f'"approval":{{"id":{quoted(approval.id)}'.encode()
@@ -169,7 +169,7 @@ def _sample(found: "Iterable[Entry]") -> list[Entry]:
 
 
 def _find_reviews(directory: "Path", event: "Event") -> list[Entry]:
-    """Return who has looked at a flagged event, which is told of no task."""
+    """Return the reviews of a flagged event; they belong to no task."""
     if event.verdict is not Verdict.FLAG:
         return []
     groups = ((f'"kind":"{Kind.FLAG_SEEN}"'.encode(),), (f'"cause":"{event.id}"'.encode(),))
@@ -217,7 +217,7 @@ def _is_tool_or_prompt(entry: Entry) -> bool:
 
 
 def _duration(agent: Agent) -> int:
-    """Return how long it says that took, in ns; 0: it doesn't say, or nothing that can be."""
+    """Return the reported duration in ns; 0: none, or implausible."""
     try:
         duration = int(float(agent.attributes.get("duration_ms", "")) * 1_000_000)
     except (ValueError, OverflowError):
@@ -226,7 +226,7 @@ def _duration(agent: Agent) -> int:
 
 
 def _is_mentioned(turn: list[Entry], event: "Event") -> bool:
-    """Whether what was said names where an event went to, or the program that it is of."""
+    """Whether the reports name the destination or the program of an event."""
     where, process = event.destination, event.process
     texts = (where.name if where is not None else None, process.exe.rpartition("/")[2] if process is not None else None)
     is_next = [text for text in (*texts, *event.argv[:1]) if text]

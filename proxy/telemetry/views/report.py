@@ -4,7 +4,7 @@
 choose what is left out: destinations with the least traffic, and refusals and warnings of the largest groups.
 
 `report.html` is the page. Home of invariant 7 for it: every value that it prints goes through `_escape`, which spells
-out what is not visible, and is then escaped; the page forbids itself scripts, and everything that lies elsewhere.
+out invisible characters, and is then escaped for HTML; the page's policy forbids scripts and external resources.
 """
 
 from collections import Counter
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
 
 
-MOST: Final = 1000  # tasks, places, refusals and warnings that are told apart, each
-_MOST_INTERVALS: Final = 20_000  # moments that are told apart
+MOST: Final = 1000  # rows of each table
+_MOST_INTERVALS: Final = 20_000  # intervals in the chart data
 _WARNINGS: Final = frozenset({
     Kind.TAMPERING_DETECTED, Kind.SECRET_DETECTED, Kind.GATE_ERROR, Kind.RULES_REJECTED, Kind.TASK_LIMITED,
     Kind.SYSCALL_DENIED, Kind.JOURNAL_REPAIRED, Kind.JOURNAL_REMOVED, Kind.TASK_TAINTED, Kind.ANOMALY_DETECTED,
@@ -40,26 +40,26 @@ _WARNINGS: Final = frozenset({
 
 @dataclass(slots=True)
 class Span:
-    """When something was first and last seen: ns since 1970."""
+    """First and last time of something: ns since 1970."""
 
     first: int
     last: int
 
     def stretch(self, time: int) -> None:
-        """Let it reach to `time` as well."""
+        """Extend the span to `time`."""
         self.first, self.last = min(self.first, time), max(self.last, time)
 
 
 @dataclass(slots=True)
 class Run:
-    """One task, as far as the journal tells of it."""
+    """Task, as far as the journal records it."""
 
     id: str
     name: str
     span: Span
     labels: dict[str, str] = field(default_factory=dict)
     argv: tuple[str, ...] = ()
-    ending: str = ""  # in words; empty: it has not ended, as far as is known
+    ending: str = ""  # in words; empty: no end recorded
     attempts: Counter[Outcome] = field(default_factory=Counter)
 
 
@@ -69,14 +69,14 @@ class DestinationStats:
 
     span: Span
     attempts: Counter[Outcome] = field(default_factory=Counter)
-    up: int = 0  # bytes that left for it
+    up: int = 0  # bytes sent to it
     down: int = 0
     rules: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Refusal:
-    """Attempts that were stopped in the same way: the last one's event, and how many there were."""
+    """Attempts blocked in the same way: the last event, and their number."""
 
     event: "Event"
     span: Span
@@ -90,10 +90,10 @@ class AttemptTimes:
 
     def __init__(self) -> None:
         self.width = 1_000_000  # ns
-        self.counts: Counter[tuple[int, Outcome]] = Counter()  # by the number of widths since 1970
+        self.counts: Counter[tuple[int, Outcome]] = Counter()  # by interval number since 1970
 
     def add(self, time: int, outcome: Outcome) -> None:
-        """Count one, at `time` (ns since 1970)."""
+        """Count an attempt at `time` (ns since 1970)."""
         self.counts[time // self.width, outcome] += 1
         if len(self.counts) > _MOST_INTERVALS:
             self.width *= 2
@@ -112,13 +112,13 @@ class ReportData:
     refusals: dict[tuple[object, ...], Refusal] = field(default_factory=dict)
     warnings: list["Event"] = field(default_factory=list)
     policies: dict[str, "Event"] = field(default_factory=dict)  # the first event under each, by revision
-    moments: AttemptTimes = field(default_factory=AttemptTimes)  # of each attempt
+    moments: AttemptTimes = field(default_factory=AttemptTimes)  # times of attempts
     left_out: Counter[str] = field(default_factory=Counter)
     events: int = 0
 
 
 def gather(events: "Iterable[Event]") -> ReportData:
-    """Read events in the order in which they happened."""
+    """Gather the data of a report from events in order of time."""
     data = ReportData()
     for event in events:
         if max(len(data.places), len(data.refusals), len(data.warnings)) >= 2 * MOST:
@@ -136,7 +136,7 @@ def gather(events: "Iterable[Event]") -> ReportData:
             place = _destination_stats(data, event)
             place.attempts[event.outcome] += 1
             place.rules.update(dict.fromkeys(event.rules[: MOST - len(place.rules)]))
-        # What people said is told beside the attempt that they were asked about
+        # The answer to an approval is shown with its attempt
         if event.outcome in STOPPED and event.reason is not None and event.kind not in APPROVALS:
             _add_refusal(data, event)
         if event.kind is Kind.CONNECTION_CLOSED:
@@ -149,7 +149,7 @@ def gather(events: "Iterable[Event]") -> ReportData:
 
 
 def target(event: "Event") -> tuple[str, int | None, str]:
-    """Return where an attempt wanted to go: name or address, port, and by which protocol."""
+    """Return the destination of an attempt: name or address, port, and protocol."""
     if event.kind is Kind.DNS_DECIDED and event.dns is not None:
         return event.dns.question, None, "dns"
     if event.kind is Kind.COMMAND_DECIDED:
@@ -204,11 +204,11 @@ def _add_policy(data: ReportData, event: "Event") -> None:
     if known is None and len(data.policies) >= MOST:
         data.left_out["policies"] += 1
     elif known is None or (event.kind is Kind.RULES_LOADED and known.kind is not Kind.RULES_LOADED):
-        data.policies[event.revision] = event  # which says what it was read from
+        data.policies[event.revision] = event  # that event names the rule files
 
 
 def _apply_bounds(data: ReportData) -> None:
-    """Leave out what is beyond `MOST`, and count it. What a flood is made of makes room for what it isn't."""
+    """Drop rows beyond `MOST` and count them; the groups of a flood lose rows first."""
     places = sorted(data.places.items(), key=_traffic_weight, reverse=True)
     data.places = dict(places[:MOST])
     data.left_out["places"] += sum(place.attempts.total() for _, place in places[MOST:])
@@ -229,23 +229,23 @@ def _traffic_weight(item: tuple[tuple[str, int | None, str], DestinationStats]) 
 
 
 _LONGEST: Final = 300  # characters of one text
-_VISIBLE_ROWS: Final = 25  # that are shown without a click
+_VISIBLE_ROWS: Final = 25  # rows shown without a click
 _STACK_ORDER: Final = (Outcome.PASSED, Outcome.WOULD_BLOCK, Outcome.FAILED, Outcome.BLOCKED)  # of a bar
 _WORDS: Final = {outcome: OUTCOME_WORDS[outcome] for outcome in _STACK_ORDER}
 _COLUMNS: Final = 120
-_WIDTH, _HEIGHT = 960, 160  # units of the picture
+_WIDTH, _HEIGHT = 960, 160  # units of the chart
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400, 604800)  # seconds
 _MOST_LABELS: Final = 6
 
 
 def page(data: "ReportData", about: str, version: str) -> str:
-    """Return the page. `about` says in words what it is a report of."""
+    """Return the page. `about` names its subject in words."""
     return _environment().get_template("report.html").render(
         all=data,
         about=about,
         version=version,
         words=_WORDS,
-        numbers={"times", "bytes out", "bytes in", *_WORDS.values()},
+        numbers={"count", "bytes sent", "bytes received", *_WORDS.values()},
         open_rows=_VISIBLE_ROWS,
         target=target,
         cards=_cards(data),
@@ -275,7 +275,7 @@ def _environment() -> Environment:
 
 
 def _escape(value: Any) -> Any:
-    """Spell out and cut a text; what the template has made itself, and numbers, are as they are."""
+    """Escape invisible characters and cut a text; markup of the template and numbers stay unchanged."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     cut = value if len(value) <= _LONGEST else f"{value[:_LONGEST]}… [{len(value) - _LONGEST} more]"
@@ -283,7 +283,7 @@ def _escape(value: Any) -> Any:
 
 
 def _cards(data: "ReportData") -> "list[tuple[str, int, str]]":
-    """Return the numbers at the top: style, count and word."""
+    """Return the cards at the top: style, count and word."""
     totals: Counter[Outcome] = Counter()
     for (_, outcome), count in data.moments.counts.items():
         totals[outcome] += count
@@ -310,7 +310,7 @@ def _bytes_then_attempts(item: "tuple[object, DestinationStats]") -> tuple[int, 
 
 def _format_span(span: "Span | None") -> str:
     if span is None:
-        return "nothing"
+        return "no events"
     first, last = _format_time(span.first), _format_time(span.last)
     if first == last:
         return first
@@ -359,14 +359,14 @@ def _bars(columns: list[Counter[Outcome]], highest: int) -> "Iterator[_Bar]":
         bottom = 0.0
         for outcome in _WORDS:
             if count := column[outcome]:
-                bar_height = max(1.5, count / highest * (_HEIGHT - 10))  # one among thousands is still seen
+                bar_height = max(1.5, count / highest * (_HEIGHT - 10))
                 bottom += bar_height
                 x, y = f"{number * bar_width:.1f}", f"{_HEIGHT - bottom:.1f}"
                 yield _Bar(outcome, count, x, y, f"{bar_width - 1:.1f}", f"{bar_height:.1f}")
 
 
 def _time_labels(first: int, span: int) -> "Iterator[tuple[str, str]]":
-    """Name some round moments, in UTC, and where they stand."""
+    """Yield labels of the time axis: position and a round time (UTC)."""
     seconds = span / 1e9
     weeks = -(-int(seconds) // (_MOST_LABELS * _STEPS[-1]))
     step = next((each for each in _STEPS if seconds / each <= _MOST_LABELS), weeks * _STEPS[-1])

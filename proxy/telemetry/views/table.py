@@ -1,7 +1,7 @@
 """Events as rows of a table for people: attempt, outcome, reason.
 
-Everything that came from outside goes through `visible` (invariant 7). On a terminal a row is one line of its width and
-coloured; anywhere else it is plain, and what a column has no room for stands whole at the end.
+All external text is escaped (`visible`, invariant 7). On a terminal a row is one coloured line of the terminal's width.
+Elsewhere it is plain text, and a value too long for its column is repeated in full at the end.
 """
 
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.events import Event
 
-_WIDE_COLUMNS_FROM = 132  # columns of a terminal that has room for everything
+_WIDE_COLUMNS_FROM = 132  # width of a terminal that fits all columns
 _MIN_WHAT_COLUMNS = 20  # columns
 _RED, _GREEN, _YELLOW, _MAGENTA = 31, 32, 33, 35  # ECMA-48, SGR
 _COLOURS = {
@@ -33,7 +33,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column's heading, how wide it is, and what it has of an event."""
+    """Column of the table: heading, width, and the function for its cell."""
 
     heading: str
     columns: int
@@ -58,7 +58,7 @@ def _format_outcome(event: "Event") -> str:
 WHY = Column("WHY", 28, _format_reason)
 _WIDE_COLUMNS = (
     Column("TIME (UTC)", 23, lambda event: timestamp(event.time)[:23].replace("T", " ")),
-    Column("ID", 12, lambda event: visible(event.id[-12:])),  # an end of it, which `log show` and `log chain` take
+    Column("ID", 12, lambda event: visible(event.id[-12:])),  # `log show` and `log chain` accept it
     Column("TASK", 14, lambda event: visible(event.task.name or event.task.id)),
     Column("VERDICT", 7, lambda event: event.verdict or ""),
     Column("OUTCOME", 11, _format_outcome),
@@ -72,15 +72,15 @@ _NARROW_COLUMNS_WITHOUT_IDS = (_CLOCK, Column("OUTCOME", 11, _format_outcome), C
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A way to lay out rows. `columns` is the width of the terminal; None: lines are as long as they need to be."""
+    """Layout of rows. `columns` is the width of the terminal; None: unlimited."""
 
     columns: int | None = None
     coloured: bool = False
-    ids: bool = True  # whether a narrow terminal has them
+    ids: bool = True  # whether a narrow terminal shows ids
 
     @classmethod
     def for_output(cls, stream: TextIO) -> "Table":
-        """Return what suits `stream`: a terminal's width and colours (https://no-color.org), else plain and whole."""
+        """Return the layout for `stream`: a terminal's width and colours (https://no-color.org), else plain."""
         if not stream.isatty():
             return cls()
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
@@ -91,7 +91,7 @@ class Table:
         return self._line([column.heading for column in self._layout()], "WHAT")
 
     def row(self, event: "Event") -> str:
-        """Return one event as a line without its end."""
+        """Return one event as a line without a newline."""
         line = self._line([column.cell(event) for column in self._layout()], visible(describe(event)))
         colour = _choose_colour(event) if self.coloured else None
         return line if colour is None else f"\x1b[{colour}m{line}\x1b[0m"
@@ -113,7 +113,7 @@ class Table:
 
 
 def _split_cell(column: Column, cell: str) -> tuple[str, str]:
-    """Return what of a cell its column has room for, and what is to stand at the line's end: a rule behind a reason."""
+    """Split a cell into the part that fits its column and the part for the end of the line."""
     if width(cell) <= column.columns:
         return cell, ""
     first, _, rest = cell.partition(" ")

@@ -1,6 +1,6 @@
 """Timeline of a task's events, a line each: attempt, rules considered, outcome, reason.
 
-Nothing of a task's own text is printed otherwise than spelled out (`visible`).
+All text of a task is escaped (`visible`).
 """
 
 from typing import TYPE_CHECKING
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Event
 
 _OUTCOME_PHRASES = {
-    Outcome.PASSED: "it was let out",
-    Outcome.BLOCKED: "it was not let out",
-    Outcome.WOULD_BLOCK: "it was let out, and would not have been but for `mode: audit`",
-    Outcome.FAILED: "the rules let it out, and then it failed",
+    Outcome.PASSED: "allowed",
+    Outcome.BLOCKED: "blocked",
+    Outcome.WOULD_BLOCK: "allowed only because of `mode: audit`",
+    Outcome.FAILED: "allowed by the rules, then it failed",
 }
-_LATER_APPROVAL = {  # what has the verdict `ask` and goes on: nobody is asked about it itself
-    Kind.DNS_DECIDED: "not the lookup: people are asked about what is sent to that name",
-    Kind.CONNECTION_DECIDED: "not the connection: people are asked about each request on it",
+_LATER_APPROVAL = {  # kinds with the verdict `ask` that continue: a later attempt is held instead
+    Kind.DNS_DECIDED: "not the lookup: what is sent to that name is held for approval",
+    Kind.CONNECTION_DECIDED: "not the connection: each request on it is held for approval",
 }
 
 
@@ -44,7 +44,7 @@ def timeline_of(events: "Iterable[Event]") -> "Iterator[str]":
         yield f"{since:>9.3f} s  {_format_event(event)}"
         yield from (f"{'':>13}{line}" for line in _explain_decision(event))
     if start is not None:
-        yield f"In all {attempts} attempts, {blocked} of them not let out."
+        yield f"In all {attempts} attempts, {blocked} of them blocked."
 
 
 def _format_header(event: "Event") -> str:
@@ -64,7 +64,7 @@ def _format_event(event: "Event") -> str:
 
 
 def _explain_decision(event: "Event") -> "Iterator[str]":
-    """Yield what was looked at and what it came to, of what was decided."""
+    """Yield the facts behind a decision: TLS, process, approval, rules, reason and mode."""
     if event.kind not in DECISIONS:
         if event.reason is not None:
             yield f"why: {event.reason}, {REASONS[event.reason].meaning}"
@@ -82,13 +82,13 @@ def _explain_decision(event: "Event") -> "Iterator[str]":
     if event.reason is not None and event.reason is not Reason.RULE:
         yield f"why: {event.reason}, {REASONS[event.reason].meaning}"
     if event.mode is Mode.AUDIT:
-        yield "mode: audit, which lets out what no rule decides"
+        yield "mode: audit, which allows what no rule decides"
 
 
 def _describe_hold(event: "Event") -> str:
-    """Say what waited for people, or will; nothing where nobody has to do with it."""
+    """Return how an approval affected the attempt; empty if there was none."""
     if event.approval is not None:
-        return f"people were asked about it, as approval {visible(event.approval.id)}"
+        return f"for approval, as {visible(event.approval.id)}"
     if event.verdict is Verdict.ASK:
         return _LATER_APPROVAL.get(event.kind, "")
-    return "no, it is put up for review" if event.verdict is Verdict.FLAG else ""
+    return "no, flagged for review" if event.verdict is Verdict.FLAG else ""

@@ -1,7 +1,7 @@
 """`exeat top`: state of all tasks, updated from events as they come, and its screen.
 
-Bounded: any number of tasks can come and go; the one that was quiet longest is forgotten. Pure. What a sandbox made up
-goes through `visible` (invariant 7), here or in `table`.
+Bounded: with too many tasks, the one without events for longest is dropped. No I/O. Text of a sandbox is escaped
+(`visible`, invariant 7), here or in `table`.
 """
 
 from collections import Counter, deque
@@ -23,7 +23,7 @@ MOST_REFUSALS: Final = 100
 RATE_OVER: Final = 10  # seconds
 _NS: Final = 1_000_000_000
 _KEPT_AFTER_END: Final = 10 * _NS
-_START_KINDS: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # told also of starts that come to nothing
+_START_KINDS: Final = frozenset({Kind.RULES_LOADED, Kind.RULES_REJECTED})  # also recorded for starts that fail
 _WARNINGS: Final = frozenset({Kind.TAMPERING_DETECTED, Kind.SECRET_DETECTED})
 _SUSPICIOUS: Final = frozenset({Kind.ANOMALY_DETECTED, Kind.TASK_TAINTED})
 _CLOSING_KINDS: Final = frozenset(
@@ -41,7 +41,7 @@ class Rate:
         self._by_second: deque[tuple[int, int]] = deque(maxlen=RATE_OVER + 1)
 
     def add(self, time: int, count: int = 1) -> None:
-        """Take note of some, at `time` (ns since 1970)."""
+        """Add events at `time` (ns since 1970)."""
         second = time // _NS
         if self._by_second and self._by_second[-1][0] >= second:
             last, known = self._by_second.pop()
@@ -50,7 +50,7 @@ class Rate:
             self._by_second.append((second, count))
 
     def at(self, now: int) -> float:
-        """Return it, at `now` (ns since 1970)."""
+        """Return the rate at `now` (ns since 1970)."""
         since = now // _NS - RATE_OVER
         return sum(count for second, count in self._by_second if second > since) / RATE_OVER
 
@@ -80,13 +80,13 @@ class TopState:
         self.refusals: deque[Event] = deque(maxlen=MOST_REFUSALS)
         self.attempts: Counter[Outcome] = Counter()
         self.warnings = 0
-        self.suspicious = 0  # what is unusual, and tasks that have read from an untrusted source
-        self.pending_approvals: dict[str, None] = {}  # questions to people that are open
+        self.suspicious = 0  # anomalies and tainted tasks
+        self.pending_approvals: dict[str, None] = {}  # pending approval requests
         self.rate = Rate()
         self.bytes_up, self.bytes_down = Rate(), Rate()
 
     def take(self, event: "Event") -> None:
-        """Take note of an event."""
+        """Count an event."""
         running = self._task_line(event) if event.task.id and event.kind not in _START_KINDS else None
         if event.kind in ATTEMPTS and event.outcome is not None:
             self.attempts[event.outcome] += 1
@@ -111,7 +111,7 @@ class TopState:
             self.refusals.append(event)
 
     def _approval(self, event: "Event") -> None:
-        """Take note of what people are asked, and of what they have answered."""
+        """Update the pending approval requests."""
         approval = event.approval
         if approval is None or not approval.id:
             return
@@ -121,7 +121,7 @@ class TopState:
             self.pending_approvals.pop(approval.id, None)
 
     def shown(self, now: int) -> list[RunningTask]:
-        """Return the tasks that run, and those that have just ended, the busiest first; forget the others."""
+        """Return running and just ended tasks, the busiest first; drop older ones."""
         over = [each.id for each in self.tasks.values() if each.ended and each.ended + _KEPT_AFTER_END < now]
         for ident in over:
             del self.tasks[ident]
@@ -146,8 +146,8 @@ _BOLD, _DIM, _RED, _YELLOW = 1, 2, 31, 33  # ECMA-48, SGR
 _NAME, _ID = 20, 22  # columns
 _HEADS: Final = ("FOR", "ALLOWED", "BLOCKED", "FAILED", "OUT", "IN", "A SECOND")
 _CELL: Final = 9
-_MIN_TASK_ROWS: Final = 3  # rows, also on a small screen
-_NARROW: Final = 110  # columns; with less the ids of tasks are left out
+_MIN_TASK_ROWS: Final = 3  # rows, even on a small screen
+_NARROW: Final = 110  # columns; narrower screens show no task ids
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -160,7 +160,7 @@ class Screen:
     coloured: bool = False
 
     def show(self, state: "TopState", now: int, since: str) -> list[str]:
-        """Return the lines, at `now` (ns since 1970); `since` says from when on things are counted."""
+        """Return the lines at `now` (ns since 1970); `since` is the start of the counts, in words."""
         tasks = state.shown(now)
         shown = self._header_lines(state, tasks, now, since)
         rows = max(_MIN_TASK_ROWS, (self.lines - len(shown) - 4) // 2)

@@ -184,7 +184,7 @@ def test_what_is_not_learned_is_1_and_said(exeat):
         ["exeat: 1 attempt that was let out is not learned; the end of what was written says why"],
     )
     assert out.endswith(
-        "# Not learned:\n#   once: lookups of y.example: nothing was let out to the name, only looked up\n"
+        "# Not learned:\n#   once: lookups of y.example: the name was only looked up: nothing was sent to it\n"
     )
 
 

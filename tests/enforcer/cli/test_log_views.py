@@ -178,13 +178,13 @@ def test_a_task_is_told_as_a_story(capfdbinary, told):
     text = out.splitlines()
     assert status == 0
     assert text[0].startswith("Task `migrate`, t-1 on ")
-    assert [line for line in text if "www.example.com:443" in line and "it was let out" in line]
+    assert [line for line in text if "www.example.com:443" in line and line.endswith(": allowed")]
     assert [line for line in text if "who: started by /usr/bin/make < /usr/bin/bash" in line]
     assert [line for line in text if "rules: web:pages say allow" in line]
     refused = next(number for number, line in enumerate(text) if "evil.example" in line)
-    assert text[refused].endswith("it was not let out")
+    assert text[refused].endswith(": blocked")
     assert text[refused + 1].strip() == "why: no_rule, no rule allows this"
-    assert text[-1] == "In all 3 attempts, 1 of them not let out."
+    assert text[-1] == "In all 3 attempts, 1 of them blocked."
     assert "other.example" not in out
 
 
