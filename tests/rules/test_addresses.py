@@ -52,13 +52,13 @@ def test_every_spelling_is_one_address(text, address):
     ["256.0.0.1", "1.2.3.256", "1.2.65536", "1.16777216", "4294967296", "08.0.0.1", "0o17.0.0.1", "0x.1", "0x0x1.1", "1..1", "1.2.3.4.5", "-1.2.3.4", "+1.2.3.4", "1_0.0.0.1", "1.2.3.4 ", "٣.1.1.1", "1" * 5000,
      "[1.2.3.4]", "[::1", "::1]", "[]", "[fe80::1%eth0]", "fe80::1%1", "[::1]:443", "1.2.3.4:443", "::ffff:1.2.3.4%x.allowed.com", "[::ffff:0x7f.1]", ":::", "1::2::3", "::ffff:1.2.3.4.5"],
 )  # fmt: skip
-def test_what_no_resolver_takes_is_no_address(text):
+def test_malformed_addresses_are_refused(text):
     with pytest.raises(InvalidNameError):
         parse_host(text)
 
 
 @given(st.from_regex(r"\A[0-9a-fxX.]{1,24}\Z"))
-def test_the_c_library_agrees(text):
+def test_spellings_agree_with_the_c_library(text):
     """glibc's inet_aton also takes white space and what follows it; that is not in the alphabet here."""
     try:
         expected = IPv4Address(socket.inet_aton(text))
@@ -84,17 +84,17 @@ PUBLIC = ["1.1.1.1", "8.8.8.8", "9.255.255.255", "11.0.0.0", "100.63.255.255", "
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
-def test_is_not_public(address):
+def test_nonpublic_blocks_are_recognised(address):
     assert why_not_public(normalize(address))
 
 
 @pytest.mark.parametrize("address", PUBLIC)
-def test_is_public(address):
+def test_public_addresses_are_recognised(address):
     assert why_not_public(normalize(address)) is None
 
 
 @given(st.ip_addresses())
-def test_what_python_calls_private_is_not_public(address):
+def test_addresses_private_in_python_are_not_public(address):
     """Python's own registry, older and with exceptions, must never be stricter than ours."""
     address = normalize(address)
     if not address.is_global or address.is_multicast:
@@ -111,7 +111,7 @@ def test_address_at_block_edge_is_in_smallest_block(block):
 
 
 @given(st.sampled_from(BLOCKS), st.data())
-def test_the_whole_of_a_block_is_closed(block, data):
+def test_whole_nonpublic_block_is_closed(block, data):
     number = data.draw(st.integers(int(block.network.network_address), int(block.network.broadcast_address)))
     address = type(block.network.network_address)(number)
     assert find_block(address) is not None
@@ -143,14 +143,14 @@ OPENS = [
 
 
 @pytest.mark.parametrize(("listed", "opened", "closed"), OPENS, ids=[row[0] for row in OPENS])
-def test_a_network_opens(listed, opened, closed):
+def test_network_allows_its_addresses(listed, opened, closed):
     network = parse_network(listed)
     assert [a for a in opened if not network_opens(network, normalize(a))] == []
     assert [a for a in closed if network_opens(network, normalize(a))] == []
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
-def test_no_network_opens_what_never_opens(address, length):
+def test_no_network_allows_forbidden_addresses(address, length):
     address = normalize(address)
     block = find_block(address)
     if block is None or block.opening is not Opening.NEVER:
@@ -176,12 +176,12 @@ def test_no_network_opens_what_never_opens(address, length):
         ("fe80::1/10", "write `fe80::/10`"),
     ],
 )
-def test_a_wrong_network_is_corrected(text, says):
+def test_malformed_network_is_an_error_with_a_correction(text, says):
     with pytest.raises(ValueError, match=r".") as error:
         parse_network(text)
     assert says in str(error.value)
 
 
-def test_a_zone_id_is_refused_in_every_form():
+def test_zone_id_is_refused_in_every_form():
     with pytest.raises(ValueError, match="zone"):
         normalize(ip_address("fe80::1%eth0"))

@@ -43,7 +43,7 @@ BROKEN_LINES = [
 ]
 
 
-def test_of_many_files_each_is_tested_whatever_the_others_are(exeat, tmp_path):
+def test_each_file_is_tested_despite_errors_in_others(exeat, tmp_path):
     (tmp_path / "plain.yaml").write_text("version: 1\nrules: []\n")
     assert exeat("test", "plain.yaml", "good.yaml") == (
         0,
@@ -71,14 +71,14 @@ def test_options_and_names_come_in_any_order(exeat):
     )
 
 
-def test_help_may_be_asked_for_first(capsys):
+def test_help_can_come_first(capsys):
     for words in (["help", "check"], ["check", "--help"]):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert (ended.value.code, capsys.readouterr().out[:19]) == (0, "usage: exeat check ")
 
 
-def test_whoever_reads_our_output_may_have_enough():
+def test_closed_output_pipe_ends_the_command_quietly():
     reader, writer = os.pipe()
     os.close(reader)
     words = [sys.executable, "-c", "from enforcer.cli import main; raise SystemExit(main(['schema']))"]
@@ -88,7 +88,7 @@ def test_whoever_reads_our_output_may_have_enough():
 
 
 @pytest.mark.parametrize("words", [["schema"], ["log", "--journal", "."]], ids=["schema", "log"])
-def test_output_that_there_is_no_room_for_is_said_to_be_that(words, tmp_path):
+def test_full_output_device_is_an_error(words, tmp_path):
     program = [sys.executable, "-c", f"from enforcer.cli import main; raise SystemExit(main({words}))"]
     here = {**os.environ, "PYTHONPATH": os.getcwd()}
     with open("/dev/full", "wb") as full:
@@ -97,7 +97,7 @@ def test_output_that_there_is_no_room_for_is_said_to_be_that(words, tmp_path):
     assert (done.returncode, done.stderr) == (2, said)
 
 
-def test_the_program_says_all_it_has_to_and_ends_without_tidying_up():
+def test_output_is_flushed_before_the_exit():
     program = "import atexit; from enforcer.cli import main; atexit.register(print, 'tidied'); main()"
     done = subprocess.run([sys.executable, "-c", program, "schema"], capture_output=True, check=True)
     assert json.loads(done.stdout)["$schema"]
@@ -106,7 +106,7 @@ def test_the_program_says_all_it_has_to_and_ends_without_tidying_up():
     assert refused.stderr.startswith("exeat: `no-such` is not a command; ")
 
 
-def test_check(exeat):
+def test_check_prints_problems(exeat):
     code, out, err = exeat("check", "good.yaml")
     assert (code, err) == (0, [])
     assert (
@@ -129,7 +129,7 @@ def test_check(exeat):
     assert out[-1].endswith(", 1 error, 1 note")
 
 
-def test_explain(exeat):
+def test_explain_prints_the_decision(exeat):
     code, out, err = exeat("explain", "--rules", "good.yaml", "GET https://x.example/")
     assert (code, out[0], err) == (
         0,
@@ -141,7 +141,7 @@ def test_explain(exeat):
     assert (code, value["verdict"], value["near"]["field"]) == (0, "deny", "ports")
 
 
-def test_test(exeat):
+def test_test_prints_failing_cases(exeat):
     assert exeat("test", "good.yaml") == (0, ["ok    allow  GET https://x.example/", "1 passed, 0 failed"], [])
     code, out, _ = exeat("test", "good.yaml", "failing.yaml")
     assert (code, out[-1]) == (1, "1 passed, 1 failed")
@@ -172,7 +172,7 @@ ALIKE = (
 )
 
 
-def test_tests_that_differ_in_who_asks_alone_are_told_apart(exeat, tmp_path):
+def test_test_cases_of_different_tasks_are_distinguished(exeat, tmp_path):
     (tmp_path / "alike.yaml").write_text(ALIKE)
     code, out, _ = exeat("test", "alike.yaml")
     assert (code, out[:3]) == (
@@ -188,7 +188,7 @@ def test_tests_that_differ_in_who_asks_alone_are_told_apart(exeat, tmp_path):
     assert (value["task"], value["labels"]["team"], value["at"]) == ("m-1", "data", "2030-01-31")
 
 
-def test_only_rule_files_are_counted_as_such(exeat, tmp_path):
+def test_only_rule_files_are_counted(exeat, tmp_path):
     (tmp_path / "list.txt").write_text("ads.example\n")
     (tmp_path / "more.yaml").write_text(GOOD.replace("name: web", "name: more").partition("tests:")[0])
     text = (
@@ -217,7 +217,7 @@ MISUSE = [
 
 
 @pytest.mark.parametrize(("words", "says"), MISUSE)
-def test_misuse_is_two_and_a_sentence(exeat, tmp_path, words, says):
+def test_invalid_arguments_exit_2_with_a_sentence(exeat, tmp_path, words, says):
     (tmp_path / "plain.yaml").write_text("version: 1")
     code, out, err = exeat(*words)
     assert (code, out, err[0]) == (2, [], says)
@@ -257,14 +257,14 @@ WHO = [
 
 
 @pytest.mark.parametrize(("attempt", "options", "verdict"), WHO, ids=[f"{row[0]} {row[1]}" for row in WHO])
-def test_explain_is_told_who_asks_and_when(exeat, tmp_path, attempt, options, verdict):
+def test_explain_takes_task_and_time(exeat, tmp_path, attempt, options, verdict):
     (tmp_path / "who.yaml").write_text(SOMEBODY)
     code, out, err = exeat("explain", "--rules", "who.yaml", "--format", "json", *options, *attempt.split())
     assert (code, err) == (0, [])
     assert json.loads("\n".join(out))["verdict"] == verdict
 
 
-def test_explain_says_that_no_credential_was_said(exeat, tmp_path):
+def test_explain_notes_a_missing_credential(exeat, tmp_path):
     (tmp_path / "who.yaml").write_text(SOMEBODY)
     code, out, err = exeat("explain", "--rules", "who.yaml", "https://z.example/")
     assert (code, err) == (0, [])
@@ -286,7 +286,7 @@ def test_explain_says_that_no_credential_was_said(exeat, tmp_path):
         ("x1", "exeat: there is no secret `x1`: `secrets` say what there is"),
     ],
 )
-def test_explain_knows_no_secret_but_the_files(exeat, tmp_path, ident, says):
+def test_explain_knows_only_the_secrets_of_the_files(exeat, tmp_path, ident, says):
     (tmp_path / "who.yaml").write_text(SOMEBODY)
     asked = exeat("explain", "--rules", "who.yaml", "--credential", ident, "https://z.example/")
     assert asked == (2, [], [says])
@@ -303,19 +303,19 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "says"), WRONG, ids=[" ".join(row[0]) for row in WRONG])
-def test_explain_says_what_is_wrong(exeat, words, says):
+def test_explain_reports_malformed_attempts(exeat, words, says):
     code, out, err = exeat("explain", "--rules", "good.yaml", *words)
     assert (code, out, err) == (2, [], [says])
 
 
-def test_explain_wants_a_day(exeat, capsys):
+def test_explain_requires_a_date(exeat, capsys):
     with pytest.raises(SystemExit) as end:
         exeat("explain", "--rules", "good.yaml", "--at", "2030-02-30", "x.example:1")
     assert end.value.code == 2
     assert "`2030-02-30` is not a day of the calendar" in capsys.readouterr().err
 
 
-def test_explain_asks_roots_rules_too(exeat, tmp_path, monkeypatch, capsys):
+def test_explain_includes_roots_rules(exeat, tmp_path, monkeypatch, capsys):
     """What holds for every run holds for what is said of one."""
     from enforcer.policy import rule_files
 

@@ -50,11 +50,11 @@ def section(title):
         ("commands", COMMAND),
     ],
 )
-def test_every_key_has_its_row_and_no_other_has(title, table):
+def test_every_key_has_one_row(title, table):
     assert set(re.findall(r"^\| `(\w+)` \|", section(title), re.MULTILINE)) == set(table.keys)
 
 
-def test_keys_inside_keys_are_named():
+def test_nested_keys_are_documented():
     rule = section("A rule")
     for table in (HTTP, GIT, EXCEPT, FOR, LIMITS, APPROVAL):
         for key in table.keys:
@@ -67,7 +67,7 @@ def test_keys_inside_keys_are_named():
         assert re.search(rf"[`{{ ]{key}[`,:}} ]", section("Includes and presets")), key
 
 
-def test_every_value_is_named():
+def test_every_value_is_documented():
     settings, rule = section("settings"), section("A rule")
     for kind in (Mode, TlsMode, DnsMode, OnBlock, OnJournalFailure):
         for member in kind:
@@ -81,7 +81,7 @@ def test_every_value_is_named():
         assert f"`{layer}`" in section("The file")
 
 
-def test_the_defaults_are_the_documented_ones():
+def test_defaults_are_as_documented():
     rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", section("settings"), re.MULTILINE))
     defaults = Settings()
     assert rows == {
@@ -95,7 +95,7 @@ def test_the_defaults_are_the_documented_ones():
     }
 
 
-def test_the_example_loads_and_its_tests_pass():
+def test_documented_example_loads_and_passes_its_tests():
     from rules.loading.load import failures
 
     example = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
@@ -106,7 +106,7 @@ def test_the_example_loads_and_its_tests_pass():
     assert files.warnings == ()
 
 
-def test_the_policy_against_injections_does_what_is_said_of_it():
+def test_injection_policy_decides_as_documented():
     text = (Path(__file__).parents[2] / "docs/explanation/prompt-injection.md").read_text()
     (policy,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     found = loaded(policy)

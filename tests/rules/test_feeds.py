@@ -107,7 +107,7 @@ def shown(value):
 
 
 @pytest.mark.parametrize(("line", "expected", "bad"), LINES, ids=shown)
-def test_what_of_a_line_counts(line, expected, bad):
+def test_list_lines_are_parsed(line, expected, bad):
     feed = Feed.read(b"first.example\n" + line + b"\nlast.example", "t")
     found = {name for chunk in feed.names for name in chunk.split()} - {"first.example", "last.example"}
     assert (found, feed.bad) == (expected, bad)
@@ -121,7 +121,7 @@ def test_list_line_counts_alike_among_simple_and_other_lines(line, expected):
 
 
 @given(st.lists(st.text("aA1-_.xn*#\r \t0ß", max_size=12), min_size=1, max_size=8))
-def test_nothing_is_taken_that_is_no_name_and_no_name_is_passed_over(lines):
+def test_every_valid_name_and_nothing_else_is_read(lines):
     data = "\n".join(["known.example", *lines]).encode()
     found = names(data)
     assert all(HostName.parse(name) == name for name in found)
@@ -134,7 +134,7 @@ def test_nothing_is_taken_that_is_no_name_and_no_name_is_passed_over(lines):
                 assert words[0] not in found
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name():
+def test_byte_order_mark_is_skipped():
     assert names(b"\xef\xbb\xbfads.example\n") == {"ads.example"}
 
 
@@ -156,7 +156,7 @@ COVERED = [
 
 
 @pytest.mark.parametrize(("name", "covered"), COVERED)
-def test_a_name_covers_itself_and_what_is_below_it(name, covered):
+def test_listed_name_covers_its_subdomains(name, covered):
     assert LISTED.covers(HostName(name)) is covered
 
 
@@ -168,7 +168,7 @@ def test_names_with_same_end_in_one_chunk_stay_distinct():
     ]  # fmt: skip
 
 
-def test_lists_are_told_apart():
+def test_different_lists_differ():
     one, other = Feed.read(b"a.example\nb.example", "one"), Feed.read(b"b.example", "other")
     asked_for = [HostName(name) for name in ("a.example", "x.b.example", "c.example")]
     assert [find_covering((one, other), name) for name in asked_for] == [(0,), (0, 1), ()]
@@ -177,7 +177,7 @@ def test_lists_are_told_apart():
 # as part of a policy
 
 
-def test_a_list_holds_back_and_nothing_else_changes(tmp_path):
+def test_deny_list_denies_its_names_only(tmp_path):
     found = loaded(tmp_path, OPEN + ADS, ads=b"0.0.0.0 ads.example\n")
     assert asked(found, "GET https://ads.example/") == "deny rule t:ads"
     assert asked(found, "GET https://x.ads.example/") == "deny rule t:ads"
@@ -188,7 +188,7 @@ def test_a_list_holds_back_and_nothing_else_changes(tmp_path):
     assert parse_attempt("ads.example:443").decide(found.policy).why == "not ours"
 
 
-def test_an_ask_takes_lists_too_and_beside_names(tmp_path):
+def test_ask_rule_takes_lists_and_names(tmp_path):
     rules = OPEN + "  - {id: new, to: [{list: new.txt}, news.example, {list: more.txt}], action: ask}\n"
     found = loaded(tmp_path, rules, new=b"new.example", more=b"more.example")
     for name in ("new.example", "news.example", "more.example"):
@@ -196,20 +196,20 @@ def test_an_ask_takes_lists_too_and_beside_names(tmp_path):
     assert asked(found, "x.news.example:443") == "allow rule t:open"
 
 
-def test_a_rules_own_exceptions_take_names_out_of_its_list(tmp_path):
+def test_exceptions_of_a_rule_apply_to_its_list(tmp_path):
     rules = OPEN + "  - {id: ads, to: {list: ads.txt}, action: deny, except: ['**.ours.example']}\n"
     found = loaded(tmp_path, rules, ads=b"example\n")
     assert asked(found, "www.example:443") == "deny rule t:ads"
     assert asked(found, "www.ours.example:443") == "allow rule t:open"
 
 
-def test_two_rules_with_the_same_list_are_both_named(tmp_path):
+def test_two_rules_with_one_list_are_both_named(tmp_path):
     rules = OPEN + ADS + "  - {id: again, to: {list: sub/../ads.txt}, action: deny}\n"
     (tmp_path / "sub").mkdir()
     assert asked(loaded(tmp_path, rules, ads=b"ads.example"), "ads.example:443") == "deny rule t:ads,t:again"
 
 
-def test_a_default_rule_with_a_list_is_one(tmp_path):
+def test_default_rule_can_have_a_list(tmp_path):
     rules = (
         "  - {id: ads, to: {list: ads.txt}, action: deny, default: true}\n"
         "  - {id: a, to: a.example, action: allow}\n"
@@ -220,14 +220,14 @@ def test_a_default_rule_with_a_list_is_one(tmp_path):
     assert asked(found, "b.example:443") == "deny default_rule t:ads"
 
 
-def test_explain_shows_the_rule_and_agrees(tmp_path):
+def test_explain_agrees_about_listed_names(tmp_path):
     found = loaded(tmp_path, OPEN + ADS, ads=b"ads.example")
     shown = explain(found.policy, parse_attempt("https://x.ads.example:443".replace("https://", "")))
     assert {entry.rule.id: entry.match.value for entry in shown.considered} == {"t:ads": "yes", "t:open": "yes"}
     assert told(shown.decision) == "deny rule t:ads"
 
 
-def test_a_list_is_about_names_and_never_about_addresses(tmp_path):
+def test_list_never_matches_addresses(tmp_path):
     rules = "  - {id: raw, to: 192.0.2.7, action: allow}\n" + ADS
     found = loaded(tmp_path, rules, ads=b"0.0.0.0 ads.example\n192.0.2.7\n")
     assert asked(found, "192.0.2.7:443") == "allow rule t:raw"
@@ -241,7 +241,7 @@ def test_list_contents_are_in_revision_and_its_file_in_sources(tmp_path):
     assert set(before.sources) == {tmp_path / "t.yaml", tmp_path / "ads.txt"}
 
 
-def test_a_list_is_looked_for_beside_the_file_that_names_it(tmp_path):
+def test_list_path_is_relative_to_its_rule_file(tmp_path):
     (tmp_path / "corp").mkdir()
     (tmp_path / "corp" / "corp.yaml").write_text("version: 1\nrules:\n" + ADS)
     (tmp_path / "corp" / "ads.txt").write_text("ads.example")
@@ -249,7 +249,7 @@ def test_a_list_is_looked_for_beside_the_file_that_names_it(tmp_path):
     assert asked(read([tmp_path / "t.yaml"]), "ads.example:443") == "deny rule corp:ads"
 
 
-def test_bad_lines_are_counted_and_told_as_a_warning(tmp_path):
+def test_malformed_lines_are_counted_in_a_warning(tmp_path):
     found = loaded(tmp_path, OPEN + ADS, ads=b"# list\nads.example\n||x.example^\n\n/regex/\n")
     assert [f"{w.line}:{w.column}: {w.message}" for w in found.warnings] == [
         "5:19: `ads.txt`: 2 lines are no names and count for nothing; the first is line 3, `||x.example^`"
@@ -258,7 +258,7 @@ def test_bad_lines_are_counted_and_told_as_a_warning(tmp_path):
     assert (feed.count, feed.bad) == (1, 2)
 
 
-def test_what_a_bad_line_says_is_shown_as_text(tmp_path):
+def test_malformed_line_is_shown_escaped(tmp_path):
     found = loaded(tmp_path, ADS, ads=b"ads.example\n\x1b[2J\xe2\x80\xae bad\n")
     assert "\x1b" not in found.warnings[0].message
     assert "\u202e" not in found.warnings[0].message
@@ -280,7 +280,7 @@ A_RULE = st.builds(
 
 
 @given(st.lists(A_RULE, max_size=5), st.lists(LONG, min_size=1, max_size=5))
-def test_lists_are_looked_up_as_they_read(pool, asked_for):
+def test_listed_names_are_found(pool, asked_for):
     """What the compiled policy decides is what one rule after the other says, read by itself."""
     rules = [r._replace(id=f"t:{n}", feeds=() if r.allows else r.feeds) for n, r in enumerate(pool)]
     policy = Policy(rules)
@@ -315,7 +315,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_where_a_list_may_not_stand(what, tmp_path):
+def test_misplaced_list_is_an_error(what, tmp_path):
     rules, expected = REFUSED[what]
     (found,) = problems(tmp_path, rules, ads=b"ads.example")
     assert expected in found
@@ -331,12 +331,12 @@ FILES = {
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_a_file_that_is_no_list_is_one_error(what, tmp_path):
+def test_file_that_is_no_list_is_one_error(what, tmp_path):
     data, expected = FILES[what]
     assert problems(tmp_path, ADS, ads=data) == [f"4:26: `ads.txt` can't be read: {expected}"]
 
 
-def test_a_circle_of_links_a_pipe_and_what_may_not_be_read(tmp_path):
+def test_unreadable_lists_are_errors(tmp_path):
     (tmp_path / "one.txt").symlink_to("other.txt")
     (tmp_path / "other.txt").symlink_to("one.txt")
     os.mkfifo(tmp_path / "pipe.txt")
@@ -350,7 +350,7 @@ def test_a_circle_of_links_a_pipe_and_what_may_not_be_read(tmp_path):
     assert found[2].endswith("it is not a file")
 
 
-def test_more_of_anything_than_a_list_may_have(tmp_path, monkeypatch):
+def test_oversized_lists_are_errors(tmp_path, monkeypatch):
     monkeypatch.setattr(feeds, "_MOST_LINES", 10)
     assert problems(tmp_path, ADS, ads=b"a.example\n" * 11)[0].endswith("it has more than 10 lines")
     monkeypatch.setattr(feeds, "_MOST_FOREIGN", 10)
@@ -363,12 +363,12 @@ def test_more_of_anything_than_a_list_may_have(tmp_path, monkeypatch):
 # as it is kept
 
 
-def test_a_list_survives_pickling():
+def test_list_survives_pickling():
     again = pickle.loads(pickle.dumps(LISTED))
     assert (again.text, again.digest, again.names, again.bad) == ("t", LISTED.digest, LISTED.names, 0)
 
 
-def test_a_list_survives_the_way_to_a_process_with_other_hashes():
+def test_list_survives_another_hash_seed():
     script = (
         "import pickle, sys; from rules.names import HostName; feed = pickle.load(sys.stdin.buffer);"
         "print(*(feed.covers(HostName(f'x.n{n}.example')) for n in range(500)), feed.covers(HostName('m.example')))"
@@ -385,7 +385,7 @@ def test_a_list_survives_the_way_to_a_process_with_other_hashes():
     assert done.stdout.split() == [b"True"] * 500 + [b"False"]
 
 
-def test_a_list_takes_little_more_than_its_names_do():
+def test_list_memory_is_close_to_its_names():
     data = b"\n".join(b"0.0.0.0 host%d.ads.example" % n for n in range(50_000))
     tracemalloc.start()
     try:

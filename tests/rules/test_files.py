@@ -22,14 +22,14 @@ def swapped(monkeypatch, path, by):
     monkeypatch.setattr(files.os, "open", then)
 
 
-def test_what_takes_the_name_of_a_file_is_not_read(tmp_path, monkeypatch):
+def test_non_regular_file_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "rules.yaml"
     path.write_text("ours")
     swapped(monkeypatch, path, lambda: path.write_text("theirs"))
     assert read_file(path) == b"ours"
 
 
-def test_a_pipe_that_takes_the_name_of_a_file_keeps_nobody_waiting(tmp_path, monkeypatch):
+def test_fifo_is_refused_without_waiting(tmp_path, monkeypatch):
     path = tmp_path / "rules.yaml"
     path.write_text("ours")
     swapped(monkeypatch, path, lambda: os.mkfifo(path))
@@ -41,7 +41,7 @@ def test_a_pipe_that_takes_the_name_of_a_file_keeps_nobody_waiting(tmp_path, mon
 @pytest.mark.parametrize(
     ("mode", "says"), [(0o600, ""), (0o644, ""), (0o664, "others can write it"), (0o646, "others can write it")]
 )
-def test_what_others_can_write_is_not_trusted(tmp_path, mode, says):
+def test_file_writable_by_others_is_not_trusted(tmp_path, mode, says):
     path = tmp_path / "presets.lock"
     path.write_text("x")
     path.chmod(mode)

@@ -14,7 +14,7 @@ PATTERNS = st.lists(PATTERN_PARTS, max_size=5).map(tuple)
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(PATTERNS, max_size=8), st.lists(PARTS, max_size=6))
-def test_the_trie_finds_what_patterns_cover(patterns, parts):
+def test_trie_agrees_with_single_patterns(patterns, parts):
     trie = Trie()
     slots = {pattern: trie.add(pattern) for pattern in patterns}
     found = trie.find(parts)
@@ -32,7 +32,7 @@ GLOBS = [
 ]
 
 
-def test_globs():
+def test_globs_match():
     for text, covered, others in GLOBS:
         glob = Glob.parse(text)
         assert [part for part in covered if not glob.matches(part)] == [], text
@@ -73,14 +73,14 @@ def test_trie_lookup_cost_is_independent_of_pattern_count():
         assert calls(few.find, parts) == calls(crowd.find, parts), parts
 
 
-def test_a_name_of_many_labels_is_left_at_the_first_that_nobody_names():
+def test_lookup_stops_at_the_first_unknown_label():
     trie = Trie()
     trie.add(("com", "example"))
     assert calls(trie.find, ["com", "evil", *["a"] * 125]) == calls(trie.find, ["com", "evil"])
     assert calls(trie.find, ["com", "example", *["a"] * 125]) <= calls(trie.find, ["com", "example", "a"])
 
 
-def test_nested_many_stays_bounded():
+def test_nested_wildcards_stay_bounded():
     trie = Trie()
     for last in "abcdefgh":
         trie.add((MANY, "a", MANY, "a", MANY, last))

@@ -88,21 +88,21 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("text", "name"), NORMAL)
-def test_a_name_has_one_form(text, name):
+def test_name_has_one_normal_form(text, name):
     assert HostName.parse(text) == name
     assert HostName(text) == name
     assert parse_host(text) == name
 
 
 @pytest.mark.parametrize("text", INVALID)
-def test_what_is_no_name_is_refused(text):
+def test_malformed_names_are_refused(text):
     with pytest.raises(InvalidNameError) as error:
         HostName.parse(text)
     assert str(error.value).isprintable(), "what a sandbox wrote reaches a terminal raw"
     assert len(str(error.value)) < 300
 
 
-def test_an_unnormalised_name_cannot_exist():
+def test_unnormalised_name_cannot_be_constructed():
     name = HostName("Example.COM.")
     assert name == "example.com"
     assert name.labels == ("example", "com")
@@ -127,7 +127,7 @@ def test_normalising_is_idempotent_and_ascii(text):
 
 
 @given(st.text(alphabet="0123456789abcdefxX.:[]%-*ÿ１。", max_size=40))
-def test_text_is_a_name_or_an_address_and_never_both(text):
+def test_text_is_a_name_or_an_address_never_both(text):
     try:
         host = parse_host(text)
     except InvalidNameError:
@@ -175,7 +175,7 @@ MATCHING = [
 
 
 @pytest.mark.parametrize(("pattern", "covered", "others"), MATCHING, ids=[row[0] for row in MATCHING])
-def test_a_pattern_covers(pattern, covered, others):
+def test_pattern_matches_names(pattern, covered, others):
     parsed = NamePattern.parse(pattern)
     for name in covered:
         assert parsed.matches(HostName(name)), name
@@ -187,6 +187,6 @@ def test_a_pattern_covers(pattern, covered, others):
     "text",
     ["**", "***", "*.", ".*", "*.*", "**.*", "**.[*]", "[*]", "*.com*", "*..com", "a.**.com", "a**.com", "**.**.com", "*.1", "a.*", "*.*.*", "*.bü*cher.com", "*.a/b", "x" * 64 + "*.com", "* .com", "*.exa mple.com"],
 )  # fmt: skip
-def test_no_pattern_smuggles_a_wider_one(text):
+def test_pattern_never_contains_a_wider_one(text):
     with pytest.raises(InvalidNameError):
         NamePattern.parse(text)

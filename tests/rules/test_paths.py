@@ -83,7 +83,7 @@ BOTH = """
 
 @pytest.mark.parametrize("action", ["deny", "flag"])
 @pytest.mark.parametrize("path", SPELLINGS)
-def test_rule_that_holds_back_holds_each_spelling(path, action):
+def test_deny_and_ask_match_each_spelling(path, action):
     """Above ASCII as the gate forwards it, percent-encoded."""
     sent = "".join(c if c.isascii() else "".join(f"%{byte:02X}" for byte in c.encode()) for c in path)
     decision = decide(BOTH.replace("ACTION", action), f"GET https://x.example{sent}")
@@ -101,23 +101,23 @@ def test_allow_covers_no_spelling_but_its_own(path):
 @pytest.mark.parametrize(
     "path", ["/admin%2Fx%252Fy", "/admin%2Fx%2525y", "/admin/x%252Fy", "/admin/x%2Fy", "/admin%252Fx"]
 )
-def test_deny_covers_what_is_decoded_once_and_then_split(path):
+def test_deny_covers_paths_decoded_before_splitting(path):
     assert any(PathPattern.parse("/admin/*").matches(way) for way in readings(path))
 
 
 @pytest.mark.parametrize(("path", "expected"), READ)
-def test_a_path_is_read_as(path, expected):
+def test_path_has_these_readings(path, expected):
     shown = ["/" + "/".join(segment.replace("/", "|") for segment in reading) for reading in readings(path)]
     assert shown == expected
 
 
 @pytest.mark.parametrize("path", AMBIGUOUS)
-def test_is_ambiguous(path):
+def test_ambiguous_paths_are_recognised(path):
     assert readings(path) == ()
 
 
 @pytest.mark.parametrize("step", ["/a", "%2Fa", "/", "/a;b", "/."])
-def test_a_path_of_very_many_segments_is_read_by_nobody(step):
+def test_path_of_too_many_segments_is_unreadable(step):
     """Every rule goes through all of them: a head's worth kept the gate, and a reload, waiting."""
     assert readings("/a" + step * 900) != ()
     assert readings("/a" + step * 1001) == ()
@@ -150,7 +150,7 @@ def _let_through(pattern, path):
 
 
 @pytest.mark.parametrize(("pattern", "covered", "others"), COVERED, ids=[row[0] for row in COVERED])
-def test_a_pattern_lets_through(pattern, covered, others):
+def test_pattern_matches_paths(pattern, covered, others):
     parsed = PathPattern.parse(pattern)
     assert [path for path in covered if not _let_through(parsed, path)] == []
     assert [path for path in others if _let_through(parsed, path)] == []
@@ -165,14 +165,14 @@ def test_a_pattern_lets_through(pattern, covered, others):
         ("/" + "a/" * 65, "more than 64 segments"),
     ],
 )  # fmt: skip
-def test_a_pattern_that_could_not_work_is_refused(text, says):
+def test_pattern_that_cannot_match_is_refused(text, says):
     with pytest.raises(ValueError, match=r".") as error:
         PathPattern.parse(text)
     assert says in str(error.value)
 
 
 @given(st.lists(st.sampled_from(["a", "*", "**", "a*b", "*c", "%2f", "%25", "%2A*", "é"]), max_size=5))
-def test_the_text_of_a_pattern_means_the_same_pattern(segments):
+def test_pattern_text_round_trips(segments):
     try:
         pattern = PathPattern.parse("/" + "/".join(segments))
     except ValueError:
@@ -184,14 +184,14 @@ HOSTILE = st.text(alphabet="/.%25ec2fF;\\?*a \0é\udcff", max_size=24)
 
 
 @given(HOSTILE)
-def test_no_reading_climbs_or_hides(path):
+def test_no_reading_has_dot_segments(path):
     for reading in readings("/" + path):
         assert ".." not in reading
         assert not set("".join(reading)) & {"\\", "\0", "\n"}
 
 
 @given(HOSTILE)
-def test_escaping_changes_nothing(path):
+def test_percent_encoding_changes_no_reading(path):
     """Escaping a letter, in any case of the digits, leaves every reading as it is."""
     plain, escaped = "/a" + path, "/%61" + path
     assert readings(plain.partition("?")[0]) == readings(escaped.partition("?")[0])
@@ -211,7 +211,7 @@ def test_fully_decoded_segments_are_among_the_readings(path):
         assert merged in found
 
 
-def test_text_that_people_write_is_read():
+def test_common_patterns_are_parsed():
     for text in (
         "\u1ea5n \u0111\u1ecbnh",
         "\u05d1\u05bc\u05b0\u05e8\u05b5\u05d0",
@@ -222,7 +222,7 @@ def test_text_that_people_write_is_read():
         assert readings(f"/{quote(text)}")
 
 
-def test_a_path_of_many_segments_is_read_in_linear_time():
+def test_long_path_is_read_in_linear_work():
     pattern = PathPattern.parse("/**/a/**/b")
     path = readings("/a" * 1000)[0]
     steps = 0

@@ -46,7 +46,7 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: str(path.relative_to(FOLDER)))
-def test_a_module_imports_nothing_that_acts(path):
+def test_modules_import_nothing_with_side_effects(path):
     assert [name for name in imported(path) if name.partition(".")[0] in NEVER] == []
 
 

@@ -19,7 +19,7 @@ ONES = {
 
 
 @pytest.mark.parametrize("kind", ONES)
-def test_one_that_says_the_same_is_another(kind):
+def test_equal_rules_are_distinct_objects(kind):
     one = ONES[kind]
     like = replace(one) if is_dataclass(one) else one._replace()
     assert type(like) is type(one)

@@ -52,26 +52,26 @@ REFUSED = [
 
 @pytest.mark.parametrize("name", GIVEN)
 @pytest.mark.parametrize("prefix", ["", "/dev/"])
-def test_a_device_of_the_list_is_read_by_its_name(name, prefix):
+def test_listed_device_is_parsed_by_name(name, prefix):
     assert parse_device(prefix + name) == name
     assert is_card(name) is (name not in {"kvm", "gpu"})
 
 
 @pytest.mark.parametrize(("name", "why"), REFUSED)
 @pytest.mark.parametrize("prefix", ["", "/dev/"])
-def test_any_other_device_is_refused_with_the_reason(name, why, prefix):
+def test_unlisted_device_is_refused_with_a_reason(name, why, prefix):
     with pytest.raises(ValueError, match=f"given to a task: .*{why}.*it can have `kvm`") as error:
         parse_device(prefix + name)
     assert str(error.value).isprintable()
 
 
-def test_rules_name_devices_and_are_told_where_one_is_refused():
+def test_refused_device_in_a_rule_file_has_its_line():
     assert policy("version: 1\nsandbox: {devices: [/dev/kvm, gpu]}").box == SandboxSettings(devices=("gpu", "kvm"))
     with pytest.raises(RuleFileError, match=r"2:21: `/dev/mem` can't be given to a task"):
         loaded("version: 1\nsandbox: {devices: [/dev/mem]}")
 
 
-def test_all_cards_cover_one_and_no_other_device():
+def test_all_gpus_cover_one_gpu_and_no_other_device():
     assert includes_device("nvidia0", ("gpu",))
     assert not includes_device("gpu", ("nvidia0",))
     assert not includes_device("kvm", ("gpu",))

@@ -78,18 +78,18 @@ lists = cache(lambda: (listing(10), listing(50_000)))
 
 
 @pytest.mark.parametrize("name", ["h7.ads.example", "a.b.c.h7.ads.example", "www.example", "a.b.c.www.example", "x"])
-def test_what_a_list_costs_does_not_depend_on_how_many_names_are_in_it(name):
+def test_decision_cost_is_independent_of_list_size(name):
     few, many = ((feed,) for feed in lists())
     assert find_covering(few, HostName(name)) == find_covering(many, HostName(name))
     assert calls(find_covering, few, HostName(name)) == calls(find_covering, many, HostName(name)) < 30
 
 
-def test_a_name_is_compared_with_few_others_of_a_list():
+def test_name_is_compared_with_few_listed_names():
     for feed in lists():
         assert max(place.count("\n") for place in feed.names) < 64
 
 
-def test_a_list_makes_no_decision_dearer_but_by_its_probes():
+def test_list_costs_only_its_probes():
     rules = list(crowd(10).rules)
     policies = [Policy([*rules, Rule("t:ads", Verdict.DENY, feeds=(feed,))]) for feed in lists()]
     for attempt in ATTEMPTS:
@@ -100,7 +100,7 @@ def test_a_list_makes_no_decision_dearer_but_by_its_probes():
         assert few <= calls(asked_anew, few_rules(), attempt) + 20
 
 
-def test_what_a_rule_decides_is_the_same_object_every_time():
+def test_decision_of_a_rule_is_one_cached_object():
     for attempt in ATTEMPTS[:6]:
         assert many_rules().decide(attempt) is many_rules().decide(attempt)
 
@@ -111,7 +111,7 @@ def kept(policy):
     return len(index._found) + len(plans) + sum(len(plan._findings) + len(plan.judged) for plan in plans)
 
 
-def test_nothing_that_is_asked_for_grows():
+def test_attempts_leave_caches_bounded():
     policy = crowd(10)
 
     def ask(numbers):
@@ -132,7 +132,7 @@ def test_nothing_that_is_asked_for_grows():
     assert len(policy._index._recent) <= 4096
 
 
-def test_no_path_of_what_was_refused_is_kept():
+def test_denied_paths_are_not_cached():
     policy = crowd(10)
     asked = [Request("GET", f"/x{size}?" + "q" * size) for size in range(0, 20_000, 100)]
     refused = [policy.decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, request)) for request in asked]
@@ -140,7 +140,7 @@ def test_no_path_of_what_was_refused_is_kept():
     assert not [part for key in policy._hinted for part in key if isinstance(part, str) and part[:1] == "/"]
 
 
-def test_names_that_are_listed_make_nothing_grow():
+def test_listed_names_leave_caches_bounded():
     policy = Policy([Rule("t:ads", Verdict.DENY, feeds=(lists()[1],))])
 
     def ask(numbers):
@@ -159,7 +159,7 @@ def test_names_that_are_listed_make_nothing_grow():
     assert grown < 4096 * 400  # bytes: the names that are kept
 
 
-def test_reading_ten_times_the_rules_is_ten_times_the_work(tmp_path):
+def test_loading_work_grows_linearly_with_rules(tmp_path):
     def work(number):
         lines = "".join(
             f"  - {{id: r{n}, to: [h{n}.example, '*.w{n}.example'], http: {{paths: /p{n}/**}}, action: deny}}\n"
@@ -173,13 +173,13 @@ def test_reading_ten_times_the_rules_is_ten_times_the_work(tmp_path):
     assert work(1000) < 11 * work(100)
 
 
-def test_methods_that_a_task_makes_up_are_forgotten():
+def test_invented_methods_are_not_cached():
     for n in range(3000):
         many_rules().decide(Attempt(Protocol.TLS, HostName("paths.example"), 443, Request(f"M{n}", "/p7/x")))
     assert kept(many_rules()) < 10_000
 
 
-def test_a_thousand_rules_for_one_name_stay_usable():
+def test_thousand_rules_for_one_name_stay_usable():
     """Rules that all match are all named; what it takes is once."""
     rules = [Rule(f"t:{n:04}", Verdict.ALLOW, (NamePattern.parse("*"),), ports=TLS) for n in range(1000)]
     policy = Policy(rules)

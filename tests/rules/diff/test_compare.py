@@ -162,7 +162,7 @@ SAID_OF_MORE = [
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), SAID_OF_MORE)
-def test_whatever_rules_ask_is_told_apart(old, new, expected):
+def test_rules_with_different_conditions_differ(old, new, expected):
     assert said(policy(old), policy(new)) == expected
 
 
@@ -171,7 +171,7 @@ def said(old, new):
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), SAID)
-def test_what_differs_is_said_in_sentences(old, new, expected):
+def test_differences_are_described_in_sentences(old, new, expected):
     assert said(policy(old), policy(new)) == expected
 
 
@@ -190,12 +190,12 @@ SAME = [
 
 
 @pytest.mark.parametrize(("old", "new"), SAME)
-def test_what_means_the_same_makes_no_difference(old, new):
+def test_equivalent_rules_do_not_differ(old, new):
     assert compare(policy(old), policy(new)).is_empty
     assert compare(policy(new), policy(old)).is_empty
 
 
-def test_a_name_among_thousands_is_told_alone():
+def test_one_changed_name_among_thousands_is_reported_alone():
     names = [f"host{number}.zone{number % 7}.example" for number in range(2_000)]
     old = policy(f"  - {{id: a, to: [{', '.join(names)}], action: deny}}\n{WEB}")
     new = policy(f"  - {{id: a, to: [{', '.join([*names, 'www.web.example'])}], action: deny}}\n{WEB}")
@@ -206,7 +206,7 @@ def test_a_name_among_thousands_is_told_alone():
     assert len(compared.names) == 1, "names that don't differ are not even looked at"
 
 
-def test_thousands_of_rules_that_all_differ_are_told():
+def test_thousands_of_changed_rules_are_reported():
     def pool(shift):
         return policy(
             "\n".join(
@@ -224,7 +224,7 @@ def test_thousands_of_rules_that_all_differ_are_told():
 SCANNED = "- {id: a, to: x.example, scan: %s, action: allow}"
 
 
-def test_what_is_done_about_secrets_is_told():
+def test_changes_of_secrets_are_reported():
     said = compare(policy(SCANNED % "off"), policy(SCANNED % "block"))
     assert [statement.text for statement in describe_diff(said)] == [
         "tls x.example:443: was allowed by `t:a` with scan off, is allowed by `t:a` with scan block"
@@ -232,7 +232,7 @@ def test_what_is_done_about_secrets_is_told():
     assert compare(policy(SCANNED % "flag"), policy("- {id: a, to: x.example, action: allow}")).is_empty
 
 
-def test_settings_are_compared_by_themselves():
+def test_changed_settings_are_reported_separately():
     old, new = policy(WEB, "settings: {mode: audit}"), policy(WEB)
     compared = compare(old, new)
     assert [tuple(setting) for setting in compared.settings] == [("mode", "audit", "enforce")]
@@ -275,7 +275,7 @@ def test_unlisted_name_in_audit_mode_passes_until_address_is_denied(named):
     )
 
 
-def test_an_example_is_an_attempt_that_is_decided_so():
+def test_example_of_a_difference_is_decided_as_reported():
     old = policy(READ + WEB)
     new = policy(READ.replace("GET, ", "") + WEB.replace("allow", "flag"))
     told = describe_diff(compare(old, new))

@@ -38,11 +38,11 @@ def exeat(tmp_path, monkeypatch, capsys):
 FLAGGED = "anything to z.example:5432: was denied (no_rule), is flagged by `web:db`"
 
 
-def test_what_differs(exeat):
+def test_diff_prints_the_differences(exeat):
     assert exeat("old.yaml", "new.yaml") == (1, [FLAGGED, "1 difference: 1 flagged"], [])
 
 
-def test_nothing_differs(exeat, tmp_path):
+def test_diff_of_equal_policies_prints_nothing_changed(exeat, tmp_path):
     (tmp_path / "moved.yaml").write_text(OLD.replace("name: web", "name: other").replace("read", "reading"))
     assert exeat("old.yaml", "moved.yaml") == (0, ["no decision differs"], [])
 
@@ -56,7 +56,7 @@ def test_several_files_are_one_policy(exeat):
     ]
 
 
-def test_a_setting_that_is_gone_is_not_set(exeat):
+def test_removed_setting_is_reported_as_not_set(exeat):
     assert (
         exeat("proxied.yaml", "old.yaml")[1][0] == "setting `upstream`: was http://proxy.corp.example:3128, is not set"
     )
@@ -67,7 +67,7 @@ def test_a_setting_that_is_gone_is_not_set(exeat):
     assert (setting["was"], setting["now"]) == ("http://proxy.corp.example:3128", None)
 
 
-def test_settings(exeat):
+def test_changed_settings_are_printed(exeat):
     code, out, _ = exeat("audit.yaml", "old.yaml")
     assert code == 1
     assert out[0].startswith("setting `mode`: was audit, is enforce: what no rule or but a default rule decides ")
@@ -75,7 +75,7 @@ def test_settings(exeat):
     assert exeat("audit.yaml", "new.yaml")[1][-1] == "1 setting differs; 2 differences: 1 flagged, 1 denied"
 
 
-def test_for_programs(exeat):
+def test_json_output_has_every_difference(exeat):
     code, out, _ = exeat("--format", "json", "old.yaml", "new.yaml")
     value = json.loads("\n".join(out))
     assert (code, value["complete"], value["settings"]) == (1, True, [])
@@ -98,7 +98,7 @@ MISUSE = [
 
 
 @pytest.mark.parametrize(("words", "says"), MISUSE)
-def test_misuse_is_two_and_a_sentence(exeat, words, says):
+def test_invalid_arguments_exit_2_with_a_sentence(exeat, words, says):
     code, out, err = exeat(*words)
     assert (code, out) == (2, [])
     assert err[0].startswith(says)

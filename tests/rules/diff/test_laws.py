@@ -136,7 +136,7 @@ near = st.lists(
 
 @laws.many
 @given(pairs(), near)
-def test_whatever_is_decided_otherwise_is_told(both, attempts):
+def test_every_changed_decision_is_reported(both, attempts):
     found = [(attempt, [standing(each, attempt) for each in both]) for attempt in attempts]
     differing = [(attempt, was, now) for attempt, (was, now) in found if was != now]
     if not differing:
@@ -156,7 +156,7 @@ def test_whatever_is_decided_otherwise_is_told(both, attempts):
 
 @laws.many
 @given(pairs(), laws.attempts, st.sampled_from(laws.ADDRESSES))
-def test_whatever_may_be_dialled_otherwise_is_told(both, attempt, address):
+def test_every_changed_address_check_is_reported(both, attempt, address):
     if len({each.settings for each in both}) == 2:
         return
     if standing(both[0], attempt) != standing(both[1], attempt) or not both[0].decide(attempt).passes:
@@ -172,7 +172,7 @@ def test_whatever_may_be_dialled_otherwise_is_told(both, attempt, address):
 
 @laws.many
 @given(laws.pools, laws.modes, st.randoms())
-def test_the_same_rules_in_another_order_make_no_difference(pool, settings, random):
+def test_reordered_rules_do_not_differ(pool, settings, random):
     other = [rule._replace(id=f"z:{number}", why="otherwise") for number, rule in enumerate(pool)]
     random.shuffle(other)
     compared = compare(Policy(pool, settings), Policy(other, settings))
@@ -184,7 +184,7 @@ def test_the_same_rules_in_another_order_make_no_difference(pool, settings, rand
 
 @laws.many
 @given(pairs())
-def test_every_row_is_what_decide_says_and_is_told(both):
+def test_every_row_agrees_with_decide(both):
     compared = compare(*both, MOST)
     for row in compared.rows:
         if row.address is None:

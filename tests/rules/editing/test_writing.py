@@ -100,7 +100,7 @@ def _read(paths, instead):
 
 @pytest.mark.parametrize("kind", WRITTEN)
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
-def test_it_is_written_as_the_file_is_and_moves_nothing(tmp_path, kind, line_break):
+def test_rule_is_inserted_in_the_style_of_the_file(tmp_path, kind, line_break):
     before, after = ((HEAD + text).replace("\n", line_break) for text in WRITTEN[kind])
     wanted = POST._replace(caller=Caller("m-1", at=date(2027, 1, 1))) if "for some" in kind else POST
     edited = write(tmp_path / "t.yaml", before.encode(), wanted)
@@ -114,7 +114,7 @@ def test_it_is_written_as_the_file_is_and_moves_nothing(tmp_path, kind, line_bre
 
 
 @pytest.mark.parametrize("begin", ["", "\ufeff"], ids=["plain", "with a byte order mark"])
-def test_what_is_beyond_ascii_moves_nothing_either(tmp_path, begin):
+def test_rule_is_inserted_among_non_ascii_text(tmp_path, begin):
     text = begin + HEAD + "# \U0001f512 é ü\nrules:\n  - {id: q, to: '*', why: 'ä \U0001f512', action: ask} # ö\n"
     edited = write(tmp_path / "t.yaml", text.encode(), POST)
     added = f", except: [{ENTRY}]"
@@ -134,19 +134,19 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("wanted", "says", "expected"), OTHERS)
-def test_it_says_the_one_thing_that_was_asked_about(tmp_path, wanted, says, expected):
+def test_written_rule_allows_only_the_requested_attempt(tmp_path, wanted, says, expected):
     edited = write(tmp_path / "t.yaml", f"rules:\n  - {{id: q, to: '*', {says}, action: ask}}\n", wanted)
     assert expected in edited.data.decode()
     assert edited.rule.startswith("t:approved-")
 
 
-def test_who_approved_it_is_in_the_rule(tmp_path):
+def test_written_rule_names_its_approver(tmp_path):
     text = "rules:\n  - {id: q, to: '*', default: true, action: ask}\n"
     edited = write(tmp_path / "t.yaml", text, POST, why_text='ada: "for the build"')
     assert r'why: "ada: \"for the build\""' in edited.data.decode()
 
 
-def test_it_is_written_into_the_file_that_asks_among_several(tmp_path):
+def test_rule_is_written_into_the_file_of_its_ask_rule(tmp_path):
     (tmp_path / "top.yaml").write_text(
         "version: 1\nname: top\ninclude: [{file: t.yaml}]\nrules: [{id: g, to: y.example, action: allow}]\n"
     )
@@ -187,7 +187,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_can_not_be_written_is_told_in_a_sentence(tmp_path, kind):
+def test_rule_that_cannot_be_written_is_an_error(tmp_path, kind):
     text, wanted, expected = REFUSED[kind]
     with pytest.raises(EditError) as refused:
         write(tmp_path / "t.yaml", text, wanted)
@@ -195,7 +195,7 @@ def test_what_can_not_be_written_is_told_in_a_sentence(tmp_path, kind):
     assert (tmp_path / "t.yaml").read_text() == HEAD + text
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(EditError, match=r"none\.yaml` can't be read: no such file"):
         add_rule(lambda _: None, Path(tmp_path, "none.yaml"), ["t:q"], POST)
 
@@ -214,7 +214,7 @@ NEW = {
 
 
 @pytest.mark.parametrize("kind", NEW)
-def test_where_no_rule_says_anything_one_is_put_behind_the_last(tmp_path, kind):
+def test_rule_without_an_ask_rule_is_appended(tmp_path, kind):
     text, wanted, rule = NEW[kind]
     edited = write(tmp_path / "t.yaml", text, wanted, ())
     assert edited.data.decode() == HEAD + text.replace("# reads\n", f"# reads\n  - {rule}\n")
@@ -234,7 +234,7 @@ NOT_NEW = {
 
 
 @pytest.mark.parametrize("kind", NOT_NEW)
-def test_attempt_decided_by_a_rule_meanwhile_gets_no_rule(tmp_path, kind):
+def test_attempt_decided_by_a_new_rule_gets_no_rule(tmp_path, kind):
     text, expected = NOT_NEW[kind]
     top = tmp_path / "top.yaml"
     top.write_text("version: 1\nname: top\nrules:\n  - {id: g, to: y.example, action: allow}\n")

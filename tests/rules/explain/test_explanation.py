@@ -67,12 +67,12 @@ TRANSCRIPTS = [
 
 
 @pytest.mark.parametrize(("attempt", "transcript"), TRANSCRIPTS, ids=[row[0] for row in TRANSCRIPTS])
-def test_a_person_reads(attempt, transcript):
+def test_explanation_is_sentences_for_people(attempt, transcript):
     lines = explain(policy(RULES), parse_attempt(attempt)).lines()
     assert lines == [line.removeprefix("        ") for line in transcript.strip("\n").splitlines()[:-1]]
 
 
-def test_the_nearest_rule_is_told():
+def test_nearest_rule_is_named():
     asked = policy("- {id: read, to: x.example, http: {paths: /a/**}, action: allow}")
     lines = explain(asked, parse_attempt("GET https://x.example/b?token=secret")).lines()
     assert "the nearest rule is `t:read`, which needs `/a/**` and not `/b` as `http.paths`" in lines
@@ -96,18 +96,18 @@ UNSURE = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "line"), UNSURE)
-def test_what_nobody_can_be_sure_of_is_told_with_what_comes_of_it(rules, attempt, line):
+def test_unknown_facts_are_explained_with_their_effect(rules, attempt, line):
     assert line in [each.strip() for each in explain(policy(rules), parse_attempt(attempt)).lines()]
 
 
-def test_audit_is_told():
+def test_audit_mode_is_explained():
     asked = policy("version: 1\nsettings: {mode: audit}")
     lines = explain(asked, parse_attempt("x.example:443")).lines()
     assert lines[0].startswith("`x.example:443` is denied: no rule allows this; add a rule that allows it")
     assert "it is allowed because of `mode: audit`, and recorded as `would_block`" in lines
 
 
-def test_a_program_reads():
+def test_explanation_is_json_for_programs():
     value = explain(policy(RULES), parse_attempt("DELETE https://x.example/a/b")).value()
     assert json.loads(json.dumps(value)) == value
     assert (value["verdict"], value["outcome"], value["reason"], value["rules"]) == (
@@ -151,7 +151,7 @@ TOLD = [
 
 
 @pytest.mark.parametrize(("attempt", "around", "line"), TOLD, ids=[f"{row[0]} {row[1]}" for row in TOLD])
-def test_terms_are_told(attempt, around, line):
+def test_limits_and_approval_terms_are_explained(attempt, around, line):
     asked = parse_attempt(attempt)._replace(
         caller=Caller(
             around.get("task", ""),
@@ -164,7 +164,7 @@ def test_terms_are_told(attempt, around, line):
     assert json.loads(json.dumps(explanation.value())) == explanation.value()
 
 
-def test_a_lookup_is_no_connection():
+def test_lookup_is_explained_as_a_lookup():
     lines = explain(policy(TERMS), parse_attempt("dns TXT e.test")).lines()
     assert not [line for line in lines if "inspected" in line]
 

@@ -57,11 +57,11 @@ STATUSES = [
 
 @pytest.mark.parametrize("form", ["text", "json", "sarif"])
 @pytest.mark.parametrize(("words", "status"), STATUSES, ids=[" ".join(row[0]) or "nothing" for row in STATUSES])
-def test_how_it_exits_is_the_same_in_every_format(exeat, words, status, form):
+def test_exit_status_is_the_same_in_every_format(exeat, words, status, form):
     assert exeat("--format", form, *words)[0] == status
 
 
-def test_a_clean_file_is_told_in_a_line(exeat):
+def test_clean_file_prints_one_line(exeat):
     code, out, err = exeat("clean.yaml")
     assert (code, out.splitlines()[0].partition(",")[0], err) == (0, "clean.yaml: ok", "")
     assert len(out.splitlines()) == 1
@@ -76,21 +76,21 @@ NOT_THERE = [
 
 
 @pytest.mark.parametrize(("words", "says"), NOT_THERE)
-def test_what_is_not_there_is_told_and_nothing_is_checked(exeat, tmp_path, words, says):
+def test_missing_file_is_an_error_and_nothing_is_checked(exeat, tmp_path, words, says):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "empty").mkdir()
     assert exeat("warned.yaml", *words) == (2, "", says + "\n")
 
 
 @pytest.mark.parametrize("missing", ["gone.yaml", "pipe"])
-def test_run_says_the_same_of_a_file_that_is_not_there(exeat, tmp_path, capsys, missing):
+def test_run_reports_a_missing_file_as_check_does(exeat, tmp_path, capsys, missing):
     os.mkfifo(tmp_path / "pipe")
     _, _, told = exeat(missing)
     assert main(["run", "--rules", missing, "--", "true"]) == 2
     assert capsys.readouterr().err == told
 
 
-def test_a_directory_means_its_rule_files(exeat, tmp_path):
+def test_directory_stands_for_its_rule_files(exeat, tmp_path):
     inside = tmp_path / "corp"
     (inside / "deeper").mkdir(parents=True)
     (inside / "b.yml").write_text(CLEAN)
@@ -101,7 +101,7 @@ def test_a_directory_means_its_rule_files(exeat, tmp_path):
     assert (code, [line.partition(":")[0] for line in out.splitlines()]) == (0, ["corp/a.yaml", "corp/b.yml"])
 
 
-def test_a_program_reads(exeat):
+def test_json_output_has_every_finding(exeat):
     code, out, _ = exeat("--format", "json", "clean.yaml", "broken.yaml", "warned.yaml")
     clean, broken, warned = json.loads(out)["files"]
     assert code == 1
@@ -148,7 +148,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("name", "text", "said"), OTHERS, ids=range(len(OTHERS)))
-def test_who_may_approve_and_who_may_claim_which_tasks_is_checked_too(exeat, tmp_path, name, text, said):
+def test_approvers_and_identities_files_are_checked(exeat, tmp_path, name, text, said):
     (tmp_path / "corp").mkdir()
     (tmp_path / "corp" / name).write_text(text)
     code, out, err = exeat("corp")
@@ -168,14 +168,14 @@ def test_approvers_file_writable_by_others_is_an_error(exeat, tmp_path, monkeypa
     assert out.startswith("approvers.yaml:1:1: others can write it")
 
 
-def test_an_ignored_code_is_nowhere(exeat):
+def test_ignored_code_is_reported_nowhere(exeat):
     for form in ("text", "json", "sarif"):
         _, out, _ = exeat("--format", form, "--ignore", "every-name", "warned.yaml")
         results = out if form != "sarif" else json.dumps(json.loads(out)["runs"][0]["results"])
         assert "EX020" not in results
 
 
-def test_a_code_that_is_none_is_told_with_the_nearest(exeat):
+def test_unknown_code_is_an_error_with_the_nearest(exeat):
     assert (
         "`every-nam` is not the code of a finding; did you mean `every-name`?" in exeat("--ignore", "every-nam", "x")[2]
     )
@@ -283,7 +283,7 @@ SARIF = {
 }
 
 
-def test_a_code_review_reads(exeat, tmp_path):
+def test_github_output_annotates_lines(exeat, tmp_path):
     odd = tmp_path / "odd näme #1.yaml"
     odd.write_text(WARNED)
     code, out, _ = exeat("--format", "sarif", "broken.yaml", "failing.yaml", "noted.yaml", odd.name, str(odd))
@@ -309,7 +309,7 @@ def test_a_code_review_reads(exeat, tmp_path):
     }
 
 
-def test_a_file_elsewhere_has_its_whole_path(exeat, tmp_path, monkeypatch):
+def test_file_outside_the_directory_has_its_absolute_path(exeat, tmp_path, monkeypatch):
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     _, out, _ = exeat("--format", "sarif", "../warned.yaml")
@@ -319,7 +319,7 @@ def test_a_file_elsewhere_has_its_whole_path(exeat, tmp_path, monkeypatch):
     assert uris == [f"file://{tmp_path}/warned.yaml"]
 
 
-def test_the_day_is_today_unless_it_is_given(exeat, tmp_path, monkeypatch):
+def test_day_is_today_by_default(exeat, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "IDENTITIES", tmp_path / "none")
     today = datetime.now(UTC).date()
     ends = tmp_path / "ends.yaml"

@@ -13,11 +13,11 @@ def test_every_code_is_documented_and_no_other():
     assert [row[:3] for row in sections] == [(check.code, check.name, check.severity) for check in CHECKS]
 
 
-def test_codes_and_words_are_given_once():
+def test_codes_and_words_are_unique():
     assert len({check.code for check in CHECKS}) == len({check.name for check in CHECKS}) == len(CHECKS)
 
 
-def test_what_is_said_is_said_as_everywhere():
+def test_messages_follow_the_common_form():
     for check in CHECKS:
         for text in (check.meaning, check.remedy):
             assert not text.endswith("."), check

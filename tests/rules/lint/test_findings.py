@@ -59,7 +59,7 @@ IDLE = [
 
 
 @pytest.mark.parametrize(("rules", "findings"), [row[1:] for row in IDLE], ids=[row[0] for row in IDLE])
-def test_what_does_nothing(rules, findings):
+def test_rule_without_effect_is_reported(rules, findings):
     assert found(rules) == findings
 
 
@@ -81,11 +81,11 @@ EXCEPTED = [
 
 
 @pytest.mark.parametrize(("rules", "findings"), [row[1:] for row in EXCEPTED], ids=[row[0] for row in EXCEPTED])
-def test_what_exempts_nothing(rules, findings):
+def test_exception_without_effect_is_reported(rules, findings):
     assert found(rules) == findings
 
 
-def test_of_a_list_a_name_is_looked_for_and_a_wildcard_is_not(tmp_path):
+def test_list_covers_names_but_no_wildcards(tmp_path):
     (tmp_path / "ads.txt").write_text("ads.test\n")
     text = (
         "version: 1\nrules:\n- {id: a, to: {list: ads.txt}, except: [x.ads.test, '*.b.test', b.test], action: deny}\n"
@@ -104,7 +104,7 @@ METHODS = [
 
 
 @pytest.mark.parametrize(("about", "findings"), METHODS)
-def test_a_method_that_nobody_sends(about, findings):
+def test_unknown_http_method_is_reported(about, findings):
     assert found(f"- {{id: a, to: a.test, {about}, action: deny}}") == findings
 
 
@@ -127,7 +127,7 @@ GOES = "`t:a` requires `key`, which is sent to `k.test`, `l.test:8443` only"
 
 
 @pytest.mark.parametrize(("to", "idle"), CREDENTIALS)
-def test_a_secret_that_goes_elsewhere(to, idle):
+def test_secret_sent_to_an_unlisted_host_is_reported(to, idle):
     told = found(f"- {{id: a, to: {to}, credential: key}}", SECRET)
     idle_ones = [finding.partition(" ")[2] for finding in told if " EX015 " in finding]
     assert idle_ones == ([f"EX015 {GOES}"] if idle else [])
@@ -157,18 +157,18 @@ SENT = [
 
 
 @pytest.mark.parametrize(("rules", "settings", "findings"), SENT)
-def test_a_secret_that_is_sent_nowhere(rules, settings, findings):
+def test_secret_sent_nowhere_is_reported(rules, settings, findings):
     secret = "secrets: [{id: key, from: {env: K}, as: K, in: basic, hosts: [ 'k.test:80']}]"
     told = found(rules, f"{secret}\n{settings}")
     unsent = [finding.partition(" ")[2] for finding in told if " EX017 " in finding or " EX018 " in finding]
     assert unsent == findings
 
 
-def test_secrets_whose_rules_are_in_another_file_are_not_told():
+def test_secret_with_rules_in_another_file_is_not_reported():
     assert found("version: 1\nsecrets: [{id: key, from: {env: K}, as: K, in: basic, hosts: k.test}]") == []
 
 
-def test_a_secret_of_443_is_written_without_it():
+def test_default_port_of_a_secret_host_is_omitted():
     secret = "secrets: [{id: key, from: {env: K}, as: K, in: basic, hosts: [l.test, K.test]}]"
     (told,) = [each for each in found("- {id: a, to: l.test, action: allow}", secret) if " EX018 " in each]
     assert told == "3:71 EX018 `key` is sent to `k.test`, and no rule allows that"
@@ -224,23 +224,23 @@ AROUND = [
     [row[1:] for row in (*REACH, *SPLICED, *AROUND)],
     ids=[row[0] for row in (*REACH, *SPLICED, *AROUND)],
 )
-def test_what_reaches_further_than_it_looks(rules, expected):
+def test_rule_wider_than_it_looks_is_reported(rules, expected):
     assert sorted(codes(rules)) == sorted(expected)
 
 
-def test_a_way_around_is_told_as_one_would_try_it():
+def test_bypass_is_shown_as_an_attempt():
     rules = HOLD + "- {id: ssh, to: x.g.test, ports: 22/tcp, action: allow}"
     assert "5:3 EX040 `t:hold` (deny) does not cover `tcp x.g.test:22`, which `t:ssh` allows" in found(rules)
 
 
-def test_rules_that_do_not_say_why_are_told_together():
+def test_rules_without_why_are_reported_together():
     rules = "".join(f"- {{id: r{n}, to: h{n}.test, action: allow{', why: yes' if n == 2 else ''}}}\n" for n in range(6))
     told = [str(f) for f in lint(loaded(rules), LintContext(TODAY)) if f.check is NO_WHY]
     assert len(told) == 1
     assert "`t:r0`, `t:r1`, `t:r3` and 2 more have no `why`" in told[0]
 
 
-def test_audit_mode_is_told_where_it_is_set():
+def test_audit_mode_is_reported_at_its_setting():
     rule = "- {id: d, to: '*', default: true, mode: audit, action: ask}"
     assert found(rule, "settings: {mode: audit}") == [
         "3:12 EX061 audit mode is on: what no rule decides is allowed",
@@ -249,6 +249,6 @@ def test_audit_mode_is_told_where_it_is_set():
     assert codes(rule.replace("mode: audit, ", "")) == []
 
 
-def test_findings_stand_in_the_order_of_the_file():
+def test_findings_are_in_the_order_of_the_file():
     rules = "- {id: z, to: '*', action: allow}\n- {id: a, to: '*', ports: 22/tcp, action: allow}\n"
     assert [finding.split(":")[0] for finding in found(rules)] == ["5", "6", "6"]

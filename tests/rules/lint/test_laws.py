@@ -60,7 +60,7 @@ def without(policy, findings):
 
 @many
 @given(crowded(), modes, st.lists(attempts, min_size=20, max_size=20), st.sampled_from(ADDRESSES), st.booleans())
-def test_removing_what_does_nothing_changes_nothing(pool, given_settings, tried, address, granted):
+def test_removing_a_rule_without_effect_changes_no_decision(pool, given_settings, tried, address, granted):
     policy = Policy(pool, given_settings)
     findings = found(policy)
     event(f"{min(len(findings), 3)} findings")
@@ -89,7 +89,7 @@ PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "**", "a*", "*b", "%2F"]), m
 
 @many
 @given(PATTERNS, PATTERNS, st.lists(st.lists(st.sampled_from(["a", "b", "ab", "axb", "/"]), max_size=6), max_size=20))
-def test_a_pattern_that_covers_another_covers_what_that_covers(wide, narrow, readings):
+def test_covering_patterns_are_transitive(wide, narrow, readings):
     for parts in (wide, narrow):
         if parts.count("**") > 2:
             return

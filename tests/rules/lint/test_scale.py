@@ -34,7 +34,7 @@ def files(rule, number):
 
 
 @pytest.mark.parametrize("rule", KINDS.values(), ids=KINDS)
-def test_twice_the_rules_are_twice_the_work(rule):
+def test_work_grows_linearly_with_rules(rule):
     around = LintContext(date(2027, 1, 1))
     once, twice = files(rule, SIZE), files(rule, 2 * SIZE)
     lint(files(rule, 2), around)  # what is worked out once for all

@@ -23,11 +23,11 @@ DATED = [
 
 
 @pytest.mark.parametrize(("key", "expected"), [row[1:] for row in DATED], ids=[row[0] for row in DATED])
-def test_what_ends(key, expected):
+def test_ended_rules_are_reported(key, expected):
     assert codes(f"- {{id: a, to: a.test, {key}, action: allow}}") == expected
 
 
-def test_days_are_told():
+def test_dates_are_reported():
     rules = (
         "- {id: a, to: a.test, until: 2027-01-16, action: allow}\n- {id: b, to: b.test, until: 2027-01-01, action: ask}"
     )
@@ -62,7 +62,7 @@ TERMS = [
 
 
 @pytest.mark.parametrize(("wide", "narrow", "expected"), [row[1:] for row in TERMS], ids=[row[0] for row in TERMS])
-def test_what_terms_make_of_a_rule(wide, narrow, expected):
+def test_findings_consider_the_terms_of_a_rule(wide, narrow, expected):
     assert [code for code in codes(WIDE % (wide, narrow)) if code < "EX020"] == expected
 
 
@@ -82,12 +82,12 @@ AROUND = [
 
 
 @pytest.mark.parametrize(("rules", "expected"), [row[1:] for row in AROUND], ids=[row[0] for row in AROUND])
-def test_ways_around_a_push(rules, expected):
+def test_bypasses_of_a_push_rule_are_reported(rules, expected):
     ports = "ports: [443, 80], "
     assert sorted(codes(rules.replace("git: {repos", ports + "git: {repos"))) == expected
 
 
-def test_ways_around_are_told_as_one_would_try_them():
+def test_bypasses_are_shown_as_attempts():
     (finding,) = found(PUSHES + "- {id: api, to: api.g.test, http: {methods: [PUT]}, action: allow}")
     assert finding == (
         "5:26 EX041 `t:main` (ask) does not cover `PUT https://api.g.test/repos/acme/*/contents/*`, "
@@ -95,7 +95,7 @@ def test_ways_around_are_told_as_one_would_try_them():
     )
 
 
-def test_who_may_be_held_back_is_asked():
+def test_bypass_respects_the_tasks_of_a_rule():
     rules = "- {id: a, to: a.test, for: {tasks: 'm-*'}, action: deny}"
     assert found(rules) == ["5:23 EX062 `t:a` (deny) is for tasks m-*, and a user can start the task under another one"]
     assert found(rules, identities=True) == []
@@ -116,7 +116,7 @@ def checked(tmp_path, files):
 DENY = "rules:\n  - {id: no, to: x.a.test, action: deny}\n"
 
 
-def test_what_votes_alone_is_no_repetition(tmp_path):
+def test_rule_of_a_mandatory_layer_is_no_duplicate(tmp_path):
     """The layer's own deny stays when the pool's is edited: it is not redundant; the pool's beside it is."""
     wide = "include: [{file: corp.yaml}]\nrules:\n  - {id: all, to: '**.a.test', action: deny}\n"
     assert checked(tmp_path, {"main": wide, "corp": "layer: mandatory\n" + DENY}) == []
@@ -126,7 +126,7 @@ def test_what_votes_alone_is_no_repetition(tmp_path):
     assert checked(tmp_path, {"main": narrow, "corp": corp}) == ["main.yaml:5 EX011 main:n corp:no"]
 
 
-def test_of_a_preset_only_the_ways_around_it_are_told_and_at_the_include(tmp_path):
+def test_presets_are_reported_only_for_bypasses_at_the_include(tmp_path):
     head = "include:\n  - {preset: exfiltration-sites-deny}\n  - {preset: github}\nrules:\n"
     calm = head + "  - {id: a, to: a.test, action: allow}\n"
     assert checked(tmp_path, {"main": calm}) == []
@@ -135,7 +135,7 @@ def test_of_a_preset_only_the_ways_around_it_are_told_and_at_the_include(tmp_pat
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_no_preset_has_anything_to_be_told(name):
+def test_shipped_presets_have_no_findings(name):
     if b"locked:" in preset_source(name):
         with pytest.raises(RuleFileError, match="is not locked"):  # a template: what it stands for is a machine's own
             read_preset(name, [])
@@ -193,16 +193,16 @@ IN_VAIN = [
 
 
 @pytest.mark.parametrize(("rules", "in_vain"), [case[1:] for case in IN_VAIN], ids=[case[0] for case in IN_VAIN])
-def test_an_ask_that_opens_nothing_inside_is_told(rules, in_vain):
+def test_ask_about_an_address_without_effect_is_reported(rules, in_vain):
     assert ("EX063" in codes(rules)) is in_vain
 
 
-def test_each_code_has_a_rule_that_it_is_told_of():
+def test_each_code_has_a_sample_rule():
     assert list(EVERY) == [found.code for found in CHECKS]
 
 
 @pytest.mark.parametrize("code", EVERY)
-def test_each_code_is_told(code, tmp_path, monkeypatch, capsys):
+def test_each_code_is_reported_for_its_sample(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(check, "IDENTITIES", str(tmp_path / "none"))
     (tmp_path / "bad.txt").write_text("good.test\nnot a name at all!\n")

@@ -37,7 +37,7 @@ READ = [
 
 
 @pytest.mark.parametrize(("text", "protocol", "target", "port", "request_"), READ)
-def test_an_attempt_is_read(text, protocol, target, port, request_):
+def test_attempt_of_a_test_case_is_parsed(text, protocol, target, port, request_):
     attempt = parse_attempt(text).attempt(policy(RULES))
     asked = attempt.request and (attempt.request.method, attempt.request.path)
     assert (attempt.protocol, str(attempt.target), attempt.port, asked) == (protocol, target, port, request_)
@@ -47,7 +47,7 @@ def test_an_attempt_is_read(text, protocol, target, port, request_):
     "text",
     ["", "x.example", "x.example:", "x.example:http", "x.example:0", "x.example:65536", "x.example:-1", "::1:443", "1:2:3", "[::1]", "GET x.example", "GET ftp://x.example/", "GET https://u@x.example/", "GET https://x.example:x/", "GET https://::1/", "dns x.example", "dns A", "dns ! x.example", "git fetch x.example/a", "git fetch https://x.example/", "git push https://x.example/a", "git push https://x.example/a refs/heads/a rewrite", "git clone https://x.example/a", "icmp x.example"],
 )  # fmt: skip
-def test_what_is_no_attempt_is_told(text):
+def test_malformed_attempt_is_an_error(text):
     with pytest.raises(ValueError, match="`"):
         parse_attempt(text)
 
@@ -67,7 +67,7 @@ TESTED = [
 
 
 @pytest.mark.parametrize(("test", "failure"), TESTED)
-def test_a_test_of_a_file(test, failure):
+def test_test_cases_of_a_file_are_run(test, failure):
     files = loaded(f"version: 1\nname: t\nrules:\n{RULES}tests:\n- {test}\n")
     [result] = run(files.policy, files.tests)
     assert failure in result.failure

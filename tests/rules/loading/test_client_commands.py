@@ -47,11 +47,11 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "attempt"), COMMANDS)
-def test_a_command_is_the_attempt_that_it_makes(command, attempt):
+def test_client_command_becomes_its_attempt(command, attempt):
     assert read_attempt(command) == attempt
 
 
 @pytest.mark.parametrize("command", ["curl", "curl -s", "curl 'https://x.example"])
-def test_a_command_without_a_url_is_said_to_have_none(command):
+def test_client_command_without_a_url_is_an_error(command):
     with pytest.raises(ValueError, match=r"no URL|No closing quotation"):
         read_attempt(command)

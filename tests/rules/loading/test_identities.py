@@ -51,11 +51,11 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("selector", "action", "more", "task", "labels", "expected"), ROWS)
-def test_whom_a_rule_is_for(selector, action, more, task, labels, expected):  # noqa: PLR0917 - a row
+def test_rule_matches_tasks_by_label(selector, action, more, task, labels, expected):  # noqa: PLR0917 - a row
     assert told(decide(only(selector, action, more), X, task=task, labels=labels)) == expected
 
 
-def test_what_kept_another_task_out_is_told_as_for():
+def test_nearest_rule_of_another_task_names_for():
     near = decide(only("{tasks: 'migrate-*', labels: {team: data}}"), X, task="web").nearest
     assert near == ("t:a", "for", "tasks migrate-* and team=data", "another task")
 
@@ -73,11 +73,11 @@ EXEMPT = [
 
 
 @pytest.mark.parametrize(("rules", "task", "labels", "expected"), EXEMPT)
-def test_whom_a_rule_leaves_out(rules, task, labels, expected):
+def test_rule_excludes_tasks_by_label(rules, task, labels, expected):
     assert told(decide(rules, X, task=task, labels=labels)) == expected
 
 
-def test_what_one_task_was_told_is_not_what_another_is():
+def test_decisions_are_cached_per_task():
     asked = policy(only("{tasks: web}"))
     x = HostName("x.example")
     assert asked.for_matters
@@ -86,7 +86,7 @@ def test_what_one_task_was_told_is_not_what_another_is():
         assert asked.decide_name(x, Caller(task)).passes is (task == "web")
 
 
-def test_a_crowd_of_tasks_makes_nothing_grow():
+def test_many_tasks_leave_caches_bounded():
     asked = policy(only("{tasks: 'web-*'}") + "- {id: b, to: x.example, for: {labels: {n: '1*'}}, action: deny}")
     for n in range(2000):
         asked.decide_name(HostName("x.example"), Caller(f"web-{n}", {"n": str(n)}))
@@ -122,7 +122,7 @@ CLAIMS = [
 
 
 @pytest.mark.parametrize(("user", "groups", "task", "labels", "problem"), CLAIMS)
-def test_who_may_say_so(user, groups, task, labels, problem):
+def test_identities_restrict_who_claims_labels(user, groups, task, labels, problem):
     refused = parse_identities(IDENTITIES.encode(), "identities.yaml").refuse(user, task, labels, groups)
     assert problem in refused
     assert bool(problem) == bool(refused)
@@ -143,7 +143,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("text", "part"), BROKEN)
-def test_a_broken_file_is_told_and_lets_nobody_start_anything(text, part):
+def test_broken_identities_file_blocks_every_start(text, part):
     with pytest.raises(RuleFileError) as error:
         parse_identities(text.encode(), "identities.yaml")
     assert part in str(error.value)

@@ -27,7 +27,7 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("section", SECTIONS.values(), ids=SECTIONS)
-def test_the_schema_has_every_section_with_its_keys(section):
+def test_schema_has_every_section_and_key(section):
     schema = SCHEMA["definitions"][section.name] if section.name else SCHEMA
     assert list(schema["properties"]) == list(section.keys)
     assert schema["additionalProperties"] is False
@@ -35,12 +35,12 @@ def test_the_schema_has_every_section_with_its_keys(section):
         assert value["description"].endswith("."), key
 
 
-def test_the_schema_has_nothing_that_is_not_read():
+def test_schema_has_no_unknown_key():
     assert {section.name for section in SECTIONS.values()} == {"", *SCHEMA["definitions"]}
     assert len(SECTIONS) == 20
 
 
-def test_every_table_of_keys_is_a_section():
+def test_every_key_table_is_a_section():
     """Another table would be a mapping that editors know nothing of."""
     tables = {
         (".".join(path.relative_to(ROOT).with_suffix("").parts), name)
@@ -50,7 +50,7 @@ def test_every_table_of_keys_is_a_section():
     assert tables == {("rules.loading.identities", "FILE_KEYS")}
 
 
-def test_it_is_a_schema_itself():
+def test_schema_is_a_valid_json_schema():
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     names = set(re.findall(r"#/definitions/(\w+)", json.dumps(SCHEMA)))
     assert names == set(SCHEMA["definitions"])
@@ -98,12 +98,12 @@ def examples():
 EXAMPLES = list(examples())
 
 
-def test_there_are_examples():
+def test_example_files_exist():
     assert len(EXAMPLES) > 3
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
-def test_every_rule_file_here_is_taken(text):
+def test_schema_accepts_every_shipped_rule_file(text):
     assert complaints(text) == []
 
 
@@ -211,7 +211,7 @@ MISTAKES = [
 ]
 
 
-def test_every_key_is_taken():
+def test_schema_accepts_every_key():
     assert complaints(WHOLE) == []
     text = json.dumps(values(parse(WHOLE.encode(), "t.yaml", [])))
     for section in SECTIONS.values():
@@ -220,7 +220,7 @@ def test_every_key_is_taken():
 
 
 @pytest.mark.parametrize(("right", "wrong"), MISTAKES, ids=[f"{a} -> {b}" for a, b in MISTAKES])
-def test_what_the_schema_refuses_the_reader_refuses(right, wrong):
+def test_reader_refuses_what_the_schema_refuses(right, wrong):
     assert right in WHOLE
     text = WHOLE.replace(right, wrong)
     assert complaints(text) != []
@@ -232,6 +232,6 @@ def told(text):
     return {re.sub(r"`/\S*/", "`", message) for message in problems(text)}
 
 
-def test_it_is_printed(capsys):
+def test_schema_command_prints_the_schema(capsys):
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == SCHEMA

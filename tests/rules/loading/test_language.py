@@ -99,21 +99,21 @@ tests:
 """
 
 
-def test_the_file_loads_and_its_tests_pass():
+def test_language_sample_loads_and_its_tests_pass():
     files = loaded(TEAM)
     assert [str(problem) for problem in failures(files)] == []
     assert len(files.tests) == 21
     assert files.warnings == ()
 
 
-def test_the_order_of_its_rules_is_nothing():
+def test_order_of_rules_has_no_effect():
     rules = TEAM.split("\nrules:\n")[1].split("\ntests:", maxsplit=1)[0]
     turned = TEAM.replace(rules, "\n" + "\n\n".join(reversed(rules.strip("\n").split("\n\n"))) + "\n")
     assert loaded(turned).policy.revision == loaded(TEAM).policy.revision
     assert failures(loaded(turned)) == []
 
 
-def test_what_the_gate_has_to_look_at():
+def test_gate_inspects_what_the_sample_needs():
     asked = loaded(TEAM).policy
     looks = {
         name: (asked.looks_at(HostName(name), 443).requests, asked.looks_at(HostName(name), 443).git)
@@ -129,7 +129,7 @@ def test_what_the_gate_has_to_look_at():
     assert asked.for_matters
 
 
-def test_the_documented_identities_are_read():
+def test_documented_identities_are_parsed():
     docs = (Path(__file__).parents[3] / "docs/reference/rules.md").read_text()
     [example] = [block for block in re.findall(r"```yaml\n(.*?)```", docs, re.DOTALL) if "identities:" in block]
     identities = parse_identities(example.encode(), "identities.yaml")

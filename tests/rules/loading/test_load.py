@@ -26,7 +26,7 @@ def written(directory: Path, **files: str) -> Path:
     return directory / f"{next(iter(files))}.yaml"
 
 
-def test_a_mistake_in_line_4711_is_told_with_its_line_and_column(tmp_path):
+def test_error_in_line_4711_has_its_line_and_column(tmp_path):
     lines = ["version: 1", "rules:"]
     lines += [f"  - {{id: r{n}, to: h{n}.example, action: deny}}" for n in range(3, 4711)]
     lines += [
@@ -82,7 +82,7 @@ YAML = [
 
 
 @pytest.mark.parametrize(("data", "line", "part"), YAML, ids=[row[2] for row in YAML])
-def test_yaml_that_is_out_for_trouble(data, line, part, tmp_path):
+def test_hostile_yaml_is_refused(data, line, part, tmp_path):
     file = tmp_path / "t.yaml"
     file.write_bytes(data)
     first = told(file)[0]
@@ -90,7 +90,7 @@ def test_yaml_that_is_out_for_trouble(data, line, part, tmp_path):
     assert part in first
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_trouble(tmp_path):
+def test_byte_order_mark_and_crlf_are_accepted(tmp_path):
     file = tmp_path / "t.yaml"
     file.write_bytes("\ufeffversion: 1\r\nrules:\r\n  - {id: a, to: x.example, action: allow}\r\n".encode())
     assert load([file]).rule_ids == ("t:a",)
@@ -100,7 +100,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_trouble(tmp_path):
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="abc:-[]{}&*!?|>'\"%@`#, \n\t\0\x85\u2028\ufeff~<", max_size=60) | st.binary(max_size=60))
-def test_any_text_is_read_or_told(text):
+def test_arbitrary_text_loads_or_is_an_error(text):
     data = text if isinstance(text, bytes) else text.encode()
     problems: list[Problem] = []
     root = parse(data, "t", problems)
@@ -126,7 +126,7 @@ WORDS = st.sampled_from(["version", "rules", "id", "to", "action", "allow", "den
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(WORDS, max_size=30))
-def test_any_words_load_or_are_told(tmp_path_factory, words):
+def test_arbitrary_keys_load_or_are_an_error(tmp_path_factory, words):
     file = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     file.write_text("version: 1\n" + "".join(words))
     try:
@@ -138,7 +138,7 @@ def test_any_words_load_or_are_told(tmp_path_factory, words):
     assert told
 
 
-def test_includes_are_found_beside_the_file_that_names_them(tmp_path):
+def test_includes_are_relative_to_their_file(tmp_path):
     (tmp_path / "corp").mkdir()
     file = written(
         tmp_path, web="version: 1\ninclude: [{file: corp/a.yaml}, {file: ./corp/../corp/b.yaml}]\nrules:\n" + RULE
@@ -155,7 +155,7 @@ def test_includes_are_found_beside_the_file_that_names_them(tmp_path):
     )
 
 
-def test_a_cycle_is_told_where_it_closes(tmp_path):
+def test_include_cycle_is_reported_where_it_closes(tmp_path):
     file = written(
         tmp_path,
         a="version: 1\ninclude:\n  - {file: b.yaml}\n",
@@ -166,7 +166,7 @@ def test_a_cycle_is_told_where_it_closes(tmp_path):
     assert "includes itself: self.yaml -> self.yaml" in told(tmp_path / "self.yaml")[0]
 
 
-def test_an_include_that_cannot_be_read_is_told_where_it_is_named(tmp_path):
+def test_unreadable_include_is_reported_at_its_line(tmp_path):
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
     (tmp_path / "directory.yaml").mkdir()
     os.mkfifo(tmp_path / "fifo.yaml")
@@ -180,7 +180,7 @@ def test_an_include_that_cannot_be_read_is_told_where_it_is_named(tmp_path):
         assert part in line.lower()
 
 
-def test_an_unreadable_file_is_told(tmp_path):
+def test_unreadable_file_is_an_error(tmp_path):
     file = written(tmp_path, web="version: 1")
     file.chmod(0)
     if os.access(file, os.R_OK):  # root reads everything
@@ -189,14 +189,14 @@ def test_an_unreadable_file_is_told(tmp_path):
         assert "permission denied" in told(file)[0]
 
 
-def test_a_huge_file_is_told_and_not_read(tmp_path):
+def test_oversized_file_is_an_error_and_is_not_read(tmp_path):
     file = tmp_path / "huge.yaml"
     with file.open("wb") as huge:
         huge.truncate(1 << 40)
     assert "larger than 64 MiB" in told(file)[0]
 
 
-def test_a_file_of_a_hundred_megabytes_is_told(tmp_path):
+def test_file_of_100_megabytes_is_an_error(tmp_path):
     file = tmp_path / "huge.yaml"
     with file.open("wb") as written:
         written.write(b"version: 1\nrules:\n  - {id: a, to: x.example, action: deny}\n")
@@ -205,7 +205,7 @@ def test_a_file_of_a_hundred_megabytes_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"- a\n", b"[],", b"{},", b"a,", b"\r"])
-def test_a_file_of_too_many_values_is_told_before_they_are_made(text, tmp_path):
+def test_file_with_too_many_values_is_refused_before_parsing(text, tmp_path):
     file = tmp_path / "dense.yaml"
     file.write_bytes(b"version: 1\nrules: [" + text * 2_000_001)
     assert told(file) == [
@@ -213,7 +213,7 @@ def test_a_file_of_too_many_values_is_told_before_they_are_made(text, tmp_path):
     ]
 
 
-def test_a_flood_of_problems_is_told_in_part(tmp_path):
+def test_first_thousand_problems_are_reported(tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text("version: 1\nrules:\n" + "- foo\n" * 5000)
     lines = told(file)
@@ -221,7 +221,7 @@ def test_a_flood_of_problems_is_told_in_part(tmp_path):
     assert lines[-1] == f"{file}:1003:3: 4000 more problems are not told: mend these first"
 
 
-def test_a_mistake_among_many_keys_is_told_in_its_own_line(tmp_path):
+def test_error_among_many_keys_has_its_own_line(tmp_path):
     """Each key in a line of its own, and the one wrong value in line 4711."""
     block = [
         "  - id: r{0}",
@@ -240,13 +240,13 @@ def test_a_mistake_among_many_keys_is_told_in_its_own_line(tmp_path):
     assert told(file) == [f"{file}:4711:17: `five` is not a number between 1 and 1000000000"]
 
 
-def test_many_includes_are_told(tmp_path):
+def test_too_many_includes_are_an_error(tmp_path):
     files = {"web": "version: 1\ninclude:\n" + "".join(f"  - {{file: i{n}.yaml}}\n" for n in range(300))}
     file = written(tmp_path, **files, **{f"i{n}": "version: 1" for n in range(300)})
     assert "more than 256 files" in told(file)[0]
 
 
-def test_settings_stand_in_one_file_that_nobody_includes(tmp_path):
+def test_settings_belong_to_one_top_level_file(tmp_path):
     one = written(tmp_path, one="version: 1\nsettings: {mode: audit}\n", two="version: 1\n\nsettings: {mode: audit}\n")
     assert told(one, tmp_path / "two.yaml") == [
         f"{tmp_path}/two.yaml:3:11: `settings` are in `{one}` already: only one file may have them"
@@ -255,7 +255,7 @@ def test_settings_stand_in_one_file_that_nobody_includes(tmp_path):
     assert told(tmp_path / "three.yaml") == [f"{tmp_path}/two.yaml:3:11: an included file may not have `settings`"]
 
 
-def test_settings_hold_for_included_rules(tmp_path):
+def test_settings_apply_to_included_rules(tmp_path):
     file = written(
         tmp_path, web="version: 1\nsettings: {tls: splice}\ninclude: [{file: i.yaml}]", i="version: 1\nrules:\n" + RULE
     )
@@ -263,13 +263,13 @@ def test_settings_hold_for_included_rules(tmp_path):
     assert rule.tls.value == "splice"
 
 
-def test_names_of_files_must_differ(tmp_path):
+def test_file_names_must_be_unique(tmp_path):
     (tmp_path / "sub").mkdir()
     one, two = written(tmp_path, web="version: 1"), written(tmp_path / "sub", web="version: 1")
     assert told(one, two) == [f"{two}:1:1: `{one}` is named `web` too: give one of them another `name`"]
 
 
-def test_names_of_files_must_differ_where_both_are_shown_alike(tmp_path):
+def test_file_names_must_differ_as_displayed(tmp_path):
     """What a link's file includes lies beside that file, and is shown beside the link."""
     (tmp_path / "real").mkdir()
     written(tmp_path / "real", all="version: 1\ninclude: [{file: web.yaml}]", web=f"version: 1\nrules:\n{RULE}")
@@ -280,13 +280,13 @@ def test_names_of_files_must_differ_where_both_are_shown_alike(tmp_path):
     ]
 
 
-def test_a_file_given_twice_counts_once(tmp_path):
+def test_file_given_twice_is_loaded_once(tmp_path):
     file = written(tmp_path, web="version: 1\nrules:\n" + RULE)
     (tmp_path / "link.yaml").symlink_to(file)
     assert load([file, file, tmp_path / "link.yaml"]).rule_ids == ("web:a",)
 
 
-def test_problems_of_all_files_are_told_in_order(tmp_path):
+def test_problems_of_all_files_are_reported_in_order(tmp_path):
     file = written(
         tmp_path,
         web="version: 1\ninclude: [{file: i.yaml}, {file: gone.yaml}]\nrules:\n  - {id: a, tu: x}\n",
@@ -300,14 +300,14 @@ def test_problems_of_all_files_are_told_in_order(tmp_path):
     ]
 
 
-def test_a_failing_test_of_a_file_keeps_it_from_loading(tmp_path):
+def test_failing_test_case_blocks_loading(tmp_path):
     tests = "tests:\n  - {attempt: 'GET https://x.example/', expect: allow, rule: a}\n  - {attempt: 'tcp x.example:22', expect: allow}\n"
     file = written(tmp_path, web="version: 1\nrules:\n" + RULE + tests)
     assert told(file) == [f"{file}:6:5: test failed: `tcp x.example:22` should be allow and is deny (no_rule)"]
     assert read([file]).policy.rule_ids == ("web:a",), "`read` leaves the tests to the caller"
 
 
-def test_no_rules_let_nothing_out(tmp_path):
+def test_no_rules_deny_everything(tmp_path):
     from rules.loading.cases import parse_attempt
 
     empty = load([written(tmp_path, web="version: 1\nrules: []")])

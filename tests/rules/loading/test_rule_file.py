@@ -196,7 +196,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("rules", "expected"), WRONG)
-def test_a_wrong_rule_is_told(rules, expected):
+def test_malformed_rule_is_an_error(rules, expected):
     found = problems(rules)
     assert len(found) == len(expected), found
     for message, part in zip(sorted(found), sorted(expected), strict=True):
@@ -271,7 +271,7 @@ HEADS = [
 
 
 @pytest.mark.parametrize(("text", "part"), HEADS)
-def test_a_wrong_head_is_told(text, part, tmp_path):
+def test_malformed_head_is_an_error(text, part, tmp_path):
     from rules.loading.load import read
     from rules.problems import RuleFileError
 
@@ -292,7 +292,7 @@ WARNED = [
 
 
 @pytest.mark.parametrize(("rules", "part"), WARNED)
-def test_what_reaches_further_than_it_looks_is_warned_of(rules, part):
+def test_rule_wider_than_it_looks_is_warned_about(rules, part):
     [warning] = loaded(rules).warnings
     assert part in warning.message
     assert (warning.line, warning.file[-6:]) == (5, "t.yaml")
@@ -302,16 +302,16 @@ QUIET = ["'*.com', action: deny", "'*.com', action: ask", "'*.github.io', action
 
 
 @pytest.mark.parametrize("rule", QUIET)
-def test_what_holds_back_may_be_as_wide_as_it_likes(rule):
+def test_deny_and_ask_rules_may_be_wide(rule):
     assert loaded(f"- {{id: a, to: {rule}}}").warnings == ()
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     rules = "- {id: a, to: ['*.com', a..b, '*.org'], ports: [22, 23], action: allow, git: x}\n- {id: b, tu: x, action: deni}"
     assert len(problems(rules)) == 9
 
 
-def test_every_scalar_is_text_first():
+def test_scalars_are_read_as_text():
     asked = policy("- {id: off, to: [007.example, 127.1, 1e3.example, on.example, yes, 1.2.3.4], action: deny}", "")
     assert asked.rule_ids == ("t:off",)
     [rule] = asked.rules
@@ -319,7 +319,7 @@ def test_every_scalar_is_text_first():
     assert [str(network) for network in rule.networks] == ["127.0.0.1/32", "1.2.3.4/32"]
 
 
-def test_a_rule_means_what_it_says():
+def test_rule_is_parsed_into_its_fields():
     head = "settings: {mode: audit, tls: splice, dns: real, dns_pool: 10.64.0.0/16, on_block: dns_refused, idle_timeout: 90s}"
     asked = policy(f"- {{{OK}}}\n- {{id: d, to: x.example, action: deny}}", head)
     settings = asked.settings
@@ -331,6 +331,6 @@ def test_a_rule_means_what_it_says():
     assert allow.tls is TlsMode.SPLICE
 
 
-def test_durations_and_slugs():
+def test_durations_and_ids_are_parsed():
     assert [parse_duration(text) for text in ("1s", "10m", "2h", "7d")] == [1.0, 600.0, 7200.0, 604800.0]
     assert [make_slug(text) for text in ("Web Team", "--", "ü", "x" * 100)] == ["web-team", "rules", "rules", "x" * 63]

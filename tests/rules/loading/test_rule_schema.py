@@ -26,16 +26,16 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "says"), MISTAKES, ids=[row[0] for row in MISTAKES])
-def test_what_to_write_instead(text, says):
+def test_error_names_what_to_write_instead(text, says):
     (problem,) = problems(f"- {{id: a, to: '{text}', action: deny}}")
     assert says in problem
 
 
 @pytest.mark.parametrize("text", ["x.test", "*", "**.x.test", "10.0.0.0/8", "::1", "2001:db8::/32", "127.1", "0x7f.1"])
-def test_what_is_right_is_taken(text):
+def test_valid_values_are_accepted(text):
     parse_target(text)
 
 
-def test_what_a_message_shows_is_harmless():
+def test_error_messages_escape_control_characters():
     (problem,) = problems('- {id: a, to: "https://x.test/\\x1b[2Ja", action: deny}')
     assert "\x1b" not in problem

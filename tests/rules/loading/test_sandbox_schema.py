@@ -20,7 +20,7 @@ def box(text):
     return policy(f"version: 1\nsandbox: {text}").box
 
 
-def test_everything_that_can_be_said():
+def test_every_sandbox_key_is_parsed():
     assert box(FULL) == SandboxSettings(
         read=("/srv/data", "~/models"),
         write=("/scratch",),
@@ -92,14 +92,14 @@ WRONG = [  # `^` stands before the place
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[text for text, _ in WRONG])
-def test_what_is_wrong_is_told_with_its_place(text, message):
+def test_malformed_sandbox_settings_are_errors_with_their_line(text, message):
     before, _, after = f"    {text}".partition("^")
     with pytest.raises(RuleFileError) as error:
         loaded(f"version: 1\nsandbox:\n{before}{after}")
     assert [problem[1:4] for problem in error.value.problems] == [(3, len(before) + 1, message)]
 
 
-def test_commands():
+def test_commands_are_parsed():
     said = policy(
         'version: 1\nname: t\ncommands:\n- {id: b, run: "terraform  apply*", action: deny, why: no, for: {tasks: m-*}}\n'
         "- {id: a, run: /usr/bin/git push *, action: flag}"
@@ -129,7 +129,7 @@ WRONG_COMMANDS = [
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG_COMMANDS, ids=[message[:40] for _, message in WRONG_COMMANDS])
-def test_what_is_wrong_with_commands(text, message):
+def test_malformed_commands_are_errors(text, message):
     rule = "\nrules:\n- {id: r, to: x.example, action: deny}"
     with pytest.raises(RuleFileError) as error:
         loaded(f"version: 1\nname: t\ncommands:\n{text}{rule}")
@@ -201,7 +201,7 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize(("layer", "other", "counts"), TOGETHER, ids=[f"{a} {b}" for a, b, _ in TOGETHER])
-def test_what_a_layer_and_another_file_make(tmp_path, layer, other, counts):
+def test_settings_of_layer_and_file_combine(tmp_path, layer, other, counts):
     assert several(tmp_path, ("mandatory", layer), (None, other)).box == counts
     swapped = several(tmp_path, (None, other), ("ceiling", layer)).box
     assert str(swapped).replace("l1:", "l0:").replace("u0:", "u1:") == str(counts), "in whatever order"
@@ -226,14 +226,14 @@ PAST = [
 
 
 @pytest.mark.parametrize(("layer", "other", "message"), PAST, ids=[f"{a} {b}" for a, b, _ in PAST])
-def test_nobody_gets_past_a_layer(tmp_path, layer, other, message):
+def test_no_file_loosens_a_layer(tmp_path, layer, other, message):
     (told,) = objections(tmp_path, ("mandatory", layer), (None, other))
     place, _, said = told.partition(": ")
     assert place.startswith("u1.yaml:2:")
     assert said == f"{message} `l0.yaml`, a layer"
 
 
-def test_of_two_layers_what_both_let(tmp_path):
+def test_two_layers_allow_what_both_allow(tmp_path):
     both = several(
         tmp_path,
         ("mandatory", "{read: [/a, /b/c], devices: [gpu, kvm], caches: {a: ~/a, b: ~/b}, environment: {keep: [A_*, B]}, timeout: 2h}"),
@@ -248,7 +248,7 @@ def test_of_two_layers_what_both_let(tmp_path):
     assert told.endswith("`hostname` is another in `l0.yaml`, a layer too")
 
 
-def test_roots_files_are_layers_whatever_they_say_of_themselves(tmp_path):
+def test_roots_files_are_always_layers(tmp_path):
     root = tmp_path / "root.yaml"
     root.write_text("version: 1\nsandbox: {timeout: 5m, write: []}\n")
     assert several(tmp_path, (None, "{timeout: 1h}"), mandatory=[root]).box.timeout == 300.0
@@ -256,7 +256,7 @@ def test_roots_files_are_layers_whatever_they_say_of_themselves(tmp_path):
         several(tmp_path, (None, "{write: /x}"), mandatory=[root])
 
 
-def test_one_file_has_it_and_no_included_one(tmp_path):
+def test_sandbox_settings_belong_to_one_top_level_file(tmp_path):
     (told,) = objections(tmp_path, (None, "{timeout: 1h}"), (None, "{read: [/a]}"))
     assert told == "u1.yaml:2:17: `sandbox` is in `u0.yaml` already: only one file may have it, and files with `layer`"
     inner, outer = tmp_path / "inner.yaml", tmp_path / "outer.yaml"
@@ -271,7 +271,7 @@ def test_one_file_has_it_and_no_included_one(tmp_path):
     assert [command.cite for command in read([outer]).policy.commands] == ["inner:c"], "commands only hold back"
 
 
-def test_a_changed_box_is_another_revision():
+def test_changed_sandbox_settings_change_the_revision():
     plain = policy("version: 1\nname: t").revision
     assert policy("version: 1\nname: t\nsandbox: {}").revision == plain
     said = [
@@ -288,7 +288,7 @@ def test_a_changed_box_is_another_revision():
     assert policy(why).revision == policy(why.replace("no}", "never}")).revision
 
 
-def test_a_diff_tells_what_became_of_the_box(tmp_path):
+def test_diff_reports_changed_sandbox_settings(tmp_path):
     old = policy("version: 1\nname: t\nsandbox: {read: /a, timeout: 1h}\ncommands: [{id: c, run: x, action: deny}, {id: d, run: y, action: ask}]")  # fmt: skip
     new = policy("version: 1\nname: t\nsandbox: {read: [/a, /b], environment: {set: {A: '1'}}}\ncommands: [{id: c, run: x, action: flag, for: {tasks: m}}]")  # fmt: skip
     assert [tuple(setting) for setting in compare(old, new).settings] == [

@@ -64,7 +64,7 @@ READ = [
 
 
 @pytest.mark.parametrize(("said", "meant"), READ)
-def test_a_secret_is_read(said, meant):
+def test_secret_is_parsed(said, meant):
     assert loaded(file(said)).policy.secrets == (meant,)
 
 
@@ -122,7 +122,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("rule", ["credential: key", "credential: other, except: {credential: key}"])
-def test_rule_about_requests_with_a_client_certificate_is_refused(rule):
+def test_request_rule_with_a_client_certificate_is_refused(rule):
     """No request carries it: an allow would match none, and a deny hold nothing back."""
     said = GOOD.replace("as: API_KEY, ", "").replace("{header: Authorization}", "client_certificate")
     other = "{id: other, from: {env: OTHER}, as: OTHER, hosts: x.example, in: basic}"
@@ -131,7 +131,7 @@ def test_rule_about_requests_with_a_client_certificate_is_refused(rule):
 
 
 @pytest.mark.parametrize(("part", "wrong", "message"), WRONG)
-def test_what_is_wrong_is_told(part, wrong, message):
+def test_malformed_secret_is_an_error(part, wrong, message):
     assert part in GOOD
     found = problems(file(GOOD.replace(part, wrong)))
     assert len(found) == 1
@@ -154,13 +154,13 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize(("text", "message"), TOGETHER)
-def test_what_is_wrong_with_several_is_told(text, message):
+def test_conflicting_secrets_are_an_error(text, message):
     found = problems(text)
     assert len(found) == 1
     assert message in found[0]
 
 
-def test_an_included_file_has_none(tmp_path):
+def test_secrets_in_an_included_file_are_refused(tmp_path):
     from rules.loading.load import read
     from rules.problems import RuleFileError
 
@@ -179,7 +179,7 @@ CHANGED += [
 ]
 
 
-def test_every_key_is_part_of_the_revision_and_the_order_is_not():
+def test_revision_covers_every_key_but_not_the_order():
     revisions = {loaded(file(GOOD.replace(*change))).policy.revision for change in CHANGED}
     revisions |= {loaded(file(GOOD)).policy.revision, loaded("version: 1\nname: t").policy.revision}
     assert len(revisions) == len(CHANGED) + 2
@@ -187,7 +187,7 @@ def test_every_key_is_part_of_the_revision_and_the_order_is_not():
     assert loaded(file(GOOD, other)).policy.revision == loaded(file(other, GOOD)).policy.revision
 
 
-def test_request_without_its_credential_names_the_rule_that_wants_it():
+def test_denial_without_credential_names_the_rule():
     """Rules about other paths or methods of that host are further away."""
     rules = (
         "[{id: a, to: x.example, credential: key, http: {paths: /a}, action: allow},"
@@ -202,7 +202,7 @@ SPLICED = "[{id: a, to: '*.example', tls: splice, ports: [443, 8443/tls], action
 
 
 @pytest.mark.parametrize(("host", "port", "inspected"), [("x.example", 443, True), ("x.example", 8443, False), ("y.example", 443, False)])  # fmt: skip
-def test_where_a_secret_belongs_nothing_is_spliced(host, port, inspected):
+def test_hosts_of_a_secret_are_never_spliced(host, port, inspected):
     asked = policy(file(GOOD, rules=SPLICED))
     assert asked.needs.inspection
     assert asked.decide(Attempt(Protocol.TLS, HostName(host), port)).inspect is inspected

@@ -13,7 +13,7 @@ from tests.rules.drawing import ADDRESSES, answered, attempts, connections, gran
 
 @many
 @given(pools, modes, attempts, answered)
-def test_a_name_rule_never_allows_an_address_nor_the_other_way_round(pool, given_settings, attempt, numbers):
+def test_name_rules_and_address_rules_never_cross(pool, given_settings, attempt, numbers):
     is_name = isinstance(attempt.target, HostName)
     enforced = given_settings._replace(mode=Mode.ENFORCE)
     others = [rule._replace(networks=()) if not is_name else rule._replace(names=()) for rule in pool]
@@ -24,7 +24,7 @@ def test_a_name_rule_never_allows_an_address_nor_the_other_way_round(pool, given
 
 @many
 @given(pools, modes, attempts, answered)
-def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_settings, attempt, numbers):
+def test_nonpublic_address_passes_only_if_listed(pool, given_settings, attempt, numbers):
     attempt = granting(attempt, pool, numbers)
     if isinstance(attempt.target, HostName) or why_not_public(attempt.target) is None:
         return
@@ -38,7 +38,7 @@ def test_an_address_that_is_not_public_passes_only_if_it_is_listed(pool, given_s
 
 @many
 @given(pools, modes, connections | seen, st.sampled_from(ADDRESSES), answered)
-def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, address, numbers):
+def test_dialled_address_is_allowed_by_a_rule(pool, given_settings, attempt, address, numbers):
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
     address = normalize(address)
@@ -68,9 +68,7 @@ def test_a_dialled_address_is_admitted_by_a_rule(pool, given_settings, attempt, 
 
 @many
 @given(pools, modes, seen, st.sampled_from(ADDRESSES), answered)
-def test_an_address_for_a_connection_is_one_for_each_request_that_passes(
-    pool, given_settings, attempt, address, numbers
-):
+def test_address_of_a_connection_serves_each_allowed_request(pool, given_settings, attempt, address, numbers):
     """Without the request the check is at least as strict as with any that is let out."""
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)

@@ -25,7 +25,7 @@ REBINDING = [
 
 
 @pytest.mark.parametrize("address", REBINDING)
-def test_an_allowed_name_that_resolves_inwards_is_not_dialled(address):
+def test_allowed_name_at_a_private_address_is_not_dialled(address):
     attempt, dialled = Attempt(Protocol.TLS, X, 443), parse_host(f"[{address}]" if ":" in address else address)
     for rules in (PLAIN, "- {id: a, to: '*', action: allow}", "- {id: a, to: '*', default: true, action: flag}"):
         assert policy(rules).check_address(attempt, dialled) is PUBLIC_ONLY
@@ -94,7 +94,7 @@ CHECKED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "address", "reason"), CHECKED)
-def test_an_address_is_checked(rules, attempt, address, reason):
+def test_address_check_follows_the_rules(rules, attempt, address, reason):
     asked = policy(rules)
     question = parse_attempt(attempt).attempt(asked)
     dialled = parse_host(f"[{address}]" if ":" in address else address)
@@ -123,13 +123,13 @@ def test_each_request_has_its_own_addresses(path, address, reason):
     assert policy(TWO).check_address(Attempt(Protocol.TLS, X, 443, request), parse_host(address)) is reason
 
 
-def test_one_rule_about_requests_needs_no_request_to_admit_its_addresses():
+def test_request_rule_allows_its_addresses_before_a_request():
     asked = policy("- {id: a, to: x.example, http: {methods: [GET]}, resolves_to: [10.20.0.0/16], action: allow}")
     assert asked.check_address(Attempt(Protocol.TLS, X, 443), parse_host("10.20.0.1")) is None
     assert asked.check_address(Attempt(Protocol.TLS, X, 443), parse_host("10.21.0.1")) is NOT_LISTED
 
 
-def test_a_request_can_be_held_back_from_an_address():
+def test_request_can_be_denied_at_an_address():
     asked = policy(PLAIN + "- {id: d, to: 1.1.0.0/16, http: {methods: [DELETE]}, action: deny}")
 
     def check(method):
@@ -139,7 +139,7 @@ def test_a_request_can_be_held_back_from_an_address():
     assert check("DELETE") is RULE
 
 
-def test_ten_names_with_one_address_open_no_eleventh():
+def test_names_at_one_address_do_not_allow_another_name():
     rules = "".join(f"- {{id: n{i}, to: n{i}.example, action: allow}}\n" for i in range(10))
     asked = policy(rules)
     shared = parse_host("1.1.1.1")
@@ -148,7 +148,7 @@ def test_ten_names_with_one_address_open_no_eleventh():
     assert asked.check_address(Attempt(Protocol.TLS, shared, 443), shared) is NOT_LISTED
 
 
-def test_what_is_exempt_of_an_address_may_hang_on_the_request():
+def test_address_exception_can_depend_on_the_request():
     asked = policy("- {id: a, to: x.example, except: [{resolves_to: 1.1.0.0/16, http: {methods: PUT}}], action: allow}")
 
     def checked(method, address):

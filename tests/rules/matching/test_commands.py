@@ -44,11 +44,11 @@ RULES = "  []"
         ("bash x", "allow no_command"),
     ],
 )
-def test_a_command_is_about_a_program_and_the_words_that_follow(words, expected):
+def test_command_rule_matches_program_and_arguments(words, expected):
     assert told(decide(RULES, f"run {words}", HEAD)) == expected
 
 
-def test_a_command_for_some_tasks_is_for_these():
+def test_command_rule_matches_its_tasks_only():
     assert told(decide(RULES, "run kubectl delete pod", HEAD, labels={"team": "data"})) == "deny rule t:teamed"
 
 
@@ -62,7 +62,7 @@ def test_a_command_for_some_tasks_is_for_these():
         (ProgramRun(("",), ("apply",)), "allow no_command"),
     ],
 )
-def test_a_program_goes_by_every_name_that_it_has(run, expected):
+def test_program_is_matched_by_every_name(run, expected):
     assert told(decide_run(policy(RULES, HEAD), run)) == expected
 
 
@@ -74,7 +74,7 @@ def test_a_program_goes_by_every_name_that_it_has(run, expected):
         ((), "deny rule t:forced"),
     ],
 )
-def test_words_that_are_not_known_could_be_any(words, expected):
+def test_unknown_arguments_could_be_any(words, expected):
     assert told(decide_run(policy(RULES, HEAD), ProgramRun(("git",), words, whole=False))) == expected
     assert (
         told(decide_run(policy(RULES, HEAD), ProgramRun(("terraform",), ("plan",), whole=False))) == "flag rule t:plans"
@@ -82,11 +82,11 @@ def test_words_that_are_not_known_could_be_any(words, expected):
     assert told(decide_run(policy(RULES, HEAD), ProgramRun(("ls",), (), whole=False))) == "allow no_command"
 
 
-def test_nothing_is_held_back_where_no_command_is():
+def test_programs_are_allowed_without_command_rules():
     assert told(decide(RULES, "run terraform apply")) == "allow no_command"
 
 
-def test_a_rule_file_s_tests_try_commands():
+def test_test_cases_can_try_commands():
     from rules.loading.load import failures
 
     tests = """tests:
@@ -100,7 +100,7 @@ def test_a_rule_file_s_tests_try_commands():
     assert len(failures(loaded(RULES, HEAD + wrong))) == 2
 
 
-def test_explain_says_which_and_why():
+def test_explain_names_the_command_rule():
     told = explain(policy(RULES, HEAD), parse_attempt("run terraform apply -auto-approve"))
     assert told.lines() == [
         "`run terraform apply -auto-approve` is denied by `t:no-apply` (`rule`)",
@@ -112,12 +112,12 @@ def test_explain_says_which_and_why():
 
 
 @pytest.mark.parametrize("attempt", ["run ", "run", "run  "])
-def test_a_run_of_nothing_is_no_attempt(attempt):
+def test_empty_command_is_no_attempt(attempt):
     with pytest.raises(ValueError, match="run"):
         parse_attempt(attempt)
 
 
-def test_an_ask_carries_what_it_takes_and_is_answered_by_what_it_was():
+def test_ask_rule_for_a_command_is_granted_by_its_digest():
     head = (
         HEAD
         + """  - {id: two, run: "git push * main", action: ask, why: "it deploys",
@@ -140,7 +140,7 @@ def test_an_ask_carries_what_it_takes_and_is_answered_by_what_it_was():
     assert told(decide_run(asked, forced, granted=frozenset({pushes, two}))) == "deny rule t:forced"
 
 
-def test_a_granted_command_that_is_flagged_too_is_flagged():
+def test_granted_command_is_still_flagged():
     head = "commands:\n  - {id: a, run: x, action: ask}\n  - {id: f, run: x y, action: flag}\n"
     asked = policy(RULES, head)
     [asks] = decide_run(asked, ProgramRun(("x",), ("y",))).approval
@@ -155,6 +155,6 @@ def test_a_granted_command_that_is_flagged_too_is_flagged():
         ("action: ask, approval: {covers: destination}", "a command has no destination: its approval `covers` the"),
     ],
 )
-def test_a_wrong_approval_of_a_command_is_told(says, problem):
+def test_malformed_approval_of_a_command_is_an_error(says, problem):
     [told_of] = problems(RULES, f"commands:\n  - {{id: a, run: x, {says}}}\n")
     assert told_of.startswith(problem)

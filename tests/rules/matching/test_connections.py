@@ -57,7 +57,7 @@ INSPECTED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected", "inspect"), INSPECTED)
-def test_a_connection(rules, attempt, expected, inspect):
+def test_connections_are_decided_by_the_rules(rules, attempt, expected, inspect):
     decision = decide(rules, attempt)
     assert (told(decision), decision.inspect) == (expected, inspect)
 
@@ -105,7 +105,7 @@ UNSEEN = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected"), UNSEEN)
-def test_raw_tcp(rules, attempt, expected):
+def test_raw_tcp_is_decided_by_the_rules(rules, attempt, expected):
     decision = decide(rules, attempt)
     assert (told(decision), decision.inspect) == (expected, False)
 
@@ -124,7 +124,7 @@ ANY_BYTES = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected", "inspect"), ANY_BYTES)
-def test_a_raw_rule_covers_what_is_read_as_well(rules, attempt, expected, inspect):
+def test_raw_rule_matches_inspected_traffic_too(rules, attempt, expected, inspect):
     decision = decide(rules, attempt)
     assert (told(decision), decision.inspect) == (expected, inspect)
 
@@ -140,7 +140,7 @@ AUDITED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "inspect"), AUDITED)
-def test_an_audited_connection_passes_and_is_read(rules, attempt, inspect):
+def test_audited_connection_is_allowed_and_inspected(rules, attempt, inspect):
     head = "settings: {mode: audit}"
     asked = policy(rules, head) if rules else policy(f"version: 1\n{head}")
     decision = parse_attempt(attempt).decide(asked)
@@ -153,7 +153,7 @@ def test_audited_connection_with_all_requests_denied_is_blocked():
     assert decide(rules.replace("/*/**", "/*/a/**"), C, "settings: {mode: audit}").passes
 
 
-def test_settings_say_what_an_allow_means():
+def test_settings_choose_splice_or_inspect():
     spliced = policy(INSPECT, "settings: {tls: splice}")
     assert not parse_attempt(C).decide(spliced).inspect
     audited = policy("version: 1\nsettings: {mode: audit, tls: splice}")
@@ -183,18 +183,18 @@ LOOKUPS = [
 
 
 @pytest.mark.parametrize(("rules", "expected"), LOOKUPS)
-def test_a_lookup_is_answered_if_any_connection_could_pass(rules, expected):
+def test_lookup_is_answered_if_a_connection_could_pass(rules, expected):
     assert told(policy(rules).decide_name(HostName("x.example"))) == expected
 
 
-def test_a_lookup_under_audit_would_be_blocked_and_passes():
+def test_audited_lookup_passes_and_says_it_would_be_blocked():
     audited = policy("- {id: d, to: bad.example, action: deny}", "settings: {mode: audit}")
     decision = audited.decide_name(HostName("x.example"))
     assert (decision.outcome, decision.passes) == (Outcome.WOULD_BLOCK, True)
     assert not audited.decide_name(HostName("bad.example")).passes
 
 
-def test_what_is_spoken_is_told_to_the_gate():
+def test_decision_names_the_protocols():
     asked = policy(
         "- {id: a, to: x.example, ports: [443, 5432/tcp, 8000-8001/http], action: allow}\n"
         "- {id: f, to: x.example, ports: 443/tcp, default: true, action: flag}\n"
@@ -214,7 +214,7 @@ def test_what_is_spoken_is_told_to_the_gate():
     assert one.protocols(x, 23) == frozenset()
 
 
-def test_whether_requests_are_looked_at_is_told_to_the_gate():
+def test_decision_says_whether_requests_are_inspected():
     asked = policy(
         "- {id: a, to: x.example, ports: 1-65535/tcp, action: allow}\n"
         "- {id: d, to: x.example, ports: 8000/http, http: {methods: [PUT]}, action: deny}\n"
@@ -241,11 +241,11 @@ NEEDS = [
 
 
 @pytest.mark.parametrize(("rules", "needs"), NEEDS)
-def test_inspection_is_needed_only_where_something_is_read(rules, needs):
+def test_inspection_is_needed_only_for_request_rules(rules, needs):
     assert policy(rules).needs.inspection is needs
 
 
-def test_the_same_ports_give_the_same_answer_across_a_range():
+def test_port_ranges_are_decided_alike():
     asked = policy("- {id: a, to: x.example, ports: 100-200/tcp, action: allow}\n- {id: d, to: x.example, ports: 150-160/tcp, action: deny}")  # fmt: skip
     for port in range(90, 210):
         passes = asked.decide(Attempt(Protocol.TCP, HostName("x.example"), port)).passes

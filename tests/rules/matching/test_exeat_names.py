@@ -50,7 +50,7 @@ DECISIONS = [
 
 
 @pytest.mark.parametrize(("rules", "name", "port", "protocol", "expected"), DECISIONS)
-def test_who_is_let_out_to_the_host(rules, name, port, protocol, expected):
+def test_host_names_are_allowed_by_rules_only(rules, name, port, protocol, expected):
     decision = policy(rules).decide(attempt(name, port, protocol))
     assert f"{decision.outcome} {decision.reason}" == expected
 
@@ -58,7 +58,7 @@ def test_who_is_let_out_to_the_host(rules, name, port, protocol, expected):
 @pytest.mark.parametrize("rules", [WIDE, "- {id: n, to: '*', default: true, mode: audit, action: deny}"])
 @pytest.mark.parametrize("name", ["host.exeat.internal", "exeat.internal", "sub.host.exeat.internal"])
 @pytest.mark.parametrize(("port", "protocol"), [(8080, HTTP), (22, TCP), (8443, TLS)])
-def test_audit_mode_lets_nobody_in_either(rules, name, port, protocol):
+def test_audit_mode_allows_no_host_service(rules, name, port, protocol):
     audited = policy(rules, AUDIT)
     assert audited.decide(attempt("www.example", port, protocol)).passes  # as it does elsewhere
     assert not audited.decide(attempt(name, port, protocol)).passes
@@ -67,7 +67,7 @@ def test_audit_mode_lets_nobody_in_either(rules, name, port, protocol):
 
 @pytest.mark.parametrize("mode", ["", ", mode: audit"])
 @pytest.mark.parametrize("to", ["host.exeat.internal", "10.0.0.0/8"])
-def test_audit_mode_takes_no_default_ask_for_a_yes_here(to, mode):
+def test_default_ask_in_audit_mode_allows_no_host_service(to, mode):
     rules = f"- {{id: k, to: {to}, ports: 22/tcp, default: true{mode}, action: ask}}"
     asked = policy(rules, AUDIT)
     target, address = (HOST, "127.0.0.1") if to == HOST else (ip_address("10.0.0.1"), "10.0.0.1")
@@ -104,7 +104,7 @@ SAID = [
 @pytest.mark.parametrize("head", ["", AUDIT])
 @pytest.mark.parametrize("path", [None, "/"])
 @pytest.mark.parametrize("row", SAID, ids=str)
-def test_what_is_said_to_who_is_not_let_in(row, path, head):
+def test_denied_host_service_has_its_reason(row, path, head):
     rules, name, port, protocol, reason, by, why, field = row
     asked = attempt(name, port, protocol, None if protocol is TCP else path)
     decision = policy(rules, head).decide(asked)
@@ -113,14 +113,14 @@ def test_what_is_said_to_who_is_not_let_in(row, path, head):
     assert (decision.nearest.field if decision.nearest else "") == field
 
 
-def test_a_deny_of_it_says_why_where_its_address_is_checked_as_well():
+def test_deny_of_a_host_name_is_named_in_the_address_check():
     asked, name = policy(f"{ALLOW}\n{NOT_THERE}"), attempt("host.exeat.internal", 8080, HTTP)
     assert asked.check_address(name, ip_address("127.0.0.1")) is Reason.RULE
     decision = asked.decide_name(HOST)
     assert (decision.reason, decision.why) == ("rule", "nobody builds there")
 
 
-def test_a_deny_of_an_address_that_is_not_public_says_why():
+def test_deny_of_a_nonpublic_address_says_why():
     rules = "- {id: a, to: 10.0.0.1, action: allow}\n- {id: d, to: 10.0.0.0/8, action: deny, why: not yours}"
     decision = policy(rules).decide(Attempt(TLS, ip_address("10.0.0.1"), 443))
     assert (decision.reason, decision.rules, decision.why) == ("rule", ("t:d",), "not yours")
@@ -144,7 +144,7 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("rules", "name", "address", "reason"), ADDRESSES)
-def test_where_its_name_leads_and_that_no_other_leads_there(rules, name, address, reason):
+def test_only_the_host_name_resolves_to_the_host(rules, name, address, reason):
     asked = policy(rules)
     target = HostName.parse(name)
     for path in (None, "/"):
@@ -162,13 +162,13 @@ def test_where_its_name_leads_and_that_no_other_leads_there(rules, name, address
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("action", ["allow", "flag"])
-def test_no_rule_opens_the_loopback_by_its_address(rule, action):
+def test_no_rule_allows_the_loopback_by_address(rule, action):
     with pytest.raises(RuleFileError, match=r"is loopback, and no rule can .* `to: host\.exeat\.internal`"):
         policy(f"- {{id: a, {rule}, action: {action}}}")
 
 
 @pytest.mark.parametrize("name", ["localhost.example", "xlocalhost", "localhost.internal"])
-def test_other_names_with_that_word_are_names(name):
+def test_similar_names_are_ordinary_names(name):
     assert policy(f"- {{id: a, to: {name}, action: allow}}").rules
     assert policy("- {id: a, to: localhost, action: deny}").rules  # holding it back may be said as with its address
 
@@ -186,7 +186,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("rule", WRONG)
-def test_a_rule_that_means_it_otherwise_is_wrong(rule):
+def test_misused_host_name_is_an_error(rule):
     with pytest.raises(RuleFileError) as caught:
         policy(f"- {{id: a, {rule}, action: allow}}")
     assert WRONG[rule] in str(caught.value)
@@ -200,12 +200,12 @@ def test_a_rule_that_means_it_otherwise_is_wrong(rule):
         ("xexeat.internal", False), ("exeat.internal.example", False), ("host.exeat-internal.example", False),
     ],
 )  # fmt: skip
-def test_what_is_of_the_zone(name, own):
+def test_names_of_the_zone_are_recognised(name, own):
     assert is_exeat_name(name) is own
     assert is_exeat_name(HOST)
 
 
-def test_it_goes_past_the_company_s_proxy():
+def test_host_services_bypass_the_upstream_proxy():
     asked = policy(
         f"{ALLOW}\n- {{id: x, to: x.example, action: allow}}", "settings: {upstream: 'http://proxy.example:3128'}"
     )

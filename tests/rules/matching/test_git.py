@@ -119,7 +119,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected"), ROWS)
-def test_git(rules, attempt, expected):
+def test_git_requests_are_decided_by_the_rules(rules, attempt, expected):
     got = decide(rules, attempt)
     assert told(got._replace(rules=tuple(sorted(got.rules)))) in {expected, expected.replace("t:all,t:g", "t:g")}
 
@@ -152,7 +152,7 @@ BEGUN = [
 
 
 @pytest.mark.parametrize(("rules", "repo", "expected"), BEGUN)
-def test_the_beginning_of_a_push_follows_the_repository(rules, repo, expected):
+def test_first_request_of_a_push_is_decided_by_repository(rules, repo, expected):
     assert begun(rules, repo) == expected
 
 
@@ -171,12 +171,12 @@ CONNECTIONS = [
 
 
 @pytest.mark.parametrize(("rules", "expected"), CONNECTIONS)
-def test_a_connection_is_let_in_if_some_git_could_pass(rules, expected):
+def test_connection_is_allowed_if_a_git_request_could_pass(rules, expected):
     decision = decide(rules, "tls git.example:443")
     assert (told(decision), decision.inspect) == (expected, True)
 
 
-def test_where_git_has_to_be_read_is_told_to_the_gate():
+def test_decision_says_whether_git_is_parsed():
     asked = policy(
         git(FETCH)
         + "- {id: x, to: x.example, except: [{git: {repos: '**', fetch: true}}], action: deny}\n- {id: y, to: y.example, http: {methods: GET}, action: allow}"
@@ -189,7 +189,7 @@ def test_where_git_has_to_be_read_is_told_to_the_gate():
     assert asked.needs.inspection
 
 
-def test_a_push_of_which_nobody_knows_what_it_does_is_every_change():
+def test_push_of_unknown_content_is_every_change():
     def pushed(rules):
         request = Request(
             "POST", "/acme/web/git-receive-pack", body=True, git=GitRequest(GitService.PUSH, "acme/web", "refs/heads/x")
@@ -200,7 +200,7 @@ def test_a_push_of_which_nobody_knows_what_it_does_is_every_change():
     assert pushed(git("{repos: 'acme/*', push: 'refs/**', changes: delete}", "deny", more=ALL)) == "deny rule t:g"
 
 
-def test_what_kept_a_push_out_is_told_by_repository_ref_and_change():
+def test_denied_push_names_repository_ref_and_change():
     asked = policy(git("{repos: 'acme/*', push: 'refs/heads/x/**'}"))
     for words, got in (
         ("push https://git.example/acme/web refs/heads/main", "push acme/web refs/heads/main (update)"),
@@ -211,7 +211,7 @@ def test_what_kept_a_push_out_is_told_by_repository_ref_and_change():
         assert near == ("t:g", "git", "push refs/heads/x/** (create/update) of acme/*", got)
 
 
-def test_every_change_is_one_of_three():
+def test_push_changes_are_create_update_delete():
     assert {change.value for change in RefChange} == {"create", "update", "delete"}
 
 
@@ -234,7 +234,7 @@ def test_git_decision_cost_is_independent_of_repository_count():
             assert calls(many.decide, attempt) == calls(few.decide, attempt)
 
 
-def test_a_flood_of_repositories_makes_nothing_grow():
+def test_many_repositories_leave_caches_bounded():
     asked = crowd(3)
     for n in range(3000):
         found = GitRequest(GitService.FETCH, f"acme1/r{n}")

@@ -83,27 +83,27 @@ GRANTED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "granted", "expected"), GRANTED)
-def test_a_grant_opens_what_it_names(rules, attempt, granted, expected):
+def test_grant_allows_what_it_names(rules, attempt, granted, expected):
     asked = policy(rules)
     decision = asked.decide(granting(asked, parse_attempt(attempt), *granted.split()))
     assert told(decision) == expected
     assert decision.needs_approval is bool(decision.approval and decision.outcome is Outcome.BLOCKED)
 
 
-def test_what_only_steps_aside_is_nothing_to_ask_about():
+def test_rule_that_abstains_needs_no_approval():
     asked = policy(GUARD)
     decision = asked.decide(parse_attempt("tcp x.example:9000").attempt(asked))
     assert (decision.reason, decision.needs_approval, decision.approval) == (Reason.APPROVAL_UNAVAILABLE, False, ())
 
 
-def test_an_ask_that_has_ended_is_a_deny_granted_or_not():
+def test_ended_ask_rule_denies_despite_a_grant():
     asked = policy(f"- {{id: q, to: x.example, until: {LAST}, action: ask}}")
     for day, expected in ((LAST, "allow approval_granted t:q"), (date(2027, 2, 1), "deny expired t:q")):
         attempt = granting(asked, parse_attempt(X), "q")._replace(at=day)
         assert told(asked.decide(attempt)) == expected
 
 
-def test_having_read_something_is_no_reason_to_be_let_out():
+def test_taint_allows_nothing():
     asked = policy("- {id: q, to: x.example, when: tainted, action: ask}\n" + WEB)
     attempt = granting(asked, parse_attempt(X)._replace(caller=Caller(tainted=True)), "q")
     assert told(asked.decide(attempt)) == "deny no_rule"
@@ -122,7 +122,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("was", "now"), CHANGES)
-def test_a_rule_that_is_changed_is_granted_no_more(was, now):
+def test_grant_of_a_changed_rule_lapses(was, now):
     before, after = policy(Q), policy(Q.replace(was, now))
     attempt = granting(before, parse_attempt(X)._replace(caller=Caller(at=LAST)), "q")
     assert told(before.decide(attempt)) == "allow approval_granted t:q"
@@ -132,7 +132,7 @@ def test_a_rule_that_is_changed_is_granted_no_more(was, now):
 @pytest.mark.parametrize(
     "same", [Q.replace("id: q, to: x.example", "to: [X.EXAMPLE.], id: q, why: 'more words'"), Q + GOOD]
 )
-def test_a_rule_that_says_the_same_is_still_granted(same):
+def test_grant_of_an_equivalent_rule_stays(same):
     assert policy(same).decide(granting(policy(Q), parse_attempt(X), "q")).reason is Reason.APPROVAL_GRANTED
 
 
@@ -148,7 +148,7 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("rules", "address", "reason"), ADDRESSES)
-def test_an_address_is_checked_under_a_grant_as_without_one(rules, address, reason):
+def test_address_check_ignores_grants(rules, address, reason):
     asked = policy(rules)
     attempt = granting(asked, parse_attempt(X), "q")
     assert asked.check_address(attempt, parse_address(address)) is reason
@@ -156,7 +156,7 @@ def test_an_address_is_checked_under_a_grant_as_without_one(rules, address, reas
         assert asked.check_address(waiting, parse_address(address)) is not None, "nothing is dialled before it is asked"
 
 
-def test_nothing_is_dialled_through_a_proxy_either_before_it_is_asked():
+def test_ask_rule_blocks_dialling_through_a_proxy():
     asked = policy(Q, "settings: {upstream: 'http://proxy.example:3128'}")
     attempt = granting(asked, parse_attempt(X), "q")
     via = ProxyDestination(asked.upstream_for(attempt), attempt.target)
@@ -165,7 +165,7 @@ def test_nothing_is_dialled_through_a_proxy_either_before_it_is_asked():
         assert asked.check_address(waiting.attempt(asked), via) is Reason.APPROVAL_UNAVAILABLE
 
 
-def test_every_layer_is_asked_for_itself(tmp_path):
+def test_every_layer_needs_its_own_grant(tmp_path):
     """A grant counts in each vote for its own rule, and a ceiling's silence is no question."""
     layer = tmp_path / "corp.yaml"
     layer.write_text("version: 1\nname: corp\nlayer: mandatory\nrules:\n  - {id: a, to: x.example, action: ask}\n")
@@ -196,7 +196,7 @@ TRUSTED = [
 
 
 @pytest.mark.parametrize(("rules", "trust"), TRUSTED)
-def test_whose_words_may_steer_a_task(rules, trust):
+def test_trusted_sources_do_not_taint(rules, trust):
     """The least trust that a rule which lets it out has; what only audit mode lets out nobody vouches for."""
     decision = policy(rules).decide(parse_attempt(X).attempt(policy(rules)))
     assert (decision.passes, decision.trust) == (True, trust)
@@ -206,7 +206,7 @@ NEEDING = [(GOOD, False), (Q, True), ("- {id: f, to: x.example, when: tainted, a
 
 
 @pytest.mark.parametrize(("rules", "needed"), NEEDING)
-def test_who_needs_somebody_to_ask(rules, needed):
+def test_policy_knows_whether_it_needs_approvals(rules, needed):
     assert policy(rules).needs.approvals is needed
     with_command = policy(rules, "commands: [{id: c, run: terraform apply, action: ask}]")
     assert with_command.needs.approvals
@@ -237,7 +237,7 @@ def test_explanation_differs_for_tainted_and_untainted_task():
     assert read.value()["trust"] == "untrusted"
 
 
-def test_what_only_tainted_tasks_notice_is_a_difference():
+def test_diff_reports_rules_for_tainted_tasks():
     without = TAINTING.partition("- {id: after")[0]
     after = policy(TAINTING.partition("tests")[0])
     told_of = [statement.text for statement in describe_diff(compare(policy(without), after))]
@@ -276,7 +276,7 @@ BY_ADDRESS = [
 
 
 @pytest.mark.parametrize(("rules", "decided", "address", "asked", "granted"), BY_ADDRESS)
-def test_an_ask_about_addresses_opens_those_and_no_others(rules, decided, address, asked, granted):
+def test_address_grant_allows_its_addresses_only(rules, decided, address, asked, granted):
     rules_of = policy(rules)
     attempt, dialled = parse_attempt(X).attempt(rules_of), parse_address(address)
     assert told(rules_of.decide(attempt)) == decided
@@ -296,7 +296,7 @@ def test_connection_is_allowed_for_request_no_address_ask_holds():
     assert told(rules.decide(parse_attempt("POST https://x.example/").attempt(rules))) == "allow rule t:g"
 
 
-def test_an_ask_about_addresses_that_has_ended_holds_only_those():
+def test_ended_address_ask_denies_its_addresses_only():
     rules = policy(
         AT.replace("action", f"until: {LAST}, action")
         + "- {id: g, to: x.example, resolves_to: 0.0.0.0/0, action: allow}\n- {id: h, to: x.example, resolves_to: 10.0.0.0/8, action: allow}"

@@ -75,7 +75,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("user", "kind", "layer", "expected"), ROWS)
-def test_a_layer_votes_alone(user, kind, layer, expected, tmp_path):
+def test_layer_is_evaluated_alone(user, kind, layer, expected, tmp_path):
     paths = written(tmp_path, file("u", user), file("l", layer, kind))
     for order in (paths, paths[::-1]):
         asked = read(order).policy
@@ -83,7 +83,7 @@ def test_a_layer_votes_alone(user, kind, layer, expected, tmp_path):
         assert [(each.name, each.kind) for each in asked.layers] == [("l", kind)]
 
 
-def test_a_connection_is_open_to_what_a_mandatory_deny_leaves_alone(tmp_path):
+def test_connection_is_allowed_for_what_a_mandatory_deny_leaves(tmp_path):
     deny = "{id: d, to: x.example, action: deny, except: [{http: {methods: POST}}]}"
     asked = read(written(tmp_path, file("u", [ALLOW]), file("l", [deny], "mandatory"))).policy
     said = {attempt: told(parse_attempt(attempt).decide(asked)) for attempt in ("tls x.example:443", X, f"POST{X[3:]}")}
@@ -99,14 +99,14 @@ OBJECTING = [
 
 
 @pytest.mark.parametrize(("user", "kind", "layer", "expected"), OBJECTING)
-def test_the_layer_that_objects_is_named(user, kind, layer, expected, tmp_path):
+def test_denial_names_its_layer(user, kind, layer, expected, tmp_path):
     asked = read(written(tmp_path, file("u", user), file("l", layer, kind))).policy
     explanation = explain(asked, parse_attempt(X))
     assert [line for line in explanation.lines() if "rules of other files" in line] == expected
     assert explanation.value()["layers"] == ["l"] * len(expected)
 
 
-def test_of_several_layers_the_one_that_objects_is_named(tmp_path):
+def test_denial_names_its_layer_among_several(tmp_path):
     paths = written(tmp_path, file("u", [ALLOW]), file("z", [ALLOW], "ceiling"), file("b", [], "ceiling"))
     asked = read(paths).policy
     assert explain(asked, parse_attempt(X)).value()["layers"] == ["b"]
@@ -128,7 +128,7 @@ CONNECTIONS = [
 
 
 @pytest.mark.parametrize(("user", "kind", "layer", "expected"), CONNECTIONS)
-def test_a_layer_votes_on_connections_too(user, kind, layer, expected, tmp_path):
+def test_layer_is_evaluated_for_connections(user, kind, layer, expected, tmp_path):
     asked = read(written(tmp_path, file("u", user), file("l", layer, kind))).policy
     decision = parse_attempt("tls x.example:443").decide(asked)
     assert told(decision).split()[0] == expected.split()[0]
@@ -139,7 +139,7 @@ def test_a_layer_votes_on_connections_too(user, kind, layer, expected, tmp_path)
     assert asked.decide_name(HostName("x.example")).passes is decision.passes
 
 
-def test_roots_files_are_mandatory_whatever_they_say(tmp_path):
+def test_roots_files_are_mandatory(tmp_path):
     user, root = written(tmp_path, file("u", [ALLOW]), file("root", [REST_DENY]))
     assert told(parse_attempt(X).decide(read([user, root]).policy)) == "allow rule u:a"
     for paths in ([user], [user, root], [root, user]):
@@ -149,7 +149,7 @@ def test_roots_files_are_mandatory_whatever_they_say(tmp_path):
     assert told(parse_attempt(X).decide(read([user], mandatory=[root]).policy)) == "deny layer"
 
 
-def test_no_include_takes_a_rule_out_of_roots_file(tmp_path):
+def test_include_removes_no_rule_of_roots_file(tmp_path):
     [root] = written(tmp_path, file("root", [DENY, ALLOW.replace("id: a", "id: b")]))
     user = tmp_path / "u.yaml"
     user.write_text(file("u", [ALLOW], include="[{file: 0.yaml, except: [d]}]"))
@@ -159,7 +159,7 @@ def test_no_include_takes_a_rule_out_of_roots_file(tmp_path):
     assert told(parse_attempt(X).decide(read([user], mandatory=[root]).policy)) == "deny rule root:d"
 
 
-def test_what_a_layer_includes_is_part_of_its_vote(tmp_path):
+def test_included_files_belong_to_their_layer(tmp_path):
     (tmp_path / "base.yaml").write_text(file("base", [ALLOW]))
     layer, user = written(
         tmp_path,
@@ -172,7 +172,7 @@ def test_what_a_layer_includes_is_part_of_its_vote(tmp_path):
         assert told(parse_attempt("GET https://y.example/").decide(asked)) == "deny layer"
 
 
-def test_two_layers_vote_each(tmp_path):
+def test_two_layers_are_evaluated_separately(tmp_path):
     texts = [
         file("u", [ALLOW]),
         file("one", [REST_ASK], "mandatory"),
@@ -183,7 +183,7 @@ def test_two_layers_vote_each(tmp_path):
     assert told(parse_attempt(X).decide(read(written(tmp_path, *texts)).policy)) == "ask approval_unavailable one:rest"
 
 
-def test_a_vote_carries_what_it_asks_for(tmp_path):
+def test_layer_decision_has_its_approval_terms(tmp_path):
     strict = (
         "{id: s, to: '*', default: true, idle_timeout: 5s, limits: {requests: 3}, until: 2027-01-31, action: allow}"
     )
@@ -202,7 +202,7 @@ def test_a_vote_carries_what_it_asks_for(tmp_path):
     assert told(parse_attempt("tls x.example:443").decide(read(paths).policy)) == "deny expired l:s"
 
 
-def test_a_ceilings_addresses_hold(tmp_path):
+def test_ceiling_restricts_addresses(tmp_path):
     from rules.addresses import parse_address
     from rules.attempt import Attempt, Protocol
 
@@ -223,7 +223,7 @@ def test_a_ceilings_addresses_hold(tmp_path):
     )
 
 
-def test_records_have_to_be_listed_by_a_ceiling(tmp_path):
+def test_ceiling_must_list_dns_records(tmp_path):
     listing = "{id: a, to: x.example, dns_types: [TXT, MX], action: allow}"
     asked = read(written(tmp_path, file("u", [listing]), file("l", [listing.replace(", MX", "")], "ceiling"))).policy
     assert asked.dns_types(HostName("x.example")) == {"TXT"}
@@ -240,7 +240,7 @@ AUDITED = [
 
 
 @pytest.mark.parametrize(("user", "own", "kind", "rules", "outcome"), AUDITED)
-def test_a_layers_mode_is_its_own(user, own, kind, rules, outcome, tmp_path):  # noqa: PLR0917 - a row
+def test_layer_has_its_own_mode(user, own, kind, rules, outcome, tmp_path):  # noqa: PLR0917 - a row
     asked = read(written(tmp_path, file("u", [], settings=user), file("l", rules, kind, own))).policy
     assert parse_attempt(X).decide(asked).outcome is outcome
 
@@ -256,7 +256,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("user", "layer", "key", "value"), SETTINGS)
-def test_other_files_tighten_a_layers_settings(user, layer, key, value, tmp_path):
+def test_other_files_can_tighten_settings_of_a_layer(user, layer, key, value, tmp_path):
     user = "" if user == "{}" else user
     settings = read(written(tmp_path, file("u", [], settings=user), file("l", [], "mandatory", layer))).policy.settings
     assert getattr(settings, key) == value
@@ -276,7 +276,7 @@ LAXER = [
 
 
 @pytest.mark.parametrize(("user", "layer", "part"), LAXER)
-def test_no_file_loosens_a_layers_settings(user, layer, part, tmp_path):
+def test_no_file_loosens_settings_of_a_layer(user, layer, part, tmp_path):
     paths = written(tmp_path, file("u", [], settings=user), file("l", [], "mandatory", layer))
     for order in (paths, paths[::-1]):
         with pytest.raises(RuleFileError) as error:
@@ -286,13 +286,13 @@ def test_no_file_loosens_a_layers_settings(user, layer, part, tmp_path):
         assert (problem.file, problem.line) == (str(paths[0]), 3)
 
 
-def test_upstream_is_a_layers_even_where_the_layer_has_no_settings(tmp_path):
+def test_upstream_proxy_belongs_to_the_layer(tmp_path):
     paths = written(tmp_path, file("u", [], settings="{upstream: 'http://p.example:3128'}"), file("l", [], "mandatory"))
     with pytest.raises(RuleFileError, match="`upstream` can be set only by a layer"):
         read(paths)
 
 
-def test_two_files_without_layers_still_cannot_both_have_settings(tmp_path):
+def test_two_plain_files_cannot_both_have_settings(tmp_path):
     texts = [
         file("u", [], settings="{mode: audit}"),
         file("v", [], settings="{mode: audit}"),
@@ -302,7 +302,7 @@ def test_two_files_without_layers_still_cannot_both_have_settings(tmp_path):
         read(written(tmp_path, *texts))
 
 
-def test_layers_are_part_of_the_revision(tmp_path):
+def test_layers_change_the_revision(tmp_path):
     def revision(*texts):
         return read(written(tmp_path, *texts)).policy.revision
 
@@ -330,12 +330,12 @@ LOGGED = [
 
 @pytest.mark.parametrize("kind", ["mandatory", "ceiling"])
 @pytest.mark.parametrize(("layer", "pattern"), LOGGED)
-def test_no_other_file_keeps_from_the_journal_what_a_layer_wants_there(layer, pattern, kind, tmp_path):
+def test_no_file_hides_what_a_layer_records(layer, pattern, kind, tmp_path):
     asked = read(written(tmp_path, file("u", [DISCREET]), file("l", [layer], kind))).policy
     assert parse_attempt("GET https://x.example/secret/1").decide(asked).pattern == pattern
 
 
-def test_of_a_layer_s_own_rules_the_most_discreet_counts(tmp_path):
+def test_most_discreet_rule_of_a_layer_applies(tmp_path):
     full = "{id: f, to: x.example, log: full, action: flag}"
     asked = read(written(tmp_path, file("u", []), file("l", [full, DISCREET], "mandatory"))).policy
     assert parse_attempt("GET https://x.example/secret/1").decide(asked).pattern == "/**"
@@ -344,7 +344,7 @@ def test_of_a_layer_s_own_rules_the_most_discreet_counts(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "outcome"), [("", "allow"), ("layer: mandatory\n", "allow"), ("layer: ceiling\n", "deny")]
 )
-def test_a_file_of_roots_that_calls_itself_a_ceiling_stays_one(tmp_path, layer, outcome):
+def test_roots_ceiling_stays_a_ceiling(tmp_path, layer, outcome):
     """docs/reference/rules.md, Layers: a mandatory file without a word on it is no vote, a ceiling's silence denies."""
     roots, own = tmp_path / "roots.yaml", tmp_path / "own.yaml"
     roots.write_text(f"version: 1\n{layer}rules: [{{id: d, to: other.example, action: deny}}]\n")
@@ -354,7 +354,7 @@ def test_a_file_of_roots_that_calls_itself_a_ceiling_stays_one(tmp_path, layer, 
 
 
 @pytest.mark.parametrize("layer", ["mandatory", "ceiling"])
-def test_layer_asking_by_address_holds_what_another_file_allows(tmp_path, layer):
+def test_layer_ask_by_address_holds_what_another_file_allows(tmp_path, layer):
     inside = "{id: q, to: '*', resolves_to: 10.0.0.0/8, action: ask}"
     allow = "{id: a, to: x.example, resolves_to: [0.0.0.0/0, 10.0.0.0/8], action: allow}"
     root = file("root", [inside, *([allow] if layer == "ceiling" else [])], layer=layer)

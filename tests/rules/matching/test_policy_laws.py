@@ -55,7 +55,7 @@ def lets(decision):
 
 @many
 @given(pools, modes, attempts, st.randoms())
-def test_order_never_matters(pool, given_settings, attempt, random):
+def test_order_of_rules_never_matters(pool, given_settings, attempt, random):
     shuffled = list(pool)
     random.shuffle(shuffled)
     one, other = Policy(pool, given_settings), Policy(shuffled, given_settings)
@@ -77,7 +77,7 @@ class Forgetful(dict):
     perhaps_layered,
     st.lists(st.tuples(attempts, st.sampled_from(ADDRESSES)), min_size=1, max_size=4),
 )
-def test_what_a_policy_remembers_changes_nothing(pool, given_settings, said, asked):
+def test_cached_decisions_equal_fresh_ones(pool, given_settings, said, asked):
     layers = in_layers(said)
     remembering, other = (Policy(pool, given_settings, layers=layers) for _ in range(2))
     other._hinted = other._agreed = Forgetful()
@@ -89,7 +89,7 @@ def test_what_a_policy_remembers_changes_nothing(pool, given_settings, said, ask
 
 @many
 @given(pools, modes, attempts, st.data())
-def test_another_rule_that_holds_back_never_allows_more(pool, given_settings, attempt, data):
+def test_added_deny_or_ask_never_allows_more(pool, given_settings, attempt, data):
     added = data.draw(rules(data.draw(st.sampled_from([Verdict.DENY, Verdict.ASK])), 99))
     before, after = Policy(pool, given_settings).decide(attempt), Policy([*pool, added], given_settings).decide(attempt)
     assert lets(after) <= lets(before)
@@ -97,7 +97,7 @@ def test_another_rule_that_holds_back_never_allows_more(pool, given_settings, at
 
 @many
 @given(pools, modes, seen, answered)
-def test_a_request_that_passes_has_a_connection_that_passes(pool, given_settings, attempt, numbers):
+def test_allowed_request_has_an_allowed_connection(pool, given_settings, attempt, numbers):
     """Or that is held itself, where nobody reads what is on it."""
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
@@ -118,7 +118,7 @@ DEEP = ["/" + "/".join(parts) for n in range(5) for parts in product(["a", "b", 
     modes,
     st.builds(partial(Attempt), st.just(Protocol.TLS), st.sampled_from(NAMES[:3]), st.just(443), st.none(), *who),
 )
-def test_a_connection_that_is_let_in_has_a_request_that_passes(pool, given_settings, attempt):
+def test_allowed_connection_has_an_allowed_request(pool, given_settings, attempt):
     """None is opened for nothing. All paths of four segments stand for all paths: no pattern here is longer than three."""
     policy = Policy(pool, given_settings)
     connection = policy.decide(attempt)
@@ -136,7 +136,7 @@ def test_a_connection_that_is_let_in_has_a_request_that_passes(pool, given_setti
 
 @many
 @given(pools, modes, connections, st.lists(requests(), min_size=8, max_size=8))
-def test_what_is_not_read_needs_no_reading(pool, given_settings, attempt, tried):
+def test_spliced_connection_has_no_request_rule(pool, given_settings, attempt, tried):
     """If a connection passes unread, every request that could be on it passes no worse."""
     policy = Policy(pool, given_settings)
     connection = policy.decide(attempt)
@@ -151,7 +151,7 @@ def test_what_is_not_read_needs_no_reading(pool, given_settings, attempt, tried)
 
 @many
 @given(pools, modes, attempts, answered)
-def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, attempt, numbers):
+def test_compiled_policy_agrees_with_the_reference(pool, given_settings, attempt, numbers):
     """Decide agrees with every rule read plainly and weighed: what `explain` shows is what happens."""
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
@@ -186,7 +186,7 @@ def test_the_compiled_policy_means_what_its_rules_say(pool, given_settings, atte
 
 @many
 @given(pools, modes, connections)
-def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_settings, attempt):
+def test_lookup_is_answered_whenever_a_connection_could_pass(pool, given_settings, attempt):
     if not isinstance(attempt.target, HostName):
         return
     policy = Policy(pool, given_settings)
@@ -199,7 +199,7 @@ def test_a_lookup_is_answered_whenever_a_connection_could_pass(pool, given_setti
 
 @many
 @given(pools, modes, connections)
-def test_what_is_let_out_is_among_the_protocols_told(pool, given_settings, attempt):
+def test_allowed_protocol_is_among_the_named_ones(pool, given_settings, attempt):
     policy = Policy(pool, given_settings)
     decision = policy.decide(attempt)
     if decision.allows:
@@ -211,7 +211,7 @@ def test_what_is_let_out_is_among_the_protocols_told(pool, given_settings, attem
 
 @many
 @given(pools, modes, attempts, st.sampled_from(ADDRESSES), st.lists(st.sampled_from(DAYS), min_size=2, max_size=2))
-def test_time_never_opens_anything(pool, given_settings, attempt, address, days):
+def test_time_never_allows_more(pool, given_settings, attempt, address, days):
     """Not the verdict, nor what is read, nor how long, how much and where to."""
     policy = Policy(pool, given_settings)
     earlier, later = (attempt._replace(at=day) for day in sorted(days))
@@ -234,7 +234,7 @@ def test_time_never_opens_anything(pool, given_settings, attempt, address, days)
 
 @many
 @given(pools, modes, seen)
-def test_what_is_not_known_of_a_request_never_opens_anything(pool, given_settings, attempt):
+def test_unknown_facts_of_a_request_never_allow_more(pool, given_settings, attempt):
     policy = Policy(pool, given_settings)
     known = policy.decide(attempt)
     unknown = attempt.request._replace(headers=())
@@ -246,7 +246,7 @@ def test_what_is_not_known_of_a_request_never_opens_anything(pool, given_setting
 
 @many
 @given(pools, modes, seen)
-def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, attempt):
+def test_first_request_of_a_push_is_allowed_as_any_push(pool, given_settings, attempt):
     """As far as the best of those that could follow, and no further."""
     git = attempt.request.git
     if git is None or git.service is not GitService.PUSH:
@@ -271,7 +271,7 @@ def test_the_beginning_of_a_push_goes_as_far_as_any_push(pool, given_settings, a
 
 @many
 @given(pools, modes, attempts, answered, st.sampled_from(ADDRESSES))
-def test_having_read_something_only_ever_holds_back(pool, given_settings, attempt, numbers, address):
+def test_taint_never_allows_more(pool, given_settings, attempt, numbers, address):
     attempt = granting(attempt, pool, numbers)
     policy = Policy(pool, given_settings)
     clean, tainted = (attempt._replace(tainted=is_so) for is_so in (False, True))
@@ -288,7 +288,7 @@ def test_having_read_something_only_ever_holds_back(pool, given_settings, attemp
 
 @many
 @given(pools, modes, attempts, answered)
-def test_a_grant_opens_nothing_that_anything_else_holds(pool, given_settings, attempt, numbers):
+def test_grant_allows_nothing_that_another_rule_holds(pool, given_settings, attempt, numbers):
     """Neither a deny, nor another ask, nor an `until` that has passed; and what names no ask changes nothing."""
     policy = Policy(pool, given_settings)
     asked = attempt._replace(
@@ -316,7 +316,7 @@ def test_a_grant_opens_nothing_that_anything_else_holds(pool, given_settings, at
 
 @many
 @given(pools, modes, attempts)
-def test_what_is_asked_about_passes_once_it_is_granted(pool, given_settings, attempt):
+def test_held_attempt_passes_once_granted(pool, given_settings, attempt):
     """Nobody is asked in vain."""
     policy = Policy(pool, given_settings)
     decision = policy.decide(attempt)
@@ -330,7 +330,7 @@ def test_what_is_asked_about_passes_once_it_is_granted(pool, given_settings, att
 
 @many
 @given(pools, modes, layered, attempts, st.sampled_from(ADDRESSES), st.randoms())
-def test_no_rule_elsewhere_makes_a_layers_vote_less_strict(  # noqa: PLR0917 - what hypothesis draws
+def test_no_other_rule_loosens_a_layer(  # noqa: PLR0917 - what hypothesis draws
     pool, given_settings, said, attempt, address, random
 ):
     layers = in_layers(said)

@@ -41,7 +41,7 @@ STRICTEST = [
 
 
 @pytest.mark.parametrize(("rules", "expected"), STRICTEST)
-def test_the_strictest_wins(rules, expected):
+def test_strictest_verdict_wins(rules, expected):
     if not rules:
         assert told(decide("version: 1", X)) == expected
         return
@@ -118,7 +118,7 @@ MATCHING = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected"), MATCHING)
-def test_matching(rules, attempt, expected):
+def test_rules_match_by_every_condition(rules, attempt, expected):
     """Asked of the rules alone: a method in lower case is refused before them, and they don't rely on it."""
     asked = policy(rules)
     assert told(asked.decide(parse_attempt(attempt).attempt(asked))) == expected
@@ -145,7 +145,7 @@ AUDITED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "outcome", "reason"), AUDITED)
-def test_audit_lets_out_only_what_no_rule_or_a_default_decided(rules, attempt, outcome, reason):
+def test_audit_allows_only_unlisted_and_default_attempts(rules, attempt, outcome, reason):
     head = "settings: {mode: audit}"
     asked = policy(rules, head) if rules else policy(f"version: 1\n{head}")
     decision = parse_attempt(attempt).decide(asked)
@@ -153,7 +153,7 @@ def test_audit_lets_out_only_what_no_rule_or_a_default_decided(rules, attempt, o
     assert decision.passes == (outcome is not Outcome.BLOCKED)
 
 
-def test_one_default_rule_may_be_audited_alone():
+def test_one_default_rule_can_be_audited_alone():
     rules = "- {id: dd, to: '**.example', default: true, mode: audit, action: deny}"
     assert decide(rules, X).outcome is Outcome.WOULD_BLOCK
     assert decide(rules, "GET https://x.other/").outcome is Outcome.BLOCKED
@@ -174,7 +174,7 @@ NEAR = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "near"), NEAR)
-def test_no_rule_names_the_nearest_and_what_kept_it_out(rules, attempt, near):
+def test_no_rule_names_the_nearest_rule_and_its_condition(rules, attempt, near):
     decision = decide(rules, attempt)
     assert decision.reason is Reason.NO_RULE
     assert decision.nearest is not None
@@ -182,11 +182,11 @@ def test_no_rule_names_the_nearest_and_what_kept_it_out(rules, attempt, near):
 
 
 @pytest.mark.parametrize("attempt", ["GET https://y.other/", "GET https://com/", "GET https://1.1.1.1/"])
-def test_nothing_near_is_no_hint(attempt):
+def test_distant_rules_give_no_hint(attempt):
     assert decide("- {id: a, to: x.example, action: allow}", attempt).nearest is None
 
 
-def test_a_decision_carries_what_the_rule_says():
+def test_decision_has_the_terms_of_its_rule():
     rules = "- {id: a, to: x.example, idle_timeout: 30s, why: mirror, action: allow}\n- {id: b, to: x.example, idle_timeout: 2h, action: allow}"
     decision = decide(rules, X)
     assert (decision.idle_timeout, decision.why) == (30.0, "mirror")
@@ -195,18 +195,18 @@ def test_a_decision_carries_what_the_rule_says():
 
 @pytest.mark.parametrize("port", [-1, 0, 65536, 2**40])
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.TLS, Protocol.HTTP])
-def test_a_port_that_is_none_never_passes(port, protocol):
+def test_invalid_port_is_denied(port, protocol):
     asked = policy(DEFAULT_ALLOW, "settings: {mode: audit}")
     assert not asked.decide(Attempt(protocol, HostName("x.example"), port)).passes
 
 
-def test_raw_tcp_with_a_request_is_nonsense_and_denied():
+def test_raw_tcp_with_a_request_is_denied():
     asked = policy(DEFAULT_ALLOW)
     decision = asked.decide(Attempt(Protocol.TCP, HostName("x.example"), 80, Request("GET", "/")))
     assert (decision.verdict, decision.reason) == (Verdict.DENY, Reason.PROTOCOL_MISMATCH)
 
 
-def test_every_enum_begins_closed():
+def test_first_value_of_every_enum_is_closed():
     from rules import verdicts
 
     assert next(iter(verdicts.Verdict)) is Verdict.DENY

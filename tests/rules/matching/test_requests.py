@@ -178,7 +178,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "carried", "expected"), ROWS)
-def test_a_request(rules, attempt, carried, expected):
+def test_requests_are_decided_by_the_rules(rules, attempt, carried, expected):
     assert told(decide(rules, attempt, **carried)) == expected
 
 
@@ -192,7 +192,7 @@ NEAR = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "carried", "near"), NEAR)
-def test_what_kept_a_request_out_is_told_but_never_what_it_carries(rules, attempt, carried, near):
+def test_denial_of_a_request_hides_its_content(rules, attempt, carried, near):
     assert tuple(decide(rules, attempt, **carried).nearest) == near
 
 
@@ -207,7 +207,7 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize(("protocol", "host", "port", "path", "length"), LENGTHS)
-def test_the_length_of_a_url(protocol, host, port, path, length):
+def test_long_url_is_limited(protocol, host, port, path, length):
     assert url_length(protocol, HostName(host), port, path) == length
 
 
@@ -246,7 +246,7 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize(("query", "name", "wanted", "match"), PARAMETERS)
-def test_a_parameter_is_read_as_servers_might(query, name, wanted, match):
+def test_query_parameters_are_read_as_servers_might(query, name, wanted, match):
     assert match_parameter(query, name, wanted) is match
 
 
@@ -260,19 +260,19 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("asked", ENDLESS.values(), ids=ENDLESS)
-def test_what_takes_long_to_read_is_not_known_and_not_read(asked):
+def test_expensive_query_is_unknown(asked):
     """A head may have 128 KB: read to its end it would keep the gate, and a reload, waiting for seconds."""
     assert asked() is Match.PERHAPS
 
 
-def test_headers_that_nobody_gave_are_not_known():
+def test_unknown_headers_are_unknown():
     assert match_header((), "x", Presence.ABSENT) is Match.PERHAPS
     assert match_header((), "x", Presence.PRESENT) is Match.PERHAPS
     assert match_header((), "x", one("1")) is Match.PERHAPS
     assert match_header((("y", "1"),), "x", Presence.ABSENT) is Match.YES
 
 
-def test_a_flood_of_queries_makes_nothing_grow():
+def test_many_queries_leave_caches_bounded():
     asked = policy(
         rule("{query: {a: '1*'}, max_url: 1KB}") + rule("{headers: {x: present}}", "deny").replace("id: a", "id: b")
     )
@@ -284,7 +284,7 @@ def test_a_flood_of_queries_makes_nothing_grow():
     assert len(plan.judged) <= 1024
 
 
-def test_a_connection_is_let_in_for_what_could_be_asked_on_it():
+def test_connection_is_allowed_for_its_possible_requests():
     """Parameters and headers aren't guessed: where a rule asks for some, such a request may come."""
     assert decide(rule("{query: {a: '1'}}"), "tls x.example:443").passes
     bodies = rule("{body: true}", "deny").replace("id: a", "id: d")
@@ -313,7 +313,7 @@ EXEMPTING = [
 
 
 @pytest.mark.parametrize(("lets_out", "leaves", "passes"), EXEMPTING)
-def test_a_connection_is_let_in_for_what_a_denial_leaves_alone(lets_out, leaves, passes):
+def test_connection_is_allowed_for_what_a_deny_leaves(lets_out, leaves, passes):
     except_ = leaves if "git" in leaves else f"{{http: {leaves}}}"
     allow = GOOD if lets_out == "{}" else rule(lets_out).replace("id: a", "id: g")
     denial = f"- {{id: d, to: x.example, except: [{except_}], action: deny}}\n"

@@ -63,23 +63,23 @@ FULL_OTHER = [
 
 
 @pytest.mark.parametrize("rules", FULL_SAME)
-def test_the_same_meaning_in_other_words_has_the_same_revision(rules):
+def test_equivalent_spelling_has_the_same_revision(rules):
     assert policy(rules).revision == policy(FULL).revision
 
 
-def test_every_key_is_part_of_it():
+def test_revision_covers_every_key():
     revisions = [policy(rules).revision for rules in (FULL, *FULL_OTHER)]
     assert len(set(revisions)) == len(revisions)
 
 
-def test_every_field_of_a_rule_but_why_is_part_of_its_digest():
+def test_digest_covers_every_field_but_why():
     rule = policy(FULL).rules[0]
     others = dict.fromkeys(Rule._fields, "another") | {"feeds": ("another",), "excepts": ("another",)}
     differing = {name for name, value in others.items() if digest_of(rule._replace(**{name: value})) != digest_of(rule)}
     assert differing == set(Rule._fields) - {"why"}
 
 
-def test_a_list_and_one_value_that_looks_like_it_have_other_digests():
+def test_list_and_single_value_have_different_digests():
     rule = policy(FULL).rules[0]
     values = [None, (), ("a", "b"), ("a, b",), ("a', 'b",), ("{'a', 'b'}",), (("a", "b"),), "{'a', 'b'}", True, "True"]
     digests = [digest_of(rule._replace(limits=value)) for value in values]
@@ -87,20 +87,20 @@ def test_a_list_and_one_value_that_looks_like_it_have_other_digests():
 
 
 @pytest.mark.parametrize("rules", SAME)
-def test_the_same_meaning_has_the_same_revision(rules):
+def test_equivalent_policies_have_the_same_revision(rules):
     assert policy(rules).revision == policy(BASE).revision
 
 
 @pytest.mark.parametrize("rules", OTHER)
-def test_another_meaning_has_another_revision(rules):
+def test_different_policies_have_different_revisions(rules):
     assert policy(rules).revision != policy(BASE).revision
 
 
-def test_settings_are_part_of_it():
+def test_revision_covers_settings():
     assert policy(BASE, "settings: {mode: audit}").revision != policy(BASE).revision
     assert policy(BASE, "settings: {mode: enforce}").revision == policy(BASE).revision
 
 
-def test_it_is_a_sha256_that_never_changes_by_itself():
+def test_revision_is_a_stable_sha256():
     assert re.fullmatch(r"[0-9a-f]{64}", policy(BASE).revision)
     assert policy("version: 1").revision == policy("version: 1\nname: other").revision

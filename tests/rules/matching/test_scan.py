@@ -35,12 +35,12 @@ STRICTEST = [
 
 
 @pytest.mark.parametrize(("rules", "expected"), STRICTEST)
-def test_the_strictest_counts(rules, expected):
+def test_strictest_scan_applies(rules, expected):
     asked = policy(rules)
     assert asked.decide(parse_attempt(X)._replace(caller=Caller(tainted=True)).attempt(asked)).scan is expected
 
 
-def test_what_is_only_audited_is_scanned():
+def test_audited_requests_are_scanned():
     asked = policy("- {id: d, to: x.example, default: true, action: deny}", "settings: {mode: audit}")
     for attempt in (X, "GET https://unheard.example/"):
         decision = asked.decide(parse_attempt(attempt).attempt(asked))
@@ -60,14 +60,14 @@ READ = [
 
 
 @pytest.mark.parametrize(("rules", "inspected"), READ)
-def test_what_is_to_be_scanned_is_read_whatever_the_settings_say(rules, inspected):
+def test_scanned_hosts_are_always_inspected(rules, inspected):
     asked = policy(rules, "settings: {tls: splice}")
     decision = asked.decide(parse_attempt("tls x.example:443")._replace(caller=Caller(tainted=True)).attempt(asked))
     assert (decision.passes, decision.inspect) == (True, inspected)
     assert asked.needs.inspection is inspected
 
 
-def test_each_layer_has_its_vote_and_its_silence_has_none(tmp_path):
+def test_layer_without_scan_does_not_decide_it(tmp_path):
     from rules.loading.load import load
 
     def scan(layer):
@@ -92,7 +92,7 @@ EXPLAINED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "said"), EXPLAINED)
-def test_it_is_explained(rules, attempt, said):
+def test_scan_is_explained(rules, attempt, said):
     from rules.explain.explanation import explain
 
     told = explain(policy(rules), parse_attempt(attempt))
@@ -112,13 +112,13 @@ NAMED = [
 
 
 @pytest.mark.parametrize(("rule", "named"), NAMED)
-def test_a_rule_that_may_let_out_names_its_hosts(rule, named):
+def test_allow_rule_names_its_hosts(rule, named):
     made = policy(f"- {rule}\n- {{id: rest, to: '*', scan: strict, action: allow}}")
     assert made.needs.names_host(HostName("x.example")) is named
     assert made.needs.strict_scan
 
 
-def test_a_network_names_its_addresses():
+def test_network_rule_names_its_addresses():
     made = policy("- {id: a, to: 192.0.2.0/24, ports: 443/tls, action: allow}")
     assert made.needs.names_host(ip_address("192.0.2.7"))
     assert not made.needs.names_host(ip_address("198.51.100.7"))

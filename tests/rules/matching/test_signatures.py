@@ -24,7 +24,7 @@ def test_each_combination_has_a_text(patterns, grammar, texts):
     assert len(set(found.values())) == len(found)
 
 
-def test_a_path_that_begins_with_a_dot_makes_a_difference():
+def test_leading_dot_in_a_path_changes_the_signature():
     before = policy("- {id: a, to: x.example, http: {methods: GET, paths: /a}, action: allow}")
     after = policy("- {id: a, to: x.example, http: {methods: GET, paths: [/a, /.*]}, action: allow}")
     assert not compare(before, after).is_empty

@@ -28,7 +28,7 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(("says", "limits"), LIMITS)
-def test_limits_are_as_they_are_written(says, limits):
+def test_limits_are_parsed(says, limits):
     assert decide(rule(says), X).limits == (("t:a", limits),)
 
 
@@ -57,7 +57,7 @@ WHOSE = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected"), WHOSE)
-def test_whose_limits_count(rules, attempt, expected):
+def test_strictest_limits_apply(rules, attempt, expected):
     assert sorted(ids(decide(rules, attempt))) == expected
 
 
@@ -75,14 +75,14 @@ TERMS = [
 
 
 @pytest.mark.parametrize(("says", "terms"), TERMS)
-def test_approvals_are_as_they_are_written(says, terms):
+def test_approval_terms_are_parsed(says, terms):
     decision = decide(rule(says, "ask") + GOOD, X)
     [asks] = decision.approval
     assert (told(decision), asks.rule, asks.terms) == ("ask approval_unavailable t:a", "t:a", terms)
     assert decision.needs_approval
 
 
-def test_every_ask_that_matches_has_to_be_satisfied():
+def test_every_matching_ask_rule_needs_a_grant():
     decision = decide(rule("approval: {by: dba}", "ask") + rule("approval: {by: net}", "ask", "b") + GOOD, X)
     assert [(asks.rule, asks.terms.by) for asks in decision.approval] == [("t:a", "dba"), ("t:b", "net")]
     assert decide(GOOD, X).approval == ()
@@ -114,7 +114,7 @@ CARRIED = [
 
 
 @pytest.mark.parametrize(("rules", "carried", "expected"), CARRIED)
-def test_a_rule_about_a_credential_is_about_requests_that_carry_it(rules, carried, expected):
+def test_credential_rule_matches_requests_that_carry_it(rules, carried, expected):
     assert told(decide(rules, X, credential=carried)) == expected
 
 
@@ -128,7 +128,7 @@ ONE_BY_ONE = [
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_what_one_request_lacks_is_not_told_of_the_next(order):
+def test_missing_credential_is_decided_per_request(order):
     asked = policy(rule("credential: key, http: {query: {a: '1'}}"))
     for value, carried, expected, field in ONE_BY_ONE[::order]:
         attempt = parse_attempt(f"GET https://x.example/?a={value}").attempt(asked)
@@ -136,7 +136,7 @@ def test_what_one_request_lacks_is_not_told_of_the_next(order):
         assert (told(decision), decision.nearest and decision.nearest.field) == (expected, field)
 
 
-def test_a_fetch_with_the_credential_is_another_than_one_without():
+def test_fetch_with_credential_is_decided_separately():
     asked = policy(rule("credential: key, git: {repos: a/b, fetch: true}"))
     fetch = parse_attempt("git fetch https://x.example/a/b").attempt(asked)
     carried = [fetch._replace(request=fetch.request._replace(credential=known)) for known in ("key", "", "key", None)]
@@ -163,7 +163,7 @@ LATER = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected"), LATER)
-def test_what_nobody_knows_never_lets_out(rules, attempt, expected):
+def test_unknown_facts_never_allow(rules, attempt, expected):
     assert told(decide(rules, attempt)) == expected
 
 
@@ -182,7 +182,7 @@ TAINTED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "clean", "tainted"), TAINTED)
-def test_what_a_task_has_read_only_ever_holds_it_back(rules, attempt, clean, tainted):
+def test_taint_only_restricts_a_task(rules, attempt, clean, tainted):
     assert (told(decide(rules, attempt)), told(decide(rules, attempt, tainted=True))) == (clean, tainted)
 
 
@@ -212,18 +212,18 @@ RECORDS = [
 
 
 @pytest.mark.parametrize(("attempt", "says", "more", "expected"), RECORDS)
-def test_a_lookup(attempt, says, more, expected):
+def test_lookups_are_decided_by_the_rules(attempt, says, more, expected):
     assert told(decide(rule(says) + more, attempt)) == expected
 
 
-def test_records_are_not_looked_up_for_what_is_only_audited():
+def test_audited_names_get_no_dns_records():
     audited = policy("- {id: d, to: y.example, dns_types: TXT, action: allow}", "settings: {mode: audit}")
     assert audited.decide_name(HostName("x.example")).passes
     assert audited.dns_types(HostName("x.example")) == frozenset()
     assert audited.dns_types(HostName("y.example")) == {"TXT"}
 
 
-def test_a_files_certificates_are_read_when_it_is(tmp_path):
+def test_certificates_of_a_rule_file_are_read_with_it(tmp_path):
     from rules.loading.load import read
 
     pem = b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
@@ -255,7 +255,7 @@ def test_a_files_certificates_are_read_when_it_is(tmp_path):
         read([tmp_path / "t.yaml"])
 
 
-def test_what_may_be_told_of_a_path():
+def test_recorded_detail_of_a_path_follows_the_rule():
     paths = rule("http: {paths: [/a/*, /b]}, log: pattern")
     assert decide(paths, "GET https://x.example/a/secret").pattern == "/a/*, /b"
     assert decide(paths + GOOD, "GET https://x.example/a/secret").pattern == "/a/*, /b"
@@ -264,7 +264,7 @@ def test_what_may_be_told_of_a_path():
     assert decide(rule("log: full"), X).pattern is None
 
 
-def test_as_little_may_be_told_where_something_else_refuses_it(tmp_path):
+def test_denied_path_is_recorded_as_discreetly(tmp_path):
     ceiling = tmp_path / "top.yaml"
     ceiling.write_text("version: 1\nname: top\nlayer: ceiling\nrules:\n  - {id: y, to: y.example, action: allow}\n")
     own = f"version: 1\nname: t\ninclude: [{{file: {ceiling}}}]\nrules:\n" + rule("http: {paths: [/a/*]}, log: pattern")
@@ -276,11 +276,11 @@ def test_as_little_may_be_told_where_something_else_refuses_it(tmp_path):
     assert (decision.reason, decision.pattern) == ("non_public_address", "/**")
 
 
-def test_a_file_without_rules_is_one():
+def test_file_without_rules_is_valid():
     assert loaded("version: 1\nname: t").policy.rule_ids == ()
 
 
-def test_certificates_that_settings_name_are_read_too(tmp_path):
+def test_certificates_named_by_settings_are_read(tmp_path):
     from rules.loading.load import read
 
     file = tmp_path / "ca.pem"

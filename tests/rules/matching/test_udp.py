@@ -59,7 +59,7 @@ DECIDED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "expected"), DECIDED)
-def test_what_is_decided(rules, attempt, expected):
+def test_udp_is_decided_by_the_rules(rules, attempt, expected):
     assert told(decide(rules, attempt)) == expected
 
 
@@ -72,7 +72,7 @@ AUDITED = [
 
 
 @pytest.mark.parametrize(("rules", "attempt", "reason"), AUDITED)
-def test_audit_mode_lets_no_udp_out(rules, attempt, reason):
+def test_audit_mode_allows_no_udp(rules, attempt, reason):
     decision = decide(rules, attempt, "settings: {mode: audit}")
     assert (decision.outcome, decision.passes, decision.reason) == (Outcome.BLOCKED, False, reason)
 
@@ -88,12 +88,12 @@ TIMEOUTS = [
 
 
 @pytest.mark.parametrize(("rules", "head", "seconds"), TIMEOUTS)
-def test_a_flow_is_forgotten_sooner_than_a_connection(rules, head, seconds):
+def test_idle_flow_ends_sooner_than_a_connection(rules, head, seconds):
     assert decide(rules, X, head).idle_timeout == seconds
     assert decide(rules, "tcp time.example:123", head).idle_timeout != 120
 
 
-def test_the_nearest_rule_is_named():
+def test_denied_flow_names_the_nearest_rule():
     near = decide(NTP, "udp time.example:124").nearest
     assert (near.rule, near.field, near.wanted) == ("t:ntp", "ports", "123/udp")
 
@@ -110,12 +110,12 @@ NEEDED = [
 
 
 @pytest.mark.parametrize(("rules", "needed"), NEEDED)
-def test_the_door_is_opened_for_rules_that_list_udp_and_for_nothing_else(rules, needed):
+def test_udp_socket_opens_only_for_udp_rules(rules, needed):
     assert policy(rules).needs.udp is needed
     assert policy(rules, "settings: {mode: audit}").needs.udp is needed
 
 
-def test_a_name_that_only_udp_goes_to_has_an_address():
+def test_name_with_only_udp_rules_is_resolved():
     asked = policy(NTP)
     assert asked.decide_name(HostName("time.example")).passes
     assert not asked.decide_name(HostName("other.example")).passes
@@ -133,7 +133,7 @@ CHECKED = [
 
 
 @pytest.mark.parametrize(("rules", "address", "reason"), CHECKED)
-def test_the_address_is_checked_like_any(rules, address, reason):
+def test_address_of_a_flow_is_checked(rules, address, reason):
     from ipaddress import ip_address
 
     assert (

@@ -30,7 +30,7 @@ def layer(kind, rules):
 
 @laws.many
 @given(pool, pool, pool, kept, kept, kinds, settings, laws.attempts, ADDRESSES)
-def test_what_is_read_alone_is_as_strict_as_if_all_were_read(  # noqa: PLR0917 - what hypothesis draws
+def test_partial_layer_is_as_strict_as_the_whole(  # noqa: PLR0917 - what hypothesis draws
     others, before, now, shared, left, kind, mode, attempt, address
 ):
     """Of root's rules before some are left, and some are in a file that others include as well."""
@@ -67,7 +67,7 @@ def written(tmp_path, root, other=""):
     return read([tmp_path / "web.yaml"] if other else [], mandatory=[tmp_path / "root.yaml"]).policy
 
 
-def test_settings_of_root_s_are_the_strictest_of_what_they_were_and_are(tmp_path):
+def test_strictest_of_old_and_new_root_settings_apply(tmp_path):
     before = written(tmp_path, ROOT % ("settings: {on_journal_failure: block, idle_timeout: 2h}", "allow"), OTHER)
     now = written(tmp_path, ROOT % ("settings: {tls: inspect, idle_timeout: 1m}", "deny"))
     over = put_over(before, now, ["broken"])
@@ -80,7 +80,7 @@ def test_settings_of_root_s_are_the_strictest_of_what_they_were_and_are(tmp_path
 
 
 @pytest.mark.parametrize(("said", "spliced"), [("", False), ("settings: {tls: splice}", True)])
-def test_no_other_file_says_what_a_layer_s_rule_means_by_its_silence(tmp_path, said, spliced):
+def test_no_other_file_fills_in_a_layers_defaults(tmp_path, said, spliced):
     """A file of one's own with `tls: splice` had root's rules spliced too."""
     policy = written(tmp_path, ROOT % (said, "allow"), OTHER)
     attempts = [laws.Attempt(laws.Protocol.TLS, laws.HostName(name), 443) for name in ("x.example", "y.example")]
@@ -90,7 +90,7 @@ def test_no_other_file_says_what_a_layer_s_rule_means_by_its_silence(tmp_path, s
 PIP = "version: 1\nlocked:\n  pip:\n    index: [{url: 'https://%s'}]\n    files: [{url: 'https://%s'}]\n"
 
 
-def test_no_lock_but_root_s_own_fills_in_what_root_s_files_include(tmp_path):
+def test_only_roots_lock_resolves_roots_includes(tmp_path):
     """A user's own said which host root's ceiling lets everybody out to."""
     root, own, web = (tmp_path / name for name in ("root.lock", "own.lock", "web.yaml"))
     own.write_text(PIP % ("evil.example", "evil.example"))

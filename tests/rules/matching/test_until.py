@@ -47,7 +47,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("rules", "then", "after"), ROWS)
-def test_a_day_passes(rules, then, after):
+def test_rule_ends_after_its_day(rules, then, after):
     assert told(decide(rules, X, at=BEFORE)) == then
     assert told(decide(rules, X, at=LAST)) == then
     got = decide(rules, X, at=AFTER)
@@ -55,7 +55,7 @@ def test_a_day_passes(rules, then, after):
     assert decide(rules, X) == got, "on an unknown day everything has ended"
 
 
-def test_what_an_ended_rule_held_tight_stays_tight():
+def test_ended_deny_stays_in_force():
     rules = (
         "- {id: a, to: x.example, until: 2027-01-31, idle_timeout: 5s, limits: {requests: 3}, action: allow}\n"
         "- {id: s, to: x.example, tls: splice, action: allow}"
@@ -66,28 +66,28 @@ def test_what_an_ended_rule_held_tight_stays_tight():
     assert (told(then), told(after)) == ("allow rule t:a,t:s", "allow rule t:s")
 
 
-def test_a_lookup_goes_as_far_as_any_connection_whatever_the_day():
+def test_lookup_follows_connections_on_any_day():
     """The first that passed decided: one that is flagged gave way, once it was over, to one that is allowed."""
     asked = policy(FLAG + "- {id: w, to: x.example, ports: 80, action: allow}")
     names = [asked.decide_name(HostName("x.example"), Caller(at=day)) for day in (LAST, AFTER)]
     assert [told(decision) for decision in names] == ["allow rule t:w", "allow rule t:w"]
 
 
-def test_the_earliest_end_is_told():
+def test_policy_knows_its_earliest_end():
     rules = ALLOW + "- {id: b, to: x.example, until: 2027-01-15, action: allow}\n" + GOOD
     assert decide(rules, X, at=date(2027, 1, 1)).expires == date(2027, 1, 15)
     assert decide(rules, X, at=LAST).expires == LAST
     assert decide(rules, X, at=AFTER).expires is None
 
 
-def test_the_epoch_changes_when_a_day_ends_and_only_then():
+def test_epoch_changes_only_when_a_rule_ends():
     asked = policy(ALLOW + "- {id: b, to: y.example, until: 2027-03-01, action: ask}\n" + GOOD)
     days = [date(2026, 1, 1), BEFORE, LAST, AFTER, date(2027, 3, 1), date(2027, 3, 2), date(2030, 1, 1), None]
     assert [asked.epoch(day) for day in days] == [0, 0, 0, 1, 1, 2, 2, 2]
     assert policy(GOOD).epoch(None) == 0
 
 
-def test_a_lookup_ends_with_its_rule():
+def test_lookup_ends_with_its_rule():
     asked = policy(ALLOW)
     x = HostName("x.example")
     assert asked.decide_name(x, Caller(at=LAST)).passes
@@ -97,14 +97,14 @@ def test_a_lookup_ends_with_its_rule():
     )
 
 
-def test_what_has_ended_is_audited_as_what_no_rule_decides():
+def test_ended_rule_is_audited_as_no_rule():
     head = "settings: {mode: audit}"
     assert decide(ALLOW, X, head, at=AFTER).outcome is Outcome.WOULD_BLOCK
     assert decide(ASK, X, head, at=AFTER).outcome is Outcome.BLOCKED
     assert decide(DEFAULT_ASK, X, head, at=AFTER).outcome is Outcome.WOULD_BLOCK
 
 
-def test_an_address_that_only_an_ended_rule_listed_is_not_dialled():
+def test_address_of_an_ended_rule_is_not_dialled():
     rules = "- {id: a, to: x.example, resolves_to: 10.0.0.0/8, until: 2027-01-31, action: allow}\n- {id: g, to: x.example, action: allow}"
     asked = policy(rules)
     ten = asked.rules[0].resolves_to[0].network_address

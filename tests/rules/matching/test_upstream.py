@@ -46,18 +46,18 @@ WAYS = [
 
 
 @pytest.mark.parametrize(("target", "port", "protocol", "way"), [w[1:] for w in WAYS], ids=[w[0] for w in WAYS])
-def test_the_way(target, port, protocol, way):
+def test_connections_use_the_upstream_proxy(target, port, protocol, way):
     upstream = policy(RULES).upstream_for(Attempt(protocol, parse_host(target), port))
     assert (upstream and str(upstream)) == way
 
 
-def test_a_request_goes_the_way_of_its_connection():
+def test_request_uses_the_proxy_of_its_connection():
     rules, name = policy(RULES), parse_host("paths.example")
     for request in (None, Request("GET", "/in"), Request("GET", "/else")):
         assert rules.upstream_for(Attempt(Protocol.TLS, name, 443, request)) is None
 
 
-def test_a_task_goes_by_its_own_rules():
+def test_each_task_uses_the_proxy_of_its_rules():
     attempt = Attempt(Protocol.TLS, parse_host("x.other.example"), 443, None, "other")
     assert policy(RULES).upstream_for(attempt) is None
 
@@ -77,7 +77,7 @@ DIALLED = [
 
 
 @pytest.mark.parametrize(("target", "hop", "reason"), [d[1:] for d in DIALLED], ids=[d[0] for d in DIALLED])
-def test_what_may_be_dialled(target, hop, reason):
+def test_only_the_proxy_may_be_dialled(target, hop, reason):
     assert policy(RULES).check_address(Attempt(Protocol.TLS, target, 443), hop) is reason
 
 
@@ -90,7 +90,7 @@ IN_CLEAR = [  # by absolute-form, and no connection of its own
 
 
 @pytest.mark.parametrize(("protocol", "upstream", "reason"), IN_CLEAR)
-def test_what_a_proxy_may_be_asked_request_by_request(protocol, upstream, reason):
+def test_request_rules_apply_through_a_proxy(protocol, upstream, reason):
     attempt = Attempt(protocol, NAME, 443)
     assert policy(RULES).check_address(attempt, ProxyDestination(upstream, NAME, relayed=True)) is reason
     by_socks = policy(RULES.replace(PROXY, "socks5://proxy.corp.example:1080"))
@@ -98,7 +98,7 @@ def test_what_a_proxy_may_be_asked_request_by_request(protocol, upstream, reason
     assert by_socks.check_address(attempt, hop) is Reason.ADDRESS_NOT_LISTED
 
 
-def test_without_a_proxy_none_may_be_dialled():
+def test_without_a_proxy_none_is_dialled():
     rules = policy("version: 1\nrules:\n  - {id: a, to: '*', action: allow}\n")
     assert (
         rules.check_address(Attempt(Protocol.TLS, NAME, 443), ProxyDestination(HERE, NAME)) is Reason.ADDRESS_NOT_LISTED
@@ -116,7 +116,7 @@ EXPLAINED = [
 
 
 @pytest.mark.parametrize(("attempt", "line", "via"), EXPLAINED)
-def test_the_way_is_explained(attempt, line, via):
+def test_explanation_names_the_proxy(attempt, line, via):
     attempt = attempt.removeprefix("tls ")
     text = f"GET {attempt}" if "://" in attempt else attempt
     explanation = explain(policy(RULES), parse_attempt(text))
@@ -124,7 +124,7 @@ def test_the_way_is_explained(attempt, line, via):
     assert explanation.value()["via"] == via
 
 
-def test_what_goes_past_is_spelled_as_in_the_file():
+def test_bypassed_hosts_are_spelled_as_in_the_file():
     assert str(policy(RULES).settings.upstream_except) == "**.direct.example, 9.9.9.0/24"
 
 
@@ -137,11 +137,11 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize(("text", "normal"), SPELLINGS)
-def test_spellings(text, normal):
+def test_proxy_urls_are_parsed(text, normal):
     assert str(Upstream.parse(text)) == normal
 
 
-def test_a_password_in_the_url_is_not_repeated():
+def test_password_in_a_proxy_url_is_not_printed():
     with pytest.raises(ValueError, match="upstream_auth") as error:
         Upstream.parse("http://me:geheim@proxy:3128")
     assert "geheim" not in str(error.value)
@@ -155,7 +155,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("first", "second", "says"), [x[1:] for x in LAYERS], ids=[x[0] for x in LAYERS])
-def test_one_layer_says_all_about_the_proxy(first, second, says, tmp_path):
+def test_one_layer_sets_the_whole_proxy(first, second, says, tmp_path):
     from rules.loading.load import load
 
     for name, more in (("one", first), ("two", second)):
@@ -172,7 +172,7 @@ def test_one_layer_says_all_about_the_proxy(first, second, says, tmp_path):
             load(order)
 
 
-def test_what_is_said_of_the_proxy_is_part_of_the_revision():
+def test_proxy_changes_the_revision():
     text = "version: 1\nsettings: {{upstream: 'http://proxy:{port}', upstream_except: [{past}]}}\nrules: []\n"
     written = [(1, "a.example, b.example"), (1, "b.example, a.example"), (2, "a.example, b.example"), (1, "a.example")]
     revisions = [policy(text.format(port=port, past=past)).revision for port, past in written]
@@ -203,7 +203,7 @@ LAYERED = [
 
 
 @pytest.mark.parametrize(("name", "address", "reason"), [x[1:] for x in LAYERED], ids=[x[0] for x in LAYERED])
-def test_nobody_else_s_rules_go_past_a_layer_s_proxy_to_the_internet(name, address, reason, tmp_path):
+def test_no_other_file_bypasses_the_proxy_of_a_layer(name, address, reason, tmp_path):
     from rules.loading.load import load
 
     for file, text in (("root.yaml", ROOT), ("own.yaml", OWN)):

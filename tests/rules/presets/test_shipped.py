@@ -77,13 +77,13 @@ def decide(loaded, attempt):
     return " ".join((verdict_of(decision), decision.reason, ",".join(decision.rules))).strip()
 
 
-def test_the_presets_are_those_that_are_wanted():
+def test_shipped_presets_are_the_documented_ones():
     assert set(DISCOVERED) == set(ASKED["discovered"].split())
     assert set(preset_names()) == set(" ".join(ASKED.values()).split())
 
 
 @pytest.mark.parametrize("between", [", ", ",\n  "], ids=["on one line", "on two lines"])
-def test_a_preset_says_of_each_test_alone_whether_it_fails(tmp_path, monkeypatch, between):
+def test_preset_test_cases_are_reported_one_by_one(tmp_path, monkeypatch, between):
     wants = [f"{{attempt: 'GET https://{host}.example/', expect: allow}}" for host in ("x", "y", "x")]
     rules = "rules: [{id: x, to: x.example, action: allow}]\n"
     (tmp_path / "t.yaml").write_text(f"version: 1\n{rules}tests: [{between.join(wants)}]\n")
@@ -94,7 +94,7 @@ def test_a_preset_says_of_each_test_alone_whether_it_fails(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_loads_says_why_and_passes_its_tests(name, lock):
+def test_preset_loads_has_why_and_passes_its_tests(name, lock):
     loaded = read_preset(name, [lock])
     assert failures(loaded) == []
     assert loaded.warnings == ()
@@ -108,7 +108,7 @@ def test_a_preset_loads_says_why_and_passes_its_tests(name, lock):
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_what_a_preset_lets_out_reads_at_exact_hosts(name, lock):
+def test_presets_allow_reads_at_exact_hosts(name, lock):
     for rule in read_preset(name, [lock]).policy.rules:
         if not rule.allows:
             continue
@@ -128,7 +128,7 @@ def test_what_a_preset_lets_out_reads_at_exact_hosts(name, lock):
             assert {f"POST {path.text}" for path in rule.http.paths} == listed
 
 
-def test_no_wildcard_stands_under_a_suffix_that_strangers_share(lock):
+def test_no_preset_wildcard_is_below_a_public_suffix(lock):
     for name in preset_names():
         for rule in read_preset(name, [lock]).policy.rules:
             shared = [p.text for p in rule.names if p.below and suffix_of_wildcard(p.below) is not Suffix.NONE]
@@ -136,7 +136,7 @@ def test_no_wildcard_stands_under_a_suffix_that_strangers_share(lock):
 
 
 @pytest.mark.parametrize("name", DISCOVERED)
-def test_no_host_stands_in_a_discovered_preset(name):
+def test_discovered_preset_names_no_host(name):
     root = parse(preset_source(name), name, [])
     for rule in root.pairs["rules"][1].items:
         assert list(rule.pairs["to"][1].pairs) == ["locked"]
@@ -144,7 +144,7 @@ def test_no_host_stands_in_a_discovered_preset(name):
         assert "://" not in test.pairs["attempt"][1].text
 
 
-def test_a_discovered_preset_is_what_is_locked(web):
+def test_discovered_preset_uses_its_lock(web):
     loaded = web("{preset: npm}")
     assert loaded.policy.rule_ids == ("npm:publish", "npm:publish-2", "npm:registry", "npm:registry-2", "npm:tarballs")
     table = {
@@ -165,7 +165,7 @@ def test_a_discovered_preset_is_what_is_locked(web):
     ]  # fmt: skip
 
 
-def test_the_lock_is_among_the_sources_and_the_shipped_file_is_not(web, lock, tmp_path):
+def test_lock_is_a_source_and_the_shipped_file_is_not(web, lock, tmp_path):
     assert web("{preset: pip}").policy.sources == (tmp_path / "web.yaml", lock)
     assert web("{preset: github}").policy.sources == (tmp_path / "web.yaml",)
 
@@ -197,7 +197,7 @@ KEPT = [
 
 
 @pytest.mark.parametrize(("include", "table"), KEPT, ids=[row[0] for row in KEPT])
-def test_an_include_keeps_what_it_names(include, table, web):
+def test_include_keeps_the_named_rules(include, table, web):
     loaded = web(include, more=GITHUB_FILE)
     assert {attempt: decide(loaded, attempt) for attempt in table} == table
     assert failures(loaded) == []
@@ -219,7 +219,7 @@ CREDENTIAL = [
 
 
 @pytest.mark.parametrize(("include", "table"), CREDENTIAL, ids=[row[0] for row in CREDENTIAL])
-def test_an_include_with_credential_requires_it_of_every_rule_but_denies(include, table, web):
+def test_include_with_credential_requires_it_except_for_denies(include, table, web):
     from rules.loading.cases import parse_attempt, verdict_of
 
     loaded = web(include, SECRETS, more=GITHUB_FILE)
@@ -232,7 +232,7 @@ def test_an_include_with_credential_requires_it_of_every_rule_but_denies(include
     assert loaded.tests == (), "the file's tests say nothing of a credential"
 
 
-def test_every_preset_takes_a_credential(web):
+def test_every_preset_accepts_a_credential(web):
     for name in preset_names():
         loaded = web(f"{{preset: {name}, credential: key}}", SECRETS)
         assert {rule.credential for rule in loaded.policy.rules if rule.action is not Verdict.DENY} <= {"key"}
@@ -268,7 +268,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("include", "line"), WRONG, ids=[row[0] for row in WRONG])
-def test_an_include_that_is_wrong_is_told(include, line, web):
+def test_malformed_include_is_an_error(include, line, web):
     files = {
         "sets": "version: 1\nsettings: {mode: audit}\n",
         "raw": "version: 1\nrules: [{id: db, to: a.example, ports: 5432/tcp, action: allow}]\n",
@@ -278,12 +278,12 @@ def test_an_include_that_is_wrong_is_told(include, line, web):
     assert line in told(web, include, secrets if "credential" in include else "", **files)
 
 
-def test_the_same_include_twice_counts_once(web):
+def test_repeated_include_counts_once(web):
     loaded = web("{preset: github-read, except: [api, site]}\n  - {preset: github-read, except: [site, api]}")
     assert loaded.policy.rule_ids == ("github-read:fetch", "github-read:files")
 
 
-def test_tests_of_an_included_file_run_where_their_rule_is_kept(web):
+def test_included_test_cases_run_where_their_rule_is_kept(web):
     table = {
         "{file: more.yaml}": 4,
         "{file: more.yaml, except: [d]}": 2,
@@ -292,13 +292,13 @@ def test_tests_of_an_included_file_run_where_their_rule_is_kept(web):
     assert {include: len(web(include, more=GITHUB_FILE).tests) for include in table} == table
 
 
-def test_a_presets_tests_are_about_it_alone(web):
+def test_test_cases_of_a_preset_see_only_its_rules(web):
     loaded = web("{preset: github-read}", "rules:\n  - {id: no-api, to: api.github.com, action: deny}\n")
     assert loaded.tests == ()
     assert decide(loaded, "GET https://api.github.com/user") == "deny rule web:no-api"
 
 
-def test_rules_beside_a_preset_can_only_open_what_it_asks_by_default(web):
+def test_other_rules_allow_only_what_a_preset_asks_by_default(web):
     rule = "rules:\n  - {id: ours, to: github.com, git: {repos: [acme/web], push: [refs/heads/*]}, action: allow}\n"
     loaded = web("{preset: github}", rule)
     assert decide(loaded, "git push https://github.com/acme/web refs/heads/x") == "allow rule web:ours"
@@ -329,7 +329,7 @@ LOCKS = [
 
 
 @pytest.mark.parametrize(("text", "line"), LOCKS, ids=[row[0].replace("\n", " ")[:60] for row in LOCKS])
-def test_a_lock_that_is_wrong_is_told_and_nothing_is_let_out(text, line, web, lock):
+def test_malformed_lock_is_an_error_and_allows_nothing(text, line, web, lock):
     lock.write_text(text)
     with pytest.raises(RuleFileError) as error:
         web("{preset: pip}")
@@ -337,30 +337,30 @@ def test_a_lock_that_is_wrong_is_told_and_nothing_is_let_out(text, line, web, lo
     assert any(line.replace("{lock}", str(lock)) in str(problem) for problem in error.value.problems), str(error.value)
 
 
-def test_a_place_that_is_locked_to_nothing_lets_nothing_out(web, lock):
+def test_empty_lock_entry_allows_nothing(web, lock):
     lock.write_text("version: 1\nlocked: {pip: {index: [{url: 'https://x.example'}], files: []}}\n")
     assert web("{preset: pip}").policy.rule_ids == ("pip:index", "pip:metadata", "pip:upload")
     assert failures(read_preset("pip", [lock])) == []
 
 
-def test_a_locked_metadata_address_opens_nothing(web, lock):
+def test_locked_metadata_address_allows_nothing(web, lock):
     lock.write_text(
         "version: 1\nlocked: {pip: {index: [{url: 'https://x.example', resolves_to: [169.254.0.0/16]}], files: []}}\n"
     )
     assert "link-local: list the single addresses" in told(web, "{preset: pip}")[0]
 
 
-def test_a_lock_that_others_can_write_is_not_used(web, lock):
+def test_lock_writable_by_others_is_refused(web, lock):
     lock.chmod(0o666)
     assert any("presets.lock:1:1: `" in line and "others can write it" in line for line in told(web, "{preset: pip}"))
 
 
-def test_a_lock_of_somebody_else_is_not_used(web, lock):
+def test_lock_of_another_user_is_refused(web, lock):
     harness.give_away(lock)
     assert any("others can write it" in line for line in told(web, "{preset: pip}"))
 
 
-def test_the_first_locks_word_counts_and_a_missing_one_is_none(tmp_path, lock):
+def test_first_lock_applies_and_a_missing_one_is_skipped(tmp_path, lock):
     mine = tmp_path / "mine.lock"
     mine.write_text("version: 1\nlocked: {rubygems: {sources: [{url: 'https://evil.example'}]}, own: {}}\n")
     file = tmp_path / "web.yaml"
@@ -369,7 +369,7 @@ def test_the_first_locks_word_counts_and_a_missing_one_is_none(tmp_path, lock):
         assert [name.text for rule in load([file], locks).rules for name in rule.names] == [host]
 
 
-def test_a_lock_beside_the_rules_is_not_read(tmp_path, lock, monkeypatch):
+def test_lock_beside_the_rules_is_ignored(tmp_path, lock, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
@@ -383,7 +383,7 @@ def test_a_lock_beside_the_rules_is_not_read(tmp_path, lock, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["check", "test"])
-def test_check_and_test_read_another_machines_lock(command, tmp_path, lock, monkeypatch, capsys):
+def test_check_and_test_read_a_given_lock(command, tmp_path, lock, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))  # where there is none
     (tmp_path / "web.yaml").write_text(
         "version: 1\ninclude: [{preset: pip}]\ntests: [{attempt: 'GET https://files.example/a', expect: allow}]\n"
@@ -397,7 +397,7 @@ def test_check_and_test_read_another_machines_lock(command, tmp_path, lock, monk
     assert "others can write it" in "".join(capsys.readouterr())
 
 
-def test_a_rule_file_of_ones_own_cannot_use_the_lock(web):
+def test_plain_rule_file_cannot_use_the_lock(web):
     lines = told(web, "{preset: pip}", "rules:\n  - {id: a, to: {locked: index}, action: allow}\n")
     assert lines[0].startswith("web.yaml:5:")
 
@@ -413,14 +413,14 @@ URLS = [
 
 
 @pytest.mark.parametrize(("text", "url"), URLS)
-def test_a_url_has_one_spelling(text, url):
+def test_url_has_one_spelling(text, url):
     origin = Origin.parse(text)
     assert origin.url == url
     assert Origin.parse(url) == origin
 
 
 @given(st.text(alphabet="htps:/.*@[]{}%~\\?#0189ax-\n ", max_size=40))
-def test_any_url_is_read_whole_or_refused(text):
+def test_arbitrary_url_is_parsed_or_refused(text):
     try:
         origin = Origin.parse("https://" + text)
     except ValueError:
@@ -431,7 +431,7 @@ def test_any_url_is_read_whole_or_refused(text):
 
 
 @given(st.binary(max_size=200) | st.text(alphabet="version: 1\nlocked{}[]url:pi\"'", max_size=80).map(str.encode))
-def test_any_lock_is_read_or_told(data):
+def test_arbitrary_lock_is_parsed_or_an_error(data):
     problems = []
     assert isinstance(read_lock(Reader("lock", problems), parse(data, "lock", problems)), dict)
 
@@ -449,7 +449,7 @@ PATTERN = st.one_of(
 
 
 @given(PATTERN, PATTERN, NAME)
-def test_what_both_cover_is_found_to_overlap(one, other, name):
+def test_overlapping_urls_are_found(one, other, name):
     patterns = first, second = NamePattern.parse(one), NamePattern.parse(other)
     meet = may_overlap(first.parts, second.parts)
     assert meet == may_overlap(second.parts, first.parts)
