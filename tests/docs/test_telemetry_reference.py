@@ -42,26 +42,26 @@ def leaves(value, prefix=""):
     ("heading", "of"),
     [("Kinds", Kind), ("Verdicts", Verdict), ("Outcomes", Outcome), ("Faults", Component)],
 )
-def test_every_word_of_a_vocabulary_is_documented_once_and_no_other(heading, of):
+def test_vocabularies_equal_their_documentation(heading, of):
     assert sorted(table(heading)) == sorted(member.value for member in of)
 
 
-def test_every_field_is_documented_once_and_no_other():
+def test_event_fields_equal_their_documentation():
     line, _ = link_signed(encode(full_event(Kind.TASK_ENDED)), BEGINNING, lambda _data: bytes(64))
     assert sorted(table("The event")) == sorted(leaves(json.loads(line)))
 
 
 @pytest.mark.parametrize("words", [Mode, Protocol, [*PACKET_KINDS, "other"]])
-def test_the_values_of_small_vocabularies_are_named(words):
+def test_values_of_small_vocabularies_are_documented(words):
     for word in words:
         assert f"`{word}`" in PAGE or f"`{word}`" in METRICS
 
 
-def test_packets_are_refused_by_the_kinds_that_are_counted():
+def test_packet_kinds_are_documented():
     assert {kind.value for kind in RefusedKind} == PACKET_KINDS | {"other"}
 
 
-def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_path):
+def test_metrics_equal_their_documentation(tmp_path):
     here = rig(tmp_path)
     metrics = here.metrics
     here.recorder.rules_loaded()
@@ -89,7 +89,7 @@ def test_every_metric_is_documented_with_its_labels_and_type_and_no_other(tmp_pa
     assert documented == {name: (types[name], labels[name]) for name in types}
 
 
-def test_every_option_of_the_log_is_documented():
+def test_log_options_are_documented():
     import argparse
 
     from enforcer.cli.log import ARGUMENTS

@@ -359,7 +359,7 @@ def _bars(columns: list[Counter[Outcome]], highest: int) -> "Iterator[_Bar]":
         bottom = 0.0
         for outcome in _WORDS:
             if count := column[outcome]:
-                bar_height = max(1.5, count / highest * (_HEIGHT - 10))
+                bar_height = max(1.5, count / highest * (_HEIGHT - 10))  # a single one stays visible
                 bottom += bar_height
                 x, y = f"{number * bar_width:.1f}", f"{_HEIGHT - bottom:.1f}"
                 yield _Bar(outcome, count, x, y, f"{bar_width - 1:.1f}", f"{bar_height:.1f}")

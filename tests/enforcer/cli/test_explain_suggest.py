@@ -57,7 +57,7 @@ SUGGESTED = [
 
 
 @pytest.mark.parametrize(("event", "said"), SUGGESTED)
-def test_the_rule_is_printed_loads_and_is_enough(suggest, event, said):
+def test_suggested_rule_loads_and_allows_the_attempt(suggest, event, said):
     code, out, err = suggest(event)
     assert (code, [line for line in err.splitlines() if "check:" not in line]) == (0, [])
     for part in said:
@@ -80,12 +80,12 @@ NOT_RECORDED = "Which address the name has was not recorded"
         (connection(refused(Reason.NON_PUBLIC_ADDRESS), address="10.1.2.3"), False),
     ],
 )
-def test_suggestion_for_a_name_says_that_its_address_is_not_known(suggest, event, said):
+def test_suggestion_for_a_name_warns_of_an_unknown_address(suggest, event, said):
     """A rule without `resolves_to` is not enough for a name inside, and the journal doesn't say which it is."""
     assert (NOT_RECORDED in suggest(event)[1]) is said
 
 
-def test_a_second_suggestion_is_tried_beside_the_first(suggest, tmp_path):
+def test_second_suggestion_is_tried_together_with_the_first(suggest, tmp_path):
     """Two files may not have one name."""
     _, first, _ = suggest(request(DENIED, "GET", "/a"))
     (tmp_path / "first.yaml").write_text(first.replace(ID[-12:], "0" * 12))
@@ -115,13 +115,13 @@ NONE = [
 
 
 @pytest.mark.parametrize(("event", "why"), NONE)
-def test_where_no_rule_helps_it_is_said_what_does(suggest, event, why):
+def test_attempt_that_no_rule_can_allow_names_the_remedy(suggest, event, why):
     code, out, err = suggest(event)
     assert (code, out) == (1, "")
     assert why in err
 
 
-def test_what_another_rule_denies_all_the_same_is_said(suggest):
+def test_suggestion_names_another_rule_that_still_denies(suggest):
     """The rules may be others by now."""
     code, out, err = suggest(request(DENIED, "GET", "/a", "denied.example"))
     assert code == 1
@@ -129,7 +129,7 @@ def test_what_another_rule_denies_all_the_same_is_said(suggest):
     assert "it is not enough: with it, this would be deny by `web:no` (rule)" in err
 
 
-def test_check_runs_on_it_and_without_rules_it_is_tried_alone(suggest):
+def test_suggestion_passes_check_and_is_tried_without_rules(suggest):
     code, out, err = suggest(connection(DENIED, **TCP), rules=None)
     assert (code, "exeat: check: suggested.yaml:" in err, "EX031" in err) == (0, True, True)
     code, out, _ = suggest(connection(DENIED, **TCP), "--format", "json")
@@ -138,7 +138,7 @@ def test_check_runs_on_it_and_without_rules_it_is_tried_alone(suggest):
     assert any("EX031" in finding for finding in value["findings"])
 
 
-def test_a_secret_in_what_was_blocked_is_not_printed(suggest):
+def test_suggestion_never_prints_a_secret(suggest):
     code, out, err = suggest(request(DENIED, "GET", "/a/ghp_0123456789abcdefghijABCDEFGHIJ012345"))
     assert (code, "ghp_" in out + err) == (1, False)
 
@@ -151,7 +151,7 @@ def test_a_secret_in_what_was_blocked_is_not_printed(suggest):
         ("\x1b[2J", "`\\x1b[2J` is no event's id"),
     ],
 )
-def test_misuse_is_2_and_a_sentence(suggest, given, says):
+def test_misuse_exits_2_with_a_message(suggest, given, says):
     code, out, err = suggest(request(DENIED, "GET", "/a"), given=given)
     assert (code, out) == (2, "")
     assert says in err

@@ -84,7 +84,7 @@ def keeping(port=0):
 
 
 @pytest.mark.parametrize("scheme", ["otlp+http", "http"])
-def test_killed_on_both_sides_everything_arrives_in_order(scheme, tmp_path):
+def test_all_events_arrive_in_order_after_kills_on_both_sides(scheme, tmp_path):
     journal, port = tmp_path / "journal", free_port()
     write(journal, wanted := ids(1500))
     words = ("--to", f"{scheme}://127.0.0.1:{port}", "--journal", journal)
@@ -106,7 +106,7 @@ def test_killed_on_both_sides_everything_arrives_in_order(scheme, tmp_path):
     assert position.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_real_collector_passes_on_what_it_was_sent(tmp_path):
+def test_opentelemetry_collector_forwards_exported_logs(tmp_path):
     """rotel, an OpenTelemetry collector: our protobuf in, its own out, to a receiver that reads the definition's."""
     try:
         import rotel
@@ -141,7 +141,7 @@ def _listens(port):
     return False
 
 
-def test_two_never_deliver_from_one_position_and_metrics_are_served(tmp_path):
+def test_second_export_of_a_bookmark_is_refused_and_metrics_served(tmp_path):
     write(tmp_path / "journal", wanted := ids(3))
     port, out = free_port(), tmp_path / "out"
     words = ("--to", f"file:{out}", "--format", "event", "--journal", tmp_path / "journal")
@@ -161,7 +161,7 @@ def _scraped(port):
         return answer.read().decode()
 
 
-def test_a_receiver_that_is_down_fails_once_and_the_position_stays(tmp_path):
+def test_once_fails_for_an_unavailable_receiver_and_keeps_the_bookmark(tmp_path):
     write(tmp_path / "journal", wanted := ids(3))
     port = free_port()
     words = ("--to", f"http://127.0.0.1:{port}/in", "--journal", tmp_path / "journal")
@@ -192,7 +192,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "says"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_what_makes_no_sense_is_refused_before_anything_is_sent(words, says, tmp_path, capsys, monkeypatch):
+def test_invalid_options_are_refused_before_anything_is_sent(words, says, tmp_path, capsys, monkeypatch):
     from enforcer.cli import main
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -206,7 +206,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(words, says, tmp
     assert sys.dont_write_bytecode  # under the umask of an export no worker could read it
 
 
-def test_a_position_that_can_t_be_read_is_told_and_nothing_is_sent_twice_for_it(tmp_path):
+def test_unreadable_bookmark_is_reported_and_nothing_sent(tmp_path):
     write(tmp_path / "journal", ids(1))
     (tmp_path / "position.json").write_text("{}")
     done = once(
@@ -224,7 +224,7 @@ def test_a_position_that_can_t_be_read_is_told_and_nothing_is_sent_twice_for_it(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_metric_is_documented_and_no_other():
+def test_documented_export_metrics_are_the_exported_ones():
     page = (harness.PROJECT / "docs/reference/exporters.md").read_text()
     rows = re.findall(r"^\| `(exeat_\w+)` \| (\w+) \| (.*) \|$", page, flags=re.MULTILINE)
     assert rows == list(METRICS)

@@ -41,7 +41,7 @@ def exeat(tmp_path, monkeypatch, capsys):
 SOME = [request(AUDITED, "GET", "/a"), connection(AUDITED), lookup(AUDITED)]
 
 
-def test_a_file_is_written_and_works(exeat, tmp_path):
+def test_learned_file_is_written_and_valid(exeat, tmp_path):
     assert exeat("learn", "journal", "-o", "web.yaml", events=SOME) == (0, "", [])
     text = (tmp_path / "web.yaml").read_text()
     assert text.startswith("# Learned by `exeat learn` from journal: 2 attempts let out.\n# Read each rule")
@@ -68,7 +68,7 @@ rules: []
 """
 
 
-def test_the_settings_that_were_in_force_are_written_but_for_audit_mode(exeat, tmp_path):
+def test_learned_file_has_the_settings_except_audit_mode(exeat, tmp_path):
     (tmp_path / "audit.yaml").write_text(IN_FORCE)
     assert exeat("learn", "journal", "--rules", "audit.yaml", "-o", "web.yaml", events=SOME) == (0, "", [])
     was = read([tmp_path / "audit.yaml"]).policy.settings
@@ -77,20 +77,20 @@ def test_the_settings_that_were_in_force_are_written_but_for_audit_mode(exeat, t
     assert "copy" not in (tmp_path / "web.yaml").read_text()
 
 
-def test_certificates_that_were_trusted_still_are(exeat, tmp_path):
+def test_learned_file_keeps_trusted_certificates(exeat, tmp_path):
     settings = Settings(mode=Mode.AUDIT, upstream_ca='/etc/corp/"ca".pem')
     assert enforce_settings(settings) == {"upstream_ca": '/etc/corp/"ca".pem'}
     text = write_rule_file(Learner().result(), (), "learned", without_secrets, enforce_settings(settings))
     assert '\nsettings:\n  upstream_ca: "/etc/corp/\\"ca\\".pem"\nrules: []\n' in text
 
 
-def test_without_settings_but_the_mode_none_are_written(exeat, tmp_path):
+def test_learned_file_has_no_settings_if_only_the_mode_was_set(exeat, tmp_path):
     (tmp_path / "audit.yaml").write_text("version: 1\nsettings: {mode: audit}\nrules: []\n")
     _, out, _ = exeat("learn", "journal", "--rules", "audit.yaml", events=SOME)
     assert "settings" not in out
 
 
-def test_where_settings_are_not_known_it_is_said_whose_to_copy(exeat):
+def test_unknown_settings_are_named_for_copying(exeat):
     force = full_event(Kind.RULES_LOADED)._replace(sources=("/home/x/audit.yaml", "/etc/corp/\nca.pem"))
     _, out, _ = exeat("learn", "journal", events=[force, *SOME])
     assert (
@@ -101,7 +101,7 @@ def test_where_settings_are_not_known_it_is_said_whose_to_copy(exeat):
     assert "# that were, but for `mode: audit`" in exeat("learn", "journal", events=SOME)[1]
 
 
-def test_what_audit_mode_refused_for_its_address_is_said_with_what_lets_it_out(exeat, tmp_path):
+def test_non_public_targets_are_listed_with_the_needed_key(exeat, tmp_path):
     """Where a company's own servers have addresses inside, nothing of them is ever learned, and nobody would know why."""
     audit, not_public = {"mode": Mode.AUDIT}, refused(Reason.NON_PUBLIC_ADDRESS)
     here = "pypi.corp.example"
@@ -130,7 +130,7 @@ def test_what_audit_mode_refused_for_its_address_is_said_with_what_lets_it_out(e
 MORE = "commands: [{id: a, run: git push, action: deny}]\nsandbox: {timeout: 1h}\n"
 
 
-def test_secrets_that_were_in_force_are_named_and_not_written(exeat, tmp_path):
+def test_secrets_in_force_are_named_and_not_written(exeat, tmp_path):
     secret = "{id: key, from: {env: K}, as: V, hosts: x.example, in: {header: authorization}}"
     (tmp_path / "audit.yaml").write_text(
         f"version: 1\nsettings: {{mode: audit}}\nsecrets: [{secret}]\nrules: []\n{MORE}"
@@ -142,14 +142,14 @@ def test_secrets_that_were_in_force_are_named_and_not_written(exeat, tmp_path):
     assert "\nsecrets:" not in out
 
 
-def test_rules_that_were_in_force_and_are_broken_are_told(exeat, tmp_path):
+def test_broken_rules_in_force_are_reported(exeat, tmp_path):
     (tmp_path / "audit.yaml").write_text("version: 1\nrulez: []\n")
     code, out, err = exeat("learn", "journal", "--rules", "audit.yaml", events=SOME)
     assert (code, out) == (2, "")
     assert err[0].startswith("audit.yaml:2:1: ")
 
 
-def test_a_file_is_never_overwritten_unasked(exeat, tmp_path):
+def test_file_is_overwritten_only_with_force(exeat, tmp_path):
     (tmp_path / "web.yaml").write_text("mine")
     code, _, err = exeat("learn", "journal", "-o", "web.yaml", events=SOME)
     assert (code, err) == (2, ["exeat: `web.yaml` exists already: name another file, or overwrite it with `--force`"])
@@ -158,7 +158,7 @@ def test_a_file_is_never_overwritten_unasked(exeat, tmp_path):
     assert "x.example" in (tmp_path / "web.yaml").read_text()
 
 
-def test_a_link_is_replaced_and_not_followed(exeat, tmp_path):
+def test_link_is_replaced_and_not_followed(exeat, tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "web.yaml").symlink_to("mine")
     assert exeat("learn", "journal", "-o", "web.yaml", events=SOME)[0] == 2
@@ -169,7 +169,7 @@ def test_a_link_is_replaced_and_not_followed(exeat, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_to_standard_output_and_of_one_task(exeat):
+def test_rules_of_one_task_are_written_to_standard_output(exeat):
     events = [*SOME, request(AUDITED, "GET", "/b", "y.example", task="other")]
     code, out, err = exeat("learn", "journal", "--task", "other", events=events)
     assert (code, err) == (0, [])
@@ -177,7 +177,7 @@ def test_to_standard_output_and_of_one_task(exeat):
     assert "x.example" not in out
 
 
-def test_what_is_not_learned_is_1_and_said(exeat):
+def test_unlearned_attempts_exit_1_and_are_listed(exeat):
     code, out, err = exeat("learn", "journal", events=[*SOME, lookup(AUDITED, "y.example")])
     assert (code, err) == (
         1,
@@ -188,7 +188,7 @@ def test_what_is_not_learned_is_1_and_said(exeat):
     )
 
 
-def test_for_programs(exeat):
+def test_json_output(exeat):
     code, out, _ = exeat("learn", "journal", "--format", "json", events=[*SOME, lookup(AUDITED, "y.example")])
     value = json.loads(out)
     assert code == 1
@@ -198,7 +198,7 @@ def test_for_programs(exeat):
     assert value["not_learned"][0]["attempts"] == 1
 
 
-def test_damaged_lines_are_told(exeat):
+def test_damaged_lines_are_reported(exeat):
     code, out, err = exeat("learn", "journal", events=SOME, more=b"garbage\n")
     assert (code, err) == (1, ["exeat: a line is no event this version can read, and passed over"])
     assert "x.example" in out
@@ -223,7 +223,7 @@ class Gone(io.StringIO):
     ],
     ids=lambda words: words[0],
 )
-def test_whoever_reads_our_output_may_have_enough(exeat, tmp_path, monkeypatch, words):
+def test_closed_output_pipe_is_no_error(exeat, tmp_path, monkeypatch, words):
     (tmp_path / "t.yaml").write_text("version: 1\nname: t\nrules: []\n")
     (tmp_path / "work").mkdir()
     exeat("learn", "journal", events=SOME)
@@ -245,7 +245,7 @@ def test_whoever_reads_our_output_may_have_enough(exeat, tmp_path, monkeypatch, 
         (("journal", "-o", "no/such/file.yaml"), "exeat: cannot write `no/such/file.yaml`: No such file or directory"),
     ],
 )  # fmt: skip
-def test_misuse_is_2_and_a_sentence(exeat, words, says):
+def test_misuse_exits_2_with_a_message(exeat, words, says):
     code, out, err = exeat("learn", *words, events=SOME)
     assert (code, out) == (2, "")
     assert err[0].startswith(says)

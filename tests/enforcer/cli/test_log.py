@@ -73,11 +73,11 @@ ALL = [("t-1", "passed"), ("t-1", "blocked"), ("t-2", "blocked"), ("t-1", "would
         (["--since", "2999-01-01"], []),
     ],
 )
-def test_filters(capfdbinary, journal, arguments, expected):
+def test_filters_select_events(capfdbinary, journal, arguments, expected):
     assert outcomes(capfdbinary, "--journal", journal, *arguments) == expected
 
 
-def test_what_is_blocked_is_shown_with_what_was_tampered_with_and_the_leaks(capfdbinary, tmp_path):
+def test_blocked_filter_includes_tampering_and_leaks(capfdbinary, tmp_path):
     recorder = rig(tmp_path).recorder
     cause = connect(recorder)
     place = {"name": "a.example", "address": None, "port": 443}
@@ -98,7 +98,7 @@ def test_what_is_blocked_is_shown_with_what_was_tampered_with_and_the_leaks(capf
         assert (status, [event["kind"] for event in events], err) == (0, kinds, ""), words
 
 
-def test_a_task_that_is_not_there_is_said(capfdbinary, journal):
+def test_unknown_task_is_reported(capfdbinary, journal):
     status, events, err = told(capfdbinary, "--journal", journal, "--task", "migrate")
     assert (status, events) == (0, [])
     assert err == "exeat: there is nothing of a task `migrate` in the journal; `exeat log` shows all there are\n"
@@ -108,7 +108,7 @@ def test_a_task_that_is_not_there_is_said(capfdbinary, journal):
     assert "`\\x1b[2J`" in err
 
 
-def test_the_last_task_is_the_one_that_was_started_last(capfdbinary, tmp_path):
+def test_last_selects_the_last_started_task(capfdbinary, tmp_path):
     assert told(capfdbinary, "--journal", tmp_path, "--last")[1:] == (
         [],
         f"exeat: no task has been started in the journal in `{tmp_path}`\n",
@@ -127,7 +127,7 @@ def test_the_last_task_is_the_one_that_was_started_last(capfdbinary, tmp_path):
     assert told(capfdbinary, "--journal", tmp_path, "--last", "--task", "t-1")[0] == 2
 
 
-def test_since_is_counted_back_from_now_or_given_as_a_date(capfdbinary, tmp_path):
+def test_since_takes_a_duration_or_a_date(capfdbinary, tmp_path):
     now = time.time_ns()
     for ago in (50 * HOUR, 3 * HOUR, HOUR // 4):
         when = now - ago
@@ -164,7 +164,7 @@ def test_since_is_counted_back_from_now_or_given_as_a_date(capfdbinary, tmp_path
         ["--color"],
     ],
 )
-def test_misuse_is_said_and_ends_in_2(capfd, tmp_path, arguments):
+def test_misuse_exits_2_and_is_explained(capfd, tmp_path, arguments):
     with pytest.raises(SystemExit) as ended:
         main(["log", "--journal", str(tmp_path), *arguments])
     assert ended.value.code == 2
@@ -182,13 +182,13 @@ def test_misuse_is_said_and_ends_in_2(capfd, tmp_path, arguments):
         (["--kind", "\x1b[2J"], "`\\x1b[2J` is no kind"),
     ],
 )
-def test_a_word_that_there_is_not_is_told_with_those_that_there_are(capfd, tmp_path, arguments, said):
+def test_unknown_value_is_reported_with_the_valid_ones(capfd, tmp_path, arguments, said):
     with pytest.raises(SystemExit):
         main(["log", "--journal", str(tmp_path), *arguments])
     assert said in capfd.readouterr().err
 
 
-def test_a_missing_journal_is_said_with_what_to_do(capfd, tmp_path, monkeypatch):
+def test_missing_journal_is_reported_with_a_remedy(capfd, tmp_path, monkeypatch):
     assert main(["log", "--journal", str(tmp_path / "no")]) == 2
     assert capfd.readouterr().err == f"exeat: there is no journal in `{tmp_path}/no`; name another with `--journal`\n"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
@@ -196,13 +196,13 @@ def test_a_missing_journal_is_said_with_what_to_do(capfd, tmp_path, monkeypatch)
     assert capfd.readouterr().err.startswith("exeat: nothing has been run yet, and there is no journal in ")
 
 
-def test_the_journal_is_looked_for_where_run_keeps_it(capfdbinary, tmp_path, monkeypatch):
+def test_default_journal_is_that_of_run(capfdbinary, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     connect(rig(tmp_path / "exeat" / "journal").recorder)
     assert outcomes(capfdbinary) == [("t-1", "passed")]
 
 
-def test_lines_come_out_as_they_were_written(capfdbinary, journal):
+def test_jsonl_output_equals_the_journal(capfdbinary, journal):
     written = b"".join(path.read_bytes() for path in journal.rglob("*.jsonl")).splitlines()
     main(["log", "--journal", str(journal), "--format", "jsonl"])
     shown = capfdbinary.readouterr().out.splitlines()
@@ -210,7 +210,7 @@ def test_lines_come_out_as_they_were_written(capfdbinary, journal):
     assert len(shown) == 4
 
 
-def test_what_could_not_be_read_is_told(capfdbinary, journal):
+def test_unreadable_lines_are_reported(capfdbinary, journal):
     [segment, *_] = sorted(journal.rglob("*.jsonl"))
     with segment.open("ab") as file:
         file.write(b"garbage\n" * 3)
@@ -222,7 +222,7 @@ def test_what_could_not_be_read_is_told(capfdbinary, journal):
     assert told(capfdbinary, "--journal", journal)[2].startswith("exeat: a segment ends in an unfinished line")
 
 
-def test_a_line_that_was_tampered_with_reaches_no_terminal_unescaped(capfdbinary, journal):
+def test_tampered_line_is_escaped(capfdbinary, journal):
     for segment in journal.rglob("*.jsonl"):
         text = segment.read_text().replace('"migrate-7"', '"\u202e\x7fmigrate\u009b31m"')
         segment.write_text(text)
@@ -233,7 +233,7 @@ def test_a_line_that_was_tampered_with_reaches_no_terminal_unescaped(capfdbinary
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_tasks_and_names_are_shown_and_do_nothing(capfd, tmp_path, text):
+def test_hostile_names_are_shown_escaped(capfd, tmp_path, text):
     connect(rig(tmp_path, text, text).recorder, DENIED, name=text)
     assert main(["log", "--journal", str(tmp_path)]) == 0
     header, row, end = capfd.readouterr().out.split("\n")
@@ -243,7 +243,7 @@ def test_hostile_tasks_and_names_are_shown_and_do_nothing(capfd, tmp_path, text)
     assert end == ""
 
 
-def test_the_table_says_what_a_refused_name_stands_for(capfd, tmp_path):
+def test_table_explains_the_address_of_a_blocked_name(capfd, tmp_path):
     connect(rig(tmp_path).recorder, DENIED, detail="`a.example` is 8.8.8.8, which is this host's own")
     assert main(["log", "--journal", str(tmp_path)]) == 0
     assert "`a.example` is 8.8.8.8, which is this host's own" in capfd.readouterr().out
@@ -262,7 +262,7 @@ def started(*arguments, **environment):
     )
 
 
-def test_a_terminal_that_knows_no_unicode_gets_what_it_can_show(tmp_path):
+def test_terminal_without_unicode_gets_ascii(tmp_path):
     connect(rig(tmp_path, "t", "日本語").recorder)
     with started("--journal", tmp_path, PYTHONIOENCODING="ascii") as child:
         out, err = child.communicate(timeout=20)
@@ -270,7 +270,7 @@ def test_a_terminal_that_knows_no_unicode_gets_what_it_can_show(tmp_path):
     assert "\\u65e5\\u672c\\u8a9e" in out
 
 
-def test_following_shows_each_event_as_it_happens_also_through_a_pipe(tmp_path):
+def test_follow_shows_each_event_at_once_even_through_a_pipe(tmp_path):
     here = rig(tmp_path)
     connect(here.recorder)
     with started("--journal", tmp_path, "-f", "--verdict", "blocked") as follower:
@@ -285,7 +285,7 @@ def test_following_shows_each_event_as_it_happens_also_through_a_pipe(tmp_path):
         assert follower.stderr.read() == ""
 
 
-def test_a_table_that_goes_on_begins_with_the_last_ten_and_programs_and_who_says_since_when_get_all(tmp_path):
+def test_follow_starts_with_the_last_ten_rows_only_for_people(tmp_path):
     here = rig(tmp_path)
     for number in range(15):
         connect(here.recorder, DENIED, name=f"n{number}.example")
@@ -299,7 +299,7 @@ def test_a_table_that_goes_on_begins_with_the_last_ten_and_programs_and_who_says
         assert list(dict.fromkeys(map(int, names))) == list(range(first, 15)), words
 
 
-def test_a_reader_that_has_enough_is_no_error(tmp_path):
+def test_closed_output_pipe_of_log_is_no_error(tmp_path):
     here = rig(tmp_path)
     for _ in range(2000):
         connect(here.recorder)

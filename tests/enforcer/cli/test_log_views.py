@@ -78,7 +78,7 @@ def test_filters_by_rule_name_process_and_time(capfdbinary, told, compressed):
         assert (status, [json.loads(line)["kind"] for line in out.splitlines()], err) == (0, kinds, ""), words
 
 
-def test_an_event_is_shown_with_all_it_says(capfdbinary, told):
+def test_log_show_prints_all_fields(capfdbinary, told):
     _, ids = told
     status, out, _ = run(capfdbinary, "show", ids["connection"])
     shown = dict(line.split(maxsplit=1) for line in out.splitlines())
@@ -91,7 +91,7 @@ def test_an_event_is_shown_with_all_it_says(capfdbinary, told):
     assert json.loads(run(capfdbinary, "show", ids["connection"], "--format", "json")[1])["id"] == ids["connection"]
 
 
-def test_no_text_goes_on_as_a_field_of_its_own_on_the_next_line_of_a_terminal(capfdbinary, told):
+def test_wrapped_text_cannot_look_like_a_field(capfdbinary, told):
     directory, _ = told
     here = rig(directory, "t-1", "migrate")
     asked = connect(here.recorder, DENIED, process=CURL._replace(exe=f"/x{' ' * 60}verdict    allow"))
@@ -102,7 +102,7 @@ def test_no_text_goes_on_as_a_field_of_its_own_on_the_next_line_of_a_terminal(ca
 
 
 @pytest.mark.parametrize("part", ["show", "chain"])
-def test_an_event_is_named_by_an_end_of_its_id_as_flagged_lists_it(capfdbinary, told, part):
+def test_end_of_an_id_names_its_event(capfdbinary, told, part):
     _, ids = told
     whole = run(capfdbinary, part, ids["connection"])
     assert whole[0] == 0
@@ -123,7 +123,7 @@ def said_of_several(told, begun):
     return f"exeat: {count} events have an id like `{begun}`; say more of it\n"
 
 
-def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbinary, told):
+def test_chain_has_the_task_the_connection_and_its_effects(capfdbinary, told):
     _, ids = told
     status, out, err = run(capfdbinary, "chain", ids["request"])
     lines = out.splitlines()
@@ -157,13 +157,13 @@ def test_a_chain_goes_from_the_task_to_the_connection_to_what_came_of_it(capfdbi
     ],
     ids=itertools.count(),
 )
-def test_misuse_is_said(capfdbinary, told, words, status, said):
+def test_misuse_of_log_views_is_reported(capfdbinary, told, words, status, said):
     ended, out, err = run(capfdbinary, *words)
     assert (ended, out) == (status, "")
     assert said in err
 
 
-def test_what_there_is_most_of(capfdbinary, told):
+def test_log_top_counts_the_most_frequent(capfdbinary, told):
     status, out, _ = run(capfdbinary, "top", "--format", "json")
     value = json.loads(out)
     assert status == 0
@@ -173,7 +173,7 @@ def test_what_there_is_most_of(capfdbinary, told):
     assert "REASONS" in run(capfdbinary, "top", "--task", "migrate")[1]
 
 
-def test_a_task_is_told_as_a_story(capfdbinary, told):
+def test_replay_of_a_task_prints_its_timeline(capfdbinary, told):
     status, out, _ = run(capfdbinary, "replay", "migrate")
     text = out.splitlines()
     assert status == 0
@@ -193,14 +193,14 @@ def test_a_task_is_told_as_a_story(capfdbinary, told):
     [(Kind.DNS_DECIDED, "held: not the lookup"), (Kind.CONNECTION_DECIDED, "held: not the connection")],
     ids=["lookup", "connection"],
 )
-def test_what_only_leads_to_a_question_is_not_told_as_held(kind, said):
+def test_lookups_and_connections_with_ask_are_not_held(kind, said):
     event = full_event(kind, "x")._replace(verdict=Verdict.ASK, outcome=Outcome.PASSED, approval=None)
     [held] = [line.strip() for line in timeline_of([event]) if "held" in line]
     assert held.startswith(said)
 
 
 @pytest.mark.parametrize("shape", ["ocsf", "ecs", "cef"])
-def test_the_shapes_of_others_are_a_line_an_event(capfdbinary, told, shape):
+def test_export_formats_print_one_line_per_event(capfdbinary, told, shape):
     status, out, _ = run(capfdbinary, "--format", shape, "--task", "migrate")
     assert status == 0
     assert len(out.splitlines()) == 7
@@ -211,7 +211,7 @@ def test_the_shapes_of_others_are_a_line_an_event(capfdbinary, told, shape):
 @pytest.mark.parametrize(
     "text", [each for each in HOSTILE.values() if each], ids=[name for name, each in HOSTILE.items() if each]
 )
-def test_hostile_text_moves_no_terminal_whatever_is_printed(capfdbinary, tmp_path, text):
+def test_hostile_text_is_escaped_in_every_view(capfdbinary, tmp_path, text):
     here = rig(tmp_path, text, text)
     cause = here.recorder.task_started([text, text])
     process = Process(7, text, (text,), 1, (text,))
@@ -228,7 +228,7 @@ def test_hostile_text_moves_no_terminal_whatever_is_printed(capfdbinary, tmp_pat
         assert not {"\u202e", "\u2066", "\u200f", "\u200b", "\ufeff"} & set(out), words
 
 
-def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_path):
+def test_verify_accepts_a_signed_journal_and_reports_changes(capfdbinary, told, tmp_path):
     directory, _ = told
     status, out, _ = run(capfdbinary, "verify")
     assert status == 1
@@ -263,7 +263,7 @@ def test_what_was_signed_is_verified_from_the_outside(capfdbinary, told, tmp_pat
     assert "it was changed" in found["findings"][0]["why"]
 
 
-def test_another_key_signs_first_what_a_killed_writer_left(capfdbinary, told):
+def test_key_rotation_first_seals_segments_of_killed_writers(capfdbinary, told):
     directory, _ = told
     run(capfdbinary, "keys", "make")
     ago = time.time_ns() - 300 * 1_000_000_000
@@ -290,7 +290,7 @@ def test_another_key_signs_first_what_a_killed_writer_left(capfdbinary, told):
         (["changes", "accpt"], "no task `accpt` has changes; did you mean `accept`?"),
     ],
 )
-def test_a_mistyped_word_is_told_with_what_was_meant(capfdbinary, told, words, said):
+def test_mistyped_word_is_reported_with_a_suggestion(capfdbinary, told, words, said):
     try:
         status = main(words)
     except SystemExit as ended:
@@ -299,7 +299,7 @@ def test_a_mistyped_word_is_told_with_what_was_meant(capfdbinary, told, words, s
     assert said in capfdbinary.readouterr().err.decode()
 
 
-def test_how_much_is_kept_is_said_and_changed(capfdbinary, told):
+def test_retention_is_shown_and_changed(capfdbinary, told):
     assert run(capfdbinary, "retention")[1] == "the journal is kept for 365 days, however much it is, by default\n"
     assert (
         run(capfdbinary, "retention", "--age", "90d", "--size", "20G")[1]

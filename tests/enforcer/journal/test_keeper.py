@@ -63,7 +63,7 @@ def checkpoints(journal):
     return [(each["kind"], each["journal"].get("lines")) for each in lines[1:]]
 
 
-def test_a_live_segment_is_signed_as_it_grows_and_sealed_at_its_end(place):
+def test_open_segment_is_signed_as_it_grows_and_sealed_at_its_end(place):
     journal, here = Journal(place[0]), keeper(place)
     write(journal, "a")
     here.turn()
@@ -80,7 +80,7 @@ def test_a_live_segment_is_signed_as_it_grows_and_sealed_at_its_end(place):
     assert checked(place).findings == []
 
 
-def test_one_keeper_at_a_time_and_the_next_takes_over(place):
+def test_only_one_keeper_is_active_and_the_next_takes_over(place):
     journal, first, second = Journal(place[0]), keeper(place), keeper(place)
     write(journal, "a")
     first.turn()
@@ -95,7 +95,7 @@ def test_one_keeper_at_a_time_and_the_next_takes_over(place):
     assert checkpoints(place[0])[2:] == [("journal.checkpoint", 4)]
 
 
-def test_what_a_live_segment_loses_behind_its_back_is_never_signed(place):
+def test_open_segment_that_lost_lines_is_never_signed(place):
     """Somebody with the worker's rights writes a line that was signed anew: told once, and no longer signed."""
     journal, told = Journal(place[0]), []
     here = Keeper(*place, told.append)
@@ -111,7 +111,7 @@ def test_what_a_live_segment_loses_behind_its_back_is_never_signed(place):
     assert not checked(place).intact
 
 
-def test_a_killed_writer_loses_nothing_that_it_told_and_its_segment_is_mended(place):
+def test_segment_of_a_killed_writer_is_complete_and_repaired(place):
     """SIGKILL in the middle of writing, again and again: all that was said to be written is there, chained and signed."""
     program = (
         "import sys, pathlib, os; sys.path.insert(0, sys.argv[2])\n"
@@ -133,7 +133,7 @@ def test_a_killed_writer_loses_nothing_that_it_told_and_its_segment_is_mended(pl
     assert [event.journal.segment[-4:] for event in mended] == ["0001", "0002", "0003"]
 
 
-def test_a_compressed_segment_reads_as_it_did_from_anywhere(place, monkeypatch):
+def test_compressed_segment_reads_the_same_from_any_offset(place, monkeypatch):
     monkeypatch.setattr(segments, "_FRAME", 1 << 17)
     journal = Journal(place[0])
     now = time.time_ns()
@@ -169,7 +169,7 @@ def old_day(place, name, ago):
     return min(place[0].iterdir()).name
 
 
-def test_old_days_go_and_a_signed_line_says_so(place):
+def test_old_days_are_removed_with_a_signed_record(place):
     for ago in (40, 20, 1):
         old_day(place, f"d{ago}", ago)
     RetentionPolicy(age=10 * 86_400).save(place[1] / "keep.json")
@@ -180,14 +180,14 @@ def test_old_days_go_and_a_signed_line_says_so(place):
     assert [event.detail for event in removed] == ["a segment: older than what is kept"] * 2
 
 
-def test_a_day_that_somebody_else_removes_is_named(place):
+def test_day_removed_without_a_record_is_reported(place):
     name = old_day(place, "d40", 40)
     (place[0] / name / "0001.jsonl").unlink()
     (place[0] / name).rmdir()
     assert [f"{name}/0001: it is missing" in str(each) for each in checked(place).findings] == [True]
 
 
-def test_a_sink_that_has_a_days_ledger_has_the_day(place):
+def test_reader_of_a_whole_ledger_does_not_lag(place):
     """Nobody ends a ledger: whoever has read all of it is not behind."""
     journal = Journal(place[0])
     write(journal, "a")
@@ -206,7 +206,7 @@ def test_a_sink_that_has_a_days_ledger_has_the_day(place):
 
 
 @pytest.mark.parametrize(("ago", "stays"), [(20, False), (12, True), (10 + HELD // 86_400 + 2, False)])
-def test_what_a_sink_has_not_got_stays_for_a_while(place, ago, stays):
+def test_undelivered_day_is_kept_for_a_while(place, ago, stays):
     name = old_day(place, "old", ago)
     (place[1] / "sinks").mkdir()
     reader = Reader(place[0], Bookmark(place[1] / "sinks" / "siem.json"))
@@ -220,7 +220,7 @@ def test_what_a_sink_has_not_got_stays_for_a_while(place, ago, stays):
         assert not (place[0] / name).exists()
 
 
-def test_too_much_goes_the_oldest_first(place):
+def test_size_limit_removes_the_oldest_first(place):
     for ago in (3, 2, 1):
         old_day(place, f"d{ago}", ago)
     one = sum(path.stat().st_size for path in days(place[0])[0].iterdir())
@@ -240,7 +240,7 @@ def test_by_default_a_day_is_removed_after_a_year(place):
     assert days(place[0]) == before[1:]
 
 
-def test_everything_is_kept_where_that_is_said(place):
+def test_policy_without_limits_keeps_everything(place):
     old_day(place, "d4000", 4000)
     RetentionPolicy(age=None).save(place[1] / "keep.json")
     tend_now(*place)
@@ -250,7 +250,7 @@ def test_everything_is_kept_where_that_is_said(place):
         RetentionPolicy.load(place[1] / "keep.json")
 
 
-def test_what_cannot_be_signed_is_told_once_and_stops_nothing(place):
+def test_signing_error_is_reported_once_and_stops_nothing(place):
     told = []
     (place[1].parent / "keys").write_text("in the way")
     journal, here = Journal(place[0]), Keeper(*place, told.append)
@@ -264,7 +264,7 @@ def test_what_cannot_be_signed_is_told_once_and_stops_nothing(place):
 
 
 @pytest.mark.parametrize("settle", OnJournalFailure)
-def test_a_full_disk_blocks_or_is_counted_as_the_rules_say(tmp_path, monkeypatch, settle):
+def test_full_disk_blocks_or_counts_as_the_rules_set(tmp_path, monkeypatch, settle):
     here = rig(tmp_path)
     here.recorder.sandbox.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=settle))
     connect(here.recorder)
@@ -296,7 +296,7 @@ def _reachable(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["day", "segment", "ledger", "part", "fifo", "fifo for a ledger"])
-def test_nobody_is_led_out_of_a_journal_or_held_up_in_it(place, tmp_path, way):
+def test_links_and_pipes_in_a_journal_are_not_followed(place, tmp_path, way):
     """A worker that somebody has taken over can make any file there; whoever has the key follows none of them."""
     victim = _reachable(tmp_path)
     before = {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()}
@@ -333,7 +333,7 @@ def test_nobody_is_led_out_of_a_journal_or_held_up_in_it(place, tmp_path, way):
     assert {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()} == before
 
 
-def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place, monkeypatch):
+def test_fresh_segment_of_another_writer_is_left_to_its_supervisor(place, monkeypatch):
     monkeypatch.setattr(journal_ledger, "_QUIET", 10.0)
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
@@ -353,7 +353,7 @@ def test_what_another_has_just_left_is_left_to_its_supervisor_for_a_while(place,
     ("end", "mended"),
     [("journal.close()", []), ("", ["0002"]), ("os.write(journal.segment, b'{'); journal.close()", ["0002"])],
 )
-def test_only_what_its_writer_did_not_close_is_told_as_mended(place, end, mended):
+def test_only_unclosed_segments_are_recorded_as_repaired(place, end, mended):
     program = (
         "import os, sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
@@ -372,7 +372,7 @@ def test_only_what_its_writer_did_not_close_is_told_as_mended(place, end, mended
     assert checked(place).findings == []
 
 
-def test_a_segment_that_has_a_writer_is_left_alone(tmp_path):
+def test_segment_with_a_writer_is_not_sealed(tmp_path):
     journal = Journal(tmp_path / "journal")
     write(journal, "a")
     ledger = Ledger(tmp_path / "journal", keyring.signer(tmp_path / "keys"), tmp_path / "lock")

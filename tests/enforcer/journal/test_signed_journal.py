@@ -26,7 +26,7 @@ def _verified(someone):
     return done.returncode, json.loads(done.stdout)
 
 
-def test_a_run_leaves_a_journal_that_is_intact_and_none_of_its_key(someone, rules):
+def test_run_leaves_an_intact_journal_and_no_key(someone, rules):
     look = "cat ~/.local/state/exeat/keeper/keys/* 2>/dev/null; curl -s http://a.example; true"
     done = someone.exeat("run", "--rules", rules, "--", "sh", "-c", look)
     assert done.returncode == 0
@@ -44,7 +44,7 @@ def test_a_run_leaves_a_journal_that_is_intact_and_none_of_its_key(someone, rule
 
 
 @harness.as_a_user
-def test_what_is_left_when_all_is_killed_is_mended_by_the_next_run(someone, rules):
+def test_journal_of_a_killed_run_is_repaired_by_the_next_run(someone, rules):
     """The supervisor dies of SIGKILL while its task runs, and gate and task with it."""
     words = [
         EXEAT,

@@ -26,7 +26,7 @@ def _recorder(journal):
 
 
 @pytest.mark.parametrize("says", [{"failed": "no room"}, None], ids=["its words", "nothing"])
-def test_a_gate_that_takes_no_sandbox_is_not_waited_for_for_ever(monkeypatch, says):
+def test_stop_of_a_gate_without_sandbox_ends(monkeypatch, says):
     monkeypatch.setattr("enforcer.worker.worker._LAST_WORDS", 0.05)
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with control, theirs:  # it is there still
@@ -37,7 +37,7 @@ def test_a_gate_that_takes_no_sandbox_is_not_waited_for_for_ever(monkeypatch, sa
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["it has closed it", "it only says so"])
-def test_a_worker_that_has_said_its_last_leaves_nothing_unsigned(tmp_path, monkeypatch, request, closes):
+def test_segments_of_an_ended_worker_are_signed(tmp_path, monkeypatch, request, closes):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     journal = tmp_path / "journal"
     journal.mkdir(mode=0o700)

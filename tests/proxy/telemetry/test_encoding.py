@@ -19,7 +19,7 @@ def is_one_plain_line(line: bytes) -> bool:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_every_kind_is_one_line_of_json_and_comes_back_as_it_was(kind):
+def test_every_kind_survives_encoding_as_one_json_line(kind):
     event = full_event(kind)
     line = encode(event)
     assert is_one_plain_line(line)
@@ -27,20 +27,20 @@ def test_every_kind_is_one_line_of_json_and_comes_back_as_it_was(kind):
     assert decode(line) == event
 
 
-def test_a_name_is_written_as_the_text_that_it_is():
+def test_str_subclass_is_encoded_as_its_text():
     event = Event(time=0, id="x", kind=Kind.GATE_ERROR, destination=Destination(HostName("a.example")))
     assert json.loads(encode(event))["destination"] == {"name": "a.example"}
     assert json.loads(encode(event._replace(detail="é" * 2000)))["destination"] == {"name": "a.example"}
 
 
-def test_an_event_with_nothing_to_say_leaves_everything_out():
+def test_empty_event_has_only_required_members():
     event = Event(time=0, id="x", kind=Kind.GATE_ERROR)
     assert json.loads(encode(event)) == {"time": "1970-01-01T00:00:00.000000000Z", "id": "x", "kind": "gate.error"}
     assert decode(encode(event)) == event
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_text_neither_breaks_a_line_nor_becomes_a_member(text):
+def test_hostile_text_breaks_no_line_and_adds_no_member(text):
     line = encode(full_event(Kind.TASK_STARTED, text))
     assert is_one_plain_line(line)
     assert len(line) < LONGEST_LINE
@@ -56,13 +56,13 @@ TEXTS = ("ansi", "quotes", "del", "c1", "astral", "not utf-8", "lone surrogate",
 
 
 @pytest.mark.parametrize(("line", "text"), list(zip(GOLDEN, TEXTS, strict=True)), ids=TEXTS)
-def test_a_line_is_byte_for_byte_what_earlier_versions_wrote_and_can_be_read(line, text):
+def test_line_equals_that_of_earlier_versions(line, text):
     """Readers outside parse these lines, and hashes of older journals are over them."""
     assert encode(full_event(Kind.TASK_STARTED, HOSTILE[text])) == line
     assert encode(decode(line)) == line
 
 
-def test_a_list_and_a_text_at_their_bounds_are_written_whole():
+def test_list_and_text_at_their_bounds_are_not_cut():
     event = Event(time=0, id="x", kind=Kind.GATE_ERROR, argv=("",) * LONGEST_LIST, detail="é" * LONGEST_TEXT)
     said = json.loads(encode(event))
     assert (said["argv"], said["detail"]) == ([""] * LONGEST_LIST, "é" * LONGEST_TEXT)
@@ -73,19 +73,19 @@ def test_a_list_and_a_text_at_their_bounds_are_written_whole():
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.characters(exclude_categories=()), max_size=60))
-def test_any_text_comes_back_once_it_is_written(text):
+def test_any_encoded_text_decodes_to_itself(text):
     line = encode(full_event(Kind.REQUEST_DECIDED, text))
     assert is_one_plain_line(line)
     assert encode(decode(line)) == line
 
 
-def test_bytes_that_are_not_utf8_are_spelled_out_and_strangers_to_no_json_reader():
+def test_non_utf8_bytes_are_escaped_for_every_json_reader():
     event = full_event(Kind.TASK_STARTED, b"caf\xc3\xa9\xff".decode("utf-8", "surrogateescape"))
     assert json.loads(encode(event))["argv"] == ["café\\xff"]
     encode(event).decode("ascii").encode("utf-8")
 
 
-def test_del_is_escaped_in_what_is_written_by_the_byte():
+def test_del_is_escaped():
     assert b"\x7f" not in encode(full_event(Kind.TASK_STARTED, "a\x7fb"))
     assert decode(encode(full_event(Kind.TASK_STARTED, "a\x7fb"))).argv == ("a\x7fb",)
 
@@ -106,16 +106,16 @@ def test_del_is_escaped_in_what_is_written_by_the_byte():
         ("", ""),
     ],
 )
-def test_a_path_is_kept_without_what_may_be_secret(target, path):
+def test_path_is_recorded_without_query_and_fragment(target, path):
     assert bare_path(target) == path
     assert Http(path=target).path == path
 
 
-def test_a_request_is_kept_without_the_user_of_its_authority():
+def test_host_is_recorded_without_the_user():
     assert Http(host="user:secret@host:80").host == "host:80"
 
 
-def test_what_a_value_masks_is_masked_in_its_copies():
+def test_copies_of_values_are_masked_too():
     assert Process(1, "curl")._replace(argv=("--password", "hunter2")).argv == ("--password", MASK)
     assert Http("GET", "a.example")._replace(host="user:hunter2@a.example", path="/a?token=x") == Http(
         "GET", "a.example", "/a"
@@ -123,17 +123,17 @@ def test_what_a_value_masks_is_masked_in_its_copies():
     assert MASK in Git("push", "a")._replace(repository="https://user:hunter2@a.example/a").repository
 
 
-def test_the_arguments_of_a_process_are_masked_when_it_is_made():
+def test_process_arguments_are_masked_on_creation():
     assert Process(1, "/usr/bin/curl", ("curl", "-u", "me:hunter2")).argv == ("curl", "-u", "me:***")
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), float("-inf"), -1.0, 1e300])
-def test_a_duration_that_no_clock_measured_is_still_json(seconds):
+def test_impossible_duration_is_valid_json(seconds):
     line = encode(full_event(Kind.CONNECTION_CLOSED)._replace(duration=seconds))
     assert json.loads(line, parse_constant=pytest.fail)["duration"] == 0
 
 
-def test_no_event_is_longer_than_a_reader_takes():
+def test_longest_event_fits_the_line_limit():
     huge = "\U0001f4a9" * 5000
     many = tuple(huge for _ in range(500))
     event = full_event(Kind.TASK_STARTED, huge)._replace(
@@ -152,7 +152,7 @@ def test_no_event_is_longer_than_a_reader_takes():
     assert is_one_plain_line(line)
 
 
-def test_what_is_cut_says_so_and_is_not_cut_again():
+def test_cut_text_is_marked_and_not_cut_again():
     short = cut("x" * 5000)
     assert len(short) <= LONGEST_TEXT
     assert short.endswith("[4000 more]")
@@ -198,12 +198,12 @@ def test_time_is_text_that_sorts():
         b'{"time":' + b"9" * 10_000 + b"}",
     ],
 )
-def test_what_is_no_event_is_refused(line):
+def test_lines_that_are_no_events_are_refused(line):
     with pytest.raises(MalformedEventError):
         decode(line)
 
 
-def test_members_of_a_newer_version_are_passed_over():
+def test_members_of_a_newer_version_are_ignored():
     line = encode(full_event(Kind.TASK_ENDED))
     newer = line.replace(b'"kind"', b'"previous":"ab","kind"')
     assert decode(newer) == decode(line)

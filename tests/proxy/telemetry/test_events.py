@@ -18,7 +18,7 @@ from tests.support import event_schema
 from tests.support.telemetry_lab import full_event
 
 
-def test_an_id_is_a_uuid_of_version_7_with_the_time_in_it():
+def test_id_is_a_uuid_version_7_with_its_time():
     now = time.time_ns()
     made = uuid.UUID(IdMaker().make(now))
     assert made.variant == uuid.RFC_4122
@@ -26,24 +26,24 @@ def test_an_id_is_a_uuid_of_version_7_with_the_time_in_it():
     assert made.int >> 80 == now // 1_000_000
 
 
-def test_ids_grow_also_within_one_instant_and_when_the_clock_is_set_back():
+def test_ids_grow_within_an_instant_and_after_a_clock_change():
     ids = IdMaker()
     made = [ids.make(1_000_000_000_000) for _ in range(5000)] + [ids.make(1_000), ids.make(0), ids.make()]
     assert made == sorted(made)
     assert len(set(made)) == len(made)
 
 
-def test_two_processes_never_make_the_same_id_at_the_same_time():
+def test_ids_of_two_processes_differ_at_the_same_time():
     first, second = IdMaker(), IdMaker()
     assert not {first.make(5) for _ in range(1000)} & {second.make(5) for _ in range(1000)}
 
 
-def test_every_variant_digit_keeps_the_two_bits():
+def test_every_id_has_the_variant_bits():
     ids = IdMaker()
     assert {ids.make()[19] for _ in range(500)} == set("89ab")
 
 
-def test_after_a_fork_both_sides_have_noise_of_their_own():
+def test_forked_processes_use_separate_random_bytes():
     reader, writer = os.pipe()
     before = _ids.make()
     child = os.fork()

@@ -53,11 +53,11 @@ def test_a_credential_is_masked(argv):
         [""],
     ],
 )
-def test_what_is_no_credential_stays(argv):
+def test_text_without_credential_stays_unchanged(argv):
     assert masked(argv) == tuple(argv)
 
 
-def test_what_stands_around_a_credential_stays():
+def test_text_around_a_credential_stays():
     assert masked(["git", "clone", "https://me:x@host/repo"])[2] == f"https://{MASK}@host/repo"
     assert masked(["curl", "-u", "me:x"])[2] == f"me:{MASK}"
 
@@ -65,6 +65,6 @@ def test_what_stands_around_a_credential_stays():
 @pytest.mark.parametrize(
     "piece", ["a", "token", "auth=", "a:", "x-token", "'\"", "eyJ", "eyJ-", "ghp_", "bearer ", "-", "://"]
 )
-def test_no_argument_makes_the_masking_crawl(piece):
+def test_masking_of_hostile_arguments_is_fast(piece):
     # Quadratic in the whole length, this would take until the suite's own time limit.
     masked([piece * (2_000_000 // len(piece))] * 70)

@@ -21,7 +21,7 @@ def full(kind=Kind.CONNECTION_DECIDED):
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_a_full_event_of_each_kind_is_one_whatever_texts_it_holds(kind):
+def test_full_event_of_each_kind_is_valid_with_any_text(kind):
     for text in HOSTILE.values():
         event = json.loads(encode(full_event(kind, text)))
         assert held.problem(event) == ""
@@ -44,32 +44,32 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
-def test_what_no_gate_writes_is_refused(change):
+def test_schema_refuses_malformed_events(change):
     assert OPEN.is_valid(full())
     assert not OPEN.is_valid({**full(), **change})
     assert held.problem({**full(), **change})
 
 
 @pytest.mark.parametrize("missing", ["verdict", "outcome", "reason", "revision", "mode"])
-def test_a_decision_without_one_of_its_parts_is_none(missing):
+def test_decision_without_a_required_field_is_invalid(missing):
     event = full()
     del event[missing]
     assert not OPEN.is_valid(event)
 
 
-def test_a_field_of_a_later_version_is_passed_over_by_readers_and_noticed_by_our_own_tests():
+def test_unknown_field_is_valid_only_in_the_open_schema():
     event = {**full(), "later": 1}
     assert OPEN.is_valid(event)
     assert "later" in held.problem(event)
 
 
-def test_every_field_that_events_have_is_in_it():
+def test_schema_has_every_event_field():
     top = set(event_schema()["properties"])
     assert top >= set(Event.__struct_fields__)
     assert set(event_schema()["properties"]["reason"]["enum"]) == set(Reason)
 
 
-def test_what_a_recorder_tells_wrongly_is_heard():
+def test_schema_notices_a_wrong_event_of_a_recorder():
     from proxy.sandbox import recorder
 
     recorder.encode(full_event(Kind.TASK_ENDED)._replace(id="1"))
@@ -77,7 +77,7 @@ def test_what_a_recorder_tells_wrongly_is_heard():
     assert held.heard() == []
 
 
-def test_the_command_prints_it(capsys):
+def test_schema_command_prints_the_schema(capsys):
     assert main(["schema", "--event"]) == 0
     assert json.loads(capsys.readouterr().out) == event_schema()
     jsonschema.Draft7Validator.check_schema(event_schema())

@@ -9,7 +9,7 @@ from rules.verdicts import Outcome, Reason
 from tests.support.telemetry_lab import ALLOWED, AUDITED, CAUSE, DENIED, FAILED, FLAGGED, close, connect, rig
 
 
-def test_a_summary_says_what_became_of_the_attempts(tmp_path):
+def test_summary_counts_attempts_by_outcome(tmp_path):
     here = rig(tmp_path)
     assert here.recorder.summary().describe() == "it attempted nothing on the network"
     assert here.recorder.summary().is_empty
@@ -52,7 +52,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize(("decision", "ends", "said"), ENDS.values(), ids=ENDS)
-def test_a_summary_counts_each_request_once_as_what_it_came_to(tmp_path, decision, ends, said):
+def test_summary_counts_each_request_once_by_its_final_outcome(tmp_path, decision, ends, said):
     here = rig(tmp_path)
     cause = ask(here.recorder, decision)
     before = dict(here.metrics.decisions)
@@ -72,7 +72,7 @@ def test_a_summary_counts_each_request_once_as_what_it_came_to(tmp_path, decisio
         (Outcome.FAILED, "failed 1 connection (www.example.com)"),
     ],
 )
-def test_a_summary_counts_each_connection_once_as_what_it_came_to(tmp_path, outcome, said):
+def test_summary_counts_each_connection_once_by_its_final_outcome(tmp_path, outcome, said):
     here = rig(tmp_path)
     cause = connect(here.recorder)
     close(here.recorder, cause, outcome=outcome)
@@ -80,7 +80,7 @@ def test_a_summary_counts_each_connection_once_as_what_it_came_to(tmp_path, outc
     assert here.recorder.summary().describe() == said
 
 
-def test_summary_gives_the_reason_of_what_was_let_out_and_then_blocked(tmp_path):
+def test_summary_has_the_reason_of_a_block_after_an_allow(tmp_path):
     """A leak in a body, or a limit that a transfer reaches; without it no host's reason was given."""
     here = rig(tmp_path)
     asked = ask(here.recorder)
@@ -95,7 +95,7 @@ def test_summary_gives_the_reason_of_what_was_let_out_and_then_blocked(tmp_path)
     }
 
 
-def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
+def test_summary_counts_leaks_and_tampering(tmp_path):
     here = rig(tmp_path)
     where = {"address": None, "port": 443}
     for name, blocked in (("a.example", False), ("b.example", False), ("b.example", False), ("c.example", True)):
@@ -114,7 +114,7 @@ def test_a_summary_tells_of_leaks_that_left_and_of_tampering(tmp_path):
     assert Summary.decode(summary.encode()) == summary
 
 
-def test_a_summary_counts_as_flagged_what_is_listed_to_be_looked_at(tmp_path):
+def test_summary_counts_flagged_attempts_listed_for_review(tmp_path):
     """A lookup isn't, and of a connection that is looked into each request is by itself."""
     here = rig(tmp_path)
     here.recorder.decided(Kind.DNS_DECIDED, FLAGGED, name="a", address=None, port=53, protocol=Protocol.UDP)
@@ -128,7 +128,7 @@ def test_a_summary_counts_as_flagged_what_is_listed_to_be_looked_at(tmp_path):
     assert Summary.decode(summary.encode()) == summary
 
 
-def test_a_summary_says_what_people_answered(tmp_path):
+def test_summary_counts_approval_answers(tmp_path):
     here = rig(tmp_path)
     for reason in (Reason.APPROVAL_GRANTED, Reason.APPROVAL_DENIED, Reason.APPROVAL_DENIED, Reason.APPROVAL_FLOOD):
         granted = reason is Reason.APPROVAL_GRANTED
@@ -142,7 +142,7 @@ def test_a_summary_says_what_people_answered(tmp_path):
     assert Summary.decode(summary.encode()) == summary
 
 
-def test_a_summary_fits_its_packet_with_all_there_can_be(tmp_path):
+def test_largest_summary_fits_its_packet(tmp_path):
     here = rig(tmp_path)
     for number in range(5):
         name = f"{number}" + "\U0001f4a9" * 5000
@@ -169,7 +169,7 @@ def test_a_summary_fits_its_packet_with_all_there_can_be(tmp_path):
         ([str(number) for number in range(1500)], "blocked 1500 connections (0, 1, 2 and 997 or more)"),
     ],
 )
-def test_a_summary_names_what_was_blocked(tmp_path, places, said):
+def test_summary_names_blocked_hosts(tmp_path, places, said):
     here = rig(tmp_path)
     for place in places:
         connect(here.recorder, DENIED, name=place)
@@ -186,6 +186,6 @@ def test_a_summary_names_what_was_blocked(tmp_path, places, said):
      b'{"leaked_places":[[1],0]}', b'{"leaks":NaN}', b'{"leaks":1e99}', b'{"held":[]}', b'{"held":{"x":1}}',
      b'{"held":{"leak":-0.5}}', b'{"blocked_for":["x"]}', b'{"calls":"x"}'],
 )  # fmt: skip
-def test_a_summary_that_is_none_is_refused(encoded):
+def test_malformed_summary_is_refused(encoded):
     with pytest.raises(ValueError):
         Summary.decode(encoded)

@@ -61,7 +61,7 @@ def experienced(runs=ENOUGH, **more):
     return baselines
 
 
-def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
+def test_new_destination_is_an_anomaly_once_for_an_established_name():
     assert ran(experienced(ENOUGH - 1), "next", places=(USUAL, NEW)) == []
     baselines = experienced()
     assert baselines.record_destination("next", "migrate", NEW, 1) == Anomaly("destination", 1, 0, ENOUGH)
@@ -71,7 +71,7 @@ def test_a_new_place_is_unusual_once_the_name_is_known_and_from_then_on_usual():
     assert ran(baselines, "again", places=(USUAL, NEW)) == []
 
 
-def test_bytes_are_unusual_once_they_are_many_times_as_many_and_much():
+def test_many_times_the_usual_bytes_are_an_anomaly():
     baselines = experienced(up=MUCH)
     assert baselines.record_bytes("next", "migrate", MANY_TIMES * MUCH, 1) is None
     assert baselines.record_bytes("next", "migrate", 1, 1) == Anomaly("bytes_up", MANY_TIMES * MUCH + 1, MUCH, ENOUGH)
@@ -79,21 +79,21 @@ def test_bytes_are_unusual_once_they_are_many_times_as_many_and_much():
     assert experienced(up=1).record_bytes("next", "migrate", MUCH, 1) is None
 
 
-def test_a_name_s_runs_teach_that_name_alone():
+def test_runs_change_only_the_baseline_of_their_name():
     baselines = experienced()
     for number in range(20):
         ran(baselines, f"other-{number}", "other", places=(NEW,), up=100 * MUCH)
     assert [each.what for each in ran(baselines, "next", places=(NEW,), up=MUCH + 1)] == ["destination", "bytes_up"]
 
 
-def test_a_name_that_always_goes_somewhere_new_is_not_told_of():
+def test_name_with_ever_new_destinations_reports_no_anomaly():
     baselines = experienced()
     told = [len(ran(baselines, f"n-{number}", places=(f"{number}.example:443",))) for number in range(10)]
     assert told[:5] == [1] * 5
     assert told[5:] == [0] * 5
 
 
-def test_there_are_never_more_names_places_runs_and_findings_than_so_many():
+def test_names_destinations_runs_and_findings_are_bounded():
     baselines = experienced()
     for number in range(MOST_NAMES + 50):
         ran(baselines, f"n-{number}", f"name-{number}", at=number + 2)
@@ -119,7 +119,7 @@ def test_there_are_never_more_names_places_runs_and_findings_than_so_many():
     assert baselines.record_destination("long", "migrate", "x" * 5000, 1) is None
 
 
-def test_it_is_read_as_it_was_written_and_nothing_else_is():
+def test_saved_baselines_are_read_back_and_malformed_ones_refused():
     baselines = experienced()
     baselines.record_destination("open", "migrate", NEW, 7)
     written = msgspec.to_builtins(baselines)
@@ -178,7 +178,7 @@ def world(tmp_path):
     return World(tmp_path)
 
 
-def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world):
+def test_anomaly_is_recorded_once_with_its_cause(world):
     world.experience()
     world.run("next", "usual.example", "new.example", ago=5, up=MUCH)
     assert find_anomalies(world.journal, world.state, HOST)
@@ -192,7 +192,7 @@ def test_what_is_unusual_is_told_in_the_journal_once_with_what_it_came_of(world)
     assert read_numbers(world.state / TOLD) == AnomalyCounts({"next": {"destination": 1, "bytes_up": 1}})
 
 
-def test_what_is_long_past_teaches_and_is_not_told(world):
+def test_old_events_are_learned_and_not_reported(world):
     world.experience()
     world.run("next", "new.example", ago=3600)
     assert not find_anomalies(world.journal, world.state, HOST)
@@ -208,7 +208,7 @@ def test_what_is_long_past_teaches_and_is_not_told(world):
 
 
 @pytest.mark.parametrize("spoiled", ["", "{", "[]", "[" * 100_000, '{"habits":{"version":1}}', "\xff"])
-def test_a_file_that_can_t_be_read_is_told_and_begun_anew(world, spoiled):
+def test_unreadable_baselines_are_reported_and_started_again(world, spoiled):
     world.experience()
     good = (world.state / FILE).read_text()
     (world.state / FILE).write_text(spoiled, encoding="latin-1")
@@ -219,14 +219,14 @@ def test_a_file_that_can_t_be_read_is_told_and_begun_anew(world, spoiled):
     assert json.loads((world.state / FILE).read_text())["habits"] == json.loads(good)["habits"]
 
 
-def test_nothing_is_learned_twice_when_it_is_looked_at_again(world):
+def test_second_scan_learns_no_event_twice(world):
     world.experience()
     for _ in range(3):
         find_anomalies(world.journal, world.state, HOST)
     assert json.loads((world.state / FILE).read_text())["habits"]["names"]["migrate"][0] == ENOUGH
 
 
-def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
+def test_flags_are_counted_until_they_are_reviewed(world, tmp_path):
     here = rig(world.journal)
     first = connect(here.recorder, FLAGGED)
     request = here.recorder.decided(
@@ -253,7 +253,7 @@ def test_flags_are_counted_until_somebody_has_looked(world, tmp_path):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_name_of_a_task_or_a_place_stops_it_or_is_taken_for_another(world, name):
+def test_hostile_names_of_tasks_and_destinations_stay_distinct(world, name):
     world.experience()
     world.run("next", HOSTILE[name], name=HOSTILE[name], ago=5)
     find_anomalies(world.journal, world.state, HOST)
@@ -264,7 +264,7 @@ def test_no_name_of_a_task_or_a_place_stops_it_or_is_taken_for_another(world, na
     assert len(world.told()) <= 1
 
 
-def test_the_keeper_has_it_looked_at_and_signs_what_is_told(world):
+def test_keeper_starts_the_scan_and_signs_its_events(world):
     world.experience()
     world.run("next", "new.example", ago=5)
     keeper = Keeper(world.journal, world.state, pytest.fail)

@@ -56,7 +56,7 @@ def rig(tmp_path, monkeypatch):
     return make
 
 
-def test_all_is_delivered_once_and_what_is_added_later_too(rig):
+def test_existing_and_new_lines_are_delivered_once(rig):
     sink = Scripted()
     rig(sink).once()
     assert sink.took[1:] == rig.wanted  # the first is the journal's own: who writes it
@@ -67,7 +67,7 @@ def test_all_is_delivered_once_and_what_is_added_later_too(rig):
     assert sink.took[before + 1 :] == more
 
 
-def test_stopped_anywhere_it_goes_on_where_it_was(rig):
+def test_delivery_stopped_at_any_point_resumes_there(rig):
     """At every third send the process dies, before or after the receiver has it."""
     took, count, ended = [], 0, False
     while not ended:
@@ -92,7 +92,7 @@ def test_stopped_anywhere_it_goes_on_where_it_was(rig):
     assert len(took) > len(rig.wanted) + 1
 
 
-def test_a_receiver_that_is_down_is_tried_ever_more_rarely_and_then_gets_all(rig):
+def test_unavailable_receiver_is_retried_with_growing_delays(rig):
     tries = iter([UnavailableError("down")] * 12)
     sink = Scripted(lambda _items: next(tries, None))
     made = rig(sink, wait=_stop_when_idle)
@@ -114,7 +114,7 @@ def _stop_when_idle(seconds):
         raise Stopped
 
 
-def test_a_receiver_that_asks_to_wait_is_left_alone_so_long_and_no_longer_than_is_sensible(rig):
+def test_retry_after_is_honoured_up_to_a_limit(rig):
     tries = iter([UnavailableError("busy", 17.0), UnavailableError("busy", 1e9), None])
     made = rig(Scripted(lambda _items: next(tries, None)), wait=_stop_when_idle)
     with pytest.raises(Stopped):
@@ -122,7 +122,7 @@ def test_a_receiver_that_asks_to_wait_is_left_alone_so_long_and_no_longer_than_i
     assert made.waits[:2] == [17.0, 300.0]
 
 
-def test_an_event_that_is_refused_is_sent_without_a_sandbox_s_words_and_stops_no_other(rig):
+def test_refused_event_is_sent_shortened_and_stops_no_other(rig):
     poison = ids(2)
     write(rig.journal, poison[:1], "<script>")
     write(rig.journal, after := ids(3))
@@ -144,7 +144,7 @@ def test_an_event_that_is_refused_is_sent_without_a_sandbox_s_words_and_stops_no
     assert made.numbers.reduced == len(full)
 
 
-def test_what_a_receiver_takes_of_a_refused_event_says_where_it_went(rig):
+def test_shortened_event_keeps_its_destination(rig):
     """Who refuses what is long still hears of it."""
     (long,) = ids(1)
     write(rig.journal, [long], "y" * 1000)
@@ -162,7 +162,7 @@ def test_what_a_receiver_takes_of_a_refused_event_says_where_it_went(rig):
     assert "in the journal, under this id: yyy" in short[0]["detail"]
 
 
-def test_a_receiver_that_refuses_everything_gets_it_all_once_it_is_mended(rig):
+def test_receiver_that_refused_everything_gets_all_later(rig):
     sink = Scripted(lambda _items: RefusedError("misconfigured"))
     for _ in range(2):
         with pytest.raises(UnavailableError, match="refuses everything: misconfigured"):
@@ -181,7 +181,7 @@ WRONG = {
 }  # fmt: skip
 
 
-def test_a_line_that_is_no_event_is_told_and_counted_and_stops_nothing(rig):
+def test_line_that_is_no_event_is_logged_counted_and_skipped(rig):
     (segment,) = rig.journal.glob("*/*.jsonl")
     lines = segment.read_bytes().splitlines(keepends=True)
     segment.write_bytes(b"".join([*lines[:7], *(wrong + b"\n" for wrong in WRONG.values()), *lines[7:]]))
@@ -193,7 +193,7 @@ def test_a_line_that_is_no_event_is_told_and_counted_and_stops_nothing(rig):
     assert all(segment.stem in said and "not an event" in said for said in made.said)
 
 
-def test_a_torn_last_line_is_sent_when_it_is_whole(rig):
+def test_torn_last_line_is_sent_once_complete(rig):
     (segment,) = rig.journal.glob("*/*.jsonl")
     whole = segment.read_bytes()
     segment.write_bytes(whole[:-20])
@@ -205,7 +205,7 @@ def test_a_torn_last_line_is_sent_when_it_is_whole(rig):
     assert sink.took[1:] == rig.wanted
 
 
-def test_no_batch_is_larger_than_it_may_be_but_for_one_event(rig):
+def test_batches_are_bounded_except_for_a_single_event(rig):
     write(rig.journal, wide := ids(60), "\U0001f4a9" * 1000)
     sink = Scripted()
     rig(sink).once()
@@ -214,7 +214,7 @@ def test_no_batch_is_larger_than_it_may_be_but_for_one_event(rig):
     assert len(sink.sizes) > 3
 
 
-def test_every_format_says_the_id_in_one_printable_line(rig):
+def test_every_format_has_the_id_in_one_printable_line(rig):
     class Formatted(Scripted):
         def send(self, items):
             for item in items:
@@ -227,7 +227,7 @@ def test_every_format_says_the_id_in_one_printable_line(rig):
     rig(Formatted()).once()
 
 
-def test_lag_is_the_age_of_what_is_not_delivered(rig):
+def test_lag_is_the_age_of_the_oldest_undelivered_event(rig):
     made = rig(Scripted(lambda _items: UnavailableError("down")))
     with pytest.raises(UnavailableError):
         made.once()
@@ -244,7 +244,7 @@ def test_lag_is_the_age_of_what_is_not_delivered(rig):
     ]
 
 
-def test_a_file_has_whole_lines_whatever_happened_and_may_be_renamed(rig, tmp_path):
+def test_file_has_complete_lines_after_faults_and_may_be_renamed(rig, tmp_path):
     out = tmp_path / "out.jsonl"
     sink = FileExporter(out, FORMATS["event"])
     rig(sink).once()
@@ -262,7 +262,7 @@ def test_a_file_has_whole_lines_whatever_happened_and_may_be_renamed(rig, tmp_pa
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()][-2:] == more
 
 
-def test_a_file_that_is_none_is_left_alone(rig, tmp_path):
+def test_file_exporter_refuses_what_is_no_regular_file(rig, tmp_path):
     (tmp_path / "real").write_text("kept")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "directory").mkdir()
@@ -272,7 +272,7 @@ def test_a_file_that_is_none_is_left_alone(rig, tmp_path):
     assert (tmp_path / "real").read_text() == "kept"
 
 
-def test_a_disk_that_fills_up_has_whole_lines_and_all_of_them_later(rig, tmp_path):
+def test_full_disk_has_complete_lines_and_gets_all_later(rig, tmp_path):
     out = tmp_path / "out.jsonl"
     made = rig(FileExporter(out, FORMATS["event"]))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -93,7 +93,7 @@ def secret(path, text, mode=0o600):
     return path
 
 
-def test_otlp_is_posted_as_the_protocol_says(receiver, items):
+def test_otlp_request_follows_the_protocol(receiver, items):
     OtlpExporter(poster(receiver)).send(items)
     ((path, headers, body),) = receiver.requests
     assert (path, headers["Content-Type"]) == ("/v1/logs", "application/x-protobuf")
@@ -101,7 +101,7 @@ def test_otlp_is_posted_as_the_protocol_says(receiver, items):
     assert sum(len(scope.log_records) for resource in made.resource_logs for scope in resource.scope_logs) == 4
 
 
-def test_a_partial_success_is_no_success(receiver, items):
+def test_otlp_partial_success_is_a_refusal(receiver, items):
     answer = ExportLogsServiceResponse()
     answer.partial_success.rejected_log_records = 1
     receiver.answer = lambda: (200, {}, answer.SerializeToString())
@@ -118,7 +118,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("status", "headers", "error"), ANSWERS)
-def test_only_2xx_is_a_receipt(receiver, items, status, headers, error):
+def test_only_2xx_responses_count_as_delivered(receiver, items, status, headers, error):
     receiver.answer = lambda: (status, headers, b"")
     sink = WebhookExporter(poster(receiver), FORMATS["event"])
     if error is None:
@@ -131,7 +131,7 @@ def test_only_2xx_is_a_receipt(receiver, items, status, headers, error):
     assert len(receiver.requests) == 1  # no redirect is followed
 
 
-def test_nobody_there_and_an_answer_that_is_none(receiver, items):
+def test_refused_connection_and_malformed_response_are_retried(receiver, items):
     with pytest.raises(UnavailableError, match="refused"):
         WebhookExporter(HttpPoster(Endpoint("127.0.0.1", free_port(), "/", None)), FORMATS["event"]).send(items)
     receiver.answer = lambda: (999999, {"X": "\x1b[2J"}, b"\x1b[2J")
@@ -141,7 +141,7 @@ def test_nobody_there_and_an_answer_that_is_none(receiver, items):
 
 
 @pytest.mark.parametrize("shape", ["event", "ocsf", "ecs"])
-def test_a_webhook_gets_a_line_of_json_an_event_in_order(receiver, items, shape):
+def test_webhook_gets_one_json_line_per_event_in_order(receiver, items, shape):
     WebhookExporter(poster(receiver), FORMATS[shape]).send(items)
     ((_, headers, body),) = receiver.requests
     assert headers["Content-Type"] == "application/x-ndjson"
@@ -150,7 +150,7 @@ def test_a_webhook_gets_a_line_of_json_an_event_in_order(receiver, items, shape)
         assert body == b"".join(item.line for item in items)
 
 
-def test_a_webhook_is_signed_and_its_id_is_the_same_when_it_is_sent_again(receiver, items, tmp_path):
+def test_webhook_is_signed_and_a_retry_has_the_same_id(receiver, items, tmp_path):
     """Checked as Standard Webhooks tells receivers to: over `id.timestamp.body`."""
     raw = os.urandom(32)
     sink = WebhookExporter(
@@ -170,7 +170,7 @@ TOKENS = [("abc123\n", "Bearer abc123"), ("Splunk abc-123", "Splunk abc-123")]
 
 
 @pytest.mark.parametrize(("text", "sent"), TOKENS)
-def test_a_token_is_read_anew_for_each_request(receiver, items, tmp_path, text, sent):
+def test_token_file_is_read_for_each_request(receiver, items, tmp_path, text, sent):
     path = secret(tmp_path / "token", "old")
     sink = WebhookExporter(poster(receiver, path), FORMATS["event"])
     sink.send(items)
@@ -186,7 +186,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "mode"), BAD.values(), ids=BAD)
-def test_a_token_that_others_can_read_or_that_is_none_is_never_sent_nor_shown(receiver, items, tmp_path, text, mode):
+def test_unsafe_or_malformed_token_is_never_sent_or_shown(receiver, items, tmp_path, text, mode):
     sink = WebhookExporter(poster(receiver, secret(tmp_path / "token", text, mode)), FORMATS["event"])
     with pytest.raises(UnavailableError) as raised:
         sink.send(items)
@@ -195,7 +195,7 @@ def test_a_token_that_others_can_read_or_that_is_none_is_never_sent_nor_shown(re
 
 
 @pytest.mark.parametrize("key", ["", "whsec_", "whsec_short", "no base64 at all, hunter2", "whsec_" + "A" * 8])
-def test_a_key_that_is_none_signs_nothing(receiver, items, tmp_path, key):
+def test_malformed_webhook_key_is_refused(receiver, items, tmp_path, key):
     sink = WebhookExporter(poster(receiver), FORMATS["event"], secret(tmp_path / "key", key))
     with pytest.raises(UnavailableError) as raised:
         sink.send(items)
@@ -203,7 +203,7 @@ def test_a_key_that_is_none_signs_nothing(receiver, items, tmp_path, key):
     assert receiver.requests == []
 
 
-def test_a_receiver_has_to_prove_its_name(items, tmp_path):
+def test_receiver_with_an_untrusted_certificate_is_refused(items, tmp_path):
     authority = Authority.make()
     (tmp_path / "ca.pem").write_bytes(authority.pem())
     trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
@@ -238,7 +238,7 @@ def _exported(server):
 
 
 @pytest.mark.parametrize("made", [_webhook, _exported])
-def test_a_process_that_runs_on_trusts_what_its_host_trusts_now(items, tmp_path, monkeypatch, made):
+def test_changed_trust_of_the_host_applies_to_new_connections(items, tmp_path, monkeypatch, made):
     """The registry, and each exporter, kept the roots that it had begun with: a root taken away was trusted for months."""
     theirs, other, bundle = Authority.make("Theirs"), Authority.make("Other"), tmp_path / "bundle.pem"
     (tmp_path / "leaf.pem").write_bytes(theirs.leaf("127.0.0.1"))
@@ -263,7 +263,7 @@ def test_a_process_that_runs_on_trusts_what_its_host_trusts_now(items, tmp_path,
 
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_an_answer_that_goes_on_and_on_is_none(begins, secure, tmp_path):
+def test_endless_response_times_out(begins, secure, tmp_path):
     authority = Authority.make("Theirs")
     (tmp_path / "leaf.pem").write_bytes(authority.leaf("127.0.0.1"))
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

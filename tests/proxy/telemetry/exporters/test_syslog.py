@@ -31,7 +31,7 @@ def tls(tmp_path_factory):
 
 
 @pytest.mark.parametrize("scheme", ["syslog+tcp", "syslog+tls"])
-def test_a_real_receiver_that_is_killed_has_everything_in_order_in_the_end(scheme, tmp_path, tls):
+def test_killed_rsyslogd_has_all_events_in_order_in_the_end(scheme, tmp_path, tls):
     """Both sides are killed in turn, with SIGKILL, while events are written."""
     journal = tmp_path / "journal"
     write(journal, wanted := ids(400))
@@ -110,19 +110,19 @@ BAD = [is_killed_before_it_reads, ends_with_something_unread, ends_at_once, ends
 
 
 @pytest.mark.parametrize("script", BAD)
-def test_what_was_not_read_does_not_count_as_taken(script, items, monkeypatch):
+def test_unread_messages_do_not_count_as_delivered(script, items, monkeypatch):
     monkeypatch.setattr(syslog, "_TIMEOUT", 1.0)
     with answering(script) as port, pytest.raises(UnavailableError):
         SyslogExporter("127.0.0.1", port, FORMATS["event"]).send(items)
 
 
-def test_a_receiver_that_is_gone_after_it_read_everything_may_not_have_it(items):
+def test_receiver_that_ends_after_reading_does_not_count(items):
     """Killed with all of it in its memory: the next connection tells."""
     with answering(reads_all) as port, pytest.raises(UnavailableError):
         SyslogExporter("127.0.0.1", port, FORMATS["event"]).send(items)
 
 
-def test_a_receiver_that_never_ends_is_given_up(items, monkeypatch):
+def test_receiver_that_never_closes_times_out(items, monkeypatch):
     monkeypatch.setattr(syslog, "_TIMEOUT", 0.5)
     over = threading.Event()
     with answering(lambda connection: over.wait(BOUND) and connection.close()) as port:
@@ -131,7 +131,7 @@ def test_a_receiver_that_never_ends_is_given_up(items, monkeypatch):
         over.set()
 
 
-def test_a_connection_that_was_ended_while_it_was_idle_is_opened_anew(items):
+def test_connection_closed_while_idle_is_reopened(items):
     tired = threading.Event()
 
     def ends_when_tired(connection):
@@ -157,7 +157,7 @@ def _idle(sink):
         sink._next_connection.settimeout(BOUND)
 
 
-def test_a_tls_receiver_has_to_say_that_it_read_all(items, tls):
+def test_tls_receiver_without_close_notify_does_not_count(items, tls):
     """An end of the TCP connection alone could be anybody's on the way."""
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     own.load_cert_chain(tls[1])
@@ -178,7 +178,7 @@ def test_a_tls_receiver_has_to_say_that_it_read_all(items, tls):
         socket.create_connection(("127.0.0.1", port)).close()
 
 
-def test_a_tls_receiver_has_to_prove_its_name(items, tls):
+def test_tls_receiver_with_another_name_is_refused(items, tls):
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     own.load_cert_chain(tls[1])
 
@@ -192,7 +192,7 @@ def test_a_tls_receiver_has_to_prove_its_name(items, tls):
 
 
 @pytest.mark.parametrize("shape", FORMATS)
-def test_no_event_is_longer_than_a_receiver_takes(shape, tmp_path):
+def test_long_events_are_shortened_to_the_message_limit(shape, tmp_path):
     write(tmp_path / "journal", wanted := ids(1), "\U0001f4a9" * 1000, Kind.REQUEST_DECIDED)
     (_, line) = Reader(tmp_path / "journal", Bookmark(tmp_path / "position.json")).read()
     message = SyslogExporter("127.0.0.1", 1, FORMATS[shape])._message(Item(line.line, read(line.line)))
@@ -202,7 +202,7 @@ def test_no_event_is_longer_than_a_receiver_takes(shape, tmp_path):
 
 @pytest.mark.parametrize("shape", FORMATS)
 @pytest.mark.parametrize("word", ["\U0001f4a9", "é", "\\", '"', "="])
-def test_no_words_of_a_task_keep_from_a_receiver_where_it_went_and_by_what_rule(shape, word):
+def test_long_texts_of_a_task_never_displace_destination_or_rule(shape, word):
     """Arguments and a program's path are as long as whoever connects wants them."""
     name = f"{'x.' * 119}drop.example"
     said = full_event(Kind.CONNECTION_DECIDED)._replace(

@@ -39,7 +39,7 @@ KEYS = {"rt", "externalId", "dvchost", "act", "reason", "cat", "dhost", "dst", "
         *(f"cs{n}" for n in range(1, 7)), *(f"cs{n}Label" for n in range(1, 7))}  # fmt: skip
 
 
-def test_every_event_is_a_line_of_cef_with_keys_of_its_dictionary():
+def test_every_event_is_a_cef_line_with_known_keys():
     for each in everything():
         head, pairs = read_cef(cef(each))
         assert head[:3] == ["0", "Exeat", "Exeat"]
@@ -55,7 +55,7 @@ def test_every_event_is_a_line_of_cef_with_keys_of_its_dictionary():
 @pytest.mark.parametrize(
     "text", ["a|b", "a=b", r"a\|b", r"a\=b", "x act=passed", "|9|CEF:0|", "\\", r"\\", "a\nb=c", "a\\"]
 )
-def test_no_text_makes_a_key_or_a_field_of_its_own(text):
+def test_hostile_text_adds_no_key_or_field(text):
     made = record("request.decided", text, outcome="blocked")
     head, pairs = read_cef(cef(made))
     assert len(head) == 7
@@ -66,7 +66,7 @@ def test_no_text_makes_a_key_or_a_field_of_its_own(text):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_text_moves_anything_or_ends_a_line(name):
+def test_hostile_text_neither_ends_a_line_nor_controls_a_terminal(name):
     for kind in Kind:
         made = record(kind, HOSTILE[name])
         line = cef(made)
@@ -84,7 +84,7 @@ HEADER = re.compile(
 )
 
 
-def test_every_event_is_a_message_of_rfc_5424():
+def test_every_event_is_an_rfc_5424_message():
     for each in everything():
         found = HEADER.fullmatch(syslog(each, "x").decode())
         facility, severity = divmod(int(found[1]), 8)
@@ -94,7 +94,7 @@ def test_every_event_is_a_message_of_rfc_5424():
 
 
 @pytest.mark.parametrize("host", ["", "a b", "é", "a\x00b", "h" * 300, "<1>1 - -"])
-def test_a_host_is_one_word_whatever_it_is_called(host):
+def test_host_name_is_one_printable_word(host):
     assert HEADER.fullmatch(syslog(event(host=host), "x").decode())
 
 
@@ -110,10 +110,10 @@ SEVERITIES = [
 
 
 @pytest.mark.parametrize(("kind", "said", "severity"), SEVERITIES)
-def test_what_asks_for_a_person_is_more_severe(kind, said, severity):
+def test_severity_grows_with_the_need_for_review(kind, said, severity):
     assert syslog(record(kind, **said), "").startswith(b"<%d>1 " % (13 * 8 + severity))
 
 
-def test_a_frame_says_its_length_in_octets():
+def test_frame_starts_with_its_length_in_octets():
     assert frame_message(b"x" * 12) == b"12 " + b"x" * 12
     assert frame_message(syslog(unknown(), "é")).endswith(b"\\xe9")

@@ -85,20 +85,20 @@ DECIDES = {"allowed", "denied"}  # which is said of a command, too: ECS has no o
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_every_kind_has_its_category_and_types_that_ecs_expects_there(kind):
+def test_every_kind_has_an_ecs_category_with_expected_types(kind):
     made = ecs(record(kind))["event"]
     expected = set().union(*(EXPECTED[category] for category in made["category"]))
     assert set(made["type"]) - DECIDES <= expected
 
 
-def test_every_event_keeps_to_the_fields_types_and_words():
+def test_every_event_uses_ecs_fields_types_and_values():
     for each in everything():
         assert wrong(ecs(each)) == [], each["kind"]
     assert wrong({"event": {"kind": "guess", "id": 7}, "nonsense": 1}) == ["event.id", "nonsense", "event.kind"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_text_of_a_sandbox_breaks_a_field_or_moves_anything(name):
+def test_hostile_text_breaks_no_ecs_field(name):
     for kind in Kind:
         made = ecs(record(kind, HOSTILE[name]))
         assert wrong(made) == []
@@ -115,7 +115,7 @@ SAID = {
 
 
 @pytest.mark.parametrize(("said", "kind", "outcome"), SAID.values(), ids=SAID)
-def test_the_verdict_is_a_type_and_the_outcome_is_another_matter(said, kind, outcome):
+def test_verdict_is_the_type_and_outcome_the_success_of_the_gate(said, kind, outcome):
     made = ecs(event(**said))["event"]
     assert made["type"] == ["connection", "start", kind]
     assert made["outcome"] == outcome
@@ -124,7 +124,7 @@ def test_the_verdict_is_a_type_and_the_outcome_is_another_matter(said, kind, out
 @pytest.mark.parametrize(
     "address", ["::ffff:1.2.3.4%x.allowed.com", "2852039166", "127.1", "fe80::1%1", "", "a.example"]
 )
-def test_what_is_no_address_is_in_no_field_of_addresses(address):
+def test_invalid_address_is_in_no_address_field(address):
     """One such field, and Elasticsearch refuses the whole document."""
     made = ecs(event(destination={"address": address, "port": 70000}))
     assert "ip" not in made["destination"]
@@ -132,7 +132,7 @@ def test_what_is_no_address_is_in_no_field_of_addresses(address):
     assert "related" not in made or "ip" not in made["related"]
 
 
-def test_what_ecs_has_no_field_for_is_under_our_own_name():
+def test_fields_without_ecs_name_are_under_exeat():
     made = ecs(unknown())
     assert made["exeat"]["later"] == {"deep": [1, "x"]}
     assert made["exeat"]["task"]["labels"] == {"text": "text"}

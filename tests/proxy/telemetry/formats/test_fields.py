@@ -22,7 +22,7 @@ STARTED = {
 PROCESSES = [(1007, 0), (0x70000000 + 1000, 1000)]
 
 
-def test_a_task_s_start_names_who_started_it():
+def test_task_start_names_its_starter():
     made = record(Kind.TASK_STARTED, **STARTED)
     assert ocsf(made)["actor"]["user"] == {"uid": "1007", "name": "ada"}
     assert ecs(made)["user"] == {"id": "1007", "name": "ada"}
@@ -32,13 +32,13 @@ def test_a_task_s_start_names_who_started_it():
     assert (named["user.id"], named["user.name"], named["exeat.workspace"]) == ("1007", "ada", "/home/ada/work")
 
 
-def test_an_answer_of_people_s_isn_t_given_the_starter_s_uid():
+def test_approval_answer_has_no_uid_of_the_starter():
     made = record(Kind.TASK_STARTED, **{**STARTED, "approval": {"by": ["bo"]}})
     assert ocsf(made)["actor"]["user"] == {"name": "bo"}
 
 
 @pytest.mark.parametrize(("uid", "inside"), PROCESSES)
-def test_a_process_is_a_user_of_the_host_s_and_what_the_sandbox_calls_it_stands_apart(uid, inside):
+def test_process_has_the_host_uid_and_the_sandbox_uid_apart(uid, inside):
     process = {"pid": 7, "exe": "/bin/sh", "uid": uid, "sandbox_uid": inside}
     made = record(process=process, started_by=None, workspace=None)
     assert ocsf(made)["actor"]["process"]["user"] == {"uid": str(uid)}

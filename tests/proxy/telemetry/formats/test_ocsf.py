@@ -36,7 +36,7 @@ def test_every_event_is_valid_in_its_class():
         assert made["metadata"]["uid"] == each["id"]
 
 
-def test_the_published_schema_does_refuse_what_is_wrong():
+def test_published_ocsf_schema_refuses_invalid_events():
     made = ocsf(record())
     assert wrong({**made, "activity_id": 55})
     assert wrong({**made, "firewal_rule": {}})
@@ -44,7 +44,7 @@ def test_the_published_schema_does_refuse_what_is_wrong():
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_text_of_a_sandbox_makes_an_event_invalid_or_moves_anything(name):
+def test_hostile_text_makes_no_ocsf_event_invalid(name):
     for kind in Kind:
         made = ocsf(record(kind, HOSTILE[name]))
         assert wrong(made) == []
@@ -63,7 +63,7 @@ SAID = {
 
 
 @pytest.mark.parametrize(("said", "wanted"), SAID.values(), ids=SAID)
-def test_a_verdict_is_an_action_and_a_disposition(said, wanted):
+def test_verdicts_map_to_actions_and_dispositions(said, wanted):
     made = ocsf(event(**said))
     keys = ("activity_id", "action_id", "disposition_id", "status_id", "is_alert")
     assert tuple(made[key] for key in keys) == wanted
@@ -99,13 +99,13 @@ ACTIVITIES = [
 
 
 @pytest.mark.parametrize(("kind", "more", "uid", "activity"), ACTIVITIES)
-def test_each_kind_has_its_class_and_activity(kind, more, uid, activity):
+def test_each_kind_has_its_ocsf_class_and_activity(kind, more, uid, activity):
     made = ocsf(record(kind, **more))
     assert (made["class_uid"], made["activity_id"]) == (uid, activity)
     assert wrong(made) == []
 
 
-def test_what_is_asked_of_a_connection_is_where_ocsf_readers_look():
+def test_connection_fields_are_in_their_ocsf_attributes():
     made = ocsf(event(
         destination={"name": "www.example.com", "address": "93.184.216.34", "port": 443}, rules=["web:pages"],
         bytes={"up": 3, "down": 5}, duration=0.25,
@@ -118,13 +118,13 @@ def test_what_is_asked_of_a_connection_is_where_ocsf_readers_look():
     assert made["connection_info"]["direction_id"] == 2
 
 
-def test_who_answered_is_who_acted():
+def test_approver_is_the_actor():
     made = ocsf(record("approval.answered", approval={"id": "k3x9abcd", "by": ["ada", "bo"], "answer": "approved"}))
     assert made["actor"]["user"] == {"name": "ada, bo"}
     assert made["entity"]["uid"] == "k3x9abcd"
 
 
-def test_nothing_that_an_event_says_is_lost():
+def test_every_field_is_in_the_ocsf_event():
     """What has no attribute is in `unmapped`, also of kinds that come later."""
     made = ocsf(unknown())
     assert made["class_uid"] == 0

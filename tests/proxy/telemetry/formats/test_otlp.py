@@ -28,7 +28,7 @@ def plain(value):
     return [plain(each) for each in value.array_value.values] if kind == "array_value" else getattr(value, kind)
 
 
-def test_every_event_comes_out_as_it_went_in():
+def test_every_event_survives_otlp_encoding():
     for each in everything():
         (log,) = logs(parsed(each))
         assert log.event_name == f"exeat.{each['kind']}"
@@ -38,7 +38,7 @@ def test_every_event_comes_out_as_it_went_in():
         assert 1 <= log.severity_number <= 24
 
 
-def test_records_of_a_host_are_together_and_in_their_order():
+def test_records_are_grouped_by_host_in_order():
     made = parsed(*(event(host=host, id=str(number)) for number, host in enumerate("abab")))
     hosts = [
         {pair.key: plain(pair.value) for pair in each.resource.attributes}["host.name"] for each in made.resource_logs
@@ -49,21 +49,21 @@ def test_records_of_a_host_are_together_and_in_their_order():
 
 
 @pytest.mark.parametrize("number", [0, 1, -1, 127, 128, 2**31, 2**53 + 1, -(2**63) + 1, 2**63 - 1])
-def test_numbers_keep_their_value(number):
+def test_otlp_numbers_keep_their_value(number):
     (log,) = logs(parsed({**event(), "number": number, "half": 0.5, "none": 0.0, "yes": True, "no": False}))
     found = {pair.key: plain(pair.value) for pair in log.attributes}
     assert (found["exeat.number"], found["exeat.half"], found["exeat.none"]) == (number, 0.5, 0.0)
     assert (found["exeat.yes"], found["exeat.no"]) == (True, False)
 
 
-def test_a_number_that_no_field_holds_is_left_out():
+def test_number_beyond_64_bits_is_left_out():
     made = record(number=2**64, endless=float("inf"), other=float("nan"))
     assert {"exeat.number", "exeat.endless", "exeat.other"}.isdisjoint(attributes(made))
     assert logs(parsed(made))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_no_text_of_a_sandbox_breaks_the_message_or_moves_anything(name):
+def test_hostile_text_breaks_no_otlp_message(name):
     for kind in Kind:
         (log,) = logs(parsed(record(kind, HOSTILE[name])))
         assert harmful(log.body.string_value) == []
@@ -72,7 +72,7 @@ def test_no_text_of_a_sandbox_breaks_the_message_or_moves_anything(name):
             assert [text for text in (value if isinstance(value, list) else [value]) if harmful(str(text))] == []
 
 
-def test_the_conventions_own_names_are_used():
+def test_attributes_have_the_names_of_the_conventions():
     found = attributes(event(
         destination={"name": "www.example.com", "address": "93.184.216.34", "port": 443}, protocol="tls",
         rules=["web:pages"], revision="0f", http={"method": "GET", "path": "/x"},
@@ -86,11 +86,11 @@ def test_the_conventions_own_names_are_used():
     assert {name: found[name] for name in wanted} == wanted
 
 
-def test_what_comes_later_has_attributes_too():
+def test_unknown_fields_become_attributes():
     assert attributes(unknown())["exeat.later.deep"] == [1, "x"]
 
 
-def test_a_partial_success_is_read():
+def test_partial_success_is_decoded():
     answer = ExportLogsServiceResponse()
     assert rejected(answer.SerializeToString()) == 0
     answer.partial_success.error_message = "too old"
@@ -102,5 +102,5 @@ def test_a_partial_success_is_read():
 @pytest.mark.parametrize(
     "answer", [b"\x0a", b"\x0a\xff\xff\xff\xff\xff", b"\xff" * 40, b"<html>", b"{}", b"\x0a\x02\x08", b"\x0b\x01"]
 )
-def test_an_answer_that_is_none_rejects_nothing(answer):
+def test_malformed_otlp_response_counts_as_no_rejection(answer):
     assert rejected(answer) == 0

@@ -48,7 +48,7 @@ def reader(place):
     return Reader(directory, Bookmark(mark))
 
 
-def test_every_line_of_every_writer_is_read_once_and_then_what_is_added(place):
+def test_reader_returns_every_line_once_then_new_ones(place):
     first, second = Journal(place[0]), Journal(place[0])
     write(first, "a", "b")
     write(second, "c")
@@ -62,7 +62,7 @@ def test_every_line_of_every_writer_is_read_once_and_then_what_is_added(place):
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 1000])
-def test_whoever_is_killed_goes_on_from_what_was_committed(place, most):
+def test_killed_reader_resumes_at_the_last_commit(place, most):
     """A reader that dies after each batch, before half of them is committed: nothing is missing, nothing is late."""
     journals = [Journal(place[0]) for _ in range(3)]
     for number, journal in enumerate(journals):
@@ -83,7 +83,7 @@ def test_whoever_is_killed_goes_on_from_what_was_committed(place, most):
 
 
 @pytest.mark.parametrize("committed", range(5))
-def test_a_segment_that_is_sealed_and_compressed_meanwhile_is_read_on(place, committed):
+def test_reader_continues_in_a_segment_compressed_meanwhile(place, committed):
     journal = Journal(place[0])
     write(journal, "a", "b")
     here = reader(place)
@@ -104,7 +104,7 @@ def test_a_segment_that_is_sealed_and_compressed_meanwhile_is_read_on(place, com
     assert not lags(reader(place).bookmark, place[0], "2026-11-18")
 
 
-def test_a_line_that_is_not_finished_waits(place):
+def test_unfinished_line_is_read_once_complete(place):
     journal = Journal(place[0])
     write(journal, "a")
     path = place[0] / "2026-11-18" / "0001.jsonl"
@@ -116,7 +116,7 @@ def test_a_line_that_is_not_finished_waits(place):
     assert said(here.read()) == ["0001 a"]
 
 
-def test_a_bookmark_stays_small(place):
+def test_bookmark_of_many_segments_stays_small(place):
     live = None
     for number in range(40):
         journal = Journal(place[0])
@@ -136,7 +136,7 @@ def test_a_bookmark_stays_small(place):
     assert not lags(here.bookmark, place[0], "2026-11-18/0009")
 
 
-def test_what_was_removed_is_passed_over_and_forgotten(place):
+def test_removed_segments_are_skipped_and_forgotten(place):
     journal = Journal(place[0])
     write(journal, "a")
     write(journal, "b", when=NOON + DAY)
@@ -152,7 +152,7 @@ def test_what_was_removed_is_passed_over_and_forgotten(place):
     assert "2026-11-18" not in place[1].read_text()
 
 
-def test_another_line_where_we_had_stopped_means_from_the_beginning(place):
+def test_changed_line_at_the_position_restarts_the_segment(place):
     journal = Journal(place[0])
     write(journal, "a", "b")
     here = reader(place)
@@ -165,13 +165,13 @@ def test_another_line_where_we_had_stopped_means_from_the_beginning(place):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 2}', '{"version":1,"ended":3,"within":[]}', "\0"])
-def test_a_bookmark_that_is_none_is_said(place, text):
+def test_malformed_bookmark_is_an_error(place, text):
     place[1].write_text(text)
     with pytest.raises(ValueError):
         Bookmark(place[1])
 
 
-def test_lines_that_are_too_long_or_no_lines_hold_nothing_up(place):
+def test_overlong_and_malformed_lines_do_not_stop_the_reader(place):
     journal = Journal(place[0])
     write(journal, "a")
     with (place[0] / "2026-11-18" / "0001.jsonl").open("ab") as file:

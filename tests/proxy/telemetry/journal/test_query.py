@@ -59,13 +59,13 @@ def test_only_segments_that_overlap_are_open_at_once(tmp_path, monkeypatch):
     assert most <= 3
 
 
-def test_a_clock_that_was_set_back_loses_nothing(tmp_path):
+def test_clock_set_back_loses_no_event(tmp_path):
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON + 5), line(NOON), line(NOON + 6))
     segment(tmp_path, "2026-11-18/0002.jsonl", line(NOON + 3))
     assert sorted(times(read_events(tmp_path))) == [0, 3, 5, 6]
 
 
-def test_since_passes_over_days_and_events_before(tmp_path):
+def test_since_skips_earlier_days_and_events(tmp_path):
     segment(tmp_path, "2026-11-17/0001.jsonl", b"not even read\n")
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON), line(NOON + 1), line(NOON + 2))
     progress = Progress()
@@ -73,7 +73,7 @@ def test_since_passes_over_days_and_events_before(tmp_path):
     assert progress.malformed == 0
 
 
-def test_a_torn_last_line_is_counted_and_not_shown(tmp_path):
+def test_torn_last_line_is_counted_and_skipped(tmp_path):
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON), line(NOON + 1)[:-1])
     segment(tmp_path, "2026-11-18/0002.jsonl", line(NOON + 2)[:30])
     progress = Progress()
@@ -94,14 +94,14 @@ def test_a_torn_last_line_is_counted_and_not_shown(tmp_path):
     ],
     ids=["empty", "text", "nul", "not utf-8", "no event", "endless", "deep"],
 )
-def test_a_line_that_is_no_event_is_counted_and_the_rest_is_read(tmp_path, garbage):
+def test_malformed_line_is_counted_and_the_rest_is_read(tmp_path, garbage):
     segment(tmp_path, "2026-11-18/0001.jsonl", garbage, line(NOON), garbage, line(NOON + 1))
     progress = Progress()
     assert times(read_events(tmp_path, progress=progress)) == [0, 1]
     assert (progress.torn, progress.malformed) == (0, 2)
 
 
-def test_what_is_no_segment_is_left_alone(tmp_path):
+def test_other_files_in_a_day_are_ignored(tmp_path):
     segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON))
     for name in ("2026-11-18/x.jsonl", "2026-11-18/0002.jsonl.gz", "20261118/0001.jsonl", "lost+found/0001.jsonl"):
         segment(tmp_path, name, line(NOON + 1))
@@ -122,7 +122,7 @@ def test_a_missing_journal_is_an_error(tmp_path):
         list(read_events(tmp_path / "missing"))
 
 
-def test_following_shows_what_is_added_once_and_in_order(tmp_path):
+def test_follow_yields_new_events_once_in_order(tmp_path):
     first = segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON), line(NOON + 1)[:40])
     steps = iter(
         [
@@ -145,7 +145,7 @@ def test_following_shows_what_is_added_once_and_in_order(tmp_path):
     assert list(steps) == []
 
 
-def test_following_begins_in_an_empty_journal(tmp_path):
+def test_follow_starts_in_an_empty_journal(tmp_path):
     def wait(_seconds):
         segment(tmp_path, "2026-11-18/0001.jsonl", line(NOON))
 

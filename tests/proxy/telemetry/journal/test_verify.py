@@ -100,7 +100,7 @@ def relinked(lines):
     return done
 
 
-def test_what_was_not_touched_is_intact_also_as_a_copy_with_nothing_but_the_public_key(home, tmp_path):
+def test_untouched_journal_and_its_copy_are_intact(home, tmp_path):
     shutil.copytree(home / "journal", tmp_path / "copy")
     pem = keyring.pem(keyring.signer(home / "keys").public)
     report = verify(tmp_path / "copy", keyring.read_public(pem))
@@ -207,7 +207,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("tamper", "named"), TABLE, ids=[tamper.__name__ for tamper, _ in TABLE])
-def test_each_way_to_tamper_with_a_segment_is_named_with_its_place(home, tamper, named):
+def test_each_change_of_a_segment_is_reported_with_its_line(home, tamper, named):
     lines = lines_of(home, "0001.jsonl")
     tamper(lines)
     put(home, "0001.jsonl", lines)
@@ -230,7 +230,7 @@ FILES = [
 @pytest.mark.parametrize(
     ("tamper", "named"), [each[1:] for each in FILES], ids=[each[0].replace(" ", "-") for each in FILES]
 )
-def test_a_whole_file_that_is_missing_or_another_is_named(home, tamper, named):
+def test_missing_and_replaced_files_are_reported(home, tamper, named):
     (home / "journal" / DAY / "0001.jsonl").chmod(0o600)
     tamper(home / "journal" / DAY)
     found = findings(home)
@@ -239,7 +239,7 @@ def test_a_whole_file_that_is_missing_or_another_is_named(home, tamper, named):
 
 
 @pytest.mark.parametrize("tamper", [changed, removed, inserted, swapped, garbage], ids=lambda each: each.__name__)
-def test_a_ledger_is_no_exception(home, tamper):
+def test_each_change_of_a_ledger_is_reported(home, tamper):
     lines = lines_of(home, "ledger.jsonl")
     if tamper is changed:
         lines[2] = lines[2].replace(b'"kind"', b'"Kind"')
@@ -256,13 +256,13 @@ def test_a_ledger_is_no_exception(home, tamper):
     assert any(each.startswith(f"{DAY}/ledger.jsonl:3: ") for each in found), found
 
 
-def test_a_ledger_whose_end_is_cut_off_is_named_by_the_segments_that_have_seen_it(home):
+def test_truncated_ledger_is_reported_by_its_segments(home):
     lines = lines_of(home, "ledger.jsonl")
     put(home, "ledger.jsonl", lines[:3])
     assert any("ledger.jsonl: the line with the hash" in each and "is missing" in each for each in findings(home))
 
 
-def test_whoever_has_no_key_can_sign_nothing(home, tmp_path):
+def test_signature_with_an_unknown_key_is_reported(home, tmp_path):
     """Everything written anew, hashes and all, with a key of one's own."""
     shutil.rmtree(home / "journal")
     other = tmp_path / "other"
@@ -274,7 +274,7 @@ def test_whoever_has_no_key_can_sign_nothing(home, tmp_path):
     assert findings(other) == []
 
 
-def test_a_torn_line_is_told_apart(home):
+def test_torn_line_is_not_tampering(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines, lines[-1][:40]])
     report = verify(home / "journal", keyring.known(home / "keys"))
@@ -285,7 +285,7 @@ def test_a_torn_line_is_told_apart(home):
     assert not verify(home / "journal", keyring.known(home / "keys")).intact
 
 
-def test_what_a_killed_writer_left_is_mended_and_said_so(home):
+def test_torn_line_of_a_killed_writer_is_repaired_and_recorded(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines, lines[-1][:40]])
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
@@ -300,7 +300,7 @@ def test_what_a_killed_writer_left_is_mended_and_said_so(home):
     assert lines_of(home, "0002.jsonl")[:-1] == lines
 
 
-def test_what_does_not_hang_together_is_never_signed(home):
+def test_segment_with_a_broken_chain_is_never_signed(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines[:2], *lines[3:]])
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
@@ -312,7 +312,7 @@ def test_what_does_not_hang_together_is_never_signed(home):
 
 
 @pytest.mark.parametrize("killed", ["before it is in the ledger", "before it is closed for good"])
-def test_whoever_seals_may_be_killed_at_any_moment_and_the_next_goes_on(home, monkeypatch, killed):
+def test_sealing_killed_at_any_point_is_finished_later(home, monkeypatch, killed):
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
     with monkeypatch.context() as patch:
         if killed == "before it is in the ledger":
@@ -334,7 +334,7 @@ def _be_killed(*_):
     raise KeyboardInterrupt
 
 
-def test_a_writer_that_seals_its_segment_itself_proves_nothing(home):
+def test_unsigned_seal_of_a_writer_is_reported(home):
     """A worker has no key; what it says of the end of its segment is not taken for it."""
     *_, seal_of_another = lines_of(home, "0001.jsonl")
     put(home, "0002.jsonl", relinked([*lines_of(home, "0002.jsonl"), seal_of_another]))
@@ -342,7 +342,7 @@ def test_a_writer_that_seals_its_segment_itself_proves_nothing(home):
     assert any(f"{DAY}/0002" in each and "sign" in each for each in findings(home))
 
 
-def test_a_ledger_that_was_cut_back_while_it_is_written_is_noticed_at_once(home):
+def test_ledger_truncated_between_writes_is_an_error(home):
     ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
     ledger.write([LedgerEntry(Kind.JOURNAL_REMOVED, Mark("2020-01-01"))])
     put(home, "ledger.jsonl", lines_of(home, "ledger.jsonl")[:2])
@@ -350,7 +350,7 @@ def test_a_ledger_that_was_cut_back_while_it_is_written_is_noticed_at_once(home)
         ledger.write([LedgerEntry(Kind.JOURNAL_REMOVED, Mark("2020-01-02"))])
 
 
-def test_keys_follow_one_another_and_the_first_vouches_for_all(home, tmp_path):
+def test_rotated_keys_are_trusted_through_the_first(home, tmp_path):
     first = keyring.pem(keyring.signer(home / "keys").public)
     before, after = keyring.rotate(home / "keys")
     Ledger(home / "journal", before, home / "lock").write(
@@ -367,7 +367,7 @@ def test_keys_follow_one_another_and_the_first_vouches_for_all(home, tmp_path):
     assert sorted(os.stat(path).st_mode & 0o777 for path in (home / "keys").iterdir()) == [0o600] * 3
 
 
-def test_checkpoints_that_were_kept_elsewhere_name_what_was_rolled_back(home):
+def test_external_checkpoints_expose_a_rollback(home):
     kept = [("siem", line) for line in lines_of(home, "ledger.jsonl")]
     assert findings(home, external_lines=kept) == []
     shutil.rmtree(home / "journal")
@@ -378,7 +378,7 @@ def test_checkpoints_that_were_kept_elsewhere_name_what_was_rolled_back(home):
     assert any("not signed with a trusted key" in each for each in findings(home, external_lines=forged))
 
 
-def test_an_index_that_hides_lines_is_named(home):
+def test_index_that_hides_lines_is_reported(home):
     packed = compress(home / "journal" / DAY / "0001.jsonl")
     assert findings(home) == []
     text = packed.read_bytes()

@@ -50,7 +50,7 @@ def segments(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*.jsonl"))
 
 
-def test_a_segment_is_made_with_its_first_event_and_is_ours_alone(tmp_path):
+def test_segment_is_created_private_with_its_first_event(tmp_path):
     directory = tmp_path / "state" / "journal"
     journal = Journal(directory)
     assert segments(directory) == []
@@ -73,7 +73,7 @@ def test_a_segment_holds_one_day(tmp_path):
     ]
 
 
-def test_midnight_belongs_to_the_new_day(tmp_path):
+def test_event_at_midnight_starts_the_new_day(tmp_path):
     journal = Journal(tmp_path)
     midnight = NOON // DAY * DAY
     write(journal, midnight - 1)
@@ -81,7 +81,7 @@ def test_midnight_belongs_to_the_new_day(tmp_path):
     assert segments(tmp_path) == ["2026-11-17/0001.jsonl", "2026-11-18/0001.jsonl"]
 
 
-def test_a_full_segment_is_followed_by_the_next(tmp_path):
+def test_full_segment_is_followed_by_the_next(tmp_path):
     journal = Journal(tmp_path, segment_bytes=1)
     for _ in range(3):
         write(journal, NOON)
@@ -89,7 +89,7 @@ def test_a_full_segment_is_followed_by_the_next(tmp_path):
     assert journal.written == sum(path.stat().st_size for path in tmp_path.rglob("*.jsonl"))
 
 
-def test_numbers_go_on_beyond_four_digits_and_over_what_is_no_segment(tmp_path):
+def test_segment_numbers_exceed_four_digits_and_skip_other_files(tmp_path):
     day = tmp_path / "2026-11-18"
     day.mkdir()
     for name in ("9999.jsonl", "README", "1e9.jsonl", "77777.jsonl.gz", ".jsonl"):
@@ -98,7 +98,7 @@ def test_numbers_go_on_beyond_four_digits_and_over_what_is_no_segment(tmp_path):
     assert (day / "10000.jsonl").stat().st_size > 0
 
 
-def test_who_looked_a_while_ago_looks_at_few_of_the_segments_that_were_made_since(tmp_path, monkeypatch):
+def test_cached_number_needs_few_checks_of_new_segments(tmp_path, monkeypatch):
     write(Journal(tmp_path), NOON)
     day = tmp_path / "2026-11-18"
     for number in range(2, 2500):
@@ -112,7 +112,7 @@ def test_who_looked_a_while_ago_looks_at_few_of_the_segments_that_were_made_sinc
 
 
 @pytest.mark.parametrize("later", [-1, 301], ids=["before", "long after"])
-def test_a_look_is_not_believed_for_long(tmp_path, monkeypatch, later):
+def test_cached_number_expires(tmp_path, monkeypatch, later):
     write(Journal(tmp_path), NOON)
     (tmp_path / "2026-11-18" / "0041.jsonl").touch()  # those before it were removed since
     looked = writer._number_cache[0]
@@ -121,7 +121,7 @@ def test_a_look_is_not_believed_for_long(tmp_path, monkeypatch, later):
     assert segments(tmp_path)[-1] == "2026-11-18/0042.jsonl"
 
 
-def test_a_number_whose_segment_was_compressed_is_not_taken_again(tmp_path):
+def test_number_of_a_compressed_segment_is_not_reused(tmp_path):
     for _ in range(2):
         write(Journal(tmp_path), NOON)
     (tmp_path / "2026-11-18" / "0002.jsonl").rename(tmp_path / "2026-11-18" / "0002.jsonl.zst")
@@ -129,7 +129,7 @@ def test_a_number_whose_segment_was_compressed_is_not_taken_again(tmp_path):
     assert segments(tmp_path) == ["2026-11-18/0001.jsonl", "2026-11-18/0003.jsonl"]
 
 
-def test_a_descriptor_of_the_directory_will_do_and_stays_the_callers(tmp_path):
+def test_journal_duplicates_the_descriptor_of_its_directory(tmp_path):
     descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     journal = Journal(descriptor)
     write(journal, NOON)
@@ -140,7 +140,7 @@ def test_a_descriptor_of_the_directory_will_do_and_stays_the_callers(tmp_path):
     assert segments(tmp_path) == ["2026-11-18/0001.jsonl"]
 
 
-def test_closing_leaves_no_descriptor_behind(tmp_path):
+def test_close_leaves_no_descriptor_open(tmp_path):
     before = os.listdir("/proc/self/fd")
     journal = Journal(tmp_path, segment_bytes=1)
     for _ in range(5):
@@ -149,7 +149,7 @@ def test_closing_leaves_no_descriptor_behind(tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_no_child_inherits_a_segment(tmp_path):
+def test_child_process_inherits_no_segment(tmp_path):
     journal = Journal(tmp_path)
     write(journal, NOON)
     held = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -159,7 +159,7 @@ def test_no_child_inherits_a_segment(tmp_path):
 
 
 @pytest.mark.parametrize("target", ["elsewhere", "missing"])
-def test_a_link_in_place_of_a_segment_is_never_written_through(tmp_path, target):
+def test_link_in_place_of_a_segment_is_not_followed(tmp_path, target):
     (tmp_path / "elsewhere").write_text("mine")
     day = tmp_path / "journal" / "2026-11-18"
     day.mkdir(parents=True)
@@ -170,7 +170,7 @@ def test_a_link_in_place_of_a_segment_is_never_written_through(tmp_path, target)
     assert (day / "0002.jsonl").stat().st_size > 0
 
 
-def test_a_link_in_place_of_a_day_is_refused(tmp_path):
+def test_link_in_place_of_a_day_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "2026-11-18").symlink_to(tmp_path / "elsewhere")
@@ -180,14 +180,14 @@ def test_a_link_in_place_of_a_day_is_refused(tmp_path):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_is_said_so(tmp_path):
+def test_impossible_directory_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(JournalWriteError, match=r"Not a directory: '.*/file/journal'") as caught:
         Journal(tmp_path / "file" / "journal")
     assert caught.value.errno == errno.ENOTDIR
 
 
-def test_writers_at_once_take_segments_of_their_own(tmp_path):
+def test_concurrent_writers_use_separate_segments(tmp_path):
     """Four processes begin in the same day at the same moment, each event in a segment of its own."""
     program = (
         "import sys, pathlib, time; from proxy.telemetry.journal.writer import Journal\n"
@@ -209,7 +209,7 @@ def test_writers_at_once_take_segments_of_their_own(tmp_path):
     assert (progress.torn, progress.malformed) == (0, 0)
 
 
-def test_nothing_that_was_told_is_lost_by_a_kill(tmp_path):
+def test_killed_writer_loses_no_appended_event(tmp_path):
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
         "from tests.support.telemetry_lab import rig, connect\n"
@@ -224,7 +224,7 @@ def test_nothing_that_was_told_is_lost_by_a_kill(tmp_path):
     assert {line.strip() for line in told} <= written
 
 
-def test_a_limit_on_the_file_cuts_no_line_in_two(tmp_path):
+def test_file_size_limit_leaves_no_partial_line(tmp_path):
     journal = Journal(tmp_path)
     write(journal, NOON)
     length = journal.written
@@ -245,7 +245,7 @@ def test_a_limit_on_the_file_cuts_no_line_in_two(tmp_path):
     assert (progress.torn, progress.malformed) == (0, 0)
 
 
-def test_where_a_torn_line_cannot_be_taken_back_the_segment_is_left(tmp_path, monkeypatch):
+def test_segment_with_an_irremovable_partial_line_is_ended(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     write(journal, NOON)
     real = os.write
@@ -268,7 +268,7 @@ def test_where_a_torn_line_cannot_be_taken_back_the_segment_is_left(tmp_path, mo
 
 
 @pytest.mark.kernel
-def test_a_full_disk_is_said_so_and_room_that_is_made_is_used(tmp_path):
+def test_full_disk_is_an_error_and_freed_space_is_used(tmp_path):
     """On a real file system of 64 KiB, in a mount namespace of its own."""
     program = """
 import ctypes, os, pathlib, sys
@@ -324,7 +324,7 @@ assert (progress.torn, progress.malformed) == (0, 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_write_that_is_merely_short_is_finished(tmp_path, monkeypatch):
+def test_short_write_is_completed(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     real = os.write
     monkeypatch.setattr(writer.os, "write", lambda fd, data: real(fd, data[:100]))
@@ -333,7 +333,7 @@ def test_a_write_that_is_merely_short_is_finished(tmp_path, monkeypatch):
     assert len(list(read_events(tmp_path))) == 2
 
 
-def test_appending_costs_no_more_than_one_write(tmp_path, monkeypatch):
+def test_append_makes_one_write(tmp_path, monkeypatch):
     journal = Journal(tmp_path)
     write(journal, NOON)
     calls = []
@@ -344,7 +344,7 @@ def test_appending_costs_no_more_than_one_write(tmp_path, monkeypatch):
     assert calls[0].endswith(b"\n")
 
 
-def test_the_clock_is_the_events_own(tmp_path):
+def test_day_follows_the_time_of_the_event(tmp_path):
     now = time.time_ns()
     write(Journal(tmp_path), now)
     assert next(read_events(tmp_path)).event.time == now
@@ -380,19 +380,19 @@ def fill(mine, disk, piece):
     return mine.taken - before
 
 
-def test_a_little_is_nobodys_business():
+def test_first_megabytes_are_never_limited():
     disk = Disk(0)
     mine = DiskQuota(disk)
     assert fill(mine, disk, 4096) == LITTLE
 
 
-def test_one_task_fills_a_third_of_what_was_free():
+def test_one_task_fills_a_third_of_the_free_disk():
     size = 900 << 20
     disk = Disk(size)
     assert size // 3 <= fill(DiskQuota(disk), disk, 4096) <= size // 3 + (2 << 20)
 
 
-def test_each_of_several_leaves_room_for_others():
+def test_each_of_several_tasks_leaves_room_for_the_others():
     disk = Disk(900 << 20)
     for _ in range(5):
         fill(DiskQuota(disk), disk, 4096)
@@ -400,7 +400,7 @@ def test_each_of_several_leaves_room_for_others():
     assert DiskQuota(disk).has_room()
 
 
-def test_the_disk_is_looked_at_seldom():
+def test_free_space_is_checked_rarely():
     disk = Disk(1 << 40)
     mine = DiskQuota(disk)
     for _ in range(10_000):
@@ -409,7 +409,7 @@ def test_the_disk_is_looked_at_seldom():
     assert disk.looks <= (10_000 * 4096 - LITTLE >> 20) + 1
 
 
-def test_without_room_it_is_looked_at_once_a_second(clock):
+def test_full_quota_is_checked_once_a_second(clock):
     disk = Disk(0)
     mine = DiskQuota(disk)
     mine.taken = LITTLE
@@ -422,7 +422,7 @@ def test_without_room_it_is_looked_at_once_a_second(clock):
     assert disk.looks == 2
 
 
-def test_another_day_is_another_portion(clock):
+def test_quota_starts_again_each_day(clock):
     disk = Disk(0)
     mine = DiskQuota(disk)
     mine.taken = 2 * LITTLE
@@ -452,7 +452,7 @@ def opened(used_up):
     return event
 
 
-def test_what_it_tries_is_refused_and_not_told(used_up):
+def test_attempts_beyond_the_quota_are_blocked_and_not_recorded(used_up):
     recorder, metrics = used_up.recorder, used_up.metrics
     for _ in range(3):
         with pytest.raises(JournalWriteError) as failed:
@@ -467,7 +467,7 @@ def test_what_it_tries_is_refused_and_not_told(used_up):
     assert [line["kind"] for line in used_up.lines()] == ["gate.error"]
 
 
-def test_that_is_told_once_and_with_how_much_it_was(used_up):
+def test_exceeded_quota_is_recorded_once_with_its_size(used_up):
     for _ in range(3):
         with pytest.raises(JournalWriteError):
             connect(used_up.recorder)
@@ -476,14 +476,14 @@ def test_that_is_told_once_and_with_how_much_it_was(used_up):
     assert error["fault"]["detail"].startswith("16 MiB were recorded of the task today")
 
 
-def test_the_end_of_what_has_left_is_told_all_the_same(used_up, opened):
+def test_close_of_an_allowed_connection_is_recorded_beyond_the_quota(used_up, opened):
     with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
     close(used_up.recorder, opened)
     assert [line["kind"] for line in used_up.lines()] == ["connection.decided", "gate.error", "connection.closed"]
 
 
-def test_room_that_is_made_is_used(used_up, monkeypatch):
+def test_freed_space_is_used(used_up, monkeypatch):
     with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
     monkeypatch.setattr(type(used_up.recorder.journal), "free", lambda _: 1 << 40)
@@ -492,12 +492,12 @@ def test_room_that_is_made_is_used(used_up, monkeypatch):
     assert used_up.metrics.decisions[Kind.CONNECTION_DECIDED, Verdict.ALLOW, Outcome.PASSED, Reason.RULE] == 1
 
 
-def test_another_task_of_the_same_worker_has_its_own(used_up, tmp_path):
+def test_each_task_of_a_worker_has_its_own_quota(used_up, tmp_path):
     with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
     connect(rig(tmp_path).recorder)
 
 
-def test_how_much_is_free_is_the_disks_own(tmp_path):
+def test_free_space_is_that_of_the_disk(tmp_path):
     free = rig(tmp_path).recorder.journal.free()
     assert 0 < free < 1 << 60

@@ -52,7 +52,7 @@ def busy(tmp_path):
     return metrics
 
 
-def test_what_happened_is_what_is_counted(tmp_path):
+def test_metrics_count_recorded_events(tmp_path):
     got = series(busy(tmp_path))
     expected = {
         'exeat_decisions_total{kind="connection.decided",outcome="passed",reason="rule",verdict="allow"}': 2,
@@ -95,13 +95,13 @@ def test_what_happened_is_what_is_counted(tmp_path):
     assert 1.7e9 < got['process_start_time_seconds{role="worker"}'] < 1e10
 
 
-def test_nothing_is_claimed_before_it_is_known():
+def test_unknown_values_have_no_samples():
     got = series(Metrics())
     assert got["exeat_rules_valid"] == 0
     assert not [name for name in got if name.startswith(("exeat_mode", "exeat_rules_info", "exeat_ca", "process_"))]
 
 
-def test_promtool_finds_nothing_wrong(tmp_path):
+def test_promtool_accepts_the_metrics(tmp_path):
     promtool = need("promtool")
     for metrics in (Metrics(), busy(tmp_path)):
         done = subprocess.run(
@@ -110,7 +110,7 @@ def test_promtool_finds_nothing_wrong(tmp_path):
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_no_number_of_names_tasks_or_rules_makes_a_new_series(tmp_path):
+def test_names_tasks_and_rules_add_no_series(tmp_path):
     """What a sandbox or a rule file can choose never becomes a label without bound."""
     here = rig(tmp_path)
     here.recorder.rules_loaded()
@@ -144,7 +144,7 @@ def test_no_number_of_names_tasks_or_rules_makes_a_new_series(tmp_path):
     assert after['exeat_rule_decisions_total{rule="other",verdict="deny"}'] == 2_021
 
 
-def test_a_hundred_thousand_of_anything_make_no_new_series():
+def test_hundred_thousand_values_add_no_series():
     metrics = Metrics()
     metrics.rules_loaded(REVISION, ["web:pages"], Mode.ENFORCE, 0.0)
 
@@ -165,7 +165,7 @@ def test_a_hundred_thousand_of_anything_make_no_new_series():
     assert len(before) < 1_500
 
 
-def test_rules_have_a_series_each_up_to_a_thousand_and_lose_it_when_they_go():
+def test_rules_have_up_to_a_thousand_series_until_removed():
     metrics = Metrics()
     rules = [f"web:r{n}" for n in range(3 * MOST_RULES)]
     for reload in range(5):
@@ -190,21 +190,21 @@ def test_a_hostile_label_stays_one_label(text):
     assert re.fullmatch(rb'exeat_rule_decisions_total\{rule="([^"\\\n]|\\[\\"n])*",verdict="allow"\} 1\.0', samples[0])
 
 
-def test_packet_counts_are_totals_and_strangers_are_other():
+def test_packet_counts_are_totals_and_unknown_kinds_are_other():
     metrics = Metrics()
     metrics.refused_packets({"tcp": 5})
     metrics.refused_packets({"tcp": 7, "sctp": 1, "made up": 2})
     assert metrics.packets_refused == {"tcp": 7, "other": 3}
 
 
-def test_an_observation_on_a_bound_belongs_below_it():
+def test_observation_on_a_bound_counts_below_it():
     histogram = Histogram((1.0, 2.0))
     for seconds in (0.0, 1.0, 1.5, 2.0, 2.1, float("inf")):
         histogram.observe(seconds)
     assert histogram.counts == [2, 2, 2]
 
 
-def test_a_process_that_is_gone_has_no_samples():
+def test_ended_process_has_no_samples():
     metrics = Metrics()
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         pid = child.pid
@@ -212,7 +212,7 @@ def test_a_process_that_is_gone_has_no_samples():
     assert 'role="launcher"' not in metrics.render().decode()
 
 
-def test_counting_alone_never_imports_prometheus_client():
+def test_counting_does_not_import_prometheus_client():
     program = (
         "import sys\nfrom proxy.telemetry.prometheus.metrics import Metrics\nmetrics = Metrics(); metrics.sandbox_started(0.1)\n"
         "print('prometheus_client' in sys.modules); metrics.render(); print('prometheus_client' in sys.modules)"
@@ -221,14 +221,14 @@ def test_counting_alone_never_imports_prometheus_client():
     assert done.stdout == "False\nTrue\n"
 
 
-def test_an_allowed_and_a_denied_attempt_are_told_apart(tmp_path):
+def test_allowed_and_denied_attempts_have_separate_series(tmp_path):
     here = rig(tmp_path)
     connect(here.recorder, ALLOWED)
     connect(here.recorder, DENIED)
     assert len(here.metrics.decisions) == 2
 
 
-def test_a_decision_on_a_command_counts_and_no_rule_does(tmp_path):
+def test_command_decision_counts_without_rules(tmp_path):
     """Rules with a series of their own are about the network; a command isn't one of them."""
     here = rig(tmp_path)
     by_rule = DENIED._replace(rules=("web:no-rm",))

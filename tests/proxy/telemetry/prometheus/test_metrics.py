@@ -31,7 +31,7 @@ def some():
     return waiting
 
 
-def test_an_attempt_counts_once_and_only_what_waited_has_a_time():
+def test_attempt_counts_once_and_only_waits_are_timed():
     waiting = some()
     assert waiting.answers == {"approved": 1, "stale": 1, "flood": 1}
     assert sum(waiting.counts) == 2
@@ -41,7 +41,7 @@ def test_an_attempt_counts_once_and_only_what_waited_has_a_time():
     assert (waiting.pending, waiting.age) == (0, 0.0)
 
 
-def test_totals_add_up_and_what_has_ended_waits_no_more():
+def test_totals_of_waits_drop_the_pending_of_ended_parts():
     whole = total()
     for ended in (False, False, True):
         metrics = Metrics()
@@ -68,12 +68,12 @@ def test_totals_add_up_and_what_has_ended_waits_no_more():
         {"seconds": "1"},
     ],
 )
-def test_a_worker_s_word_is_looked_at(change):
+def test_malformed_counts_of_a_worker_are_refused(change):
     with pytest.raises((ValueError, MsgspecError)):
         ApprovalWaits.of(convert({**to_builtins(some().told()), **change}, PendingCounts))
 
 
-def test_every_answer_has_its_series_before_it_happens():
+def test_every_answer_has_a_series_from_the_start():
     text = Metrics().render().decode()
     for answer in ANSWERS:
         assert f'exeat_approvals_total{{answer="{answer}"}} 0.0' in text
@@ -118,7 +118,7 @@ async def asking_of(replies):
         return counted, waiting.answers.get(STALE, 0)
 
 
-def test_what_a_worker_asks_is_counted_once_whatever_becomes_of_it():
+def test_approval_request_of_a_worker_counts_once():
     def pending(number):
         return Pending(number, "bcdefgha", 0.0)
 

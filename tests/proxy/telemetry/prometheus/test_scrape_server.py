@@ -114,7 +114,7 @@ def test_a_request_in_single_bytes_is_a_request():
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\n"])
-def test_a_client_that_hangs_up_or_resets_costs_nothing(sent):
+def test_closed_and_reset_connections_leave_no_error(sent):
     async def scenario(rig):
         for linger in (None, struct.pack("ii", 1, 0)):
             client = socket.create_connection(rig.address)
@@ -127,7 +127,7 @@ def test_a_client_that_hangs_up_or_resets_costs_nothing(sent):
     served(scenario)
 
 
-def test_a_client_that_never_ends_its_request_is_cut_off_at_the_deadline():
+def test_unfinished_request_is_aborted_at_the_deadline():
     async def scenario(rig):
         reader, writer = await rig.open()
         writer.write(b"GET /metrics HTTP/1.1\r\n")
@@ -139,7 +139,7 @@ def test_a_client_that_never_ends_its_request_is_cut_off_at_the_deadline():
     served(scenario, deadline=0.3)
 
 
-def test_a_client_that_never_reads_is_cut_off_at_the_deadline():
+def test_client_that_never_reads_is_aborted_at_the_deadline():
     class Huge(Metrics):
         huge = True
 
@@ -160,7 +160,7 @@ def test_a_client_that_never_reads_is_cut_off_at_the_deadline():
     served(scenario, deadline=0.5)
 
 
-def test_clients_that_only_stay_give_way_to_those_that_ask():
+def test_oldest_idle_client_is_closed_for_a_new_one():
     # Whoever can reach the port has as many connections as they like, and could keep Prometheus out.
     async def scenario(rig):
         idle = [await rig.open() for _ in range(16)]
@@ -181,7 +181,7 @@ def test_clients_that_only_stay_give_way_to_those_that_ask():
     served(scenario)
 
 
-def test_a_huge_client_is_refused_without_being_swallowed():
+def test_huge_request_is_refused_without_reading_it_all():
     async def scenario(rig):
         answer = await rig.ask(b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 20_000_000)
         assert answer == b"" or b" 431 " in answer
@@ -189,7 +189,7 @@ def test_a_huge_client_is_refused_without_being_swallowed():
     served(scenario)
 
 
-def test_closing_cuts_off_whoever_is_still_connected():
+def test_close_aborts_open_connections():
     async def scenario(rig):
         for _ in range(3):
             _, writer = await rig.open()
@@ -198,7 +198,7 @@ def test_closing_cuts_off_whoever_is_still_connected():
     served(scenario)
 
 
-def test_a_failure_to_render_is_counted_and_told_and_the_server_goes_on():
+def test_render_error_is_counted_and_answered_with_500():
     class Broken(Metrics):
         broken = True
 

@@ -27,7 +27,7 @@ def sandbox(revision, rules=("r:a",), endings=()):
     return metrics
 
 
-def test_totals_are_sums_and_what_is_gone_leaves_only_its_counts():
+def test_totals_are_sums_and_ended_parts_keep_only_counters():
     counted = total()
     add(counted, sandbox("one"))
     add(counted, sandbox("two", ("r:b",)))
@@ -39,14 +39,14 @@ def test_totals_are_sums_and_what_is_gone_leaves_only_its_counts():
     assert counted.dial_seconds["connected"].total == pytest.approx(0.6)
 
 
-def test_a_policy_that_many_are_under_has_its_last_days_once():
+def test_shared_policy_counts_its_rule_endings_once():
     counted = total()
     for _ in range(3):
         add(counted, sandbox("same", endings=[date(2030, 1, 1)]))
     assert counted.rule_endings == (date(2030, 1, 1),)
 
 
-def test_it_comes_out_of_json_as_it_went_in():
+def test_metrics_survive_json():
     counted = total()
     add(counted, sandbox("one"))
     counted.processes["worker"] = ProcessUse(1.5, 10, 20, NOW, 5, None)
@@ -71,7 +71,7 @@ def test_it_comes_out_of_json_as_it_went_in():
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 20 else "value",
 )
-def test_what_no_worker_of_ours_says_is_refused(key, value):
+def test_malformed_reports_are_refused(key, value):
     said = to_json(sandbox_total())
     said[key] = value
     with pytest.raises((ValueError, TypeError, KeyError)):
@@ -84,7 +84,7 @@ def sandbox_total():
     return counted
 
 
-def test_a_total_of_the_largest_counts_can_be_read_and_names_without_end_are_not_kept():
+def test_totals_of_largest_counts_are_valid_and_names_bounded():
     counted = total()
     for number in range(3):
         worker = sandbox_total()
@@ -99,7 +99,7 @@ def test_a_total_of_the_largest_counts_can_be_read_and_names_without_end_are_not
     assert (len(read.tasks), len(read.dns_queries), len(read.dial_seconds)) == (200, 4000, 200)
 
 
-def test_a_report_goes_in_pieces_and_one_that_was_cut_off_leaves_nothing():
+def test_report_is_sent_in_pieces_and_an_incomplete_one_is_dropped():
     reported, metrics = ReportedMetrics(), sandbox("one", [f"r:{'x' * 150}{number}" for number in range(1000)])
     whole = list(pieces(metrics))
     assert len(whole) > 2
@@ -125,7 +125,7 @@ def test_a_report_goes_in_pieces_and_one_that_was_cut_off_leaves_nothing():
 
 
 @pytest.mark.parametrize("back", ["bytes_up", "decisions", "dns_queries", "rule_decisions", "decision_seconds"])
-def test_a_report_whose_counters_went_back_changes_nothing_and_what_there_is_now_may(back):
+def test_report_with_decreased_counters_is_ignored(back):
     steady, metrics = ReportedMetrics(steady=True), sandbox("one")
     metrics.decision_seconds.observe(0.1)
     for metrics.connections_open in (2, 1):
@@ -139,7 +139,7 @@ def test_a_report_whose_counters_went_back_changes_nothing_and_what_there_is_now
     assert (steady.counts.connections_open, steady.counts.bytes_up) == (1, 100)
 
 
-def test_rules_that_are_gone_are_no_counters_that_went_back():
+def test_removed_rules_are_no_decreased_counters():
     steady, metrics = ReportedMetrics(steady=True), sandbox("one")
     for rules in (["r:a"], ["r:b"]):
         metrics.rules_loaded("two", rules, Mode.ENFORCE, NOW)

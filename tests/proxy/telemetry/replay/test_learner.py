@@ -117,12 +117,12 @@ LEARNED = [
 
 
 @pytest.mark.parametrize(("events", "expected"), LEARNED)
-def test_what_is_learned(events, expected):
+def test_attempts_become_these_rules(events, expected):
     assert rules_of(*events) == expected
 
 
 @pytest.mark.parametrize("events", [events for events, rules in LEARNED if rules])
-def test_what_is_learned_lets_the_same_out_again(events):
+def test_learned_rules_allow_the_same_attempts(events):
     _, text = learned(*events)
     replay = Replay(loaded(text).policy, None)
     for event in events:
@@ -154,7 +154,7 @@ LEFT_OUT = [
 
 
 @pytest.mark.parametrize(("event", "what", "why"), LEFT_OUT)
-def test_what_is_left_out_is_told(event, what, why):
+def test_omitted_attempts_are_listed_with_their_reason(event, what, why):
     drafted, text = learned(event)
     assert drafted.drafts == ()
     assert [(each.what, each.times, each.why) for each in drafted.left_out] == [(what, 1, why)]
@@ -172,7 +172,7 @@ SECRETS = [
 
 
 @pytest.mark.parametrize("path", SECRETS)
-def test_no_credential_is_written_anywhere(path):
+def test_credentials_are_never_written(path):
     events = [request(PASSED, "GET", path), request(PASSED, "GET", "/a", task=path)]
     drafted, text = learned(*events)
     secret = max(path.replace("=", "/").split("/"), key=len) if "password" not in path else "hunter2"
@@ -195,11 +195,11 @@ def test_no_credential_is_written_anywhere(path):
         "/api/v1/namespaces/default/deployments",
     ],
 )
-def test_digests_and_words_are_no_credentials(path):
+def test_digests_and_words_are_not_credentials(path):
     assert not looks_secret(path)
 
 
-def test_evidence_stands_beside_each_rule():
+def test_each_rule_has_its_evidence_in_a_comment():
     events = [request(PASSED, "GET", "/a", task=f"task-{n}") for n in range(7)]
     _, text = learned(*events)
     (line,) = [line for line in text.splitlines() if "seen 7 times" in line and line.lstrip().startswith("#")]
@@ -207,7 +207,7 @@ def test_evidence_stands_beside_each_rule():
     assert 'why: "learned: seen 7 times, last on 2' in text
 
 
-def test_whose_approval_a_learned_ask_needs_is_said():
+def test_granted_approval_is_noted_beside_the_rule():
     granted = request(GRANTED, "GET", "/a", rules=("web:posts", "web:release"))
     said = "# people approved it: copy the `approval` terms of the rule that asked (web:posts, web:release)\n"
     assert said in learned(granted)[1]
@@ -223,7 +223,7 @@ LOOSER = [
 
 
 @pytest.mark.parametrize(("said", "expected"), LOOSER)
-def test_what_a_rule_said_that_is_not_learned_is_told_beside_the_rule(said, expected):
+def test_unlearned_keys_of_a_rule_are_noted_beside_it(said, expected):
     drafted, _ = learned(
         request(PASSED, "GET", "/a", rules=("web:a", "gone:b")), request(GRANTED, "GET", "/b", rules=("web:a",))
     )
@@ -234,7 +234,7 @@ def test_what_a_rule_said_that_is_not_learned_is_told_beside_the_rule(said, expe
     assert looser == len(notes)
 
 
-def test_a_lookup_that_only_an_ask_lets_out_is_left_out():
+def test_lookup_allowed_only_by_an_ask_rule_is_omitted():
     drafted, _ = learned(lookup(PASSED, kind="TXT"), request(GRANTED, "GET", "/a"))
     assert [(each.what, each.why) for each in drafted.left_out] == [
         ("lookups of TXT of x.example", "no rule lets the name out unasked")
@@ -248,12 +248,12 @@ NOT_RECORDED = [
 
 
 @pytest.mark.parametrize(("event", "untold"), NOT_RECORDED)
-def test_what_was_not_recorded_is_told_beside_the_rule(event, untold):
+def test_unrecorded_facts_are_noted_beside_the_rule(event, untold):
     assert f"# NOT RECORDED: {untold}\n" in learned(event)[1]
     assert "NOT RECORDED" not in learned(request(PASSED, "GET", "/a"), request(PASSED, "POST", "/a", body=None))[1]
 
 
-def test_an_address_that_is_not_public_is_told_visibly():
+def test_non_public_address_is_marked():
     _, text = learned(
         connection(PASSED, **TCP, address="10.1.2.3"), connection(PASSED, None, **TCP, address="10.1.2.4")
     )
@@ -337,7 +337,7 @@ many = settings(max_examples=80, deadline=None, suppress_health_check=[HealthChe
 
 @many
 @given(attempted | carrying)
-def test_replayed_over_the_same_journal_it_allows_all_that_is_not_left_out(attempts):
+def test_learned_rules_allow_the_whole_journal_except_omissions(attempts):
     events = journal_of(attempts)
     drafted, text = learned(*events)
     file = loaded(text)
@@ -356,7 +356,7 @@ def test_replayed_over_the_same_journal_it_allows_all_that_is_not_left_out(attem
 
 @many
 @given(attempted, NAMES, st.sampled_from([443, 80, 8443, 22]), st.sampled_from([Protocol.TLS, Protocol.HTTP, Protocol.TCP]), st.sampled_from(["GET", "POST", "DELETE", "PUT"]), PATHS)  # fmt: skip
-def test_it_allows_nothing_unseen(attempts, name, port, protocol, method, path):  # noqa: PLR0917
+def test_learned_rules_allow_nothing_unseen(attempts, name, port, protocol, method, path):  # noqa: PLR0917
     """No name, port, protocol or method; and a segment only where it was seen, or three others were."""
     _, text = learned(*journal_of(attempts))
     learnt = loaded(text).policy
@@ -381,7 +381,7 @@ def test_it_allows_nothing_unseen(attempts, name, port, protocol, method, path):
 
 @many
 @given(carrying, NAMES, PATHS, st.booleans(), st.booleans())
-def test_it_allows_no_websocket_and_no_body_of_a_get_unseen(attempts, name, path, body, websocket):
+def test_learned_rules_allow_no_unseen_websocket_or_get_body(attempts, name, path, body, websocket):
     _, text = learned(*journal_of(attempts))
     learnt = loaded(text).policy
     if not learnt.decide(
@@ -395,7 +395,7 @@ def test_it_allows_no_websocket_and_no_body_of_a_get_unseen(attempts, name, path
 
 @many
 @given(st.lists(st.lists(st.sampled_from("abcd"), max_size=3).map(tuple), max_size=12))
-def test_a_star_stands_only_where_three_values_were_seen_beside_the_same(seen):
+def test_wildcard_needs_three_values_in_the_same_position(seen):
     patterns = generalize_paths(seen)
     for pattern in patterns:
         for at, part in enumerate(pattern):
@@ -412,7 +412,7 @@ def test_a_star_stands_only_where_three_values_were_seen_beside_the_same(seen):
     )
 
 
-def test_ids_are_unique_and_short():
+def test_learned_ids_are_unique_and_short():
     name = ".".join(["a" * 60] * 3)
     events = [request(PASSED, "GET", "/a", f"{n}.{name}") for n in range(12)]
     events += [request(PASSED, "GET", "/a", f"{name}.t{n}") for n in range(12)]

@@ -131,7 +131,7 @@ DECIDED = [
 
 
 @pytest.mark.parametrize(("rules", "event", "expected"), DECIDED)
-def test_an_attempt_is_decided_again_as_the_gate_would(rules, event, expected):
+def test_replay_decides_attempts_as_the_gate_does(rules, event, expected):
     replay = replayed(rules, event)
     assert (replay.skipped.total(), replay.fixed.total()) == (0, 0)
     found = [(group.effect, group.was.fate, group.now.fate, group.now.reason) for group in replay.groups]
@@ -142,7 +142,7 @@ def test_an_attempt_is_decided_again_as_the_gate_would(rules, event, expected):
         assert found == [expected]
 
 
-def test_no_udp_goes_through_a_proxy():
+def test_udp_through_a_proxy_is_blocked():
     replay = replayed(CLOCK, connection(PASSED, **NTP), head="settings: {upstream: 'http://proxy.example:3128'}")
     assert [(group.effect, group.now.reason) for group in replay.groups] == [("breaks", "udp")]
 
@@ -163,14 +163,14 @@ NOT_DECIDED = [
 
 
 @pytest.mark.parametrize(("judged", "more", "why", "fixed"), NOT_DECIDED)
-def test_what_can_t_be_decided_again_is_counted_with_the_reason(judged, more, why, fixed):
+def test_undecidable_attempts_are_counted_by_reason(judged, more, why, fixed):
     replay = replayed(WEB, connection(judged, **more))
     assert dict(replay.fixed if fixed else replay.skipped) == {why: 1}
     assert not (replay.skipped if fixed else replay.fixed)
     assert (replay.groups, replay.unchanged, replay.settled) == ({}, 0, 0)
 
 
-def test_programs_are_not_decided_again():
+def test_command_attempts_are_not_decided_again():
     """Their events tell one of the names that they go by, and there are none of programs that no rule is about."""
     command = request(PASSED, "GET", "/a")._replace(kind=Kind.COMMAND_DECIDED, http=None, argv=("git", "push"))
     replay = replayed(WEB, command)
@@ -182,7 +182,7 @@ def test_programs_are_not_decided_again():
         assert (sum(replay.skipped.values()), replay.attempts) == (expected, 0)
 
 
-def test_a_path_that_was_cut_is_not_guessed():
+def test_cut_path_is_undecidable():
     long = encode(request(PASSED, "GET", "/" + "a" * 5000))
     path = json.loads(long)["http"]["path"]
     replay = replayed("  - {id: all, to: x.example, action: allow}", request(PASSED, "GET", path))
@@ -190,7 +190,7 @@ def test_a_path_that_was_cut_is_not_guessed():
 
 
 @pytest.mark.parametrize("told", [("GET", "/a/***/b"), ("GET", "/***"), ("***", "/a")])
-def test_a_path_that_had_a_secret_in_it_is_not_guessed(told):
+def test_masked_path_is_undecidable(told):
     replay = replayed("  - {id: all, to: x.example, action: allow}", request(PASSED, *told))
     assert dict(replay.skipped) == {"a secret was in its path, which the journal doesn't keep": 1}
 
@@ -211,7 +211,7 @@ UNCERTAIN = [
 
 
 @pytest.mark.parametrize(("condition", "kept", "why"), UNCERTAIN)
-def test_rules_that_look_at_what_the_journal_doesn_t_keep_make_it_uncertain(condition, kept, why):
+def test_rules_on_unrecorded_parts_make_a_decision_uncertain(condition, kept, why):
     replay = replayed(f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(PASSED, "GET", "/a", **kept))
     assert why in replay.uncertain
     assert replay.uncertain_attempts == 1
@@ -230,12 +230,12 @@ UNCERTAIN_OF_OLD = [
 
 
 @pytest.mark.parametrize(("condition", "why"), UNCERTAIN_OF_OLD)
-def test_a_journal_of_an_earlier_version_makes_it_uncertain(condition, why):
+def test_events_of_an_earlier_version_make_a_decision_uncertain(condition, why):
     replay = replayed(f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(PASSED, "GET", "/a", **OLD))
     assert sorted(replay.uncertain) == why
 
 
-def test_an_implied_limit_of_urls_makes_it_uncertain_where_their_length_was_not_recorded():
+def test_implied_url_limit_is_uncertain_without_recorded_length():
     every = "  - {id: a, to: '*', http: {methods: [POST]}, action: allow}"
     assert list(replayed(every, request(PASSED, "POST", "/a", **OLD)).uncertain) == [
         "`max_url` of requests, which the journal doesn't keep"
@@ -259,7 +259,7 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("condition", "recorded", "reason"), RECORDED)
-def test_what_is_recorded_of_a_request_decides_it_for_certain(condition, recorded, reason):
+def test_recorded_parts_of_a_request_make_a_decision_certain(condition, recorded, reason):
     replay = replayed(
         f"  - {{id: a, to: x.example, {condition}, action: allow}}", request(PASSED, "GET", "/a", **recorded)
     )
@@ -267,7 +267,7 @@ def test_what_is_recorded_of_a_request_decides_it_for_certain(condition, recorde
     assert not replay.uncertain
 
 
-def test_a_path_that_was_not_told_is_not_guessed():
+def test_unrecorded_path_is_undecidable():
     said = "its path is not told (`log: pattern`)"
     every = "  - {id: all, to: x.example, action: allow}"
     for http in ({"pattern": True}, {"body": None}):
@@ -288,7 +288,7 @@ ONLY_MAIN = (
 )
 
 
-def test_every_ref_of_a_push_is_decided_again():
+def test_every_ref_of_a_push_is_decided():
     assert replayed(ONLY_MAIN, push(MAIN)).unchanged == 1
     for refs in ([OTHER], [MAIN, OTHER], [OTHER, MAIN], [("delete", MAIN[1])]):
         (group,) = replayed(ONLY_MAIN, push(*refs)).groups
@@ -297,12 +297,12 @@ def test_every_ref_of_a_push_is_decided_again():
 
 
 @pytest.mark.parametrize("said", [Git("push", "acme/***", ()), Git("push", "acme/web", ("update refs/heads/*** 0 1",)), Git("pull", "acme/web", ())])  # fmt: skip
-def test_a_push_that_can_t_be_read_is_not_guessed(said):
+def test_unreadable_push_is_undecidable(said):
     replay = replayed(ONLY_MAIN, push(MAIN)._replace(git=said))
     assert dict(replay.skipped) == {"what git asked for can't be read": 1}
 
 
-def test_refs_that_were_not_told_make_a_push_uncertain():
+def test_unrecorded_refs_make_a_push_uncertain():
     untold = request(PASSED, "POST", "/acme/web.git/git-receive-pack", body=True)
     assert "`git` of requests, which the journal doesn't keep" in replayed(ONLY_MAIN, untold).uncertain
     some = push(MAIN)
@@ -310,7 +310,7 @@ def test_refs_that_were_not_told_make_a_push_uncertain():
     assert dict(replayed(ONLY_MAIN, some).uncertain) == {"the refs of a push, which the journal doesn't tell": 1}
 
 
-def test_attempts_are_grouped_by_place_and_task():
+def test_attempts_are_grouped_by_destination_and_task():
     events = [request(PASSED, "GET", f"/{n}", task=task) for n in range(5) for task in ("build", "test")]
     replay = replayed(WEB, *events, connection(PASSED), connection(PASSED, "y.example"))
     told = {(g.effect, g.place, g.task): dict(t.counts) for g, t in replay.groups.items()}
@@ -343,7 +343,7 @@ def exeat(tmp_path, monkeypatch, capsys):
 EVENTS = [request(PASSED, "GET", "/a"), request(PASSED, "POST", "/a"), request(AUDITED, "GET", "/a", task="test")]
 
 
-def test_what_changes_is_said_and_is_1(exeat):
+def test_changed_decisions_exit_1_and_are_listed(exeat):
     code, out, err = exeat("journal", "--rules", "web.yaml", events=EVENTS)
     assert (code, err) == (1, [])
     assert out == [
@@ -354,13 +354,13 @@ def test_what_changes_is_said_and_is_1(exeat):
     ]
 
 
-def test_nothing_changes_is_0(exeat):
+def test_unchanged_decisions_exit_0(exeat):
     assert exeat("journal", "--rules", "web.yaml", events=EVENTS[:1]) == (0, ["1 attempt: nothing would change"], [])
     assert exeat("journal", "--rules", "web.yaml", "--task", "test", events=EVENTS)[0] == 0
     assert exeat("journal/2026-11-21/0001.jsonl", "--rules", "web.yaml", "--task", "t-test", events=EVENTS)[0] == 0
 
 
-def test_it_is_never_said_that_nothing_changes_where_that_is_not_certain(exeat):
+def test_uncertain_decisions_are_never_reported_as_unchanged(exeat):
     """Without the address that was dialled, an inspected request may be one to the company's own network."""
     code, out, _ = exeat("journal", "--rules", "web.yaml", events=[request(PASSED, "GET", "/a", address=None)])
     assert (code, out) == (
@@ -374,7 +374,7 @@ def test_it_is_never_said_that_nothing_changes_where_that_is_not_certain(exeat):
     assert (code, out[0]) == (1, "1 attempt: none would change for certain, and of 1 the journal doesn't tell enough")
 
 
-def test_for_programs(exeat):
+def test_json_output(exeat):
     code, out, _ = exeat(
         "journal", "--rules", "web.yaml", "--format", "json", events=[*EVENTS, connection(refused(Reason.QUIC))]
     )
@@ -387,7 +387,7 @@ def test_for_programs(exeat):
     assert value["decided_before_rules"] == {"decided before any rule is asked (quic)": 1}
 
 
-def test_what_can_t_be_read_is_said_and_is_1(exeat):
+def test_unreadable_lines_exit_1_and_are_reported(exeat):
     code, out, err = exeat("journal", "--rules", "web.yaml", events=EVENTS[:1], more=b'garbage\n{"torn')
     assert (code, out) == (1, ["1 attempt: nothing would change"])
     assert err == [
@@ -405,13 +405,13 @@ def test_what_can_t_be_read_is_said_and_is_1(exeat):
         (("journal", "--rules", "web.yaml", "--since", "2999-01-01"), "exeat: there is nothing in the journal in that time"),
     ],
 )  # fmt: skip
-def test_misuse_is_2_and_a_sentence(exeat, words, says):
+def test_misuse_exits_2_with_a_message(exeat, words, says):
     code, out, err = exeat(*words, events=EVENTS)
     assert (code, out, err[0]) == (2, [], says)
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_journals_reach_no_terminal(exeat, text):
+def test_hostile_journal_sends_no_escape_sequence(exeat, text):
     events = [request(PASSED, text, f"/{text}", task=text), connection(PASSED, text, task=text), lookup(PASSED, text)]
     events += [
         push(("update", f"refs/heads/{text}")),

@@ -76,9 +76,7 @@ BELOW = Process(150, "/usr/bin/curl", ("curl",), 1000, ("/bin/sh", "/usr/bin/nod
     ],
     ids=["each by itself", "unknown", "by a collector", "both by one"],
 )
-def test_conversations_are_told_apart_by_the_processes_that_events_descend_from(
-    here, capfdbinary, senders, heard, done
-):
+def test_conversation_of_an_ancestor_process_is_chosen(here, capfdbinary, senders, heard, done):
     now = time.time_ns()
     for conversation, sender in zip(("c-1", "c-2"), senders, strict=True):
         agent = Agent(
@@ -105,7 +103,7 @@ def spoken(value):
     return [(each["agent"]["conversation"], each["agent"]["name"]) for each in value["said"]]
 
 
-def test_from_what_was_done_to_what_was_said(capfdbinary, told):
+def test_chain_of_an_action_has_the_agent_reports(capfdbinary, told):
     _, ids = told
     value, shown = chained(capfdbinary, ids["refused"])
     assert spoken(value) == [
@@ -122,7 +120,7 @@ def test_from_what_was_done_to_what_was_said(capfdbinary, told):
         assert words in shown
 
 
-def test_from_what_was_said_to_what_was_done(capfdbinary, told):
+def test_chain_of_an_agent_report_has_the_actions(capfdbinary, told):
     here, ids = told
     events = {(event["agent"]["call"], event["agent"]["name"]): event["id"] for event in here.lines()
               if event["kind"] == "agent.said" and event["agent"]["conversation"] == "c-1" and "call" in event["agent"]}  # fmt: skip
@@ -136,7 +134,7 @@ def test_from_what_was_said_to_what_was_done(capfdbinary, told):
     assert value["did"] == []
 
 
-def test_a_request_has_the_process_of_its_connection(capfdbinary, told):
+def test_request_uses_the_process_of_its_connection(capfdbinary, told):
     here, ids = told
     one = here.recorder.decided(
         Kind.REQUEST_DECIDED, ALLOWED, name="www.example.com", address=None, port=443, protocol=Protocol.TLS,
@@ -147,7 +145,7 @@ def test_a_request_has_the_process_of_its_connection(capfdbinary, told):
     assert ids["before"] not in [each["id"] for each in value["process"]]
 
 
-def test_nothing_is_shown_twice(capfdbinary, here):
+def test_chain_shows_no_event_twice(capfdbinary, here):
     """What people were asked about a program was shown again as something that the program did."""
     connection = connect(here.recorder, process=CURL)
     asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
@@ -170,7 +168,7 @@ def test_nothing_is_shown_twice(capfdbinary, here):
         assert not [each for each in value["process"] if each["kind"].startswith("approval.")], kinds
 
 
-def test_who_has_looked_at_a_flagged_event_is_beside_it(capfdbinary, told):
+def test_chain_of_a_flagged_event_has_its_reviews(capfdbinary, told):
     here, _ = told
     flagged = connect(here.recorder, FLAGGED)
     ApprovalRecorder(Origin(host="host.example"), Journal(here.directory)).looked_at(flagged, "ada")
@@ -179,7 +177,7 @@ def test_who_has_looked_at_a_flagged_event_is_beside_it(capfdbinary, told):
     assert f"ada has looked at the flagged event {flagged}" in shown
 
 
-def test_what_is_done_without_end_leaves_room_for_what_was_done_once(capfdbinary, here):
+def test_repeated_actions_leave_room_for_rare_ones(capfdbinary, here):
     """A process that looks up name after name, and a question that is put again and again."""
     asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
     approval = asked_about(CONNECTION)
@@ -202,7 +200,7 @@ def test_what_is_done_without_end_leaves_room_for_what_was_done_once(capfdbinary
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_nothing_that_an_agent_says_moves_the_terminal_or_breaks_it(capfdbinary, told, name):
+def test_agent_text_sends_no_escape_sequence(capfdbinary, told, name):
     here, _ = told
     text = HOSTILE[name]
     here.recorder.agent_said(Agent("span", text, text, text, text, text, -5, {text: text, "duration_ms": text}))
@@ -213,7 +211,7 @@ def test_nothing_that_an_agent_says_moves_the_terminal_or_breaks_it(capfdbinary,
 
 
 @pytest.mark.parametrize("took", ["nan", "inf", "-1", "1e400", "9" * 400, "x", ""])
-def test_a_duration_that_can_t_be_is_none(capfdbinary, told, took):
+def test_implausible_duration_is_ignored(capfdbinary, told, took):
     here, _ = told
     here.recorder.agent_said(Agent("log", "codex.tool_result", "codex", "c-9", "", "t", 0, {"duration_ms": took}))
     chained(capfdbinary, here.lines()[-1]["id"])

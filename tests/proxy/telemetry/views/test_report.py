@@ -85,7 +85,7 @@ def here(tmp_path, monkeypatch):
     return here
 
 
-def test_it_says_what_became_of_a_task(here):
+def test_report_shows_the_outcome_of_a_task(here):
     said = Reader(written(gather(entry.event for entry in read_events(here.directory))))
     assert said.row("migratet-1")[1:] == ["team=data", "pip download six", said.row("migratet-1")[3], "ended with status 3", "2", "", "", "4"]  # fmt: skip
     assert said.row("www.example.com:443 tls")[1:8] == ["2", "", "", "", "7", "11,000", "web:pages"]
@@ -100,7 +100,7 @@ def test_it_says_what_became_of_a_task(here):
 @pytest.mark.parametrize(
     "text", [*HOSTILE.values(), "</td></style><script>alert(1)</script>", "' onload='x", "&lt;b&gt;"]
 )
-def test_what_a_sandbox_made_up_is_shown_and_does_nothing(text):
+def test_hostile_text_is_escaped_in_the_page(text):
     events = [full_event(kind, text, 1_795_000_000_000_000_000 + number) for number, kind in enumerate(Kind)]
     told = written(gather(events))
     Reader(told)
@@ -109,12 +109,12 @@ def test_what_a_sandbox_made_up_is_shown_and_does_nothing(text):
     assert "default-src 'none'" in told
 
 
-def test_what_stands_in_it_can_be_read_back():
+def test_escaped_text_reads_back_from_the_page():
     said = Reader(written(gather([full_event(Kind.TAMPERING_DETECTED, "<b>&amp; 'x'")])))
     assert any("<b>&amp; 'x'" in cell for row in said.rows for cell in row)
 
 
-def test_a_flood_is_counted_and_makes_no_longer_page():
+def test_flood_of_events_is_counted_within_a_bounded_page():
     one = full_event(Kind.CONNECTION_DECIDED)._replace(outcome=Outcome.BLOCKED)
     where = one.destination
     events = (
@@ -127,7 +127,7 @@ def test_a_flood_is_counted_and_makes_no_longer_page():
     assert "1,000 rows are shown; 500 events belong to others." in written(all_)
 
 
-def test_no_flood_takes_the_place_of_what_left_or_leaked():
+def test_flood_displaces_no_traffic_or_leak():
     """Not in front of it, and not behind: thousands of names, and of warnings, that cost a task nothing."""
     one = full_event(Kind.CONNECTION_DECIDED)._replace(outcome=Outcome.PASSED)
     where = one.destination._replace(name="drop.example")
@@ -156,7 +156,7 @@ def test_no_flood_takes_the_place_of_what_left_or_leaked():
         assert told + all_.left_out["places"] == attempts
 
 
-def test_nothing_is_lost_of_a_long_time():
+def test_long_period_keeps_every_attempt():
     moments = AttemptTimes()
     for number in range(200_000):
         moments.add(1_795_000_000_000_000_000 + number * 86_400_000_000, Outcome.PASSED)
@@ -165,7 +165,7 @@ def test_nothing_is_lost_of_a_long_time():
 
 
 @pytest.mark.parametrize("seconds", [0, 0.001, 1, 59, 3600, 86_400, 400 * 86_400])
-def test_the_picture_holds_every_attempt(seconds):
+def test_chart_has_every_attempt(seconds):
     moments = AttemptTimes()
     for number in range(100):
         outcome = list(Outcome)[number % len(Outcome)]
@@ -181,14 +181,14 @@ def test_the_picture_holds_every_attempt(seconds):
     assert 0 < len(re.findall("<text", drawn)) <= 8
 
 
-def test_nothing_is_a_page_too():
+def test_report_of_no_events_is_a_page():
     assert "no attempts" in written(gather([]))
 
 
 # --- the command ---
 
 
-def test_the_command_writes_a_new_file_and_says_which(here, tmp_path, capsys):
+def test_command_writes_a_new_file_and_prints_its_name(here, tmp_path, capsys):
     words = ["report", "migrate", "--journal", str(here.directory)]
     assert main(words) == 0
     assert capsys.readouterr().out == "exeat-report-migrate.html\n"
@@ -219,12 +219,12 @@ def test_the_command_writes_a_new_file_and_says_which(here, tmp_path, capsys):
     ],
     ids=["nothing", "two tasks", "nobody", "nowhere"],
 )
-def test_misuse_is_told(here, capsys, words, said):
+def test_misuse_of_report_is_reported(here, capsys, words, said):
     assert main(["report", *words, "--journal", str(here.directory)]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_task_can_t_choose_where_its_report_goes(tmp_path, monkeypatch, capsys):
+def test_task_name_cannot_choose_the_path_of_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     connect(rig(tmp_path / "journal", name="../../etc/x y").recorder, ALLOWED)
     assert main(["report", "--last", "--journal", str(tmp_path / "journal")]) in {0, 2}

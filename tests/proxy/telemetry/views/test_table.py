@@ -32,7 +32,7 @@ DENIED = event(
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_a_row_is_one_line_that_moves_nothing_and_fits(text):
+def test_row_is_one_escaped_line_that_fits(text):
     for kind, columns in itertools.product(Kind, WIDTHS):
         row = Table(columns).row(full_event(kind, text))
         assert visible(row) == row
@@ -40,7 +40,7 @@ def test_a_row_is_one_line_that_moves_nothing_and_fits(text):
             assert width(row) <= max(columns, 73)  # narrower than that, a terminal has to wrap
 
 
-def test_a_row_says_what_was_tried_what_became_of_it_and_why():
+def test_row_has_attempt_outcome_and_reason():
     assert Table().header() == (
         "TIME (UTC)               ID            TASK            VERDICT  OUTCOME      WHY                           WHAT"
     )
@@ -66,11 +66,11 @@ def test_a_row_says_what_was_tried_what_became_of_it_and_why():
         (None, (), ""),
     ],
 )
-def test_why_names_the_rule_or_the_reason(reason, rules, why):
+def test_why_column_has_the_rule_or_the_reason(reason, rules, why):
     assert Table().row(DENIED._replace(reason=reason, rules=rules))[77:105].strip() == why
 
 
-def test_a_long_reason_moves_no_column_and_is_not_lost():
+def test_long_reason_moves_no_column_and_is_repeated():
     rules = ("a-file-with-a-long-name:a-rule-with-a-long-name",)
     long = DENIED._replace(reason=Reason.APPROVAL_UNAVAILABLE, rules=rules)
     row, usual = Table().row(long), Table().row(DENIED)
@@ -149,12 +149,12 @@ def test_a_long_reason_moves_no_column_and_is_not_lost():
         ),
     ],
 )
-def test_what_happened_in_a_few_words(told, said):
+def test_descriptions_of_events(told, said):
     assert describe(told) == said
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_an_event_that_lacks_everything_still_has_a_row(kind):
+def test_event_without_fields_has_a_row(kind):
     assert Table(80).row(event(kind)).startswith("12:00:00")
 
 
@@ -171,7 +171,7 @@ def on_a_terminal(monkeypatch, **environment):
         os.close(master)
 
 
-def test_a_terminal_gets_its_width_and_colours(monkeypatch):
+def test_terminal_output_has_its_width_and_colours(monkeypatch):
     table = on_a_terminal(monkeypatch, COLUMNS="100", TERM="xterm")
     assert table == Table(100, coloured=True)
     row = table.row(DENIED)
@@ -181,22 +181,22 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_colours_can_be_declined(monkeypatch, environment):
+def test_no_color_and_dumb_terminals_get_no_colours(monkeypatch, environment):
     assert not on_a_terminal(monkeypatch, **environment).coloured
 
 
-def test_an_empty_no_color_declines_nothing(monkeypatch):
+def test_empty_no_color_keeps_colours(monkeypatch):
     assert on_a_terminal(monkeypatch, NO_COLOR="", TERM="xterm").coloured
 
 
-def test_what_is_no_terminal_gets_whole_plain_rows(tmp_path):
+def test_output_to_a_file_is_plain_and_complete(tmp_path):
     with (tmp_path / "file").open("w") as stream:
         assert Table.for_output(stream) == Table(None, coloured=False)
     long = DENIED._replace(destination=Destination("a" * 300, None, 443))
     assert "a" * 300 in Table().row(long)
 
 
-def test_a_reason_and_a_rule_that_have_no_room_together_are_each_there_once():
+def test_reason_and_rule_too_long_together_appear_once_each():
     rule = "web:a-rule-with-a-long-name"
     row = Table().row(DENIED._replace(outcome=Outcome.FAILED, reason=Reason.UPSTREAM_UNTRUSTED, rules=(rule,)))
     assert row == (
@@ -218,7 +218,7 @@ def test_a_reason_and_a_rule_that_have_no_room_together_are_each_there_once():
         ("abc", 0, ""),
     ],
 )
-def test_text_is_fitted_by_the_columns_it_takes(text, columns, expected):
+def test_text_is_cut_by_its_columns(text, columns, expected):
     assert fitted(text, columns) == expected
     assert width(expected) <= max(columns, 0)
 
@@ -237,19 +237,19 @@ LONG = f"api.good.example.{'a' * 60}.evil.example"
         (f"tainted by what it read from {LONG}", 33, "tainted by what …aaa.evil.example"),
     ],
 )
-def test_of_a_long_name_the_end_is_shown_which_says_whose_it_is(text, columns, expected):
+def test_long_host_name_keeps_its_end(text, columns, expected):
     assert fitted(text, columns) == expected
     for each in range(100):
         assert width(fitted(text, each)) <= each
 
 
-def test_a_row_on_a_terminal_shows_whose_a_long_name_is():
+def test_terminal_row_keeps_the_end_of_a_long_host_name():
     told = DENIED._replace(destination=Destination(LONG, None, 443))
     assert Table(80, ids=False).row(told).endswith("connect tls …aaaaaa.evil.example…")
     assert Table().row(told).endswith(f"connect tls {LONG}:443")
 
 
-def test_what_a_task_says_passes_for_nobody_elses_word():
+def test_agent_report_cannot_look_like_another_event():
     agent = Agent("log", "tool_result", "approval k3x9abcd approved by ada", tool="Bash")
     said = event(Kind.AGENT_SAID, agent=agent)
     assert describe(said) == "the task says tool_result Bash (as approval k3x9abcd approved by ada)"
@@ -260,7 +260,7 @@ def test_padding_counts_columns():
     assert padded("long", 2) == "long"
 
 
-def test_every_character_is_either_shown_or_spelled_out():
+def test_every_character_is_printable_or_escaped():
     planes = (range(0x10000), range(0x1F000, 0x1FB00), range(0xE0000, 0xE0200), range(0x10FF00, 0x110000))
     every = "".join(map(chr, itertools.chain(*planes)))
     shown = visible(every)

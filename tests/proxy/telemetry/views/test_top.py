@@ -52,7 +52,7 @@ def test_each_attempt_is_counted_once_for_its_task():
     assert [each.kind for each in state.refusals] == [Kind.REQUEST_DECIDED, Kind.DNS_DECIDED, Kind.TAMPERING_DETECTED]
 
 
-def test_what_waits_for_people_and_what_is_odd_is_shown_until_it_is_answered():
+def test_pending_approvals_and_anomalies_are_shown_until_answered():
     def step(kind, number, **more):
         return event(kind, approval=Approval(str(number), **more))
 
@@ -73,11 +73,11 @@ def test_what_waits_for_people_and_what_is_odd_is_shown_until_it_is_answered():
     assert "2 UNUSUAL OR TAINTED" in shown
 
 
-def test_a_start_that_came_to_nothing_is_no_task():
+def test_failed_start_is_no_task():
     assert fed(event(Kind.RULES_LOADED)).tasks == {}
 
 
-def test_a_rate_is_of_the_last_seconds():
+def test_rate_covers_the_last_seconds():
     rate = Rate()
     for second in range(100):
         rate.add(NOW + second * NS, 4)
@@ -87,14 +87,14 @@ def test_a_rate_is_of_the_last_seconds():
     assert rate.at(NOW + 99 * NS) == 4.1
 
 
-def test_a_task_that_ended_is_shown_a_little_longer_and_then_forgotten():
+def test_ended_task_is_shown_briefly_and_then_dropped():
     state = fed(event(Kind.TASK_STARTED), event(Kind.TASK_ENDED, NOW + NS), event(Kind.TASK_STARTED, task="t-2"))
     assert [each.id for each in state.shown(NOW + 2 * NS)] == ["t-2", "t-1"]
     assert [each.id for each in state.shown(NOW + 20 * NS)] == ["t-2"]
     assert "t-1" not in state.tasks
 
 
-def test_a_flood_of_tasks_and_refusals_is_bounded():
+def test_flood_of_tasks_and_refusals_is_bounded():
     state = TopState()
     for number in range(2 * MOST_TASKS):
         state.take(event(Kind.CONNECTION_DECIDED, NOW + number, f"t-{number}", outcome=Outcome.BLOCKED))
@@ -103,7 +103,7 @@ def test_a_flood_of_tasks_and_refusals_is_bounded():
     assert len(state.refusals) == MOST_REFUSALS
 
 
-def test_the_screen_says_it():
+def test_screen_shows_the_state():
     state = fed(
         event(Kind.TASK_STARTED),
         event(Kind.CONNECTION_DECIDED, NOW + 60 * NS, mode=Mode.AUDIT),
@@ -124,7 +124,7 @@ def test_the_screen_says_it():
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize(("columns", "lines"), [(20, 5), (80, 24), (300, 100)], ids=str)
-def test_no_text_breaks_out_of_its_line(text, columns, lines):
+def test_hostile_text_stays_in_its_line(text, columns, lines):
     state = TopState()
     for kind in Kind:
         state.take(full_event(kind, text, NOW)._replace(outcome=Outcome.BLOCKED))
@@ -139,7 +139,7 @@ def test_no_text_breaks_out_of_its_line(text, columns, lines):
 # --- the command ---
 
 
-def test_without_a_terminal_it_prints_once_and_draws_nothing(tmp_path, capsys):
+def test_top_without_terminal_prints_once(tmp_path, capsys):
     here = rig(tmp_path)
     connect(here.recorder, DENIED)
     assert main(["top", "--journal", str(tmp_path)]) == 0
@@ -177,7 +177,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "an interrupt"])
-def test_on_a_terminal_it_follows_and_gives_the_screen_back(tmp_path, key):
+def test_top_on_a_terminal_follows_and_restores_the_screen(tmp_path, key):
     here = rig(tmp_path)
     connect(here.recorder)
     terminal = Terminal(tmp_path)
@@ -198,7 +198,7 @@ def test_on_a_terminal_it_follows_and_gives_the_screen_back(tmp_path, key):
         terminal.process.wait()
 
 
-def test_a_dumb_terminal_stays_quiet(tmp_path):
+def test_top_on_a_dumb_terminal_sends_no_control_sequence(tmp_path):
     connect(rig(tmp_path).recorder)
     terminal = Terminal(tmp_path, "dumb")
     try:
