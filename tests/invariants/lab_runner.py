@@ -234,7 +234,7 @@ def worker_of(process: subprocess.Popen) -> int:
 def wait_until_dead(pid: int) -> None:
     """Wait until a killed process has released its resources, whether or not its parent has reaped it."""
     with contextlib.suppress(OSError):
-        # The first thread may be gone while another, which holds the same descriptors, is still on its way out.
+        # The first thread may have ended while another, which holds the same descriptors, has not.
         while (
             Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
             or len(os.listdir(f"/proc/{pid}/task")) > 1

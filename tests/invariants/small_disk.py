@@ -9,7 +9,7 @@ class SmallDisk:
     """A small file system for a journal, mounted in the mount namespace of the runs."""
 
     def __init__(self, runner, size, name="disk"):
-        view = runner.lab._views["root" if runner.user is None else "everybody"]
+        view = runner.lab._pids["root" if runner.user is None else "everybody"]
         self.path = runner.lab.home(runner.user) / name
         self.path.mkdir()
         options = f"size={size},mode=700,uid={runner.user or 0},gid={runner.user or 0}"

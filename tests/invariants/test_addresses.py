@@ -1,4 +1,4 @@
-"""Invariant 9: public addresses only; and the addresses of the sandbox, its gate and its pool lead nowhere."""
+"""Invariant 9: only public addresses are reached, and not those of the sandbox, its gate and its pool."""
 
 import pytest
 
@@ -74,7 +74,7 @@ def test_literal_ipv6_addresses_are_refused(attempt_results):
 
 
 def test_request_to_a_private_address_reaches_its_host_name(attempt_results):
-    """An allowed Host in the clear reaches that host, wherever the connection was made to."""
+    """A plain HTTP request reaches its allowed Host, whatever address the client connects to."""
     results = attempt_results.client["literal_private_addresses"]
     reached = {one["echo"]["destination"][0] for one in results.values() if isinstance(one, dict) and "echo" in one}
     assert reached == {address_of("literal_private_addresses")}
@@ -84,7 +84,7 @@ def test_request_to_a_private_address_reaches_its_host_name(attempt_results):
 
 
 def test_connections_to_the_gates_own_port_are_reset(attempt_results):
-    """However it is spelled, whatever is said to it."""
+    """In every spelling of the address, and for every protocol."""
     results = dict(attempt_results.client["the_gate_s_own_port"])
     assert results.pop("93.184.219.66")["reason"] == "no_rule"  # the same port of another host is like any other
     assert {one["error"] if isinstance(one, dict) else one for one in results.values()} == {"ECONNRESET"}

@@ -1,4 +1,4 @@
-"""Audit mode lets out what no rule or a default rule decided, over TCP, to public addresses, and says so. Nothing else."""
+"""Audit mode allows TCP to public addresses that no rule or a default rule decides, as `would_block`. Nothing else."""
 
 import pytest
 
@@ -81,7 +81,7 @@ AT_THE_REQUEST = {
 
 @pytest.fixture(scope="module")
 def audit_run(runner):
-    """(what the task saw, the journal, what reached the origins)."""
+    """Return the results of the task, the journal, and the records of both origins."""
     origin = runner.lab.origin
     origin.name({**dns_names(), **AUDIT_NAMES})
     origin.forget()
@@ -130,7 +130,7 @@ def test_udp_and_quic_are_refused(audit_run, trial):
     recorded = audit_run[1].of(kind="connection.decided", destination__name=f"{trial}.unknown.example")
     assert [summary(event) for event in recorded] == [
         ("connection", "blocked", trial)
-    ]  # when the kernel's log got to it
+    ]  # recorded when the kernel log is read
 
 
 def test_rebinding_name_is_denied_at_loopback(audit_run):
@@ -168,7 +168,7 @@ def test_would_block_attempts_have_one_closing_event(audit_run):
 
 
 def test_learned_rules_allow_what_passed_and_no_more(runner, audit_run):
-    """Hostile attempts and all: replayed over the same journal nothing breaks that isn't left out and told."""
+    """Replayed over the same journal, the learned rules break only attempts that the learner left out and reported."""
     entries = [entry.event for entry in read_events(runner.journal("audited"))]
     learner = Learner()
     for event in entries:

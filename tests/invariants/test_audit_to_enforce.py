@@ -1,4 +1,4 @@
-"""The walk of docs/how-to/audit-to-enforce.md from audit mode to enforce, its very commands, on a real task."""
+"""Runs the commands of docs/how-to/audit-to-enforce.md on a real task, from audit mode to enforce mode."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from tests.lab import Name
 PAGE = (Path(__file__).parents[2] / "docs/how-to/audit-to-enforce.md").read_text()
 AUDIT = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
 COMMANDS = re.findall(r"^\$ (exeat .*)$", PAGE, re.MULTILINE)
-# What `make test` does: two hosts, three pages of one of them by the same pattern, and one in the clear.
+# `make test` requests two hosts: three pages of one pattern, an upload, and one plain HTTP request.
 MAKEFILE = """test:
 \tcurl -sS --fail -o /dev/null https://api.walk.example/echo
 \tfor page in 1 2 3; do curl -sS --fail -o /dev/null https://api.walk.example/pages/$$page/x || exit 1; done
@@ -23,7 +23,7 @@ FURTHER = "test:\n\tcurl -sS --fail -o /dev/null https://elsewhere.walk.example/
 
 @pytest.fixture(scope="module")
 def command_results(runner):
-    """Every command of the walk, one after the other: (command, status, output, errors)."""
+    """Run every command of the page in order; returns (status, output, errors) by command."""
     runner.lab.origin.name({"*.walk.example": Name.at("93.184.216.251")})
     home = runner.lab.home(runner.user)
     rules, work = home / "rules", runner.workspace("walk")
@@ -36,7 +36,7 @@ def command_results(runner):
 
 
 def run(runner, command):
-    """Run a command in a shell, as somebody would who reads the page."""
+    """Run a command in a shell, as a reader of the page would."""
     done = runner.lab.run(["sh", "-c", command], user=runner.user, cwd=runner.workspace("walk"), timeout=100)
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
@@ -98,7 +98,7 @@ def test_task_works_in_enforce_mode(command_results):
 
 
 def test_enforce_mode_blocks_what_was_not_learned(runner, command_results):
-    """The same command on another day: the task goes where it hasn't been before."""
+    """The same command later, when the task connects to a new host."""
     (runner.workspace("walk") / "Makefile").write_text(FURTHER)
     enforced = [command for command in COMMANDS if "run" in command][-1]
     status, _, err = run(runner, enforced)

@@ -1,4 +1,4 @@
-"""Invariant 12: a cut is not an end. And an end is not a cut."""
+"""Invariant 12: a cut connection ends as a cut, and an ended one as an end."""
 
 import pytest
 

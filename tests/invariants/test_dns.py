@@ -1,4 +1,4 @@
-"""Lookups carry nothing out: only a connection that is let out asks anybody, and it asks for that one name."""
+"""DNS lookups carry no data out: only an allowed connection resolves upstream, and only its own name."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_denied_request_resolves_nothing(attempt_results):
 
 
 def test_every_upstream_query_belongs_to_an_allowed_connection(attempt_results):
-    """Of all that was looked up in a whole run, nothing else ever left."""
+    """Holds for all lookups of the whole run."""
     connected = {event["destination"].get("name") for event in attempt_results.journal.of(kind="connection.decided")}
     assert {queried for queried, *_ in attempt_results.queries} <= connected
 
@@ -85,7 +85,7 @@ def test_numeric_names_are_refused_as_invalid(attempt_results):
 
 
 def test_tcp_other_than_dns_to_port_53_is_reset(attempt_results):
-    """Even where a rule lets TCP out to that port of that name."""
+    """Even where a rule allows TCP to that port of that name."""
     assert attempt_results.client["port_53_for_something_else"] == ["ECONNRESET"] * 3
     recorded = [
         summary(event)

@@ -1,4 +1,4 @@
-"""Invariant 6: one decision, one event; one closing event for everything that was let out; nothing unexpected."""
+"""Invariant 6: one event per decision, one closing event per allowed attempt, and no unexpected events."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from .lab_runner import DECISIONS, summary
 
 
 def _ends(attempt_results, decided, ended):
-    """What was let out, and how often each end was told."""
+    """Return the ids of allowed attempts, and the number of closing events of each."""
     passed = {event["id"] for event in attempt_results.journal.of(kind=decided, outcome="passed")}
     return passed, Counter(event["cause"] for event in attempt_results.journal.of(kind=ended))
 
@@ -43,7 +43,7 @@ def test_every_decision_has_a_verdict_reason_and_revision(attempt_results):
 
 
 def test_requests_at_the_origins_equal_those_in_the_journal(attempt_results):
-    """Each request that arrived was decided to pass, or came through a connection that is passed on unread."""
+    """Each request at an origin was allowed, or arrived through a spliced connection."""
     recorded = Counter(
         event["destination"]["name"] for event in attempt_results.journal.of(kind="request.decided", outcome="passed")
     )

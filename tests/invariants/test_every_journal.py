@@ -1,4 +1,4 @@
-"""Invariant 6 over everything: each journal that any test here left behind. Collected last: see conftest."""
+"""Invariant 6 for the journals of all tests in this folder. Runs last: see conftest."""
 
 import json
 
@@ -14,7 +14,7 @@ DROPPED = {"full", "raised"}  # runs in which events could not be written, and w
 
 @pytest.fixture
 def journals(runner, attempt_results):
-    """Every line of every journal, by the run's name."""
+    """Return the lines of every journal by run."""
     found = {}
     for directory in runner.lab.home(runner.user).glob("journal-*"):
         lines = [path.read_bytes().splitlines(keepends=True) for path in sorted(directory.glob("*/*.jsonl"))]
@@ -48,7 +48,7 @@ def test_every_attempt_has_one_decision_and_at_most_one_end(journals):
 
 
 def test_every_journal_belongs_to_one_task(journals):
-    """From its rules and its start to its end, whatever happened between."""
+    """Each journal has the rules, the start and the end of its task."""
     for name, lines in journals.items():
         events = sorted((json.loads(line) for line in lines), key=lambda event: event["time"])
         runs = {event["task"]["id"] for event in events}

@@ -1,4 +1,4 @@
-"""Invariant 2: whatever raises in the worker, nothing goes out, it is told, and the next connection works."""
+"""Invariant 2: when a part of the worker raises, nothing passes, the error is recorded, and the next connection works."""
 
 import json
 
@@ -8,7 +8,7 @@ from .attempt_network import RULES, dns_names
 from .failing_parts import PARTS
 from .lab_runner import PYTHON, TASK, Journal, only_as_ordinary_user
 
-# Whose task it is, a gate doesn't know, but its journal and its ids are others: for root's a part of each stage is tried.
+# The gate does not depend on the user, but its journal and ids do: as root one part of each stage is tried.
 FOR_ROOT = (
     "proxy.gate.listener:ConnectionRecord", "rules.matching.policy:Policy.decide", "proxy.dialing.dialer:Dialer.connect", "proxy.gate.splice:Splice.start",
     "proxy.telemetry.journal.writer:Journal.append", "proxy.inspection.pipeline:Pipeline.decide",
@@ -17,7 +17,7 @@ FOR_ROOT = (
 TASK_PROGRAM = """
 import json, socket, sys
 import task.wire
-task.wire.PATIENCE = 20  # whoever is cut off at once needs none
+task.wire.PATIENCE = 20  # connections are reset at once
 from task.wire import ask, connect, request, tls
 from task.attempts import reason
 parts = json.loads(sys.argv[1])
@@ -39,7 +39,7 @@ def tried(way, label):
 known = {}
 look_up = socket.getaddrinfo
 def remembered(host, *more, **named):
-    # Lookups pass through some of the parts too: they are made before anything raises.
+    # Lookups pass some of the parts as well, so they are made before any part raises.
     return look_up(known.get(host, host), *more, **named)
 socket.getaddrinfo = remembered
 said = {}
@@ -57,7 +57,7 @@ print(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def failing_run(runner):
-    """(what the task saw part by part, what exeat said, the journal, what reached the origins)."""
+    """Return the results of the task by part, stderr of exeat, the journal, and requests at the origins."""
     runner.lab.origin.name(dns_names())
     runner.lab.origin.forget()
     parts = [(number, *each) for number, each in enumerate(PARTS.items()) if runner.user or each[0] in FOR_ROOT]
@@ -90,7 +90,7 @@ def _nothing_passed(failing_run, part):
 
 
 def test_clients_are_reset_at_once_when_a_part_raises(failing_run):
-    """None of them waits for nothing: each gets a reset, or a page that says gate_error."""
+    """No client waits: each is reset or receives a page with gate_error."""
     results, _, _, _ = failing_run
     hung = {
         (part, way): one
@@ -110,6 +110,6 @@ def test_every_part_that_raised_is_in_a_gate_error(failing_run):
 
 
 def test_worker_ends_normally_after_parts_raised(failing_run):
-    """One connection in a bad state must not keep the others from being closed and counted."""
+    """A connection in a bad state does not keep others from being closed and counted."""
     _, stderr, _, _ = failing_run
     assert "the gate was lost" not in stderr

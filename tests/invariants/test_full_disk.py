@@ -1,4 +1,4 @@
-"""Invariants 2 and 6: what can't be told doesn't pass. The journal's disk is full, and later it is not."""
+"""Invariants 2 and 6: attempts that cannot be recorded are blocked. The disk of the journal is full, then has room again."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ from .lab_runner import Journal, cpu_seconds, worker_of
 from .small_disk import SmallDisk
 
 SIZE = 192 * 1024
-MOST_ROUNDS = 20  # rounds of attempts that the disk's last page has room for
+MOST_ROUNDS = 20  # rounds of attempts that fit into the last page of the disk
 
 
 @pytest.fixture(scope="module")
 def full_disk_run(runner):
-    """What the task saw with room, without, and with room again; what arrived in between; the metrics; the journal."""
+    """Results of the task with room, without, and with room again; records of the origins, metrics and journal."""
     origin = runner.lab.origin
     origin.name(dns_names())
     disk, port = SmallDisk(runner, SIZE), free_port()
@@ -59,7 +59,7 @@ def _passed(results):
 
 
 def _difference(before, after):
-    """How much was counted between two scrapes."""
+    """Return the decisions counted between two scrapes."""
     was = before.of("exeat_decisions_total", "kind", "outcome", "reason")
     now = after.of("exeat_decisions_total", "kind", "outcome", "reason")
     return {key: now[key] - was.get(key, 0) for key in now if now[key] != was.get(key, 0)}
@@ -91,7 +91,7 @@ def test_full_disk_lets_nothing_reach_an_origin(full_disk_run):
 
 
 def test_unrecorded_decisions_are_counted_in_metrics(full_disk_run):
-    """Inspected, clear, spliced, raw and denied connections and a datagram; two lookups."""
+    """Six connections and datagrams (inspected, clear, spliced, raw, denied, UDP) and two lookups."""
     counted = full_disk_run["counted"]
     assert counted["connection.decided", "blocked", "journal_failed"] == 6
     assert counted["dns.decided", "blocked", "journal_failed"] == 2
@@ -106,7 +106,7 @@ def test_dropped_events_are_counted(full_disk_run):
 
 
 def test_worker_uses_no_cpu_while_the_disk_is_full(full_disk_run):
-    """Nobody tries over and over to tell what can't be told: half a second of nothing to do costs next to nothing."""
+    """The worker does not retry failed writes in a loop: half an idle second takes almost no CPU."""
     assert full_disk_run["cpu"] < 0.1
 
 

@@ -1,4 +1,4 @@
-"""git as people use it, in a sandbox: what is fetched and pushed is decided by repository and ref, and said so that git shows it."""
+"""Git in a sandbox: fetches and pushes are decided by repository and ref, and git shows the reason."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ tests:
 """
 URL = f"https://{FORGE}"
 NO_APPROVAL = "(exeat: a rule asks for an approval, and nobody can be asked (git:main))"
-# What is done in a fresh clone in which there is one commit more; whether it works; what git shows; what there is then
+# Push of a fresh clone with one more commit; expected decision; text that git shows; refs afterwards
 PUSHES = {
     "branch": (["HEAD:refs/heads/feature/x"], "passed rule git:features", "-> feature/x", "+refs/heads/feature/x"),
     "update": (["HEAD:refs/heads/feature/old"], "passed rule git:features", "-> feature/old", ""),
@@ -54,7 +54,7 @@ INITIAL_REFS = {"refs/heads/main", "refs/heads/feature/old", "refs/heads/feature
 
 
 def git(repository, *words):
-    """Run git on the host's side, without a network."""
+    """Run git on the host side, without a network."""
     alone = ["git", "-c", "safe.directory=*", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(repository)]
     return subprocess.run([*alone, *words], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -69,7 +69,7 @@ class Forge:
         self._runs = 0
 
     def make(self, name):
-        """Make a repository with something to update, to move and to delete; returns its URL and where it is."""
+        """Create a repository with refs to update, move and delete; returns its URL and path."""
         self.runner.lab.make_repository(name, {"README": "hello\n"})
         bare = self.root / f"{name}.git"
         tree = git(bare, "rev-parse", "main^{tree}")
@@ -83,7 +83,7 @@ class Forge:
         return f"{URL}/{name}.git", bare
 
     def run(self, *commands, version=2):
-        """Run git in a sandbox, one command after another; returns what each said, and the journal."""
+        """Run git commands one by one in a sandbox; returns their results, and the journal."""
         self._runs += 1
         usual = ["git", "-c", f"protocol.version={version}", "-c", "user.name=t", "-c", "user.email=t@t"]
         words = json.dumps([[*usual, *command] for command in commands])
@@ -104,7 +104,7 @@ def forge(runner):
 
 
 def decided(journal, end):
-    """What was decided of requests whose path ends so."""
+    """Return the decisions on requests whose path ends with `end`."""
     return [
         " ".join([event["outcome"], event["reason"], *event.get("rules", [])])
         for event in journal.of(kind="request.decided")
@@ -113,7 +113,7 @@ def decided(journal, end):
 
 
 def test_git_pushes_are_decided_by_ref(forge):
-    """Every push in one sandbox; as root some: how a sandbox is made is nothing to what is pushed."""
+    """All pushes in one sandbox."""
     push(forge, 2, PUSHES)
 
 
@@ -123,7 +123,7 @@ def test_git_pushes_of_older_protocols_are_decided_by_ref(forge, version):
 
 
 def push(forge, version, pushes):
-    """Push in one sandbox, from one clone each time, and look at what came of it."""
+    """Run the pushes in one sandbox, each from its own clone, and check the results."""
     commands, repositories = [], {}
     for name in pushes:
         refs = PUSHES[name][0]
@@ -167,7 +167,7 @@ def test_fetch_and_push_of_another_repository_are_denied(forge):
 
 
 def test_denied_push_sends_only_its_advertisement_request(forge):
-    """Not its objects either: the origin sees the question before it, and no push."""
+    """No objects either: the origin receives the advertisement request and no push."""
     forge.runner.lab.origin.forget()
     url, _ = forge.make("acme/kept")
     forge.run(

@@ -1,4 +1,4 @@
-"""Services of the host: reached by the one name for them, where a rule says exactly that, and by nothing else."""
+"""Services of the host are reachable only by `host.exeat.internal`, under a rule for that name."""
 
 import pytest
 
@@ -21,7 +21,7 @@ rules:
   - {id: there, to: "*.allowed.example", ports: [80], action: allow}
 """
 AUDIT = "version: 1\nname: audited\nsettings: {mode: audit}\n"
-# What somebody's DNS says of names that it would like to lead here, and of ours.
+# Names whose DNS records point to the loopback or name the host, and the internal names themselves.
 REDIRECTED = {
     "rebound.more.allowed.example": Name.rebinding(("93.184.218.1",), ("127.0.0.1",)),
     "inward.more.allowed.example": Name.at("127.0.0.1", "::1"),
@@ -41,7 +41,7 @@ ELSEWHERE = (
 
 @pytest.fixture(scope="module")
 def host_run(runner):
-    """What a task got from each name, under each kind of rules, and what reached the loopback and the origin."""
+    """Results of a task for each name and kind of rules, and the records of the loopback."""
     origin, loopback = runner.lab.origin, runner.lab.loopback
     origin.name({**dns_names(), **REDIRECTED})
     origin.forget()
@@ -75,7 +75,7 @@ def test_host_name_reaches_the_loopback_of_the_host(host_run, kind):
     assert (results[HOST], results["HOST.Exeat.INTERNAL."]) == (200, 200)
     assert results["its address"].startswith(
         "198.18."
-    )  # whatever rules say of DNS: the sandbox's own loopback is another
+    )  # a pool address under any DNS setting, because the loopback is that of the sandbox
     queried = [
         request for request in host_run[0][kind]["requests"] if request["authority"].lower().startswith("host.exeat")
     ]
@@ -88,10 +88,10 @@ def test_host_name_reaches_the_loopback_of_the_host(host_run, kind):
 def test_other_names_do_not_reach_the_loopback_of_the_host(host_run, kind):
     results = host_run[0][kind]["said"]
     for name in ELSEWHERE:
-        # The first turn of the name that rebinds is public, and so is what our name's alias says it is.
+        # The rebinding name is public at its first lookup, and so is the target of the alias.
         outside = name in {"rebound.more.allowed.example", "alias.more.allowed.example"}
         assert results[name] in {"non_public_address", "unresolved", 200 if outside else "non_public_address"}, name
-    assert results[GATE_NAME] == 404  # the gate's own answer
+    assert results[GATE_NAME] == 404  # answered by the gate itself
     assert results["another port"] != 200
     queried = {request["authority"].lower().partition(":")[0].rstrip(".") for request in host_run[0][kind]["requests"]}
     assert queried == {HOST}
@@ -111,7 +111,7 @@ def test_wildcards_and_audit_mode_do_not_allow_host_services(host_run, kind):
 
 @pytest.mark.parametrize("kind", ["ours", "real", "wide", "audit"])
 def test_metrics_port_of_the_gate_is_not_reachable(host_run, kind):
-    # They listen on 127.0.0.1, which is left out of what is dialled; on ::1 there is nobody.
+    # Metrics listen on 127.0.0.1, which the gate does not dial; nothing listens on ::1.
     expected = "upstream_failed" if kind in {"ours", "real"} else "non_public_address"
     assert host_run[0][kind]["said"]["metrics"] == expected
 

@@ -1,4 +1,4 @@
-"""Invariants 2 and 11: a task that has the journal filled has itself kept in by that, and nobody else."""
+"""Invariants 2 and 11: a task that floods the journal reaches its own quota, and other tasks are not affected."""
 
 import shutil
 
@@ -11,10 +11,10 @@ from .lab_runner import Journal, only_as_ordinary_user
 from .small_disk import SmallDisk
 
 pytestmark = only_as_ordinary_user
-SIZE = 40 << 20  # of which a third is less than what is nobody's business
+SIZE = 40 << 20  # a third of it is below the limit that applies to all tasks
 MOST = 24 << 20
 
-# Asks for names until no answer is about a name any more, many at once; says how often it asked, and how that ended.
+# Sends many lookups at once until they fail; prints the number of lookups and of failures.
 FLOODING = """
 import re, socket
 servers = re.findall(r"nameserver (\\S+)", open("/etc/resolv.conf").read())
@@ -43,7 +43,7 @@ except socket.gaierror as error:
 
 @pytest.fixture(scope="module")
 def flood_run(runner):
-    """What a task saw that asked until it was told no more, what one saw that came after it, and the disk's journal."""
+    """Results of a flooding task and of a later task, and their journal."""
     runner.lab.origin.name(dns_names())
     disk = SmallDisk(runner, SIZE, "portion")
     rules = runner.rules(RULES)

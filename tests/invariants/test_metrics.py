@@ -1,4 +1,4 @@
-"""The metrics say what the journal says, while it happens; and no task gets to see them, whatever the rules let out."""
+"""Metrics equal the journal while a task runs, and no task can read them under any rules."""
 
 import time
 from collections import Counter
@@ -13,7 +13,7 @@ from .attempt_network import HOST, RULES, dns_names
 from .lab_runner import DECISIONS, Journal, only_as_ordinary_user
 
 DATAGRAMS = 3
-# Names for this host's own addresses, and rules that mean them as far as rules can: in the clear, and as anything.
+# Names for addresses of this host, and rules that allow them as far as rules can, as HTTP and as TCP.
 HOST_ADDRESSES = {"four": "127.0.0.1", "six": "::1", "far": HOST, "other": "127.0.0.2"}
 LISTED = {"far": HOST}  # no rule can list the loopback
 BINDINGS = {"127.0.0.1": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]", HOST: HOST}  # and where each is scraped
@@ -41,7 +41,7 @@ def _names():
 
 @pytest.fixture(scope="module")
 def metrics_run(runner):
-    """A scrape of a running task and the journal as it was then, and the same again when packets had been refused."""
+    """A scrape and the journal of a running task, and both again after packets were refused."""
     runner.lab.origin.name(_names())
     port = free_port()
     rules = runner.rules(_rules_about(port), "watched.yaml")
@@ -59,7 +59,7 @@ def metrics_run(runner):
 
 
 def _settled(runner, port):
-    """A scrape and a journal between which nothing happened: the ends of connections come when they come."""
+    """Return a scrape and the journal from a moment without new events."""
     while True:
         before = len(Journal(runner.journal("watched")).events)
         scrape = runner.scrape(port)
@@ -111,7 +111,7 @@ def test_byte_and_connection_counts_equal_the_journal(metrics_run):
 
 
 def test_event_counts_equal_the_journal(metrics_run):
-    """But for what the command itself tells before and after the task."""
+    """Without the events that the command records before and after the task."""
     own = {"rules.loaded", "task.started", "task.ended"}
     recorded = Counter((event["kind"],) for event in metrics_run["journal"].events if event["kind"] not in own)
     counted = metrics_run["scrape"].of("exeat_events_total", "kind")
@@ -124,7 +124,7 @@ def test_event_counts_equal_the_journal(metrics_run):
 
 
 def test_refused_packet_counts_equal_the_packets_sent(metrics_run):
-    """What the kernel counted is what was sent, and what its log told."""
+    """The counters of the kernel equal the packets sent and the entries of its log."""
     assert metrics_run["refused"] == ["ECONNREFUSED"] * (DATAGRAMS + 1) + ["TimeoutError"]
     refused = metrics_run["last scrape"].of("exeat_packets_refused_total", "kind")
     assert refused == {("udp",): DATAGRAMS, ("quic",): 1, ("dns_destination",): 1}
@@ -135,7 +135,7 @@ def test_refused_packet_counts_equal_the_packets_sent(metrics_run):
 
 
 def test_metric_labels_have_no_text_of_the_task(metrics_run):
-    """No name, path or task that a task chose is in a scrape."""
+    """No name, path or task label in a scrape comes from the task."""
     values = {
         value
         for family in metrics_run["last scrape"].families
@@ -148,7 +148,7 @@ def test_metric_labels_have_no_text_of_the_task(metrics_run):
 
 @pytest.fixture(scope="module", params=BINDINGS)
 def metrics_port_run(request, runner):
-    """What a task got from the metrics port, wherever it listens, under rules that allow every way there."""
+    """Results of a task for the metrics port on each binding, under rules that allow everything possible."""
     runner.lab.origin.name(_names())
     port = free_port()
     rules = runner.rules(_rules_about(port), "knocked.yaml")
@@ -168,7 +168,7 @@ def test_task_cannot_read_the_metrics(metrics_port_run):
 
 @only_as_ordinary_user
 def test_attempts_on_the_metrics_port_are_recorded(metrics_port_run):
-    """But for knocks at the sandbox's own loopback, which refuses them itself: they never were on their way out."""
+    """Except attempts on the loopback of the sandbox, which never reach the gate."""
     results, _, journal = metrics_port_run
     inside = {address for address, got in results.items() if got == "ECONNREFUSED"}
     assert inside == {"127.0.0.1", "::1", "0.0.0.0", "127.0.0.2", "::ffff:127.0.0.1", "localhost"}

@@ -1,4 +1,4 @@
-"""Invariant 3: the name that is checked is the name that is dialled. And invariant 5's reasons, as the client saw them."""
+"""Invariants 3 and 5: the checked name is the dialed name, and clients are shown the reason."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from .lab_runner import summary
 from .task.attempts import EVERY
 from .task.wire import EVIL_NAME
 
-# An attempt on a host that the rules let out, and the one reason why nothing of it may leave.
+# Attempts on allowed hosts, and the reason why each is refused.
 AT_THE_CONNECTION = {
     "address_literal": "no_rule",
     "denied_sni_on_an_allowed_name": "name_mismatch",
@@ -74,7 +74,7 @@ AT_THE_REQUEST = {
     "tls_in_tls_for_the_same_name": "protocol_mismatch",
     "not_http_inside_tls": "protocol_mismatch",
 }
-# The first request passes, the second on the same connection doesn't.
+# The first request passes; the second on the same connection is refused.
 AFTER_A_GOOD_ONE = {
     "host_switched_on_a_kept_connection": "name_mismatch",
     "host_switched_in_the_clear": "name_mismatch",
@@ -82,7 +82,7 @@ AFTER_A_GOOD_ONE = {
     "h2_another_authority_on_the_second_stream": "name_mismatch",
     "forbidden_method": "no_rule",
 }
-# Whatever address the client chose, the true host is reached.
+# The named host is reached at whatever address the client connects to.
 TO_THE_TRUE_HOST = (
     "good", "good_spliced", "good_in_the_clear", "address_literal_with_an_allowed_sni",
     "address_literal_with_an_allowed_host", "one_byte_segments", "one_byte_segments_spliced", "several_records",
@@ -92,14 +92,14 @@ _CUT = {"ECONNRESET", "eof", "CERTIFICATE_VERIFY_FAILED", "DECRYPTION_FAILED_OR_
 
 
 def _decisions(attempt_results, attempt):
-    """What was decided of an attempt's connections and requests."""
+    """Return the decisions on connections and requests of an attempt."""
     return [
         summary(event) for event in attempt_results.journal.decisions_during(attempt) if event["kind"] != "dns.decided"
     ]
 
 
 def _was_refused(results, reason):
-    """The client was told why, or cut off at once."""
+    """Return whether the client was shown the reason or was cut off."""
     if "reason" in results:
         return results["reason"] == reason
     error = results.get("error", results.get("end"))
@@ -169,7 +169,7 @@ def test_no_origin_receives_a_request_for_another_name(attempt_results):
 
 
 def test_events_have_no_address_that_the_client_chose(attempt_results):
-    """`destination.address` of what passed is the address dialled, or nothing: never one that a task made up."""
+    """`destination.address` of an allowed connection is the dialed address or absent, never one that the task chose."""
     chosen = {
         event["destination"].get("address")
         for event in attempt_results.journal.of(kind="connection.decided", outcome="passed")

@@ -1,4 +1,4 @@
-"""Invariant 1, the network's part: what is not TCP does not leave, is refused at once, and is told."""
+"""Invariant 1 for the network: traffic other than TCP is refused at once and recorded."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_sockets_of_other_protocols_are_refused(attempt_results, family):
 
 
 def test_denied_socket_calls_are_recorded(attempt_results):
-    """The filter has no rule and no reason but itself: it names the call, and who made it."""
+    """The event names the system call and the process."""
     recorded = attempt_results.journal.of(kind="syscall.denied", call="socket")
     assert [(event["outcome"], "python" in event["process"]["exe"]) for event in recorded] == [("blocked", True)]
 
@@ -69,11 +69,11 @@ def test_data_in_a_syn_is_not_forwarded(attempt_results):
 
 
 def test_only_tcp_and_dns_packets_reach_the_internet(attempt_results):
-    """Over the whole run: TCP to hosts of rules, UDP to the resolver of the host itself."""
+    """Over the whole run: TCP to hosts of rules, and UDP of the gate to the resolver of the host."""
     others = {(one.destination, one.protocol, one.port) for one in attempt_results.packets if one.protocol != 6}
     kernel = {other for other in others if other[0].startswith("ff02::")} | {
         other for other in others if other[1] == 58
     }
-    # Neighbours and groups are the host's kernel's to look for; and it tells the resolver of the host (ICMP, port
-    # unreachable) when an answer comes that the gate waits for no more.
+    # The kernel of the host sends neighbour discovery and multicast, and ICMP port unreachable to the resolver
+    # when an answer arrives too late for the gate.
     assert others - kernel <= {("203.0.113.53", 17, 53), ("203.0.113.53", 1, 0)}

@@ -1,4 +1,4 @@
-"""Invariant 10: deciding is pure; and imports point one way: enforcer -> proxy -> rules."""
+"""Invariant 10: deciding is pure, and imports point one way: enforcer -> proxy -> rules."""
 
 import ast
 import subprocess
@@ -44,7 +44,7 @@ def test_imports_point_one_way(floor, forbidden):
 
 
 def test_loading_rules_imports_no_module_with_effects():
-    """What is really imported, by whatever way, when rules are loaded."""
+    """Checks the modules that are loaded at run time."""
     program = "import sys, rules.loading.load, rules.matching.policy, rules.explain.explanation, rules.loading.cases; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Rules that change under a running task: what they deny ends at once, and what they allow doesn't notice."""
+"""Reload under a running task: denied connections end at once, and allowed ones continue."""
 
 import time
 
@@ -27,14 +27,14 @@ WAIT = 30
 
 
 def reload(runner, name, path, text, count):
-    """Save other rules, and wait until they are in force."""
+    """Write new rules, and wait until they are loaded."""
     path.write_text(text)
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
         results = b"".join(path.read_bytes() for path in runner.journal(name).glob("*/*.jsonl"))
         if (
             results.count(b'"rules.loaded"') >= count or b'"rules.rejected"' in results
-        ):  # else it need not be read as JSON
+        ):  # a cheap check before parsing JSON
             journal = Journal(runner.journal(name))
             assert not journal.of(kind="rules.rejected"), journal.of(kind="rules.rejected")
             if len(journal.of(kind="rules.loaded")) >= count:
@@ -45,7 +45,7 @@ def reload(runner, name, path, text, count):
 
 @pytest.fixture(scope="module")
 def reload_run(runner):
-    """What became of every kind of connection when the rules changed."""
+    """Results for every kind of connection before and after a reload."""
     runner.lab.origin.name(dns_names())
     rules = runner.rules(RULES, "reloaded.yaml")
     with runner.start_steps("reloaded", rules, "reloaded", LIBRARIES) as steps:
@@ -74,7 +74,7 @@ def test_allowed_connections_survive_a_reload(reload_run):
 
 
 def test_denied_connections_are_reset_by_a_reload(reload_run):
-    """With a reset: what was cut off never looks complete (invariant 12)."""
+    """With a reset, so that no transfer looks complete (invariant 12)."""
     assert {reload_run["after"][f"lost {kind}"] for kind in KINDS} == {"ECONNRESET"}
 
 

@@ -1,4 +1,4 @@
-"""What requests and lookups carry, in a sandbox: what a rule doesn't name doesn't leave, in a body, a URL, a record's name."""
+"""Bodies, URLs and DNS types that no rule lists are denied in a sandbox."""
 
 import json
 
@@ -42,7 +42,7 @@ REQUESTS = {
 
 @pytest.fixture(scope="module")
 def request_run(runner):
-    """Every request and a few lookups, made once in one sandbox."""
+    """Run every request and three lookups in one sandbox."""
     runner.lab.origin.name(dns_names())
     runner.lab.origin.forget()
     lookups = [

@@ -1,4 +1,4 @@
-"""Invariant 11: sandboxes don't meet. Two runs at once under one rule file, in turns, each looking for the other."""
+"""Invariant 11: sandboxes are isolated. Two runs under one rule file, which search for each other in turns."""
 
 import pytest
 
@@ -12,7 +12,7 @@ NAMES_LOOKED_UP = {"ours": 4, "theirs": 1}  # names that each looks up
 
 @pytest.fixture(scope="module")
 def sandbox_pair(runner):
-    """By task: what it saw in each step, and its journal; and what the origins saw of both."""
+    """Results of each step and journal by task, and requests at the origins."""
     runner.lab.origin.name(dns_names())
     runner.lab.origin.forget()
     rules = runner.rules(RULES)
@@ -65,7 +65,7 @@ def test_each_journal_has_only_its_own_task(sandbox_pair, who):
 
 
 def test_pool_addresses_of_another_sandbox_are_not_valid(sandbox_pair):
-    """The other's addresses stand for another name here, or for none: never for the other's."""
+    """A pool address of the other sandbox stands for another name here, or for none."""
     seen, requests = sandbox_pair
     theirs, ours = seen["theirs"], seen["ours"]["names"]
     meaning = {address: name for name, address in theirs["names"].items()}
@@ -82,7 +82,7 @@ def test_pool_addresses_of_another_sandbox_are_not_valid(sandbox_pair):
 
 
 def test_events_do_not_name_hosts_of_the_other_sandbox(sandbox_pair):
-    """But as what the other said itself, by the other's own choice."""
+    """Except in a ClientHello that the other task itself sends."""
     seen, _ = sandbox_pair
     assert "marker-theirs" not in str(seen["ours"]["journal"].events)
     recorded = [event for event in seen["theirs"]["journal"].events if "marker-ours" in str({**event, "tls": None})]

@@ -1,4 +1,4 @@
-"""Invariants 2, 6 and 11: clients that say nothing, or not enough, cost next to nothing, and none of them is forgotten."""
+"""Invariants 2, 6 and 11: silent and half-open connections use little CPU, and each is recorded."""
 
 import resource
 import time
@@ -14,9 +14,9 @@ from .task.silent import CROWD
 
 HALF = 40
 SILENT = 5000  # connections that send nothing
-FEW = 1088  # descriptors that an ordinary user here may have; a task of theirs may have less (`limits.resource_limits`)
-MOST, RESERVED, EACH = 4096, 64, 2  # the gate's cap, and what it keeps back of its descriptors
-# `exeat` with less patience for first words, but enough for what is to be seen before it ends.
+FEW = 1088  # descriptor limit of the ordinary user; a task may have fewer (`limits.resource_limits`)
+MOST, RESERVED, EACH = 4096, 64, 2  # connection cap of the gate, reserved descriptors, and descriptors per connection
+# `exeat` with a shorter timeout for first bytes, long enough for the measurements.
 IMPATIENT = """
 import sys
 from proxy.gate import connection
@@ -28,7 +28,7 @@ sys.exit(main())
 
 @dataclass
 class SilentRun:
-    """What was seen of a worker, and what its journal tells."""
+    """Measurements of a worker, results of the task, and the journal."""
 
     worked: list = field(default_factory=list)
     busy: dict = field(default_factory=dict)  # share of one CPU
@@ -46,7 +46,7 @@ def _cap(worker):
 
 
 def _wait_for_descriptors(worker, number):
-    """Wait until a worker has closed what nobody needs any more."""
+    """Wait until a worker has at most `number` descriptors open."""
     while descriptors(worker) > number:
         time.sleep(0.02)
 
@@ -62,7 +62,7 @@ def silent_run(runner):
         seen.worked.append(steps("work"))
         seen.busy[name] = (cpu_seconds(worker) - before) / (time.monotonic() - began)
 
-    # One gate has all that it ever takes, thousands; the other has as many as its descriptors are enough for.
+    # As root the gate has its full cap of connections; as a user the descriptor limit allows fewer.
     fewer = None if runner.user is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FEW,) * 2)
     exeat = ("python", "-P", "-c", IMPATIENT)
     with runner.start_steps("silence", runner.rules(RULES), "silent", program=exeat, preexec_fn=fewer) as steps:
@@ -94,7 +94,7 @@ def silent_run(runner):
 
 
 def test_silent_half_hellos_use_little_cpu(silent_run):
-    """A loop that is woken without end takes a CPU of its own, or as much of one as it gets."""
+    """A busy loop would take a whole CPU."""
     assert silent_run.results["half"] == 2 * HALF
     assert silent_run.open["half a hello"] == silent_run.open["at first"] + 2 * HALF
     assert silent_run.busy["half a hello"] < 0.2
@@ -125,7 +125,7 @@ def test_each_half_hello_is_recorded_once(silent_run, zone):
 
 
 def test_connection_flood_stays_within_the_descriptor_quota(silent_run):
-    """It takes what one sandbox may have, and not one descriptor more."""
+    """A flood takes at most the descriptors of one sandbox."""
     assert silent_run.results["flood"]["last"] == "ECONNRESET"
     assert silent_run.open["flood"] - silent_run.open["at first"] <= silent_run.cap
     assert silent_run.open["after the flood"] == silent_run.open["at first"]

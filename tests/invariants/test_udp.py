@@ -1,4 +1,4 @@
-"""UDP that rules let out, with real servers; and that nothing else of it leaves: invariants 1 to 4, 6, 9 and 11."""
+"""Allowed UDP with real servers, and refusal of all other UDP: invariants 1 to 4, 6, 9 and 11."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ rules:
   - {{id: evil, to: "**.evil.example", action: deny}}
 """
 FLOOD = 20_000
-PATIENCE = 60  # seconds for what must happen; nothing is said about how fast
+PATIENCE = 60  # seconds: a bound for a failed test, not a measurement
 
 
 def hosts():
@@ -48,7 +48,7 @@ def hosts():
 
 @pytest.fixture(scope="module")
 def origin(runner):
-    """Servers that answer, and the lab's names."""
+    """Start the UDP servers and set the names of the lab."""
     runner.lab.origin.name(hosts())
     runner.lab.origin.forget()
     server = [sys.executable, str(Path(__file__).with_name("udp_origin.py"))]
@@ -77,7 +77,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def udp_run(runner, origin):
-    """Everything that one task tries, and what its journal says."""
+    """Results of all attempts of one task, its journal, and the packets."""
     results = {}
     with runner.start_steps(
         "udp", runner.rules(RULES, "udp.yaml"), "datagrams", "clock.udp.example", SILENT, "late.echo.example", SILENT
@@ -99,7 +99,7 @@ def udp_run(runner, origin):
 
 
 def flow_decisions(journal, name, **more):
-    """The decisions on flows to a name."""
+    """Return the decisions on flows to a name."""
     return journal.of(kind="connection.decided", destination__name=name, protocol="udp", **more)
 
 
@@ -175,7 +175,7 @@ def test_unlisted_udp_is_refused_at_once_and_recorded(udp_run, what):
 
 
 def test_refused_and_spoofed_datagrams_reach_no_origin(udp_run):
-    """Nor does what claims to come from another address, even to where a rule lets out."""
+    """Nor do datagrams with a spoofed source, even to allowed destinations."""
     results, _, packets = udp_run
     assert results["spoofed"] == [15, 15]
     resolvers = {one.destination for one in packets if one.port == 53}
@@ -183,7 +183,7 @@ def test_refused_and_spoofed_datagrams_reach_no_origin(udp_run):
         (one.destination, one.port) for one in packets if one.protocol == 17 and one.destination not in resolvers
     }
     assert {address for address, _ in seen_at} == {CLOCK_AT, DNS_AT, ECHO_AT, LITERAL, LITERAL6}
-    # Where large ones went, the later fragments have no port.
+    # Later fragments of large datagrams have no port.
     assert {one for one in seen_at if one[0] != ECHO_AT} == {
         (CLOCK_AT, CLOCK), (DNS_AT, DNS), (LITERAL, ECHO), (LITERAL6, ECHO),
     }  # fmt: skip
@@ -207,7 +207,7 @@ def test_udp_flood_is_bounded_and_counted(runner, origin):
         floods = [(EVIL, 1000, 1050, 200, FLOOD), (step("resolved", "flood.echo.example"), SILENT, SILENT, 900, 3000)]
         for flood in floods:
             step("flood", *flood)
-            # What is sent into a flood may be lost in it, and new flows find room when others have been quiet.
+            # A datagram may be lost in the flood, and a new flow finds room once others are idle.
             until = time.monotonic() + PATIENCE
             while (results := step("clock", "clock.udp.example", 1)) != [48, 0x24, True]:
                 assert time.monotonic() < until, results
@@ -219,7 +219,7 @@ def test_udp_flood_is_bounded_and_counted(runner, origin):
     assert origin.packets_to(EVIL) == 0
     assert journal.of(kind="gate.error") == []
     passed = flow_decisions(journal, "flood.echo.example", outcome="passed")
-    assert 50 < len(passed) <= 900  # of which 512 at once; the kernel drops what nobody has time for
+    assert 50 < len(passed) <= 900  # at most 512 at a time; the kernel drops the rest
 
 
 def test_two_sandboxes_share_no_udp_state(runner, origin):

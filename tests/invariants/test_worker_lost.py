@@ -1,4 +1,4 @@
-"""Invariant 2: the worker is killed in the middle of transfers. The task loses the network, and nothing else happens."""
+"""Invariant 2: the worker is killed during transfers. The task loses the network and continues."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.support import confined
 from .attempt_network import RULES, dns_names
 from .lab_runner import PYTHON, Journal, wait_until_dead, worker_of
 
-# Listens at the origin; sends a piece, then reads until its peer is gone and says how that was.
+# Listens at the origin; sends a piece, then reads until the connection ends and prints how it ended.
 SERVER = """
 import socket, sys
 server = socket.create_server(("", 9100))
@@ -71,7 +71,7 @@ sys.exit(7)
 
 @pytest.fixture(scope="module")
 def lost_worker_run(runner):
-    """(what the task saw, how the far end of the raw transfer ended, the run, its journal, names looked up after)."""
+    """Results of the task, end of the raw transfer at the server, journal, and records of the origins after the kill."""
     origin = runner.lab.origin
     origin.name(dns_names())
     with runner.lab.start_at_origin([sys.executable, "-c", SERVER], stdout=-1, text=True) as server:
@@ -97,7 +97,7 @@ def lost_worker_run(runner):
 
 
 def test_worker_has_no_privileges_or_extra_descriptors(lost_worker_run, runner):
-    """Each of these by itself would be a way from a worker that was taken over to the rest of its host."""
+    """Each of these alone would let a compromised worker reach the rest of the host."""
     kept = lost_worker_run["worker"]
     if runner.user is None:
         uid = int(kept["found"]["Uid"][0].split()[0])
@@ -106,7 +106,7 @@ def test_worker_has_no_privileges_or_extra_descriptors(lost_worker_run, runner):
         uid = runner.user
     assert kept["found"] == confined.wanted(uid)
     assert kept["shared"] == (["user"] if runner.user is None else [])
-    # Its journal, and nothing else of the host's.
+    # The journal, and no other file of the host.
     assert kept["open"] == {"/dev/null", "socket", "anon_inode", "below"}
 
 
@@ -124,7 +124,7 @@ def test_new_attempts_are_refused_at_once_without_a_worker(lost_worker_run):
 
 @pytest.mark.parametrize("which", ["raw", "spliced", "inspected", "clear"])
 def test_transfers_end_as_cut_when_the_worker_is_killed(lost_worker_run, which):
-    """Invariant 12 holds for the gate's own end too: the end of a raw connection is all that says it is complete."""
+    """Invariant 12 holds for the end of the gate, too: only its end shows that a raw transfer is complete."""
     inside_tls = {"UNEXPECTED_EOF_WHILE_READING"} if which in {"spliced", "inspected"} else set()
     assert lost_worker_run["said"][which] in {"ECONNRESET", *inside_tls}
 

@@ -1,6 +1,6 @@
-"""A local internet for tests, the demo and the bench. `Lab` is the door; `Name` is what its DNS says of a name.
+"""A local internet for tests, the demo and the bench. `Lab` is the entry point; `Name` holds the DNS records of a name.
 
-Nothing here knows Exeat, except that it borrows the names of kernel calls: what is run in it can be any program.
+The lab does not depend on Exeat, except for the names of kernel calls; any program can run in it.
 """
 
 from .lab import Lab, LabError, Packets

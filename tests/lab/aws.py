@@ -1,6 +1,6 @@
-"""AWS's side of Signature Version 4, and a client's, written from the standard and not from the gate's code.
+"""AWS Signature Version 4, service side and client side, written from the specification and not from the gate's code.
 
-A service knows its keys and is strict: one spelling of a path (S3's or everybody else's), every `x-amz-` field signed.
+The service is strict: one spelling of a path (that of S3 or of other services), and every `x-amz-` field signed.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ REGION = "eu-central-1"
 
 @dataclass(frozen=True)
 class Keys:
-    """What one side has."""
+    """The keys of one side."""
 
     ident: str
     key: str
@@ -37,12 +37,16 @@ def canonical_path(path, service):
 
 
 def signature(keys, service, date, method, target, headers, names, payload):  # noqa: PLR0917 - as the standard has it
-    """Sign; `headers` in lower case."""
+    """Return the signature; names of `headers` are in lower case."""
     path, _, query = target.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
-    said = sorted(f"{quote(n, safe='-_.~')}={quote(v, safe='-_.~')}" for n, v in pairs if n != "X-Amz-Signature")
+    canonical_query = sorted(
+        f"{quote(n, safe='-_.~')}={quote(v, safe='-_.~')}" for n, v in pairs if n != "X-Amz-Signature"
+    )
     fields = "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in names)
-    canonical = "\n".join([method, canonical_path(path, service), "&".join(said), fields, ";".join(names), payload])
+    canonical = "\n".join(
+        [method, canonical_path(path, service), "&".join(canonical_query), fields, ";".join(names), payload]
+    )
     scope = f"{date[:8]}/{REGION}/{service}/aws4_request"
     key = f"AWS4{keys.key}".encode()
     for part in scope.split("/"):
@@ -50,26 +54,26 @@ def signature(keys, service, date, method, target, headers, names, payload):  # 
     return mac(key, f"AWS4-HMAC-SHA256\n{date}\n{scope}\n{sha(canonical.encode())}").hex()
 
 
-def signed(keys, host, method, target, *, service="s3", body=b"", date="20261122T101112Z", more=None, said=""):
-    """Return the fields of a request that a client signs; `said`: of the body, instead of its hash."""
+def signed(keys, host, method, target, *, service="s3", body=b"", date="20261122T101112Z", more=None, payload_hash=""):
+    """Return the headers of a signed request; `payload_hash` replaces the hash of the body."""
     headers = {"host": host, "x-amz-date": date, **(more or {})}
-    payload = said or sha(body)
-    if service == "s3" or said:
+    payload = payload_hash or sha(body)
+    if service == "s3" or payload_hash:
         headers["x-amz-content-sha256"] = payload
     if keys.token:
         headers["x-amz-security-token"] = keys.token
     names = sorted(headers)
-    made = signature(keys, service, date, method, target, headers, names, payload)
+    computed = signature(keys, service, date, method, target, headers, names, payload)
     credential = f"{keys.ident}/{date[:8]}/{REGION}/{service}/aws4_request"
     headers["authorization"] = (
-        f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={';'.join(names)}, Signature={made}"
+        f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={';'.join(names)}, Signature={computed}"
     )
     return headers
 
 
 def presigned(keys, host, method, target, *, service="s3", date="20261122T101112Z"):
-    """Return the target of a request that is signed in its URL."""
-    said = {
+    """Return the target of a presigned request."""
+    parameters = {
         "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
         "X-Amz-Credential": f"{keys.ident}/{date[:8]}/{REGION}/{service}/aws4_request",
         "X-Amz-Date": date,
@@ -77,27 +81,27 @@ def presigned(keys, host, method, target, *, service="s3", date="20261122T101112
         "X-Amz-SignedHeaders": "host",
         **({"X-Amz-Security-Token": keys.token} if keys.token else {}),
     }
-    target += ("&" if "?" in target else "?") + "&".join(f"{n}={quote(v, safe='-_.~')}" for n, v in said.items())
+    target += ("&" if "?" in target else "?") + "&".join(f"{n}={quote(v, safe='-_.~')}" for n, v in parameters.items())
     payload = "UNSIGNED-PAYLOAD" if service == "s3" else sha(b"")
-    made = signature(keys, service, date, method, target, {"host": host}, ["host"], payload)
-    return f"{target}&X-Amz-Signature={made}"
+    computed = signature(keys, service, date, method, target, {"host": host}, ["host"], payload)
+    return f"{target}&X-Amz-Signature={computed}"
 
 
 def verdict(keys, head, body):
-    """Say what a service thinks of a request: `ok`, or what is wrong with it."""
+    """Verify a request as the service does: returns `ok` or the error code."""
     line, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     method, target, _ = line.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
     query = dict(parse_qsl(target.partition("?")[2], keep_blank_values=True))
     if "authorization" in headers:
         words = headers["authorization"].removeprefix("AWS4-HMAC-SHA256 ").split(",")
-        said = dict(word.strip().split("=", 1) for word in words)
+        fields = dict(word.strip().split("=", 1) for word in words)
         date, token = headers["x-amz-date"], headers.get("x-amz-security-token", "")
     else:
-        said = {name: query.get(f"X-Amz-{name}", "") for name in ("Credential", "SignedHeaders", "Signature")}
+        fields = {name: query.get(f"X-Amz-{name}", "") for name in ("Credential", "SignedHeaders", "Signature")}
         date, token = query.get("X-Amz-Date", ""), query.get("X-Amz-Security-Token", "")
-    ident, _, _, service, _ = said["Credential"].split("/")
-    names = said["SignedHeaders"].split(";")
+    ident, _, _, service, _ = fields["Credential"].split("/")
+    names = fields["SignedHeaders"].split(";")
     unsigned = [name for name in headers if name.startswith("x-amz-") and name not in names]
     payload = headers.get("x-amz-content-sha256")
     if payload is None:
@@ -108,12 +112,12 @@ def verdict(keys, head, body):
         return "AccessDenied"
     if len(payload) == 64 and payload != sha(body):
         return "XAmzContentSHA256Mismatch"
-    made = signature(keys, service, date, method, target, headers, names, payload)
-    return "ok" if made == said["Signature"] else "SignatureDoesNotMatch"
+    computed = signature(keys, service, date, method, target, headers, names, payload)
+    return "ok" if computed == fields["Signature"] else "SignatureDoesNotMatch"
 
 
 def service_of(keys, answers=None):
-    """Return what an origin answers with: the verdict, and what it was asked; as S3 does when it disagrees."""
+    """Return an answer function that verifies each request and answers with the verdict and the head, like an error of S3."""
 
     def answer(connection, head):
         lower = head.lower()
@@ -125,11 +129,11 @@ def service_of(keys, answers=None):
             while size := int(stream.readline(), 16):
                 body += stream.read(size + 2)[:-2]
             stream.readline()
-        said = verdict(keys, head, body)
+        result = verdict(keys, head, body)
         if answers is not None:
-            answers.append(said)
-        text = said.encode() + b"\n" + head
-        status = b"200 OK" if said == "ok" else b"403 Forbidden"
+            answers.append(result)
+        text = result.encode() + b"\n" + head
+        status = b"200 OK" if result == "ok" else b"403 Forbidden"
         connection.sendall(
             b"HTTP/1.1 %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (status, len(text), text)
         )

@@ -1,4 +1,4 @@
-"""The lab's certificate authority, and the certificates it gives: good ones and every way of being bad."""
+"""Certificate authority of the lab; issues good certificates and invalid ones."""
 
 import ipaddress
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ def _named(name: str) -> x509.Name:
 
 
 class Authority:
-    """Signs with a key of its own; every leaf shares one key, made once."""
+    """A CA with its own key; all leaf certificates share one key."""
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
         self.key, self.certificate = key, certificate
@@ -23,7 +23,7 @@ class Authority:
 
     @classmethod
     def make(cls, name: str = "exeat lab CA") -> "Authority":
-        """Make a fresh one."""
+        """Create a CA with a new key."""
         key, subject, now = ec.generate_private_key(ec.SECP256R1()), _named(name), datetime.now(UTC)
         usage = {name: name in {"key_cert_sign", "crl_sign"} for name in _USAGES}
         certificate = (
@@ -44,12 +44,12 @@ class Authority:
 
     @classmethod
     def load(cls, path: Path) -> "Authority":
-        """Read what `save` wrote."""
+        """Read the file that `save` wrote."""
         content = path.read_bytes()
         return cls(serialization.load_pem_private_key(content, None), x509.load_pem_x509_certificate(content))
 
     def pem(self) -> bytes:
-        """Return the certificate."""
+        """Return the CA certificate as PEM."""
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def leaf(self, *names: str, kind: str = "good") -> bytes:

@@ -29,7 +29,7 @@ def shared_lab():
 
 @pytest.fixture
 def lab(shared_lab):
-    """One lab for all, with its memory emptied."""
+    """The shared lab, with its records cleared and its names reset."""
     shared_lab.origin.name(NAMES)
     shared_lab.origin.forget()
     shared_lab.loopback.forget()

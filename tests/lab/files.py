@@ -1,4 +1,4 @@
-"""Files as a static web server has them, with what clients that resume and mirror need: ranges and indexes."""
+"""Static files over HTTP, with ranges and directory indexes."""
 
 import os
 import re
@@ -12,14 +12,14 @@ _PIECE = 1 << 16
 
 
 def find(target: str) -> Path | None:
-    """The file that a target names: below the root, or the `index.html` of a directory there."""
+    """Return the file of a target below the root, or the `index.html` of a directory."""
     wanted = (ROOT / unquote(urlsplit(target).path).removeprefix("/files").lstrip("/")).resolve()
     wanted = wanted / "index.html" if wanted.is_dir() else wanted
     return wanted if wanted.is_relative_to(ROOT.resolve()) and wanted.is_file() else None
 
 
 def part(wanted: str, size: int) -> range | None:
-    """What a `Range` header with one range asks for (RFC 9110 section 14.2); None: nothing of it is there."""
+    """Return the bytes that a `Range` header selects (RFC 9110 section 14.2); None if none of them exist."""
     match = _RANGE.fullmatch(wanted)
     if match is None or match[0] == "bytes=-":
         return range(size)

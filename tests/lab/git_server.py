@@ -1,4 +1,4 @@
-"""git over smart HTTP, by git's own CGI program (git-http-backend(1)), with the repositories of one directory."""
+"""Git over smart HTTP by git-http-backend(1), for the repositories of one directory."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ _CLEAN = {"PATH": os.environ.get("PATH", os.defpath), "GIT_CONFIG_NOSYSTEM": "1"
 
 
 def is_git(path: str) -> bool:
-    """Whether a path is one of git's."""
+    """Return whether a path is an endpoint of git."""
     return bool(_ENDPOINT.match(path))
 
 
@@ -62,7 +62,7 @@ async def _feed(request, pipe) -> None:
             pipe.write(data)
             await pipe.drain()
     except (ConnectionError, BrokenPipeError):
-        pass  # it has read all it wanted
+        pass  # the program has stopped reading
     finally:
         pipe.close()
 

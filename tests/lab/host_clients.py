@@ -1,4 +1,4 @@
-"""Clients run on the lab's host side, for the lab's own tests."""
+"""Clients on the host side of the lab, for the tests of the lab."""
 
 import json
 

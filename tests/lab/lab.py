@@ -1,4 +1,4 @@
-"""The lab as its users see it: a context manager, programs run on its host side, and what its origins saw.
+"""The lab: a context manager that runs programs on its host side and returns the records of its origins.
 
 with Lab({"good.example": Name.at("93.184.216.34", "2606:2800:220:1::1")}) as lab:
     done = lab.run(["curl", "-sS", "https://good.example/echo"], user=lab.ORDINARY)
@@ -25,12 +25,12 @@ from . import git_server
 from .names import Name
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_PATIENCE = 30.0  # seconds until the world must stand
+_PATIENCE = 30.0  # seconds until the lab must be ready
 _LONGEST_RUN = 60.0
 
 
 class Packets(NamedTuple):
-    """How often packets of one kind arrived."""
+    """Number of packets to one destination, protocol and port."""
 
     destination: str
     protocol: int  # IANA's number
@@ -39,52 +39,54 @@ class Packets(NamedTuple):
 
 
 class LabError(RuntimeError):
-    """The lab could not be made, or an origin could not do what was asked of it."""
+    """The lab could not be started, or an origin failed to execute a command."""
 
 
-class Seen:
-    """What one origin process saw, and what it serves."""
+class OriginRecords:
+    """Reads the records of one origin process, and changes the names that it serves."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def queries(self, name: str = "") -> list[tuple[str, str, str]]:
         """Return (name, type, udp or tcp) of every DNS query, or of those for one name, in order."""
-        return [(asked, kind, how) for asked, kind, how, *_ in self._ask(what="queries") if name in {"", asked}]
+        return [
+            (queried, kind, how) for queried, kind, how, *_ in self._command(what="queries") if name in {"", queried}
+        ]
 
     def requests(self) -> list[dict]:
         """Return every HTTP request: method, target, authority, version, sni, destination, client."""
-        return self._ask(what="requests")
+        return self._command(what="requests")
 
     def connections(self) -> list[dict]:
         """Return every TCP connection a service accepted (after its TLS handshake): destination, client, tls, sni."""
-        return self._ask(what="connections")
+        return self._command(what="connections")
 
     def datagrams(self) -> list[dict]:
         """Return every datagram the UDP sinks took: port, client, size."""
-        return self._ask(what="datagrams")
+        return self._command(what="datagrams")
 
     def packets(self) -> list[Packets]:
         """Return how many packets of any kind arrived, by destination, protocol and port. Raises if any was lost."""
-        return [Packets(*one) for one in self._ask(what="packets")]
+        return [Packets(*one) for one in self._command(what="packets")]
 
     def packets_to(self, *addresses: str) -> int:
         """Return how many packets arrived for these addresses."""
         return sum(one.times for one in self.packets() if one.destination in addresses)
 
     def name(self, names: Mapping[str, Name]) -> None:
-        """Replace everything that DNS says."""
-        self._ask(what="name", names={name: value.to_json() for name, value in names.items()})
+        """Replace all DNS names."""
+        self._command(what="name", names={name: value.to_json() for name, value in names.items()})
 
     def forget(self) -> None:
-        """Forget everything seen; rebinding names begin anew."""
-        self._ask(what="forget")
+        """Clear all records; rebinding names start from their first address."""
+        self._command(what="forget")
 
-    def _ask(self, **wish):
+    def _command(self, **command):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_PATIENCE)
             sock.connect(str(self._path))
-            sock.sendall(json.dumps(wish).encode() + b"\n")
+            sock.sendall(json.dumps(command).encode() + b"\n")
             with sock.makefile("rb") as lines:
                 answer = json.loads(lines.readline())
         if "error" in answer:
@@ -93,7 +95,7 @@ class Seen:
 
 
 class Lab:
-    """A local internet. Needs root to be made; what runs in it may be anybody."""
+    """A local internet. Needs root to start; programs in it run as any user."""
 
     ORDINARY = 64321  # an ordinary uid and gid that no account has
 
@@ -127,11 +129,13 @@ class Lab:
             (self.directory / "git").mkdir()
             self.files = self.directory / "files"  # served at https://ANY NAME/files/
             self.files.mkdir()
-            self._world = self._start()
+            self._process = self._start()
             opened.callback(self._end)
-            self._views = json.loads(self._first_line())
+            self._pids = json.loads(self._first_line())
             self.ca = self.directory / "ca.pem"
-            self.origin, self.loopback = (Seen(self.directory / f"{role}.sock") for role in ("origin", "loopback"))
+            self.origin, self.loopback = (
+                OriginRecords(self.directory / f"{role}.sock") for role in ("origin", "loopback")
+            )
             self._closing = opened.pop_all()
         return self
 
@@ -171,10 +175,10 @@ class Lab:
         cwd: Path | str | None = None,
         **more,
     ) -> subprocess.Popen:
-        """Start a program on the host side, in a session of its own; it is killed when this process ends."""
-        view = self._views["root" if user is None else "everybody"]
+        """Start a program on the host side in its own session; it is killed when this process ends."""
+        view = self._pids["root" if user is None else "everybody"]
         home = self.home(user)
-        enter = ["nsenter", f"--net=/proc/{self._views['root']}/ns/net", f"--mount=/proc/{view}/ns/mnt", "--"]
+        enter = ["nsenter", f"--net=/proc/{self._pids['root']}/ns/net", f"--mount=/proc/{view}/ns/mnt", "--"]
         become = [] if user is None else [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         drop = ["setpriv", *become, "--pdeathsig=KILL", "--", "env", f"--chdir={cwd or home}", "--"]
         basic = {
@@ -188,15 +192,15 @@ class Lab:
 
     def start_at_origin(self, argv: Sequence[str | os.PathLike], **more) -> subprocess.Popen:
         """Start a further server among the origins, as root: it can listen on any address. Killed with this process."""
-        enter = ["nsenter", f"--net=/proc/{self._views['origin']}/ns/net", "--", "setpriv", "--pdeathsig=KILL", "--"]
+        enter = ["nsenter", f"--net=/proc/{self._pids['origin']}/ns/net", "--", "setpriv", "--pdeathsig=KILL", "--"]
         return subprocess.Popen([*enter, *argv], start_new_session=True, **more)
 
     def home(self, user: int | None = None) -> Path:
-        """Return the home directory of a uid, made when it is first asked for."""
+        """Return the home directory of a uid; creates it at the first call."""
         return self._make_directory(f"home-{user or 0}", user)
 
     def workspace(self, user: int | None = None, name: str = "work") -> Path:
-        """Return a directory of the uid's own for a task to work in."""
+        """Return a working directory that the uid owns."""
         return self._make_directory(f"{name}-{user or 0}", user)
 
     def make_repository(self, name: str, files: Mapping[str, str]) -> None:
@@ -221,15 +225,15 @@ class Lab:
         )
 
     def _first_line(self) -> bytes:
-        line = self._world.stdout.readline() if readable(self._world.stdout, _PATIENCE) else b""
+        line = self._process.stdout.readline() if readable(self._process.stdout, _PATIENCE) else b""
         if not line:
-            raise LabError("the lab could not be made: see what its world said above")
+            raise LabError("the lab could not be made: see the errors of its namespace process above")
         return line
 
     def _end(self) -> None:
-        """Kill the world and wait until everything in its process group is gone."""
+        """Kill the namespace process and wait until its process group is gone."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._world.pid, signal.SIGKILL)
-        self._world.wait()
-        for stream in self._world.stdin, self._world.stdout:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in self._process.stdin, self._process.stdout:
             stream.close()

@@ -18,12 +18,14 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 def write_files(directory: Path, ca: bytes, hosts: dict[str, str]) -> None:
-    """Write the files that `enter` puts in place."""
+    """Write the files that `enter` mounts."""
     etc = directory / "etc"
     etc.mkdir()
     lines = {"localhost": "127.0.0.1 ::1", **hosts}
-    told = "".join(f"{address} {name}\n" for name, addresses in lines.items() for address in addresses.split())
-    (etc / "hosts").write_text(told, encoding="ascii")
+    lines_of_hosts = "".join(
+        f"{address} {name}\n" for name, addresses in lines.items() for address in addresses.split()
+    )
+    (etc / "hosts").write_text(lines_of_hosts, encoding="ascii")
     (etc / "resolv.conf").write_text(
         f"nameserver {UPSTREAM_RESOLVER}\noptions timeout:1 attempts:2\n", encoding="ascii"
     )
@@ -33,7 +35,7 @@ def write_files(directory: Path, ca: bytes, hosts: dict[str, str]) -> None:
 
 
 def enter(directory: Path) -> None:
-    """Move the calling process into a mount namespace of its own that sees the lab's files."""
+    """Move the calling process into a new mount namespace with the files of the lab."""
     os.unshare(os.CLONE_NEWNS)
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     for name in "hosts", "resolv.conf", "nsswitch.conf":
@@ -47,7 +49,7 @@ def open_for_everybody() -> None:
     needed = {str(Path(one).resolve()) for one in (sys.base_prefix, sys.prefix, _PROJECT)}
     blocked: dict[str, list[str]] = {}
     for path in sorted(needed):
-        if (closed := _closed_above(path)) is not None:
+        if (closed := _first_closed_directory(path)) is not None:
             blocked.setdefault(closed, []).append(path)
     for directory, paths in blocked.items():
         handles = {path: os.open(path, os.O_PATH | os.O_DIRECTORY) for path in paths}
@@ -65,8 +67,8 @@ def _bind(source: str, target: str) -> None:
     mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
 
 
-def _closed_above(path: str) -> str | None:
-    """Return the first directory on the way to a path that others may not pass through."""
+def _first_closed_directory(path: str) -> str | None:
+    """Return the first directory of a path that other users may not enter."""
     for above in reversed(Path(path).parents):
         if not above.stat().st_mode & 0o001:
             return str(above)

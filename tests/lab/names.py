@@ -1,4 +1,4 @@
-"""What the lab's DNS says of a name, as values that can be written down in a test and sent to the origin process."""
+"""DNS records of the lab as values, which tests write down and send to the origin process."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -7,7 +7,7 @@ UPSTREAM_RESOLVER = "203.0.113.53"  # where the lab's authoritative server liste
 
 @dataclass(frozen=True)
 class Name:
-    """One name's answers.
+    """The records of one name.
 
     With `turns` each lookup gets the next set of addresses and the last one stays: a name that rebinds. A and AAAA are
     counted apart, so that one getaddrinfo() is one turn.
@@ -24,21 +24,21 @@ class Name:
 
     @classmethod
     def at(cls, *addresses: str, **more: object) -> "Name":
-        """Spell the usual case: a name at these addresses."""
+        """Return a name with these addresses."""
         return cls(tuple(addresses), **more)
 
     @classmethod
     def rebinding(cls, *turns: tuple[str, ...]) -> "Name":
-        """Spell a name whose addresses change with each lookup, and that nobody may cache."""
+        """Return a name whose addresses change with each lookup, with a TTL of 0."""
         return cls(turns=tuple(turns), ttl=0)
 
     def to_json(self) -> dict:
-        """Give a form that JSON can carry."""
+        """Return a value for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict) -> "Name":
-        """Read what `to_json` made."""
+        """Read the value of `to_json`."""
         tuples = {key: tuple(value[key]) for key in ("addresses", "text")}
         return cls(**{**value, **tuples, "turns": tuple(map(tuple, value["turns"]))})
 
@@ -49,12 +49,12 @@ class Name:
 
 @dataclass
 class Zone:
-    """All names, looked up as DNS does: exactly, else by the nearest wildcard."""
+    """All names; lookups are exact, else by the nearest wildcard."""
 
     names: dict[str, Name] = field(default_factory=dict)
 
     def find(self, name: str) -> Name | None:
-        """Return what is said of a name in lower case without its last dot; None: there is no such name."""
+        """Return the records of a name, in lower case and without a final dot; None if it does not exist."""
         if name in self.names:
             return self.names[name]
         labels = name.split(".")

@@ -1,11 +1,11 @@
-"""The process that makes the lab's world and holds it: two network namespaces, two mount namespaces, two origins.
+"""The process that creates and holds the namespaces of the lab: two for the network, two for mounts, two origins.
 
     origin namespace                          host side
     every address is local to it    veth      a default route to the origin, the lab's resolv.conf and CA;
     DNS, web, git, recorder      <────────>   its own loopback has the same services and a recorder too
 
-Run by `lab.py`; says on stdout which processes hold what, then waits. Everything dies with it, and it ends when whoever
-made it does: then it also removes the lab's directory, which nobody else is left to do.
+Run by `lab.py`; prints the pids that hold each namespace, then waits. Its children die with it. It ends with its
+parent and then removes the directory of the lab.
 """
 
 import json
@@ -30,7 +30,7 @@ _DEVICE = "lab0"
 
 
 def main(settings: dict) -> None:
-    """Make everything, say so, and wait."""
+    """Create everything, print the pids, and wait."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     die_with_parent(signal.SIGTERM, settings["parent"])
     try:
@@ -41,7 +41,7 @@ def main(settings: dict) -> None:
 
 
 def _make(settings: dict) -> dict[str, int]:
-    """Return the pids that hold what a program can be moved into."""
+    """Return the pids whose namespaces programs can enter."""
     directory = Path(settings["directory"])
     authority = Authority.make()
     authority.save(directory / "ca.key")
@@ -58,15 +58,15 @@ def _make(settings: dict) -> dict[str, int]:
     outside = _start({**settings, "role": "origin", "device": _DEVICE, "dns": resolvers}, origin)
     inside = _start({**settings, "role": "loopback", "device": "lo", "dns": []}, host)
     mount_namespaces.enter(directory)
-    everybody = _hold_a_view()
+    user_mounts = _hold_user_mounts()
     for process, ready in outside, inside:
         if os.read(ready, 1) != b"1":
             raise RuntimeError(f"an origin ended with {process.wait()}")
-    return {"root": os.getpid(), "everybody": everybody, "origin": outside[0].pid}
+    return {"root": os.getpid(), "everybody": user_mounts, "origin": outside[0].pid}
 
 
 def _connect(origin: int, host: int) -> None:
-    """Join the namespaces, and make every address local in the origin's."""
+    """Connect the namespaces, and make every address local in that of the origin."""
     from pyroute2 import IPRoute
 
     with IPRoute() as ip:
@@ -81,15 +81,15 @@ def _connect(origin: int, host: int) -> None:
         ip.link("set", index=_LO, state="up")
         device = ip.link_lookup(ifname=_DEVICE)[0]
         _address(ip, device, ORIGIN4, ORIGIN6)
-        # In one table, so that the longer prefix, the way back to the host, wins over the one that takes everything.
-        for here, everything, back, resolver in (
+        # In one table, so that the route back to the host, with its longer prefix, wins over the default route.
+        for family, default, host_route, resolver in (
             (socket.AF_INET, "0.0.0.0/0", f"{HOST4}/32", UPSTREAM_RESOLVER),
             (socket.AF_INET6, "::/0", f"{HOST6}/128", UPSTREAM_RESOLVER6),
         ):
-            bits = back.partition("/")[2]
+            bits = host_route.partition("/")[2]
             ip.addr("add", index=_LO, address=resolver, prefixlen=int(bits), flags=_NODAD if bits == "128" else 0)
-            ip.route("add", dst=back, oif=device, table=_LOCAL, family=here)
-            ip.route("add", type="local", dst=everything, oif=_LO, table=_LOCAL, scope=_SCOPE_HOST, family=here)
+            ip.route("add", dst=host_route, oif=device, table=_LOCAL, family=family)
+            ip.route("add", type="local", dst=default, oif=_LO, table=_LOCAL, scope=_SCOPE_HOST, family=family)
     os.setns(host)
 
 
@@ -100,7 +100,7 @@ def _address(ip, device: int, four: str, six: str) -> None:
 
 
 def _start(settings: dict, namespace: int) -> tuple[subprocess.Popen, int]:
-    """Start an origin in a namespace; its pipe says when it listens."""
+    """Start an origin in a namespace; its pipe receives a byte when it listens."""
     ready, writer = os.pipe()
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     os.setns(namespace)
@@ -121,8 +121,8 @@ def _start(settings: dict, namespace: int) -> tuple[subprocess.Popen, int]:
     return process, ready
 
 
-def _hold_a_view() -> int:
-    """Fork a process that does nothing but hold the mount namespace for ordinary uids; return its pid."""
+def _hold_user_mounts() -> int:
+    """Fork a process that only holds the mount namespace for ordinary uids; return its pid."""
     ready, writer = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -137,7 +137,7 @@ def _hold_a_view() -> int:
             os._exit(1)
     os.close(writer)
     if os.read(ready, 1) != b"1":
-        raise RuntimeError("the view for ordinary users could not be made")
+        raise RuntimeError("the mount namespace for ordinary users could not be made")
     os.close(ready)
     return pid
 

@@ -1,6 +1,6 @@
 """A process that is "the internet" for one network namespace: DNS, web, git, TCP and UDP services, and their records.
 
-Run by `namespaces.py` with its settings as JSON in the first argument; told what to do over a unix socket, a JSON line each
+Run by `namespaces.py` with its settings as JSON in the first argument; takes commands over a unix socket, a JSON line each
 way. It listens on every address (the namespace makes them all local) and ends with its parent.
 """
 
@@ -23,7 +23,7 @@ from .recorder import Recorder
 from .resolver import Resolver
 from .web import Http2, Peer, serve_http1
 
-_REMEMBERED = 100_000  # of each sort of record: a bound, not an expectation
+_MOST_RECORDS = 100_000  # upper bound for each kind of record
 _CONTROL_LINE = 64 << 20
 
 
@@ -35,7 +35,9 @@ class Origin:
         self.directory = Path(settings["directory"])
         self.authority = Authority.load(self.directory / "ca.key")
         self.zone = Zone()
-        self.records = {name: deque(maxlen=_REMEMBERED) for name in ("queries", "connections", "requests", "datagrams")}
+        self.records = {
+            name: deque(maxlen=_MOST_RECORDS) for name in ("queries", "connections", "requests", "datagrams")
+        }
         self.resolver = Resolver(self.zone, self.records["queries"])
         self.recorder = Recorder(settings["device"])
         self._contexts: dict[tuple[tuple[str, ...], str], ssl.SSLContext] = {}
@@ -44,7 +46,7 @@ class Origin:
         self.name(settings["names"])
 
     async def start(self) -> None:
-        """Listen everywhere."""
+        """Start all services."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self.recorder.fileno(), self.recorder.drain)
         for address in self.settings["dns"]:
@@ -91,29 +93,29 @@ class Origin:
 
     async def _web(self, reader, writer) -> None:
         tls = writer.get_extra_info("ssl_object")
-        peer = Peer(getattr(tls, "lab_sni", None), *self._ends(writer, tls=tls is not None))
+        peer = Peer(getattr(tls, "lab_sni", None), *self._record_connection(writer, tls=tls is not None))
         try:
             with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
                 if tls is not None and tls.selected_alpn_protocol() == "h2":
-                    await Http2(reader, writer, peer, self._seen).serve()
+                    await Http2(reader, writer, peer, self._record_request).serve()
                 else:
-                    await serve_http1(reader, writer, peer, self._seen)
+                    await serve_http1(reader, writer, peer, self._record_request)
         finally:
             writer.close()
 
-    def _ends(self, writer, *, tls: bool) -> tuple[tuple[str, int], tuple[str, int]]:
+    def _record_connection(self, writer, *, tls: bool) -> tuple[tuple[str, int], tuple[str, int]]:
         own, client = (_plain(writer.get_extra_info(which)) for which in ("sockname", "peername"))
         sni = getattr(writer.get_extra_info("ssl_object"), "lab_sni", None)
         self.records["connections"].append({"destination": own, "client": client, "tls": tls, "sni": sni})
         return own, client
 
-    def _seen(self, request) -> None:
+    def _record_request(self, request) -> None:
         fields = ("method", "target", "authority", "version", "sni", "destination", "client")
         self.records["requests"].append({name: getattr(request, name) for name in fields})
 
     async def _speak(self, reader, writer) -> None:
-        """Speak first, as SSH and mail servers do, then give back what comes."""
-        (address, port), _ = self._ends(writer, tls=False)
+        """Send a greeting first, as SSH and mail servers do, then echo."""
+        (address, port), _ = self._record_connection(writer, tls=False)
         with contextlib.suppress(ConnectionError):
             writer.write(f"220 lab {address} {port}\r\n".encode())
             while data := await reader.read(65536):
@@ -123,15 +125,15 @@ class Origin:
 
     async def _control(self, reader, writer) -> None:
         while line := await reader.readline():
-            wish = json.loads(line)
+            command = json.loads(line)
             try:
-                answer = {"answer": self._do(**wish)}
+                answer = {"answer": self._execute(**command)}
             except (RuntimeError, TypeError, KeyError) as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
 
-    def _do(self, what: str, names: dict | None = None) -> object:
+    def _execute(self, what: str, names: dict | None = None) -> object:
         if what == "packets":
             return self.recorder.packets()
         if what == "name":
@@ -145,7 +147,7 @@ class Origin:
 
 
 class _Sink(asyncio.DatagramProtocol):
-    """Takes datagrams and gives nothing back."""
+    """Records datagrams and sends no answer."""
 
     def __init__(self, records, port: int) -> None:
         self._records, self._port = records, port
@@ -167,6 +169,6 @@ async def _main(settings: dict) -> None:
 
 
 if __name__ == "__main__":
-    told = json.loads(sys.argv[1])
-    die_with_parent(signal.SIGKILL, told["parent"])
-    asyncio.run(_main(told))
+    settings = json.loads(sys.argv[1])
+    die_with_parent(signal.SIGKILL, settings["parent"])
+    asyncio.run(_main(settings))

@@ -1,14 +1,14 @@
-"""What the lab's web origin serves, the same over HTTP/1.1 and HTTP/2.
+"""Pages of the web origin of the lab, the same over HTTP/1.1 and HTTP/2.
 
 /echo            the request as JSON: method, path, headers, body's size and SHA-256, SNI, addresses
 /bytes/N         N bytes of a pattern, with a length
 /chunked/N       N bytes, without one
-/slow/N/SECONDS  N short pieces, one every so many seconds
+/slow/N/SECONDS  N short pieces, SECONDS apart
 /events/N        N server-sent events
-/steps/KEY/N     N server-sent events, each after the first when somebody asks for /step/KEY
+/steps/KEY/N     N server-sent events; each after the first waits for a request to /step/KEY
 /reset/N         N bytes of a longer body, then a reset of the connection
 /cut/N           the same, then an ordinary end of the connection
-/upload          reads everything, says how much and its SHA-256
+/upload          reads the body; answers with its size and SHA-256
 /status/N        an empty answer with that status
 /redirect?to=URL
 /files/PATH      a file of the lab's `files` directory, or a directory's index.html; with ranges
@@ -31,7 +31,7 @@ PATTERN = bytes(range(256)) * 256  # 64 KiB
 
 @dataclass
 class Request:
-    """One request, whatever version of HTTP it came in."""
+    """One request of any HTTP version."""
 
     method: str
     target: str
@@ -49,7 +49,7 @@ class Request:
 
 
 class Answer(Protocol):
-    """How a page answers: start, send any number of times, then end, reset or cut."""
+    """Answer of a page: start, any number of sends, then end, reset or cut."""
 
     async def start(self, status: int, headers: list[tuple[str, str]]) -> None: ...
     async def send(self, data: bytes) -> None: ...
@@ -84,7 +84,7 @@ async def whole(answer: Answer, status: int, content: bytes, kind: str = "text/p
 
 
 def pieces(size: int) -> list[bytes]:
-    """Return so many bytes of the pattern, in pieces."""
+    """Return `size` bytes of the pattern, in pieces."""
     whole_ones, left = divmod(size, len(PATTERN))
     return [PATTERN] * whole_ones + [PATTERN[:left]] * bool(left)
 
@@ -180,7 +180,7 @@ async def _part_of_a_body(answer: Answer, size: int) -> None:
     await answer.start(200, [("content-type", "application/octet-stream"), ("content-length", str(size * 2 + 1))])
     for piece in pieces(size):
         await answer.send(piece)
-    await asyncio.sleep(0.1)  # let what was sent arrive: a reset discards what is still on its way
+    await asyncio.sleep(0.1)  # so that the sent bytes arrive first: a reset discards those under way
 
 
 async def _status(_: Request, answer: Answer, status: float) -> None:

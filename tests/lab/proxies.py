@@ -1,6 +1,6 @@
-"""A company's proxy, small and real: SOCKS 5 (RFC 1928, 1929), HTTP's CONNECT and absolute-form, for one machine's tests.
+"""A small upstream proxy: SOCKS 5 (RFC 1928, 1929), HTTP CONNECT and absolute-form requests.
 
-It resolves names by a table, as a company's own DNS would; what it is asked for it writes down, and nothing else. Run as
+It resolves names by a table, as the DNS of a company would, and records the requested targets. Run as
 a program it serves among the lab's origins and prints a line of JSON for each connection.
 """
 
@@ -16,7 +16,7 @@ _REFUSED, _NOT_ALLOWED, _UNKNOWN = 5, 2, 4
 
 
 class RefusedError(Exception):
-    """What is answered in place of a connection: SOCKS 5's code, and HTTP's status."""
+    """A refused connection: code of SOCKS 5, and status of HTTP."""
 
     def __init__(self, code: int, status: int) -> None:
         super().__init__(code, status)
@@ -26,14 +26,14 @@ class RefusedError(Exception):
 
 @dataclass
 class Proxy:
-    """A proxy that speaks both. `names` maps names to addresses; `login` is who may use it, as `user:password`."""
+    """A proxy for both protocols. `names` maps names to addresses; `login` is the required `user:password`."""
 
     names: dict[str, str] = field(default_factory=dict)
     login: str | None = None
     asked: list[dict] = field(default_factory=list)
     refuses: frozenset[str] = frozenset()
     tunnels_only_to: frozenset[int] | None = None  # ports
-    heads: list[list[str]] = field(default_factory=list)  # lines of what was relayed
+    heads: list[list[str]] = field(default_factory=list)  # lines of each relayed head
     port: int = 0
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> "Proxy":
@@ -43,11 +43,11 @@ class Proxy:
         return self
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._server.close()
 
     def note(self, **what: object) -> None:
-        """Write down what was asked."""
+        """Record a requested target."""
         self.asked.append(what)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,15 +62,15 @@ class Proxy:
         host, _, port = target.rpartition(":")
         if method != "CONNECT":
             host, _, port = target.removeprefix("http://").partition("/")[0].rpartition(":")
-        wanted = self.login and f"Proxy-Authorization: Basic {base64.b64encode(self.login.encode()).decode()}"
+        credentials = self.login and f"Proxy-Authorization: Basic {base64.b64encode(self.login.encode()).decode()}"
         try:
-            if wanted and wanted not in lines:
+            if credentials and credentials not in lines:
                 raise RefusedError(0, 407)  # noqa: TRY301
             if method != "CONNECT" and not target.startswith("http://"):
                 raise RefusedError(0, 405)  # noqa: TRY301
             if method == "CONNECT" and self.tunnels_only_to is not None and int(port) not in self.tunnels_only_to:
                 raise RefusedError(0, 403)  # noqa: TRY301
-            far = await self._dial("http" if method == "CONNECT" else "relayed", host.strip("[]"), int(port))
+            server = await self._dial("http" if method == "CONNECT" else "relayed", host.strip("[]"), int(port))
         except RefusedError as refused:
             writer.write(f"HTTP/1.1 {refused.status} No\r\nContent-Length: 2\r\n\r\nno".encode())
             return
@@ -79,10 +79,10 @@ class Proxy:
         else:  # one request a connection
             self.heads.append(lines)
             path = "/" + target.removeprefix("http://").partition("/")[2]
-            kept = [line for line in lines[1:-2] if not line.lower().startswith(("proxy-", "connection:"))]
-            head = "\r\n".join([f"{method} {path} HTTP/1.1", *kept, "Connection: close", "", ""])
-            far[1].write(head.encode("latin-1"))
-        await _pass_on(reader, writer, *far)
+            fields = [line for line in lines[1:-2] if not line.lower().startswith(("proxy-", "connection:"))]
+            head = "\r\n".join([f"{method} {path} HTTP/1.1", *fields, "Connection: close", "", ""])
+            server[1].write(head.encode("latin-1"))
+        await _relay(reader, writer, *server)
 
     async def _socks(self, _first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         methods = await reader.readexactly((await reader.readexactly(1))[0])
@@ -107,12 +107,12 @@ class Proxy:
         try:
             if command != 1:
                 raise RefusedError(7, 0)  # noqa: TRY301
-            far = await self._dial("socks5", host, port)
+            server = await self._dial("socks5", host, port)
         except RefusedError as refused:
             writer.write(bytes([5, refused.code, 0, 1]) + bytes(6))
             return
         writer.write(bytes([5, 0, 0, 1]) + bytes(6))
-        await _pass_on(reader, writer, *far)
+        await _relay(reader, writer, *server)
 
     async def _dial(self, how: str, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         self.note(how=how, host=host, port=port)
@@ -128,11 +128,11 @@ class Proxy:
             raise RefusedError(_REFUSED, 502) from error
 
 
-async def _pass_on(
+async def _relay(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    far_reader: asyncio.StreamReader,
-    far_writer: asyncio.StreamWriter,
+    server_reader: asyncio.StreamReader,
+    server_writer: asyncio.StreamWriter,
 ) -> None:
     async def one_way(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -141,17 +141,17 @@ async def _pass_on(
                 await sink.drain()
             sink.write_eof()
 
-    await asyncio.gather(one_way(reader, far_writer), one_way(far_reader, writer))
-    far_writer.close()
+    await asyncio.gather(one_way(reader, server_writer), one_way(server_reader, writer))
+    server_writer.close()
 
 
-class _Told(Proxy):
+class _PrintingProxy(Proxy):
     def note(self, **what: object) -> None:
         print(json.dumps(what), flush=True)
 
 
 async def _run(host: str, port: int, names: dict[str, str], login: str | None) -> None:
-    await _Told(names, login).start(host, port)
+    await _PrintingProxy(names, login).start(host, port)
     print(json.dumps({"ready": True}), flush=True)
     await asyncio.Event().wait()
 

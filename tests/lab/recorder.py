@@ -1,7 +1,7 @@
-"""Every packet that arrived, counted: the proof that nothing reached an origin.
+"""Counts every packet that arrives, which proves that nothing reached an origin.
 
-A packet socket sees a packet before the kernel's stack does, whether or not anybody listens for it. What the socket
-couldn't hold is known (`lost`), so that silence never passes for proof.
+A packet socket receives a packet before the network stack does, with or without a listener. Packets that the socket
+dropped are counted (`lost`), so that a missing packet never passes for proof.
 """
 
 import socket
@@ -17,7 +17,7 @@ _SO_RCVBUFFORCE = 33
 
 
 class Recorder:
-    """Counts what comes in on one device, by destination address, protocol number and port."""
+    """Counts the incoming packets of one device by destination address, protocol number and port."""
 
     def __init__(self, device: str) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
@@ -28,11 +28,11 @@ class Recorder:
         self._lost = 0
 
     def fileno(self) -> int:
-        """Let an event loop watch it."""
+        """Return the descriptor for an event loop."""
         return self._socket.fileno()
 
     def drain(self) -> None:
-        """Count everything that has come by now."""
+        """Count the packets received so far."""
         while True:
             try:
                 packet, (_, kind, way, *_) = self._socket.recvfrom(128)
@@ -44,25 +44,25 @@ class Recorder:
         self._lost += struct.unpack("II", statistics)[1]  # packet(7): reading resets them
 
     def packets(self) -> list[tuple[str, int, int, int]]:
-        """Return (destination, protocol number, port or 0, how many) of everything up to now."""
+        """Return (destination, protocol number, port or 0, count) of all packets so far."""
         self.drain()
         if self._lost:
             raise RuntimeError(f"{self._lost} packets were lost: the count proves nothing")
         return [(*what, times) for what, times in self._seen.items()]
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Reset all counts."""
         self.drain()
         self._seen.clear()
         self._lost = 0
 
 
 def _described(packet: bytes) -> tuple[str, int, int]:
-    later = False  # a later fragment has data where others have their ports (RFC 791 section 3.1)
+    later = False  # later fragments have data in place of ports (RFC 791 section 3.1)
     if packet[0] >> 4 == 4:
         protocol, at, address = packet[9], (packet[0] & 15) * 4, socket.inet_ntop(socket.AF_INET, packet[16:20])
         later = int.from_bytes(packet[6:8]) & _OFFSET != 0
-    else:  # where a fragment has a header of its own
+    else:  # fragments have their own header
         protocol, at, address = packet[6], 40, socket.inet_ntop(socket.AF_INET6, packet[24:40])
     port = int.from_bytes(packet[at + 2 : at + 4]) if protocol in _WITH_PORTS and not later else 0
     return address, protocol, port

@@ -1,4 +1,4 @@
-"""The lab's authoritative DNS server: answers from a zone, over UDP and TCP, and remembers every query it got."""
+"""Authoritative DNS server of the lab: answers from a zone over UDP and TCP, and records every query."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ _SOA = "ns.lab.invalid. root.lab.invalid. 1 3600 600 86400 1"
 
 
 class Resolver:
-    """One zone, served. `queries` holds (name, type, transport, client's address, time) of each."""
+    """Serves one zone. `queries` holds (name, type, transport, client address, time) of each query."""
 
     def __init__(self, zone: Zone, queries) -> None:
         self.zone, self.queries, self._turns = zone, queries, Counter()
@@ -31,7 +31,7 @@ class Resolver:
         await asyncio.start_server(self._serve_tcp, address, 53)
 
     def forget(self) -> None:
-        """Begin every rebinding name anew."""
+        """Restart every rebinding name from its first address."""
         self._turns.clear()
 
     async def _serve_tcp(self, reader, writer) -> None:
@@ -46,13 +46,13 @@ class Resolver:
             writer.close()
 
     def answer(self, wire: bytes, transport: str, client: str) -> bytes | None:
-        """Return the answer to one query, or None where there shall be none. Raises DNSException on nonsense."""
+        """Return the answer to a query, or None for no answer. Raises DNSException if the query is malformed."""
         query = dns.message.from_wire(wire)
         question = query.question[0]
-        asked, kind = question.name.to_text(omit_final_dot=True).lower(), dns.rdatatype.to_text(question.rdtype)
-        self.queries.append((asked, kind, transport, client, time.time()))
+        queried, kind = question.name.to_text(omit_final_dot=True).lower(), dns.rdatatype.to_text(question.rdtype)
+        self.queries.append((queried, kind, transport, client, time.time()))
         reply = dns.message.make_response(query, recursion_available=True)
-        name = self.zone.find(asked)
+        name = self.zone.find(queried)
         if name is None:
             reply.set_rcode(dns.rcode.NXDOMAIN)
         elif name.fails == "silent":
@@ -63,21 +63,21 @@ class Resolver:
             reply.flags |= dns.flags.TC
             return reply.to_wire()
         else:
-            self._fill(reply, question.name.to_text(), asked, kind)
+            self._fill(reply, question.name.to_text(), queried, kind)
         if not reply.answer:
             reply.authority.append(dns.rrset.from_text("invalid.", 1, "IN", "SOA", _SOA))
         return reply.to_wire()
 
-    def _fill(self, reply, owner: str, asked: str, kind: str) -> None:
-        name = self.zone.find(asked)
+    def _fill(self, reply, owner: str, queried: str, kind: str) -> None:
+        name = self.zone.find(queried)
         if name.alias:
             reply.answer.append(dns.rrset.from_text(owner, name.ttl, "IN", "CNAME", f"{name.alias}."))
             if self.zone.find(name.alias):
                 self._fill(reply, f"{name.alias}.", name.alias, kind)
             return
         if kind in {"A", "AAAA"}:
-            addresses = name.addresses_at(self._turns[asked, kind])
-            self._turns[asked, kind] += 1
+            addresses = name.addresses_at(self._turns[queried, kind])
+            self._turns[queried, kind] += 1
             values = [one for one in addresses if (":" in one) == (kind == "AAAA")]
         else:
             values = [f'"{one}"' for one in name.text] if kind == "TXT" else []
@@ -86,7 +86,7 @@ class Resolver:
 
 
 class _Datagrams(asyncio.DatagramProtocol):
-    """The UDP half, on one address."""
+    """UDP transport on one address."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver

@@ -1,4 +1,4 @@
-"""The lab stands: each piece proved with ordinary clients, without Exeat."""
+"""Services of the lab, tested with ordinary clients and without Exeat."""
 
 import hashlib
 import json
@@ -23,25 +23,25 @@ def test_https_request_is_echoed_and_recorded(lab, user, version, family, addres
     done = curl(
         lab, f"--http{version}", family, "https://good.example/echo?a=b", "-d", "hello", "-H", "X-Odd: yes", user=user
     )
-    told = json.loads(done.stdout)
-    assert (told["method"], told["target"], told["authority"], told["version"]) == (
+    echo = json.loads(done.stdout)
+    assert (echo["method"], echo["target"], echo["authority"], echo["version"]) == (
         "POST",
         "/echo?a=b",
         "good.example",
         version,
     )
-    assert (told["sni"], told["destination"]) == ("good.example", [address, 443])
-    assert told["body"] == {"size": 5, "sha256": hashlib.sha256(b"hello").hexdigest()}
-    assert ["x-odd", "yes"] in told["headers"]
-    (seen,) = lab.origin.requests()
-    assert {**told, **seen} == told
+    assert (echo["sni"], echo["destination"]) == ("good.example", [address, 443])
+    assert echo["body"] == {"size": 5, "sha256": hashlib.sha256(b"hello").hexdigest()}
+    assert ["x-odd", "yes"] in echo["headers"]
+    (request,) = lab.origin.requests()
+    assert {**echo, **request} == echo
     assert lab.origin.connections()[0]["destination"] == [address, 443]
 
 
 def test_plain_http_is_served_on_two_ports(lab):
     for port in 80, 8080:
         assert json.loads(curl(lab, f"http://good.example:{port}/echo").stdout)["destination"][1] == port
-    assert [seen["sni"] for seen in lab.origin.requests()] == [None, None]
+    assert [request["sni"] for request in lab.origin.requests()] == [None, None]
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
@@ -136,9 +136,9 @@ def test_git_clone_and_push_work(lab, user):
     for arguments in (["commit", "-qam", "second"], ["push", "-q", "origin", "main"]):
         done = lab.run(["git", "-c", f"safe.directory={clone}", *identity, *arguments], user=user, cwd=clone)
         assert done.returncode == 0, done.stderr
-    there = lab.run(["git", "ls-remote", url, "refs/heads/main"], user=user).stdout.split()[0]
-    assert there == lab.run(["git", "rev-parse", "HEAD"], user=user, cwd=clone).stdout.strip()
-    services = [seen["target"].rpartition("/")[2] for seen in lab.origin.requests()]
+    remote_head = lab.run(["git", "ls-remote", url, "refs/heads/main"], user=user).stdout.split()[0]
+    assert remote_head == lab.run(["git", "rev-parse", "HEAD"], user=user, cwd=clone).stdout.strip()
+    services = [request["target"].rpartition("/")[2] for request in lab.origin.requests()]
     assert "git-receive-pack" in services
 
 
@@ -151,7 +151,7 @@ def addresses(lab, name, *, user=None):
 
 
 def lookup(lab, name, kind, *, tcp=False):
-    """Ask as dig does; return the code, the flags and the data."""
+    """Query the DNS server; return rcode, flags and data."""
     program = (
         "import dns.message, dns.query, dns.flags, dns.rcode\n"
         "ask = dns.query.tcp if sys.argv[3] == 'True' else dns.query.udp\n"

@@ -1,4 +1,4 @@
-"""Who one is in the lab, and how it ends: nothing of the machine's, nothing left behind."""
+"""Users and environment in the lab, and its end: nothing of the machine is visible, nothing is left behind."""
 
 import os
 import signal
@@ -36,13 +36,13 @@ def test_ordinary_user_cannot_see_root_home(lab):
 
 @pytest.mark.parametrize("user", USERS)
 def test_only_lab_resolver_and_devices_are_visible(lab, user):
-    """Its own resolver configuration and devices: nothing of the machine's own network."""
-    told = python(
+    """Resolver configuration and devices are those of the lab, not of the machine."""
+    visible = python(
         lab,
         "print(json.dumps([open('/etc/resolv.conf').read(), [name for _, name in socket.if_nameindex()]]))",
         user=user,
     )
-    assert told == ["nameserver 203.0.113.53\noptions timeout:1 attempts:2\n", ["lo", "lab0"]]
+    assert visible == ["nameserver 203.0.113.53\noptions timeout:1 attempts:2\n", ["lo", "lab0"]]
 
 
 def test_files_of_the_machine_are_unchanged(lab):
@@ -59,15 +59,15 @@ def test_run_passes_input_environment_and_working_directory(lab):
 def test_program_over_its_timeout_is_killed_with_its_children(lab):
     with pytest.raises(subprocess.TimeoutExpired):
         lab.run(["sh", "-c", f"sleep 987.{os.getpid()} & wait"], timeout=0.5)
-    assert not running(f"sleep 987.{os.getpid()}")
+    assert not processes_with(f"sleep 987.{os.getpid()}")
 
 
 def test_error_of_an_origin_raises_lab_error(lab):
     with pytest.raises(LabError, match="KeyError: 'nonsense'"):
-        lab.origin._ask(what="nonsense")
+        lab.origin._command(what="nonsense")
 
 
-def running(text):
+def processes_with(text):
     """Return the pids of processes whose arguments hold the text."""
     found = []
     for pid in filter(str.isdecimal, os.listdir("/proc")):
@@ -93,9 +93,9 @@ def test_closed_lab_leaves_nothing_behind(lab):
     with Lab({"good.example": Name.at("93.184.216.34")}) as other:
         directory = other.directory
         assert curl(other, "https://good.example/").returncode == 0
-        assert running(str(directory))
+        assert processes_with(str(directory))
     assert not directory.exists()
-    assert eventually(lambda: not running(str(directory)))
+    assert eventually(lambda: not processes_with(str(directory)))
     assert (len(os.listdir("/proc/self/fd")), Path("/proc/self/mountinfo").read_text()) == before
 
 
@@ -110,10 +110,12 @@ def test_lab_ends_with_the_process_that_made_it(lab):
     command, root = [sys.executable, "-c", program], Path(__file__).parents[2]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as maker:
         directory = maker.stdout.readline().strip()
-        before = bool(running(directory)), bool(running(slept))
+        before = bool(processes_with(directory)), bool(processes_with(slept))
         maker.send_signal(signal.SIGKILL)
     assert before == (True, True)
-    assert eventually(lambda: not running(directory) and not running(slept) and not Path(directory).exists())
+    assert eventually(
+        lambda: not processes_with(directory) and not processes_with(slept) and not Path(directory).exists()
+    )
 
 
 def test_failed_start_leaves_nothing_behind(monkeypatch, tmp_path, lab):

@@ -1,4 +1,4 @@
-"""HTTP/1.1 (h11) and HTTP/2 (h2) on one connection each: bytes in, `pages.Request` out, and the answer back."""
+"""HTTP/1.1 (h11) and HTTP/2 (h2) servers for one connection each; they pass `pages.Request` to the pages."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _H2_SETTINGS_WINDOW = 1 << 20
 
 @dataclass
 class Peer:
-    """What is known of a connection before any request."""
+    """SNI and addresses of a connection."""
 
     sni: str | None
     destination: tuple[str, int]
@@ -28,7 +28,7 @@ class Peer:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Close so that the other end sees a reset and no TLS close before it (SO_LINGER with a time of zero)."""
+    """Close with a reset and without a close_notify (SO_LINGER of zero)."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -60,7 +60,7 @@ async def serve_http1(reader, writer, peer: Peer, seen) -> None:
         if connection.they_are_waiting_for_100_continue:
             writer.write(connection.send(h11.InformationalResponse(status_code=100, headers=[])))
         await serve(request, answer)
-        async for _ in request.body:  # what the page didn't read
+        async for _ in request.body:  # drain what the page did not read
             pass
         if answer.ended or connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
             return
@@ -109,7 +109,7 @@ class _Http1Answer:
 
 @dataclass
 class _Stream:
-    """One request being answered: its body as it comes, and leave to send."""
+    """One open stream: queue of body pieces, and an event for flow control credit."""
 
     body: asyncio.Queue = field(default_factory=asyncio.Queue)
     may_send: asyncio.Event = field(default_factory=asyncio.Event)
@@ -117,7 +117,7 @@ class _Stream:
 
 
 class Http2:
-    """One HTTP/2 connection: a task a stream, flow control both ways."""
+    """One HTTP/2 connection with a task per stream and flow control both ways."""
 
     def __init__(self, reader, writer, peer: Peer, seen) -> None:
         self._reader, self._writer, self._peer, self._seen = reader, writer, peer, seen
@@ -143,7 +143,7 @@ class Http2:
                 stream.task.cancel()
 
     async def flush(self) -> None:
-        """Write what the protocol wants sent."""
+        """Write the pending bytes of h2."""
         if data := self.connection.data_to_send():
             self._writer.write(data)
             await self._writer.drain()
@@ -181,7 +181,7 @@ class Http2:
         reset(self._writer)
 
     def close(self) -> None:
-        """End the whole connection."""
+        """Close the whole connection."""
         self._writer.close()
 
 

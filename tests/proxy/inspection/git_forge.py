@@ -69,8 +69,8 @@ class Forge:
         return f"https://{self.site.host}/{repo}"
 
     def refs(self, repo="acme/web.git"):
-        said = self.run_git("-C", self.root / repo, "for-each-ref", "--format=%(refname)")
-        return said.split()
+        output = self.run_git("-C", self.root / repo, "for-each-ref", "--format=%(refname)")
+        return output.split()
 
     def pushes(self):
         """Return outcome, reason and rules of each push, without the advertisement before it."""
@@ -91,20 +91,20 @@ def on_one_port(gate, origins):
 def repositories(tmp_path_factory):
     """Repositories of a server and a checkout of one, made once and copied by each test: they take thirty runs of git."""
     require_tool("git")
-    made = tmp_path_factory.mktemp("git")
-    environment = {"PATH": os.environ["PATH"], "HOME": str(made), "GIT_CONFIG_NOSYSTEM": "1"}
+    directory = tmp_path_factory.mktemp("git")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(directory), "GIT_CONFIG_NOSYSTEM": "1"}
 
     def git(*words):
-        subprocess.run([*GIT, *map(str, words)], cwd=made, env=environment, check=True)
+        subprocess.run([*GIT, *map(str, words)], cwd=directory, env=environment, check=True)
 
     for repo in ("acme/web", "acme/other", "evil/web"):
-        git_server.make_repository(made / "repositories", repo, {"README": "hello\n"})
-        bare = made / "repositories" / f"{repo}.git"
+        git_server.make_repository(directory / "repositories", repo, {"README": "hello\n"})
+        bare = directory / "repositories" / f"{repo}.git"
         git("-C", bare, "config", "receive.advertisePushOptions", "true")
         git("-C", bare, "config", "receive.certNonceSeed", "x")
-    git("clone", "-q", made / "repositories" / "acme/web.git", "work")
+    git("clone", "-q", directory / "repositories" / "acme/web.git", "work")
     git("-C", "work", "commit", "-q", "--allow-empty", "-m", "second")
-    return made
+    return directory
 
 
 @pytest.fixture
@@ -118,8 +118,8 @@ def forge(gate, origins, repositories, tmp_path, monkeypatch):
     origin, site = on_one_port(gate, origins)
     site.origin = origin
     gate.rules(RULES.replace("PORT", str(origin.port)))
-    for made in (root, work):
-        shutil.copytree(repositories / made.name, made, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
+    for source in (root, work):
+        shutil.copytree(repositories / source.name, source, symlinks=True, ignore=shutil.ignore_patterns("*.sample"))
     found = Forge(site, root, work, environment)
     found.run_git("remote", "set-url", "origin", found.url())
     return found

@@ -170,8 +170,8 @@ class GateLab:
         for file in sorted((self.directory / "journal").rglob("*.jsonl")):
             lines = whole_lines(file)  # parses only lines that may match, because tests share the gate
             found += [json.loads(line) for line in lines if kind is None or kind.encode() in line]
-        told = [event for event in found if not event["kind"].startswith("journal.")]
-        return [event for event in told if kind is None or event["kind"] == kind]
+        recorded = [event for event in found if not event["kind"].startswith("journal.")]
+        return [event for event in recorded if kind is None or event["kind"] == kind]
 
     def decided(self):
         """Return method, path, outcome and reason of every request so far."""

@@ -171,18 +171,18 @@ def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkey
         assert slow.wait(timeout=30)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
-    turns, told = [0], []
+    turns, decided_in_turn = [0], []
 
     def another():
         turns[0] += 1
-        if len(told) < 500:
+        if len(decided_in_turn) < 500:
             asyncio.get_running_loop().call_soon(another)
 
     rule = Session.rule
 
     def ruled(self, request, **more):
         if request.head.method == b"PATCH":
-            told.append(turns[0])
+            decided_in_turn.append(turns[0])
         return rule(self, request, **more)
 
     monkeypatch.setattr(Session, "rule", ruled)
@@ -196,8 +196,8 @@ def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkey
         gate.loop.run(another)
         slow.set()
         answers = read_all(connection)
-    assert answers.count(b"HTTP/1.1 403") == len(told) == 500
-    each = [told.count(turn) for turn in set(told)]
+    assert answers.count(b"HTTP/1.1 403") == len(decided_in_turn) == 500
+    each = [decided_in_turn.count(turn) for turn in set(decided_in_turn)]
     assert max(each) <= HEADS_AT_ONCE
     assert len(gate.wait_closed()) == 1
 
@@ -219,17 +219,17 @@ def test_request_behind_an_early_answer_is_never_decided(gate, origins, monkeypa
     site = make_site(gate, origin, tls=False, http=allowed)
     head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 10\r\n\r\n".encode()
     behind = b"x" * 10 + f"GET /behind HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
-    said = b""
+    received = b""
     with site.connect() as connection:
         if answers == "the gate":
             connection.sendall(head + behind)
         else:
             connection.sendall(head)
-            said = read_until(connection, b"no")
+            received = read_until(connection, b"no")
             connection.sendall(behind)
-        said += read_all(connection)
+        received += read_all(connection)
     gate.wait_closed()
-    assert said.count(b"HTTP/1.1 ") == 1
+    assert received.count(b"HTTP/1.1 ") == 1
     assert [path for _, path, *_ in gate.decided()] == ["/upload"]
     assert not [request for request in origin.requests if b"/behind" in request]
 
@@ -246,9 +246,9 @@ def test_informational_responses_are_sent_before_the_final_one(gate, origins):
     site = make_site(gate, origins.script(answer), tls=False)
     with site.connect() as connection:
         connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode())
-        said = read_until(connection, hint * 3)
+        received = read_until(connection, hint * 3)
         read.set()
-        assert (said + read_all(connection)).endswith(b"ok")
+        assert (received + read_all(connection)).endswith(b"ok")
 
 
 def test_stopped_codec_reads_no_further_request():
@@ -299,9 +299,9 @@ DRIPS = {
 @pytest.mark.parametrize("what", DRIPS)
 def test_head_that_drips_is_ended_by_the_head_timeout(short_head_timeout, origins, what):
     site = make_site(short_head_timeout, origins.web("good.example"))
-    alpn, begun = DRIPS[what]
+    alpn, start = DRIPS[what]
     with site.connect(alpn=alpn) as connection:
-        connection.sendall(begun.replace(b"HOST", site.host.encode()))
+        connection.sendall(start.replace(b"HOST", site.host.encode()))
         assert drip(connection, b"a" * 1000) < 1000
     assert str(short_head_timeout.wait_closed()[0].reason) == "limit_exceeded"
 
@@ -349,10 +349,10 @@ def test_head_timeout_does_not_apply_to_a_decided_request(short_head_timeout, or
 
 
 def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
-    asked, answers, kept = threading.Event(), threading.Event(), []
+    requested, answers, lookups = threading.Event(), threading.Event(), []
 
     def answer(connection, _head):
-        asked.set()
+        requested.set()
         answers.wait(30)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
         return True
@@ -360,13 +360,13 @@ def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
     site = make_site(gate, origins.script(answer), tls=False)
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
-    monkeypatch.setattr(type(gate.dialer), "find", lambda *what: kept.append(what[-1]))
+    monkeypatch.setattr(type(gate.dialer), "find", lambda *what: lookups.append(what[-1]))
 
     def decided_after_a_day():
         [one] = gate.inspection._engine._connections.values()
         one._last -= 86400
         one.tick(time.monotonic())
-        kept[0]((ip_address("127.0.0.1"),))
+        lookups[0]((ip_address("127.0.0.1"),))
 
     def look_at_the_time():
         [one] = gate.inspection._engine._connections.values()
@@ -374,9 +374,9 @@ def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
 
     with site.connect() as connection:
         connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
-        wait_until(lambda: kept)
+        wait_until(lambda: lookups)
         gate.loop.run(decided_after_a_day)
-        assert asked.wait(30)
+        assert requested.wait(30)
         gate.loop.run(look_at_the_time)
         answers.set()
         assert read_until(connection, b"ok").endswith(b"\r\n\r\nok")
@@ -403,9 +403,9 @@ def test_stalled_transfer_is_reset_by_the_idle_timeout(gate, origins, what):
         assert str(gate.wait_closed()[0].reason) == "limit_exceeded"
         with pytest.raises(ConnectionResetError):
             read_all(connection)
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told["reason"]) == ("failed", "limit_exceeded")
-    assert ("status" in told["http"]) is False or answered
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"]) == ("failed", "limit_exceeded")
+    assert ("status" in completed["http"]) is False or answered
 
 
 def test_stalled_http2_stream_does_not_end_the_others(gate, origins):
@@ -497,11 +497,11 @@ BINARY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("said", [*BINARY.values(), *TEXT.values()], ids=[*BINARY, *TEXT])
-def test_other_protocols_are_refused_at_once_with_a_remedy(gate, greeting_origin, said):
+@pytest.mark.parametrize("first_bytes", [*BINARY.values(), *TEXT.values()], ids=[*BINARY, *TEXT])
+def test_other_protocols_are_refused_at_once_with_a_remedy(gate, greeting_origin, first_bytes):
     site = make_site(gate, greeting_origin)
     with site.connect(alpn=()) as connection:
-        connection.sendall(said)
+        connection.sendall(first_bytes)
         page = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
     assert (page["reason"], SPLICE in page["remedy"]) == ("protocol_mismatch", True)
     assert "is not HTTP" in page["detail"]
@@ -563,11 +563,11 @@ def test_refused_connection_gets_a_page_and_one_decision_event(gate, web, tls):
 def test_page_of_a_refused_connection_has_its_detail_and_remedy(gate, web, monkeypatch):
     site = make_site(gate, web(), decision=denied(Reason.NON_PUBLIC_ADDRESS))
     adopt = gate.inspection.adopt
-    said = {"detail": "it is this host's own", "advice": "ask for another"}
+    texts = {"detail": "it is this host's own", "advice": "ask for another"}
     monkeypatch.setattr(
         gate.inspection,
         "adopt",
-        lambda admitted: adopt(admitted._replace(gate_decision=admitted.gate_decision._replace(**said))),
+        lambda admitted: adopt(admitted._replace(gate_decision=admitted.gate_decision._replace(**texts))),
     )
     problem = json.loads(site.curl("/x")[1])
     assert (problem["detail"], problem["remedy"]) == ("it is this host's own", "ask for another")

@@ -43,17 +43,17 @@ def client_without_credit(site):
 
 def test_connection_with_the_most_buffered_bytes_is_ended():
     keepers = [FakeConnection(n) for n in (10, 40, 20, 30, 5)]
-    made = MemoryQuota(lambda: [one for one in keepers if not one.ended], most=100)
+    quota = MemoryQuota(lambda: [one for one in keepers if not one.ended], most=100)
     for one in keepers[:4]:
-        made.note(one, one.truly)
-    assert made.kept == 100
+        quota.note(one, one.truly)
+    assert quota.kept == 100
     assert not any(one.ended for one in keepers)
     keepers[2].truly = 0  # its socket has accepted the bytes
-    made.note(keepers[4], 5)
+    quota.note(keepers[4], 5)
     assert [one.ended for one in keepers] == [False, True, False, False, False]
-    assert made.kept == 45
-    made.leave(keepers[1])
-    assert made.kept == 45
+    assert quota.kept == 45
+    quota.leave(keepers[1])
+    assert quota.kept == 45
 
 
 def test_buffers_of_clients_that_do_not_read_stay_within_the_quota(gate, origins):
@@ -69,8 +69,8 @@ def test_buffers_of_clients_that_do_not_read_stay_within_the_quota(gate, origins
     settled, last = 0, -1
     while settled < 5:  # until the buffers stop growing
         time.sleep(0.1)
-        kept = gate.inspection._engine.memory_quota.kept
-        settled, last = (settled + 1 if kept == last else 0), kept
+        buffered = gate.inspection._engine.memory_quota.kept
+        settled, last = (settled + 1 if buffered == last else 0), buffered
     assert last < 2 * connection_ends.TIGHT
     # a client that reads now receives everything
     reader = clients[0]
@@ -98,29 +98,29 @@ def test_connections_beyond_the_quota_are_ended_and_recorded(gate, origins, monk
 
 def test_small_http2_pieces_are_buffered_without_overhead():
     """One object per piece would take eighty times as much."""
-    made = Leaving(h2.config.H2Configuration(client_side=False), MIB, MIB)
-    made.initiate_connection()
+    connection = Leaving(h2.config.H2Configuration(client_side=False), MIB, MIB)
+    connection.initiate_connection()
     client = h2.connection.H2Connection()
     client.initiate_connection()
     client.send_headers(1, [(":method", "GET"), (":scheme", "https"), (":authority", "a"), (":path", "/")])
-    made.receive_data(client.data_to_send())
-    client.receive_data(made.data_to_send())
-    made.send_headers(1, [(":status", "200")])
-    made.send_data(1, bytes(65535))  # fills the window of the client
+    connection.receive_data(client.data_to_send())
+    client.receive_data(connection.data_to_send())
+    connection.send_headers(1, [(":status", "200")])
+    connection.send_data(1, bytes(65535))  # fills the window of the client
     text = bytes(range(256)) * 100
     for byte in text:
-        made.send_data(1, bytes([byte]))
-    made.end_stream(1)
-    assert (made.kept, made.weigh(), len(made.stream_buffers[1])) == (len(text), len(text), 2)
-    got = client.receive_data(made.data_to_send())
+        connection.send_data(1, bytes([byte]))
+    connection.end_stream(1)
+    assert (connection.kept, connection.weigh(), len(connection.stream_buffers[1])) == (len(text), len(text), 2)
+    events = client.receive_data(connection.data_to_send())
     client.increment_flow_control_window(len(text), 1)
     client.increment_flow_control_window(len(text))
-    made.receive_data(client.data_to_send())
-    got += client.receive_data(made.data_to_send())
-    pieces = [event.data for event in got if isinstance(event, h2.events.DataReceived)]
+    connection.receive_data(client.data_to_send())
+    events += client.receive_data(connection.data_to_send())
+    pieces = [event.data for event in events if isinstance(event, h2.events.DataReceived)]
     assert b"".join(pieces) == bytes(65535) + text
-    assert isinstance(got[-1], h2.events.StreamEnded)
-    assert (made.kept, made.weigh()) == (0, 0)
+    assert isinstance(events[-1], h2.events.StreamEnded)
+    assert (connection.kept, connection.weigh()) == (0, 0)
 
 
 def test_small_pieces_for_a_full_socket_are_buffered_as_one():

@@ -58,9 +58,9 @@ class EarlyEndLab:
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tls", "plain"])
 def early_end(request, tmp_path_factory, origins):
-    made = EarlyEndLab(tmp_path_factory.mktemp("early"), origins, tls=request.param)
-    yield made
-    made.gate.close()
+    lab = EarlyEndLab(tmp_path_factory.mktemp("early"), origins, tls=request.param)
+    yield lab
+    lab.gate.close()
 
 
 def received(connection, *, late=False):
@@ -103,24 +103,24 @@ def test_client_that_reads_late_receives_the_bytes_before_a_cut(early_end, end):
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 @pytest.mark.parametrize("end", [_farewell, _end], ids=["with a farewell", "without"])
 def test_upload_bytes_before_a_client_cut_are_delivered(gate, origins, tls, end):
-    came = []
+    arrived = []
 
     def answer(connection, _head):
-        came.append(b"")
+        arrived.append(b"")
         with contextlib.suppress(OSError):
             while piece := connection.recv(65536):
-                came.append(piece)
-        came.append(None)
+                arrived.append(piece)
+        arrived.append(None)
 
     site = make_site(gate, origins.script(answer, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
     connection = site.connect()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise its kernel may discard the last bytes
     connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {DECLARED}\r\n\r\n".encode())
-    wait_until(lambda: came)
+    wait_until(lambda: arrived)
     connection.sendall(bytes(1000))
     end(connection)
-    wait_until(lambda: came[-1:] == [None])
-    assert b"".join(came[:-1]) == bytes(1000)
+    wait_until(lambda: arrived[-1:] == [None])
+    assert b"".join(arrived[:-1]) == bytes(1000)
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)

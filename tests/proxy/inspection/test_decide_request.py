@@ -342,8 +342,10 @@ def test_method_override_is_refused_where_rules_look_at_methods(gate, web):
     assert named.ask(rewritten).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     parameter = "POST /?_method=DELETE HTTP/1.1\nHost: HOST\nConnection: close\n\n"
     assert named.ask(parameter).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
-    asked = make_site(gate, web(), more=", {id: q, to: good.example, action: ask}")  # people are shown the request line
-    assert asked.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    needs_approval = make_site(
+        gate, web(), more=", {id: q, to: good.example, action: ask}"
+    )  # people are shown the request line
+    assert needs_approval.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     free = make_site(gate, web())
     assert free.ask(override).startswith(b"HTTP/1.1 200")
 
@@ -371,11 +373,11 @@ def test_new_rules_apply_to_a_request_that_waits_for_dns(gate, web, monkeypatch)
     waiting = []
     monkeypatch.setattr(type(gate.dialer), "find", lambda *words: waiting.append(words))
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(site.curl, "/x")
+        pending = pool.submit(site.curl, "/x")
         wait_until(lambda: waiting)
         gate.rules("[]")
         gate.loop.run(waiting[0][-1], (ip_address("127.0.0.1"),))
-        _, out, _ = asked.result()
+        _, out, _ = pending.result()
     assert json.loads(out)["reason"] == "no_rule"
     assert gate.decided() == [("GET", "/x", "blocked", "no_rule")]
     assert origin.connections == 0
@@ -445,15 +447,15 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("http", "request_head", "told"), CASES.values(), ids=CASES)
-def test_request_conditions_decide_before_anything_is_sent(gate, origins, http, request_head, told):
+@pytest.mark.parametrize(("http", "request_head", "expected"), CASES.values(), ids=CASES)
+def test_request_conditions_decide_before_anything_is_sent(gate, origins, http, request_head, expected):
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False, http=http)
     with site.connect() as connection:
         connection.sendall(request_head.replace("HOST", site.host).replace("\n", "\r\n").encode())
         read_until(connection, b"\r\n\r\n")
-    assert " ".join(gate.decided()[0][2:]) == told
-    assert len(origin.requests) == origin.connections == (1 if told.startswith("passed") else 0)
+    assert " ".join(gate.decided()[0][2:]) == expected
+    assert len(origin.requests) == origin.connections == (1 if expected.startswith("passed") else 0)
 
 
 def test_path_is_logged_as_a_pattern_where_rules_say_so(gate, origins):
@@ -469,15 +471,15 @@ STATUS = {"body_not_allowed": 403, "url_too_long": 414}
 
 @pytest.mark.parametrize(("case", "status"), [("a body with GET", 403), ("a long URL", 414)])
 def test_refusal_has_the_status_of_its_reason(gate, origins, case, status):
-    http, request_head, told = CASES[case]
+    http, request_head, expected = CASES[case]
     site = make_site(gate, origins.web("good.example", tls=False), tls=False, http=http)
     answer = site.ask(request_head)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == told.split()[1]
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == expected.split()[1]
 
 
 @pytest.mark.parametrize(
-    ("method", "fields", "body", "told"),
+    ("method", "fields", "body", "expected"),
     [
         ("GET", [], None, "passed rule"),
         ("GET", [], b"", "blocked body_not_allowed"),  # it says that one follows; waiting to see may be for ever
@@ -488,7 +490,7 @@ def test_refusal_has_the_status_of_its_reason(gate, origins, case, status):
     ],
     ids=["none", "an empty frame", "no length", "a length", "a frame", "post"],
 )
-def test_http2_request_with_a_body_is_denied_where_rules_allow_none(gate, origins, method, fields, body, told):  # noqa: PLR0917
+def test_http2_request_with_a_body_is_denied_where_rules_allow_none(gate, origins, method, fields, body, expected):  # noqa: PLR0917
     origin = origins.web("good.example")
     site = make_site(gate, origin, http="{methods: [GET, POST], paths: ['/echo']}")
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
@@ -500,8 +502,8 @@ def test_http2_request_with_a_body_is_denied_where_rules_allow_none(gate, origin
     with site.connect(["h2"]) as connection:
         connection.sendall(client.data_to_send())
         wait_until(gate.decided)
-    assert " ".join(gate.decided()[0][2:]) == told
-    assert told == "passed rule" or origin.connections == 0
+    assert " ".join(gate.decided()[0][2:]) == expected
+    assert expected == "passed rule" or origin.connections == 0
 
 
 # --- second paths: the Destination of COPY and MOVE ---
@@ -546,8 +548,8 @@ DESTINATIONS = {
 }
 
 
-@pytest.mark.parametrize(("line", "destination", "told"), DESTINATIONS.values(), ids=DESTINATIONS)
-def test_path_and_destination_of_copy_and_move_are_decided(gate, origins, line, destination, told):
+@pytest.mark.parametrize(("line", "destination", "expected"), DESTINATIONS.values(), ids=DESTINATIONS)
+def test_path_and_destination_of_copy_and_move_are_decided(gate, origins, line, destination, expected):
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False)
     gate.rules(RULES.replace("PORT", str(site.port)))
@@ -557,5 +559,5 @@ def test_path_and_destination_of_copy_and_move_are_decided(gate, origins, line, 
         connection.sendall(head.replace("HOST", site.host).replace("\n", "\r\n").encode())
         read_until(connection, b"\r\n\r\n")
     [event] = gate.events("request.decided")
-    assert " ".join([event["outcome"], event["reason"], *event.get("rules", [])]) == told
-    assert len(origin.requests) == told.startswith("passed")
+    assert " ".join([event["outcome"], event["reason"], *event.get("rules", [])]) == expected
+    assert len(origin.requests) == expected.startswith("passed")

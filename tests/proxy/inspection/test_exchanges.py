@@ -26,7 +26,7 @@ class Server:
         self._context = context
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self._listener.getsockname()[1]
-        self.expected = self.answer = self.came = b""
+        self.expected = self.answer = self.arrived = b""
         self.end = ""
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -45,7 +45,7 @@ class Server:
             data, answered = b"", False
             while True:
                 if not answered and self.expected and len(data) >= len(self.expected) and not is_next(data):
-                    self.came, data, answered = data[: len(self.expected)], data[len(self.expected) :], True
+                    self.arrived, data, answered = data[: len(self.expected)], data[len(self.expected) :], True
                     connection.sendall(self.answer)
                     if self.end:
                         finish(connection, self.end)
@@ -113,12 +113,12 @@ class ExchangeLab:
     def run(self, connect, row, expected, *, more):
         """Return the bytes of the client, how its connection ended, and the bytes of the server."""
         server = self.server
-        server.expected, server.answer, server.end, server.came = expected, self.raw(row.answer), row.server, b""
+        server.expected, server.answer, server.end, server.arrived = expected, self.raw(row.answer), row.server, b""
         with connect() as connection:
             connection.sendall(self.raw(row.request) + (self.raw(NEXT) if more else b""))
             if row.half:
                 connection.shutdown(socket.SHUT_WR)
-            return *received(connection), server.came
+            return *received(connection), server.arrived
 
 
 def goes_on(row):
@@ -128,11 +128,11 @@ def goes_on(row):
 
 @pytest.fixture(scope="module")
 def labs(tmp_path_factory, origins):
-    made = {
+    labs = {
         tls: ExchangeLab(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)
     }  # fmt: skip
-    yield made
-    for lab in made.values():
+    yield labs
+    for lab in labs.values():
         lab.server.close()
         lab.gate.close()
 
@@ -150,9 +150,9 @@ def test_http1_exchange_is_unchanged_except_as_documented(labs, row, tls):
 
     arrives = request if row.arrives is None else lab.raw(row.arrives)
     more = more or row.gets == Page(502)  # the connection of the client stays usable
-    got, ended, came = lab.run(lab.site.connect, row, arrives, more=more)
+    got, ended, arrived = lab.run(lab.site.connect, row, arrives, more=more)
     behind = NEXT_ANSWER if more else b""
-    assert came == arrives
+    assert arrived == arrives
     assert ended == row.ends
     if isinstance(row.gets, Page):
         assert re.match(rb"HTTP/1\.1 %d (?:Blocked|Failed) by Exeat: " % row.gets.status, got)

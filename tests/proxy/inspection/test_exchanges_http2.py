@@ -58,9 +58,9 @@ def peer(*, client):
         client_side=client, header_encoding="latin-1", validate_outbound_headers=False, validate_inbound_headers=False,
         normalize_outbound_headers=False, normalize_inbound_headers=False,
     )  # fmt: skip
-    made = Peer(config)
-    made.initiate_connection()
-    return made
+    connection = Peer(config)
+    connection.initiate_connection()
+    return connection
 
 
 def receive(side, data, heard):
@@ -159,9 +159,9 @@ class Http2ExchangeLab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, origins):
-    made = Http2ExchangeLab(tmp_path_factory.mktemp("wire"), origins)
-    yield made
-    made.gate.close()
+    lab = Http2ExchangeLab(tmp_path_factory.mktemp("wire"), origins)
+    yield lab
+    lab.gate.close()
 
 
 @pytest.mark.parametrize("row", EXCHANGES, ids=[row.name for row in EXCHANGES])
@@ -199,10 +199,10 @@ class Http1ServerLab(Http2ExchangeLab):
         self.gate = GateLab(directory, origins)
         self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["http/1.1"])
         self.site = make_site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
-        self.answer, self.ends, self.came = b"", "", b""
+        self.answer, self.ends, self.arrived = b"", "", b""
 
     def _answer(self, connection, data):
-        self.came = data
+        self.arrived = data
         connection.sendall(self.answer)
         if self.ends:
             finish(connection, self.ends)
@@ -233,9 +233,9 @@ class Http1ServerLab(Http2ExchangeLab):
 
 @pytest.fixture(scope="module")
 def http1_server_lab(tmp_path_factory, origins):
-    made = Http1ServerLab(tmp_path_factory.mktemp("before"), origins)
-    yield made
-    made.gate.close()
+    lab = Http1ServerLab(tmp_path_factory.mktemp("before"), origins)
+    yield lab
+    lab.gate.close()
 
 
 def translated(text, method):
@@ -269,7 +269,7 @@ def test_http1_response_arrives_translated_to_http2(http1_server_lab, row):
     informational, head, body, trailers = translated(gets, method)
     assert (got.informational, got.head, got.body, got.trailers) == (informational, head, body, trailers)
     assert got.end == "end"
-    assert b"cookie: a=1; b=2\r\n" in http1_server_lab.came
+    assert b"cookie: a=1; b=2\r\n" in http1_server_lab.arrived
     assert http1_server_lab.gate.events("gate.error") == []
 
 

@@ -33,7 +33,7 @@ class WebSocketExchangeLab:
 
     def __init__(self, directory, origins, *, tls):
         self.gate = GateLab(directory, origins)
-        self.row = self.came = self.done = None
+        self.row = self.arrived = self.done = None
         self.origin = origins.script(self._answer, "good.example", tls=tls, alpn=["http/1.1"])
         self.site = make_site(self.gate, self.origin, tls=tls, http="{paths: [/chat], websocket: true}")
         self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
@@ -54,27 +54,27 @@ class WebSocketExchangeLab:
             *row.agreed,
         ]
         connection.sendall(written("HTTP/1.1 101 Switching Protocols", *agreed) + row.down)
-        came = exactly(connection, len(row.up))
+        arrived = exactly(connection, len(row.up))
         if row.late and row.ends_first == CLIENT:
-            came += received(connection)[0]
+            arrived += received(connection)[0]
             connection.sendall(row.late)
             finish(connection, "end")
         elif row.late:
             connection.shutdown(socket.SHUT_WR)
-            came += received(connection)[0]
+            arrived += received(connection)[0]
             connection.close()
         elif row.ends_first == SERVER:
             finish(connection, "end")
         else:
             with contextlib.suppress(OSError):
-                came += received(connection)[0]
+                arrived += received(connection)[0]
             connection.close()
-        self.came = head + came
+        self.arrived = head + arrived
         done.set()
 
     def run(self, connect, row):
         """Return the bytes of client and server including handshakes, and how the connection of the client ended."""
-        self.row, self.came, self.done = row, None, threading.Event()
+        self.row, self.arrived, self.done = row, None, threading.Event()
         extensions = [f"Sec-WebSocket-Extensions: {row.extensions}"] if row.extensions else []
         hello = [
             "GET /chat HTTP/1.1", f"Host: {self.site.host}", "Upgrade: websocket", "Connection: Upgrade",
@@ -97,14 +97,14 @@ class WebSocketExchangeLab:
                 if row.late and row.ends_first == SERVER:
                     connection.sendall(row.late)
         assert self.done.wait(10)
-        return got, self.came, ended
+        return got, self.arrived, ended
 
 
 @pytest.fixture(scope="module")
 def labs(tmp_path_factory, origins):
-    made = {tls: WebSocketExchangeLab(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)}
-    yield made
-    for lab in made.values():
+    labs = {tls: WebSocketExchangeLab(tmp_path_factory.mktemp("wire"), origins, tls=tls) for tls in (False, True)}
+    yield labs
+    for lab in labs.values():
         lab.gate.close()
 
 
@@ -120,8 +120,8 @@ def test_websocket_exchange_is_unchanged_except_as_documented(labs, row, tls):
         assert without[1].endswith(row.up + (row.late if row.ends_first == SERVER else b""))
         assert lab.run(lab.site.connect, row) == without
     else:
-        got, came, _ = lab.run(lab.site.connect, row)
-        assert came.partition(b"\r\n\r\n")[2] == row.arrives
+        got, arrived, _ = lab.run(lab.site.connect, row)
+        assert arrived.partition(b"\r\n\r\n")[2] == row.arrives
         assert b"exeat: " in got.partition(b"\r\n\r\n")[2]  # a close frame with the reason in it
     assert lab.gate.events("gate.error") == []
 

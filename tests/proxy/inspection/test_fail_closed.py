@@ -334,10 +334,12 @@ def is_hook(owner, name):
     """Return whether code of a library, the poller or a transport calls this method."""
     if name == "__init__":
         return False
-    told = name in vars(TransportOwner) or name.startswith("state_")
-    told = told or (owner is InspectedConnection and name in DRIVER) or (issubclass(owner, Codec) and name in CODEC)
+    matches = name in vars(TransportOwner) or name.startswith("state_")
+    matches = (
+        matches or (owner is InspectedConnection and name in DRIVER) or (issubclass(owner, Codec) and name in CODEC)
+    )
     bases = (base for base in owner.__mro__[1:] if base.__module__.partition(".")[0] in LIBRARIES)
-    return told or any(name in vars(base) for base in bases)
+    return matches or any(name in vars(base) for base in bases)
 
 
 HOOKS = {
@@ -377,7 +379,7 @@ def hook_lab(tmp_path_factory, origins):
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
         return True
 
-    made = {}
+    sites = {}
     gate.name(good_example="127.0.0.1")
     rules = []
     for name, origin in {
@@ -388,10 +390,10 @@ def hook_lab(tmp_path_factory, origins):
             f"{{id: {name}, {where}, http: {{paths: [/x, /chat, /upload], websocket: true, body: true}}}}",
             f"{{id: git-{name}, {where}, git: {{repos: [acme/web], push: [refs/heads/x]}}}}",
         ]
-        made[name] = Site(gate, "good.example", origin.port, gate.listen_for("good.example", origin.port), True)
-        made[name].origin = origin
+        sites[name] = Site(gate, "good.example", origin.port, gate.listen_for("good.example", origin.port), True)
+        sites[name].origin = origin
     gate.rules(f"[{', '.join(rules)}]")
-    yield gate, made
+    yield gate, sites
     gate.close()
 
 

@@ -103,10 +103,10 @@ def ended(client):
 @pytest.mark.parametrize("flood", [*FROM_CLIENTS, *HEADS])
 def test_client_frame_flood_ends_only_its_own_connection(busy_gate, flood):
     gate, _, site, other = busy_gate
-    told, closed = len(gate.events("request.decided")), len(gate.closed)
+    decided, closed = len(gate.events("request.decided")), len(gate.closed)
     client = Client(site)
     client.request("/upload", "POST", end=False)
-    wait_until(lambda: len(gate.events("request.decided")) == told + 1)
+    wait_until(lambda: len(gate.events("request.decided")) == decided + 1)
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         client.socket.sendall((FROM_CLIENTS | HEADS)[flood])
     codes = h2.errors.ErrorCodes
@@ -120,9 +120,9 @@ def test_client_frame_flood_ends_only_its_own_connection(busy_gate, flood):
 
 def test_withheld_credit_is_dropped_when_the_connection_is_over():
     """Data received before the flood waits for its server; h2 refuses credit on a closed connection."""
-    site = WebOrigin(HostName("good.example"), 443, tls=True)
+    origin = WebOrigin(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
-    front = http2.FrontHttp2(session, ClientEnd(site), lambda _stream: True)
+    front = http2.FrontHttp2(session, ClientEnd(origin), lambda _stream: True)
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     for command in front.handle_event(events.Start()):
@@ -156,7 +156,7 @@ BREAKS = {  # client resets (CVE-2023-44487), and frames that make the gate rese
 def test_rapid_resets_end_the_connection(busy_gate, monkeypatch, how):
     monkeypatch.setattr(http2, "RESETS", 20)
     gate, origin, site, other = busy_gate
-    asked, closed = len(origin.requests), len(gate.closed)
+    requests, closed = len(origin.requests), len(gate.closed)
     client = Client(site)
     sent = client.h2.data_to_send()
     for _ in range(150):
@@ -167,7 +167,7 @@ def test_rapid_resets_end_the_connection(busy_gate, monkeypatch, how):
         client.socket.sendall(sent)
     assert ended(client) is not None
     wait_until(lambda: len(gate.closed) > closed)
-    assert len(origin.requests) - asked < 100
+    assert len(origin.requests) - requests < 100
     assert gate.events("request.decided")[-1]["outcome"] == "blocked"
     assert gate.events("gate.error") == []
     assert other.status(other.request("/ok")) == "200"
@@ -288,8 +288,8 @@ def test_unknown_settings_are_not_stored():
     assert len(server.remote_settings) < 10
 
 
-@pytest.mark.parametrize(("allowed", "kept"), [(1 << 31, 4096), (4096, 4096), (100, 100), (0, 0)])
-def test_header_table_size_is_bounded(allowed, kept):
+@pytest.mark.parametrize(("allowed", "size"), [(1 << 31, 4096), (4096, 4096), (100, 100), (0, 0)])
+def test_header_table_size_is_bounded(allowed, size):
     """A peer may allow 4 GB, which would be stored outside the quota and searched for each field."""
     client = h2.connection.H2Connection(h2.config.H2Configuration())
     server = BoundedH2Connection(h2.config.H2Configuration(client_side=False))
@@ -297,8 +297,8 @@ def test_header_table_size_is_bounded(allowed, kept):
     client.update_settings({h2.settings.SettingCodes.HEADER_TABLE_SIZE: allowed})
     server.initiate_connection()
     for stream in range(1, 101, 2):
-        asked = [(":method", "GET"), (":scheme", "https"), (":authority", "x"), (":path", "/")]
-        client.send_headers(stream, asked, end_stream=True)
+        request_head = [(":method", "GET"), (":scheme", "https"), (":authority", "x"), (":path", "/")]
+        client.send_headers(stream, request_head, end_stream=True)
         server.receive_data(client.data_to_send())
         fields = [(f"x-{stream}-{number}", "v" * 200) for number in range(20)]
         server.send_headers(stream, [(":status", "200"), *fields], end_stream=True)
@@ -308,8 +308,8 @@ def test_header_table_size_is_bounded(allowed, kept):
             if isinstance(event, h2.events.ResponseReceived)
         )
         assert [(name.decode(), value.decode()) for name, value in answer.headers[1:]] == fields
-    assert server.encoder.header_table_size == kept
-    assert sum(len(n) + len(v) + 32 for n, v in server.encoder.header_table.dynamic_entries) <= kept
+    assert server.encoder.header_table_size == size
+    assert sum(len(n) + len(v) + 32 for n, v in server.encoder.header_table.dynamic_entries) <= size
 
 
 def test_finished_streams_to_a_server_are_forgotten(monkeypatch, busy_gate):
@@ -317,15 +317,15 @@ def test_finished_streams_to_a_server_are_forgotten(monkeypatch, busy_gate):
     gate, _, site, _ = busy_gate
     monkeypatch.setattr(http2, "REMEMBERED", 20)
     client = Client(site)
-    had = set(gate.inspection._engine._connections.values())
+    before = set(gate.inspection._engine._connections.values())
     for _ in range(60):
         client.body(client.request("/ok"))
-    (mine,) = [
+    (connection,) = [
         c for c in gate.inspection._engine._connections.values()
         if any(len(back.our_stream_id) and back.h2_conn.highest_outbound_stream_id > 100 for back in [server.codec for server in c._http.servers])
     ]  # fmt: skip
-    assert mine in had | {mine}
-    (back,) = [server.codec for server in mine._http.servers]
+    assert connection in before | {connection}
+    (back,) = [server.codec for server in connection._http.servers]
     assert len(back.our_stream_id) <= 21
     assert len(back.their_stream_id) <= 21
     client.close()

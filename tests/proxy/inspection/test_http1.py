@@ -204,15 +204,15 @@ def test_fuzzed_head_is_refused_or_forwarded_with_the_same_meaning(data, tls):
         try:
             head = parse_head(raw)
             body_size(head)
-            asked = read(head, tls=tls)
+            target = read(head, tls=tls)
         except UnclearError:
             continue
         # an accepted head is forwarded as one line and one host, and is read the same again
-        sent = settle(head, asked, WebOrigin(asked.host, asked.port, tls), extensions=True)
+        sent = settle(head, target, WebOrigin(target.host, target.port, tls), extensions=True)
         again = read(sent, tls=tls)
-        assert (again.host, again.path, again.method) == (asked.host, asked.path, asked.method)
+        assert (again.host, again.path, again.method) == (target.host, target.path, target.method)
         assert not any(c in sent.path for c in b" \r\n\0")
-        assert authority(asked.host, asked.port, tls=tls)
+        assert authority(target.host, target.port, tls=tls)
 
 
 @settings(max_examples=200, deadline=None)
@@ -220,9 +220,9 @@ def test_fuzzed_head_is_refused_or_forwarded_with_the_same_meaning(data, tls):
 def test_fuzzed_http2_head_is_refused_or_read(path, method, host, fields):
     head = Head(b"HTTP/2.0", method, b"https", host, path, tuple(fields))
     with contextlib.suppress(UnclearError):
-        asked = read(head, tls=True)
+        target = read(head, tls=True)
         assert b"\n" not in head.path
-        assert asked.method.isascii()
+        assert target.method.isascii()
     without_upgrade(head.fields)
 
 

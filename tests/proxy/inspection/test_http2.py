@@ -317,8 +317,8 @@ def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, co
             client.wait(h2.events.DataReceived, stream)
     leave(client)
     wait_until(lambda: len(gate.events("request.completed")) == len(UNFINISHED))
-    told = {e["http"]["path"]: (e["outcome"], e["http"].get("status")) for e in gate.events("request.completed")}
-    assert told == {path: what for path, (_, _, what) in UNFINISHED.items()}
+    outcomes = {e["http"]["path"]: (e["outcome"], e["http"].get("status")) for e in gate.events("request.completed")}
+    assert outcomes == {path: what for path, (_, _, what) in UNFINISHED.items()}
 
 
 def break_off(client, stream):
@@ -467,15 +467,15 @@ def test_waiting_requests_move_to_another_connection_if_repeatable(gate, origins
         server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="latin-1"))
         server.initiate_connection()
         server.update_settings({h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: 1})
-        data, taken = head, []
-        while data and not taken:
+        data, requests = head, []
+        while data and not requests:
             events = server.receive_data(data)
-            taken += [event for event in events if isinstance(event, h2.events.RequestReceived)]
+            requests += [event for event in events if isinstance(event, h2.events.RequestReceived)]
             connection.sendall(server.data_to_send())
-            data = taken or connection.recv(65536)
+            data = requests or connection.recv(65536)
         if not seen:
             agree(server, connection)
-        seen.extend(dict(event.headers)[":path"] for event in taken)
+        seen.extend(dict(event.headers)[":path"] for event in requests)
         go_on.wait(10)
         if farewell or len(seen) > 1:
             connection.sendall(farewell)

@@ -76,17 +76,17 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, origins):
-    made = Server(tmp_path_factory.mktemp("server"), origins)
-    yield made
-    made.gate.close()
+    lab = Server(tmp_path_factory.mktemp("server"), origins)
+    yield lab
+    lab.gate.close()
 
 
 @pytest.fixture
 def client(server):
     server.fields, server.body = [(":status", "200")], b"page"
-    made = Client(server.site)
-    yield made
-    made.close()
+    connection = Client(server.site)
+    yield connection
+    connection.close()
     assert server.gate.events("gate.error") == []
 
 

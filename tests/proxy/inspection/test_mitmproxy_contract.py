@@ -55,13 +55,13 @@ def test_reading_an_unfixed_option_raises():
 
 
 def test_layers_yield_only_commands_that_our_driver_handles():
-    made = {
+    yielded = {
         name
         for file in USED[1:]  # without layer.py, which only defines the base class
         for name in re.findall(r"yield (?:commands\.)?([A-Z]\w+)\(", file.read_text())
         if hasattr(commands, name) and name != "Log"
     }
-    assert made == {"CloseConnection", "RequestWakeup", "SendData"}  # waking is an option's, which is off
+    assert yielded == {"CloseConnection", "RequestWakeup", "SendData"}  # waking is an option's, which is off
 
 
 OVERRIDDEN = {
@@ -80,8 +80,8 @@ OVERRIDDEN = {
 @pytest.mark.parametrize(("owner", "name"), OVERRIDDEN, ids=lambda value: getattr(value, "__name__", value))
 def test_overridden_methods_exist_with_their_signature(owner, name):
     method = getattr(owner, name)
-    if wanted := OVERRIDDEN[owner, name]:
-        assert str(inspect.signature(method)).startswith(wanted)
+    if signature := OVERRIDDEN[owner, name]:
+        assert str(inspect.signature(method)).startswith(signature)
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_private_attributes_that_we_use_exist(owner, names):
 def test_our_connection_ends_have_every_attribute_that_layers_read():
     origin = WebOrigin(HostName("good.example"), 443, tls=True)
     client, server = ours.ClientEnd(origin), ours.ServerEnd(origin)
-    made = ours.LayerContext(client, server)
+    context = ours.LayerContext(client, server)
     source = "".join(file.read_text() for file in USED)
-    assert all(hasattr(made, name) for name in re.findall(r"\bcontext\.([a-z_]+)", source))
+    assert all(hasattr(context, name) for name in re.findall(r"\bcontext\.([a-z_]+)", source))
     for pattern, ends in ((r"\bconn\.([a-z_]+)", (client, server)), (r"\bcontext\.client\.([a-z_]+)", (client,)),
                           (r"\bcontext\.server\.([a-z_]+)", (server,))):  # fmt: skip
         for name in re.findall(pattern, source):
@@ -137,9 +137,9 @@ def test_converted_messages_equal_those_of_mitmproxy():
         "", 0, b"GET", b"https", b"good.example", b"/x", b"HTTP/2.0", http.Headers(fields), None, None, 0, None
     )
     response = http.Response(b"HTTP/2.0", 200, b"OK", http.Headers(fields), None, None, 0, None)
-    for made, theirs in ((request_of(head), request), (response_of(answer), response)):
-        made.data.timestamp_start = theirs.data.timestamp_start
-        assert vars(made.data) == vars(theirs.data)
+    for converted, theirs in ((request_of(head), request), (response_of(answer), response)):
+        converted.data.timestamp_start = theirs.data.timestamp_start
+        assert vars(converted.data) == vars(theirs.data)
     assert head_of(request) == head
     assert response_head_of(response) == answer
 
@@ -161,24 +161,24 @@ FIELDS = {
 
 
 def test_is_last_agrees_with_mitmproxy():
-    said = set()
+    outcomes = set()
     methods, statuses, versions = (b"GET", b"HEAD", b"DELETE"), (200, 204, 304), (b"HTTP/1.1", b"HTTP/1.0")
-    for asked, answer, method, status, first, second in itertools.product(
+    for request_fields, answer, method, status, first, second in itertools.product(
         FIELDS, FIELDS, methods, statuses, versions, versions
     ):
-        head = Head(first, method, b"", b"", b"/", FIELDS[asked])
+        head = Head(first, method, b"", b"", b"/", FIELDS[request_fields])
         answered = ResponseHead(second, status, b"OK", FIELDS[answer])
         found = http1.is_last(head, answered)
         request, response = request_of(head), response_of(answered)
-        said.add((asked, answer, found))
+        outcomes.add((request_fields, answer, found))
         closes = any(
             http1_messages.connection_close(one.http_version, _lower(one.headers)) for one in (request, response)
         )
         with contextlib.suppress(ValueError):  # mitmproxy continues here as well
             closes = closes or http1_messages.expected_http_body_size(request, response) == -1
         assert found is closes
-    assert {("", "length", False), ("kept", "kept length", False), ("", "", True), ("", "", False)} <= said
-    assert {("close", "length", True), ("", "close", True), ("close", "chunked", True), ("", "loud", True)} <= said
+    assert {("", "length", False), ("kept", "kept length", False), ("", "", True), ("", "", False)} <= outcomes
+    assert {("close", "length", True), ("", "close", True), ("close", "chunked", True), ("", "loud", True)} <= outcomes
 
 
 def _lower(headers):
@@ -190,7 +190,7 @@ def test_body_size_and_checked_length_agree_with_mitmproxy():
     names = (b"content-length", b"Content-Length", b"transfer-encoding", b"Transfer-Encoding", b"x y", b"x")
     sizes = (b"2", b"02", b"two", b"", b"2, 2", b"chunked", b"Chunked", b"gzip , chunked", b"gzip", b"identity", b"br")
     every = [(name, value) for name in names for value in sizes]
-    said = set()
+    outcomes = set()
     for fields, method, status, version in itertools.product(
         [(), *((one,) for one in every), *itertools.product(every[::3], every[::4])],
         (b"GET", b"HEAD"),
@@ -199,16 +199,16 @@ def test_body_size_and_checked_length_agree_with_mitmproxy():
     ):
         ours = ResponseHead(version, status, b"OK", fields)
         theirs = response_of(ours)
-        asked = request_of(Head(b"HTTP/1.1", method, b"", b"", b"/", ()))
+        request = request_of(Head(b"HTTP/1.1", method, b"", b"", b"/", ()))
         assert outcome(messages.body_size, method, ours) == outcome(
-            http1_messages.expected_http_body_size, asked, theirs
+            http1_messages.expected_http_body_size, request, theirs
         )
         wrong = outcome(validate.validate_headers, theirs) == "error"
         length, checked = outcome(messages.body_size, method, ours), outcome(messages.checked_length, method, ours)
         assert (checked == "error") is wrong
         assert wrong or status < 200 or checked == (None if length == -1 else length)
-        said.add(outcome(messages.body_size, method, ours))
-    assert said == {-1, 0, 2, None, "error"}
+        outcomes.add(outcome(messages.body_size, method, ours))
+    assert outcomes == {-1, 0, 2, None, "error"}
 
 
 def outcome(function, *arguments):

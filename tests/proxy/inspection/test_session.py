@@ -64,25 +64,25 @@ AFTERWARDS = {
 
 @pytest.mark.parametrize("case", AFTERWARDS)
 def test_address_being_dialed_is_checked_against_new_rules(gate, origins, monkeypatch, case):
-    listed, reason, asked = AFTERWARDS[case]
+    listed, reason, requests = AFTERWARDS[case]
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False, http="{methods: [GET]}")
-    kept, real = [], Dialer.connect
-    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: kept.append(what) or Waiting())
+    calls, real = [], Dialer.connect
+    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: calls.append(what) or Waiting())
     with site.connect() as connection:
         ask(site, connection)
-        wait_until(lambda: kept)
+        wait_until(lambda: calls)
         where = "" if listed is None else f", resolves_to: [{listed}]"
         gate.rules(f"[{{id: b, to: good.example, ports: [{origin.port}/http], action: allow{where}}}]")
         gate.loop.run(review, gate, origin.port)
         monkeypatch.undo()
-        gate.loop.run(lambda: kept.append(real(*kept[0])))
+        gate.loop.run(lambda: calls.append(real(*calls[0])))
         answered = read_all(connection)
     assert answered.startswith(b"HTTP/1.1 200") is (reason is None)
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told.get("reason")) == (("blocked", reason) if reason else ("passed", None))
-    assert len(origin.requests) == asked
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed.get("reason")) == (("blocked", reason) if reason else ("passed", None))
+    assert len(origin.requests) == requests
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,18 @@ def test_request_that_waits_for_dns_at_midnight_uses_the_new_date(gate, origins,
     )
     attempt = Attempt(Protocol.HTTP, HostName("good.example"), origin.port, at=date(2026, 3, 1))
     site.gate_port = gate.listen_for(site.name, site.port, tls=False, decision=gate.sandbox.policy.decide(attempt))
-    kept, real = [], Dialer.known
+    calls, real = [], Dialer.known
     monkeypatch.setattr(Dialer, "known", lambda *_: None)
-    monkeypatch.setattr(Dialer, "find", lambda *what: kept.append(what))
+    monkeypatch.setattr(Dialer, "find", lambda *what: calls.append(what))
     with site.connect() as connection:
         ask(site, connection)
-        wait_until(lambda: kept)
+        wait_until(lambda: calls)
         now[0] += seconds
-        dialer, policy, asked, done = kept[0]
-        gate.loop.run(lambda: done(real(dialer, policy, asked)))
+        dialer, policy, target, done = calls[0]
+        gate.loop.run(lambda: done(real(dialer, policy, target)))
         read_all(connection)
-    ((_, _, *told),) = gate.decided()
-    assert tuple(told) == decided
+    ((_, _, *outcome),) = gate.decided()
+    assert tuple(outcome) == decided
     assert len(origin.requests) == (decided[0] == "passed")
 
 
@@ -131,14 +131,14 @@ def test_new_idle_timeout_applies_to_an_open_connection(gate, origins):
 
 @pytest.mark.parametrize("denied", [True, False])
 def test_body_piece_in_the_scan_is_not_sent_once_rules_deny_it(gate, origins, slow_scan, denied):
-    came = []
+    received = []
 
     def answer(connection, _head):
         try:
-            came.append(connection.recv(100))
+            received.append(connection.recv(100))
             connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
         except OSError:
-            came.append(b"")
+            received.append(b"")
 
     site = make_site(gate, origins.script(answer, "good.example"), tls=False)
     with site.connect() as connection:
@@ -150,20 +150,20 @@ def test_body_piece_in_the_scan_is_not_sent_once_rules_deny_it(gate, origins, sl
             )
         gate.loop.run(review, gate, site.port)
         slow_scan.release.set()
-        wait_until(lambda: came)
-    assert came == [b"" if denied else b"hello"]
+        wait_until(lambda: received)
+    assert received == [b"" if denied else b"hello"]
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["bytes"]["down"]) == ("blocked" if denied else "passed", 0)
 
 
 def test_queued_body_piece_is_not_sent_once_rules_deny_it(gate, origins, monkeypatch):
-    came, begun, let, end = [], threading.Event(), threading.Event(), threading.Event()
+    received, started, release, end = [], threading.Event(), threading.Event(), threading.Event()
     real = Stream.state_request_body
 
     def waits(stream, event):  # as if other work before and after it took longer than a turn
-        begun.set()
-        while not let.is_set():
+        started.set()
+        while not release.is_set():
             yield
         yield from real(stream, event) or ()
         while not end.is_set():
@@ -171,9 +171,9 @@ def test_queued_body_piece_is_not_sent_once_rules_deny_it(gate, origins, monkeyp
 
     def answer(connection, _head):
         try:
-            came.append(connection.recv(100))
+            received.append(connection.recv(100))
         except OSError:
-            came.append(b"")
+            received.append(b"")
 
     monkeypatch.setattr(Stream, "state_request_body", waits)
     site = make_site(gate, origins.script(answer, "good.example"), tls=False)
@@ -181,13 +181,13 @@ def test_queued_body_piece_is_not_sent_once_rules_deny_it(gate, origins, monkeyp
     gate.rules(f"[{{id: a, {rule}}}]")
     with site.connect() as connection:
         post(site, connection)
-        assert begun.wait(30)
+        assert started.wait(30)
         gate.rules(f"[{{id: b, {rule}, http: {{paths: [/b]}}}}]")
         gate.loop.run(review, gate, site.port)
-        let.set()
-        wait_until(lambda: came)
+        release.set()
+        wait_until(lambda: received)
         end.set()
-    assert came == [b""]
+    assert received == [b""]
     wait_until(lambda: gate.events("request.completed"))
     assert [event["outcome"] for event in gate.events("request.completed")] == ["blocked"]
 
@@ -210,35 +210,35 @@ def test_tick_between_two_slices_does_not_resume_reading(gate, origins, slow_sca
 
 
 def test_client_reset_between_two_slices_resets_the_server(gate, origins, slow_scan):
-    came = []
+    received = []
 
     def answer(connection, _head):
         try:
-            came.append(connection.recv(100))
+            received.append(connection.recv(100))
         except ConnectionResetError:
-            came.append("a reset")
+            received.append("a reset")
 
     site = make_site(gate, origins.script(answer, "good.example"), tls=False)
     connection = site.connect()
     post(site, connection)
     assert slow_scan.started.wait(30)
     close_abruptly(connection)
-    wait_until(lambda: came)
-    assert came == ["a reset"]
+    wait_until(lambda: received)
+    assert received == ["a reset"]
 
 
 @pytest.mark.parametrize(
     "step", [(HttpRouter, "drop_all"), (InspectedConnection, "_leave_servers")], ids=["steps", "servers"]
 )
 def test_cleanup_step_that_raises_does_not_skip_the_others(gate, origins, monkeypatch, slow_scan, step):
-    came = []
+    received = []
     real = getattr(*step)
 
     def answer(connection, _head):
         try:
-            came.append(connection.recv(100))
+            received.append(connection.recv(100))
         except ConnectionResetError:
-            came.append("a reset")
+            received.append("a reset")
 
     def broken(one, **more):
         real(one, **more)
@@ -250,44 +250,44 @@ def test_cleanup_step_that_raises_does_not_skip_the_others(gate, origins, monkey
     assert slow_scan.started.wait(30)
     monkeypatch.setattr(*step, broken)
     close_abruptly(connection)
-    wait_until(lambda: came and gate.events("request.completed"))
-    assert came == ["a reset"]
+    wait_until(lambda: received and gate.events("request.completed"))
+    assert received == ["a reset"]
     assert [closed.reason for closed in gate.wait_closed()] == ["gate_error"]
     assert [event["fault"]["detail"] for event in gate.events("gate.error")] == ["ValueError: on purpose"]
 
 
 def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypatch):
     """Like the review of a push with a thousand refs, which yields to other connections between refs."""
-    begun, let, asked, came = threading.Event(), threading.Event(), threading.Event(), []
+    started, release, requested, received = threading.Event(), threading.Event(), threading.Event(), []
 
     def slow_scan(*what):
-        begun.set()
-        while not let.is_set():
+        started.set()
+        while not release.is_set():
             yield
         return (yield from standing(*what))
 
     def answer(connection, _head):
-        asked.set()
+        requested.set()
         try:
-            came.append(connection.recv(100))
+            received.append(connection.recv(100))
         except ConnectionResetError:
-            came.append(b"")
+            received.append(b"")
 
     monkeypatch.setattr(session, "standing", slow_scan)
     site = make_site(gate, origins.script(answer, "good.example"), tls=False)
     with site.connect() as connection:
         connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 5\r\n\r\n".encode())
-        assert asked.wait(30)
+        assert requested.wait(30)
         gate.rules(f"[{{id: b, to: good.example, ports: [{site.port}/http], action: allow, http: {{paths: [/b]}}}}]")
         gate.loop.run(review, gate, site.port)
-        assert begun.is_set()
+        assert started.is_set()
         connection.sendall(b"hello")
         for _ in range(20):  # other turns of the loop
             gate.loop.run(lambda: None)
-        assert not came
-        let.set()
-        wait_until(lambda: came)
-    assert came == [b""]
+        assert not received
+        release.set()
+        wait_until(lambda: received)
+    assert received == [b""]
 
 
 def test_review_of_a_push_yields_once_per_ref(gate):
@@ -296,14 +296,14 @@ def test_review_of_a_push_yields_once_per_ref(gate):
     assert len(list(standing(gate.sandbox, (attempt,) * 1000, None))) == 1000
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_source_that_becomes_untrusted_taints_the_task_or_is_blocked(gate, origins, kept):
-    begun, let = threading.Event(), threading.Event()
+@pytest.mark.parametrize("recordable", [True, False])
+def test_source_that_becomes_untrusted_taints_the_task_or_is_blocked(gate, origins, recordable):
+    started, release = threading.Event(), threading.Event()
 
     def answer(connection, _head):
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
-        begun.set()
-        let.wait(30)
+        started.set()
+        release.wait(30)
         with contextlib.suppress(OSError):
             connection.sendall(b"words")
 
@@ -311,18 +311,20 @@ def test_source_that_becomes_untrusted_taints_the_task_or_is_blocked(gate, origi
     with site.connect() as connection:
         ask(site, connection)
         read_until(connection, b"\r\n\r\n")
-        if not kept:
+        if not recordable:
             gate.sandbox.taint = SimpleNamespace(reads=lambda *_: False)
         rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{site.port}/http], action: allow"
         gate.rules(f"[{{id: a, {rule}, trust: untrusted}}]")
         gate.loop.run(review, gate, site.port)
-        let.set()
-        assert gate.sandbox.tainted is kept
-        if kept:
+        release.set()
+        assert gate.sandbox.tainted is recordable
+        if recordable:
             assert read_until(connection, b"words")
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told.get("reason")) == (("passed", None) if kept else ("blocked", "approval_unavailable"))
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed.get("reason")) == (
+        ("passed", None) if recordable else ("blocked", "approval_unavailable")
+    )
 
 
 def test_canceled_dials_return_their_descriptors_to_the_quota(gate, origins):

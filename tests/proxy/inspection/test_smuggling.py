@@ -53,21 +53,21 @@ class RawOrigin:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                came = bytearray()
+                received = bytearray()
                 self.open += 1
-                self.connections.append(came)
-                threading.Thread(target=self._serve, args=(connection, came), daemon=True).start()
+                self.connections.append(received)
+                threading.Thread(target=self._serve, args=(connection, received), daemon=True).start()
 
-    def _serve(self, connection, came):
+    def _serve(self, connection, received):
         answered = 0
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection).settimeout(10)
             if self._context is not None:
                 connection = stack.enter_context(self._context.wrap_socket(connection, server_side=True))
             while data := connection.recv(65536):
-                came += data
-                while end := whole(came, answered):
-                    body = b"" if came[answered:].startswith(b"HEAD ") else b"ok"
+                received += data
+                while end := whole(received, answered):
+                    body = b"" if received[answered:].startswith(b"HEAD ") else b"ok"
                     answered = end
                     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body)
         self.open -= 1
@@ -76,18 +76,18 @@ class RawOrigin:
         stop(self._listener)
 
 
-def whole(came, start):
+def whole(received, start):
     """Return the end of the message that starts at `start` by RFC 9112; 0 if it is incomplete."""
-    end = came.find(b"\r\n\r\n", start) + 4
+    end = received.find(b"\r\n\r\n", start) + 4
     if end < 4:
         return 0
-    head = bytes(came[start:end])
+    head = bytes(received[start:end])
     if b"\r\ntransfer-encoding: chunked\r\n" in head.lower():
-        last = came.find(b"\r\n0\r\n", end - 2)
-        return came.find(b"\r\n\r\n", last + 3) + 4 if last >= 0 else 0
+        last = received.find(b"\r\n0\r\n", end - 2)
+        return received.find(b"\r\n\r\n", last + 3) + 4 if last >= 0 else 0
     length = _LENGTH.search(head)
     end += int(length[1]) if length else 0
-    return end if end <= len(came) else 0
+    return end if end <= len(received) else 0
 
 
 class SmugglingLab:
@@ -122,7 +122,7 @@ class SmugglingLab:
 
     def ask(self, sent, *, ends=False):
         """Send bytes on a new connection; returns the answers, and the bytes of each connection at the origin."""
-        had, closed = len(self.origin.connections), len(self.gate.closed)
+        before, closed = len(self.origin.connections), len(self.gate.closed)
         answer = b""
         with contextlib.suppress(ConnectionResetError), self.site.connect() as connection:
             connection.sendall(sent)
@@ -133,7 +133,7 @@ class SmugglingLab:
         wait_until(lambda: len(self.gate.closed) > closed)
         # The origin may still accept a connection that the gate has closed; it would count for the next case
         wait_until(lambda: len(self.origin.connections) == self._dialled() and not self.origin.open)
-        return answer, [bytes(came) for came in self.origin.connections[had:]]
+        return answer, [bytes(received) for received in self.origin.connections[before:]]
 
     def _dialled(self):
         found = self.gate.recorder.metrics.dial_seconds.get(CONNECTED)
@@ -142,10 +142,10 @@ class SmugglingLab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, origins):
-    made = SmugglingLab(tmp_path_factory.mktemp("wire"), origins)
-    yield made
-    made.origin.close()
-    made.gate.close()
+    lab = SmugglingLab(tmp_path_factory.mktemp("wire"), origins)
+    yield lab
+    lab.origin.close()
+    lab.gate.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -153,23 +153,23 @@ def test_smuggled_request_is_refused_or_has_one_reading(lab, case):
     ends = isinstance(case.outcome, Unfinished)
     sent = raw(case.sent, lab.site.host) + (b"" if ends else raw(NEXT, lab.site.host))
     answer, arrived = lab.ask(sent, ends=ends)
-    told = lab.decisions()
+    decisions = lab.decisions()
     match case.outcome:
         case Refused(reason, status):
             assert arrived == []
             assert answer.startswith(b"HTTP/1.1 %d Blocked by Exeat: %s\r\n" % (status, reason.encode()))
             assert re.findall(rb"HTTP/1.1 [0-9]{3} ", answer) == [b"HTTP/1.1 %d " % status]
-            assert [each[2:] for each in told] == [("blocked", reason)]
+            assert [each[2:] for each in decisions] == [("blocked", reason)]
         case Forwarded(arrives):
             assert arrived == [raw(arrives, lab.site.host)]
             assert re.findall(rb"HTTP/1.1 ([2-9]..)", answer) == [b"200", b"403"]
-            assert [each[1:] for each in told[1:]] == [("/next", "blocked", "rule")]
-            assert told[0][2:] == ("passed", "rule")
+            assert [each[1:] for each in decisions[1:]] == [("/next", "blocked", "rule")]
+            assert decisions[0][2:] == ("passed", "rule")
         case Broken(arrives) | Unfinished(arrives):
             assert len(arrived) <= 1
             assert raw(arrives, lab.site.host).startswith(b"".join(arrived))
             assert b"HTTP/1.1 200" not in answer
-            assert [each[2:] for each in told] == [("passed", "rule")]
+            assert [each[2:] for each in decisions] == [("passed", "rule")]
 
 
 def test_body_sent_after_an_early_answer_is_not_forwarded(gate, origins):

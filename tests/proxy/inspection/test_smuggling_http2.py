@@ -18,10 +18,10 @@ ENDS = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTermin
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, origins):
-    made = SmugglingLab(tmp_path_factory.mktemp("wire"), origins, tls=True)
-    yield made
-    made.origin.close()
-    made.gate.close()
+    lab = SmugglingLab(tmp_path_factory.mktemp("wire"), origins, tls=True)
+    yield lab
+    lab.origin.close()
+    lab.gate.close()
 
 
 def send(client, case, host, pause):
@@ -42,7 +42,7 @@ def send(client, case, host, pause):
 
 def ask(lab, case, pause=lambda _: None):
     """Return the bytes of each connection at the origin, and outcome and reason of each decision."""
-    had, closed = len(lab.origin.connections), len(lab.gate.closed)
+    before, closed = len(lab.origin.connections), len(lab.gate.closed)
     lab.speak_http2()
     client = Client(lab.site)
     with contextlib.suppress(ConnectionError, ssl.SSLError):
@@ -51,23 +51,23 @@ def ask(lab, case, pause=lambda _: None):
             client.read()
     client.close()
     wait_until(lambda: len(lab.gate.closed) > closed and not lab.origin.open)
-    return [bytes(came) for came in lab.origin.connections[had:]], [each[2:] for each in lab.decisions()]
+    return [bytes(received) for received in lab.origin.connections[before:]], [each[2:] for each in lab.decisions()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_smuggled_http2_request_is_refused_or_has_one_reading(lab, case):
     """Sends all frames in one piece."""
-    arrived, told = ask(lab, case)
+    arrived, decisions = ask(lab, case)
     match case.outcome:
         case Refused(reason):
             assert arrived == []
-            assert told in ([("blocked", reason)], [("blocked", "protocol_mismatch")])
+            assert decisions in ([("blocked", reason)], [("blocked", "protocol_mismatch")])
         case Forwarded(arrives):
             assert arrived == [raw(arrives, lab.site.host)]
-            assert told == [("passed", "rule")]
+            assert decisions == [("passed", "rule")]
         case AtMost(arrives):
             assert raw(arrives, lab.site.host).startswith(b"".join(arrived))
-            assert told == [("passed", "rule")]
+            assert decisions == [("passed", "rule")]
 
 
 LATE = [case for case in CASES if isinstance(case.outcome, AtMost)]
@@ -76,15 +76,15 @@ LATE = [case for case in CASES if isinstance(case.outcome, AtMost)]
 @pytest.mark.parametrize("case", LATE, ids=[case.name for case in LATE])
 def test_late_frames_send_no_more_than_was_decided(lab, case):
     def pause(client):
-        had = sum(map(len, lab.origin.connections))
+        before = sum(map(len, lab.origin.connections))
         client.flush()
-        wait_until(lambda: sum(map(len, lab.origin.connections)) > had)
+        wait_until(lambda: sum(map(len, lab.origin.connections)) > before)
 
-    arrived, told = ask(lab, case, pause)
+    arrived, decisions = ask(lab, case, pause)
     assert arrived
     assert raw(case.outcome.arrives, lab.site.host).startswith(b"".join(arrived))
-    assert told[0] == ("passed", "rule")
-    assert told[1:] in ([], [("blocked", "ambiguous_request")])  # the trailers
+    assert decisions[0] == ("passed", "rule")
+    assert decisions[1:] in ([], [("blocked", "ambiguous_request")])  # the trailers
 
 
 def test_http2_smuggling_corpus_has_unique_names():

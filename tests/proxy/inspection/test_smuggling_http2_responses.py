@@ -117,9 +117,9 @@ class Http2ResponseSmugglingLab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, origins):
-    made = Http2ResponseSmugglingLab(tmp_path_factory.mktemp("wire"), origins)
-    yield made
-    made.gate.close()
+    lab = Http2ResponseSmugglingLab(tmp_path_factory.mktemp("wire"), origins)
+    yield lab
+    lab.gate.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -146,8 +146,8 @@ def test_smuggled_http2_response_arrives_as_meant_or_is_cut(lab, case):
 
 def test_http1_client_is_served_over_http1(lab):
     """So that no HTTP/2 frame is ever written to an HTTP/1 client."""
-    had = len(lab.origin.requests)
+    before = len(lab.origin.requests)
     with lab.site.connect() as connection:
         connection.sendall(f"GET / HTTP/1.1\r\nHost: {lab.site.host}\r\nConnection: close\r\n\r\n".encode())
-        wait_until(lambda: len(lab.origin.requests) > had)
+        wait_until(lambda: len(lab.origin.requests) > before)
     assert lab.origin.requests[-1].startswith(b"GET / HTTP/1.1\r\n")

@@ -48,11 +48,11 @@ class ResponseSmugglingLab:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, origins):
-    made = ResponseSmugglingLab(tmp_path_factory.mktemp("wire"), origins)
-    yield made
+    lab = ResponseSmugglingLab(tmp_path_factory.mktemp("wire"), origins)
+    yield lab
     with contextlib.suppress(OSError):
-        made.origin.listener.close()
-    made.gate.close()
+        lab.origin.listener.close()
+    lab.gate.close()
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

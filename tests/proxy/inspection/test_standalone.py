@@ -75,29 +75,29 @@ def test_client_that_leaves_an_event_stream_is_recorded_as_passed(mitmdump):
         read_until(connection, b"\r\n\r\n")
         read_until(connection, b"\r\n")
 
-    def told():
+    def completed_events():
         return [e for e in mitmdump.events("request.completed") if e["http"]["path"] == "/slow/100/0.05"]
 
-    wait_until(told)
-    assert [(e["outcome"], e["detail"]) for e in told()] == [("passed", "the client left before the end")]
+    wait_until(completed_events)
+    assert [(e["outcome"], e["detail"]) for e in completed_events()] == [("passed", "the client left before the end")]
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_request_without_a_rule_is_denied_and_not_sent(mitmdump, version):
-    asked = len(mitmdump.tls.requests)
+    before = len(mitmdump.tls.requests)
     status, out, err = mitmdump.curl(version, "-X", "DELETE", f"https://good.example:{mitmdump.tls.port}/x")
     assert (status, err) == (0, "")
     assert json.loads(out)["reason"] == "no_rule"
-    assert len(mitmdump.tls.requests) == asked
+    assert len(mitmdump.tls.requests) == before
 
 
 def test_request_that_needs_approval_is_denied_without_a_registry(mitmdump):
     """A plain mitmproxy has no approvals registry."""
-    asked = len(mitmdump.tls.requests)
+    before = len(mitmdump.tls.requests)
     status, out, err = mitmdump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{mitmdump.tls.port}/x")
     assert (status, err) == (0, "")
     assert json.loads(out)["reason"] == "approval_unavailable"
-    assert len(mitmdump.tls.requests) == asked
+    assert len(mitmdump.tls.requests) == before
 
 
 def test_connect_to_unlisted_host_is_denied(mitmdump):
@@ -110,10 +110,10 @@ def test_connect_to_unlisted_host_is_denied(mitmdump):
 def test_denied_upload_is_not_sent(mitmdump):
     body = mitmdump.directory / "body"
     body.write_bytes(b"x" * 3_000_000)
-    asked = len(mitmdump.plain.requests)
+    before = len(mitmdump.plain.requests)
     status, _, _ = mitmdump.curl("-T", body, f"http://good.example:{mitmdump.plain.port}/x")
     assert status != 0
-    assert len(mitmdump.plain.requests) == asked
+    assert len(mitmdump.plain.requests) == before
 
 
 def test_large_upload_arrives_whole(mitmdump):
@@ -136,17 +136,17 @@ def test_secret_in_a_body_is_flagged_or_blocked(mitmdump, path, chunked):
     clean_one = mitmdump.events("request.decided")[-1]["id"]
     wait_until(lambda: [e for e in mitmdump.events("request.completed") if e["cause"] == clean_one])
     assert next(e for e in mitmdump.events("request.completed") if e["cause"] == clean_one)["outcome"] == "passed"
-    told = len(mitmdump.events("secret.detected"))
+    before = len(mitmdump.events("secret.detected"))
     body.write_bytes(clean + TOKEN.encode() + clean)
     status, out, err = mitmdump.curl(*words, url)
-    kept = path == "/upload?kept=1"
-    assert (status == 0) is not kept, (out, err)
-    wait_until(lambda: len(mitmdump.events("secret.detected")) > told)
+    blocked = path == "/upload?kept=1"
+    assert (status == 0) is not blocked, (out, err)
+    wait_until(lambda: len(mitmdump.events("secret.detected")) > before)
     leak = mitmdump.events("secret.detected")[-1]
-    assert (leak["verdict"], leak["detail"]) == ("deny" if kept else "flag", "github-token in the body")
+    assert (leak["verdict"], leak["detail"]) == ("deny" if blocked else "flag", "github-token in the body")
     wait_until(lambda: [e for e in mitmdump.events("request.completed") if e["cause"] == leak["cause"]])
     (completed,) = [e for e in mitmdump.events("request.completed") if e["cause"] == leak["cause"]]
-    assert completed["outcome"] == ("blocked" if kept else "passed")
+    assert completed["outcome"] == ("blocked" if blocked else "passed")
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ def say(mitmdump, data, index=0):
     ids=range(8),
 )
 def test_requests_to_another_host_or_protocol_are_refused(mitmdump, head):
-    asked = mitmdump.plain.connections
+    before = mitmdump.plain.connections
     answer = say(mitmdump, head.replace("PORT", str(mitmdump.plain.port)) + "Connection: close\r\n\r\n")
     assert b" 200 " not in answer.split(b"\r\n")[0]
-    assert mitmdump.plain.connections == asked
+    assert mitmdump.plain.connections == before
 
 
 @pytest.mark.parametrize("inside", ["SSH-2.0-x\r\n\r\n", "\x00\x00raw", "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n"])
@@ -340,16 +340,16 @@ def test_hook_that_raises_ends_the_connection(mitmdump, hook, tls):
         hook = "server_connected"  # there the request is sent at once
     origin = mitmdump.tls if tls else mitmdump.plain
     url = f"http{'s' if tls else ''}://good.example:{origin.port}/broken-{hook}"
-    asked = [request.target for request in origin.requests]
-    told = len(mitmdump.events("gate.error"))
+    requests_before = [request.target for request in origin.requests]
+    errors_before = len(mitmdump.events("gate.error"))
     mitmdump.break_hook(hook)
     status, out, _ = mitmdump.curl("--http1.1", url, "-m", "5")
     if hook != "response":  # then it has been passed on already
         assert status != 0
         assert b"origin for" not in out
-    wait_until(lambda: any(hook in event["fault"]["detail"] for event in mitmdump.events("gate.error")[told:]))
+    wait_until(lambda: any(hook in event["fault"]["detail"] for event in mitmdump.events("gate.error")[errors_before:]))
     if hook not in ("request", "responseheaders", "response"):  # its head has left before
-        assert [request.target for request in origin.requests] == asked
+        assert [request.target for request in origin.requests] == requests_before
     mitmdump.break_hook("")
     assert mitmdump.curl(url, "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
 
@@ -374,8 +374,8 @@ def test_every_hook_that_sees_traffic_is_guarded():
         assert hasattr(hook, "__wrapped__"), f"{name} is not guarded"
 
 
-@pytest.mark.parametrize(("words", "said"), [([], "there are no rules"), (["--set", "exeat_rules=BAD"], "2:1")])
-def test_start_without_valid_rules_fails(tmp_path, words, said):
+@pytest.mark.parametrize(("words", "message"), [([], "there are no rules"), (["--set", "exeat_rules=BAD"], "2:1")])
+def test_start_without_valid_rules_fails(tmp_path, words, message):
     (tmp_path / "bad.yaml").write_text("version: 1\nnonsense: t\n")
     done = subprocess.run(
         [MITMDUMP, "-s", ADDON, "--set", f"confdir={tmp_path}", "--listen-host", "127.0.0.1", "-p", "0",
@@ -383,11 +383,11 @@ def test_start_without_valid_rules_fails(tmp_path, words, said):
         capture_output=True, timeout=30, check=False, cwd="/",
     )  # fmt: skip
     assert done.returncode == 1
-    assert said in (done.stdout + done.stderr).decode()
+    assert message in (done.stdout + done.stderr).decode()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("options", "message"),
     [
         ({"exeat_rules": ["/nonexistent.yaml"]}, "nonexistent"),
         ({"mode": ["socks5"]}, "not in `socks5`"),
@@ -401,21 +401,21 @@ def test_start_without_valid_rules_fails(tmp_path, words, said):
     ],
     ids=str,
 )
-def test_mitmproxy_options_that_bypass_the_addon_are_refused(tmp_path, wanted, said):
+def test_mitmproxy_options_that_bypass_the_addon_are_refused(tmp_path, options, message):
     (tmp_path / "rules.yaml").write_text("version: 1\nname: t\nrules: []\n")
 
     async def run():
         with taddons.context(
             Proxyserver(), NextLayer(), TlsConfig(), Onboarding(), UpstreamAuth(), MapRemote()
-        ) as made:
-            made.options.update(confdir=str(tmp_path))
+        ) as context:
+            context.options.update(confdir=str(tmp_path))
             exeat = addon.Exeat()
-            made.master.addons.add(exeat)
-            made.configure(exeat, exeat_rules=[str(tmp_path / "rules.yaml")])
-            assert made.options.connection_strategy == "lazy"
-            assert made.options.ssl_verify_upstream_trusted_ca == bundle_path()
-            with pytest.raises(OptionsError, match=re.escape(said)):
-                made.configure(exeat, **wanted)
+            context.master.addons.add(exeat)
+            context.configure(exeat, exeat_rules=[str(tmp_path / "rules.yaml")])
+            assert context.options.connection_strategy == "lazy"
+            assert context.options.ssl_verify_upstream_trusted_ca == bundle_path()
+            with pytest.raises(OptionsError, match=re.escape(message)):
+                context.configure(exeat, **options)
 
     asyncio.run(run())
 
@@ -429,18 +429,18 @@ def test_rules_with_secrets_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("settings: {upstream_ca: ROOTS}", "rule files with `upstream_ca` need `exeat run`"),
         ("rules: [{id: a, to: x.example, action: allow, ca: ROOTS}]", "rule files with `ca` need `exeat run`"),
     ],
 )
-def test_rules_with_extra_cas_are_refused(tmp_path, text, said):
+def test_rules_with_extra_cas_are_refused(tmp_path, text, message):
     """mitmproxy verifies servers itself, so every request would fail without an explanation."""
     roots, file = tmp_path / "roots.pem", tmp_path / "rules.yaml"
     shutil.copy(certifi.where(), roots)
     file.write_text(f"version: 1\n{text.replace('ROOTS', str(roots))}\n")
-    with pytest.raises(OSError, match=said):
+    with pytest.raises(OSError, match=message):
         StandaloneGate([file], None)
 
 
@@ -454,14 +454,14 @@ def test_rules_with_sandbox_or_commands_log_a_warning(tmp_path, caplog):
 
 def test_mitmproxy_exits_when_the_addon_cannot_be_reloaded(tmp_path, origins):
     """mitmproxy reloads a changed script, and would continue without one that fails to load."""
-    made = Mitmdump(tmp_path, origins)
+    lab = Mitmdump(tmp_path, origins)
     (tmp_path / "journal").mkdir()
     copy = tmp_path / "addon.py"
     copy.write_text(
         ADDON.read_text().replace("Path(__file__).resolve().parent.parent", f"Path({str(ADDON.parents[1])!r})")
     )
     process = subprocess.Popen(
-        [MITMDUMP, "-q", "-s", copy, "--set", f"exeat_rules={made.rules}", "--set", f"confdir={tmp_path}",
+        [MITMDUMP, "-q", "-s", copy, "--set", f"exeat_rules={lab.rules}", "--set", f"confdir={tmp_path}",
          "--listen-host", "127.0.0.1", "-p", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/",
     )  # fmt: skip
     time.sleep(2.5)

@@ -26,26 +26,26 @@ HOSTS = ("good.example", "paths.example", *CONDITION_HOSTS.values())
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory, origins):
     """One mitmdump with the rules of all tables, each for its own hosts, and two origins."""
-    made = Mitmdump(tmp_path_factory.mktemp("tables"), origins)
-    made.wire = RawOrigin().start(None)
-    made.web = origins.web("good.example", tls=False)
-    made.hosts(dict.fromkeys(HOSTS, "127.0.0.1"))
-    (made.directory / "journal").mkdir()
+    lab = Mitmdump(tmp_path_factory.mktemp("tables"), origins)
+    lab.wire = RawOrigin().start(None)
+    lab.web = origins.web("good.example", tls=False)
+    lab.hosts(dict.fromkeys(HOSTS, "127.0.0.1"))
+    (lab.directory / "journal").mkdir()
     inside = "resolves_to: [127.0.0.0/8]"
     rules = [
-        f"{{id: w, to: good.example, {inside}, ports: [{made.wire.port}/http], http: {{paths: ['/**'], body: true}}, action: allow}}",
-        f"{{id: d, to: good.example, ports: [{made.wire.port}/http], http: {{paths: [/next, /smuggled]}}, action: deny}}",
+        f"{{id: w, to: good.example, {inside}, ports: [{lab.wire.port}/http], http: {{paths: ['/**'], body: true}}, action: allow}}",
+        f"{{id: d, to: good.example, ports: [{lab.wire.port}/http], http: {{paths: [/next, /smuggled]}}, action: deny}}",
         *(
-            f"{{id: c{number}, to: {CONDITION_HOSTS[name]}, {inside}, ports: [{made.web.port}/http], http: {http}, action: allow}}"
+            f"{{id: c{number}, to: {CONDITION_HOSTS[name]}, {inside}, ports: [{lab.web.port}/http], http: {http}, action: allow}}"
             for number, (name, (http, _, _)) in enumerate(CONDITIONS.items())
         ),
     ]
     paths = PATH_RULES.strip().removeprefix("[").removesuffix("]").strip().removesuffix(",")
-    paths = paths.replace("good.example", "paths.example").replace("PORT", str(made.web.port))
-    made.start(f"[{', '.join(rules)}, {paths}]", "transparent")
-    yield made
-    made.stop()
-    made.wire.close()
+    paths = paths.replace("good.example", "paths.example").replace("PORT", str(lab.web.port))
+    lab.start(f"[{', '.join(rules)}, {paths}]", "transparent")
+    yield lab
+    lab.stop()
+    lab.wire.close()
 
 
 QUIET = 1  # seconds without a byte: mitmproxy leaves some connections open
@@ -65,14 +65,14 @@ def ask(mitmdump, port, sent, *, ends=False):
     return answer
 
 
-def decided(mitmdump, name, asked):
+def decided(mitmdump, name, earlier):
     """Return the decision on the one request to this host after the first `asked`."""
-    wait_until(lambda: len(told(mitmdump, name)) > asked)
-    [event] = told(mitmdump, name)[asked:]
+    wait_until(lambda: len(decisions_for(mitmdump, name)) > earlier)
+    [event] = decisions_for(mitmdump, name)[earlier:]
     return " ".join([event["outcome"], event["reason"], *event.get("rules", [])])
 
 
-def told(mitmdump, name):
+def decisions_for(mitmdump, name):
     return [event for event in mitmdump.events("request.decided") if event["destination"].get("name") == name]
 
 
@@ -89,19 +89,19 @@ def test_request_conditions_decide_as_in_the_gate(corpora, name):
 @pytest.mark.parametrize("name", PATHS)
 def test_path_and_destination_decide_as_in_the_gate(corpora, name):
     line, destination, expected = PATHS[name]
-    before, asked = len(corpora.web.requests), len(told(corpora, "paths.example"))
+    before, earlier = len(corpora.web.requests), len(decisions_for(corpora, "paths.example"))
     field = "" if destination is None else f"Destination: {destination}\n"
     head = f"{line} HTTP/1.1\nHost: HOST\nConnection: close\n{field}\n"
     sent = head.replace("HOST", f"paths.example:{corpora.web.port}").replace("\n", "\r\n").encode()
     ask(corpora, corpora.web.port, sent)
-    assert decided(corpora, "paths.example", asked) == expected
+    assert decided(corpora, "paths.example", earlier) == expected
     assert len(corpora.web.requests) - before == expected.startswith("passed")
 
 
-def messages(came):
+def messages(data):
     """Return method and target of each complete message as h11 reads it, and whether more bytes followed."""
     reader, found = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20), []
-    reader.receive_data(bytes(came))
+    reader.receive_data(bytes(data))
     while isinstance(request := reader.next_event(), h11.Request):
         while not isinstance(part := reader.next_event(), h11.EndOfMessage):
             if part is h11.NEED_DATA:
@@ -118,11 +118,11 @@ def messages(came):
 @pytest.mark.parametrize("case", SMUGGLING, ids=[case.name for case in SMUGGLING])
 def test_smuggled_request_is_refused_or_arrives_as_one_message(corpora, case):
     host = f"good.example:{corpora.wire.port}"
-    had, ends = len(corpora.wire.connections), isinstance(case.outcome, Unfinished)
+    before, ends = len(corpora.wire.connections), isinstance(case.outcome, Unfinished)
     answer = ask(corpora, corpora.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
     wait_until(lambda: not corpora.wire.open)
     arrived = [
-        messages(came) for came in corpora.wire.connections[had:] if came
+        messages(received) for received in corpora.wire.connections[before:] if received
     ]  # an empty one was only opened, without bytes
     assert len(arrived) <= 1
     assert len(re.findall(rb"(?:^|ok)HTTP/1.1 200", answer)) <= len(arrived)
@@ -136,6 +136,6 @@ def test_smuggled_request_is_refused_or_arrives_as_one_message(corpora, case):
 
 def test_half_of_the_forwarded_cases_pass_mitmproxy(corpora):
     """Otherwise the test above would pass for an addon that refuses everything."""
-    passed = [event["http"]["path"] for event in told(corpora, "good.example") if event["outcome"] == "passed"]
+    passed = [event["http"]["path"] for event in decisions_for(corpora, "good.example") if event["outcome"] == "passed"]
     assert len(passed) >= sum(isinstance(case.outcome, Forwarded) for case in SMUGGLING) // 2
     assert not {"/next", "/smuggled"} & set(passed)

@@ -329,7 +329,7 @@ def half_close_and_go(connection):
     socket.socket(fileno=connection.detach()).close()
 
 
-def told(gate):
+def outcome(gate):
     wait_until(lambda: gate.events("request.completed"))
     (event,) = gate.events("request.completed")
     return event["outcome"], event.get("reason"), event.get("detail")
@@ -349,22 +349,22 @@ def told(gate):
 )
 def test_client_that_leaves_is_recorded_by_how_much_it_received(gate, origins, tls, leave, case):
     answer, what = case
-    asked = []
+    answered = []
 
     def serve(connection, _head):
         connection.sendall(answer)
-        asked.append(True)
+        answered.append(True)
         while connection.recv(1):
             pass
 
     site = make_site(gate, origins.script(serve, "good.example", tls=tls, alpn=["http/1.1"]), tls=tls)
     connection = site.connect()
     connection.sendall(f"GET /events HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
-    wait_until(lambda: asked)
+    wait_until(lambda: answered)
     if answer:
         read_until(connection, EVENT)
     leave(connection)
-    assert told(gate) == what
+    assert outcome(gate) == what
     gate.wait_closed()
     assert gate.closed[0].reason is None
     assert ("failed 1 request" in gate.recorder.summary().describe()) is (
@@ -380,7 +380,7 @@ def test_client_that_resets_an_event_stream_is_recorded_as_passed(gate, origins,
     client.wait(h2.events.DataReceived, stream)
     client.h2.reset_stream(stream, h2.errors.ErrorCodes[code])
     client.flush()
-    assert told(gate) == ("passed", None, LEFT)
+    assert outcome(gate) == ("passed", None, LEFT)
     assert "failed" not in gate.recorder.summary().describe()
 
 
@@ -392,7 +392,7 @@ def test_server_that_cuts_an_event_stream_is_recorded_as_failed(gate, origins):
     site = make_site(gate, origins.script(serve), tls=False)
     connection = site.connect()
     connection.sendall(f"GET /events HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
-    assert told(gate)[:2] == ("failed", "upstream_failed")
+    assert outcome(gate)[:2] == ("failed", "upstream_failed")
     connection.close()
 
 
@@ -407,7 +407,7 @@ def test_event_stream_ended_by_a_timeout_is_recorded_as_failed(gate, origins):
     site = make_site(gate, origins.script(serve), tls=False, idle=0)
     connection = site.connect()
     connection.sendall(f"GET /events HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
-    assert told(gate)[:2] == ("failed", "limit_exceeded")
+    assert outcome(gate)[:2] == ("failed", "limit_exceeded")
     connection.close()
 
 

@@ -36,8 +36,12 @@ def test_request_is_not_sent_to_an_untrusted_server(gate, origins, kind):
     problem = json.loads(out)
     assert (status, err) == (0, "")
     assert (problem["status"], problem["reason"]) == (502, "upstream_untrusted")
-    said = {"self-signed": "unable to get local issuer", "expired": "has expired", "wrong-name": "hostname mismatch"}
-    assert said[kind] in problem["detail"]
+    messages = {
+        "self-signed": "unable to get local issuer",
+        "expired": "has expired",
+        "wrong-name": "hostname mismatch",
+    }
+    assert messages[kind] in problem["detail"]
     assert origin.requests == []
     completed = gate.events("request.completed")[0]
     assert (completed["outcome"], completed["reason"]) == ("failed", "upstream_untrusted")
@@ -257,10 +261,10 @@ def test_client_contexts_and_known_protocols_are_cached_up_to_a_limit(gate, monk
     for number in range(20):
         spoken.note(WebOrigin(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
     assert len(spoken._only_http1) == 5
-    site = WebOrigin(HostName("n19.example"), 443, tls=True)
-    assert spoken.offer(site) == (b"http/1.1",)
-    spoken.note(site, b"h2")
-    assert spoken.offer(site) == (b"h2", b"http/1.1")
+    origin = WebOrigin(HostName("n19.example"), 443, tls=True)
+    assert spoken.offer(origin) == (b"http/1.1",)
+    spoken.note(origin, b"h2")
+    assert spoken.offer(origin) == (b"h2", b"http/1.1")
 
 
 def _shares(hello):
@@ -310,18 +314,18 @@ def test_key_share_follows_the_group_that_the_server_took_last(group, shared):
 
 def test_group_of_a_server_is_remembered_for_an_hour():
     now = [0.0]
-    spoken, site = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
-    assert spoken.group(site) == ""
-    spoken.note_group(site, "X25519")
-    assert spoken.group(site) == "x25519"
+    spoken, origin = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
+    assert spoken.group(origin) == ""
+    spoken.note_group(origin, "X25519")
+    assert spoken.group(origin) == "x25519"
     now[0] = 1800.0
-    spoken.note_group(site, "X25519")  # as it was asked to, which says nothing about what it would like
+    spoken.note_group(origin, "X25519")  # as it was asked to, which says nothing about what it would like
     now[0] = 3599.0
-    assert spoken.group(site) == "x25519"
+    assert spoken.group(origin) == "x25519"
     now[0] = 3601.0
-    assert spoken.group(site) == ""
-    spoken.note_group(site, None)
-    assert spoken.group(site) == ""
+    assert spoken.group(origin) == ""
+    spoken.note_group(origin, None)
+    assert spoken.group(origin) == ""
 
 
 def test_server_with_another_curve_is_reached(gate, origins):
@@ -351,8 +355,8 @@ def test_stale_leaf_certificate_is_replaced(gate, origins, monkeypatch):
 
     first = serial()
     assert serial() == first
-    kept = gate.leaves.usable("good.example")
-    monkeypatch.setitem(gate.leaves._kept, "good.example", kept._replace(stale=datetime.now(UTC)))
+    leaf = gate.leaves.usable("good.example")
+    monkeypatch.setitem(gate.leaves._kept, "good.example", leaf._replace(stale=datetime.now(UTC)))
     second = serial()
     assert second != first
     assert serial() == second
@@ -372,11 +376,11 @@ def company_ca(gate, origins, monkeypatch):
     site = make_site(gate, origin)
 
     def rules(*more):
-        said = ", ".join(
+        rule_list = ", ".join(
             f"{{id: r{at}, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow{one}}}"
             for at, one in enumerate(more)
         )
-        gate.rules(f"[{said}]")
+        gate.rules(f"[{rule_list}]")
         return site, origin
 
     return rules
@@ -492,11 +496,11 @@ def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=
         version=version,
         kind=kind,
     )
-    made = make_site(gate, origin)
+    site = make_site(gate, origin)
     if host:
         identity = Identity(secret(host, origin.port), origins.authority.leaf("agent.example"))
         gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([identity])))
-    return made
+    return site
 
 
 @VERSIONS
@@ -527,8 +531,8 @@ def test_server_that_requires_a_certificate_fails_with_that_reason(gate, origins
 
 def test_http2_server_that_requires_a_certificate_fails_with_that_reason(gate, origins):
     """With TLS 1.3 the server breaks off after the handshake, with all requests on its connection."""
-    made = served(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
-    status, out, _ = made.curl("/a", "--http2")
+    site = served(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
+    status, out, _ = site.curl("/a", "--http2")
     assert (status, json.loads(out)["reason"]) == (0, "client_certificate")
 
 
@@ -568,10 +572,10 @@ def test_client_certificate_is_not_presented_to_an_untrusted_server(gate, origin
 def test_client_certificate_is_not_presented_for_the_next_task(gate, origins):
     """A cached context with the certificate belongs to one task; the next task has a handshake without it."""
     seen = []
-    made = served(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
-    made.ask(ASK)
+    site = served(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
+    site.ask(ASK)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None))
-    made.ask(ASK)
+    site.ask(ASK)
     assert seen == ["agent.example", None]
 
 

@@ -17,23 +17,23 @@ class Owner:
     """Records the calls and data of a transport."""
 
     def __init__(self):
-        self.told = []
+        self.calls = []
         self.data = b""
 
     def received(self, _, data):
         self.data += data
 
     def ended(self, link):
-        self.told.append("cut" if link.cut else "ended")
+        self.calls.append("cut" if link.cut else "ended")
 
     def relieved(self, _):
-        self.told.append("relieved")
+        self.calls.append("relieved")
 
     def gone(self, _):
-        self.told.append("gone")
+        self.calls.append("gone")
 
     def crashed(self, error):
-        self.told.append(error)
+        self.calls.append(error)
 
 
 class Pair:
@@ -54,7 +54,7 @@ class Pair:
     async def wait_until(self, true):
         end = time.monotonic() + 30
         while not true():
-            assert time.monotonic() < end, self.owner.told
+            assert time.monotonic() < end, self.owner.calls
             await asyncio.sleep(0.002)
 
     def send(self, data):
@@ -97,7 +97,7 @@ async def test_relieved_is_called_once_when_a_full_buffer_drains():
             got += len(pair.read(10_000))
         await asyncio.sleep(0)
     await pair.wait_until(lambda: not pair.link.full)
-    assert pair.owner.told == ["relieved"]
+    assert pair.owner.calls == ["relieved"]
     pair.send(b"more")
     assert not pair.link.full
 
@@ -107,20 +107,20 @@ async def test_end_is_reported_and_the_send_half_stays_open():
     pair = Pair()
     pair.far.sendall(b"last")
     pair.far.shutdown(socket.SHUT_WR)
-    await pair.wait_until(lambda: pair.owner.told)
-    assert (pair.owner.told, pair.owner.data) == (["ended"], b"last")
+    await pair.wait_until(lambda: pair.owner.calls)
+    assert (pair.owner.calls, pair.owner.data) == (["ended"], b"last")
     pair.send(b"answer")
     assert pair.read(10) == b"answer"
     pair.link.close()
-    assert pair.owner.told == ["ended", "gone"]
+    assert pair.owner.calls == ["ended", "gone"]
 
 
 @in_a_loop
 async def test_reset_is_reported_as_a_cut():
     pair = Pair()
     close_abruptly(pair.far)
-    await pair.wait_until(lambda: pair.owner.told)
-    assert pair.owner.told == ["cut"]
+    await pair.wait_until(lambda: pair.owner.calls)
+    assert pair.owner.calls == ["cut"]
 
 
 @in_a_loop
@@ -128,8 +128,8 @@ async def test_reset_while_paused_is_reported_as_a_cut():
     pair = Pair()
     pair.link.pause(paused=True)
     close_abruptly(pair.far)
-    await pair.wait_until(lambda: pair.owner.told)
-    assert pair.owner.told == ["cut"]
+    await pair.wait_until(lambda: pair.owner.calls)
+    assert pair.owner.calls == ["cut"]
 
 
 @in_a_loop
@@ -147,8 +147,8 @@ async def test_peer_that_left_causes_no_busy_loop_while_paused():
         Transport.ready = ready
     assert len(calls) < 5
     pair.link.pause(paused=False)
-    await pair.wait_until(lambda: pair.owner.told)
-    assert (pair.owner.told, len(pair.owner.data)) == (["ended"], 1000)
+    await pair.wait_until(lambda: pair.owner.calls)
+    assert (pair.owner.calls, len(pair.owner.data)) == (["ended"], 1000)
 
 
 @in_a_loop
@@ -159,7 +159,7 @@ async def test_early_answer_is_read_while_the_send_buffer_is_full():
     await pair.wait_until(lambda: pair.owner.data)
     assert pair.owner.data == b"too large"
     close_abruptly(pair.far)
-    await pair.wait_until(lambda: "cut" in pair.owner.told)
+    await pair.wait_until(lambda: "cut" in pair.owner.calls)
 
 
 @in_a_loop
@@ -178,7 +178,7 @@ async def test_close_sends_the_buffered_bytes_first():
             await asyncio.sleep(0)
     assert got == 500_000
     pair.far.close()
-    await pair.wait_until(lambda: "gone" in pair.owner.told)
+    await pair.wait_until(lambda: "gone" in pair.owner.calls)
 
 
 @in_a_loop
@@ -188,14 +188,14 @@ async def test_closing_with_unread_bytes_does_not_reset_the_last_answer():
     pair.far.sendall(b"x" * 100_000)
     pair.send(b"no")
     pair.link.close()
-    assert "gone" not in pair.owner.told
+    assert "gone" not in pair.owner.calls
     await asyncio.sleep(0.05)
     pair.far.sendall(b"x" * 100_000)
     await asyncio.sleep(0.05)
     assert pair.read(10) == b"no"
     assert pair.read(10) == b""
     pair.far.close()
-    await pair.wait_until(lambda: "gone" in pair.owner.told)
+    await pair.wait_until(lambda: "gone" in pair.owner.calls)
     assert pair.owner.data == b""
 
 
@@ -209,7 +209,7 @@ def test_lingering_ends_at_its_time_or_byte_limit(monkeypatch, limit):
         pair.link.close()
         if limit == "THROWN_AWAY":
             pair.far.sendall(b"x")
-        await pair.wait_until(lambda: "gone" in pair.owner.told)
+        await pair.wait_until(lambda: "gone" in pair.owner.calls)
 
     run()
 
@@ -220,18 +220,18 @@ def test_lingering_is_extended_while_the_client_sends(monkeypatch):
     looks = []
     look = module.Transport._look
 
-    def looked(link, times, had):
+    def counting_look(link, times, had):
         looks.append(times)
         look(link, times, had)
 
-    monkeypatch.setattr(module.Transport, "_look", looked)
+    monkeypatch.setattr(module.Transport, "_look", counting_look)
 
     @in_a_loop
     async def run():
         pair = Pair()
         pair.link.close()
         pair.far.sendall(b"x")
-        await pair.wait_until(lambda: "gone" in pair.owner.told)
+        await pair.wait_until(lambda: "gone" in pair.owner.calls)
 
     run()
     assert looks == [1, 2]
@@ -245,7 +245,7 @@ async def test_reset_discards_the_buffered_bytes():
     pair.link.reset()
     with pytest.raises(ConnectionResetError):
         read_all(pair.far)
-    assert pair.owner.told == ["gone"]
+    assert pair.owner.calls == ["gone"]
 
 
 @in_a_loop
@@ -257,8 +257,8 @@ async def test_exception_of_the_owner_is_passed_to_crashed():
 
     pair.owner.received = bug
     pair.far.sendall(b"x")
-    await pair.wait_until(lambda: pair.owner.told)
-    assert isinstance(pair.owner.told[0], ValueError)
+    await pair.wait_until(lambda: pair.owner.calls)
+    assert isinstance(pair.owner.calls[0], ValueError)
 
 
 @in_a_loop

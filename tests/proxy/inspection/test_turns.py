@@ -34,8 +34,8 @@ from tests.proxy.inspection.test_websocket import (  # noqa: F401 - run again
     AGREED,
     MAY,
     chat,
+    client_frame,
     opened,
-    said,
     test_client_that_ends_a_websocket_is_recorded_as_passed,
     test_server_cut_after_a_close_frame_is_recorded_as_passed,
     test_server_cut_resets_the_client,
@@ -75,12 +75,12 @@ def test_server_reset_before_its_request_is_sent_is_answered_502(gate, origins, 
 
 def test_client_reset_behind_its_end_resets_the_server(gate, origins, monkeypatch):
     """Queued bytes before that end are dropped, so the server must not take its data for complete."""
-    came, begun = [], []
+    received, started = [], []
     real = Switched._pass_up
 
     def endless(websocket, event):
         if not getattr(event, "data", b""):
-            begun.append(event)
+            started.append(event)
             while True:
                 yield
         yield from real(websocket, event)
@@ -89,22 +89,22 @@ def test_client_reset_behind_its_end_resets_the_server(gate, origins, monkeypatc
         connection.sendall(written("HTTP/1.1 101 Switching Protocols", AGREED).encode())
         try:
             while data := connection.recv(100):
-                came.append(data)
-            came.append("an end")
+                received.append(data)
+            received.append("an end")
         except ConnectionResetError:
-            came.append("a reset")
+            received.append("a reset")
 
     monkeypatch.setattr(Switched, "_pass_up", endless)
     site = make_site(gate, origins.script(answer, "good.example"), tls=False, http=MAY)
     connection = opened(site)
     read_until(connection, b"\r\n\r\n")
-    connection.sendall(said(b"hello"))
-    wait_until(lambda: came)
+    connection.sendall(client_frame(b"hello"))
+    wait_until(lambda: received)
     connection.shutdown(socket.SHUT_WR)
-    wait_until(lambda: begun)
+    wait_until(lambda: started)
     close_abruptly(connection)
-    wait_until(lambda: len(came) > 1)
-    assert came == [said(b"hello"), "a reset"]
+    wait_until(lambda: len(received) > 1)
+    assert received == [client_frame(b"hello"), "a reset"]
 
 
 def test_head_timeout_does_not_apply_while_the_body_is_scanned(gate, origins, slow_scan):

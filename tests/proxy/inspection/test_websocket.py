@@ -25,7 +25,7 @@ AGREED = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept
 MAY = "{methods: [GET], paths: ['/chat'], websocket: true}"
 
 
-def said(payload, first=0x82):
+def client_frame(payload, first=0x82):
     """Return a client frame (RFC 6455 section 5.2) with a zero mask."""
     size = len(payload)
     length = (
@@ -38,7 +38,7 @@ def said(payload, first=0x82):
     return bytes([first]) + length + bytes(4) + payload
 
 
-BYE, CLOSE = said(b"bye"), said(b"\x03\xe8", first=0x88)
+BYE, CLOSE = client_frame(b"bye"), client_frame(b"\x03\xe8", first=0x88)
 
 
 def written(first, fields):
@@ -81,12 +81,12 @@ def test_websocket_relays_bytes_both_ways(gate, chat):
     site, origin = chat(greeting_origin=b"\r\n\x81\x02hi")
     with opened(site) as connection:
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
-        connection.sendall(said(b"x"))
+        connection.sendall(client_frame(b"x"))
         data = b""
         while not data.endswith(b"x"):
             data += connection.recv(100)
-        assert data.lstrip(b"\r\n") == b"\x81\x02hi" + said(b"x")
-        big = said(os.urandom(1_000_000 - 14))
+        assert data.lstrip(b"\r\n") == b"\x81\x02hi" + client_frame(b"x")
+        big = client_frame(os.urandom(1_000_000 - 14))
         done = b""
         for at in range(0, len(big), 100_000):
             connection.sendall(big[at : at + 100_000])
@@ -100,7 +100,7 @@ def test_websocket_relays_bytes_both_ways(gate, chat):
     gate.wait_closed()
     (completed,) = gate.events("request.completed")
     assert (completed["http"]["status"], completed["outcome"]) == (101, "passed")
-    assert completed["bytes"]["up"] == 1_000_000 + len(said(b"x") + BYE)
+    assert completed["bytes"]["up"] == 1_000_000 + len(client_frame(b"x") + BYE)
     gate.wait_closed()
 
 
@@ -153,11 +153,11 @@ def test_server_cut_resets_the_client(gate, chat):
 
 
 LIMITED = MAY + ", limits: {bytes_up: 4KB}"
-FRAME = said(b"x" * 300)  # the origin gives back what it is sent
+FRAME = client_frame(b"x" * 300)  # the origin gives back what it is sent
 
 
-@pytest.mark.parametrize(("sent", "told"), [(FRAME, True), (FRAME[:100], False), (FRAME + b"\x81", False)])
-def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, told):
+@pytest.mark.parametrize(("sent", "closes"), [(FRAME, True), (FRAME[:100], False), (FRAME + b"\x81", False)])
+def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, closes):
     """Within a frame the connection is reset, because a Close frame would become part of the message."""
     site, _ = chat(http=LIMITED)
     with opened(site) as connection:
@@ -167,7 +167,7 @@ def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, told):
         while len(heard) < len(sent):
             heard += connection.recv(1000)
         connection.sendall(b"\x80" * 5000)  # empty frames, or the rest of one
-        if told:
+        if closes:
             words = b"exeat: a limit is used up"
             assert read_all(connection) == b"\x88" + bytes([len(words) + 2]) + (1008).to_bytes(2) + words
         else:
@@ -261,11 +261,11 @@ def test_response_of_a_server_that_does_not_switch_is_forwarded(gate, chat):
 REQUEST = b"GET /other HTTP/1.1\r\nHost: evil.example\r\n\r\n"
 NO_FRAMES = {
     "a request": (REQUEST, "opcode"),
-    "a request behind a message": (said(b"hello") + REQUEST, "opcode"),
+    "a request behind a message": (client_frame(b"hello") + REQUEST, "opcode"),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "opcode"),
     "TLS": (b"\x16\x03\x01\x02\x00", "opcode"),
-    "an opcode of nobody's": (said(b"x", 0x83), "opcode"),
-    "a packed message that nobody agreed to": (said(b"x", 0xC2), "opcode"),
+    "an opcode of nobody's": (client_frame(b"x", 0x83), "opcode"),
+    "a packed message that nobody agreed to": (client_frame(b"x", 0xC2), "opcode"),
     "a message without a mask": (b"\x81\x02hi", "masked"),
     "a control frame that is too long": (b"\x89\xfe\x00\x7e" + bytes(130), "control frame"),
 }
@@ -306,7 +306,7 @@ def test_agreed_extension_may_set_its_reserved_bit(gate, chat):
     site, _ = chat(agreed={**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"})
     with opened(site, Sec_WebSocket_Extensions="permessage-deflate") as connection:
         read_until(connection, b"\r\n\r\n")
-        packed = said(b"x", 0xC2)
+        packed = client_frame(b"x", 0xC2)
         connection.sendall(packed)
         assert read_until(connection, packed) == packed
         connection.sendall(REQUEST)

@@ -60,29 +60,31 @@ def received(origin):
 
 def assert_no_secret_disclosed(gate, *answers):
     """Assert that neither the answers nor the journal have a value in them."""
-    told = json.dumps(gate.events()).encode()
+    journal = json.dumps(gate.events()).encode()
     for value in (REAL, PASSWORD, base64.b64encode(b"me:" + PASSWORD), quote(REAL, safe="").encode()):
-        for text in (told, *answers):
+        for text in (journal, *answers):
             assert value not in text
 
 
-def echo(connection, asked):
+def echo(connection, request):
     """Answer with the head of the request."""
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(asked), asked))
+    connection.sendall(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(request), request)
+    )
 
 
 def bodies(answers):
     """Read a posted body, append it to `answers`, and echo the head."""
 
-    def answer(connection, asked):
-        if b"chunked" in asked:
+    def answer(connection, request):
+        if b"chunked" in request:
             got = read_until(connection, b"0\r\n\r\n")
         else:
-            size, got = int(asked.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]), b""
+            size, got = int(request.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]), b""
             while len(got) < size:
                 got += connection.recv(size - len(got))
         answers.append(got)
-        echo(connection, asked)
+        echo(connection, request)
 
     return answer
 

@@ -41,8 +41,8 @@ def head(line, *fields):
 def recording(got, status=b"200 OK"):
     """Answer function that reads a whole body, by length or chunks, and appends it to `got`."""
 
-    def answer(connection, asked):
-        lower = asked.lower()
+    def answer(connection, request):
+        lower = request.lower()
         data = b""
         got.append(data)
         if b"content-length:" in lower:
@@ -61,10 +61,10 @@ def recording(got, status=b"200 OK"):
 
 def assert_no_secret_disclosed(gate, *answers):
     """Assert that no secret, nor a usable part of one, is in the journal or in an answer."""
-    told = json.dumps(gate.events())
+    journal = json.dumps(gate.events())
     for secret in (TOKEN, VALUE.decode(), JWT, AWS):
         for form in (secret, secret[-12:], secret.encode().hex()[-24:], secret.encode().hex()[:24]):
-            for text in (told, *(answer.decode("latin-1") for answer in answers)):
+            for text in (journal, *(answer.decode("latin-1") for answer in answers)):
                 assert form.lower() not in text.lower()
 
 

@@ -24,34 +24,34 @@ GONE = "the client went away while people were asked"
 
 @TLS_AND_PLAIN
 def test_pending_request_is_sent_only_after_it_is_approved(approvals_lab, monkeypatch):
-    looked = []
+    lookups = []
     known = Dialer.known
-    monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
+    monkeypatch.setattr(Dialer, "known", lambda *what: lookups.append(what) or known(*what))
     with approvals_lab.site.connect() as connection:
         connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
         id_ = approvals_lab.approval_id()
         assert approvals_lab.nothing_sent()
-        assert all(attempt.granted for _, _, attempt in looked), "only whether an approval would let it out"
+        assert all(attempt.granted for _, _, attempt in lookups), "only whether an approval would let it out"
         assert approvals_lab.decided() == []
         approvals_lab.run(approvals_lab.people.approve, id_)
         assert read_all(connection).startswith(b"HTTP/1.1 200")
     assert [request.target for request in approvals_lab.origin.requests] == ["/upload"]
     assert approvals_lab.decided() == [("approval_granted", id_)]
-    (asked,) = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
-    assert (asked.kind, asked.method, asked.path, asked.size) == ("request", "POST", "/upload", 5)
+    (submitted,) = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
+    assert (submitted.kind, submitted.method, submitted.path, submitted.size) == ("request", "POST", "/upload", 5)
     (connection,) = approvals_lab.gate.events("connection.decided")
-    assert asked.event == connection["id"]
+    assert submitted.event == connection["id"]
 
 
 def test_name_under_a_wildcard_is_not_resolved_before_approval(approvals_lab, monkeypatch):
-    looked = []
+    lookups = []
     known = Dialer.known
-    monkeypatch.setattr(Dialer, "known", lambda *what: looked.append(what) or known(*what))
+    monkeypatch.setattr(Dialer, "known", lambda *what: lookups.append(what) or known(*what))
     approvals_lab.rules(READ, WRITE, ASK.replace("to: good.example", "to: '*.example'"))
     with approvals_lab.site.connect() as connection:
         connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
         id_ = approvals_lab.approval_id()
-        assert looked == []
+        assert lookups == []
         approvals_lab.run(approvals_lab.people.approve, id_)
         assert read_all(connection).startswith(b"HTTP/1.1 200")
 
@@ -125,15 +125,15 @@ def test_timed_out_request_names_its_approval_and_its_retry_passes(approvals_lab
         approvals_lab.run(approvals_lab.people.advance, 61)
         answer = read_all(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
-    said = json.loads(body)
+    page = json.loads(body)
     assert head.startswith(b"HTTP/1.1 403")
     assert f';approval="{id_}"'.encode() in head
-    assert (said["reason"], said["approval"]) == ("approval_timeout", id_)
+    assert (page["reason"], page["approval"]) == ("approval_timeout", id_)
     assert (
-        said["remedy"]
+        page["remedy"]
         == f"it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
     )
-    assert said["ask"] == f"http://exeat.internal/requests/{id_}"
+    assert page["ask"] == f"http://exeat.internal/requests/{id_}"
     assert approvals_lab.nothing_sent()
     approvals_lab.run(approvals_lab.people.approve, id_)
     assert approvals_lab.site.curl("/upload", "-d", "hello")[0] == 0
@@ -153,8 +153,8 @@ def test_approval_does_not_cover_an_added_body_or_secret(approvals_lab, more):
         assert approvals_lab.approval_id(2) != id_
         first.close()
         approvals_lab.run(approvals_lab.people.approve, id_)
-        asked = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
-        assert [(one.size, one.secrets) for one in asked] == [(0, ()), (len(body), ("key",) if more else ())]
+        submitted = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
+        assert [(one.size, one.secrets) for one in submitted] == [(0, ()), (len(body), ("key",) if more else ())]
         assert approvals_lab.site.curl("/upload", "-X", "POST")[0] == 0
         approvals_lab.run(approvals_lab.people.reject, approvals_lab.approval_id(2))
         assert read_until(second, b"\r\n\r\n").startswith(b"HTTP/1.1 403")
@@ -167,8 +167,8 @@ def test_rejected_request_is_answered_with_the_reason(approvals_lab):
         connection.sendall(approvals_lab.request())
         id_ = approvals_lab.approval_id()
         approvals_lab.run(approvals_lab.people.reject, id_, "use the staging host")
-        said = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
-    assert (said["reason"], said["detail"], said["approval"]) == ("approval_denied", "use the staging host", id_)
+        page = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
+    assert (page["reason"], page["detail"], page["approval"]) == ("approval_denied", "use the staging host", id_)
     assert approvals_lab.nothing_sent()
     assert approvals_lab.decided() == [("approval_denied", id_)]
 
@@ -242,8 +242,8 @@ def test_pending_request_is_denied_when_the_registry_dies(approvals_lab):
         connection.sendall(approvals_lab.request())
         id_ = approvals_lab.approval_id()
         approvals_lab.run(approvals_lab.people.kill)
-        said = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
-    assert (said["reason"], said["approval"]) == ("approval_unavailable", id_)
+        page = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
+    assert (page["reason"], page["approval"]) == ("approval_unavailable", id_)
     assert approvals_lab.site.curl("/upload", "-f", "-d", "hello")[0] == 22
     assert approvals_lab.nothing_sent()
 
@@ -305,8 +305,8 @@ def test_request_beyond_the_pending_limit_is_denied_at_once(approvals_lab):
         connections[-1].sendall(approvals_lab.request(path=f"/{number}"))
         if number < 20:
             approvals_lab.approval_id(number + 1)
-    said = json.loads(read_all(connections[-1]).partition(b"\r\n\r\n")[2])
-    assert said["reason"] == "approval_flood"
+    page = json.loads(read_all(connections[-1]).partition(b"\r\n\r\n")[2])
+    assert page["reason"] == "approval_flood"
     assert approvals_lab.nothing_sent()
     for connection in connections:
         connection.close()
@@ -330,8 +330,8 @@ def test_taint_by_an_untrusted_read_makes_the_next_upload_ask(approvals_lab):
         assert [request.method for request in approvals_lab.origin.requests] == ["POST", "GET"]
         approvals_lab.run(approvals_lab.people.approve, id_)
         assert read_all(connection).startswith(b"HTTP/1.1 200")
-    (asked,) = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
-    assert [source.rule for source in asked.tainted_by] == ["t:read"]
+    (submitted,) = [word.question for word in approvals_lab.people.said if isinstance(word, Submit)]
+    assert [source.rule for source in submitted.tainted_by] == ["t:read"]
 
 
 def test_untrusted_read_is_denied_if_the_taint_cannot_be_recorded(approvals_lab, monkeypatch):
@@ -347,9 +347,9 @@ def test_untrusted_read_is_denied_if_the_taint_cannot_be_recorded(approvals_lab,
 def test_approval_that_would_have_no_effect_is_not_requested(approvals_lab):
     approvals_lab.rules(READ, TAINTED)
     approvals_lab.gate.sandbox.tainted = True
-    said = json.loads(approvals_lab.site.curl("/upload", "-d", "hello")[1])
-    assert (said["reason"], said["rules"]) == ("approval_unavailable", ["t:ask"])
-    assert said["detail"] == "no rule allows this, so an approval of what `t:ask` asks would have no effect"
+    page = json.loads(approvals_lab.site.curl("/upload", "-d", "hello")[1])
+    assert (page["reason"], page["rules"]) == ("approval_unavailable", ["t:ask"])
+    assert page["detail"] == "no rule allows this, so an approval of what `t:ask` asks would have no effect"
     assert approvals_lab.people.asked() == []
     assert approvals_lab.nothing_sent()
 

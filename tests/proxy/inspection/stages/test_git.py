@@ -211,8 +211,8 @@ PUSHES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("refs", "told", "said"), PUSHES.values(), ids=PUSHES)
-def test_pushes_are_decided_by_their_refs(forge, refs, told, said):
+@pytest.mark.parametrize(("refs", "expected", "shown"), PUSHES.values(), ids=PUSHES)
+def test_pushes_are_decided_by_their_refs(forge, refs, expected, shown):
     forge.run_git("tag", "-a", "v2", "-m", "two")
     bare = forge.root / "acme/web.git"
     forge.run_git("push", "-q", bare, "HEAD:refs/heads/feature/old")
@@ -221,10 +221,10 @@ def test_pushes_are_decided_by_their_refs(forge, refs, told, said):
     forge.run_git("branch", "feature/old")
     before = forge.refs()
     done = forge.remote("push", "origin", *refs)
-    assert [" ".join([outcome, reason, *rules]) for outcome, reason, rules in forge.pushes()] == [told]
-    passed = told.startswith("passed")
+    assert [" ".join([outcome, reason, *rules]) for outcome, reason, rules in forge.pushes()] == [expected]
+    passed = expected.startswith("passed")
     assert done.returncode == (0 if passed else 1), done.stderr
-    assert said in done.stderr
+    assert shown in done.stderr
     assert passed or forge.refs() == before
 
 
@@ -234,27 +234,27 @@ def test_push_event_lists_each_ref_with_its_change(forge):
     old, new = forge.run_git("-C", bare, "rev-parse", "feature/old"), forge.run_git("rev-parse", "HEAD")
     refs = ["HEAD:refs/heads/feature/x", "HEAD:refs/heads/feature/old", "HEAD:refs/tags/v9"]
     assert forge.remote("push", "origin", *refs).returncode == 0
-    asked, push = forge.site.gate.events("request.decided")[-2:]
-    assert asked["git"] == {"service": "push", "repository": "acme/web"}
+    advertisement, push = forge.site.gate.events("request.decided")[-2:]
+    assert advertisement["git"] == {"service": "push", "repository": "acme/web"}
     assert (push["verdict"], push["git"]["repository"]) == ("flag", "acme/web")
     assert sorted(push["git"]["refs"]) == [
         f"create refs/heads/feature/x {'0' * 40} {new}",
         f"create refs/tags/v9 {'0' * 40} {new}",
         f"update refs/heads/feature/old {old} {new}",
     ]
-    said = describe(decode(json.dumps(push).encode()))
-    assert "refs/heads/feature/old, " in said
-    assert said.endswith(" to acme/web)")
+    description = describe(decode(json.dumps(push).encode()))
+    assert "refs/heads/feature/old, " in description
+    assert description.endswith(" to acme/web)")
 
 
 def test_push_under_log_pattern_records_no_refs_or_paths(forge):
     forge.site.gate.rules(RULES.replace("PORT", str(forge.site.port)).replace("git: {", "log: pattern, git: {"))
     assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x").returncode == 0
     assert forge.remote("push", "origin", "HEAD:main").returncode == 1
-    told = json.dumps(forge.site.gate.events())
-    assert "receive-pack" not in told
-    assert "feature/x" not in told
-    assert "acme" not in told
+    journal = json.dumps(forge.site.gate.events())
+    assert "receive-pack" not in journal
+    assert "feature/x" not in journal
+    assert "acme" not in journal
 
 
 def test_no_ref_of_a_partly_denied_push_is_changed(forge):
@@ -341,8 +341,13 @@ def test_audit_mode_records_git_requests_for_learn(forge, gate, http):
     for event in gate.events():
         learner.take(decode(json.dumps(event).replace("127.0.0.", "1.2.3.").encode()))  # no rule opens the loopback
     drafted = learner.result()
-    said = {(each.git.change, each.git.repos, each.git.refs) for each in drafted.drafts if each.git is not None}
-    assert said == {(None, ("acme/web",), ()), (RefChange.CREATE, ("acme/web",), ("refs/heads/feature/x",))}
+    pushes_and_fetches = {
+        (each.git.change, each.git.repos, each.git.refs) for each in drafted.drafts if each.git is not None
+    }
+    assert pushes_and_fetches == {
+        (None, ("acme/web",), ()),
+        (RefChange.CREATE, ("acme/web",), ("refs/heads/feature/x",)),
+    }
     assert [each.paths for each in drafted.drafts if each.git is None] == []
 
 

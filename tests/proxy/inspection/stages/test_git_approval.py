@@ -75,11 +75,11 @@ def test_push_passes_once_approved_and_the_next_push_asks_again(push_lab):
     done = push_lab.push("HEAD:main", http="HTTP/2")
     id_ = push_lab.approval_id(2)
     push_lab.run(push_lab.people.reject, id_, "wait for the release")
-    said = done.result(60)
-    assert said.returncode == 1
-    assert "remote: exeat: wait for the release" in said.stderr
-    assert f"remote: exeat: what became of it: GET http://exeat.internal/requests/{id_}" in said.stderr
-    assert "! [remote rejected] HEAD -> main (exeat: a person rejected it (t:main))" in said.stderr
+    result = done.result(60)
+    assert result.returncode == 1
+    assert "remote: exeat: wait for the release" in result.stderr
+    assert f"remote: exeat: what became of it: GET http://exeat.internal/requests/{id_}" in result.stderr
+    assert "! [remote rejected] HEAD -> main (exeat: a person rejected it (t:main))" in result.stderr
     assert forge.pushes() == [
         ("passed", "approval_granted", ["t:main", "t:out"]),
         ("blocked", "approval_denied", ["t:main"]),
@@ -90,11 +90,11 @@ def test_timed_out_push_names_its_approval_and_its_retry_passes(push_lab):
     done = push_lab.push("HEAD:main")
     id_ = push_lab.approval_id()
     push_lab.run(push_lab.people.advance, 121)
-    said = done.result(60)
-    assert said.returncode == 1
+    result = done.result(60)
+    assert result.returncode == 1
     assert (
         f"remote: exeat: it waits for approval {id_}: try the same again, which passes once that is given, or asks again"
-        in said.stderr
+        in result.stderr
     )
     push_lab.run(push_lab.people.approve, id_)
     again = push_lab.push("HEAD:main").result(60)
@@ -160,8 +160,8 @@ def test_pending_push_of_many_refs_is_reviewed_in_slices(push_lab, gate, refs_de
 
 
 def test_partly_denied_push_requests_no_approval(push_lab):
-    said = push_lab.push("HEAD:refs/heads/x", "HEAD:main").result(60)
-    assert said.returncode == 1
+    result = push_lab.push("HEAD:refs/heads/x", "HEAD:main").result(60)
+    assert result.returncode == 1
     assert push_lab.forge.pushes() == [("blocked", "no_rule", [])]
     assert push_lab.people.asked() == []
 
@@ -210,18 +210,18 @@ def test_only_refs_under_log_pattern_are_left_out_of_events(push_lab, gate, quie
     done = push_lab.push(f"HEAD:{refs['features']}", "HEAD:main")
     id_ = push_lab.approval_id()
     (question,) = push_lab.approval_requests()
-    untold = {refs[one] for one in quiet.split()}
-    assert {ref.ref for ref in question.refs if ref.quiet} == untold
-    assert {ref.ref for ref in question.redacted().refs} == (set() if len(untold) == 2 else set(refs.values()) - untold)
+    hidden = {refs[one] for one in quiet.split()}
+    assert {ref.ref for ref in question.refs if ref.quiet} == hidden
+    assert {ref.ref for ref in question.redacted().refs} == (set() if len(hidden) == 2 else set(refs.values()) - hidden)
     gate.rules(written("action: deny"))
     push_lab.run(push_lab.people.approve, id_)
     assert done.result(60).returncode == 1
-    told = gate.events("request.decided")[-1]
-    assert (told["reason"], told["approval"]["id"]) == ("rule", id_)
-    assert not any(ref in str(told) for ref in untold)
-    if len(untold) == 2:
-        assert (told["http"]["path"], "git" in told) == ("/**", False)
+    decided = gate.events("request.decided")[-1]
+    assert (decided["reason"], decided["approval"]["id"]) == ("rule", id_)
+    assert not any(ref in str(decided) for ref in hidden)
+    if len(hidden) == 2:
+        assert (decided["http"]["path"], "git" in decided) == ("/**", False)
     else:
-        (other,) = set(refs.values()) - untold
-        assert [ref.split(" ")[1] for ref in told["git"]["refs"]] == [other, "more]"]
-        assert told.get("detail", "") == (f"of 2 refs, `{MAIN}` (update) decides" if other == MAIN else "")
+        (other,) = set(refs.values()) - hidden
+        assert [ref.split(" ")[1] for ref in decided["git"]["refs"]] == [other, "more]"]
+        assert decided.get("detail", "") == (f"of 2 refs, `{MAIN}` (update) decides" if other == MAIN else "")

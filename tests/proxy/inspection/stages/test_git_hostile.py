@@ -23,16 +23,16 @@ TO_FEATURE, TO_MAIN = push(f"{A} {B} {FEATURE}"), push(f"{A} {B} {MAIN}")
 TLS_AND_PLAIN = push(f"{A} {B} {FEATURE}", f"{A} {B} {MAIN}")
 
 
-def asked(forge, body, head=HEAD, *, more="", chunks=None):
+def decision_on(forge, body, head=HEAD, *, more="", chunks=None):
     """Send a push as raw bytes or chunks, and return the decision."""
     if chunks is None:
-        said, sent = f"{head}{more}Content-Length: {len(body)}\n\n", [body]
+        request_head, sent = f"{head}{more}Content-Length: {len(body)}\n\n", [body]
     else:
-        said = f"{head}{more}Transfer-Encoding: chunked\n\n"
+        request_head = f"{head}{more}Transfer-Encoding: chunked\n\n"
         sent = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in chunks] + [b"0\r\n\r\n"]
     before = len(forge.site.gate.decided())
     with forge.site.connect() as connection:
-        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
+        connection.sendall(request_head.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
         for piece in sent:
             try:
                 connection.sendall(piece)
@@ -112,27 +112,27 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "how", "told"), HOSTILE.values(), ids=HOSTILE)
-def test_hostile_pushes_are_denied_and_not_sent(forge, body, how, told):
-    assert asked(forge, body, **how) == told
+@pytest.mark.parametrize(("body", "how", "expected"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_pushes_are_denied_and_not_sent(forge, body, how, expected):
+    assert decision_on(forge, body, **how) == expected
     assert forge.site.origin.requests == []
     assert forge.site.origin.connections == 0
 
 
 def test_push_without_an_advertisement_is_decided_by_its_refs(forge):
-    assert asked(forge, TO_FEATURE + b"PACK") == "passed rule"
+    assert decision_on(forge, TO_FEATURE + b"PACK") == "passed rule"
     (request,) = forge.site.origin.requests
     assert (request.method, request.target) == ("POST", "/acme/web.git/git-receive-pack")
 
 
 def test_push_with_an_empty_option_list_passes(forge):
-    assert asked(forge, push(f"{A} {B} {FEATURE}", options=[]) + b"PACK") == "passed rule"
+    assert decision_on(forge, push(f"{A} {B} {FEATURE}", options=[]) + b"PACK") == "passed rule"
     assert len(forge.site.origin.requests) == 1
 
 
 def test_empty_probe_is_decided_by_its_repository(forge):
-    assert asked(forge, b"0000") == "passed rule"
-    assert asked(forge, b"0000", HEAD.replace("/acme/", "/evil/")) == NO_RULE
+    assert decision_on(forge, b"0000") == "passed rule"
+    assert decision_on(forge, b"0000", HEAD.replace("/acme/", "/evil/")) == NO_RULE
     assert len(forge.site.origin.requests) == 1
 
 
@@ -153,8 +153,8 @@ def test_push_body_is_forwarded_unchanged(gate, origins, packed):
     gate.rules(RULES.replace("PORT", str(origin.port)))
     coding = "Content-Encoding: gzip\n" if packed else ""
     with site.connect() as connection:
-        said = f"{HEAD}{coding}Content-Length: {len(body)}\nConnection: close\n\n"
-        connection.sendall(said.replace("HOST", site.host).replace("\n", "\r\n").encode() + body)
+        request_head = f"{HEAD}{coding}Content-Length: {len(body)}\nConnection: close\n\n"
+        connection.sendall(request_head.replace("HOST", site.host).replace("\n", "\r\n").encode() + body)
         read_until(connection, b"\r\n\r\n")
         assert read_all(connection) == body
     assert gate.decided()[0][2:] == ("passed", "rule")
@@ -165,8 +165,8 @@ def test_push_is_not_sent_before_its_ref_list_is_complete(forge):
     """The gate itself answers `Expect: 100-continue`, because it must read the list."""
     with forge.site.connect() as connection:
         body = TLS_AND_PLAIN + b"PACK"
-        said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(body)}\n\n"
-        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
+        request_head = f"{HEAD}Expect: 100-continue\nContent-Length: {len(body)}\n\n"
+        connection.sendall(request_head.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")
         connection.sendall(body[: len(TO_FEATURE)])
         connection.settimeout(0.3)
@@ -188,25 +188,25 @@ RELOADED = {
 }
 
 
-@pytest.mark.parametrize(("what", "told"), RELOADED.values(), ids=RELOADED)
-def test_push_being_read_is_decided_by_the_new_rules(forge, what, told):
+@pytest.mark.parametrize(("what", "expected"), RELOADED.values(), ids=RELOADED)
+def test_push_being_read_is_decided_by_the_new_rules(forge, what, expected):
     with forge.site.connect() as connection:
-        said = f"{HEAD}Expect: 100-continue\nContent-Length: {len(TO_FEATURE)}\n\n"
-        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
+        request_head = f"{HEAD}Expect: 100-continue\nContent-Length: {len(TO_FEATURE)}\n\n"
+        connection.sendall(request_head.replace("HOST", forge.site.host).replace("\n", "\r\n").encode())
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")  # it is held
         connection.sendall(TO_FEATURE[:20])
         allowed = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{forge.site.port}/tls], action: allow"
         forge.site.gate.rules(f"[{{id: a, {allowed}, {what}}}]")
         connection.sendall(TO_FEATURE[20:])
         read_until(connection, b"\r\n\r\n")
-    assert [" ".join(one[2:]) for one in forge.site.gate.decided()] == [told]
+    assert [" ".join(one[2:]) for one in forge.site.gate.decided()] == [expected]
 
 
 @pytest.mark.parametrize("so_far", [b"", TO_FEATURE[:20]], ids=["nothing", "a piece"])
 def test_push_that_breaks_off_is_recorded_as_blocked(forge, so_far):
     with forge.site.connect() as connection:
-        said = f"{HEAD}Content-Length: 1000\n\n"
-        connection.sendall(said.replace("HOST", forge.site.host).replace("\n", "\r\n").encode() + so_far)
+        request_head = f"{HEAD}Content-Length: 1000\n\n"
+        connection.sendall(request_head.replace("HOST", forge.site.host).replace("\n", "\r\n").encode() + so_far)
     forge.site.gate.wait_closed()
     assert forge.pushes() == [("blocked", "ambiguous_request", [])]
     assert forge.site.origin.connections == 0
@@ -292,6 +292,6 @@ def test_audit_mode_allows_a_push_that_it_cannot_read(forge, gate, body, more):
         "http: {methods: [POST], paths: ['/**']}}]",
         "settings: {mode: audit}",
     )
-    assert asked(forge, body, **more) == "passed rule"
+    assert decision_on(forge, body, **more) == "passed rule"
     (event,) = gate.events("request.decided")
     assert "git" not in event or not event["git"].get("refs")

@@ -54,9 +54,9 @@ def test_upload_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, vers
     status, out, _ = site.curl("/upload", version, "-T", body, "-X", "POST", "-H", "Expect:")
     assert (status != 0, out) == (True, b"")
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told["reason"]) == ("blocked", "limit_exceeded")
-    assert told["bytes"]["up"] <= 200 * KB
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"]) == ("blocked", "limit_exceeded")
+    assert completed["bytes"]["up"] <= 200 * KB
     again = site.curl("/upload", "-H", "Accept: application/json", "-T", body, "-X", "POST")
     assert (again[0] != 0) or refused(again)[1] == "limit_exceeded"
 
@@ -69,9 +69,13 @@ def test_download_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, ve
     assert status in {18, 56, 92}  # partial file, receive error, HTTP/2 stream error: never a whole one
     assert got.stat().st_size <= 200 * KB
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told["reason"], told["http"]["status"]) == ("blocked", "limit_exceeded", 200)
-    assert told["bytes"]["down"] <= 200 * KB
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"], completed["http"]["status"]) == (
+        "blocked",
+        "limit_exceeded",
+        200,
+    )
+    assert completed["bytes"]["down"] <= 200 * KB
 
 
 def test_request_head_counts_as_uploaded_bytes(gate, origins):
@@ -99,8 +103,8 @@ def test_request_trailers_count_as_uploaded_bytes(gate, origins):
         with contextlib.suppress(ConnectionResetError):
             assert b"200" not in read_all(connection)
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told["reason"], told["bytes"]["up"]) == ("blocked", "limit_exceeded", 3)
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"], completed["bytes"]["up"]) == ("blocked", "limit_exceeded", 3)
     assert ended.wait(8)
     assert b"x-mine" not in b"".join(arrived).lower()
 
@@ -118,8 +122,8 @@ def test_response_trailers_count_as_downloaded_bytes(gate, origins):
         with pytest.raises(ConnectionResetError):
             read_all(connection)
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told["reason"], told["bytes"]["down"]) == ("blocked", "limit_exceeded", 2)
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"], completed["bytes"]["down"]) == ("blocked", "limit_exceeded", 2)
 
 
 def test_limit_of_one_rule_does_not_end_streams_of_another(gate, origins):
@@ -145,8 +149,8 @@ def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, e
 
     def rules(limits):
         port = f"ports: [{origin.port}/http], resolves_to: [127.0.0.0/8]"
-        said = f", limits: {{{limits}}}" if limits else ""
-        gate.rules(f"[{{id: a, to: good.example, {port}, action: allow, http: {{methods: [POST]}}{said}}}]")
+        clause = f", limits: {{{limits}}}" if limits else ""
+        gate.rules(f"[{{id: a, to: good.example, {port}, action: allow, http: {{methods: [POST]}}{clause}}}]")
 
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False)
@@ -166,9 +170,9 @@ def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, e
             answered = read_all(connection)
     assert answered.startswith(b"HTTP/1.1 200") is not ends
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert told.get("reason") == ("limit_exceeded" if ends else None)
-    assert told["bytes"]["up"] <= 30 * KB if ends else told["bytes"]["up"] == 40 * KB
+    (completed,) = gate.events("request.completed")
+    assert completed.get("reason") == ("limit_exceeded" if ends else None)
+    assert completed["bytes"]["up"] <= 30 * KB if ends else completed["bytes"]["up"] == 40 * KB
 
 
 def under_way(port):
@@ -204,8 +208,8 @@ def test_upload_beyond_a_new_limit_ends_at_once(gate, origins):
         )
         assert read_all(connection) == b""
     wait_until(lambda: gate.events("request.completed"))
-    (told,) = gate.events("request.completed")
-    assert (told["outcome"], told["reason"], told["rules"]) == ("blocked", "limit_exceeded", ["t:a"])
+    (completed,) = gate.events("request.completed")
+    assert (completed["outcome"], completed["reason"], completed["rules"]) == ("blocked", "limit_exceeded", ["t:a"])
 
 
 def test_head_of_a_retried_request_counts_again(gate, origins):

@@ -54,9 +54,9 @@ class SigningLab:
         return self.send(method, target, signed(keys or self.fake, self.host, method, target, body=body, **more), body)
 
     def assert_no_secret_disclosed(self, *answers):
-        told = json.dumps(self.gate.events()).encode()
+        journal = json.dumps(self.gate.events()).encode()
         for value in (REAL.key.encode(), REAL.ident.encode(), PASSING.ident.encode(), PASSING.token.encode()):
-            assert all(value not in text for text in (told, *answers))
+            assert all(value not in text for text in (journal, *answers))
 
 
 @pytest.fixture
@@ -71,9 +71,9 @@ REQUESTS = {
     "S3, a name to be escaped": {"target": "/bucket/a%20b%2Bc%24/d"},
     "S3, empty segments": {"target": "/bucket//a/"},
     "S3, a PUT": {"method": "PUT", "target": "/bucket/a.txt", "body": b"some text"},
-    "S3, a body that isn't signed": {"method": "PUT", "target": "/a", "body": b"text", "said": "UNSIGNED-PAYLOAD"},
+    "S3, a body that isn't signed": {"method": "PUT", "target": "/a", "body": b"text", "payload_hash": "UNSIGNED-PAYLOAD"},
     "S3, trailers that aren't signed": {
-        "method": "PUT", "target": "/a", "body": b"text", "said": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+        "method": "PUT", "target": "/a", "body": b"text", "payload_hash": "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
     },
     "S3, fields": {"target": "/a", "more": {"range": "bytes=0-9", "x-amz-meta-a": "  b   c "}},
     "S3, a field that the gate has its own word on": {"target": "/a", "more": {"accept-encoding": "gzip"}},
@@ -84,13 +84,13 @@ REQUESTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("request_said", REQUESTS.values(), ids=REQUESTS)
-def test_request_signed_with_placeholders_is_signed_again(signing_lab, request_said):
-    answer = signing_lab.ask(**request_said)
+@pytest.mark.parametrize("request_options", REQUESTS.values(), ids=REQUESTS)
+def test_request_signed_with_placeholders_is_signed_again(signing_lab, request_options):
+    answer = signing_lab.ask(**request_options)
     assert signing_lab.verdicts == ["ok"], answer
-    (asked,) = signing_lab.origin.requests
+    (request,) = signing_lab.origin.requests
     for part in (signing_lab.fake.ident, signing_lab.fake.key):
-        assert part.encode() not in asked
+        assert part.encode() not in request
     assert signing_lab.gate.events("tampering.detected") == []
     signing_lab.assert_no_secret_disclosed(answer)
 
@@ -149,8 +149,8 @@ def test_requests_signed_by_curl_are_signed_again(signing_lab, tmp_path):
         ("sts", ["--http2", "--data-binary", f"@{tmp_path / 'body'}"]),
     ):
         how = ["--aws-sigv4", f"aws:amz:{REGION}:{service}", "-u", user]
-        status, said, wrong = signing_lab.site.curl("/a/b?c=d", *how, *words)
-        assert (status, said.partition(b"\n")[0]) == (0, b"ok"), (service, words, said, wrong)
+        status, out, err = signing_lab.site.curl("/a/b?c=d", *how, *words)
+        assert (status, out.partition(b"\n")[0]) == (0, b"ok"), (service, words, out, err)
 
 
 def test_real_signature_is_masked_in_the_response(signing_lab):
@@ -191,7 +191,7 @@ HOSTILE = {
         "protocol_mismatch",
     ),
     "a field that ends at the gate": (lambda w: w.ask(target="/a", more={"te": "trailers"}), "protocol_mismatch"),
-    "a body signed in pieces": (lambda w: w.ask("PUT", "/a", body=b"x", said=STREAMED), "protocol_mismatch"),
+    "a body signed in pieces": (lambda w: w.ask("PUT", "/a", body=b"x", payload_hash=STREAMED), "protocol_mismatch"),
     "the secret placeholder": (lambda w: w.send("GET", "/a", {"x-a": w.fake.key}), "secret_misuse"),
     "the secret placeholder as a password": (lambda w: w.send("GET", "/a", {"authorization": f"Bearer {w.fake.key}"}), "secret_misuse"),
     "the id elsewhere": (lambda w: w.send("GET", "/a", {"x-a": w.fake.ident}), "secret_misuse"),

@@ -151,9 +151,9 @@ def test_accept_encoding_is_identity_when_a_value_is_sent(gate, origins):
     make_secret_site(gate, origin).ask(
         head("GET /echo", f"X-API-Key: {SHOWN}", "Accept-Encoding: gzip", "accept-encoding: br")
     )
-    asked = origin.requests[0].lower()
-    assert asked.count(b"accept-encoding:") == 1
-    assert b"accept-encoding: identity" in asked
+    request = origin.requests[0].lower()
+    assert request.count(b"accept-encoding:") == 1
+    assert b"accept-encoding: identity" in request
 
 
 ASKS = [
@@ -170,10 +170,10 @@ ASKS = [
 def test_other_requests_for_compression_are_removed_when_a_value_is_sent(gate, origins, ask):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
     make_secret_site(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
-    asked = origin.requests[0]
-    assert REAL in asked
-    assert ask.encode() not in asked
-    assert b"\r\nTE: trailers\r\n" in asked  # calls of gRPC need it
+    request = origin.requests[0]
+    assert REAL in request
+    assert ask.encode() not in request
+    assert b"\r\nTE: trailers\r\n" in request  # calls of gRPC need it
 
 
 def test_websocket_extensions_are_removed_when_a_value_is_sent(gate, origins):
@@ -183,15 +183,15 @@ def test_websocket_extensions_are_removed_when_a_value_is_sent(gate, origins):
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], http: {{websocket: true}}, action: allow}}]"
     )
     ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
-    asked = head("GET /echo", f"X-API-Key: {SHOWN}", *ask, "Sec-WebSocket-Extensions: permessage-deflate")
-    site.ask(asked.replace("Connection: close", "Connection: upgrade, close"))
+    request = head("GET /echo", f"X-API-Key: {SHOWN}", *ask, "Sec-WebSocket-Extensions: permessage-deflate")
+    site.ask(request.replace("Connection: close", "Connection: upgrade, close"))
     assert REAL in origin.requests[0]
     assert b"permessage-deflate" not in origin.requests[0]
 
 
 def test_value_in_a_websocket_message_is_masked_without_delay(gate, origins):
-    def answer(connection, asked):
-        key = next(line for line in asked.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
+    def answer(connection, request):
+        key = next(line for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key"))
         accept = base64.b64encode(hashlib.sha1(key.split(b": ")[1] + GUID).digest())
         upgrade = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
         connection.sendall(upgrade + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
@@ -204,9 +204,9 @@ def test_value_in_a_websocket_message_is_masked_without_delay(gate, origins):
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], http: {{websocket: true}}, action: allow}}]"
     )
     ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
-    asked = head("GET /echo", f"X-API-Key: {SHOWN}", *ask).replace("Connection: close", "Connection: upgrade")
+    request = head("GET /echo", f"X-API-Key: {SHOWN}", *ask).replace("Connection: close", "Connection: upgrade")
     with site.connect() as connection:
-        connection.sendall(asked.replace("HOST", site.host).replace("\n", "\r\n").encode())
+        connection.sendall(request.replace("HOST", site.host).replace("\n", "\r\n").encode())
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101")
         assert read_until(connection, REAL[:12]) == b"\x81\x7e\x00\x1f" + FAKE + REAL[:12]
 
@@ -224,8 +224,8 @@ def test_unreadable_response_is_not_quoted_in_page_or_event(gate, origins, respo
     """Page and event describe the error without the bytes of the server, which may contain the value."""
     value, placeholder = b"pa\\ss'wo\"rd-0123456789", "aPlaceholderForThePassword"
 
-    def answer(connection, asked):
-        assert value in asked
+    def answer(connection, request):
+        assert value in request
         connection.sendall(response % value)
 
     origin = origins.script(answer, "good.example", tls=True, alpn=["http/1.1"])

@@ -141,11 +141,11 @@ def test_placeholder_to_another_port_is_blocked(gate, origins):
     make_secret_site(gate, origin)
     gate.rules(f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{other.port}/tls], action: allow}}]")
     gate_port = gate.listen_for("good.example", other.port)
-    status, said, _ = curl(
+    status, out, _ = curl(
         "--cacert", gate.bundle, "--connect-to", f"good.example:{other.port}:127.0.0.1:{gate_port}", "-H", f"X-API-Key: {SHOWN}",
         f"https://good.example:{other.port}/echo",
     )  # fmt: skip
-    assert (status, json.loads(said)["reason"]) == (0, "secret_misuse")
+    assert (status, json.loads(out)["reason"]) == (0, "secret_misuse")
     assert other.connections == 0
 
 
@@ -194,9 +194,9 @@ def test_placeholder_in_a_body_ends_the_request(gate, origins, pieces):
     assert tamper["cause"] == decided["id"]
     assert "is in the body" in tamper["detail"]
     assert FAKE not in received(origin).encode()
-    said = gate.recorder.summary().describe()
-    assert "blocked 1 request (good.example)" in said
-    assert said.endswith("; 1 misused placeholder")
+    summary = gate.recorder.summary().describe()
+    assert "blocked 1 request (good.example)" in summary
+    assert summary.endswith("; 1 misused placeholder")
 
 
 def test_placeholder_in_an_http2_header_is_replaced(gate, origins):
@@ -320,13 +320,13 @@ CREDENTIALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "query", "told"), CREDENTIALS.values(), ids=CREDENTIALS)
-def test_credential_rule_denies_other_credentials(gate, origins, fields, query, told):
+@pytest.mark.parametrize(("fields", "query", "expected"), CREDENTIALS.values(), ids=CREDENTIALS)
+def test_credential_rule_denies_other_credentials(gate, origins, fields, query, expected):
     origin = origins.web("good.example")
     answer = make_secret_site(gate, origin, rule="credential: model-key").ask(head(f"GET /echo{query}", *fields))
-    assert " ".join(gate.decided()[0][2:]) == told
-    assert len(origin.requests) == (1 if told == "passed rule" else 0)
-    if told == "passed rule":
+    assert " ".join(gate.decided()[0][2:]) == expected
+    assert len(origin.requests) == (1 if expected == "passed rule" else 0)
+    if expected == "passed rule":
         return
     problem = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert problem["nearest"]["wanted"] == "model-key"
@@ -350,9 +350,9 @@ def test_github_cli_passes_a_credential_rule_for_its_token(gate, origins):
     site = make_secret_site(gate, origin, rule="credential: model-key")
     query = b'{"query":"query{viewer{login}}","variables":{"token":"theirs"}}'
     kind, length = "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(query)}"
-    for token, told in ((SHOWN, b"HTTP/1.1 200"), ("ghp_theirs", b"HTTP/1.1 403")):
+    for token, status in ((SHOWN, b"HTTP/1.1 200"), ("ghp_theirs", b"HTTP/1.1 403")):
         answer = site.ask(head("POST /api/graphql", kind, length, f"Authorization: token {token}"), query)
-        assert answer.startswith(told)
+        assert answer.startswith(status)
     assert got == [query]
     assert f"Authorization: token {REAL.decode()}".encode() in origin.requests[0]
 
@@ -376,8 +376,8 @@ COOKIES = [
 ]
 
 
-@pytest.mark.parametrize(("cookies", "told"), COOKIES)
-def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookies, told):
+@pytest.mark.parametrize(("cookies", "expected"), COOKIES)
+def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookies, expected):
     origin = origins.script(setting(b"sid=1; Path=/; HttpOnly", b"lb=a=b"), "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin, rule="credential: model-key")
     ours = f"Authorization: Bearer {SHOWN}"
@@ -386,7 +386,7 @@ def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookie
     site.ask(head("GET /echo", ours, f"Cookie: {cookies}"))
     site.ask(head("GET /echo", f"Cookie: {cookies}"))  # a session alone isn't the secret
     decided = [" ".join(each[2:]) for each in gate.decided()]
-    assert decided == ["blocked credential_mismatch", "passed rule", told, "blocked credential_mismatch"]
+    assert decided == ["blocked credential_mismatch", "passed rule", expected, "blocked credential_mismatch"]
 
 
 def test_cookies_set_for_another_credential_are_denied(gate, origins):
@@ -438,14 +438,14 @@ IN_GOOD_FAITH = {
 }
 
 
-@pytest.mark.parametrize("asked", IN_GOOD_FAITH.values(), ids=IN_GOOD_FAITH)
-def test_placeholder_to_a_not_sent_to_host_is_blocked_without_tampering(gate, origins, asked):
+@pytest.mark.parametrize("request_head", IN_GOOD_FAITH.values(), ids=IN_GOOD_FAITH)
+def test_placeholder_to_a_not_sent_to_host_is_blocked_without_tampering(gate, origins, request_head):
     origin = origins.web("good.example")
-    answer = withholding_site(gate, origin).ask(asked)
-    told = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert (answer[:12], told["reason"]) == (b"HTTP/1.1 403", "secret_not_sent")
-    assert told["detail"].startswith(f"`model-key` is not sent to `good.example:{origin.port}`")
-    assert "belongs to `api.example`" in told["detail"]
+    answer = withholding_site(gate, origin).ask(request_head)
+    page = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert (answer[:12], page["reason"]) == (b"HTTP/1.1 403", "secret_not_sent")
+    assert page["detail"].startswith(f"`model-key` is not sent to `good.example:{origin.port}`")
+    assert "belongs to `api.example`" in page["detail"]
     assert [outcome for *_, outcome in gate.decided()] == ["secret_not_sent"]
     assert (gate.events("tampering.detected"), gate.recorder.summary().tampers) == ([], 0)
     assert (origin.requests, origin.connections) == ([], 0)
@@ -462,9 +462,9 @@ HIDDEN = {
 }
 
 
-@pytest.mark.parametrize("asked", HIDDEN.values(), ids=HIDDEN)
-def test_misplaced_placeholder_to_a_not_sent_to_host_is_tampering(gate, origins, asked):
-    answer = withholding_site(gate, origins.web("good.example")).ask(asked)
+@pytest.mark.parametrize("request_head", HIDDEN.values(), ids=HIDDEN)
+def test_misplaced_placeholder_to_a_not_sent_to_host_is_tampering(gate, origins, request_head):
+    answer = withholding_site(gate, origins.web("good.example")).ask(request_head)
     assert b"secret_misuse" in answer
     wait_until(lambda: gate.events("tampering.detected"))
     assert_no_secret_disclosed(gate, answer)
@@ -507,7 +507,7 @@ NO_RULE = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, revision="0" *
 
 
 @pytest.mark.parametrize(
-    ("asked", "reason", "tampers"),
+    ("request_head", "reason", "tampers"),
     [
         (IN_GOOD_FAITH["its header"], "no_rule", 0),
         (HIDDEN["another header"], "secret_misuse", 1),
@@ -515,10 +515,10 @@ NO_RULE = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, revision="0" *
     ],
     ids=["in good faith", "elsewhere", "nothing"],
 )
-def test_misplaced_placeholder_to_a_host_without_a_rule_is_tampering(gate, origins, asked, reason, tampers):
+def test_misplaced_placeholder_to_a_host_without_a_rule_is_tampering(gate, origins, request_head, reason, tampers):
     """A rule for the host would not help, so the page names the misplaced placeholder."""
-    answer = withholding_site(gate, origins.web("good.example"), decision=NO_RULE).ask(asked)
-    told = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert (told["reason"], f"reason={reason};".encode() in answer) == (reason, True)
-    assert ("the placeholder of `model-key`" in told["detail"]) == bool(tampers)
+    answer = withholding_site(gate, origins.web("good.example"), decision=NO_RULE).ask(request_head)
+    page = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert (page["reason"], f"reason={reason};".encode() in answer) == (reason, True)
+    assert ("the placeholder of `model-key`" in page["detail"]) == bool(tampers)
     assert len(gate.events("tampering.detected")) == tampers == gate.recorder.summary().tampers

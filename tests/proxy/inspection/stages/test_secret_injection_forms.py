@@ -59,9 +59,9 @@ def test_placeholder_in_its_form_field_is_replaced(gate, origins):
     got = []
     origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     site = form_place(gate, origin)
-    asked, sent = GRANT % FORM_SECRET, GRANT % quote(REAL, safe="").encode()
-    for pieces in (None, [asked[:60], asked[60:]]):
-        assert post(site, asked, pieces=pieces).startswith(b"HTTP/1.1 200")
+    form, sent = GRANT % FORM_SECRET, GRANT % quote(REAL, safe="").encode()
+    for pieces in (None, [form[:60], form[60:]]):
+        assert post(site, form, pieces=pieces).startswith(b"HTTP/1.1 200")
     assert got == [sent, b"%x\r\n%s\r\n0\r\n\r\n" % (len(sent), sent)]
     assert post(site, b"a=b").startswith(b"HTTP/1.1 200")
     assert post(site, b"a" * 5_000_000).startswith(b"HTTP/1.1 200")  # more than is ever held
@@ -118,23 +118,23 @@ def test_credential_rule_accepts_the_placeholder_in_a_form(gate, origins, body, 
 def test_placeholder_in_an_http2_form_is_replaced(gate, origins):
     origin = origins.web("good.example")
     site = form_place(gate, origin)
-    asked = GRANT % FORM_SECRET
+    form = GRANT % FORM_SECRET
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     usual = [(":method", "POST"), (":scheme", "https"), (":authority", site.host), (":path", "/echo")]
     kind = ("content-type", "application/x-www-form-urlencoded")
-    client.send_headers(1, [*usual, kind, ("content-length", str(len(asked)))])
-    client.send_data(1, asked, end_stream=True)
-    told = b""
+    client.send_headers(1, [*usual, kind, ("content-length", str(len(form)))])
+    client.send_data(1, form, end_stream=True)
+    answer = b""
     with site.connect(["h2"]) as connection:
         connection.sendall(client.data_to_send())
-        while b'"sha256"' not in told:
-            told += b"".join(
+        while b'"sha256"' not in answer:
+            answer += b"".join(
                 event.data for event in client.receive_data(connection.recv(65536))
                 if isinstance(event, h2.events.DataReceived)
             )  # fmt: skip
     sent = GRANT % quote(REAL, safe="").encode()
-    assert hashlib.sha256(sent).hexdigest().encode() in told
+    assert hashlib.sha256(sent).hexdigest().encode() in answer
 
 
 def test_pending_form_counts_against_the_quota_until_it_is_sent(gate, origins, monkeypatch):

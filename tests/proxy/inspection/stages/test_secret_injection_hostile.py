@@ -62,13 +62,13 @@ class TwoHostsLab:
             Site(gate, name, origin.port, gate.listen_for(name, origin.port, tls=tls), tls)
             for name, origin in (("good.example", good), ("other.example", other))
         ]
-        self.asked = self.sites[0]
+        self.good_site = self.sites[0]
 
     def nothing_left(self, *answers):
-        told = json.dumps(self.gate.events()).encode()
+        journal = json.dumps(self.gate.events()).encode()
         sent = repr([*self.good.requests, *self.other.requests]).encode()
         for value in VALUES:
-            assert all(value not in text for text in (told, sent, *answers))
+            assert all(value not in text for text in (journal, sent, *answers))
         for placeholder in (FAKE, NOT_OTHER, self.keys.ident.encode(), self.keys.key.encode()):
             assert placeholder not in sent
 
@@ -91,10 +91,17 @@ def test_placeholder_is_blocked_at_the_target_of_a_redirect(gate, origins):
     good = origins.script(redirect, "good.example", tls=True, alpn=["http/1.1"])
     two_hosts = TwoHostsLab(gate, good, other)
     ways = [w for s in two_hosts.sites for w in ("--connect-to", f"{s.host}:127.0.0.1:{s.gate_port}")]
-    status, said, _ = curl(
-        "--cacert", gate.bundle, *ways, "-L", "--location-trusted", "-H", BEARER, f"https://{two_hosts.asked.host}/a"
+    status, out, _ = curl(
+        "--cacert",
+        gate.bundle,
+        *ways,
+        "-L",
+        "--location-trusted",
+        "-H",
+        BEARER,
+        f"https://{two_hosts.good_site.host}/a",
     )
-    assert (status, json.loads(said)["reason"]) == (0, "secret_misuse")
+    assert (status, json.loads(out)["reason"]) == (0, "secret_misuse")
     assert REAL in good.requests[0]  # in its slot at its own host
     assert other.connections == 0
     assert [each["destination"]["name"] for each in gate.events("tampering.detected")] == ["other.example"]
@@ -138,9 +145,9 @@ TRICKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("said", "reason"), TRICKS.values(), ids=TRICKS)
-def test_misleading_requests_with_a_placeholder_are_refused(two_hosts, said, reason):
-    answer = two_hosts.asked.ask(said)
+@pytest.mark.parametrize(("request_head", "reason"), TRICKS.values(), ids=TRICKS)
+def test_misleading_requests_with_a_placeholder_are_refused(two_hosts, request_head, reason):
+    answer = two_hosts.good_site.ask(request_head)
     assert answer.split(b" ")[1].startswith(b"4"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
     assert (two_hosts.good.requests, two_hosts.other.requests) == ([], [])
@@ -154,7 +161,7 @@ def test_http2_request_with_another_authority_is_blocked(two_hosts, authority):
     client.initiate_connection()
     usual = [(":method", "GET"), (":scheme", "https"), (":authority", authority), (":path", "/echo")]
     client.send_headers(1, [*usual, ("authorization", f"Bearer {SHOWN}")], end_stream=True)
-    with two_hosts.asked.connect(["h2"]) as connection:
+    with two_hosts.good_site.connect(["h2"]) as connection:
         connection.sendall(client.data_to_send())
         wait_until(two_hosts.gate.decided)
     assert [each[2] for each in two_hosts.gate.decided()] == ["blocked"]
@@ -191,8 +198,8 @@ def every_way(two_hosts, host, method="POST"):
 @pytest.mark.parametrize("kind", ["expired", "self-signed", "wrong-name"])
 def test_untrusted_server_receives_no_value_in_any_slot(gate, origins, kind):
     two_hosts = TwoHostsLab(gate, origins.web("good.example", kind=kind), origins.web("other.example"))
-    for name, (said, body) in every_way(two_hosts, two_hosts.asked.host).items():
-        answer = two_hosts.asked.ask(said, body)
+    for name, (request_head, body) in every_way(two_hosts, two_hosts.good_site.host).items():
+        answer = two_hosts.good_site.ask(request_head, body)
         assert answer.startswith(b"HTTP/1.1 502"), name
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted", name
         two_hosts.nothing_left(answer)
@@ -203,8 +210,8 @@ def test_no_value_is_sent_without_tls_in_any_slot(gate, origins):
     two_hosts = TwoHostsLab(
         gate, origins.web("good.example", tls=False), origins.web("other.example", tls=False), tls=False
     )
-    for name, (said, body) in every_way(two_hosts, two_hosts.asked.host).items():
-        answer = two_hosts.asked.ask(said, body)
+    for name, (request_head, body) in every_way(two_hosts, two_hosts.good_site.host).items():
+        answer = two_hosts.good_site.ask(request_head, body)
         assert b"secret_misuse" in answer, name
         two_hosts.nothing_left(answer)
 
@@ -214,15 +221,15 @@ def test_no_value_is_sent_to_another_port_in_any_slot(gate, origins):
     site = Site(
         gate, "good.example", two_hosts.other.port, gate.listen_for("good.example", two_hosts.other.port), tls=True
     )
-    for name, (said, body) in every_way(two_hosts, site.host).items():
-        answer = site.ask(said, body)
+    for name, (request_head, body) in every_way(two_hosts, site.host).items():
+        answer = site.ask(request_head, body)
         assert b"secret_misuse" in answer, name
         two_hosts.nothing_left(answer)
 
 
 def test_no_value_is_sent_to_the_host_of_another_secret_in_any_slot(two_hosts):
-    for name, (said, body) in every_way(two_hosts, two_hosts.sites[1].host).items():
-        answer = two_hosts.sites[1].ask(said, body)
+    for name, (request_head, body) in every_way(two_hosts, two_hosts.sites[1].host).items():
+        answer = two_hosts.sites[1].ask(request_head, body)
         assert b"secret_misuse" in answer, name
         two_hosts.nothing_left(answer)
 
@@ -232,12 +239,12 @@ def test_placeholder_signature_is_worthless_past_the_gate(gate, origins):
     verdicts = []
     good = origins.script(service_of(AWS, verdicts), "good.example", tls=True, alpn=["http/1.1"])
     two_hosts = TwoHostsLab(gate, good, origins.web("other.example"))
-    said, _ = every_way(two_hosts, two_hosts.asked.host)["signature"]
+    request_head, _ = every_way(two_hosts, two_hosts.good_site.host)["signature"]
     for _ in range(2):
-        assert two_hosts.asked.ask(said).startswith(b"HTTP/1.1 200")
+        assert two_hosts.good_site.ask(request_head).startswith(b"HTTP/1.1 200")
     assert verdicts == ["ok", "ok"]
     assert len(gate.events("request.decided")) == 2
-    stolen = said.replace("HOST", two_hosts.asked.host).replace("\n", "\r\n").encode()
+    stolen = request_head.replace("HOST", two_hosts.good_site.host).replace("\n", "\r\n").encode()
     with origins_own(origins, good) as connection:
         connection.sendall(stolen)
         assert read_all(connection).startswith(b"HTTP/1.1 403")
@@ -260,10 +267,10 @@ def test_request_behind_a_pending_form_is_decided_by_itself(gate, origins):
     client = SecretValue(secret("key", "good.example", origin.port, Slot(SlotKind.FORM, "client_secret")), REAL, SHOWN)
     gate.loop.run(lambda: gate.sandbox.set_secrets(SecretInjector([client])))
     form = b"client_secret=" + FAKE
-    one = f"POST /echo HTTP/1.1\r\nHost: {site.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
-    two_hosts = f"POST /echo HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"
+    first = f"POST /echo HTTP/1.1\r\nHost: {site.host}\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(form)}\r\n\r\n"
+    second = f"POST /echo HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {len(form)}\r\nConnection: close\r\n\r\n"
     with site.connect() as connection:
-        connection.sendall(one.encode() + form + two_hosts.encode() + form)
+        connection.sendall(first.encode() + form + second.encode() + form)
         answer = read_all(connection)
     assert answer.count(b"HTTP/1.1 200") == 1
     assert b"secret_misuse" in answer

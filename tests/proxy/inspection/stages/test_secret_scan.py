@@ -62,8 +62,8 @@ def test_secret_in_a_head_is_blocked_and_not_sent(gate, origins, request_head, d
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     answer = make_scan_site(gate, origin, "block").ask(request_head)
     assert answer.startswith(b"HTTP/1.1 403")
-    said = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert said["reason"] == "leak"
+    page = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert page["reason"] == "leak"
     assert (origin.requests, origin.connections) == ([], 0)
     (decided,), (leak,) = gate.events("request.decided"), gate.events("secret.detected")
     assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("deny", "blocked", "leak")
@@ -129,7 +129,7 @@ def test_scan_off_reports_nothing(gate, origins):
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "logged"),
     [
         (f"/a/{TOKEN}/b", "/a/***/b"),
         (f"/a?x={TOKEN}", "/a"),
@@ -138,12 +138,12 @@ def test_scan_off_reports_nothing(gate, origins):
         (f"/a/{VALUE.hex()}", "/***"),
     ],
 )
-def test_secret_in_a_path_is_masked_in_events(gate, origins, path, told):
+def test_secret_in_a_path_is_masked_in_events(gate, origins, path, logged):
     origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
     make_scan_site(gate, origin).ask(head(f"GET {path}"))
     wait_until(lambda: gate.events("request.completed"))
     for kind in ("request.decided", "request.completed", "secret.detected"):
-        assert [event["http"]["path"] for event in gate.events(kind)] == [told]
+        assert [event["http"]["path"] for event in gate.events(kind)] == [logged]
 
 
 def test_strictest_scan_of_the_matching_rules_applies(gate, origins):
