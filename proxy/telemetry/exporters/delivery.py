@@ -29,11 +29,11 @@ _NOTE: Final = "the receiver refused the whole event: it is in the journal, unde
 _NS_A_SECOND: Final = 1_000_000_000
 # name, type, help text; in the order of the attributes below
 METRICS: Final = (
-    ("exeat_exported_total", "counter", "events that the receiver has"),
-    ("exeat_export_failures_total", "counter", "times that the receiver didn't take what was sent"),
-    ("exeat_export_reduced_total", "counter", "events that were refused, and sent without a sandbox's words"),
-    ("exeat_events_dropped_total", "counter", "lines of the journal that are no events, and were not sent"),
-    ("exeat_journal_lag_seconds", "gauge", "age of the oldest event that the receiver doesn't have; 0: it has all"),
+    ("exeat_exported_total", "counter", "delivered events"),
+    ("exeat_export_failures_total", "counter", "failed deliveries"),
+    ("exeat_export_reduced_total", "counter", "refused events that were sent with shortened texts"),
+    ("exeat_events_dropped_total", "counter", "lines of the journal that are not events and were not sent"),
+    ("exeat_journal_lag_seconds", "gauge", "age of the oldest undelivered event; 0: all are delivered"),
 )
 
 

@@ -156,23 +156,23 @@ _FAMILIES: Final = (
     _Family(
         _COUNTER, "packets_refused", "Packets that the sandboxes' kernel rulesets rejected or dropped.", ("kind",)
     ),
-    _Family(_COUNTER, "datagrams_refused", "Datagrams that the gate turned away, of whatever flow."),
-    _Family(_COUNTER, "calls_refused", "System calls that tasks were refused and that are told.", ("call",)),
+    _Family(_COUNTER, "datagrams_refused", "Datagrams that the gate refused."),
+    _Family(_COUNTER, "calls_refused", "Denied system calls of the recorded kinds.", ("call",)),
     _Family(_HISTOGRAM, "decision_seconds", "Time to decide an attempt."),
-    _Family(_HISTOGRAM, "peek_seconds", "Time until a connection's first bytes told enough."),
+    _Family(_HISTOGRAM, "peek_seconds", "Time until the first bytes of a connection were sufficient for a decision."),
     # Traffic
-    _Family(_GAUGE, "connections_open", "Connections that are let out now."),
-    _Family(_HISTOGRAM, "connection_seconds", "How long connections lasted."),
+    _Family(_GAUGE, "connections_open", "Allowed connections that are open now."),
+    _Family(_HISTOGRAM, "connection_seconds", "Duration of connections."),
     _Family(
         _COUNTER, "bytes", "Payload of closed connections; up leaves a sandbox.", ("direction",),
         lambda metrics: {"up": metrics.bytes_up, "down": metrics.bytes_down},
     ),
     _Family(
-        _COUNTER, "datagrams_lost", "Datagrams of open flows that could not be passed on; up leaves a sandbox.",
+        _COUNTER, "datagrams_lost", "Lost datagrams of open flows; up leaves a sandbox.",
         ("direction",), lambda metrics: _select(("up", "down"), metrics.datagrams_lost),
     ),
     _Family(
-        _HISTOGRAM, "dial_seconds", "Time to reach a destination, resolving it included, by what came of it.",
+        _HISTOGRAM, "dial_seconds", "Time to resolve and reach a destination, by result.",
         ("result",),
     ),
     # Rules
@@ -184,9 +184,9 @@ _FAMILIES: Final = (
         _GAUGE, "rules_info", "1 for the policy in force.", ("revision",),
         lambda metrics: dict.fromkeys(sorted(filter(None, metrics.in_force)), 1.0),
     ),
-    _Family(_GAUGE, "rules_valid", "Whether the rule files were fit to use when last read."),
+    _Family(_GAUGE, "rules_valid", "Whether the rule files were valid when last read."),
     _Family(
-        _COUNTER, "rules_loads", "Times that rule files were read, by result.", ("result",),
+        _COUNTER, "rules_loads", "Reads of the rule files, by result.", ("result",),
         lambda metrics: _select(("loaded", "rejected"), metrics.rules_loads),
     ),
     _Family(
@@ -194,15 +194,15 @@ _FAMILIES: Final = (
         lambda metrics: metrics.rules_expiring(datetime.now(UTC).date()),
     ),
     _Family(
-        _GAUGE, "limit_used_ratio", "How much of a rule's limit is used up, 0 to 1.", ("rule", "limit"),
+        _GAUGE, "limit_used_ratio", "Use of a rule's limit, 0 to 1.", ("rule", "limit"),
         lambda metrics: _limit_use_by_rule(metrics.limits_used()),
     ),
     _Family(
-        _GAUGE, "rules_loaded_timestamp_seconds", "When the policy in force was loaded.", (),
+        _GAUGE, "rules_loaded_timestamp_seconds", "Load time of the policy in force.", (),
         lambda metrics: metrics.rules_loaded_at,
     ),
     _Family(
-        _GAUGE, "ca_expiry_timestamp_seconds", "When the CA certificate expires.", (),
+        _GAUGE, "ca_expiry_timestamp_seconds", "Expiry time of the CA certificate.", (),
         lambda metrics: metrics.ca_expiry,
     ),
     # Tasks
@@ -214,30 +214,30 @@ _FAMILIES: Final = (
     _Family(_COUNTER, "worker_restarts", "Workers started again after one died."),
     # People
     _Family(
-        _GAUGE, "approvals_pending", "Attempts that are held until a person answers.", (),
+        _GAUGE, "approvals_pending", "Attempts that wait for an approval.", (),
         lambda metrics: metrics.waiting.pending,
     ),
     _Family(
-        _GAUGE, "approvals_oldest_pending_seconds", "How long the oldest of them has been held.", (),
+        _GAUGE, "approvals_oldest_pending_seconds", "Wait of the oldest pending attempt.", (),
         lambda metrics: metrics.waiting.age,
     ),
     _Family(
-        _COUNTER, "approvals", "Attempts that people were to be asked about, by what came of it.", ("answer",),
+        _COUNTER, "approvals", "Attempts that needed an approval, by result.", ("answer",),
         lambda metrics: _select(ANSWERS, metrics.waiting.answers),
     ),
-    _Family(_HISTOGRAM, "approval_wait_seconds", "How long attempts were held.", (), _wait_histogram),
+    _Family(_HISTOGRAM, "approval_wait_seconds", "Duration of waits for an approval.", (), _wait_histogram),
     _Family(
-        _GAUGE, "flags_unreviewed", "Flagged events that nobody has looked at.", (), lambda metrics: metrics.flags[0]
+        _GAUGE, "flags_unreviewed", "Unreviewed flagged events.", (), lambda metrics: metrics.flags[0]
     ),
-    _Family(_GAUGE, "flags_oldest_unreviewed_seconds", "How old the oldest of them is.", (), _flags_age),
+    _Family(_GAUGE, "flags_oldest_unreviewed_seconds", "Age of the oldest unreviewed flagged event.", (), _flags_age),
     _Family(_COUNTER, "tasks_tainted", "Tasks that have read from an untrusted source."),
     _Family(
-        _COUNTER, "tasks_unusual", "What tasks did that tasks of their name don't usually do.", ("what",),
+        _COUNTER, "tasks_unusual", "Anomalies of tasks.", ("what",),
         lambda metrics: _with_zeros(UNUSUAL, metrics.tasks_unusual),
     ),
     # The gate and its journal
     _Family(
-        _COUNTER, "gate_errors", "Unexpected failures of the gate itself.", ("where",),
+        _COUNTER, "gate_errors", "Unexpected errors of the gate.", ("where",),
         lambda metrics: _with_zeros(Component, metrics.gate_errors),
     ),
     _Family(
@@ -247,9 +247,9 @@ _FAMILIES: Final = (
         _COUNTER, "events_dropped", "Events that could not be written.", ("sink",),
         lambda metrics: {"journal": metrics.events_dropped},
     ),
-    _Family(_COUNTER, "agent_records_refused", "Records of tasks' own telemetry that there was no room for."),
+    _Family(_COUNTER, "agent_records_refused", "Dropped records of tasks' own telemetry."),
     _Family(_COUNTER, "journal_bytes", "Bytes written to the journal."),
-    _Family(_GAUGE, "build_info", "1 for the version that runs.", ("version", "python"), _build_info),
+    _Family(_GAUGE, "build_info", "1 for the running version.", ("version", "python"), _build_info),
 )  # fmt: skip
 _PROCESS_FAMILIES: Final = (
     (_COUNTER, "cpu_seconds", "User and system CPU time spent.", "cpu_seconds"),
