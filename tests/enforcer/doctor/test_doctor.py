@@ -32,7 +32,7 @@ PLACES = {
 
 @pytest.mark.first_run
 @pytest.mark.parametrize("place", PLACES)
-def test_it_is_ready_exactly_where_a_run_starts(someone, place):
+def test_doctor_is_ready_exactly_where_a_run_starts(someone, place):
     words, for_root, for_user = PLACES[place]
     broken = for_user if someone.user else for_root
     rules = someone.write(someone.home / "rules.yaml", RULES)
@@ -50,7 +50,7 @@ def test_it_is_ready_exactly_where_a_run_starts(someone, place):
         assert f"{first['seen']}; {first['remedy']}\n" in ran.stderr.decode()
 
 
-def test_a_directory_of_a_doctor_that_was_killed_is_removed_by_the_next(tmp_path):
+def test_directory_of_a_killed_doctor_is_removed(tmp_path):
     """A killed doctor can't remove its directory. One that is in use stays."""
     abandoned, used = tmp_path / "self-test-a", tmp_path / "self-test-b"
     for path in (abandoned, used):
@@ -81,7 +81,7 @@ def finding(someone, examinations):
     return {finding["name"]: finding for finding in examinations[someone.user]}
 
 
-def test_the_second_wall_is_there_for_whoever_has_such_a_kernel(finding):
+def test_landlock_is_reported_where_the_kernel_has_it(finding):
     wall = finding["landlock"]
     assert wall["works"] == (landlock.version() >= landlock.LEAST), wall["seen"]
 
@@ -95,7 +95,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("kind", LIMITS)
-def test_it_says_by_what_means_a_run_keeps_a_limit(someone, finding, kind):
+def test_report_says_how_limits_are_enforced(someone, finding, kind):
     much, name, value = LIMITS[kind]
     found = finding[f"limit of {kind}"]
     rules = someone.write(someone.home / "rules.yaml", f"{RULES}sandbox: {{limits: {{{kind}: {much}}}}}\n")
@@ -117,7 +117,7 @@ def _is_lacking(finding):
     return finding["needed"] and finding["tried"] and not finding["works"]
 
 
-def test_what_needs_namespaces_is_not_tried_without_them_and_no_remedy_is_given_twice(someone):
+def test_dependent_checks_are_skipped_without_namespaces(someone):
     words, for_root, for_user = PLACES["where there are no user namespaces"]
     lines = someone.run([*words, EXEAT, "doctor"]).stdout.decode().splitlines()
     untried = [line.split("not tried: needs ")[1] for line in lines if line.startswith("untried")]
@@ -142,7 +142,7 @@ def state(tmp_path, monkeypatch):
     return tmp_path / "state" / "exeat"
 
 
-def test_what_no_single_trial_sees_is_seen_by_starting_a_sandbox(state, tmp_path, monkeypatch):
+def test_self_test_starts_a_real_sandbox(state, tmp_path, monkeypatch):
     assert tried("a whole sandbox", tmp_path / "none").works
     monkeypatch.setattr(confinement, "steps", lambda: (Bind("/no/such/place", "/no/such/place"),))
     found = tried("a whole sandbox", tmp_path / "none")
@@ -162,7 +162,7 @@ ROOTS = {
 
 
 @pytest.mark.parametrize("case", ROOTS)
-def test_root_s_rules_are_read_as_a_run_reads_them(state, tmp_path, case):
+def test_roots_rules_are_read_as_in_a_run(state, tmp_path, case):
     files, works, says = ROOTS[case]
     for name, text in files.items():
         path = tmp_path / "etc" / name
@@ -174,7 +174,7 @@ def test_root_s_rules_are_read_as_a_run_reads_them(state, tmp_path, case):
     assert "\n" not in found.seen
 
 
-def test_a_rule_file_that_is_not_root_s_is_said_with_its_remedy(state, tmp_path):
+def test_rule_file_of_another_owner_is_reported_with_a_remedy(state, tmp_path):
     path = tmp_path / "etc" / "rules.d" / "a.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(RULES)
@@ -185,7 +185,7 @@ def test_a_rule_file_that_is_not_root_s_is_said_with_its_remedy(state, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "journal", "cache"])
-def test_each_directory_of_the_state_is_held_to_what_a_run_holds_it_to(state, name):
+def test_state_directories_are_checked_as_in_a_run(state, name):
     (state / name).mkdir(parents=True)
     (state / name).chmod(0o777)
     found = tried("state directory", state)
@@ -193,6 +193,6 @@ def test_each_directory_of_the_state_is_held_to_what_a_run_holds_it_to(state, na
     assert found.remedy == f"run `chmod go-w {state / name}`".replace("/`", "`")
 
 
-def test_a_trial_that_dies_is_a_no(state):
+def test_crashed_check_is_a_failure(state):
     died = checks._tried(checks._Trial("x", lambda: os._exit(0), "mend it"))
     assert (died.works, died.seen, died.remedy) == (False, "the trial ended unexpectedly", "mend it")

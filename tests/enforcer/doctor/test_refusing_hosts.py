@@ -62,13 +62,13 @@ def host(request, monkeypatch):
     assert set(made) <= {os.CLONE_NEWUSER}
 
 
-def test_the_setting_that_keeps_users_from_making_one_is_named(host):
+def test_setting_that_forbids_user_namespaces_is_named(host):
     making, _ = host
     assert making in namespace_remedy(errno.EPERM)
     assert namespace_remedy(errno.ENOSPC) == LIMIT
 
 
-def test_the_setting_that_keeps_the_worker_from_using_its_own_is_named(host):
+def test_setting_that_restricts_the_worker_is_named(host):
     _, using = host
     with pytest.raises(HostError) as raised:
         confinement.enter(_identity())
@@ -76,7 +76,7 @@ def test_the_setting_that_keeps_the_worker_from_using_its_own_is_named(host):
     assert using in raised.value.remedy
 
 
-def test_the_setting_that_keeps_a_sandbox_from_using_its_own_is_named(host):
+def test_setting_that_restricts_a_sandbox_is_named(host):
     """What stands for its first process has maps already, which the kernel never lets be written again."""
     _, using = host
     with pytest.raises(HostError) as raised:
@@ -85,7 +85,7 @@ def test_the_setting_that_keeps_a_sandbox_from_using_its_own_is_named(host):
     assert using in raised.value.remedy
 
 
-def test_a_limit_on_other_namespaces_is_told_apart():
+def test_limits_of_other_namespaces_are_distinguished():
     with (
         pytest.raises(HostError, match=r"\(No space left on device\); raise the limits that `sysctl user` shows"),
         namespace_used(),
@@ -108,7 +108,7 @@ def _of_capabilities(_uid):
     ("call", "which"), [(_of_ids, "the gate could not be started"), (_of_capabilities, "the sandbox could not be made")],
     ids=["the worker's ids", "the sandbox's capabilities"],
 )  # fmt: skip
-def test_a_run_says_what_is_refused_and_what_to_do(someone, call, which):
+def test_failed_run_says_what_is_refused_and_the_remedy(someone, call, which):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "touch", "started"]
     done = someone.run([sys.executable, REFUSING, "EPERM", *call(harness.UID), *exeat])
@@ -119,7 +119,7 @@ def test_a_run_says_what_is_refused_and_what_to_do(someone, call, which):
 
 
 @harness.as_a_user
-def test_a_masked_proc_is_told_with_what_unmasks_it(someone):
+def test_masked_proc_is_reported_with_a_remedy(someone):
     """As container engines mask it: what is mounted over in the host's, a fresh one would show."""
     rules = someone.write(someone.home / "rules.yaml", RULES)
     exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "touch", "started"]
@@ -157,7 +157,7 @@ print(json.dumps({
 
 
 @harness.as_a_user
-def test_a_run_in_a_kernel_without_ipv6_is_as_closed_and_works_by_ipv4_alone(someone):
+def test_run_without_ipv6_is_closed_and_works_over_ipv4(someone):
     allowed = RULES.replace("[]", "[{id: one, to: allowed.example, action: allow}]")
     rules = someone.write(someone.home / "rules.yaml", allowed)
     exeat = [Path(sys.executable).with_name("exeat"), "run", "--rules", rules, "--", "python3", "-c", WITHOUT_IPV6]

@@ -66,7 +66,7 @@ def pair(someone):
             side.end()
 
 
-def test_no_inode_that_two_sandboxes_see_is_a_channel(someone, pair):
+def test_shared_inode_is_no_channel_between_sandboxes(someone, pair):
     watching, speaking, shown = pair
     found = set()
     for place in (*DEVICES, *SYSTEM, *shown):
@@ -79,7 +79,7 @@ def test_no_inode_that_two_sandboxes_see_is_a_channel(someone, pair):
     assert found == (OF_A_USER if someone.user else set())
 
 
-def test_no_list_of_the_host_s_locks_is_a_channel(pair):
+def test_lock_list_is_no_channel_between_sandboxes(pair):
     watching, speaking, _ = pair
     assert isinstance(speaking.do("speak", "list_of_locks", "none"), list), "it must hold one, or this shows nothing"
     assert watching.do("seen", "list_of_locks", "none") is False

@@ -39,7 +39,7 @@ def _inside(someone, rules, *places, trials=(), options=(), within=(), **more):
     return json.loads(done.stdout)
 
 
-def test_what_was_published_of_others_is_tried_here():
+def test_published_escapes_are_in_the_table():
     for advisory, (_, trials) in ADVISORIES.items():
         for trial in trials.split():
             file, _, name = trial.partition("::")
@@ -47,7 +47,7 @@ def test_what_was_published_of_others_is_tried_here():
             assert there, f"{advisory}: {trial}"
 
 
-def test_every_attempt_is_refused(someone, rules):
+def test_every_escape_attempt_is_refused(someone, rules):
     listener = socket.socket(socket.AF_UNIX)
     name = f"exeat-escape-test-{os.getpid()}"  # tests run side by side
     listener.bind("\0" + name)
@@ -59,7 +59,7 @@ def test_every_attempt_is_refused(someone, rules):
     assert REFUSALS.keys() - said.keys() == NUMBERS["x86_64"].keys() & REFUSALS.keys() - NUMBERS[MACHINE].keys()
 
 
-def test_sockets_and_fifos_of_the_host_lead_nowhere(someone, rules):
+def test_sockets_and_fifos_of_the_host_are_unreachable(someone, rules):
     """docker.sock, D-Bus and their kind: in the workspace, in something shown, and in the system's own place for them."""
     shown, run = someone.home / "shown", someone.home.parent / "run"
     places = [someone.work / "deep" / "in", shown, run, run / "dbus"]
@@ -103,7 +103,7 @@ def _datagrams():
 
 
 @pytest.mark.parametrize("pair", [_tcp, _datagrams], ids=["a TCP connection", "a pair of unix datagram sockets"])
-def test_a_socket_on_standard_input_is_not_the_task_s(someone, rules, pair):
+def test_socket_on_standard_input_is_not_passed(someone, rules, pair):
     """An inherited socket could be connected anew, in the host's network or to an abstract socket: the task gets a pipe."""
     given, peer = pair()
     script = (
@@ -119,7 +119,7 @@ def test_a_socket_on_standard_input_is_not_the_task_s(someone, rules, pair):
     assert done.stdout == b"read from outside\n", done.stderr.decode()
 
 
-def test_rules_in_the_workspace_can_t_be_written_renamed_or_replaced(someone):
+def test_rule_files_in_the_workspace_cannot_be_changed(someone):
     rules = someone.write(someone.work / "conf" / "net" / "rules.yaml", RULES)
     if someone.user:
         for path in (someone.work / "conf", someone.work / "conf" / "net"):
@@ -135,7 +135,7 @@ def test_rules_in_the_workspace_can_t_be_written_renamed_or_replaced(someone):
     assert rules.read_text() == RULES
 
 
-def test_rules_reached_through_a_link_in_the_workspace_refuse_the_start(someone):
+def test_rule_file_behind_a_workspace_link_refuses_the_start(someone):
     real = someone.write(someone.home / "rules.yaml", RULES)
     (someone.work / "rules.yaml").symlink_to(real)
     done = someone.exeat("run", "--rules", "rules.yaml", "--", "true")
@@ -144,7 +144,7 @@ def test_rules_reached_through_a_link_in_the_workspace_refuse_the_start(someone)
 
 
 @pytest.mark.first_run
-def test_the_ca_key_and_the_journal_are_not_there(someone, rules):
+def test_ca_key_and_journal_are_invisible(someone, rules):
     first = someone.exeat("run", "--quiet", "--rules", rules, "--", "true")
     assert first.returncode == 0, first.stderr.decode()
     state = someone.home / ".local" / "state" / "exeat"
@@ -158,13 +158,13 @@ def test_the_ca_key_and_the_journal_are_not_there(someone, rules):
         assert b".jsonl" not in done.stdout
 
 
-def test_exeat_s_own_code_can_t_be_a_task_s_to_write(someone, rules):
+def test_exeats_code_cannot_be_writable(someone, rules):
     done = someone.exeat("run", "--rules", rules, "--workspace", harness.PROJECT, "--", "true")
     assert done.returncode == 2
     assert b"exeat's own code" in done.stderr
 
 
-def test_two_tasks_at_once_see_nothing_of_each_other(someone, rules):
+def test_concurrent_tasks_cannot_see_each_other(someone, rules):
     """Names, files, processes and loopback services of one sandbox are not there for the other."""
     words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, "--", PYTHON, "-c"]
     server = (
@@ -196,7 +196,7 @@ def test_two_tasks_at_once_see_nothing_of_each_other(someone, rules):
     assert first.communicate("go\n", timeout=30)[0] == "untouched\n"
 
 
-def test_a_descriptor_above_the_limit_is_closed_too(someone, rules):
+def test_descriptor_above_the_limit_is_closed(someone, rules):
     """RLIMIT_NOFILE says what may be opened, not what is open."""
     script = 'exec 500</; ulimit -n 400; exec "$@"'
     exeat = Path(sys.executable).with_name("exeat")
@@ -205,7 +205,7 @@ def test_a_descriptor_above_the_limit_is_closed_too(someone, rules):
     assert done.stdout == b"0 1 2 3 ", done.stdout + done.stderr
 
 
-def test_a_pipe_on_standard_input_can_t_be_written_by_the_task(someone, rules):
+def test_pipe_on_standard_input_cannot_be_written(someone, rules):
     """`cat script | bash` runs what is in the pipe: the task must not add to it."""
     exeat = Path(sys.executable).with_name("exeat")
     lines = (
@@ -215,7 +215,7 @@ def test_a_pipe_on_standard_input_can_t_be_written_by_the_task(someone, rules):
     assert b"INJECTED" not in done.stdout, done.stdout + done.stderr
 
 
-def test_a_signal_to_one_s_own_group_stays_in_the_sandbox(someone, rules):
+def test_signal_to_the_process_group_stays_inside(someone, rules):
     exeat = Path(sys.executable).with_name("exeat")
     inner = f"{exeat} run --quiet --rules {rules} -- sh -c 'kill -USR1 0; sleep 5'; echo survived"
     done = someone.run(["bash", "-c", inner])
@@ -223,7 +223,7 @@ def test_a_signal_to_one_s_own_group_stays_in_the_sandbox(someone, rules):
 
 
 @pytest.mark.parametrize("closed", ["0<&-", "2>&-", "0<&- 1>&- 2>&-"])
-def test_closed_standard_streams_give_the_task_nothing_of_ours(someone, rules, closed):
+def test_closed_standard_streams_leak_no_descriptor(someone, rules, closed):
     exeat = Path(sys.executable).with_name("exeat")
     script = "for d in 0 1 2; do readlink /proc/self/fd/$d; done > seen; cat > read; echo out; echo err >&2"
     done = someone.run(
@@ -235,7 +235,7 @@ def test_closed_standard_streams_give_the_task_nothing_of_ours(someone, rules, c
     assert all(place == "/dev/null" or place.startswith("pipe:") or place.endswith("/seen") for place in seen), seen
 
 
-def test_process_1_shows_nothing_of_how_exeat_was_called(someone, rules):
+def test_process_1_hides_exeats_arguments(someone, rules):
     words = [
         "run",
         "--quiet",
@@ -252,7 +252,7 @@ def test_process_1_shows_nothing_of_how_exeat_was_called(someone, rules):
     assert done.stdout.replace(b"\0", b"") == b"exeat-initexeat-init\n", done.stderr.decode()
 
 
-def test_root_inside_is_nobody_outside(someone, rules):
+def test_root_inside_is_unprivileged_outside(someone, rules):
     """`user: root` is a number that a task sees: no capability comes back, at no execve, and the kernel's uid 0 is not it."""
     together = ["--review", "--cache", "pip=~/.cache/pip", "--hide", "**/.env", "--memory", "500MB"]
     said = _inside(someone, rules, options=["--user", "root", "--env", "EXEAT_ABSTRACT=nobody-listens", *together])

@@ -35,7 +35,7 @@ def own(someone, path):
     return path
 
 
-def test_a_link_in_one_cache_is_no_way_for_another_to_the_host(someone):
+def test_link_in_a_cache_leads_no_other_task_to_the_host(someone):
     """Files can't say caches that lie in each other; options and files together must not either."""
     victim = someone.home / "victim"
     victim.mkdir(mode=0o700)
@@ -50,7 +50,7 @@ def test_a_link_in_one_cache_is_no_way_for_another_to_the_host(someone):
     assert stat.S_IMODE(victim.stat().st_mode) == 0o700
 
 
-def test_no_mode_that_a_task_gives_its_cache_or_its_review_keeps_others_out(someone):
+def test_mode_of_a_cache_or_review_locks_nobody_out(someone):
     file = rules(someone, caches={"one": "~/one", "two": "~/two"}, workspace="review", user="root")
     script = "echo kept > ~/one/x; chmod 777 ~/one; chmod 0 ~/two; mkdir d; echo x > d/new; chmod 0 d .; echo did"
     first = run(someone, file, "sh", "-c", script)
@@ -61,7 +61,7 @@ def test_no_mode_that_a_task_gives_its_cache_or_its_review_keeps_others_out(some
     assert [change["path"] for change in changes] == ["d", "d/new"]
 
 
-def test_a_hidden_name_behind_a_directory_that_nobody_can_list(someone):
+def test_hidden_name_behind_an_unlistable_directory_stays_hidden(someone):
     shown = someone.home / "shown"
     for top in (shown, someone.work):
         someone.write(top / "closed" / ".env", "secret")
@@ -83,7 +83,7 @@ def executor():
     os.waitpid(pid, 0)
 
 
-def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path):
+def test_no_mount_follows_a_link_of_another_task(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (tmp_path / "link").symlink_to(outside)
@@ -105,7 +105,7 @@ def test_nothing_is_mounted_through_a_link_that_another_task_put_there(tmp_path)
     assert ((tmp_path / "a/b").is_dir(), (tmp_path / "a/c").is_file()) == (True, True)
 
 
-def test_a_socket_that_is_made_while_a_reviewed_task_runs_leads_nowhere(someone):
+def test_socket_made_during_a_review_is_unreachable(someone):
     """Where a workspace is written directly it does: docs/reference/sandbox.md says so."""
     script = (
         "import os, socket\nprint('ready', flush=True); input()\n"
@@ -144,7 +144,7 @@ print(flips)
 
 
 @pytest.mark.parametrize("mode", ["direct", "review"])
-def test_a_task_that_swaps_directories_for_links_leads_no_other_s_start_out(someone, mode):
+def test_swapped_directories_lead_no_start_outside(someone, mode):
     """What a start covers, notes and mounts is swapped meanwhile: it is refused, or has nothing of where the links lead."""
     for name in ("hooks/secret", "config"):
         own(someone, someone.write(someone.home / "victim" / name, "SECRET\n").parent)
@@ -178,7 +178,7 @@ def test_a_task_that_swaps_directories_for_links_leads_no_other_s_start_out(some
     }
 
 
-def test_git_is_led_to_no_configuration_of_the_task_s(someone):
+def test_git_reads_no_configuration_of_the_task(someone):
     """`commondir` is where Git takes its configuration from, of a repository and of each worktree, wherever that lies."""
     for words in ("init -q .", "commit -q --allow-empty -m one", "worktree add -q ../home/tree"):
         config = ("-c", "user.name=x", "-c", "user.email=x", "-c", "safe.directory=*")

@@ -31,7 +31,7 @@ FILTERED_ONLY = {
 EMPTY = {*NUMBERS["x86_64"], *(f"{name}{high}" for name in TERMINAL for high in ("", "_high_bits"))}
 
 
-def test_every_other_attempt_is_refused_without_the_filter(someone):
+def test_escapes_are_refused_without_the_seccomp_filter(someone):
     put(someone)
     python = Path(sys.base_prefix) / "bin" / "python3"
     done = someone.run([sys.executable, HERE / "without_filter.py", someone.work, python, "places.py", "[]"])

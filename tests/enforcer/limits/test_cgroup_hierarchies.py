@@ -39,5 +39,5 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("groups", "mounts", "found"), LAYOUTS.values(), ids=LAYOUTS)
-def test_every_layout_is_read(groups, mounts, found):
+def test_every_cgroup_layout_is_parsed(groups, mounts, found):
     assert [(each.version, each.own) for each in match_mounts(groups, mounts)] == found

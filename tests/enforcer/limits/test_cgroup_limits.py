@@ -72,7 +72,7 @@ def top(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("limits", "above", "written", "held"), WRITTEN.values(), ids=WRITTEN)
-def test_every_limit_is_written_where_the_processes_are(top, limits, above, written, held):
+def test_limits_are_written_to_the_groups_of_the_processes(top, limits, above, written, held):
     for name, value in above.items():
         (top / "ours" / name).write_text(value)
     made = make_resource_limits(limits)

@@ -33,7 +33,7 @@ def tree(tmp_path):
     return make
 
 
-def test_from_a_scope_with_others_in_it_the_way_leads_to_the_slice(tree):
+def test_shared_scope_leads_to_its_slice(tree):
     groups = {
         "": (ALL, ALL, None),
         "user.slice/user@1.service": (ALL, "memory pids", None),
@@ -46,7 +46,7 @@ def test_from_a_scope_with_others_in_it_the_way_leads_to_the_slice(tree):
     assert not place.must_empty
 
 
-def test_nothing_is_gained_by_going_up(tree):
+def test_parent_group_without_more_controllers_is_not_used(tree):
     limits = [("memory.max", "1048576\n"), ("pids.max", "77\n"), ("cpu.max", "50000 100000\n")]
     groups = {
         "a": (ALL, ALL, ""),
@@ -58,7 +58,7 @@ def test_nothing_is_gained_by_going_up(tree):
     assert place.ceiling == ParentLimits(memory=1048576, processes=77, cpu=0.5)
 
 
-def test_a_group_of_its_own_is_kept_by_stepping_aside_in_it(tree):
+def test_own_group_is_kept_by_moving_to_a_subgroup(tree):
     groups = {"a": (ALL, ALL, ""), "a/ours.service": (ALL, "", f"{os.getpid()}\n")}
     [(path, controllers, place)] = tree(groups)
     assert path == "a/ours.service"
@@ -67,7 +67,7 @@ def test_a_group_of_its_own_is_kept_by_stepping_aside_in_it(tree):
     assert place.ceiling == ParentLimits()
 
 
-def test_in_a_group_that_systemd_has_delegated_others_step_aside_too(tree, tmp_path):
+def test_processes_in_a_delegated_group_are_moved(tree, tmp_path):
     (tmp_path / "a/exeat.service").mkdir(parents=True)
     try:
         os.setxattr(tmp_path / "a/exeat.service", "user.delegate", b"1")
@@ -79,24 +79,24 @@ def test_in_a_group_that_systemd_has_delegated_others_step_aside_too(tree, tmp_p
     assert place.must_empty
 
 
-def test_the_root_may_have_processes_and_controllers(tree):
+def test_root_group_can_have_processes_and_controllers(tree):
     [(path, controllers, place)] = tree({"": (ALL, "", f"1\n{os.getpid()}\n")})
     assert (path, controllers, place.must_empty) == (".", {"cpu", "memory", "pids"}, False)
 
 
-def test_a_container_with_more_than_us_in_it_has_no_controllers_to_give(tree):
+def test_shared_container_has_no_controllers(tree):
     [(_, controllers, _)] = tree({"": ("", "", None), "c": (ALL, "", "1\n7\n")})
     assert controllers == set()
 
 
-def test_where_we_may_not_write_is_no_place_and_no_way(tree):
+def test_unwritable_group_is_not_used(tree):
     groups = {"a": (ALL, ALL, ""), "a/b": (ALL, ALL, None), "a/b/c": (ALL, "", "1\n7\n")}
     assert [(path, controllers) for path, controllers, _ in tree(groups)] == [("a/b/c", set())]
     groups = {"x": (ALL, ALL, ""), "x/session-3.scope": (ALL, "", None)}
     assert tree(groups) == []
 
 
-def test_more_controllers_are_worth_a_longer_way(tree):
+def test_group_with_more_controllers_is_preferred(tree):
     groups = {
         "a": (ALL, ALL, ""),
         "a/b": (ALL, "pids", ""),
@@ -107,7 +107,7 @@ def test_more_controllers_are_worth_a_longer_way(tree):
     assert (path, controllers) == ("a/b", {"cpu", "memory", "pids"})
 
 
-def test_a_controller_that_nobody_asked_for_is_not_worth_it(tree):
+def test_unneeded_controller_does_not_matter(tree):
     groups = {
         "a": (ALL, ALL, ""),
         "a/b": (ALL, "memory pids", ""),

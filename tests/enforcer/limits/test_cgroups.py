@@ -48,7 +48,7 @@ def _sleeper(one):
     return process
 
 
-def test_a_group_is_gone_when_it_is_removed_and_may_be_removed_twice(place):
+def test_removal_of_a_group_is_idempotent(place):
     one = cgroups.make_group(place)
     assert os.path.isdir(one.inner)
     one.remove()
@@ -56,7 +56,7 @@ def test_a_group_is_gone_when_it_is_removed_and_may_be_removed_twice(place):
     assert not os.path.exists(one.path)
 
 
-def test_what_is_admitted_is_in_it_with_all_that_it_forks(made):
+def test_group_contains_its_process_and_children(made):
     with subprocess.Popen(["sh", "-c", "read x; sleep 600 & wait"], stdin=subprocess.PIPE) as process:
         made.admit(process.pid)
         process.stdin.write(b"\n")
@@ -74,7 +74,7 @@ def _processes(one):
         return [int(line) for line in file]
 
 
-def test_a_group_with_processes_stays_until_they_are_gone(made, monkeypatch):
+def test_group_with_processes_is_not_removed(made, monkeypatch):
     monkeypatch.setattr(cgroups, "_PATIENCE", 0.0)
     with _sleeper(made) as process:
         cgroups.Group(made.place, made.path, os.dup(made.lock)).remove()
@@ -82,7 +82,7 @@ def test_a_group_with_processes_stays_until_they_are_gone(made, monkeypatch):
         process.kill()
 
 
-def test_the_group_of_a_run_that_was_killed_is_swept_by_the_next(place):
+def test_group_of_a_killed_run_is_swept_by_the_next(place):
     with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
         path = next(line.strip() for line in holder.stdout if line.startswith(place.path + "/exeat-task-"))
         cgroups.remove_dead_groups(place.path)
@@ -95,7 +95,7 @@ def test_the_group_of_a_run_that_was_killed_is_swept_by_the_next(place):
         assert not os.path.exists(path)
 
 
-def test_where_a_service_looks_after_groups_its_runs_leave_them_to_it(place, monkeypatch):
+def test_runs_of_a_service_sweep_no_groups(place, monkeypatch):
     monkeypatch.setattr(cgroups, "_looked_after", set())
     dead = cgroups.make_group(place)
     cgroups.leave_sweep_to_parent([place.path])
@@ -109,7 +109,7 @@ def test_where_a_service_looks_after_groups_its_runs_leave_them_to_it(place, mon
     assert not os.path.exists(dead.path)
 
 
-def test_nothing_is_swept_but_groups_of_this_make(place):
+def test_sweep_removes_only_exeats_groups(place):
     """A service manager's groups may be called so too, and are killed by nobody."""
     names = [f"{prefix}{os.getpid():x}{end}" for prefix, end in (("exeat-web-", ".service"), ("exeat-task-", ".scope"))]
     paths = [f"{place.path}/{name}" for name in names]
@@ -123,7 +123,7 @@ def test_nothing_is_swept_but_groups_of_this_make(place):
             os.rmdir(path)
 
 
-def test_whoever_sweeps_between_making_and_locking_takes_nothing_away_for_good(place, monkeypatch):
+def test_sweep_between_creation_and_lock_is_repaired(place, monkeypatch):
     make, tries = os.mkdir, []
 
     def made_and_swept(path, mode=0o777):
@@ -139,7 +139,7 @@ def test_whoever_sweeps_between_making_and_locking_takes_nothing_away_for_good(p
     one.remove()
 
 
-def test_the_whole_tree_is_killed_at_once_where_the_kernel_can(made):
+def test_whole_group_is_killed_by_cgroup_kill(made):
     if not os.path.exists(f"{made.path}/cgroup.kill"):
         made = next((each for each in map(_made_again, choose_locations(hierarchies())) if each is not None), None)
         if made is None:
@@ -159,7 +159,7 @@ def _made_again(place):
     return None
 
 
-def test_an_error_names_the_file_and_what_was_written(made):
+def test_error_names_the_file_and_the_value(made):
     with pytest.raises(OSError, match=r"write `99999999` to .*/cgroup.procs: No such process"):
         write_file(f"{made.inner}/cgroup.procs", "99999999")
 
@@ -186,9 +186,7 @@ ALL = frozenset({"memory", "pids", "cpu"})
         pytest.param(2, {}, ALL, cgroups.Counts(), id="nothing"),
     ],
 )
-def test_what_a_group_came_up_against_is_read_from_the_files_of_its_controllers(
-    tmp_path, version, files, controllers, counted
-):
+def test_events_of_a_group_are_read_from_its_controllers(tmp_path, version, files, controllers, counted):
     one = cgroups.Group(CgroupLocation(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
     os.makedirs(one.inner, exist_ok=True)
     for name, text in files.items():

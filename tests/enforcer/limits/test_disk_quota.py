@@ -67,7 +67,7 @@ def world(tmp_path, monkeypatch):
     return World(tmp_path, monkeypatch)
 
 
-def test_one_that_is_over_is_told_with_what_it_has_and_what_it_may(world):
+def test_exceeded_quota_is_reported_with_use_and_limit(world):
     layer = world.layer(64 * MIB)
     world.write(63 * MIB)
     assert world.pass_by(layer, 60) is None
@@ -75,7 +75,7 @@ def test_one_that_is_over_is_told_with_what_it_has_and_what_it_may(world):
     assert world.pass_by(layer, 60) == "disk: its changes take 65 MiB, they may take 64 MiB"
 
 
-def test_without_a_rule_it_is_half_of_what_is_free(world):
+def test_default_quota_is_half_of_the_free_space(world):
     layer = world.layer()
     assert world.pass_by(layer, 600, lambda: world.write(GIB) if world.held < 40 * GIB else None) is None
     assert world.held == 40 * GIB
@@ -83,7 +83,7 @@ def test_without_a_rule_it_is_half_of_what_is_free(world):
     assert world.pass_by(layer, 60) == "disk: its changes take 41 GiB, they may take 40 GiB"
 
 
-def test_where_nothing_is_known_of_the_disk_it_is_as_for_home_and_the_like(world):
+def test_unknown_disk_gets_the_fallback_quota(world):
     world.size = world.free = 0
     layer = world.layer()
     world.held = 2 * GIB
@@ -92,7 +92,7 @@ def test_where_nothing_is_known_of_the_disk_it_is_as_for_home_and_the_like(world
     assert world.pass_by(layer, 60) == "disk: its changes take 2 GiB, they may take 2 GiB"
 
 
-def test_what_it_writes_until_it_is_seen_is_bounded(world):
+def test_writes_between_two_checks_are_bounded(world):
     """At a rate that no disk takes, what it may still write is never more than it takes until it is asked again."""
     layer, rate, before = world.layer(10 * GIB), 4 * GIB, world.now
 
@@ -109,7 +109,7 @@ FILES = {"of a size": (GIB, 1 << 30, GIB // PAGE + 64), "where few can be made":
 
 
 @pytest.mark.parametrize(("disk", "inodes", "most"), FILES.values(), ids=FILES)
-def test_empty_files_are_bounded_too(world, disk, inodes, most):
+def test_empty_files_count(world, disk, inodes, most):
     world.inodes = inodes
     layer = world.layer(disk)
     world.names = most
@@ -118,7 +118,7 @@ def test_empty_files_are_bounded_too(world, disk, inodes, most):
     assert world.pass_by(layer, 120) == f"disk: its changes are {most + 1} files or more, they may be {most}"
 
 
-def test_files_without_any_content_are_seen_by_what_the_disk_has_left_of_them(world):
+def test_inodes_are_counted_by_the_free_ones(world):
     """Of a layer that takes long to look at, so that it isn't looked at often."""
     layer, world.took = world.layer(GIB), 2.0
     world.names = 100_000
@@ -131,7 +131,7 @@ def test_files_without_any_content_are_seen_by_what_the_disk_has_left_of_them(wo
     assert world.pass_by(layer, 60, make) is not None
 
 
-def test_what_was_seen_twice_ends_nothing(world):
+def test_file_counted_twice_ends_no_task(world):
     """A directory that is moved while it is looked at may be found at both places."""
     layer = world.layer(64 * MIB)
     world.write(40 * MIB)
@@ -146,7 +146,7 @@ def test_what_was_seen_twice_ends_nothing(world):
     assert len(looks) > 2
 
 
-def test_files_without_a_name_count(world):
+def test_unlinked_files_count(world):
     """They are found by who can see what is open, and only by them."""
     layer = world.layer(64 * MIB)
     world.write(30 * MIB)
@@ -156,7 +156,7 @@ def test_files_without_a_name_count(world):
     assert world.pass_by(layer, 20) == "disk: its changes take 70 MiB, they may take 64 MiB"
 
 
-def test_others_who_fill_the_disk_end_nothing(world):
+def test_other_users_of_the_disk_end_no_task(world):
     layer = world.layer(GIB)
     world.write(MIB)
 
@@ -167,7 +167,7 @@ def test_others_who_fill_the_disk_end_nothing(world):
     assert world.free == MIB
 
 
-def test_the_last_of_the_disk_is_for_nobody_who_grows(world):
+def test_reserve_of_the_disk_stays_free(world):
     layer = world.layer(60 * GIB)
     world.write(GIB)
     assert world.pass_by(layer, 60) is None
@@ -179,7 +179,7 @@ def test_the_last_of_the_disk_is_for_nobody_who_grows(world):
     assert world.pass_by(layer, 60) == "disk: its changes grow, and the disk that they are on has 2.609 GiB left"
 
 
-def test_on_a_small_or_full_disk_less_is_kept(world):
+def test_small_disk_has_a_smaller_reserve(world):
     world.free = 100 * MIB
     layer = world.layer(60 * GIB)
     world.write(49 * MIB)
@@ -188,7 +188,7 @@ def test_on_a_small_or_full_disk_less_is_kept(world):
     assert "has 41 MiB left" in world.pass_by(layer, 60)
 
 
-def test_what_cant_be_found_is_what_the_disk_has_lost(world):
+def test_unexplained_use_is_derived_from_free_space(world):
     layer = world.layer(GIB)
     world.unsure = True
     assert world.pass_by(layer, 200) is None
@@ -197,7 +197,7 @@ def test_what_cant_be_found_is_what_the_disk_has_lost(world):
     assert world.pass_by(layer, 200) == said
 
 
-def test_one_that_could_not_be_looked_into_once_is_looked_at_again(world):
+def test_failed_measurement_is_repeated(world):
     layer = world.layer(GIB)
     world.unsure = True
     world.free -= 2 * GIB
@@ -205,20 +205,20 @@ def test_one_that_could_not_be_looked_into_once_is_looked_at_again(world):
     assert world.looks > 3
 
 
-def test_nothing_that_happens_costs_next_to_nothing(world):
+def test_idle_task_costs_no_measurement(world):
     layer = world.layer()
     assert world.pass_by(layer, 600) is None
     assert world.looks <= 600 / 5
     assert world.asked <= 3 * 600 / 5
 
 
-def test_what_others_give_back_hides_nothing_for_long(world):
+def test_space_freed_by_others_hides_no_use(world):
     layer = world.layer(GIB)
     world.held = 2 * GIB
     assert world.pass_by(layer, 30, lambda: setattr(world, "free", world.free + GIB)) is not None
 
 
-def test_much_to_look_at_takes_a_part_of_the_time(world):
+def test_large_measurement_takes_a_share_of_time(world):
     """Whatever others write meanwhile: half of it while the task may be over its bound, else a fifth."""
     layer, world.took = world.layer(GIB), 1.0
     world.write(GIB // 2)
@@ -231,7 +231,7 @@ def test_much_to_look_at_takes_a_part_of_the_time(world):
     assert world.looks <= (world.now - began) / 2 + 1
 
 
-def test_time_to_end_is_for_those_who_take_no_more(world):
+def test_grace_period_needs_no_further_growth(world):
     layer = world.layer(64 * MIB)
     world.write(80 * MIB)
     assert world.pass_by(layer, 10) is not None
@@ -244,7 +244,7 @@ def test_time_to_end_is_for_those_who_take_no_more(world):
     assert pressed == [False, False, False, True]
 
 
-def test_who_makes_files_on_is_not_waited_for_either(world):
+def test_grace_period_ends_with_new_files(world):
     layer = world.layer(64 * MIB)
     world.held = 80 * MIB
     assert world.pass_by(layer, 10) is not None
@@ -255,7 +255,7 @@ def test_who_makes_files_on_is_not_waited_for_either(world):
     assert layer.presses()
 
 
-def test_the_last_look_finds_what_nobody_saw(world):
+def test_final_measurement_finds_late_writes(world):
     layer = world.layer(64 * MIB)
     world.write(80 * MIB)
     layer.nameless = GIB  # of processes that are gone
@@ -264,7 +264,7 @@ def test_the_last_look_finds_what_nobody_saw(world):
     assert layer.last() is None
 
 
-def test_nothing_stays_open(tmp_path):
+def test_no_descriptor_stays_open(tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     (tmp_path / "a" / "b").mkdir(parents=True)
     layer = DiskQuota(str(tmp_path), Limits())

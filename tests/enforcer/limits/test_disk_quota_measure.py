@@ -39,7 +39,7 @@ def open_now():
     return set(os.listdir("/proc/self/fd"))
 
 
-def test_what_is_allocated_counts_and_once(tmp_path):
+def test_allocated_blocks_count_once(tmp_path):
     top = tmp_path / "top"
     outside = write(tmp_path / "outside" / "large", 1 << 20)
     one = write(top / "a" / "one", 100_000)
@@ -58,7 +58,7 @@ def test_what_is_allocated_counts_and_once(tmp_path):
     assert not found.unsure
 
 
-def test_deeper_than_a_path_is_long(tmp_path):
+def test_tree_deeper_than_path_max_is_measured(tmp_path):
     """Configure scripts make such directories too, to see what getcwd(3) does."""
     top, name, levels = tmp_path / "top", "d" * 50, 150
     top.mkdir()
@@ -86,7 +86,7 @@ BOUNDS = {"deep": ("_DEEPEST", 3, 1), "many": ("_LATER", 5, 10)}
 
 
 @pytest.mark.parametrize(("name", "bound", "wide"), BOUNDS.values(), ids=BOUNDS)
-def test_what_would_take_all_our_memory_is_not_looked_into(tmp_path, monkeypatch, name, bound, wide):
+def test_oversized_directory_is_not_read(tmp_path, monkeypatch, name, bound, wide):
     monkeypatch.setattr(disk_quota, "_DEPTH", 1)
     deep = 2 if wide > 1 else 9
     for number in range(wide):
@@ -99,7 +99,7 @@ def test_what_would_take_all_our_memory_is_not_looked_into(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o600, 0o100, 0o755])
-def test_what_nobody_may_read_is_read_and_left_as_it_was(tmp_path, monkeypatch, mode):
+def test_unreadable_directory_is_measured_and_restored(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(os, "geteuid", lambda: 1)  # root needs no leave
     closed = tmp_path / "top" / "closed"
     held = write(closed / "in" / "file", 50_000)
@@ -117,7 +117,7 @@ def test_what_nobody_may_read_is_read_and_left_as_it_was(tmp_path, monkeypatch, 
     assert not found.unsure
 
 
-def test_a_mode_that_its_owner_sets_meanwhile_stays(tmp_path, monkeypatch):
+def test_mode_changed_meanwhile_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     closed = tmp_path / "top" / "closed"
     write(closed / "file", 1)
@@ -126,7 +126,7 @@ def test_a_mode_that_its_owner_sets_meanwhile_stays(tmp_path, monkeypatch):
     assert stat.S_IMODE(closed.lstat().st_mode) == 0o711
 
 
-def test_what_cant_be_looked_into_is_known_as_that(tmp_path, monkeypatch):
+def test_unmeasurable_directory_is_reported(tmp_path, monkeypatch):
     """As where a directory is closed again and again while it is looked at."""
     write(tmp_path / "top" / "closed" / "file", 1)
 
@@ -156,7 +156,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_is_changed_meanwhile_never_leads_out_nor_breaks_it(tmp_path, change, monkeypatch):
+def test_concurrent_changes_never_lead_outside(tmp_path, change, monkeypatch):
     monkeypatch.setattr(disk_quota, "_DEPTH", 2)  # what is deeper is gone to anew
     ends = []
     for at in range(9):
@@ -173,7 +173,7 @@ def test_what_is_changed_meanwhile_never_leads_out_nor_breaks_it(tmp_path, chang
     assert ends[-1] == 8  # it was over before
 
 
-def test_one_that_is_left_half_way_leaves_nothing_open(tmp_path):
+def test_aborted_measurement_leaves_nothing_open(tmp_path):
     for name in ("a/b/c/d", "e/f"):
         write(tmp_path / "top" / name, 1)
     top = os.open(tmp_path / "top", os.O_RDONLY)
@@ -201,14 +201,14 @@ print(int(found.bytes), found.names)
 """
 
 
-def test_another_file_system_is_not_entered(tmp_path):
+def test_other_file_systems_are_not_entered(tmp_path):
     harness.needs_root()
     (tmp_path / "mounted").mkdir()
     done = subprocess.run([sys.executable, "-c", MOUNTED, tmp_path], capture_output=True, check=True)
     assert done.stdout.split() == [b"0", b"1"]
 
 
-def test_millions_of_names_are_looked_at_a_few_at_a_time(tmp_path):
+def test_many_names_are_read_in_batches(tmp_path):
     """However many there are: each step is one name, and none is kept."""
     for number in range(200):
         (tmp_path / f"{number}").touch()

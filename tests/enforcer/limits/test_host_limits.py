@@ -29,25 +29,25 @@ def _unbounded(monkeypatch, settings, controllers=frozenset({"memory"})):
         ({"net/core/bpf_jit_limit": 200 << 20, "net/core/bpf_jit_enable": 0}, []),  # nothing is compiled
     ],
 )
-def test_what_one_task_could_use_up_is_found(monkeypatch, settings, found):
+def test_unbounded_resources_are_found(monkeypatch, settings, found):
     assert _unbounded(monkeypatch, {**ENDLESS, **settings}) == found
 
 
-def test_without_a_memory_cgroup_nothing_bounds_socket_buffers(monkeypatch):
+def test_socket_buffers_are_unbounded_without_a_memory_cgroup(monkeypatch):
     assert _unbounded(monkeypatch, ENDLESS, frozenset({"pids"})) == ["socket buffers"]
 
 
-def test_a_setting_that_isn_t_there_bounds_nothing(monkeypatch):
+def test_missing_setting_bounds_nothing(monkeypatch):
     assert _unbounded(monkeypatch, {}) == []
 
 
-def test_terminals_are_a_part_of_those_that_are_not_reserved():
+def test_terminals_count_without_the_reserved_ones():
     resource_limits.max_terminals.cache_clear()
     with open("/proc/sys/kernel/pty/max") as most, open("/proc/sys/kernel/pty/reserve") as reserved:
         assert resource_limits.max_terminals() == max(16, (int(most.read()) - int(reserved.read())) // 16)
 
 
-def test_socket_buffers_have_a_part_of_memory_in_version_1():
+def test_socket_buffers_share_memory_in_cgroup_v1():
     harness.needs_root()
     if not any(each.version != V2 and "memory" in each.controllers for each in hierarchies()):
         harness.missing("a memory cgroup of version 1")

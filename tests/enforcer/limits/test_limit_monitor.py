@@ -59,11 +59,11 @@ CASES = {
 
 
 @pytest.mark.parametrize(("before", "now", "told"), CASES.values(), ids=CASES)
-def test_what_is_told(before, now, told):
+def test_events_of_limits_are_recorded(before, now, told):
     assert [(each.reason, each.detail) for each in limits_reached(before, now, LIMITS)] == told
 
 
-def test_waiting_is_no_refusal():
+def test_throttling_is_no_denial():
     assert [each.outcome for each in limits_reached(NOTHING, Counts(1, 1, 1, 2.0), LIMITS)] == [
         Outcome.BLOCKED,
         Outcome.BLOCKED,
@@ -71,11 +71,11 @@ def test_waiting_is_no_refusal():
     ]
 
 
-def test_without_a_limit_of_processors_nobody_waited_for_it():
+def test_no_throttling_without_a_cpu_limit():
     assert limits_reached(NOTHING, Counts(held_back=99.0), Limits()) == []
 
 
-def test_each_time_is_told_once_and_waiting_only_when_it_is_over(monkeypatch):
+def test_each_event_is_recorded_once_and_throttling_at_the_end(monkeypatch):
     counts = iter([Counts(1, 1, 0, 5.0), Counts(1, 1, 3, 6.0), Counts(1, 1, 3, 7.0)])
     monkeypatch.setattr(ResourceLimits, "counts", lambda _: next(counts))
     heard = []
@@ -118,7 +118,7 @@ AT = {
 
 
 @pytest.mark.parametrize(("limit", "found", "reason", "said"), AT.values(), ids=AT)
-def test_what_is_told_of_what_was_found_in_its_sandbox(limit, found, reason, said):
+def test_processes_found_in_the_sandbox_are_recorded(limit, found, reason, said):
     assert limit_detail(limit, found, LIMITS._replace(disk=8 << 20)) == (Reason(reason), said, Outcome.BLOCKED)
 
 
@@ -135,7 +135,7 @@ def warded(monkeypatch, layer=None, timeout=None):
     )
 
 
-def test_a_limit_is_told_when_it_is_reached_and_not_while_it_stays(monkeypatch):
+def test_reached_limit_is_recorded_once(monkeypatch):
     watched, heard, _ = warded(monkeypatch)
     full, files = {"disk": "bytes"}, {"files": ["node", 64]}
     for found in ({}, full, full, full | files, files, full, {"disk": "files"}, {"what": 1}, {}):
@@ -167,7 +167,7 @@ class Bounds:
         return self.at_last
 
 
-def test_beyond_the_bound_of_its_changes_a_task_is_asked_to_end_and_then_killed(monkeypatch):
+def test_task_over_its_quota_is_terminated_then_killed(monkeypatch):
     layer = Bounds(None, QuotaExceeded("disk: it is over"))
     watched, heard, now = warded(monkeypatch, layer)
     said = []
@@ -184,7 +184,7 @@ def test_beyond_the_bound_of_its_changes_a_task_is_asked_to_end_and_then_killed(
 
 
 @pytest.mark.parametrize("timeout", [None, 1.0])
-def test_one_that_writes_on_is_killed_at_once(monkeypatch, timeout):
+def test_task_that_keeps_writing_is_killed_at_once(monkeypatch, timeout):
     layer = Bounds(*([QuotaExceeded("disk: it is over")] if timeout is None else []), presses=True)
     watched, heard, now = warded(monkeypatch, layer, timeout)
     now[0] += timeout or 0
@@ -193,14 +193,14 @@ def test_one_that_writes_on_is_killed_at_once(monkeypatch, timeout):
     assert [reason for reason, _, _ in heard] == [Reason.TIME_LIMIT if timeout else Reason.DISK_LIMIT]
 
 
-def test_one_that_ended_before_anybody_saw_it_is_told_and_was_not_blocked(monkeypatch):
+def test_quota_exceeded_at_the_end_is_recorded_as_not_blocked(monkeypatch):
     watched, heard, _ = warded(monkeypatch, Bounds(last=QuotaExceeded("disk: it is over")))
     watched.look(over=True)
     assert heard == [(Reason.DISK_LIMIT, "disk: it is over", Outcome.PASSED)]
     assert (watched.told, watched.cut_short) == (("disk: it is over",), False)
 
 
-def test_what_has_no_name_is_for_who_bounds_the_changes(monkeypatch):
+def test_unlinked_files_count_for_the_quota(monkeypatch):
     layer = Bounds()
     watched, _, _ = warded(monkeypatch, layer)
     for found, wanted in (({"nameless": 5}, 5), ({"nameless": "5"}, 0), ({"nameless": 7}, 7), ({}, 0)):
@@ -208,7 +208,7 @@ def test_what_has_no_name_is_for_who_bounds_the_changes(monkeypatch):
         assert layer.nameless == wanted
 
 
-def test_what_no_rule_says_is_bounded_by_the_host():
+def test_host_limits_apply_without_a_rule():
     assert limits_of(SandboxSettings(), 8 << 30) == Limits(memory=6 << 30, processes=4096, disk=4 << 30)
     said = limits_of(SandboxSettings(memory=1 << 30, timeout=5.0, hostname="x"), 8 << 30)
     assert (said.memory, said.timeout, said.said) == (1 << 30, 5.0, {"memory", "timeout"})
@@ -228,7 +228,7 @@ def test_what_no_rule_says_is_bounded_by_the_host():
     ],
 )
 @pytest.mark.parametrize("means", [Means.RLIMIT, Means.CGROUP2])
-def test_memory_of_an_rlimit_is_told_where_the_task_ends_as_one_that_is_refused_memory(status, name, means):
+def test_memory_rlimit_is_recorded_when_the_task_fails(status, name, means):
     told = []
     over = limit_monitor.LimitMonitor(
         ResourceLimits(LIMITS, (), (), {"memory": means}), lambda *what: told.append(what)

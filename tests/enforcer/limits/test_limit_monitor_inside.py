@@ -7,7 +7,7 @@ from enforcer.limits import limit_monitor as inside_of
 from enforcer.limits.limit_monitor import SandboxProbe
 
 
-def test_a_process_that_ends_has_no_limits_any_more_and_ends_nobody(tmp_path):
+def test_ended_process_is_skipped(tmp_path):
     """The kernel gives an empty file then (proc_pid_limits(5))."""
     (tmp_path / "7" / "fd").mkdir(parents=True)
     for number in range(2):
@@ -20,7 +20,7 @@ def test_a_process_that_ends_has_no_limits_any_more_and_ends_nobody(tmp_path):
     inside.close()
 
 
-def test_a_mount_of_any_name_is_taken_for_none_else(tmp_path):
+def test_mount_of_any_name_is_recognised(tmp_path):
     """Whose name has carriage returns in it, which stands in mountinfo as it is."""
     (tmp_path / str(inside_of._OURS)).mkdir()
     line = b"%d 1 0:%d / /work%s rw - tmpfs none rw\n"

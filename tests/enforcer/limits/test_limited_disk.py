@@ -17,7 +17,7 @@ while [ $i -lt 3000 ] && (: > /tmp/f$i) 2>/dev/null; do i=$((i+1)); done
 """
 
 
-def test_all_that_is_written_in_memory_has_one_room(limited):
+def test_tmpfs_mounts_share_one_quota(limited):
     done = limited({"limits": {"disk": "4MB"}}, "sh", "-c", ROOM)
     *lines, files = done.stdout.decode().splitlines()
     assert files == "as many files as pages", done
@@ -57,7 +57,7 @@ time.sleep(600)
 
 
 @harness.as_a_user
-def test_what_only_its_sandbox_sees_is_told_once(someone, limited, means):
+def test_full_tmpfs_is_recorded_once(someone, limited, means):
     """A full room, open files, processes that no cgroup counts, and what a reviewed workspace has without a name."""
     limits = {"disk": "4MB", "files": 64, "processes": 40}
     done = limited({"limits": limits, "workspace": "review"}, PYTHON, "-c", FULL, program=IMPATIENT)
@@ -103,7 +103,7 @@ while True:
 """
 
 
-def test_changes_of_a_reviewed_workspace_are_bounded(someone, limited):
+def test_review_changes_are_bounded(someone, limited):
     done = limited({"limits": {"disk": "8MB"}, "workspace": "review"}, PYTHON, "-c", HIDES)
     assert (done.returncode, done.stdout) == (124, b"ready\n"), done
     [event] = told(someone, "disk_limit")
@@ -117,7 +117,7 @@ def test_changes_of_a_reviewed_workspace_are_bounded(someone, limited):
     assert [each["kind"] for each in someone.events()][-1] == "changes.kept"
 
 
-def test_what_was_written_before_anybody_looked_is_told_at_the_end(someone, limited):
+def test_early_writes_are_recorded_at_the_end(someone, limited):
     done = limited(
         {"limits": {"disk": "1MB"}, "workspace": "review"}, "sh", "-c", "head -c 3000000 /dev/zero > x; exit 5"
     )
@@ -141,7 +141,7 @@ time.sleep(600)
 """
 
 
-def test_a_file_without_a_name_takes_no_time_however_many_locks_and_descriptors_it_has(limited):
+def test_unlinked_file_is_found_despite_many_descriptors(limited):
     """Who looks at what is open also sees to the timeout."""
     began = time.monotonic()
     box = {"limits": {"files": 10000}, "timeout": "4s", "workspace": "review"}

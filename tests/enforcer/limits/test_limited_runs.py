@@ -70,7 +70,7 @@ os._exit(0)
 """
 
 
-def test_a_memory_bomb_ends_itself_alone(someone, limited, means):
+def test_memory_bomb_ends_only_itself(someone, limited, means):
     done = limited({"limits": {"memory": "96MB"}}, "sh", "-c", f"{PYTHON} -c '{MEMORY_BOMB}'; echo after")
     assert b"had it all" not in done.stdout
     assert done.stdout.endswith(b"after\n"), done
@@ -87,7 +87,7 @@ def test_a_memory_bomb_ends_itself_alone(someone, limited, means):
 ABORTS = "import os\ntry:\n bytearray(1 << 30)\nexcept MemoryError:\n os.abort()"
 
 
-def test_a_task_that_is_refused_memory_and_aborts_is_told_of(someone, limited, means):
+def test_task_that_aborts_for_memory_is_recorded(someone, limited, means):
     """By the kernel's count, or where an rlimit keeps it by how the task ends: runtimes of agents abort."""
     done = limited({"limits": {"memory": "96MB"}}, PYTHON, "-c", ABORTS)
     assert done.returncode == (-signal.SIGKILL if means["memory"].startswith("cgroup") else -signal.SIGABRT)
@@ -105,7 +105,7 @@ print(json.dumps([flags["MaxHeapSize"], flags["ActiveProcessorCount"], processor
 """
 
 
-def test_runtimes_are_told_of_limits_that_are_said(someone):
+def test_runtimes_get_the_limits_as_variables(someone):
     """Only root has a cgroup for `cpu` everywhere; without one said, processors are counted as on the host."""
     words = ["--memory", "512MB", *([] if someone.user else ["--cpu", "1.5"])]
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
@@ -130,7 +130,7 @@ echo after
 """
 
 
-def test_memory_that_is_written_as_files_ends_who_writes_it_and_not_the_sandbox(limited, means):
+def test_tmpfs_memory_ends_its_writer_not_the_sandbox(limited, means):
     """Its init is the largest process by far then; with it, everything would end."""
     if means["memory"].startswith("cgroup"):
         done = limited({"limits": {"memory": "64MB"}}, "sh", "-c", FILLS)
@@ -139,7 +139,7 @@ def test_memory_that_is_written_as_files_ends_who_writes_it_and_not_the_sandbox(
     assert done.stdout == b"filled 1\nafter\n", done
 
 
-def test_a_fork_bomb_goes_off_inside(someone, limited, means):
+def test_fork_bomb_stays_inside(someone, limited, means):
     done = limited({"limits": {"processes": 40, "files": 64}}, PYTHON, "-c", FORK_BOMB)
     made, *others = done.stdout.decode().splitlines()
     assert int(made) == 39, done
@@ -153,12 +153,12 @@ def test_a_fork_bomb_goes_off_inside(someone, limited, means):
         assert b"exeat: the task reached a limit: processes: " in done.stderr
 
 
-def test_threads_are_bounded_when_no_rule_says_anything(limited):
+def test_threads_are_bounded_by_default(limited):
     done = limited({"user": "task"}, PYTHON, "-c", THREADS)
     assert done.stdout == b"4095 4096\n", done
 
 
-def test_little_of_a_processor_is_told_at_the_end(someone, limited, means):
+def test_cpu_throttling_is_recorded_at_the_end(someone, limited, means):
     count = "import time\nwhile time.process_time() < 0.3: pass\nprint('counted')"
     done = limited({"limits": {"cpu": 0.1}}, PYTHON, "-c", count)
     if not means["cpu"].startswith("cgroup"):
@@ -180,7 +180,7 @@ STAYERS = {
 
 
 @pytest.mark.parametrize(("said", "script"), STAYERS.values(), ids=STAYERS)
-def test_time_is_up_for_everybody(someone, limited, said, script):
+def test_time_limit_ends_every_process(someone, limited, said, script):
     done = limited({"timeout": "1s"}, "sh", "-c", script)
     assert done.returncode == 124
     assert done.stdout == said
@@ -201,7 +201,7 @@ while :; do sleep 1; done
 """
 
 
-def test_time_is_up_on_a_terminal_that_is_held_and_flooded(someone):
+def test_time_limit_ends_a_task_on_a_blocked_terminal(someone):
     seconds = f"6{os.getpid()}"  # to know the task's processes by
     box = json.dumps({"timeout": "1s"})
     rules = someone.write(someone.home / "rules.yaml", f"version: 1\nname: x\nsandbox: {box}\nrules: []\n")
@@ -240,13 +240,13 @@ grep -c -e '- cgroup' /proc/self/mountinfo
 """
 
 
-def test_from_inside_there_is_no_cgroup_to_leave_or_to_write(limited):
+def test_cgroups_are_unreachable_from_inside(limited):
     """Among them the old way out: a `release_agent`, which the host runs as root when a group is empty."""
     done = limited({"user": "task"}, "sh", "-c", ATTEMPTS)
     assert done.stdout.decode().split() == ["/", "1000", "0"], done
 
 
-def test_a_worker_and_the_runner_are_in_no_group_of_the_task(someone, limited):
+def test_worker_and_runner_are_outside_the_tasks_group(someone, limited):
     """What the task takes must not be the gate's to lack."""
     script = "echo ready; read x"
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: x\nrules: []\n")

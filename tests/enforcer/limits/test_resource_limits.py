@@ -67,7 +67,7 @@ def _number(path):
     return int(Path("/proc/sys", path).read_text(encoding="ascii"))
 
 
-def test_a_task_that_takes_all_it_can_leaves_its_user_the_rest(someone):
+def test_greedy_task_leaves_resources_to_its_user(someone):
     ways = "instances signals"
     _, signals = resource.getrlimit(resource.RLIMIT_SIGPENDING)
     rules = someone.write(someone.home / "web.yaml", "version: 1\n")
@@ -87,7 +87,7 @@ def test_a_task_that_takes_all_it_can_leaves_its_user_the_rest(someone):
 
 
 @harness.as_a_user
-def test_a_task_that_takes_all_pipes_and_processes_of_its_user_keeps_its_gate_from_no_answer(someone):
+def test_greedy_task_does_not_block_its_gate(someone):
     """Of one that has shown a page before, that is: the first one is made in a thread of its own (pthread_create(3))."""
     rules = someone.write(someone.home / "web.yaml", "version: 1\nname: web\n")
     for path in (someone.work, *someone.home.rglob("*"), someone.home):
@@ -103,13 +103,13 @@ def test_a_task_that_takes_all_pipes_and_processes_of_its_user_keeps_its_gate_fr
 
 
 @pytest.mark.parametrize(("own", "machine", "may"), [(128, 128, 32), (2147483647, 128, 32), (128, 1024, 32), (2, 2, 1)])
-def test_it_is_a_quarter_of_what_is_least(monkeypatch, own, machine, may):
+def test_default_limit_is_a_quarter_of_the_least(monkeypatch, own, machine, may):
     monkeypatch.setattr(resource_limits, "read_sysctl", lambda name: own if name.startswith("user/") else machine)
     found = resource_limits.namespace_sysctls.__wrapped__()
     assert found == (("user/max_inotify_instances", may), ("user/max_inotify_watches", may))
 
 
-def test_what_cannot_be_read_is_not_set(monkeypatch):
+def test_unreadable_limit_is_not_set(monkeypatch):
     monkeypatch.setattr(resource_limits, "_INOTIFY", (("user/none", "user/none"),))
     assert resource_limits.namespace_sysctls.__wrapped__() == ()
 
@@ -123,7 +123,7 @@ def _limits_are(monkeypatch, **limits):
 @pytest.mark.parametrize(
     ("signals", "bounds"), [(100, ((resource.RLIMIT_SIGPENDING, 25, 25),)), (resource.RLIM_INFINITY, ())]
 )
-def test_what_is_not_bounded_stays_so(monkeypatch, signals, bounds):
+def test_unbounded_resource_stays_unbounded(monkeypatch, signals, bounds):
     _limits_are(monkeypatch, SIGPENDING=(1, signals), NOFILE=(10, 20))
     assert resource_limits.task_rlimits(among_others=False) == ((resource.RLIMIT_NOFILE, 10, 20), *bounds)
 
@@ -132,12 +132,12 @@ def test_what_is_not_bounded_stays_so(monkeypatch, signals, bounds):
     ("files", "bound"),
     [((1024, 4096), (1024, 3072)), ((4096, 4096), (3072, 3072)), ((256, 1024), (256, 518)), ((20, 22), (11, 11))],
 )
-def test_of_open_files_a_quarter_is_left_to_its_users_others(monkeypatch, files, bound):
+def test_quarter_of_open_files_is_left_to_the_user(monkeypatch, files, bound):
     _limits_are(monkeypatch, SIGPENDING=(1, resource.RLIM_INFINITY), NOFILE=files)
     assert resource_limits.task_rlimits(among_others=True) == ((resource.RLIMIT_NOFILE, *bound),)
 
 
 @pytest.mark.parametrize(("ceiling", "may"), [(None, 512), (77, 77), (1024, 512), (0, 0)])
-def test_a_task_may_have_no_more_processes_than_the_groups_that_it_leaves(ceiling, may):
+def test_process_limit_respects_parent_groups(ceiling, may):
     limits = resource_limits.Limits(processes=512)
     assert resource_limits._within(limits, ParentLimits(processes=ceiling)).processes == may

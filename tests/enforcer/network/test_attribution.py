@@ -64,13 +64,13 @@ class Held:
         ("::ffff:93.184.216.34", socket.AF_INET6),
     ],
 )
-def test_the_owner_of_a_connection_is_named_with_inode_and_uid(network, address, family):
+def test_owner_of_a_connection_has_inode_and_uid(network, address, family):
     with Held(network, address, family=family) as held:
         owner = ask_about(network, held.connection, held.peer)
         assert owner == Owner(held.inode, 0 if network.rootless else ORDINARY)
 
 
-def test_a_connection_to_the_gates_own_port_has_an_owner(network):
+def test_connection_to_the_gate_port_has_an_owner(network):
     def connect(sock):
         sock.connect(("127.0.0.1", network.gate_port))
         return os.fstat(sock.fileno()).st_ino, sock.getsockname()
@@ -86,7 +86,7 @@ def test_a_connection_to_the_gates_own_port_has_an_owner(network):
 
 
 @pytest.mark.parametrize("way", ["bound to lo", "multipath", "from the loopback"])
-def test_an_odd_client_is_named_or_unknown_and_never_another(network, way):
+def test_unusual_client_is_named_or_unknown(network, way):
     before = {
         "bound to lo": lambda sock: sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo"),
         "from the loopback": lambda sock: sock.bind(("127.0.0.1", 0)),
@@ -100,7 +100,7 @@ def test_an_odd_client_is_named_or_unknown_and_never_another(network, way):
             assert owner.inode == held.inode
 
 
-def test_a_listener_on_the_clients_port_is_not_taken_for_the_client(network):
+def test_listener_on_the_client_port_is_not_the_client(network):
     """Where no connection has the ends asked for, the kernel answers with a listener."""
 
     def listen_and_ask():
@@ -113,13 +113,13 @@ def test_a_listener_on_the_clients_port_is_not_taken_for_the_client(network):
     assert network.run(listen_and_ask) is None
 
 
-def test_a_connection_that_is_gone_has_no_owner(network):
+def test_closed_connection_has_no_owner(network):
     with Held(network, "8.8.8.8") as held:
         held.running.end()
         assert ask_about(network, held.connection, held.peer) is None
 
 
-def test_asking_takes_no_capability_and_an_unread_answer_confuses_nobody(network):
+def test_query_needs_no_capability_and_ignores_stale_replies(network):
     with Held(network, "8.8.8.8") as held, Held(network, "9.9.9.9") as other:
         ends = [(end(one.peer), end(one.connection.getsockname())) for one in (held, other)]
         network.sockets.diag.send(encode_query(TCP, *ends[1]))  # its answer is left lying
@@ -127,7 +127,7 @@ def test_asking_takes_no_capability_and_an_unread_answer_confuses_nobody(network
         assert owner.inode == held.inode
 
 
-def test_the_sender_of_a_query_is_named(network):
+def test_sender_of_a_dns_query_is_named(network):
     def send_and_ask():
         with (
             socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connected,
@@ -147,7 +147,7 @@ def test_the_sender_of_a_query_is_named(network):
     assert network.run(send_and_ask) == ([True, True], None)
 
 
-def test_a_closed_socket_is_unknown_and_not_an_error():
+def test_closed_socket_is_unknown():
     with socket.socket() as sock:
         pass
     assert look_up_owner(sock, TCP, (ip_address("::1"), 1), (ip_address("::1"), 2)) is None
@@ -164,7 +164,7 @@ def answer(local=LOCAL, remote=REMOTE, inode=77, uid=1000, kind=20):
     return message(kind, 0, body + struct.pack("=IIIII", 0, 0, 0, uid, inode))
 
 
-def test_only_the_exact_answer_names_an_owner():
+def test_only_an_exact_reply_names_an_owner():
     assert parse_owner(answer(), TCP, LOCAL, REMOTE) == Owner(77, 1000)
     for other in (
         answer(local=(LOCAL[0], 40001)),
@@ -178,7 +178,7 @@ def test_only_the_exact_answer_names_an_owner():
         assert parse_owner(other, TCP, LOCAL, REMOTE) is None
 
 
-def test_an_unconnected_udp_socket_must_be_bound_to_the_port_and_to_no_other_address():
+def test_unconnected_udp_socket_matches_port_and_address():
     nowhere = (ip_address("0.0.0.0"), 0)
     assert parse_owner(answer((ip_address("0.0.0.0"), 40000), nowhere), UDP, LOCAL, REMOTE) == Owner(77, 1000)
     assert parse_owner(answer((ip_address("127.0.0.1"), 40000), nowhere), UDP, LOCAL, REMOTE) is None
@@ -186,14 +186,14 @@ def test_an_unconnected_udp_socket_must_be_bound_to_the_port_and_to_no_other_add
     assert parse_owner(answer((ip_address("0.0.0.0"), 40000), (REMOTE[0], 1)), UDP, LOCAL, REMOTE) is None
 
 
-def test_a_cut_answer_names_nobody():
+def test_truncated_reply_names_no_owner():
     whole = answer()
     for length in range(len(whole)):
         assert outcome_of(whole[:length]) is None
 
 
 @given(st.binary(max_size=120))
-def test_no_bytes_raise_anything_else(data):
+def test_arbitrary_bytes_raise_only_the_documented_error(data):
     outcome_of(data)
     outcome_of(message(20, 0, data))
 
@@ -202,6 +202,6 @@ def outcome_of(data):
     return parse_owner(data, TCP, LOCAL, REMOTE)
 
 
-def test_each_question_has_a_number_of_its_own():
+def test_each_query_has_its_own_sequence_number():
     numbers = {HEADER.unpack_from(encode_query(TCP, LOCAL, REMOTE))[3] for _ in range(50)}
     assert len(numbers) > 45

@@ -17,7 +17,7 @@ def options(sock):
     return sock.getsockopt(socket.IPPROTO_IP, 19), sock.gettimeout(), os.get_inheritable(sock.fileno())
 
 
-def test_they_are_transparent_non_blocking_and_not_inherited(namespace, encoded):
+def test_sockets_are_transparent_nonblocking_and_cloexec(namespace, encoded):
     def make():
         execute(encoded)
         made = open_gate_sockets(GATE_PORT)
@@ -33,7 +33,7 @@ def test_they_are_transparent_non_blocking_and_not_inherited(namespace, encoded)
 
 
 @pytest.mark.parametrize(("port", "kind"), [(GATE_PORT, "STREAM"), (53, "DGRAM"), (GATE_PORT, "DGRAM")])
-def test_a_taken_port_is_an_error_that_names_it_and_leaves_nothing_open(namespace, port, kind):
+def test_port_in_use_is_an_error_that_leaves_nothing_open(namespace, port, kind):
     def attempt():
         with socket.socket(socket.AF_INET6, getattr(socket, f"SOCK_{kind}")) as other:
             other.bind(("::", port))
@@ -45,12 +45,12 @@ def test_a_taken_port_is_an_error_that_names_it_and_leaves_nothing_open(namespac
     assert namespace.as_owner(attempt) == (errno.EADDRINUSE, True)
 
 
-def test_without_capabilities_it_is_refused(namespace):
+def test_without_capabilities_sockets_are_refused(namespace):
     with pytest.raises(OSError, match="cannot open the gate's port 15001: Operation not permitted"):
         namespace.run(lambda: open_gate_sockets(GATE_PORT))
 
 
-def test_without_nflog_there_is_no_log_and_no_error(namespace, encoded, monkeypatch):
+def test_without_nflog_there_is_no_log(namespace, encoded, monkeypatch):
     """A subsystem that the kernel doesn't have answers EINVAL; 15 is none."""
     namespace.as_owner(lambda: execute(encoded))
     monkeypatch.setattr(
@@ -60,7 +60,7 @@ def test_without_nflog_there_is_no_log_and_no_error(namespace, encoded, monkeypa
     assert namespace.as_owner(lambda: open_gate_sockets(GATE_PORT, refusal_log=False).refusal_log) is None
 
 
-def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch):
+def test_kernel_without_ipv6_gets_ipv4_sockets(rootless, encoded, monkeypatch):
     monkeypatch.setattr(gate_sockets, "_kernel_has_ipv6", lambda _make: False)
     network = Network(encoded, rootless=rootless)
     try:
@@ -94,7 +94,7 @@ def test_in_a_kernel_without_ipv6_they_are_ipv4s(rootless, encoded, monkeypatch)
         network.close()
 
 
-def test_the_kernel_is_asked_for_ipv6(monkeypatch):
+def test_ipv6_support_is_probed(monkeypatch):
     assert gate_sockets._kernel_has_ipv6(socket.socket) is os.path.exists("/proc/net/if_inet6")
 
     def refuse(number):

@@ -20,7 +20,7 @@ from proxy.wire.refusal_log import Kind
 from tests.enforcer.network.netns_harness import Network, outcome
 
 
-def test_a_plan_describes_every_step_in_order():
+def test_plan_describes_every_step_in_order():
     lines = network_plan().describe()
     assert lines[:5] == (
         "bring `lo` up",
@@ -33,36 +33,36 @@ def test_a_plan_describes_every_step_in_order():
     assert len(lines) == sum(len(batch.statements) for batch in network_plan().batches[:-1])
 
 
-def test_own_addresses_lie_outside_the_synthetic_pool():
+def test_own_addresses_are_outside_the_synthetic_pool():
     from ipaddress import ip_network
 
     assert not any(address in ip_network("198.18.0.0/15") for address in OWN_ADDRESSES)
 
 
-def test_two_plans_of_one_port_are_equal_and_of_two_are_not():
+def test_plans_are_equal_for_equal_ports():
     assert network_plan() == network_plan(GATE_PORT)
     assert network_plan(15002) != network_plan()
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
-def test_a_gate_port_must_be_a_port(port):
+def test_invalid_gate_port_is_refused(port):
     with pytest.raises(ValueError, match=f"`{port}` is not a port"):
         network_plan(port)
 
 
-def test_the_unlogged_ruleset_lacks_the_log_rules_and_nothing_else():
+def test_ruleset_without_log_lacks_only_log_rules():
     logged, unlogged = ruleset(GATE_PORT), ruleset(GATE_PORT, log=False)
     assert tuple(s for s in logged if not (isinstance(s, Rule) and s.logs)) == unlogged
     assert len(logged) - len(unlogged) == len(Kind)
 
 
-def test_a_statement_that_nobody_can_encode_is_an_error():
+def test_unknown_statement_is_an_error():
     plan = network_plan()._replace(link=Batch(0, ("nonsense",)))
     with pytest.raises(TypeError, match="nonsense"):
         encode(plan)
 
 
-def test_a_batch_of_other_messages_than_it_has_statements_is_an_error():
+def test_batch_must_match_its_statements():
     message = struct.pack("=IHHII", 16, 16, NLM_F_ACK, 0, 0)
     with pytest.raises(ValueError, match="2 encoded messages for a batch of 1 statements"):
         numbered((message, message), ("bring `lo` up",))
@@ -86,12 +86,12 @@ def test_execute_makes_addresses_routes_and_ruleset(namespace, encoded):
     assert "fd657865617400000000000000000002 01 80 00 82" in ipv6
 
 
-def test_the_only_device_is_lo(network):
+def test_only_device_is_lo(network):
     lines = network.run(lambda: Path("/proc/self/net/dev").read_text()).splitlines()
     assert [line.split(":")[0].strip() for line in lines[2:]] == ["lo"]
 
 
-def test_a_step_that_the_kernel_refuses_is_named_with_its_errno(namespace, encoded):
+def test_failed_step_is_named_with_its_errno(namespace, encoded):
     def twice():
         execute(encoded)
         execute(encoded)
@@ -102,7 +102,7 @@ def test_a_step_that_the_kernel_refuses_is_named_with_its_errno(namespace, encod
 
 
 @pytest.mark.parametrize("name", ["link", "ipv4", "ipv6", "ruleset"])
-def test_whichever_step_the_kernel_refuses_ends_it_and_is_named(namespace, encoded, name):
+def test_each_failing_step_ends_the_installation(namespace, encoded, name):
     """Only the last of a batch asks for an answer; of one of a kind that nobody knows the kernel tells unasked."""
     batch = getattr(encoded, name)
 
@@ -134,7 +134,7 @@ def test_without_capabilities_the_first_step_fails(namespace, encoded):
     assert caught.value.errno == errno.EPERM
 
 
-def test_the_ruleset_is_all_or_nothing(namespace):
+def test_ruleset_is_installed_atomically(namespace):
     rules = ruleset(GATE_PORT)
     broken = Rule(
         TABLE,
@@ -153,7 +153,7 @@ def test_the_ruleset_is_all_or_nothing(namespace):
     assert not namespace.as_owner(attempt)
 
 
-def test_without_nflog_the_counters_still_count(namespace, encoded):
+def test_counters_work_without_nflog(namespace, encoded):
     """ENOENT on a log rule is what a kernel without NFLOG says; here its chain is what doesn't exist."""
     missing = tuple(s._replace(chain="gone") if isinstance(s, Rule) and s.logs else s for s in ruleset(GATE_PORT))
     plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, missing))
@@ -171,7 +171,7 @@ def test_without_nflog_the_counters_still_count(namespace, encoded):
     assert counters["logged"] == 0
 
 
-def test_enoent_on_any_other_rule_is_not_taken_for_a_missing_nflog(namespace):
+def test_enoent_on_another_rule_is_an_error(namespace):
     missing = (*ruleset(GATE_PORT), Rule(TABLE, "gone", "in no chain", ()))
     plan = network_plan()._replace(ruleset=Batch(NETLINK_NETFILTER, missing))
     encoded = encode(plan)
@@ -188,7 +188,7 @@ def disable_ipv6():
     Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("1")
 
 
-def test_where_ipv6_is_switched_off_ipv4_alone_works(rootless, encoded):
+def test_disabled_ipv6_leaves_ipv4_working(rootless, encoded):
     network = Network(encoded, rootless=rootless, before=disable_ipv6)
     try:
         assert network.installed == Installed(ipv6=False, refusal_log=True)
@@ -210,7 +210,7 @@ def test_where_ipv6_is_switched_off_ipv4_alone_works(rootless, encoded):
         network.close()
 
 
-def test_leaves_nothing_behind(encoded, rootless):
+def test_installation_leaves_nothing_behind(encoded, rootless):
     def count():
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
@@ -231,7 +231,7 @@ def netns(pid):
         return None
 
 
-def test_the_table_has_one_base_chain_where_packets_come_in_and_one_where_they_leave():
+def test_table_has_one_input_and_one_output_chain():
     chains = [s for s in ruleset(GATE_PORT) if isinstance(s, Chain)]
     based = [(chain.name, chain.leave) for chain in chains if chain.priority is not None]
     assert based == [("capture", False), ("sending", True)]

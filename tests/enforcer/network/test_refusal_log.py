@@ -36,7 +36,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("address", "port", "kind"), REFUSED)
-def test_a_refused_datagram_is_told_with_both_its_ends(network, address, port, kind):
+def test_refused_datagram_is_logged_with_both_ends(network, address, port, kind):
     network.run(lambda: send(address, port))
     (packet,) = parse_refusal(network.sockets.refusal_log.recv(65536))
     own = "fd65:7865:6174::2" if ":" in address else "192.0.0.2"
@@ -48,21 +48,21 @@ def test_a_refused_datagram_is_told_with_both_its_ends(network, address, port, k
 
 
 @pytest.mark.parametrize(("number", "kind"), [(socket.IPPROTO_ICMP, Kind.ICMP), (132, Kind.OTHER), (47, Kind.OTHER)])
-def test_other_protocols_are_told_by_number(network, number, kind):
+def test_other_protocols_are_logged_by_number(network, number, kind):
     network.as_owner(lambda: send("8.8.8.8", 0, number))
     (packet,) = parse_refusal(network.sockets.refusal_log.recv(65536))
     assert (packet.kind, packet.address, packet.protocol_number) == (kind, ip_address("8.8.8.8"), number)
     assert packet.port in ({None} if number in {1, 47} else {0})
 
 
-def test_a_refused_connection_is_told(network):
+def test_refused_connection_is_logged(network):
     network.sockets.tcp.close()
     network.run(lambda: outcome(lambda: socket.create_connection(("8.8.8.8", 22))))
     (packet,) = parse_refusal(network.sockets.refusal_log.recv(65536))
     assert (packet.kind, packet.port, packet.protocol_number) == (Kind.TCP, 22, socket.IPPROTO_TCP)
 
 
-def test_reading_the_log_takes_no_capability_and_each_packet_comes_once(network):
+def test_log_is_read_without_capabilities_once_per_packet(network):
     network.run(lambda: [send("8.8.8.8", port) for port in (1001, 1002, 1003)])
     network.sockets.refusal_log.settimeout(0)
     told = []
@@ -72,7 +72,7 @@ def test_reading_the_log_takes_no_capability_and_each_packet_comes_once(network)
     assert told == [1001, 1002, 1003]
 
 
-def test_a_flood_is_counted_whole_and_told_up_to_a_limit(network):
+def test_flood_is_counted_and_logged_up_to_a_limit(network):
     """What went untold is the difference: counters minus `logged`. And another kind is still told meanwhile."""
 
     def flood():
@@ -97,7 +97,7 @@ def test_a_flood_is_counted_whole_and_told_up_to_a_limit(network):
     assert len(kinds) == counters["logged"]
 
 
-def test_counters_rise_by_kind_and_survive_reading(network):
+def test_counters_rise_by_kind(network):
     network.run(lambda: [send("8.8.8.8", 443), send("8.8.8.8", 80), send("2606::1", 81)])
     network.as_owner(lambda: send("8.8.8.8", 0, socket.IPPROTO_ICMP))
     assert network.counters() == {"quic": 1, "udp": 2, "icmp": 1}
@@ -114,7 +114,7 @@ def test_every_kind_has_a_counter_from_the_start(network):
     assert first == second
 
 
-def test_a_second_log_in_the_namespace_is_refused_with_a_reason(network):
+def test_second_log_in_a_namespace_is_refused(network):
     with pytest.raises(OSError, match="cannot bind the refusal log") as caught:
         network.as_owner(open_refusal_log)
     assert caught.value.errno == errno.EPERM  # the group belongs to the first
@@ -131,19 +131,19 @@ IPV4 = bytes.fromhex("4500001c00000000401100000a00000108080808")
 IPV6 = bytes.fromhex("6000000000081140") + ip_address("fd00::1").packed + ip_address("2606::1").packed
 
 
-def test_the_uid_is_told_where_the_kernel_knows_it():
+def test_uid_is_logged_where_known():
     (packet,) = parse_refusal(log_message(IPV4 + UDP, uid=1000))
     assert packet == RefusedPacket(Kind.UDP, ip_address("8.8.8.8"), 443, ip_address("10.0.0.1"), 5555, 17, 1000)
 
 
-def test_several_messages_in_one_datagram():
+def test_several_messages_in_one_datagram_are_parsed():
     first, second = parse_refusal(log_message(IPV4 + UDP) + log_message(IPV6 + UDP, b"quic\0"))
     assert (first.kind, second.kind) == (Kind.UDP, Kind.QUIC)
     assert second.address == ip_address("2606::1")
 
 
 @pytest.mark.parametrize("prefix", [b"", b"\0", b"nonsense\0", b"\xff\xfe\0", b"UDP\0"])
-def test_an_unknown_prefix_is_the_other_kind(prefix):
+def test_unknown_prefix_is_the_other_kind(prefix):
     assert parse_refusal(log_message(IPV4 + UDP, prefix))[0].kind is Kind.OTHER
 
 
@@ -170,7 +170,7 @@ def test_ipv6_extension_headers_are_followed(headers, first, port):
     assert parse_refusal(log_message(packet))[0].port == port
 
 
-def test_ipv4_options_and_fragments():
+def test_ipv4_options_and_fragments_are_parsed():
     with_options = b"\x47" + IPV4[1:] + bytes(8) + UDP
     later_fragment = IPV4[:6] + b"\0\x01" + IPV4[8:] + UDP
     too_short = b"\x44" + IPV4[1:] + UDP
@@ -182,7 +182,7 @@ def test_ipv4_options_and_fragments():
 
 
 @pytest.mark.parametrize("packet", [IPV4 + UDP, IPV6 + extension(17)[:0] + UDP])
-def test_a_packet_cut_anywhere_tells_what_is_left(packet):
+def test_truncated_packet_yields_what_is_left(packet):
     for length in range(len(packet)):
         (found,) = parse_refusal(log_message(packet[:length]))
         whole = len(packet) - 8
@@ -190,12 +190,12 @@ def test_a_packet_cut_anywhere_tells_what_is_left(packet):
         assert (found.port is not None) == (length >= whole + 4)
 
 
-def test_other_messages_are_left_out():
+def test_other_messages_are_skipped():
     assert parse_refusal(message(3, 0, b"")) == []
     assert parse_refusal(b"") == []
 
 
-def test_a_message_cut_anywhere_is_an_error_or_tells_less():
+def test_truncated_message_is_an_error_or_partial():
     whole = log_message(IPV4 + UDP, uid=7)
     for length in range(1, len(whole)):
         with pytest.raises(MalformedMessageError):
@@ -203,12 +203,12 @@ def test_a_message_cut_anywhere_is_an_error_or_tells_less():
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(data):
+def test_arbitrary_bytes_raise_only_the_documented_error(data):
     for candidate in (data, log_message(data), message(NFULNL_MSG_PACKET, 0, bytes(4) + data)):
         outcome_of(candidate)
 
 
-def test_no_changed_byte_raises_anything_else():
+def test_changed_bytes_raise_only_the_documented_error():
     rng, whole = random.Random(1), log_message(IPV6 + extension(17) + UDP, uid=7)
     for _ in range(3000):
         data = bytearray(whole)

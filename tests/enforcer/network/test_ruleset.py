@@ -54,7 +54,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize("port", [22, 53, 443, 15001])
-def test_every_tcp_connection_is_the_gates_with_its_destination(network_for_all, port):
+def test_every_tcp_connection_reaches_the_gate_with_its_destination(network_for_all, port):
     network = network_for_all
     for address, (own, peer) in zip(PLACES, network.run(lambda: [connect(to, port) for to in PLACES]), strict=True):
         wanted, client = accepted(network)
@@ -78,7 +78,7 @@ def test_every_tcp_connection_is_the_gates_with_its_destination(network_for_all,
         ("fd65:7865:6174::2", "fd65:7865:6174::2"),
     ],
 )
-def test_the_gates_own_port_is_seen_for_what_it_is(network_for_all, address, reached):
+def test_connection_to_the_gate_port_is_recognised(network_for_all, address, reached):
     """A local connection to it isn't captured: getsockname() shows it, and the gate refuses it."""
     network_for_all.run(lambda: connect(address, network_for_all.gate_port))
     assert accepted(network_for_all)[0] == (reached, network_for_all.gate_port)
@@ -122,20 +122,20 @@ def test_local_services_keep_working(network, kind, answer):
 OWN = ["127.0.0.1", "127.0.0.53", "127.255.255.254", "0.0.0.0", "::1", "::", "192.0.0.2", "fd65:7865:6174::2"]
 
 
-def test_dns_over_tcp_to_an_own_address_is_the_gates(network_for_all):
+def test_dns_over_tcp_to_an_own_address_reaches_the_gate(network_for_all):
     network_for_all.run(lambda: [connect(address, 53) for address in OWN])
     assert {accepted(network_for_all)[0][1] for _ in OWN} == {53}
     assert network_for_all.counters() == {}
 
 
-def test_dns_over_tcp_to_an_own_address_is_refused_without_a_gate(network):
+def test_dns_over_tcp_is_refused_without_a_gate(network):
     network.sockets.tcp.close()
     found = network.run(lambda: {address: outcome(lambda: connect(address, 53)) for address in OWN})  # noqa: B023
     assert found == dict.fromkeys(OWN, errno.ECONNREFUSED)
 
 
 @pytest.mark.parametrize("bound", ["0.0.0.0", "::"])
-def test_a_local_listener_gets_nothing_that_was_meant_for_elsewhere(network, bound):
+def test_local_listener_receives_no_foreign_traffic(network, bound):
     def listen_and_connect():
         with socket.socket(family(bound)) as server:
             server.bind((bound, 8443))
@@ -150,13 +150,13 @@ def test_a_local_listener_gets_nothing_that_was_meant_for_elsewhere(network, bou
 
 @pytest.mark.parametrize("address", [PUBLIC4, PUBLIC6])
 @pytest.mark.parametrize("port", [22, 53, 443, 15001])
-def test_without_a_gate_tcp_is_refused_at_once(network, address, port):
+def test_tcp_is_refused_at_once_without_a_gate(network, address, port):
     network.sockets.tcp.close()
     assert network.run(lambda: outcome(lambda: connect(address, port))) == errno.ECONNREFUSED
     assert network.counters() == {"tcp": 1}
 
 
-def test_when_the_gate_goes_in_the_middle_the_connection_is_reset(network):
+def test_connection_is_reset_when_the_gate_ends(network):
     def talk():
         with socket.socket() as sock:
             sock.settimeout(10)
@@ -202,7 +202,7 @@ def answer(network):
     ("address", "asked"),
     [("8.8.8.8", "::ffff:8.8.8.8"), ("127.0.0.1", "::ffff:127.0.0.1"), ("127.0.0.53", "::ffff:127.0.0.53"), ("0.0.0.0", "::ffff:127.0.0.1"), ("10.0.0.1", "::ffff:10.0.0.1"), ("169.254.169.254", "::ffff:169.254.169.254"), ("192.0.0.2", "::ffff:192.0.0.2"), ("2001:4860:4860::8888", "2001:4860:4860::8888"), ("::1", "::1"), ("::", "::1"), ("fd65:7865:6174::2", "fd65:7865:6174::2"), ("::2", "::2")],
 )  # fmt: skip
-def test_dns_to_any_server_is_answered_from_that_server(network_for_all, address, asked):
+def test_dns_reply_comes_from_the_queried_server(network_for_all, address, asked):
     running = network_for_all.start(lambda: ask(address, 53))
     assert answer(network_for_all) == asked
     assert running.result() == b"answer to question"
@@ -213,7 +213,7 @@ def test_dns_to_any_server_is_answered_from_that_server(network_for_all, address
     "address",
     ["255.255.255.255", "127.255.255.255", "224.0.0.251", "239.1.2.3", "240.0.0.1", "0.1.2.3", "ff02::1%lo", "ff02::fb%lo", "ff0e::1", "fe80::1%lo", "febf::1%lo"],
 )  # fmt: skip
-def test_dns_to_where_no_answer_can_come_from_reaches_nobody(network, address):
+def test_dns_to_an_impossible_server_is_dropped(network, address):
     def send():
         with socket.socket(family(address), socket.SOCK_DGRAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -226,7 +226,7 @@ def test_dns_to_where_no_answer_can_come_from_reaches_nobody(network, address):
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2001:4860:4860::8888", "127.0.0.1"])
-def test_without_a_resolver_dns_is_refused_at_once(network, address):
+def test_dns_is_refused_at_once_without_a_resolver(network, address):
     network.sockets.dns_udp.close()
     assert network.run(lambda: ask(address, 53)) == errno.ECONNREFUSED
 
@@ -249,7 +249,7 @@ def neighbours():
     return len(kinds) - 1
 
 
-def test_a_task_has_the_kernel_keep_so_many_ipv6_neighbours_and_no_more(network):
+def test_ipv6_neighbour_entries_are_bounded(network):
     """The kernel has one for each address that anything was sent to, and counts them as nobody's memory."""
 
     def send():
@@ -275,7 +275,7 @@ def test_a_task_has_the_kernel_keep_so_many_ipv6_neighbours_and_no_more(network)
     assert network.counters().keys() == {"udp", "tcp"}
 
 
-def test_a_datagram_in_fragments_is_one_datagram(network):
+def test_fragmented_datagram_is_one_datagram(network):
     """The ports are looked at after the parts are put together."""
 
     def send(address):
@@ -299,7 +299,7 @@ def strict():
     return [path.read_text().strip() for path in paths]
 
 
-def test_a_strict_reverse_path_filter_takes_nothing_from_the_gate_and_opens_no_path(network):
+def test_strict_reverse_path_filter_changes_nothing(network):
     """Distributions set it: it is for hosts with several devices, and here every address is reached by the same one."""
     assert network.as_owner(strict) == ["1", "1"]
     for address in (PUBLIC4, "198.18.0.7", "10.0.0.1"):
@@ -351,7 +351,7 @@ RAW = [
 
 
 @pytest.mark.parametrize("case", RAW)
-def test_what_is_neither_tcp_nor_udp_is_dropped_even_from_who_may_send_it(network, case):
+def test_other_protocols_are_dropped_even_with_cap_net_raw(network, case):
     """A task can't make these; whoever had the capability would get no further."""
     domain, address, number, payload, kind = case
 
@@ -372,7 +372,7 @@ def test_udp_lite_is_dropped(network):
     assert network.counters() in ({"other": 1}, {})
 
 
-def test_the_kernels_own_errors_are_not_taken_for_attempts(network):
+def test_icmp_errors_of_the_kernel_are_no_attempts(network):
     """An answer to a resolver's client that is gone makes the kernel send ICMP to the server's address."""
 
     def ask_and_go():
@@ -384,6 +384,6 @@ def test_the_kernels_own_errors_are_not_taken_for_attempts(network):
     assert network.counters() == {}
 
 
-def test_a_new_sandbox_has_refused_nothing(network):
+def test_counters_of_a_new_sandbox_are_zero(network):
     """No chatter of the kernel's own (neighbours, routers, groups) is counted."""
     assert network.counters() == {}

@@ -51,7 +51,7 @@ KINDS = [(GATE_PORT, socket.SOCK_STREAM), (53, socket.SOCK_STREAM), (53, socket.
 
 
 @pytest.mark.parametrize(("port", "kind"), KINDS)
-def test_a_task_cannot_bind_the_gates_ports(network_for_all, port, kind):
+def test_task_cannot_bind_the_gate_ports(network_for_all, port, kind):
     def bind(address, options):
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as sock:
             for set_option in options:
@@ -67,7 +67,7 @@ def test_a_task_cannot_bind_the_gates_ports(network_for_all, port, kind):
     assert network_for_all.run(attempts) <= TAKEN
 
 
-def test_a_task_with_the_gates_uid_cannot_share_its_port(network):
+def test_task_with_the_gates_uid_cannot_share_its_port(network):
     """SO_REUSEPORT would let it, had the gate set it too: also for the uid that made the gate's socket."""
 
     def share():
@@ -82,7 +82,7 @@ def test_a_task_with_the_gates_uid_cannot_share_its_port(network):
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 0
 
 
-def test_once_the_gate_is_gone_its_port_gains_nothing(network):
+def test_port_of_an_ended_gate_gives_no_access(network):
     """A listener that isn't transparent is not what tproxy looks for."""
     network.sockets.tcp.close()
 
@@ -106,7 +106,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_these_ways_all_lead_to_the_gate(network, way):
+def test_every_way_to_connect_leads_to_the_gate(network, way):
     options, protocol = WAYS[way]
 
     def connect():
@@ -120,7 +120,7 @@ def test_these_ways_all_lead_to_the_gate(network, way):
     assert accepted(network)[0] == (f"::ffff:{PUBLIC}", 8443)
 
 
-def test_fast_open_leads_to_the_gate(network):
+def test_tcp_fast_open_leads_to_the_gate(network):
     def connect():
         with socket.socket() as sock:
             sock.sendto(b"early", socket.MSG_FASTOPEN, (PUBLIC, 443))
@@ -140,7 +140,7 @@ def test_fast_open_leads_to_the_gate(network):
         (socket.IPPROTO_IPV6, 59, b"\x3b\0\0\0\0\0\0\0"),  # IPV6_DSTOPTS
     ],
 )
-def test_privileged_options_are_refused(network_for_all, level, name, value):
+def test_privileged_socket_options_are_refused(network_for_all, level, name, value):
     def set_it():
         with socket.socket(socket.AF_INET6) as sock:
             sock.setsockopt(level, name, value)
@@ -166,7 +166,7 @@ def test_source_routing_leads_nowhere_else(network, hops, kind):
     assert reached == errno.EAGAIN or reached[0][0] in [f"::ffff:{hop}" for hop in (*hops, PUBLIC)]
 
 
-def test_a_routing_header_leads_nowhere_else(network):
+def test_ipv6_routing_header_leads_nowhere_else(network):
     """IPv6 segment routing is the one extension header that takes no capability to set."""
     segments = b"".join(socket.inet_pton(socket.AF_INET6, hop) for hop in ("2606::1", "2606::2"))
     header = struct.pack("!BBBBBBH", 0, 4, 4, 1, 1, 0, 0) + segments
@@ -186,7 +186,7 @@ def test_a_routing_header_leads_nowhere_else(network):
 @pytest.mark.parametrize(
     "address", ["224.0.0.1", "239.1.1.1", "255.255.255.255", "127.255.255.255", "ff02::1", "ff0e::1"]
 )
-def test_tcp_to_many_at_once_is_unreachable(network_for_all, address):
+def test_tcp_to_multicast_is_unreachable(network_for_all, address):
     def connect():
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
@@ -207,14 +207,14 @@ def foreign(kind, bound, wanted):
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
 @pytest.mark.parametrize(("bound", "wanted"), [("8.8.8.8", PUBLIC), ("2606::8", "2606::1"), (PUBLIC, "8.8.8.8")])
-def test_another_ones_address_gets_nowhere(network, kind, bound, wanted):
+def test_spoofed_address_reaches_nothing(network, kind, bound, wanted):
     network.run(lambda: outcome(lambda: foreign(kind, bound, wanted)))
     network.sockets.tcp.settimeout(0)
     assert outcome(network.sockets.tcp.accept) == errno.EAGAIN
     assert set(network.counters()) == {"other"}
 
 
-def test_self_connect_and_simultaneous_open_reach_nobody(network):
+def test_self_connect_and_simultaneous_open_reach_nothing(network):
     def both_at_once():
         ends = ("8.8.8.8", 5001), ("9.9.9.9", 5002)
         with socket.socket() as one, socket.socket() as other, socket.socket() as alone:
@@ -230,7 +230,7 @@ def test_self_connect_and_simultaneous_open_reach_nobody(network):
     assert network.run(both_at_once) == [errno.ENOTCONN] * 3
 
 
-def test_the_ruleset_is_out_of_a_tasks_reach(network):
+def test_task_cannot_change_the_ruleset(network):
     from enforcer.network.gate_sockets import open_counter_socket, open_refusal_log, read_counters
 
     def read():
@@ -241,7 +241,7 @@ def test_the_ruleset_is_out_of_a_tasks_reach(network):
     assert network.run(lambda: outcome(open_refusal_log)) == errno.EPERM
 
 
-def test_a_nested_user_namespace_gives_no_power_over_this_one(network):
+def test_nested_user_namespace_gives_no_power(network):
     """No raw or packet socket, no mark, no nf_tables and no way back with the capabilities gained."""
     from enforcer.network.gate_sockets import open_counter_socket, read_counters
 
@@ -262,7 +262,7 @@ def test_a_nested_user_namespace_gives_no_power_over_this_one(network):
     assert network.run(attempts) == (errno.EPERM,) * 6
 
 
-def test_a_new_network_namespace_is_a_dead_end(network):
+def test_new_network_namespace_is_a_dead_end(network):
     def attempt():
         os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
         with socket.socket() as sock:
@@ -271,7 +271,7 @@ def test_a_new_network_namespace_is_a_dead_end(network):
     assert network.run(attempt) == errno.ENETUNREACH
 
 
-def test_flushing_the_ruleset_opens_no_path(network):
+def test_flushed_ruleset_opens_no_path(network):
     """Even whoever owns the namespace: without the rules everything ends on this host's own closed ports."""
     from pyroute2.netlink.nfnetlink import nftsocket
 
@@ -293,7 +293,7 @@ def test_flushing_the_ruleset_opens_no_path(network):
     assert network.as_owner(flush_and_connect) == (errno.ECONNREFUSED, errno.ECONNREFUSED)
 
 
-def test_interfaces_and_routes_are_out_of_a_tasks_reach(network):
+def test_task_cannot_change_interfaces_or_routes(network):
     """Neither netlink nor the old ioctls change anything."""
     from pyroute2.netlink.rtnl import RTM_NEWLINK
 
@@ -310,7 +310,7 @@ def test_interfaces_and_routes_are_out_of_a_tasks_reach(network):
     assert network.run(attempts) == (errno.EPERM, errno.EPERM)
 
 
-def test_two_sandboxes_do_not_meet(encoded, rootless):
+def test_two_sandboxes_cannot_reach_each_other(encoded, rootless):
     from tests.enforcer.network.netns_harness import Network
 
     networks = [Network(encoded, rootless=rootless) for _ in range(2)]
@@ -347,7 +347,7 @@ def test_two_sandboxes_do_not_meet(encoded, rootless):
             network.close()
 
 
-def test_a_flood_of_connections_leaves_the_sandbox_usable(network):
+def test_flood_of_connections_leaves_the_sandbox_usable(network):
     """Nobody accepts: the backlog fills, and what doesn't fit waits; nothing else of the network is touched."""
 
     def flood():

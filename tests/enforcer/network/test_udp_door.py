@@ -67,7 +67,7 @@ def opened_for_all(network_for_all):
     return network_for_all
 
 
-def test_it_is_made_shut(network):
+def test_udp_socket_starts_closed(network):
     assert blocks_datagrams(network.sockets.udp)
     assert network.run(lambda: [ask(address, 123) for address in (PUBLIC4, PUBLIC6)]) == [REFUSED] * 2
     assert network.counters() == {"udp": 2}
@@ -87,7 +87,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize("port", [1, 123, 853, 5353, GATE_PORT, 65535])
-def test_opened_it_is_told_where_each_datagram_was_to_go(opened_for_all, port):
+def test_open_socket_gets_the_destination_of_each_datagram(opened_for_all, port):
     running = opened_for_all.start(lambda: [ask(address, port) for address in PLACES])
     for number, address in enumerate(PLACES):
         asked, client, data = arrived(opened_for_all)
@@ -98,7 +98,7 @@ def test_opened_it_is_told_where_each_datagram_was_to_go(opened_for_all, port):
     assert opened_for_all.counters() == {}
 
 
-def test_a_task_may_send_from_its_loopback(opened):
+def test_datagram_from_the_loopback_is_received(opened):
     running = opened.start(lambda: ask(PUBLIC4, 123, own=("127.0.0.1", 0)))
     asked, client, _ = arrived(opened)
     assert client[0] == ip_address("127.0.0.1")
@@ -106,12 +106,12 @@ def test_a_task_may_send_from_its_loopback(opened):
     assert running.result() == b"answer"
 
 
-def test_but_not_over_ipv6_where_the_door_was_shut_before(opened):
+def test_ipv6_datagram_from_the_loopback_is_not_received(opened):
     assert opened.run(lambda: ask(PUBLIC6, 123, own=("::1", 0))) == REFUSED
     assert opened.counters() == {"udp": 1}
 
 
-def test_an_address_with_a_zone_keeps_it(opened):
+def test_address_keeps_its_zone(opened):
     running = opened.start(lambda: ask("fe80::1%lo", 123))
     asked, client, _ = arrived(opened)
     assert (str(asked[0]), asked[0].scope_id) == ("fe80::1%1", "1")
@@ -121,7 +121,7 @@ def test_an_address_with_a_zone_keeps_it(opened):
 
 @pytest.mark.parametrize("address", [PUBLIC4, PUBLIC6])
 @pytest.mark.parametrize("size", [0, 1, 1472, 1473, 9000, 65400])
-def test_of_whatever_size_it_comes_whole_and_goes_back_whole(opened_for_all, address, size):
+def test_datagrams_of_every_size_pass_whole(opened_for_all, address, size):
     """Beyond the length of a packet it comes in fragments, which the kernel puts together."""
     payload = os.urandom(size)
     running = opened_for_all.start(lambda: ask(address, 4000, payload))
@@ -131,7 +131,7 @@ def test_of_whatever_size_it_comes_whole_and_goes_back_whole(opened_for_all, add
     assert running.result() == payload
 
 
-def test_what_no_packet_holds_is_lost_and_nothing_else(opened):
+def test_oversized_reply_is_dropped_alone(opened):
     running = opened.start(lambda: ask(PUBLIC4, 4000))
     asked, client, _ = arrived(opened)
     assert not answers(opened).reply(asked, client, bytes(65508))
@@ -141,14 +141,14 @@ def test_what_no_packet_holds_is_lost_and_nothing_else(opened):
 
 @pytest.mark.parametrize("address", [PUBLIC4, PUBLIC6, "10.0.0.1", "::2", "255.255.255.254"])
 @pytest.mark.parametrize("size", [0, 8, 1400, 65000])
-def test_a_refusal_is_heard_at_once(opened_for_all, address, size):
+def test_refusal_is_reported_at_once(opened_for_all, address, size):
     running = opened_for_all.start(lambda: ask(address, 123, bytes(size)))
     asked, client, data = arrived(opened_for_all)
     answers(opened_for_all).refuse(asked, client, len(data))
     assert running.result() == REFUSED
 
 
-def test_dns_and_quic_never_come_to_it(opened):
+def test_dns_and_quic_never_reach_the_socket(opened):
     assert opened.run(lambda: [ask(PUBLIC4, 443), ask(PUBLIC6, 443)]) == [REFUSED] * 2
     asking = opened.start(lambda: ask("8.8.8.8", 53))
     assert opened.sockets.dns_udp.recv(100) == b"question"
@@ -158,7 +158,7 @@ def test_dns_and_quic_never_come_to_it(opened):
     assert opened.counters() == {"quic": 2}
 
 
-def test_what_claims_to_come_from_elsewhere_does_not_come_to_it(opened):
+def test_spoofed_datagram_does_not_reach_the_socket(opened):
     """Every address is local here, so a task can bind any; an answer to it would be taken for something leaving."""
 
     def spoof(own, to):
@@ -173,7 +173,7 @@ def test_what_claims_to_come_from_elsewhere_does_not_come_to_it(opened):
     assert opened.counters() == {"other": 1}
 
 
-def test_what_stays_inside_stays_inside(opened):
+def test_local_datagrams_stay_inside(opened):
     def locally():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(("0.0.0.0", 5000))
@@ -187,7 +187,7 @@ def test_what_stays_inside_stays_inside(opened):
     assert opened.counters() == {}
 
 
-def test_a_local_listener_gets_nothing_that_was_meant_for_elsewhere(opened):
+def test_local_listener_receives_no_foreign_datagram(opened):
     def listen_and_send():
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
             server.bind(("::", 5000))
@@ -201,7 +201,7 @@ def test_a_local_listener_gets_nothing_that_was_meant_for_elsewhere(opened):
     assert [arrived(opened)[0] for _ in range(2)] == [(ip_address(a), 5000) for a in (PUBLIC4, PUBLIC6)]
 
 
-def test_a_socket_of_the_task_that_is_connected_the_other_way_gains_nothing(opened):
+def test_connected_socket_of_the_task_gains_nothing(opened):
     """Tproxy looks for the established socket of a packet first; one that isn't transparent is refused."""
 
     def pretend():
@@ -220,7 +220,7 @@ def test_a_socket_of_the_task_that_is_connected_the_other_way_gains_nothing(open
     assert opened.run(pretend) == REFUSED
 
 
-def test_a_task_that_takes_the_port_while_it_is_shut_gains_nothing(network):
+def test_task_that_binds_the_closed_port_gains_nothing(network):
     """What it sends is refused then: tproxy finds its socket, which isn't transparent. That is its own doing."""
     ours, theirs = socket.socketpair()
 
@@ -245,7 +245,7 @@ def test_a_task_that_takes_the_port_while_it_is_shut_gains_nothing(network):
     assert heard == {errno.EAGAIN}
 
 
-def test_shut_again_it_refuses_again(opened):
+def test_closed_again_it_refuses_again(opened):
     asking = opened.start(lambda: ask(PUBLIC4, 123))
     arrived(opened)
     block_datagrams(opened.sockets.udp, OWN_ADDRESSES)
@@ -259,14 +259,14 @@ def test_shut_again_it_refuses_again(opened):
         running.end()
 
 
-def test_without_a_gate_it_is_refused_at_once(opened):
+def test_udp_is_refused_at_once_without_a_gate(opened):
     """Also what is on its way when the gate dies."""
     opened.sockets.close()
     assert opened.run(lambda: [ask(a, 123) for a in (PUBLIC4, PUBLIC6, "10.0.0.1", "::2")]) == [REFUSED] * 4
     assert opened.counters() == {"udp": 4}
 
 
-def test_nothing_is_sent_to_anybody_but_the_sandbox(opened):
+def test_replies_go_only_to_the_sandbox(opened):
     """Were the kernel to send it, it would be counted."""
     made = answers(opened)
     asked, client = (ip_address(PUBLIC4), 123), (ip_address("9.9.9.9"), 40000)
@@ -276,7 +276,7 @@ def test_nothing_is_sent_to_anybody_but_the_sandbox(opened):
     assert opened.counters() == {}
 
 
-def test_what_was_for_many_is_answered_to_nobody(opened):
+def test_multicast_is_never_answered(opened):
     def listen():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("192.0.0.2", 40000))
@@ -297,7 +297,7 @@ def test_what_was_for_many_is_answered_to_nobody(opened):
     tells.close()
 
 
-def test_the_way_back_hears_nothing(opened):
+def test_reply_socket_receives_nothing(opened):
     """A raw socket for every protocol would be given copies; one that only writes isn't (raw(7))."""
     opened.run(lambda: ask(PUBLIC4, 443))
     for sock in (opened.sockets.answers, opened.sockets.answers6):

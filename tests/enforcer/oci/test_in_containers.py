@@ -99,7 +99,7 @@ WHOLES = {
 
 
 @pytest.mark.parametrize("who", WHOLES)
-def test_a_task_is_let_out_refused_told_and_nothing_is_left(engine, who):
+def test_run_in_a_container_allows_denies_and_records(engine, who):
     kind, work, task, uid = WHOLES[who]
     done, volume = engine.run(["sh", "-c", WHOLE, "sh", work, task + INSIDE], kind)
     title, name, gigabyte = '"title": "no rule allows this"', "sh", str(1 << 20)  # in /etc, and in units of 1024
@@ -121,7 +121,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("why", REFUSALS)
-def test_a_container_that_is_too_narrow_is_told_in_a_line_that_says_what_widens_it(engine, why):
+def test_restricted_container_is_reported_with_a_remedy(engine, why):
     kind, options, remedy = REFUSALS[why]
     done, _ = engine.run(["sh", "-c", REFUSING, "sh", options], kind)
     [line] = done.stderr.splitlines()
@@ -130,12 +130,12 @@ def test_a_container_that_is_too_narrow_is_told_in_a_line_that_says_what_widens_
     assert remedy in line
 
 
-def test_the_documentation_says_which_calls_are_enough():
+def test_documented_system_calls_are_sufficient():
     [row] = [line for line in DOCS.read_text().splitlines() if line.startswith("| filters system calls |")]
     assert ", ".join(f"`{name}`" for name in ENOUGH[:-1]) + f" and `{ENOUGH[-1]}`" in row
 
 
-def test_doctor_says_that_limits_hold_by_rlimit_and_what_would_change_that(engine):
+def test_doctor_reports_rlimit_fallback_in_a_container(engine):
     done, _ = engine.run(["exeat", "doctor", "--format", "json"], Kind(uid=0, more=MOUNTER))
     said = json.loads(done.stdout)
     assert (done.returncode, said["ready"]) == (0, True)
@@ -144,7 +144,7 @@ def test_doctor_says_that_limits_hold_by_rlimit_and_what_would_change_that(engin
     assert memory["remedy"].startswith("make cgroups writable: in a container, ")
 
 
-def test_a_service_where_nothing_can_be_written_or_gained(engine):
+def test_service_runs_in_a_read_only_container(engine):
     refused = tuple(name for name in REFUSED_BY_DOCKER if name not in ENOUGH)
     kind = Kind(no_new_privileges=True, read_only=True, refused=refused)
     words = ["env", "EXEAT_CONTROL=/tmp/exeat/control", "sh", "-c", SERVED, "sh"]
@@ -154,7 +154,7 @@ def test_a_service_where_nothing_can_be_written_or_gained(engine):
     assert told(volume) == (set(), [7])
 
 
-def test_as_the_first_process_of_a_container_it_ends_as_its_task_does(engine):
+def test_run_as_pid_1_exits_with_the_tasks_status(engine):
     """Process 1 of a pid namespace can't kill itself (pid_namespaces(7))."""
     words = ["exeat", "run", "--quiet", "--workspace", "/volume/work", "--rules", "/srv/rules.yaml", "--"]
     done, _ = engine.run([*words, "sh", "-c", "kill -SEGV $$"], Kind())

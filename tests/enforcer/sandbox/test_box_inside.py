@@ -64,7 +64,7 @@ def table(someone, sandbox, rows, **more):
     assert [(row, result) for row, result in both if row[2] != result] == []
 
 
-def test_what_is_shown_written_and_hidden(someone):
+def test_sandbox_shows_writes_and_hides_as_configured(someone):
     home, work = someone.home, someone.work
     plant(home, "data/in/deep", "data/secret/deep", "notes/.ssh/id", "elsewhere/x", "one", "other")
     plant(work, ".env", "sub/.env", "sub/secrets/a.json", "sub/secrets/a.txt", "lib/code")
@@ -118,7 +118,7 @@ def test_what_is_shown_written_and_hidden(someone):
     assert (home / "notes/new").stat().st_uid == home.stat().st_uid, "it is its owner's, whoever ran the task"
 
 
-def test_a_socket_in_what_may_be_written_leads_nowhere(someone):
+def test_socket_in_a_writable_path_is_unreachable(someone):
     shared = someone.home / "shared"
     plant(someone.home, "shared/x")
     server = socket.socket(socket.AF_UNIX)
@@ -132,7 +132,7 @@ def test_a_socket_in_what_may_be_written_leads_nowhere(someone):
     assert done.stdout.decode() in {"Connection refused\n", "Permission denied\n"}, done.stderr.decode()
 
 
-def test_caches_last_and_are_one_task_s_at_a_time(someone):
+def test_caches_persist_and_serve_one_task_at_a_time(someone):
     sandbox = {"caches": {"pip": "~/.cache/deep/pip", "apt": "/var/cache/apt"}}
     home = "/home/task"
     pip, apt, kept = f"{home}/.cache/deep/pip", "/var/cache/apt", someone.home / ".local/state/exeat/caches"
@@ -159,7 +159,7 @@ def test_caches_last_and_are_one_task_s_at_a_time(someone):
 
 
 @pytest.mark.first_run
-def test_caches_are_refused_where_a_task_could_put_another(someone):
+def test_caches_below_a_writable_path_are_refused(someone):
     kept = someone.home / ".local/state/exeat/caches"
     plant(someone.home, "elsewhere/x")
     kept.parent.mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_caches_are_refused_where_a_task_could_put_another(someone):
     assert (said.returncode, "is not a directory" in said.stderr.decode()) == (125, True)
 
 
-def test_the_environment_is_clean_but_for_what_is_named(someone):
+def test_environment_has_only_the_named_variables(someone):
     sandbox = {
         "environment": {"keep": ["KEPT_*", "HOME"], "set": {"SET": "1", "PATH": "/usr/bin"}},
         "hostname": "box-7",
@@ -189,7 +189,7 @@ def test_the_environment_is_clean_but_for_what_is_named(someone):
     ], env=env, options=["--env", "SET=2"])  # fmt: skip
 
 
-def test_a_variable_that_holds_a_secret_is_not_kept(someone):
+def test_variable_with_a_secret_is_removed(someone):
     file = someone.write(
         someone.home / "rules.yaml",
         "version: 1\nsandbox: {environment: {keep: REAL_*}}\nsecrets:\n"
@@ -200,7 +200,7 @@ def test_a_variable_that_holds_a_secret_is_not_kept(someone):
 
 
 @pytest.mark.parametrize("path", ["hidden/desk", "keys"])
-def test_a_workspace_in_what_is_hidden_is_refused(someone, path):
+def test_workspace_below_a_hidden_path_is_refused(someone, path):
     place = someone.home / path
     plant(someone.home, f"{path}/x")
     if path == "keys":
@@ -217,7 +217,7 @@ def test_standard_streams_can_be_opened_by_name(someone):
     assert (done.stdout, done.stderr, done.returncode) == (b"out\nmore\n", b"err\n", 0)
 
 
-def test_devices_and_the_kernel_s_own_files_are_few_and_closed(someone):
+def test_devices_and_kernel_files_are_few_and_read_only(someone):
     hidden = [f"/proc/{name}" for name in ("kcore", "keys", "kallsyms", "timer_list", "interrupts")]
     table(someone, {"hide": ["/proc/version", "/dev/full"]}, [
         ("read", "/proc/version", DENIED),
@@ -238,7 +238,7 @@ def test_devices_and_the_kernel_s_own_files_are_few_and_closed(someone):
     ])  # fmt: skip
 
 
-def test_rules_in_what_may_be_written_are_covered_or_refuse_the_start(someone):
+def test_rule_files_in_writable_paths_are_covered_or_refused(someone):
     """As in a workspace: what a task may write besides is no place to choose its own rules from."""
     plant(someone.home, "shared/conf/x", "apart/rules.yaml")
     shared = someone.home / "shared"
@@ -256,7 +256,7 @@ def test_rules_in_what_may_be_written_are_covered_or_refuse_the_start(someone):
     assert (refused.returncode, b"symbolic link" in refused.stderr) == (2, True), refused.stderr
 
 
-def test_what_is_mounted_in_a_workspace_is_hidden_unless_it_is_a_disk_or_memory(someone):
+def test_mounts_in_a_workspace_are_hidden_unless_on_disk(someone):
     """Network, FUSE and the kernel's own file systems reach other processes, and some run programs of the host."""
     for name in ("foreign", "disk"):
         plant(someone.work, f"{name}/underneath")
@@ -287,7 +287,7 @@ cd "$2" && shift 2 && exec "$@"
 """
 
 
-def test_what_lies_around_a_mount_is_copied_with_the_rights_of_the_sandbox(someone):
+def test_siblings_of_a_mount_keep_the_sandboxs_permissions(someone):
     """Who makes it may be root: what only root may read is not brought in, whatever keeps the task from it there."""
     aside = someone.home / "aside"
     aside.mkdir()
@@ -304,7 +304,7 @@ def test_what_lies_around_a_mount_is_copied_with_the_rights_of_the_sandbox(someo
     assert private == "0 0"
 
 
-def test_installed_programs_find_what_package_managers_made(someone):
+def test_programs_of_package_managers_find_their_files(someone):
     """lscpu(1) ended, and dpkg(1), aspell(1) and TeX found none of what was installed."""
     for tool in ("lscpu", "dpkg"):
         if shutil.which(tool) is None:
@@ -343,7 +343,7 @@ WRITES = "ls data; echo new > data/new && echo wrote"
 
 
 @pytest.mark.parametrize("options", [(), ("--review",)], ids=["direct", "reviewed"])
-def test_a_mount_in_the_workspace_is_shown_or_refused(mounted, someone, options):
+def test_mount_in_the_workspace_is_shown_or_refused(mounted, someone, options):
     """The task wrote below it, where the host sees nothing until it is unmounted."""
     said, errors = mounted(*options, script=WRITES, after="cat data/new || true")
     if someone.user and not options:
@@ -363,7 +363,7 @@ def test_a_mount_in_the_workspace_is_shown_or_refused(mounted, someone, options)
         ("--hide", ["ended 2"]),
     ],
 )
-def test_a_mount_in_the_workspace_is_what_is_said_of_it(mounted, someone, option, said):
+def test_mount_in_the_workspace_is_described_truthfully(mounted, someone, option, said):
     """Each remedy that the refusal names works, and nothing comes to lie below the mount."""
     found, errors = mounted(option, f"{someone.work}/data", script=WRITES, after="test ! -e data/new || cat data/new")
     assert found == [*said, "", ""][: len(found)], errors

@@ -84,7 +84,7 @@ def given(someone):
     return run
 
 
-def test_a_task_has_the_devices_that_are_named_and_may_use_them(given):
+def test_named_devices_work_in_the_sandbox(given):
     nodes, opened, wrote = given("--device", "kvm", "--device", "/dev/dri/renderD128")
     assert {name: number[:2] for name, number in nodes.items() if name not in NODES} == {
         "kvm": [10, 232],
@@ -94,29 +94,29 @@ def test_a_task_has_the_devices_that_are_named_and_may_use_them(given):
     assert wrote in {"Read-only file system", "Permission denied"}
 
 
-def test_without_any_named_there_is_none(given):
+def test_no_device_without_a_setting(given):
     nodes, opened, _ = given()
     assert (sorted(nodes), opened) == (NODES, "No such file or directory")
 
 
-def test_every_card_is_the_compute_and_render_nodes_of_this_host(given):
+def test_gpu_is_the_compute_and_render_nodes(given):
     nodes, _, _ = given("--device", "gpu", without="nvidia1 dri/renderD129")
     assert sorted(set(nodes) - set(NODES)) == ["dri/renderD128", "nvidia-uvm", "nvidia0", "nvidiactl"]
 
 
 @pytest.mark.parametrize("name", ["nvidia1", "dri/renderD129"])
-def test_a_device_that_is_another_than_its_name_says_is_refused(given, name):
+def test_device_with_other_numbers_is_refused(given, name):
     """A link, or another node of that name, would be the host's memory."""
     assert f"`/dev/{name}` is not the device of that name: its number is 1:1" in given("--device", name)
 
 
-def test_a_device_that_isnt_there_is_said(given):
+def test_missing_device_is_an_error(given):
     assert "`/dev/kfd` can't be given to a task: no such file or directory" in given("--device", "kfd")
     cards = "nvidia* dri/*"
     assert "this host has no node of a card" in given("--device", "gpu", without=cards)
 
 
-def test_whom_the_host_lets_use_a_device_may_give_it(given, someone):
+def test_user_without_access_cannot_pass_a_device_on(given, someone):
     """Root may; a user gives no more than they have."""
     said = given("--device", "kvm", mode="600")
     if someone.user:
@@ -125,7 +125,7 @@ def test_whom_the_host_lets_use_a_device_may_give_it(given, someone):
         assert said[0]["kvm"][:2] == [10, 232]
 
 
-def test_two_tasks_of_root_have_nodes_of_their_own(given, someone):
+def test_tasks_of_root_have_separate_device_nodes(given, someone):
     """Locks and watches belong to the inode: a shared one would be a channel."""
     host = os.stat("/dev/null").st_ino
     [(first, _, _), (second, _, _)] = [given("--device", "kvm") for _ in range(2)]
@@ -141,5 +141,5 @@ def test_two_tasks_of_root_have_nodes_of_their_own(given, someone):
     ],
 )
 @pytest.mark.parametrize("option", ["--read", "--write"])
-def test_a_device_named_as_a_file_is_told_how_or_why_not(given, path, said, option):
+def test_device_given_as_a_file_is_an_error_with_a_remedy(given, path, said, option):
     assert said in given(option, path)

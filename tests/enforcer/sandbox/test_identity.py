@@ -23,7 +23,7 @@ def take(taken):
     return number
 
 
-def test_each_has_another_until_there_is_none_left(tmp_path, monkeypatch, taken):
+def test_identities_differ_until_none_is_free(tmp_path, monkeypatch, taken):
     monkeypatch.setattr(identity, "SLOT_FILE", tmp_path / "ranges")
     monkeypatch.setattr(identity, "SLOTS", 8)
     assert sorted(take(taken) for _ in range(8)) == list(range(8))
@@ -33,9 +33,7 @@ def test_each_has_another_until_there_is_none_left(tmp_path, monkeypatch, taken)
     take(taken)
 
 
-def test_two_containers_roots_that_don_t_see_each_other_s_locks_don_t_take_the_same_by_habit(
-    tmp_path, monkeypatch, taken
-):
+def test_roots_of_two_containers_choose_different_identities(tmp_path, monkeypatch, taken):
     found = []
     for name in ("one", "other"):
         monkeypatch.setattr(identity, "SLOT_FILE", tmp_path / name / "ranges")

@@ -58,7 +58,7 @@ def forked(process):
         each.close()
 
 
-def test_what_a_call_returns_is_there_for_the_next_and_for_who_asks(process, tmp_path):
+def test_results_of_calls_serve_later_steps_and_the_reply(process, tmp_path):
     made = process.calls
     directory = made.get("openat", AT, str(tmp_path), LISTED)
     made.call("mkdirat", directory, "below", 0o700)
@@ -72,7 +72,7 @@ def test_what_a_call_returns_is_there_for_the_next_and_for_who_asks(process, tmp
     assert process.value(there) == -errno.EBADF, "what is given is let go of"
 
 
-def test_an_error_that_matters_nothing_leads_on_and_others_end_it(process, tmp_path):
+def test_ignored_errors_continue_and_others_end_the_list(process, tmp_path):
     made, gone = process.calls, Label()
     missing = made.get("openat", AT, f"{tmp_path}/missing", LISTED, but=(errno.EACCES, errno.ENOENT), to=gone)
     made.call("mkdirat", AT, f"{tmp_path}/passed over", 0o755)
@@ -92,7 +92,7 @@ def test_an_error_that_matters_nothing_leads_on_and_others_end_it(process, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_call_of_the_kernel_s(process):
+def test_unknown_calls_are_refused(process):
     made = process.calls
     there, file, past = made.data(bytes(8)), Label(), Label()
     number = made.get("openat", AT, "/dev/null", os.O_RDONLY)
@@ -122,7 +122,7 @@ def _fds(remote):
     return names
 
 
-def test_who_is_begun_has_a_channel_of_its_own_and_nothing_of_who_began_it(forked, process):
+def test_child_has_its_own_channel_and_inherits_nothing(forked, process):
     process.calls.get("openat", AT, "/proc", LISTED)
     process.do()
     init, leaf = forked
@@ -134,7 +134,7 @@ def test_who_is_begun_has_a_channel_of_its_own_and_nothing_of_who_began_it(forke
         os.close(null)
 
 
-def test_the_end_of_who_was_begun_is_told_and_of_nobody_else(forked):
+def test_end_of_a_child_is_reported_and_no_other(forked):
     init, leaf = forked
     leaf.calls.call("clone", signal.SIGCHLD, 0, 0, 0, 0)  # both go on: each of the two exits
     leaf.calls.call("exit_group", 7)
@@ -145,7 +145,7 @@ def test_the_end_of_who_was_begun_is_told_and_of_nobody_else(forked):
     init.close()
 
 
-def test_nobody_hears_of_what_is_only_told(process):
+def test_list_without_a_reply_sends_none(process):
     process.calls.call("umask", 0o027)
     process.tell()
     mask = process.calls.get("umask", 0o022)
@@ -153,7 +153,7 @@ def test_nobody_hears_of_what_is_only_told(process):
     assert process.value(mask) == 0o027
 
 
-def test_what_is_covered_anew_and_can_t_be_looked_at_ends_nobody(process, tmp_path):
+def test_unreadable_cover_ends_no_process(process, tmp_path):
     if os.geteuid():
         harness.missing("root: somebody who may load a filter")
     made, refused = process.calls, Filter((Refuse("statx", errno.EIO),))
@@ -166,7 +166,7 @@ def test_what_is_covered_anew_and_can_t_be_looked_at_ends_nobody(process, tmp_pa
     process.do()
 
 
-def test_it_ends_with_who_gave_it_programs(way):
+def test_init_ends_with_its_parent(way):
     pid, remote = init.start()
     process = os.pidfd_open(pid)
     remote.close()
@@ -177,7 +177,7 @@ def test_it_ends_with_who_gave_it_programs(way):
     os.close(process)
 
 
-def test_signals_of_a_terminal_are_nothing_to_it(process):
+def test_init_ignores_terminal_signals(process):
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP):
         process.calls.call("kill", _pid(process), number)
     process.do()
@@ -212,7 +212,7 @@ GETPID = system_calls._numbers["getpid"]
     ],
     ids=["more calls than there are", "descriptors that didn't come", "no program", "beyond its data", "back"],
 )
-def test_a_program_that_is_none_ends_it(program, gone):
+def test_malformed_step_list_ends_init(program, gone):
     if not init.COMPILED:
         harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
     pid, remote = init.start()
@@ -223,7 +223,7 @@ def test_a_program_that_is_none_ends_it(program, gone):
     remote.close()
 
 
-def test_a_program_is_cut_between_steps_and_no_longer_than_a_packet(process, tmp_path):
+def test_step_lists_are_split_between_steps(process, tmp_path):
     made = process.calls
     for number in range(3000):
         made.step(number)
@@ -239,7 +239,7 @@ def test_a_program_is_cut_between_steps_and_no_longer_than_a_packet(process, tmp
         made.packets()
 
 
-def test_more_programs_than_a_channel_holds_the_answers_of_are_played_all_the_same(process, tmp_path):
+def test_more_step_lists_than_queued_replies_are_executed(process, tmp_path):
     packets = []
     for number in range(600):
         process.calls.call("mkdirat", AT, f"{tmp_path}/{number}", 0o755)
@@ -249,13 +249,13 @@ def test_more_programs_than_a_channel_holds_the_answers_of_are_played_all_the_sa
     assert len(list(tmp_path.iterdir())) == 600
 
 
-def test_what_goes_on_at_what_is_nowhere_is_no_program(process):
+def test_jump_outside_the_list_is_refused(process):
     process.calls.call("getpid", but=(ANY,), to=Label())
     with pytest.raises(ValueError, match="label that was never placed"):
         process.calls.packets()
 
 
-def test_an_interpreter_s_streams_lead_nowhere_whatever_descriptor_is_free(monkeypatch):
+def test_streams_of_the_interpreter_lead_nowhere(monkeypatch):
     monkeypatch.setattr(init, "COMPILED", "")
     reader, writer = os.pipe()
     pid = os.fork()
@@ -288,7 +288,7 @@ def room_for_one_more():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_descriptors_that_there_is_no_room_for_are_missed(process):
+def test_dropped_descriptors_are_noticed(process):
     made = process.calls
     packets = made.packets(made.get("dup", 0), made.get("dup", 0))
     before = os.listdir("/proc/self/fd")

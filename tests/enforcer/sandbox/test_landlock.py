@@ -48,7 +48,7 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_what_is_granted_works_and_nothing_else_does(tree):
+def test_landlock_allows_only_granted_paths(tree):
     whole = os.open(tree, os.O_RDONLY)  # of a directory above, as a leak would be
     within = os.open(tree / "neither", os.O_RDONLY)
     granted = [
@@ -87,7 +87,7 @@ def test_what_is_granted_works_and_nothing_else_does(tree):
     }
 
 
-def test_a_device_that_a_task_has_already_may_be_opened_again(tree):
+def test_open_device_can_be_reopened(tree):
     null = os.open("/dev/null", os.O_RDWR)
     attempts = {"again": lambda: os.close(os.open(f"/proc/self/fd/{null}", os.O_WRONLY)), "other": lambda: os.open("/dev/zero", os.O_RDONLY)}  # fmt: skip
     granted = [Grant("/", LISTS)]
@@ -96,7 +96,7 @@ def test_a_device_that_a_task_has_already_may_be_opened_again(tree):
     os.close(null)
 
 
-def test_signals_and_abstract_sockets_stay_inside(tree):
+def test_signals_and_abstract_sockets_are_scoped(tree):
     if landlock.version() < 6:
         harness.missing("landlock of version 6")
     name = f"\0exeat-landlock-{os.getpid()}"
@@ -114,13 +114,13 @@ def test_signals_and_abstract_sockets_stay_inside(tree):
     assert said == {"signal": "Operation not permitted", "itself": "done", "connect": "Operation not permitted"}
 
 
-def test_without_it_there_is_one_wall_and_the_task_runs(tree, monkeypatch):
+def test_task_runs_without_landlock(tree, monkeypatch):
     for found in (0, 1):
         monkeypatch.setattr(landlock, "version", lambda found=found: found)
         assert behind([], {"read": (tree / "neither/x").read_text}) == {"read": "neither/x"}
 
 
-def test_it_says_what_the_mounts_say(tmp_path):
+def test_landlock_rules_follow_the_mount_plan(tmp_path):
     for name in ("work", "more", "shown"):
         (tmp_path / name).mkdir()
     work, more, shown = (str(tmp_path / name) for name in ("work", "more", "shown"))

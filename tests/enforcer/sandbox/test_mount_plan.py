@@ -37,12 +37,12 @@ def _plan(workspace, **more):
     return mount_plan.plan(mount_plan.MountRequest(identity=_identity(), workspace=str(workspace), etc={}, **more))
 
 
-def test_only_the_workspace_is_writable_host_storage(tmp_path):
+def test_only_the_workspace_is_writable(tmp_path):
     writable = [step for step in _plan(tmp_path) if isinstance(step, Bind) and step.writable and not step.devices]
     assert [step.target for step in writable] == [str(tmp_path)]
 
 
-def test_the_root_is_made_read_only_last_and_doors_are_masked_after_the_covers(tmp_path):
+def test_root_becomes_read_only_last(tmp_path):
     steps = _plan(tmp_path)
     assert steps[-1] == ReadOnly("/")
     assert steps[-2] == MaskSockets(str(tmp_path))
@@ -51,12 +51,12 @@ def test_the_root_is_made_read_only_last_and_doors_are_masked_after_the_covers(t
 @pytest.mark.parametrize(
     "workspace", ["/", "/usr", "/etc", "/home", "/home/someone", "/proc", "/root", "/run", "/tmp", "/var"]
 )
-def test_a_workspace_that_holds_a_system_or_a_home_is_refused(workspace):
+def test_workspace_that_contains_system_or_home_is_refused(workspace):
     with pytest.raises(UsageError, match=f"a task cannot write to `{workspace}`"):
         _plan(workspace)
 
 
-def test_a_home_and_a_shared_directory_as_workspace_each_say_why(monkeypatch, tmp_path):
+def test_refused_workspace_says_why(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for workspace, why in (
         (tmp_path, "it is your home directory, with your keys and configuration"),
@@ -73,7 +73,7 @@ def test_a_home_and_a_shared_directory_as_workspace_each_say_why(monkeypatch, tm
         )
 
 
-def test_rules_in_the_workspace_are_covered_and_every_directory_above_them_is_pinned(tmp_path):
+def test_rule_files_in_the_workspace_are_covered_and_pinned(tmp_path):
     rules = tmp_path / "conf" / "net" / "web.yaml"
     rules.parent.mkdir(parents=True)
     rules.touch()
@@ -90,7 +90,7 @@ def test_state_in_the_workspace_is_hidden(tmp_path):
     assert Mask(str(state), hide=True) in _plan(tmp_path, secret=(str(state),))
 
 
-def test_state_in_something_else_that_is_shown_is_hidden_too(tmp_path):
+def test_state_in_another_shown_path_is_hidden(tmp_path):
     shown, work = tmp_path / "shown", tmp_path / "work"
     for path in (shown / "state", work):
         path.mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_state_in_something_else_that_is_shown_is_hidden_too(tmp_path):
 
 
 @pytest.mark.parametrize("inside", [".", "sub"])
-def test_nothing_can_be_shown_that_lies_in_the_state(tmp_path, inside):
+def test_no_path_in_the_state_can_be_shown(tmp_path, inside):
     work = tmp_path / "state" / inside
     work.mkdir(parents=True, exist_ok=True)
     with pytest.raises(UsageError, match="which stays hidden"):
@@ -107,7 +107,7 @@ def test_nothing_can_be_shown_that_lies_in_the_state(tmp_path, inside):
 
 
 @pytest.mark.parametrize("where", ["same", "inside"])
-def test_a_workspace_in_or_at_exeat_s_code_is_refused(tmp_path, where):
+def test_workspace_at_exeats_code_is_refused(tmp_path, where):
     code = tmp_path if where == "same" else tmp_path / "lib"
     work = tmp_path if where == "same" else tmp_path / "lib" / "pkg"
     work.mkdir(parents=True, exist_ok=True)
@@ -115,12 +115,12 @@ def test_a_workspace_in_or_at_exeat_s_code_is_refused(tmp_path, where):
         _plan(work, sealed=(str(code),))
 
 
-def test_a_place_that_modules_are_loaded_from_can_t_be_the_workspace(tmp_path):
+def test_module_search_path_cannot_be_the_workspace(tmp_path):
     with pytest.raises(UsageError, match="exeat's own code"):
         _plan(tmp_path, protect=(str(tmp_path),))
 
 
-def test_credentials_in_a_workspace_below_home_are_hidden(tmp_path, monkeypatch):
+def test_credentials_in_a_workspace_are_hidden(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     shown = tmp_path / "home" / ".config"
     (shown / "gcloud").mkdir(parents=True)
@@ -133,13 +133,13 @@ def test_credentials_in_a_workspace_below_home_are_hidden(tmp_path, monkeypatch)
         _plan(work, read=(str(tmp_path / "home" / ".ssh"),))
 
 
-def test_every_step_says_what_it_does(tmp_path):
+def test_every_step_describes_itself(tmp_path):
     said = [step.describe() for step in _plan(tmp_path)]
     assert all(line and "\n" not in line for line in said)
     assert len(set(said)) == len(said)
 
 
-def test_a_rule_file_with_a_second_name_is_refused(tmp_path):
+def test_hard_linked_rule_file_is_refused(tmp_path):
     work, rules = tmp_path / "work", tmp_path / "rules.yaml"
     work.mkdir()
     rules.touch()
@@ -149,25 +149,25 @@ def test_a_rule_file_with_a_second_name_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/", "/etc", "/etc/ssl", "/dev", "/proc/self", "/run/user", "/sys", "/var", "/tmp"])
-def test_what_a_sandbox_has_for_itself_can_t_be_replaced_by_the_host_s(tmp_path, path):
+def test_own_paths_of_a_sandbox_cannot_be_shown_from_the_host(tmp_path, path):
     with pytest.raises(UsageError, match="cannot be shown as it is on the host"):
         _plan(tmp_path, read=(path,))
 
 
-def test_what_is_shown_anyhow_is_not_shown_twice(tmp_path):
+def test_path_shown_already_is_not_mounted_twice(tmp_path):
     shown = [step.source for step in _plan(tmp_path, read=("/usr", "/usr/share")) if isinstance(step, Show)]
     assert shown.count("/usr") == 1
     assert "/usr/share" not in shown
 
 
-def test_what_is_shown_inside_the_workspace_comes_after_it_and_is_read_only(tmp_path):
+def test_path_shown_inside_the_workspace_is_read_only(tmp_path):
     (tmp_path / "lib").mkdir()
     steps = _plan(tmp_path, read=(str(tmp_path / "lib"),))
     bound = next(number for number, step in enumerate(steps) if isinstance(step, Bind) and step.target == str(tmp_path))
     assert steps.index(Show(str(tmp_path / "lib"), guarded=True)) > bound
 
 
-def test_a_home_is_known_by_where_it_really_lies(tmp_path, monkeypatch):
+def test_home_is_resolved_before_checks(tmp_path, monkeypatch):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     monkeypatch.setenv("HOME", str(tmp_path / "link"))
@@ -186,7 +186,7 @@ def _other(tmp_path):
     return tmp_path / "work"
 
 
-def test_credentials_that_are_links_are_hidden_where_they_lead(tmp_path, monkeypatch):
+def test_linked_credentials_are_hidden_at_their_target(tmp_path, monkeypatch):
     """People keep what is in their home elsewhere, in a repository that a task then works in."""
     home, work = tmp_path / "home", tmp_path / "dotfiles"
     for path in (home, work / "keys", work / "cfg" / "gcloud"):
@@ -198,14 +198,14 @@ def test_credentials_that_are_links_are_hidden_where_they_lead(tmp_path, monkeyp
     assert {str(work / "keys"), str(work / "cfg" / "gcloud")} <= hidden
 
 
-def test_what_the_issue_lists_is_hidden():
+def test_documented_credentials_are_hidden():
     for name in (".ssh", ".aws", ".gnupg", ".config/gcloud", ".kube", ".docker", ".mozilla", ".config/google-chrome", ".bash_history", ".local/share/keyrings"):  # fmt: skip
         assert name in system_paths.OF_A_HOME
     assert len(set(system_paths.OF_A_HOME)) == len(system_paths.OF_A_HOME)
     assert all(name == os.path.normpath(name) and not os.path.isabs(name) for name in system_paths.OF_A_HOME)
 
 
-def test_what_is_to_be_hidden_is_and_its_own_name_that_is_a_link_too(tmp_path):
+def test_hidden_link_and_its_target_are_masked(tmp_path):
     work, kept = tmp_path / "work", tmp_path / "work" / "sub" / "kept"
     kept.mkdir(parents=True)
     (work / "link").symlink_to("sub/kept")
@@ -218,7 +218,7 @@ def test_what_is_to_be_hidden_is_and_its_own_name_that_is_a_link_too(tmp_path):
         _plan(work, hide=(str(tmp_path),))
 
 
-def test_what_may_be_written_besides_is_bound_covered_and_masked_as_the_workspace_is(tmp_path):
+def test_extra_writable_path_is_guarded_as_the_workspace(tmp_path):
     work, more, rules = tmp_path / "work", tmp_path / "more", tmp_path / "more" / "conf" / "web.yaml"
     rules.parent.mkdir(parents=True)
     work.mkdir()
@@ -234,12 +234,12 @@ def test_what_may_be_written_besides_is_bound_covered_and_masked_as_the_workspac
 
 
 @pytest.mark.parametrize("path", ["/etc/hosts", "/usr/local/bin", "/boot/x", "/", "/home", "/run/x", "/proc/1"])
-def test_no_system_directory_is_a_task_s_to_write(tmp_path, path):
+def test_system_directory_cannot_be_writable(tmp_path, path):
     with pytest.raises(UsageError, match=r"a task cannot write to|other programs of this host trust"):
         _plan(tmp_path, write=(path,))
 
 
-def test_each_place_comes_before_what_is_shown_in_it_in_another_way(tmp_path):
+def test_mounts_come_before_mounts_inside_them(tmp_path):
     for name in ("a/b/c/d", "work"):
         (tmp_path / name).mkdir(parents=True)
     a, b, c, d = (str(tmp_path / name) for name in ("a", "a/b", "a/b/c", "a/b/c/d"))
@@ -249,7 +249,7 @@ def test_each_place_comes_before_what_is_shown_in_it_in_another_way(tmp_path):
     assert [type(step) for step in shown] == [Show, Bind, Show, Bind]
 
 
-def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown(tmp_path):
+def test_cache_lies_only_in_the_sandboxs_own_paths(tmp_path):
     home = "/home/someone"
     kept = (mount_plan.CacheMount("/state/pip", f"{home}/.cache/deep/pip"), mount_plan.CacheMount("", "/var/cache/apt"))
     steps = _plan(tmp_path, kept=kept)
@@ -262,11 +262,11 @@ def test_a_cache_stands_in_the_sandbox_s_own_places_and_in_nothing_that_is_shown
             _plan(tmp_path, kept=(mount_plan.CacheMount("/state/pip", target),))
 
 
-def test_what_proc_has_beside_processes_is_listed_whole():
+def test_files_of_proc_are_listed_completely():
     assert mount_plan._of_kernel() == sorted(name for name in os.listdir("/proc") if not name.isdigit())
 
 
-def test_where_proc_shows_processes_alone_there_is_no_view(tmp_path, monkeypatch):
+def test_proc_with_only_processes_needs_no_mask(tmp_path, monkeypatch):
     """A sandbox's own /proc would have all the names that can't be listed then, and none would be hidden."""
     monkeypatch.setattr(mount_plan, "_of_kernel", lambda: ["self", "thread-self"])  # subset=pid, proc(5)
     with pytest.raises(HostError, match="ProcSubset=all"):

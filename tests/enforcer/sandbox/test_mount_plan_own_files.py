@@ -96,7 +96,7 @@ def state(someone):
     return Path(shutil.move(someone.home / ".local" / "state", someone.work / "local")) / "exeat"
 
 
-def test_it_has_names_and_roots_of_its_own_and_nothing_of_a_state_in_its_workspace(someone, state):
+def test_sandbox_has_its_own_hosts_and_ca_files(someone, state):
     script = someone.write(someone.work / "inside.py", INSIDE)
     rules = someone.write(someone.home / "rules.yaml", RULES)
     exeat = ["env", f"XDG_STATE_HOME={state.parent}", Path(sys.executable).with_name("exeat"), "run", "--quiet"]

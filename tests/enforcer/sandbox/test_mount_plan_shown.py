@@ -11,7 +11,7 @@ several = st.lists(paths, max_size=6)
 
 
 @given(several, paths)
-def test_what_holds_a_path_and_lies_in_it(places, path):
+def test_containment_of_paths(places, path):
     shown = ShownPaths(places)
     assert shown.hold(path) == any(contains(place, path) for place in places)
     inside = [place for place in places if contains(path, place)]
@@ -20,7 +20,7 @@ def test_what_holds_a_path_and_lies_in_it(places, path):
 
 
 @given(several)
-def test_the_outermost_hold_all_others(found):
+def test_outermost_paths_contain_all_others(found):
     assert outermost(found) == sorted(
         path for path in {*found} if not any(other != path and contains(other, path) for other in found)
     )

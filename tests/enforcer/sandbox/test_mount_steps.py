@@ -26,7 +26,7 @@ def _doors(directory):
     return sorted(found)
 
 
-def test_every_socket_and_fifo_is_found_and_links_are_not_followed(tmp_path):
+def test_sockets_and_fifos_are_found_without_following_links(tmp_path):
     outside, work = tmp_path / "outside", tmp_path / "work"
     for path in (outside, work / "a" / "b"):
         path.mkdir(parents=True)
@@ -40,7 +40,7 @@ def test_every_socket_and_fifo_is_found_and_links_are_not_followed(tmp_path):
         assert _doors(work) == [f"{work}/a/b/socket\n", f"{work}/a/fifo"]
 
 
-def test_nesting_that_could_hide_a_door_is_an_error(tmp_path):
+def test_too_deep_nesting_is_an_error(tmp_path):
     place = tmp_path
     for _ in range(path_scan.DEEPEST + 1):
         place = place / "d"
@@ -54,7 +54,7 @@ def _unknown(*_):
 
 
 @pytest.mark.parametrize("openat2", [linux.openat2, _unknown], ids=["one call", "step by step"])
-def test_a_link_in_the_way_is_never_followed(tmp_path, monkeypatch, openat2):
+def test_links_on_the_path_are_never_followed(tmp_path, monkeypatch, openat2):
     monkeypatch.setattr(linux, "openat2", openat2)
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "file").touch()
@@ -69,7 +69,7 @@ def test_a_link_in_the_way_is_never_followed(tmp_path, monkeypatch, openat2):
         path_scan.open_without_links(str(tmp_path / "missing" / "file"))
 
 
-def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
+def test_unlistable_directory_is_masked(tmp_path):
     """A task that knows a name in it could get through: 0711, somebody else's, with a socket inside."""
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed").chmod(0o711)
@@ -91,7 +91,7 @@ def test_a_directory_that_can_t_be_listed_is_a_door(tmp_path):
         assert said.read() == f"{tmp_path}/closed"
 
 
-def test_no_link_on_the_way_to_what_is_shown_is_followed(tmp_path):
+def test_links_to_shown_paths_are_not_followed(tmp_path):
     """Another task, whose workspace it lies in, could have put it there since the path was looked at."""
     (tmp_path / "real" / "in").mkdir(parents=True)
     (tmp_path / "real" / "in" / "file").touch()
@@ -101,7 +101,7 @@ def test_no_link_on_the_way_to_what_is_shown_is_followed(tmp_path):
             identity.idmapped_tree(str(tmp_path / path), 4242, 4242)
 
 
-def test_names_are_found_wherever_they_lie_and_links_are_passed_over(tmp_path):
+def test_names_are_found_at_any_depth_without_links(tmp_path):
     for path in (".env", "a/.env", "a/b/secrets/x.json", "a/b/secrets/x.txt", "secrets/c/x.json", "c/.env/.env"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
@@ -122,7 +122,7 @@ def children():
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 
 
-def test_ids_are_mapped_from_those_on_disk_and_no_process_stays_for_it(tmp_path):
+def test_ids_are_mapped_without_a_remaining_process(tmp_path):
     harness.needs_root()
     os.chown(tmp_path, 12, 34)
     before = children()
@@ -133,7 +133,7 @@ def test_ids_are_mapped_from_those_on_disk_and_no_process_stays_for_it(tmp_path)
     assert children() == before
 
 
-def test_a_mount_takes_the_ids_that_were_mapped_ahead_once_and_only_for_the_owner_whom_they_were_made_for(tmp_path):
+def test_prepared_id_map_serves_one_mount_of_its_owner(tmp_path):
     harness.needs_root()
     os.chown(tmp_path, 12, 34)
     before = os.listdir("/proc/self/fd")

@@ -36,7 +36,7 @@ def _is_there(pid):
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
-def test_one_that_ends_by_itself_is_seen_out_with_the_others(outermost):
+def test_namespaces_that_end_early_are_reaped(outermost):
     assert outermost.see_out()
     assert outermost.outer.ended == (outermost.first, 125 << 8), "its init ends when nobody is there any more"
     with contextlib.ExitStack() as others:
@@ -48,7 +48,7 @@ def test_one_that_ends_by_itself_is_seen_out_with_the_others(outermost):
     assert (outermost.outer.channel.fileno(), outermost.init.channel.fileno()) == (-1, -1)
 
 
-def test_it_ends_though_another_process_was_forked_from_who_made_it(outermost):
+def test_namespaces_end_despite_a_fork_of_their_maker(outermost):
     copies = [os.dup(each.channel.fileno()) for each in (outermost.init, outermost.outer)]
     assert outermost.see_out()
     outermost.end()
@@ -56,7 +56,7 @@ def test_it_ends_though_another_process_was_forked_from_who_made_it(outermost):
         os.close(copy)
 
 
-def test_sockets_that_nobody_was_given_are_closed_with_it(outermost):
+def test_unclaimed_sockets_are_closed(outermost):
     reader, writer = os.pipe()
     outermost.made = {"kept": writer}
     outermost.end()
@@ -64,7 +64,7 @@ def test_sockets_that_nobody_was_given_are_closed_with_it(outermost):
     os.close(reader)
 
 
-def test_sockets_are_given_once(outermost):
+def test_sockets_are_handed_over_once(outermost):
     outermost.made = {"given": (given := os.open("/dev/null", os.O_RDONLY))}
     assert outermost.give() == {"given": given}
     assert outermost.give() == {}
@@ -72,7 +72,7 @@ def test_sockets_are_given_once(outermost):
     os.close(given)
 
 
-def test_one_in_which_something_may_still_run_is_not_left_to_anybody(outermost):
+def test_namespaces_with_a_process_are_not_released(outermost):
     with contextlib.ExitStack() as others:
         outermost.end_later(others)
         outermost.end()
@@ -80,7 +80,7 @@ def test_one_in_which_something_may_still_run_is_not_left_to_anybody(outermost):
             os.waitpid(outermost.pid, 0)
 
 
-def test_an_init_ends_with_its_outermost_process(outermost):
+def test_init_ends_with_its_outermost_process(outermost):
     outermost.init.calls.call("getpid")
     outermost.init.do()  # it is there, and has asked to end with who began it
     init = os.pidfd_open(outermost.first)
@@ -105,7 +105,7 @@ except HostError as error:
 """
 
 
-def test_a_process_whose_root_stays_the_hosts_is_in_no_view():
+def test_process_in_the_hosts_root_has_no_mounts():
     """The kernel takes a caller along only where its root is the one that is replaced (pivot_root(2))."""
     done = subprocess.run(
         [sys.executable, "-c", NOTHING_MADE], capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[3]

@@ -62,7 +62,7 @@ ONE, TWO = {**TOP[0], **TOP[1]}, overlays.OwnFiles(*TOP)
 
 
 @pytest.mark.parametrize("top", [ONE, TWO, overlays.OwnFiles({}, ONE)], ids=["one", "of all and of one", "of one"])
-def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path, top):
+def test_directory_is_composed_around_its_mounts(process, tmp_path, top):
     source = tmp_path / "shown"
     for name, content in FILES.items():
         (source / name).write_bytes(content)
@@ -84,7 +84,7 @@ def test_a_directory_is_composed_around_what_is_mounted_in_it(process, tmp_path,
     os.close(directory)
 
 
-def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
+def test_shared_steps_are_written_once():
     large = b"x" * 5000
     given = []
     for number in range(2):
@@ -104,12 +104,12 @@ def test_what_all_have_is_written_once_and_nobody_has_what_is_another_s():
     assert len(init.kept_files()) <= init._MOST_FILES + len(init._for_good)
 
 
-def test_a_program_that_is_kept_has_no_descriptor_of_anything_else():
+def test_cached_step_list_has_no_foreign_descriptor():
     with pytest.raises(ValueError, match="of no shared file"):
         init.execute_shared(init.StepRecorder(), "with one", lambda executor: executor.calls.take(0))
 
 
-def test_what_can_t_be_composed_is_said_of_its_step(process, tmp_path):
+def test_failed_composition_names_its_step(process, tmp_path):
     (tmp_path / "shown" / "below").mkdir()
     with pytest.raises(CallFailedError, match="Not a directory") as raised:
         _shown(process, tmp_path / "shown", {"below": b"a file of ours in its place"})

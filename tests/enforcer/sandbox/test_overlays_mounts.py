@@ -21,7 +21,7 @@ print(json.dumps([overlays.mounts_of_host(path), overlays.has_mounts_below(path)
 @pytest.mark.parametrize(
     "name", ["plain", "with a space", "tab\there", "line\nfeed", "carriage\rreturn", "back\\slash", "#", b"\xff"]
 )
-def test_a_mount_is_found_in_a_directory_of_any_name(tmp_path, name):
+def test_mount_is_found_in_a_directory_of_any_name(tmp_path, name):
     harness.needs_root()
     place = os.path.join(str(tmp_path), os.fsdecode(name))
     os.makedirs(f"{place}/in it")

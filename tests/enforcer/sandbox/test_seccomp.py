@@ -70,7 +70,7 @@ WORKER = seccomp.assemble(seccomp.WORKER, MACHINE)
         lambda: os.chmod("/dev/null", 0o666),
     ],
 )
-def test_what_programs_need_still_works(attempt):
+def test_common_calls_work_under_the_filter(attempt):
     assert _under(TASK, attempt) == {"value": None}
 
 
@@ -114,12 +114,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("attempt", "number"), REFUSED)
-def test_what_would_open_another_way_is_refused(attempt, number):
+def test_dangerous_calls_are_denied(attempt, number):
     assert _under(TASK, attempt) == {"errno": number}
 
 
 @pytest.mark.parametrize("request_code", [0x5412, 0x541C, 0x541D, 0x5423, 0x5412 | 1 << 40])
-def test_the_terminal_s_input_queue_is_out_of_reach(request_code):
+def test_tiocsti_is_denied(request_code):
     primary, secondary = os.openpty()
     argument = ctypes.create_string_buffer(b"x")
     assert _under(TASK, lambda: _call("ioctl", secondary, request_code, argument)) == {"errno": errno.EPERM}
@@ -129,7 +129,7 @@ def test_the_terminal_s_input_queue_is_out_of_reach(request_code):
 
 @pytest.mark.skipif(MACHINE != "x86_64", reason="the x32 and IA-32 entries are x86's")
 @pytest.mark.parametrize("command", [1024, 1024 | 1 << 40, 1040])  # F_SETLEASE, F_SETDELEG
-def test_no_file_is_kept_from_those_who_would_open_it(tmp_path, command):
+def test_leases_on_files_are_denied(tmp_path, command):
     path = tmp_path / "rules.yaml"
     path.touch()
     with path.open("rb") as file:
@@ -145,7 +145,7 @@ def test_no_file_is_kept_from_those_who_would_open_it(tmp_path, command):
         assert _under(TASK, lambda: fcntl.flock(file, fcntl.LOCK_EX)) == {"value": None}
 
 
-def test_another_abi_of_the_same_machine_is_refused():
+def test_other_abi_is_denied():
     libc = ctypes.CDLL(None, use_errno=True)
 
     def x32():
@@ -162,20 +162,20 @@ def test_another_abi_of_the_same_machine_is_refused():
     assert _under(TASK, ctypes.CFUNCTYPE(ctypes.c_int)(address)) == {"killed": -signal.SIGSYS}
 
 
-def test_the_worker_can_dial_and_can_neither_run_nor_signal_anything():
+def test_worker_can_connect_but_not_execute_or_signal():
     assert _under(WORKER, _socket(socket.AF_INET, socket.SOCK_STREAM)) == {"value": None}
     assert _under(WORKER, lambda: os.execv("/bin/true", ["true"])) == {"errno": errno.EPERM}
     assert _under(WORKER, lambda: os.kill(os.getppid(), 0)) == {"errno": errno.EPERM}
     assert _under(WORKER, lambda: _call("ptrace", 16, os.getppid(), 0, 0)) == {"errno": errno.EPERM}
 
 
-def test_an_unknown_machine_gets_no_filter_and_no_start():
+def test_unknown_machine_refuses_the_start():
     with pytest.raises(HostError, match="`riscv64`"):
         seccomp.assemble(seccomp.TASK, "riscv64")
 
 
 @pytest.mark.parametrize("machine", sorted(NUMBERS))
-def test_every_jump_of_a_filter_lands_inside_it(machine):
+def test_every_jump_lands_inside_the_filter(machine):
     program = seccomp.assemble(seccomp.TASK, machine)
     operations = list(struct.iter_unpack("=HBBI", program))
     assert len(operations) <= 4096  # BPF_MAXINSNS

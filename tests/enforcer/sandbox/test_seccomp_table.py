@@ -85,7 +85,7 @@ def verdict(program, machine, number, arguments=()):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_every_call_of_a_machine_is_allowed_refused_or_absent_and_nothing_else_is_there(machine):
+def test_every_system_call_has_one_verdict(machine):
     unconditional = {line.call for line in seccomp.TASK.lines if isinstance(line, seccomp.Refuse) and not line.tests}
     refused = unconditional - ALLOWED
     known = set(NUMBERS[machine])
@@ -99,7 +99,7 @@ def test_every_call_of_a_machine_is_allowed_refused_or_absent_and_nothing_else_i
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("watched", [False, True])
-def test_the_verdict_on_every_number_and_beyond(machine, watched):
+def test_every_number_gets_its_verdict(machine, watched):
     program = seccomp.assemble(seccomp.TASK, machine, watched=watched)
     names = {number: name for name, number in NUMBERS[machine].items()}
     for number in [*range(471), *BEYOND]:
@@ -123,7 +123,7 @@ def test_the_verdict_on_every_number_and_beyond(machine, watched):
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("watched", [False, True])
-def test_sync_succeeds_and_writes_out_no_disk_of_the_host(machine, watched):
+def test_sync_succeeds_without_effect_on_the_host(machine, watched):
     program = seccomp.assemble(seccomp.TASK, machine, watched=watched)
     assert verdict(program, machine, NUMBERS[machine]["sync"]) == REFUSED | 0
     for promises_more in ("fsync", "fdatasync", "syncfs", "sync_file_range", "msync"):
@@ -131,7 +131,7 @@ def test_sync_succeeds_and_writes_out_no_disk_of_the_host(machine, watched):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_commands_are_held_only_where_somebody_listens_and_else_nothing_can_be_executed(machine):
+def test_execve_needs_a_listener_under_command_rules(machine):
     watched = seccomp.assemble(seccomp.TASK_WITH_COMMANDS, machine, watched=True)
     alone = seccomp.assemble(seccomp.TASK_WITH_COMMANDS, machine)
     for call in ("execve", "execveat"):
@@ -148,7 +148,7 @@ GIVES = [("fallocate", (3, 0x3)), ("ioctl", (3, 0x4030582B)), ("ioctl", (3, 0x54
 
 @pytest.mark.parametrize("commands", [False, True])
 @pytest.mark.parametrize("machine", MACHINES)
-def test_in_a_reviewed_workspace_no_room_is_taken_at_once(machine, commands):
+def test_fallocate_is_denied_in_review(machine, commands):
     for watched in (False, True):
         usual = seccomp.assemble(seccomp.task_filter(commands=commands), machine, watched=watched)
         reviewed = seccomp.assemble(seccomp.task_filter(commands=commands, reviewed=True), machine, watched=watched)
@@ -164,14 +164,14 @@ def test_in_a_reviewed_workspace_no_room_is_taken_at_once(machine, commands):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_another_architecture_ends_the_process(machine):
+def test_other_architecture_kills_the_process(machine):
     program = seccomp.assemble(seccomp.TASK, machine)
     for other in {*MACHINES} - {machine}:
         assert verdict(program, other, NUMBERS[other]["getpid"]) == KILL
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_the_worker_s_filter_lets_the_rest_through(machine):
+def test_worker_filter_allows_the_rest(machine):
     program = seccomp.assemble(seccomp.WORKER, machine)
     names = {number: name for name, number in NUMBERS[machine].items()}
     for number in range(600):
@@ -180,7 +180,7 @@ def test_the_worker_s_filter_lets_the_rest_through(machine):
         assert verdict(program, machine, number, [1] * 6) == (REFUSED | line.error if refused else ALLOW)
 
 
-def test_the_kernel_reads_it_as_we_do():
+def test_filter_agrees_with_the_kernel():
     """Every call that is refused whatever its arguments, and every number that nobody knows, made for real."""
     machine = linux.platform_machine()
     filters = seccomp.assemble(seccomp.TASK, machine)

@@ -35,14 +35,14 @@ ALL_PIPES = "[True, True, True][]"
 @pytest.mark.parametrize(
     "kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET], ids=lambda kind: kind.name
 )
-def test_a_socket_is_relayed_both_ways(kind):
+def test_socket_is_relayed_both_ways(kind):
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     ours.sendall(b"hello")
     assert _arranged(stdin=theirs, stdout=theirs) == ALL_PIPES
     assert ours.recv(100) == b"got hello"
 
 
-def test_a_regular_file_is_relayed_so_that_it_can_t_be_opened_again_for_writing(tmp_path):
+def test_regular_file_is_relayed_and_not_passed(tmp_path):
     given, taken = tmp_path / "in", tmp_path / "out"
     given.write_bytes(b"hello")
     with given.open("rb") as source, taken.open("wb") as sink:
@@ -50,7 +50,7 @@ def test_a_regular_file_is_relayed_so_that_it_can_t_be_opened_again_for_writing(
     assert taken.read_bytes() == b"got hello"
 
 
-def test_a_directory_is_refused(tmp_path):
+def test_directory_is_refused(tmp_path):
     directory = os.open(tmp_path, os.O_RDONLY)  # it would lead a task out of its view, with openat(1, "..")
     script = f"import os; os.dup2({directory}, 1); from enforcer.sandbox import stdio; stdio.arrange(0)"
     done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, pass_fds=[directory], timeout=20)
@@ -59,7 +59,7 @@ def test_a_directory_is_refused(tmp_path):
     assert f"{UsageError.__name__}: descriptor 1 is a directory" in done.stderr.decode()
 
 
-def test_a_pipe_is_relayed_so_that_it_can_t_be_opened_again_the_other_way():
+def test_pipe_is_relayed_and_not_passed():
     reader, writer = os.pipe()
     os.write(writer, b"hello")
     out_reader, out_writer = os.pipe()
@@ -69,7 +69,7 @@ def test_a_pipe_is_relayed_so_that_it_can_t_be_opened_again_the_other_way():
         os.close(descriptor)
 
 
-def test_a_stream_that_doesn_t_wait_loses_nothing():
+def test_non_blocking_stream_loses_no_data():
     """A caller's socket may be non-blocking; the task must not notice."""
     script = (
         "import os; from enforcer.sandbox import stdio; io = stdio.arrange(0); io.begin();"
@@ -87,7 +87,7 @@ def test_a_stream_that_doesn_t_wait_loses_nothing():
     assert seen == 3_000_000
 
 
-def test_only_memory_devices_pass_as_they_are(tmp_path):
+def test_only_memory_devices_are_passed(tmp_path):
     primary, secondary = pty.openpty()
     reader, writer = os.pipe()
     file = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
@@ -96,7 +96,7 @@ def test_only_memory_devices_pass_as_they_are(tmp_path):
         os.close(descriptor)
 
 
-def test_the_other_half_of_a_pseudo_terminal_is_no_terminal():
+def test_master_of_a_pseudo_terminal_is_no_terminal():
     """Writing to it would type at whoever sits at the terminal."""
     primary, secondary = pty.openpty()
     assert stdio.is_terminal(secondary)

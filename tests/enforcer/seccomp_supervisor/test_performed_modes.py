@@ -79,7 +79,7 @@ def _run(someone, rules, *words):
 
 
 @pytest.mark.parametrize("reviewed", [False, True], ids=["directly", "reviewed"])
-def test_a_directory_s_set_id_bits_are_set_as_on_any_machine(someone, rules, reviewed):
+def test_set_id_bits_of_directories_work_as_usual(someone, rules, reviewed):
     if reviewed:
         someone.write(rules, RULES + "sandbox: {workspace: review}\n")
     script = "".join(f"{{ {act}; }} 2>/dev/null; stat -c %a {path} 2>&1\n" for act, path, _ in WORK)
@@ -95,7 +95,7 @@ def test_no_file_gets_a_set_id_bit(someone, rules):
     assert found == []
 
 
-def test_what_isn_t_the_task_s_keeps_its_mode(someone, rules):
+def test_files_of_others_keep_their_mode(someone, rules):
     """A directory that the task may write, and that is somebody else's; one that it may not write; a covered one."""
     others = someone.work / "others"
     others.mkdir()
@@ -116,7 +116,7 @@ def test_what_isn_t_the_task_s_keeps_its_mode(someone, rules):
     [([0], 0o2755), ([1], 0o755)],
     ids=["in its group", "not in its group, where the kernel leaves the bit out"],
 )
-def test_set_gid_is_for_those_who_are_in_the_group(tmp_path, groups, mode):
+def test_set_gid_needs_group_membership(tmp_path, groups, mode):
     harness.needs_root()
     os.chown(tmp_path, 0, 0)
     directory = os.open(tmp_path, os.O_RDONLY)
@@ -128,7 +128,7 @@ def test_set_gid_is_for_those_who_are_in_the_group(tmp_path, groups, mode):
     assert stat.S_IMODE(tmp_path.stat().st_mode) == mode
 
 
-def test_a_directory_of_somebody_else_s_is_refused(tmp_path):
+def test_directory_of_another_user_is_refused(tmp_path):
     directory = os.open(tmp_path, os.O_RDONLY)
     call = performed_calls.Notification(0, 0, 0, (directory, 0o2755))
     try:

@@ -47,7 +47,7 @@ def worker(seat):
         yield end
 
 
-def test_nobody_watches_once_nobody_is_left_who_could_ask(seat, worker, listener):
+def test_supervisor_exits_when_no_caller_is_left(seat, worker, listener):
     reader, tasks = listener
     seat.listen(reader)
     with selectors.DefaultSelector() as selector:
@@ -64,7 +64,7 @@ def test_nobody_watches_once_nobody_is_left_who_could_ask(seat, worker, listener
         os.fstat(reader)
 
 
-def test_a_worker_asks_nobody_where_there_is_no_listener(seat, worker):
+def test_worker_without_a_listener_sends_no_query(seat, worker):
     with selectors.DefaultSelector() as selector:
         seat.watch(selector)
         worker.send(messages.pack(messages.ProcessLookup(1, 2)))
@@ -72,7 +72,7 @@ def test_a_worker_asks_nobody_where_there_is_no_listener(seat, worker):
         assert not selector.get_map()
 
 
-def test_who_can_t_be_kept_to_the_task_s_limits_watches_nothing(seat, worker, listener, monkeypatch):
+def test_supervisor_outside_the_task_limits_does_not_start(seat, worker, listener, monkeypatch):
     reader, tasks = listener
     monkeypatch.setattr(SandboxNamespaces, "outer", Outer(), raising=False)
     monkeypatch.setattr(SupervisorProcess, "_be_watcher", lambda *_: os._exit(0))
@@ -99,5 +99,5 @@ class Outer:
         return [os.open("/dev/null", os.O_RDONLY) for _ in wanted]
 
 
-def test_the_greeting_is_the_workers():
+def test_greeting_comes_from_the_worker():
     assert messages.pack(messages.NewWorker()) == process.GREETING

@@ -57,12 +57,12 @@ def seat(task, monkeypatch):
     made.close()
 
 
-def test_a_refused_call_begins_it(seat, task):
+def test_refused_call_starts_the_supervisor(seat, task):
     task[1].send(b"r")
     assert seat[2]() == [True]
 
 
-def test_a_worker_s_question_begins_it_and_its_greeting_does_not(seat):
+def test_query_of_the_worker_starts_the_supervisor(seat):
     _, worker, turn = seat
     worker.send(messages.pack(messages.NewWorker()))
     assert turn() == []
@@ -70,7 +70,7 @@ def test_a_worker_s_question_begins_it_and_its_greeting_does_not(seat):
     assert turn() == [True]
 
 
-def test_a_task_that_ends_begins_none(seat, task):
+def test_ended_task_starts_no_supervisor(seat, task):
     made, worker, turn = seat
     task[1].send(b"e")
     os.waitpid(task[2], 0)
@@ -79,7 +79,7 @@ def test_a_task_that_ends_begins_none(seat, task):
     assert worker.recv(1) == b""
 
 
-def test_a_worker_that_closes_its_end_begins_none_and_the_filter_is_still_heard(seat, task):
+def test_closed_worker_channel_keeps_the_listener(seat, task):
     made, worker, turn = seat
     worker.close()
     assert turn() == []
@@ -88,7 +88,7 @@ def test_a_worker_that_closes_its_end_begins_none_and_the_filter_is_still_heard(
     assert turn() == [True]
 
 
-def test_a_worker_that_leaves_words_unread_begins_none(seat):
+def test_worker_that_does_not_read_starts_no_supervisor(seat):
     made, worker, turn = seat
     made._channel.send(b"unread")
     worker.close()

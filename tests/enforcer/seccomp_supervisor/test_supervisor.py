@@ -24,7 +24,7 @@ def _runs_true():
     return execute("/bin/true", "a", "b")
 
 
-def test_a_refused_call_is_refused_and_named_with_who_made_it():
+def test_denied_call_is_recorded_with_its_process():
     with Watched(lambda: [_mount(), call("socket", 40, 1, 0), call("setns", 0, 0)]) as watched:
         assert watched.result() == [errno.EPERM, errno.EAFNOSUPPORT, errno.EPERM]
         watched.answer_all(lambda _: (False,))
@@ -36,7 +36,7 @@ def test_a_refused_call_is_refused_and_named_with_who_made_it():
         assert watched.counted == {b"mount": 1, b"socket": 1, b"setns": 1}
 
 
-def test_a_program_goes_on_only_when_it_may():
+def test_program_starts_only_when_allowed():
     def attempt():
         return [execute("/bin/true", "x"), execute("/bin/false", "y"), execute("/bin/true")]
 
@@ -49,7 +49,7 @@ def test_a_program_goes_on_only_when_it_may():
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["while a program is held", "before anything is asked"])
-def test_a_dead_watcher_refuses_everything(held):
+def test_dead_supervisor_denies_everything(held):
     """Its descriptor was the last: the kernel says that there is no such call."""
     ready, go = os.pipe()
 
@@ -71,7 +71,7 @@ def test_a_dead_watcher_refuses_everything(held):
 
 
 @pytest.mark.parametrize("how", ["gone", "gone while it is asked", "silent", "answers something else"])
-def test_a_worker_that_does_not_answer_starts_no_program(how):
+def test_silent_worker_starts_no_program(how):
     with Watched(_runs_true, commands=True, patience=0.5) as watched:
         if how == "gone":
             watched.worker.close()
@@ -85,14 +85,14 @@ def test_a_worker_that_does_not_answer_starts_no_program(how):
         assert watched.result() == errno.EACCES
 
 
-def test_nonsense_from_the_worker_starts_no_program():
+def test_malformed_answer_starts_no_program():
     with Watched(_runs_true, commands=True) as watched:
         watched.until_asked()
         watched.worker.send(b"answer\0x\0y")
         assert watched.result() == errno.EACCES
 
 
-def test_a_flood_is_answered_counted_and_hardly_told():
+def test_flood_of_denied_calls_is_counted_and_sampled():
     times = 1500
 
     def attempt():
@@ -117,7 +117,7 @@ def test_a_flood_is_answered_counted_and_hardly_told():
 
 
 @pytest.mark.parametrize("killable", [True, False], ids=["this kernel", "a kernel before 5.19"])
-def test_a_held_program_that_is_interrupted_is_asked_about_once(killable):
+def test_interrupted_exec_is_submitted_once(killable):
     """The signal has the call made again; what was decided on it holds for the same words.
 
     A signal that is ignored unless it is handled: the program that is started doesn't mind one that still waits.
@@ -138,7 +138,7 @@ def test_a_held_program_that_is_interrupted_is_asked_about_once(killable):
         assert len(watched.asked) == 1
 
 
-def test_a_task_cannot_have_a_listener_of_its_own_in_its_place():
+def test_task_cannot_install_its_own_listener():
     def attempt():
         def own(action):
             pid = os.fork()
@@ -159,7 +159,7 @@ def test_a_task_cannot_have_a_listener_of_its_own_in_its_place():
 
 
 @pytest.mark.parametrize("action", [0x7FF00000, 0x7FFC0000, 0x7FFF0000], ids=["trace", "log", "allow"])
-def test_a_filter_of_the_task_s_own_lets_nothing_through(action):
+def test_filter_of_the_task_allows_nothing(action):
 
     def attempt():
         linux.load_seccomp(filter_that_answers(action) if action == 0x7FFF0000 else _only_for("mount", action))
@@ -180,7 +180,7 @@ def _only_for(name, action):
     return b"".join(struct.pack("=HBBI", *operation) for operation in operations)
 
 
-def test_pointers_into_nowhere_are_the_caller_s_own_fault():
+def test_invalid_pointers_return_efault():
     def attempt():
         path = b"/bin/true\0"
         return [call("execve", 8, 0, 0), call("execve", path, 8, 0), call("execveat", -100, 8, 0, 0, 0)]
@@ -190,7 +190,7 @@ def test_pointers_into_nowhere_are_the_caller_s_own_fault():
         assert watched.asked == []
 
 
-def test_what_is_not_there_or_no_program_is_said_so_and_not_asked(tmp_path):
+def test_missing_program_fails_without_approval(tmp_path):
     (tmp_path / "text").write_text("x")
     (tmp_path / "loop").symlink_to("loop")
     paths = [
@@ -208,7 +208,7 @@ def test_what_is_not_there_or_no_program_is_said_so_and_not_asked(tmp_path):
         assert watched.asked == []
 
 
-def test_a_program_goes_by_what_it_is_called_and_what_it_leads_to(tmp_path):
+def test_program_is_matched_by_name_and_target(tmp_path):
     (tmp_path / "link").symlink_to("/bin/true")
     (tmp_path / "way").symlink_to(tmp_path)
 
@@ -251,7 +251,7 @@ def _at(directory, path, flags):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "full pipe", "appended file", "read only", "closed", "event", "socket"])
-def test_why_is_written_where_the_caller_could_write_and_nowhere_else(kind, tmp_path):
+def test_reason_is_written_only_to_writable_stderr(kind, tmp_path):
     file = tmp_path / "file"
     file.write_text("kept\n")
     reader = writer = -1

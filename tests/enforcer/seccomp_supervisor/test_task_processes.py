@@ -34,7 +34,7 @@ def running(*argv):
             process.stdin.close()
 
 
-def test_the_holder_is_named_with_what_it_descends_from(proc):
+def test_socket_owner_is_named_with_its_ancestors(proc):
     with running("sh", "-c", '"$0" -c "$1"; true', sys.executable, HOLDS) as (shell, inode):
         found = find_socket_owner(proc, os.getpid(), inode)
         [child] = os.listdir(f"/proc/{shell.pid}/task")
@@ -47,13 +47,13 @@ def test_the_holder_is_named_with_what_it_descends_from(proc):
         assert find_socket_owner(proc, shell.pid, inode).ancestors == ()  # nothing above where it was looked from
 
 
-def test_one_that_is_not_below_is_nobody(proc):
+def test_process_outside_the_sandbox_is_unknown(proc):
     with running(sys.executable, "-c", HOLDS) as (process, inode):
         assert find_socket_owner(proc, process.pid, inode) is None
         assert find_socket_owner(proc, 2**22 + 1, inode) is None
 
 
-def test_a_socket_that_two_hold_is_nobodys(proc):
+def test_shared_socket_has_no_owner(proc):
     with running(sys.executable, "-c", HOLDS.replace("sys.stdin", "os.fork(); sys.stdin")) as (_, inode):
         while sum(f"socket:[{inode}]" in _links(pid) for pid in _below(os.getpid())) < 2:
             pass
@@ -76,12 +76,12 @@ def _links(pid):
     return found
 
 
-def test_a_socket_that_nobody_has_is_nobodys(proc):
+def test_closed_socket_has_no_owner(proc):
     with running(sys.executable, "-c", HOLDS):
         assert find_socket_owner(proc, os.getpid(), 2**31) is None
 
 
-def test_a_child_of_any_thread_is_found(proc):
+def test_child_of_any_thread_is_found(proc):
     found = []
 
     def work():
@@ -94,7 +94,7 @@ def test_a_child_of_any_thread_is_found(proc):
     assert found[0][0] == found[0][1]
 
 
-def test_it_is_not_looked_for_without_end(proc, monkeypatch):
+def test_search_is_bounded(proc, monkeypatch):
     many = HOLDS.replace("s = socket", "import os; more = [os.dup(0) for _ in range(100)]; s = socket")
     with running(sys.executable, "-c", many) as (process, inode):
         assert find_socket_owner(proc, os.getpid(), inode).who.pid == process.pid
@@ -114,7 +114,7 @@ MANY_THREADS = (
     [HOLDS.replace("s = socket", "import os; more = [os.dup(0) for _ in range(100)]; s = socket"), MANY_THREADS],
     ids=["descriptors", "threads"],
 )
-def test_no_directory_is_read_further_than_its_looks_last(proc, monkeypatch, many):
+def test_directory_reads_stop_at_the_time_limit(proc, monkeypatch, many):
     looked = []
     readlink, read = os.readlink, task_processes.read_file
     with running(sys.executable, "-c", many) as (_, inode):
@@ -125,7 +125,7 @@ def test_no_directory_is_read_further_than_its_looks_last(proc, monkeypatch, man
     assert 0 < len(looked) <= 50
 
 
-def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkeypatch):
+def test_flood_of_queries_costs_little_processor_time(proc, monkeypatch):
     now, used = [100.0], [0.0]
     monkeypatch.setattr(
         task_processes, "find_socket_owner", lambda *_: used.__setitem__(0, used[0] + 0.02) or "found"
@@ -142,7 +142,7 @@ def test_who_asks_without_end_is_answered_for_little_of_a_processor(proc, monkey
     assert [looking.holder(proc, 1, 1) for _ in range(3)] == ["found"] * 2 + [None]
 
 
-def test_a_proc_that_is_none_knows_nobody(tmp_path):
+def test_wrong_proc_mount_finds_no_process(tmp_path):
     handle = os.open(tmp_path, os.O_RDONLY)
     try:
         assert find_socket_owner(handle, 1, 1) is None
@@ -151,7 +151,7 @@ def test_a_proc_that_is_none_knows_nobody(tmp_path):
     assert find_socket_owner(handle, 1, 1) is None
 
 
-def test_the_watcher_answers_while_it_watches():
+def test_supervisor_answers_queries_while_it_supervises():
     """Whoever asks for nobody's socket is told so, and calls are refused as ever."""
     from proxy.supervisor_channel import messages
 

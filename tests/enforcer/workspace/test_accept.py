@@ -18,7 +18,7 @@ def changed(number, to):
     return LINES.replace(f"{number}\n", f"{to}\n", 1) if number > 9 else LINES.replace(f"\n{number}\n", f"\n{to}\n", 1)
 
 
-def test_everything_a_task_can_do_to_files_arrives_and_accepting_again_changes_nothing(world):
+def test_accept_applies_every_kind_of_change_once(world):
     world.write("edited", LINES)
     world.write("touched", "same")
     world.write("deleted", "x")
@@ -96,7 +96,7 @@ MEANWHILE = [
 
 
 @pytest.mark.parametrize("row", MEANWHILE, ids=[row[0] for row in MEANWHILE])
-def test_what_the_host_did_after_the_task_had_ended(world, row):
+def test_changes_of_the_host_after_the_task_conflict(world, row):
     _, base, ours, theirs, after, said = row
     if base is not None:
         world.write("file", base)
@@ -118,7 +118,7 @@ def test_what_the_host_did_after_the_task_had_ended(world, row):
     assert world.files() == left  # nothing is left beside it
 
 
-def test_what_the_host_did_while_the_task_ran_is_never_taken_for_the_start(world):
+def test_changes_of_the_host_during_the_task_are_not_the_base(world):
     world.write("edited", LINES)
     world.write("moved/file", "one")
     world.write("other/file", "two")
@@ -139,7 +139,7 @@ def test_what_the_host_did_while_the_task_ran_is_never_taken_for_the_start(world
     assert (files["edited"], files["moved/file"], files["kept/new"]) == (HOST, "two", "the host's")
 
 
-def test_what_the_host_edits_after_the_task_did_is_merged_while_the_task_still_runs(world):
+def test_host_edits_during_the_task_are_merged(world):
     world.write("early", LINES)
     world.write("late", LINES)
     world.write("same", LINES)
@@ -176,7 +176,7 @@ def until(condition):
         time.sleep(0.01)
 
 
-def test_without_a_whole_snapshot_only_what_is_certain_is_taken(world):
+def test_partial_snapshot_accepts_only_certain_changes(world):
     """The run was killed before the snapshot was complete: then ctimes say what stood there at the start."""
     world.write("old/file", LINES)
     world.write("busy/file", LINES)
@@ -191,7 +191,7 @@ def test_without_a_whole_snapshot_only_what_is_certain_is_taken(world):
     }
 
 
-def test_only_what_is_named_is_accepted_with_the_new_directories_it_lies_in(world):
+def test_only_named_paths_and_their_directories_are_accepted(world):
     world.begin()
     world.task_writes("a/b/one", "1")
     world.task_writes("a/b/two", "2")
@@ -203,7 +203,7 @@ def test_only_what_is_named_is_accepted_with_the_new_directories_it_lies_in(worl
     assert set(world.accept("a")) == {"a/b/two", "a/c", "a/c/three"}
 
 
-def test_hard_links_are_split_and_what_they_lead_to_is_not_written(world):
+def test_hard_links_are_split_before_writing(world):
     outside = world.work.parent / "outside"
     outside.write_text("precious")
     os.link(outside, world.work / "inside")
@@ -214,7 +214,7 @@ def test_hard_links_are_split_and_what_they_lead_to_is_not_written(world):
     assert world.files()["inside"] == "task's"
 
 
-def test_attributes_of_the_replaced_file_stay_and_none_of_the_task_s_come(world):
+def test_accepted_file_keeps_the_attributes_of_the_replaced_one(world):
     os.setxattr(world.write("file", "a"), "user.host", b"h")
     world.begin()
     os.setxattr(world.task_writes("file", "b"), "user.task", b"t")
@@ -224,7 +224,7 @@ def test_attributes_of_the_replaced_file_stay_and_none_of_the_task_s_come(world)
     assert os.listxattr(world.work / "new") == []
 
 
-def test_sockets_fifos_and_devices_are_left_out(world):
+def test_sockets_fifos_and_devices_are_not_accepted(world):
     world.write("was", "file")
     world.begin()
     os.mkfifo(world.upper / "fifo")

@@ -32,7 +32,7 @@ def events(world):
     return [line for line in lines if line["kind"].startswith("changes.")]
 
 
-def test_the_whole_way(world, changes):
+def test_changes_are_shown_accepted_and_discarded(world, changes):
     world.write("a.txt", "one\ntwo\n")
     world.write("gone", "bye\n")
     world.write("picture", b"\0\1")
@@ -96,7 +96,7 @@ def test_the_whole_way(world, changes):
     assert not any("journal.repaired" in kinds for kinds in written)
 
 
-def test_how_a_conflict_is_settled_is_said_and_works(world, changes):
+def test_conflict_can_be_settled_as_the_message_says(world, changes):
     world.write("a b.txt", "one\n")
     world.begin(protected=["ci.yml"])
     world.task_writes("a b.txt", "task\n")
@@ -124,7 +124,7 @@ def objects_of_a_commit(place):
     return {str(path): content for path, content in found.items() if path.suffix != ".rev"}
 
 
-def test_what_a_commit_is_kept_as_is_counted_where_all_is_shown(world, changes):
+def test_git_objects_are_summarised_in_the_list(world, changes):
     world.write(".git/HEAD", "ref: refs/heads/main\n")
     world.write(f".git/objects/ff/{'2' * 38}", b"\0")
     world.write(".git/modules/lib/HEAD", "ref: refs/heads/main\n")
@@ -180,7 +180,7 @@ MISUSE = [
 
 
 @pytest.mark.parametrize(("words", "said"), MISUSE, ids=[" ".join(row[0]).replace("/", "|") for row in MISUSE])
-def test_wrong_words(world, changes, words, said):
+def test_invalid_arguments_are_refused(world, changes, words, said):
     world.write("dir/old", "x")
     world.begin()
     world.task_writes("dir/new", "x")
@@ -190,7 +190,7 @@ def test_wrong_words(world, changes, words, said):
     assert set(world.files()) == {"dir", "dir/old"}
 
 
-def test_while_somebody_else_is_at_it_nothing_is_done(world, changes):
+def test_changes_in_use_are_left_alone(world, changes):
     world.begin()
     world.task_writes("new", "x")
     world.changes()
@@ -202,7 +202,7 @@ def test_while_somebody_else_is_at_it_nothing_is_done(world, changes):
     assert world.files() == {}
 
 
-def test_another_directory_in_the_workspace_s_place_gets_nothing(world, changes):
+def test_replaced_workspace_directory_gets_no_changes(world, changes):
     world.begin()
     world.task_writes("new", "x")
     world.changes()
@@ -220,7 +220,7 @@ def test_another_directory_in_the_workspace_s_place_gets_nothing(world, changes)
     assert list(world.work.iterdir()) == list(outside.iterdir()) == []
 
 
-def test_without_a_journal_nothing_is_done(world, changes):
+def test_without_a_journal_nothing_is_accepted(world, changes):
     world.begin()
     world.task_writes("new", "x")
     (world.work.parent / "journal").write_text("in the way")
@@ -232,7 +232,7 @@ def test_without_a_journal_nothing_is_done(world, changes):
     assert set(world.changes()) == {"new"}
 
 
-def test_what_was_being_made_or_removed_when_somebody_was_killed_goes(world, changes):
+def test_incomplete_stores_of_killed_processes_are_removed(world, changes):
     """At whatever point it was, and nothing that somebody is at still."""
     world.write("a", "one")
     world.begin()
@@ -252,7 +252,7 @@ def test_what_was_being_made_or_removed_when_somebody_was_killed_goes(world, cha
     assert [path.name for path in directory().iterdir()] == ["1-2"]
 
 
-def test_who_sweeps_comes_between_the_making_of_one_and_its_lock(world, monkeypatch):
+def test_sweep_between_creation_and_lock_loses_no_store(world, monkeypatch):
     world.begin()
     lock, swept = StoredChanges.lock, []
 

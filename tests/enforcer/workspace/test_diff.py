@@ -25,7 +25,7 @@ def patched(old, blocks, new):
 
 @settings(max_examples=150, deadline=None)
 @given(TEXT, TEXT, st.sampled_from([0, 20, 500_000]))
-def test_the_blocks_make_the_new_text_of_the_old_and_never_touch(old, new, most):
+def test_blocks_turn_the_old_text_into_the_new(old, new, most):
     before, after = split(old), split(new)
     blocks = differences(before, after, most)
     assert patched(before, blocks, after) == after
@@ -35,7 +35,7 @@ def test_the_blocks_make_the_new_text_of_the_old_and_never_touch(old, new, most)
 
 @settings(max_examples=150, deadline=None)
 @given(TEXT, TEXT, TEXT)
-def test_laws_of_merging(base, ours, theirs):
+def test_merging_obeys_its_laws(base, ours, theirs):
     assert merge(base, ours, base) == ours
     assert merge(base, base, theirs) == theirs
     assert merge(base, ours, ours) == ours
@@ -63,11 +63,11 @@ CONFLICTS = [
 @pytest.mark.parametrize(
     ("base", "ours", "theirs", "merged"), [c[1:] for c in CONFLICTS], ids=[c[0] for c in CONFLICTS]
 )
-def test_what_merges_and_what_conflicts(base, ours, theirs, merged):
+def test_three_way_merge_results(base, ours, theirs, merged):
     assert merge(base.encode(), ours.encode(), theirs.encode()) == (None if merged is None else merged.encode())
 
 
-def test_the_hunks_are_what_patch_expects(tmp_path):
+def test_hunks_apply_with_patch(tmp_path):
     if shutil.which("patch") is None:
         harness.missing("patch")
     old = "".join(f"{number}\n" for number in range(60))
@@ -78,12 +78,12 @@ def test_the_hunks_are_what_patch_expects(tmp_path):
     assert (tmp_path / "file").read_text() == new
 
 
-def test_a_text_that_a_task_made_hard_to_compare_is_one_difference_and_not_a_long_wait():
+def test_expensive_diff_becomes_one_block():
     old = [b"%d\n" % (number * number % 50) for number in range(100_000)]
     new = [b"%d\n" % (number * number * 7 % 53) for number in range(100_000)]
     assert patched(old, differences(old, new), new) == new
 
 
-def test_nothing_in_a_diff_moves_a_terminal_s_cursor():
+def test_diff_escapes_control_characters():
     lines = list(hunks(b"plain\n", b"\x1b]0;owned\x07\r\x9b\xe2\x80\xae\ttab\n"))
     assert lines[-1] == "+\\x1b]0;owned\\x07\\x0d\\x9b\\u202e\ttab"

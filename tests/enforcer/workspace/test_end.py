@@ -21,7 +21,7 @@ WRITES = "echo evil > .envrc; head -c 120000 /dev/zero"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_what_a_task_has_made_is_gone_before_its_last_output_is_read(someone, number):
+def test_protected_files_are_quarantined_before_the_last_output(someone, number):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     words = [Path(sys.executable).with_name("exeat"), "run", "--no-service", "--rules", rules, "--", "sh", "-c", WRITES]
     environment = {**os.environ, "PYTHONPATH": str(harness.PROJECT), "HOME": str(someone.home)}
@@ -66,7 +66,7 @@ def whole(tmp_path):
     return Whole(tmp_path)
 
 
-def test_a_run_that_goes_wrong_leaves_nothing_under_a_name_that_is_run(whole, capfd):
+def test_failed_run_leaves_no_file_that_the_host_executes(whole, capfd):
     whole.it.close()
     whole.it.close()
     assert len(whole.names()) == 4
@@ -74,7 +74,7 @@ def test_a_run_that_goes_wrong_leaves_nothing_under_a_name_that_is_run(whole, ca
     assert "protected files that weren't there have other names now" in capfd.readouterr().err
 
 
-def test_what_takes_long_to_find_comes_after_what_does_not(whole, monkeypatch):
+def test_slow_searches_come_last(whole, monkeypatch):
     found = []
 
     def changed(_guard):

@@ -103,7 +103,7 @@ CONFLICT = (
 ADD = f"mkdir -p .github/workflows; echo evil > {WORKFLOW}; git add .; git commit -qm ci"
 
 
-def test_a_workflow_that_only_a_commit_has_is_shown_and_takes_its_path_to_accept(repository, capsys):
+def test_workflow_in_a_commit_is_shown_and_needs_its_path_to_accept(repository, capsys):
     """The file is deleted and hidden from `git status`: the next push would have shipped it."""
     repository.task(f"{ADD}; git update-index --skip-worktree {WORKFLOW}; rm {WORKFLOW}; echo two > a.txt")
     before = repository.ref()
@@ -127,7 +127,7 @@ def test_a_workflow_that_only_a_commit_has_is_shown_and_takes_its_path_to_accept
     assert repository.ref() != before
 
 
-def test_commits_without_protected_files_are_accepted_as_ever(repository):
+def test_commits_without_protected_files_are_accepted(repository):
     repository.task(
         "echo two > a.txt; git commit -qam two; git tag -am t v1; git checkout -q other; git gc -q --prune=now"
     )
@@ -135,7 +135,7 @@ def test_commits_without_protected_files_are_accepted_as_ever(repository):
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_an_index_as_git_writes_it_is_accepted(repository):
+def test_index_written_by_git_is_accepted(repository):
     """With deep directories, one that is new, a conflict, and a file that is only meant to be added."""
     repository.task(
         f"mkdir -p d/e g; echo 1 > d/e/f; git add .; git commit -qm d; {CONFLICT}"
@@ -190,7 +190,7 @@ BRINGS = {
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
 @pytest.mark.parametrize("what", BRINGS)
-def test_whatever_makes_a_protected_file_reachable_is_protected(repository, what):
+def test_git_data_that_brings_a_protected_file_is_protected(repository, what):
     script, expected = BRINGS[what]
     repository.task(script)
     found = repository.found()
@@ -250,7 +250,7 @@ ODD = {
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
 @pytest.mark.parametrize("what", ODD)
-def test_git_data_that_says_what_nobody_can_tell_is_protected_itself(repository, what):
+def test_unreadable_git_data_is_protected(repository, what):
     script, path, why = ODD[what]
     repository.task(script)
     found = repository.found()
@@ -269,14 +269,14 @@ GLOBS = {  # what Git obeys, or goes on with, by itself
 }  # fmt: skip
 
 
-def test_what_git_goes_on_with_is_protected():
+def test_state_of_unfinished_git_commands_is_protected():
     protection = Protection(globs_when_reviewed(()))
     entry = accept.Entry(accept.EntryType.FILE, 0o644, 1)
     assert {path for path in GLOBS if not protection.covers(accept.Change(path, True, None, entry))} == set()
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_a_protected_file_is_accepted_by_its_path_or_by_what_brings_it(repository):
+def test_protected_file_is_accepted_by_its_path_or_its_ref(repository):
     repository.task(f"{ADD}; git branch x; rm -r .git/logs")
     accept_these = repository.world.accept
     assert accept_these(".git/refs/heads/main")[".git/refs/heads/main"].startswith("left: ")
@@ -287,7 +287,7 @@ def test_a_protected_file_is_accepted_by_its_path_or_by_what_brings_it(repositor
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_a_reference_that_goes_back_to_what_was_is_looked_at(repository):
+def test_ref_moved_back_is_inspected(repository):
     """Every commit was reachable before; the branch has the older workflow all the same."""
     sh(repository.world.work, f"{ADD}; rm -r .git/logs")
     repository.task("git update-ref refs/heads/main HEAD~; rm -rf .git/logs")
@@ -295,7 +295,7 @@ def test_a_reference_that_goes_back_to_what_was_is_looked_at(repository):
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_a_reference_that_shows_an_older_packed_one_is_looked_at(repository):
+def test_ref_that_uncovers_a_packed_one_is_inspected(repository):
     sh(repository.world.work, f"git pack-refs --all; {ADD}; rm -r .git/logs")
     repository.task("rm .git/refs/heads/main")
     assert {path for path, found in repository.found().items() if found.files} == {".git/refs/heads/main"}
@@ -304,7 +304,7 @@ def test_a_reference_that_shows_an_older_packed_one_is_looked_at(repository):
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
 @pytest.mark.parametrize("what", ["sha256", "bare", "module", "worktree"])
-def test_other_repositories_are_looked_into_as_well(repository, what):
+def test_other_repositories_are_inspected(repository, what):
     world = repository.world
     shutil.rmtree(world.work / ".git")
     match what:
@@ -333,7 +333,7 @@ def test_other_repositories_are_looked_into_as_well(repository, what):
 
 
 @pytest.mark.parametrize("world", ["own", "somebody's"], indirect=True)
-def test_nothing_that_a_repository_says_is_obeyed(repository, monkeypatch):
+def test_configuration_of_the_repository_is_ignored(repository, monkeypatch):
     """Configuration, hooks, attributes and promises of the task's, and of an earlier task's that made it all."""
     world = repository.world
     marker = world.work.parent / "ran"
@@ -365,7 +365,7 @@ echo '[include] path = {world.work.parent}/fifo' >> .git/config
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_more_than_is_looked_into_is_protected(repository, monkeypatch):
+def test_git_data_beyond_the_limit_is_protected(repository, monkeypatch):
     repository.task(ADD)
     for name, most in (("_MOST_COMMITS", 0), ("_MOST_FILES", 0), ("_LARGEST", 1), ("_MOST_LOOKS", 0)):
         with monkeypatch.context() as patch:
@@ -380,7 +380,7 @@ def test_more_than_is_looked_into_is_protected(repository, monkeypatch):
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_many_repositories_take_no_more_time_than_one(repository, monkeypatch):
+def test_many_repositories_share_one_time_limit(repository, monkeypatch):
     repository.task("for x in a b c; do git init -q $x; cd $x; echo x > y; git add .; git commit -qm x; cd ..; done")
     ends = []
     opened = git_objects.ScratchRepository.opened
@@ -389,7 +389,7 @@ def test_many_repositories_take_no_more_time_than_one(repository, monkeypatch):
     assert (len(ends), len({*ends})) == (3, 1)
 
 
-def test_a_loose_object_is_what_its_name_says(tmp_path):
+def test_loose_object_must_match_its_name(tmp_path):
     said = b"blob 4\0evil"
     name = hashlib.sha1(said).hexdigest()
     bomb = b"blob 9\0" + bytes(1 << 20)
@@ -415,7 +415,7 @@ def test_a_loose_object_is_what_its_name_says(tmp_path):
     os.close(file)
 
 
-def test_what_is_looked_at_belongs_to_the_workspace_s_owner_alone(tmp_path, monkeypatch):
+def test_inspection_copy_is_private_to_the_owner(tmp_path, monkeypatch):
     """Root writes nothing where that owner could have put a link."""
     harness.needs_root()
     for path in list(tmp_path.parents)[:3]:

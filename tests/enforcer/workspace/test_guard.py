@@ -57,14 +57,14 @@ OTHER = [
 
 
 @pytest.mark.parametrize("ending", ["", "/below"])
-def test_what_some_file_system_takes_for_a_name_counts_as_that(ending):
+def test_spellings_equal_on_some_file_system_are_one_name(ending):
     assert [pair for pair in SAME if not Globs([pair[0]]).match(pair[1] + ending)] == []
     assert [pair for pair in SAME if not Globs([pair[0] + "/x"]).above(pair[1])] == []
     assert [pair for pair in OTHER if Globs([pair[0]]).match(pair[1] + ending)] == []
 
 
 @pytest.mark.parametrize(("glob", "path", "meant"), MATCHES, ids=[f"{number}" for number in range(len(MATCHES))])
-def test_what_a_glob_means(glob, path, meant):
+def test_globs_match_paths(glob, path, meant):
     assert Globs([glob]).match(path) is meant
 
 
@@ -125,13 +125,13 @@ COVERED = [
 
 
 @pytest.mark.parametrize(("path", "theirs", "covered"), COVERED, ids=[f"{number}" for number in range(len(COVERED))])
-def test_what_is_protected_in_review(path, theirs, covered):
+def test_protected_files_in_review(path, theirs, covered):
     base = None if theirs is not None else FILE
     change = Change(path, known=True, base=base, theirs=theirs)
     assert Protection(globs_when_reviewed(())).covers(change) is covered
 
 
-def test_a_directory_that_anybody_may_write_lets_others_put_what_is_protected():
+def test_world_writable_directory_is_guarded():
     protection = Protection(globs_when_reviewed(()))
     opened = DIRECTORY._replace(mode=0o777)
     for path in (".git", ".git/hooks", ".github", "sub/.vscode"):
@@ -142,7 +142,7 @@ def test_a_directory_that_anybody_may_write_lets_others_put_what_is_protected():
     assert not protection.covers(Change(".git", known=True, base=DIRECTORY, theirs=DIRECTORY._replace(mode=0o775)))
 
 
-def test_a_link_stands_in_for_any_directories_that_a_rule_file_s_glob_means():
+def test_link_matches_any_directories_of_a_glob():
     protection = Protection(("deploy/**/prod.yaml", "**/x/y"))
     link = Change("deploy/eu", known=True, base=None, theirs=LINK._replace(target="../eu"))
     assert protection.covers(link)
@@ -154,7 +154,7 @@ def test_a_link_stands_in_for_any_directories_that_a_rule_file_s_glob_means():
 
 
 @pytest.mark.parametrize("path", [".git", ".github"])
-def test_a_directory_doesn_t_take_the_place_of_what_says_where_the_protected_ones_are(path):
+def test_directory_cannot_replace_a_git_pointer_file(path):
     stood = FILE if path == ".git" else LINK._replace(target="ci")
     assert Protection(globs_when_reviewed(())).covers(Change(path, known=True, base=stood, theirs=DIRECTORY))
     assert not Protection(globs_when_reviewed(())).covers(Change(path, known=True, base=DIRECTORY, theirs=None))
@@ -164,7 +164,7 @@ def guard(path, *globs):
     return Guard(str(path), globs)
 
 
-def test_what_is_there_is_found_links_are_not_followed_and_every_difference_is_noticed(tmp_path):
+def test_existing_files_are_found_and_every_change_is_noticed(tmp_path):
     work, outside = tmp_path / "work", tmp_path / "outside"
     for path in (work / ".git/hooks", work / ".git/modules/lib/hooks", work / "a/b", outside):
         path.mkdir(parents=True)
@@ -205,7 +205,7 @@ def test_what_is_there_is_found_links_are_not_followed_and_every_difference_is_n
     found.close()
 
 
-def test_what_the_owner_can_t_reach_is_nothing_to_cover(tmp_path):
+def test_path_unreachable_for_its_owner_is_not_covered(tmp_path):
     harness.needs_root()  # only root may make what others can't reach
     tmp_path.chmod(0o755)
     (tmp_path / "work").mkdir()
@@ -219,7 +219,7 @@ def test_what_the_owner_can_t_reach_is_nothing_to_cover(tmp_path):
     found.close()
 
 
-def test_more_than_can_be_covered_is_refused(tmp_path):
+def test_too_many_protected_files_refuse_the_start(tmp_path):
     for number in range(1001):
         (tmp_path / f"{number}.lock").touch()
     found = guard(tmp_path, "*.lock")
@@ -228,7 +228,7 @@ def test_more_than_can_be_covered_is_refused(tmp_path):
     found.close()
 
 
-def test_what_was_closed_to_its_owner_is_covered_for_all_that(tmp_path):
+def test_file_without_owner_permission_is_covered(tmp_path):
     (tmp_path / ".claude/hooks").mkdir(parents=True)
     (tmp_path / ".claude/settings.json").touch()
     for path in (tmp_path, tmp_path / ".claude"):
@@ -261,7 +261,7 @@ chmod 555 .vscode made .
 """
 
 
-def test_a_task_can_t_change_what_is_protected_and_what_it_makes_is_put_aside(someone):
+def test_protected_files_are_read_only_and_new_ones_quarantined(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     for name in (".git/config", ".git/hooks/pre-commit", ".git/index", "made/a.conf", "note"):
         someone.write(someone.work / name, "old\n")
@@ -304,7 +304,7 @@ chmod 0 .github .
 """
 
 
-def test_what_a_task_closes_is_found_and_what_can_t_be_put_aside_has_another_name(someone):
+def test_closed_directories_are_searched_and_their_files_renamed(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     someone.write(someone.work / ".git/config", "old\n")
     if someone.user:
@@ -360,7 +360,7 @@ BUILD = [
 ]
 
 
-def test_what_a_host_runs_of_a_project_is_protected(tmp_path):
+def test_files_that_hosts_execute_are_protected(tmp_path):
     whole = Protection(globs_when_reviewed(()))
     entry = Entry(EntryType.FILE, 0o644, 1)
     missed = [path for path in [*OBEYED, *BUILD] if not whole.covers(Change(f"sub/{path}", True, None, entry))]
@@ -374,7 +374,7 @@ def test_what_a_host_runs_of_a_project_is_protected(tmp_path):
     assert [path for path in OBEYED if not any(f"{path}/".startswith(f"{one}/") for one in made)] == []
 
 
-def test_the_lists_of_what_is_protected_are_in_order():
+def test_lists_of_protected_files_are_sorted():
     lists = json.loads(Path(guarding.__file__).with_name("protected_files.json").read_text())
     assert list(lists) == ["project", "installed", "told", "home"]
     for category in (category for categories in lists.values() for category in categories):
@@ -383,7 +383,7 @@ def test_the_lists_of_what_is_protected_are_in_order():
         assert len({*category["globs"]}) == len(category["globs"]), category["name"]
 
 
-def test_a_protected_file_that_a_file_system_does_not_list_is_found(tmp_path, monkeypatch):
+def test_protected_file_that_is_not_listed_is_found(tmp_path, monkeypatch):
     """As one of FUSE may: a program says what is in a directory."""
     for name in (".envrc", "a.txt"):
         (tmp_path / name).touch()
@@ -395,7 +395,7 @@ def test_a_protected_file_that_a_file_system_does_not_list_is_found(tmp_path, mo
 
 
 @pytest.mark.parametrize("beside", ["a.txt", "\u00e9", "*"])  # plain names, one that isn't ASCII, very many
-def test_a_protected_file_is_found_by_a_look_at_all_names_and_by_one_at_each(tmp_path, beside):
+def test_both_ways_to_search_find_a_protected_file(tmp_path, beside):
     for number in range(1200 if beside == "*" else 1):
         (tmp_path / f"{beside.strip('*')}{number}").touch()
     (tmp_path / ".envrc").touch()

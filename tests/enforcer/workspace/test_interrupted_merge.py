@@ -41,7 +41,7 @@ def again(world, number):
     return number
 
 
-def test_killed_at_any_point_nothing_is_lost_and_accepting_again_finishes(world):
+def test_merge_killed_at_any_point_can_be_repeated(world):
     begin(world)
     number = random.randint(1, STRIDE * 4)  # over runs, every line; what is asserted says which it was
     while killed_at(number, world.accept):
@@ -60,7 +60,7 @@ def test_killed_at_any_point_nothing_is_lost_and_accepting_again_finishes(world)
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
-def test_what_was_put_where_a_killed_merge_had_its_file_goes_nowhere(world, monkeypatch, done):
+def test_file_planted_after_a_killed_merge_is_ignored(world, monkeypatch, done):
     world.write(".envrc", "old")
     world.begin(protected=[".envrc"])
     world.task_writes(".envrc", "said yes to")
@@ -106,7 +106,7 @@ def dropped(world):
 
 
 @pytest.mark.parametrize("act", [replaced, written])
-def test_whoever_is_quicker_than_a_merge_keeps_what_he_wrote(world, act):
+def test_write_that_races_a_merge_is_kept(world, act):
     begin(world)
     number = 1
     while at_line(number, lambda: act(world), lambda: world.accept("edited")):
@@ -123,7 +123,7 @@ def swapped(world):
 
 
 @pytest.mark.parametrize("act", [swapped, dropped])
-def test_no_link_that_is_put_in_the_way_leads_out(world, act):
+def test_planted_link_leads_no_merge_outside(world, act):
     outside = world.work.parent / "outside"
     outside.mkdir()
     outside.chmod(0o777)

@@ -112,7 +112,7 @@ class TwoSides:
     during=st.lists(by("task", WRITE, WRITE, DELETE) | by("host", WRITE, DELETE), min_size=3, max_size=8),
     after=st.lists(by("host", WRITE, DELETE) | ACCEPT, min_size=1, max_size=6),
 )
-def test_nothing_that_either_side_wrote_is_lost(there, during, after):
+def test_merge_loses_no_side(there, during, after):
     sides = TwoSides(there)
     try:
         for operation, *words in during:

@@ -34,7 +34,7 @@ def main(tmp_path):
     return tmp_path / "main"
 
 
-def test_what_a_worktree_and_a_submodule_need_is_found(main):
+def test_git_directories_of_worktrees_and_submodules_are_found(main):
     git = str(main / ".git")
     found = find_linked_repository(str(main.parent / "w"), everything)
     assert found == ((git,), (git,))
@@ -46,7 +46,7 @@ def test_what_a_worktree_and_a_submodule_need_is_found(main):
     assert find_linked_repository(str(main.parent / "x"), everything).shown == (str(bare),)
 
 
-def test_layers_have_the_last_word(main):
+def test_layers_can_forbid_the_repository(main):
     work, git = str(main.parent / "w"), str(main / ".git")
     assert find_linked_repository(work, lambda what, _path: what == "read") == ((git,), ())
     assert find_linked_repository(work, lambda what, _path: what == "write") == NOTHING
@@ -67,13 +67,13 @@ LIES = {
 
 
 @pytest.mark.parametrize("what", LIES)
-def test_a_repository_that_does_not_name_the_workspace_is_not_shown(main, what):
+def test_repository_without_this_worktree_is_not_shown(main, what):
     work = main.parent / "w"
     sh(work, LIES[what].replace("{main}", str(main)))
     assert find_linked_repository(str(work), everything) == NOTHING
 
 
-def test_a_repository_of_somebody_else_s_is_not_shown(main):
+def test_repository_of_another_user_is_not_shown(main):
     harness.give_away(main / ".git")
     assert find_linked_repository(str(main.parent / "w"), everything) == NOTHING
 
@@ -117,7 +117,7 @@ def names(top):
     return {str(path.relative_to(top)): path.read_bytes() if path.is_file() else None for path in top.rglob("*")}
 
 
-def test_a_task_in_a_worktree_commits_and_changes_nothing_that_the_host_obeys(someone):
+def test_task_in_a_worktree_commits_but_cannot_change_hooks(someone):
     main = world(someone)
     work = main.parent / "w"
     before = names(main / ".git")
@@ -142,7 +142,7 @@ def test_a_task_in_a_worktree_commits_and_changes_nothing_that_the_host_obeys(so
 
 
 @harness.as_a_user
-def test_a_worktree_in_review_sees_its_repository_and_writes_nothing_there(someone):
+def test_reviewed_worktree_reads_but_never_writes_its_repository(someone):
     main = world(someone)
     before = names(main / ".git")
     script = f"git log --format=%s; git commit -qm two --allow-empty; echo x > {main}/.git/refs/heads/x; echo b > b"
@@ -153,7 +153,7 @@ def test_a_worktree_in_review_sees_its_repository_and_writes_nothing_there(someo
 
 
 @harness.as_a_user
-def test_a_worktree_that_a_task_makes_in_its_workspace_is_nothing_to_tell(someone):
+def test_worktree_made_by_the_task_gives_no_notice(someone):
     main = world(someone)
     done = run(someone, main, "git worktree add -q inside && git -C inside status")
     assert done.returncode == 0, done.stderr.decode()
@@ -174,7 +174,7 @@ CONFIGURES = {
 
 
 @harness.as_a_user
-def test_configuration_that_is_refused_is_said_with_the_way_out(someone):
+def test_refused_git_configuration_is_reported_with_a_remedy(someone):
     main = world(someone)
     for script, is_said in CONFIGURES.items():
         done = run(someone, main, f"{script}; true")
@@ -187,7 +187,7 @@ def test_configuration_that_is_refused_is_said_with_the_way_out(someone):
 
 
 @harness.as_a_user
-def test_configuration_that_is_refused_elsewhere_is_said_without_a_review_that_would_not_help(someone):
+def test_refused_configuration_elsewhere_suggests_no_review(someone):
     main = world(someone)
     config = f"exeat: git could not change `{main}/.git/config`".encode()
     script = "git remote add x https://x.example/; true"
@@ -203,7 +203,7 @@ def test_configuration_that_is_refused_elsewhere_is_said_without_a_review_that_w
 
 
 @harness.as_a_user
-def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
+def test_hidden_repository_is_reported_with_a_remedy(someone):
     apart, work = someone.home / "apart.git", someone.home / "src"
     sh(someone.home, "git init -q -b main --separate-git-dir apart.git src; git -C src commit -q --allow-empty -m one")
     for path in (someone.home / "src", *work.rglob("*"), apart, *apart.rglob("*")):
@@ -222,7 +222,7 @@ def test_a_repository_that_is_not_shown_is_said_with_the_way_to_it(someone):
     assert run(someone, work, "git log --format=%s", "--read", apart).stdout == b"two\none\n"
 
 
-def test_of_a_worktree_that_was_copied_the_whole_repository_is_recommended(main):
+def test_copied_worktree_suggests_the_whole_repository(main):
     work, git = main.parent / "w", main.parent / "a b"
     shutil.copytree(work, main.parent / "copy")
     assert f"`--read {main}/.git` shows it" in linked_worktree.explain_hidden(str(main.parent / "copy"), [])
@@ -231,7 +231,7 @@ def test_of_a_worktree_that_was_copied_the_whole_repository_is_recommended(main)
     assert f"`--read '{git}'` shows it" in linked_worktree.explain_hidden(str(work), [])
 
 
-def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
+def test_plain_directory_is_never_suggested(tmp_path):
     """A checkout that somebody unpacked names whatever its writer likes."""
     work, keys = tmp_path / "work", tmp_path / "keys"
     work.mkdir()
@@ -244,7 +244,7 @@ def test_no_directory_that_is_no_repository_is_recommended(tmp_path):
 
 
 @harness.as_a_user
-def test_a_review_in_a_worktree_says_at_its_start_that_commits_will_fail(someone):
+def test_review_in_a_worktree_warns_that_commits_fail(someone):
     main = world(someone)
     script = "echo begun >&2; echo b > b; git add b"
     done = run(someone, main.parent / "w", script, "--review")
@@ -256,7 +256,7 @@ def test_a_review_in_a_worktree_says_at_its_start_that_commits_will_fail(someone
         assert b"can't commit" not in run(someone, where, "true", *options).stderr, where
 
 
-def test_a_repository_inside_of_a_reviewed_workspace_or_written_besides_is_committed_to(main):
+def test_repository_inside_the_review_accepts_commits(main):
     work, git = str(main.parent / "w"), str(main / ".git")
     assert f"`{git}/worktrees/w`, read-only" in linked_worktree.explain_read_only(work, [work, git], [])
     assert linked_worktree.explain_read_only(work, [work, git], [git]) == ""

@@ -48,7 +48,7 @@ def _peak(act):
         ([".git/modules/**/hooks"], ".git/modules/x/hooks"),
     ],
 )
-def test_names_that_a_task_makes_are_not_all_in_memory(tmp_path, few, globs, where):
+def test_many_names_are_processed_in_bounded_memory(tmp_path, few, globs, where):
     guard = Guard(str(tmp_path), globs)
     _fill(tmp_path / where)
     changed, peak = _peak(guard.changed)
@@ -57,7 +57,7 @@ def test_names_that_a_task_makes_are_not_all_in_memory(tmp_path, few, globs, whe
     assert len(changed) < 100
 
 
-def test_a_covered_directory_with_many_names_is_the_same_while_nothing_is_done_to_it(tmp_path, few):
+def test_large_covered_directory_is_unchanged(tmp_path, few):
     _fill(tmp_path / ".vscode")
     guard, peak = _peak(lambda: Guard(str(tmp_path), [".vscode"]))
     assert guard.changed() == []
@@ -65,7 +65,7 @@ def test_a_covered_directory_with_many_names_is_the_same_while_nothing_is_done_t
     assert peak < MOST
 
 
-def test_a_directory_that_had_few_names_and_has_many_is_changed(tmp_path, few):
+def test_directory_that_grew_is_changed(tmp_path, few):
     _fill(tmp_path / ".vscode", 10)
     guard = Guard(str(tmp_path), [".vscode"])
     _fill(tmp_path / ".vscode" / "more")
@@ -73,7 +73,7 @@ def test_a_directory_that_had_few_names_and_has_many_is_changed(tmp_path, few):
     guard.close()
 
 
-def test_protected_files_without_number_are_found_bit_by_bit_until_none_is_left(tmp_path, few):
+def test_many_protected_files_are_quarantined_in_batches(tmp_path, few):
     """None of them stays where the host would obey it, though no more than some are in memory at a time."""
     guard = Guard(str(tmp_path), ["**/.envrc"])
     for number in range(350):
@@ -91,7 +91,7 @@ def test_protected_files_without_number_are_found_bit_by_bit_until_none_is_left(
     assert list(tmp_path.rglob(".envrc")) == []
 
 
-def test_what_a_new_repository_has_hides_nothing_that_was_made_beside_it(tmp_path, few):
+def test_new_repository_hides_no_file_beside_it(tmp_path, few):
     guard = Guard(str(tmp_path), [".git/modules/*/config", "**/.envrc"])
     for number in range(300):
         (tmp_path / ".git" / "modules" / str(number)).mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_what_a_new_repository_has_hides_nothing_that_was_made_beside_it(tmp_pat
     guard.close()
 
 
-def test_more_protected_files_than_can_be_covered_refuse_the_start(tmp_path, few):
+def test_too_many_protected_files_refuse_the_start(tmp_path, few):
     for number in range(150):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / ".envrc").write_text("")
@@ -112,7 +112,7 @@ def test_more_protected_files_than_can_be_covered_refuse_the_start(tmp_path, few
         Guard(str(tmp_path), ["**/.envrc"]).paths()
 
 
-def test_more_changes_than_there_is_memory_for_are_gathered_by_whoever_looks_at_them(world):
+def test_many_changes_are_collected_in_pieces(world):
     world.begin()
     for number in range(5):
         world.task_writes(f"made/{number}")
@@ -125,7 +125,7 @@ def test_more_changes_than_there_is_memory_for_are_gathered_by_whoever_looks_at_
     assert len(world.changes()) == 6
 
 
-def test_a_reviewed_task_may_change_only_so_many_files(tmp_path, monkeypatch):
+def test_reviewed_task_has_a_limit_of_changed_files(tmp_path, monkeypatch):
     """However much disk it may have."""
     monkeypatch.setattr(disk_quota, "_MOST_NAMES", 10)
     one = disk_quota.DiskQuota(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))

@@ -118,7 +118,7 @@ def events(world, kind):
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_what_is_approved_is_merged_and_every_step_names_it(world, people):
+def test_approved_merge_is_applied_and_recorded(world, people):
     world.write(CI, "on: push\n")
     begin(world)
     world.task_writes(CI, "on: push\nrun: x\n", 0o755)
@@ -141,7 +141,7 @@ def test_what_is_approved_is_merged_and_every_step_names_it(world, people):
     assert told == [(f"approval.{step}", "1-2") for step in ("asked", "answered", "used")]
 
 
-def test_an_answer_that_comes_late_serves_the_next_accept_and_that_alone(world, people):
+def test_late_answer_serves_only_the_next_accept(world, people):
     begin(world)
     world.task_writes(CI, "evil")
     world.task_writes("plain", "p")
@@ -164,7 +164,7 @@ def test_an_answer_that_comes_late_serves_the_next_accept_and_that_alone(world, 
     assert merge(world, people)[CI].startswith("it waits for approval ")
 
 
-def test_an_answer_after_its_time_serves_nothing(world, people):
+def test_expired_answer_serves_no_accept(world, people):
     begin(world)
     world.task_writes(CI, "evil")
     merge(world, people)
@@ -201,7 +201,7 @@ SWAPS = [other_content, link_instead, other_base, gone, linked_directory]
 
 
 @pytest.mark.parametrize("swap", SWAPS, ids=lambda swap: swap.__name__)
-def test_what_is_swapped_while_people_look_at_it_is_not_merged(world, people, swap):
+def test_file_swapped_during_approval_is_not_merged(world, people, swap):
     world.write(CI, "on: push\n")
     begin(world)
     world.task_writes(CI, "good!")
@@ -219,7 +219,7 @@ def test_what_is_swapped_while_people_look_at_it_is_not_merged(world, people, sw
 
 
 @pytest.mark.parametrize("swap", [other_content, other_base], ids=lambda swap: swap.__name__)
-def test_what_is_swapped_after_the_last_look_is_not_merged_either(world, people, swap, monkeypatch):
+def test_file_swapped_after_the_last_check_is_not_merged(world, people, swap, monkeypatch):
     world.write(CI, "on: push\n")
     begin(world)
     world.task_writes(CI, "good!")
@@ -241,7 +241,7 @@ def test_what_is_swapped_after_the_last_look_is_not_merged_either(world, people,
     assert world.files()[CI] == ("the host's" if swap is other_base else "on: push\n")
 
 
-def test_everybody_whom_any_file_wants_has_to_approve(world, people):
+def test_approvers_of_every_file_must_approve(world, people):
     begin(world, RELEASE, DBA)
     world.task_writes(CI, "x")
     people.says = [(ADA, True)]
@@ -250,7 +250,7 @@ def test_everybody_whom_any_file_wants_has_to_approve(world, people):
     assert merge(world, people) == {CI: "taken"}
 
 
-def test_nothing_protected_is_merged_without_a_yes(world, people):
+def test_protected_files_are_merged_only_with_approval(world, people):
     begin(world)
     world.task_writes(CI, "x")
     world.task_writes("plain", "p")
@@ -268,7 +268,7 @@ def test_nothing_protected_is_merged_without_a_yes(world, people):
 
 
 @pytest.mark.parametrize("terms", [[{}], "web", None, [None], [{"rule": "x"}]], ids=str)
-def test_terms_that_can_t_be_read_let_nothing_be_merged(world, people, terms):
+def test_unreadable_terms_block_the_merge(world, people, terms):
     begin(world)
     world.task_writes(CI, "x")
     meta = world.kept.place / "meta.json"
@@ -278,7 +278,7 @@ def test_terms_that_can_t_be_read_let_nothing_be_merged(world, people, terms):
     assert world.files() == {}
 
 
-def test_what_would_not_be_merged_is_not_asked_about(world, people):
+def test_files_that_would_conflict_are_not_submitted(world, people):
     world.write(CI, "one\n")
     begin(world)
     world.task_writes(CI, "two\n")
@@ -291,7 +291,7 @@ def test_what_would_not_be_merged_is_not_asked_about(world, people):
     assert people.questions == []
 
 
-def test_a_name_moves_no_terminal_and_stands_for_no_line(world, people):
+def test_file_names_on_a_card_are_escaped(world, people):
     begin(world)
     name = ".envrc/\x1b[2J\u202e\n  rule         web:ok  (fine)"
     world.task_writes(name, "x")
@@ -306,7 +306,7 @@ def test_a_name_moves_no_terminal_and_stands_for_no_line(world, people):
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_of_a_hundred_thousand_paths_the_card_shows_some_counts_all_and_has_the_digest_of_each(world, people):
+def test_card_of_many_paths_shows_some_and_counts_all(world, people):
     begin(world)
     wanted = [
         ChangeDigest(f".envrc/{'x' * 200}{n}", "added", FileState(), FileState(EntryType.LINK, 0, "a"))
@@ -328,7 +328,7 @@ def test_of_a_hundred_thousand_paths_the_card_shows_some_counts_all_and_has_the_
     assert question.digest in card
 
 
-def test_old_meta_without_terms_reads_as_before(world):
+def test_metadata_without_terms_is_read(world):
     world.begin()
     (kept,) = find()
     assert isinstance(kept, StoredChanges)
@@ -354,7 +354,7 @@ SAID = [
 
 @pytest.mark.parametrize(("words", "last", "why"), SAID, ids=range(len(SAID)))
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_whatever_a_registry_does_but_grant_is_no_leave(world, monkeypatch, words, last, why):
+def test_every_registry_answer_but_a_grant_blocks_the_merge(world, monkeypatch, words, last, why):
     begin(world)
     pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
     for (theirs, _), said in zip(pairs, (last, words), strict=True):
@@ -373,7 +373,7 @@ def test_whatever_a_registry_does_but_grant_is_no_leave(world, monkeypatch, word
         theirs.close()
 
 
-def test_a_program_that_reviews_counts_as_anywhere(world, people):
+def test_reviewer_program_votes_on_merges(world, people):
     begin(world, RELEASE._replace(terms=RELEASE.terms._replace(needed=2)))
     world.task_writes(CI, "x")
     merge(world, people)
@@ -386,7 +386,7 @@ def test_a_program_that_reviews_counts_as_anywhere(world, people):
     assert events(world, "changes.merged")[-1]["approval"]["by"] == ["reviewer linter", "bo"]
 
 
-def test_no_more_is_given_than_this_once(world, people):
+def test_merge_grant_serves_once(world, people):
     begin(world)
     world.task_writes(CI, "x")
     merge(world, people)
@@ -401,7 +401,7 @@ def test_no_more_is_given_than_this_once(world, people):
 
 
 @pytest.mark.parametrize("world", ["own"], indirect=True)
-def test_people_are_shown_the_protected_files_that_a_commit_brings(world, people, tmp_path):
+def test_card_shows_protected_files_of_commits(world, people, tmp_path):
     Repository(world, commit_first(tmp_path)).task(f"{ADD}; rm -r .git/logs .github")
     meta = world.kept.place / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "approval": [RELEASE.packed()]}))

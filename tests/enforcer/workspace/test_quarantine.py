@@ -81,7 +81,7 @@ class Task:
         return SimpleNamespace(changes=[change.path for change in found.changes], left=found.left, made=made)
 
 
-def test_what_is_put_aside_is_gone_until_it_is_accepted(world):
+def test_quarantined_file_is_absent_until_accepted(world):
     world.write("src/main.c", "before")
     world.write(".github/ISSUE.md", "before")
     task = Task(world)
@@ -112,7 +112,7 @@ def test_what_is_put_aside_is_gone_until_it_is_accepted(world):
         assert {path.lstat().st_uid for path in world.work.rglob("*")} == {world.owner}
 
 
-def test_what_is_discarded_is_gone(world):
+def test_discarded_file_is_removed(world):
     task = Task(world)
     task.write(".envrc")
     task.end()
@@ -129,7 +129,7 @@ def shut(path, mode):
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o111, 0o333, 0o444, 0o555])
-def test_a_task_that_takes_rights_away_keeps_nothing_by_that(world, mode):
+def test_closed_permissions_do_not_prevent_quarantine(world, mode):
     """Whoever knows a name needs no list of names, and who wonders why there is none opens the directory again."""
     world.write(".git/config")
     world.write(".git/info/exclude")
@@ -151,7 +151,7 @@ def test_a_task_that_takes_rights_away_keeps_nothing_by_that(world, mode):
         assert path.exists()
 
 
-def test_what_nobody_could_accept_is_left_where_it_is(world):
+def test_file_that_cannot_be_accepted_stays_in_place(world):
     task = Task(world)
     os.mkfifo(world.work / ".envrc")
     with socket.socket(socket.AF_UNIX) as sock:
@@ -162,7 +162,7 @@ def test_what_nobody_could_accept_is_left_where_it_is(world):
     assert {path.name for path in world.work.iterdir()} == {".envrc", ".exrc"}
 
 
-def test_what_the_host_s_root_put_there_is_no_task_s(world):
+def test_file_of_the_hosts_root_stays_in_place(world):
     harness.needs_root()
     if world.owner is None:
         return
@@ -175,7 +175,7 @@ def test_what_the_host_s_root_put_there_is_no_task_s(world):
     assert change_store.find() == []
 
 
-def test_where_nothing_can_be_put_aside_nothing_is_kept(world):
+def test_without_a_quarantine_files_are_renamed(world):
     task = Task(world)
     os.mkfifo(world.work / ".envrc")
     assert task.end().left == [".envrc"]
@@ -183,7 +183,7 @@ def test_where_nothing_can_be_put_aside_nothing_is_kept(world):
     assert list(change_store.directory().iterdir()) == []
 
 
-def test_a_file_of_holes_takes_no_room(world):
+def test_sparse_file_stays_sparse(world):
     task = Task(world)
     with task.write(".envrc").open("r+b") as file:
         file.truncate(1 << 40)
@@ -193,7 +193,7 @@ def test_a_file_of_holes_takes_no_room(world):
 
 
 @pytest.mark.parametrize(("names", "left"), [(2, []), (3, [".vscode"])], ids=["as many as may be", "one more"])
-def test_more_names_than_somebody_can_look_at_stay_together(world, monkeypatch, names, left):
+def test_large_directory_is_quarantined_as_one(world, monkeypatch, names, left):
     """Each is a change in memory, and a task makes a million of them."""
     monkeypatch.setattr(quarantine, "_MOST", 5)
     task = Task(world)
@@ -208,7 +208,7 @@ def test_more_names_than_somebody_can_look_at_stay_together(world, monkeypatch, 
         assert list(change_store.directory().iterdir()) == []
 
 
-def test_what_fits_beside_what_does_not_is_taken_out(world, monkeypatch):
+def test_files_within_the_limit_are_quarantined_separately(world, monkeypatch):
     monkeypatch.setattr(quarantine, "_MOST", 3)
     task = Task(world)
     for path in (".envrc", *(f".vscode/{number}" for number in range(4))):
@@ -217,7 +217,7 @@ def test_what_fits_beside_what_does_not_is_taken_out(world, monkeypatch):
     assert (ended.left, ended.changes) == ([".vscode"], [".envrc"])
 
 
-def test_no_more_is_copied_than_others_have_room_left_for(world, monkeypatch):
+def test_quarantine_leaves_disk_space_for_others(world, monkeypatch):
     monkeypatch.setattr(quarantine, "_MOST_BYTES", 10_000)
     task = Task(world)
     for path in (".envrc", ".idea/a", ".vscode/a"):
@@ -228,7 +228,7 @@ def test_no_more_is_copied_than_others_have_room_left_for(world, monkeypatch):
     assert len(ended.changes) == (1 if world.elsewhere else 5)
 
 
-def test_what_somebody_edits_while_it_is_copied_stays_beside_the_copy(world, monkeypatch):
+def test_file_edited_during_the_copy_is_kept(world, monkeypatch):
     if not world.elsewhere:
         return
     task = Task(world)
@@ -247,7 +247,7 @@ def test_what_somebody_edits_while_it_is_copied_stays_beside_the_copy(world, mon
     assert made.read_text() == "made"
 
 
-def test_what_can_t_be_noted_is_said_to_be_there(world, monkeypatch):
+def test_failed_quarantine_is_reported(world, monkeypatch):
     task = Task(world)
     task.write(".envrc", "made")
 
@@ -264,7 +264,7 @@ def test_what_can_t_be_noted_is_said_to_be_there(world, monkeypatch):
     assert [change.path for change in accept.load_changes(one)] == [".envrc"]
 
 
-def test_a_link_or_a_file_that_stands_for_a_directory_is_put_aside(world):
+def test_link_in_place_of_a_directory_is_quarantined(world):
     """What is behind it would be read as if it were there."""
     world.write("payload/settings.json")
     world.write("payload/config")
@@ -279,7 +279,7 @@ def test_a_link_or_a_file_that_stands_for_a_directory_is_put_aside(world):
     assert sorted(path.name for path in world.work.iterdir()) == ["payload", "plain"]
 
 
-def test_a_repository_that_is_new_stays_whole(world):
+def test_new_repository_is_quarantined_whole(world):
     """Without its configuration it is none; that there is one is told."""
     task = Task(world)
     for name in (".git/config", ".git/hooks/pre-commit", ".git/info/attributes"):
@@ -289,7 +289,7 @@ def test_a_repository_that_is_new_stays_whole(world):
     assert task.end().made == []
 
 
-def test_what_is_new_in_a_repository_is_put_aside_but_for_a_module_of_its_own(world):
+def test_new_hooks_of_a_repository_are_quarantined(world):
     for name in (".git/config", ".git/info/exclude"):
         world.write(name)
     task = Task(world)
@@ -301,7 +301,7 @@ def test_what_is_new_in_a_repository_is_put_aside_but_for_a_module_of_its_own(wo
     assert task.end().made == [".git/commondir", ".git/hooks", ".git/info/attributes"]
 
 
-def test_what_is_new_in_a_module_or_a_worktree_that_was_there_is_put_aside(world):
+def test_new_hooks_of_submodules_are_quarantined(world):
     for name in (".git/config", ".git/modules/lib/config", ".git/worktrees/w/commondir"):
         world.write(name)
     task = Task(world)
@@ -314,7 +314,7 @@ def test_what_is_new_in_a_module_or_a_worktree_that_was_there_is_put_aside(world
     ]  # fmt: skip
 
 
-def test_what_can_t_be_put_aside_is_called_otherwise(world):
+def test_file_that_cannot_be_quarantined_is_renamed(world):
     task = Task(world)
     task.write(".vscode/tasks.json")
     os.mkfifo(world.work / ".vscode/fifo")
@@ -338,7 +338,7 @@ def test_what_can_t_be_put_aside_is_called_otherwise(world):
     assert (world.work / names[".vscode"] / "tasks.json").read_text() == "made"
 
 
-def test_what_went_by_itself_is_passed_over(world):
+def test_vanished_file_is_skipped(world):
     task = Task(world)
     task.write(".envrc")
     task.write(".exrc")

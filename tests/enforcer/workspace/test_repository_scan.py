@@ -22,7 +22,7 @@ def repository(path):
     (path / "config").touch()
 
 
-def test_a_repository_that_has_another_name_is_found_where_git_finds_it(tmp_path):
+def test_repository_of_another_name_is_found_as_git_does(tmp_path):
     for layout in ("file", "link", "bare", "worktree", "outside"):
         work = tmp_path / layout / "work"
         place = {"bare": "", "worktree": "main/.git", "outside": "../there"}.get(layout, ".bare")
@@ -58,7 +58,7 @@ def test_a_repository_that_has_another_name_is_found_where_git_finds_it(tmp_path
         found.close()
 
 
-def test_a_line_of_configuration_ends_where_git_ends_it():
+def test_configuration_lines_end_as_in_git():
     said = "[core]\r\n\thooksPath = a\x0cb\x85c\u2028d\r\n\tx = 1 \\\r\n2\r\n"
     assert [*parse_settings(said)] == [("core.hookspath", "a\x0cb\x85c\u2028d"), ("core.x", "1 2")]
 
@@ -83,7 +83,7 @@ CONFIGURATION = r"""
 """
 
 
-def test_what_git_s_configuration_has_it_run_or_read_is_protected(tmp_path, monkeypatch):
+def test_programs_and_files_of_git_configuration_are_protected(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     work = tmp_path / "work"
     repository(work / ".git")
@@ -111,7 +111,7 @@ def test_what_git_s_configuration_has_it_run_or_read_is_protected(tmp_path, monk
 @pytest.mark.parametrize(
     "text", ["", "[", "]", '["', "[a", "=", "[a]=\\", '[core]\nhooksPath="', "[core]hookspath", "gitdir:"]
 )
-def test_a_configuration_that_makes_no_sense_says_nothing(tmp_path, monkeypatch, text):
+def test_malformed_configuration_is_ignored(tmp_path, monkeypatch, text):
     monkeypatch.setenv("HOME", str(tmp_path))
     repository(tmp_path / ".git")
     (tmp_path / ".git/config").write_text(text)
@@ -122,7 +122,7 @@ def test_a_configuration_that_makes_no_sense_says_nothing(tmp_path, monkeypatch,
     guard(tmp_path, *globs_when_direct(())).close()
 
 
-def test_a_directory_becomes_no_repository_by_a_task(tmp_path):
+def test_task_cannot_turn_a_directory_into_a_repository(tmp_path):
     found = guard(tmp_path, *globs_when_direct(()))
     repository(tmp_path)
     assert found.made(found.changed()) == ["HEAD"]
@@ -150,7 +150,7 @@ print(guard.made_at_once(), guard.changed())
 """
 
 
-def test_no_code_is_read_as_somebody_who_may_not_be_able_to(tmp_path):
+def test_code_is_imported_before_the_user_changes(tmp_path):
     """Root's Python often lies in a home that is closed: what a task made would be found by nobody."""
     harness.needs_root()
     for path in ("a/y.b", "deep/er", ".git/worktrees/w", ".git/modules/m", ".claude"):
@@ -168,7 +168,7 @@ def test_no_code_is_read_as_somebody_who_may_not_be_able_to(tmp_path):
     assert (done.returncode, done.stdout) == (0, b"['new.conf'] ['new.conf']\n"), done.stderr.decode()
 
 
-def test_repositories_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
+def test_nested_repositories_are_guarded_but_not_new_ones(tmp_path):
     work = tmp_path / "src"
     for name in ("one/.git", "bare.git", "deep/er/st/.git", "one/inner/.git", "told", "node_modules/x/.git"):
         repository(work / name)
@@ -194,7 +194,7 @@ def test_repositories_below_are_guarded_and_new_ones_are_left_alone(tmp_path):
     found.close()
 
 
-def test_a_common_directory_that_is_the_top_of_the_workspace_is_protected(tmp_path):
+def test_common_directory_at_the_workspace_top_is_protected(tmp_path):
     """Git takes its configuration and hooks from there then."""
     repository(tmp_path / ".git")
     repository(tmp_path)
@@ -207,7 +207,7 @@ def test_a_common_directory_that_is_the_top_of_the_workspace_is_protected(tmp_pa
 
 
 @pytest.mark.parametrize(("bound", "most"), [("_MOST_DIRECTORIES", 3), ("_MOST_NAMES", 5)])
-def test_of_very_many_directories_the_nearest_are_looked_through_and_that_is_known(tmp_path, monkeypatch, bound, most):
+def test_nearest_of_many_directories_are_scanned(tmp_path, monkeypatch, bound, most):
     for name in ("a/b/c/.git", "d/.git"):
         repository(tmp_path / name)
     monkeypatch.setattr(f"enforcer.workspace.repository_scan.{bound}", most)
@@ -217,7 +217,7 @@ def test_of_very_many_directories_the_nearest_are_looked_through_and_that_is_kno
     found.close()
 
 
-def test_repositories_below_beyond_the_covers_are_looked_at_and_refuse_no_start(tmp_path, monkeypatch):
+def test_repositories_beyond_the_limit_refuse_no_start(tmp_path, monkeypatch):
     monkeypatch.setattr("enforcer.workspace.guard._MOST", 3)
     monkeypatch.setattr("enforcer.workspace.guard._MOST_NESTED", 4)
     for number in range(5):

@@ -53,7 +53,7 @@ EXPECTED = {
 }
 
 
-def test_nothing_leaves_the_overlay_and_everything_is_told(someone, rules):
+def test_reviewed_changes_stay_in_the_overlay_and_are_listed(someone, rules):
     outside = someone.home / "outside"
     outside.mkdir()
     someone.write(outside / "secret", "secret")
@@ -140,7 +140,7 @@ print(json.dumps(said))
 """
 
 
-def test_what_belongs_to_somebody_else_can_be_read_and_not_changed(someone, rules):
+def test_files_of_others_are_readable_but_not_writable(someone, rules):
     """Whatever its mode. A task that is its directory's owner can delete it all the same, which is there to review."""
     for name in ("theirs", "deleted", "their-directory/in"):
         someone.write(someone.work / name, "another's\n").chmod(0o666)
@@ -164,7 +164,7 @@ def test_what_belongs_to_somebody_else_can_be_read_and_not_changed(someone, rule
         assert not any((someone.home / ".local/state/exeat/changes").iterdir())
 
 
-def test_a_task_that_changes_nothing_leaves_nothing_and_a_killed_run_leaves_its_changes(someone, rules):
+def test_unchanged_review_leaves_nothing_and_killed_run_its_changes(someone, rules):
     someone.write(someone.work / "file", "base\n")
     ended = run(someone, rules, "cat", "file")
     assert ended.stdout == b"base\n"
@@ -177,7 +177,7 @@ def test_a_task_that_changes_nothing_leaves_nothing_and_a_killed_run_leaves_its_
     assert (someone.work / "file").read_text() == "base\nmore\n"
 
 
-def test_a_state_directory_in_the_workspace_is_refused(someone, rules):
+def test_state_directory_in_the_workspace_is_refused(someone, rules):
     state = someone.work / "state"
     someone.write(state / "x", "")
     if someone.user:
@@ -208,7 +208,7 @@ def meanwhile(someone, rules, what, task):
     someone.run([*words, "sh", "-c", task])
 
 
-def test_a_run_that_is_killed_loses_nothing_of_what_its_task_did(someone, rules):
+def test_killed_run_keeps_the_changes_of_its_task(someone, rules):
     someone.write(someone.work / "file", "base\n")
     meanwhile(someone, rules, KILL, "echo more >> file; echo new > new; echo ready; sleep 60")
     assert (someone.work / "file").read_text() == "base\n"
@@ -220,7 +220,7 @@ def test_a_run_that_is_killed_loses_nothing_of_what_its_task_did(someone, rules)
 
 
 @harness.as_a_user
-def test_what_the_host_edits_while_the_task_runs_is_merged(someone, rules):
+def test_host_edits_during_a_review_are_merged(someone, rules):
     someone.write(someone.work / "file", "1\n2\n3\n4\n")
     meanwhile(someone, rules, EDIT, "sed -i s/4/task/ file; echo ready; read go; sed -i s/3/3+/ file")
     assert (someone.work / "file").read_text() == "host\n2\n3\n4\n"

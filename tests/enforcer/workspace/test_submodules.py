@@ -50,7 +50,7 @@ def link(above, path):
 
 
 @pytest.mark.parametrize("form", ["sha1", "sha256"])
-def test_every_link_in_an_index_is_found_however_it_is_written(work, form):
+def test_every_gitlink_of_an_index_is_found(work, form):
     repository(work, form)
     for number in range(100):
         (work / f"{'x' * (number % 40)}{number}").write_text("a" * number)
@@ -67,7 +67,7 @@ def test_every_link_in_an_index_is_found_however_it_is_written(work, form):
 
 
 @pytest.mark.parametrize("data", [b"", b"DIRC", b"DIRC\0\0\0\5\0\0\0\0", b"DIRC\0\0\0\2\0\0\0\1" + b"\0" * 40])
-def test_an_index_that_makes_no_sense_hides_them(work, data):
+def test_malformed_index_hides_its_submodules(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
     with pytest.raises(HiddenRepositoryError):
@@ -85,7 +85,7 @@ def version_4(*names):
     [version_4((b"\0", b"x" * 1_000_000), *[(b"\1", b"y")] * 60_000), version_4((b"\xff" * 600_000, b""))],
     ids=["a long name", "a large number"],
 )
-def test_no_index_takes_long_to_read(work, data):
+def test_index_is_read_in_bounded_time(work, data):
     repository(work)
     (work / ".git/index").write_bytes(data)
     began = time.process_time()
@@ -102,7 +102,7 @@ SAID = [("sub/.git", "gitdir: {}\n"), ("sub/.git", None), ("sub", None), ("sub/.
 
 @pytest.mark.parametrize("part", [False, True])
 @pytest.mark.parametrize(("path", "text"), SAID)
-def test_what_a_task_says_is_followed_no_further_than_into_the_workspace(work, path, text, part, monkeypatch):
+def test_gitlinks_are_followed_only_inside_the_workspace(work, path, text, part, monkeypatch):
     elsewhere = str(work.parent / "elsewhere")
     top = work.parent if part else work
     repository(work)
@@ -134,7 +134,7 @@ def test_what_a_task_says_is_followed_no_further_than_into_the_workspace(work, p
     assert not [path for path in seen if path.startswith("/") and not path.startswith(allowed)]
 
 
-def test_what_is_in_a_submodule_that_its_owner_can_t_enter_is_hidden(work):
+def test_submodule_closed_to_its_owner_is_hidden(work):
     def look(_path):
         raise PermissionError(errno.EACCES, "closed")
 
@@ -149,7 +149,7 @@ def test_what_is_in_a_submodule_that_its_owner_can_t_enter_is_hidden(work):
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_a_repository_that_a_task_has_git_go_into_is_put_aside(work, hidden, monkeypatch):
+def test_repository_planted_as_a_submodule_is_quarantined(work, hidden, monkeypatch):
     repository(work)
     for name in ("was", "told"):
         repository(work / name)
@@ -186,7 +186,7 @@ def test_a_repository_that_a_task_has_git_go_into_is_put_aside(work, hidden, mon
     assert not (work / "sub/ran").exists()
 
 
-def test_a_workspace_that_is_a_part_of_a_worktree_is_looked_at_as_git_does(work):
+def test_workspace_below_a_worktree_is_scanned_as_git_does(work):
     repository(work)
     repository(work / "part/sub")
     repository(work / "other")
@@ -229,7 +229,7 @@ NEW = [
 
 
 @pytest.mark.parametrize(("path", "text"), NEW)
-def test_a_start_opens_nothing_that_an_earlier_task_says_beyond_the_workspace(work, path, text, monkeypatch):
+def test_start_opens_no_path_outside_the_workspace(work, path, text, monkeypatch):
     """Its owner opens it, whatever it is: a FIFO, a device, what an automounter asks a server for."""
     elsewhere = work.parent / "elsewhere"
     os.mkfifo(elsewhere)
@@ -258,7 +258,7 @@ def test_a_start_opens_nothing_that_an_earlier_task_says_beyond_the_workspace(wo
 
 
 @pytest.mark.parametrize("path", [".git/config", ".git/index", "sub/.git/config", ".git/HEAD", ".gitconfig"])
-def test_a_start_opens_regular_files_alone(work, path):
+def test_start_opens_only_regular_files(work, path):
     """Whoever waits to write a FIFO goes on waiting."""
     repository(work)
     repository(work / "sub")
@@ -280,7 +280,7 @@ def review_globs(work):
     tree.close()
 
 
-def test_files_of_a_repository_s_own_are_read_over_links_that_stay_in_the_workspace(work):
+def test_repository_files_are_read_over_inner_links(work):
     repository(work)
     (work / "tools/hooks").mkdir(parents=True)
     (work / "hooks").symlink_to("tools/hooks")

@@ -41,7 +41,7 @@ FILES = [
 ]  # fmt: skip
 
 
-def test_what_is_protected_in_other_places_is_what_the_host_obeys(tmp_path):
+def test_other_writable_paths_protect_what_the_host_executes(tmp_path):
     home = str(tmp_path / "u")
     for place, expected in PLACES:
         found = protect_outside(place.format(home=home), [home])
@@ -52,7 +52,7 @@ def test_what_is_protected_in_other_places_is_what_the_host_obeys(tmp_path):
     assert [file for file, is_it in FILES if is_obeyed(file.format(home=home), [home]) is not is_it] == []
 
 
-def test_a_bare_repository_of_any_name_is_one(tmp_path):
+def test_bare_repository_of_any_name_is_found(tmp_path):
     for name in ("HEAD", "objects", "refs"):
         (tmp_path / "main.git" / name).mkdir(parents=True)
     assert "config" in protect_outside(str(tmp_path / "main.git"), []).globs
@@ -65,7 +65,7 @@ def run(someone, script, *options):
 
 
 @pytest.mark.parametrize("mode", ["--direct", "--review"])
-def test_a_repository_elsewhere_is_guarded_as_in_the_workspace(someone, mode):
+def test_repository_in_another_writable_path_is_guarded(someone, mode):
     main = someone.home / "main"
     someone.run(["git", "init", "-q", str(main)])
     someone.run(["rm", "-r", str(main / ".git/hooks")])
@@ -93,7 +93,7 @@ def test_a_repository_elsewhere_is_guarded_as_in_the_workspace(someone, mode):
 
 
 @harness.as_a_user
-def test_settings_of_agents_in_a_home_are_guarded(someone):
+def test_agent_settings_in_a_home_are_guarded(someone):
     config = someone.write(someone.home / ".codex/config.toml", "model = 'x'\n")
     os.chown(config.parent, harness.UID, harness.UID)
     script = "cd ~/.codex; echo 'notify=[\"evil\"]' >> config.toml; echo do evil > AGENTS.md; echo x > history.jsonl"
@@ -105,7 +105,7 @@ def test_settings_of_agents_in_a_home_are_guarded(someone):
 
 
 @harness.as_a_user
-def test_what_is_given_to_a_task_by_its_name_is_told_where_the_host_obeys_it(someone):
+def test_writable_file_that_the_host_executes_gives_a_notice(someone):
     file = someone.write(someone.home / ".bashrc", "true\n")
     autostart = someone.home / ".config/autostart"
     autostart.mkdir(parents=True)
@@ -121,7 +121,7 @@ def test_what_is_given_to_a_task_by_its_name_is_told_where_the_host_obeys_it(som
 
 
 @harness.as_a_user
-def test_what_the_user_s_git_includes_and_runs_is_guarded_wherever_it_lies(someone):
+def test_files_of_the_users_git_configuration_are_guarded(someone):
     extra = someone.write(someone.home / "dot/git/extra", "[user]\nname = x\n")
     hook = someone.write(someone.home / "hooks/pre-commit", "#!/bin/sh\n")
     single = someone.write(someone.home / "single/file", "")
@@ -144,7 +144,7 @@ def test_what_the_user_s_git_includes_and_runs_is_guarded_wherever_it_lies(someo
 
 
 @harness.as_a_user
-def test_the_steps_of_a_start_name_what_is_protected_elsewhere(someone):
+def test_start_steps_name_protected_paths_elsewhere(someone):
     config = someone.write(someone.home / ".codex/config.toml", "")
     rules = someone.write(someone.home / "rules.yaml", RULES)
     words = ["run", "--rules", rules, "--dry-run", "--write", config.parent, "--", "true"]
@@ -153,7 +153,7 @@ def test_the_steps_of_a_start_name_what_is_protected_elsewhere(someone):
 
 @harness.as_a_user
 @pytest.mark.parametrize("options", [("--write",), ("--direct",)], ids=["written elsewhere", "a workspace"])
-def test_a_directory_of_projects_keeps_their_hooks_and_configurations(someone, options):
+def test_directory_of_projects_keeps_its_hooks(someone, options):
     source = someone.home / "src"
     someone.run(["git", "init", "-q", "--template=", str(source / "p")])
     for path in (source, source / "p", *(source / "p").rglob("*")):
