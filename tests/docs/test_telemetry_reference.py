@@ -1,4 +1,4 @@
-"""docs/reference/telemetry.md names everything there is, and nothing that is not."""
+"""docs/reference/telemetry.md and metrics.md list exactly the existing fields, kinds, values and metrics."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from proxy.wire.refusal_log import Kind as RefusedKind
 from rules.attempt import Protocol
 from rules.decision import Limits
 from rules.verdicts import Mode, Outcome, Verdict
-from tests.support.telemetry_lab import connect, full_event, rig
+from tests.support.telemetry_lab import connect, full_event, recorder_lab
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference"
 PAGE = (REFERENCE / "telemetry.md").read_text()
@@ -62,7 +62,7 @@ def test_packet_kinds_are_documented():
 
 
 def test_metrics_equal_their_documentation(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     metrics = here.metrics
     here.recorder.rules_loaded()
     connect(here.recorder)

@@ -1,4 +1,4 @@
-"""What the telemetry tests share: a recorder on a real journal, and one full event of each kind."""
+"""Lab for telemetry: a recorder on a real journal, decisions of every verdict, hostile texts, and full events."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISI
 FAILED = Decision(Verdict.ALLOW, Outcome.FAILED, Reason.UNRESOLVED, ("web:pages",), REVISION)
 CAUSE = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 
-# What a hostile sandbox may put wherever it can put text.
+# Texts that a hostile sandbox may choose.
 HOSTILE = {
     "ansi": "\x1b[2J\x1b]0;owned\x07evil",
     "crlf": 'a\r\n{"kind":"task.started"}\n',
@@ -73,31 +73,31 @@ HOSTILE = {
 
 
 @dataclass(frozen=True)
-class StandInSettings:
+class FakeSettings:
     mode: Mode = Mode.ENFORCE
     on_journal_failure: OnJournalFailure = OnJournalFailure.BLOCK
 
 
 @dataclass(frozen=True)
-class StandInNeeds:
-    """As much of what a policy needs as telemetry looks at."""
+class FakeNeeds:
+    """The needs of a policy that telemetry reads."""
 
     endings: tuple[date, ...] = ()
 
 
 @dataclass(frozen=True)
-class StandInPolicy:
-    """As much of a policy as telemetry looks at."""
+class FakePolicy:
+    """The part of a policy that telemetry reads."""
 
     revision: str = REVISION
-    settings: StandInSettings = StandInSettings()
+    settings: FakeSettings = FakeSettings()
     sources: tuple[str, ...] = ("/rules/web.yaml",)
     rule_ids: tuple[str, ...] = ("web:pages", "web:files")
-    needs: StandInNeeds = StandInNeeds()
+    needs: FakeNeeds = FakeNeeds()
 
 
 @dataclass(frozen=True)
-class Rig:
+class RecorderLab:
     directory: "Path"
     metrics: Metrics
     recorder: Recorder
@@ -108,14 +108,14 @@ class Rig:
         return [event for event in told if not event["kind"].startswith("journal.")]
 
 
-def rig(directory: "Path", task: str = "t-1", name: str = "migrate") -> Rig:
+def recorder_lab(directory: "Path", task: str = "t-1", name: str = "migrate") -> RecorderLab:
     metrics = Metrics()
-    sandbox = SandboxState("s-1", Task(task, name, {"team": "data"}), cast("Policy", StandInPolicy()))
-    return Rig(directory, metrics, Recorder(sandbox, Journal(directory), metrics))
+    sandbox = SandboxState("s-1", Task(task, name, {"team": "data"}), cast("Policy", FakePolicy()))
+    return RecorderLab(directory, metrics, Recorder(sandbox, Journal(directory), metrics))
 
 
 def connect(recorder: Recorder, decision: Decision = ALLOWED, **more: Any) -> str:
-    """One decided connection to where they all go."""
+    """Record a decided connection to the default destination."""
     wanted: dict[str, Any] = {
         "name": "www.example.com",
         "address": "93.184.216.34",
@@ -140,7 +140,7 @@ def close(recorder: Recorder, cause: str, up: int = 10, down: int = 20, **more: 
 
 
 def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456_789) -> Event:
-    """An event with every field there is, `text` wherever a sandbox or an admin chooses the text."""
+    """Return an event with every field, and `text` wherever a sandbox or an admin chooses the text."""
     return Event(
         time=time,
         id="01a1fbac-5503-76e9-a59b-c45e38a868d4",
@@ -183,8 +183,8 @@ def full_event(kind: Kind, text: str = "text", time: int = 1_795_000_000_123_456
     )
 
 
-def need(tool: str) -> str:
-    """The path of a program; without it the test is skipped here, and fails where everything has to be there."""
+def find_program(tool: str) -> str:
+    """Return the path of a program. Without it the test is skipped, or fails where all tools are required."""
     path = shutil.which(tool)
     if path is None:
         missing(tool)

@@ -1,4 +1,4 @@
-"""`exeat export` as a program: killed at any time and started again, to real receivers; and what it refuses to begin."""
+"""`exeat export` as a program: killed and restarted, with real receivers, and with invalid arguments."""
 
 import contextlib
 import gzip
@@ -19,8 +19,9 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from proxy.telemetry.exporters.delivery import METRICS
-from tests.proxy.telemetry.exporters.export_lab import following, free_port, ids, in_order, once, until, write
+from tests.proxy.telemetry.exporters.export_lab import free_port, ids, in_order, run_continuously, run_once, write
 from tests.support import harness
+from tests.support.waiting import wait_until
 
 
 class Keeper(ThreadingHTTPServer):
@@ -90,15 +91,15 @@ def test_all_events_arrive_in_order_after_kills_on_both_sides(scheme, tmp_path):
     words = ("--to", f"{scheme}://127.0.0.1:{port}", "--journal", journal)
     got = []
     for turn in range(3):
-        with keeping(port) as server, following(*words, home=tmp_path):
+        with keeping(port) as server, run_continuously(*words, home=tmp_path):
             write(journal, more := ids(100))
             wanted += more
-            until(lambda server=server: server.ids or server.dies, "nothing arrives")
+            wait_until(lambda server=server: server.ids or server.dies, "the first message")
             server.dies = turn < 2
             time.sleep(0.05 * turn)
         got += server.ids
     with keeping(port) as server:
-        done = once(*words, home=tmp_path)
+        done = run_once(*words, home=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         got += server.ids
     assert in_order(got, wanted)
@@ -126,10 +127,10 @@ def test_opentelemetry_collector_forwards_exported_logs(tmp_path):
         ]  # fmt: skip
         collector = subprocess.Popen(words, env=libraries, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            until(lambda: _listens(port), "the collector doesn't listen")
-            done = once("--to", f"otlp+http://127.0.0.1:{port}", "--journal", tmp_path / "journal", home=tmp_path)
+            wait_until(lambda: _listens(port), "the start of the collector")
+            done = run_once("--to", f"otlp+http://127.0.0.1:{port}", "--journal", tmp_path / "journal", home=tmp_path)
             assert (done.returncode, done.stderr) == (0, "")
-            until(lambda: set(wanted) <= set(server.ids), "the collector doesn't pass all of it on")
+            wait_until(lambda: set(wanted) <= set(server.ids), "the forwarding of all events")
         finally:
             collector.kill()
             collector.wait()
@@ -145,13 +146,13 @@ def test_second_export_of_a_bookmark_is_refused_and_metrics_served(tmp_path):
     write(tmp_path / "journal", wanted := ids(3))
     port, out = free_port(), tmp_path / "out"
     words = ("--to", f"file:{out}", "--format", "event", "--journal", tmp_path / "journal")
-    with following(*words, "--metrics", f"127.0.0.1:{port}", home=tmp_path):
-        until(lambda: out.exists() and out.read_bytes().count(b"\n") == 4, "nothing is written")
-        done = once(*words, home=tmp_path)
+    with run_continuously(*words, "--metrics", f"127.0.0.1:{port}", home=tmp_path):
+        wait_until(lambda: out.exists() and out.read_bytes().count(b"\n") == 4, "the output of four lines")
+        done = run_once(*words, home=tmp_path)
         assert done.returncode == 125
         assert "another `exeat export` delivers from" in done.stderr
-        until(lambda: _listens(port), "metrics aren't served")
-        until(lambda: 'exeat_exported_total{sink="file"} 4\n' in _scraped(port), "it isn't counted")
+        wait_until(lambda: _listens(port), "the start of the metrics server")
+        wait_until(lambda: 'exeat_exported_total{sink="file"} 4\n' in _scraped(port), "the count of four events")
         assert 'exeat_journal_lag_seconds{sink="file"}' in _scraped(port)
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()][1:] == wanted
 
@@ -165,11 +166,11 @@ def test_once_fails_for_an_unavailable_receiver_and_keeps_the_bookmark(tmp_path)
     write(tmp_path / "journal", wanted := ids(3))
     port = free_port()
     words = ("--to", f"http://127.0.0.1:{port}/in", "--journal", tmp_path / "journal")
-    done = once(*words, home=tmp_path)
+    done = run_once(*words, home=tmp_path)
     assert (done.returncode, done.stderr) == (1, f"exeat: 127.0.0.1:{port}: Connection refused\n")
     assert len(list(tmp_path.glob("state/exeat/keeper/*/sinks/*.json"))) == 1  # there retention looks, from the start
     with keeping(port) as server:
-        assert once(*words, home=tmp_path).returncode == 0
+        assert run_once(*words, home=tmp_path).returncode == 0
         assert server.ids[1:] == wanted
 
 
@@ -209,7 +210,7 @@ def test_invalid_options_are_refused_before_anything_is_sent(words, says, tmp_pa
 def test_unreadable_bookmark_is_reported_and_nothing_sent(tmp_path):
     write(tmp_path / "journal", ids(1))
     (tmp_path / "position.json").write_text("{}")
-    done = once(
+    done = run_once(
         "--to",
         f"file:{tmp_path}/out",
         "--journal",

@@ -1,4 +1,4 @@
-"""`exeat learn` from the outside."""
+"""`exeat learn` as a command."""
 
 import errno
 import io

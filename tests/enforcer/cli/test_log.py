@@ -1,4 +1,4 @@
-"""`exeat log` from the outside."""
+"""`exeat log` as a command."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from proxy.telemetry.events import Http, Kind
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, REVISION, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, REVISION, connect, full_event, recorder_lab
 
 AUDITED = Decision(Verdict.DENY, Outcome.WOULD_BLOCK, Reason.NO_RULE, (), REVISION)
 NOW = time.time_ns()
@@ -26,7 +26,7 @@ HOUR = 3_600_000_000_000
 @pytest.fixture
 def journal(tmp_path):
     """Three attempts of one task, one of another."""
-    first, second = rig(tmp_path, "t-1", "migrate-7"), rig(tmp_path, "t-2", "build")
+    first, second = recorder_lab(tmp_path, "t-1", "migrate-7"), recorder_lab(tmp_path, "t-2", "build")
     for recorder, decision in ((first, ALLOWED), (first, DENIED), (second, DENIED), (first, AUDITED)):
         connect(recorder.recorder, decision)
     return tmp_path
@@ -78,7 +78,7 @@ def test_filters_select_events(capfdbinary, journal, arguments, expected):
 
 
 def test_blocked_filter_includes_tampering_and_leaks(capfdbinary, tmp_path):
-    recorder = rig(tmp_path).recorder
+    recorder = recorder_lab(tmp_path).recorder
     cause = connect(recorder)
     place = {"name": "a.example", "address": None, "port": 443}
     recorder.tampered(cause, "the placeholder of `key`", **place)
@@ -113,7 +113,7 @@ def test_last_selects_the_last_started_task(capfdbinary, tmp_path):
         [],
         f"exeat: no task has been started in the journal in `{tmp_path}`\n",
     )
-    first, second = rig(tmp_path, "t-1", "build"), rig(tmp_path, "t-2", "build")
+    first, second = recorder_lab(tmp_path, "t-1", "build"), recorder_lab(tmp_path, "t-2", "build")
     first.recorder.task_started(["make"])
     second.recorder.task_started(["make"])
     for recorder, decision in ((first, ALLOWED), (second, DENIED), (first, DENIED)):
@@ -198,7 +198,7 @@ def test_missing_journal_is_reported_with_a_remedy(capfd, tmp_path, monkeypatch)
 
 def test_default_journal_is_that_of_run(capfdbinary, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    connect(rig(tmp_path / "exeat" / "journal").recorder)
+    connect(recorder_lab(tmp_path / "exeat" / "journal").recorder)
     assert outcomes(capfdbinary) == [("t-1", "passed")]
 
 
@@ -234,7 +234,7 @@ def test_tampered_line_is_escaped(capfdbinary, journal):
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_names_are_shown_escaped(capfd, tmp_path, text):
-    connect(rig(tmp_path, text, text).recorder, DENIED, name=text)
+    connect(recorder_lab(tmp_path, text, text).recorder, DENIED, name=text)
     assert main(["log", "--journal", str(tmp_path)]) == 0
     header, row, end = capfd.readouterr().out.split("\n")
     assert header.startswith("TIME")
@@ -244,7 +244,7 @@ def test_hostile_names_are_shown_escaped(capfd, tmp_path, text):
 
 
 def test_table_explains_the_address_of_a_blocked_name(capfd, tmp_path):
-    connect(rig(tmp_path).recorder, DENIED, detail="`a.example` is 8.8.8.8, which is this host's own")
+    connect(recorder_lab(tmp_path).recorder, DENIED, detail="`a.example` is 8.8.8.8, which is this host's own")
     assert main(["log", "--journal", str(tmp_path)]) == 0
     assert "`a.example` is 8.8.8.8, which is this host's own" in capfd.readouterr().out
 
@@ -263,7 +263,7 @@ def started(*arguments, **environment):
 
 
 def test_terminal_without_unicode_gets_ascii(tmp_path):
-    connect(rig(tmp_path, "t", "日本語").recorder)
+    connect(recorder_lab(tmp_path, "t", "日本語").recorder)
     with started("--journal", tmp_path, PYTHONIOENCODING="ascii") as child:
         out, err = child.communicate(timeout=20)
     assert (child.returncode, err) == (0, "")
@@ -271,7 +271,7 @@ def test_terminal_without_unicode_gets_ascii(tmp_path):
 
 
 def test_follow_shows_each_event_at_once_even_through_a_pipe(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     connect(here.recorder)
     with started("--journal", tmp_path, "-f", "--verdict", "blocked") as follower:
         assert follower.stdout.readline().startswith("TIME")
@@ -286,7 +286,7 @@ def test_follow_shows_each_event_at_once_even_through_a_pipe(tmp_path):
 
 
 def test_follow_starts_with_the_last_ten_rows_only_for_people(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     for number in range(15):
         connect(here.recorder, DENIED, name=f"n{number}.example")
     for words, first in ((), 5), (("--since", "1h"), 0), (("--task", "t-1"), 0), (("--format", "jsonl"), 0):
@@ -300,7 +300,7 @@ def test_follow_starts_with_the_last_ten_rows_only_for_people(tmp_path):
 
 
 def test_closed_output_pipe_of_log_is_no_error(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     for _ in range(2000):
         connect(here.recorder)
     for form in ("table", "jsonl"):

@@ -1,4 +1,4 @@
-"""`exeat log show`, `chain`, `top`, `replay`, `verify`, `keys`, `keep` and the shapes for others, from the outside."""
+"""`exeat log show`, `chain`, `top`, `verify`, `keys`, `retention`, `replay` and the export formats as commands."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.views.timeline import timeline_of
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Verdict
-from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, recorder_lab
 
 PLACE = {"name": "www.example.com", "address": "93.184.216.34", "port": 443, "protocol": Protocol.TLS}
 CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/make", "/usr/bin/bash"))
@@ -26,7 +26,7 @@ def told(tmp_path, monkeypatch):
     """A task that makes one request on a connection, and is refused another connection; and a task of somebody else."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     directory = tmp_path / "exeat" / "journal"
-    here, other = rig(directory, "t-1", "migrate"), rig(directory, "t-2", "build")
+    here, other = recorder_lab(directory, "t-1", "migrate"), recorder_lab(directory, "t-2", "build")
     ids = {"started": here.recorder.task_started(["make", "all"])}
     connect(other.recorder, DENIED, name="other.example")
     ids["connection"] = connect(here.recorder, process=CURL)
@@ -93,7 +93,7 @@ def test_log_show_prints_all_fields(capfdbinary, told):
 
 def test_wrapped_text_cannot_look_like_a_field(capfdbinary, told):
     directory, _ = told
-    here = rig(directory, "t-1", "migrate")
+    here = recorder_lab(directory, "t-1", "migrate")
     asked = connect(here.recorder, DENIED, process=CURL._replace(exe=f"/x{' ' * 60}verdict    allow"))
     here.recorder.journal.close()
     for part, of in (("show", asked), ("chain", asked), ("replay", "migrate")):
@@ -212,7 +212,7 @@ def test_export_formats_print_one_line_per_event(capfdbinary, told, shape):
     "text", [each for each in HOSTILE.values() if each], ids=[name for name, each in HOSTILE.items() if each]
 )
 def test_hostile_text_is_escaped_in_every_view(capfdbinary, tmp_path, text):
-    here = rig(tmp_path, text, text)
+    here = recorder_lab(tmp_path, text, text)
     cause = here.recorder.task_started([text, text])
     process = Process(7, text, (text,), 1, (text,))
     event = connect(here.recorder, DENIED, name=text, address=text, process=process, cause=cause, detail=text)

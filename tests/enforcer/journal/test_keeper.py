@@ -1,4 +1,4 @@
-"""Who looks after a journal: checkpoints of live segments, one keeper at a time, compression, retention, kill -9."""
+"""Journal keeper: checkpoints of open segments, one active keeper, compression, retention, kill -9."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ from proxy.telemetry.journal.segments import compress, days, find, opened, read_
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from rules.verdicts import OnJournalFailure
-from tests.support.telemetry_lab import DENIED, StandInPolicy, StandInSettings, connect, full_event, rig
+from tests.support.telemetry_lab import DENIED, FakePolicy, FakeSettings, connect, full_event, recorder_lab
 
 ROOT = Path(__file__).parents[3]
 DAY = 86_400_000_000_000
@@ -115,8 +115,8 @@ def test_segment_of_a_killed_writer_is_complete_and_repaired(place):
     """SIGKILL in the middle of writing, again and again: all that was said to be written is there, chained and signed."""
     program = (
         "import sys, pathlib, os; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.support.telemetry_lab import rig, connect\n"
-        "recorder = rig(pathlib.Path(sys.argv[1])).recorder\n"
+        "from tests.support.telemetry_lab import recorder_lab, connect\n"
+        "recorder = recorder_lab(pathlib.Path(sys.argv[1])).recorder\n"
         "while True: os.write(1, (connect(recorder) + '\\n').encode())\n"
     )
     told = []
@@ -265,8 +265,8 @@ def test_signing_error_is_reported_once_and_stops_nothing(place):
 
 @pytest.mark.parametrize("settle", OnJournalFailure)
 def test_full_disk_blocks_or_counts_as_the_rules_set(tmp_path, monkeypatch, settle):
-    here = rig(tmp_path)
-    here.recorder.sandbox.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=settle))
+    here = recorder_lab(tmp_path)
+    here.recorder.sandbox.policy = FakePolicy(settings=FakeSettings(on_journal_failure=settle))
     connect(here.recorder)
 
     def full(*_):
@@ -337,8 +337,8 @@ def test_fresh_segment_of_another_writer_is_left_to_its_supervisor(place, monkey
     monkeypatch.setattr(journal_ledger, "_QUIET", 10.0)
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.support.telemetry_lab import rig, connect\n"
-        "connect(rig(pathlib.Path(sys.argv[1])).recorder)\n"
+        "from tests.support.telemetry_lab import recorder_lab, connect\n"
+        "connect(recorder_lab(pathlib.Path(sys.argv[1])).recorder)\n"
     )
     subprocess.run([sys.executable, "-c", program, place[0], ROOT], check=True)
     keeper(place).close()

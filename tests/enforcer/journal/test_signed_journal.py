@@ -1,4 +1,4 @@
-"""What a run leaves in its journal: chained, signed and sealed, whoever runs it; and what is left when all of it is killed."""
+"""Journal of a run: chained, signed and sealed for every user, and repaired after a kill."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a task's gate has written is signed at its end, whatever it said about that."""
+"""Keeper of a run: it signs the segments of an ended gate, whatever the gate reported."""
 
 import os
 import signal

@@ -23,7 +23,7 @@ from tests.support.telemetry_lab import (
     REVISION,
     close,
     connect,
-    rig,
+    recorder_lab,
 )
 
 ASKED = Decision(Verdict.ASK, Outcome.BLOCKED, Reason.APPROVAL_UNAVAILABLE, ("web:files",), REVISION)
@@ -47,7 +47,7 @@ SHAPES = {
 
 @pytest.mark.parametrize(("kind", "decision", "how"), SHAPES.values(), ids=SHAPES)
 def test_one_event_a_decision(tmp_path, kind, decision, how):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     wanted = {"name": "a.example", "address": "93.184.216.34", "port": 443, "protocol": Protocol.TLS, **how}
     event = here.recorder.decided(kind, decision, **wanted)
     [line] = here.lines()
@@ -73,7 +73,7 @@ def test_one_event_a_decision(tmp_path, kind, decision, how):
 
 
 def test_what_is_no_decision_is_not_told_as_one(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     with pytest.raises(ValueError, match=r"task\.started"):
         here.recorder.decided(Kind.TASK_STARTED, ALLOWED, name=None, address=None, port=None, protocol=None)
     assert here.lines() == []
@@ -81,7 +81,7 @@ def test_what_is_no_decision_is_not_told_as_one(tmp_path):
 
 @pytest.mark.parametrize("decision", [ALLOWED, AUDITED])
 def test_a_connection_that_was_let_out_is_closed_once(tmp_path, decision):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     cause = connect(here.recorder, decision)
     assert here.metrics.connections_open == 1
     close(here.recorder, cause, up=3, down=5)
@@ -98,7 +98,7 @@ def test_a_connection_that_was_let_out_is_closed_once(tmp_path, decision):
 
 @pytest.mark.parametrize("decision", [DENIED, ASKED, FAILED])
 def test_a_connection_that_was_not_let_out_has_no_closing_event(tmp_path, decision):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     close(here.recorder, connect(here.recorder, decision))
     close(here.recorder, "never told")
     assert [line["kind"] for line in here.lines()] == ["connection.decided"]
@@ -106,7 +106,7 @@ def test_a_connection_that_was_not_let_out_has_no_closing_event(tmp_path, decisi
 
 
 def test_a_connection_cut_short_says_why(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     here.recorder.closed(
         connect(here.recorder),
         name=None,
@@ -123,7 +123,7 @@ def test_a_connection_cut_short_says_why(tmp_path):
 
 
 def test_a_request_is_completed_with_its_status_and_its_bytes_are_not_counted_twice(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     here.recorder.completed(
         CAUSE,
         name="a.example",
@@ -142,7 +142,7 @@ def test_a_request_is_completed_with_its_status_and_its_bytes_are_not_counted_tw
 
 
 def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_tried_again(tmp_path, monkeypatch):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     before = connect(here.recorder)
 
     def full(_line, _now):
@@ -173,7 +173,7 @@ def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_trie
 
 @pytest.mark.parametrize("detail", HOSTILE.values(), ids=HOSTILE)
 def test_an_error_is_told_whatever_it_says_and_wherever(tmp_path, detail):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     here.recorder.error(Component.PEEK, detail, cause=CAUSE)
     here.recorder.error(detail, detail)
     first, second = here.lines()
@@ -184,7 +184,7 @@ def test_an_error_is_told_whatever_it_says_and_wherever(tmp_path, detail):
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_names_are_told_in_one_line(tmp_path, text):
-    here = rig(tmp_path, task=text, name=text)
+    here = recorder_lab(tmp_path, task=text, name=text)
     here.recorder.decided(
         Kind.REQUEST_DECIDED,
         DENIED,
@@ -201,7 +201,7 @@ def test_hostile_names_are_told_in_one_line(tmp_path, text):
 
 
 def test_a_task_is_told_from_start_to_end_without_its_secrets(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     cause = here.recorder.task_started(["curl", "-u", "me:hunter2", "https://host/"])
     here.recorder.task_ended(cause, seconds=2.5, status=3)
     here.recorder.task_ended(cause, seconds=2.5, signal=9)
@@ -215,7 +215,7 @@ def test_a_task_is_told_from_start_to_end_without_its_secrets(tmp_path):
 
 
 def test_rules_are_told_when_they_come_into_force_and_when_they_are_rejected(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     here.recorder.rules_loaded()
     here.recorder.rules_rejected(["web.yaml:3:1: `actoin` is not a key of a rule"])
     loaded, rejected = here.lines()
@@ -228,7 +228,7 @@ def test_rules_are_told_when_they_come_into_force_and_when_they_are_rejected(tmp
 
 
 def test_two_tasks_in_one_process_are_never_mixed_up(tmp_path):
-    first, second = rig(tmp_path, task="t-1"), rig(tmp_path, task="t-2")
+    first, second = recorder_lab(tmp_path, task="t-1"), recorder_lab(tmp_path, task="t-2")
     for _ in range(3):
         connect(first.recorder)
         connect(second.recorder)
@@ -251,7 +251,7 @@ def test_recording_imports_nothing_heavy():
 
 def test_the_cached_parts_of_a_line_follow_the_values_they_were_made_of(tmp_path):
     """What is kept between events is keyed by value: a new revision or another rule is never told as the old one."""
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     connect(here.recorder, ALLOWED)
     connect(here.recorder, FLAGGED)
     connect(here.recorder, Decision(Verdict.ALLOW, Outcome.PASSED, Reason.RULE, ("web:pages",), "ff" * 32))
@@ -265,7 +265,7 @@ def test_the_cached_parts_of_a_line_follow_the_values_they_were_made_of(tmp_path
 
 @pytest.mark.parametrize("part", ["encode", "append"])
 def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypatch, part):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
 
     def broken(*_):
         raise ZeroDivisionError
@@ -282,7 +282,7 @@ def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypa
 
 
 def test_a_decision_names_what_it_waited_for(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     connect(here.recorder, approval="k3x9abcd")
     connect(here.recorder)
     with_id, without = here.lines()

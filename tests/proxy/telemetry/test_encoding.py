@@ -1,4 +1,4 @@
-"""Events as lines: every kind, every text a sandbox can make up, and nothing that must not be kept."""
+"""Events as lines: every kind, hostile texts, and parts that must not be recorded."""
 
 import json
 from pathlib import Path

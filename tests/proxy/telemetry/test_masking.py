@@ -1,4 +1,4 @@
-"""What looks like a credential in an argument vector is not kept."""
+"""Masking of credentials in argument vectors."""
 
 import pytest
 

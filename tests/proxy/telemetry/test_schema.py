@@ -1,4 +1,4 @@
-"""The event's JSON Schema: whole, strict where it has to be, and what `exeat schema --event` prints."""
+"""JSON Schema of events: complete, strict, and printed by `exeat schema --event`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The summary of a task: counted once each, as what it came to, in one packet."""
+"""Summary of a run: each attempt once by its final outcome, in one packet."""
 
 import pytest
 
@@ -6,11 +6,11 @@ from proxy.telemetry.events import Kind
 from proxy.telemetry.summary import Summary
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
-from tests.support.telemetry_lab import ALLOWED, AUDITED, CAUSE, DENIED, FAILED, FLAGGED, close, connect, rig
+from tests.support.telemetry_lab import ALLOWED, AUDITED, CAUSE, DENIED, FAILED, FLAGGED, close, connect, recorder_lab
 
 
 def test_summary_counts_attempts_by_outcome(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     assert here.recorder.summary().describe() == "it attempted nothing on the network"
     assert here.recorder.summary().is_empty
     connect(here.recorder)
@@ -53,7 +53,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("decision", "ends", "said"), ENDS.values(), ids=ENDS)
 def test_summary_counts_each_request_once_by_its_final_outcome(tmp_path, decision, ends, said):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     cause = ask(here.recorder, decision)
     before = dict(here.metrics.decisions)
     for outcome in ends:
@@ -73,7 +73,7 @@ def test_summary_counts_each_request_once_by_its_final_outcome(tmp_path, decisio
     ],
 )
 def test_summary_counts_each_connection_once_by_its_final_outcome(tmp_path, outcome, said):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     cause = connect(here.recorder)
     close(here.recorder, cause, outcome=outcome)
     close(here.recorder, cause, outcome=Outcome.FAILED)
@@ -82,7 +82,7 @@ def test_summary_counts_each_connection_once_by_its_final_outcome(tmp_path, outc
 
 def test_summary_has_the_reason_of_a_block_after_an_allow(tmp_path):
     """A leak in a body, or a limit that a transfer reaches; without it no host's reason was given."""
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     asked = ask(here.recorder)
     answer(here.recorder, asked, Outcome.BLOCKED, reason=Reason.LEAK)
     close(here.recorder, connect(here.recorder), outcome=Outcome.BLOCKED, reason=Reason.LIMIT_EXCEEDED)
@@ -96,7 +96,7 @@ def test_summary_has_the_reason_of_a_block_after_an_allow(tmp_path):
 
 
 def test_summary_counts_leaks_and_tampering(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     where = {"address": None, "port": 443}
     for name, blocked in (("a.example", False), ("b.example", False), ("b.example", False), ("c.example", True)):
         here.recorder.leaked(
@@ -116,7 +116,7 @@ def test_summary_counts_leaks_and_tampering(tmp_path):
 
 def test_summary_counts_flagged_attempts_listed_for_review(tmp_path):
     """A lookup isn't, and of a connection that is looked into each request is by itself."""
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     here.recorder.decided(Kind.DNS_DECIDED, FLAGGED, name="a", address=None, port=53, protocol=Protocol.UDP)
     connect(here.recorder, FLAGGED._replace(inspect=True))
     assert here.recorder.summary().flagged == 0
@@ -129,7 +129,7 @@ def test_summary_counts_flagged_attempts_listed_for_review(tmp_path):
 
 
 def test_summary_counts_approval_answers(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     for reason in (Reason.APPROVAL_GRANTED, Reason.APPROVAL_DENIED, Reason.APPROVAL_DENIED, Reason.APPROVAL_FLOOD):
         granted = reason is Reason.APPROVAL_GRANTED
         connect(here.recorder, (ALLOWED if granted else DENIED)._replace(reason=reason), approval="k3x9abcd")
@@ -143,7 +143,7 @@ def test_summary_counts_approval_answers(tmp_path):
 
 
 def test_largest_summary_fits_its_packet(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     for number in range(5):
         name = f"{number}" + "\U0001f4a9" * 5000
         for kind in (DENIED, FAILED):
@@ -170,7 +170,7 @@ def test_largest_summary_fits_its_packet(tmp_path):
     ],
 )
 def test_summary_names_blocked_hosts(tmp_path, places, said):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     for place in places:
         connect(here.recorder, DENIED, name=place)
     summary = here.recorder.summary()

@@ -1,4 +1,4 @@
-"""What tasks of a name usually do, and what is told when one doesn't: once, of its own name, and bounded."""
+"""Baselines of task names, and anomalies: recorded once, compared by name only, and bounded."""
 
 import json
 import os
@@ -38,7 +38,8 @@ from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.verdicts import Outcome, Verdict
-from tests.support.telemetry_lab import FLAGGED, HOSTILE, connect, rig
+from tests.support.telemetry_lab import FLAGGED, HOSTILE, connect, recorder_lab
+from tests.support.waiting import wait_until
 
 HOST = Origin(host="host.example")
 SECOND = 1_000_000_000
@@ -135,8 +136,8 @@ def test_saved_baselines_are_read_back_and_malformed_ones_refused():
 # --- in a journal ---
 
 
-class World:
-    """A journal and its keeper's place, and tasks in it whose times are chosen."""
+class AnomalyLab:
+    """Journal and state of a keeper, with runs of tasks at chosen times."""
 
     def __init__(self, base: Path) -> None:
         self.journal, self.state = base / "journal", base / "state" / "journal"
@@ -169,65 +170,63 @@ class World:
             self.run(f"t-{number}", "usual.example")
         assert not find_anomalies(self.journal, self.state, HOST)
 
-    def told(self, kind=Kind.ANOMALY_DETECTED):
+    def recorded(self, kind=Kind.ANOMALY_DETECTED):
         return [entry.event for entry in read_events(self.journal) if entry.event.kind is kind]
 
 
 @pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
+def lab(tmp_path):
+    return AnomalyLab(tmp_path)
 
 
-def test_anomaly_is_recorded_once_with_its_cause(world):
-    world.experience()
-    world.run("next", "usual.example", "new.example", ago=5, up=MUCH)
-    assert find_anomalies(world.journal, world.state, HOST)
-    place, sent = world.told()
+def test_anomaly_is_recorded_once_with_its_cause(lab):
+    lab.experience()
+    lab.run("next", "usual.example", "new.example", ago=5, up=MUCH)
+    assert find_anomalies(lab.journal, lab.state, HOST)
+    place, sent = lab.recorded()
     assert (place.task.id, place.unusual) == ("next", Anomaly("destination", 1, 0, ENOUGH))
     assert place.destination == Destination("new.example", "192.0.2.1", 443)
-    assert place.cause in {entry.event.id for entry in read_events(world.journal)}
+    assert place.cause in {entry.event.id for entry in read_events(lab.journal)}
     assert sent.unusual == Anomaly("bytes_up", 2 * MUCH, 100, ENOUGH)
-    assert not find_anomalies(world.journal, world.state, HOST)
-    assert len(world.told()) == 2
-    assert read_numbers(world.state / TOLD) == AnomalyCounts({"next": {"destination": 1, "bytes_up": 1}})
+    assert not find_anomalies(lab.journal, lab.state, HOST)
+    assert len(lab.recorded()) == 2
+    assert read_numbers(lab.state / TOLD) == AnomalyCounts({"next": {"destination": 1, "bytes_up": 1}})
 
 
-def test_old_events_are_learned_and_not_reported(world):
-    world.experience()
-    world.run("next", "new.example", ago=3600)
-    assert not find_anomalies(world.journal, world.state, HOST)
-    world.run("later", "new.example", ago=5)
-    assert not find_anomalies(world.journal, world.state, HOST)
-    assert count_earlier_runs(world.state, "migrate", Destination("new.example", None, 443)) == EarlierRuns(
-        ENOUGH + 1, 1
-    )
-    assert count_earlier_runs(world.state, "migrate", Destination("other.example", None, 443)) == EarlierRuns(
+def test_old_events_are_learned_and_not_reported(lab):
+    lab.experience()
+    lab.run("next", "new.example", ago=3600)
+    assert not find_anomalies(lab.journal, lab.state, HOST)
+    lab.run("later", "new.example", ago=5)
+    assert not find_anomalies(lab.journal, lab.state, HOST)
+    assert count_earlier_runs(lab.state, "migrate", Destination("new.example", None, 443)) == EarlierRuns(ENOUGH + 1, 1)
+    assert count_earlier_runs(lab.state, "migrate", Destination("other.example", None, 443)) == EarlierRuns(
         ENOUGH + 1, 0
     )
-    assert count_earlier_runs(world.state, "unknown", Destination("new.example", None, 443)) is None
+    assert count_earlier_runs(lab.state, "unknown", Destination("new.example", None, 443)) is None
 
 
 @pytest.mark.parametrize("spoiled", ["", "{", "[]", "[" * 100_000, '{"habits":{"version":1}}', "\xff"])
-def test_unreadable_baselines_are_reported_and_started_again(world, spoiled):
-    world.experience()
-    good = (world.state / FILE).read_text()
-    (world.state / FILE).write_text(spoiled, encoding="latin-1")
-    assert count_earlier_runs(world.state, "migrate", Destination("a.example", None, 443)) is None
-    assert find_anomalies(world.journal, world.state, HOST)
-    (error,) = world.told(Kind.GATE_ERROR)
+def test_unreadable_baselines_are_reported_and_started_again(lab, spoiled):
+    lab.experience()
+    good = (lab.state / FILE).read_text()
+    (lab.state / FILE).write_text(spoiled, encoding="latin-1")
+    assert count_earlier_runs(lab.state, "migrate", Destination("a.example", None, 443)) is None
+    assert find_anomalies(lab.journal, lab.state, HOST)
+    (error,) = lab.recorded(Kind.GATE_ERROR)
     assert "learned anew" in error.fault.detail
-    assert json.loads((world.state / FILE).read_text())["habits"] == json.loads(good)["habits"]
+    assert json.loads((lab.state / FILE).read_text())["habits"] == json.loads(good)["habits"]
 
 
-def test_second_scan_learns_no_event_twice(world):
-    world.experience()
+def test_second_scan_learns_no_event_twice(lab):
+    lab.experience()
     for _ in range(3):
-        find_anomalies(world.journal, world.state, HOST)
-    assert json.loads((world.state / FILE).read_text())["habits"]["names"]["migrate"][0] == ENOUGH
+        find_anomalies(lab.journal, lab.state, HOST)
+    assert json.loads((lab.state / FILE).read_text())["habits"]["names"]["migrate"][0] == ENOUGH
 
 
-def test_flags_are_counted_until_they_are_reviewed(world, tmp_path):
-    here = rig(world.journal)
+def test_flags_are_counted_until_they_are_reviewed(lab, tmp_path):
+    here = recorder_lab(lab.journal)
     first = connect(here.recorder, FLAGGED)
     request = here.recorder.decided(
         Kind.REQUEST_DECIDED, FLAGGED, name="a.example", address=None, port=443, protocol=None, http=Http("GET"),
@@ -238,47 +237,40 @@ def test_flags_are_counted_until_they_are_reviewed(world, tmp_path):
         Kind.REQUEST_DECIDED, FLAGGED._replace(verdict=Verdict.ALLOW), name="a.example", address=None, port=443,
         protocol=None, http=Http("POST"), cause=connect(here.recorder, FLAGGED),
     )  # fmt: skip
-    find_anomalies(world.journal, world.state, HOST)
-    numbers = read_numbers(world.state / TOLD)
+    find_anomalies(lab.journal, lab.state, HOST)
+    numbers = read_numbers(lab.state / TOLD)
     assert (numbers.flags, abs(time.time() - numbers.oldest) < 60) == (2, True)
     metrics = Metrics()
     metrics.flags = numbers.flags, numbers.oldest
     assert b"exeat_flags_unreviewed 2.0" in metrics.render()
-    people = ApprovalRecorder(HOST, Journal(world.journal))
+    people = ApprovalRecorder(HOST, Journal(lab.journal))
     for event in (first, request, first):
         people.looked_at(event, "ada")
-    find_anomalies(world.journal, world.state, HOST)
-    left = read_numbers(world.state / TOLD)
+    find_anomalies(lab.journal, lab.state, HOST)
+    left = read_numbers(lab.state / TOLD)
     assert (left.flags, left.oldest) == (0, 0)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_of_tasks_and_destinations_stay_distinct(world, name):
-    world.experience()
-    world.run("next", HOSTILE[name], name=HOSTILE[name], ago=5)
-    find_anomalies(world.journal, world.state, HOST)
-    assert world.told() == []
-    assert world.told(Kind.GATE_ERROR) == []
-    world.run("last", HOSTILE[name], ago=5)
-    find_anomalies(world.journal, world.state, HOST)
-    assert len(world.told()) <= 1
+def test_hostile_names_of_tasks_and_destinations_stay_distinct(lab, name):
+    lab.experience()
+    lab.run("next", HOSTILE[name], name=HOSTILE[name], ago=5)
+    find_anomalies(lab.journal, lab.state, HOST)
+    assert lab.recorded() == []
+    assert lab.recorded(Kind.GATE_ERROR) == []
+    lab.run("last", HOSTILE[name], ago=5)
+    find_anomalies(lab.journal, lab.state, HOST)
+    assert len(lab.recorded()) <= 1
 
 
-def test_keeper_starts_the_scan_and_signs_its_events(world):
-    world.experience()
-    world.run("next", "new.example", ago=5)
-    keeper = Keeper(world.journal, world.state, pytest.fail)
-    (world.state / "looked").touch()
-    os.utime(world.state / "looked", (1, 1))
+def test_keeper_starts_the_scan_and_signs_its_events(lab):
+    lab.experience()
+    lab.run("next", "new.example", ago=5)
+    keeper = Keeper(lab.journal, lab.state, pytest.fail)
+    (lab.state / "looked").touch()
+    os.utime(lab.state / "looked", (1, 1))
     keeper.turn()
-    _until((world.state / TOLD).exists)
-    _until(lambda: len(world.told()) == 1)
-    _until(lambda: verify(world.journal, known(world.state.parent / "keys")).intact)
+    wait_until((lab.state / TOLD).exists, "the file of counts")
+    wait_until(lambda: len(lab.recorded()) == 1, "the event of the anomaly")
+    wait_until(lambda: verify(lab.journal, known(lab.state.parent / "keys")).intact, "the signature")
     keeper.close()
-
-
-def _until(so):
-    deadline = time.monotonic() + 60
-    while not so():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What the tests of exports share: journals with numbered events, and receivers that are real, or as bad as they come."""
+"""Lab for exporters: journals with numbered events, a real rsyslogd, and the export command."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import IdMaker, Kind
 from proxy.telemetry.journal.writer import Journal
 from tests.support.telemetry_lab import full_event, missing
+from tests.support.waiting import PATIENCE, wait_until
 
-BOUND = 40.0  # seconds that anything may take to become true
 _ids = IdMaker()
 
 
@@ -34,14 +34,6 @@ def write(journal, names, text="text", kind=Kind.CONNECTION_DECIDED):
     writer.close()
 
 
-def until(ready, what):
-    """Wait until something is true."""
-    end = time.monotonic() + BOUND
-    while not ready():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -55,13 +47,13 @@ def command(*words, home):
     }
 
 
-def once(*words, home):
-    return subprocess.run(**command("--once", *words, home=home), capture_output=True, text=True, timeout=BOUND)
+def run_once(*words, home):
+    return subprocess.run(**command("--once", *words, home=home), capture_output=True, text=True, timeout=PATIENCE)
 
 
 @contextlib.contextmanager
-def following(*words, home):
-    """An `exeat export` that goes on until it is killed."""
+def run_continuously(*words, home):
+    """Run `exeat export` until the end of the block, then kill it."""
     process = subprocess.Popen(**command(*words, home=home), stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -71,12 +63,12 @@ def following(*words, home):
 
 
 def in_order(got, wanted):
-    """Whether all that is wanted is there, and new ones came in its order; how often is another matter."""
+    """Whether all wanted items arrived, and new ones in order; repeated items are ignored."""
     return [each for each in dict.fromkeys(got) if each in set(wanted)] == list(wanted)
 
 
 class Rsyslog:
-    """A real rsyslogd, which writes what it got to a file before it reads on."""
+    """Real rsyslogd, which writes each message to a file before it reads the next."""
 
     def __init__(self, directory, port, tls=None):
         self.out, self.port = directory / "out", port
@@ -106,7 +98,7 @@ class Rsyslog:
         self._process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
-        until(self._listens, "rsyslogd doesn't listen")
+        wait_until(self._listens, "the start of rsyslogd")
 
     def kill(self):
         if self._process is not None:
@@ -125,7 +117,7 @@ class Rsyslog:
         return self.out.read_text().splitlines() if self.out.exists() else []
 
     def ids(self):
-        """The ids of the events that it has, in the order in which they came. What a kill cut off is none."""
+        """Ids of the received events in order of arrival, without a line that a kill cut off."""
         found, text = [], self.out.read_text()
         for begins in re.finditer(r'\] (?=\{"time")', text):
             with contextlib.suppress(ValueError):

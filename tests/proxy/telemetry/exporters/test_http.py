@@ -1,4 +1,4 @@
-"""OTLP and webhooks against servers that answer as told: what is sent, what counts as a receipt, what stays secret."""
+"""OTLP and webhook exporters against scripted servers: requests, receipts, credentials."""
 
 import base64
 import contextlib

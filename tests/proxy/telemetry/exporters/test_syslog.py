@@ -1,4 +1,4 @@
-"""Syslog to a real rsyslogd, killed and started again in the middle; and to receivers that go away with things unread."""
+"""Syslog exporter with a real rsyslogd that is killed and restarted, and with receivers that leave data unread."""
 
 import contextlib
 import socket
@@ -16,9 +16,17 @@ from proxy.telemetry.exporters.syslog import SyslogExporter
 from proxy.telemetry.formats.decoded_event import read
 from proxy.telemetry.journal.bookmark import Bookmark, Reader
 from tests.lab.certificates import Authority
-from tests.proxy.telemetry.exporters.export_lab import BOUND, Rsyslog, free_port, ids, in_order, once, until, write
-from tests.proxy.telemetry.exporters.export_lab import following as exporting
+from tests.proxy.telemetry.exporters.export_lab import (
+    Rsyslog,
+    free_port,
+    ids,
+    in_order,
+    run_continuously,
+    run_once,
+    write,
+)
 from tests.support.telemetry_lab import full_event
+from tests.support.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +49,14 @@ def test_killed_rsyslogd_has_all_events_in_order_in_the_end(scheme, tmp_path, tl
     try:
         for turn in range(3):
             receiver.start()
-            with exporting(*words, home=tmp_path):
+            with run_continuously(*words, home=tmp_path):
                 seen = len(receiver.messages())
                 write(journal, more := ids(300))
                 wanted += more
-                until(lambda before=seen: len(receiver.messages()) > before, "nothing arrives")
+                wait_until(lambda before=seen: len(receiver.messages()) > before, "the first message")
                 if turn < 2:
                     receiver.kill()
-        done = once(*words, home=tmp_path)
+        done = run_once(*words, home=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert in_order(receiver.ids(), wanted)
     finally:
@@ -77,7 +85,7 @@ def answering(*scripts):
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield server.getsockname()[1]
-    thread.join(BOUND)
+    thread.join(PATIENCE)
 
 
 def reads_all(connection):
@@ -125,7 +133,7 @@ def test_receiver_that_ends_after_reading_does_not_count(items):
 def test_receiver_that_never_closes_times_out(items, monkeypatch):
     monkeypatch.setattr(syslog, "_TIMEOUT", 0.5)
     over = threading.Event()
-    with answering(lambda connection: over.wait(BOUND) and connection.close()) as port:
+    with answering(lambda connection: over.wait(PATIENCE) and connection.close()) as port:
         with pytest.raises(UnavailableError, match="timed out"):
             SyslogExporter("127.0.0.1", port, FORMATS["event"]).send(items)
         over.set()
@@ -135,14 +143,14 @@ def test_connection_closed_while_idle_is_reopened(items):
     tired = threading.Event()
 
     def ends_when_tired(connection):
-        tired.wait(BOUND)
+        tired.wait(PATIENCE)
         connection.close()
 
     with answering(reads_all, ends_when_tired, reads_all, reads_all) as port:
         sink = SyslogExporter("127.0.0.1", port, FORMATS["event"])
         sink.send(items)
         tired.set()
-        until(lambda: not _idle(sink), "the idle connection isn't ended")
+        wait_until(lambda: not _idle(sink), "the end of the idle connection")
         sink.send(items)
         sink._next_connection.close()
 
@@ -154,7 +162,7 @@ def _idle(sink):
     except BlockingIOError:
         return True
     finally:
-        sink._next_connection.settimeout(BOUND)
+        sink._next_connection.settimeout(PATIENCE)
 
 
 def test_tls_receiver_without_close_notify_does_not_count(items, tls):

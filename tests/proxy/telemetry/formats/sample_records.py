@@ -1,4 +1,4 @@
-"""What the tests of shapes share: a record of each kind, full and bare, and what no shape may ever let through."""
+"""Sample records of each kind, full and bare, and the characters that no format may let through."""
 
 import json
 import unicodedata
@@ -12,24 +12,24 @@ _BARE = ("time", "id", "kind")
 
 
 def record(kind=Kind.CONNECTION_DECIDED, text="text", **more):
-    """The record of a full event; `more` replaces members, None takes one away."""
+    """Return the record of a full event; `more` replaces members, None removes one."""
     line = json.loads(encode(full_event(Kind(kind), text)))
     line |= more
     return read(json.dumps({key: value for key, value in line.items() if value is not None}).encode())
 
 
 def bare(kind):
-    """As little as an event of a kind can say."""
+    """Return a record with only the required members."""
     return {key: value for key, value in record(kind).items() if key in _BARE}
 
 
 def unknown():
-    """A kind that is only thought of later."""
+    """Return a record of an unknown kind."""
     return {**record(), "kind": "later.invented", "later": {"deep": [1, "x"]}}
 
 
 def everything():
-    """A full and a bare record of each kind, and one of a kind unknown."""
+    """Yield a full and a bare record of each kind, and one of an unknown kind."""
     yield unknown()
     for kind in Kind:
         yield record(kind)
@@ -37,7 +37,7 @@ def everything():
 
 
 def texts(value):
-    """Every text in a JSON value, keys too."""
+    """Yield every text in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -50,11 +50,11 @@ def texts(value):
 
 
 def harmful(text):
-    """The characters of a text that would move a terminal, end a line, or show as nothing."""
+    """Return the characters of a text that control a terminal, end a line or are invisible."""
     found = set(text) - {" "}
     return sorted(each for each in found if not each.isprintable() or unicodedata.category(each)[0] in "CMZ")
 
 
 def event(**said):
-    """A decision as a gate writes it, with what differs in this test."""
+    """Return a decision as a gate writes it, with changed members."""
     return record(**{"verdict": "allow", "outcome": "passed", "reason": "rule", **said})

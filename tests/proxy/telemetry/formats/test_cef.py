@@ -1,4 +1,4 @@
-"""CEF and syslog: one line an event, whatever is in it, that parsers written from their specifications read back."""
+"""CEF and syslog: one line per event that parsers written from the specifications read back."""
 
 import re
 

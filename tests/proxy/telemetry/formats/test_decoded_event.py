@@ -1,4 +1,4 @@
-"""Whatever stands in a line of the journal, and whoever put it there: each shape says it, or it is no event."""
+"""Records of any content in every format."""
 
 import json
 

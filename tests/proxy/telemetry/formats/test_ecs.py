@@ -1,4 +1,4 @@
-"""ECS 9.4: fields with the types and words that elastic publishes; the verdict is no outcome."""
+"""ECS 9.4: fields, types and values as published by Elastic."""
 
 import re
 from ipaddress import ip_address

@@ -1,4 +1,4 @@
-"""Whom an exported event names: who started the task, or the host's user of a process, and never a sandbox's own ids."""
+"""Users in exported events: the starter of a task and the host user of a process, never ids of a sandbox."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""OCSF 1.8 as its publishers define it: each event is valid in its class, and says what the gate did."""
+"""OCSF 1.8: each event is valid by the published schema, with the action of the gate."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""OTLP logs: our bytes read by the protocol's own definition, nothing left over, and values that come back as written."""
+"""OTLP logs: messages decoded by the protocol's own definition, with the same values."""
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse

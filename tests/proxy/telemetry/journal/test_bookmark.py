@@ -1,4 +1,4 @@
-"""Reading on from a bookmark: at least once, in the order of each segment, whatever is closed and compressed meanwhile."""
+"""Bookmark of a reader: every line at least once and in order, while segments are closed and compressed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Reading the journal back: in order over all writers, whatever a crash or an editor left in it."""
+"""Reading the journal: in order over all writers, after crashes and edits."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Every way to tamper with a journal is named, with its place; what a crash leaves is told apart."""
+"""Verification of a journal: every manipulation is reported with its line; effects of a crash are not tampering."""
 
 import os
 import re

@@ -21,13 +21,13 @@ from proxy.telemetry.journal.writer import LITTLE, DiskQuota, Journal, JournalWr
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 from tests.support.telemetry_lab import (
     ALLOWED,
-    StandInPolicy,
-    StandInSettings,
+    FakePolicy,
+    FakeSettings,
     close,
     connect,
     full_event,
     missing,
-    rig,
+    recorder_lab,
 )
 
 NOON = 1_795_003_200_000_000_000  # 2026-11-18T12:00Z
@@ -212,8 +212,8 @@ def test_concurrent_writers_use_separate_segments(tmp_path):
 def test_killed_writer_loses_no_appended_event(tmp_path):
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.support.telemetry_lab import rig, connect\n"
-        "recorder = rig(pathlib.Path(sys.argv[1])).recorder\n"
+        "from tests.support.telemetry_lab import recorder_lab, connect\n"
+        "recorder = recorder_lab(pathlib.Path(sys.argv[1])).recorder\n"
         "while True: sys.stdout.write(connect(recorder) + '\\n'); sys.stdout.flush()\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, tmp_path, ROOT], stdout=subprocess.PIPE, text=True) as child:
@@ -284,13 +284,13 @@ if ctypes.CDLL(None, use_errno=True).mount(b"none", sys.argv[1].encode(), b"tmpf
     sys.exit(77)
 
 import errno
-from tests.support.telemetry_lab import connect, rig
+from tests.support.telemetry_lab import connect, recorder_lab
 from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.telemetry.journal.query import Progress, read_events
 directory = pathlib.Path(sys.argv[1])
 filler = directory / "filler"
 filler.write_bytes(b"x" * 40000)
-here = rig(directory / "journal")
+here = recorder_lab(directory / "journal")
 told = []
 try:
     while True:
@@ -436,8 +436,8 @@ def test_quota_starts_again_each_day(clock):
 @pytest.fixture(params=OnJournalFailure)
 def used_up(request, tmp_path, monkeypatch):
     """A task that has had its portion, and a connection of its own that is open; whatever the rules want of failures."""
-    here = rig(tmp_path)
-    here.recorder.sandbox.policy = StandInPolicy(settings=StandInSettings(on_journal_failure=request.param))
+    here = recorder_lab(tmp_path)
+    here.recorder.sandbox.policy = FakePolicy(settings=FakeSettings(on_journal_failure=request.param))
     monkeypatch.setattr(type(here.recorder.journal), "free", lambda _: 0)
     here.recorder._quota.taken = LITTLE
     return here
@@ -495,9 +495,9 @@ def test_freed_space_is_used(used_up, monkeypatch):
 def test_each_task_of_a_worker_has_its_own_quota(used_up, tmp_path):
     with pytest.raises(JournalWriteError):
         connect(used_up.recorder)
-    connect(rig(tmp_path).recorder)
+    connect(recorder_lab(tmp_path).recorder)
 
 
 def test_free_space_is_that_of_the_disk(tmp_path):
-    free = rig(tmp_path).recorder.journal.free()
+    free = recorder_lab(tmp_path).recorder.journal.free()
     assert 0 < free < 1 << 60

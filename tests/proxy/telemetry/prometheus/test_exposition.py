@@ -1,4 +1,4 @@
-"""Metrics: right numbers, closed sets of labels, and text that Prometheus takes."""
+"""Metrics: values, closed sets of labels, and text that Prometheus accepts."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from proxy.telemetry.prometheus.metrics import MOST_RULES, Histogram, Metrics
 from rules.attempt import Protocol
 from rules.decision import Decision
 from rules.verdicts import Mode, Outcome, Reason, Verdict
-from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, REVISION, close, connect, need, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, REVISION, close, connect, find_program, recorder_lab
 
 
 def series(metrics):
@@ -23,7 +23,7 @@ def series(metrics):
 
 def busy(tmp_path):
     """Metrics with something in every family."""
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     metrics = here.metrics
     here.recorder.rules_loaded()
     close(here.recorder, connect(here.recorder), up=3, down=5)
@@ -102,7 +102,7 @@ def test_unknown_values_have_no_samples():
 
 
 def test_promtool_accepts_the_metrics(tmp_path):
-    promtool = need("promtool")
+    promtool = find_program("promtool")
     for metrics in (Metrics(), busy(tmp_path)):
         done = subprocess.run(
             [promtool, "check", "metrics"], input=metrics.render(), capture_output=True, check=False, timeout=30
@@ -112,7 +112,7 @@ def test_promtool_accepts_the_metrics(tmp_path):
 
 def test_names_tasks_and_rules_add_no_series(tmp_path):
     """What a sandbox or a rule file can choose never becomes a label without bound."""
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     here.recorder.rules_loaded()
     here.recorder.error("made up", "x")
 
@@ -135,7 +135,7 @@ def test_names_tasks_and_rules_add_no_series(tmp_path):
     for n in range(2_000):
         attempt(n, here.recorder)
     for n in range(20):
-        other = rig(tmp_path, task=f"task-{n}", name=f"name-{n}").recorder
+        other = recorder_lab(tmp_path, task=f"task-{n}", name=f"name-{n}").recorder
         other.metrics = here.metrics
         attempt(n, other)
         other.error(f"where-{n}", "x")
@@ -222,7 +222,7 @@ def test_counting_does_not_import_prometheus_client():
 
 
 def test_allowed_and_denied_attempts_have_separate_series(tmp_path):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     connect(here.recorder, ALLOWED)
     connect(here.recorder, DENIED)
     assert len(here.metrics.decisions) == 2
@@ -230,7 +230,7 @@ def test_allowed_and_denied_attempts_have_separate_series(tmp_path):
 
 def test_command_decision_counts_without_rules(tmp_path):
     """Rules with a series of their own are about the network; a command isn't one of them."""
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     by_rule = DENIED._replace(rules=("web:no-rm",))
     here.recorder.command_decided(by_rule, ["rm", "x"], Process(7, "/bin/sh"))
     assert here.metrics.decisions == {(Kind.COMMAND_DECIDED, DENIED.verdict, DENIED.outcome, DENIED.reason): 1}

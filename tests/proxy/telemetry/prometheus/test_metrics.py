@@ -1,4 +1,4 @@
-"""Numbers of what waits for people: each attempt once, whatever becomes of it and wherever it is added up."""
+"""Counts of pending approvals: each attempt once, in every process and in totals."""
 
 import asyncio
 import json

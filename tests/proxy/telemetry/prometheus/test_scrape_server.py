@@ -1,4 +1,4 @@
-"""The scrape server against real Prometheus-like, slow, garbage and huge clients."""
+"""Scrape server with ordinary, slow, malformed and huge clients."""
 
 import asyncio
 import contextlib
@@ -10,9 +10,10 @@ import pytest
 from proxy.telemetry.events import Component
 from proxy.telemetry.prometheus.metrics import Metrics
 from proxy.telemetry.prometheus.scrape_server import ScrapeServer
+from tests.support.waiting import wait_until_async
 
 
-class Rig:
+class ScrapeLab:
     def __init__(self, deadline):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.address = self.listener.getsockname()
@@ -36,41 +37,35 @@ class Rig:
         return answer
 
 
-async def until(condition):
-    """Let the server go on until something is so; the suite's own time limit ends what never is."""
-    while not condition():  # noqa: ASYNC110  the server has no event to wait for, and shall not have one for tests
-        await asyncio.sleep(0.01)
-
-
-def served(scenario, deadline=20.0):
+def run_scenario(scenario, deadline=20.0):
     """Run a scenario against a running server, and see that it leaves nothing behind."""
 
     async def run():
-        rig = Rig(deadline)
-        await rig.server.start()
+        lab = ScrapeLab(deadline)
+        await lab.server.start()
         try:
-            await scenario(rig)
-            assert b" 200 OK" in await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
+            await scenario(lab)
+            assert b" 200 OK" in await lab.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
         finally:
-            await rig.server.close()
-            await rig.server.close()
-        assert rig.listener.fileno() == -1
+            await lab.server.close()
+            await lab.server.close()
+        assert lab.listener.fileno() == -1
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(run())
 
 
 def test_metrics_are_served_with_their_type_and_length():
-    async def scenario(rig):
-        rig.metrics.worker_restarts = 7
-        head, _, body = (await rig.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).partition(b"\r\n\r\n")
+    async def scenario(lab):
+        lab.metrics.worker_restarts = 7
+        head, _, body = (await lab.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).partition(b"\r\n\r\n")
         lines = head.split(b"\r\n")
         assert lines[0] == b"HTTP/1.1 200 OK"
         assert b"Content-Type: text/plain; version=0.0.4; charset=utf-8" in lines
         assert b"Content-Length: %d" % len(body) in lines
         assert b"\nexeat_worker_restarts_total 7.0\n" in body
 
-    served(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(
@@ -94,15 +89,15 @@ def test_metrics_are_served_with_their_type_and_length():
     ],
 )
 def test_only_get_metrics_is_answered_with_metrics(request_bytes, status):
-    async def scenario(rig):
-        assert (await rig.ask(request_bytes)).split(b" ")[1:2] == [status]
+    async def scenario(lab):
+        assert (await lab.ask(request_bytes)).split(b" ")[1:2] == [status]
 
-    served(scenario)
+    run_scenario(scenario)
 
 
 def test_a_request_in_single_bytes_is_a_request():
-    async def scenario(rig):
-        reader, writer = await rig.open()
+    async def scenario(lab):
+        reader, writer = await lab.open()
         for byte in b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n":
             writer.write(bytes([byte]))
             await writer.drain()
@@ -110,33 +105,33 @@ def test_a_request_in_single_bytes_is_a_request():
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
         writer.close()
 
-    served(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\n"])
 def test_closed_and_reset_connections_leave_no_error(sent):
-    async def scenario(rig):
+    async def scenario(lab):
         for linger in (None, struct.pack("ii", 1, 0)):
-            client = socket.create_connection(rig.address)
+            client = socket.create_connection(lab.address)
             client.sendall(sent)
             if linger:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             client.close()
-        await until(lambda: not rig.server._clients)
+        await wait_until_async(lambda: not lab.server._clients)
 
-    served(scenario)
+    run_scenario(scenario)
 
 
 def test_unfinished_request_is_aborted_at_the_deadline():
-    async def scenario(rig):
-        reader, writer = await rig.open()
+    async def scenario(lab):
+        reader, writer = await lab.open()
         writer.write(b"GET /metrics HTTP/1.1\r\n")
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
-        assert not rig.server._clients
+        assert not lab.server._clients
         writer.close()
 
-    served(scenario, deadline=0.3)
+    run_scenario(scenario, deadline=0.3)
 
 
 def test_client_that_never_reads_is_aborted_at_the_deadline():
@@ -147,55 +142,55 @@ def test_client_that_never_reads_is_aborted_at_the_deadline():
             # More than the sockets' buffers hold, so that it can't leave without being read.
             return b"x" * 30_000_000 if self.huge else super().render()
 
-    async def scenario(rig):
-        rig.server._metrics = Huge()
+    async def scenario(lab):
+        lab.server._metrics = Huge()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(rig.address)
+            client.connect(lab.address)
             client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-            await until(lambda: rig.server._clients)
-            await until(lambda: not rig.server._clients)
+            await wait_until_async(lambda: lab.server._clients)
+            await wait_until_async(lambda: not lab.server._clients)
         Huge.huge = False
 
-    served(scenario, deadline=0.5)
+    run_scenario(scenario, deadline=0.5)
 
 
 def test_oldest_idle_client_is_closed_for_a_new_one():
     # Whoever can reach the port has as many connections as they like, and could keep Prometheus out.
-    async def scenario(rig):
-        idle = [await rig.open() for _ in range(16)]
-        await until(lambda: len(rig.server._clients) == 16)
+    async def scenario(lab):
+        idle = [await lab.open() for _ in range(16)]
+        await wait_until_async(lambda: len(lab.server._clients) == 16)
         for _ in range(3):
-            assert b" 200 OK" in await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
-        assert len(rig.server._clients) == 15, "the first to come has gone, and no other"
+            assert b" 200 OK" in await lab.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert len(lab.server._clients) == 15, "the first to come has gone, and no other"
         for reader, writer in idle[:1]:
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.close()
-        more = [await rig.open() for _ in range(40)]
-        await until(lambda: len(rig.server._clients) == 16)
+        more = [await lab.open() for _ in range(40)]
+        await wait_until_async(lambda: len(lab.server._clients) == 16)
         for _, writer in [*idle[1:], *more]:
             writer.close()
-        await until(lambda: not rig.server._clients)
+        await wait_until_async(lambda: not lab.server._clients)
 
-    served(scenario)
+    run_scenario(scenario)
 
 
 def test_huge_request_is_refused_without_reading_it_all():
-    async def scenario(rig):
-        answer = await rig.ask(b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 20_000_000)
+    async def scenario(lab):
+        answer = await lab.ask(b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 20_000_000)
         assert answer == b"" or b" 431 " in answer
 
-    served(scenario)
+    run_scenario(scenario)
 
 
 def test_close_aborts_open_connections():
-    async def scenario(rig):
+    async def scenario(lab):
         for _ in range(3):
-            _, writer = await rig.open()
+            _, writer = await lab.open()
             writer.write(b"GET ")
 
-    served(scenario)
+    run_scenario(scenario)
 
 
 def test_render_error_is_counted_and_answered_with_500():
@@ -207,12 +202,12 @@ def test_render_error_is_counted_and_answered_with_500():
                 raise RuntimeError("secret detail")
             return super().render()
 
-    async def scenario(rig):
-        rig.server._metrics = rig.metrics = Broken()
-        answer = await rig.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
+    async def scenario(lab):
+        lab.server._metrics = lab.metrics = Broken()
+        answer = await lab.ask(b"GET /metrics HTTP/1.1\r\n\r\n")
         assert b" 500 " in answer
         assert b"secret" not in answer
-        assert rig.metrics.gate_errors == {Component.METRICS: 1}
+        assert lab.metrics.gate_errors == {Component.METRICS: 1}
         Broken.broken = False
 
-    served(scenario)
+    run_scenario(scenario)

@@ -1,4 +1,4 @@
-"""Numbers of many sandboxes and workers as one: added up, passed on as JSON, and checked where they are taken in."""
+"""Totals of many sandboxes and workers: sums, JSON reports, and their checks."""
 
 import json
 from datetime import date

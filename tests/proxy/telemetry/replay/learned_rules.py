@@ -1,4 +1,4 @@
-"""A journal to learn from, and what is learned."""
+"""Learns rules from events and formats them briefly."""
 
 from proxy.telemetry.replay.learner import Learner, without_secrets
 from rules.learning.generalize import write_pattern
@@ -8,7 +8,7 @@ from tests.rules.writing import loaded
 
 
 def learned(*events):
-    """The drafts, and the file."""
+    """Return the drafts and the rule file."""
     learner = Learner()
     for event in events:
         learner.take(event)
@@ -17,7 +17,7 @@ def learned(*events):
 
 
 def rules_of(*events):
-    """The rules that are learned, short; the file loads, and its tests pass."""
+    """Return the learned rules in short form, after loading the file and running its tests."""
     drafted, text = learned(*events)
     file = loaded(text)
     assert failures(file) == []

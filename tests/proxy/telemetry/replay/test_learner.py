@@ -1,4 +1,4 @@
-"""`exeat learn`: the smallest rule file that allows what a journal tells was let out, and nothing it doesn't."""
+"""Learned rules: the smallest rule file that allows the recorded attempts and nothing else."""
 
 from collections import defaultdict
 

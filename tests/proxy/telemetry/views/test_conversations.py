@@ -1,4 +1,4 @@
-"""`exeat log chain`: from what an agent said to what its task did, and back; by call, by time, by process, by approval."""
+"""`exeat log chain`: agent reports joined with actions by call, time, process and approval."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.views.conversations import MOST
 from rules.attempt import Protocol
 from tests.proxy.approvals.sample_requests import CONNECTION, REQUEST
-from tests.support.telemetry_lab import ALLOWED, DENIED, FLAGGED, HOSTILE, connect, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, FLAGGED, HOSTILE, connect, recorder_lab
 
 SECOND = 1_000_000_000
 CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",))
@@ -23,13 +23,13 @@ CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",))
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return rig(tmp_path / "exeat" / "journal")
+    return recorder_lab(tmp_path / "exeat" / "journal")
 
 
 @pytest.fixture
 def told(here):
     """Two agents in one task. Each is asked something, and calls a tool; the first one's goes out and is refused."""
-    other = rig(here.directory, "t-2", "build")
+    other = recorder_lab(here.directory, "t-2", "build")
     now, ids = time.time_ns(), {}
 
     def say(name, ago, *, conversation="c-1", call="", tool="", recorder=here.recorder, **attributes):

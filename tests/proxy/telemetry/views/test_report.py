@@ -1,4 +1,4 @@
-"""The page that `exeat report` writes: it says what the journal says, and nothing in it is more than text."""
+"""Report page: its numbers equal the journal, and hostile texts stay text."""
 
 import html
 import os
@@ -14,7 +14,7 @@ from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.views.report import MOST, AttemptTimes, ReportData, gather, page
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason
-from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, recorder_lab
 
 VOID = {"meta", "br", "line", "rect"}
 TAGS = {
@@ -68,7 +68,7 @@ def written(all_):
 def here(tmp_path, monkeypatch):
     """A journal of a task that got some of what it wanted."""
     monkeypatch.chdir(tmp_path)
-    here = rig(tmp_path / "journal")
+    here = recorder_lab(tmp_path / "journal")
     recorder = here.recorder
     recorder.rules_loaded()
     started = recorder.task_started(["pip", "download", "six"])
@@ -226,7 +226,7 @@ def test_misuse_of_report_is_reported(here, capsys, words, said):
 
 def test_task_name_cannot_choose_the_path_of_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    connect(rig(tmp_path / "journal", name="../../etc/x y").recorder, ALLOWED)
+    connect(recorder_lab(tmp_path / "journal", name="../../etc/x y").recorder, ALLOWED)
     assert main(["report", "--last", "--journal", str(tmp_path / "journal")]) in {0, 2}
     assert main(["report", "t-1", "--journal", str(tmp_path / "journal")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "exeat-report-etc-x-y.html"

@@ -1,4 +1,4 @@
-"""The table for people: fits the terminal, says why, and obeys no sandbox."""
+"""Table of events: fits the terminal, shows the reason, escapes hostile text."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""`exeat top`: what it counts, that nothing a sandbox made up moves the cursor, and that a real terminal is given back."""
+"""`exeat top`: its counts, escaping of hostile text, and the restored terminal."""
 
 import os
 import pty
@@ -17,7 +17,7 @@ from proxy.telemetry.events import Answer, Approval, Kind, Task, Transferred
 from proxy.telemetry.views.top import MOST_REFUSALS, MOST_TASKS, RATE_OVER, Rate, Screen, TopState
 from proxy.telemetry.visible import width
 from rules.verdicts import Mode, Outcome
-from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, rig
+from tests.support.telemetry_lab import ALLOWED, DENIED, HOSTILE, close, connect, full_event, recorder_lab
 
 NS = 1_000_000_000
 NOW = 1_795_000_000 * NS
@@ -140,7 +140,7 @@ def test_hostile_text_stays_in_its_line(text, columns, lines):
 
 
 def test_top_without_terminal_prints_once(tmp_path, capsys):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     connect(here.recorder, DENIED)
     assert main(["top", "--journal", str(tmp_path)]) == 0
     said = capsys.readouterr().out
@@ -178,7 +178,7 @@ class Terminal:
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "an interrupt"])
 def test_top_on_a_terminal_follows_and_restores_the_screen(tmp_path, key):
-    here = rig(tmp_path)
+    here = recorder_lab(tmp_path)
     connect(here.recorder)
     terminal = Terminal(tmp_path)
     try:
@@ -199,7 +199,7 @@ def test_top_on_a_terminal_follows_and_restores_the_screen(tmp_path, key):
 
 
 def test_top_on_a_dumb_terminal_sends_no_control_sequence(tmp_path):
-    connect(rig(tmp_path).recorder)
+    connect(recorder_lab(tmp_path).recorder)
     terminal = Terminal(tmp_path, "dumb")
     try:
         terminal.until("none")
