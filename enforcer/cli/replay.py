@@ -118,7 +118,7 @@ def _result(replay: Replay) -> str:
     unknown = replay.uncertain_attempts + replay.skipped.total()
     if not unknown:
         return f"{replay.changes or 'nothing'} would change"
-    return f"{replay.changes or 'none'} would change for certain, and of {unknown} the journal doesn't tell enough"
+    return f"{replay.changes or 'none'} would change for certain, and of {unknown} the journal doesn't record enough"
 
 
 def _line(group: Group, tally: Tally) -> str:

@@ -12,7 +12,7 @@ from proxy.approvals.protocol import ROUNDS, Result, reason_of
 from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import LOOKUP_TIMEOUT, preflight
 from proxy.gate.decide import GateAction, decide_after_approval, deny_before_asking, deny_unanswered
-from proxy.telemetry.events import GONE
+from proxy.telemetry.events import CLIENT_LEFT
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -105,13 +105,13 @@ class Pending:
         if self._ticket is not None:
             approval = self._ticket.approval or approval
         denial = deny_unanswered(self._sandbox, self._gate_decision, reason, can_inspect=self._can_inspect)
-        action = GateAction.RESET if detail is GONE or reason is Reason.GATE_ERROR else denial.action
+        action = GateAction.RESET if detail is CLIENT_LEFT or reason is Reason.GATE_ERROR else denial.action
         self._gate_decision = denial._replace(detail=detail, approval=approval, action=action)
         self._finish()
 
     def deny_after_client_end(self) -> None:
         """Deny it: the client has ended its side, perhaps for good."""
-        self.deny(Reason.APPROVAL_TIMEOUT, GONE)
+        self.deny(Reason.APPROVAL_TIMEOUT, CLIENT_LEFT)
 
     def withdraw(self) -> None:
         """Withdraw the request: the connection is closed. Idempotent."""

@@ -28,7 +28,7 @@ from proxy.inspection.stages.stage import Needs, RequestStoppedError
 from proxy.request.messages import Unreadable, WebOrigin, advice_on_unreadable
 from proxy.request.request_head import UnclearError, grpc_kind, may_trail, user_agent
 from proxy.sandbox.rule_limits import Connections, cut_by
-from proxy.telemetry.events import GONE
+from proxy.telemetry.events import CLIENT_LEFT
 from proxy.telemetry.journal.writer import JournalWriteError
 from rules.decision import Decision, deny
 from rules.verdicts import Outcome, Reason, Verdict
@@ -325,7 +325,7 @@ class Session:
                 self.recorder.sandbox,
                 waiting.ruling,
                 self.ending or Reason.APPROVAL_TIMEOUT,
-                GONE if self.ending is None else "",
+                CLIENT_LEFT if self.ending is None else "",
             )
             self.admit(waiting.request, replace(ruling, approval=waiting.approval))
         self.connections.close()

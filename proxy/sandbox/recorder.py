@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import (
+    CLIENT_LEFT,
     DECISIONS,
-    GONE,
     Agent,
     Approval,
     Component,
@@ -438,7 +438,7 @@ class Recorder:
         asking = self.sandbox.approvals
         # Of people who were asked about it, and not only about one like it before
         if event.approval is not None and (asking is None or asking.take_submitted(event.approval.id)):
-            self._tally.held(decision.reason, given_up=event.detail == GONE)
+            self._tally.held(decision.reason, given_up=event.detail == CLIENT_LEFT)
         if not decision.outcome.passes:
             self.refused.append(event)
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.supervisor_channel import messages
-from proxy.telemetry.events import GONE
+from proxy.telemetry.events import CLIENT_LEFT
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class ProgramApprovals:
         waiting = self._waiting.pop(number, None)
         if waiting is not None:
             _drop(waiting)
-            self._refuse(waiting, Reason.APPROVAL_TIMEOUT, GONE)
+            self._refuse(waiting, Reason.APPROVAL_TIMEOUT, CLIENT_LEFT)
 
     def close(self) -> None:
         """Drop all requests; programs that wait get no answer. Idempotent."""

@@ -75,7 +75,7 @@ def _describe_lookup(event: "Event") -> str:
         return question
     answers = ", ".join(event.dns.answers)
     if event.outcome is Outcome.BLOCKED:  # the address of the block page, which gives the reason
-        return f"{question} refused; {answers} says why"
+        return f"{question} blocked; {answers} serves the block page"
     return f"{question} is {answers}"
 
 
@@ -191,13 +191,13 @@ def _format_comment(approval: Approval, event: "Event") -> str:
 
 def _describe_pending(event: "Event", approval: Approval) -> str:
     again = " again" if approval.joined else ""
-    actor = "the task asks" if approval.agent else "asked"
+    actor = "requested by the task" if approval.agent else "requested"
     return f"{actor}{again} for {_describe_subject(event)}"
 
 
 def _describe_answer(event: "Event", approval: Approval) -> str:
     word = "answered" if approval.answer is None else _ANSWER_WORDS.get(approval.answer, str(approval.answer))
-    more = ", and more have to say so," if approval.answer is Answer.APPROVED and not approval.final else ""
+    more = ", more approvals needed," if approval.answer is Answer.APPROVED and not approval.final else ""
     return f"{word} for {_describe_subject(event)}{_format_grant(approval)}{more}"
 
 
@@ -224,19 +224,19 @@ _APPROVAL_DESCRIPTIONS: "Mapping[Kind, Callable[[Event, Approval], str]]" = {
     Kind.APPROVAL_REFUSED: lambda event, approval: (
         f"refused for {_describe_subject(event)}{f' ({approval.answer})' if approval.answer is not None else ''}"
     ),
-    Kind.APPROVAL_STALE: lambda event, _approval: f"is stale: nothing waits any more for {_describe_subject(event)}",
+    Kind.APPROVAL_STALE: lambda event, _approval: f"stale, its client left: {_describe_subject(event)}",
 }
 
 
 def _describe_anomaly(event: "Event") -> str:
     unusual = event.unusual
     if unusual is None:
-        return f"task is unusual{_format_detail(event)}"
+        return f"anomaly{_format_detail(event)}"
     runs = f"{unusual.runs} earlier runs"
     if unusual.what == "destination":
-        return f"unusual: {_describe_destination(event)}, where none of {runs} went{_format_detail(event)}"
-    sent = f"{_format_size(unusual.got)} left, and at most {_format_size(unusual.usual)} in {runs}"
-    return f"unusual: {sent}{_format_detail(event)}"
+        return f"anomaly: {_describe_destination(event)}, new after {runs}{_format_detail(event)}"
+    sent = f"{_format_size(unusual.got)} sent, at most {_format_size(unusual.usual)} in {runs}"
+    return f"anomaly: {sent}{_format_detail(event)}"
 
 
 _DESCRIPTIONS: "Mapping[Kind, Callable[[Event], str]]" = {
@@ -262,9 +262,9 @@ _DESCRIPTIONS: "Mapping[Kind, Callable[[Event], str]]" = {
         f"{_format_detail(event)}"
     ),
     Kind.AGENT_SAID: _describe_agent,
-    Kind.FLAG_SEEN: lambda event: f"{event.by or 'somebody'} has looked at the flagged event {event.cause}",
+    Kind.FLAG_SEEN: lambda event: f"flagged event {event.cause} reviewed by {event.by or 'an unknown user'}",
     Kind.TASK_TAINTED: lambda event: (
-        f"task tainted by what it read from {_describe_destination(event)}{_format_detail(event)}"
+        f"task tainted by reading from {_describe_destination(event)}{_format_detail(event)}"
     ),
     Kind.ANOMALY_DETECTED: _describe_anomaly,
     **dict.fromkeys((kind for kind in Kind if kind.startswith("changes.")), _describe_changes),

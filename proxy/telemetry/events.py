@@ -79,7 +79,7 @@ FORMER_KINDS: Final = {
     "task.unusual": Kind.ANOMALY_DETECTED,
 }
 
-GONE = "the client went away while people were asked"  # the detail of such an attempt
+CLIENT_LEFT = "the client went away while people were asked"  # the detail of such an attempt
 DECISIONS = frozenset({Kind.CONNECTION_DECIDED, Kind.REQUEST_DECIDED, Kind.DNS_DECIDED})
 ATTEMPTS = DECISIONS | {Kind.COMMAND_DECIDED}
 STOPPED = frozenset({Outcome.BLOCKED, Outcome.FAILED})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from proxy.approvals.approval_request import describe_request
 from proxy.approvals.protocol import ROUNDS, Answer, Result
-from proxy.telemetry.events import GONE
+from proxy.telemetry.events import CLIENT_LEFT
 from rules.attempt import Protocol
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class PendingApproval:
         answer, self._answer = self._answer, None
         if self._gone:
             self.drop()
-            return Answer(0, Result.TIMEOUT, self.approval, why=GONE)
+            return Answer(0, Result.TIMEOUT, self.approval, why=CLIENT_LEFT)
         if answer is not None:
             self.approval = answer.approval or self.approval
             self.grants += self._asking.leases.grants(answer.approval, answer.grants)

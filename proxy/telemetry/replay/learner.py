@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.masking import MASK, masked
-from proxy.telemetry.replay.past_attempts import ANSWERED, UNTOLD_REFS, PastAttempt, RuleOutcome, rebuild_attempt
+from proxy.telemetry.replay.past_attempts import (
+    RESOLVED_TYPES,
+    UNRECORDED_REFS,
+    PastAttempt,
+    RuleOutcome,
+    rebuild_attempt,
+)
 from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
 from rules.learning.drafts import (
@@ -37,8 +43,8 @@ if TYPE_CHECKING:
     from rules.addresses import Address
 
 _RUN: Final = re.compile(r"[A-Za-z0-9_-]{24,}+")
-_UNRECORDED_PUSH: Final = "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"
-UNTOLD_ADDRESS: Final = "which address the name had; one that isn't public has to stand under `resolves_to`"
+_UNRECORDED_PUSH: Final = "pushes whose refs the journal doesn't record: write a rule with `git` and its `push`"
+UNRECORDED_ADDRESS: Final = "which address the name had; a non-public one must be listed under `resolves_to`"
 _ACTIONS: Final = {RuleOutcome.FLAGGED: Verdict.FLAG, RuleOutcome.ASKED: Verdict.ASK}
 _HEX: Final = re.compile(r"[0-9a-fA-F-]++")
 
@@ -80,12 +86,12 @@ class Learner:
 
     def _count_lookup(self, name: HostName, event: "Event") -> None:
         record = "A" if event.dns is None else event.dns.type
-        if record in ANSWERED:
+        if record in RESOLVED_TYPES:
             self._lookups[name] += 1
         elif record in RECORD_TYPES:
             self._records.setdefault(name, Counter())[record] += 1
         else:
-            self._problems["lookups of a type that no rule lets out"] += 1
+            self._problems["lookups of a type that no rule can allow"] += 1
 
     def suggest(self, attempt: PastAttempt) -> None:
         """Treat a blocked attempt as if it had been allowed.
@@ -145,7 +151,7 @@ class Learner:
         attempt, event = past.attempt, past.event
         assert attempt is not None
         if never_leaves(Ports(attempt.port, attempt.port, attempt.protocol)) is not None:
-            self._problems[f"{attempt.port}/{attempt.protocol}, which no rule lets out"] += 1
+            self._problems[f"{attempt.port}/{attempt.protocol}, which no rule can allow"] += 1
             return
         observations = self._seen.setdefault(
             Destination(attempt.target, attempt.port, attempt.protocol), Observations()
@@ -154,9 +160,9 @@ class Learner:
             observations.addresses.add(past.address)
         action = _ACTIONS.get(past.fate, Verdict.ALLOW)
         rules = () if past.fate is RuleOutcome.AUDITED else event.rules
-        unrecorded = [each for each in past.unrecorded if each != UNTOLD_REFS]
+        unrecorded = [each for each in past.unrecorded if each != UNRECORDED_REFS]
         if attempt.request is not None and _lacks_address(past):
-            unrecorded.append(UNTOLD_ADDRESS)
+            unrecorded.append(UNRECORDED_ADDRESS)
         found = list(self._evidence(past, observations, action))
         for evidence in found:
             evidence.add(event.time, event.task.name or event.task.id, action, rules)
@@ -175,16 +181,16 @@ class Learner:
             elif event.kind is Kind.CONNECTION_DECIDED:
                 yield observations.connections
             return
-        if request.git is None and UNTOLD_REFS not in past.unrecorded:
+        if request.git is None and UNRECORDED_REFS not in past.unrecorded:
             kind = RequestKind.of(request.method, body=request.body, websocket=request.websocket, action=action)
             yield observations.requests.setdefault((kind, request.path.partition("?")[0]), Evidence())
             return
         for git in past.pushed:
             if git.service is GitService.FETCH or git.ref is not None:
                 yield observations.git.setdefault(GitObservation(git.repo, git.ref, git.change, action), Evidence())
-            elif UNTOLD_REFS not in past.unrecorded:
+            elif UNRECORDED_REFS not in past.unrecorded:
                 self._unfinished_pushes[Destination(attempt.target, attempt.port, attempt.protocol), git.repo] += 1
-        if UNTOLD_REFS in past.unrecorded:
+        if UNRECORDED_REFS in past.unrecorded:
             self._problems[_UNRECORDED_PUSH] += 1
 
 

@@ -42,14 +42,14 @@ _BY_RULES: Final = frozenset({
 })  # fmt: skip
 _BY_WHAT_IS_RECORDED: Final = frozenset({Reason.BODY_NOT_ALLOWED, Reason.URL_TOO_LONG})  # where `http.body` is
 _FOR_ITS_ADDRESS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED})
-ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # resolver.py: record types answered for an allowed name
+RESOLVED_TYPES: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # answered for any allowed name
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")  # resolver.py: independent of the rules
 _CUT_NOTE: Final = re.compile(r"\[\d+ more\]$")  # masking.cut
 _METHODS_WITHOUT_BODY: Final = frozenset({"GET", "HEAD"})
 _LONGEST_QUERY: Final = 1 << 16  # bytes
 _WITH_SECOND_PATHS: Final = frozenset({"COPY", "MOVE"})  # inspection/decide_request.py
-UNTOLD_KIND: Final = "whether a request had a body or was a WebSocket, which this journal doesn't tell"
-UNTOLD_REFS: Final = "the refs of a push, which the journal doesn't tell"
+UNRECORDED_KIND: Final = "whether a request had a body or was a WebSocket, which this journal doesn't record"
+UNRECORDED_REFS: Final = "the refs of a push, which the journal doesn't record"
 
 
 class RuleOutcome(StrEnum):
@@ -92,7 +92,7 @@ def rebuild_attempt(event: "Event", at: "date | None") -> PastAttempt | None:
         return PastAttempt(event, fate, problem=f"decided before any rule is asked ({reason})", fixed=True)
     is_recorded = event.http is not None and event.http.body is not None and reason in _BY_WHAT_IS_RECORDED
     if not is_allowed and not is_recorded and reason not in _BY_RULES:
-        return PastAttempt(event, fate, problem=f"blocked for what the journal doesn't tell ({reason})")
+        return PastAttempt(event, fate, problem=f"blocked for what the journal doesn't record ({reason})")
     return _rebuild_lookup(event, fate) if event.kind is Kind.DNS_DECIDED else _rebuild_attempt(event, fate, at)
 
 
@@ -131,7 +131,7 @@ def _rebuild_attempt(event: "Event", fate: RuleOutcome, at: "date | None") -> Pa
             return PastAttempt(event, fate, problem="its name can't be read")
         if event.reason in _FOR_ITS_ADDRESS and address is None and not fate.passes:
             return PastAttempt(
-                event, fate, problem=f"refused for an address that the journal doesn't tell ({event.reason})"
+                event, fate, problem=f"refused for an address that the journal doesn't record ({event.reason})"
             )
     if target is None:
         return PastAttempt(event, fate, problem="its destination can't be read")
@@ -168,7 +168,7 @@ def _rebuild_git(recorded: "SaidGit") -> tuple[GitRequest, ...]:
     """Rebuild the git operations: one for a fetch or the start of a push, else one a ref. Raises ValueError."""
     texts = (recorded.repository, *recorded.refs)
     if any(MASK in text for text in texts):
-        raise ValueError("a secret was in it, which the journal doesn't keep")
+        raise ValueError("a secret was in it, which the journal doesn't record")
     for text in texts:
         text.encode("utf-8", "surrogateescape")  # raises for text that no gate wrote
     service, repo = GitService(recorded.service), strip_git_suffix(recorded.repository.removeprefix("/"))
@@ -186,14 +186,14 @@ def _find_unrecorded(http: "Http", git: "SaidGit | None") -> tuple[str, ...]:
     """Return the parts of a request that rules may inspect and the event lacks."""
     unrecorded = []
     if http.body is None and http.method in _METHODS_WITHOUT_BODY:
-        unrecorded.append(UNTOLD_KIND)
+        unrecorded.append(UNRECORDED_KIND)
     if http.method in _WITH_SECOND_PATHS:
-        unrecorded.append("the `Destination` of a request, which the journal doesn't keep")
+        unrecorded.append("the `Destination` of a request, which the journal doesn't record")
     path = "" if http.path is None else http.path
     if http.method == "POST" and path.endswith("/git-receive-pack") and git is None:
-        unrecorded.append(UNTOLD_REFS)
+        unrecorded.append(UNRECORDED_REFS)
     if git is not None and any(map(_CUT_NOTE.search, git.refs)):
-        unrecorded.append(UNTOLD_REFS)
+        unrecorded.append(UNRECORDED_REFS)
     return tuple(unrecorded)
 
 
@@ -205,7 +205,7 @@ def _explain_incomplete(http: "Http") -> str:
     if _CUT_NOTE.search(path) or _CUT_NOTE.search(method):
         return "its path is longer than what the journal keeps"
     if MASK in path or MASK in method:
-        return "a secret was in its path, which the journal doesn't keep"
+        return "a secret was in its path, which the journal doesn't record"
     try:
         path.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a surrogate that is no escaped byte: no gate wrote it

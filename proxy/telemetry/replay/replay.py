@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.events import Kind
 from proxy.telemetry.replay.past_attempts import (
-    ANSWERED,
-    UNTOLD_REFS,
+    RESOLVED_TYPES,
+    UNRECORDED_REFS,
     PastAttempt,
     RuleOutcome,
     outcome_under_rules,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _MOST_EXAMPLES: Final = 3
 _MOST_TARGETS: Final = 4096
-_UNTOLD_ADDRESS: Final = "the address that was dialled for a name, which this journal doesn't tell"
+_UNRECORDED_ADDRESS: Final = "the address that was dialled for a name, which this journal doesn't record"
 
 
 class Effect(StrEnum):
@@ -106,9 +106,9 @@ class Replay:
         """Decide one event's attempt again."""
         if event.kind is Kind.COMMAND_DECIDED:
             self.attempts += 1
-            self.skipped["a program, of which the journal doesn't tell all that `commands` look at"] += 1
+            self.skipped["a program, of which the journal doesn't record all that `commands` look at"] += 1
         elif event.kind is Kind.TASK_STARTED and self.policy.commands:
-            self.skipped["what programs a task started, which the journal doesn't tell where no `commands` are"] += 1
+            self.skipped["what programs a task started, which the journal doesn't record where no `commands` are"] += 1
         attempt = rebuild_attempt(event, self._at)
         if attempt is None:
             return
@@ -157,7 +157,7 @@ class Replay:
         if objection is None and past.address is not None and not proxied:
             objection = self.policy.check_address(attempt, past.address)
         if past.address is None and not proxied and _is_dialled(attempt, decision):
-            unknown.add(_UNTOLD_ADDRESS)
+            unknown.add(_UNRECORDED_ADDRESS)
         return (decided if objection is None else ReplayedDecision(RuleOutcome.BLOCKED, objection)), unknown
 
     def _decide_strictest(self, past: PastAttempt, attempt: "Attempt") -> "tuple[Attempt, Decision]":
@@ -173,7 +173,7 @@ class Replay:
         policy, caller = self.policy, Caller(event.task.name, event.task.labels, self._at)
         decision = policy.decide_name(name, caller)
         kind = "" if event.dns is None else event.dns.type
-        cached = decision.passes and kind not in ANSWERED
+        cached = decision.passes and kind not in RESOLVED_TYPES
         if cached and kind not in policy.dns_types(name, caller):
             return ReplayedDecision(RuleOutcome.BLOCKED, Reason.DNS_TYPE, decision.rules)
         reason = Reason.DNS_DENIED if decision.outcome is Outcome.BLOCKED and not decision.rules else decision.reason
@@ -188,14 +188,14 @@ class Replay:
         if decision.passes and decision.limits:
             unknown.add("`limits`, which depend on what else is sent, and when")
         if any(rule.depends_on_taint for rule in target_rules):
-            unknown.add("whether the task was tainted, which the journal doesn't tell of an attempt")
+            unknown.add("whether the task was tainted, which the journal doesn't record of an attempt")
         request = attempt.request
         if request is None:
             return unknown
         if decision.passes and decision.inspect and decision.scan.blocks:
             unknown.add("what requests carry, which `scan: block` looks at")
         if any(rule.looks_at_requests for rule in target_rules):
-            unknown.update(why for why in past.unrecorded if why != UNTOLD_REFS)
+            unknown.update(why for why in past.unrecorded if why != UNRECORDED_REFS)
         for rule in target_rules:
             unknown.update(_unrecorded_conditions(rule, past, request))
         return unknown
@@ -232,10 +232,10 @@ def _unrecorded_conditions(rule: "Rule", past: PastAttempt, request: "Request") 
         "git": rule.looks_at_git and request.git is None,
     }
     yield from (
-        f"`{name}` of requests, which the journal doesn't keep" for name, missing in conditions.items() if missing
+        f"`{name}` of requests, which the journal doesn't record" for name, missing in conditions.items() if missing
     )
-    if rule.looks_at_git and UNTOLD_REFS in past.unrecorded and request.git is not None:
-        yield UNTOLD_REFS
+    if rule.looks_at_git and UNRECORDED_REFS in past.unrecorded and request.git is not None:
+        yield UNRECORDED_REFS
 
 
 def place_of(past: PastAttempt) -> str:

@@ -41,10 +41,10 @@ GRANT = Grant(
     made=1_795_000_000.0,
 )
 STEPS = {
-    "asked": (lambda to: to.asked(APPROVAL, joined=False), "asked for POST https://api.example/v1/things: writes there"),
-    "asked by the task": (lambda to: to.asked(WISH, joined=True), "the task asks again for"),
+    "asked": (lambda to: to.asked(APPROVAL, joined=False), "requested for POST https://api.example/v1/things: writes there"),
+    "asked by the task": (lambda to: to.asked(WISH, joined=True), "requested by the task again for"),
     "seen": (lambda to: to.seen(APPROVAL, "ada"), "seen by ada"),
-    "one of two": (lambda to: to.answered(APPROVAL, Answer.APPROVED, ["ada"]), "and more have to say so, by ada"),
+    "one of two": (lambda to: to.answered(APPROVAL, Answer.APPROVED, ["ada"]), "more approvals needed, by ada"),
     "approved": (
         lambda to: to.answered(APPROVAL, Answer.APPROVED, ["ada", "bo"], grants=[GRANT]),
         "(this destination, 3 uses, until 2026-11-18T12:06:40Z) by ada, bo",
@@ -54,8 +54,8 @@ STEPS = {
     "used": (lambda to: to.used(QUESTION, [GRANT._replace(uses=2)]), "used for POST https://api.example/v1/things"),
     "flood": (lambda to: to.refused("", QUESTION, "", answer=Answer.FLOOD), "no approval refused for POST https://api.example/v1/things (flood)"),
     "forged": (lambda to: to.refused(ID, QUESTION, "the token is not theirs", by="mallory"), "by mallory: the token"),
-    "stale": (lambda to: to.stale(APPROVAL), "is stale: nothing waits any more"),
-    "tainted": (lambda to: to.tainted(Source("web:issues", "issues.example:443", EVENT)), "read from issues.example:443"),
+    "stale": (lambda to: to.stale(APPROVAL), "stale, its client left: "),
+    "tainted": (lambda to: to.tainted(Source("web:issues", "issues.example:443", EVENT)), "reading from issues.example:443"),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from proxy.approvals.leases import Leases
 from proxy.approvals.protocol import Answer, Result
 from proxy.supervisor_channel import messages
 from proxy.supervisor_channel.program_approval import ProgramApprovals, ProgramStart
-from proxy.telemetry.events import GONE, Process
+from proxy.telemetry.events import CLIENT_LEFT, Process
 from rules.decision import Decision
 from rules.verdicts import Outcome, Reason, Verdict
 
@@ -73,5 +73,5 @@ def test_leave_is_taken_only_by_what_still_waits_and_is_as_it_was():
     gone.leave.still(1, "")
     changed.leave.still(1, "exeat: it was changed")
     assert there.outcome == (True, Reason.APPROVAL_GRANTED, "", "ap-1")
-    assert gone.outcome == (False, Reason.APPROVAL_TIMEOUT, GONE, "ap-1")
+    assert gone.outcome == (False, Reason.APPROVAL_TIMEOUT, CLIENT_LEFT, "ap-1")
     assert changed.outcome == (False, Reason.EXPIRED, "it was changed", "ap-1")

@@ -138,14 +138,14 @@ LEFT_OUT = [
     (connection(PASSED), "connections tls x.example:443", "no request on them was allowed, so no rule is needed"),
     (lookup(AUDITED), "lookups of x.example", "the name was only looked up: nothing was sent to it"),
     (lookup(PASSED, kind="TXT"), "lookups of x.example", "the name was only looked up: nothing was sent to it"),
-    (lookup(PASSED, kind="ANY"), "attempts", "lookups of a type that no rule lets out"),
+    (lookup(PASSED, kind="ANY"), "attempts", "lookups of a type that no rule can allow"),
     (connection(PASSED, **TCP, address="127.0.0.1"), "tcp x.example:22", "no rule can open 127.0.0.1"),
     (request(AUDITED, "GET", "/a", "web.localhost"), "tls web.localhost:443", "no rule can open web.localhost"),
     (connection(PASSED, "a..b"), "attempts", "its name can't be read"),
-    (request(PASSED, "GET", "/***"), "attempts", "a secret was in its path, which the journal doesn't keep"),
+    (request(PASSED, "GET", "/***"), "attempts", "a secret was in its path, which the journal doesn't record"),
     (request(PASSED, "GET", "/token=abc123def"), "GET to tls x.example:443", "the path looks like it holds a credential"),
-    (connection(PASSED, protocol=Protocol.UDP), "attempts", "443/udp, which no rule lets out"),
-    (request(PASSED, "POST", "/a/b.git/git-receive-pack"), "attempts", "pushes whose refs the journal doesn't tell: write a rule with `git` and its `push`"),
+    (connection(PASSED, protocol=Protocol.UDP), "attempts", "443/udp, which no rule can allow"),
+    (request(PASSED, "POST", "/a/b.git/git-receive-pack"), "attempts", "pushes whose refs the journal doesn't record: write a rule with `git` and its `push`"),
     (request(PASSED, "GET", "/a/b/info/refs", git=Git("push", "a/b")), "pushes to tls x.example:443/a/b", "only started: the refs were never sent"),
     (push(("update", "refs/heads/x.lock")), "pushes to tls x.example:443", "no rule can name it as it was"),
     (push(("update", "refs/heads/ghp_0123456789abcdefghijABCDEFGHIJ012345")), "attempts", "what git asked for can't be read"),
@@ -242,8 +242,8 @@ def test_lookup_allowed_only_by_an_ask_rule_is_omitted():
 
 
 NOT_RECORDED = [
-    (request(PASSED, "GET", "/a", address=None), "which address the name had; one that isn't public has to stand under `resolves_to`"),
-    (request(PASSED, "GET", "/a", body=None), "whether a request had a body or was a WebSocket, which this journal doesn't tell"),
+    (request(PASSED, "GET", "/a", address=None), "which address the name had; a non-public one must be listed under `resolves_to`"),
+    (request(PASSED, "GET", "/a", body=None), "whether a request had a body or was a WebSocket, which this journal doesn't record"),
 ]  # fmt: skip
 
 

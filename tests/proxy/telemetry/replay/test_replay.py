@@ -151,10 +151,10 @@ NOT_DECIDED = [
     (refused(Reason.NAME_MISMATCH), {}, "decided before any rule is asked (name_mismatch)", True),
     (refused(Reason.INVALID_NAME), {"name": "a..b"}, "decided before any rule is asked (invalid_name)", True),
     (refused(Reason.QUIC), {"protocol": Protocol.UDP}, "decided before any rule is asked (quic)", True),
-    (refused(Reason.LIMIT_EXCEEDED), {}, "blocked for what the journal doesn't tell (limit_exceeded)", False),
-    (refused(Reason.GATE_ERROR), {}, "blocked for what the journal doesn't tell (gate_error)", False),
-    (refused(Reason.BODY_NOT_ALLOWED), {}, "blocked for what the journal doesn't tell (body_not_allowed)", False),
-    (refused(Reason.NON_PUBLIC_ADDRESS), {}, "refused for an address that the journal doesn't tell (non_public_address)", False),
+    (refused(Reason.LIMIT_EXCEEDED), {}, "blocked for what the journal doesn't record (limit_exceeded)", False),
+    (refused(Reason.GATE_ERROR), {}, "blocked for what the journal doesn't record (gate_error)", False),
+    (refused(Reason.BODY_NOT_ALLOWED), {}, "blocked for what the journal doesn't record (body_not_allowed)", False),
+    (refused(Reason.NON_PUBLIC_ADDRESS), {}, "refused for an address that the journal doesn't record (non_public_address)", False),
     (PASSED, {"name": "a..b"}, "its name can't be read", False),
     (PASSED, {"protocol": None}, "its destination or protocol is missing", False),
     (PASSED, {"destination": None}, "its destination or protocol is missing", False),
@@ -192,21 +192,21 @@ def test_cut_path_is_undecidable():
 @pytest.mark.parametrize("told", [("GET", "/a/***/b"), ("GET", "/***"), ("***", "/a")])
 def test_masked_path_is_undecidable(told):
     replay = replayed("  - {id: all, to: x.example, action: allow}", request(PASSED, *told))
-    assert dict(replay.skipped) == {"a secret was in its path, which the journal doesn't keep": 1}
+    assert dict(replay.skipped) == {"a secret was in its path, which the journal doesn't record": 1}
 
 
 KEPT = {"body": False, "query": 7, "address": "1.2.3.4"}  # what is recorded of a request
 UNCERTAIN = [
-    ("http: {query: {a: b}}", KEPT, "`query` of requests, which the journal doesn't keep"),
-    ("http: {headers: {x-a: b}}", KEPT, "`headers` of requests, which the journal doesn't keep"),
-    ("credential: key", KEPT, "`credential` of requests, which the journal doesn't keep"),
-    ("git: {repos: [a/b], fetch: true}", KEPT, "`git` of requests, which the journal doesn't keep"),
+    ("http: {query: {a: b}}", KEPT, "`query` of requests, which the journal doesn't record"),
+    ("http: {headers: {x-a: b}}", KEPT, "`headers` of requests, which the journal doesn't record"),
+    ("credential: key", KEPT, "`credential` of requests, which the journal doesn't record"),
+    ("git: {repos: [a/b], fetch: true}", KEPT, "`git` of requests, which the journal doesn't record"),
     ("limits: {requests: 1}", KEPT, "`limits`, which depend on what else is sent, and when"),
     ("scan: block", KEPT, "what requests carry, which `scan: block` looks at"),
-    ("except: [{when: tainted}]", KEPT, "whether the task was tainted, which the journal doesn't tell of an attempt"),
-    ("resolves_to: 1.0.0.0/8", {**KEPT, "address": None}, "the address that was dialled for a name, which this journal doesn't tell"),
+    ("except: [{when: tainted}]", KEPT, "whether the task was tainted, which the journal doesn't record of an attempt"),
+    ("resolves_to: 1.0.0.0/8", {**KEPT, "address": None}, "the address that was dialled for a name, which this journal doesn't record"),
     # An allow without `resolves_to` covers public addresses alone
-    ("tls: inspect", {**KEPT, "address": None}, "the address that was dialled for a name, which this journal doesn't tell"),
+    ("tls: inspect", {**KEPT, "address": None}, "the address that was dialled for a name, which this journal doesn't record"),
 ]  # fmt: skip
 
 
@@ -222,9 +222,9 @@ def test_rules_on_unrecorded_parts_make_a_decision_uncertain(condition, kept, wh
 
 OLD = {"body": None, "address": "1.2.3.4"}  # what versions before `http.body` recorded
 UNCERTAIN_OF_OLD = [
-    ("http: {methods: [GET]}", ["whether a request had a body or was a WebSocket, which this journal doesn't tell"]),
-    ("http: {max_url: 100B}", ["`max_url` of requests, which the journal doesn't keep", "whether a request had a body or was a WebSocket, which this journal doesn't tell"]),
-    ("http: {query: {a: absent}}", ["`query` of requests, which the journal doesn't keep", "whether a request had a body or was a WebSocket, which this journal doesn't tell"]),
+    ("http: {methods: [GET]}", ["whether a request had a body or was a WebSocket, which this journal doesn't record"]),
+    ("http: {max_url: 100B}", ["`max_url` of requests, which the journal doesn't record", "whether a request had a body or was a WebSocket, which this journal doesn't record"]),
+    ("http: {query: {a: absent}}", ["`query` of requests, which the journal doesn't record", "whether a request had a body or was a WebSocket, which this journal doesn't record"]),
     ("tls: inspect", []),  # a rule without `http` covers them all
 ]  # fmt: skip
 
@@ -238,7 +238,7 @@ def test_events_of_an_earlier_version_make_a_decision_uncertain(condition, why):
 def test_implied_url_limit_is_uncertain_without_recorded_length():
     every = "  - {id: a, to: '*', http: {methods: [POST]}, action: allow}"
     assert list(replayed(every, request(PASSED, "POST", "/a", **OLD)).uncertain) == [
-        "`max_url` of requests, which the journal doesn't keep"
+        "`max_url` of requests, which the journal doesn't record"
     ]
     assert not replayed(every, request(PASSED, "POST", "/a", query=7)).uncertain
     long = replayed(every, request(PASSED, "POST", "/a", query=2048))
@@ -304,10 +304,10 @@ def test_unreadable_push_is_undecidable(said):
 
 def test_unrecorded_refs_make_a_push_uncertain():
     untold = request(PASSED, "POST", "/acme/web.git/git-receive-pack", body=True)
-    assert "`git` of requests, which the journal doesn't keep" in replayed(ONLY_MAIN, untold).uncertain
+    assert "`git` of requests, which the journal doesn't record" in replayed(ONLY_MAIN, untold).uncertain
     some = push(MAIN)
     some = some._replace(git=some.git._replace(refs=(*some.git.refs, "[2 more]")))
-    assert dict(replayed(ONLY_MAIN, some).uncertain) == {"the refs of a push, which the journal doesn't tell": 1}
+    assert dict(replayed(ONLY_MAIN, some).uncertain) == {"the refs of a push, which the journal doesn't record": 1}
 
 
 def test_attempts_are_grouped_by_destination_and_task():
@@ -366,12 +366,12 @@ def test_uncertain_decisions_are_never_reported_as_unchanged(exeat):
     assert (code, out) == (
         1,
         [
-            "1 attempt: none would change for certain, and of 1 the journal doesn't tell enough",
-            "uncertain: 1 attempt, the address that was dialled for a name, which this journal doesn't tell",
+            "1 attempt: none would change for certain, and of 1 the journal doesn't record enough",
+            "uncertain: 1 attempt, the address that was dialled for a name, which this journal doesn't record",
         ],
     )
     code, out, _ = exeat("journal", "--rules", "web.yaml", events=[request(PASSED, "GET", "/***")])
-    assert (code, out[0]) == (1, "1 attempt: none would change for certain, and of 1 the journal doesn't tell enough")
+    assert (code, out[0]) == (1, "1 attempt: none would change for certain, and of 1 the journal doesn't record enough")
 
 
 def test_json_output(exeat):

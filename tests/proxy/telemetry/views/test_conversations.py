@@ -174,7 +174,7 @@ def test_chain_of_a_flagged_event_has_its_reviews(capfdbinary, told):
     ApprovalRecorder(Origin(host="host.example"), Journal(here.directory)).looked_at(flagged, "ada")
     value, shown = chained(capfdbinary, flagged)
     assert [(each["kind"], each["by"]) for each in value["people"]] == [("flag.seen", "ada")]
-    assert f"ada has looked at the flagged event {flagged}" in shown
+    assert f"flagged event {flagged} reviewed by ada" in shown
 
 
 def test_repeated_actions_leave_room_for_rare_ones(capfdbinary, here):

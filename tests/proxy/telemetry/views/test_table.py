@@ -130,7 +130,7 @@ def test_long_reason_moves_no_column_and_is_repeated():
         (full_event(Kind.DNS_DECIDED), "lookup text text is text"),
         (
             full_event(Kind.DNS_DECIDED)._replace(outcome=Outcome.BLOCKED),
-            "lookup text text refused; text says why",
+            "lookup text text blocked; text serves the block page",
         ),
         (full_event(Kind.TASK_STARTED), "task started: text"),
         (full_event(Kind.TASK_ENDED), "task ended by signal 9, 0.25 s"),
