@@ -86,7 +86,7 @@ def until_loaded(someone, count):
 
 @pytest.mark.parametrize("service", [False, True], ids=["alone", "service"])
 @harness.as_a_user
-def test_a_task_that_has_them_all_keeps_no_new_rules_out(someone, service):
+def test_descriptors_in_flight_do_not_block_a_reload(someone, service):
     rules = someone.write(someone.home / "rules" / "web.yaml", RULES)
     with flooded(someone, rules, service):
         (first,) = until_loaded(someone, 1)
@@ -97,7 +97,7 @@ def test_a_task_that_has_them_all_keeps_no_new_rules_out(someone, service):
 
 @pytest.mark.parametrize("service", [False, True], ids=["alone", "service"])
 @harness.as_a_user
-def test_a_task_that_has_them_all_keeps_no_other_start_out(someone, service):
+def test_descriptors_in_flight_do_not_block_other_starts(someone, service):
     """Not one with commands that are watched, either, nor who may have fewer open than the task had under way."""
     rules = someone.write(someone.home / "rules" / "web.yaml", RULES)
     commands = 'commands:\n  - {id: told, run: "true", action: flag}\n'

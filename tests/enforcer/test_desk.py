@@ -24,7 +24,7 @@ curl -sS --max-time 5 http://exeat.internal:8080/ 2>&1 | tail -1
 """
 
 
-def test_a_task_learns_what_it_may_do_and_why_it_was_refused(someone):
+def test_task_reads_its_rules_and_its_refusals(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     done = someone.exeat(
         "run", "--quiet", "--rules", rules, "--task", "reader", "--env", f"SAID={SAID}", "--", "sh", "-c", SCRIPT

@@ -105,7 +105,7 @@ def _told(someone):
     return [(event["argv"], event["outcome"], event["reason"], event["rules"]) for event in decided]
 
 
-def test_a_program_that_needs_leave_starts_only_with_it(someone, guarded):
+def test_held_program_starts_only_with_approval(someone, guarded):
     someone.write(someone.work / "inside.sh", INSIDE)
     done = guarded("sh", "inside.sh")
     said = [line for line in done.stdout.decode().splitlines() if not line.startswith("RAN")]
@@ -133,7 +133,7 @@ def test_a_program_that_needs_leave_starts_only_with_it(someone, guarded):
 
 
 @harness.as_a_user
-def test_the_caller_reads_why(someone, guarded):
+def test_caller_reads_the_reason(someone, guarded):
     done = guarded("./terraform", "apply")
     assert done.returncode == 126
     assert b"exeat: terraform apply: not allowed by guard:no-apply: the pipeline does that\n" in done.stderr
@@ -141,7 +141,7 @@ def test_the_caller_reads_why(someone, guarded):
 
 
 @harness.as_a_user
-def test_words_beyond_what_is_read_could_be_any(someone, guarded):
+def test_unread_arguments_could_be_any(someone, guarded):
     """A task can't push the word that matters out of sight."""
     many = "x" * 1000
     script = f"import os; os.execv('/usr/bin/true', ['true', *['{many}'] * 200, '--force'])"
@@ -150,7 +150,7 @@ def test_words_beyond_what_is_read_could_be_any(someone, guarded):
     assert [event["rules"] for event in someone.events() if event["kind"] == "command.decided"] == [["guard:forced"]]
 
 
-def test_a_program_that_is_interrupted_while_it_is_held_is_told_once(someone, guarded):
+def test_interrupted_held_program_is_recorded_once(someone, guarded):
     """A signal has a held call made anew: the kernel asks again, and nobody is told again."""
     script = """
 import os, signal
@@ -172,14 +172,14 @@ for n in range(20):
     assert [argv[2] for argv, *_ in _told(someone)] == [str(n) for n in range(20)]
 
 
-def test_without_commands_nothing_waits_and_nothing_is_told(someone):
+def test_without_command_rules_no_program_waits(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: none\nrules: []\n")
     done = someone.exeat("run", "--rules", rules, "--", "sh", "-c", "true; ls / > /dev/null")
     assert done.returncode == 0
     assert _told(someone) == []
 
 
-def test_explain_says_what_the_task_will_meet(someone, guarded):
+def test_explain_agrees_with_the_run(someone, guarded):
     said = someone.exeat("explain", "--rules", someone.home / "rules.yaml", "--format", "json", "run terraform apply")
     assert json.loads(said.stdout)["rules"] == ["guard:no-apply"]
 
@@ -213,13 +213,13 @@ def _reloaded(someone, first, second, answers, until):
 
 
 @harness.as_a_user
-def test_a_reload_of_the_rules_is_one_of_commands_too(someone, guarded):
+def test_reload_applies_to_command_rules(someone, guarded):
     until = "until grep -qx $2 said; do sleep 0.05; kill -0 $task || exit 9; done"
     _reloaded(someone, RULES, OTHERS, ("no", "yes"), until)
     assert {event["rules"][0] for event in someone.events() if event["kind"] == "command.decided"} == {"guard:no-apply"}
 
 
-def test_commands_that_a_running_task_cannot_be_held_to_are_told(someone, guarded):
+def test_command_rules_added_to_an_unsupervised_task_are_reported(someone, guarded):
     """Its filter was made without: no program of it waits for anybody."""
     until = 'until grep -rq "rules.loaded.*previous" "$HOME/.local/state/exeat/journal"; do sleep 0.05; done'
     _reloaded(someone, OTHERS, RULES, ("yes", "yes"), until)
@@ -230,7 +230,7 @@ def test_commands_that_a_running_task_cannot_be_held_to_are_told(someone, guarde
     assert _told(someone) == []
 
 
-def test_the_plan_says_that_programs_are_held(someone, guarded):
+def test_dry_run_says_that_programs_are_held(someone, guarded):
     rules = someone.home / "rules.yaml"
     done = someone.exeat("run", "--dry-run", "--rules", rules, "--", "true")
     assert b"hold each program start, and match it against 7 `commands` of the rules" in done.stdout

@@ -136,7 +136,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_number_that_is_none_of_ours_is_refused_as_such_or_read(name, tmp_path, monkeypatch):
+def test_unusual_numbers_are_refused_or_parsed(name, tmp_path, monkeypatch):
     read, said, refused = READERS[name]
     monkeypatch.setattr(change_store, "directory", lambda: tmp_path / "changes")
     for number, text in in_each_place(said):
@@ -164,7 +164,7 @@ PACKETS = [
 
 
 @pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: type(packet).__name__)
-def test_a_part_that_is_no_number_is_a_value_error_and_one_that_is_fits_64_bits(packet):
+def test_numbers_fit_64_bits_or_raise_a_value_error(packet):
     assert messages.unpack(messages.pack(packet)) == packet
     for number, said in in_each_part(messages.pack(packet)):
         try:

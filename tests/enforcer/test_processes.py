@@ -39,7 +39,7 @@ def refused(someone, rules):
     return told, {port: process for port, process in found.items() if port != FIRST}, said.get("process")
 
 
-def test_each_refusal_says_who_it_was(someone):
+def test_each_denial_names_its_process(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     for _ in range(TRIES):
         told, found, said = refused(someone, rules)

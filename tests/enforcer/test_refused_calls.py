@@ -36,7 +36,7 @@ print(call(308 if X86 else 268, 0, 0))
 """
 
 
-def test_refused_calls_are_named_once_and_counted_all(someone):
+def test_denied_calls_are_named_once_and_counted(someone):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     someone.write(someone.work / "inside.py", INSIDE)
     done = someone.exeat("run", "--quiet", "--rules", rules, "--", "python3", "inside.py", "500")
@@ -55,7 +55,7 @@ def test_refused_calls_are_named_once_and_counted_all(someone):
     assert started["workspace"] == str(someone.work)
 
 
-def test_a_flood_holds_up_nothing_outside(someone):
+def test_flood_of_denied_calls_blocks_nothing_outside(someone):
     """The supervisor is another process: it hears a signal at once."""
     rules = someone.write(someone.home / "rules.yaml", RULES)
     someone.write(someone.work / "inside.py", INSIDE)

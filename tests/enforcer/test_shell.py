@@ -44,7 +44,7 @@ class Shell(Terminal):
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def test_a_shell_on_a_terminal(someone):
+def test_shell_works_on_a_terminal(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     shell = Shell(someone, rules, "/bin/bash")
     shell.until(b"$ ")
@@ -76,7 +76,7 @@ def test_a_shell_on_a_terminal(someone):
     shell.hang_up()
 
 
-def test_hanging_up_ends_it_and_all_it_started(someone):
+def test_hangup_ends_the_shell_and_its_children(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     shell = Shell(someone, rules, "/usr/sbin/nologin")
     shell.does("echo $SHELL", "/bin/sh\r\n")
@@ -85,7 +85,7 @@ def test_hanging_up_ends_it_and_all_it_started(someone):
     shell.ended()
 
 
-def test_without_a_terminal_it_says_so(someone):
+def test_shell_without_a_terminal_is_an_error(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     said = someone.exeat("shell", "--rules", rules)
     assert (said.returncode, b"`exeat shell` needs a terminal" in said.stderr) == (2, True)
@@ -95,11 +95,11 @@ def test_without_a_terminal_it_says_so(someone):
     ("wanted", "found"),
     [("/bin/bash", "/bin/bash"), ("", "/bin/sh"), ("bash", "/bin/sh"), ("/no/such", "/bin/sh"), ("/sbin/nologin", "/bin/sh")],
 )  # fmt: skip
-def test_which_shell_it_is(wanted, found):
+def test_shell_is_chosen_from_the_account(wanted, found):
     assert choose_shell(wanted, ()) == found
 
 
-def test_a_shell_that_the_sandbox_doesn_t_show_is_none(tmp_path):
+def test_shell_outside_the_sandbox_is_not_used(tmp_path):
     mine = tmp_path / "mine"
     mine.write_text("#!/bin/sh\n")
     mine.chmod(0o755)

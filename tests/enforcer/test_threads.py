@@ -13,7 +13,7 @@ WARNED_OF = {"PYTHONWARNINGS": "always:This process"}  # Python's own check, whe
     "words",
     [("run", "--rules", "RULES", "--", "true"), ("doctor",), ("explain", "--rules", "RULES", "https://x.example/")],
 )
-def test_a_command_forks_from_one_thread(someone, words):
+def test_commands_fork_from_one_thread(someone, words):
     rules = someone.write(someone.home / "rules.yaml", RULES)
     done = someone.exeat(*(rules if word == "RULES" else word for word in words), env=WARNED_OF)
     assert done.returncode == 0, done.stderr.decode()

@@ -101,7 +101,7 @@ def of(someone, kind):
     return [(event["outcome"], event.get("reason")) for event in events]
 
 
-def test_the_door_opens_and_shuts_with_the_rules(someone, service):
+def test_udp_socket_opens_and_closes_with_the_rules(someone, service):
     rules = someone.write(someone.home / "rules.yaml", CLOSED)
     with running(someone, rules) as tell:
         assert tell("one", service) == "ECONNREFUSED"
@@ -122,7 +122,7 @@ def test_the_door_opens_and_shuts_with_the_rules(someone, service):
 
 
 @harness.as_a_user
-def test_bytes_and_limits_are_told_like_any_connection_s(someone, service):
+def test_bytes_and_limits_of_a_flow_are_recorded(someone, service):
     limited = opening(service).replace("action: allow}\n", "limits: {bytes_up: 10B}, action: allow}\n")
     rules = someone.write(someone.home / "rules.yaml", limited.replace("limits: {bytes_up: 10B}, ", "", 1))
     with running(someone, rules) as tell:

@@ -19,7 +19,7 @@ def _run(someone, *words):
     return someone.run([sys.executable, UNDER, EXEAT, *words])
 
 
-def test_a_task_runs_and_is_refused_what_it_is_refused_everywhere(someone):
+def test_task_without_a_supervisor_is_denied_the_same(someone):
     rules = someone.write(someone.home / "rules.yaml", NONE)
     script = (
         "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.unshare(0x40000000), ctypes.get_errno())"
@@ -29,7 +29,7 @@ def test_a_task_runs_and_is_refused_what_it_is_refused_everywhere(someone):
     assert [event for event in someone.events() if event["kind"] == "syscall.denied"] == []
 
 
-def test_no_task_starts_whose_commands_could_not_be_held(someone):
+def test_task_with_command_rules_needs_a_supervisor(someone):
     for action in ("deny", "ask", "flag"):
         rules = someone.write(someone.home / "rules.yaml", GUARD.format(action=action))
         done = _run(someone, "run", "--rules", rules, "--", "sh", "-c", "echo RAN")
@@ -38,7 +38,7 @@ def test_no_task_starts_whose_commands_could_not_be_held(someone):
         assert b"the rules have `commands`, and no program start can be held on this host" in done.stderr
 
 
-def test_the_doctor_says_so(someone):
+def test_doctor_reports_a_missing_supervisor(someone):
     done = _run(someone, "doctor", "--format", "json")
     said = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert not said["watched calls"]["works"]

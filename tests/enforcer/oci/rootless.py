@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from enforcer.system.linux import MS_PRIVATE, MS_REC, die_with_parent, mount
-from tests.lab import views
+from tests.lab import mount_namespaces
 
 FIRST, COUNT = 0x60000000, 65536
 
@@ -20,7 +20,7 @@ def main() -> None:
     more, *argv = sys.argv[1:]
     os.unshare(os.CLONE_NEWNS)
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
-    views.open_for_everybody()  # the runtime is nobody whom a closed directory of root's lets through
+    mount_namespaces.open_for_everybody()  # the runtime is nobody whom a closed directory of root's lets through
     made, says_made = os.pipe()
     mapped, says_mapped = os.pipe()
     above = os.getpid()

@@ -20,7 +20,7 @@ def run(tmp_path):
     one.close()
 
 
-def test_a_file_that_somebody_is_writing_is_read_once_it_is_whole(run, monkeypatch):
+def test_file_being_written_is_read_once_complete(run, monkeypatch):
     """Its allow was there already, and its deny not yet."""
     monkeypatch.setattr(reread, "PATIENCE", 0.1)
     with open(run.own, "w", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ def test_a_file_that_somebody_is_writing_is_read_once_it_is_whole(run, monkeypat
     assert run.decided(DENIED) == "deny rule web:no"
 
 
-def test_a_file_of_somebody_else_s_is_read_when_it_was_not_changed_for_a_moment(tmp_path, monkeypatch):
+def test_file_of_another_user_is_read_after_a_quiet_moment(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("")
 
@@ -52,7 +52,7 @@ def test_a_file_of_somebody_else_s_is_read_when_it_was_not_changed_for_a_moment(
     assert reread.wait_until_written([str(path)]) is None
 
 
-def test_files_that_are_written_a_hundred_times_a_second_open_nothing(run):
+def test_files_rewritten_constantly_allow_nothing(run):
     """Half of what is written is broken, and in between a file is empty, or ends before its deny."""
     whole = [OWN + DENY + f"# {number}\n" for number in range(3)]
     whole = [text.replace("all,", f"all-{number},") for number, text in enumerate(whole)]

@@ -76,7 +76,7 @@ def _no_process():
     raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def test_what_is_right_is_handed_on(wanted):
+def test_valid_rules_are_sent_to_the_worker(wanted):
     [(what, [_])] = reread(wanted)
     assert what == {"rules": wanted.policy.revision}
 
@@ -91,14 +91,14 @@ def test_what_is_right_is_handed_on(wanted):
     ],
     ids=["killed", "fails", "can't tell", "says nothing"],
 )
-def test_a_reader_that_fails_hands_nothing_on(wanted, monkeypatch, reading, message):
+def test_failed_reader_sends_nothing(wanted, monkeypatch, reading, message):
     monkeypatch.setattr(rereading, "_try_to_read", reading)
     [(what, descriptors)] = reread(wanted)
     assert message in what["rules_rejected"][0]
     assert not descriptors
 
 
-def test_a_reader_that_hangs_is_ended(wanted, monkeypatch):
+def test_hanging_reader_is_killed(wanted, monkeypatch):
     monkeypatch.setattr(rereading, "_try_to_read", _hanging)
     monkeypatch.setattr(reload, "_PATIENCE", 0.1)
     started, fork = [], os.fork
@@ -113,7 +113,7 @@ def test_a_reader_that_hangs_is_ended(wanted, monkeypatch):
 
 
 @pytest.mark.parametrize("reading", [_exiting, lambda *_: {"revision": object()}])
-def test_a_reader_never_goes_on_as_the_supervisor(wanted, monkeypatch, reading):
+def test_reader_never_continues_as_the_supervisor(wanted, monkeypatch, reading):
     monkeypatch.setattr(rereading, "_try_to_read", reading)
     parent, says = os.getpid(), os.open(os.devnull, os.O_WRONLY)
     pid = os.fork()
@@ -126,7 +126,7 @@ def test_a_reader_never_goes_on_as_the_supervisor(wanted, monkeypatch, reading):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_where_no_process_can_be_started_it_is_told(wanted, monkeypatch):
+def test_failed_fork_of_a_reader_is_reported(wanted, monkeypatch):
     monkeypatch.setattr(os, "fork", _no_process)
     before = len(os.listdir("/proc/self/fd"))
     [(what, descriptors)] = reread(wanted)
@@ -135,7 +135,7 @@ def test_where_no_process_can_be_started_it_is_told(wanted, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_reloader_that_breaks_is_told_once_and_heard_no_more(wanted, capfd, monkeypatch):
+def test_broken_reloader_is_reported_once_and_stopped(wanted, capfd, monkeypatch):
     monkeypatch.setattr(reload.Reloader, "_notice", _failing)
     gate = Gate()
     with selectors.DefaultSelector() as selector:

@@ -36,7 +36,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_is_wrong_with_other_files_keeps_no_word_of_root_s_out(run, monkeypatch, wrong, capfd):
+def test_errors_in_other_files_do_not_delay_roots_rules(run, monkeypatch, wrong, capfd):
     assert run.decided(DENIED) == "allow rule web:all"
     WRONG[wrong](run, monkeypatch)
     run.root.write_text(ROOT % ("settings: {idle_timeout: 1m}", "bad.example"))
@@ -51,7 +51,7 @@ def test_what_is_wrong_with_other_files_keeps_no_word_of_root_s_out(run, monkeyp
     assert "but what root's files say now is in force besides: " in capfd.readouterr().err
 
 
-def test_it_is_over_the_last_that_all_files_made_and_gone_with_what_was_wrong(run):
+def test_roots_rules_apply_over_the_last_valid_policy(run):
     run.own.write_text(OWN.replace("**.example", "*.example"))
     assert [what.keys() for what in run.reread()] == [{"rules"}]
     run.own.write_text("broken")
@@ -70,14 +70,14 @@ def test_it_is_over_the_last_that_all_files_made_and_gone_with_what_was_wrong(ru
     assert not run.gate.policies[-1].unread
 
 
-def test_where_root_s_own_are_wrong_the_rules_in_force_stay(run):
+def test_broken_root_rules_keep_the_rules_in_force(run):
     run.root.write_text("broken")
     [what] = run.reread()
     assert what.keys() == {"rules_rejected"}
     assert not run.gate.policies
 
 
-def test_in_a_service_it_is_in_force_for_all_that_are_under_these_files_and_nobody_starts_by_them(run):
+def test_service_applies_roots_rules_to_every_running_task(run):
     heard = []
 
     def publish(_rules, what, descriptors):

@@ -46,13 +46,13 @@ TRAILS = {
 
 
 @pytest.mark.parametrize("path", TRAILS)
-def test_every_name_that_is_looked_up(tree, path):
+def test_every_name_on_a_path_is_collected(tree, path):
     steps = rule_files.list_steps(str(tree / path) if "." not in path.partition("/")[2] else f"{tree}/{path}")
     inside = [os.path.relpath(step.path, tree) for step in steps if step.path.startswith(f"{tree}/")]
     assert inside == TRAILS[path]
 
 
-def test_a_circle_of_links_ends(tree):
+def test_link_cycle_ends(tree):
     assert len(rule_files.list_steps(f"{tree}/rules/loop.yaml")) < 100
 
 
@@ -65,12 +65,12 @@ EXPOSED = {
 
 
 @pytest.mark.parametrize("path", EXPOSED)
-def test_what_a_task_could_lead_elsewhere(tree, path):
+def test_path_that_a_task_could_redirect_is_found(tree, path):
     problems = rule_files.find_exposed([f"{tree}/{path}"], [f"{tree}/desk"])
     assert [EXPOSED[path] in problem for problem in problems] == [True] * bool(EXPOSED[path])
 
 
-def test_a_task_does_not_start_that_could_listen_where_the_service_does(tree):
+def test_task_that_could_replace_the_service_socket_is_refused(tree):
     for path in ("desk/control", "desk/sub/none/control", "rules/inward.yaml", "desk/sub/../../rules/control"):
         with pytest.raises(UsageError, match=r"could listen there itself; name another place with EXEAT_CONTROL"):
             rule_files.refuse_service(f"{tree}/{path}", [f"{tree}/desk"])
@@ -114,7 +114,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_what_has_lost_its_cover(tree, change):
+def test_lost_cover_is_found(tree, change):
     path, desk = f"{tree}/desk/sub/deep/in.yaml", f"{tree}/desk"
     covers = rule_files.hold_masked([path], [desk])
     assert rule_files.find_unmasked([path], [desk], covers) == ()
@@ -127,7 +127,7 @@ def test_what_has_lost_its_cover(tree, change):
 @pytest.mark.parametrize(
     "change", ["write", "same size", "replace", "swap", "remove", "nothing", "beside", "root's"]
 )  # fmt: skip
-def test_a_fingerprint_changes_with_what_the_paths_hold(tree, change):
+def test_fingerprint_changes_with_the_files(tree, change):
     paths = (f"{tree}/rules/web.yaml", f"{tree}/rules/later.yaml")
     before = fingerprint(paths, tree / "etc")
     file = tree / "rules/..1/web.yaml"
@@ -156,25 +156,25 @@ def test_a_fingerprint_changes_with_what_the_paths_hold(tree, change):
     ("given", "command", "name"),
     [(None, "make", "make"), (None, "/usr/bin/My Tool", "my-tool"), (None, "./x/", "task"), ("migrate-7", "make", "migrate-7")],
 )  # fmt: skip
-def test_what_a_task_is_called(given, command, name):
+def test_task_names_are_parsed(given, command, name):
     assert task_name(given, command) == name
 
 
 @pytest.mark.parametrize("word", ["", "x", "=x", "Team=a", "team=", "team=a b", "team=ä", "team=a\n", "te am=x"])
-def test_what_is_no_label(word):
+def test_malformed_labels_are_refused(word):
     with pytest.raises(UsageError, match="--label"):
         task_labels([word])
 
 
-def test_labels_are_read_and_the_same_twice_is_once():
+def test_labels_are_parsed_and_deduplicated():
     assert task_labels(["team=data", "env=v1.2_3-x", "team=data"]) == {"team": "data", "env": "v1.2_3-x"}
 
 
-def test_where_there_are_no_rules_of_root_s_there_are_none(tmp_path):
+def test_missing_system_directory_has_no_rules(tmp_path):
     assert system_files(tmp_path / "nowhere") == []
 
 
-def test_what_is_not_root_s_is_not_taken_for_it(tmp_path):
+def test_system_rules_of_another_owner_are_refused(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     if os.geteuid() == 0:

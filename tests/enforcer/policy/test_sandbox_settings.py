@@ -28,7 +28,7 @@ def box_of(tmp_path):
     return made
 
 
-def test_options_stand_instead_of_what_a_file_says_or_beside_it(box_of):
+def test_options_replace_or_extend_file_settings(box_of):
     said = (
         "{timeout: 1h, workspace: direct, hostname: a, hide: [/x], caches: {pip: ~/p}, limits: {memory: 1GB, cpu: 2}}"
     )
@@ -83,13 +83,13 @@ PAST = [
 
 
 @pytest.mark.parametrize(("words", "layer", "message"), PAST, ids=[" ".join(words) for words, _, _ in PAST])
-def test_no_option_gets_past_a_layer(box_of, tmp_path, words, layer, message):
+def test_no_option_loosens_a_layer(box_of, tmp_path, words, layer, message):
     (tmp_path / "sub").mkdir()
     with pytest.raises(UsageError, match=message):
         box_of(words, layer=layer)
 
 
-def test_no_home_that_somebody_names_is_a_way_past_a_layer(box_of, tmp_path, monkeypatch):
+def test_named_home_loosens_no_layer(box_of, tmp_path, monkeypatch):
     """`HOME=/elsewhere exeat run` showed what root hides, and all that lies elsewhere under the same name."""
     real, said = tmp_path / "real", tmp_path / "said"
     for home in (real, said):
@@ -102,13 +102,13 @@ def test_no_home_that_somebody_names_is_a_way_past_a_layer(box_of, tmp_path, mon
         box_of(["--read", str(said / "src")], layer="{read: ~/src}")
 
 
-def test_a_smaller_number_than_a_layer_s_counts(box_of):
+def test_smaller_limit_than_the_layers_applies(box_of):
     box, _ = box_of(["--timeout", "30m"], "{timeout: 2h}", "{timeout: 1h}")
     assert box.timeout == 1800.0
     assert box_of([], "{timeout: 2h}", "{timeout: 1h}")[0].timeout == 3600.0
 
 
-def test_a_link_is_no_way_past_a_layer(box_of, tmp_path):
+def test_link_loosens_no_layer(box_of, tmp_path):
     allowed, other = tmp_path / "allowed", tmp_path / "other"
     allowed.mkdir()
     other.mkdir()
@@ -136,12 +136,12 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("words", "message"), WRONG, ids=[" ".join(words) for words, _ in WRONG])
-def test_what_an_option_can_t_be(box_of, words, message):
+def test_malformed_options_are_refused(box_of, words, message):
     with pytest.raises(UsageError, match=message):
         box_of(words)
 
 
-def test_the_home_of_whoever_runs_it_is_meant(box_of, tmp_path, monkeypatch):
+def test_tilde_is_the_home_of_the_user(box_of, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").mkdir()
     (tmp_path / "keys").symlink_to("data")

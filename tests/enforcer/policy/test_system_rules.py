@@ -62,7 +62,7 @@ def sources(someone):
     return [event["sources"] for event in someone.events() if event["kind"] == "rules.loaded"][-1]
 
 
-def test_root_s_rules_are_always_loaded(someone, etc, rules):
+def test_roots_rules_are_always_loaded(someone, etc, rules):
     assert run(someone, etc, rules).returncode == 0
     assert sources(someone) == [str(rules)]
     one, two = (
@@ -75,7 +75,7 @@ def test_root_s_rules_are_always_loaded(someone, etc, rules):
 
 
 @harness.as_a_user
-def test_they_vote_alone_and_nobody_s_allow_undoes_them(someone, etc, rules):
+def test_no_users_allow_overrides_roots_rules(someone, etc, rules):
     write(etc / "rules.d" / "bad.yaml", DENY)
     lookup = "import socket; socket.getaddrinfo('www.bad.example', 443); socket.getaddrinfo('www.good.example', 443)"
     base = ["--read", sys.base_prefix] if sys.base_prefix != "/usr" else []
@@ -88,7 +88,7 @@ def test_they_vote_alone_and_nobody_s_allow_undoes_them(someone, etc, rules):
 
 
 @harness.as_a_user
-def test_what_is_replayed_they_have_a_say_in(someone, etc, rules):
+def test_replay_includes_roots_rules(someone, etc, rules):
     lookup = "import socket; socket.getaddrinfo('www.bad.example', 443)"
     base = ["--read", sys.base_prefix] if sys.base_prefix != "/usr" else []
     assert (
@@ -194,7 +194,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
-def test_nothing_starts_where_they_are_not_root_s_word(someone, etc, rules, wrong):
+def test_start_is_refused_if_roots_rules_are_not_roots(someone, etc, rules, wrong):
     status, said = wrong(etc)
     done = run(someone, etc, rules)
     assert (done.returncode, said in done.stderr.decode()) == (status, True), done.stderr
@@ -202,7 +202,7 @@ def test_nothing_starts_where_they_are_not_root_s_word(someone, etc, rules, wron
 
 
 @pytest.mark.parametrize("unreadable", ["rules.d", "rules.d/bad.yaml"])
-def test_nothing_starts_where_a_user_can_not_read_them(someone, etc, rules, unreadable):
+def test_start_is_refused_if_roots_rules_are_unreadable(someone, etc, rules, unreadable):
     write(etc / "rules.d" / "bad.yaml", DENY)
     (etc / unreadable).chmod(0)
     done = run(someone, etc, rules)
@@ -212,7 +212,7 @@ def test_nothing_starts_where_a_user_can_not_read_them(someone, etc, rules, unre
     assert started(someone) is not someone.user
 
 
-def test_no_variable_and_no_option_leads_elsewhere(someone, etc, rules):
+def test_no_variable_or_option_moves_the_system_directory(someone, etc, rules):
     write(etc / "rules.d" / "bad.yaml", DENY)
     names = ("EXEAT_ETC", "EXEAT_SYSTEM", "XDG_CONFIG_HOME", "XDG_CONFIG_DIRS")
     words = [sys.executable, "-P", "-c", PROGRAM, etc, "--quiet", "--rules", rules, "--", "true"]
@@ -240,7 +240,7 @@ CLAIMS = [
 ]
 
 
-def test_who_may_call_a_task_what(etc):
+def test_identities_restrict_task_names_and_labels(etc):
     harness.needs_root()
     write(etc / "identities.yaml", IDENTITIES.replace("USER", "root"))
     for name, labels, allowed in CLAIMS:
@@ -253,7 +253,7 @@ def test_who_may_call_a_task_what(etc):
     [((), True), (("--task", "release", "--label", "team=data"), False)],
     ids=["named after its command", "a label of another's"],
 )
-def test_what_may_not_be_claimed_starts_nothing(someone, etc, rules, claim, allowed):
+def test_forbidden_claim_refuses_the_start(someone, etc, rules, claim, allowed):
     write(etc / "identities.yaml", IDENTITIES.replace("USER", str(harness.UID) if someone.user else "root"))
     done = run(someone, etc, rules, *claim)
     assert started(someone) is allowed
@@ -265,7 +265,7 @@ def test_what_may_not_be_claimed_starts_nothing(someone, etc, rules, claim, allo
         assert someone.events() == []
 
 
-def test_whom_no_identity_covers_may_start_nothing(someone, etc, rules):
+def test_user_without_an_identity_may_start_nothing(someone, etc, rules):
     write(etc / "identities.yaml", IDENTITIES.replace("USER", "nobody-here"))
     done = run(someone, etc, rules)
     assert (done.returncode, started(someone)) == (125, False)
@@ -273,7 +273,7 @@ def test_whom_no_identity_covers_may_start_nothing(someone, etc, rules):
 
 
 @pytest.mark.parametrize("wrong", ["broken", "writable", "somebody's", "linked", "unreadable"])
-def test_identities_that_are_not_root_s_word_let_nothing_start(someone, etc, rules, wrong):
+def test_start_is_refused_if_identities_are_not_roots(someone, etc, rules, wrong):
     path = write(etc / "identities.yaml", "version: 1\n" if wrong == "broken" else IDENTITIES.replace("USER", "root"))
     if wrong == "writable":
         path.chmod(0o666)
@@ -293,7 +293,7 @@ def test_identities_that_are_not_root_s_word_let_nothing_start(someone, etc, rul
 
 
 @pytest.mark.parametrize("wrong", ["no directory", "a loop of links"])
-def test_where_nobody_can_see_whether_there_are_identities_nothing_may_be_claimed(tmp_path, wrong):
+def test_unreadable_identities_forbid_every_claim(tmp_path, wrong):
     place = tmp_path / "exeat"
     if wrong == "no directory":
         place.write_text("")
@@ -307,7 +307,7 @@ def test_where_nobody_can_see_whether_there_are_identities_nothing_may_be_claime
 
 
 @harness.as_a_user
-def test_names_and_labels_reach_the_rules_and_the_events(someone, rules):
+def test_names_and_labels_reach_rules_and_events(someone, rules):
     someone.write(
         rules, "version: 1\nname: web\nrules:\n"
         "  - {id: ours, to: www.good.example, for: {tasks: ['build-*'], labels: {team: web}}, action: allow}\n",
@@ -333,7 +333,7 @@ def test_names_and_labels_reach_the_rules_and_the_events(someone, rules):
     ],
 )  # fmt: skip
 @harness.as_a_user
-def test_what_is_no_name_and_no_label_is_said(someone, rules, options, said):
+def test_malformed_names_and_labels_are_errors(someone, rules, options, said):
     done = someone.exeat("run", "--rules", rules, *options, "--", "touch", "started")
     assert (done.returncode, started(someone)) == (2, False)
     assert said in done.stderr.decode()

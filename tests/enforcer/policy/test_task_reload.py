@@ -137,7 +137,7 @@ def _in_two_steps(someone, path, text):
 
 
 @harness.as_a_user
-def test_however_an_editor_saves_the_new_rules_come_into_force(someone):
+def test_rules_saved_by_any_editor_come_into_force(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     with running(someone, rules) as run:
         (first,) = run.until("rules.loaded", 1)
@@ -149,7 +149,7 @@ def test_however_an_editor_saves_the_new_rules_come_into_force(someone):
 
 
 @harness.as_a_user
-def test_a_link_that_is_swapped_above_the_file_is_followed(someone):
+def test_swapped_link_above_the_file_is_followed(someone):
     """As Kubernetes updates a ConfigMap: the file is a link through `..data`, which is replaced by renaming."""
     folder = someone.home / "config"
     for version, text in (("..1", FIRST), ("..2", SECOND)):
@@ -166,7 +166,7 @@ def test_a_link_that_is_swapped_above_the_file_is_followed(someone):
 
 
 @harness.as_a_user
-def test_what_is_included_is_watched_too_and_what_is_missing_waited_for(someone):
+def test_included_files_are_watched_even_if_missing(someone):
     included = save(someone, someone.home / "rules" / "more.yaml", FIRST.replace("web", "more"))
     rules = save(someone, someone.home / "rules" / "web.yaml", "version: 1\ninclude: [{file: more.yaml}]\n")
     with running(someone, rules) as run:
@@ -180,7 +180,7 @@ def test_what_is_included_is_watched_too_and_what_is_missing_waited_for(someone)
 
 
 @harness.as_a_user
-def test_a_list_of_names_is_watched_too(someone):
+def test_name_lists_are_watched(someone):
     names = save(someone, someone.home / "rules" / "names.txt", "one.example\n")
     rules = save(
         someone, someone.home / "rules" / "web.yaml",
@@ -204,7 +204,7 @@ BAD = {
 
 
 @harness.as_a_user
-def test_what_is_wrong_is_told_and_the_old_rules_stay(someone):
+def test_broken_rules_are_reported_and_the_old_ones_stay(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     bad = [name for name in BAD if name != "not to be read" or someone.user]  # root reads everything
     with running(someone, rules) as run:
@@ -234,7 +234,7 @@ def test_what_is_wrong_is_told_and_the_old_rules_stay(someone):
     assert [word for word, _ in itertools.groupby(said)] == [said[0], b"right again"] * len(bad)
 
 
-def test_sighup_reads_them_again_and_is_not_the_task_s(someone):
+def test_sighup_reloads_the_rules_and_does_not_reach_the_task(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     with running(someone, rules) as run:
         os.kill(run.process.pid, signal.SIGHUP)
@@ -251,7 +251,7 @@ def test_sighup_reads_them_again_and_is_not_the_task_s(someone):
 
 
 @harness.as_a_user
-def test_nothing_happens_where_nothing_has_changed(someone):
+def test_unchanged_rules_are_not_reloaded(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     with running(someone, rules) as run:
         run.quietly()
@@ -270,7 +270,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("place", ["rules.yaml", "conf/web.yaml"])
-def test_a_task_changes_nothing_about_its_rules(someone, place):
+def test_task_cannot_change_its_rules(someone, place):
     rules = save(someone, someone.work / place, FIRST)
     save(someone, someone.work / "evil.yaml", SECOND)
     with running(someone, rules) as run:
@@ -296,7 +296,7 @@ LEADS = {
 
 
 @pytest.mark.parametrize("lead", LEADS)
-def test_rules_that_a_task_could_lead_elsewhere_start_nothing(someone, lead):
+def test_rules_that_a_task_could_redirect_refuse_the_start(someone, lead):
     outside = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     (someone.work / "link.yaml").symlink_to(outside)
     (someone.work / "dir").symlink_to(outside.parent)
@@ -309,7 +309,7 @@ def test_rules_that_a_task_could_lead_elsewhere_start_nothing(someone, lead):
     assert not (someone.work / "started").exists()
 
 
-def test_rules_named_by_way_of_a_directory_of_the_task_s_are_spelled_without_it(someone):
+def test_path_through_the_workspace_is_resolved_at_the_start(someone):
     (someone.work / "sub").mkdir()
     save(someone, someone.work / "web.yaml", FIRST)
     include = save(someone, someone.work / "all.yaml", "version: 1\ninclude: [{file: sub/../web.yaml}]\n")
@@ -318,7 +318,7 @@ def test_rules_named_by_way_of_a_directory_of_the_task_s_are_spelled_without_it(
     assert b"spell it without `..`" in done.stderr
 
 
-def test_a_new_include_that_the_task_could_write_is_not_loaded(someone):
+def test_new_include_writable_by_the_task_is_not_loaded(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     evil = save(someone, someone.work / "more.yaml", SECOND.replace("web", "more"))
     with running(someone, rules) as run:
@@ -329,7 +329,7 @@ def test_a_new_include_that_the_task_could_write_is_not_loaded(someone):
 
 
 @pytest.mark.parametrize("place", ["rules.yaml", "conf/web.yaml", "conf/deep/web.yaml"])
-def test_what_the_host_puts_in_the_place_of_covered_rules_is_covered_again_and_not_believed(someone, place):
+def test_replaced_rule_file_is_covered_again_and_refused(someone, place):
     rules = save(someone, someone.work / place, FIRST)
     look_every = 0.5 if "/" in place else LOOK_EVERY  # only by looking it is seen that a directory above is another
     with running(someone, rules, look_every=look_every) as run:
@@ -349,7 +349,7 @@ def test_what_the_host_puts_in_the_place_of_covered_rules_is_covered_again_and_n
     assert rules.read_text() == SECOND
 
 
-def test_what_the_host_puts_there_the_second_time_is_covered_too(someone):
+def test_rule_file_replaced_twice_is_covered(someone):
     """An editor that saves by renaming does so at every save: the cover goes each time."""
     rules = save(someone, someone.work / "rules.yaml", FIRST)
     with running(someone, rules) as run:
@@ -363,7 +363,7 @@ def test_what_the_host_puts_there_the_second_time_is_covered_too(someone):
     assert len(run.events("rules.loaded")) == 1
 
 
-def test_root_s_rules_are_watched_too_and_nothing_keeps_them_out(someone):
+def test_roots_rules_are_watched_and_always_applied(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     etc = Path(tempfile.mkdtemp(prefix="exeat-etc-"))
     etc.chmod(0o755)
@@ -392,7 +392,7 @@ def test_root_s_rules_are_watched_too_and_nothing_keeps_them_out(someone):
         shutil.rmtree(etc)
 
 
-def test_a_terminal_that_hangs_up_ends_the_task_and_reloads_nothing(someone):
+def test_terminal_hangup_ends_the_task_without_a_reload(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     script = "trap 'echo hup > got; exit 0' HUP; echo ready; while :; do sleep 0.05; done"
     terminal = Terminal(someone, rules, script)

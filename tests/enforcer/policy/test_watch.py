@@ -58,7 +58,7 @@ def reloader(place):
         assert not selector.get_map()
 
 
-def test_events_without_end_are_read_up_to_an_end(place, watch):
+def test_flood_of_events_is_read_to_a_bound(place, watch):
     (place / "other").mkdir()
     for number in range(2 * inotify.MOST // 32):  # as a task that is quicker than its runner
         os.utime(place / ("other", "work")[number % 2])  # what happens twice in a row is told once
@@ -66,14 +66,14 @@ def test_events_without_end_are_read_up_to_an_end(place, watch):
     assert watch.wait() <= watching.QUIET  # what wasn't read may be about a rule file: they are looked at
 
 
-def test_what_happens_to_a_workspace_is_no_reason_to_look_at_rules(place, watch):
+def test_workspace_changes_reload_nothing(place, watch):
     for _ in range(100):
         os.utime(place / "work")
     watch.read()
     assert watch.wait() > watching.LONGEST_WAIT
 
 
-def test_a_flood_is_listened_to_a_few_times_a_second(place, reloader):
+def test_flood_is_handled_a_few_times_a_second(place, reloader):
     heard, until = 0, time.monotonic() + 1
     while time.monotonic() < until:
         os.utime(place / "work")
@@ -89,7 +89,7 @@ def test_a_flood_is_listened_to_a_few_times_a_second(place, reloader):
     assert reloader._gate.told == []
 
 
-def test_rules_that_are_saved_in_a_flood_are_read(place, reloader):
+def test_rules_saved_during_a_flood_are_reloaded(place, reloader):
     (place / "web.yaml").write_text("version: 1\nname: other\nrules: []\n")
     until = time.monotonic() + 20
     while not reloader._gate.told and time.monotonic() < until:
@@ -100,7 +100,7 @@ def test_rules_that_are_saved_in_a_flood_are_read(place, reloader):
     assert reloader._gate.told == ["rules"]
 
 
-def test_rules_are_read_as_soon_as_there_can_be_a_process_for_it(place, reloader, monkeypatch):
+def test_rules_are_reloaded_once_a_process_can_start(place, reloader, monkeypatch):
     """A task of the same user that forks without end must not keep the rules in force for ever."""
     before = sorted(os.listdir("/proc/self/fd"))
     fork = os.fork
@@ -126,7 +126,7 @@ def test_rules_are_read_as_soon_as_there_can_be_a_process_for_it(place, reloader
     assert reloader._gate.told == ["rules_rejected", "rules_rejected", "rules"]
 
 
-def test_an_end_while_nobody_listens_leaves_nothing_behind(place, reloader):
+def test_end_during_a_pause_leaves_nothing_open(place, reloader):
     os.utime(place / "work")
     [(key, _)] = reloader._selector.select(5)
     key.data()

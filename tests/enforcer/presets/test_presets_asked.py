@@ -17,7 +17,7 @@ from tests.enforcer.presets.presets_harness import JSON, PIP, PRIVATE, found, pu
 from tests.lab.certificates import Authority
 
 
-def test_the_index_says_where_its_files_are(host, registry):
+def test_index_names_the_hosts_of_its_files(host, registry):
     put(host, "/etc/pip.conf", PIP)
     registry.page(
         "/simple/pip/",
@@ -30,14 +30,14 @@ def test_the_index_says_where_its_files_are(host, registry):
     assert registry.asked == [("pypi.example:8000", "/simple/pip/")]
 
 
-def test_html_is_an_answer_too_and_only_its_files_count(host, registry):
+def test_html_index_is_parsed_for_file_links(host, registry):
     put(host, "/etc/pip.conf", PIP)
     page = "<a href='https://logo.example/'>x</a><a href='../../packages/pip-1.0.tar.gz#sha256=x'>pip</a>"
     registry.page("/simple/pip/", page, kind="text/html")
     assert found(host, "pip", registry.web())["files"] == ["http://pypi.example:8000"]
 
 
-def test_a_mirrors_other_repositories_stay_shut(host, registry):
+def test_other_repositories_of_a_mirror_are_not_allowed(host, registry):
     put(host, "/etc/pip.conf", "[global]\nindex-url = http://n.example/repository/pypi/simple\n")
     registry.page("/repository/pypi/simple/pip/", {"files": [{"url": "../../packages/pip/1.0/pip-1.0.whl"}]})
     put(host, ".npmrc", "registry=http://n.example/repository/npm/\n")
@@ -55,7 +55,7 @@ def test_a_mirrors_other_repositories_stay_shut(host, registry):
     }
 
 
-def test_crates_and_container_registries_say_their_hosts(host, registry):
+def test_crate_and_container_registries_name_their_hosts(host, registry):
     put(
         host,
         ".cargo/config.toml",
@@ -74,7 +74,7 @@ def test_crates_and_container_registries_say_their_hosts(host, registry):
     }  # fmt: skip
 
 
-def test_a_redirect_is_locked_beside_what_redirects(host, registry):
+def test_redirect_target_is_locked_too(host, registry):
     put(host, "/etc/pip.conf", PIP)
     registry.page("/simple/pip/", b"", status=302, Location="http://other.example/new/pip/")
     registry.page("/new/pip/", {"files": [{"url": "http://other.example/f/pip-1.whl"}]})
@@ -106,28 +106,28 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("row", HOSTILE, ids=[row[0] for row in HOSTILE])
-def test_an_index_whose_answer_would_lead_elsewhere_locks_nothing(row, host, registry):
+def test_index_with_foreign_links_locks_nothing(row, host, registry):
     _, headers, registry.addresses, body, why = row
     put(host, "/etc/pip.conf", PIP)
     registry.page("/simple/pip/", body, **headers)
     assert why in found(host, "pip", registry.web())
 
 
-def test_an_answer_without_end_is_given_up(host, registry, monkeypatch):
+def test_endless_response_is_aborted(host, registry, monkeypatch):
     put(host, "/etc/pip.conf", PIP)
     monkeypatch.setattr(fetch, "_LARGEST", 1 << 20)
     registry.page("/simple/pip/", (b"x" * 65536 for _ in iter(int, 1)))
     assert "answers with more than 1 MiB" in found(host, "pip", registry.web())
 
 
-def test_an_answer_that_takes_too_long_is_given_up(host, registry, monkeypatch):
+def test_slow_response_is_aborted(host, registry, monkeypatch):
     put(host, "/etc/pip.conf", PIP)
     monkeypatch.setattr(fetch, "_WHOLE", 0.2)
     registry.page("/simple/pip/", (sleep(0.01) or b"x" for _ in iter(int, 1)))
     assert "takes more than 0.2 seconds" in found(host, "pip", registry.web())
 
 
-def test_a_mirror_inside_is_locked_with_its_addresses_and_may_name_others_inside(host, registry):
+def test_internal_mirror_is_locked_with_its_addresses(host, registry):
     put(host, "/etc/pip.conf", PIP)
     registry.addresses = {"pypi.example": PRIVATE, "files.example": "10.20.0.8"}
     registry.page("/simple/pip/", {"files": [{"url": "http://files.example/x.whl"}]})
@@ -137,13 +137,13 @@ def test_a_mirror_inside_is_locked_with_its_addresses_and_may_name_others_inside
     }  # fmt: skip
 
 
-def test_a_mirror_on_loopback_is_refused(host, registry):
+def test_mirror_on_loopback_is_refused(host, registry):
     put(host, "/etc/pip.conf", "[global]\nindex-url = http://localhost:3141/simple\n")
     registry.addresses = {"localhost": "127.0.0.1"}
     assert "localhost leads to 127.0.0.1 (loopback), which no task is to reach" in found(host, "pip", registry.web())
 
 
-def test_https_is_verified_and_never_left(host, registry):
+def test_https_is_verified_and_never_downgraded(host, registry):
     authority = Authority.make()
     pem = host.home / "leaf.pem"
     pem.write_bytes(authority.leaf("pypi.example"))
@@ -163,7 +163,7 @@ def test_https_is_verified_and_never_left(host, registry):
     assert "CERTIFICATE_VERIFY_FAILED" in found(host, "pip", registry.web(trusting))
 
 
-def test_credentials_are_left_out_of_what_is_locked_and_said(host, registry):
+def test_credentials_are_never_locked_or_printed(host, registry):
     put(host, "/etc/pip.conf", "[global]\nindex-url = http://user:s3cret@pypi.example/simple?x=s3cret\n")
     registry.page("/simple/pip/", {"files": [{"url": "x/pip-1.whl"}]})
     result = discover(CLIENTS["pip"], host, registry.web(), {})
@@ -171,7 +171,7 @@ def test_credentials_are_left_out_of_what_is_locked_and_said(host, registry):
     assert result.notes == ("http://pypi.example: the user and password in its URL are not kept",)
 
 
-def test_by_hand_counts_instead_and_asks_only_for_what_is_missing(host, registry):
+def test_manual_entries_replace_discovery(host, registry):
     put(host, "/etc/pip.conf", PIP)
     registry.addresses = {"new.example": None}
     given = {"index": ["https://a.example/s"], "files": ["https://b.example", "https://new.example"]}
@@ -184,7 +184,7 @@ def test_by_hand_counts_instead_and_asks_only_for_what_is_missing(host, registry
     }
 
 
-def test_a_client_that_is_not_there_says_how_to_lock_it(host, registry):
+def test_missing_client_names_the_remedy(host, registry):
     assert (
         found(host, "ghcr", registry.web())
         == "nothing on this machine says where it is; lock it by hand: `exeat presets lock ghcr=https://HOST`"
@@ -192,7 +192,7 @@ def test_a_client_that_is_not_there_says_how_to_lock_it(host, registry):
 
 
 @given(st.binary(max_size=300), st.sampled_from([JSON, "text/html", ""]))
-def test_any_answer_is_read_or_refused(body, kind):
+def test_arbitrary_response_is_parsed_or_refused(body, kind):
     try:
         urls = file_urls(body, kind)
     except FetchError:
@@ -201,7 +201,7 @@ def test_any_answer_is_read_or_refused(body, kind):
 
 
 @given(st.lists(st.text(alphabet="/ab.%*", max_size=12).map("/{}".format), min_size=1, max_size=4))
-def test_what_paths_have_in_common_is_a_path_that_can_be_locked(paths):
+def test_common_path_prefix_can_be_locked(paths):
     base = find_common_base(paths)
     assert all(path.startswith(base + "/") for path in paths) or not base
     Origin.parse("https://x.example" + base)

@@ -12,7 +12,7 @@ from rules.loading.preset_locks import Origin, read_locks
 from tests.enforcer.presets.presets_harness import PIP, put
 
 
-def test_lock_shows_writes_and_is_what_rules_are_loaded_from(exeat, host, registry, tmp_path):
+def test_lock_is_printed_written_and_used(exeat, host, registry, tmp_path):
     put(host, "/etc/pip.conf", PIP)
     registry.page("/simple/pip/", {"files": [{"url": "https://files.example/x.whl"}]})
     code, out, err = exeat("lock")
@@ -39,7 +39,7 @@ def test_lock_shows_writes_and_is_what_rules_are_loaded_from(exeat, host, regist
     assert "pip: CHANGED" in exeat("lock", "pip")[1]
 
 
-def test_lock_without_names_leaves_out_a_client_that_is_installed_and_not_configured(exeat, host, registry):
+def test_lock_skips_unconfigured_clients(exeat, host, registry):
     """An installed client's built-in registry that nobody reaches is no failure; a configured one is."""
     put(host, "/etc/pip.conf", PIP)
     registry.page("/simple/pip/", {"files": [{"url": "https://files.example/x.whl"}]})
@@ -54,11 +54,11 @@ def test_lock_without_names_leaves_out_a_client_that_is_installed_and_not_config
     assert (code, "rubygems: gone.example can't be looked up" in err) == (1, True), "configured, it is a failure"
 
 
-def test_lock_of_a_machine_where_nothing_can_be_locked_fails(exeat):
+def test_lock_without_any_source_fails(exeat):
     assert exeat("lock")[0] == 1
 
 
-def test_lock_keeps_what_was_given_by_hand_until_it_is_named(exeat, host, registry):
+def test_lock_keeps_manual_entries(exeat, host, registry):
     assert (
         exeat("lock", "pip.index=https://a.example/s", "pip.files=https://b.example", "rubygems=https://g.example")[0]
         == 0
@@ -75,13 +75,13 @@ def test_lock_keeps_what_was_given_by_hand_until_it_is_named(exeat, host, regist
     assert locked["pip"]["index"][0].origin.url == "https://a.example/s", "the others stay"
 
 
-def test_a_dry_run_writes_nothing(exeat):
+def test_dry_run_writes_nothing(exeat):
     code, out, _ = exeat("lock", "--dry-run", "rubygems=https://g.example")  # in any order
     assert (code, exeat.path.exists()) == (0, False)
     assert f"would be locked in {exeat.path}" in out
 
 
-def test_what_cannot_be_locked_leaves_the_lock_as_it_was(exeat, registry):
+def test_failed_lock_leaves_the_file_unchanged(exeat, registry):
     exeat("lock", "rubygems=https://g.example")
     before = exeat.path.read_text()
     registry.addresses = {"l.example": "127.0.0.1"}
@@ -108,12 +108,12 @@ def test_what_cannot_be_locked_leaves_the_lock_as_it_was(exeat, registry):
         (["list", "x"], "exeat: `list` takes no names; `exeat presets show NAME` shows one"),
     ],
 )
-def test_misuse_is_told(words, message, exeat):
+def test_invalid_arguments_are_refused(words, message, exeat):
     code, out, err = exeat(*words)
     assert (code, out, err) == (2, "", message + "\n")
 
 
-def test_a_broken_lock_is_told_and_not_written_over(exeat):
+def test_broken_lock_is_an_error_and_is_kept(exeat):
     exeat.path.parent.mkdir(parents=True)
     exeat.path.write_text("version: 1\nlocked: [x]\n")
     for words in (["lock", "rubygems=https://g.example"], ["show", "pip"], ["list"]):
@@ -121,7 +121,7 @@ def test_a_broken_lock_is_told_and_not_written_over(exeat):
     assert exeat.path.read_text().endswith("[x]\n")
 
 
-def test_a_directory_that_others_can_write_is_no_place_for_a_lock(exeat):
+def test_directory_writable_by_others_is_refused(exeat):
     exeat.path.parent.mkdir(parents=True)
     exeat.path.parent.chmod(0o777)
     code, _, err = exeat("lock", "rubygems=https://g.example")
@@ -129,7 +129,7 @@ def test_a_directory_that_others_can_write_is_no_place_for_a_lock(exeat):
     assert "can be written by others" in err
 
 
-def test_lists_and_shows_for_people_and_programs(exeat):
+def test_list_and_show_print_text_and_json(exeat):
     exeat("lock", "rubygems=https://g.example")
     code, out, _ = exeat("list")
     states = {line.split()[0]: line[line.index("  ") :].split("  ")[1].strip() for line in out.splitlines()}
@@ -168,7 +168,7 @@ SOURCES = st.text(max_size=30)
 
 
 @given(SOURCES)
-def test_whatever_a_source_is_called_the_lock_is_read_as_it_was_written(tmp_path_factory, source):
+def test_any_source_name_round_trips(tmp_path_factory, source):
     from rules.loading.preset_locks import LockedPlace
 
     places = {"gems": {"sources": (LockedPlace(Origin.parse("https://g.example"), source),), "none": ()}}

@@ -48,13 +48,13 @@ CONFIGURED = [
 @pytest.mark.parametrize(
     ("preset", "files", "expected"), CONFIGURED, ids=[f"{row[0]} {[*row[1]]}" for row in CONFIGURED]
 )
-def test_what_a_client_is_set_to(preset, files, expected, host):
+def test_client_configuration_is_read(preset, files, expected, host):
     for path, text in files.items():
         put(host, path, text)
     assert configured(host, preset) == expected
 
 
-def test_what_pip_and_maven_have_built_in_is_read_from_their_archives(host, monkeypatch):
+def test_built_in_defaults_of_pip_and_maven_are_read(host, monkeypatch):
     monkeypatch.setattr("enforcer.presets.pip.sysconfig.get_path", lambda _: str(host.home))
     wheel = put(host, "/usr/share/python-wheels/pip-1.whl", "")
     with zipfile.ZipFile(wheel, "w") as file:
@@ -72,7 +72,7 @@ def test_what_pip_and_maven_have_built_in_is_read_from_their_archives(host, monk
     assert configured(host, "maven-central") == [("repository", "https://m.example/m2")]
 
 
-def test_a_file_that_a_task_could_have_written_is_not_believed(host, tmp_path):
+def test_file_writable_by_a_task_is_ignored(host, tmp_path):
     """Named table: what is done to the user's pip.conf, and why it is not read then."""
     file = put(host, ".config/pip/pip.conf", "[global]\nindex-url = https://evil.example/simple\n")
     other = put(host, ".npmrc", "registry=https://a.example\n")
@@ -114,7 +114,7 @@ def test_a_file_that_a_task_could_have_written_is_not_believed(host, tmp_path):
     assert host.text(other)
 
 
-def test_a_file_that_is_none_or_too_large_is_not_read(host, monkeypatch):
+def test_irregular_or_oversized_file_is_ignored(host, monkeypatch):
     os.mkfifo(host.home / "fifo")
     (host.home / "loop").symlink_to("loop")
     put(host, "big", "x" * 100)
@@ -123,7 +123,7 @@ def test_a_file_that_is_none_or_too_large_is_not_read(host, monkeypatch):
     assert len(host.notes) == 3
 
 
-def test_a_checkouts_own_configuration_and_the_environment_are_not_asked(host, tmp_path, monkeypatch, registry):
+def test_project_configuration_and_environment_are_ignored(host, tmp_path, monkeypatch, registry):
     evil = "https://evil.example/simple"
     (tmp_path / "work/pip.conf").write_text(f"[global]\nindex-url={evil}\n")
     (tmp_path / "work/.npmrc").write_text(f"registry={evil}\n")
@@ -137,19 +137,19 @@ def test_a_checkouts_own_configuration_and_the_environment_are_not_asked(host, t
         assert not [url for _, url in configured(host, preset) if "evil" in url]
 
 
-def test_which_variables_were_not_read_is_said(host, monkeypatch, registry):
+def test_ignored_variables_are_named(host, monkeypatch, registry):
     monkeypatch.setenv("GOPROXY", "https://evil.example")
     result = discover(CLIENTS["go-modules"], host, registry.web(), {})
     assert any("GOPROXY is set in the environment, which is not read" in note for note in result.notes)
 
 
-def test_who_is_no_user_of_this_machine_is_told_so(monkeypatch):
+def test_unknown_user_is_an_error(monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 4242424)
     with pytest.raises(HostError, match="uid 4242424 is no user of this machine"):
         machine.this_machine([])
 
 
-def test_registries_of_this_machine_are_found_without_a_name_in_the_code():
+def test_registries_are_discovered_without_names_in_the_code():
     """Where pip is installed beside us its default is found; nothing is asked."""
     if importlib.util.find_spec("pip") is None:
         harness.missing("pip")
@@ -161,5 +161,5 @@ def test_registries_of_this_machine_are_found_without_a_name_in_the_code():
 
 
 @given(st.text(max_size=200))
-def test_any_sources_are_read(text):
+def test_arbitrary_sources_are_parsed(text):
     assert all(map(str, [*one_line(text), *stanzas(text)]))

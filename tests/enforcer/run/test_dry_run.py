@@ -16,7 +16,7 @@ commands: [{id: no-apply, run: "terraform apply*", action: deny}]
 """
 
 
-def test_it_says_what_a_start_executes_and_nothing_is_made(someone):
+def test_dry_run_prints_the_steps_and_makes_nothing(someone):
     for path in ("data/in/x", "one", "more/x", ".ssh/id"):
         someone.write(someone.home / path, "")
         os.chown((someone.home / path).parent, someone.home.stat().st_uid, -1)
@@ -61,7 +61,7 @@ def test_it_says_what_a_start_executes_and_nothing_is_made(someone):
 
 
 @pytest.mark.parametrize("options", [["--read", "/no/such"], ["--workspace", "/"]], ids=["read", "workspace"])
-def test_what_a_start_refuses_the_plan_refuses(someone, options):
+def test_dry_run_refuses_what_a_start_refuses(someone, options):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\n")
     words = ["run", "--no-service", "--rules", rules, *options]
     planned, done = (someone.exeat(*words, *more, "--", "true") for more in (["--dry-run"], []))
@@ -69,7 +69,7 @@ def test_what_a_start_refuses_the_plan_refuses(someone, options):
     assert planned.stderr == done.stderr
 
 
-def test_for_people_it_is_a_line_a_step(someone):
+def test_text_output_has_a_line_per_step(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\n")
     lines = (
         someone.exeat("run", "--no-service", "--rules", rules, "--dry-run", "--", "true").stdout.decode().splitlines()

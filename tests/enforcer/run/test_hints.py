@@ -22,7 +22,7 @@ def blocked(*attempts):
     return tally
 
 
-def test_the_first_blocked_hosts_are_said_with_the_reason_that_they_had_first():
+def test_first_blocked_hosts_are_named_with_their_reason():
     """pip, poetry and `curl -f` say "403" or less, and not what the page says."""
     attempts = [("index.example", Reason.NO_RULE), ("a.example", Reason.RULE), ("index.example", Reason.LEAK)]
     assert said(blocked(*attempts)) == [
@@ -33,7 +33,7 @@ def test_the_first_blocked_hosts_are_said_with_the_reason_that_they_had_first():
     assert len(many) == 3
 
 
-def test_a_host_that_a_task_made_up_does_nothing_to_a_terminal():
+def test_hostile_host_name_is_escaped():
     (line,) = said(blocked(("\x1b[2Jevil.example\u202e" + "x" * 300, Reason.NO_RULE)))
     assert line.isprintable()
     assert len(line) < 120
@@ -50,7 +50,7 @@ def test_a_host_that_a_task_made_up_does_nothing_to_a_terminal():
         ("sh", "its own manual says how (docs/reference/sandbox.md has some)"),
     ],
 )
-def test_a_task_that_wants_a_sandbox_of_its_own_is_told_of_the_one_it_is_in(call, command, switch):
+def test_nested_sandbox_attempt_gets_a_hint(call, command, switch):
     tally = Tally()
     tally.call_refused(call)
     (line,) = said(tally, command)
@@ -58,7 +58,7 @@ def test_a_task_that_wants_a_sandbox_of_its_own_is_told_of_the_one_it_is_in(call
     assert line.endswith(OWN + switch)
 
 
-def test_other_calls_that_are_refused_have_no_hint_but_sockets():
+def test_only_sockets_and_namespaces_have_hints():
     tally = Tally()
     for call in ("keyctl", "chmod", "bpf"):
         tally.call_refused(call)
@@ -68,7 +68,7 @@ def test_other_calls_that_are_refused_have_no_hint_but_sockets():
     assert "ping(8)" in line
 
 
-def test_telemetry_that_is_dropped_is_counted():
+def test_dropped_telemetry_is_counted():
     tally = Tally()
     tally.dropped += 12
     assert said(tally) == [
@@ -84,7 +84,7 @@ true
 """
 
 
-def test_a_run_says_them_behind_its_counts(someone):
+def test_run_prints_hints_after_its_counts(someone):
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     words = ("run", "--rules", rules, "--", "sh", "-c", SCRIPT)
     lines = someone.exeat(*words).stderr.decode().splitlines()
@@ -95,7 +95,7 @@ def test_a_run_says_them_behind_its_counts(someone):
     assert someone.exeat("run", "--quiet", *words[1:]).stderr == b""
 
 
-def test_a_git_identity_of_the_caller_is_the_task_s(someone):
+def test_task_gets_the_git_identity_of_its_caller(someone):
     """Without one git makes no commit; the task's home, where git would look, is empty."""
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
     script = "git init -q . && git commit -q --allow-empty -m x && git log -1 --format='%an %ce'"

@@ -24,12 +24,12 @@ def halves(monkeypatch):
 RECIPE = SimpleNamespace(terminal=object(), identity=SimpleNamespace(kernel_uid=0), stdio=(OWN, 1, OWN))
 
 
-def test_a_task_s_streams_are_its_half_where_they_were_a_terminal(halves):
+def test_streams_of_a_terminal_are_the_tasks_pty(halves):
     assert launch._own_terminal(RECIPE, None, os.close) == ((halves[1], 1, halves[1]), halves[1])
     os.close(halves[1])
 
 
-def test_a_task_whose_terminal_nobody_can_carry_is_not_begun(halves):
+def test_task_without_a_terminal_relay_is_not_started(halves):
     """No descriptor may be left, or no process."""
 
     def carry(primary):
@@ -43,7 +43,7 @@ def test_a_task_whose_terminal_nobody_can_carry_is_not_begun(halves):
 
 
 @pytest.mark.parametrize("lets_out", [False, True])
-def test_datagrams_wait_for_the_worker_where_a_rule_may_let_them_out_and_are_refused_elsewhere(lets_out):
+def test_udp_waits_for_the_worker_only_under_udp_rules(lets_out):
     ours, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, workers, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))

@@ -66,20 +66,20 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize(("first", "says"), SCRIPTS, ids=[repr(row[0]) for row in SCRIPTS])
-def test_of_a_script_its_interpreter_is_said(base, first, says):
+def test_missing_interpreter_of_a_script_is_named(base, first, says):
     (base / "desk" / "link").symlink_to(base / "tools" / "bin" / "python9")
     program(base / "desk" / "sc", first.replace("BASE", str(base)) + "\n")
     assert said(base, "./sc") == says
 
 
-def test_what_is_shown_is_not_said_to_be_hidden(base):
+def test_visible_path_gives_no_hint(base):
     program(base / "desk" / "sc", f"#!{base}/tools/bin/python9\n")
     assert said(base, "./sc", ["tools"]) == ""
     assert said(base, "python9", ["tools"]) == ""
     assert said(base, "sh") == said(base, "/bin/sh") == said(base, "./nothing") == said(base, "no-such-program") == ""
 
 
-def test_a_path_is_what_another_word_or_a_link_stands_for(base):
+def test_paths_are_resolved_for_the_hint(base):
     path = base / "tools" / "bin" / "python9"
     (base / "desk" / "link").symlink_to(path)
     assert said(base, "python9") == f"`python9` is {HERE}"
@@ -88,12 +88,12 @@ def test_a_path_is_what_another_word_or_a_link_stands_for(base):
 
 
 @pytest.mark.parametrize("name", ["curl https://x.example/", "echo 'it", "cd", "source"])
-def test_a_line_of_a_shell_is_said_to_be_one(base, name):
+def test_shell_command_line_gives_a_hint(base, name):
     assert said(base, name).endswith("`-- sh -c LINE`")
     assert said(base, "nosuch") == ""
 
 
-def test_it_is_never_advised_to_show_a_whole_home_or_what_a_sandbox_has_for_itself(base, monkeypatch):
+def test_hint_never_suggests_a_home_or_system_path(base, monkeypatch):
     monkeypatch.setenv("HOME", str(base / "tools"))
     path = program(base / "tools" / "tool", "")
     assert said(base, str(path)).endswith("; copy it into the workspace, rather than show all of `BASE/tools`")
@@ -128,23 +128,23 @@ ELVES = [
 
 
 @pytest.mark.parametrize(("content", "words"), ELVES, ids=range(len(ELVES)))
-def test_of_a_binary_it_is_the_program_header_s(tmp_path, content, words):
+def test_missing_interpreter_of_an_elf_file_is_named(tmp_path, content, words):
     (tmp_path / "file").write_bytes(content)
     assert interpreter(str(tmp_path / "file")) == words
 
 
-def test_a_real_binary_names_one_that_is_there():
+def test_real_binary_has_an_existing_interpreter():
     [found] = interpreter(os.path.realpath("/bin/sh"))
     assert os.path.exists(found)
 
 
-def test_what_is_no_plain_file_is_not_read(tmp_path):
+def test_irregular_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to(sys.executable)
     assert [interpreter(str(tmp_path / name)) for name in ("fifo", "link", "none", ".")] == [()] * 4
 
 
-def test_a_run_says_it(someone):
+def test_run_prints_the_hint(someone):
     script = someone.write(someone.work / "sc", "#!/nonexist\n")
     script.chmod(0o755)
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\nrules: []\n")

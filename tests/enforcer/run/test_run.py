@@ -38,7 +38,7 @@ def default_rules(someone):
     return path
 
 
-def test_without_rules_the_caller_s_own_file_is_used(someone, default_rules):
+def test_default_rules_are_the_callers_file(someone, default_rules):
     done = someone.exeat("run", "--quiet", "--", "true")
     assert (done.returncode, done.stderr.decode()) == (0, "")
     done = someone.exeat("explain", "https://x.example/")
@@ -50,20 +50,20 @@ def test_without_rules_the_caller_s_own_file_is_used(someone, default_rules):
     assert done.stderr.decode() == f"exeat: no rules: name a rule file with `--rules FILE`; or {where}\n"
 
 
-def test_default_rules_that_others_can_write_are_not_used(someone, default_rules):
+def test_default_rules_writable_by_others_are_refused(someone, default_rules):
     default_rules.chmod(0o666)
     done = someone.exeat("run", "--", "true")
     assert (done.returncode, "others can write it" in done.stderr.decode()) == (2, True)
 
 
-def test_a_rule_file_of_the_workspace_is_no_default(someone):
+def test_rule_file_in_the_workspace_is_no_default(someone):
     """A checkout must not bring the rules of the task that works in it."""
     for name in ("rules.yaml", "exeat.yaml", ".exeat.yaml"):
         someone.write(someone.work / name, RULES)
     assert someone.exeat("run", "--", "true").returncode == 2
 
 
-def test_a_task_cannot_write_the_rules_of_later_runs(someone, rules, default_rules):
+def test_task_cannot_write_the_default_rules(someone, rules, default_rules):
     """They are covered even where this run names other rules; where they are missing, nothing starts."""
     config = someone.home / ".config"
     lock = someone.write(config / "exeat" / "presets.lock", "version: 1\nlocked: {}\n")
@@ -81,11 +81,11 @@ def _run(someone, rules, *command, options=(), **more):
 
 
 @pytest.mark.parametrize("status", [0, 255])
-def test_the_exit_status_is_the_task_s(someone, rules, status):
+def test_exit_status_is_the_tasks(someone, rules, status):
     assert _run(someone, rules, "sh", "-c", f"exit {status}").returncode == status
 
 
-def test_no_program_runs_but_our_own_and_the_task_s(someone, rules):
+def test_run_executes_only_exeat_and_the_task(someone, rules):
     """Neither `ip` nor `nft` nor `mount` has a part in it, so none has to be there, or can be another."""
     trace = someone.work / "trace"
     words = ["--rules", rules, "--quiet", "--no-service", "--", "true"]
@@ -99,13 +99,13 @@ def test_no_program_runs_but_our_own_and_the_task_s(someone, rules):
     assert {name.rstrip("0123456789.") for name in executed} <= {"exeat", "python", "exeat-init"}
 
 
-def test_a_task_that_dies_of_a_signal_takes_its_runner_along(someone, rules):
+def test_runner_dies_of_the_tasks_signal(someone, rules):
     assert _run(someone, rules, "sh", "-c", "kill -SEGV $$").returncode == -signal.SIGSEGV
     assert _run(someone, rules, "sh", "-c", "kill -KILL $$").returncode == -signal.SIGKILL
 
 
 @harness.as_a_user
-def test_statuses_of_commands_that_cannot_be_run(someone, rules):
+def test_exit_statuses_of_commands_that_cannot_start(someone, rules):
     missing = _run(someone, rules, "no-such-program")
     assert missing.returncode == 127
     assert b"`no-such-program`: not found" in missing.stderr
@@ -116,7 +116,7 @@ def test_statuses_of_commands_that_cannot_be_run(someone, rules):
 
 
 @harness.as_a_user
-def test_a_command_that_is_hidden_is_said_to_be(someone, rules):
+def test_hidden_command_gives_a_hint(someone, rules):
     tools = someone.home / "tools" / "bin"
     tool = someone.write(tools / "tool", "#!/bin/sh\necho ran\n")
     tool.chmod(0o755)
@@ -128,7 +128,7 @@ def test_a_command_that_is_hidden_is_said_to_be(someone, rules):
     assert shown.stdout == b"ran\n"
 
 
-def test_input_output_and_files_are_the_task_s_own(someone, rules):
+def test_streams_and_files_belong_to_the_task(someone, rules):
     done = _run(someone, rules, "sh", "-c", "cat; echo err >&2; echo made > made", stdin=None, input=b"given")
     assert done.stdout == b"given"
     assert b"err\n" in done.stderr
@@ -138,7 +138,7 @@ def test_input_output_and_files_are_the_task_s_own(someone, rules):
 
 
 @harness.as_a_user
-def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone, rules):
+def test_summary_names_the_log_command_unless_quiet(someone, rules):
     counted, why, where = _run(someone, rules, "getent", "hosts", "nobody.example").stderr.splitlines()
     assert b"blocked" in counted
     assert b"nobody.example" in why
@@ -149,7 +149,7 @@ def test_the_summary_says_where_to_see_what_was_tried_and_quiet_has_none(someone
 
 @pytest.mark.first_run
 @harness.as_a_user
-def test_a_task_s_start_and_end_are_told_once_each(someone, rules):
+def test_task_start_and_end_are_recorded_once(someone, rules):
     _run(someone, rules, "sh", "-c", "exit 3")
     told = [event for event in someone.events() if event["kind"].startswith("task.")]
     assert [event["kind"] for event in told] == ["task.started", "task.ended"]
@@ -168,7 +168,7 @@ def test_signals_reach_the_task(someone, rules):
         assert process.returncode == 5
 
 
-def test_a_terminal_is_the_task_s_and_its_interrupt_reaches_the_task_once(someone, rules):
+def test_terminal_interrupt_reaches_the_task_once(someone, rules):
     script = "trap 'n=x$n; echo caught $n' INT; test -t 0 && echo ready; while :; do sleep 0.05; done"
     terminal = Terminal(someone, rules, script)
     terminal.until(b"ready")
@@ -195,7 +195,7 @@ def _nothing_started(someone):
     assert list(temporary.iterdir()) == []
 
 
-def test_a_broken_rule_file_starts_nothing(someone):
+def test_broken_rule_file_refuses_the_start(someone):
     broken = someone.write(
         someone.home / "broken.yaml", "version: 1\nname: x\nrules:\n  - {id: a, to: x.example, actoin: allow}\n"
     )
@@ -206,7 +206,7 @@ def test_a_broken_rule_file_starts_nothing(someone):
 
 
 @harness.as_a_user
-def test_a_current_directory_that_is_gone_is_said(someone, rules):
+def test_missing_current_directory_is_an_error(someone, rules):
     exeat = Path(sys.executable).with_name("exeat")
     line = f"cd $(mktemp -d); rmdir $PWD; exec {exeat} run --rules {rules} -- true"
     done = subprocess.run(
@@ -215,7 +215,7 @@ def test_a_current_directory_that_is_gone_is_said(someone, rules):
     assert (done.returncode, "the current directory does not exist any more" in done.stderr) == (2, True)
 
 
-def test_a_metrics_port_that_is_taken_starts_nothing(someone, rules):
+def test_metrics_port_in_use_refuses_the_start(someone, rules):
     with socket.create_server(("127.0.0.1", 0)) as taken, _nothing_started(someone) as mark:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = _run(someone, rules, "touch", "started", options=["--metrics", address], env=mark)
@@ -229,7 +229,7 @@ def test_a_metrics_port_that_is_taken_starts_nothing(someone, rules):
 @pytest.mark.parametrize(
     ("name", "mode", "right"), [("ca.pem", 0o644, 600), (".", 0o777, 700)], ids=["file", "directory"]
 )
-def test_a_ca_that_others_can_read_starts_nothing(someone, rules, name, mode, right):
+def test_ca_readable_by_others_refuses_the_start(someone, rules, name, mode, right):
     open_to_others = someone.home / ".local/state/exeat/ca" / name
     open_to_others.chmod(mode)
     with _nothing_started(someone) as mark:
@@ -239,7 +239,7 @@ def test_a_ca_that_others_can_read_starts_nothing(someone, rules, name, mode, ri
     assert (done.returncode, done.stderr.decode()) == (125, said)
 
 
-def test_a_journal_that_can_t_be_written_starts_nothing(someone, rules):
+def test_unwritable_journal_refuses_the_start(someone, rules):
     place = someone.write(someone.home / "file", "")
     with _nothing_started(someone) as mark:
         done = _run(someone, rules, "touch", "started", options=["--journal", place], env=mark)
@@ -252,7 +252,7 @@ def test_a_journal_that_can_t_be_written_starts_nothing(someone, rules):
 
 @pytest.mark.first_run
 @pytest.mark.parametrize("end", ["by itself", "its parent killed", "its init killed"])
-def test_nothing_is_left_behind(someone, rules, end):
+def test_run_leaves_nothing_behind(someone, rules, end):
     argv = [
         EXEAT,
         "run",
@@ -295,7 +295,7 @@ def test_nothing_is_left_behind(someone, rules, end):
     assert process.returncode == {"by itself": 0, "its parent killed": -signal.SIGKILL}.get(end, 125)
 
 
-def test_a_machine_without_user_namespaces_is_told_what_to_do(someone, rules):
+def test_missing_user_namespaces_are_reported_with_a_remedy(someone, rules):
     # In a user namespace of its own, so that the limit is that namespace's and not the machine's.
     with _nothing_started(someone) as mark:
         done = someone.run(
@@ -319,7 +319,7 @@ CAPABILITIES = ("chown", "kill", "setgid", "setuid", "setpcap", "sys_admin")
 
 @pytest.mark.parametrize("someone", ["root"], indirect=True)
 @pytest.mark.parametrize("missing", [(one,) for one in CAPABILITIES] + [CAPABILITIES], ids="-".join)
-def test_root_without_its_capabilities_runs_nothing_as_root(someone, rules, missing):
+def test_root_without_capabilities_runs_unprivileged(someone, rules, missing):
     argv = [EXEAT, "run", "--rules", rules, "--", "touch", "started"]
     dropped = ",".join(f"-{name}" for name in missing)
     with _nothing_started(someone) as mark:

@@ -38,7 +38,7 @@ class _Sandbox:
         self.settled = True
 
 
-def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
+def test_changed_packet_counts_are_sent_to_the_worker():
     counts = {"udp": 0, LOGGED: 0}, {"udp": 0, LOGGED: 1}, {"udp": 3}, {"udp": 3}, {"udp": 3, "icmp": 1}
     told, seen = [], []
     ward = SimpleNamespace(see=seen.append)
@@ -50,7 +50,7 @@ def test_counts_of_refused_packets_are_passed_on_when_they_are_others():
     assert seen == [{"disk": "bytes"}] * 5
 
 
-def test_an_init_that_is_gone_ends_it():
+def test_lost_init_ends_the_task():
     def turn():
         raise init.ProcessGoneError(errno.ECHILD, "gone")
 
@@ -58,7 +58,7 @@ def test_an_init_that_is_gone_ends_it():
     assert (ended.status, ended.failed) == (None, "its init process ended unexpectedly")
 
 
-def test_a_gate_that_is_gone_when_the_task_ends_is_lost_to_it(capfd):
+def test_gate_lost_at_the_end_is_reported(capfd):
     control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel, theirs = socket.socketpair()
     sandbox = _Sandbox({}, status=0)
@@ -81,7 +81,7 @@ def test_a_gate_that_is_gone_when_the_task_ends_is_lost_to_it(capfd):
     assert "the gate ended unexpectedly" in capfd.readouterr().err
 
 
-def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
+def test_end_of_a_task_is_one_last_message():
     control, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, journal, seen = SharedWorker(control, shared=True), [], []
     sandbox = _Sandbox({"udp": 2, LOGGED: 2}, status=3 << 8)
@@ -111,7 +111,7 @@ def test_what_is_told_of_a_task_s_end_is_one_message_and_the_last():
     assert seen == [{"disk": "bytes"}]
 
 
-def test_the_gate_hears_the_end_also_where_what_the_task_left_can_t_be_seen_to():
+def test_gate_gets_the_end_despite_cleanup_errors():
     ours, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     recorder = SimpleNamespace(task_ended=lambda _started, **_how: None, metrics=Metrics())
     ended = SimpleNamespace(status=0, lost_gate=False, failed="", counters={})

@@ -31,7 +31,7 @@ def rules(someone):
 
 
 @pytest.mark.parametrize(("line", "typed", "shown"), LINES.values(), ids=LINES)
-def test_keys_of_a_run_where(someone, rules, line, typed, shown):
+def test_terminal_keys_reach_the_right_process(someone, rules, line, typed, shown):
     terminal = Terminal.of_line(someone, rules, line)
     for word, keys in typed:
         terminal.until(word)
@@ -47,7 +47,7 @@ def test_keys_of_a_run_where(someone, rules, line, typed, shown):
     ("number", "key"),
     [(signal.SIGTERM, b""), (signal.SIGINT, b""), (signal.SIGINT, b"\x03"), (signal.SIGQUIT, b"\x1c")],
 )
-def test_a_stopped_task_ends_with_its_run(someone, rules, number, key):
+def test_stopped_task_ends_with_its_run(someone, rules, number, key):
     """A program may stop itself (^Z in some agents), and no shell in there has it go on. `key` is typed, or else a signal sent."""
     terminal = Terminal.of_line(someone, rules, "exec $EXEAT sh -c 'echo u''p; kill -STOP $$; exec sleep 300'")
     terminal.until(b"up")
@@ -61,7 +61,7 @@ def test_a_stopped_task_ends_with_its_run(someone, rules, number, key):
 
 
 @harness.as_a_user
-def test_a_stopped_task_goes_on_with_its_run(someone, rules):
+def test_stopped_task_continues_with_its_run(someone, rules):
     terminal = Terminal.of_line(someone, rules, "exec $EXEAT sh -c 'echo u''p; kill -STOP $$; exit 7'")
     terminal.until(b"up")
     _until_stopped(terminal.pid)
@@ -71,7 +71,7 @@ def test_a_stopped_task_goes_on_with_its_run(someone, rules):
 
 
 @pytest.mark.parametrize("line", ["exec $EXEAT", "setsid -w $EXEAT", "set -m; trap true HUP; $EXEAT"])
-def test_a_run_ends_when_its_terminal_goes(someone, rules, line):
+def test_run_ends_when_its_terminal_closes(someone, rules, line):
     """The kernel signals who leads the terminal's session alone: under su(1) that is another user's process."""
     terminal = Terminal.of_line(someone, rules, f"{line} sh -c 'trap - HUP; echo u''p; exec sleep 300'")
     terminal.until(b"up")

@@ -105,7 +105,7 @@ def test_master_of_a_pseudo_terminal_is_no_terminal():
         os.close(descriptor)
 
 
-def test_a_window_that_changes_before_the_task_has_its_terminal_is_no_mistake():
+def test_early_window_change_is_no_error():
     primary, secondary = os.openpty()
     stdio.Terminal(secondary).resize()
     for descriptor in (primary, secondary):
@@ -113,7 +113,7 @@ def test_a_window_that_changes_before_the_task_has_its_terminal_is_no_mistake():
 
 
 @pytest.mark.parametrize("by_us", [True, False])
-def test_nobody_waits_for_keys_of_another_session_s_terminal_that_nobody_can_read(by_us, monkeypatch):
+def test_unreadable_terminal_of_another_session_is_not_awaited(by_us, monkeypatch):
     monkeypatch.setattr(stdio, "_UNTIL_RAW", 0.3)
     primary, secondary = os.openpty()
     began = time.monotonic()
@@ -123,7 +123,7 @@ def test_nobody_waits_for_keys_of_another_session_s_terminal_that_nobody_can_rea
         os.close(descriptor)
 
 
-def test_nothing_goes_on_in_a_process_that_was_to_read_a_terminal_which_has_gone_away():
+def test_process_of_a_vanished_terminal_ends():
     primary, secondary = pty.openpty()
     os.close(primary)
     pid = os.fork()
@@ -136,7 +136,7 @@ def test_nothing_goes_on_in_a_process_that_was_to_read_a_terminal_which_has_gone
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_what_was_never_begun_leaves_nothing_behind():
+def test_unstarted_relay_leaves_nothing_open():
     """A start may fail between."""
     script = (
         "import os; from enforcer.sandbox import stdio; before = os.listdir('/proc/self/fd');"

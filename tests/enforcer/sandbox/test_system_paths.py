@@ -37,13 +37,13 @@ def tree(tmp_path):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_what_is_looked_up_together_leads_where_each_leads(tree, turned):
+def test_joint_lookup_equals_single_lookups(tree, turned):
     paths = [f"{tree}/{path}" for path in PATHS] + ["/", "/proc/self/cwd", "relative/path", ""]
     paths = paths[::-1] if turned else paths
     assert real_paths(paths) == [os.path.realpath(path) for path in paths]
 
 
-def test_a_directory_that_several_lie_in_is_looked_at_once(tree, monkeypatch):
+def test_shared_parent_is_read_once(tree, monkeypatch):
     looked = []
     islink = os.path.islink
     monkeypatch.setattr(os.path, "islink", lambda path: looked.append(path) or islink(path))

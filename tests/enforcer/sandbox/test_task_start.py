@@ -46,7 +46,7 @@ def _compiled():
 
 
 @pytest.mark.parametrize("way", ["compiled", "interpreted"])
-def test_a_program_whose_name_is_longer_than_any_is_said_to_be_none(someone, way):
+def test_overlong_program_name_is_not_found(someone, way):
     """And longer than all that its process is told at once."""
     for name in ("x" * 100_000, "/" + "x" * 100_000):
         done = run(someone, way, name)
@@ -59,7 +59,7 @@ WORDS = [(0, 0), (8_000, 0), (14_000, 1), (16_500, 20), (20_000, 0), (100_000, 4
 
 @harness.as_a_user
 @pytest.mark.parametrize("way", ["compiled", "interpreted"])
-def test_words_and_variables_arrive_as_they_are_however_long_they_are(someone, way):
+def test_arguments_and_variables_arrive_unchanged(someone, way):
     """Some go along with what is executed, others lie in memory before: nothing of it can be told."""
     for size, places in WORDS:
         path = "".join(f"/nowhere{number}:" for number in range(places)) + "/usr/bin:/bin"
@@ -71,7 +71,7 @@ def test_words_and_variables_arrive_as_they_are_however_long_they_are(someone, w
         assert int(lines[1]) > 5
 
 
-def test_what_a_task_has_given_up_is_the_same(someone):
+def test_task_gives_up_the_same_privileges(someone):
     compiled, interpreted = (run(someone, way, "sh", "-c", PROBE) for way in ("compiled", "interpreted"))
     assert (compiled.stderr, compiled.returncode) == ("", 0)
     assert compiled.stdout == interpreted.stdout
@@ -84,7 +84,7 @@ def test_what_a_task_has_given_up_is_the_same(someone):
 
 
 @pytest.mark.parametrize("someone", ["root"], indirect=True)
-def test_what_cannot_be_executed_is_told_in_the_same_words(someone):
+def test_errors_of_execve_have_the_same_message(someone):
     script = someone.work / "script"
     script.write_text("#!/nowhere/at-all\n")
     script.chmod(0o755)
@@ -95,7 +95,7 @@ def test_what_cannot_be_executed_is_told_in_the_same_words(someone):
 
 
 @pytest.mark.parametrize("someone", ["root"], indirect=True)
-def test_a_step_that_fails_is_named_and_nothing_is_executed(someone):
+def test_failed_step_is_named_and_nothing_is_executed(someone):
     done = run(someone, "hindered", "sh", "-c", "echo ran")
     assert (done.returncode, done.stdout) == (125, "")
     assert "could not give up its privileges: rt_sigprocmask: Invalid argument" in done.stderr

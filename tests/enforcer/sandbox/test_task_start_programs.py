@@ -61,7 +61,7 @@ printf '[package]\nname = "a"\nversion = "0.1.0"\nedition = "2021"\n' > Cargo.to
 ONLY_SOMEWHERE = {"node", "chromium", "cargo"}  # `make clients` installs these; `make test` all others
 
 
-def test_what_people_run_works(someone):
+def test_common_programs_work(someone):
     # A toolchain that lies where only root reads is shown to root's task.
     rust = next(TOOLCHAINS.glob("stable-*/bin"), None) if not someone.user else None
     path = f"/usr/bin:/bin:{rust or ''}".rstrip(":")

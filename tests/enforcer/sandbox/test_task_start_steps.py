@@ -30,7 +30,7 @@ def begun():
 
 @pytest.mark.parametrize("way", hindered.WAYS)
 @pytest.mark.parametrize("name", hindered.CASES)
-def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
+def test_failed_step_is_named_and_nothing_runs(begun, name, way):
     case = hindered.CASES[name]
     if case.says is None:
         assert begun[name][way] == [*case.comes]
@@ -40,7 +40,7 @@ def test_a_step_that_fails_is_named_and_nothing_runs(begun, name, way):
     assert begun[name][way] == [f"could not give up its privileges: {case.says}{why}", ""]
 
 
-def test_every_step_that_can_fail_does():
+def test_every_step_is_tried_to_fail():
     recorder, case = StepRecorder(), hindered.Case((), None, terminal=True)
     program = hindered.program_of(case)
     task_start.drop_rights(recorder, hindered._identity(), program, (0, 0, 0))
@@ -56,7 +56,7 @@ def test_every_step_that_can_fail_does():
     [(("ls", "a\0b"), {}), (("ls",), {"A=B": ""}), (("ls",), {"": "x"}), (("ls",), {"A": "b\0C=d"})],
     ids=["a word", "a name", "no name", "a value"],
 )
-def test_words_that_would_be_taken_for_others_begin_nothing(words, variables):
+def test_ambiguous_arguments_are_refused(words, variables):
     program = Program(words, variables, "/", frozenset(), b"")
     with pytest.raises(ValueError, match="contains a zero byte"):
         task_start.start_task(None, None, program, (-1, -1, -1), None)

@@ -22,7 +22,7 @@ class Clock:
         return self.now
 
 
-def test_each_is_told_once_in_a_while_with_how_many_there_were():
+def test_denied_calls_are_reported_periodically_with_counts():
     clock = Clock()
     budget = EventBudget(clock)
     assert budget.take("mount", b"/bin/sh") == 0
@@ -35,7 +35,7 @@ def test_each_is_told_once_in_a_while_with_how_many_there_were():
     assert budget.take("mount", b"/bin/sh") == 0
 
 
-def test_whatever_is_made_up_only_so_many_are_told():
+def test_reported_calls_are_bounded():
     clock = Clock()
     budget = EventBudget(clock)
     assert sum(budget.take("mount", b"%d" % n) is not None for n in range(10_000)) == AT_ONCE
@@ -48,7 +48,7 @@ def _array(*addresses):
     return (ctypes.c_uint64 * (len(addresses) + 1))(*addresses, 0)
 
 
-def test_texts_are_read_across_pages_and_up_to_what_is_mapped():
+def test_texts_are_read_across_pages():
     pages = mmap.mmap(-1, 3 * 4096)
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     pages[:] = b"x" * len(pages)
@@ -64,7 +64,7 @@ def test_texts_are_read_across_pages_and_up_to_what_is_mapped():
 
 
 @pytest.mark.parametrize("off", [0, 1, 4, 4093])
-def test_words_are_read_wherever_their_pointers_lie(off):
+def test_arguments_are_read_wherever_they_lie(off):
     texts = [ctypes.create_string_buffer(b"w%d" % n) for n in range(600)]
     room = ctypes.create_string_buffer(4096 * 4)
     base = (ctypes.addressof(room) + 4095) // 4096 * 4096
@@ -74,7 +74,7 @@ def test_words_are_read_wherever_their_pointers_lie(off):
     assert found == (tuple(b"w%d" % n for n in range(600)), True)
 
 
-def test_no_more_words_are_read_than_there_is_room_for():
+def test_number_of_read_arguments_is_bounded():
     long = ctypes.create_string_buffer(b"x" * 1000)
     found = notification_listener.read_words(
         os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(long)] * 100))
@@ -111,12 +111,12 @@ TOLD = st.one_of(
 
 @settings(max_examples=150)
 @given(TOLD)
-def test_a_packet_says_what_was_packed(told):
+def test_packet_round_trips(told):
     assert messages.unpack(messages.pack(told)) == told
 
 
 @settings(max_examples=150)
 @given(st.one_of(st.binary(max_size=60), TOLD.map(messages.pack).map(lambda packet: packet[:-3])))
-def test_whatever_arrives_is_a_packet_or_a_value_error(packet):
+def test_arbitrary_bytes_are_a_packet_or_a_value_error(packet):
     with contextlib.suppress(ValueError):
         messages.unpack(packet)

@@ -53,7 +53,7 @@ def _until(watched, kind):
     return told
 
 
-def test_many_wait_at_once_and_are_answered_in_any_order():
+def test_pending_programs_are_answered_in_any_order():
     reader, writer = os.pipe()
 
     def meanwhile():
@@ -73,7 +73,7 @@ def test_many_wait_at_once_and_are_answered_in_any_order():
     os.close(writer)
 
 
-def test_one_that_is_killed_while_it_waits_is_told():
+def test_killed_pending_program_is_reported():
     with Watched(_several(2), commands=True) as watched:
         first, second = watched.until_asked(), watched.until_asked()
         for asked in (first, second):
@@ -87,7 +87,7 @@ def test_one_that_is_killed_while_it_waits_is_told():
 
 
 @pytest.mark.parametrize("how", ["gone", "another", "never says any more"])
-def test_one_whose_worker_is_gone_does_not_start(how):
+def test_pending_program_of_a_lost_worker_does_not_start(how):
     """Gone for good; replaced by one that knows nothing of it; or it doesn't answer for as long as it said."""
     with Watched(lambda: execute("/bin/true"), commands=True) as watched:
         asked = watched.until_asked()
@@ -102,7 +102,7 @@ def test_one_whose_worker_is_gone_does_not_start(how):
         assert watched.result() == errno.EACCES
 
 
-def test_another_worker_answers_for_those_that_nobody_has_asked_about():
+def test_unsubmitted_programs_wait_for_the_next_worker():
     with Watched(lambda: execute("/bin/true"), commands=True) as watched:
         asked = watched.until_asked()
         watched.worker.send(messages.pack(messages.NewWorker()))
@@ -110,7 +110,7 @@ def test_another_worker_answers_for_those_that_nobody_has_asked_about():
         assert watched.result() == EXECUTED
 
 
-def test_no_more_wait_than_may_and_no_more_are_asked_about_than_are_answered():
+def test_pending_programs_are_bounded():
     with Watched(_several(6), commands=True, waiting=3, at_once=2) as watched:
         for number in _asked(watched, 6).values():
             watched.answer(number, go=True)
@@ -119,7 +119,7 @@ def test_no_more_wait_than_may_and_no_more_are_asked_about_than_are_answered():
         assert len(set(watched.gone)) == 3
 
 
-def test_no_more_are_asked_about_than_the_worker_keeps_up_with():
+def test_submissions_follow_the_pace_of_the_worker():
     with Watched(_several(5), commands=True, at_once=2) as watched:
         first = [watched.until_asked(), watched.until_asked()]
         watched.worker.settimeout(0.3)
@@ -133,7 +133,7 @@ def test_no_more_are_asked_about_than_the_worker_keeps_up_with():
 
 
 @pytest.mark.parametrize("changes", [True, False], ids=["changed", "as it was"])
-def test_what_was_approved_is_what_starts(changes):
+def test_approved_program_is_what_starts(changes):
     """Its words lie in memory that its threads share, for as long as people take."""
     go, changed = os.pipe(), os.pipe()
 
@@ -193,7 +193,7 @@ CHANGES = [_write_in_place, _replace, _point_elsewhere, _nothing]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=["written", "replaced", "elsewhere", "as it was"])
-def test_the_file_that_was_approved_is_what_starts(tmp_path, change):
+def test_approved_file_is_what_starts(tmp_path, change):
     program, link = tmp_path / "program", tmp_path / "link"
     program.write_text("#!/bin/sh\nexit 7\n")
     program.chmod(0o755)
@@ -217,7 +217,7 @@ def test_the_file_that_was_approved_is_what_starts(tmp_path, change):
         assert (b"exeat: the program's file or arguments changed" in said.read()) is refused
 
 
-def test_whether_it_still_waits_is_said_of_one_that_was_killed():
+def test_killed_program_is_no_longer_pending():
     with Watched(_several(2), commands=True) as watched:
         numbers, pids = _asked(watched, 2), {asked.number: asked.who.pid for asked in watched.asked}
         killed, other = numbers.values()

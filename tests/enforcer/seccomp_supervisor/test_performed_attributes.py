@@ -106,7 +106,7 @@ def inside(someone):
     return run
 
 
-def test_what_the_host_would_take_a_file_for_can_t_be_said(someone, inside):
+def test_security_attributes_are_denied(someone, inside):
     said = inside(INSIDE, json.dumps(REFUSED))
     assert {what: came for what, came in said.items() if came != "EPERM"} == {}
     for path in someone.work.rglob("*"):
@@ -115,11 +115,11 @@ def test_what_the_host_would_take_a_file_for_can_t_be_said(someone, inside):
         assert b"x" not in {os.getxattr(path, name, follow_symlinks=False) for name in labels}
 
 
-def test_what_means_nothing_to_the_host_is_set_as_anywhere(inside):
+def test_user_attributes_are_set(inside):
     assert inside(ALLOWED, ACL.hex()) == EXPECTED
 
 
-def test_a_file_that_was_labelled_keeps_its_label(someone, inside):
+def test_existing_label_is_kept(someone, inside):
     harness.needs_root()
     labelled = someone.write(someone.work / "labelled", "")
     os.setxattr(labelled, "security.selinux", b"host")

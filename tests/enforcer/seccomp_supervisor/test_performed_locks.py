@@ -101,13 +101,13 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_sandbox_has_no_more_locks_than_it_may(way):
+def test_file_locks_of_a_sandbox_are_bounded(way):
     with Watched(way, most_locks=MOST) as watched:
         found = watched.result()
     assert WAYS[way](found), found
 
 
-def test_locks_that_are_given_back_are_no_more_than_those_that_are_held():
+def test_released_locks_do_not_count():
     """A database locks and unlocks without end."""
 
     def attempt():
@@ -136,7 +136,7 @@ except OSError as error:
 
 
 @harness.as_a_user
-def test_what_a_task_holds_is_counted_from_outside_of_its_sandbox(someone):
+def test_locks_are_counted_from_outside(someone):
     """Where it can't be looked at, each count finds none, and there may be any number."""
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\nrules: []\n")
     words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, "--", f"{sys.base_prefix}/bin/python3"]

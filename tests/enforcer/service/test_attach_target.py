@@ -8,7 +8,7 @@ from enforcer.service.attach import open_target
 from enforcer.system.errors import HostError, UsageError
 
 
-def test_what_may_not_be_entered_is_no_mistake_in_the_words(monkeypatch):
+def test_unenterable_namespace_is_a_host_error(monkeypatch):
     def denied(*_):
         raise PermissionError(13, "Permission denied")
 
@@ -20,7 +20,7 @@ def test_what_may_not_be_entered_is_no_mistake_in_the_words(monkeypatch):
         open_target(str(os.getpid()))
 
 
-def test_what_is_not_there_is_one():
+def test_missing_namespace_is_a_usage_error():
     with pytest.raises(
         UsageError,
         match="`/nowhere/net` is not the pid of a process or the path of a network namespace: No such file or directory",

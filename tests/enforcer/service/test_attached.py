@@ -37,7 +37,7 @@ def _ends(journal):
     return [event["outcome"] for event in events if event["kind"] == "task.ended"]
 
 
-def test_an_attached_one_whose_worker_fails_it_ends_once(world, journal):
+def test_attached_namespace_that_fails_ends_once(world, journal):
     for _ in range(2):
         world.all.heard(world.crew.worker, {"of": "box", "failed": "it says so"})
     assert _ends(journal) == ["failed"]
@@ -45,7 +45,7 @@ def test_an_attached_one_whose_worker_fails_it_ends_once(world, journal):
     assert "stop" in world.crew.told[-1][1], "or its worker went on to serve it"
 
 
-def test_a_journal_that_can_t_be_written_keeps_no_other_from_being_seen_to(world, journal):
+def test_unwritable_journal_delays_no_other_namespace(world, journal):
     journal.write_text("no directory")
     box = world.by_name["box"]
     box.died.extend([float("inf")] * (MOST_DEATHS + 1))
@@ -55,7 +55,7 @@ def test_a_journal_that_can_t_be_written_keeps_no_other_from_being_seen_to(world
 
 
 @pytest.mark.parametrize("gone", [os.unlink, lambda path: os.replace(f"{path}.other", path)], ids=["gone", "another"])
-def test_one_whose_path_leads_there_no_more_ends(tmp_path, journal, monkeypatch, gone):
+def test_namespace_whose_path_changed_ends(tmp_path, journal, monkeypatch, gone):
     monkeypatch.setattr("enforcer.service.sandboxes._LOOK_AGAIN", 0.0)
     box = tmp_path / "box"
     box.touch()

@@ -92,7 +92,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_the_one_in_whose_turn_it_died_moves_and_the_others_stay():
+def test_sandbox_in_whose_turn_a_worker_died_moves_alone():
     world = World(["hog", "quiet", "other"])
     world.die(world.crew.worker, world.by_name["hog"].turn)
     assert world.served() == {"hog": 2, "quiet": 1, "other": 1}
@@ -105,13 +105,13 @@ def test_the_one_in_whose_turn_it_died_moves_and_the_others_stay():
 
 # A worker reads what tasks send, so what it has marked may be anything.
 @pytest.mark.parametrize("turn", [0, 10**6, 2**64 - 1], ids=["nobody's", "a stranger's", "the largest"])
-def test_a_mark_that_is_no_sandbox_s_moves_nobody(turn):
+def test_unknown_turn_moves_no_sandbox(turn):
     world = World(["hog", "quiet"])
     world.die(world.crew.worker, turn)
     assert world.served() == {"hog": 1, "quiet": 1}
 
 
-def test_the_mark_of_a_sandbox_in_another_worker_moves_nobody():
+def test_turn_of_another_workers_sandbox_moves_none():
     world = World(["hog", "quiet"])
     world.die(world.crew.worker, world.by_name["hog"].turn)
     world.die(world.crew.others[0], world.by_name["quiet"].turn)
@@ -119,7 +119,7 @@ def test_the_mark_of_a_sandbox_in_another_worker_moves_nobody():
     assert (world.said, len(world.crew.others)) == ([], 1)
 
 
-def test_where_no_worker_is_left_for_it_alone_the_blamed_one_is_cut_off_and_no_other(clock):
+def test_blamed_sandbox_without_a_worker_is_cut_off_alone(clock):
     world = World(["one", "two", "quiet"], places=1)
     for name in ("one", "two"):
         clock[0] += 10
@@ -128,7 +128,7 @@ def test_where_no_worker_is_left_for_it_alone_the_blamed_one_is_cut_off_and_no_o
     assert [name for name, _ in world.said] == ["two"]
 
 
-def test_deaths_of_many_neighbours_cut_off_none_but_those(clock):
+def test_deaths_caused_by_neighbours_cut_off_only_those(clock):
     """Its table of names is lost each time, so a part of the pool has to rest before it may mean something else."""
     world = World(["quiet", *map(str, range(MOST_DEATHS + 2))], places=3)
     waits = []
@@ -145,7 +145,7 @@ def test_deaths_of_many_neighbours_cut_off_none_but_those(clock):
 
 
 @pytest.mark.parametrize("refused", ["second", "set"])
-def test_a_sandbox_that_can_not_be_given_to_a_new_worker_costs_no_other_one_its_place(refused):
+def test_failed_move_of_one_sandbox_affects_no_other(refused):
     world = World(["first", "second", "third"])
     world.crew.worker.sets.clear()
     world.crew.refused, world.crew.told = {refused}, []
@@ -159,7 +159,7 @@ def test_a_sandbox_that_can_not_be_given_to_a_new_worker_costs_no_other_one_its_
     assert {what["admit"] for what in told if "admit" in what} == world.served().keys()
 
 
-def test_one_whose_addresses_may_be_used_up_is_cut_off(clock):
+def test_sandbox_with_exhausted_addresses_is_cut_off(clock):
     """Each worker gives out addresses of another part of the pool: none may mean another name within KEPT seconds."""
     world = World(["quick", "slow"])
     for name in world.by_name:

@@ -31,7 +31,7 @@ def left(monkeypatch):
     looking.close()
 
 
-def test_a_group_goes_as_soon_as_nothing_runs_in_it(left):
+def test_empty_group_is_removed_at_once(left):
     made, process, looking = left
     process.kill()
     process.wait()
@@ -42,7 +42,7 @@ def test_a_group_goes_as_soon_as_nothing_runs_in_it(left):
         looking.turn()
 
 
-def test_a_service_that_ends_waits_until_processes_are_gone(left, monkeypatch):
+def test_ending_service_waits_for_processes(left, monkeypatch):
     made, process, looking = left
     monkeypatch.setattr(time, "sleep", lambda _seconds: (process.kill(), process.wait()))
     looking.close()

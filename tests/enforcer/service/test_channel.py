@@ -8,7 +8,7 @@ from enforcer.service.channel import Channel
 from proxy.wire import message
 
 
-def test_what_finds_no_room_is_sent_when_there_is_some_and_room_isn_t_waited_for_any_longer():
+def test_queued_message_is_sent_when_the_peer_reads():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     heard, found = [], []

@@ -28,7 +28,7 @@ def service():
     there.close()
 
 
-def test_it_asks_with_all_that_a_task_has_of_its_caller(service):
+def test_request_has_every_setting_of_the_caller(service):
     def before():
         os.umask(0o027)
         os.nice(3)
@@ -81,7 +81,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("how", ENDS)
-def test_it_ends_as_the_task_did(service, how):
+def test_client_exits_as_the_task(service, how):
     said, status = ENDS[how]
     # Whatever its caller thought of that signal.
     client = service.start("run", before=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
@@ -97,7 +97,7 @@ ODD = (
 
 
 @pytest.mark.parametrize("said", [None, *ODD], ids=["gone", *(str(each[:12]) for each in ODD)])
-def test_whatever_else_is_said_is_the_end_of_the_task(service, said):
+def test_unknown_message_ends_the_task(service, said):
     client = service.start("run")
     connection = service.asked().connection
     if said:
@@ -110,7 +110,7 @@ def test_whatever_else_is_said_is_the_end_of_the_task(service, said):
     )
 
 
-def test_signals_are_passed_on_and_the_last_word_is_heard_though_something_stayed_unread(service):
+def test_signals_are_relayed_and_the_last_message_is_read(service):
     client = service.start("run", before=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     connection = service.asked().connection
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH):
@@ -123,7 +123,7 @@ def test_signals_are_passed_on_and_the_last_word_is_heard_though_something_staye
     assert service.ended(client)[0] == 7
 
 
-def test_what_a_terminal_says_is_told_from_what_anybody_says(service):
+def test_signals_of_the_terminal_are_marked(service):
     primary, secondary = os.openpty()
     name = os.ttyname(secondary)
 
@@ -146,7 +146,7 @@ def test_what_a_terminal_says_is_told_from_what_anybody_says(service):
     assert service.ended(client)[0] == 0
 
 
-def test_closed_streams_and_a_directory_that_is_gone_are_in_nobody_s_way(service):
+def test_closed_streams_and_missing_directory_are_accepted(service):
     def before():
         os.mkdir("gone")
         os.chdir("gone")
@@ -161,7 +161,7 @@ def test_closed_streams_and_a_directory_that_is_gone_are_in_nobody_s_way(service
     assert service.ended(client)[0] == 1
 
 
-def test_a_service_that_declines_is_told_of_and_not_asked_again(service):
+def test_declined_request_runs_without_the_service(service):
     client = service.start("run", "--rules", "none.yaml", "--", "true", cwd=service.directory)
     service.asked().connection.send(b"declined you have other groups than the service")
     status, _, err = service.ended(client)
@@ -172,7 +172,7 @@ def test_a_service_that_declines_is_told_of_and_not_asked_again(service):
 
 
 @pytest.mark.parametrize("words", [["-h"], ["--rules", "x", "--help"], ["--rules", "x", "--no-service", "--", "true"]])
-def test_what_no_service_is_wanted_for_asks_none(service, words):
+def test_local_commands_contact_no_service(service, words):
     service.ended(service.start("run", *words, cwd=service.directory))
     assert service.nobody_asks()
 
@@ -186,7 +186,7 @@ NOWHERE = {
 
 
 @pytest.mark.parametrize("where", NOWHERE)
-def test_without_a_service_a_task_runs_alone(service, where):
+def test_task_runs_without_a_service(service, where):
     words = ("run", "--rules", "none.yaml", "--", "true")
     status, _, err = service.ended(service.start(*words, control=NOWHERE[where], env=[b"XDG_RUNTIME_DIR=x"]))
     assert (status, "none.yaml" in err) == (2, True)
@@ -219,7 +219,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("who", STRANGERS)
-def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
+def test_foreign_listener_gets_no_request(service, who, monkeypatch):
     harness.needs_root()
     monkeypatch.setattr(control_socket, "control_path", lambda: str(service.path))
     become = STRANGERS[who]
@@ -232,7 +232,7 @@ def test_who_listens_and_is_not_us_gets_nothing(service, who, monkeypatch):
             control_client.ask({"what": "ps"})
 
 
-def test_what_can_t_be_asked_for_runs_alone(service):
+def test_oversized_request_runs_without_the_service(service):
     def before():
         resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))  # a memory file is a file
 
@@ -240,7 +240,7 @@ def test_what_can_t_be_asked_for_runs_alone(service):
     assert (status, "none.yaml" in err) == (2, True)
 
 
-def test_a_copied_environment_refuses_to_run_the_code_of_the_original(tmp_path):
+def test_copied_environment_refuses_to_run(tmp_path):
     """The interpreter in the script's first line is the original's."""
     script = tmp_path / ".venv" / "bin" / "exeat"
     script.parent.mkdir(parents=True)
@@ -252,7 +252,7 @@ def test_a_copied_environment_refuses_to_run_the_code_of_the_original(tmp_path):
     assert f"{tmp_path}/.venv is a copy of {sys.prefix} and would run the code there" in done.stderr
 
 
-def test_a_command_s_own_words_have_no_say_in_who_runs_it(monkeypatch, tmp_path):
+def test_arguments_of_the_task_do_not_choose_the_service(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setenv("EXEAT_CONTROL", str(tmp_path))  # something is there
     monkeypatch.setattr(of_python, "run", lambda words: asked.append(words) or 0)

@@ -27,7 +27,7 @@ def place(tmp_path):
         up.terminate()
 
 
-def test_runs_have_their_callers_streams_all_the_same(place):
+def test_run_of_a_service_without_streams_has_the_callers(place):
     at, env = place
     task = ["sh", "-c", "echo out; echo err >&2; exit 3"]
     for words in ([], ["--quiet"]):

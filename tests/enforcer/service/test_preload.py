@@ -38,12 +38,12 @@ print(*sorted({"asyncio", "cryptography", "mitmproxy", "pyroute2", "random", "sh
 """
 
 
-def test_a_service_has_nothing_large_in_memory_that_a_run_does_without():
+def test_service_loads_no_large_module_that_runs_skip():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
 
 
-def test_runs_in_a_service_import_nothing_of_exeat_each(tmp_path):
+def test_runs_in_a_service_import_nothing(tmp_path):
     """Each would pay for it in time and memory: half of the sandboxes a second were once lost so."""
     rules, control, log = tmp_path / "rules.yaml", tmp_path / "service/control", tmp_path / "log"
     rules.write_text("version: 1\nname: none\nrules: []\n")
@@ -113,7 +113,7 @@ def _known(way, policy):
     )
 
 
-def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
+def test_rehearsed_start_leaves_nothing_behind(way, tmp_path):
     assert preload.practise(way.system, COMMAND)
     assert {wanted.argv for wanted in way.composed} == set(way.written) == {("true",)}
     assert len(way.composed) == len(way.written) > 1
@@ -125,7 +125,7 @@ def test_a_service_walks_a_start_s_way_and_leaves_nothing_behind(way, tmp_path):
     )
 
 
-def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
+def test_service_makes_and_ends_empty_sandboxes(way, monkeypatch):
     made, ended = [], []
     monkeypatch.setattr(
         preload, "make_empty_sandbox", lambda **how: made.append(run_setup.make_empty_sandbox(**how)) or made[-1]
@@ -140,7 +140,7 @@ def test_a_service_makes_empty_sandboxes_and_ends_them(way, monkeypatch):
     )  # a service stays in the cgroup that it is in
 
 
-def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_path):
+def test_warm_process_rehearses_once_with_known_rules(way, tmp_path):
     variables = dict(os.environ)
     preload.self_test(_known(way, read([way.rules]).policy), way.system, way.who, COMMAND)
     assert [wanted.rules for wanted in way.composed] == [(str(way.rules),)]
@@ -150,7 +150,7 @@ def test_a_process_that_waits_walks_it_once_under_rules_that_are_known(way, tmp_
 
 
 @pytest.mark.parametrize("wrong", ["nothing known", "unknown by now", "no CA", "a bug", "an exit"])
-def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatch, wrong):
+def test_errors_of_a_rehearsal_are_left_to_the_start(way, tmp_path, monkeypatch, wrong):
     sets = _known(way, read([way.rules]).policy)
     if wrong == "nothing known":
         sets.last = tuple
@@ -166,6 +166,6 @@ def test_what_is_wrong_on_the_way_is_left_to_the_start(way, tmp_path, monkeypatc
     assert (_files(tmp_path), os.listdir("/proc/self/fd")) == (way.files, way.open)
 
 
-def test_a_service_that_can_t_walk_it_says_so(way, monkeypatch):
+def test_failed_rehearsal_is_reported(way, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(way.rules / "missing"))
     assert not preload.practise(way.system, COMMAND)

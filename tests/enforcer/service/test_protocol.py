@@ -38,13 +38,13 @@ def read(data):
 
 @settings(max_examples=50, deadline=None)
 @given(RUNS)
-def test_a_request_comes_out_as_it_went_in(run):
+def test_request_round_trips(run):
     assert read(pack(run)) == run
 
 
 @settings(max_examples=50, deadline=None)
 @given(RUNS, strategies.data())
-def test_a_piece_of_a_request_is_none(run, data):
+def test_truncated_request_is_refused(run, data):
     whole = pack(run)
     with pytest.raises(MalformedRequestError):
         read(whole[: data.draw(strategies.integers(0, len(whole) - 1))])
@@ -52,13 +52,13 @@ def test_a_piece_of_a_request_is_none(run, data):
 
 @settings(max_examples=100, deadline=None)
 @given(strategies.binary(max_size=200))
-def test_noise_is_refused_in_one_way(noise):
+def test_arbitrary_bytes_are_refused(noise):
     with contextlib.suppress(MalformedRequestError):
         assert isinstance(read(noise), Run)
     assert parse_signal(noise) is None or noise.startswith(b"signal ")
 
 
-def test_only_this_version_is_spoken():
+def test_other_versions_are_refused():
     assert packet_request(protocol.packet_head(protocol.RUN)) == protocol.RUN
     for packet in (b"", b"exeat", b"exeat 2 run", b"EXEAT 1 run", b"exeat 11 run"):
         with pytest.raises(MalformedRequestError):
@@ -68,16 +68,16 @@ def test_only_this_version_is_spoken():
 @pytest.mark.parametrize(
     "call", [b"", b"signal", b"signal 2", b"signal x 0", b"signal 2 2", b"signal -9 0", b"signals 2 0", b"signal 9 0"]
 )
-def test_what_is_no_call_ends_the_task(call):
+def test_unknown_message_ends_the_task(call):
     assert parse_signal(call) is None
 
 
-def test_a_call_says_which_signal_and_whether_a_terminal_sent_it():
+def test_signal_message_names_signal_and_terminal():
     assert parse_signal(b"signal 2 1") == (2, True)
     assert parse_signal(b"signal 15 0") == (15, False)
 
 
-def test_where_there_is_no_place_for_a_service_it_is_said_how_to_name_one(monkeypatch):
+def test_unknown_socket_path_has_a_remedy(monkeypatch):
     monkeypatch.setattr(control_socket, "control_path", lambda: "")
     with pytest.raises(
         HostError, match=r"the path of the service's socket is unknown; set XDG_RUNTIME_DIR .* EXEAT_CONTROL"

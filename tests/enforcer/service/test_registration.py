@@ -35,7 +35,7 @@ def registered(run, control):
     return made
 
 
-def test_a_worker_that_reports_without_end_is_passed_on_once(pairs):
+def test_endless_reports_are_relayed_once(pairs):
     run, service, control, worker = pairs
     gate = registered(run, control)
 
@@ -62,7 +62,7 @@ def test_a_worker_that_reports_without_end_is_passed_on_once(pairs):
     assert len(told) == 100
 
 
-def test_the_service_s_word_kills_the_task_and_its_end_is_no_trouble(pairs):
+def test_kill_of_the_service_ends_the_task(pairs):
     run, service, control, worker = pairs
     killed = []
     with selectors.DefaultSelector() as selector:

@@ -17,7 +17,7 @@ def lab():
         yield made
 
 
-def test_tasks_trust_the_roots_that_the_host_has_when_they_start(lab):
+def test_tasks_trust_the_current_roots_of_the_host(lab):
     bundle = lab.directory / "etc/ca-certificates.crt"
     with_ours, ours = bundle.read_bytes(), lab.ca.read_bytes()
     home, work = lab.home(), lab.workspace()

@@ -28,7 +28,7 @@ def seen(someone):
 
 
 @pytest.mark.first_run
-def test_a_run_is_the_same_with_and_without_the_service(seen, someone):
+def test_run_is_the_same_with_and_without_the_service(seen, someone):
     found = seen("alike")
     assert [name for name, run in found["without"].items() if not run["err"].startswith(UNKNOWN)] == ["words"]
     for run in found["without"].values():
@@ -59,7 +59,7 @@ def test_a_run_is_the_same_with_and_without_the_service(seen, someone):
     assert (found["mode"], found["ended"], found["left"], found["alone"]) == ("0o600", 0, False, 0)
 
 
-def test_signals_stops_callers_that_go_away_and_rules_that_change(seen, someone):
+def test_signals_stops_lost_callers_and_reloads(seen, someone):
     found = seen("ends")
     assert found["signal"] == ["caught\n", 7]
     assert found["ps"][0][0] == "named"
@@ -81,7 +81,7 @@ def test_signals_stops_callers_that_go_away_and_rules_that_change(seen, someone)
     assert "; signed up to " in found["verified"]
 
 
-def test_what_a_dead_worker_had_the_next_one_has_and_the_others_notice_nothing(seen):
+def test_replacement_worker_takes_over_the_sandboxes(seen):
     found = seen("crash")
     assert found["apart"]
     cut, others = (Counter(answers) for answers in found["answers"])
@@ -93,7 +93,7 @@ def test_what_a_dead_worker_had_the_next_one_has_and_the_others_notice_nothing(s
     assert found["ended"] == 0
 
 
-def test_what_waits_for_a_worker_that_dies_the_next_one_answers(seen):
+def test_pending_work_of_a_dead_worker_is_answered(seen):
     found = seen("backlog")
     assert found["before"] == 0
     assert found["answers"] == ["403"] * 8
@@ -101,7 +101,7 @@ def test_what_waits_for_a_worker_that_dies_the_next_one_answers(seen):
 
 
 @harness.as_a_user
-def test_a_sandbox_in_whose_turn_a_worker_died_has_one_of_its_own_and_its_neighbour_goes_on(seen):
+def test_blamed_sandbox_gets_a_worker_of_its_own(seen):
     """However often it has one die: the neighbour lost the first one, and no other."""
     found = seen("blamed")
     assert found["answers"] == ["403"] * 3
@@ -115,7 +115,7 @@ def test_a_sandbox_in_whose_turn_a_worker_died_has_one_of_its_own_and_its_neighb
 
 
 @harness.as_a_user
-def test_a_flood_of_one_sandbox_s_is_no_trouble_of_its_neighbour_s_in_the_same_worker(seen):
+def test_flood_of_one_sandbox_spares_its_neighbour(seen):
     found = seen("neighbours")
     assert (found["answers"], found["count"], found["restarts"]) == (["403"], 10, 0)
     assert found["near"] == ["refused"] * 4  # whatever the hog's names stand for, they stand for nothing here
@@ -127,7 +127,7 @@ def test_a_flood_of_one_sandbox_s_is_no_trouble_of_its_neighbour_s_in_the_same_w
 
 
 @harness.as_a_user
-def test_run_whose_policy_cannot_be_read_is_declined_at_once_and_the_others_go_on(seen):
+def test_run_with_an_unreadable_policy_is_declined_alone(seen):
     found = seen("unreadable")
     remedy = "; this is a bug of Exeat: run `exeat doctor`, and report its output with this message\n"
     for kind in ("strange", "half"):
@@ -143,7 +143,7 @@ def test_run_whose_policy_cannot_be_read_is_declined_at_once_and_the_others_go_o
     assert (found["workers"], found["ended"]) == (0, 0)
 
 
-def test_a_service_that_is_killed_takes_everything_along_and_the_next_begins_anew(seen):
+def test_killed_service_leaves_nothing_and_restarts_clean(seen):
     found = seen("killed")
     assert found["had"] >= 5
     assert found["status"] == 125
@@ -152,7 +152,7 @@ def test_a_service_that_is_killed_takes_everything_along_and_the_next_begins_ane
     assert (found["again"], found["ended"]) == (0, 0)
 
 
-def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without_it(seen):
+def test_attached_namespace_reaches_only_the_gate(seen):
     found = seen("foreign")
     assert (found["attached"], found["in"], found["still"], found["crash"]) == (0, "403", "403", "403")
     assert (found["before"], found["out"]) == ("OSError", "ConnectionRefusedError")
@@ -177,7 +177,7 @@ def test_a_namespace_of_somebody_else_s_gets_the_gate_and_has_no_way_out_without
     assert all(ended["duration"] > 0 for ended in found["task.ended"] if ended["outcome"] == "passed")
 
 
-def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_stopped(seen, someone):
+def test_run_with_its_own_worker_is_listed_counted_and_stopped(seen, someone):
     found = seen("alone")
     assert found["listed"] == [["rotated", None, True], ["secret", None, True]]
     why = {"secret": "its rules have `secrets`", "rotated": "the CA was replaced after the service had started"}
@@ -197,7 +197,7 @@ def test_a_task_that_no_worker_of_the_service_may_serve_is_listed_counted_and_st
     assert (found["left"], found["next"], found["ended"]) == ([], 0, 0)
 
 
-def test_nothing_stays_of_what_is_handed_over_and_can_t_be_attached(seen):
+def test_failed_attach_leaves_nothing_open(seen):
     found = seen("handed")
     assert found["said"] == ["process PID has ended; name a running one"]
     assert max(found["more"], default=0) <= 2, found  # in each of which it was tried eight times
@@ -205,7 +205,7 @@ def test_nothing_stays_of_what_is_handed_over_and_can_t_be_attached(seen):
     assert found["ended"] == 0
 
 
-def test_whatever_is_killed_nothing_of_it_is_left(someone):
+def test_killed_process_of_any_kind_leaves_nothing(someone):
     """`make soak` is the long form; `EXEAT_SEED` has the same processes killed again."""
     argv = [sys.executable, "-m", "tests.enforcer.service.scenarios", "faults"]
     argv = harness.as_user(argv, someone.home) if someone.user else argv
@@ -218,7 +218,7 @@ def test_whatever_is_killed_nothing_of_it_is_left(someone):
     assert {"200", "403", "wrote"} <= set(found["answers"]), found
 
 
-def test_a_sandbox_that_was_there_before_its_task_is_like_any_other_and_nobody_else_s(seen, someone):
+def test_warm_sandbox_is_like_any_other(seen, someone):
     found = seen("ahead")
     files = "388" if someone.user else "777"  # some are left to the others of a user, and 777 is few
     assert found["alike"][0] == found["alike"][1] == found["alike"][2]
@@ -228,13 +228,13 @@ def test_a_sandbox_that_was_there_before_its_task_is_like_any_other_and_nobody_e
     assert (found["ends"], found["ended"]) == ([0, 0, 0], 0)
 
 
-def test_a_service_manager_listens_first_and_is_told_how_things_are(seen):
+def test_service_works_under_socket_activation(seen):
     found = seen("systemd")
     assert found["said"] == ["READY=1", "WATCHDOG=1", "STOPPING=1"]
     assert (found["status"], found["ended"], found["leaked"], found["left"]) == (5, 0, [], True)
 
 
-def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen, someone):
+def test_other_users_and_malformed_requests_are_refused(seen, someone):
     table.put(someone)
     found = seen("strangers")
     assert table.astray(found["escapes"]) == {}
@@ -247,7 +247,7 @@ def test_nobody_else_is_served_and_nonsense_keeps_nobody_waiting(seen, someone):
 
 
 @harness.as_a_user
-def test_a_further_worker_serves_what_the_others_have_no_descriptors_for(seen):
+def test_further_worker_serves_beyond_the_descriptor_limit(seen):
     """As a user: root raises the limit again."""
     found = seen("full")
     assert found["began"] == [0, 0]

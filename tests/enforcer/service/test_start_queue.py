@@ -50,7 +50,7 @@ def room():
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_so_many_start_at_once_and_the_others_in_the_order_in_which_they_came(room):
+def test_queue_starts_in_order_up_to_its_limit(room):
     room.ask("a", "b", "c", "d", "e")
     assert (room.begun, room.line.over(ord("b")), room.line.wait()) == (["a", "b"], False, 0)
     room.line.turn()
@@ -66,7 +66,7 @@ def test_so_many_start_at_once_and_the_others_in_the_order_in_which_they_came(ro
     assert [room.line.over(ord(name)) for name in "efxf"] == [False, True, False, False]
 
 
-def test_one_that_takes_long_holds_nobody_up(room, monkeypatch):
+def test_slow_start_delays_no_other(room, monkeypatch):
     room.ask("a", "b", "c")
     monkeypatch.setattr(start_queue, "_LONG", 0)
     assert room.line.wait() <= 0
@@ -74,7 +74,7 @@ def test_one_that_takes_long_holds_nobody_up(room, monkeypatch):
     assert room.begun == ["a", "b", "c"]
 
 
-def test_where_not_all_can_be_kept_nothing_is(room, monkeypatch):
+def test_failed_copy_of_descriptors_queues_nothing(room, monkeypatch):
     """The copy of a connection that nobody closes would have who asks wait for ever."""
     room.ask("a", "b")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -92,7 +92,7 @@ def test_where_not_all_can_be_kept_nothing_is(room, monkeypatch):
     assert room.line.wait() > 1  # nobody waits
 
 
-def test_one_that_cannot_be_started_is_gone_and_the_others_go_on(room):
+def test_failed_start_does_not_stop_the_queue(room):
     room.broken = {"c"}
     room.ask("a", "b", "c", "d")
     room.line.over(ord("a"))
@@ -104,14 +104,14 @@ def test_one_that_cannot_be_started_is_gone_and_the_others_go_on(room):
     assert room.begun == ["a", "b", "d"]
 
 
-def test_who_waits_when_the_service_ends_is_told_to_do_without(room):
+def test_queued_requests_are_declined_at_the_end(room):
     room.ask("a", "b", "c")
     room.line.close()
     assert message.packet(room.clients[2], 99)[0].startswith(b"declined ")
     assert (room.begun, room.line.wait() > 1) == (["a", "b"], True)
 
 
-def test_no_more_wait_than_can_and_half_a_request_is_none(room):
+def test_queue_is_bounded_and_refuses_partial_requests(room):
     room.line = StartQueue(room.start, 1, 1)
     room.ask("a", "b", "c")
     assert room.begun == ["a", "c"]

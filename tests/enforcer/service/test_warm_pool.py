@@ -56,7 +56,7 @@ def house(request):
         child.kill()
 
 
-def test_one_that_is_ready_is_taken_once_and_another_takes_its_place(house):
+def test_ready_process_is_taken_once_and_replaced(house):
     assert house.spares.take() is None
     house.made(1)
     assert house.spares.take().pid == house.children[0].pid
@@ -66,7 +66,7 @@ def test_one_that_is_ready_is_taken_once_and_another_takes_its_place(house):
     assert house.spares.wait() > PATIENCE  # there are as many as there are to be
 
 
-def test_they_are_made_one_after_the_other_and_one_that_takes_long_keeps_nobody(house, monkeypatch):
+def test_processes_are_made_one_by_one_without_delaying_starts(house, monkeypatch):
     house.turn()
     house.spares.turn()
     assert (len(house.children), house.spares.wait() > 1) == (1, True)
@@ -75,7 +75,7 @@ def test_they_are_made_one_after_the_other_and_one_that_takes_long_keeps_nobody(
     assert len(house.children) == 2
 
 
-def test_one_in_the_making_is_taken_where_none_is_ready_but_not_where_that_takes_too_long(house, monkeypatch):
+def test_nearly_ready_process_is_taken_if_none_is_ready(house, monkeypatch):
     house.made(1)
     house.turn()
     taken = [house.spares.take(), house.spares.take()]
@@ -85,7 +85,7 @@ def test_one_in_the_making_is_taken_where_none_is_ready_but_not_where_that_takes
     assert house.spares.take() is None
 
 
-def test_one_that_is_busy_is_not_taken_until_it_is_ready_again(house):
+def test_busy_process_is_not_taken(house):
     house.made(1)
     for word, pids in (("busy", []), ("ready", [house.children[0].pid])):
         message.send(house.ends[0], {word: True})
@@ -93,7 +93,7 @@ def test_one_that_is_busy_is_not_taken_until_it_is_ready_again(house):
         assert [taken.pid for taken in [house.spares.take()] if taken is not None] == pids
 
 
-def test_none_is_made_while_somebody_waits_for_a_start(house):
+def test_no_process_is_made_while_a_start_waits(house):
     house.spares.take()
     house.spares.turn()
     assert (house.children, house.spares.wait() > 0) == ([], True)
@@ -103,7 +103,7 @@ def test_none_is_made_while_somebody_waits_for_a_start(house):
 
 
 @pytest.mark.parametrize(("house", "missing", "urgent"), [(3, 1, False), (3, 2, True)], indirect=["house"])
-def test_with_most_of_them_there_the_next_waits_for_the_ends_of_short_tasks_too(house, missing, urgent, monkeypatch):
+def test_nearly_full_pool_refills_slowly(house, missing, urgent, monkeypatch):
     monkeypatch.setattr("enforcer.service.warm_pool._LULL", PATIENCE)
     house.made(3)
     taken = [house.spares.take() for _ in range(missing)]
@@ -111,14 +111,14 @@ def test_with_most_of_them_there_the_next_waits_for_the_ends_of_short_tasks_too(
     assert (len({each.pid for each in taken}), house.spares.wait() <= 0) == (missing, urgent)
 
 
-def test_what_was_made_before_something_changed_is_never_taken(house):
+def test_process_made_before_a_change_is_never_taken(house):
     house.made(1)
     house.known = 2
     assert house.spares.take() is None
     assert message.receive(house.ends[0]) == ({}, [])  # it is told to go
 
 
-def test_one_that_dies_is_not_taken_and_is_replaced_later(house):
+def test_dead_process_is_not_taken_and_is_replaced(house):
     house.made(1)
     house.children[0].send_signal(signal.SIGKILL)
     house.ends[0].close()
@@ -131,7 +131,7 @@ def test_one_that_dies_is_not_taken_and_is_replaced_later(house):
     assert house.spares.take() is None
 
 
-def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
+def test_run_that_ends_during_a_worker_change_is_removed():
     left, told = [], []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None, leave=lambda _rules, of: left.append(of)))
     sandboxes.pool = SimpleNamespace(signer=SimpleNamespace(serves=lambda *_: None))
@@ -143,7 +143,7 @@ def test_a_run_that_ends_while_its_worker_is_being_replaced_is_forgotten():
     assert told == [{"failed": "its worker has died"}]
 
 
-def test_what_is_said_with_a_run_s_end_reaches_its_worker_with_that():
+def test_last_message_of_a_run_reaches_its_worker():
     told = []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None))
     sandboxes.pool = SimpleNamespace(tell=lambda worker, what: told.append((worker, what)))

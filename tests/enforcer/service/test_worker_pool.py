@@ -20,7 +20,7 @@ def workers(monkeypatch):
     return made
 
 
-def test_a_further_worker_is_started_only_when_all_are_full(workers):
+def test_further_worker_starts_only_when_all_are_full(workers):
     workers.make_room(6)
     assert len(workers.workers) == 2
     workers.make_room(7)
@@ -30,14 +30,14 @@ def test_a_further_worker_is_started_only_when_all_are_full(workers):
     assert workers.least_busy() is workers.workers[2]
 
 
-def test_sandboxes_beyond_the_most_workers_are_declined(workers):
+def test_sandboxes_beyond_the_last_worker_are_declined(workers):
     workers.make_room(3 * (2 + MOST_FURTHER))
     with pytest.raises(HostError, match="LimitNOFILE"):
         workers.make_room(3 * (2 + MOST_FURTHER) + 1)
     assert len(workers.workers) == 2 + MOST_FURTHER
 
 
-def test_a_worker_apart_gives_no_room(workers):
+def test_separate_worker_has_no_free_place(workers):
     workers.workers.append(Worker(3, None, apart=True))
     workers.make_room(7)
     assert [worker.further for worker in workers.workers] == [False, False, False, True]

@@ -18,7 +18,7 @@ from enforcer.system.notices import print_notice
 @pytest.mark.parametrize(
     ("raw", "found"), [(False, b"exeat: it's \\x1b[2J\r\n"), (True, b"\r\nexeat: it's \\x1b[2J\r\n")]
 )
-def test_a_line_begins_and_ends_at_the_margin(raw, found):
+def test_notice_starts_and_ends_at_the_margin(raw, found):
     pid, primary = pty.fork()
     if pid == 0:
         try:
@@ -41,7 +41,7 @@ def _waited(*_):
     raise AssertionError("it waits")
 
 
-def test_nobody_who_doesn_t_read_keeps_a_run_waiting(monkeypatch):
+def test_unread_standard_error_does_not_block_a_run(monkeypatch):
     monkeypatch.setattr(notices, "_PATIENCE", 0.1)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

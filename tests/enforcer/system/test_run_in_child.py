@@ -33,7 +33,7 @@ def _say_nothing():
     raise ValueError
 
 
-def test_what_is_done_is_done_elsewhere(tmp_path):
+def test_function_runs_in_a_child(tmp_path):
     _ask(lambda: (tmp_path / "pid").write_text(str(os.getpid())))
     assert int((tmp_path / "pid").read_text()) != os.getpid()
 
@@ -49,6 +49,6 @@ def test_what_is_done_is_done_elsewhere(tmp_path):
     ],
     ids=["refuses", "fails without a word", "is killed", "ends", "can't tell"],
 )
-def test_what_is_not_done_is_an_error(what, message):
+def test_failed_child_is_an_error(what, message):
     with pytest.raises(HostError, match=message):
         _ask(what)

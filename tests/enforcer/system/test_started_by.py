@@ -22,7 +22,7 @@ def client():
         process.kill()
 
 
-def test_a_service_s_task_is_started_by_whoever_asked_for_it(client, monkeypatch):
+def test_task_of_a_service_is_started_by_its_caller(client, monkeypatch):
     monkeypatch.delenv("SUDO_UID", raising=False)
     monkeypatch.setattr(started_by, "_process", "self")
     assert started_by.starter_uid() != 4242
@@ -30,7 +30,7 @@ def test_a_service_s_task_is_started_by_whoever_asked_for_it(client, monkeypatch
     assert started_by.starter_uid() == 4242
 
 
-def test_what_is_done_to_changes_is_told_with_the_login_of_whoever_asked_for_it(client, monkeypatch):
+def test_change_events_have_the_login_of_the_caller(client, monkeypatch):
     monkeypatch.setattr(started_by, "_process", "self")
     assert "4242" not in describe_user()
     started_by.use_login_of(client)

@@ -24,7 +24,7 @@ def copy(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("owner", "mode"), [(0, 0o700), (harness.UID, 0o750)], ids=["root's", "another's"])
-def test_a_run_by_root_finds_all_of_it(copy, tmp_path, owner, mode):
+def test_run_by_root_finds_all_code(copy, tmp_path, owner, mode):
     harness.needs_root()
     os.chown(copy.parent, owner, owner)
     copy.parent.chmod(mode)

@@ -43,7 +43,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("state", "message"), FILES.values(), ids=FILES)
-def test_a_file_that_cant_be_used_is_told_without_what_is_in_it(tmp_path, state, message):
+def test_unusable_secret_file_is_an_error_without_its_content(tmp_path, state, message):
     if "owner" in state:
         harness.needs_root()
     path = tmp_path / "key"
@@ -77,7 +77,7 @@ def test_client_certificate_is_read_from_a_file_and_gives_the_task_nothing(tmp_p
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "nothing"])
-def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+def test_irregular_secret_file_is_not_awaited(tmp_path, kind):
     path = tmp_path / "key"
     {
         "fifo": lambda: os.mkfifo(path, 0o600),
@@ -98,7 +98,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("words", "message"), COMMANDS.values(), ids=COMMANDS)
-def test_a_command_that_gives_nothing_is_told(words, message, capfd):
+def test_command_without_output_is_an_error(words, message, capfd):
     with pytest.raises(HostError) as said:
         credentials.read_secrets(Rules(ask(SourceKind.COMMAND, *words)), {})
     assert message in str(said.value)
@@ -115,7 +115,7 @@ TOOLS = {
 
 
 @pytest.mark.parametrize(("script", "message"), TOOLS.values(), ids=TOOLS)
-def test_a_value_comes_from_the_keyring(tmp_path, monkeypatch, capfd, script, message):
+def test_value_is_read_from_the_keyring(tmp_path, monkeypatch, capfd, script, message):
     """With the real service: `make clients`."""
     tool = tmp_path / "secret-tool"
     tool.write_text(f"#!/bin/sh\n{script}\n")
@@ -130,14 +130,14 @@ def test_a_value_comes_from_the_keyring(tmp_path, monkeypatch, capfd, script, me
     assert "0123456789" not in str(said.value) + "".join(capfd.readouterr())
 
 
-def test_a_machine_without_a_keyrings_tool_is_told_what_gets_one(monkeypatch):
+def test_missing_keyring_tool_has_a_remedy(monkeypatch):
     monkeypatch.setattr(credentials, "_KEYRING_TOOL", ())
     with pytest.raises(HostError, match="apt-get install libsecret-tools"):
         credentials.read_secrets(Rules(KEYRING), {})
     assert credentials.hidden_files(Rules(KEYRING), {}, ["/tmp"]) == ()
 
 
-def test_no_shell_reads_a_command(tmp_path):
+def test_command_runs_without_a_shell(tmp_path):
     with pytest.raises(HostError, match=r"one line of visible ASCII characters, without spaces"):
         credentials.read_secrets(
             Rules(ask(SourceKind.COMMAND, "/bin/echo", f"$(touch {tmp_path}/x)", "sk-0123456789")), {}
@@ -145,7 +145,7 @@ def test_no_shell_reads_a_command(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_that_hangs_is_ended(monkeypatch):
+def test_hanging_command_is_killed(monkeypatch):
     monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
     with pytest.raises(HostError, match="has said nothing within"):
         credentials.read_secrets(Rules(ask(SourceKind.COMMAND, "/bin/sleep", "1000")), {})
@@ -159,12 +159,12 @@ def test_a_command_that_hangs_is_ended(monkeypatch):
         (SourceKind.SYSTEMD, "key", {"CREDENTIALS_DIRECTORY": "relative"}),
     ],
 )
-def test_what_is_not_there_is_told(source, word, environment):
+def test_missing_source_is_an_error(source, word, environment):
     with pytest.raises(HostError, match=r"which is not set|has passed on no credentials"):
         credentials.read_secrets(Rules(ask(source, word)), environment)
 
 
-def test_what_a_task_may_write_or_see_is_no_source(tmp_path):
+def test_source_visible_to_the_task_is_refused(tmp_path):
     (tmp_path / "link").symlink_to("/etc")
     for source in (
         ask(SourceKind.FILE, str(tmp_path / "key")),
@@ -196,7 +196,7 @@ TOKEN = {"REAL_SESSION_TOKEN": "token-0123456789"}
         (Source(SourceKind.COMMAND, ("/bin/echo", f'{{"AccessKeyId":"{IDENT}","SecretAccessKey":"{SIGNER}"}}')), {}, 2),
     ],
 )
-def test_keys_to_sign_with_come_from_every_source(source, environment, parts):
+def test_signing_keys_come_from_every_source(source, environment, parts):
     made = credentials.read_secrets(Rules(SIGNING._replace(source=source)), environment).placeholders
     assert tuple(made) == SIGNING.variables[:parts]
 
@@ -209,24 +209,24 @@ def test_keys_to_sign_with_come_from_every_source(source, environment, parts):
         ({**REAL_KEYS, "REAL_SECRET_ACCESS_KEY": "", **TOKEN}, "has to be one line"),
     ],
 )
-def test_keys_that_arent_all_there_are_told(environment, message):
+def test_incomplete_signing_keys_are_an_error(environment, message):
     with pytest.raises(HostError, match=message):
         credentials.read_secrets(Rules(SIGNING), environment)
 
 
 @pytest.mark.parametrize("named", ["REAL_SECRET_ACCESS_KEY", "REAL_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"])
-def test_no_variable_gives_a_task_keys(named):
+def test_no_variable_gives_a_task_signing_keys(named):
     with pytest.raises(UsageError, match=r"value of the secret `key`|placeholder of `key`"):
         credentials.check_environment(Rules(SIGNING), [named])
 
 
 @pytest.mark.parametrize("named", ["REAL", "KEY"])
-def test_no_variable_gives_a_task_the_value_or_takes_the_placeholders_place(named):
+def test_no_variable_reveals_a_value_or_replaces_a_placeholder(named):
     with pytest.raises(UsageError, match=r"value of the secret `key`|placeholder of `key`"):
         credentials.check_environment(Rules(ask(SourceKind.ENV, "REAL")), [named])
 
 
-def test_what_holds_a_value_shows_and_gives_nothing():
+def test_holder_of_a_value_has_no_repr_and_no_pickle():
     import pickle
 
     broker = credentials.read_secrets(Rules(ask(SourceKind.ENV, "REAL")), {"REAL": GOOD})
@@ -248,7 +248,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("value", "prefix", "begins", "size"), SHAPES)
-def test_a_placeholder_has_the_shape_and_nothing_else_of_the_value(value, prefix, begins, size):
+def test_placeholder_has_only_the_shape_of_the_value(value, prefix, begins, size):
     from proxy.secrets import make_placeholder
 
     made = {make_placeholder(value, prefix) for _ in range(50)}
@@ -257,7 +257,7 @@ def test_a_placeholder_has_the_shape_and_nothing_else_of_the_value(value, prefix
     assert all(each.startswith(begins) and each[len(begins) :].isalnum() for each in made)
 
 
-def test_each_variable_of_a_sandbox_is_known_to_be_its_own():
+def test_variables_of_the_sandbox_are_reserved():
     """So that no rule file passes a check and is refused when it is run."""
     caller = dict.fromkeys([*TAKEN, "LC_ALL", "LC_TIME", "API_KEY"], "x")
     built = build_environment(caller, SimpleNamespace(user="x", home="/home/x"), "/etc/bundle", ["API_KEY"])

@@ -105,7 +105,7 @@ def has(pid, wanted):
 
 
 @pytest.mark.first_run
-def test_the_key_is_the_key_holder_s_alone_and_one_that_dies_is_replaced(someone):
+def test_only_the_signer_has_the_key_and_is_replaced_when_it_dies(someone):
     run = Running(someone)
     supervisor = run.process.pid
     with run.process, contextlib.ExitStack() as last:

@@ -92,7 +92,7 @@ def asked(host="good.example", number=1):
     return encode_request(Request(number, key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint), host))
 
 
-def test_there_is_none_before_somebody_asks_and_what_is_hostile_ends_its_pair_alone(world):
+def test_signer_starts_on_demand_and_drops_hostile_workers(world):
     bad, good, gone = (world.keyholder.pair(number) for number in (1, 2, 3))
     gone.close()
     world.turn()
@@ -135,7 +135,7 @@ TRIED = {
 }
 
 
-def test_what_it_is_confined_to_is_its_memory_and_its_sockets(world):
+def test_signer_is_confined_to_memory_and_sockets(world):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     pid = os.fork()
@@ -159,7 +159,7 @@ def test_what_it_is_confined_to_is_its_memory_and_its_sockets(world):
     assert seccomp.SIGNER.allowed <= set(NUMBERS["x86_64"])
 
 
-def test_one_that_takes_no_answers_is_dropped_and_the_others_are_served(world):
+def test_worker_that_does_not_read_is_dropped(world):
     with world.keyholder.pair(1) as deaf, world.keyholder.pair(2) as good:
         world.answer(good, asked())
         packet = asked()
@@ -170,7 +170,7 @@ def test_one_that_takes_no_answers_is_dropped_and_the_others_are_served(world):
         assert read_answer(world.answer(good, asked(number=9)))[0] == 9
 
 
-def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
+def test_excessive_requests_are_reported(world, monkeypatch):
     monkeypatch.setattr("proxy.certificates.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
     with world.keyholder.pair(4) as pair:
         answers = [read_answer(world.answer(pair, asked(number=number))) for number in range(4)]
@@ -181,7 +181,7 @@ def test_one_that_asks_for_too_much_is_told_of(world, monkeypatch):
     ]
 
 
-def test_each_sandbox_of_a_worker_brings_its_allowance_also_to_one_that_is_started_later(world, monkeypatch):
+def test_allowance_grows_with_each_sandbox(world, monkeypatch):
     monkeypatch.setattr("proxy.certificates.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
     world.keyholder.serves(4, 1)  # before there is one
     for _ in range(2):
@@ -194,7 +194,7 @@ def test_each_sandbox_of_a_worker_brings_its_allowance_also_to_one_that_is_start
         world.keyholder.serves(4, 1)
 
 
-def test_one_that_hangs_is_replaced(world, monkeypatch):
+def test_hanging_signer_is_replaced(world, monkeypatch):
     monkeypatch.setattr("enforcer.worker.signer.ASKED_EVERY", 1000.0)  # seconds
     with world.keyholder.pair(1) as pair:
         assert read_answer(world.answer(pair, asked()))[0] == 1
@@ -218,7 +218,7 @@ def test_one_that_hangs_is_replaced(world, monkeypatch):
     assert world.said == [said]
 
 
-def test_one_goes_on_with_the_key_that_it_began_with(world):
+def test_signer_keeps_its_first_key(world):
     """So does a service, all of whose sandboxes trust that: one that dies after a rotation is replaced."""
     kept = world.made(fingerprint=world.public.fingerprint)
     world.keyholder, before = kept, world.keyholder
@@ -228,7 +228,7 @@ def test_one_goes_on_with_the_key_that_it_began_with(world):
         assert read_answer(world.answer(pair, asked()))[1]
 
 
-def test_one_whose_key_was_replaced_signs_nothing(world):
+def test_signer_with_a_replaced_key_signs_nothing(world):
     authority.rotate(world.directory)
     with world.keyholder.pair(1) as pair:
         assert world.answer(pair, asked()) == b""
@@ -241,7 +241,7 @@ def test_one_whose_key_was_replaced_signs_nothing(world):
         world.made(fingerprint=world.public.fingerprint)
 
 
-def test_a_worker_s_view_has_no_key_in_it_where_the_code_lies_above_that(world, tmp_path, monkeypatch):
+def test_worker_view_never_contains_the_key(world, tmp_path, monkeypatch):
     tmp_path.chmod(0o755)  # as a user's own worker, whose the key is, may go there
     state = tmp_path / "state/exeat/ca"
     state.mkdir(parents=True)

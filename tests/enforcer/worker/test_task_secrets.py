@@ -83,7 +83,7 @@ def prepare(lab, who):
 
 
 @harness.in_the_lab_as_a_user
-def test_values_reach_their_server_and_nobody_else(lab, who):
+def test_values_reach_only_their_server(lab, who):
     rules, variables = prepare(lab, who)
     lab.origin.forget()
     argv = [
@@ -119,7 +119,7 @@ def test_values_reach_their_server_and_nobody_else(lab, who):
     assert (plain["destination"]["name"], plain["destination"]["port"]) == ("good.example", 80)
 
 
-def test_no_process_shows_a_value_while_a_task_runs(lab, who):
+def test_no_process_shows_a_value(lab, who):
     """But for the variable that it comes from, in the process that was given it; the worker can't be looked into."""
     rules, variables = prepare(lab, who)
     argv = [*variables, "exeat", "run", "--quiet", "--rules", rules, "--", "sh", "-c", "echo ready; read end"]
@@ -153,7 +153,7 @@ def until(lab, who, kind, count=1):
 
 
 @harness.in_the_lab_as_a_user
-def test_secrets_cant_change_while_a_task_runs(lab, who):
+def test_secrets_cannot_change_during_a_run(lab, who):
     rules, variables = prepare(lab, who)
     argv = [*variables, "exeat", "run", "--quiet", "--rules", rules, "--", "sh", "-c", "echo ready; read end"]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -171,7 +171,7 @@ def test_secrets_cant_change_while_a_task_runs(lab, who):
 
 
 @harness.in_the_lab_as_a_user
-def test_placeholders_outlive_a_reload(lab, who):
+def test_placeholders_survive_a_reload(lab, who):
     rules, variables = prepare(lab, who)
     text = rules.read_text()
     rules.write_text(text.replace("paths: [/echo]", "paths: [/nothing]"))
@@ -194,7 +194,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("part", "other", "status", "message"), BROKEN.values(), ids=BROKEN)
-def test_nothing_runs_without_its_secrets(lab, who, part, other, status, message):  # noqa: PLR0917 - a row
+def test_missing_secret_refuses_the_start(lab, who, part, other, status, message):  # noqa: PLR0917 - a row
     rules, variables = prepare(lab, who)
     places = {"home": lab.home(who), "work": lab.workspace(who)}
     rules.write_text(rules.read_text().replace(part.format(**places), other.format(**places)))

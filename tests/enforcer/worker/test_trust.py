@@ -30,7 +30,7 @@ def kept(someone):
     return someone.home / ".local/state/exeat/ca/ca.pem"
 
 
-def test_there_is_none_before_the_first_run(someone):
+def test_no_ca_before_the_first_run(someone):
     for words in (["show"], ["export"]):
         done = someone.exeat("ca", *words)
         assert (done.returncode, done.stdout) == (2, b"")
@@ -38,7 +38,7 @@ def test_there_is_none_before_the_first_run(someone):
     assert not kept(someone).exists()
 
 
-def test_what_is_shown_and_written_is_the_certificate_alone(someone):
+def test_only_the_certificate_is_printed_and_written(someone):
     assert someone.exeat("ca", "rotate").returncode == 0
     pem, der = (someone.exeat("ca", "export", *more).stdout for more in ((), ("--der",)))
     assert ssl.PEM_cert_to_DER_cert(pem.decode()) == der
@@ -59,14 +59,14 @@ def test_what_is_shown_and_written_is_the_certificate_alone(someone):
         assert key not in told
 
 
-def test_the_name_in_a_directory_of_certificates_is_openssl_s(tmp_path):
+def test_certificate_directory_uses_openssl_names(tmp_path):
     made = trust.public_authority(tmp_path / "ca", tmp_path)
     words = ["openssl", "x509", "-noout", "-subject_hash"]
     said = subprocess.run(words, input=made.certificate.encode(), capture_output=True, check=True)
     assert made.link == f"{said.stdout.decode().strip()}.0"
 
 
-def test_a_new_one_takes_the_place_of_the_old_and_is_closed_to_others(someone):
+def test_new_ca_replaces_the_old_and_is_private(someone):
     someone.exeat("ca", "rotate")
     before = someone.exeat("ca", "export").stdout
     done = someone.exeat("ca", "rotate")
@@ -76,7 +76,7 @@ def test_a_new_one_takes_the_place_of_the_old_and_is_closed_to_others(someone):
     assert [path.name for path in kept(someone).parent.iterdir()] == ["ca.pem"]
 
 
-def test_one_that_others_could_have_read_is_shown_to_nobody_and_can_be_replaced(someone):
+def test_exposed_ca_is_refused_and_can_be_replaced(someone):
     someone.exeat("ca", "rotate")
     kept(someone).chmod(0o644)
     for words in (["show"], ["export"]):
@@ -93,13 +93,13 @@ def test_one_that_others_could_have_read_is_shown_to_nobody_and_can_be_replaced(
 
 @pytest.mark.parametrize("words", [["show", "x"], ["rotate", "x"], ["show", "--der"], ["renew"], []])
 @harness.as_a_user
-def test_misuse(someone, words):
+def test_invalid_arguments_are_refused(someone, words):
     done = someone.exeat("ca", *words)
     assert done.returncode == 2
     assert not kept(someone).exists()
 
 
-def test_a_file_that_can_t_be_written_is_said(someone):
+def test_unwritable_file_is_an_error(someone):
     someone.exeat("ca", "rotate")
     done = someone.exeat("ca", "export", someone.work / "no" / "where")
     assert done.returncode == 2
@@ -110,7 +110,7 @@ DUE = [(timedelta(days=31), False), (timedelta(days=29), True), (timedelta(days=
 
 
 @pytest.mark.parametrize(("left", "due"), DUE)
-def test_the_doctor_says_when_a_new_one_is_due(tmp_path, monkeypatch, left, due):
+def test_doctor_reports_an_expiring_ca(tmp_path, monkeypatch, left, due):
     from enforcer.doctor import checks
 
     monkeypatch.setattr(authority, "LIFE", left)
@@ -122,7 +122,7 @@ def test_the_doctor_says_when_a_new_one_is_due(tmp_path, monkeypatch, left, due)
     assert ("the next run makes a new one" in said) is due
 
 
-def test_a_directory_in_the_place_of_the_file_is_an_error(tmp_path):
+def test_directory_in_place_of_the_file_is_an_error(tmp_path):
     (tmp_path / "ca" / "ca.pem").mkdir(parents=True)
     (tmp_path / "ca").chmod(0o700)
     with pytest.raises(AuthorityError, match="not a plain file"):
@@ -158,7 +158,7 @@ MINE = "tac /etc/ssl/certs/ca-certificates.crt | sed '/BEGIN/q' | tac"
 
 
 @harness.in_the_lab_as_a_user
-def test_a_task_goes_on_with_its_own_when_a_new_one_is_made(lab, who):
+def test_running_task_keeps_its_ca(lab, who):
     rules = write(lab, who, RULES)
     at = {"user": who, "cwd": lab.workspace(who)}
     argv = ["exeat", "run", "--quiet", "--rules", rules, "--", "bash", "-c", f"{GET}; read go; {GET}; {MINE}"]
@@ -175,7 +175,7 @@ def test_a_task_goes_on_with_its_own_when_a_new_one_is_made(lab, who):
     assert new != old
 
 
-def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
+def test_start_during_a_ca_change_is_refused(tmp_path):
     """The sandbox would trust one and be shown leaves of the other."""
     from enforcer.worker import worker
 
@@ -190,7 +190,7 @@ def test_a_start_in_the_moment_of_a_change_is_refused(tmp_path):
 
 
 @harness.in_the_lab_as_a_user
-def test_browsers_are_told_by_a_policy(lab, who):
+def test_browsers_get_a_policy_file(lab, who):
     """Chromium and its kin have roots of their own; what the policy adds is the CA's certificate and nothing more."""
     rules = write(lab, who, RULES)
     at = {"user": who, "cwd": lab.workspace(who)}
@@ -235,7 +235,7 @@ JAVAS = [
 
 @pytest.mark.parametrize("command", [j[1] for j in JAVAS], ids=[j[0] for j in JAVAS])
 @harness.in_the_lab_as_a_user
-def test_java_trusts_what_everybody_does(lab, who, compiled, command):
+def test_java_trusts_the_bundle(lab, who, compiled, command):
     rules = write(lab, who, RULES)
     work = lab.workspace(who)
     (work / "Get.class").write_bytes(compiled)
@@ -247,7 +247,7 @@ def test_java_trusts_what_everybody_does(lab, who, compiled, command):
     assert done.stdout == "200\n", done.stderr
 
 
-def test_java_s_store_is_made_once_and_again_for_another_ca(tmp_path):
+def test_java_store_is_remade_for_another_ca(tmp_path):
     bundles = [authority.create().certificate_pem for _ in range(2)]
     first = trust.java_store(bundles[0], tmp_path)
     [made] = tmp_path.iterdir()
@@ -258,7 +258,7 @@ def test_java_s_store_is_made_once_and_again_for_another_ca(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_starts_with_other_roots_at_the_same_time_have_each_their_own(tmp_path, monkeypatch):
+def test_simultaneous_starts_have_their_own_java_store(tmp_path, monkeypatch):
     """The other is in the middle of it when one has made its own: that is not an old one to be taken away."""
     monkeypatch.setattr("proxy.certificates.authority.java_truststore", lambda bundle: b"store of " + bundle)
     cache = tmp_path / "cache"
@@ -290,7 +290,7 @@ def waits_for_a_lock(path):
     return any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
 
 
-def test_a_store_that_others_could_have_written_is_made_anew(tmp_path):
+def test_java_store_writable_by_others_is_remade(tmp_path):
     bundle = authority.create().certificate_pem
     first = trust.java_store(bundle, tmp_path)
     [made] = tmp_path.iterdir()
@@ -301,7 +301,7 @@ def test_a_store_that_others_could_have_written_is_made_anew(tmp_path):
     assert b"theirs" not in again
 
 
-def test_java_s_store_leaves_out_what_nobody_can_read():
+def test_java_store_skips_unreadable_certificates():
     from cryptography.hazmat.primitives.serialization import Encoding, pkcs12
 
     from proxy.certificates.authority import java_truststore

@@ -166,7 +166,7 @@ def run(lab, who, scheme, path):
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 @harness.in_the_lab_as_a_user
-def test_a_task_s_connections_go_through_it_and_no_other_way(lab, who, scheme):
+def test_connections_use_only_the_upstream_proxy(lab, who, scheme):
     path = rules(lab, who, scheme)
     lab.origin.forget()
     with SERVERS[scheme](lab):
@@ -202,7 +202,7 @@ def test_a_task_s_connections_go_through_it_and_no_other_way(lab, who, scheme):
 
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
 @harness.in_the_lab_as_a_user
-def test_with_the_proxy_down_nothing_leaves(lab, who, scheme):
+def test_stopped_proxy_blocks_everything(lab, who, scheme):
     path = rules(lab, who, scheme)
     lab.origin.forget()
     done = run(lab, who, scheme, path)
@@ -215,7 +215,7 @@ def test_with_the_proxy_down_nothing_leaves(lab, who, scheme):
 
 
 @harness.in_the_lab_as_a_user
-def test_squid_says_who_may_not_and_that_is_told(lab, who):
+def test_proxy_refusal_is_reported(lab, who):
     path = rules(lab, who, "http", auth=False)
     with squid(lab) as log:
         done = run(lab, who, "http", path)
@@ -227,7 +227,7 @@ def test_squid_says_who_may_not_and_that_is_told(lab, who):
     }
 
 
-def test_http_in_the_clear_passes_a_squid_as_it_comes(lab):
+def test_plain_http_passes_squid(lab):
     """Which makes connections to port 443 alone, and adds what it is told to no request."""
     path = rules(lab, None, "http")
     lab.origin.forget()
@@ -250,7 +250,7 @@ def test_http_in_the_clear_passes_a_squid_as_it_comes(lab):
     assert "roxy-authorization" not in done.stdout
 
 
-def test_the_password_is_in_no_process_that_others_can_see(lab, who):
+def test_password_is_in_no_visible_process(lab, who):
     path = rules(lab, who, "http")
     argv = ["exeat", "run", "--quiet", "--rules", path, "--", "sh", "-c", "echo ready; read end"]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -276,7 +276,7 @@ def until(lab, who, kind, count):
 
 
 @harness.in_the_lab_as_a_user
-def test_a_reload_reads_the_password_again_and_keeps_to_the_hidden_file(lab, who):
+def test_reload_reads_the_password_again(lab, who):
     shutil.rmtree(lab.home(who) / ".local", ignore_errors=True)
     path = rules(lab, who, "socks5")
     secret, text = path.with_name("proxy.auth"), path.read_text()
@@ -318,7 +318,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("mode", "why"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-def test_a_start_without_a_password_that_is_safe_is_refused(someone, mode, why):
+def test_start_without_a_safe_password_is_refused(someone, mode, why):
     secret = someone.write(someone.home / "proxy.auth", LOGIN)
     if mode is None:
         secret.unlink()
@@ -334,7 +334,7 @@ def test_a_start_without_a_password_that_is_safe_is_refused(someone, mode, why):
 
 
 @pytest.mark.parametrize("where", ["workspace", "shown", "linked"])
-def test_a_password_that_a_task_would_be_shown_is_refused(someone, where):
+def test_password_visible_to_the_task_is_refused(someone, where):
     shown = someone.home / "shown"
     secret = someone.write((someone.work if where == "workspace" else shown) / "proxy.auth", LOGIN)
     secret.chmod(0o600)
@@ -350,7 +350,7 @@ def test_a_password_that_a_task_would_be_shown_is_refused(someone, where):
     assert not (someone.work / "ran").exists()
 
 
-def test_the_file_is_hidden_as_it_really_lies(tmp_path):
+def test_password_file_is_hidden_at_its_real_path(tmp_path):
     (tmp_path / "real").write_text(LOGIN)
     (tmp_path / "link").symlink_to("real")
     said = policy(

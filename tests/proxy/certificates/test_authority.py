@@ -52,7 +52,7 @@ def handshake(ca, leaf_host, asked, flags=ssl.VERIFY_X509_STRICT):
     "host",
     ["example.com", "a" * 63 + "." + "b" * 63 + ".example", "198.51.100.7", "2001:db8::1", "_dmarc.example.com"],
 )
-def test_a_strict_client_accepts_a_leaf_for_its_host(ca, host):
+def test_strict_client_accepts_a_leaf_for_its_host(ca, host):
     assert handshake(ca, host, host)["issuer"] == ((("organizationName", "Exeat"),), (("commonName", _cn(ca)),))
 
 
@@ -61,12 +61,12 @@ def _cn(ca):
 
 
 @pytest.mark.parametrize("asked", ["other.example", "sub.example.com", "198.51.100.7"])
-def test_a_leaf_is_good_for_its_host_alone(ca, asked):
+def test_leaf_is_valid_for_its_host_only(ca, asked):
     with pytest.raises(ssl.SSLCertVerificationError, match=r"mismatch|not valid for"):
         handshake(ca, "example.com", asked)
 
 
-def test_leaves_are_signed_by_the_ca_but_never_use_its_key(ca):
+def test_leaves_never_use_the_cas_key(ca):
     leaf = ca.sign("example.com", KEY.public_key())
     root = x509.load_pem_x509_certificate(ca.certificate_pem)
     leaf.verify_directly_issued_by(root)
@@ -74,7 +74,7 @@ def test_leaves_are_signed_by_the_ca_but_never_use_its_key(ca):
 
 
 @pytest.mark.parametrize("host", ["example.com", "198.51.100.7"])
-def test_a_leaf_cannot_sign_and_is_for_one_server_for_a_few_days(ca, host):
+def test_leaf_cannot_sign_and_expires_in_days(ca, host):
     leaf = ca.sign(host, KEY.public_key())
     said = leaf.extensions
     assert said.get_extension_for_class(x509.BasicConstraints).value.ca is False
@@ -84,7 +84,7 @@ def test_a_leaf_cannot_sign_and_is_for_one_server_for_a_few_days(ca, host):
     assert leaf.not_valid_after_utc < datetime.now(UTC) + timedelta(days=7)
 
 
-def test_the_bundle_is_the_host_s_roots_and_ours(ca):
+def test_bundle_is_the_hosts_roots_and_the_ca(ca):
     root = authority.create().certificate_pem
     bundle = ca.bundle(root.rstrip(b"\n"))
     assert x509.load_pem_x509_certificates(bundle) == [
@@ -95,7 +95,7 @@ def test_the_bundle_is_the_host_s_roots_and_ours(ca):
     assert ca.bundle(b"") == ca.certificate_pem
 
 
-def test_made_once_and_closed_to_others(tmp_path):
+def test_ca_is_made_once_and_private(tmp_path):
     directory = tmp_path / "new" / "ca"
     first = load_or_create(directory)
     assert load_or_create(directory).to_pem() == first.to_pem()
@@ -105,20 +105,20 @@ def test_made_once_and_closed_to_others(tmp_path):
     assert authority.Authority.from_pem(first.to_pem()).certificate_pem == first.certificate_pem
 
 
-def test_many_at_once_agree_on_one(tmp_path):
+def test_simultaneous_starts_agree_on_one_ca(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: load_or_create(tmp_path / "ca").to_pem(), range(16)))
     assert len(set(made)) == 1
 
 
-def test_one_that_was_killed_while_writing_is_not_in_the_way(tmp_path):
+def test_interrupted_write_does_not_block(tmp_path):
     load_or_create(tmp_path / "ca")
     (tmp_path / "ca" / "ca.pem").rename(tmp_path / "ca" / ".ca.pem.new")
     load_or_create(tmp_path / "ca")
     assert [entry.name for entry in (tmp_path / "ca").iterdir()] == ["ca.pem"]
 
 
-def test_renewed_before_it_ends(tmp_path, monkeypatch):
+def test_ca_is_renewed_before_it_expires(tmp_path, monkeypatch):
     monkeypatch.setattr(authority, "LIFE", timedelta(days=29))
     old = load_or_create(tmp_path / "ca")
     monkeypatch.undo()
@@ -168,7 +168,7 @@ def two_halves(directory):
     [loose_file, loose_directory, linked_file, second_name, a_fifo, garbage, two_halves],
     ids=lambda f: f.__name__,
 )
-def test_what_others_could_have_touched_is_refused(tmp_path, spoil):
+def test_ca_writable_by_others_is_refused(tmp_path, spoil):
     directory = tmp_path / "ca"
     load_or_create(directory)
     said = spoil(directory)
@@ -177,7 +177,7 @@ def test_what_others_could_have_touched_is_refused(tmp_path, spoil):
     assert "\n" not in str(refusal.value)
 
 
-def test_another_owner_is_refused(tmp_path, monkeypatch):
+def test_ca_of_another_owner_is_refused(tmp_path, monkeypatch):
     load_or_create(tmp_path / "ca")
     owner = os.geteuid()
     monkeypatch.setattr(authority_file.os, "geteuid", lambda: owner + 1)
@@ -185,13 +185,13 @@ def test_another_owner_is_refused(tmp_path, monkeypatch):
         load_or_create(tmp_path / "ca")
 
 
-def test_a_place_that_can_t_be_written_is_one_sentence(tmp_path):
+def test_unwritable_directory_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AuthorityError, match="can't be used: Not a directory"):
         load_or_create(tmp_path / "file" / "ca")
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_no_half_of_one(tmp_path, monkeypatch):
+def test_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path, monkeypatch):
     load_or_create(tmp_path / "ca")
     (tmp_path / "ca" / "ca.pem").unlink()
 

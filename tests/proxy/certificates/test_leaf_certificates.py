@@ -48,7 +48,7 @@ HOSTS = [
 
 
 @pytest.mark.parametrize("host", HOSTS, ids=lambda host: host[:20])
-def test_a_certificate_is_for_the_host_that_was_asked_for(ca, host):
+def test_certificate_is_for_the_requested_host(ca, host):
     number, der = read_answer(Signer(ca).answer(encode_request(Request(9, POINT, host))))
     certificate = x509.load_der_x509_certificate(der)
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -65,7 +65,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("host", ODD, ids=ascii)
-def test_what_is_no_host_in_its_one_spelling_is_not_signed(ca, host):
+def test_unnormalised_host_is_not_signed(ca, host):
     signer = Signer(ca)
     with pytest.raises(MalformedPacketError):
         signer.answer(HEAD + host.encode())
@@ -87,12 +87,12 @@ PACKETS = {
 
 
 @pytest.mark.parametrize("name", PACKETS)
-def test_what_no_worker_says_is_not_answered(ca, name):
+def test_malformed_request_is_not_answered(ca, name):
     with pytest.raises(MalformedPacketError):
         Signer(ca).answer(PACKETS[name])
 
 
-def test_every_piece_of_a_request_is_none_or_another_request(ca):
+def test_truncated_request_is_never_misread(ca):
     for size in range(len(ASKED)):
         try:
             found = read_request(ASKED[:size])
@@ -101,7 +101,7 @@ def test_every_piece_of_a_request_is_none_or_another_request(ca):
         assert "good.example".startswith(found.host)
 
 
-def test_a_worker_gets_a_bounded_number_and_the_rest_is_refused(ca):
+def test_certificates_of_a_worker_are_rate_limited(ca):
     now = [0.0]
     signer = Signer(ca, names=3, a_second=0.5, clock=lambda: now[0])
     asked = [encode_request(Request(number, POINT, f"n{number}.example")) for number in range(5)]
@@ -112,7 +112,7 @@ def test_a_worker_gets_a_bounded_number_and_the_rest_is_refused(ca):
     assert (signer.signed, signer.refused) == (4, 4)
 
 
-def test_each_sandbox_of_a_worker_has_its_allowance_whatever_others_have_taken(ca):
+def test_each_sandbox_has_its_own_allowance(ca):
     """Nine sandboxes that take all they may leave the tenth its own: no allowance of another's is ever met."""
     now = [0.0]
     signer = Signer(ca, names=3, a_second=0.5, clock=lambda: now[0])
@@ -130,7 +130,7 @@ def test_each_sandbox_of_a_worker_has_its_allowance_whatever_others_have_taken(c
     assert takes(4) == [True, True, True, False], "what is left when they are gone is one sandbox's at most"
 
 
-def test_sandboxes_that_come_and_go_bring_no_more_than_they_may_have(ca):
+def test_short_sandboxes_do_not_raise_the_allowance(ca):
     signer = Signer(ca, names=3, a_second=0.0)
     for _ in range(100):
         signer.serves(1)
@@ -195,7 +195,7 @@ def within_a_loop(test):
 
 
 @within_a_loop
-async def test_who_waits_for_the_same_is_told_by_one_answer(pair):
+async def test_one_answer_serves_every_waiter_of_a_host(pair):
     pair.ask("good.example", "good.example", "192.0.2.1")
     assert (pair.told, pair.leaves.is_fresh("good.example")) == ([], False)
     assert pair.serve() == ["good.example", "192.0.2.1"]
@@ -210,7 +210,7 @@ GONE = "the certificate signer is gone: no certificate for a new name"
 
 
 @within_a_loop
-async def test_without_a_key_holder_nobody_waits_and_what_is_there_is_used(pair):
+async def test_lost_signer_leaves_cached_leaves_usable(pair):
     pair.ask("kept.example")
     pair.serve()
     await pair.heard(1)
@@ -236,7 +236,7 @@ async def test_without_a_key_holder_nobody_waits_and_what_is_there_is_used(pair)
 
 
 @within_a_loop
-async def test_another_key_holder_takes_its_place(pair):
+async def test_new_signer_replaces_a_lost_one(pair):
     pair.ask("lost.example")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pair.link.renew(ours)
@@ -262,7 +262,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize(("made", "problem"), [each[1:] for each in ANSWERS], ids=[each[0] for each in ANSWERS])
-def test_an_answer_that_is_no_certificate_is_none(ca, made, problem):
+def test_invalid_certificate_is_refused(ca, made, problem):
     @within_a_loop
     async def body(pair):
         pair.ask("good.example")
@@ -276,7 +276,7 @@ def test_an_answer_that_is_no_certificate_is_none(ca, made, problem):
     body(ca)
 
 
-def test_who_isn_t_answered_waits_no_longer_than_it_is_patient(ca, monkeypatch):
+def test_wait_for_a_certificate_is_bounded(ca, monkeypatch):
     monkeypatch.setattr(leaf_certificates, "PATIENCE", 0.01)
 
     @within_a_loop
@@ -292,7 +292,7 @@ def test_who_isn_t_answered_waits_no_longer_than_it_is_patient(ca, monkeypatch):
     body(ca)
 
 
-def test_how_much_is_kept_waited_for_and_under_way_is_bounded(ca, monkeypatch):
+def test_caches_and_queues_are_bounded(ca, monkeypatch):
     monkeypatch.setattr(leaf_certificates, "LEAVES", 10)
     monkeypatch.setattr(leaf_certificates, "_UNDER_WAY", 4)
     monkeypatch.setattr(leaf_certificates, "MOST_WAITING", 20)
@@ -315,7 +315,7 @@ def test_how_much_is_kept_waited_for_and_under_way_is_bounded(ca, monkeypatch):
 
 
 @within_a_loop
-async def test_another_sandbox_s_leaf_is_not_found_and_not_shown(pair):
+async def test_leaf_of_another_sandbox_is_invisible(pair):
     """Its serial number and its age would say when a neighbour was there."""
     other = LeafCertificates(pair.link)
     pair.ask("good.example")
@@ -332,7 +332,7 @@ async def test_another_sandbox_s_leaf_is_not_found_and_not_shown(pair):
     assert one.certificate.public_key() != two.certificate.public_key() == two.key.public_key()
 
 
-def test_a_sandbox_that_fills_its_cache_evicts_no_other_s_leaf(ca, monkeypatch):
+def test_full_cache_of_a_sandbox_evicts_no_others_leaf(ca, monkeypatch):
     monkeypatch.setattr(leaf_certificates, "LEAVES", 3)
 
     @within_a_loop
@@ -347,7 +347,7 @@ def test_a_sandbox_that_fills_its_cache_evicts_no_other_s_leaf(ca, monkeypatch):
     body(ca)
 
 
-def test_a_sandbox_that_waits_for_all_it_may_neither_refuses_nor_delays_another(ca, monkeypatch):
+def test_waiting_sandbox_delays_no_other(ca, monkeypatch):
     monkeypatch.setattr(leaf_certificates, "_UNDER_WAY", 2)
     monkeypatch.setattr(leaf_certificates, "MOST_WAITING", 20)
 
@@ -370,7 +370,7 @@ def test_a_sandbox_that_waits_for_all_it_may_neither_refuses_nor_delays_another(
 # what it is to a connection
 
 
-def test_a_name_that_another_sandbox_had_takes_from_the_allowance_as_any_other(gate, origins, monkeypatch):
+def test_name_of_another_sandbox_counts_for_the_allowance(gate, origins, monkeypatch):
     """A name that took nothing would say that a neighbour has visited it."""
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES", 1)
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES_A_SECOND", 0.0)
@@ -386,7 +386,7 @@ def test_a_name_that_another_sandbox_had_takes_from_the_allowance_as_any_other(g
     assert [end.reason for end in gate.wait_closed(2) if end.reason] == ["limit_exceeded"]
 
 
-def test_a_connection_waits_for_its_certificate_and_ends_where_there_is_none(gate, origins):
+def test_connection_without_a_certificate_ends(gate, origins):
     origin = origins.web("good.example")
     place = make_site(gate, origin)
     with place.connect():
@@ -412,7 +412,7 @@ def hello(name):
     return outgoing.read()
 
 
-def test_one_that_waits_ends_when_rules_deny_it_or_its_sandbox_goes(gate, origins):
+def test_waiting_connection_ends_when_denied(gate, origins):
     place = make_site(gate, origins.web("good.example"))
     gate.stop_signer()
     clients = []
@@ -432,7 +432,7 @@ def test_one_that_waits_ends_when_rules_deny_it_or_its_sandbox_goes(gate, origin
             client.recv(1)
 
 
-def test_a_sandbox_s_names_without_end_are_its_own_trouble(gate, origins, monkeypatch):
+def test_endless_names_affect_only_their_sandbox(gate, origins, monkeypatch):
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES", 2)
     monkeypatch.setattr("proxy.inspection.engine.NEW_NAMES_A_SECOND", 0.0)
     origin = origins.web("good.example")

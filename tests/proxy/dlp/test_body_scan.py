@@ -24,7 +24,7 @@ SIZES = [1, 7, 1000, AT_ONCE, HELD_BACK, 65536]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("action", [Scan.FLAG, Scan.BLOCK])
-def test_what_holds_nothing_passes_as_it_is(action, size):
+def test_clean_body_passes_unchanged(action, size):
     text = LONG if size > 100 else LONG[:9000]
     assert sent(body(action, broker()), cut(text, size)) == (text, [], "")
 
@@ -32,7 +32,7 @@ def test_what_holds_nothing_passes_as_it_is(action, size):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("before", [0, 1, AT_ONCE - 5, HELD_BACK - 20, HELD_BACK + 3, 40000])
 @pytest.mark.parametrize(("secret", "name"), [(TOKEN.encode(), "github-token"), (VALUE, FOUND)])
-def test_of_what_must_stay_not_a_byte_leaves(secret, name, before, size):
+def test_blocked_body_sends_no_byte_of_the_finding(secret, name, before, size):
     if size < 100 < before:
         before = before % 997 + AT_ONCE
     text = LONG[:before] + b"\n" + secret + b"\n" + LONG[:20000]
@@ -44,7 +44,7 @@ def test_of_what_must_stay_not_a_byte_leaves(secret, name, before, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_told_of_leaves_at_once(size):
+def test_flagged_body_passes_at_once(size):
     text = LONG[:5000] + TOKEN.encode() + b" " + VALUE + LONG[:3000]
     one = body(Scan.FLAG, broker())
     found = []
@@ -56,14 +56,14 @@ def test_what_is_told_of_leaves_at_once(size):
 
 
 @pytest.mark.parametrize("kind", [row for row in KINDS if row[0] == "jwt"][:1] + KINDS[:1])
-def test_the_longest_kinds_are_kept_back_too(kind):
+def test_longest_patterns_are_held_back(kind):
     text = LONG[:30000] + b"\n" + kind[1].encode() + b"\n" + LONG[:20000]
     left, _, why = sent(body(Scan.BLOCK), cut(text, 100))
     assert kind[0] in why
     assert len(left) <= 30001
 
 
-def test_the_longest_value_there_may_be_is_kept_back():
+def test_longest_value_is_held_back():
     value = some(4096).encode()
     secrets = broker(value)
     for text in (value, value.hex().encode(), b64(value), b"".join(b"%%%02x" % byte for byte in value)):
@@ -72,33 +72,33 @@ def test_the_longest_value_there_may_be_is_kept_back():
         assert len(left) <= 40000
 
 
-def test_under_flag_only_the_beginning_is_looked_at_for_patterns_and_all_of_it_for_values():
+def test_flag_scans_the_start_for_patterns_and_all_for_values():
     filler = b"0123456789abcde\n" * ((LOOKED_AT + AT_ONCE) // 16)
     assert sent(body(), cut(filler + TOKEN.encode(), 65536))[1] == []
     assert sent(body(Scan.FLAG, broker()), cut(filler + TOKEN.encode() + VALUE, 65536))[1] == [FOUND]
     assert "github-token" in sent(body(Scan.BLOCK), cut(filler + TOKEN.encode(), 65536))[2]
 
 
-def test_a_placeholder_is_no_credential():
+def test_placeholder_is_no_finding():
     placeholder = "gh" + "p_" + some(36)
     secrets = broker(("gh" + "p_" + some(36)).encode(), placeholder)
     assert sent(body(Scan.BLOCK, secrets), [placeholder.encode()])[2] == ""
 
 
-def test_a_form_has_places_for_credentials():
+def test_form_fields_for_credentials_are_known():
     text = f"grant_type=refresh_token&client_secret={TOKEN}".encode()
     assert sent(body(Scan.BLOCK, form=True), [text]) == (text, [], "")
     assert sent(body(Scan.BLOCK), [text])[2] == "github-token in the body"
 
 
-def test_many_kinds_are_told_up_to_a_bound():
+def test_reported_kinds_are_bounded():
     text = "\n".join(row[1] for row in KINDS).encode() * 2
     one = body()
     assert len(take(one, text)[1]) == MOST_NAMED
     assert take(one, text) == (text, [])
 
 
-def test_the_same_kind_is_told_once():
+def test_same_kind_is_reported_once():
     assert sent(body(), cut((TOKEN + "\n").encode() * 1000, 5000))[1] == ["github-token"]
 
 
@@ -111,7 +111,7 @@ NEARLY = {
 
 
 @pytest.mark.parametrize(("before", "secret", "after", "more"), NEARLY.values(), ids=NEARLY)
-def test_it_makes_no_difference_where_a_body_is_cut(before, secret, after, more):
+def test_cuts_of_a_body_do_not_matter(before, secret, after, more):
     """What is no leak as a whole is none in pieces: not where a piece ends, nor where what is kept of it begins."""
     before, after = FILLER + before, after + FILLER
     text, start, end = before + secret + after, len(before), len(before) + len(secret)
@@ -122,7 +122,7 @@ def test_it_makes_no_difference_where_a_body_is_cut(before, secret, after, more)
                 assert sent(body(Scan.BLOCK, **more), pieces) == (text, [], "")
 
 
-def test_what_ends_with_the_body_is_found():
+def test_finding_at_the_end_of_a_body_is_found():
     for text in (KINDS[7][1].encode(), FILLER + b" " + KINDS[7][1].encode()):
         assert sent(body(), [text])[1] == ["aws-access-key-id"]
         assert sent(body(Scan.BLOCK), [text])[2] == "aws-access-key-id in the body"
@@ -131,13 +131,13 @@ def test_what_ends_with_the_body_is_found():
             take(one, frame(text[-40:]))
 
 
-def test_what_comes_after_a_body():
+def test_trailers_are_scanned():
     assert run_at_once(body().looking_after(TOKEN.encode())) == ["github-token"]
     with pytest.raises(SecretLeakError):
         run_at_once(body(Scan.BLOCK).looking_after(TOKEN.encode()))
 
 
-def test_other_rules_tighten_what_is_under_way_and_never_loosen_it():
+def test_reload_tightens_a_running_scan_and_never_loosens_it():
     one = body()
     assert take(one, b"hello " + TOKEN.encode()) == (b"hello " + TOKEN.encode(), [])
     assert one.tighten(Scan.BLOCK) == ["github-token"]  # that has left
@@ -163,7 +163,7 @@ MISSED = {
 
 
 @pytest.mark.parametrize("text", MISSED.values(), ids=MISSED)
-def test_what_is_missed_is_what_docs_say_is(text):
+def test_documented_limits_of_the_scan_hold(text):
     """Whoever finds one of these takes it out here, and out of docs/reference/rules.md."""
     assert sent(body(Scan.BLOCK, broker()), [b" " + text + b" "])[2] == ""
 
@@ -190,7 +190,7 @@ pieces_of_anything = st.lists(
 
 @given(pieces_of_anything, st.sampled_from(list(READERS)))
 @settings(deadline=None, max_examples=150)
-def test_whatever_comes_passes_whole_or_is_cut_off_before_what_was_found(pieces, kind):
+def test_any_body_passes_whole_or_is_cut_before_the_finding(pieces, kind):
     """Under `flag` nothing changes; under `block` a beginning of it leaves, or all of it; nothing else ever raises."""
     whole = b"".join(pieces)
     assert sent(body(Scan.FLAG, SECRETS, reader=READERS[kind]()), pieces)[::2] == (whole, "")

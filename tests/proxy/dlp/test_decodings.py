@@ -46,7 +46,7 @@ def in_url(path, **more):
 
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
-def test_a_credential_in_a_form_is_found_however_it_is_encoded(kind, write):
+def test_credential_in_an_encoded_form_is_found(kind, write):
     text = f"a=b+c&note={write(SECRETS[kind])}&d=e".encode()
     assert sent(body(Scan.BLOCK, form=True), [text])[2] == f"{kind} in the body"
     assert sent(body(Scan.FLAG, form=True), [text])[1] == [kind]
@@ -54,20 +54,20 @@ def test_a_credential_in_a_form_is_found_however_it_is_encoded(kind, write):
 
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
-def test_a_credential_in_a_query_is_found_however_it_is_encoded(kind, write):
+def test_credential_in_an_encoded_query_is_found(kind, write):
     assert in_url(f"/a?b=c+d&note={write(SECRETS[kind])}&d=e") == [(kind, "the URL")]
 
 
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("write", JSONS.values(), ids=JSONS)
-def test_a_credential_in_json_in_a_query_is_found(kind, write):
+def test_credential_in_json_in_a_query_is_found(kind, write):
     for encode in FORMS.values():
         assert in_url(f"/a?payload={encode(write(SECRETS[kind]))}") == [(kind, "the URL")]
 
 
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("write", JSONS.values(), ids=JSONS)
-def test_a_credential_in_json_is_found_however_it_is_escaped(kind, write):
+def test_credential_in_escaped_json_is_found(kind, write):
     text = f'{{"a": "b", "note": {write(SECRETS[kind])}}}'.encode()
     assert sent(body(Scan.BLOCK), [text])[2] == f"{kind} in the body"
 
@@ -109,26 +109,26 @@ OTHERS = {  # what is sent, and what is said of it
 
 @pytest.mark.parametrize("kind", SECRETS)
 @pytest.mark.parametrize("way", OTHERS)
-def test_a_credential_is_found_in_what_clients_wrap_it_in(kind, way):
+def test_credential_in_common_wrappers_is_found(kind, way):
     write, said = OTHERS[way]
     for size in (1, 5000, 100_000):
         assert f"{kind} in the body" in sent(body(Scan.BLOCK, **said), cut(write(SECRETS[kind]), size))[2], size
 
 
-def test_what_is_in_base64_is_read_only_where_a_part_says_so():
+def test_base64_is_decoded_only_where_declared():
     text = base64.encodebytes((BEFORE + TOKEN).encode())
     for one, said in ((text, {}), (PART % (b"base64", text), {}), (PART % (b"8bit", text), {"parts": True})):
         assert sent(body(Scan.BLOCK, **said), [one])[2] == ""
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
-def test_a_credential_in_a_form_is_found_wherever_the_body_is_cut(size):
+def test_credential_in_a_form_is_found_at_any_cut(size):
     before = urlencode({"text": LONG.decode()[:9000]})
     text = f"{before}&note={quote_plus(SECRETS['azure-storage-key'])}&more={before}".encode()
     assert "azure-storage-key in the body" in sent(body(Scan.BLOCK, form=True), cut(text, size))[2]
 
 
-def test_json_that_is_sent_as_a_form_is_looked_at_as_it_is():
+def test_json_sent_as_a_form_is_scanned_as_is():
     """`curl -d` says that everything is a form."""
     text = json.dumps({"note": SECRETS["aws-secret-access-key"]}).encode()
     assert sent(body(Scan.BLOCK, form=True), [text])[2] == "aws-secret-access-key in the body"
@@ -141,11 +141,11 @@ PLACES = {
 
 
 @pytest.mark.parametrize("text", PLACES.values(), ids=PLACES)
-def test_what_is_in_its_place_in_a_form_is_no_leak(text):
+def test_credential_in_its_form_field_is_no_finding(text):
     assert sent(body(Scan.BLOCK, form=True), [text.encode()])[2] == ""
 
 
-def test_an_escaped_sign_in_a_value_makes_no_place_for_a_credential():
+def test_escaped_separator_makes_no_credential_field():
     """What follows `%26` is no parameter by itself: the server gets it as part of the value."""
     text = "note=" + quote("a&token=" + SECRETS["azure-storage-key"], safe="")
     assert sent(body(Scan.BLOCK, form=True), [text.encode()])[2] == "azure-storage-key in the body"
@@ -167,20 +167,20 @@ ENCODED = {
 
 
 @pytest.mark.parametrize("text", ENCODED.values(), ids=ENCODED)
-def test_strict_finds_what_is_encoded(text):
+def test_strict_finds_encoded_credentials(text):
     text = b'{"file": "' + text + b'"}'
     assert sent(body(Scan.STRICT, unnamed=True), [text])[2] == "github-token in the body"
     assert sent(body(Scan.STRICT), [text])[2] == ""  # a rule or a secret names the host
     assert sent(body(Scan.BLOCK, unnamed=True), [text])[2] == ""
 
 
-def test_strict_finds_base64_that_is_cut():
+def test_strict_finds_cut_base64():
     text = B64(bytes(30000) + b" " + TOKEN.encode() + b" " + bytes(30000))
     for size in (4096, 16384, 20001):
         assert sent(body(Scan.STRICT, unnamed=True), cut(text, size))[2] == "github-token in the body"
 
 
-def test_strict_finds_what_is_in_its_place_in_a_form():
+def test_strict_finds_credentials_in_form_fields():
     text = f"client_secret={TOKEN}".encode()
     assert sent(body(Scan.STRICT, form=True, unnamed=True), [text])[2] == "github-token in the body"
 
@@ -196,7 +196,7 @@ IN_HEADS = {
 
 
 @pytest.mark.parametrize(("path", "field", "where"), IN_HEADS.values(), ids=IN_HEADS)
-def test_strict_finds_credentials_in_their_place_in_a_head(path, field, where):
+def test_strict_finds_credentials_in_header_fields(path, field, where):
     head = Head(b"HTTP/1.1", b"GET", b"", b"", path, (field,))
     heads = Heads()
     for _ in range(2):
@@ -213,7 +213,7 @@ BEHIND_ESCAPES = [
 
 
 @pytest.mark.parametrize(("text", "form"), BEHIND_ESCAPES)
-def test_what_begins_behind_a_cut_escape_counts_as_new(text, form):
+def test_text_after_a_cut_escape_counts_as_new(text, form):
     """The first bytes were looked at before; where an escape is cut there, what follows it was not."""
     for known in range(1, text.find(b"ghp_") + 1):
         for reading, at in readings(text, known, form=form):

@@ -25,7 +25,7 @@ PACKED = {
 
 @pytest.mark.parametrize("size", [1, 100, 65536])
 @pytest.mark.parametrize(("codings", "pack"), PACKED.values(), ids=PACKED)
-def test_what_is_packed_in_a_known_way_is_looked_into(codings, pack, size):
+def test_compressed_bodies_are_scanned(codings, pack, size):
     noise = NOISE[:6000].hex().encode()
     packed = pack(noise + TOKEN.encode() + noise)
     left, found, _ = sent(body(reader=make_reader(codings)), cut(packed, size))
@@ -38,7 +38,7 @@ def test_what_is_packed_in_a_known_way_is_looked_into(codings, pack, size):
 
 
 @pytest.mark.parametrize(("coding", "pack", "trailer"), [("gzip", gzip.compress, 8), ("deflate", zlib.compress, 4)])
-def test_what_zlib_keeps_at_the_end_of_a_step_is_looked_into(coding, pack, trailer):
+def test_zlib_remainder_is_scanned(coding, pack, trailer):
     """Without its trailer, zlib takes all bytes in and keeps up to 258 of what they unpack to: a secret could be there."""
     for size in range((1 << 14) - 20, (1 << 14) + 520, 20):
         text = b"a" * size
@@ -56,7 +56,7 @@ def stretched(text, count):
     return b"\x78\x01" + b"".join(stored) + b"\x01\x00\x00\xff\xff" + struct.pack(">I", zlib.adler32(text))
 
 
-def test_what_is_stretched_is_held_back_until_that_is_too_much():
+def test_slow_compressed_stream_is_held_to_a_bound():
     packed = stretched(b"x" * 10 + TOKEN.encode(), 1000)
     assert zlib.decompress(packed).endswith(TOKEN.encode())
     left, _, why = sent(body(Scan.BLOCK, reader=make_reader(["deflate"])), cut(packed, 1000))
@@ -78,7 +78,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("codings", "data", "why"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_nobody_can_look_into_passes_under_flag_and_not_under_block(codings, data, why, monkeypatch):
+def test_unknown_encoding_passes_flag_but_not_block(codings, data, why, monkeypatch):
     monkeypatch.setattr("proxy.dlp.decodings.MOST_UNPACKED", 2 << 20)
     assert sent(body(reader=make_reader(codings)), [data]) == (data, [], "")
     left, _, said = sent(body(Scan.BLOCK, reader=make_reader(codings)), [data])
@@ -86,7 +86,7 @@ def test_what_nobody_can_look_into_passes_under_flag_and_not_under_block(codings
     assert why in said
 
 
-def test_a_bomb_is_not_unpacked_further_than_is_looked_at():
+def test_decompression_bomb_is_bounded():
     taken_out = 0
     packed = make_reader(["gzip"])
     read = packed.read

@@ -21,7 +21,7 @@ def found(text, **more):
 
 
 @pytest.mark.parametrize(("kind", "hit", "near"), KINDS, ids=[f"{n}-{row[0]}" for n, row in enumerate(KINDS)])
-def test_what_is_found_and_what_nearly_is(kind, hit, near):
+def test_patterns_match_samples_and_not_near_misses(kind, hit, near):
     for around in ("{}", 'a "{}" b', "x={}&y=1", "line\n{}\nline", '{{"k": "{}"}}'):
         assert kind in found(around.format(hit)), around
         assert found(around.format(near)) == [], around
@@ -31,7 +31,7 @@ def test_every_pattern_has_a_hit_and_a_near_miss():
     assert {row[0] for row in KINDS} == {pattern.name for pattern in PATTERNS}
 
 
-def test_every_kind_and_every_bound_is_documented():
+def test_every_kind_and_bound_is_documented():
     page = (Path(__file__).parents[3] / "docs/reference/rules.md").read_text()
     said = page.split("\n### Leaks\n")[1].split("\n### ")[0]
     kinds = said.split("**Kinds.**")[1].split("\n\n")[0]
@@ -46,7 +46,7 @@ def test_every_kind_and_every_bound_is_documented():
         assert bound in said.replace("\n", " "), bound
 
 
-def test_every_prefix_is_looked_for():
+def test_every_prefix_is_searched():
     for pattern in PATTERNS:
         for prefix in pattern.prefixes:
             row = next(row for row in KINDS if row[0] == pattern.name)
@@ -54,7 +54,7 @@ def test_every_prefix_is_looked_for():
             assert pattern.name in found(row[1].replace(own, prefix.decode())), prefix
 
 
-def test_what_is_found_is_where_it_is_and_no_longer_than_is_said():
+def test_findings_have_exact_bounds():
     for _, text, _ in KINDS:
         for hit in find_credentials(b"  " + text.encode() + b"  "):
             assert 0 < hit.end - hit.start <= LONGEST
@@ -71,7 +71,7 @@ IN_PLACE = [f"/a?token={TOKEN}", f"/a?x=1&access_token={TOKEN}", f"/a?api%5Fkey=
 OUT_OF_PLACE = [f"/a/{TOKEN}", f"/a?q={TOKEN}", f"/a?x=1&note={TOKEN}", f"/token/{TOKEN}", f"/a?token=1&q={TOKEN}", f"/a?{TOKEN}", f"token {TOKEN}"]  # fmt: skip
 
 
-def test_a_parameter_for_credentials_is_their_place():
+def test_credential_parameters_are_allowed_places():
     for text in IN_PLACE:
         assert found(text, parameters=True) == [], text
         assert found(text), text
@@ -79,13 +79,13 @@ def test_a_parameter_for_credentials_is_their_place():
         assert found(text, parameters=True) == ["github-token"], text
 
 
-def test_what_a_service_has_in_its_own_paths_is_no_leak_there():
+def test_token_in_its_services_path_is_no_finding():
     bot = next(row[1] for row in KINDS if row[0] == "telegram-bot-token")
     assert found(f"/bot{bot}/getMe", url=True) == []
     assert found(f"/bot{bot}/getMe") == ["telegram-bot-token"]
 
 
-def test_entropy():
+def test_entropy_is_computed():
     assert entropy(b"") == 0
     assert entropy(b"aaaa") == 0
     assert entropy(bytes(range(256))) == 8
@@ -109,7 +109,7 @@ def parts(tree, *, inside=False):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
-def test_no_pattern_repeats_within_what_it_repeats_or_without_end(pattern):
+def test_no_pattern_backtracks_without_bound(pattern):
     """So a match that begins somewhere takes at most as many steps as the product of what differs, which is bounded."""
     steps = 1
     for low, high, inside in parts(_parse(pattern.rest)):
@@ -129,7 +129,7 @@ HOSTILE = [b"AK" + b"IA", b"ey" + b"J", b" sk-", b"://a:", b"-----BEGIN ", b"gh"
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_a_text_that_is_full_of_beginnings_is_gone_through(piece, monkeypatch):
+def test_text_full_of_prefixes_is_scanned(piece, monkeypatch):
     """Each place where one could begin is looked at closely once for each of its patterns, and no further on."""
     from proxy.dlp import patterns
 
@@ -154,11 +154,11 @@ def test_a_text_that_is_full_of_beginnings_is_gone_through(piece, monkeypatch):
 
 
 @pytest.mark.parametrize("before", ["", " ", '"', "=", "\\n", "\\t", "\\u003d", ":", "/", "\n"])
-def test_a_word_begins_after(before):
+def test_word_boundaries_before_a_token(before):
     assert BEGINS_WORD.match((before + "sk-").encode(), len(before))
     assert "sk-key" in found(before + "sk-" + some(40))
 
 
 @pytest.mark.parametrize("before", [*string.ascii_letters, *string.digits, "_", "-"])
-def test_a_word_does_not_begin_after(before):
+def test_no_word_boundary_before_a_token(before):
     assert BEGINS_WORD.match((before + "sk-").encode(), len(before)) is None

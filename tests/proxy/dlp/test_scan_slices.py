@@ -41,7 +41,7 @@ def slices(work):
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
 @measured_again
-def test_a_slice_takes_little_whatever_the_text_is_made_of(pattern):
+def test_slice_cost_is_bounded_for_any_text(pattern):
     gc.disable()
     try:
         for text in worst_of(pattern):
@@ -70,7 +70,7 @@ ENCODED = {
 
 @pytest.mark.parametrize(("text", "said"), ENCODED.values(), ids=ENCODED)
 @measured_again
-def test_a_slice_takes_little_however_the_text_is_encoded(text, said):
+def test_slice_cost_is_bounded_for_any_encoding(text, said):
     one = body(Scan.BLOCK, **said)
     gc.disable()
     try:
@@ -80,21 +80,21 @@ def test_a_slice_takes_little_however_the_text_is_encoded(text, said):
     check(max(times))
 
 
-def test_a_token_behind_much_that_nearly_is_one_is_found():
+def test_token_behind_near_misses_is_found():
     noise = b"xoxb-" * 20000
     packed = gzip.compress(noise + TOKEN)
     one = body(reader=make_reader(["gzip"]))
     assert take(one, packed) == (packed, ["github-token"])
 
 
-def test_a_token_is_found_behind_its_own_beginning():
+def test_token_behind_its_own_prefix_is_found():
     """A text that fits a pattern and is none hides no token that begins within it."""
     token = ("xoxb-" + "123456789012-" + some(24)).encode()
     assert take(body(), b"xoxb-" * 1000 + token + bytes(4096))[1] == ["slack-token"]
 
 
 @pytest.mark.parametrize("before", [b"", b"x" * 1000], ids=["nothing pending", "some has left already"])
-def test_rules_that_tighten_between_two_slices_lose_and_repeat_no_byte(before):
+def test_reload_between_slices_loses_and_repeats_no_byte(before):
     text = bytes(range(32, 127)) * 1000
     for stop in range(6):  # in the first piece, and behind it
         one = body()
@@ -109,7 +109,7 @@ def test_rules_that_tighten_between_two_slices_lose_and_repeat_no_byte(before):
         assert free + more + rest == text + text
 
 
-def test_rules_that_tighten_between_two_slices_hold_for_what_is_found_from_then_on():
+def test_reload_between_slices_applies_to_later_findings():
     one = body()
     work = one.taking(b"x" * 3 * HELD_BACK + TOKEN + b" " + b"x" * HELD_BACK)
     next(work)

@@ -21,7 +21,7 @@ def test_messages_are_unmasked(length, size):
     assert messages.between
 
 
-def test_each_message_leaves_as_soon_as_it_is_whole_and_clean():
+def test_clean_message_passes_once_complete():
     one = body(Scan.BLOCK, reader=Messages())
     data = frame(b"hello")
     assert take(one, data[:4]) == (b"", [])
@@ -34,7 +34,7 @@ def test_each_message_leaves_as_soon_as_it_is_whole_and_clean():
         take(one, frame(TOKEN.encode()))
 
 
-def test_a_message_in_fragments_is_one():
+def test_fragmented_message_is_one_message():
     text = TOKEN.encode()
     pieces = [frame(text[:9], fin=False), frame(text[9:20], opcode=0, fin=False), frame(text[20:], opcode=0)]
     left, _, why = sent(body(Scan.BLOCK, reader=Messages()), pieces)
@@ -42,7 +42,7 @@ def test_a_message_in_fragments_is_one():
     assert sent(body(reader=Messages()), pieces)[1] == ["github-token"]
 
 
-def test_control_frames_in_the_middle_hide_nothing():
+def test_control_frames_between_fragments_hide_nothing():
     text = TOKEN.encode()
     pieces = [frame(text[:9], fin=False), frame(b"not this", opcode=9), frame(text[9:], opcode=0)]
     for data in (pieces, [b"".join(pieces)], [bytes([byte]) for byte in b"".join(pieces)]):
@@ -58,7 +58,7 @@ def test_control_frames_in_the_middle_hide_nothing():
 
 
 @pytest.mark.parametrize(("data", "why"), [(frame(b"x", reserved=0x40), "packed"), (frame(b"x", masked=False), "masked"), (frame(b"x" * 200, opcode=9), "too long")], ids=["packed", "masked", "too long"])  # fmt: skip
-def test_messages_that_nobody_can_read(data, why):
+def test_unreadable_messages_are_refused(data, why):
     assert sent(body(reader=Messages()), [data]) == (data, [], "")
     left, _, said = sent(body(Scan.BLOCK, reader=Messages()), [data])
     assert left == b""

@@ -53,7 +53,7 @@ async def wished(world, attempt, why="I need it"):
     return await said(world, "POST /requests?format=json", {"attempt": attempt, "why": why})
 
 
-def test_what_an_approval_would_not_open_nobody_is_asked_for(tmp_path):
+def test_pre_request_that_no_approval_allows_is_not_submitted(tmp_path):
     async def test(world, people):
         world.servers.known["only.example", "A"] = ["10.0.0.1"]
         status, values = await wished(world, "POST https://only.example/x")
@@ -67,7 +67,7 @@ def test_what_an_approval_would_not_open_nobody_is_asked_for(tmp_path):
     told(tmp_path, test)
 
 
-def test_what_is_wished_for_and_approved_passes_when_it_is_tried(tmp_path):
+def test_approved_pre_request_passes(tmp_path):
     async def test(world, people):
         attempt = f"tcp raw.example:{world.origin.port}"
         status, values = await wished(world, attempt, "to migrate\u202e")
@@ -92,7 +92,7 @@ def test_what_is_wished_for_and_approved_passes_when_it_is_tried(tmp_path):
     told(tmp_path, test)
 
 
-def test_it_can_be_written_as_text(tmp_path):
+def test_pre_request_can_be_text(tmp_path):
     async def test(world, people):
         status, text = await said(world, "POST /requests", "POST https://api.example/v1/things\nthe user wants one")
         assert status == 202
@@ -107,7 +107,7 @@ def test_it_can_be_written_as_text(tmp_path):
     told(tmp_path, test)
 
 
-def test_what_is_rejected_says_what_people_said(tmp_path):
+def test_rejection_has_the_approvers_reason(tmp_path):
     async def test(world, people):
         _, values = await wished(world, "POST https://api.example/")
         await people.reject(values["approval"], "use the staging host")
@@ -117,7 +117,7 @@ def test_what_is_rejected_says_what_people_said(tmp_path):
     told(tmp_path, test)
 
 
-def test_what_needs_nobody_or_helps_nothing_is_not_asked(tmp_path):
+def test_allowed_or_denied_attempt_is_not_submitted(tmp_path):
     async def test(world, people):
         assert (await wished(world, "GET https://api.example/"))[1]["standing"] == "allowed"
         status, values = await wished(world, "https://evil.example/")
@@ -131,7 +131,7 @@ def test_what_needs_nobody_or_helps_nothing_is_not_asked(tmp_path):
     told(tmp_path, test)
 
 
-def test_what_no_rule_lets_out_is_said_to_a_tainted_task_too(tmp_path):
+def test_tainted_task_learns_of_a_missing_rule(tmp_path):
     """A rule that asks tainted tasks lets nothing out, whatever people say to it."""
 
     async def test(world, people):
@@ -147,7 +147,7 @@ def test_what_no_rule_lets_out_is_said_to_a_tainted_task_too(tmp_path):
     told(tmp_path, test)
 
 
-def test_another_task_s_question_is_unknown(tmp_path):
+def test_request_of_another_task_is_unknown(tmp_path):
     async def test(world, people):
         await people.pair("t2")
         other = next(link for link in people.registry._waiting.links if link is not people._channels[1])
@@ -162,7 +162,7 @@ def test_another_task_s_question_is_unknown(tmp_path):
     told(tmp_path, test)
 
 
-def test_the_card_says_which_process_asks(tmp_path):
+def test_card_names_the_asking_process(tmp_path):
     async def test(world, people):
         attribution = Attribution()
         attribution.answered(Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",), (6,)))
@@ -195,7 +195,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("body", "status"), WRONG.values(), ids=WRONG)
-def test_what_makes_no_sense_is_refused_and_nobody_is_asked(tmp_path, body, status):
+def test_malformed_pre_request_is_refused(tmp_path, body, status):
     async def test(world, people):
         assert (await said(world, "POST /requests", body))[0] == status
         assert not any(isinstance(word, PreRequest) for word in people.said)
@@ -210,7 +210,7 @@ def test_what_makes_no_sense_is_refused_and_nobody_is_asked(tmp_path, body, stat
         ("run terraform apply", "start it, and it waits for approval"),
     ],
 )
-def test_what_can_t_be_asked_for_says_what_can(tmp_path, attempt, hint):
+def test_unsupported_attempt_names_the_supported_ones(tmp_path, attempt, hint):
     async def test(world, _people):
         assert hint in (await wished(world, attempt))[1]["error"]
 
@@ -228,14 +228,14 @@ def test_what_can_t_be_asked_for_says_what_can(tmp_path, attempt, hint):
         ("POST /requests", ("Transfer-Encoding: gzip",), 411),
     ],
 )
-def test_what_else_there_is_not(tmp_path, line, fields, status):
+def test_other_paths_are_not_found(tmp_path, line, fields, status):
     async def test(world, _people):
         assert (await said(world, line, None, *fields))[0] == status
 
     told(tmp_path, test)
 
 
-def test_where_nobody_can_be_asked_that_is_said(tmp_path):
+def test_missing_registry_is_reported(tmp_path):
     async def test(world, _people):
         status, text = await said(world, "POST /requests", {"attempt": "POST https://api.example/"})
         assert (status, text.startswith("approval requests are not possible")) == (503, True)
@@ -244,7 +244,7 @@ def test_where_nobody_can_be_asked_that_is_said(tmp_path):
     told(tmp_path, test, registry=False)
 
 
-def test_a_registry_that_doesn_t_answer_keeps_nobody_waiting(tmp_path, monkeypatch):
+def test_silent_registry_blocks_nobody(tmp_path, monkeypatch):
     monkeypatch.setattr("proxy.approvals.client.LOOK", 0.05)
 
     async def test(world, people):
@@ -255,7 +255,7 @@ def test_a_registry_that_doesn_t_answer_keeps_nobody_waiting(tmp_path, monkeypat
     told(tmp_path, test)
 
 
-def test_who_goes_away_meanwhile_leaves_nothing_behind(tmp_path):
+def test_disconnected_caller_leaves_nothing_pending(tmp_path):
     async def test(world, people):
         people.mute = True
         client = await world.connect("exeat.internal", 80)
@@ -268,7 +268,7 @@ def test_who_goes_away_meanwhile_leaves_nothing_behind(tmp_path):
     told(tmp_path, test)
 
 
-def test_a_refusal_names_what_it_waits_for(tmp_path):
+def test_refusal_names_its_approval_request(tmp_path):
     async def test(world, people):
         task = await world.connect("raw.example")
         id_ = await people.question()

@@ -44,7 +44,7 @@ async def said(world, *words, **more):
     return int(head.split(b" ")[1]), body.decode()
 
 
-def test_a_task_is_told_its_own_rules_and_no_others(tmp_path):
+def test_task_sees_only_its_own_rules(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             status, text = await said(world, "GET /policy HTTP/1.1")
@@ -62,7 +62,7 @@ def test_a_task_is_told_its_own_rules_and_no_others(tmp_path):
     run(test)
 
 
-def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatch):
+def test_rules_in_force_are_rendered_once(tmp_path, monkeypatch):
     async def test():
         found, now = [], [datetime(2026, 6, 30, tzinfo=UTC).timestamp()]
         monkeypatch.setattr(
@@ -82,7 +82,7 @@ def test_what_is_told_is_what_is_in_force_and_is_found_once(tmp_path, monkeypatc
     run(test)
 
 
-def test_a_refusal_is_explained_by_its_event(tmp_path):
+def test_refusal_is_explained_by_its_event_id(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             assert await said(world, "GET /why HTTP/1.1") == (200, "Nothing was refused so far.\n")
@@ -113,7 +113,7 @@ commands:
 """
 
 
-def test_programs_are_told_of_like_what_leaves(tmp_path):
+def test_command_rules_are_listed(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             path = tmp_path / "commands.yaml"
@@ -140,7 +140,7 @@ def test_programs_are_told_of_like_what_leaves(tmp_path):
     run(test)
 
 
-def test_a_refused_program_s_caller_reads_what_people_said():
+def test_refused_program_has_the_approvers_reason():
     decision = Decision(reason=Reason.APPROVAL_DENIED, rules=("r:ask",), why="it costs")
     line = _refusal(("/bin/rm", "x"), decision, "abc", "not today\x1b[2J").decode()
     assert line == "exeat: rm x: not allowed by r:ask (approval_denied, approval abc): not today\\x1b[2J: it costs"
@@ -155,7 +155,7 @@ def test_a_refused_program_s_caller_reads_what_people_said():
         ("https://other.example/", False, "would be refused"),
     ],
 )
-def test_an_attempt_can_be_asked_about_before_it_is_made(tmp_path, attempt, passes, part):
+def test_attempt_can_be_explained_in_advance(tmp_path, attempt, passes, part):
     async def test():
         async with World(tmp_path, RULES) as world:
             status, text = await said(world, f"GET /why?attempt={attempt} HTTP/1.1")
@@ -203,7 +203,7 @@ ODD = {
 
 
 @pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
-def test_what_is_odd_is_refused(tmp_path, sent, status):
+def test_malformed_requests_are_refused(tmp_path, sent, status):
     async def test():
         async with World(tmp_path, RULES) as world:
             client = await world.connect("exeat.internal", 80)
@@ -217,7 +217,7 @@ def test_what_is_odd_is_refused(tmp_path, sent, status):
 
 
 @given(st.binary(max_size=300))
-def test_no_bytes_do_anything_else(data):
+def test_arbitrary_bytes_are_refused(data):
     for sent in (data, b"GET / HTTP/1.1\r\nHost: exeat.internal\r\n" + data, b"GET /" + data + b" HTTP/1.1\r\n\r\n"):
         with contextlib.suppress(RequestRefusedError):
             assert parse(sent) is None or isinstance(parse(sent), Request)
@@ -225,7 +225,7 @@ def test_no_bytes_do_anything_else(data):
 
 @pytest.mark.parametrize("end", [b"", b"\x01", b"x\x01"], ids=["fine", "control", "word"])
 @pytest.mark.parametrize("filling", [b" ", b"\t ", b"a ", b"a:"], ids=["space", "tab", "word", "colon"])
-def test_no_head_keeps_the_gate_reading(filling, end):
+def test_endless_head_is_refused(filling, end):
     """Each is as long as a head may be. Time that grows with its cube is hours here, and fails by that."""
     room = MOST_HEAD - 100
     sent = request("GET / HTTP/1.1", "A:" + (filling * room)[:room].decode() + end.decode())
@@ -237,7 +237,7 @@ def test_no_head_keeps_the_gate_reading(filling, end):
             assert parse(sent).path == "/"
 
 
-def test_many_questions_are_answered_and_then_so_many_a_second(tmp_path):
+def test_requests_are_rate_limited(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             clock = [0.0]
@@ -256,7 +256,7 @@ def test_many_questions_are_answered_and_then_so_many_a_second(tmp_path):
     run(test)
 
 
-def test_byte_by_byte_and_head_only(tmp_path):
+def test_slow_and_head_requests_are_answered(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             client = await world.connect("exeat.internal", 80)
@@ -270,7 +270,7 @@ def test_byte_by_byte_and_head_only(tmp_path):
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /policy HT"], ids=["nothing", "half a line"])
-def test_whoever_is_silent_is_sent_away(tmp_path, sent):
+def test_silent_client_is_disconnected(tmp_path, sent):
     async def test():
         async with World(tmp_path, RULES) as world:
             client = await world.connect("exeat.internal", 80)
@@ -284,7 +284,7 @@ def test_whoever_is_silent_is_sent_away(tmp_path, sent):
     run(test)
 
 
-def test_no_other_port_of_it_and_no_rule_leads_anywhere(tmp_path):
+def test_other_ports_of_the_name_are_denied(tmp_path):
     async def test():
         rules = [*RULES, "id: all, to: '*', ports: [1-65535/tcp, 443/tls], action: allow"]
         async with World(tmp_path, rules) as world:
@@ -296,7 +296,7 @@ def test_no_other_port_of_it_and_no_rule_leads_anywhere(tmp_path):
     run(test)
 
 
-def test_the_resolver_says_where_it_is_and_tells_nobody(tmp_path):
+def test_name_is_resolved_without_an_event(tmp_path):
     from proxy.dns.wire import Type
     from rules.attempt import Protocol
 

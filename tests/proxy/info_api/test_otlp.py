@@ -34,7 +34,7 @@ def both(said, of=ExportLogsServiceRequest, read=otlp.logs):
 
 
 @pytest.mark.parametrize("name", CODEX)
-def test_codex_is_understood(name):
+def test_codex_events_are_mapped(name):
     [said] = both(logs(CODEX[name]))
     assert (said.source, said.name, said.service) == ("log", f"codex.{name}", "codex_cli_rs")
     assert (said.conversation, said.at) == ("0199-c0de", 1795000000000000000)
@@ -44,20 +44,20 @@ def test_codex_is_understood(name):
 
 
 @pytest.mark.parametrize("name", CLAUDE)
-def test_claude_code_is_understood(name):
+def test_claude_code_events_are_mapped(name):
     [said] = both(logs(CLAUDE[name], service="claude-code"))
     assert (said.name, said.service, said.conversation) == (f"claude_code.{name}", "claude-code", "11111111-2222")
     assert said.tool == ("Bash" if name.startswith("tool") else "")
     assert said.attributes["event.sequence"] == "3"
 
 
-def test_spans_are_understood():
+def test_spans_are_mapped():
     [said] = both(SPANS, ExportTraceServiceRequest, otlp.spans)
     assert (said.source, said.name, said.conversation) == ("span", "execute_tool shell", "conv_1")
     assert (said.tool, said.call, said.attributes["duration_ms"]) == ("shell", "call_9", "250")
 
 
-def test_values_of_every_kind_are_text():
+def test_values_of_every_kind_become_text():
     values = {
         "list": {"arrayValue": {"values": [{"intValue": "-5"}, {"boolValue": True}]}},
         "map": {"kvlistValue": {"values": pairs({"a": "b"})}},
@@ -68,7 +68,7 @@ def test_values_of_every_kind_are_text():
     assert said.attributes == {"list": "[-5, true]", "map": '{"a": "b"}', "number": "1.5", "text": "x"}
 
 
-def test_what_is_kept_is_bounded():
+def test_kept_values_are_bounded():
     many = {f"{'k' * 100}{n}": "v" * 10_000 for n in range(100)}
     [said] = both(logs({"attributes": pairs({f"k{n}": "v" for n in range(100)})}))
     assert len(said.attributes) == MOST_ATTRIBUTES
@@ -77,7 +77,7 @@ def test_what_is_kept_is_bounded():
     assert max(map(len, said.attributes.values())) == 512
 
 
-def test_deep_values_have_an_end():
+def test_deep_values_are_cut():
     value = {"stringValue": "x"}
     for _ in range(20):
         value = {"arrayValue": {"values": [value]}}
@@ -99,13 +99,13 @@ ODD = [
 
 
 @pytest.mark.parametrize("data", ODD, ids=range(len(ODD)))
-def test_odd_json_is_nothing_or_refused(data):
+def test_unusual_json_is_ignored_or_refused(data):
     with contextlib.suppress(ValueError):
         assert list(otlp.logs(data, as_json=True)) == []
 
 
 @pytest.mark.parametrize("depth", [900, 5000, 9000, 15_000])
-def test_depth_is_no_error_of_ours(depth):
+def test_nesting_depth_raises_only_the_documented_error(depth):
     deep = "[" * depth + "]" * depth
     for said in (f'"body": {{"xValue": {deep}}}', f'"timeUnixNano": {deep}', f'"attributes": {deep}'):
         body = f'{{"resourceLogs": [{{"scopeLogs": [{{"logRecords": [{{{said}}}]}}]}}]}}'
@@ -117,12 +117,12 @@ def test_depth_is_no_error_of_ours(depth):
 @pytest.mark.parametrize(
     "said", [{"resourceLogs": [{}] * 2000}, {"resourceLogs": [{"scopeLogs": [{}] * 2000}]}], ids=["resources", "scopes"]
 )
-def test_a_request_has_only_so_many_groups(said):
+def test_groups_of_a_request_are_bounded(said):
     with pytest.raises(ValueError, match="resources or scopes"):
         list(otlp.logs(json.dumps(said).encode(), as_json=True))
 
 
-def test_a_large_resource_is_read_once_for_all_of_its_records():
+def test_large_resource_is_parsed_once():
     """Read for each of them it takes minutes, and fails by that."""
     value = {"arrayValue": {"values": [{"arrayValue": {"values": [{"stringValue": "x"}] * 32}}] * 5}}
     body = logs(*[{}] * 15_000)
@@ -132,7 +132,7 @@ def test_a_large_resource_is_read_once_for_all_of_its_records():
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(data):
+def test_arbitrary_bytes_raise_only_the_documented_error(data):
     for read in (otlp.logs, otlp.spans):
         for as_json in (True, False):
             with contextlib.suppress(ValueError):
@@ -148,19 +148,19 @@ def test_no_bytes_raise_anything_else(data):
     ],
     ids=["resources", "scopes", "records"],
 )
-def test_a_request_in_protobuf_has_only_so_many_parts(body, what):
+def test_parts_of_a_protobuf_request_are_bounded(body, what):
     with pytest.raises(ValueError, match=what):
         list(otlp.logs(body(), as_json=False))
 
 
-def test_fields_of_a_later_version_are_passed_over():
+def test_unknown_fields_are_skipped():
     later = b"".join(_field(number, b"later") for number in (99, 1000)) + b"\xa0\x06\x07"
     record = _field(5, _field(1, b"x")) + later
     [said] = [sent.said() for sent in otlp.logs(_field(1, _field(2, _field(2, record) + later) + later), as_json=False)]
     assert said.attributes == {"body": "x"}
 
 
-def test_json_is_read_without_protobuf():
+def test_json_needs_no_protobuf():
     """Who sends none doesn't pay for it: 15 ms and 3 MB."""
     program = "import sys\nfrom proxy.info_api import otlp, telemetry_handler\nlist(otlp.logs(b'{}', as_json=True))\nprint('google.protobuf' in sys.modules)"
     assert (
@@ -209,7 +209,7 @@ COSTLY = {
 
 @pytest.mark.parametrize(("as_json", "body"), COSTLY.values(), ids=COSTLY)
 @measured_again
-def test_a_record_costs_little_whatever_a_request_is_made_of(as_json, body):
+def test_cost_of_a_record_is_bounded(as_json, body):
     """Between two records the gate's one thread does something else; so the time between them counts (seconds)."""
     longest, before = 0.0, thread_time()
     with contextlib.suppress(ValueError):

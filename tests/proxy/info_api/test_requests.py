@@ -39,7 +39,7 @@ def fed(data, size):
         b'3;ext=1\r\n{"a\r\n4\r\n":1}\r\n0\r\n\r\n',
     ],
 )
-def test_a_body_in_chunks_is_read_whole_however_it_comes(sent, size):
+def test_chunked_body_is_read_in_any_pieces(sent, size):
     asked = fed(HEAD + sent, size)
     assert isinstance(asked, Request)
     assert asked.body == b'{"a":1}'
@@ -65,12 +65,12 @@ REFUSED = {
 
 @pytest.mark.parametrize(("sent", "status"), REFUSED.values(), ids=REFUSED)
 @pytest.mark.parametrize("size", [4096, 1 << 20])
-def test_chunks_that_are_odd_or_too_much_are_refused(sent, status, size):
+def test_malformed_or_oversized_chunks_are_refused(sent, status, size):
     assert fed(sent, size) == status
 
 
 @given(st.binary(max_size=200))
-def test_no_chunks_raise_anything_else(data):
+def test_arbitrary_chunks_raise_only_the_documented_error(data):
     try:
         found = parse(HEAD + data, COUNTER)
     except RequestRefusedError:

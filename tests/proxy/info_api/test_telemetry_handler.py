@@ -60,7 +60,7 @@ async def said(world, sent):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize(("kind", "make"), [(JSON, as_json), (PROTOBUF, as_protobuf)], ids=["json", "protobuf"])
-def test_what_an_agent_says_is_in_the_journal_as_its_claim(tmp_path, kind, make, packed):
+def test_agent_telemetry_is_journaled_as_a_claim(tmp_path, kind, make, packed):
     async def test():
         async with World(tmp_path, RULES) as world:
             body = make(record(), record("codex.tool_result", success="true"))
@@ -82,7 +82,7 @@ def test_what_an_agent_says_is_in_the_journal_as_its_claim(tmp_path, kind, make,
     run(test)
 
 
-def test_it_says_which_process_sent_it_once_that_is_known(tmp_path):
+def test_agent_event_names_its_process_once_known(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             attribution = Attribution()
@@ -101,7 +101,7 @@ def test_it_says_which_process_sent_it_once_that_is_known(tmp_path):
     run(test)
 
 
-def test_what_looks_like_a_credential_is_masked(tmp_path):
+def test_credentials_in_telemetry_are_masked(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             await said(
@@ -140,7 +140,7 @@ ODD = {
 
 
 @pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
-def test_what_is_odd_is_refused_and_kept_nowhere(tmp_path, sent, status):
+def test_malformed_telemetry_is_refused(tmp_path, sent, status):
     async def test():
         async with World(tmp_path, RULES) as world:
             assert (await said(world, sent))[0] == status
@@ -149,7 +149,7 @@ def test_what_is_odd_is_refused_and_kept_nowhere(tmp_path, sent, status):
     run(test)
 
 
-def test_what_there_is_no_room_for_is_said_in_otlp_s_own_words_and_counted(tmp_path):
+def test_excess_telemetry_is_a_partial_success_and_counted(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             clock = [0.0]
@@ -176,7 +176,7 @@ def test_what_there_is_no_room_for_is_said_in_otlp_s_own_words_and_counted(tmp_p
     run(test)
 
 
-def test_no_task_fills_the_journal_with_its_words(tmp_path):
+def test_telemetry_volume_is_bounded(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             clock = [0.0]
@@ -195,7 +195,7 @@ def test_no_task_fills_the_journal_with_its_words(tmp_path):
     run(test)
 
 
-def test_a_journal_that_is_full_takes_nothing_and_says_so(tmp_path):
+def test_full_journal_refuses_telemetry(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             world.journal.full = True
@@ -204,7 +204,7 @@ def test_a_journal_that_is_full_takes_nothing_and_says_so(tmp_path):
     run(test)
 
 
-def test_only_so_many_come_at_once_and_the_others_are_told(tmp_path):
+def test_concurrent_telemetry_requests_are_bounded(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             waiting = []
@@ -221,7 +221,7 @@ def test_only_so_many_come_at_once_and_the_others_are_told(tmp_path):
     run(test)
 
 
-def test_bytes_that_come_slowly_are_put_together(tmp_path):
+def test_slow_telemetry_is_assembled(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             sent = request(as_json(record()))
@@ -234,7 +234,7 @@ def test_bytes_that_come_slowly_are_put_together(tmp_path):
     run(test)
 
 
-def test_hostile_texts_stay_texts(tmp_path):
+def test_hostile_text_stays_text(tmp_path):
     async def test():
         async with World(tmp_path, RULES) as world:
             odd = "\x1b[2J\r\n\u202e" + "x" * 10_000
@@ -250,7 +250,7 @@ def test_hostile_texts_stay_texts(tmp_path):
     run(test)
 
 
-def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_ends_it(tmp_path, monkeypatch):
+def test_telemetry_yields_to_others_and_stops_on_disconnect(tmp_path, monkeypatch):
     async def test():
         async with World(tmp_path, RULES) as world:
             monkeypatch.setattr("proxy.info_api.info_api_connection._A_TURN", 0)
@@ -269,7 +269,7 @@ def test_others_have_their_turn_while_a_request_is_worked_on_and_whoever_leaves_
     run(test)
 
 
-def test_a_head_is_read_once_however_its_body_comes(tmp_path, monkeypatch):
+def test_head_is_parsed_once(tmp_path, monkeypatch):
     async def test():
         async with World(tmp_path, RULES) as world:
             read = []

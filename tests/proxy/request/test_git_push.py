@@ -66,7 +66,7 @@ READ = {
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 @pytest.mark.parametrize(("data", "commands"), READ.values(), ids=READ)
-def test_read(data, commands, size, packed):
+def test_pushes_are_parsed(data, commands, size, packed):
     body = data + PACK
     assert read(gzip.compress(body) if packed else body, size, packed=packed).commands == commands
 
@@ -101,11 +101,11 @@ def test_read(data, commands, size, packed):
         (certificate(f"{A} {B} {MAIN}") + END + b"0000", False),
     ],
 )
-def test_options_are_seen(data, has):
+def test_push_options_are_parsed(data, has):
     assert read(data + PACK, 7).asks_more is has
 
 
-def test_it_is_complete_with_the_flush_and_not_before():
+def test_push_is_complete_with_its_flush_packet():
     data = push(f"{A} {B} {MAIN}", f"{A} {B} refs/heads/x")
     found = Push()
     assert not feed(found, data[:-1])
@@ -117,7 +117,7 @@ def test_it_is_complete_with_the_flush_and_not_before():
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("data", [b"0000", line(f"shallow {A}") + b"0000"], ids=["flush", "shallow"])
-def test_a_probe_has_no_refs(data, packed):
+def test_probe_has_no_refs(data, packed):
     found = Push(gzip=packed)
     assert not feed(found, gzip.compress(data) if packed else data)
     assert not found.complete
@@ -174,7 +174,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("data", UNREADABLE.values(), ids=UNREADABLE)
-def test_unreadable(data, size, packed):
+def test_malformed_pushes_are_refused(data, size, packed):
     with pytest.raises(UnclearError) as raised:
         read(gzip.compress(data) if packed else data, size, packed=packed)
     assert raised.value.reason is Reason.AMBIGUOUS_REQUEST
@@ -190,12 +190,12 @@ REFS = [
 
 
 @pytest.mark.parametrize("ref", REFS)
-def test_no_ref(ref):
+def test_invalid_refs_are_refused(ref):
     with pytest.raises(UnclearError, match="a ref's name is not one that can be pushed to"):
         ref_name(ref.encode())
 
 
-def test_a_ref_that_is_no_utf8():
+def test_non_utf8_ref_is_parsed():
     with pytest.raises(UnclearError, match="not UTF-8"):
         feed(Push(), line(b"%b %b refs/heads/\xff\0x" % (A.encode(), B.encode())))
 
@@ -205,7 +205,7 @@ def many(count):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-def test_bounds(packed):
+def test_size_bounds_are_enforced(packed):
     def pack(data):
         return gzip.compress(data) if packed else data
 
@@ -217,7 +217,7 @@ def test_bounds(packed):
         assert raised.value.reason is Reason.LIMIT_EXCEEDED
 
 
-def test_a_gzip_bomb_is_unpacked_no_further_than_it_is_read():
+def test_gzip_bomb_is_decompressed_only_as_read():
     bomb = gzip.compress(b"0" * 50_000_000, 9)
     found = Push(gzip=True)
     with pytest.raises(UnclearError, match="something follows an empty list"):
@@ -225,7 +225,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_it_is_read():
     assert len(found._data) <= 2 * 65536
 
 
-def test_packing_that_unpacks_to_nothing_is_bounded():
+def test_compressed_padding_is_bounded():
     packer = zlib.compressobj(wbits=31)
     body = packer.compress(b"") + b"".join(packer.flush(zlib.Z_FULL_FLUSH) or b"\0\0\0\xff\xff" for _ in range(10))
     body += b"\0\0\0\xff\xff" * (1 << 18)  # an empty stored block each (RFC 1951 section 3.2.4)
@@ -246,7 +246,7 @@ WRONGLY_PACKED = {
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("body", WRONGLY_PACKED.values(), ids=WRONGLY_PACKED)
-def test_wrongly_packed(body, size):
+def test_malformed_gzip_is_refused(body, size):
     with pytest.raises(UnclearError) as raised:
         read(body, size, packed=True)
     assert raised.value.reason is Reason.AMBIGUOUS_REQUEST
@@ -256,7 +256,7 @@ def test_wrongly_packed(body, size):
     st.lists(st.sampled_from([*UNREADABLE.values(), *(data for data, _ in READ.values()), PACK, b"0", b"\n"])),
     st.data(),
 )
-def test_no_noise_raises_anything_else(pieces, data):
+def test_arbitrary_bytes_raise_only_the_documented_error(pieces, data):
     """And whatever is read, is read in the same way in any pieces."""
     body = b"".join(pieces)
 

@@ -21,7 +21,7 @@ READS = re.compile(
 )
 
 
-def test_no_other_module_reads_the_head_of_an_http_message():
+def test_no_other_module_parses_http1_heads():
     code = [file for floor in ("rules", "proxy", "enforcer") for file in (ROOT / floor).rglob("*.py")]
     readers = {str(file.relative_to(ROOT)) for file in code if READS.search(file.read_text())}
     assert readers == {"proxy/gate/client_hello.py", "proxy/request/http1_heads.py"}
@@ -38,11 +38,11 @@ def test_no_other_module_reads_the_head_of_an_http_message():
         "from http.server import BaseHTTPRequestHandler",
     ],
 )
-def test_a_reader_of_heads_is_found(line):
+def test_second_parser_of_heads_is_found(line):
     assert READS.search(line)
 
 
-def test_reading_heads_loads_no_library():
+def test_parsing_heads_imports_no_library():
     """The gate and the scrape server read some, where nothing is inspected."""
     code = (
         "import sys, proxy.request.http1_heads; print(sorted({'mitmproxy', 'h11', 'h2', 'asyncio'} & {*sys.modules}))"

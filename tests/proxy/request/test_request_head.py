@@ -41,7 +41,7 @@ def reading(raw, *, tls=True):
         ("GET / HTTP/1.1\nHost: good.example\nX-Odd: \xff caf\xe9\n\n", "good.example", 443, "/"),
     ],
 )
-def test_what_has_one_reading(head, host, port, path):
+def test_unambiguous_heads_are_parsed(head, host, port, path):
     asked = reading(head)
     assert (asked.host, asked.port, asked.path) == (parse_host(host), port, path)
 
@@ -52,21 +52,21 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("case", UNREADABLE, ids=[case.name for case in UNREADABLE])
-def test_what_has_two_readings_or_none(case):
+def test_ambiguous_heads_are_refused(case):
     with pytest.raises(UnclearError) as refusal:
         read(parse_head(split_head(Buffer(raw(case.sent, "good.example:8080")))), tls=False)
     assert refusal.value.reason == case.outcome.reason
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "connect"])
-def test_a_tunnel_is_refused_as_what_it_is(method):
+def test_connect_request_is_refused(method):
     with pytest.raises(UnclearError) as refusal:
         reading(f"{method} evil.example:443 HTTP/1.1\nHost: good.example\n\n")
     assert refusal.value.reason is Reason.PROTOCOL_MISMATCH
 
 
 @pytest.mark.parametrize("method", ["GET", "get", "Get", "pATCH", "patch", "CONNECT", "connect", "PURGE", "purge"])
-def test_explain_says_of_a_method_what_the_gate_does(method):
+def test_explain_treats_methods_as_the_gate(method):
     try:
         reading(f"{method} / HTTP/1.1\nHost: good.example\n\n")
         reason = Reason.RULE
@@ -80,7 +80,7 @@ def http2(*fields, authority=b"good.example", scheme=b"https", path=b"/", method
     return read(Head(b"HTTP/2.0", method, scheme, authority, path, fields), tls=True)
 
 
-def test_http2_takes_the_authority_or_the_host():
+def test_http2_host_is_authority_or_host_header():
     assert http2().host == "good.example"
     assert http2((b"host", b"good.example"), authority=b"").host == "good.example"
     assert http2((b"host", b"good.example")).spelled == b"good.example"
@@ -98,7 +98,7 @@ def test_http2_takes_the_authority_or_the_host():
     ],
     ids=str,
 )
-def test_http2_that_would_split_or_stray(made):
+def test_malformed_http2_pseudo_headers_are_refused(made):
     with pytest.raises(UnclearError):
         http2(**made)
 
@@ -107,12 +107,12 @@ def test_http2_that_would_split_or_stray(made):
     "field",
     [(b"host", b"evil.example"), (b"transfer-encoding", b"chunked"), (b"x", b"a\r\nHost: evil.example"), (b"a b", b"")],
 )
-def test_http2_fields_that_would_split_or_stray(field):
+def test_malformed_http2_fields_are_refused(field):
     with pytest.raises(UnclearError):
         http2(field)
 
 
-def test_upgrades_are_seen_and_declined():
+def test_upgrades_are_declined():
     head = (
         "GET / HTTP/1.1\nHost: good.example\nConnection: Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AA\n\n"
     )
@@ -142,7 +142,7 @@ OVERRIDES = [
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
-def test_another_method_in_a_header_is_seen(name):
+def test_method_override_header_is_found(name):
     assert reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: DELETE\n\n").overrides
     assert not may_trail(name.lower().encode())
     with pytest.raises(UnclearError, match="another sign"):
@@ -151,7 +151,7 @@ def test_another_method_in_a_header_is_seen(name):
         reading(f"POST / HTTP/1.1\nHost: good.example\nConnection: {name}\n\n")
 
 
-def test_connection_names_no_more_headers_than_there_may_be():
+def test_connection_header_names_are_bounded():
     head = "GET / HTTP/1.1\nHost: good.example\nConnection: {}\n\n"
     assert reading(head.format(",".join(["a"] * 500)))
     with pytest.raises(UnclearError, match="more than there may be"):
@@ -164,7 +164,7 @@ def test_connection_names_no_more_headers_than_there_may_be():
     "X-Amz-Copy-Source", "X-Github-Api-Version", "X-Stainless-Helper-Method", "X-Payment-Method", "X-Api-Url", "X-RestLi-Method", "Proxy-Connection",
     "X-Query", "X-Source-Url", "X-Redirect-Url", "X-Gateway-Route", "X-Forwarded-Scheme", "Next-Url", "X-Override-Limits",
 ])  # fmt: skip
-def test_header_that_names_no_other_method_or_path_is_none(name):
+def test_harmless_override_header_is_ignored(name):
     assert not reading(f"POST / HTTP/1.1\nHost: good.example\n{name}: close\n\n").overrides
 
 
@@ -186,7 +186,7 @@ NAMED_HOSTS = {
 
 
 @pytest.mark.parametrize(("line", "seen"), NAMED_HOSTS.items(), ids=NAMED_HOSTS)
-def test_another_host_in_a_header_is_seen(line, seen):
+def test_forwarded_host_header_is_found(line, seen):
     assert reading(f"POST / HTTP/1.1\nHost: good.example:8443\n{line}\n\n").overrides is seen
 
 
@@ -203,12 +203,12 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize(("query", "seen"), PARAMETERS.items(), ids=PARAMETERS)
-def test_another_method_in_a_parameter_is_seen(query, seen):
+def test_method_override_parameter_is_found(query, seen):
     assert reading(f"POST /a?{query} HTTP/1.1\nHost: good.example\n\n").overrides is seen
     assert not reading(f"POST /{query.replace('?', '')} HTTP/1.1\nHost: good.example\n\n").overrides
 
 
-def test_more_parameters_than_are_looked_at_may_have_one():
+def test_too_many_parameters_could_override():
     many = "&".join(["a=method"] * (MOST_PARAMETERS + 1))
     assert reading(f"POST /a?{many} HTTP/1.1\nHost: good.example\n\n").overrides
     assert not reading(f"POST /a?{many.replace('method', 'b')} HTTP/1.1\nHost: good.example\n\n").overrides
@@ -224,7 +224,7 @@ def test_more_parameters_than_are_looked_at_may_have_one():
         ("198.51.100.1", 443, True, b"198.51.100.1"),
     ],
 )
-def test_one_spelling_of_a_place(host, port, tls, spelled):
+def test_paths_are_normalised_once(host, port, tls, spelled):
     assert authority(parse_host(f"[{host}]" if ":" in host else host), port, tls=tls) == spelled
 
 
@@ -247,11 +247,11 @@ FORWARDED = [  # what was written, to where, and what leaves
 
 
 @pytest.mark.parametrize(("spelled", "host", "port", "leaves"), FORWARDED)
-def test_host_leaves_as_it_was_written_unless_it_can_be_misread(spelled, host, port, leaves):
+def test_host_is_sent_as_written_unless_ambiguous(spelled, host, port, leaves):
     assert forwarded(spelled.encode(), parse_host(host), port, tls=True) == leaves.encode()
 
 
-def test_what_may_come_after_a_body():
+def test_trailers_are_checked():
     assert may_trail(b"Grpc-Status")
     assert not any(map(may_trail, (b"Host", b"content-length", b"Transfer-Encoding", b"Authorization", b"cookie")))
 
@@ -267,7 +267,7 @@ class Buffer:
         return buffer
 
 
-def test_a_head_is_taken_whole_whatever_the_pieces():
+def test_head_is_parsed_from_any_pieces():
     raw = b"\r\n\nGET / HTTP/1.1\r\nHost: good.example\r\n\r\nrest"
     buffer = Buffer(b"")
     heads = []
@@ -278,12 +278,12 @@ def test_a_head_is_taken_whole_whatever_the_pieces():
     assert bytes(buffer) == b"rest"
 
 
-def test_a_head_without_end_is_refused():
+def test_endless_head_is_refused():
     with pytest.raises(UnclearError):
         split_head(Buffer(b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000))
 
 
-def test_how_long_a_body_is():
+def test_body_length_is_determined():
     def size(fields):
         return body_size(parse_head(f"POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode()))
 

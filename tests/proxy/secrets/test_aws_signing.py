@@ -71,7 +71,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("world", "method", "target", "more", "payload", "wanted"), PUBLISHED.values(), ids=PUBLISHED)
-def test_what_aws_publishes_is_signed_so(world, method, target, more, payload, wanted):  # noqa: PLR0917 - a row
+def test_signatures_match_the_aws_test_vectors(world, method, target, more, payload, wanted):  # noqa: PLR0917 - a row
     scope, date, secret, always = world
     path, _, query = target.encode().partition(b"?")
     headers = [(name.encode(), [value.encode()]) for name, value in sorted({**always, **more}.items())]
@@ -102,7 +102,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize(("text", "values"), WRITTEN)
-def test_keys_are_read_as_they_are_usually_written(text, values):
+def test_keys_are_parsed_in_common_formats(text, values):
     assert split_aws_keys(text) == values
 
 
@@ -118,7 +118,7 @@ def test_keys_are_read_as_they_are_usually_written(text, values):
         ((IDENT, b"with a space in it"), "one line of visible ASCII"),
     ],
 )
-def test_keys_that_cant_be_used_are_told_without_a_value(values, message):
+def test_unusable_keys_are_errors_without_a_value(values, message):
     with pytest.raises(ValueError, match=message) as said:
         make_aws_keys(SECRET, values)
     assert not any(value and value.decode() in str(said.value) for value in values)
@@ -143,7 +143,7 @@ GOOD = f"AWS4-HMAC-SHA256 Credential={HELD.ident.placeholder.decode()}/{SCOPE}, 
     st.lists(st.sampled_from([*GOOD.replace("=", " = ").split(" "), ", ", "/", GOOD, GOOD[:-1], " "]), max_size=12).map("".join),
     st.sampled_from(["/", f"/?X-Amz-Signature={'0' * 64}", f"/?X-Amz-Credential={HELD.ident.placeholder.decode()}"]),
 )  # fmt: skip
-def test_whatever_a_task_writes_nothing_is_signed_without_its_secret(value, path):
+def test_only_requests_with_the_placeholder_are_signed(value, path):
     fields = ((b"Authorization", value.encode()), (b"X-Amz-Date", b"20261122T000000Z"))
     head = Head(b"HTTP/1.1", b"GET", b"", b"", path.encode(), fields)
     carried = BROKER.read(head, HostName("x.example"), 443, tls=True, content=b"")
@@ -153,6 +153,6 @@ def test_whatever_a_task_writes_nothing_is_signed_without_its_secret(value, path
         assert carried.misused == "aws"
 
 
-def test_what_is_signed_shows_nothing():
+def test_signed_request_reveals_no_key():
     assert json.dumps(repr(BROKER)) == '"SecretInjector(...)"'
     assert REAL.decode() not in repr(HELD)

@@ -19,5 +19,5 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "is_key"), NAMES, ids=[name.decode() for name, _ in NAMES])
-def test_a_field_is_a_credential_by_its_name(name, is_key):
+def test_credential_fields_are_recognised_by_name(name, is_key):
     assert holds_key(name) is is_key

@@ -52,7 +52,7 @@ ENCODED = {
 
 
 @pytest.mark.parametrize("text", ENCODED.values(), ids=ENCODED)
-def test_a_value_is_found_however_it_is_encoded(text):
+def test_value_is_found_in_every_encoding(text):
     assert taken(looking_for(), b"before " + text + b" after") == [FOUND]
 
 
@@ -63,19 +63,19 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("text", HARMLESS.values(), ids=HARMLESS)
-def test_what_is_no_value_is_not_found(text):
+def test_other_text_is_not_found(text):
     assert taken(looking_for(), text) == []
 
 
 @pytest.mark.parametrize("at", range(1, len(VALUE)))
-def test_a_value_shared_between_two_requests_is_found_wherever_it_is_cut(at):
+def test_value_split_over_two_requests_is_found(at):
     for ways in (lambda text: text, lambda text: text.hex().encode(), b64):
         own = looking_for()
         first, second = taken(own, b"a=" + ways(VALUE[:at])), taken(own, b"b=" + ways(VALUE[at:]))
         assert MOST in first + second or FOUND in first + second
 
 
-def test_the_second_of_two_is_found_again_until_it_is_forgotten():
+def test_second_part_of_a_value_is_found_until_forgotten():
     own = looking_for()
     half = len(VALUE) // 2
     assert taken(own, VALUE[:half]) == []
@@ -87,7 +87,7 @@ def test_the_second_of_two_is_found_again_until_it_is_forgotten():
     assert taken(own, VALUE[half:]) == []
 
 
-def test_pieces_that_were_kept_back_have_not_left():
+def test_withheld_pieces_do_not_count_as_sent():
     own = looking_for()
     half = len(VALUE) // 2
     watch = own.watch()
@@ -96,30 +96,30 @@ def test_pieces_that_were_kept_back_have_not_left():
     assert taken(own, VALUE[:half]) == [MOST]
 
 
-def test_three_requests_with_a_third_each_are_found():
+def test_value_split_over_three_requests_is_found():
     own = looking_for()
     third = len(VALUE) // 3
     said = [taken(own, part) for part in (VALUE[:third], VALUE[third : 2 * third], VALUE[2 * third :])]
     assert said == [[], [], [MOST]]
 
 
-def test_most_of_a_value_with_something_between_is_found():
+def test_interrupted_value_is_found():
     assert taken(looking_for(), VALUE[:24] + b"-" + VALUE[24:]) == [MOST]
 
 
-def test_a_short_value_is_found_whole_and_not_in_pieces():
+def test_short_value_is_found_only_whole():
     own = looking_for(SHORT, PLACEHOLDER)
     assert taken(own, SHORT[:8]) + taken(own, SHORT[8:]) == []
     assert taken(own, SHORT) == [FOUND]
 
 
-def test_what_a_value_begins_with_like_all_of_its_kind_is_no_piece():
+def test_common_prefix_of_values_is_no_piece():
     own = looking_for(("github" + "_pat_" + some(30)).encode(), "github" + "_pat_" + some(30))
     assert taken(own, b"github" + b"_pat_") == []
     assert not any(form.startswith(b"github") for form, bit in own._values[0].folded if bit != WHOLE)
 
 
-def test_nothing_shows_a_value():
+def test_no_repr_shows_a_value():
     own = looking_for()
     assert repr(own) == "OwnSecrets(...)"
     with pytest.raises(TypeError):

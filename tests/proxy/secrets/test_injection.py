@@ -36,7 +36,7 @@ texts = st.lists(
 
 
 @given(texts, st.lists(st.integers(1, 9), max_size=60))
-def test_a_body_is_masked_wherever_it_is_cut(text, sizes):
+def test_body_is_masked_at_any_cut(text, sizes):
     mask, at, got = BROKER.mask(HOST, 443, tls=True), 0, b""
     for size in sizes:
         got += mask.take(text[at : at + size])
@@ -51,20 +51,20 @@ def test_a_body_is_masked_wherever_it_is_cut(text, sizes):
 
 
 @given(texts)
-def test_what_is_not_a_value_is_not_changed(text):
+def test_other_text_is_unchanged(text):
     mask = BROKER.mask(HOST, 443, tls=True)
     if VALUE not in text:
         assert b"".join(mask.take(bytes([byte])) for byte in text) + mask.rest() == text
 
 
 @given(st.binary(max_size=20), st.binary(min_size=8, max_size=40), st.binary(max_size=20))
-def test_base64_is_found_wherever_it_stands(before, text, after):
+def test_base64_value_is_found_at_any_offset(before, text, after):
     said = base64.b64encode(before + text + after)
     assert any(core in said for core in encoded(text))
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"Content-Length", b"content-type"]), st.binary(max_size=20)), max_size=4))
-def test_any_body_is_read(fields):
+def test_arbitrary_body_is_processed(fields):
     """Whatever a head says of it, and whatever it is: a form is one with a length that is one."""
     form = (b"Content-Type", b"application/x-www-form-urlencoded")
     client = SecretInjector([SecretValue(secret(slot=Slot(SlotKind.FORM, "f")), VALUE, PLACEHOLDER)])
@@ -77,7 +77,7 @@ def test_any_body_is_read(fields):
         assert bool(client.form(carried)) == content.startswith(b"f=P")
 
 
-def test_a_jar_keeps_no_more_than_fits():
+def test_stored_cookies_are_bounded():
     from proxy.secrets.injection import Cookies
 
     jar = Cookies()
@@ -91,7 +91,7 @@ def test_a_jar_keeps_no_more_than_fits():
 
 
 @given(st.binary(max_size=300), st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=60)), max_size=5))
-def test_any_head_is_read(path, fields):
+def test_arbitrary_head_is_processed(path, fields):
     """Whatever it is: without a placeholder nothing is misused, and nothing is put in."""
     carried = BROKER.read(Head(b"HTTP/1.1", b"GET", b"", b"", path, tuple(fields)), HOST, 443, tls=True)
     assert carried.misused == carried.credential == ""
@@ -103,7 +103,7 @@ def test_any_head_is_read(path, fields):
         "".join
     )
 )
-def test_a_placeholder_is_in_its_place_or_misused(value):
+def test_placeholder_outside_its_field_is_misuse(value):
     fields = ((b"X-Key", value.encode()),)
     head = Head(b"HTTP/1.1", b"GET", b"", b"", b"/", fields)
     carried = BROKER.read(head, HOST, 443, tls=True)
@@ -159,7 +159,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("value", [SIGNS, KEY, "plain-value_0123456789"], ids=["signs", "base64", "plain"])
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)
-def test_a_value_that_comes_back_is_found_however_libraries_write_it(value, written):
+def test_returned_value_is_found_in_every_spelling(value, written):
     held = SecretValue(secret(), value.encode())
     told = f"<{written(value)}>"
     mask = ResponseMasks((held,)).mask((held,))
@@ -169,7 +169,7 @@ def test_a_value_that_comes_back_is_found_however_libraries_write_it(value, writ
 
 
 @pytest.mark.parametrize("written", ["JSON, PHP", "JSON, .NET", "a URL", "a URL in lower case"])
-def test_a_value_in_base64_is_found_however_libraries_write_that(written):
+def test_returned_base64_value_is_found_in_every_spelling(written):
     held = SecretValue(secret(), SIGNS.encode())
     for user in (b"", b"m", b"me", b"mee"):
         said = base64.b64encode(user + b":" + held.value).decode()

@@ -44,7 +44,7 @@ async def refused(world):
     return task
 
 
-def test_a_refusal_waits_until_it_is_known_whose_it_was(tmp_path, monkeypatch):
+def test_denial_waits_for_its_process(tmp_path, monkeypatch):
     monkeypatch.setattr("proxy.supervisor_channel.channel.PATIENCE", 60)  # a moment, on a machine that is busy
 
     async def test(world):
@@ -60,7 +60,7 @@ def test_a_refusal_waits_until_it_is_known_whose_it_was(tmp_path, monkeypatch):
     gate(tmp_path, test)
 
 
-def test_it_waits_no_longer_than_a_moment(tmp_path):
+def test_denial_waits_for_a_bounded_time(tmp_path):
     async def test(world):
         await refused(world)
         decision = await world.decision()
@@ -71,7 +71,7 @@ def test_it_waits_no_longer_than_a_moment(tmp_path):
     gate(tmp_path, test)
 
 
-def test_a_gate_that_closes_meanwhile_tells_the_refusal_once(tmp_path):
+def test_closing_gate_records_a_waiting_denial_once(tmp_path):
     async def test(world):
         await refused(world)
         world.gate.close()
@@ -81,7 +81,7 @@ def test_a_gate_that_closes_meanwhile_tells_the_refusal_once(tmp_path):
     gate(tmp_path, test)
 
 
-def test_a_gate_that_closes_waits_for_no_answer(tmp_path):
+def test_closing_gate_waits_for_no_answer(tmp_path):
     async def test(world):
         task = await world.connect("bad.example", 443)  # which has not said a word
         await world.until(lambda: world.attribution)
@@ -96,7 +96,7 @@ def test_a_gate_that_closes_waits_for_no_answer(tmp_path):
     gate(tmp_path, test)
 
 
-def test_what_goes_wrong_then_ends_it_all_the_same(tmp_path, monkeypatch):
+def test_error_during_attribution_ends_the_connection(tmp_path, monkeypatch):
     async def test(world):
         def broken(*_):
             raise RuntimeError("broken on purpose")
@@ -111,7 +111,7 @@ def test_what_goes_wrong_then_ends_it_all_the_same(tmp_path, monkeypatch):
     gate(tmp_path, test)
 
 
-def test_what_is_let_out_waits_for_nobody_and_its_end_says_who_it_was(tmp_path):
+def test_allowed_connection_names_its_process_at_its_end(tmp_path):
     async def test(world):
         task = await world.connect("raw.example")
         origin = await world.origin.take()
@@ -147,7 +147,7 @@ def attributing_owner(inode):
     return Owner(inode, 0)
 
 
-def test_some_are_asked_about_at_once_and_then_some_a_second(asking):
+def test_queries_are_rate_limited(asking):
     one, clock, theirs = asking
     assert sum(one.ask(*ENDS) is not None for _ in range(1000)) == AT_ONCE
     clock[0] += 2
@@ -155,7 +155,7 @@ def test_some_are_asked_about_at_once_and_then_some_a_second(asking):
     assert messages.unpack(theirs.recv(1000)) == messages.ProcessLookup(1, 1000)
 
 
-def test_answers_go_to_whoever_asked_and_odd_ones_to_nobody(asking):
+def test_answers_reach_their_query_only(asking):
     one, _, _ = asking
     first, second = one.ask(*ENDS), one.ask(*ENDS)
     who = messages.ProcessInfo(7, -1, b"/bin/\xff", (b"a",))
@@ -174,7 +174,7 @@ def test_answers_go_to_whoever_asked_and_odd_ones_to_nobody(asking):
     assert (first.waiting, first.process) == (False, None)
 
 
-def test_a_watcher_that_doesn_t_answer_costs_no_more_than_so_much(asking):
+def test_silent_supervisor_has_a_bounded_cost(asking):
     one, clock, theirs = asking
     for _ in range(30):
         clock[0] += 2
@@ -188,7 +188,7 @@ def test_a_watcher_that_doesn_t_answer_costs_no_more_than_so_much(asking):
     assert len(one._open) <= 64
 
 
-def test_a_watcher_that_is_gone_or_full_is_not_asked(asking):
+def test_lost_or_full_supervisor_is_not_queried(asking):
     one, clock, theirs = asking
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 1, 0))
     answers = []
@@ -201,7 +201,7 @@ def test_a_watcher_that_is_gone_or_full_is_not_asked(asking):
     assert one.ask(*ENDS) is None
 
 
-def test_nobody_waits_in_a_loop_that_is_over():
+def test_closed_loop_leaves_no_waiter():
     async def wait():
         attribution = Attribution()
         attribution.then(lambda: None)

@@ -34,7 +34,7 @@ def starting(given, found, called, *words):
     ],
     ids=["its own name", "a link", "a program of many names", "a word like it", "no name"],
 )
-def test_people_are_asked_about_the_file_and_not_the_link(names, words, shown):
+def test_approval_request_names_the_file_behind_a_link(names, words, shown):
     assert starting(*names, *words).shown == shown
 
 
@@ -60,7 +60,7 @@ class World:
         return decision.passes, decision.reason, detail, approval
 
 
-def test_leave_is_taken_only_by_what_still_waits_and_is_as_it_was():
+def test_grant_serves_only_an_unchanged_pending_program():
     there, gone, changed = World(), World(), World()
     for world in (there, gone, changed):
         assert world.question.argv == ("/usr/bin/printf", "x")

@@ -23,7 +23,7 @@ def heard():
         yield SupervisorChannel(ours, recorder, poller), watchers, told
 
 
-def test_a_task_that_was_over_before_its_worker_began_is_no_error(heard):
+def test_task_that_ended_before_its_worker_is_no_error(heard):
     hearing, watcher, told = heard
     watcher.close()
     hearing.start()
@@ -31,7 +31,7 @@ def test_a_task_that_was_over_before_its_worker_began_is_no_error(heard):
     assert told == []
 
 
-def test_an_answer_that_reaches_nobody_is_told(heard):
+def test_undeliverable_answer_is_recorded(heard):
     hearing, watcher, told = heard
     hearing.start()
     watcher.send(

@@ -50,7 +50,7 @@ def decisions(policy):
     return [parse_attempt(text).decide(policy) for text in ATTEMPTS]
 
 
-def test_two_who_have_the_same_descriptor_take_it_over_at_the_same_time(policy):
+def test_two_processes_can_read_one_descriptor(policy):
     """As two workers do, to which the service has passed one descriptor: they share its offset (open(2))."""
     ours = os.memfd_create("policy")
     with os.fdopen(os.dup(ours), "wb") as file:
@@ -61,7 +61,7 @@ def test_two_who_have_the_same_descriptor_take_it_over_at_the_same_time(policy):
         assert policy_transfer.take(io.BytesIO(first + one.read())).revision == policy.revision
 
 
-def test_it_decides_the_same(policy):
+def test_transferred_policy_decides_the_same(policy):
     other = handed(policy)
     assert decisions(other) == decisions(policy)
     assert (other.revision, other.rule_ids, other.settings, other.sources) == (
@@ -70,7 +70,7 @@ def test_it_decides_the_same(policy):
     assert decisions(handed(other)) == decisions(policy)
 
 
-def test_what_it_remembers_stays_behind(policy):
+def test_cached_decisions_are_not_transferred(policy):
     """Some of it is filed by where objects lie, which is elsewhere in another process."""
 
     def size():
@@ -83,7 +83,7 @@ def test_what_it_remembers_stays_behind(policy):
     assert size() == before
 
 
-def test_one_with_layers_comes_along_whole(tmp_path):
+def test_policy_with_layers_is_transferred_whole(tmp_path):
     (tmp_path / "top.yaml").write_text(
         "version: 1\nname: top\nlayer: ceiling\nrules: [{id: a, to: '*.example', ports: [443, 22/tcp], action: allow}]\n"
     )
@@ -96,7 +96,7 @@ def test_one_with_layers_comes_along_whole(tmp_path):
     assert "layer" in {decision.reason for decision in before}
 
 
-def test_many_rules_are_handed_over_some_at_a_time(tmp_path):
+def test_many_rules_are_transferred_in_pieces(tmp_path):
     lines = "".join(
         f"  - {{id: r{n}, to: h{n}.example, action: allow}}\n" for n in range(3 * policy_transfer._TOGETHER + 7)
     )
@@ -128,13 +128,13 @@ class Evil:
      pickle.dumps(1, 3) + pickle.dumps((eval,), 3), b"cos\nsystem\n(S'touch /tmp/made-by-a-pickle'\ntR."],
     ids=range(7),
 )  # fmt: skip
-def test_anything_else_is_not_taken(data):
+def test_malformed_transfer_is_refused(data):
     with pytest.raises(ValueError, match="what was handed over is no policy"):
         policy_transfer.take(io.BytesIO(data))
     assert not Path("/tmp/made-by-a-pickle").exists()
 
 
-def test_what_is_let_go_is_gone_and_what_is_used_stays(policy):
+def test_released_policy_is_freed(policy):
     decisions(policy)
     other = handed(policy)
     expected = decisions(other)

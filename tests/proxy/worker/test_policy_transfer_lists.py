@@ -30,7 +30,7 @@ def written(directory: Path) -> Path:
     return directory / "t.yaml"
 
 
-def test_a_list_goes_over_once_and_decides_there_as_here(tmp_path):
+def test_list_is_transferred_once_and_decides_the_same(tmp_path):
     policy = read([written(tmp_path)]).policy
     file = io.BytesIO()
     policy_transfer.send(policy, file)

@@ -52,7 +52,7 @@ def world(tmp_path):
             sock.close()
 
 
-def test_a_task_that_sends_nothing_has_nothing_made_for_its_traffic(world):
+def test_idle_task_has_no_traffic_objects(world):
     run, server_of, _ = world
 
     async def idle():
@@ -65,7 +65,7 @@ def test_a_task_that_sends_nothing_has_nothing_made_for_its_traffic(world):
     assert not run(idle())
 
 
-def test_a_connection_that_came_as_the_task_ended_is_decided(world):
+def test_connection_at_the_end_of_a_task_is_decided(world):
     run, server_of, sockets = world
 
     async def last():
@@ -80,7 +80,7 @@ def test_a_connection_that_came_as_the_task_ended_is_decided(world):
     assert run(last()) > 0
 
 
-def test_what_is_accepted_has_what_its_listener_was_prepared_with(world):
+def test_accepted_sockets_inherit_listener_options(world):
     run, server_of, sockets = world
 
     async def start():
@@ -95,7 +95,7 @@ def test_what_is_accepted_has_what_its_listener_was_prepared_with(world):
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)[0] == 1
 
 
-def test_traffic_that_can_not_be_served_finds_its_sockets_closed(world, monkeypatch):
+def test_failed_traffic_closes_its_sockets(world, monkeypatch):
     run, server_of, sockets = world
 
     def broken(*_, **__):
@@ -117,7 +117,7 @@ def test_traffic_that_can_not_be_served_finds_its_sockets_closed(world, monkeypa
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_traffic_that_fails_as_rules_change_is_not_served_by_those_before(world, monkeypatch, tmp_path, half):
+def test_traffic_that_fails_on_a_reload_is_not_served(world, monkeypatch, tmp_path, half):
     run, server_of, sockets = world
     made = []
 
@@ -158,7 +158,7 @@ def test_traffic_that_fails_as_rules_change_is_not_served_by_those_before(world,
     assert sum(run(change()).values()) == 1
 
 
-def test_sandboxes_hear_of_rejected_rules_also_where_one_has_no_traffic_that_could_be_served(world, monkeypatch):
+def test_rejected_rules_are_recorded_in_every_sandbox(world, monkeypatch):
     run, server_of, _ = world
 
     def broken(*_, **__):
@@ -197,7 +197,7 @@ def given(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("begins", ["reload", "connection"])
-def test_a_worker_of_one_run_stops_where_it_can_not_serve_its_traffic(world, given, tmp_path, begins):
+def test_single_worker_stops_if_it_cannot_serve(world, given, tmp_path, begins):
     """Nothing of its traffic passes then, but after a reload its programs would be decided on under the old rules."""
     run, _, sockets = world
     setup, ours = given
@@ -221,7 +221,7 @@ def test_a_worker_of_one_run_stops_where_it_can_not_serve_its_traffic(world, giv
         socket.create_connection(place)
 
 
-def test_a_worker_of_the_service_gives_back_a_sandbox_whose_traffic_it_can_not_serve(world, given, tmp_path):
+def test_service_worker_returns_a_sandbox_it_cannot_serve(world, given, tmp_path):
     """Its sockets would hang, as the service has copies of them: it is told, and closes these."""
     run, _, sockets = world
     setup, ours = given
@@ -250,7 +250,7 @@ def test_a_worker_of_the_service_gives_back_a_sandbox_whose_traffic_it_can_not_s
     assert left == ({}, {})
 
 
-def test_a_message_that_can_not_be_obeyed_is_recorded_and_no_end_of_a_worker_of_one_run(world, given, tmp_path):
+def test_invalid_message_is_recorded_and_ends_no_worker(world, given, tmp_path):
     """Its supervisor takes `failed` for the end of the gate: it would say so, and listen no more."""
     run, _, sockets = world
     setup, ours = given
@@ -274,7 +274,7 @@ def test_a_message_that_can_not_be_obeyed_is_recorded_and_no_end_of_a_worker_of_
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["one run", "service"])
-def test_a_sandbox_that_can_not_be_drained_is_seen_out_all_the_same(world, given, tmp_path, monkeypatch, alone):
+def test_sandbox_that_fails_to_drain_is_closed(world, given, tmp_path, monkeypatch, alone):
     run, _, sockets = world
     setup, ours = given
     state = SandboxState("box", Task("t1", "tests"), load([tmp_path / "rules.yaml"]))
