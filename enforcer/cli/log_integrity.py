@@ -20,7 +20,17 @@ from enforcer.journal.signing import keeper_directory, keys_directory
 from enforcer.system import state
 from enforcer.system.errors import UsageError
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal.keys import SigningKeyError, current, known, make, pem, read_public, rotate, says, signer
+from proxy.telemetry.journal.keys import (
+    SigningKeyError,
+    create_key,
+    current_key_id,
+    format_public_key,
+    load_public_keys,
+    load_signer,
+    read_public,
+    rotate_key,
+    to_pem,
+)
 from proxy.telemetry.journal.ledger import Ledger, LedgerEntry
 from proxy.telemetry.journal.retention import RetentionPolicy
 from proxy.telemetry.journal.segment_check import Keys
@@ -50,7 +60,7 @@ def run_verify(arguments: argparse.Namespace, directory: Path) -> int:
 def _trusted(file: Path | None) -> Keys:
     """Return the keys that may have signed: those in a file, or else this installation's own."""
     if file is None:
-        return known(keys_directory())
+        return load_public_keys(keys_directory())
     try:
         return read_public(file.read_text("ascii", "replace"))
     except SigningKeyError as error:
@@ -115,20 +125,20 @@ def run_keys(arguments: argparse.Namespace, directory: Path) -> int:
 def _do(action: str, directory: Path) -> None:
     if action == "make":
         try:
-            print(make(keys_directory()).id)
+            print(create_key(keys_directory()).id)
         except FileExistsError as error:
             raise UsageError("a key exists already; `exeat log keys rotate` makes a new one") from error
         return
     try:
-        now = current(keys_directory())
+        now = current_key_id(keys_directory())
     except FileNotFoundError as error:
         raise UsageError("there is no key yet; the first `exeat run` makes one") from error
     if action == "rotate":
         _rotate(directory)
         return
-    for name, key in known(keys_directory()).items():
+    for name, key in load_public_keys(keys_directory()).items():
         if action == "export":
-            print(pem(key), end="")
+            print(to_pem(key), end="")
         else:
             print(f"{name}  {'signs now' if name == now else 'signed before'}")
 
@@ -140,12 +150,12 @@ def _rotate(directory: Path) -> None:
     """
     lock = keeper_directory(directory) / "ledger.lock"
     if directory.is_dir():
-        seal_ended(directory, Ledger(directory, signer(keys_directory()), lock), warn)
-    before, after = rotate(keys_directory())
+        seal_ended(directory, Ledger(directory, load_signer(keys_directory()), lock), warn)
+    before, after = rotate_key(keys_directory())
     print(after.id)
     if directory.is_dir():
         ledger = Ledger(directory, before, lock)
-        ledger.write([LedgerEntry(Kind.JOURNAL_KEY, Mark(after.id), says(after.public))])
+        ledger.write([LedgerEntry(Kind.JOURNAL_KEY, Mark(after.id), format_public_key(after.public))])
 
 
 def run_retention(arguments: argparse.Namespace, directory: Path) -> int:

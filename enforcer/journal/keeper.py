@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from proxy.telemetry.journal.keys import SigningKeyError, signer
+from proxy.telemetry.journal.keys import SigningKeyError, load_signer
 from proxy.telemetry.journal.ledger import BrokenSegmentError, ChainWalk, Ledger, sweep, unsealed
 from proxy.telemetry.journal.writer import SegmentHead
 
@@ -148,7 +148,7 @@ class Keeper:
 
 def open_ledger(journal: "Path", state: "Path") -> Ledger:
     """Open the ledger of a journal, with the current signing key. Raises SigningKeyError."""
-    return Ledger(journal, signer(state.parent / "keys"), state / "ledger.lock")
+    return Ledger(journal, load_signer(state.parent / "keys"), state / "ledger.lock")
 
 
 def seal_ended(

@@ -22,7 +22,7 @@ from enforcer.service.channel import Channel, ChannelOverflowError
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement
-from proxy.telemetry.journal.writer import look_ahead
+from proxy.telemetry.journal.writer import cache_highest_number
 from proxy.telemetry.prometheus.metrics import read_process
 from proxy.telemetry.prometheus.totals import pieces
 from proxy.wire import message
@@ -152,7 +152,7 @@ class JournalProcess(HelperProcess):
         now = time.monotonic()
         if now >= self._look:
             self._look = now + _LOOK_EVERY
-            look_ahead(self._journal)
+            cache_highest_number(self._journal)
         if self.pid == 0 and now >= self._due:
             self._due = now + _AGAIN
             parent, out = os.getpid(), os.dup(2)

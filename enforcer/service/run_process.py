@@ -27,7 +27,7 @@ from enforcer.system import linux
 from enforcer.system.notices import print_notice
 from enforcer.system.started_by import use_login_of
 from enforcer.worker import worker
-from proxy.telemetry.journal.writer import look_ahead
+from proxy.telemetry.journal.writer import cache_highest_number
 from proxy.wire import message
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def make_fork_server(
     def be(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
         _be_run(service, channel, (sets, worker_paths, system), command, ahead=ahead)
 
-    return ForkServer(be, lambda: look_ahead(worker_paths.journal), sets.generation)
+    return ForkServer(be, lambda: cache_highest_number(worker_paths.journal), sets.generation)
 
 
 def _be_run(

@@ -129,7 +129,7 @@ class ApprovalsClient:
         self._gone = True
         for number, one in self._open.items():
             one.timer.cancel()
-            self.waiting.over(number, None)
+            self.waiting.finish(number, None)
         self._open.clear()
         self._unsent.clear()
 
@@ -177,7 +177,7 @@ class ApprovalsClient:
             ticket.timer.cancel()
             if ticket.holds:
                 self._send(protocol.Withdraw(ticket.number))
-                self.waiting.over(ticket.number, None)
+                self.waiting.finish(ticket.number, None)
 
     def take_submitted(self, approval: str) -> bool:
         """Whether people were asked under this id about an attempt that is told now; say so of each once.
@@ -226,7 +226,7 @@ class ApprovalsClient:
             case protocol.Pending(number, approval, _):
                 if (one := self._open.get(number)) is not None:
                     self._named(one, approval)
-                    self.waiting.began(number)
+                    self.waiting.start(number)
             case protocol.GrantsEnded(grants):
                 self.leases.over(grants)
             case protocol.StatusReply(number, state):
@@ -271,7 +271,7 @@ class ApprovalsClient:
 
     def _conclude(self, ticket: Ticket, answer: Answer) -> None:
         if ticket.holds:
-            self.waiting.ended(answer.number, _SAID[answer.result])
+            self.waiting.finish_or_count(answer.number, _SAID[answer.result])
         ticket.settle(answer if ticket.holds else None)
 
     def _late(self, number: int) -> None:

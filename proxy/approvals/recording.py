@@ -165,7 +165,7 @@ class ApprovalRecorder:
                 raise
             raise JournalWriteError(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
         if self._metrics is not None:
-            self._metrics.told(event.kind, written)
+            self._metrics.count_events(event.kind, written)
 
     def _report(self, event: Event) -> None:
         try:

@@ -465,7 +465,7 @@ class Recorder:
             raise
         self.failed = False
         self._quota.taken += written
-        self.metrics.told(event.kind, written)
+        self.metrics.count_events(event.kind, written)
 
 
 def _destination(name: str | None, address: object, port: int | None, via: str | None = None) -> Destination:

@@ -216,7 +216,7 @@ class SandboxServer:
     def _count(self, said: "SandboxNews") -> None:
         """Count what the supervisor has told the journal: its own numbers nobody scrapes."""
         for kind, times in _counts(said, "told", Kind):
-            self.metrics.told(Kind(kind), 0, times)
+            self.metrics.count_events(Kind(kind), 0, times)
         for where, times in _counts(said, "errors", Component):
             self.metrics.failed(Component(where), times)
 

@@ -49,28 +49,28 @@ def key_id(key: Ed25519PublicKey) -> str:
     return sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
-def signer(directory: "Path") -> Signer:
+def load_signer(directory: "Path") -> Signer:
     """Return the current signing key; create the first one. Raises SigningKeyError."""
     try:
-        return Signer(_load(directory, current(directory)))
+        return Signer(_load_private_key(directory, current_key_id(directory)))
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
-            return make(directory)
-        return signer(directory)  # another process created it meanwhile
+            return create_key(directory)
+        return load_signer(directory)  # another process created it meanwhile
 
 
-def make(directory: "Path") -> Signer:
+def create_key(directory: "Path") -> Signer:
     """Create the first key. Raises FileExistsError if there is one, SigningKeyError if it can't be stored."""
     return _store_new_key(directory, replace=False)
 
 
-def rotate(directory: "Path") -> tuple[Signer, Signer]:
+def rotate_key(directory: "Path") -> tuple[Signer, Signer]:
     """Create a new signing key; return the old and the new one. Raises SigningKeyError, FileNotFoundError."""
-    before = Signer(_load(directory, current(directory)))
+    before = Signer(_load_private_key(directory, current_key_id(directory)))
     return before, _store_new_key(directory, replace=True)
 
 
-def current(directory: "Path") -> str:
+def current_key_id(directory: "Path") -> str:
     """Return the id of the current signing key. Raises FileNotFoundError, SigningKeyError."""
     try:
         return (directory / _CURRENT).read_text("ascii").strip()
@@ -80,17 +80,17 @@ def current(directory: "Path") -> str:
         raise SigningKeyError(f"cannot read `{directory / _CURRENT}`: {error}") from error
 
 
-def known(directory: "Path") -> "dict[str, Ed25519PublicKey]":
+def load_public_keys(directory: "Path") -> "dict[str, Ed25519PublicKey]":
     """Return the public halves of all stored keys, the oldest first. Raises SigningKeyError."""
     try:
         files = sorted(directory.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime_ns)
     except OSError as error:
         raise SigningKeyError(f"cannot read `{directory}`: {error.strerror}") from error
-    keys = (_load(directory, path.stem).public_key() for path in files)
+    keys = (_load_private_key(directory, path.stem).public_key() for path in files)
     return {key_id(key): key for key in keys}
 
 
-def pem(key: Ed25519PublicKey) -> str:
+def to_pem(key: Ed25519PublicKey) -> str:
     """Return a public key as PEM, for `--key` and other tools."""
     from cryptography.hazmat.primitives import serialization
 
@@ -116,20 +116,20 @@ def read_public(text: str) -> "dict[str, Ed25519PublicKey]":
     return found
 
 
-def says(key: Ed25519PublicKey) -> str:
+def format_public_key(key: Ed25519PublicKey) -> str:
     """Return a public key as the ledger writes it when one key signs the next."""
     return f"{_ALGORITHM}{b64encode(key.public_bytes_raw()).decode()}"
 
 
-def said_key(text: str) -> Ed25519PublicKey | None:
-    """Parse the result of `says`; None for any other text."""
+def parse_public_key(text: str) -> Ed25519PublicKey | None:
+    """Parse the result of `format_public_key`; None for any other text."""
     try:
         return Ed25519PublicKey.from_public_bytes(b64decode(text.removeprefix(_ALGORITHM), validate=True))
     except ValueError:
         return None
 
 
-def valid(key: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
+def is_signature_valid(key: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
     """Whether a signature (Base64) over `data` is valid."""
     try:
         key.verify(b64decode(signature, validate=True), data)
@@ -138,7 +138,7 @@ def valid(key: Ed25519PublicKey, signature: bytes, data: bytes) -> bool:
     return True
 
 
-def _load(directory: "Path", name: str) -> Ed25519PrivateKey:
+def _load_private_key(directory: "Path", name: str) -> Ed25519PrivateKey:
     path = directory / f"{name}{_SUFFIX}"
     try:
         status = path.lstat()
@@ -160,9 +160,9 @@ def _store_new_key(directory: "Path", *, replace: bool) -> Signer:
     text = f"{_SECRET_BEGIN}\n{b64encode(_PKCS8_PREFIX + key.private_bytes_raw()).decode()}\n{_SECRET_END}\n".encode()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(directory / f"{new_signer.id}{_SUFFIX}", text)
+        _write_private(directory / f"{new_signer.id}{_SUFFIX}", text)
         name = directory / f".{_CURRENT}.{new_signer.id}"
-        _write(name, f"{new_signer.id}\n".encode())
+        _write_private(name, f"{new_signer.id}\n".encode())
         if replace:
             name.replace(directory / _CURRENT)
         else:
@@ -178,7 +178,7 @@ def _store_new_key(directory: "Path", *, replace: bool) -> Signer:
     return new_signer
 
 
-def _write(path: "Path", data: bytes) -> None:
+def _write_private(path: "Path", data: bytes) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         os.write(file, data)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.encoding import MalformedEventError, decode
 from proxy.telemetry.events import Kind, Mark
-from proxy.telemetry.journal.keys import key_id, said_key, valid
+from proxy.telemetry.journal.keys import is_signature_valid, key_id, parse_public_key
 from proxy.telemetry.journal.segments import (
     BEGINNING,
     COMPRESSED,
@@ -205,7 +205,7 @@ def _check_signature(line: FileLine, keys: "Keys", result: CheckedFile) -> str |
     key = "" if mark is None else mark.key
     if key not in keys:
         return f"it is signed with the key `{key[:32]}`, which is not a trusted key"
-    if found is None or not valid(keys[key], found.signature, found.signed):
+    if found is None or not is_signature_valid(keys[key], found.signature, found.signed):
         return f"its signature is not valid for the key `{key}`"
     result.signed = (line.number, line.text[_TIME_TEXT].decode("ascii", "replace"), key)
     return None
@@ -233,7 +233,7 @@ def _check_own_event(line: FileLine, segment: Segment, keys: "Keys", result: Che
         return None
     if not signed:
         return "it is not signed"
-    if event.kind is Kind.JOURNAL_KEY and (successor := said_key(event.detail)) is not None:
+    if event.kind is Kind.JOURNAL_KEY and (successor := parse_public_key(event.detail)) is not None:
         keys[key_id(successor)] = successor
     result.hashes.add(hash_of(line.text))
     result.marks.append((line.number, event.kind, mark))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.telemetry.encoding import MalformedEventError, decode
 from proxy.telemetry.events import Kind
-from proxy.telemetry.journal.keys import valid
+from proxy.telemetry.journal.keys import is_signature_valid
 from proxy.telemetry.journal.segment_check import CheckedFile, Finding, FindingSeverity, Keys, SignedClaim, check
 from proxy.telemetry.journal.segments import LEDGER, Segment, days, find, ledger, links, segments
 
@@ -146,7 +146,7 @@ def _add_external_claim(source: str, line: bytes, keys: Keys, ledgers: LedgerCon
     mark = event.journal
     if mark is None or event.kind is not Kind.JOURNAL_CHECKPOINT or mark.lines is None:
         return
-    if found is None or mark.key not in keys or not valid(keys[mark.key], found.signature, found.signed):
+    if found is None or mark.key not in keys or not is_signature_valid(keys[mark.key], found.signature, found.signed):
         report.found(FindingSeverity.UNSIGNED, source, None, "it is not signed with a trusted key")
         return
     ledgers.claims.setdefault(mark.segment, []).append(SignedClaim(mark.lines, mark.head.encode(), mark.closed, source))

@@ -222,7 +222,7 @@ class _HighestNumber(NamedTuple):
 _number_cache = [_HighestNumber((0, 0), 0, 0.0)]
 
 
-def look_ahead(journal: Path) -> None:
+def cache_highest_number(journal: Path) -> None:
     """Cache the highest number of today, so that processes forked soon need not list all segments."""
     with contextlib.suppress(OSError):
         day = os.open(journal / time.strftime("%Y-%m-%d", time.gmtime()), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -280,7 +280,7 @@ def _next_segment(day: int) -> tuple[int, int]:
         return number, segment
 
 
-LITTLE: Final = 16 << 20  # bytes that every task may use
+UNLIMITED_BYTES: Final = 16 << 20  # bytes that every task may use
 _CHECK_INTERVAL_BYTES: Final = 1 << 20  # bytes between two checks of the disk
 _RECHECK_SECONDS: Final = 1.0  # seconds between two checks, while the quota is exceeded
 _DAY: Final = 86_400  # seconds
@@ -293,7 +293,7 @@ class DiskQuota:
 
     def __init__(self, journal: "Journal") -> None:
         self._journal = journal
-        self._next_check_bytes = LITTLE
+        self._next_check_bytes = UNLIMITED_BYTES
         self._next_check_time = 0.0  # time.monotonic(), while the quota is exceeded
         self._day = 0
         self.taken = 0  # bytes, today
@@ -306,9 +306,9 @@ class DiskQuota:
         day = int(time.time()) // _DAY
         if day != self._day:
             self._day, self.taken = day, 0 if self._day else self.taken
-        if self.taken < LITTLE or self.taken <= self._journal.free() // 2:
+        if self.taken < UNLIMITED_BYTES or self.taken <= self._journal.free() // 2:
             self._next_check_bytes, self._next_check_time, self._is_reported = (
-                max(LITTLE, self.taken + _CHECK_INTERVAL_BYTES),
+                max(UNLIMITED_BYTES, self.taken + _CHECK_INTERVAL_BYTES),
                 0.0,
                 False,
             )

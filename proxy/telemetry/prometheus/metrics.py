@@ -43,7 +43,7 @@ class PendingCounts(Struct, frozen=True):
 
 
 class ApprovalWaits:
-    """Counts pending approvals; `note` adds those of other processes."""
+    """Counts pending approvals; `merge` adds those of other processes."""
 
     __slots__ = ("_others", "_others_age", "_since", "answers", "counts", "seconds")
 
@@ -66,33 +66,33 @@ class ApprovalWaits:
         own = time.monotonic() - min(self._since.values()) if self._since else 0.0
         return max(own, self._others_age)
 
-    def began(self, key: "Hashable") -> None:
+    def start(self, key: "Hashable") -> None:
         """Start the wait of an attempt with a unique `key`."""
         self._since[key] = time.monotonic()
 
-    def over(self, key: "Hashable", answer: Answer | None) -> None:
+    def finish(self, key: "Hashable", answer: Answer | None) -> None:
         """End the wait of an attempt with its answer; None: the client left. Unknown keys are ignored."""
         began = self._since.pop(key, None)
         if began is None:
             return
         seconds = time.monotonic() - began
-        self.answered(answer)
+        self.count_answer(answer)
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.seconds += seconds
 
-    def ended(self, key: "Hashable", answer: Answer) -> None:
+    def finish_or_count(self, key: "Hashable", answer: Answer) -> None:
         """Count the answer of an attempt that may never have waited."""
         if key in self._since:
-            self.over(key, answer)
+            self.finish(key, answer)
         else:
-            self.answered(answer)
+            self.count_answer(answer)
 
-    def answered(self, answer: Answer | None) -> None:
+    def count_answer(self, answer: Answer | None) -> None:
         """Count the answer of an attempt that never waited: no approver, or too many requests."""
         word = STALE if answer is None else answer.value
         self.answers[word] = self.answers.get(word, 0) + 1
 
-    def note(self, other: "ApprovalWaits", *, ended: bool = False) -> None:
+    def merge(self, other: "ApprovalWaits", *, ended: bool = False) -> None:
         """Add the numbers of another process; `ended`: without its current state."""
         for word, count in other.answers.items():
             self.answers[word] = self.answers.get(word, 0) + count
@@ -102,18 +102,18 @@ class ApprovalWaits:
             self._others += other.pending
             self._others_age = max(self._others_age, other.age)
 
-    def told(self) -> "PendingCounts":
+    def to_message(self) -> "PendingCounts":
         """Return the message for another process."""
         return PendingCounts(self.answers, self.counts, self.seconds, self.pending, self.age)
 
     @classmethod
-    def of(cls, told: "PendingCounts") -> "ApprovalWaits":
+    def from_message(cls, counts: "PendingCounts") -> "ApprovalWaits":
         """Read the message of another process, which is not trusted. Raises ValueError."""
-        if not told.answers.keys() <= ANSWERS:
+        if not counts.answers.keys() <= ANSWERS:
             raise ValueError("unknown answers")
         found = cls()
-        found.answers, found.counts, found.seconds = dict(told.answers), told.counts, told.seconds
-        found._others, found._others_age = told.pending, told.age
+        found.answers, found.counts, found.seconds = dict(counts.answers), counts.counts, counts.seconds
+        found._others, found._others_age = counts.pending, counts.age
         return found
 
 
@@ -223,7 +223,7 @@ class Metrics:
         key = (question_type if question_type in DNS_TYPES else OTHER, verdict)
         self.dns_queries[key] = self.dns_queries.get(key, 0) + 1
 
-    def told(self, kind: "Kind", length: int, times: int = 1) -> None:
+    def count_events(self, kind: "Kind", length: int, times: int = 1) -> None:
         """Count written events of a kind, with `length` bytes in total."""
         self.events[kind] = self.events.get(kind, 0) + times
         self.journal_bytes += length

@@ -138,7 +138,7 @@ def add(to: Metrics, metrics: Metrics, *, ended: bool = False) -> None:
         if result not in to.dial_seconds and len(to.dial_seconds) >= _LONGEST:
             continue
         _add_histogram(to.dial_seconds.setdefault(result, Histogram(histogram.bounds)), histogram)
-    to.waiting.note(metrics.waiting, ended=ended)
+    to.waiting.merge(metrics.waiting, ended=ended)
     if not ended:
         _add_state(to, metrics)
 
@@ -190,7 +190,7 @@ def to_json(metrics: Metrics) -> dict[str, Any]:
         {name: getattr(metrics, name) for name in _PLAIN_FIELDS}
         | {name: [(*key, count) for key, count in getattr(metrics, name).items()] for name in _BY_TUPLE}
         | {name: (getattr(metrics, name).counts, getattr(metrics, name).total) for name in _HISTOGRAMS}
-        | {"dial_seconds": dial_histograms, "waiting": metrics.waiting.told()}
+        | {"dial_seconds": dial_histograms, "waiting": metrics.waiting.to_message()}
         | {"limits": [(*key, share) for key, share in used.items()]}
         | {"processes": {role: use for role, use in metrics.processes.items() if isinstance(use, ProcessUse)}}
     )
@@ -216,7 +216,7 @@ def from_json(said: object, role: str) -> Metrics:
     for result, each in report.dial_seconds.items():
         metrics.dial_seconds[result] = Metrics.dial_histogram()
         _read_histogram(metrics.dial_seconds[result], each)
-    metrics.waiting = ApprovalWaits.of(report.waiting)
+    metrics.waiting = ApprovalWaits.from_message(report.waiting)
     metrics.rule_decisions = dict(islice(metrics.rule_decisions.items(), _MOST_SERIES))
     assert isinstance(metrics.limits, HighestLimitUse)
     metrics.limits.note({(rule, field): share for rule, field, share in report.limits[:_MOST_SERIES]})

@@ -55,7 +55,7 @@ def write(journal, text, when=None):
 
 
 def checked(place):
-    return verify(place[0], keyring.known(place[1].parent / "keys"))
+    return verify(place[0], keyring.load_public_keys(place[1].parent / "keys"))
 
 
 def checkpoints(journal):
@@ -375,7 +375,7 @@ def test_only_unclosed_segments_are_recorded_as_repaired(place, end, mended):
 def test_segment_with_a_writer_is_not_sealed(tmp_path):
     journal = Journal(tmp_path / "journal")
     write(journal, "a")
-    ledger = Ledger(tmp_path / "journal", keyring.signer(tmp_path / "keys"), tmp_path / "lock")
+    ledger = Ledger(tmp_path / "journal", keyring.load_signer(tmp_path / "keys"), tmp_path / "lock")
     (segment,) = (tmp_path / "journal").glob("*/0001.jsonl")
     assert list(sweep(tmp_path / "journal", ledger)) == []
     assert b"journal.sealed" not in segment.read_bytes()

@@ -91,11 +91,11 @@ def test_end_of_a_task_is_one_last_message():
         message.send(worker, {"summary": "of it"})
         worker.shutdown(socket.SHUT_WR)
         metrics = Metrics()
-        metrics.told(Kind.TASK_STARTED, 100)
+        metrics.count_events(Kind.TASK_STARTED, 100)
         recorder = SimpleNamespace(task_ended=lambda started, **how: journal.append((started, how)), metrics=metrics)
 
         def finish():
-            metrics.told(Kind.TAMPERING_DETECTED, 100)
+            metrics.count_events(Kind.TAMPERING_DETECTED, 100)
             metrics.failed(Component.WORKER)
             return ("put aside",)
 

@@ -32,7 +32,7 @@ from proxy.telemetry.baseline.baselines import (
 )
 from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Anomaly, Destination, Event, Http, IdMaker, Kind, Origin, Transferred
-from proxy.telemetry.journal.keys import known
+from proxy.telemetry.journal.keys import load_public_keys
 from proxy.telemetry.journal.query import read_events
 from proxy.telemetry.journal.verify import verify
 from proxy.telemetry.journal.writer import Journal
@@ -272,5 +272,5 @@ def test_keeper_starts_the_scan_and_signs_its_events(lab):
     keeper.turn()
     wait_until((lab.state / TOLD).exists, "the file of counts")
     wait_until(lambda: len(lab.recorded()) == 1, "the event of the anomaly")
-    wait_until(lambda: verify(lab.journal, known(lab.state.parent / "keys")).intact, "the signature")
+    wait_until(lambda: verify(lab.journal, load_public_keys(lab.state.parent / "keys")).intact, "the signature")
     keeper.close()

@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 
 
 def build(home):
-    journal, key = home / "journal", keyring.signer(home / "keys")
+    journal, key = home / "journal", keyring.load_signer(home / "keys")
     journal.mkdir()
     ledger = Ledger(journal, key, home / "lock")
     first, second = Journal(journal), Journal(journal)
@@ -70,7 +70,7 @@ def home(made, tmp_path):
 
 
 def findings(home, **more):
-    report = verify(home / "journal", keyring.known(home / "keys"), **more)
+    report = verify(home / "journal", keyring.load_public_keys(home / "keys"), **more)
     return [str(each) for each in report.findings]
 
 
@@ -102,7 +102,7 @@ def relinked(lines):
 
 def test_untouched_journal_and_its_copy_are_intact(home, tmp_path):
     shutil.copytree(home / "journal", tmp_path / "copy")
-    pem = keyring.pem(keyring.signer(home / "keys").public)
+    pem = keyring.to_pem(keyring.load_signer(home / "keys").public)
     report = verify(tmp_path / "copy", keyring.read_public(pem))
     assert report.findings == []
     assert (report.lines, report.segments) == (1 + 10 + 1 + 1 + 6 + 1 + 1 + 1 + 5, 3)
@@ -214,7 +214,7 @@ def test_each_change_of_a_segment_is_reported_with_its_line(home, tamper, named)
     found = findings(home)
     assert len(found) == 1, found
     assert found[0].startswith(f"{DAY}/{named}")
-    assert not verify(home / "journal", keyring.known(home / "keys")).intact
+    assert not verify(home / "journal", keyring.load_public_keys(home / "keys")).intact
 
 
 FILES = [
@@ -277,18 +277,18 @@ def test_signature_with_an_unknown_key_is_reported(home, tmp_path):
 def test_torn_line_is_not_tampering(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines, lines[-1][:40]])
-    report = verify(home / "journal", keyring.known(home / "keys"))
+    report = verify(home / "journal", keyring.load_public_keys(home / "keys"))
     assert [each.gravity for each in report.findings] == [FindingSeverity.TORN]
     assert str(report.findings[0]).startswith(f"{DAY}/0002.jsonl:8: an unfinished line")
     assert report.intact
     put(home, "0002.jsonl", [*lines[:-2], lines[-2][:40]])  # this one the ledger knows
-    assert not verify(home / "journal", keyring.known(home / "keys")).intact
+    assert not verify(home / "journal", keyring.load_public_keys(home / "keys")).intact
 
 
 def test_torn_line_of_a_killed_writer_is_repaired_and_recorded(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines, lines[-1][:40]])
-    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    ledger = Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")
     [told] = sweep(home / "journal", ledger)
     assert told == LedgerEntry(
         Kind.JOURNAL_REPAIRED,
@@ -303,7 +303,7 @@ def test_torn_line_of_a_killed_writer_is_repaired_and_recorded(home):
 def test_segment_with_a_broken_chain_is_never_signed(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines[:2], *lines[3:]])
-    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    ledger = Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")
     [broken] = sweep(home / "journal", ledger)
     assert isinstance(broken, BrokenSegmentError)
     assert "line 3 of" in str(broken)
@@ -313,7 +313,7 @@ def test_segment_with_a_broken_chain_is_never_signed(home):
 
 @pytest.mark.parametrize("killed", ["before it is in the ledger", "before it is closed for good"])
 def test_sealing_killed_at_any_point_is_finished_later(home, monkeypatch, killed):
-    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    ledger = Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")
     with monkeypatch.context() as patch:
         if killed == "before it is in the ledger":
             patch.setattr(ledger, "checkpoint", _be_killed)
@@ -338,12 +338,12 @@ def test_unsigned_seal_of_a_writer_is_reported(home):
     """A worker has no key; what it says of the end of its segment is not taken for it."""
     *_, seal_of_another = lines_of(home, "0001.jsonl")
     put(home, "0002.jsonl", relinked([*lines_of(home, "0002.jsonl"), seal_of_another]))
-    list(sweep(home / "journal", Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")))
+    list(sweep(home / "journal", Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")))
     assert any(f"{DAY}/0002" in each and "sign" in each for each in findings(home))
 
 
 def test_ledger_truncated_between_writes_is_an_error(home):
-    ledger = Ledger(home / "journal", keyring.signer(home / "keys"), home / "lock")
+    ledger = Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")
     ledger.write([LedgerEntry(Kind.JOURNAL_REMOVED, Mark("2020-01-01"))])
     put(home, "ledger.jsonl", lines_of(home, "ledger.jsonl")[:2])
     with pytest.raises(LedgerWriteError, match="missing from the ledger"):
@@ -351,18 +351,18 @@ def test_ledger_truncated_between_writes_is_an_error(home):
 
 
 def test_rotated_keys_are_trusted_through_the_first(home, tmp_path):
-    first = keyring.pem(keyring.signer(home / "keys").public)
-    before, after = keyring.rotate(home / "keys")
+    first = keyring.to_pem(keyring.load_signer(home / "keys").public)
+    before, after = keyring.rotate_key(home / "keys")
     Ledger(home / "journal", before, home / "lock").write(
-        [LedgerEntry(Kind.JOURNAL_KEY, Mark(f"{DAY}/ledger"), keyring.says(after.public))]
+        [LedgerEntry(Kind.JOURNAL_KEY, Mark(f"{DAY}/ledger"), keyring.format_public_key(after.public))]
     )
     journal, ledger = Journal(home / "journal"), Ledger(home / "journal", after, home / "lock")
     write(journal, "d0")
     journal.close()
     seal(home / "journal", f"{DAY}/0004", ledger)
     assert verify(home / "journal", keyring.read_public(first)).findings == []
-    assert len(keyring.known(home / "keys")) == 2
-    only_new = keyring.read_public(keyring.pem(after.public))
+    assert len(keyring.load_public_keys(home / "keys")) == 2
+    only_new = keyring.read_public(keyring.to_pem(after.public))
     assert not verify(home / "journal", only_new).intact
     assert sorted(os.stat(path).st_mode & 0o777 for path in (home / "keys").iterdir()) == [0o600] * 3
 

@@ -17,7 +17,7 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Agent, Component, Kind
 from proxy.telemetry.journal import writer
 from proxy.telemetry.journal.query import Progress, read_events
-from proxy.telemetry.journal.writer import LITTLE, DiskQuota, Journal, JournalWriteError
+from proxy.telemetry.journal.writer import UNLIMITED_BYTES, DiskQuota, Journal, JournalWriteError
 from rules.verdicts import OnJournalFailure, Outcome, Reason, Verdict
 from tests.support.telemetry_lab import (
     ALLOWED,
@@ -383,7 +383,7 @@ def fill(mine, disk, piece):
 def test_first_megabytes_are_never_limited():
     disk = Disk(0)
     mine = DiskQuota(disk)
-    assert fill(mine, disk, 4096) == LITTLE
+    assert fill(mine, disk, 4096) == UNLIMITED_BYTES
 
 
 def test_one_task_fills_a_third_of_the_free_disk():
@@ -406,13 +406,13 @@ def test_free_space_is_checked_rarely():
     for _ in range(10_000):
         mine.has_room()
         mine.taken += 4096
-    assert disk.looks <= (10_000 * 4096 - LITTLE >> 20) + 1
+    assert disk.looks <= (10_000 * 4096 - UNLIMITED_BYTES >> 20) + 1
 
 
 def test_full_quota_is_checked_once_a_second(clock):
     disk = Disk(0)
     mine = DiskQuota(disk)
-    mine.taken = LITTLE
+    mine.taken = UNLIMITED_BYTES
     assert [mine.has_room() for _ in range(100)] == [False] * 100
     assert disk.looks == 1
     disk.size = 1 << 40
@@ -425,7 +425,7 @@ def test_full_quota_is_checked_once_a_second(clock):
 def test_quota_starts_again_each_day(clock):
     disk = Disk(0)
     mine = DiskQuota(disk)
-    mine.taken = 2 * LITTLE
+    mine.taken = 2 * UNLIMITED_BYTES
     assert not mine.has_room()
     clock["time"] += 86_400
     clock["monotonic"] += 86_400
@@ -439,7 +439,7 @@ def used_up(request, tmp_path, monkeypatch):
     here = recorder_lab(tmp_path)
     here.recorder.sandbox.policy = FakePolicy(settings=FakeSettings(on_journal_failure=request.param))
     monkeypatch.setattr(type(here.recorder.journal), "free", lambda _: 0)
-    here.recorder._quota.taken = LITTLE
+    here.recorder._quota.taken = UNLIMITED_BYTES
     return here
 
 
@@ -448,7 +448,7 @@ def opened(used_up):
     """The event of a connection that it has still."""
     used_up.recorder._quota.taken = 0
     event = connect(used_up.recorder)
-    used_up.recorder._quota.taken = LITTLE
+    used_up.recorder._quota.taken = UNLIMITED_BYTES
     return event
 
 

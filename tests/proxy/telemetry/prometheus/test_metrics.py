@@ -23,11 +23,11 @@ from rules.decision import ApprovalTerms, RequiredApproval
 def some():
     waiting = ApprovalWaits()
     for key in "abc":
-        waiting.began(key)
-    waiting.over("a", Answer.APPROVED)
-    waiting.over("a", Answer.REJECTED)  # it is over
-    waiting.over("b", None)
-    waiting.answered(Answer.FLOOD)
+        waiting.start(key)
+    waiting.finish("a", Answer.APPROVED)
+    waiting.finish("a", Answer.REJECTED)  # it is over
+    waiting.finish("b", None)
+    waiting.count_answer(Answer.FLOOD)
     return waiting
 
 
@@ -37,7 +37,7 @@ def test_attempt_counts_once_and_only_waits_are_timed():
     assert sum(waiting.counts) == 2
     assert waiting.pending == 1
     assert waiting.age > 0
-    waiting.over("c", Answer.TIMEOUT)
+    waiting.finish("c", Answer.TIMEOUT)
     assert (waiting.pending, waiting.age) == (0, 0.0)
 
 
@@ -70,7 +70,7 @@ def test_totals_of_waits_drop_the_pending_of_ended_parts():
 )
 def test_malformed_counts_of_a_worker_are_refused(change):
     with pytest.raises((ValueError, MsgspecError)):
-        ApprovalWaits.of(convert({**to_builtins(some().told()), **change}, PendingCounts))
+        ApprovalWaits.from_message(convert({**to_builtins(some().to_message()), **change}, PendingCounts))
 
 
 def test_every_answer_has_a_series_from_the_start():
