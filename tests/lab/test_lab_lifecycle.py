@@ -100,7 +100,7 @@ def test_closed_lab_leaves_nothing_behind(lab):
 
 
 def test_lab_ends_with_the_process_that_made_it(lab):
-    slept = f"sleep 986.{os.getpid()}"  # nobody else's, in another run of this
+    slept = f"sleep 986.{os.getpid()}"  # unique to this run
     program = (
         "import time\nfrom tests.lab import Lab, Name\n"
         "with Lab({'good.example': Name.at('93.184.216.34')}) as lab:\n"

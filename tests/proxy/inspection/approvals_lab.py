@@ -81,4 +81,4 @@ def approvals_lab(gate, origins, tmp_path, request):
     gate.loop.run(people.close)
 
 
-TLS_AND_PLAIN = pytest.mark.parametrize("approvals_lab", [True, False], ids=["tls", "clear"], indirect=True)
+TLS_AND_PLAIN = pytest.mark.parametrize("approvals_lab", [True, False], ids=["tls", "plain"], indirect=True)

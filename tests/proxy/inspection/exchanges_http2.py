@@ -61,7 +61,7 @@ EXCHANGES = [
     Exchange("a value of 4 KB in an answer", answer=ok(("x", "y" * 4000))),
     Exchange("an early hint", informational=(ok(("link", "</x>"), status="103"),)),
     Exchange("two early hints", informational=(ok(("link", "</x>"), status="103"), ok(("link", "</y>"), status="103"))),
-    Exchange("leave that nobody asked for", informational=(ok(status="100"),), method="POST", body=b"hello"),
+    Exchange("unsolicited 100-continue", informational=(ok(status="100"),), method="POST", body=b"hello"),
     Exchange("a stream that is reset before its answer", answer=(), reset=2, gets=((":status", "502"),), why="no answer"),
     *(Exchange(f"an answer that is reset with {code}", reset=code, ends=None if code == 2 else 2, why="" if code == 2 else "cuts") for code in (2, 11)),
     Exchange("an answer that is cancelled", reset=8),
@@ -74,7 +74,7 @@ EXCHANGES = [
     # whitespace around values is stripped, on both sides
     Exchange("blanks around a value", (("x", " \ty "),), arrives=(("x", "y"),), why="blanks"),
     Exchange("blanks around a value in an answer", answer=ok(("x", " \ty ")), gets=ok(("x", "y")), why="blanks"),
-    Exchange("leave that is asked for", (("expect", "100-continue"),), b"hello", method="POST", arrives=(), why="leave to send"),
+    Exchange("100-continue that is requested", (("expect", "100-continue"),), b"hello", method="POST", arrives=(), why="leave to send"),
     # a malformed message ends only its own stream
     Exchange("a field of the connection", (("connection", "close"),), gets=REFUSED, why="refused requests"),
     Exchange("upper case in a name", (("X", "y"),), gets=REFUSED, why="refused requests"),

@@ -63,7 +63,7 @@ EXCHANGES = [
     _both("text", ("h\xe9llo \U0001f600".encode(), FIN | TEXT)),
     _both("text that is no UTF-8", (b"\xff\xfe", FIN | TEXT)),
     _both("a hundred messages in a row", *((b"%d" % n, FIN | TEXT) for n in range(100))),
-    Exchange("a length in more bytes than it takes", b"\x82\xfe\0\x01" + bytes(4) + b"x", b"\x82\x7e\0\x01x"),
+    Exchange("a length field longer than needed", b"\x82\xfe\0\x01" + bytes(4) + b"x", b"\x82\x7e\0\x01x"),
     # fragmentation
     _both("a message in two frames", (b"Hel", TEXT), (b"lo", FIN)),
     _both("a message in many frames", (b"a", BINARY), *((b"b", 0) for _ in range(50)), (b"c", FIN)),
@@ -76,7 +76,7 @@ EXCHANGES = [
     # control frames
     _both("a ping", (b"", FIN | PING)),
     _both("a ping of 125 bytes", (b"x" * 125, FIN | PING)),
-    _both("a pong that nobody asked for", (b"x", FIN | PONG)),
+    _both("an unsolicited pong", (b"x", FIN | PONG)),
     _both("pings and pongs", (b"1", FIN | PING), (b"1", FIN | PONG), (b"2", FIN | PING), (b"2", FIN | PONG)),
     # closing
     _both("a close without a code", (b"", FIN | CLOSE)),

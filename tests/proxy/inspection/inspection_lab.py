@@ -230,7 +230,7 @@ class Site:
             context.set_alpn_protocols(list(alpn))
         return context.wrap_socket(connection, server_hostname=sni or self.name)
 
-    def ask(self, head, body=b""):
+    def request(self, head, body=b""):
         """Send a head (with LF for CR LF, `HOST` for the host) and return the whole answer; the connection must end."""
         with self.connect() as connection:
             connection.sendall(head.replace("HOST", self.host).replace("\n", "\r\n").encode("latin-1") + body)

@@ -272,7 +272,7 @@ LINES = [
 ]  # fmt: skip
 
 
-# --- who is asked ---
+# --- the host of a request ---
 
 HOSTS = [
     Case("no Host", "RFC 9112 3.2", "GET / HTTP/1.1\n\n", Refused()),

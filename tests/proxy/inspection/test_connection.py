@@ -202,7 +202,7 @@ def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkey
     assert len(gate.wait_closed()) == 1
 
 
-@pytest.mark.parametrize("slices", [None, 0.0], ids=["turns as they are", "a turn for each piece of work"])
+@pytest.mark.parametrize("slices", [None, 0.0], ids=["normal turns", "a turn per piece of work"])
 @pytest.mark.parametrize("answers", ["the gate", "the server"])
 def test_request_behind_an_early_answer_is_never_decided(gate, origins, monkeypatch, answers, slices):
     """Its body is followed by another request, but the connection ends with the early answer."""
@@ -519,7 +519,7 @@ UPGRADES = {
 def test_upgrade_to_an_unreadable_protocol_is_refused_with_a_remedy(gate, origins, offered, helps):
     origin = origins.web("good.example")
     head = f"POST /api/v1/exec HTTP/1.1\nHost: HOST\nConnection: Upgrade\nUpgrade: {offered}\nContent-Length: 0\n\n"
-    answer = make_site(gate, origin).ask(head.replace("Connection: Upgrade", "Connection: Upgrade, close"))
+    answer = make_site(gate, origin).request(head.replace("Connection: Upgrade", "Connection: Upgrade, close"))
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (page["reason"], page["remedy"]) != ("protocol_mismatch", REASONS[Reason.PROTOCOL_MISMATCH].remedy)
     assert (page["reason"], helps in page["remedy"]) == ("protocol_mismatch", True)
@@ -531,7 +531,7 @@ def test_upgrade_to_an_unreadable_protocol_is_refused_with_a_remedy(gate, origin
 @pytest.mark.parametrize("offered", ["h2c", "h2c, foo", "foo, h2c", "TLS/1.3", "HTTP/2.0", "H2C"])
 def test_optional_upgrade_is_dropped_and_the_request_passes(gate, origins, offered):
     head = f"GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: {offered}\n\n"
-    answer = make_site(gate, origins.web("good.example")).ask(head)
+    answer = make_site(gate, origins.web("good.example")).request(head)
     assert answer.startswith(b"HTTP/1.1 200")
     names = [name for name, _ in json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]]
     assert "upgrade" not in names
@@ -582,7 +582,7 @@ def test_refused_connection_stays_refused_although_rules_allow_it(gate, web):
 
 def test_connect_on_a_refused_connection_is_refused(gate, web):
     site = make_site(gate, web(tls=False), tls=False, decision=denied())
-    answer = site.ask("CONNECT x:1 HTTP/1.1\n\n")
+    answer = site.request("CONNECT x:1 HTTP/1.1\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: no_rule")
     assert [event["kind"] for event in gate.events()] == ["connection.decided"]
 

@@ -24,10 +24,10 @@ class FakeConnection:
     """A connection that reports this many buffered bytes."""
 
     def __init__(self, kept=0):
-        self.kept, self.truly, self.ended = 0, kept, False
+        self.kept, self.actual, self.ended = 0, kept, False
 
     def weigh(self):
-        return self.truly
+        return self.actual
 
     def overflow(self):
         self.ended = True
@@ -42,17 +42,17 @@ def client_without_credit(site):
 
 
 def test_connection_with_the_most_buffered_bytes_is_ended():
-    keepers = [FakeConnection(n) for n in (10, 40, 20, 30, 5)]
-    quota = MemoryQuota(lambda: [one for one in keepers if not one.ended], most=100)
-    for one in keepers[:4]:
-        quota.note(one, one.truly)
+    connections = [FakeConnection(n) for n in (10, 40, 20, 30, 5)]
+    quota = MemoryQuota(lambda: [one for one in connections if not one.ended], most=100)
+    for one in connections[:4]:
+        quota.note(one, one.actual)
     assert quota.kept == 100
-    assert not any(one.ended for one in keepers)
-    keepers[2].truly = 0  # its socket has accepted the bytes
-    quota.note(keepers[4], 5)
-    assert [one.ended for one in keepers] == [False, True, False, False, False]
+    assert not any(one.ended for one in connections)
+    connections[2].actual = 0  # its socket has accepted the bytes
+    quota.note(connections[4], 5)
+    assert [one.ended for one in connections] == [False, True, False, False, False]
     assert quota.kept == 45
-    quota.leave(keepers[1])
+    quota.leave(connections[1])
     assert quota.kept == 45
 
 
@@ -127,24 +127,24 @@ def test_small_pieces_for_a_full_socket_are_buffered_as_one():
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        link = Transport(None, Watcher(), ours, Watcher(), None, client=True)
-        link.new.append(bytes(MIB))
-        link.flush()
-        sent, before = link.up, len(link._kept)
+        transport = Transport(None, IgnoringOwner(), ours, IgnoringOwner(), None, client=True)
+        transport.new.append(bytes(MIB))
+        transport.flush()
+        sent, before = transport.up, len(transport._kept)
         for number in range(3000):
-            link.new.append(b"%04d" % number)
-            link.flush()
-        assert link.kept == MIB - sent + 12000
-        assert len(link._kept) <= before + 1
+            transport.new.append(b"%04d" % number)
+            transport.flush()
+        assert transport.kept == MIB - sent + 12000
+        assert len(transport._kept) <= before + 1
         got = b""
         while len(got) < MIB + 12000:
             got += theirs.recv(1 << 20)
-            link.ready(select.EPOLLOUT)
+            transport.ready(select.EPOLLOUT)
         assert got[MIB:] == b"".join(b"%04d" % number for number in range(3000))
-        assert link.kept == 0
+        assert transport.kept == 0
 
 
-class Watcher:
+class IgnoringOwner:
     """Stands in for a poller and an owner."""
 
     def watch(self, *_):
@@ -153,7 +153,7 @@ class Watcher:
     change = relieved = watch
 
 
-class Nowhere:
+class EndlessDial:
     """A dial that never ends."""
 
     def take(self):
@@ -193,6 +193,6 @@ def upload_http2(site, most):
 def test_upload_waits_at_its_client_while_the_server_is_dialed(gate, origins, monkeypatch, upload):
     site = make_site(gate, origins.web("good.example", tls=True))
     dialled = []
-    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: dialled.append(what) or Nowhere())
+    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: dialled.append(what) or EndlessDial())
     assert upload(site, 32 * MIB) < 16 * MIB  # what sockets and windows hold
     assert dialled

@@ -30,7 +30,7 @@ def _end(connection):
     socket.socket(fileno=connection.detach()).close()
 
 
-def _farewell(connection):
+def _end_in_order(connection):
     """End in order, over TLS with a close_notify, which often arrives in one piece with the last bytes."""
     if isinstance(connection, ssl.SSLSocket):
         with contextlib.suppress(OSError, ValueError):
@@ -38,7 +38,7 @@ def _farewell(connection):
     connection.close()
 
 
-ENDS = {"with a farewell": _farewell, "without": _end, "with a reset": _reset}
+ENDS = {"in order": _end_in_order, "TCP only": _end, "reset": _reset}
 
 
 class EarlyEndLab:
@@ -101,7 +101,7 @@ def test_client_that_reads_late_receives_the_bytes_before_a_cut(early_end, end):
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-@pytest.mark.parametrize("end", [_farewell, _end], ids=["with a farewell", "without"])
+@pytest.mark.parametrize("end", [_end_in_order, _end], ids=["in order", "TCP only"])
 def test_upload_bytes_before_a_client_cut_are_delivered(gate, origins, tls, end):
     arrived = []
 

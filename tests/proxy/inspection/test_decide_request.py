@@ -222,7 +222,7 @@ def test_host_unlike_the_sni_is_denied(gate, web, host):
     origin = web()
     site = make_site(gate, origin)
     spelled = NAMES[host].replace("PORT", str(site.port))
-    answer = site.ask(f"GET / HTTP/1.1\nHost: {spelled}\nConnection: close\n\n")
+    answer = site.request(f"GET / HTTP/1.1\nHost: {spelled}\nConnection: close\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: name_mismatch")
     assert origin.connections == 0
 
@@ -248,7 +248,7 @@ HOSTS = {
 def test_host_is_forwarded_as_written_where_it_is_unambiguous(gate, web, sent, forwarded):
     site = make_site(gate, web())
     port = str(site.port)
-    answer = site.ask(f"GET /echo HTTP/1.1\nHost: {sent.replace('PORT', port)}\nConnection: close\n\n")
+    answer = site.request(f"GET /echo HTTP/1.1\nHost: {sent.replace('PORT', port)}\nConnection: close\n\n")
     echo = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert [value for name, value in echo["headers"] if name == "host"] == [forwarded.replace("PORT", port)]
 
@@ -281,7 +281,7 @@ def test_only_idempotent_request_is_retried_when_its_connection_ends(gate, origi
 
 def test_absolute_form_is_forwarded_as_origin_form(gate, web):
     site = make_site(gate, web())
-    answer = site.ask("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
+    answer = site.request("GET https://HOST/echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["target"] == "/echo"
 
 
@@ -317,7 +317,7 @@ def test_http2_without_tls_is_refused_with_a_goaway(gate, web):
 def test_connect_method_is_denied(gate, web, method):
     origin = web(tls=False)
     site = make_site(gate, origin, tls=False)
-    answer = site.ask(f"{method} evil.example:443 HTTP/1.1\nHost: HOST\n\n")
+    answer = site.request(f"{method} evil.example:443 HTTP/1.1\nHost: HOST\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
     assert origin.connections == 0
     assert gate.decided() == [(method, "evil.example:443", "blocked", "protocol_mismatch")]
@@ -326,10 +326,10 @@ def test_connect_method_is_denied(gate, web, method):
 def test_websocket_without_a_rule_is_denied_and_h2c_upgrade_is_dropped(gate, web):
     origin = web(tls=False)
     site = make_site(gate, origin, tls=False)
-    answer = site.ask("GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: websocket\n\n")
+    answer = site.request("GET / HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: websocket\n\n")
     assert answer.startswith(b"HTTP/1.1 403 Blocked by Exeat: protocol_mismatch")
     assert origin.connections == 0
-    answer = site.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: h2c\n\n")
+    answer = site.request("GET /echo HTTP/1.1\nHost: HOST\nConnection: Upgrade, close\nUpgrade: h2c\n\n")
     names = [name for name, _ in json.loads(answer.partition(b"\r\n\r\n")[2])["headers"]]
     assert "upgrade" not in names
 
@@ -337,17 +337,17 @@ def test_websocket_without_a_rule_is_denied_and_h2c_upgrade_is_dropped(gate, web
 def test_method_override_is_refused_where_rules_look_at_methods(gate, web):
     override = "POST / HTTP/1.1\nHost: HOST\nX-HTTP-Method-Override: DELETE\nConnection: close\n\n"
     named = make_site(gate, web(), http="{methods: [POST]}")
-    assert named.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    assert named.request(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     rewritten = "POST / HTTP/1.1\nHost: HOST\nX-Original-URL: /admin\nConnection: close\n\n"
-    assert named.ask(rewritten).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    assert named.request(rewritten).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     parameter = "POST /?_method=DELETE HTTP/1.1\nHost: HOST\nConnection: close\n\n"
-    assert named.ask(parameter).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    assert named.request(parameter).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     needs_approval = make_site(
         gate, web(), more=", {id: q, to: good.example, action: ask}"
-    )  # people are shown the request line
-    assert needs_approval.ask(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
+    )  # approvers are shown the request line
+    assert needs_approval.request(override).startswith(b"HTTP/1.1 400 Blocked by Exeat: ambiguous_request")
     free = make_site(gate, web())
-    assert free.ask(override).startswith(b"HTTP/1.1 200")
+    assert free.request(override).startswith(b"HTTP/1.1 200")
 
 
 def test_new_rules_apply_to_the_next_request_of_an_open_connection(gate, web):
@@ -460,7 +460,7 @@ def test_request_conditions_decide_before_anything_is_sent(gate, origins, http, 
 
 def test_path_is_logged_as_a_pattern_where_rules_say_so(gate, origins):
     site = make_site(gate, origins.web("good.example", tls=False), tls=False, http="{paths: ['/echo/*']}, log: pattern")
-    site.ask(head("GET /echo/secret?a=b HTTP/1.1"))
+    site.request(head("GET /echo/secret?a=b HTTP/1.1"))
     wait_until(lambda: gate.events("request.completed"))
     assert gate.decided() == [("GET", "/echo/*", "passed", "rule")]
     assert "secret" not in json.dumps(gate.events())
@@ -473,7 +473,7 @@ STATUS = {"body_not_allowed": 403, "url_too_long": 414}
 def test_refusal_has_the_status_of_its_reason(gate, origins, case, status):
     http, request_head, expected = CASES[case]
     site = make_site(gate, origins.web("good.example", tls=False), tls=False, http=http)
-    answer = site.ask(request_head)
+    answer = site.request(request_head)
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == expected.split()[1]
 
@@ -536,15 +536,15 @@ DESTINATIONS = {
     "another scheme": ("COPY /echo", "https://HOST/echo", ELSEWHERE),
     "another host without a scheme": ("COPY /echo", "//evil.example/echo", UNREADABLE),
     "a user": ("COPY /echo", "http://HOST@evil.example/echo", UNREADABLE),
-    "another scheme altogether": ("COPY /echo", "ftp://HOST/echo", UNREADABLE),
+    "ftp scheme": ("COPY /echo", "ftp://HOST/echo", UNREADABLE),
     "a fragment": ("COPY /echo", "/echo#/private", UNREADABLE),
     "a list": ("COPY /echo", "/echo2, /private/x", UNREADABLE),
     "two": ("COPY /echo", "/echo2\nDestination: /private/x", UNREADABLE),
     "nothing": ("COPY /echo", "", UNREADABLE),
     "a path that is flagged": ("COPY /echo", "/echo3", "passed rule t:seen"),
-    "what people are asked about": ("COPY /echo", "/asked/x", UNREADABLE),
-    "from what people are asked about": ("COPY /asked/x", "/echo", UNREADABLE),
-    "... to what is denied": ("COPY /asked/x", "/private/x", DENIED),
+    "to a path that needs approval": ("COPY /echo", "/asked/x", UNREADABLE),
+    "from a path that needs approval": ("COPY /asked/x", "/echo", UNREADABLE),
+    "... to a denied path": ("COPY /asked/x", "/private/x", DENIED),
 }
 
 

@@ -48,11 +48,11 @@ class Server:
                     self.arrived, data, answered = data[: len(self.expected)], data[len(self.expected) :], True
                     connection.sendall(self.answer)
                     if self.end:
-                        finish(connection, self.end)
+                        close_connection(connection, self.end)
                         return
                 if is_next(data) and data.endswith(b"\r\n\r\n"):
                     connection.sendall(NEXT_ANSWER)
-                    finish(connection, END)
+                    close_connection(connection, END)
                     return
                 piece = connection.recv(65536)
                 if not piece:
@@ -67,7 +67,7 @@ def is_next(data):
     return data.startswith(b"GET /next ")
 
 
-def finish(connection, end):
+def close_connection(connection, end):
     """End a connection, over TLS with a close_notify, or with a reset."""
     if end == RESET:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -121,7 +121,7 @@ class ExchangeLab:
             return *received(connection), server.arrived
 
 
-def goes_on(row):
+def has_next_request(row):
     """Return whether another request follows on the connection of the client."""
     return not (row.server or row.half)
 
@@ -144,7 +144,7 @@ RUNS = [(row, tls) for row in EXCHANGES for tls in (False, True) if not (row.hal
 def test_http1_exchange_is_unchanged_except_as_documented(labs, row, tls):
     lab = labs[tls]
     request, answer = lab.raw(row.request), lab.raw(row.answer)
-    more = goes_on(row)
+    more = has_next_request(row)
     without = lab.run(lab.connect, row, request, more=more)
     assert without == (answer + (NEXT_ANSWER if more else b""), row.server or END, request)
 

@@ -14,7 +14,7 @@ from tests.proxy.inspection import exchanges
 from tests.proxy.inspection.exchanges_http2 import EXCHANGES, REFUSED
 from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.smuggling import raw
-from tests.proxy.inspection.test_exchanges import documented, finish
+from tests.proxy.inspection.test_exchanges import close_connection, documented
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Received:
     trailers: tuple = ()
     end: object = None  # `end`, or the error code of a reset
 
-    def hear(self, event):
+    def add(self, event):
         match event:
             case h2.events.InformationalResponseReceived():
                 self.informational.append(tuple(map(tuple, event.headers)))
@@ -63,11 +63,11 @@ def peer(*, client):
     return connection
 
 
-def receive(side, data, heard):
+def receive(side, data, received):
     """Yield the events of received data, and give credit for it."""
     for event in side.receive_data(data):
         if getattr(event, "stream_id", 1) in (0, 1):
-            heard.hear(event)
+            received.add(event)
         if isinstance(event, h2.events.DataReceived):
             side.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         yield event
@@ -104,7 +104,7 @@ class Http2ExchangeLab:
 
     def __init__(self, directory, origins):
         self.gate = GateLab(directory, origins)
-        self.row = self.heard = None
+        self.row = self.received = None
         self.origin = origins.script(self._answer, "good.example", tls=True, alpn=["h2"])
         self.site = make_site(self.gate, self.origin, http="{paths: ['/**'], body: true}")
         self._context = ssl.create_default_context(cadata=origins.authority.pem().decode())
@@ -120,10 +120,10 @@ class Http2ExchangeLab:
         return self.site.connect(alpn=("h2",))
 
     def _answer(self, connection, data):
-        side, row, heard, sender = peer(client=False), self.row, self.heard, None
+        side, row, received, sender = peer(client=False), self.row, self.received, None
         with contextlib.suppress(OSError, h2.exceptions.ProtocolError):
             while data:
-                for event in receive(side, data, heard):
+                for event in receive(side, data, received):
                     if isinstance(event, h2.events.StreamEnded):
                         for fields in row.informational:
                             side.send_headers(event.stream_id, encoded(fields))
@@ -142,7 +142,7 @@ class Http2ExchangeLab:
 
     def run(self, connect, row):
         """Return what the client and the server receive."""
-        self.row, self.heard = row, Received()
+        self.row, self.received = row, Received()
         side, got = peer(client=True), Received()
         with connect() as connection:
             side.send_headers(1, encoded((*self.pseudo(row), *row.fields)))
@@ -154,7 +154,7 @@ class Http2ExchangeLab:
                 data = connection.recv(65536)
                 assert data, got
                 list(receive(side, data, got))
-        return got, self.heard
+        return got, self.received
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_http2_exchange_is_unchanged_except_as_documented(lab, row):
     assert got.end == (without.end if row.ends is None else row.ends)
 
 
-OF_CONNECTIONS = {"connection", "keep-alive", "proxy-connection", "upgrade", "transfer-encoding"}
+CONNECTION_FIELDS = {"connection", "keep-alive", "proxy-connection", "upgrade", "transfer-encoding"}
 
 
 class Http1ServerLab(Http2ExchangeLab):
@@ -205,7 +205,7 @@ class Http1ServerLab(Http2ExchangeLab):
         self.arrived = data
         connection.sendall(self.answer)
         if self.ends:
-            finish(connection, self.ends)
+            close_connection(connection, self.ends)
         return False
 
     def get(self, method):
@@ -238,7 +238,7 @@ def http1_server_lab(tmp_path_factory, origins):
     lab.gate.close()
 
 
-def translated(text, method):
+def translate(text, method):
     """Translate an HTTP/1.1 answer to the heads, body and trailers that an HTTP/2 client must receive."""
     heads, rest = [], text
     while not heads or heads[-1][0][1][0] == "1":
@@ -247,7 +247,7 @@ def translated(text, method):
         fields = [line.partition(": ")[::2] for line in lines]
         fields = [(name.lower().rstrip(":"), value) for name, value in fields]
         heads.append(
-            ((":status", status.split(" ")[1]), *(field for field in fields if field[0] not in OF_CONNECTIONS))
+            ((":status", status.split(" ")[1]), *(field for field in fields if field[0] not in CONNECTION_FIELDS))
         )
     trailers = ()
     if "transfer-encoding: chunked" in text.lower() and method != "HEAD":
@@ -266,7 +266,7 @@ def test_http1_response_arrives_translated_to_http2(http1_server_lab, row):
     http1_server_lab.answer, http1_server_lab.ends = raw(row.answer, http1_server_lab.site.host), row.server
     got = http1_server_lab.get(method)
     gets = raw(row.answer if row.gets is None else row.gets, http1_server_lab.site.host).decode("latin-1")
-    informational, head, body, trailers = translated(gets, method)
+    informational, head, body, trailers = translate(gets, method)
     assert (got.informational, got.head, got.body, got.trailers) == (informational, head, body, trailers)
     assert got.end == "end"
     assert b"cookie: a=1; b=2\r\n" in http1_server_lab.arrived

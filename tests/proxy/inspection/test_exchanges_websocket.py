@@ -10,16 +10,16 @@ import pytest
 from tests.proxy.inspection.clients import read_until
 from tests.proxy.inspection.exchanges_websocket import CLIENT, EXCHANGES, SERVER
 from tests.proxy.inspection.inspection_lab import GateLab, make_site
-from tests.proxy.inspection.test_exchanges import DOCS, documented, finish, received
+from tests.proxy.inspection.test_exchanges import DOCS, close_connection, documented, received
 
 KEY, ACCEPT = "dGhlIHNhbXBsZSBub25jZQ==", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 section 1.3
 
 
-def written(*lines):
+def format_head(*lines):
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def exactly(connection, size):
+def read_exactly(connection, size):
     """Read `size` bytes, or fewer if the connection ends."""
     data = b""
     with contextlib.suppress(OSError):
@@ -53,18 +53,18 @@ class WebSocketExchangeLab:
             *extensions,
             *row.agreed,
         ]
-        connection.sendall(written("HTTP/1.1 101 Switching Protocols", *agreed) + row.down)
-        arrived = exactly(connection, len(row.up))
+        connection.sendall(format_head("HTTP/1.1 101 Switching Protocols", *agreed) + row.down)
+        arrived = read_exactly(connection, len(row.up))
         if row.late and row.ends_first == CLIENT:
             arrived += received(connection)[0]
             connection.sendall(row.late)
-            finish(connection, "end")
+            close_connection(connection, "end")
         elif row.late:
             connection.shutdown(socket.SHUT_WR)
             arrived += received(connection)[0]
             connection.close()
         elif row.ends_first == SERVER:
-            finish(connection, "end")
+            close_connection(connection, "end")
         else:
             with contextlib.suppress(OSError):
                 arrived += received(connection)[0]
@@ -81,14 +81,14 @@ class WebSocketExchangeLab:
             f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Version: 13", *extensions, *row.offered,
         ]  # fmt: skip
         with connect() as connection:
-            connection.sendall(written(*hello))
+            connection.sendall(format_head(*hello))
             got = read_until(connection, b"\r\n\r\n")
             with contextlib.suppress(OSError):
                 connection.sendall(row.up)
-            got += exactly(connection, len(row.down))
+            got += read_exactly(connection, len(row.down))
             ended = ""
             if row.ends_first == CLIENT and row.arrives is None and not row.late:
-                finish(connection, "end")
+                close_connection(connection, "end")
             else:
                 if row.late and row.ends_first == CLIENT:
                     connection.shutdown(socket.SHUT_WR)

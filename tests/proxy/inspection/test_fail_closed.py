@@ -233,7 +233,7 @@ def test_dial_without_an_answer_times_out(gate, origins, monkeypatch):
     site = make_site(gate, origins.web("good.example"))
     called_off = []
 
-    class Never:
+    class EndlessDial:
         def take(self):
             return None
 
@@ -241,7 +241,7 @@ def test_dial_without_an_answer_times_out(gate, origins, monkeypatch):
             called_off.append(self)
 
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 0.1)
-    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
+    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: EndlessDial())
     _, out, _ = site.curl("/x")
     assert json.loads(out)["reason"] == "upstream_failed"
     assert len(called_off) == 1
@@ -251,7 +251,7 @@ def test_dial_for_a_client_that_left_is_canceled(gate, origins, monkeypatch):
     site = make_site(gate, origins.web("good.example", tls=False), tls=False)
     called_off = []
 
-    class Never:
+    class EndlessDial:
         def take(self):
             return None
 
@@ -259,7 +259,7 @@ def test_dial_for_a_client_that_left_is_canceled(gate, origins, monkeypatch):
             called_off.append(self)
 
     monkeypatch.setattr(engine, "CONNECT_TIMEOUT", 100.0)  # longer than what is waited for here
-    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: Never())
+    monkeypatch.setattr(type(gate.dialer), "connect", lambda *_, **__: EndlessDial())
     connection = socket.create_connection(("127.0.0.1", site.gate_port))
     connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode())
     wait_until(lambda: gate.events("request.decided"))
@@ -307,6 +307,9 @@ def test_dial_error_decides_with_its_own_reason(gate, origins, monkeypatch):
 
 
 # --- every hook that libraries, the poller and transports call ---
+#
+# Hooks are found, not listed: methods in proxy/inspection that override one of a library, states of a request, codec
+# methods of HTTP/1, driver methods, and calls of transports and the poller. A scenario here must reach each new one.
 
 
 CODEC = {"receive", "receive_end", "next_event"}
@@ -351,8 +354,8 @@ HOOKS = {
 HOOKS["Transport.ready"] = (Transport, "ready")
 ELSEWHERE = {
     "InspectedConnection.crashed",  # what all of these end in
-    "InspectedConnection.leaving",  # only where people are asked: stages/test_approval.py
-    "InspectedConnection.relieved", "_Http2._handle_event",  # only where a side doesn't read: test_http2.py
+    "InspectedConnection.leaving",  # only while an approval is pending: stages/test_approval.py
+    "InspectedConnection.relieved", "_Http2._handle_event",  # only where a side does not read: test_http2.py
     "InspectedConnection.end_sending", "BackHttp1.receive_end",  # ... or a server: test_exchanges.py
     "InspectedConnection.reset",  # only where a side is cut: test_cut_connections.py
     "Windowed.reset_stream", "Windowed.stream_window_updated",  # only where a server is cut: test_cut_connections.py

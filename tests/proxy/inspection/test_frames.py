@@ -22,7 +22,7 @@ from tests.proxy.inspection.clients import Client
 from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.support.waiting import wait_until
 
-MANY = 1500
+FLOOD_SIZE = 1500
 
 
 def frame(kind, payload=b"", stream=0, flags=0):
@@ -34,29 +34,29 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE
 ONE = (1).to_bytes(4)
 
 FLOODS = {  # sent while stream 1 is open or half-closed
-    "SETTINGS, CVE-2019-9515": frame(SETTINGS) * MANY,
+    "SETTINGS, CVE-2019-9515": frame(SETTINGS) * FLOOD_SIZE,
     "SETTINGS that change every window": b"".join(
-        frame(SETTINGS, b"\0\x04" + (60000 + n).to_bytes(4)) for n in range(MANY)
+        frame(SETTINGS, b"\0\x04" + (60000 + n).to_bytes(4)) for n in range(FLOOD_SIZE)
     ),
-    "SETTINGS that nobody knows": b"".join(frame(SETTINGS, (n + 100).to_bytes(2) + ONE) for n in range(MANY)),
-    "PING, CVE-2019-9512": frame(PING, bytes(8)) * MANY,
-    "PING that answers": frame(PING, bytes(8), flags=1) * MANY,
-    "PRIORITY, CVE-2019-9513": frame(PRIORITY, bytes(4) + b"\x10", stream=3) * MANY,
-    "WINDOW_UPDATE of the connection": frame(WINDOW_UPDATE, ONE) * MANY,
-    "WINDOW_UPDATE of a stream": frame(WINDOW_UPDATE, ONE, stream=1) * MANY,
-    "frames of no known type": frame(0x42, b"x") * MANY,
-    "frames of no known type, of the connection": frame(0xFA) * MANY,
+    "unknown SETTINGS": b"".join(frame(SETTINGS, (n + 100).to_bytes(2) + ONE) for n in range(FLOOD_SIZE)),
+    "PING, CVE-2019-9512": frame(PING, bytes(8)) * FLOOD_SIZE,
+    "PING that answers": frame(PING, bytes(8), flags=1) * FLOOD_SIZE,
+    "PRIORITY, CVE-2019-9513": frame(PRIORITY, bytes(4) + b"\x10", stream=3) * FLOOD_SIZE,
+    "WINDOW_UPDATE of the connection": frame(WINDOW_UPDATE, ONE) * FLOOD_SIZE,
+    "WINDOW_UPDATE of a stream": frame(WINDOW_UPDATE, ONE, stream=1) * FLOOD_SIZE,
+    "frames of no known type": frame(0x42, b"x") * FLOOD_SIZE,
+    "frames of no known type, of the connection": frame(0xFA) * FLOOD_SIZE,
 }
 FROM_CLIENTS = {
     **FLOODS,
-    "empty DATA, CVE-2019-9518": frame(DATA, stream=1) * MANY,
-    "padded DATA with nothing in it": frame(DATA, b"\x04" + bytes(4), stream=1, flags=8) * MANY,
+    "empty DATA, CVE-2019-9518": frame(DATA, stream=1) * FLOOD_SIZE,
+    "padded DATA with nothing in it": frame(DATA, b"\x04" + bytes(4), stream=1, flags=8) * FLOOD_SIZE,
 }
 HUGE = frame(HEADERS, b"\x82" * 100_000, stream=3) + frame(CONTINUATION, b"\x82" * 100_000, stream=3)
 BOMB = frame(HEADERS, b"\x40\x01x\x7f\xa1\x1e" + b"y" * 4000 + b"\xbe" * 30, stream=3, flags=4)
-HEADS = {  # incomplete or oversized heads
-    "CONTINUATION, VU#421644": frame(HEADERS, b"\x82", stream=3) + frame(CONTINUATION, b"\x82", stream=3) * MANY,
-    "empty CONTINUATION": frame(HEADERS, stream=3) + frame(CONTINUATION, stream=3) * MANY,
+MALFORMED_HEADS = {  # incomplete or oversized heads
+    "CONTINUATION, VU#421644": frame(HEADERS, b"\x82", stream=3) + frame(CONTINUATION, b"\x82", stream=3) * FLOOD_SIZE,
+    "empty CONTINUATION": frame(HEADERS, stream=3) + frame(CONTINUATION, stream=3) * FLOOD_SIZE,
     "CONTINUATION of any size": HUGE,
     "HPACK that becomes 120 KB": BOMB,
     "a frame that will have 16 MB": frame(HEADERS, stream=3)[3:].rjust(9, b"\xff"),
@@ -88,7 +88,7 @@ def server_gate(tmp_path_factory, origins):
     gate.close()
 
 
-def ended(client):
+def goaway_code(client):
     """Return the error code of the GOAWAY that ends the connection."""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         while not any(isinstance(event, h2.events.ConnectionTerminated) for event in client.events):
@@ -100,7 +100,7 @@ def ended(client):
     return found[0].error_code if found else None
 
 
-@pytest.mark.parametrize("flood", [*FROM_CLIENTS, *HEADS])
+@pytest.mark.parametrize("flood", [*FROM_CLIENTS, *MALFORMED_HEADS])
 def test_client_frame_flood_ends_only_its_own_connection(busy_gate, flood):
     gate, _, site, other = busy_gate
     decided, closed = len(gate.events("request.decided")), len(gate.closed)
@@ -108,9 +108,9 @@ def test_client_frame_flood_ends_only_its_own_connection(busy_gate, flood):
     client.request("/upload", "POST", end=False)
     wait_until(lambda: len(gate.events("request.decided")) == decided + 1)
     with contextlib.suppress(ConnectionError, ssl.SSLError):
-        client.socket.sendall((FROM_CLIENTS | HEADS)[flood])
+        client.socket.sendall((FROM_CLIENTS | MALFORMED_HEADS)[flood])
     codes = h2.errors.ErrorCodes
-    assert ended(client) in (codes.ENHANCE_YOUR_CALM, codes.PROTOCOL_ERROR, codes.FRAME_SIZE_ERROR)
+    assert goaway_code(client) in (codes.ENHANCE_YOUR_CALM, codes.PROTOCOL_ERROR, codes.FRAME_SIZE_ERROR)
     wait_until(lambda: len(gate.closed) > closed)
     last = gate.events("request.decided")[-1]
     assert (last["outcome"], last["reason"]) == ("blocked", BY_H2.get(flood, "limit_exceeded"))
@@ -141,18 +141,18 @@ def test_withheld_credit_is_dropped_when_the_connection_is_over():
     assert front.withheld == {}
 
 
-BREAKS = {  # client resets (CVE-2023-44487), and frames that make the gate reset (CVE-2025-8671)
+RESETS_BY = {  # client resets (CVE-2023-44487), and frames that make the gate reset (CVE-2025-8671)
     "rapid reset": lambda stream: frame(RST_STREAM, (8).to_bytes(4), stream),
     "a window that overflows": lambda stream: frame(WINDOW_UPDATE, (2**31 - 1).to_bytes(4), stream),
     "DATA behind the end": lambda stream: frame(DATA, b"x", stream),
     "HEADERS behind the end": lambda stream: frame(HEADERS, b"\x82", stream, 5),
-    "a window of nothing": lambda stream: frame(WINDOW_UPDATE, bytes(4), stream),
+    "a window increment of 0": lambda stream: frame(WINDOW_UPDATE, bytes(4), stream),
     "PRIORITY on itself": lambda stream: frame(PRIORITY, stream.to_bytes(4) + b"\x10", stream),
     "RST_STREAM of a wrong size": lambda stream: frame(RST_STREAM, b"x", stream),
 }
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", RESETS_BY)
 def test_rapid_resets_end_the_connection(busy_gate, monkeypatch, how):
     monkeypatch.setattr(http2, "RESETS", 20)
     gate, origin, site, other = busy_gate
@@ -162,10 +162,10 @@ def test_rapid_resets_end_the_connection(busy_gate, monkeypatch, how):
     for _ in range(150):
         stream = client.h2.get_next_available_stream_id()
         client.h2.send_headers(stream, client.head("/slow/10/1"), end_stream=True)
-        sent += client.h2.data_to_send() + BREAKS[how](stream)
+        sent += client.h2.data_to_send() + RESETS_BY[how](stream)
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         client.socket.sendall(sent)
-    assert ended(client) is not None
+    assert goaway_code(client) is not None
     wait_until(lambda: len(gate.closed) > closed)
     assert len(origin.requests) - requests < 100
     assert gate.events("request.decided")[-1]["outcome"] == "blocked"
@@ -192,7 +192,7 @@ def test_frames_of_a_well_behaved_client_are_accepted(busy_gate):
     client.close()
 
 
-def server_of(flood):
+def flooding_server(flood):
     """Return an answer function of an HTTP/2 server that floods before it answers."""
 
     def answer(connection, head):
@@ -213,17 +213,17 @@ def server_of(flood):
     return answer
 
 
-EARLY = frame(HEADERS, b"\x48\x03103", stream=1, flags=4)
+EARLY_HINTS = frame(HEADERS, b"\x48\x03103", stream=1, flags=4)
 FROM_SERVERS = {
     **FLOODS,
-    "103 without end": EARLY * MANY,
+    "103 without end": EARLY_HINTS * FLOOD_SIZE,
     "103 and an end": frame(HEADERS, b"\x48\x03103", stream=1, flags=5),
-    "CONTINUATION, VU#421644": frame(HEADERS, b"\x88", stream=1) + frame(CONTINUATION, b"\x88", stream=1) * MANY,
+    "CONTINUATION, VU#421644": frame(HEADERS, b"\x88", stream=1) + frame(CONTINUATION, b"\x88", stream=1) * FLOOD_SIZE,
     "CONTINUATION of any size": HUGE.replace(b"\0\0\0\x03", ONE),
     "PUSH_PROMISE that we forbade": frame(PUSH, (2).to_bytes(4) + b"\x82", stream=1, flags=4),
     "a window that overflows": frame(WINDOW_UPDATE, (2**31 - 1).to_bytes(4)),
     "a frame of 200 KB": frame(DATA, bytes(200_000), stream=1),
-    "a response to nobody": frame(HEADERS, b"\x88", stream=99, flags=4),
+    "a response on an unknown stream": frame(HEADERS, b"\x88", stream=99, flags=4),
     "a request": frame(HEADERS, b"\x82\x84\x86", stream=2, flags=5),
     "HTTP/1 in the middle": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
 }
@@ -233,7 +233,7 @@ FROM_SERVERS = {
 def test_server_frame_flood_is_answered_502(server_gate, origins, flood):
     gate = server_gate
     completed = len(gate.events("request.completed"))
-    site = make_site(gate, origins.script(server_of(FROM_SERVERS[flood]), "good.example", tls=True, alpn=["h2"]))
+    site = make_site(gate, origins.script(flooding_server(FROM_SERVERS[flood]), "good.example", tls=True, alpn=["h2"]))
     client = Client(site)
     assert client.status(client.request("/")) == "502"
     client.close()

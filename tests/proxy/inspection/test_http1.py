@@ -27,11 +27,11 @@ from tests.support.waiting import wait_until
 VERSIONS = pytest.mark.parametrize("version", ["1.1", "2"])
 
 
-def scripted(gate, origins, answer, **more):
+def make_scripted_site(gate, origins, answer, **more):
     return make_site(gate, origins.script(answer), tls=False, **more)
 
 
-def answered(site, head, body=b""):
+def request(site, head, body=b""):
     with site.connect() as connection:
         connection.sendall(head.replace("HOST", site.host).replace("\n", "\r\n").encode() + body)
         return read_all(connection)
@@ -52,8 +52,8 @@ def test_http10_client_is_served_and_its_connection_ends(gate, origins, answer, 
         assert head.startswith(b"GET /x HTTP/1.0\r\n")
         connection.sendall(answer.encode())
 
-    site = scripted(gate, origins, reply)
-    assert answered(site, "GET /x HTTP/1.0\nHost: HOST\n\n") == gets.encode()
+    site = make_scripted_site(gate, origins, reply)
+    assert request(site, "GET /x HTTP/1.0\nHost: HOST\n\n") == gets.encode()
     assert gate.decided() == [("GET", "/x", "passed", "rule")]
 
 
@@ -79,9 +79,9 @@ def test_http10_client_is_sent_no_100_continue(gate, origins):
         assert b"xpect" not in head
         connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + read_until(connection, b"body"))
 
-    site = scripted(gate, origins, reply)
+    site = make_scripted_site(gate, origins, reply)
     head = "POST / HTTP/1.0\nHost: HOST\nContent-Length: 4\nExpect: 100-continue\n\n"
-    assert answered(site, head, b"body") == b"HTTP/1.0 200 OK\r\n\r\nbody"
+    assert request(site, head, b"body") == b"HTTP/1.0 200 OK\r\n\r\nbody"
 
 
 # --- bodies as they are ---

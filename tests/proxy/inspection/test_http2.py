@@ -50,11 +50,11 @@ def test_http2_streams_are_decided_one_by_one(gate, origins, connect_http2):
 
 
 @pytest.fixture
-def taken_in(monkeypatch):
+def small_discard_limit(monkeypatch):
     monkeypatch.setattr(http2, "TAKEN_IN", 4 * MIB)
 
 
-@pytest.mark.usefixtures("taken_in")
+@pytest.mark.usefixtures("small_discard_limit")
 @pytest.mark.parametrize(("size", "stopped"), [(2 * MIB, False), (6 * MIB, True)])
 def test_body_behind_a_denial_is_discarded_up_to_a_limit(gate, origins, connect_http2, size, stopped):
     """Some clients read the answer only after they have sent everything, so the gate gives them credit."""
@@ -275,10 +275,10 @@ def test_streams_before_a_goaway_finish_and_the_next_uses_a_new_connection(gate,
 
 UNFINISHED = {  # path: response head and body, left open, and the outcome recorded when the client leaves
     "/whole": ([(":status", "200"), ("content-length", "4")], b"done", ("passed", 200)),
-    "/none": ([(":status", "404"), ("content-length", "0")], b"", ("passed", 404)),
+    "/empty": ([(":status", "404"), ("content-length", "0")], b"", ("passed", 404)),
     "/bodiless": ([(":status", "204")], b"", ("passed", 204)),
-    "/part": ([(":status", "200"), ("content-length", "5")], b"done", ("failed", 200)),
-    "/unsaid": ([(":status", "203")], b"done", ("passed", 203)),
+    "/short": ([(":status", "200"), ("content-length", "5")], b"done", ("failed", 200)),
+    "/no-length": ([(":status", "203")], b"done", ("passed", 203)),
 }
 
 
@@ -321,20 +321,20 @@ def test_client_that_leaves_is_recorded_by_the_declared_length(gate, origins, co
     assert outcomes == {path: what for path, (_, _, what) in UNFINISHED.items()}
 
 
-def break_off(client, stream):
+def reset_stream(client, stream):
     client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
 
 
-def send_on(client, stream):
+def send_behind_end(client, stream):
     """Send data behind the end, which the gate answers with a reset (RFC 9113 section 5.1)."""
     client.h2._data_to_send += DataFrame(stream, b"more").serialize()
 
 
-def leave_with_an_error(client, _stream):
+def close_with_error(client, _stream):
     client.h2.close_connection(h2.errors.ErrorCodes.INTERNAL_ERROR)
 
 
-@pytest.mark.parametrize("end", [break_off, send_on, leave_with_an_error])
+@pytest.mark.parametrize("end", [reset_stream, send_behind_end, close_with_error])
 def test_request_reset_in_one_piece_with_its_end_is_not_sent(gate, origins, connect_http2, end):
     seen, over = [], threading.Event()
 
@@ -392,7 +392,7 @@ def test_http2_settings_limit_streams_and_windows(gate, origins, connect_http2):
 # --- requests that wait for a free stream ---
 
 
-def agree(server, connection):
+def read_settings_ack(server, connection):
     """Read until the gate has acknowledged the limit of concurrent streams."""
     settings = h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS
     while data := connection.recv(65536):
@@ -412,14 +412,14 @@ def deny_two(gate, client, _stream):
         gate.loop.run(one.review, gate.sandbox.policy.decide(attempt))
 
 
-def call_off(gate, client, stream):
+def cancel(gate, client, stream):
     client.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
     client.flush()
     wait_until(lambda: gate.events("request.completed"))
 
 
-@pytest.mark.parametrize(("end", "apart"), [(deny_two, True), (call_off, True), (call_off, False)])
-def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, connect_http2, end, apart):
+@pytest.mark.parametrize(("end", "separate"), [(deny_two, True), (cancel, True), (cancel, False)])
+def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, connect_http2, end, separate):
     """The server limits concurrent streams (RFC 9113 section 5.1.2), and the waiting request ends before its turn."""
     seen, go_on = [], threading.Event()
 
@@ -433,7 +433,7 @@ def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, co
                 if isinstance(event, h2.events.RequestReceived):
                     connection.sendall(server.data_to_send())
                     if not seen:
-                        agree(server, connection)
+                        read_settings_ack(server, connection)
                     seen.append(dict(event.headers)[":path"])
                     go_on.wait(10)
                     server.send_headers(event.stream_id, [(":status", "200")], end_stream=True)
@@ -445,7 +445,7 @@ def test_request_ended_while_it_waits_for_a_stream_is_not_sent(gate, origins, co
     wait_until(lambda: seen)
     second = client.request("/two", "POST", end=False)
     client.h2.send_data(second, b"secret", end_stream=True)
-    if apart:  # otherwise the request and its reset arrive in one piece
+    if separate:  # otherwise the request and its reset arrive in one piece
         client.h2.ping(b"is it in")
         client.flush()
         client.wait(h2.events.PingAckReceived)
@@ -474,7 +474,7 @@ def test_waiting_requests_move_to_another_connection_if_repeatable(gate, origins
             connection.sendall(server.data_to_send())
             data = requests or connection.recv(65536)
         if not seen:
-            agree(server, connection)
+            read_settings_ack(server, connection)
         seen.extend(dict(event.headers)[":path"] for event in requests)
         go_on.wait(10)
         if farewell or len(seen) > 1:

@@ -41,7 +41,7 @@ def review(gate, port):
         one.review(gate.sandbox.policy.decide(attempt))
 
 
-class Waiting:
+class PendingDial:
     """A dial without a result yet."""
 
     def take(self):
@@ -51,26 +51,26 @@ class Waiting:
         pass
 
 
-def ask(site, connection):
+def send_get(site, connection):
     connection.sendall(f"GET / HTTP/1.1\r\nHost: {site.host}\r\nConnection: close\r\n\r\n".encode())
 
 
-AFTERWARDS = {
-    "the same addresses": ("127.0.0.0/8", None, 1),
+NEW_RULES = {
+    "same addresses": ("127.0.0.0/8", None, 1),
     "other addresses": ("10.0.0.0/8", "address_not_listed", 0),
-    "no exemption at all": (None, "non_public_address", 0),
+    "no resolves_to": (None, "non_public_address", 0),
 }
 
 
-@pytest.mark.parametrize("case", AFTERWARDS)
+@pytest.mark.parametrize("case", NEW_RULES)
 def test_address_being_dialed_is_checked_against_new_rules(gate, origins, monkeypatch, case):
-    listed, reason, requests = AFTERWARDS[case]
+    listed, reason, requests = NEW_RULES[case]
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False, http="{methods: [GET]}")
     calls, real = [], Dialer.connect
-    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: calls.append(what) or Waiting())
+    monkeypatch.setattr(Dialer, "connect", lambda *what, **_: calls.append(what) or PendingDial())
     with site.connect() as connection:
-        ask(site, connection)
+        send_get(site, connection)
         wait_until(lambda: calls)
         where = "" if listed is None else f", resolves_to: [{listed}]"
         gate.rules(f"[{{id: b, to: good.example, ports: [{origin.port}/http], action: allow{where}}}]")
@@ -103,7 +103,7 @@ def test_request_that_waits_for_dns_at_midnight_uses_the_new_date(gate, origins,
     monkeypatch.setattr(Dialer, "known", lambda *_: None)
     monkeypatch.setattr(Dialer, "find", lambda *what: calls.append(what))
     with site.connect() as connection:
-        ask(site, connection)
+        send_get(site, connection)
         wait_until(lambda: calls)
         now[0] += seconds
         dialer, policy, target, done = calls[0]
@@ -309,7 +309,7 @@ def test_source_that_becomes_untrusted_taints_the_task_or_is_blocked(gate, origi
 
     site = make_site(gate, origins.script(answer, "good.example"), tls=False)
     with site.connect() as connection:
-        ask(site, connection)
+        send_get(site, connection)
         read_until(connection, b"\r\n\r\n")
         if not recordable:
             gate.sandbox.taint = SimpleNamespace(reads=lambda *_: False)

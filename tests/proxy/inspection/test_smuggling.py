@@ -120,7 +120,7 @@ class SmugglingLab:
         if self.gate.inspection._engine is not None:
             self.gate.loop.run(self.gate.inspection._engine.tls_contexts.known._only_http1.clear)
 
-    def ask(self, sent, *, ends=False):
+    def request(self, sent, *, ends=False):
         """Send bytes on a new connection; returns the answers, and the bytes of each connection at the origin."""
         before, closed = len(self.origin.connections), len(self.gate.closed)
         answer = b""
@@ -152,7 +152,7 @@ def lab(tmp_path_factory, origins):
 def test_smuggled_request_is_refused_or_has_one_reading(lab, case):
     ends = isinstance(case.outcome, Unfinished)
     sent = raw(case.sent, lab.site.host) + (b"" if ends else raw(NEXT, lab.site.host))
-    answer, arrived = lab.ask(sent, ends=ends)
+    answer, arrived = lab.request(sent, ends=ends)
     decisions = lab.decisions()
     match case.outcome:
         case Refused(reason, status):
@@ -201,7 +201,7 @@ def test_body_sent_after_an_early_answer_is_not_forwarded(gate, origins):
 def test_request_behind_connection_close_is_not_read(lab, last):
     """RFC 9112 section 9.6: bytes behind the last request are not processed."""
     head = f"GET / HTTP/1.1\nHost: HOST\n{last}\n\n"
-    answer, arrived = lab.ask(raw(head + NEXT, lab.site.host))
+    answer, arrived = lab.request(raw(head + NEXT, lab.site.host))
     assert answer.count(b"HTTP/1.1 200 OK") == 1
     assert arrived == [raw(head, lab.site.host)]
     assert [each[1:] for each in lab.decisions()] == [("/", "passed", "rule")]

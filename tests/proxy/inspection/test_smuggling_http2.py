@@ -40,7 +40,7 @@ def send(client, case, host, pause):
     client.flush()
 
 
-def ask(lab, case, pause=lambda _: None):
+def run_case(lab, case, pause=lambda _: None):
     """Return the bytes of each connection at the origin, and outcome and reason of each decision."""
     before, closed = len(lab.origin.connections), len(lab.gate.closed)
     lab.speak_http2()
@@ -57,7 +57,7 @@ def ask(lab, case, pause=lambda _: None):
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_smuggled_http2_request_is_refused_or_has_one_reading(lab, case):
     """Sends all frames in one piece."""
-    arrived, decisions = ask(lab, case)
+    arrived, decisions = run_case(lab, case)
     match case.outcome:
         case Refused(reason):
             assert arrived == []
@@ -80,7 +80,7 @@ def test_late_frames_send_no_more_than_was_decided(lab, case):
         client.flush()
         wait_until(lambda: sum(map(len, lab.origin.connections)) > before)
 
-    arrived, decisions = ask(lab, case, pause)
+    arrived, decisions = run_case(lab, case, pause)
     assert arrived
     assert raw(case.outcome.arrives, lab.site.host).startswith(b"".join(arrived))
     assert decisions[0] == ("passed", "rule")

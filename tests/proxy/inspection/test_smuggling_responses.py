@@ -29,7 +29,7 @@ class ResponseSmugglingLab:
         connection.sendall(raw(self.case.answer, ""))
         return isinstance(self.case.outcome, Passed)  # others end the connection
 
-    def ask(self, case):
+    def request(self, case):
         """Send two requests on one connection; returns the answers, and whether the connection was reset."""
         self.case = case
         got, cut = b"", False
@@ -57,7 +57,7 @@ def lab(tmp_path_factory, origins):
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_smuggled_response_arrives_as_meant_or_is_cut(lab, case):
-    got, cut = lab.ask(case)
+    got, cut = lab.request(case)
     match case.outcome:
         case Passed(gets):
             assert got == raw(gets, "") + NEXT

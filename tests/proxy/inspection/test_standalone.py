@@ -217,7 +217,7 @@ def test_request_trailers_are_not_forwarded(mitmdump, monkeypatch, method, path)
 # --- modes of mitmdump ---
 
 
-def say(mitmdump, data, index=0):
+def send(mitmdump, data, index=0):
     with socket.create_connection(("127.0.0.1", mitmdump.ports[index]), 10) as connection:
         connection.sendall(data.encode())
         with contextlib.suppress(ConnectionResetError):
@@ -241,7 +241,7 @@ def say(mitmdump, data, index=0):
 )
 def test_requests_to_another_host_or_protocol_are_refused(mitmdump, head):
     before = mitmdump.plain.connections
-    answer = say(mitmdump, head.replace("PORT", str(mitmdump.plain.port)) + "Connection: close\r\n\r\n")
+    answer = send(mitmdump, head.replace("PORT", str(mitmdump.plain.port)) + "Connection: close\r\n\r\n")
     assert b" 200 " not in answer.split(b"\r\n")[0]
     assert mitmdump.plain.connections == before
 
@@ -269,7 +269,7 @@ def test_tunnel_with_another_sni_is_refused(mitmdump):
     assert mitmdump.events("connection.decided")[-1]["reason"] == "name_mismatch"
 
 
-def transparent(mitmdump, *words, name="good.example", port=None):
+def curl_transparent(mitmdump, *words, name="good.example", port=None):
     """Connect as if the kernel had redirected the connection."""
     mitmdump.set_original_destination("203.0.113.9", port or mitmdump.tls.port)
     ca = mitmdump.directory / "conf" / "mitmproxy-ca-cert.pem"
@@ -278,17 +278,17 @@ def transparent(mitmdump, *words, name="good.example", port=None):
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_transparent_tls_connects_to_the_sni_and_not_to_the_address(mitmdump, version):
-    status, out, err = transparent(mitmdump, version, f"https://good.example:{mitmdump.tls.port}/echo")
+    status, out, err = curl_transparent(mitmdump, version, f"https://good.example:{mitmdump.tls.port}/echo")
     assert (status, err) == (0, "")
     assert json.loads(out)["authority"] == f"good.example:{mitmdump.tls.port}"
-    status, out, _ = transparent(
+    status, out, _ = curl_transparent(
         mitmdump, version, "--data", "x", "-X", "PUT", f"https://good.example:{mitmdump.tls.port}/x"
     )
     assert json.loads(out)["reason"] == "no_rule"
 
 
 def test_transparent_plain_http_request_passes(mitmdump):
-    status, out, err = transparent(
+    status, out, err = curl_transparent(
         mitmdump, f"http://good.example:{mitmdump.plain.port}/echo", port=mitmdump.plain.port
     )
     assert (status, err) == (0, "")
@@ -297,17 +297,17 @@ def test_transparent_plain_http_request_passes(mitmdump):
 
 def test_transparent_connection_to_unlisted_name_is_denied(mitmdump):
     before = mitmdump.tls.connections
-    status, _, _ = transparent(mitmdump, f"https://evil.example:{mitmdump.tls.port}/x")
+    status, _, _ = curl_transparent(mitmdump, f"https://evil.example:{mitmdump.tls.port}/x")
     assert status != 0
     assert mitmdump.events("connection.decided")[-1]["reason"] == "no_rule"
-    _, out, _ = transparent(mitmdump, f"http://evil.example:{mitmdump.plain.port}/x", port=mitmdump.plain.port)
+    _, out, _ = curl_transparent(mitmdump, f"http://evil.example:{mitmdump.plain.port}/x", port=mitmdump.plain.port)
     assert json.loads(out)["reason"] == "no_rule"
     assert mitmdump.tls.connections == before
 
 
 def test_transparent_request_with_host_unlike_its_sni_is_denied(mitmdump):
     before = mitmdump.tls.connections
-    _, out, _ = transparent(
+    _, out, _ = curl_transparent(
         mitmdump, "--http1.1", "-H", "Host: evil.example", f"https://good.example:{mitmdump.tls.port}/x"
     )
     assert json.loads(out)["reason"] == "name_mismatch"
@@ -317,10 +317,11 @@ def test_transparent_request_with_host_unlike_its_sni_is_denied(mitmdump):
 def test_transparent_dns_and_raw_bytes_are_cut(mitmdump):
     mitmdump.set_original_destination("203.0.113.9", 53)
     assert (
-        say(mitmdump, "\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04good\x07example\x00", index=1) == b""
+        send(mitmdump, "\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04good\x07example\x00", index=1)
+        == b""
     )
     mitmdump.set_original_destination("203.0.113.9", 22)
-    assert b" 200 " not in say(mitmdump, "SSH-2.0-x\r\n\r\n", index=1)
+    assert b" 200 " not in send(mitmdump, "SSH-2.0-x\r\n\r\n", index=1)
 
 
 # --- faults: hooks that raise, and options that are refused ---

@@ -48,14 +48,14 @@ def corpora(tmp_path_factory, origins):
     lab.wire.close()
 
 
-QUIET = 1  # seconds without a byte: mitmproxy leaves some connections open
+QUIET_SECONDS = 1  # seconds without a byte: mitmproxy leaves some connections open
 
 
-def ask(mitmdump, port, sent, *, ends=False):
+def send_raw(mitmdump, port, sent, *, ends=False):
     """Send bytes on a redirected connection; returns the answer."""
     mitmdump.set_original_destination("127.0.0.1", port)
     answer = b""
-    with socket.create_connection(("127.0.0.1", mitmdump.ports[0]), QUIET) as connection:
+    with socket.create_connection(("127.0.0.1", mitmdump.ports[0]), QUIET_SECONDS) as connection:
         connection.sendall(sent)
         if ends:
             connection.shutdown(socket.SHUT_WR)
@@ -81,7 +81,7 @@ def test_request_conditions_decide_as_in_the_gate(corpora, name):
     _, head, expected = CONDITIONS[name]
     host, before = CONDITION_HOSTS[name], corpora.web.connections
     sent = head.replace("HOST", f"{host}:{corpora.web.port}").replace("\n", "\r\n").encode()
-    ask(corpora, corpora.web.port, sent)
+    send_raw(corpora, corpora.web.port, sent)
     assert decided(corpora, host, 0).startswith(expected)
     assert corpora.web.connections - before == expected.startswith("passed")
 
@@ -93,7 +93,7 @@ def test_path_and_destination_decide_as_in_the_gate(corpora, name):
     field = "" if destination is None else f"Destination: {destination}\n"
     head = f"{line} HTTP/1.1\nHost: HOST\nConnection: close\n{field}\n"
     sent = head.replace("HOST", f"paths.example:{corpora.web.port}").replace("\n", "\r\n").encode()
-    ask(corpora, corpora.web.port, sent)
+    send_raw(corpora, corpora.web.port, sent)
     assert decided(corpora, "paths.example", earlier) == expected
     assert len(corpora.web.requests) - before == expected.startswith("passed")
 
@@ -119,7 +119,7 @@ def messages(data):
 def test_smuggled_request_is_refused_or_arrives_as_one_message(corpora, case):
     host = f"good.example:{corpora.wire.port}"
     before, ends = len(corpora.wire.connections), isinstance(case.outcome, Unfinished)
-    answer = ask(corpora, corpora.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
+    answer = send_raw(corpora, corpora.wire.port, raw(case.sent, host) + (b"" if ends else raw(NEXT, host)), ends=ends)
     wait_until(lambda: not corpora.wire.open)
     arrived = [
         messages(received) for received in corpora.wire.connections[before:] if received

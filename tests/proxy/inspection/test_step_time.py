@@ -29,7 +29,7 @@ def scan_lab(tmp_path_factory, origins):
     gate = GateLab(tmp_path_factory.mktemp("turns"), origins)
     origin = origins.web("good.example", tls=False)
     site = make_site(gate, origin, tls=False, more=", {id: s, to: good.example, action: flag, scan: block}")
-    site.ask("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # what is imported for the first one is there
+    site.request("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # what is imported for the first one is there
     yield gate, site
     gate.close()
 
@@ -51,12 +51,12 @@ PAYLOADS = {
     "chunks of one byte": _chunked(b"1\r\nx\r\n" * 40000 + b"0\r\n\r\n"),
     "a chunk's extension": _chunked(b"1;" + b"a" * 60000 + b"\r\nx\r\n0\r\n\r\n"),
     "trailers": _chunked(b"1\r\nx\r\n0\r\n" + b"a: b\r\n" * 10000 + b"\r\n"),
-    "a trailer that fits a pattern everywhere": _chunked(b"1\r\nx\r\n0\r\na: " + b"xoxb-" * 12000 + b"\r\n\r\n"),
+    "a trailer that matches a pattern everywhere": _chunked(b"1\r\nx\r\n0\r\na: " + b"xoxb-" * 12000 + b"\r\n\r\n"),
     "30,000 fields": _head(*[b"a:"] * 30000),
-    "as many fields as there may be": _head(*[b"x-a: " + b"b" * 180] * 490),
+    "the maximum number of fields": _head(*[b"x-a: " + b"b" * 180] * 490),
     "a field of prefixes": _head(b"x-a: " + b"hf_ " * 15000),
-    "a field that fits a pattern everywhere": _head(b"x-a: " + b"xoxb-" * 12000),
-    "fields that fit a pattern everywhere": _head(*[b"x-a: " + b"xoxb-" * 24] * 490),
+    "a field that matches a pattern everywhere": _head(b"x-a: " + b"xoxb-" * 12000),
+    "fields that match a pattern everywhere": _head(*[b"x-a: " + b"xoxb-" * 24] * 490),
     "a path of percent signs": _head(request=b"GET /" + b"%25" * 5400),
     "a path of segments": _head(request=b"GET " + b"/a%2e" * 3200),
     "a path of accents": _head(request=b"GET /a" + ("\u0345" * 900 + "\u0301" * 900 + "\u0316" * 900).encode()),
@@ -69,14 +69,13 @@ PAYLOADS = {
     "names that are nearly overrides": _head(*[b"x-" + b"forward-" * 6 + b"%d: a" % n for n in range(490)]),
     "a query of percent signs": _head(request=b"GET /?method&" + b"%" * 7900),
     "a query of parameters": _head(request=b"GET /?" + b"a=method&" * 1800),
-    "a query that fits a pattern everywhere": _head(request=b"GET /?a=" + b"xoxb-" * 3200),
+    "a query that matches a pattern everywhere": _head(request=b"GET /?a=" + b"xoxb-" * 3200),
     "a target that is too long": _head(request=b"GET /" + b"%25" * 20000),
-    "requests one behind the other": b"GET /ok HTTP/1.1\r\nHost: HOST\r\n\r\n" * 300 + _head(request=b"GET /ok"),
-    "packed text of prefixes": _packed(b"hf_ ", 4 << 20),
-    "packed text that fits a pattern everywhere": _packed(b"xoxb-", 1 << 19),
-    "packed text with parts of a token": _packed(b"eyJ" + b"a" * 500 + b".eyJ" + b"a" * 4000, 4 << 20),
-    "many packed streams": _head(b"Content-Encoding: gzip", b"Content-Length: 220000")
-    + gzip.compress(b"")[:20] * 11000,
+    "pipelined requests": b"GET /ok HTTP/1.1\r\nHost: HOST\r\n\r\n" * 300 + _head(request=b"GET /ok"),
+    "gzip of prefixes": _packed(b"hf_ ", 4 << 20),
+    "gzip that matches a pattern everywhere": _packed(b"xoxb-", 1 << 19),
+    "gzip with parts of a token": _packed(b"eyJ" + b"a" * 500 + b".eyJ" + b"a" * 4000, 4 << 20),
+    "many gzip members": _head(b"Content-Encoding: gzip", b"Content-Length: 220000") + gzip.compress(b"")[:20] * 11000,
 }
 
 
@@ -136,8 +135,8 @@ def _named_again(count):
 
 HTTP2 = {
     "heads that become 64 KB": (_named_again, 60),
-    "heads of as many fields as there may be": (lambda count: [b"\x00\x81\x07\x81\x07" * 490] * count, 20),
-    "heads of more fields than there may be": (lambda count: [b"\x90" * 1500] * count, 2),  # ends the connection
+    "heads with the maximum number of fields": (lambda count: [b"\x00\x81\x07\x81\x07" * 490] * count, 20),
+    "heads with too many fields": (lambda count: [b"\x90" * 1500] * count, 2),  # ends the connection
 }
 
 
@@ -203,8 +202,8 @@ def _ref(number):
 
 _FIRST = _line(_ref(0) + b"\0report-status\n")
 PUSHES = {
-    "as many refs as there may be": _FIRST + b"".join(_line(_ref(number)) for number in range(1, 1000)) + b"0000",
-    "lines that mean nothing": _FIRST + _line(b"shallow " + b"a" * 40) * 17000 + b"0000",
+    "the maximum number of refs": _FIRST + b"".join(_line(_ref(number)) for number in range(1, 1000)) + b"0000",
+    "shallow lines": _FIRST + _line(b"shallow " + b"a" * 40) * 17000 + b"0000",
     "a certificate of short lines": _line(b"push-cert\0report-status\n") + _line(b"x") * 190000 + b"0000",
     "a certificate of one long text": _line(b"push-cert\0report-status\n") + _line(b"\n" * 60000) * 16 + _line(b"push-cert-end\n"),
 }  # fmt: skip
@@ -234,8 +233,8 @@ def test_git_pushes_take_no_long_step(scan_lab, monkeypatch, push, packed):
     coding = [b"Content-Encoding: gzip"] if packed else []
     kind = b"Content-Type: application/x-git-receive-pack-request"
     head = _head(kind, b"Content-Length: %d" % len(body), *coding, request=b"POST /a/b.git/git-receive-pack")
-    site.ask("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # the rules have been looked up once
-    site.ask(EMPTY_PUSH)
+    site.request("GET /ok HTTP/1.1\nHost: HOST\nConnection: close\n\n")  # the rules have been looked up once
+    site.request(EMPTY_PUSH)
     before = len(gate.decided())
     with time_steps(monkeypatch) as timer, site.connect() as client, contextlib.suppress(ConnectionError):
         client.sendall((head + body).replace(b"HOST", site.host.encode()))

@@ -131,7 +131,7 @@ def test_100_continue_is_sent_only_for_an_allowed_request(gate, origins, tmp_pat
 
 def test_100_continue_is_not_sent_when_the_server_cannot_be_used(gate, origins):
     site = make_site(gate, origins.web("good.example", kind="expired"))
-    answer = site.ask("POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nExpect: 100-continue\n\n")
+    answer = site.request("POST / HTTP/1.1\nHost: HOST\nContent-Length: 5\nExpect: 100-continue\n\n")
     assert answer.startswith(b"HTTP/1.1 502 ")
 
 
@@ -345,7 +345,7 @@ def outcome(gate):
         (PART, ("failed", None, LEFT_EARLY)),  # a download that its length says is not whole
         (NOTHING, ("failed", None, LEFT_WAITING)),
     ],
-    ids=["chunked", "until it is closed", "a part of a length", "nothing"],
+    ids=["chunked", "until close", "part of a length", "no response"],
 )
 def test_client_that_leaves_is_recorded_by_how_much_it_received(gate, origins, tls, leave, case):
     answer, what = case

@@ -113,7 +113,7 @@ def test_sni_unlike_the_one_the_gate_saw_ends_the_connection(gate, origins):
     """A ClientHello that gate and OpenSSL read differently ends the connection."""
     origin = origins.web("good.example")
     site = make_site(gate, origin, sni="other.example")
-    assert site.ask("GET / HTTP/1.1\nHost: HOST\n\n") == b""
+    assert site.request("GET / HTTP/1.1\nHost: HOST\n\n") == b""
     assert gate.events("request.decided") == []
     assert origin.connections == 0
 
@@ -234,7 +234,7 @@ def test_strict_x509_checks_accept_our_certificate(gate, origins):
     client.close()
 
 
-class SignedAtOnce(dict):
+class SynchronousLeaves(dict):
     """Leaf certificates signed synchronously."""
 
     def __init__(self, ca):
@@ -251,20 +251,20 @@ class SignedAtOnce(dict):
 
 def test_client_contexts_and_known_protocols_are_cached_up_to_a_limit(gate, monkeypatch):
     monkeypatch.setattr("proxy.inspection.tls.CONTEXTS", 5)
-    contexts = ClientContexts(SignedAtOnce(gate.ca))
+    contexts = ClientContexts(SynchronousLeaves(gate.ca))
     first = contexts.connection("kept.example", (b"h2",)).get_context()
     for number in range(20):
         contexts.connection(f"n{number}.example", (b"h2",))
         assert contexts.connection("kept.example", (b"h2",)).get_context() is first
     assert len(contexts._kept) == 5
-    spoken = KnownProtocols()
+    known = KnownProtocols()
     for number in range(20):
-        spoken.note(WebOrigin(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
-    assert len(spoken._only_http1) == 5
+        known.note(WebOrigin(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")
+    assert len(known._only_http1) == 5
     origin = WebOrigin(HostName("n19.example"), 443, tls=True)
-    assert spoken.offer(origin) == (b"http/1.1",)
-    spoken.note(origin, b"h2")
-    assert spoken.offer(origin) == (b"h2", b"http/1.1")
+    assert known.offer(origin) == (b"http/1.1",)
+    known.note(origin, b"h2")
+    assert known.offer(origin) == (b"h2", b"http/1.1")
 
 
 def _shares(hello):
@@ -314,18 +314,18 @@ def test_key_share_follows_the_group_that_the_server_took_last(group, shared):
 
 def test_group_of_a_server_is_remembered_for_an_hour():
     now = [0.0]
-    spoken, origin = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
-    assert spoken.group(origin) == ""
-    spoken.note_group(origin, "X25519")
-    assert spoken.group(origin) == "x25519"
+    known, origin = KnownProtocols(lambda: now[0]), WebOrigin(HostName("good.example"), 443, tls=True)
+    assert known.group(origin) == ""
+    known.note_group(origin, "X25519")
+    assert known.group(origin) == "x25519"
     now[0] = 1800.0
-    spoken.note_group(origin, "X25519")  # as it was asked to, which says nothing about what it would like
+    known.note_group(origin, "X25519")  # as it was asked to, which says nothing about what it would like
     now[0] = 3599.0
-    assert spoken.group(origin) == "x25519"
+    assert known.group(origin) == "x25519"
     now[0] = 3601.0
-    assert spoken.group(origin) == ""
-    spoken.note_group(origin, None)
-    assert spoken.group(origin) == ""
+    assert known.group(origin) == ""
+    known.note_group(origin, None)
+    assert known.group(origin) == ""
 
 
 def test_server_with_another_curve_is_reached(gate, origins):
@@ -386,7 +386,7 @@ def company_ca(gate, origins, monkeypatch):
     return rules
 
 
-def answers(site, *paths, alpn=("http/1.1",)):
+def request_statuses(site, *paths, alpn=("http/1.1",)):
     """Request the paths on one connection, and return the status of each answer."""
     found = []
     with site.connect(alpn) as connection:
@@ -408,7 +408,7 @@ CASES = {
 @pytest.mark.parametrize(("rules", "status"), CASES.values(), ids=CASES)
 def test_rule_ca_decides_which_servers_are_trusted(gate, company_ca, rules, status):
     site, origin = company_ca(*rules)
-    assert answers(site, "/echo") == [status]
+    assert request_statuses(site, "/echo") == [status]
     wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
     assert completed.get("reason") == (None if status == 200 else "upstream_untrusted")
@@ -422,12 +422,12 @@ def test_rule_ca_keeps_the_roots_of_the_host_trusted(gate, origins):
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow, ca: other.pem}}]"
     )
-    assert answers(site, "/echo") == [200]
+    assert request_statuses(site, "/echo") == [200]
 
 
 def test_connection_trusted_by_a_rule_ca_is_not_used_for_other_rules(gate, company_ca):
     site, origin = company_ca(", ca: company.pem, http: {paths: [/a]}", ", http: {paths: [/b]}")
-    assert answers(site, "/a", "/b") == [200, 502]
+    assert request_statuses(site, "/a", "/b") == [200, 502]
     assert [(line[1], line[2]) for line in gate.decided()] == [("/a", "passed"), ("/b", "passed")]
     assert [request.target for request in origin.requests] == ["/a"]
     assert [e.get("reason") for e in gate.events("request.completed")] == [None, "upstream_untrusted"]
@@ -435,9 +435,9 @@ def test_connection_trusted_by_a_rule_ca_is_not_used_for_other_rules(gate, compa
 
 def test_rule_ca_ends_with_its_rule(gate, company_ca):
     site, _ = company_ca(", ca: company.pem")
-    assert answers(site, "/echo") == [200]
+    assert request_statuses(site, "/echo") == [200]
     company_ca("")
-    assert answers(site, "/echo") == [502]
+    assert request_statuses(site, "/echo") == [502]
 
 
 @pytest.mark.parametrize(("file", "status"), [("company.pem", 200), ("other.pem", 502)])
@@ -445,7 +445,7 @@ def test_upstream_ca_setting_applies_to_every_rule(gate, company_ca, file, statu
     site, origin = company_ca("")
     rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream_ca: {gate.directory / file}}}")
-    assert answers(site, "/echo") == [status]
+    assert request_statuses(site, "/echo") == [status]
 
 
 def test_certificate_of_a_rule_ca_must_have_the_host_name(gate, origins, monkeypatch):
@@ -457,7 +457,7 @@ def test_certificate_of_a_rule_ca_must_have_the_host_name(gate, origins, monkeyp
     gate.rules(
         f"[{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: allow, ca: company.pem}}]"
     )
-    assert answers(site, "/echo") == [502]
+    assert request_statuses(site, "/echo") == [502]
     assert gate.events("request.completed")[0]["reason"] == "upstream_untrusted"
 
 
@@ -466,7 +466,7 @@ def test_certificate_of_a_rule_ca_must_have_the_host_name(gate, origins, monkeyp
 
 VERSIONS = pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 IN_CERTIFICATE = (Slot(SlotKind.CLIENT_CERTIFICATE),)
-ASK = "GET /a HTTP/1.1\nHost: HOST\nConnection: close\n\n"
+REQUEST = "GET /a HTTP/1.1\nHost: HOST\nConnection: close\n\n"
 
 
 def require_certificate_answer(seen):
@@ -485,7 +485,7 @@ def secret(host, port):
     return Secret("cluster", Source(SourceKind.FILE, ("/x",)), "", ((HostName(host), port),), IN_CERTIFICATE)
 
 
-def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=("http/1.1",)):
+def make_certificate_site(gate, origins, seen, clients, version, *, host="", kind="good", alpn=("http/1.1",)):
     """A site that requests client certificates; the gate has one for `host`."""
     origin = origins.script(
         require_certificate_answer(seen),
@@ -504,10 +504,10 @@ def served(gate, origins, seen, clients, version, *, host="", kind="good", alpn=
 
 
 @VERSIONS
-@pytest.mark.parametrize("clients", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED], ids=["wished for", "required"])
+@pytest.mark.parametrize("clients", [ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED], ids=["optional", "required"])
 def test_client_certificate_secret_is_presented_to_its_host(gate, origins, clients, version):
     seen = []
-    answer = served(gate, origins, seen, clients, version, host="good.example").ask(ASK)
+    answer = make_certificate_site(gate, origins, seen, clients, version, host="good.example").request(REQUEST)
     assert (answer[:12], seen) == (b"HTTP/1.1 200", ["agent.example"])
     wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
@@ -518,7 +518,7 @@ def test_client_certificate_secret_is_presented_to_its_host(gate, origins, clien
 @VERSIONS
 def test_server_that_requires_a_certificate_fails_with_that_reason(gate, origins, version):
     seen = []
-    answer = served(gate, origins, seen, ssl.CERT_REQUIRED, version).ask(ASK)
+    answer = make_certificate_site(gate, origins, seen, ssl.CERT_REQUIRED, version).request(REQUEST)
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (answer[:12], page["reason"]) == (b"HTTP/1.1 502", "client_certificate")
     assert "in: client_certificate" in page["remedy"]
@@ -531,14 +531,14 @@ def test_server_that_requires_a_certificate_fails_with_that_reason(gate, origins
 
 def test_http2_server_that_requires_a_certificate_fails_with_that_reason(gate, origins):
     """With TLS 1.3 the server breaks off after the handshake, with all requests on its connection."""
-    site = served(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
+    site = make_certificate_site(gate, origins, [], ssl.CERT_REQUIRED, None, alpn=("h2",))
     status, out, _ = site.curl("/a", "--http2")
     assert (status, json.loads(out)["reason"]) == (0, "client_certificate")
 
 
 @VERSIONS
 def test_401_of_a_server_that_requests_a_certificate_is_explained(gate, origins, version):
-    answer = served(gate, origins, [], ssl.CERT_OPTIONAL, version).ask(ASK)
+    answer = make_certificate_site(gate, origins, [], ssl.CERT_OPTIONAL, version).request(REQUEST)
     assert answer.startswith(b"HTTP/1.1 401")
     wait_until(lambda: gate.events("request.completed"))
     (completed,) = gate.events("request.completed")
@@ -556,7 +556,9 @@ def test_401_of_a_server_that_requests_no_certificate_has_no_detail(gate, origin
 @VERSIONS
 def test_client_certificate_is_not_presented_to_another_host(gate, origins, version):
     seen = []
-    answer = served(gate, origins, seen, ssl.CERT_OPTIONAL, version, host="other.example").ask(ASK)
+    answer = make_certificate_site(gate, origins, seen, ssl.CERT_OPTIONAL, version, host="other.example").request(
+        REQUEST
+    )
     assert (answer[:12], seen) == (b"HTTP/1.1 401", [None])
 
 
@@ -564,7 +566,9 @@ def test_client_certificate_is_not_presented_to_another_host(gate, origins, vers
 @pytest.mark.parametrize("kind", ["self-signed", "wrong-name", "expired"])
 def test_client_certificate_is_not_presented_to_an_untrusted_server(gate, origins, version, kind):
     seen = []
-    answer = served(gate, origins, seen, ssl.CERT_OPTIONAL, version, host="good.example", kind=kind).ask(ASK)
+    answer = make_certificate_site(
+        gate, origins, seen, ssl.CERT_OPTIONAL, version, host="good.example", kind=kind
+    ).request(REQUEST)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted"
     assert seen == []
 
@@ -572,10 +576,10 @@ def test_client_certificate_is_not_presented_to_an_untrusted_server(gate, origin
 def test_client_certificate_is_not_presented_for_the_next_task(gate, origins):
     """A cached context with the certificate belongs to one task; the next task has a handshake without it."""
     seen = []
-    site = served(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
-    site.ask(ASK)
+    site = make_certificate_site(gate, origins, seen, ssl.CERT_OPTIONAL, None, host="good.example")
+    site.request(REQUEST)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None))
-    site.ask(ASK)
+    site.request(REQUEST)
     assert seen == ["agent.example", None]
 
 
@@ -595,7 +599,7 @@ OTHER = Authority.make().leaf("agent.example")
         (CERTIFICATE + OTHER[: OTHER.index(b"-----BEGIN CERTIFICATE")], "isn't that of its first certificate"),
         (PEM + b"x" * 70_000, "at most 64 KB"),
     ],
-    ids=["nothing", "a key of another kind", "no certificate", "no key", "another's key", "too long"],
+    ids=["nothing", "an API key", "no certificate", "no key", "key of another certificate", "too long"],
 )
 def test_invalid_certificate_secrets_raise_an_error_without_their_text(pem, says):
     with pytest.raises(ValueError, match=says) as error:

@@ -23,8 +23,8 @@ class Owner:
     def received(self, _, data):
         self.data += data
 
-    def ended(self, link):
-        self.calls.append("cut" if link.cut else "ended")
+    def ended(self, transport):
+        self.calls.append("cut" if transport.cut else "ended")
 
     def relieved(self, _):
         self.calls.append("relieved")
@@ -41,15 +41,17 @@ class Pair:
 
     def __init__(self, *, client=True, send_buffer=0):
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.far = socket.create_connection(listener.getsockname())
-            near, _ = listener.accept()
+            self.peer = socket.create_connection(listener.getsockname())
+            accepted, _ = listener.accept()
         if send_buffer:
-            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        near.setblocking(False)
-        self.far.settimeout(30)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        accepted.setblocking(False)
+        self.peer.settimeout(30)
         self.owner = Owner()
-        self.link = Transport(asyncio.get_running_loop(), poller.Poller(), near, self.owner, None, client=client)
-        self.link.watch()
+        self.transport = Transport(
+            asyncio.get_running_loop(), poller.Poller(), accepted, self.owner, None, client=client
+        )
+        self.transport.watch()
 
     async def wait_until(self, true):
         end = time.monotonic() + 30
@@ -58,14 +60,14 @@ class Pair:
             await asyncio.sleep(0.002)
 
     def send(self, data):
-        self.link.new.append(data)
-        self.link.flush()
+        self.transport.new.append(data)
+        self.transport.flush()
 
     def read(self, size):
-        return self.far.recv(size)
+        return self.peer.recv(size)
 
 
-def in_a_loop(test):
+def run_in_loop(test):
     def run():
         with asyncio.Runner(loop_factory=poller.Loop) as runner:
             runner.run(test())
@@ -75,100 +77,100 @@ def in_a_loop(test):
     return run
 
 
-@in_a_loop
+@run_in_loop
 async def test_queued_pieces_are_sent_together():
     pair = Pair()
-    pair.link.new.append(b"head")
-    pair.link.new.append(b"body")
-    pair.link.flush()
+    pair.transport.new.append(b"head")
+    pair.transport.new.append(b"body")
+    pair.transport.flush()
     assert pair.read(100) == b"headbody"
-    assert pair.link.up == 8
+    assert pair.transport.up == 8
 
 
-@in_a_loop
+@run_in_loop
 async def test_relieved_is_called_once_when_a_full_buffer_drains():
     pair = Pair(send_buffer=8192)
     pair.send(bytes(2_000_000))
-    assert pair.link.full
+    assert pair.transport.full
     got = 0
-    pair.far.setblocking(False)
+    pair.peer.setblocking(False)
     while got < 2_000_000:
         with contextlib.suppress(BlockingIOError):
             got += len(pair.read(10_000))
         await asyncio.sleep(0)
-    await pair.wait_until(lambda: not pair.link.full)
+    await pair.wait_until(lambda: not pair.transport.full)
     assert pair.owner.calls == ["relieved"]
     pair.send(b"more")
-    assert not pair.link.full
+    assert not pair.transport.full
 
 
-@in_a_loop
+@run_in_loop
 async def test_end_is_reported_and_the_send_half_stays_open():
     pair = Pair()
-    pair.far.sendall(b"last")
-    pair.far.shutdown(socket.SHUT_WR)
+    pair.peer.sendall(b"last")
+    pair.peer.shutdown(socket.SHUT_WR)
     await pair.wait_until(lambda: pair.owner.calls)
     assert (pair.owner.calls, pair.owner.data) == (["ended"], b"last")
     pair.send(b"answer")
     assert pair.read(10) == b"answer"
-    pair.link.close()
+    pair.transport.close()
     assert pair.owner.calls == ["ended", "gone"]
 
 
-@in_a_loop
+@run_in_loop
 async def test_reset_is_reported_as_a_cut():
     pair = Pair()
-    close_abruptly(pair.far)
+    close_abruptly(pair.peer)
     await pair.wait_until(lambda: pair.owner.calls)
     assert pair.owner.calls == ["cut"]
 
 
-@in_a_loop
+@run_in_loop
 async def test_reset_while_paused_is_reported_as_a_cut():
     pair = Pair()
-    pair.link.pause(paused=True)
-    close_abruptly(pair.far)
+    pair.transport.pause(paused=True)
+    close_abruptly(pair.peer)
     await pair.wait_until(lambda: pair.owner.calls)
     assert pair.owner.calls == ["cut"]
 
 
-@in_a_loop
+@run_in_loop
 async def test_peer_that_left_causes_no_busy_loop_while_paused():
     pair = Pair()
     calls = []
     ready = Transport.ready
-    pair.link.pause(paused=True)
-    pair.far.sendall(b"x" * 1000)
-    pair.far.close()
+    pair.transport.pause(paused=True)
+    pair.peer.sendall(b"x" * 1000)
+    pair.peer.close()
     Transport.ready = lambda self, events: (calls.append(events), ready(self, events))
     try:
         await asyncio.sleep(0.2)
     finally:
         Transport.ready = ready
     assert len(calls) < 5
-    pair.link.pause(paused=False)
+    pair.transport.pause(paused=False)
     await pair.wait_until(lambda: pair.owner.calls)
     assert (pair.owner.calls, len(pair.owner.data)) == (["ended"], 1000)
 
 
-@in_a_loop
+@run_in_loop
 async def test_early_answer_is_read_while_the_send_buffer_is_full():
     pair = Pair(client=False, send_buffer=8192)
     pair.send(bytes(3_000_000))
-    pair.far.sendall(b"too large")
+    pair.peer.sendall(b"too large")
     await pair.wait_until(lambda: pair.owner.data)
     assert pair.owner.data == b"too large"
-    close_abruptly(pair.far)
+    close_abruptly(pair.peer)
     await pair.wait_until(lambda: "cut" in pair.owner.calls)
 
 
-@in_a_loop
+@run_in_loop
 async def test_close_sends_the_buffered_bytes_first():
     pair = Pair(send_buffer=8192)
     pair.send(bytes(500_000))
-    pair.link.close()
+    pair.transport.close()
     pair.send(b"not this")
-    pair.far.setblocking(False)
+    pair.peer.setblocking(False)
     got, ended = 0, False
     while not ended:
         try:
@@ -177,24 +179,24 @@ async def test_close_sends_the_buffered_bytes_first():
         except BlockingIOError:
             await asyncio.sleep(0)
     assert got == 500_000
-    pair.far.close()
+    pair.peer.close()
     await pair.wait_until(lambda: "gone" in pair.owner.calls)
 
 
-@in_a_loop
+@run_in_loop
 async def test_closing_with_unread_bytes_does_not_reset_the_last_answer():
     """Closing a socket with unread bytes would send a reset, which discards the answer."""
     pair = Pair()
-    pair.far.sendall(b"x" * 100_000)
+    pair.peer.sendall(b"x" * 100_000)
     pair.send(b"no")
-    pair.link.close()
+    pair.transport.close()
     assert "gone" not in pair.owner.calls
     await asyncio.sleep(0.05)
-    pair.far.sendall(b"x" * 100_000)
+    pair.peer.sendall(b"x" * 100_000)
     await asyncio.sleep(0.05)
     assert pair.read(10) == b"no"
     assert pair.read(10) == b""
-    pair.far.close()
+    pair.peer.close()
     await pair.wait_until(lambda: "gone" in pair.owner.calls)
     assert pair.owner.data == b""
 
@@ -203,12 +205,12 @@ async def test_closing_with_unread_bytes_does_not_reset_the_last_answer():
 def test_lingering_ends_at_its_time_or_byte_limit(monkeypatch, limit):
     monkeypatch.setattr(module, limit, 0.1)
 
-    @in_a_loop
+    @run_in_loop
     async def run():
         pair = Pair()
-        pair.link.close()
+        pair.transport.close()
         if limit == "THROWN_AWAY":
-            pair.far.sendall(b"x")
+            pair.peer.sendall(b"x")
         await pair.wait_until(lambda: "gone" in pair.owner.calls)
 
     run()
@@ -220,48 +222,48 @@ def test_lingering_is_extended_while_the_client_sends(monkeypatch):
     looks = []
     look = module.Transport._look
 
-    def counting_look(link, times, had):
+    def counting_look(transport, times, had):
         looks.append(times)
-        look(link, times, had)
+        look(transport, times, had)
 
     monkeypatch.setattr(module.Transport, "_look", counting_look)
 
-    @in_a_loop
+    @run_in_loop
     async def run():
         pair = Pair()
-        pair.link.close()
-        pair.far.sendall(b"x")
+        pair.transport.close()
+        pair.peer.sendall(b"x")
         await pair.wait_until(lambda: "gone" in pair.owner.calls)
 
     run()
     assert looks == [1, 2]
 
 
-@in_a_loop
+@run_in_loop
 async def test_reset_discards_the_buffered_bytes():
     pair = Pair(send_buffer=8192)
     pair.send(bytes(500_000))
-    pair.link.reset()
-    pair.link.reset()
+    pair.transport.reset()
+    pair.transport.reset()
     with pytest.raises(ConnectionResetError):
-        read_all(pair.far)
+        read_all(pair.peer)
     assert pair.owner.calls == ["gone"]
 
 
-@in_a_loop
+@run_in_loop
 async def test_exception_of_the_owner_is_passed_to_crashed():
     pair = Pair()
 
-    def bug(link, data):
+    def bug(transport, data):
         raise ValueError("on purpose")
 
     pair.owner.received = bug
-    pair.far.sendall(b"x")
+    pair.peer.sendall(b"x")
     await pair.wait_until(lambda: pair.owner.calls)
     assert isinstance(pair.owner.calls[0], ValueError)
 
 
-@in_a_loop
+@run_in_loop
 async def test_costly_data_is_read_in_smaller_pieces():
     """Piece sizes shrink while data is costly and grow again when it is cheap."""
     pair, clock, cost, sizes = Pair(client=False), [0.0], [0.0], []
@@ -271,15 +273,15 @@ async def test_costly_data_is_read_in_smaller_pieces():
         clock[0] += len(data) * cost[0]
 
     pair.owner.received = received
-    pair.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
-    pair.far.setblocking(False)
+    pair.peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+    pair.peer.setblocking(False)
 
     async def read(most, seconds_a_byte):
         cost[0] = seconds_a_byte
         sizes.clear()
-        pair.link.pause(paused=True)
-        sent = pair.far.send(bytes(most))
-        pair.link.pause(paused=False)
+        pair.transport.pause(paused=True)
+        sent = pair.peer.send(bytes(most))
+        pair.transport.pause(paused=False)
         await pair.wait_until(lambda: sum(sizes) == sent)
         return list(sizes)
 
@@ -291,4 +293,4 @@ async def test_costly_data_is_read_in_smaller_pieces():
         cheap = await read(100_000, 1e-9)
         assert max(cheap) > 16 * min(cheap)
         assert max(cheap) <= module.PIECE
-    pair.link.reset()
+    pair.transport.reset()

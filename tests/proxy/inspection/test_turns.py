@@ -31,16 +31,16 @@ from tests.proxy.inspection.test_session import (  # noqa: F401 - run again
     test_queued_body_piece_is_not_sent_once_rules_deny_it,
 )
 from tests.proxy.inspection.test_websocket import (  # noqa: F401 - run again
-    AGREED,
-    MAY,
-    chat,
+    HANDSHAKE_ANSWER,
+    WEBSOCKET_ALLOWED,
     client_frame,
-    opened,
+    format_head,
+    make_websocket_site,
+    open_websocket,
     test_client_that_ends_a_websocket_is_recorded_as_passed,
     test_server_cut_after_a_close_frame_is_recorded_as_passed,
     test_server_cut_resets_the_client,
     test_websocket_relays_bytes_both_ways,
-    written,
 )
 from tests.support.waiting import wait_until
 
@@ -86,7 +86,7 @@ def test_client_reset_behind_its_end_resets_the_server(gate, origins, monkeypatc
         yield from real(websocket, event)
 
     def answer(connection, _head):
-        connection.sendall(written("HTTP/1.1 101 Switching Protocols", AGREED).encode())
+        connection.sendall(format_head("HTTP/1.1 101 Switching Protocols", HANDSHAKE_ANSWER).encode())
         try:
             while data := connection.recv(100):
                 received.append(data)
@@ -95,8 +95,8 @@ def test_client_reset_behind_its_end_resets_the_server(gate, origins, monkeypatc
             received.append("a reset")
 
     monkeypatch.setattr(Switched, "_pass_up", endless)
-    site = make_site(gate, origins.script(answer, "good.example"), tls=False, http=MAY)
-    connection = opened(site)
+    site = make_site(gate, origins.script(answer, "good.example"), tls=False, http=WEBSOCKET_ALLOWED)
+    connection = open_websocket(site)
     read_until(connection, b"\r\n\r\n")
     connection.sendall(client_frame(b"hello"))
     wait_until(lambda: received)

@@ -16,11 +16,11 @@ from tests.proxy.inspection.clients import read_until
 from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.ports import free_port
 
-WAYS = pytest.mark.parametrize("scheme", ["http", "socks5"])
+SCHEMES = pytest.mark.parametrize("scheme", ["http", "socks5"])
 
 
 @pytest.fixture
-def proxied(gate, origins):
+def make_proxied_site(gate, origins):
     """Rules that allow good.example at a port, and a proxy that resolves it."""
     made = []
 
@@ -40,11 +40,11 @@ def proxied(gate, origins):
         origins.loop.run(proxy.stop)
 
 
-@WAYS
+@SCHEMES
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-def test_request_is_sent_through_the_upstream_proxy(proxied, gate, origins, scheme, tls):
+def test_request_is_sent_through_the_upstream_proxy(make_proxied_site, gate, origins, scheme, tls):
     origin = origins.web("good.example", tls=tls)
-    proxy, site, upstream = proxied(scheme, origin, tls=tls)
+    proxy, site, upstream = make_proxied_site(scheme, origin, tls=tls)
     status, out, err = site.curl("/echo", "--http1.1", "--data", "abc")
     assert (status, err) == (0, "")
     assert json.loads(out)["body"]["size"] == 3
@@ -56,19 +56,19 @@ def test_request_is_sent_through_the_upstream_proxy(proxied, gate, origins, sche
     assert [e["destination"] for e in gate.events("request.completed")] == [there]
 
 
-@WAYS
-def test_http2_request_is_sent_through_one_tunnel(proxied, origins, scheme):
+@SCHEMES
+def test_http2_request_is_sent_through_one_tunnel(make_proxied_site, origins, scheme):
     origin = origins.web("good.example")
-    proxy, site, _ = proxied(scheme, origin)
+    proxy, site, _ = make_proxied_site(scheme, origin)
     status, out, err = site.curl("/echo", "--http2")
     assert (status, err, json.loads(out)["version"]) == (0, "", "2")
     assert len(proxy.asked) == 1
 
 
-@WAYS
-def test_denied_request_does_not_reach_the_proxy(proxied, gate, origins, scheme):
+@SCHEMES
+def test_denied_request_does_not_reach_the_proxy(make_proxied_site, gate, origins, scheme):
     origin = origins.web("good.example")
-    proxy, site, _ = proxied(scheme, origin)
+    proxy, site, _ = make_proxied_site(scheme, origin)
     status, out, _ = site.curl("/echo", "-X", "DELETE")
     assert status == 0
     assert json.loads(out)["reason"] == "no_rule"
@@ -86,10 +86,10 @@ CAUSES = [
 
 @pytest.mark.parametrize(("scheme", "how", "why"), [c[1:] for c in CAUSES], ids=[c[0] for c in CAUSES])
 def test_refusal_of_the_proxy_is_answered_502_with_its_cause(  # noqa: PLR0917
-    proxied, gate, origins, scheme, how, why
+    make_proxied_site, gate, origins, scheme, how, why
 ):
     origin = origins.web("good.example")
-    _, site, upstream = proxied(scheme, origin, **how)
+    _, site, upstream = make_proxied_site(scheme, origin, **how)
     status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert status == 0
     assert out.startswith(b"HTTP/1.1 502 ")
@@ -103,10 +103,10 @@ def test_refusal_of_the_proxy_is_answered_502_with_its_cause(  # noqa: PLR0917
     assert origin.connections == 0
 
 
-@WAYS
-def test_proxy_password_is_sent_to_the_proxy_alone(proxied, gate, origins, scheme):
+@SCHEMES
+def test_proxy_password_is_sent_to_the_proxy_alone(make_proxied_site, gate, origins, scheme):
     origin = origins.web("good.example")
-    _, site, _ = proxied(scheme, origin, login="me:geheim")
+    _, site, _ = make_proxied_site(scheme, origin, login="me:geheim")
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
     status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"200")
@@ -123,12 +123,12 @@ def test_proxy_password_is_sent_to_the_proxy_alone(proxied, gate, origins, schem
 # --- HTTP in the clear, which each request asks the proxy for ---
 
 
-def test_plain_request_is_sent_to_the_proxy_in_absolute_form(proxied, gate, origins):
+def test_plain_request_is_sent_to_the_proxy_in_absolute_form(make_proxied_site, gate, origins):
     """The target is the decided one in one spelling; only the login of the gate is sent, not that of the client."""
     origin = origins.web("good.example", tls=False)
-    proxy, site, _ = proxied("http", origin, tls=False, login="me:geheim", tunnels_only_to=frozenset({443}))
+    proxy, site, _ = make_proxied_site("http", origin, tls=False, login="me:geheim", tunnels_only_to=frozenset({443}))
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
-    answer = site.ask(
+    answer = site.request(
         "GET http://GOOD.example:PORT/a?b HTTP/1.1\nHost: GOOD.example:PORT\nProxy-Authorization: Basic bWluZQ==\n"
         "Proxy-Connection: close\nproxy-authorization: x\nX: y\n\n".replace("PORT", str(origin.port))
     )
@@ -151,42 +151,42 @@ def test_plain_request_is_sent_to_the_proxy_in_absolute_form(proxied, gate, orig
         ("OPTIONS /echo HTTP/1.1\nHost: HOST\nMax-Forwards: 0\n", "http"),
     ],
 )
-def test_trace_and_max_forwards_are_sent_through_a_tunnel(proxied, gate, origins, head, how):
+def test_trace_and_max_forwards_are_sent_through_a_tunnel(make_proxied_site, gate, origins, head, how):
     """A proxy answers TRACE with the request it received, including the password."""
     origin = origins.web("good.example", tls=False)
-    proxy, site, upstream = proxied("http", origin, tls=False, login="me:geheim")
+    proxy, site, upstream = make_proxied_site("http", origin, tls=False, login="me:geheim")
     rule = f"{{id: a, to: good.example, ports: [{origin.port}/http], action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream: '{upstream}'}}")
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheim")))
-    answer = site.ask(f"{head}Connection: close\n\n")
+    answer = site.request(f"{head}Connection: close\n\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"Z2VoZWlt" not in answer
     assert [asked["how"] for asked in proxy.asked] == [how]
 
 
 @pytest.mark.parametrize(("login", "status"), [(None, b"503"), (Login(b"me", b"geheim"), b"502")])
-def test_error_page_of_the_proxy_is_dropped_when_a_login_was_sent(proxied, gate, origins, login, status):
+def test_error_page_of_the_proxy_is_dropped_when_a_login_was_sent(make_proxied_site, gate, origins, login, status):
     """CVE-2025-62168: an error page quotes the request with the password. Without a password the page may pass."""
 
     def fail(connection, _head):
         connection.sendall(b"HTTP/1.1 503 No\r\nX-Squid-Error: ERR_DNS_FAIL 0\r\nContent-Length: 6\r\n\r\nquotes")
 
-    _, site, upstream = proxied("http", origins.script(fail), tls=False)
+    _, site, upstream = make_proxied_site("http", origins.script(fail), tls=False)
     gate.loop.run(lambda: setattr(gate.dialer, "login", login))
-    answer = site.ask("GET /echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
+    answer = site.request("GET /echo HTTP/1.1\nHost: HOST\nConnection: close\n\n")
     assert answer.split(b" ")[1] == status
     assert (b"quotes" in answer) is (login is None)
     assert (f"the proxy `{upstream}`: it answered 503 itself".encode() in answer) is (login is not None)
 
 
-def test_plain_websocket_is_sent_through_a_tunnel(proxied, gate, origins):
+def test_plain_websocket_is_sent_through_a_tunnel(make_proxied_site, gate, origins):
     def agree(connection, _head):
         agreed = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{agreed}\r\n\r\n".encode())
         connection.sendall(connection.recv(100))
 
     origin = origins.script(agree)
-    proxy, site, upstream = proxied("http", origin, tls=False)
+    proxy, site, upstream = make_proxied_site("http", origin, tls=False)
     rule = f"{{id: a, to: good.example, ports: [{origin.port}/http], http: {{methods: [GET], websocket: true}}, action: allow}}"
     gate.rules(f"[{rule}]", f"settings: {{upstream: '{upstream}'}}")
     with site.connect() as connection:
@@ -201,9 +201,9 @@ def test_plain_websocket_is_sent_through_a_tunnel(proxied, gate, origins):
 
 
 @pytest.mark.parametrize("login", [None, Login(b"me", b"wrong")])
-def test_407_of_the_proxy_is_not_passed_to_the_client(proxied, gate, origins, login):
+def test_407_of_the_proxy_is_not_passed_to_the_client(make_proxied_site, gate, origins, login):
     origin = origins.web("good.example", tls=False)
-    proxy, site, upstream = proxied("http", origin, tls=False, login="me:geheim")
+    proxy, site, upstream = make_proxied_site("http", origin, tls=False, login="me:geheim")
     gate.loop.run(lambda: setattr(gate.dialer, "login", login))
     status, out, _ = site.curl("/echo", "-i", "-H", "Proxy-Authorization: Basic bWU6Z2VoZWlt")
     assert (status, out.split(b" ")[1]) == (0, b"502")
@@ -211,9 +211,9 @@ def test_407_of_the_proxy_is_not_passed_to_the_client(proxied, gate, origins, lo
     assert (proxy.asked, origin.connections) == ([], 0)
 
 
-def test_each_plain_request_through_the_proxy_is_decided(proxied, gate, origins):
+def test_each_plain_request_through_the_proxy_is_decided(make_proxied_site, gate, origins):
     origin = origins.web("good.example", tls=False)
-    proxy, site, _ = proxied("http", origin, tls=False)
+    proxy, site, _ = make_proxied_site("http", origin, tls=False)
     client = http.client.HTTPConnection(site.host)
     client.sock = site.connect()
     statuses = []
@@ -228,9 +228,9 @@ def test_each_plain_request_through_the_proxy_is_decided(proxied, gate, origins)
     assert [asked["how"] for asked in proxy.asked] == ["relayed"]
 
 
-def test_proxy_that_is_down_is_not_bypassed(proxied, gate, origins):
+def test_proxy_that_is_down_is_not_bypassed(make_proxied_site, gate, origins):
     origin = origins.web("good.example")
-    _, site, _ = proxied("http", origin, port=free_port())
+    _, site, _ = make_proxied_site("http", origin, port=free_port())
     gate.name(good_example="127.0.0.1")
     status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"502")
@@ -238,17 +238,17 @@ def test_proxy_that_is_down_is_not_bypassed(proxied, gate, origins):
     assert origin.connections == 0
 
 
-def test_server_certificate_is_verified_behind_the_proxy(proxied, origins):
+def test_server_certificate_is_verified_behind_the_proxy(make_proxied_site, origins):
     origin = origins.web("other.example")
-    _, site, _ = proxied("http", origin)
+    _, site, _ = make_proxied_site("http", origin)
     status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"502")
     assert json.loads(out.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted"
 
 
-def test_server_connection_is_not_reused_under_another_proxy(proxied, gate, origins):
+def test_server_connection_is_not_reused_under_another_proxy(make_proxied_site, gate, origins):
     origin = origins.web("good.example")
-    proxy, site, _ = proxied("http", origin)
+    proxy, site, _ = make_proxied_site("http", origin)
     connection = http.client.HTTPConnection("127.0.0.1")
     connection.sock = site.connect()
     for _ in range(2):

@@ -18,11 +18,11 @@ from tests.support.waiting import wait_until
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and what is answered to it
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-HELLO = {
+HANDSHAKE = {
     "Host": "HOST", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": KEY, "Sec-WebSocket-Version": "13",
 }  # fmt: skip
-AGREED = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": ACCEPT}
-MAY = "{methods: [GET], paths: ['/chat'], websocket: true}"
+HANDSHAKE_ANSWER = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Accept": ACCEPT}
+WEBSOCKET_ALLOWED = "{methods: [GET], paths: ['/chat'], websocket: true}"
 
 
 def client_frame(payload, first=0x82):
@@ -41,33 +41,39 @@ def client_frame(payload, first=0x82):
 BYE, CLOSE = client_frame(b"bye"), client_frame(b"\x03\xe8", first=0x88)
 
 
-def written(first, fields):
+def format_head(first, fields):
     return "\r\n".join([first, *(f"{name}: {value}" for name, value in fields.items() if value is not None), "", ""])
 
 
-def opened(site, first="GET /chat HTTP/1.1", **fields):
+def open_websocket(site, first="GET /chat HTTP/1.1", **fields):
     connection = site.connect()
-    changed = {**HELLO, **{name.replace("_", "-"): value for name, value in fields.items()}}
-    connection.sendall(written(first, changed).replace("HOST", site.host).encode())
+    changed = {**HANDSHAKE, **{name.replace("_", "-"): value for name, value in fields.items()}}
+    connection.sendall(format_head(first, changed).replace("HOST", site.host).encode())
     return connection
 
 
-def finished(connection):
+def close_in_order(connection):
     if isinstance(connection, ssl.SSLSocket):
         connection = connection.unwrap()
     connection.close()
 
 
 @pytest.fixture(params=[True, False], ids=["tls", "plain"])
-def chat(request, gate, origins):
+def make_websocket_site(request, gate, origins):
     """Return a function that makes a site with a WebSocket echo server; `end` is called on `bye`."""
 
-    def make(http=MAY, agreed=AGREED, first="HTTP/1.1 101 Switching Protocols", greeting_origin=b"", end=None):
+    def make(
+        http=WEBSOCKET_ALLOWED,
+        agreed=HANDSHAKE_ANSWER,
+        first="HTTP/1.1 101 Switching Protocols",
+        greeting_origin=b"",
+        end=None,
+    ):
         def answer(connection, _head):
-            connection.sendall(written(first, agreed).encode() + greeting_origin)
+            connection.sendall(format_head(first, agreed).encode() + greeting_origin)
             while data := connection.recv(65536):
                 if data == BYE:
-                    (end or finished)(connection)
+                    (end or close_in_order)(connection)
                     return
                 connection.sendall(data)
 
@@ -77,9 +83,9 @@ def chat(request, gate, origins):
     return make
 
 
-def test_websocket_relays_bytes_both_ways(gate, chat):
-    site, origin = chat(greeting_origin=b"\r\n\x81\x02hi")
-    with opened(site) as connection:
+def test_websocket_relays_bytes_both_ways(gate, make_websocket_site):
+    site, origin = make_websocket_site(greeting_origin=b"\r\n\x81\x02hi")
+    with open_websocket(site) as connection:
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
         connection.sendall(client_frame(b"x"))
         data = b""
@@ -104,33 +110,33 @@ def test_websocket_relays_bytes_both_ways(gate, chat):
     gate.wait_closed()
 
 
-@pytest.mark.parametrize("end", [finished, close_abruptly], ids=["end", "cut"])
-@pytest.mark.parametrize("said_so", [True, False], ids=["after a Close frame", "without one"])
-def test_client_that_ends_a_websocket_is_recorded_as_passed(gate, chat, end, said_so):
-    site, _ = chat()
-    connection = opened(site)
+@pytest.mark.parametrize("end", [close_in_order, close_abruptly], ids=["end", "cut"])
+@pytest.mark.parametrize("close_frame_sent", [True, False], ids=["after a Close frame", "without one"])
+def test_client_that_ends_a_websocket_is_recorded_as_passed(gate, make_websocket_site, end, close_frame_sent):
+    site, _ = make_websocket_site()
+    connection = open_websocket(site)
     read_until(connection, b"\r\n\r\n")
-    if said_so:
+    if close_frame_sent:
         connection.sendall(CLOSE)
         read_until(connection, CLOSE)
     end(connection)
     gate.wait_closed()
     (completed,) = gate.events("request.completed")
-    left = "the client left before the end" if end is close_abruptly and not said_so else None
+    left = "the client left before the end" if end is close_abruptly and not close_frame_sent else None
     assert (completed["outcome"], completed.get("detail")) == ("passed", left)
     assert "failed" not in gate.recorder.summary().describe()
 
 
 @pytest.mark.parametrize("closing", ["client", "server"])
-def test_server_cut_after_a_close_frame_is_recorded_as_passed(gate, chat, closing):
+def test_server_cut_after_a_close_frame_is_recorded_as_passed(gate, make_websocket_site, closing):
     """Most servers close TCP without a close_notify once both sides have sent Close frames (RFC 6455 section 7.1.1)."""
 
     def end(connection):
         connection.sendall(b"\x88\x02\x03\xe8" if closing == "server" else b"\x81\x02hi")
         close_abruptly(connection)
 
-    site, _ = chat(end=end)
-    with opened(site) as connection:
+    site, _ = make_websocket_site(end=end)
+    with open_websocket(site) as connection:
         read_until(connection, b"\r\n\r\n")
         if closing == "client":
             connection.sendall(CLOSE)
@@ -142,9 +148,9 @@ def test_server_cut_after_a_close_frame_is_recorded_as_passed(gate, chat, closin
     assert gate.events("request.completed")[0]["outcome"] == "passed"
 
 
-def test_server_cut_resets_the_client(gate, chat):
-    site, _ = chat(end=close_abruptly)
-    with opened(site) as connection:
+def test_server_cut_resets_the_client(gate, make_websocket_site):
+    site, _ = make_websocket_site(end=close_abruptly)
+    with open_websocket(site) as connection:
         read_until(connection, b"\r\n\r\n")
         connection.sendall(BYE)
         with pytest.raises((ConnectionResetError, OSError)):
@@ -152,15 +158,15 @@ def test_server_cut_resets_the_client(gate, chat):
     assert gate.events("request.completed")[0]["outcome"] == "failed"
 
 
-LIMITED = MAY + ", limits: {bytes_up: 4KB}"
+LIMITED = WEBSOCKET_ALLOWED + ", limits: {bytes_up: 4KB}"
 FRAME = client_frame(b"x" * 300)  # the origin gives back what it is sent
 
 
 @pytest.mark.parametrize(("sent", "closes"), [(FRAME, True), (FRAME[:100], False), (FRAME + b"\x81", False)])
-def test_limit_sends_a_close_frame_only_between_frames(gate, chat, sent, closes):
+def test_limit_sends_a_close_frame_only_between_frames(gate, make_websocket_site, sent, closes):
     """Within a frame the connection is reset, because a Close frame would become part of the message."""
-    site, _ = chat(http=LIMITED)
-    with opened(site) as connection:
+    site, _ = make_websocket_site(http=LIMITED)
+    with open_websocket(site) as connection:
         read_until(connection, b"\r\n\r\n")
         connection.sendall(sent)
         heard = b""
@@ -203,80 +209,80 @@ def test_frame_boundaries_are_found(data, between):
     assert whole.between is single.between is between
 
 
-NO_HANDSHAKES = {
+INVALID_HANDSHAKES = {
     "POST": {"first": "POST /chat HTTP/1.1"},
     "HTTP/1.0": {"first": "GET /chat HTTP/1.0"},
     "no key": {"Sec_WebSocket_Key": None},
     "a short key": {"Sec_WebSocket_Key": "AAAA"},
     "another version": {"Sec_WebSocket_Version": "8"},
-    "another protocol besides": {"Upgrade": "websocket, h2c"},
+    "a second protocol": {"Upgrade": "websocket, h2c"},
     "a body": {"Content_Length": "4"},
     "chunks": {"Transfer_Encoding": "chunked"},
     "no Connection": {"Connection": "close"},
 }
 
 
-@pytest.mark.parametrize("how", NO_HANDSHAKES.values(), ids=NO_HANDSHAKES)
-def test_malformed_handshakes_are_refused(gate, chat, how):
-    site, origin = chat()
-    with opened(site, **how) as connection:
+@pytest.mark.parametrize("how", INVALID_HANDSHAKES.values(), ids=INVALID_HANDSHAKES)
+def test_malformed_handshakes_are_refused(gate, make_websocket_site, how):
+    site, origin = make_websocket_site()
+    with open_websocket(site, **how) as connection:
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
     assert gate.decided()[0][2:] == ("blocked", "protocol_mismatch")
     assert origin.requests == []
 
 
 @pytest.mark.parametrize("http", ["{methods: [GET]}", "{methods: [GET], websocket: false}"])
-def test_handshake_is_denied_unless_a_rule_allows_websocket(gate, chat, http):
-    site, origin = chat(http=http)
-    with opened(site) as connection:
+def test_handshake_is_denied_unless_a_rule_allows_websocket(gate, make_websocket_site, http):
+    site, origin = make_websocket_site(http=http)
+    with open_websocket(site) as connection:
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
     assert gate.decided()[0][2:] == ("blocked", "no_rule")
     assert origin.requests == []
 
 
-DISAGREED = {
-    "another key": {**AGREED, "Sec-WebSocket-Accept": ACCEPT.lower()},
-    "no key": {**AGREED, "Sec-WebSocket-Accept": None},
-    "another protocol": {**AGREED, "Upgrade": "h2c"},
-    "no Connection": {**AGREED, "Connection": None},
-    "extensions that weren't offered": {**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"},
+INVALID_ANSWERS = {
+    "another key": {**HANDSHAKE_ANSWER, "Sec-WebSocket-Accept": ACCEPT.lower()},
+    "no key": {**HANDSHAKE_ANSWER, "Sec-WebSocket-Accept": None},
+    "another protocol": {**HANDSHAKE_ANSWER, "Upgrade": "h2c"},
+    "no Connection": {**HANDSHAKE_ANSWER, "Connection": None},
+    "extensions that weren't offered": {**HANDSHAKE_ANSWER, "Sec-WebSocket-Extensions": "permessage-deflate"},
 }
 
 
-@pytest.mark.parametrize("agreed", DISAGREED.values(), ids=DISAGREED)
-def test_invalid_handshake_of_the_server_is_answered_502(gate, chat, agreed):
-    site, _ = chat(agreed=agreed)
-    with opened(site) as connection:
+@pytest.mark.parametrize("agreed", INVALID_ANSWERS.values(), ids=INVALID_ANSWERS)
+def test_invalid_handshake_of_the_server_is_answered_502(gate, make_websocket_site, agreed):
+    site, _ = make_websocket_site(agreed=agreed)
+    with open_websocket(site) as connection:
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 502 ")
     assert gate.events("request.completed")[0]["reason"] == "upstream_failed"
 
 
-def test_response_of_a_server_that_does_not_switch_is_forwarded(gate, chat):
-    site, _ = chat(first="HTTP/1.1 403 Forbidden", agreed={"Content-Length": "2"}, greeting_origin=b"no")
-    with opened(site) as connection:
+def test_response_of_a_server_that_does_not_switch_is_forwarded(gate, make_websocket_site):
+    site, _ = make_websocket_site(first="HTTP/1.1 403 Forbidden", agreed={"Content-Length": "2"}, greeting_origin=b"no")
+    with open_websocket(site) as connection:
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 Forbidden")
         assert connection.recv(2) == b"no"
 
 
 REQUEST = b"GET /other HTTP/1.1\r\nHost: evil.example\r\n\r\n"
-NO_FRAMES = {
+INVALID_FRAMES = {
     "a request": (REQUEST, "opcode"),
     "a request behind a message": (client_frame(b"hello") + REQUEST, "opcode"),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "opcode"),
     "TLS": (b"\x16\x03\x01\x02\x00", "opcode"),
-    "an opcode of nobody's": (client_frame(b"x", 0x83), "opcode"),
-    "a packed message that nobody agreed to": (client_frame(b"x", 0xC2), "opcode"),
+    "a reserved opcode": (client_frame(b"x", 0x83), "opcode"),
+    "a compressed message without an extension": (client_frame(b"x", 0xC2), "opcode"),
     "a message without a mask": (b"\x81\x02hi", "masked"),
     "a control frame that is too long": (b"\x89\xfe\x00\x7e" + bytes(130), "control frame"),
 }
 
 
 @pytest.mark.parametrize("bytewise", [False, True], ids=["whole", "byte by byte"])
-@pytest.mark.parametrize(("data", "why"), NO_FRAMES.values(), ids=NO_FRAMES)
-def test_invalid_client_frames_end_the_websocket(gate, chat, data, why, bytewise):
+@pytest.mark.parametrize(("data", "why"), INVALID_FRAMES.values(), ids=INVALID_FRAMES)
+def test_invalid_client_frames_end_the_websocket(gate, make_websocket_site, data, why, bytewise):
     """A proxy in front of the server might read them as requests, which were never decided."""
-    site, origin = chat()
-    with opened(site) as connection:
+    site, origin = make_websocket_site()
+    with open_websocket(site) as connection:
         read_until(connection, b"\r\n\r\n")
         with contextlib.suppress(OSError):
             for at in range(0, len(data), 1 if bytewise else len(data)):
@@ -292,19 +298,19 @@ def test_invalid_client_frames_end_the_websocket(gate, chat, data, why, bytewise
     assert len(origin.requests) == len(gate.decided()) == 1
 
 
-def test_request_sent_behind_the_handshake_is_not_forwarded(gate, chat):
+def test_request_sent_behind_the_handshake_is_not_forwarded(gate, make_websocket_site):
     """Bytes behind the handshake belong to the WebSocket, and are no valid frame."""
-    site, origin = chat()
+    site, origin = make_websocket_site()
     with site.connect() as connection:
-        connection.sendall(written("GET /chat HTTP/1.1", HELLO).replace("HOST", site.host).encode() + REQUEST)
+        connection.sendall(format_head("GET /chat HTTP/1.1", HANDSHAKE).replace("HOST", site.host).encode() + REQUEST)
         with contextlib.suppress(OSError):
             assert b"GET" not in read_all(connection)
     assert len(origin.requests) == len(gate.decided()) == 1
 
 
-def test_agreed_extension_may_set_its_reserved_bit(gate, chat):
-    site, _ = chat(agreed={**AGREED, "Sec-WebSocket-Extensions": "permessage-deflate"})
-    with opened(site, Sec_WebSocket_Extensions="permessage-deflate") as connection:
+def test_agreed_extension_may_set_its_reserved_bit(gate, make_websocket_site):
+    site, _ = make_websocket_site(agreed={**HANDSHAKE_ANSWER, "Sec-WebSocket-Extensions": "permessage-deflate"})
+    with open_websocket(site, Sec_WebSocket_Extensions="permessage-deflate") as connection:
         read_until(connection, b"\r\n\r\n")
         packed = client_frame(b"x", 0xC2)
         connection.sendall(packed)
@@ -314,11 +320,11 @@ def test_agreed_extension_may_set_its_reserved_bit(gate, chat):
             assert b"GE" not in read_all(connection)
 
 
-def test_request_behind_a_declined_handshake_is_decided(gate, chat):
-    site, origin = chat(first="HTTP/1.1 200 OK", agreed={"Content-Length": "0"})
+def test_request_behind_a_declined_handshake_is_decided(gate, make_websocket_site):
+    site, origin = make_websocket_site(first="HTTP/1.1 200 OK", agreed={"Content-Length": "0"})
     with site.connect() as connection:
         ahead = "GET /other HTTP/1.1\r\nHost: HOST\r\n\r\n"
-        connection.sendall((written("GET /chat HTTP/1.1", HELLO) + ahead).replace("HOST", site.host).encode())
+        connection.sendall((format_head("GET /chat HTTP/1.1", HANDSHAKE) + ahead).replace("HOST", site.host).encode())
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 200 ")
         assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
     assert [line[1:] for line in gate.decided()] == [("/chat", "passed", "rule"), ("/other", "blocked", "no_rule")]
@@ -333,6 +339,10 @@ def test_handshake_of_the_rfc_example_is_accepted():
         base64.b64encode(hashlib.sha1(f"{KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()).decode()
         == ACCEPT
     )
-    assert is_handshake(handshake_head(HELLO), body=False)
-    assert agrees(handshake_head(HELLO), ResponseHead(b"HTTP/1.1", 101, b"", handshake_head(AGREED).fields))
-    assert not agrees(handshake_head(HELLO), ResponseHead(b"HTTP/1.1", 200, b"", handshake_head(AGREED).fields))
+    assert is_handshake(handshake_head(HANDSHAKE), body=False)
+    assert agrees(
+        handshake_head(HANDSHAKE), ResponseHead(b"HTTP/1.1", 101, b"", handshake_head(HANDSHAKE_ANSWER).fields)
+    )
+    assert not agrees(
+        handshake_head(HANDSHAKE), ResponseHead(b"HTTP/1.1", 200, b"", handshake_head(HANDSHAKE_ANSWER).fields)
+    )

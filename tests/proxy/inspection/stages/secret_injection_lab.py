@@ -73,7 +73,7 @@ def echo(connection, request):
     )
 
 
-def bodies(answers):
+def record_posted(answers):
     """Read a posted body, append it to `answers`, and echo the head."""
 
     def answer(connection, request):

@@ -38,7 +38,7 @@ def head(line, *fields):
     return "\n".join([f"{line} HTTP/1.1", "Host: HOST", "Connection: close", *fields, "", ""])
 
 
-def recording(got, status=b"200 OK"):
+def record_bodies(got, status=b"200 OK"):
     """Answer function that reads a whole body, by length or chunks, and appends it to `got`."""
 
     def answer(connection, request):

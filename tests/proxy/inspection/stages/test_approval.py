@@ -19,7 +19,7 @@ from tests.proxy.inspection.clients import Client, close_abruptly, read_all, rea
 from tests.proxy.inspection.stages.secret_injection_lab import REAL, SHOWN, secret
 from tests.support.waiting import wait_until
 
-GONE = "the client went away while people were asked"
+CLIENT_LEFT = "the client went away while people were asked"
 
 
 @TLS_AND_PLAIN
@@ -200,22 +200,22 @@ def test_reset_stream_withdraws_its_approval_request(approvals_lab):
         wait_until(lambda: any(isinstance(word, Withdraw) for word in approvals_lab.people.said))
         wait_until(approvals_lab.decided)
         assert approvals_lab.decided() == [("approval_timeout", id_)]
-        assert client.status(client.request("/")) == "200"  # the connection goes on
+        assert client.status(client.request("/")) == "200"  # the connection stays open
         assert [request.target for request in approvals_lab.origin.requests] == ["/"]
     finally:
         client.close()
 
 
-LEAVING = {
-    "whose request is whole": ("POST", "hello", "close"),
-    "whose body isn't read": ("POST", "x" * 40_000, "close"),
-    "with a reset": ("POST", "hello", "reset"),
-    "that ends its side": ("POST", "", "shutdown"),
+WAYS_TO_LEAVE = {
+    "close, request complete": ("POST", "hello", "close"),
+    "close, body unread": ("POST", "x" * 40_000, "close"),
+    "reset": ("POST", "hello", "reset"),
+    "half-close": ("POST", "", "shutdown"),
 }
 
 
-@pytest.mark.parametrize("approvals_lab", [False], ids=["clear"], indirect=True)
-@pytest.mark.parametrize(("method", "body", "how"), LEAVING.values(), ids=LEAVING)
+@pytest.mark.parametrize("approvals_lab", [False], ids=["plain"], indirect=True)
+@pytest.mark.parametrize(("method", "body", "how"), WAYS_TO_LEAVE.values(), ids=WAYS_TO_LEAVE)
 def test_client_that_leaves_withdraws_its_approval_request(approvals_lab, method, body, how):
     connection = approvals_lab.site.connect()
     connection.sendall(approvals_lab.request(method, body=body))
@@ -230,7 +230,7 @@ def test_client_that_leaves_withdraws_its_approval_request(approvals_lab, method
     wait_until(approvals_lab.decided)
     assert approvals_lab.decided() == [("approval_timeout", id_)]
     (event,) = approvals_lab.gate.events("request.decided")
-    assert event["detail"] == GONE
+    assert event["detail"] == CLIENT_LEFT
     approvals_lab.run(approvals_lab.people.approve, id_)
     approvals_lab.gate.wait_closed()
     assert approvals_lab.nothing_sent()
@@ -381,7 +381,7 @@ def test_response_is_cut_when_its_grant_is_revoked(approvals_lab, origins):
     assert (completed["outcome"], completed["reason"], completed["rules"]) == ("blocked", "expired", ["t:ask"])
 
 
-def _forget_the_registry(approvals_lab, monkeypatch):
+def _remove_registry(approvals_lab, monkeypatch):
     monkeypatch.setattr(approvals_lab.gate.sandbox, "approvals", None)
 
 
@@ -389,7 +389,7 @@ def _end_the_grant(_desk, monkeypatch):
     monkeypatch.setattr(Leases, "enter", lambda *_: None)
 
 
-@pytest.mark.parametrize("do", [_forget_the_registry, _end_the_grant])
+@pytest.mark.parametrize("do", [_remove_registry, _end_the_grant])
 def test_request_is_denied_if_its_grant_ends_before_it_is_sent(approvals_lab, monkeypatch, do):
     settle = PendingApprovals.settle
 

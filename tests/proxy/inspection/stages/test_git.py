@@ -146,12 +146,12 @@ def test_ambiguous_git_requests_are_refused(method, target, kinds, reason):
 # --- real git through the gate ---
 
 
-EVERY = pytest.mark.parametrize(
+GIT_VERSIONS = pytest.mark.parametrize(
     ("version", "http"), [(0, "HTTP/1.1"), (1, "HTTP/1.1"), (2, "HTTP/1.1"), (2, "HTTP/2"), (0, "HTTP/2")]
 )
 
 
-@EVERY
+@GIT_VERSIONS
 def test_clone_and_fetch_pass(forge, tmp_path, version, http):
     for words in (("clone", "-q", forge.url(), tmp_path / "again"), ("fetch", "-q", "origin"), ("ls-remote",)):
         done = forge.remote(*words, version=version, http=http)
@@ -161,7 +161,7 @@ def test_clone_and_fetch_pass(forge, tmp_path, version, http):
     assert {reason for *_, reason in forge.site.gate.decided()} == {"rule"}
 
 
-@EVERY
+@GIT_VERSIONS
 def test_push_of_an_allowed_branch_passes(forge, version, http):
     done = forge.remote("push", "origin", "HEAD:refs/heads/feature/x", version=version, http=http)
     assert done.returncode == 0, done.stderr
@@ -169,7 +169,7 @@ def test_push_of_an_allowed_branch_passes(forge, version, http):
     assert forge.pushes() == [("passed", "rule", ["t:features"])]
 
 
-@EVERY
+@GIT_VERSIONS
 def test_push_that_needs_approval_is_denied_without_a_registry(forge, version, http):
     done = forge.remote("push", "origin", "HEAD:main", version=version, http=http)
     assert done.returncode == 1
@@ -325,14 +325,14 @@ PLAIN = (
 )
 
 
-def audited(forge, gate, mode="audit"):
+def use_plain_rules(forge, gate, mode="audit"):
     gate.rules(PLAIN.replace("PORT", str(forge.site.port)), f"settings: {{mode: {mode}}}")
 
 
 @pytest.mark.parametrize("http", ["HTTP/1.1", "HTTP/2"])
 def test_audit_mode_records_git_requests_for_learn(forge, gate, http):
     """Without the refs `exeat learn` would draft a rule that allows every push."""
-    audited(forge, gate)
+    use_plain_rules(forge, gate)
     done = forge.remote("push", "-o", "ci.skip", "origin", "HEAD:refs/heads/feature/x", http=http)
     assert done.returncode == 0, done.stderr
     assert forge.remote("fetch", "origin", http=http).returncode == 0
@@ -352,6 +352,6 @@ def test_audit_mode_records_git_requests_for_learn(forge, gate, http):
 
 
 def test_push_is_not_read_without_audit_mode_or_git_rules(forge, gate):
-    audited(forge, gate, mode="enforce")
+    use_plain_rules(forge, gate, mode="enforce")
     assert forge.remote("push", "origin", "HEAD:refs/heads/feature/x").returncode == 0
     assert not [event for event in gate.events("request.decided") if "git" in event]

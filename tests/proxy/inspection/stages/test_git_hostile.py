@@ -73,8 +73,8 @@ HOSTILE = {
     "an option to another repository": (push(f"{A} {B} {FEATURE}", options=["a"]), {"head": HEAD.replace("/acme/", "/evil/")}, NO_RULE),
     "options that don't end": (push(f"{A} {B} {FEATURE}", options=[])[:-4], {}, UNREADABLE),
     "a pack in place of options": (push(f"{A} {B} {FEATURE}", options=[])[:-4] + b"PACK", {}, UNREADABLE),
-    "gzip that nothing says": (gzip.compress(TO_FEATURE), {}, UNREADABLE),
-    "gzip that isn't": (TO_FEATURE, {"more": "Content-Encoding: gzip\n"}, UNREADABLE),
+    "gzip without Content-Encoding": (gzip.compress(TO_FEATURE), {}, UNREADABLE),
+    "plain bytes as gzip": (TO_FEATURE, {"more": "Content-Encoding: gzip\n"}, UNREADABLE),
     "gzip twice": (gzip.compress(gzip.compress(TO_FEATURE)), {"more": "Content-Encoding: gzip, gzip\n"}, UNREADABLE),
     "two codings": (gzip.compress(TO_FEATURE), {"more": "Content-Encoding: gzip\nContent-Encoding: gzip\n"}, UNREADABLE),
     "brotli": (TO_FEATURE, {"more": "Content-Encoding: br\n"}, UNREADABLE),
@@ -182,9 +182,9 @@ def test_push_is_not_sent_before_its_ref_list_is_complete(forge):
 
 
 RELOADED = {
-    "no rule has git any more, and none lets it out": ("http: {methods: [GET]}", "blocked no_rule"),
-    "no rule has git any more": ("http: {paths: [/acme/**]}", "passed rule"),
-    "another ref is let out": ('git: {repos: ["acme/*"], push: [refs/heads/other]}', "blocked no_rule"),
+    "no git rule and no rule that allows it": ("http: {methods: [GET]}", "blocked no_rule"),
+    "no git rule": ("http: {paths: [/acme/**]}", "passed rule"),
+    "another ref is allowed": ('git: {repos: ["acme/*"], push: [refs/heads/other]}', "blocked no_rule"),
 }
 
 

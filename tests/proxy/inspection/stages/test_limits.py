@@ -15,11 +15,11 @@ from tests.support.waiting import wait_until
 KB = 1024
 
 
-def limited(gate, origins, limits):
+def make_limited_site(gate, origins, limits):
     return make_site(gate, origins.web("good.example"), http=f"{{paths: ['/**']}}, limits: {{{limits}}}")
 
 
-def refused(answer):
+def denial(answer):
     """Return status and reason of a denial page."""
     status, out, err = answer
     assert (status, err) == (0, "")
@@ -29,17 +29,17 @@ def refused(answer):
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_request_beyond_the_request_limit_is_denied_with_429(gate, origins, version):
-    site = limited(gate, origins, "requests: 2")
+    site = make_limited_site(gate, origins, "requests: 2")
     for _ in range(2):
         assert site.curl("/echo", version, "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
-    assert refused(site.curl("/echo", version, "-H", "Accept: application/json")) == (429, "limit_exceeded")
+    assert denial(site.curl("/echo", version, "-H", "Accept: application/json")) == (429, "limit_exceeded")
     assert [outcome for _, _, outcome, _ in gate.decided()] == ["passed", "passed", "blocked"]
     last = gate.events("request.decided")[-1]
     assert (last["verdict"], last["reason"], last["rules"]) == ("deny", "limit_exceeded", ["t:a"])
 
 
 def test_requests_on_one_connection_count_one_by_one(gate, origins):
-    site = limited(gate, origins, "requests: 3, connections: 1")
+    site = make_limited_site(gate, origins, "requests: 3, connections: 1")
     more = [word for _ in range(4) for word in ("-o", "/dev/null", f"https://{site.host}/echo")]
     _, out, _ = site.curl("/echo", "--http1.1", "-o", "/dev/null", "-w", "%{http_code} ", *more)
     assert out.split() == [b"200", b"200", b"200", b"429", b"429"]
@@ -58,12 +58,12 @@ def test_upload_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, vers
     assert (completed["outcome"], completed["reason"]) == ("blocked", "limit_exceeded")
     assert completed["bytes"]["up"] <= 200 * KB
     again = site.curl("/upload", "-H", "Accept: application/json", "-T", body, "-X", "POST")
-    assert (again[0] != 0) or refused(again)[1] == "limit_exceeded"
+    assert (again[0] != 0) or denial(again)[1] == "limit_exceeded"
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_download_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, version):
-    site = limited(gate, origins, "bytes_down: 200KB")
+    site = make_limited_site(gate, origins, "bytes_down: 200KB")
     got = tmp_path / "got"
     status, _, _ = site.curl(f"/bytes/{1000 * KB}", version, "-o", got)
     assert status in {18, 56, 92}  # partial file, receive error, HTTP/2 stream error: never a whole one
@@ -79,8 +79,8 @@ def test_download_is_cut_before_it_exceeds_its_limit(gate, origins, tmp_path, ve
 
 
 def test_request_head_counts_as_uploaded_bytes(gate, origins):
-    site = limited(gate, origins, "bytes_up: 4KB")
-    assert refused(site.curl(f"/echo?{'x' * 5000}", "-H", "Accept: application/json")) == (429, "limit_exceeded")
+    site = make_limited_site(gate, origins, "bytes_up: 4KB")
+    assert denial(site.curl(f"/echo?{'x' * 5000}", "-H", "Accept: application/json")) == (429, "limit_exceeded")
     assert site.curl("/echo", "-o", "/dev/null", "-w", "%{http_code}")[1] == b"200"
 
 
@@ -158,10 +158,10 @@ def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, e
     with site.connect() as connection:
         head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {40 * KB}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode() + b"x" * (10 * KB))
-        wait_until(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
+        wait_until(lambda: any(exchange.up == 10 * KB for exchange in open_requests(gate)))
         rules(after)
         gate.loop.run(
-            lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
+            lambda: [one.review(gate.sandbox.policy.decide(attempt_to(origin.port))) for one in open_connections(gate)]
         )
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"x" * (30 * KB))
@@ -175,17 +175,17 @@ def test_new_limits_apply_to_an_upload_under_way(gate, origins, before, after, e
     assert completed["bytes"]["up"] <= 30 * KB if ends else completed["bytes"]["up"] == 40 * KB
 
 
-def under_way(port):
+def attempt_to(port):
     return Attempt(Protocol.HTTP, HostName("good.example"), port)
 
 
-def open_ones(gate):
+def open_connections(gate):
     engine = gate.inspection._engine
     return [] if engine is None else list(engine._connections.values())
 
 
-def exchanges(gate):
-    return [request for one in open_ones(gate) for request in one.session.open.values()]
+def open_requests(gate):
+    return [request for one in open_connections(gate) for request in one.session.open.values()]
 
 
 def test_upload_beyond_a_new_limit_ends_at_once(gate, origins):
@@ -201,10 +201,10 @@ def test_upload_beyond_a_new_limit_ends_at_once(gate, origins):
     with site.connect() as connection:
         head = f"POST /upload HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: {40 * KB}\r\n\r\n"
         connection.sendall(head.encode() + b"x" * (10 * KB))
-        wait_until(lambda: any(exchange.up == 10 * KB for exchange in exchanges(gate)))
+        wait_until(lambda: any(exchange.up == 10 * KB for exchange in open_requests(gate)))
         rules("bytes_up: 1KB")
         gate.loop.run(
-            lambda: [one.review(gate.sandbox.policy.decide(under_way(origin.port))) for one in open_ones(gate)]
+            lambda: [one.review(gate.sandbox.policy.decide(attempt_to(origin.port))) for one in open_connections(gate)]
         )
         assert read_all(connection) == b""
     wait_until(lambda: gate.events("request.completed"))

@@ -18,7 +18,7 @@ from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.waiting import wait_until
 
 REAL = Keys("AKIAREALREALREAL0001", "real/Secret+Key0123456789abcdefghijklmno")
-PASSING = replace(REAL, ident="ASIAREALREALREAL0001", token="Fwo-real-session-token//////////" * 9 + "==")
+WITH_SESSION_TOKEN = replace(REAL, ident="ASIAREALREALREAL0001", token="Fwo-real-session-token//////////" * 9 + "==")
 
 
 class SigningLab:
@@ -48,14 +48,19 @@ class SigningLab:
         if body:
             fields["content-length"] = str(len(body))
         lines = "".join(f"{name}: {value}\n" for name, value in fields.items())
-        return self.site.ask(f"{method} {target} HTTP/1.1\n{lines}\n", body)
+        return self.site.request(f"{method} {target} HTTP/1.1\n{lines}\n", body)
 
-    def ask(self, method="GET", target="/", *, keys=None, body=b"", **more):
+    def request(self, method="GET", target="/", *, keys=None, body=b"", **more):
         return self.send(method, target, signed(keys or self.fake, self.host, method, target, body=body, **more), body)
 
     def assert_no_secret_disclosed(self, *answers):
         journal = json.dumps(self.gate.events()).encode()
-        for value in (REAL.key.encode(), REAL.ident.encode(), PASSING.ident.encode(), PASSING.token.encode()):
+        for value in (
+            REAL.key.encode(),
+            REAL.ident.encode(),
+            WITH_SESSION_TOKEN.ident.encode(),
+            WITH_SESSION_TOKEN.token.encode(),
+        ):
             assert all(value not in text for text in (journal, *answers))
 
 
@@ -86,7 +91,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("request_options", REQUESTS.values(), ids=REQUESTS)
 def test_request_signed_with_placeholders_is_signed_again(signing_lab, request_options):
-    answer = signing_lab.ask(**request_options)
+    answer = signing_lab.request(**request_options)
     assert signing_lab.verdicts == ["ok"], answer
     (request,) = signing_lab.origin.requests
     for part in (signing_lab.fake.ident, signing_lab.fake.key):
@@ -101,14 +106,14 @@ def test_chunked_body_is_read_before_it_is_signed(signing_lab):
     pieces = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in (body[:7], body[7:])) + b"0\r\n\r\n"
     headers["transfer-encoding"] = "chunked"
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
-    answer = signing_lab.site.ask(f"POST / HTTP/1.1\n{lines}connection: close\n\n", pieces)
+    answer = signing_lab.site.request(f"POST / HTTP/1.1\n{lines}connection: close\n\n", pieces)
     assert signing_lab.verdicts == ["ok"], answer
 
 
 def test_session_token_is_replaced_with_its_keys(gate, origins):
-    signing_lab = SigningLab(gate, origins, PASSING)
+    signing_lab = SigningLab(gate, origins, WITH_SESSION_TOKEN)
     assert signing_lab.fake.ident.startswith("ASIA")
-    answer = signing_lab.ask(target="/a")
+    answer = signing_lab.request(target="/a")
     assert signing_lab.verdicts == ["ok"], answer
     signing_lab.send("GET", presigned(signing_lab.fake, signing_lab.host, "GET", "/a"), {})
     assert signing_lab.verdicts == ["ok", "ok"]
@@ -164,7 +169,7 @@ def test_real_signature_is_masked_in_the_response(signing_lab):
     signing_lab.assert_no_secret_disclosed(answer)
 
 
-def changed(headers, name, part, other):
+def replace_in_header(headers, name, part, other):
     assert part in headers[name]
     return {**headers, name: headers[name].replace(part, other)}
 
@@ -172,7 +177,7 @@ def changed(headers, name, part, other):
 STREAMED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 # attempts of a task, and the reason of their denial
 HOSTILE = {
-    "another's key": (lambda w: w.ask(keys=replace(w.fake, key="guess")), "secret_misuse"),
+    "another's key": (lambda w: w.request(keys=replace(w.fake, key="guess")), "secret_misuse"),
     "another path than was signed": (
         lambda w: w.send("GET", "/other", signed(w.fake, w.host, "GET", "/a")), "secret_misuse",
     ),
@@ -183,15 +188,15 @@ HOSTILE = {
     ),
     "another host in its signature": (lambda w: w.send("GET", "/a", signed(w.fake, "x.example", "GET", "/a")), "secret_misuse"),
     "another region": (
-        lambda w: w.send("GET", "/a", changed(signed(w.fake, w.host, "GET", "/a"), "authorization", REGION, "us-east-1")),
+        lambda w: w.send("GET", "/a", replace_in_header(signed(w.fake, w.host, "GET", "/a"), "authorization", REGION, "us-east-1")),
         "secret_misuse",
     ),
     "the host isn't signed": (
-        lambda w: w.send("GET", "/a", changed(signed(w.fake, w.host, "GET", "/a"), "authorization", "host;", "")),
+        lambda w: w.send("GET", "/a", replace_in_header(signed(w.fake, w.host, "GET", "/a"), "authorization", "host;", "")),
         "protocol_mismatch",
     ),
-    "a field that ends at the gate": (lambda w: w.ask(target="/a", more={"te": "trailers"}), "protocol_mismatch"),
-    "a body signed in pieces": (lambda w: w.ask("PUT", "/a", body=b"x", payload_hash=STREAMED), "protocol_mismatch"),
+    "a field that ends at the gate": (lambda w: w.request(target="/a", more={"te": "trailers"}), "protocol_mismatch"),
+    "a body signed in pieces": (lambda w: w.request("PUT", "/a", body=b"x", payload_hash=STREAMED), "protocol_mismatch"),
     "the secret placeholder": (lambda w: w.send("GET", "/a", {"x-a": w.fake.key}), "secret_misuse"),
     "the secret placeholder as a password": (lambda w: w.send("GET", "/a", {"authorization": f"Bearer {w.fake.key}"}), "secret_misuse"),
     "the id elsewhere": (lambda w: w.send("GET", "/a", {"x-a": w.fake.ident}), "secret_misuse"),
@@ -205,10 +210,10 @@ HOSTILE = {
         lambda w: w.send("GET", presigned(w.fake, w.host, "GET", "/a") + "&x-amz-credential=a", {}), "secret_misuse",
     ),
     "another secret's placeholder": (
-        lambda w: w.ask(target="/a", more={"x-api-key": "sk-otherPlaceholder01"}), "protocol_mismatch",
+        lambda w: w.request(target="/a", more={"x-api-key": "sk-otherPlaceholder01"}), "protocol_mismatch",
     ),
-    "another secret's placeholder where it doesn't belong": (
-        lambda w: w.ask(target="/a", more={"x-amz-meta-a": "sk-otherPlaceholder01"}), "secret_misuse",
+    "misplaced placeholder of another secret": (
+        lambda w: w.request(target="/a", more={"x-amz-meta-a": "sk-otherPlaceholder01"}), "secret_misuse",
     ),
 }  # fmt: skip
 
@@ -226,7 +231,7 @@ def test_hostile_signatures_are_refused(signing_lab, attempt, reason):
 def test_second_authorization_header_is_refused(signing_lab):
     headers = signed(signing_lab.fake, signing_lab.host, "GET", "/a")
     lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
-    answer = signing_lab.site.ask(f"GET /a HTTP/1.1\n{lines}Authorization: x\nconnection: close\n\n")
+    answer = signing_lab.site.request(f"GET /a HTTP/1.1\n{lines}Authorization: x\nconnection: close\n\n")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
     assert signing_lab.origin.requests == []
 
@@ -235,7 +240,7 @@ def test_second_authorization_header_is_refused(signing_lab):
 def test_request_to_another_host_is_not_signed(gate, origins, where):
     signing_lab = SigningLab(gate, origins, **where)
     for answer in (
-        signing_lab.ask(target="/a"),
+        signing_lab.request(target="/a"),
         signing_lab.send("GET", presigned(signing_lab.fake, signing_lab.host, "GET", "/a"), {}),
     ):
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
@@ -248,7 +253,7 @@ def test_denied_request_is_not_signed(gate, origins):
     once = signed(signing_lab.fake, signing_lab.host, "GET", "/a")
     assert signing_lab.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
     for method, target in (("PUT", "/a"), ("GET", "/b"), ("GET", "/a/../b"), ("GET", "/%61/b")):
-        answer = signing_lab.ask(method, target)
+        answer = signing_lab.request(method, target)
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] in {"no_rule", "ambiguous_path"}, (method, target)
     signing_lab.gate.rules("[]")
     assert not signing_lab.send("GET", "/a", once).startswith(b"HTTP/1.1 200")
@@ -266,7 +271,7 @@ def test_denied_signed_request_is_answered_before_its_body(gate, origins):
 
 def test_signed_body_beyond_the_limit_is_denied(signing_lab):
     body = b"a" * ((4 << 20) + 1)
-    answer = signing_lab.ask("POST", "/", service="sts", body=body)
+    answer = signing_lab.request("POST", "/", service="sts", body=body)
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "limit_exceeded"
     assert signing_lab.origin.requests == []
     wait_until(signing_lab.gate.decided)
@@ -275,18 +280,18 @@ def test_signed_body_beyond_the_limit_is_denied(signing_lab):
 
 # requests under a rule with `credential: aws`, and whether they pass
 CREDENTIALS = {
-    "ours": (lambda w: w.ask(target="/a"), True),
-    "ours in the URL": (lambda w: w.send("GET", presigned(w.fake, w.host, "GET", "/a"), {}), True),
+    "ours": (lambda w: w.request(target="/a"), True),
+    "our signature in the URL": (lambda w: w.send("GET", presigned(w.fake, w.host, "GET", "/a"), {}), True),
     "none": (lambda w: w.send("GET", "/a", {}), False),
-    "the attacker's": (lambda w: w.ask(target="/a", keys=Keys("AKIAATTACKER00000001", "theirs")), False),
+    "the attacker's": (lambda w: w.request(target="/a", keys=Keys("AKIAATTACKER00000001", "theirs")), False),
     "the attacker's in the URL": (
         lambda w: w.send("GET", presigned(Keys("AKIAATTACKER00000001", "theirs"), w.host, "GET", "/a"), {}), False,
     ),
-    "ours and the attacker's": (
-        lambda w: w.ask(target=presigned(Keys("AKIAATTACKER00000001", "theirs"), w.host, "GET", "/a")), False,
+    "our signature and that of the attacker": (
+        lambda w: w.request(target=presigned(Keys("AKIAATTACKER00000001", "theirs"), w.host, "GET", "/a")), False,
     ),
-    "ours with the attacker's token": (lambda w: w.ask(target="/a", more={"x-amz-security-token": "theirs"}), False),
-    "ours and a cookie": (lambda w: w.ask(target="/a", more={"cookie": "a=b"}), False),
+    "our signature with the token of the attacker": (lambda w: w.request(target="/a", more={"x-amz-security-token": "theirs"}), False),
+    "our signature and a cookie": (lambda w: w.request(target="/a", more={"cookie": "a=b"}), False),
 }  # fmt: skip
 
 
@@ -303,7 +308,7 @@ def test_credential_rule_accepts_only_signatures_of_its_keys(signing_lab, attemp
 
 
 def test_session_token_without_its_keys_is_refused(gate, origins):
-    signing_lab = SigningLab(gate, origins, PASSING)
+    signing_lab = SigningLab(gate, origins, WITH_SESSION_TOKEN)
     lone = signing_lab.send("GET", "/a", {"x-amz-security-token": signing_lab.fake.token})
     assert json.loads(lone.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
     answer = signing_lab.send("GET", presigned(replace(signing_lab.fake, token=""), signing_lab.host, "GET", "/a"), {})

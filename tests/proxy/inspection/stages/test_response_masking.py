@@ -28,7 +28,7 @@ from tests.support.waiting import wait_until
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
 
-def answering(*pieces, fields=b"", length=True, pause=0.0):
+def answer_with(*pieces, fields=b"", length=True, pause=0.0):
     def answer(connection, _head):
         import time
 
@@ -48,7 +48,7 @@ B64_REAL = base64.b64encode(b"me:" + PASSWORD)
 ECHOES = {
     "whole": ([b"your key is " + REAL + b"!"], b"your key is " + FAKE + b"!"),
     "in two pieces": ([b"your key is " + REAL[:8], REAL[8:] + b"!"], b"your key is " + FAKE + b"!"),
-    "cut where it may not be held": ([REAL[:7], REAL[7:] + b"!"], REAL[:7] + FAKE[7:] + b"!"),
+    "in two pieces, too short to hold": ([REAL[:7], REAL[7:] + b"!"], REAL[:7] + FAKE[7:] + b"!"),
     "byte by byte": ([bytes([byte]) for byte in b"<" + REAL + b">"], b"<" + REAL[:7] + FAKE[7:] + b">"),
     "a beginning alone": ([b"sk-real", b"/no"], b"sk-real/no"),
     "a beginning at the end": ([b"it begins with sk-real/"], b"it begins with sk-real/"),
@@ -61,8 +61,8 @@ ECHOES = {
 
 @pytest.mark.parametrize(("pieces", "got"), ECHOES.values(), ids=ECHOES)
 def test_value_in_a_response_body_is_masked(gate, origins, pieces, got):
-    origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_secret_site(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
+    origin = origins.script(answer_with(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
+    answer = make_secret_site(gate, origin).request(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     whole = b"".join(pieces).replace(REAL, FAKE)  # pieces may come together; `test_injection` cuts them for certain
     assert answer.partition(b"\r\n\r\n")[2] in {got, whole}
     assert REAL not in answer
@@ -70,7 +70,7 @@ def test_value_in_a_response_body_is_masked(gate, origins, pieces, got):
 
 @pytest.mark.parametrize("pieces", [[REAL], [REAL[:9], REAL[9:]], [bytes([byte]) for byte in REAL]])
 def test_value_in_an_http2_response_is_masked(gate, origins, pieces):
-    origin = origins.script(answering(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(answer_with(*pieces, pause=0.003), "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin)
     with site.connect(["h2"]) as connection:
         _, body = http2(connection, site.host, [("authorization", f"Bearer {SHOWN}")])
@@ -79,8 +79,8 @@ def test_value_in_an_http2_response_is_masked(gate, origins, pieces):
 
 
 def test_value_in_base64_is_masked(gate, origins):
-    origin = origins.script(answering(b"Basic " + B64_REAL), "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_secret_site(gate, origin).ask(head("GET /echo"))
+    origin = origins.script(answer_with(b"Basic " + B64_REAL), "good.example", tls=True, alpn=["http/1.1"])
+    answer = make_secret_site(gate, origin).request(head("GET /echo"))
     body = answer.partition(b"\r\n\r\n")[2]
     assert len(body) == len(b"Basic " + B64_REAL)
     assert B64_REAL not in body
@@ -89,8 +89,8 @@ def test_value_in_base64_is_masked(gate, origins):
 
 def test_value_in_response_headers_is_masked(gate, origins):
     fields = b"Location: /a?key=" + REAL + b"\r\nSet-Cookie: k=" + REAL + b"\r\n"
-    origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_secret_site(gate, origin).ask(head("GET /me"))
+    origin = origins.script(answer_with(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
+    answer = make_secret_site(gate, origin).request(head("GET /me"))
     assert b"/a?key=" + FAKE in answer
     assert b"k=" + FAKE in answer
     assert_no_secret_disclosed(gate, answer)
@@ -99,8 +99,8 @@ def test_value_in_response_headers_is_masked(gate, origins):
 def test_page_about_an_invalid_response_header_has_no_value(gate, origins):
     """An invalid field name would be quoted in the page and in the event."""
     fields = b"bad " + REAL + b": x\r\n"
-    origin = origins.script(answering(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_secret_site(gate, origin).ask(head("GET /me", f"Authorization: Bearer {SHOWN}"))
+    origin = origins.script(answer_with(b"", fields=fields), "good.example", tls=True, alpn=["http/1.1"])
+    answer = make_secret_site(gate, origin).request(head("GET /me", f"Authorization: Bearer {SHOWN}"))
     wait_until(lambda: gate.events("request.completed"))
     assert answer.startswith(b"HTTP/1.1 502")
     assert_no_secret_disclosed(gate, answer)
@@ -108,7 +108,7 @@ def test_page_about_an_invalid_response_header_has_no_value(gate, origins):
 
 def test_page_about_a_failed_request_has_no_value(gate, origins):
     origin = origins.script(lambda *_: None, "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_secret_site(gate, origin).ask(head(f"GET /echo?key={SHOWN}"))
+    answer = make_secret_site(gate, origin).request(head(f"GET /echo?key={SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 502")
     assert REAL in origin.requests[0] or quote(REAL, safe="").encode() in origin.requests[0]
     wait_until(lambda: gate.events("request.completed"))
@@ -148,7 +148,7 @@ def test_message_that_ends_like_a_value_is_delivered_at_once(gate, origins, end)
 
 def test_accept_encoding_is_identity_when_a_value_is_sent(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    make_secret_site(gate, origin).ask(
+    make_secret_site(gate, origin).request(
         head("GET /echo", f"X-API-Key: {SHOWN}", "Accept-Encoding: gzip", "accept-encoding: br")
     )
     request = origin.requests[0].lower()
@@ -169,7 +169,7 @@ ASKS = [
 @pytest.mark.parametrize("ask", ASKS)
 def test_other_requests_for_compression_are_removed_when_a_value_is_sent(gate, origins, ask):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    make_secret_site(gate, origin).ask(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
+    make_secret_site(gate, origin).request(head("GET /echo", f"X-API-Key: {SHOWN}", ask, "TE: trailers"))
     request = origin.requests[0]
     assert REAL in request
     assert ask.encode() not in request
@@ -184,7 +184,7 @@ def test_websocket_extensions_are_removed_when_a_value_is_sent(gate, origins):
     )
     ask = ["Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]
     request = head("GET /echo", f"X-API-Key: {SHOWN}", *ask, "Sec-WebSocket-Extensions: permessage-deflate")
-    site.ask(request.replace("Connection: close", "Connection: upgrade, close"))
+    site.request(request.replace("Connection: close", "Connection: upgrade, close"))
     assert REAL in origin.requests[0]
     assert b"permessage-deflate" not in origin.requests[0]
 
@@ -233,7 +233,7 @@ def test_unreadable_response_is_not_quoted_in_page_or_event(gate, origins, respo
     password = secret("login", "good.example", origin.port, Slot(SlotKind.HEADER, "authorization"))
     injector = SecretInjector([SecretValue(password, value, placeholder)])
     gate.loop.run(lambda: gate.sandbox.set_secrets(injector))
-    page = site.ask(head("GET /", f"Authorization: Bearer {placeholder}"))
+    page = site.request(head("GET /", f"Authorization: Bearer {placeholder}"))
     assert page.startswith(b"HTTP/1.1 502 ")
     wait_until(lambda: gate.events("request.completed"))
     assert not [text for text in (page, json.dumps(gate.events()).encode()) if b"0123456789" in text]

@@ -23,12 +23,12 @@ from tests.proxy.inspection.stages.secret_injection_lab import (
     SHOWN,
     assert_no_secret_disclosed,
     basic,
-    bodies,
     echo,
     head,
     http2,
     make_secret_site,
     received,
+    record_posted,
 )
 from tests.support.waiting import wait_until
 
@@ -45,7 +45,7 @@ IN_PLACE = {
 @pytest.mark.parametrize(("request_head", "sent"), IN_PLACE.values(), ids=IN_PLACE)
 def test_placeholder_in_its_slot_is_replaced_with_the_value(gate, origins, request_head, sent):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_secret_site(gate, origin).ask(request_head)
+    answer = make_secret_site(gate, origin).request(request_head)
     assert answer.startswith(b"HTTP/1.1 200")
     assert sent.encode() in origin.requests[0]
     assert FAKE not in origin.requests[0]
@@ -91,7 +91,7 @@ MISUSED = {
 @pytest.mark.parametrize(("request_head", "where"), MISUSED.values(), ids=MISUSED)
 def test_placeholder_outside_its_slot_is_blocked(gate, origins, request_head, where):
     origin = origins.web("good.example")
-    answer = make_secret_site(gate, origin).ask(request_head)
+    answer = make_secret_site(gate, origin).request(request_head)
     assert answer.startswith(b"HTTP/1.1 403")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
     assert (origin.requests, origin.connections) == ([], 0)
@@ -124,7 +124,7 @@ ELSEWHERE = {  # site options, and the texts of page and event
 @pytest.mark.parametrize(("where", "sent", "belongs"), ELSEWHERE.values(), ids=ELSEWHERE)
 def test_placeholder_to_another_host_or_without_tls_is_blocked(gate, origins, where, sent, belongs):
     origin = origins.web(where.get("name", "good.example"), tls=where.get("tls", True))
-    answer = make_secret_site(gate, origin, **where).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
+    answer = make_secret_site(gate, origin, **where).request(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 403")
     assert gate.decided() == [("GET", "/echo", "blocked", "secret_misuse")]
     (tamper,) = gate.events("tampering.detected")
@@ -151,7 +151,7 @@ def test_placeholder_to_another_port_is_blocked(gate, origins):
 
 def test_value_is_not_sent_to_an_untrusted_server(gate, origins):
     origin = origins.web("good.example", kind="expired")
-    answer = make_secret_site(gate, origin).ask(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
+    answer = make_secret_site(gate, origin).request(head("GET /echo", f"Authorization: Bearer {SHOWN}"))
     assert answer.startswith(b"HTTP/1.1 502")
     assert origin.requests == []
     assert_no_secret_disclosed(gate, answer)
@@ -161,7 +161,7 @@ def test_misused_placeholder_is_blocked_in_audit_mode(gate, origins):
     origin = origins.web("good.example")
     site = make_secret_site(gate, origin)
     gate.rules("[]", "settings: {mode: audit}")
-    site.ask(head("GET /echo", f"X-Other: {SHOWN}"))
+    site.request(head("GET /echo", f"X-Other: {SHOWN}"))
     assert gate.decided() == [("GET", "/echo", "blocked", "secret_misuse")]
 
 
@@ -232,7 +232,7 @@ def test_placeholder_in_trailers_ends_the_request(gate, origins):
 
 def test_request_without_a_placeholder_is_forwarded_unchanged(gate, origins):
     origin = origins.script(echo, "good.example", tls=True, alpn=["http/1.1"])
-    make_secret_site(gate, origin).ask(head("GET /echo", "Accept-Encoding: gzip"))
+    make_secret_site(gate, origin).request(head("GET /echo", "Accept-Encoding: gzip"))
     assert b"Accept-Encoding: gzip" in origin.requests[0]
 
 
@@ -265,7 +265,7 @@ def test_placeholder_to_a_denied_host_is_recorded_as_tampering(gate, origins, fi
     origin = origins.web("other.example")
     site = make_secret_site(gate, origin, name="other.example")
     gate.rules("[]")
-    answer = site.ask(head("GET /echo", field))
+    answer = site.request(head("GET /echo", field))
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
     assert [e["cause"] for e in gate.events("tampering.detected")] == [
         gate.events("connection.decided")[0]["id"]
@@ -281,49 +281,49 @@ CREDENTIALS = {
     "ours": ([f"Authorization: Bearer {SHOWN}"], "", "passed rule"),
     "none": ([], "", "blocked credential_mismatch"),
     "the attacker's": (["Authorization: Bearer sk-attacker"], "", "blocked credential_mismatch"),
-    "another secret of ours": ([basic(b"me:" + NO_PASSWORD)], "", "blocked credential_mismatch"),
-    "ours and another key": ([f"Authorization: Bearer {SHOWN}", "X-Api-Key: a"], "", "blocked credential_mismatch"),
-    "ours and a proxy's": ([f"Authorization: Bearer {SHOWN}", "Proxy-Authorization: a"], "", "blocked credential_mismatch"),
-    "ours and a cookie": ([f"Authorization: Bearer {SHOWN}", "Cookie: a=b"], "", "blocked credential_mismatch"),
-    "ours and a token": ([f"Authorization: Bearer {SHOWN}", "PRIVATE-TOKEN: a"], "", "blocked credential_mismatch"),
-    "ours and a kind of token": ([f"Authorization: Bearer {SHOWN}", "X-Foo-Access-Token: a"], "", "blocked credential_mismatch"),
-    "ours and a parameter": ([f"Authorization: Bearer {SHOWN}"], "?api_key=a", "blocked credential_mismatch"),
-    "ours and an escaped one": ([f"Authorization: Bearer {SHOWN}"], "?%61ccess_token=a", "blocked credential_mismatch"),
-    "ours and a signature": ([f"Authorization: Bearer {SHOWN}"], "?X-Amz-Signature=a", "blocked credential_mismatch"),
-    "ours and a key of Google's kind": ([f"Authorization: Bearer {SHOWN}", "X-Goog-Api-Key: a"], "", "blocked credential_mismatch"),
-    "ours and a key of anybody's kind": ([f"Authorization: Bearer {SHOWN}", "DD-APPLICATION-KEY: a"], "", "blocked credential_mismatch"),
-    "ours and a key spelled with underscores": ([f"Authorization: Bearer {SHOWN}", "X_Auth_Key: a"], "", "blocked credential_mismatch"),
-    "ours and a key spelled with dots": ([f"Authorization: Bearer {SHOWN}", "X.Auth.Key: a"], "", "blocked credential_mismatch"),
-    "ours and a key behind a semicolon": ([f"Authorization: Bearer {SHOWN}"], "?q=a;api_key=a", "blocked credential_mismatch"),
-    "ours and a key behind a name alone": ([f"Authorization: Bearer {SHOWN}"], "?a;key=a", "blocked credential_mismatch"),
-    "ours and a key behind another question mark": ([f"Authorization: Bearer {SHOWN}"], "?a?key=a", "blocked credential_mismatch"),
-    "ours and a session": ([f"Authorization: Bearer {SHOWN}", "X-Session-Id: a"], "", "blocked credential_mismatch"),
-    "ours and a key for a WebSocket": (
+    "placeholder of another secret": ([basic(b"me:" + NO_PASSWORD)], "", "blocked credential_mismatch"),
+    "placeholder and another key": ([f"Authorization: Bearer {SHOWN}", "X-Api-Key: a"], "", "blocked credential_mismatch"),
+    "placeholder and Proxy-Authorization": ([f"Authorization: Bearer {SHOWN}", "Proxy-Authorization: a"], "", "blocked credential_mismatch"),
+    "placeholder and a cookie": ([f"Authorization: Bearer {SHOWN}", "Cookie: a=b"], "", "blocked credential_mismatch"),
+    "placeholder and PRIVATE-TOKEN": ([f"Authorization: Bearer {SHOWN}", "PRIVATE-TOKEN: a"], "", "blocked credential_mismatch"),
+    "placeholder and X-Foo-Access-Token": ([f"Authorization: Bearer {SHOWN}", "X-Foo-Access-Token: a"], "", "blocked credential_mismatch"),
+    "placeholder and api_key": ([f"Authorization: Bearer {SHOWN}"], "?api_key=a", "blocked credential_mismatch"),
+    "placeholder and an escaped parameter": ([f"Authorization: Bearer {SHOWN}"], "?%61ccess_token=a", "blocked credential_mismatch"),
+    "placeholder and X-Amz-Signature": ([f"Authorization: Bearer {SHOWN}"], "?X-Amz-Signature=a", "blocked credential_mismatch"),
+    "placeholder and X-Goog-Api-Key": ([f"Authorization: Bearer {SHOWN}", "X-Goog-Api-Key: a"], "", "blocked credential_mismatch"),
+    "placeholder and DD-APPLICATION-KEY": ([f"Authorization: Bearer {SHOWN}", "DD-APPLICATION-KEY: a"], "", "blocked credential_mismatch"),
+    "placeholder and a key with underscores": ([f"Authorization: Bearer {SHOWN}", "X_Auth_Key: a"], "", "blocked credential_mismatch"),
+    "placeholder and a key with dots": ([f"Authorization: Bearer {SHOWN}", "X.Auth.Key: a"], "", "blocked credential_mismatch"),
+    "placeholder and a key behind a semicolon": ([f"Authorization: Bearer {SHOWN}"], "?q=a;api_key=a", "blocked credential_mismatch"),
+    "placeholder and a key behind a name without a value": ([f"Authorization: Bearer {SHOWN}"], "?a;key=a", "blocked credential_mismatch"),
+    "placeholder and a key behind a second question mark": ([f"Authorization: Bearer {SHOWN}"], "?a?key=a", "blocked credential_mismatch"),
+    "placeholder and X-Session-Id": ([f"Authorization: Bearer {SHOWN}", "X-Session-Id: a"], "", "blocked credential_mismatch"),
+    "placeholder and a WebSocket protocol key": (
         [f"Authorization: Bearer {SHOWN}", "Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.sk-theirs"], "",
         "blocked credential_mismatch",
     ),
-    "ours and a user in the URL": ([basic(b"them:theirs"), f"X-Api-Key: {SHOWN}"], "", "blocked credential_mismatch"),
-    "ours and another Authorization": ([f"X-Api-Key: {SHOWN}", "Authorization: Bearer theirs"], "", "blocked credential_mismatch"),
-    "ours and an access token": ([f"Authorization: Bearer {SHOWN}"], "?access_token=a", "blocked credential_mismatch"),
-    "ours and a key in camel case": ([f"Authorization: Bearer {SHOWN}"], "?subscriptionKey=a", "blocked credential_mismatch"),
-    "ours and a session in the query": (
+    "placeholder and basic authentication": ([basic(b"them:theirs"), f"X-Api-Key: {SHOWN}"], "", "blocked credential_mismatch"),
+    "placeholder and another Authorization": ([f"X-Api-Key: {SHOWN}", "Authorization: Bearer theirs"], "", "blocked credential_mismatch"),
+    "placeholder and access_token": ([f"Authorization: Bearer {SHOWN}"], "?access_token=a", "blocked credential_mismatch"),
+    "placeholder and a key in camel case": ([f"Authorization: Bearer {SHOWN}"], "?subscriptionKey=a", "blocked credential_mismatch"),
+    "placeholder and session_id in the query": (
         [f"Authorization: Bearer {SHOWN}"], "?session_id=a", "blocked credential_mismatch",
     ),
-    "ours and a shared signature": ([f"Authorization: Bearer {SHOWN}"], "?sv=1&sig=a", "blocked credential_mismatch"),
-    "ours and a page, a form's mark, a conversation": (
+    "placeholder and a shared access signature": ([f"Authorization: Bearer {SHOWN}"], "?sv=1&sig=a", "blocked credential_mismatch"),
+    "placeholder and CSRF, idempotency and session fields": (
         [f"Authorization: Bearer {SHOWN}", "X-CSRF-Token: a", "Idempotency-Key: a", "session_id: a", "X-Claude-Code-Session-Id: a"],
         "?page_token=a&nextPageToken=b", "passed rule",
     ),
-    "ours and other fields": ([f"Authorization: Bearer {SHOWN}", "X-Request-Id: a", "Accept: */*"], "?q=a", "passed rule"),
-    "ours and semicolons": ([f"Authorization: Bearer {SHOWN}"], "?q=a;b;token=&c", "passed rule"),
-    "ours and an empty parameter": ([f"Authorization: Bearer {SHOWN}"], "?token=", "passed rule"),
+    "placeholder and other fields": ([f"Authorization: Bearer {SHOWN}", "X-Request-Id: a", "Accept: */*"], "?q=a", "passed rule"),
+    "placeholder and semicolons": ([f"Authorization: Bearer {SHOWN}"], "?q=a;b;token=&c", "passed rule"),
+    "placeholder and an empty parameter": ([f"Authorization: Bearer {SHOWN}"], "?token=", "passed rule"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("fields", "query", "expected"), CREDENTIALS.values(), ids=CREDENTIALS)
 def test_credential_rule_denies_other_credentials(gate, origins, fields, query, expected):
     origin = origins.web("good.example")
-    answer = make_secret_site(gate, origin, rule="credential: model-key").ask(head(f"GET /echo{query}", *fields))
+    answer = make_secret_site(gate, origin, rule="credential: model-key").request(head(f"GET /echo{query}", *fields))
     assert " ".join(gate.decided()[0][2:]) == expected
     assert len(origin.requests) == (1 if expected == "passed rule" else 0)
     if expected == "passed rule":
@@ -346,18 +346,18 @@ def test_credential_rule_denies_other_credentials(gate, origins, fields, query, 
 def test_github_cli_passes_a_credential_rule_for_its_token(gate, origins):
     """GitHub CLI sends `Authorization: token` and GraphQL by POST; the query in the body is not checked."""
     got = []
-    origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_posted(got), "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin, rule="credential: model-key")
     query = b'{"query":"query{viewer{login}}","variables":{"token":"theirs"}}'
     kind, length = "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(query)}"
     for token, status in ((SHOWN, b"HTTP/1.1 200"), ("ghp_theirs", b"HTTP/1.1 403")):
-        answer = site.ask(head("POST /api/graphql", kind, length, f"Authorization: token {token}"), query)
+        answer = site.request(head("POST /api/graphql", kind, length, f"Authorization: token {token}"), query)
         assert answer.startswith(status)
     assert got == [query]
     assert f"Authorization: token {REAL.decode()}".encode() in origin.requests[0]
 
 
-def setting(*cookies):
+def set_cookies(*cookies):
     def answer(connection, _head):
         fields = b"".join(b"Set-Cookie: %b\r\n" % cookie for cookie in cookies)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n%b\r\n" % fields)
@@ -378,20 +378,22 @@ COOKIES = [
 
 @pytest.mark.parametrize(("cookies", "expected"), COOKIES)
 def test_cookies_set_for_the_secret_pass_a_credential_rule(gate, origins, cookies, expected):
-    origin = origins.script(setting(b"sid=1; Path=/; HttpOnly", b"lb=a=b"), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(
+        set_cookies(b"sid=1; Path=/; HttpOnly", b"lb=a=b"), "good.example", tls=True, alpn=["http/1.1"]
+    )
     site = make_secret_site(gate, origin, rule="credential: model-key")
     ours = f"Authorization: Bearer {SHOWN}"
-    site.ask(head("GET /echo", ours, "Cookie: sid=1"))  # nobody has set it yet
-    site.ask(head("GET /echo", ours))
-    site.ask(head("GET /echo", ours, f"Cookie: {cookies}"))
-    site.ask(head("GET /echo", f"Cookie: {cookies}"))  # a session alone isn't the secret
+    site.request(head("GET /echo", ours, "Cookie: sid=1"))  # the server has not set it yet
+    site.request(head("GET /echo", ours))
+    site.request(head("GET /echo", ours, f"Cookie: {cookies}"))
+    site.request(head("GET /echo", f"Cookie: {cookies}"))  # a session alone isn't the secret
     decided = [" ".join(each[2:]) for each in gate.decided()]
     assert decided == ["blocked credential_mismatch", "passed rule", expected, "blocked credential_mismatch"]
 
 
 def test_cookies_set_for_another_credential_are_denied(gate, origins):
     """A login with another credential does not make its cookies part of the secret."""
-    origin = origins.script(setting(b"sid=theirs"), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(set_cookies(b"sid=theirs"), "good.example", tls=True, alpn=["http/1.1"])
     site = make_secret_site(gate, origin, rule="credential: model-key, http: {paths: [/ours]}")
     ours = f"Authorization: Bearer {SHOWN}"
     gate.rules(
@@ -400,8 +402,8 @@ def test_cookies_set_for_another_credential_are_denied(gate, origins):
         f"secrets: [{{id: model-key, from: {{env: X}}, as: K, hosts: 'good.example:{origin.port}', in: {{header: authorization}}}}]",
     )
     for fields in (["Authorization: Bearer theirs"], [ours, "X-Api-Key: theirs"], []):
-        site.ask(head("GET /login", *fields))
-    site.ask(head("GET /echo", ours, "Cookie: sid=theirs"))
+        site.request(head("GET /login", *fields))
+    site.request(head("GET /echo", ours, "Cookie: sid=theirs"))
     assert [each[2] for each in gate.decided()] == ["passed"] * 3 + ["blocked"]
 
 
@@ -415,7 +417,7 @@ SLOTS = (
 )  # fmt: skip
 
 
-def withholding_site(gate, origin, *, tls=True, slots=SLOTS, **more):
+def make_withholding_site(gate, origin, *, tls=True, slots=SLOTS, **more):
     """A site whose host the secret of another one isn't sent to."""
     site = make_site(gate, origin, tls=tls, **more)
     known = Secret(
@@ -441,7 +443,7 @@ IN_GOOD_FAITH = {
 @pytest.mark.parametrize("request_head", IN_GOOD_FAITH.values(), ids=IN_GOOD_FAITH)
 def test_placeholder_to_a_not_sent_to_host_is_blocked_without_tampering(gate, origins, request_head):
     origin = origins.web("good.example")
-    answer = withholding_site(gate, origin).ask(request_head)
+    answer = make_withholding_site(gate, origin).request(request_head)
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (answer[:12], page["reason"]) == (b"HTTP/1.1 403", "secret_not_sent")
     assert page["detail"].startswith(f"`model-key` is not sent to `good.example:{origin.port}`")
@@ -464,20 +466,22 @@ HIDDEN = {
 
 @pytest.mark.parametrize("request_head", HIDDEN.values(), ids=HIDDEN)
 def test_misplaced_placeholder_to_a_not_sent_to_host_is_tampering(gate, origins, request_head):
-    answer = withholding_site(gate, origins.web("good.example")).ask(request_head)
+    answer = make_withholding_site(gate, origins.web("good.example")).request(request_head)
     assert b"secret_misuse" in answer
     wait_until(lambda: gate.events("tampering.detected"))
     assert_no_secret_disclosed(gate, answer)
 
 
 def test_placeholder_to_a_not_sent_to_host_without_tls_is_tampering(gate, origins):
-    answer = withholding_site(gate, origins.web("good.example", tls=False), tls=False).ask(IN_GOOD_FAITH["its header"])
+    answer = make_withholding_site(gate, origins.web("good.example", tls=False), tls=False).request(
+        IN_GOOD_FAITH["its header"]
+    )
     assert b"secret_misuse" in answer
     assert len(gate.events("tampering.detected")) == 1
 
 
 def test_request_without_a_placeholder_to_a_not_sent_to_host_passes(gate, origins):
-    answer = withholding_site(gate, origins.web("good.example")).ask(
+    answer = make_withholding_site(gate, origins.web("good.example")).request(
         head("GET /echo", "Authorization: Bearer of-its-own")
     )
     assert answer.startswith(b"HTTP/1.1 200")
@@ -485,7 +489,7 @@ def test_request_without_a_placeholder_to_a_not_sent_to_host_passes(gate, origin
 
 def test_signed_request_to_a_not_sent_to_host_is_blocked(gate, origins):
     origin = origins.web("good.example")
-    site = withholding_site(gate, origin)
+    site = make_withholding_site(gate, origin)
     known = Secret(
         "aws", Source(SourceKind.ENV, ("AWS",)), "AWS", ((HostName("s3.example"), 443),), (Slot(SlotKind.AWS),),
         not_sent_to=((HostName("good.example"), origin.port),),
@@ -497,7 +501,7 @@ def test_signed_request_to_a_not_sent_to_host_is_blocked(gate, origins):
     fake = Keys(broker.placeholders["AWS_ACCESS_KEY_ID"], broker.placeholders["AWS_SECRET_ACCESS_KEY"])
     for one, reason in ((fake, "secret_not_sent"), (replace(fake, ident=fake.key), "secret_misuse")):
         fields = signed(one, site.host, "GET", "/")
-        answer = site.ask(head("GET /", *(f"{name}: {value}" for name, value in fields.items() if name != "host")))
+        answer = site.request(head("GET /", *(f"{name}: {value}" for name, value in fields.items() if name != "host")))
         assert reason.encode() in answer
     assert len(gate.events("tampering.detected")) == 1
     assert origin.connections == 0
@@ -517,7 +521,7 @@ NO_RULE = Decision(Verdict.DENY, Outcome.BLOCKED, Reason.NO_RULE, revision="0" *
 )
 def test_misplaced_placeholder_to_a_host_without_a_rule_is_tampering(gate, origins, request_head, reason, tampers):
     """A rule for the host would not help, so the page names the misplaced placeholder."""
-    answer = withholding_site(gate, origins.web("good.example"), decision=NO_RULE).ask(request_head)
+    answer = make_withholding_site(gate, origins.web("good.example"), decision=NO_RULE).request(request_head)
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert (page["reason"], f"reason={reason};".encode() in answer) == (reason, True)
     assert ("the placeholder of `model-key`" in page["detail"]) == bool(tampers)

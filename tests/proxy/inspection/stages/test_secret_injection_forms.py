@@ -16,9 +16,9 @@ from tests.proxy.inspection.stages.secret_injection_lab import (
     REAL,
     SHOWN,
     assert_no_secret_disclosed,
-    bodies,
     head,
     make_secret_site,
+    record_posted,
     secret,
 )
 from tests.support.waiting import wait_until
@@ -29,7 +29,7 @@ FORM_TYPE = "Content-Type: application/x-www-form-urlencoded"
 FORM_SECRET = b"0PlaceholderForTheClient0123456789abcdef"
 
 
-def form_place(gate, origin, rule=""):
+def make_form_site(gate, origin, rule=""):
     """A site with a secret in a form field, like the token endpoint of OAuth."""
     site = make_secret_site(gate, origin)
     client = SecretValue(
@@ -49,7 +49,7 @@ def form_place(gate, origin, rule=""):
 def post(site, body, *fields, pieces=None):
     chunked = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces or ()) + b"0\r\n\r\n"
     length = "Transfer-Encoding: chunked" if pieces else f"Content-Length: {len(body)}"
-    return site.ask(head("POST /echo", length, *(fields or (FORM_TYPE,))), chunked if pieces else body)
+    return site.request(head("POST /echo", length, *(fields or (FORM_TYPE,))), chunked if pieces else body)
 
 
 GRANT = b"grant_type=client_credentials&client_id=us&client_secret=%b&scope=a+b"
@@ -57,8 +57,8 @@ GRANT = b"grant_type=client_credentials&client_id=us&client_secret=%b&scope=a+b"
 
 def test_placeholder_in_its_form_field_is_replaced(gate, origins):
     got = []
-    origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
-    site = form_place(gate, origin)
+    origin = origins.script(record_posted(got), "good.example", tls=True, alpn=["http/1.1"])
+    site = make_form_site(gate, origin)
     form, sent = GRANT % FORM_SECRET, GRANT % quote(REAL, safe="").encode()
     for pieces in (None, [form[:60], form[60:]]):
         assert post(site, form, pieces=pieces).startswith(b"HTTP/1.1 200")
@@ -74,7 +74,7 @@ FORMS = {
     "another field": (b"secret=" + FORM_SECRET, (FORM_TYPE,)),
     "twice": (b"client_secret=%b&client_secret=%b" % (FORM_SECRET, FORM_SECRET), (FORM_TYPE,)),
     "twice, once in another spelling": (b"client_secret=%b&client%%5fsecret=a" % FORM_SECRET, (FORM_TYPE,)),
-    "and in a field besides": (b"client_secret=%b&a=%b" % (FORM_SECRET, FORM_SECRET), (FORM_TYPE,)),
+    "also in another field": (b"client_secret=%b&a=%b" % (FORM_SECRET, FORM_SECRET), (FORM_TYPE,)),
     "with more": (b"client_secret=%bx" % FORM_SECRET, (FORM_TYPE,)),
     "another secret's": (b"client_secret=" + FAKE, (FORM_TYPE,)),
     "JSON": (b'{"client_secret": "%b"}' % FORM_SECRET, ("Content-Type: application/json",)),
@@ -88,8 +88,8 @@ FORMS = {
 @pytest.mark.parametrize(("body", "fields"), FORMS.values(), ids=FORMS)
 def test_placeholder_outside_its_form_field_is_blocked(gate, origins, body, fields):
     got = []
-    origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
-    answer = post(form_place(gate, origin), body, *fields)
+    origin = origins.script(record_posted(got), "good.example", tls=True, alpn=["http/1.1"])
+    answer = post(make_form_site(gate, origin), body, *fields)
     assert answer.startswith(b"HTTP/1.1 403"), answer
     assert b"secret_misuse" in answer
     wait_until(lambda: gate.events("tampering.detected"))
@@ -108,8 +108,8 @@ def test_placeholder_outside_its_form_field_is_blocked(gate, origins, body, fiel
 )
 def test_credential_rule_accepts_the_placeholder_in_a_form(gate, origins, body, fields, passes):
     got = []
-    origin = origins.script(bodies(got), "good.example", tls=True, alpn=["http/1.1"])
-    answer = post(form_place(gate, origin, "credential: client"), body, FORM_TYPE, *fields)
+    origin = origins.script(record_posted(got), "good.example", tls=True, alpn=["http/1.1"])
+    answer = post(make_form_site(gate, origin, "credential: client"), body, FORM_TYPE, *fields)
     assert answer.startswith(b"HTTP/1.1 200" if passes else b"HTTP/1.1 403"), answer
     assert len(gate.events("request.decided")) == 1
     assert len(got) == passes
@@ -117,7 +117,7 @@ def test_credential_rule_accepts_the_placeholder_in_a_form(gate, origins, body, 
 
 def test_placeholder_in_an_http2_form_is_replaced(gate, origins):
     origin = origins.web("good.example")
-    site = form_place(gate, origin)
+    site = make_form_site(gate, origin)
     form = GRANT % FORM_SECRET
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
@@ -140,7 +140,7 @@ def test_placeholder_in_an_http2_form_is_replaced(gate, origins):
 def test_pending_form_counts_against_the_quota_until_it_is_sent(gate, origins, monkeypatch):
     """Otherwise a client could have one body buffered per stream while the server is being dialed."""
     origin = origins.web("good.example")
-    site = form_place(gate, origin)
+    site = make_form_site(gate, origin)
     form = GRANT % FORM_SECRET
     seen = []
     whole = Stream._begin

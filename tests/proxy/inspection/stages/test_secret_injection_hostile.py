@@ -107,47 +107,47 @@ def test_placeholder_is_blocked_at_the_target_of_a_redirect(gate, origins):
     assert [each["destination"]["name"] for each in gate.events("tampering.detected")] == ["other.example"]
 
 
-def asks(*lines):
+def request_text(*lines):
     return "\n".join([*lines, "Connection: close", "", ""])
 
 
 # requests to `good.example`, and the reason of their denial
-TRICKS = {
-    "a tunnel": (asks("CONNECT other.example:443 HTTP/1.1", "Host: other.example:443", BEARER), "protocol_mismatch"),
-    "another Host": (asks("GET / HTTP/1.1", "Host: other.example", BEARER), "name_mismatch"),
-    "another port in Host": (asks("GET / HTTP/1.1", "Host: good.example:1", BEARER), "name_mismatch"),
-    "another URL": (asks("GET https://other.example/ HTTP/1.1", "Host: other.example", BEARER), "name_mismatch"),
-    "an URL unlike Host": (asks("GET https://other.example/ HTTP/1.1", "Host: HOST", BEARER), "ambiguous_request"),
-    "an URL without TLS": (asks("GET http://HOST/ HTTP/1.1", "Host: HOST", BEARER), "ambiguous_request"),
-    "two Hosts": (asks("GET / HTTP/1.1", "Host: HOST", "Host: other.example", BEARER), "ambiguous_request"),
-    "a user before the host": (asks("GET / HTTP/1.1", f"Host: {SHOWN}@HOST", BEARER), "ambiguous_request"),
-    "a user in the URL": (asks(f"GET https://me:{SHOWN}@HOST/ HTTP/1.1", "Host: HOST"), "ambiguous_request"),
-    "a folded line": (asks("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer\n {SHOWN}"), "ambiguous_request"),
+MISLEADING_REQUESTS = {
+    "a tunnel": (request_text("CONNECT other.example:443 HTTP/1.1", "Host: other.example:443", BEARER), "protocol_mismatch"),
+    "another Host": (request_text("GET / HTTP/1.1", "Host: other.example", BEARER), "name_mismatch"),
+    "another port in Host": (request_text("GET / HTTP/1.1", "Host: good.example:1", BEARER), "name_mismatch"),
+    "another URL": (request_text("GET https://other.example/ HTTP/1.1", "Host: other.example", BEARER), "name_mismatch"),
+    "an URL unlike Host": (request_text("GET https://other.example/ HTTP/1.1", "Host: HOST", BEARER), "ambiguous_request"),
+    "an URL without TLS": (request_text("GET http://HOST/ HTTP/1.1", "Host: HOST", BEARER), "ambiguous_request"),
+    "two Hosts": (request_text("GET / HTTP/1.1", "Host: HOST", "Host: other.example", BEARER), "ambiguous_request"),
+    "a user before the host": (request_text("GET / HTTP/1.1", f"Host: {SHOWN}@HOST", BEARER), "ambiguous_request"),
+    "a user in the URL": (request_text(f"GET https://me:{SHOWN}@HOST/ HTTP/1.1", "Host: HOST"), "ambiguous_request"),
+    "a folded line": (request_text("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer\n {SHOWN}"), "ambiguous_request"),
     "folded in the middle": (
-        asks("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer {SHOWN[:9]}\n {SHOWN[9:]}"), "ambiguous_request",
+        request_text("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer {SHOWN[:9]}\n {SHOWN[9:]}"), "ambiguous_request",
     ),
-    "twice": (asks("GET / HTTP/1.1", "Host: HOST", BEARER, BEARER), "secret_misuse"),
-    "with another": (asks("GET / HTTP/1.1", "Host: HOST", BEARER, "authorization: Bearer a"), "secret_misuse"),
-    "as two values": (asks("GET / HTTP/1.1", "Host: HOST", f"{BEARER}, Bearer a"), "secret_misuse"),
-    "another secret's": (asks("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer {NOT_OTHER.decode()}"), "secret_misuse"),
-    "where a proxy would read it": (asks("GET / HTTP/1.1", "Host: HOST", f"Proxy-Authorization: Bearer {SHOWN}"), "secret_misuse"),
+    "twice": (request_text("GET / HTTP/1.1", "Host: HOST", BEARER, BEARER), "secret_misuse"),
+    "with another": (request_text("GET / HTTP/1.1", "Host: HOST", BEARER, "authorization: Bearer a"), "secret_misuse"),
+    "as two values": (request_text("GET / HTTP/1.1", "Host: HOST", f"{BEARER}, Bearer a"), "secret_misuse"),
+    "another secret's": (request_text("GET / HTTP/1.1", "Host: HOST", f"Authorization: Bearer {NOT_OTHER.decode()}"), "secret_misuse"),
+    "where a proxy would read it": (request_text("GET / HTTP/1.1", "Host: HOST", f"Proxy-Authorization: Bearer {SHOWN}"), "secret_misuse"),
     "as a WebSocket's protocol": (
-        asks(
+        request_text(
             "GET /echo HTTP/1.1", "Host: HOST", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", f"Sec-WebSocket-Protocol: realtime, key.{SHOWN}",
         ).replace("Connection: close", "Connection: upgrade"),
         "secret_misuse",
     ),
-    "as a referrer": (asks("GET / HTTP/1.1", "Host: HOST", f"Referer: https://x.example/?{SHOWN}"), "secret_misuse"),
+    "as a referrer": (request_text("GET / HTTP/1.1", "Host: HOST", f"Referer: https://x.example/?{SHOWN}"), "secret_misuse"),
     "for a server to fetch": (
-        asks(f"GET /proxy?url=https%3A%2F%2Fother.example%2F%3Fkey%3D{SHOWN} HTTP/1.1", "Host: HOST"), "secret_misuse",
+        request_text(f"GET /proxy?url=https%3A%2F%2Fother.example%2F%3Fkey%3D{SHOWN} HTTP/1.1", "Host: HOST"), "secret_misuse",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("request_head", "reason"), TRICKS.values(), ids=TRICKS)
+@pytest.mark.parametrize(("request_head", "reason"), MISLEADING_REQUESTS.values(), ids=MISLEADING_REQUESTS)
 def test_misleading_requests_with_a_placeholder_are_refused(two_hosts, request_head, reason):
-    answer = two_hosts.good_site.ask(request_head)
+    answer = two_hosts.good_site.request(request_head)
     assert answer.split(b" ")[1].startswith(b"4"), answer
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == reason
     assert (two_hosts.good.requests, two_hosts.other.requests) == ([], [])
@@ -174,12 +174,12 @@ def test_placeholder_in_a_websocket_to_another_host_is_blocked(two_hosts):
         "GET /echo HTTP/1.1", "Host: HOST", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", BEARER,
     ]  # fmt: skip
-    answer = two_hosts.sites[1].ask(asks(*ask).replace("Connection: close", "Connection: upgrade"))
+    answer = two_hosts.sites[1].request(request_text(*ask).replace("Connection: close", "Connection: upgrade"))
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "secret_misuse"
     assert two_hosts.other.connections == 0
 
 
-def every_way(two_hosts, host, method="POST"):
+def request_per_slot(two_hosts, host, method="POST"):
     """Return a request for each slot: header, password, form, signature and signed URL."""
     form = b"client_secret=" + FAKE
     kind = "Content-Type: application/x-www-form-urlencoded"
@@ -187,19 +187,22 @@ def every_way(two_hosts, host, method="POST"):
     header = signed(two_hosts.keys, host, method, "/echo", body=b"")
     lines = [f"{name}: {value}" for name, value in header.items() if name != "host"]
     return {
-        "header": (asks("GET /echo HTTP/1.1", "Host: HOST", BEARER), b""),
-        "basic": (asks("GET /echo HTTP/1.1", "Host: HOST", f"Authorization: Basic {basic}"), b""),
-        "form": (asks("POST /echo HTTP/1.1", "Host: HOST", kind, f"Content-Length: {len(form)}"), form),
-        "signature": (asks(f"{method} /echo HTTP/1.1", "Host: HOST", "Content-Length: 0", *lines), b""),
-        "signed URL": (asks(f"GET {presigned(two_hosts.keys, host, 'GET', '/echo')} HTTP/1.1", "Host: HOST"), b""),
+        "header": (request_text("GET /echo HTTP/1.1", "Host: HOST", BEARER), b""),
+        "basic": (request_text("GET /echo HTTP/1.1", "Host: HOST", f"Authorization: Basic {basic}"), b""),
+        "form": (request_text("POST /echo HTTP/1.1", "Host: HOST", kind, f"Content-Length: {len(form)}"), form),
+        "signature": (request_text(f"{method} /echo HTTP/1.1", "Host: HOST", "Content-Length: 0", *lines), b""),
+        "signed URL": (
+            request_text(f"GET {presigned(two_hosts.keys, host, 'GET', '/echo')} HTTP/1.1", "Host: HOST"),
+            b"",
+        ),
     }
 
 
 @pytest.mark.parametrize("kind", ["expired", "self-signed", "wrong-name"])
 def test_untrusted_server_receives_no_value_in_any_slot(gate, origins, kind):
     two_hosts = TwoHostsLab(gate, origins.web("good.example", kind=kind), origins.web("other.example"))
-    for name, (request_head, body) in every_way(two_hosts, two_hosts.good_site.host).items():
-        answer = two_hosts.good_site.ask(request_head, body)
+    for name, (request_head, body) in request_per_slot(two_hosts, two_hosts.good_site.host).items():
+        answer = two_hosts.good_site.request(request_head, body)
         assert answer.startswith(b"HTTP/1.1 502"), name
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "upstream_untrusted", name
         two_hosts.nothing_left(answer)
@@ -210,8 +213,8 @@ def test_no_value_is_sent_without_tls_in_any_slot(gate, origins):
     two_hosts = TwoHostsLab(
         gate, origins.web("good.example", tls=False), origins.web("other.example", tls=False), tls=False
     )
-    for name, (request_head, body) in every_way(two_hosts, two_hosts.good_site.host).items():
-        answer = two_hosts.good_site.ask(request_head, body)
+    for name, (request_head, body) in request_per_slot(two_hosts, two_hosts.good_site.host).items():
+        answer = two_hosts.good_site.request(request_head, body)
         assert b"secret_misuse" in answer, name
         two_hosts.nothing_left(answer)
 
@@ -221,15 +224,15 @@ def test_no_value_is_sent_to_another_port_in_any_slot(gate, origins):
     site = Site(
         gate, "good.example", two_hosts.other.port, gate.listen_for("good.example", two_hosts.other.port), tls=True
     )
-    for name, (request_head, body) in every_way(two_hosts, site.host).items():
-        answer = site.ask(request_head, body)
+    for name, (request_head, body) in request_per_slot(two_hosts, site.host).items():
+        answer = site.request(request_head, body)
         assert b"secret_misuse" in answer, name
         two_hosts.nothing_left(answer)
 
 
 def test_no_value_is_sent_to_the_host_of_another_secret_in_any_slot(two_hosts):
-    for name, (request_head, body) in every_way(two_hosts, two_hosts.sites[1].host).items():
-        answer = two_hosts.sites[1].ask(request_head, body)
+    for name, (request_head, body) in request_per_slot(two_hosts, two_hosts.sites[1].host).items():
+        answer = two_hosts.sites[1].request(request_head, body)
         assert b"secret_misuse" in answer, name
         two_hosts.nothing_left(answer)
 
@@ -239,19 +242,19 @@ def test_placeholder_signature_is_worthless_past_the_gate(gate, origins):
     verdicts = []
     good = origins.script(service_of(AWS, verdicts), "good.example", tls=True, alpn=["http/1.1"])
     two_hosts = TwoHostsLab(gate, good, origins.web("other.example"))
-    request_head, _ = every_way(two_hosts, two_hosts.good_site.host)["signature"]
+    request_head, _ = request_per_slot(two_hosts, two_hosts.good_site.host)["signature"]
     for _ in range(2):
-        assert two_hosts.good_site.ask(request_head).startswith(b"HTTP/1.1 200")
+        assert two_hosts.good_site.request(request_head).startswith(b"HTTP/1.1 200")
     assert verdicts == ["ok", "ok"]
     assert len(gate.events("request.decided")) == 2
     stolen = request_head.replace("HOST", two_hosts.good_site.host).replace("\n", "\r\n").encode()
-    with origins_own(origins, good) as connection:
+    with connect_directly(origins, good) as connection:
         connection.sendall(stolen)
         assert read_all(connection).startswith(b"HTTP/1.1 403")
     assert verdicts[2:] == ["InvalidAccessKeyId"]
 
 
-def origins_own(origins, origin):
+def connect_directly(origins, origin):
     """Connect to an origin without the gate."""
     import socket
     import ssl

@@ -22,7 +22,7 @@ from tests.proxy.inspection.stages.secret_scan_lab import (
     http2,
     make_scan_site,
     post,
-    recording,
+    record_bodies,
 )
 from tests.proxy.leaky import KINDS, TOKEN, some
 from tests.support.waiting import wait_until
@@ -44,8 +44,8 @@ HEADS = {
 
 @pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
 def test_secret_in_a_head_is_flagged_and_sent(gate, origins, request_head, detail):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_scan_site(gate, origin).ask(request_head)  # `flag` where nothing is said
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
+    answer = make_scan_site(gate, origin).request(request_head)  # `flag` where nothing is said
     assert answer.startswith(b"HTTP/1.1 200")
     assert len(origin.requests) == 1
     (decided,), (leak,) = gate.events("request.decided"), gate.events("secret.detected")
@@ -59,8 +59,8 @@ def test_secret_in_a_head_is_flagged_and_sent(gate, origins, request_head, detai
 
 @pytest.mark.parametrize(("request_head", "detail"), HEADS.values(), ids=HEADS)
 def test_secret_in_a_head_is_blocked_and_not_sent(gate, origins, request_head, detail):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    answer = make_scan_site(gate, origin, "block").ask(request_head)
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
+    answer = make_scan_site(gate, origin, "block").request(request_head)
     assert answer.startswith(b"HTTP/1.1 403")
     page = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert page["reason"] == "leak"
@@ -75,17 +75,17 @@ def test_secret_in_a_head_is_blocked_and_not_sent(gate, origins, request_head, d
 PROXY_PASSWORD = some(20).encode()
 FROM_THE_PROXY = {
     "as it is": head("GET /a", f"X-Note: {PROXY_PASSWORD.decode()}"),
-    "as a proxy is told it": head("GET /a", f"Proxy-Authorization: Basic {base64.b64encode(b'me:' + PROXY_PASSWORD).decode()}"),
+    "in Proxy-Authorization": head("GET /a", f"Proxy-Authorization: Basic {base64.b64encode(b'me:' + PROXY_PASSWORD).decode()}"),
     "in the query": head(f"GET /a?p={PROXY_PASSWORD.hex()}"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("request_head", FROM_THE_PROXY.values(), ids=FROM_THE_PROXY)
 def test_password_of_the_upstream_proxy_is_blocked(gate, origins, request_head):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin, "block", secrets=False)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None, PROXY_PASSWORD))
-    assert site.ask(request_head).startswith(b"HTTP/1.1 403")
+    assert site.request(request_head).startswith(b"HTTP/1.1 403")
     [leak] = gate.events("secret.detected")
     assert leak["detail"] == "the password for the upstream proxy in the head"
     assert origin.requests == []
@@ -93,13 +93,13 @@ def test_password_of_the_upstream_proxy_is_blocked(gate, origins, request_head):
 
 
 def test_password_that_is_a_common_word_is_not_searched_for(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin, "block", secrets=False)
     gate.loop.run(lambda: gate.sandbox.set_secrets(None, b"example"))
-    assert site.ask(head("GET /example")).startswith(b"HTTP/1.1 200")
+    assert site.request(head("GET /example")).startswith(b"HTTP/1.1 200")
 
 
-USUAL = {
+CREDENTIALS_IN_PLACE = {
     "authorization": head("GET /a", f"Authorization: Bearer {TOKEN}"),
     "a cookie": head("GET /a", f"Cookie: session={JWT}"),
     "a key's header": head("GET /a", f"X-Api-Key: {TOKEN}"),
@@ -107,22 +107,24 @@ USUAL = {
     "a token's parameter": head(f"GET /a?access_token={TOKEN}"),
     "a signed URL": head(f"GET /a?X-Amz-Credential={AWS}%2F20270101%2Feu%2Fs3&X-Amz-Signature=abc"),
     "a key for a WebSocket": head("GET /a", f"Sec-WebSocket-Protocol: realtime, key.{TOKEN}"),
-    "a placeholder": head("GET /a", "X-Request-Id: 1"),
+    "no credential": head("GET /a", "X-Request-Id: 1"),
 }
 
 
-@pytest.mark.parametrize("request_head", USUAL.values(), ids=USUAL)
+@pytest.mark.parametrize("request_head", CREDENTIALS_IN_PLACE.values(), ids=CREDENTIALS_IN_PLACE)
 def test_credential_in_its_usual_place_is_not_reported(gate, origins, request_head):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    assert make_scan_site(gate, origin, "block").ask(request_head).startswith(b"HTTP/1.1 200")
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
+    assert make_scan_site(gate, origin, "block").request(request_head).startswith(b"HTTP/1.1 200")
     assert gate.events("secret.detected") == []
 
 
 def test_scan_off_reports_nothing(gate, origins):
     got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     size = len(TOKEN)
-    answer = make_scan_site(gate, origin, "off").ask(head(f"POST /{TOKEN}", f"Content-Length: {size}"), TOKEN.encode())
+    answer = make_scan_site(gate, origin, "off").request(
+        head(f"POST /{TOKEN}", f"Content-Length: {size}"), TOKEN.encode()
+    )
     assert answer.startswith(b"HTTP/1.1 200")
     assert got == [TOKEN.encode()]
     assert gate.events("secret.detected") == []
@@ -139,34 +141,34 @@ def test_scan_off_reports_nothing(gate, origins):
     ],
 )
 def test_secret_in_a_path_is_masked_in_events(gate, origins, path, logged):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    make_scan_site(gate, origin).ask(head(f"GET {path}"))
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
+    make_scan_site(gate, origin).request(head(f"GET {path}"))
     wait_until(lambda: gate.events("request.completed"))
     for kind in ("request.decided", "request.completed", "secret.detected"):
         assert [event["http"]["path"] for event in gate.events(kind)] == [logged]
 
 
 def test_strictest_scan_of_the_matching_rules_applies(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin, "off")
     port = f"{origin.port}/tls"
     rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{port}], action: allow"
     gate.rules(f"[{{id: a, {rule}, scan: off}}, {{id: b, {rule}, http: {{methods: [PUT]}}, scan: block}}]")
-    assert site.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 200")
-    assert site.ask(head(f"PUT /{TOKEN}", "Content-Length: 0")).startswith(b"HTTP/1.1 403")
+    assert site.request(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 200")
+    assert site.request(head(f"PUT /{TOKEN}", "Content-Length: 0")).startswith(b"HTTP/1.1 403")
 
 
 def test_scan_block_acts_in_audit_mode(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin)
     rule = f"{{id: a, to: good.example, resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], scan: block, action: allow}}"
     gate.rules(f"[{rule}]", "settings: {mode: audit}")
-    assert site.ask(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 403")  # a rule says block, and it acts
+    assert site.request(head(f"GET /{TOKEN}")).startswith(b"HTTP/1.1 403")  # a rule says block, and it acts
 
 
 def test_denied_request_is_not_scanned(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
-    make_scan_site(gate, origin, http="{methods: [PUT]}").ask(head(f"GET /{TOKEN}"))
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
+    make_scan_site(gate, origin, http="{methods: [PUT]}").request(head(f"GET /{TOKEN}"))
     assert gate.decided()[0][2:] == ("blocked", "no_rule")
     assert gate.events("secret.detected") == []
 
@@ -225,22 +227,22 @@ def test_secret_in_a_websocket_message_is_flagged_or_blocked(gate, origins, scan
             assert answer == b"\x81\x02ok"
             connection.sendall(innocent)
             assert connection.recv(100) == b"\x81\x02ok"
-        wait_until(lambda: gate.events("secret.detected"))  # told while it is open
+        wait_until(lambda: gate.events("secret.detected"))  # recorded while the WebSocket is open
     assert gate.events("secret.detected")[0]["detail"] == "github-token in the body"
     assert (leak in b"".join(got)) is (scan == "flag")
     assert (b"permessage-deflate" in origin.requests[0]) is (scan == "flag")
 
 
-NOTE = "postgres://me:" + some(8) + "+" + some(8) + "@db.example/a"
+DATABASE_URL = "postgres://me:" + some(8) + "+" + some(8) + "@db.example/a"
 BY_CURL = {
-    "a form": (["--data-urlencode", f"note={NOTE}"], "url-password in the body"),
-    "a query": (["-G", "--data-urlencode", f"note={NOTE}"], "url-password in the URL"),
+    "a form": (["--data-urlencode", f"note={DATABASE_URL}"], "url-password in the body"),
+    "a query": (["-G", "--data-urlencode", f"note={DATABASE_URL}"], "url-password in the URL"),
 }
 
 
 @pytest.mark.parametrize(("words", "detail"), BY_CURL.values(), ids=BY_CURL)
 def test_secret_encoded_by_curl_is_blocked(gate, origins, words, detail):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     make_scan_site(gate, origin, "block").curl("/a", *words)
     assert [leak["detail"] for leak in gate.events("secret.detected")] == [detail]
     assert gate.events("secret.detected")[0]["outcome"] == "blocked"
@@ -252,12 +254,12 @@ def test_secret_encoded_by_curl_is_blocked(gate, origins, words, detail):
 )
 def test_scan_strict_blocks_a_token_to_a_host_that_no_rule_names(gate, origins, named, status, more):
     """Also in a long head, which is scanned before its decision."""
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin)
     gate.rules(
         f'[{{id: a, to: "*", resolves_to: [127.0.0.0/8], ports: [{origin.port}/tls], action: flag, scan: strict}}{named}]'
     )
-    answer = site.ask(head("GET /a", f"Authorization: Bearer {TOKEN}", f"X-More: {more}"))
+    answer = site.request(head("GET /a", f"Authorization: Bearer {TOKEN}", f"X-More: {more}"))
     assert answer.split()[1] == status
     found = ["github-token in the header `Authorization`"] if status == b"403" else []
     assert [leak["detail"] for leak in gate.events("secret.detected")] == found
@@ -293,7 +295,7 @@ TOGETHER = [("a token", shape) for shape in SHAPES] + [(secret, "over two pieces
 @pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
 def test_secret_in_a_body_is_blocked_before_any_of_it_is_sent(gate, origins, secret, shape):
     got, (secret, name) = [], SECRETS[secret]
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     pieces = SHAPES[shape](secret)
     body = b"".join(pieces)
     answer = post(make_scan_site(gate, origin, "block"), body, pieces=pieces)
@@ -312,7 +314,7 @@ def test_secret_in_a_body_is_blocked_before_any_of_it_is_sent(gate, origins, sec
 @pytest.mark.parametrize(("secret", "shape"), TOGETHER, ids=map(" ".join, TOGETHER))
 def test_flagged_body_is_sent_unchanged(gate, origins, secret, shape):
     got, (secret, name) = [], SECRETS[secret]
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     pieces = SHAPES[shape](secret)
     answer = post(make_scan_site(gate, origin), b"".join(pieces), pieces=pieces)
     assert answer.startswith(b"HTTP/1.1 200")
@@ -327,7 +329,7 @@ def test_flagged_body_is_sent_unchanged(gate, origins, secret, shape):
 
 
 def test_small_blocked_body_is_answered_with_a_page(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     answer = post(make_scan_site(gate, origin, "block"), b"x=" + TOKEN.encode())
     assert answer.startswith(b"HTTP/1.1 403")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "leak"
@@ -338,7 +340,7 @@ def test_small_blocked_body_is_answered_with_a_page(gate, origins):
 @pytest.mark.parametrize("at", [1, 4, 20, 39])
 def test_secret_split_between_chunks_is_blocked(gate, origins, at):
     got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     secret = TOKEN.encode()
     body = chunked(b"note: ", secret[:at], secret[at:], b" end")
     answer = post(make_scan_site(gate, origin, "block"), body, "Transfer-Encoding: chunked")
@@ -348,7 +350,7 @@ def test_secret_split_between_chunks_is_blocked(gate, origins, at):
 
 def test_compressed_body_is_scanned_or_blocked(gate, origins):
     got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     packed = gzip.compress(os.urandom(3000).hex().encode() + TOKEN.encode())
     site = make_scan_site(gate, origin, "block")
     answer = post(site, packed, f"Content-Length: {len(packed)}", "Content-Encoding: gzip")
@@ -371,7 +373,7 @@ def test_compressed_body_is_scanned_or_blocked(gate, origins):
 def test_secret_beyond_the_scan_limit_is_found_only_under_block(gate, origins):
     body = b"0123456789abcde\n" * (LOOKED_AT // 16 + 512) + TOKEN.encode()
     got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     assert post(make_scan_site(gate, origin, secrets=False), body).startswith(b"HTTP/1.1 200")
     assert gate.events("secret.detected") == []
     post(make_scan_site(gate, origin, "block", secrets=False), body)
@@ -381,11 +383,11 @@ def test_secret_beyond_the_scan_limit_is_found_only_under_block(gate, origins):
 
 
 def test_secret_split_between_two_requests_is_blocked(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin, "block")
     half = len(VALUE) // 2
-    assert site.ask(head(f"GET /{VALUE[:half].decode()}")).startswith(b"HTTP/1.1 200")
-    assert site.ask(head("GET /innocent")).startswith(b"HTTP/1.1 200")
+    assert site.request(head(f"GET /{VALUE[:half].decode()}")).startswith(b"HTTP/1.1 200")
+    assert site.request(head("GET /innocent")).startswith(b"HTTP/1.1 200")
     for _ in range(2):
         answer = post(site, VALUE[half:])
         assert b'"leak"' in answer
@@ -435,7 +437,7 @@ WRONG = ["proxy.dlp.head_scan.candidates", "proxy.dlp.body_scan.candidates", "pr
 def test_failed_scan_under_block_sends_nothing(gate, origins, monkeypatch, part):
     monkeypatch.setattr(part, raising)
     got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     try:
         answer = post(make_scan_site(gate, origin, "block"), FILLER)
     except ConnectionError:
@@ -454,7 +456,7 @@ def test_failed_scan_under_block_sends_nothing(gate, origins, monkeypatch, part)
 def test_failed_scan_under_flag_sends_the_body_and_records_the_fault(gate, origins, monkeypatch, part):
     monkeypatch.setattr(part, raising)
     got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     answer = post(make_scan_site(gate, origin), FILLER)
     assert answer.startswith(b"HTTP/1.1 200")
     assert got == [FILLER]
@@ -464,7 +466,7 @@ def test_failed_scan_under_flag_sends_the_body_and_records_the_fault(gate, origi
 
 
 def test_secret_in_an_unfinished_upload_is_reported(gate, origins):
-    origin = origins.script(recording([]), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies([]), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin)
     connection = site.connect()
     ask = head("POST /a", "Content-Length: 100000")
@@ -477,7 +479,7 @@ def test_secret_in_an_unfinished_upload_is_reported(gate, origins):
 
 def test_new_scan_block_applies_to_an_upload_under_way(gate, origins):
     got = []
-    origin = origins.script(recording(got), "good.example", tls=True, alpn=["http/1.1"])
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
     site = make_scan_site(gate, origin)
     with site.connect() as connection:
         ask = head("POST /a", f"Content-Length: {len(TOKEN) + 5}")
