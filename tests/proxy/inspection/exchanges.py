@@ -1,8 +1,8 @@
-"""HTTP/1.1 exchanges, as raw bytes, that are run with the gate between client and server and without it.
+"""Table of HTTP/1.1 exchanges as raw bytes, run through the gate and without it.
 
-In the notation of `smuggling`: the end of a line is CR LF, `␊` a bare LF, `HOST` the origin's name and port (`PORT`), `SCHEME` http or https. Without the gate
+In the notation of `smuggling`; also `PORT`, the port of the origin, and `SCHEME`, http or https. Without the gate
 the client receives `answer` and the server `request`, byte for byte. With it they receive the same, or what `gets` and
-`arrives` say, and then `why` names the reason: a line of `docs/reference/clients.md`, "What the gate changes".
+`arrives` have, and then `why` names the reason: a line of `docs/reference/clients.md`, "What the gate changes".
 """
 
 from typing import NamedTuple
@@ -20,12 +20,12 @@ class Exchange(NamedTuple):
     name: str
     request: str
     answer: str
-    gets: str | Page | None = None  # what the client receives through the gate, where that differs
-    arrives: str | None = None  # what the server receives through it, where that differs
-    why: str = ""  # the line of the docs that says so
-    server: str = ""  # how the server ends behind its answer; empty: it waits for another request
-    ends: str = END  # how the client's connection ends through the gate
-    half: bool = False  # the client ends its side behind the request
+    gets: str | Page | None = None  # what the client receives through the gate, if different
+    arrives: str | None = None  # what the server receives through the gate, if different
+    why: str = ""  # the line of the docs that explains the difference
+    server: str = ""  # how the server ends after its answer; empty: it waits for another request
+    ends: str = END  # how the connection of the client ends through the gate
+    half: bool = False  # the client half-closes after the request
 
 
 GET = "GET / HTTP/1.1\nHost: HOST\n\n"

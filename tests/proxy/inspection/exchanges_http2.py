@@ -1,17 +1,17 @@
-"""HTTP/2 exchanges, as fields and bodies, that are run with the gate between client and server and without it.
+"""Table of HTTP/2 exchanges as fields and bodies, run through the gate and without it.
 
-What differs through the gate has its line in `docs/reference/clients.md`, "What the gate changes".
+Each difference has its line in `docs/reference/clients.md`, "What the gate changes".
 """
 
 from typing import NamedTuple
 
 type Fields = tuple[tuple[str, str], ...]
-REFUSED = "refused"  # by a page of the gate's own
+REFUSED = "refused"  # with a page of the gate
 
 
 class Exchange(NamedTuple):
     name: str
-    fields: Fields = ()  # of the request, behind its pseudo-headers
+    fields: Fields = ()  # of the request, after its pseudo-headers
     body: bytes = b""
     trailers: Fields = ()
     method: str = "GET"
@@ -20,11 +20,11 @@ class Exchange(NamedTuple):
     answer: Fields = ((":status", "200"),)
     content: bytes = b"page"
     behind: Fields = ()  # trailers of the answer
-    reset: int | None = None  # the error code that ends the answer instead of its end
-    gets: Fields | str | None = None  # the answer's head through the gate, where that differs
-    arrives: Fields | None = None  # the request's fields through it, where they differ
-    ends: int | None = None  # the error code through it, where that differs
-    why: str = ""  # the line of the docs that says so
+    reset: int | None = None  # error code of a reset that ends the answer
+    gets: Fields | str | None = None  # head of the answer through the gate, if different
+    arrives: Fields | None = None  # fields of the request through the gate, if different
+    ends: int | None = None  # error code through the gate, if different
+    why: str = ""  # the line of the docs that explains the difference
 
 
 def ok(*fields, status="200"):

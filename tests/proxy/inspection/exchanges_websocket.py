@@ -1,7 +1,7 @@
-"""WebSocket exchanges, as raw bytes, that are run with the gate between client and server and without it (RFC 6455).
+"""Table of WebSocket exchanges (RFC 6455) as raw bytes, run through the gate and without it.
 
-A row is what the client sends behind the handshake, and the server behind its own; each side ends when it has sent and
-received everything, or first, as the row says. What differs through the gate has its line in `docs/reference/clients.md`.
+A row has the bytes that client and server send after their handshakes. Each side ends when it has sent and
+received everything; `ends_first` ends first. Each difference has its line in `docs/reference/clients.md`.
 """
 
 from typing import NamedTuple
@@ -15,12 +15,12 @@ class Exchange(NamedTuple):
     up: bytes = b""  # what the client sends
     down: bytes = b""  # what the server sends
     ends_first: str = CLIENT
-    late: bytes = b""  # what the other side sends once this one has ended its half, in the clear alone
+    late: bytes = b""  # what the other side sends after this half-close, without TLS only
     extensions: str = ""  # that the client offers and the server agrees to
     offered: tuple[str, ...] = ()  # further lines of the client's handshake
     agreed: tuple[str, ...] = ()  # further lines of the server's
-    arrives: bytes | None = None  # what the server receives through the gate at most, where the gate ends it
-    why: str = ""  # the line of the docs that says so
+    arrives: bytes | None = None  # what the server receives at most, where the gate ends the connection
+    why: str = ""  # the line of the docs that explains the difference
 
 
 def _frame(payload, first, mask):

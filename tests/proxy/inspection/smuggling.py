@@ -1,8 +1,8 @@
-"""The corpus of requests that two programs may read in two ways, as raw bytes: a row a case.
+"""Request smuggling corpus: requests as raw bytes that two programs may read differently, one case per row.
 
-Written in a notation of its own: the end of a line is CR LF, `␊` a bare LF, `\\r` a bare CR, `HOST` the origin's name and
-port. Behind what each row sends comes another request, for `/next`, which the rules deny: so it tells whether the gate
-found the same end of the message as everybody else would, and that nothing behind it passes undecided.
+Notation: the end of a line is CR LF, `␊` a bare LF, `\\r` a bare CR, `HOST` the name and port of the
+origin. Each row is followed by another request, for `/next`, which the rules deny. So it shows whether the gate
+finds the end of the message as RFC 9112 has it, and that nothing behind it passes undecided.
 
 Sources: sections of RFC 9110 and 9112, and by their names the classes of public research on request smuggling: Linhart et
 al. 2005 (CL.CL), Kettle 2019 (CL.TE, TE.CL, TE.TE), 2021 (HTTP/2), 2022 (CL.0, client-side) and 2025 (0.CL, Expect),

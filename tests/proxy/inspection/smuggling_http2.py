@@ -1,7 +1,7 @@
 """Corpus of HTTP/2 requests that the gate translates to HTTP/1 (Kettle 2021; RFC 9113 section 8).
 
-A row is what replaces or joins the usual head of `POST /`, the frames of its body, trailers, and what may arrive at an
-HTTP/1 origin, in the notation of `smuggling`. `None` takes a pseudo-header away.
+A row has fields that replace or extend the head of `POST /`, body frames, trailers, and what may arrive at an
+HTTP/1 origin, in the notation of `smuggling`. `None` removes a pseudo-header.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Corpus of HTTP/1 responses of hostile or broken servers, and what the client receives of each.
 
-In the notation of `smuggling`. The client asks for `/` and then, on the same connection, for `/next`, which is answered with
-`next`: so it tells whether gate and client found the same end. Sources: RFC 9110 and 9112; response splitting (Klein 2004),
+In the notation of `smuggling`. The client requests `/` and then `/next` on the same connection, which is answered with
+`next`. So it shows whether gate and client find the same end. Sources: RFC 9110 and 9112; response splitting (Klein 2004),
 response queue poisoning (Kettle 2021), floods of informational responses.
 """
 

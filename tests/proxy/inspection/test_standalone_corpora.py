@@ -1,6 +1,6 @@
 """The tables of the inspection tests in mitmdump with the addon: the same decisions as in the gate.
 
-mitmproxy reads and writes HTTP/1 by itself there, so what arrives is compared message by message and not byte by byte.
+mitmproxy parses and writes HTTP/1 itself, so messages are compared and not bytes.
 """
 
 import contextlib

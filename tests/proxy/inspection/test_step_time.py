@@ -1,7 +1,7 @@
 """The most costly inputs of clients and servers: no step of the worker's loop takes long (invariant 11).
 
-Each payload is sent for real, and every step of the gate's loop is measured in processor time. What costs the
-scanner most is made of its own patterns in `tests/proxy/dlp/test_scan_slices.py`.
+Each payload is sent through a gate, and every step of its loop is measured in processor time. Inputs that cost the
+scanner most are built from its patterns in `tests/proxy/dlp/test_scan_slices.py`.
 """
 
 import base64

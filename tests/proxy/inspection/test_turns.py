@@ -1,6 +1,6 @@
 """Work that continues in a later turn: nothing is lost, and recorded events stay correct.
 
-Every turn here ends after the smallest piece of work, also for tests of other modules that are run again so.
+Every turn ends after the smallest piece of work here. Tests of other modules are run again that way.
 """
 
 import asyncio

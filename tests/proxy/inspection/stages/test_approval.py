@@ -31,7 +31,9 @@ def test_pending_request_is_sent_only_after_it_is_approved(approvals_lab, monkey
         connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
         id_ = approvals_lab.approval_id()
         assert approvals_lab.nothing_sent()
-        assert all(attempt.granted for _, _, attempt in lookups), "only whether an approval would let it out"
+        assert all(attempt.granted for _, _, attempt in lookups), (
+            "a lookup must only check whether an approval would help"
+        )
         assert approvals_lab.decided() == []
         approvals_lab.run(approvals_lab.people.approve, id_)
         assert read_all(connection).startswith(b"HTTP/1.1 200")

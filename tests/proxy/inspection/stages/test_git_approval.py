@@ -39,8 +39,8 @@ class PushLab:
         wait_until(lambda: len(self.people.asked()) >= count)
         return self.people.asked()[count - 1]
 
-    def run(self, what, *words):
-        return self._loop.run(what, *words)
+    def run(self, function, *arguments):
+        return self._loop.run(function, *arguments)
 
     def approval_requests(self):
         return [word.question for word in self.people.said if isinstance(word, Submit)]

@@ -1,5 +1,5 @@
-"""Requests that a task signs with placeholders (AWS Signature Version 4), on the wire: a service that knows the real
-key takes them, and nothing else of the task's gets signed.
+"""Requests signed with placeholders (AWS Signature Version 4): a service with the real
+key accepts them, and the gate signs nothing else.
 """
 
 import json
