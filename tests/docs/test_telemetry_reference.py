@@ -62,19 +62,19 @@ def test_packet_kinds_are_documented():
 
 
 def test_metrics_equal_their_documentation(tmp_path):
-    here = recorder_lab(tmp_path)
-    metrics = here.metrics
-    here.recorder.rules_loaded()
-    connect(here.recorder)
-    here.recorder.error(Component.DIAL, "x")
-    here.recorder.task_ended(None, seconds=0.0)
+    lab = recorder_lab(tmp_path)
+    metrics = lab.metrics
+    lab.recorder.rules_loaded()
+    connect(lab.recorder)
+    lab.recorder.error(Component.DIAL, "x")
+    lab.recorder.task_ended(None, seconds=0.0)
     metrics.dns_query("A", Verdict.DENY)
     metrics.refused_packets({"tcp": 1})
     metrics.refused_call("mount", 1)
     metrics.dialled(None, 0.1)
     metrics.ca_expiry = 1.0
-    metrics.limits = here.recorder.sandbox.meters
-    metrics.limits.admit([(here.recorder.sandbox.policy.rule_ids[0], Limits(requests=5))], Connections())
+    metrics.limits = lab.recorder.sandbox.meters
+    metrics.limits.admit([(lab.recorder.sandbox.policy.rule_ids[0], Limits(requests=5))], Connections())
     metrics.watch("worker", os.getpid())
     text = metrics.render().decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE))

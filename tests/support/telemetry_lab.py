@@ -104,8 +104,8 @@ class RecorderLab:
 
     def lines(self) -> list[dict[str, Any]]:
         segments = sorted(self.directory.glob("*/*.jsonl"))
-        told = [json.loads(line) for segment in segments for line in segment.read_bytes().splitlines()]
-        return [event for event in told if not event["kind"].startswith("journal.")]
+        reported = [json.loads(line) for segment in segments for line in segment.read_bytes().splitlines()]
+        return [event for event in reported if not event["kind"].startswith("journal.")]
 
 
 def recorder_lab(directory: "Path", task: str = "t-1", name: str = "migrate") -> RecorderLab:
@@ -116,13 +116,13 @@ def recorder_lab(directory: "Path", task: str = "t-1", name: str = "migrate") ->
 
 def connect(recorder: Recorder, decision: Decision = ALLOWED, **more: Any) -> str:
     """Record a decided connection to the default destination."""
-    wanted: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "name": "www.example.com",
         "address": "93.184.216.34",
         "port": 443,
         "protocol": Protocol.TLS,
     }
-    return recorder.decided(Kind.CONNECTION_DECIDED, decision, **{**wanted, **more})
+    return recorder.decided(Kind.CONNECTION_DECIDED, decision, **{**expected, **more})
 
 
 def close(recorder: Recorder, cause: str, up: int = 10, down: int = 20, **more: Any) -> None:

@@ -56,11 +56,11 @@ SUGGESTED = [
 ]
 
 
-@pytest.mark.parametrize(("event", "said"), SUGGESTED)
-def test_suggested_rule_loads_and_allows_the_attempt(suggest, event, said):
+@pytest.mark.parametrize(("event", "output"), SUGGESTED)
+def test_suggested_rule_loads_and_allows_the_attempt(suggest, event, output):
     code, out, err = suggest(event)
     assert (code, [line for line in err.splitlines() if "check:" not in line]) == (0, [])
-    for part in said:
+    for part in output:
         assert part in out
     assert f"# Event {ID}." in out
     file = loaded(out)
@@ -72,7 +72,7 @@ NOT_RECORDED = "Which address the name has was not recorded"
 
 
 @pytest.mark.parametrize(
-    ("event", "said"),
+    ("event", "is_warned"),
     [
         (connection(DENIED), True),
         (lookup(refused(Reason.DNS_DENIED)), True),
@@ -80,9 +80,9 @@ NOT_RECORDED = "Which address the name has was not recorded"
         (connection(refused(Reason.NON_PUBLIC_ADDRESS), address="10.1.2.3"), False),
     ],
 )
-def test_suggestion_for_a_name_warns_of_an_unknown_address(suggest, event, said):
+def test_suggestion_for_a_name_warns_of_an_unknown_address(suggest, event, is_warned):
     """A rule without `resolves_to` is not enough for a name inside, and the journal doesn't say which it is."""
-    assert (NOT_RECORDED in suggest(event)[1]) is said
+    assert (NOT_RECORDED in suggest(event)[1]) is is_warned
 
 
 def test_second_suggestion_is_tried_together_with_the_first(suggest, tmp_path):

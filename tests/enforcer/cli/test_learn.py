@@ -104,8 +104,8 @@ def test_unknown_settings_are_named_for_copying(exeat):
 def test_non_public_targets_are_listed_with_the_needed_key(exeat, tmp_path):
     """Where a company's own servers have addresses inside, nothing of them is ever learned, and nobody would know why."""
     audit, not_public = {"mode": Mode.AUDIT}, refused(Reason.NON_PUBLIC_ADDRESS)
-    here = "pypi.corp.example"
-    same = [request(not_public, "GET", "/simple/x/", here, **audit), connection(not_public, here, **audit)]
+    lab = "pypi.corp.example"
+    same = [request(not_public, "GET", "/simple/x/", lab, **audit), connection(not_public, lab, **audit)]
     more = [
         connection(not_public, "host.exeat.internal", **audit),
         connection(not_public, None, address="10.0.0.1", **audit),
@@ -115,8 +115,8 @@ def test_non_public_targets_are_listed_with_the_needed_key(exeat, tmp_path):
     ]
     code, out, err = exeat("learn", "journal", "-o", "web.yaml", events=[*SOME, *same, *more])
     text = (tmp_path / "web.yaml").read_text()
-    said = "exeat: what audit mode refused for its address is not learned; the beginning of `web.yaml` says what lets it out"
-    assert (code, out, err) == (0, "", [said])
+    output = "exeat: what audit mode refused for its address is not learned; the beginning of `web.yaml` says what lets it out"
+    assert (code, out, err) == (0, "", [output])
     assert text.split("# Refused in audit mode, too, and so not learned:\n")[1].startswith(
         "#   pypi.corp.example: the address, or the one that the name resolves to, is not public; list the address in the rule's `resolves_to`; a service of this machine needs a rule `to: host.exeat.internal` with its `ports`\n"
         "#   host.exeat.internal: `host.exeat.internal` is this machine: it needs a rule `to: host.exeat.internal` with its "
@@ -230,11 +230,11 @@ def test_closed_output_pipe_is_no_error(exeat, tmp_path, monkeypatch, words):
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     monkeypatch.setattr("enforcer.run.dry_run.planned_steps", lambda _: [PlannedStep("gate", "nothing")])
     monkeypatch.setattr(sys, "stdout", Gone())
-    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    monkeypatch.setattr(sys, "stderr", output := io.StringIO())
     if words[0] == "run":
         monkeypatch.chdir(tmp_path / "work")
         words = (words[0], words[1], "../t.yaml", *words[3:])
-    assert (main(list(words)), said.getvalue()) == (141, "")
+    assert (main(list(words)), output.getvalue()) == (141, "")
 
 
 @pytest.mark.parametrize(

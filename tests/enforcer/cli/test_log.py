@@ -32,7 +32,7 @@ def journal(tmp_path):
     return tmp_path
 
 
-def told(capfdbinary, *arguments):
+def reported(capfdbinary, *arguments):
     """The status, the events and what was said on stderr."""
     status = main(["log", "--format", "jsonl", *map(str, arguments)])
     out, err = capfdbinary.readouterr()
@@ -40,7 +40,7 @@ def told(capfdbinary, *arguments):
 
 
 def outcomes(capfdbinary, *arguments):
-    status, events, err = told(capfdbinary, *arguments)
+    status, events, err = reported(capfdbinary, *arguments)
     assert (status, err) == (0, "")
     return [(event["task"]["id"], event["outcome"]) for event in events]
 
@@ -94,22 +94,22 @@ def test_blocked_filter_includes_tampering_and_leaks(capfdbinary, tmp_path):
         ("--kind", "tampering.detected"): ["tampering.detected"],
         ("--reason", "leak"): ["secret.detected", "secret.detected"],
     }.items():
-        status, events, err = told(capfdbinary, "--journal", tmp_path, *words)
+        status, events, err = reported(capfdbinary, "--journal", tmp_path, *words)
         assert (status, [event["kind"] for event in events], err) == (0, kinds, ""), words
 
 
 def test_unknown_task_is_reported(capfdbinary, journal):
-    status, events, err = told(capfdbinary, "--journal", journal, "--task", "migrate")
+    status, events, err = reported(capfdbinary, "--journal", journal, "--task", "migrate")
     assert (status, events) == (0, [])
     assert err == "exeat: there is nothing of a task `migrate` in the journal; `exeat log` shows all there are\n"
     # There is something of it, and only not what was asked for.
-    assert told(capfdbinary, "--journal", journal, "--task", "build", "--verdict", "passed") == (0, [], "")
-    status, _, err = told(capfdbinary, "--journal", journal, "--task", "\x1b[2J")
+    assert reported(capfdbinary, "--journal", journal, "--task", "build", "--verdict", "passed") == (0, [], "")
+    status, _, err = reported(capfdbinary, "--journal", journal, "--task", "\x1b[2J")
     assert "`\\x1b[2J`" in err
 
 
 def test_last_selects_the_last_started_task(capfdbinary, tmp_path):
-    assert told(capfdbinary, "--journal", tmp_path, "--last")[1:] == (
+    assert reported(capfdbinary, "--journal", tmp_path, "--last")[1:] == (
         [],
         f"exeat: no task has been started in the journal in `{tmp_path}`\n",
     )
@@ -118,13 +118,13 @@ def test_last_selects_the_last_started_task(capfdbinary, tmp_path):
     second.recorder.task_started(["make"])
     for recorder, decision in ((first, ALLOWED), (second, DENIED), (first, DENIED)):
         connect(recorder.recorder, decision)
-    status, events, err = told(capfdbinary, "--journal", tmp_path, "--last")
+    status, events, err = reported(capfdbinary, "--journal", tmp_path, "--last")
     assert (status, [(event["task"]["id"], event["outcome"]) for event in events], err) == (
         0,
         [("t-2", "passed"), ("t-2", "blocked")],
         "",
     )
-    assert told(capfdbinary, "--journal", tmp_path, "--last", "--task", "t-1")[0] == 2
+    assert reported(capfdbinary, "--journal", tmp_path, "--last", "--task", "t-1")[0] == 2
 
 
 def test_since_takes_a_duration_or_a_date(capfdbinary, tmp_path):
@@ -137,7 +137,7 @@ def test_since_takes_a_duration_or_a_date(capfdbinary, tmp_path):
             file.write(encode(full_event(Kind.DNS_DECIDED, "text", when)))
     yesterday = datetime.fromtimestamp(now // 10**9 - 86_400, UTC).isoformat()
     found = {
-        since: len(told(capfdbinary, "--journal", tmp_path, "--since", since)[1])
+        since: len(reported(capfdbinary, "--journal", tmp_path, "--since", since)[1])
         for since in ("1000s", "30m", "4h", "2d", "1w", yesterday, "1960-01-01")
     }
     assert found == {"1000s": 1, "30m": 1, "4h": 2, "2d": 2, "1w": 3, yesterday: 2, "1960-01-01": 3}
@@ -172,7 +172,7 @@ def test_misuse_exits_2_and_is_explained(capfd, tmp_path, arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "output"),
     [
         (["--reason", "norule"], "`norule` is no reason; did you mean `no_rule`?"),
         (["--reason", "zzz"], "`zzz` is no reason; there are gate_error, rule, no_rule, "),
@@ -182,10 +182,10 @@ def test_misuse_exits_2_and_is_explained(capfd, tmp_path, arguments):
         (["--kind", "\x1b[2J"], "`\\x1b[2J` is no kind"),
     ],
 )
-def test_unknown_value_is_reported_with_the_valid_ones(capfd, tmp_path, arguments, said):
+def test_unknown_value_is_reported_with_the_valid_ones(capfd, tmp_path, arguments, output):
     with pytest.raises(SystemExit):
         main(["log", "--journal", str(tmp_path), *arguments])
-    assert said in capfd.readouterr().err
+    assert output in capfd.readouterr().err
 
 
 def test_missing_journal_is_reported_with_a_remedy(capfd, tmp_path, monkeypatch):
@@ -214,12 +214,12 @@ def test_unreadable_lines_are_reported(capfdbinary, journal):
     [segment, *_] = sorted(journal.rglob("*.jsonl"))
     with segment.open("ab") as file:
         file.write(b"garbage\n" * 3)
-    status, events, err = told(capfdbinary, "--journal", journal)
+    status, events, err = reported(capfdbinary, "--journal", journal)
     assert (status, len(events)) == (1, 4)
     assert err == "exeat: 3 lines are no event this version can read, and not shown\n"
     with segment.open("ab") as file:
         file.write(b'{"time":"2026')
-    assert told(capfdbinary, "--journal", journal)[2].startswith("exeat: a segment ends in an unfinished line")
+    assert reported(capfdbinary, "--journal", journal)[2].startswith("exeat: a segment ends in an unfinished line")
 
 
 def test_tampered_line_is_escaped(capfdbinary, journal):
@@ -271,14 +271,14 @@ def test_terminal_without_unicode_gets_ascii(tmp_path):
 
 
 def test_follow_shows_each_event_at_once_even_through_a_pipe(tmp_path):
-    here = recorder_lab(tmp_path)
-    connect(here.recorder)
+    lab = recorder_lab(tmp_path)
+    connect(lab.recorder)
     with started("--journal", tmp_path, "-f", "--verdict", "blocked") as follower:
         assert follower.stdout.readline().startswith("TIME")
-        connect(here.recorder, DENIED, name="one.example")
+        connect(lab.recorder, DENIED, name="one.example")
         assert "one.example" in follower.stdout.readline()
-        connect(here.recorder)
-        connect(here.recorder, DENIED, name="two.example")
+        connect(lab.recorder)
+        connect(lab.recorder, DENIED, name="two.example")
         assert "two.example" in follower.stdout.readline()
         follower.send_signal(2)
         assert follower.wait(10) == 130
@@ -286,9 +286,9 @@ def test_follow_shows_each_event_at_once_even_through_a_pipe(tmp_path):
 
 
 def test_follow_starts_with_the_last_ten_rows_only_for_people(tmp_path):
-    here = recorder_lab(tmp_path)
+    lab = recorder_lab(tmp_path)
     for number in range(15):
-        connect(here.recorder, DENIED, name=f"n{number}.example")
+        connect(lab.recorder, DENIED, name=f"n{number}.example")
     for words, first in ((), 5), (("--since", "1h"), 0), (("--task", "t-1"), 0), (("--format", "jsonl"), 0):
         with started("--journal", tmp_path, "-f", *words) as follower:
             lines = [follower.stdout.readline() for _ in range(15 - first + ("jsonl" not in words))]
@@ -300,9 +300,9 @@ def test_follow_starts_with_the_last_ten_rows_only_for_people(tmp_path):
 
 
 def test_closed_output_pipe_of_log_is_no_error(tmp_path):
-    here = recorder_lab(tmp_path)
+    lab = recorder_lab(tmp_path)
     for _ in range(2000):
-        connect(here.recorder)
+        connect(lab.recorder)
     for form in ("table", "jsonl"):
         with started("--journal", tmp_path, "--format", form) as child:
             child.stdout.readline()

@@ -32,21 +32,21 @@ DAY = 86_400_000_000_000
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def seal_without_delay(monkeypatch):
     """What somebody else has left is mended without waiting for him."""
     monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
 
 
 @pytest.fixture
-def place(tmp_path):
+def paths(tmp_path):
     state = tmp_path / "keeper" / "journal"
     state.mkdir(parents=True)
     (tmp_path / "journal").mkdir()
     return tmp_path / "journal", state
 
 
-def keeper(place):
-    return Keeper(*place, pytest.fail)
+def keeper(paths):
+    return Keeper(*paths, pytest.fail)
 
 
 def write(journal, text, when=None):
@@ -54,8 +54,8 @@ def write(journal, text, when=None):
     journal.append(encode(full_event(Kind.DNS_DECIDED, text, now)), now)
 
 
-def checked(place):
-    return verify(place[0], keyring.load_public_keys(place[1].parent / "keys"))
+def verify_journal(paths):
+    return verify(paths[0], keyring.load_public_keys(paths[1].parent / "keys"))
 
 
 def checkpoints(journal):
@@ -63,55 +63,55 @@ def checkpoints(journal):
     return [(each["kind"], each["journal"].get("lines")) for each in lines[1:]]
 
 
-def test_open_segment_is_signed_as_it_grows_and_sealed_at_its_end(place):
-    journal, here = Journal(place[0]), keeper(place)
+def test_open_segment_is_signed_as_it_grows_and_sealed_at_its_end(paths):
+    journal, active_keeper = Journal(paths[0]), keeper(paths)
     write(journal, "a")
-    here.turn()
+    active_keeper.turn()
     write(journal, "b")
-    here.turn()  # it is not due
-    here._due = 0.0
-    here.turn()
-    here._due = 0.0
-    here.turn()  # nothing new
-    assert checkpoints(place[0]) == [("journal.checkpoint", 2), ("journal.checkpoint", 3)]
+    active_keeper.turn()  # it is not due
+    active_keeper._due = 0.0
+    active_keeper.turn()
+    active_keeper._due = 0.0
+    active_keeper.turn()  # nothing new
+    assert checkpoints(paths[0]) == [("journal.checkpoint", 2), ("journal.checkpoint", 3)]
     journal.close()
-    here.close()
-    assert checkpoints(place[0])[2:] == [("journal.checkpoint", 4)]
-    assert checked(place).findings == []
+    active_keeper.close()
+    assert checkpoints(paths[0])[2:] == [("journal.checkpoint", 4)]
+    assert verify_journal(paths).findings == []
 
 
-def test_only_one_keeper_is_active_and_the_next_takes_over(place):
-    journal, first, second = Journal(place[0]), keeper(place), keeper(place)
+def test_only_one_keeper_is_active_and_the_next_takes_over(paths):
+    journal, first, second = Journal(paths[0]), keeper(paths), keeper(paths)
     write(journal, "a")
     first.turn()
     write(journal, "b")
     second.turn()
-    assert checkpoints(place[0]) == [("journal.checkpoint", 2)]
+    assert checkpoints(paths[0]) == [("journal.checkpoint", 2)]
     first.close()
-    assert checkpoints(place[0])[1:] == [("journal.checkpoint", 3)]
+    assert checkpoints(paths[0])[1:] == [("journal.checkpoint", 3)]
     write(journal, "c")
     second._due = 0.0
     second.turn()
-    assert checkpoints(place[0])[2:] == [("journal.checkpoint", 4)]
+    assert checkpoints(paths[0])[2:] == [("journal.checkpoint", 4)]
 
 
-def test_open_segment_that_lost_lines_is_never_signed(place):
+def test_open_segment_that_lost_lines_is_never_signed(paths):
     """Somebody with the worker's rights writes a line that was signed anew: told once, and no longer signed."""
-    journal, told = Journal(place[0]), []
-    here = Keeper(*place, told.append)
+    journal, reported = Journal(paths[0]), []
+    active_keeper = Keeper(*paths, reported.append)
     write(journal, "a")
-    here.turn()
-    path = next(place[0].rglob("0001.jsonl"))
+    active_keeper.turn()
+    path = next(paths[0].rglob("0001.jsonl"))
     path.write_bytes(path.read_bytes().replace(b'"question":"a"', b'"question":"x"'))
     write(journal, "b")
     journal.close()
-    here._due = 0.0
-    here.turn()
-    assert [text for text in told if "was changed: not signed" in text] == told != []
-    assert not checked(place).intact
+    active_keeper._due = 0.0
+    active_keeper.turn()
+    assert [text for text in reported if "was changed: not signed" in text] == reported != []
+    assert not verify_journal(paths).intact
 
 
-def test_segment_of_a_killed_writer_is_complete_and_repaired(place):
+def test_segment_of_a_killed_writer_is_complete_and_repaired(paths):
     """SIGKILL in the middle of writing, again and again: all that was said to be written is there, chained and signed."""
     program = (
         "import sys, pathlib, os; sys.path.insert(0, sys.argv[2])\n"
@@ -119,155 +119,155 @@ def test_segment_of_a_killed_writer_is_complete_and_repaired(place):
         "recorder = recorder_lab(pathlib.Path(sys.argv[1])).recorder\n"
         "while True: os.write(1, (connect(recorder) + '\\n').encode())\n"
     )
-    told = []
+    reported = []
     for _ in range(3):
-        with subprocess.Popen([sys.executable, "-c", program, place[0], ROOT], stdout=subprocess.PIPE) as child:
-            told += [child.stdout.readline() for _ in range(50)]
+        with subprocess.Popen([sys.executable, "-c", program, paths[0], ROOT], stdout=subprocess.PIPE) as child:
+            reported += [child.stdout.readline() for _ in range(50)]
             child.send_signal(signal.SIGKILL)
-            told += [line for line in child.stdout if line.endswith(b"\n")]
-        keeper(place).close()
-    there = {entry.event.id for entry in read_events(place[0])}
-    assert {line.decode().strip() for line in told} <= there
-    assert checked(place).findings == []
-    mended = [entry.event for entry in read_events(place[0]) if entry.event.kind is Kind.JOURNAL_REPAIRED]
-    assert [event.journal.segment[-4:] for event in mended] == ["0001", "0002", "0003"]
+            reported += [line for line in child.stdout if line.endswith(b"\n")]
+        keeper(paths).close()
+    stored = {entry.event.id for entry in read_events(paths[0])}
+    assert {line.decode().strip() for line in reported} <= stored
+    assert verify_journal(paths).findings == []
+    repaired = [entry.event for entry in read_events(paths[0]) if entry.event.kind is Kind.JOURNAL_REPAIRED]
+    assert [event.journal.segment[-4:] for event in repaired] == ["0001", "0002", "0003"]
 
 
-def test_compressed_segment_reads_the_same_from_any_offset(place, monkeypatch):
+def test_compressed_segment_reads_the_same_from_any_offset(paths, monkeypatch):
     monkeypatch.setattr(segments, "_FRAME", 1 << 17)
-    journal = Journal(place[0])
+    journal = Journal(paths[0])
     now = time.time_ns()
     for number in range(900):  # more than one frame
         write(journal, f"n{number}", now + number)
     journal.close()
-    path = next(place[0].rglob("0001.jsonl"))
-    whole, before = path.read_bytes(), [entry.line for entry in read_events(place[0])]
+    path = next(paths[0].rglob("0001.jsonl"))
+    complete, before = path.read_bytes(), [entry.line for entry in read_events(paths[0])]
     packed = compress(path)
-    assert packed.stat().st_size < len(whole) / 5
+    assert packed.stat().st_size < len(complete) / 5
     with packed.open("rb", buffering=0) as file:
         frames = read_index(file)
     assert len(frames) > 1
-    segment = find(place[0], path.parent.name + "/0001")
-    for offset in (0, 1, frames[1].offset - 1, frames[1].offset, len(whole) - 7, len(whole)):
+    segment = find(paths[0], path.parent.name + "/0001")
+    for offset in (0, 1, frames[1].offset - 1, frames[1].offset, len(complete) - 7, len(complete)):
         with opened(segment, offset) as file:
-            assert file.read() == whole[offset:]
-    assert [entry.line for entry in read_events(place[0])] == before
-    assert [entry.event.dns.question for entry in read_events(place[0], LineFilter(since=now + 898))] == [
+            assert file.read() == complete[offset:]
+    assert [entry.line for entry in read_events(paths[0])] == before
+    assert [entry.event.dns.question for entry in read_events(paths[0], LineFilter(since=now + 898))] == [
         "n898",
         "n899",
     ]
     sought = LineFilter(((b'"question":"n5"', b'"question":"n800"'),), until=now + 700)
-    assert [entry.event.dns.question for entry in read_events(place[0], sought)] == ["n5"]
+    assert [entry.event.dns.question for entry in read_events(paths[0], sought)] == ["n5"]
 
 
-def old_day(place, name, ago):
+def old_day(paths, name, ago):
     """A closed day of the past."""
-    journal = Journal(place[0])
+    journal = Journal(paths[0])
     write(journal, name, time.time_ns() - ago * DAY)
     journal.close()
-    keeper(place).close((os.getpid(),))
-    return min(place[0].iterdir()).name
+    keeper(paths).close((os.getpid(),))
+    return min(paths[0].iterdir()).name
 
 
-def test_old_days_are_removed_with_a_signed_record(place):
+def test_old_days_are_removed_with_a_signed_record(paths):
     for ago in (40, 20, 1):
-        old_day(place, f"d{ago}", ago)
-    RetentionPolicy(age=10 * 86_400).save(place[1] / "keep.json")
-    tend_now(*place)
-    assert len(days(place[0])) == 2  # yesterday, and today with the ledger
-    assert checked(place).findings == []
-    removed = [entry.event for entry in read_events(place[0]) if entry.event.kind is Kind.JOURNAL_REMOVED]
+        old_day(paths, f"d{ago}", ago)
+    RetentionPolicy(age=10 * 86_400).save(paths[1] / "keep.json")
+    tend_now(*paths)
+    assert len(days(paths[0])) == 2  # yesterday, and today with the ledger
+    assert verify_journal(paths).findings == []
+    removed = [entry.event for entry in read_events(paths[0]) if entry.event.kind is Kind.JOURNAL_REMOVED]
     assert [event.detail for event in removed] == ["a segment: older than what is kept"] * 2
 
 
-def test_day_removed_without_a_record_is_reported(place):
-    name = old_day(place, "d40", 40)
-    (place[0] / name / "0001.jsonl").unlink()
-    (place[0] / name).rmdir()
-    assert [f"{name}/0001: it is missing" in str(each) for each in checked(place).findings] == [True]
+def test_day_removed_without_a_record_is_reported(paths):
+    name = old_day(paths, "d40", 40)
+    (paths[0] / name / "0001.jsonl").unlink()
+    (paths[0] / name).rmdir()
+    assert [f"{name}/0001: it is missing" in str(each) for each in verify_journal(paths).findings] == [True]
 
 
-def test_reader_of_a_whole_ledger_does_not_lag(place):
+def test_reader_of_a_whole_ledger_does_not_lag(paths):
     """Nobody ends a ledger: whoever has read all of it is not behind."""
-    journal = Journal(place[0])
+    journal = Journal(paths[0])
     write(journal, "a")
     journal.close()
-    keeper(place).close((os.getpid(),))
-    [day] = days(place[0])
-    reader = Reader(place[0], Bookmark(place[1] / "siem.json"))
-    assert lags(reader.bookmark, place[0], day.name)
+    keeper(paths).close((os.getpid(),))
+    [day] = days(paths[0])
+    reader = Reader(paths[0], Bookmark(paths[1] / "siem.json"))
+    assert lags(reader.bookmark, paths[0], day.name)
     records = reader.read()
     reader.commit(records[:-1])
-    assert lags(reader.bookmark, place[0], day.name)
-    assert not lags(reader.bookmark, place[0], f"{day.name}/0001")
+    assert lags(reader.bookmark, paths[0], day.name)
+    assert not lags(reader.bookmark, paths[0], f"{day.name}/0001")
     reader.commit(records)
-    assert not lags(reader.bookmark, place[0], day.name)
+    assert not lags(reader.bookmark, paths[0], day.name)
     assert reader.read() == []
 
 
 @pytest.mark.parametrize(("ago", "stays"), [(20, False), (12, True), (10 + HELD // 86_400 + 2, False)])
-def test_undelivered_day_is_kept_for_a_while(place, ago, stays):
-    name = old_day(place, "old", ago)
-    (place[1] / "sinks").mkdir()
-    reader = Reader(place[0], Bookmark(place[1] / "sinks" / "siem.json"))
+def test_undelivered_day_is_kept_for_a_while(paths, ago, stays):
+    name = old_day(paths, "old", ago)
+    (paths[1] / "sinks").mkdir()
+    reader = Reader(paths[0], Bookmark(paths[1] / "sinks" / "siem.json"))
     reader.commit([])
-    RetentionPolicy(age=10 * 86_400).save(place[1] / "keep.json")
-    tend_now(*place)
-    assert (place[0] / name).exists() == stays
+    RetentionPolicy(age=10 * 86_400).save(paths[1] / "keep.json")
+    tend_now(*paths)
+    assert (paths[0] / name).exists() == stays
     if stays:
         reader.commit(reader.read())
-        tend_now(*place)
-        assert not (place[0] / name).exists()
+        tend_now(*paths)
+        assert not (paths[0] / name).exists()
 
 
-def test_size_limit_removes_the_oldest_first(place):
+def test_size_limit_removes_the_oldest_first(paths):
     for ago in (3, 2, 1):
-        old_day(place, f"d{ago}", ago)
-    one = sum(path.stat().st_size for path in days(place[0])[0].iterdir())
-    total = sum(path.stat().st_size for path in place[0].rglob("*.jsonl"))
-    RetentionPolicy(size=total - one // 2).save(place[1] / "keep.json")
-    before = [day.name for day in days(place[0])]
-    tend_now(*place)
-    assert [day.name for day in days(place[0])] == before[1:]
-    assert checked(place).findings == []
+        old_day(paths, f"d{ago}", ago)
+    one = sum(path.stat().st_size for path in days(paths[0])[0].iterdir())
+    total = sum(path.stat().st_size for path in paths[0].rglob("*.jsonl"))
+    RetentionPolicy(size=total - one // 2).save(paths[1] / "keep.json")
+    before = [day.name for day in days(paths[0])]
+    tend_now(*paths)
+    assert [day.name for day in days(paths[0])] == before[1:]
+    assert verify_journal(paths).findings == []
 
 
-def test_by_default_a_day_is_removed_after_a_year(place):
-    old_day(place, "d4000", 4000)
-    old_day(place, "d360", 360)
-    before = days(place[0])
-    tend_now(*place)
-    assert days(place[0]) == before[1:]
+def test_by_default_a_day_is_removed_after_a_year(paths):
+    old_day(paths, "d4000", 4000)
+    old_day(paths, "d360", 360)
+    before = days(paths[0])
+    tend_now(*paths)
+    assert days(paths[0]) == before[1:]
 
 
-def test_policy_without_limits_keeps_everything(place):
-    old_day(place, "d4000", 4000)
-    RetentionPolicy(age=None).save(place[1] / "keep.json")
-    tend_now(*place)
-    assert len(days(place[0])) == 2
-    (place[1] / "keep.json").write_text('{"age": "all"}')
+def test_policy_without_limits_keeps_everything(paths):
+    old_day(paths, "d4000", 4000)
+    RetentionPolicy(age=None).save(paths[1] / "keep.json")
+    tend_now(*paths)
+    assert len(days(paths[0])) == 2
+    (paths[1] / "keep.json").write_text('{"age": "all"}')
     with pytest.raises(ValueError):
-        RetentionPolicy.load(place[1] / "keep.json")
+        RetentionPolicy.load(paths[1] / "keep.json")
 
 
-def test_signing_error_is_reported_once_and_stops_nothing(place):
-    told = []
-    (place[1].parent / "keys").write_text("in the way")
-    journal, here = Journal(place[0]), Keeper(*place, told.append)
+def test_signing_error_is_reported_once_and_stops_nothing(paths):
+    reported = []
+    (paths[1].parent / "keys").write_text("in the way")
+    journal, active_keeper = Journal(paths[0]), Keeper(*paths, reported.append)
     for _ in range(2):
         write(journal, "a")
-        here._due = 0.0
-        here.turn()
-    assert len(told) == 1
-    assert told[0].startswith("the journal cannot be signed: cannot ")
-    assert len(list(read_events(place[0]))) == 2
+        active_keeper._due = 0.0
+        active_keeper.turn()
+    assert len(reported) == 1
+    assert reported[0].startswith("the journal cannot be signed: cannot ")
+    assert len(list(read_events(paths[0]))) == 2
 
 
 @pytest.mark.parametrize("settle", OnJournalFailure)
 def test_full_disk_blocks_or_counts_as_the_rules_set(tmp_path, monkeypatch, settle):
-    here = recorder_lab(tmp_path)
-    here.recorder.sandbox.policy = FakePolicy(settings=FakeSettings(on_journal_failure=settle))
-    connect(here.recorder)
+    active_keeper = recorder_lab(tmp_path)
+    active_keeper.recorder.sandbox.policy = FakePolicy(settings=FakeSettings(on_journal_failure=settle))
+    connect(active_keeper.recorder)
 
     def full(*_):
         raise JournalWriteError(28, "No space left on device")
@@ -276,13 +276,13 @@ def test_full_disk_blocks_or_counts_as_the_rules_set(tmp_path, monkeypatch, sett
         disk.setattr(Journal, "append", full)
         if settle is OnJournalFailure.BLOCK:
             with pytest.raises(JournalWriteError):
-                connect(here.recorder)
+                connect(active_keeper.recorder)
         else:
-            connect(here.recorder, DENIED)
-        assert here.recorder.failed
-    assert here.metrics.events_dropped == 1
-    connect(here.recorder)
-    assert not here.recorder.failed
+            connect(active_keeper.recorder, DENIED)
+        assert active_keeper.recorder.failed
+    assert active_keeper.metrics.events_dropped == 1
+    connect(active_keeper.recorder)
+    assert not active_keeper.recorder.failed
     assert len(list(read_events(tmp_path))) == 2
 
 
@@ -296,12 +296,12 @@ def _reachable(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["day", "segment", "ledger", "part", "fifo", "fifo for a ledger"])
-def test_links_and_pipes_in_a_journal_are_not_followed(place, tmp_path, way):
+def test_links_and_pipes_in_a_journal_are_not_followed(paths, tmp_path, way):
     """A worker that somebody has taken over can make any file there; whoever has the key follows none of them."""
     victim = _reachable(tmp_path)
     before = {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()}
-    today = place[0] / time.strftime("%Y-%m-%d", time.gmtime())
-    old = place[0] / "2020-01-01"
+    today = paths[0] / time.strftime("%Y-%m-%d", time.gmtime())
+    old = paths[0] / "2020-01-01"
     if way == "day":
         old.symlink_to(victim)
         today.symlink_to(victim)
@@ -315,45 +315,45 @@ def test_links_and_pipes_in_a_journal_are_not_followed(place, tmp_path, way):
             (today / ".0001.jsonl.part").symlink_to(victim / "secret")
         else:
             os.mkfifo(today / ("0001.jsonl" if way == "fifo" else "ledger.jsonl"))
-    told = []
-    journal, here = Journal(place[0]), Keeper(*place, told.append)
+    reported = []
+    journal, active_keeper = Journal(paths[0]), Keeper(*paths, reported.append)
     with contextlib.suppress(JournalWriteError):
         write(journal, "a")
-    here.turn()
+    active_keeper.turn()
     journal.close()
-    here.close()
-    RetentionPolicy(age=86_400, size=1).save(place[1] / "keep.json")
+    active_keeper.close()
+    RetentionPolicy(age=86_400, size=1).save(paths[1] / "keep.json")
     for segment in today.glob("0*.jsonl"):
         if segment.is_file() and not segment.is_symlink() and not today.is_symlink():
             os.utime(segment, (time.time() - 3600,) * 2)
     with contextlib.suppress(OSError):
-        tend_now(*place)
-    list(read_events(place[0]))
-    checked(place)
+        tend_now(*paths)
+    list(read_events(paths[0]))
+    verify_journal(paths)
     assert {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()} == before
 
 
-def test_fresh_segment_of_another_writer_is_left_to_its_supervisor(place, monkeypatch):
+def test_fresh_segment_of_another_writer_is_left_to_its_supervisor(paths, monkeypatch):
     monkeypatch.setattr(journal_ledger, "_QUIET", 10.0)
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
         "from tests.support.telemetry_lab import recorder_lab, connect\n"
         "connect(recorder_lab(pathlib.Path(sys.argv[1])).recorder)\n"
     )
-    subprocess.run([sys.executable, "-c", program, place[0], ROOT], check=True)
-    keeper(place).close()
-    assert list(place[0].rglob("ledger.jsonl")) == []
-    [segment] = place[0].rglob("0001.jsonl")
+    subprocess.run([sys.executable, "-c", program, paths[0], ROOT], check=True)
+    keeper(paths).close()
+    assert list(paths[0].rglob("ledger.jsonl")) == []
+    [segment] = paths[0].rglob("0001.jsonl")
     os.utime(segment, (time.time() - 11,) * 2)
-    keeper(place).close()
-    assert [kind for kind, _ in checkpoints(place[0])] == ["journal.checkpoint", "journal.repaired"]
+    keeper(paths).close()
+    assert [kind for kind, _ in checkpoints(paths[0])] == ["journal.checkpoint", "journal.repaired"]
 
 
 @pytest.mark.parametrize(
-    ("end", "mended"),
+    ("end", "repaired"),
     [("journal.close()", []), ("", ["0002"]), ("os.write(journal.segment, b'{'); journal.close()", ["0002"])],
 )
-def test_only_unclosed_segments_are_recorded_as_repaired(place, end, mended):
+def test_only_unclosed_segments_are_recorded_as_repaired(paths, end, repaired):
     program = (
         "import os, sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
@@ -364,12 +364,12 @@ def test_only_unclosed_segments_are_recorded_as_repaired(place, end, mended):
         "os._exit(0)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", program, place[0], ROOT], check=True, env=environment)
-    keeper(place).close()
-    ledger = [json.loads(line) for path in place[0].rglob("ledger.jsonl") for line in path.read_text().splitlines()]
-    told = [each["journal"]["segment"][-4:] for each in ledger if each["kind"] == "journal.repaired"]
-    assert told == mended
-    assert checked(place).findings == []
+    subprocess.run([sys.executable, "-c", program, paths[0], ROOT], check=True, env=environment)
+    keeper(paths).close()
+    ledger = [json.loads(line) for path in paths[0].rglob("ledger.jsonl") for line in path.read_text().splitlines()]
+    reported = [each["journal"]["segment"][-4:] for each in ledger if each["kind"] == "journal.repaired"]
+    assert reported == repaired
+    assert verify_journal(paths).findings == []
 
 
 def test_segment_with_a_writer_is_not_sealed(tmp_path):

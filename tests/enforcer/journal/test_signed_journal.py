@@ -31,16 +31,16 @@ def test_run_leaves_an_intact_journal_and_no_key(someone, rules):
     done = someone.exeat("run", "--rules", rules, "--", "sh", "-c", look)
     assert done.returncode == 0
     assert b"PRIVATE" not in done.stdout
-    status, said = _verified(someone)
-    assert (status, said["intact"], said["segments"], said["findings"]) == (0, True, 2, [])
+    status, output = _verified(someone)
+    assert (status, output["intact"], output["segments"], output["findings"]) == (0, True, 2, [])
     journal = someone.home / ".local/state/exeat/journal"
     segments = sorted(journal.glob("*/0*.jsonl"))
     assert [b'"kind":"journal.sealed"' in path.read_bytes().splitlines()[-1] for path in segments] == [True, True]
     path = segments[1]
     os.chmod(path, 0o600)
     path.write_bytes(path.read_bytes().replace(b"a.example", b"b.example"))
-    status, said = _verified(someone)
-    assert (status, said["findings"][0]["gravity"]) == (1, "tampered")
+    status, output = _verified(someone)
+    assert (status, output["findings"][0]["gravity"]) == (1, "tampered")
 
 
 @harness.as_a_user
@@ -74,10 +74,10 @@ def test_journal_of_a_killed_run_is_repaired_by_the_next_run(someone, rules):
     for path in segments:  # some time ago
         os.utime(path, (time.time() - 60,) * 2)
     assert someone.exeat("run", "--rules", rules, "--", "true").returncode == 0
-    status, said = _verified(someone)
-    assert (status, said["findings"]) == (0, [])
-    mended = [event["detail"] for event in _told(someone) if event["kind"] == "journal.repaired"]
-    assert mended == [
+    status, output = _verified(someone)
+    assert (status, output["findings"]) == (0, [])
+    repaired = [event["detail"] for event in _told(someone) if event["kind"] == "journal.repaired"]
+    assert repaired == [
         "its writer ended without closing it",
         "its writer ended without closing it; 13 bytes of an unfinished line were cut off",
     ]

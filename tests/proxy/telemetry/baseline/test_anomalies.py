@@ -89,9 +89,9 @@ def test_runs_change_only_the_baseline_of_their_name():
 
 def test_name_with_ever_new_destinations_reports_no_anomaly():
     baselines = experienced()
-    told = [len(ran(baselines, f"n-{number}", places=(f"{number}.example:443",))) for number in range(10)]
-    assert told[:5] == [1] * 5
-    assert told[5:] == [0] * 5
+    reported = [len(ran(baselines, f"n-{number}", places=(f"{number}.example:443",))) for number in range(10)]
+    assert reported[:5] == [1] * 5
+    assert reported[5:] == [0] * 5
 
 
 def test_names_destinations_runs_and_findings_are_bounded():

@@ -62,9 +62,9 @@ def run_continuously(*words, home):
         process.wait()
 
 
-def in_order(got, wanted):
+def in_order(got, expected):
     """Whether all wanted items arrived, and new ones in order; repeated items are ignored."""
-    return [each for each in dict.fromkeys(got) if each in set(wanted)] == list(wanted)
+    return [each for each in dict.fromkeys(got) if each in set(expected)] == list(expected)
 
 
 class Rsyslog:

@@ -22,13 +22,13 @@ class Scripted:
     name = "scripted"
 
     def __init__(self, judge=lambda _items: None):
-        self.judge, self.took, self.sizes = judge, [], []
+        self.judge, self.received, self.sizes = judge, [], []
 
     def send(self, items):
         error = self.judge(items)
         if error is not None:
             raise error
-        self.took += [item.record["id"] for item in items if item.line]
+        self.received += [item.record["id"] for item in items if item.line]
         self.sizes.append(sum(len(item.line) for item in items))
 
 
@@ -59,17 +59,17 @@ def delivery_lab(tmp_path, monkeypatch):
 def test_existing_and_new_lines_are_delivered_once(delivery_lab):
     sink = Scripted()
     delivery_lab(sink).once()
-    assert sink.took[1:] == delivery_lab.wanted  # the first is the journal's own: who writes it
+    assert sink.received[1:] == delivery_lab.wanted  # the first is the journal's own: who writes it
     more = ids(5)
     write(delivery_lab.journal, more)
-    before = len(sink.took)
+    before = len(sink.received)
     delivery_lab(sink).once()
-    assert sink.took[before + 1 :] == more
+    assert sink.received[before + 1 :] == more
 
 
 def test_delivery_stopped_at_any_point_resumes_there(delivery_lab):
     """At every third send the process dies, before or after the receiver has it."""
-    took, count, ended = [], 0, False
+    received, count, ended = [], 0, False
     while not ended:
 
         class Dying(Scripted):
@@ -79,7 +79,7 @@ def test_delivery_stopped_at_any_point_resumes_there(delivery_lab):
                 if count % 3 == 1:
                     raise Stopped
                 super().send(items)
-                took.extend(item.record["id"] for item in items)
+                received.extend(item.record["id"] for item in items)
                 if count % 3 == 2:
                     raise Stopped
 
@@ -88,8 +88,8 @@ def test_delivery_stopped_at_any_point_resumes_there(delivery_lab):
             ended = True
         except Stopped:
             assert count < 100
-    assert in_order(took, delivery_lab.wanted)
-    assert len(took) > len(delivery_lab.wanted) + 1
+    assert in_order(received, delivery_lab.wanted)
+    assert len(received) > len(delivery_lab.wanted) + 1
 
 
 def test_unavailable_receiver_is_retried_with_growing_delays(delivery_lab):
@@ -98,7 +98,7 @@ def test_unavailable_receiver_is_retried_with_growing_delays(delivery_lab):
     lab = delivery_lab(sink, wait=_stop_when_idle)
     with pytest.raises(Stopped):
         lab.follow()
-    assert sink.took[1:] == delivery_lab.wanted
+    assert sink.received[1:] == delivery_lab.wanted
     waits = lab.waits[:12]
     assert all(
         half <= wait <= 2 * half
@@ -138,7 +138,7 @@ def test_refused_event_is_sent_shortened_and_stops_no_other(delivery_lab):
     sink = Scripted(judge)
     lab = delivery_lab(sink)
     lab.once()
-    assert in_order(sink.took, [*delivery_lab.wanted, *after])
+    assert in_order(sink.received, [*delivery_lab.wanted, *after])
     assert [record["id"] for record in full if record["kind"] == "connection.decided"] == poison
     assert all(record["verdict"] == "flag" and "in the journal" in record["detail"] for record in full)
     assert lab.numbers.reduced == len(full)
@@ -167,10 +167,10 @@ def test_receiver_that_refused_everything_gets_all_later(delivery_lab):
     for _ in range(2):
         with pytest.raises(UnavailableError, match="refuses everything: misconfigured"):
             delivery_lab(sink).once()
-    assert sink.took == []
+    assert sink.received == []
     sink.judge = lambda _items: None
     delivery_lab(sink).once()
-    assert sink.took[1:] == delivery_lab.wanted
+    assert sink.received[1:] == delivery_lab.wanted
 
 
 WRONG = {
@@ -188,28 +188,28 @@ def test_line_that_is_no_event_is_logged_counted_and_skipped(delivery_lab):
     sink = Scripted()
     lab = delivery_lab(sink)
     lab.once()
-    assert sink.took[1:] == delivery_lab.wanted
+    assert sink.received[1:] == delivery_lab.wanted
     assert lab.numbers.dropped == len(lab.said) == len(WRONG)
     assert all(segment.stem in said and "not an event" in said for said in lab.said)
 
 
 def test_torn_last_line_is_sent_once_complete(delivery_lab):
     (segment,) = delivery_lab.journal.glob("*/*.jsonl")
-    whole = segment.read_bytes()
-    segment.write_bytes(whole[:-20])
+    complete = segment.read_bytes()
+    segment.write_bytes(complete[:-20])
     sink = Scripted()
     delivery_lab(sink).once()
-    assert sink.took[1:] == delivery_lab.wanted[:-1]
-    segment.write_bytes(whole)
+    assert sink.received[1:] == delivery_lab.wanted[:-1]
+    segment.write_bytes(complete)
     delivery_lab(sink).once()
-    assert sink.took[1:] == delivery_lab.wanted
+    assert sink.received[1:] == delivery_lab.wanted
 
 
 def test_batches_are_bounded_except_for_a_single_event(delivery_lab):
     write(delivery_lab.journal, wide := ids(60), "\U0001f4a9" * 1000)
     sink = Scripted()
     delivery_lab(sink).once()
-    assert in_order(sink.took, [*delivery_lab.wanted, *wide])
+    assert in_order(sink.received, [*delivery_lab.wanted, *wide])
     assert max(sink.sizes) <= MOST_BYTES
     assert len(sink.sizes) > 3
 

@@ -42,7 +42,7 @@ def tls(tmp_path_factory):
 def test_killed_rsyslogd_has_all_events_in_order_in_the_end(scheme, tmp_path, tls):
     """Both sides are killed in turn, with SIGKILL, while events are written."""
     journal = tmp_path / "journal"
-    write(journal, wanted := ids(400))
+    write(journal, expected := ids(400))
     receiver = Rsyslog(tmp_path, free_port(), (tls[0], tls[1], tls[1]) if scheme.endswith("tls") else None)
     words = ("--to", f"{scheme}://127.0.0.1:{receiver.port}", "--journal", journal)
     words += ("--ca", tls[0]) if scheme.endswith("tls") else ()
@@ -52,13 +52,13 @@ def test_killed_rsyslogd_has_all_events_in_order_in_the_end(scheme, tmp_path, tl
             with run_continuously(*words, home=tmp_path):
                 seen = len(receiver.messages())
                 write(journal, more := ids(300))
-                wanted += more
+                expected += more
                 wait_until(lambda before=seen: len(receiver.messages()) > before, "the first message")
                 if turn < 2:
                     receiver.kill()
         done = run_once(*words, home=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
-        assert in_order(receiver.ids(), wanted)
+        assert in_order(receiver.ids(), expected)
     finally:
         receiver.kill()
 
@@ -201,11 +201,11 @@ def test_tls_receiver_with_another_name_is_refused(items, tls):
 
 @pytest.mark.parametrize("shape", FORMATS)
 def test_long_events_are_shortened_to_the_message_limit(shape, tmp_path):
-    write(tmp_path / "journal", wanted := ids(1), "\U0001f4a9" * 1000, Kind.REQUEST_DECIDED)
+    write(tmp_path / "journal", expected := ids(1), "\U0001f4a9" * 1000, Kind.REQUEST_DECIDED)
     (_, line) = Reader(tmp_path / "journal", Bookmark(tmp_path / "position.json")).read()
     message = SyslogExporter("127.0.0.1", 1, FORMATS[shape])._message(Item(line.line, read(line.line)))
     assert len(message) <= 8192
-    assert wanted[0].encode() in message
+    assert expected[0].encode() in message
 
 
 @pytest.mark.parametrize("shape", FORMATS)
@@ -213,13 +213,13 @@ def test_long_events_are_shortened_to_the_message_limit(shape, tmp_path):
 def test_long_texts_of_a_task_never_displace_destination_or_rule(shape, word):
     """Arguments and a program's path are as long as whoever connects wants them."""
     name = f"{'x.' * 119}drop.example"
-    said = full_event(Kind.CONNECTION_DECIDED)._replace(
+    output = full_event(Kind.CONNECTION_DECIDED)._replace(
         destination=Destination(name, "93.184.216.34", 443),
         process=Process(7, word * 4096, (word * 4096,) * 8, 1000, (word * 4096,) * 8, (6,)),
         tls=Tls(name, (word * 255,) * 16, "TLSv1.3"),
         **dict.fromkeys(("dns", "http", "agent", "git", "journal", "approval", "unusual", "fault")),
     )
-    line = encode(said)
+    line = encode(output)
     message = SyslogExporter("127.0.0.1", 1, FORMATS[shape])._message(Item(line, read(line)))
     assert len(message) <= 8192
     assert name.encode() in message

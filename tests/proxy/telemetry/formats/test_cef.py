@@ -56,22 +56,22 @@ def test_every_event_is_a_cef_line_with_known_keys():
     "text", ["a|b", "a=b", r"a\|b", r"a\=b", "x act=passed", "|9|CEF:0|", "\\", r"\\", "a\nb=c", "a\\"]
 )
 def test_hostile_text_adds_no_key_or_field(text):
-    made = record("request.decided", text, outcome="blocked")
-    head, pairs = read_cef(cef(made))
+    sample = record("request.decided", text, outcome="blocked")
+    head, pairs = read_cef(cef(sample))
     assert len(head) == 7
     assert pairs["act"] == "blocked"
-    assert pairs["msg"] == made["detail"]
-    assert pairs["dhost"] == made["destination"]["name"]
+    assert pairs["msg"] == sample["detail"]
+    assert pairs["dhost"] == sample["destination"]["name"]
     assert set(pairs) <= KEYS
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_neither_ends_a_line_nor_controls_a_terminal(name):
     for kind in Kind:
-        made = record(kind, HOSTILE[name])
-        line = cef(made)
+        sample = record(kind, HOSTILE[name])
+        line = cef(sample)
         assert harmful(line) == []
-        message = syslog(made, line)
+        message = syslog(sample, line)
         assert message.isascii()
         assert message.decode().isprintable()
         assert HEADER.fullmatch(message.decode())
@@ -109,9 +109,9 @@ SEVERITIES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "said", "severity"), SEVERITIES)
-def test_severity_grows_with_the_need_for_review(kind, said, severity):
-    assert syslog(record(kind, **said), "").startswith(b"<%d>1 " % (13 * 8 + severity))
+@pytest.mark.parametrize(("kind", "members", "severity"), SEVERITIES)
+def test_severity_grows_with_the_need_for_review(kind, members, severity):
+    assert syslog(record(kind, **members), "").startswith(b"<%d>1 " % (13 * 8 + severity))
 
 
 def test_frame_starts_with_its_length_in_octets():

@@ -61,12 +61,12 @@ def is_of(value, kind):
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def wrong(made):
-    found = [(name, value) for name, value in leaves(made) if not name.startswith("exeat.")]
+def wrong(converted):
+    found = [(name, value) for name, value in leaves(converted) if not name.startswith("exeat.")]
     bad = [name for name, value in found if name not in FIELDS or not is_of(value, FIELDS[name])]
     for name, words in WORDS.items():
-        said = dict(found).get(name, [])
-        bad += [name] if not words.issuperset([said] if isinstance(said, str) else said) else []
+        output = dict(found).get(name, [])
+        bad += [name] if not words.issuperset([output] if isinstance(output, str) else output) else []
     return bad
 
 
@@ -86,9 +86,9 @@ DECIDES = {"allowed", "denied"}  # which is said of a command, too: ECS has no o
 
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_has_an_ecs_category_with_expected_types(kind):
-    made = ecs(record(kind))["event"]
-    expected = set().union(*(EXPECTED[category] for category in made["category"]))
-    assert set(made["type"]) - DECIDES <= expected
+    converted = ecs(record(kind))["event"]
+    expected = set().union(*(EXPECTED[category] for category in converted["category"]))
+    assert set(converted["type"]) - DECIDES <= expected
 
 
 def test_every_event_uses_ecs_fields_types_and_values():
@@ -100,9 +100,9 @@ def test_every_event_uses_ecs_fields_types_and_values():
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_breaks_no_ecs_field(name):
     for kind in Kind:
-        made = ecs(record(kind, HOSTILE[name]))
-        assert wrong(made) == []
-        assert [text for text in texts(made) if harmful(text)] == []
+        converted = ecs(record(kind, HOSTILE[name]))
+        assert wrong(converted) == []
+        assert [text for text in texts(converted) if harmful(text)] == []
 
 
 # What became of an attempt: whether ECS calls it allowed, and whether the gate did what it set out to.
@@ -114,11 +114,11 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize(("said", "kind", "outcome"), SAID.values(), ids=SAID)
-def test_verdict_is_the_type_and_outcome_the_success_of_the_gate(said, kind, outcome):
-    made = ecs(event(**said))["event"]
-    assert made["type"] == ["connection", "start", kind]
-    assert made["outcome"] == outcome
+@pytest.mark.parametrize(("members", "kind", "outcome"), SAID.values(), ids=SAID)
+def test_verdict_is_the_type_and_outcome_the_success_of_the_gate(members, kind, outcome):
+    converted = ecs(event(**members))["event"]
+    assert converted["type"] == ["connection", "start", kind]
+    assert converted["outcome"] == outcome
 
 
 @pytest.mark.parametrize(
@@ -126,14 +126,14 @@ def test_verdict_is_the_type_and_outcome_the_success_of_the_gate(said, kind, out
 )
 def test_invalid_address_is_in_no_address_field(address):
     """One such field, and Elasticsearch refuses the whole document."""
-    made = ecs(event(destination={"address": address, "port": 70000}))
-    assert "ip" not in made["destination"]
-    assert "port" not in made["destination"]
-    assert "related" not in made or "ip" not in made["related"]
+    converted = ecs(event(destination={"address": address, "port": 70000}))
+    assert "ip" not in converted["destination"]
+    assert "port" not in converted["destination"]
+    assert "related" not in converted or "ip" not in converted["related"]
 
 
 def test_fields_without_ecs_name_are_under_exeat():
-    made = ecs(unknown())
-    assert made["exeat"]["later"] == {"deep": [1, "x"]}
-    assert made["exeat"]["task"]["labels"] == {"text": "text"}
-    assert "process" not in made["exeat"]
+    converted = ecs(unknown())
+    assert converted["exeat"]["later"] == {"deep": [1, "x"]}
+    assert converted["exeat"]["task"]["labels"] == {"text": "text"}
+    assert "process" not in converted["exeat"]

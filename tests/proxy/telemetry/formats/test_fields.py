@@ -23,29 +23,29 @@ PROCESSES = [(1007, 0), (0x70000000 + 1000, 1000)]
 
 
 def test_task_start_names_its_starter():
-    made = record(Kind.TASK_STARTED, **STARTED)
-    assert ocsf(made)["actor"]["user"] == {"uid": "1007", "name": "ada"}
-    assert ecs(made)["user"] == {"id": "1007", "name": "ada"}
-    assert ecs(made)["related"]["user"] == ["ada"]
-    assert "suid=1007 suser=ada" in cef(made)
-    named = attributes(made)
+    sample = record(Kind.TASK_STARTED, **STARTED)
+    assert ocsf(sample)["actor"]["user"] == {"uid": "1007", "name": "ada"}
+    assert ecs(sample)["user"] == {"id": "1007", "name": "ada"}
+    assert ecs(sample)["related"]["user"] == ["ada"]
+    assert "suid=1007 suser=ada" in cef(sample)
+    named = attributes(sample)
     assert (named["user.id"], named["user.name"], named["exeat.workspace"]) == ("1007", "ada", "/home/ada/work")
 
 
 def test_approval_answer_has_no_uid_of_the_starter():
-    made = record(Kind.TASK_STARTED, **{**STARTED, "approval": {"by": ["bo"]}})
-    assert ocsf(made)["actor"]["user"] == {"name": "bo"}
+    sample = record(Kind.TASK_STARTED, **{**STARTED, "approval": {"by": ["bo"]}})
+    assert ocsf(sample)["actor"]["user"] == {"name": "bo"}
 
 
 @pytest.mark.parametrize(("uid", "inside"), PROCESSES)
 def test_process_has_the_host_uid_and_the_sandbox_uid_apart(uid, inside):
     process = {"pid": 7, "exe": "/bin/sh", "uid": uid, "sandbox_uid": inside}
-    made = record(process=process, started_by=None, workspace=None)
-    assert ocsf(made)["actor"]["process"]["user"] == {"uid": str(uid)}
-    assert ecs(made)["process"]["user"] == {"id": str(uid)}
-    assert ecs(made)["exeat"]["sandbox_uid"] == inside
-    assert f"suid={uid}" in cef(made)
-    named = attributes(made)
+    sample = record(process=process, started_by=None, workspace=None)
+    assert ocsf(sample)["actor"]["process"]["user"] == {"uid": str(uid)}
+    assert ecs(sample)["process"]["user"] == {"id": str(uid)}
+    assert ecs(sample)["exeat"]["sandbox_uid"] == inside
+    assert f"suid={uid}" in cef(sample)
+    named = attributes(sample)
     assert (named["exeat.process.uid"], named["exeat.process.sandbox_uid"]) == (uid, inside)
     assert "user.id" not in named
-    assert json.dumps(ecs(made)).count(f'"{inside}"') == 0
+    assert json.dumps(ecs(sample)).count(f'"{inside}"') == 0

@@ -24,31 +24,31 @@ def validator(uid):
     return jsonschema.Draft202012Validator(published().get_class_schema(class_name=name, profiles=list(PROFILES)))
 
 
-def wrong(made):
-    return [f"{error.json_path}: {error.message}" for error in validator(made["class_uid"]).iter_errors(made)]
+def wrong(converted):
+    return [f"{error.json_path}: {error.message}" for error in validator(converted["class_uid"]).iter_errors(converted)]
 
 
 def test_every_event_is_valid_in_its_class():
     for each in everything():
-        made = ocsf(each)
-        assert wrong(made) == [], each["kind"]
-        assert made["type_uid"] == made["class_uid"] * 100 + made["activity_id"]
-        assert made["metadata"]["uid"] == each["id"]
+        converted = ocsf(each)
+        assert wrong(converted) == [], each["kind"]
+        assert converted["type_uid"] == converted["class_uid"] * 100 + converted["activity_id"]
+        assert converted["metadata"]["uid"] == each["id"]
 
 
 def test_published_ocsf_schema_refuses_invalid_events():
-    made = ocsf(record())
-    assert wrong({**made, "activity_id": 55})
-    assert wrong({**made, "firewal_rule": {}})
-    assert wrong({key: value for key, value in made.items() if key != "severity_id"})
+    converted = ocsf(record())
+    assert wrong({**converted, "activity_id": 55})
+    assert wrong({**converted, "firewal_rule": {}})
+    assert wrong({key: value for key, value in converted.items() if key != "severity_id"})
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_text_makes_no_ocsf_event_invalid(name):
     for kind in Kind:
-        made = ocsf(record(kind, HOSTILE[name]))
-        assert wrong(made) == []
-        assert [text for text in texts(made) if harmful(text)] == []
+        converted = ocsf(record(kind, HOSTILE[name]))
+        assert wrong(converted) == []
+        assert [text for text in texts(converted) if harmful(text)] == []
 
 
 # What became of an attempt, and how OCSF says so: activity, action, disposition, status, alert.
@@ -62,11 +62,11 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize(("said", "wanted"), SAID.values(), ids=SAID)
-def test_verdicts_map_to_actions_and_dispositions(said, wanted):
-    made = ocsf(event(**said))
+@pytest.mark.parametrize(("members", "expected"), SAID.values(), ids=SAID)
+def test_verdicts_map_to_actions_and_dispositions(members, expected):
+    converted = ocsf(event(**members))
     keys = ("activity_id", "action_id", "disposition_id", "status_id", "is_alert")
-    assert tuple(made[key] for key in keys) == wanted
+    assert tuple(converted[key] for key in keys) == expected
 
 
 ACTIVITIES = [
@@ -100,34 +100,36 @@ ACTIVITIES = [
 
 @pytest.mark.parametrize(("kind", "more", "uid", "activity"), ACTIVITIES)
 def test_each_kind_has_its_ocsf_class_and_activity(kind, more, uid, activity):
-    made = ocsf(record(kind, **more))
-    assert (made["class_uid"], made["activity_id"]) == (uid, activity)
-    assert wrong(made) == []
+    converted = ocsf(record(kind, **more))
+    assert (converted["class_uid"], converted["activity_id"]) == (uid, activity)
+    assert wrong(converted) == []
 
 
 def test_connection_fields_are_in_their_ocsf_attributes():
-    made = ocsf(event(
+    converted = ocsf(event(
         destination={"name": "www.example.com", "address": "93.184.216.34", "port": 443}, rules=["web:pages"],
         bytes={"up": 3, "down": 5}, duration=0.25,
     ))  # fmt: skip
-    assert made["dst_endpoint"] == {"hostname": "www.example.com", "ip": "93.184.216.34", "port": 443}
-    assert made["traffic"] == {"bytes_out": 3, "bytes_in": 5, "bytes": 8}
-    assert made["duration"] == 250
-    assert made["firewall_rule"]["uid"] == "web:pages"
-    assert made["time"] == 1_795_000_000_123
-    assert made["connection_info"]["direction_id"] == 2
+    assert converted["dst_endpoint"] == {"hostname": "www.example.com", "ip": "93.184.216.34", "port": 443}
+    assert converted["traffic"] == {"bytes_out": 3, "bytes_in": 5, "bytes": 8}
+    assert converted["duration"] == 250
+    assert converted["firewall_rule"]["uid"] == "web:pages"
+    assert converted["time"] == 1_795_000_000_123
+    assert converted["connection_info"]["direction_id"] == 2
 
 
 def test_approver_is_the_actor():
-    made = ocsf(record("approval.answered", approval={"id": "k3x9abcd", "by": ["ada", "bo"], "answer": "approved"}))
-    assert made["actor"]["user"] == {"name": "ada, bo"}
-    assert made["entity"]["uid"] == "k3x9abcd"
+    converted = ocsf(
+        record("approval.answered", approval={"id": "k3x9abcd", "by": ["ada", "bo"], "answer": "approved"})
+    )
+    assert converted["actor"]["user"] == {"name": "ada, bo"}
+    assert converted["entity"]["uid"] == "k3x9abcd"
 
 
 def test_every_field_is_in_the_ocsf_event():
     """What has no attribute is in `unmapped`, also of kinds that come later."""
-    made = ocsf(unknown())
-    assert made["class_uid"] == 0
-    assert made["unmapped"]["exeat"]["later"] == {"deep": [1, "x"]}
+    converted = ocsf(unknown())
+    assert converted["class_uid"] == 0
+    assert converted["unmapped"]["exeat"]["later"] == {"deep": [1, "x"]}
     assert set(KINDS) == set(Kind)
     assert ocsf(bare("connection.decided"))["src_endpoint"]["name"] == "sandbox"

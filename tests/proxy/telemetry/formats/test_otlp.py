@@ -13,14 +13,14 @@ from tests.support.telemetry_lab import HOSTILE
 def parsed(*records):
     """The request, with nothing in it that the definition doesn't know: it is made anew without unknown fields."""
     body = logs_request(records)
-    made = ExportLogsServiceRequest.FromString(body)
-    made.DiscardUnknownFields()
-    assert sorted(made.SerializeToString()) == sorted(body)
-    return made
+    converted = ExportLogsServiceRequest.FromString(body)
+    converted.DiscardUnknownFields()
+    assert sorted(converted.SerializeToString()) == sorted(body)
+    return converted
 
 
-def logs(made):
-    return [log for resource in made.resource_logs for scope in resource.scope_logs for log in scope.log_records]
+def logs(converted):
+    return [log for resource in converted.resource_logs for scope in resource.scope_logs for log in scope.log_records]
 
 
 def plain(value):
@@ -39,12 +39,13 @@ def test_every_event_survives_otlp_encoding():
 
 
 def test_records_are_grouped_by_host_in_order():
-    made = parsed(*(event(host=host, id=str(number)) for number, host in enumerate("abab")))
+    converted = parsed(*(event(host=host, id=str(number)) for number, host in enumerate("abab")))
     hosts = [
-        {pair.key: plain(pair.value) for pair in each.resource.attributes}["host.name"] for each in made.resource_logs
+        {pair.key: plain(pair.value) for pair in each.resource.attributes}["host.name"]
+        for each in converted.resource_logs
     ]
     assert hosts == ["a", "b"]
-    ids = [{pair.key: plain(pair.value) for pair in log.attributes}["exeat.id"] for log in logs(made)]
+    ids = [{pair.key: plain(pair.value) for pair in log.attributes}["exeat.id"] for log in logs(converted)]
     assert ids == ["0", "2", "1", "3"]
 
 
@@ -57,9 +58,9 @@ def test_otlp_numbers_keep_their_value(number):
 
 
 def test_number_beyond_64_bits_is_left_out():
-    made = record(number=2**64, endless=float("inf"), other=float("nan"))
-    assert {"exeat.number", "exeat.endless", "exeat.other"}.isdisjoint(attributes(made))
-    assert logs(parsed(made))
+    converted = record(number=2**64, endless=float("inf"), other=float("nan"))
+    assert {"exeat.number", "exeat.endless", "exeat.other"}.isdisjoint(attributes(converted))
+    assert logs(parsed(converted))
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -77,13 +78,13 @@ def test_attributes_have_the_names_of_the_conventions():
         destination={"name": "www.example.com", "address": "93.184.216.34", "port": 443}, protocol="tls",
         rules=["web:pages"], revision="0f", http={"method": "GET", "path": "/x"},
     ))  # fmt: skip
-    wanted = {
+    expected = {
         "server.address": "www.example.com", "server.port": 443, "network.transport": "tcp",
         "network.protocol.name": "tls", "network.peer.address": "93.184.216.34", "network.peer.port": 443,
         "security_rule.name": "pages", "security_rule.ruleset.name": "web", "security_rule.version": "0f",
         "http.request.method": "GET", "url.path": "/x",
     }  # fmt: skip
-    assert {name: found[name] for name in wanted} == wanted
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_unknown_fields_become_attributes():

@@ -22,7 +22,7 @@ DAY = time.strftime("%Y-%m-%d", time.gmtime())
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def intact_home(tmp_path_factory):
     """A journal of two writers: the first has two closed segments, the second is still at work."""
     home = tmp_path_factory.mktemp("made")
     build(home)
@@ -58,14 +58,14 @@ def write(journal, text):
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch):
+def seal_without_delay(monkeypatch):
     """What somebody else has left is mended without waiting for him."""
     monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
 
 
 @pytest.fixture
-def home(made, tmp_path):
-    shutil.copytree(made, tmp_path / "home")
+def home(intact_home, tmp_path):
+    shutil.copytree(intact_home, tmp_path / "home")
     return tmp_path / "home"
 
 
@@ -84,14 +84,14 @@ def put(home, name, lines):
     path.write_bytes(b"".join(lines))
 
 
-def rehashed(line, text=b"text"):
+def rehash(line, text=b"text"):
     """A line changed by somebody who knows how lines are linked."""
     changed = re.sub(rb'"question":"[^"]*"', b'"question":"%b"' % text, line)
     prev = re.search(rb'"prev":"([0-9a-f]{64})"', line)[1]
     return link(changed[: changed.index(b',"prev"')] + b"}\n", prev)
 
 
-def relinked(lines):
+def relink(lines):
     """Lines linked anew from the first that doesn't fit, signatures left out."""
     done, prev = [], b"0" * 64
     for line in lines:
@@ -116,12 +116,12 @@ def changed(lines):
 
 
 def changed_and_hashed(lines):
-    lines[4], _ = rehashed(lines[4])
+    lines[4], _ = rehash(lines[4])
 
 
 def changed_and_all_hashed(lines):
     lines[4] = lines[4].replace(b'"verdict":"flag"', b'"verdict":"deny"')
-    lines[:-1] = relinked(lines[:-1])
+    lines[:-1] = relink(lines[:-1])
 
 
 def removed(lines):
@@ -182,7 +182,7 @@ def garbage(lines):
 
 
 def other_seal(lines):
-    lines[:] = [*lines[:-1], relinked(lines)[-1]]
+    lines[:] = [*lines[:-1], relink(lines)[-1]]
 
 
 TABLE = [
@@ -289,10 +289,10 @@ def test_torn_line_of_a_killed_writer_is_repaired_and_recorded(home):
     lines = lines_of(home, "0002.jsonl")
     put(home, "0002.jsonl", [*lines, lines[-1][:40]])
     ledger = Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")
-    [told] = sweep(home / "journal", ledger)
-    assert told == LedgerEntry(
+    [reported] = sweep(home / "journal", ledger)
+    assert reported == LedgerEntry(
         Kind.JOURNAL_REPAIRED,
-        Mark(f"{DAY}/0002", 8, told.mark.head),
+        Mark(f"{DAY}/0002", 8, reported.mark.head),
         "its writer ended without closing it; 40 bytes of an unfinished line were cut off",
     )
     assert list(sweep(home / "journal", ledger)) == []
@@ -337,7 +337,7 @@ def _be_killed(*_):
 def test_unsigned_seal_of_a_writer_is_reported(home):
     """A worker has no key; what it says of the end of its segment is not taken for it."""
     *_, seal_of_another = lines_of(home, "0001.jsonl")
-    put(home, "0002.jsonl", relinked([*lines_of(home, "0002.jsonl"), seal_of_another]))
+    put(home, "0002.jsonl", relink([*lines_of(home, "0002.jsonl"), seal_of_another]))
     list(sweep(home / "journal", Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")))
     assert any(f"{DAY}/0002" in each and "sign" in each for each in findings(home))
 

@@ -217,11 +217,11 @@ def test_killed_writer_loses_no_appended_event(tmp_path):
         "while True: sys.stdout.write(connect(recorder) + '\\n'); sys.stdout.flush()\n"
     )
     with subprocess.Popen([sys.executable, "-c", program, tmp_path, ROOT], stdout=subprocess.PIPE, text=True) as child:
-        told = list(itertools.islice(child.stdout, 200))
+        reported = list(itertools.islice(child.stdout, 200))
         child.send_signal(signal.SIGKILL)
-        told += [line for line in child.stdout if line.endswith("\n")]
+        reported += [line for line in child.stdout if line.endswith("\n")]
     written = {entry.event.id for entry in read_events(tmp_path)}
-    assert {line.strip() for line in told} <= written
+    assert {line.strip() for line in reported} <= written
 
 
 def test_file_size_limit_leaves_no_partial_line(tmp_path):
@@ -371,19 +371,19 @@ def clock(monkeypatch):
     return now
 
 
-def fill(mine, disk, piece):
+def fill(quota, disk, piece):
     """Write as long as there is room; how much that was."""
-    before = mine.taken
-    while mine.has_room():
-        mine.taken += piece
+    before = quota.taken
+    while quota.has_room():
+        quota.taken += piece
         disk.size -= piece
-    return mine.taken - before
+    return quota.taken - before
 
 
 def test_first_megabytes_are_never_limited():
     disk = Disk(0)
-    mine = DiskQuota(disk)
-    assert fill(mine, disk, 4096) == UNLIMITED_BYTES
+    quota = DiskQuota(disk)
+    assert fill(quota, disk, 4096) == UNLIMITED_BYTES
 
 
 def test_one_task_fills_a_third_of_the_free_disk():
@@ -402,45 +402,45 @@ def test_each_of_several_tasks_leaves_room_for_the_others():
 
 def test_free_space_is_checked_rarely():
     disk = Disk(1 << 40)
-    mine = DiskQuota(disk)
+    quota = DiskQuota(disk)
     for _ in range(10_000):
-        mine.has_room()
-        mine.taken += 4096
+        quota.has_room()
+        quota.taken += 4096
     assert disk.looks <= (10_000 * 4096 - UNLIMITED_BYTES >> 20) + 1
 
 
 def test_full_quota_is_checked_once_a_second(clock):
     disk = Disk(0)
-    mine = DiskQuota(disk)
-    mine.taken = UNLIMITED_BYTES
-    assert [mine.has_room() for _ in range(100)] == [False] * 100
+    quota = DiskQuota(disk)
+    quota.taken = UNLIMITED_BYTES
+    assert [quota.has_room() for _ in range(100)] == [False] * 100
     assert disk.looks == 1
     disk.size = 1 << 40
-    assert not mine.has_room()
+    assert not quota.has_room()
     clock["monotonic"] += 1
-    assert mine.has_room()
+    assert quota.has_room()
     assert disk.looks == 2
 
 
 def test_quota_starts_again_each_day(clock):
     disk = Disk(0)
-    mine = DiskQuota(disk)
-    mine.taken = 2 * UNLIMITED_BYTES
-    assert not mine.has_room()
+    quota = DiskQuota(disk)
+    quota.taken = 2 * UNLIMITED_BYTES
+    assert not quota.has_room()
     clock["time"] += 86_400
     clock["monotonic"] += 86_400
-    assert mine.has_room()
-    assert mine.taken == 0
+    assert quota.has_room()
+    assert quota.taken == 0
 
 
 @pytest.fixture(params=OnJournalFailure)
 def used_up(request, tmp_path, monkeypatch):
     """A task that has had its portion, and a connection of its own that is open; whatever the rules want of failures."""
-    here = recorder_lab(tmp_path)
-    here.recorder.sandbox.policy = FakePolicy(settings=FakeSettings(on_journal_failure=request.param))
-    monkeypatch.setattr(type(here.recorder.journal), "free", lambda _: 0)
-    here.recorder._quota.taken = UNLIMITED_BYTES
-    return here
+    lab = recorder_lab(tmp_path)
+    lab.recorder.sandbox.policy = FakePolicy(settings=FakeSettings(on_journal_failure=request.param))
+    monkeypatch.setattr(type(lab.recorder.journal), "free", lambda _: 0)
+    lab.recorder._quota.taken = UNLIMITED_BYTES
+    return lab
 
 
 @pytest.fixture

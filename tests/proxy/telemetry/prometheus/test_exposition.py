@@ -23,13 +23,13 @@ def series(metrics):
 
 def busy(tmp_path):
     """Metrics with something in every family."""
-    here = recorder_lab(tmp_path)
-    metrics = here.metrics
-    here.recorder.rules_loaded()
-    close(here.recorder, connect(here.recorder), up=3, down=5)
-    connect(here.recorder)
-    connect(here.recorder, DENIED)
-    here.recorder.decided(
+    lab = recorder_lab(tmp_path)
+    metrics = lab.metrics
+    lab.recorder.rules_loaded()
+    close(lab.recorder, connect(lab.recorder), up=3, down=5)
+    connect(lab.recorder)
+    connect(lab.recorder, DENIED)
+    lab.recorder.decided(
         Kind.DNS_DECIDED,
         DENIED,
         name="a",
@@ -38,8 +38,8 @@ def busy(tmp_path):
         protocol=Protocol.UDP,
         dns=Dns("a", "A"),
     )
-    here.recorder.error(Component.DIAL, "x")
-    here.recorder.task_ended(None, seconds=1.0, status=0)
+    lab.recorder.error(Component.DIAL, "x")
+    lab.recorder.task_ended(None, seconds=1.0, status=0)
     metrics.decision_seconds.observe(3e-6)
     metrics.peek_seconds.observe(0.002)
     metrics.dialled(None, 0.02)
@@ -112,9 +112,9 @@ def test_promtool_accepts_the_metrics(tmp_path):
 
 def test_names_tasks_and_rules_add_no_series(tmp_path):
     """What a sandbox or a rule file can choose never becomes a label without bound."""
-    here = recorder_lab(tmp_path)
-    here.recorder.rules_loaded()
-    here.recorder.error("made up", "x")
+    lab = recorder_lab(tmp_path)
+    lab.recorder.rules_loaded()
+    lab.recorder.error("made up", "x")
 
     def attempt(n, task):
         text = f"name-{n}.example"
@@ -128,18 +128,18 @@ def test_names_tasks_and_rules_add_no_series(tmp_path):
             protocol=Protocol.UDP,
             dns=Dns(text, f"TYPE{n}"),
         )
-        here.metrics.refused_packets({text: n})
+        lab.metrics.refused_packets({text: n})
 
-    attempt(0, here.recorder)
-    before = series(here.metrics).keys()
+    attempt(0, lab.recorder)
+    before = series(lab.metrics).keys()
     for n in range(2_000):
-        attempt(n, here.recorder)
+        attempt(n, lab.recorder)
     for n in range(20):
         other = recorder_lab(tmp_path, task=f"task-{n}", name=f"name-{n}").recorder
-        other.metrics = here.metrics
+        other.metrics = lab.metrics
         attempt(n, other)
         other.error(f"where-{n}", "x")
-    after = series(here.metrics)
+    after = series(lab.metrics)
     assert after.keys() == before
     assert after['exeat_rule_decisions_total{rule="other",verdict="deny"}'] == 2_021
 
@@ -222,16 +222,16 @@ def test_counting_does_not_import_prometheus_client():
 
 
 def test_allowed_and_denied_attempts_have_separate_series(tmp_path):
-    here = recorder_lab(tmp_path)
-    connect(here.recorder, ALLOWED)
-    connect(here.recorder, DENIED)
-    assert len(here.metrics.decisions) == 2
+    lab = recorder_lab(tmp_path)
+    connect(lab.recorder, ALLOWED)
+    connect(lab.recorder, DENIED)
+    assert len(lab.metrics.decisions) == 2
 
 
 def test_command_decision_counts_without_rules(tmp_path):
     """Rules with a series of their own are about the network; a command isn't one of them."""
-    here = recorder_lab(tmp_path)
+    lab = recorder_lab(tmp_path)
     by_rule = DENIED._replace(rules=("web:no-rm",))
-    here.recorder.command_decided(by_rule, ["rm", "x"], Process(7, "/bin/sh"))
-    assert here.metrics.decisions == {(Kind.COMMAND_DECIDED, DENIED.verdict, DENIED.outcome, DENIED.reason): 1}
-    assert here.metrics.rule_decisions == {}
+    lab.recorder.command_decided(by_rule, ["rm", "x"], Process(7, "/bin/sh"))
+    assert lab.metrics.decisions == {(Kind.COMMAND_DECIDED, DENIED.verdict, DENIED.outcome, DENIED.reason): 1}
+    assert lab.metrics.rule_decisions == {}

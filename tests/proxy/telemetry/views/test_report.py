@@ -32,7 +32,7 @@ class Reader(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.rows, self.said = [], [], []
+        self.open, self.rows, self.texts = [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -51,7 +51,7 @@ class Reader(HTMLParser):
         assert tag in VOID or self.open.pop() == tag
 
     def handle_data(self, data):
-        self.said.append(data)
+        self.texts.append(data)
         if {"td", "th"} & set(self.open):
             self.rows[-1][-1] += data
 
@@ -65,11 +65,11 @@ def written(all_):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def lab(tmp_path, monkeypatch):
     """A journal of a task that got some of what it wanted."""
     monkeypatch.chdir(tmp_path)
-    here = recorder_lab(tmp_path / "journal")
-    recorder = here.recorder
+    lab = recorder_lab(tmp_path / "journal")
+    recorder = lab.recorder
     recorder.rules_loaded()
     started = recorder.task_started(["pip", "download", "six"])
     close(recorder, connect(recorder), up=3, down=5000)
@@ -82,19 +82,19 @@ def here(tmp_path, monkeypatch):
     )  # fmt: skip
     recorder.error(Component.DIAL, "something broke")
     recorder.task_ended(started, seconds=1.0, status=3)
-    return here
+    return lab
 
 
-def test_report_shows_the_outcome_of_a_task(here):
-    said = Reader(written(gather(entry.event for entry in read_events(here.directory))))
-    assert said.row("migratet-1")[1:] == ["team=data", "pip download six", said.row("migratet-1")[3], "ended with status 3", "2", "", "", "4"]  # fmt: skip
-    assert said.row("www.example.com:443 tls")[1:8] == ["2", "", "", "", "7", "11,000", "web:pages"]
-    assert said.row("evil.example:443 tls")[1:7] == ["", "", "", "3", "", ""]
-    assert said.row("3", "evil.example:443 tls")[2] == "no_rule"
-    assert said.row("1", "odd.example dns")[2] == "no_rule"
-    assert [row[4] for row in said.rows if row[1:2] == ["gate.error"]] == ["something broke"]
-    assert {"2allowed", "4blocked"} <= set(re.findall(r"\d+(?:allowed|blocked)", "".join(said.said)))
-    assert any(row[3:] == ["/rules/web.yaml"] for row in said.rows)
+def test_report_shows_the_outcome_of_a_task(lab):
+    reader = Reader(written(gather(entry.event for entry in read_events(lab.directory))))
+    assert reader.row("migratet-1")[1:] == ["team=data", "pip download six", reader.row("migratet-1")[3], "ended with status 3", "2", "", "", "4"]  # fmt: skip
+    assert reader.row("www.example.com:443 tls")[1:8] == ["2", "", "", "", "7", "11,000", "web:pages"]
+    assert reader.row("evil.example:443 tls")[1:7] == ["", "", "", "3", "", ""]
+    assert reader.row("3", "evil.example:443 tls")[2] == "no_rule"
+    assert reader.row("1", "odd.example dns")[2] == "no_rule"
+    assert [row[4] for row in reader.rows if row[1:2] == ["gate.error"]] == ["something broke"]
+    assert {"2allowed", "4blocked"} <= set(re.findall(r"\d+(?:allowed|blocked)", "".join(reader.texts)))
+    assert any(row[3:] == ["/rules/web.yaml"] for row in reader.rows)
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_report_shows_the_outcome_of_a_task(here):
 )
 def test_hostile_text_is_escaped_in_the_page(text):
     events = [full_event(kind, text, 1_795_000_000_000_000_000 + number) for number, kind in enumerate(Kind)]
-    told = written(gather(events))
-    Reader(told)
-    assert "<script" not in told.lower()
-    assert all(character == "\n" or character.isprintable() for character in told)
-    assert "default-src 'none'" in told
+    reported = written(gather(events))
+    Reader(reported)
+    assert "<script" not in reported.lower()
+    assert all(character == "\n" or character.isprintable() for character in reported)
+    assert "default-src 'none'" in reported
 
 
 def test_escaped_text_reads_back_from_the_page():
-    said = Reader(written(gather([full_event(Kind.TAMPERING_DETECTED, "<b>&amp; 'x'")])))
-    assert any("<b>&amp; 'x'" in cell for row in said.rows for cell in row)
+    reader = Reader(written(gather([full_event(Kind.TAMPERING_DETECTED, "<b>&amp; 'x'")])))
+    assert any("<b>&amp; 'x'" in cell for row in reader.rows for cell in row)
 
 
 def test_flood_of_events_is_counted_within_a_bounded_page():
@@ -151,9 +151,9 @@ def test_flood_displaces_no_traffic_or_leak():
         assert all_.places["drop.example", 443, "tls"].up == left.bytes.up
         assert leak in all_.warnings
         assert leak in [refusal.event for refusal in all_.refusals.values()]
-        told = sum(place.attempts.total() for place in all_.places.values())
+        reported = sum(place.attempts.total() for place in all_.places.values())
         attempts = sum(event.kind in {Kind.DNS_DECIDED, Kind.CONNECTION_DECIDED} for event in events)
-        assert told + all_.left_out["places"] == attempts
+        assert reported + all_.left_out["places"] == attempts
 
 
 def test_long_period_keeps_every_attempt():
@@ -188,8 +188,8 @@ def test_report_of_no_events_is_a_page():
 # --- the command ---
 
 
-def test_command_writes_a_new_file_and_prints_its_name(here, tmp_path, capsys):
-    words = ["report", "migrate", "--journal", str(here.directory)]
+def test_command_writes_a_new_file_and_prints_its_name(lab, tmp_path, capsys):
+    words = ["report", "migrate", "--journal", str(lab.directory)]
     assert main(words) == 0
     assert capsys.readouterr().out == "exeat-report-migrate.html\n"
     first = (tmp_path / "exeat-report-migrate.html").read_text()
@@ -198,7 +198,7 @@ def test_command_writes_a_new_file_and_prints_its_name(here, tmp_path, capsys):
     assert "file exists; name another file with `-o`" in capsys.readouterr().err
     assert main([*words, "-o", "-"]) == 0
     assert capsys.readouterr().out == first
-    assert main(["report", "--last", "--journal", str(here.directory), "-o", "again.html"]) == 0
+    assert main(["report", "--last", "--journal", str(lab.directory), "-o", "again.html"]) == 0
     assert (tmp_path / "again.html").read_text() == first
     (tmp_path / "mine.html").write_text("mine")
     assert main([*words, "-o", "mine.html"]) == 2
@@ -210,7 +210,7 @@ def test_command_writes_a_new_file_and_prints_its_name(here, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "no task or period to report: name a task, or write `--last` or `--since 1h`"),
         (["migrate", "--last"], "`--last` and TASK both name a task"),
@@ -219,9 +219,9 @@ def test_command_writes_a_new_file_and_prints_its_name(here, tmp_path, capsys):
     ],
     ids=["nothing", "two tasks", "nobody", "nowhere"],
 )
-def test_misuse_of_report_is_reported(here, capsys, words, said):
-    assert main(["report", *words, "--journal", str(here.directory)]) == 2
-    assert said in capsys.readouterr().err
+def test_misuse_of_report_is_reported(lab, capsys, words, message):
+    assert main(["report", *words, "--journal", str(lab.directory)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_task_name_cannot_choose_the_path_of_the_report(tmp_path, monkeypatch, capsys):
