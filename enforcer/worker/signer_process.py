@@ -70,8 +70,7 @@ def _read(key: int, certificate: bytes) -> "Authority":
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     from proxy.certificates.authority import Authority
-    from proxy.certificates.signer import Signer
-    from proxy.certificates.signer_protocol import Request, encode_request
+    from proxy.certificates.signer import Request, Signer, encode_request
 
     pem = os.pread(key, authority_file.LONGEST, 0)
     os.close(key)
@@ -96,8 +95,7 @@ class _SignerLoop:
         ends: dict[int, socket.socket],
         served: dict[int, int],
     ) -> None:
-        from proxy.certificates.signer import Signer
-        from proxy.certificates.signer_protocol import LONGEST_REQUEST, MalformedPacketError
+        from proxy.certificates.signer import LONGEST_REQUEST, MalformedPacketError, Signer
 
         self._most, self._malformed, self._signer = LONGEST_REQUEST + 1, MalformedPacketError, Signer
         self._authority = authority

@@ -36,7 +36,7 @@ LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
 
 
 class Authority:
-    """Signs leaf certificates. Only the certificate signer uses it (`signer`), which reads only `signer_protocol`."""
+    """Signs leaf certificates. Only the certificate signer uses it (`signer`)."""
 
     def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self._certificate = certificate

@@ -1,10 +1,10 @@
 """Leaf certificates of a worker: a key and a cache for each sandbox, and one link to the certificate signer.
 
-The CA's key is never here. A sandbox uses a leaf until half of its lifetime is over, and waits for the signer then.
-Without an answer the connection ends; leaves that are still valid stay in use.
+The worker never has the CA's key. A sandbox reuses a leaf for half of its lifetime, and then requests a new one.
+Without an answer, a leaf that is still valid stays in use; if there is none, the connection ends.
 
-No sandbox finds out what another one visits (invariant 11): a leaf, its age, its serial number, its eviction and the
-allowance that it takes are the sandbox's own. Only the time that the signer needs depends on others.
+No sandbox can learn which hosts another one connects to (invariant 11): leaves, their age, serial numbers, eviction
+and allowance belong to one sandbox. Only the signer's latency depends on other sandboxes.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.certificates.signer_protocol import (
+from proxy.certificates.signer import (
     LONGEST_ANSWER,
     MalformedPacketError,
     Request,
@@ -34,11 +34,11 @@ MOST_WAITING: Final = 512  # names of one sandbox: what `engine.NEW_NAMES` allow
 PATIENCE: Final = 10.0  # seconds for one certificate, which takes a millisecond
 _UNDER_WAY: Final = 64  # requests of one worker: far less than fits the socket
 
-type Told = Callable[[str], None]  # with what went wrong; empty: nothing, and `usable` has it
+type LeafCallback = Callable[[str], None]  # with an error message; empty on success: `usable` then returns the leaf
 
 
 class Leaf(NamedTuple):
-    """A certificate for one name or address, its key, when another is to be asked for, and when this one ends."""
+    """A certificate for one name or address, its key, when the worker requests a new one, and when this one expires."""
 
     certificate: "x509.Certificate"
     key: "ec.EllipticCurvePrivateKey"
@@ -53,15 +53,17 @@ class NoLeafError(Exception):
 class _PendingLeaf:
     """Certificate that a sandbox waits for."""
 
-    __slots__ = ("context", "host", "number", "owner", "timer", "told")
+    __slots__ = ("callbacks", "context", "host", "number", "owner", "timer")
 
-    def __init__(self, owner: "LeafCertificates", host: str, told: "Told", timer: asyncio.TimerHandle) -> None:
+    def __init__(
+        self, owner: "LeafCertificates", host: str, callback: "LeafCallback", timer: asyncio.TimerHandle
+    ) -> None:
         self.owner = owner
         self.host = host
-        self.told = [told]
+        self.callbacks = [callback]
         self.timer = timer
         self.number = 0  # not sent yet
-        self.context = copy_context()  # of the sandbox, whose turn the answer is
+        self.context = copy_context()  # the sandbox whose step the answer counts to
 
 
 class SignerLink:
@@ -75,30 +77,30 @@ class SignerLink:
         self._sent: dict[int, _PendingLeaf] = {}
         self._number = 0
 
-    def ask(self, wanted: _PendingLeaf) -> None:
+    def ask(self, pending: _PendingLeaf) -> None:
         """Send a request, or queue it behind the sandbox's others."""
-        self._queues.setdefault(wanted.owner, deque()).append(wanted)
+        self._queues.setdefault(pending.owner, deque()).append(pending)
         self._send_next()
 
-    def drop(self, wanted: _PendingLeaf) -> None:
-        """Expect no answer to a request any more."""
-        self._sent.pop(wanted.number, None)
-        queue = self._queues.get(wanted.owner)
+    def drop(self, pending: _PendingLeaf) -> None:
+        """Cancel a request."""
+        self._sent.pop(pending.number, None)
+        queue = self._queues.get(pending.owner)
         if queue is not None:
             with contextlib.suppress(ValueError):
-                queue.remove(wanted)
+                queue.remove(pending)
             if not queue:
-                del self._queues[wanted.owner]
+                del self._queues[pending.owner]
         self._send_next()
 
     def renew(self, channel: socket.socket) -> None:
-        """Ask another signer from now on: it replaces one that is gone."""
-        self._lose()
+        """Connect to a new signer that replaces one that ended."""
+        self._disconnect()
         self._channel = channel
 
     def close(self) -> None:
-        """Ask no more. Every waiter gets an error. Idempotent."""
-        self._lose()
+        """Disconnect from the signer. Every waiter gets an error. Idempotent."""
+        self._disconnect()
 
     def _send_next(self) -> None:
         while self._queues and len(self._sent) < _UNDER_WAY:
@@ -110,36 +112,36 @@ class SignerLink:
                 self._channel.setblocking(False)
                 asyncio.get_running_loop().add_reader(self._channel, self._receive)
             owner, queue = next(iter(self._queues.items()))
-            wanted = queue.popleft()
+            pending = queue.popleft()
             self._queues.move_to_end(owner)
             if not queue:
                 del self._queues[owner]
-            self._number = wanted.number = self._number % 0xFFFFFFFF + 1
-            self._sent[wanted.number] = wanted
+            self._number = pending.number = self._number % 0xFFFFFFFF + 1
+            self._sent[pending.number] = pending
             try:
-                self._channel.send(encode_request(Request(wanted.number, owner.public(), wanted.host)))
-            except OSError:  # also where it has taken none of so many: then it will not
-                self._lose()
+                self._channel.send(encode_request(Request(pending.number, owner.public(), pending.host)))
+            except OSError:  # also where its queue is full: it no longer reads
+                self._disconnect()
 
     def _receive(self) -> None:
-        """Pass an answer of the signer's on to the sandbox that waits for it."""
+        """Deliver an answer of the signer to the sandbox that waits for it."""
         assert self._channel is not None
         try:
             packet = self._channel.recv(LONGEST_ANSWER + 1)
             number, certificate = read_answer(packet)
         except BlockingIOError:
             return
-        except (OSError, MalformedPacketError):  # also its end
-            self._lose()
+        except (OSError, MalformedPacketError):  # also when the signer has closed the connection
+            self._disconnect()
             return
-        wanted = self._sent.pop(number, None)
-        if wanted is not None:  # else: it was given up
+        pending = self._sent.pop(number, None)
+        if pending is not None:  # None: the request was cancelled
             loop = asyncio.get_running_loop()
-            loop.call_soon(wanted.owner.answered, wanted, certificate, context=wanted.context)
+            loop.call_soon(pending.owner.receive_answer, pending, certificate, context=pending.context)
         self._send_next()
 
-    def _lose(self) -> None:
-        """Have no signer."""
+    def _disconnect(self) -> None:
+        """Close the connection to the signer, and fail all pending requests."""
         channel, self._channel = self._channel, None
         if channel is not None:
             if self._listening:
@@ -149,11 +151,11 @@ class SignerLink:
         self._fail_all()
 
     def _fail_all(self) -> None:
-        waiting = [*self._sent.values(), *(wanted for queue in self._queues.values() for wanted in queue)]
+        waiting = [*self._sent.values(), *(pending for queue in self._queues.values() for pending in queue)]
         self._sent.clear()
         self._queues.clear()
-        for wanted in waiting:
-            wanted.owner.settle(wanted, "the certificate signer is gone: no certificate for a new name")
+        for pending in waiting:
+            pending.owner.settle(pending, "the certificate signer is gone: no certificate for a new name")
 
 
 class LeafCertificates:
@@ -163,41 +165,41 @@ class LeafCertificates:
         self._signer = signer
         self._key: ec.EllipticCurvePrivateKey | None = None
         self._point = b""
-        self._kept: OrderedDict[str, Leaf] = OrderedDict()
-        self._wanted: dict[str, _PendingLeaf] = {}
+        self._leaves: OrderedDict[str, Leaf] = OrderedDict()
+        self._pending: dict[str, _PendingLeaf] = {}
 
     def is_fresh(self, host: str) -> bool:
-        """Whether there is a leaf for `host` that needn't be asked for."""
-        leaf = self._kept.get(host)
+        """Whether the cache has a leaf for `host` that needs no renewal."""
+        leaf = self._leaves.get(host)
         return leaf is not None and leaf.stale > datetime.now(UTC)
 
     def usable(self, host: str) -> Leaf:
         """Return the leaf for `host`, a normalised name or an address in its usual spelling. Raises NoLeafError."""
-        leaf = self._kept.get(host)
+        leaf = self._leaves.get(host)
         if leaf is None or leaf.ends <= datetime.now(UTC):
             raise NoLeafError("there is no certificate for this host")
-        self._kept.move_to_end(host)
+        self._leaves.move_to_end(host)
         return leaf
 
-    def ask(self, host: str, told: Told) -> None:
-        """Ask for a leaf. Calls `told` once, perhaps at once; a waiter that has gone by then must bear it."""
-        if (waiting := self._wanted.get(host)) is not None:
-            waiting.told.append(told)
+    def ask(self, host: str, callback: LeafCallback) -> None:
+        """Request a leaf. Calls `callback` once, perhaps before this returns, and also if the waiter has ended."""
+        if (waiting := self._pending.get(host)) is not None:
+            waiting.callbacks.append(callback)
             return
-        if len(self._wanted) >= MOST_WAITING:
-            told("too many certificates are waited for")
+        if len(self._pending) >= MOST_WAITING:
+            callback("too many certificates are waited for")
             return
-        timer = asyncio.get_running_loop().call_later(PATIENCE, self._give_up, host)
-        wanted = self._wanted[host] = _PendingLeaf(self, host, told, timer)
-        self._signer.ask(wanted)
+        timer = asyncio.get_running_loop().call_later(PATIENCE, self._time_out, host)
+        pending = self._pending[host] = _PendingLeaf(self, host, callback, timer)
+        self._signer.ask(pending)
 
     def close(self) -> None:
-        """Wait for none any more: nobody is told. Idempotent."""
-        waiting, self._wanted = list(self._wanted.values()), {}
-        for wanted in waiting:
-            wanted.timer.cancel()
-            wanted.told.clear()
-            self._signer.drop(wanted)
+        """Cancel all pending requests without calling back. Idempotent."""
+        waiting, self._pending = list(self._pending.values()), {}
+        for pending in waiting:
+            pending.timer.cancel()
+            pending.callbacks.clear()
+            self._signer.drop(pending)
 
     def public(self) -> bytes:
         """Return the public half of the one key that all leaves of this sandbox are for."""
@@ -209,27 +211,27 @@ class LeafCertificates:
             self._point = self._key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         return self._point
 
-    def answered(self, wanted: _PendingLeaf, certificate: bytes) -> None:
-        """Take in the signer's answer: a certificate (DER), or none where it refused."""
+    def receive_answer(self, pending: _PendingLeaf, certificate: bytes) -> None:
+        """Store the signer's answer: a certificate (DER), or nothing if the signer refused."""
         problem = "" if certificate else "the certificate signer signs no more for this worker just now"
         try:
             if certificate:
-                self._keep(wanted.host, certificate)
+                self._keep(pending.host, certificate)
         except ValueError as error:
             problem = f"the certificate signer's answer is no certificate: {error}"
-        self.settle(wanted, problem)
+        self.settle(pending, problem)
 
-    def settle(self, wanted: _PendingLeaf, problem: str) -> None:
-        """Tell each waiter for one leaf what became of it."""
-        wanted.timer.cancel()
-        if self._wanted.get(wanted.host) is wanted:
-            del self._wanted[wanted.host]
-        leaf = self._kept.get(wanted.host)
+    def settle(self, pending: _PendingLeaf, problem: str) -> None:
+        """Call back every waiter for one leaf."""
+        pending.timer.cancel()
+        if self._pending.get(pending.host) is pending:
+            del self._pending[pending.host]
+        leaf = self._leaves.get(pending.host)
         if problem and leaf is not None and leaf.ends > datetime.now(UTC):
-            problem = ""  # an older one is as good
-        waiters, wanted.told = wanted.told, []
-        for told in waiters:
-            told(problem)
+            problem = ""  # the cached leaf is still valid
+        waiters, pending.callbacks = pending.callbacks, []
+        for callback in waiters:
+            callback(problem)
 
     def _keep(self, host: str, der: bytes) -> None:
         from cryptography import x509
@@ -237,12 +239,12 @@ class LeafCertificates:
         assert self._key is not None
         certificate = x509.load_der_x509_certificate(der)
         ends, now = certificate.not_valid_after_utc, datetime.now(UTC)
-        self._kept[host] = Leaf(certificate, self._key, now + (ends - now) / 2, ends)
-        self._kept.move_to_end(host)
-        if len(self._kept) > LEAVES:
-            self._kept.popitem(last=False)
+        self._leaves[host] = Leaf(certificate, self._key, now + (ends - now) / 2, ends)
+        self._leaves.move_to_end(host)
+        if len(self._leaves) > LEAVES:
+            self._leaves.popitem(last=False)
 
-    def _give_up(self, host: str) -> None:
-        wanted = self._wanted[host]
-        self.settle(wanted, "the certificate signer doesn't answer")
-        self._signer.drop(wanted)
+    def _time_out(self, host: str) -> None:
+        pending = self._pending[host]
+        self.settle(pending, "the certificate signer doesn't answer")
+        self._signer.drop(pending)

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from proxy.certificates.signer_protocol import NEW_NAMES, NEW_NAMES_A_SECOND
+from proxy.certificates.signer import NEW_NAMES, NEW_NAMES_A_SECOND
 from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import CONNECT_TIMEOUT, LOOKUP_TIMEOUT
 from proxy.event_loop.poller import EVERY

@@ -5,7 +5,7 @@ import gzip
 import ssl
 from itertools import pairwise
 
-from proxy.certificates import signer_protocol
+from proxy.certificates import signer
 from proxy.dns.wire import MalformedQueryError, Query, Rcode, build_answer, parse_query
 from proxy.gate.client_hello import MOST_BYTES, ClientHello, NeedMore, recognise
 from proxy.request.git_push import Push, UnclearError
@@ -109,10 +109,10 @@ def fuzz_line(data: bytes) -> None:
 def fuzz_certificate(data: bytes) -> None:
     """What a worker says to the certificate signer is one host in its one spelling, and the very packet, or nothing."""
     try:
-        wanted = signer_protocol.read_request(data)
-    except signer_protocol.MalformedPacketError:
+        wanted = signer.read_request(data)
+    except signer.MalformedPacketError:
         return
-    assert signer_protocol.encode_request(wanted) == data
+    assert signer.encode_request(wanted) == data
     assert str(parse_host(wanted.host)) == wanted.host
     assert "*" not in wanted.host
 
@@ -135,6 +135,6 @@ SEEDS: dict[str, list[bytes]] = {
     "query of DNS": [b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01\x01a\x07example\x00\x00\x01\x00\x01\x00\x00\x29\x04\xd0\x00\x00\x80\x00\x00\x00", b"\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\xc0\x0c\x00\x10\x00\x01"],
     "push": [b"%04x" % (len(_REF) + 4) + _REF + b"0000PACK", b"0000", gzip.compress(b"%04x" % (len(_REF) + 4) + _REF + b"0000", mtime=0)],
     "packet": [bytes.fromhex("5c000000000400000000000000000000020000000c000a0075647000000000003400090045000030000040004011000001010101080808080bb8003500100000") + bytes(32)],
-    "certificate": [signer_protocol.encode_request(signer_protocol.Request(7, bytes(65), host)) for host in ("a.example", "192.0.2.1", "2001:db8::1", "xn--bcher-kva.example")],
+    "certificate": [signer.encode_request(signer.Request(7, bytes(65), host)) for host in ("a.example", "192.0.2.1", "2001:db8::1", "xn--bcher-kva.example")],
     "line": [encode(_TOLD), encode(_TOLD).replace(b"rule", b"\\u0000")],
 }  # fmt: skip

@@ -19,7 +19,7 @@ from enforcer.system.errors import HostError
 from enforcer.worker import confinement, trust
 from enforcer.worker.signer import CertificateSigner
 from proxy.certificates import authority
-from proxy.certificates.signer_protocol import LONGEST_ANSWER, LONGEST_REQUEST, Request, encode_request, read_answer
+from proxy.certificates.signer import LONGEST_ANSWER, LONGEST_REQUEST, Request, encode_request, read_answer
 from proxy.wire import message
 from tests.enforcer.worker.signer_harness import PATIENCE, descriptors, until
 from tests.soak.left import started

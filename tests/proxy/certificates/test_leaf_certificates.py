@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from proxy.certificates import authority, leaf_certificates
 from proxy.certificates.leaf_certificates import LeafCertificates, NoLeafError, SignerLink
-from proxy.certificates.signer import Signer
-from proxy.certificates.signer_protocol import (
+from proxy.certificates.signer import (
     LONGEST_REQUEST,
     MalformedPacketError,
     Request,
+    Signer,
     encode_answer,
     encode_request,
     read_answer,
@@ -223,12 +223,12 @@ async def test_lost_signer_leaves_cached_leaves_usable(pair):
     with pytest.raises(NoLeafError):
         pair.leaves.usable("new.example")
     # one that is old, and not over yet, is better than none
-    kept = pair.leaves._kept["kept.example"]
-    pair.leaves._kept["kept.example"] = kept._replace(stale=kept.stale - timedelta(days=9))
+    kept = pair.leaves._leaves["kept.example"]
+    pair.leaves._leaves["kept.example"] = kept._replace(stale=kept.stale - timedelta(days=9))
     assert not pair.leaves.is_fresh("kept.example")
     pair.ask("kept.example")
     assert pair.told[3] == ("kept.example", "")
-    pair.leaves._kept["kept.example"] = kept._replace(ends=kept.stale - timedelta(days=9))
+    pair.leaves._leaves["kept.example"] = kept._replace(ends=kept.stale - timedelta(days=9))
     pair.ask("kept.example")
     assert pair.told[4] == ("kept.example", GONE)
     with pytest.raises(NoLeafError):
@@ -305,8 +305,8 @@ def test_caches_and_queues_are_bounded(ca, monkeypatch):
         while len(pair.told) < 25:
             pair.serve()
             await asyncio.sleep(0)
-        assert len(pair.leaves._kept) == 10
-        assert (pair.leaves._wanted, pair.link._sent, dict(pair.link._queues)) == ({}, {}, {})
+        assert len(pair.leaves._leaves) == 10
+        assert (pair.leaves._pending, pair.link._sent, dict(pair.link._queues)) == ({}, {}, {})
 
     body(ca)
 
@@ -342,7 +342,7 @@ def test_full_cache_of_a_sandbox_evicts_no_others_leaf(ca, monkeypatch):
         pair.ask(*(f"n{number}.example" for number in range(6)))
         pair.serve()
         await pair.heard(7)
-        assert (other.is_fresh("kept.example"), len(pair.leaves._kept)) == (True, 3)
+        assert (other.is_fresh("kept.example"), len(pair.leaves._leaves)) == (True, 3)
 
     body(ca)
 

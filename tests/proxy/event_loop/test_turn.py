@@ -10,7 +10,7 @@ from time import thread_time
 import pytest
 
 from proxy.certificates.leaf_certificates import LeafCertificates, SignerLink
-from proxy.certificates.signer_protocol import LONGEST_REQUEST, encode_answer, read_request
+from proxy.certificates.signer import LONGEST_REQUEST, encode_answer, read_request
 from proxy.event_loop import turn
 from proxy.event_loop.poller import IN, ONCE, Loop, Poller
 from proxy.event_loop.turn import SLICE

@@ -19,8 +19,7 @@ import pytest
 
 from proxy.certificates import authority
 from proxy.certificates.leaf_certificates import LeafCertificates, SignerLink
-from proxy.certificates.signer import Signer
-from proxy.certificates.signer_protocol import LONGEST_REQUEST
+from proxy.certificates.signer import LONGEST_REQUEST, Signer
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.event_loop import poller
