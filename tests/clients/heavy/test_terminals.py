@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from tests.enforcer.terminals import Terminal
+from tests.support.terminals import Terminal
 
 from . import asked, program
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.enforcer.limits.limits_harness import IMPATIENT, PYTHON, told
-from tests.enforcer.terminals import Terminal
 from tests.support import harness
+from tests.support.terminals import Terminal
 
 EXEAT = Path(sys.executable).with_name("exeat")
 MEMORY_BOMB = """

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.enforcer import remains
-from tests.enforcer.terminals import Terminal
-from tests.support import harness
+from tests.support import harness, leftovers
+from tests.support.terminals import Terminal
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
 KEPT = (
@@ -187,11 +186,11 @@ def _nothing_started(someone):
     temporary.mkdir()
     os.chown(temporary, someone.home.stat().st_uid, -1)
     mark = {"EXEAT_TEST_MARK": str(someone.home), "TMPDIR": str(temporary)}
-    files, mounts = remains.files(someone.home.parent), remains.mounts()
+    files, mounts = leftovers.files(someone.home.parent), leftovers.mounts()
     yield mark
-    assert remains.until_gone(lambda: remains.marked(f"EXEAT_TEST_MARK={someone.home}")) == set()
-    assert remains.files(someone.home.parent) == files
-    assert remains.mounts() <= mounts
+    assert leftovers.until_gone(lambda: leftovers.marked(f"EXEAT_TEST_MARK={someone.home}")) == set()
+    assert leftovers.files(someone.home.parent) == files
+    assert leftovers.mounts() <= mounts
     assert list(temporary.iterdir()) == []
 
 
@@ -271,27 +270,27 @@ def test_run_leaves_nothing_behind(someone, rules, end):
     temporary.mkdir()
     os.chown(temporary, someone.home.stat().st_uid, -1)
     environment = {**os.environ, "HOME": str(someone.home), "TMPDIR": str(temporary)}
-    mounts = remains.mounts()
+    mounts = leftovers.mounts()
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=someone.work
     ) as process:
         assert process.stdout.readline() == b"ready\n"
-        had = remains.Remains(process.pid)
+        had = leftovers.Leftovers(process.pid)
         assert len(had.family) >= 6  # the runner, the worker, outer, init, sh, sleep
         assert len(had.namespaces) >= 7
         assert len(had.sockets) >= 4  # the runner's to the worker and to the sandbox
         if end == "its parent killed":
             process.kill()
         elif end == "its init killed":
-            os.kill(min(pid for pid, _ in had.family if remains.lives_in(pid, had.namespaces)), signal.SIGKILL)
+            os.kill(min(pid for pid, _ in had.family if leftovers.lives_in(pid, had.namespaces)), signal.SIGKILL)
         process.stdin.close()
     assert had.left() == set()
     if end == "its parent killed" and had.groups:  # an empty group stays until the next run: docs/explanation/limits.md
         assert _run(someone, rules, "true").returncode == 0
     assert had.groups_left() == set()
-    assert remains.mounts() <= mounts
+    assert leftovers.mounts() <= mounts
     assert list(temporary.iterdir()) == []
-    assert remains.strange(someone.home, KEPT) == set()
+    assert leftovers.strange(someone.home, KEPT) == set()
     assert process.returncode == {"by itself": 0, "its parent killed": -signal.SIGKILL}.get(end, 125)
 
 

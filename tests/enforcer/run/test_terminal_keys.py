@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tests.enforcer.terminals import WAIT, Terminal
 from tests.support import harness
+from tests.support.terminals import WAIT, Terminal
 
 ASKS = """sh -c 'stty -echo </dev/tty; printf "PASS""WORD: " >/dev/tty; read key </dev/tty; read line; echo got $key-$line'"""
 TYPED = [(b"PASSWORD: ", b"secret\n")]

@@ -19,8 +19,11 @@ import termios
 from pathlib import Path
 
 from enforcer.system import linux
-from tests.enforcer.service.alone import alone  # noqa: F401 - a scenario, found by its name
-from tests.enforcer.service.cast import (
+from tests.enforcer.service.attach_scenarios import handed  # noqa: F401 - so
+from tests.enforcer.service.foreign_clients import strangers  # noqa: F401 - so
+from tests.enforcer.service.full_workers import full  # noqa: F401 - so
+from tests.enforcer.service.own_worker import alone  # noqa: F401 - a scenario, found by its name
+from tests.enforcer.service.service_lab import (
     EXEAT,
     FILE,
     HOG,
@@ -42,11 +45,8 @@ from tests.enforcer.service.cast import (
     shown,
     until,
 )
-from tests.enforcer.service.deaths import backlog, blamed, crash, faults, killed  # noqa: F401 - scenarios, found by their names
-from tests.enforcer.service.full import full  # noqa: F401 - so
-from tests.enforcer.service.handed import handed  # noqa: F401 - so
-from tests.enforcer.service.strangers import strangers  # noqa: F401 - so
-from tests.enforcer.service.unreadable import unreadable  # noqa: F401 - so
+from tests.enforcer.service.unreadable_policy import unreadable  # noqa: F401 - so
+from tests.enforcer.service.worker_deaths import backlog, blamed, crash, faults, killed  # noqa: F401 - scenarios, found by their names
 from tests.support import confined
 from tests.support.waiting import readable
 

@@ -10,7 +10,7 @@ PATIENCE = 60.0  # seconds that the kernel has to let go
 _KINDS = ("net", "mnt", "user", "pid", "ipc", "uts", "cgroup")
 
 
-class Remains:
+class Leftovers:
     """The processes below one, with it, and the namespaces, cgroups and sockets of the host that only they have."""
 
     def __init__(self, pid):

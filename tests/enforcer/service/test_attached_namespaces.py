@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.service.sandboxes import MOST_DEATHS, AttachedNamespaces, Sandbox
 from proxy.sandbox.sandbox_state import Task
-from tests.enforcer.service.test_blame import Sets, World
+from tests.enforcer.service.test_worker_deaths import Sets, World
 
 
 @pytest.fixture

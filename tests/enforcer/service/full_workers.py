@@ -3,7 +3,7 @@
 import resource
 import subprocess
 
-from tests.enforcer.service.cast import FILE, IMPATIENT, PATIENCE, RULES, Up, begin, until
+from tests.enforcer.service.service_lab import FILE, IMPATIENT, PATIENCE, RULES, Up, begin, until
 
 FEW = 300  # descriptors: a worker has enough for one sandbox
 LOOK_UP = "import socket; print(socket.gethostbyname('allowed.example'), flush=True); input()"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.enforcer.service.cast import PATIENCE, Up, begin, run, until
+from tests.enforcer.service.service_lab import PATIENCE, Up, begin, run, until
 
 NOBODY = 65534  # a uid
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from enforcer.cli.run import choose_shell
-from tests.enforcer.terminals import Terminal
 from tests.support import harness
+from tests.support.terminals import Terminal
 
 
 class Shell(Terminal):

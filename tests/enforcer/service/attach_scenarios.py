@@ -11,7 +11,7 @@ from enforcer.service.control_client import ask
 from enforcer.service.rule_sets import policy_in_memory
 from enforcer.system.errors import ExeatError
 from rules.matching.policy import Policy
-from tests.enforcer.service.cast import Up, until
+from tests.enforcer.service.service_lab import Up, until
 from tests.soak import left
 
 TIMES = 8

@@ -1,6 +1,6 @@
 """No process of Exeat forks while it has more than one thread: a lock that another thread held would stay locked.
 
-A service is looked at in tests/enforcer/service/cast.py.
+A service is looked at in tests/enforcer/service/service_lab.py.
 """
 
 import pytest

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.enforcer.service.cast import (
+from tests.enforcer.service.service_lab import (
     EXEAT,
     HOG,
     IMPATIENT,

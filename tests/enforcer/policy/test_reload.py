@@ -16,8 +16,8 @@ import pytest
 
 from enforcer.policy.reload import LOOK_EVERY
 from enforcer.policy.rule_files import SYSTEM
-from tests.enforcer.terminals import Terminal
 from tests.support import harness
+from tests.support.terminals import Terminal
 
 EXEAT = Path(sys.executable).with_name("exeat")
 FIRST = "version: 1\nname: web\nrules:\n  - {id: first, to: first.example, action: allow}\n"

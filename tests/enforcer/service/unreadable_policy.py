@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.enforcer.service.cast import EXEAT, FILE, KNOCK, PATIENCE, RULES, Up, begin, journal, run, until
+from tests.enforcer.service.service_lab import EXEAT, FILE, KNOCK, PATIENCE, RULES, Up, begin, journal, run, until
 
 # A service that writes a policy wrongly where a rule's id says so: with a method that no policy has, or only half of it.
 SERVICE = """

@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 
-from tests.enforcer.service.cast import (
+from tests.enforcer.service.service_lab import (
     EXEAT,
     FILE,
     IMPATIENT,
