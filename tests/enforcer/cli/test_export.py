@@ -25,7 +25,7 @@ from tests.support.waiting import wait_until
 
 
 class Keeper(ThreadingHTTPServer):
-    """Takes events as lines or as OTLP, and answers when it has them. Can be killed: what it was asked then is lost."""
+    """Receiver of lines or OTLP that answers once it has stored the events. A kill loses the request in progress."""
 
     def __init__(self, port):
         self.ids, self.dies, self.lock = [], False, threading.Lock()

@@ -102,7 +102,7 @@ def test_unknown_settings_are_named_for_copying(exeat):
 
 
 def test_non_public_targets_are_listed_with_the_needed_key(exeat, tmp_path):
-    """Where a company's own servers have addresses inside, nothing of them is ever learned, and nobody would know why."""
+    """A company's servers with private addresses are never learned, so the output must explain why."""
     audit, not_public = {"mode": Mode.AUDIT}, refused(Reason.NON_PUBLIC_ADDRESS)
     lab = "pypi.corp.example"
     same = [request(not_public, "GET", "/simple/x/", lab, **audit), connection(not_public, lab, **audit)]
@@ -205,7 +205,7 @@ def test_damaged_lines_are_reported(exeat):
 
 
 class Gone(io.StringIO):
-    """An output that nobody reads any more."""
+    """Output pipe whose reader has closed it."""
 
     buffer = property(lambda self: self)
 

@@ -33,7 +33,7 @@ def journal(tmp_path):
 
 
 def reported(capfdbinary, *arguments):
-    """The status, the events and what was said on stderr."""
+    """Return the exit status, the events and stderr."""
     status = main(["log", "--format", "jsonl", *map(str, arguments)])
     out, err = capfdbinary.readouterr()
     return status, [json.loads(line) for line in out.splitlines()], err.decode()
@@ -102,7 +102,7 @@ def test_unknown_task_is_reported(capfdbinary, journal):
     status, events, err = reported(capfdbinary, "--journal", journal, "--task", "migrate")
     assert (status, events) == (0, [])
     assert err == "exeat: there is nothing of a task `migrate` in the journal; `exeat log` shows all there are\n"
-    # There is something of it, and only not what was asked for.
+    # The task has events, but none that match.
     assert reported(capfdbinary, "--journal", journal, "--task", "build", "--verdict", "passed") == (0, [], "")
     status, _, err = reported(capfdbinary, "--journal", journal, "--task", "\x1b[2J")
     assert "`\\x1b[2J`" in err

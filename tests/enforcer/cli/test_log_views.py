@@ -23,7 +23,7 @@ CURL = Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/make", "/usr/bin/
 
 @pytest.fixture
 def told(tmp_path, monkeypatch):
-    """A task that makes one request on a connection, and is refused another connection; and a task of somebody else."""
+    """A task with one allowed request and one blocked connection, and a second task."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     directory = tmp_path / "exeat" / "journal"
     here, other = recorder_lab(directory, "t-1", "migrate"), recorder_lab(directory, "t-2", "build")

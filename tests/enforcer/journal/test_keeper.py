@@ -33,7 +33,7 @@ DAY = 86_400_000_000_000
 
 @pytest.fixture(autouse=True)
 def seal_without_delay(monkeypatch):
-    """What somebody else has left is mended without waiting for him."""
+    """Repair segments of other writers without the grace period."""
     monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
 
 
@@ -96,7 +96,7 @@ def test_only_one_keeper_is_active_and_the_next_takes_over(paths):
 
 
 def test_open_segment_that_lost_lines_is_never_signed(paths):
-    """Somebody with the worker's rights writes a line that was signed anew: told once, and no longer signed."""
+    """A process with the worker's rights rewrites a signed line: reported once, and the segment is signed no more."""
     journal, reported = Journal(paths[0]), []
     active_keeper = Keeper(*paths, reported.append)
     write(journal, "a")
@@ -112,7 +112,7 @@ def test_open_segment_that_lost_lines_is_never_signed(paths):
 
 
 def test_segment_of_a_killed_writer_is_complete_and_repaired(paths):
-    """SIGKILL in the middle of writing, again and again: all that was said to be written is there, chained and signed."""
+    """After repeated SIGKILLs during writes, every confirmed event is in the journal, chained and signed."""
     program = (
         "import sys, pathlib, os; sys.path.insert(0, sys.argv[2])\n"
         "from tests.support.telemetry_lab import recorder_lab, connect\n"
@@ -188,7 +188,7 @@ def test_day_removed_without_a_record_is_reported(paths):
 
 
 def test_reader_of_a_whole_ledger_does_not_lag(paths):
-    """Nobody ends a ledger: whoever has read all of it is not behind."""
+    """A ledger has no last line: a reader that has read all of it does not lag."""
     journal = Journal(paths[0])
     write(journal, "a")
     journal.close()
@@ -287,7 +287,7 @@ def test_full_disk_blocks_or_counts_as_the_rules_set(tmp_path, monkeypatch, sett
 
 
 def _reachable(tmp_path):
-    """What somebody who may write into a journal would like others to read, change or remove."""
+    """Files that an attacker with write access to a journal may create for its readers."""
     victim = tmp_path / "victim"
     victim.mkdir()
     for name in ("0001.jsonl", "ledger.jsonl", "secret"):
@@ -297,7 +297,7 @@ def _reachable(tmp_path):
 
 @pytest.mark.parametrize("way", ["day", "segment", "ledger", "part", "fifo", "fifo for a ledger"])
 def test_links_and_pipes_in_a_journal_are_not_followed(paths, tmp_path, way):
-    """A worker that somebody has taken over can make any file there; whoever has the key follows none of them."""
+    """A compromised worker can create any file there; the keeper follows no link and opens no pipe."""
     victim = _reachable(tmp_path)
     before = {path.name: (path.read_text(), path.stat().st_mode) for path in victim.iterdir()}
     today = paths[0] / time.strftime("%Y-%m-%d", time.gmtime())
@@ -381,5 +381,5 @@ def test_segment_with_a_writer_is_not_sealed(tmp_path):
     assert b"journal.sealed" not in segment.read_bytes()
     write(journal, "b")
     journal.close()
-    assert list(sweep(tmp_path / "journal", ledger)) == []  # it was closed: there is nothing to tell
+    assert list(sweep(tmp_path / "journal", ledger)) == []  # its writer closed it: no repair to record
     assert b"journal.sealed" in segment.read_bytes()

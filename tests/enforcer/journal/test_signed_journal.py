@@ -67,7 +67,7 @@ def test_journal_of_a_killed_run_is_repaired_by_the_next_run(someone, rules):
     with subprocess.Popen(argv, cwd=someone.work, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"there\n"
         os.kill(process.pid, signal.SIGKILL)
-        assert process.stdout.read() == b""  # until nobody is left who could write
+        assert process.stdout.read() == b""  # until no writer is left
     segments = sorted((someone.home / ".local/state/exeat/journal").glob("*/0*.jsonl"))
     with segments[-1].open("ab") as file:
         file.write(b'{"time":"2026')

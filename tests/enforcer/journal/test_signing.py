@@ -29,7 +29,7 @@ def _recorder(journal):
 def test_stop_of_a_gate_without_sandbox_ends(monkeypatch, says):
     monkeypatch.setattr("enforcer.worker.worker._LAST_WORDS", 0.05)
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with control, theirs:  # it is there still
+    with control, theirs:  # the other end stays open
         if says is not None:
             message.send(theirs, says)
         why = str(start_error(Worker(control, control)))

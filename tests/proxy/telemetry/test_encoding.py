@@ -46,7 +46,7 @@ def test_hostile_text_breaks_no_line_and_adds_no_member(text):
     assert len(line) < LONGEST_LINE
     plain = json.loads(encode(full_event(Kind.TASK_STARTED)))
     hostile = json.loads(line)
-    assert hostile.keys() <= plain.keys()  # what is empty is left out
+    assert hostile.keys() <= plain.keys()  # empty values are left out
     assert hostile["verdict"] == plain["verdict"]
     assert encode(decode(line)) == line
 

@@ -147,7 +147,7 @@ class AnomalyLab:
     def run(self, task, *places, name="migrate", up=100, ago=200, ends=True):
         now = time.time_ns() - ago * SECOND
         origin = Origin.of(task, name, {}, "s", "host.example")._asdict()
-        if ends:  # which the supervisor tells in a segment of its own, that may be read before the worker's
+        if ends:  # recorded by the supervisor in its own segment, which may be read first
             writer = Journal(self.journal)
             writer.append(encode(Event(now, self._ids.make(now), Kind.TASK_ENDED, **origin, duration=1.0)), now)
             writer.close()

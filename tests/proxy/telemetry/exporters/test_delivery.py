@@ -34,7 +34,7 @@ class Scripted:
 
 @pytest.fixture
 def delivery_lab(tmp_path, monkeypatch):
-    """Makes a delivery anew, as another process would; `waits` and `said` are what it did. There are two batches."""
+    """Start a new delivery, as a new process would; it records its waits and messages. There are two batches."""
     monkeypatch.setattr(delivery, "MOST_LINES", 100)
     write(tmp_path / "journal", wanted := ids(110))
 
@@ -59,7 +59,7 @@ def delivery_lab(tmp_path, monkeypatch):
 def test_existing_and_new_lines_are_delivered_once(delivery_lab):
     sink = Scripted()
     delivery_lab(sink).once()
-    assert sink.received[1:] == delivery_lab.wanted  # the first is the journal's own: who writes it
+    assert sink.received[1:] == delivery_lab.wanted  # the first line is the journal's own: its writer
     more = ids(5)
     write(delivery_lab.journal, more)
     before = len(sink.received)
@@ -145,7 +145,7 @@ def test_refused_event_is_sent_shortened_and_stops_no_other(delivery_lab):
 
 
 def test_shortened_event_keeps_its_destination(delivery_lab):
-    """Who refuses what is long still hears of it."""
+    """A receiver that refuses long events gets a short version."""
     (long,) = ids(1)
     write(delivery_lab.journal, [long], "y" * 1000)
     short = []

@@ -151,7 +151,7 @@ def test_webhook_gets_one_json_line_per_event_in_order(receiver, items, shape):
 
 
 def test_webhook_is_signed_and_a_retry_has_the_same_id(receiver, items, tmp_path):
-    """Checked as Standard Webhooks tells receivers to: over `id.timestamp.body`."""
+    """Verified as Standard Webhooks requires: over `id.timestamp.body`."""
     raw = os.urandom(32)
     sink = WebhookExporter(
         poster(receiver), FORMATS["event"], secret(tmp_path / "key", f"whsec_{base64.b64encode(raw).decode()}\n")
@@ -239,7 +239,7 @@ def _exported(server):
 
 @pytest.mark.parametrize("made", [_webhook, _exported])
 def test_changed_trust_of_the_host_applies_to_new_connections(items, tmp_path, monkeypatch, made):
-    """The registry, and each exporter, kept the roots that it had begun with: a root taken away was trusted for months."""
+    """Regression: the registry and the exporters kept the roots of their start, so a removed root stayed trusted."""
     theirs, other, bundle = Authority.make("Theirs"), Authority.make("Other"), tmp_path / "bundle.pem"
     (tmp_path / "leaf.pem").write_bytes(theirs.leaf("127.0.0.1"))
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -125,7 +125,7 @@ def test_unread_messages_do_not_count_as_delivered(script, items, monkeypatch):
 
 
 def test_receiver_that_ends_after_reading_does_not_count(items):
-    """Killed with all of it in its memory: the next connection tells."""
+    """A receiver killed with unsaved messages: the next connection fails."""
     with answering(reads_all) as port, pytest.raises(UnavailableError):
         SyslogExporter("127.0.0.1", port, FORMATS["event"]).send(items)
 
@@ -166,7 +166,7 @@ def _idle(sink):
 
 
 def test_tls_receiver_without_close_notify_does_not_count(items, tls):
-    """An end of the TCP connection alone could be anybody's on the way."""
+    """Anyone on the path could have closed the TCP connection."""
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     own.load_cert_chain(tls[1])
 
@@ -211,7 +211,7 @@ def test_long_events_are_shortened_to_the_message_limit(shape, tmp_path):
 @pytest.mark.parametrize("shape", FORMATS)
 @pytest.mark.parametrize("word", ["\U0001f4a9", "é", "\\", '"', "="])
 def test_long_texts_of_a_task_never_displace_destination_or_rule(shape, word):
-    """Arguments and a program's path are as long as whoever connects wants them."""
+    """A task chooses the length of its arguments and paths."""
     name = f"{'x.' * 119}drop.example"
     output = full_event(Kind.CONNECTION_DECIDED)._replace(
         destination=Destination(name, "93.184.216.34", 443),

@@ -72,7 +72,7 @@ def test_record_without_time_id_or_kind_is_refused(wrong):
 
 
 def test_names_chosen_by_a_task_become_no_field_names():
-    """Each new one is a column in many receivers' tables: who runs out of them refuses everybody's events."""
+    """Each new name is a column at many receivers, which refuse all events when they run out of columns."""
     line = {**FULL[Kind.AGENT_SAID], "agent": {"source": "log", "attributes": {"odd.one": "1", "exeat.id": "2"}}}
     found = read(json.dumps(line).encode() + b"\n")
     assert found["agent"]["attributes"] == ["odd.one=1", "exeat.id=2"]

@@ -70,7 +70,7 @@ def wrong(converted):
     return bad
 
 
-# What ECS says may stand together: elastic.co/guide/en/ecs, "Expected event types" of each category.
+# Combinations that ECS allows: elastic.co/guide/en/ecs, "Expected event types" of each category.
 EXPECTED = {
     "network": {"access", "allowed", "connection", "denied", "end", "info", "protocol", "start"},
     "web": {"access", "error", "info"},
@@ -81,7 +81,7 @@ EXPECTED = {
     "file": {"access", "change", "creation", "deletion", "info"},
     "host": {"access", "change", "end", "info", "start"},
 }
-DECIDES = {"allowed", "denied"}  # which is said of a command, too: ECS has no other place for it
+DECIDES = {"allowed", "denied"}  # also for commands: ECS has no other field
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -105,7 +105,7 @@ def test_hostile_text_breaks_no_ecs_field(name):
         assert [text for text in texts(converted) if harmful(text)] == []
 
 
-# What became of an attempt: whether ECS calls it allowed, and whether the gate did what it set out to.
+# Results of attempts: the ECS type, and whether the gate worked as intended.
 SAID = {
     "let out": ({}, "allowed", "success"),
     "blocked": ({"verdict": "deny", "outcome": "blocked", "reason": "no_rule"}, "denied", "success"),

@@ -18,7 +18,7 @@ STARTED = {
     "approval": None,
     "by": None,
 }
-# Of an ordinary user's task, whose sandbox shows itself as 0, and of root's, which runs under ids that are nobody's.
+# A user's task, which is 0 inside the sandbox; and a task of root, which runs under ids without an account.
 PROCESSES = [(1007, 0), (0x70000000 + 1000, 1000)]
 
 

@@ -51,7 +51,7 @@ def test_hostile_text_makes_no_ocsf_event_invalid(name):
         assert [text for text in texts(converted) if harmful(text)] == []
 
 
-# What became of an attempt, and how OCSF says so: activity, action, disposition, status, alert.
+# Results of attempts in OCSF: activity, action, disposition, status, alert.
 SAID = {
     "let out": ({}, (1, 1, 1, 1, False)),
     "let out and flagged": ({"verdict": "flag"}, (1, 1, 19, 1, True)),

@@ -21,7 +21,7 @@ def write(journal, *texts, when=NOON):
 
 
 def seal(journal, when=NOON):
-    """End a segment as whoever has the key does."""
+    """Seal a segment as the keeper does."""
     event = full_event(Kind.JOURNAL_SEALED, "x", when)._replace(journal=Mark("x", closed=True))
     journal.append(encode(event), when)
     journal.close()

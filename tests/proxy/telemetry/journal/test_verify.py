@@ -23,7 +23,7 @@ DAY = time.strftime("%Y-%m-%d", time.gmtime())
 
 @pytest.fixture(scope="module")
 def intact_home(tmp_path_factory):
-    """A journal of two writers: the first has two closed segments, the second is still at work."""
+    """A journal of several writers: sealed segments, and one that its writer left open."""
     home = tmp_path_factory.mktemp("made")
     build(home)
     return home
@@ -45,7 +45,7 @@ def build(home):
         write(second, f"b{number}")
     ledger.checkpoint(second.news())
     write(second, "b5")
-    second.close()  # killed: nobody seals it
+    second.close()  # not sealed, as after a kill
     third = Journal(journal)
     write(third, "c0")
     third.close()
@@ -59,7 +59,7 @@ def write(journal, text):
 
 @pytest.fixture(autouse=True)
 def seal_without_delay(monkeypatch):
-    """What somebody else has left is mended without waiting for him."""
+    """Repair segments of other writers without the grace period."""
     monkeypatch.setattr(journal_ledger, "_QUIET", 0.0)
 
 
@@ -85,14 +85,14 @@ def put(home, name, lines):
 
 
 def rehash(line, text=b"text"):
-    """A line changed by somebody who knows how lines are linked."""
+    """Return a changed line with a valid new hash."""
     changed = re.sub(rb'"question":"[^"]*"', b'"question":"%b"' % text, line)
     prev = re.search(rb'"prev":"([0-9a-f]{64})"', line)[1]
     return link(changed[: changed.index(b',"prev"')] + b"}\n", prev)
 
 
 def relink(lines):
-    """Lines linked anew from the first that doesn't fit, signatures left out."""
+    """Return lines with a new chain and without signatures."""
     done, prev = [], b"0" * 64
     for line in lines:
         new, prev = link(line[: line.index(b',"prev"')] + b"}\n", prev)
@@ -335,7 +335,7 @@ def _be_killed(*_):
 
 
 def test_unsigned_seal_of_a_writer_is_reported(home):
-    """A worker has no key; what it says of the end of its segment is not taken for it."""
+    """A worker has no key, so its own end line does not count."""
     *_, seal_of_another = lines_of(home, "0001.jsonl")
     put(home, "0002.jsonl", relink([*lines_of(home, "0002.jsonl"), seal_of_another]))
     list(sweep(home / "journal", Ledger(home / "journal", keyring.load_signer(home / "keys"), home / "lock")))

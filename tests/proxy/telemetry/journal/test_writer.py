@@ -351,7 +351,7 @@ def test_day_follows_the_time_of_the_event(tmp_path):
 
 
 class Disk:
-    """A disk of a size, on which one writer's is what it has taken."""
+    """Disk of a given size that only the quota's task fills."""
 
     def __init__(self, size):
         self.size = size

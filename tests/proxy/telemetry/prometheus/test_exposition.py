@@ -156,7 +156,7 @@ def test_hundred_thousand_values_add_no_series():
         metrics.refused_call(text, 1)
         metrics.failed(Component.OTHER)
 
-    for n in range(1_000):  # of what is told apart, like system calls, so many are
+    for n in range(1_000):  # labels with a limited number of values, such as system calls
         all_of(n)
     before = series(metrics).keys()
     for n in range(1_000, 100_000):

@@ -80,7 +80,7 @@ def test_every_answer_has_a_series_from_the_start():
 
 
 class NoPoller:
-    """Watches nothing: the test says when there is something to read."""
+    """Watches nothing: the test calls the reader itself."""
 
     def watch(self, *_):
         pass

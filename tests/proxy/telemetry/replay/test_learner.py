@@ -178,7 +178,7 @@ def test_credentials_are_never_written(path):
     secret = max(path.replace("=", "/").split("/"), key=len) if "password" not in path else "hunter2"
     assert secret not in text
     assert [each.why for each in drafted.left_out] == ["the path looks like it holds a credential"]
-    # Among three a `*` stands for it, and it is not written either.
+    # With three values a `*` replaces it, so it is not written either.
     events = [request(PASSED, "GET", path.replace(secret, f"{secret[:-1]}{n}")) for n in range(3)]
     drafted, text = learned(*events)
     assert secret[:-1] not in text
@@ -295,7 +295,7 @@ AUDIT = policy("  - {id: no, to: z.y.example, http: {methods: [DELETE]}, action:
 
 
 def journal_of(attempts):
-    """What an audit-mode gate would tell of these attempts: a connection, and each request on it."""
+    """Return the events of these attempts in audit mode: a connection and each request on it."""
     events = []
     for name, port, protocol, asked in attempts:
         attempt = Attempt(protocol, HostName(name), port)

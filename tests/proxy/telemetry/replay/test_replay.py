@@ -52,7 +52,7 @@ def connection(judged, name="x.example", **more):
 
 
 def request(judged, method, path, name="x.example", **more):
-    """A request as it is recorded: what passed was dialled at a public address unless the test says otherwise."""
+    """Return a recorded request; an allowed one has a public dialled address by default."""
     said = {each: more.pop(each) for each in ("body", "websocket", "query", "pattern") if each in more}
     http = Http(method, name, path, **{"body": False, **said})
     address = "1.2.3.4" if judged[1] is not Outcome.BLOCKED and "destination" not in more else None
@@ -171,7 +171,7 @@ def test_undecidable_attempts_are_counted_by_reason(judged, more, why, fixed):
 
 
 def test_command_attempts_are_not_decided_again():
-    """Their events tell one of the names that they go by, and there are none of programs that no rule is about."""
+    """Their events have only one of a program's names, and programs without a rule have no event."""
     command = request(PASSED, "GET", "/a")._replace(kind=Kind.COMMAND_DECIDED, http=None, argv=("git", "push"))
     replay = replayed(WEB, command)
     assert sum(replay.skipped.values()) == 1
@@ -195,7 +195,7 @@ def test_masked_path_is_undecidable(told):
     assert dict(replay.skipped) == {"a secret was in its path, which the journal doesn't record": 1}
 
 
-KEPT = {"body": False, "query": 7, "address": "1.2.3.4"}  # what is recorded of a request
+KEPT = {"body": False, "query": 7, "address": "1.2.3.4"}  # recorded parts of a request
 UNCERTAIN = [
     ("http: {query: {a: b}}", KEPT, "`query` of requests, which the journal doesn't record"),
     ("http: {headers: {x-a: b}}", KEPT, "`headers` of requests, which the journal doesn't record"),
@@ -277,7 +277,7 @@ def test_unrecorded_path_is_undecidable():
 
 
 def push(*refs, **more):
-    """A push of refs, each with what is done to it."""
+    """Return a push of refs, each with its change."""
     said = Git("push", "acme/web", tuple(f"{change} {ref} {'0' * 40} {'1' * 40}" for change, ref in refs))
     return request(PASSED, "POST", "/acme/web.git/git-receive-pack", body=True, git=said, **more)
 

@@ -28,7 +28,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def told(here):
-    """Two agents in one task. Each is asked something, and calls a tool; the first one's goes out and is refused."""
+    """Two agents in one task. Each gets a prompt and calls a tool; the call of the first is blocked."""
     other = recorder_lab(here.directory, "t-2", "build")
     now, ids = time.time_ns(), {}
 
@@ -70,7 +70,7 @@ BELOW = Process(150, "/usr/bin/curl", ("curl",), 1000, ("/bin/sh", "/usr/bin/nod
     ("senders", "heard", "done"),
     [
         ((NODE, OTHER), ["c-1"], [150]),
-        ((None, OTHER), ["c-1", "c-2"], [150, 250]),  # it may be that of which nobody knows who it was
+        ((None, OTHER), ["c-1", "c-2"], [150, 250]),  # the unknown process may be either
         ((COLLECTOR, COLLECTOR), ["c-1", "c-2"], [150, 250]),  # one process sends for all of them
         ((NODE, NODE), ["c-1", "c-2"], [150]),  # two conversations of one agent
     ],
@@ -146,7 +146,7 @@ def test_request_uses_the_process_of_its_connection(capfdbinary, told):
 
 
 def test_chain_shows_no_event_twice(capfdbinary, here):
-    """What people were asked about a program was shown again as something that the program did."""
+    """Regression: an approval request about a program was listed again as its action."""
     connection = connect(here.recorder, process=CURL)
     asking = ApprovalRecorder(here.recorder.origin, Journal(here.directory))
     approval = asked_about(REQUEST._replace(process=Program(CURL.pid, CURL.exe, CURL.argv), event=connection))

@@ -66,7 +66,7 @@ def written(all_):
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """A journal of a task that got some of what it wanted."""
+    """A journal of a task with allowed and blocked attempts."""
     monkeypatch.chdir(tmp_path)
     lab = recorder_lab(tmp_path / "journal")
     recorder = lab.recorder
