@@ -31,7 +31,7 @@ from enforcer.workspace.accept import (
 from enforcer.workspace.change_store import Change, ChangeKind, StoredChanges, describe
 from enforcer.workspace.git_objects import Difference
 from enforcer.workspace.merge_decision import MergeInputs
-from enforcer.workspace.protection import Protection
+from enforcer.workspace.protected_changes import Protection
 from enforcer.workspace.safe_path import EntryType
 from enforcer.workspace.show_changes import GitObjectCounter, count_lines, diff, diff_brought, list_notes
 from proxy.telemetry.visible import visible

@@ -156,7 +156,7 @@ def _obeyed(loaded: Loaded) -> Callable[[str], bool]:
     if not loaded.policy.box.write:
         return lambda _path: False
     from enforcer.sandbox.system_paths import contains, home_directories
-    from enforcer.workspace.guard import is_obeyed
+    from enforcer.workspace.protected_files import is_obeyed
     from enforcer.workspace.repository_scan import list_user_git_files
 
     of_host, of_git = home_directories(), list_user_git_files()

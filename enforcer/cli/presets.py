@@ -139,9 +139,9 @@ def _print_places(places: Places, indent: str) -> None:
 
 
 def _lock(arguments: argparse.Namespace) -> int:
+    from enforcer.presets.client import this_machine
     from enforcer.presets.fetch import Web
     from enforcer.presets.locking import BY_HAND, CLIENTS, discover, write
-    from enforcer.presets.machine import this_machine
 
     wanted = _wanted(arguments.names)
     path = arguments.lock or lock_paths()[0 if os.geteuid() == 0 else -1]

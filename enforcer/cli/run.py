@@ -306,7 +306,7 @@ def add_repository(workspace: str, box: SandboxSettings, policy: Policy, shown: 
     """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
     if not os.path.isfile(f"{workspace}/.git"):
         return shown
-    from enforcer.workspace.linked_worktree import find_linked_repository  # few workspaces are
+    from enforcer.workspace.repository import find_linked_repository  # few workspaces are
 
     found = find_linked_repository(workspace, partial(is_allowed_by_layers, policy.floor))
     written = () if box.workspace is WorkspaceMode.REVIEW else found.written

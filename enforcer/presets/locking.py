@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from enforcer.presets import npm, other_clients, pip
-from enforcer.presets.client import Client, DiscoveredHost, Setting, is_internal
+from enforcer.presets.client import Client, DiscoveredHost, Machine, Setting, is_internal
 from enforcer.presets.fetch import FetchError, UnknownHostError, Web
-from enforcer.presets.machine import Machine
 from enforcer.system.errors import HostError
 from rules.addresses import Address, find_block, parse_network
 from rules.loading.load import failures, read_preset

@@ -16,6 +16,7 @@ import yaml
 from enforcer.presets.client import (
     Client,
     DiscoveredHost,
+    Machine,
     Setting,
     find_common_base,
     find_hosts,
@@ -23,7 +24,6 @@ from enforcer.presets.client import (
     read_urls,
 )
 from enforcer.presets.fetch import FetchError, Web
-from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
 from rules.loading.preset_locks import LockedPlace, Origin
 

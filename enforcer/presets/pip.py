@@ -13,9 +13,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Final
 
-from enforcer.presets.client import Client, DiscoveredHost, Setting, find_hosts, find_redirect, is_internal, read_urls
+from enforcer.presets.client import (
+    Client,
+    DiscoveredHost,
+    Machine,
+    Setting,
+    find_hosts,
+    find_redirect,
+    is_internal,
+    read_urls,
+)
 from enforcer.presets.fetch import FetchError, Web
-from enforcer.presets.machine import Machine
 from proxy.wire import strict_json
 from rules.loading.preset_locks import LockedPlace
 

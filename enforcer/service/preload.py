@@ -30,7 +30,7 @@ from enforcer.system import linux, state
 from enforcer.system.errors import ExeatError, HostError
 from enforcer.system.processes import run_in_child
 from enforcer.worker import trust
-from enforcer.workspace.guard import Guard, globs_when_direct
+from enforcer.workspace.protected_files import Guard, globs_when_direct
 from proxy.sandbox.recorder import Recorder
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics

@@ -1,27 +1,35 @@
 """Merges a task's changes into its workspace, all or some; each change is decided and written by itself.
 
 A change that is already in the workspace stays as it is. So after an interruption, the user accepts again.
+The journal records the decision and who made it before the first change, and the result after the last.
 """
 
 import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from enforcer.system.errors import HostError, UsageError
+from enforcer.system.started_by import login_uid
 from enforcer.workspace import merge_decision
 from enforcer.workspace.atomic_replace import AtomicReplacer, ConcurrentChangeError, NewEntry
-from enforcer.workspace.change_events import ChangeRecorder
-from enforcer.workspace.change_store import ACCEPTED, DISCARDED, Change, ChangeKind, StoredChanges, mode
+from enforcer.workspace.change_store import ACCEPTED, DISCARDED, Change, ChangeKind, Meta, StoredChanges, mode
 from enforcer.workspace.merge_approval import request_approval
 from enforcer.workspace.merge_decision import MergeInputs, MergeMethod, MergeResult, decide, opened
 from enforcer.workspace.overlay_changes import gather
-from enforcer.workspace.protection import Protection
+from enforcer.workspace.protected_changes import Protection
 from enforcer.workspace.safe_path import Entry, EntryType
 from proxy.approvals.protocol import Answer, Result
-from proxy.telemetry.events import Kind
+from proxy.telemetry import events
+from proxy.telemetry.encoding import encode
+from proxy.telemetry.events import Approval, Event, IdMaker, Instant, Kind, Origin
+from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.visible import visible
+from rules import verdicts
+from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from enforcer.workspace.merge_approval import Ask
@@ -157,7 +165,7 @@ def _explain_missing_option(change: Change, protection: Protection) -> str:
     return f"it brings protected files: accept them with `{shown}`{more}"
 
 
-def _record_unanswered(recorder: ChangeRecorder, ask: "Ask | None") -> "Ask":
+def _record_unanswered(recorder: "ChangeRecorder", ask: "Ask | None") -> "Ask":
     """Wrap `ask` so that the journal also records requests that nobody could answer."""
 
     def asked(question: "ApprovalRequest") -> Answer:
@@ -294,3 +302,78 @@ def _describe_error(error: OSError) -> str:
     if error.errno in (errno.ELOOP, errno.EXDEV):
         return "its path now leads through a symbolic link or a mount"
     return error.strerror or str(error)
+
+
+class ChangeRecorder:
+    """Recorder of events about one task's changes. Close it."""
+
+    def __init__(self, meta: Meta) -> None:
+        """Open the journal of the task's run. Raises HostError: nothing is changed that can't be recorded."""
+        self._where = meta.journal
+        self._origin = Origin.of(meta.id, meta.name, dict(meta.labels), meta.sandbox, os.uname().nodename)
+        self._ids = IdMaker()
+        try:
+            self._journal = Journal(Path(meta.journal))
+        except JournalWriteError as error:
+            raise self._failed(error) from error
+
+    def record(
+        self,
+        kind: Kind,
+        paths: Sequence[str],
+        *,
+        detail: str = "",
+        cause: str | None = None,
+        approval: Approval | None = None,
+    ) -> str:
+        """Record a decision, or its result (`cause`), and return the event's id. Raises HostError.
+
+        `approval`: the approval that allowed it.
+        """
+        return self._write(
+            kind, outcome=verdicts.Outcome.PASSED, cause=cause, detail=detail, paths=tuple(paths), approval=approval
+        )
+
+    def record_unavailable(self, question: "ApprovalRequest", why: str) -> None:
+        """Record that an approval request could not be submitted. Raises HostError."""
+        self._write(
+            Kind.APPROVAL_REFUSED,
+            rules=tuple(asks.rule for asks in question.rules),
+            revision=question.revision,
+            outcome=verdicts.Outcome.BLOCKED,
+            reason=Reason.APPROVAL_UNAVAILABLE,
+            detail=why,
+            paths=tuple(file.path for file in question.files),
+            approval=Approval("", question.kind, answer=events.Answer.UNAVAILABLE),
+        )
+
+    def _write(self, kind: Kind, **fields: Any) -> str:
+        now = time.time_ns()
+        event = Event(Instant(now), self._ids.make(now), kind, **self._origin._asdict(), by=describe_user(), **fields)
+        try:
+            self._journal.append(encode(event), event.time)
+        except JournalWriteError as error:
+            raise self._failed(error) from error
+        return event.id
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._journal.close()
+
+    def _failed(self, error: JournalWriteError) -> HostError:
+        return HostError(f"cannot write the journal `{self._where}`, so nothing is changed: {error.strerror or error}")
+
+
+def describe_user() -> str:
+    """Return the user of this process, and the login user (`loginuid`, which sudo keeps) if that is another."""
+    user, login = os.getuid(), login_uid()
+    return _named(user) if login in (None, user) else f"{_named(user)}, logged in as {_named(login)}"
+
+
+def _named(uid: int) -> str:
+    import pwd
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"

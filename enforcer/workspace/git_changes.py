@@ -34,7 +34,7 @@ from enforcer.workspace.git_objects import (
     parse_differences,
     parse_listing,
 )
-from enforcer.workspace.protection import Globs
+from enforcer.workspace.protected_changes import Globs
 from enforcer.workspace.repository import is_sha256
 from enforcer.workspace.safe_path import TEXT_AT_MOST, Entry, EntryType, until_nul
 

@@ -1,7 +1,8 @@
 """Quarantine: moves protected files that a task made where none were out of its workspace until they are accepted.
 
-Mounts protect existing files, but can't prevent new names (`guard`). So once the task has ended, its new protected
-files are moved to the store of reviewed changes, and are accepted like those. A file of a host process is moved too.
+Mounts protect existing files, but can't prevent new names (`protected_files`). So once the task has ended, its new
+protected files are moved to the store of reviewed changes and accepted like them. A host process's new file is moved
+as well.
 
 A task can prevent the move by a FIFO, a great many names or a full disk. Then `rename_aside` renames the file within
 the workspace, to a name that no program of the host looks for. A rename needs no space and copies nothing.

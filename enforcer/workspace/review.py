@@ -12,7 +12,7 @@ from enforcer.sandbox import identity
 from enforcer.sandbox.identity import IdMap
 from enforcer.system import linux, state
 from enforcer.system.errors import HostError, UsageError
-from enforcer.workspace import guard, overlay_changes
+from enforcer.workspace import overlay_changes, protected_files
 from enforcer.workspace.change_store import Meta, StoredChanges
 from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.repository_scan import RepositoryScan
@@ -176,7 +176,7 @@ def meta_of(
         gid=status.st_gid,
         began=time.time_ns(),
         start=0,
-        protected=(*guard.globs_when_reviewed(wanted.box.protected), *also),
+        protected=(*protected_files.globs_when_reviewed(wanted.box.protected), *also),
         journal=os.path.abspath(journal),
         **(_terms(wanted) if wanted.box.approval else {}),
     )

@@ -12,7 +12,7 @@ from enforcer.workspace import safe_path
 from enforcer.workspace.change_store import Change, ChangeKind, mode
 from enforcer.workspace.diff import Counted, counted, hunks
 from enforcer.workspace.merge_decision import MergeInputs
-from enforcer.workspace.protection import Protection
+from enforcer.workspace.protected_changes import Protection
 from enforcer.workspace.safe_path import MODE, Entry, EntryType
 from proxy.telemetry.visible import visible
 

@@ -16,8 +16,8 @@ from enforcer.sandbox.system_paths import contains, home_directories
 from enforcer.system.errors import HostError
 from enforcer.system.inotify import IN_CREATE, IN_DONT_FOLLOW, IN_ONLYDIR, Inotify
 from enforcer.system.notices import print_notice
-from enforcer.workspace.guard import Guard, OutsideProtection, globs_when_direct, is_obeyed, protect_outside
-from enforcer.workspace.linked_worktree import explain_hidden, explain_read_only, list_other_worktrees
+from enforcer.workspace.protected_files import Guard, OutsideProtection, globs_when_direct, is_obeyed, protect_outside
+from enforcer.workspace.repository import explain_hidden, explain_read_only, list_other_worktrees
 from enforcer.workspace.repository_scan import list_user_git_files
 from proxy.telemetry.visible import visible
 from rules.sandbox import WorkspaceMode

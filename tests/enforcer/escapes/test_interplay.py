@@ -14,8 +14,8 @@ import pytest
 
 from enforcer.sandbox import init
 from enforcer.sandbox.path_scan import make_directory, make_file
-from enforcer.workspace.guard import globs_when_reviewed
-from enforcer.workspace.protection import Globs
+from enforcer.workspace.protected_changes import Globs
+from enforcer.workspace.protected_files import globs_when_reviewed
 from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nsandbox: {sandbox}\nrules: []\n"

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from enforcer.cli import main
-from enforcer.presets.machine import Machine
+from enforcer.presets.client import Machine
 from tests.enforcer.presets.presets_harness import Registry
 
 
@@ -27,7 +27,7 @@ def host(tmp_path):
 
 @pytest.fixture
 def exeat(host, registry, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("enforcer.presets.machine.this_machine", lambda _: host)
+    monkeypatch.setattr("enforcer.presets.client.this_machine", lambda _: host)
     monkeypatch.setattr("enforcer.presets.fetch.Web", registry.web)
     monkeypatch.setattr("enforcer.presets.pip.sysconfig.get_path", lambda _: str(host.home))
     monkeypatch.setattr("rules.loading.preset_locks._SYSTEM_LOCK", tmp_path / "etc/presets.lock")

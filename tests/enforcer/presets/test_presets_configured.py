@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enforcer.presets import machine
+from enforcer.presets import client
 from enforcer.presets.locking import CLIENTS, discover
 from enforcer.presets.other_clients import one_line, stanzas
 from enforcer.system.errors import HostError
@@ -118,7 +118,7 @@ def test_irregular_or_oversized_file_is_ignored(host, monkeypatch):
     os.mkfifo(host.home / "fifo")
     (host.home / "loop").symlink_to("loop")
     put(host, "big", "x" * 100)
-    monkeypatch.setattr(machine, "_LARGEST", 99)
+    monkeypatch.setattr(client, "_LARGEST_FILE", 99)
     assert [host.data(host.home / name) for name in ("fifo", "loop", "big", "missing")] == [None] * 4
     assert len(host.notes) == 3
 
@@ -146,7 +146,7 @@ def test_ignored_variables_are_named(host, monkeypatch, registry):
 def test_unknown_user_is_an_error(monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 4242424)
     with pytest.raises(HostError, match="uid 4242424 is no user of this machine"):
-        machine.this_machine([])
+        client.this_machine([])
 
 
 def test_registries_are_discovered_without_names_in_the_code():
@@ -157,7 +157,7 @@ def test_registries_are_discovered_without_names_in_the_code():
 
     from enforcer.presets.pip import _built_in
 
-    assert [setting.url for setting in _built_in(machine.this_machine([]))] == [PyPI.simple_url]
+    assert [setting.url for setting in _built_in(client.this_machine([]))] == [PyPI.simple_url]
 
 
 @given(st.text(max_size=200))

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from enforcer.system import started_by
-from enforcer.workspace.change_events import describe_user
+from enforcer.workspace.accept import describe_user
 from tests.support import harness
 
 LOGS_IN = "open('/proc/self/loginuid', 'w').write('4242'); print(flush=True); input()"

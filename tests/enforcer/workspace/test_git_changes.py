@@ -13,10 +13,10 @@ import pytest
 
 from enforcer.cli import main
 from enforcer.workspace import accept, git_changes, git_objects
-from enforcer.workspace.guard import globs_when_reviewed
 from enforcer.workspace.merge_decision import MergeInputs
-from enforcer.workspace.protection import Protection
-from tests.enforcer.workspace.changes_harness import OWNER
+from enforcer.workspace.protected_changes import Protection
+from enforcer.workspace.protected_files import globs_when_reviewed
+from tests.enforcer.workspace.changes_lab import OWNER
 from tests.support import harness
 
 WORKFLOW = ".github/workflows/ci.yml"
@@ -33,41 +33,41 @@ def sh(place, script):
 class Repository:
     """A workspace that is one, and a task that works in a copy of it."""
 
-    def __init__(self, world, first):
-        self.world = world
-        shutil.copytree(first, world.work, dirs_exist_ok=True)
+    def __init__(self, lab, first):
+        self.lab = lab
+        shutil.copytree(first, lab.work, dirs_exist_ok=True)
 
     def task(self, script):
         """Run a script where the task would, and have the upper layer say what it changed."""
-        work, copy = self.world.work, self.world.work.parent / "copy"
-        self.world.begin(protected=globs_when_reviewed(()))
+        work, copy = self.lab.work, self.lab.work.parent / "copy"
+        self.lab.begin(protected=globs_when_reviewed(()))
         shutil.copytree(work, copy, symlinks=True)
         said = sh(copy, script)
         there, now = ({path.relative_to(top) for path in top.rglob("*")} for top in (work, copy))
         for path in sorted(now):
             ours, theirs = work / path, copy / path
             if theirs.is_symlink():
-                (self.world.upper / path).parent.mkdir(parents=True, exist_ok=True)
-                (self.world.upper / path).symlink_to(os.readlink(theirs))
+                (self.lab.upper / path).parent.mkdir(parents=True, exist_ok=True)
+                (self.lab.upper / path).symlink_to(os.readlink(theirs))
             elif theirs.is_file() and (not ours.is_file() or ours.read_bytes() != theirs.read_bytes()):
-                self.world.task_writes(path, theirs.read_bytes())
+                self.lab.task_writes(path, theirs.read_bytes())
         for path in sorted(there - now):
             if path.parent not in there - now:
-                self.world.task_deletes(path)
+                self.lab.task_deletes(path)
         return said
 
     def found(self):
-        accept.load_changes(self.world.kept)
-        protection = Protection(self.world.kept.meta.protected)
-        with MergeInputs.opened(self.world.kept) as sides:
-            protection.look(sides, self.world.kept.changes())
+        accept.load_changes(self.lab.kept)
+        protection = Protection(self.lab.kept.meta.protected)
+        with MergeInputs.opened(self.lab.kept) as sides:
+            protection.look(sides, self.lab.kept.changes())
         return protection.git
 
     def files(self):
         return {each.path for found in self.found().values() for each in found.files}
 
     def ref(self, name="main"):
-        return sh(self.world.work, f"git -c safe.directory='*' rev-parse {name}")
+        return sh(self.lab.work, f"git -c safe.directory='*' rev-parse {name}")
 
 
 def commit_first(place):
@@ -84,8 +84,8 @@ def first(tmp_path_factory):
 
 
 @pytest.fixture
-def repository(world, first):
-    return Repository(world, first)
+def repository(lab, first):
+    return Repository(lab, first)
 
 
 REMEMBER = """python3 -c '
@@ -121,7 +121,7 @@ def test_workflow_in_a_commit_is_shown_and_needs_its_path_to_accept(repository, 
     assert f"left: .git/refs/heads/main: it brings protected files: accept them with `--protected {WORKFLOW}`" in said
     assert "left: .git/index: it is protected, as it has Git not look at" in said
     assert repository.ref() == before
-    assert (repository.world.work / "a.txt").read_text() == "two\n"  # the rest is merged
+    assert (repository.lab.work / "a.txt").read_text() == "two\n"  # the rest is merged
     words = ["--protected", WORKFLOW, "--protected", ".git/index"]
     assert main(["changes", "accept", "agent", *words]) == 0
     assert repository.ref() != before
@@ -134,7 +134,7 @@ def test_commits_without_protected_files_are_accepted(repository):
     assert {path for path in repository.found() if not path.startswith(".git/objects/")} == set()
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 def test_index_written_by_git_is_accepted(repository):
     """With deep directories, one that is new, a conflict, and a file that is only meant to be added."""
     repository.task(
@@ -188,7 +188,7 @@ BRINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 @pytest.mark.parametrize("what", BRINGS)
 def test_git_data_that_brings_a_protected_file_is_protected(repository, what):
     script, expected = BRINGS[what]
@@ -196,7 +196,7 @@ def test_git_data_that_brings_a_protected_file_is_protected(repository, what):
     found = repository.found()
     assert {each.path for one in found.values() for each in one.files} == expected, found
     before = repository.ref("--all --branches --tags")
-    outcomes = repository.world.accept()
+    outcomes = repository.lab.accept()
     for path, one in found.items():
         if one.files:
             assert outcomes[path].startswith("left: it brings protected files"), path
@@ -248,7 +248,7 @@ ODD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 @pytest.mark.parametrize("what", ODD)
 def test_unreadable_git_data_is_protected(repository, what):
     script, path, why = ODD[what]
@@ -256,8 +256,8 @@ def test_unreadable_git_data_is_protected(repository, what):
     found = repository.found()
     path = path or next(each for each, one in found.items() if why in one.why)
     assert why in found[path].why, found
-    assert repository.world.accept()[path].startswith("left: it is protected, as ")
-    assert sh(repository.world.work, "git fsck --full && git rev-parse main")  # nothing that is packed anew is lost
+    assert repository.lab.accept()[path].startswith("left: it is protected, as ")
+    assert sh(repository.lab.work, "git fsck --full && git rev-parse main")  # nothing that is packed anew is lost
 
 
 GLOBS = {  # what Git obeys, or goes on with, by itself
@@ -275,10 +275,10 @@ def test_state_of_unfinished_git_commands_is_protected():
     assert {path for path in GLOBS if not protection.covers(accept.Change(path, True, None, entry))} == set()
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 def test_protected_file_is_accepted_by_its_path_or_its_ref(repository):
     repository.task(f"{ADD}; git branch x; rm -r .git/logs")
-    accept_these = repository.world.accept
+    accept_these = repository.lab.accept
     assert accept_these(".git/refs/heads/main")[".git/refs/heads/main"].startswith("left: ")
     taken = accept_these(".git/objects", ".git/refs/heads/main", protected=[".git/refs/heads/main"])
     assert {*taken.values()} == {"taken"}
@@ -286,57 +286,57 @@ def test_protected_file_is_accepted_by_its_path_or_its_ref(repository):
     assert accept_these(".git/index", protected=[WORKFLOW])[".git/index"] == "taken"
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 def test_ref_moved_back_is_inspected(repository):
     """Every commit was reachable before; the branch has the older workflow all the same."""
-    sh(repository.world.work, f"{ADD}; rm -r .git/logs")
+    sh(repository.lab.work, f"{ADD}; rm -r .git/logs")
     repository.task("git update-ref refs/heads/main HEAD~; rm -rf .git/logs")
     assert {path for path, found in repository.found().items() if found.files} == {".git/refs/heads/main"}
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 def test_ref_that_uncovers_a_packed_one_is_inspected(repository):
-    sh(repository.world.work, f"git pack-refs --all; {ADD}; rm -r .git/logs")
+    sh(repository.lab.work, f"git pack-refs --all; {ADD}; rm -r .git/logs")
     repository.task("rm .git/refs/heads/main")
     assert {path for path, found in repository.found().items() if found.files} == {".git/refs/heads/main"}
-    assert repository.world.accept()[".git/refs/heads/main"].startswith("left: it brings")
+    assert repository.lab.accept()[".git/refs/heads/main"].startswith("left: it brings")
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 @pytest.mark.parametrize("what", ["sha256", "bare", "module", "worktree"])
 def test_other_repositories_are_inspected(repository, what):
-    world = repository.world
-    shutil.rmtree(world.work / ".git")
+    lab = repository.lab
+    shutil.rmtree(lab.work / ".git")
     match what:
         case "sha256":
-            sh(world.work, "git init -q -b main --object-format=sha256; git add .; git commit -qm one")
+            sh(lab.work, "git init -q -b main --object-format=sha256; git add .; git commit -qm one")
             script, expected = ADD, {WORKFLOW}
         case "bare":
-            sh(world.work, "rm a.txt; git init -q --bare -b main .")
+            sh(lab.work, "rm a.txt; git init -q --bare -b main .")
             script = f"git clone -q . ../clone 2>/dev/null; cd ../clone; {ADD}; git push -q origin main"
             expected = {WORKFLOW}
         case "module":
             sh(
-                world.work,
+                lab.work,
                 "git init -q -b main; git init -q .git/modules/m/sub; mv .git/modules/m/sub/.git .git/modules/m/n",
             )
             script = f"export GIT_DIR=$PWD/.git/modules/m/n GIT_WORK_TREE=$PWD; {ADD}; rm -r .github"
             expected = {f"m/n/{WORKFLOW}"}
         case _:
-            sh(world.work, "git init -q -b main; git add .; git commit -qm one; git worktree add -q w")
+            sh(lab.work, "git init -q -b main; git add .; git commit -qm one; git worktree add -q w")
             script = f"cd w; mkdir -p .github/workflows; echo evil > {WORKFLOW}; git add .; rm {WORKFLOW}"
             expected = {WORKFLOW}
     repository.task(script)
     if what == "bare":
-        world.kept.meta = replace(world.kept.meta, repositories=(".",))  # as a review notes it
+        lab.kept.meta = replace(lab.kept.meta, repositories=(".",))  # as a review notes it
     assert repository.files() == expected, repository.found()
 
 
-@pytest.mark.parametrize("world", ["own", "somebody's"], indirect=True)
+@pytest.mark.parametrize("lab", ["own", "somebody's"], indirect=True)
 def test_configuration_of_the_repository_is_ignored(repository, monkeypatch):
     """Configuration, hooks, attributes and promises of the task's, and of an earlier task's that made it all."""
-    world = repository.world
-    marker = world.work.parent / "ran"
+    lab = repository.lab
+    marker = lab.work.parent / "ran"
     run = f"touch {marker}; false"
     hostile = f"""
 for name in core.fsmonitor core.sshCommand core.alternateRefsCommand diff.external filter.x.smudge diff.x.textconv; do
@@ -346,10 +346,10 @@ git config core.repositoryFormatVersion 1; git config extensions.partialClone fa
 git config remote.far.url 'ext::sh -c "{run}"'; git config remote.far.promisor true; git config protocol.allow always
 echo '* filter=x diff=x' > .git/info/attributes
 printf '#!/bin/sh\\n{run}\\n' > .git/hooks/post-index-change; chmod 755 .git/hooks/*
-echo '[include] path = {world.work.parent}/fifo' >> .git/config
+echo '[include] path = {lab.work.parent}/fifo' >> .git/config
 """
-    os.mkfifo(world.work.parent / "fifo")
-    sh(world.work, hostile)
+    os.mkfifo(lab.work.parent / "fifo")
+    sh(lab.work, hostile)
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", f"touch {marker}")
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.fsmonitor")
@@ -364,7 +364,7 @@ echo '[include] path = {world.work.parent}/fifo' >> .git/config
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 def test_git_data_beyond_the_limit_is_protected(repository, monkeypatch):
     repository.task(ADD)
     for name, most in (("_MOST_COMMITS", 0), ("_MOST_FILES", 0), ("_LARGEST", 1), ("_MOST_LOOKS", 0)):
@@ -379,7 +379,7 @@ def test_git_data_beyond_the_limit_is_protected(repository, monkeypatch):
     assert "git can't be run on this host" in repository.found()[".git/refs/heads/main"].why
 
 
-@pytest.mark.parametrize("world", ["own"], indirect=True)
+@pytest.mark.parametrize("lab", ["own"], indirect=True)
 def test_many_repositories_share_one_time_limit(repository, monkeypatch):
     repository.task("for x in a b c; do git init -q $x; cd $x; echo x > y; git add .; git commit -qm x; cd ..; done")
     ends = []

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from enforcer.workspace import linked_worktree
-from enforcer.workspace.linked_worktree import NOTHING, find_linked_repository, list_other_worktrees
+from enforcer.workspace import repository
+from enforcer.workspace.repository import NO_REPOSITORY, find_linked_repository, list_other_worktrees
 from tests.support import harness
 
 RULES = "version: 1\nname: nothing\nrules: []\n"
@@ -49,7 +49,7 @@ def test_git_directories_of_worktrees_and_submodules_are_found(main):
 def test_layers_can_forbid_the_repository(main):
     work, git = str(main.parent / "w"), str(main / ".git")
     assert find_linked_repository(work, lambda what, _path: what == "read") == ((git,), ())
-    assert find_linked_repository(work, lambda what, _path: what == "write") == NOTHING
+    assert find_linked_repository(work, lambda what, _path: what == "write") == NO_REPOSITORY
 
 
 LIES = {
@@ -70,12 +70,12 @@ LIES = {
 def test_repository_without_this_worktree_is_not_shown(main, what):
     work = main.parent / "w"
     sh(work, LIES[what].replace("{main}", str(main)))
-    assert find_linked_repository(str(work), everything) == NOTHING
+    assert find_linked_repository(str(work), everything) == NO_REPOSITORY
 
 
 def test_repository_of_another_user_is_not_shown(main):
     harness.give_away(main / ".git")
-    assert find_linked_repository(str(main.parent / "w"), everything) == NOTHING
+    assert find_linked_repository(str(main.parent / "w"), everything) == NO_REPOSITORY
 
 
 def run(someone, work, script, *options):
@@ -90,7 +90,7 @@ def run(someone, work, script, *options):
     return someone.exeat(*words)
 
 
-def world(someone):
+def lab(someone):
     """A repository with one commit and the worktree `w`, of whoever this is."""
     main = someone.home / "src/main"
     main.mkdir(parents=True)
@@ -118,7 +118,7 @@ def names(top):
 
 
 def test_task_in_a_worktree_commits_but_cannot_change_hooks(someone):
-    main = world(someone)
+    main = lab(someone)
     work = main.parent / "w"
     before = names(main / ".git")
     done = run(
@@ -143,7 +143,7 @@ def test_task_in_a_worktree_commits_but_cannot_change_hooks(someone):
 
 @harness.as_a_user
 def test_reviewed_worktree_reads_but_never_writes_its_repository(someone):
-    main = world(someone)
+    main = lab(someone)
     before = names(main / ".git")
     script = f"git log --format=%s; git commit -qm two --allow-empty; echo x > {main}/.git/refs/heads/x; echo b > b"
     done = run(someone, main.parent / "w", script, "--review")
@@ -154,7 +154,7 @@ def test_reviewed_worktree_reads_but_never_writes_its_repository(someone):
 
 @harness.as_a_user
 def test_worktree_made_by_the_task_gives_no_notice(someone):
-    main = world(someone)
+    main = lab(someone)
     done = run(someone, main, "git worktree add -q inside && git -C inside status")
     assert done.returncode == 0, done.stderr.decode()
     assert b"protected" not in done.stderr
@@ -175,7 +175,7 @@ CONFIGURES = {
 
 @harness.as_a_user
 def test_refused_git_configuration_is_reported_with_a_remedy(someone):
-    main = world(someone)
+    main = lab(someone)
     for script, is_said in CONFIGURES.items():
         done = run(someone, main, f"{script}; true")
         assert (b"exeat: git could not change `.git/config`" in done.stderr) is is_said, script
@@ -188,7 +188,7 @@ def test_refused_git_configuration_is_reported_with_a_remedy(someone):
 
 @harness.as_a_user
 def test_refused_configuration_elsewhere_suggests_no_review(someone):
-    main = world(someone)
+    main = lab(someone)
     config = f"exeat: git could not change `{main}/.git/config`".encode()
     script = "git remote add x https://x.example/; true"
     for work, at, options in (
@@ -225,10 +225,10 @@ def test_hidden_repository_is_reported_with_a_remedy(someone):
 def test_copied_worktree_suggests_the_whole_repository(main):
     work, git = main.parent / "w", main.parent / "a b"
     shutil.copytree(work, main.parent / "copy")
-    assert f"`--read {main}/.git` shows it" in linked_worktree.explain_hidden(str(main.parent / "copy"), [])
+    assert f"`--read {main}/.git` shows it" in repository.explain_hidden(str(main.parent / "copy"), [])
     git.symlink_to(main / ".git")
     (work / ".git").write_text(f"gitdir: {git}\n")
-    assert f"`--read '{git}'` shows it" in linked_worktree.explain_hidden(str(work), [])
+    assert f"`--read '{git}'` shows it" in repository.explain_hidden(str(work), [])
 
 
 def test_plain_directory_is_never_suggested(tmp_path):
@@ -237,15 +237,15 @@ def test_plain_directory_is_never_suggested(tmp_path):
     work.mkdir()
     keys.mkdir()
     (work / ".git").write_text(f"gitdir: {keys}\n")
-    assert linked_worktree.explain_hidden(str(work), [str(work)]) == ""
+    assert repository.explain_hidden(str(work), [str(work)]) == ""
     (keys / "HEAD").touch()
-    assert f"`--read {keys}` shows it" in linked_worktree.explain_hidden(str(work), [str(work)])
-    assert linked_worktree.explain_hidden(str(work), [str(work), str(keys)]) == ""
+    assert f"`--read {keys}` shows it" in repository.explain_hidden(str(work), [str(work)])
+    assert repository.explain_hidden(str(work), [str(work), str(keys)]) == ""
 
 
 @harness.as_a_user
 def test_review_in_a_worktree_warns_that_commits_fail(someone):
-    main = world(someone)
+    main = lab(someone)
     script = "echo begun >&2; echo b > b; git add b"
     done = run(someone, main.parent / "w", script, "--review")
     said = done.stderr.decode().partition("begun")[0]
@@ -258,9 +258,9 @@ def test_review_in_a_worktree_warns_that_commits_fail(someone):
 
 def test_repository_inside_the_review_accepts_commits(main):
     work, git = str(main.parent / "w"), str(main / ".git")
-    assert f"`{git}/worktrees/w`, read-only" in linked_worktree.explain_read_only(work, [work, git], [])
-    assert linked_worktree.explain_read_only(work, [work, git], [git]) == ""
-    assert linked_worktree.explain_read_only(work, [work], []) == ""  # isn't shown
+    assert f"`{git}/worktrees/w`, read-only" in repository.explain_read_only(work, [work, git], [])
+    assert repository.explain_read_only(work, [work, git], [git]) == ""
+    assert repository.explain_read_only(work, [work], []) == ""  # isn't shown
     (main / ".git").rename(main / ".bare")
     (main / ".git").write_text("gitdir: .bare\n")
-    assert linked_worktree.explain_read_only(str(main), [str(main)], []) == ""
+    assert repository.explain_read_only(str(main), [str(main)], []) == ""

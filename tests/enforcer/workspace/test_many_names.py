@@ -7,9 +7,9 @@ import pytest
 from enforcer.limits import disk_quota
 from enforcer.limits.resource_limits import Limits
 from enforcer.system.errors import UsageError
-from enforcer.workspace import guard as guard_module
-from enforcer.workspace.guard import Guard
+from enforcer.workspace import protected_files
 from enforcer.workspace.overlay_changes import gather
+from enforcer.workspace.protected_files import Guard
 from enforcer.workspace.safe_path import Tree
 
 MANY = 4000
@@ -20,9 +20,9 @@ MOST = 1_500_000
 @pytest.fixture
 def few(monkeypatch):
     """Bounds that a test reaches quickly."""
-    monkeypatch.setattr(guard_module, "_MOST_BELOW", 50)
-    monkeypatch.setattr(guard_module, "_MOST_MATCHED", 100)
-    monkeypatch.setattr(guard_module, "_MOST", 60)
+    monkeypatch.setattr(protected_files, "_MOST_BELOW", 50)
+    monkeypatch.setattr(protected_files, "_MOST_MATCHED", 100)
+    monkeypatch.setattr(protected_files, "_MOST", 60)
 
 
 def _fill(directory, names=MANY):
@@ -112,17 +112,17 @@ def test_too_many_protected_files_refuse_the_start(tmp_path, few):
         Guard(str(tmp_path), ["**/.envrc"]).paths()
 
 
-def test_many_changes_are_collected_in_pieces(world):
-    world.begin()
+def test_many_changes_are_collected_in_pieces(lab):
+    lab.begin()
     for number in range(5):
-        world.task_writes(f"made/{number}")
-    workspace = Tree.open(str(world.work))
+        lab.task_writes(f"made/{number}")
+    workspace = Tree.open(str(lab.work))
     with pytest.raises(OSError, match="more than 3"):
-        gather(world.kept, workspace, most=3)
-    assert not world.kept.is_gathered
-    assert len(gather(world.kept, workspace, most=6)) == 6
+        gather(lab.kept, workspace, most=3)
+    assert not lab.kept.is_gathered
+    assert len(gather(lab.kept, workspace, most=6)) == 6
     workspace.close()
-    assert len(world.changes()) == 6
+    assert len(lab.changes()) == 6
 
 
 def test_reviewed_task_has_a_limit_of_changed_files(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from enforcer.workspace.guard import Guard, globs_when_direct
+from enforcer.workspace.protected_files import Guard, globs_when_direct
 from enforcer.workspace.repository import parse_settings
 from tests.support import harness
 
@@ -138,8 +138,8 @@ class Closed:
             raise ModuleNotFoundError(f"{name}: its owner can't read our code")
 
 from enforcer.workspace.repository import parse_settings
-from enforcer.workspace.guard import Guard
-from enforcer.workspace.guard import globs_when_direct
+from enforcer.workspace.protected_files import Guard
+from enforcer.workspace.protected_files import globs_when_direct
 
 sys.meta_path.insert(0, Closed())
 sys.path_importer_cache.clear()
@@ -218,8 +218,8 @@ def test_nearest_of_many_directories_are_scanned(tmp_path, monkeypatch, bound, m
 
 
 def test_repositories_beyond_the_limit_refuse_no_start(tmp_path, monkeypatch):
-    monkeypatch.setattr("enforcer.workspace.guard._MOST", 3)
-    monkeypatch.setattr("enforcer.workspace.guard._MOST_NESTED", 4)
+    monkeypatch.setattr("enforcer.workspace.protected_files._MOST", 3)
+    monkeypatch.setattr("enforcer.workspace.protected_files._MOST_NESTED", 4)
     for number in range(5):
         repository(tmp_path / f"{number}/.git")
     (tmp_path / ".envrc").touch()

@@ -11,7 +11,7 @@ import pytest
 from tests.support import harness
 
 RULES = "version: 1\nsandbox: {workspace: review}\nrules: [{id: none, to: nothing.example, action: allow}]\n"
-INSIDE = Path(__file__).with_name("inside.py")
+OVERLAY_ESCAPES = Path(__file__).with_name("overlay_escapes.py")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_reviewed_changes_stay_in_the_overlay_and_are_listed(someone, rules):
     someone.write(outside / "secret", "secret")
     for name, content in (("edited", "base\n"), ("deleted", "x"), ("mode", "m"), ("moved/in", "in")):
         someone.write(someone.work / name, content)
-    someone.write(someone.work / "inside.py", INSIDE.read_text())
+    someone.write(someone.work / "overlay_escapes.py", OVERLAY_ESCAPES.read_text())
     (someone.work / "to-outside").symlink_to(outside / "secret")
     # What another task, with this workspace to write directly, could have left for this one
     someone.write(someone.work / "lower-metacopy", "real\n")
@@ -74,7 +74,7 @@ def test_reviewed_changes_stay_in_the_overlay_and_are_listed(someone, rules):
         server.bind(str(someone.work / "host.sock"))
         os.chmod(someone.work / "host.sock", 0o777)
         server.listen()
-        ended = run(someone, rules, "python3", "inside.py", "x")
+        ended = run(someone, rules, "python3", "overlay_escapes.py", "x")
     (someone.work / "host.sock").unlink()
     assert ended.returncode == 0, ended.stderr.decode()
     results = json.loads(next(line for line in ended.stderr.splitlines() if line.startswith(b"{")))

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from enforcer.workspace import accept, overlay_changes
 from enforcer.workspace.change_store import Meta, StoredChanges
-from enforcer.workspace.protection import Protection
+from enforcer.workspace.protected_changes import Protection
 from enforcer.workspace.safe_path import Tree
 
 OWNER = 54321
 
 
-class World:
+class ChangesLab:
     """One workspace and one task. `begin` is called once the workspace is as it was at the start."""
 
     def __init__(self, base: Path, monkeypatch, owner=None):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from enforcer.system.errors import UsageError
-from enforcer.workspace import guard as guarding
+from enforcer.workspace import protected_files
 from enforcer.workspace.change_store import Change
-from enforcer.workspace.guard import Guard, globs_when_direct, globs_when_reviewed
-from enforcer.workspace.protection import Globs, Protection
+from enforcer.workspace.protected_changes import Globs, Protection
+from enforcer.workspace.protected_files import Guard, globs_when_direct, globs_when_reviewed
 from enforcer.workspace.safe_path import Entry, EntryType
 from tests.support import harness
 
@@ -375,7 +375,7 @@ def test_files_that_hosts_execute_are_protected(tmp_path):
 
 
 def test_lists_of_protected_files_are_sorted():
-    lists = json.loads(Path(guarding.__file__).with_name("protected_files.json").read_text())
+    lists = json.loads(Path(protected_files.__file__).with_name("protected_files.json").read_text())
     assert list(lists) == ["project", "installed", "told", "home"]
     for category in (category for categories in lists.values() for category in categories):
         assert category["sources"], category["name"]

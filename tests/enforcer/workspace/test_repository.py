@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from enforcer.workspace.guard import Guard, globs_when_direct
+from enforcer.workspace.protected_files import Guard, globs_when_direct
 from enforcer.workspace.repository import HiddenRepositoryError, RepositoryReader
 from enforcer.workspace.repository_scan import RepositoryScan
 from enforcer.workspace.safe_path import Tree

@@ -14,7 +14,7 @@ from tests.support.harness import whole_lines
 
 
 @pytest.fixture
-def changes(world, capsysbinary):
+def changes(lab, capsysbinary):
     """Run `exeat changes`: its status, its output and its errors."""
 
     def run(*words):
@@ -25,23 +25,23 @@ def changes(world, capsysbinary):
     return run
 
 
-def events(world):
+def events(lab):
     lines = []
-    for segment in sorted((world.work.parent / "journal").glob("*/*.jsonl")):
+    for segment in sorted((lab.work.parent / "journal").glob("*/*.jsonl")):
         lines += [json.loads(line) for line in whole_lines(segment)]
     return [line for line in lines if line["kind"].startswith("changes.")]
 
 
-def test_changes_are_shown_accepted_and_discarded(world, changes):
-    world.write("a.txt", "one\ntwo\n")
-    world.write("gone", "bye\n")
-    world.write("picture", b"\0\1")
-    world.begin(protected=["ci.yml"])
-    world.task_writes("a.txt", "one\nTWO\x1b[31m\n", 0o755)
-    world.task_writes("picture", b"\0\1\2")
-    world.task_writes("ci.yml", "run: evil\n")
-    world.task_deletes("gone")
-    (world.upper / "out").symlink_to("/etc/passwd")
+def test_changes_are_shown_accepted_and_discarded(lab, changes):
+    lab.write("a.txt", "one\ntwo\n")
+    lab.write("gone", "bye\n")
+    lab.write("picture", b"\0\1")
+    lab.begin(protected=["ci.yml"])
+    lab.task_writes("a.txt", "one\nTWO\x1b[31m\n", 0o755)
+    lab.task_writes("picture", b"\0\1\2")
+    lab.task_writes("ci.yml", "run: evil\n")
+    lab.task_deletes("gone")
+    (lab.upper / "out").symlink_to("/etc/passwd")
 
     assert changes() == (0, changes()[1], "")
     assert "2 added, 2 changed, 1 deleted" in changes()[1]
@@ -73,12 +73,12 @@ def test_changes_are_shown_accepted_and_discarded(world, changes):
     status, said, errors = changes("accept", "agent")
     assert (status, said) == (1, "accepted: 1 changed, 1 deleted\n")
     assert "left: ci.yml: it is protected: accept it with `--protected ci.yml`\n" in errors
-    assert world.files() == {"a.txt": "one\nTWO\x1b[31m\n", "picture": "\0\1"}
-    assert changes("accept", "agent", str(world.work / "ci.yml"), "--protected", "ci.yml")[0] == 0
+    assert lab.files() == {"a.txt": "one\nTWO\x1b[31m\n", "picture": "\0\1"}
+    assert changes("accept", "agent", str(lab.work / "ci.yml"), "--protected", "ci.yml")[0] == 0
     assert changes("discard", "agent")[0] == 0
     assert changes()[1] == "no task has pending changes\n"
     assert not any((state_directory() / "changes").iterdir())
-    told = events(world)
+    told = events(lab)
     assert [(event["kind"], event.get("paths")) for event in told] == [
         ("changes.discarded", ["picture"]),
         ("changes.accepted", ["a.txt", "gone"]),
@@ -89,19 +89,19 @@ def test_changes_are_shown_accepted_and_discarded(world, changes):
     ]
     assert (told[2]["cause"], told[2]["detail"]) == (told[1]["id"], "2 left")
     assert all("uid " in event["by"] and event["task"]["name"] == "agent" for event in told)
-    segments = (world.work.parent / "journal").glob("*/*.jsonl")
+    segments = (lab.work.parent / "journal").glob("*/*.jsonl")
     written = [[json.loads(line)["kind"] for line in whole_lines(segment)] for segment in segments]
     ends = {kinds[-1] for kinds in written if any(kind.startswith("changes.") for kind in kinds)}
     assert ends == {"journal.sealed"}  # else whoever closed what it wrote is taken for killed
     assert not any("journal.repaired" in kinds for kinds in written)
 
 
-def test_conflict_can_be_settled_as_the_message_says(world, changes):
-    world.write("a b.txt", "one\n")
-    world.begin(protected=["ci.yml"])
-    world.task_writes("a b.txt", "task\n")
-    world.task_writes("ci.yml", "x\n")
-    world.write("a b.txt", "host\n")
+def test_conflict_can_be_settled_as_the_message_says(lab, changes):
+    lab.write("a b.txt", "one\n")
+    lab.begin(protected=["ci.yml"])
+    lab.task_writes("a b.txt", "task\n")
+    lab.task_writes("ci.yml", "x\n")
+    lab.write("a b.txt", "host\n")
     status, said, errors = changes("accept", "agent")
     assert (status, said) == (1, "accepted: nothing\n")
     assert errors.endswith(
@@ -124,28 +124,28 @@ def objects_of_a_commit(place):
     return {str(path): content for path, content in found.items() if path.suffix != ".rev"}
 
 
-def test_git_objects_are_summarised_in_the_list(world, changes):
-    world.write(".git/HEAD", "ref: refs/heads/main\n")
-    world.write(f".git/objects/ff/{'2' * 38}", b"\0")
-    world.write(".git/modules/lib/HEAD", "ref: refs/heads/main\n")
-    world.begin(protected=["**/evil"])
+def test_git_objects_are_summarised_in_the_list(lab, changes):
+    lab.write(".git/HEAD", "ref: refs/heads/main\n")
+    lab.write(f".git/objects/ff/{'2' * 38}", b"\0")
+    lab.write(".git/modules/lib/HEAD", "ref: refs/heads/main\n")
+    lab.begin(protected=["**/evil"])
     plain = {
         f".git/modules/lib/{path}" if "/pack/" in path else f".git/{path}": content
-        for path, content in objects_of_a_commit(world.work.parent / "bare").items()
+        for path, content in objects_of_a_commit(lab.work.parent / "bare").items()
     }
     for path, content in plain.items():
-        world.task_writes(path, content)
+        lab.task_writes(path, content)
     loose = min(path for path in plain if "/pack/" not in path)
     sizes = [
         sum(len(content) for path, content in plain.items() if ("lib" in path) is inner) for inner in (True, False)
     ]
     shown = [f"{loose}.txt", ".git/objects/info/alternates", ".git/objects/0a/evil", f"src/objects/0a/{'1' * 38}"]
     for path in ("a.txt", ".git/refs/heads/main", *shown):
-        world.task_writes(path, "y\n")
-    world.task_writes(f".git/objects/0b/{'3' * 38}", "#!/bin/sh\n", 0o755)
-    world.task_writes(f".git/objects/ff/{'2' * 38}", "changed\n")
-    (world.upper / ".git/objects/0c").mkdir()
-    (world.upper / f".git/objects/0c/{'4' * 38}").symlink_to("0")
+        lab.task_writes(path, "y\n")
+    lab.task_writes(f".git/objects/0b/{'3' * 38}", "#!/bin/sh\n", 0o755)
+    lab.task_writes(f".git/objects/ff/{'2' * 38}", "changed\n")
+    (lab.upper / ".git/objects/0c").mkdir()
+    (lab.upper / f".git/objects/0c/{'4' * 38}").symlink_to("0")
 
     _, whole, errors = changes("agent")
     assert errors == ""
@@ -180,70 +180,70 @@ MISUSE = [
 
 
 @pytest.mark.parametrize(("words", "said"), MISUSE, ids=[" ".join(row[0]).replace("/", "|") for row in MISUSE])
-def test_invalid_arguments_are_refused(world, changes, words, said):
-    world.write("dir/old", "x")
-    world.begin()
-    world.task_writes("dir/new", "x")
+def test_invalid_arguments_are_refused(lab, changes, words, said):
+    lab.write("dir/old", "x")
+    lab.begin()
+    lab.task_writes("dir/new", "x")
     status, out, errors = changes(*words)
     assert (status, out) == (2, "")
     assert said in errors
-    assert set(world.files()) == {"dir", "dir/old"}
+    assert set(lab.files()) == {"dir", "dir/old"}
 
 
-def test_changes_in_use_are_left_alone(world, changes):
-    world.begin()
-    world.task_writes("new", "x")
-    world.changes()
-    world.kept.lock()
+def test_changes_in_use_are_left_alone(lab, changes):
+    lab.begin()
+    lab.task_writes("new", "x")
+    lab.changes()
+    lab.kept.lock()
     status, _, errors = changes("accept", "agent")
     assert status == 1
     assert "still runs, or another process uses its changes" in errors
-    world.kept.unlock()
-    assert world.files() == {}
+    lab.kept.unlock()
+    assert lab.files() == {}
 
 
-def test_replaced_workspace_directory_gets_no_changes(world, changes):
-    world.begin()
-    world.task_writes("new", "x")
-    world.changes()
-    world.work.rename(world.work.parent / "moved")
-    outside = world.work.parent / "outside"
+def test_replaced_workspace_directory_gets_no_changes(lab, changes):
+    lab.begin()
+    lab.task_writes("new", "x")
+    lab.changes()
+    lab.work.rename(lab.work.parent / "moved")
+    outside = lab.work.parent / "outside"
     outside.mkdir()
-    world.work.symlink_to(outside)
+    lab.work.symlink_to(outside)
     assert changes("accept", "agent")[0] == 125
     assert "new file mode" in changes("agent")[1]  # what the task did can still be seen
-    world.work.unlink()
-    world.work.mkdir()
+    lab.work.unlink()
+    lab.work.mkdir()
     status, _, errors = changes("accept", "agent")
     assert status == 125
     assert "another directory than the one that the task worked in" in errors
-    assert list(world.work.iterdir()) == list(outside.iterdir()) == []
+    assert list(lab.work.iterdir()) == list(outside.iterdir()) == []
 
 
-def test_without_a_journal_nothing_is_accepted(world, changes):
-    world.begin()
-    world.task_writes("new", "x")
-    (world.work.parent / "journal").write_text("in the way")
+def test_without_a_journal_nothing_is_accepted(lab, changes):
+    lab.begin()
+    lab.task_writes("new", "x")
+    (lab.work.parent / "journal").write_text("in the way")
     for verb in ("accept", "discard"):
         status, _, errors = changes(verb, "agent")
         assert status == 125
         assert "cannot write" in errors
-    assert world.files() == {}
-    assert set(world.changes()) == {"new"}
+    assert lab.files() == {}
+    assert set(lab.changes()) == {"new"}
 
 
-def test_incomplete_stores_of_killed_processes_are_removed(world, changes):
+def test_incomplete_stores_of_killed_processes_are_removed(lab, changes):
     """At whatever point it was, and nothing that somebody is at still."""
-    world.write("a", "one")
-    world.begin()
-    world.task_writes("a", "two")
+    lab.write("a", "one")
+    lab.begin()
+    lab.task_writes("a", "two")
     for number, there in enumerate((["lock", "layers/upper/x", "meta.unfinished"], ["lock"], [])):
         for name in there:
             path = directory() / f"left-{number}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         (directory() / f"left-{number}").mkdir(exist_ok=True)
-    made = StoredChanges.create(replace(world.kept.meta, id="3-4"))
+    made = StoredChanges.create(replace(lab.kept.meta, id="3-4"))
     (made.place / "meta.json").unlink()
     assert "1 changed" in changes()[1]
     assert {path.name for path in directory().iterdir()} == {"1-2", "3-4"}
@@ -252,8 +252,8 @@ def test_incomplete_stores_of_killed_processes_are_removed(world, changes):
     assert [path.name for path in directory().iterdir()] == ["1-2"]
 
 
-def test_sweep_between_creation_and_lock_loses_no_store(world, monkeypatch):
-    world.begin()
+def test_sweep_between_creation_and_lock_loses_no_store(lab, monkeypatch):
+    lab.begin()
     lock, swept = StoredChanges.lock, []
 
     def quicker(kept):
@@ -263,7 +263,7 @@ def test_sweep_between_creation_and_lock_loses_no_store(world, monkeypatch):
         lock(kept)
 
     monkeypatch.setattr(StoredChanges, "lock", quicker)
-    made = StoredChanges.create(replace(world.kept.meta, id="3-4"))
+    made = StoredChanges.create(replace(lab.kept.meta, id="3-4"))
     assert swept
     assert made.upper.is_dir()
     made.unlock()
