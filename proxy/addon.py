@@ -1,11 +1,11 @@
 """mitmproxy addon that decides as the gate does: `mitmdump -s proxy/addon.py --set exeat_rules=FILE`.
 
 For mitmproxy's regular and transparent modes; Exeat itself doesn't load this file, it drives mitmproxy's layers with
-`proxy.inspection`. Every request is decided at its head. mitmproxy resolves and dials here, so each name is looked up
-by us, its addresses are checked, and nothing is dialled but one of those (invariants 3 and 9). What isn't HTTP is cut.
+`proxy.inspection`. Every request is decided at its head. mitmproxy connects here, so the addon resolves each name,
+checks its addresses, and allows connections only to those (invariants 3 and 9). Other protocols are cut.
 
-mitmproxy logs what a hook raises and lets the traffic go on, so every hook is guarded: whatever it raises ends the
-connection (invariant 2). An addon that is taken away ends mitmproxy, so that nothing passes undecided.
+mitmproxy only logs an exception of a hook, and continues. So every hook is guarded: an exception ends the connection
+(invariant 2). Unloading the addon ends mitmproxy, so that no traffic passes without a decision.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-if __name__ != "proxy.addon":  # by mitmproxy, which puts this folder on the path, and not the one around it
+if __name__ != "proxy.addon":  # mitmproxy puts this folder on the path, not its parent
     _folder = Path(__file__).resolve().parent
-    # No module of ours may hide one of the standard library, as `secrets`
+    # Our modules must not hide those of the standard library, such as `secrets`
     sys.path[:] = [*(each for each in sys.path if Path(each).resolve() != _folder), str(_folder.parent)]
 
 from mitmproxy import connection, ctx, exceptions, flow, http
@@ -45,7 +45,7 @@ MODES: Final = (mode_specs.RegularMode, mode_specs.TransparentMode)
 READABLE: Final = (
     modes.HttpProxy, modes.TransparentProxy, layers.ServerTLSLayer, layers.ClientTLSLayer, layers.HttpLayer,
 )  # fmt: skip
-# Options that could let something past the decision, and what they have to be
+# Options that could let traffic bypass the decision, and their required values
 FORCED: Final[dict[str, Any]] = {
     "connection_strategy": "lazy",
     "validate_inbound_headers": True,
@@ -107,7 +107,7 @@ class Exeat:
     def load(self, loader: Loader) -> None:
         """Declare the addon's options, and set mitmproxy's options that it needs."""
         loader.add_option("exeat_rules", Sequence[str], [], "The rule files that decide.")
-        loader.add_option("exeat_journal", str, "", "The directory that the journal is kept in; else it is logged.")
+        loader.add_option("exeat_journal", str, "", "Directory of the journal; without it, events are only logged.")
         options = loader.master.options
         if not options.ssl_verify_upstream_trusted_ca and not options.ssl_verify_upstream_trusted_confdir:
             options.update(ssl_verify_upstream_trusted_ca=bundle_path())
@@ -164,15 +164,15 @@ class Exeat:
         mitmproxy_s: Any = ctx.master.addons
         mitmproxy_s.get("nextlayer").next_layer(found)
         if found.layer is None:
-            return  # until more has come
-        encrypted = [one for one in found.context.layers if isinstance(one, layers.ClientTLSLayer)]
-        if len(encrypted) > 1 or not all(isinstance(one, READABLE) for one in stack(found.layer)):
+            return  # until mitmproxy has received more data
+        encrypted = [each for each in found.context.layers if isinstance(each, layers.ClientTLSLayer)]
+        if len(encrypted) > 1 or not all(isinstance(each, READABLE) for each in stack(found.layer)):
             found.layer = Closed(found.context)
 
     @guarded
-    def http_connect(self, asked: http.HTTPFlow) -> None:
+    def http_connect(self, http_flow: http.HTTPFlow) -> None:
         """Decide on a CONNECT tunnel; requests in it are decided again."""
-        client, request = self.connection_of(asked.client_conn), asked.request
+        client, request = self.connection_of(http_flow.client_conn), http_flow.request
         assert self.gate
         attempt = f"tcp {request.host}:{request.port}"
         try:
@@ -181,7 +181,7 @@ class Exeat:
             decision = self.gate.refuse(Reason.INVALID_NAME, None, request.port)
         if not decision.passes:
             refused = page(Refusal(decision, attempt, event=client.cause, has_info_api=False))
-            asked.response = response_of(page_head(refused), refused.body)
+            http_flow.response = response_of(page_head(refused), refused.body)
 
     @guarded
     def tls_clienthello(self, data: mitmtls.ClientHelloData) -> None:
@@ -190,28 +190,28 @@ class Exeat:
         client = self.connection_of(context.client)
         assert self.gate
         alpn = tuple(offer.decode("ascii", "replace") for offer in hello.alpn_protocols)
-        said = Tls(sni=hello.sni, alpn=alpn)
+        tls = Tls(sni=hello.sni, alpn=alpn)
         if client.tunnel is not None:
             target, port = client.tunnel
             if isinstance(target, HostName) and hello.sni is None:
-                self.refuse(context.client, Reason.SNI_MISSING, target, port, said)
+                self.refuse(context.client, Reason.SNI_MISSING, target, port, tls)
             elif hello.sni is not None and parse_host(hello.sni) != target:
-                self.refuse(context.client, Reason.NAME_MISMATCH, target, port, said)
+                self.refuse(context.client, Reason.NAME_MISMATCH, target, port, tls)
         elif isinstance(context.client.proxy_mode, mode_specs.TransparentMode):
             assert context.server.address
             address, port = context.server.address[:2]
-            if not client.enter(hello.sni or address, port, said).passes:
+            if not client.enter(hello.sni or address, port, tls).passes:
                 self.sever(context.client)
 
     @guarded
     def server_connect(self, data: ServerConnectionHookData) -> None:
         """Allow only a checked address, and require the checked name of its certificate."""
         address = data.server.address
-        place = self.connection_of(data.client).leads_to(address) if address and not data.server.via else None
-        if place is None:
+        destination = self.connection_of(data.client).leads_to(address) if address and not data.server.via else None
+        if destination is None:
             data.server.error = "exeat allowed no request to this server"
             return
-        data.server.sni = str(place.target)
+        data.server.sni = str(destination.target)
 
     @guarded
     def server_connected(self, data: ServerConnectionHookData) -> None:
@@ -223,63 +223,63 @@ class Exeat:
     # --- requests ---
 
     @guarded
-    def requestheaders(self, asked: http.HTTPFlow) -> Awaitable[None] | None:
+    def requestheaders(self, http_flow: http.HTTPFlow) -> Awaitable[None] | None:
         """Decide on a request."""
-        client, data = self.connection_of(asked.client_conn), asked.request.data
+        client, data = self.connection_of(http_flow.client_conn), http_flow.request.data
         host, port, tls = data.host, data.port, data.scheme == b"https"
         if client.tunnel is not None:
-            tls = asked.client_conn.tls_established
-        elif isinstance(asked.client_conn.proxy_mode, mode_specs.TransparentMode):
-            with contextlib.suppress(UnclearError):  # then the decision will say why
-                host = str(read_authority(named(head_of(asked.request)), HTTP_PORT)[0])
-        pending = client.ask(asked, host, port, tls=tls)
+            tls = http_flow.client_conn.tls_established
+        elif isinstance(http_flow.client_conn.proxy_mode, mode_specs.TransparentMode):
+            with contextlib.suppress(UnclearError):  # the decision will give the reason
+                host = str(read_authority(named(head_of(http_flow.request)), HTTP_PORT)[0])
+        pending = client.ask(http_flow, host, port, tls=tls)
         if pending is None:
-            too_long_to_refuse(asked)
+            too_long_to_refuse(http_flow)
             return None
-        return self.decided(asked, pending)
+        return self._await_decision(http_flow, pending)
 
-    async def decided(self, asked: http.HTTPFlow, pending: Awaitable[None]) -> None:
+    async def _await_decision(self, http_flow: http.HTTPFlow, pending: Awaitable[None]) -> None:
         """Wait for the decision."""
         await pending
-        too_long_to_refuse(asked)
+        too_long_to_refuse(http_flow)
 
     @guarded
-    def request(self, asked: http.HTTPFlow) -> None:
+    def request(self, http_flow: http.HTTPFlow) -> None:
         """Remove trailers, which were neither counted, scanned nor decided on."""
-        self.connection_of(asked.client_conn)
-        asked.request.trailers = None
+        self.connection_of(http_flow.client_conn)
+        http_flow.request.trailers = None
 
     @guarded
-    def responseheaders(self, answered: http.HTTPFlow) -> None:
+    def responseheaders(self, http_flow: http.HTTPFlow) -> None:
         """Stream the response, and allow no switch of protocols."""
-        found = self.connection_of(answered.client_conn).request(answered)
-        assert answered.response
-        if answered.response.status_code == 101:
+        found = self.connection_of(http_flow.client_conn).request(http_flow)
+        assert http_flow.response
+        if http_flow.response.status_code == 101:
             raise RuntimeError("the server switches to a protocol that the request didn't offer")
         if found is not None and found[1].is_open:
-            request, head = found[1], response_head_of(answered.response)
-            request.answered(head.status, checked_length(answered.request.data.method, head))
-            answered.response.stream = streaming(request.may_receive, functools.partial(kill, answered))
+            request, head = found[1], response_head_of(http_flow.response)
+            request.answered(head.status, checked_length(http_flow.request.data.method, head))
+            http_flow.response.stream = streaming(request.may_receive, functools.partial(kill, http_flow))
 
     @guarded
-    def response(self, answered: http.HTTPFlow) -> None:
+    def response(self, http_flow: http.HTTPFlow) -> None:
         """Record the request's end."""
-        found = self.connection_of(answered.client_conn).finish(answered)
-        if found is not None and answered.response:
+        found = self.connection_of(http_flow.client_conn).finish(http_flow)
+        if found is not None and http_flow.response:
             session, request = found
-            session.complete(request, answered.response.status_code)
+            session.complete(request, http_flow.response.status_code)
 
     @guarded
-    def error(self, failed: http.HTTPFlow) -> None:
-        """Record why a request broke off: its client left, or its server failed."""
-        found = self.connection_of(failed.client_conn).finish(failed)
+    def error(self, http_flow: http.HTTPFlow) -> None:
+        """Record why a request broke off: its client disconnected, or its server failed."""
+        found = self.connection_of(http_flow.client_conn).finish(http_flow)
         if found is None:
             return
         session, request = found
-        if not failed.client_conn.state & connection.ConnectionState.CAN_READ:
+        if not http_flow.client_conn.state & connection.ConnectionState.CAN_READ:
             session.left(request)
         else:
-            untrusted = "Certificate verify failed" in str(failed.error)
+            untrusted = "Certificate verify failed" in str(http_flow.error)
             reason = Reason.UPSTREAM_UNTRUSTED if untrusted else Reason.UPSTREAM_FAILED
             session.complete(request, None, Outcome.FAILED, reason)
 
@@ -290,16 +290,16 @@ class Exeat:
 
     tcp_start = udp_start = dns_request = websocket_start = quic_start_client = quic_start_server = socks5_auth = never
 
-    # --- what they share ---
+    # --- shared by the hooks ---
 
     def connection_of(self, client: connection.Client) -> ClientConnection:
         """Return the connection of a client. Raises KeyError if the addon didn't see it open."""
         return self.clients[client.id]
 
-    def refuse(self, client: connection.Client, reason: Reason, target: Any, port: int, said: Tls) -> None:
+    def refuse(self, client: connection.Client, reason: Reason, target: Any, port: int, tls: Tls) -> None:
         """Record a denial, and close the connection."""
         assert self.gate
-        self.gate.refuse(reason, target, port, said)
+        self.gate.refuse(reason, target, port, tls)
         self.sever(client)
 
     def cut(self, subject: Any, hook: str, error: Exception) -> None:

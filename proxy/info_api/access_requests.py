@@ -49,7 +49,7 @@ _HOW: Final = (
     'send `{"attempt": "POST https://host/path", "why": "what it is for"}` as JSON, or the attempt on the first line '
     "and why on the next as text"
 )
-_IN_VAIN: Final = "no rule allows that address, so an approval would have no effect"
+_NO_RULE: Final = "no rule allows that address, so an approval would have no effect"
 _NOBODY: Final = "approval requests are not possible now: no rule has `ask`, or the approvals server is not running"
 
 
@@ -62,18 +62,18 @@ class PendingAnswer[T]:
     """Answer that arrives later (a one-shot future)."""
 
     def __init__(self) -> None:
-        self.state: T | None = None  # None: nobody says
+        self.state: T | None = None  # None: there was no answer
         self._done = False
         self._then: Callable[[], None] | None = None
 
-    def then(self, go_on: "Callable[[], None]") -> None:
-        """Call `go_on` once the answer is there."""
-        self._then = go_on
+    def then(self, callback: "Callable[[], None]") -> None:
+        """Call `callback` once the answer has arrived."""
+        self._then = callback
         if self._done:
-            go_on()
+            callback()
 
     def settle(self, state: T | None) -> None:
-        """Take it."""
+        """Store the answer, and call back."""
         self.state, self._done = state, True
         if self._then is not None:
             self._then()
@@ -84,34 +84,34 @@ def request_access(
 ) -> "Generator[PendingAnswer[Any], None, tuple[HTTPStatus, Any, str]]":
     """Submit an access request. Raises RequestRefusedError."""
     text, why = _read(request)
-    asking = _asking(recorder)
-    question, decision, attempt = _decided(recorder, text, process)
+    approvals = _approvals_client(recorder)
+    approval_request, decision, attempt = _decide_attempt(recorder, text, process)
     if decision.allows:
-        return _said(RequestState(RequestStatus.ALLOWED, attempt=question.line()))
+        return _state_answer(RequestState(RequestStatus.ALLOWED, attempt=approval_request.line()))
     if decision.passes:
         raise RequestRefusedError(
             HTTPStatus.BAD_REQUEST, "each request there needs its own approval: name one, as in `POST https://…`"
         )
     if why_not := explain_unapprovable(decision):
-        return _said(RequestState(RequestStatus.REFUSED, attempt=question.line(), why=why_not))
+        return _state_answer(RequestState(RequestStatus.REFUSED, attempt=approval_request.line(), why=why_not))
     if decision.needs_approval and dialer is not None:
         checked: PendingAnswer[DialError] = PendingAnswer()
         preflight(dialer, recorder.sandbox.policy, attempt, decision, checked.settle)
         yield checked
         failure = checked.state
-        if (
-            failure is not None and failure.reason is not Reason.UNRESOLVED
-        ):  # it may be there by the time that it is tried
-            return _said(
-                RequestState(RequestStatus.REFUSED, attempt=question.line(), why=f"{failure.detail}: {_IN_VAIN}")
+        if failure is not None and failure.reason is not Reason.UNRESOLVED:  # the name may exist when the task tries it
+            return _state_answer(
+                RequestState(
+                    RequestStatus.REFUSED, attempt=approval_request.line(), why=f"{failure.detail}: {_NO_RULE}"
+                )
             )
     later: PendingAnswer[RequestState] = PendingAnswer()
-    ticket = asking.request_access(question, decision, why, later.settle)
+    ticket = approvals.request_access(approval_request, decision, why, later.settle)
     try:
         yield later
     finally:
         ticket.drop()
-    return _said(later.state)
+    return _state_answer(later.state)
 
 
 def request_status(
@@ -123,19 +123,19 @@ def request_status(
             HTTPStatus.NOT_FOUND, "invalid approval id: it has only letters and digits, as in the refusal that names it"
         )
     later: PendingAnswer[RequestState] = PendingAnswer()
-    ticket = _asking(recorder).query_status(approval, later.settle)
+    ticket = _approvals_client(recorder).query_status(approval, later.settle)
     try:
         yield later
     finally:
         ticket.drop()
-    return _said(later.state)
+    return _state_answer(later.state)
 
 
-def _asking(recorder: "Recorder") -> "ApprovalsClient":
-    asking = recorder.sandbox.approvals
-    if asking is None or not asking.is_there:
+def _approvals_client(recorder: "Recorder") -> "ApprovalsClient":
+    approvals = recorder.sandbox.approvals
+    if approvals is None or not approvals.is_there:
         raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
-    return asking
+    return approvals
 
 
 def _read(request: "Request") -> tuple[str, str]:
@@ -145,10 +145,10 @@ def _read(request: "Request") -> tuple[str, str]:
         raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "the body is not UTF-8") from None
     if request.kind == "application/json":
         try:
-            wanted = msgspec.json.decode(text, type=_AccessRequest)
+            access_request = msgspec.json.decode(text, type=_AccessRequest)
         except (ValueError, RecursionError) as error:
             raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"the request can't be read ({error}): {_HOW}") from None
-        attempt, why = wanted.attempt, wanted.why
+        attempt, why = access_request.attempt, access_request.why
     else:
         attempt, _, why = text.strip().partition("\n")
     attempt, why = attempt.strip(), why.strip()
@@ -161,47 +161,49 @@ def _read(request: "Request") -> tuple[str, str]:
     return attempt, why
 
 
-def _decided(recorder: "Recorder", text: str, process: "Process | None") -> "tuple[ApprovalRequest, Decision, Attempt]":
-    """Decide an attempt as the gate would, and make an approval request of it."""
+def _decide_attempt(
+    recorder: "Recorder", text: str, process: "Process | None"
+) -> "tuple[ApprovalRequest, Decision, Attempt]":
+    """Decide an attempt as the gate would, and return an approval request for it."""
     sandbox = recorder.sandbox
     try:
-        said = parse_attempt(text)
+        tried = parse_attempt(text)
     except ValueError as error:
         raise RequestRefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
-    if said.run is not None:
+    if tried.run is not None:
         raise RequestRefusedError(
             HTTPStatus.BAD_REQUEST,
             "access to a program can't be requested in advance: start it, and it waits for approval",
         )
-    if said.record is not None:
+    if tried.record is not None:
         raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "only connections, requests and pushes can be requested")
-    _known_method(sandbox.policy, said)
-    said = said._replace(caller=sandbox.caller)
-    decision = said.decide(sandbox.policy)
+    _check_method(sandbox.policy, tried)
+    tried = tried._replace(caller=sandbox.caller)
+    decision = tried.decide(sandbox.policy)
     try:
-        attempt = said.attempt(sandbox.policy)
+        attempt = tried.attempt(sandbox.policy)
     except InvalidNameError as error:
         raise RequestRefusedError(HTTPStatus.BAD_REQUEST, str(error)) from None
     if attempt.request is None:
-        question = describe_connection(sandbox.sources, attempt, decision, process)
+        approval_request = describe_connection(sandbox.sources, attempt, decision, process)
     else:
-        question = describe_request(sandbox.sources, attempt, decision, process=process)
-    return question if decision.needs_approval else question._replace(rules=()), decision, attempt
+        approval_request = describe_request(sandbox.sources, attempt, decision, process=process)
+    return approval_request if decision.needs_approval else approval_request._replace(rules=()), decision, attempt
 
 
-def _known_method(policy: "Policy", said: "Tried") -> None:
+def _check_method(policy: "Policy", tried: "Tried") -> None:
     """Refuse methods that no client sends: approving them would waste people's time."""
-    method = "" if said.request is None else said.request.method
+    method = "" if tried.request is None else tried.request.method
     if not method or method.upper() in REGISTERED_METHODS:
         return
     if any(rule.http is not None and method in (rule.http.methods or ()) for rule in policy.rules):
         return
-    near = get_close_matches(method[:64].upper(), REGISTERED_METHODS, 1)
-    hint = f"; did you mean `{near[0]}`?" if near else ""
+    similar = get_close_matches(method[:64].upper(), REGISTERED_METHODS, 1)
+    hint = f"; did you mean `{similar[0]}`?" if similar else ""
     raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"{quote(method)} is no method of HTTP{hint}")
 
 
-def _said(state: "RequestState | None") -> tuple[HTTPStatus, Any, str]:
+def _state_answer(state: "RequestState | None") -> tuple[HTTPStatus, Any, str]:
     if state is None:
         raise RequestRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, _NOBODY)
     until = datetime.fromtimestamp(state.until, UTC).isoformat(timespec="seconds") if state.until else ""
@@ -223,9 +225,9 @@ def _lines(state: RequestState, until: str) -> list[str]:
     id_, lines = state.approval, []
     match state.standing:
         case RequestStatus.PENDING:
-            given_up = f" It expires at {until}." if until else ""
+            expires = f" It expires at {until}." if until else ""
             lines = [
-                f"waits for approval {id_} by a person.{given_up}",
+                f"waits for approval {id_} by a person.{expires}",
                 f"what to do: continue with something else, check `GET /requests/{id_}`, and try it once approved",
             ]
         case RequestStatus.APPROVED:
@@ -244,5 +246,5 @@ def _lines(state: RequestState, until: str) -> list[str]:
             return [f"was not submitted: {visible(state.why)}"]
         case RequestStatus.UNKNOWN:
             lines = ["this task has no approval request with this id"]
-    said = state.standing in {RequestStatus.APPROVED, RequestStatus.REJECTED} and bool(state.why)
-    return [*lines, f"reason given: {visible(state.why)}"] if said else lines
+    has_answer = state.standing in {RequestStatus.APPROVED, RequestStatus.REJECTED} and bool(state.why)
+    return [*lines, f"reason given: {visible(state.why)}"] if has_answer else lines

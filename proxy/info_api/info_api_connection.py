@@ -54,7 +54,7 @@ class RequestHandler(Protocol):
     ) -> "Iterator[Answer | PendingAnswer[Any] | Attribution | None]":
         """Answer a request, in short steps: each but the last is None, or what has to be waited for.
 
-        `attribution` asks who it is that asks. Must not raise for what a task has written.
+        `attribution` identifies the calling process. Must not raise for a task's input.
         """
         ...
 
@@ -158,7 +158,7 @@ class InfoApiConnection(ServedConnection):
                     answer.then(self._go_on)
                     return
                 if answer is not None:
-                    self._answer(answer, bare=self._begun is not None and self._begun.asked.method == "HEAD")
+                    self._answer(answer, bare=self._begun is not None and self._begun.resource.method == "HEAD")
                     return
                 if time.monotonic() >= until:
                     asyncio.get_running_loop().call_soon(self._go_on)

@@ -64,7 +64,7 @@ class Answer(NamedTuple):
 
 
 class _RulesText(NamedTuple):
-    """What a policy says to a task on a day."""
+    """Description of a policy for a task on one day."""
 
     policy: "Policy"
     day: "date"
@@ -78,27 +78,27 @@ class InfoHandler:
     port = QUESTIONS
     most_connections = 16
 
-    __slots__ = ("_dialer", "_recorder", "_room", "_said", "connections")
+    __slots__ = ("_dialer", "_rate_limiter", "_recorder", "_rules", "connections")
 
     def __init__(
         self, recorder: "Recorder", clock: "Callable[[], float]" = time.monotonic, dialer: "Dialer | None" = None
     ) -> None:
         self._recorder = recorder
         self._dialer = dialer
-        self._room = RateLimiter(BURST, A_SECOND, clock)
-        self._said: _RulesText | None = None
-        self.connections = 0  # connections that are here now
+        self._rate_limiter = RateLimiter(BURST, A_SECOND, clock)
+        self._rules: _RulesText | None = None
+        self.connections = 0  # open now
 
     def work(
         self, request: "Request", attribution: "Callable[[], Attribution | None]"
     ) -> "Iterator[Answer | PendingAnswer[Any] | Attribution]":
         """Answer a request; yields what it waits for. Never raises for a task's input."""
         try:
-            self._admit()
+            self._check_rate()
             if request.path == "/requests" or request.path.startswith("/requests/"):
                 status, values, text = yield from self._about_requests(request, attribution)
             else:
-                status, (values, text) = HTTPStatus.OK, self._found(request)
+                status, (values, text) = HTTPStatus.OK, self._read(request)
         except RequestRefusedError as bad:
             yield refused(bad, as_json=request.json)
         else:
@@ -115,19 +115,19 @@ class InfoHandler:
             raise RequestRefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "there is `POST /requests` and `GET /requests/ID`")
         if approval:
             return (yield from access_requests.request_status(self._recorder, approval))
-        if (who := attribution()) is not None and who.waiting:
-            yield who
+        if (attributed := attribution()) is not None and attributed.waiting:
+            yield attributed
         return (
             yield from access_requests.request_access(
-                self._recorder, request, None if who is None else who.process, self._dialer
+                self._recorder, request, None if attributed is None else attributed.process, self._dialer
             )
         )
 
-    def _admit(self) -> None:
-        if not self._room.take():
+    def _check_rate(self) -> None:
+        if not self._rate_limiter.take():
             raise RequestRefusedError(HTTPStatus.TOO_MANY_REQUESTS, "too many questions: ask again in a second")
 
-    def _found(self, request: "Request") -> tuple[Any, str]:
+    def _read(self, request: "Request") -> tuple[Any, str]:
         if request.method == "POST":
             raise RequestRefusedError(
                 HTTPStatus.METHOD_NOT_ALLOWED, "nothing is taken here: use GET, or POST to `/requests`"
@@ -138,51 +138,51 @@ class InfoHandler:
             case "/policy":
                 return self._policy()
             case "/why" if (attempt := request.parameters.get("attempt")) is not None:
-                return self._about(attempt)
+                return self._explain(attempt)
             case "/why":
-                return self._lately()
+                return self._last_refusals()
             case _:
                 raise RequestRefusedError(HTTPStatus.NOT_FOUND, "there is `/`, `/policy`, `/why` and `/requests`")
 
     def _policy(self) -> tuple[Any, str]:
-        """Say what the rules are: found once a policy and day, since there may be a hundred thousand."""
+        """Describe the rules. The result is cached for a policy and day: there may be 100,000 rules."""
         sandbox = self._recorder.sandbox
         today = sandbox.calendar.today()
-        said = self._said
-        if said is None or said.policy is not sandbox.policy or said.day != today:
-            said = self._said = _said_of(sandbox, today)
+        rules = self._rules
+        if rules is None or rules.policy is not sandbox.policy or rules.day != today:
+            rules = self._rules = _describe_policy(sandbox, today)
         if not sandbox.tainted:
-            return said.values, said.text
+            return rules.values, rules.text
         read = (
             [] if sandbox.taint is None else [visible(source.destination) for source in sandbox.taint.sources[:_SHOWN]]
         )
-        return {**said.values, "tainted": True, "tainted_by": read}, said.text + _tainted(read)
+        return {**rules.values, "tainted": True, "tainted_by": read}, rules.text + _tainted(read)
 
-    def _lately(self) -> tuple[Any, str]:
+    def _last_refusals(self) -> tuple[Any, str]:
         last = list(self._recorder.refused)[: -_SHOWN - 1 : -1]
         if not last:
             return [], "Nothing was refused so far.\n"
         return [_values(event) for event in last], "\n".join(map(_text, last))
 
-    def _about(self, attempt: str) -> tuple[Any, str]:
-        known = next((event for event in self._recorder.refused if event.id == attempt), None)
-        if known is not None:
-            return _values(known), _text(known)
+    def _explain(self, attempt: str) -> tuple[Any, str]:
+        refusal = next((event for event in self._recorder.refused if event.id == attempt), None)
+        if refusal is not None:
+            return _values(refusal), _text(refusal)
         if len(attempt) > _LONGEST:
             raise RequestRefusedError(HTTPStatus.URI_TOO_LONG, f"an attempt may have {_LONGEST} characters here")
         sandbox = self._recorder.sandbox
         try:
-            question = parse_attempt(attempt)
+            tried = parse_attempt(attempt)
         except ValueError as error:
             raise RequestRefusedError(
                 HTTPStatus.BAD_REQUEST, f"{error}; nor is it the id of one of your last refusals"
             ) from None
-        question = question._replace(caller=sandbox.caller)
-        decision = question.decide(sandbox.policy)
-        return _would(attempt, decision), _would_text(attempt, decision, runs=question.run is not None)
+        tried = tried._replace(caller=sandbox.caller)
+        decision = tried.decide(sandbox.policy)
+        return _would(attempt, decision), _would_text(attempt, decision, runs=tried.run is not None)
 
 
-def _said_of(sandbox: "SandboxState", today: "date") -> _RulesText:
+def _describe_policy(sandbox: "SandboxState", today: "date") -> _RulesText:
     policy, task = sandbox.policy, sandbox.task
     found = find_task_rules(policy, task.name, task.labels, today)
     values = {
@@ -207,9 +207,9 @@ def _tainted(read: list[str]) -> str:
 
 
 def refused(bad: RequestRefusedError, *, as_json: bool = False) -> Answer:
-    """Say what is wrong with a request."""
-    said = visible(str(bad))
-    body = json.dumps({"error": said}) if as_json else f"{said}\n"
+    """Return the answer to an invalid request."""
+    error = visible(str(bad))
+    body = json.dumps({"error": error}) if as_json else f"{error}\n"
     return Answer(bad.status, _JSON if as_json else _TEXT, body.encode())
 
 
@@ -217,12 +217,12 @@ def _values(event: "Event") -> dict[str, Any]:
     reason = event.reason or Reason.RULE
     approval = event.approval.id if event.approval is not None else ""
     waits = {"approval": approval, "ask": where_to_ask(approval)} if approval else {}
-    said = {"said": visible(event.detail)} if reason is Reason.APPROVAL_DENIED and event.detail else {}
+    answer = {"said": visible(event.detail)} if reason is Reason.APPROVAL_DENIED and event.detail else {}
     return {
         **waits,
-        **said,
+        **answer,
         "id": event.id,
-        "attempt": visible(describe(event._replace(detail="") if said else event)),
+        "attempt": visible(describe(event._replace(detail="") if answer else event)),
         "reason": reason.value,
         "meaning": REASONS[reason].meaning,
         "remedy": remedy_for(reason, event.id),
@@ -232,17 +232,17 @@ def _values(event: "Event") -> dict[str, Any]:
 
 
 def _text(event: "Event") -> str:
-    said = _values(event)
-    by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
-    they = f"  reason given: {said['said']}\n" if "said" in said else ""
+    values = _values(event)
+    by = f" by {', '.join(values['rules'])}" if values["rules"] else ""
+    reason_given = f"  reason given: {values['said']}\n" if "said" in values else ""
     return (
-        f"{said['attempt']}\n  was refused{by}: {said['meaning']} ({said['reason']})\n{they}"
-        f"  what can be done: {said['remedy']}\n" + _approval(said) + f"  event: {said['id']}\n"
+        f"{values['attempt']}\n  was refused{by}: {values['meaning']} ({values['reason']})\n{reason_given}"
+        f"  what can be done: {values['remedy']}\n" + _approval(values) + f"  event: {values['id']}\n"
     )
 
 
-def _approval(said: dict[str, Any]) -> str:
-    return f"  approval: {said['approval']}; what became of it: GET {said['ask']}\n" if "approval" in said else ""
+def _approval(values: dict[str, Any]) -> str:
+    return f"  approval: {values['approval']}; what became of it: GET {values['ask']}\n" if "approval" in values else ""
 
 
 def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
@@ -260,8 +260,8 @@ def _would(attempt: str, decision: "Decision") -> dict[str, Any]:
 
 
 def _would_text(attempt: str, decision: "Decision", *, runs: bool) -> str:
-    said = _would(attempt, decision)
-    by = f" by {', '.join(said['rules'])}" if said["rules"] else ""
+    values = _would(attempt, decision)
+    by = f" by {', '.join(values['rules'])}" if values["rules"] else ""
     if runs and decision.needs_approval:
         what_then = f"would wait until somebody has approved it{by}; start it when you need it: people are asked then"
     elif decision.needs_approval:
@@ -270,8 +270,8 @@ def _would_text(attempt: str, decision: "Decision", *, runs: bool) -> str:
         what_then = f"would go on to where each request is asked about{by}; ask for one with `POST /requests`"
     else:
         passing = "started" if runs else "let out"
-        what_then = f"would be {passing if decision.passes else 'refused'}{by}: {said['meaning']}"
-    lines = [f"{said['attempt']}", f"  {what_then}"]
+        what_then = f"would be {passing if decision.passes else 'refused'}{by}: {values['meaning']}"
+    lines = [f"{values['attempt']}", f"  {what_then}"]
     lines += [f"  the rule says: {visible(decision.why)}"] if decision.why else []
-    lines += [] if said["passes"] or said["asks"] else [f"  what can be done: {said['remedy']}"]
+    lines += [] if values["passes"] or values["asks"] else [f"  what can be done: {values['remedy']}"]
     return "".join(f"{line}\n" for line in lines)

@@ -1,6 +1,6 @@
 """Reads one request to the info API. Pure, bounded and as strict as for requests that leave: `http1_heads` parses it.
 
-A page that a task's browser shows must not ask in the task's name, so what comes from another origin is refused too.
+A web page in the task's browser must not use the API, so requests from another origin are refused.
 """
 
 from http import HTTPStatus
@@ -51,24 +51,24 @@ class Request(NamedTuple):
 
 
 class ChunkedBody:
-    """A body whose length its sender doesn't know ahead: Node.js's exporters send such (RFC 9112 section 7.1)."""
+    """A chunked body, as Node.js's exporters send (RFC 9112 section 7.1)."""
 
     def __init__(self, most: int) -> None:
-        """Take at most so many bytes."""
+        """Limit the body to `most` bytes."""
         import h11  # few tasks send any
 
         from proxy.request.chunked_body import Buffer, Chunks
 
         self._most = most
-        self._taken = 0
+        self._received = 0
         self._body = bytearray()
         self._buffer = Buffer()
         self._chunks = Chunks()
-        self._wrong = h11.RemoteProtocolError
+        self._protocol_error = h11.RemoteProtocolError
 
-    def take(self, data: bytes) -> bytes | None:
-        """Take more of it; the whole of it once its end is there. Raises RequestRefusedError."""
-        self._taken += len(data)
+    def receive(self, data: bytes) -> bytes | None:
+        """Receive a piece; returns the whole body once it is complete. Raises RequestRefusedError."""
+        self._received += len(data)
         self._buffer += data
         try:
             while (piece := self._chunks(self._buffer)) is not None:
@@ -77,23 +77,23 @@ class ChunkedBody:
                     return bytes(self._body)
                 self._body += more
                 self._check()
-        except self._wrong as error:
+        except self._protocol_error as error:
             raise RequestRefusedError(HTTPStatus.BAD_REQUEST, f"the chunks can't be read: {error}") from None
         self._check()
         return None
 
     def _check(self) -> None:
-        if len(self._body) > self._most or self._taken > self._most + MOST_AROUND:
+        if len(self._body) > self._most or self._received > self._most + MOST_AROUND:
             raise RequestRefusedError(HTTPStatus.CONTENT_TOO_LARGE, f"a body may have {self._most} bytes")
-        if self._taken - len(self._body) - len(self._buffer) > MOST_AROUND:
+        if self._received - len(self._body) - len(self._buffer) > MOST_AROUND:
             raise RequestRefusedError(HTTPStatus.CONTENT_TOO_LARGE, "the chunks are too small: send longer ones")
 
 
 class PartialRequest(NamedTuple):
-    """A request whose head is there, and where in what was read its body begins, and ends, unless it is `chunked`."""
+    """A request whose head is complete; `at` and `end` bound its body in the data, unless it is `chunked`."""
 
     head: Head
-    asked: RequestedResource
+    resource: RequestedResource
     at: int
     end: int
     chunked: ChunkedBody | None = None
@@ -113,44 +113,44 @@ def read_head(data: bytes | bytearray, port: Port = QUESTIONS) -> PartialRequest
         _check_sender(head, port)
         if any(coding.lower() != "chunked" for coding in values(head, b"transfer-encoding")):
             raise RequestRefusedError(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
-        asked = read(head, tls=False)
+        resource = read(head, tls=False)
         size = body_size(head)
     except UnclearError as unclear:
         example = "`GET /policy HTTP/1.1`"
         raise RequestRefusedError(
             HTTPStatus.BAD_REQUEST, f"that is no request of HTTP/1.1, as in {example}: {unclear}"
         ) from None
-    if asked.method not in port.methods:
+    if resource.method not in port.methods:
         instead = min(port.methods)
         raise RequestRefusedError(
-            HTTPStatus.METHOD_NOT_ALLOWED, f"{asked.method} is not understood here: use {instead}"
+            HTTPStatus.METHOD_NOT_ALLOWED, f"{resource.method} is not understood here: use {instead}"
         )
-    most = port.most if asked.method == "POST" else 0
+    most = port.most if resource.method == "POST" else 0
     if size is None:
         if not most:
             raise RequestRefusedError(HTTPStatus.LENGTH_REQUIRED, _NO_LENGTH)
-        return PartialRequest(head, asked, at, at, ChunkedBody(most))
+        return PartialRequest(head, resource, at, at, ChunkedBody(most))
     if size > most:
         why = f"a body may have {most} bytes" if most else "nothing is taken here: send no body"
         raise RequestRefusedError(HTTPStatus.CONTENT_TOO_LARGE, why)
-    return PartialRequest(head, asked, at, at + size)
+    return PartialRequest(head, resource, at, at + size)
 
 
 def read_request(begun: PartialRequest, data: bytearray) -> Request | None:
-    """Return the request that has begun so; None while `data` doesn't reach to its end. Raises RequestRefusedError.
+    """Return the complete request; None while `data` doesn't have all of it. Raises RequestRefusedError.
 
-    Of a body in chunks what is there is taken off `data`.
+    Removes what it reads of a chunked body from `data`.
     """
     if begun.chunked is not None:
-        body = begun.chunked.take(bytes(data[begun.at :]))
+        body = begun.chunked.receive(bytes(data[begun.at :]))
         del data[begun.at :]
     else:
         body = bytes(data[begun.at : begun.end]) if len(data) >= begun.end else None
-    return None if body is None else _request(begun.head, begun.asked, body)
+    return None if body is None else _request(begun.head, begun.resource, body)
 
 
 def _check_sender(head: Head, port: Port) -> None:
-    """Refuse what is meant for another host, or comes from a page. Raises RequestRefusedError."""
+    """Refuse requests for another host, or from a web page. Raises RequestRefusedError."""
     host = next(iter(values(head, b"host")), "").lower()
     if host != f"{INFO_API}:{port.number}" and (host != INFO_API or port is not QUESTIONS):
         raise RequestRefusedError(HTTPStatus.MISDIRECTED_REQUEST, f"this is `{INFO_API}`, and nothing else is here")
@@ -158,8 +158,8 @@ def _check_sender(head: Head, port: Port) -> None:
         raise RequestRefusedError(HTTPStatus.FORBIDDEN, "only the task itself may ask, and no page that it shows")
 
 
-def _request(head: Head, asked: RequestedResource, body: bytes) -> Request:
-    path, _, query = asked.path.partition("?")
+def _request(head: Head, resource: RequestedResource, body: bytes) -> Request:
+    path, _, query = resource.path.partition("?")
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=MOST_PARAMETERS)
     except ValueError:
@@ -167,13 +167,13 @@ def _request(head: Head, asked: RequestedResource, body: bytes) -> Request:
             HTTPStatus.BAD_REQUEST, f"at most {MOST_PARAMETERS} parameters are understood"
         ) from None
     parameters = dict(pairs)
-    wanted = parameters.get("format", "json" if "json" in _field(head, b"accept") else "text")
-    if wanted not in {"text", "json"}:
+    answer_format = parameters.get("format", "json" if "json" in _field(head, b"accept") else "text")
+    if answer_format not in {"text", "json"}:
         raise RequestRefusedError(HTTPStatus.BAD_REQUEST, "`format` is `text` or `json`")
     kind, coding = (
         _field(head, name).partition(";")[0].strip().lower() for name in (b"content-type", b"content-encoding")
     )
-    return Request(asked.method, path, parameters, wanted == "json", kind, coding, body)
+    return Request(resource.method, path, parameters, answer_format == "json", kind, coding, body)
 
 
 def _field(head: Head, name: bytes) -> str:

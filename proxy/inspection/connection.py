@@ -275,7 +275,7 @@ class InspectedConnection:
         """Return the bytes buffered here (`MemoryQuota`)."""
         return self._http.weigh(exactly=True)
 
-    # --- what requests want ---
+    # --- what requests need ---
 
     def decide(self, stream: "Stream") -> bool:
         """Decide on a request; returns whether that is done, else the request continues later."""
@@ -283,18 +283,18 @@ class InspectedConnection:
         if pending is not None:
             task = asyncio.ensure_future(pending)
             self._hooks.add(task)
-            task.add_done_callback(lambda done: self._decided(stream, done))
-        elif self._client.alpn == HTTP2:  # what came with it may call it off
+            task.add_done_callback(lambda finished: self._resume_decided(stream, finished))
+        elif self._client.alpn == HTTP2:  # frames received with it may cancel it
             self._http.todo.append((self._http.resume, (stream,)))
         else:
             return True
         return False
 
-    def _decided(self, stream: "Stream", task: "asyncio.Future[None]") -> None:
+    def _resume_decided(self, stream: "Stream", task: "asyncio.Future[None]") -> None:
         self._hooks.discard(task)
         if task.cancelled() or self._over:
             return
-        self._last = time.monotonic()  # while it was decided on nothing could come
+        self._last = time.monotonic()  # nothing was read while the decision was pending
         error = task.exception()
         if error is None:
             self._do(self._http.resume, stream)

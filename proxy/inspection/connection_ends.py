@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from proxy.dialing.connect_race import Hop
     from proxy.dialing.proxy_auth import Login
-    from proxy.inspection.http1 import BackHttp1, FrontHttp1
-    from proxy.inspection.http2 import BackHttp2, FrontHttp2
+    from proxy.inspection.http1 import ClientSideHttp1, ServerSideHttp1
+    from proxy.inspection.http2 import ClientSideHttp2, ServerSideHttp2
     from proxy.inspection.transport import Transport
     from proxy.request.messages import WebOrigin
     from rules.attempt import Attempt, Request
@@ -56,7 +56,7 @@ class ClientEnd(End):
 
     def __init__(self, place: "WebOrigin") -> None:
         super().__init__(place)
-        self.codec: FrontHttp1 | FrontHttp2 | None = None  # None: TLS isn't settled yet
+        self.codec: ClientSideHttp1 | ClientSideHttp2 | None = None  # None: TLS isn't settled yet
         self.can_read = self.can_write = True
 
 
@@ -74,7 +74,7 @@ class ServerEnd(End):
         """`addresses` are checked for the request that it is made for; `authorities` (PEM) may verify it, too."""
         super().__init__(place)
         self.transport = None  # it isn't dialed yet
-        self.codec: BackHttp1 | BackHttp2 | None = None  # None: it isn't open yet
+        self.codec: ServerSideHttp1 | ServerSideHttp2 | None = None  # None: it isn't open yet
         self.addresses = addresses
         self.authorities = authorities
         self.over = False  # it failed to open, or was closed

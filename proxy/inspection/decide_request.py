@@ -300,7 +300,7 @@ def shown(head: "Head") -> tuple[str, str]:
     return method, path
 
 
-def undialled(ruling: RequestDecision, failure: "DialError") -> RequestDecision:
+def fail_undialled(ruling: RequestDecision, failure: "DialError") -> RequestDecision:
     """Return the denial of an allowed request that can't be dialed, or may not be (invariant 9)."""
     reason = failure.reason
     if reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
@@ -313,7 +313,7 @@ def undialled(ruling: RequestDecision, failure: "DialError") -> RequestDecision:
     )
 
 
-def unanswered(sandbox: "SandboxState", ruling: RequestDecision, reason: Reason, detail: str) -> RequestDecision:
+def deny_unanswered(sandbox: "SandboxState", ruling: RequestDecision, reason: Reason, detail: str) -> RequestDecision:
     """Return the denial of a pending request without an approval."""
     decision = ruling.decision._replace(
         verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=sandbox.policy.revision

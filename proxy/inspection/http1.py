@@ -93,7 +93,7 @@ class ClientEnded(HttpEvent):
 class Codec:
     """Base of both codecs."""
 
-    in_front: bool  # with a task's client, or behind, with a server
+    faces_client: bool  # else it faces a server
     stream_id: int | None  # of the request at hand
     _data: type[RequestData | ResponseData]
     _trailers: type[RequestTrailers | ResponseTrailers]
@@ -206,7 +206,7 @@ class Codec:
         """Continue after the end of a message; the receiver of that event may start the next exchange."""
         assert self.stream_id is not None
         end = self._end(self.stream_id)
-        if self.in_front:
+        if self.faces_client:
             self.request_done = True
         else:
             self.response_done = True
@@ -224,7 +224,7 @@ class Codec:
         """Continue after a complete message: wait for the other side, end, or read the next."""
         asked, answer = self.request, self.response
         if not (self.request_done and self.response_done) or asked is None or answer is None:
-            self.state = State.WAIT if self.request_done is self.in_front else self.state
+            self.state = State.WAIT if self.request_done is self.faces_client else self.state
         elif answer.status == SWITCHED:
             self.state = State.PIPE
             while self.buf.startswith((b"\r", b"\n")):
@@ -235,7 +235,7 @@ class Codec:
             self.state = State.HEAD
             self.request = self.response = None
             self.request_done = self.response_done = False
-            self.stream_id = self.stream_id + 2 if self.in_front and self.stream_id is not None else None
+            self.stream_id = self.stream_id + 2 if self.faces_client and self.stream_id is not None else None
 
     def _last_chunk(self) -> bytes:
         """Return the last chunk with the trailers."""
@@ -243,10 +243,10 @@ class Codec:
         return b"0\r\n%b\r\n" % (bytes(trailers) if trailers else b"")
 
 
-class FrontHttp1(Codec):
+class ClientSideHttp1(Codec):
     """HTTP/1 codec for the client."""
 
-    in_front = True
+    faces_client = True
     stream_id: int = 1
     _data, _trailers, _end, _error = RequestData, RequestTrailers, RequestEndOfMessage, RequestProtocolError
 
@@ -334,10 +334,10 @@ class FrontHttp1(Codec):
         return (self.response is None or self.response_done) and self.state is not State.PIPE
 
 
-class BackHttp1(Codec):
+class ServerSideHttp1(Codec):
     """HTTP/1 codec for a server."""
 
-    in_front = False
+    faces_client = False
     stream_id: int | None = None
     _data, _trailers, _end, _error = ResponseData, ResponseTrailers, ResponseEndOfMessage, ResponseProtocolError
 

@@ -235,7 +235,7 @@ class _Http2(Http2Connection):
             yield ReceiveHttp(self.ReceiveProtocolError(event.stream_id, problem, self.ReceiveProtocolError.code))
 
 
-class FrontHttp2(_Http2, Http2Server):
+class ClientSideHttp2(_Http2, Http2Server):
     """HTTP/2 for the client."""
 
     def __init__(self, session: "Session", client: "ClientEnd", stuck: "Callable[[int], bool]") -> None:
@@ -335,7 +335,7 @@ class FrontHttp2(_Http2, Http2Server):
             yield commands.SendData(self.conn, data)
 
 
-class BackHttp2(_Http2, Http2Client):
+class ServerSideHttp2(_Http2, Http2Client):
     """HTTP/2 for a server."""
 
     draining = False  # it takes no more requests

@@ -25,7 +25,7 @@ from proxy.dialing.connect_race import written
 from proxy.dialing.dialer import as_approved, futile_error
 from proxy.event_loop.turn import run_at_once, run_in_turns
 from proxy.gate.block_page import is_for_git
-from proxy.inspection.decide_request import unanswered, unclear, undialled
+from proxy.inspection.decide_request import deny_unanswered, fail_undialled, unclear
 from proxy.inspection.stages.approval import question
 from proxy.inspection.stages.git import FEW_REFS, report
 from proxy.inspection.stages.limits import Grants, Limits, Taint
@@ -33,7 +33,7 @@ from proxy.inspection.stages.pending_body import PendingContent, PendingPush
 from proxy.inspection.stages.secret_injection import SecretInjection
 from proxy.inspection.stages.secret_scan import SecretScan
 from proxy.inspection.stages.stage import Needs, Stage
-from proxy.inspection.upstream_proxy import relayed
+from proxy.inspection.upstream_proxy import route_through_proxy
 from proxy.request.messages import settle
 from proxy.request.request_head import UnclearError
 from rules.settings import ProxyDestination
@@ -137,13 +137,13 @@ class Pipeline:
                 if request.approval is not waiting:
                     return  # its connection is gone, and that was told
                 if failure is not None:
-                    ruling = undialled(ruling, failure)
+                    ruling = fail_undialled(ruling, failure)
                     ruling = replace(ruling, decision=deny_undialable(ruling.decision, failure))
                     break
                 waiting.ask(question(session, request, ruling), ruling.decision)
             answer = await waiting.answer()
             if answer is not None and answer.result is not Result.GRANTED:
-                ruling = unanswered(session.recorder.sandbox, ruling, reason_of(answer), answer.why)
+                ruling = deny_unanswered(session.recorder.sandbox, ruling, reason_of(answer), answer.why)
                 break
             await self._judge_ahead(request)
             if request.approval is not waiting:
@@ -219,10 +219,10 @@ class Pipeline:
             ruling = replace(ruling, approval=waiting.approval, grants=waiting.grants)
         via = address = None
         if isinstance(found, DialError):
-            ruling, found = undialled(ruling, found), ()
+            ruling, found = fail_undialled(ruling, found), ()
         elif found:
             if isinstance(found[0], ProxyDestination):
-                found = relayed(found, head, ruling)
+                found = route_through_proxy(found, head, ruling)
                 via = str(found[0])
             else:
                 address = written(found[0])

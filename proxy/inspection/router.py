@@ -18,8 +18,8 @@ from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ErrorCode, RequestProtocolError, ResponseProtocolError
 
 from proxy.inspection.connection_ends import FIELD, REQUEST, ClientEnd, RequestsRevoked, ServerEnd
-from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, BackHttp1, Codec, FrontHttp1, MisreadError, State
-from proxy.inspection.http2 import BackHttp2, Checkpoint, FrontHttp2
+from proxy.inspection.http1 import MOST_AHEAD, NOT_HTTP2, ClientSideHttp1, Codec, MisreadError, ServerSideHttp1, State
+from proxy.inspection.http2 import Checkpoint, ClientSideHttp2, ServerSideHttp2
 from proxy.inspection.stream import WAIT, Stream
 from proxy.inspection.tls import HTTP2
 from proxy.inspection.transport import FULL
@@ -114,13 +114,13 @@ class HttpRouter:
         """Continue what a call made possible: the next request, withheld window updates."""
         if [server for server in self.servers if server.over]:
             self.servers = [server for server in self.servers if not server.over]
-        front = self.client.codec
-        if type(front) is FrontHttp1:
-            state = front.state
-            if state is not State.WAIT and (state is not State.HEAD or front.buf or front.ended):
+        client_codec = self.client.codec
+        if type(client_codec) is ClientSideHttp1:
+            state = client_codec.state
+            if state is not State.WAIT and (state is not State.HEAD or client_codec.buf or client_codec.ended):
                 return self._pull(self.client)  # the next request may have begun behind the last
-        elif isinstance(front, FrontHttp2):  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
-            for codec in (front, *[server.codec for server in self.servers]):
+        elif isinstance(client_codec, ClientSideHttp2):  # HTTP/1 has no credit, and HTTP/1 in front has HTTP/1 behind
+            for codec in (client_codec, *[server.codec for server in self.servers]):
                 if not isinstance(codec, Codec) and codec is not None and codec.withheld:
                     for command in codec.return_credit():
                         self._do(command)
@@ -131,9 +131,9 @@ class HttpRouter:
     def start(self) -> Begun:
         """Start the protocol agreed on with the client."""
         if self.client.alpn == HTTP2:
-            front = self.client.codec = FrontHttp2(self.session, self.client, self.stuck_behind)
-            return self._carry_out(front.handle_event(events.Start()))
-        self.client.codec = FrontHttp1(tls=self.session.place.tls)
+            client_codec = self.client.codec = ClientSideHttp2(self.session, self.client, self.is_server_stuck)
+            return self._carry_out(client_codec.handle_event(events.Start()))
+        self.client.codec = ClientSideHttp1(tls=self.session.place.tls)
         return None
 
     def receive(self, connection: ClientEnd | ServerEnd, data: bytes) -> Begun:
@@ -162,10 +162,10 @@ class HttpRouter:
         if problem is None and server.over:  # since it opened: this may have waited for another turn
             problem = "server closed connection"
         if problem is None and server.alpn == HTTP2:
-            back = server.codec = BackHttp2(self.client, server, self.stuck_in_front)
-            begun = self._carry_out(back.handle_event(events.Start()))
+            server_codec = server.codec = ServerSideHttp2(self.client, server, self.is_client_stuck)
+            begun = self._carry_out(server_codec.handle_event(events.Start()))
         elif problem is None:
-            server.codec = BackHttp1()
+            server.codec = ServerSideHttp1()
             if self.client.alpn == HTTP2:  # HTTP/1 behind it has one request a connection
                 for stream in waiting[1:]:
                     self._open_for(stream)
@@ -182,7 +182,7 @@ class HttpRouter:
 
     def refuse_silent(self) -> Begun:
         """Reject a client that waits for its server to speak first."""
-        if not isinstance(self.client.codec, FrontHttp1) or not self.is_unspoken():  # it may have spoken since
+        if not isinstance(self.client.codec, ClientSideHttp1) or not self.is_unspoken():  # it may have spoken since
             return None
         self._refuse(self.client.codec.give_up())
         return self._pull(self.client)
@@ -304,31 +304,31 @@ class HttpRouter:
 
     def send_to_client(self, event: "HttpEvent") -> None:
         """Send a part of a response."""
-        front = self.client.codec
-        if isinstance(front, FrontHttp2):
-            self._send_http2(front, event)
+        client_codec = self.client.codec
+        if isinstance(client_codec, ClientSideHttp2):
+            self._send_http2(client_codec, event)
         elif type(event) is ResponseProtocolError:
-            assert front is not None
-            if front.is_complete:
+            assert client_codec is not None
+            if client_codec.is_complete:
                 self.driver.close(self.client)
             else:
                 self.driver.reset(self.client, at_once=event.code is ErrorCode.CANCEL)
-        elif front is not None and (data := front.send(event)):
+        elif client_codec is not None and (data := client_codec.send(event)):
             self.client.transport.new.append(data)
 
     def send_to_server(self, server: ServerEnd | None, event: "HttpEvent") -> None:
         """Send a part of a request; nothing if the connection is closed."""
-        back = None if server is None or server.over else server.codec
-        if back is None or server is None:
+        server_codec = None if server is None or server.over else server.codec
+        if server_codec is None or server is None:
             return
-        if isinstance(back, BackHttp2):
-            self._send_http2(back, event)
+        if isinstance(server_codec, ServerSideHttp2):
+            self._send_http2(server_codec, event)
         elif type(event) is RequestProtocolError:
             self.driver.reset(server, at_once=event.code is ErrorCode.CANCEL)
-        elif (data := back.send(event)) and server.transport is not None:
+        elif (data := server_codec.send(event)) and server.transport is not None:
             server.transport.new.append(data)
 
-    def _send_http2(self, codec: FrontHttp2 | BackHttp2, event: "HttpEvent") -> None:
+    def _send_http2(self, codec: ClientSideHttp2 | ServerSideHttp2, event: "HttpEvent") -> None:
         """Send with HTTP/2. Events that this causes wait until it is done."""
         for command in codec.handle_event(event):
             if type(command) is ReceiveHttp:
@@ -357,13 +357,13 @@ class HttpRouter:
 
     def usable(self, server: ServerEnd) -> bool:
         """Whether a connection can take one more request: open, and not in use."""
-        back = server.codec
-        if back is None or not (server.can_read and server.can_write):
+        server_codec = server.codec
+        if server_codec is None or not (server.can_read and server.can_write):
             return False
-        if isinstance(back, BackHttp1):
+        if isinstance(server_codec, ServerSideHttp1):
             # HTTP/1 behind HTTP/2 has one request a connection: its response may end with the connection
-            return back.stream_id is None and not back.buf and self.client.alpn != HTTP2
-        return not back.draining
+            return server_codec.stream_id is None and not server_codec.buf and self.client.alpn != HTTP2
+        return not server_codec.draining
 
     # --- what is kept, and what waits ---
 
@@ -372,19 +372,23 @@ class HttpRouter:
 
         If not `exactly`, some may count that were dropped since.
         """
-        front, kept = self.client.codec, self._requests + self.session.held
+        client_codec, kept = self.client.codec, self._requests + self.session.held
         for transport in self.driver.transports:
             kept += transport.kept
-        if isinstance(front, FrontHttp1):
-            kept += len(front.buf)
-        elif front is not None:
-            kept += front.h2_conn.weigh() if exactly else front.h2_conn.kept
-            kept += front.h2_conn.incoming_buffer.size
-            if front.withheld:  # what came of uploads and can't leave: it is with their streams, or behind them
-                kept += sum(front.withheld.values())
+        if isinstance(client_codec, ClientSideHttp1):
+            kept += len(client_codec.buf)
+        elif client_codec is not None:
+            kept += client_codec.h2_conn.weigh() if exactly else client_codec.h2_conn.kept
+            kept += client_codec.h2_conn.incoming_buffer.size
+            if client_codec.withheld:  # what came of uploads and can't leave: it is with their streams, or behind them
+                kept += sum(client_codec.withheld.values())
         for server in self.servers:
-            if (back := server.codec) is not None:
-                kept += len(back.buf) if isinstance(back, BackHttp1) else back.h2_conn.incoming_buffer.size
+            if (server_codec := server.codec) is not None:
+                kept += (
+                    len(server_codec.buf)
+                    if isinstance(server_codec, ServerSideHttp1)
+                    else server_codec.h2_conn.incoming_buffer.size
+                )
         return kept
 
     def under_way(self) -> "dict[str, Hop]":
@@ -397,16 +401,18 @@ class HttpRouter:
 
     def is_unspoken(self) -> bool:
         """Whether a client without ALPN has sent nothing since its handshake; HTTP clients send ALPN."""
-        front, client = self.client.codec, self.client
-        silent = isinstance(front, FrontHttp1) and front.state is State.HEAD and not front.buf
+        client_codec, client = self.client.codec, self.client
+        silent = isinstance(client_codec, ClientSideHttp1) and client_codec.state is State.HEAD and not client_codec.buf
         return silent and client.place.tls and not client.alpn and not self.session.asked
 
-    def stuck_in_front(self, stream_id: int) -> bool:
+    def is_client_stuck(self, stream_id: int) -> bool:
         """Whether data for the client on this stream can't be sent now."""
-        front = self.client.codec
-        return self.client.transport.full or (isinstance(front, FrontHttp2) and front.h2_conn.waits(stream_id))
+        client_codec = self.client.codec
+        return self.client.transport.full or (
+            isinstance(client_codec, ClientSideHttp2) and client_codec.h2_conn.waits(stream_id)
+        )
 
-    def stuck_behind(self, stream_id: int) -> bool:
+    def is_server_stuck(self, stream_id: int) -> bool:
         """Whether data for the server on this stream can't be sent now."""
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -416,7 +422,7 @@ class HttpRouter:
         server = stream.server
         if server is None or server.transport is None:
             return False
-        return server.transport.full or (isinstance(server.codec, BackHttp2) and server.codec.waits(stream_id))
+        return server.transport.full or (isinstance(server.codec, ServerSideHttp2) and server.codec.waits(stream_id))
 
     def balance(self) -> int | None:
         """Read only from those whose bytes can leave on the other side.
@@ -424,41 +430,41 @@ class HttpRouter:
         Returns which head a client has begun with and not ended, or TLS before the first: nobody can decide on it.
         """
         self.stinted, head = False, None
-        client, front = self.client.transport, self.client.codec
-        http2, paused = isinstance(front, FrontHttp2), False
-        for transport, back in [
+        client, client_codec = self.client.transport, self.client.codec
+        http2, paused = isinstance(client_codec, ClientSideHttp2), False
+        for transport, server_codec in [
             (server.transport, server.codec) for server in self.servers if server.transport is not None
         ]:
             paused = paused or transport.full
-            if isinstance(back, BackHttp1) and back.stream_id is not None:
-                stuck = client.full or (http2 and self.stuck_in_front(back.stream_id))
+            if isinstance(server_codec, ServerSideHttp1) and server_codec.stream_id is not None:
+                stuck = client.full or (http2 and self.is_client_stuck(server_codec.stream_id))
             else:
                 stuck = transport.full or (http2 and self._is_stinted())
             if transport.paused is not stuck:
                 transport.pause(paused=stuck)
-        if front is None:
+        if client_codec is None:
             paused, head = client.full, 0
-        elif not isinstance(front, FrontHttp1):
+        elif not isinstance(client_codec, ClientSideHttp1):
             paused = client.full  # it asks and doesn't listen
-            if front.h2_conn.incoming_buffer.in_fields():
-                head = front.h2_conn.highest_inbound_stream_id + 1
-        elif front.state is State.BODY or front.state is State.PIPE:
-            stream = self.streams.get(front.stream_id)
+            if client_codec.h2_conn.incoming_buffer.in_fields():
+                head = client_codec.h2_conn.highest_inbound_stream_id + 1
+        elif client_codec.state is State.BODY or client_codec.state is State.PIPE:
+            stream = self.streams.get(client_codec.stream_id)
             paused = paused or (stream is not None and stream.is_waiting)  # what is read now would only be kept
         else:
-            paused = paused or client.full or (front.state is State.WAIT and len(front.buf) > MOST_AHEAD)
-            if front.state is State.HEAD and front.buf:
-                head = front.stream_id
+            paused = paused or client.full or (client_codec.state is State.WAIT and len(client_codec.buf) > MOST_AHEAD)
+            if client_codec.state is State.HEAD and client_codec.buf:
+                head = client_codec.stream_id
         if client.paused is not paused:
             client.pause(paused=paused)
         return head
 
     def _is_stinted(self) -> bool:
         """Whether the quota is below a server's window and none of its data could be sent."""
-        front = self.client.codec
-        if not isinstance(front, FrontHttp2) or not self._memory_quota.is_tight:
+        client_codec = self.client.codec
+        if not isinstance(client_codec, ClientSideHttp2) or not self._memory_quota.is_tight:
             return False
-        waiting = front.h2_conn
+        waiting = client_codec.h2_conn
         stinted = waiting.kept > FULL and all(map(waiting.waits, self.streams))
         self.stinted = self.stinted or stinted
         return stinted

@@ -13,10 +13,10 @@ from proxy.inspection.decide_request import (
     RuleInputs,
     attempts_of,
     decide,
+    deny_unanswered,
     misuse,
     shown,
     standing,
-    unanswered,
     unclear,
 )
 from proxy.inspection.pipeline import stages_for
@@ -321,7 +321,7 @@ class Session:
         for request in list(self.holding.values()):
             self.abandon(request)
         for waiting in self.approvals.settle_all():
-            ruling = unanswered(
+            ruling = deny_unanswered(
                 self.recorder.sandbox,
                 waiting.ruling,
                 self.ending or Reason.APPROVAL_TIMEOUT,

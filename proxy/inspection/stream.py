@@ -34,7 +34,7 @@ from proxy.inspection.stages.secret_scan import LONG_HEAD, scan_ahead
 from proxy.inspection.stages.stage import RequestStoppedError
 from proxy.inspection.stream_states import OF_REQUEST, OF_RESPONSE, OTHERS, RequestState, ResponseState
 from proxy.inspection.tls import HTTP2
-from proxy.inspection.upstream_proxy import answered_by_proxy, asked_of_proxy
+from proxy.inspection.upstream_proxy import request_to_proxy, response_from_proxy
 from proxy.inspection.websocket import POLICY, REVOKED, Steps, Switched, close_frame
 from proxy.request.messages import (
     GO_ON,
@@ -256,7 +256,7 @@ class Stream:
         for stage in request.senders:
             head = stage.request_head(head)
         if server.relayed:
-            head = asked_of_proxy(head, server.place, server.login)
+            head = request_to_proxy(head, server.place, server.login)
         self.http.send_to_server(server, RequestHeaders(self.stream_id, head, self._bodiless))
         if self.request_state is RequestState.DONE:  # which it is of what is sent again
             self.http.send_to_server(server, RequestEndOfMessage(self.stream_id))
@@ -317,7 +317,7 @@ class Stream:
         request, response, server = self.request, event.response, self.server
         assert server is not None
         if server.relayed:
-            answer = answered_by_proxy(response, server.dialled, server.login)
+            answer = response_from_proxy(response, server.dialled, server.login)
             if isinstance(answer, str):
                 self.http.driver.reset(server, at_once=True)
                 self._fail(Reason.UPSTREAM_FAILED, answer)

@@ -28,7 +28,7 @@ _OWN_PAGES: Final = frozenset({b"x-squid-error", b"proxy-status"})
 _ECHOED: Final = b"TRACE"  # what the last one on the way does with the whole head: the password would be in it
 
 
-def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "RequestDecision") -> "tuple[Hop, ...]":
+def route_through_proxy(found: "tuple[Hop, ...]", head: "Head", ruling: "RequestDecision") -> "tuple[Hop, ...]":
     """Return where a request goes: in the clear, by way of an HTTP proxy, through no connection of its own.
 
     What switches protocols needs one, and so does what a proxy might answer by itself (RFC 9110 section 7.6.2).
@@ -40,7 +40,7 @@ def relayed(found: "tuple[Hop, ...]", head: "Head", ruling: "RequestDecision") -
     return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
 
 
-def asked_of_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Head:
+def request_to_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Head:
     """Return the head to send to the proxy, with our `login`."""
     fields = tuple(
         (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
@@ -53,7 +53,7 @@ def asked_of_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Hea
     return Head(head.version, head.method, b"http", place.authority, path, fields)
 
 
-def answered_by_proxy(response: "ResponseHead", proxy: "Hop | None", login: "Login | None") -> "ResponseHead | str":
+def response_from_proxy(response: "ResponseHead", proxy: "Hop | None", login: "Login | None") -> "ResponseHead | str":
     """Take out of a response what is the proxy's; a str says why it is none for a client, who can't log in there."""
     if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return f"the proxy `{proxy}`: {proxy_login_problem(login)}"

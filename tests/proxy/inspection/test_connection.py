@@ -18,7 +18,7 @@ import pytest
 
 from proxy.inspection import connection as inspected
 from proxy.inspection.connection_ends import ClientEnd, MemoryQuota
-from proxy.inspection.http1 import FrontHttp1, State
+from proxy.inspection.http1 import ClientSideHttp1, State
 from proxy.inspection.router import HEADS_AT_ONCE, HttpRouter
 from proxy.inspection.session import Session
 from proxy.request.messages import WebOrigin
@@ -252,7 +252,7 @@ def test_informational_responses_are_sent_before_the_final_one(gate, origins):
 
 
 def test_stopped_codec_reads_no_further_request():
-    codec = FrontHttp1(tls=False)
+    codec = ClientSideHttp1(tls=False)
     codec.receive(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok" + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert codec.next_event() is not None
     codec.stop()
@@ -465,7 +465,7 @@ def test_client_whose_first_bytes_wait_is_not_refused_as_silent():
     """Its bytes wait for another turn when the timeout is checked."""
     refused = []
     client = ClientEnd(WebOrigin(HostName("good.example"), 443, tls=True))
-    client.codec = FrontHttp1(tls=True)
+    client.codec = ClientSideHttp1(tls=True)
     router = HttpRouter(
         client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), MemoryQuota(list), None, None
     )

@@ -66,8 +66,8 @@ AFTER = {
     "response head": (stream.Stream, "state_response_head"),
     "response body": (stream.Stream, "state_response_body"),
     "complete": (session.Session, "complete"),
-    "far": (http1.BackHttp1, "next_event"),
-    "near": (http1.FrontHttp1, "send"),
+    "far": (http1.ServerSideHttp1, "next_event"),
+    "near": (http1.ClientSideHttp1, "send"),
     "far tls": (tls.ServerTls, "settled"),
 }
 
@@ -96,14 +96,14 @@ def test_exception_in_any_step_ends_the_connection(gate, origins, monkeypatch, n
 
 
 @pytest.mark.parametrize("where", ["handle_h2_event", "_handle_event"])
-@pytest.mark.parametrize("side", [http2.FrontHttp2, http2.BackHttp2])
+@pytest.mark.parametrize("side", [http2.ClientSideHttp2, http2.ServerSideHttp2])
 def test_exception_in_an_http2_codec_ends_the_connection(gate, origins, monkeypatch, where, side):
     origin = origins.web("good.example")
     site = make_site(gate, origin)
     monkeypatch.setattr(side, where, bug)
     assert site.curl("/", "--http2")[0] != 0
     assert gate.events("gate.error")
-    if side is http2.FrontHttp2:
+    if side is http2.ClientSideHttp2:
         assert origin.requests == []
 
 
@@ -127,7 +127,7 @@ def test_unknown_layer_command_ends_the_connection(gate, origins, monkeypatch):
         yield Odd()
 
     site = make_site(gate, origins.web("good.example"))
-    monkeypatch.setattr(http2.FrontHttp2, "_handle_event", odd)
+    monkeypatch.setattr(http2.ClientSideHttp2, "_handle_event", odd)
     assert site.curl("/", "--http2")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"] == "RuntimeError: unexpected command Odd"
 
@@ -356,11 +356,11 @@ ELSEWHERE = {
     "InspectedConnection.crashed",  # what all of these end in
     "InspectedConnection.leaving",  # only while an approval is pending: stages/test_approval.py
     "InspectedConnection.relieved", "_Http2._handle_event",  # only where a side does not read: test_http2.py
-    "InspectedConnection.end_sending", "BackHttp1.receive_end",  # ... or a server: test_exchanges.py
+    "InspectedConnection.end_sending", "ServerSideHttp1.receive_end",  # ... or a server: test_exchanges.py
     "InspectedConnection.reset",  # only where a side is cut: test_cut_connections.py
     "Windowed.reset_stream", "Windowed.stream_window_updated",  # only where a server is cut: test_cut_connections.py
-    "BackHttp2.close_connection",  # only where a server leaves: test_http2.py
-    "Stream.handle_protocol_error", "FrontHttp2.protocol_error",
+    "ServerSideHttp2.close_connection",  # only where a server leaves: test_http2.py
+    "Stream.handle_protocol_error", "ClientSideHttp2.protocol_error",
 }  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_withheld_credit_is_dropped_when_the_connection_is_over():
     """Data received before the flood waits for its server; h2 refuses credit on a closed connection."""
     origin = WebOrigin(HostName("good.example"), 443, tls=True)
     session = SimpleNamespace(misread=lambda *_: None)
-    front = http2.FrontHttp2(session, ClientEnd(origin), lambda _stream: True)
+    front = http2.ClientSideHttp2(session, ClientEnd(origin), lambda _stream: True)
     client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
     client.initiate_connection()
     for command in front.handle_event(events.Start()):

@@ -117,8 +117,8 @@ def test_our_connection_ends_have_every_attribute_that_layers_read():
 
 
 def test_our_http2_layers_extend_those_of_mitmproxy():
-    assert issubclass(http2.FrontHttp2, _http2.Http2Server)
-    assert issubclass(http2.BackHttp2, _http2.Http2Client)
+    assert issubclass(http2.ClientSideHttp2, _http2.Http2Server)
+    assert issubclass(http2.ServerSideHttp2, _http2.Http2Client)
 
 
 def test_replaced_driver_handles_the_reviewed_commands():
