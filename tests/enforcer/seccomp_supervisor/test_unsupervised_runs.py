@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-UNDER = Path(__file__).parent / "seccomp_supervisor" / "under_a_listener.py"
+UNDER = Path(__file__).parent / "under_a_listener.py"
 EXEAT = Path(sys.executable).with_name("exeat")
 NONE = "version: 1\nname: none\nrules: []\n"
 GUARD = """version: 1
