@@ -66,7 +66,7 @@ def test_events_of_one_task_stay_within_its_quota(flood_run):
 
 def test_quota_is_named_in_a_gate_error(flood_run):
     [error] = flood_run["journal"].of(kind="gate.error", task__name="flooding")
-    assert "were told of the task today" in error["fault"]["detail"]
+    assert "were recorded of the task today" in error["fault"]["detail"]
 
 
 def test_end_of_the_limited_task_is_recorded(flood_run):
