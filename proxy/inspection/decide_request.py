@@ -96,10 +96,10 @@ def decide(
     content: bytes | None = None,
     granted: frozenset[str] = frozenset(),
 ) -> RequestDecision:
-    """Decide on one request. Whatever can't be read, or names another place, is denied before any rule is asked.
+    """Decide on one request. If it is malformed, or names another host, it is denied before any rule is evaluated.
 
-    `body`: one follows. `push` and `content` are what was read of it, where the ruling before said that it has to be.
-    `granted` are the digests of rules that asked about it, and were answered.
+    `body`: the request has one. `push` and `content` were read from it, if an earlier decision required that.
+    `granted` has the digests of rules with `ask` that were approved for it.
     """
     policy = looks.policy
     try:
@@ -133,8 +133,15 @@ def decide(
     )  # fmt: skip
     said = asked.method, asked.path, asked
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
-        judged, advice = _judge_push(sandbox, policy, attempt, push, options=looks.git_for_events)
-        return RequestDecision(judged.decision, *said, judged.attempts[0], judged.detail, pushed=judged, advice=advice)
+        push_decision, advice = _decide_push(sandbox, policy, attempt, push, options=looks.git_for_events)
+        return RequestDecision(
+            push_decision.decision,
+            *said,
+            push_decision.attempts[0],
+            push_decision.detail,
+            pushed=push_decision,
+            advice=advice,
+        )
     decision = policy.decide(attempt)
     if other is not None:
         decision = _with_other_path(policy, attempt, decision, other)
@@ -184,17 +191,23 @@ def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: 
     return strictest(here, there)
 
 
-def _judge_push(
+def _decide_push(
     sandbox: "SandboxState", policy: "Policy", attempt: Attempt, push: "Push", *, options: bool
 ) -> "tuple[PushDecision, str]":
     """Decide on a push whose refs are parsed; also return advice, if the reason has none.
 
     `options`: it may have push options, because no rule looks at its refs.
     """
-    judged = decide_push(policy, attempt, push)
-    if options or not push.asks_more or not (judged.decision.outcome.passes or judged.decision.needs_approval):
-        return judged, ""
-    return deny_all(judged, deny(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS), "push without options"
+    push_decision = decide_push(policy, attempt, push)
+    if (
+        options
+        or not push.asks_more
+        or not (push_decision.decision.outcome.passes or push_decision.decision.needs_approval)
+    ):
+        return push_decision, ""
+    return deny_all(
+        push_decision, deny(sandbox.policy, Reason.AMBIGUOUS_REQUEST), _WITH_OPTIONS
+    ), "push without options"
 
 
 def _may_pass(policy: "Policy", attempt: Attempt, carried: "CarriedSecrets") -> bool:
@@ -300,29 +313,36 @@ def shown(head: "Head") -> tuple[str, str]:
     return method, path
 
 
-def fail_undialled(ruling: RequestDecision, failure: "DialError") -> RequestDecision:
+def fail_undialled(request_decision: RequestDecision, failure: "DialError") -> RequestDecision:
     """Return the denial of an allowed request that can't be dialed, or may not be (invariant 9)."""
     reason = failure.reason
     if reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # nobody's refusal
-        decision = ruling.decision._replace(outcome=Outcome.FAILED, reason=reason)
+        decision = request_decision.decision._replace(outcome=Outcome.FAILED, reason=reason)
     else:
-        decision = ruling.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
+        decision = request_decision.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
     refused_at = None if failure.address is None else written(failure.address)
     return replace(
-        ruling, decision=decision, detail=failure.detail, advice=failure.advice, undialled=True, refused_at=refused_at
+        request_decision,
+        decision=decision,
+        detail=failure.detail,
+        advice=failure.advice,
+        undialled=True,
+        refused_at=refused_at,
     )
 
 
-def deny_unanswered(sandbox: "SandboxState", ruling: RequestDecision, reason: Reason, detail: str) -> RequestDecision:
+def deny_unanswered(
+    sandbox: "SandboxState", request_decision: RequestDecision, reason: Reason, detail: str
+) -> RequestDecision:
     """Return the denial of a pending request without an approval."""
-    decision = ruling.decision._replace(
+    decision = request_decision.decision._replace(
         verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=(), revision=sandbox.policy.revision
     )
-    pushed = ruling.pushed
+    pushed = request_decision.pushed
     if pushed is not None:
         refs = tuple((ref, one._replace(reason=reason) if one.needs_approval else one) for ref, one in pushed.refs)
         pushed = pushed._replace(decision=decision, refs=refs)
-    return replace(ruling, decision=decision, detail=detail, pushed=pushed)
+    return replace(request_decision, decision=decision, detail=detail, pushed=pushed)
 
 
 def _denied(
@@ -331,11 +351,11 @@ def _denied(
     return RequestDecision(deny(sandbox.policy, reason), *shown(head), detail=detail, status=status)
 
 
-def attempts_of(ruling: "RequestDecision") -> "tuple[Attempt, ...]":
+def attempts_of(request_decision: "RequestDecision") -> "tuple[Attempt, ...]":
     """Return the attempts of a request: one, or one a ref of a push."""
-    if ruling.pushed is not None:
-        return ruling.pushed.attempts
-    return () if ruling.attempt is None else (ruling.attempt,)
+    if request_decision.pushed is not None:
+        return request_decision.pushed.attempts
+    return () if request_decision.attempt is None else (request_decision.attempt,)
 
 
 def standing(

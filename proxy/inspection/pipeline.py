@@ -90,60 +90,72 @@ class Pipeline:
         """
         if not request.stages and self._session.recorder.sandbox.secret_injector is not None:
             request.enter((SecretInjection(self._session, request),))
-        ruling = self._ruled(request)
-        if ruling is None:
+        request_decision = self._ruled(request)
+        if request_decision is None:
             return None
         asking = self._session.recorder.sandbox.approvals
-        if asking is not None and ruling.decision.needs_approval and ruling.attempt is not None:
-            return self._ask(request, ruling, asking)
-        return self._resolve(request, ruling)
+        if asking is not None and request_decision.decision.needs_approval and request_decision.attempt is not None:
+            return self._ask(request, request_decision, asking)
+        return self._resolve(request, request_decision)
 
     def _ruled(self, request: "RequestContext") -> "RequestDecision | None":
         """Decide on what was read; None: more of the body is needed."""
         session, held = self._session, request.held
         read = (held.push, held.content) if held is not None and held.problem is None else (None, None)
-        ruling = session.rule(request, push=read[0], content=read[1])
+        request_decision = session.rule(request, push=read[0], content=read[1])
         if held is None:
-            if not ruling.refs_wanted and not ruling.body_wanted:
-                return ruling
-            held = PendingPush.of(request.head) if ruling.refs_wanted else PendingContent()
+            if not request_decision.refs_wanted and not request_decision.body_wanted:
+                return request_decision
+            held = PendingPush.of(request.head) if request_decision.refs_wanted else PendingContent()
             if not self._holds:
                 held.problem = UnclearError("no bodies are read here", Reason.PROTOCOL_MISMATCH)
-            if held.problem is not None and ruling.refs_for_events:
-                return ruling
-            held.attempt = ruling.attempt
+            if held.problem is not None and request_decision.refs_for_events:
+                return request_decision
+            held.attempt = request_decision.attempt
             request.held = held
             if held.problem is None:
                 session.holding[request.key] = request
                 return None
         else:
             session.holding.pop(request.key, None)
-            if held.problem is None and (ruling.refs_wanted or ruling.body_wanted) and not ruling.refs_for_events:
+            if (
+                held.problem is None
+                and (request_decision.refs_wanted or request_decision.body_wanted)
+                and not request_decision.refs_for_events
+            ):
                 held.problem = UnclearError(
                     "it is a push, and its body also has to be checked for a signature or a secret"
                 )
-        may_pass = (ruling.decision.outcome.passes or ruling.decision.needs_approval) and not ruling.refs_for_events
+        may_pass = (
+            request_decision.decision.outcome.passes or request_decision.decision.needs_approval
+        ) and not request_decision.refs_for_events
         if held.problem is not None and may_pass:
             return unclear(session.recorder.sandbox, request.head, held.problem)
-        return ruling
+        return request_decision
 
-    async def _ask(self, request: "RequestContext", ruling: "RequestDecision", asking: "ApprovalsClient") -> None:
+    async def _ask(
+        self, request: "RequestContext", request_decision: "RequestDecision", asking: "ApprovalsClient"
+    ) -> None:
         """Submit approval requests until the answers, or the rules by then, decide."""
         session = self._session
-        waiting = session.approvals.begin(request, ruling, asking)
-        while ruling.decision.needs_approval:
-            if not waiting.is_about(ruling.decision):
-                failure = await self._in_vain(ruling)
+        waiting = session.approvals.begin(request, request_decision, asking)
+        while request_decision.decision.needs_approval:
+            if not waiting.is_about(request_decision.decision):
+                failure = await self._in_vain(request_decision)
                 if request.approval is not waiting:
                     return  # its connection is gone, and that was told
                 if failure is not None:
-                    ruling = fail_undialled(ruling, failure)
-                    ruling = replace(ruling, decision=deny_undialable(ruling.decision, failure))
+                    request_decision = fail_undialled(request_decision, failure)
+                    request_decision = replace(
+                        request_decision, decision=deny_undialable(request_decision.decision, failure)
+                    )
                     break
-                waiting.ask(question(session, request, ruling), ruling.decision)
+                waiting.ask(question(session, request, request_decision), request_decision.decision)
             answer = await waiting.answer()
             if answer is not None and answer.result is not Result.GRANTED:
-                ruling = deny_unanswered(session.recorder.sandbox, ruling, reason_of(answer), answer.why)
+                request_decision = deny_unanswered(
+                    session.recorder.sandbox, request_decision, reason_of(answer), answer.why
+                )
                 break
             await self._judge_ahead(request)
             if request.approval is not waiting:
@@ -152,8 +164,8 @@ class Pipeline:
             if found is None:  # under other rules more has to be read first
                 session.approvals.settle(waiting)
                 return
-            ruling = waiting.ruling = found
-        pending = self._resolve(request, ruling)
+            request_decision = waiting.request_decision = found
+        pending = self._resolve(request, request_decision)
         if pending is not None:
             await pending
 
@@ -168,37 +180,41 @@ class Pipeline:
         )
         await run_in_turns(held.decide_refs_ahead(self._session))
 
-    async def _in_vain(self, ruling: "RequestDecision") -> DialError | None:
+    async def _in_vain(self, request_decision: "RequestDecision") -> DialError | None:
         """Return why an approval would open nothing; None: it may."""
-        assert ruling.attempt is not None
-        would = as_approved(self._session.recorder.sandbox.policy, ruling.attempt, ruling.decision)
+        assert request_decision.attempt is not None
+        would = as_approved(self._session.recorder.sandbox.policy, request_decision.attempt, request_decision.decision)
         if would is None:
             return None
         found = self._addresses(would)
         return futile_error(found if isinstance(found, tuple | DialError) else await found)
 
-    def _resolve(self, request: "RequestContext", ruling: "RequestDecision") -> "Awaitable[None] | None":
+    def _resolve(self, request: "RequestContext", request_decision: "RequestDecision") -> "Awaitable[None] | None":
         """Look up the addresses of an allowed request, and record the decision."""
-        if ruling.attempt is None or not ruling.decision.outcome.passes:
-            return self._decided(request, ruling, ())
-        found = self._addresses(ruling.attempt)
-        pushed = ruling.pushed
+        if request_decision.attempt is None or not request_decision.decision.outcome.passes:
+            return self._decided(request, request_decision, ())
+        found = self._addresses(request_decision.attempt)
+        pushed = request_decision.pushed
         if not isinstance(found, tuple | DialError) or (pushed and len(pushed.attempts) > FEW_REFS):
-            return self._later(request, ruling, self._session.recorder.sandbox.policy, found)
+            return self._later(request, request_decision, self._session.recorder.sandbox.policy, found)
         if pushed is not None:
             found = run_at_once(among(self._session.recorder.sandbox.policy, pushed.attempts, found))
-        return self._decided(request, ruling, found)
+        return self._decided(request, request_decision, found)
 
     async def _later(
-        self, request: "RequestContext", ruling: "RequestDecision", policy: "Policy", found: "Found | Awaitable[Found]"
+        self,
+        request: "RequestContext",
+        request_decision: "RequestDecision",
+        policy: "Policy",
+        found: "Found | Awaitable[Found]",
     ) -> None:
-        sandbox, attempt = self._session.recorder.sandbox, ruling.attempt
+        sandbox, attempt = self._session.recorder.sandbox, request_decision.attempt
         addresses = found if isinstance(found, tuple | DialError) else await found
-        if ruling.pushed is not None:
-            addresses = await run_in_turns(among(policy, ruling.pushed.attempts, addresses))
+        if request_decision.pushed is not None:
+            addresses = await run_in_turns(among(policy, request_decision.pushed.attempts, addresses))
         same = attempt is not None and sandbox.calendar.today() == attempt.at and sandbox.tainted is attempt.tainted
         if sandbox.policy is policy and same:
-            pending = self._decided(request, ruling, addresses)
+            pending = self._decided(request, request_decision, addresses)
         else:  # by now it is for other rules, or another day, and nothing was told
             await self._judge_ahead(request)
             pending = self.decide(request)
@@ -206,40 +222,42 @@ class Pipeline:
             await pending
 
     def _decided(
-        self, request: "RequestContext", ruling: "RequestDecision", found: "Found"
+        self, request: "RequestContext", request_decision: "RequestDecision", found: "Found"
     ) -> "Awaitable[None] | None":
         """Record the decision and carry it out; if its address needs approval, that comes first."""
         session, head = self._session, request.head
         if isinstance(found, DialError) and found.held is not None:
             asking = session.recorder.sandbox.approvals
             if asking is not None:
-                return self._ask(request, replace(ruling, decision=found.held), asking)
+                return self._ask(request, replace(request_decision, decision=found.held), asking)
         if (waiting := request.approval) is not None:
             session.approvals.settle(waiting)
-            ruling = replace(ruling, approval=waiting.approval, grants=waiting.grants)
+            request_decision = replace(request_decision, approval=waiting.approval, grants=waiting.grants)
         via = address = None
         if isinstance(found, DialError):
-            ruling, found = fail_undialled(ruling, found), ()
+            request_decision, found = fail_undialled(request_decision, found), ()
         elif found:
             if isinstance(found[0], ProxyDestination):
-                found = route_through_proxy(found, head, ruling)
+                found = route_through_proxy(found, head, request_decision)
                 via = str(found[0])
             else:
                 address = written(found[0])
-        page = session.admit(request, ruling, via, address)
+        page = session.admit(request, request_decision, via, address)
         if page is not None:
-            told = report(ruling.pushed, page) if ruling.pushed and is_for_git(page) else None
+            told = report(request_decision.pushed, page) if request_decision.pushed and is_for_git(page) else None
             request.refusal = told or page
             request.reads_on = told is not None
-            request.is_last = ruling.asked is None
+            request.is_last = request_decision.asked is None
             return None
-        assert ruling.asked is not None
-        packed = not (ruling.asked.websocket and ruling.decision.scan.blocks)  # ... messages can't be looked into
-        request.head = settle(head, ruling.asked, session.place, extensions=packed)
+        assert request_decision.asked is not None
+        packed = not (
+            request_decision.asked.websocket and request_decision.decision.scan.blocks
+        )  # ... messages can't be looked into
+        request.head = settle(head, request_decision.asked, session.place, extensions=packed)
         request.addresses = found
         policy = session.recorder.sandbox.policy
         every = policy.settings.upstream_ca
-        files = ruling.decision.ca if every is None else (*ruling.decision.ca, every)
+        files = request_decision.decision.ca if every is None else (*request_decision.decision.ca, every)
         if files:
             request.authorities = tuple(policy.authorities[path] for path in files)
         return None

@@ -115,11 +115,11 @@ class Session:
         self.asked += push is None and content is None
         sandbox, head = self.recorder.sandbox, request.head
         if self.refused is not None:
-            ruling = RequestDecision(self.refused, *shown(head), detail=self._detail, advice=self._advice)
+            request_decision = RequestDecision(self.refused, *shown(head), detail=self._detail, advice=self._advice)
             if where := misuse(sandbox, self.place, head):  # worse than what refused the connection
                 decision = deny(sandbox.policy, Reason.SECRET_MISUSE)
-                ruling = replace(ruling, decision=decision, detail=where, advice="", misused=True)
-            return ruling
+                request_decision = replace(request_decision, decision=decision, detail=where, advice="", misused=True)
+            return request_decision
         looks = self._looks
         if looks is None or looks.policy is not sandbox.policy:
             looks = self._looks = RuleInputs.of(sandbox.policy, self.place)
@@ -159,7 +159,11 @@ class Session:
         return page
 
     def admit(
-        self, request: RequestContext, ruling: RequestDecision, via: str | None = None, address: str | None = None
+        self,
+        request: RequestContext,
+        request_decision: RequestDecision,
+        via: str | None = None,
+        address: str | None = None,
     ) -> Page | None:
         """Record the decision and return the page that refuses the request; None: it may pass.
 
@@ -167,53 +171,57 @@ class Session:
         """
         head, record = request.head, self.record
         if self.refused is not None:
-            if ruling.misused:
-                record.tampered(self.cause, ruling.detail)
-            return self._page(ruling, head, self.cause)
-        ruling, passes = self._through_stages(request, ruling)
-        request.http = record.http(ruling, head)
+            if request_decision.misused:
+                record.tampered(self.cause, request_decision.detail)
+            return self._page(request_decision, head, self.cause)
+        request_decision, passes = self._through_stages(request, request_decision)
+        request.http = record.http(request_decision, head)
         try:
-            request.cause = cause = record.decided(ruling, request.http, via, address if passes else ruling.refused_at)
+            request.cause = cause = record.decided(
+                request_decision, request.http, via, address if passes else request_decision.refused_at
+            )
         except JournalWriteError:  # whatever was decided: what can't be recorded doesn't pass (invariant 6)
             if passes:
                 self._leave_stages(request)
             decision = deny(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)
-            return self._page(RequestDecision(decision, ruling.method, ruling.path), head, UNTOLD)
-        if ruling.misused:
-            record.tampered(cause, ruling.detail)
+            return self._page(RequestDecision(decision, request_decision.method, request_decision.path), head, UNTOLD)
+        if request_decision.misused:
+            record.tampered(cause, request_decision.detail)
         if passes:
-            request.begin(ruling.decision.rules, attempts_of(ruling), via)
+            request.begin(request_decision.decision.rules, attempts_of(request_decision), via)
             self.open[request.key] = request
         try:
             for stage in request.stages:
-                stage.recorded(ruling)
+                stage.recorded(request_decision)
         except RequestStoppedError as stopped:
             passes, request.by = False, stopped.decision
             self.complete(request, None, detail=str(stopped))
-            ruling = replace(ruling, decision=stopped.decision, detail=str(stopped))
-        return None if passes else self._page(ruling, head, cause)
+            request_decision = replace(request_decision, decision=stopped.decision, detail=str(stopped))
+        return None if passes else self._page(request_decision, head, cause)
 
-    def _through_stages(self, request: RequestContext, ruling: RequestDecision) -> tuple[RequestDecision, bool]:
+    def _through_stages(
+        self, request: RequestContext, request_decision: RequestDecision
+    ) -> tuple[RequestDecision, bool]:
         """Pass an allowed request to its stages, up to the first that denies it; also returns whether none did."""
-        if not ruling.decision.outcome.passes or ruling.asked is None:
-            return ruling, False
-        decision, early = ruling.decision, request.stages
+        if not request_decision.decision.outcome.passes or request_decision.asked is None:
+            return request_decision, False
+        decision, early = request_decision.decision, request.stages
         secrets = self.recorder.sandbox.secret_injector is not None
-        needs = Needs(decision.scan, decision.trust, bool(decision.limits), bool(ruling.grants), secrets)
+        needs = Needs(decision.scan, decision.trust, bool(decision.limits), bool(request_decision.grants), secrets)
         entered = {type(stage) for stage in early}
         stages = [kind(self, request) for kind in stages_for(needs) if kind not in entered]
         request.enter((*stages, *early))  # which are the last, as in the list
         for number, stage in enumerate(stages, 1):
             try:
-                ruling = stage.admit(ruling)
+                request_decision = stage.admit(request_decision)
             except BaseException:  # nothing passes, and nothing of a grant stays taken
                 self._leave_stages(request)
                 raise
-            if not ruling.decision.outcome.passes:
+            if not request_decision.decision.outcome.passes:
                 self._leave_stages(request)
                 request.enter((*stages[:number], *early))  # the others have no part in what never comes to them
-                return ruling, False
-        return ruling, True
+                return request_decision, False
+        return request_decision, True
 
     @staticmethod
     def _leave_stages(request: RequestContext) -> None:
@@ -277,8 +285,8 @@ class Session:
         """Record that an allowed request failed, and why; returns the page for the client."""
         advice = advice_on_unreadable(self.place) if isinstance(detail, Unreadable) else ""
         decision = Decision(verdict=Verdict.ALLOW, outcome=Outcome.FAILED, reason=reason)
-        ruling = RequestDecision(decision, *shown(request.head), detail=detail, advice=advice)
-        page = self._page(ruling, request.head, UNTOLD)
+        request_decision = RequestDecision(decision, *shown(request.head), detail=detail, advice=advice)
+        page = self._page(request_decision, request.head, UNTOLD)
         self.complete(request, page.status, Outcome.FAILED, reason, detail)
         return page
 
@@ -321,13 +329,13 @@ class Session:
         for request in list(self.holding.values()):
             self.abandon(request)
         for waiting in self.approvals.settle_all():
-            ruling = deny_unanswered(
+            request_decision = deny_unanswered(
                 self.recorder.sandbox,
-                waiting.ruling,
+                waiting.request_decision,
                 self.ending or Reason.APPROVAL_TIMEOUT,
                 CLIENT_LEFT if self.ending is None else "",
             )
-            self.admit(waiting.request, replace(ruling, approval=waiting.approval))
+            self.admit(waiting.request, replace(request_decision, approval=waiting.approval))
         self.connections.close()
         for request in list(self.open.values()):
             if self.client_left:
@@ -335,10 +343,11 @@ class Session:
             else:
                 self.complete(request, None, Outcome.FAILED, self.ending)
 
-    def _page(self, ruling: RequestDecision, head: "Head", event: str) -> Page:
-        attempt = f"{ruling.method} {self.place}{ruling.path}"
+    def _page(self, request_decision: RequestDecision, head: "Head", event: str) -> Page:
+        attempt = f"{request_decision.method} {self.place}{request_decision.path}"
         refusal = Refusal(
-            ruling.decision, attempt, event, ruling.detail, ruling.status, self.place.target, ruling.advice,
-            ruling.approval or self._approval, self.recorder.sandbox.has_info_api,
+            request_decision.decision, attempt, event, request_decision.detail, request_decision.status,
+            self.place.target, request_decision.advice,
+            request_decision.approval or self._approval, self.recorder.sandbox.has_info_api,
         )  # fmt: skip
         return page(refusal, user_agent(head), grpc=grpc_kind(head))

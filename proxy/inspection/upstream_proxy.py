@@ -28,16 +28,23 @@ _OWN_PAGES: Final = frozenset({b"x-squid-error", b"proxy-status"})
 _ECHOED: Final = b"TRACE"  # what the last one on the way does with the whole head: the password would be in it
 
 
-def route_through_proxy(found: "tuple[Hop, ...]", head: "Head", ruling: "RequestDecision") -> "tuple[Hop, ...]":
+def route_through_proxy(
+    found: "tuple[Hop, ...]", head: "Head", request_decision: "RequestDecision"
+) -> "tuple[Hop, ...]":
     """Return where a request goes: in the clear, by way of an HTTP proxy, through no connection of its own.
 
     What switches protocols needs one, and so does what a proxy might answer by itself (RFC 9110 section 7.6.2).
     """
-    if not found or not isinstance(found[0], ProxyDestination) or ruling.asked is None or ruling.attempt is None:
+    if (
+        not found
+        or not isinstance(found[0], ProxyDestination)
+        or request_decision.asked is None
+        or request_decision.attempt is None
+    ):
         return found
-    clear = ruling.attempt.protocol is Protocol.HTTP and found[0].upstream.scheme is Scheme.HTTP
+    clear = request_decision.attempt.protocol is Protocol.HTTP and found[0].upstream.scheme is Scheme.HTTP
     ends_there = head.method == _ECHOED or any(name.lower() == b"max-forwards" for name, _ in head.fields)
-    return (found[0]._replace(relayed=clear and not ruling.asked.websocket and not ends_there),)
+    return (found[0]._replace(relayed=clear and not request_decision.asked.websocket and not ends_there),)
 
 
 def request_to_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Head:

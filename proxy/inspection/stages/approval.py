@@ -30,12 +30,14 @@ class PendingApproval:
 
     __slots__ = (
         "_about", "_answer", "_asking", "_gone", "_rounds", "_ticket", "_woken", "approval", "grants", "request",
-        "ruling",
+        "request_decision",
     )  # fmt: skip
 
-    def __init__(self, asking: "ApprovalsClient", request: "RequestContext", ruling: "RequestDecision") -> None:
+    def __init__(
+        self, asking: "ApprovalsClient", request: "RequestContext", request_decision: "RequestDecision"
+    ) -> None:
         self.request = request
-        self.ruling = ruling
+        self.request_decision = request_decision
         self.grants: tuple[Grant, ...] = ()  # so far
         self.approval = ""
         self._asking = asking
@@ -109,13 +111,15 @@ class PendingApprovals:
         self._waiting: dict[str, PendingApproval] = {}  # by the keys of their requests
         self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
 
-    def begin(self, request: "RequestContext", ruling: "RequestDecision", asking: "ApprovalsClient") -> PendingApproval:
+    def begin(
+        self, request: "RequestContext", request_decision: "RequestDecision", asking: "ApprovalsClient"
+    ) -> PendingApproval:
         """Add a pending request, with the grants of an earlier wait."""
         waiting = request.approval
         if waiting is None:
-            waiting = request.approval = self._waiting[request.key] = PendingApproval(asking, request, ruling)
+            waiting = request.approval = self._waiting[request.key] = PendingApproval(asking, request, request_decision)
             self.changed(True)
-        waiting.ruling = ruling
+        waiting.request_decision = request_decision
         return waiting
 
     def settle(self, waiting: PendingApproval) -> None:
@@ -144,16 +148,16 @@ class PendingApprovals:
                 waiting.wake(gone=True)
 
 
-def question(session: "Session", request: "RequestContext", ruling: "RequestDecision") -> "ApprovalRequest":
+def question(session: "Session", request: "RequestContext", request_decision: "RequestDecision") -> "ApprovalRequest":
     """Return the approval request for a request, with the parsed part of its body."""
-    attempt, sandbox, held = ruling.attempt, session.recorder.sandbox, request.held
+    attempt, sandbox, held = request_decision.attempt, session.recorder.sandbox, request.held
     assert attempt is not None
     process = None if session.attribution is None else session.attribution.process
     push, content = (held.push, held.content) if held else (None, None)
     secrets = _secrets(sandbox, attempt, request.head, content)
-    quiet = frozenset[str]() if ruling.pushed is None else ruling.pushed.quiet
+    quiet = frozenset[str]() if request_decision.pushed is None else request_decision.pushed.quiet
     return describe_request(
-        sandbox.sources, attempt, ruling.decision, request.head, push, process, session.cause, secrets, quiet
+        sandbox.sources, attempt, request_decision.decision, request.head, push, process, session.cause, secrets, quiet
     )
 
 

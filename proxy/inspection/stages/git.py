@@ -211,9 +211,11 @@ def decide_push(policy: "Policy", attempt: Attempt, push: "Push") -> PushDecisio
     )
 
 
-def deny_all(judged: PushDecision, decision: "Decision", detail: str) -> PushDecision:
+def deny_all(push_decision: PushDecision, decision: "Decision", detail: str) -> PushDecision:
     """Deny a whole push for a reason that is no ref's."""
-    return judged._replace(decision=decision, refs=tuple((ref, decision) for ref, _ in judged.refs), detail=detail)
+    return push_decision._replace(
+        decision=decision, refs=tuple((ref, decision) for ref, _ in push_decision.refs), detail=detail
+    )
 
 
 def _told(push: "Push", quiet: frozenset[str]) -> tuple[str, ...]:
@@ -255,17 +257,17 @@ def _strictest(strictest: "Decision", decisions: "Iterable[Decision]") -> "Decis
     )
 
 
-def report(judged: PushDecision, page: Page) -> Page | None:
+def report(push_decision: PushDecision, page: Page) -> Page | None:
     """Return a refusal as a push's client understands it; None: it wants none, and gets the page that others get.
 
     `page` is the refusal in text. Sideband (gitprotocol-common(5), gitprotocol-pack(5)): 1 carries the report, 2 what
     is shown to people.
     """
-    if judged.capabilities.isdisjoint({"report-status", "report-status-v2"}):
+    if push_decision.capabilities.isdisjoint({"report-status", "report-status-v2"}):
         return None
     status = _line(b"unpack ok\n")
-    status += b"".join(_line(f"ng {ref} {why}\n".encode()) for ref, why in _refusals(judged, page)) + b"0000"
-    room = next((size for name, size in _PACKETS.items() if name in judged.capabilities), None)
+    status += b"".join(_line(f"ng {ref} {why}\n".encode()) for ref, why in _refusals(push_decision, page)) + b"0000"
+    room = next((size for name, size in _PACKETS.items() if name in push_decision.capabilities), None)
     body = status
     if room is not None:
         shown = b"".join(_line(_MESSAGE + line + b"\n") for line in page.body.splitlines())
@@ -280,10 +282,10 @@ def report(judged: PushDecision, page: Page) -> Page | None:
     return Page(HTTPStatus.OK, page.phrase, headers, body)
 
 
-def _refusals(judged: PushDecision, page: Page) -> "Iterator[tuple[str, str]]":
+def _refusals(push_decision: PushDecision, page: Page) -> "Iterator[tuple[str, str]]":
     """Yield each ref with the reason why it is rejected."""
-    for ref, decision in judged.refs:
-        if judged.decision.passes:
+    for ref, decision in push_decision.refs:
+        if push_decision.decision.passes:
             yield ref, page.body.partition(b"\n")[0].decode("ascii")
         elif decision.passes:
             yield ref, "exeat: another ref of this push is refused"

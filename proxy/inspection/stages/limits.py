@@ -29,15 +29,15 @@ class Grants(Stage):
         """Only for approved requests."""
         return needs.grants
 
-    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
+    def admit(self, request_decision: "RequestDecision") -> "RequestDecision":
         """Take a lease on the grants."""
         sandbox = self.session.recorder.sandbox
-        self._lease = sandbox.lease(ruling.grants, self._over)
+        self._lease = sandbox.lease(request_decision.grants, self._over)
         if self._lease is not None:
-            return ruling
-        decision = ruling.decision
+            return request_decision
+        decision = request_decision.decision
         by = deny(sandbox.policy, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
-        return replace(ruling, decision=by, detail="its approval has ended")
+        return replace(request_decision, decision=by, detail="its approval has ended")
 
     def _over(self, grant: "Grant") -> None:
         """End the request. Called from the loop."""
@@ -61,17 +61,17 @@ class Limits(Stage):
         """Only where there are limits."""
         return needs.limits or needs.grants
 
-    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
+    def admit(self, request_decision: "RequestDecision") -> "RequestDecision":
         """Count the request; deny it if a limit is used up."""
-        session, left = self.session, budgets(ruling.grants)
-        if not ruling.decision.limits and not left:
-            return ruling
+        session, left = self.session, budgets(request_decision.grants)
+        if not request_decision.decision.limits and not left:
+            return request_decision
         size = self.request.head.size
-        found = session.recorder.sandbox.meters.admit(ruling.decision.limits, session.connections, size, left)
+        found = session.recorder.sandbox.meters.admit(request_decision.decision.limits, session.connections, size, left)
         if isinstance(found, Exceeded):
-            return replace(ruling, decision=exceeded(ruling.decision, found), detail=str(found))
+            return replace(request_decision, decision=exceeded(request_decision.decision, found), detail=str(found))
         self.request.meter = found
-        return ruling
+        return request_decision
 
     def review(self, now: "ReviewResult") -> None:
         """Apply the limits now in force."""
@@ -95,8 +95,8 @@ class Taint(Stage):
         """Only where a rule that allows it doesn't trust the source."""
         return needs.trust is not Trust.TRUSTED
 
-    def recorded(self, ruling: "RequestDecision") -> None:
+    def recorded(self, request_decision: "RequestDecision") -> None:
         """Record the read. Raises RequestStoppedError."""
         sandbox, place = self.session.recorder.sandbox, self.session.place
-        if not sandbox.record_read(ruling.decision, place.target, place.port, self.request.cause):
+        if not sandbox.record_read(request_decision.decision, place.target, place.port, self.request.cause):
             raise RequestStoppedError(deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)

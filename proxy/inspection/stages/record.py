@@ -41,40 +41,42 @@ class RequestRecord:
         self._name: str | None = target if isinstance(target, HostName) else None
         self._address = None if self._name else str(target)
 
-    def http(self, ruling: "RequestDecision", head: "Head") -> Http:
+    def http(self, request_decision: "RequestDecision", head: "Head") -> Http:
         """Return what events say of a request: the host that was asked for, which may not be this one.
 
         Of the path no more than the rules want told: `log: pattern`.
         """
-        host = self._place.authority if ruling.asked else named(head)
-        pattern = ruling.decision.pattern
-        path = ruling.path if pattern is None else pattern
-        said = Http(ruling.method, host.decode("utf-8", "replace"), path, pattern=pattern is not None)
-        request = None if ruling.attempt is None else ruling.attempt.request
+        host = self._place.authority if request_decision.asked else named(head)
+        pattern = request_decision.decision.pattern
+        path = request_decision.path if pattern is None else pattern
+        said = Http(request_decision.method, host.decode("utf-8", "replace"), path, pattern=pattern is not None)
+        request = None if request_decision.attempt is None else request_decision.attempt.request
         if request is None:
             return said
         query = len(request.path.partition("?")[2].encode("utf-8", "surrogateescape"))
         return said._replace(body=request.body, websocket=request.websocket, query=query)
 
-    def decided(self, ruling: "RequestDecision", http: Http, via: str | None, address: str | None = None) -> str:
+    def decided(
+        self, request_decision: "RequestDecision", http: Http, via: str | None, address: str | None = None
+    ) -> str:
         """Record the decision and return the event's id. Raises JournalWriteError.
 
         `address`: the first that is dialled for a name, or the one that it is refused for.
         """
         return self._recorder.decided(
             Kind.REQUEST_DECIDED,
-            ruling.decision,
+            request_decision.decision,
             name=self._name,
             address=address or self._address,
             port=self._place.port,
             protocol=self._place.protocol,
             http=http,
-            git=_git(ruling),
+            git=_git(request_decision),
             process=None if self._attribution is None else self._attribution.process,
             cause=self._cause,
             via=via,
-            detail=_detail(ruling),
-            approval=ruling.approval,
+            detail=_detail(request_decision),
+            approval=request_decision.approval,
         )
 
     def completed(  # noqa: PLR0917 - what is known of an end
@@ -117,24 +119,26 @@ class RequestRecord:
         self._recorder.tampered(cause, detail, name=self._name, address=self._address, port=self._place.port)
 
 
-def _git(ruling: "RequestDecision") -> Git | None:
+def _git(request_decision: "RequestDecision") -> Git | None:
     """Return the git fields of an event; None where the event hides the path."""
-    request = None if ruling.attempt is None else ruling.attempt.request
-    if request is None or request.git is None or ruling.asked is None:
+    request = None if request_decision.attempt is None else request_decision.attempt.request
+    if request is None or request.git is None or request_decision.asked is None:
         return None
-    if ruling.decision.pattern is not None or ruling.path != ruling.asked.path:  # `log: pattern`, or a secret is in it
+    if (
+        request_decision.decision.pattern is not None or request_decision.path != request_decision.asked.path
+    ):  # `log: pattern`, or a secret is in it
         return None
-    refs = () if ruling.pushed is None else ruling.pushed.commands
+    refs = () if request_decision.pushed is None else request_decision.pushed.commands
     return Git(request.git.service, request.git.repo, refs)
 
 
-def _detail(ruling: "RequestDecision") -> str:
+def _detail(request_decision: "RequestDecision") -> str:
     """Return the detail of an event; without a push's ref where the rules log only patterns."""
-    if not (ruling.undialled or ruling.approval or ruling.decision.reason in _SAID):
+    if not (request_decision.undialled or request_decision.approval or request_decision.decision.reason in _SAID):
         return ""
-    pushed = ruling.pushed
-    if pushed is None or ruling.detail != pushed.detail:
-        return ruling.detail
+    pushed = request_decision.pushed
+    if pushed is None or request_decision.detail != pushed.detail:
+        return request_decision.detail
     counts = pushed.attempts[0].request
     quiet = counts is None or counts.git is None or counts.git.ref in pushed.quiet
-    return "" if quiet or _git(ruling) is None else ruling.detail
+    return "" if quiet or _git(request_decision) is None else request_decision.detail

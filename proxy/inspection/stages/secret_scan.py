@@ -85,23 +85,23 @@ class SecretScan(Stage):
         """Only where rules want a scan."""
         return needs.scan is not Scan.OFF
 
-    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
+    def admit(self, request_decision: "RequestDecision") -> "RequestDecision":
         """Scan the head; deny the request for what must not be sent. Events contain nothing of the secret."""
-        session, head, action = self.session, self.request.head, ruling.decision.scan
+        session, head, action = self.session, self.request.head, request_decision.decision.scan
         self._action = action
         strict = action is Scan.STRICT and session.is_unnamed()
         seen = None if self.request.seen is None else self.request.seen.get(strict)
         try:
             if seen is None:
                 if session.recorder.sandbox.own_secrets is None and not strict and session.heads.is_clean(head):
-                    return ruling
+                    return request_decision
                 seen = run_at_once(_look(session, head, strict=strict))
-            return self._looked(ruling, seen)
+            return self._looked(request_decision, seen)
         except Exception as error:  # noqa: BLE001  see above
             self._fail(error, session.cause)
-            return ruling
+            return request_decision
 
-    def _looked(self, ruling: "RequestDecision", seen: HeadScan) -> "RequestDecision":
+    def _looked(self, request_decision: "RequestDecision", seen: HeadScan) -> "RequestDecision":
         """Deny or allow by the result of the head's scan. Raises the scan's error."""
         if seen.error is not None:
             raise seen.error
@@ -114,17 +114,17 @@ class SecretScan(Stage):
             watch.has_left()
         self._watch, self._found = watch, " and ".join(found)
         if whole or found:
-            method, path = shown(ruling.method, ruling.path, whole=whole)
-            ruling = replace(ruling, method=method, path=path)
+            method, path = shown(request_decision.method, request_decision.path, whole=whole)
+            request_decision = replace(request_decision, method=method, path=path)
         if not blocked:
-            return ruling
-        decision = self._denial(ruling.decision.rules)._replace(pattern=ruling.decision.pattern)
-        return replace(ruling, decision=decision, detail=self._found)
+            return request_decision
+        decision = self._denial(request_decision.decision.rules)._replace(pattern=request_decision.decision.pattern)
+        return replace(request_decision, decision=decision, detail=self._found)
 
-    def recorded(self, ruling: "RequestDecision") -> None:
+    def recorded(self, request_decision: "RequestDecision") -> None:
         """Record the findings in the head."""
         if self._found:
-            self._record(self._found, ruling.decision.rules, blocked=self._action.blocks)
+            self._record(self._found, request_decision.decision.rules, blocked=self._action.blocks)
 
     def send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
         """Return the parts to send in place of `part`. Raises RequestStoppedError if a secret is found."""

@@ -86,11 +86,11 @@ class Stage:
         """Whether such requests need the stage."""
         raise NotImplementedError
 
-    def admit(self, ruling: "RequestDecision") -> "RequestDecision":
+    def admit(self, request_decision: "RequestDecision") -> "RequestDecision":
         """Deny the request, or pass it to the next stage, before its decision is recorded."""
-        return ruling
+        return request_decision
 
-    def recorded(self, ruling: "RequestDecision") -> None:
+    def recorded(self, request_decision: "RequestDecision") -> None:
         """Handle the recorded decision, perhaps a denial by this stage. Raises RequestStoppedError."""
 
     def request_head(self, head: "Head") -> "Head":

@@ -357,8 +357,8 @@ class Holding(Stage):
 
 
 class Broken(Stage):
-    def admit(self, ruling):
-        raise ValueError(f"a stage has a fault: {ruling}")
+    def admit(self, request_decision):
+        raise ValueError(f"a stage has a fault: {request_decision}")
 
 
 def test_stage_that_raises_ends_the_stages_before_it(monkeypatch):
