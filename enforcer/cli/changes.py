@@ -160,7 +160,7 @@ def _show(stored: StoredChanges, selection: Selection, arguments: argparse.Names
     changes = _select(stored, selection)
     protection = _protection(stored)
     with MergeInputs.opened(stored, to_look=True) as inputs:
-        protection.look(inputs, stored.changes())
+        protection.inspect_git(inputs, stored.changes())
         if arguments.format == "json":
             values = [_value(inputs, change, protection, stat=arguments.stat) for change in changes]
             meta = {"task": stored.meta.id, "name": stored.meta.name, "workspace": stored.meta.workspace}

@@ -120,7 +120,7 @@ def accept(
     """
     everything = load_pending(stored)
     with contextlib.closing(ChangeRecorder(stored.meta)) as recorder, MergeInputs.opened(stored) as inputs:
-        protection.look(inputs, stored.changes())
+        protection.inspect_git(inputs, stored.changes())
         brought = {path for change in everything for path in protection.needs(change)}
         changes = select_changes(everything, selection, brought)
         needs = {change.path: protection.needs(change) for change in changes if protection.covers(change)}
@@ -169,9 +169,7 @@ def _record_unanswered(recorder: "ChangeRecorder", ask: "Ask | None") -> "Ask":
     """Wrap `ask` so that the journal also records requests that nobody could answer."""
 
     def asked(question: "ApprovalRequest") -> Answer:
-        answer = (
-            Answer(0, Result.UNAVAILABLE, why="no approvals registry can be asked") if ask is None else ask(question)
-        )
+        answer = Answer(0, Result.UNAVAILABLE, why="no approvals server is reachable") if ask is None else ask(question)
         if answer.result is Result.UNAVAILABLE:
             recorder.record_unavailable(question, answer.why)
         return answer
@@ -269,7 +267,7 @@ class _Merge:
         """Set the modes of new directories."""
         for path, wanted in reversed(self._modes):
             with self._inputs.acting(), contextlib.suppress(OSError):
-                ours = self._inputs.workspace.look(path)
+                ours = self._inputs.workspace.stat(path)
                 if ours is not None:
                     self._place.change_mode(path, ours, wanted)
 

@@ -63,7 +63,7 @@ _WRITE: Final = "write-tree", "--missing-ok"
 
 
 class UnreadableError(Exception):
-    """What Git data says can't be told; the text says why."""
+    """Git data can't be inspected; the text says why."""
 
 
 class ScratchRepository:
@@ -192,12 +192,12 @@ class ScratchRepository:
             out += chunk
             if len(out) > _MOST_OUTPUT:
                 break
-        raise UnreadableError("it is too much to look into")
+        raise UnreadableError("it is too large to inspect")
 
     def _spend(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            raise UnreadableError("its new objects are too large to look into")
+            raise UnreadableError("its new objects are too large to inspect")
 
     def _copy(self, source: int, name: str) -> None:
         with acting_as(*self._owner):
@@ -222,7 +222,7 @@ def has_hash(file: int, name: str, ends: float) -> bool:
     try:
         while not unpacking.eof:
             if time.monotonic() > ends:
-                raise UnreadableError("its objects take too long to look into")
+                raise UnreadableError("inspecting its objects takes too long")
             packed = unpacking.unconsumed_tail or os.read(file, _CHUNK)
             plain = unpacking.decompress(packed, _CHUNK)
             if not packed and not plain:

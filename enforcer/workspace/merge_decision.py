@@ -78,7 +78,7 @@ class MergeInputs:
     def workspace(self) -> Tree:
         """The workspace as it is now. Raises OSError where it is gone."""
         if self._workspace is None:
-            raise OSError(errno.ENOENT, "the workspace is not there any more")
+            raise OSError(errno.ENOENT, "the workspace no longer exists")
         return self._workspace
 
     def acting(self) -> contextlib.AbstractContextManager[None]:
@@ -88,7 +88,7 @@ class MergeInputs:
     def ours(self, change: Change) -> Entry | None:
         """Return what stands at a path now. Raises OSError."""
         with self.acting():
-            return self.workspace.look(change.path)
+            return self.workspace.stat(change.path)
 
     def our_file(self, change: Change) -> int:
         """Open what stands at a path now. Raises OSError."""
@@ -162,18 +162,18 @@ def decide(change: Change, ours: Entry | None, inputs: MergeInputs) -> MergeResu
     if not change.known or base is None or ours is None or theirs is None:
         return MergeResult(MergeMethod.CONFLICT, _one_sided(change, ours))
     if not ours.what is base.what is theirs.what is EntryType.FILE:
-        return MergeResult(MergeMethod.CONFLICT, "both sides made something else of it")
+        return MergeResult(MergeMethod.CONFLICT, "both sides changed its type")
     return _merged(change, base, ours, theirs, inputs)
 
 
 def _one_sided(change: Change, ours: Entry | None) -> str:
     if not change.known:
-        return "it can't be told what stood there when the task started"
+        return "its content at the start of the task is unknown"
     if ours is None:
-        return "it is gone from the workspace, and the task changed it"
+        return "it was deleted from the workspace, and the task changed it"
     if change.theirs is None:
         return "it was changed in the workspace, and the task deleted it"
-    return "it is in the workspace by now, and the task made another"
+    return "the workspace and the task both created it"
 
 
 def _is_base(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:

@@ -270,9 +270,9 @@ def read_if_untouched[T](
     """Read what stood at a path at the start; None where something was done to it since, or it can't be read."""
     try:
         with acting_as(stored.meta.uid, stored.meta.gid):
-            before = workspace.look(path)
+            before = workspace.stat(path)
             found = read(workspace.file(path))
-            after = workspace.look(path)
+            after = workspace.stat(path)
     except OSError:
         return None
     return found if base.is_untouched(before) and base.is_untouched(after) else None

@@ -132,7 +132,7 @@ def _short(name: str) -> str:
 
 
 class Protection:
-    """Which changes need their path said.
+    """Decides which changes need `--protected` with their path.
 
     What the globs match, and what could stand in for it: a file or link where they mean a directory (`.git`,
     `.vscode`), also one that goes, links where they mean any directories (below `.git/modules`), links that may lead
@@ -146,21 +146,21 @@ class Protection:
         named = " and ".join(sorted({group for group in groups if group is not None}))
         self.also = "" if not groups else f", and an approval{' of ' if named else ''}{named}"
 
-    def look(self, inputs: "MergeInputs", changes: Collection[Change]) -> None:
-        """See which of all changes bring protected files along in a commit or an index: those are protected, too."""
+    def inspect_git(self, inputs: "MergeInputs", changes: Collection[Change]) -> None:
+        """Find the changes that bring protected files in a commit or an index: they are protected, too."""
         from enforcer.workspace import git_changes  # most tasks' changes aren't of Git data
 
-        self.git = git_changes.look(inputs, changes, self.covers)
+        self.git = git_changes.inspect(inputs, changes, self.covers)
 
     def needs(self, change: Change) -> tuple[str, ...]:
-        """Return the paths that have to be said before a change is accepted: its own, or those of what it brings."""
+        """Return the paths that the user must name to accept a change: its own, or those of the files it brings."""
         found = self.git.get(change.path)
         if found is not None and not found.why and not self._covers(change):
             return tuple(dict.fromkeys(each.path for each in found.files))
         return (change.path,) if self.covers(change) else ()
 
     def lets(self, change: Change, said: Collection[str]) -> bool:
-        """Whether all that has to be said was; who names the change itself has said it."""
+        """Whether the user named every path that `needs` returns, or the change itself."""
         return change.path in said or {*self.needs(change)} <= {*said}
 
     def covers(self, change: Change) -> bool:

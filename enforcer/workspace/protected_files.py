@@ -97,8 +97,8 @@ def protect_outside(place: str, homes: Iterable[str]) -> OutsideProtection:
 
     It may be a project, a part of one (`.git`, `.claude`), or a part of a home.
     """
-    parts = _parts(place)
-    found = {*_meant(parts, homes)}
+    parts = _split_path(place)
+    found = {*_remaining_globs_of(parts, homes)}
     if "" in found:
         return OutsideProtection(("*",), is_covered=False)
     of_project = () if ".git" in parts else globs_when_direct(())
@@ -107,23 +107,23 @@ def protect_outside(place: str, homes: Iterable[str]) -> OutsideProtection:
 
 def is_obeyed(file: str, homes: Iterable[str]) -> bool:
     """Whether a host runs or obeys a file, by its whole real path."""
-    return "" in _meant(_parts(file), homes)
+    return "" in _remaining_globs_of(_split_path(file), homes)
 
 
-def _meant(parts: Sequence[str], homes: Iterable[str]) -> Iterator[str]:
-    """Yield what lists mean in a path, as `_rests` does. What lies right in a home is what that list says."""
+def _remaining_globs_of(parts: Sequence[str], homes: Iterable[str]) -> Iterator[str]:
+    """Yield what lists mean in a path, as `_remaining_globs` does. What lies right in a home is what that list says."""
     tops = [home.strip("/").split("/") for home in homes]
     ends = {len(top) for top in tops if [*parts[: len(top)]] == top}
     # What a task has written in its own worktree's `gitdir` would have later ones be shown this repository
-    yield from _rests(parts, (*repository_globs(".git"), ".git/worktrees/*/gitdir"), range(len(parts)))
-    yield from _rests(parts, (*PROJECT, *TOLD), (begin for begin in range(len(parts)) if begin not in ends))
-    yield from _rests(parts, HOME, ends)
+    yield from _remaining_globs(parts, (*repository_globs(".git"), ".git/worktrees/*/gitdir"), range(len(parts)))
+    yield from _remaining_globs(parts, (*PROJECT, *TOLD), (begin for begin in range(len(parts)) if begin not in ends))
+    yield from _remaining_globs(parts, HOME, ends)
     for top in tops:
         if len(parts) < len(top) and top[: len(parts)] == [*parts]:
             yield from ("/".join((*top[len(parts) :], glob)) for glob in HOME)
 
 
-def _parts(place: str) -> list[str]:
+def _split_path(place: str) -> list[str]:
     """Split a path; a repository in it is called `.git`, whatever it is called."""
     parts = place.strip("/").split("/")
     for end in range(1, len(parts) + 1):
@@ -133,7 +133,7 @@ def _parts(place: str) -> list[str]:
     return parts
 
 
-def _rests(parts: Sequence[str], globs: Iterable[str], begins: Iterable[int]) -> Iterator[str]:
+def _remaining_globs(parts: Sequence[str], globs: Iterable[str], begins: Iterable[int]) -> Iterator[str]:
     """Yield what globs mean in a path that ends as they begin; empty: they mean the path, or what it lies in.
 
     `begins`: at which parts of the path they may begin.
@@ -162,7 +162,7 @@ class Guard:
             places, also = self._scan.other_names, self._scan.protected_globs()
             self._repositories = {path for path in (".git", *places) if self._is_directory(path)}
             self._nested: tuple[str, ...] = ()
-            submodules = self._dots()
+            submodules = self._git_paths()
             found, self.is_searched = find_repositories(self._entries) if self._scan.root != workspace else ([], True)
             nested = [dot for dot in found if dot not in submodules]
             self._nested = tuple(nested[:_MOST_NESTED])
@@ -187,7 +187,7 @@ class Guard:
         self._submodules: dict[str, Entry] | None = None
         self._before: dict[str, Entry] = {}
         self.is_cut = False  # whether more paths match than the last look has found
-        self._found, self._before = self._look()
+        self._found, self._before = self._scan_files()
         if self.is_cut:
             raise self._too_much()
         self._submodules = there
@@ -195,7 +195,7 @@ class Guard:
         self._directories: dict[str, Entry] = {}  # that are covered
 
     def close(self) -> None:
-        """Look no more."""
+        """Release it."""
         self._tree.close()
 
     def paths(self) -> tuple[str, ...]:
@@ -222,30 +222,30 @@ class Guard:
             "name directories, or review the task's changes (`--review`)"
         )
 
-    def changed(self) -> list[str]:
+    def find_changed(self) -> list[str]:
         """Return the paths, relative to the workspace, that are not what they were.
 
         Of very many that the task has made, only some (`is_cut`): the others are found once those are elsewhere.
         """
-        _, now = self._look()
+        _, now = self._scan_files()
         differing = {path for path in {*self._before, *now} if not _is_same(self._before.get(path), now.get(path))}
         with acting_as(*self._owner):
             plain = {path for path in differing if path not in self._before and self._is_plain_worktree(path)}
         return sorted(path for path in differing - plain if not self._was_covered(path, now))
 
-    def made(self, changed: Sequence[str]) -> list[str]:
-        """Return of what is `changed` what stands where nothing did, the outermost of each.
+    def find_new(self, changed: Sequence[str]) -> list[str]:
+        """Return which of the `changed` paths are new, the outermost of each.
 
-        Not of a repository, a submodule or a worktree that is new as a whole: without its configuration it is none.
+        A repository, submodule or worktree that is new as a whole is left out: without its configuration it is none.
         """
         return [
             path for path in outermost(path for path in changed if path not in self._before) if not self._is_new(path)
         ]
 
-    def made_at_once(self) -> list[str]:
-        """Return of what `made` will what can be told without a look at a whole tree, which a task can make long."""
+    def find_new_quickly(self) -> list[str]:
+        """Return the new paths that need no search of a whole tree, whose duration the task controls."""
         with acting_as(*self._owner):
-            return self.made(self._matched(deep=False))
+            return self.find_new(self._matching_paths(deep=False))
 
     @property
     def tree(self) -> Tree:
@@ -283,7 +283,7 @@ class Guard:
                 return all(entry is None or entry.what is EntryType.DIRECTORY or entry.links == 1 for entry in entries)
         return False
 
-    def _look(self) -> tuple[list[str], dict[str, Entry]]:
+    def _scan_files(self) -> tuple[list[str], dict[str, Entry]]:
         """Return the paths that globs match, and with what lies below them what each is.
 
         It looks as the workspace's owner: what that can't reach, the task can't either, and no cover could lie on it.
@@ -293,12 +293,12 @@ class Guard:
         found: dict[str, Entry] = {}
         left = _MOST_BELOW
         with acting_as(*self._owner):
-            for path in self._matched():
+            for path in self._matching_paths():
                 entry = self._entry(path)
                 if entry is None:
                     continue
                 matched.append(path)
-                below = dict(islice(self._below(path), left + 1)) if entry.what is EntryType.DIRECTORY else {}
+                below = dict(islice(self._walk(path), left + 1)) if entry.what is EntryType.DIRECTORY else {}
                 if len(below) > left:  # then only that there are so many is known of it
                     below, entry = {}, entry._replace(size=_MANY)
                 left -= len(below)
@@ -306,11 +306,11 @@ class Guard:
                 found.update(below)
         return matched, found
 
-    def _matched(self, *, deep: bool = True) -> list[str]:
+    def _matching_paths(self, *, deep: bool = True) -> list[str]:
         found: set[str] = set()
         known = 0  # of those, as part of a repository that is new: what is said of it needs no more of them
         self.is_cut = False
-        for path in self._every(deep=deep):
+        for path in self._all_matches(deep=deep):
             if path in found:
                 continue
             if self._submodules is not None and path not in self._before and self._is_new(path):
@@ -323,23 +323,23 @@ class Guard:
                 break
         return sorted(found)
 
-    def _every(self, *, deep: bool) -> Iterator[str]:
+    def _all_matches(self, *, deep: bool) -> Iterator[str]:
         """Yield every path that a glob matches, and every repository that wasn't there; some more than once."""
-        for first, name, entry in self._begun():
+        for first, name, entry in self._top_matches():
             for rest in self._globs[first]:
                 if not deep and "**" in {first, *rest}:
                     continue
                 if entry is None:
-                    yield from self._expanded(TOP, [first, *rest], _DEEPEST)
+                    yield from self._expand(TOP, [first, *rest], _DEEPEST)
                 else:
-                    yield from self._beyond((name, first), entry, rest)
+                    yield from self._expand_entry((name, first), entry, rest)
         if self._submodules is not None:
-            for dot in self._dots(deep=deep):
+            for dot in self._git_paths(deep=deep):
                 before, now = self._submodules.get(dot), self._entry(dot)
                 if now is not None and (before is None or before.inode != now.inode):
                     yield dot
 
-    def _begun(self) -> Iterator[tuple[str, str, Entry | None]]:
+    def _top_matches(self) -> Iterator[tuple[str, str, Entry | None]]:
         """Yield the first part of each glob with what is at the top that it matches; None: that is to be looked for.
 
         Each plain one is looked up by its name: a file system may not list all that it has, or call it otherwise.
@@ -354,16 +354,16 @@ class Guard:
                 matched = (first for first in self._starred if _matching(frozenset([first])).fullmatch(name))
                 yield from ((first, name, entry) for first in matched)
 
-    def _dots(self, *, deep: bool = True) -> list[str]:
+    def _git_paths(self, *, deep: bool = True) -> list[str]:
         """Return where repositories are that Git goes into by itself, and those below as of the start."""
         try:
             found = [f"{path}/.git" for path in self._scan.submodules(self._reader)]
         except HiddenRepositoryError:
-            every = self._expanded(TOP, ["**", ".git"], _DEEPEST) if deep else ()
+            every = self._expand(TOP, ["**", ".git"], _DEEPEST) if deep else ()
             found = [path for path in every if not f"{path}/".startswith(".git/")]
         return [*found, *(path for path in self._nested if path not in found)]
 
-    def _expanded(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
+    def _expand(self, at: str, parts: Sequence[str], depth: int) -> Iterator[str]:
         """Yield every path that a glob matches; symbolic links are matched and not followed."""
         if not parts:
             yield at
@@ -371,17 +371,17 @@ class Guard:
         part, rest = parts[0], parts[1:]
         if part == "**":
             if rest:
-                yield from self._expanded(at, rest, depth)
+                yield from self._expand(at, rest, depth)
             for name, inner in self._entries(at) if depth else ():
                 if not rest:
                     yield join_path(at, name)
                 if inner.what is EntryType.DIRECTORY:
-                    yield from self._expanded(join_path(at, name), parts, depth - 1)
+                    yield from self._expand(join_path(at, name), parts, depth - 1)
             return
-        for name, inner in self._named(at, part):
-            yield from self._beyond((join_path(at, name), part), inner, rest, depth)
+        for name, inner in self._matching_names(at, part):
+            yield from self._expand_entry((join_path(at, name), part), inner, rest, depth)
 
-    def _beyond(
+    def _expand_entry(
         self, found: tuple[str, str], entry: Entry, rest: Sequence[str], depth: int = _DEEPEST
     ) -> Iterator[str]:
         """Go on from a path, and the part of a glob that it matches.
@@ -390,11 +390,11 @@ class Guard:
         """
         path, part = found
         if not rest or entry.what is EntryType.DIRECTORY:
-            yield from self._expanded(path, rest, depth)
+            yield from self._expand(path, rest, depth)
         elif entry.what is EntryType.LINK or (entry.what is EntryType.FILE and "*" not in part):
             yield path
 
-    def _named(self, at: str, part: str) -> Iterator[tuple[str, Entry]]:
+    def _matching_names(self, at: str, part: str) -> Iterator[tuple[str, Entry]]:
         """Yield the names in a directory that one part of a glob matches."""
         if part == "*":
             yield from self._entries(at)
@@ -404,7 +404,7 @@ class Guard:
         elif (entry := self._entry(join_path(at, part))) is not None:
             yield part, entry
 
-    def _below(self, path: str) -> Iterator[tuple[str, Entry]]:
+    def _walk(self, path: str) -> Iterator[tuple[str, Entry]]:
         pending = [path]
         while pending:
             above = pending.pop()
@@ -420,10 +420,10 @@ class Guard:
     def _entry(self, path: str) -> Entry | None:
         try:
             try:
-                return self._tree.look(path)
+                return self._tree.stat(path)
             except PermissionError:
                 with temporary_access(self._tree, os.path.dirname(path), self._owner[0]):
-                    return self._tree.look(path)
+                    return self._tree.stat(path)
         except OSError:
             return None  # reached through a link or a mount: nothing that could be covered
 

@@ -83,7 +83,7 @@ def quarantine_files(meta: Meta, workspace: Tree, paths: Sequence[str], now: Map
                 with contextlib.suppress(OSError), temporary_access(workspace, at, meta.uid):
                     left -= _names(workspace, at, meta.uid, left)
                     _move(workspace, layer, at, path, copying)
-                if layer.look(path) is not None:
+                if layer.stat(path) is not None:
                     moved.append(path)
             changes = sorted(overlay_changes.changes(layer, _EmptySnapshot(moved), max_path_length(meta)), key=by_path)
         if moved:
@@ -92,9 +92,7 @@ def quarantine_files(meta: Meta, workspace: Tree, paths: Sequence[str], now: Map
             stored.remove()
     except OSError as error:
         said = visible(error.strerror or str(error))
-        raise HostError(
-            f"what was made of protected files is in `{stored.place}`, and couldn't be noted: {said}"
-        ) from error
+        raise HostError(f"cannot record the quarantined files, which are in `{stored.place}`: {said}") from error
     finally:
         stored.unlock()
     return Quarantined(changes, [path for path in paths if _stands(workspace, now.get(path, path), meta.uid)])
@@ -103,7 +101,7 @@ def quarantine_files(meta: Meta, workspace: Tree, paths: Sequence[str], now: Map
 def _names(workspace: Tree, at: str, owner: int, most: int) -> int:
     """Count the names below a path. Raises OSError where there are more than `most`: it stays then."""
     count, pending = 1, [at]
-    entry = workspace.look(at)
+    entry = workspace.stat(at)
     while pending and entry is not None and entry.what is EntryType.DIRECTORY:
         above = pending.pop()
         for name, inner in entries(workspace, above, owner):
@@ -120,7 +118,7 @@ def _names(workspace: Tree, at: str, owner: int, most: int) -> int:
 def _stands(workspace: Tree, path: str, owner: int) -> bool:
     try:
         with temporary_access(workspace, os.path.dirname(path), owner):
-            return workspace.look(path) is not None
+            return workspace.stat(path) is not None
     except OSError:
         return True  # for all that is known
 
@@ -181,7 +179,7 @@ class _Copying:
             try:
                 if entry.what is EntryType.DIRECTORY:
                     os.rmdir(name, dir_fd=above)
-                elif entry.is_same_file(self._workspace.look(each)):
+                elif entry.is_same_file(self._workspace.stat(each)):
                     os.unlink(name, dir_fd=above)
             finally:
                 os.close(above)
@@ -193,13 +191,13 @@ class _Copying:
             if len(done) == _MOST:
                 raise OSError(errno.E2BIG, f"it has more than {_MOST} names")
             with acting_as(*self.owner):
-                entry = self._workspace.look(at)
+                entry = self._workspace.stat(at)
                 give_access(self._workspace, at, self.owner[0])  # all of it is about to be removed
-                opened = self._workspace.look(at)
+                opened = self._workspace.stat(at)
                 is_directory = opened is not None and opened.what is EntryType.DIRECTORY
                 inner = list(self._workspace.entries(at)) if is_directory else []
             if entry is None or opened is None:
-                raise OSError(errno.ENOENT, "it is gone again")
+                raise OSError(errno.ENOENT, "it no longer exists")
             self._make(at, path, entry)
             done.append((at, opened))
             pending += [(join_path(at, name), join_path(path, name)) for name, _ in inner]
@@ -215,7 +213,7 @@ class _Copying:
                 case EntryType.FILE:
                     self._fill(os.open(name, _NEW, 0o600, dir_fd=to), at, entry)
                 case _:
-                    raise OSError(errno.EPERM, "it is nothing that could be accepted")
+                    raise OSError(errno.EPERM, "devices, sockets and FIFOs can't be accepted")
         finally:
             os.close(to)
 
@@ -226,7 +224,7 @@ class _Copying:
             try:
                 self._left -= safe_path.count_data_bytes(source)
                 if self._left < 0:
-                    raise OSError(errno.EFBIG, "it is larger than what is copied")
+                    raise OSError(errno.EFBIG, "it exceeds the size limit of the quarantine")
                 safe_path.copy_sparse(source, file)
             finally:
                 os.close(source)
@@ -236,7 +234,7 @@ class _Copying:
             os.close(file)
 
     def _forget(self, path: str) -> None:
-        made = self._layer.look(path)
+        made = self._layer.stat(path)
         above, name = self._layer.parent(path, os.O_PATH)
         try:
             if made is not None and made.what is EntryType.DIRECTORY:
@@ -260,7 +258,7 @@ def _rename(workspace: Tree, path: str, owner: int) -> str:
     above, name = workspace.parent(path, os.O_PATH)
     try:
         if os.lstat(name, dir_fd=above).st_uid != owner:
-            raise OSError(errno.EPERM, "it is somebody else's")
+            raise OSError(errno.EPERM, "another user owns it")
         to = _PREFIX + secrets.token_hex(8)
         try:
             os.rename(name, to, src_dir_fd=above, dst_dir_fd=workspace.descriptor)

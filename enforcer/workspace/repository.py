@@ -45,7 +45,7 @@ _OF_OTHERS: Final = ("HEAD", "index", "info", "modules", "config.worktree", "reb
 
 
 class HiddenRepositoryError(Exception):
-    """What is linked can't be told."""
+    """The repository, or one of its submodules, can't be read."""
 
 
 class Setting(NamedTuple):
@@ -164,7 +164,7 @@ class RepositoryReader:
             return dot if os.path.isdir(dot) else parse_gitdir(dot, read(dot))
         tree, path = inside
         try:
-            entry, known = tree.look(path), (self._known or _NOTHING).get(path)
+            entry, known = tree.stat(path), (self._known or _NOTHING).get(path)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return ""  # Git goes over no link

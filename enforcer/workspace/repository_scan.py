@@ -108,9 +108,9 @@ class RepositoryScan:
 
     def _own(self) -> Repository | None:
         try:
-            if self._tree.look(".git") is not None:
+            if self._tree.stat(".git") is not None:
                 return self.reader.repository(f"{self._workspace}/.git")
-            is_bare = all(self._tree.look(name) is not None for name in OF_REPOSITORY)
+            is_bare = all(self._tree.stat(name) is not None for name in OF_REPOSITORY)
         except OSError:
             return None  # nobody reaches it
         return Repository(*[f"{self._workspace}/{TOP}"] * 2) if is_bare else None
@@ -180,13 +180,15 @@ class RepositoryScan:
             return ()
         name = _relative_to_workspace(self._workspace, path)
         leads = (
-            _relative_to_workspace(self._workspace, os.path.realpath(path)) if name is None else self._tree.leads(name)
+            _relative_to_workspace(self._workspace, os.path.realpath(path))
+            if name is None
+            else self._tree.resolve(name)
         )
         return tuple(dict.fromkeys(each for each in (name, leads) if each is not None))
 
     def _is_file(self, path: str) -> bool:
         try:
-            entry = self._tree.look(path)
+            entry = self._tree.stat(path)
         except OSError:
             return False
         return entry is not None and entry.what is EntryType.FILE

@@ -31,7 +31,7 @@ LARGEST: Final = 1 << 20  # bytes of a file that is read
 
 
 class EntryType(StrEnum):
-    """What stands at a path."""
+    """Type of the entry at a path."""
 
     OTHER = "other"  # a device, a socket or a FIFO: nothing that is ever carried over
     WHITEOUT = "whiteout"  # the character device 0/0: in an overlay's upper layer, that a name is gone
@@ -81,15 +81,15 @@ class Tree:
         return cls(linux.openat2(linux.AT_FDCWD, path, how, linux.RESOLVE_NO_SYMLINKS))
 
     def close(self) -> None:
-        """Close it."""
+        """Close the directory."""
         os.close(self.descriptor)
 
     def directory(self, path: str) -> int:
         """Open a directory to list it. Raises OSError."""
         return self._open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
 
-    def place(self, path: str) -> int:
-        """Open whatever stands at a path, neither to read nor to write it. Raises OSError."""
+    def open_path(self, path: str) -> int:
+        """Open a path of any type with O_PATH, neither to read nor to write it. Raises OSError."""
         return self._open(path, os.O_PATH)
 
     def parent(self, path: str, how: int = os.O_RDONLY) -> tuple[int, str]:
@@ -104,8 +104,8 @@ class Tree:
         """Open a regular file for reading: nothing else is opened. Raises OSError, ELOOP where it is something else."""
         return open_regular(self._open(path, os.O_PATH), path)
 
-    def leads(self, path: str) -> str | None:
-        """Return where a path leads over links that stay below this directory; None: elsewhere, or nowhere."""
+    def resolve(self, path: str) -> str | None:
+        """Resolve a path over links that stay below this directory; None if it leads elsewhere, or nowhere."""
         how = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS | linux.RESOLVE_NO_XDEV
         try:
             place = linux.openat2(self.descriptor, path, os.O_PATH, how)
@@ -117,8 +117,8 @@ class Tree:
             os.close(place)
         return TOP if at == top else at[len(top.rstrip("/")) + 1 :]
 
-    def look(self, path: str) -> Entry | None:
-        """Return what stands at a path, None where nothing does. Raises OSError where it can't be known."""
+    def stat(self, path: str) -> Entry | None:
+        """Return the entry at a path, without following links; None if there is none. Raises OSError."""
         if "/" not in path:
             return stat_name(self.descriptor, path)
         try:
@@ -146,8 +146,8 @@ class Tree:
         finally:
             os.close(descriptor)
 
-    def listed(self, directory: int) -> Iterator[tuple[str, Entry]]:
-        """Yield as `entries` does of an open directory, which is closed at the end: in no order, and one by one.
+    def scan(self, directory: int) -> Iterator[tuple[str, Entry]]:
+        """Yield the entries of an open directory unsorted, one by one, and close it at the end.
 
         However many names there are, they are never all in memory.
         """
@@ -242,7 +242,7 @@ def temporary_access(tree: Tree, path: str, owner: int) -> Iterator[None]:
         try:
             _lend(restored, at, owner)
             for part in path.split("/") if path not in ("", TOP) else ():
-                inner = Tree(at).place(part)
+                inner = Tree(at).open_path(part)
                 os.close(at)
                 at = inner
                 _lend(restored, at, owner)
@@ -254,7 +254,7 @@ def temporary_access(tree: Tree, path: str, owner: int) -> Iterator[None]:
 
 
 def entries(tree: Tree, path: str, owner: int) -> Iterator[tuple[str, Entry]]:
-    """Yield each name in a directory as `Tree.listed` does, also where an owner has taken the rights from itself.
+    """Yield each name in a directory as `Tree.scan` does, also where an owner has taken the rights from itself.
 
     Nothing of one that nobody may list, or that is gone again.
     """
@@ -267,12 +267,12 @@ def entries(tree: Tree, path: str, owner: int) -> Iterator[tuple[str, Entry]]:
         else:
             if os.fstat(directory).st_mode & _LISTED != _LISTED:
                 lent.enter_context(temporary_access(tree, path, owner))
-        yield from tree.listed(directory)
+        yield from tree.scan(directory)
 
 
 def give_access(tree: Tree, path: str, owner: int) -> None:
     """Give an owner rights to what is at a path for good. Raises OSError."""
-    place = tree.place(path)
+    place = tree.open_path(path)
     try:
         _give(place, owner)
     finally:

@@ -39,12 +39,12 @@ class PlaceReport(NamedTuple):
     """What a task has done to what is protected in one place: paths, relative to a workspace and else whole."""
 
     differing: tuple[str, ...] = ()
-    kept: "tuple[Change, ...]" = ()  # put aside
+    kept: "tuple[Change, ...]" = ()  # quarantined
     said: tuple[str, ...] = ()
 
 
 class GuardedPlace:
-    """One place. Close it."""
+    """One path that a task may write, with its protected files. Close it."""
 
     def __init__(
         self, place: str, guard: Guard, *, globs: Sequence[str] = (), number: int = 0, covered: bool = True
@@ -56,35 +56,35 @@ class GuardedPlace:
         self._number = number
         self._covered = covered
         self._refused = _DeniedConfigWrite(place, guard) if covered else None
-        self._called: dict[str, str] | None = None  # what was made, by another name; None: nobody has looked
+        self._renamed: dict[str, str] | None = None  # what was made, by another name; None: nobody has looked
 
     def paths(self) -> tuple[str, ...]:
         """Return the whole paths that the task must not write."""
         return self._guard.paths() if self._covered else ()
 
     def hide(self) -> dict[str, str]:
-        """Give what the task made another name, where that can be told quickly. Return which, by the old one."""
-        if self._called is None:
-            self._called = self._called_otherwise(self._guard.made_at_once()) if self._covered else {}
-        return {self._named(path): self._named(name) for path, name in self._called.items()}
+        """Rename the new protected files that can be found quickly. Return the new names by the old ones."""
+        if self._renamed is None:
+            self._renamed = self._rename(self._guard.find_new_quickly()) if self._covered else {}
+        return {self._named(path): self._named(name) for path, name in self._renamed.items()}
 
     def finish(self, meta: "Callable[[], Meta]") -> PlaceReport:
-        """Put aside what the task made, and tell what differs. `meta`: whose it is, as of the workspace."""
+        """Quarantine new protected files, and report which others differ. `meta` describes the task."""
         self.hide()
-        called = self._called or {}
-        changed = self._guard.changed()
+        called = self._renamed or {}
+        changed = self._guard.find_changed()
         if not self._covered:
             paths = tuple(map(self._named, changed))
-            line = f"this host runs or obeys what was changed; look at it first: {name_some(paths)}"
+            line = f"files changed that this host executes or reads settings from; check them first: {name_some(paths)}"
             return PlaceReport(paths, said=(line,) if paths else ())
-        made = sorted({*called, *self._guard.made(changed)})
-        kept, left, said = self._put_aside(meta(), made, called) if made else ((), [], [])
+        made = sorted({*called, *self._guard.find_new(changed)})
+        kept, left, said = self._quarantine(meta(), made, called) if made else ((), [], [])
         aside = [path for path in made if path not in left]
-        called |= self._called_otherwise([path for path in left if path not in called])
+        called |= self._rename([path for path in left if path not in called])
         if names := [f"{self._named(path)} is {self._named(called[path])}" for path in left if path in called]:
-            told = "protected files that weren't there and can't be put aside have other names now"
+            told = "new protected files that can't be quarantined were renamed"
             said.append(f"{told}: {name_some(names)}")
-        while self._guard.is_cut and self._called_otherwise(self._guard.made(self._guard.changed())):
+        while self._guard.is_cut and self._rename(self._guard.find_new(self._guard.find_changed())):
             pass  # of those that a task made without number, no more than some are in memory at a time
         gone = {*aside, *called}
         differing = sorted({*changed, *made, *(change.path for change in kept)})
@@ -101,17 +101,17 @@ class GuardedPlace:
             told = "has more directories than are looked through for repositories"
             said.append(f"`{visible(self._place)}` {told}: name those far below with `--write`, or they aren't guarded")
         if stay:
-            told = "protected files are not what they were; look at them before anything runs them"
+            told = "protected files changed; check them before any program runs them"
             said.append(f"{told}: {name_some([*map(self._named, stay)])}")
         return PlaceReport(tuple(map(self._named, differing)), kept, tuple(said))
 
     def close(self) -> None:
-        """Look no more."""
+        """Release it."""
         self._guard.close()
         if self._refused is not None:
             self._refused.close()
 
-    def _put_aside(
+    def _quarantine(
         self, meta: "Meta", made: Sequence[str], called: dict[str, str]
     ) -> "tuple[tuple[Change, ...], list[str], list[str]]":
         from enforcer.workspace.quarantine import quarantine_files
@@ -129,12 +129,12 @@ class GuardedPlace:
             return (), list(made), [str(error)]
         aside = [self._named(path) for path in made if path not in left]
         said = (
-            f"protected files that weren't there are put aside ({name_some(aside)}): see them with "
+            f"new protected files are quarantined ({name_some(aside)}): see them with "
             f"`exeat changes {meta.id}`, then accept or discard them"
         )
         return tuple(changes), left, [said] if changes else []
 
-    def _called_otherwise(self, paths: Sequence[str]) -> dict[str, str]:
+    def _rename(self, paths: Sequence[str]) -> dict[str, str]:
         if not paths:
             return {}
         from enforcer.workspace.quarantine import rename_aside
@@ -168,7 +168,7 @@ class _DeniedConfigWrite:
         return found
 
     def close(self) -> None:
-        """Look no more."""
+        """Release it."""
         if self._events is not None:
             self._events.close()
 
@@ -263,7 +263,7 @@ class Workspace:
             self._seen = True
             if called := {path: name for place in self._places for path, name in place.hide().items()}:
                 names = name_some([f"{path} is {name}" for path, name in called.items()])
-                print_notice(f"protected files that weren't there have other names now: {names}")
+                print_notice(f"new protected files were renamed: {names}")
         if self.layer is not None:
             self.layer.close()
         if self._review is not None:
@@ -274,9 +274,9 @@ class Workspace:
     def _guarded(
         self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
     ) -> list[str]:
-        """Put aside those protected files that weren't there before, tell, and return what is to be known of all.
+        """Quarantine new protected files, report them, and return the notices for the user.
 
-        At first they get other names: all that comes then may take as long as a task likes, and be ended by anybody.
+        They are renamed first: the task controls how long the other steps take, and the user may interrupt those.
         """
         from enforcer.workspace.change_store import describe
         from enforcer.workspace.review import meta_of

@@ -189,7 +189,7 @@ def test_git_reads_no_configuration_of_the_task(someone):
     """
     done = run(someone, rules(someone), "sh", "-c", script)
     assert done.stdout == b"covered\n", done.stderr
-    assert b"put aside (.git/commondir)" in done.stderr
+    assert b"quarantined (.git/commondir)" in done.stderr
     assert not (someone.work / ".git" / "commondir").exists()
     status = someone.run(["git", "-C", someone.home / "tree", "status", "-s"])
     assert (status.returncode, status.stdout) == (0, b""), status.stderr

@@ -93,9 +93,9 @@ MEANWHILE = [
     ("host only touched it", LINES, LINES, TASK, TASK, "taken"),
     ("same lines", LINES, HOST, changed(2, "task"), HOST, "left: both sides changed the same lines"),
     ("binary", "a\0", "b\0", "c\0", "b\0", "left: both sides changed it, and it can't be merged line by line"),
-    ("both made it", None, "host", "task", "host", "left: it is in the workspace by now, and the task made another"),
+    ("both made it", None, "host", "task", "host", "left: the workspace and the task both created it"),
     ("both made the same", None, "same", "same", "same", "already in"),
-    ("host deleted it", LINES, None, TASK, None, "left: it is gone from the workspace, and the task changed it"),
+    ("host deleted it", LINES, None, TASK, None, "left: it was deleted from the workspace, and the task changed it"),
     ("task deleted it", LINES, HOST, None, HOST, "left: it was changed in the workspace, and the task deleted it"),
     ("both deleted it", LINES, None, None, None, "already in"),
 ]
@@ -192,7 +192,7 @@ def test_partial_snapshot_accepts_only_certain_changes(lab):
     lab.task_writes("old/file", TASK)
     lab.task_writes("busy/file", TASK)
     assert lab.accept() == {
-        "busy/file": "left: it can't be told what stood there when the task started",
+        "busy/file": "left: its content at the start of the task is unknown",
         "old/file": "taken",
     }
 

@@ -60,7 +60,7 @@ class Repository:
         accept.load_changes(self.lab.kept)
         protection = Protection(self.lab.kept.meta.protected)
         with MergeInputs.opened(self.lab.kept) as sides:
-            protection.look(sides, self.lab.kept.changes())
+            protection.inspect_git(sides, self.lab.kept.changes())
         return protection.git
 
     def files(self):
@@ -119,7 +119,7 @@ def test_workflow_in_a_commit_is_shown_and_needs_its_path_to_accept(repository, 
     assert main(["changes", "accept", "agent"]) == 1
     said = capsys.readouterr().err
     assert f"left: .git/refs/heads/main: it brings protected files: accept them with `--protected {WORKFLOW}`" in said
-    assert "left: .git/index: it is protected, as it has Git not look at" in said
+    assert "left: .git/index: it is protected, as it makes Git ignore changes of" in said
     assert repository.ref() == before
     assert (repository.lab.work / "a.txt").read_text() == "two\n"  # the rest is merged
     words = ["--protected", WORKFLOW, "--protected", ".git/index"]
@@ -208,36 +208,36 @@ ODD = {
     "a reference to nothing": (f"echo {'1' * 40} > .git/refs/heads/x", ".git/refs/heads/x", "there is no such object"),
     "a reflog of nothing": (f"echo {'0' * 40} {'1' * 40} >> .git/logs/HEAD", ".git/logs/HEAD", "there is no such object"),
     "a branch that follows another": (
-        "git symbolic-ref refs/heads/x refs/heads/other", ".git/refs/heads/x", "another reference by a second name"
+        "git symbolic-ref refs/heads/x refs/heads/other", ".git/refs/heads/x", "a symbolic reference to another one"
     ),
     "a reference that is packed twice": (
         "git pack-refs --all; sed -i '/heads.main/{p;s/^[^ ]*/'$(git rev-parse other)'/}' .git/packed-refs",
-        ".git/packed-refs", "one reference twice",
+        ".git/packed-refs", "lists a reference twice",
     ),
     "a reference that is a link": ("ln -s main .git/refs/heads/x", ".git/refs/heads/x", "a symbolic link"),
     "an object that is another": (
         "x=$(echo evil | git hash-object -w --stdin | sed s,..,\\&/,); cd .git/objects; rm -f $x; cp $(ls ??/* | head -1) $x",
-        None, "not the object that it is called",
+        None, "not match its object name",
     ),
     "a pack without an index": (
-        "git repack -qad; rm .git/objects/pack/*.idx", None, "not the object that it is called"
+        "git repack -qad; rm .git/objects/pack/*.idx", None, "not match its object name"
     ),
     "a pack that is damaged": (
         "git repack -qad; cd .git/objects/pack; chmod u+w *; printf x | dd of=$(ls *.pack) bs=1 seek=40 conv=notrunc status=none",
-        None, "not the object that it is called",
+        None, "not match its object name",
     ),
-    "a graph of commits": ("git commit-graph write --reachable", ".git/objects/info/commit-graph", "Git believes it"),
+    "a graph of commits": ("git commit-graph write --reachable", ".git/objects/info/commit-graph", "Git trusts it"),
     "an index of packs": (
-        "git repack -qad; git multi-pack-index write", ".git/objects/pack/multi-pack-index", "Git believes it"
+        "git repack -qad; git multi-pack-index write", ".git/objects/pack/multi-pack-index", "Git trusts it"
     ),
-    "other places of objects": ("echo /srv > .git/objects/info/alternates", ".git/objects/info/alternates", "Git believes"),
+    "other places of objects": ("echo /srv > .git/objects/info/alternates", ".git/objects/info/alternates", "Git trusts"),
     "replaced objects": (f"{REPLACE}; git pack-refs --all", ".git/packed-refs", "refs/replace"),
-    "a file assumed unchanged": ("git update-index --assume-unchanged a.txt", ".git/index", "not look at a.txt"),
-    "a file left out": ("git update-index --skip-worktree a.txt", ".git/index", "not look at a.txt"),
+    "a file assumed unchanged": ("git update-index --assume-unchanged a.txt", ".git/index", "ignore changes of a.txt"),
+    "a file left out": ("git update-index --skip-worktree a.txt", ".git/index", "ignore changes of a.txt"),
     **{
         f"an index that remembers another tree {where}": (
             f"mkdir -p d/e; echo 1 > d/e/f; git add .; git commit -qm d; {conflict}{EVIL} {REMEMBER} $(git rev-parse {tree}) $evil",
-            ".git/index", "commit other trees",
+            ".git/index", "cached trees differ",
         )
         for where, conflict, tree in (
             ("at the top", "", "HEAD^{tree}"), ("of a directory", "", "HEAD:d"), ("further down", "", "HEAD:d/e"),

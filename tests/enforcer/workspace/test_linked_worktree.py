@@ -138,7 +138,7 @@ def test_task_in_a_worktree_commits_but_cannot_change_hooks(someone):
     for path in ("worktrees/w/commondir", "worktrees/w/gitdir"):
         assert after[path] == before[path]
     assert not {"objects/info/alternates", "worktrees/w/config.worktree", "hooks"} & {*after}
-    assert b"protected files that weren't there are put aside" in done.stderr
+    assert b"new protected files are quarantined" in done.stderr
 
 
 @harness.as_a_user
@@ -161,7 +161,7 @@ def test_worktree_made_by_the_task_gives_no_notice(someone):
     assert [event for event in someone.events() if event["kind"] == "tampering.detected"] == []
     shutil.rmtree(main / "inside")
     done = run(someone, main, "git worktree add -q other && echo ../../../evil > .git/worktrees/other/commondir")
-    assert b"protected files are not what they were" in done.stderr
+    assert b"protected files changed; check them" in done.stderr
 
 
 CONFIGURES = {

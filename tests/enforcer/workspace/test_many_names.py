@@ -51,7 +51,7 @@ def _peak(act):
 def test_many_names_are_processed_in_bounded_memory(tmp_path, few, globs, where):
     guard = Guard(str(tmp_path), globs)
     _fill(tmp_path / where)
-    changed, peak = _peak(guard.changed)
+    changed, peak = _peak(guard.find_changed)
     guard.close()
     assert peak < MOST
     assert len(changed) < 100
@@ -60,7 +60,7 @@ def test_many_names_are_processed_in_bounded_memory(tmp_path, few, globs, where)
 def test_large_covered_directory_is_unchanged(tmp_path, few):
     _fill(tmp_path / ".vscode")
     guard, peak = _peak(lambda: Guard(str(tmp_path), [".vscode"]))
-    assert guard.changed() == []
+    assert guard.find_changed() == []
     guard.close()
     assert peak < MOST
 
@@ -69,7 +69,7 @@ def test_directory_that_grew_is_changed(tmp_path, few):
     _fill(tmp_path / ".vscode", 10)
     guard = Guard(str(tmp_path), [".vscode"])
     _fill(tmp_path / ".vscode" / "more")
-    assert ".vscode" in guard.changed()
+    assert ".vscode" in guard.find_changed()
     guard.close()
 
 
@@ -80,7 +80,7 @@ def test_many_protected_files_are_quarantined_in_batches(tmp_path, few):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / ".envrc").write_text("evil")
     for _ in range(4):
-        made = guard.made(guard.changed())
+        made = guard.find_new(guard.find_changed())
         assert len(made) <= 101
         for path in made:
             (tmp_path / path).rename(f"{tmp_path / path}.aside")
@@ -98,8 +98,8 @@ def test_new_repository_hides_no_file_beside_it(tmp_path, few):
         (tmp_path / ".git" / "modules" / str(number) / "config").write_text("")
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / ".envrc").write_text("evil")
-    changed = guard.changed()
-    assert guard.made(changed) == ["z/.envrc"]
+    changed = guard.find_changed()
+    assert guard.find_new(changed) == ["z/.envrc"]
     assert len(changed) < 100
     guard.close()
 

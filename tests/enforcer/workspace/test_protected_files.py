@@ -181,7 +181,7 @@ def test_existing_files_are_found_and_every_change_is_noticed(tmp_path):
         "a/b/x.lock",
         "a/y.lock",
     ]
-    assert found.changed() == []
+    assert found.find_changed() == []
     (work / "linked").write_text("written under another name")
     (work / "a/b/x.lock").write_text("new")
     (work / "a/y.lock").unlink()
@@ -193,7 +193,7 @@ def test_existing_files_are_found_and_every_change_is_noticed(tmp_path):
     os.link(work / "linked", work / ".git/hooks/linked")
     (work / ".vscode").unlink()
     os.utime(work / ".git/config", (0, 0))
-    assert found.changed() == [
+    assert found.find_changed() == [
         ".envrc",
         ".git/config",
         ".git/hooks/linked",
@@ -276,7 +276,7 @@ def test_protected_files_are_read_only_and_new_ones_quarantined(someone):
         assert (someone.work / name).read_text() == "old\n"
     ended = someone.exeat("run", *words, MAKES)
     found = re.search(
-        rb"weren't there are put aside \((.*)\): see them with `exeat changes (\S+)`, then accept", ended.stderr
+        rb"new protected files are quarantined \((.*)\): see them with `exeat changes (\S+)`, then accept", ended.stderr
     )
     assert found, ended.stderr.decode()
     assert found[1] == b".envrc, .vscode, made/new.conf"
@@ -317,9 +317,9 @@ def test_closed_directories_are_searched_and_their_files_renamed(someone):
     ]
     for name in ("", ".claude", ".git", ".github"):
         (someone.work / name).chmod(0o755)
-    found = re.search(rb"are put aside \((.*)\): see them", ended.stderr)
+    found = re.search(rb"are quarantined \((.*)\): see them", ended.stderr)
     assert found, ended.stderr.decode()
-    called = re.search(rb"can't be put aside have other names now: (.*)\n", ended.stderr)
+    called = re.search(rb"can't be quarantined were renamed: (.*)\n", ended.stderr)
     assert called, ended.stderr.decode()
     names = dict(re.findall(r"(\S+) is (\.exeat-aside-[0-9a-f]{16})", called[1].decode()))
     assert {*found[1].decode().split(", "), *names} == {".claude/settings.json", ".exrc", ".git/hooks", ".vscode"}
@@ -369,7 +369,7 @@ def test_files_that_hosts_execute_are_protected(tmp_path):
     for path in OBEYED:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    made = guard.made(guard.changed())
+    made = guard.find_new(guard.find_changed())
     guard.close()
     assert [path for path in OBEYED if not any(f"{path}/".startswith(f"{one}/") for one in made)] == []
 
@@ -404,4 +404,4 @@ def test_both_ways_to_search_find_a_protected_file(tmp_path, beside):
         (tmp_path / ".envrc").write_text("echo a")
         for name in (".vscode", "mine", "Deploy.", "HEAD"):
             (tmp_path / name).touch()
-        assert guard.changed() == sorted([".envrc", ".vscode", "mine", "Deploy.", "HEAD"])
+        assert guard.find_changed() == sorted([".envrc", ".vscode", "mine", "Deploy.", "HEAD"])

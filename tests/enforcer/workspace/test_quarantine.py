@@ -64,7 +64,7 @@ class Task:
             for path in (lab.work, *lab.work.rglob("*")):
                 os.chown(path, lab.owner, lab.owner, follow_symlinks=False)
         last()
-        made = self.guard.made(self.guard.changed())
+        made = self.guard.find_new(self.guard.find_changed())
         status = lab.work.stat()
         meta = change_store.Meta(
             id="1-2", name="agent", labels={}, sandbox="sandbox-1-2", workspace=str(lab.work), device=status.st_dev,
@@ -168,8 +168,8 @@ def test_file_of_the_hosts_root_stays_in_place(lab):
         return
     task = Task(lab)
     place = task.write(".envrc", "root's own", 0o600)
-    made = task.guard.changed
-    task.guard.changed = lambda: (os.chown(place, 0, 0), made())[1]
+    made = task.guard.find_changed
+    task.guard.find_changed = lambda: (os.chown(place, 0, 0), made())[1]
     ended = task.end()
     assert (ended.left, ended.changes) == ([".envrc"], [])
     assert change_store.find() == []
@@ -255,7 +255,7 @@ def test_failed_quarantine_is_reported(lab, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(change_store.StoredChanges, "record", full)
-    with pytest.raises(HostError, match=r"is in `.*`, and couldn't be noted: No space left on device"):
+    with pytest.raises(HostError, match=r"quarantined files, which are in `.*`: No space left on device"):
         task.end()
     monkeypatch.undo()
     assert lab.files() == {}
@@ -284,7 +284,7 @@ def test_new_repository_is_quarantined_whole(lab):
     task = Task(lab)
     for name in (".git/config", ".git/hooks/pre-commit", ".git/info/attributes"):
         task.write(name)
-    changed = task.guard.changed()
+    changed = task.guard.find_changed()
     assert ".git/config" in changed
     assert task.end().made == []
 
@@ -296,7 +296,7 @@ def test_new_hooks_of_a_repository_are_quarantined(lab):
     for name in (".git/hooks/pre-commit", ".git/info/attributes", ".git/commondir", ".git/modules/new/config",
                  ".git/worktrees/new/commondir"):  # fmt: skip
         task.write(name)
-    changed = task.guard.changed()
+    changed = task.guard.find_changed()
     assert {".git/modules/new/config", ".git/worktrees/new/commondir"} <= {*changed}
     assert task.end().made == [".git/commondir", ".git/hooks", ".git/info/attributes"]
 
@@ -342,7 +342,7 @@ def test_vanished_file_is_skipped(lab):
     task = Task(lab)
     task.write(".envrc")
     task.write(".exrc")
-    made = task.guard.made
+    made = task.guard.find_new
 
     def gone(changed):
         found = made(changed)
@@ -350,6 +350,6 @@ def test_vanished_file_is_skipped(lab):
             (lab.work / ".envrc").unlink()
         return found
 
-    task.guard.made = gone
+    task.guard.find_new = gone
     ended = task.end()
     assert (ended.left, ended.changes) == ([], [".exrc"])

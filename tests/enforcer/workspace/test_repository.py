@@ -127,7 +127,7 @@ def test_gitlinks_are_followed_only_inside_the_workspace(work, path, text, part,
         monkeypatch.setattr(
             os, name, lambda path, *rest, does=does, **how: seen.append(str(path)) or does(path, *rest, **how)
         )
-    found.changed()
+    found.find_changed()
     monkeypatch.undo()
     found.close()
     allowed = ("/proc/self/fd/", *([f"{top}/.git"] if part else []))  # the latter no task can write
@@ -135,7 +135,7 @@ def test_gitlinks_are_followed_only_inside_the_workspace(work, path, text, part,
 
 
 def test_submodule_closed_to_its_owner_is_hidden(work):
-    def look(_path):
+    def deny_access(_path):
         raise PermissionError(errno.EACCES, "closed")
 
     repository(work)
@@ -143,7 +143,7 @@ def test_submodule_closed_to_its_owner_is_hidden(work):
     link(work, "sub")
     seen = after(work)
     assert seen.submodules(str(work), str(work / ".git")) == ["sub"]
-    seen._tree.look = look
+    seen._tree.stat = deny_access
     with pytest.raises(HiddenRepositoryError):
         seen.submodules(str(work), str(work / ".git"))
 
@@ -173,10 +173,10 @@ def test_repository_planted_as_a_submodule_is_quarantined(work, hidden, monkeypa
     if hidden:
         # bytes: the index is larger than what is looked at
         monkeypatch.setattr("enforcer.workspace.repository._LARGEST_INDEXES", 10)
-    made = found.made(found.changed())
+    made = found.find_new(found.find_changed())
     expected = ["sub/.git", "told/.git", "was/inner/.git"]
     assert [path for path in made if path.endswith("/.git")] == (expected if not hidden else ["apart/.git", *expected])
-    assert hidden or found.made_at_once() == expected
+    assert hidden or found.find_new_quickly() == expected
     found.close()
     git(work, "status")
     assert (work / "sub/ran").exists(), "git does what the configuration says that the task has made"
@@ -201,7 +201,7 @@ def test_workspace_below_a_worktree_is_scanned_as_git_does(work):
     assert all(path.startswith("part/") for path in covered)
     repository(work / "part/sub/inner")
     link(work / "part/sub", "inner")
-    assert found.made_at_once() == ["sub/inner/.git"]
+    assert found.find_new_quickly() == ["sub/inner/.git"]
     found.close()
 
 

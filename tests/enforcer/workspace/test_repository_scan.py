@@ -52,7 +52,7 @@ def test_repository_of_another_name_is_found_as_git_does(tmp_path):
             (work / prefix / name).touch()
         (work / ".claude").mkdir()
         (work / ".claude/settings.json").touch()
-        made = found.made(found.changed())
+        made = found.find_new(found.find_changed())
         new = [] if layout == "outside" else ["commondir", "hooks", "info/attributes", "remotes"]
         assert made == sorted([".claude/settings.json", *(prefix + name for name in new)]), layout
         found.close()
@@ -104,7 +104,7 @@ def test_programs_and_files_of_git_configuration_are_protected(tmp_path, monkeyp
     for name in ("config/there", 'tools/git "hooks"/pre-commit', ".everywhere/pre-commit", "tools/other"):
         (work / name).parent.mkdir(exist_ok=True)
         (work / name).touch()
-    assert found.made(found.changed()) == [".everywhere", "config/there", 'tools/git "hooks"']
+    assert found.find_new(found.find_changed()) == [".everywhere", "config/there", 'tools/git "hooks"']
     found.close()
 
 
@@ -125,7 +125,7 @@ def test_malformed_configuration_is_ignored(tmp_path, monkeypatch, text):
 def test_task_cannot_turn_a_directory_into_a_repository(tmp_path):
     found = guard(tmp_path, *globs_when_direct(()))
     repository(tmp_path)
-    assert found.made(found.changed()) == ["HEAD"]
+    assert found.find_new(found.find_changed()) == ["HEAD"]
     found.close()
 
 
@@ -146,7 +146,7 @@ sys.path_importer_cache.clear()
 guard = Guard(sys.argv[1], globs_when_direct(("*.conf", "a/*.b/c", "deep/**/*.x")))
 open(sys.argv[1] + "/new.conf", "w").close()
 os.chown(sys.argv[1] + "/.git", 54321, 54321)
-print(guard.made_at_once(), guard.changed())
+print(guard.find_new_quickly(), guard.find_changed())
 """
 
 
@@ -187,9 +187,9 @@ def test_nested_repositories_are_guarded_but_not_new_ones(tmp_path):
         repository(work / name)
     with (work / "bare.git/config").open("w") as file:
         file.write("[core]\n")
-    changed = found.changed()
+    changed = found.find_changed()
     assert changed == ["bare.git/config", "bare.git/hooks", "deep/er/st/.git/hooks", "one/.git/hooks"]
-    assert found.made(changed) == ["bare.git/hooks", "deep/er/st/.git/hooks", "one/.git/hooks"]
+    assert found.find_new(changed) == ["bare.git/hooks", "deep/er/st/.git/hooks", "one/.git/hooks"]
     assert found.is_searched
     found.close()
 
@@ -202,7 +202,7 @@ def test_common_directory_at_the_workspace_top_is_protected(tmp_path):
     found = guard(tmp_path, *globs_when_direct(()))
     assert f"{tmp_path}/config" in found.paths()
     (tmp_path / "hooks").mkdir()
-    assert "hooks" in found.made(found.changed())
+    assert "hooks" in found.find_new(found.find_changed())
     found.close()
 
 
@@ -227,5 +227,5 @@ def test_repositories_beyond_the_limit_refuse_no_start(tmp_path, monkeypatch):
     assert [os.path.relpath(path, tmp_path) for path in found.paths()] == [".envrc", "0/.git/config", "1/.git/config"]
     assert found.unguarded == 1
     (tmp_path / "3/.git/config").write_text("[core]\n")
-    assert found.changed() == ["3/.git/config"]
+    assert found.find_changed() == ["3/.git/config"]
     found.close()

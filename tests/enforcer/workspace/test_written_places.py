@@ -90,7 +90,7 @@ def test_repository_in_another_writable_path_is_guarded(someone, mode):
     assert not (main / ".git/objects/info/alternates").exists()
     assert (main / ".git/description").read_text() == "x\n"
     said = done.stderr.decode()
-    assert f"protected files that weren't there are put aside ({main}/.git/hooks" in said
+    assert f"new protected files are quarantined ({main}/.git/hooks" in said
     [event] = [event for event in someone.events() if event["kind"] == "tampering.detected"]
     assert event["reason"] == "protected_path"
     assert f"{main}/.git/hooks" in event["paths"]
@@ -109,7 +109,7 @@ def test_agent_settings_in_a_home_are_guarded(someone):
     assert config.read_text() == "model = 'x'\n"
     assert sorted(path.name for path in config.parent.iterdir()) == ["config.toml", "history.jsonl"]
     assert "config.toml: Read-only file system" in done.stderr.decode()
-    assert f"put aside ({config.parent}/AGENTS.md)" in done.stderr.decode()
+    assert f"quarantined ({config.parent}/AGENTS.md)" in done.stderr.decode()
 
 
 @harness.as_a_user
@@ -122,8 +122,8 @@ def test_writable_file_that_the_host_executes_gives_a_notice(someone):
     script = f"echo evil >> {file}; echo evil > {autostart}/x.desktop"
     done = run(someone, script, "--write", file, "--write", autostart)
     said = done.stderr.decode()
-    assert f"this host runs or obeys what was changed; look at it first: {file}" in said
-    assert f"look at it first: {autostart}/x.desktop" in said
+    assert f"files changed that this host executes or reads settings from; check them first: {file}" in said
+    assert f"check them first: {autostart}/x.desktop" in said
     paths = {path for event in someone.events() if event["kind"] == "tampering.detected" for path in event["paths"]}
     assert paths == {str(file), f"{autostart}/x.desktop"}
 
@@ -148,7 +148,7 @@ def test_files_of_the_users_git_configuration_are_guarded(someone):
     assert (extra.parent / "more").exists()
     said = done.stderr.decode()
     for path in (hook, single):
-        assert f"this host runs or obeys what was changed; look at it first: {path}" in said
+        assert f"files changed that this host executes or reads settings from; check them first: {path}" in said
 
 
 @harness.as_a_user
@@ -238,7 +238,7 @@ def test_failed_run_leaves_no_file_that_the_host_executes(finished, capfd):
     finished.it.close()
     assert len(finished.names()) == 4
     assert [name for name in finished.names() if ".exeat-aside-" not in name] == ["deploy/a.yaml"]
-    assert "protected files that weren't there have other names now" in capfd.readouterr().err
+    assert "new protected files were renamed" in capfd.readouterr().err
 
 
 def test_slow_searches_come_last(finished, monkeypatch):
@@ -248,7 +248,7 @@ def test_slow_searches_come_last(finished, monkeypatch):
         found.extend(finished.names())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Guard, "changed", changed)
+    monkeypatch.setattr(Guard, "find_changed", changed)
     with pytest.raises(KeyboardInterrupt):
         finished.it.finish(lambda *_: None, lambda *_: None)
     finished.it.close()
