@@ -1,7 +1,7 @@
 """Scans the head of a request before anything is dialed for it.
 
-Fields and parameters that hold credentials by their name (`Authorization`, `Cookie`, `?access_token=`) are not held
-against the patterns: a rule says `credential` for those. Values of the task's own secrets are looked for everywhere.
+Fields and parameters that hold credentials by their name (`Authorization`, `Cookie`, `?access_token=`) are not matched
+against the patterns: the rule key `credential` covers those. The task's own secrets are searched for everywhere.
 """
 
 from functools import lru_cache
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Field, Head
     from proxy.secrets.detection import SecretSearch
 
-_MOST_KEPT: Final = 256  # fields of one connection that are known to be clean
+_MOST_KEPT: Final = 256  # clean fields that are cached for one connection
 _LONGEST_KEPT: Final = 512  # bytes
-_LONGEST_NAME: Final = 64  # bytes of one that is remembered
+_LONGEST_NAME: Final = 64  # bytes of a name that is cached
 _LONGEST_METHOD: Final = 16  # characters of one that is registered (IANA, "HTTP Method Registry"), with some to spare
 _LONGEST_SHOWN: Final = 4096  # bytes of a path; of a longer one with a credential nothing is shown
-HEAD: Final = "the head"  # where a value was: in what form, and so where in it, isn't known
-# Fields that hold credentials and aren't called so: RFC 6455 (what browsers can set), RFC 9449, App Check's
+HEAD: Final = "the head"  # place of a finding whose exact field isn't known
+# Fields that hold credentials despite their names: RFC 6455 (what browsers can set), RFC 9449, App Check's
 _ALSO: Final = frozenset({b"sec-websocket-protocol", b"dpop", b"x-firebase-appcheck"})
 
 
 class Heads:
-    """The heads of one connection's requests: most of their fields are those of the request before."""
+    """Scans the heads of one connection's requests; caches clean fields, which most requests repeat."""
 
     __slots__ = ("_clean", "_last")
 
@@ -40,9 +40,9 @@ class Heads:
         self._clean: set[Field] = set()
 
     def is_clean(self, head: "Head") -> bool:
-        """Whether one look shows that nothing is in a head, for the patterns alone: most heads need no other.
+        """Whether one quick pass shows that a head matches no pattern: most heads need no other scan.
 
-        False means nothing. It looks at all of each field, also where credentials may stand: then `looking` tells.
+        False doesn't mean a finding: it also scans fields where credentials are allowed, and then `scan` decides.
         """
         path, fields = head.path, head.fields
         if len(head.method) > _LONGEST_METHOD or b"%" in path or b"+" in path or b"\\" in path or ANCHORS.search(path):
@@ -54,7 +54,7 @@ class Heads:
             self._keep(fields, fresh)
         return True
 
-    def looking(
+    def scan(
         self,
         head: "Head",
         watch: "SecretSearch | None",
@@ -74,14 +74,14 @@ class Heads:
             found += [(name, "the method") for name in (yield from named.in_text(head.method))]
         found = list(dict.fromkeys(found))
         if watch is not None:
-            yield from watch.taking(b"\n".join((head.method, head.authority, head.path)), lines=False)
+            yield from watch.search(b"\n".join((head.method, head.authority, head.path)), lines=False)
         if strict:  # nothing is remembered: what is clean elsewhere needn't be here
             found += yield from _in_fields(list(head.fields), named)
         if head.fields != self._last:
             fresh = [field for field in head.fields if field not in self._clean]
             in_fields = [] if strict else (yield from _in_fields(fresh, named))
             if watch is not None:
-                yield from watch.taking(b"\n".join(text for field in fresh for text in field), lines=False)
+                yield from watch.search(b"\n".join(text for field in fresh for text in field), lines=False)
             if not in_fields and not strict and (watch is None or not watch.saw_some):
                 self._keep(head.fields, fresh)
             found += in_fields

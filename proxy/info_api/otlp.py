@@ -1,6 +1,6 @@
 """Reads OTLP logs and traces that a task's programs send, JSON or protobuf, as one kind of value.
 
-Pure, and all of it the task's own claim. What is kept is bounded: so many attributes, of so many characters, flat. JSON
+Pure, and all of it the task's own claim. The result is bounded: a flat set of few attributes of limited length. JSON
 is proto3's, with ids in hexadecimal; protobuf is made into the same, a record at a time (opentelemetry-proto 1.x: logs,
 trace, common). The gate's one thread does something else between two records.
 """
@@ -31,7 +31,7 @@ _TOO_MANY: Final = f"it has more than {MOST_GROUPS} resources or scopes"
 _BODY: Final = "body"
 _CAPITAL: Final = re.compile("[A-Z]")
 
-# Where agents say what ties their events together: Codex, Claude Code, the GenAI semantic conventions.
+# Attributes that link an agent's events: Codex, Claude Code, the GenAI semantic conventions.
 _CONVERSATION: Final = ("conversation.id", "session.id", "gen_ai.conversation.id", "thread.id", "session_id")
 _CALL: Final = ("call_id", "gen_ai.tool.call.id", "tool_use_id", "tool_call_id")
 _TOOL: Final = ("tool_name", "gen_ai.tool.name", "tool.name")
@@ -40,14 +40,14 @@ _SERVICE: Final = "service.name"
 
 
 class OtlpRecord(NamedTuple):
-    """One OTLP record, not decoded until `said`: records over the limit are only counted."""
+    """One OTLP record, not decoded until `decode`: records over the limit are only counted."""
 
     read: "Callable[[str, Any], Agent]"
     service: str
     record: Any  # an object of JSON, a message of protobuf
 
-    def said(self) -> Agent:
-        """Return what it says. Never raises."""
+    def decode(self) -> Agent:
+        """Return the record's fields. Never raises."""
         return self.read(self.service, self.record)
 
 
@@ -84,12 +84,12 @@ def _sent(
 
 def _log(service: str, record: dict[str, Any]) -> Agent:
     attributes = _attributes(record.get("attributes"))
-    if (said := _text(record.get("body"))) is not None:
-        attributes.setdefault(_BODY, said)
+    if (content := _text(record.get("body"))) is not None:
+        attributes.setdefault(_BODY, content)
     if isinstance(severity := record.get("severityText"), str) and severity:
         attributes.setdefault("severity", severity[:LONGEST_VALUE])
     at = _number(record.get("timeUnixNano")) or _number(record.get("observedTimeUnixNano"))
-    return _said("log", record.get("eventName"), at, attributes, service)
+    return _agent("log", record.get("eventName"), at, attributes, service)
 
 
 def _span(service: str, record: dict[str, Any]) -> Agent:
@@ -97,10 +97,10 @@ def _span(service: str, record: dict[str, Any]) -> Agent:
     start, end = _number(record.get("startTimeUnixNano")), _number(record.get("endTimeUnixNano"))
     if end >= start:
         attributes.setdefault("duration_ms", f"{(end - start) / 1e6:g}")
-    return _said("span", record.get("name"), start, attributes, service)
+    return _agent("span", record.get("name"), start, attributes, service)
 
 
-def _said(source: str, name: object, at: int, attributes: dict[str, str], service: str) -> Agent:
+def _agent(source: str, name: object, at: int, attributes: dict[str, str], service: str) -> Agent:
     def first(names: tuple[str, ...]) -> str:
         return next((attributes[each] for each in names if attributes.get(each)), "")
 
@@ -117,34 +117,34 @@ def _said(source: str, name: object, at: int, attributes: dict[str, str], servic
 
 
 def _attributes(listed: object) -> dict[str, str]:
-    """Keep the first so many of a list of key and value."""
-    kept: dict[str, str] = {}
+    """Return the first MOST_ATTRIBUTES entries of a list of keys and values."""
+    attributes: dict[str, str] = {}
     for each in listed[:MOST_ATTRIBUTES] if isinstance(listed, list) else ():
         if isinstance(each, dict) and isinstance(key := each.get("key"), str) and key:
             value = _text(each.get("value"))
             if value is not None:
-                kept[key[:LONGEST_NAME]] = value
-    return kept
+                attributes[key[:LONGEST_NAME]] = value
+    return attributes
 
 
 def _text(value: object, depth: int = 0) -> str | None:
     """Return an AnyValue as text."""
     if not isinstance(value, dict) or depth > DEEPEST:
         return None
-    for name, said in value.items():
+    for name, content in value.items():
         if name == "arrayValue":
-            items = said.get("values") if isinstance(said, dict) else None
+            items = content.get("values") if isinstance(content, dict) else None
             texts = [
                 _text(each, depth + 1) or "" for each in (items if isinstance(items, list) else [])[:MOST_ATTRIBUTES]
             ]
             return ("[" + ", ".join(texts) + "]")[:LONGEST_VALUE]
         if name == "kvlistValue":
-            inner = _attributes(said.get("values") if isinstance(said, dict) else None) if depth < DEEPEST else {}
+            inner = _attributes(content.get("values") if isinstance(content, dict) else None) if depth < DEEPEST else {}
             return json.dumps(inner)[:LONGEST_VALUE]
         if name.endswith("Value"):
-            if isinstance(said, (dict, list)):
+            if isinstance(content, (dict, list)):
                 return None  # no value of these kinds is one, and nobody says how deep it is
-            return (said if isinstance(said, str) else json.dumps(said))[:LONGEST_VALUE]
+            return (content if isinstance(content, str) else json.dumps(content))[:LONGEST_VALUE]
     return None
 
 

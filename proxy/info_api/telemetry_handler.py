@@ -61,7 +61,7 @@ class TelemetryHandler:
             process = None if sender is None else sender.process
             for number, sent in enumerate(self._read(request)):
                 if number < MOST_RECORDS and self._records.take():
-                    self._recorder.agent_said(sent.said(), process)
+                    self._recorder.agent_said(sent.decode(), process)
                 else:
                     lost += 1
                 yield None

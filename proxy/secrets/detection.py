@@ -1,9 +1,10 @@
 """Detects the task's own secrets in outgoing data: whole, encoded, or most of one in pieces.
 
-They are the values of its `secrets` and the upstream proxy's password; a task has none of them. A value is cut into at
-most eight pieces of six characters and more. Two thirds of them, or all but one if that is more, make a leak, also over
-several requests; one number a secret is remembered. Missed are values that are encrypted, compressed, reversed, in
-another alphabet, or in shorter pieces, and pieces of values that have fewer than three.
+`proxy/dlp` decodes the data, calls this search, and matches the patterns of other credentials. The secrets are the
+values of `secrets` and the upstream proxy's password; a task has none of them. A value is cut into at most eight pieces
+of six characters and more. Two thirds of them, or all but one if that is more, make a leak, also over several requests;
+one number a secret is remembered. Missed are values that are encrypted, compressed, reversed, in another alphabet, or
+in shorter pieces, and pieces of values that have fewer than three.
 """
 
 import re
@@ -139,7 +140,7 @@ class SecretSearch:
         self._number = number
         self._found: dict[_Value, int] = {}  # the pieces in what was looked at, that may not have left
 
-    def taking(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Sliced[None]":
+    def search(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Sliced[None]":
         """Look at the next text, a value in a slice. What is in it `found` says, and `has_left` has to follow that.
 
         `pieces`: they are looked for as well, and behind `%`. `lines`: the text may be broken up, as encoders do with

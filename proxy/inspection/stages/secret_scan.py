@@ -50,16 +50,16 @@ def scan_ahead(session: "Session", request: "RequestContext") -> "Sliced[None]":
     strict = session.recorder.sandbox.policy.needs.strict_scan and session.is_unnamed()
     seen = request.seen = {} if request.seen is None else request.seen  # it may have been held since
     for each in {False, strict} - seen.keys():
-        seen[each] = yield from _look(session, head, strict=each)
+        seen[each] = yield from _scan_head(session, head, strict=each)
 
 
-def _look(session: "Session", head: "Head", *, strict: bool) -> "Sliced[HeadScan]":
+def _scan_head(session: "Session", head: "Head", *, strict: bool) -> "Sliced[HeadScan]":
     """Scan a head."""
     sandbox, watch = session.recorder.sandbox, None
     try:
         watch = None if sandbox.own_secrets is None else sandbox.own_secrets.watch()
         is_placeholder = _never if sandbox.secret_injector is None else sandbox.secret_injector.is_placeholder
-        found = yield from session.heads.looking(head, watch, is_placeholder, strict=strict)
+        found = yield from session.heads.scan(head, watch, is_placeholder, strict=strict)
     except Exception as error:  # noqa: BLE001  see above
         return HeadScan(watch, error=error)
     return HeadScan(watch, tuple(found))
@@ -95,7 +95,7 @@ class SecretScan(Stage):
             if seen is None:
                 if session.recorder.sandbox.own_secrets is None and not strict and session.heads.is_clean(head):
                     return request_decision
-                seen = run_at_once(_look(session, head, strict=strict))
+                seen = run_at_once(_scan_head(session, head, strict=strict))
             return self._looked(request_decision, seen)
         except Exception as error:  # noqa: BLE001  see above
             self._fail(error, session.cause)
@@ -161,15 +161,15 @@ class SecretScan(Stage):
 
     def _look_through(self, body: Body, part: "RequestPart") -> "Sliced[list[RequestPart]]":
         if isinstance(part, RequestData):
-            free, found = yield from body.taking(part.data)
+            free, found = yield from body.scan(part.data)
             if free is not part.data:
                 part = RequestData(part.stream_id, free)
             parts: list[RequestPart] = [part] if free else []
         else:
-            free, found = yield from body.ending()
+            free, found = yield from body.finish()
             if isinstance(part, RequestTrailers):
                 trailers = b"\n".join(text for field in part.trailers.fields for text in field)
-                found += yield from body.looking_after(trailers)
+                found += yield from body.scan_aside(trailers)
             parts = [RequestData(part.stream_id, free), part] if free else [part]
         self._flag(found)
         return parts

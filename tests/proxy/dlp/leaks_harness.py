@@ -51,7 +51,7 @@ def body(action=Scan.FLAG, secrets=None, **more):
 
 
 def take(one, data):
-    return run_at_once(one.taking(data))
+    return run_at_once(one.scan(data))
 
 
 def sent(one, pieces):

@@ -132,9 +132,9 @@ def test_finding_at_the_end_of_a_body_is_found():
 
 
 def test_trailers_are_scanned():
-    assert run_at_once(body().looking_after(TOKEN.encode())) == ["github-token"]
+    assert run_at_once(body().scan_aside(TOKEN.encode())) == ["github-token"]
     with pytest.raises(SecretLeakError):
-        run_at_once(body(Scan.BLOCK).looking_after(TOKEN.encode()))
+        run_at_once(body(Scan.BLOCK).scan_aside(TOKEN.encode()))
 
 
 def test_reload_tightens_a_running_scan_and_never_loosens_it():

@@ -41,7 +41,7 @@ JSONS = {
 
 def in_url(path, **more):
     head = Head(b"HTTP/1.1", b"GET", b"", b"", path.encode(), (), **more)
-    return run_at_once(Heads().looking(head, None, lambda _: False))
+    return run_at_once(Heads().scan(head, None, lambda _: False))
 
 
 @pytest.mark.parametrize("kind", SECRETS)
@@ -200,10 +200,8 @@ def test_strict_finds_credentials_in_header_fields(path, field, where):
     head = Head(b"HTTP/1.1", b"GET", b"", b"", path, (field,))
     heads = Heads()
     for _ in range(2):
-        assert (
-            run_at_once(heads.looking(head, None, lambda _: False)) == []
-        )  # and nothing is remembered as clean by that
-        assert run_at_once(heads.looking(head, None, lambda _: False, strict=True)) == [("github-token", where)]
+        assert run_at_once(heads.scan(head, None, lambda _: False)) == []  # and nothing is remembered as clean by that
+        assert run_at_once(heads.scan(head, None, lambda _: False, strict=True)) == [("github-token", where)]
 
 
 BEHIND_ESCAPES = [

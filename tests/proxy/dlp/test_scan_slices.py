@@ -46,7 +46,7 @@ def test_slice_cost_is_bounded_for_any_text(pattern):
     try:
         for text in worst_of(pattern):
             one = body(Scan.BLOCK, broker())
-            times, (free, _) = slices(one.taking(text + bytes(HELD_BACK)))
+            times, (free, _) = slices(one.scan(text + bytes(HELD_BACK)))
             check(max(times))
             assert text.startswith(free)
     finally:
@@ -74,7 +74,7 @@ def test_slice_cost_is_bounded_for_any_encoding(text, said):
     one = body(Scan.BLOCK, **said)
     gc.disable()
     try:
-        times, _ = slices(one.taking(text * (4 * HELD_BACK // len(text))))
+        times, _ = slices(one.scan(text * (4 * HELD_BACK // len(text))))
     finally:
         gc.enable()
     check(max(times))
@@ -99,7 +99,7 @@ def test_reload_between_slices_loses_and_repeats_no_byte(before):
     for stop in range(6):  # in the first piece, and behind it
         one = body()
         assert take(one, before)[0] == before
-        work = one.taking(text)
+        work = one.scan(text)
         for _ in range(stop):
             next(work)
         one.tighten(Scan.BLOCK)
@@ -111,7 +111,7 @@ def test_reload_between_slices_loses_and_repeats_no_byte(before):
 
 def test_reload_between_slices_applies_to_later_findings():
     one = body()
-    work = one.taking(b"x" * 3 * HELD_BACK + TOKEN + b" " + b"x" * HELD_BACK)
+    work = one.scan(b"x" * 3 * HELD_BACK + TOKEN + b" " + b"x" * HELD_BACK)
     next(work)
     one.tighten(Scan.BLOCK)
     with pytest.raises(SecretLeakError):

@@ -131,7 +131,7 @@ def test_everything_that_is_open_is_held_against_it_once_it_is_in_force(tmp_path
     sandbox = SandboxState("box", Task("1", "t"), before)
     sandbox.meters = Part("meters")
     asyncio.run(test())
-    run_at_once((watch := sandbox.own_secrets.watch()).taking(b"geheimnis"))
+    run_at_once((watch := sandbox.own_secrets.watch()).search(b"geheimnis"))
     assert watch.found() == ["the password for the upstream proxy"]
     assert heard[:5] == [
         ("meters", "keep", True),

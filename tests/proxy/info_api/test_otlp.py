@@ -27,8 +27,8 @@ def both(said, of=ExportLogsServiceRequest, read=otlp.logs):
                 {k: v for k, v in span.items() if k not in {"traceId", "spanId"}} for span in scope["spans"]
             ]
     packed = ParseDict(said, of()).SerializeToString()
-    first = [sent.said() for sent in read(json.dumps(said).encode(), as_json=True)]
-    second = [sent.said() for sent in read(packed, as_json=False)]
+    first = [sent.decode() for sent in read(json.dumps(said).encode(), as_json=True)]
+    second = [sent.decode() for sent in read(packed, as_json=False)]
     assert first == second
     return first
 
@@ -111,7 +111,7 @@ def test_nesting_depth_raises_only_the_documented_error(depth):
         body = f'{{"resourceLogs": [{{"scopeLogs": [{{"logRecords": [{{{said}}}]}}]}}]}}'
         with contextlib.suppress(ValueError):
             [sent] = otlp.logs(body.encode(), as_json=True)
-            assert (sent.said().at, sent.said().attributes) == (0, {})
+            assert (sent.decode().at, sent.decode().attributes) == (0, {})
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_large_resource_is_parsed_once():
     value = {"arrayValue": {"values": [{"arrayValue": {"values": [{"stringValue": "x"}] * 32}}] * 5}}
     body = logs(*[{}] * 15_000)
     body["resourceLogs"][0]["resource"]["attributes"] += [{"key": f"k{n}", "value": value} for n in range(31)]
-    services = [sent.said().service for sent in otlp.logs(json.dumps(body).encode(), as_json=True)]
+    services = [sent.decode().service for sent in otlp.logs(json.dumps(body).encode(), as_json=True)]
     assert services == ["codex_cli_rs"] * 15_000
 
 
@@ -136,7 +136,7 @@ def test_arbitrary_bytes_raise_only_the_documented_error(data):
     for read in (otlp.logs, otlp.spans):
         for as_json in (True, False):
             with contextlib.suppress(ValueError):
-                [sent.said() for sent in read(data, as_json=as_json)]
+                [sent.decode() for sent in read(data, as_json=as_json)]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,9 @@ def test_parts_of_a_protobuf_request_are_bounded(body, what):
 def test_unknown_fields_are_skipped():
     later = b"".join(_field(number, b"later") for number in (99, 1000)) + b"\xa0\x06\x07"
     record = _field(5, _field(1, b"x")) + later
-    [said] = [sent.said() for sent in otlp.logs(_field(1, _field(2, _field(2, record) + later) + later), as_json=False)]
+    [said] = [
+        sent.decode() for sent in otlp.logs(_field(1, _field(2, _field(2, record) + later) + later), as_json=False)
+    ]
     assert said.attributes == {"body": "x"}
 
 
@@ -214,7 +216,7 @@ def test_cost_of_a_record_is_bounded(as_json, body):
     longest, before = 0.0, thread_time()
     with contextlib.suppress(ValueError):
         for sent in otlp.logs(body, as_json=as_json):
-            sent.said()
+            sent.decode()
             now = thread_time()
             longest, before = max(longest, now - before), now
     check(max(longest, thread_time() - before))

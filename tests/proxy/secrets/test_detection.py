@@ -16,7 +16,7 @@ MOST = "most of the value of the secret `key`, in one request or in several"
 
 def take(watch, text):
     """Look at a text, and say what was found."""
-    run_at_once(watch.taking(text))
+    run_at_once(watch.search(text))
     return watch.found()
 
 
