@@ -36,7 +36,7 @@ class Machine:
         """Return a path of the system, given without its first slash."""
         return self.root / path
 
-    def found(self, *patterns: str) -> list[Path]:
+    def find(self, *patterns: str) -> list[Path]:
         """List the existing paths of the system that match globs with `*` and `**`."""
         return [Path(path) for pattern in patterns for path in sorted(glob(str(self.root / pattern), recursive=True))]
 
@@ -55,7 +55,7 @@ class Machine:
         """Read the bytes of a file; None if it does not exist, or may not be trusted."""
         try:
             real = path.resolve(strict=True)
-            why = self._why_not(real)
+            why = self._explain_distrust(real)
             if why is None:
                 with real.open("rb") as file:
                     data = file.read(_LARGEST_FILE + 1)
@@ -69,7 +69,7 @@ class Machine:
         self.notes.append(f"{path} was not read: {why}")
         return None
 
-    def _why_not(self, real: Path) -> str | None:
+    def _explain_distrust(self, real: Path) -> str | None:
         inside = next((place for place in self.workspaces if real.is_relative_to(place)), None)
         if inside is not None:
             return f"it lies in the workspace {inside}, where a task can write"
@@ -99,7 +99,7 @@ def this_machine(workspaces: Iterable[Path]) -> Machine:
     try:
         home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
     except KeyError:
-        # `HOME` is the environment's, and of that nothing is believed.
+        # `HOME` comes from the environment, which a task may have set
         message = f"uid {os.geteuid()} is no user of this machine, so nobody knows where its clients' settings are"
         raise HostError(f"{message}: give it a line in `/etc/passwd`, or let root lock for everybody") from None
     places: list[Path] = []

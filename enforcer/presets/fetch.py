@@ -1,7 +1,7 @@
 """Fetches one document from a registry: bounded redirects, size and time, TLS verified, checked address dialed.
 
-A public host must not lead us inside: unless the registry itself is inside, no host that it names may be. Nothing that
-comes back is more than data: it becomes a host in a lock, or an error.
+A public host must not lead us inside: unless the registry itself is inside, no host that it names may be. An answer
+is only data: it becomes a host in a lock, or an error.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from rules.loading.preset_locks import Origin
 from rules.names import HostName
 
 _STEP: Final = 8.0  # seconds that one read or connect may take
-_WHOLE: Final = 25.0  # seconds for a question with its redirects
+_WHOLE: Final = 25.0  # seconds for a request with its redirects
 _LARGEST: Final = 16 << 20  # bytes of an answer
 _MOST_REDIRECTS: Final = 3
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -44,7 +44,7 @@ class Answer(NamedTuple):
 
 
 def look_up(host: str) -> list[str]:
-    """Ask the host's resolver for addresses."""
+    """Resolve a name with the resolver of the host."""
     return list(dict.fromkeys(str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)))
 
 
@@ -108,18 +108,18 @@ class Web:
         error: Exception = FetchError("no address")
         for address in self.addresses(origin, inside=inside)[:3]:
             try:
-                return self._ask(url, origin, address, accept, deadline)
+                return self._request(url, origin, address, accept, deadline)
             except (OSError, http.client.HTTPException, ValueError) as failure:
                 error = failure
-        raise FetchError(f"{_shown(url)} can't be asked: {getattr(error, 'strerror', None) or error}") from error
+        raise FetchError(f"{_shown(url)} can't be requested: {getattr(error, 'strerror', None) or error}") from error
 
-    def _ask(self, url: str, origin: Origin, address: Address, accept: str, deadline: float) -> Answer:
+    def _request(self, url: str, origin: Origin, address: Address, accept: str, deadline: float) -> Answer:
         host = str(origin.host)
         target = "/" + url.partition("://")[2].partition("#")[0].partition("/")[2]
         connection = http.client.HTTPConnection(host, origin.port, timeout=_STEP)
         connection.default_port = 443 if origin.scheme == "https" else 80  # for the Host header
         connection.sock = self._dial(address, origin.port)
-        whole = connection.sock.dup()  # to cut, whatever becomes of the other: a byte now and then would go on for ever
+        whole = connection.sock.dup()  # the timer ends it: a server may send a byte now and then for ever
         timer = threading.Timer(max(0.0, deadline - time.monotonic()), _cut, [whole])
         timer.start()
         try:
@@ -165,7 +165,7 @@ def _origin(url: str) -> Origin:
     try:
         return Origin.parse(scheme + separator + rest[:end])
     except ValueError as error:
-        raise FetchError(f"{_shown(url)} can't be asked: {error}") from error
+        raise FetchError(f"{_shown(url)} can't be requested: {error}") from error
 
 
 def _shown(url: str) -> str:

@@ -1,4 +1,4 @@
-"""Makes `presets.lock` from the settings of clients: resolves and checks each host, and asks its registry.
+"""Makes `presets.lock` from the settings of clients: resolves and checks each host, and sends requests to its registry.
 
 Entries given by hand stay until they are given anew. A lock is replaced atomically, and only if its presets load with
 it and their tests pass.
@@ -25,7 +25,7 @@ CLIENTS: Final = {client.preset: client for client in (pip.CLIENT, npm.CLIENT, *
 BY_HAND: Final = "given by hand"
 _HEAD: Final = """\
 # Where this machine's package registries are, as `exeat presets lock` found them and showed them. Loading rules reads
-# this and asks nobody. To change it, run that command again.
+# this file and makes no request. To change it, run that command again.
 version: 1
 """
 
@@ -77,7 +77,9 @@ def _places(client: Client, machine: Machine, web: Web, settings: Sequence[Setti
         _add(
             places,
             setting.place,
-            _looked_up(_bare(setting.url, machine), setting.source, web, inside=True, machine=machine),
+            _lock_configured(
+                _strip_credentials(setting.url, machine), setting.source, web, inside=True, machine=machine
+            ),
         )
     if client.learn is not None and any(not places[place] for place in client.places[1:]):
         for locked in tuple(places[client.places[0]]):
@@ -86,7 +88,7 @@ def _places(client: Client, machine: Machine, web: Web, settings: Sequence[Setti
                     not any(entry.source == BY_HAND for entry in places[learnt.place])
                     or learnt.place == client.places[0]
                 ):
-                    _add(places, learnt.place, _checked(learnt, locked, web))
+                    _add(places, learnt.place, _lock_learnt(learnt, locked, web))
     return {place: tuple(entries) for place, entries in places.items()}
 
 
@@ -95,7 +97,7 @@ def _add(places: dict[str, list[LockedPlace]], place: str, locked: LockedPlace) 
         places[place].append(locked)
 
 
-def _bare(url: str, machine: Machine) -> Origin:
+def _strip_credentials(url: str, machine: Machine) -> Origin:
     """Read a configured URL without the credentials and the query that it may have."""
     scheme, separator, rest = url.strip().partition("?")[0].partition("://")
     authority, slash, path = rest.partition("/")
@@ -105,25 +107,25 @@ def _bare(url: str, machine: Machine) -> Origin:
     return Origin.parse(scheme + separator + host + slash + path)
 
 
-def _looked_up(origin: Origin, source: str, web: Web, *, inside: bool, machine: Machine) -> LockedPlace:
+def _lock_configured(origin: Origin, source: str, web: Web, *, inside: bool, machine: Machine) -> LockedPlace:
     """Lock a configured host. Given by hand, it may have no address yet; then it must become a public one."""
     try:
         addresses = web.addresses(origin, inside=inside)
     except UnknownHostError as error:
         if source != BY_HAND:
             raise
-        machine.notes.append(f"{error}; that is no hindrance, but it will have to be at public addresses")
+        machine.notes.append(f"{error}; it is locked all the same, and must resolve to public addresses later")
         addresses = ()
-    return _locked(origin, source, addresses)
+    return _lock_place(origin, source, addresses)
 
 
-def _checked(learnt: DiscoveredHost, registry: LockedPlace, web: Web) -> LockedPlace:
+def _lock_learnt(learnt: DiscoveredHost, registry: LockedPlace, web: Web) -> LockedPlace:
     """Lock a host that a registry named: on a private network only if the registry is."""
     addresses = web.addresses(learnt.origin, inside=is_internal(registry))
-    return _locked(learnt.origin, learnt.source, addresses)
+    return _lock_place(learnt.origin, learnt.source, addresses)
 
 
-def _locked(origin: Origin, source: str, addresses: Sequence[Address]) -> LockedPlace:
+def _lock_place(origin: Origin, source: str, addresses: Sequence[Address]) -> LockedPlace:
     closed = any(find_block(address) is not None for address in addresses)
     named = isinstance(origin.host, HostName)
     networks = tuple(parse_network(text) for text in sorted(map(str, addresses))) if closed and named else ()
@@ -161,7 +163,7 @@ def write(path: Path, locked: Mapping[str, Places], check: Sequence[str]) -> Non
                 file.flush()
                 os.fchmod(file.fileno(), 0o644)
                 for name in check:
-                    _try(name, draft)
+                    _check_preset(name, draft)
                 os.fsync(file.fileno())
                 draft.replace(path)
             except BaseException:
@@ -171,7 +173,7 @@ def write(path: Path, locked: Mapping[str, Places], check: Sequence[str]) -> Non
         raise HostError(f"`{path}` can't be written: {error.strerror}") from error
 
 
-def _try(name: str, lock: Path) -> None:
+def _check_preset(name: str, lock: Path) -> None:
     loaded = read_preset(name, [lock])
     failed = failures(loaded)
     if failed:

@@ -24,7 +24,7 @@ from rules.loading.preset_locks import LockedPlace
 if TYPE_CHECKING:
     from pathlib import Path
 
-_ASKED: Final = ("abbrev", "once", "npm")  # small packages that a registry has if it has any
+_PROBES: Final = ("abbrev", "once", "npm")  # small packages that a registry has if it has any
 _ACCEPT: Final = "application/vnd.npm.install-v1+json"  # the short form of a package's metadata
 _INSTALLED: Final = (
     "usr/lib/node_modules/npm",
@@ -37,14 +37,17 @@ _DEFAULT: Final = re.compile(r"""\('registry',\s*\{\s*default:\s*['"`](https?://
 
 
 def _configured(machine: Machine) -> Iterator[Setting]:
-    programs = [*machine.found(*_INSTALLED), *sorted(machine.home.glob(".nvm/versions/node/*/lib/node_modules/npm"))]
+    programs = [
+        *machine.find(*_INSTALLED),
+        *sorted(machine.home.glob(".nvm/versions/node/*/lib/node_modules/npm")),
+    ]
     files = [
         *(program / "npmrc" for program in programs),
-        *machine.found("usr/etc/npmrc", "usr/local/etc/npmrc", "etc/npmrc"),
+        *machine.find("usr/etc/npmrc", "usr/local/etc/npmrc", "etc/npmrc"),
         machine.home / ".npmrc",
     ]
     found: dict[str, tuple[str, Path]] = {}
-    for file in files:  # a later one's word counts
+    for file in files:  # a later file overrides an earlier one
         for key, value in _options(machine.text(file) or ""):
             if "${" in value:
                 machine.notes.append(f"{file}: {key} depends on the environment, which is not read")
@@ -72,7 +75,7 @@ def _options(text: str) -> Iterator[tuple[str, str]]:
 
 def _learn(web: Web, registry: LockedPlace) -> list[DiscoveredHost]:
     """Request a small package, and read the hosts of its tarballs."""
-    for package in _ASKED:
+    for package in _PROBES:
         answer = web.get(f"{registry.origin.url}/{package}", _ACCEPT, inside=is_internal(registry))
         if answer.status in {401, 403}:
             raise FetchError(f"{registry.origin.url} wants credentials ({answer.status}), which are not read here")
@@ -83,7 +86,7 @@ def _learn(web: Web, registry: LockedPlace) -> list[DiscoveredHost]:
                 DiscoveredHost("tarballs", origin, source) for origin in find_hosts(urls, answer.url, registry.origin)
             ]
             return learnt + find_redirect("registry", answer, registry.origin)
-    raise FetchError(f"{registry.origin.url} has none of {', '.join(_ASKED)}, so where tarballs lie can't be seen")
+    raise FetchError(f"{registry.origin.url} has none of {', '.join(_PROBES)}, so where tarballs lie can't be seen")
 
 
 def tarball_urls(body: bytes) -> list[str]:

@@ -71,7 +71,7 @@ def _crates(web: Web, index: LockedPlace) -> list[DiscoveredHost]:
 def _go(machine: Machine) -> Iterator[Setting]:
     """Read `go env`'s files: the user's over the one that comes with go (Go 1.21 release notes, go.env)."""
     found: dict[str, tuple[str, str]] = {}
-    files = machine.found("usr/local/go/go.env", "usr/lib/go*/go.env", "usr/share/go*/go.env", "opt/go/go.env")
+    files = machine.find("usr/local/go/go.env", "usr/lib/go*/go.env", "usr/share/go*/go.env", "opt/go/go.env")
     for file in (*files, machine.home / ".config/go/env"):
         for line in (machine.text(file) or "").splitlines():
             key, separator, value = line.partition("=")
@@ -95,7 +95,7 @@ def _gems(machine: Machine) -> Iterator[Setting]:
         if isinstance(listed, list) and listed:
             yield from read_urls("sources", map(str, listed), f"sources in {file}", machine)
             return
-    for file in machine.found(
+    for file in machine.find(
         "usr/lib/ruby/**/rubygems/defaults.rb",
         "usr/share/rubygems/rubygems/defaults.rb",
         "usr/local/lib/ruby/**/rubygems/defaults.rb",
@@ -107,7 +107,7 @@ def _gems(machine: Machine) -> Iterator[Setting]:
 
 
 def _maven(machine: Machine) -> Iterator[Setting]:
-    files = machine.found("etc/maven/settings.xml", "usr/share/maven/conf/settings.xml", "opt/maven/conf/settings.xml")
+    files = machine.find("etc/maven/settings.xml", "usr/share/maven/conf/settings.xml", "opt/maven/conf/settings.xml")
     for file in (machine.home / ".m2/settings.xml", *files):
         root = _xml(machine.data(file))
         for mirror in [] if root is None else root.findall(".//{*}mirror"):
@@ -116,9 +116,7 @@ def _maven(machine: Machine) -> Iterator[Setting]:
             if not blocked and {"central", "*", "external:*"} & {word.strip() for word in covered}:
                 yield from read_urls("repository", [mirror.findtext("{*}url") or ""], f"mirror in {file}", machine)
                 return
-    for jar in machine.found(
-        "usr/share/maven/lib/maven-model-builder-*.jar", "opt/maven/lib/maven-model-builder-*.jar"
-    ):
+    for jar in machine.find("usr/share/maven/lib/maven-model-builder-*.jar", "opt/maven/lib/maven-model-builder-*.jar"):
         data = machine.data(jar)
         try:
             pom = zipfile.ZipFile(io.BytesIO(data or b"")).read("org/apache/maven/model/pom-4.0.0.xml")
@@ -134,11 +132,11 @@ def _maven(machine: Machine) -> Iterator[Setting]:
 def _conda(machine: Machine) -> Iterator[Setting]:
     installed = [
         *(machine.home / name for name in ("miniconda3", "anaconda3", "miniforge3")),
-        *machine.found("opt/*conda*", "opt/miniforge*"),
+        *machine.find("opt/*conda*", "opt/miniforge*"),
     ]
     files = [
         machine.home / ".condarc",
-        *machine.found("etc/conda/.condarc", "etc/conda/condarc"),
+        *machine.find("etc/conda/.condarc", "etc/conda/condarc"),
         *(place / ".condarc" for place in installed),
     ]
     alias = source = ""
@@ -172,9 +170,9 @@ def _conda(machine: Machine) -> Iterator[Setting]:
 
 def _apt(machine: Machine) -> Iterator[Setting]:
     """Read sources.list and sources.list.d (sources.list(5)). apt has nothing built in."""
-    for file in machine.found("etc/apt/sources.list", "etc/apt/sources.list.d/*.list"):
+    for file in machine.find("etc/apt/sources.list", "etc/apt/sources.list.d/*.list"):
         yield from read_urls("archives", one_line(machine.text(file) or ""), str(file), machine)
-    for file in machine.found("etc/apt/sources.list.d/*.sources"):
+    for file in machine.find("etc/apt/sources.list.d/*.sources"):
         yield from read_urls("archives", stanzas(machine.text(file) or ""), str(file), machine)
 
 

@@ -27,7 +27,7 @@ from enforcer.presets.fetch import FetchError, Web
 from proxy.wire import strict_json
 from rules.loading.preset_locks import LockedPlace
 
-_ASKED: Final = ("pip", "setuptools", "six")  # projects that an index has if it has any
+_PROBES: Final = ("pip", "setuptools", "six")  # projects that an index has if it has any
 _ACCEPT: Final = "application/vnd.pypi.simple.v1+json, text/html;q=0.1"  # PEP 691
 _FILES: Final = (".whl", ".tar.gz", ".zip", ".tar.bz2", ".tgz", ".egg")
 _BUILT_IN: Final = "pip/_internal/models/index.py"
@@ -71,7 +71,7 @@ def _built_in(machine: Machine) -> Iterator[Setting]:
     ours = Path(sysconfig.get_path("purelib"))
     beside = ours / _BUILT_IN
     bundles = [*Path(sysconfig.get_path("stdlib"), "ensurepip/_bundled").glob("pip-*.whl")]
-    system = machine.found(
+    system = machine.find(
         "usr/lib/python3/dist-packages/" + _BUILT_IN,
         "usr/share/python-wheels/pip-*.whl",
         "usr/lib/python3*/site-packages/" + _BUILT_IN,
@@ -114,7 +114,7 @@ def _default_index(source: str) -> str | None:
 
 def _learn(web: Web, index: LockedPlace) -> list[DiscoveredHost]:
     """Request a project that every index has, and read the hosts of its files."""
-    for project in _ASKED:
+    for project in _PROBES:
         answer = web.get(f"{index.origin.url}/{project}/", _ACCEPT, inside=is_internal(index))
         if answer.status in {401, 403}:
             raise FetchError(f"{index.origin.url} wants credentials ({answer.status}), which are not read here")
@@ -123,7 +123,7 @@ def _learn(web: Web, index: LockedPlace) -> list[DiscoveredHost]:
             source = f"what {index.origin.url} answers about `{project}`"
             learnt = [DiscoveredHost("files", origin, source) for origin in find_hosts(urls, answer.url, index.origin)]
             return learnt + find_redirect("index", answer, index.origin)
-    raise FetchError(f"{index.origin.url} shows no files of {', '.join(_ASKED)}, so where they lie can't be seen")
+    raise FetchError(f"{index.origin.url} shows no files of {', '.join(_PROBES)}, so where they lie can't be seen")
 
 
 def file_urls(body: bytes, kind: str) -> list[str]:

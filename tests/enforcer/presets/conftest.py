@@ -6,12 +6,12 @@ import pytest
 
 from enforcer.cli import main
 from enforcer.presets.client import Machine
-from tests.enforcer.presets.presets_harness import Registry
+from tests.enforcer.presets.registry_lab import RegistryLab
 
 
 @pytest.fixture
 def registry():
-    registry = Registry()
+    registry = RegistryLab()
     yield registry
     registry.server.shutdown()
     registry.server.server_close()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from enforcer.cli import main
 from enforcer.presets.locking import format_lock
 from rules.loading.preset_locks import Origin, read_locks
-from tests.enforcer.presets.presets_harness import PIP, put
+from tests.enforcer.presets.registry_lab import PIP, put
 
 
 def test_lock_is_printed_written_and_used(exeat, host, registry, tmp_path):

@@ -1,4 +1,4 @@
-"""What is asked of a registry, and what of its answer is locked."""
+"""Discovery of hosts: what is requested from a registry, and what of its answer is locked."""
 
 import ssl
 from time import sleep
@@ -13,7 +13,7 @@ from enforcer.presets.fetch import FetchError
 from enforcer.presets.locking import CLIENTS, discover
 from enforcer.presets.pip import file_urls
 from rules.loading.preset_locks import Origin
-from tests.enforcer.presets.presets_harness import JSON, PIP, PRIVATE, found, put
+from tests.enforcer.presets.registry_lab import JSON, PIP, PRIVATE, found, put
 from tests.lab.certificates import Authority
 
 
@@ -27,7 +27,7 @@ def test_index_names_the_hosts_of_its_files(host, registry):
         "index": ["http://pypi.example:8000/simple"],
         "files": ["https://files.example", "http://pypi.example:8000/simple"],
     }
-    assert registry.asked == [("pypi.example:8000", "/simple/pip/")]
+    assert registry.requests == [("pypi.example:8000", "/simple/pip/")]
 
 
 def test_html_index_is_parsed_for_file_links(host, registry):
@@ -176,7 +176,7 @@ def test_manual_entries_replace_discovery(host, registry):
     registry.addresses = {"new.example": None}
     given = {"index": ["https://a.example/s"], "files": ["https://b.example", "https://new.example"]}
     assert found(host, "pip", registry.web(), **given) == given
-    assert registry.asked == []
+    assert registry.requests == []
     registry.page("/simple/pip/", {"files": [{"url": "https://files.example/x.whl"}]})
     assert found(host, "pip", registry.web(), files=["https://b.example"]) == {
         "index": ["http://pypi.example:8000/simple"],

@@ -1,4 +1,4 @@
-"""A machine with nothing on it, and a registry that says what it is told to."""
+"""Test registry on loopback with configurable answers, and a machine with configuration files."""
 
 import json
 import socket
@@ -14,16 +14,16 @@ JSON = "application/vnd.pypi.simple.v1+json"
 PIP = "[global]\nindex-url = http://pypi.example:8000/simple\n"
 
 
-class Registry:
-    """A server on loopback that says what it is told to, and a web in which every name leads to it."""
+class RegistryLab:
+    """Registry on loopback that serves `pages`; `web` resolves every name to it."""
 
     def __init__(self):
-        self.pages, self.asked, self.addresses = {}, [], {}
+        self.pages, self.requests, self.addresses = {}, [], {}
         registry = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                registry.asked.append((self.headers["Host"], self.path))
+                registry.requests.append((self.headers["Host"], self.path))
                 status, headers, body = registry.pages.get(self.path, (404, {}, b""))
                 self.send_response(status)
                 for name, value in headers.items():

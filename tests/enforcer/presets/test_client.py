@@ -1,4 +1,4 @@
-"""What a client is set to, and what of a machine is believed."""
+"""Client settings: which files are read, and which are trusted."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from enforcer.presets import client
 from enforcer.presets.locking import CLIENTS, discover
 from enforcer.presets.other_clients import one_line, stanzas
 from enforcer.system.errors import HostError
-from tests.enforcer.presets.presets_harness import configured, put
+from tests.enforcer.presets.registry_lab import configured, put
 from tests.support import harness
 
 CONFIGURED = [
@@ -150,7 +150,7 @@ def test_unknown_user_is_an_error(monkeypatch):
 
 
 def test_registries_are_discovered_without_names_in_the_code():
-    """Where pip is installed beside us its default is found; nothing is asked."""
+    """Where pip is installed beside us its default is found, without a request."""
     if importlib.util.find_spec("pip") is None:
         harness.missing("pip")
     from pip._internal.models.index import PyPI
