@@ -149,7 +149,7 @@ class Body:
                     every += yield from self.scan_aside(aside)
             except UnreadableBodyError as problem:
                 if self._blocks:
-                    raise SecretLeakError(f"nobody can look into the body: {problem}") from None
+                    raise SecretLeakError(f"the body can't be scanned: {problem}") from None
                 self._reader, self._scanned, self._watch = Closed(str(problem)), LOOKED_AT, None
                 return every
             if holds_back:
@@ -177,7 +177,7 @@ class Body:
             self._size -= len(piece)
             free.append(piece)
         if self._size > MOST_HELD:
-            raise SecretLeakError("nobody can look into the body: hardly anything comes out of what it is packed in")
+            raise SecretLeakError("the body can't be scanned: hardly anything comes out of its compressed data")
         return b"".join(free)
 
     def _release_all(self) -> bytes:

@@ -1,11 +1,11 @@
 """One request and its response: decides at its head, forwards it piece by piece, and ends it once.
 
-A refused request is answered at once and its body isn't read; a failure upstream becomes a page with the true cause; a
-response that is complete before its request ends the request. A page goes out as long as nothing of a response has;
-after that only a reset can say that what came is not all (invariant 12).
+A denied request is answered at once, and its body is not read. An upstream failure becomes a page with its cause. A
+response that ends before its request ends the request. The gate sends a page only if no part of a response was sent;
+after that, a reset tells the client that the response is incomplete (invariant 12).
 
-What may take long or has to wait is a generator: it yields None where a turn may end, and `WAIT` for a decision or a
-connection. What comes for a request that waits is queued (`proxy.inspection.router`).
+Long or waiting work is a generator: it yields None where a turn may end, and `WAIT` for a decision or a connection.
+Events for a waiting request are queued (`proxy.inspection.router`).
 """
 
 from collections import deque
@@ -66,11 +66,11 @@ if TYPE_CHECKING:
 WAIT: Final = object()  # what a request yields that waits for a decision or a connection
 REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _WANTS_CERTIFICATE: Final = "the server asks for a client certificate"
-_GAVE_NONE: Final = (
+_NO_CERT: Final = (
     f"{_WANTS_CERTIFICATE}, and the gate has none for it: a secret with `in: client_certificate` can be one"
 )
 _UNIDENTIFIED: Final = frozenset({400, 401, 403, 495, 496})  # nginx has the last two
-_LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # who does that waits for no person's answer
+_LEAVES: Final = frozenset({RequestProtocolError, ClientEnded})  # a client that ends no longer waits for an approval
 _NO_BODY: Final = "a body came with a response that has none"
 
 
@@ -88,18 +88,18 @@ class Stream:
         self.undecided = False  # the decision is being made
         self.settled = False  # ... and allows it
         self.takes = 0  # bytes, by itself
-        self.waiting: Steps | None = None  # what goes on when there is a decision, or a connection
-        self.queue: deque[Event] = deque()  # what has come meanwhile
-        self.opened: ServerEnd | str = ""  # the connection that it waited for, or why there is none
+        self.waiting: Steps | None = None  # work to resume after a decision or a connection
+        self.queue: deque[Event] = deque()  # events received meanwhile
+        self.opened: ServerEnd | str = ""  # the connection it waited for, or the error
         self.request: RequestContext  # with its head
         self.response: ResponseHead | None = None  # of its server
         self.websocket: Switched | None = None  # once both sides have agreed
-        self._bodiless = False  # nothing of the request follows its head
+        self._bodiless = False  # the request has only a head
         self._held: PendingBody | None = None
         self._client_ended = False  # the client has ended its side, or left: which of both it is shows later
-        self._has_leave = False  # the client, to send its body: from the gate
-        self._informed = 0  # informational responses that came
-        self._may_ask_again = False
+        self._sent_continue = False  # the gate has sent 100 Continue
+        self._informational = 0  # informational responses that came
+        self._may_retry = False
 
     def handle(self, event: "Event") -> Steps | None:
         """Handle an event, after the work it waits for; returns work that takes long or waits."""
@@ -131,9 +131,9 @@ class Stream:
         """Send a part of the response, through the stages that receive it."""
         events = [event]
         for stage in self.request.receivers:
-            events = [each for one in events for each in stage.receive(one)]
-        for one in events:
-            self.http.send_to_client(one)
+            events = [each for event_ in events for each in stage.receive(event_)]
+        for each in events:
+            self.http.send_to_client(each)
 
     def through_stages(self, part: "RequestPart") -> "Generator[object, None, list[RequestPart] | None]":
         """Return the parts to send in place of a part of the request; None: a stage or a review has ended it."""
@@ -169,7 +169,7 @@ class Stream:
         elif request.held is not None and self.request_state is RequestState.HEAD:
             self._held = request.held
             self.request_state = RequestState.HOLD
-            self._let_go_on()
+            self._send_continue()
 
     def _decide(self) -> Steps:
         """Wait for the decision; answer a denial at once."""
@@ -233,7 +233,7 @@ class Stream:
         is still open. Only what may be repeated is (RFC 9110 section 9.2.2).
         """
         request, session = self.request, self.session
-        self._may_ask_again = False
+        self._may_retry = False
         server: ServerEnd | str | None = self.http.connect(self)
         if server is None:
             yield WAIT
@@ -249,9 +249,9 @@ class Stream:
         if again and not request.may_repeat():
             self.cut_off()
             return
-        self._may_ask_again = server.used and self._bodiless and not again and request.head.method in REPEATABLE
+        self._may_retry = server.used and self._bodiless and not again and request.head.method in REPEATABLE
         server.used = True
-        self._let_go_on()
+        self._send_continue()
         head = request.head
         for stage in request.senders:
             head = stage.request_head(head)
@@ -261,7 +261,7 @@ class Stream:
         if self.request_state is RequestState.DONE:  # which it is of what is sent again
             self.http.send_to_server(server, RequestEndOfMessage(self.stream_id))
 
-    def _let_go_on(self) -> None:
+    def _send_continue(self) -> None:
         """Send 100 Continue to a client that waits for it (RFC 9110 section 10.1.1)."""
         head = self.request.head
         fields = [field for field in head.fields if field[0].lower() != b"expect"]
@@ -269,7 +269,7 @@ class Stream:
             return
         self.request.head = replace(head, fields=tuple(fields))
         if not self._bodiless and head.version != b"HTTP/1.0":
-            self._has_leave = True
+            self._sent_continue = True
             self.to_client(ResponseHeaders(self.stream_id, GO_ON))
 
     def state_request_body(self, event: "RequestPart") -> Steps | None:
@@ -348,13 +348,13 @@ class Stream:
 
     def _announce(self, response: ResponseHead) -> None:
         """Forward an informational response (RFC 9110 section 15.2), but no second 100 Continue."""
-        self._informed += 1
-        if self._informed > MOST_INFORMATIONAL:
+        self._informational += 1
+        if self._informational > MOST_INFORMATIONAL:
             detail = Unreadable("the response can't be read: there is no end of informational responses")
             self._stop_server(detail)
             self._fail(Reason.UPSTREAM_FAILED, detail)
             return
-        if self.request.head.version == b"HTTP/1.0" or (response.status == HTTPStatus.CONTINUE and self._has_leave):
+        if self.request.head.version == b"HTTP/1.0" or (response.status == HTTPStatus.CONTINUE and self._sent_continue):
             return
         if self.request.may_receive(size_of(response.fields)):
             self.to_client(ResponseHeaders(self.stream_id, announced(response)))
@@ -388,9 +388,9 @@ class Stream:
 
     def _end_response(self, response: ResponseHead) -> None:
         request, status = self.request, response.status
-        detail = _GAVE_NONE if status in _UNIDENTIFIED and self.server is not None and self.server.unidentified else ""
+        detail = _NO_CERT if status in _UNIDENTIFIED and self.server is not None and self.server.unidentified else ""
         if self._client_ended and ends_with_connection(request.head.method, response):
-            self.session.left(request)  # nobody can tell whether the server has said all that it had to
+            self.session.left(request)  # the response may be incomplete
         self.session.complete(request, status, detail=detail)
         self.response_state = ResponseState.DONE
         uploads = self.request_state is RequestState.BODY  # ... and a 401 or 413 to that is final
@@ -427,7 +427,7 @@ class Stream:
         if from_server and self._client_ended:
             self.session.left(self.request)  # it ended as the client did
         if from_server and self.response_state is ResponseState.HEAD:
-            if self._may_ask_again and not self._client_ended and not isinstance(event.message, Unreadable):
+            if self._may_retry and not self._client_ended and not isinstance(event.message, Unreadable):
                 return self._begin(again=True)
             if self.server is not None and self.server.unidentified:  # TLS 1.3 says so only behind the handshake
                 self._fail(Reason.CLIENT_CERTIFICATE, f"{_WANTS_CERTIFICATE}, and broke off")
