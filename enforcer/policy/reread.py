@@ -1,6 +1,6 @@
 """Process that reads changed rule files again for `reload`, and reports what it found.
 
-Where they can't be used, root's files are read alone (`rules.matching.unreadable_layer`): no other file keeps them out.
+Where they can't be used, root's files are read alone (`rules.loading.layers`): no other file keeps them out.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ def _raise(before: RereadRequest, policy: int, problems: Sequence[str]) -> dict[
     from enforcer.worker import credentials
     from proxy.dialing import proxy_auth
     from proxy.worker import policy_transfer
-    from rules.matching.unreadable_layer import put_over
+    from rules.loading.layers import put_over
 
     good, login = before.request.policy, None
     if before.good >= 0:

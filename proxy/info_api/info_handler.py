@@ -14,8 +14,8 @@ from proxy.gate.block_page import STATUS, where_to_ask
 from proxy.info_api.requests import QUESTIONS, RequestRefusedError
 from proxy.telemetry.descriptions import describe
 from proxy.telemetry.visible import visible
+from rules.explain.explanation import commands_as_json, describe_rules, find_task_rules, rules_as_json
 from rules.explain.reasons import REASONS, remedy_for
-from rules.explain.task_rules import commands_as_json, describe_rules, find_task_rules, rules_as_json
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason, Verdict
 

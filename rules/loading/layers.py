@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rules.loading.document import FilePlace, Node
-from rules.matching.layers import RANKS, strictness
+from rules.matching.layers import RANKS, Layer, strictest_value, strictness
+from rules.matching.policy import Policy
+from rules.matching.revision import digest_of
 from rules.patterns import Pattern
 from rules.problems import Problem, quote
 from rules.sandbox import (
@@ -17,13 +19,15 @@ from rules.sandbox import (
     includes_device,
 )
 from rules.settings import Settings
+from rules.verdicts import LayerKind, Verdict
 
 if TYPE_CHECKING:
     from rules.loading.sandbox_schema import ParsedSandbox
 
-
 _PROXY: Final = ("upstream", "upstream_auth", "upstream_except")  # of one file, or of several that say the same
 _UPSTREAM: Final = (*_PROXY, "upstream_ca")
+GONE: Final = "as-it-was"  # name of the layer of rules that root's files no longer have
+_TIGHTENED: Final = ("mode", "tls", "dns", "on_journal_failure", "idle_timeout")
 
 
 class FileSettings(NamedTuple):
@@ -241,3 +245,51 @@ def format_value(value: object) -> str | None:
     if isinstance(value, tuple):
         return ", ".join(": ".join(each) if type(each) is tuple else str(each) for each in value)
     return str(value)
+
+
+def put_over(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
+    """Put root's current files over a policy whose other files can't be read. `unread`: why they can't.
+
+    A broken rule file of a task must not keep root's new rules out. The result is at least as strict as all files
+    together would be, if they could be read:
+
+    - Removed rules of root's files allow nothing. Those that deny, ask or flag vote as a layer until all files load.
+    - Current rules of root's files vote as a layer. Those that don't allow are in the pool as well.
+    - Of each setting the strictest value applies.
+    """
+    before = [layer for layer in policy.layers if layer.roots]
+    now = {digest_of(rule): rule for rule in roots.rules}
+    were = {rule for layer in before for rule in layer.rules}
+    kept = [rule for rule in policy.rules if rule not in were or digest_of(rule) in now]
+    known = {digest_of(rule) for rule in kept}
+    added = [rule for digest, rule in now.items() if digest not in known and not rule.allows]
+    gone = tuple(rule for rule in were if digest_of(rule) not in now and rule.action is not Verdict.ALLOW)
+    layers = [layer for layer in policy.layers if not layer.roots]
+    if gone:
+        layers.append(Layer(LayerKind.MANDATORY, GONE, gone))
+    changed = {command.cite for command in roots.commands}
+    return Policy(
+        [*kept, *added],
+        _settings(policy, before, roots),
+        dict.fromkeys((*policy.sources, *roots.sources)),
+        layers=[*layers, *roots.layers],
+        authorities={**policy.authorities, **roots.authorities},
+        secrets=policy.secrets,
+        box=policy.box,
+        floor=policy.floor,
+        commands=[*(command for command in policy.commands if command.cite not in changed), *roots.commands],
+        unread=unread,
+    )
+
+
+def _settings(policy: Policy, before: Iterable[Layer], roots: Policy) -> Settings:
+    """Tighten the settings that a root layer has or had; the others stay."""
+    said = {key for layer in roots.layers for key in layer.says}
+    was_said = {key for layer in before for key in layer.says}
+    found = policy.settings
+    for key in _TIGHTENED:
+        if key in said or key in was_said:
+            other = roots.settings if key in said else Settings()
+            value = strictest_value(key, (getattr(found, key), getattr(other, key)))
+            found = found._replace(**{key: value})
+    return found

@@ -65,9 +65,9 @@ class Policy:
     ) -> None:
         """Compile. `authorities` are the certificates (PEM) of rules' `ca`, by path.
 
-        `box` and `commands` are for whoever runs the task: nothing is decided by them here. `floor` is what layers say
-        of the box. `votes`: this is the vote of a layer alone, of that kind. `unread`: why the files that this should
-        have been read from could not be (`rules.matching.unreadable_layer`).
+        `box` and `commands` are for the caller that runs the task and decide nothing here. `floor` is what layers require
+        of the sandbox. `votes`: the policy is the vote of one layer of that kind. `unread`: why its rule files
+        could not be read (`rules.loading.layers`).
         """
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.settings = settings or Settings()

@@ -17,7 +17,7 @@ from rules.loading.document import parse
 from rules.loading.identities import parse_identities
 from rules.loading.load import load, read
 from rules.matching.policy import Policy
-from rules.matching.queries import match_header, match_parameter
+from rules.matching.requests import match_header, match_parameter
 from rules.names import HostName, InvalidNameError
 from rules.paths import PathPattern, readings
 from rules.patterns import NamePattern, Pattern

@@ -17,8 +17,8 @@ from proxy.worker import policy_transfer, server
 from proxy.worker.messages import Setup
 from proxy.worker.policy_swap import PolicyReload, read_policy
 from proxy.worker.server import SandboxServers, _Rules
+from rules.loading.layers import put_over
 from rules.matching.policy import Policy
-from rules.matching.unreadable_layer import put_over
 from tests.proxy.gate.gate_harness import RAW, SPLICED, policy_of
 
 

@@ -14,7 +14,7 @@ from proxy.sandbox.sandbox_state import Calendar
 from proxy.supervisor_channel.channel import _refusal
 from proxy.telemetry.events import Process
 from rules.decision import Decision
-from rules.explain.task_rules import find_task_rules
+from rules.explain.explanation import find_task_rules
 from rules.loading.load import load
 from rules.matching.commands import ProgramRun, decide_run
 from rules.verdicts import Reason

@@ -4,8 +4,7 @@ import pytest
 
 from rules.attempt import Attempt, Protocol, Request
 from rules.matching.precedence import Match
-from rules.matching.queries import match_header, match_parameter
-from rules.matching.requests import url_length
+from rules.matching.requests import match_header, match_parameter, url_length
 from rules.names import HostName
 from rules.patterns import Pattern
 from rules.rule import Presence

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rules.loading.layers import put_over
 from rules.loading.load import read
 from rules.matching.layers import Layer, rank_decision
 from rules.matching.policy import Policy
-from rules.matching.unreadable_layer import put_over
 from rules.problems import RuleFileError
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
