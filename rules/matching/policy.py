@@ -65,8 +65,8 @@ class Policy:
     ) -> None:
         """Compile. `authorities` are the certificates (PEM) of rules' `ca`, by path.
 
-        `box` and `commands` are for the caller that runs the task and decide nothing here. `floor` is what layers require
-        of the sandbox. `votes`: the policy is the vote of one layer of that kind. `unread`: why its rule files
+        `box` and `commands` are for the caller that runs the task, and decide nothing here. `floor` is what layers
+        require of the sandbox. `votes`: the policy is the vote of one layer of that kind. `unread`: why its rule files
         could not be read (`rules.loading.layers`).
         """
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))

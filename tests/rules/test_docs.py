@@ -28,7 +28,7 @@ from rules.verdicts import (
     Trust,
     Verdict,
 )
-from tests.rules.writing import loaded
+from tests.rules.rule_texts import loaded
 
 DOCS = (Path(__file__).parents[2] / "docs/reference/rules.md").read_text()
 

@@ -24,7 +24,7 @@ from rules.patterns import NamePattern
 from rules.problems import RuleFileError
 from rules.rule import Exemption, Rule
 from rules.verdicts import Verdict
-from tests.rules.writing import told
+from tests.rules.rule_texts import told
 
 OPEN = "  - {id: open, to: '*', action: allow}\n"
 ADS = "  - {id: ads, to: {list: ads.txt}, action: deny, why: not ours}\n"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rules.globs import fold
 from rules.paths import PathPattern, readings
-from tests.rules.writing import decide
+from tests.rules.rule_texts import decide
 
 READ = [
     ("/", ["/"]),

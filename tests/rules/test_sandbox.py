@@ -4,7 +4,7 @@ import pytest
 
 from rules.problems import RuleFileError
 from rules.sandbox import SandboxSettings, includes_device, is_card, parse_device
-from tests.rules.writing import loaded, policy
+from tests.rules.rule_texts import loaded, policy
 
 GIVEN = ["kvm", "gpu", "dri/renderD128", "kfd", "nvidia0", "nvidia15", "nvidiactl", "nvidia-uvm", "accel/accel0"]
 REFUSED = [

@@ -12,7 +12,7 @@ from rules.attempt import Protocol
 from rules.loading.load import failures
 from rules.verdicts import Outcome, Reason
 from tests.proxy.telemetry.replay.test_replay import DENIED, MAIN, PASSED, connection, lookup, push, refused, request
-from tests.rules.writing import loaded
+from tests.rules.rule_texts import loaded
 
 ID = "01a1fbac-5503-7e75-bce9-8bc86d516a2a"
 RULES = "version: 1\nname: web\nrules:\n- {id: no, to: denied.example, action: deny}\n- {id: q, to: asked.example, action: ask}\n"

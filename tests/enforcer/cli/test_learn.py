@@ -18,7 +18,7 @@ from rules.loading.load import read
 from rules.settings import Settings
 from rules.verdicts import Mode, Reason, Verdict
 from tests.proxy.telemetry.replay.test_replay import AUDITED, connection, lookup, refused, request
-from tests.rules.writing import loaded
+from tests.rules.rule_texts import loaded
 from tests.support.telemetry_lab import full_event
 
 

@@ -9,7 +9,7 @@ from enforcer.policy.run_request import RunRequest
 from proxy.dialing import proxy_auth
 from proxy.worker import policy_transfer
 from rules.loading.cases import parse_attempt
-from tests.rules.writing import told
+from tests.rules.rule_texts import told
 
 OWN = "version: 1\nname: web\nrules:\n  - {id: all, to: '**.example', action: allow}\n"
 WAIT = 30  # seconds for what must happen

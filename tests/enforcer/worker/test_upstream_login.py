@@ -19,7 +19,7 @@ import pytest
 from enforcer.system.errors import HostError, UsageError
 from enforcer.worker import credentials
 from tests.lab import Lab, Name
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 from tests.support import harness
 
 PROXY, PASSWORD = "10.8.0.3", f"geheim-{os.getpid()}"  # others may try the same at the same time

@@ -18,7 +18,7 @@ from rules.addresses import parse_host
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
 from tests.proxy.inspection.smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 
 def reading(raw, *, tls=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 from proxy.worker import policy_transfer
 from rules.loading.cases import parse_attempt
 from rules.loading.load import read
-from tests.rules.writing import told
+from tests.rules.rule_texts import told
 
 RULES = """
 version: 1

@@ -10,7 +10,7 @@ from rules.explain.explanation import explain
 from rules.explain.reasons import REASONS
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 RULES = (
     "- {id: read, to: x.example, http: {methods: [GET], paths: /a/**}, why: read only, action: allow}\n"

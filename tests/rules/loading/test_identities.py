@@ -6,7 +6,7 @@ from rules.attempt import Caller
 from rules.loading.identities import parse_identities
 from rules.names import HostName
 from rules.problems import RuleFileError
-from tests.rules.writing import decide, policy, told
+from tests.rules.rule_texts import decide, policy, told
 
 X = "GET https://x.example/"
 GOOD = "- {id: g, to: '**.example', action: allow}\n"

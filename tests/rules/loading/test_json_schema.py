@@ -12,7 +12,7 @@ from enforcer.cli import main
 from rules.loading.document import Listing, Mapping, parse
 from rules.loading.fields import Section
 from rules.loading.json_schema import rule_file_schema
-from tests.rules.writing import problems
+from tests.rules.rule_texts import problems
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = rule_file_schema()

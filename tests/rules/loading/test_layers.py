@@ -13,7 +13,7 @@ from rules.matching.policy import Policy
 from rules.problems import RuleFileError
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Mode, TlsMode
-from tests.rules import drawing as laws
+from tests.rules import strategies as laws
 
 pool = st.lists(laws.rules(), max_size=3)
 kinds, kept, settings = st.sampled_from(LayerKind), st.sets(st.integers(0, 3)), st.sampled_from(Mode)

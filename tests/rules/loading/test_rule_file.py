@@ -4,7 +4,7 @@ import pytest
 
 from rules.loading.fields import make_slug, parse_duration
 from rules.verdicts import DnsMode, Mode, OnBlock, TlsMode
-from tests.rules.writing import loaded, policy, problems
+from tests.rules.rule_texts import loaded, policy, problems
 
 OK = "id: a, to: x.example, action: allow"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rules.loading.rule_schema import parse_target
-from tests.rules.writing import problems
+from tests.rules.rule_texts import problems
 
 MISTAKES = [
     ("https://github.com/acme", "`to` takes a name or an address; write `github.com` and the path under `http`, as in `{paths: [/acme]}`"),

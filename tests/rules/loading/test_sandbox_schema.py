@@ -8,7 +8,7 @@ from rules.loading.load import read
 from rules.problems import RuleFileError
 from rules.sandbox import NO_SANDBOX_FLOOR, NO_SANDBOX_SETTINGS, MergeTerms, SandboxSettings, SandboxUser, WorkspaceMode
 from rules.verdicts import Verdict
-from tests.rules.writing import loaded, policy
+from tests.rules.rule_texts import loaded, policy
 
 FULL = """{read: [/srv/data, ~/models/], write: /scratch, hide: [~/.netrc, "**/.env"], workspace: review, protected: "**/*.lock",
   approval: {by: release, count: 2, hold: 1m, open: 1h},

@@ -6,7 +6,7 @@ from rules.attempt import Attempt, Protocol
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
-from tests.rules.writing import loaded, policy, problems
+from tests.rules.rule_texts import loaded, policy, problems
 
 GOOD = "{id: key, from: {env: KEY}, as: API_KEY, hosts: x.example, in: {header: Authorization}}"
 BASIC, BEARER = Slot(SlotKind.BASIC), Slot(SlotKind.HEADER, "authorization")

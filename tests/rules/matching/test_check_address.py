@@ -6,7 +6,7 @@ from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, Request
 from rules.loading.cases import parse_attempt
 from rules.verdicts import Reason
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 X = parse_host("x.example")
 PLAIN = "- {id: a, to: x.example, action: allow}\n"

@@ -5,7 +5,7 @@ import pytest
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.matching.commands import ProgramRun, decide_run
-from tests.rules.writing import decide, loaded, policy, problems, told
+from tests.rules.rule_texts import decide, loaded, policy, problems, told
 
 HEAD = """commands:
   - {id: no-apply, run: "terraform apply*", action: deny, why: "the pipeline does that"}

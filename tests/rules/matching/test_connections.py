@@ -7,7 +7,7 @@ from rules.attempt import Attempt, Protocol
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.verdicts import Outcome
-from tests.rules.writing import decide, policy, told
+from tests.rules.rule_texts import decide, policy, told
 
 SPLICE = "- {id: s, to: x.example, tls: splice, action: allow}\n"
 INSPECT = "- {id: i, to: x.example, action: allow}\n"

@@ -8,7 +8,7 @@ from rules.attempt import Attempt, Protocol, Request
 from rules.names import HOST, HostName, is_exeat_name
 from rules.problems import RuleFileError
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 ALLOW = "- {id: a, to: host.exeat.internal, ports: [8080/http, 5432/tcp, 443], action: allow}"
 WIDE = "- {id: w, to: '*', ports: [8080/http, 5432/tcp, 443, 80], tls: splice, action: allow}"

@@ -14,7 +14,7 @@ from rules.matching.precedence import Match
 from rules.matching.revision import digest_of
 from rules.settings import ProxyDestination
 from rules.verdicts import Outcome, Reason, Trust, Verdict
-from tests.rules.writing import loaded, policy, told
+from tests.rules.rule_texts import loaded, policy, told
 
 X = "GET https://x.example/"
 T = "tls x.example:443"

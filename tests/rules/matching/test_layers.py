@@ -10,7 +10,7 @@ from rules.loading.load import read
 from rules.names import HostName
 from rules.problems import RuleFileError
 from rules.verdicts import Mode, Outcome, Reason
-from tests.rules.writing import told
+from tests.rules.rule_texts import told
 
 X = "GET https://x.example/"
 ALLOW = "{id: a, to: x.example, action: allow}"

@@ -6,7 +6,7 @@ from rules.attempt import Attempt, Protocol, Request
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.verdicts import Mode, Outcome, Reason, Verdict
-from tests.rules.writing import decide, policy, told
+from tests.rules.rule_texts import decide, policy, told
 
 ALLOW = "- {id: a, to: x.example, action: allow}\n"
 FLAG = "- {id: f, to: '*.example', action: flag}\n"

@@ -6,7 +6,7 @@ import pytest
 
 from rules.matching.revision import digest_of
 from rules.rule import Rule
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 BASE = "- {id: a, to: [x.example, '*.y.example', 10.0.0.0/8], ports: [443, 8080/http], http: {methods: [GET, HEAD], paths: [/a, /b/**]}, except: [z.y.example], why: because, action: allow}\n- {id: b, to: '*', default: true, action: deny}"  # fmt: skip
 

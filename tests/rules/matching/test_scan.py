@@ -8,7 +8,7 @@ from rules.attempt import Caller
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.verdicts import Scan
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 X = "GET https://x.example/"
 OPEN = "- {id: open, to: '*', action: allow}\n"

@@ -5,7 +5,7 @@ import pytest
 from rules.diff.compare import compare
 from rules.globs import Glob
 from rules.matching.signatures import LABELS, SEGMENTS, Signatures
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 TEXTS = [
     ([".*"], SEGMENTS, {".x"}),  # `.` and `..` are no segments

@@ -6,7 +6,7 @@ from rules.decision import ApprovalTerms, GrantScope, Limits, LimitScope
 from rules.loading.cases import parse_attempt
 from rules.names import HostName
 from rules.problems import RuleFileError
-from tests.rules.writing import decide, loaded, policy, told
+from tests.rules.rule_texts import decide, loaded, policy, told
 
 X = "GET https://x.example/"
 GOOD = "- {id: g, to: '**.example', action: allow}\n"

@@ -5,7 +5,7 @@ import pytest
 from rules.attempt import Attempt, Protocol
 from rules.names import HostName
 from rules.verdicts import Outcome, Reason
-from tests.rules.writing import decide, policy, told
+from tests.rules.rule_texts import decide, policy, told
 
 NTP = "- {id: ntp, to: time.example, ports: 123/udp, action: allow}\n"
 VOICE = "- {id: voice, to: ['*.voice.example', 203.0.113.0/24, 9.9.9.9], ports: [3478/udp, 10000-20000/udp], action: flag}\n"

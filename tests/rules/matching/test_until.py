@@ -7,7 +7,7 @@ import pytest
 from rules.attempt import Attempt, Caller, Protocol
 from rules.names import HostName
 from rules.verdicts import Outcome
-from tests.rules.writing import decide, policy, told
+from tests.rules.rule_texts import decide, policy, told
 
 BEFORE, LAST, AFTER = date(2027, 1, 30), date(2027, 1, 31), date(2027, 2, 1)
 X = "GET https://x.example/"

@@ -9,7 +9,7 @@ from rules.loading.cases import parse_attempt
 from rules.problems import RuleFileError
 from rules.settings import ProxyDestination, Scheme, Upstream
 from rules.verdicts import Reason
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 
 PROXY = "http://proxy.corp.example:3128"
 

@@ -4,7 +4,7 @@ from proxy.telemetry.replay.learner import Learner, without_secrets
 from rules.learning.generalize import write_pattern
 from rules.learning.writing import write_rule_file
 from rules.loading.load import failures
-from tests.rules.writing import loaded
+from tests.rules.rule_texts import loaded
 
 
 def learned(*events):

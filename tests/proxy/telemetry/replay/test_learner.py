@@ -31,7 +31,7 @@ from tests.proxy.telemetry.replay.test_replay import (
     push,
     request,
 )
-from tests.rules.writing import loaded, policy
+from tests.rules.rule_texts import loaded, policy
 from tests.support.telemetry_lab import HOSTILE
 
 SECRETS_OF_RULES = "secrets: [{id: key, from: {env: X}, as: V, hosts: x.example, in: {header: authorization}}]\n"

@@ -12,7 +12,7 @@ from proxy.telemetry.events import Destination, Dns, Event, Git, Http, Kind, Ori
 from proxy.telemetry.replay.replay import Effect, Replay
 from rules.attempt import Protocol
 from rules.verdicts import Outcome, Reason, Verdict
-from tests.rules.writing import policy
+from tests.rules.rule_texts import policy
 from tests.support.telemetry_lab import HOSTILE
 
 _ids = itertools.count()

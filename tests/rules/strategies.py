@@ -1,4 +1,4 @@
-"""Rules and attempts that come near them, as hypothesis draws them."""
+"""Hypothesis strategies for rules, and for attempts that are close to them."""
 
 from datetime import date
 from functools import partial

@@ -1,4 +1,4 @@
-"""Rule files and attempts as tests write them: short, and through the same doors as everybody's."""
+"""Loads rules and decides attempts that a test writes as short texts, through the public parsers."""
 
 import re
 import tempfile

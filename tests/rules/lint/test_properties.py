@@ -1,16 +1,21 @@
-"""What lint says does nothing can be removed, all of it at once, and nothing changes: no verdict, no address dialled."""
+"""Removing all rules that lint calls idle changes no decision, and the work of lint is linear in the rules."""
 
+from datetime import date
+
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from rules.lint import rule_pairs
+from rules.lint import LintContext, lint, rule_pairs
 from rules.lint.coverage import pattern_covers
 from rules.lint.findings import PART_IDLE, Reporter
 from rules.loading.load import Loaded
 from rules.matching.policy import Policy
 from rules.paths import PathPattern
 from rules.verdicts import Reason
-from tests.rules.drawing import ADDRESSES, NAMES, attempts, granting, modes, pools, rules
+from tests.rules.rule_texts import loaded
+from tests.rules.strategies import ADDRESSES, NAMES, attempts, granting, modes, pools, rules
+from tests.rules.test_globs import calls
 
 many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -96,3 +101,36 @@ def test_covering_patterns_are_transitive(wide, narrow, readings):
     one, other = PathPattern.parse("/" + "/".join(wide)), PathPattern.parse("/" + "/".join(narrow))
     if pattern_covers(one.parts, other.parts):
         assert all(one.matches(tuple(reading)) for reading in readings if other.matches(tuple(reading)))
+
+
+KINDS = {
+    "hosts": "to: h{n}.test, action: allow",
+    "one host, many paths": "to: a.test, http: {{paths: /p{n}/**}}, action: allow",
+    "one host, many ports": "to: a.test, ports: {n}/tcp, action: allow",
+    "every name, many ports": "to: '*', ports: {n}/tcp, action: ask",
+    "one host, many methods": "to: a.test, http: {{methods: [M{n}]}}, action: deny",
+    "the same rule": "to: a.test, action: allow",
+    "wildcards": "to: '*.w{n}.test', action: allow",
+    "wildcards in labels": "to: 'g{n}x*.test', action: allow",
+    "addresses": "to: 1.1.{m}.{k}, action: allow",
+    "spliced": "to: s{n}.test, tls: splice, action: allow",
+    "exempting": "to: a.test, except: e{n}.test, action: deny",
+    "ways around": "to: a.test, ports: {n}/tls, http: {{methods: [PUT]}}, action: deny",
+}
+SIZE = 150
+
+
+def files(rule, number):
+    lines = [rule.format(n=n + 1000, m=n // 250, k=n % 250) for n in range(number)]
+    return loaded(
+        "\n".join(f"- {{id: r{n}, {line}}}" for n, line in enumerate(lines))
+        + "\n- {id: raw, to: a.test, ports: 22/tcp, action: allow}\n"
+    )
+
+
+@pytest.mark.parametrize("rule", KINDS.values(), ids=KINDS)
+def test_work_grows_linearly_with_rules(rule):
+    around = LintContext(date(2027, 1, 1))
+    once, twice = files(rule, SIZE), files(rule, 2 * SIZE)
+    lint(files(rule, 2), around)  # what is worked out once for all
+    assert calls(lint, twice, around) < 2.4 * calls(lint, once, around)
