@@ -180,15 +180,15 @@ def find_hosts(urls: Iterable[str], answered: str, registry: Origin) -> list[Ori
     ]
 
 
-def find_redirect(place: str, answer: Answer, asked: Origin) -> list[DiscoveredHost]:
+def find_redirect(place: str, answer: Answer, requested: Origin) -> list[DiscoveredHost]:
     """Return the host that a registry redirected to: its clients are redirected there, too."""
     scheme, _, rest = answer.url.partition("?")[0].partition("://")
     authority, _, path = rest.partition("/")
     origin = Origin.parse(f"{scheme}://{authority}")
-    if (origin.scheme, origin.host, origin.port) == (asked.scheme, asked.host, asked.port):
+    if (origin.scheme, origin.host, origin.port) == (requested.scheme, requested.host, requested.port):
         return []
     base = find_common_base(["/" + path.rstrip("/")])
-    return [DiscoveredHost(place, origin._replace(base=base), f"{asked.url} redirects there")]
+    return [DiscoveredHost(place, origin._replace(base=base), f"{requested.url} redirects there")]
 
 
 def find_common_base(paths: Iterable[str]) -> str:
