@@ -20,10 +20,11 @@ _FLAGS = (*_SANITIZERS, "-shared", "-fPIC", "-fvisibility=hidden")
 _OPTIONS = 'const char *__{0}_default_options(void) {{ return "{1}"; }}\n'
 _RUNTIMES = ("libasan.so", "libubsan.so")
 _TESTS = (
-    "splice", "splice_full", "compiled", "storm", "swapped", "poller", "limits", "faults", "hostile",
+    "splice", "splice_backpressure", "concurrent_connections", "changed_first_bytes", "rule_limits", "failures",
+    "hostile_clients",
 )  # fmt: skip
 # What counts pages counts those that the sanitizer keeps from being used again, too.
-_NOT = "not test_what_it_has_of_a_connection_is_nothing_once_that_is_over"
+_NOT = "not test_ended_pair_keeps_no_memory"
 _SANITIZED = "EXEAT_SANITIZED"  # where the library is, in the process that loads it
 
 
@@ -94,7 +95,8 @@ def _inside(made: str, minutes: str) -> int:
 
     from tests.fuzz.__main__ import main as fuzz
 
-    tests = [f"tests/proxy/gate/test_gate_{name}.py" for name in _TESTS]
+    tests = [f"tests/proxy/gate/test_{name}.py" for name in _TESTS]
+    tests += ["tests/proxy/compiled/test_library.py", "tests/proxy/event_loop/test_poller.py"]
     return int(pytest.main(["-s", "-p", "no:xdist", "-k", _NOT, *tests])) or fuzz([minutes, "passed on"])
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from proxy.dialing import connect_race
 from proxy.dialing.address_check import DialError
-from tests.proxy.dialing.dial_harness import OTHER, PUBLIC, RULES, attempt, dial, setting
-from tests.proxy.gate.gate_harness import Origin, open_descriptors, policy_of
+from tests.proxy.dialing.dialer_lab import OTHER, PUBLIC, RULES, attempt, dial, setting
+from tests.proxy.gate.gate_lab import Origin, open_descriptors, policy_of
 from tests.support.ports import free_port
 
 BAD = (
@@ -19,7 +19,7 @@ BAD = (
 
 
 @pytest.mark.parametrize("address", BAD)
-def test_a_name_never_leads_to_an_address_that_is_not_public(tmp_path, address):
+def test_name_with_a_non_public_address_is_not_dialed(tmp_path, address):
     async def test(it):
         it.servers.known["good.example", "A"] = [address]
         assert await it.found("good.example") == "non_public_address"
@@ -28,7 +28,7 @@ def test_a_name_never_leads_to_an_address_that_is_not_public(tmp_path, address):
     setting(tmp_path, test)
 
 
-def test_bad_addresses_among_good_ones_are_left_out(tmp_path):
+def test_non_public_addresses_among_public_ones_are_skipped(tmp_path):
     async def test(it):
         it.servers.known["good.example", "A"] = ["10.0.0.1", str(PUBLIC), "127.0.0.1", str(OTHER)]
         assert it.known("good.example") is None
@@ -37,7 +37,7 @@ def test_bad_addresses_among_good_ones_are_left_out(tmp_path):
     setting(tmp_path, test)
 
 
-def test_a_name_that_moves_between_two_lookups_is_checked_at_each(tmp_path):
+def test_moved_name_is_checked_at_each_lookup(tmp_path):
     async def test(it):
         it.servers.known["good.example", "A"] = [str(PUBLIC)]
         assert await it.found("good.example") == str(PUBLIC)
@@ -48,7 +48,7 @@ def test_a_name_that_moves_between_two_lookups_is_checked_at_each(tmp_path):
     setting(tmp_path, test)
 
 
-def test_another_policy_checks_for_itself(tmp_path):
+def test_new_policy_checks_addresses_again(tmp_path):
     async def test(it):
         it.servers.known["inside.example", "A"] = ["127.0.0.1"]
         assert await it.found("inside.example") == "127.0.0.1"
@@ -60,7 +60,7 @@ def test_another_policy_checks_for_itself(tmp_path):
     setting(tmp_path, test)
 
 
-def test_a_port_or_protocol_that_nobody_allowed_is_checked_for_itself(tmp_path):
+def test_each_port_and_protocol_is_checked_separately(tmp_path):
     async def test(it):
         it.policy = policy_of(tmp_path, ("id: one, to: good.example, ports: [443], action: allow",))
         it.servers.known["good.example", "A"] = [str(PUBLIC)]
@@ -70,7 +70,7 @@ def test_a_port_or_protocol_that_nobody_allowed_is_checked_for_itself(tmp_path):
     setting(tmp_path, test)
 
 
-def test_a_name_that_is_not_found(tmp_path):
+def test_unknown_name_is_unresolved(tmp_path):
     async def test(it):
         assert await it.found("good.example") == "unresolved"
         with pytest.raises(DialError, match="has no A record") as caught:
@@ -90,14 +90,14 @@ def test_a_name_that_is_not_found(tmp_path):
         ("::1", "address_not_listed"),
     ],
 )
-def test_only_an_address_that_a_rule_names_is_dialled_as_such(tmp_path, address, says):
+def test_literal_address_is_dialed_only_if_a_rule_names_it(tmp_path, address, says):
     async def test(it):
         assert it.known(ip_address(address)) == says
 
     setting(tmp_path, test)
 
 
-def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeypatch):
+def test_name_with_this_hosts_public_address_is_not_dialed(tmp_path, monkeypatch):
     monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: PUBLIC)
 
     async def test(it):
@@ -115,7 +115,7 @@ def test_this_hosts_own_public_address_is_not_public_to_a_name(tmp_path, monkeyp
     setting(tmp_path, test)
 
 
-def test_nobody_is_asked_about_this_hosts_own_address(tmp_path, monkeypatch):
+def test_own_address_needs_no_approval_request(tmp_path, monkeypatch):
     monkeypatch.setattr("proxy.dns.lookup.source_for", lambda _address: PUBLIC)
     asked = f"id: asked, to: {PUBLIC}, ports: [443/tls], action: ask"
 
@@ -133,7 +133,7 @@ def test_nobody_is_asked_about_this_hosts_own_address(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("listening", ["127.0.0.1", "0.0.0.0", "::"])
-def test_what_exeat_listens_on_is_dialled_for_nobody(tmp_path, listening):
+def test_listeners_of_exeat_are_never_dialed(tmp_path, listening):
     async def test(it):
         assert it.known("inside.example", 9464) == "non_public_address"
         assert it.known("inside.example", 9465) == "127.0.0.1"
@@ -146,7 +146,7 @@ def test_what_exeat_listens_on_is_dialled_for_nobody(tmp_path, listening):
 # connecting
 
 
-def test_dialling_by_name(tmp_path):
+def test_name_is_dialed(tmp_path):
     async def test(it):
         origin = Origin()
         await origin.start()
@@ -166,7 +166,7 @@ def test_dialling_by_name(tmp_path):
     setting(tmp_path, test, hosts="127.0.0.1 inside.example\n")
 
 
-def test_the_next_address_is_tried_when_one_refuses(tmp_path):
+def test_next_address_is_tried_after_a_refusal(tmp_path):
     async def test(it):
         origin = Origin()
         await origin.start()
@@ -178,7 +178,7 @@ def test_the_next_address_is_tried_when_one_refuses(tmp_path):
     setting(tmp_path, test, hosts="127.0.0.9 inside.example\n::1 inside.example\n127.0.0.1 inside.example\n")
 
 
-def test_when_all_refuse_the_last_ones_word_is_told(tmp_path):
+def test_error_of_the_last_address_is_reported(tmp_path):
     async def test(it):
         with pytest.raises(DialError, match=r"connection refused") as caught:
             await dial(it.dialer, it.policy, attempt("inside.example", free_port()))
@@ -206,7 +206,7 @@ class Deaf:
             sock.close()
 
 
-def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkeypatch):
+def test_silent_address_is_overtaken_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(connect_race, "ATTEMPT_DELAY", 0.01)
 
     async def test(it):
@@ -223,7 +223,7 @@ def test_an_address_that_doesnt_answer_is_overtaken_by_the_next(tmp_path, monkey
 
 
 @pytest.mark.parametrize("room", [0, 2, 9])
-def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, room):
+def test_concurrent_attempts_are_bounded_by_the_descriptor_quota(tmp_path, monkeypatch, room):
     monkeypatch.setattr(connect_race, "ATTEMPT_DELAY", 0.001)
 
     async def test(it):
@@ -245,7 +245,7 @@ def test_so_many_are_tried_at_once_as_there_is_room_for(tmp_path, monkeypatch, r
     setting(tmp_path, test)
 
 
-def test_without_room_the_next_address_is_tried_when_one_has_failed(tmp_path, monkeypatch):
+def test_exhausted_quota_tries_one_address_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(connect_race, "ATTEMPT_DELAY", 0.001)
 
     async def test(it):
@@ -258,7 +258,7 @@ def test_without_room_the_next_address_is_tried_when_one_has_failed(tmp_path, mo
     setting(tmp_path, test, hosts="127.0.0.3 inside.example\n127.0.0.4 inside.example\n127.0.0.1 inside.example\n")
 
 
-def test_who_is_cancelled_leaves_nothing_open(tmp_path):
+def test_cancelled_race_leaves_no_socket_open(tmp_path):
     async def test(it):
         deaf = Deaf()
         origin = Origin()
@@ -284,7 +284,7 @@ def test_who_is_cancelled_leaves_nothing_open(tmp_path):
     assert open_descriptors() == before
 
 
-def test_without_descriptors_a_dial_fails_and_says_so(tmp_path, monkeypatch):
+def test_dial_without_descriptors_fails_with_the_error(tmp_path, monkeypatch):
     def no_socket(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -297,7 +297,7 @@ def test_without_descriptors_a_dial_fails_and_says_so(tmp_path, monkeypatch):
     setting(tmp_path, test, hosts="127.0.0.1 inside.example\n")
 
 
-def test_done_is_never_called_from_within(tmp_path):
+def test_done_is_never_called_from_the_constructor(tmp_path):
     async def test(it):
         heard = []
         it.dialer.connect((), 443, lambda *what: heard.append(what))
@@ -309,7 +309,7 @@ def test_done_is_never_called_from_within(tmp_path):
     setting(tmp_path, test)
 
 
-def test_a_cancelled_race_is_never_done(tmp_path):
+def test_cancelled_race_never_calls_done(tmp_path):
     async def test(it):
         heard = []
         origin = Origin()
@@ -323,7 +323,7 @@ def test_a_cancelled_race_is_never_done(tmp_path):
     setting(tmp_path, test)
 
 
-def test_what_is_connected_at_once_can_be_taken_and_is_then_not_told(tmp_path):
+def test_immediate_connection_is_taken_without_calling_done(tmp_path):
     async def test(it):
         heard = []
         origin = Origin()
@@ -344,7 +344,7 @@ def test_what_is_connected_at_once_can_be_taken_and_is_then_not_told(tmp_path):
     assert open_descriptors() == before
 
 
-def test_what_is_not_connected_at_once_is_told_later(tmp_path):
+def test_later_connection_calls_done(tmp_path):
     async def test(it):
         heard = []
         deaf, nearby = Deaf(), ip_address("127.0.0.1")

@@ -21,7 +21,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("data", "login"), [g[1:] for g in GOOD], ids=[g[0] for g in GOOD])
-def test_a_login_is_read(data, login, tmp_path):
+def test_login_file_is_read(data, login, tmp_path):
     path = tmp_path / "auth"
     path.write_bytes(data)
     path.chmod(0o600)
@@ -44,7 +44,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("data", "why"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
-def test_what_is_no_login_is_refused_and_not_repeated(data, why, tmp_path):
+def test_malformed_login_is_refused_without_its_text(data, why, tmp_path):
     path = tmp_path / "auth"
     path.write_bytes(data)
     path.chmod(0o600)
@@ -92,7 +92,7 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("name", "make", "why"), PLACES)
-def test_a_file_that_others_could_have_read_is_refused(name, make, why, tmp_path):
+def test_login_file_readable_by_others_is_refused(name, make, why, tmp_path):
     path = tmp_path / "auth"
     make(path)
     with pytest.raises(LoginError, match=why) as error:
@@ -100,7 +100,7 @@ def test_a_file_that_others_could_have_read_is_refused(name, make, why, tmp_path
     assert "heim" not in str(error.value), name
 
 
-def test_nothing_shows_a_login():
+def test_login_is_never_shown():
     login = Login(b"me", b"geheim")
     shown = [repr(login), str(login), f"{login}", repr([login]), repr(KeyError(login))]
     assert not [text for text in shown if "heim" in text or "me'" in text]
@@ -109,7 +109,7 @@ def test_nothing_shows_a_login():
 
 
 @pytest.mark.parametrize("login", [None, Login(b"u", b"p"), Login(b"u" * 255, b"p" * 255)])
-def test_a_login_is_handed_over_with_what_follows(login):
+def test_login_is_sent_and_read_without_later_bytes(login):
     file = io.BytesIO()
     proxy_auth.send(login, file)
     file.write(b"rest")
@@ -118,7 +118,7 @@ def test_a_login_is_handed_over_with_what_follows(login):
     assert file.read() == b"rest"
 
 
-def test_half_of_one_is_an_error():
+def test_incomplete_login_is_an_error():
     file = io.BytesIO()
     proxy_auth.send(Login(b"user", b"password"), file)
     for size in range(len(file.getvalue())):

@@ -54,7 +54,7 @@ FIRST = [
 
 
 @pytest.mark.parametrize(("target", "login", "bytes_"), [f[1:] for f in FIRST], ids=[f[0] for f in FIRST])
-def test_connect_asks(target, login, bytes_):
+def test_connect_request_names_the_target(target, login, bytes_):
     assert asking(HTTP, target, login).first == bytes_
 
 
@@ -74,7 +74,7 @@ REST = [b"", b"SSH-2.0-server speaks first\r\n", b"\r\n\r\n", b"HTTP/1.1 407 no\
 
 @pytest.mark.parametrize("rest", REST)
 @pytest.mark.parametrize("head", [h[1] for h in HEADS], ids=[h[0] for h in HEADS])
-def test_connect_is_granted_and_what_follows_is_not_touched(head, rest):
+def test_accepted_connect_leaves_later_bytes_unread(head, rest):
     whole = head + rest
     ways = ([whole], [bytes([byte]) for byte in whole], [whole[:7], whole[7:]])
     for pieces in ways:
@@ -127,7 +127,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("upstream", "login", "said", "why"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
-def test_a_refusal_says_why_and_nothing_of_what_was_sent(upstream, login, said, why):
+def test_refusal_has_a_reason_and_no_text_of_the_proxy(upstream, login, said, why):
     for pieces in ([said], [bytes([byte]) for byte in said]):
         asked = asking(upstream, login=login)
         with pytest.raises(TunnelError) as refused:
@@ -151,7 +151,7 @@ BOUND = [b"\x01\x01\x02\x03\x04\x00\x50", b"\x04" + bytes(18), b"\x03\x05proxy\x
 @pytest.mark.parametrize("rest", REST)
 @pytest.mark.parametrize("bound", BOUND)
 @pytest.mark.parametrize(("target", "place"), [a[1:] for a in ASKED], ids=[a[0] for a in ASKED])
-def test_socks_is_granted_and_what_follows_is_not_touched(target, place, bound, rest):
+def test_accepted_socks_request_leaves_later_bytes_unread(target, place, bound, rest):
     place = place or b"\x03" + bytes([len(target)]) + target.encode()
     for login, hello, talk in (
         (None, b"\x05\x01\x00", b"\x05\x00"),
@@ -168,7 +168,7 @@ def test_socks_is_granted_and_what_follows_is_not_touched(target, place, bound, 
             assert sent == [hello, *told, b"\x05\x01\x00" + place + b"\x01\xbb"]
 
 
-def test_a_login_is_only_told_when_it_is_asked_for():
+def test_login_is_sent_only_when_requested():
     asked = asking(SOCKS, login=LOGIN)
     sent, _ = converse(asked, [b"\x05\x00\x05\x00\x00" + BOUND[0]])
     assert not any(b"heim" in said for said in sent)
@@ -176,7 +176,7 @@ def test_a_login_is_only_told_when_it_is_asked_for():
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([HTTP, SOCKS]), st.booleans(), st.lists(st.binary(min_size=1, max_size=40), max_size=20))
-def test_whatever_a_proxy_says_ends_in_one_of_three_ways(upstream, with_login, pieces):
+def test_any_proxy_answer_opens_waits_or_fails(upstream, with_login, pieces):
     asked = asking(upstream, login=LOGIN if with_login else None)
     try:
         sent, left = converse(asked, pieces)

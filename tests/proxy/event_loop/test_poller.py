@@ -5,6 +5,7 @@ import time
 import pytest
 
 from proxy.event_loop.poller import ERR, HUP, IN, OUT, Loop, Poller
+from tests.support.waiting import wait_until_async
 
 
 class Ears:
@@ -43,19 +44,14 @@ def poll(request):
     return go
 
 
-async def until(true):
-    while not true():  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-
-
-def test_who_is_watched_is_told_and_who_is_forgotten_is_not(poll):
+def test_watched_descriptor_gets_events_and_forgotten_does_not(poll):
     async def test(poller, a, b):
         ears = Ears(a)
         poller.watch(a.fileno(), IN, ears)
         b.send(b"x")
-        await until(lambda: ears.heard == [IN])
+        await wait_until_async(lambda: ears.heard == [IN])
         poller.change(a.fileno(), IN | OUT)
-        await until(lambda: len(ears.heard) > 3)
+        await wait_until_async(lambda: len(ears.heard) > 3)
         poller.forget(a.fileno())
         poller.forget(a.fileno())
         count = len(ears.heard)
@@ -66,18 +62,18 @@ def test_who_is_watched_is_told_and_who_is_forgotten_is_not(poll):
     poll(test)
 
 
-def test_the_end_of_the_other_side_comes_unasked(poll):
+def test_hangup_is_reported_without_being_requested(poll):
     async def test(poller, a, b):
         ears = Ears(a, lambda _: poller.forget(a.fileno()))
         poller.watch(a.fileno(), 0, ears)
         b.close()
-        await until(lambda: ears.heard)
+        await wait_until_async(lambda: ears.heard)
         assert ears.heard[0] & (HUP | ERR)
 
     poll(test)
 
 
-def test_what_one_raises_is_its_own_affair(poll):
+def test_exception_ends_only_its_handler(poll):
     async def test(poller, a, b):
         def broken(_):
             poller.forget(b.fileno())
@@ -87,14 +83,14 @@ def test_what_one_raises_is_its_own_affair(poll):
         poller.watch(b.fileno(), OUT, bad)
         poller.watch(a.fileno(), IN, good)
         b.send(b"x")
-        await until(lambda: bad.errors and good.heard)
+        await wait_until_async(lambda: bad.errors and good.heard)
         assert [str(error) for error in bad.errors] == ["on purpose"]
 
     poll(test)
 
 
 @pytest.mark.parametrize("how", ["call_soon", "call_later", "task", "future", "event", "threadsafe"])
-def test_asyncio_gets_its_turn_whatever_was_stirred_from_inside(poll, how):
+def test_asyncio_callbacks_from_handlers_run(poll, how):
     async def test(poller, a, b):
         loop = asyncio.get_running_loop()
         heard, future, event = asyncio.Event(), loop.create_future(), asyncio.Event()
@@ -122,7 +118,7 @@ def test_asyncio_gets_its_turn_whatever_was_stirred_from_inside(poll, how):
     poll(test)
 
 
-def test_a_busy_socket_starves_neither_timers_nor_other_descriptors(poll):
+def test_busy_socket_starves_no_timer_and_no_descriptor(poll):
     async def test(poller, a, b):
         poller.watch(a.fileno(), OUT, ears := Ears(a))  # always ready
         loop = asyncio.get_running_loop()
@@ -142,7 +138,7 @@ def test_a_busy_socket_starves_neither_timers_nor_other_descriptors(poll):
     poll(test)
 
 
-def test_with_nothing_to_do_nothing_is_done(poll):
+def test_idle_poller_does_nothing(poll):
     async def test(poller, a, _b):
         poller.watch(a.fileno(), IN, ears := Ears(a))
         before = time.thread_time()
@@ -153,7 +149,7 @@ def test_with_nothing_to_do_nothing_is_done(poll):
     poll(test)
 
 
-def test_asyncio_itself_works_on_our_loop():
+def test_asyncio_works_on_the_worker_loop():
     async def inside():
         async def serve(reader, writer):
             writer.write(await reader.read(100))

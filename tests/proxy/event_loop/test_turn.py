@@ -60,14 +60,14 @@ async def noted(hogs, quiet, turns, busy=0.0):
 
 
 @pytest.mark.parametrize("hogs", [1, 200])
-def test_between_two_turns_of_one_sandbox_another_has_few_events(hogs):
+def test_other_sandbox_gets_few_events_between_two_turns(hogs):
     log, later = asyncio.run(noted(hogs, 1, 20), loop_factory=Loop)
     longest = max(len(list(run)) for who, run in itertools.groupby(log) if who == "hog")
     assert longest <= 32
     assert later == 0  # a set that is closed has no turns
 
 
-def test_between_two_turns_of_one_sandbox_another_has_little_time():
+def test_other_sandbox_gets_little_time_between_two_turns():
     """What each of its sockets costs counts, and none of them is forgotten for that."""
     log, later = asyncio.run(noted(12, 1, 20, busy=SLICE), loop_factory=Loop)
     longest = max(len(list(run)) for who, run in itertools.groupby(log) if who == "hog")
@@ -92,7 +92,7 @@ async def told_in_order(count):
     return log
 
 
-def test_what_is_told_once_is_told_in_a_later_turn():
+def test_edge_event_is_served_in_a_later_turn():
     assert sorted(asyncio.run(told_in_order(10), loop_factory=Loop)) == list(range(10))
 
 
@@ -155,7 +155,7 @@ WAYS = [by_an_event, by_a_timer, by_a_task_after_a_thread, by_a_task_that_anothe
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("sandbox", [7, turn.NOBODY])
-def test_whatever_a_worker_dies_in_is_marked_as_the_turn_of_the_sandbox_that_began_it(way, sandbox):
+def test_worker_death_is_marked_with_the_sandbox_being_served(way, sandbox):
     page = mmap.mmap(-1, mmap.PAGESIZE)
     deadly = Deadly(page)
 
@@ -168,14 +168,14 @@ def test_whatever_a_worker_dies_in_is_marked_as_the_turn_of_the_sandbox_that_beg
 
 
 @pytest.mark.parametrize("order", ["little", "big"])
-def test_a_mark_is_read_in_the_byte_order_of_the_host(monkeypatch, order):
+def test_mark_is_read_in_the_hosts_byte_order(monkeypatch, order):
     page = mmap.mmap(-1, mmap.PAGESIZE)
     monkeypatch.setattr(sys, "byteorder", order)
     page[:8] = (7).to_bytes(8, order)  # as a worker writes a native number
     assert turn.marked(page) == 7
 
 
-def test_what_a_turn_raises_ends_the_turn():
+def test_exception_ends_the_turn():
     page = mmap.mmap(-1, mmap.PAGESIZE)
     marker = turn.Marker(page)
     with pytest.raises(ValueError, match="word"):
@@ -183,7 +183,7 @@ def test_what_a_turn_raises_ends_the_turn():
     assert turn.marked(page) == turn.NOBODY
 
 
-def test_what_one_sandbox_raises_ends_nobody_else():
+def test_exception_of_one_sandbox_ends_no_other():
     async def both():
         log = []
         broken, whole = Noted("broken", log, raises=True), Noted("whole", log)

@@ -2,7 +2,7 @@ import pytest
 
 from proxy.event_loop import poller
 from proxy.gate import splice
-from tests.proxy.gate.hostile_harness import looks  # noqa: F401 - a fixture
+from tests.proxy.gate.hostile_lab import looks  # noqa: F401 - a fixture
 from tests.support import harness
 
 

@@ -8,9 +8,10 @@ from proxy.approvals.protocol import PreRequest
 from proxy.supervisor_channel.channel import Attribution
 from proxy.telemetry.events import Process
 from tests.proxy.approvals.people_harness import People
-from tests.proxy.gate.gate_harness import HOSTS, RAW, World, run
-from tests.proxy.gate.held_harness import reload
+from tests.proxy.gate.approvals_lab import reload
+from tests.proxy.gate.gate_lab import HOSTS, RAW, GateLab, run
 from tests.proxy.info_api.test_info_handler import request
+from tests.support.waiting import wait_until_async
 
 ASKED = "id: asked, to: raw.example, ports: [ORIGIN/tcp], action: ask, approval: {hold: 60s, open: 1h}"
 WRITES = "id: writes, to: api.example, http: {methods: [POST]}, action: ask"
@@ -23,7 +24,7 @@ def told(tmp_path, test, *, registry=True):
     async def inside():
         people = People(tmp_path)
         channel = await people.open()
-        async with World(tmp_path, (RAW, ASKED, WRITES, READS, ONLY, BAD), hosts=HOSTS) as world:
+        async with GateLab(tmp_path, (RAW, ASKED, WRITES, READS, ONLY, BAD), hosts=HOSTS) as world:
             if registry:
                 people.behind(world.recorder, world.poller, channel)
             try:
@@ -260,10 +261,10 @@ def test_disconnected_caller_leaves_nothing_pending(tmp_path):
         people.mute = True
         client = await world.connect("exeat.internal", 80)
         await client.send(request("GET /requests/abcdefgh HTTP/1.1"))
-        await world.until(lambda: world.sandbox.approvals._open)
+        await wait_until_async(lambda: world.sandbox.approvals._open)
         client.reset()
-        await world.until(lambda: not world.sandbox.approvals._open)
-        await world.until(lambda: len(world.gate.connections) == 0)
+        await wait_until_async(lambda: not world.sandbox.approvals._open)
+        await wait_until_async(lambda: len(world.gate.connections) == 0)
 
     told(tmp_path, test)
 

@@ -18,8 +18,9 @@ from rules.explain.explanation import find_task_rules
 from rules.loading.load import load
 from rules.matching.commands import ProgramRun, decide_run
 from rules.verdicts import Reason
-from tests.proxy.gate.gate_harness import World, client_hello, policy_of, run
+from tests.proxy.gate.gate_lab import GateLab, client_hello, policy_of, run
 from tests.proxy.info_api.parsing import parse
+from tests.support.waiting import wait_until_async
 
 RULES = [
     "id: pages, to: good.example, http: {methods: [GET], paths: ['/a/**']}, action: allow, why: 'our \\u202e pages'",
@@ -46,7 +47,7 @@ async def said(world, *words, **more):
 
 def test_task_sees_only_its_own_rules(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             status, text = await said(world, "GET /policy HTTP/1.1")
             assert status == 200
             assert "- good.example (443/tls); methods GET; paths /a/** [r:pages]" in text
@@ -69,7 +70,7 @@ def test_rules_in_force_are_rendered_once(tmp_path, monkeypatch):
             "proxy.info_api.info_handler.find_task_rules", lambda *of: found.append(of) or find_task_rules(*of)
         )
         rules = ["id: till, to: till.example, until: 2026-06-30, action: allow"]
-        async with World(tmp_path, rules, calendar=Calendar(lambda: now[0])) as world:
+        async with GateLab(tmp_path, rules, calendar=Calendar(lambda: now[0])) as world:
             for _ in range(3):
                 assert "till.example" in (await said(world, "GET /policy HTTP/1.1"))[1]
             assert len(found) == 1  # there may be a hundred thousand rules
@@ -84,7 +85,7 @@ def test_rules_in_force_are_rendered_once(tmp_path, monkeypatch):
 
 def test_refusal_is_explained_by_its_event_id(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             assert await said(world, "GET /why HTTP/1.1") == (200, "Nothing was refused so far.\n")
             task = await world.connect("www.evil.example", 443)
             await task.send(client_hello("www.evil.example"))
@@ -115,7 +116,7 @@ commands:
 
 def test_command_rules_are_listed(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             path = tmp_path / "commands.yaml"
             path.write_text(COMMANDS)
             policy = world.sandbox.policy = load([path])
@@ -157,7 +158,7 @@ def test_refused_program_has_the_approvers_reason():
 )
 def test_attempt_can_be_explained_in_advance(tmp_path, attempt, passes, part):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             status, text = await said(world, f"GET /why?attempt={attempt} HTTP/1.1")
             assert status == 200
             assert part in text
@@ -205,7 +206,7 @@ ODD = {
 @pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
 def test_malformed_requests_are_refused(tmp_path, sent, status):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             client = await world.connect("exeat.internal", 80)
             await client.send(sent)
             answer = await client.read_all()
@@ -239,7 +240,7 @@ def test_endless_head_is_refused(filling, end):
 
 def test_requests_are_rate_limited(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             clock = [0.0]
             desk = InfoHandler(world.recorder, lambda: clock[0])
 
@@ -258,7 +259,7 @@ def test_requests_are_rate_limited(tmp_path):
 
 def test_slow_and_head_requests_are_answered(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             client = await world.connect("exeat.internal", 80)
             for byte in request("HEAD / HTTP/1.0"):
                 await client.send(bytes([byte]))
@@ -272,10 +273,10 @@ def test_slow_and_head_requests_are_answered(tmp_path):
 @pytest.mark.parametrize("sent", [b"", b"GET /policy HT"], ids=["nothing", "half a line"])
 def test_silent_client_is_disconnected(tmp_path, sent):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             client = await world.connect("exeat.internal", 80)
             await client.send(sent)
-            await world.until(lambda: len(world.gate.connections) == 1)
+            await wait_until_async(lambda: len(world.gate.connections) == 1)
             [visit] = world.gate.connections
             visit.tick(visit._since + 11)
             assert await client.ended() == "reset"
@@ -287,7 +288,7 @@ def test_silent_client_is_disconnected(tmp_path, sent):
 def test_other_ports_of_the_name_are_denied(tmp_path):
     async def test():
         rules = [*RULES, "id: all, to: '*', ports: [1-65535/tcp, 443/tls], action: allow"]
-        async with World(tmp_path, rules) as world:
+        async with GateLab(tmp_path, rules) as world:
             client = await world.connect("exeat.internal", 8080)
             assert (await world.decision())["outcome"] == "blocked"
             assert await client.ended() == "reset"
@@ -301,7 +302,7 @@ def test_name_is_resolved_without_an_event(tmp_path):
     from rules.attempt import Protocol
 
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             answers = []
             for kind in (Type.A, Type.AAAA, 16):
                 labels = b"\5exeat\x08internal\0"

@@ -11,9 +11,10 @@ from proxy.info_api.telemetry_handler import BYTES, MOST_BYTES, MOST_RECORDS, RE
 from proxy.request.http1_heads import parse_head
 from proxy.supervisor_channel.channel import Attribution
 from proxy.telemetry.events import Process
-from tests.proxy.gate.gate_harness import World, run
+from tests.proxy.gate.gate_lab import GateLab, run
 from tests.proxy.info_api.parsing import parse
 from tests.proxy.leaky import TOKEN
+from tests.support.waiting import wait_until_async
 
 RULES = ["id: none, to: good.example, action: deny"]
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
@@ -62,7 +63,7 @@ async def said(world, sent):
 @pytest.mark.parametrize(("kind", "make"), [(JSON, as_json), (PROTOBUF, as_protobuf)], ids=["json", "protobuf"])
 def test_agent_telemetry_is_journaled_as_a_claim(tmp_path, kind, make, packed):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             body = make(record(), record("codex.tool_result", success="true"))
             fields = ["Content-Encoding: gzip"] if packed else []
             sent = request(gzip.compress(body) if packed else body, "/v1/logs", kind, *fields)
@@ -84,12 +85,12 @@ def test_agent_telemetry_is_journaled_as_a_claim(tmp_path, kind, make, packed):
 
 def test_agent_event_names_its_process_once_known(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             attribution = Attribution()
             world.gate._attribute = lambda *_, **__: attribution
             client = await world.connect("exeat.internal", 4318)
             await client.send(request(as_json(record())))
-            await world.until(lambda: attribution._then is not None)
+            await wait_until_async(lambda: attribution._then is not None)
             assert world.events == []
             attribution.answered(Process(7, "/usr/bin/node", ("node",), 1000, ("/bin/sh", "/usr/bin/codex"), (6, 5)))
             assert (await client.read_all()).startswith(b"HTTP/1.1 200")
@@ -103,7 +104,7 @@ def test_agent_event_names_its_process_once_known(tmp_path):
 
 def test_credentials_in_telemetry_are_masked(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             await said(
                 world, request(as_json(record(prompt=f"use {TOKEN} please", command="curl -H 'Authorization: x'")))
             )
@@ -142,7 +143,7 @@ ODD = {
 @pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
 def test_malformed_telemetry_is_refused(tmp_path, sent, status):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             assert (await said(world, sent))[0] == status
             assert world.events == []
 
@@ -151,7 +152,7 @@ def test_malformed_telemetry_is_refused(tmp_path, sent, status):
 
 def test_excess_telemetry_is_a_partial_success_and_counted(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             clock = [0.0]
             intake = TelemetryHandler(world.recorder, lambda: clock[0])
 
@@ -178,7 +179,7 @@ def test_excess_telemetry_is_a_partial_success_and_counted(tmp_path):
 
 def test_telemetry_volume_is_bounded(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             clock = [0.0]
             intake = TelemetryHandler(world.recorder, lambda: clock[0])
             body = as_json(*[record(**{f"k{n}": "x" * 500 for n in range(8)})] * 50)
@@ -197,7 +198,7 @@ def test_telemetry_volume_is_bounded(tmp_path):
 
 def test_full_journal_refuses_telemetry(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             world.journal.full = True
             assert (await said(world, request(as_json(record()))))[0] == 503
 
@@ -206,15 +207,15 @@ def test_full_journal_refuses_telemetry(tmp_path):
 
 def test_concurrent_telemetry_requests_are_bounded(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             waiting = []
             for _ in range(TelemetryHandler.most_connections):
                 waiting.append(await world.connect("exeat.internal", 4318))
                 await waiting[-1].send(request(b"", length=1000))
-            await world.until(lambda: len(world.gate.connections) == TelemetryHandler.most_connections)
+            await wait_until_async(lambda: len(world.gate.connections) == TelemetryHandler.most_connections)
             assert (await said(world, request(as_json(record()))))[0] == 503
             waiting[0].reset()
-            await world.until(lambda: len(world.gate.connections) < TelemetryHandler.most_connections)
+            await wait_until_async(lambda: len(world.gate.connections) < TelemetryHandler.most_connections)
             assert (await said(world, request(as_json(record()))))[0] == 200
             assert world.info_api.handlers[4318].connections == TelemetryHandler.most_connections - 1
 
@@ -223,7 +224,7 @@ def test_concurrent_telemetry_requests_are_bounded(tmp_path):
 
 def test_slow_telemetry_is_assembled(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             sent = request(as_json(record()))
             client = await world.connect("exeat.internal", 4318)
             for start in range(0, len(sent), 50):
@@ -236,7 +237,7 @@ def test_slow_telemetry_is_assembled(tmp_path):
 
 def test_hostile_text_stays_text(tmp_path):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             odd = "\x1b[2J\r\n\u202e" + "x" * 10_000
             await said(world, request(as_json(record(odd, **{odd: odd}))))
             [event] = world.events
@@ -252,16 +253,16 @@ def test_hostile_text_stays_text(tmp_path):
 
 def test_telemetry_yields_to_others_and_stops_on_disconnect(tmp_path, monkeypatch):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             monkeypatch.setattr("proxy.info_api.info_api_connection._A_TURN", 0)
             clients = [await world.connect("exeat.internal", 4318) for _ in range(2)]
             for client in clients:
                 await client.send(request(as_json(*[record()] * 200)))
-            await world.until(lambda: len(world.events) > 10)
+            await wait_until_async(lambda: len(world.events) > 10)
             assert len(world.events) < 400  # at most one between two turns of ours
             clients[0].reset()
             assert (await clients[1].read_all()).startswith(b"HTTP/1.1 200 ")
-            await world.until(lambda: len(world.gate.connections) == 0)
+            await wait_until_async(lambda: len(world.gate.connections) == 0)
             assert 200 <= len(world.events) < 400
             assert world.info_api.handlers[4318].connections == 0
             assert world.errors == []
@@ -271,7 +272,7 @@ def test_telemetry_yields_to_others_and_stops_on_disconnect(tmp_path, monkeypatc
 
 def test_head_is_parsed_once(tmp_path, monkeypatch):
     async def test():
-        async with World(tmp_path, RULES) as world:
+        async with GateLab(tmp_path, RULES) as world:
             read = []
             monkeypatch.setattr(
                 "proxy.info_api.requests.parse_head", lambda head: read.append(head) or parse_head(head)

@@ -11,7 +11,8 @@ import pytest
 from proxy.supervisor_channel import channel, messages
 from proxy.supervisor_channel.channel import A_SECOND, AT_ONCE, Attribution, ProcessAttribution
 from proxy.telemetry.events import Process
-from tests.proxy.gate.gate_harness import World, client_hello, run
+from tests.proxy.gate.gate_lab import GateLab, client_hello, run
+from tests.support.waiting import wait_until_async
 
 RULES = [
     "id: raw, to: raw.example, ports: [ORIGIN/tcp], resolves_to: [127.0.0.0/8], action: allow",
@@ -24,7 +25,7 @@ ENDS = ((ip_address("192.0.0.2"), 40000), (ip_address("93.184.216.34"), 443))
 
 def gate(tmp_path, test):
     async def inside():
-        async with World(tmp_path, RULES, hosts=HOSTS) as world:
+        async with GateLab(tmp_path, RULES, hosts=HOSTS) as world:
             world.attribution = []
 
             def attribute(*_, **__):
@@ -40,7 +41,7 @@ def gate(tmp_path, test):
 async def refused(world):
     task = await world.connect("bad.example", 443)
     await task.send(client_hello("bad.example"))
-    await world.until(lambda: world.attribution and world.attribution[0]._then is not None)
+    await wait_until_async(lambda: world.attribution and world.attribution[0]._then is not None)
     return task
 
 
@@ -84,7 +85,7 @@ def test_closing_gate_records_a_waiting_denial_once(tmp_path):
 def test_closing_gate_waits_for_no_answer(tmp_path):
     async def test(world):
         task = await world.connect("bad.example", 443)  # which has not said a word
-        await world.until(lambda: world.attribution)
+        await wait_until_async(lambda: world.attribution)
         assert len(world.gate.connections) == 1
         world.gate.close()
         assert [each["reason"] for each in world.decisions] == ["gate_error"]

@@ -17,7 +17,7 @@ from proxy.wire import message
 
 
 @pytest.mark.parametrize("letter", ["x", "\u00fc", "\u4e2d", "\U0001f600", "\x01", '"', "\udcff"], ids=ascii)
-def test_the_longest_problems_of_rules_arrive(letter):
+def test_longest_rule_problems_arrive(letter):
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     told = {"rules_rejected": [letter * _LONGEST] * _MOST_PROBLEMS}
     with here, there:
@@ -29,7 +29,7 @@ NONE = [b"\xff", b"[1]", b"{", b"3", b'{"a": ' + b"[" * 60_000]
 
 
 @pytest.mark.parametrize("packet", NONE, ids=range(len(NONE)))
-def test_what_is_no_message_is_one_kind_of_error_and_leaves_no_descriptor(packet):
+def test_malformed_message_is_a_value_error_and_leaks_no_descriptor(packet):
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     end, its = socket.socketpair()
     with here, there, end, its:
@@ -40,7 +40,7 @@ def test_what_is_no_message_is_one_kind_of_error_and_leaves_no_descriptor(packet
         assert end.recv(1) == b"", "nobody has the other end any more"
 
 
-def test_descriptors_that_nobody_asked_for_are_closed():
+def test_unrequested_descriptors_are_closed():
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     end, its = socket.socketpair()
     with here, there, end, its:
@@ -51,7 +51,7 @@ def test_descriptors_that_nobody_asked_for_are_closed():
 
 
 @pytest.mark.parametrize("packet", NONE, ids=range(len(NONE)))
-def test_a_worker_that_says_no_message_is_ended_and_its_supervisor_goes_on(packet):
+def test_worker_with_a_malformed_message_is_ended(packet):
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gate, its_gate = socket.socketpair()
     pid = os.fork()
@@ -70,7 +70,7 @@ def test_a_worker_that_says_no_message_is_ended_and_its_supervisor_goes_on(packe
     worker.kill()
 
 
-def test_a_worker_s_summary_that_is_none_is_one_kind_of_error():
+def test_malformed_worker_summary_is_a_value_error():
     whole = Summary.decode(Summary().encode())
     assert whole == Summary()
     for text in (b"[" * 60_000, Summary().encode().replace(b'"leaks":0', b'"leaks":Infinity'), b"[]"):
@@ -79,7 +79,7 @@ def test_a_worker_s_summary_that_is_none_is_one_kind_of_error():
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_what_was_said_last_is_heard_from_who_left_something_unread(blocking):
+def test_last_message_of_a_peer_with_unread_data_is_received(blocking):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(blocking)
     message.send(ours, {"counters": True})
@@ -90,7 +90,7 @@ def test_what_was_said_last_is_heard_from_who_left_something_unread(blocking):
     assert message.receive(ours) == ({}, [])
 
 
-def test_who_left_without_a_word_and_something_unread_is_gone():
+def test_peer_that_ended_with_unread_data_is_gone():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     message.send(ours, {"counters": True})
     theirs.close()
@@ -127,7 +127,7 @@ def pair():
         yield ours, theirs
 
 
-def test_a_file_arrives_where_the_kernel_passes_no_descriptor(monkeypatch, pair):
+def test_file_is_sent_inline_if_the_kernel_passes_no_descriptor(monkeypatch, pair):
     _passes_none(monkeypatch)
     message.send(pair[0], {"rules": "1"}, [_file(RULES)])
     said, (file,) = message.receive(pair[1], 1)
@@ -137,7 +137,7 @@ def test_a_file_arrives_where_the_kernel_passes_no_descriptor(monkeypatch, pair)
     assert message.receive(pair[1]) == ({"rules": "1"}, []), "nobody asked for it"
 
 
-def test_a_socket_has_no_words(monkeypatch, pair):
+def test_socket_is_not_sent_inline(monkeypatch, pair):
     _passes_none(monkeypatch)
     with pytest.raises(OSError, match="Too many references") as refused:
         message.send(pair[0], {"sockets": ["x"]}, [pair[1].fileno()])
@@ -151,13 +151,13 @@ BOMB = zlib.compress(bytes(message._MAX_INLINE_FILE + 1))
 
 
 @pytest.mark.parametrize("content", ["?", "", base64.b64encode(b"no file").decode(), base64.b64encode(BOMB).decode()])
-def test_words_that_are_no_file_are_one_kind_of_error(pair, content):
+def test_malformed_inline_file_is_a_value_error(pair, content):
     message.send(pair[0], {"rules": "1", "file in words": content})
     with pytest.raises(ValueError, match=r"file in a message|base64|Base64|decode"):
         message.receive(pair[1], 1)
 
 
-def test_who_cannot_be_told_of_other_rules_goes_by_the_old_ones_no_more(monkeypatch, pair):
+def test_worker_that_cannot_get_new_rules_ends(monkeypatch, pair):
     _passes_none(monkeypatch)
     gate, its_gate = socket.socketpair()
     pid = os.fork()
@@ -172,7 +172,7 @@ def test_who_cannot_be_told_of_other_rules_goes_by_the_old_ones_no_more(monkeypa
         worker.kill()
 
 
-def test_a_service_s_worker_that_cannot_be_told_of_other_rules_ends(monkeypatch, pair):
+def test_service_worker_that_cannot_get_new_rules_ends(monkeypatch, pair):
     _passes_none(monkeypatch)
     with selectors.DefaultSelector() as selector:
         channel = Channel(pair[0].dup(), selector, lambda _said, _given: None)
@@ -184,7 +184,7 @@ def test_a_service_s_worker_that_cannot_be_told_of_other_rules_ends(monkeypatch,
     assert message.receive(pair[1]) == ({}, []), "which is what ends it"
 
 
-def test_a_run_that_cannot_tell_the_service_of_other_rules_is_let_go(monkeypatch, pair):
+def test_run_that_cannot_send_new_rules_is_dropped(monkeypatch, pair):
     _passes_none(monkeypatch)
     gate, its_gate = socket.socketpair()
     with gate, its_gate:

@@ -19,7 +19,7 @@ from proxy.worker.messages import OnlySandbox, Setup
 from proxy.worker.sandbox import SandboxServer, WorkerResources
 from proxy.worker.traffic import Traffic
 from rules.loading.load import load
-from tests.proxy.gate.test_gate_reloading import file_of
+from tests.proxy.gate.test_policy_reload import file_of
 
 
 @pytest.fixture
