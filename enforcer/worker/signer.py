@@ -23,6 +23,7 @@ from proxy.wire import message
 
 if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
+    from enforcer.worker.signer_process import SignerOrder
 
 _RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before a replacement, by the number of recent deaths
 _FORGIVEN: Final = 60.0  # seconds of life after which earlier deaths don't count
@@ -69,7 +70,8 @@ class CertificateSigner:
         self._numbers.add(number)
         if self._control is not None:
             with theirs, contextlib.suppress(OSError):  # the signer is ending: its replacement gives new pairs
-                message.send(self._control, {"pair": number}, [theirs.fileno()])
+                order: SignerOrder = {"pair": number}
+                message.send(self._control, order, [theirs.fileno()])
         else:
             self._forget(number)
             self._waiting[number] = theirs
@@ -82,7 +84,8 @@ class CertificateSigner:
         self._served[number] = sandboxes
         if self._control is not None:
             with contextlib.suppress(OSError):  # the signer is ending: its replacement gets the numbers
-                message.send(self._control, {"serves": number, "sandboxes": sandboxes})
+                order: SignerOrder = {"serves": number, "sandboxes": sandboxes}
+                message.send(self._control, order)
 
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Have `hear` called when a worker asks, or when the signer sends something."""
@@ -176,7 +179,8 @@ class CertificateSigner:
         self._unanswered += 1
         self._ask_at = time.monotonic() + ASKED_EVERY
         with contextlib.suppress(OSError):  # it reads nothing any more
-            message.send(control, {"well": True})
+            order: SignerOrder = {"well": True}
+            message.send(control, order)
 
     def _lost(self, why: str) -> None:
         """Record that the signer is gone: until the next one, no new name gets a certificate."""

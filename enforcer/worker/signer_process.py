@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
@@ -27,6 +27,22 @@ if TYPE_CHECKING:
     from proxy.certificates.signer import Signer
 
 _AGAIN: Final = 60.0  # seconds between two reports about a worker's excess requests
+
+
+class SignerOrder(TypedDict, total=False):
+    """Parent to signer. `pair` comes with one descriptor: the signer's end of the socket pair to the worker."""
+
+    pair: int  # number of the worker that the descriptor leads to
+    serves: int  # number of the worker whose allowance changes
+    sandboxes: int  # with `serves`: how many sandboxes it has now
+    well: bool  # asks for a sign of life
+
+
+class SignerReply(TypedDict, total=False):
+    """Signer to parent."""
+
+    well: bool  # the sign of life
+    told: str  # a sentence for the log about a worker's requests
 
 
 def fork(
@@ -131,7 +147,7 @@ class _SignerLoop:
             self._serve(int(str(said["serves"])), int(str(said["sandboxes"])))
         if "well" in said:
             with contextlib.suppress(OSError):  # the parent is ending
-                message.send(self._control, {"well": True})
+                message.send(self._control, SignerReply(well=True))
         return bool(said)
 
     def _serve(self, number: int, sandboxes: int) -> None:
@@ -178,4 +194,4 @@ class _SignerLoop:
 
     def _tell(self, sentence: str) -> None:
         with contextlib.suppress(OSError):  # the parent reads too slowly
-            message.send(self._control, {"told": sentence})
+            message.send(self._control, SignerReply(told=sentence))
