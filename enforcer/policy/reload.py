@@ -234,7 +234,7 @@ class Reloader:
             self._good = os.dup(self._reader.policy)
             before, self._outboxed = self._outboxed, bool(said["outboxed"])
             if self._outboxed and not before:
-                print_notice("the rules' `sandbox` is another now: this is for tasks that start from here on")
+                print_notice("the rules' `sandbox` changed; it applies to tasks that start from now on")
         return True
 
     def _forget(self) -> None:

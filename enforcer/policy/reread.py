@@ -104,8 +104,8 @@ def _raise(before: RereadRequest, policy: int, problems: Sequence[str]) -> dict[
 
     good, login = before.request.policy, None
     if before.good >= 0:
-        with policy_transfer.Copy(os.dup(before.good)) as file:
-            login, good = proxy_auth.take(file), policy_transfer.take(file)
+        with policy_transfer.DescriptorReader(os.dup(before.good)) as file:
+            login, good = proxy_auth.take(file), policy_transfer.receive(file)
     else:
         with contextlib.suppress(HostError):  # then what goes by the proxy is refused there
             login = credentials.read_login(good)

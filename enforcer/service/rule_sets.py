@@ -231,9 +231,9 @@ def _policy(policy_file: int) -> "Policy | None":
     if os.fstat(policy_file).st_size > _LARGEST:
         return None
     try:
-        with policy_transfer.Copy(os.dup(policy_file)) as file:
+        with policy_transfer.DescriptorReader(os.dup(policy_file)) as file:
             proxy_auth.take(file)
-            return policy_transfer.take(file)
+            return policy_transfer.receive(file)
     except ValueError as error:
         raise unreadable_policy("the service", str(error)) from error
 

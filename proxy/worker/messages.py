@@ -23,8 +23,8 @@ class OnlySandbox:
     """Sandbox of a worker that serves a single run."""
 
     state: SandboxState
-    gate: socket.socket  # its sockets come over this: `{"sockets": NAMES}`, and their descriptors
-    metrics: socket.socket | None = None  # listening: where the worker is scraped
+    gate: socket.socket  # receives `SandboxSockets`
+    metrics: socket.socket | None = None  # listening, for Prometheus
     login: "Login | None" = None  # for the upstream proxy
 
 
@@ -37,10 +37,10 @@ class Setup:
     roots: bytes  # the host's trusted certificates
     journal: int  # a descriptor of the journal's directory
     control: socket.socket  # to the service, or to the run's supervisor
-    own_addresses: "frozenset[Address]" = frozenset()  # a sandbox's, on lo
+    own_addresses: "frozenset[Address]" = frozenset()  # of every sandbox, on lo
     gate_port: int = 0
-    forbidden: tuple[tuple[str, int], ...] = ()  # where Exeat itself listens outside: dialled for no task
-    page: mmap | None = None  # shared with the service: whose turn it is
+    forbidden: tuple[tuple[str, int], ...] = ()  # where Exeat itself listens on the host: tasks may not connect
+    page: mmap | None = None  # shared with the service: whose work runs (`event_loop.turn`)
     only: OnlySandbox | None = None  # None: sandboxes come from the service
 
 

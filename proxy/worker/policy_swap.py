@@ -1,7 +1,7 @@
 """Reload of a policy: reads the new one, swaps it in one step, and reviews open connections.
 
-Home of invariant 2 for reloads: whatever is wrong with the new policy, the policy in force stays. This module
-must never keep the gate waiting: all that takes long happens in a thread, in small pieces (`policy_transfer`).
+Implements invariant 2 for reloads: if the new policy is invalid, the policy in force stays. The gate must not wait, so
+slow work runs in a thread, in small pieces (`policy_transfer`).
 """
 
 import asyncio
@@ -37,14 +37,14 @@ class PolicyReload:
         udp: "UdpGate",
         lookup: "Lookup",
         inspection: "Inspection",
-        hearing: "SupervisorChannel | None" = None,
+        supervisor_channel: "SupervisorChannel | None" = None,
     ) -> None:
         self._recorder = recorder
         self._gate = gate
         self._udp = udp
         self._lookup = lookup
         self._inspection = inspection
-        self._hearing = hearing
+        self._supervisor_channel = supervisor_channel
 
     def swap(self, policy: "Policy", login: "Login | None") -> None:
         """Put `policy` in force."""
@@ -56,74 +56,75 @@ class PolicyReload:
                 sandbox.set_secrets(sandbox.secret_injector, b"" if login is None else login.password)
             sandbox.meters.keep(frozenset(policy.rule_ids))
             self._recorder.rules_loaded(before.revision)
-            if policy.unread:  # no more of it is new than what root's files say
+            if policy.unread:  # only root's files could be read: the rest is as before
                 self._recorder.rules_rejected(policy.unread)
             if (policy.box, policy.floor) != (before.box, before.floor):
                 self._recorder.error(
-                    Component.WORKER, "the rules' `sandbox` is another now, for tasks that start from here on"
+                    Component.WORKER,
+                    "the rules' `sandbox` changed; it applies to tasks that start from now on",
                 )
             if policy.commands and not sandbox.holds_programs:
                 self._recorder.error(
-                    Component.SUPERVISOR, "the rules have `commands` now, for tasks that start from here on"
+                    Component.SUPERVISOR, "the rules have `commands` now; they apply to tasks that start from now on"
                 )
-        finally:  # whatever goes wrong with telling: what is open is held against the rules that are in force
+        finally:  # also if recording fails: open connections are reviewed under the policy in force
             self._lookup.forget_checks()
             self._gate.review()
             self._udp.review()
-            if self._hearing is not None:
-                self._hearing.review()
+            if self._supervisor_channel is not None:
+                self._supervisor_channel.review()
         if policy.needs.inspection:
             self._inspection.warm()
 
 
 async def read_policy(descriptor: int) -> "tuple[Policy, Login | None]":
-    """Read policy and login from a descriptor, in a thread, and close it. Raises what is wrong with the content."""
-    gc.disable()  # it would walk through all that is made, again and again, while nobody else can go on
+    """Read policy and login from a descriptor, in a thread, and close it. Raises errors of the content."""
+    gc.disable()  # a collection would visit all new objects again and again, and stop the gate meanwhile
     try:
-        return await _aside(_read, descriptor)
+        return await _run_in_thread(_read_from_descriptor, descriptor)
     finally:
-        gc.freeze()  # what is there now is walked through no more
+        gc.freeze()  # later collections skip the objects of the policy
         gc.enable()
 
 
-async def release_policies(dropped: "list[Policy]") -> None:
+async def release_policies(policies: "list[Policy]") -> None:
     """Free policies that nothing else uses, in a thread."""
-    await _aside(policy_transfer.let_go, dropped)
+    await _run_in_thread(policy_transfer.free, policies)
 
 
-async def _aside[T, R](work: "Callable[[T], R]", what: T) -> R:
-    """Do it in a thread; or, where there can be none, here and now: better to wait than to keep rules that are old.
+async def _run_in_thread[T, R](work: "Callable[[T], R]", argument: T) -> R:
+    """Call `work` in a thread, or directly if no thread can be started: a short stall is better than old rules.
 
-    A task of the same user can use up all threads that may be (pthread_create(3), EAGAIN).
+    A task of the same user can use up the user's threads (pthread_create(3), EAGAIN).
     """
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[R] = loop.create_future()
+    future: asyncio.Future[R] = loop.create_future()
 
     def settle(result: R | None, error: BaseException | None) -> None:
-        if done.cancelled():
+        if future.cancelled():
             return
         if error is not None:
-            done.set_exception(error)
+            future.set_exception(error)
         else:
-            done.set_result(cast("R", result))
+            future.set_result(cast("R", result))
 
     def run() -> None:
         result, problem = None, None
         try:
-            result = work(what)
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            result = work(argument)
+        except BaseException as error:  # noqa: BLE001 - the future gets it
             problem = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, problem)
 
     try:
         threading.Thread(target=run, daemon=True).start()
     except RuntimeError:
-        return work(what)
-    return await done
+        return work(argument)
+    return await future
 
 
-def _read(descriptor: int) -> "tuple[Policy, Login | None]":
-    with policy_transfer.Copy(descriptor) as file:
+def _read_from_descriptor(descriptor: int) -> "tuple[Policy, Login | None]":
+    with policy_transfer.DescriptorReader(descriptor) as file:
         login = proxy_auth.take(file)
-        return policy_transfer.take(file), login
+        return policy_transfer.receive(file), login

@@ -23,12 +23,12 @@ from rules.rule import Rule
 # The last protocol without frames: a frame is read whole, and 64 KB of one take longer than a connection should wait.
 _PROTOCOL: Final = 3
 _PIECE: Final = 4096  # bytes, about 0.2 ms
-_TOGETHER: Final = 256  # rules
-_OBJECTS: Final = 256  # let go between two pauses
+_RULES_PER_PIECE: Final = 256  # rules
+_OBJECTS_PER_PAUSE: Final = 256  # freed between two pauses
 _SHARDS: Final = 256
-_PAUSE: Final = 0.0002  # seconds in which others have the interpreter to themselves
-_SWITCH: Final = 0.0005  # seconds that a thread may keep others waiting for it, as long as it runs no C function
-_OTHERS: Final = {  # what policies are made of beside what is the rules' own
+_PAUSE: Final = 0.0002  # seconds in which other threads have the interpreter lock
+_SWITCH: Final = 0.0005  # seconds: sys.setswitchinterval()
+_OTHER_TYPES: Final = {  # types of a policy that are not from `rules`
     "builtins": {"bytearray", "dict", "frozenset", "list", "object", "set", "tuple"},
     "collections": {"OrderedDict", "deque"},
     "copyreg": {"_reconstructor"},
@@ -37,20 +37,19 @@ _OTHERS: Final = {  # what policies are made of beside what is the rules' own
     "pathlib": {"PosixPath"},
     "pathlib._local": {"PosixPath"},
 }
-_NEVER_TAKEN: Final = (type, ModuleType, FunctionType)
+_NEVER_FREED: Final = (type, ModuleType, FunctionType)
 
 
-class Copy(io.RawIOBase, BinaryIO):
-    """What is in a descriptor, read from its beginning, whoever else reads it; closed with it.
+class DescriptorReader(io.RawIOBase, BinaryIO):
+    """Reads a descriptor from its beginning, with an offset of its own; `close` closes the descriptor.
 
-    All who were given a descriptor share one offset (unix(7), open(2)), and two workers may take over one policy at the
-    same time.
+    Copies of a descriptor share one offset (unix(7), open(2)), and two workers may read one policy at the same time.
     """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
-        self._at = 0
+        self._offset = 0
 
     def readable(self) -> bool:
         """Whether it can be read."""
@@ -58,8 +57,8 @@ class Copy(io.RawIOBase, BinaryIO):
 
     def readinto(self, buffer: Any) -> int:
         """Read the next bytes."""
-        size = os.preadv(self._descriptor, [buffer], self._at)
-        self._at += size
+        size = os.preadv(self._descriptor, [buffer], self._offset)
+        self._offset += size
         return size
 
     def close(self) -> None:
@@ -69,31 +68,31 @@ class Copy(io.RawIOBase, BinaryIO):
             os.close(self._descriptor)
 
 
-class _Pieces:
+class _PieceReader:
     """File for pickle that is read in pieces, with a Python call for each (pickle's C code calls `peek`)."""
 
-    __slots__ = ("_at", "_file", "_piece")
+    __slots__ = ("_file", "_offset", "_piece")
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._piece = b""
-        self._at = 0
+        self._offset = 0
 
     def peek(self, _size: int = 0) -> bytes:
         """Return the next piece without consuming it."""
-        if self._at == len(self._piece):
+        if self._offset == len(self._piece):
             time.sleep(_PAUSE)
-            self._piece, self._at = self._file.read(_PIECE), 0
-        return self._piece[self._at :]
+            self._piece, self._offset = self._file.read(_PIECE), 0
+        return self._piece[self._offset :]
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes, or as many as there are."""
-        if len(self._piece) - self._at < size:
-            rest = self._piece[self._at :]
-            self._piece, self._at = b"", 0
+        if len(self._piece) - self._offset < size:
+            rest = self._piece[self._offset :]
+            self._piece, self._offset = b"", 0
             return rest + self._file.read(size - len(rest))
-        self._at += size
-        return self._piece[self._at - size : self._at]
+        self._offset += size
+        return self._piece[self._offset - size : self._offset]
 
     def readline(self) -> bytes:
         """Return the bytes up to the end of the line."""
@@ -109,28 +108,28 @@ class _Pieces:
 class _Unpickler(pickle.Unpickler):
     """Unpickler that makes only the types of policies; lists and rules are referenced by number."""
 
-    def __init__(self, file: _Pieces, made: Sequence[Feed | Rule] = ()) -> None:
+    def __init__(self, file: _PieceReader, items: Sequence[Feed | Rule] = ()) -> None:
         super().__init__(file)
-        self._made = made
+        self._items = items
 
     def persistent_load(self, number: Any) -> Feed | Rule:
         """Return a list or a rule by its number."""
-        return self._made[int(number)]
+        return self._items[int(number)]
 
     def find_class(self, module: str, name: str) -> Any:
         """Find a class of the rules or one of the few others allowed. Raises UnpicklingError."""
-        if name in _OTHERS.get(module, ()):
+        if name in _OTHER_TYPES.get(module, ()):
             return super().find_class(module, name)
         if (module, name) == ("builtins", "getattr"):
-            return _method
+            return _find_method
         found = super().find_class(module, name) if module.startswith("rules.") and "." not in name else None
         if not (isinstance(found, type) and found.__module__.startswith("rules.")) and found is not unpickle_feed:
             raise pickle.UnpicklingError(f"`{module}.{name}` is no part of a policy")
         return found
 
 
-def _method(owner: object, name: str) -> Any:
-    """Give a method of something that the rules made: all that a policy has of this kind."""
+def _find_method(owner: object, name: str) -> Any:
+    """Return a public method of an object of `rules`: policies contain no other attributes."""
     if not type(owner).__module__.startswith("rules.") or name.startswith("_"):
         raise pickle.UnpicklingError(f"`{name}` of a {type(owner).__name__} is no part of a policy")
     return getattr(owner, name)
@@ -156,64 +155,64 @@ def send(policy: Policy, file: BinaryIO) -> None:
     for feed in feeds:
         pickle.dump(feed, file, _PROTOCOL)
     numbers = {id(feed): number for number, feed in enumerate(feeds)}
-    for at in range(0, len(rules), _TOGETHER):
-        _Pickler(file, numbers).dump(rules[at : at + _TOGETHER])
+    for at in range(0, len(rules), _RULES_PER_PIECE):
+        _Pickler(file, numbers).dump(rules[at : at + _RULES_PER_PIECE])
     numbers.update((id(rule), number) for number, rule in enumerate(rules, len(feeds)))
     _Pickler(file, numbers).dump(policy)
 
 
-def take(file: BinaryIO) -> Policy:
-    """Read a policy from `file`, in a thread while others go on. Raises ValueError if it is malformed."""
+def receive(file: BinaryIO) -> Policy:
+    """Read a policy from `file`, in a thread, in small pieces. Raises ValueError if it is malformed."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
-        policy = _taken(_Pieces(file))
+        policy = _unpickle(_PieceReader(file))
     except Exception as error:  # corrupt data raises nearly anything (pickle.UnpicklingError)
-        raise ValueError(f"what was handed over is no policy: {error}") from error
+        raise ValueError(f"the data is not a policy: {error}") from error
     finally:
         sys.setswitchinterval(before)
     if not isinstance(policy, Policy):
-        raise ValueError(f"what was handed over is no policy but a {type(policy).__name__}")  # noqa: TRY004
+        raise ValueError(f"the data is not a policy but a {type(policy).__name__}")  # noqa: TRY004
     return policy
 
 
-def _taken(pieces: _Pieces) -> object:
-    # An unpickler is dropped in one go, with its memory of all that it made: so there are several.
+def _unpickle(pieces: _PieceReader) -> object:
+    # Several unpicklers: one would free its memo of all objects at once.
     feeds, rules = _Unpickler(pieces).load()
-    made: list[Feed | Rule] = [_Unpickler(pieces).load() for _ in range(feeds)]
-    while len(made) < feeds + rules:
-        made += _Unpickler(pieces, made).load()
-    return _Unpickler(pieces, made).load()
+    items: list[Feed | Rule] = [_Unpickler(pieces).load() for _ in range(feeds)]
+    while len(items) < feeds + rules:
+        items += _Unpickler(pieces, items).load()
+    return _Unpickler(pieces, items).load()
 
 
-def let_go(policies: list[Policy]) -> None:
+def free(policies: list[Policy]) -> None:
     """Free `policies` piece by piece; the caller has the last references.
 
-    Left to itself, the last reference to a policy would free everything in it in one go.
+    Dropping the last reference to a policy would free everything in it at once, and stall the gate.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
-        held: list[object] = list(policies)
+        objects: list[object] = list(policies)
         policies.clear()
-        seen: list[set[int]] = [set() for _ in range(_SHARDS)]  # one large set would take long to grow
+        visited: list[set[int]] = [set() for _ in range(_SHARDS)]  # one large set would take long to grow
         at = 0
-        while at < len(held):  # it grows meanwhile: whatever holds something comes before that
-            for part in gc.get_referents(held[at]):
+        while at < len(objects):  # the list grows: an object comes before the objects that it refers to
+            for part in gc.get_referents(objects[at]):
                 number = id(part)
-                shard = seen[number // 16 % _SHARDS]
-                if number not in shard and not isinstance(part, _NEVER_TAKEN):
+                shard = visited[number // 16 % _SHARDS]
+                if number not in shard and not isinstance(part, _NEVER_FREED):
                     shard.add(number)
-                    held.append(part)
+                    objects.append(part)
             at += 1
-            if at % _OBJECTS == 0:
+            if at % _OBJECTS_PER_PAUSE == 0:
                 time.sleep(_PAUSE)
-        held.reverse()
-        while seen:
-            seen.pop()
+        objects.reverse()
+        while visited:
+            visited.pop()
             time.sleep(_PAUSE)
-        while held:
-            del held[-_OBJECTS:]
+        while objects:
+            del objects[-_OBJECTS_PER_PAUSE:]
             time.sleep(_PAUSE)
     finally:
         sys.setswitchinterval(before)

@@ -1,8 +1,8 @@
 """Server of one sandbox in a worker: watches its sockets, starts its traffic (`traffic`), and ends it.
 
-Home of invariant 11 within a process. Everything that a task can fill, teach or slow down is made for it alone: here,
-and in `Traffic` once its first connection, lookup or datagram comes, which most short tasks never send. Sandboxes share
-(`WorkerResources`) the link to the signer, the host's roots, the journal's writer, and immutable policies.
+Implements invariant 11 within a process: each sandbox has its own queues, caches and tables. They are made here, and in
+`Traffic` with the first connection, lookup or datagram, which most short tasks never send. Sandboxes share only
+`WorkerResources`: the link to the signer, the host's roots, the journal's writer, and immutable policies.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.matching.policy import Policy
 
-_GRACE: Final = 1.0  # seconds that open connections have to end by themselves once the task has ended
-_A_MOMENT: Final = 0.25  # seconds: inspection takes as long to import, on a core that a sandbox is being made on
+_GRACE: Final = 1.0  # seconds for open connections to end by themselves after the end of the task
+_WARM_UP_DELAY: Final = 0.25  # seconds: importing inspection takes as long, and would slow the start of the sandbox
 _ARRIVALS: Final = ("tcp", "dns_udp", "udp", "refusal_log")  # sockets that traffic comes over
 
 
@@ -57,7 +57,7 @@ class WorkerResources:
         """Share `keyholder`, a socket to the certificate signer, and `roots`, the host's trusted certificates (PEM).
 
         `authority_expires`: seconds since 1970; `forbidden`: addresses where Exeat itself listens on the host;
-        `in_turn`: whether other sandboxes want their turn.
+        `in_turn`: whether the worker serves several sandboxes, which take turns.
         """
         self.journal = journal
         self.authority_expires = authority_expires
@@ -95,53 +95,55 @@ class SandboxServer:
         self,
         sandbox: "SandboxState",
         sockets: "Mapping[str, socket.socket]",
-        common: WorkerResources,
+        resources: WorkerResources,
         login: "Login | None" = None,
         *,
         before: int | None = None,
         wait: float = 0.0,
-        gave_up: "Callable[[str], object]",
+        on_failure: "Callable[[str], object]",
     ) -> None:
-        """Put it together. `sockets` are the sandbox's, by their names in enforcer.network.gate_sockets.
+        """Prepare the server. `sockets` are the sandbox's, by their names in enforcer.network.gate_sockets.
 
-        `before`: how many workers have died while they served it; None: it dies with its worker.
-        `wait`: seconds until the addresses of its table are free. `gave_up` hears why its traffic can't be served.
+        `before`: how many workers have died while they served it; None: the sandbox ends with its worker.
+        `wait`: seconds until its name table has free addresses. `on_failure` gets the reason if serving fails.
         """
         self._sandbox = sandbox
         self._sockets = dict(sockets)
-        self._common = common
+        self._resources = resources
         self._login = login
         self._before, self._wait = before, wait
-        self._gave_up = gave_up
-        self.context = copy_context()  # for work that begins outside of it (`turn`)
-        self.metrics = _metrics(sandbox, common)
-        self.recorder = Recorder(sandbox, common.journal, self.metrics)
-        self._poller = Poller(in_turn=common.in_turn)
-        self._descriptors = common.descriptors.join()
-        watcher = sockets.get("watch")
-        self._attribution = ProcessAttribution(sockets["diag"], watcher) if watcher is not None else None
-        self._hearing = (
-            SupervisorChannel(watcher, self.recorder, self._poller, self._attribution) if watcher is not None else None
+        self._on_failure = on_failure
+        self.context = copy_context()  # for work that starts outside of this sandbox's callbacks (`turn`)
+        self.metrics = _make_metrics(sandbox, resources)
+        self.recorder = Recorder(sandbox, resources.journal, self.metrics)
+        self._poller = Poller(in_turn=resources.in_turn)
+        self._descriptors = resources.descriptors.join()
+        supervisor = sockets.get("watch")
+        self._attribution = ProcessAttribution(sockets["diag"], supervisor) if supervisor is not None else None
+        self._supervisor_channel = (
+            SupervisorChannel(supervisor, self.recorder, self._poller, self._attribution)
+            if supervisor is not None
+            else None
         )
-        self._warming: asyncio.TimerHandle | None = None
-        self._counted: dict[str, int] = {}  # packets refused before this worker served it
+        self._warm_up_timer: asyncio.TimerHandle | None = None
+        self._refused_before: dict[str, int] = {}  # packets refused before this worker served it
 
     @cached_property
     def traffic(self) -> Traffic:
-        """What serves the sandbox's traffic: made when it is first needed, and it serves from then on.
+        """Gate, resolver and UDP of the sandbox: made and started on first use.
 
-        Where it can't be made, its sockets are closed for good: a part of it might go on under rules that are no longer
-        in force.
+        If that fails, the sockets are closed for good: a part of it might go on under rules that are no longer in
+        force.
         """
         try:
             traffic = Traffic(
                 self.recorder,
                 self._sockets,
-                self._common,
+                self._resources,
                 self._poller,
                 self._descriptors,
                 attribution=self._attribution,
-                hearing=self._hearing,
+                supervisor_channel=self._supervisor_channel,
                 before=self._before,
                 wait=self._wait,
             )
@@ -153,31 +155,31 @@ class SandboxServer:
         return traffic
 
     def swap(self, policy: "Policy", login: "Login | None") -> None:
-        """Put other rules in force; if no traffic can be served, for programs only. Raises what is wrong with that."""
+        """Put a new policy in force; if traffic can't be served, only for programs. Raises the error of the traffic."""
         try:
             traffic = self.traffic
         except Exception:
             self._sandbox.policy = policy
             raise
-        traffic.reloading.swap(policy, login)
+        traffic.policy_reload.swap(policy, login)
 
     def start(self) -> None:
         """Start to serve."""
-        prepare_listener(self._sockets["tcp"])  # what is accepted later takes over what is set before it comes
+        prepare_listener(self._sockets["tcp"])  # accepted sockets inherit the options of the listener
         for name in _ARRIVALS:
             if (sock := self._sockets.get(name)) is not None:
                 self._poller.watch(sock.fileno(), IN, self)
-        if self._hearing is not None:
-            self._hearing.start()
+        if self._supervisor_channel is not None:
+            self._supervisor_channel.start()
         policy = self._sandbox.policy
         if self._before or policy.needs.approvals or policy.needs.udp:
-            self._serve()
+            self._start_traffic()
         if policy.needs.inspection:
-            self._warming = asyncio.get_running_loop().call_later(_A_MOMENT, self._warm)
+            self._warm_up_timer = asyncio.get_running_loop().call_later(_WARM_UP_DELAY, self._warm_up)
 
     def ready(self, _events: int) -> None:
         """Start the traffic on its first event; the poller reports the event again, to the traffic."""
-        self._serve()
+        self._start_traffic()
 
     def failed(self, error: Exception) -> None:
         """Close the sockets for good: the traffic could not be started. Idempotent."""
@@ -188,43 +190,43 @@ class SandboxServer:
         if arrivals:
             why = f"the sandbox's traffic can't be served: {type(error).__name__}: {error}"
             self.recorder.error(Component.WORKER, why)
-            self._gave_up(why)
+            self._on_failure(why)
 
-    def hear(self, said: "SandboxNews") -> None:
+    def handle_message(self, fields: "SandboxNews") -> None:
         """Handle a message of the enforcer about the sandbox or its task."""
-        if isinstance(problems := said.get("rules_rejected"), list):
+        if isinstance(problems := fields.get("rules_rejected"), list):
             self.recorder.rules_rejected(list(map(str, problems)))
-        refused = said.get("refused")
+        refused = fields.get("refused")
         if isinstance(refused, dict):
-            counted = {kind: count - self._counted.get(kind, 0) for kind, count in refused.items()}
+            counted = {kind: count - self._refused_before.get(kind, 0) for kind, count in refused.items()}
             self.metrics.refused_packets(counted)
-        if isinstance(unusual := said.get("unusual"), dict):
+        if isinstance(unusual := fields.get("unusual"), dict):
             for what, times in unusual.items():
                 self.metrics.unusual(str(what), int(times))
-        if isinstance(flags := said.get("flags"), list) and len(flags) == 2:
+        if isinstance(flags := fields.get("flags"), list) and len(flags) == 2:
             self.metrics.flags = int(flags[0]), float(flags[1])
-        if isinstance(seconds := said.get("started"), float):
+        if isinstance(seconds := fields.get("started"), float):
             self.metrics.sandbox_started(seconds)
-        if isinstance(before := said.get("again"), dict):
-            self.metrics.sandboxes += 1  # it was started under another worker, which has told of these packets
-            self._counted = before
-        self._count(said)
-        if (outcome := said.get("ended")) in list(Outcome):
+        if isinstance(before := fields.get("again"), dict):
+            self.metrics.sandboxes += 1  # another worker started it, and has counted these packets
+            self._refused_before = before
+        self._count_run_events(fields)
+        if (outcome := fields.get("ended")) in list(Outcome):
             self.metrics.task_ended(Outcome(str(outcome)))
             self.metrics.sandbox_ended()
 
-    def _count(self, said: "SandboxNews") -> None:
-        """Count what the supervisor has told the journal: its own numbers nobody scrapes."""
-        for kind, times in _counts(said, "told", Kind):
+    def _count_run_events(self, fields: "SandboxNews") -> None:
+        """Count the events that the run itself has recorded: Prometheus reads only the worker's metrics."""
+        for kind, times in _known_counts(fields, "told", Kind):
             self.metrics.count_events(Kind(kind), 0, times)
-        for where, times in _counts(said, "errors", Component):
+        for where, times in _known_counts(fields, "errors", Component):
             self.metrics.failed(Component(where), times)
 
     async def drain(self) -> None:
         """Let open connections end by themselves for a moment: the task is over."""
-        for _ in range(2):  # what came before its end is taken: the first time its traffic is begun with
+        for _ in range(2):  # accept what came before the end: the first time may only start the traffic
             await asyncio.sleep(0)
-        if (traffic := self._begun) is None:
+        if (traffic := self._started_traffic) is None:
             return
         deadline = time.monotonic() + _GRACE
         traffic.finish()
@@ -233,19 +235,19 @@ class SandboxServer:
 
     def close(self) -> "Summary":
         """End everything that is open, record the end, and return the counts. Idempotent."""
-        if self._warming is not None:
-            self._warming.cancel()
-        if self._begun is not None:
-            self._begun.close()
-        if self._hearing is not None:
-            self._hearing.finish()
+        if self._warm_up_timer is not None:
+            self._warm_up_timer.cancel()
+        if self._started_traffic is not None:
+            self._started_traffic.close()
+        if self._supervisor_channel is not None:
+            self._supervisor_channel.finish()
         for name in _ARRIVALS:
             if (sock := self._sockets.get(name)) is not None:
                 self._poller.forget(sock.fileno())
         self._descriptors.leave()
         return self.recorder.summary()
 
-    def let_go(self) -> None:
+    def close_sockets(self) -> None:
         """Close the sandbox's sockets and its epoll set, in a worker that serves others. Idempotent."""
         self._poller.close()
         for sock in self._sockets.values():
@@ -260,30 +262,30 @@ class SandboxServer:
             before.close()
 
     @property
-    def _begun(self) -> Traffic | None:
+    def _started_traffic(self) -> Traffic | None:
         """The sandbox's traffic, if it has started."""
         return self.__dict__.get("traffic")
 
-    def _serve(self) -> None:
+    def _start_traffic(self) -> None:
         _ = self.traffic
 
-    def _warm(self) -> None:
+    def _warm_up(self) -> None:
         self.traffic.inspection.warm()
 
 
-def _counts(said: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":
+def _known_counts(fields: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":
     """Yield the counts with known names."""
-    counts = said.get(name)
+    counts = fields.get(name)
     if isinstance(counts, dict):
         yield from ((word, int(counts[word])) for word in map(str, known) if word in counts)
 
 
-def _metrics(sandbox: "SandboxState", common: WorkerResources) -> Metrics:
+def _make_metrics(sandbox: "SandboxState", resources: WorkerResources) -> Metrics:
     metrics = Metrics()
     policy = sandbox.policy
     metrics.rules_loaded(policy.revision, policy.rule_ids, policy.settings.mode, time.time(), policy.needs.endings)
     metrics.rules_valid = not policy.unread
     metrics.limits = sandbox.meters
-    metrics.ca_expiry = common.authority_expires
+    metrics.ca_expiry = resources.authority_expires
     metrics.watch("worker", os.getpid())
     return metrics

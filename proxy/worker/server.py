@@ -1,11 +1,11 @@
 """Worker process: unprivileged, with a `SandboxServer` for each sandbox.
 
 A worker of the service serves many sandboxes. Its channel brings rule sets (a compiled policy each, shared by all
-sandboxes with the same files), sandboxes with their sockets, facts to record, and queries. The worker has no state of
-its own: when it dies, the service gives another one the same, which goes on accepting.
+sandboxes with the same files), sandboxes with their sockets, facts to record, and pings. The worker has no state of
+its own: when it dies, the service gives its sandboxes to another worker, which goes on accepting.
 
 A worker of one run has `OnlySandbox` from its start, with one rule set; its channel is about that sandbox. Each worker
-ends with the process that started it, which would record its end.
+ends with the process that started it.
 """
 
 import asyncio
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 _MOST_DESCRIPTORS: Final = 16  # in one message
-_SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # without which there is no sandbox_server
+_SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # every sandbox has these
 _ONLY_SET: Final = 0  # the rules of the only sandbox
 
 
 @dataclass(slots=True)
-class _Rules:
+class _RuleSet:
     """One set of rule files: the policy in force, the policies to read, and the sandboxes that wait for the first."""
 
     policy: "Policy | None" = None
     login: "Login | None" = None
-    newest: int = -1
-    unread: str = ""  # why the last policy could not be read
+    pending_policy: int = -1
+    policy_error: str = ""  # why the last policy could not be read
     waiting: "list[_WaitingSandbox]" = field(default_factory=list)
-    members: "dict[str, SandboxServer]" = field(default_factory=dict)
+    servers: "dict[str, SandboxServer]" = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -65,15 +65,15 @@ class _WaitingSandbox:
     before: int | None  # workers that have died while they served it; None: it ends with its first
     context: Context  # in which all of its work is done
     wait: float = 0.0  # seconds until the addresses of its names are free
-    said: list[SandboxNews] = field(default_factory=list)
+    messages: list[SandboxNews] = field(default_factory=list)
 
 
 def serve(setup: Setup) -> None:
-    """Serve until told to stop, or until who started the worker is gone. Raises OSError when it can't begin.
+    """Serve until a stop message arrives, or the parent process ends. Raises OSError when it can't start.
 
-    The process is to end when this returns: a thread that still imports what inspection needs is not waited for.
+    The caller ends the process afterwards: a thread may still be importing modules for inspection.
     """
-    sockets = {} if setup.only is None else _received(setup.only.gate)
+    sockets = {} if setup.only is None else _receive_sockets(setup.only.gate)
     if setup.only is not None and not sockets:
         return
     loop = Loop(None if setup.page is None else turn.Marker(setup.page))
@@ -81,15 +81,15 @@ def serve(setup: Setup) -> None:
     loop.run_until_complete(SandboxServers(setup).run(sockets))
 
 
-def _received(gate: socket.socket) -> dict[str, socket.socket]:
-    """Wait for the only sandbox's sockets, by their names in enforcer.network.gate_sockets; none: there are none."""
-    said, descriptors = message.receive(gate, _MOST_DESCRIPTORS)
-    names = said.get("sockets")
-    return _named(map(str, names), descriptors) if isinstance(names, list) else {}
+def _receive_sockets(gate: socket.socket) -> dict[str, socket.socket]:
+    """Wait for the only sandbox's sockets, by name (enforcer.network.gate_sockets); empty if the run has ended."""
+    fields, descriptors = message.receive(gate, _MOST_DESCRIPTORS)
+    names = fields.get("sockets")
+    return _sockets_by_name(map(str, names), descriptors) if isinstance(names, list) else {}
 
 
-def _named(names: Iterable[str], descriptors: Iterable[int]) -> dict[str, socket.socket]:
-    return {name: socket.socket(fileno=each) for name, each in zip(names, descriptors, strict=True)}
+def _sockets_by_name(names: Iterable[str], descriptors: Iterable[int]) -> dict[str, socket.socket]:
+    return {name: socket.socket(fileno=descriptor) for name, descriptor in zip(names, descriptors, strict=True)}
 
 
 class SandboxServers:
@@ -101,187 +101,187 @@ class SandboxServers:
         self._journal = Journal(setup.journal)
         os.close(setup.journal)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._common = WorkerResources(
+        self._resources = WorkerResources(
             self._journal,
             setup.keyholder,
             setup.roots,
             authority_expires=setup.authority_expires,
             descriptors=DescriptorQuotas(limit, MOST if setup.only is None else 1),
-            forbidden=_endpoints(setup.forbidden),
+            forbidden=_parse_endpoints(setup.forbidden),
             in_turn=setup.only is None,
         )
-        self._sets: dict[int, _Rules] = {}
-        self._under: dict[str, int] = {}  # which set a sandbox is under
-        self._ended: Metrics | None = None  # what was counted of those that are gone
-        self._counts_wanted = False  # somebody has asked what is counted
+        self._rule_sets: dict[int, _RuleSet] = {}
+        self._rule_set_of: dict[str, int] = {}  # number of the rule set, by sandbox
+        self._ended_metrics: Metrics | None = None  # metrics of ended sandboxes
+        self._reports_metrics = False  # a ping has requested metrics
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taking: asyncio.Task[None] | None = None
+        self._policy_reader: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._unsent: deque[Mapping[str, object]] = deque()
-        self._scrapes: ScrapeServer | None = None
+        self._scrape_server: ScrapeServer | None = None
 
     async def run(self, sockets: dict[str, socket.socket]) -> None:
-        """Serve until told to stop. `sockets` belong to the only sandbox, if there is one."""
+        """Serve until a stop message arrives. `sockets` belong to the only sandbox, if there is one."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._unexpected)
+        loop.set_exception_handler(self._report_unexpected)
         self._control.setblocking(False)
-        loop.add_reader(self._control, self._hear)
+        loop.add_reader(self._control, self._read_control)
         if self._setup.only is not None:
             await self._serve_only(self._setup.only, sockets)
         await self._stopped.wait()
         loop.remove_reader(self._control)
         summaries = [sandbox_server.close() for sandbox_server in self._sandbox_servers()]
-        self._common.close()
-        if self._scrapes is not None:
-            await self._scrapes.close()
-        self._journal.close()  # who hears the next may sign what is in it
+        self._resources.close()
+        if self._scrape_server is not None:
+            await self._scrape_server.close()
+        self._journal.close()  # the summary tells the run that it may sign the journal
         if self._setup.only is not None:
-            self._say_last(*(SandboxReport(summary=summary.encode().decode()) for summary in summaries))
+            self._send_last(*(SandboxReport(summary=summary.encode().decode()) for summary in summaries))
 
     async def _serve_only(self, only: OnlySandbox, sockets: dict[str, socket.socket]) -> None:
         """Start the sandbox of a worker that has no other."""
         state = only.state
-        rules = self._sets[_ONLY_SET] = _Rules(state.policy, only.login)
-        self._under[state.id] = _ONLY_SET
-        self._begin(rules, _WaitingSandbox(state.id, lambda _: state, sockets, None, copy_context()))
-        if only.metrics is not None and (served := rules.members.get(state.id)) is not None:
+        rules = self._rule_sets[_ONLY_SET] = _RuleSet(state.policy, only.login)
+        self._rule_set_of[state.id] = _ONLY_SET
+        self._start_sandbox(rules, _WaitingSandbox(state.id, lambda _: state, sockets, None, copy_context()))
+        if only.metrics is not None and (served := rules.servers.get(state.id)) is not None:
             from proxy.telemetry.prometheus.scrape_server import ScrapeServer  # few runs have `--metrics`
 
-            self._scrapes = ScrapeServer(only.metrics, served.metrics)
-            await self._scrapes.start()
+            self._scrape_server = ScrapeServer(only.metrics, served.metrics)
+            await self._scrape_server.start()
 
-    def _hear(self) -> None:
+    def _read_control(self) -> None:
         """Handle the service's messages; stop if the service is gone."""
         try:
-            said, descriptors = message.receive(self._control, _MOST_DESCRIPTORS)
+            fields, descriptors = message.receive(self._control, _MOST_DESCRIPTORS)
         except BlockingIOError:
             return
         except (OSError, ValueError):
-            said, descriptors = {}, []
+            fields, descriptors = {}, []
         try:
-            self._obey(said, descriptors)
-        except Exception as error:  # noqa: BLE001 - what one message has wrong is no other's trouble
-            self._disobey(said, f"{type(error).__name__}: {error}")
+            self._handle_message(fields, descriptors)
+        except Exception as error:  # noqa: BLE001 - one bad message must not stop the worker
+            self._report_failed_message(fields, f"{type(error).__name__}: {error}")
         finally:
-            for descriptor in descriptors:  # those that nobody took
+            for descriptor in descriptors:  # those that no handler kept
                 os.close(descriptor)
 
-    def _disobey(self, said: Mapping[str, Any], why: str) -> None:
-        """Report a message that could not be obeyed. An only sandbox is served still, so its journal has it."""
+    def _report_failed_message(self, fields: Mapping[str, Any], why: str) -> None:
+        """Report a message that could not be handled. A worker of one run records it in the journal, and goes on."""
         if self._setup.only is None:
-            self._say({"of": str(said.get("admit", said.get("to", ""))), "failed": why})
+            self._queue({"of": str(fields.get("admit", fields.get("to", ""))), "failed": why})
             return
         for sandbox_server in self._sandbox_servers():
             sandbox_server.recorder.error(Component.WORKER, why)
-        if "stop" in said:
+        if "stop" in fields:
             self._stopped.set()
 
-    def _obey(self, said: Mapping[str, Any], descriptors: list[int]) -> None:
+    def _handle_message(self, fields: Mapping[str, Any], descriptors: list[int]) -> None:
         only = self._setup.only
-        if not said or (only is None and said.keys() == {"stop"}):
+        if not fields or (only is None and fields.keys() == {"stop"}):
             self._stopped.set()
-        elif "set" in said or (only is not None and "rules" in said):
-            self._take(int(said.get("set", _ONLY_SET)), cast("RuleSetNews", said), descriptors)
-        elif "forget" in said:
-            self._forget(int(said["forget"]))
-        elif "admit" in said:
-            self._admit(cast("Admission", said), descriptors)
-        elif said.get("keyholder") is True and descriptors:
-            self._common.signer.renew(socket.socket(fileno=descriptors.pop(0)))
-        elif said.get("roots") is True and descriptors:
+        elif "set" in fields or (only is not None and "rules" in fields):
+            self._receive_policy(int(fields.get("set", _ONLY_SET)), cast("RuleSetNews", fields), descriptors)
+        elif "forget" in fields:
+            self._drop_rule_set(int(fields["forget"]))
+        elif "admit" in fields:
+            self._admit(cast("Admission", fields), descriptors)
+        elif fields.get("keyholder") is True and descriptors:
+            self._resources.signer.renew(socket.socket(fileno=descriptors.pop(0)))
+        elif fields.get("roots") is True and descriptors:
             pem = os.pread(descriptors[0], os.fstat(descriptors[0]).st_size, 0)
-            self._common.renew_roots(pem)
-        elif "ask" in said:
-            self._answer(int(said["ask"]), whole="metrics" in said)
-        elif "to" in said or only is not None:
-            sandbox = str(said["to"]) if only is None else only.state.id
-            if said.get("approvals") is True and descriptors:
+            self._resources.renew_roots(pem)
+        elif "ask" in fields:
+            self._answer_ping(int(fields["ask"]), with_metrics="metrics" in fields)
+        elif "to" in fields or only is not None:
+            sandbox = str(fields["to"]) if only is None else only.state.id
+            if fields.get("approvals") is True and descriptors:
                 self._renew(sandbox, socket.socket(fileno=descriptors.pop(0)))
-            self._tell(sandbox, cast("SandboxNews", said))
+            self._deliver(sandbox, cast("SandboxNews", fields))
 
     # --- rules ---
 
-    def _take(self, number: int, said: RuleSetNews, descriptors: list[int]) -> None:
-        rules = self._sets.setdefault(number, _Rules())
-        if isinstance(problems := said.get("rejected"), list):
-            for sandbox_server in rules.members.values():
+    def _receive_policy(self, number: int, fields: RuleSetNews, descriptors: list[int]) -> None:
+        rules = self._rule_sets.setdefault(number, _RuleSet())
+        if isinstance(problems := fields.get("rejected"), list):
+            for sandbox_server in rules.servers.values():
                 sandbox_server.recorder.rules_rejected(list(map(str, problems)))
         if descriptors:
-            if rules.newest >= 0:
-                os.close(rules.newest)
-            rules.newest, rules.unread = descriptors.pop(0), ""
-            if self._taking is None:
-                self._taking = asyncio.get_running_loop().create_task(self._take_all())
+            if rules.pending_policy >= 0:
+                os.close(rules.pending_policy)
+            rules.pending_policy, rules.policy_error = descriptors.pop(0), ""
+            if self._policy_reader is None:
+                self._policy_reader = asyncio.get_running_loop().create_task(self._read_pending_policies())
 
-    async def _take_all(self) -> None:
+    async def _read_pending_policies(self) -> None:
         """Read the policies that wait, one after the other."""
         try:
-            while waiting := [rules for rules in self._sets.values() if rules.newest >= 0]:
+            while waiting := [rules for rules in self._rule_sets.values() if rules.pending_policy >= 0]:
                 rules = waiting[0]
-                descriptor, rules.newest = rules.newest, -1
+                descriptor, rules.pending_policy = rules.pending_policy, -1
                 try:
                     policy, login = await read_policy(descriptor)
-                except Exception as error:  # noqa: BLE001 - whatever it is, what is in force stays
+                except Exception as error:  # noqa: BLE001 - the policy in force stays
                     self._reject(rules, f"{type(error).__name__}: {error}")
                     continue
                 try:
                     await self._put_in_force(rules, policy, login)
                 except Exception as error:  # noqa: BLE001 - a newer policy may wait already
-                    for sandbox_server in rules.members.values():
+                    for sandbox_server in rules.servers.values():
                         sandbox_server.recorder.error(Component.WORKER, f"{type(error).__name__}: {error}")
         finally:
-            self._taking = None
+            self._policy_reader = None
 
-    async def _put_in_force(self, rules: _Rules, policy: "Policy", login: "Login | None") -> None:
-        dropped = [] if rules.policy is None else [rules.policy]
+    async def _put_in_force(self, rules: _RuleSet, policy: "Policy", login: "Login | None") -> None:
+        replaced = [] if rules.policy is None else [rules.policy]
         rules.policy, rules.login = policy, login
-        for sandbox_server in tuple(rules.members.values()):
+        for sandbox_server in tuple(rules.servers.values()):
             try:
                 self._in_turn(sandbox_server.context, sandbox_server.swap, policy, login)
-            except Exception as error:  # noqa: BLE001 - the others are to get theirs
+            except Exception as error:  # noqa: BLE001 - the other sandboxes still get the new policy
                 sandbox_server.recorder.error(Component.WORKER, f"{type(error).__name__}: {error}")
             await asyncio.sleep(0)
         while rules.waiting:
-            self._begin(rules, rules.waiting[0])
+            self._start_sandbox(rules, rules.waiting[0])
             rules.waiting.pop(0)
             await asyncio.sleep(0)
-        if dropped:
-            await release_policies(dropped)
+        if replaced:
+            await release_policies(replaced)
 
-    def _reject(self, rules: _Rules, why: str) -> None:
+    def _reject(self, rules: _RuleSet, why: str) -> None:
         """Record that a policy can't be read. The one in force stays; without one, no sandbox is served."""
-        if rules.newest < 0:
-            rules.unread = why
-        problem = f"new rules could not be taken over: {why}"
-        for sandbox_server in rules.members.values():
+        if rules.pending_policy < 0:
+            rules.policy_error = why
+        problem = f"the gate can't read the new rules, and keeps the earlier ones: {why}"
+        for sandbox_server in rules.servers.values():
             sandbox_server.recorder.error(Component.WORKER, problem)
             sandbox_server.recorder.rules_rejected([problem])
         waiting, rules.waiting = rules.waiting, []
         for admission in waiting:
             self._fail(admission, why, "unread")
 
-    def _forget(self, number: int) -> None:
-        rules = self._sets.get(number)
-        if rules is None or rules.members or rules.waiting:
+    def _drop_rule_set(self, number: int) -> None:
+        rules = self._rule_sets.get(number)
+        if rules is None or rules.servers or rules.waiting:
             return
-        del self._sets[number]
-        if rules.newest >= 0:
-            os.close(rules.newest)
+        del self._rule_sets[number]
+        if rules.pending_policy >= 0:
+            os.close(rules.pending_policy)
 
     # --- sandboxes ---
 
-    def _admit(self, said: Admission, descriptors: list[int]) -> None:
-        sandbox, number, names = str(said["admit"]), int(said["under"]), list(map(str, said["sockets"]))
-        if sandbox in self._under or len(names) != len(descriptors) or number not in self._sets:
-            raise ValueError("this can't be admitted")
+    def _admit(self, fields: Admission, descriptors: list[int]) -> None:
+        sandbox, number, names = str(fields["admit"]), int(fields["under"]), list(map(str, fields["sockets"]))
+        if sandbox in self._rule_set_of or len(names) != len(descriptors) or number not in self._rule_sets:
+            raise ValueError("the sandbox is known already, its rule set is not, or descriptors are missing")
         if not _SOCKETS.issubset(names):
-            raise ValueError("these are not a sandbox's sockets")
-        if self._common.descriptors.is_full:
+            raise ValueError("the sandbox's sockets are incomplete")
+        if self._resources.descriptors.is_full:
             raise ValueError("this worker has no descriptors left for another sandbox")
-        task = Task(str(said["id"]), str(said["name"]), {str(k): str(v) for k, v in dict(said["labels"]).items()})
-        foreign, setup = said["foreign"] is True, self._setup
-        context, before, wait = turn.context_of(int(said["turn"])), int(said["before"]), float(said["wait"])
-        sockets = _named(names, descriptors)
+        task = Task(str(fields["id"]), str(fields["name"]), {str(k): str(v) for k, v in dict(fields["labels"]).items()})
+        foreign, setup = fields["foreign"] is True, self._setup
+        context, before, wait = turn.context_of(int(fields["turn"])), int(fields["before"]), float(fields["wait"])
+        sockets = _sockets_by_name(names, descriptors)
         descriptors.clear()
 
         def state_under(policy: "Policy") -> SandboxState:
@@ -290,87 +290,87 @@ class SandboxServers:
             return state
 
         admission = _WaitingSandbox(sandbox, state_under, sockets, before, context, wait)
-        self._under[sandbox] = number
-        rules = self._sets[number]
+        self._rule_set_of[sandbox] = number
+        rules = self._rule_sets[number]
         if rules.policy is not None:
-            self._begin(rules, admission)
-        elif rules.unread:
-            self._fail(admission, rules.unread, "unread")
+            self._start_sandbox(rules, admission)
+        elif rules.policy_error:
+            self._fail(admission, rules.policy_error, "unread")
         else:
             rules.waiting.append(admission)
 
-    def _begin(self, rules: _Rules, admission: _WaitingSandbox) -> None:
+    def _start_sandbox(self, rules: _RuleSet, admission: _WaitingSandbox) -> None:
         assert rules.policy is not None
         loop, state = asyncio.get_running_loop(), admission.state_under(rules.policy)
 
-        def begin() -> None:
+        def start() -> None:
             sandbox_server = SandboxServer(
                 state,
                 admission.sockets,
-                self._common,
+                self._resources,
                 rules.login,
                 before=admission.before,
                 wait=admission.wait,
-                gave_up=lambda why: loop.call_soon(self._give_up, admission, why),  # once what it is doing is over
+                on_failure=lambda why: loop.call_soon(self._stop_failed_sandbox, admission, why),
             )
-            rules.members[admission.sandbox] = sandbox_server
+            rules.servers[admission.sandbox] = sandbox_server
             sandbox_server.start()
 
         try:
-            self._in_turn(admission.context, begin)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this one is not served, and the others are
+            self._in_turn(admission.context, start)
+        except Exception as error:  # noqa: BLE001 - the other sandboxes are still served
             self._fail(admission, f"{type(error).__name__}: {error}")
             return
-        for said in admission.said:
-            self._tell(admission.sandbox, said)
+        for fields in admission.messages:
+            self._deliver(admission.sandbox, fields)
 
-    def _give_up(self, admission: _WaitingSandbox, why: str) -> None:
+    def _stop_failed_sandbox(self, admission: _WaitingSandbox, why: str) -> None:
         """Stop serving a sandbox whose traffic can't be served."""
-        if admission.sandbox in self._under:
+        if admission.sandbox in self._rule_set_of:
             self._fail(admission, why)
 
     def _fail(self, admission: _WaitingSandbox, why: str, word: str = "failed") -> None:
         """Serve a sandbox no more, and report why: `unread` where its policy can't be read, `failed` otherwise.
 
-        Who hears it closes its copies of the sandbox's sockets. A worker that has no other sandbox ends.
+        The service then closes its copies of the sandbox's sockets. A worker of one run ends.
         """
         if self._setup.only is not None:
-            self._say({word: why})
+            self._queue({word: why})
             self._stopped.set()
             return
-        rules = self._sets[self._under[admission.sandbox]]
-        if (sandbox_server := rules.members.get(admission.sandbox)) is not None:
-            self._leave(admission.sandbox, rules, sandbox_server)
+        rules = self._rule_sets[self._rule_set_of[admission.sandbox]]
+        if (sandbox_server := rules.servers.get(admission.sandbox)) is not None:
+            self._remove(admission.sandbox, rules, sandbox_server)
         else:
-            del self._under[admission.sandbox]
+            del self._rule_set_of[admission.sandbox]
         for sock in admission.sockets.values():
             sock.close()
-        self._say({"of": admission.sandbox, word: why})
+        self._queue({"of": admission.sandbox, word: why})
 
-    def _tell(self, sandbox: str, said: SandboxNews) -> None:
-        number = self._under.get(sandbox)
+    def _deliver(self, sandbox: str, fields: SandboxNews) -> None:
+        number = self._rule_set_of.get(sandbox)
         if number is None:
             return
-        rules = self._sets[number]
-        sandbox_server = rules.members.get(sandbox)
+        rules = self._rule_sets[number]
+        sandbox_server = rules.servers.get(sandbox)
         if sandbox_server is None:
             for admission in rules.waiting:
                 if admission.sandbox == sandbox:
-                    admission.said.append(said)
+                    admission.messages.append(fields)
             return
-        self._in_turn(sandbox_server.context, sandbox_server.hear, said)
-        if "lost" in said:
-            sandbox_server.recorder.error(Component.WORKER, str(said["lost"]))
-        if "stop" in said:
-            ending = self._end(sandbox, rules, sandbox_server, drain="lost" not in said)
+        self._in_turn(sandbox_server.context, sandbox_server.handle_message, fields)
+        if "lost" in fields:
+            sandbox_server.recorder.error(Component.WORKER, str(fields["lost"]))
+        if "stop" in fields:
+            ending = self._end(sandbox, rules, sandbox_server, drain="lost" not in fields)
             task = asyncio.get_running_loop().create_task(ending, context=sandbox_server.context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     def _renew(self, sandbox: str, channel: socket.socket) -> None:
         """Give a sandbox another channel to the approvals server."""
-        rules = self._sets.get(self._under.get(sandbox, -1), _Rules())
-        if (sandbox_server := rules.members.get(sandbox)) is not None:
+        rules = self._rule_sets.get(self._rule_set_of.get(sandbox, -1), _RuleSet())
+        if (sandbox_server := rules.servers.get(sandbox)) is not None:
             self._in_turn(sandbox_server.context, sandbox_server.renew_approvals, channel)
             return
         admission = next((one for one in rules.waiting if one.sandbox == sandbox), None)
@@ -380,30 +380,30 @@ class SandboxServers:
         if admission is not None:
             admission.sockets["approvals"] = channel
 
-    async def _end(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer, *, drain: bool) -> None:
+    async def _end(self, sandbox: str, rules: _RuleSet, sandbox_server: SandboxServer, *, drain: bool) -> None:
         """End a sandbox: its task is over."""
         try:
             if drain:
                 await sandbox_server.drain()
-        except Exception as error:  # noqa: BLE001 - what is open is closed then, and its end recorded
+        except Exception as error:  # noqa: BLE001 - `close` ends open connections, and records that
             sandbox_server.recorder.error(Component.WORKER, f"{type(error).__name__}: {error}")
         if self._setup.only is not None:
             self._stopped.set()
-        elif rules.members.get(sandbox) is sandbox_server:
-            summary = self._leave(sandbox, rules, sandbox_server)
-            self._say(SandboxReport(of=sandbox, summary=summary.encode().decode()))
+        elif rules.servers.get(sandbox) is sandbox_server:
+            summary = self._remove(sandbox, rules, sandbox_server)
+            self._queue(SandboxReport(of=sandbox, summary=summary.encode().decode()))
 
-    def _leave(self, sandbox: str, rules: _Rules, sandbox_server: SandboxServer) -> "Summary":
+    def _remove(self, sandbox: str, rules: _RuleSet, sandbox_server: SandboxServer) -> "Summary":
         """Close a sandbox's sockets, keep its counts, and forget it."""
         from proxy.telemetry.prometheus.totals import add, total  # as below
 
-        del rules.members[sandbox], self._under[sandbox]
+        del rules.servers[sandbox], self._rule_set_of[sandbox]
         try:
             return sandbox_server.close()
         finally:
-            sandbox_server.let_go()
-            self._ended = self._ended or total()
-            add(self._ended, sandbox_server.metrics, ended=True)
+            sandbox_server.close_sockets()
+            self._ended_metrics = self._ended_metrics or total()
+            add(self._ended_metrics, sandbox_server.metrics, ended=True)
 
     def _in_turn(self, context: Context, work: Callable[..., object], *arguments: object) -> None:
         """Run work of one sandbox, marked as its turn in case the worker dies of it."""
@@ -411,33 +411,33 @@ class SandboxServers:
         assert isinstance(loop, Loop)
         loop.in_turn(context, work, *arguments)
 
-    # --- what is said ---
+    # --- messages to the service ---
 
-    def _answer(self, number: int, *, whole: bool) -> None:
-        """Answer a ping of the service; `whole`: with all counts."""
-        if not whole:
-            self._say(WorkerAnswer(answer=number))
+    def _answer_ping(self, number: int, *, with_metrics: bool) -> None:
+        """Answer a ping of the service; `with_metrics`: with all counts."""
+        if not with_metrics:
+            self._queue(WorkerAnswer(answer=number))
             return
-        from proxy.telemetry.prometheus.totals import pieces  # a run without a service counts for nobody else
+        from proxy.telemetry.prometheus.totals import pieces  # a run without a service never needs it
 
-        self._counts_wanted = True
-        for piece in pieces(self._counted()):
-            self._say({"answer": number, **piece})  # `WorkerAnswer`
+        self._reports_metrics = True
+        for piece in pieces(self._total_metrics()):
+            self._queue({"answer": number, **piece})  # `WorkerAnswer`
 
-    def _counted(self) -> "Metrics":
+    def _total_metrics(self) -> "Metrics":
         """Return the counts of all sandboxes, also of ended ones."""
         from proxy.telemetry.prometheus.metrics import read_process
         from proxy.telemetry.prometheus.totals import add, total
 
-        counted = total()
-        for metrics in (self._ended, *(sandbox_server.metrics for sandbox_server in self._sandbox_servers())):
+        metrics_sum = total()
+        for metrics in (self._ended_metrics, *(sandbox_server.metrics for sandbox_server in self._sandbox_servers())):
             if metrics is not None:
-                add(counted, metrics)
+                add(metrics_sum, metrics)
         use = read_process(os.getpid())
-        counted.processes = {} if use is None else {"worker": use}
-        return counted
+        metrics_sum.processes = {} if use is None else {"worker": use}
+        return metrics_sum
 
-    def _say(self, what: Mapping[str, object]) -> None:
+    def _queue(self, what: Mapping[str, object]) -> None:
         """Queue a message to the service."""
         self._unsent.append(what)
         if len(self._unsent) == 1:
@@ -457,29 +457,29 @@ class SandboxServers:
         self._unsent.clear()
         loop.remove_writer(self._control)
 
-    def _say_last(self, *last: Mapping[str, object]) -> None:
+    def _send_last(self, *last: Mapping[str, object]) -> None:
         """Send all queued messages, and wait until they are taken."""
-        if self._counts_wanted:
-            self._answer(0, whole=True)
+        if self._reports_metrics:
+            self._answer_ping(0, with_metrics=True)
         self._control.setblocking(True)
         with contextlib.suppress(OSError):
             for what in (*self._unsent, *last):
                 message.send(self._control, what)
 
     def _sandbox_servers(self) -> list[SandboxServer]:
-        return [sandbox_server for rules in self._sets.values() for sandbox_server in rules.members.values()]
+        return [sandbox_server for rules in self._rule_sets.values() for sandbox_server in rules.servers.values()]
 
-    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    def _report_unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """Report an unexpected exception in every journal, as its sandbox is unknown."""
         for sandbox_server in self._sandbox_servers()[:1]:
-            sandbox_server.recorder.error(Component.WORKER, _in_words(context))
+            sandbox_server.recorder.error(Component.WORKER, _describe_error(context))
 
 
-def _in_words(context: dict[str, object]) -> str:
+def _describe_error(context: dict[str, object]) -> str:
     """Format the context of a loop's exception handler."""
     error = context.get("exception")
     return str(context.get("message", "")) if error is None else f"{type(error).__name__}: {error}"
 
 
-def _endpoints(places: tuple[tuple[str, int], ...]) -> "frozenset[tuple[Address, int]]":
-    return frozenset((normalize(host), port) for host, port in places)
+def _parse_endpoints(endpoints: tuple[tuple[str, int], ...]) -> "frozenset[tuple[Address, int]]":
+    return frozenset((normalize(host), port) for host, port in endpoints)

@@ -1,6 +1,6 @@
 """Serves the traffic of one sandbox: gate, resolver, UDP, inspection and approvals.
 
-It is made when the first connection, lookup, datagram or refused packet comes, or when rules need it at once.
+Made for the first connection, lookup, datagram or refused packet, or at the start if the rules need it.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from proxy.wire.refusal_log import RefusedPacket
     from proxy.worker.sandbox import WorkerResources
 
-_EACH: Final = 2  # descriptors that a connection takes: the client's and the server's
+_DESCRIPTORS_PER_CONNECTION: Final = 2  # descriptors that a connection takes: the client's and the server's
 
 
 class Traffic:
@@ -52,40 +52,40 @@ class Traffic:
         self,
         recorder: "Recorder",
         sockets: "Mapping[str, socket.socket]",
-        common: "WorkerResources",
+        resources: "WorkerResources",
         poller: Poller,
         descriptors: "DescriptorQuota",
         *,
         attribution: "ProcessAttribution | None",
-        hearing: "SupervisorChannel | None",
+        supervisor_channel: "SupervisorChannel | None",
         before: int | None,
         wait: float,
     ) -> None:
-        """Put it together; the arguments are `SandboxServer`'s."""
+        """Make all parts; the arguments are those of `SandboxServer`."""
         sandbox = recorder.sandbox
         self._recorder = recorder
         self._poller = poller
         self._log = sockets.get("refusal_log")
         self._info_api: InfoApi | None = None
         has_room = descriptors.has_room
-        self._asking = self._ask_people(sockets.get("approvals"))
-        sandbox.approvals = self._asking
+        self._approvals_client = self._open_approvals(sockets.get("approvals"))
+        sandbox.approvals = self._approvals_client
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
         sandbox.taint = taint = Taint(sandbox, approvals, recorder.metrics, unsure=bool(before))
         taint.review = self._review
-        if self._asking is not None:
-            taint.needs_approval(self._asking)
+        if self._approvals_client is not None:
+            taint.needs_approval(self._approvals_client)
         self._names = names = NameTable(
             sandbox.policy.settings.dns_pool, sandbox.own_addresses, before=before, wait=wait
         )
         self._lookup = Lookup(has_room=has_room)
         self.dialer = dialer = Dialer(
-            self._lookup, poller, forbidden=common.forbidden, metrics=recorder.metrics, descriptors=descriptors
+            self._lookup, poller, forbidden=resources.forbidden, metrics=recorder.metrics, descriptors=descriptors
         )
-        self._leaves = LeafCertificates(common.signer)
-        self.inspection = Inspection(self._leaves, dialer, recorder, common.roots)
+        self._leaves = LeafCertificates(resources.signer)
+        self.inspection = Inspection(self._leaves, dialer, recorder, resources.roots)
         self._resolver = resolver = Resolver(sandbox, recorder, names, self._lookup)
-        self._datagrams = UdpDnsServer(sockets["dns_udp"], resolver, recorder, poller)
+        self._dns_server = UdpDnsServer(sockets["dns_udp"], resolver, recorder, poller)
         self._gate = Gate(
             sockets["tcp"],
             sandbox,
@@ -93,29 +93,31 @@ class Traffic:
             dialer=dialer,
             names=names,
             resolver=resolver,
-            info_api=self._visit,
+            info_api=self._handle_info_api,
             inspection=self.inspection,
             attribute=attribution.ask if attribution is not None else None,
             has_room=has_room,
         )
         answers = ReplySocket(sockets["answers"], sockets.get("answers6"), sandbox.own_addresses)
         self._udp = UdpGate(sockets["udp"], answers, sandbox, recorder, dialer=dialer, names=names, has_room=has_room)
-        descriptors.count(self._gate.connections, _EACH)
+        descriptors.count(self._gate.connections, _DESCRIPTORS_PER_CONNECTION)
         descriptors.count(self._udp.open_flows, 1)
-        descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a question for each family of addresses
+        descriptors.count(self._lookup.waiting, 2, MOST_AT_ONCE)  # a query for each address family
         descriptors.count(resolver.record_tasks, 1, records.MOST_AT_ONCE)
-        self.reloading = PolicyReload(recorder, self._gate, self._udp, self._lookup, self.inspection, hearing)
+        self.policy_reload = PolicyReload(
+            recorder, self._gate, self._udp, self._lookup, self.inspection, supervisor_channel
+        )
 
     def start(self) -> None:
         """Start to serve."""
-        self._datagrams.start()
+        self._dns_server.start()
         self._gate.start()
         self._udp.start()
         if self._log is not None:
             self._log.setblocking(False)
             self._poller.watch(self._log.fileno(), IN, RefusedPacketLog(self._log, self._recorder, self._names))
-        if self._asking is not None:
-            self._asking.start()
+        if self._approvals_client is not None:
+            self._approvals_client.start()
 
     @property
     def is_open(self) -> bool:
@@ -133,38 +135,38 @@ class Traffic:
         self._udp.close()
         self.inspection.close()
         self._leaves.close()
-        self._datagrams.close()
+        self._dns_server.close()
         self._lookup.close()
-        if self._asking is not None:
-            self._asking.close()
+        if self._approvals_client is not None:
+            self._approvals_client.close()
 
     def renew_approvals(self, channel: "socket.socket") -> None:
         """Use a new channel to the approvals server."""
-        if self._asking is not None:
-            self._asking.renew(channel)
+        if self._approvals_client is not None:
+            self._approvals_client.renew(channel)
             return
         sandbox = self._recorder.sandbox
-        sandbox.approvals = self._asking = self._ask_people(channel)
-        if self._asking is not None and sandbox.taint is not None:
-            sandbox.taint.needs_approval(self._asking)
-            self._asking.start()
+        sandbox.approvals = self._approvals_client = self._open_approvals(channel)
+        if self._approvals_client is not None and sandbox.taint is not None:
+            sandbox.taint.needs_approval(self._approvals_client)
+            self._approvals_client.start()
 
-    def _visit(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":
+    def _handle_info_api(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":
         """Return the handler of a connection to the info API."""
         if self._info_api is None:
-            from proxy.info_api.info_api_connection import InfoApi  # few tasks ask: a start needn't import it
+            from proxy.info_api.info_api_connection import InfoApi  # few tasks use it: a start needn't import it
 
             self._info_api = InfoApi(self._recorder, gate.dialer)
         return self._info_api.connection(gate, client, record)
 
-    def _ask_people(self, channel: "socket.socket | None") -> "ApprovalsClient | None":
+    def _open_approvals(self, channel: "socket.socket | None") -> "ApprovalsClient | None":
         if channel is None:
             return None
-        from proxy.approvals.client import ApprovalsClient  # many rules ask nobody
+        from proxy.approvals.client import ApprovalsClient  # many rules need no approvals
 
-        asking = ApprovalsClient(channel, self._poller, self._recorder.error)
-        asking.waiting = self._recorder.metrics.waiting
-        return asking
+        client = ApprovalsClient(channel, self._poller, self._recorder.error)
+        client.waiting = self._recorder.metrics.waiting
+        return client
 
     def _review(self) -> None:
         """Decide again on everything open: the task became tainted."""
@@ -172,7 +174,7 @@ class Traffic:
         self._udp.review()
 
 
-_AT_ONCE = 64  # datagrams read before anything else gets its turn
+_MOST_PER_EVENT = 64  # datagrams read before other descriptors get their turn
 _LARGEST = 65536
 _REASONS = {
     Kind.UDP: Reason.UDP,
@@ -204,7 +206,7 @@ class RefusedPacketLog:
 
     def readable(self) -> None:
         """Record the rejected packets that have arrived. Never raises."""
-        for _ in range(_AT_ONCE):
+        for _ in range(_MOST_PER_EVENT):
             try:
                 data = self._log.recv(_LARGEST)
             except BlockingIOError:
@@ -217,21 +219,21 @@ class RefusedPacketLog:
                 self._recorder.error("refusals", str(error))
                 continue
             for packet in packets:
-                self._tell(packet)
+                self._record(packet)
 
-    def _tell(self, packet: "RefusedPacket") -> None:
+    def _record(self, packet: "RefusedPacket") -> None:
         sandbox = self._recorder.sandbox
         decision = Decision(reason=_REASONS.get(packet.kind, Reason.GATE_ERROR), revision=sandbox.policy.revision)
         name = None
         if packet.address is not None:
             name = self._names.name_of(packet.address)
-        udp = packet.kind in (Kind.UDP, Kind.QUIC, Kind.DNS_DESTINATION)
-        with contextlib.suppress(JournalWriteError):  # counted there; nothing was let out
+        is_udp = packet.kind in (Kind.UDP, Kind.QUIC, Kind.DNS_DESTINATION)
+        with contextlib.suppress(JournalWriteError):  # counted by the journal; the kernel has denied the packet
             self._recorder.decided(
                 events.Kind.CONNECTION_DECIDED,
                 decision,
                 name=name,
                 address=packet.address,
                 port=packet.port,
-                protocol=Protocol.UDP if udp else Protocol.TCP if packet.kind is Kind.TCP else None,
+                protocol=Protocol.UDP if is_udp else Protocol.TCP if packet.kind is Kind.TCP else None,
             )

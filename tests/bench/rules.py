@@ -50,8 +50,8 @@ with tempfile.TemporaryFile() as file:
     handover.send(read([Path(sys.argv[1])]).policy, file)
     file.seek(0)
     def reload():
-        taken = [handover.take(file)]
-        handover.let_go(taken)
+        taken = [handover.receive(file)]
+        handover.free(taken)
     def worst(thread, end):
         found, last = 0.0, time.perf_counter()
         while last < end or thread.is_alive():

@@ -24,9 +24,9 @@ class Gate:
     def tell(self, what, descriptors=()):
         self.told.append(what)
         for descriptor in descriptors:
-            with policy_transfer.Copy(os.dup(descriptor)) as file:
+            with policy_transfer.DescriptorReader(os.dup(descriptor)) as file:
                 proxy_auth.take(file)
-                self.policies.append(policy_transfer.take(file))
+                self.policies.append(policy_transfer.receive(file))
 
 
 class Run:

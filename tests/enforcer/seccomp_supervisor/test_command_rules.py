@@ -225,7 +225,7 @@ def test_command_rules_added_to_an_unsupervised_task_are_reported(someone, guard
     _reloaded(someone, OTHERS, RULES, ("yes", "yes"), until)
     faults = [event["fault"] for event in someone.events() if event["kind"] == "gate.error"]
     assert [(fault["where"], fault["detail"]) for fault in faults] == [
-        ("watcher", "the rules have `commands` now, for tasks that start from here on")
+        ("watcher", "the rules have `commands` now; they apply to tasks that start from now on")
     ]
     assert _told(someone) == []
 

@@ -16,7 +16,7 @@ from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.worker import policy_transfer, server
 from proxy.worker.messages import Setup
 from proxy.worker.policy_swap import PolicyReload, read_policy
-from proxy.worker.server import SandboxServers, _Rules
+from proxy.worker.server import SandboxServers, _RuleSet
 from rules.loading.layers import put_over
 from rules.matching.policy import Policy
 from tests.proxy.gate.gate_lab import RAW, SPLICED, policy_of
@@ -49,11 +49,11 @@ def taken(journal, before, *descriptors):
     sandbox = SimpleNamespace(recorder=everybody, swap=swap, context=copy_context())
 
     async def take():
-        servers._sets[1] = _Rules(before, members={"box": sandbox})
+        servers._rule_sets[1] = _RuleSet(before, servers={"box": sandbox})
         for descriptor in descriptors:
-            servers._take(1, {}, [descriptor])
-        while servers._taking is not None:
-            await servers._taking
+            servers._receive_policy(1, {}, [descriptor])
+        while servers._policy_reader is not None:
+            await servers._policy_reader
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, asyncio.Runner(loop_factory=Loop) as runner:
@@ -89,7 +89,7 @@ def test_policy_is_loaded_though_the_earlier_one_cannot_be_freed(tmp_path, monke
 
     async def put_in_force(self, *given):
         if not came:
-            came.append(self._take(1, {}, [file_of(after)]))  # a newer one comes meanwhile
+            came.append(self._receive_policy(1, {}, [file_of(after)]))  # a newer one comes meanwhile
         await put(self, *given)
 
     monkeypatch.setattr(SandboxServers, "_put_in_force", put_in_force)

@@ -43,7 +43,7 @@ def handed(policy):
     file = io.BytesIO()
     policy_transfer.send(policy, file)
     file.seek(0)
-    return policy_transfer.take(file)
+    return policy_transfer.receive(file)
 
 
 def decisions(policy):
@@ -55,10 +55,10 @@ def test_two_processes_can_read_one_descriptor(policy):
     ours = os.memfd_create("policy")
     with os.fdopen(os.dup(ours), "wb") as file:
         policy_transfer.send(policy, file)
-    with policy_transfer.Copy(os.dup(ours)) as one, policy_transfer.Copy(ours) as other:
+    with policy_transfer.DescriptorReader(os.dup(ours)) as one, policy_transfer.DescriptorReader(ours) as other:
         first = one.read(100)
-        assert policy_transfer.take(other).revision == policy.revision
-        assert policy_transfer.take(io.BytesIO(first + one.read())).revision == policy.revision
+        assert policy_transfer.receive(other).revision == policy.revision
+        assert policy_transfer.receive(io.BytesIO(first + one.read())).revision == policy.revision
 
 
 def test_transferred_policy_decides_the_same(policy):
@@ -98,7 +98,7 @@ def test_policy_with_layers_is_transferred_whole(tmp_path):
 
 def test_many_rules_are_transferred_in_pieces(tmp_path):
     lines = "".join(
-        f"  - {{id: r{n}, to: h{n}.example, action: allow}}\n" for n in range(3 * policy_transfer._TOGETHER + 7)
+        f"  - {{id: r{n}, to: h{n}.example, action: allow}}\n" for n in range(3 * policy_transfer._RULES_PER_PIECE + 7)
     )
     (tmp_path / "many.yaml").write_text(f"version: 1\nname: many\nrules:\n{lines}")
     policy = load([tmp_path / "many.yaml"])
@@ -129,8 +129,8 @@ class Evil:
     ids=range(7),
 )  # fmt: skip
 def test_malformed_transfer_is_refused(data):
-    with pytest.raises(ValueError, match="what was handed over is no policy"):
-        policy_transfer.take(io.BytesIO(data))
+    with pytest.raises(ValueError, match="the data is not a policy"):
+        policy_transfer.receive(io.BytesIO(data))
     assert not Path("/tmp/made-by-a-pickle").exists()
 
 
@@ -143,7 +143,7 @@ def test_released_policy_is_freed(policy):
     held = [other]
     del other
     gc.collect()
-    policy_transfer.let_go(held)
+    policy_transfer.free(held)
     assert held == []
     assert gone() is None
     assert kept.id.startswith("all:")

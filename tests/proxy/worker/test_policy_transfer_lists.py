@@ -38,7 +38,7 @@ def test_list_is_transferred_once_and_decides_the_same(tmp_path):
 
     file.seek(0)
     taken = []
-    thread = threading.Thread(target=lambda: taken.append(policy_transfer.take(file)))
+    thread = threading.Thread(target=lambda: taken.append(policy_transfer.receive(file)))
     thread.start()
     thread.join(30)
     (found,) = taken

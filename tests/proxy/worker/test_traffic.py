@@ -46,7 +46,7 @@ def world(tmp_path):
         descriptors=DescriptorQuotas(4096, 1),
     )
     with asyncio.Runner(loop_factory=Loop) as runner, theirs:
-        yield runner.run, lambda: SandboxServer(state, sockets, common, gave_up=lambda _: None), sockets
+        yield runner.run, lambda: SandboxServer(state, sockets, common, on_failure=lambda _: None), sockets
         common.close()
         for sock in sockets.values():
             sock.close()
@@ -152,7 +152,7 @@ def test_traffic_that_fails_on_a_reload_is_not_served(world, monkeypatch, tmp_pa
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection(place)
         sandbox_server.close()
-        sandbox_server.let_go()
+        sandbox_server.close_sockets()
         return sandbox_server.metrics.gate_errors
 
     assert sum(run(change()).values()) == 1
@@ -169,8 +169,8 @@ def test_rejected_rules_are_recorded_in_every_sandbox(world, monkeypatch):
 
     async def reject():
         first, second = server_of(), server_of()
-        servers._reject(server._Rules(members={"first": first, "second": second}), "they are broken")
-        second.hear({"rules_rejected": ["they are broken still"]})
+        servers._reject(server._RuleSet(servers={"first": first, "second": second}), "they are broken")
+        second.handle_message({"rules_rejected": ["they are broken still"]})
         return [each.metrics.events.get(Kind.RULES_REJECTED) for each in (first, second)]
 
     assert run(reject()) == [1, 2]
@@ -239,8 +239,8 @@ def test_service_worker_returns_a_sandbox_it_cannot_serve(world, given, tmp_path
         )
         with socket.create_connection(place):
             said, _ = await asyncio.to_thread(message.receive, ours)
-        left = worker._under, worker._sets[1].members
-        assert worker._counted().gate_errors == {Component.WORKER: 1}  # also of a sandbox that is gone
+        left = worker._rule_set_of, worker._rule_sets[1].servers
+        assert worker._total_metrics().gate_errors == {Component.WORKER: 1}  # also of a sandbox that is gone
         message.send(ours, {"stop": True})
         await serving
         return said, left
@@ -288,15 +288,17 @@ def test_sandbox_that_fails_to_drain_is_closed(world, given, tmp_path, monkeypat
         worker = server.SandboxServers(setup(only=OnlySandbox(state, ours) if alone else None))
         serving = asyncio.ensure_future(worker.run(sockets if alone else {}))
         if not alone:
-            rules = worker._sets[1] = server._Rules(state.policy)
-            worker._under["box"] = 1
-            worker._begin(rules, server._WaitingSandbox("box", lambda _: state, sockets, 0, contextvars.copy_context()))
+            rules = worker._rule_sets[1] = server._RuleSet(state.policy)
+            worker._rule_set_of["box"] = 1
+            worker._start_sandbox(
+                rules, server._WaitingSandbox("box", lambda _: state, sockets, 0, contextvars.copy_context())
+            )
         message.send(ours, {"to": "box", "stop": True})
         async with asyncio.timeout(10):
             said, _ = await asyncio.to_thread(message.receive, ours)
             message.send(ours, {"stop": True})
             await serving
-        return said, worker._counted().gate_errors
+        return said, worker._total_metrics().gate_errors
 
     said, errors = run(serve())
     assert "summary" in said
