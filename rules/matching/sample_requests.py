@@ -89,8 +89,11 @@ def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> I
     except TooManyError:
         return  # and what can't be tried is not let in
     flags = {flag for http in (None, *asked) for flag in _flags(http, rules)}
-    for path, method, (body, websocket) in product(paths, methods, sorted(flags)):
-        yield Request(method, "", body=body, websocket=websocket), path
+    gits: Iterable[GitRequest | None] = (None,)
+    if rule is not None and rule.git is not None:  # then what others say of git counts, too
+        gits = dict.fromkeys(each.git for each, _ in _git_samples(rule.git, depth, pushed_refs(rules)))
+    for path, method, (body, websocket), asked_git in product(paths, methods, sorted(flags), gits):
+        yield Request(method, "", body=body, websocket=websocket, git=asked_git), path
 
 
 def _http_samples(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:

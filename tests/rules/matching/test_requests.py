@@ -329,6 +329,19 @@ def git(says, action="allow", ident="g", more=""):
     return f"- {{id: {ident}, to: git.example, git: {says}, action: {action}}}\n{more}"
 
 
+@pytest.mark.parametrize(
+    "exemption", ["{http: {paths: /a}}", "{credential: key}", "{git: {repos: [other], fetch: true}}"]
+)
+def test_exemption_of_another_rule_opens_no_connection_for_denied_git_requests(exemption):
+    allow = "- {id: a, to: git.example, git: {repos: [acme/web], fetch: true}, action: allow}\n"
+    denied = git("{repos: ['acme/*'], fetch: true}", "deny", "d")
+    ask = f"- {{id: k, to: git.example, git: {{repos: [acme/web], push: [refs/**]}}, except: [{exemption}], action: ask}}\n"
+    other = f"- {{id: o, to: git.example, http: {{paths: /x}}, except: [{exemption}], action: deny}}\n"
+    for added in ("", ask, other):
+        assert not decide(allow + denied + added, "tls git.example:443").allows
+    assert decide(allow + git("{repos: [acme/api], fetch: true}", "deny", "d") + other, "tls git.example:443").passes
+
+
 FETCH = "{repos: 'acme/*', fetch: true}"
 PUSH = "{repos: 'acme/*', push: ['refs/heads/**']}"
 MAIN = "{repos: 'acme/*', push: refs/heads/main}"
