@@ -55,12 +55,12 @@ def read_words(path: str) -> frozenset[str]:
 
 def read_numbers(path: str) -> dict[str, int]:
     """Read a file with lines like `oom_kill 3`; skips other lines."""
-    found = {}
+    numbers = {}
     for line in read_file(path).splitlines():
         name, _, value = line.partition(" ")
         if value.isdigit():
-            found[name] = int(value)
-    return found
+            numbers[name] = int(value)
+    return numbers
 
 
 def read_number(path: str) -> int | None:
@@ -70,7 +70,7 @@ def read_number(path: str) -> int | None:
 
 
 V2 = 2
-_ESCAPE = r"\\([0-7]{3})"
+_OCTAL_ESCAPE = r"\\([0-7]{3})"
 
 
 class Hierarchy(NamedTuple):
@@ -96,31 +96,31 @@ def hierarchies() -> list[Hierarchy]:
 
 def match_mounts(groups: str, mounts: list[str]) -> Iterator[Hierarchy]:
     """Match the groups of /proc/self/cgroup to cgroup lines of mountinfo; yields each hierarchy once."""
-    parsed = [_mount(line) for line in mounts]
+    parsed = [_parse_mount(line) for line in mounts]
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         names = frozenset(controllers.split(",")) - {""}
         for root, top, version, options in parsed:
             if version == V2 if not names else (version == 1 and names <= options):
-                inside = _below(root, path)
-                if inside is not None:
-                    yield Hierarchy(version, names or _offered(top), top, top + inside)
+                relative = _relative_path(root, path)
+                if relative is not None:
+                    yield Hierarchy(version, names or _available_controllers(top), top, top + relative)
                     break
 
 
-def _mount(line: str) -> tuple[str, str, int, frozenset[str]]:
+def _parse_mount(line: str) -> tuple[str, str, int, frozenset[str]]:
     """Root, mount point, version and options of one line of mountinfo (proc_pid_mountinfo(5))."""
-    before, _, after = line.partition(" - ")
-    fields, (kind, *rest) = before.split(), after.split()
-    root, top = (_unescaped(field) for field in fields[3:5])
-    return root, top.rstrip("/"), V2 if kind == "cgroup2" else 1, frozenset(rest[-1].split(","))
+    own_fields, _, fs_fields = line.partition(" - ")
+    fields, (kind, *options) = own_fields.split(), fs_fields.split()
+    root, top = (_unescape(field) for field in fields[3:5])
+    return root, top.rstrip("/"), V2 if kind == "cgroup2" else 1, frozenset(options[-1].split(","))
 
 
-def _unescaped(field: str) -> str:
-    return re.sub(_ESCAPE, lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
+def _unescape(field: str) -> str:
+    return re.sub(_OCTAL_ESCAPE, lambda match: chr(int(match[1], 8)), field) if "\\" in field else field
 
 
-def _below(root: str, path: str) -> str | None:
+def _relative_path(root: str, path: str) -> str | None:
     """Return `path` relative to a mount whose root is `root`; None if the mount doesn't show it."""
     if path.startswith("/.."):  # outside of our cgroup namespace
         return None
@@ -129,7 +129,7 @@ def _below(root: str, path: str) -> str | None:
     return path.removeprefix(root) if path == root or path.startswith(root + "/") else None
 
 
-def _offered(top: str) -> frozenset[str]:
+def _available_controllers(top: str) -> frozenset[str]:
     return read_words(f"{top}/cgroup.controllers")
 
 
@@ -164,49 +164,56 @@ def choose_locations(found: list[Hierarchy], needed: frozenset[str] = CONTROLLER
     """
     chosen: list[CgroupLocation] = []
     for hierarchy in sorted(found, key=lambda hierarchy: -hierarchy.version):
-        place = _in_v2(hierarchy, needed) if hierarchy.version == V2 else _in_v1(hierarchy)
-        if place is not None:
-            chosen.append(place)
+        location = _locate_v2(hierarchy, needed) if hierarchy.version == V2 else _locate_v1(hierarchy)
+        if location is not None:
+            chosen.append(location)
     return chosen
 
 
-def _in_v1(hierarchy: Hierarchy) -> CgroupLocation | None:
+def _locate_v1(hierarchy: Hierarchy) -> CgroupLocation | None:
     useful = hierarchy.controllers & CONTROLLERS
-    return CgroupLocation(1, hierarchy.own, useful) if useful and _may_make(hierarchy.own) else None
+    return CgroupLocation(1, hierarchy.own, useful) if useful and _can_make_group(hierarchy.own) else None
 
 
-def _in_v2(hierarchy: Hierarchy, needed: frozenset[str]) -> CgroupLocation | None:
-    """Return the nearest location with the most needed controllers. A group without any can still be killed whole."""
+def _locate_v2(hierarchy: Hierarchy, needed: frozenset[str]) -> CgroupLocation | None:
+    """Return the nearest location with the most needed controllers.
+
+    A location without any is still useful: all processes of a group can be killed at once.
+    """
     best: CgroupLocation | None = None
-    passed: list[str] = []
-    for path in _upwards(hierarchy):
-        if not _may_make(path):
+    ancestors: list[str] = []
+    for path in _paths_to_root(hierarchy):
+        if not _can_make_group(path):
             break  # a process can't be moved across it either
-        must_empty = path == hierarchy.own and not _is_root(path) and (_is_delegated(path) or _only_ours(path))
-        given = read_words(f"{path}/cgroup.subtree_control") & CONTROLLERS
-        useful = given | (
-            read_words(f"{path}/cgroup.controllers") & needed if must_empty or _can_give(path) else frozenset()
+        must_empty = (
+            path == hierarchy.own and not _is_root(path) and (_is_delegated(path) or _has_only_our_processes(path))
         )
-        if best is None or len(useful & needed) > len(best.controllers & needed):
-            best = CgroupLocation(V2, path, useful, _ceiling(passed), must_empty)
-        passed.append(path)
+        enabled = read_words(f"{path}/cgroup.subtree_control") & CONTROLLERS
+        controllers = enabled | (
+            read_words(f"{path}/cgroup.controllers") & needed
+            if must_empty or _passes_controllers(path)
+            else frozenset()
+        )
+        if best is None or len(controllers & needed) > len(best.controllers & needed):
+            best = CgroupLocation(V2, path, controllers, _read_parent_limits(ancestors), must_empty)
+        ancestors.append(path)
     return best
 
 
-def _upwards(hierarchy: Hierarchy) -> list[str]:
-    below = hierarchy.own[len(hierarchy.top) :].split("/")[1:]
-    return ["/".join((hierarchy.top, *below[:depth])) for depth in range(len(below), -1, -1)]
+def _paths_to_root(hierarchy: Hierarchy) -> list[str]:
+    names = hierarchy.own[len(hierarchy.top) :].split("/")[1:]
+    return ["/".join((hierarchy.top, *names[:depth])) for depth in range(len(names), -1, -1)]
 
 
-def _may_make(path: str) -> bool:
-    """Whether we may make a group there and move processes into it, which needs write access to `cgroup.procs`."""
+def _can_make_group(path: str) -> bool:
+    """Whether we may make a group below it and move processes there, which needs write access to `cgroup.procs`."""
     return os.access(path, os.W_OK | os.X_OK) and os.access(f"{path}/cgroup.procs", os.W_OK)
 
 
-def _can_give(path: str) -> bool:
-    """Whether groups below `path` have controllers, or `path` can pass its own down."""
-    given = read_words(f"{path}/cgroup.subtree_control")
-    return bool(given) or _is_root(path) or not read_words(f"{path}/cgroup.procs")
+def _passes_controllers(path: str) -> bool:
+    """Whether groups below `path` have controllers, or `path` can enable its own for them."""
+    enabled = read_words(f"{path}/cgroup.subtree_control")
+    return bool(enabled) or _is_root(path) or not read_words(f"{path}/cgroup.procs")
 
 
 def _is_delegated(path: str) -> bool:
@@ -217,19 +224,19 @@ def _is_delegated(path: str) -> bool:
         return False
 
 
-def _only_ours(path: str) -> bool:
+def _has_only_our_processes(path: str) -> bool:
     """Whether a group has no process but this one and its children."""
-    found = map(int, read_words(f"{path}/cgroup.procs"))
-    return all(pid == os.getpid() or _parent(pid) == os.getpid() for pid in found)
+    pids = map(int, read_words(f"{path}/cgroup.procs"))
+    return all(pid == os.getpid() or _parent_pid(pid) == os.getpid() for pid in pids)
 
 
-def _parent(pid: int) -> int:
+def _parent_pid(pid: int) -> int:
     fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(fields[1]) if len(fields) > 1 else 0
 
 
 def _is_root(path: str) -> bool:
-    """Whether it is the root of the hierarchy, which may have both processes and controllers (cgroups(7))."""
+    """Whether the group is the root of its hierarchy, which may have both processes and controllers (cgroups(7))."""
     return not os.path.exists(f"{path}/cgroup.type")
 
 
@@ -239,15 +246,15 @@ def enable_controllers(path: str, controllers: frozenset[str]) -> None:
         write_file(f"{path}/cgroup.subtree_control", f"+{name}")
 
 
-def _ceiling(passed: list[str]) -> ParentLimits:
+def _read_parent_limits(paths: list[str]) -> ParentLimits:
     return ParentLimits(
-        lowest(read_number(f"{path}/memory.max") for path in passed),
-        lowest(read_number(f"{path}/pids.max") for path in passed),
-        lowest(_cores(read_file(f"{path}/cpu.max")) for path in passed),
+        lowest(read_number(f"{path}/memory.max") for path in paths),
+        lowest(read_number(f"{path}/pids.max") for path in paths),
+        lowest(_parse_cpu_max(read_file(f"{path}/cpu.max")) for path in paths),
     )
 
 
-def _cores(text: str) -> float | None:
+def _parse_cpu_max(text: str) -> float | None:
     quota, _, period = text.strip().partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 
@@ -258,14 +265,14 @@ def lowest[T: (int, float)](values: Iterable[T | None]) -> T | None:
 
 
 # Names that no service manager uses: those end in `.service`, `.scope` or `.slice`.
-_PREFIX, _ASIDE = "exeat-task-", "exeat-runner-"
+_PREFIX, _RUNNER_PREFIX = "exeat-task-", "exeat-runner-"
 _NAME = _PREFIX + "[0-9a-f]+-[0-9a-f]+-[0-9]+"
 _INNER = "task"
 _TRIES = 16
-_PATIENCE, _PAUSE = 2.0, 0.005  # seconds: the kernel takes a moment to remove killed processes
+_REMOVAL_TIMEOUT, _PAUSE = 2.0, 0.005  # seconds: the kernel takes a moment to remove killed processes
 _MICRO, _NANO = 1e-6, 1e-9
 _BATCH = 1 << 20  # bytes, more than a kernel charges a group in advance
-_looked_after: Final[set[str]] = set()  # directories that the parent process sweeps
+_swept_by_parent: Final[set[str]] = set()  # directories that the parent process sweeps
 
 
 class Counts(NamedTuple):
@@ -274,7 +281,7 @@ class Counts(NamedTuple):
     killed: int = 0  # processes, by the OOM killer
     full: int = 0  # above 0: the group has reached its own memory limit
     refused: int = 0  # forks that failed at the process limit
-    held_back: float = 0.0  # seconds throttled by the cpu quota
+    throttled: float = 0.0  # seconds throttled by the cpu quota
 
 
 class Group(NamedTuple):
@@ -303,14 +310,14 @@ class Group(NamedTuple):
 
     def counts(self) -> Counts:
         """Read the counts; called every few seconds, so it reads no other file."""
-        has = self.place.controllers
-        cpu = read_numbers(f"{self.inner}/cpu.stat") if "cpu" in has else {}
-        refused = read_numbers(f"{self.inner}/pids.events").get("max", 0) if "pids" in has else 0
+        controllers = self.place.controllers
+        cpu = read_numbers(f"{self.inner}/cpu.stat") if "cpu" in controllers else {}
+        refused = read_numbers(f"{self.inner}/pids.events").get("max", 0) if "pids" in controllers else 0
         if self.place.version == V2:
-            memory = read_numbers(f"{self.inner}/memory.events") if "memory" in has else {}
-            held = cpu.get("throttled_usec", 0) * _MICRO
-            return Counts(memory.get("oom_kill", 0), memory.get("max", 0), refused, held)
-        killed = read_numbers(f"{self.inner}/memory.oom_control").get("oom_kill", 0) if "memory" in has else 0
+            memory = read_numbers(f"{self.inner}/memory.events") if "memory" in controllers else {}
+            throttled = cpu.get("throttled_usec", 0) * _MICRO
+            return Counts(memory.get("oom_kill", 0), memory.get("max", 0), refused, throttled)
+        killed = read_numbers(f"{self.inner}/memory.oom_control").get("oom_kill", 0) if "memory" in controllers else 0
         return Counts(killed, int(killed > 0 and self._is_full()), refused, cpu.get("throttled_time", 0) * _NANO)
 
     def _is_full(self) -> bool:
@@ -318,34 +325,34 @@ class Group(NamedTuple):
 
         Not from `memory.failcnt`: newer kernels count the parent's there.
         """
-        most, limit = (read_number(f"{self.inner}/memory.{name}_in_bytes") for name in ("max_usage", "limit"))
-        return most is not None and limit is not None and most + _BATCH >= limit
+        peak, limit = (read_number(f"{self.inner}/memory.{name}_in_bytes") for name in ("max_usage", "limit"))
+        return peak is not None and limit is not None and peak + _BATCH >= limit
 
     def kill(self) -> None:
         """Kill every process in the group, where the kernel has cgroup.kill (Linux 5.14)."""
-        _kill(self.path)
+        _kill_group(self.path)
 
     def remove(self) -> None:
         """Remove the group once its processes are gone; after 2 s leave it to the next run. Idempotent."""
-        deadline = time.monotonic() + _PATIENCE
-        while not _removed(self.path) and time.monotonic() < deadline:
+        deadline = time.monotonic() + _REMOVAL_TIMEOUT
+        while not _try_remove(self.path) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
         with contextlib.suppress(OSError):
             os.close(self.lock)
 
 
-def make_group(place: CgroupLocation) -> Group:
+def make_group(location: CgroupLocation) -> Group:
     """Make a group, after removing those of killed runs. Raises OSError."""
-    if place.must_empty:
-        _step_aside(place)
-    if place.path not in _looked_after:
-        remove_dead_groups(place.path)
-    if place.version == V2:
-        enable_controllers(place.path, place.controllers)
-    group = _locked(place)
+    if location.must_empty:
+        _move_processes_into_child(location)
+    if location.path not in _swept_by_parent:
+        remove_dead_groups(location.path)
+    if location.version == V2:
+        enable_controllers(location.path, location.controllers)
+    group = _make_locked(location)
     try:
-        if place.version == V2:
-            enable_controllers(group.path, place.controllers)
+        if location.version == V2:
+            enable_controllers(group.path, location.controllers)
             os.mkdir(group.inner, 0o755)
     except OSError:
         group.remove()
@@ -355,36 +362,36 @@ def make_group(place: CgroupLocation) -> Group:
 
 def leave_sweep_to_parent(directories: Iterable[str]) -> None:
     """Sweep these directories in this process alone: processes forked from it don't."""
-    _looked_after.update(directories)
+    _swept_by_parent.update(directories)
 
 
 def remove_dead_groups(directory: str) -> int:
     """Remove the groups of killed runs, which have no lock. Returns how many can't be removed yet."""
-    left = 0
+    remaining = 0
     with contextlib.suppress(OSError):
         for name in os.listdir(directory):
             with contextlib.suppress(OSError):
                 if name.startswith(_PREFIX) and re.fullmatch(_NAME, name):
-                    left += not _swept(f"{directory}/{name}")
-                elif name.startswith(_ASIDE):
+                    remaining += not _sweep(f"{directory}/{name}")
+                elif name.startswith(_RUNNER_PREFIX):
                     os.rmdir(f"{directory}/{name}")  # fails while it has a process (EBUSY)
-    return left
+    return remaining
 
 
-def _swept(path: str) -> bool:
+def _sweep(path: str) -> bool:
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _kill(path)
-        return _removed(path)
+        _kill_group(path)
+        return _try_remove(path)
     finally:
         os.close(lock)
 
 
-def _locked(place: CgroupLocation) -> Group:
+def _make_locked(location: CgroupLocation) -> Group:
     """Make a directory and lock it; tries again if another process removes it before it is locked."""
     for number in range(_TRIES):
-        path = f"{place.path}/{_PREFIX}{os.getpid():x}-{time.time_ns():x}-{number}"
+        path = f"{location.path}/{_PREFIX}{os.getpid():x}-{time.time_ns():x}-{number}"
         os.mkdir(path, 0o755)
         try:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -393,32 +400,32 @@ def _locked(place: CgroupLocation) -> Group:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(path).st_ino == os.fstat(lock).st_ino:
-                return Group(place, path, lock)
+                return Group(location, path, lock)
         except (BlockingIOError, FileNotFoundError):
             pass
         os.close(lock)
-    raise OSError(errno.EAGAIN, f"no cgroup stays in {place.path}: another process removes it")
+    raise OSError(errno.EAGAIN, f"no cgroup stays in {location.path}: another process removes it")
 
 
-def _step_aside(place: CgroupLocation) -> None:
-    path = f"{place.path}/{_ASIDE}{os.getpid():x}"
+def _move_processes_into_child(location: CgroupLocation) -> None:
+    path = f"{location.path}/{_RUNNER_PREFIX}{os.getpid():x}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o755)
     for _ in range(_TRIES):  # processes may fork meanwhile
-        for pid in read_words(f"{place.path}/cgroup.procs"):
+        for pid in read_words(f"{location.path}/cgroup.procs"):
             with contextlib.suppress(ProcessLookupError):
                 write_file(f"{path}/cgroup.procs", pid)
 
 
-def _kill(path: str) -> None:
+def _kill_group(path: str) -> None:
     with contextlib.suppress(OSError):
         write_file(f"{path}/cgroup.kill", "1")
 
 
-def _removed(path: str) -> bool:
-    for each in (f"{path}/{_INNER}", path):
+def _try_remove(path: str) -> bool:
+    for directory in (f"{path}/{_INNER}", path):
         try:
-            os.rmdir(each)
+            os.rmdir(directory)
         except FileNotFoundError:
             continue
         except OSError:

@@ -26,49 +26,49 @@ from enforcer.system import linux
 from enforcer.system.errors import HostError
 
 _BLOCK: Final = 512  # bytes of st_blocks, whatever st_blksize is (stat(2))
-_DEPTH: Final = 64  # nested directories open at once; deeper ones are opened again from the top
-_DEEPEST, _LATER = 1 << 14, 1 << 14  # the deepest directory, and the most remembered: bounds of our memory
-_HOP: Final = 15  # names per look-up: with 255 bytes each they fit into PATH_MAX
-_OPEN: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_OPEN: Final = 64  # nested directories open at once; deeper ones are opened again from the top
+_MAX_DEPTH, _MAX_DEFERRED = 1 << 14, 1 << 14  # the deepest directory, and the most remembered: bounds of our memory
+_NAMES_PER_OPEN: Final = 15  # names per look-up: with 255 bytes each they fit into PATH_MAX
+_OPEN_FLAGS: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _RESOLVE: Final = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS | linux.RESOLVE_NO_XDEV
 _NO_DIRECTORY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-_LISTED: Final = stat.S_IRUSR | stat.S_IXUSR  # the owner's permissions that a scan needs
+_SCAN_PERMISSIONS: Final = stat.S_IRUSR | stat.S_IXUSR  # the owner's permissions that a scan needs
 
-type _Place = tuple["_Place", str, int] | None  # a directory: its parent, its name, its depth
+type _ScanPath = tuple["_ScanPath", str, int] | None  # a directory: its parent, its name, its depth
 
 
 class UsageScan:
     """One scan of a directory tree: bytes and names found so far."""
 
-    __slots__ = ("_device", "_later", "_top", "bytes", "names", "unsure")
+    __slots__ = ("_deferred", "_device", "_top", "bytes", "is_incomplete", "names")
 
     def __init__(self, top: int) -> None:
         """Take an open directory, which stays the caller's."""
         self._top = top
         self._device = os.fstat(top).st_dev
-        self._later: list[_Place] = [None]
+        self._deferred: list[_ScanPath] = [None]
         self.bytes = 0.0  # allocated, not the apparent size
         self.names = 0
-        self.unsure = False  # some directory couldn't be read
+        self.is_incomplete = False  # a directory couldn't be read
 
     def steps(self) -> Generator[None]:
         """Scan, one name per step. Close the generator if it is not exhausted."""
-        while self._later:
-            place = self._later.pop()
-            directory = self._reach(place)
+        while self._deferred:
+            path = self._deferred.pop()
+            directory = self._reopen(path)
             if directory is not None:
-                yield from self._below(place, directory)
+                yield from self._scan_below(path, directory)
 
-    def _below(self, top: _Place, directory: "_Directory") -> Generator[None]:
+    def _scan_below(self, top: _ScanPath, directory: "_Directory") -> Generator[None]:
         open_now = [(top, directory)]
         try:
             while open_now:
-                place, directory = open_now[-1]
+                path, directory = open_now[-1]
                 try:
                     entry = next(directory.entries, None)
                     status = None if entry is None else entry.stat(follow_symlinks=False)
                 except OSError as error:
-                    self._doubt(error)
+                    self._record_error(error)
                     yield
                     continue
                 if entry is None or status is None:
@@ -83,74 +83,74 @@ class UsageScan:
                 if status.st_dev != self._device:
                     continue
                 self.bytes += status.st_blocks * _BLOCK
-                inner = (place, entry.name, 1 if place is None else place[2] + 1)
-                if len(open_now) == _DEPTH:
-                    self._remember(inner)
-                elif (found := self._open(entry.name, directory.descriptor)) is not None:
-                    open_now.append((inner, found))
+                inner = (path, entry.name, 1 if path is None else path[2] + 1)
+                if len(open_now) == _MAX_OPEN:
+                    self._defer(inner)
+                elif (child := self._open(entry.name, directory.descriptor)) is not None:
+                    open_now.append((inner, child))
         finally:
             for _, directory in reversed(open_now):
                 directory.close()
 
-    def _remember(self, place: _Place) -> None:
+    def _defer(self, path: _ScanPath) -> None:
         """Scan a deep directory later, within bounds."""
-        if place is not None and place[2] < _DEEPEST and len(self._later) < _LATER:
-            self._later.append(place)
+        if path is not None and path[2] < _MAX_DEPTH and len(self._deferred) < _MAX_DEFERRED:
+            self._deferred.append(path)
         else:
-            self.unsure = True
+            self.is_incomplete = True
 
-    def _reach(self, place: _Place) -> "_Directory | None":
-        """Open a directory again from the top. One that is gone may have been moved, so the result is unsure."""
+    def _reopen(self, path: _ScanPath) -> "_Directory | None":
+        """Open a directory again from the top. If it is missing, it may have been moved: the scan is incomplete."""
         names: list[str] = []
-        while place is not None:
-            place, name, _ = place
+        while path is not None:
+            path, name, _ = path
             names.append(name)
         names.reverse()
-        at = os.dup(self._top)
+        descriptor = os.dup(self._top)
         try:
-            for first in range(0, len(names) - 1, _HOP):
-                hop = "/".join(names[first : min(first + _HOP, len(names) - 1)])
-                further = linux.openat2(at, hop, os.O_PATH | _OPEN, _RESOLVE)
-                os.close(at)
-                at = further
-            found = self._open(names[-1], at) if names else _Directory(at)
+            for start in range(0, len(names) - 1, _NAMES_PER_OPEN):
+                relative = "/".join(names[start : min(start + _NAMES_PER_OPEN, len(names) - 1)])
+                next_descriptor = linux.openat2(descriptor, relative, os.O_PATH | _OPEN_FLAGS, _RESOLVE)
+                os.close(descriptor)
+                descriptor = next_descriptor
+            directory = self._open(names[-1], descriptor) if names else _Directory(descriptor)
         except OSError:
-            found = None
+            directory = None
         finally:
-            os.close(at)
-        self.unsure = self.unsure or found is None
-        return found
+            os.close(descriptor)
+        self.is_incomplete = self.is_incomplete or directory is None
+        return directory
 
-    def _open(self, name: str, above: int) -> "_Directory | None":
+    def _open(self, name: str, parent: int) -> "_Directory | None":
         try:
-            place = os.open(name, os.O_PATH | _OPEN, dir_fd=above)
+            descriptor = os.open(name, os.O_PATH | _OPEN_FLAGS, dir_fd=parent)
             try:
-                return _Directory(place)
+                return _Directory(descriptor)
             finally:
-                os.close(place)
+                os.close(descriptor)
         except OSError as error:
-            self._doubt(error)
+            self._record_error(error)
             return None
 
-    def _doubt(self, error: OSError) -> None:
+    def _record_error(self, error: OSError) -> None:
         """Record that a directory couldn't be read, unless it is gone."""
-        self.unsure = self.unsure or error.errno not in _NO_DIRECTORY
+        self.is_incomplete = self.is_incomplete or error.errno not in _NO_DIRECTORY
 
 
 class _Directory:
-    """An open directory. One whose mode excludes its owner, as a task may set, is opened to the owner meanwhile."""
+    """An open directory. If a task's mode excludes the owner, the owner gets access while it is open."""
 
     __slots__ = ("_mode", "descriptor", "entries")
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, path_descriptor: int) -> None:
         """Open the directory of an O_PATH descriptor, which stays the caller's. Raises OSError."""
         self._mode = -1
         self.descriptor = -1
-        mode = stat.S_IMODE(os.fstat(place).st_mode)
-        if mode & _LISTED != _LISTED and os.geteuid() != 0:
-            os.chmod(f"/proc/self/fd/{place}", mode | _LISTED)
+        mode = stat.S_IMODE(os.fstat(path_descriptor).st_mode)
+        if mode & _SCAN_PERMISSIONS != _SCAN_PERMISSIONS and os.geteuid() != 0:
+            os.chmod(f"/proc/self/fd/{path_descriptor}", mode | _SCAN_PERMISSIONS)
             self._mode = mode
-        self.descriptor = os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.descriptor = os.open(f"/proc/self/fd/{path_descriptor}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.entries = os.scandir(self.descriptor)
         except OSError:
@@ -163,23 +163,27 @@ class _Directory:
             return
         if self._mode >= 0:
             with contextlib.suppress(OSError):
-                if stat.S_IMODE(os.fstat(self.descriptor).st_mode) == self._mode | _LISTED:
+                if stat.S_IMODE(os.fstat(self.descriptor).st_mode) == self._mode | _SCAN_PERMISSIONS:
                     os.fchmod(self.descriptor, self._mode)
         os.close(self.descriptor)
         self.descriptor = -1
 
 
-_FASTEST: Final = 4 << 30  # bytes a second that a disk can take at most
-_SOON, _IDLE = 0.1, 5.0  # seconds between two readings of free space
-_MATTERS: Final = 4  # a fourth of what the task may still write triggers a scan
-_SHARE, _HURRY, _REGULARLY = 4, 1, 50  # pause until the next scan, in durations of the last
-_SLICE: Final = 512  # names per turn
+_MAX_WRITE_RATE: Final = 4 << 30  # bytes a second that a disk can take at most
+_SHORT_PAUSE, _LONG_PAUSE = 0.1, 5.0  # seconds between two readings of free space
+_SCAN_FRACTION: Final = 4  # a fourth of what the task may still write triggers a scan
+_PAUSE_FACTOR, _URGENT_PAUSE_FACTOR, _REGULAR_PAUSE_FACTOR = (
+    4,
+    1,
+    50,
+)  # pause until the next scan, in durations of the last
+_NAMES_PER_TURN: Final = 512  # names per turn
 _RESERVE: Final = 4 << 30  # bytes; less on small or full disks
-_OF_DISK, _OF_FREE = 20, 2
-_GROWN: Final = 16  # a sixteenth of the reserve ends no task
-_AT_END, _OF_BOUND = 64 << 20, 8  # bytes, and share of the quota, that an ending task may still use
-_MOST_NAMES: Final = 300_000  # each is a change in memory at the end, about a kilobyte
-_BLIND: Final = 3  # unsure scans in a row
+_DISK_FRACTION, _FREE_FRACTION = 20, 2
+_GROWTH_FRACTION: Final = 16  # a sixteenth of the reserve ends no task
+_END_ALLOWANCE, _END_FRACTION = 64 << 20, 8  # bytes, and share of the quota, that an ending task may still use
+_MAX_NAMES: Final = 300_000  # each is a change in memory at the end, about a kilobyte
+_MAX_INCOMPLETE: Final = 3  # unsure scans in a row
 
 
 class FreeSpace(NamedTuple):
@@ -212,27 +216,31 @@ class DiskQuota:
         except OSError as error:
             raise HostError(f"the disk quota can't open the task's changes in `{path}`: {error.strerror}") from error
         status = os.fstatvfs(self._top)
-        self._began = self._then = self._free = self._free_now()
+        self._initial_free = self._scanned_free = self._free = self._read_free()
         # Some file systems report no size.
-        self._bound = limits.disk if "disk" in limits.said or not status.f_blocks else self._began.bytes // _OF_FREE
-        most = min(max_files(self._bound), _MOST_NAMES)
-        self._names = min(most, self._began.files // _OF_FREE) if status.f_files else most
-        self._reserve = min(_RESERVE, status.f_blocks * status.f_frsize // _OF_DISK, self._began.bytes // _OF_FREE)
+        self._max_bytes = (
+            limits.disk if "disk" in limits.said or not status.f_blocks else self._initial_free.bytes // _FREE_FRACTION
+        )
+        max_names = min(max_files(self._max_bytes), _MAX_NAMES)
+        self._max_names = min(max_names, self._initial_free.files // _FREE_FRACTION) if status.f_files else max_names
+        self._reserve = min(
+            _RESERVE, status.f_blocks * status.f_frsize // _DISK_FRACTION, self._initial_free.bytes // _FREE_FRACTION
+        )
         self.nameless = 0
-        self._held = FreeSpace(0, 0)  # usage found by the last scan
-        self._before: int | None = None  # usage before the reserve was reached
-        self._blind = 0
-        self._now: UsageScan | None = None
+        self._last_usage = FreeSpace(0, 0)  # usage found by the last scan
+        self._usage_before_reserve: int | None = None  # usage before the reserve was reached
+        self._incomplete_scans = 0
+        self._scan: UsageScan | None = None
         self._steps: Generator[None] | None = None
-        self._spent = self._took = 0.0  # seconds of the current scan and the last
-        self._asked: FreeSpace | None = None  # free space when the task was asked to end
-        self._doubted = False  # the last scan exceeded the quota, but may have counted files twice
-        self._looked = self._due = time.monotonic()
+        self._scan_seconds = self._last_scan_seconds = 0.0  # seconds of the current scan and the last
+        self._free_at_end_request: FreeSpace | None = None  # free space when the task was asked to end
+        self._is_repeat = False  # the last scan exceeded the quota, but may have counted files twice
+        self._last_scan_time = self._due = time.monotonic()
 
     def close(self) -> None:
         """Stop measuring. Idempotent."""
         if self._top >= 0:
-            self._stop()
+            self._stop_scan()
             os.close(self._top)
             self._top = -1
 
@@ -241,128 +249,145 @@ class DiskQuota:
         return max(0.0, self._due - time.monotonic()) if self._top >= 0 else math.inf
 
     def turn(self) -> QuotaExceeded | None:
-        """Measure for a moment, if it is due."""
+        """Measure a part, if it is due; returns the excess, if there is one."""
         if self._top < 0 or time.monotonic() < self._due:
             return None
-        if self._now is None:
+        if self._scan is None:
             if self._is_quiet():
                 return None
-            self._begin()
-        if not self._go_on():
+            self._start_scan()
+        if not self._continue_scan():
             return None
-        short, found = self._short(), self._beyond() or self._lost()
-        sure = short or self._doubted or self._free.since(self._began).bytes > self._bound
-        self._end()
-        if found and not sure:
-            self._doubted, self._due = True, 0.0
-            self._begin()
+        reserve_excess, excess = self._reserve_excess(), self._excess() or self._unreadable_excess()
+        is_certain = reserve_excess or self._is_repeat or self._free.since(self._initial_free).bytes > self._max_bytes
+        self._finish_scan()
+        if excess and not is_certain:
+            self._is_repeat, self._due = True, 0.0
+            self._start_scan()
             return None
-        self._doubted = False
-        return found or short
+        self._is_repeat = False
+        return excess or reserve_excess
 
-    def presses(self) -> bool:
+    def uses_space_fast(self) -> bool:
         """Whether the task, asked to end, uses space so fast that it has to be killed."""
         if self._top < 0 or time.monotonic() < self._due:
             return False
-        free = self._free_now()
-        if self._asked is None:
-            self._stop()
-            self._asked = free
-        self._due = time.monotonic() + _SOON
-        gone = free.since(self._asked)
-        most = max(_AT_END, self._bound // _OF_BOUND)
-        return gone.bytes > most or gone.files > max_files(most) or (gone.bytes > 0 and free.bytes < self._reserve)
+        free = self._read_free()
+        if self._free_at_end_request is None:
+            self._stop_scan()
+            self._free_at_end_request = free
+        self._due = time.monotonic() + _SHORT_PAUSE
+        used = free.since(self._free_at_end_request)
+        allowance = max(_END_ALLOWANCE, self._max_bytes // _END_FRACTION)
+        return (
+            used.bytes > allowance
+            or used.files > max_files(allowance)
+            or (used.bytes > 0 and free.bytes < self._reserve)
+        )
 
-    def last(self) -> QuotaExceeded | None:
-        """Scan once more, to the end: no process changes the files any more."""
+    def final_scan(self) -> QuotaExceeded | None:
+        """Scan completely once more, after the last process of the task has ended."""
         if self._top < 0:
             return None
-        self._stop()
+        self._stop_scan()
         self.nameless = 0
-        self._begin()
-        while not self._go_on():
+        self._start_scan()
+        while not self._continue_scan():
             pass
-        found = self._beyond()
-        self._end()
-        return found
+        excess = self._excess()
+        self._finish_scan()
+        return excess
 
     def _is_quiet(self) -> bool:
         """Whether no scan is needed now; schedules the next check."""
-        now, free = time.monotonic(), self._free_now()
-        gone = free.since(self._then)
-        left = FreeSpace(self._bound - self._held.bytes - self.nameless, self._names - self._held.files)
-        age = now - self._looked
-        rest = (_HURRY if gone.bytes > left.bytes or gone.files > left.files else _SHARE) * self._took
-        matters = gone.bytes * _MATTERS > left.bytes or gone.files * _MATTERS > left.files or left.bytes < 0
-        matters = matters or (gone.bytes > 0 and free.bytes < self._reserve)
+        now, free = time.monotonic(), self._read_free()
+        used = free.since(self._scanned_free)
+        remaining = FreeSpace(
+            self._max_bytes - self._last_usage.bytes - self.nameless, self._max_names - self._last_usage.files
+        )
+        age = now - self._last_scan_time
+        pause = (
+            _URGENT_PAUSE_FACTOR if used.bytes > remaining.bytes or used.files > remaining.files else _PAUSE_FACTOR
+        ) * self._last_scan_seconds
+        needs_scan = (
+            used.bytes * _SCAN_FRACTION > remaining.bytes
+            or used.files * _SCAN_FRACTION > remaining.files
+            or remaining.bytes < 0
+        )
+        needs_scan = needs_scan or (used.bytes > 0 and free.bytes < self._reserve)
         # Other processes may have freed what the task used.
-        if age >= rest and (matters or age >= max(_IDLE, _REGULARLY * self._took)):
+        if age >= pause and (needs_scan or age >= max(_LONG_PAUSE, _REGULAR_PAUSE_FACTOR * self._last_scan_seconds)):
             return False
-        self._due = now + min(max(_SOON, min(left.bytes - gone.bytes, free.bytes - self._reserve) / _FASTEST), _IDLE)
+        self._due = now + min(
+            max(_SHORT_PAUSE, min(remaining.bytes - used.bytes, free.bytes - self._reserve) / _MAX_WRITE_RATE),
+            _LONG_PAUSE,
+        )
         return True
 
-    def _begin(self) -> None:
-        self._now = UsageScan(self._top)
-        self._steps = self._now.steps()
-        self._free = self._free_now()
-        self._spent = 0.0
+    def _start_scan(self) -> None:
+        self._scan = UsageScan(self._top)
+        self._steps = self._scan.steps()
+        self._free = self._read_free()
+        self._scan_seconds = 0.0
 
-    def _go_on(self) -> bool:
+    def _continue_scan(self) -> bool:
         """Scan some names; returns whether the scan is done."""
-        assert self._now is not None
+        assert self._scan is not None
         assert self._steps is not None
-        began = time.monotonic()
-        seen = sum(1 for _ in islice(self._steps, _SLICE))
-        self._spent += time.monotonic() - began
-        return seen < _SLICE or self._beyond() is not None
+        start = time.monotonic()
+        count = sum(1 for _ in islice(self._steps, _NAMES_PER_TURN))
+        self._scan_seconds += time.monotonic() - start
+        return count < _NAMES_PER_TURN or self._excess() is not None
 
-    def _end(self) -> None:
-        assert self._now is not None
-        self._blind = self._blind + 1 if self._now.unsure else 0
-        self._held = FreeSpace(int(self._now.bytes), self._now.names)
-        self._then, self._took = self._free, self._spent
-        self._looked = time.monotonic()
-        self._stop()
+    def _finish_scan(self) -> None:
+        assert self._scan is not None
+        self._incomplete_scans = self._incomplete_scans + 1 if self._scan.is_incomplete else 0
+        self._last_usage = FreeSpace(int(self._scan.bytes), self._scan.names)
+        self._scanned_free, self._last_scan_seconds = self._free, self._scan_seconds
+        self._last_scan_time = time.monotonic()
+        self._stop_scan()
 
-    def _stop(self) -> None:
+    def _stop_scan(self) -> None:
         if self._steps is not None:
             self._steps.close()
-        self._now = self._steps = None
+        self._scan = self._steps = None
 
-    def _beyond(self) -> QuotaExceeded | None:
+    def _excess(self) -> QuotaExceeded | None:
         """Return the excess by what was found so far."""
-        assert self._now is not None
-        if (held := int(self._now.bytes) + self.nameless) > self._bound:
+        assert self._scan is not None
+        if (usage := int(self._scan.bytes) + self.nameless) > self._max_bytes:
             return QuotaExceeded(
-                f"disk: its changes take {format_bytes(held)}, they may take {format_bytes(self._bound)}"
+                f"disk: its changes take {format_bytes(usage)}, they may take {format_bytes(self._max_bytes)}"
             )
-        if self._now.names > self._names:
-            return QuotaExceeded(f"disk: its changes are {self._now.names} files or more, they may be {self._names}")
+        if self._scan.names > self._max_names:
+            return QuotaExceeded(
+                f"disk: its changes are {self._scan.names} files or more, they may be {self._max_names}"
+            )
         return None
 
-    def _short(self) -> QuotaExceeded | None:
+    def _reserve_excess(self) -> QuotaExceeded | None:
         """Return an excess if the task uses the reserve of the host's disk."""
-        assert self._now is not None
+        assert self._scan is not None
         if self._free.bytes >= self._reserve:
-            self._before = None
+            self._usage_before_reserve = None
             return None
-        if self._before is None:
-            self._before = self._held.bytes
-        if int(self._now.bytes) + self.nameless - self._before > self._reserve // _GROWN:
+        if self._usage_before_reserve is None:
+            self._usage_before_reserve = self._last_usage.bytes
+        if int(self._scan.bytes) + self.nameless - self._usage_before_reserve > self._reserve // _GROWTH_FRACTION:
             return QuotaExceeded(
                 f"disk: its changes grow, and the disk that they are on has {format_bytes(self._free.bytes)} left"
             )
         return None
 
-    def _lost(self) -> QuotaExceeded | None:
+    def _unreadable_excess(self) -> QuotaExceeded | None:
         """Return an excess if directories can't be read, and more space was used than the quota."""
-        assert self._now is not None
-        gone = self._free.since(self._began).bytes
-        if self._now.unsure and self._blind + 1 >= _BLIND and gone > self._bound:
-            said = f"disk: not all of its changes can be found, and {format_bytes(gone)} have gone since it began"
-            return QuotaExceeded(f"{said}, they may take {format_bytes(self._bound)}")
+        assert self._scan is not None
+        used = self._free.since(self._initial_free).bytes
+        if self._scan.is_incomplete and self._incomplete_scans + 1 >= _MAX_INCOMPLETE and used > self._max_bytes:
+            detail = f"disk: not all of its changes can be found, and {format_bytes(used)} have gone since it began"
+            return QuotaExceeded(f"{detail}, they may take {format_bytes(self._max_bytes)}")
         return None
 
-    def _free_now(self) -> FreeSpace:
+    def _read_free(self) -> FreeSpace:
         status = os.fstatvfs(self._top)
         return FreeSpace(status.f_bavail * status.f_frsize, status.f_favail)

@@ -23,10 +23,10 @@ from rules.verdicts import Outcome, Reason
 if TYPE_CHECKING:
     from enforcer.limits.disk_quota import DiskQuota
 
-_NOTICED = 1.0  # seconds of throttling before it is reported
+_MIN_THROTTLED = 1.0  # seconds of throttling before it is reported
 _ABORTS: Final = frozenset({signal.SIGABRT, signal.SIGTRAP, signal.SIGILL, signal.SIGSEGV, signal.SIGBUS})
-_SHELLS: Final = 128  # plus a signal number: the exit status of a shell whose program ended by that signal
-_NAME = 64  # characters of a program's name
+_SHELL_STATUS_BASE: Final = 128  # plus a signal number: the exit status of a shell whose program ended by that signal
+_MAX_NAME = 64  # characters of a program's name
 
 
 class LimitReached(NamedTuple):
@@ -37,20 +37,22 @@ class LimitReached(NamedTuple):
     outcome: Outcome = Outcome.BLOCKED
 
 
-def limits_reached(before: Counts, now: Counts, limits: Limits) -> list[LimitReached]:
+def limits_reached(previous: Counts, now: Counts, limits: Limits) -> list[LimitReached]:
     """Return the limits that were reached between two counts."""
-    found = []
-    if killed := now.killed - before.killed:
-        whose = f"it may have {format_bytes(limits.memory or 0)}" if now.full else "the host had none left for it"
-        found.append(LimitReached(Reason.MEMORY_LIMIT, f"memory: {_some(killed, 'process', 'es')} killed, {whose}"))
-    if refused := now.refused - before.refused:
+    reached = []
+    if killed := now.killed - previous.killed:
+        detail = f"it may have {format_bytes(limits.memory or 0)}" if now.full else "the host had none left for it"
+        reached.append(
+            LimitReached(Reason.MEMORY_LIMIT, f"memory: {_count_of(killed, 'process', 'es')} killed, {detail}")
+        )
+    if refused := now.refused - previous.refused:
         times = "once" if refused == 1 else f"{refused} times"
-        said = f"processes: it could not start another {times}, it may have {limits.processes} at most"
-        found.append(LimitReached(Reason.PROCESS_LIMIT, said))
-    if limits.cpu is not None and (held := now.held_back - before.held_back) >= _NOTICED:
-        said = f"cpu: its threads were held back for {held:.1f} s, it may use {limits.cpu:g} processors"
-        found.append(LimitReached(Reason.CPU_LIMIT, said, Outcome.PASSED))
-    return found
+        detail = f"processes: it could not start another {times}, it may have {limits.processes} at most"
+        reached.append(LimitReached(Reason.PROCESS_LIMIT, detail))
+    if limits.cpu is not None and (throttled := now.throttled - previous.throttled) >= _MIN_THROTTLED:
+        detail = f"cpu: its threads were held back for {throttled:.1f} s, it may use {limits.cpu:g} processors"
+        reached.append(LimitReached(Reason.CPU_LIMIT, detail, Outcome.PASSED))
+    return reached
 
 
 def memory_denied(status: int, limits: Limits) -> LimitReached | None:
@@ -59,38 +61,38 @@ def memory_denied(status: int, limits: Limits) -> LimitReached | None:
     For an rlimit on memory: the kernel counts no denial, and a runtime aborts on one.
     """
     code = os.waitstatus_to_exitcode(status)
-    number = -code if code < 0 else code - _SHELLS
+    number = -code if code < 0 else code - _SHELL_STATUS_BASE
     if number not in _ABORTS:
         return None
-    name, most = signal.Signals(number).name, format_bytes(limits.memory or 0)
-    said = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have {most}"
-    return LimitReached(Reason.MEMORY_LIMIT, said)
+    name, limit = signal.Signals(number).name, format_bytes(limits.memory or 0)
+    detail = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have {limit}"
+    return LimitReached(Reason.MEMORY_LIMIT, detail)
 
 
 def limit_detail(limit: str, found: object, limits: Limits) -> LimitReached:
-    """Return that a task is at a limit, from what was found in its sandbox (`SandboxProbe.look`)."""
+    """Return that a task is at a limit, from what was found in its sandbox (`SandboxProbe.probe`)."""
     if limit == "files":
         from proxy.telemetry.visible import visible  # the task chooses its programs' names
 
         name, count = found if isinstance(found, list) and len(found) == 2 else ("", 0)
-        said = f"files: `{visible(str(name)[:_NAME])}` had {count} open, as many as it may at a time"
-        return LimitReached(Reason.FILE_LIMIT, said)
+        detail = f"files: `{visible(str(name)[:_MAX_NAME])}` had {count} open, as many as it may at a time"
+        return LimitReached(Reason.FILE_LIMIT, detail)
     if limit == "processes":
         return LimitReached(Reason.PROCESS_LIMIT, f"processes: it had as many as it may, {limits.processes}")
     if found == "files":
-        said = f"disk: no more files could be made in home, /tmp and the like, there may be {max_files(limits.disk)}"
+        detail = f"disk: no more files could be made in home, /tmp and the like, there may be {max_files(limits.disk)}"
     else:
-        said = f"disk: no more could be written to home, /tmp and the like, it may be {format_bytes(limits.disk)}"
-    return LimitReached(Reason.DISK_LIMIT, said)
+        detail = f"disk: no more could be written to home, /tmp and the like, it may be {format_bytes(limits.disk)}"
+    return LimitReached(Reason.DISK_LIMIT, detail)
 
 
-def _some(count: int, what: str, plural: str) -> str:
-    return f"{count} {what}{plural if count != 1 else ''} {'were' if count != 1 else 'was'}"
+def _count_of(count: int, noun: str, plural: str) -> str:
+    return f"{count} {noun}{plural if count != 1 else ''} {'were' if count != 1 else 'was'}"
 
 
 _DESCRIPTORS: Final = 1 << 16  # that one probe checks for files without a name
 _BLOCK: Final = 512  # bytes, stat(2)
-_OURS: Final = 1  # pid of init
+_INIT_PID: Final = 1  # pid of init
 
 
 class SandboxProbe:
@@ -99,8 +101,10 @@ class SandboxProbe:
     `rlimits`: those of the task; `reviewed`: the directory of its changes, if it has one.
     """
 
-    def __init__(self, room: int, proc: int, root: int, rlimits: Iterable[tuple[int, int]], reviewed: str) -> None:
-        self._room = room
+    def __init__(
+        self, quota_tmpfs: int, proc: int, root: int, rlimits: Iterable[tuple[int, int]], reviewed: str
+    ) -> None:
+        self._quota_tmpfs = quota_tmpfs
         self._proc = proc
         self._rlimits = tuple(rlimits)
         self._device: int | None = None
@@ -112,11 +116,11 @@ class SandboxProbe:
 
     def close(self) -> None:
         """Close the descriptors. Idempotent."""
-        for descriptor in {self._room, self._proc} - {-1}:
+        for descriptor in {self._quota_tmpfs, self._proc} - {-1}:
             os.close(descriptor)
-        self._room = self._proc = -1
+        self._quota_tmpfs = self._proc = -1
 
-    def look(self) -> dict[str, object]:
+    def probe(self) -> dict[str, object]:
         """Return the limits that the task is at.
 
         - `disk`: `bytes` or `files`, which the quota tmpfs has none left of.
@@ -124,40 +128,42 @@ class SandboxProbe:
         - `processes`: how many there are.
         - `nameless`: bytes in open files without a name, where its changes are.
         """
-        found: dict[str, object] = {}
+        reached_limits: dict[str, object] = {}
         with contextlib.suppress(OSError):
-            if self._room >= 0 and (left := exhausted_resource(self._room)):
-                found["disk"] = left
+            if self._quota_tmpfs >= 0 and (resource_name := exhausted_resource(self._quota_tmpfs)):
+                reached_limits["disk"] = resource_name
             for which, value in self._rlimits:
-                if which == resource.RLIMIT_NOFILE and (most := _full_of_files(self._proc, value)):
-                    found["files"] = most
-                elif which == resource.RLIMIT_NPROC and (count := _processes(self._proc)) >= value:
-                    found["processes"] = count
-            if self._device is not None and (size := _nameless(self._proc, self._device)):
-                found["nameless"] = size
-        return found
+                if which == resource.RLIMIT_NOFILE and (process := _find_process_at_file_limit(self._proc, value)):
+                    reached_limits["files"] = process
+                elif which == resource.RLIMIT_NPROC and (count := _count_processes(self._proc)) >= value:
+                    reached_limits["processes"] = count
+            if self._device is not None and (size := _nameless_bytes(self._proc, self._device)):
+                reached_limits["nameless"] = size
+        return reached_limits
 
 
-def exhausted_resource(room: int) -> str:
+def exhausted_resource(descriptor: int) -> str:
     """Return what a tmpfs has none left of: `bytes` or `files`; empty if neither. Raises OSError."""
-    status = os.fstatvfs(room)
+    status = os.fstatvfs(descriptor)
     if not status.f_bavail:
         return "bytes"
     return "" if status.f_favail else "files"
 
 
-def _full_of_files(proc: int, value: int) -> list[object] | None:
+def _find_process_at_file_limit(proc: int, value: int) -> list[object] | None:
     """Find a process at its limit of open files. Before Linux 6.2 /proc has no count of them."""
-    least = min(value, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # a lower limit of the task's own doesn't count
+    soft_limit = min(
+        value, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    )  # a lower limit of the task's own doesn't count
     for pid in _pids(proc):
         with contextlib.suppress(OSError, ValueError):
             count = os.stat(f"{pid}/fd", dir_fd=proc).st_size
-            if count >= least and count >= _most_files(proc, pid):
+            if count >= soft_limit and count >= _file_limit(proc, pid):
                 return [_read(proc, f"{pid}/comm").rstrip(b"\n").decode("utf-8", "backslashreplace"), count]
     return None
 
 
-def _most_files(proc: int, pid: int) -> int:
+def _file_limit(proc: int, pid: int) -> int:
     """Return the limit of open files of a process: proc_pid_limits(5)."""
     for line in _read(proc, f"{pid}/limits").splitlines():
         if line.startswith(b"Max open files"):
@@ -165,7 +171,7 @@ def _most_files(proc: int, pid: int) -> int:
     raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # an ending process has none
 
 
-def _processes(proc: int) -> int:
+def _count_processes(proc: int) -> int:
     """Count processes and threads."""
     count = 0
     for pid in _pids(proc):
@@ -175,33 +181,33 @@ def _processes(proc: int) -> int:
     return count
 
 
-def _nameless(proc: int, device: int) -> int:
+def _nameless_bytes(proc: int, device: int) -> int:
     """Sum the sizes of open files without a name: no scan of directories finds them."""
     mounts: set[bytes] | None = None
     sizes: dict[tuple[int, int], int] = {}
-    looked = 0
+    checked = 0
     for pid in _pids(proc):
         with contextlib.suppress(OSError), _listed(proc, f"{pid}/fd") as descriptors:
-            for each in descriptors:
-                looked += 1
-                if looked > _DESCRIPTORS:
+            for entry in descriptors:
+                checked += 1
+                if checked > _DESCRIPTORS:
                     return sum(sizes.values())
                 with contextlib.suppress(OSError):
-                    status = each.stat()
+                    status = entry.stat()
                     if status.st_nlink or not stat.S_ISREG(status.st_mode) or not status.st_blocks:
                         continue
                     if (file := (status.st_dev, status.st_ino)) in sizes:
                         continue  # looked up once, however many descriptors it has
                     if mounts is None:
                         mounts = _mounts(proc, device)
-                    sizes[file] = status.st_blocks * _BLOCK if _mount_of(proc, pid, each.name) in mounts else 0
+                    sizes[file] = status.st_blocks * _BLOCK if _mount_of(proc, pid, entry.name) in mounts else 0
     return sum(sizes.values())
 
 
 def _mounts(proc: int, device: int) -> set[bytes]:
     """Return the mount ids of a file system. Its files may have other device numbers: overlayfs.rst, "st_dev"."""
     number = b"%d:%d" % (os.major(device), os.minor(device))
-    fields = [line.split(b" ", 3) for line in _read(proc, f"{_OURS}/mountinfo").split(b"\n") if line]
+    fields = [line.split(b" ", 3) for line in _read(proc, f"{_INIT_PID}/mountinfo").split(b"\n") if line]
     return {identity for identity, _, of, _ in fields if of == number}
 
 
@@ -211,18 +217,18 @@ def _mount_of(proc: int, pid: int, descriptor: str) -> bytes:
     Reads fdinfo of a descriptor of our own: the task's also lists its locks, and thousands of them on thousands of
     descriptors would block this process for minutes (proc_pid_fdinfo(5)).
     """
-    ours = os.open(f"{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
+    descriptor_copy = os.open(f"{pid}/fd/{descriptor}", os.O_PATH | os.O_CLOEXEC, dir_fd=proc)
     try:
-        with open(f"/proc/self/fdinfo/{ours}", "rb", buffering=0) as file:
+        with open(f"/proc/self/fdinfo/{descriptor_copy}", "rb", buffering=0) as file:
             lines = file.readall().splitlines()
         return next((line.split()[1] for line in lines if line.startswith(b"mnt_id:")), b"")
     finally:
-        os.close(ours)
+        os.close(descriptor_copy)
 
 
 def _pids(proc: int) -> Iterator[int]:
     with _listed(proc, ".") as entries:
-        return iter([int(each.name) for each in entries if each.name.isdecimal() and each.name != str(_OURS)])
+        return iter([int(entry.name) for entry in entries if entry.name.isdecimal() and entry.name != str(_INIT_PID)])
 
 
 @contextlib.contextmanager
@@ -241,103 +247,113 @@ def _read(proc: int, path: str) -> bytes:
 
 
 GRACE = 5.0  # seconds between asking a task to end and ending it
-_INSIDE: Final = ("disk", "files", "processes")  # limits that only show inside the sandbox
+_PROBED_LIMITS: Final = ("disk", "files", "processes")  # limits that only show inside the sandbox
 
 type ReportLimit = Callable[[Reason, str, Outcome], None]
 
 
 class LimitMonitor:
-    """Monitor of one task, in the runner's loop. `tell` gets each limit that was reached since the last call.
+    """Monitor of one task, in the runner's loop. `report` gets each limit that was reached since the last call.
 
-    `layer`: the disk quota of a reviewed workspace. The timeout runs from construction, and stands still while the
+    `disk_quota`: the disk quota of a reviewed workspace. The timeout runs from construction, and stands still while the
     machine sleeps (CLOCK_MONOTONIC).
     """
 
-    def __init__(self, resource_limits: ResourceLimits, tell: ReportLimit, layer: "DiskQuota | None" = None) -> None:
+    def __init__(
+        self, resource_limits: ResourceLimits, report: ReportLimit, disk_quota: "DiskQuota | None" = None
+    ) -> None:
         self._resource_limits = resource_limits
-        self._tell = tell
-        self._layer = layer
-        self._seen = Counts()
-        self._at: frozenset[str] = frozenset()
+        self._report = report
+        self._disk_quota = disk_quota
+        self._last_counts = Counts()
+        self._current: frozenset[str] = frozenset()
         self._times: dict[str, tuple[str, int]] = {}  # the last detail of each limit, and how often it was reached
-        self._beyond: LimitReached | None = None  # of the layer
+        self._disk_excess: LimitReached | None = None  # of the layer
         timeout = resource_limits.limits.timeout
         self._due = math.inf if timeout is None else time.monotonic() + timeout
         self.cut_short = False  # it was asked to end for a limit
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def reached(self) -> tuple[str, ...]:
         """Each limit that was reached so far, as text, and how often."""
-        found = limits_reached(Counts(), self._seen, self._resource_limits.limits)
-        said = [each.detail for each in found]
-        said += [detail if times == 1 else f"{detail}; {times} times" for detail, times in self._times.values()]
-        if self._beyond is not None:
-            said.append(self._beyond.detail)
+        reached_limits = limits_reached(Counts(), self._last_counts, self._resource_limits.limits)
+        details = [limit.detail for limit in reached_limits]
+        details += [detail if times == 1 else f"{detail}; {times} times" for detail, times in self._times.values()]
+        if self._disk_excess is not None:
+            details.append(self._disk_excess.detail)
         elif self.cut_short:
-            said.append(self._time_is_up().detail)
-        return tuple(said)
+            details.append(self._timeout_reached().detail)
+        return tuple(details)
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do; infinite if there is nothing."""
         due = max(0.0, self._due - time.monotonic())
-        return due if self._layer is None else min(due, self._layer.wait())
+        return due if self._disk_quota is None else min(due, self._disk_quota.wait())
 
     def turn(self, signals: Callable[[int], None]) -> bool:
-        """Do what is due; `signals` sends a signal to the task's group. True: kill the task now."""
+        """Check the timeout and the disk quota. True: kill the task now.
+
+        `signals` sends a signal to the task's process group.
+        """
         if time.monotonic() < self._due:
-            if self._layer is None:
+            if self._disk_quota is None:
                 return False
             if self.cut_short:
-                return self._layer.presses()
-            if (over := self._layer.turn()) is None:
+                return self._disk_quota.uses_space_fast()
+            if (excess := self._disk_quota.turn()) is None:
                 return False
-            why = self._beyond = LimitReached(Reason.DISK_LIMIT, over.detail)
+            reached = self._disk_excess = LimitReached(Reason.DISK_LIMIT, excess.detail)
         elif self.cut_short:
             return True
         else:
-            why = self._time_is_up()
+            reached = self._timeout_reached()
         self.cut_short = True
         self._due = time.monotonic() + GRACE
-        self._tell(*why)
+        self._report(*reached)
         signals(signal.SIGTERM)
         signals(signal.SIGCONT)  # a stopped task couldn't act on SIGTERM: timeout(1)
         return False
 
-    def see(self, found: Mapping[str, object]) -> None:
-        """Take the limits found in the sandbox; reports each when the task gets there."""
-        if self._layer is not None:
+    def report_probe(self, found: Mapping[str, object]) -> None:
+        """Report each limit that the probe found now and not in its last call."""
+        if self._disk_quota is not None:
             nameless = found.get("nameless", 0)
-            self._layer.nameless = nameless if isinstance(nameless, int) else 0
-        now = frozenset(limit for limit in _INSIDE if limit in found)
-        for limit in sorted(now - self._at):
-            each = limit_detail(limit, found[limit], self._resource_limits.limits)
-            self._times[limit] = each.detail, self._times.get(limit, ("", 0))[1] + 1
-            self._tell(*each)
-        self._at = now
+            self._disk_quota.nameless = nameless if isinstance(nameless, int) else 0
+        current = frozenset(limit for limit in _PROBED_LIMITS if limit in found)
+        for limit in sorted(current - self._current):
+            reached = limit_detail(limit, found[limit], self._resource_limits.limits)
+            self._times[limit] = reached.detail, self._times.get(limit, ("", 0))[1] + 1
+            self._report(*reached)
+        self._current = current
 
-    def look(self, *, over: bool = False, status: int | None = None) -> None:
+    def report_counts(self, *, is_final: bool = False, status: int | None = None) -> None:
         """Report limits that were reached since the last call; the cpu limit once, when the task is over.
 
         `status`: the wait status of the task (waitpid(2)); None: it was ended.
         """
-        now = self._resource_limits.counts()
-        if not over:
-            now = now._replace(held_back=self._seen.held_back)
-        found = limits_reached(self._seen, now, self._resource_limits.limits)
-        self._seen = now
-        for each in found:
-            self._tell(*each)
-        if over and status is not None and self._resource_limits.means.get("memory") is Means.RLIMIT:
-            died = memory_denied(status, self._resource_limits.limits)
-            if died is not None:
-                self._times["memory"] = died.detail, 1
-                self._tell(*died)
-        if over and self._layer is not None and not self.cut_short and (beyond := self._layer.last()) is not None:
-            self._beyond = LimitReached(
-                Reason.DISK_LIMIT, beyond.detail, Outcome.PASSED
+        counts = self._resource_limits.counts()
+        if not is_final:
+            counts = counts._replace(throttled=self._last_counts.throttled)
+        reached_limits = limits_reached(self._last_counts, counts, self._resource_limits.limits)
+        self._last_counts = counts
+        for reached in reached_limits:
+            self._report(*reached)
+        if is_final and status is not None and self._resource_limits.means.get("memory") is Means.RLIMIT:
+            denied = memory_denied(status, self._resource_limits.limits)
+            if denied is not None:
+                self._times["memory"] = denied.detail, 1
+                self._report(*denied)
+        if (
+            is_final
+            and self._disk_quota is not None
+            and not self.cut_short
+            and (excess := self._disk_quota.final_scan()) is not None
+        ):
+            self._disk_excess = LimitReached(
+                Reason.DISK_LIMIT, excess.detail, Outcome.PASSED
             )  # the task had ended by itself
-            self._tell(*self._beyond)
+            self._report(*self._disk_excess)
 
-    def _time_is_up(self) -> LimitReached:
-        said = f"timeout: it has run for {format_seconds(self._resource_limits.limits.timeout or 0)}"
-        return LimitReached(Reason.TIME_LIMIT, said)
+    def _timeout_reached(self) -> LimitReached:
+        detail = f"timeout: it has run for {format_seconds(self._resource_limits.limits.timeout or 0)}"
+        return LimitReached(Reason.TIME_LIMIT, detail)

@@ -1,7 +1,7 @@
-"""Resource limits of a task: values from rules and defaults, and the means that keep them (cgroups, rlimits, sysctls).
+"""Resource limits of a task: values from rules and defaults, and the means that enforce them (cgroup, rlimit, sysctl).
 
 `make_resource_limits` chooses the best means for each limit before anything of the task exists. A limit that a rule or
-an option sets, and that this machine can't keep, fails the start; a default falls back to the next best means. The
+an option sets, and that this machine can't enforce, fails the start; a default falls back to the next best means. The
 defaults only protect the host from a task that takes all it can get: docs/explanation/limits.md gives the reasons.
 
 Rlimits (getrlimit(2)) are set in the task just before its program is executed. Raising one takes CAP_SYS_RESOURCE on
@@ -51,19 +51,19 @@ type Bound = tuple[int, int, int]  # which resource, and at most how much: soft,
 
 def rlimits_for(*, files: int | None, processes: int | None, memory: int | None) -> tuple[Rlimit, ...]:
     """Return the rlimits to set; None leaves one out."""
-    wanted = (
+    values = (
         (resource.RLIMIT_NOFILE, files),
         (resource.RLIMIT_NPROC, processes),
         (resource.RLIMIT_DATA, memory),
     )
-    return tuple((which, value) for which, value in wanted if value is not None)
+    return tuple((which, value) for which, value in values if value is not None)
 
 
-def lower_rlimit(one: int, other: int) -> int:
+def lower_rlimit(first: int, second: int) -> int:
     """Return the lower of two rlimits; RLIM_INFINITY is the highest."""
-    if resource.RLIM_INFINITY in (one, other):
-        return one if other == resource.RLIM_INFINITY else other
-    return min(one, other)
+    if resource.RLIM_INFINITY in (first, second):
+        return first if second == resource.RLIM_INFINITY else second
+    return min(first, second)
 
 
 PROCESSES = 4096
@@ -71,7 +71,7 @@ TIMED_OUT = 124  # the exit status of a task whose time was up, as timeout(1) ha
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")  # IEC 80000-13
 _MEMORY_SHARE, _DISK_SHARE = 3 / 4, 1 / 2
 _PAGE = 4096  # bytes; a file that holds anything takes one
-_OF_OURS = 64  # files: the directories of a new sandbox
+_RESERVED_FILES = 64  # files: the directories of a new sandbox
 
 
 class Limits(NamedTuple):
@@ -86,17 +86,17 @@ class Limits(NamedTuple):
     said: frozenset[str] = frozenset()
 
 
-def limits_of(box: SandboxSettings, host_memory: int | None = None) -> Limits:
+def limits_of(settings: SandboxSettings, host_memory: int | None = None) -> Limits:
     """Return the limits of a task under these sandbox settings. `host_memory`: bytes, by default this machine's."""
     memory = _memory_of_host() if host_memory is None else host_memory
-    said = {name: value for name in Limits._fields if (value := getattr(box, name, None)) is not None}
-    usual = {"memory": int(memory * _MEMORY_SHARE), "disk": int(memory * _DISK_SHARE)}
-    return Limits(**{**usual, **said}, said=frozenset(said))
+    explicit = {name: value for name in Limits._fields if (value := getattr(settings, name, None)) is not None}
+    defaults = {"memory": int(memory * _MEMORY_SHARE), "disk": int(memory * _DISK_SHARE)}
+    return Limits(**{**defaults, **explicit}, said=frozenset(explicit))
 
 
 def max_files(disk: int) -> int:
     """Return the most files for a quota of `disk` bytes: empty files take memory that no size counts."""
-    return disk // _PAGE + _OF_OURS
+    return disk // _PAGE + _RESERVED_FILES
 
 
 def _memory_of_host() -> int:
@@ -117,8 +117,8 @@ def format_seconds(seconds: float) -> str:
 
 
 _USERS_SHARE: Final = 4
-_OURS_OF_FILES: Final = 4  # of the open files: a fourth is for Exeat alone
-_LEAST_FILES: Final = (
+_EXEAT_FILE_SHARE: Final = 4  # of the open files: a fourth is for Exeat alone
+_MIN_EXEAT_FILES: Final = (
     2 * 253
 )  # of those: the kernel checks the limit before it adds a message's descriptors (unix(7), SCM_MAX_FD)
 # Below /proc/sys: the setting of a user namespace, and the machine's, the only one that a container sees.
@@ -127,28 +127,28 @@ _INOTIFY: Final = (
     ("user/max_inotify_watches", "fs/inotify/max_user_watches"),
 )
 
-_TERMINALS: Final = 16  # a sandbox may have a sixteenth of the machine's terminals
-_LEAST_TERMINALS: Final = 16
+_TERMINAL_SHARE: Final = 16  # a sandbox may have a sixteenth of the machine's terminals
+_MIN_TERMINALS: Final = 16
 
 
 @cache
 def max_terminals() -> int:
     """Return how many pseudo-terminals a sandbox may have: a share of those not reserved for the host."""
     try:
-        most = read_sysctl("kernel/pty/max") - read_sysctl("kernel/pty/reserve")
+        available = read_sysctl("kernel/pty/max") - read_sysctl("kernel/pty/reserve")
     except (OSError, ValueError):
-        return _LEAST_TERMINALS
-    return max(_LEAST_TERMINALS, most // _TERMINALS)
+        return _MIN_TERMINALS
+    return max(_MIN_TERMINALS, available // _TERMINAL_SHARE)
 
 
 @cache
 def namespace_sysctls() -> tuple[tuple[str, int], ...]:
     """Return the sysctls of a sandbox's user namespace: name below /proc/sys, and value."""
-    found = []
-    for own, machine in _INOTIFY:
+    sysctls = []
+    for name, machine_name in _INOTIFY:
         with contextlib.suppress(OSError, ValueError):
-            found.append((own, max(1, min(read_sysctl(own), read_sysctl(machine)) // _USERS_SHARE)))
-    return tuple(found)
+            sysctls.append((name, max(1, min(read_sysctl(name), read_sysctl(machine_name)) // _USERS_SHARE)))
+    return tuple(sysctls)
 
 
 def read_sysctl(name: str) -> int:
@@ -157,32 +157,32 @@ def read_sysctl(name: str) -> int:
         return int(file.read(32))
 
 
-def task_rlimits(*, among_others: bool) -> tuple[Bound, ...]:
+def task_rlimits(*, shares_uid: bool) -> tuple[Bound, ...]:
     """Return the rlimits of a task, derived from this process's own.
 
-    `among_others`: the task has the uid of its user's other programs, so it gets less. RLIMIT_NOFILE is always
+    `shares_uid`: the task has the uid of its user's other programs, so it gets less. RLIMIT_NOFILE is always
     included.
     """
     files, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if among_others:
-        most_files = max(most_files - max(most_files // _OURS_OF_FILES, _LEAST_FILES), most_files // 2)
-    _, most = resource.getrlimit(resource.RLIMIT_SIGPENDING)
+    if shares_uid:
+        most_files = max(most_files - max(most_files // _EXEAT_FILE_SHARE, _MIN_EXEAT_FILES), most_files // 2)
+    _, max_signals = resource.getrlimit(resource.RLIMIT_SIGPENDING)
     signals = (
         ()
-        if most == resource.RLIM_INFINITY
-        else ((resource.RLIMIT_SIGPENDING, most // _USERS_SHARE, most // _USERS_SHARE),)
+        if max_signals == resource.RLIM_INFINITY
+        else ((resource.RLIMIT_SIGPENDING, max_signals // _USERS_SHARE, max_signals // _USERS_SHARE),)
     )
     return (resource.RLIMIT_NOFILE, min(files, most_files), most_files), *signals
 
 
 # Exeat's two processes in every sandbox: they are in its cgroups, so that all its cost is counted.
-_OURS = 2
+_EXEAT_PROCESSES = 2
 _PERIOD = 100_000  # microseconds, the kernel's own (sched-bwc); a quota is at least 1000
-_LEAST_QUOTA = 1000
-_BUFFERS = 4  # in version 1, socket buffers may take a fourth of `memory` on top of it
-_LEAST_BUFFERS = 16 << 20  # bytes
+_MIN_QUOTA = 1000
+_BUFFER_SHARE = 4  # in version 1, socket buffers may take a fourth of `memory` on top of it
+_MIN_BUFFERS = 16 << 20  # bytes
 
-_AS_A_SCOPE = "run it as `systemd-run --user --scope -p Delegate=yes exeat run …`"
+_RUN_AS_SCOPE = "run it as `systemd-run --user --scope -p Delegate=yes exeat run …`"
 _DELEGATE_CPU = (
     "as root, put `[Service]` and `Delegate=cpu memory pids` into /etc/systemd/system/user@.service.d/delegate.conf, "
     "then log in anew"
@@ -192,7 +192,7 @@ _MOUNT = "make cgroups writable: in a container, mount /sys/fs/cgroup writable i
 
 
 class Means(StrEnum):
-    """What keeps a limit."""
+    """Means that enforce a limit."""
 
     NONE = "nothing"
     RLIMIT = "rlimit"
@@ -222,20 +222,20 @@ class ResourceLimits(NamedTuple):
                     "run `exeat doctor` to see why",
                 ) from error
 
-    def admit_more(self, pid: int) -> None:
-        """Move one more process of Exeat into the cgroups, and raise the process limit by one. Raises HostError."""
+    def admit_supervisor(self, pid: int) -> None:
+        """Move the supervisor into the cgroups, and raise the process limit by one for it. Raises HostError."""
         self.admit(pid)
         for group in self.groups:
             if "pids" in group.place.controllers:
                 with contextlib.suppress(OSError):  # the task may have one process less then
-                    group.limit({"pids.max": str(self.limits.processes + _OURS + 1)}, {})
+                    group.limit({"pids.max": str(self.limits.processes + _EXEAT_PROCESSES + 1)}, {})
 
     def counts(self) -> Counts:
         """Return the kernel's counts of exceeded limits so far."""
         total = Counts()
         for group in self.groups:
-            more = group.counts()
-            total = Counts(*(getattr(total, name) + getattr(more, name) for name in Counts._fields))
+            counts = group.counts()
+            total = Counts(*(getattr(total, name) + getattr(counts, name) for name in Counts._fields))
         return total
 
     def kill(self) -> None:
@@ -249,61 +249,63 @@ class ResourceLimits(NamedTuple):
             group.remove()
 
     def describe(self) -> str:
-        """Describe each limit in one line: name, value, and what keeps it."""
+        """Describe all limits in one line: name, value and means of each."""
         limits = self.limits
-        said = [f"processes {limits.processes} by {self.means['processes']}"]
+        parts = [f"processes {limits.processes} by {self.means['processes']}"]
         if limits.memory is not None and self.means["memory"] is not Means.NONE:
-            said.append(f"memory {format_bytes(limits.memory)} by {self.means['memory']}")
+            parts.append(f"memory {format_bytes(limits.memory)} by {self.means['memory']}")
         if limits.cpu is not None:
-            said.append(f"cpu {limits.cpu:g} by {self.means['cpu']}")
+            parts.append(f"cpu {limits.cpu:g} by {self.means['cpu']}")
         if limits.files is not None:
-            said.append(f"files {limits.files} by {Means.RLIMIT}")
+            parts.append(f"files {limits.files} by {Means.RLIMIT}")
         if limits.timeout is not None:
-            said.append(f"timeout {format_seconds(limits.timeout)}")
-        return ", ".join((*said, f"disk {format_bytes(limits.disk)} in memory"))
+            parts.append(f"timeout {format_seconds(limits.timeout)}")
+        return ", ".join((*parts, f"disk {format_bytes(limits.disk)} in memory"))
 
 
 def make_resource_limits(limits: Limits) -> ResourceLimits:
-    """Make the cgroups of a task; the caller calls `remove`. Raises HostError if an explicit limit can't be kept."""
-    made: list[Group] = []
+    """Make the cgroups of a task; the caller calls `remove`. Raises HostError if `cpu` can't be enforced."""
+    groups: list[Group] = []
     means: dict[str, Means] = {}
     troubles: list[str] = []
-    for place in choose_locations(hierarchies(), CONTROLLERS if limits.cpu is not None else CONTROLLERS - {"cpu"}):
+    for location in choose_locations(hierarchies(), CONTROLLERS if limits.cpu is not None else CONTROLLERS - {"cpu"}):
         try:
-            group, limits = _made(place, limits)
+            group, limits = _make_limited_group(location, limits)
         except OSError as error:
             troubles.append(error.strerror or str(error))
             continue
-        made.append(group)
-        means.update(dict.fromkeys(_limited(place), Means.CGROUP2 if place.version == V2 else Means.CGROUP1))
-    resource_limits = ResourceLimits(limits, tuple(made), _rlimits(limits, means), {**_without(limits), **means})
+        groups.append(group)
+        means.update(dict.fromkeys(_limit_names(location), Means.CGROUP2 if location.version == V2 else Means.CGROUP1))
+    resource_limits = ResourceLimits(
+        limits, tuple(groups), _rlimits(limits, means), {**_means_without_cgroups(limits), **means}
+    )
     if limits.cpu is not None and resource_limits.means["cpu"] is Means.NONE:
         resource_limits.remove()
-        why = f" ({'; '.join(troubles)})" if troubles else ""
+        reasons = f" ({'; '.join(troubles)})" if troubles else ""
         raise HostError(
-            f"`cpu` cannot be limited on this machine: no cgroup with the cpu controller can be made{why}",
+            f"`cpu` cannot be limited on this machine: no cgroup with the cpu controller can be made{reasons}",
             remedy("cpu"),
         )
     return resource_limits
 
 
-def _made(place: CgroupLocation, limits: Limits) -> tuple[Group, Limits]:
-    lower = _within(limits, place.ceiling)
-    group = make_group(place)
+def _make_limited_group(location: CgroupLocation, limits: Limits) -> tuple[Group, Limits]:
+    lowered = _lower_to_parent(limits, location.ceiling)
+    group = make_group(location)
     try:
-        group.limit(*_files(place, lower))
+        group.limit(*_cgroup_files(location, lowered))
     except OSError:
         group.remove()
         raise
-    return group, lower
+    return group, lowered
 
 
-def _limited(place: CgroupLocation) -> list[str]:
+def _limit_names(location: CgroupLocation) -> list[str]:
     names = {"memory": "memory", "pids": "processes", "cpu": "cpu"}
-    return [names[controller] for controller in place.controllers]
+    return [names[controller] for controller in location.controllers]
 
 
-def _within(limits: Limits, ceiling: ParentLimits) -> Limits:
+def _lower_to_parent(limits: Limits, ceiling: ParentLimits) -> Limits:
     return limits._replace(
         memory=cgroups.lowest((limits.memory, ceiling.memory)),
         cpu=cgroups.lowest((limits.cpu, ceiling.cpu)),
@@ -311,30 +313,30 @@ def _within(limits: Limits, ceiling: ParentLimits) -> Limits:
     )
 
 
-def _files(place: CgroupLocation, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
+def _cgroup_files(location: CgroupLocation, limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
     """Return the values of a cgroup's files, and those of files that not every kernel has."""
-    wanted: dict[str, str] = {}
+    required: dict[str, str] = {}
     optional: dict[str, str] = {}
-    second = place.version == V2
-    if "memory" in place.controllers and limits.memory is not None:
-        wanted["memory.max" if second else "memory.limit_in_bytes"] = str(limits.memory)
+    is_v2 = location.version == V2
+    if "memory" in location.controllers and limits.memory is not None:
+        required["memory.max" if is_v2 else "memory.limit_in_bytes"] = str(limits.memory)
         # No swap on top: the limit would depend on the host's swap.
-        optional |= {"memory.swap.max": "0"} if second else {"memory.memsw.limit_in_bytes": str(limits.memory)}
-        if not second:  # version 1 counts socket buffers apart from memory, and only once they have a limit
-            optional["memory.kmem.tcp.limit_in_bytes"] = str(max(_LEAST_BUFFERS, limits.memory // _BUFFERS))
-    if "pids" in place.controllers:
-        wanted["pids.max"] = str(limits.processes + _OURS)
-    if "cpu" in place.controllers and limits.cpu is not None:
-        quota = max(_LEAST_QUOTA, round(limits.cpu * _PERIOD))
-        wanted |= (
+        optional |= {"memory.swap.max": "0"} if is_v2 else {"memory.memsw.limit_in_bytes": str(limits.memory)}
+        if not is_v2:  # version 1 counts socket buffers apart from memory, and only once they have a limit
+            optional["memory.kmem.tcp.limit_in_bytes"] = str(max(_MIN_BUFFERS, limits.memory // _BUFFER_SHARE))
+    if "pids" in location.controllers:
+        required["pids.max"] = str(limits.processes + _EXEAT_PROCESSES)
+    if "cpu" in location.controllers and limits.cpu is not None:
+        quota = max(_MIN_QUOTA, round(limits.cpu * _PERIOD))
+        required |= (
             {"cpu.max": f"{quota} {_PERIOD}"}
-            if second
+            if is_v2
             else {"cpu.cfs_period_us": str(_PERIOD), "cpu.cfs_quota_us": str(quota)}
         )
-    return wanted, optional
+    return required, optional
 
 
-def _without(limits: Limits) -> dict[str, Means]:
+def _means_without_cgroups(limits: Limits) -> dict[str, Means]:
     """Return the means on a machine without cgroups."""
     memory = Means.RLIMIT if "memory" in limits.said else Means.NONE
     return {"memory": memory, "processes": Means.RLIMIT, "cpu": Means.NONE}
@@ -350,18 +352,18 @@ def _rlimits(limits: Limits, means: Mapping[str, Means]) -> tuple[Rlimit, ...]:
 
 def remedy(kind: str) -> str:
     """Return how to get a cgroup for a limit on this machine."""
-    found = hierarchies()
-    second = [each for each in found if each.version == V2]
-    if not any(os.access(each.top, os.R_OK) for each in found) or (os.geteuid() == 0):
+    all_hierarchies = hierarchies()
+    v2 = [hierarchy for hierarchy in all_hierarchies if hierarchy.version == V2]
+    if not any(os.access(hierarchy.top, os.R_OK) for hierarchy in all_hierarchies) or (os.geteuid() == 0):
         return _MOUNT
-    if not any(each.controllers & CONTROLLERS for each in second):
+    if not any(hierarchy.controllers & CONTROLLERS for hierarchy in v2):
         return _BOOT_V2
-    delegated = any(each.own.split("/user@")[0] != each.own for each in second)
-    return _DELEGATE_CPU if kind == "cpu" and delegated else _AS_A_SCOPE
+    is_user_service = any(hierarchy.own.split("/user@")[0] != hierarchy.own for hierarchy in v2)
+    return _DELEGATE_CPU if kind == "cpu" and is_user_service else _RUN_AS_SCOPE
 
 
 _COUNTS_BY_NAMESPACE = (5, 14)  # from this Linux on, RLIMIT_NPROC is counted in the task's own user namespace
-_WEAK = {
+_WEAK_MEANS = {
     "memory": "by rlimit, for each process alone: neither their sum nor shared memory is limited",
     "processes": "by rlimit, together with all other processes of this user on this kernel",
     "cpu": "not at all: rules with a `cpu` limit start no task here",
@@ -369,7 +371,7 @@ _WEAK = {
 
 
 def try_limit(kind: str) -> str:
-    """Return what keeps a limit on this machine. Raises HostError if that is weaker than the limit."""
+    """Return the means that enforce a limit on this machine. Raises HostError if it is weaker than the limit."""
     resource_limits = make_resource_limits(Limits(memory=1 << 30, said=frozenset({"memory"})))
     resource_limits.remove()
     means = resource_limits.means[kind]
@@ -377,7 +379,7 @@ def try_limit(kind: str) -> str:
         return f"by {means}"
     if kind == "processes" and _kernel() >= _COUNTS_BY_NAMESPACE:
         return "by rlimit, in the task's own user namespace"
-    raise HostError(_WEAK[kind], remedy(kind))
+    raise HostError(_WEAK_MEANS[kind], remedy(kind))
 
 
 def _kernel() -> tuple[int, ...]:
@@ -385,26 +387,29 @@ def _kernel() -> tuple[int, ...]:
 
 
 _OPEN_FILE: Final = 256  # bytes of kernel memory of an open file: `struct file`
-_FILTERS: Final = 512 << 10  # bytes of compiled filters of one process at most
-_ENOUGH: Final = 500  # processes, the suggested limit
+_FILTER_BYTES: Final = 512 << 10  # bytes of compiled filters of one process at most
+_SUGGESTED_PROCESSES: Final = 500  # processes, the suggested limit
 
 type Read = Callable[[str], int]  # reads a sysctl by its name below /proc/sys; raises OSError, ValueError
 
 
 def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
     """Return resources that one task can use up on this machine, and how to bound each."""
-    read, found = read or read_sysctl, []
+    read, resources = read or read_sysctl, []
     memory = limits_of(SandboxSettings()).memory or 0
     if _is_below(read, "fs/file-max", memory // _OPEN_FILE):
-        found.append(("open files (fs.file-max)", "as root, `sysctl -w fs.file-max=9223372036854775807`"))
+        resources.append(("open files (fs.file-max)", "as root, `sysctl -w fs.file-max=9223372036854775807`"))
     compiled = not _is_below(read, "net/core/bpf_jit_enable", 1)
-    if compiled and _is_below(read, "net/core/bpf_jit_limit", PROCESSES * _FILTERS):
-        found.append(
-            ("system call filters (net.core.bpf_jit_limit)", f"`limits: {{processes: {_ENOUGH}}}` in the rules")
+    if compiled and _is_below(read, "net/core/bpf_jit_limit", PROCESSES * _FILTER_BYTES):
+        resources.append(
+            (
+                "system call filters (net.core.bpf_jit_limit)",
+                f"`limits: {{processes: {_SUGGESTED_PROCESSES}}}` in the rules",
+            )
         )
-    if not any("memory" in each.controllers for each in hierarchies()):
-        found.append(("socket buffers", "have a memory cgroup: see `memory`"))
-    return found
+    if not any("memory" in hierarchy.controllers for hierarchy in hierarchies()):
+        resources.append(("socket buffers", "have a memory cgroup: see `memory`"))
+    return resources
 
 
 def _is_below(read: Read, name: str, enough: int) -> bool:

@@ -1,6 +1,6 @@
 """Sets up the gate's network in an existing namespace (`exeat attach`), with the rights of the caller.
 
-The gate must be the only way out, so a namespace with any device but `lo` is refused. What a killed service left in it
+The gate must be the only way out, so a namespace with any device but `lo` is refused. The ruleset of a killed service
 is replaced.
 """
 
@@ -21,7 +21,7 @@ _NS_GET_USERNS: Final = 0xB701  # ioctl_ns(2)
 # linux/netfilter/nf_tables.h, nfnetlink.h
 _DELTABLE, _TABLE_NAME, _INET = 10 << 8 | 2, 1, 1
 _BATCH_BEGIN, _BATCH_END, _NFTABLES = 0x10, 0x11, 10
-_PATIENCE: Final = 5.0  # seconds
+_TIMEOUT: Final = 5.0  # seconds
 
 
 def enter(namespace: int) -> None:
@@ -30,9 +30,9 @@ def enter(namespace: int) -> None:
     An ordinary user has that right in a user namespace of their own, which owns the network namespace. Raises
     HostError.
     """
-    mine = os.stat("/proc/self/ns/net")
+    own_namespace = os.stat("/proc/self/ns/net")
     status = os.fstat(namespace)
-    if (status.st_dev, status.st_ino) == (mine.st_dev, mine.st_ino):
+    if (status.st_dev, status.st_ino) == (own_namespace.st_dev, own_namespace.st_ino):
         raise HostError(
             "this is the network namespace of the host itself", "name a process of the container, or its namespace"
         )
@@ -52,19 +52,19 @@ def enter(namespace: int) -> None:
 
 def install(encoded: EncodedNetwork) -> GateSockets:
     """Set up the gate's network in this namespace, and open its sockets. Raises HostError, OSError."""
-    others = [name for _, name in socket.if_nameindex() if name != "lo"]
-    if others:
+    other_devices = [name for _, name in socket.if_nameindex() if name != "lo"]
+    if other_devices:
         raise HostError(
-            f"the network namespace has other devices than `lo`: {', '.join(sorted(others))}",
+            f"the network namespace has other devices than `lo`: {', '.join(sorted(other_devices))}",
             "start the container without a network (`--network none`)",
         )
-    _refuse_taken(encoded.gate_port)
+    _check_port_is_free(encoded.gate_port)
     delete_ruleset()
-    installed = execute(encoded, again=True)
+    installed = execute(encoded, is_repeated=True)
     return open_gate_sockets(encoded.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6)
 
 
-def _refuse_taken(port: int) -> None:
+def _check_port_is_free(port: int) -> None:
     """Raise HostError if a gate is there already, before anything is changed."""
     try:
         with socket.socket() as probe:
@@ -81,7 +81,7 @@ def delete_ruleset() -> None:
     delete = struct.pack("!BBH", _INET, 0, 0) + attribute(_TABLE_NAME, TABLE.encode() + b"\0")
     edge = struct.pack("!BBH", socket.AF_UNSPEC, 0, _NFTABLES)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
-        sock.settimeout(_PATIENCE)
+        sock.settimeout(_TIMEOUT)
         sock.bind((0, 0))
         sock.send(
             message(_BATCH_BEGIN, NLM_F_REQUEST, edge)

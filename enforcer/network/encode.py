@@ -70,14 +70,16 @@ def encode(plan: NetworkPlan) -> EncodedNetwork:
 
 def _batch(batch: Batch) -> install.Batch:
     """Return a batch's messages; a ruleset's are between a begin and an end message, which make it atomic."""
-    parts = [_bytes(_message(statement)) for statement in batch.statements]
+    encoded = [_bytes(_message(statement)) for statement in batch.statements]
     if batch.protocol == NETLINK_NETFILTER:
-        parts = [_edge(_BATCH_BEGIN), *parts, _edge(_BATCH_END)]
-    logging = tuple(at for at, each in enumerate(batch.statements) if isinstance(each, Rule) and each.logs)
-    return install.numbered(parts, batch.describe(), logging)
+        encoded = [_batch_edge(_BATCH_BEGIN), *encoded, _batch_edge(_BATCH_END)]
+    logging = tuple(
+        index for index, statement in enumerate(batch.statements) if isinstance(statement, Rule) and statement.logs
+    )
+    return install.make_batch(encoded, batch.describe(), logging)
 
 
-def _edge(kind: int) -> bytes:
+def _batch_edge(kind: int) -> bytes:
     edge = nfgen_msg()
     edge["res_id"], edge["header"]["type"], edge["header"]["flags"] = NFNL_SUBSYS_NFTABLES, kind, NLM_F_REQUEST
     return _bytes(edge)
@@ -103,12 +105,16 @@ def _(_: BringUpLoopback) -> nlmsg:
 
 @_message.register
 def _(statement: AddAddress) -> nlmsg:
-    own = statement.address
+    sandbox_address = statement.address
     address = ifaddrmsg()
     address["header"]["type"], address["header"]["flags"] = RTM_NEWADDR, _NEW | NLM_F_EXCL
-    address["family"], address["prefixlen"], address["index"] = _family(own), own.max_prefixlen, _LO
-    address["flags"] = _IFA_F_NODAD if own.version == 6 else 0
-    address["attrs"] = [("IFA_ADDRESS", str(own)), ("IFA_LOCAL", str(own))]
+    address["family"], address["prefixlen"], address["index"] = (
+        _family(sandbox_address),
+        sandbox_address.max_prefixlen,
+        _LO,
+    )
+    address["flags"] = _IFA_F_NODAD if sandbox_address.version == 6 else 0
+    address["attrs"] = [("IFA_ADDRESS", str(sandbox_address)), ("IFA_LOCAL", str(sandbox_address))]
     return address
 
 
@@ -159,7 +165,7 @@ def _(statement: Chain) -> nlmsg:
     attributes: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", statement.table), ("NFTA_CHAIN_NAME", statement.name)]
     if statement.priority is not None:
         hook = [
-            ("NFTA_HOOK_HOOKNUM", _OUTPUT if statement.leave else _PREROUTING),
+            ("NFTA_HOOK_HOOKNUM", _OUTPUT if statement.is_outgoing else _PREROUTING),
             ("NFTA_HOOK_PRIORITY", statement.priority),
         ]
         attributes += [

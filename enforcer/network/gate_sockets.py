@@ -39,7 +39,7 @@ _CFG_COMMAND, _CFG_MODE, _CFG_BUFFER, _CFG_THRESHOLD = 1, 2, 3, 5
 _BIND, _COPY_PACKET = 1, 2
 _COPY_BYTES, _BUFFER_BYTES = 256, 512  # the ruleset's snaplen is the real bound; a small buffer lets more packets wait
 _RECEIVE_BUFFER = 1 << 20  # the kernel grants at most rmem_max
-_PATIENCE = 5.0  # seconds; the kernel answers before send returns
+_TIMEOUT = 5.0  # seconds; the kernel answers before send returns
 
 
 _NETFILTER = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
@@ -86,30 +86,30 @@ def open_gate_sockets(
     if ipv6 is None:
         ipv6 = _kernel_has_ipv6(make)
     family = socket.AF_INET6 if ipv6 else socket.AF_INET
-    with ExitStack() as opened:
-        tcp = opened.enter_context(_transparent(make, family, socket.SOCK_STREAM, port))
+    with ExitStack() as stack:
+        tcp = stack.enter_context(_open_transparent(make, family, socket.SOCK_STREAM, port))
         tcp.listen(_BACKLOG)
-        dns_udp = opened.enter_context(_transparent(make, family, socket.SOCK_DGRAM, _DNS_PORT))
-        _tell_asked_address(dns_udp)
-        udp = opened.enter_context(_transparent(make, family, socket.SOCK_DGRAM, port))
-        _tell_asked_address(udp)
+        dns_udp = stack.enter_context(_open_transparent(make, family, socket.SOCK_DGRAM, _DNS_PORT))
+        _receive_destination_address(dns_udp)
+        udp = stack.enter_context(_open_transparent(make, family, socket.SOCK_DGRAM, port))
+        _receive_destination_address(udp)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         block_datagrams(udp, OWN_ADDRESSES if ipv6 else ())
-        answers = opened.enter_context(_raw(make, socket.AF_INET))
-        answers6 = opened.enter_context(_raw(make, socket.AF_INET6)) if ipv6 else None
-        diag = opened.enter_context(make(*_DIAG))
+        answers = stack.enter_context(_open_raw(make, socket.AF_INET))
+        answers6 = stack.enter_context(_open_raw(make, socket.AF_INET6)) if ipv6 else None
+        diag = stack.enter_context(make(*_DIAG))
         diag.settimeout(0)
         log = open_refusal_log(make) if refusal_log else None
         sockets = GateSockets(tcp, dns_udp, udp, diag, answers, answers6, log)
-        opened.pop_all()
+        stack.pop_all()
     return sockets
 
 
 def open_refusal_log(make: MakeSocket = socket.socket) -> socket.socket | None:
     """Return a socket that receives every denied packet that the ruleset logs; None on a kernel without NFLOG."""
-    with ExitStack() as opened:
-        sock = opened.enter_context(make(*_NETFILTER))
-        sock.settimeout(_PATIENCE)
+    with ExitStack() as stack:
+        sock = stack.enter_context(make(*_NETFILTER))
+        sock.settimeout(_TIMEOUT)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         sock.bind((0, 0))
         sock.send(_BIND_REQUEST)
@@ -119,28 +119,28 @@ def open_refusal_log(make: MakeSocket = socket.socket) -> socket.socket | None:
         if number:
             raise OSError(number, f"cannot bind the refusal log: {os.strerror(number)}")
         sock.settimeout(0)
-        opened.pop_all()
+        stack.pop_all()
     return sock
 
 
-def _transparent(make: MakeSocket, family: int, kind: int, port: int) -> socket.socket:
-    with ExitStack() as opened:
-        sock = opened.enter_context(make(family, kind, 0))
+def _open_transparent(make: MakeSocket, family: int, kind: int, port: int) -> socket.socket:
+    with ExitStack() as stack:
+        sock = stack.enter_context(make(family, kind, 0))
         try:
             sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # whatever net.ipv6.bindv6only says
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # regardless of net.ipv6.bindv6only
             sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
         except OSError as error:
             number = error.errno or errno.EIO
             raise OSError(number, f"cannot open the gate's port {port}: {os.strerror(number)}") from error
         sock.settimeout(0)
-        opened.pop_all()
+        stack.pop_all()
     return sock
 
 
-def _raw(make: MakeSocket, family: int) -> socket.socket:
+def _open_raw(make: MakeSocket, family: int) -> socket.socket:
     """Return a socket for sending whole packets (raw(7): IPPROTO_RAW receives nothing and writes no header).
 
     One serves every flow: sockets bound to the queried address would take one descriptor each, and binding a port below
@@ -155,7 +155,7 @@ def _raw(make: MakeSocket, family: int) -> socket.socket:
     return sock
 
 
-def _tell_asked_address(sock: socket.socket) -> None:
+def _receive_destination_address(sock: socket.socket) -> None:
     """Receive the destination address with each datagram: the answer must come from it."""
     sock.setsockopt(socket.IPPROTO_IP, _IP_RECVORIGDSTADDR, 1)
     if sock.family == socket.AF_INET6:
@@ -190,7 +190,7 @@ _INET, _OBJECT_COUNTER = 1, 1
 _OBJ_TABLE, _OBJ_NAME, _OBJ_TYPE, _OBJ_DATA = 1, 2, 3, 4
 _COUNTER_PACKETS = 2
 _NFGENMSG = 4
-_READ_PATIENCE = 5.0  # seconds
+_READ_TIMEOUT = 5.0  # seconds
 
 _REQUEST = message(
     _GETOBJ,
@@ -204,7 +204,7 @@ _REQUEST = message(
 def open_counter_socket(make: MakeSocket = socket.socket) -> socket.socket:
     """Return a socket in the namespace of `make`, for `read_counters`."""
     sock = make(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-    sock.settimeout(_READ_PATIENCE)
+    sock.settimeout(_READ_TIMEOUT)
     return sock
 
 
@@ -219,11 +219,11 @@ def read_counters(sock: socket.socket) -> dict[str, int]:
             if answer.kind == NLMSG_DONE:
                 return counters
             if answer.kind == _NEWOBJ:
-                name, packets = _counter(answer.payload)
+                name, packets = _parse_counter(answer.payload)
                 counters[name] = packets
 
 
-def _counter(payload: bytes) -> tuple[str, int]:
-    found = dict(attributes(payload[_NFGENMSG:]))
-    data = dict(attributes(found[_OBJ_DATA]))
-    return found[_OBJ_NAME].rstrip(b"\0").decode("ascii"), int.from_bytes(data[_COUNTER_PACKETS])
+def _parse_counter(payload: bytes) -> tuple[str, int]:
+    fields = dict(attributes(payload[_NFGENMSG:]))
+    data = dict(attributes(fields[_OBJ_DATA]))
+    return fields[_OBJ_NAME].rstrip(b"\0").decode("ascii"), int.from_bytes(data[_COUNTER_PACKETS])

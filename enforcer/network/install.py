@@ -30,18 +30,18 @@ from enforcer.network.gate_sockets import SOCKETS, open_counter_socket, open_gat
 from enforcer.system import state
 from proxy.wire.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, NLM_F_ACK, NLMSG_ERROR, messages
 
-_LARGEST_FILE = 1 << 20
-_ENCODERS = ("constants.py", "encode.py", "install.py", "plan.py", "ruleset.py")  # the code that makes the bytes
+_MAX_FILE = 1 << 20
+_ENCODER_FILES = ("constants.py", "encode.py", "install.py", "plan.py", "ruleset.py")  # the code that makes the bytes
 _SOL_NETLINK, _NETLINK_CAP_ACK = 270, 10
 # The sockets that `install` takes where the kernel has everything.
-USED: Final = (
+SOCKETS_USED: Final = (
     (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE),
     (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER),
     (socket.AF_INET6, socket.SOCK_DGRAM, 0),
     *SOCKETS,
 )
-_PATIENCE = 5.0  # seconds; the kernel answers before sendmsg returns, so this only ends a hang
-_LARGEST_ANSWER = 65536
+_TIMEOUT = 5.0  # seconds; the kernel answers before sendmsg returns, so this only ends a hang
+_MAX_ANSWER = 65536
 
 
 class Batch(NamedTuple):
@@ -79,15 +79,15 @@ class StepFailedError(OSError):
 
 
 def install(make: MakeSocket) -> tuple[dict[str, int], socket.socket]:
-    """Set up the network of the namespace that `make` makes sockets in, each of `USED` once.
+    """Set up the network of the namespace that `make` makes sockets in, each of `SOCKETS_USED` once.
 
     Returns descriptors of the gate's sockets, by name, and a socket for `read_counters`. Raises OSError.
     """
     network = encoded(state.make_private(state.cache_directory()))
     installed = execute(network, make=make)
     sockets = open_gate_sockets(network.gate_port, refusal_log=installed.refusal_log, ipv6=installed.ipv6, make=make)
-    counting = open_counter_socket(make)
-    return {name: sock.detach() for name, sock in sockets.named().items()}, counting
+    counter_socket = open_counter_socket(make)
+    return {name: sock.detach() for name, sock in sockets.named().items()}, counter_socket
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def cached(directory: Path, gate_port: int = GATE_PORT) -> EncodedNetwork:
     A directory that can't be written only costs time.
     """
     path = directory / f"network-{_key(gate_port)}"
-    encoded = _unpack(state.read_private(path, _LARGEST_FILE) or b"")
+    encoded = _unpack(state.read_private(path, _MAX_FILE) or b"")
     if encoded is None:
         from enforcer.network.encode import encode  # 140 ms, only when there is nothing to use
         from enforcer.network.plan import network_plan
@@ -117,17 +117,17 @@ def _key(gate_port: int) -> str:
     """Return a hash of everything that the bytes depend on: input, encoder (ours and pyroute2), byte order."""
     from proxy.wire.refusal_log import Kind
 
-    here = Path(__file__).parent
-    parts = [(here / name).read_bytes() for name in _ENCODERS]
-    parts += [part.encode() for part in (_pyroute2_version(), sys.byteorder, str(gate_port), *Kind)]
-    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+    directory = Path(__file__).parent
+    inputs = [(directory / name).read_bytes() for name in _ENCODER_FILES]
+    inputs += [text.encode() for text in (_pyroute2_version(), sys.byteorder, str(gate_port), *Kind)]
+    return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in inputs)).hexdigest()[:32]
 
 
 def _pyroute2_version() -> str:
     """Return the name of its distribution directory: importing `importlib.metadata` takes 35 ms."""
-    found = importlib.util.find_spec("pyroute2")
-    if found is not None and found.origin is not None:
-        for path in Path(found.origin).parent.parent.glob("pyroute2-*.dist-info"):
+    spec = importlib.util.find_spec("pyroute2")
+    if spec is not None and spec.origin is not None:
+        for path in Path(spec.origin).parent.parent.glob("pyroute2-*.dist-info"):
             return path.name
     from importlib.metadata import version
 
@@ -151,36 +151,36 @@ def _unpack(content: bytes) -> EncodedNetwork | None:
         return None  # of another version
 
 
-def numbered(parts: Sequence[bytes], statements: tuple[str, ...], logging: tuple[int, ...] = ()) -> Batch:
+def make_batch(parts: Sequence[bytes], statements: tuple[str, ...], logging: tuple[int, ...] = ()) -> Batch:
     """Make a batch: number its messages, and have only the last statement acknowledged.
 
     Each statement's message asks for an acknowledgement. Raises ValueError if their number differs from the
     statements'.
     """
-    asking = [number for number, part in enumerate(parts, 1) if HEADER.unpack_from(part)[2] & NLM_F_ACK]
-    if len(asking) != len(statements):
-        raise ValueError(f"{len(asking)} encoded messages for a batch of {len(statements)} statements")
+    acknowledged = [number for number, part in enumerate(parts, 1) if HEADER.unpack_from(part)[2] & NLM_F_ACK]
+    if len(acknowledged) != len(statements):
+        raise ValueError(f"{len(acknowledged)} encoded messages for a batch of {len(statements)} statements")
     data = b""
     for number, part in enumerate(parts, 1):
         length, kind, flags, _, port = HEADER.unpack_from(part)
-        flags = flags if number == asking[-1] else flags & ~NLM_F_ACK
+        flags = flags if number == acknowledged[-1] else flags & ~NLM_F_ACK
         data += HEADER.pack(length, kind, flags, number, port) + part[HEADER.size :]
-    return Batch(data, asking[0], asking[-1], statements, logging)
+    return Batch(data, acknowledged[0], acknowledged[-1], statements, logging)
 
 
-def execute(encoded: EncodedNetwork, *, again: bool = False, make: MakeSocket = socket.socket) -> Installed:
+def execute(encoded: EncodedNetwork, *, is_repeated: bool = False, make: MakeSocket = socket.socket) -> Installed:
     """Set up the network of the namespace that `make` makes sockets in.
 
-    `again`: addresses and routes may exist from an earlier time. Raises `StepFailedError`, `OSError`.
+    `is_repeated`: addresses and routes may exist from an earlier service. Raises `StepFailedError`, `OSError`.
     """
-    there = errno.EEXIST if again else 0
-    with _opened(make, NETLINK_ROUTE) as route:
+    ignored_errno = errno.EEXIST if is_repeated else 0
+    with _open_netlink(make, NETLINK_ROUTE) as route:
         _send(route, encoded.link)
-        _send(route, encoded.ipv4, there)
+        _send(route, encoded.ipv4, ignored_errno)
         has_ipv6 = ipv6_works(make)
         if has_ipv6:
-            _send(route, encoded.ipv6, there)
-    with _opened(make, NETLINK_NETFILTER) as netfilter:
+            _send(route, encoded.ipv6, ignored_errno)
+    with _open_netlink(make, NETLINK_NETFILTER) as netfilter:
         try:
             _send(netfilter, encoded.ruleset)
         except StepFailedError as error:
@@ -189,7 +189,7 @@ def execute(encoded: EncodedNetwork, *, again: bool = False, make: MakeSocket = 
                 raise
         else:
             return Installed(has_ipv6, refusal_log=True)
-    with _opened(make, NETLINK_NETFILTER) as netfilter:  # the first socket may have further errors queued
+    with _open_netlink(make, NETLINK_NETFILTER) as netfilter:  # the first socket may have further errors queued
         _send(netfilter, encoded.unlogged)
     return Installed(has_ipv6, refusal_log=False)
 
@@ -206,10 +206,10 @@ def ipv6_works(make: MakeSocket = socket.socket) -> bool:
     return True
 
 
-def _opened(make: MakeSocket, protocol: int) -> socket.socket:
+def _open_netlink(make: MakeSocket, protocol: int) -> socket.socket:
     sock = make(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
     try:
-        sock.settimeout(_PATIENCE)
+        sock.settimeout(_TIMEOUT)
         sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)  # don't send the failed message back
         sock.bind((0, 0))
     except OSError:
@@ -218,18 +218,18 @@ def _opened(make: MakeSocket, protocol: int) -> socket.socket:
     return sock
 
 
-def _send(sock: socket.socket, batch: Batch, no_matter: int = 0) -> None:
-    """Send a batch and read until its last statement is acknowledged; the errno `no_matter` is ignored."""
+def _send(sock: socket.socket, batch: Batch, ignored_errno: int = 0) -> None:
+    """Send a batch and read until its last statement is acknowledged; the errno `ignored_errno` is ignored."""
     sock.send(batch.data)
-    done = False
-    while not done:
-        for answer in messages(sock.recv(_LARGEST_ANSWER)):
+    is_acknowledged = False
+    while not is_acknowledged:
+        for answer in messages(sock.recv(_MAX_ANSWER)):
             if answer.kind != NLMSG_ERROR:
                 continue
-            if answer.errno and answer.errno != no_matter:
+            if answer.errno and answer.errno != ignored_errno:
                 statement = min(max(answer.sequence - batch.first, 0), len(batch.statements) - 1)
                 raise _step_failed(answer.errno, batch, statement)
-            done = done or answer.sequence == batch.last
+            is_acknowledged = is_acknowledged or answer.sequence == batch.last
 
 
 def _step_failed(number: int, batch: Batch, statement: int) -> StepFailedError:

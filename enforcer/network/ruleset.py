@@ -73,19 +73,19 @@ class AddressSet(NamedTuple):
 class Chain(NamedTuple):
     """A list of rules.
 
-    With a priority it is a base chain for incoming packets, or with `leave` outgoing; policy drop.
+    With a priority it is a base chain for incoming packets, or with `is_outgoing` outgoing; policy drop.
     """
 
     table: str
     name: str
     priority: int | None = None
-    leave: bool = False
+    is_outgoing: bool = False
 
     def describe(self) -> str:
         if self.priority is None:
             return f"add the chain `{self.name}`"
-        way = f"packets {'leave' if self.leave else 'come in'} (priority {self.priority})"
-        return f"add the chain `{self.name}` where {way}, dropping what is left"
+        hook = f"packets {'leave' if self.is_outgoing else 'come in'} (priority {self.priority})"
+        return f"add the chain `{self.name}` where {hook}, dropping what is left"
 
 
 class Rule(NamedTuple):
@@ -93,11 +93,11 @@ class Rule(NamedTuple):
 
     table: str
     chain: str
-    says: str
+    description: str
     expressions: tuple[Expression, ...]
 
     def describe(self) -> str:
-        return f"rule of `{self.chain}`: {self.says}"
+        return f"rule of `{self.chain}`: {self.description}"
 
     @property
     def logs(self) -> bool:
@@ -158,9 +158,9 @@ def limit(*, per_second: int, burst: int) -> Expression:
     return Expression("limit", (("rate", per_second), ("unit", 1), ("burst", burst), ("type", 0), ("flags", 0)))
 
 
-def log(group: int, prefix: str, *, most_bytes: int) -> Expression:
+def log(group: int, prefix: str, *, max_bytes: int) -> Expression:
     """Send the packet's first bytes to the NFLOG group."""
-    return Expression("log", (("group", group), ("prefix", prefix), ("snaplen", most_bytes), ("qthreshold", 1)))
+    return Expression("log", (("group", group), ("prefix", prefix), ("snaplen", max_bytes), ("qthreshold", 1)))
 
 
 def count(name: str) -> Expression:
@@ -206,16 +206,16 @@ PORT_UNREACHABLE = Expression("reject", (("type", _ICMPX), ("icmp_code", _ICMPX_
 
 
 # The sandbox's own addresses: outside the synthetic pool (RFC 6333 section 5.7; RFC 4193).
-_OWN = (f"{OWN_IPV4}/32", f"{OWN_IPV6}/128", "127.0.0.0/8", "::1/128")
+_OWN_NETWORKS = (f"{OWN_IPV4}/32", f"{OWN_IPV6}/128", "127.0.0.0/8", "::1/128")
 # A reply can't be sent from these (EINVAL): a query to them would be a query without an answer.
 _NO_REPLY_FROM = ("0.0.0.0/8", "224.0.0.0/3", "ff00::/8", "fe80::/10")
 _LOOPBACK_BROADCAST = "127.255.255.255/32"  # the one such address among our own
 
 _CAPTURE, _LEAVING, _DNS, _SENDING = "capture", "leaving", "dns", "sending"
 # The kernel drops an unused neighbour after gc_stale_time (60 s), at its next check (about every 15 s).
-_NEIGHBOURS, _MOST_NEIGHBOURS, _NEIGHBOUR_STAYS = "neighbours", 4096, 90
+_NEIGHBOURS, _MAX_NEIGHBOURS, _NEIGHBOUR_TIMEOUT = "neighbours", 4096, 90
 _MANGLE = -150  # NF_IP_PRI_MANGLE: after defragmentation, which tproxy turns on
-_LOGS_A_SECOND, _LOG_BURST, _LOG_BYTES = (
+_LOGS_PER_SECOND, _LOG_BURST, _LOG_BYTES = (
     20,
     100,
     96,
@@ -223,7 +223,7 @@ _LOGS_A_SECOND, _LOG_BURST, _LOG_BYTES = (
 _DNS_PORT, _QUIC_PORT = 53, 443
 _ICMP_UNREACHABLE, _ICMPV6_UNREACHABLE = 3, 1
 
-_HOW_REFUSED = {
+_REFUSALS = {
     Kind.TCP: ("count it and answer with a reset", TCP_RESET),
     Kind.UDP: ("count it and answer with ICMP port unreachable", PORT_UNREACHABLE),
     Kind.QUIC: ("count it and answer with ICMP port unreachable", PORT_UNREACHABLE),
@@ -238,17 +238,17 @@ def ruleset(gate_port: int, *, log: bool = True) -> tuple[Statement, ...]:
     if not 0 < gate_port < 1 << 16:
         raise ValueError(f"`{gate_port}` is not a port")
     counters = (Counter(TABLE, name) for name in (LOGGED, *Kind))
-    chains = (Chain(TABLE, name) for name in (*map(_refusing, Kind), _DNS, _LEAVING))
-    coming_in = Chain(TABLE, _CAPTURE, priority=_MANGLE)
-    leaving = Chain(TABLE, _SENDING, priority=_MANGLE, leave=True)
-    refusals = (rule for kind in Kind for rule in _refusal(kind))
-    rules = (*_capture(gate_port), *_leaving(gate_port), *_dns(), *_sending(), *refusals)
-    neighbours = AddressSet(TABLE, _NEIGHBOURS, _MOST_NEIGHBOURS, _NEIGHBOUR_STAYS)
-    there: tuple[Statement, ...] = (Table(TABLE), *counters, neighbours, *chains, coming_in, leaving)
-    return (*there, *(rule for rule in rules if log or not rule.logs))
+    chains = (Chain(TABLE, name) for name in (*map(_refusal_chain, Kind), _DNS, _LEAVING))
+    incoming = Chain(TABLE, _CAPTURE, priority=_MANGLE)
+    leaving = Chain(TABLE, _SENDING, priority=_MANGLE, is_outgoing=True)
+    refusals = (rule for kind in Kind for rule in _refusal_rules(kind))
+    rules = (*_capture_rules(gate_port), *_leaving_rules(gate_port), *_dns_rules(), *_sending_rules(), *refusals)
+    neighbours = AddressSet(TABLE, _NEIGHBOURS, _MAX_NEIGHBOURS, _NEIGHBOUR_TIMEOUT)
+    objects: tuple[Statement, ...] = (Table(TABLE), *counters, neighbours, *chains, incoming, leaving)
+    return (*objects, *(rule for rule in rules if log or not rule.logs))
 
 
-def _capture(gate_port: int) -> tuple[Rule, ...]:
+def _capture_rules(gate_port: int) -> tuple[Rule, ...]:
     """Separate what stays inside, what leaves, and what has a source address that isn't the sandbox's.
 
     DNS over TCP to an own address goes to the gate, which answers it: the resolver's UDP socket has port 53 at every
@@ -261,42 +261,42 @@ def _capture(gate_port: int) -> tuple[Rule, ...]:
     lookup = (*protocol(socket.IPPROTO_TCP), *port(_DNS_PORT), *tproxy(gate_port), ACCEPT)
     return _rules(
         _CAPTURE,
-        ("no answer can come from the loopback's broadcast", (*query, goto(_refusing(Kind.DNS_DESTINATION)))),
+        ("no answer can come from the loopback's broadcast", (*query, goto(_refusal_chain(Kind.DNS_DESTINATION)))),
         *(
             rule
-            for network in _OWN
+            for network in _OWN_NETWORKS
             for rule in (
                 (f"DNS over TCP to {network} goes to the gate, if it listens", (*destination(network), *lookup)),
                 (f"to {network} stays inside", (*destination(network), ACCEPT)),
             )
         ),
-        *((f"from {network} wants to leave", (*source(network), goto(_LEAVING))) for network in _OWN),
-        ("from any other address is refused", (goto(_refusing(Kind.OTHER)),)),
+        *((f"from {network} wants to leave", (*source(network), goto(_LEAVING))) for network in _OWN_NETWORKS),
+        ("from any other address is refused", (goto(_refusal_chain(Kind.OTHER)),)),
     )
 
 
-def _leaving(gate_port: int) -> tuple[Rule, ...]:
+def _leaving_rules(gate_port: int) -> tuple[Rule, ...]:
     """TCP first, the most frequent. An ICMP error is the kernel's answer, and not an attempt of the task."""
     tcp, udp = protocol(socket.IPPROTO_TCP), protocol(socket.IPPROTO_UDP)
     icmp, icmp6 = protocol(socket.IPPROTO_ICMP), protocol(socket.IPPROTO_ICMPV6)
     return _rules(
         _LEAVING,
         ("every TCP connection goes to the gate, if it listens", (*tcp, *tproxy(gate_port), ACCEPT)),
-        ("other TCP is refused", (*tcp, goto(_refusing(Kind.TCP)))),
+        ("other TCP is refused", (*tcp, goto(_refusal_chain(Kind.TCP)))),
         ("DNS goes to the resolver", (*udp, *port(_DNS_PORT), goto(_DNS))),
-        ("QUIC is refused", (*udp, *port(_QUIC_PORT), goto(_refusing(Kind.QUIC)))),
+        ("QUIC is refused", (*udp, *port(_QUIC_PORT), goto(_refusal_chain(Kind.QUIC)))),
         ("other UDP goes to the gate, if its socket is open", (*udp, *tproxy(gate_port), ACCEPT)),
-        ("other UDP is refused", (*udp, goto(_refusing(Kind.UDP)))),
+        ("other UDP is refused", (*udp, goto(_refusal_chain(Kind.UDP)))),
         ("ICMP destination unreachable is dropped", (*icmp, *icmp_type(_ICMP_UNREACHABLE), DROP)),
         ("ICMPv6 destination unreachable is dropped", (*icmp6, *icmp_type(_ICMPV6_UNREACHABLE), DROP)),
-        ("other ICMP is refused", (*icmp, goto(_refusing(Kind.ICMP)))),
-        ("other ICMPv6 is refused", (*icmp6, goto(_refusing(Kind.ICMP)))),
-        ("everything else is refused", (goto(_refusing(Kind.OTHER)),)),
+        ("other ICMP is refused", (*icmp, goto(_refusal_chain(Kind.ICMP)))),
+        ("other ICMPv6 is refused", (*icmp6, goto(_refusal_chain(Kind.ICMP)))),
+        ("everything else is refused", (goto(_refusal_chain(Kind.OTHER)),)),
     )
 
 
-def _dns() -> tuple[Rule, ...]:
-    refused = goto(_refusing(Kind.DNS_DESTINATION))
+def _dns_rules() -> tuple[Rule, ...]:
+    refused = goto(_refusal_chain(Kind.DNS_DESTINATION))
     return _rules(
         _DNS,
         *((f"no answer can come from {network}", (*destination(network), refused)) for network in _NO_REPLY_FROM),
@@ -304,7 +304,7 @@ def _dns() -> tuple[Rule, ...]:
     )
 
 
-def _sending() -> tuple[Rule, ...]:
+def _sending_rules() -> tuple[Rule, ...]:
     """Bound the number of IPv6 destinations; allows nothing by itself, since all packets come in again at `_CAPTURE`.
 
     The kernel keeps a neighbour entry of `lo` for each, which neither `gc_thresh` bounds (net/core/neighbour.c:
@@ -315,27 +315,31 @@ def _sending() -> tuple[Rule, ...]:
     return _rules(
         _SENDING,
         ("IPv4 goes on", (*family(socket.AF_INET), ACCEPT)),
-        *((f"to {network} goes on", (*destination(network), ACCEPT)) for network in _OWN if ":" in network),
-        (f"to one of at most {_MOST_NEIGHBOURS} IPv6 addresses goes on", bounded),
-        ("other TCP over IPv6 is refused", (*tcp, goto(_refusing(Kind.TCP)))),
-        ("other UDP over IPv6 is refused", (*udp, goto(_refusing(Kind.UDP)))),
-        ("everything else is refused", (goto(_refusing(Kind.OTHER)),)),
+        *((f"to {network} goes on", (*destination(network), ACCEPT)) for network in _OWN_NETWORKS if ":" in network),
+        (f"to one of at most {_MAX_NEIGHBOURS} IPv6 addresses goes on", bounded),
+        ("other TCP over IPv6 is refused", (*tcp, goto(_refusal_chain(Kind.TCP)))),
+        ("other UDP over IPv6 is refused", (*udp, goto(_refusal_chain(Kind.UDP)))),
+        ("everything else is refused", (goto(_refusal_chain(Kind.OTHER)),)),
     )
 
 
-def _refusal(kind: Kind) -> tuple[Rule, ...]:
-    says, answer = _HOW_REFUSED[kind]
-    told = (
-        limit(per_second=_LOGS_A_SECOND, burst=_LOG_BURST),
-        log(REFUSAL_GROUP, kind, most_bytes=_LOG_BYTES),
+def _refusal_rules(kind: Kind) -> tuple[Rule, ...]:
+    description, answer = _REFUSALS[kind]
+    log_expressions = (
+        limit(per_second=_LOGS_PER_SECOND, burst=_LOG_BURST),
+        log(REFUSAL_GROUP, kind, max_bytes=_LOG_BYTES),
         count(LOGGED),
     )
-    return _rules(_refusing(kind), (f"log up to {_LOGS_A_SECOND} a second", told), (says, (count(kind), answer)))
+    return _rules(
+        _refusal_chain(kind),
+        (f"log up to {_LOGS_PER_SECOND} a second", log_expressions),
+        (description, (count(kind), answer)),
+    )
 
 
 def _rules(chain: str, *rules: tuple[str, Match]) -> tuple[Rule, ...]:
-    return tuple(Rule(TABLE, chain, says, expressions) for says, expressions in rules)
+    return tuple(Rule(TABLE, chain, description, expressions) for description, expressions in rules)
 
 
-def _refusing(kind: Kind) -> str:
+def _refusal_chain(kind: Kind) -> str:
     return f"refuse_{kind}"

@@ -71,7 +71,7 @@ class Sandbox:
         counters: dict[str, int] = {}
         with contextlib.suppress(OSError):
             counters = dict(self.namespaces.counters())
-        return counters, self._inside.look()
+        return counters, self._inside.probe()
 
     def signal(self, number: int, *, group: bool) -> None:
         """Send the task a signal, or its whole process group, as a terminal does.

@@ -82,7 +82,7 @@ class Supervision:
         if time.monotonic() - self.counted >= _COUNTERS_EVERY:
             self.counted = time.monotonic()
             self.look()
-            self.monitor.look()
+            self.monitor.report_counts()
             if self.keeper is not None:
                 self.keeper.turn()
             if self.unusual is not None and (news := self.unusual.news()):
@@ -135,7 +135,7 @@ class Supervision:
             self.counters = counters
             if self.sandbox.init.ended is None:  # otherwise the last message has them
                 self.gate.tell(SandboxNews(refused=counters))
-        self.monitor.see(at)
+        self.monitor.report_probe(at)
 
     def _kill(self) -> None:
         self.sandbox.signal(signal.SIGKILL, group=False)

@@ -118,7 +118,7 @@ def run(wanted: RunRequest, host: "Host") -> Result:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise _with_limits(error, resource_limits) from error
         _kill_rest(resource_limits, sandbox, ended, workspace)
-        monitor.look(over=True, status=ended.status)
+        monitor.report_counts(is_final=True, status=ended.status)
         over = partial(record_end, recorder, gate, started, ended, time.monotonic() - began)
         found = _finish(workspace, recorder, started, over, watched)
         watched.close()  # from here on signals end this process again
@@ -131,7 +131,7 @@ def run(wanted: RunRequest, host: "Host") -> Result:
         _summary(gate),
         journal,
         tuple(problems),
-        tuple(monitor.told),
+        tuple(monitor.reached),
         monitor.cut_short,
         found,
         wanted.argv[0],

@@ -200,7 +200,7 @@ class SandboxNamespaces:
             with explain_errors():
                 make = SocketMaker(self.outer)
                 try:
-                    make.expect(install.USED)
+                    make.expect(install.SOCKETS_USED)
                     self.made, self.counting = install.install(make)
                 finally:
                     make.close()

@@ -245,7 +245,7 @@ def _check_words(program: Program) -> None:
 
 
 def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
-    own = resource_limits.task_rlimits(among_others=not identity.privileged)
+    own = resource_limits.task_rlimits(shares_uid=not identity.privileged)
     return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
 
 

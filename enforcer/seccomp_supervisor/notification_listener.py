@@ -54,8 +54,8 @@ class Listener:
         number_of, thread, _flags, number, _architecture, _ip, *arguments = _NOTIFICATION.unpack(buffer)
         return Notification(number_of, thread, number, tuple(arguments))
 
-    def waits(self, call: Notification) -> bool:
-        """Whether the call still waits, so that what was read until now was its process's."""
+    def is_waiting(self, call: Notification) -> bool:
+        """Whether the call still waits. If so, everything read until now is from its process."""
         try:
             fcntl.ioctl(self.descriptor, _ID_VALID, struct.pack("=Q", call.id))
         except OSError:
@@ -66,7 +66,7 @@ class Listener:
         """Answer with an errno; returns whether the call still waited."""
         return self._answer(_RESPONSE.pack(call.id, 0, -error, 0))
 
-    def let_go_on(self, call: Notification) -> bool:
+    def allow(self, call: Notification) -> bool:
         """Have the kernel make the call, with arguments and memory as they are *now*; returns whether it waited."""
         return self._answer(_RESPONSE.pack(call.id, 0, 0, _CONTINUE))
 
@@ -85,10 +85,10 @@ class Listener:
 
 
 PATH_MAX: Final = 4096  # limits.h: a longer path fails with ENAMETOOLONG
-MOST_BYTES: Final = 64 << 10  # bytes of all arguments that are read
-MOST_WORDS: Final = 4096
+MAX_BYTES: Final = 64 << 10  # bytes of all arguments that are read
+MAX_ARGUMENTS: Final = 4096
 _PAGE: Final = 4096
-_FIRST: Final = 256  # bytes of the first read: most strings are shorter
+_FIRST_READ: Final = 256  # bytes of the first read: most strings are shorter
 _ADDRESSES: Final = 1 << 64
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,11 +99,11 @@ class _Iovec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_uint64), ("length", ctypes.c_size_t)]
 
 
-class Words(NamedTuple):
-    """The arguments of a program, with argv[0]; `whole`: none is missing."""
+class ProgramArguments(NamedTuple):
+    """The arguments of a program, with argv[0]; `is_complete`: none is missing."""
 
-    words: tuple[bytes, ...]
-    whole: bool
+    values: tuple[bytes, ...]
+    is_complete: bool
 
 
 def read_memory(thread: int, address: int, size: int) -> bytes:
@@ -112,59 +112,59 @@ def read_memory(thread: int, address: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
     local = _Iovec(ctypes.addressof(buffer), size)
     remote = _Iovec(address % _ADDRESSES, size)
-    got = _libc.process_vm_readv(thread, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
-    if got <= 0:
+    count = _libc.process_vm_readv(thread, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    if count <= 0:
         number = ctypes.get_errno()
         raise OSError(number, f"process_vm_readv: {os.strerror(number)}")
-    return buffer.raw[:got]
+    return buffer.raw[:count]
 
 
 def read_text(thread: int, address: int, longest: int) -> bytes | None:
     """Read a zero-terminated string; None if it is longer. Raises OSError."""
-    found = b""
-    while len(found) < longest:
-        piece = read_memory(thread, address + len(found), _FIRST if not found else _PAGE)
-        end = piece.find(0)
+    text = b""
+    while len(text) < longest:
+        chunk = read_memory(thread, address + len(text), _FIRST_READ if not text else _PAGE)
+        end = chunk.find(0)
         if end >= 0:
-            found += piece[:end]
-            return found if len(found) < longest else None
-        found += piece
+            text += chunk[:end]
+            return text if len(text) < longest else None
+        text += chunk
     return None
 
 
-def read_words(thread: int, address: int) -> Words:
+def read_arguments(thread: int, address: int) -> ProgramArguments:
     """Read a null-terminated array of strings, up to a bound. Raises OSError.
 
     Address 0: no arguments (execve(2), NOTES).
     """
-    found: list[bytes] = []
+    arguments: list[bytes] = []
     if not address:
-        return Words((), whole=True)
-    room = MOST_BYTES
+        return ProgramArguments((), is_complete=True)
+    budget = MAX_BYTES
     for pointer in _pointers(thread, address):
         if not pointer:
-            return Words(tuple(found), whole=True)
-        one = read_text(thread, pointer, room) if room > 0 else None
-        if one is None or len(found) == MOST_WORDS:
+            return ProgramArguments(tuple(arguments), is_complete=True)
+        value = read_text(thread, pointer, budget) if budget > 0 else None
+        if value is None or len(arguments) == MAX_ARGUMENTS:
             break
-        found.append(one)
-        room -= len(one) + 1
-    return Words(tuple(found), whole=False)
+        arguments.append(value)
+        budget -= len(value) + 1
+    return ProgramArguments(tuple(arguments), is_complete=False)
 
 
 def _pointers(thread: int, address: int) -> Iterator[int]:
-    left = b""  # the first part of a pointer across two pages
+    remainder = b""  # the first part of a pointer across two pages
     while True:
-        piece = read_memory(thread, address, _PAGE)
-        address += len(piece)
-        piece = left + piece
-        end = len(piece) // 8 * 8
-        for (pointer,) in struct.iter_unpack("=Q", piece[:end]):
+        chunk = read_memory(thread, address, _PAGE)
+        address += len(chunk)
+        chunk = remainder + chunk
+        end = len(chunk) // 8 * 8
+        for (pointer,) in struct.iter_unpack("=Q", chunk[:end]):
             yield pointer
-        left = piece[end:]
+        remainder = chunk[end:]
 
 
-_PATIENCE: Final = 5.0  # seconds
+_TIMEOUT: Final = 5.0  # seconds
 _PROGRAM: Final = "/nowhere"
 
 
@@ -173,18 +173,18 @@ def try_supervision() -> str:
 
     Raises OSError where the kernel, or a container's policy, forbids it.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel, child_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _be_held(theirs)
-    theirs.close()
-    ours.settimeout(_PATIENCE)
-    said, descriptors, _, _ = socket.recv_fds(ours, 256, 1)
+        _start_held_program(child_channel)
+    child_channel.close()
+    channel.settimeout(_TIMEOUT)
+    message, descriptors, _, _ = socket.recv_fds(channel, 256, 1)
     if not descriptors:
         os.waitpid(pid, 0)
-        raise OSError(said.decode() or "the test process ended")
+        raise OSError(message.decode() or "the test process ended")
     listener = Listener(descriptors[0])
-    select.select([listener.descriptor], [], [], _PATIENCE)
+    select.select([listener.descriptor], [], [], _TIMEOUT)
     try:
         call = listener.receive()
         if call is None:
@@ -199,7 +199,7 @@ def try_supervision() -> str:
     return "program starts can be held, and their arguments read"
 
 
-def _be_held(channel: socket.socket) -> None:
+def _start_held_program(channel: socket.socket) -> None:
     try:
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         listener = linux.load_seccomp_with_listener(watched_filter(commands=True).program)

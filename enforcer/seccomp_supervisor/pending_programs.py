@@ -15,7 +15,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.seccomp_supervisor.notification_listener import PATH_MAX, Words, read_text, read_words
+from enforcer.seccomp_supervisor.notification_listener import PATH_MAX, ProgramArguments, read_arguments, read_text
 from enforcer.seccomp_supervisor.task_processes import Caller, File, Program
 from enforcer.system import linux
 from proxy.supervisor_channel import messages
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from enforcer.seccomp_supervisor.notification_listener import Listener, Notification
 
 _STDERR: Final = 2
-_AT_MOST: Final = 512  # bytes: the least PIPE_BUF, so that a pipe takes all or nothing
+_LINE_MAX: Final = 512  # bytes: the least PIPE_BUF, so that a pipe takes all or nothing
 
 
 def write_to_stderr(pid: int, line: bytes) -> None:
     """Write one line to the process's standard error, if it can be written at once. Never raises."""
-    text = line[: _AT_MOST - 1] + b"\n"
+    text = line[: _LINE_MAX - 1] + b"\n"
     with contextlib.suppress(OSError):
         process = os.pidfd_open(pid)
         try:
@@ -58,30 +58,30 @@ def _write_line(descriptor: int, text: bytes) -> None:
         os.write(descriptor, text)
 
 
-PATIENCE: Final = 20.0  # seconds for the worker's first answer; then the call is refused
-COST: Final = 10  # the cost of a refused program start, in refused calls: each one is an event
-_MOST_OPEN: Final = 32  # calls without a first answer; further ones wait in the kernel
-_MOST_WAITING: Final = 64  # calls that wait for an approval
-_LONGEST_WAIT: Final = 7 * 86400.0  # seconds
-_LOOKED_AT_EVERY: Final = 0.5  # seconds between checks whether the processes still wait
-_GONE_FOR: Final = 1.0  # seconds; before Linux 5.19 a signal interrupts a call, which is then made again
-_MOST_DECIDED: Final = 64
-_DECIDED_FOR: Final = 5.0  # seconds for an interrupted call to come back for its answer
-_WORDS: Final = 64  # arguments whose reading costs as much as a refused call
+DECISION_TIMEOUT: Final = 20.0  # seconds for the worker's first answer; then the call is refused
+REFUSAL_COST: Final = 10  # the cost of a refused program start, in refused calls: each one is an event
+_MAX_UNDECIDED: Final = 32  # calls without a first answer; further ones wait in the kernel
+_MAX_WAITING: Final = 64  # calls that wait for an approval
+_MAX_WAIT: Final = 7 * 86400.0  # seconds
+_CHECK_INTERVAL: Final = 0.5  # seconds between checks whether the processes still wait
+_GONE_AFTER: Final = 1.0  # seconds; before Linux 5.19 a signal interrupts a call, which is then made again
+_MAX_INTERRUPTED: Final = 64
+_INTERRUPTED_FOR: Final = 5.0  # seconds for an interrupted call to come back for its answer
+_ARGUMENTS_PER_COST: Final = 64  # arguments whose reading costs as much as a refused call
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_FDCWD: Final = -100
-_NOBODY: Final = b"exeat: this program can't start: the gate that decides about it has ended"
-_TOO_MANY: Final = b"exeat: this program can't start: too many programs of this task wait for an approval"
-_CHANGED: Final = b"exeat: the program's file or arguments changed while it waited for an approval"
+_WORKER_GONE: Final = b"exeat: this program can't start: the gate that decides about it has ended"
+_TOO_MANY_WAITING: Final = b"exeat: this program can't start: too many programs of this task wait for an approval"
+_REQUEST_CHANGED: Final = b"exeat: the program's file or arguments changed while it waited for an approval"
 
-_UNKNOWN: Final = b"exeat: the program's file can't be read to check that it is unchanged"
+_UNREADABLE: Final = b"exeat: the program's file can't be read to check that it is unchanged"
 
 
 class _ExecRequest(NamedTuple):
-    """What a process asks to execute: names, arguments and file; or the errno that the kernel would return."""
+    """A program start: names, arguments and file of the program; or the errno that the kernel would return."""
 
     names: tuple[bytes, ...] = ()
-    words: Words = Words((), whole=False)
+    words: ProgramArguments = ProgramArguments((), is_complete=False)
     file: File | None = None
     error: int = 0
 
@@ -92,175 +92,180 @@ type _Key = tuple[int, _ExecRequest]
 class _PendingExec:
     """One execve(2) that waits. `waiting`: for a person's approval; `checked`: the worker asks whether it changed."""
 
-    __slots__ = ("call", "caller", "checked", "deadline", "gone", "key", "name", "number", "waiting")
+    __slots__ = ("call", "caller", "checked", "deadline", "gone_since", "key", "name", "number", "waiting")
 
     def __init__(self, name: str, call: "Notification", caller: Caller, key: _Key) -> None:
         self.name = name
         self.call = call
         self.caller = caller
         self.key = key
-        self.deadline = time.monotonic() + PATIENCE
+        self.deadline = time.monotonic() + DECISION_TIMEOUT
         self.number = 0
         self.waiting = self.checked = False
-        self.gone: float | None = None  # since when the process doesn't wait any more
+        self.gone_since: float | None = None  # since when the process doesn't wait any more
 
 
 class PendingExecs:
     """All waiting execve(2) calls.
 
-    `tell` sends to the worker, and returns whether it was sent; `proc`: /proc of the host.
+    `send` sends to the worker, and returns whether it was sent; `proc`: /proc of the host.
     """
 
-    def __init__(self, listener: "Listener", proc: int, tell: "Callable[[messages.FromSupervisor], bool]") -> None:
+    def __init__(self, listener: "Listener", proc: int, send: "Callable[[messages.FromSupervisor], bool]") -> None:
         self._listener = listener
         self._proc = proc
-        self._tell = tell
-        self._asked = 0
-        self._lost = False
+        self._send = send
+        self._last_number = 0
+        self._worker_is_gone = False
         self.open: dict[int, _PendingExec] = {}
         # Answers for calls that a signal had interrupted: they are made again.
-        self._decided: dict[_Key, tuple[messages.StartDecision, float]] = {}
-        self._looked = 0.0
+        self._interrupted: dict[_Key, tuple[messages.StartDecision, float]] = {}
+        self._last_check = 0.0
 
     @property
     def is_full(self) -> bool:
         """Whether no further call can be held before the worker answers."""
-        return sum(not held.waiting for held in self.open.values()) >= _MOST_OPEN
+        return sum(not pending.waiting for pending in self.open.values()) >= _MAX_UNDECIDED
 
     @property
     def due(self) -> float:
-        """Seconds until `look` has something to do, while calls are `open`."""
+        """Seconds until `check` has something to do, while calls are `open`."""
         now = time.monotonic()
-        first = min(held.deadline for held in self.open.values()) - now
-        if any(held.waiting for held in self.open.values()):
-            first = min(first, self._looked + _LOOKED_AT_EVERY - now)
-        return max(0.0, first)
+        delay = min(pending.deadline for pending in self.open.values()) - now
+        if any(pending.waiting for pending in self.open.values()):
+            delay = min(delay, self._last_check + _CHECK_INTERVAL - now)
+        return max(0.0, delay)
 
     def hold(self, name: str, call: "Notification") -> int:
         """Ask the worker about a call; returns the cost, in refused calls."""
         caller = Caller(self._proc, call.thread)
         try:
-            read = self._read(name, call, caller)
+            request = self._read(name, call, caller)
         except OSError as unreadable:
             # These errors the kernel would return; after others the worker is asked without names.
-            known = unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG)
-            read = _ExecRequest(error=(unreadable.errno or 0) if known else 0)
-        cost = len(read.words.words) // _WORDS
-        if read.error:
-            self._listener.refuse(call, read.error)
+            is_kernel_error = unreadable.errno in (errno.EFAULT, errno.ENAMETOOLONG)
+            request = _ExecRequest(error=(unreadable.errno or 0) if is_kernel_error else 0)
+        cost = len(request.words.values) // _ARGUMENTS_PER_COST
+        if request.error:
+            self._listener.refuse(call, request.error)
             return cost + 1
-        return cost + self._hold(_PendingExec(name, call, caller, (call.thread, read)), read.names, read.words)
+        return cost + self._submit(
+            _PendingExec(name, call, caller, (call.thread, request)), request.names, request.words
+        )
 
-    def _hold(self, held: _PendingExec, names: tuple[bytes, ...], words: Words) -> int:
-        known = self._decided.pop(held.key, None)
-        if known is not None and time.monotonic() - known[1] < _DECIDED_FOR:
-            return self._answer(held, known[0])
-        before = next((other for other in self.open.values() if other.key == held.key), None)
-        if before is not None:  # a thread makes one call at a time, so this is the same call, made again
-            before.call, before.gone = held.call, None
-            if before.checked:
-                self._check(before)
+    def _submit(self, pending: _PendingExec, names: tuple[bytes, ...], arguments: ProgramArguments) -> int:
+        interrupted = self._interrupted.pop(pending.key, None)
+        if interrupted is not None and time.monotonic() - interrupted[1] < _INTERRUPTED_FOR:
+            return self._answer(pending, interrupted[0])
+        earlier = next((pending_exec for pending_exec in self.open.values() if pending_exec.key == pending.key), None)
+        if earlier is not None:  # a thread makes one call at a time, so this is the same call, made again
+            earlier.call, earlier.gone_since = pending.call, None
+            if earlier.checked:
+                self._report_check(earlier)
             return 0
-        who = held.caller.who()
-        if not self._listener.waits(held.call):
+        process = pending.caller.info()
+        if not self._listener.is_waiting(pending.call):
             return 0  # interrupted: it is made again, or its process is gone
-        self._asked += 1
-        held.number = self._asked
-        asked = messages.StartRequest(self._asked, who, names, words.words[1:], words.whole, bool(names))
-        if self._lost or not self._tell(asked):
-            return self._answer(held, messages.StartDecision(self._asked, go=False, says=_NOBODY))
-        self.open[self._asked] = held
+        self._last_number += 1
+        pending.number = self._last_number
+        request = messages.StartRequest(
+            self._last_number, process, names, arguments.values[1:], arguments.is_complete, bool(names)
+        )
+        if self._worker_is_gone or not self._send(request):
+            return self._answer(pending, messages.StartDecision(self._last_number, go=False, says=_WORKER_GONE))
+        self.open[self._last_number] = pending
         return 0
 
-    def heard(
-        self, told: "messages.StartDecision | messages.StartPending | messages.CheckStart | messages.NewWorker"
+    def handle(
+        self, message: "messages.StartDecision | messages.StartPending | messages.CheckStart | messages.NewWorker"
     ) -> int:
         """Handle a message of the worker; returns the cost."""
-        if isinstance(told, messages.NewWorker):
-            return self._refuse_all([number for number, held in self.open.items() if held.waiting])
-        held = self.open.get(told.number)
-        if held is None:
+        if isinstance(message, messages.NewWorker):
+            return self._refuse_all([number for number, pending in self.open.items() if pending.waiting])
+        pending = self.open.get(message.number)
+        if pending is None:
             return 0
-        if isinstance(told, messages.CheckStart):
-            self._check(held)
+        if isinstance(message, messages.CheckStart):
+            self._report_check(pending)
             return 0
-        if isinstance(told, messages.StartDecision):
-            del self.open[told.number]
-            if told.go and held.waiting and (changed := self._changed(held)):
-                told = messages.StartDecision(told.number, go=False, says=changed)
-            return self._answer(held, told)
-        if not held.waiting and sum(other.waiting for other in self.open.values()) >= _MOST_WAITING:
-            self._tell(messages.StartGone(told.number))
-            del self.open[told.number]
-            return self._answer(held, messages.StartDecision(told.number, go=False, says=_TOO_MANY))
-        held.waiting = True
-        held.deadline = time.monotonic() + min(told.seconds, _LONGEST_WAIT)
+        if isinstance(message, messages.StartDecision):
+            del self.open[message.number]
+            if message.go and pending.waiting and (change := self._change_since_request(pending)):
+                message = messages.StartDecision(message.number, go=False, says=change)
+            return self._answer(pending, message)
+        if not pending.waiting and sum(pending_exec.waiting for pending_exec in self.open.values()) >= _MAX_WAITING:
+            self._send(messages.StartGone(message.number))
+            del self.open[message.number]
+            return self._answer(pending, messages.StartDecision(message.number, go=False, says=_TOO_MANY_WAITING))
+        pending.waiting = True
+        pending.deadline = time.monotonic() + min(message.seconds, _MAX_WAIT)
         return 0
 
-    def look(self) -> int:
+    def check(self) -> int:
         """Refuse calls past their deadline, and report those whose process is gone; returns the cost."""
         now = time.monotonic()
-        cost = self._refuse_all([number for number, held in self.open.items() if held.deadline <= now])
-        if now - self._looked < _LOOKED_AT_EVERY:
+        cost = self._refuse_all([number for number, pending in self.open.items() if pending.deadline <= now])
+        if now - self._last_check < _CHECK_INTERVAL:
             return cost
-        self._looked = now
-        for number, held in tuple(self.open.items()):
-            if self._listener.waits(held.call):
-                held.gone = None
-                if held.checked:
-                    self._check(held)
-            elif held.gone is None:
-                held.gone = now
-            elif now - held.gone >= _GONE_FOR:
+        self._last_check = now
+        for number, pending in tuple(self.open.items()):
+            if self._listener.is_waiting(pending.call):
+                pending.gone_since = None
+                if pending.checked:
+                    self._report_check(pending)
+            elif pending.gone_since is None:
+                pending.gone_since = now
+            elif now - pending.gone_since >= _GONE_AFTER:
                 del self.open[number]
-                self._tell(messages.StartGone(number))
+                self._send(messages.StartGone(number))
         return cost
 
-    def lost(self) -> None:
+    def refuse_all(self) -> None:
         """Refuse every call, now and later: the worker is gone."""
-        self._lost = True
+        self._worker_is_gone = True
         self._refuse_all(list(self.open))
 
     def _refuse_all(self, numbers: list[int]) -> int:
         cost = 0
         for number in numbers:
-            self._tell(messages.StartGone(number))
-            cost += self._answer(self.open.pop(number), messages.StartDecision(number, go=False, says=_NOBODY))
+            self._send(messages.StartGone(number))
+            cost += self._answer(self.open.pop(number), messages.StartDecision(number, go=False, says=_WORKER_GONE))
         return cost
 
-    def _answer(self, held: _PendingExec, answer: messages.StartDecision) -> int:
-        """Continue the call, or refuse it and write the reason to its standard error."""
+    def _answer(self, pending: _PendingExec, answer: messages.StartDecision) -> int:
+        """Allow the call, or refuse it and write the reason to its standard error."""
         if answer.go:
-            there = self._listener.let_go_on(held.call)
+            was_waiting = self._listener.allow(pending.call)
         else:
-            if answer.says and self._listener.waits(held.call):
-                write_to_stderr(held.caller.pid, answer.says)
-            there = self._listener.refuse(held.call, errno.EACCES)
-        if not there:
-            while len(self._decided) >= _MOST_DECIDED:
-                self._decided.pop(next(iter(self._decided)))
-            self._decided[held.key] = answer, time.monotonic()
-        return 0 if answer.go else COST
+            if answer.says and self._listener.is_waiting(pending.call):
+                write_to_stderr(pending.caller.pid, answer.says)
+            was_waiting = self._listener.refuse(pending.call, errno.EACCES)
+        if not was_waiting:
+            while len(self._interrupted) >= _MAX_INTERRUPTED:
+                self._interrupted.pop(next(iter(self._interrupted)))
+            self._interrupted[pending.key] = answer, time.monotonic()
+        return 0 if answer.go else REFUSAL_COST
 
-    def _check(self, held: _PendingExec) -> None:
+    def _report_check(self, pending: _PendingExec) -> None:
         """Tell the worker whether the request is unchanged.
 
         For an interrupted call that waits until it is made again.
         """
-        changed = self._changed(held)
-        held.checked = not self._listener.waits(held.call)  # otherwise the memory read may be another process's
-        if not held.checked:
-            self._tell(messages.CheckResult(held.number, changed))
+        change = self._change_since_request(pending)
+        # Otherwise the memory that was read may be another process's.
+        pending.checked = not self._listener.is_waiting(pending.call)
+        if not pending.checked:
+            self._send(messages.CheckResult(pending.number, change))
 
-    def _changed(self, held: _PendingExec) -> bytes:
+    def _change_since_request(self, pending: _PendingExec) -> bytes:
         """Return an empty text if the request is unchanged: its arguments are in the task's memory all the while."""
-        asked = held.key[1]
-        if asked.file is None:
-            return _UNKNOWN
+        request = pending.key[1]
+        if request.file is None:
+            return _UNREADABLE
         try:
-            return b"" if self._read(held.name, held.call, held.caller) == asked else _CHANGED
+            return b"" if self._read(pending.name, pending.call, pending.caller) == request else _REQUEST_CHANGED
         except OSError:
-            return _CHANGED
+            return _REQUEST_CHANGED
 
     def _read(self, name: str, call: "Notification", caller: Caller) -> _ExecRequest:
         arguments = call.arguments
@@ -274,14 +279,18 @@ class PendingExecs:
         path = read_text(call.thread, arguments[0], PATH_MAX)
         if path is None:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        whole = caller.path(os.fsdecode(path), directory)
+        full_path = caller.path(os.fsdecode(path), directory)
         if path:
-            program = caller.program(whole)
+            program = caller.program(full_path)
         elif directory is not None and flags & _AT_EMPTY_PATH:
-            program = caller.opened(whole, directory)
+            program = caller.open_file(full_path, directory)
         else:
-            program = Program(whole, errno.ENOENT)
+            program = Program(full_path, errno.ENOENT)
         if program.error:
             return _ExecRequest(error=program.error)
-        words = read_words(call.thread, arguments[1])
-        return _ExecRequest((os.fsencode(whole), os.fsencode(program.path), *words.words[:1]), words, program.file)
+        program_arguments = read_arguments(call.thread, arguments[1])
+        return _ExecRequest(
+            (os.fsencode(full_path), os.fsencode(program.path), *program_arguments.values[:1]),
+            program_arguments,
+            program.file,
+        )

@@ -30,7 +30,7 @@ from enforcer.system import linux
 
 AT_FDCWD: Final = -100
 # /proc/self isn't the task for the supervisor. The C library's fchmodat() uses this path (glibc 2.32 to 2.38, musl).
-_OWN_DESCRIPTOR: Final = re.compile(rb"/proc/(?:self|thread-self)/fd/([0-9]+)")
+_PROC_SELF_FD: Final = re.compile(rb"/proc/(?:self|thread-self)/fd/([0-9]+)")
 
 
 def by_descriptor(proc: int, thread: int, number: int, flags: int) -> int:
@@ -46,8 +46,8 @@ def by_path(proc: int, thread: int, address: int, flags: int, at: int = AT_FDCWD
     path = notification_listener.read_text(thread, address, notification_listener.PATH_MAX)
     if path is None:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    if own := _OWN_DESCRIPTOR.fullmatch(path):
-        return by_descriptor(proc, thread, int(own[1]), flags)
+    if descriptor_path := _PROC_SELF_FD.fullmatch(path):
+        return by_descriptor(proc, thread, int(descriptor_path[1]), flags)
     if not path:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
     if path.startswith(b"/"):  # openat(2) ignores the directory then
@@ -81,12 +81,15 @@ def open_directory(proc: int, name: str, call: Notification) -> int:
         return by_descriptor(proc, thread, first, _DIRECTORY)
     if name == "chmod":
         return by_path(proc, thread, first, _DIRECTORY)
-    how = fourth & 0xFFFFFFFF if name == "fchmodat2" else 0
-    if how & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
+    at_flags = fourth & 0xFFFFFFFF if name == "fchmodat2" else 0
+    if at_flags & ~(_AT_SYMLINK_NOFOLLOW | _AT_EMPTY_PATH):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    if how & _AT_EMPTY_PATH and notification_listener.read_text(thread, second, notification_listener.PATH_MAX) == b"":
+    if (
+        at_flags & _AT_EMPTY_PATH
+        and notification_listener.read_text(thread, second, notification_listener.PATH_MAX) == b""
+    ):
         return by_descriptor(proc, thread, first, _DIRECTORY)
-    flags = _DIRECTORY | (os.O_NOFOLLOW if how & _AT_SYMLINK_NOFOLLOW else 0)
+    flags = _DIRECTORY | (os.O_NOFOLLOW if at_flags & _AT_SYMLINK_NOFOLLOW else 0)
     return by_path(proc, thread, second, flags, first)
 
 
@@ -110,8 +113,8 @@ _FLAGS: Final = os.XATTR_CREATE | os.XATTR_REPLACE
 _SIGKILL: Final = 9
 
 
-def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], bool]) -> None:
-    """Make one of `ATTRIBUTE_CALLS` if it still `waits`. `proc`: /proc of the host, our working directory.
+def set_attribute(proc: int, name: str, call: Notification, is_waiting: Callable[[], bool]) -> None:
+    """Make one of `ATTRIBUTE_CALLS` if it still `is_waiting`. `proc`: /proc of the host, our working directory.
 
     Raises OSError.
     """
@@ -122,22 +125,22 @@ def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], 
     attribute = notification_listener.read_text(call.thread, second, _NAME_MAX)
     if not attribute:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
-    named = os.fsdecode(attribute)
-    if not named.startswith(_ALLOWED):
+    attribute_name = os.fsdecode(attribute)
+    if not attribute_name.startswith(_ALLOWED):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
     value = _value(call.thread, third, fourth) if name.endswith("setxattr") else None
-    how = os.O_PATH | (os.O_NOFOLLOW if name.startswith("l") else 0)
-    opened = by_descriptor if name.startswith("f") else by_path
-    file = opened(proc, call.thread, first, how)
+    open_flags = os.O_PATH | (os.O_NOFOLLOW if name.startswith("l") else 0)
+    open_file = by_descriptor if name.startswith("f") else by_path
+    file = open_file(proc, call.thread, first, open_flags)
     try:
-        ids = Caller(proc, call.thread).owns()
-        if not waits():  # the memory read may be another process's
+        ids = Caller(proc, call.thread).file_access_ids()
+        if not is_waiting():  # the memory read may be another process's
             return
         with _rights_of(*ids):
             if value is None:
-                os.removexattr(f"self/fd/{file}", named)
+                os.removexattr(f"self/fd/{file}", attribute_name)
             else:
-                os.setxattr(f"self/fd/{file}", named, value, flags)
+                os.setxattr(f"self/fd/{file}", attribute_name, value, flags)
     finally:
         os.close(file)
 
@@ -145,10 +148,10 @@ def set_attribute(proc: int, name: str, call: Notification, waits: Callable[[], 
 def _value(thread: int, address: int, size: int) -> bytes:
     if size > _SIZE_MAX:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
-    found = b""
-    while len(found) < size:
-        found += notification_listener.read_memory(thread, address + len(found), size - len(found))
-    return found
+    value = b""
+    while len(value) < size:
+        value += notification_listener.read_memory(thread, address + len(value), size - len(value))
+    return value
 
 
 @contextlib.contextmanager
@@ -167,11 +170,11 @@ def _rights_of(uid: int, groups: frozenset[int]) -> Iterator[None]:
 
 
 LOCK_CALL: Final = "fcntl"
-MOST: Final = 50_000  # 10 MB
-_MOST_LOOKS: Final = 400_000  # processes, threads and descriptors, about a second; a task with more gets no more locks
-_MADE: Final = 2  # locks that one call makes at most: it may split another lock
-_OF_FILES: Final = frozenset({37, 38})  # F_OFD_SETLK, F_OFD_SETLKW
-_REST: Final = 0.1  # seconds between two counts, where there are many
+MAX_LOCKS: Final = 50_000  # 10 MB
+_LOOK_BUDGET: Final = 400_000  # processes, threads and descriptors, about a second; a task with more gets no more locks
+_LOCKS_PER_CALL: Final = 2  # locks that one call makes at most: it may split another lock
+_OPEN_FILE_LOCKS: Final = frozenset({37, 38})  # F_OFD_SETLK, F_OFD_SETLKW
+_RECOUNT_PAUSE: Final = 0.1  # seconds between two counts, where there are many
 
 
 class Locks:
@@ -179,37 +182,37 @@ class Locks:
 
     def __init__(self, proc: int, first: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._proc, self._first, self._clock = proc, first, clock
-        self._free = MOST
-        self._of_files = MOST
+        self._locks_left = MAX_LOCKS
+        self._open_file_locks_left = MAX_LOCKS
         self._due = 0.0  # when they may be counted again
 
     def allows(self, command: int) -> bool:
         """Whether one more call may make locks."""
         # Locks of an open file may be in no process: the file may be in a socket. They are never counted as freed.
-        if command in _OF_FILES:
-            self._of_files -= _MADE
-            if self._of_files < 0:
+        if command in _OPEN_FILE_LOCKS:
+            self._open_file_locks_left -= _LOCKS_PER_CALL
+            if self._open_file_locks_left < 0:
                 return False
-        self._free -= _MADE
-        if self._free < 0 and self._clock() >= self._due:
-            self._free = MOST - _MADE - count_locks(self._proc, self._first)
-            if self._free < MOST // 10:
-                self._due = self._clock() + _REST
-        return self._free >= 0
+        self._locks_left -= _LOCKS_PER_CALL
+        if self._locks_left < 0 and self._clock() >= self._due:
+            self._locks_left = MAX_LOCKS - _LOCKS_PER_CALL - count_locks(self._proc, self._first)
+            if self._locks_left < MAX_LOCKS // 10:
+                self._due = self._clock() + _RECOUNT_PAUSE
+        return self._locks_left >= 0
 
 
 def count_locks(proc: int, first: int) -> int:
-    """Count the locks of a process and its descendants; MOST where that is too much to look at."""
-    looks, found = LookBudget(_MOST_LOOKS), 0
+    """Count the locks of a process and its descendants; MAX_LOCKS if they have too many /proc entries."""
+    looks, count = LookBudget(_LOOK_BUDGET), 0
     try:
         for pid in (first, *descendants(proc, first, looks)):
             for thread in map(int, list_directory(proc, f"{pid}/task", looks)):
                 if thread == pid or not linux.shares_descriptor_table(pid, thread):
                     table = f"{pid}/task/{thread}/fdinfo"
-                    found += sum(
+                    count += sum(
                         read_file(proc, f"{table}/{name}").count(b"\nlock:")
                         for name in list_directory(proc, table, looks)
                     )
     except ValueError:
-        return MOST
-    return found
+        return MAX_LOCKS
+    return count

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from enforcer.sandbox.namespaces import SandboxNamespaces
 
 # CAP_DAC_READ_SEARCH, _FOWNER, _FSETID, _SETGID, _SETUID and _SYS_PTRACE, over the sandbox alone
-_KEPT: Final = sum(1 << number for number in (2, 3, 4, 6, 7, 19))
-_LAST_WORDS: Final = 1.0  # seconds
+_CAPABILITIES: Final = sum(1 << number for number in (2, 3, 4, 6, 7, 19))
+_REPORT_TIMEOUT: Final = 1.0  # seconds
 GREETING: Final = b"\x91\xa4anew"  # `messages.NewWorker`; the start doesn't import msgspec for it, which takes 14 ms
-_LONGEST: Final = 500  # bytes of a reported error
+_MAX_ERROR: Final = 500  # bytes of a reported error
 # The user namespace first: it gives the rights to enter the others.
 _NAMESPACES: Final = ("user", "net", "ipc", "uts", "cgroup", "mnt")
 SOCKET: Final = "watch"  # the name of the worker's end among the sandbox's sockets
@@ -39,15 +39,17 @@ SOCKET: Final = "watch"  # the name of the worker's end among the sandbox's sock
 class SupervisorProcess:
     """The supervisor process of one sandbox. When it fails, calls are refused: a closed listener allows nothing."""
 
-    def __init__(self, watching: WatchedFilter, made: "SandboxNamespaces", resource_limits: "ResourceLimits") -> None:
+    def __init__(
+        self, watching: WatchedFilter, namespaces: "SandboxNamespaces", resource_limits: "ResourceLimits"
+    ) -> None:
         self._watching = watching
-        self._namespaces = made
+        self._namespaces = namespaces
         self._resource_limits = resource_limits
         self._channel, self._workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener = -1
         self._selector: selectors.BaseSelector | None = None
         self._pid = 0
-        self._over: socket.socket | None = None
+        self._runner_channel: socket.socket | None = None
         self._has_worker = True  # the worker's end is open
 
     def give(self) -> int:
@@ -58,49 +60,49 @@ class SupervisorProcess:
         """Take over the listener of the filter. Raises OSError, HostError where a supervisor is required and fails."""
         self._listener = listener
         if self._watching.needed:
-            self._begin()
+            self._start()
 
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Have `hear` called when the task's filter or the worker sends something."""
         if not self._pid:
             self._selector = selector
-            for asks in self._asking():
-                selector.register(asks, selectors.EVENT_READ, self.hear)
+            for source in self._event_sources():
+                selector.register(source, selectors.EVENT_READ, self.hear)
 
     def hear(self) -> None:
         """Start the supervisor, unless the worker only greets or has closed its end, or no process has the filter."""
-        if self._has_worker and self._worker_asks_nothing():
+        if self._has_worker and self._is_only_greeting():
             return
         if self._selector is not None:
-            for asks in self._asking():
-                self._selector.unregister(asks)
-        if self._is_over():
-            self._let_go()
+            for source in self._event_sources():
+                self._selector.unregister(source)
+        if self._is_filter_gone():
+            self._close_listener()
             return
         try:
-            self._begin()
+            self._start()
         except (OSError, HostError) as error:
-            self._tell_broken(error)
-            self._let_go()
+            self._report_failure(error)
+            self._close_listener()
 
     def see_out(self) -> None:
         """Wait up to 1 s until the supervisor has reported everything: no process of the task is left."""
-        if self._over is not None:
+        if self._runner_channel is not None:
             poll = select.poll()
-            poll.register(self._over, select.POLLIN)
-            poll.poll(_LAST_WORDS * 1000)
+            poll.register(self._runner_channel, select.POLLIN)
+            poll.poll(_REPORT_TIMEOUT * 1000)
 
     def close(self) -> None:
         """End the supervisor. Idempotent."""
-        self._let_go()
+        self._close_listener()
         self._workers.close()
-        if self._over is not None:
-            self._over.close()
+        if self._runner_channel is not None:
+            self._runner_channel.close()
         pid, self._pid = self._pid, 0
         processes.kill_and_wait(pid)
 
-    def _worker_asks_nothing(self) -> bool:
-        """Take a worker's greeting, or the end of its channel; False: it sent a question."""
+    def _is_only_greeting(self) -> bool:
+        """Receive a worker's greeting, or the end of its channel. False: the worker has sent a look-up."""
         try:
             packet = self._channel.recv(len(GREETING) + 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -117,7 +119,7 @@ class SupervisorProcess:
             return True
         return False
 
-    def _is_over(self) -> bool:
+    def _is_filter_gone(self) -> bool:
         """Whether no process has the filter any more, which is reported before a task's end."""
         if self._listener < 0:
             return True
@@ -125,45 +127,47 @@ class SupervisorProcess:
         poll.register(self._listener, select.POLLIN)
         return poll.poll(0) == [(self._listener, select.POLLHUP)]
 
-    def _asking(self) -> list[int]:
+    def _event_sources(self) -> list[int]:
         channel = self._channel.fileno() if self._has_worker else -1
-        return [each for each in (self._listener, channel) if each >= 0]
+        return [descriptor for descriptor in (self._listener, channel) if descriptor >= 0]
 
-    def _tell_broken(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         from proxy.supervisor_channel import messages  # saves a start msgspec: 14 ms
 
         with contextlib.suppress(OSError):
             self._channel.send(
-                messages.pack(messages.SupervisorFailed(f"{type(error).__name__}: {error}".encode()[:_LONGEST]))
+                messages.pack(messages.SupervisorFailed(f"{type(error).__name__}: {error}".encode()[:_MAX_ERROR]))
             )
 
-    def _let_go(self) -> None:
+    def _close_listener(self) -> None:
         if self._listener >= 0:
             os.close(self._listener)
             self._listener = -1
         self._channel.close()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         outer, flags = self._namespaces.outer, os.O_RDONLY | os.O_CLOEXEC
         namespaces = outer.do(*(outer.calls.get("openat", OUTSIDE, f"self/ns/{name}", flags) for name in _NAMESPACES))
         try:
-            self._pid, self._over = processes.fork(lambda parent, over: self._be_watcher(parent, over, namespaces))
+            self._pid, self._runner_channel = processes.fork(
+                lambda parent, runner_channel: self._run_supervisor(parent, runner_channel, namespaces)
+            )
         finally:
             for namespace in namespaces:
                 os.close(namespace)
         try:
-            self._resource_limits.admit_more(self._pid)
+            self._resource_limits.admit_supervisor(self._pid)
         except BaseException:
             pid, self._pid = self._pid, 0
             processes.kill_and_wait(pid)  # its cost would count for no task
             raise
-        self._let_go()
+        self._close_listener()
 
-    def _be_watcher(self, parent: int, over: socket.socket, namespaces: Sequence[int]) -> NoReturn:
+    def _run_supervisor(self, parent: int, runner_channel: socket.socket, namespaces: Sequence[int]) -> NoReturn:
         try:
             linux.set_process_name("exeat-watcher")
             init = os.pidfd_open(self._namespaces.first)
-            linux.keep_only({self._listener, self._channel.fileno(), over.fileno(), init, *namespaces})
+            linux.keep_only({self._listener, self._channel.fileno(), runner_channel.fileno(), init, *namespaces})
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             from enforcer.seccomp_supervisor.supervisor import SeccompSupervisor  # while its file can be read
 
@@ -171,13 +175,13 @@ class SupervisorProcess:
             os.fchdir(proc)  # setxattr(2) takes only a path
             linux.die_with_parent(signal.SIGKILL, parent)
             machine = linux.platform_machine()
-            watcher = SeccompSupervisor(
+            supervisor = SeccompSupervisor(
                 self._watching.filters, machine, self._listener, self._channel, proc, self._namespaces.first
             )
-            watcher.serve(init, lambda: _say(over))
-            _say(over)
+            supervisor.serve(init, lambda: _report_done(runner_channel))
+            _report_done(runner_channel)
         except Exception as error:  # noqa: BLE001 - then no held call continues
-            self._tell_broken(error)
+            self._report_failure(error)
         finally:
             os._exit(0)
 
@@ -191,10 +195,10 @@ def _enter(namespaces: Sequence[int]) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    linux.drop_capabilities(_KEPT)
+    linux.drop_capabilities(_CAPABILITIES)
 
 
-def _say(over: socket.socket) -> None:
-    """Tell the runner that everything is reported; ending the process takes longer."""
+def _report_done(runner_channel: socket.socket) -> None:
+    """Notify the runner that everything is reported, since ending the process takes longer."""
     with contextlib.suppress(OSError):
-        over.send(b"o")
+        runner_channel.send(b"o")

@@ -26,7 +26,7 @@ from proxy.supervisor_channel import messages
 EACH: Final = 60.0  # seconds between two events of one kind
 AT_ONCE: Final = 20  # events
 REFILLED: Final = 3.0  # seconds for another one
-_MOST_KINDS: Final = 256  # kinds that are remembered
+_MAX_KINDS: Final = 256  # kinds that are remembered
 
 
 class EventBudget:
@@ -34,42 +34,46 @@ class EventBudget:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._room = float(AT_ONCE)
+        self._tokens = float(AT_ONCE)
         self._at = clock()
-        self._told: dict[tuple[str, bytes], float] = {}  # when the last event was sent
-        self._untold: dict[tuple[str, bytes], int] = {}  # how many were suppressed since
+        self._last_sent: dict[tuple[str, bytes], float] = {}  # when the last event was sent
+        self._suppressed: dict[tuple[str, bytes], int] = {}  # how many since the last event
 
     def take(self, call: str, exe: bytes) -> int | None:
-        """Return how many like it were suppressed since the last event; None: suppress this one, too."""
+        """Return how many events of its kind were suppressed since the last one; None: suppress this one, too."""
         now = self._clock()
-        self._room = min(AT_ONCE, self._room + (now - self._at) / REFILLED)
+        self._tokens = min(AT_ONCE, self._tokens + (now - self._at) / REFILLED)
         self._at = now
         key = (call, exe)
-        if key not in self._untold and key not in self._told and len(self._told) + len(self._untold) >= _MOST_KINDS:
-            self._forget(now)
-        told = self._told.get(key)
-        if self._room < 1 or (told is not None and now - told < EACH):
-            if key in self._untold or len(self._untold) < _MOST_KINDS:
-                self._untold[key] = self._untold.get(key, 0) + 1
+        if (
+            key not in self._suppressed
+            and key not in self._last_sent
+            and len(self._last_sent) + len(self._suppressed) >= _MAX_KINDS
+        ):
+            self._drop_old_kinds(now)
+        last = self._last_sent.get(key)
+        if self._tokens < 1 or (last is not None and now - last < EACH):
+            if key in self._suppressed or len(self._suppressed) < _MAX_KINDS:
+                self._suppressed[key] = self._suppressed.get(key, 0) + 1
             return None
-        self._room -= 1
-        self._told[key] = now
-        return self._untold.pop(key, 0)
+        self._tokens -= 1
+        self._last_sent[key] = now
+        return self._suppressed.pop(key, 0)
 
-    def _forget(self, now: float) -> None:
-        """Forget kinds whose pause is over; if that isn't enough, all: the rate limit still holds."""
-        self._told = {key: at for key, at in self._told.items() if now - at < EACH}
-        if len(self._told) >= _MOST_KINDS // 2:
-            self._told.clear()
-        self._untold.clear()
+    def _drop_old_kinds(self, now: float) -> None:
+        """Drop kinds whose pause is over; if too many are left, drop all. The rate limit still holds."""
+        self._last_sent = {key: at for key, at in self._last_sent.items() if now - at < EACH}
+        if len(self._last_sent) >= _MAX_KINDS // 2:
+            self._last_sent.clear()
+        self._suppressed.clear()
 
 
-_A_TURN: Final = 64  # calls answered in a row
-_COUNTED_EVERY: Final = 0.2  # seconds
-_FREE: Final = 500  # refused calls in a burst; beyond it each turn ends with a pause
-_A_SECOND: Final = 2000  # refused calls a second that are answered without a pause
-_REST: Final = 0.02  # seconds
-_MOST_QUESTIONS: Final = 64
+_CALLS_PER_TURN: Final = 64  # calls answered in a row
+_COUNTS_INTERVAL: Final = 0.2  # seconds
+_FREE_REFUSALS: Final = 500  # refused calls in a burst; beyond it each turn ends with a pause
+_REFUSALS_PER_SECOND: Final = 2000  # refused calls a second that are answered without a pause
+_PAUSE: Final = 0.02  # seconds
+_MAX_LOOKUPS: Final = 64
 
 
 class SeccompSupervisor:
@@ -78,7 +82,7 @@ class SeccompSupervisor:
     `proc`: a descriptor of /proc of the host; `first`: the sandbox's first process, by its pid there.
     """
 
-    def __init__(  # noqa: PLR0917  what it is asked by, and what it looks at
+    def __init__(  # noqa: PLR0917
         self, filters: Filter, machine: str, listener: int, channel: socket.socket, proc: int, first: int
     ) -> None:
         self._filter = filters
@@ -90,19 +94,19 @@ class SeccompSupervisor:
         self._budget = EventBudget()
         self._counts: dict[str, int] = {}
         self._counted = time.monotonic()
-        self._programs = PendingExecs(self._listener, proc, self._tell)
-        self._whose: list[messages.ProcessLookup] = []
-        self._looking = SocketOwnerLookup()
+        self._programs = PendingExecs(self._listener, proc, self._send)
+        self._lookups: list[messages.ProcessLookup] = []
+        self._socket_owners = SocketOwnerLookup()
         self._locks = Locks(proc, first)
-        self._free, self._freed = float(_FREE), time.monotonic()
+        self._refusal_budget, self._refilled = float(_FREE_REFUSALS), time.monotonic()
         self._spent = 0  # the cost of refused calls since then
         if any(isinstance(line, Hold) for line in filters.lines):
-            self._tell(messages.HoldsPrograms())
+            self._send(messages.HoldsPrograms())
 
-    def serve(self, init: int, over: Callable[[], None]) -> None:
+    def serve(self, init: int, on_filter_gone: Callable[[], None]) -> None:
         """Answer until the process of the pidfd `init` has ended.
 
-        `over` is called once no process has the filter and all counts are reported.
+        `on_filter_gone` is called once no process has the filter and all counts are reported.
         """
         poll = select.poll()
         poll.register(init, select.POLLIN)
@@ -115,35 +119,35 @@ class SeccompSupervisor:
             ):  # calls that can't be held yet wait in the kernel
                 full = not full
                 poll.modify(self._listener.descriptor, 0 if full else select.POLLIN)
-            ready = dict(poll.poll(self._patience()))
+            ready = dict(poll.poll(self._poll_timeout()))
             if init in ready:
                 break
-            if self._channel.fileno() in ready and not self._hear():
+            if self._channel.fileno() in ready and not self._receive_from_worker():
                 poll.unregister(self._channel)
-                self._programs.lost()
-            self._go_on()
+                self._programs.refuse_all()
+            self._check_programs_and_answer_lookups()
             events = ready.get(self._listener.descriptor, 0)
             if events & select.POLLIN:
-                if not self._turn(init):
+                if not self._answer_calls(init):
                     break
             elif events:  # no process has the filter any more
                 poll.unregister(self._listener.descriptor)
                 listening = False
-                self._tell_counts()
+                self._send_counts()
                 if not self._counts:
-                    over()
-            if self._counts and time.monotonic() - self._counted >= _COUNTED_EVERY:
-                self._tell_counts()
-        self._tell_counts()
+                    on_filter_gone()
+            if self._counts and time.monotonic() - self._counted >= _COUNTS_INTERVAL:
+                self._send_counts()
+        self._send_counts()
 
-    def _patience(self) -> float | None:
+    def _poll_timeout(self) -> float | None:
         """Return the poll timeout in milliseconds; None: no timeout."""
         if not self._programs.open:
-            return _COUNTED_EVERY * 1000 if self._counts else None
+            return _COUNTS_INTERVAL * 1000 if self._counts else None
         due = self._programs.due
-        return 1 + 1000 * (min(due, _COUNTED_EVERY) if self._counts else due)
+        return 1 + 1000 * (min(due, _COUNTS_INTERVAL) if self._counts else due)
 
-    def _hear(self) -> bool:
+    def _receive_from_worker(self) -> bool:
         try:
             packet = self._channel.recv(messages.LONGEST, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -151,33 +155,35 @@ class SeccompSupervisor:
         except OSError:
             return False
         try:
-            told = messages.unpack(packet) if packet else None
+            message = messages.unpack(packet) if packet else None
         except ValueError:
             return False
-        if isinstance(told, messages.StartDecision | messages.StartPending | messages.CheckStart | messages.NewWorker):
-            self._spent += self._programs.heard(told)
-        elif isinstance(told, messages.ProcessLookup) and len(self._whose) < _MOST_QUESTIONS:
-            self._whose.append(told)
+        if isinstance(
+            message, messages.StartDecision | messages.StartPending | messages.CheckStart | messages.NewWorker
+        ):
+            self._spent += self._programs.handle(message)
+        elif isinstance(message, messages.ProcessLookup) and len(self._lookups) < _MAX_LOOKUPS:
+            self._lookups.append(message)
         return bool(packet)
 
-    def _go_on(self) -> None:
-        """Check held programs, and answer the worker's process look-ups."""
+    def _check_programs_and_answer_lookups(self) -> None:
+        """Check pending program starts, and answer the worker's look-ups of socket owners."""
         if self._programs.open:
-            self._spent += self._programs.look()
-        asked, self._whose = self._whose, []
-        for each in asked:
-            found = self._looking.holder(self._proc, self._first, each.inode)
-            self._tell(messages.ProcessFound(each.number, *(found or (None,))))
+            self._spent += self._programs.check()
+        lookups, self._lookups = self._lookups, []
+        for lookup in lookups:
+            owner = self._socket_owners.find(self._proc, self._first, lookup.inode)
+            self._send(messages.ProcessFound(lookup.number, *(owner or (None,))))
 
-    def _turn(self, init: int) -> bool:
+    def _answer_calls(self, init: int) -> bool:
         """Answer waiting calls, up to a bound; False when the sandbox has ended."""
-        for _ in range(_A_TURN):
+        for _ in range(_CALLS_PER_TURN):
             call = self._listener.receive()
             if call is None:
                 break
             name = self._names.get(call.number, "")
             if name == LOCK_CALL:
-                self._lock(call)
+                self._answer_lock_call(call)
                 continue
             line = self._filter.line(name, call.arguments)
             if name in ATTRIBUTE_CALLS:
@@ -185,33 +191,33 @@ class SeccompSupervisor:
                 self._perform(call, partial(performed_calls.set_attribute, self._proc, name, call))
             elif isinstance(line, Hold):
                 self._spent += self._programs.hold(name, call)
-            elif name in MODE_CALLS and (directory := self._directory(name, call)) >= 0:
-                self._perform(call, partial(self._change, directory, name, call))
+            elif name in MODE_CALLS and (directory := self._open_mode_directory(name, call)) >= 0:
+                self._perform(call, partial(self._change_mode, directory, name, call))
             else:
                 self._refuse(name, call, line.error if isinstance(line, Refuse) else errno.EPERM)
-            if self._spent > _A_TURN or self._programs.is_full:
+            if self._spent > _CALLS_PER_TURN or self._programs.is_full:
                 break
-        return not self._resting(init)
+        return not self._pause_after_flood(init)
 
-    def _lock(self, call: Notification) -> None:
+    def _answer_lock_call(self, call: Notification) -> None:
         if self._locks.allows(call.arguments[1] & 0xFFFFFFFF):
-            self._listener.let_go_on(call)
+            self._listener.allow(call)
         else:
             self._spent += 1
             self._listener.refuse(call, errno.ENOLCK)
 
-    def _directory(self, name: str, call: Notification) -> int:
-        """Open the directory whose mode a call changes; -1 if it isn't one that we can open."""
+    def _open_mode_directory(self, name: str, call: Notification) -> int:
+        """Open the directory whose mode a call changes; -1 for anything but a directory that we can open."""
         self._spent += 1
         try:
             return performed_calls.open_directory(self._proc, name, call)
         except (OSError, ValueError):  # ValueError: the path contains a zero byte
             return -1
 
-    def _change(self, directory: int, name: str, call: Notification, waits: Callable[[], bool]) -> None:
+    def _change_mode(self, directory: int, name: str, call: Notification, is_waiting: Callable[[], bool]) -> None:
         try:
-            ids = Caller(self._proc, call.thread).owns()
-            if waits():  # otherwise the memory read may be another process's
+            ids = Caller(self._proc, call.thread).file_access_ids()
+            if is_waiting():  # otherwise the memory read may be another process's
                 performed_calls.change_mode(directory, name, call, ids)
         finally:
             os.close(directory)
@@ -223,7 +229,7 @@ class SeccompSupervisor:
         """
         error = errno.EPERM
         try:
-            make(lambda: self._listener.waits(call))
+            make(lambda: self._listener.is_waiting(call))
             error = 0
         except OSError as failed:
             error = failed.errno or errno.EPERM
@@ -232,42 +238,44 @@ class SeccompSupervisor:
         finally:
             self._listener.refuse(call, error)  # 0 reports success
 
-    def _resting(self, init: int) -> bool:
-        """Pause after too many refused calls, which slows a flood; returns whether the sandbox ended meanwhile."""
+    def _pause_after_flood(self, init: int) -> bool:
+        """Pause after too many refused calls, which slows a flood. Returns whether the sandbox has ended meanwhile."""
         now = time.monotonic()
-        self._free = min(_FREE, self._free + (now - self._freed) * _A_SECOND) - self._spent
-        self._freed, self._spent = now, 0
-        if self._free >= 0:
+        self._refusal_budget = (
+            min(_FREE_REFUSALS, self._refusal_budget + (now - self._refilled) * _REFUSALS_PER_SECOND) - self._spent
+        )
+        self._refilled, self._spent = now, 0
+        if self._refusal_budget >= 0:
             return False
         poll = select.poll()
         poll.register(init, select.POLLIN)
-        return bool(poll.poll(_REST * 1000))
+        return bool(poll.poll(_PAUSE * 1000))
 
     def _refuse(self, name: str, call: Notification, error: int) -> None:
         self._counts[name] = self._counts.get(name, 0) + 1
         self._spent += 1
-        who = None
+        process = None
         try:
             caller = Caller(self._proc, call.thread)
             exe = caller.executable()
-            more = self._budget.take(name, exe)
-            if more is not None:
-                found = caller.who()
-                who = found if self._listener.waits(call) else None
+            suppressed = self._budget.take(name, exe)
+            if suppressed is not None:
+                info = caller.info()
+                process = info if self._listener.is_waiting(call) else None
         finally:
             self._listener.refuse(call, error)
-        if more is not None and who is not None:
-            self._tell(messages.SyscallDenied(name.encode(), who, more))
+        if suppressed is not None and process is not None:
+            self._send(messages.SyscallDenied(name.encode(), process, suppressed))
 
-    def _tell(self, told: messages.FromSupervisor) -> bool:
-        """Send a message to the worker; False if it takes none now. Counts still include what was missed."""
+    def _send(self, message: messages.FromSupervisor) -> bool:
+        """Send a message to the worker; False if its buffer is full. The counts include the call anyway."""
         try:
-            self._channel.send(messages.pack(told), socket.MSG_DONTWAIT)
+            self._channel.send(messages.pack(message), socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
 
-    def _tell_counts(self) -> None:
+    def _send_counts(self) -> None:
         self._counted = time.monotonic()
         if not self._counts:
             return

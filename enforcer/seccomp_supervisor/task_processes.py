@@ -25,8 +25,8 @@ from typing import Final, NamedTuple
 
 from proxy.supervisor_channel.messages import Ancestor, ProcessInfo
 
-_MOST_ARGUMENTS: Final = 4096  # bytes of its command line
-_MOST_LINKS: Final = 40  # path_resolution(7)
+_MAX_COMMAND_LINE: Final = 4096  # bytes of its command line
+_MAX_LINKS: Final = 40  # path_resolution(7)
 _MAGIC: Final = re.compile(r"^/proc/[0-9]+/(?:task/[0-9]+/)?(?:exe|fd/[0-9]+)$")  # leads to a file, not to a path
 
 
@@ -62,7 +62,7 @@ def _uid_map(proc: int) -> bytes:
         return lines.read()
 
 
-def _on_the_host(uid: int, uid_map: bytes) -> int:
+def _host_uid(uid: int, uid_map: bytes) -> int:
     """Return the uid on the host, or -1."""
     for line in uid_map.splitlines():
         inside, outside, count = map(int, line.split())
@@ -85,30 +85,30 @@ class Caller:
     @property
     def pid(self) -> int:
         """Its pid on the host."""
-        return int(self._said(b"Tgid") or self._thread)
+        return int(self._status_field(b"Tgid") or self._thread)
 
     def executable(self) -> bytes:
         """Return the path of its executable, or an empty text."""
         return os.fsencode(self._link("exe") or "")
 
-    def who(self) -> ProcessInfo:
-        """Return who it is, as far as /proc shows it."""
+    def info(self) -> ProcessInfo:
+        """Return its pid, uid, executable and arguments, as far as /proc shows them."""
         uid = int(
-            (self._said(b"Uid").split() or [b"-1"])[0]
+            (self._status_field(b"Uid").split() or [b"-1"])[0]
         )  # as this process sees it, in the sandbox's user namespace
-        line = self._read("cmdline", _MOST_ARGUMENTS)
+        line = self._read_proc("cmdline", _MAX_COMMAND_LINE)
         argv = tuple(line.removesuffix(b"\0").split(b"\0")) if line else ()
         exe = os.fsencode(self._link("exe") or "")
-        return ProcessInfo(self.pid, _on_the_host(uid, _uid_map(self._proc)), exe, argv, uid)
+        return ProcessInfo(self.pid, _host_uid(uid, _uid_map(self._proc)), exe, argv, uid)
 
-    def owns(self) -> tuple[int, frozenset[int]]:
+    def file_access_ids(self) -> tuple[int, frozenset[int]]:
         """Return the uid and groups that the kernel checks its file access by, as this process sees them.
 
         The uid is -1 if it is unknown.
         """
-        ids, group_ids = self._said(b"Uid").split(), self._said(b"Gid").split()
+        ids, group_ids = self._status_field(b"Uid").split(), self._status_field(b"Gid").split()
         uid = int(ids[3]) if len(ids) > 3 else -1
-        return uid, frozenset(map(int, (*group_ids[3:4], *self._said(b"Groups").split())))
+        return uid, frozenset(map(int, (*group_ids[3:4], *self._status_field(b"Groups").split())))
 
     def path(self, path: str, directory: int | None = None) -> str:
         """Return the absolute form of a path relative to its working directory or an open one."""
@@ -120,34 +120,34 @@ class Caller:
     def program(self, path: str) -> Program:
         """Resolve the file of an absolute path, and whether the kernel would execute it."""
         try:
-            found, magic = _follow(path, self._said(b"NSpid").split()[-1:])
+            resolved, magic = _follow(path, self._status_field(b"NSpid").split()[-1:])
             if magic:
                 with contextlib.suppress(OSError):
-                    return Program(found, file=_file(os.stat(magic)))
-                return Program(found)
-            about = os.stat(found, follow_symlinks=False)
-            if not stat.S_ISREG(about.st_mode) or not about.st_mode & 0o111:
-                return Program(found, errno.EACCES)
+                    return Program(resolved, file=_file(os.stat(magic)))
+                return Program(resolved)
+            status = os.stat(resolved, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
+                return Program(resolved, errno.EACCES)
         except OSError as error:
             # The task may read what we can't: only a missing file is an error.
-            gone = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-            return Program(path, error.errno or errno.ENOENT if gone else 0)
-        return Program(found, file=_file(about))
+            is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+            return Program(path, error.errno or errno.ENOENT if is_missing else 0)
+        return Program(resolved, file=_file(status))
 
-    def opened(self, path: str, descriptor: int) -> Program:
-        """Return the file that it has open there, named by the path it was opened with."""
+    def open_file(self, path: str, descriptor: int) -> Program:
+        """Return the file that it has open at a descriptor, with the path it was opened by."""
         try:
             return Program(path, file=_file(os.stat(f"{self._thread}/fd/{descriptor}", dir_fd=self._proc)))
         except OSError:
             return Program(path)
 
-    def _said(self, name: bytes) -> bytes:
+    def _status_field(self, name: bytes) -> bytes:
         if self._status is None:
-            self._status = self._read("status", 4096)
-        _, _, behind = self._status.partition(b"\n%b:" % name)  # the kernel escapes newlines in a task's name
-        return behind.partition(b"\n")[0].strip()
+            self._status = self._read_proc("status", 4096)
+        _, _, after_name = self._status.partition(b"\n%b:" % name)  # the kernel escapes newlines in a task's name
+        return after_name.partition(b"\n")[0].strip()
 
-    def _read(self, name: str, size: int) -> bytes:
+    def _read_proc(self, name: str, size: int) -> bytes:
         with contextlib.suppress(OSError):
             descriptor = os.open(f"{self._thread}/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
             try:
@@ -163,8 +163,8 @@ class Caller:
             return None
 
 
-def _file(about: os.stat_result) -> File:
-    return File(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+def _file(status: os.stat_result) -> File:
+    return File(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _follow(path: str, inner: list[bytes]) -> tuple[str, str]:
@@ -181,19 +181,19 @@ def _follow(path: str, inner: list[bytes]) -> tuple[str, str]:
         if part == "..":
             at = at.rpartition("/")[0]
             continue
-        here = f"{at}/{part}"
-        if here in {"/proc/self", "/proc/thread-self"} and inner:
+        current = f"{at}/{part}"
+        if current in {"/proc/self", "/proc/thread-self"} and inner:
             at = f"/proc/{inner[0].decode()}"
             continue
-        if not stat.S_ISLNK(os.lstat(here).st_mode):
-            at = here
+        if not stat.S_ISLNK(os.lstat(current).st_mode):
+            at = current
             continue
         links += 1
-        if links > _MOST_LINKS:
+        if links > _MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        target = os.readlink(here)
-        if not todo and _MAGIC.match(here):
-            return target, here
+        target = os.readlink(current)
+        if not todo and _MAGIC.match(current):
+            return target, current
         if target.startswith("/"):
             at = ""
         todo.extend(_parts(target))
@@ -206,50 +206,50 @@ def _parts(path: str) -> list[str]:
     return parts
 
 
-MOST_LOOKS: Final = 8192  # processes, threads and descriptors per look-up, 10 ms; beyond it the owner is unknown
-MOST_ANCESTORS: Final = 8
-_TOO_MUCH: Final = "too much to look at"
-AT_ONCE: Final = 0.03  # seconds of processor time at once: about fifty look-ups
-A_SECOND: Final = 0.001  # ... refilled per second, which bounds the cost of a task that connects without end
+MAX_LOOKS: Final = 8192  # processes, threads and descriptors per look-up, 10 ms; beyond it the owner is unknown
+MAX_ANCESTORS: Final = 8
+_BUDGET_EXCEEDED: Final = "too many /proc entries to read"
+CPU_BURST: Final = 0.03  # seconds of processor time at once: about fifty look-ups
+CPU_REFILL: Final = 0.001  # ... refilled per second, which bounds the cost of a task that connects without end
 
 
 class SocketOwner(NamedTuple):
     """A process that owns a socket, and its ancestors, parent first, up to the sandbox's first process."""
 
-    who: ProcessInfo
+    info: ProcessInfo
     ancestors: tuple[Ancestor, ...]
 
 
 class SocketOwnerLookup:
     """Looks up socket owners within a budget of processor time; beyond it the answer is unknown."""
 
-    __slots__ = ("_at", "_clock", "_left", "_used")
+    __slots__ = ("_at", "_budget", "_clock", "_processor_time")
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, used: Callable[[], float] = time.thread_time
+        self, clock: Callable[[], float] = time.monotonic, processor_time: Callable[[], float] = time.thread_time
     ) -> None:
-        """Begin with the full budget. `used`: processor time of this thread in seconds."""
-        self._clock, self._used = clock, used
-        self._left, self._at = AT_ONCE, clock()
+        """Begin with the full budget. `processor_time`: processor time of this thread in seconds."""
+        self._clock, self._processor_time = clock, processor_time
+        self._budget, self._at = CPU_BURST, clock()
 
-    def holder(self, proc: int, init: int, inode: int) -> SocketOwner | None:
+    def find(self, proc: int, init: int, inode: int) -> SocketOwner | None:
         """Return what `find_socket_owner` does, if the budget allows; a long look-up is charged in full."""
         now = self._clock()
-        self._left, self._at = min(AT_ONCE, self._left + (now - self._at) * A_SECOND), now
-        if self._left <= 0:
+        self._budget, self._at = min(CPU_BURST, self._budget + (now - self._at) * CPU_REFILL), now
+        if self._budget <= 0:
             return None
-        began = self._used()
+        start = self._processor_time()
         try:
             return find_socket_owner(proc, init, inode)
         finally:
-            self._left -= self._used() - began
+            self._budget -= self._processor_time() - start
 
 
 class LookBudget:
     """The number of /proc entries that may still be read. Beyond it, a look-up raises ValueError."""
 
     def __init__(self, most: int | None = None) -> None:
-        self.left = MOST_LOOKS if most is None else most
+        self.left = MAX_LOOKS if most is None else most
 
 
 def find_socket_owner(proc: int, init: int, inode: int) -> SocketOwner | None:
@@ -260,13 +260,13 @@ def find_socket_owner(proc: int, init: int, inode: int) -> SocketOwner | None:
     link, looks = f"socket:[{inode}]", LookBudget()
     try:
         parents = descendants(proc, init, looks)
-        holders = [(pid, at) for pid in parents if (at := _where_open(proc, pid, link, looks))]
+        holders = [(pid, at) for pid in parents if (at := _find_descriptor(proc, pid, link, looks))]
         if len(holders) != 1:
             return None
         [(pid, at)] = holders
-        found = SocketOwner(Caller(proc, pid).who(), _ancestors(proc, parents, pid))
+        owner = SocketOwner(Caller(proc, pid).info(), _ancestors(proc, parents, pid))
         # The pid may be another process's by now: then it doesn't have the socket open.
-        return found if os.readlink(at, dir_fd=proc) == link else None
+        return owner if os.readlink(at, dir_fd=proc) == link else None
     except (OSError, ValueError):
         return None
 
@@ -281,7 +281,7 @@ def descendants(proc: int, init: int, looks: LookBudget) -> dict[int, int]:
             children = [int(word) for word in read_file(proc, f"{parent}/task/{thread}/children").split()]
             looks.left -= len(children)
             if looks.left < 0:
-                raise ValueError(_TOO_MUCH)
+                raise ValueError(_BUDGET_EXCEEDED)
             parents |= dict.fromkeys(children, parent)
             todo += children
     return parents
@@ -289,13 +289,13 @@ def descendants(proc: int, init: int, looks: LookBudget) -> dict[int, int]:
 
 def _ancestors(proc: int, parents: dict[int, int], pid: int) -> tuple[Ancestor, ...]:
     """Return the ancestors from the parent up, without the sandbox's init."""
-    found: list[Ancestor] = []
-    while len(found) < MOST_ANCESTORS and (pid := parents.get(pid, 0)) in parents:
-        found.append(Ancestor(pid, Caller(proc, pid).executable()))
-    return tuple(found)
+    ancestors: list[Ancestor] = []
+    while len(ancestors) < MAX_ANCESTORS and (pid := parents.get(pid, 0)) in parents:
+        ancestors.append(Ancestor(pid, Caller(proc, pid).executable()))
+    return tuple(ancestors)
 
 
-def _where_open(proc: int, pid: int, link: str, looks: LookBudget) -> str:
+def _find_descriptor(proc: int, pid: int, link: str, looks: LookBudget) -> str:
     """Return the descriptor, as a path in /proc, with which a process has `link` open; empty if it doesn't."""
     for name in list_directory(proc, f"{pid}/fd", looks):
         path = f"{pid}/fd/{name}"
@@ -322,18 +322,18 @@ def list_directory(proc: int, path: str, looks: LookBudget) -> list[str]:
         os.close(directory)
     looks.left -= len(names)
     if looks.left < 0:
-        raise ValueError(_TOO_MUCH)
+        raise ValueError(_BUDGET_EXCEEDED)
     return names
 
 
 def read_file(proc: int, path: str) -> bytes:
     """Read a file of /proc; empty for a process that is gone or not readable."""
-    found = b""
+    content = b""
     with contextlib.suppress(OSError):  # it ended meanwhile
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         try:
-            while piece := os.read(file, 65536):
-                found += piece
+            while chunk := os.read(file, 65536):
+                content += chunk
         finally:
             os.close(file)
-    return found
+    return content

@@ -75,7 +75,7 @@ def _processes(one):
 
 
 def test_group_with_processes_is_not_removed(made, monkeypatch):
-    monkeypatch.setattr(cgroups, "_PATIENCE", 0.0)
+    monkeypatch.setattr(cgroups, "_REMOVAL_TIMEOUT", 0.0)
     with _sleeper(made) as process:
         cgroups.Group(made.place, made.path, os.dup(made.lock)).remove()
         assert os.path.isdir(made.path)
@@ -96,7 +96,7 @@ def test_group_of_a_killed_run_is_swept_by_the_next(place):
 
 
 def test_runs_of_a_service_sweep_no_groups(place, monkeypatch):
-    monkeypatch.setattr(cgroups, "_looked_after", set())
+    monkeypatch.setattr(cgroups, "_swept_by_parent", set())
     dead = cgroups.make_group(place)
     cgroups.leave_sweep_to_parent([place.path])
     with _sleeper(dead) as process:

@@ -18,7 +18,7 @@ class World:
     def __init__(self, tmp_path, monkeypatch):
         self.path = str(tmp_path)
         self.now, self.size, self.free, self.inodes = 1000.0, 100 * GIB, 80 * GIB, 1 << 30
-        self.held, self.names, self.unsure, self.took = 0, 1, False, 0.0
+        self.held, self.names, self.is_incomplete, self.took = 0, 1, False, 0.0
         self.looks = self.asked = 0
         monkeypatch.setattr(module.os, "fstatvfs", self._statvfs)
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
@@ -53,7 +53,7 @@ class Found:
 
     def __init__(self, world):
         self.world = world
-        self.bytes, self.names, self.unsure = 0.0, 0, world.unsure
+        self.bytes, self.names, self.is_incomplete = 0.0, 0, world.is_incomplete
         world.looks += 1
 
     def steps(self):
@@ -190,7 +190,7 @@ def test_small_disk_has_a_smaller_reserve(world):
 
 def test_unexplained_use_is_derived_from_free_space(world):
     layer = world.layer(GIB)
-    world.unsure = True
+    world.is_incomplete = True
     assert world.pass_by(layer, 200) is None
     world.free -= 2 * GIB
     said = "disk: not all of its changes can be found, and 2 GiB have gone since it began, they may take 1 GiB"
@@ -199,9 +199,9 @@ def test_unexplained_use_is_derived_from_free_space(world):
 
 def test_failed_measurement_is_repeated(world):
     layer = world.layer(GIB)
-    world.unsure = True
+    world.is_incomplete = True
     world.free -= 2 * GIB
-    assert world.pass_by(layer, 200, lambda: setattr(world, "unsure", world.looks % 3 != 0)) is None
+    assert world.pass_by(layer, 200, lambda: setattr(world, "is_incomplete", world.looks % 3 != 0)) is None
     assert world.looks > 3
 
 
@@ -239,8 +239,8 @@ def test_grace_period_needs_no_further_growth(world):
     for size in (0, 30 * MIB, 30 * MIB, 30 * MIB):
         world.write(size)
         world.now += layer.wait()
-        pressed.append(layer.presses())
-        assert not layer.presses()  # not due
+        pressed.append(layer.uses_space_fast())
+        assert not layer.uses_space_fast()  # not due
     assert pressed == [False, False, False, True]
 
 
@@ -249,26 +249,26 @@ def test_grace_period_ends_with_new_files(world):
     world.held = 80 * MIB
     assert world.pass_by(layer, 10) is not None
     world.now += layer.wait()
-    assert not layer.presses()
+    assert not layer.uses_space_fast()
     world.inodes -= 20_000
     world.now += layer.wait()
-    assert layer.presses()
+    assert layer.uses_space_fast()
 
 
 def test_final_measurement_finds_late_writes(world):
     layer = world.layer(64 * MIB)
     world.write(80 * MIB)
     layer.nameless = GIB  # of processes that are gone
-    assert layer.last() == ("disk: its changes take 80 MiB, they may take 64 MiB",)
+    assert layer.final_scan() == ("disk: its changes take 80 MiB, they may take 64 MiB",)
     world.held = 60 * MIB
-    assert layer.last() is None
+    assert layer.final_scan() is None
 
 
 def test_no_descriptor_stays_open(tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     (tmp_path / "a" / "b").mkdir(parents=True)
     layer = DiskQuota(str(tmp_path), Limits())
-    layer._begin()
+    layer._start_scan()
     assert next(layer._steps, "") is None
     layer.close()
     layer.close()

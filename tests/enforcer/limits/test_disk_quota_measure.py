@@ -55,7 +55,7 @@ def test_allocated_blocks_count_once(tmp_path):
     others = (top / name for name in ("a", "b", "b/two", "b/file", "b/directory"))
     assert round(found.bytes) == allocated(one, sparse, *others)
     assert found.names == 2 + 8 + 1 + 3
-    assert not found.unsure
+    assert not found.is_incomplete
 
 
 def test_tree_deeper_than_path_max_is_measured(tmp_path):
@@ -77,24 +77,24 @@ def test_tree_deeper_than_path_max_is_measured(tmp_path):
     before = open_now()
     found = measured(top)
     assert open_now() == before
-    assert (found.names, found.unsure) == (levels + 1, False)
+    assert (found.names, found.is_incomplete) == (levels + 1, False)
     assert found.bytes >= held
     shutil.rmtree(top)
 
 
-BOUNDS = {"deep": ("_DEEPEST", 3, 1), "many": ("_LATER", 5, 10)}
+BOUNDS = {"deep": ("_MAX_DEPTH", 3, 1), "many": ("_MAX_DEFERRED", 5, 10)}
 
 
 @pytest.mark.parametrize(("name", "bound", "wide"), BOUNDS.values(), ids=BOUNDS)
 def test_oversized_directory_is_not_read(tmp_path, monkeypatch, name, bound, wide):
-    monkeypatch.setattr(disk_quota, "_DEPTH", 1)
+    monkeypatch.setattr(disk_quota, "_MAX_OPEN", 1)
     deep = 2 if wide > 1 else 9
     for number in range(wide):
         (tmp_path / "top" / "/".join([f"{number}"] * deep)).mkdir(parents=True)
-    assert not measured(tmp_path / "top").unsure
+    assert not measured(tmp_path / "top").is_incomplete
     monkeypatch.setattr(disk_quota, name, bound)
     found = measured(tmp_path / "top")
-    assert found.unsure
+    assert found.is_incomplete
     assert found.names < wide * deep
 
 
@@ -114,7 +114,7 @@ def test_unreadable_directory_is_measured_and_restored(tmp_path, monkeypatch, mo
     assert left == [mode, mode]
     assert modes == [mode | 0o500] * 3
     assert round(found.bytes) == sizes - allocated(closed.parent)
-    assert not found.unsure
+    assert not found.is_incomplete
 
 
 def test_mode_changed_meanwhile_is_kept(tmp_path, monkeypatch):
@@ -137,7 +137,7 @@ def test_unmeasurable_directory_is_reported(tmp_path, monkeypatch):
 
     really = os.open
     monkeypatch.setattr(disk_quota.os, "open", refuse)
-    assert measured(tmp_path / "top").unsure
+    assert measured(tmp_path / "top").is_incomplete
 
 
 def swap(tmp_path):
@@ -157,7 +157,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_concurrent_changes_never_lead_outside(tmp_path, change, monkeypatch):
-    monkeypatch.setattr(disk_quota, "_DEPTH", 2)  # what is deeper is gone to anew
+    monkeypatch.setattr(disk_quota, "_MAX_OPEN", 2)  # what is deeper is gone to anew
     ends = []
     for at in range(9):
         base = tmp_path / str(at)

@@ -43,7 +43,7 @@ CASES = {
     ),
     "processors": (
         NOTHING,
-        Counts(held_back=12.34),
+        Counts(throttled=12.34),
         [(Reason.CPU_LIMIT, "cpu: its threads were held back for 12.3 s, it may use 1.5 processors")],
     ),
     "all at once": (
@@ -72,7 +72,7 @@ def test_throttling_is_no_denial():
 
 
 def test_no_throttling_without_a_cpu_limit():
-    assert limits_reached(NOTHING, Counts(held_back=99.0), Limits()) == []
+    assert limits_reached(NOTHING, Counts(throttled=99.0), Limits()) == []
 
 
 def test_each_event_is_recorded_once_and_throttling_at_the_end(monkeypatch):
@@ -80,11 +80,11 @@ def test_each_event_is_recorded_once_and_throttling_at_the_end(monkeypatch):
     monkeypatch.setattr(ResourceLimits, "counts", lambda _: next(counts))
     heard = []
     watched = limit_monitor.LimitMonitor(ResourceLimits(LIMITS, (), (), {}), lambda *what: heard.append(what[0]))
-    watched.look()
-    watched.look()
-    watched.look(over=True)
+    watched.report_counts()
+    watched.report_counts()
+    watched.report_counts(is_final=True)
     assert heard == [Reason.MEMORY_LIMIT, Reason.PROCESS_LIMIT, Reason.CPU_LIMIT]
-    assert watched.told == (
+    assert watched.reached == (
         "memory: 1 process was killed, it may have 64 MiB",
         "processes: it could not start another 3 times, it may have 40 at most",
         "cpu: its threads were held back for 7.0 s, it may use 1.5 processors",
@@ -139,10 +139,10 @@ def test_reached_limit_is_recorded_once(monkeypatch):
     watched, heard, _ = warded(monkeypatch)
     full, files = {"disk": "bytes"}, {"files": ["node", 64]}
     for found in ({}, full, full, full | files, files, full, {"disk": "files"}, {"what": 1}, {}):
-        watched.see(found)
-    watched.look(over=True)
+        watched.report_probe(found)
+    watched.report_counts(is_final=True)
     assert [reason for reason, _, _ in heard] == [Reason.DISK_LIMIT, Reason.FILE_LIMIT, Reason.DISK_LIMIT]
-    assert watched.told == (
+    assert watched.reached == (
         "disk: no more could be written to home, /tmp and the like, it may be 8 MiB; 2 times",
         "files: `node` had 64 open, as many as it may at a time",
     )
@@ -160,10 +160,10 @@ class Bounds:
     def turn(self):
         return self.turns.pop(0)
 
-    def presses(self):
+    def uses_space_fast(self):
         return self.pressing
 
-    def last(self):
+    def final_scan(self):
         return self.at_last
 
 
@@ -178,9 +178,9 @@ def test_task_over_its_quota_is_terminated_then_killed(monkeypatch):
     assert watched.wait() == 0.5
     now[0] += limit_monitor.GRACE
     assert watched.turn(said.append)
-    watched.look(over=True)
+    watched.report_counts(is_final=True)
     assert heard == [(Reason.DISK_LIMIT, "disk: it is over", Outcome.BLOCKED)]
-    assert watched.told == ("disk: it is over",)
+    assert watched.reached == ("disk: it is over",)
 
 
 @pytest.mark.parametrize("timeout", [None, 1.0])
@@ -195,16 +195,16 @@ def test_task_that_keeps_writing_is_killed_at_once(monkeypatch, timeout):
 
 def test_quota_exceeded_at_the_end_is_recorded_as_not_blocked(monkeypatch):
     watched, heard, _ = warded(monkeypatch, Bounds(last=QuotaExceeded("disk: it is over")))
-    watched.look(over=True)
+    watched.report_counts(is_final=True)
     assert heard == [(Reason.DISK_LIMIT, "disk: it is over", Outcome.PASSED)]
-    assert (watched.told, watched.cut_short) == (("disk: it is over",), False)
+    assert (watched.reached, watched.cut_short) == (("disk: it is over",), False)
 
 
 def test_unlinked_files_count_for_the_quota(monkeypatch):
     layer = Bounds()
     watched, _, _ = warded(monkeypatch, layer)
     for found, wanted in (({"nameless": 5}, 5), ({"nameless": "5"}, 0), ({"nameless": 7}, 7), ({}, 0)):
-        watched.see(found)
+        watched.report_probe(found)
         assert layer.nameless == wanted
 
 
@@ -233,8 +233,8 @@ def test_memory_rlimit_is_recorded_when_the_task_fails(status, name, means):
     over = limit_monitor.LimitMonitor(
         ResourceLimits(LIMITS, (), (), {"memory": means}), lambda *what: told.append(what)
     )
-    over.look(over=True, status=status)
+    over.report_counts(is_final=True, status=status)
     said = f"memory: the task ended by {name}, as programs do that are refused memory; each process may have 64 MiB"
     expected = name is not None and means is Means.RLIMIT
     assert told == ([(Reason.MEMORY_LIMIT, said, Outcome.BLOCKED)] if expected else [])
-    assert over.told == ((said,) if expected else ())
+    assert over.reached == ((said,) if expected else ())

@@ -15,17 +15,17 @@ def test_ended_process_is_skipped(tmp_path):
     (tmp_path / "7" / "limits").touch()
     proc, root = (os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY) for _ in range(2))
     inside = SandboxProbe(-1, proc, root, [(resource.RLIMIT_NOFILE, 1)], "")
-    assert inside.look() == {}
+    assert inside.probe() == {}
     inside.close()
     inside.close()
 
 
 def test_mount_of_any_name_is_recognised(tmp_path):
     """Whose name has carriage returns in it, which stands in mountinfo as it is."""
-    (tmp_path / str(inside_of._OURS)).mkdir()
+    (tmp_path / str(inside_of._INIT_PID)).mkdir()
     line = b"%d 1 0:%d / /work%s rw - tmpfs none rw\n"
     content = line % (7, 9, b"") + line % (8, 9, b"\ra\rb") + line % (5, 4, b"")
-    (tmp_path / str(inside_of._OURS) / "mountinfo").write_bytes(content)
+    (tmp_path / str(inside_of._INIT_PID) / "mountinfo").write_bytes(content)
     proc = os.open(tmp_path, os.O_RDONLY)
     assert inside_of._mounts(proc, os.makedev(0, 9)) == {b"7", b"8"}
     os.close(proc)

@@ -125,7 +125,7 @@ def _limits_are(monkeypatch, **limits):
 )
 def test_unbounded_resource_stays_unbounded(monkeypatch, signals, bounds):
     _limits_are(monkeypatch, SIGPENDING=(1, signals), NOFILE=(10, 20))
-    assert resource_limits.task_rlimits(among_others=False) == ((resource.RLIMIT_NOFILE, 10, 20), *bounds)
+    assert resource_limits.task_rlimits(shares_uid=False) == ((resource.RLIMIT_NOFILE, 10, 20), *bounds)
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_unbounded_resource_stays_unbounded(monkeypatch, signals, bounds):
 )
 def test_quarter_of_open_files_is_left_to_the_user(monkeypatch, files, bound):
     _limits_are(monkeypatch, SIGPENDING=(1, resource.RLIM_INFINITY), NOFILE=files)
-    assert resource_limits.task_rlimits(among_others=True) == ((resource.RLIMIT_NOFILE, *bound),)
+    assert resource_limits.task_rlimits(shares_uid=True) == ((resource.RLIMIT_NOFILE, *bound),)
 
 
 @pytest.mark.parametrize(("ceiling", "may"), [(None, 512), (77, 77), (1024, 512), (0, 0)])
 def test_process_limit_respects_parent_groups(ceiling, may):
     limits = resource_limits.Limits(processes=512)
-    assert resource_limits._within(limits, ParentLimits(processes=ceiling)).processes == may
+    assert resource_limits._lower_to_parent(limits, ParentLimits(processes=ceiling)).processes == may

@@ -12,7 +12,7 @@ import pytest
 from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES, TABLE
 from enforcer.network.encode import encode
 from enforcer.network.gate_sockets import open_counter_socket, read_counters
-from enforcer.network.install import Installed, StepFailedError, execute, numbered
+from enforcer.network.install import Installed, StepFailedError, execute, make_batch
 from enforcer.network.plan import Batch, network_plan
 from enforcer.network.ruleset import Chain, Expression, Rule, Verdict, ruleset
 from proxy.wire.netlink import NETLINK_NETFILTER, NLM_F_ACK
@@ -65,7 +65,7 @@ def test_unknown_statement_is_an_error():
 def test_batch_must_match_its_statements():
     message = struct.pack("=IHHII", 16, 16, NLM_F_ACK, 0, 0)
     with pytest.raises(ValueError, match="2 encoded messages for a batch of 1 statements"):
-        numbered((message, message), ("bring `lo` up",))
+        make_batch((message, message), ("bring `lo` up",))
 
 
 def has_table():
@@ -117,7 +117,7 @@ def test_each_failing_step_ends_the_installation(namespace, encoded, name):
         told = []
         for number in range(batch.first, batch.last + 1):
             try:
-                execute(broken(number), again=True)
+                execute(broken(number), is_repeated=True)
                 told.append("")
             except StepFailedError as error:
                 told.append(error.statement)
@@ -233,5 +233,5 @@ def netns(pid):
 
 def test_table_has_one_input_and_one_output_chain():
     chains = [s for s in ruleset(GATE_PORT) if isinstance(s, Chain)]
-    based = [(chain.name, chain.leave) for chain in chains if chain.priority is not None]
+    based = [(chain.name, chain.is_outgoing) for chain in chains if chain.priority is not None]
     assert based == [("capture", False), ("sending", True)]

@@ -276,15 +276,15 @@ def test_flushed_ruleset_opens_no_path(network):
     from pyroute2.netlink.nfnetlink import nftsocket
 
     from enforcer.network import encode
-    from enforcer.network.install import _opened, _send, numbered
+    from enforcer.network.install import _open_netlink, _send, make_batch
     from proxy.wire.netlink import NETLINK_NETFILTER
 
     delete = encode._nft(nftsocket.nft_table_msg(), 2, [("NFTA_TABLE_NAME", "exeat")], 0)
-    messages = encode._edge(0x10), encode._bytes(delete), encode._edge(0x11)
+    messages = encode._batch_edge(0x10), encode._bytes(delete), encode._batch_edge(0x11)
 
     def flush_and_connect():
-        with _opened(socket.socket, NETLINK_NETFILTER) as sock:
-            _send(sock, numbered(messages, ("delete the table",)))
+        with _open_netlink(socket.socket, NETLINK_NETFILTER) as sock:
+            _send(sock, make_batch(messages, ("delete the table",)))
         with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.connect((PUBLIC, 443))
             udp.send(b"x")

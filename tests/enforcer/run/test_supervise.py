@@ -41,7 +41,7 @@ class _Sandbox:
 def test_changed_packet_counts_are_sent_to_the_worker():
     counts = {"udp": 0, LOGGED: 0}, {"udp": 0, LOGGED: 1}, {"udp": 3}, {"udp": 3}, {"udp": 3, "icmp": 1}
     told, seen = [], []
-    ward = SimpleNamespace(see=seen.append)
+    ward = SimpleNamespace(report_probe=seen.append)
     watch = Supervision(_Sandbox(*counts), SimpleNamespace(tell=told.append), ward, None, 0.0)
     for _ in counts:
         watch.look()
@@ -63,7 +63,7 @@ def test_gate_lost_at_the_end_is_reported(capfd):
     channel, theirs = socket.socketpair()
     sandbox = _Sandbox({}, status=0)
     sandbox.init.channel, sandbox.supervisor = channel, None
-    monitor = SimpleNamespace(see=lambda _: None, wait=lambda: 10.0)
+    monitor = SimpleNamespace(report_probe=lambda _: None, wait=lambda: 10.0)
     with control, channel, theirs:
         worker.close()
         theirs.send(b"the task has ended")
@@ -86,7 +86,7 @@ def test_end_of_a_task_is_one_last_message():
     gate, journal, seen = SharedWorker(control, shared=True), [], []
     sandbox = _Sandbox({"udp": 2, LOGGED: 2}, status=3 << 8)
     with worker:
-        ended = Supervision(sandbox, gate, SimpleNamespace(see=seen.append), None, 0.0).hear_sandbox()
+        ended = Supervision(sandbox, gate, SimpleNamespace(report_probe=seen.append), None, 0.0).hear_sandbox()
         assert sandbox.settled
         message.send(worker, {"summary": "of it"})
         worker.shutdown(socket.SHUT_WR)

@@ -41,7 +41,7 @@ def test_reported_calls_are_bounded():
     assert sum(budget.take("mount", b"%d" % n) is not None for n in range(10_000)) == AT_ONCE
     clock.now += 10 * REFILLED
     assert sum(budget.take("mount", b"other %d" % n) is not None for n in range(10_000)) == 10
-    assert len(budget._told) + len(budget._untold) <= 1024
+    assert len(budget._last_sent) + len(budget._suppressed) <= 1024
 
 
 def _array(*addresses):
@@ -70,24 +70,24 @@ def test_arguments_are_read_wherever_they_lie(off):
     base = (ctypes.addressof(room) + 4095) // 4096 * 4096
     array = bytes(_array(*map(ctypes.addressof, texts)))
     ctypes.memmove(base + off, array, len(array))
-    found = notification_listener.read_words(os.getpid(), base + off)
+    found = notification_listener.read_arguments(os.getpid(), base + off)
     assert found == (tuple(b"w%d" % n for n in range(600)), True)
 
 
 def test_number_of_read_arguments_is_bounded():
     long = ctypes.create_string_buffer(b"x" * 1000)
-    found = notification_listener.read_words(
+    found = notification_listener.read_arguments(
         os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(long)] * 100))
     )
-    assert not found.whole
-    assert 60 <= len(found.words) <= 66
+    assert not found.is_complete
+    assert 60 <= len(found.values) <= 66
     short = ctypes.create_string_buffer(b"")
-    found = notification_listener.read_words(
+    found = notification_listener.read_arguments(
         os.getpid(), ctypes.addressof(array := _array(*[ctypes.addressof(short)] * 5000))
     )
-    assert (len(found.words), found.whole) == (notification_listener.MOST_WORDS, False)
+    assert (len(found.values), found.is_complete) == (notification_listener.MAX_ARGUMENTS, False)
     del array
-    assert notification_listener.read_words(os.getpid(), 0) == ((), True)
+    assert notification_listener.read_arguments(os.getpid(), 0) == ((), True)
 
 
 PART = st.binary(max_size=20).map(lambda part: part.replace(b"\0", b""))

@@ -38,7 +38,7 @@ def alone():
     with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as other:
         found = [*taken(file), *taken(file, 10**6)]
         file.close()
-        time.sleep(2 * performed_calls._REST)
+        time.sleep(2 * performed_calls._RECOUNT_PAUSE)
         return [*found, *taken(other, most=MOST // 4)]
 
 
@@ -142,4 +142,4 @@ def test_locks_are_counted_from_outside(someone):
     words = ["run", "--quiet", "--rules", rules, "--read", sys.base_prefix, "--", f"{sys.base_prefix}/bin/python3"]
     done = someone.exeat(*words, "-c", IN_A_SANDBOX)
     found, error = done.stdout.decode().split()
-    assert (performed_calls.MOST // 2 < int(found) <= performed_calls.MOST, error) == (True, "ENOLCK")
+    assert (performed_calls.MAX_LOCKS // 2 < int(found) <= performed_calls.MAX_LOCKS, error) == (True, "ENOLCK")

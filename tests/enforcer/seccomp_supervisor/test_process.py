@@ -20,7 +20,7 @@ class SandboxNamespaces:
 class Full:
     """A fence with no room for another process."""
 
-    def admit_more(self, pid):
+    def admit_supervisor(self, pid):
         self.pid = pid
         raise HostError("no room")
 
@@ -75,7 +75,7 @@ def test_worker_without_a_listener_sends_no_query(seat, worker):
 def test_supervisor_outside_the_task_limits_does_not_start(seat, worker, listener, monkeypatch):
     reader, tasks = listener
     monkeypatch.setattr(SandboxNamespaces, "outer", Outer(), raising=False)
-    monkeypatch.setattr(SupervisorProcess, "_be_watcher", lambda *_: os._exit(0))
+    monkeypatch.setattr(SupervisorProcess, "_run_supervisor", lambda *_: os._exit(0))
     seat.listen(reader)
     with selectors.DefaultSelector() as selector:
         seat.watch(selector)

@@ -42,7 +42,7 @@ def task():
 def seat(task, monkeypatch):
     """One whose watcher would begin, the worker's end of it, and what has happened."""
     made, begun = SupervisorProcess(watched_filter(commands=False), None, None), []
-    monkeypatch.setattr(made, "_begin", lambda: begun.append(made._listener >= 0))
+    monkeypatch.setattr(made, "_start", lambda: begun.append(made._listener >= 0))
     worker = socket.socket(fileno=made.give())
     with selectors.DefaultSelector() as selector, worker:
         made.listen(task[0])

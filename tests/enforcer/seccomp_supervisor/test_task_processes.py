@@ -39,10 +39,10 @@ def test_socket_owner_is_named_with_its_ancestors(proc):
         found = find_socket_owner(proc, os.getpid(), inode)
         [child] = os.listdir(f"/proc/{shell.pid}/task")
         with open(f"/proc/{shell.pid}/task/{child}/children") as file:
-            assert found.who.pid == int(file.read())
-        assert found.who.exe == os.fsencode(os.readlink(f"/proc/{found.who.pid}/exe"))
-        assert found.who.argv == (sys.executable.encode(), b"-c", HOLDS.encode())
-        assert found.who.uid == os.getuid()
+            assert found.info.pid == int(file.read())
+        assert found.info.exe == os.fsencode(os.readlink(f"/proc/{found.info.pid}/exe"))
+        assert found.info.argv == (sys.executable.encode(), b"-c", HOLDS.encode())
+        assert found.info.uid == os.getuid()
         assert found.ancestors == (Ancestor(shell.pid, os.fsencode(os.readlink(f"/proc/{shell.pid}/exe"))),)
         assert find_socket_owner(proc, shell.pid, inode).ancestors == ()  # nothing above where it was looked from
 
@@ -86,7 +86,7 @@ def test_child_of_any_thread_is_found(proc):
 
     def work():
         with running(sys.executable, "-c", HOLDS) as (process, inode):
-            found.append((find_socket_owner(proc, os.getpid(), inode).who.pid, process.pid))
+            found.append((find_socket_owner(proc, os.getpid(), inode).info.pid, process.pid))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -97,8 +97,8 @@ def test_child_of_any_thread_is_found(proc):
 def test_search_is_bounded(proc, monkeypatch):
     many = HOLDS.replace("s = socket", "import os; more = [os.dup(0) for _ in range(100)]; s = socket")
     with running(sys.executable, "-c", many) as (process, inode):
-        assert find_socket_owner(proc, os.getpid(), inode).who.pid == process.pid
-        monkeypatch.setattr(task_processes, "MOST_LOOKS", 50)
+        assert find_socket_owner(proc, os.getpid(), inode).info.pid == process.pid
+        monkeypatch.setattr(task_processes, "MAX_LOOKS", 50)
         assert find_socket_owner(proc, os.getpid(), inode) is None
 
 
@@ -118,7 +118,7 @@ def test_directory_reads_stop_at_the_time_limit(proc, monkeypatch, many):
     looked = []
     readlink, read = os.readlink, task_processes.read_file
     with running(sys.executable, "-c", many) as (_, inode):
-        monkeypatch.setattr(task_processes, "MOST_LOOKS", 50)
+        monkeypatch.setattr(task_processes, "MAX_LOOKS", 50)
         monkeypatch.setattr(os, "readlink", lambda *of, **more: looked.append(of) or readlink(*of, **more))
         monkeypatch.setattr(task_processes, "read_file", lambda *of: looked.append(of) or read(*of))
         assert find_socket_owner(proc, os.getpid(), inode) is None
@@ -131,15 +131,13 @@ def test_flood_of_queries_costs_little_processor_time(proc, monkeypatch):
         task_processes, "find_socket_owner", lambda *_: used.__setitem__(0, used[0] + 0.02) or "found"
     )  # 20 ms each
     looking = SocketOwnerLookup(lambda: now[0], lambda: used[0])
-    assert [looking.holder(proc, 1, 1) for _ in range(5)] == ["found"] * 2 + [
-        None
-    ] * 3  # the second is more than is left
+    assert [looking.find(proc, 1, 1) for _ in range(5)] == ["found"] * 2 + [None] * 3  # the second is more than is left
     now[0] += 9.9
-    assert looking.holder(proc, 1, 1) is None  # ... and is made up for
+    assert looking.find(proc, 1, 1) is None  # ... and is made up for
     now[0] += 0.2
-    assert looking.holder(proc, 1, 1) == "found"
+    assert looking.find(proc, 1, 1) == "found"
     now[0] += 3600
-    assert [looking.holder(proc, 1, 1) for _ in range(3)] == ["found"] * 2 + [None]
+    assert [looking.find(proc, 1, 1) for _ in range(3)] == ["found"] * 2 + [None]
 
 
 def test_wrong_proc_mount_finds_no_process(tmp_path):

@@ -55,7 +55,7 @@ class Watched:
         self._attempt = attempt
         self._wanted = watched_filter(commands=commands)
         self._killable = killable
-        self._bounds = {"PATIENCE": patience, "_MOST_WAITING": waiting, "_MOST_OPEN": at_once}
+        self._bounds = {"DECISION_TIMEOUT": patience, "_MAX_WAITING": waiting, "_MAX_UNDECIDED": at_once}
         self._most_locks = most_locks
         self._streams = streams
         self.asked = []
@@ -105,7 +105,7 @@ class Watched:
             for name, bound in self._bounds.items():
                 if bound is not None:
                     setattr(pending_programs, name, bound)
-            performed_calls.MOST = self._most_locks or performed_calls.MOST
+            performed_calls.MAX_LOCKS = self._most_locks or performed_calls.MAX_LOCKS
             _, (listener,), _, _ = socket.recv_fds(arrival, 16, 1)
             proc = os.open("/proc", os.O_RDONLY)
             made = supervisor.SeccompSupervisor(self._wanted.filters, MACHINE, listener, self._channel, proc, self.task)

@@ -16,7 +16,7 @@ from tests.support import harness
 def left(monkeypatch):
     """A group with a process in it whose run was killed, and who looks after it."""
     harness.needs_root()
-    monkeypatch.setattr(cgroups, "_looked_after", set())
+    monkeypatch.setattr(cgroups, "_swept_by_parent", set())
     found = choose_locations(hierarchies())
     if not found:
         harness.missing("a cgroup that can be written to")
