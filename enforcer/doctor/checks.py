@@ -21,7 +21,7 @@ from enforcer.sandbox.identity import enter_own_user_namespace, namespace_remedy
 from enforcer.sandbox.init import compiled as compiled_init
 from enforcer.sandbox.mount_steps import UNMASK
 from enforcer.sandbox.overlays import Show
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from enforcer.seccomp_supervisor.notification_listener import try_supervision
 from enforcer.system import linux
 from enforcer.system.errors import HostError

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.limits.cgroups import Counts
+from enforcer.limits.cgroup_tree import Counts
 from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, format_bytes, format_seconds, max_files
 from rules.verdicts import Outcome, Reason
 

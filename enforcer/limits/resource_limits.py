@@ -30,8 +30,8 @@ from enum import StrEnum
 from functools import cache
 from typing import Final, NamedTuple
 
-from enforcer.limits import cgroups
-from enforcer.limits.cgroups import (
+from enforcer.limits import cgroup_tree
+from enforcer.limits.cgroup_tree import (
     CONTROLLERS,
     V2,
     CgroupLocation,
@@ -307,8 +307,8 @@ def _limit_names(location: CgroupLocation) -> list[str]:
 
 def _lower_to_parent(limits: Limits, ceiling: ParentLimits) -> Limits:
     return limits._replace(
-        memory=cgroups.lowest((limits.memory, ceiling.memory)),
-        cpu=cgroups.lowest((limits.cpu, ceiling.cpu)),
+        memory=cgroup_tree.lowest((limits.memory, ceiling.memory)),
+        cpu=cgroup_tree.lowest((limits.cpu, ceiling.cpu)),
         processes=limits.processes if ceiling.processes is None else min(limits.processes, ceiling.processes),
     )
 

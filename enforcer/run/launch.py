@@ -19,7 +19,7 @@ from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.sandbox.overlays import Review
 from enforcer.sandbox.path_scan import mask_again
 from enforcer.sandbox.stdio import OWN, TerminalSettings, make_terminal
-from enforcer.sandbox.system_calls import ANY, QUOTA
+from enforcer.sandbox.step_lists import ANY, QUOTA
 from enforcer.sandbox.task_start import Program
 from enforcer.seccomp_supervisor.process import SOCKET as WATCH
 from enforcer.seccomp_supervisor.process import SupervisorProcess

@@ -146,7 +146,7 @@ def _with_limits(error: ExeatError, resource_limits: "ResourceLimits") -> ExeatE
     """Return the error of a failed start, with the limits that it reached."""
     if not isinstance(error, HostError):
         return error
-    from enforcer.limits.cgroups import Counts
+    from enforcer.limits.cgroup_tree import Counts
     from enforcer.limits.limit_monitor import limits_reached
 
     limited = tuple(each.detail for each in limits_reached(Counts(), resource_limits.counts(), resource_limits.limits))

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from enforcer.sandbox.system_calls import (
+from enforcer.sandbox.step_lists import (
     ANY,
     CHANNEL,
     ENDED,

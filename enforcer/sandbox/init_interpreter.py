@@ -12,8 +12,8 @@ import signal
 import socket
 from typing import Final, NoReturn
 
-from enforcer.sandbox import system_calls
-from enforcer.sandbox.system_calls import (
+from enforcer.sandbox import step_lists
+from enforcer.sandbox.step_lists import (
     CALL,
     CHANNEL,
     CHECK,
@@ -65,7 +65,7 @@ class Interpreter:
             self.registers[result] = returned
             if returned >= 0:
                 at += 1
-            elif first == system_calls.ANY or -returned in (first, second):
+            elif first == step_lists.ANY or -returned in (first, second):
                 at = to
             else:
                 return at, -returned
@@ -161,7 +161,7 @@ def _serve(signals: int) -> NoReturn:
 
 
 def _listen(interpreter: Interpreter, channel: socket.socket) -> None:
-    program, taken, flags, _ = socket.recv_fds(channel, system_calls.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
+    program, taken, flags, _ = socket.recv_fds(channel, step_lists.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
     if not program or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         os._exit(_CANNOT_MAKE)  # the runner is gone, or the message is truncated
     at, error = interpreter.execute(program, taken)

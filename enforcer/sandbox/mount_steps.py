@@ -36,7 +36,7 @@ from enforcer.sandbox.path_scan import (
     open_path,
     pin,
 )
-from enforcer.sandbox.system_calls import QUOTA, CallList, Label
+from enforcer.sandbox.step_lists import QUOTA, CallList, Label
 from enforcer.system import linux
 from rules.patterns import Pattern
 

@@ -35,7 +35,7 @@ from enforcer.sandbox.init import Executor, ProcessGoneError, RemoteExecutor, So
 from enforcer.sandbox.mount_steps import Mask, Step, mount
 from enforcer.sandbox.overlays import Show
 from enforcer.sandbox.path_scan import LAYERS, NEW, OLD, STAGE
-from enforcer.sandbox.system_calls import FIRST, OUTSIDE, CallFailedError
+from enforcer.sandbox.step_lists import FIRST, OUTSIDE, CallFailedError
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 

@@ -31,7 +31,7 @@ from enforcer.sandbox.path_scan import (
     make_directory,
     make_file,
 )
-from enforcer.sandbox.system_calls import CallList, Label, Register
+from enforcer.sandbox.step_lists import CallList, Label, Register
 from enforcer.system import linux
 
 _TOP = f"{LAYERS}/top"  # the layer of the directory with `OwnFiles`

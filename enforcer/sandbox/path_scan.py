@@ -6,7 +6,7 @@ import stat
 import struct
 from collections.abc import Iterator, Sequence
 
-from enforcer.sandbox.system_calls import ANY, CallList, Label, Register
+from enforcer.sandbox.step_lists import ANY, CallList, Label, Register
 from enforcer.system import linux
 from rules.patterns import Pattern
 

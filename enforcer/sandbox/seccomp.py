@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
-from enforcer.sandbox.system_calls import AUDIT_ARCH, NUMBERS
+from enforcer.sandbox.step_lists import AUDIT_ARCH, NUMBERS
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 

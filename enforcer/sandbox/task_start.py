@@ -27,7 +27,7 @@ from enforcer.sandbox import devices, init, landlock
 from enforcer.sandbox.identity import Identity, namespace_remedy
 from enforcer.sandbox.init import Executor, ProcessGoneError, RemoteExecutor, channel_pair
 from enforcer.sandbox.seccomp import WatchedFilter
-from enforcer.sandbox.system_calls import (
+from enforcer.sandbox.step_lists import (
     ANY,
     ARGV,
     ENVIRONMENT,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.sandbox.seccomp import WatchedFilter
-from enforcer.sandbox.system_calls import OUTSIDE
+from enforcer.sandbox.step_lists import OUTSIDE
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from enforcer.sandbox.seccomp import Filter, Hold, Refuse
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from enforcer.seccomp_supervisor import performed_calls
 from enforcer.seccomp_supervisor.notification_listener import Listener, Notification
 from enforcer.seccomp_supervisor.pending_programs import PendingExecs

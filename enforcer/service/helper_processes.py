@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.journal import signing
-from enforcer.limits import cgroups
-from enforcer.limits.cgroups import CONTROLLERS, choose_locations, hierarchies
+from enforcer.limits import cgroup_tree
+from enforcer.limits.cgroup_tree import CONTROLLERS, choose_locations, hierarchies
 from enforcer.sandbox import identity
 from enforcer.service.channel import Channel, ChannelOverflowError
 from enforcer.system import linux, processes
@@ -211,7 +211,7 @@ class CgroupSweep:
         found = hierarchies()
         needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as in `limits.resource_limits`
         self._places = {place.path for each in needed for place in choose_locations(found, each)}
-        cgroups.leave_sweep_to_parent(self._places)
+        cgroup_tree.leave_sweep_to_parent(self._places)
         self._due = 0.0  # now: an earlier service may have been killed
 
     def some(self) -> None:
@@ -234,4 +234,4 @@ class CgroupSweep:
             time.sleep(_PAUSE)
 
     def _sweep(self) -> int:
-        return sum(map(cgroups.remove_dead_groups, self._places))
+        return sum(map(cgroup_tree.remove_dead_groups, self._places))

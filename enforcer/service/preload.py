@@ -44,7 +44,7 @@ MODULES: Final = (
     "enforcer.workspace.review",
     "enforcer.workspace.overlay_changes",
     "enforcer.journal.signing",
-    "enforcer.limits.cgroups",
+    "enforcer.limits.cgroup_tree",
     "enforcer.limits.limit_monitor",
     "enforcer.seccomp_supervisor.supervisor",
     "enforcer.run.sandbox_spec",
@@ -107,7 +107,7 @@ def practise(system: Path, command: RunCommand) -> bool:
         for _ in range(_TIMES):
             make_empty_sandbox(
                 fenced=False
-            ).close()  # without cgroups: making one may move the service (`cgroups.choose_locations`)
+            ).close()  # without cgroups: making one may move the service (`cgroup_tree.choose_locations`)
         return True
     return False
 

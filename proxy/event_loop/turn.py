@@ -10,7 +10,6 @@ sandbox's number is part of the context (contextvars) that the sandbox is set up
 there carries it, and `poller.Loop` marks each before it runs. 0 stands for the worker itself.
 """
 
-import asyncio
 import sys
 from collections.abc import Generator
 from contextvars import Context, ContextVar, copy_context
@@ -50,6 +49,8 @@ async def run_in_turns[T](sliced: Sliced[T]) -> T:
             result: T = done.value
             return result
         if turn.is_over:
+            import asyncio  # here: the service imports this module for the mark, and has no use for asyncio and ssl
+
             await asyncio.sleep(0)
             turn = Slice()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.dns.resolver import Resolver
+    from proxy.dns.server import DnsServer
     from proxy.event_loop.poller import Poller
     from proxy.gate.record import ConnectionRecord
     from proxy.sandbox.sandbox_state import SandboxState
@@ -39,7 +39,7 @@ class DnsStream(ServedConnection):
         client: "socket.socket",
         record: "ConnectionRecord",
         *,
-        resolver: "Resolver",
+        resolver: "DnsServer",
         forget: "Callable[[ServedConnection], None]",
     ) -> None:
         super().__init__(poller, client, record, forget)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from proxy.dialing.dialer import Dialer
     from proxy.dns.names import NameTable
-    from proxy.dns.resolver import Resolver
+    from proxy.dns.server import DnsServer
     from proxy.gate.record import Endpoint, FindProcess, Inspection
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
@@ -77,7 +77,7 @@ class Gate:
         *,
         dialer: "Dialer",
         names: "NameTable",
-        resolver: "Resolver",
+        resolver: "DnsServer",
         info_api: "Callable[[Gate, socket.socket, ConnectionRecord], InfoApiHandler]",
         inspection: "Inspection | None" = None,
         attribute: "FindProcess | None" = None,

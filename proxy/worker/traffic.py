@@ -13,8 +13,8 @@ from proxy.dialing.dialer import Dialer
 from proxy.dns import records
 from proxy.dns.lookup import MOST_AT_ONCE, Lookup
 from proxy.dns.names import NameTable
-from proxy.dns.resolver import Resolver
-from proxy.dns.udp_server import UdpDnsServer
+from proxy.dns.server import DnsServer
+from proxy.dns.udp_listener import DnsUdpListener
 from proxy.event_loop.poller import IN, Poller
 from proxy.gate.listener import Gate
 from proxy.inspection import Inspection
@@ -84,8 +84,8 @@ class Traffic:
         )
         self._leaves = LeafCertificates(resources.signer)
         self.inspection = Inspection(self._leaves, dialer, recorder, resources.roots)
-        self._resolver = resolver = Resolver(sandbox, recorder, names, self._lookup)
-        self._dns_server = UdpDnsServer(sockets["dns_udp"], resolver, recorder, poller)
+        self._resolver = resolver = DnsServer(sandbox, recorder, names, self._lookup)
+        self._dns_server = DnsUdpListener(sockets["dns_udp"], resolver, recorder, poller)
         self._gate = Gate(
             sockets["tcp"],
             sandbox,

@@ -93,9 +93,9 @@ def install():
         for name in way:
             holder = getattr(holder, name)
         setattr(holder, last, raise_when_armed(getattr(holder, last), part))
-    from proxy.dns.resolver import Resolver
+    from proxy.dns.server import DnsServer
 
-    Resolver.ask = arm_by_lookup(Resolver.ask)
+    DnsServer.ask = arm_by_lookup(DnsServer.ask)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 /* Sandbox init: executes lists of system calls that it receives over a channel, and replies with the results.
  *
- * `enforcer/sandbox/system_calls.py` defines the format of a call list. This program makes no decision of its own.
+ * `enforcer/sandbox/step_lists.py` defines the format of a call list. This program makes no decision of its own.
  *
  * A sandbox has three such processes: the outermost one, init and, until its program is executed, the task. Each has a
  * channel to the runner that made the sandbox; the task's program never has one. The process ends when the runner closes

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from enforcer.system import linux
 
 _BY_ERRNO: Final = {

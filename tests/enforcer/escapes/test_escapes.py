@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from enforcer.system import linux
 from tests.enforcer.escapes.advisories import ADVISORIES
 from tests.enforcer.escapes.table import REFUSALS, VARIABLES, astray, put

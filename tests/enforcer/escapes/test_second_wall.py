@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from tests.enforcer.escapes.table import put
 
 TERMINAL = ("TIOCSTI", "TIOCLINUX", "TIOCCONS", "TIOCSETD")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from enforcer.limits.cgroups import match_mounts
+from enforcer.limits.cgroup_tree import match_mounts
 
 V1 = "30 20 0:25 / /sys/fs/cgroup/{0} rw,nosuid - cgroup cgroup rw,{0}"
 V2 = "31 20 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.limits import cgroups, resource_limits
-from enforcer.limits.cgroups import Hierarchy
+from enforcer.limits import cgroup_tree, resource_limits
+from enforcer.limits.cgroup_tree import Hierarchy
 from enforcer.limits.resource_limits import Limits, Means, make_resource_limits
 
 ALL = frozenset({"cpu", "memory", "pids"})
@@ -65,7 +65,7 @@ def top(tmp_path, monkeypatch):
     (tmp_path / "ours/cgroup.type").write_text("domain")
     monkeypatch.setattr(os, "mkdir", appear)
     monkeypatch.setattr(os, "rmdir", vanish)
-    monkeypatch.setattr(cgroups, "write_file", put)
+    monkeypatch.setattr(cgroup_tree, "write_file", put)
     found = [Hierarchy(2, ALL, str(tmp_path), str(tmp_path / "ours"))]
     monkeypatch.setattr(resource_limits, "hierarchies", lambda: found)
     return tmp_path

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from enforcer.limits.cgroups import CONTROLLERS, Hierarchy, ParentLimits, choose_locations
+from enforcer.limits.cgroup_tree import CONTROLLERS, Hierarchy, ParentLimits, choose_locations
 from tests.support import harness
 
 ALL = "cpu io memory pids"

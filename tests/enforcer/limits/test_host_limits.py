@@ -3,7 +3,7 @@
 import pytest
 
 from enforcer.limits import resource_limits
-from enforcer.limits.cgroups import V2, hierarchies
+from enforcer.limits.cgroup_tree import V2, hierarchies
 from enforcer.limits.resource_limits import Limits
 from tests.support import harness
 

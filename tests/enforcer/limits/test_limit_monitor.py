@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.limits import limit_monitor
-from enforcer.limits.cgroups import Counts
+from enforcer.limits.cgroup_tree import Counts
 from enforcer.limits.disk_quota import QuotaExceeded
 from enforcer.limits.limit_monitor import limit_detail, limits_reached
 from enforcer.limits.resource_limits import Limits, Means, ResourceLimits, limits_of

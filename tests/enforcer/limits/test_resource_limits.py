@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from enforcer.limits import resource_limits
-from enforcer.limits.cgroups import ParentLimits
+from enforcer.limits.cgroup_tree import ParentLimits
 from tests.support import harness
 
 # Takes all there is of what is counted so, and keeps it; says how much of each, and how much that may be at most.

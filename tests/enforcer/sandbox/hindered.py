@@ -18,7 +18,7 @@ from enforcer.sandbox import init, landlock, seccomp, task_start
 from enforcer.sandbox.identity import Identity, IdMap, write_map
 from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.seccomp import ArgumentTest, Filter, Refuse
-from enforcer.sandbox.system_calls import FIRST
+from enforcer.sandbox.step_lists import FIRST
 from enforcer.system import linux
 
 if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`

@@ -10,11 +10,11 @@ import stat
 
 import pytest
 
-from enforcer.sandbox import init, seccomp, system_calls, task_start
+from enforcer.sandbox import init, seccomp, step_lists, task_start
 from enforcer.sandbox.init import ProcessGoneError, RemoteExecutor
 from enforcer.sandbox.path_scan import mask_again
 from enforcer.sandbox.seccomp import Filter, Refuse
-from enforcer.sandbox.system_calls import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailedError, Label, Packet
+from enforcer.sandbox.step_lists import ANY, CALL, DATA, FIRST, HEAD, REGISTER, CallFailedError, Label, Packet
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 from tests.support import harness
@@ -195,7 +195,7 @@ def _program(*made, data=b"", count=None, taken=0):
     return Packet(head + packed + data + bytes(48), (), (), ("it",) * 8, ())
 
 
-GETPID = system_calls._numbers["getpid"]
+GETPID = step_lists._numbers["getpid"]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ GETPID = system_calls._numbers["getpid"]
         (Packet(b"x", (), (), (), ()), True),
         (_program((GETPID, DATA, 8, 0, 0, 1, 1 << 40, *[0] * 5)), False),
         (
-            _program((system_calls._numbers["dup"], REGISTER, 8, ANY, 0, 0, 9, *[0] * 5)),
+            _program((step_lists._numbers["dup"], REGISTER, 8, ANY, 0, 0, 9, *[0] * 5)),
             False,
         ),  # for ever, if it went back
     ],
@@ -230,11 +230,11 @@ def test_step_lists_are_split_between_steps(process, tmp_path):
         made.call("mkdirat", AT, f"{tmp_path}/{number}", 0o755)
     packets = made.packets()
     assert len(packets) > 3
-    assert max(len(packet.data) for packet in packets) < system_calls.PACKET // 2
+    assert max(len(packet.data) for packet in packets) < step_lists.PACKET // 2
     process.send(packets)
     process.hear()
     assert len(list(tmp_path.iterdir())) == 3000
-    made.call("mkdirat", AT, "x" * system_calls.PACKET, 0o755)
+    made.call("mkdirat", AT, "x" * step_lists.PACKET, 0o755)
     with pytest.raises(ValueError, match="fit into one call list"):
         made.packets()
 

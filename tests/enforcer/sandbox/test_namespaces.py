@@ -13,7 +13,7 @@ import pytest
 from enforcer.sandbox import init
 from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.namespaces import SandboxNamespaces
-from enforcer.sandbox.system_calls import FIRST
+from enforcer.sandbox.step_lists import FIRST
 
 
 @pytest.fixture

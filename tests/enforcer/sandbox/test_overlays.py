@@ -8,7 +8,7 @@ import pytest
 from enforcer.sandbox import init, namespaces, overlays
 from enforcer.sandbox.identity import IdMap, write_map
 from enforcer.sandbox.path_scan import NEW, OLD
-from enforcer.sandbox.system_calls import CallFailedError
+from enforcer.sandbox.step_lists import CallFailedError
 from enforcer.system.errors import HostError
 from tests.support import harness
 

@@ -12,7 +12,7 @@ import struct
 import pytest
 
 from enforcer.sandbox import seccomp
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from enforcer.system import linux
 from enforcer.system.errors import HostError
 

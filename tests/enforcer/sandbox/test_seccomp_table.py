@@ -10,7 +10,7 @@ import pytest
 
 from enforcer.sandbox import seccomp
 from enforcer.sandbox.seccomp import ABSENT, ALLOWED
-from enforcer.sandbox.system_calls import AUDIT_ARCH, NUMBERS
+from enforcer.sandbox.step_lists import AUDIT_ARCH, NUMBERS
 from enforcer.system import linux
 
 ALLOW, NOTIFY, KILL, REFUSED = 0x7FFF0000, 0x7FC00000, 0x80000000, 0x00050000

@@ -172,7 +172,7 @@ def test_filter_of_the_task_allows_nothing(action):
 def _only_for(name, action):
     import struct
 
-    from enforcer.sandbox.system_calls import NUMBERS
+    from enforcer.sandbox.step_lists import NUMBERS
 
     from .watched import MACHINE
 

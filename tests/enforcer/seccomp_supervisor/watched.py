@@ -10,7 +10,7 @@ import socket
 import struct
 
 from enforcer.sandbox.seccomp import watched_filter
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from enforcer.seccomp_supervisor import pending_programs, performed_calls, supervisor
 from enforcer.system import linux
 from proxy.supervisor_channel import messages

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from enforcer.limits import cgroups
-from enforcer.limits.cgroups import choose_locations, hierarchies
+from enforcer.limits import cgroup_tree
+from enforcer.limits.cgroup_tree import choose_locations, hierarchies
 from enforcer.service.helper_processes import CgroupSweep
 from tests.support import harness
 
@@ -16,12 +16,12 @@ from tests.support import harness
 def left(monkeypatch):
     """A group with a process in it whose run was killed, and who looks after it."""
     harness.needs_root()
-    monkeypatch.setattr(cgroups, "_swept_by_parent", set())
+    monkeypatch.setattr(cgroup_tree, "_swept_by_parent", set())
     found = choose_locations(hierarchies())
     if not found:
         harness.missing("a cgroup that can be written to")
     looking = CgroupSweep()
-    made = cgroups.make_group(found[0])
+    made = cgroup_tree.make_group(found[0])
     process = subprocess.Popen(["sleep", "600"])
     made.admit(process.pid)
     os.close(made.lock)

@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from enforcer.sandbox import identity, seccomp
-from enforcer.sandbox.system_calls import NUMBERS
+from enforcer.sandbox.step_lists import NUMBERS
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement, trust
 from enforcer.worker.signer import CertificateSigner

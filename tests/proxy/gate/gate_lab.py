@@ -14,7 +14,7 @@ from pathlib import Path
 from proxy.dialing.dialer import Dialer
 from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.dns.names import NameTable
-from proxy.dns.resolver import Resolver
+from proxy.dns.server import DnsServer
 from proxy.event_loop.poller import Loop, Poller
 from proxy.gate.listener import Gate, original_destination
 from proxy.info_api.info_api_connection import InfoApi
@@ -132,7 +132,7 @@ class GateLab:
         self.lookup = Lookup(HostsFile(str(self.hosts)), lambda: self.servers)
         self.poller = Poller(in_turn=in_turn)
         self.dialer = Dialer(self.lookup, self.poller, metrics=self.metrics)
-        self.resolver = Resolver(self.sandbox, self.recorder, self.names, self.lookup)
+        self.resolver = DnsServer(self.sandbox, self.recorder, self.names, self.lookup)
         self.inspection = FakeInspection() if inspect else None
         self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=512)
         self.destinations = {}

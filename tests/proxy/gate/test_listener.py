@@ -11,7 +11,7 @@ from enforcer.network.constants import GATE_PORT, OWN_ADDRESSES
 from enforcer.network.encode import encode
 from enforcer.network.plan import network_plan
 from proxy.dns.records import Records
-from proxy.dns.udp_server import UdpDnsServer
+from proxy.dns.udp_listener import DnsUdpListener
 from proxy.gate.decide import DecisionCache
 from tests.enforcer.network.netns_harness import Network
 from tests.proxy.gate.gate_lab import RAW, SPLICED, GateLab, client_hello, run
@@ -41,7 +41,7 @@ def sandbox(request, encoded, tmp_path):
             hosts = "127.0.0.1 good.example raw.example\n"
             async with GateLab(tmp_path, rules, hosts=hosts, listener=network.sockets.tcp) as world:
                 world.sandbox.own_addresses = frozenset(OWN_ADDRESSES)
-                datagrams = UdpDnsServer(network.sockets.dns_udp, world.resolver, world.recorder, world.poller)
+                datagrams = DnsUdpListener(network.sockets.dns_udp, world.resolver, world.recorder, world.poller)
                 datagrams.start()
                 await test(world, lambda function: asyncio.to_thread(network.run, function))
                 datagrams.close()

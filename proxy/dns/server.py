@@ -1,4 +1,6 @@
-"""Resolver of a sandbox: answers its lookups. A query doesn't leave this process, with two exceptions.
+"""DNS server of a sandbox: answers the queries of its task. A query doesn't leave this process, with two exceptions.
+
+It gets queries over UDP from `udp_listener`, and over TCP from `proxy.gate.dns_stream`.
 
 A name that some connection could be allowed to gets an address that stands for it here. The name is looked up only
 for a connection that is made, so no query carries data out. With `dns: real` an allowed name is looked up and answered
@@ -62,7 +64,7 @@ class _Answer(NamedTuple):
     records: "Records | None" = None
 
 
-class Resolver:
+class DnsServer:
     """Answers the queries of one sandbox. For one thread."""
 
     __slots__ = ("_lookup", "_names", "_recorder", "_records", "_sandbox", "record_tasks")

@@ -1,4 +1,6 @@
-"""Call lists: system calls as values, which the runner writes and init processes execute; and call numbers.
+"""Step lists: system calls as values, which the runner writes and init processes execute; and call numbers.
+
+Which calls a task may make is in `seccomp.ALLOWED`.
 
 A call list is executed in order. An argument is a number, or bytes of the list itself (what a pointer points to), or a
 register: the result of an earlier call. A call that fails ends the list and its process, unless the list names that

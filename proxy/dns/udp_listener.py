@@ -12,7 +12,7 @@ from rules.addresses import normalize
 from rules.attempt import Protocol
 
 if TYPE_CHECKING:
-    from proxy.dns.resolver import Resolver
+    from proxy.dns.server import DnsServer
     from proxy.event_loop.poller import Poller
     from proxy.sandbox.recorder import Recorder
     from rules.addresses import Address
@@ -25,12 +25,12 @@ _IP_PKTINFO, _IP_ORIGDSTADDR, _IPV6_PKTINFO, _IPV6_ORIGDSTADDR = 8, 20, 50, 74
 type _Ancillary = tuple[int, int, bytes]
 
 
-class UdpDnsServer:
+class DnsUdpListener:
     """Answers DNS queries over UDP. The caller keeps the socket, which has IPV6_RECVORIGDSTADDR set."""
 
     __slots__ = ("_poller", "_recorder", "_resolver", "_sock")
 
-    def __init__(self, sock: socket.socket, resolver: "Resolver", recorder: "Recorder", poller: "Poller") -> None:
+    def __init__(self, sock: socket.socket, resolver: "DnsServer", recorder: "Recorder", poller: "Poller") -> None:
         self._sock = sock
         self._resolver = resolver
         self._recorder = recorder

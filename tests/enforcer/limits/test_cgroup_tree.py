@@ -9,15 +9,15 @@ import time
 
 import pytest
 
-from enforcer.limits import cgroups
-from enforcer.limits.cgroups import CgroupLocation, choose_locations, hierarchies, write_file
+from enforcer.limits import cgroup_tree
+from enforcer.limits.cgroup_tree import CgroupLocation, choose_locations, hierarchies, write_file
 from tests.support import harness
 
 HOLDER = """
 import os, sys, time
-from enforcer.limits.cgroups import make_group
-from enforcer.limits.cgroups import hierarchies
-from enforcer.limits.cgroups import choose_locations
+from enforcer.limits.cgroup_tree import make_group
+from enforcer.limits.cgroup_tree import hierarchies
+from enforcer.limits.cgroup_tree import choose_locations
 made = [make_group(place) for place in choose_locations(hierarchies()) if not place.must_empty]
 print(*[each.path for each in made], sep="\\n", flush=True)
 time.sleep(600)
@@ -36,7 +36,7 @@ def place():
 
 @pytest.fixture
 def made(place):
-    one = cgroups.make_group(place)
+    one = cgroup_tree.make_group(place)
     yield one
     one.kill()
     one.remove()
@@ -49,7 +49,7 @@ def _sleeper(one):
 
 
 def test_removal_of_a_group_is_idempotent(place):
-    one = cgroups.make_group(place)
+    one = cgroup_tree.make_group(place)
     assert os.path.isdir(one.inner)
     one.remove()
     one.remove()
@@ -75,9 +75,9 @@ def _processes(one):
 
 
 def test_group_with_processes_is_not_removed(made, monkeypatch):
-    monkeypatch.setattr(cgroups, "_REMOVAL_TIMEOUT", 0.0)
+    monkeypatch.setattr(cgroup_tree, "_REMOVAL_TIMEOUT", 0.0)
     with _sleeper(made) as process:
-        cgroups.Group(made.place, made.path, os.dup(made.lock)).remove()
+        cgroup_tree.Group(made.place, made.path, os.dup(made.lock)).remove()
         assert os.path.isdir(made.path)
         process.kill()
 
@@ -85,26 +85,26 @@ def test_group_with_processes_is_not_removed(made, monkeypatch):
 def test_group_of_a_killed_run_is_swept_by_the_next(place):
     with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
         path = next(line.strip() for line in holder.stdout if line.startswith(place.path + "/exeat-task-"))
-        cgroups.remove_dead_groups(place.path)
+        cgroup_tree.remove_dead_groups(place.path)
         assert os.path.isdir(path)  # its maker lives
         holder.kill()
         holder.wait()
         assert os.path.isdir(path)
         for each in choose_locations(hierarchies()):
-            cgroups.remove_dead_groups(each.path)
+            cgroup_tree.remove_dead_groups(each.path)
         assert not os.path.exists(path)
 
 
 def test_runs_of_a_service_sweep_no_groups(place, monkeypatch):
-    monkeypatch.setattr(cgroups, "_swept_by_parent", set())
-    dead = cgroups.make_group(place)
-    cgroups.leave_sweep_to_parent([place.path])
+    monkeypatch.setattr(cgroup_tree, "_swept_by_parent", set())
+    dead = cgroup_tree.make_group(place)
+    cgroup_tree.leave_sweep_to_parent([place.path])
     with _sleeper(dead) as process:
         os.close(dead.lock)  # as when the run that made it is killed
-        cgroups.make_group(place).remove()
+        cgroup_tree.make_group(place).remove()
         assert process.poll() is None
         process.kill()
-    while cgroups.remove_dead_groups(place.path):  # its process may be on its way out yet
+    while cgroup_tree.remove_dead_groups(place.path):  # its process may be on its way out yet
         time.sleep(0.01)
     assert not os.path.exists(dead.path)
 
@@ -116,7 +116,7 @@ def test_sweep_removes_only_exeats_groups(place):
     for path in paths:
         os.mkdir(path)
     try:
-        cgroups.remove_dead_groups(place.path)
+        cgroup_tree.remove_dead_groups(place.path)
         assert all(map(os.path.isdir, paths))
     finally:
         for path in paths:
@@ -133,7 +133,7 @@ def test_sweep_between_creation_and_lock_is_repaired(place, monkeypatch):
             os.rmdir(path)
 
     monkeypatch.setattr(os, "mkdir", made_and_swept)
-    one = cgroups.make_group(place)
+    one = cgroup_tree.make_group(place)
     assert one.path != tries[0]
     assert os.path.isdir(one.path)
     one.remove()
@@ -152,7 +152,7 @@ def test_whole_group_is_killed_by_cgroup_kill(made):
 
 
 def _made_again(place):
-    one = cgroups.make_group(place)
+    one = cgroup_tree.make_group(place)
     if os.path.exists(f"{one.path}/cgroup.kill"):
         return one
     one.remove()
@@ -178,16 +178,16 @@ ALL = frozenset({"memory", "pids", "cpu"})
 @pytest.mark.parametrize(
     ("version", "files", "controllers", "counted"),
     [
-        pytest.param(1, FIRST, ALL, cgroups.Counts(2, 1, 3, 1.5), id="first version"),
+        pytest.param(1, FIRST, ALL, cgroup_tree.Counts(2, 1, 3, 1.5), id="first version"),
         pytest.param(1, {**FIRST, "memory.max_usage_in_bytes": "5\n"}, ALL, (2, 0, 3, 1.5), id="the host's memory"),
-        pytest.param(1, FIRST, {"pids"}, cgroups.Counts(refused=3), id="first version, a controller a hierarchy"),
-        pytest.param(2, SECOND, ALL, cgroups.Counts(2, 7, 3, 1.5), id="second version"),
-        pytest.param(2, SECOND, {"memory"}, cgroups.Counts(2, 7), id="second version, of what it may limit"),
-        pytest.param(2, {}, ALL, cgroups.Counts(), id="nothing"),
+        pytest.param(1, FIRST, {"pids"}, cgroup_tree.Counts(refused=3), id="first version, a controller a hierarchy"),
+        pytest.param(2, SECOND, ALL, cgroup_tree.Counts(2, 7, 3, 1.5), id="second version"),
+        pytest.param(2, SECOND, {"memory"}, cgroup_tree.Counts(2, 7), id="second version, of what it may limit"),
+        pytest.param(2, {}, ALL, cgroup_tree.Counts(), id="nothing"),
     ],
 )
 def test_events_of_a_group_are_read_from_its_controllers(tmp_path, version, files, controllers, counted):
-    one = cgroups.Group(CgroupLocation(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
+    one = cgroup_tree.Group(CgroupLocation(version, str(tmp_path), frozenset(controllers)), str(tmp_path), -1)
     os.makedirs(one.inner, exist_ok=True)
     for name, text in files.items():
         with open(f"{one.inner}/{name}", "w", encoding="ascii") as file:

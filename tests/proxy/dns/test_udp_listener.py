@@ -6,7 +6,7 @@ import struct
 import dns.message
 import pytest
 
-from proxy.dns.udp_server import UdpDnsServer
+from proxy.dns.udp_listener import DnsUdpListener
 from proxy.gate import served_connection
 from tests.proxy.gate.gate_lab import TIMEOUT, GateLab, run
 from tests.support.waiting import wait_until_async
@@ -42,7 +42,7 @@ def served(family):
 async def datagrams(tmp_path, family=socket.AF_INET6):
     async with GateLab(tmp_path, RULES) as world:
         with served(family) as sock:
-            made = UdpDnsServer(sock, world.resolver, world.recorder, world.poller)
+            made = DnsUdpListener(sock, world.resolver, world.recorder, world.poller)
             made.start()
             yield world, sock.getsockname()[1]
             made.close()
@@ -97,7 +97,7 @@ def test_unsendable_answer_stops_nothing(tmp_path, error):
         async with GateLab(tmp_path, RULES) as world:
             with served(socket.AF_INET6) as sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
                 trouble = Trouble(sock, error)
-                made = UdpDnsServer(trouble, world.resolver, world.recorder, world.poller)
+                made = DnsUdpListener(trouble, world.resolver, world.recorder, world.poller)
                 made.start()
                 for _ in range(3):
                     client.sendto(question(), ("127.0.0.1", sock.getsockname()[1]))
