@@ -90,7 +90,7 @@ class Registration:
         except ExeatError:
             self._rest()
             return
-        gate.tell({"approvals": True}, [end])
+        gate.send({"approvals": True}, [end])
         os.close(end)
         if self._selector is not None:
             self.watch(self._selector)

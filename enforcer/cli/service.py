@@ -124,12 +124,12 @@ def _serve(arguments: argparse.Namespace, system: Path) -> None:
 
 def run_ps(arguments: argparse.Namespace) -> int:
     """Print one line for each task."""
-    from enforcer.service.control_client import ask
+    from enforcer.service.control_client import send_request
 
     known, otherwise = _known()
     found = [
         {**each, **known.get(str(each["task"]), otherwise)}
-        for part in ask({"what": "list"})
+        for part in send_request({"what": "list"})
         for each in part["sandboxes"]
     ]
     if arguments.format == "json":
@@ -163,7 +163,7 @@ def _row(each: dict[str, object]) -> tuple[str, ...]:
 
 def run_status(arguments: argparse.Namespace) -> int:
     """Print the state of the service; returns 0 if it runs with all of its workers."""
-    from enforcer.service.control_client import ask
+    from enforcer.service.control_client import send_request
 
     registry, broken, unheard = None, "", ""
     try:
@@ -172,7 +172,7 @@ def run_status(arguments: argparse.Namespace) -> int:
     except ExeatError as error:
         unheard = str(error)
     try:
-        (status,) = ask({"what": "status"})
+        (status,) = send_request({"what": "status"})
     except ExeatError as error:
         output.warn(str(error))
         output.warn(_in_words(registry, broken, unheard))
@@ -237,10 +237,10 @@ def _in_words(registry: dict[str, object] | None, broken: str, unheard: str) -> 
 
 def run_stop(arguments: argparse.Namespace) -> int:
     """Stop a task with SIGTERM; returns 0 once the signal is sent."""
-    from enforcer.service.control_client import ask
+    from enforcer.service.control_client import send_request
 
     name = arguments.task
-    (answer,) = ask({"what": "stop", "name": name, "kill": arguments.kill})
+    (answer,) = send_request({"what": "stop", "name": name, "kill": arguments.kill})
     if answer["stopped"]:
         return 0
     if answer["found"]:

@@ -28,7 +28,7 @@ type Cover = Callable[[Sequence[str]], None]  # has the sandbox cover paths anew
 class PolicyReceiver(Protocol):
     """Receiver of a new policy: a worker, or the service for all sandboxes with the same rules."""
 
-    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    def send(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send a message, with descriptors."""
 
 
@@ -211,7 +211,7 @@ class Reloader:
         if self._unwritten and self._unwritten == before and not told:
             pass  # it has been said
         elif "problems" in said:
-            self._reject(said["problems"], tell=not told)
+            self._reject(said["problems"], to_gate=not told)
         elif self._rejected:
             self._rejected = False
             print_notice("the rules are right again, and were loaded")
@@ -227,7 +227,7 @@ class Reloader:
         news = RuleSetNews(rules=said["revision"])
         if said.get("asks"):
             news["asks"] = True  # the run begins to use the approvals registry
-        self._gate.tell(news, [self._reader.policy])
+        self._gate.send(news, [self._reader.policy])
         self._sent = said["revision"]
         if whole:
             self._forget()
@@ -260,15 +260,15 @@ class Reloader:
         os.close(reader.says)
         os.close(reader.policy)
 
-    def _reject(self, problems: Sequence[str], *, tell: bool = True) -> None:
-        """Report problems; `tell`: also to the gate, if no policy carries them."""
+    def _reject(self, problems: Sequence[str], *, to_gate: bool = True) -> None:
+        """Report problems; `to_gate`: also to the gate, if no policy carries them."""
         told = reread.limit_problems(problems)
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         self._rejected = True
-        stays = "those in force stay" if tell else "but what root's files say now is in force besides"
+        stays = "those in force stay" if to_gate else "but what root's files say now is in force besides"
         print_notice(f"the rules were not loaded again, {stays}: {told[0]}{more}")
-        if tell:
-            self._gate.tell(SandboxNews(rules_rejected=told))
+        if to_gate:
+            self._gate.send(SandboxNews(rules_rejected=told))
 
 
 QUIET = 0.15  # seconds without a change before files count as saved

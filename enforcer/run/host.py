@@ -148,7 +148,7 @@ class StandaloneHost:
         """Wait for the worker's last event, then sign everything."""
         from enforcer.journal import signing
 
-        gate.see_out()
+        gate.wait_for_summary()
         signing.stop_keeper(journal, recorder, gate)
 
     def counts_anomalies(self, wanted: "RunRequest") -> bool:

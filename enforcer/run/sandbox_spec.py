@@ -76,7 +76,7 @@ def gather_spec(
     steps, program = compose(who, wanted, own, shown)
     wait_until_confined(gate)
     variables = dict(program.environment)
-    environment.add_placeholders(variables, gate.said.get("placeholders"))
+    environment.add_placeholders(variables, gate.received_fields.get("placeholders"))
     return launch.SandboxSpec(
         who,
         with_tmpfs_quota(steps, resource_limits.limits.disk),
@@ -170,7 +170,7 @@ def steps_of(who: Identity, wanted: RunRequest, own: Mapping[str, bytes], shown:
             workspace=wanted.workspace,
             etc=own,
             read=wanted.read,
-            protect=(*sorted(rules), *confinement.code_places()),
+            protect=(*sorted(rules), *confinement.import_directories()),
             sealed=confinement.code_trees(),
             secret=tuple(sorted(real_paths(secret))),
             trees=shown.trees,

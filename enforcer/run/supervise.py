@@ -60,7 +60,7 @@ class Supervision:
     def begin(self, selector: selectors.BaseSelector) -> None:
         """Register everything with the loop. The task runs by now."""
         self.selector = selector
-        self.gate.tell(SandboxNews(started=time.monotonic() - self.began))
+        self.gate.send(SandboxNews(started=time.monotonic() - self.began))
         for source in (self.sandbox.init.channel, self.gate.control):
             selector.register(source, selectors.EVENT_READ)
         if self.sandbox.supervisor is not None:
@@ -77,8 +77,8 @@ class Supervision:
 
     def turn(self) -> TaskEnd | None:
         """Do what is due; returns the task's end if it has to end now, and the caller then kills the rest."""
-        if "declined" in self.gate.said:  # the service has declined before serving the task
-            return self._ended(None, str(self.gate.said.get("failed"))[:_LONGEST])
+        if "declined" in self.gate.received_fields:  # the service has declined before serving the task
+            return self._ended(None, str(self.gate.received_fields.get("failed"))[:_LONGEST])
         if time.monotonic() - self.counted >= _COUNTERS_EVERY:
             self.counted = time.monotonic()
             self.look()
@@ -86,7 +86,7 @@ class Supervision:
             if self.keeper is not None:
                 self.keeper.turn()
             if self.unusual is not None and (news := self.unusual.news()):
-                self.gate.tell(news)
+                self.gate.send(news)
         self.gate.turn()
         if self.post is not None:
             self.post.turn(self.gate)
@@ -101,16 +101,18 @@ class Supervision:
 
     def hear_gate(self) -> bool:
         """Read a message of the worker; False once it is gone."""
-        if self.gate.hear() and "failed" not in self.gate.said:
-            if self.gate.said.pop("asks", None):
+        if self.gate.receive() and "failed" not in self.gate.received_fields:
+            if self.gate.received_fields.pop("asks", None):
                 self.ask_people()
-            if self.gate.said.pop("kill", None):
+            if self.gate.received_fields.pop("kill", None):
                 self._kill()
             return True
-        if "declined" in self.gate.said:
+        if "declined" in self.gate.received_fields:
             return False  # `turn` ends the task
         self.lost_gate = True
-        why = f" ({str(self.gate.said['failed'])[:_LONGEST]})" if "failed" in self.gate.said else ""
+        why = (
+            f" ({str(self.gate.received_fields['failed'])[:_LONGEST]})" if "failed" in self.gate.received_fields else ""
+        )
         print_notice(f"the gate ended unexpectedly{why}; the task has no network from now on")
         return False
 
@@ -134,7 +136,7 @@ class Supervision:
         if counters != self.counters:  # mostly nothing happened
             self.counters = counters
             if self.sandbox.init.ended is None:  # otherwise the last message has them
-                self.gate.tell(SandboxNews(refused=counters))
+                self.gate.send(SandboxNews(refused=counters))
         self.monitor.report_probe(at)
 
     def _kill(self) -> None:
@@ -205,7 +207,7 @@ class RuleReload:
         if not self._over:
             self._try(lambda: self._made().now())
         elif self._watch.gate.watches_rules:
-            self._watch.gate.tell({"reread": True})
+            self._watch.gate.send({"reread": True})
 
     def close(self) -> None:
         """Stop reloading."""
@@ -229,7 +231,7 @@ class RuleReload:
             said = f"reloading of rule files has failed, so the rules in force stay: {type(error).__name__}: {error}"[
                 :_LONGEST
             ]
-            self._watch.gate.tell(SandboxNews(rules_rejected=[said]))
+            self._watch.gate.send(SandboxNews(rules_rejected=[said]))
             print_notice(said)
             with contextlib.suppress(Exception):
                 self.close()
@@ -241,11 +243,11 @@ class _ReloadMessages:
     def __init__(self, watch: Supervision) -> None:
         self._watch = watch
 
-    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    def send(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Pass a message on."""
         if what.get("asks"):
             self._watch.ask_people()
-        self._watch.gate.tell(what, descriptors)
+        self._watch.gate.send(what, descriptors)
 
 
 class _Signals:

@@ -89,7 +89,7 @@ def run(wanted: RunRequest, host: "Host") -> Result:
 
         resource_limits, empty = host.make_sandbox(wanted, who, made, last)
         recorder = _recorder(sandbox_state, journal, gate, host, made)
-        gate.report_to(partial(recorder.error, "worker"))
+        gate.report_errors_to(partial(recorder.error, "worker"))
         io = host.arrange_stdio(who.kernel_uid)
         made.callback(io.finish)
         workspace = _workspace(wanted, sandbox_state, journal, who, resource_limits, made)
@@ -222,7 +222,7 @@ def _launch(
 def _let_go(gate: worker.Worker) -> None:
     """Wait for the last message of a stopped worker, and end it."""
     try:
-        gate.see_out()
+        gate.wait_for_summary()
     finally:
         gate.kill()
 
@@ -353,6 +353,6 @@ class UnreachableError(ExeatError):
 
 def _summary(gate: worker.Worker) -> Summary | None:
     try:
-        return Summary.decode(str(gate.said["summary"]).encode())
+        return Summary.decode(str(gate.received_fields["summary"]).encode())
     except (KeyError, ValueError):
         return None

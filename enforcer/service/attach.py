@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from enforcer.network import attached_namespace
 from enforcer.network.install import encoded
-from enforcer.service.control_client import ask
+from enforcer.service.control_client import send_request
 from enforcer.service.rule_sets import policy_in_memory
 from enforcer.service.sandboxes import recorder_for
 from enforcer.system import peers, state
@@ -68,8 +68,8 @@ def open_target(named: str) -> Target:
         process = (os.pidfd_open(pid),) if pid else ()
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
-        what = f"the network namespace of `{named}` can't be opened: {error.strerror}"
-        raise HostError(what, "run `exeat attach` as the user of that process, or as root") from error
+        problem = f"the network namespace of `{named}` can't be opened: {error.strerror}"
+        raise HostError(problem, "run `exeat attach` as the user of that process, or as root") from error
     except OSError as error:
         raise UsageError(
             f"`{named}` is not the pid of a process or the path of a network namespace: {error.strerror}"
@@ -90,38 +90,38 @@ def _is_network(descriptor: int) -> bool:
     return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == os.CLONE_NEWNET
 
 
-def attach(what: Target, wanted: AttachRequest) -> dict[str, Any]:
+def attach(target: Target, request: AttachRequest) -> dict[str, Any]:
     """Give the namespace the gate, and return the service's answer. Raises HostError, UsageError."""
-    policy = wanted.policy
+    policy = request.policy
     if policy.secrets or policy.settings.upstream_auth is not None:
         raise UsageError(
             "rules with `secrets` or `upstream_auth` don't work with `exeat attach`; use `exeat run`, or other rules"
         )
-    (status,) = ask({"what": "status"})  # before anything is changed
-    task = Task(f"{os.getpid():x}-{time.time_ns():x}", wanted.name, dict(wanted.labels))
+    (status,) = send_request({"what": "status"})  # before anything is changed
+    task = Task(f"{os.getpid():x}-{time.time_ns():x}", request.name, dict(request.labels))
     network = encoded(state.make_private(state.cache_directory()))
     recorder = recorder_for(task, Path(status["journal"]), policy)
     recorder.rules_loaded()
-    event = recorder.task_started(("exeat", "attach", what.named), started_by=started_by())
+    event = recorder.task_started(("exeat", "attach", target.named), started_by=started_by())
     try:
-        names, sockets = _inside(what.namespace, lambda: attached_namespace.install(network).named())
+        names, sockets = _install_in_child(target.namespace, lambda: attached_namespace.install(network).named())
         file = policy_in_memory(policy)
-        request: AttachMessage = {
+        attach_message: AttachMessage = {
             "what": "attach",
             "sandbox": f"sandbox-{task.id}",
             "id": task.id,
             "name": task.name,
             "labels": dict(task.labels),
-            "files": list(wanted.files),
-            "asked": list(wanted.asked),
-            "seen": wanted.seen,
-            "system": str(wanted.system),
+            "files": list(request.files),
+            "asked": list(request.asked),
+            "seen": request.seen,
+            "system": str(request.system),
             "sockets": list(names),
-            "attached": what.named,
-            "pid": what.pid,
+            "attached": target.named,
+            "pid": target.pid,
             "event": event,
         }
-        (answer,) = ask(request, [file, *sockets, *what.process])
+        (answer,) = send_request(attach_message, [file, *sockets, *target.process])
     except BaseException:
         recorder.task_ended(event, seconds=0.0, outcome=Outcome.FAILED)
         raise
@@ -130,43 +130,45 @@ def attach(what: Target, wanted: AttachRequest) -> dict[str, Any]:
 
 def detach(named: str) -> dict[str, Any]:
     """Remove the gate; the namespace then has no network. Raises HostError, UsageError."""
-    (answer,) = ask({"what": "detach", "name": named})
+    (answer,) = send_request({"what": "detach", "name": named})
     if "sandbox" not in answer:
         raise UsageError(f"no namespace is attached as `{named}`; `exeat ps` lists them")
     return answer
 
 
-def _inside(namespace: int, make: "Callable[[], dict[str, socket.socket]]") -> tuple[list[str], list[int]]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _install_in_child(namespace: int, make: "Callable[[], dict[str, socket.socket]]") -> tuple[list[str], list[int]]:
+    parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        ours.close()
-        _be_inside(namespace, theirs, make)
-    theirs.close()
-    ours.settimeout(_PATIENCE)
+        parent_end.close()
+        _run_in_namespace(namespace, child_end, make)
+    child_end.close()
+    parent_end.settimeout(_PATIENCE)
     try:
-        said, sockets = message.receive(ours, _MOST_SOCKETS)
+        fields, sockets = message.receive(parent_end, _MOST_SOCKETS)
     except TimeoutError:
-        said, sockets = {}, []
+        fields, sockets = {}, []
     finally:
-        ours.close()
+        parent_end.close()
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    if "sockets" not in said:
-        raise HostError(str(said.get("failed", "the namespace could not be changed")))
-    names = said["sockets"]
+    if "sockets" not in fields:
+        raise HostError(str(fields.get("failed", "the namespace could not be changed")))
+    names = fields["sockets"]
     return list(map(str, names)) if isinstance(names, list) else [], sockets
 
 
-def _be_inside(namespace: int, theirs: socket.socket, make: "Callable[[], dict[str, socket.socket]]") -> NoReturn:
+def _run_in_namespace(
+    namespace: int, child_end: socket.socket, make: "Callable[[], dict[str, socket.socket]]"
+) -> NoReturn:
     try:
         try:
             attached_namespace.enter(namespace)
             found = make()
-            message.send(theirs, {"sockets": list(found)}, [sock.fileno() for sock in found.values()])
+            message.send(child_end, {"sockets": list(found)}, [sock.fileno() for sock in found.values()])
         except BaseException as error:  # noqa: BLE001 - the parent reports it
             text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            message.send(theirs, {"failed": text})
+            message.send(child_end, {"failed": text})
         signal.pause()  # until the parent has the descriptors
     finally:
         os._exit(0)
@@ -174,6 +176,6 @@ def _be_inside(namespace: int, theirs: socket.socket, make: "Callable[[], dict[s
 
 def namespace_path(path: str) -> str:
     """Return the resolved path of a namespace file; what /proc/PID/ns/net links to is no path (namespaces(7))."""
-    leads = os.path.realpath(path)
+    resolved = os.path.realpath(path)
     above, name = os.path.split(os.path.abspath(path))
-    return leads if os.path.exists(leads) else os.path.join(os.path.realpath(above), name)
+    return resolved if os.path.exists(resolved) else os.path.join(os.path.realpath(above), name)

@@ -10,41 +10,41 @@ from typing import Final
 
 from proxy.wire import message
 
-MOST_UNSENT: Final = 8192  # messages: a worker that reads none of so many hangs
+MOST_UNSENT: Final = 8192  # messages: a worker that has not read that many hangs
 _MOST_DESCRIPTORS: Final = 16  # in one message
 
 
 class ChannelOverflowError(Exception):
-    """The peer has read nothing for too long."""
+    """The peer has not read its messages for too long."""
 
 
 class Channel:
-    """One end of a SOCK_SEQPACKET pair in the service's loop. `heard` gets each message with its descriptors.
+    """One end of a SOCK_SEQPACKET pair in the service's loop. `on_message` gets each message with its descriptors.
 
-    `heard` removes the descriptors that it keeps from the list; the others are closed. An empty message, always the
-    last, reports the end of the peer.
+    `on_message` removes the descriptors that it keeps from the list; the others are closed. An empty message reports
+    the end of the peer, and is always the last.
     """
 
     def __init__(
         self,
         sock: socket.socket,
         selector: selectors.BaseSelector,
-        heard: Callable[[dict[str, object], list[int]], None],
+        on_message: Callable[[dict[str, object], list[int]], None],
         *,
         descriptors: bool = False,
     ) -> None:
         """Take over `sock`. Without `descriptors` none is accepted: the peer is not trusted to send any."""
         self._sock = sock
         self._selector = selector
-        self.heard = heard
+        self.on_message = on_message
         self._descriptors = descriptors
         self._unsent: deque[tuple[Mapping[str, object], list[int]]] = deque()
-        self._waits = False  # for the peer to read
+        self._waits_for_room = False  # for the peer to read
         self.closed = False
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ, self.turn)
 
-    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    def send(self, fields: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send a message, now or once the peer reads; keeps copies of the descriptors until then.
 
         Does nothing on a closed channel. Raises ChannelOverflowError, or OSError when a descriptor can't be copied.
@@ -53,29 +53,29 @@ class Channel:
             return
         if len(self._unsent) >= MOST_UNSENT:
             raise ChannelOverflowError
-        self._unsent.append((what, copy_descriptors(descriptors)))
+        self._unsent.append((fields, copy_descriptors(descriptors)))
         if len(self._unsent) == 1:
-            self._send()
+            self._flush()
 
     def turn(self) -> None:
         """Send queued messages, and receive one."""
-        self._send()
+        self._flush()
         if self.closed:
             return
         descriptors: list[int] = []
         try:
-            said, descriptors = message.receive(self._sock, _MOST_DESCRIPTORS if self._descriptors else 0)
+            fields, descriptors = message.receive(self._sock, _MOST_DESCRIPTORS if self._descriptors else 0)
         except BlockingIOError:
             return
         except (OSError, ValueError):
-            said = {}
+            fields = {}
         if not self._descriptors:
             _close(descriptors)
         try:
-            self.heard(said, descriptors)
+            self.on_message(fields, descriptors)
         finally:
             _close(descriptors)
-        if not said:
+        if not fields:
             self.close()
 
     def close(self) -> None:
@@ -89,11 +89,11 @@ class Channel:
             _close(descriptors)
         self._unsent.clear()
 
-    def _send(self) -> None:
+    def _flush(self) -> None:
         while self._unsent and not self.closed:
-            what, descriptors = self._unsent[0]
+            fields, descriptors = self._unsent[0]
             try:
-                message.send(self._sock, what, descriptors)
+                message.send(self._sock, fields, descriptors)
             except BlockingIOError:
                 self._wait_for_room(True)
                 return
@@ -107,24 +107,24 @@ class Channel:
         if not self.closed:
             self._wait_for_room(False)
 
-    def _wait_for_room(self, wanted: bool) -> None:  # noqa: FBT001
-        if wanted != self._waits:
-            self._waits = wanted
+    def _wait_for_room(self, is_waiting: bool) -> None:  # noqa: FBT001
+        if is_waiting != self._waits_for_room:
+            self._waits_for_room = is_waiting
             self._selector.modify(
-                self._sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0), self.turn
+                self._sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if is_waiting else 0), self.turn
             )
 
 
 def copy_descriptors(descriptors: Iterable[int]) -> list[int]:
     """Return copies of all descriptors, or none. Raises OSError."""
-    made: list[int] = []
+    copies: list[int] = []
     try:
         for descriptor in descriptors:
-            made.append(os.dup(descriptor))  # noqa: PERF401  copies are closed if one fails
+            copies.append(os.dup(descriptor))  # noqa: PERF401  copies are closed if one fails
     except OSError:
-        _close(made)
+        _close(copies)
         raise
-    return made
+    return copies
 
 
 def _close(descriptors: list[int]) -> None:

@@ -17,7 +17,7 @@ from enforcer.system import control_socket
 from enforcer.system.terminals import Terminals
 
 _SCM_RIGHTS = 1  # linux/socket.h
-_WHOLE = 1 << 16
+_LARGEST = 1 << 16
 _LIMITS = 16  # RLIM_NLIMITS
 _STATUSES = 1 << 16
 _SI_KERNEL = 0x80  # siginfo(7): sent by the kernel, which for these signals means the terminal
@@ -47,7 +47,7 @@ def run(words: list[str]) -> int | None:
         return None
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _WATCHED)  # from here on, signals are for the task
     try:
-        return _have_it_run(connection, words)
+        return _request_run(connection, words)
     finally:
         connection.close()
         _signal.signal(_signal.SIGIO, _signal.SIG_IGN)  # a pending SIGIO would end this process (signal(7))
@@ -55,23 +55,23 @@ def run(words: list[str]) -> int | None:
         _signal.signal(_signal.SIGIO, _signal.SIG_DFL)
 
 
-def _have_it_run(connection: _socket.socket, words: list[str]) -> int | None:
+def _request_run(connection: _socket.socket, words: list[str]) -> int | None:
     try:
-        _ask(connection, words)
+        _send_request(connection, words)
     except OSError:
         return None
     # From here on the task may have started: never start it again.
     return _wait(connection)
 
 
-def _ask(connection: _socket.socket, words: list[str]) -> None:
+def _send_request(connection: _socket.socket, words: list[str]) -> None:
     request = os.memfd_create("exeat-run", os.MFD_CLOEXEC)
-    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         data = protocol.pack(_request(words))
         while data:
             data = data[os.write(request, data) :]
-        rights = [(_socket.SOL_SOCKET, _SCM_RIGHTS, protocol.descriptors((0, 1, 2, here, request)))]
+        rights = [(_socket.SOL_SOCKET, _SCM_RIGHTS, protocol.descriptors((0, 1, 2, directory, request)))]
         try:
             connection.sendmsg([protocol.packet_head(protocol.RUN)], rights)
         except OSError as error:
@@ -82,7 +82,7 @@ def _ask(connection: _socket.socket, words: list[str]) -> None:
             with raised_descriptor_limit():
                 connection.sendmsg([protocol.packet_head(protocol.RUN)], rights)
     finally:
-        os.close(here)
+        os.close(directory)
         os.close(request)
 
 
@@ -92,10 +92,12 @@ def _request(words: list[str]) -> protocol.Run:
     mask = os.umask(0o077)
     os.umask(mask)
     limits = tuple(resource.getrlimit(number) for number in range(_LIMITS))
-    return protocol.Run(tuple(words), dict(os.environ), mask, _ignored(), os.getpriority(os.PRIO_PROCESS, 0), limits)
+    return protocol.Run(
+        tuple(words), dict(os.environ), mask, _ignored_signals(), os.getpriority(os.PRIO_PROCESS, 0), limits
+    )
 
 
-def _ignored() -> int:
+def _ignored_signals() -> int:
     """Return the signals that our caller ignores (nohup(1)), as a bit mask, without the two that Python ignores."""
     found = 0
     for number in range(1, 65):
@@ -109,7 +111,7 @@ class _Events:
 
     def __init__(self) -> None:
         self._terminals = Terminals()
-        self._carrier = 0  # the process that relays keys
+        self._key_relay = 0  # the process that relays keys
 
     def packet(self, number: int, code: int) -> bytes:
         """Return the message for a signal (`run.environment.parse_signal`)."""
@@ -117,24 +119,24 @@ class _Events:
         hung_up = number == _signal.SIGHUP and self._terminals.have_gone()
         return b"signal %d %d" % (number, code == _SI_KERNEL or hung_up)
 
-    def carry_in(self, primary: int) -> None:
+    def relay_keys(self, primary: int) -> None:
         """Relay typed keys to the task's terminal: only a process of this session may read them."""
         from enforcer.sandbox import stdio  # imported only for a terminal
 
         client = os.getpid()
         typed = stdio.keyboard_terminal(client)
         if typed is not None:
-            self._carrier = os.fork()
-            if self._carrier == 0:
+            self._key_relay = os.fork()
+            if self._key_relay == 0:
                 stdio.relay_keys(typed, primary, client)
         os.close(primary)
 
     def end(self) -> None:
         """End the relay, and restore the terminal."""
-        if self._carrier:
-            os.kill(self._carrier, _signal.SIGTERM)
-            os.waitpid(self._carrier, 0)
-            self._carrier = 0
+        if self._key_relay:
+            os.kill(self._key_relay, _signal.SIGTERM)
+            os.waitpid(self._key_relay, 0)
+            self._key_relay = 0
 
 
 def _wait(connection: _socket.socket) -> int | None:
@@ -147,43 +149,43 @@ def _wait(connection: _socket.socket) -> int | None:
     try:
         while True:
             try:
-                said, ancillary, _, _ = connection.recvmsg(_WHOLE, _socket.CMSG_SPACE(4))
+                packet, ancillary, _, _ = connection.recvmsg(_LARGEST, _socket.CMSG_SPACE(4))
             except BlockingIOError:
                 arrived = _signal.sigwaitinfo(_WATCHED)
                 if arrived.si_signo != _signal.SIGIO:
-                    _tell(connection, events.packet(arrived.si_signo, arrived.si_code))
+                    _send(connection, events.packet(arrived.si_signo, arrived.si_code))
                 continue
             except ConnectionResetError:
                 continue  # unread data of ours: reported once, before the last message (`message.packet`)
             except OSError:
-                said, ancillary = b"", []  # the process of the run was killed
-            word, _, rest = said.partition(b" ")
+                packet, ancillary = b"", []  # the process of the run was killed
+            word, _, rest = packet.partition(b" ")
             if word == b"terminal" and ancillary:
-                events.carry_in(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
+                events.relay_keys(int.from_bytes(ancillary[0][2][:4], sys.byteorder))
             elif word == b"status" and (status := _status(rest)) is not None:
                 return status
             elif word == b"declined":
-                _say(f"{rest.decode('utf-8', 'replace')}; this task runs without the service")
+                _print(f"{rest.decode('utf-8', 'replace')}; this task runs without the service")
                 return None
             else:
-                _say("the service's process for this task ended, and the task with it; see the service's log")
+                _print("the service's process for this task ended, and the task with it; see the service's log")
                 return LOST << 8
     finally:
         events.end()
         fcntl.fcntl(connection, fcntl.F_SETFL, 0)
 
 
-def _status(said: bytes) -> int | None:
-    status = int(said) if said.isdigit() and len(said) <= len(b"65535") else _STATUSES
+def _status(packet: bytes) -> int | None:
+    status = int(packet) if packet.isdigit() and len(packet) <= len(b"65535") else _STATUSES
     return status if status < _STATUSES and status & 0x7F != 0x7F else None
 
 
-def _tell(connection: _socket.socket, packet: bytes) -> None:
+def _send(connection: _socket.socket, packet: bytes) -> None:
     try:  # noqa: SIM105  importing contextlib takes longer than this function
         connection.send(packet)
     except OSError:
         pass  # the run has ended, which the next read reports
 
 
-def _say(sentence: str) -> None:
+def _print(sentence: str) -> None:
     os.write(2, f"exeat: {sentence}\n".encode("utf-8", "backslashreplace"))

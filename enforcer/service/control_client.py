@@ -14,7 +14,7 @@ _PATIENCE: Final = 30.0  # seconds
 _LARGEST: Final = 1 << 18  # bytes of a packet
 
 
-def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
+def send_request(request: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dict[str, Any]]:
     """Send a request to the service; returns its answers. Raises HostError when no service runs, or it refuses."""
     if not (path := control_socket.control_path()):
         remedy = "set XDG_RUNTIME_DIR (pam_systemd does), or EXEAT_CONTROL to an absolute path"
@@ -32,7 +32,9 @@ def ask(what: Mapping[str, object], descriptors: Sequence[int] = ()) -> list[dic
             )
         answers = []
         try:
-            message.send_packet(connection, protocol.packet_head(protocol.ASK + json.dumps(what).encode()), descriptors)
+            message.send_packet(
+                connection, protocol.packet_head(protocol.ASK + json.dumps(request).encode()), descriptors
+            )
             while packet := message.packet(connection, _LARGEST)[0]:
                 word, _, rest = packet.partition(b" ")
                 if word != b"answer":

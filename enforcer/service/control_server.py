@@ -25,10 +25,10 @@ from enforcer.system.errors import ExeatError, HostError
 from proxy.wire import strict_json
 
 _BACKLOG: Final = 1024
-_MOST_ASKING: Final = 256  # connections without a request
-_PATIENCE: Final = 5.0  # seconds for the request to arrive
-_REST: Final = 0.2  # seconds
-_SLOW: Final = 0.5  # seconds for a slow client to read an answer
+_MOST_PENDING: Final = 256  # connections without a request
+_REQUEST_TIMEOUT: Final = 5.0  # seconds for the request to arrive
+_ACCEPT_PAUSE: Final = 0.2  # seconds
+_ANSWER_TIMEOUT: Final = 0.5  # seconds for a slow client to read an answer
 
 type Run = Callable[[socket.socket, list[int]], None]
 type Answers = Callable[[dict[str, Any], list[int]], Sequence[Mapping[str, object]]]
@@ -37,8 +37,8 @@ type Answers = Callable[[dict[str, Any], list[int]], Sequence[Mapping[str, objec
 class Control:
     """The listening socket, and the lock that makes this the only service of its user."""
 
-    def __init__(self, given: socket.socket | None = None) -> None:
-        """Listen, or take over a socket from systemd (`given`). Raises HostError, also if a service runs already."""
+    def __init__(self, passed: socket.socket | None = None) -> None:
+        """Listen, or take over a socket from systemd (`passed`). Raises HostError, also if a service runs already."""
         path = control_socket.control_path()
         if not path:
             raise HostError(
@@ -46,22 +46,22 @@ class Control:
                 f"set XDG_RUNTIME_DIR (pam_systemd does), or {control_socket.VARIABLE} to an absolute path",
             )
         self.path = Path(path)
-        _private(self.path.parent)
-        self._lock = _locked(self.path.with_name(f"{self.path.name}.lock"))
-        self._ours = given is None
-        self.socket = _listen(self.path) if given is None else given
+        _make_private(self.path.parent)
+        self._lock = _take_lock(self.path.with_name(f"{self.path.name}.lock"))
+        self._is_own_socket = passed is None
+        self.socket = _listen(self.path) if passed is None else passed
         _check_kind(self.socket)
         self.socket.setblocking(False)
 
     def close(self) -> None:
         """Close the socket, and release the lock."""
-        if self._ours:
+        if self._is_own_socket:
             self.path.unlink(missing_ok=True)
         self.socket.close()
         os.close(self._lock)
 
 
-def _private(directory: Path) -> None:
+def _make_private(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()
@@ -74,7 +74,7 @@ def _private(directory: Path) -> None:
         raise HostError(f"cannot make the directory `{directory}`: {error.strerror}") from error
 
 
-def _locked(path: Path) -> int:
+def _take_lock(path: Path) -> int:
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,25 +122,25 @@ class ControlServer:
         self._selector = selector
         self._run = run
         self._answers = answers
-        self._asking: dict[int, _PendingConnection] = {}
+        self._pending: dict[int, _PendingConnection] = {}
         self._accepting = False
         self._closed = False
-        self._rested = 0.0  # until then no connection is accepted: accept(2) failed
+        self._paused_until = 0.0  # until then no connection is accepted: accept(2) failed
         self.turn()
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do."""
         now = time.monotonic()
-        due = [asking.deadline - now for asking in self._asking.values()]
-        return min([_PATIENCE, *due, *([] if self._accepting else [_REST])])
+        due = [pending.deadline - now for pending in self._pending.values()]
+        return min([_REQUEST_TIMEOUT, *due, *([] if self._accepting else [_ACCEPT_PAUSE])])
 
     def turn(self) -> None:
         """Close connections past their deadline, and accept others while there is room."""
         now = time.monotonic()
-        for number, asking in tuple(self._asking.items()):
-            if now >= asking.deadline:
-                self._asked(number)  # a request may have arrived meanwhile
-        room = len(self._asking) < _MOST_ASKING and now >= self._rested and not self._closed
+        for number, pending in tuple(self._pending.items()):
+            if now >= pending.deadline:
+                self._handle_request(number)  # a request may have arrived meanwhile
+        room = len(self._pending) < _MOST_PENDING and now >= self._paused_until and not self._closed
         if room and not self._accepting:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         elif self._accepting and not room:
@@ -151,14 +151,14 @@ class ControlServer:
         """Accept no more requests. Idempotent."""
         self._closed = True
         self.turn()
-        for number in tuple(self._asking):
-            self._leave(number).close()
+        for number in tuple(self._pending):
+            self._remove(number).close()
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            self._rested = time.monotonic() + _REST  # clients wait in the listener's queue
+            self._paused_until = time.monotonic() + _ACCEPT_PAUSE  # clients wait in the listener's queue
             return
         try:
             peers.check(connection)
@@ -169,27 +169,27 @@ class ControlServer:
             connection.close()
             return
         connection.setblocking(False)
-        self._asking[connection.fileno()] = _PendingConnection(connection, time.monotonic() + _PATIENCE)
+        self._pending[connection.fileno()] = _PendingConnection(connection, time.monotonic() + _REQUEST_TIMEOUT)
         number = connection.fileno()
-        self._selector.register(connection, selectors.EVENT_READ, lambda: self._asked(number))
-        if _has_asked(connection):  # mostly the request is there by now
-            self._asked(number)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._handle_request(number))
+        if _has_data(connection):  # mostly the request is there by now
+            self._handle_request(number)
 
-    def _leave(self, number: int) -> socket.socket:
-        connection = self._asking.pop(number).connection
+    def _remove(self, number: int) -> socket.socket:
+        connection = self._pending.pop(number).connection
         self._selector.unregister(connection)
         return connection
 
-    def _asked(self, number: int) -> None:
-        connection = self._leave(number)
+    def _handle_request(self, number: int) -> None:
+        connection = self._remove(number)
         descriptors: list[int] = []
         try:
             packet, descriptors, _, _ = socket.recv_fds(connection, protocol.LARGEST_PACKET, protocol.MOST_DESCRIPTORS)
-            wanted = protocol.packet_request(packet)
-            if wanted == protocol.RUN:
+            request_data = protocol.packet_request(packet)
+            if request_data == protocol.RUN:
                 self._run(connection, descriptors)
             else:
-                self._answer(connection, wanted.removeprefix(protocol.ASK), descriptors)
+                self._answer(connection, request_data.removeprefix(protocol.ASK), descriptors)
         except (protocol.MalformedRequestError, ExeatError) as error:
             decline(connection, str(error))
         except OSError as error:  # the client is gone, or its descriptors don't fit
@@ -201,19 +201,19 @@ class ControlServer:
 
     def _answer(self, connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
         try:
-            asked = strict_json.loads(data)
+            request = strict_json.loads(data)
         except ValueError:
             raise protocol.MalformedRequestError("the request is not valid JSON") from None
-        if not isinstance(asked, dict):
+        if not isinstance(request, dict):
             raise protocol.MalformedRequestError("the request is not a JSON object")
-        answers = self._answers(asked, descriptors)
-        connection.settimeout(_SLOW)
+        answers = self._answers(request, descriptors)
+        connection.settimeout(_ANSWER_TIMEOUT)
         with contextlib.suppress(OSError):
             for answer in answers:
                 connection.send(b"answer " + json.dumps(answer).encode())
 
 
-def _has_asked(connection: socket.socket) -> bool:
+def _has_data(connection: socket.socket) -> bool:
     """Whether data has arrived, or the peer is gone."""
     try:
         connection.recv(1, socket.MSG_PEEK)
@@ -233,10 +233,12 @@ class Notifier:
         """Read systemd's variables, once."""
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         seconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
-        mine = not pid or pid == str(os.getpid())
-        self.watchdog = int(seconds) / 2e6 if seconds.isdigit() and mine else None  # seconds: twice as often as asked
+        is_ours = not pid or pid == str(os.getpid())
+        self.watchdog = (
+            int(seconds) / 2e6 if seconds.isdigit() and is_ours else None
+        )  # seconds: twice as often as asked
 
-    def say(self, *lines: str) -> None:
+    def notify(self, *lines: str) -> None:
         """Send assignments such as `READY=1`. Best effort."""
         if not self._address:
             return

@@ -1,7 +1,7 @@
 """Fork server for task runners: keeps a clean copy of the service to fork from.
 
-A fork of the service itself would have to close copies of all that is open for all sandboxes, and the service would
-copy memory after each fork. Forked processes are children of the service (clone(2), CLONE_PARENT), and end with it.
+A fork of the service itself would have to close copies of every sandbox's descriptors, and the service would copy
+memory pages after each fork. Forked processes are children of the service (clone(2), CLONE_PARENT), and end with it.
 """
 
 import contextlib
@@ -28,20 +28,20 @@ class ForkServer:
 
     def __init__(
         self,
-        be: Callable[[int, socket.socket, bool], NoReturn],
-        before: Callable[[], None],
-        known: Callable[[], object],
+        main: Callable[[int, socket.socket, bool], NoReturn],
+        prepare: Callable[[], None],
+        shared_state: Callable[[], object],
     ) -> None:
         """Start no process yet.
 
-        `be`: the main function of a forked process, called with its parent's pid, its end of a pair, and whether it is
-        made in advance; `before`: called in the fork server before each fork. `known` returns what is shared with the
-        service: when it changes, a new fork server is started.
+        `main`: the main function of a forked process, called with its parent's pid, its end of a pair, and whether it
+        is made in advance; `prepare`: called in the fork server before each fork. `shared_state` returns the service's
+        state that children inherit: when it changes, a new fork server starts.
         """
-        self._be = be
-        self._before = before
-        self._known = known
-        self._under: object = None
+        self._main = main
+        self._prepare = prepare
+        self._shared_state = shared_state
+        self._forked_state: object = None
         self._channel: socket.socket | None = None
         self.pid = 0  # 0: none runs
         # The kernel writes the forked pid here, so it is known even if the fork server is killed before it replies. No
@@ -76,35 +76,35 @@ class ForkServer:
 
     def _fork(self, theirs: socket.socket, *, ahead: bool) -> int:
         for _ in range(2):  # the fork server may have ended unnoticed: try a new one
-            channel = self._there()
+            channel = self._running_channel()
             self._forked.value = 0
-            said: Mapping[str, object] = {}
+            reply: Mapping[str, object] = {}
             try:
                 message.send(channel, ForkRequest(ahead=ahead), [theirs.fileno()])
-                said, _ = message.receive(channel)
+                reply, _ = message.receive(channel)
             except (BrokenPipeError, ConnectionResetError, TimeoutError):
                 pass
             except BaseException:
                 self.close()
                 processes.kill_and_wait(self._forked.value)
                 raise
-            if not said:  # a late reply would be taken for the next fork's
+            if not reply:  # a late reply would be taken for the next fork's
                 self.close()
-            if "failed" in said:
-                number = int(str(said["failed"]))
+            if "failed" in reply:
+                number = int(str(reply["failed"]))
                 raise OSError(number, f"a process for a run can't be forked: {os.strerror(number)}")
-            if pid := int(str(said.get("forked", 0))) or self._forked.value:  # a killed fork server forks no more
+            if pid := int(str(reply.get("forked", 0))) or self._forked.value:  # a killed fork server forks no more
                 return pid
         raise OSError(errno.EAGAIN, "a process for a run can't be forked: the fork server ends, or hangs")
 
-    def _there(self) -> socket.socket:
-        known = self._known()
-        if self._channel is None or known != self._under:
+    def _running_channel(self) -> socket.socket:
+        shared_state = self._shared_state()
+        if self._channel is None or shared_state != self._forked_state:
             self.close()
-            self._under = known
+            self._forked_state = shared_state
             self._page.madvise(mmap.MADV_DOFORK)
             try:
-                self.pid, self._channel = processes.fork(self._be_it)
+                self.pid, self._channel = processes.fork(self._run_fork_server)
             finally:
                 self._page.madvise(mmap.MADV_DONTFORK)
             self._channel.settimeout(PATIENCE)
@@ -112,7 +112,7 @@ class ForkServer:
 
     # --- the process ---
 
-    def _be_it(self, service: int, channel: socket.socket) -> NoReturn:
+    def _run_fork_server(self, service: int, channel: socket.socket) -> NoReturn:
         try:
             linux.die_with_parent(signal.SIGKILL, service)
             gc.disable()  # it would write to memory shared with the service and with each forked process
@@ -122,26 +122,28 @@ class ForkServer:
             linux.keep_only({0, 1, 2, channel.fileno(), *init.kept_files()})
             self._page.madvise(mmap.MADV_DONTFORK)  # forked processes must not write to it
             while True:
-                asked, given = message.receive(channel, 1)
-                if not asked:
+                request, descriptors = message.receive(channel, 1)
+                if not request:
                     break
-                message.send(channel, self._do(asked, given, service, channel))
+                message.send(channel, self._fork_child(request, descriptors, service, channel))
         except BaseException as error:  # noqa: BLE001 - the child must never run the service's loop
             with contextlib.suppress(OSError):
                 os.write(2, f"exeat: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
         finally:
             os._exit(0)
 
-    def _do(self, asked: Mapping[str, object], given: list[int], service: int, channel: socket.socket) -> ForkReply:
-        if not given:
+    def _fork_child(
+        self, request: Mapping[str, object], descriptors: list[int], service: int, channel: socket.socket
+    ) -> ForkReply:
+        if not descriptors:
             return ForkReply(failed=errno.EMFILE)  # at the limit of open files the kernel drops descriptors (unix(7))
-        with socket.socket(fileno=given[0]) as theirs:
+        with socket.socket(fileno=descriptors[0]) as theirs:
             try:
-                self._before()
+                self._prepare()
                 pid = linux.fork_sibling(ctypes.addressof(self._forked))
                 if pid == 0:
                     channel.close()
-                    self._be(service, theirs, asked["ahead"] is True)
+                    self._main(service, theirs, request["ahead"] is True)
             except OSError as error:
                 return ForkReply(failed=error.errno or errno.EIO)
         return ForkReply(forked=pid)

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 _PATIENCE: Final = 20.0  # seconds for being confined
-_NUMBERS_EVERY: Final = 2.0  # seconds
-_AGAIN: Final = 5.0  # seconds between two starts of the journal's keeper
-_LOOK_EVERY: Final = 60.0  # seconds
+_METRICS_EVERY: Final = 2.0  # seconds
+_RESTART_AFTER: Final = 5.0  # seconds between two starts of the journal's keeper
+_CACHE_NUMBER_EVERY: Final = 60.0  # seconds
 _PAUSE: Final = 0.01
 
 
 def fork_confined(
-    who: "Identity",
+    ids: "Identity",
     serve: Callable[[socket.socket], None],
     *,
     keep: frozenset[int] = frozenset(),
@@ -53,24 +53,24 @@ def fork_confined(
     HostError if it can't be confined.
     """
 
-    def be(parent: int, theirs: socket.socket) -> None:
+    def run_confined(parent: int, theirs: socket.socket) -> None:
         linux.disable_core_dumps()
         processes.detach({theirs.fileno(), *keep}, listener)
-        confinement.enter(who)
+        confinement.enter(ids)
         linux.die_with_parent(signal.SIGKILL, parent)
         message.send(theirs, {"confined": True})
         serve(theirs)
 
-    pid, ours = processes.fork(be)
+    pid, ours = processes.fork(run_confined)
     ours.settimeout(_PATIENCE)
     try:
-        said, _ = message.receive(ours)
+        fields, _ = message.receive(ours)
     except TimeoutError:
-        said = {}
-    if "confined" not in said:
+        fields = {}
+    if "confined" not in fields:
         processes.kill_and_wait(pid)
         ours.close()
-        raise HostError(str(said.get("failed", "its process ended")))
+        raise HostError(str(fields.get("failed", "its process ended")))
     return pid, ours
 
 
@@ -91,7 +91,7 @@ class MetricsServer(HelperProcess):
     def __init__(self, listener: socket.socket, selector: selectors.BaseSelector) -> None:
         self._listener = listener
         self._selector = selector
-        self._who = identity.choose()
+        self._ids = identity.choose()
         self._channel = self._start()
         self._due = 0.0
 
@@ -103,16 +103,16 @@ class MetricsServer(HelperProcess):
         """Send it the metrics, if it is time; restarts one that has died."""
         if time.monotonic() < self._due:
             return
-        self._due = time.monotonic() + _NUMBERS_EVERY
+        self._due = time.monotonic() + _METRICS_EVERY
         if self._channel.closed:
             self._end()
             self._channel = self._start()
-        counted = metrics()
+        metrics_sum = metrics()
         if (use := read_process(os.getpid())) is not None:
-            counted.processes["service"] = use
+            metrics_sum.processes["service"] = use
         with contextlib.suppress(ChannelOverflowError):
-            for piece in pieces(counted):
-                self._channel.tell(piece)
+            for piece in pieces(metrics_sum):
+                self._channel.send(piece)
 
     def close(self) -> None:
         """End it. Idempotent."""
@@ -121,7 +121,7 @@ class MetricsServer(HelperProcess):
 
     def _start(self) -> Channel:
         try:
-            self.pid, control = fork_confined(self._who, self._serve, listener=self._listener)
+            self.pid, control = fork_confined(self._ids, self._serve, listener=self._listener)
         except HostError as error:
             raise HostError(f"metrics can't be served: {error}") from error
         return Channel(control, self._selector, lambda _said, _descriptors: None)
@@ -143,22 +143,22 @@ class JournalProcess(HelperProcess):
     def __init__(self, journal: Path) -> None:
         """Start it. Raises HostError."""
         self._journal = journal
-        self._place = signing.keeper_directory(journal)
-        self._due = self._look = 0.0
+        self._keeper_directory = signing.keeper_directory(journal)
+        self._due = self._next_caching = 0.0
         self.turn()
 
     def turn(self) -> None:
         """Restart it if it has died; and remember where today's segments end, for runs that begin one."""
         now = time.monotonic()
-        if now >= self._look:
-            self._look = now + _LOOK_EVERY
+        if now >= self._next_caching:
+            self._next_caching = now + _CACHE_NUMBER_EVERY
             cache_highest_number(self._journal)
         if self.pid == 0 and now >= self._due:
-            self._due = now + _AGAIN
+            self._due = now + _RESTART_AFTER
             parent, out = os.getpid(), os.dup(2)
             self.pid = os.fork()
             if self.pid == 0:
-                self._be(parent, out)
+                self._run_keeper(parent, out)
             os.close(out)
 
     def close(self) -> None:
@@ -169,8 +169,8 @@ class JournalProcess(HelperProcess):
             self.reap()
             time.sleep(_PAUSE)
 
-    def _be(self, parent: int, out: int) -> NoReturn:
-        def say(text: str) -> None:
+    def _run_keeper(self, parent: int, out: int) -> NoReturn:
+        def report(text: str) -> None:
             with contextlib.suppress(OSError):
                 os.write(out, f"exeat: {text}\n".encode("utf-8", "backslashreplace"))
 
@@ -182,14 +182,14 @@ class JournalProcess(HelperProcess):
 
             signing.confine()
             linux.die_with_parent(signal.SIGKILL, parent)
-            _keep(Keeper(self._journal, self._place, say), EVERY / 5)
+            _sign_until_stopped(Keeper(self._journal, self._keeper_directory, report), EVERY / 5)
         except Exception as error:  # noqa: BLE001 - it is restarted; meanwhile the journal is not signed
-            say(f"the journal's keeper failed and restarts: {type(error).__name__}: {error}")
+            report(f"the journal's keeper failed and restarts: {type(error).__name__}: {error}")
         finally:
             os._exit(1)
 
 
-def _keep(keeper: "Keeper", pause: float) -> None:
+def _sign_until_stopped(keeper: "Keeper", pause: float) -> None:
     """Sign the journal until SIGTERM, with this many seconds between two turns; then sign the rest."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # sigtimedwait(2) receives it between turns
     keeper.turn()
@@ -198,8 +198,8 @@ def _keep(keeper: "Keeper", pause: float) -> None:
     keeper.close()
 
 
-_SWEEP_REST: Final = 0.5  # seconds: killed processes take a moment to be gone
-_SELDOM: Final = 60.0  # seconds: a run may leave a group whose processes take long to end
+_SWEEP_DELAY: Final = 0.5  # seconds: killed processes take a moment to be gone
+_SWEEP_EVERY: Final = 60.0  # seconds: a run may leave a group whose processes take long to end
 _SWEEP_PATIENCE: Final = 10.0  # seconds at the end
 
 
@@ -210,13 +210,13 @@ class CgroupSweep:
         """Find the locations, once."""
         found = hierarchies()
         needed = (CONTROLLERS, CONTROLLERS - {"cpu"})  # as in `limits.resource_limits`
-        self._places = {place.path for each in needed for place in choose_locations(found, each)}
-        cgroup_tree.leave_sweep_to_parent(self._places)
+        self._directories = {location.path for each in needed for location in choose_locations(found, each)}
+        cgroup_tree.leave_sweep_to_parent(self._directories)
         self._due = 0.0  # now: an earlier service may have been killed
 
-    def some(self) -> None:
+    def schedule(self) -> None:
         """Schedule a sweep: a run ended without removing its cgroup."""
-        self._due = min(self._due, time.monotonic() + _SWEEP_REST)
+        self._due = min(self._due, time.monotonic() + _SWEEP_DELAY)
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do."""
@@ -225,7 +225,7 @@ class CgroupSweep:
     def turn(self) -> None:
         """Sweep, if it is due."""
         if time.monotonic() >= self._due:
-            self._due = time.monotonic() + (_SWEEP_REST if self._sweep() else _SELDOM)
+            self._due = time.monotonic() + (_SWEEP_DELAY if self._sweep() else _SWEEP_EVERY)
 
     def close(self) -> None:
         """Remove what is left, for at most 10 s."""
@@ -234,4 +234,4 @@ class CgroupSweep:
             time.sleep(_PAUSE)
 
     def _sweep(self) -> int:
-        return sum(map(cgroup_tree.remove_dead_groups, self._places))
+        return sum(map(cgroup_tree.remove_dead_groups, self._directories))

@@ -29,7 +29,7 @@ _MOST_PIECES: Final = 100  # messages of a metrics report: further ones are drop
 class SharedWorker(Worker):
     """A worker of the service. The channel to the service also carries the sandbox's sockets."""
 
-    words = Worker.words | {"declined", "kill", "unknown"}
+    kept_fields = Worker.kept_fields | {"declined", "kill", "unknown"}
 
     def __init__(self, service: socket.socket, *, shared: bool) -> None:
         """`shared`: the rule set may be shared with other runs, and the service watches its files."""
@@ -49,25 +49,25 @@ class RegisteredWorker(WorkerProcess):
     _pieces = 0  # messages of a report that it may still send
     _due = 0.0
 
-    def register(self, service: socket.socket, described: "OwnWorkerRun") -> None:
+    def register(self, service: socket.socket, description: "OwnWorkerRun") -> None:
         """Register the run with the service."""
         self._service = service
-        self._send(described)
+        self._send(description)
 
     def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:
         """Also handle the service's request to kill the task."""
         super().watch(selector, kill)
         self._selector, self._kill = selector, kill
-        selector.register(self._service, selectors.EVENT_READ, self.hear_service)
+        selector.register(self._service, selectors.EVENT_READ, self.handle_service_message)
 
-    def hear_service(self) -> None:
+    def handle_service_message(self) -> None:
         """Handle a message of the service."""
-        said: dict[str, object] = {}
+        fields: dict[str, object] = {}
         with contextlib.suppress(OSError, ValueError):
-            said, _ = message.receive(self._service)
-        if not said and self._selector is not None:
+            fields, _ = message.receive(self._service)
+        if not fields and self._selector is not None:
             self._selector.unregister(self._service)  # the service has ended, and ends this run
-        elif said.get("kill") is True:
+        elif fields.get("kill") is True:
             self._kill()
 
     def wait(self) -> float:
@@ -80,55 +80,55 @@ class RegisteredWorker(WorkerProcess):
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _REPORT_EVERY
             self._pieces = _MOST_PIECES
-            self.tell({"ask": True, "metrics": True})
+            self.send({"ask": True, "metrics": True})
 
     def stop(self, last: Mapping[str, object] = MappingProxyType({})) -> None:
         """Also pass on the metrics that the worker sends when it stops."""
         self._pieces = _MOST_PIECES
         super().stop(last)
 
-    def _report(self, said: Mapping[str, object]) -> None:
-        if "metrics" in said and self._pieces > 0:
-            self._pieces = 0 if said.get("left") == 0 else self._pieces - 1
-            self._send({"metrics": said["metrics"], "left": said.get("left")})
+    def _forward_metrics(self, fields: Mapping[str, object]) -> None:
+        if "metrics" in fields and self._pieces > 0:
+            self._pieces = 0 if fields.get("left") == 0 else self._pieces - 1
+            self._send({"metrics": fields["metrics"], "left": fields.get("left")})
 
-    def _send(self, what: Mapping[str, object]) -> None:
+    def _send(self, fields: Mapping[str, object]) -> None:
         with contextlib.suppress(OSError):  # the service has ended, and ends this run
-            message.send(self._service, what)
+            message.send(self._service, fields)
 
 
 def place(
-    service: socket.socket, sandbox_state: "SandboxState", wanted: "RunRequest", *, shared: bool, known: int
+    service: socket.socket, sandbox_state: "SandboxState", request: "RunRequest", *, shared: bool, known: int
 ) -> SharedWorker:
     """Request a worker from the service. `shared`: other runs may have its rule set, which the service watches.
 
     `known`: the number of a rule set that the service has already; 0: the rules were read here.
     """
-    request: PlaceRequest = {
+    place_request: PlaceRequest = {
         "lodge": sandbox_state.id,
         "id": sandbox_state.task.id,
         "name": sandbox_state.task.name,
         "labels": dict(sandbox_state.task.labels),
-        "workspace": wanted.workspace,
+        "workspace": request.workspace,
     }
     worker = SharedWorker(service, shared=shared)
     if known:
-        worker.tell({**request, "known": known})
-        if not worker.hear() or "unknown" not in worker.said:
+        worker.send({**place_request, "known": known})
+        if not worker.receive() or "unknown" not in worker.received_fields:
             return worker
-        del worker.said["unknown"]  # the service has just dropped the rule set
-    request.update(
+        del worker.received_fields["unknown"]  # the service has just dropped the rule set
+    place_request.update(
         {
-            "files": [os.path.join(os.getcwd(), path) for path in wanted.rules],
-            "asked": list(wanted.asked),
-            "seen": wanted.seen,
-            "system": str(wanted.system),
+            "files": [os.path.join(os.getcwd(), path) for path in request.rules],
+            "asked": list(request.asked),
+            "seen": request.seen,
+            "system": str(request.system),
             "shared": shared,
         }
     )
     policy = policy_in_memory(sandbox_state.policy)
     try:
-        worker.tell(request, [policy])
+        worker.send(place_request, [policy])
     finally:
         os.close(policy)
     return worker

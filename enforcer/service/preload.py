@@ -70,7 +70,7 @@ _WORKSPACE: Final = "/usr/share"  # a stand-in: nothing is written to it or moun
 _LIMITS: Final = 16  # RLIM_NLIMITS
 _NEVER: Final = (1 << 63) - 1
 
-type Reading = Callable[[Sequence[Path], Path], LoadedRules]
+type ReadRules = Callable[[Sequence[Path], Path], LoadedRules]
 
 
 def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) -> None:
@@ -81,72 +81,72 @@ def preload(cache: Path, certificate: bytes, system: Path, command: RunCommand) 
     for name in MODULES:
         importlib.import_module(name)
 
-    def work_out() -> None:
+    def compute_shared() -> None:
         encoded(cache)
         trust.trusted_roots(certificate, cache)
 
     # In a child: without a cache it imports as much as everything else together, which each run would inherit.
     with contextlib.suppress(HostError):
-        run_in_child(work_out)
-    work_out()
+        run_in_child(compute_shared)
+    compute_shared()
     seccomp.assemble(seccomp.TASK, linux.platform_machine())
     for commands in (False, True):
         seccomp.watched_filter(commands=commands)
-    practise(system, command)
+    warm_up(system, command)
 
 
-def practise(system: Path, command: RunCommand) -> bool:
+def warm_up(system: Path, command: RunCommand) -> bool:
     """Run the code of a start in the service a few times; returns whether that worked. A real run reports problems."""
     linux.argument_area()
-    with contextlib.suppress(ExeatError, OSError), _rules() as file:
-        seen, who = LoadedRules(read([file]).policy, (str(file),), ""), identity.choose()
-        if who.slot >= 0:
-            os.close(who.slot)
+    with contextlib.suppress(ExeatError, OSError), _temporary_rules() as file:
+        loaded, ids = LoadedRules(read([file]).policy, (str(file),), ""), identity.choose()
+        if ids.slot >= 0:
+            os.close(ids.slot)
         for _ in range(_TIMES):
-            _practise_start(command, _request([file]), lambda _files, _system: seen, system, who)
+            _warm_up_start(command, _request([file]), lambda _files, _system: loaded, system, ids)
         for _ in range(_TIMES):
             make_empty_sandbox(
-                fenced=False
+                with_limits=False
             ).close()  # without cgroups: making one may move the service (`cgroup_tree.choose_locations`)
         return True
     return False
 
 
-def self_test(sets: "RuleSets", system: Path, who: Identity, command: RunCommand) -> None:
+def self_test(sets: "RuleSets", system: Path, ids: Identity, command: RunCommand) -> None:
     """Run the code of a start in a process of the warm pool, under a known rule set.
 
     Ignores errors: a real start reports them.
     """
     with contextlib.suppress(Exception, SystemExit):
-        if files := sets.last():
+        if files := sets.newest_files():
             request = _request(files)
             take_settings(request)
-            _practise_start(command, request, partial(_known, sets), system, who)
+            _warm_up_start(command, request, partial(_load_known, sets), system, ids)
 
 
-def _known(sets: "RuleSets", files: Sequence[Path], system: Path) -> LoadedRules:
-    found = sets.known(files, system)
+def _load_known(sets: "RuleSets", files: Sequence[Path], system: Path) -> LoadedRules:
+    found = sets.find(files, system)
     if found is None:
         raise HostError("the rule files have changed")
     return found[1]
 
 
 @contextlib.contextmanager
-def _rules() -> Iterator[Path]:
+def _temporary_rules() -> Iterator[Path]:
     """Make a rule file for a moment.
 
     Without `tempfile`, which imports random numbers and three compression modules into every run.
     """
-    place = Path(os.environ.get("TMPDIR") or "/tmp", f"exeat-{os.getpid():x}-{time.time_ns():x}")
-    place.mkdir(mode=0o700)  # fails if the name exists
+    directory = Path(os.environ.get("TMPDIR") or "/tmp", f"exeat-{os.getpid():x}-{time.time_ns():x}")
+    directory.mkdir(mode=0o700)  # fails if the name exists
     try:
-        rules = place / "rules.yaml"
+        rules = directory / "rules.yaml"
         rules.write_text(_RULES, encoding="utf-8")
         yield rules
     finally:
-        for each in place.iterdir():
-            each.unlink()
-        place.rmdir()
+        for part in directory.iterdir():
+            part.unlink()
+        directory.rmdir()
 
 
 def _request(files: Sequence[Path]) -> protocol.Run:
@@ -156,46 +156,48 @@ def _request(files: Sequence[Path]) -> protocol.Run:
     mask = os.umask(0o077)
     os.umask(mask)
     limits = tuple(map(resource.getrlimit, range(_LIMITS)))
-    asked = protocol.Run(tuple(words), dict(os.environ), mask, 0, os.getpriority(os.PRIO_PROCESS, 0), limits)
+    request = protocol.Run(tuple(words), dict(os.environ), mask, 0, os.getpriority(os.PRIO_PROCESS, 0), limits)
     file = os.memfd_create("request", os.MFD_CLOEXEC)
     try:
-        os.write(file, protocol.pack(asked))
+        os.write(file, protocol.pack(request))
         return protocol.unpack(file)
     finally:
         os.close(file)
 
 
-def _practise_start(command: RunCommand, request: protocol.Run, reading: Reading, system: Path, who: Identity) -> None:
-    wanted = command.wanted(command.read(request.words), system, reading)
+def _warm_up_start(
+    command: RunCommand, request: protocol.Run, read_rules: ReadRules, system: Path, ids: Identity
+) -> None:
+    run_request = command.make_request(command.read(request.words), system, read_rules)
     cache = state.cache_directory()
-    trusted = trust.known_authority(state.authority_directory(), cache)
-    if trusted is None:
+    authority = trust.cached_authority(state.authority_directory(), cache)
+    if authority is None:
         raise HostError("the cached public part of the CA is missing or outdated")
     # Protected paths are searched in the small cache directory: the workspace may have thousands.
-    with contextlib.closing(Guard(str(cache), globs_when_direct(wanted.box.protected))) as guard:
-        trees = dict.fromkeys(wanted.shown, 0) if who.privileged else {}
-        own = sandbox_spec.etc_files(who, wanted, trusted, cache)
+    with contextlib.closing(Guard(str(cache), globs_when_direct(run_request.box.protected))) as guard:
+        trees = dict.fromkeys(run_request.shown, 0) if ids.privileged else {}
+        etc_files = sandbox_spec.etc_files(ids, run_request, authority, cache)
         steps, program = sandbox_spec.compose(
-            who, wanted, own, sandbox_spec.PreparedMounts(trees, guarded=guard.paths())
+            ids, run_request, etc_files, sandbox_spec.PreparedMounts(trees, guarded=guard.paths())
         )
-    _tell(wanted)
-    steps, first = (
-        with_tmpfs_quota(each, limits_of(wanted.box).disk) for each in (steps, mount_plan.shared_steps(who))
+    _record_events(run_request)
+    steps, shared_steps = (
+        with_tmpfs_quota(part, limits_of(run_request.box).disk) for part in (steps, mount_plan.shared_steps(ids))
     )
     recorder = StepRecorder()
-    namespaces.begin_view_with(recorder, first)
-    for some in namespaces.group_steps(steps[len(first) :]):
+    namespaces.begin_view_with(recorder, shared_steps)
+    for group in namespaces.group_steps(steps[len(shared_steps) :]):
         with contextlib.suppress(NotImplementedError, OSError):  # some steps inspect a real sandbox
-            namespaces.execute_steps(recorder, some)
-    task_start.drop_rights(recorder, who, program, (0, 1, 2))
+            namespaces.execute_steps(recorder, group)
+    task_start.drop_rights(recorder, ids, program, (0, 1, 2))
     recorder.begin()
 
 
-def _tell(wanted: RunRequest) -> None:
+def _record_events(run_request: RunRequest) -> None:
     with open(os.memfd_create("journal", os.MFD_CLOEXEC), "wb", buffering=0) as file:
         journal = Journal(file.fileno())
         journal.segment, journal.ends = os.dup(file.fileno()), _NEVER
-        recorder = Recorder(task.sandbox_state_of(wanted), journal, Metrics())
+        recorder = Recorder(task.sandbox_state_of(run_request), journal, Metrics())
         recorder.rules_loaded()
-        recorder.task_ended(recorder.task_started(wanted.argv), seconds=0.0, status=0)
+        recorder.task_ended(recorder.task_started(run_request.argv), seconds=0.0, status=0)
         journal.close()

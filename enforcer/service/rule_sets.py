@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 _MOST_KEPT: Final = 16  # sets kept without a sandbox
-_NOWHERE: Final = "/dev/null/nowhere"  # the workspace of a shared set: no task can write it
+_NO_WORKSPACE: Final = "/dev/null/nowhere"  # the workspace of a shared set: no task can write it
 _LONGEST: Final = 300  # characters of the reason
 _LARGEST: Final = 1 << 20  # bytes of a policy that is kept: a larger one takes too long to read
 
@@ -85,7 +85,7 @@ class RuleSets:
         """Return a set by its number."""
         return self._sets.get(number)
 
-    def known(self, files: Sequence[Path], system: Path) -> tuple[int, LoadedRules] | None:
+    def find(self, files: Sequence[Path], system: Path) -> tuple[int, LoadedRules] | None:
         """Return the number and content of the set for these files, if the files are unchanged."""
         found = self._current.get(RuleSetKey(tuple(map(_absolute, files)), str(system)))
         if found is None or found.policy is None or not found.seen:
@@ -94,43 +94,52 @@ class RuleSets:
             return None
         return found.number, LoadedRules(found.policy, found.asked, found.seen)
 
-    def last(self) -> tuple[Path, ...]:
+    def newest_files(self) -> tuple[Path, ...]:
         """Return the files of the newest set; empty if there is none."""
         for key, rules in reversed(self._current.items()):
             if rules.policy is not None and rules.seen:
                 return tuple(map(Path, key.files))
         return ()
 
-    def take(self, said: Mapping[str, object], policy_file: int) -> RuleSet:
+    def add(self, fields: Mapping[str, object], policy_file: int) -> RuleSet:
         """Return the rule set of a run; its policy is in `policy_file`, which stays the caller's.
 
         Raises HostError if the policy can't be read.
         """
-        files, system = tuple(map(str, _list(said["files"]))), str(said["system"])
-        seen, asked = str(said["seen"]), tuple(map(str, _list(said["asked"])))
-        key = RuleSetKey(files, system) if said["shared"] is True and seen else None
+        files, system = tuple(map(str, _check_list(fields["files"]))), str(fields["system"])
+        seen, asked = str(fields["seen"]), tuple(map(str, _check_list(fields["asked"])))
+        key = RuleSetKey(files, system) if fields["shared"] is True and seen else None
         found = self._current.get(key) if key is not None else None
         if found is not None and found.seen == seen:
             return found
-        policy = None if key is None else _policy(policy_file)
+        policy = None if key is None else _read_policy(policy_file)
         number, self._next = self._next, self._next + 1
-        made = self._sets[number] = RuleSet(number, key, os.dup(policy_file), seen, asked)
-        made.policy = policy
+        rule_set = self._sets[number] = RuleSet(number, key, os.dup(policy_file), seen, asked)
+        rule_set.policy = policy
         if key is not None:
-            self._keep(made, key, Path(system))
-        return made
+            self._share(rule_set, key, Path(system))
+        return rule_set
 
-    def _keep(self, made: RuleSet, key: RuleSetKey, system: Path) -> None:
-        if made.policy is not None:
-            wanted = RunRequest(
-                (), "", made.policy, key.files, _NOWHERE, system=system, asked=made.asked, seen=made.seen
+    def _share(self, rule_set: RuleSet, key: RuleSetKey, system: Path) -> None:
+        if rule_set.policy is not None:
+            run_request = RunRequest(
+                (),
+                "",
+                rule_set.policy,
+                key.files,
+                _NO_WORKSPACE,
+                system=system,
+                asked=rule_set.asked,
+                seen=rule_set.seen,
             )
-            made.reloader = Reloader(wanted, _ReloadMessages(self, made), lambda _paths: None, self._selector)
+            rule_set.reloader = Reloader(
+                run_request, _ReloadMessages(self, rule_set), lambda _paths: None, self._selector
+            )
         self._changes += 1
-        before, self._current[key] = self._current.get(key), made
+        before, self._current[key] = self._current.get(key), rule_set
         if before is not None:
-            self.let_go(before)
-        self._tidy()
+            self.drop_unused(before)
+        self._drop_idle()
 
     def join(self, rules: RuleSet, sandbox: str) -> None:
         """Put a sandbox under a set."""
@@ -139,9 +148,9 @@ class RuleSets:
     def leave(self, rules: RuleSet, sandbox: str) -> None:
         """Remove a sandbox that has ended."""
         rules.sandboxes.discard(sandbox)
-        self.let_go(rules)
+        self.drop_unused(rules)
 
-    def let_go(self, rules: RuleSet) -> None:
+    def drop_unused(self, rules: RuleSet) -> None:
         """Drop a set without sandboxes, unless it is kept for the next run."""
         if rules.sandboxes or rules.number not in self._sets:
             return
@@ -151,17 +160,17 @@ class RuleSets:
         self._forget(rules)
         rules.close()
 
-    def replaced(self, rules: RuleSet, revision: str, policy_file: int, *, asks: bool = False) -> None:
+    def replace_policy(self, rules: RuleSet, revision: str, policy_file: int, *, asks: bool = False) -> None:
         """Replace the policy of a set, for all of its sandboxes. The file is the caller's.
 
         One that can't be read is rejected: the sandboxes keep theirs, and a later run makes a new set.
         """
         if rules.key is not None:
             try:
-                policy = _policy(policy_file)
+                policy = _read_policy(policy_file)
             except HostError as error:
-                self.rejected(rules, [str(error)])
-                self.share_no_more(rules)
+                self.report_rejection(rules, [str(error)])
+                self.stop_sharing(rules)
                 return
             rules.policy = policy
             rules.seen = ""  # set by the next turn
@@ -169,13 +178,13 @@ class RuleSets:
         news: RuleSetNews = {"set": rules.number, "revision": revision, "asks": asks}
         self._publish(rules, news, [policy_file])
 
-    def share_no_more(self, rules: RuleSet) -> None:
+    def stop_sharing(self, rules: RuleSet) -> None:
         """Put no further sandbox under a set: its files have a policy that can't be read."""
         if rules.key is not None and self._current.get(rules.key) is rules:
             del self._current[rules.key]
             self._changes += 1
 
-    def rejected(self, rules: RuleSet, problems: Sequence[str]) -> None:
+    def report_rejection(self, rules: RuleSet, problems: Sequence[str]) -> None:
         """Report to all sandboxes of a set that its files are broken now."""
         news: RuleSetNews = {"set": rules.number, "rejected": list(problems)}
         self._publish(rules, news, [])
@@ -188,24 +197,24 @@ class RuleSets:
                 before = rules.asked, rules.seen
                 rules.asked, rules.seen = rules.reloader.in_force()
                 self._changes += before != (rules.asked, rules.seen)
-                self.let_go(rules)
+                self.drop_unused(rules)
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do."""
         return min((rules.reloader.wait() for rules in self._sets.values() if rules.reloader is not None), default=60.0)
 
-    def again(self) -> None:
+    def reload_all(self) -> None:
         """Read all files again, changed or not."""
         for rules in self._sets.values():
             if rules.reloader is not None:
                 rules.reloader.now()
 
-    def _tidy(self) -> None:
+    def _drop_idle(self) -> None:
         idle = [rules for rules in self._current.values() if not rules.sandboxes]
         for rules in idle[: max(len(idle) - _MOST_KEPT, 0)]:
             assert rules.key is not None
             del self._current[rules.key]
-            self.let_go(rules)
+            self.drop_unused(rules)
 
 
 class _ReloadMessages:
@@ -215,15 +224,17 @@ class _ReloadMessages:
         self._sets = sets
         self._rules = rules
 
-    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    def send(self, fields: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Pass a message on."""
         if descriptors:
-            self._sets.replaced(self._rules, str(what["rules"]), descriptors[0], asks=what.get("asks") is True)
-        elif isinstance(problems := what.get("rules_rejected"), list):
-            self._sets.rejected(self._rules, problems)
+            self._sets.replace_policy(
+                self._rules, str(fields["rules"]), descriptors[0], asks=fields.get("asks") is True
+            )
+        elif isinstance(problems := fields.get("rules_rejected"), list):
+            self._sets.report_rejection(self._rules, problems)
 
 
-def _policy(policy_file: int) -> "Policy | None":
+def _read_policy(policy_file: int) -> "Policy | None":
     """Read a policy that one of Exeat's processes has written; None: it is too large to keep. Raises HostError."""
     from proxy.dialing import proxy_auth
     from proxy.worker import policy_transfer
@@ -250,7 +261,7 @@ def _absolute(path: Path) -> str:
     return os.path.join(os.getcwd(), path)
 
 
-def _list(value: object) -> list[object]:
+def _check_list(value: object) -> list[object]:
     if not isinstance(value, list):
         raise TypeError("not a list")
     return value

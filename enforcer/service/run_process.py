@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
 
 _FAILED: Final = 125
-_CALM: Final = 0.1  # seconds without a request
+_IDLE_BEFORE_SELF_TEST: Final = 0.1  # seconds without a request
 
 
 def make_fork_server(
@@ -57,16 +57,16 @@ def make_fork_server(
     advance sends `ready` before.
     """
 
-    def be(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
-        _be_run(service, channel, (sets, worker_paths, system), command, ahead=ahead)
+    def main(service: int, channel: socket.socket, ahead: bool) -> NoReturn:  # noqa: FBT001
+        _run_child(service, channel, (sets, worker_paths, system), command, ahead=ahead)
 
-    return ForkServer(be, lambda: cache_highest_number(worker_paths.journal), sets.generation)
+    return ForkServer(main, lambda: cache_highest_number(worker_paths.journal), sets.generation)
 
 
-def _be_run(
+def _run_child(
     parent: int,
     service: socket.socket,
-    known: "tuple[RuleSets, worker.WorkerPaths, Path]",
+    service_parts: "tuple[RuleSets, worker.WorkerPaths, Path]",
     command: RunCommand,
     *,
     ahead: bool,
@@ -79,23 +79,23 @@ def _be_run(
         if ahead:
             empty, service = prepare_empty_sandbox(service)
             message.send(service, {"ready": True})
-            if empty is not None and not _is_asked(service):
+            if empty is not None and not _is_request_pending(service):
                 message.send(service, {"busy": True})  # rule files may be slow to read: requests go to others meanwhile
-                self_test(known[0], known[2], empty.who, command)
+                self_test(service_parts[0], service_parts[2], empty.ids, command)
                 message.send(service, {"ready": True})
-        client, given = _await(service, empty)
-        caller, service, request = _settle_in(client, given, service, empty)
+        client, descriptors = _receive_request(service, empty)
+        caller, service, request = _take_over(client, descriptors, service, empty)
         use_login_of(caller.pid)
-        host = ServiceHost(caller, service, *known, empty)
-        with host.left:
+        host = ServiceHost(caller, service, *service_parts, empty)
+        with host.cleanup:
             try:
-                status = _run(command, request, host)
+                status = _perform(command, request, host)
                 for stream in (sys.stdout, sys.stderr):
                     stream.flush()
             except OSError as error:
-                if (unsaid := command.status_if_unsaid(error)) is None:
+                if (unwritable_status := command.status_if_unwritable(error)) is None:
                     raise
-                status = unsaid << 8
+                status = unwritable_status << 8
             with contextlib.suppress(OSError):  # the client is gone, and its task with it
                 caller.ended(status)
     except BaseException as error:  # noqa: BLE001 - the child must never run the service's loop
@@ -105,45 +105,45 @@ def _be_run(
         os._exit(0)
 
 
-def _is_asked(service: socket.socket) -> bool:
+def _is_request_pending(service: socket.socket) -> bool:
     """Whether a request arrives soon: sequential starts get the processors first."""
     poll = select.poll()
     poll.register(service, select.POLLIN)
-    return bool(poll.poll(_CALM * 1000))
+    return bool(poll.poll(_IDLE_BEFORE_SELF_TEST * 1000))
 
 
-def _await(service: socket.socket, empty: "EmptySandbox | None") -> tuple[socket.socket, list[int]]:
+def _receive_request(service: socket.socket, empty: "EmptySandbox | None") -> tuple[socket.socket, list[int]]:
     """Wait for a request. Exits when the service needs this process no more."""
-    said, [*given] = message.receive(service, protocol.MOST_DESCRIPTORS)
-    if not said:
+    fields, [*descriptors] = message.receive(service, protocol.MOST_DESCRIPTORS)
+    if not fields:
         if empty is not None:
             empty.close()
         os._exit(0)
-    if len(given) != 1 + protocol.DESCRIPTORS:  # a missing one would shift the others
-        for descriptor in given:
+    if len(descriptors) != 1 + protocol.DESCRIPTORS:  # a missing one would shift the others
+        for descriptor in descriptors:
             os.close(descriptor)
         raise OSError(errno.EMFILE, "not all descriptors of the client could be passed on")
-    return socket.socket(fileno=given[0]), given[1:]
+    return socket.socket(fileno=descriptors[0]), descriptors[1:]
 
 
-def _settle_in(
-    client: socket.socket, given: list[int], service: socket.socket, empty: "EmptySandbox | None"
+def _take_over(
+    client: socket.socket, descriptors: list[int], service: socket.socket, empty: "EmptySandbox | None"
 ) -> tuple[Caller, socket.socket, protocol.Run]:
     """Take over the client's descriptors, and close everything of the service except the channel to it."""
-    *streams, here, file = given
+    *streams, directory, file = descriptors
     # Above 0, 1 and 2, where these are about to be put.
     moved = socket.socket(fileno=os.dup(client.detach())), socket.socket(fileno=os.dup(service.detach()))
     for number, descriptor in enumerate(streams):
         os.dup2(descriptor, number, inheritable=True)
     request = protocol.unpack(file)
-    os.fchdir(here)
-    kept = () if empty is None else empty.descriptors()
-    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *init.kept_files(), *kept})
+    os.fchdir(directory)
+    sandbox_descriptors = () if empty is None else empty.descriptors()
+    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *init.kept_files(), *sandbox_descriptors})
     take_settings(request)
     return Caller(moved[0]), moved[1], request
 
 
-def _run(command: RunCommand, request: protocol.Run, host: "ServiceHost") -> int:
+def _perform(command: RunCommand, request: protocol.Run, host: "ServiceHost") -> int:
     try:
         arguments = command.read(request.words)
     except SystemExit as error:
@@ -168,9 +168,9 @@ class ServiceHost(StandaloneHost):
         self._service = service
         self._sets = sets
         self._worker_paths = worker_paths
-        self._known = 0
+        self._rule_set_number = 0
         self._empty = empty
-        self.left = contextlib.ExitStack()  # the rest of an ended task, removed after the caller has its status
+        self.cleanup = contextlib.ExitStack()  # the rest of an ended task, removed after the caller has its status
 
     @property
     def caller(self) -> Caller:
@@ -182,7 +182,7 @@ class ServiceHost(StandaloneHost):
 
     def last(self) -> "contextlib.AbstractContextManager[contextlib.ExitStack]":
         """Return the stack that is closed once the caller has its status."""
-        return contextlib.nullcontext(self.left)
+        return contextlib.nullcontext(self.cleanup)
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":
         """Return the ids of the empty sandbox, if it has these limits."""
@@ -192,18 +192,18 @@ class ServiceHost(StandaloneHost):
             empty = self._empty = None
         if empty is None:
             return super().choose_ids(limits, made, last)
-        if empty.who.slot >= 0:
-            made.callback(os.close, empty.who.slot)
+        if empty.ids.slot >= 0:
+            made.callback(os.close, empty.ids.slot)
         last.callback(empty.resource_limits.remove)
         made.callback(empty.namespaces.end)
-        return empty.who
+        return empty.ids
 
     def make_sandbox(
-        self, wanted: "RunRequest", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+        self, run_request: "RunRequest", ids: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return the sandbox whose ids were chosen, or start making one."""
         if self._empty is None:
-            return super().make_sandbox(wanted, who, made, last)
+            return super().make_sandbox(run_request, ids, made, last)
         return self._empty.resource_limits, self._empty.namespaces
 
     def arrange_stdio(self, owner: int) -> "stdio.Stdio":
@@ -212,64 +212,70 @@ class ServiceHost(StandaloneHost):
 
     def keep_journal(self, journal: Path, recorder: "Recorder") -> "Keeper | None":
         """Sign only a journal that isn't the service's."""
-        return None if self._keeps(journal) else super().keep_journal(journal, recorder)
+        return None if self._is_service_journal(journal) else super().keep_journal(journal, recorder)
 
     def close_journal(self, journal: Path, recorder: "Recorder", gate: worker.Worker) -> None:
         """Leave the service's journal to the service."""
-        if self._keeps(journal):
+        if self._is_service_journal(journal):
             recorder.journal.close()
         else:
             super().close_journal(journal, recorder, gate)
 
-    def counts_anomalies(self, wanted: "RunRequest") -> bool:  # noqa: ARG002
+    def counts_anomalies(self, run_request: "RunRequest") -> bool:  # noqa: ARG002
         """Count them, for the service's metrics."""
         return True
 
     def leave(self, namespaces: "SandboxNamespaces") -> None:
         """End the sandbox when the caller has its status."""
-        namespaces.end_later(self.left)
+        namespaces.end_later(self.cleanup)
 
-    def _keeps(self, journal: Path) -> bool:
+    def _is_service_journal(self, journal: Path) -> bool:
         return journal == self._worker_paths.journal
 
     def read_rules(self, files: "Sequence[Path]", system: Path) -> LoadedRules:
         """Return the rules, without reading files that are in force already. Raises as `rule_files.load`."""
-        found = self._sets.known(files, system)
+        found = self._sets.find(files, system)
         if found is None:
             return super().read_rules(files, system)
-        self._known, seen = found
-        return seen
+        self._rule_set_number, loaded = found
+        return loaded
 
     def place(
-        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: worker.WorkerPaths, wanted: "RunRequest"
+        self,
+        ids: "Identity",
+        sandbox_state: "SandboxState",
+        worker_paths: worker.WorkerPaths,
+        run_request: "RunRequest",
     ) -> worker.Worker:
         """Return a worker of the service, or one of this run's own where the service's can't serve it."""
-        if why := _why_alone(sandbox_state.policy, worker_paths, self._worker_paths):
+        if why := _reason_for_own_worker(sandbox_state.policy, worker_paths, self._worker_paths):
             task = sandbox_state.task
-            described: OwnWorkerRun = {
+            description: OwnWorkerRun = {
                 "alone": why,
                 "sandbox": sandbox_state.id,
                 "id": task.id,
                 "name": task.name,
                 "labels": dict(task.labels),
-                "workspace": wanted.workspace,
-                "rules": list(wanted.asked)[:1],
+                "workspace": run_request.workspace,
+                "rules": list(run_request.asked)[:1],
             }
             print_notice(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
-            gate = worker.start(who, sandbox_state, worker_paths, RegisteredWorker)
-            gate.register(self._service, described)
+            gate = worker.start(ids, sandbox_state, worker_paths, RegisteredWorker)
+            gate.register(self._service, description)
             return gate
-        return placement.place(self._service, sandbox_state, wanted, shared=not wanted.covers, known=self._known)
+        return placement.place(
+            self._service, sandbox_state, run_request, shared=not run_request.covers, known=self._rule_set_number
+        )
 
 
-def _why_alone(policy: "Policy", wanted: worker.WorkerPaths, ours: worker.WorkerPaths) -> str:
+def _reason_for_own_worker(policy: "Policy", run_paths: worker.WorkerPaths, service_paths: worker.WorkerPaths) -> str:
     """Return why no worker of the service can serve a task; empty: one can."""
     if policy.secrets:
         return "its rules have `secrets`"
     if policy.settings.upstream_auth is not None:
         return "its rules have an `upstream_auth`"
-    if wanted.metrics is not None:
+    if run_paths.metrics is not None:
         return "it has `--metrics` of its own"
-    if (wanted.authority, wanted.certificate) != (ours.authority, ours.certificate):
+    if (run_paths.authority, run_paths.certificate) != (service_paths.authority, service_paths.certificate):
         return "the CA was replaced after the service had started"
-    return "" if wanted.journal == ours.journal else "it has a journal of its own"
+    return "" if run_paths.journal == service_paths.journal else "it has a journal of its own"

@@ -36,9 +36,9 @@ class RunCommand(NamedTuple):
     """The functions of `exeat run` on the command line, which the service gets once and each run inherits."""
 
     read: "Callable[[Sequence[str]], Namespace]"  # raises SystemExit after printing a usage error
-    wanted: "Callable[[Namespace, Path, Callable[[Sequence[Path], Path], LoadedRules]], RunRequest]"
+    make_request: "Callable[[Namespace, Path, Callable[[Sequence[Path], Path], LoadedRules]], RunRequest]"
     perform: "Callable[[Namespace, Path, Host], int]"  # returns a wait status
-    status_if_unsaid: "Callable[[OSError], int | None]"  # the status if our output can't be written
+    status_if_unwritable: "Callable[[OSError], int | None]"  # the status if our output can't be written
 
 
 def take_settings(request: "protocol.Run") -> None:
@@ -53,11 +53,11 @@ def take_settings(request: "protocol.Run") -> None:
     reset_signals({signal.SIGPIPE, *(number for number in range(1, 65) if request.ignored >> (number - 1) & 1)})
 
 
-def _take_environment(wanted: "Mapping[str, str]") -> None:
+def _take_environment(variables: "Mapping[str, str]") -> None:
     """Set exactly these variables, writing only differences: each putenv(3) copies shared memory."""
-    for name in [name for name in os.environ if name not in wanted]:
+    for name in [name for name in os.environ if name not in variables]:
         del os.environ[name]
-    for name, value in wanted.items():
+    for name, value in variables.items():
         if os.environ.get(name) != value:
             os.environ[name] = value
 
@@ -65,7 +65,7 @@ def _take_environment(wanted: "Mapping[str, str]") -> None:
 class EmptySandbox(NamedTuple):
     """An empty sandbox with its ids, the `limits` it was made for, and what keeps them."""
 
-    who: Identity
+    ids: Identity
     limits: Limits
     resource_limits: ResourceLimits
     namespaces: SandboxNamespaces
@@ -73,14 +73,14 @@ class EmptySandbox(NamedTuple):
     def descriptors(self) -> set[int]:
         """Return the descriptors that have to stay open."""
         locks = (group.lock for group in self.resource_limits.groups)
-        return {self.who.slot, *self.namespaces.descriptors(), *identity.idmap_descriptors(), *locks}
+        return {self.ids.slot, *self.namespaces.descriptors(), *identity.idmap_descriptors(), *locks}
 
     def close(self) -> None:
         """Remove it unused."""
         self.namespaces.end()
         self.resource_limits.remove()
-        if self.who.slot >= 0:
-            os.close(self.who.slot)
+        if self.ids.slot >= 0:
+            os.close(self.ids.slot)
 
 
 def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, socket.socket]:
@@ -92,29 +92,29 @@ def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, 
     linux.keep_only({0, 1, 2, moved.fileno(), *init.kept_files()})
     reset_signals(())
     try:
-        empty = make_empty_sandbox(fenced=True)
+        empty = make_empty_sandbox(with_limits=True)
     except (ExeatError, OSError):
         return None, moved
-    if empty.who.privileged:  # most shown files belong to this user
+    if empty.ids.privileged:  # most shown files belong to this user
         owner = os.geteuid(), os.getegid()
         with contextlib.suppress(HostError):
-            identity.make_idmap_ahead(owner, (empty.who.kernel_uid, empty.who.kernel_gid))
+            identity.make_idmap_ahead(owner, (empty.ids.kernel_uid, empty.ids.kernel_gid))
     return empty, moved
 
 
-def make_empty_sandbox(*, fenced: bool) -> EmptySandbox:
+def make_empty_sandbox(*, with_limits: bool) -> EmptySandbox:
     """Make an empty sandbox; the caller calls `close`. Raises ExeatError, OSError.
 
-    Without `fenced` it has no limits, so no task may have it.
+    Without `with_limits` it has no limits, so no task may have it.
     """
     with contextlib.ExitStack() as made:
-        who, limits = identity.choose(), limits_of(NO_SANDBOX_SETTINGS)
-        if who.slot >= 0:
-            made.callback(os.close, who.slot)
-        resource_limits = make_resource_limits(limits) if fenced else ResourceLimits(limits, (), (), {})
+        ids, limits = identity.choose(), limits_of(NO_SANDBOX_SETTINGS)
+        if ids.slot >= 0:
+            made.callback(os.close, ids.slot)
+        resource_limits = make_resource_limits(limits) if with_limits else ResourceLimits(limits, (), (), {})
         made.callback(resource_limits.remove)
-        namespaces = sandbox_spec.start_empty_sandbox(who, resource_limits)
+        namespaces = sandbox_spec.start_empty_sandbox(ids, resource_limits)
         made.callback(namespaces.end)
         namespaces.ready()
         made.pop_all()
-    return EmptySandbox(who, limits, resource_limits, namespaces)
+    return EmptySandbox(ids, limits, resource_limits, namespaces)

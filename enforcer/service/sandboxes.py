@@ -48,7 +48,7 @@ _LONGEST: Final = 200  # characters of an error that is passed on
 
 @dataclass(slots=True, eq=False)
 class Sandbox:
-    """A sandbox of the service. `tell` sends its worker's messages to the process of its run."""
+    """A sandbox of the service. `send_to_run` sends its worker's messages to the process of its run."""
 
     id: str
     task: Task
@@ -56,7 +56,7 @@ class Sandbox:
     workspace: str
     pid: int  # of the run's process, or of the attached process
     attached: str  # the name it was attached by; empty for a run
-    tell: "Callable[[PlaceAnswer], None]"
+    send_to_run: "Callable[[PlaceAnswer], None]"
     began: float = field(default_factory=time.time)
     worker: "Worker | None" = None
     names: tuple[str, ...] = ()
@@ -65,19 +65,19 @@ class Sandbox:
     refused: Mapping[str, int] = field(default_factory=dict)  # denied packets by kind, by the last count
     event: str = ""  # id of the event that recorded the attachment
     deaths: int = 0  # deaths of workers that served it
-    lost: deque[float] = field(
+    death_times: deque[float] = field(
         default_factory=lambda: deque(maxlen=PARTS)
     )  # times of the last deaths (time.monotonic())
-    died: deque[float] = field(
+    blamed_death_times: deque[float] = field(
         default_factory=lambda: deque(maxlen=MOST_DEATHS + 1)
-    )  # times of those that count for it
+    )  # times of the deaths in its own turn
     turn: int = field(default_factory=lambda: next(_turns))  # the number with which its worker marks its turn
     ending: bool = False
     stopped: bool = False  # its task was asked to end
 
     def wait(self) -> float:
         """Return the seconds until its next name table has a free part of the address pool (`NameTable`)."""
-        return max(self.lost[0] + KEPT - time.monotonic(), 0.0) if len(self.lost) == PARTS else 0.0
+        return max(self.death_times[0] + KEPT - time.monotonic(), 0.0) if len(self.death_times) == PARTS else 0.0
 
     def close(self) -> None:
         """Close its sockets. Idempotent."""
@@ -93,29 +93,29 @@ class Sandboxes:
 
     def __init__(self, sets: "RuleSets") -> None:
         self._sets = sets
-        self._all: dict[str, Sandbox] = {}
+        self._by_id: dict[str, Sandbox] = {}
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self._by_id)
 
     def add(self, sandbox: Sandbox) -> None:
         """Add a sandbox that is about to be made. Raises HostError for a known id."""
-        if sandbox.id in self._all:
+        if sandbox.id in self._by_id:
             raise HostError(f"a sandbox with the id `{sandbox.id}` exists already")
-        self._all[sandbox.id] = sandbox
+        self._by_id[sandbox.id] = sandbox
         self._sets.join(sandbox.rules, sandbox.id)
 
     def get(self, sandbox: str) -> Sandbox | None:
         """Return a sandbox by its id."""
-        return self._all.get(sandbox)
+        return self._by_id.get(sandbox)
 
     def attached(self) -> list[Sandbox]:
         """Return the attached namespaces."""
-        return [each for each in self._all.values() if each.attached]
+        return [each for each in self._by_id.values() if each.attached]
 
     def find(self, name: str) -> list[Sandbox]:
         """Return those with this id, task id, task name, or attached by this name."""
-        return [each for each in self._all.values() if name in (each.id, each.task.id, each.task.name, each.attached)]
+        return [each for each in self._by_id.values() if name in (each.id, each.task.id, each.task.name, each.attached)]
 
     def serve(self, sandbox: Sandbox, names: Sequence[str], descriptors: list[int]) -> None:
         """Give a sandbox's sockets to a worker, and keep them: `descriptors` are taken over. Raises HostError."""
@@ -123,9 +123,9 @@ class Sandboxes:
             raise HostError(f"the sandbox `{sandbox.id}` sent its sockets twice, or incompletely")
         sandbox.names, sandbox.sockets = tuple(names), tuple(descriptors)
         descriptors.clear()
-        self._hand(sandbox, self.pool.least_busy())
+        self._assign(sandbox, self.pool.least_busy())
 
-    def _renew(self, sandbox: Sandbox, name: str, descriptors: list[int]) -> None:
+    def _replace_socket(self, sandbox: Sandbox, name: str, descriptors: list[int]) -> None:
         """Replace or add one descriptor of a sandbox, at its worker too; the first of `descriptors` is taken over."""
         kept = dict(zip(sandbox.names, sandbox.sockets, strict=True))
         if name in kept:
@@ -133,23 +133,25 @@ class Sandboxes:
         kept[name] = descriptors.pop(0)
         sandbox.names, sandbox.sockets = tuple(kept), tuple(kept.values())
         if sandbox.worker is not None:
-            self.pool.tell(sandbox.worker, {"to": sandbox.id, name: True}, [kept[name]])
+            self.pool.send(sandbox.worker, {"to": sandbox.id, name: True}, [kept[name]])
 
-    def say(self, sandbox: Sandbox, what: Mapping[str, object], descriptors: list[int] | None = None) -> None:
+    def send_to_worker(
+        self, sandbox: Sandbox, fields: Mapping[str, object], descriptors: list[int] | None = None
+    ) -> None:
         """Send a sandbox's message to its worker; descriptors that the worker gets are taken over."""
-        if _APPROVALS in what:
+        if _APPROVALS in fields:
             if descriptors and sandbox.sockets:
-                self._renew(sandbox, _APPROVALS, descriptors)
+                self._replace_socket(sandbox, _APPROVALS, descriptors)
             return
-        if isinstance(seconds := what.get("started"), float):
+        if isinstance(seconds := fields.get("started"), float):
             sandbox.started = seconds
-        if isinstance(refused := what.get("refused"), dict):
+        if isinstance(refused := fields.get("refused"), dict):
             sandbox.refused = refused
         if sandbox.worker is not None:
-            self.pool.tell(sandbox.worker, {**what, "to": sandbox.id})
+            self.pool.send(sandbox.worker, {**fields, "to": sandbox.id})
 
     def stop(self, sandbox: Sandbox, last: Mapping[str, object] = _NOTHING) -> None:
-        """Have its worker finish, with the message `last`; `lost` is the reason for an unexpected end."""
+        """Have its worker finish, with the message `last`; `death_times` is the reason for an unexpected end."""
         sandbox.ending = True
         if sandbox.worker is None:
             self.forget(sandbox)
@@ -157,43 +159,43 @@ class Sandboxes:
         if sandbox.worker.channel is None:  # it died, and its replacement would never get this message
             self._fail(sandbox, "its worker has died")
             return
-        self.say(sandbox, {**last, "stop": True})
+        self.send_to_worker(sandbox, {**last, "stop": True})
 
     def forget(self, sandbox: Sandbox) -> None:
         """Remove a sandbox. Idempotent."""
-        if self._all.pop(sandbox.id, None) is None:
+        if self._by_id.pop(sandbox.id, None) is None:
             return
         if sandbox.worker is not None:
             sandbox.worker.sandboxes.discard(sandbox.id)
-            self._count(sandbox.worker)
+            self._update_signer(sandbox.worker)
         sandbox.close()
         self._sets.leave(sandbox.rules, sandbox.id)
 
     def _fail(self, sandbox: Sandbox, why: str) -> None:
-        sandbox.tell({"failed": why})
+        sandbox.send_to_run({"failed": why})
         self.forget(sandbox)
 
     # --- for the worker pool ---
 
-    def heard(self, worker: "Worker", said: SandboxReport) -> None:
+    def handle_report(self, worker: "Worker", fields: SandboxReport) -> None:
         """Handle a worker's message about one of its sandboxes."""
-        sandbox = self._all.get(str(said["of"]))
+        sandbox = self._by_id.get(str(fields["of"]))
         if sandbox is None or sandbox.worker is not worker:
             return
-        if isinstance(summary := said.get("summary"), str):
-            sandbox.tell({"summary": summary})
+        if isinstance(summary := fields.get("summary"), str):
+            sandbox.send_to_run({"summary": summary})
             self.forget(sandbox)
-        elif "unread" in said:
-            answer: PlaceAnswer = {"failed": str(unreadable_policy("its worker", str(said["unread"])))}
+        elif "unread" in fields:
+            answer: PlaceAnswer = {"failed": str(unreadable_policy("its worker", str(fields["unread"])))}
             if not sandbox.deaths:  # a task that ran under another worker can't be declined
                 answer["declined"] = True
-            sandbox.tell(answer)
-            self._sets.share_no_more(sandbox.rules)
+            sandbox.send_to_run(answer)
+            self._sets.stop_sharing(sandbox.rules)
             self.forget(sandbox)
-        elif "failed" in said:
-            self._fail(sandbox, str(said["failed"])[:_LONGEST])
+        elif "failed" in fields:
+            self._fail(sandbox, str(fields["failed"])[:_LONGEST])
 
-    def lost(self, worker: "Worker") -> None:
+    def handle_worker_death(self, worker: "Worker") -> None:
         """Record a worker's death: its sandboxes wait for another.
 
         The sandbox whose turn it was waits for a worker of its own, so its neighbours lose a worker only once. The
@@ -201,14 +203,14 @@ class Sandboxes:
         isn't served any more.
         """
         now, turn = time.monotonic(), worker.turn()
-        there = [self._all[number] for number in worker.sandboxes]
-        is_blamed = any(sandbox.turn == turn for sandbox in there)
-        for sandbox in there:
+        affected = [self._by_id[number] for number in worker.sandboxes]
+        is_blamed = any(sandbox.turn == turn for sandbox in affected)
+        for sandbox in affected:
             sandbox.deaths += 1
-            sandbox.lost.append(now)
+            sandbox.death_times.append(now)
             if not is_blamed or sandbox.turn == turn:
-                sandbox.died.append(now)
-            recent = sum(now - death < KEPT for death in sandbox.died)
+                sandbox.blamed_death_times.append(now)
+            recent = sum(now - death < KEPT for death in sandbox.blamed_death_times)
             if sandbox.ending or recent > MOST_DEATHS:
                 self._fail(sandbox, f"{recent} workers have died while they served it")
             elif sandbox.turn == turn and not worker.apart:
@@ -222,39 +224,41 @@ class Sandboxes:
             return
         if sandbox.worker is not None:
             sandbox.worker.sandboxes.discard(sandbox.id)
-            self._count(sandbox.worker)
+            self._update_signer(sandbox.worker)
         sandbox.worker = worker
         worker.sandboxes.add(sandbox.id)
 
-    def replaced(self, worker: "Worker") -> None:
+    def reassign(self, worker: "Worker") -> None:
         """Give a new worker its predecessor's sandboxes. One that can't be given (EMFILE) is not served any more."""
         for number in tuple(worker.sandboxes):
-            sandbox = self._all.get(number)
-            if sandbox is None or sandbox.worker is not worker:  # the new worker has died meanwhile (`lost`)
+            sandbox = self._by_id.get(number)
+            if (
+                sandbox is None or sandbox.worker is not worker
+            ):  # the new worker has died meanwhile (`handle_worker_death`)
                 continue
             try:
-                self._hand(sandbox, worker)
+                self._assign(sandbox, worker)
                 if worker.apart:
-                    self.say(sandbox, SandboxNews(lost=_APART))
+                    self.send_to_worker(sandbox, SandboxNews(lost=_APART))
             except OSError as error:
                 self._fail(sandbox, f"it could not be given to another worker: {error.strerror or error}")
 
-    def publish(self, rules: "RuleSet", what: RuleSetNews, descriptors: Sequence[int]) -> None:
+    def publish(self, rules: "RuleSet", fields: RuleSetNews, descriptors: Sequence[int]) -> None:
         """Send news about a rule set to every worker that has it."""
         for worker in self.pool.workers:
             if rules.number in worker.sets:
-                self.pool.tell(worker, what, descriptors)
+                self.pool.send(worker, fields, descriptors)
 
     def drop(self, rules: "RuleSet") -> None:
         """Have the workers drop a rule set."""
         for worker in self.pool.workers:
             if rules.number in worker.sets:
                 worker.sets.discard(rules.number)
-                self.pool.tell(worker, WorkerOrder(forget=rules.number))
+                self.pool.send(worker, WorkerOrder(forget=rules.number))
 
-    def listed(self) -> Iterable[dict[str, object]]:
+    def describe_all(self) -> Iterable[dict[str, object]]:
         """Describe each sandbox for `exeat ps`."""
-        for each in self._all.values():
+        for each in self._by_id.values():
             yield {
                 "sandbox": each.id,
                 "task": each.task.id,
@@ -269,17 +273,17 @@ class Sandboxes:
                 "ending": each.ending or each.stopped,
             }
 
-    def _count(self, worker: "Worker") -> None:
+    def _update_signer(self, worker: "Worker") -> None:
         """Tell the signer how many sandboxes a worker has: each one has a signing allowance."""
         self.pool.signer.serves(worker.number, len(worker.sandboxes))
 
-    def _hand(self, sandbox: Sandbox, worker: "Worker") -> None:
+    def _assign(self, sandbox: Sandbox, worker: "Worker") -> None:
         sandbox.worker = worker
         worker.sandboxes.add(sandbox.id)
-        self._count(worker)
+        self._update_signer(worker)
         rules = sandbox.rules
         if rules.number not in worker.sets:
-            self.pool.tell(worker, RuleSetNews(set=rules.number), [rules.policy_file])
+            self.pool.send(worker, RuleSetNews(set=rules.number), [rules.policy_file])
             worker.sets.add(rules.number)
         task = sandbox.task
         admission: Admission = {
@@ -295,14 +299,14 @@ class Sandboxes:
             "foreign": bool(sandbox.attached),
         }
         self.pool.refresh_roots(worker)
-        self.pool.tell(worker, admission, sandbox.sockets)
+        self.pool.send(worker, admission, sandbox.sockets)
         if wait:
-            self.say(sandbox, SandboxNews(lost=f"{_NO_ADDRESS} {wait:.0f} s"))
+            self.send_to_worker(sandbox, SandboxNews(lost=f"{_NO_ADDRESS} {wait:.0f} s"))
         if sandbox.started is not None:
-            self.pool.tell(worker, SandboxNews(to=sandbox.id, again=dict(sandbox.refused)))
+            self.pool.send(worker, SandboxNews(to=sandbox.id, again=dict(sandbox.refused)))
 
 
-_LOOK_AGAIN: Final = 5.0  # seconds
+_CHECK_PATHS_EVERY: Final = 5.0  # seconds
 
 
 class AttachedNamespaces:
@@ -320,29 +324,29 @@ class AttachedNamespaces:
         self._paths: dict[str, tuple[Sandbox, tuple[int, int]]] = {}  # and which namespace they lead to, by sandbox
         self._due = 0.0  # when paths are looked at again (time.monotonic())
 
-    def attach(self, asked: Mapping[str, Any], descriptors: list[int]) -> dict[str, object]:
+    def attach(self, request: Mapping[str, Any], descriptors: list[int]) -> dict[str, object]:
         """Serve the sockets that were made in a namespace.
 
         The first descriptor is the policy's file. The last is a pidfd, if the namespace was named by a process: its pid
         may be another process's by now.
         """
-        named, pid = str(asked["attached"]), int(asked["pid"])
+        name, pid = str(request["attached"]), int(request["pid"])
         file, sockets = descriptors[0], descriptors[1 : -1 if pid else None]
-        if not named or self._sandboxes.find(named):
-            raise UsageError(f"`{named}` is attached already; `exeat ps` lists it")
+        if not name or self._sandboxes.find(name):
+            raise UsageError(f"`{name}` is attached already; `exeat ps` lists it")
         if not all(stat.S_ISSOCK(os.fstat(each).st_mode) for each in sockets):
-            raise UsageError(f"the descriptors for `{named}` are not sockets")
+            raise UsageError(f"the descriptors for `{name}` are not sockets")
         if pid and not peers.is_running(descriptors[-1]):
             raise UsageError(f"process {pid} has ended; name a running one")
-        rules = self._sets.take({**asked, "shared": True}, file)
-        task = Task(str(asked["id"]), str(asked["name"]), dict(asked["labels"]))
-        sandbox = Sandbox(str(asked["sandbox"]), task, rules, "", pid, named, lambda _said: None)
-        sandbox.event = str(asked["event"])
+        rules = self._sets.add({**request, "shared": True}, file)
+        task = Task(str(request["id"]), str(request["name"]), dict(request["labels"]))
+        sandbox = Sandbox(str(request["sandbox"]), task, rules, "", pid, name, lambda _said: None)
+        sandbox.event = str(request["event"])
         sandbox.started = 0.0  # it runs already
-        sandbox.tell = lambda said: self._told(sandbox, said)
+        sandbox.send_to_run = lambda fields: self._handle_last_message(sandbox, fields)
         self._sandboxes.add(sandbox)
         try:
-            self._sandboxes.serve(sandbox, list(map(str, asked["sockets"])), sockets)
+            self._sandboxes.serve(sandbox, list(map(str, request["sockets"])), sockets)
         except BaseException:
             self._sandboxes.forget(sandbox)
             raise
@@ -356,10 +360,10 @@ class AttachedNamespaces:
 
     def detach(self, name: str) -> dict[str, object]:
         """Stop serving the namespace of this name."""
-        found = [each for each in self._sandboxes.find(name) if each.attached and not each.ending]
-        if len(found) != 1:
+        matches = [each for each in self._sandboxes.find(name) if each.attached and not each.ending]
+        if len(matches) != 1:
             return {}
-        (sandbox,) = found
+        (sandbox,) = matches
         self._end(sandbox)
         return {"sandbox": sandbox.id, "task": sandbox.task.id}
 
@@ -367,9 +371,9 @@ class AttachedNamespaces:
         """End those whose paths no longer lead to their namespaces (ip-netns(8), delete), every few seconds."""
         if time.monotonic() < self._due:
             return
-        self._due = time.monotonic() + _LOOK_AGAIN
+        self._due = time.monotonic() + _CHECK_PATHS_EVERY
         for sandbox, namespace in tuple(self._paths.values()):
-            if _leads_to(sandbox.attached) != namespace:
+            if _namespace_at(sandbox.attached) != namespace:
                 self._end(sandbox)
 
     def close(self) -> None:
@@ -380,7 +384,7 @@ class AttachedNamespaces:
 
     def _watch(self, sandbox: Sandbox) -> None:
         """End a namespace when its path is gone, if this process sees that path."""
-        if (namespace := _leads_to(sandbox.attached)) is not None:
+        if (namespace := _namespace_at(sandbox.attached)) is not None:
             self._paths[sandbox.id] = sandbox, namespace
 
     def _end(self, sandbox: Sandbox) -> None:
@@ -391,13 +395,13 @@ class AttachedNamespaces:
         finally:
             self._sandboxes.stop(sandbox, last)
 
-    def _told(self, sandbox: Sandbox, said: Mapping[str, object]) -> None:
+    def _handle_last_message(self, sandbox: Sandbox, fields: Mapping[str, object]) -> None:
         """Handle the last message of its worker; records and ends a namespace that is no longer served.
 
         An error of the journal is only reported: other sandboxes go on.
         """
         self._forget(sandbox.id)
-        if "failed" in said and not sandbox.ending:
+        if "failed" in fields and not sandbox.ending:
             last: Mapping[str, object] = {}
             try:
                 last = record_end(sandbox, self._journal, Outcome.FAILED)
@@ -415,12 +419,12 @@ class AttachedNamespaces:
             os.close(process)
 
 
-def _leads_to(path: str) -> tuple[int, int] | None:
+def _namespace_at(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Recorder:

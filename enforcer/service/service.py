@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from enforcer.worker.worker import WorkerPaths
     from proxy.worker.messages import RuleSetNews
 
-_GRACE: Final = 10.0  # seconds for tasks to end when they or the service are stopped
-_KILLING: Final = 2.0  # seconds for a run to kill its task and report the end
+_STOP_TIMEOUT: Final = 10.0  # seconds for tasks to end when they or the service are stopped
+_KILL_TIMEOUT: Final = 2.0  # seconds for a run to kill its task and report the end
 _LONGEST_WAIT: Final = 5.0  # seconds
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -54,7 +54,9 @@ class _Run:
     channel: Channel
     sandbox: Sandbox | None = None
     killing: bool = False  # it was asked to kill its task
-    alone: dict[str, object] = field(default_factory=dict)  # the description for `ps`, if it has a worker of its own
+    own_worker: dict[str, object] = field(
+        default_factory=dict
+    )  # the description for `ps`, if it has a worker of its own
     stopped: bool = False
 
 
@@ -82,26 +84,26 @@ class Service:
         self._selector = selectors.DefaultSelector()
         self._runs: dict[int, _Run] = {}
         self._stopped: dict[int, float] = {}  # when stopped runs are killed (time.monotonic()), by pid
-        self._said = 0.0
+        self._last_watchdog = 0.0
         self._ending = 0.0
         self._sets = RuleSets(self._selector, self._publish, lambda rules: self.sandboxes.drop(rules))  # noqa: PLW0108  assigned below
         self.sandboxes = Sandboxes(self._sets)
         self._attached = AttachedNamespaces(self._sets, self.sandboxes, self._selector, worker_paths.journal)
-        self._wake, wake = os.pipe()
-        for end in (self._wake, wake):
+        self._wake_reader, wake_writer = os.pipe()
+        for end in (self._wake_reader, wake_writer):
             os.set_blocking(end, False)
-        signal.set_wakeup_fd(wake)
+        signal.set_wakeup_fd(wake_writer)
         for number in (*_ENDING, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
-        self._selector.register(self._wake, selectors.EVENT_READ, self._signalled)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._handle_signals)
         self._pool = self.sandboxes.pool = WorkerPool(
             size,
             worker_paths,
             self._selector,
-            heard=self.sandboxes.heard,
-            replaced=self.sandboxes.replaced,
-            lost=self._lost,
-            said=_log,
+            on_report=self.sandboxes.handle_report,
+            on_replaced=self.sandboxes.reassign,
+            on_death=self._handle_worker_death,
+            log=_log,
             forbidden=() if metrics is None else (metrics.getsockname()[:2],),
         )
         self._metrics_server = None if metrics is None else MetricsServer(metrics, self._selector)
@@ -110,7 +112,7 @@ class Service:
         self._fork_server = run_process.make_fork_server(self._sets, worker_paths, system, command)
         self._warm_pool = WarmPool(self._selector, lambda: self._fork_server.fork(ahead=True), self._sets.generation)
         self._start_queue = StartQueue(self._run, most_at_once(), most_waiting())
-        self._requests = ControlServer(control.socket, self._selector, self._start_queue.ask, self._answers)
+        self._requests = ControlServer(control.socket, self._selector, self._start_queue.submit, self._answer_request)
 
     def run(self) -> None:
         """Serve until asked to end."""
@@ -118,23 +120,23 @@ class Service:
         gc.collect()
         gc.freeze()  # objects so far are shared with forked processes: no collection may write to them
         gc.enable()  # the service runs for months
-        self._notifier.say("READY=1", f"STATUS={len(self._pool.workers)} workers")
+        self._notifier.notify("READY=1", f"STATUS={len(self._pool.workers)} workers")
         while not (self._ending and (not self._runs or time.monotonic() > self._ending)):
             for key, _ in self._selector.select(self._wait()):
                 if key.fd in self._selector.get_map():  # not unregistered in this turn
-                    self._guarded(key.data)
+                    self._log_errors(key.data)
             self._turn()
 
     def close(self) -> None:
         """End everything. Idempotent."""
-        self._notifier.say("STOPPING=1")
+        self._notifier.notify("STOPPING=1")
         for run in self._runs.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(run.pid, signal.SIGKILL)
         for run in self._runs.values():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(run.pid, 0)
-        self._guarded(self._attached.close)
+        self._log_errors(self._attached.close)
         self._warm_pool.close()
         self._fork_server.close()
         self._pool.close()
@@ -151,7 +153,7 @@ class Service:
         if self._metrics_server is not None:
             due.append(self._metrics_server.wait())
         if self._notifier.watchdog is not None:
-            due.append(self._said + self._notifier.watchdog - now)
+            due.append(self._last_watchdog + self._notifier.watchdog - now)
         if self._ending:
             due.append(self._ending - now)
         return max(min(due), 0.0)
@@ -165,35 +167,35 @@ class Service:
         if not self._ending:
             turns.append(self._warm_pool.turn)
         for turn in turns:
-            self._guarded(turn)
+            self._log_errors(turn)
         for pid, at in tuple(self._stopped.items()):
             if now >= at:
                 self._kill(self._runs[pid])
-        if self._notifier.watchdog is not None and now >= self._said + self._notifier.watchdog:
-            self._said = now
-            self._notifier.say("WATCHDOG=1")
+        if self._notifier.watchdog is not None and now >= self._last_watchdog + self._notifier.watchdog:
+            self._last_watchdog = now
+            self._notifier.notify("WATCHDOG=1")
 
-    def _guarded(self, what: Callable[[], object]) -> None:
+    def _log_errors(self, fields: Callable[[], object]) -> None:
         """Call a function, and log its errors: one fault must not stop the others."""
         try:
-            what()
+            fields()
         except Exception as error:  # noqa: BLE001
             _log(f"{type(error).__name__}: {error}")
 
     # --- signals and children ---
 
-    def _signalled(self) -> None:
-        for number in os.read(self._wake, 4096):
+    def _handle_signals(self) -> None:
+        for number in os.read(self._wake_reader, 4096):
             if number in _ENDING:
                 self._end()
             elif number == signal.SIGHUP:
-                self._sets.again()
+                self._sets.reload_all()
         self._reap()
 
     def _end(self) -> None:
         if not self._ending:
-            self._ending = time.monotonic() + _GRACE
-            self._notifier.say("STOPPING=1")
+            self._ending = time.monotonic() + _STOP_TIMEOUT
+            self._notifier.notify("STOPPING=1")
             self._requests.close()
             self._start_queue.close()
             for run in self._runs.values():
@@ -201,7 +203,7 @@ class Service:
 
     def _stop(self, run: _Run) -> None:
         if run.pid not in self._stopped:
-            self._stopped[run.pid] = time.monotonic() + _GRACE
+            self._stopped[run.pid] = time.monotonic() + _STOP_TIMEOUT
             run.stopped = True
             if run.sandbox is not None:
                 run.sandbox.stopped = True
@@ -210,13 +212,13 @@ class Service:
 
     def _kill(self, run: _Run) -> None:
         """Have a run kill its task and report the end; kill both if it doesn't respond."""
-        self._stopped[run.pid] = time.monotonic() + _KILLING
-        if not run.killing and (run.sandbox is not None or run.alone) and not run.channel.closed:
+        self._stopped[run.pid] = time.monotonic() + _KILL_TIMEOUT
+        if not run.killing and (run.sandbox is not None or run.own_worker) and not run.channel.closed:
             run.killing = run.stopped = True
             if run.sandbox is not None:
                 run.sandbox.stopped = True
             with contextlib.suppress(ChannelOverflowError):
-                run.channel.tell({"kill": True})
+                run.channel.send({"kill": True})
                 return
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.pid, signal.SIGKILL)
@@ -228,15 +230,15 @@ class Service:
             if pid:
                 del self._runs[pid]
                 self._stopped.pop(pid, None)
-                self._look_whether_it_started(pid, {})
+                self._note_start(pid, {})
                 # Its channel stays open: it may still contain messages of its sandbox.
                 if status:  # it was killed
-                    self._cgroup_sweep.some()
+                    self._cgroup_sweep.schedule()
         for part in (self._fork_server, self._journal_process, self._metrics_server):
             if part is not None:
                 part.reap()
         if self._warm_pool.reap():
-            self._cgroup_sweep.some()
+            self._cgroup_sweep.schedule()
         for worker in self._pool.workers:
             if worker.pid and os.waitpid(worker.pid, os.WNOHANG)[0]:
                 self._pool.died(worker.pid)
@@ -244,110 +246,112 @@ class Service:
     # --- requests ---
 
     def _run(self, client: socket.socket, descriptors: list[int]) -> int:
-        waiting = self._warm_pool.take()
-        if waiting is not None:
-            pid, channel = waiting.pid, waiting.channel
+        warm_process = self._warm_pool.take()
+        if warm_process is not None:
+            pid, channel = warm_process.pid, warm_process.channel
         else:
             try:
                 pid, ours = self._fork_server.fork(ahead=False)
             except OSError as error:
                 raise HostError(error.strerror or str(error)) from error
-            channel = Channel(ours, self._selector, lambda _said, _given: None, descriptors=True)
+            channel = Channel(ours, self._selector, lambda _last_watchdog, _descriptors: None, descriptors=True)
         run = self._runs[pid] = _Run(pid, channel)
-        channel.heard = lambda said, given: self._hear(run, said, given)
+        channel.on_message = lambda fields, descriptors: self._handle_run_message(run, fields, descriptors)
         try:
-            channel.tell({"run": True}, [client.fileno(), *descriptors])
+            channel.send({"run": True}, [client.fileno(), *descriptors])
         except OSError as error:
             channel.close()  # it ends without a request
             raise HostError(f"the request can't be passed on to the process of the run: {error.strerror}") from error
         return pid
 
-    def _hear(self, run: _Run, said: dict[str, Any], descriptors: list[int]) -> None:
-        self._look_whether_it_started(run.pid, said)
+    def _handle_run_message(self, run: _Run, fields: dict[str, Any], descriptors: list[int]) -> None:
+        self._note_start(run.pid, fields)
         sandbox = run.sandbox
-        if not said:
-            self._pool.other_ended(str(run.alone.get("sandbox")))
+        if not fields:
+            self._pool.end_own_worker_metrics(str(run.own_worker.get("sandbox")))
             if sandbox is not None and not sandbox.ending:
                 self.sandboxes.stop(sandbox, {"lost": "the process that looked after the task ended"})
-        elif "lodge" in said:
-            self._lodge(run, said, descriptors)
+        elif "lodge" in fields:
+            self._place_run(run, fields, descriptors)
         elif sandbox is None:
-            self._hear_alone(run, said)
-        elif "sockets" in said:
-            self.sandboxes.serve(sandbox, list(map(str, said["sockets"])), descriptors)
-        elif "reread" in said:
-            self._sets.again()
-        elif "rules" in said and descriptors:
-            self._sets.replaced(sandbox.rules, str(said["rules"]), descriptors[0])
-        elif isinstance(said.get("rules_rejected"), list):
-            self._sets.rejected(sandbox.rules, list(map(str, said["rules_rejected"])))
-        elif "stop" in said:
-            self.sandboxes.stop(sandbox, said)
+            self._handle_own_worker_message(run, fields)
+        elif "sockets" in fields:
+            self.sandboxes.serve(sandbox, list(map(str, fields["sockets"])), descriptors)
+        elif "reread" in fields:
+            self._sets.reload_all()
+        elif "rules" in fields and descriptors:
+            self._sets.replace_policy(sandbox.rules, str(fields["rules"]), descriptors[0])
+        elif isinstance(fields.get("rules_rejected"), list):
+            self._sets.report_rejection(sandbox.rules, list(map(str, fields["rules_rejected"])))
+        elif "stop" in fields:
+            self.sandboxes.stop(sandbox, fields)
         else:
-            self.sandboxes.say(sandbox, said, descriptors)
+            self.sandboxes.send_to_worker(sandbox, fields, descriptors)
 
-    def _hear_alone(self, run: _Run, said: dict[str, Any]) -> None:
-        if "alone" in said:
-            run.alone = _described(run, said)
-        elif "metrics" in said and run.alone:
-            self._pool.hear_other(str(run.alone["sandbox"]), said)
+    def _handle_own_worker_message(self, run: _Run, fields: dict[str, Any]) -> None:
+        if "alone" in fields:
+            run.own_worker = _describe_run(run, fields)
+        elif "metrics" in fields and run.own_worker:
+            self._pool.add_own_worker_metrics(str(run.own_worker["sandbox"]), fields)
 
-    def _look_whether_it_started(self, pid: int, said: Mapping[str, Any]) -> None:
-        if (not said or "started" in said or "alone" in said) and self._start_queue.over(pid):
-            self._warm_pool.calm()
+    def _note_start(self, pid: int, fields: Mapping[str, Any]) -> None:
+        if (not fields or "started" in fields or "alone" in fields) and self._start_queue.finish_start(pid):
+            self._warm_pool.note_idle()
 
-    def _lodge(self, run: _Run, said: Mapping[str, Any], descriptors: list[int]) -> None:
+    def _place_run(self, run: _Run, fields: Mapping[str, Any], descriptors: list[int]) -> None:
         channel = run.channel
-        if "known" in said:
-            rules = self._sets.get(int(said["known"]))
+        if "known" in fields:
+            rules = self._sets.get(int(fields["known"]))
             if rules is None:
-                channel.tell({"unknown": True})
+                channel.send({"unknown": True})
                 return
         else:
             try:
-                rules = self._sets.take(said, descriptors[0])
+                rules = self._sets.add(fields, descriptors[0])
             except (HostError, OSError) as error:
-                channel.tell({"failed": str(error)})
+                channel.send({"failed": str(error)})
                 return
 
-        def tell(what: "PlaceAnswer") -> None:
+        def send_to_run(fields: "PlaceAnswer") -> None:
             with contextlib.suppress(ChannelOverflowError):
-                channel.tell(what)
+                channel.send(fields)
             channel.close()  # that was the last message
 
-        task = Task(str(said["id"]), str(said["name"]), dict(said["labels"]))
-        sandbox = Sandbox(str(said["lodge"]), task, rules, str(said["workspace"]), run.pid, "", tell)
+        task = Task(str(fields["id"]), str(fields["name"]), dict(fields["labels"]))
+        sandbox = Sandbox(str(fields["lodge"]), task, rules, str(fields["workspace"]), run.pid, "", send_to_run)
         try:
             self._pool.make_room(len(self.sandboxes) + 1)
             self._pool.least_busy()
             self.sandboxes.add(sandbox)
         except HostError as error:
-            channel.tell({"failed": str(error)})
+            channel.send({"failed": str(error)})
             return
         run.sandbox = sandbox
-        channel.tell({"confined": True})
+        channel.send({"confined": True})
 
-    def _answers(self, asked: dict[str, Any], descriptors: list[int]) -> Sequence[Mapping[str, object]]:
-        what = asked.get("what")
-        if what == "list":
-            return [{"sandboxes": batch} for batch in _batches([*self.sandboxes.listed(), *self._alone()])]
-        if what == "status":
+    def _answer_request(self, request: dict[str, Any], descriptors: list[int]) -> Sequence[Mapping[str, object]]:
+        request_kind = request.get("what")
+        if request_kind == "list":
+            return [
+                {"sandboxes": batch} for batch in _batches([*self.sandboxes.describe_all(), *self._own_worker_runs()])
+            ]
+        if request_kind == "status":
             return [self._status()]
-        if what == "stop":
-            return [self._stop_named(str(asked.get("name")), forced=asked.get("kill") is True)]
-        if what == "attach":
-            return [self._attached.attach(asked, descriptors)]
-        if what == "detach":
-            return [self._attached.detach(str(asked.get("name")))]
-        raise protocol.MalformedRequestError(f"unknown request `{what}`")
+        if request_kind == "stop":
+            return [self._stop_named(str(request.get("name")), forced=request.get("kill") is True)]
+        if request_kind == "attach":
+            return [self._attached.attach(request, descriptors)]
+        if request_kind == "detach":
+            return [self._attached.detach(str(request.get("name")))]
+        raise protocol.MalformedRequestError(f"unknown request `{request_kind}`")
 
     def _stop_named(self, name: str, *, forced: bool) -> "StopAnswer":
         named = self.sandboxes.find(name)
         found = [each for each in named if not each.attached]
         runs_of = [run for run in self._runs.values() if run.sandbox in found]
         names = ("sandbox", "task", "name")
-        alone = [run for run in self._runs.values() if name in {run.alone.get(of) for of in names}]
-        ids = [*(each.id for each in found), *(str(run.alone["sandbox"]) for run in alone)]
+        alone = [run for run in self._runs.values() if name in {run.own_worker.get(of) for of in names}]
+        ids = [*(each.id for each in found), *(str(run.own_worker["sandbox"]) for run in alone)]
         runs_of += alone
         if len(runs_of) != 1:
             return {"stopped": [], "found": ids, "attached": len(named) > len(found)}
@@ -357,12 +361,12 @@ class Service:
             self._stop(runs_of[0])
         return {"stopped": ids, "found": []}
 
-    def _alone(self) -> list[dict[str, object]]:
-        """Describe the runs with a worker of their own, as `Sandboxes.listed` does."""
+    def _own_worker_runs(self) -> list[dict[str, object]]:
+        """Describe the runs with a worker of their own, as `Sandboxes.describe_all` does."""
         return [
-            {**run.alone, "attached": "", "worker": None, "ending": run.stopped}
+            {**run.own_worker, "attached": "", "worker": None, "ending": run.stopped}
             for run in self._runs.values()
-            if run.alone
+            if run.own_worker
         ]
 
     def _status(self) -> "ServiceStatus":
@@ -373,7 +377,9 @@ class Service:
             "control": str(self._control.path),
             "journal": str(self._worker_paths.journal),
             "sandboxes": len(self.sandboxes),
-            "alone": [{"task": each["task"], "name": each["name"], "why": each["alone"]} for each in self._alone()],
+            "alone": [
+                {"task": each["task"], "name": each["name"], "why": each["alone"]} for each in self._own_worker_runs()
+            ],
             "restarts": self._pool.restarts,
             "keyholder": self._pool.signer.pid,  # 0: none runs
             "zygote": self._fork_server.pid,  # 0: none runs, as for the next two
@@ -383,7 +389,7 @@ class Service:
                 {
                     "number": each.number,
                     "pid": each.pid,
-                    "uid": each.who.worker_uid,
+                    "uid": each.ids.worker_uid,
                     "sandboxes": len(each.sandboxes),
                     "apart": each.apart,
                 }
@@ -393,22 +399,22 @@ class Service:
 
     # --- workers ---
 
-    def _lost(self, worker: Worker) -> None:
+    def _handle_worker_death(self, worker: Worker) -> None:
         _log(f"worker {worker.number} has ended; another takes its place")
-        self.sandboxes.lost(worker)
+        self.sandboxes.handle_worker_death(worker)
 
-    def _publish(self, rules: RuleSet, what: "RuleSetNews", descriptors: Any) -> None:
+    def _publish(self, rules: RuleSet, fields: "RuleSetNews", descriptors: Any) -> None:
         """Send news about rules to the workers; of rules that need approvals, also to the runs under them."""
-        if what.get("asks"):
+        if fields.get("asks"):
             for run in self._runs.values():
                 if run.sandbox is not None and run.sandbox.rules is rules:
-                    run.channel.tell({"asks": True})
-        self.sandboxes.publish(rules, what, descriptors)
+                    run.channel.send({"asks": True})
+        self.sandboxes.publish(rules, fields, descriptors)
 
 
-def _described(run: _Run, said: Mapping[str, Any]) -> dict[str, object]:
+def _describe_run(run: _Run, fields: Mapping[str, Any]) -> dict[str, object]:
     names = ("alone", "sandbox", "name", "labels", "workspace", "rules")
-    return {name: said[name] for name in names} | {"task": said["id"], "pid": run.pid, "began": time.time()}
+    return {name: fields[name] for name in names} | {"task": fields["id"], "pid": run.pid, "began": time.time()}
 
 
 def raise_limits() -> None:

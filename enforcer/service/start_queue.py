@@ -17,17 +17,17 @@ from enforcer.service import protocol
 from enforcer.service.channel import copy_descriptors
 from enforcer.system.errors import ExeatError
 
-_A_PROCESSOR: Final = 5  # starts per processor: they wait for kernel locks, and for workers
-_LEAST: Final = 6
+_STARTS_PER_PROCESSOR: Final = 5  # starts per processor: they wait for kernel locks, and for workers
+_FEWEST_AT_ONCE: Final = 6
 _MOST_WAITING: Final = 1024  # requests; further ones start at once
-_LONG: Final = 1.0  # seconds after which a start doesn't count any more
+_COUNTED_FOR: Final = 1.0  # seconds after which a start doesn't count any more
 
 type Start = Callable[[socket.socket, list[int]], int]
 
 
 def most_at_once() -> int:
     """Return how many starts run at once on this machine."""
-    return max(_A_PROCESSOR * len(os.sched_getaffinity(0)), _LEAST)
+    return max(_STARTS_PER_PROCESSOR * len(os.sched_getaffinity(0)), _FEWEST_AT_ONCE)
 
 
 def most_waiting() -> int:
@@ -48,20 +48,20 @@ class StartQueue:
         self._starting: dict[int, float] = {}  # start times (time.monotonic()), by pid
         self._waiting: deque[tuple[socket.socket, list[int]]] = deque()
 
-    def ask(self, client: socket.socket, descriptors: Sequence[int]) -> None:
+    def submit(self, client: socket.socket, descriptors: Sequence[int]) -> None:
         """Start a run, or queue its request, with copies of the descriptors.
 
         Raises what `start` does, MalformedRequestError, OSError.
         """
         if len(descriptors) != protocol.DESCRIPTORS:
             raise protocol.MalformedRequestError("the request has too few descriptors")
-        if len(self._waiting) < self._longest and (self._waiting or not self._room()):
-            ours = copy_descriptors((client.fileno(), *descriptors))
-            self._waiting.append((socket.socket(fileno=ours[0]), ours[1:]))
+        if len(self._waiting) < self._longest and (self._waiting or not self._has_room()):
+            copies = copy_descriptors((client.fileno(), *descriptors))
+            self._waiting.append((socket.socket(fileno=copies[0]), copies[1:]))
         else:
             self._begin(client, list(descriptors))
 
-    def over(self, pid: int) -> bool:
+    def finish_start(self, pid: int) -> bool:
         """Record that a task runs, or never will; returns whether no start is going on or waiting."""
         return self._starting.pop(pid, None) is not None and not self._starting and not self._waiting
 
@@ -70,7 +70,7 @@ class StartQueue:
 
         Raises what `start` does: that client runs its task without the service, and the others still wait.
         """
-        while self._waiting and self._room():
+        while self._waiting and self._has_room():
             client, descriptors = self._waiting.popleft()
             try:
                 self._begin(client, descriptors)
@@ -85,7 +85,7 @@ class StartQueue:
         if not self._waiting:
             return 60.0
         now = time.monotonic()
-        return 0.0 if self._room() else min(since + _LONG for since in self._counted(now)) - now
+        return 0.0 if self._has_room() else min(since + _COUNTED_FOR for since in self._active_starts(now)) - now
 
     def close(self) -> None:
         """Decline all queued requests: their clients run without the service. Idempotent."""
@@ -98,11 +98,11 @@ class StartQueue:
         client.setblocking(True)
         self._starting[self._start(client, descriptors)] = time.monotonic()
 
-    def _room(self) -> bool:
-        return len(self._counted(time.monotonic())) < self._most
+    def _has_room(self) -> bool:
+        return len(self._active_starts(time.monotonic())) < self._most
 
-    def _counted(self, now: float) -> list[float]:
-        return [since for since in self._starting.values() if now < since + _LONG]
+    def _active_starts(self, now: float) -> list[float]:
+        return [since for since in self._starting.values() if now < since + _COUNTED_FOR]
 
 
 def decline(client: socket.socket, why: str) -> None:
@@ -113,5 +113,5 @@ def decline(client: socket.socket, why: str) -> None:
 
 def _close(client: socket.socket, descriptors: Sequence[int]) -> None:
     client.close()
-    for each in descriptors:
-        os.close(each)
+    for descriptor in descriptors:
+        os.close(descriptor)

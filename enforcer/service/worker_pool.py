@@ -38,15 +38,15 @@ if TYPE_CHECKING:
     from rules.addresses import Address
 
 PATIENCE: Final = 20.0  # seconds for a worker to answer; then it counts as hanging
-_ASK_EVERY: Final = 2.0  # seconds
+_CHECK_EVERY: Final = 2.0  # seconds
 _RESTS: Final = (0.0, 0.5, 2.0, 5.0)  # seconds before a replacement, by the number of recent deaths
 _FORGIVEN: Final = 60.0  # seconds of life after which earlier deaths don't count
 MOST_APART: Final = 8  # further workers for one sandbox each
 MOST_FURTHER: Final = 32  # further workers, once the first ones have no descriptors for more sandboxes
-_KEPT_EMPTY: Final = 3 * _ASK_EVERY  # seconds that a further worker stays without a sandbox, to send its last metrics
+_KEPT_EMPTY: Final = 3 * _CHECK_EVERY  # seconds that a further worker stays without a sandbox, to send its last metrics
 _LONGEST: Final = 500  # characters of a worker's error
 
-type Heard = Callable[["Worker", SandboxReport], None]
+type OnReport = Callable[["Worker", SandboxReport], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -54,18 +54,18 @@ class Worker:
     """A worker, as the service sees it."""
 
     number: int
-    who: "Identity"
+    ids: "Identity"
     apart: bool = False  # it serves one sandbox alone, after a worker died serving it
     further: bool = False  # started when the others were full; ends without a sandbox
     empty: float = 0.0  # since when it has no sandbox; 0: it has one
-    page: mmap.mmap | None = None  # where it marks whose turn it is
+    page: mmap.mmap | None = None  # where it marks the sandbox whose work runs
     pid: int = 0
     roots: object = None  # fingerprint of the host's bundles that it has
     channel: Channel | None = None  # None: no process runs
     sets: set[int] = field(default_factory=set)  # numbers of its rule sets
     sandboxes: set[str] = field(default_factory=set)
     began: float = 0.0
-    asked: float = 0.0  # time of an unanswered health check; 0: none
+    check_sent: float = 0.0  # time of an unanswered health check; 0: none
     deaths: int = 0  # in quick succession
     due: float = 0.0  # when it is started again
     reported: ReportedMetrics = field(init=False)
@@ -79,12 +79,12 @@ class Worker:
         return f"worker-{self.number}"
 
     def turn(self) -> int:
-        """Return whose turn it was when it died, by its own mark: `Sandbox.turn`, or `NOBODY`."""
+        """Return the sandbox whose work ran when the worker died, by its mark: `Sandbox.turn`, or `NOBODY`."""
         return turn.NOBODY if self.page is None else turn.marked(self.page)
 
 
 class WorkerPool:
-    """All workers. `heard` gets their messages about sandboxes, `replaced` a new worker that needs everything again."""
+    """All workers. `on_report` gets messages about sandboxes; `on_replaced` gets a new worker, which has no state."""
 
     def __init__(
         self,
@@ -92,23 +92,23 @@ class WorkerPool:
         worker_paths: "WorkerPaths",
         selector: selectors.BaseSelector,
         *,
-        heard: Heard,
-        replaced: Callable[[Worker], None],
-        lost: Callable[[Worker], None],
-        said: Callable[[str], None],
+        on_report: OnReport,
+        on_replaced: Callable[[Worker], None],
+        on_death: Callable[[Worker], None],
+        log: Callable[[str], None],
         forbidden: Sequence[tuple[str, int]] = (),
     ) -> None:
-        self._said = said
+        self._log = log
         self._worker_paths = worker_paths
-        self._unusual = AnomalyCountReader(worker_paths.journal)
+        self._anomaly_counts = AnomalyCountReader(worker_paths.journal)
         self._selector = selector
-        self._heard = heard
-        self._replaced = replaced
-        self._lost = lost
+        self._on_report = on_report
+        self._on_replaced = on_replaced
+        self._on_death = on_death
         self._forbidden = tuple(forbidden)
-        self._looked = 0.0
-        self._gone = totals.total()  # metrics of ended workers
-        self._others: dict[str, ReportedMetrics] = {}  # metrics of runs' own workers, by sandbox
+        self._last_check = 0.0
+        self._ended_metrics = totals.total()  # metrics of ended workers
+        self._own_worker_metrics: dict[str, ReportedMetrics] = {}  # metrics of runs' own workers, by sandbox
         self.restarts = 0
         self.most_each = DescriptorQuotas(
             resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST
@@ -117,10 +117,10 @@ class WorkerPool:
         self.signer = CertificateSigner(
             worker_paths.authority,
             worker_paths.certificate,
-            self.workers[0].who,
+            self.workers[0].ids,
             fingerprint=worker_paths.authority_fingerprint,
         )
-        self.signer.said, self.signer.renew = said, self._renew
+        self.signer.report, self.signer.renew = log, self._renew
         self.signer.watch(selector)
         self.signer.start()
         for worker in self.workers:
@@ -128,10 +128,10 @@ class WorkerPool:
 
     def least_busy(self) -> Worker:
         """Return the worker with the fewest sandboxes, a new one if all are full. Raises HostError."""
-        there = [worker for worker in self.workers if worker.channel is not None and not worker.apart]
-        if not there:
+        available = [worker for worker in self.workers if worker.channel is not None and not worker.apart]
+        if not available:
             raise HostError("all workers of the service have died", "start the task again in a few seconds")
-        least = min(there, key=lambda worker: len(worker.sandboxes))
+        least = min(available, key=lambda worker: len(worker.sandboxes))
         return least if len(least.sandboxes) < self.most_each else self._start_further()
 
     def make_room(self, sandboxes: int) -> None:
@@ -150,8 +150,8 @@ class WorkerPool:
             self._start(worker)
         except BaseException:
             self.signer.drop(worker.number)
-            if worker.who.slot >= 0:
-                os.close(worker.who.slot)
+            if worker.ids.slot >= 0:
+                os.close(worker.ids.slot)
             raise
         self.workers.append(worker)
         return worker
@@ -167,12 +167,12 @@ class WorkerPool:
             return None
         return self.workers[-1]
 
-    def tell(self, worker: Worker, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    def send(self, worker: Worker, fields: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Send a message to a worker; one that doesn't read any more is ended and replaced."""
         if worker.channel is None:
             return
         try:
-            worker.channel.tell(what, descriptors)
+            worker.channel.send(fields, descriptors)
         except ChannelOverflowError:
             self._end(worker)
 
@@ -182,7 +182,7 @@ class WorkerPool:
         if now == worker.roots:
             return
         with os.fdopen(init.new_file(system_roots()), "rb") as file:
-            self.tell(worker, WorkerOrder(roots=True), [file.fileno()])
+            self.send(worker, WorkerOrder(roots=True), [file.fileno()])
         worker.roots = now
 
     def turn(self) -> None:
@@ -193,55 +193,55 @@ class WorkerPool:
             if not worker.sandboxes and (worker.apart or worker.further):
                 worker.empty = worker.empty or now
                 if worker.channel is None or now - worker.empty > _KEPT_EMPTY:
-                    self._dismiss(worker)
+                    self._remove(worker)
                 continue
             worker.empty = 0.0
             if worker.channel is None and now >= worker.due:
                 self._start(worker)
-                self._replaced(worker)
-            elif worker.asked and now - worker.asked > PATIENCE:
+                self._on_replaced(worker)
+            elif worker.check_sent and now - worker.check_sent > PATIENCE:
                 self._end(worker)
-        if now - self._looked >= _ASK_EVERY:
-            self._looked = now
-            self.ask()
+        if now - self._last_check >= _CHECK_EVERY:
+            self._last_check = now
+            self.check_health()
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do."""
         now = time.monotonic()
         due = [worker.due for worker in self.workers if worker.channel is None]
-        return min(max(min([self._looked + _ASK_EVERY, *due]) - now, 0.0), self.signer.wait())
+        return min(max(min([self._last_check + _CHECK_EVERY, *due]) - now, 0.0), self.signer.wait())
 
-    def ask(self) -> None:
+    def check_health(self) -> None:
         """Request a sign of life and metrics from every worker."""
         for worker in self.workers:
-            if worker.channel is not None and not worker.asked:
-                worker.asked = time.monotonic()
-                self.tell(worker, WorkerOrder(ask=worker.number, metrics=True))
+            if worker.channel is not None and not worker.check_sent:
+                worker.check_sent = time.monotonic()
+                self.send(worker, WorkerOrder(ask=worker.number, metrics=True))
 
     def metrics(self) -> "Metrics":
         """Return the sum of the latest metrics."""
-        counted = totals.total()
-        totals.add(counted, self._gone)
-        for reported in (*(worker.reported for worker in self.workers), *self._others.values()):
+        metrics_sum = totals.total()
+        totals.add(metrics_sum, self._ended_metrics)
+        for reported in (*(worker.reported for worker in self.workers), *self._own_worker_metrics.values()):
             if reported.counts is not None:
-                totals.add(counted, reported.counts)
-        counted.worker_restarts = self.restarts
-        self._unusual.news()
-        counted.flags = self._unusual.flags
-        return counted
+                totals.add(metrics_sum, reported.counts)
+        metrics_sum.worker_restarts = self.restarts
+        self._anomaly_counts.news()
+        metrics_sum.flags = self._anomaly_counts.flags
+        return metrics_sum
 
-    def hear_other(self, sandbox: str, said: Mapping[str, object]) -> None:
+    def add_own_worker_metrics(self, sandbox: str, fields: Mapping[str, object]) -> None:
         """Add a piece of the metrics of a run's own worker."""
-        other = self._others.setdefault(sandbox, ReportedMetrics(steady=True))
-        other.take(said)
-        if other.counts is not None:
-            other.counts.processes = {}  # without a task name all runs would share one series
+        own_metrics = self._own_worker_metrics.setdefault(sandbox, ReportedMetrics(steady=True))
+        own_metrics.take(fields)
+        if own_metrics.counts is not None:
+            own_metrics.counts.processes = {}  # without a task name all runs would share one series
 
-    def other_ended(self, sandbox: str) -> None:
+    def end_own_worker_metrics(self, sandbox: str) -> None:
         """Keep the metrics of such a run after its end. Idempotent."""
-        other = self._others.pop(sandbox, None)
-        if other is not None and other.counts is not None:
-            totals.add(self._gone, other.counts, ended=True)
+        own_metrics = self._own_worker_metrics.pop(sandbox, None)
+        if own_metrics is not None and own_metrics.counts is not None:
+            totals.add(self._ended_metrics, own_metrics.counts, ended=True)
 
     def died(self, pid: int) -> bool:
         """Record a child's end; returns whether it was a worker."""
@@ -255,7 +255,7 @@ class WorkerPool:
     def close(self) -> None:
         """Have all workers close what is open, and end them."""
         for worker in self.workers:
-            self.tell(worker, WorkerOrder(stop=True))
+            self.send(worker, WorkerOrder(stop=True))
         deadline = time.monotonic() + 2.0
         for worker in self.workers:
             while worker.pid and time.monotonic() < deadline:
@@ -273,13 +273,13 @@ class WorkerPool:
     def _renew(self, number: int, pair: socket.socket) -> None:
         for worker in self.workers:
             if worker.number == number:
-                self.tell(worker, WorkerOrder(keyholder=True), [pair.fileno()])
+                self.send(worker, WorkerOrder(keyholder=True), [pair.fileno()])
 
     def _start(self, worker: Worker) -> None:
         """Fork a worker. Raises HostError when its journal can't be opened, or it can't be confined."""
         page = mmap.mmap(-1, mmap.PAGESIZE)
         worker.roots, roots = bundle_fingerprints(), system_roots()  # the confined worker can't read them
-        worker_paths, journal = self._worker_paths, open_journal(worker.who, self._worker_paths.journal)
+        worker_paths, journal = self._worker_paths, open_journal(worker.ids, self._worker_paths.journal)
         with self.signer.pair(worker.number) as pair:
 
             def serve(control: socket.socket) -> None:
@@ -293,47 +293,47 @@ class WorkerPool:
                 server.serve(Setup(pair, ends, roots, journal, control, own, GATE_PORT, forbidden, page))
 
             try:
-                worker.pid, control = fork_confined(worker.who, serve, keep=frozenset({journal, pair.fileno()}))
+                worker.pid, control = fork_confined(worker.ids, serve, keep=frozenset({journal, pair.fileno()}))
             except HostError as error:
                 raise HostError(f"the gate could not be started: {error}") from error
             finally:
                 os.close(journal)
         page.madvise(mmap.MADV_DONTFORK)  # no other process gets it
         worker.began = time.monotonic()
-        worker.asked, worker.page = 0.0, page
+        worker.check_sent, worker.page = 0.0, page
         worker.sets.clear()
-        worker.channel = Channel(control, self._selector, lambda said, _: self._hear(worker, said))
+        worker.channel = Channel(control, self._selector, lambda fields, _: self._handle_message(worker, fields))
 
-    def _hear(self, worker: Worker, said: dict[str, object]) -> None:
-        if not said:
+    def _handle_message(self, worker: Worker, fields: dict[str, object]) -> None:
+        if not fields:
             self._end(worker)
-        elif "answer" in said:
-            worker.asked = 0.0
-            worker.reported.take(said)
-        elif "of" in said:
-            self._heard(worker, cast("SandboxReport", said))
-        elif "failed" in said:
-            self._said(f"worker {worker.number}: {str(said['failed'])[:_LONGEST]}")
+        elif "answer" in fields:
+            worker.check_sent = 0.0
+            worker.reported.take(fields)
+        elif "of" in fields:
+            self._on_report(worker, cast("SandboxReport", fields))
+        elif "failed" in fields:
+            self._log(f"worker {worker.number}: {str(fields['failed'])[:_LONGEST]}")
 
     def _end(self, worker: Worker) -> None:
         """End a worker, and schedule its replacement."""
         if worker.channel is None:
             return
-        self._see_it_gone(worker)
+        self._kill(worker)
         now = time.monotonic()
         worker.deaths = 0 if now - worker.began > _FORGIVEN else worker.deaths + 1
         worker.due = now + _RESTS[min(worker.deaths, len(_RESTS) - 1)]
         self.restarts += 1
-        self._lost(worker)
+        self._on_death(worker)
 
-    def _dismiss(self, worker: Worker) -> None:
+    def _remove(self, worker: Worker) -> None:
         if worker.channel is not None:
-            self._see_it_gone(worker)
+            self._kill(worker)
         self.workers.remove(worker)
-        if worker.who.slot >= 0:
-            os.close(worker.who.slot)
+        if worker.ids.slot >= 0:
+            os.close(worker.ids.slot)
 
-    def _see_it_gone(self, worker: Worker) -> None:
+    def _kill(self, worker: Worker) -> None:
         if worker.channel is not None:
             worker.channel.close()
             worker.channel = None
@@ -344,5 +344,5 @@ class WorkerPool:
             os.waitpid(worker.pid, 0)
             worker.pid = 0
         if worker.reported.counts is not None:
-            totals.add(self._gone, worker.reported.counts, ended=True)
+            totals.add(self._ended_metrics, worker.reported.counts, ended=True)
         worker.reported = ReportedMetrics(worker.role)

@@ -29,7 +29,7 @@ def code_trees() -> tuple[str, ...]:
     return tuple(sorted({*real_paths(path for path in trees if path)} - {"/"}))
 
 
-def code_places() -> tuple[str, ...]:
+def import_directories() -> tuple[str, ...]:
     """Return every directory that a module could be imported from, in place of one of ours."""
     return tuple(sorted({*real_paths(path or os.getcwd() for path in sys.path)}))
 
@@ -41,9 +41,9 @@ def steps() -> tuple[Step, ...]:
     # A daemon replaces it by renaming, so the daemon's directory is shown.
     resolv = os.path.realpath("/etc/resolv.conf")
     places = [os.path.dirname(resolv)] if contains("/run", resolv) and os.path.dirname(resolv) != "/run" else []
-    wanted = [*shown, *code_trees(), *(path for path in code_places() if os.path.isdir(path)), *places]
+    directories = [*shown, *code_trees(), *(path for path in import_directories() if os.path.isdir(path)), *places]
     binds: list[str] = []
-    for path in sorted(set(wanted)):
+    for path in sorted(set(directories)):
         if os.path.isdir(path) and not any(contains(other, path) for other in binds):
             binds.append(path)
     links = [Link(path, os.readlink(path)) for path in SYSTEM if os.path.islink(path)]
@@ -54,7 +54,7 @@ def steps() -> tuple[Step, ...]:
         *links,
         *(Bind(path, path) for path in binds),
         # Hide the CA's key and task changes, which may be below the code: a virtual environment in ~/.local, `-m` in ~
-        *(Tmpfs(kept) for kept in [os.path.realpath(state.state_directory())] if _is_shown(kept, binds)),
+        *(Tmpfs(private) for private in [os.path.realpath(state.state_directory())] if _is_shown(private, binds)),
         *names,
         Tmpfs("/dev"),
         *(Bind(f"/dev/{name}", f"/dev/{name}", writable=True, devices=True) for name in _DEVICES),
@@ -79,19 +79,19 @@ def enter(identity: Identity) -> None:
     if identity.privileged:
         os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
     else:
-        uids, gids = (IdMap(((own, own, 1),)) for own in (os.geteuid(), os.getegid()))
+        uids, gids = (IdMap(((current, current, 1),)) for current in (os.geteuid(), os.getegid()))
         enter_own_user_namespace(uids, gids, os.CLONE_NEWNS | os.CLONE_NEWIPC)
     namespaces.enter(plan)
     linux.drop_bounding_set()
     if identity.privileged:
-        _become(identity.worker_uid)
+        _set_ids(identity.worker_uid)
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     linux.load_seccomp(filters)
 
 
-def enter_alone(identity: Identity, parent: int) -> None:
+def confine_signer(identity: Identity, parent: int) -> None:
     """Confine the signer, irrevocably: to its memory, its open sockets, and the life of its `parent`.
 
     It opens no file any more, so it needs no view: its filter has no call for files and the network, and Landlock, if
@@ -101,7 +101,7 @@ def enter_alone(identity: Identity, parent: int) -> None:
     os.chdir("/")
     if identity.privileged:
         linux.drop_bounding_set()
-        _become(identity.signer_uid)
+        _set_ids(identity.signer_uid)
     linux.drop_capabilities()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -110,7 +110,7 @@ def enter_alone(identity: Identity, parent: int) -> None:
     linux.load_seccomp(filters)
 
 
-def _become(uid: int) -> None:
+def _set_ids(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

@@ -1,8 +1,8 @@
 """Process of the certificate signer: has the CA's key, sockets to workers, and nothing else.
 
-It reads the key and imports everything for signing; then it drops all other rights (`confinement.enter_alone`), and
-only then reads a worker's requests. It ends with its parent. A request that no worker of ours sends closes the pair,
-and is reported.
+It reads the key and imports everything for signing; then it drops all other rights (`confinement.confine_signer`), and
+only then reads a worker's requests. It ends with its parent. An invalid request closes the pair, and is
+reported.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.certificates.authority import Authority
     from proxy.certificates.signer import Signer
 
-_AGAIN: Final = 60.0  # seconds between two reports about a worker's excess requests
+_REPORT_EVERY: Final = 60.0  # seconds between two reports about a worker's excess requests
 
 
 class SignerOrder(TypedDict, total=False):
@@ -46,38 +46,38 @@ class SignerReply(TypedDict, total=False):
 
 
 def fork(
-    key: int, certificate: bytes, who: "Identity", ends: Mapping[int, socket.socket], served: Mapping[int, int]
+    key: int, certificate: bytes, ids: "Identity", ends: Mapping[int, socket.socket], sandbox_counts: Mapping[int, int]
 ) -> tuple[int, socket.socket]:
     """Fork the signer; returns its pid and the channel to it. `key`: the CA's open file, which stays the caller's.
 
-    `certificate` (PEM) must belong to the key; `ends`: the signer's ends of pairs, by worker number; `served`: the
-    number of sandboxes of each worker.
+    `certificate` (PEM) must belong to the key; `ends`: the signer's ends of pairs, by worker number;
+    `sandbox_counts`: the number of sandboxes of each worker.
     """
-    its = dict(ends), dict(served)
-    return processes.fork(lambda parent, control: _be_it(parent, control, (key, certificate), who, *its))
+    copies = dict(ends), dict(sandbox_counts)
+    return processes.fork(lambda parent, control: _run_signer(parent, control, (key, certificate), ids, *copies))
 
 
-def _be_it(  # noqa: PLR0917  what it is and has
+def _run_signer(  # noqa: PLR0917
     parent: int,
     control: socket.socket,
-    known: tuple[int, bytes],
-    who: "Identity",
+    key_and_certificate: tuple[int, bytes],
+    ids: "Identity",
     ends: dict[int, socket.socket],
-    served: dict[int, int],
+    sandbox_counts: dict[int, int],
 ) -> None:
     signal.set_wakeup_fd(-1)
     linux.disable_core_dumps()  # before the key is in memory
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    detach({known[0], control.fileno(), *(end.fileno() for end in ends.values())}, None)
+    detach({key_and_certificate[0], control.fileno(), *(end.fileno() for end in ends.values())}, None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     linux.die_with_parent(signal.SIGKILL, parent)
-    authority = _read(*known)
+    authority = _read(*key_and_certificate)
     from enforcer.worker import confinement
 
     poll = select.epoll()
-    confinement.enter_alone(who, parent)
+    confinement.confine_signer(ids, parent)
     gc.freeze()
-    _SignerLoop(authority, control, poll, ends, served).serve()
+    _SignerLoop(authority, control, poll, ends, sandbox_counts).serve()
 
 
 def _read(key: int, certificate: bytes) -> "Authority":
@@ -109,7 +109,7 @@ class _SignerLoop:
         control: socket.socket,
         poll: select.epoll,
         ends: dict[int, socket.socket],
-        served: dict[int, int],
+        sandbox_counts: dict[int, int],
     ) -> None:
         from proxy.certificates.signer import LONGEST_REQUEST, MalformedPacketError, Signer
 
@@ -118,49 +118,51 @@ class _SignerLoop:
         self._control = control
         self._poll = poll
         self._pairs: dict[int, tuple[int, socket.socket, Signer]] = {}  # by descriptor
-        self._told: dict[int, float] = {}
-        self._served = served  # how many sandboxes each worker has
+        self._reported: dict[int, float] = {}
+        self._sandbox_counts = sandbox_counts  # how many sandboxes each worker has
         control.setblocking(False)
         poll.register(control, select.EPOLLIN)
         for number, end in ends.items():
-            self._take(number, end)
+            self._add_pair(number, end)
 
     def serve(self) -> None:
         """Answer requests until the parent process is gone."""
         while True:
             for descriptor, _ in self._poll.poll():
                 if descriptor == self._control.fileno():
-                    if not self._hear():
+                    if not self._handle_control():
                         return
                 elif (pair := self._pairs.get(descriptor)) is not None:
                     self._answer(*pair)
 
-    def _hear(self) -> bool:
+    def _handle_control(self) -> bool:
         """Handle a message of the parent; False: the parent is gone."""
         try:
-            said, descriptors = message.receive(self._control, 1)
+            fields, descriptors = message.receive(self._control, 1)
         except BlockingIOError:
             return True
         for descriptor in descriptors:
-            self._take(int(str(said["pair"])), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor))
-        if "serves" in said:
-            self._serve(int(str(said["serves"])), int(str(said["sandboxes"])))
-        if "well" in said:
+            self._add_pair(
+                int(str(fields["pair"])), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor)
+            )
+        if "serves" in fields:
+            self._serve(int(str(fields["serves"])), int(str(fields["sandboxes"])))
+        if "well" in fields:
             with contextlib.suppress(OSError):  # the parent is ending
                 message.send(self._control, SignerReply(well=True))
-        return bool(said)
+        return bool(fields)
 
     def _serve(self, number: int, sandboxes: int) -> None:
         """Set a worker's allowance by its number of sandboxes."""
-        self._served[number] = sandboxes
+        self._sandbox_counts[number] = sandboxes
         for other, _, signer in self._pairs.values():
             if other == number:
                 signer.serves(sandboxes)
 
-    def _take(self, number: int, end: socket.socket) -> None:
+    def _add_pair(self, number: int, end: socket.socket) -> None:
         end.setblocking(False)
         signer = self._signer(self._authority)
-        signer.serves(self._served.get(number, 0))
+        signer.serves(self._sandbox_counts.get(number, 0))
         self._pairs[end.fileno()] = number, end, signer
         self._poll.register(end, select.EPOLLIN)
 
@@ -173,25 +175,25 @@ class _SignerLoop:
                 return
             refused = signer.refused
             end.send(signer.answer(packet))
-            if signer.refused != refused and time.monotonic() >= self._told.get(number, 0.0):
-                self._told[number] = time.monotonic() + _AGAIN
-                self._tell(
+            if signer.refused != refused and time.monotonic() >= self._reported.get(number, 0.0):
+                self._reported[number] = time.monotonic() + _REPORT_EVERY
+                self._report(
                     f"worker {number} asks for too many certificates: after {signer.signed}, further ones are denied"
                 )
         except self._malformed as error:
             self._drop(end)
-            self._tell(f"worker {number} sent an invalid request ({error}): it gets no more certificates")
+            self._report(f"worker {number} sent an invalid request ({error}): it gets no more certificates")
         except OSError:  # the worker is gone, or reads nothing
             self._drop(end)
         except Exception as error:  # noqa: BLE001 - other workers must go on
             self._drop(end)
-            self._tell(f"worker {number} gets no more certificates: {type(error).__name__}: {error}")
+            self._report(f"worker {number} gets no more certificates: {type(error).__name__}: {error}")
 
     def _drop(self, end: socket.socket) -> None:
         del self._pairs[end.fileno()]
         self._poll.unregister(end)
         end.close()
 
-    def _tell(self, sentence: str) -> None:
+    def _report(self, sentence: str) -> None:
         with contextlib.suppress(OSError):  # the parent reads too slowly
             message.send(self._control, SignerReply(told=sentence))

@@ -25,7 +25,7 @@ from proxy.wire import strict_json
 
 _NAME = "ca.json"
 _LARGEST = 1 << 16  # bytes
-_RENEWED_BEFORE = 30 * 86400.0  # seconds before its expiry from which on the CA's module may renew it
+_RENEW_BEFORE = 30 * 86400.0  # seconds before its expiry from which on the CA's module may renew it
 _PREFIX, _SUFFIX = "java-", ".p12"
 _LARGEST_STORE = 1 << 24  # bytes
 
@@ -41,10 +41,10 @@ class PublicAuthority(NamedTuple):
 
 def public_authority(directory: Path, cache: Path) -> PublicAuthority:
     """Return the public part of the CA in `directory`; makes a CA if there is none. Raises HostError."""
-    found = known_authority(directory, cache)
+    found = cached_authority(directory, cache)
     if found is None:
-        run_in_child(lambda: _remember(directory, cache))
-        found = known_authority(directory, cache)
+        run_in_child(lambda: _cache_authority(directory, cache))
+        found = cached_authority(directory, cache)
     if found is None:
         raise HostError(f"the CA in `{directory}` changed while it was read", "start again")
     return found
@@ -54,17 +54,17 @@ def _fingerprint(directory: Path) -> list[int]:
     return fingerprint(os.stat(directory / FILE, follow_symlinks=False))
 
 
-def known_authority(directory: Path, cache: Path) -> PublicAuthority | None:
+def cached_authority(directory: Path, cache: Path) -> PublicAuthority | None:
     """Return the cached public part of the CA in `directory`; None: it has to be read, or made."""
     try:
         found = PublicAuthority(**strict_json.loads(state.read_private(cache / _NAME, _LARGEST) or b""))
-        fresh = found.expires - time.time() > _RENEWED_BEFORE and found.fingerprint == _fingerprint(directory)
+        is_fresh = found.expires - time.time() > _RENEW_BEFORE and found.fingerprint == _fingerprint(directory)
     except (OSError, ValueError, TypeError):
         return None
-    return found if fresh else None
+    return found if is_fresh else None
 
 
-def _remember(directory: Path, cache: Path) -> None:
+def _cache_authority(directory: Path, cache: Path) -> None:
     from OpenSSL import crypto
 
     from proxy.certificates.authority import load_or_create
@@ -73,10 +73,10 @@ def _remember(directory: Path, cache: Path) -> None:
     pem = authority.certificate_pem
     subject = crypto.load_certificate(crypto.FILETYPE_PEM, pem).subject_name_hash()
     name = f"{subject:08x}.0"  # the name for OpenSSL's directory look-up: openssl-rehash(1)
-    known = PublicAuthority(pem.decode(), name, authority.expires.timestamp(), _fingerprint(directory))
+    cached = PublicAuthority(pem.decode(), name, authority.expires.timestamp(), _fingerprint(directory))
     if load(directory) != authority.to_pem():
         raise HostError(f"the CA in `{directory}` changed while it was read", "start again")
-    state.write_private(cache / _NAME, json.dumps(known._asdict()).encode())
+    state.write_private(cache / _NAME, json.dumps(cached._asdict()).encode())
 
 
 def system_roots() -> bytes:
@@ -96,7 +96,7 @@ def trusted_roots(certificate: bytes, cache: Path) -> tuple[bytes, bytes]:
 
 
 @functools.lru_cache(maxsize=1)
-def _roots(certificate: bytes, cache: Path, _now: object) -> tuple[bytes, bytes]:
+def _roots(certificate: bytes, cache: Path, _fingerprints: object) -> tuple[bytes, bytes]:
     host = system_roots().rstrip(b"\n")
     bundle = (host + b"\n" if host else b"") + certificate
     return bundle, java_store(bundle, cache)
@@ -118,16 +118,16 @@ def java_store(bundle: bytes, cache: Path) -> bytes:
     The cache keeps one; concurrent starts with other roots each get their own.
     """
     name = f"{_PREFIX}{hashlib.sha256(bundle).hexdigest()[:32]}{_SUFFIX}"
-    known = state.read_private(cache / name, _LARGEST_STORE)
-    if known is None:
-        with _alone(cache):  # else another start could remove our store before it is read
+    cached = state.read_private(cache / name, _LARGEST_STORE)
+    if cached is None:
+        with _cache_lock(cache):  # else another start could remove our store before it is read
             run_in_child(lambda: _make_store(bundle, cache, name))
-            known = state.read_private(cache / name, _LARGEST_STORE)
-    return known or b""
+            cached = state.read_private(cache / name, _LARGEST_STORE)
+    return cached or b""
 
 
 @contextlib.contextmanager
-def _alone(cache: Path) -> Iterator[None]:
+def _cache_lock(cache: Path) -> Iterator[None]:
     """Hold a lock on the cache directory (flock(2), released when the process ends)."""
     folder = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

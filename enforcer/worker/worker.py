@@ -1,6 +1,6 @@
 """Worker process as the runner sees it: forks, confines and stops it, and notices its death.
 
-`proxy.worker.server` is what the worker runs; this module takes away every right that it doesn't need.
+The worker runs `proxy.worker.server`; this module drops every right that it doesn't need.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from proxy.wire import message
 from proxy.worker.messages import WorkerOrder, WorkerReady
 
 _ONLY = 1  # the worker's number
-_WORDS = frozenset({"asks", "confined", "failed", "placeholders", "summary"})
+_KEPT_FIELDS = frozenset({"asks", "confined", "failed", "placeholders", "summary"})
 _NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
-_LAST_WORDS = 5.0  # seconds for a stopped worker to close what is open
+_STOP_TIMEOUT = 5.0  # seconds for a stopped worker to close its connections
 
 
 class WorkerPaths(NamedTuple):
@@ -50,7 +50,7 @@ class Worker:
     It is a process of this run (`WorkerProcess`), or a worker of the service (`service.placement`).
     """
 
-    words: frozenset[str] = _WORDS  # the keys of its messages that are kept
+    kept_fields: frozenset[str] = _KEPT_FIELDS  # fields of its messages that are kept; others are dropped
     watches_rules = False  # another process watches the rule files
     writers: tuple[int, ...] = ()  # processes whose journal segments belong to this run
 
@@ -58,49 +58,51 @@ class Worker:
         self.control = control
         self.gate = gate
         self.alive = True
-        self.said: dict[str, object] = {}
-        self._leaving = False  # it was asked to stop; its last message may be outstanding
+        self.received_fields: dict[str, object] = {}
+        self._is_stopping = False  # `stop` was sent; its summary may be outstanding
 
-    def tell(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
-        """Send a message. A worker that is gone gets none; one that can't get new rules is ended."""
+    def send(self, fields: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+        """Send a message. Does nothing if the worker has ended; ends it if it can't get new rules."""
         try:
-            message.send(self.control, what, descriptors)
+            message.send(self.control, fields, descriptors)
         except message.MessageNotSentError:
-            self._give_up()
+            self._shut_down()
         except OSError:
             pass
 
-    def hear(self) -> bool:
+    def receive(self) -> bool:
         """Read one message; False when the worker is gone.
 
-        A task may control the worker, so only the keys in `words` are kept; an invalid message ends the worker.
+        A task may control the worker, so only the keys in `kept_fields` are kept; an invalid message ends the worker.
         """
         try:
-            said, _ = message.receive(self.control)
+            fields, _ = message.receive(self.control)
         except ValueError:
-            said = {}
-            self._give_up()
-        self._report(said)
-        self.said.update((name, value) for name, value in said.items() if name in self.words)
-        self.alive = bool(said) and self.alive
-        return bool(said)
+            fields = {}
+            self._shut_down()
+        self._forward_metrics(fields)
+        self.received_fields.update((name, value) for name, value in fields.items() if name in self.kept_fields)
+        self.alive = bool(fields) and self.alive
+        return bool(fields)
 
     def stop(self, last: Mapping[str, object] = _NOTHING) -> None:
-        """Send the last message, and have it close what is open; `see_out` waits for that."""
-        self.tell({**last, "stop": True})  # `SandboxNews`
-        self._leaving = True
+        """Send the last message: it closes open connections, and sends a summary (`wait_for_summary`)."""
+        self.send({**last, "stop": True})  # `SandboxNews`
+        self._is_stopping = True
 
-    def see_out(self) -> None:
-        """Wait for its last message, if it was asked to stop. Idempotent."""
-        if not self._leaving:
+    def wait_for_summary(self) -> None:
+        """Wait for its summary after `stop`. Idempotent."""
+        if not self._is_stopping:
             return
-        self._leaving = False
-        self.control.settimeout(_LAST_WORDS)
-        deadline = time.monotonic() + _LAST_WORDS
+        self._is_stopping = False
+        self.control.settimeout(_STOP_TIMEOUT)
+        deadline = time.monotonic() + _STOP_TIMEOUT
         with contextlib.suppress(TimeoutError):
-            while time.monotonic() < deadline and self.alive and "summary" not in self.said and self.hear():
+            while (
+                time.monotonic() < deadline and self.alive and "summary" not in self.received_fields and self.receive()
+            ):
                 pass
-        self._leave()
+        self._end()
 
     def kill(self) -> None:
         """End its service of this task. Idempotent."""
@@ -108,9 +110,9 @@ class Worker:
         self.control.close()
         self.gate.close()
 
-    # For the loop of the runner. Nothing to do for a worker of the service.
+    # For the loop of the runner; a worker of the service needs none of these.
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
+    def report_errors_to(self, report: Callable[[str], None]) -> None:
         """Have errors of the worker's signer reported."""
 
     def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:
@@ -123,15 +125,15 @@ class Worker:
     def turn(self) -> None:
         """Do what is due."""
 
-    def _report(self, said: Mapping[str, object]) -> None:
+    def _forward_metrics(self, fields: Mapping[str, object]) -> None:
         """Pass metrics on, where another process reads them."""
 
-    def _give_up(self) -> None:
-        """Stop it from allowing anything further: `hear` finds it gone."""
+    def _shut_down(self) -> None:
+        """Stop it from allowing anything further; the next `receive` returns False."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)
 
-    def _leave(self) -> None:
+    def _end(self) -> None:
         self.kill()
 
 
@@ -144,24 +146,24 @@ class WorkerProcess(Worker):
         super().__init__(control, gate)
         self.pid = pid
         self.writers = (pid,)
-        self.over = False  # it has ended, and its pid may be another process's
+        self.has_ended = False  # its pid may belong to another process by now
         self._signer = signer
 
     def kill(self) -> None:
         """End the process. Idempotent."""
-        self._give_up()
-        if not self.over:
-            self.over = True
+        self._shut_down()
+        if not self.has_ended:
+            self.has_ended = True
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
         super().kill()
         if self._signer is not None:
             self._signer.close()
 
-    def report_to(self, tell: Callable[[str], None]) -> None:
+    def report_errors_to(self, report: Callable[[str], None]) -> None:
         """Have errors of its signer reported."""
         if self._signer is not None:
-            self._signer.said = tell
+            self._signer.report = report
 
     def watch(self, selector: selectors.BaseSelector, kill: Callable[[], None]) -> None:  # noqa: ARG002
         """Register its signer's descriptors."""
@@ -177,15 +179,15 @@ class WorkerProcess(Worker):
         if self._signer is not None:
             self._signer.turn()
 
-    def _give_up(self) -> None:
-        if not self.over:
+    def _shut_down(self) -> None:
+        if not self.has_ended:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
-    def _leave(self) -> None:
-        """End it; after its last message without waiting, since an interpreter takes a while to exit."""
-        if "summary" in self.said:
-            self._give_up()
+    def _end(self) -> None:
+        """End it. After its summary it is killed, since an interpreter takes a while to exit."""
+        if "summary" in self.received_fields:
+            self._shut_down()
         else:
             self.kill()
 
@@ -197,14 +199,14 @@ def start[Kind: WorkerProcess](
     signer = CertificateSigner(
         worker_paths.authority, worker_paths.certificate, identity, fingerprint=worker_paths.authority_fingerprint
     )
-    its_signer = signer.pair(_ONLY)
+    signer_end = signer.pair(_ONLY)
     signer.serves(_ONLY, 1)
-    gate, its_gate = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gate, gate_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     journal, metrics = open_journal(identity, worker_paths.journal), worker_paths.metrics
 
-    def be(parent: int, control: socket.socket) -> None:
+    def run_worker(parent: int, control: socket.socket) -> None:
         linux.disable_core_dumps()  # before secrets are in memory
-        detach({journal, control.fileno(), its_gate.fileno(), its_signer.fileno()}, metrics)
+        detach({journal, control.fileno(), gate_end.fileno(), signer_end.fileno()}, metrics)
         roots, login, policy = system_roots(), None, sandbox_state.policy
         if policy.secrets or policy.settings.upstream_auth is not None:
             from enforcer.worker import credentials  # few rules have any
@@ -222,34 +224,34 @@ def start[Kind: WorkerProcess](
 
         gc.freeze()
         gc.enable()
-        ends = worker_paths.authority_expires
-        only = OnlySandbox(sandbox_state, its_gate, metrics, login)
-        listens = () if metrics is None else (metrics.getsockname()[:2],)
-        server.serve(Setup(its_signer, ends, roots, journal, control, forbidden=listens, only=only))
+        authority_expires = worker_paths.authority_expires
+        only = OnlySandbox(sandbox_state, gate_end, metrics, login)
+        forbidden = () if metrics is None else (metrics.getsockname()[:2],)
+        server.serve(Setup(signer_end, authority_expires, roots, journal, control, forbidden=forbidden, only=only))
 
-    pid, control = fork(be)
-    for end in (its_gate, its_signer):
+    pid, control = fork(run_worker)
+    for end in (gate_end, signer_end):
         end.close()
     os.close(journal)
     worker = kind(pid, control, gate, signer)
-    signer.renew = lambda _number, pair: worker.tell(WorkerOrder(keyholder=True), [pair.fileno()])
+    signer.renew = lambda _number, pair: worker.send(WorkerOrder(keyholder=True), [pair.fileno()])
     return worker
 
 
 def wait_until_confined(worker: Worker) -> None:
     """Wait until the worker is confined. Raises HostError with its own message."""
-    while "confined" not in worker.said:
-        if not worker.hear() or "failed" in worker.said:
+    while "confined" not in worker.received_fields:
+        if not worker.receive() or "failed" in worker.received_fields:
             raise start_error(worker)
 
 
 def start_error(worker: Worker) -> HostError:
     """Return the error for a worker that ends before it serves, with its own message if it sent one."""
-    worker.control.settimeout(_LAST_WORDS)
+    worker.control.settimeout(_STOP_TIMEOUT)
     with contextlib.suppress(TimeoutError):
-        while "failed" not in worker.said and worker.hear():
+        while "failed" not in worker.received_fields and worker.receive():
             pass
-    return HostError(f"the gate could not be started: {worker.said.get('failed', 'its process ended')}")
+    return HostError(f"the gate could not be started: {worker.received_fields.get('failed', 'its process ended')}")
 
 
 def open_journal(identity: Identity, directory: Path) -> int:

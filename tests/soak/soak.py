@@ -12,7 +12,7 @@ import urllib.request
 from collections import Counter
 from pathlib import Path
 
-from enforcer.service.control_client import ask
+from enforcer.service.control_client import send_request
 from enforcer.service.warm_pool import MOST
 from tests.soak import left, origin, victims
 from tests.soak.reviewed import SIZE, Reviewed
@@ -99,11 +99,11 @@ class Soak:
 
     @staticmethod
     def runs():
-        return [each for part in ask({"what": "list"}) for each in part["sandboxes"]]
+        return [each for part in send_request({"what": "list"}) for each in part["sandboxes"]]
 
     @staticmethod
     def status():
-        (said,) = ask({"what": "status"})
+        (said,) = send_request({"what": "status"})
         return said
 
     def workers(self):

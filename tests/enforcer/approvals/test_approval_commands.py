@@ -318,7 +318,7 @@ def test_terminal_bell_rings_for_new_requests_only(called, monkeypatch, terminal
 def test_status_marks_tainted_and_waiting_tasks(monkeypatch, capsys):
     box = {"name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
     monkeypatch.setattr(
-        control_client, "ask", lambda _what: [{"sandboxes": [{**box, "task": str(n)} for n in range(3)]}]
+        control_client, "send_request", lambda _what: [{"sandboxes": [{**box, "task": str(n)} for n in range(3)]}]
     )
     known = [{"task": "0", "pending": 2, "tainted": True}, {"task": "1", "pending": 0, "tainted": True}]
     monkeypatch.setattr(client, "ask_running", lambda _what: [{"tasks": known}])
@@ -334,7 +334,7 @@ def test_status_shows_the_service_when_the_registry_fails(monkeypatch, capsys):
     box = {"task": "0", "name": "n", "pid": 7, "worker": 1, "began": 0.0, "attached": "", "workspace": "/w"}
     service = {"pid": 1, "began": 0.0, "control": "/c", "journal": "/j", "restarts": 0, "sandboxes": 1, "alone": [], "keyholder": 2, "workers": [{"number": 0, "pid": 3, "uid": 4, "sandboxes": 1}]}  # fmt: skip
     monkeypatch.setattr(
-        control_client, "ask", lambda what: [service if what["what"] == "status" else {"sandboxes": [box]}]
+        control_client, "send_request", lambda what: [service if what["what"] == "status" else {"sandboxes": [box]}]
     )
     monkeypatch.setattr(client, "ask_running", fails)
     assert main(["ps"]) == 0
@@ -351,7 +351,7 @@ def test_status_shows_the_registry_without_a_service(monkeypatch, capsys):
     def nowhere(_what):
         raise HostError("there is no place where a service could listen")
 
-    monkeypatch.setattr(control_client, "ask", nowhere)
+    monkeypatch.setattr(control_client, "send_request", nowhere)
     registry = {"pid": 7, "socket": "/r/socket", "gates": 1, "pending": 2, "told": [], "broken": ""}
     monkeypatch.setattr(client, "ask_running", lambda _what: [registry])
     assert main(["status"]) == 125

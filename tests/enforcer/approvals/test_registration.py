@@ -35,7 +35,7 @@ def test_unusable_store_is_reported_and_retried(state_home, capfd):
         given = []
 
         class Worker:
-            def tell(self, _what, descriptors):
+            def send(self, _what, descriptors):
                 given.append(os.dup(descriptors[0]))
 
         def introduced():

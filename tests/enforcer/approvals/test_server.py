@@ -52,7 +52,7 @@ def test_replacement_registry_knows_pending_requests_and_grants(worker_end, stat
     told = []
 
     class Worker:
-        def tell(self, what, descriptors):
+        def send(self, what, descriptors):
             told.append(what)
             worker_end.take(os.dup(descriptors[0]))
 

@@ -27,7 +27,7 @@ def _recorder(journal):
 
 @pytest.mark.parametrize("says", [{"failed": "no room"}, None], ids=["its words", "nothing"])
 def test_stop_of_a_gate_without_sandbox_ends(monkeypatch, says):
-    monkeypatch.setattr("enforcer.worker.worker._LAST_WORDS", 0.05)
+    monkeypatch.setattr("enforcer.worker.worker._STOP_TIMEOUT", 0.05)
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with control, theirs:  # the other end stays open
         if says is not None:
@@ -42,7 +42,7 @@ def test_segments_of_an_ended_worker_are_signed(tmp_path, monkeypatch, request, 
     journal = tmp_path / "journal"
     journal.mkdir(mode=0o700)
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    gate, its_gate = socket.socketpair()
+    gate, gate_end = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         recorder = _recorder(journal)
@@ -51,13 +51,13 @@ def test_segments_of_an_ended_worker_are_signed(tmp_path, monkeypatch, request, 
         message.send(theirs, {"summary": "of it"})
         signal.pause()
     theirs.close()
-    its_gate.close()
+    gate_end.close()
     worker = WorkerProcess(pid, control, gate)
     request.addfinalizer(worker.kill)
     with monkeypatch.context() as slow:
-        slow.setattr(WorkerProcess, "_give_up", lambda _: None)  # it takes long to die
+        slow.setattr(WorkerProcess, "_shut_down", lambda _: None)  # it takes long to die
         worker.stop()
-        worker.see_out()
-    assert worker.said == {"summary": "of it"}
+        worker.wait_for_summary()
+    assert worker.received_fields == {"summary": "of it"}
     signing.stop_keeper(journal, _recorder(journal), worker)
     assert (list(unsealed(journal)), is_left(journal, pid)) == ([], False)

@@ -21,7 +21,7 @@ class Gate:
     def __init__(self):
         self.told, self.policies = [], []
 
-    def tell(self, what, descriptors=()):
+    def send(self, what, descriptors=()):
         self.told.append(what)
         for descriptor in descriptors:
             with policy_transfer.DescriptorReader(os.dup(descriptor)) as file:

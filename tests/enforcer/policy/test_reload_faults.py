@@ -26,7 +26,7 @@ class Gate:
     def __init__(self):
         self.told = []
 
-    def tell(self, what, descriptors=()):
+    def send(self, what, descriptors=()):
         self.told.append((what, tuple(descriptors)))
 
 

@@ -82,7 +82,7 @@ def test_service_applies_roots_rules_to_every_running_task(run):
 
     def publish(_rules, what, descriptors):
         heard.append(what)
-        run.gate.tell(what, descriptors)
+        run.gate.send(what, descriptors)
 
     sets = RuleSets(run.selector, publish, lambda _rules: None)
     system = run.wanted.system
@@ -96,14 +96,14 @@ def test_service_applies_roots_rules_to_every_running_task(run):
         proxy_auth.send(None, file)
         policy_transfer.send(loaded.policy, file)
         file.flush()
-        rules = sets.take(said, file.fileno())
-    assert sets.known([run.own], system) is not None
+        rules = sets.add(said, file.fileno())
+    assert sets.find([run.own], system) is not None
     run.own.write_text("broken")
     run.root.write_text(ROOT % ("", "bad.example"))
-    sets.again()
+    sets.reload_all()
     run.turns(lambda: heard, turn=sets.turn)
     assert heard[0].keys() == {"set", "revision", "asks"}
     assert run.decided(DENIED) == "deny rule root:no"
     sets.turn()
-    assert sets.known([run.own], system) is None, "who starts now reads them, and is told"
+    assert sets.find([run.own], system) is None, "who starts now reads them, and is told"
     rules.close()

@@ -23,7 +23,7 @@ class Gate:
     def __init__(self):
         self.told = []
 
-    def tell(self, what, _=()):
+    def send(self, what, _=()):
         self.told.append(next(iter(what)))
         self.problems = what.get("rules_rejected")
 

@@ -42,7 +42,7 @@ def test_changed_packet_counts_are_sent_to_the_worker():
     counts = {"udp": 0, LOGGED: 0}, {"udp": 0, LOGGED: 1}, {"udp": 3}, {"udp": 3}, {"udp": 3, "icmp": 1}
     told, seen = [], []
     ward = SimpleNamespace(report_probe=seen.append)
-    watch = Supervision(_Sandbox(*counts), SimpleNamespace(tell=told.append), ward, None, 0.0)
+    watch = Supervision(_Sandbox(*counts), SimpleNamespace(send=told.append), ward, None, 0.0)
     for _ in counts:
         watch.look()
     assert told == [{"refused": each} for each in ({"udp": 0}, {"udp": 3}, {"udp": 3, "icmp": 1})]
@@ -100,14 +100,14 @@ def test_end_of_a_task_is_one_last_message():
             return ("put aside",)
 
         left = record_end(recorder, gate, "its start", ended, 1.5, finish)
-        gate.see_out()
-        gate.see_out()
+        gate.wait_for_summary()
+        gate.wait_for_summary()
         told = message.receive(worker)[0], message.receive(worker)[0]
     assert journal == [("its start", {"seconds": 1.5, "status": 3, "signal": None, "outcome": Outcome.PASSED})]
     counted = {"told": {"task.started": 1, "tampering.detected": 1}, "errors": {"worker": 1}}
     assert told == ({"ended": "passed", "refused": {"udp": 2}, **counted, "stop": True}, {})
     assert left == ("put aside",)
-    assert gate.said == {"summary": "of it"}
+    assert gate.received_fields == {"summary": "of it"}
     assert seen == [{"disk": "bytes"}]
 
 

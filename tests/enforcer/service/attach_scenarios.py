@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from enforcer.service import warm_pool
-from enforcer.service.control_client import ask
+from enforcer.service.control_client import send_request
 from enforcer.service.rule_sets import policy_in_memory
 from enforcer.system.errors import ExeatError
 from rules.matching.policy import Policy
@@ -30,7 +30,7 @@ def handed():
         }  # fmt: skip
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
         try:
-            return ask(wanted, [policy, *(sock.fileno() for sock in sockets), *process])
+            return send_request(wanted, [policy, *(sock.fileno() for sock in sockets), *process])
         except ExeatError as error:
             return str(error)
         finally:

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from enforcer.service.control_client import ask
+from enforcer.service.control_client import send_request
 from tests.support.harness import whole_lines
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
@@ -101,7 +101,7 @@ print(answer[1] & 15, answer[3])
 OFTEN = """
 import sys
 from enforcer.service import helper_processes, placement, worker_pool
-placement._REPORT_EVERY = helper_processes._NUMBERS_EVERY = worker_pool._ASK_EVERY = 0.2
+placement._REPORT_EVERY = helper_processes._METRICS_EVERY = worker_pool._CHECK_EVERY = 0.2
 worker_pool._KEPT_EMPTY = 0.6
 from enforcer.__main__ import main
 sys.exit(main())
@@ -133,12 +133,12 @@ class Up:
 
     @staticmethod
     def status():
-        (said,) = ask({"what": "status"})
+        (said,) = send_request({"what": "status"})
         return said
 
     @staticmethod
     def listed():
-        return [each for part in ask({"what": "list"}) for each in part["sandboxes"]]
+        return [each for part in send_request({"what": "list"}) for each in part["sandboxes"]]
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)

@@ -25,7 +25,7 @@ def world(journal):
         task = Task(name, name)
         one = Sandbox(name, task, Sets(), "", 1, of, lambda _said: None)
         if of:
-            one.tell = lambda said, one=one: attached._told(one, said)
+            one.send_to_run = lambda said, one=one: attached._handle_last_message(one, said)
         world.by_name[name] = one
         world.all.add(one)
         world.all.serve(one, ["tcp"], [socket.socket().detach()])
@@ -39,7 +39,7 @@ def _ends(journal):
 
 def test_attached_namespace_that_fails_ends_once(world, journal):
     for _ in range(2):
-        world.all.heard(world.crew.worker, {"of": "box", "failed": "it says so"})
+        world.all.handle_report(world.crew.worker, {"of": "box", "failed": "it says so"})
     assert _ends(journal) == ["failed"]
     assert world.served() == {"hog": 1}
     assert "stop" in world.crew.told[-1][1], "or its worker went on to serve it"
@@ -48,7 +48,7 @@ def test_attached_namespace_that_fails_ends_once(world, journal):
 def test_unwritable_journal_delays_no_other_namespace(world, journal):
     journal.write_text("no directory")
     box = world.by_name["box"]
-    box.died.extend([float("inf")] * (MOST_DEATHS + 1))
+    box.blamed_death_times.extend([float("inf")] * (MOST_DEATHS + 1))
     world.crew.worker.sandboxes = _Ordered(["box", "hog"])
     world.die(world.crew.worker, world.by_name["hog"].turn)
     assert world.served() == {"hog": 2}
@@ -56,7 +56,7 @@ def test_unwritable_journal_delays_no_other_namespace(world, journal):
 
 @pytest.mark.parametrize("gone", [os.unlink, lambda path: os.replace(f"{path}.other", path)], ids=["gone", "another"])
 def test_namespace_whose_path_changed_ends(tmp_path, journal, monkeypatch, gone):
-    monkeypatch.setattr("enforcer.service.sandboxes._LOOK_AGAIN", 0.0)
+    monkeypatch.setattr("enforcer.service.sandboxes._CHECK_PATHS_EVERY", 0.0)
     box = tmp_path / "box"
     box.touch()
     (tmp_path / "box.other").touch()

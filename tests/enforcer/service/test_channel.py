@@ -15,7 +15,7 @@ def test_queued_message_is_sent_when_the_peer_reads():
     with selectors.DefaultSelector() as selector, theirs:
         channel = Channel(ours, selector, lambda said, _given: heard.append(said))
         for number in range(40):
-            channel.tell({"number": number, "text": "x" * 1000}, [0] if number == 39 else [])
+            channel.send({"number": number, "text": "x" * 1000}, [0] if number == 39 else [])
         assert selector.get_key(ours).events & selectors.EVENT_WRITE, "there was room for all of it"
         while len(found) < 40:
             found.append(message.receive(theirs, 1))

@@ -229,7 +229,7 @@ def test_foreign_listener_gets_no_request(service, who, monkeypatch):
         with connection:
             assert connection.recv(99) == b""
         with pytest.raises(HostError, match="is another user's, or in a sandbox"):
-            control_client.ask({"what": "ps"})
+            control_client.send_request({"what": "ps"})
 
 
 def test_oversized_request_runs_without_the_service(service):

@@ -86,7 +86,7 @@ def way(tmp_path, monkeypatch):
         return give_up(task, who, program, stdio)
 
     monkeypatch.setattr(
-        trust, "known_authority", lambda *_: trust.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, [])
+        trust, "cached_authority", lambda *_: trust.PublicAuthority(_CERTIFICATE, "0123abcd.0", 1e12, [])
     )
     monkeypatch.setattr(sandbox_spec, "compose", composed)
     monkeypatch.setattr(trust, "trusted_roots", lambda *_: (b"roots", b"store"))
@@ -109,12 +109,12 @@ def _files(place):
 
 def _known(way, policy):
     return SimpleNamespace(
-        last=lambda: (way.rules,), known=lambda files, _: (1, LoadedRules(policy, (), "")) if files else None
+        newest_files=lambda: (way.rules,), find=lambda files, _: (1, LoadedRules(policy, (), "")) if files else None
     )
 
 
 def test_rehearsed_start_leaves_nothing_behind(way, tmp_path):
-    assert preload.practise(way.system, COMMAND)
+    assert preload.warm_up(way.system, COMMAND)
     assert {wanted.argv for wanted in way.composed} == set(way.written) == {("true",)}
     assert len(way.composed) == len(way.written) > 1
     kept = [path for path in _files(tmp_path) if path.name.startswith("network-")]  # what every sandbox is made with
@@ -132,7 +132,7 @@ def test_service_makes_and_ends_empty_sandboxes(way, monkeypatch):
     )
     before, close = set(left.children(os.getpid())), run_setup.EmptySandbox.close
     monkeypatch.setattr(run_setup.EmptySandbox, "close", lambda each: ended.append(close(each)))
-    assert preload.practise(way.system, COMMAND)
+    assert preload.warm_up(way.system, COMMAND)
     assert len(made) == len(ended) > 1
     assert set(left.children(os.getpid())) == before
     assert [each.resource_limits.groups for each in made] == [()] * len(
@@ -153,11 +153,11 @@ def test_warm_process_rehearses_once_with_known_rules(way, tmp_path):
 def test_errors_of_a_rehearsal_are_left_to_the_start(way, tmp_path, monkeypatch, wrong):
     sets = _known(way, read([way.rules]).policy)
     if wrong == "nothing known":
-        sets.last = tuple
+        sets.newest_files = tuple
     elif wrong == "unknown by now":
-        sets.known = lambda _files, _system: None
+        sets.find = lambda _files, _system: None
     elif wrong == "no CA":
-        monkeypatch.setattr(trust, "known_authority", lambda *_: None)
+        monkeypatch.setattr(trust, "cached_authority", lambda *_: None)
     else:
         error = ZeroDivisionError() if wrong == "a bug" else SystemExit(2)
         monkeypatch.setattr(sandbox_spec, "compose", lambda *_, **__: (_ for _ in ()).throw(error))
@@ -168,4 +168,4 @@ def test_errors_of_a_rehearsal_are_left_to_the_start(way, tmp_path, monkeypatch,
 
 def test_failed_rehearsal_is_reported(way, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(way.rules / "missing"))
-    assert not preload.practise(way.system, COMMAND)
+    assert not preload.warm_up(way.system, COMMAND)

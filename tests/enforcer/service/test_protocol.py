@@ -82,4 +82,4 @@ def test_unknown_socket_path_has_a_remedy(monkeypatch):
     with pytest.raises(
         HostError, match=r"the path of the service's socket is unknown; set XDG_RUNTIME_DIR .* EXEAT_CONTROL"
     ):
-        control_client.ask({"what": "ps"})
+        control_client.send_request({"what": "ps"})

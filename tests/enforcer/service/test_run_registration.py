@@ -41,7 +41,7 @@ def test_endless_reports_are_relayed_once(pairs):
 
     def report(said):
         message.send(worker, said)
-        assert gate.hear()
+        assert gate.receive()
 
     piece = {"metrics": "{", "left": 1, "lodge": "another"}
     report(piece)  # nobody has asked
@@ -70,11 +70,11 @@ def test_kill_of_the_service_ends_the_task(pairs):
         gate.watch(selector, lambda: killed.append(True))
         for word in ({"asks": True}, {"kill": True}):
             message.send(service, word)
-            gate.hear_service()
+            gate.handle_service_message()
         assert killed == [True]
         service.close()
-        gate.hear_service()
+        gate.handle_service_message()
         assert not selector.get_map()
         gate.stop()
         message.send(worker, {"metrics": "{}", "left": 0})
-        assert gate.hear()
+        assert gate.receive()

@@ -36,7 +36,7 @@ class Room:
             self.clients.append(ours)
             null = os.open(os.devnull, os.O_RDWR)
             with theirs:
-                self.line.ask(theirs, [null] * protocol.DESCRIPTORS)
+                self.line.submit(theirs, [null] * protocol.DESCRIPTORS)
             os.close(null)
 
 
@@ -52,23 +52,23 @@ def room():
 
 def test_queue_starts_in_order_up_to_its_limit(room):
     room.ask("a", "b", "c", "d", "e")
-    assert (room.begun, room.line.over(ord("b")), room.line.wait()) == (["a", "b"], False, 0)
+    assert (room.begun, room.line.finish_start(ord("b")), room.line.wait()) == (["a", "b"], False, 0)
     room.line.turn()
     assert (room.begun, room.line.wait() > 0) == (["a", "b", "c"], True)
     room.line.turn()
     room.ask("f")  # behind those that wait
     for name in "ac":
-        assert not room.line.over(ord(name))
+        assert not room.line.finish_start(ord(name))
         room.line.turn()
     assert room.begun == ["a", "b", "c", "d", "e"]
-    room.line.over(ord("d"))
+    room.line.finish_start(ord("d"))
     room.line.turn()
-    assert [room.line.over(ord(name)) for name in "efxf"] == [False, True, False, False]
+    assert [room.line.finish_start(ord(name)) for name in "efxf"] == [False, True, False, False]
 
 
 def test_slow_start_delays_no_other(room, monkeypatch):
     room.ask("a", "b", "c")
-    monkeypatch.setattr(start_queue, "_LONG", 0)
+    monkeypatch.setattr(start_queue, "_COUNTED_FOR", 0)
     assert room.line.wait() <= 0
     room.line.turn()
     assert room.begun == ["a", "b", "c"]
@@ -87,7 +87,7 @@ def test_failed_copy_of_descriptors_queues_nothing(room, monkeypatch):
 
     monkeypatch.setattr(os, "dup", dup)
     with ours, theirs, pytest.raises(OSError, match="open files"):
-        room.line.ask(theirs, [0] * protocol.DESCRIPTORS)
+        room.line.submit(theirs, [0] * protocol.DESCRIPTORS)
     monkeypatch.undo()
     assert room.line.wait() > 1  # nobody waits
 
@@ -95,7 +95,7 @@ def test_failed_copy_of_descriptors_queues_nothing(room, monkeypatch):
 def test_failed_start_does_not_stop_the_queue(room):
     room.broken = {"c"}
     room.ask("a", "b", "c", "d")
-    room.line.over(ord("a"))
+    room.line.finish_start(ord("a"))
     with pytest.raises(HostError, match="no process"):
         room.line.turn()
     assert room.clients[2].recv(99) == b"declined no process can be made"  # it runs its task without a service
@@ -116,4 +116,4 @@ def test_queue_is_bounded_and_refuses_partial_requests(room):
     room.ask("a", "b", "c")
     assert room.begun == ["a", "c"]
     with pytest.raises(protocol.MalformedRequestError):
-        room.line.ask(room.clients[0], [0])
+        room.line.submit(room.clients[0], [0])

@@ -97,17 +97,17 @@ def test_no_process_is_made_while_a_start_waits(house):
     house.spares.take()
     house.spares.turn()
     assert (house.children, house.spares.wait() > 0) == ([], True)
-    house.spares.calm()
+    house.spares.note_idle()
     house.spares.turn()
     assert len(house.children) == 1
 
 
 @pytest.mark.parametrize(("house", "missing", "urgent"), [(3, 1, False), (3, 2, True)], indirect=["house"])
 def test_nearly_full_pool_refills_slowly(house, missing, urgent, monkeypatch):
-    monkeypatch.setattr("enforcer.service.warm_pool._LULL", PATIENCE)
+    monkeypatch.setattr("enforcer.service.warm_pool._IDLE_DELAY", PATIENCE)
     house.made(3)
     taken = [house.spares.take() for _ in range(missing)]
-    house.spares.calm()
+    house.spares.note_idle()
     assert (len({each.pid for each in taken}), house.spares.wait() <= 0) == (missing, urgent)
 
 
@@ -146,7 +146,7 @@ def test_run_that_ends_during_a_worker_change_is_removed():
 def test_last_message_of_a_run_reaches_its_worker():
     told = []
     sandboxes = Sandboxes(SimpleNamespace(join=lambda *_: None))
-    sandboxes.pool = SimpleNamespace(tell=lambda worker, what: told.append((worker, what)))
+    sandboxes.pool = SimpleNamespace(send=lambda worker, what: told.append((worker, what)))
     sandbox = Sandbox("one", Task("1", "a"), None, "/", 1, "", None)
     sandboxes.add(sandbox)
     sandbox.worker = SimpleNamespace(channel=True, sandboxes={"one"})

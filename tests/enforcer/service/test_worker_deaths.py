@@ -54,7 +54,7 @@ class WorkerPool:
     def refresh_roots(self, worker):
         pass
 
-    def tell(self, worker, what, _descriptors=()):
+    def send(self, worker, what, _descriptors=()):
         asked = what.get("admit") or next(iter(what))
         if asked in self.refused:
             self.refused.discard(asked)
@@ -78,8 +78,8 @@ class World:
 
     def die(self, worker, turn):
         worker.page[:8] = turn.to_bytes(8, "little")
-        self.all.lost(worker)
-        self.all.replaced(worker)
+        self.all.handle_worker_death(worker)
+        self.all.reassign(worker)
 
     def served(self):
         return {name: one.worker.number for name, one in self.by_name.items() if self.all.get(name)}
@@ -96,7 +96,7 @@ def test_sandbox_in_whose_turn_a_worker_died_moves_alone():
     world = World(["hog", "quiet", "other"])
     world.die(world.crew.worker, world.by_name["hog"].turn)
     assert world.served() == {"hog": 2, "quiet": 1, "other": 1}
-    world.all.replaced(world.crew.others[0])
+    world.all.reassign(world.crew.others[0])
     assert world.crew.served == {1: 2, 2: 1}, "what the signer was told last: each has an allowance of its own"
     world.all.forget(world.by_name["quiet"])
     assert world.crew.served == {1: 1, 2: 1}

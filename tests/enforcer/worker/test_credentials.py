@@ -110,7 +110,7 @@ KEYRING = ask(SourceKind.KEYRING, "account", "me", "service", "exeat")
 TOOLS = {
     "has it": ('[ "$*" = "lookup account me service exeat" ] && printf sk-0123456789', None),
     "doesn't": ("exit 1", "the keyring's item with `account=me`, `service=exeat` for `key` failed with status 1"),
-    "says what is wrong": ("echo sk-0123456789 >&2; exit 1", "it isn't there"),
+    "says what is wrong": ("echo sk-0123456789 >&2; exit 1", "it doesn't exist"),
 }
 
 
@@ -146,8 +146,8 @@ def test_command_runs_without_a_shell(tmp_path):
 
 
 def test_hanging_command_is_killed(monkeypatch):
-    monkeypatch.setattr(credentials, "_PATIENCE", 0.2)
-    with pytest.raises(HostError, match="has said nothing within"):
+    monkeypatch.setattr(credentials, "_COMMAND_TIMEOUT", 0.2)
+    with pytest.raises(HostError, match="gave no output within"):
         credentials.read_secrets(Rules(ask(SourceKind.COMMAND, "/bin/sleep", "1000")), {})
 
 

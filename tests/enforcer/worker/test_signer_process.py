@@ -27,7 +27,7 @@ from tests.support import harness
 
 
 class World:
-    """A CA, and a certificate signer for it; `said` is what it has told."""
+    """A CA, and a certificate signer for it; `report` is what it has told."""
 
     def __init__(self, directory, **more):
         for name in ("ca", "cache"):
@@ -41,7 +41,7 @@ class World:
 
     def made(self, **more):
         made = CertificateSigner(self.directory, self.public.certificate.encode(), self.who, **more)
-        made.said = self.said.append
+        made.report = self.said.append
         made.renew = lambda number, pair: self.pairs.update({number: pair.dup()})
         made.watch(self.selector)
         return made
@@ -142,7 +142,7 @@ def test_signer_is_confined_to_memory_and_sockets(world):
     if pid == 0:
         found = {}
         try:
-            confinement.enter_alone(world.who, parent)
+            confinement.confine_signer(world.who, parent)
             for name, trying in TRIED.items():
                 try:
                     trying()
@@ -195,11 +195,11 @@ def test_allowance_grows_with_each_sandbox(world, monkeypatch):
 
 
 def test_hanging_signer_is_replaced(world, monkeypatch):
-    monkeypatch.setattr("enforcer.worker.signer.ASKED_EVERY", 1000.0)  # seconds
+    monkeypatch.setattr("enforcer.worker.signer.CHECK_EVERY", 1000.0)  # seconds
     with world.keyholder.pair(1) as pair:
         assert read_answer(world.answer(pair, asked()))[0] == 1
         first = world.keyholder.pid
-        world.keyholder._ask_at = 0.0
+        world.keyholder._next_check = 0.0
         world.keyholder.turn()
         assert world.keyholder._unanswered == 1
         until(lambda: world.turn() or not world.keyholder._unanswered, "its answer")
@@ -207,7 +207,7 @@ def test_hanging_signer_is_replaced(world, monkeypatch):
         pair.send(asked())  # nobody would ever answer that
         for _ in range(5):
             assert world.said == []
-            world.keyholder._ask_at = 0.0
+            world.keyholder._next_check = 0.0
             world.keyholder.turn()
         until(lambda: world.turn() or world.pairs, "another pair")
     with world.pairs.pop(1) as pair:

@@ -53,7 +53,7 @@ def test_unrequested_descriptors_are_closed():
 @pytest.mark.parametrize("packet", NONE, ids=range(len(NONE)))
 def test_worker_with_a_malformed_message_is_ended(packet):
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    gate, its_gate = socket.socketpair()
+    gate, gate_end = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         there.send(b'{"asks": true, "x": 1}')
@@ -61,11 +61,11 @@ def test_worker_with_a_malformed_message_is_ended(packet):
         there.recv(1)  # for ever
         os._exit(0)
     there.close()
-    its_gate.close()
+    gate_end.close()
     worker = WorkerProcess(pid, here, gate)
-    assert worker.hear()
-    assert worker.said == {"asks": True}, "what no worker has to say isn't kept"
-    assert not worker.hear()
+    assert worker.receive()
+    assert worker.received_fields == {"asks": True}, "what no worker has to say isn't kept"
+    assert not worker.receive()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
     worker.kill()
 
@@ -159,16 +159,16 @@ def test_malformed_inline_file_is_a_value_error(pair, content):
 
 def test_worker_that_cannot_get_new_rules_ends(monkeypatch, pair):
     _passes_none(monkeypatch)
-    gate, its_gate = socket.socketpair()
+    gate, gate_end = socket.socketpair()
     pid = os.fork()
     if pid == 0:
         pair[1].recv(1)  # for ever
         os._exit(0)
-    with gate, its_gate:
+    with gate, gate_end:
         worker = WorkerProcess(pid, pair[0], gate)
-        worker.tell({"rules": "1"}, [_file(TOO_LARGE)])
+        worker.send({"rules": "1"}, [_file(TOO_LARGE)])
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
-        worker.over = True
+        worker.has_ended = True
         worker.kill()
 
 
@@ -177,8 +177,8 @@ def test_service_worker_that_cannot_get_new_rules_ends(monkeypatch, pair):
     with selectors.DefaultSelector() as selector:
         channel = Channel(pair[0].dup(), selector, lambda _said, _given: None)
         pair[0].close()
-        channel.tell({"set": 1, "revision": "x"}, [_file(TOO_LARGE)])
-        channel.tell({"later": True})
+        channel.send({"set": 1, "revision": "x"}, [_file(TOO_LARGE)])
+        channel.send({"later": True})
         assert channel.closed
         assert not selector.get_map()
     assert message.receive(pair[1]) == ({}, []), "which is what ends it"
@@ -186,9 +186,9 @@ def test_service_worker_that_cannot_get_new_rules_ends(monkeypatch, pair):
 
 def test_run_that_cannot_send_new_rules_is_dropped(monkeypatch, pair):
     _passes_none(monkeypatch)
-    gate, its_gate = socket.socketpair()
-    with gate, its_gate:
+    gate, gate_end = socket.socketpair()
+    with gate, gate_end:
         run = Worker(pair[0], gate)
-        run.tell({"rules": "1"}, [_file(TOO_LARGE)])
+        run.send({"rules": "1"}, [_file(TOO_LARGE)])
         assert message.receive(pair[1]) == ({}, [])
-        assert not run.hear()
+        assert not run.receive()
