@@ -138,7 +138,7 @@ class Messages(Frames):
         for start, end in self.payloads(data):
             text = self._unmasked(data[start:end])
             if self._control:
-                self._aside += text if self._left else text + b"\n"
+                self._aside += text if self._payload_left else text + b"\n"
             else:
                 yield text
 
@@ -147,7 +147,7 @@ class Messages(Frames):
         text, self._aside = self._aside, b""
         return text
 
-    def _look(self, head: bytes) -> None:
+    def _check_head(self, head: bytes) -> None:
         if len(head) < 2:
             return
         if head[0] & CONTROL and head[1] & ~MASKED > MOST_CONTROL:
@@ -157,8 +157,8 @@ class Messages(Frames):
         if not head[1] & MASKED:
             raise UnreadableBodyError("its messages aren't masked, as a client's have to be")
 
-    def _begin(self, head: bytes) -> None:
-        super()._begin(head)
+    def _begin_frame(self, head: bytes) -> None:
+        super()._begin_frame(head)
         self._mask = head[-MASK:]
         self._control = bool(head[0] & CONTROL)
         if not self._control:

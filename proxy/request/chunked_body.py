@@ -1,12 +1,12 @@
 """Parses a chunked body strictly (RFC 9112 section 7.1).
 
-h11 reads them well but generously: numbers of 80 bits, control characters in extensions, bare line feeds and folds in
-trailers. What two programs may read in two ways ends the message here, as it does in a head. What is read is written
-anew on the other side: extensions, which mean nothing from hop to hop, are left out.
+h11 is too lenient: it accepts sizes of 80 bits, control characters in extensions, and bare LF and folds in trailers.
+Two programs may read such a body differently, so this parser rejects it. The gate writes each chunk anew and drops
+extensions, which are hop-by-hop.
 
-A response may end the lines of its chunks and trailers with a bare LF, which most clients read: they get CR LF. A
-request may not: its server's reading counts there. What can't become a line any more ends the message at once, or its
-receiver would wait for the rest.
+A response may end its chunk lines and trailers with a bare LF, as most clients accept that; the client receives CR LF.
+A request may not, since its server decides how to read it. A line that can't become valid any more ends the message at
+once: otherwise the receiver would wait for the rest of it.
 """
 
 import re
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 MOST_TRAILERS: Final = 64 * 1024  # bytes of all of them
 AT_ONCE: Final = 500  # chunks that become one piece, before the connection may have to wait for its next turn
 
-# 64 bits; spaces behind it are what some servers fill it up with, and an extension is text (RFC 9112 section 7.1.1)
+# 64 bits; some servers pad the size with spaces, and an extension is text (RFC 9112 section 7.1.1)
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t -~\x80-\xff]*)?\r\n")
-_BARE_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*\n")  # not behind an extension: some read on to the next CR LF
-_SIZE_BEGINS = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t -~\x80-\xff]*)?\r?")
-_LOOKED_AT: Final = 64  # bytes of a line that isn't whole
+_BARE_SIZE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})[ \t]*\n"
+)  # not after an extension: some parsers read on to the next CR LF
+_SIZE_PREFIX = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*(?:;[\t -~\x80-\xff]*)?\r?")
+_MOST_CHECKED: Final = 64  # bytes of an incomplete line that are checked
 _END, _BARE = b"\r\n", b"\n"
 
 
@@ -40,7 +42,7 @@ class Buffer(bytearray):
         self.searched = 0
 
     def take(self, size: int) -> bytes:
-        """Remove at most `count` bytes from the beginning."""
+        """Remove at most `size` bytes from the beginning, and return them."""
         taken = bytes(self[:size])
         del self[:size]
         self.searched = 0
@@ -51,85 +53,85 @@ class Chunks:
     """Reader of a chunked body with the interface of h11's readers: called repeatedly, None means need more."""
 
     def __init__(self, *, lenient: bool = False) -> None:
-        """Begin. `lenient`: a bare LF ends a line as well."""
+        """Create a reader. `lenient`: a bare LF ends a line as well."""
         self.trailers: tuple[Field, ...] = ()
         self._lenient = lenient
-        self._held: h11.EndOfMessage | None = None  # that comes behind what was returned last
-        self._broken: h11.RemoteProtocolError | None = None  # ... where that can't be read
-        self._left = 0  # bytes of the chunk that are still to come
-        self._closing = False  # the end of its line is
-        self._trailing: list[Field] | None = None
-        self._trailed = 0  # bytes
+        self._end_of_message: h11.EndOfMessage | None = None  # to return after the data that was returned last
+        self._error: h11.RemoteProtocolError | None = None  # to raise after that data
+        self._chunk_bytes_left = 0  # of the current chunk
+        self._is_at_chunk_end = False  # the line end after the chunk's data is still to come
+        self._trailer_fields: list[Field] | None = None
+        self._trailer_bytes = 0  # bytes
 
     def __call__(self, buffer: Buffer) -> h11.Data | h11.EndOfMessage | None:
-        """Return what there is of the body, or the end. Raises h11.RemoteProtocolError, behind all that came before.
+        """Return the received part of the body, or its end. Raises h11.RemoteProtocolError after all data before it.
 
-        Many small chunks are one piece: each on its own would cost a hundred times what reading it does.
+        Joins small chunks: an event for each would cost a hundred times as much as parsing it.
         """
         pieces: list[bytes] = []
-        if self._broken is not None:
-            raise self._broken
+        if self._error is not None:
+            raise self._error
         try:
-            while isinstance(piece := self._held or self._next(buffer), bytes):
+            while isinstance(piece := self._end_of_message or self._next(buffer), bytes):
                 pieces.append(piece)
                 if len(pieces) == AT_ONCE:
                     return h11.Data(data=b"".join(pieces))
         except h11.RemoteProtocolError as error:
             if not pieces:
                 raise
-            self._broken, piece = error, None
+            self._error, piece = error, None
         if not pieces:
             return piece
-        self._held = piece
+        self._end_of_message = piece
         return h11.Data(data=b"".join(pieces))
 
     def _next(self, buffer: Buffer) -> bytes | h11.EndOfMessage | None:
-        if self._closing and not self._close(buffer):
+        if self._is_at_chunk_end and not self._read_chunk_end(buffer):
             return None
-        if self._trailing is None and not self._left and not self._open(buffer):
+        if self._trailer_fields is None and not self._chunk_bytes_left and not self._read_chunk_size(buffer):
             return None
-        if self._trailing is not None:
-            return self._trail(buffer, self._trailing)
+        if self._trailer_fields is not None:
+            return self._read_trailers(buffer, self._trailer_fields)
         if not buffer:
             return None
-        data = buffer.take(self._left)
-        self._left -= len(data)
-        self._closing = not self._left
+        data = buffer.take(self._chunk_bytes_left)
+        self._chunk_bytes_left -= len(data)
+        self._is_at_chunk_end = not self._chunk_bytes_left
         return data
 
     def read_eof(self) -> h11.EndOfMessage:
         """Raise if the connection ends before the last chunk (RFC 9112 section 8)."""
         raise h11.RemoteProtocolError("the connection ended before the last chunk")
 
-    def _open(self, buffer: Buffer) -> bool:
-        line = self._line(buffer)
+    def _read_chunk_size(self, buffer: Buffer) -> bool:
+        line = self._take_line(buffer)
         if line is None:
-            begun = bytes(buffer[:_LOOKED_AT])  # a copy of all would cost much each time
-            if begun and not _SIZE_BEGINS.fullmatch(begun):
+            beginning = bytes(buffer[:_MOST_CHECKED])  # not all: copying a long buffer each time is slow
+            if beginning and not _SIZE_PREFIX.fullmatch(beginning):
                 raise h11.RemoteProtocolError("a chunk doesn't begin with its size")
             return False
         size = _SIZE.fullmatch(line) or (_BARE_SIZE.fullmatch(line) if self._lenient else None)
         if size is None:
             raise h11.RemoteProtocolError("a chunk doesn't begin with its size")
-        self._left = int(size[1], 16)
-        if not self._left:
-            self._trailing = []
+        self._chunk_bytes_left = int(size[1], 16)
+        if not self._chunk_bytes_left:
+            self._trailer_fields = []
         return True
 
-    def _close(self, buffer: Buffer) -> bool:
+    def _read_chunk_end(self, buffer: Buffer) -> bool:
         end = bytes(buffer[: len(_END)])
         if self._lenient and end.startswith(_BARE):
             end = _BARE
         elif end != _END:
             if not _END.startswith(end):
-                raise h11.RemoteProtocolError("a chunk is not as long as it says")
+                raise h11.RemoteProtocolError("a chunk is longer than its size")
             return False
         buffer.take(len(end))
-        self._closing = False
+        self._is_at_chunk_end = False
         return True
 
-    def _line(self, buffer: Buffer) -> bytes | None:
-        """Take a line with its end off a buffer; None: incomplete. Raises h11.RemoteProtocolError."""
+    def _take_line(self, buffer: Buffer) -> bytes | None:
+        """Remove a line with its end from a buffer; None: incomplete. Raises h11.RemoteProtocolError."""
         end = buffer.find(_BARE)
         if end < 0:
             return None
@@ -137,17 +139,17 @@ class Chunks:
             raise h11.RemoteProtocolError("a line of the chunks doesn't end with CR LF")
         return buffer.take(end + 1)
 
-    def _trail(self, buffer: Buffer, fields: "list[Field]") -> h11.EndOfMessage | None:
-        while (line := self._line(buffer)) is not None:
+    def _read_trailers(self, buffer: Buffer, fields: "list[Field]") -> h11.EndOfMessage | None:
+        while (line := self._take_line(buffer)) is not None:
             if line in (_END, _BARE):
                 self.trailers = tuple(fields)
                 return h11.EndOfMessage()
-            self._trailed += len(line)
-            if self._trailed > MOST_TRAILERS or len(fields) >= MOST_FIELDS:
+            self._trailer_bytes += len(line)
+            if self._trailer_bytes > MOST_TRAILERS or len(fields) >= MOST_FIELDS:
                 raise h11.RemoteProtocolError("the trailers are too long")
             line = line.removesuffix(_BARE).removesuffix(b"\r")
             if self._lenient:
-                line = _mended(line, fields)
+                line = _repair_trailer(line, fields)
             try:
                 fields.append(field_of(line))
             except UnclearError as problem:
@@ -155,7 +157,7 @@ class Chunks:
         return None
 
 
-def _mended(line: bytes, fields: "list[Field]") -> bytes:
+def _repair_trailer(line: bytes, fields: "list[Field]") -> bytes:
     """Return a trailer line without a blank before its colon (RFC 9112 section 5.1), or joined with its folded line."""
     if line[:1] in {b" ", b"\t"} and fields:
         name, value = fields.pop()

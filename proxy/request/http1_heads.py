@@ -1,8 +1,8 @@
 """HTTP/1 heads: splits them off the received bytes, parses them strictly, and finds the length of the body.
 
-mitmproxy reads generously and writes what it understood. Here a request that is not written as RFC 9112 has it is
-refused before it is understood at all. A response is mended where the RFC has a proxy mend it: its client gets what was
-understood, in one reading. Pure, but for what is taken off a buffer.
+mitmproxy parses leniently and forwards its own reading. This module rejects every request that doesn't follow RFC 9112.
+It repairs a response where the RFC requires that of a proxy, so that its client can read it in one way only. Pure,
+except that it removes parsed bytes from a buffer.
 """
 
 import re
@@ -22,8 +22,8 @@ MOST_HEAD: Final = 128 * 1024  # bytes of a head, in either direction; Node and 
 
 NOT_HTTP: Final = "what its client says is not HTTP, and nothing else can be inspected"
 UNREAD: Final = "an admin can have it passed on unread: `tls: splice` for what is in TLS, else the port with `/tcp`"
-_BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # what no line has
-_LONGEST_LOOK: Final = 1024  # bytes of the first line
+_BINARY = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # bytes that no line may have
+_MOST_SNIFFED: Final = 1024  # bytes of the first line that are checked
 BLANK_LINE = re.compile(rb"\n\r?\n")
 _FIRST_BYTE = frozenset(b"!#$%&'*+-.^_`|~" + string.digits.encode() + string.ascii_letters.encode())  # of a token
 _REQUEST_LINE = re.compile(rb"([^ \r\n]+) ([^ \r\n]+) (HTTP/1\.[01])")
@@ -31,35 +31,37 @@ _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([0-9]{3})(?: ([^\x00-\x08\x0a-\x1f\
 _PROTOCOL: Final = b"HTTP/1."
 _LENGTH = re.compile(rb"0*[0-9]{1,18}")
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-_FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # few other names have to be looked at
+_FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # skips most other names quickly
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)(/.*|)", re.DOTALL)
 
 
 def _not_http(data: bytearray) -> UnclearError:
     """Return the error for bytes that are no HTTP/1 request line."""
-    http = b"http" in data[:_LONGEST_LOOK].partition(b"\n")[0].lower()
+    http = b"http" in data[:_MOST_SNIFFED].partition(b"\n")[0].lower()
     return UnclearError(NOT_HTTP, Reason.AMBIGUOUS_REQUEST if http else Reason.PROTOCOL_MISMATCH, advice=UNREAD)
 
 
 def split_head(buffer: "Buffer") -> bytes | None:
-    """Take a head off a buffer up to its blank line; None: incomplete. Raises UnclearError."""
-    empty = 0
-    while buffer.startswith((b"\r\n", b"\n"), empty):  # RFC 9112 section 2.2: before a request line they mean nothing
-        empty += 2 if buffer.startswith(b"\r\n", empty) else 1
-    if empty:
-        buffer.take(empty)
+    """Remove a head, up to its blank line, from a buffer; None: incomplete. Raises UnclearError."""
+    blank_bytes = 0
+    while buffer.startswith(
+        (b"\r\n", b"\n"), blank_bytes
+    ):  # RFC 9112 section 2.2: blank lines before a request are ignored
+        blank_bytes += 2 if buffer.startswith(b"\r\n", blank_bytes) else 1
+    if blank_bytes:
+        buffer.take(blank_bytes)
     if buffer and buffer[0] not in _FIRST_BYTE and buffer != b"\r":
-        raise _not_http(buffer)  # and may never have a blank line
+        raise _not_http(buffer)  # don't wait for a blank line, which may never come
     first = buffer.find(b"\n")
-    if _BINARY.search(buffer, 0, min(first if first >= 0 else len(buffer), _LONGEST_LOOK)):
-        raise _not_http(buffer)  # LDAP's begins with a digit
+    if _BINARY.search(buffer, 0, min(first if first >= 0 else len(buffer), _MOST_SNIFFED)):
+        raise _not_http(buffer)  # LDAP's first byte is a digit
     if first >= 0 and not buffer.startswith(b"HTTP/") and buffer.find(b" HTTP/", 0, first) < 0:
-        raise _not_http(buffer)  # its sender may be waiting for another greeting
+        raise _not_http(buffer)  # the client may be waiting for a server's greeting
     return _take_head(buffer, UnclearError)
 
 
 def _take_head(buffer: "Buffer", error: type[Exception]) -> bytes | None:
-    """Take the bytes up to a blank line; None: there is none yet. Raises `error` if they are too long."""
+    """Remove the bytes up to a blank line; None: there is none yet. Raises `error` if they are too long."""
     match = BLANK_LINE.search(buffer, buffer.searched)
     if (match.end() if match else len(buffer)) > MOST_HEAD:
         raise error("the head is longer than 128 KB")
@@ -89,7 +91,7 @@ def parse_head(raw: bytes) -> Head:
     scheme = authority = b""
     path = target
     if absolute := _ABSOLUTE.fullmatch(target):
-        # RFC 9112 section 3.2.4: OPTIONS of no path is about the server as a whole
+        # RFC 9112 section 3.2.4: OPTIONS without a path is for the whole server
         scheme, authority, path = absolute[1], absolute[2], absolute[3] or (b"*" if method == b"OPTIONS" else b"/")
         if not authority:
             raise UnclearError("the request target names no host")
@@ -97,10 +99,10 @@ def parse_head(raw: bytes) -> Head:
 
 
 def response_heads(buffer: "Buffer", most: int) -> tuple[list[ResponseHead], int]:
-    """Take heads off a buffer up to the final response's; returns them, and how many there were before that.
+    """Remove heads from a buffer, up to the final response's; returns them, and the number before the final one.
 
-    Informational ones and empty lines come before it, at `most` so many. The last is informational where the final one
-    isn't whole yet. Raises ValueError.
+    At most `most` informational responses and empty lines may come before it. If the final head is incomplete, only
+    informational heads are returned. Raises ValueError.
     """
     found: list[ResponseHead] = []
     before_final = 0
@@ -138,10 +140,10 @@ def check_status_line(buffer: "bytes | Buffer") -> None:
 
 
 def parse_response(raw: bytes) -> ResponseHead:
-    """Return a response's head, which ends with its blank line; raises ValueError.
+    """Parse a response's head, which ends with its blank line; raises ValueError.
 
-    Mends what RFC 9112 has a proxy mend: a blank before a colon (section 5.1), a folded line (section 5.2), and lengths
-    that agree (section 6.3), so that a client finds one reading of it.
+    Repairs what RFC 9112 requires of a proxy: a blank before a colon (section 5.1), a folded line (section 5.2), and
+    repeated equal lengths (section 6.3), so that a client can read it in one way only.
     """
     lines = [line.removesuffix(b"\r") for line in raw.split(b"\n")[:-2]]
     match = _STATUS_LINE.fullmatch(lines[0])
@@ -170,9 +172,9 @@ def parse_response(raw: bytes) -> ResponseHead:
 
 
 def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Field]":
-    """Return a response's fields with one way to find its end (RFC 9112 section 6.3); raises ValueError.
+    """Return a response's fields with one body length (RFC 9112 section 6.3); raises ValueError.
 
-    Its status counts before its fields, chunks before a length, and lengths that are equal are one. `identity` was no
+    Status takes precedence over fields, chunked over Content-Length; equal lengths become one. `identity` is not a
     coding (RFC 2616 section 3.6).
     """
     framing = {at: name.lower() for at, (name, _) in enumerate(fields) if len(name) in _FRAMING_SIZES}
@@ -194,15 +196,19 @@ def one_length(version: bytes, status: int, fields: "list[Field]") -> "list[Fiel
 
 
 def is_last(request: Head, response: ResponseHead) -> bool:
-    """Whether a connection ends with a response that is through (RFC 9112 section 9.3).
+    """Whether a connection ends after a complete response (RFC 9112 section 9.3).
 
-    Options are in any case (RFC 9110 section 7.6.1). A connection behind HTTP/2 has one request.
+    Connection options are case-insensitive (RFC 9110 section 7.6.1). A connection for an HTTP/2 client has one request.
     """
     if request.version == b"HTTP/2.0":
         return True
     for message in (request, response):
-        said = [value for name, value in message.fields if name.lower() == b"connection"]
-        options = [option.strip(b" \t") for option in b",".join(said).lower().split(b",")] if said else []
+        connection_values = [value for name, value in message.fields if name.lower() == b"connection"]
+        options = (
+            [option.strip(b" \t") for option in b",".join(connection_values).lower().split(b",")]
+            if connection_values
+            else []
+        )
         if b"close" in options or (message.version == b"HTTP/1.0" and b"keep-alive" not in options):
             return True
     for name, _ in response.fields:

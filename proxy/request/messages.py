@@ -37,11 +37,11 @@ class WebOrigin:
     target: "HostName | Address"
     port: int
     tls: bool
-    protocol: Protocol = field(init=False, compare=False)  # what rules call what is spoken here
-    authority: bytes = field(init=False, compare=False)  # how a forwarded request spells it
+    protocol: Protocol = field(init=False, compare=False)  # as rules name it
+    authority: bytes = field(init=False, compare=False)  # as a forwarded request spells it
 
     def __post_init__(self) -> None:
-        """Work out what each request on it needs."""
+        """Compute `protocol` and `authority` once for all requests of the connection."""
         object.__setattr__(self, "protocol", Protocol.TLS if self.tls else Protocol.HTTP)
         object.__setattr__(self, "authority", request_head.authority(self.target, self.port, tls=self.tls))
 
@@ -51,10 +51,10 @@ class WebOrigin:
 
 
 def settle(head: Head, asked: "RequestedResource", place: "WebOrigin", *, extensions: bool) -> Head:
-    """Return the head of a request that may pass as it is sent: what was decided on, and only that.
+    """Return the head of an allowed request as it is sent upstream: only what the decision covers.
 
-    It names one host and one length. Without `extensions` a WebSocket's messages come as they are: a server agrees to
-    nothing else then (RFC 6455 section 9.1).
+    It names one host and one length. `extensions`: keep offered WebSocket extensions; without them, a server can't
+    compress messages (RFC 6455 section 9.1).
     """
     authority = place.authority
     if asked.spelled != authority:
@@ -62,7 +62,7 @@ def settle(head: Head, asked: "RequestedResource", place: "WebOrigin", *, extens
     fields = head.fields
     if asked.respelled or asked.spelled != authority:
         fields = tuple((name, authority if name.lower() == b"host" else value) for name, value in fields)
-    if asked.recoded:  # its value is known to be `chunked`, in some case
+    if asked.recoded:  # the value is `chunked` in another case
         fields = tuple((name, b"chunked" if name.lower() == b"transfer-encoding" else value) for name, value in fields)
     if asked.upgrade and not asked.websocket:
         fields = without_upgrade(fields)
@@ -86,21 +86,21 @@ def closing(head: Head) -> Head:
 
 # --- responses ---
 
-_SPLITS: Final = re.compile(rb"[\0\r\n]")  # never in a value (RFC 9110 section 5.5), whatever HTTP/1 makes of it
+_SPLITS: Final = re.compile(rb"[\0\r\n]")  # never valid in a value (RFC 9110 section 5.5)
 _LAST_STATUS: Final = 999
 _LENGTH: Final = re.compile(rb"0|[1-9][0-9]*")
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
-_FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # few other names have to be looked at
+_FRAMING_SIZES: Final = frozenset(map(len, _FRAMING))  # skips most other names quickly
 _CODING_SEPARATOR: Final = re.compile(rb"[\t ]*,[\t ]*")
-# Transfer codings that are known (RFC 9112 section 7): of those that end with `chunked` the end is in them
+# Known transfer codings (RFC 9112 section 7). A body whose last coding is `chunked` marks its own end.
 _CODINGS: Final = frozenset({b"compress", b"deflate", b"gzip"})
 _ENDLESS: Final = _CODINGS | {b"identity"}
 _CHUNKED: Final = frozenset({b"chunked", *(coding + b",chunked" for coding in _CODINGS)})
-# Of a connection, not of the response (RFC 9110 section 7.6.1), or of a body: an informational response has none
+# Fields of the connection (RFC 9110 section 7.6.1), or of a body, which an informational response doesn't have
 _NOT_INFORMATIONAL: Final = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"te", b"content-length", b"transfer-encoding",
 })  # fmt: skip
-MOST_INFORMATIONAL: Final = 100  # responses (and empty lines, in HTTP/1) before a final one: each costs time
+MOST_INFORMATIONAL: Final = 100  # responses (and empty lines, in HTTP/1) before a final one
 
 
 class Unreadable(str):
@@ -119,7 +119,7 @@ def advice_on_unreadable(place: "WebOrigin") -> str:
 
 
 def announced(response: ResponseHead) -> ResponseHead:
-    """Return an informational response with the fields for its client only."""
+    """Return an informational response without hop-by-hop and body fields."""
     return response._replace(fields=tuple(f for f in response.fields if f[0].lower() not in _NOT_INFORMATIONAL))
 
 
@@ -171,10 +171,10 @@ def ends_with_connection(method: bytes, response: ResponseHead) -> bool:
 
 
 def checked_length(method: bytes, response: ResponseHead) -> int | None:
-    """Return the length of a response's body, where its head says so. Raises ValueError for what can't be passed on.
+    """Return the length of a response's body, if its head gives one. Raises ValueError if it can't be forwarded.
 
-    That is a response, informational or final, in which a client could find another one or another end. The errors
-    quote nothing of it: a secret that a server sends back is masked, but not as Python spells bytes.
+    A response, informational or final, can't be forwarded if a client could read two responses or another end from it.
+    Errors quote none of its bytes, since masking of secrets doesn't know Python's notation of bytes.
     """
     status, fields = response.status, response.fields
     if status == HTTPStatus.SWITCHING_PROTOCOLS:

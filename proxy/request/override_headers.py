@@ -1,8 +1,8 @@
 """Finds headers and parameters that override a request's method, path or host, and so hide it from rules.
 
-Pure. Frameworks and proxies read them under many names, so a class of names is known, and not a list: words that say
-where the true one is (`original`, `forwarded`, `rewrite`, `override` ...) together with what it is (`method`, `url`,
-`path`, `host` ...). `Access-Control-Request-Method` isn't in it.
+Pure. Frameworks and proxies read many such names, so patterns match them instead of a list: a word for origin
+(`original`, `forwarded`, `rewrite`, `override` ...) with a word for the part of the request (`method`, `url`, `path`,
+`host` ...). `Access-Control-Request-Method` is no match.
 """
 
 import re
@@ -17,39 +17,41 @@ ALIKE: Final = bytes(byte if byte >= 0x80 or chr(byte).isalnum() else ord("-") f
 
 
 def alike(name: bytes) -> bytes:
-    """Write `-` for every sign of a name in lower case: names that are the same then may be one to a server.
+    """Return a lower-case name with `-` for every sign. A server may treat names with equal results as one header.
 
-    CGI's environment has one for `X-Team` and `X_Team` (RFC 3875 section 4.1.18), and with servers that write `_` for
-    every sign (lighttpd) for `X.Team` and `X!Team`, too.
+    CGI has one variable for `X-Team` and `X_Team` (RFC 3875 section 4.1.18). Servers that write `_` for every sign
+    (lighttpd) also use it for `X.Team` and `X!Team`.
     """
     return name.translate(ALIKE)
 
 
 # Symfony, Rails, Express, Spring and ASP.NET (methods); IIS, Symfony and Zend (`X-Original-URL`, `X-Rewrite-URL`);
 # nginx, Traefik, Envoy (`X-Original-URI`, `X-Forwarded-Uri`, `X-Envoy-Original-Path`); Azure (`X-WAWS-Unencoded-URL`)
-_MOVED: Final = (
+_MOVED_WORD: Final = (
     rb"(?:forward(?:ed)?|matched|original|overrid(?:e|den)|overwrit(?:e|ten)|raw|replaced|rewrit(?:e|ten)|unencoded)-?"
 )
-_OTHER: Final = (
+_ORIGIN_WORD: Final = (
     rb"(?:actual|backend|base|decoded|dest(?:ination)?|effective|encoded|forward(?:ed)?|fwd|ingress|invoke"
     rb"|mapped|matched|modified|orig|original|overrid(?:e|den)|overwrit(?:e|ten)|raw|replaced|rerouted|rest"
     rb"|rewrit(?:e|ten)|target|true|tunnel(?:l?ed)?|unencoded|upstream|http|internal|proxy|real|request(?:ed)?)-?"
 )
-_IS: Final = (
+_TARGET_WORD: Final = (
     rb"(?:method|verb|ur[il]|path(?:-?(?:info|name))?|prefix|query(?:-?string)?|route|script-?name|target"
     rb"|destinationur[il])"
 )
-_NAMES: Final = re.compile(
+_OVERRIDE_NAMES: Final = re.compile(
     rb"(?:x-)?(?:%b)+%b(?:-override)?|(?:x-)?(?:[a-z]{1,16}-)?%b-?over(?:ride|write)|(?:x-)?ur[il]"
     rb"|x-(?:method|verb|path(?:-?(?:info|name))?|script-?name)"
-    rb"|x-[a-z]{1,16}-http-(?:method|verb)(?:-override)?|x-[a-z]{1,16}-%b%b" % (_OTHER, _IS, _IS, _MOVED, _IS)
+    rb"|x-[a-z]{1,16}-http-(?:method|verb)(?:-override)?|x-[a-z]{1,16}-%b%b"
+    % (_ORIGIN_WORD, _TARGET_WORD, _TARGET_WORD, _MOVED_WORD, _TARGET_WORD)
 )
 # Azure's front ends have `Disguised-Host`, `X-WAWS-Hostname` and `Was-Default-Hostname`, Envoy's original
 # destination clusters `X-Envoy-Original-Dst-Host`
-_HOST: Final = rb"(?:dst-?)?(?:authority|domain|host(?:-?name)?|server(?:-?name)?)"
-_HOSTS: Final = re.compile(
+_HOST_WORD: Final = rb"(?:dst-?)?(?:authority|domain|host(?:-?name)?|server(?:-?name)?)"
+_HOST_NAMES: Final = re.compile(
     rb"forwarded|(?:x-)?(?:%b)+%b(?:-override)?|x-[a-z]{1,16}-%b%b|x-(?:authority|host(?:-override)?|vhost)"
-    rb"|(?:x-)?(?:disguised|gateway|origin|virtual|waws|was-default)-?host(?:-?name)?" % (_OTHER, _HOST, _MOVED, _HOST)
+    rb"|(?:x-)?(?:disguised|gateway|origin|virtual|waws|was-default)-?host(?:-?name)?"
+    % (_ORIGIN_WORD, _HOST_WORD, _MOVED_WORD, _HOST_WORD)
 )
 _PORT: Final = re.compile(rb":[0-9]{1,5}")
 _FORWARDED: Final = re.compile(rb"(?:^|[;,])\s*host\s*=\s*\"?([^\";,]*)", re.IGNORECASE)  # RFC 7239 section 4
@@ -62,8 +64,8 @@ _METHOD_PARAMETERS: Final = re.compile(
 _MAY_NAME_METHOD: Final = re.compile(rb"method|verb|http.?headers", re.DOTALL)
 _BETWEEN_PARAMETERS: Final = re.compile(rb"[&;?]")
 _ESCAPES: Final = re.compile(rb"(?:%[0-9A-Fa-f]{2})+")
-MOST_PARAMETERS: Final = 1000  # that are looked at, as rules do
-LONGEST_NAME: Final = 64  # bytes of a header's name: none of the class is longer, and those are remembered
+MOST_PARAMETERS: Final = 1000  # that are checked, as in rules
+LONGEST_NAME: Final = 64  # bytes of a header's name: no pattern matches a longer one; bounds the caches below
 
 
 def is_override(name: bytes) -> bool:
@@ -114,9 +116,9 @@ def may_override(name: bytes) -> bool:
 
 @lru_cache(512)
 def _is_override(name: bytes) -> bool:
-    return _NAMES.fullmatch(alike(name)) is not None
+    return _OVERRIDE_NAMES.fullmatch(alike(name)) is not None
 
 
 @lru_cache(512)
 def _may_name_host(name: bytes) -> bool:
-    return _HOSTS.fullmatch(alike(name)) is not None
+    return _HOST_NAMES.fullmatch(alike(name)) is not None

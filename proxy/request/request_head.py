@@ -1,9 +1,8 @@
 """Checks a request's head and returns what it requests, or why that is unclear; runs before every decision.
 
-Pure. Two programs that read one request differently are how a request hides from a gate (RFC 9112 section 11.2), so
-whatever has two readings is refused here, before anything is decided on one of them. What passes has exactly one host,
-one length and one spelling. This module must never repair a request
-into a meaning that its sender might not have had.
+Pure. A request can bypass a gate if the gate and the server read it differently (RFC 9112 section 11.2). So this module
+rejects every request that has two readings, before any rule is evaluated. An accepted request has exactly one host, one
+length and one spelling. This module must never repair a request into a meaning that its sender might not have had.
 """
 
 import re
@@ -29,35 +28,37 @@ TLS_PORT: Final = 443
 HTTP_PORT: Final = 80
 MOST_TARGET: Final = 16 * 1024  # bytes of a path with its query; servers take 8 to 16 KB (RFC 9110 section 4.1: 8000)
 MOST_FIELDS: Final = 500  # of a head, and of trailers; Envoy and Apache take 100, a browser has 180 cookies for a site
-MOST_ESCAPES: Final = 8000  # percent signs of a head: each is read several times, and a path has room for 5,000
+MOST_ESCAPES: Final = (
+    8000  # percent signs of a head: each is decoded several times; the longest path has room for 5,000
+)
 
 TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
-_HIGH: Final = bytes(range(0x80, 0x100))
+_NON_ASCII: Final = bytes(range(0x80, 0x100))
 _TARGET = re.compile(rb"/[!-~\x80-\xff]*")  # bytes above ASCII are no URI (RFC 3986), and clients send them (curl)
 _BAD_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110 section 5.5; CR and LF also mean an obs-fold
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")  # some read a leading zero as octal
 _AUTHORITY = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.\-]+)(?::([0-9]{1,5}))?")
 _CHUNKED = b"chunked"
-_FRAMING_SIZES: Final = frozenset({len(b"content-length"), len(b"transfer-encoding")})  # few other names have them
-_LONGEST_OFFER: Final = 64
+_FRAMING_SIZES: Final = frozenset({len(b"content-length"), len(b"transfer-encoding")})  # skips most other names quickly
+_LONGEST_UPGRADE: Final = 64
 _ABOVE_ASCII = re.compile(rb"[\x80-\xff]")
 
 _GRPC = b"application/grpc"
 _GRPC_WEB = re.compile(rb"application/grpc-web(?:-text)?(?:\+[a-z0-9.\-]{1,20})?")
 
-_MUST_ARRIVE = frozenset(
+_END_TO_END_FIELDS = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"content-type", b"authorization", b"cookie"}
 )
-_LOOKED_AT = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"})
-# Offers that a client can do without: it goes on in HTTP/1.1 (RFC 9113 appendix B.1, RFC 2817)
-_OPTIONAL = re.compile(rb"h2c?(?:-[0-9]+)?|http/[0-9.]+|tls/[0-9.]+|websocket(?:/[0-9]+)?", re.IGNORECASE)
+_CHECKED_FIELDS = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"})
+# Upgrades that are optional: the client continues in HTTP/1.1 without them (RFC 9113 appendix B.1, RFC 2817)
+_OPTIONAL_UPGRADE = re.compile(rb"h2c?(?:-[0-9]+)?|http/[0-9.]+|tls/[0-9.]+|websocket(?:/[0-9]+)?", re.IGNORECASE)
 _METHODS = frozenset(method.encode() for method in METHODS)
 
 
 class UnclearError(Exception):
-    """A request is denied for how it is written; `reason` goes to the event, the text to the task.
+    """A request is denied because it is malformed or ambiguous; `reason` goes to the event, the text to the task.
 
-    `advice`: what to do next, where the table of reasons has nothing better.
+    `advice`: what to do next, if the table of reasons has nothing more specific.
     """
 
     def __init__(self, text: str, reason: Reason = Reason.AMBIGUOUS_REQUEST, *, advice: str = "") -> None:
@@ -88,7 +89,7 @@ def size_of(fields: "Iterable[Field]") -> int:
     return sum([len(name) + len(value) + 4 for name, value in fields])
 
 
-NOTHING: Final = Head(b"HTTP/1.1", b"", b"", b"", b"", ())  # what can be made out of what is no head
+NOTHING: Final = Head(b"HTTP/1.1", b"", b"", b"", b"", ())  # stands for a head that can't be parsed
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +98,14 @@ class RequestedResource:
 
     host: "HostName | Address"
     port: int
-    spelled: bytes  # how the host was written; `forwarded()` says how it leaves
-    respelled: bool  # and was written in Host in another way
-    recoded: bool  # has a Transfer-Encoding whose `chunked` is written in another case
+    spelled: bytes  # the host as received; `forwarded()` returns it as sent
+    respelled: bool  # Host spells it differently
+    recoded: bool  # Transfer-Encoding is `chunked` in another case
     method: str
     path: str  # as it will be forwarded, with bytes above ASCII percent-encoded
     upgrade: bool  # offers another protocol (RFC 9110 section 7.8)
-    websocket: bool  # and this is the one
-    foreign: str  # the protocol that it offers where it offers none that it could do without
+    websocket: bool  # ... and it is WebSocket
+    foreign: str  # the protocol that its Upgrade requires; empty: none, or an optional one
     overrides: bool  # names another method, path or host in a header, or a method in a parameter
 
 
@@ -118,7 +119,7 @@ def read(head: Head, *, tls: bool) -> RequestedResource:
     if head.method not in _METHODS and head.method.upper() in _METHODS:
         raise UnclearError(
             "the method is not written as a method: they are in upper case"
-        )  # some servers take it for one
+        )  # some servers accept it in lower case
     if why := too_costly(head):
         raise UnclearError(why, Reason.LIMIT_EXCEEDED)
     if not _TARGET.fullmatch(head.path) and (head.path, head.method) != (b"*", b"OPTIONS"):  # RFC 9112 section 3.2.4
@@ -147,14 +148,14 @@ def read(head: Head, *, tls: bool) -> RequestedResource:
         path=_ABOVE_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], head.path).decode("ascii"),
         upgrade=bool(upgrades),
         websocket=b"websocket" in b",".join(upgrades).lower(),
-        foreign=_foreign(upgrades, found.get(b"connection", [])) if upgrades else "",
+        foreign=_required_upgrade(upgrades, found.get(b"connection", [])) if upgrades else "",
         overrides=(b"?" in head.path and names_method(head.path)) or _overrides(head.fields, spelled),
     )
 
 
 def too_costly(head: Head) -> str:
-    """Return why a head takes too much work at once; empty: it doesn't."""
-    above = len(head.path) - len(head.path.translate(None, _HIGH))  # a byte that is forwarded as three
+    """Return why a head is too expensive to check; empty: it isn't."""
+    above = len(head.path) - len(head.path.translate(None, _NON_ASCII))  # each such byte is forwarded as three
     if len(head.path) + 2 * above > MOST_TARGET:
         return f"the request target is longer than {MOST_TARGET >> 10} KB"
     if head.path.count(b"%") + sum([value.count(b"%") for _, value in head.fields]) > MOST_ESCAPES:
@@ -207,21 +208,23 @@ def authority(host: "HostName | Address", port: int, *, tls: bool) -> bytes:
 
 
 def forwarded(spelled: bytes, host: "HostName | Address", port: int, *, tls: bool) -> bytes:
-    """Return how a host that was written as `spelled` is forwarded: as it was, in the spellings that nobody misreads.
+    """Return the authority to forward for a host received as `spelled`: unchanged if its spelling is unambiguous.
 
-    Those are its name in any case, with or without the dot at its end and the port. A signature may be about them.
+    Unambiguous is the name in any case, with or without final dot and port. A signature may cover that spelling.
     """
     name = authority(host, TLS_PORT if tls else HTTP_PORT, tls=tls).decode("ascii")
     default = port == (TLS_PORT if tls else HTTP_PORT)
     lower = spelled.decode("latin-1").lower()
     names = (name,) if isinstance(host, IPv4Address | IPv6Address) else (name, name + ".")
-    plain = [one for one in names if lower == f"{one}:{port}" or (default and lower == one)]
-    return spelled if plain else authority(host, port, tls=tls)
+    unambiguous = [
+        candidate for candidate in names if lower == f"{candidate}:{port}" or (default and lower == candidate)
+    ]
+    return spelled if unambiguous else authority(host, port, tls=tls)
 
 
 def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
     """Return the fields without an offered upgrade (RFC 9110 section 7.8)."""
-    kept = []
+    remaining = []
     for name, value in fields:
         lower = name.lower()
         if lower in {b"upgrade", b"http2-settings"}:
@@ -232,19 +235,19 @@ def without_upgrade(fields: "Iterable[Field]") -> tuple[Field, ...]:
             rest = b", ".join(o for o in options if o.lower() not in {b"upgrade", b"http2-settings", b""})
             if not rest:
                 continue
-        kept.append((name, rest))
-    return tuple(kept)
+        remaining.append((name, rest))
+    return tuple(remaining)
 
 
 def may_trail(name: bytes) -> bool:
     """Whether a field may be a trailer: not one for framing, routing or decisions (RFC 9110 section 6.5.1)."""
     return TOKEN.fullmatch(name) is not None and (
-        alike(name.lower()) not in _MUST_ARRIVE | _LOOKED_AT and not is_override(name.lower())
+        alike(name.lower()) not in _END_TO_END_FIELDS | _CHECKED_FIELDS and not is_override(name.lower())
     )
 
 
 def named(head: Head) -> bytes:
-    """Return the host that a head names, unchecked, for events."""
+    """Return the host of a head, unchecked, for events."""
     if head.authority:
         return head.authority
     return next((value for name, value in head.fields if name.lower() == b"host"), b"")
@@ -275,9 +278,10 @@ def user_agent(head: Head) -> str:
 
 
 def grpc_kind(head: Head) -> bytes:
-    """Return the type of a call's answer, whose client understands no page; empty: it is no call.
+    """Return the Content-Type for the response to a gRPC call, whose client can't read a page; empty: no gRPC call.
 
-    gRPC over HTTP/2 ("Requests") has one; gRPC-Web ("HTTP wire protocols"), in any version, has that of the call.
+    gRPC requires HTTP/2 ("Requests"); gRPC-Web works in any version and repeats the call's type ("HTTP wire
+    protocols").
     """
     kind = next((value.lower() for name, value in head.fields if name.lower() == b"content-type"), b"")
     kind = kind.partition(b";")[0].rstrip(b" \t")
@@ -307,31 +311,33 @@ def _collect(fields: tuple[Field, ...]) -> dict[bytes, list[bytes]]:
         if _BAD_IN_VALUE.search(value):
             raise UnclearError("a header's value has a control character or a line break in it")
         lower = name.lower()
-        if lower in _LOOKED_AT:
+        if lower in _CHECKED_FIELDS:
             found.setdefault(lower, []).append(value)
-        elif alike(lower) in _LOOKED_AT or (is_override(lower) and alike(lower) != lower):
+        elif alike(lower) in _CHECKED_FIELDS or (is_override(lower) and alike(lower) != lower):
             # CGI-like servers can't tell `Content_Length` from `Content-Length`
             raise UnclearError("a header that frames or routes is spelled with another sign than `-`")
     return found
 
 
-def _foreign(upgrades: list[bytes], connection: list[bytes]) -> str:
+def _required_upgrade(upgrades: list[bytes], connection: list[bytes]) -> str:
     """Return the protocol that a request requires by Upgrade, as kubectl's `SPDY/3.1`; empty: none."""
     offered = [offer.strip() for value in upgrades for offer in value.split(b",") if offer.strip()]
-    asks = any(option.strip().lower() == b"upgrade" for value in connection for option in value.split(b","))
-    if not offered or not asks or any(_OPTIONAL.fullmatch(offer) for offer in offered):
+    requires_upgrade = any(option.strip().lower() == b"upgrade" for value in connection for option in value.split(b","))
+    if not offered or not requires_upgrade or any(_OPTIONAL_UPGRADE.fullmatch(offer) for offer in offered):
         return ""
-    return offered[0][:_LONGEST_OFFER].decode("latin-1")
+    return offered[0][:_LONGEST_UPGRADE].decode("latin-1")
 
 
 def _overrides(fields: tuple[Field, ...], spelled: bytes) -> bool:
     """Whether a header names another method, path or host than the request line does."""
-    suspects = [(name, value) for name, value in fields if len(name) <= LONGEST_NAME and may_override(name.lower())]
-    if not suspects:
+    override_fields = [
+        (name, value) for name, value in fields if len(name) <= LONGEST_NAME and may_override(name.lower())
+    ]
+    if not override_fields:
         return False
     match = _AUTHORITY.fullmatch(spelled)
     host = match[1].lower() if match else b""
-    return any(is_override(name.lower()) or names_host(name.lower(), value, host) for name, value in suspects)
+    return any(is_override(name.lower()) or names_host(name.lower(), value, host) for name, value in override_fields)
 
 
 def _one_authority(target: bytes, hosts: list[bytes], *, http1: bool) -> bytes:
@@ -349,7 +355,7 @@ def _check_connection(values: list[bytes]) -> None:
     """Raise if Connection removes a header that the decision depends on (RFC 9110 section 7.6.1)."""
     for value in values:
         options = [option.strip().lower() for option in value.split(b",", MOST_FIELDS)]
-        if len(options) > MOST_FIELDS or [o for o in options if o in _MUST_ARRIVE or is_override(o)]:
+        if len(options) > MOST_FIELDS or [o for o in options if o in _END_TO_END_FIELDS or is_override(o)]:
             raise UnclearError("`Connection` names a header that must arrive, or more than there may be")
 
 

@@ -18,8 +18,8 @@ FIN, RESERVED, MASKED = 0x80, 0x70, 0x80
 MOST_CONTROL: Final = 125  # bytes of a control frame (section 5.5)
 CLOSE: Final = 8  # opcode
 _OPCODE, _SIZE = 0x0F, 0x7F
-_OPCODES: Final = frozenset({0, 1, 2, 8, 9, 10})  # what there is without extensions (section 5.2)
-_LONG: Final = {126: 2, 127: 8}  # bytes of a length that has no room in the first two
+_OPCODES: Final = frozenset({0, 1, 2, 8, 9, 10})  # those defined without extensions (section 5.2)
+_LENGTH_BYTES: Final = {126: 2, 127: 8}  # bytes of an extended length
 MASK: Final = 4  # bytes
 
 
@@ -30,17 +30,17 @@ class NotFramesError(Exception):
 class Frames:
     """Follows the frames that a server sends."""
 
-    __slots__ = ("_head", "_left", "closing")
+    __slots__ = ("_head", "_payload_left", "closing")
 
     def __init__(self) -> None:
         self.closing = False  # a Close frame has begun (section 5.5.1)
-        self._head = b""  # of the frame that begins
-        self._left = 0  # bytes of payload that are still to come
+        self._head = b""  # of the next frame, as far as received
+        self._payload_left = 0  # bytes of payload to come
 
     @property
     def between(self) -> bool:
         """Whether the bytes so far are whole frames, so that another frame may be inserted."""
-        return not self._head and not self._left
+        return not self._head and not self._payload_left
 
     def follow(self, data: bytes) -> None:
         """Parse the next bytes."""
@@ -51,27 +51,27 @@ class Frames:
         """Parse the next bytes; yields where each frame's payload begins and ends in them."""
         at = 0
         while at < len(data):
-            if self._left:
-                step = min(self._left, len(data) - at)
-                self._left -= step
+            if self._payload_left:
+                step = min(self._payload_left, len(data) - at)
+                self._payload_left -= step
                 yield at, at + step
             else:
                 step = _head_size(self._head) - len(self._head)
                 self._head += data[at : at + step]
-                self._look(self._head)
+                self._check_head(self._head)
                 if len(self._head) >= 2 and len(self._head) == _head_size(self._head):
                     head, self._head = self._head, b""
-                    self._begin(head)
+                    self._begin_frame(head)
             at += step
 
-    def _look(self, head: bytes) -> None:
+    def _check_head(self, head: bytes) -> None:
         """Parse a frame's head, as far as it has arrived."""
 
-    def _begin(self, head: bytes) -> None:
+    def _begin_frame(self, head: bytes) -> None:
         """Start a frame whose head is complete."""
         self.closing = self.closing or head[0] & _OPCODE == CLOSE
         size = head[1] & _SIZE
-        self._left = int.from_bytes(head[2 : 2 + _LONG[size]]) if size in _LONG else size
+        self._payload_left = int.from_bytes(head[2 : 2 + _LENGTH_BYTES[size]]) if size in _LENGTH_BYTES else size
 
 
 class ClientFrames(Frames):
@@ -80,25 +80,25 @@ class ClientFrames(Frames):
     __slots__ = ("_extended",)
 
     def __init__(self, *, extended: bool) -> None:
-        """Begin. `extended`: both sides have agreed to extensions, whose bits and opcodes are theirs (section 9)."""
+        """Create a parser. `extended`: an agreed extension may define bits and opcodes (section 9)."""
         super().__init__()
         self._extended = extended
 
-    def _look(self, head: bytes) -> None:
+    def _check_head(self, head: bytes) -> None:
         """Raise NotFramesError for a frame that a client may not send."""
         if not self._extended and (head[0] & RESERVED or head[0] & _OPCODE not in _OPCODES):
-            raise NotFramesError("what its client sends has no opcode that there is")
+            raise NotFramesError("the client sends a frame with an unknown opcode")
         if len(head) > 1 and not head[1] & MASKED:
-            raise NotFramesError("what its client sends isn't masked")
+            raise NotFramesError("the client sends a frame that isn't masked")
         if len(head) > 1 and head[0] & CONTROL and head[1] & _SIZE > MOST_CONTROL:
-            raise NotFramesError("its client sends a control frame that is too long")
+            raise NotFramesError("the client sends a control frame that is too long")
 
 
 def _head_size(head: bytes) -> int:
     """Return the length of a frame's head, from its first two bytes."""
     if len(head) < 2:
         return 2
-    return 2 + _LONG.get(head[1] & _SIZE, 0) + (MASK if head[1] & MASKED else 0)
+    return 2 + _LENGTH_BYTES.get(head[1] & _SIZE, 0) + (MASK if head[1] & MASKED else 0)
 
 
 SWITCHING: Final = 101
@@ -122,14 +122,14 @@ def is_handshake(head: "Head", *, body: bool) -> bool:
 
 def agrees(head: "Head", answer: "ResponseHead") -> bool:
     """Whether a response accepts the handshake in `head` (RFC 6455 section 4.2.2)."""
-    wanted = _accept(values(head, b"sec-websocket-key"))
+    expected_accept = _accept(values(head, b"sec-websocket-key"))
     return (
         answer.status == SWITCHING
         and bool(values(head, b"upgrade"))
-        and wanted is not None
+        and expected_accept is not None
         and [value.lower() for value in values(answer, b"upgrade")] == ["websocket"]
         and "upgrade" in _options(values(answer, b"connection"))
-        and values(answer, b"sec-websocket-accept") == (wanted,)
+        and values(answer, b"sec-websocket-accept") == (expected_accept,)
         and (not is_extended(answer) or is_extended(head))
     )
 

@@ -1,7 +1,7 @@
 """AWS Signature Version 4: checks what a request signs, and signs it anew. Pure.
 
 Source: "Create a signed AWS API request" (AWS IAM user guide), "Authenticating Requests" (Amazon S3 API reference).
-Clients spell a path and a query in several ways before they sign (S3 encodes a path once, others twice): `spellings`.
+Clients spell a path and a query in different ways before they sign (S3 encodes a path once, others twice): `spellings`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ALGORITHM: Final = b"AWS4-HMAC-SHA256"
 END: Final = b"aws4_request"
-_KEPT: Final = "-_.~"  # RFC 3986 section 2.3; the rest is percent-encoded in upper case
+_UNRESERVED: Final = "-_.~"  # RFC 3986 section 2.3; the rest is percent-encoded in upper case
 _OUTSIDE: Final = re.compile(rb"[^A-Za-z0-9\-_.~/%]")
 
 
@@ -31,7 +31,7 @@ class Scope(NamedTuple):
 
     @property
     def text(self) -> bytes:
-        """As it is signed, and named in a request."""
+        """The scope as a signature and a request spell it."""
         return b"/".join((*self, END))
 
 
@@ -52,25 +52,30 @@ def signature(key: bytes, scope: Scope, date: bytes, canonical: bytes) -> bytes:
 def canonical_request(
     method: bytes, path: bytes, query: bytes, headers: "Sequence[tuple[bytes, Sequence[bytes]]]", payload: bytes
 ) -> bytes:
-    """Put together what is signed. `path` and `query`: spelled already; `headers`: in lower case and in order."""
+    """Build the canonical request. `path` and `query` are encoded already; `headers` are in lower case and sorted."""
     lines = [name + b":" + b",".join(b" ".join(value.split()) for value in values) for name, values in headers]
     return b"\n".join((method, path, query, *lines, b"", b";".join(name for name, _ in headers), payload))
 
 
 def spellings(path: bytes, query: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Return how a path and a query are spelled by those who sign them, the commonest first; always as many."""
+    """Return the encodings of path and query that clients sign, the commonest first; their number is fixed."""
     once = _OUTSIDE.sub(lambda byte: b"%%%02X" % byte[0][0], path)
-    paths = (once, _again(once), _again(_plain(once)), _encode(unquote_to_bytes(path), "/"))
-    queries = (_sorted(query), _sorted(query.replace(b"+", b"%20")))
+    paths = (
+        once,
+        _encode_percent(once),
+        _encode_percent(_remove_dot_segments(once)),
+        _encode(unquote_to_bytes(path), "/"),
+    )
+    queries = (_canonical_query(query), _canonical_query(query.replace(b"+", b"%20")))
     return tuple((one, other) for other in queries for one in paths)
 
 
-def _again(path: bytes) -> bytes:
+def _encode_percent(path: bytes) -> bytes:
     return path.replace(b"%", b"%25")
 
 
-def _plain(path: bytes) -> bytes:
-    """Take dots and empty segments out (RFC 3986 section 5.2.4), as every service but S3 has it."""
+def _remove_dot_segments(path: bytes) -> bytes:
+    """Remove dot segments and empty segments (RFC 3986 section 5.2.4), as all services but S3 do."""
     kept: list[bytes] = []
     for segment in path.split(b"/"):
         if segment == b"..":
@@ -81,14 +86,14 @@ def _plain(path: bytes) -> bytes:
     return b"/" + b"/".join(kept) + ends
 
 
-def _sorted(query: bytes) -> bytes:
+def _canonical_query(query: bytes) -> bytes:
     pairs = [part.partition(b"=") for part in query.split(b"&") if part]
     texts = sorted((_encode(unquote_to_bytes(name)), _encode(unquote_to_bytes(value))) for name, _, value in pairs)
     return b"&".join(name + b"=" + value for name, value in texts)
 
 
 def _encode(text: bytes, kept: str = "") -> bytes:
-    return quote_from_bytes(text, safe=_KEPT + kept).encode()
+    return quote_from_bytes(text, safe=_UNRESERVED + kept).encode()
 
 
 _CREDENTIAL: Final = rb"([A-Za-z0-9_]+)/([0-9]{8})/([a-z0-9-]{1,64})/([a-z0-9-]{1,64})/aws4_request"
@@ -102,17 +107,17 @@ _SIGNATURE: Final = re.compile(rb"[0-9a-f]{64}")
 _DATE: Final = re.compile(rb"[0-9]{8}T[0-9]{6}Z")
 _HASH: Final = re.compile(rb"[0-9a-f]{64}")
 _UNSIGNED: Final = b"UNSIGNED-PAYLOAD"
-_AS_SAID: Final = frozenset({_UNSIGNED, b"STREAMING-UNSIGNED-PAYLOAD-TRAILER"})
-# Where no body is signed in a URL
-_UNHASHED: Final = frozenset({b"s3", b"s3-object-lambda", b"s3-outposts", b"s3express"})
-# What ends at the gate, or is the gate's to say (RFC 9110 section 7.6.1)
-_NOT_PASSED_ON: Final = frozenset({
+_UNSIGNED_PAYLOADS: Final = frozenset({_UNSIGNED, b"STREAMING-UNSIGNED-PAYLOAD-TRAILER"})
+# Services whose presigned URLs don't sign the body
+_SERVICES_WITHOUT_BODY_HASH: Final = frozenset({b"s3", b"s3-object-lambda", b"s3-outposts", b"s3express"})
+# Fields that end at the gate, or that the gate sets (RFC 9110 section 7.6.1)
+_HOP_BY_HOP: Final = frozenset({
     b"authorization", b"connection", b"expect", b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te",
     b"trailer", b"transfer-encoding", b"upgrade",
 })  # fmt: skip
-_CONTENT, _MOMENT, _TOKEN = b"x-amz-content-sha256", b"x-amz-date", b"x-amz-security-token"
+_HASH_HEADER, _DATE_HEADER, _TOKEN_HEADER = b"x-amz-content-sha256", b"x-amz-date", b"x-amz-security-token"
 _PARAMETERS: Final = frozenset({
-    b"x-amz-algorithm", b"x-amz-credential", b"x-amz-date", b"x-amz-signedheaders", b"x-amz-signature", _TOKEN,
+    b"x-amz-algorithm", b"x-amz-credential", b"x-amz-date", b"x-amz-signedheaders", b"x-amz-signature", _TOKEN_HEADER,
 })  # fmt: skip
 IN_QUERY: Final = -1
 
@@ -123,20 +128,20 @@ class SignatureClaim(NamedTuple):
     keys: "AwsKeys"
     scope: Scope
     date: bytes
-    names: tuple[bytes, ...]  # of the fields that are signed
+    names: tuple[bytes, ...]  # of the signed fields
     signature: bytes
-    field: int  # the number of `Authorization`, or IN_QUERY
-    token: bool  # with the placeholder of a session token, in its place
-    payload: bytes | None  # what it says of its body; None: nothing, so the body's hash is signed
-    flaw: str = ""  # why it can't be signed anew, whoever signed it
+    field: int  # index of `Authorization`, or IN_QUERY
+    token: bool  # has the placeholder of the session token in its place
+    payload: bytes | None  # body hash or keyword that the request names; None: none, so compute the hash
+    flaw: str = ""  # why the gate can't sign it anew
 
     @property
-    def said(self) -> bytes:
-        """What of it a task chose, for whoever looks for placeholders."""
+    def task_text(self) -> bytes:
+        """The parts that the task chose, to search for placeholders."""
         return b" ".join((*self.scope, *self.names))
 
 
-def find_claim(path: bytes, fields: "tuple[Field, ...]", here: "tuple[AwsKeys, ...]") -> SignatureClaim | None:
+def find_claim(path: bytes, fields: "tuple[Field, ...]", keys_for_host: "tuple[AwsKeys, ...]") -> SignatureClaim | None:
     """Find the signature that names a placeholder; None: there is none, or it is ambiguous."""
     values: dict[bytes, list[tuple[int, bytes]]] = {}
     for number, (name, value) in enumerate(fields):
@@ -145,8 +150,17 @@ def find_claim(path: bytes, fields: "tuple[Field, ...]", here: "tuple[AwsKeys, .
     match = _AUTHORIZATION.fullmatch(authorization[0][1]) if len(authorization) == 1 else None
     if match is not None:
         ident, *scope, names, signed = match.groups()
-        return _claim((ident, *scope), names, signed, _one(values, _MOMENT), authorization[0][0], values, {}, here)
-    query = _query(path)
+        return _make_claim(
+            (ident, *scope),
+            names,
+            signed,
+            _only_value(values, _DATE_HEADER),
+            authorization[0][0],
+            values,
+            {},
+            keys_for_host,
+        )
+    query = _signature_parameters(path)
     if query is None or authorization:
         return None
     credential = _IN_QUERY.fullmatch(query.get(b"x-amz-credential", b""))
@@ -154,10 +168,12 @@ def find_claim(path: bytes, fields: "tuple[Field, ...]", here: "tuple[AwsKeys, .
     plain = query.get(b"x-amz-algorithm") == ALGORITHM and _SIGNED.fullmatch(names) and _SIGNATURE.fullmatch(signed)
     if credential is None or not plain:
         return None
-    return _claim(credential.groups(), names, signed, query.get(_MOMENT), IN_QUERY, values, query, here)
+    return _make_claim(
+        credential.groups(), names, signed, query.get(_DATE_HEADER), IN_QUERY, values, query, keys_for_host
+    )
 
 
-def _claim(  # noqa: PLR0917 - what the two places of a signature have in common
+def _make_claim(  # noqa: PLR0917 - shared by header and query signatures
     credential: tuple[bytes, ...],
     names: bytes,
     signed: bytes,
@@ -165,23 +181,25 @@ def _claim(  # noqa: PLR0917 - what the two places of a signature have in common
     field: int,
     values: "Mapping[bytes, list[tuple[int, bytes]]]",
     query: "Mapping[bytes, bytes]",
-    here: "tuple[AwsKeys, ...]",
+    keys_for_host: "tuple[AwsKeys, ...]",
 ) -> SignatureClaim | None:
-    keys = next((each for each in here if each.ident.placeholder == credential[0]), None)
+    keys = next((each for each in keys_for_host if each.ident.placeholder == credential[0]), None)
     if keys is None or date is None or not _DATE.fullmatch(date) or not date.startswith(credential[1]):
         return None
     scope, listed = Scope(*credential[1:]), tuple(names.split(b";"))
-    said = query.get(_TOKEN) if field == IN_QUERY else _one(values, _TOKEN)
-    token = keys.token is not None and said == keys.token.placeholder
-    payload = _one(values, _CONTENT)
-    if payload is None and field == IN_QUERY and scope.service in _UNHASHED:
+    sent_token = query.get(_TOKEN_HEADER) if field == IN_QUERY else _only_value(values, _TOKEN_HEADER)
+    token = keys.token is not None and sent_token == keys.token.placeholder
+    payload = _only_value(values, _HASH_HEADER)
+    if payload is None and field == IN_QUERY and scope.service in _SERVICES_WITHOUT_BODY_HASH:
         payload = _UNSIGNED
-    flaw = _flaw(listed, values, payload)
+    flaw = _find_flaw(listed, values, payload)
     return SignatureClaim(keys, scope, date, listed, signed, field, token, payload, flaw)
 
 
-def _flaw(names: tuple[bytes, ...], values: "Mapping[bytes, list[tuple[int, bytes]]]", payload: bytes | None) -> str:
-    if payload is not None and payload not in _AS_SAID and not _HASH.fullmatch(payload):
+def _find_flaw(
+    names: tuple[bytes, ...], values: "Mapping[bytes, list[tuple[int, bytes]]]", payload: bytes | None
+) -> str:
+    if payload is not None and payload not in _UNSIGNED_PAYLOADS and not _HASH.fullmatch(payload):
         return (
             "its body is signed piece by piece, which the gate doesn't do anew: have the client send the body's hash, "
             "or `UNSIGNED-PAYLOAD`"
@@ -189,20 +207,20 @@ def _flaw(names: tuple[bytes, ...], values: "Mapping[bytes, list[tuple[int, byte
     if names != tuple(sorted(set(names))) or b"host" not in names:
         return "its signed fields are not in order, or `host` is not among them"
     for name in names:
-        if name in _NOT_PASSED_ON:
+        if name in _HOP_BY_HOP:
             return f"it signs `{name.decode()}`, which ends at the gate"
         if name != b"host" and name not in values:
             return f"it signs `{name.decode()[:64]}`, which it doesn't have"
     return ""
 
 
-def _one(values: "Mapping[bytes, list[tuple[int, bytes]]]", name: bytes) -> bytes | None:
+def _only_value(values: "Mapping[bytes, list[tuple[int, bytes]]]", name: bytes) -> bytes | None:
     found = values.get(name, [])
     return found[0][1] if len(found) == 1 else None
 
 
-def _query(path: bytes) -> "dict[bytes, bytes] | None":
-    """Return what a query says of a signature, by names in lower case; None: nothing, or not in one way."""
+def _signature_parameters(path: bytes) -> "dict[bytes, bytes] | None":
+    """Return the signature parameters of a query, by lower-case name; None: none, or ambiguous."""
     found: dict[bytes, bytes] = {}
     for part in path.partition(b"?")[2].split(b"&"):
         name, _, value = part.partition(b"=")
@@ -215,7 +233,7 @@ def _query(path: bytes) -> "dict[bytes, bytes] | None":
 
 
 def strip_claim(claim: SignatureClaim, path: bytes, fields: "tuple[Field, ...]") -> "tuple[bytes, tuple[Field, ...]]":
-    """Return a path and fields without what belongs to a claim: the rest of what a request carries."""
+    """Return path and fields without the parts of a claim, to read other credentials from them."""
     kept = tuple(
         (name, b"" if number == claim.field or (claim.token and _is_token(name, claim)) else value)
         for number, (name, value) in enumerate(fields)
@@ -223,36 +241,36 @@ def strip_claim(claim: SignatureClaim, path: bytes, fields: "tuple[Field, ...]")
     if claim.field != IN_QUERY:
         return path, kept
     before, _, query = path.partition(b"?")
-    gone = _PARAMETERS if claim.token else _PARAMETERS - {_TOKEN}
-    parts = [part for part in query.split(b"&") if part.partition(b"=")[0].lower() not in gone]
+    dropped = _PARAMETERS if claim.token else _PARAMETERS - {_TOKEN_HEADER}
+    parts = [part for part in query.split(b"&") if part.partition(b"=")[0].lower() not in dropped]
     return before + (b"?" + b"&".join(parts) if parts else b""), kept
 
 
 def _is_token(name: bytes, claim: SignatureClaim) -> bool:
-    return claim.field != IN_QUERY and name.lower() == _TOKEN
+    return claim.field != IN_QUERY and name.lower() == _TOKEN_HEADER
 
 
 class UnsignedRequest(NamedTuple):
-    """A request as it is to be signed."""
+    """Request to sign."""
 
     method: bytes
-    authority: bytes  # as it is forwarded: a client that signed another spelling signed another request
+    authority: bytes  # as forwarded; a signature over another spelling doesn't match
     path: bytes
     fields: "tuple[Field, ...]"
-    payload: bytes  # what is signed of its body: the hash of it, or a word
+    payload: bytes  # the body's hash, or a keyword such as `UNSIGNED-PAYLOAD`
 
 
 def verify(claim: SignatureClaim, request: UnsignedRequest) -> int | None:
-    """Return how a request is spelled in its signature, by number; None: the placeholder's secret didn't make it."""
+    """Return the index of the spelling that was signed; None: the signature wasn't made with the placeholder's key."""
     key = signing_key(claim.keys.key.placeholder, claim.scope)
-    for number, (path, query) in enumerate(_spelled(claim, request)):
+    for number, (path, query) in enumerate(_request_spellings(claim, request)):
         if hmac.compare_digest(_signature(claim, request, key, path, query), claim.signature):
             return number
     return None
 
 
 def sign(claim: SignatureClaim, request: UnsignedRequest, spelling: int) -> "tuple[bytes, tuple[Field, ...], bytes]":
-    """Return the path, the fields and the signature of a request that is signed anew, for the wire and nobody else."""
+    """Sign with the real keys; returns path, fields and signature. Only for the upstream connection."""
     keys, presigned = claim.keys, claim.field == IN_QUERY
     credential = keys.ident.value + b"/" + claim.scope.text
     path, fields = request.path, request.fields
@@ -260,15 +278,15 @@ def sign(claim: SignatureClaim, request: UnsignedRequest, spelling: int) -> "tup
         token = keys.token.value
         fields = tuple((name, token if _is_token(name, claim) else value) for name, value in fields)
     if presigned:
-        told = {b"x-amz-credential": credential}
+        replacements = {b"x-amz-credential": credential}
         if claim.token and keys.token is not None:
-            told[_TOKEN] = keys.token.value
-        path = _told(path, told)
+            replacements[_TOKEN_HEADER] = keys.token.value
+        path = _replace_parameters(path, replacements)
     request = request._replace(path=path, fields=fields)
     key = signing_key(keys.key.value, claim.scope)
-    signed = _signature(claim, request, key, *_spelled(claim, request)[spelling])
+    signed = _signature(claim, request, key, *_request_spellings(claim, request)[spelling])
     if presigned:
-        return _told(path, {b"x-amz-signature": signed}), fields, signed
+        return _replace_parameters(path, {b"x-amz-signature": signed}), fields, signed
     authorization = b"%b Credential=%b, SignedHeaders=%b, Signature=%b" % (
         ALGORITHM, credential, b";".join(claim.names), signed,
     )  # fmt: skip
@@ -276,7 +294,7 @@ def sign(claim: SignatureClaim, request: UnsignedRequest, spelling: int) -> "tup
     return path, fields, signed
 
 
-def _spelled(claim: SignatureClaim, request: UnsignedRequest) -> "tuple[tuple[bytes, bytes], ...]":
+def _request_spellings(claim: SignatureClaim, request: UnsignedRequest) -> "tuple[tuple[bytes, bytes], ...]":
     path, _, query = request.path.partition(b"?")
     if claim.field == IN_QUERY:
         query = b"&".join(p for p in query.split(b"&") if p.partition(b"=")[0].lower() != b"x-amz-signature")
@@ -293,7 +311,7 @@ def _signature(claim: SignatureClaim, request: UnsignedRequest, key: bytes, path
     return signature(key, claim.scope, claim.date, canonical)
 
 
-def _told(path: bytes, values: "Mapping[bytes, bytes]") -> bytes:
+def _replace_parameters(path: bytes, values: "Mapping[bytes, bytes]") -> bytes:
     before, _, query = path.partition(b"?")
     parts = []
     for part in query.split(b"&"):

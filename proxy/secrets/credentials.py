@@ -1,7 +1,7 @@
 """Finds placeholders and other credentials in the head of a request. Pure.
 
-A placeholder is in its place if it is there whole, plainly and once: any other spelling is misuse, never repaired.
-`swapped` puts in what was read here and nothing else: a task's text around a value is one word and a user at most.
+A placeholder is in its place if it is the whole credential, unencoded and once. Anything else is misuse and is never
+repaired. `insert_values` inserts only what `read` found: the task can add at most a scheme and a user name.
 """
 
 import base64
@@ -22,79 +22,79 @@ if TYPE_CHECKING:
 _BASIC: Final = re.compile(rb"basic +([A-Za-z0-9+/]+={0,2}) *", re.IGNORECASE)
 _SCHEME: Final = re.compile(rb"[A-Za-z][A-Za-z0-9-]{0,31} +")
 _AUTHORIZATION: Final = b"authorization"
-# Names of fields and parameters that hold credentials, by the words in them: docs/reference/rules.md has whose they are
+# Fields and parameters that hold credentials, by the words in their names: docs/reference/rules.md lists the services
 _WORDS: Final = rb"auth|authorization|bearer|credentials?|jwt|passw(?:or)?d|secret|session|signature|token"
-_OF: Final = (
+_KEY_OWNER: Final = (
     rb"(?:access|api|app|auth|aws|client|id|job|oauth|private|refresh|secret|service|session|subscription|user)?"
 )
 _KEY_LIKE: Final = re.compile(
-    rb"(?:^|[-_])(?:%b|%b(?:key|keyid|token|secret)|cookie)(?:$|[-_])" % (_WORDS, _OF), re.IGNORECASE
+    rb"(?:^|[-_])(?:%b|%b(?:key|keyid|token|secret)|cookie)(?:$|[-_])" % (_WORDS, _KEY_OWNER), re.IGNORECASE
 )
 _PARAMETERS: Final = re.compile(
     rb"(?:^|[-_.])(?:%b|%b(?:key|keyid|token|secret)|accesskeyid|appid|code|hmac|pwd|sessionid|sid|sig)(?:$|[-_.\[])"
-    % (_WORDS, _OF.replace(b"aws", b"aws|awsaccess"))
+    % (_WORDS, _KEY_OWNER.replace(b"aws", b"aws|awsaccess"))
 )
-# What is called so and is none: what marks a request, a page or a form, and gets nobody in
-_NONE: Final = re.compile(
+# Names with such words that hold no credential: they mark a request, a page or a form
+_NO_CREDENTIAL: Final = re.compile(
     rb"(?:sec-websocket|(?:x-)?(?:idempotency|cache))-key|(?:x-)?(?:csrf|xsrf)-?token|x-stainless-auth"
     rb"|(?:x-ms-|x-)?(?:(?:continuation|cursor|next|page|prev|previous|skip|start|sync)[-_]?)+token"
 )
-_CONVERSATIONS: Final = frozenset({b"session-id", b"session_id", b"x-claude-code-session-id"})  # fields of agents' own
-_OFFERED: Final = b"sec-websocket-protocol"  # browsers' way to send a key with a WebSocket's handshake
-_KEY_OFFERED: Final = re.compile(rb"key|auth|bearer|token|jwt|secret|passw", re.IGNORECASE)
+_SESSION_FIELDS: Final = frozenset({b"session-id", b"session_id", b"x-claude-code-session-id"})  # of coding agents
+_PROTOCOL_FIELD: Final = b"sec-websocket-protocol"  # browsers send keys in it, with a WebSocket handshake
+_KEY_IN_PROTOCOL: Final = re.compile(rb"key|auth|bearer|token|jwt|secret|passw", re.IGNORECASE)
 
 
 IN_QUERY, IN_FORM = -1, -2
 LONGEST_FORM: Final = 64 * 1024  # bytes; no secret is put into a longer one
-_SHORT: Final = re.compile(rb"[0-9]{1,9}")
-_BETWEEN: Final = re.compile(rb"[;?]")  # what else than `&` parameters are between, to some servers
+_FORM_LENGTH: Final = re.compile(rb"[0-9]{1,9}")
+_OTHER_SEPARATORS: Final = re.compile(rb"[;?]")  # separate parameters for some servers
 
 
 class SecretUse(NamedTuple):
-    """Placeholder in its place: a field (by number), the query or a form. `text`: the same with the value."""
+    """Placeholder in its place: a field (by index), the query or a form. `text`: that text with the real value."""
 
-    held: "SecretValue"
+    secret_value: "SecretValue"
     slot: Slot
     field: int
     text: bytes
 
 
 class HeadCredentials(NamedTuple):
-    """What `read` found: uses, what is left of the head when they are taken out, and whether other credentials are."""
+    """Credentials of a head: placeholders in use, the remaining text, and whether there are other credentials."""
 
     uses: tuple[SecretUse, ...]
-    rest: tuple[tuple[str, bytes], ...]  # what it is called, and the text
-    others: bool
-    cookies: tuple[bytes, ...] = ()  # the fields of them, which may be others too
+    remaining_texts: tuple[tuple[str, bytes], ...]  # name of the place, and its text
+    has_others: bool
+    cookies: tuple[bytes, ...] = ()  # values of Cookie, which may be credentials too
 
 
-def read(path: bytes, fields: "tuple[Field, ...]", here: "tuple[SecretValue, ...]") -> HeadCredentials:
-    """Read a head; `here` are those secrets that belong to where it goes."""
+def read(path: bytes, fields: "tuple[Field, ...]", secret_values: "tuple[SecretValue, ...]") -> HeadCredentials:
+    """Find the credentials in a head. `secret_values`: those that may be sent to the request's destination."""
     uses: list[SecretUse] = []
-    rest: list[tuple[str, bytes]] = []
-    others = False
+    remaining_texts: list[tuple[str, bytes]] = []
+    has_others = False
     cookies: list[bytes] = []
     names = [name.lower() for name, _ in fields]
     times = Counter(names)
     for number, (name, value) in enumerate(fields):
         lower = names[number]
         shown = f"the header `{name.decode('latin-1')[:64]}`"
-        found = _in_field(lower, value, number, here) if times[lower] == 1 else None
+        found = _in_field(lower, value, number, secret_values) if times[lower] == 1 else None
         if found is None:
-            rest.append((shown, value))
+            remaining_texts.append((shown, value))
             if lower == b"cookie":
                 cookies.append(value)
-            elif (holds_key(lower) and value.strip()) or (lower == _OFFERED and _KEY_OFFERED.search(value)):
-                others = True
+            elif (holds_key(lower) and value.strip()) or (lower == _PROTOCOL_FIELD and _KEY_IN_PROTOCOL.search(value)):
+                has_others = True
         else:
-            use, left = found
+            use, remainder = found
             uses.append(use)
-            rest.append((shown, left))
-        rest.append(("the name of a header", name))
-    in_query, left, more = _in_parameters(path, here)
+            remaining_texts.append((shown, remainder))
+        remaining_texts.append(("the name of a header", name))
+    in_query, remainder, in_query_others = _in_parameters(path, secret_values)
     uses += in_query
-    rest.append(("the URL", left))
-    return HeadCredentials(tuple(uses), tuple(rest), others or more, tuple(cookies))
+    remaining_texts.append(("the URL", remainder))
+    return HeadCredentials(tuple(uses), tuple(remaining_texts), has_others or in_query_others, tuple(cookies))
 
 
 def insert_values(
@@ -108,119 +108,130 @@ def insert_values(
 
 
 def is_form(fields: "tuple[Field, ...]") -> bool:
-    """Whether what follows is a form that can be read: OAuth's clients send secrets so (RFC 6749 section 2.3.1)."""
+    """Whether the body is a form that can be read; OAuth clients send secrets in one (RFC 6749 section 2.3.1)."""
     values = {name.lower(): value for name, value in fields}
     kind = values.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/x-www-form-urlencoded" or b"content-encoding" in values:
         return False
-    length = values.get(b"content-length", b"0")  # of one that is too long nothing has to be held to know that
-    return _SHORT.fullmatch(length) is not None and int(length) <= LONGEST_FORM
+    length = values.get(b"content-length", b"0")  # decided before any of a long body is buffered
+    return _FORM_LENGTH.fullmatch(length) is not None and int(length) <= LONGEST_FORM
 
 
-def in_form(content: bytes, here: "tuple[SecretValue, ...]") -> tuple[list[SecretUse], bytes]:
-    """Find it as a field's value in a form; returns too what is left. Other credentials in it aren't looked for."""
-    uses, left, _ = _in_parameters(b"?" + content, here, SlotKind.FORM)
-    return uses, left
+def in_form(content: bytes, secret_values: "tuple[SecretValue, ...]") -> tuple[list[SecretUse], bytes]:
+    """Find placeholders as values in a form; returns the remaining text too. Ignores other credentials."""
+    uses, remainder, _ = _in_parameters(b"?" + content, secret_values, SlotKind.FORM)
+    return uses, remainder
 
 
 def _in_field(
-    name: bytes, value: bytes, number: int, here: "tuple[SecretValue, ...]"
+    name: bytes, value: bytes, number: int, secret_values: "tuple[SecretValue, ...]"
 ) -> tuple[SecretUse, bytes] | None:
-    for held in here:
-        for slot in held.secret.slots:
+    for secret_value in secret_values:
+        for slot in secret_value.secret.slots:
             found: tuple[bytes, bytes] | None = None
             if slot.kind is SlotKind.HEADER and slot.name.encode() == name:
-                found = _after_a_word(value, held)
+                found = _after_scheme(value, secret_value)
             elif slot.kind is SlotKind.BASIC and name == _AUTHORIZATION:
-                found = _in_basic(value, held)
+                found = _in_basic(value, secret_value)
             if found is not None:
-                return SecretUse(held, slot, number, found[0]), found[1]
+                return SecretUse(secret_value, slot, number, found[0]), found[1]
     return None
 
 
-def _after_a_word(value: bytes, held: "SecretValue") -> tuple[bytes, bytes] | None:
+def _after_scheme(value: bytes, secret_value: "SecretValue") -> tuple[bytes, bytes] | None:
     """Find the placeholder by itself or after one word, as in `Bearer`."""
-    if not value.endswith(held.placeholder):
+    if not value.endswith(secret_value.placeholder):
         return None
-    before = value[: -len(held.placeholder)]
+    before = value[: -len(secret_value.placeholder)]
     if before and not _SCHEME.fullmatch(before):
         return None
-    return before + held.value, before
+    return before + secret_value.value, before
 
 
-def _in_basic(value: bytes, held: "SecretValue") -> tuple[bytes, bytes] | None:
-    """Find it as the password of basic authentication (RFC 7617), or as the user of one that has none."""
+def _in_basic(value: bytes, secret_value: "SecretValue") -> tuple[bytes, bytes] | None:
+    """Find it as the password of basic authentication (RFC 7617), or as the user if there is no password."""
     match = _BASIC.fullmatch(value)
     if match is None:
         return None
     try:
-        said = base64.b64decode(match[1], validate=True)
+        decoded = base64.b64decode(match[1], validate=True)
     except (binascii.Error, ValueError):
         return None
-    user, colon, password = said.partition(b":")
-    if not colon or any(byte < 0x20 or byte == 0x7F for byte in said):
+    user, colon, password = decoded.partition(b":")
+    if not colon or any(byte < 0x20 or byte == 0x7F for byte in decoded):
         return None
-    if password == held.placeholder:
-        real, left = user + b":" + held.value, user
-    elif user == held.placeholder and password in (b"", b"x-oauth-basic") and b":" not in held.value:
-        real, left = held.value + b":" + password, password
+    if password == secret_value.placeholder:
+        filled, remainder = user + b":" + secret_value.value, user
+    elif user == secret_value.placeholder and password in (b"", b"x-oauth-basic") and b":" not in secret_value.value:
+        filled, remainder = secret_value.value + b":" + password, password
     else:
         return None
-    return b"Basic " + base64.b64encode(real), left
+    return b"Basic " + base64.b64encode(filled), remainder
 
 
 def _in_parameters(
-    path: bytes, here: "tuple[SecretValue, ...]", kind: SlotKind = SlotKind.QUERY
+    path: bytes, secret_values: "tuple[SecretValue, ...]", kind: SlotKind = SlotKind.QUERY
 ) -> tuple[list[SecretUse], bytes, bool]:
-    """Find it as a parameter's value; returns too what is left, and whether other parameters hold credentials."""
+    """Find it as a parameter's value; returns the remaining text too, and whether other parameters hold credentials."""
     before, question, query = path.partition(b"?")
     if not question:
         return [], path, False
     parts = query.split(b"&")
-    names = [_name(part) for part in parts]
-    others = False
+    names = [_parameter_name(part) for part in parts]
+    has_others = False
     times = Counter(names)
-    left, real, use = list(parts), list(parts), None
+    remainder, filled, use = list(parts), list(parts), None
     for number, part in enumerate(parts):
         name, _, value = part.partition(b"=")
         slot = Slot(kind, name.decode("latin-1"))
-        held = next((one for one in here if slot in one.secret.slots and one.placeholder == value), None)
-        if held is not None and use is None and times[name.lower()] == 1 and b";" not in query:
-            left[number] = name
-            real[number] = name + b"=" + quote_from_bytes(held.value, safe="").encode()
-            use = SecretUse(held, slot, IN_QUERY if kind is SlotKind.QUERY else IN_FORM, b"")
+        secret_value = next(
+            (
+                candidate
+                for candidate in secret_values
+                if slot in candidate.secret.slots and candidate.placeholder == value
+            ),
+            None,
+        )
+        if secret_value is not None and use is None and times[name.lower()] == 1 and b";" not in query:
+            remainder[number] = name
+            filled[number] = name + b"=" + quote_from_bytes(secret_value.value, safe="").encode()
+            use = SecretUse(secret_value, slot, IN_QUERY if kind is SlotKind.QUERY else IN_FORM, b"")
         elif value and (is_key_parameter(names[number]) or _hides_key(part)):
-            others = True
+            has_others = True
     if use is None:
-        return [], path, others
-    return [use._replace(text=before + b"?" + b"&".join(real))], before + b"?" + b"&".join(left), others
+        return [], path, has_others
+    return [use._replace(text=before + b"?" + b"&".join(filled))], before + b"?" + b"&".join(remainder), has_others
 
 
 def _hides_key(part: bytes) -> bool:
-    """Whether one of the parameters that some servers make of a part is a credential: `a=1;key=theirs`."""
+    """Whether a server that splits at `;` or `?` would find a credential in a parameter: `a=1;key=theirs`."""
     if b";" not in part and b"?" not in part:
         return False
-    pieces = _BETWEEN.split(part)
-    return any(piece.partition(b"=")[2] and is_key_parameter(_name(piece)) for piece in pieces)
+    pieces = _OTHER_SEPARATORS.split(part)
+    return any(piece.partition(b"=")[2] and is_key_parameter(_parameter_name(piece)) for piece in pieces)
 
 
-def _name(part: bytes) -> bytes:
+def _parameter_name(part: bytes) -> bytes:
     return unquote_to_bytes(unquote_to_bytes(part.partition(b"=")[0])).lower()
 
 
 def is_key_parameter(name: bytes) -> bool:
-    """Whether a parameter with this name, in lower case, is one that credentials stand in."""
-    return _PARAMETERS.search(name) is not None and _NONE.fullmatch(name) is None
+    """Whether a parameter with this lower-case name holds a credential."""
+    return _PARAMETERS.search(name) is not None and _NO_CREDENTIAL.fullmatch(name) is None
 
 
 def holds_key(name: bytes) -> bool:
-    """Whether a field with this name, in lower case, is one that credentials stand in."""
-    return _of_a_short_name(name) if len(name) <= _SHORT_NAME else _is_called_so(name)
+    """Whether a field with this lower-case name holds a credential."""
+    return _cached_is_key_field(name) if len(name) <= _LONGEST_CACHED_NAME else _is_key_field(name)
 
 
-def _is_called_so(name: bytes) -> bool:
-    return _KEY_LIKE.search(alike(name)) is not None and _NONE.fullmatch(name) is None and name not in _CONVERSATIONS
+def _is_key_field(name: bytes) -> bool:
+    return (
+        _KEY_LIKE.search(alike(name)) is not None
+        and _NO_CREDENTIAL.fullmatch(name) is None
+        and name not in _SESSION_FIELDS
+    )
 
 
-_SHORT_NAME: Final = 64  # bytes: what is remembered has a bound, and a task writes the names
-_of_a_short_name = lru_cache(512)(_is_called_so)
+_LONGEST_CACHED_NAME: Final = 64  # bytes; bounds the cache, since the task chooses the names
+_cached_is_key_field = lru_cache(512)(_is_key_field)

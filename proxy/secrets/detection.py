@@ -2,9 +2,9 @@
 
 `proxy/dlp` decodes the data, calls this search, and matches the patterns of other credentials. The secrets are the
 values of `secrets` and the upstream proxy's password; a task has none of them. A value is cut into at most eight pieces
-of six characters and more. Two thirds of them, or all but one if that is more, make a leak, also over several requests;
-one number a secret is remembered. Missed are values that are encrypted, compressed, reversed, in another alphabet, or
-in shorter pieces, and pieces of values that have fewer than three.
+of at least six characters. Two thirds of the pieces (with few pieces: all but one) are a leak, also over several
+requests. The search misses values that are encrypted, compressed, reversed, in another alphabet, or in shorter pieces,
+and pieces of a value that has fewer than three.
 """
 
 import re
@@ -24,8 +24,8 @@ SHORTEST_PIECE: Final = 6  # characters: 62 to the sixth is more than the bytes 
 MOST_PIECES: Final = 8
 FEWEST_PIECES: Final = 3
 FORGOTTEN_AFTER: Final = 1000  # requests without a piece
-_SHORT: Final = 256  # bytes of a text that is quicker gone through once for all forms than once for each
-_ROUNDS: Final = 2  # of percent signs
+_SHORT: Final = 256  # bytes; below, one regular expression for all forms is faster than a search for each
+_ROUNDS: Final = 2  # of percent-decoding
 _BREAKS: Final = b"\r\n\t "
 WHOLE: Final = 1
 _SHORTEST_PASSWORD: Final = 8  # bytes: a shorter one would be found everywhere
@@ -42,17 +42,27 @@ class SecretToFind(NamedTuple):
 
     def __repr__(self) -> str:
         """Show no value."""
-        return f"Known({self.name}, ...)"
+        return f"SecretToFind({self.name}, ...)"
 
 
-class _Value:
-    """One secret: what it is looked for by, and which pieces of it have left lately.
+class _SecretForms:
+    """One secret: the encoded forms to search for, and the pieces of it that were sent lately.
 
-    Each form is beside the bit of what it is a form of: `WHOLE`, or a piece's. `folded` are looked for in lower case,
-    `exact` as they are.
+    Each form comes with a bit: `WHOLE`, or that of its piece. `folded` forms match lower-case text, `exact` forms the
+    text as it is.
     """
 
-    __slots__ = ("exact", "folded", "last", "left", "longest", "name", "needed", "whole_exact", "whole_folded")
+    __slots__ = (
+        "exact",
+        "folded",
+        "last_request",
+        "left_pieces",
+        "longest",
+        "name",
+        "needed",
+        "whole_exact",
+        "whole_folded",
+    )
 
     def __init__(self, known: SecretToFind) -> None:
         self.name = known.name
@@ -64,20 +74,20 @@ class _Value:
             folded, exact = _forms(piece, 1 << number)
             self.folded, self.exact = self.folded + folded, self.exact + exact
         self.longest = max(len(form) for form, _ in (*self.whole_folded, *self.whole_exact))
-        self.left = 0  # pieces, a bit each
-        self.last = 0  # the request that had one last
+        self.left_pieces = 0  # pieces that were sent, a bit each
+        self.last_request = 0  # number of the last request that had a piece
 
-    def bits_in(self, ways: "list[tuple[bytes, bytes]]", *, pieces: bool) -> int:
-        """Return what of the value is in a text, which is given in several ways, each also in lower case."""
+    def bits_in(self, readings: "list[tuple[bytes, bytes]]", *, pieces: bool) -> int:
+        """Return the bits of the forms in a text, given in several readings, each also in lower case."""
         bits = 0
         folded_forms = self.folded if pieces else self.whole_folded
         exact_forms = self.exact if pieces else self.whole_exact
-        for way, folded in ways:
+        for reading, folded in readings:
             for form, bit in folded_forms:
                 if form in folded:
                     bits |= bit
             for form, bit in exact_forms:
-                if form in way:
+                if form in reading:
                     bits |= bit
         return bits
 
@@ -92,16 +102,16 @@ def _forms(text: bytes, bit: int) -> "tuple[_Forms, _Forms]":
 class OwnSecrets:
     """Secret values that one task must not send. For one thread."""
 
-    __slots__ = ("_glance", "_requests", "_values", "longest")
+    __slots__ = ("_has_no_match", "_requests", "_values", "longest")
 
     def __init__(self, known: "Iterable[SecretToFind]") -> None:
-        """Look for these: one at least."""
-        self._values = tuple(map(_Value, known))
+        """Search for these values; at least one."""
+        self._values = tuple(map(_SecretForms, known))
         self.longest = max(value.longest for value in self._values)  # bytes of the longest form of any
         self._requests = 0
         exact = re.compile(b"|".join({re.escape(form) for value in self._values for form, _ in value.exact}))
         folded = re.compile(b"|".join({re.escape(form) for value in self._values for form, _ in value.folded}))
-        self._glance = lambda text: exact.search(text) is None and folded.search(text.lower()) is None
+        self._has_no_match = lambda text: exact.search(text) is None and folded.search(text.lower()) is None
 
     def __repr__(self) -> str:
         """Show nothing."""
@@ -112,17 +122,17 @@ class OwnSecrets:
         raise TypeError("secrets are not to be pickled")
 
     def watch(self) -> "SecretSearch":
-        """Look one request through."""
+        """Start the search of one request."""
         self._requests += 1
-        return SecretSearch(self._values, self._requests, self._glance)
+        return SecretSearch(self._values, self._requests, self._has_no_match)
 
 
-def make_secret_search(broker: "SecretInjector | None", password: bytes) -> OwnSecrets | None:
+def make_secret_search(injector: "SecretInjector | None", password: bytes) -> OwnSecrets | None:
     """Return the search for a task's secret values; None: it has none.
 
     `password`: for the upstream proxy; empty: there is none.
     """
-    known = [] if broker is None else list(broker.known)
+    known = [] if injector is None else list(injector.values_to_find)
     if len(password) >= _SHORTEST_PASSWORD:
         known.append(SecretToFind("the password for the upstream proxy", password))
     return OwnSecrets(known) if known else None
@@ -131,31 +141,31 @@ def make_secret_search(broker: "SecretInjector | None", password: bytes) -> OwnS
 class SecretSearch:
     """Search of one request: its head, then its body piece by piece."""
 
-    __slots__ = ("_found", "_glance", "_number", "_values")
+    __slots__ = ("_found", "_has_no_match", "_number", "_values")
 
-    def __init__(self, values: tuple[_Value, ...], number: int, glance: "Callable[[bytes], bool]") -> None:
-        """`glance` says of a short text whether nothing is in it, all forms at once."""
-        self._glance = glance
+    def __init__(self, values: tuple[_SecretForms, ...], number: int, glance: "Callable[[bytes], bool]") -> None:
+        """`glance` returns whether a short text has none of the forms."""
+        self._has_no_match = glance
         self._values = values
         self._number = number
-        self._found: dict[_Value, int] = {}  # the pieces in what was looked at, that may not have left
+        self._found: dict[_SecretForms, int] = {}  # bits found in text that isn't sent yet
 
     def search(self, text: bytes, *, pieces: bool = True, lines: bool = True) -> "Sliced[None]":
-        """Look at the next text, a value in a slice. What is in it `found` says, and `has_left` has to follow that.
+        """Search the next text, one secret a slice. The caller must then call `found`, and `has_left` once it is sent.
 
-        `pieces`: they are looked for as well, and behind `%`. `lines`: the text may be broken up, as encoders do with
-        long ones. Two texts in a row have to overlap, or what is cut between them is missed.
+        `pieces`: search for pieces too, and percent-decode. `lines`: also join lines, which encoders break. Consecutive
+        texts must overlap, or a value across their border is missed.
         """
-        if len(text) <= _SHORT and not lines and b"%" not in text and self._glance(text):
+        if len(text) <= _SHORT and not lines and b"%" not in text and self._has_no_match(text):
             return
-        ways = [(way, way.lower()) for way in (_ways(text, lines=lines) if pieces else (text,))]
+        readings = [(reading, reading.lower()) for reading in (_readings(text, lines=lines) if pieces else (text,))]
         for value in self._values:
-            if bits := value.bits_in(ways, pieces=pieces):
+            if bits := value.bits_in(readings, pieces=pieces):
                 self._found[value] = self._found.get(value, 0) | bits
             yield
 
     def found(self) -> "list[str]":
-        """Return what was found since `has_left`, in words, with what has left by now of other requests too."""
+        """Describe the leaks found since `has_left`, counting pieces that other requests have sent."""
         names = []
         for value, bits in self._found.items():
             if bits & WHOLE:
@@ -166,25 +176,25 @@ class SecretSearch:
 
     @property
     def saw_some(self) -> bool:
-        """Whether there was a piece of a value in what was looked at last."""
+        """Whether the text searched last has a piece of a value."""
         return bool(self._found)
 
     def has_left(self) -> None:
-        """Remember that what was looked at has left, or is about to."""
+        """Record that the searched text is sent."""
         for value, bits in self._found.items():
             if not bits & WHOLE:
-                value.left |= bits
-                value.last = self._number
+                value.left_pieces |= bits
+                value.last_request = self._number
         self._found.clear()
 
-    def _has_most(self, value: _Value, bits: int) -> bool:
-        if self._number - value.last > FORGOTTEN_AFTER:
-            value.left = 0
-        return (bits | value.left).bit_count() >= value.needed
+    def _has_most(self, value: _SecretForms, bits: int) -> bool:
+        if self._number - value.last_request > FORGOTTEN_AFTER:
+            value.left_pieces = 0
+        return (bits | value.left_pieces).bit_count() >= value.needed
 
 
-def _ways(text: bytes, *, lines: bool) -> "Iterator[bytes]":
-    """Yield a text as it is, without percent signs, and without the breaks that encoders put in."""
+def _readings(text: bytes, *, lines: bool) -> "Iterator[bytes]":
+    """Yield a text as it is, percent-decoded, and without the line breaks of encoders."""
     yield text
     for _ in range(_ROUNDS):
         if b"%" not in text:

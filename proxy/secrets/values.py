@@ -1,9 +1,9 @@
 """Values of a task's secrets beside their placeholders: single values, AWS keys and client certificates.
 
-A placeholder looks like the real thing, because clients check what they are given (`sk-...`, `ghp_...`). It shows
-nothing of the value but a beginning that anybody may know, and then its length. Of AWS keys the task has a placeholder
-of each part. Of a client certificate it has nothing: the gate proves it in its own handshake, for every request that
-the rules allow to the secret's hosts.
+A placeholder has the form of the real value, because clients check it (`sk-...`, `ghp_...`). It reveals only the
+value's public prefix, and with a prefix its length. Of AWS keys, the task has a placeholder for each part. Of a client
+certificate, it has nothing: the gate uses it in its own handshake, for every request that the rules allow to the
+secret's hosts.
 """
 
 import re
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from rules.secrets import Secret
 
 SHORTEST, LONGEST = 8, 4096  # bytes of a value: a shorter one would be found everywhere
-_RANDOM: Final = 32  # characters, of 62: more than anybody guesses
-_LONG: Final = 256
+_RANDOM_CHARACTERS: Final = 32  # characters out of 62: can't be guessed
+_LONGEST_PLACEHOLDER: Final = 256
 _ALPHABET: Final = string.ascii_letters + string.digits  # what no encoding of URLs, headers and JSON changes
-_FINE: Final = re.compile(rb"[!-~]+")
-# How keys begin that services give out, as their documentation has it; no secret, so that scanners can find them.
+_VALID_VALUE: Final = re.compile(rb"[!-~]+")
+# Public prefixes of services' keys, as documented.
 _PREFIXES: Final = (
     "sk-ant-api03-", "sk-ant-oat01-", "sk-proj-", "sk-svcacct-", "sk-or-v1-", "sk_live_", "sk_test_", "rk_live_",
     "rk_test_", "sk-", "github_pat_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "glpat-", "gldt-", "xoxb-", "xoxp-",
@@ -43,8 +43,8 @@ class SecretValue:
     def __init__(
         self, secret: "Secret", value: bytes, placeholder: str | None = None, variable: str | None = None
     ) -> None:
-        """Take a value that is fine. Raises ValueError with what is wrong with it, and nothing of it."""
-        if not _FINE.fullmatch(value):
+        """Check the value. Raises ValueError, whose text has no part of the value."""
+        if not _VALID_VALUE.fullmatch(value):
             raise ValueError("it has to be one line of visible ASCII characters, without spaces")
         if not SHORTEST <= len(value) <= LONGEST:
             raise ValueError(f"it has to be {SHORTEST} to {LONGEST} characters long")
@@ -61,27 +61,31 @@ class SecretValue:
 
     @property
     def public(self) -> int:
-        """How many characters of its beginning are no secret: those that its placeholder has too."""
+        """Number of leading characters that aren't secret: those that the placeholder shares."""
         pairs = zip(self.value, self.placeholder, strict=False)
         return next((at for at, (mine, other) in enumerate(pairs) if mine != other), 0)
 
     def __reduce__(self) -> str:
-        """Refuse to be pickled: no secret gets anywhere by accident."""
+        """Prevent pickling, so that no secret leaves the process by accident."""
         raise TypeError("a secret is not to be pickled")
 
 
 def make_placeholder(value: str, prefix: str = "") -> str:
-    """Make what a task is given for a value: random, and of the same shape where that is known."""
+    """Make a random placeholder for a value, in the same form if its prefix is known."""
     known = prefix or next((each for each in _PREFIXES if value.startswith(each)), "")
-    size = min(max(len(value) - len(known), _RANDOM), _LONG) if known else _RANDOM + 8
+    size = (
+        min(max(len(value) - len(known), _RANDOM_CHARACTERS), _LONGEST_PLACEHOLDER) if known else _RANDOM_CHARACTERS + 8
+    )
     return known + "".join(secrets.choice(_ALPHABET) for _ in range(size))
 
 
-_ID: Final = re.compile(rb"[A-Za-z0-9_]{8,128}")  # IAM API reference, AccessKey; what stands in a Credential= plainly
+_AWS_KEY_ID: Final = re.compile(
+    rb"[A-Za-z0-9_]{8,128}"
+)  # IAM API reference, AccessKey; needs no encoding in Credential=
 _IN_JSON: Final = ("AccessKeyId", "SecretAccessKey", "SessionToken")  # AWS SDKs reference guide, "Process credentials"
 _ID_ALPHABET: Final = string.ascii_uppercase + "234567"
-_KINDS: Final = (b"AKIA", b"ASIA")  # keys that stay, and keys of a day (IAM user guide, "IAM identifiers")
-_ID_RANDOM: Final = 16  # characters, of 32: more than anybody guesses
+_AWS_KEY_PREFIXES: Final = (b"AKIA", b"ASIA")  # long-term and temporary keys (IAM user guide, "IAM identifiers")
+_AWS_RANDOM_CHARACTERS: Final = 16  # characters out of 32: can't be guessed
 
 
 class AwsKeys(NamedTuple):
@@ -98,15 +102,15 @@ class AwsKeys(NamedTuple):
 
 
 def make_aws_keys(secret: "Secret", values: "tuple[bytes, ...]") -> AwsKeys:
-    """Make placeholders for an id, a key and maybe a token. Raises ValueError with what is wrong, and nothing of it."""
+    """Make placeholders for an id, a key and perhaps a token. Raises ValueError, whose text has no part of them."""
     if not 2 <= len(values) <= len(AWS_PARTS):
         raise ValueError(
             "it has to be `ID:KEY`, `ID:KEY:TOKEN`, or JSON as the AWS CLI's `export-credentials` writes it"
         )
-    if not _ID.fullmatch(values[0]):
+    if not _AWS_KEY_ID.fullmatch(values[0]):
         raise ValueError("its access key id has to be 8 to 128 letters, digits and `_`")
-    kind = values[0][:4].decode() if values[0].startswith(_KINDS) else ""
-    ident = kind + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_RANDOM))
+    kind = values[0][:4].decode() if values[0].startswith(_AWS_KEY_PREFIXES) else ""
+    ident = kind + "".join(secrets.choice(_ID_ALPHABET) for _ in range(_AWS_RANDOM_CHARACTERS))
     held = [
         SecretValue(secret, value, placeholder, secret.variable + part)
         for value, placeholder, part in zip(values, (ident, None, None), AWS_PARTS, strict=False)
@@ -115,14 +119,14 @@ def make_aws_keys(secret: "Secret", values: "tuple[bytes, ...]") -> AwsKeys:
 
 
 def split_aws_keys(text: bytes) -> tuple[bytes, ...]:
-    """Take an id, a key and maybe a token out of one text; what it isn't made of is told by `keys`."""
+    """Split a text into id, key and perhaps token. Malformed text gives parts that `make_aws_keys` rejects."""
     if not text.lstrip().startswith(b"{"):
         return tuple(text.strip().split(b":"))
     try:
-        said: Any = strict_json.loads(text)
+        document: Any = strict_json.loads(text)
     except (ValueError, RecursionError):
         return ()
-    values = [said.get(name) or "" for name in _IN_JSON] if isinstance(said, dict) else []
+    values = [document.get(name) or "" for name in _IN_JSON] if isinstance(document, dict) else []
     if not all(isinstance(value, str) for value in values):
         return ()
     return tuple(value.encode("utf-8", "surrogatepass") for value in (values if values[-1:] != [""] else values[:-1]))
@@ -133,12 +137,12 @@ _MOST_CONTEXTS: Final = 16
 
 
 class Identity:
-    """A client certificate with its chain and its private key; keeps the OpenSSL contexts that have it."""
+    """Client certificate with its chain and its private key; caches the OpenSSL contexts that use it."""
 
     __slots__ = ("_contexts", "chain", "key", "secret")
 
     def __init__(self, secret: "Secret", pem: bytes) -> None:
-        """Read PEM. Raises ValueError with what is wrong with it, and nothing of it."""
+        """Parse PEM. Raises ValueError, whose text has no part of it."""
         from cryptography import x509  # few tasks have one
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -155,7 +159,7 @@ class Identity:
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise ValueError("it has no private key (PEM) that can be read without a passphrase") from None
         if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
-            raise ValueError(  # noqa: TRY004 - it is what is in the file that is wrong
+            raise ValueError(  # noqa: TRY004 - the file's content is invalid
                 "its private key is of none of the kinds RSA, elliptic curve and Ed25519"
             )
         if self.chain[0].public_key() != key.public_key():
@@ -169,11 +173,11 @@ class Identity:
         return f"Identity({self.secret.id}, ...)"
 
     def __reduce__(self) -> str:
-        """Refuse to be pickled: no secret gets anywhere by accident."""
+        """Prevent pickling, so that no secret leaves the process by accident."""
         raise TypeError("a secret is not to be pickled")
 
     def context(self, authorities: tuple[bytes, ...], make: "Callable[[], Context]") -> "Context":
-        """Return the context that shows it and trusts `authorities`; `make` makes one without it. It is one task's."""
+        """Return a context with this certificate that trusts `authorities`; `make` creates one without it."""
         context = self._contexts.get(authorities)
         if context is None:
             context = make()

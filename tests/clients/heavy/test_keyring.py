@@ -20,7 +20,7 @@ from enforcer.system.errors import HostError
 from rules.loading.load import load
 policy = load(["rules.yaml"])
 try:
-    print(*(held.value.decode() for held in credentials.broker(policy, {})._all))
+    print(*(held.value.decode() for held in credentials.broker(policy, {})._secret_values))
 except HostError as error:
     print(error)
 """

@@ -69,7 +69,7 @@ def test_client_certificate_is_read_from_a_file_and_gives_the_task_nothing(tmp_p
     broker = credentials.read_secrets(Rules(known), {})
     assert broker.identity("good.example", 443).secret is known
     assert (broker.identity("good.example", 8443), broker.identity("other.example", 443)) == (None, None)
-    assert (broker.placeholders, broker.known) == ({}, ())
+    assert (broker.placeholders, broker.values_to_find) == ({}, ())
     assert credentials.hidden_files(Rules(known), {}, ()) == (str(path),)
     path.write_text("no certificate")
     with pytest.raises(HostError, match="`cluster` can't be used: it has to be PEM"):
@@ -122,7 +122,7 @@ def test_value_is_read_from_the_keyring(tmp_path, monkeypatch, capfd, script, me
     tool.chmod(0o755)
     monkeypatch.setattr(credentials, "_KEYRING_TOOL", ("/nonexistent/secret-tool", str(tool)))
     if message is None:
-        (held,) = credentials.read_secrets(Rules(KEYRING), {})._all
+        (held,) = credentials.read_secrets(Rules(KEYRING), {})._secret_values
         assert held.value == b"sk-0123456789"
         return
     with pytest.raises(HostError, match=message) as said:
@@ -230,7 +230,7 @@ def test_holder_of_a_value_has_no_repr_and_no_pickle():
     import pickle
 
     broker = credentials.read_secrets(Rules(ask(SourceKind.ENV, "REAL")), {"REAL": GOOD})
-    (held,) = broker._all
+    (held,) = broker._secret_values
     assert GOOD not in repr(broker) + repr(held) + str(held)
     for each in (broker, held):
         with pytest.raises(TypeError):

@@ -46,7 +46,7 @@ NOISE = random.Random(11).randbytes(1 << 16)  # the same in every process of a t
 def body(action=Scan.FLAG, secrets=None, **more):
     if secrets is None:
         return Body(action, None, lambda _: False, longest=0, **more)
-    own = OwnSecrets(secrets.known)
+    own = OwnSecrets(secrets.values_to_find)
     return Body(action, own.watch(), secrets.is_placeholder, longest=own.longest, **more)
 
 

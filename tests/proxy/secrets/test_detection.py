@@ -21,7 +21,7 @@ def take(watch, text):
 
 
 def looking_for(*value):
-    return OwnSecrets(broker(*value).known)
+    return OwnSecrets(broker(*value).values_to_find)
 
 
 def taken(own, *texts):

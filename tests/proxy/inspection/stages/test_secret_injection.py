@@ -101,22 +101,22 @@ def test_placeholder_outside_its_slot_is_blocked(gate, origins, request_head, wh
     )  # fmt: skip
     assert f"is in {where}, " in tamper["detail"]
     its_own = where.lower() in ("the header `authorization`", "the header `x-api-key`")
-    assert ("but not whole, plainly and once" if its_own else "where it doesn't belong; it belongs in") in tamper[
-        "detail"
-    ]
+    assert (
+        "but must be there complete, unencoded and once" if its_own else "where it doesn't belong; it belongs in"
+    ) in tamper["detail"]
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["detail"] == tamper["detail"]
     assert (decided["verdict"], decided["outcome"], decided["reason"]) == ("deny", "blocked", "secret_misuse")
     assert_no_secret_disclosed(gate, answer)
 
 
 ELSEWHERE = {  # site options, and the texts of page and event
-    "another host": ({"host": "other.example"}, "was sent to `good.example:%d`, in", "belongs to `other.example:%d` over TLS"),
+    "another host": ({"host": "other.example"}, "was sent to `good.example:%d`, in", "send it only to `other.example:%d` over TLS"),
     "a host that looks like it": (
-        {"name": "good.example.evil.example"}, "was sent to `good.example.evil.example:%d`, in", "belongs to `good.example:%d` over TLS",
+        {"name": "good.example.evil.example"}, "was sent to `good.example.evil.example:%d`, in", "send it only to `good.example:%d` over TLS",
     ),
-    "a host below it": ({"name": "api.good.example"}, "was sent to `api.good.example:%d`, in", "belongs to `good.example:%d` over TLS"),
+    "a host below it": ({"name": "api.good.example"}, "was sent to `api.good.example:%d`, in", "send it only to `good.example:%d` over TLS"),
     "plain HTTP": (
-        {"tls": False}, "was sent to `good.example:%d` without TLS", "TLS is what is missing: it belongs to `good.example:%d` over TLS",
+        {"tls": False}, "was sent to `good.example:%d` without TLS", "send it only to `good.example:%d` over TLS",
     ),
 }  # fmt: skip
 
