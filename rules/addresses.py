@@ -222,7 +222,7 @@ def is_within(narrow: Network, wide: Network) -> bool:
 
 
 def network_opens(network: Network, address: Address) -> bool:
-    """Whether a rule that lists `network` lets a normal `address` be dialled.
+    """Whether a rule that lists `network` allows connections to a normal `address`.
 
     A wide CIDR such as 0.0.0.0/0 means the public addresses in it: it opens non-public ones only if it lies wholly
     inside their block, and link-local and metadata addresses only one at a time.
@@ -240,7 +240,7 @@ def network_opens(network: Network, address: Address) -> bool:
 def _inet_aton(text: str) -> IPv4Address | None:
     """One to four parts, each decimal, octal (0…) or hexadecimal (0x…); the last fills what is left: inet_aton(3)."""
     parts = text.split(".")
-    if len(parts) > 4 or not parts[-1][:1].isdigit():  # most names are told apart by their last label
+    if len(parts) > 4 or not parts[-1][:1].isdigit():  # most names differ from addresses in their last label
         return None
     numbers = [_c_number(part) for part in parts]
     value = 0

@@ -61,10 +61,10 @@ class RefChange(StrEnum):
 
 
 class GitRequest(NamedTuple):
-    """What a request says in git's protocol (gitprotocol-http(5), gitprotocol-pack(5)).
+    """Git request inside an HTTP request (gitprotocol-http(5), gitprotocol-pack(5)).
 
     `repo` is the path of the URL without its leading slash and `.git`. A push without a `ref` is the service
-    advertisement or the empty probe, which follow the repository: could any push to it pass? A push of several refs is
+    advertisement or the empty probe: they are allowed if any push to the repository could be. A push of several refs is
     several attempts.
     """
 
@@ -78,9 +78,9 @@ class Request(NamedTuple):
     """One HTTP request inside a connection.
 
     `path` is the raw request target's path with its query (`/a/b?c=d`), as it will be forwarded. `headers` have
-    lower-case names; without any it is not known what they are, for no request has none. `body`: one follows.
+    lower-case names; an empty tuple means unknown, for every request has headers. `body`: one follows.
     `credential` is the id of the secret whose placeholder is its one credential, `NO_CREDENTIAL` if it has none at
-    all, or empty if it has another, or several; None: nobody knows.
+    all, or empty if it has another, or several; None: unknown.
     """
 
     method: str
@@ -95,7 +95,7 @@ class Request(NamedTuple):
 class Caller(NamedTuple):
     """Caller of an attempt: its task and labels, the day (UTC), and whether the task has read untrusted content.
 
-    `at` None: nobody knows, and whatever has an end has ended. `Attempt(protocol, target, port, request, *caller)` is
+    `at` None: unknown, so every `until` counts as passed. `Attempt(protocol, target, port, request, *caller)` is
     one of its attempts.
     """
 
@@ -111,9 +111,9 @@ UNKNOWN_CALLER: Final = Caller()
 class Attempt(NamedTuple):
     """A connection (`request` is None) or one request in it.
 
-    `target` is a name or, for address literals, an address; never both: a name rule never allows an address. What
-    follows `request` is its `Caller`. `granted` are the digests (`revision.digest_of`) of rules whose question has been
-    answered for this attempt with yes.
+    `target` is a name or, for address literals, an address; never both: a name rule never allows an address. The
+    fields from `task` to `tainted` are its `Caller`. `granted` are the digests (`revision.digest_of`) of asks that are
+    approved for this attempt.
     """
 
     protocol: Protocol

@@ -1,6 +1,6 @@
 """Decision on one attempt: verdict, rules, reason, how it is carried out, and the limits and approvals it is under.
 
-Tuples, because refusals are made for every attempt anew and a frozen dataclass takes four times as long to make.
+NamedTuples, because every denied attempt makes a new one, and making a frozen dataclass takes four times as long.
 """
 
 from enum import StrEnum
@@ -42,20 +42,20 @@ class GrantScope(StrEnum):
 class ApprovalTerms(NamedTuple):
     """The `approval:` of an ask rule: who approves, how many people, and what an approval covers."""
 
-    by: str | None = None  # a group; None: whoever may approve at all
-    needed: int = 1  # how many people; the file says `count`
-    by_self: bool = False  # whether the one who started the task may; the file says `self`
-    hold: float = 120.0  # seconds that the attempt is held while somebody is asked
+    by: str | None = None  # a group; None: any approver
+    needed: int = 1  # number of approvers; `count` in a rule file
+    by_self: bool = False  # whether the user who started the task may approve; `self` in a rule file
+    hold: float = 120.0  # seconds that the gate holds the attempt
     open: float = 86400.0  # seconds that the question stays open after that
     covers: GrantScope = GrantScope.ATTEMPT
-    lasts: float | None = None  # seconds, the file says `for`; 0: once; None: it says nothing, which is once at first
+    lasts: float | None = None  # seconds; `for` in a rule file. 0: once; None: not set, the first grant is for once
 
 
-DEFAULT_APPROVAL_TERMS = ApprovalTerms(by_self=True)  # of an ask that says nothing of its approval
+DEFAULT_APPROVAL_TERMS = ApprovalTerms(by_self=True)  # terms of an ask without `approval`
 
 
 class NearestRule(NamedTuple):
-    """The rule that came nearest to allowing an attempt, and what kept it out."""
+    """Rule that came nearest to allowing an attempt, and the condition that the attempt failed."""
 
     rule: str
     field: str
@@ -67,7 +67,7 @@ class RequiredApproval(NamedTuple):
     """Approval that a rule requires before it allows the attempt."""
 
     rule: str  # `file:id`
-    digest: str  # what a grant has to name beside that: `Attempt.granted`
+    digest: str  # digest that a grant must name too: `Attempt.granted`
     terms: "ApprovalTerms"
     why: str = ""  # the rule's own `why:`
 
@@ -76,12 +76,12 @@ class Decision(NamedTuple):
     """Decision on an attempt, with its reason and terms.
 
     For a connection (an attempt without a request) `allow` with `inspect` means that some request on it may pass:
-    each is decided by itself. `deny` means that none could. Its `limits` are those of rules that match whatever is
-    asked on it; a request has those of every rule that matches it.
+    each is decided separately. `deny` means that none could. Its `limits` are those of rules that match every request
+    on it; a request has those of every rule that matches it.
 
-    `ask` is said of what is not held itself: a connection that is inspected, so that its requests are asked about, each
-    by itself, and the lookup of its name. Nothing may be dialled for it and nothing spliced. What *is* held is denied,
-    and `needs_approval`.
+    The verdict `ask` is for attempts that proceed because each request on them needs its own approval: an inspected
+    connection, and the lookup of its name. The gate dials nothing for them and splices nothing. A held attempt is
+    denied and `needs_approval`.
     """
 
     verdict: Verdict = Verdict.DENY
@@ -93,13 +93,13 @@ class Decision(NamedTuple):
     idle_timeout: float = 600.0  # seconds
     why: str = ""  # the winning rule's own `why:`
     limits: "tuple[tuple[str, Limits], ...]" = ()  # rule id and limits, of every matching rule that has some
-    approval: tuple[RequiredApproval, ...] = ()  # of a held attempt: every rule that needs a grant first
+    approval: tuple[RequiredApproval, ...] = ()  # of a held attempt: every rule that requires a grant first
     expires: "date | None" = None  # the earliest `until` of the matching rules: the last day that this holds
-    ca: tuple[str, ...] = ()  # files of certificates that are trusted for this destination beside the host's
-    pattern: str | None = None  # what is told of a request's path, where a rule says `log: pattern`
-    scan: Scan = Scan.BLOCK  # what is done where a secret is found in it: the strictest that a matching rule says
-    trust: Trust = Trust.UNTRUSTED  # of what is read there: trusted if every rule that lets it out says so
-    logs_full_path: bool = False  # of a layer's vote: one of its rules says `log: full`
+    ca: tuple[str, ...] = ()  # certificate files trusted for this destination in addition to the host's
+    pattern: str | None = None  # what events record in place of the request's path, under `log: pattern`
+    scan: Scan = Scan.BLOCK  # action when a secret is found: the strictest of the matching rules
+    trust: Trust = Trust.UNTRUSTED  # trust in the content read there: trusted only if every rule that allows it says so
+    logs_full_path: bool = False  # of a layer's decision: one of its rules says `log: full`
     nearest: NearestRule | None = None
 
     @property
@@ -114,12 +114,12 @@ class Decision(NamedTuple):
 
     @property
     def needs_approval(self) -> bool:
-        """Whether the attempt is held, and may pass once everything in `approval` is granted."""
+        """Whether the attempt is held, and is allowed once everything in `approval` is granted."""
         return bool(self.approval) and self.outcome is Outcome.BLOCKED
 
 
 class HasRevision(Protocol):
-    """What has a revision: a policy, or what stands for it."""
+    """Anything with a revision, such as a policy."""
 
     @property
     def revision(self) -> str:

@@ -85,7 +85,7 @@ class RuleFileText:
         return str(found[-1])
 
     def source(self, ident: str, key: str) -> str | None:
-        """Give what a rule says under a key as it is written, where that is one flow value or word; else None."""
+        """Return a rule's value under a key as text, if it is one flow value or scalar; else None."""
         value = self._value(self._rule(ident), key)
         if value is None:
             return None
@@ -223,18 +223,18 @@ class AttemptToAllow(NamedTuple):
             yield Request(head.method, head.path, head.headers, head.body, git=git)
 
     def matching(self) -> dict[str, str]:
-        """Write it as the keys of a rule, each with its value as it stands in a flow mapping.
+        """Return the keys of a rule for the attempt, each with its value as flow YAML.
 
-        Raises ValueError where rules have no word for it that means this alone.
+        Raises ValueError if no rule can cover this attempt alone.
         """
         ports = str(self.port) if self.port == USUAL_PORTS.get(self.protocol) else f"{self.port}/{self.protocol}"
-        said = {"to": scalar(self.host), "ports": f"[{ports}]"}
+        keys = {"to": scalar(self.host), "ports": f"[{ports}]"}
         if self.repo:
             self._no_wildcard(self.repo, "the repository")
-            said["git"] = f"{{repos: [{scalar(self.repo)}], {self._git()}}}"
+            keys["git"] = f"{{repos: [{scalar(self.repo)}], {self._git()}}}"
         elif self.method:
-            said["http"] = f"{{{', '.join(self._http())}}}"
-        return said
+            keys["http"] = f"{{{', '.join(self._http())}}}"
+        return keys
 
     def _git(self) -> str:
         for ref, _ in self.refs:
@@ -284,23 +284,23 @@ class EditedFile(NamedTuple):
     path: Path
     data: bytes
     rule: str
-    asks: tuple[str, ...]  # those that no longer ask about it
+    asks: tuple[str, ...]  # rules that no longer hold the attempt
 
 
-def add_rule(read: Reader, path: Path, asks: Sequence[str], wanted: AttemptToAllow, why_text: str = "") -> EditedFile:
+def add_rule(read: Reader, path: Path, asks: Sequence[str], to_allow: AttemptToAllow, why_text: str = "") -> EditedFile:
     """Add a rule, or an exemption, that allows the attempt to the file at `path`. Raises EditError.
 
     `read` loads the policy in force, with other contents of some files (`rules.loading.load.read`); `asks` cites the
-    rules that held it; without any no rule says anything of it, and the new one goes behind the file's last.
-    The new text loads, passes the files' tests, and decides otherwise only of what `wanted` says: that was asked about,
-    or nothing decided it, and is let out.
+    rules that held it; if empty, no rule decided it, and the new rule becomes the file's last.
+    The new text loads, passes the files' tests, and changes only decisions about `to_allow`: held or undecided before,
+    and allowed now.
     """
     try:
         data = read_file(path.resolve(strict=True))
         before = read({})
         text = RuleFileText(data.decode())
-        matching = wanted.matching()
-        attempts = wanted.attempts()
+        matching = to_allow.matching()
+        attempts = to_allow.attempts()
     except RuleFileError as error:
         raise EditError(f"the rules are broken as they are: {error.problems[0]}") from error
     except OSError as error:
@@ -314,11 +314,13 @@ def add_rule(read: Reader, path: Path, asks: Sequence[str], wanted: AttemptToAll
         if exempting:
             after = _read(read, path, text.with_all(exempting))
             if all(after.policy.decide(attempt).allows for attempt in attempts):
-                return _checked(before, after, text.with_all(exempting), EditedFile(path, b"", "", tuple(asks)), wanted)
-        ident = _fresh(text, wanted.host)
+                return _checked(
+                    before, after, text.with_all(exempting), EditedFile(path, b"", "", tuple(asks)), to_allow
+                )
+        ident = _fresh(text, to_allow.host)
         behind = idents[0] if idents else text.last()
         pairs = {"id": ident, **matching, **(_existing_keys(text, behind) if idents else {}), "action": "allow"}
-        if idents and _needs_body(before.policy, wanted):
+        if idents and _needs_body(before.policy, to_allow):
             pairs["except"] = "[{http: {body: false}}]"
         if why_text:
             pairs["why"] = scalar(why_text)
@@ -331,11 +333,11 @@ def add_rule(read: Reader, path: Path, asks: Sequence[str], wanted: AttemptToAll
     cited = asks[0].partition(":")[0] + ":" + ident if asks else next(iter(new), ident)
     if not all(after.policy.decide(attempt).allows for attempt in attempts):
         raise EditError("a rule of its own would not allow it: see `exeat explain`")
-    return _checked(before, after, changed, EditedFile(path, b"", cited, tuple(asks)), wanted)
+    return _checked(before, after, changed, EditedFile(path, b"", cited, tuple(asks)), to_allow)
 
 
 def _idents(policy: Policy, text: RuleFileText, asks: Sequence[str]) -> list[str]:
-    """Find the rules that asked in the file; its own ids."""
+    """Return the ids, in this file, of the rules that held the attempt."""
     if len(asks) > _MOST_ASKS:
         raise EditError(f"more than {_MOST_ASKS} rules ask about it")
     known = {rule.id for rule in policy.rules if rule.action is Verdict.ASK}
@@ -349,10 +351,10 @@ def _idents(policy: Policy, text: RuleFileText, asks: Sequence[str]) -> list[str
 
 def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) -> None:
     decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
-    held = [(attempt, decision) for attempt, decision in decisions if not decision.allows]
-    if not held:
+    blocked = [(attempt, decision) for attempt, decision in decisions if not decision.allows]
+    if not blocked:
         raise EditError("it is allowed already")
-    for attempt, decision in held:
+    for attempt, decision in blocked:
         if unruled:
             if decision.verdict is not Verdict.DENY or decision.reason is not Reason.NO_RULE:
                 raise EditError(f"`{write_example(attempt)}` is now decided by a rule: {decision.reason}")
@@ -363,7 +365,7 @@ def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) 
 def _exempting(
     policy: Policy, text: RuleFileText, idents: Sequence[str], matching: Mapping[str, str]
 ) -> list[Insertion]:
-    """Exempt it from the asks that are no defaults: before those any other rule goes."""
+    """Exempt the attempt from asks that aren't defaults: any other rule wins over a default."""
     defaults = {rule.id.partition(":")[2] for rule in policy.rules if rule.default}
     entry = f"{{{', '.join(f'{key}: {value}' for key, value in matching.items())}}}"
     found: list[Insertion] = []
@@ -373,11 +375,11 @@ def _exempting(
     return found
 
 
-def _needs_body(policy: Policy, wanted: AttemptToAllow) -> bool:
-    """Whether only what has a body was asked about: a rule that lets bodies out lets those without out, too."""
-    if not wanted.body or not wanted.method or wanted.repo:
+def _needs_body(policy: Policy, to_allow: AttemptToAllow) -> bool:
+    """Whether only requests with a body were held: a rule with `body: true` allows those without one too."""
+    if not to_allow.body or not to_allow.method or to_allow.repo:
         return False
-    decisions = [policy.decide(attempt) for attempt in wanted._replace(body=False).attempts()]
+    decisions = [policy.decide(attempt) for attempt in to_allow._replace(body=False).attempts()]
     return not any(
         decision.allows or decision.needs_approval or decision.verdict is Verdict.ASK for decision in decisions
     )
@@ -385,15 +387,15 @@ def _needs_body(policy: Policy, wanted: AttemptToAllow) -> bool:
 
 def _existing_keys(text: RuleFileText, ident: str) -> dict[str, str]:
     """Take over for whom, how long and how tightly the ask was."""
-    said = {key: text.source(ident, key) for key in _KEPT}
-    return {key: value for key, value in said.items() if value is not None}
+    keys = {key: text.source(ident, key) for key in _KEPT}
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def _fresh(text: RuleFileText, host: str) -> str:
     """Make an id that nothing in the file has."""
-    taken = text.ids()
+    used_ids = text.ids()
     base = f"approved-{make_slug(host)}"[:56].rstrip("-")
-    return next(i for i in (base, *(f"{base}-{number}" for number in range(2, len(taken) + 3))) if i not in taken)
+    return next(i for i in (base, *(f"{base}-{number}" for number in range(2, len(used_ids) + 3))) if i not in used_ids)
 
 
 def _read(read: Reader, path: Path, text: str) -> Loaded:
@@ -407,52 +409,52 @@ def _read(read: Reader, path: Path, text: str) -> Loaded:
     return loaded
 
 
-def _checked(before: Loaded, after: Loaded, text: str, edited: EditedFile, wanted: AttemptToAllow) -> EditedFile:
-    """Compare what is decided now with what would be: only what was asked about may differ."""
+def _checked(before: Loaded, after: Loaded, text: str, edited: EditedFile, to_allow: AttemptToAllow) -> EditedFile:
+    """Compare the decisions before and after: only those about the attempt may differ."""
     compared = compare(before.policy, after.policy)
     if compared.settings or not compared.complete:
         raise EditError("these rules are too many to compare before and after: edit the file by hand")
     for row in compared.rows:
-        if not (_is_meant(row, wanted) if edited.asks else _is_new(row, wanted)):
+        if not (_is_meant(row, to_allow) if edited.asks else _is_new(row, to_allow)):
             was, now = row.was.verdict, row.now.verdict
             raise EditError(f"more would change: `{write_example(row.attempt)}` was {was} and would be {now}")
     return edited._replace(data=text.encode())
 
 
-def _is_meant(row: DiffRow, wanted: AttemptToAllow) -> bool:
-    """Whether a row is of what was asked about, and says that it is let out now.
+def _is_meant(row: DiffRow, to_allow: AttemptToAllow) -> bool:
+    """Whether a row is about the attempt that was held, and it is allowed now.
 
-    Or of bytes there that nobody can read: they could be the ones that are exempt, so nobody is asked about them.
+    Or about uninspected bytes at its destination: they could be the exempt ones, so no rule holds them any more.
     """
-    if not _is_there(row, wanted) or row.was.verdict != Verdict.ASK:
+    if not _is_there(row, to_allow) or row.was.verdict != Verdict.ASK:
         return False
-    return row.now.verdict == Verdict.DENY or _is_the_same(row, wanted)
+    return row.now.verdict == Verdict.DENY or _is_the_same(row, to_allow)
 
 
-def _is_new(row: DiffRow, wanted: AttemptToAllow) -> bool:
-    """Whether a row is of what no rule said anything about, and says that it is let out now."""
-    if not _is_there(row, wanted) or row.was.verdict != Verdict.DENY or row.was.reason is not Reason.NO_RULE:
+def _is_new(row: DiffRow, to_allow: AttemptToAllow) -> bool:
+    """Whether a row is about attempts that no rule decided before, and that are allowed now."""
+    if not _is_there(row, to_allow) or row.was.verdict != Verdict.DENY or row.was.reason is not Reason.NO_RULE:
         return False
-    whole = not wanted.method and row.attempt.protocol is wanted.protocol
-    return row.now.verdict == Verdict.ALLOW and (whole or _is_the_same(row, wanted))
+    whole = not to_allow.method and row.attempt.protocol is to_allow.protocol
+    return row.now.verdict == Verdict.ALLOW and (whole or _is_the_same(row, to_allow))
 
 
-def _is_there(row: DiffRow, wanted: AttemptToAllow) -> bool:
-    return (str(row.attempt.target), row.attempt.port) == (wanted.host, wanted.port)
+def _is_there(row: DiffRow, to_allow: AttemptToAllow) -> bool:
+    return (str(row.attempt.target), row.attempt.port) == (to_allow.host, to_allow.port)
 
 
-def _is_the_same(row: DiffRow, wanted: AttemptToAllow) -> bool:
-    """Whether what is let out of one destination is no more than what was asked about."""
+def _is_the_same(row: DiffRow, to_allow: AttemptToAllow) -> bool:
+    """Whether a row allows no more of its destination than the attempt to allow."""
     attempt, request = row.attempt, row.attempt.request
-    if wanted.protocol is Protocol.TCP:
-        return True  # any bytes, also those of requests
-    if attempt.protocol is not wanted.protocol:
+    if to_allow.protocol is Protocol.TCP:
+        return True  # any bytes, so requests too
+    if attempt.protocol is not to_allow.protocol:
         return False
     if request is None:
         return True  # of an inspected connection each request is decided by itself
-    if not wanted.repo:
-        return request.method == wanted.method and readings(request.path) == readings(wanted.path)
+    if not to_allow.repo:
+        return request.method == to_allow.method and readings(request.path) == readings(to_allow.path)
     git = request.git
-    if git is None or git.repo != wanted.repo or (git.service is GitService.PUSH) is not bool(wanted.refs):
+    if git is None or git.repo != to_allow.repo or (git.service is GitService.PUSH) is not bool(to_allow.refs):
         return False
-    return git.ref is None or (git.ref, git.change) in wanted.refs
+    return git.ref is None or (git.ref, git.change) in to_allow.refs

@@ -1,12 +1,12 @@
 """Feeds: lists of up to a million names, as hosts files or a name a line. Each covers its subdomains too.
 
-A list is somebody else's file and changes by itself, so only rules that don't allow may use it. A line that is no name
-is counted and not fatal. A file without a single name is: a failed download must not open what the list blocks.
+A list is an external file that can change at any time, so only rules that don't allow may use it. A line that is no
+name is counted and not fatal. A file without a single name is: a failed download must not open what the list blocks.
 
 In memory a list is some ten thousand strings, each of a dozen names: as little as the file itself, nothing for the
-garbage collector to look at, and quick to drop. A name's hash says in which of them it stands, if it stands in any, and
-then it is compared letter by letter. The hash is Python's, whose key nobody outside this process knows: a list can't be
-written so that all of its names meet in one place.
+garbage collector to scan, and quick to free. A name's hash selects the string to search, and the names in it are
+compared exactly. The hash is Python's, with a key that is secret to this process: a list can't be written so that all
+of its names collide.
 """
 
 import re
@@ -26,7 +26,7 @@ _LONGEST_NAME: Final = 253
 _BLOCK: Final = 1 << 15  # bytes looked at in one go
 _TOGETHER: Final = 16  # names that stand together, at most, on average
 _BOM: Final = b"\xef\xbb\xbf"
-_SAMPLE: Final = "exeat"  # its hash is another in a process whose hashes have another key
+_SAMPLE: Final = "exeat"  # its hash differs between processes with different hash keys
 
 # What nearly every line is. It takes nothing that HostName would not, and leaves to it what it doesn't take.
 _SIMPLE: Final = re.compile(
@@ -106,7 +106,7 @@ def find_covering(feeds: Sequence[Feed], name: HostName) -> tuple[int, ...]:
 
 
 def unpickle_feed(sample: int, text: str, digest: str, names: tuple[str, ...], more: Mapping[str, Any]) -> Feed:
-    """Make a list of what was pickled; file its names anew if that process's hashes had another key."""
+    """Restore a pickled list; index its names again if that process had another hash key."""
     if sample != hash(_SAMPLE):
         names = _hash_names(([name for name in chunk.split("\n") if name] for chunk in names), len(names))
     return Feed(text, digest, names, **more)

@@ -14,8 +14,8 @@ _OTHERS_WRITE: Final = 0o022
 def read_file(path: Path, *, trusted: bool = False) -> bytes:
     """Read a regular file of at most 64 MiB. Raises OSError, and ValueError with the problem.
 
-    Opened first and looked at then, so that what is looked at is what is read; without waiting, because a FIFO or
-    device could keep the reader for ever. `trusted`: it must be root's or ours, and nobody else's to write.
+    The open descriptor is checked, so the checked file is the one that is read. Opened with O_NONBLOCK, because a FIFO
+    or device could block for ever. `trusted`: only root or the current user may own it or write to it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
@@ -53,7 +53,7 @@ _ICANN_END: Final = "// ===END ICANN DOMAINS==="
 
 
 class Suffix(Enum):
-    """Who can register names under a name."""
+    """Kind of registrant that can register names under a name."""
 
     PUBLIC = "public"  # anybody: com, co.uk
     PRIVATE = "private"  # customers of a provider: github.io
@@ -61,7 +61,7 @@ class Suffix(Enum):
 
 
 def suffix_of_wildcard(below: str) -> Suffix:
-    """Return who can register names that a wildcard directly under the normalised name `below` matches.
+    """Return the kind of registrant for names that a wildcard directly under the normalised name `below` matches.
 
     A rule `*.ck` of the list makes suffixes of the names below `ck`, so a wildcard under `ck` itself covers them too;
     and so does `*.amazonaws.com` with what stands under `s3.amazonaws.com`.
@@ -81,12 +81,12 @@ def _rules() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     import publicsuffixlist  # 6 ms, and only rules with wildcards need it
 
     icann, _, private = Path(publicsuffixlist.PSLFILE).read_text("utf-8").partition(_ICANN_END)
-    private_rules = _parsed(private)
+    private_rules = _parse_suffixes(private)
     above = {rule.split(".", labels)[-1] for rule in private_rules for labels in range(1, rule.count(".") + 1)}
-    return _parsed(icann), private_rules, frozenset(above)
+    return _parse_suffixes(icann), private_rules, frozenset(above)
 
 
-def _parsed(section: str) -> frozenset[str]:
+def _parse_suffixes(section: str) -> frozenset[str]:
     """Read rules up to the first white space of each line; non-ASCII labels become A-labels."""
     lines = (line.split()[0] for line in section.splitlines() if line[:1].strip() and not line.startswith("//"))
     return frozenset(line if line.isascii() else _a_label(line) for line in lines)

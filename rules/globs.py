@@ -27,8 +27,8 @@ MANY: Final = Wild.MANY
 def fold(text: str) -> str:
     """Return text in the form for comparison without case and accents.
 
-    Some servers bring both to capitals and some to small letters: one way or the other U+0131 and U+0130 are an `i`.
-    Databases that names are looked up in don't tell accents apart either (MySQL: utf8mb4_0900_ai_ci).
+    Some servers compare upper case and some lower case: one way or the other U+0131 and U+0130 are an `i`.
+    Some databases ignore accents too (MySQL: utf8mb4_0900_ai_ci).
     """
     return text.lower() if text.isascii() else "".join(map(_letter, text)).upper().casefold()
 
@@ -76,7 +76,7 @@ type Part = str | Literal[Wild.ONE, Wild.MANY] | Glob
 
 
 def fold_pattern(pattern: Sequence[Part]) -> tuple[Part, ...]:
-    """Return a pattern as it covers parts in any case, once those are folded."""
+    """Return a folded pattern, for matching folded parts without case."""
     return tuple(
         part if isinstance(part, Wild) else fold(part) if isinstance(part, str) else part.folded() for part in pattern
     )
@@ -229,7 +229,7 @@ class Trie[T]:
         return slot
 
     def find(self, parts: Sequence[str]) -> list[int]:
-        """Find the slots of all patterns that cover `parts`, those that end early (in MANY) first; each once."""
+        """Find the slots of all patterns that cover `parts`, patterns with a final MANY first; each once."""
         found: list[int] = []
         node, at = self._root, 0
         for part in parts:  # as long as there is but one way to go, as there mostly is

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LONGEST_LABEL = 63  # RFC 1035 section 2.3.4, in bytes
 _LONGEST_NAME = 253  # 255 in wire form, which has a length byte in front of every label and a root label
-_LONGEST_INPUT = 1024  # characters before IDNA, whose tables are slow and whose input may hold what maps to nothing
+_LONGEST_INPUT = 1024  # characters before IDNA, whose tables are slow; some input characters map to nothing
 _LABEL = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 _DIGITS = frozenset("0123456789")
 _HEX_DIGITS = frozenset("0123456789abcdef")
@@ -97,8 +97,8 @@ def _label(label: str, text: str) -> str:
 def _check_a_label(label: str, text: str) -> None:
     """Refuse an A-label that isn't the one spelling of what it decodes to (RFC 3492), else it would be an alias.
 
-    IDNA's code point rules aren't asked here: DNS has names that break them (emoji), and on the wire the label is
-    only this ASCII text.
+    IDNA's code point rules are not applied here: DNS has names that break them (emoji), and on the wire the label
+    is only this ASCII text.
     """
     encoded = label[4:].encode("ascii")
     try:
@@ -137,7 +137,7 @@ def _quoted(text: str) -> str:
 ZONE: Final = "exeat.internal"
 HOST: Final = HostName.parse(f"host.{ZONE}")
 INFO_API: Final = HostName.parse(ZONE)  # where a task asks about itself; no rule is about it, and it leads nowhere else
-_LOCAL: Final = "localhost"  # with all below it, whatever a resolver says (RFC 6761 section 6.3)
+_LOCAL: Final = "localhost"  # and all names below it, regardless of resolvers (RFC 6761 section 6.3)
 LOOPBACK: "Final[tuple[Address, ...]]" = (IPv4Address("127.0.0.1"), IPv6Address("::1"))  # in the order of dialling
 
 

@@ -15,7 +15,7 @@ bytes, bytes that are no UTF-8, broken escapes, more than 1000 segments) has no 
 A slash at the end makes no difference, neither in a path nor in a pattern.
 
 Some servers decode a path and then parse it again: for them `/admin%3Fx` ends at the `?`. That reading (`cut_readings`)
-counts for what holds back alone: `/channels/%23general/messages` is let out by `/channels/*/messages`.
+counts for denies, asks and flags alone: an allow of `/channels/*/messages` covers `/channels/%23general/messages`.
 """
 
 import re
@@ -29,12 +29,12 @@ type Reading = tuple[str, ...]
 
 _ROUNDS: Final = 4  # of decoding; what still has escapes that hide something after that is hostile
 _MOST_SEGMENTS: Final = 1000  # of a path that is read: every rule's patterns go through all of them
-_MOST_COMPARED: Final = 250  # of a path above ASCII, or whose escapes hide escapes: each is read several times
+_MOST_COMPARED: Final = 250  # segments of a path with non-ASCII characters or nested escapes: read several times
 _MOST_IN_ALL: Final = 4 * _MOST_SEGMENTS  # of all readings together
 _MOST_PARTS: Final = 64  # of a pattern: sample_requests.py tries every length of every `**`
 _MOST_MANY: Final = 2
 _SESSION: Final = re.compile(r"\((?:[A-Za-z]\([^()]*\))+\)")  # a segment of its own: sessions without cookies
-_LONGEST_NESTED: Final = 8192  # characters of a path whose escapes hide escapes
+_LONGEST_NESTED: Final = 8192  # characters of a path with nested escapes
 _BLANKS: Final = "".join(filter(str.isspace, map(chr, range(0x3001))))  # those that Unicode has
 # What UAX 44 calls ignorable where it has no sign, besides the category Cf
 _UNSEEN: Final = re.compile(
@@ -46,8 +46,8 @@ _MOST_EXPANDED: Final = 2, 64  # times as long, and characters more: some are wr
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX: Final = "0123456789abcdefABCDEF"
 _ESCAPES: Final = {(a + b).encode(): bytes([int(a + b, 16)]) for a in _HEX for b in _HEX}
-_WIDE_ESCAPE: Final = re.compile(r"%[uU][0-9A-Fa-f]{4}")  # as IIS has them: hidden behind an escape, nobody's text
-_SLASHES: Final = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}  # what Windows' code pages have for those ("best fit")
+_WIDE_ESCAPE: Final = re.compile(r"%[uU][0-9A-Fa-f]{4}")  # of IIS; nested in another escape never legitimate
+_SLASHES: Final = {0x2044: "/", 0x2215: "/", 0x2216: "\\"}  # substitutes in Windows' code pages ("best fit")
 _CONTROLS: Final = frozenset(map(chr, range(0x20))) | {"\x7f"}
 _WRITTEN: Final = {ord(character): f"%{ord(character):02X}" for character in "%/*?#;"}
 _NEVER_DECODED: Final = _CONTROLS | {"\\"}
@@ -149,7 +149,7 @@ def _trim(name: str) -> str:
 
 
 def _to_compatible(segment: str) -> str:
-    """Write characters as those that they are a form of, and leave out what nobody sees."""
+    """Replace characters by their compatible forms, and drop invisible ones."""
     shown = unicodedata.normalize("NFKC", segment.translate(_SLASHES))
     unseen = {ord(character): None for character in set(shown) if _is_unseen(character)}
     return unicodedata.normalize("NFKC", shown.translate(unseen)) if unseen else shown
@@ -160,7 +160,7 @@ def _is_unseen(character: str) -> bool:
 
 
 def _is_costly(text: str) -> bool:
-    """Whether the compatible forms of a path take long to make, as those of no text that people write."""
+    """Whether normalising a path is slow, which no text written by people is."""
     if text.count("/") > _MOST_COMPARED:
         return True
     run = 0

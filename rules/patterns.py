@@ -4,8 +4,8 @@
 inside a label stays in that label; a whole label `*` in the middle is exactly one label. Names are compared label by
 label, never as text or by a regular expression: an unanchored compare is how `example.com.evil.net` passes other gates.
 
-The caller that starts a task says its name and labels; `rules.loading.identities` says who may claim what. A task
-without a name or a label is matched by no `for` that asks for one.
+The caller that starts a task sets its name and labels; `rules.loading.identities` limits which ones it may use. A task
+without a name or a label matches no `for` that requires one.
 """
 
 from collections.abc import Mapping
@@ -116,6 +116,6 @@ class TaskSelector(NamedTuple):
         return True
 
     def __str__(self) -> str:
-        said = ["tasks " + ", ".join(pattern.text for pattern in self.tasks)] if self.tasks else []
-        said += [f"{name}={'|'.join(pattern.text for pattern in values)}" for name, values in self.labels]
-        return " and ".join(said)
+        parts = ["tasks " + ", ".join(pattern.text for pattern in self.tasks)] if self.tasks else []
+        parts += [f"{name}={'|'.join(pattern.text for pattern in values)}" for name, values in self.labels]
+        return " and ".join(parts)

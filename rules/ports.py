@@ -21,7 +21,7 @@ WELL_KNOWN: Final = {443: Protocol.TLS, 80: Protocol.HTTP}
 USUAL_PORTS: Final = {protocol: port for port, protocol in WELL_KNOWN.items()}
 # What is spoken over UDP and never leaves so: encrypted names aside, the gate reads no QUIC, and it answers DNS itself.
 _NEVER_UDP: Final = {443: "QUIC", 53: "DNS"}
-UNSEEN: Final = frozenset({Protocol.TCP, Protocol.UDP})  # bytes that nobody reads
+UNSEEN: Final = frozenset({Protocol.TCP, Protocol.UDP})  # bytes that are never read
 _OVER_TCP: Final = (Protocol.TCP, Protocol.TLS, Protocol.HTTP)
 
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-_MOST_TOLD: Final = 1000
+_MOST_REPORTED: Final = 1000
 
 
 class Problem(NamedTuple):
@@ -17,7 +17,7 @@ class Problem(NamedTuple):
     line: int
     column: int
     message: str
-    code: str = ""  # of rules.lint, where what is told is a warning
+    code: str = ""  # lint code, if the problem is a warning of rules.lint
 
     def __str__(self) -> str:
         return escape_unprintable(f"{self.file}:{self.line}:{self.column}: {self.message}")
@@ -37,11 +37,11 @@ class RuleFileError(Exception):
 
 def limit_problems(problems: Sequence[Problem]) -> Sequence[Problem]:
     """Return the first 1000 problems, and how many more there are."""
-    more = len(problems) - _MOST_TOLD
+    more = len(problems) - _MOST_REPORTED
     if more <= 0:
         return problems
-    last = problems[_MOST_TOLD]._replace(message=f"{more} more problems are not told: mend these first")
-    return [*problems[:_MOST_TOLD], last]
+    last = problems[_MOST_REPORTED]._replace(message=f"{more} more problems are not shown: fix these first")
+    return [*problems[:_MOST_REPORTED], last]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 `rules.matching.reference` says what it means that one rule matches; `rules.matching.plan` looks up which of many do.
 
-Git is read from the protocol, never from what a client says about itself. Repositories are compared as paths are,
+Git is read from the protocol, never from headers such as the user agent. Repositories are compared as paths are,
 without `.git`; rules that deny or ask compare repositories and refs without case, because many servers do.
 """
 
@@ -40,7 +40,7 @@ class ByIdentity:
         return self is other
 
     def __ne__(self, other: object) -> bool:
-        """Whether it is another one: a tuple has a way of its own to tell."""
+        """Compare by identity; tuples define their own `!=`."""
         return self is not other
 
 
@@ -65,7 +65,7 @@ def repository_readings(path: str) -> tuple[Reading, ...]:
 
 
 def _without_suffix(way: Reading, form: Callable[[str], str]) -> Reading:
-    """Leave `.git` out at the end; a slash in a segment was written `%2F`, and stays apart from those that were not."""
+    """Drop a final `.git`; a slash in a segment was written `%2F` and stays distinct from a separator."""
     while way and (not way[-1] or form(way[-1]).endswith(_SUFFIX)):
         way = (*way[:-1], way[-1][: -len(_SUFFIX)]) if way[-1] else way[:-1]
     return way
@@ -162,7 +162,7 @@ class Exemption(NamedTuple):
 
     @property
     def looks_at_requests(self) -> bool:
-        """Whether a request is needed to tell if this exempts an attempt."""
+        """Whether the exemption depends on the request."""
         return self.http is not None or self.git is not None or self.credential is not None
 
     @property
@@ -185,8 +185,8 @@ class _RuleFields(NamedTuple):
     mode: Mode | None = None  # of a default rule; None: the settings'
     idle_timeout: float | None = None  # seconds; None: the settings'
     why: str = ""
-    selector: "TaskSelector | None" = None  # the file says `for`
-    until: date | None = None  # the last day on which it lets out or asks
+    selector: "TaskSelector | None" = None  # `for` in a rule file
+    until: date | None = None  # the last day on which it allows or asks
     git: GitRule | None = None
     credential: str | None = None  # the name of a secret
     when_tainted: bool = False
@@ -221,7 +221,7 @@ class Rule(ByIdentity, _RuleFields):
     def splices(self, port: int) -> bool:
         """Whether TLS on `port` is spliced: the rule has `tls: splice`, or allows any bytes there.
 
-        Settings that say `tls: splice` don't speak for a rule that wants secrets looked for.
+        `tls: splice` in the settings doesn't apply to a rule that scans for secrets.
         """
         unread = self.tls is TlsMode.SPLICE and self.scan in (None, Scan.OFF)
         if unread or self.ports is None:  # every port and protocol, as asks may be
@@ -230,25 +230,25 @@ class Rule(ByIdentity, _RuleFields):
 
     @property
     def looks_at_requests(self) -> bool:
-        """Whether a request is needed to tell if this rule matches."""
+        """Whether the rule depends on the request."""
         return self.has_request_conditions or any(exemption.looks_at_requests for exemption in self.excepts)
 
     @property
     def looks_at_addresses(self) -> bool:
-        """Whether the addresses of a name are needed to tell if this rule matches."""
+        """Whether the rule depends on the addresses of a name."""
         return self.resolves_to is not None or any(exemption.resolves_to is not None for exemption in self.excepts)
 
     @property
     def looks_at_headers(self) -> bool:
-        """Whether request headers are needed to tell if this rule matches."""
+        """Whether the rule depends on request headers."""
         if self.credential is not None or any(exemption.credential is not None for exemption in self.excepts):
             return True
-        said = (self.http, *(exemption.http for exemption in self.excepts))
-        return any(http is not None and bool(http.headers) for http in said)
+        conditions = (self.http, *(exemption.http for exemption in self.excepts))
+        return any(http is not None and bool(http.headers) for http in conditions)
 
     @property
     def looks_at_git(self) -> bool:
-        """Whether the git request is needed to tell if this rule matches."""
+        """Whether the rule depends on the git request."""
         return self.git is not None or any(exemption.git is not None for exemption in self.excepts)
 
     @property
@@ -265,7 +265,7 @@ class Rule(ByIdentity, _RuleFields):
     def asks_before_lookup(self) -> bool:
         """Whether the rule asks before the address is known where no other rule allows the name.
 
-        Not for `to: "*"`: people would be asked about every name that a task makes up.
+        Not for `to: "*"`: approvers would get a request for every name that a task invents.
         """
         return self.action is Verdict.ASK and not any(name.text == "*" for name in self.names)
 

@@ -17,7 +17,7 @@ _OTHERS: Final = frozenset({"kvm"})
 _ONE: Final = "`dri/renderD128`, `kfd`, `nvidia0`, `nvidiactl`, `nvidia-uvm`, `accel/accel0`"
 KNOWN: Final = f"`kvm`, `gpu`, or one node of a card ({_ONE})"
 
-# Why a task gets none of these, by globs of names; the first that matches is said.
+# Devices that no task gets, as globs of names, with the reason; the first match counts.
 # Sources in the kernel's Documentation: admin-guide/devices.txt; of what isn't there, the file named beside the reason.
 _REFUSED: Final = {
     "every task has its own": "null zero full random urandom tty ptmx pts pts/* shm shm/* fd fd/* stdin stdout stderr",
@@ -65,7 +65,7 @@ def includes_device(name: str, by: tuple[str, ...]) -> bool:
 class WorkspaceMode(StrEnum):
     """How changes of a task reach its workspace, strictest first."""
 
-    REVIEW = "review"  # its changes are kept apart until somebody accepts them
+    REVIEW = "review"  # its changes stay separate until a user accepts them
     DIRECT = "direct"
 
 
@@ -97,11 +97,11 @@ class SandboxSettings(NamedTuple):
     hide: tuple[str, ...] = ()  # paths, and `**/` before globs of names
     workspace: WorkspaceMode | None = None
     protected: tuple[str, ...] = ()  # globs relative to the workspace
-    approval: tuple[MergeTerms, ...] = ()  # all of which merging what is protected takes; none: whoever accepts it
+    approval: tuple[MergeTerms, ...] = ()  # all are required to merge protected files; empty: none
     caches: tuple[tuple[str, str], ...] = ()  # name and where it lies in the sandbox, in the order of names
     devices: tuple[str, ...] = ()  # names below /dev of `rules.sandbox`
     keep: tuple[str, ...] = ()  # globs over names of the caller's variables
-    variables: tuple[tuple[str, str], ...] = ()  # the file says `set`; in the order of names
+    variables: tuple[tuple[str, str], ...] = ()  # `set` in a rule file; ordered by name
     user: SandboxUser | None = None
     hostname: str | None = None
     timeout: float | None = None  # seconds of wall time
@@ -119,7 +119,7 @@ class SandboxFloor(NamedTuple):
     """Sandbox settings of layers, which no other file and no option of `exeat run` can loosen."""
 
     box: SandboxSettings = NO_SANDBOX_SETTINGS
-    said: frozenset[str] = frozenset()  # fields of it that a layer says something of, were it that there be nothing
+    stated: frozenset[str] = frozenset()  # fields that a layer sets, even to an empty value
     by: tuple[tuple[str, str], ...] = ()  # which file does, by field
 
 

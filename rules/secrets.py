@@ -1,7 +1,7 @@
 """Secret of a rule file: where its value is read, where it may be sent, and where it stands in a request.
 
-Never the value: that is read outside of every sandbox when a task starts, and only the gate has it. What is here may be
-told to anybody, and is part of the policy's revision.
+Never the value: that is read outside of every sandbox when a task starts, and only the gate has it. Nothing here is
+confidential, and all of it is part of the policy's revision.
 """
 
 from enum import StrEnum
@@ -27,7 +27,7 @@ class SourceKind(StrEnum):
 
 
 class Source(NamedTuple):
-    """Where a value is read: one word, a command's argument vector, or a keyring item's attributes and their values."""
+    """Source of a value: a name, a command's argument vector, or the attributes of a keyring item."""
 
     kind: SourceKind
     words: tuple[str, ...]

@@ -82,7 +82,7 @@ class UpstreamExceptions(NamedTuple):
         return why_not_public(target) is not None or any(target in network for network in self.networks)
 
     def __str__(self) -> str:
-        """Return what a rule file says."""
+        """Return the value as written in a rule file."""
         return ", ".join([*(name.text for name in self.names), *map(str, self.networks)]) or "nothing"
 
 
@@ -101,6 +101,6 @@ class Settings(NamedTuple):
     on_journal_failure: OnJournalFailure = OnJournalFailure.BLOCK
     idle_timeout: float = 600.0  # seconds
     upstream: Upstream | None = None  # the proxy that everything goes through
-    upstream_auth: str | None = None  # the path of a file that holds what the proxy is told: `user:password`
+    upstream_auth: str | None = None  # path of a file with the proxy's credentials: `user:password`
     upstream_except: UpstreamExceptions = _NOTHING_PAST  # what goes past it
-    upstream_ca: str | None = None  # the path of a file of certificates, trusted beside the host's store
+    upstream_ca: str | None = None  # path of a certificate file, trusted in addition to the host's store

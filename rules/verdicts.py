@@ -1,6 +1,6 @@
 """Vocabulary of decisions: verdicts, outcomes, reasons and modes.
 
-Every enum's first member is the closed one, so that a value nobody set denies.
+Every enum's first member is the closed one, so that an unset value denies.
 """
 
 from enum import StrEnum
@@ -21,7 +21,7 @@ class Verdict(StrEnum):
     ALLOW = "allow"
 
     def __init__(self, value: str) -> None:
-        self.allows = value in {"flag", "allow"}  # worked out once: it is asked several times a request
+        self.allows = value in {"flag", "allow"}  # precomputed: read several times per request
 
 
 STRICTEST_FIRST = (Verdict.DENY, Verdict.ASK, Verdict.FLAG, Verdict.ALLOW)
@@ -30,12 +30,12 @@ STRICTEST_FIRST = (Verdict.DENY, Verdict.ASK, Verdict.FLAG, Verdict.ALLOW)
 class Outcome(StrEnum):
     """Outcome of an attempt."""
 
-    passes: bool  # whether it goes on: allowed, flagged, only audited, or to where each request on it is asked about
+    passes: bool  # whether it proceeds: allowed, flagged, only audited, or to where each request needs its own approval
 
     BLOCKED = "blocked"
     WOULD_BLOCK = "would_block"  # audit mode: it passed, and enforce would have blocked it
     PASSED = "passed"
-    FAILED = "failed"  # allowed, and then the host, the network or the other end let it down
+    FAILED = "failed"  # allowed, then failed at the host, the network or the other end
 
     def __init__(self, value: str) -> None:
         self.passes = value in {"passed", "would_block"}
@@ -115,7 +115,7 @@ class DnsMode(StrEnum):
 
 
 class OnBlock(StrEnum):
-    """How the gate tells the task about a block."""
+    """How the gate shows a block to the task."""
 
     RESET = "reset"
     EXPLAIN = "explain"
@@ -150,10 +150,10 @@ class Scan(StrEnum):
         return self in {Scan.STRICT, Scan.BLOCK}
 
     @classmethod
-    def strictest(cls, said: "Iterable[Scan | None]") -> "Scan":
+    def strictest(cls, values: "Iterable[Scan | None]") -> "Scan":
         """Return the strictest value of several rules; a rule without `scan` counts as `flag`."""
         order = list(cls)
-        return min((cls.FLAG if one is None else one for one in said), key=order.index, default=cls.FLAG)
+        return min((cls.FLAG if one is None else one for one in values), key=order.index, default=cls.FLAG)
 
 
 class Log(StrEnum):
@@ -164,7 +164,7 @@ class Log(StrEnum):
 
 
 class LayerKind(StrEnum):
-    """How a layer votes where it has no matching rule: deny, or abstain."""
+    """How a layer decides without a matching rule: deny, or abstain."""
 
     CEILING = "ceiling"
     MANDATORY = "mandatory"

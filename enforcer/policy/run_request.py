@@ -221,7 +221,7 @@ def expand_home(path: str) -> str:
 
 def is_allowed_by_layers(floor: SandboxFloor, what: str, path: str) -> bool:
     """Whether layers allow a real path to be shown (`read`) or written (`write`)."""
-    if what not in floor.said:
+    if what not in floor.stated:
         return True
     return any(_holds(os.path.realpath(_at_home(place)), path) for place in getattr(floor.box, what))
 
@@ -242,7 +242,7 @@ def _at_home(path: str) -> str:
 def _real(what: str, paths: Iterable[str], floor: SandboxFloor) -> tuple[str, ...]:
     found: dict[str, None] = {}
     allowed: list[str] | None = None
-    if what in floor.said:
+    if what in floor.stated:
         allowed = [os.path.realpath(_at_home(path)) for path in getattr(floor.box, what)]
     for path in paths:
         real = os.path.realpath(_at_home(path) if path in getattr(floor.box, what) else expand_home(path))

@@ -168,7 +168,7 @@ class _Reader(Reader):
             return {}
         found: dict[str, frozenset[str]] = {}
         for key, value in node.pairs.values():
-            name = self.parsed(key, "groups", parse_slug)
+            name = self.parse(key, "groups", parse_slug)
             members = self.each(value, "groups", parse_slug)
             for member in members:
                 if member not in known:
@@ -267,7 +267,7 @@ type _Read = Callable[[_Reader, Node, str], object]  # the value of a key; None:
 
 
 def _one(parse: Callable[[str], object]) -> _Read:
-    return lambda reader, node, key: reader.parsed(node, key, parse)
+    return lambda reader, node, key: reader.parse(node, key, parse)
 
 
 def _many(parse: Callable[[str], object]) -> _Read:

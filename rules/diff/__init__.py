@@ -1,7 +1,7 @@
 """Diff of two policies by what they decide, not by their text.
 
-Endlessly many attempts fall into finitely many kinds, told apart by the patterns that rules have:
-`rules.matching.signatures` finds a representative for each combination of patterns, `regions` which of them can differ
-at all, `sample_attempts` the callers and requests that stand for all, `compare` decides one attempt of each kind under
-both policies, and `statements` puts what came of it into sentences. Every verdict is `Policy.decide`'s own.
+Attempts are endless, but the patterns of rules distinguish only finitely many kinds. `rules.matching.signatures` finds
+a sample for each combination of patterns, `regions` the combinations that can differ, and `sample_attempts` the callers
+and requests. `compare` decides one attempt of each kind under both policies with `Policy.decide`, and `statements`
+writes the differences as sentences.
 """

@@ -1,7 +1,7 @@
 """Compares two policies: decides one attempt of each kind under both.
 
-Looked at is only what a rule covers that one policy alone has; what else there is decides alike. A policy's settings
-are compared by themselves: what no rule decides follows from `mode`, and is not told attempt by attempt.
+Only attempts covered by a rule that one policy alone has are compared; all others are decided alike. Settings are
+compared separately: what no rule decides follows from `mode`, and is not listed by attempt.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,15 +35,15 @@ from rules.ports import ports_could_cover
 from rules.rule import Rule
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
-MOST_COMPARED: Final = 250_000  # attempts; what is left out is told
-_ADDRESS_COSTS: Final = 5  # attempts: one with an address is worked out anew
+MOST_COMPARED: Final = 250_000  # attempts; the diff says so if it stops here
+_ADDRESS_COSTS: Final = 5  # attempts: one with an address is not cached
 _UNDECIDED: Final = frozenset({
     Reason.NO_RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE, Reason.UDP, Reason.QUIC,
 })  # fmt: skip
 _EVERY_NAME: Final = NamePattern.parse("*")
 _BY_ADDRESS: Final = frozenset({Reason.RULE, Reason.DEFAULT_RULE, Reason.APPROVAL_UNAVAILABLE})
 _COUNTED: Final = ("connections", "requests", "bytes_up", "bytes_down")
-AUDITED: Final = "audit"  # let out because the mode is audit, and told
+AUDITED: Final = "audit"  # allowed and recorded because the mode is audit
 
 
 class Effect(NamedTuple):
@@ -54,17 +54,17 @@ class Effect(NamedTuple):
     terms: tuple[str, ...] = ()  # what a passing attempt is bound to
     reason: Reason = Reason.GATE_ERROR
     rules: tuple[str, ...] = ()
-    by_default: bool = False  # no rule decides but those with `default: true`, or none at all
+    by_default: bool = False  # only rules with `default: true` decide, or none
 
     @property
     def essence(self) -> tuple[object, ...]:
         """What must be equal for two policies to decide alike; for audited attempts also the decision without audit."""
-        asked = self.verdict == AUDITED and self.is_held_by_ask
-        return self.verdict, self.unread, self.terms, asked
+        held_by_ask = self.verdict == AUDITED and self.is_held_by_ask
+        return self.verdict, self.unread, self.terms, held_by_ask
 
     @property
     def is_held_by_ask(self) -> bool:
-        """Whether an ask holds it, or would if audit mode let it."""
+        """Whether an ask holds it, or would without audit mode."""
         return self.reason is Reason.APPROVAL_UNAVAILABLE
 
     @property
@@ -81,7 +81,7 @@ class DiffRow(NamedTuple):
     was: Effect
     now: Effect
     attempt: Attempt
-    among: dict[str, tuple[Any, ...]]  # by facet all kinds that were told apart
+    among: dict[str, tuple[Any, ...]]  # all kinds that the rules distinguish, by facet
     address: Address | None = None  # that its name resolves to, where that makes the difference
 
 
@@ -122,8 +122,8 @@ class _Comparison:
         self.rows: list[DiffRow] = []
         self.seen: list[frozenset[str]] = []
         self.whole: frozenset[str] = frozenset()
-        self._left = most
-        self._apart: tuple[tuple[Rule, ...], tuple[SampleRequests, list[CallerKind]]] = (
+        self._remaining = most
+        self._cached_samples: tuple[tuple[Rule, ...], tuple[SampleRequests, list[CallerKind]]] = (
             (),
             (SampleRequests(()), sample_callers(())),
         )
@@ -148,16 +148,16 @@ class _Comparison:
         for names, target in self._names(changed):
             self.seen.append(frozenset(name.text for name in names))
             owners = [owner for name in names for owner in self._atoms.names[name]]
-            self._at(self.seen[-1], target, owners)
+            self._compare_at(self.seen[-1], target, owners)
         for place in address_regions(self._atoms.changed_networks, self._atoms.networks):
             owners = self._about(place.address)
-            self._at(place.network, place.address, owners)
+            self._compare_at(place.network, place.address, owners)
         self._dialled()
 
-    def _names(self, wanted: list[NamePattern] | None) -> Iterator[tuple[list[NamePattern], HostName]]:
-        """Give a name for each combination of patterns; with `wanted`, of those that one of these is among."""
-        patterns, among = list(self._atoms.names), set(wanted or ())
-        numbers = None if wanted is None else {number for number, name in enumerate(patterns) if name in among}
+    def _names(self, required: list[NamePattern] | None) -> Iterator[tuple[list[NamePattern], HostName]]:
+        """Yield a name for each combination of patterns; with `required`, only combinations with one of these."""
+        patterns, among = list(self._atoms.names), set(required or ())
+        numbers = None if required is None else {number for number, name in enumerate(patterns) if name in among}
         if numbers is not None and not numbers:
             return
         walk = Signatures([name.parts for name in patterns], LABELS, numbers)
@@ -167,55 +167,59 @@ class _Comparison:
     def _about(self, address: Address) -> list[Owner]:
         return [owner for network, owners in self._atoms.networks.items() if address in network for owner in owners]
 
-    def _at(self, told: frozenset[str] | Network, target: HostName | Address, owners: Iterable[Owner]) -> None:
+    def _compare_at(
+        self, target_kind: frozenset[str] | Network, target: HostName | Address, owners: Iterable[Owner]
+    ) -> None:
         """Compare all kinds of attempts at one target, which exactly the `owners` are about."""
         ruling = [owner for owner in owners if not owner.exempts]
         changed = list(dict.fromkeys(owner.rule for owner in ruling if owner.changed))
         rules = list(dict.fromkeys(owner.rule for owner in ruling))
         listed = isinstance(target, HostName) and any(rule.resolves_to is not None for rule in rules)
-        near = self._resolving(rules) if listed else ()
+        regions = self._resolving(rules) if listed else ()
         # Where defaults alone differ and look at no request, one attempt that they decide stands for all.
         alike = all(rule.default for rule in changed) and not any(r.default and r.looks_at_requests for r in rules)
         for stretch in port_ranges(rules):
             for protocol in changed_protocols(changed, stretch):
-                here = [rule for rule in rules if ports_could_cover(rule.ports, stretch.low, protocol)]
-                asked, who = self._telling_apart(tuple(here))
-                among = {**asked.among, **_describe_caller(who)}
-                for one in who:
-                    where = {"ports": stretch, "protocol": protocol, **dict(one.where)}
+                covering = [rule for rule in rules if ports_could_cover(rule.ports, stretch.low, protocol)]
+                samples, callers = self._samples_for(tuple(covering))
+                among = {**samples.among, **_describe_caller(callers)}
+                for caller_kind in callers:
+                    where = {"ports": stretch, "protocol": protocol, **dict(caller_kind.where)}
                     before = len(self.rows)
-                    if asked.asks and protocol in INSPECTABLE:
-                        for more, request in asked.within(changed, protocol, target, stretch.low):
-                            attempt = _attempt(target, stretch, protocol, one, request)
-                            self._compare(told, {**where, **more}, attempt, near, among)
+                    if samples.asks and protocol in INSPECTABLE:
+                        for more, request in samples.within(changed, protocol, target, stretch.low):
+                            attempt = _attempt(target, stretch, protocol, caller_kind, request)
+                            self._compare(target_kind, {**where, **more}, attempt, regions, among)
                             if alike and len(self.rows) > before:
                                 break
                     if len(self.rows) == before:
-                        self._compare(told, where, _attempt(target, stretch, protocol, one), near, among)
+                        self._compare(
+                            target_kind, where, _attempt(target, stretch, protocol, caller_kind), regions, among
+                        )
 
-    def _telling_apart(self, rules: tuple[Rule, ...]) -> tuple[SampleRequests, list[CallerKind]]:
-        """Find what some rules tell apart of requests and of those who make them; the last rules' is kept."""
-        if self._apart[0] != rules:
-            self._apart = rules, (SampleRequests(rules), sample_callers(rules))
-        return self._apart[1]
+    def _samples_for(self, rules: tuple[Rule, ...]) -> tuple[SampleRequests, list[CallerKind]]:
+        """Return sample requests and callers for all that these rules distinguish; the last result is cached."""
+        if self._cached_samples[0] != rules:
+            self._cached_samples = rules, (SampleRequests(rules), sample_callers(rules))
+        return self._cached_samples[1]
 
     def _compare(
         self,
-        told: frozenset[str] | Network,
+        target_kind: frozenset[str] | Network,
         where: dict[str, Any],
         attempt: Attempt,
-        near: Iterable[AddressRegion],
+        regions: Iterable[AddressRegion],
         among: dict[str, tuple[Any, ...]],
     ) -> None:
         self._spend()
         was, now = self._standing(self.old, attempt), self._standing(self.new, attempt)
         if was.essence != now.essence:
             if not self._follows_from_settings(was, now):
-                self._tell(DiffRow(told, where, was, now, attempt, among))
+                self._add_row(DiffRow(target_kind, where, was, now, attempt, among))
         elif was.passes:
-            self._compare_dialled(told, where, attempt, near, (was, now), among)
+            self._compare_dialled(target_kind, where, attempt, regions, (was, now), among)
 
-    def _tell(self, row: DiffRow) -> None:
+    def _add_row(self, row: DiffRow) -> None:
         """Take note of a difference; where nothing but defaults decide, no matter what the request is."""
         if row.was.by_default and row.now.by_default:
             about = {key: value for key, value in row.where.items() if key not in OF_REQUESTS}
@@ -227,16 +231,16 @@ class _Comparison:
 
     def _compare_dialled(  # noqa: PLR0917  by position, as its one idea is a row
         self,
-        told: frozenset[str] | Network,
+        target_kind: frozenset[str] | Network,
         where: dict[str, Any],
         attempt: Attempt,
-        near: Iterable[AddressRegion],
+        regions: Iterable[AddressRegion],
         standings: tuple[Effect, Effect],
         among: dict[str, tuple[Any, ...]],
     ) -> bool:
-        """Compare an attempt that both let out by the addresses that its name may have."""
+        """Compare an attempt that both policies allow, for each address that its name may resolve to."""
         found = False
-        for place in near:
+        for place in regions:
             self._spend(_ADDRESS_COSTS)
             was, now = (
                 self._dialling(policy, attempt, place.address, standing)
@@ -249,43 +253,45 @@ class _Comparison:
                     for standing, side in ((was, PolicySide.OLD), (now, PolicySide.NEW))
                 )
                 self.rows.append(
-                    DiffRow(told, {**where, "address": place.network}, was, now, attempt, among, place.address)
+                    DiffRow(target_kind, {**where, "address": place.network}, was, now, attempt, among, place.address)
                 )
         return found
 
     def _apply_name_rules(self, standing: Effect, side: PolicySide, address: Address) -> Effect:
-        """Say which rules about addresses hold back what may not be dialled."""
+        """Add the rules that block an address to an effect that they decide."""
         if standing.passes or standing.reason not in _BY_ADDRESS:
             return standing
         about = [owner for owner in self._about(address) if owner.side is side and not owner.exempts]
         return standing._replace(rules=tuple(sorted(o.rule.id for o in about if not o.rule.allows)))
 
     def _resolving(self, rules: list[Rule]) -> list[AddressRegion]:
-        """Find addresses for what these rules list, and one that nobody does."""
+        """Find an address for each network that these rules list, and one that no rule lists."""
         listed = {network for rule in rules for network in rule.resolves_to or ()}
         every = [*listed, *self._atoms.networks]
         public = next(address_regions(EVERYWHERE[:1], every), None)
         return [*([public] if public else []), *address_regions(listed, every)]
 
     def _dialled(self) -> None:
-        """Compare what names may resolve to, where rules about addresses differ that hold back."""
+        """Compare the addresses that names may resolve to, where denies or asks about addresses differ."""
         if not self._holding:
             return
-        near = list(address_regions(self._holding, self._atoms.networks))
+        regions = list(address_regions(self._holding, self._atoms.networks))
         self.whole = frozenset(name.text for name in self._atoms.names)
-        about = {place: [owner.rule for owner in self._about(place.address)] for place in near}
+        about = {place: [owner.rule for owner in self._about(place.address)] for place in regions}
         for names, target in self._names(None):
-            told = frozenset(name.text for name in names)
-            self.seen.append(told)
+            target_kind = frozenset(name.text for name in names)
+            self.seen.append(target_kind)
             rules = [owner.rule for name in names for owner in self._atoms.names[name] if not owner.exempts]
-            self._dialled_of(told, target, rules, near, [rule for each in about.values() for rule in each])
+            self._compare_name_addresses(
+                target_kind, target, rules, regions, [rule for each in about.values() for rule in each]
+            )
 
-    def _dialled_of(
+    def _compare_name_addresses(
         self,
-        told: frozenset[str],
+        target_kind: frozenset[str],
         target: HostName,
         rules: list[Rule],
-        near: list[AddressRegion],
+        regions: list[AddressRegion],
         holding: list[Rule],
     ) -> None:
         everybody = list(dict.fromkeys((*rules, *holding)))
@@ -293,32 +299,38 @@ class _Comparison:
         for stretch in port_ranges(everybody):
             may_pass = frozenset(Protocol if self._audited else changed_protocols(opening, stretch))
             for protocol in may_pass.intersection(changed_protocols(holding, stretch)):
-                here = [rule for rule in everybody if ports_could_cover(rule.ports, stretch.low, protocol)]
-                asked, who = self._telling_apart(tuple(here))
-                for one in who:
-                    where = {"ports": stretch, "protocol": protocol, **dict(one.where)}
-                    for request in self._tried(asked, holding, _attempt(target, stretch, protocol, one)):
-                        attempt = _attempt(target, stretch, protocol, one, request)
+                covering = [rule for rule in everybody if ports_could_cover(rule.ports, stretch.low, protocol)]
+                samples, callers = self._samples_for(tuple(covering))
+                for caller_kind in callers:
+                    where = {"ports": stretch, "protocol": protocol, **dict(caller_kind.where)}
+                    for request in self._sample_requests(
+                        samples, holding, _attempt(target, stretch, protocol, caller_kind)
+                    ):
+                        attempt = _attempt(target, stretch, protocol, caller_kind, request)
                         standings = self._standing(self.old, attempt), self._standing(self.new, attempt)
                         both = all(standing.passes for standing in standings)
-                        if both and self._compare_dialled(told, where, attempt, near, standings, _describe_caller(who)):
+                        if both and self._compare_dialled(
+                            target_kind, where, attempt, regions, standings, _describe_caller(callers)
+                        ):
                             break
 
-    def _tried(self, asked: SampleRequests, holding: list[Rule], attempt: Attempt) -> Iterator[Request | None]:
+    def _sample_requests(
+        self, samples: SampleRequests, holding: list[Rule], attempt: Attempt
+    ) -> Iterator[Request | None]:
         yield None
-        if asked.asks and attempt.protocol in INSPECTABLE:
-            for _, request in asked.within(holding, attempt.protocol, attempt.target, attempt.port):
+        if samples.asks and attempt.protocol in INSPECTABLE:
+            for _, request in samples.within(holding, attempt.protocol, attempt.target, attempt.port):
                 yield request
 
     def _spend(self, attempts: int = 1) -> None:
-        self._left -= attempts
-        if self._left < 0:
+        self._remaining -= attempts
+        if self._remaining < 0:
             raise TooManyError
 
     def _standing(self, policy: Policy, attempt: Attempt) -> Effect:
         decision = policy.decide(attempt)
         verdict = _verdict_of(decision)
-        # Whether it is held here or on the way is no other answer
+        # Held on the connection or on the request: the same answer
         reason = Reason.APPROVAL_UNAVAILABLE if verdict is Verdict.ASK else decision.reason
         unread = attempt.protocol is Protocol.TLS and attempt.request is None and decision.passes
         return Effect(
@@ -335,7 +347,7 @@ class _Comparison:
         return standing if reason is None else Effect(Verdict.DENY, reason=reason)
 
     def _terms(self, decision: Decision) -> tuple[str, ...]:
-        """Say what a decision is bound to, beside its verdict."""
+        """List the terms of a decision, besides its verdict."""
         terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.allows else []
         for limits in {limits for _, limits in decision.limits}:
             counts = [f"{getattr(limits, key):,} {key}" for key in _COUNTED if getattr(limits, key) is not None]
@@ -358,16 +370,20 @@ class _Comparison:
 
 
 def _attempt(
-    target: HostName | Address, stretch: PortRange, protocol: Protocol, who: CallerKind, request: Request | None = None
+    target: HostName | Address,
+    stretch: PortRange,
+    protocol: Protocol,
+    caller_kind: CallerKind,
+    request: Request | None = None,
 ) -> Attempt:
-    return Attempt(protocol, target, stretch.low, request, *who.caller)
+    return Attempt(protocol, target, stretch.low, request, *caller_kind.caller)
 
 
-def _describe_caller(who: list[CallerKind]) -> dict[str, tuple[Any, ...]]:
-    """Give by facet of who tries, and when, all that was told apart."""
+def _describe_caller(callers: list[CallerKind]) -> dict[str, tuple[Any, ...]]:
+    """Return all callers and days that the rules distinguish, by facet."""
     found: dict[str, dict[str, None]] = {}
-    for one in who:
-        for key, value in one.where:
+    for caller_kind in callers:
+        for key, value in caller_kind.where:
             found.setdefault(key, {})[value] = None
     return {key: tuple(values) for key, values in found.items()}
 

@@ -59,21 +59,21 @@ class AddressRegion(NamedTuple):
 
 def address_regions(within: Iterable[Network], others: Collection[Network]) -> Iterator[AddressRegion]:
     """Return regions for each network of `within`, and for each smaller one of `others` inside it."""
-    wanted = sorted(set(within), key=_order)
-    everything = sorted({*wanted, *others}, key=_order)
+    required = sorted(set(within), key=_order)
+    everything = sorted({*required, *others}, key=_order)
     blocks = sorted((block.network for block in BLOCKS), key=_order)
-    told: set[Network] = set()
-    for network in wanted:
+    yielded: set[Network] = set()
+    for network in required:
         for smaller in (network, *_networks_inside(network, everything)):
-            if smaller not in told:
-                told.add(smaller)
+            if smaller not in yielded:
+                yielded.add(smaller)
                 yield from _subdivide(
                     smaller, list(_networks_inside(smaller, everything)), list(_networks_inside(smaller, blocks))
                 )
 
 
 def _subdivide(network: Network, smaller: list[Network], blocks: list[Network]) -> Iterator[AddressRegion]:
-    """Give an address beside the smaller networks and the blocks, and one in a block and beside the networks."""
+    """Yield an address outside the smaller networks and blocks, and one in a block but outside the networks."""
     plain = _network_between(network, sorted((*smaller, *blocks), key=_order))
     if plain is not None:
         yield AddressRegion(network, plain)
@@ -129,7 +129,7 @@ def setting_changes(old: Policy, new: Policy) -> tuple[SettingChange, ...]:
 
 
 def _boxes(old: Policy, new: Policy) -> list[SettingChange]:
-    """Compare what tasks run in, what layers keep it to, and which programs are held back."""
+    """Compare the sandbox settings, what layers require of them, and the commands."""
     found = [SettingChange(*each) for each in differences(old.box, new.box)]
     found += [SettingChange(f"layers' {key}", was, now) for key, was, now in differences(old.floor.box, new.floor.box)]
     was, now = ({command.cite: _command(command) for command in policy.commands} for policy in (old, new))
@@ -140,9 +140,9 @@ def _boxes(old: Policy, new: Policy) -> list[SettingChange]:
 
 
 def _command(command: Command) -> str:
-    said = f" for {command.for_}" if command.for_ is not None else ""
+    scope = f" for {command.for_}" if command.for_ is not None else ""
     asks = "" if command.approval is None else f" with approval {describe_terms(command.approval)}"
-    return f"{command.action} {' '.join(command.words)}{said}{asks}"
+    return f"{command.action} {' '.join(command.words)}{scope}{asks}"
 
 
 def describe_terms(approval: ApprovalTerms) -> str:
@@ -155,12 +155,12 @@ def _format_value(value: object) -> str | None:
 
 
 def describe_layers(policy: Policy) -> list[str]:
-    """Name the files that vote alone: what they leave unsaid counts too."""
+    """List the layers, which also decide what their rules don't mention."""
     return sorted(f"{layer.kind} {layer.name} ({layer.mode})" for layer in policy.layers)
 
 
 _NOT_COMPARED: Final = frozenset({"id", "why", "names", "networks", "feeds"})
-_MOST_LISTED: Final = 20_000  # names of lists that differ; what is left out is told
+_MOST_LISTED: Final = 20_000  # names of lists that differ; the diff says so if it stops here
 
 
 class PolicySide(Enum):
@@ -199,24 +199,26 @@ class Atoms:
 
 
 def find_atoms(old: Policy, new: Policy, *, all_changed: bool = False) -> Atoms:
-    """Take both policies' rules apart. `all_changed`: what decides beside the rules differs, so each may."""
+    """Split both policies' rules into common and changed ones. `all_changed`: something else that decides differs."""
     contents: dict[PolicySide, list[tuple[object, Rule]]] = {
-        side: [((content(rule, _NOT_COMPARED), votes(rule)), rule) for rule in policy.rules]
-        for side, policy, votes in ((PolicySide.OLD, old, _votes(old)), (PolicySide.NEW, new, _votes(new)))
+        side: [((content(rule, _NOT_COMPARED), layers_of(rule)), rule) for rule in policy.rules]
+        for side, policy, layers_of in ((PolicySide.OLD, old, _layers_of(old)), (PolicySide.NEW, new, _layers_of(new)))
     }
     having = {
-        side: {(said, target) for said, rule in pairs for target in (*map(_text, rule.names), *rule.networks)}
+        side: {
+            (content_key, target) for content_key, rule in pairs for target in (*map(_text, rule.names), *rule.networks)
+        }
         for side, pairs in contents.items()
     }
     atoms = Atoms()
     for side, pairs in contents.items():
         other = having[PolicySide.NEW if side is PolicySide.OLD else PolicySide.OLD]
-        for said, rule in pairs:
+        for content_key, rule in pairs:
             for name in rule.names:
-                changed = all_changed or (said, _text(name)) not in other
+                changed = all_changed or (content_key, _text(name)) not in other
                 atoms.names.setdefault(name, []).append(Owner(side, rule, changed))
             for network in rule.networks:
-                changed = all_changed or (said, network) not in other
+                changed = all_changed or (content_key, network) not in other
                 atoms.networks.setdefault(network, []).append(Owner(side, rule, changed))
             for exemption in rule.excepts:
                 _add_exemption(atoms, side, rule, exemption)
@@ -224,8 +226,8 @@ def find_atoms(old: Policy, new: Policy, *, all_changed: bool = False) -> Atoms:
     return atoms
 
 
-def _votes(policy: Policy) -> Callable[[Rule], object]:
-    """Say in which layers a rule votes as well."""
+def _layers_of(policy: Policy) -> Callable[[Rule], object]:
+    """Return a function that gives the layers a rule belongs to."""
     layers: dict[Rule, list[str]] = {}
     for layer in policy.layers:
         for rule in layer.rules:
@@ -237,9 +239,9 @@ def _add_lists(atoms: Atoms, contents: dict[PolicySide, list[tuple[object, Rule]
     """Take the names of lists that one side alone has; of a list that is the same on both sides none."""
     by_content: dict[object, dict[PolicySide, list[Rule]]] = {}
     for side, pairs in contents.items():
-        for said, rule in pairs:
+        for content_key, rule in pairs:
             if rule.feeds:
-                by_content.setdefault(said, {PolicySide.OLD: [], PolicySide.NEW: []})[side].append(rule)
+                by_content.setdefault(content_key, {PolicySide.OLD: [], PolicySide.NEW: []})[side].append(rule)
     for sides in by_content.values():
         feeds = {side: {feed.digest: feed for rule in rules for feed in rule.feeds} for side, rules in sides.items()}
         if feeds[PolicySide.OLD].keys() == feeds[PolicySide.NEW].keys():

@@ -1,4 +1,4 @@
-"""Sample attempts of a diff: callers and requests that stand for all that the rules tell apart."""
+"""Sample attempts of a diff: callers and requests that stand for all that the rules distinguish."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, timedelta
@@ -30,13 +30,13 @@ class CallerKind(NamedTuple):
 def sample_callers(rules: Iterable[Rule]) -> list[CallerKind]:
     """Return a sample caller of each kind that the rules distinguish; one without a task if they distinguish none."""
     rules = tuple(rules)
-    asked = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
+    selectors = [s for rule in rules for s in (rule.selector, *(e.selector for e in rule.excepts)) if s is not None]
     ends = sorted({rule.until for rule in rules if rule.until is not None})
     minds = any(rule.depends_on_taint for rule in rules)
     return [
-        CallerKind(Caller(task, labels, day, tainted), (*who, *when, *(_READ[tainted] if minds else ())))
-        for (task, labels, who), (day, when), tainted in product(
-            _tasks(asked), _days(ends), _READ if minds else (False,)
+        CallerKind(Caller(task, labels, day, tainted), (*task_text, *day_text, *(_READ[tainted] if minds else ())))
+        for (task, labels, task_text), (day, day_text), tainted in product(
+            _tasks(selectors), _days(ends), _READ if minds else (False,)
         )
     ]
 
@@ -47,18 +47,20 @@ def _days(ends: Sequence[date]) -> list[tuple[date | None, tuple[tuple[str, str]
     days: list[tuple[date | None, tuple[tuple[str, str], ...]]] = []
     begins: date | None = None
     for end in ends:
-        said = f"until {end}" if begins is None else f"from {begins} until {end}"
-        days.append((end, (("when", said),)))
+        text = f"until {end}" if begins is None else f"from {begins} until {end}"
+        days.append((end, (("when", text),)))
         begins = end + timedelta(days=1)
     return [*days, (begins, (("when", f"from {begins}"),))]
 
 
-def _tasks(asked: Sequence[TaskSelector]) -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
-    if not asked:
+def _tasks(selectors: Sequence[TaskSelector]) -> list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]]:
+    if not selectors:
         return [("", NO_LABELS, ())]
-    names = [pattern for selector in asked for pattern in selector.tasks]
-    keys = sorted({key for selector in asked for key, _ in selector.labels})
-    values = {key: [p for s in asked for named, patterns in s.labels if named == key for p in patterns] for key in keys}
+    names = [pattern for selector in selectors for pattern in selector.tasks]
+    keys = sorted({key for selector in selectors for key, _ in selector.labels})
+    values = {
+        key: [p for s in selectors for named, patterns in s.labels if named == key for p in patterns] for key in keys
+    }
     choices = [_texts(names) if names else [("", "")], *([*_texts(values[key]), (None, "none")] for key in keys)]
     found: list[tuple[str, Mapping[str, str], tuple[tuple[str, str], ...]]] = []
     for (task, task_kind), *labels in product(*choices):
@@ -101,7 +103,7 @@ def _others() -> Iterable[str]:
 OTHER_METHOD: Final = "EXEAT-ANY"  # a token that no rule names (RFC 9110 section 5.6.2)
 ANY_PATH: Final = "/**"
 _EVERY_PATH: Final = PathPattern(ANY_PATH, (MANY,))
-_PUSHES: Final = PathPattern.parse("/**/git-receive-pack")  # what a rule without paths doesn't let out
+_PUSHES: Final = PathPattern.parse("/**/git-receive-pack")  # a rule without paths doesn't allow pushes
 _FETCHES: Final = (PathPattern.parse("/**/git-upload-pack"), PathPattern.parse("/**/info/refs"))
 _UNESCAPED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,=:@")
 _PLAIN: Final = _UNESCAPED - frozenset("&=+,!$'()*:@")
@@ -128,10 +130,10 @@ class SampleRequests:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = rules
-        asked = [(rule.http, rule.git) for rule in rules]
-        asked += [(exemption.http, exemption.git) for rule in rules for exemption in rule.excepts]
-        conditions = [http for http, _ in asked if http is not None]
-        self._gits = [git for _, git in asked if git is not None]
+        pairs = [(rule.http, rule.git) for rule in rules]
+        pairs += [(exemption.http, exemption.git) for rule in rules for exemption in rule.excepts]
+        conditions = [http for http, _ in pairs if http is not None]
+        self._gits = [git for _, git in pairs if git is not None]
         named = sorted({method for http in conditions for method in http.methods or ()})
         folding = any(rule.action is not Verdict.ALLOW or rule.excepts for rule in rules)  # `delete` for DELETE
         self._methods = (*named, *(method.lower() for method in named if folding), OTHER_METHOD)
@@ -175,11 +177,11 @@ class SampleRequests:
     def _within(
         self, changed: Sequence[Rule], protocol: Protocol, target: HostName | Address, port: int
     ) -> Iterator[tuple[Where, Request]]:
-        told: set[tuple[str, str]] = set()
+        yielded: set[tuple[str, str]] = set()
         for rule in changed:
             for method, (signature, path) in product(self._methods, self._paths):
-                if (method, path) not in told and _within(rule.http, method, signature):
-                    told.add((method, path))
+                if (method, path) not in yielded and _within(rule.http, method, signature):
+                    yielded.add((method, path))
                     where = {"method": method, "path": signature & self._shown}
                     variation = self._variation(method, signature)
                     for more, request in variation.requests(method, path):
@@ -188,17 +190,17 @@ class SampleRequests:
         yield from self._of_git
 
     def _variation(self, method: str, signature: frozenset[str]) -> "_Variation":
-        """Find what else is asked where a rule covers the method and the path at all."""
-        here = [number for number, http in enumerate(self._conditions) if _within(http, method, signature)]
-        key = tuple(here)
+        """Find the other conditions that matter where a rule covers the method and the path."""
+        matching = [number for number, http in enumerate(self._conditions) if _within(http, method, signature)]
+        key = tuple(matching)
         if key not in self._variations:
-            conditions = [self._conditions[number] for number in here]
+            conditions = [self._conditions[number] for number in matching]
             self._variations[key] = _Variation.of(conditions, plain=self._plain, wide=self._wide)
         return self._variations[key]
 
 
 class _Variation(NamedTuple):
-    """What some conditions tell apart beside methods and paths."""
+    """Parts of requests that some conditions distinguish, besides methods and paths."""
 
     queries: list[SampleValue]
     headers: list[SampleValue]
@@ -226,25 +228,27 @@ class _Variation(NamedTuple):
     def sized(
         self, request: Request, protocol: Protocol, target: HostName | Address, port: int
     ) -> Iterator[tuple[Where, Request]]:
-        """Make the URL as long as rules tell lengths apart."""
+        """Pad the URL to each length that rules distinguish."""
         if not self.sizes:
             yield {}, request
             return
         natural = url_length(protocol, target, port, request.path)
-        told: set[int] = set()
+        yielded: set[int] = set()
         for least in (0, *(size + 1 for size in self.sizes)):
             missing = max(least - natural, 0)
             joint = "&" if "?" in request.path else "?"
             padding = joint + _PADDING + "z" * max(missing - len(_PADDING) - 1, 0) if missing else ""
             length = natural + len(padding)
             over = sum(length > size for size in self.sizes)
-            if over not in told:
-                told.add(over)
-                said = f"up to {self.sizes[over]} bytes" if over < len(self.sizes) else f"over {self.sizes[-1]} bytes"
+            if over not in yielded:
+                yielded.add(over)
+                size_range = (
+                    f"up to {self.sizes[over]} bytes" if over < len(self.sizes) else f"over {self.sizes[-1]} bytes"
+                )
                 padded = Request(
                     request.method, request.path + padding, request.headers, request.body, request.websocket
                 )
-                yield {"URL": said}, padded
+                yield {"URL": size_range}, padded
 
 
 def _within(http: Http | None, method: str, signature: frozenset[str]) -> bool:
@@ -267,12 +271,12 @@ def _paths(patterns: tuple[PathPattern, ...]) -> tuple[tuple[frozenset[str], str
 
 
 def _shapes(conditions: Sequence[Http], *, plain: bool) -> list[SampleValue]:
-    """Give bodies and WebSockets, where rules tell them apart: by saying so, or by not saying what others don't ask.
+    """Return requests with and without bodies and WebSockets, where rules distinguish them, also by leaving them out.
 
-    `plain`: some rule lets out without asking.
+    `plain`: some rule allows without `http`.
     """
-    said = any(http.body is not None or http.websocket is not None for http in conditions)
-    if not said and not (plain and conditions):
+    ref_kind = any(http.body is not None or http.websocket is not None for http in conditions)
+    if not ref_kind and not (plain and conditions):
         return [SampleValue("", (False, False))]
     return [
         SampleValue("no body", (False, False)),
@@ -282,18 +286,18 @@ def _shapes(conditions: Sequence[Http], *, plain: bool) -> list[SampleValue]:
     ]
 
 
-def _parameters(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleValue]:
-    """Give queries for all that rules tell apart of the parameters that they name."""
+def _parameters(conditions: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleValue]:
+    """Return a query for each case that rules distinguish of the parameters that they name."""
     choices = [
         [
             SampleValue(f"no {name}", ""),
             *(
                 SampleValue(f"{name}={kind or 'other'}", f"{_query(name)}={_query(text)}")
-                for text, kind in _values(wanted)
+                for text, kind in _values(patterns)
             ),
-            SampleValue(f"{name} read in two ways", f"{_query(name)}[]={_query(_values(wanted)[0][0])}"),
+            SampleValue(f"{name} read in two ways", f"{_query(name)}[]={_query(_values(patterns)[0][0])}"),
         ]
-        for name, wanted in _by_name(asked).items()
+        for name, patterns in _by_name(conditions).items()
     ]
     return [
         SampleValue(", ".join(kind.label for kind in kinds), "&".join(kind.value for kind in kinds if kind.value))
@@ -302,7 +306,7 @@ def _parameters(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleV
 
 
 def _credentials(rules: Sequence[Rule]) -> list[SampleValue]:
-    """Tell apart whose credential a request carries; `None` where no rule asks."""
+    """Return a credential for each case that rules distinguish; `None` if no rule looks at credentials."""
     exempted = (exemption.credential for rule in rules for exemption in rule.excepts)
     named = {name for name in (*(rule.credential for rule in rules), *exempted) if name is not None}
     return (
@@ -312,14 +316,14 @@ def _credentials(rules: Sequence[Rule]) -> list[SampleValue]:
     )
 
 
-def _headers(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleValue]:
+def _headers(conditions: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleValue]:
     choices = [
         [
             SampleValue(f"no {name}", ()),
-            *(SampleValue(f"{name}: {kind or 'other'}", ((name, text),)) for text, kind in _values(wanted)),
-            SampleValue(f"{name} read in two ways", ((name, f"{_values(wanted)[0][0]}, zzz"),)),
+            *(SampleValue(f"{name}: {kind or 'other'}", ((name, text),)) for text, kind in _values(patterns)),
+            SampleValue(f"{name} read in two ways", ((name, f"{_values(patterns)[0][0]}, zzz"),)),
         ]
-        for name, wanted in _by_name(asked).items()
+        for name, patterns in _by_name(conditions).items()
     ]
     if not choices:
         return [SampleValue("", ())]
@@ -331,9 +335,9 @@ def _headers(asked: Iterable[tuple[tuple[str, Values], ...]]) -> list[SampleValu
     return [*known, SampleValue("unknown", ())]
 
 
-def _by_name(asked: Iterable[tuple[tuple[str, Values], ...]]) -> dict[str, tuple[Pattern, ...]]:
+def _by_name(conditions: Iterable[tuple[tuple[str, Values], ...]]) -> dict[str, tuple[Pattern, ...]]:
     found: dict[str, list[Pattern]] = {}
-    for pairs in asked:
+    for pairs in conditions:
         for name, wanted in pairs:
             found.setdefault(name, []).extend(() if isinstance(wanted, Presence) else wanted)
     return {name: tuple(dict.fromkeys(patterns)) for name, patterns in sorted(found.items())}
@@ -348,7 +352,7 @@ def _query(text: str) -> str:
 
 
 def _git_requests(gits: Sequence[GitRule], paths: tuple[PathPattern, ...]) -> Iterator[tuple[Where, Request]]:
-    """Give requests of git's for each combination of repositories, of refs, and of paths that they are asked by."""
+    """Yield git requests for each combination of repositories, refs and request paths."""
     refs = list(_refs(gits))
     for service, suffix in _ASKED:
         for kind, repo in _match_repositories(gits, suffix, paths):
@@ -363,8 +367,8 @@ def _git_requests(gits: Sequence[GitRule], paths: tuple[PathPattern, ...]) -> It
                 whole = f"{path}?service=git-receive-pack"
                 yield {"git": "push", "repository": kind}, Request("GET", whole, git=GitRequest(service, name))
             else:
-                for (said, ref), change in product(refs, RefChange):
-                    where = {"git": change.value, "repository": kind, "ref": said}
+                for (ref_kind, ref), change in product(refs, RefChange):
+                    where = {"git": change.value, "repository": kind, "ref": ref_kind}
                     yield where, Request("POST", path, body=True, git=GitRequest(service, name, ref, change))
 
 
@@ -406,12 +410,12 @@ def _refs(gits: Sequence[GitRule]) -> Iterator[tuple[frozenset[str], str]]:
 def _folding(
     every: tuple[Part, ...], patterns: list[tuple[tuple[Part, ...], tuple[Part, ...]]], more: list[tuple[Part, ...]]
 ) -> Signatures:
-    """Walk over patterns as they are and without case; `every` is what is wanted."""
+    """Walk over patterns with and without case; `every`: the patterns that matter."""
     return Signatures([every, *(way for ways in patterns for way in ways), *more], SEGMENTS, {0})
 
 
 def _named_signature(signature: frozenset[int], names: list[str]) -> frozenset[str]:
-    """Name a combination of `_folding`: by the patterns as they are, or else by those that differ in case alone."""
+    """Name a combination of `_folding` by its exact patterns, or else by those that differ only in case."""
     exact = frozenset(name for number, name in enumerate(names) if 2 * number + 1 in signature)
     folded = frozenset(name for number, name in enumerate(names) if 2 * number + 2 in signature)
     return exact or _in_another_case(folded) or _OTHER

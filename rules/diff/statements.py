@@ -22,48 +22,51 @@ class ValueNames:
     """All kinds there are. `whole`: the patterns of which every kind is among them; None: of each one."""
 
     def __init__(self, kinds: Iterable[Kind], whole: Collection[str] | None = None) -> None:
-        self._having: dict[str, set[Kind]] = defaultdict(set)
+        self._kinds_by_pattern: dict[str, set[Kind]] = defaultdict(set)
         for kind in kinds:
             for pattern in kind:
-                self._having[pattern].add(kind)
+                self._kinds_by_pattern[pattern].add(kind)
         self._whole = None if whole is None else frozenset(whole)
 
     def describe(self, kinds: Collection[Kind]) -> list[str]:
         """Write some of the kinds: by the patterns that they fill, and else by what they are and what they are not."""
-        wanted = set(kinds)
-        candidates = {pattern for kind in wanted for pattern in kind}
+        covered = set(kinds)
+        candidates = {pattern for kind in covered for pattern in kind}
         filled = [
             pattern
             for pattern in candidates
-            if (self._whole is None or pattern in self._whole) and self._having[pattern] <= wanted
+            if (self._whole is None or pattern in self._whole) and self._kinds_by_pattern[pattern] <= covered
         ]
-        filled.sort(key=lambda pattern: (-len(self._having[pattern]), len(pattern), pattern))
-        said: list[str] = []
-        left = set(wanted)
+        filled.sort(key=lambda pattern: (-len(self._kinds_by_pattern[pattern]), len(pattern), pattern))
+        facets: list[str] = []
+        remaining = set(covered)
         for pattern in filled:
-            if not self._having[pattern].isdisjoint(left):
-                left -= self._having[pattern]
-                said.append(pattern)
-        return [*sorted(said), *sorted({self._narrowed(kind, wanted) for kind in left})]
+            if not self._kinds_by_pattern[pattern].isdisjoint(remaining):
+                remaining -= self._kinds_by_pattern[pattern]
+                facets.append(pattern)
+        return [*sorted(facets), *sorted({self._narrowed(kind, covered) for kind in remaining})]
 
-    def _narrowed(self, kind: Kind, wanted: set[Kind]) -> str:
+    def _narrowed(self, kind: Kind, covered: set[Kind]) -> str:
         base = max(kind, key=_specificity)
-        crossing = sorted(p for p in kind if p != base and not self._having[base] <= self._having[p])
-        left_out = list(self._left_out(base, kind, wanted))
+        crossing = sorted(
+            p for p in kind if p != base and not self._kinds_by_pattern[base] <= self._kinds_by_pattern[p]
+        )
+        left_out = list(self._left_out(base, kind, covered))
         also = f" that is also {' and '.join(crossing)}" if crossing else ""
         return base + also + (f" but not {join_first(left_out, _MOST_LEFT_OUT)}" if left_out else "")
 
     def _left_out(self, base: str, kind: Kind, wanted: set[Kind]) -> Iterator[str]:
         """Find what is inside `base` and not meant, the widest first."""
-        inside = {pattern for other in self._having[base] for pattern in other if pattern not in kind}
+        inside = {pattern for other in self._kinds_by_pattern[base] for pattern in other if pattern not in kind}
         outside = sorted(
-            (p for p in inside if self._having[p].isdisjoint(wanted)), key=lambda p: (-len(self._having[p]), p)
+            (p for p in inside if self._kinds_by_pattern[p].isdisjoint(wanted)),
+            key=lambda p: (-len(self._kinds_by_pattern[p]), p),
         )
         covered: set[Kind] = set()
         for pattern in outside:
-            here = self._having[pattern] & self._having[base]
-            if not here <= covered:
-                covered |= here
+            shared = self._kinds_by_pattern[pattern] & self._kinds_by_pattern[base]
+            if not shared <= covered:
+                covered |= shared
                 yield pattern
 
 
@@ -145,27 +148,27 @@ def describe_diff(compared: PolicyDiff) -> list[Statement]:
     rows = [_simplify_row(row) for row in compared.rows]
     for row in rows:
         by_target[row.target].append(row)
-    told: dict[tuple[Any, ...], tuple[list[Any], DiffRow]] = {}
+    by_facets: dict[tuple[Any, ...], tuple[list[Any], DiffRow]] = {}
     undecided = _undecided(rows)
     for target, all_here in by_target.items():
         # What comes before a push follows what could be pushed.
         pushes = any("ref" in row.where for row in all_here)
-        here = [row for row in all_here if not pushes or row.where.get("git") != "push"]
-        for where, row in _merge_rows(here):
-            said = _describe_where(undecided[row.was, row.now] if "rest" in where else where, row)
-            key = tuple(sorted((k, v) for k, v in said.items())), row.was, row.now, isinstance(target, frozenset)
-            sharing = told.setdefault(key, ([], row))[0]
+        shared = [row for row in all_here if not pushes or row.where.get("git") != "push"]
+        for where, row in _merge_rows(shared):
+            facets = _describe_where(undecided[row.was, row.now] if "rest" in where else where, row)
+            key = tuple(sorted((k, v) for k, v in facets.items())), row.was, row.now, isinstance(target, frozenset)
+            sharing = by_facets.setdefault(key, ([], row))[0]
             if target not in sharing[-1:]:
                 sharing.append(target)
     found = [
         Statement(_targets(targets, kinds), dict(key[0]), row.was, row.now, write_example(row.attempt))
-        for key, (targets, row) in told.items()
+        for key, (targets, row) in by_facets.items()
     ]
     return sorted(found, key=lambda each: (_ORDER.index(each.now.verdict), each.targets, each.text))
 
 
 def _simplify_row(row: DiffRow) -> DiffRow:
-    """Where the verdict itself differs, how it would be carried out is no more to be told."""
+    """Drop differences in terms where the verdict itself differs."""
     if "rest" in row.where:  # that UDP leaves by no default of the language's own is no other reason
         was, now = (s if s.rules else s._replace(reason=Reason.NO_RULE) for s in (row.was, row.now))
         row = row._replace(was=was, now=now)
@@ -175,7 +178,7 @@ def _simplify_row(row: DiffRow) -> DiffRow:
         was, now = (standing._replace(unread=False) for standing in (row.was, row.now))
         return row._replace(was=was, now=now)
     was, now = (standing._replace(unread=False, terms=()) for standing in (row.was, row.now))
-    if "address" in row.where:  # what lets a name out is not what differs
+    if "address" in row.where:  # the rules that allow the name don't differ
         was, now = (standing._replace(rules=()) if standing.passes else standing for standing in (was, now))
     return row._replace(was=was, now=now)
 
@@ -219,32 +222,32 @@ def _drop_facet(where: dict[str, frozenset[Any]], facet: str, row: DiffRow) -> d
 
 def _describe_where(where: dict[str, frozenset[Any]], row: DiffRow) -> dict[str, Any]:
     """Write the facets of a merged row as rules do."""
-    said: dict[str, Any] = {}
+    facets: dict[str, Any] = {}
     for key, values in where.items():
         match key:
             case "method":
-                said["methods"] = _methods(values, row.among.get("method", ()))
+                facets["methods"] = _methods(values, row.among.get("method", ()))
             case "path":
-                said["paths"] = tuple(ValueNames(row.among["path"]).describe(values))
+                facets["paths"] = tuple(ValueNames(row.among["path"]).describe(values))
             case "ports":
-                said["ports"] = _ports(values)
+                facets["ports"] = _ports(values)
             case "protocol":
-                said["protocols"] = tuple(protocol.value for protocol in Protocol if protocol in values)
+                facets["protocols"] = tuple(protocol.value for protocol in Protocol if protocol in values)
             case "address":
-                said["addresses"] = tuple(sorted(map(str, values)))
+                facets["addresses"] = tuple(sorted(map(str, values)))
             case "rest":
-                said["rest"] = True
+                facets["rest"] = True
             case "repository" | "ref":
-                said[key] = tuple(
+                facets[key] = tuple(
                     ValueNames(row.among[key]).describe({kind for kind in values if not _is_shouted(kind, values)})
                 )
             case _:
-                said[key] = tuple(sorted(values))
-    return said
+                facets[key] = tuple(sorted(values))
+    return facets
 
 
 def _is_shouted(kind: frozenset[str], kinds: frozenset[frozenset[str]]) -> bool:
-    """Whether a kind is another one in another case, and goes without saying."""
+    """Whether a kind is another one in another case, and needs no mention."""
     plain = frozenset(name.removesuffix(ANOTHER_CASE) for name in kind)
     return plain != kind and plain in kinds
 
@@ -332,8 +335,8 @@ def _describe_other_facets(where: dict[str, Any]) -> str:
     """Say what else narrows it down."""
     known = {"methods", "paths", "ports", "protocols", "addresses", "rest", "git"}
     named = {key: join_first(value, _MOST_SHOWN) for key, value in where.items() if key not in known}
-    said = [text if key == "when" else f"{key} {text}" for key, text in named.items()]
-    return f" ({'; '.join(said)})" if said else ""
+    facets = [text if key == "when" else f"{key} {text}" for key, text in named.items()]
+    return f" ({'; '.join(facets)})" if facets else ""
 
 
 def write_example(attempt: Attempt) -> str:

@@ -1,1 +1,1 @@
-"""Explaining a decision: which rules matched, why the rest did not, in words."""
+"""Explanation of a decision as text: which rules matched, and why the others did not."""

@@ -56,7 +56,7 @@ class Explanation(NamedTuple):
     considered: tuple[ConsideredRule, ...] = ()
     proxied: bool = False  # whether the rules have an upstream proxy, and the attempt may go somewhere
     via: str | None = None  # the proxy that it goes through; None: it is dialled directly
-    objecting: tuple[Layer, ...] = ()  # the layers that don't let it out, where that is what decides
+    objecting: tuple[Layer, ...] = ()  # layers that don't allow it, if a layer decides
     depends_on_taint: bool = False  # whether it matters to any rule what a task has read
 
     def lines(self) -> list[str]:
@@ -139,7 +139,7 @@ def consider_rules(policy: Policy, attempt: Attempt) -> list[ConsideredRule]:
 
 
 def weigh_considered(entries: list[ConsideredRule], attempt: Attempt, leniency: Leniency | None = None) -> Finding:
-    """Weigh rules that were evaluated one by one. Without `leniency` audit mode is ignored."""
+    """Find the winner among rules that were evaluated separately. Without `leniency` audit mode is ignored."""
     rules = [entry.rule for entry in entries]
     expired = {rule for rule in rules if has_ended(rule, attempt.at)}
     granted = {rule for rule in rules if is_granted(rule, attempt)}
@@ -185,8 +185,8 @@ _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
 def explain_attempt(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     """Explain a decision in sentences; `verdict` is what the rules say, whatever the outcome."""
     decision, attempt = explanation.decision, explanation.attempt
-    asked = quote(explanation.question.text.partition("?")[0])
-    yield _verdict(asked, verdict, decision, None if attempt is None else attempt.target)
+    attempt_text = quote(explanation.question.text.partition("?")[0])
+    yield _verdict(attempt_text, verdict, decision, None if attempt is None else attempt.target)
     if verdict is Verdict.FLAG:
         yield "it is allowed and marked for review"
     if decision.outcome is Outcome.WOULD_BLOCK:
@@ -209,8 +209,10 @@ def explain_attempt(explanation: "Explanation", verdict: Verdict) -> Iterator[st
         yield _nearest(decision.nearest)
     if explanation.considered:
         yield "rules about this target:"
-        known = attempt is not None and attempt.request is not None
-        yield from (f"  {_line(entry, known=known)}" for entry in sorted(explanation.considered, key=_sort_key))
+        has_request = attempt is not None and attempt.request is not None
+        yield from (
+            f"  {_line(entry, has_request=has_request)}" for entry in sorted(explanation.considered, key=_sort_key)
+        )
     yield from _hints(explanation)
 
 
@@ -226,14 +228,14 @@ def explain_run(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
     yield "commands are a guard rail: a copied, renamed or interpreted program does not match"
 
 
-def _verdict(asked: str, verdict: Verdict, decision: Decision, target: HostName | Address | None) -> str:
+def _verdict(attempt_text: str, verdict: Verdict, decision: Decision, target: HostName | Address | None) -> str:
     by = f" by {_names(decision.rules)}" if decision.rules else ""
     if decision.needs_approval:
-        return f"{asked} needs an approval{by} (`{decision.reason}` where no approver can be reached)"
+        return f"{attempt_text} needs an approval{by} (`{decision.reason}` where no approver can be reached)"
     if decision.reason is Reason.APPROVAL_UNAVAILABLE and decision.outcome is Outcome.BLOCKED:
-        return f"{asked} is denied{by}: a rule asks, and no approval would allow it (`{decision.reason}`)"
-    said = "" if decision.reason is Reason.RULE else f": {describe_reason(decision.reason, target)}"
-    return f"{asked} is {_DONE[verdict]}{by}{said} (`{decision.reason}`)"
+        return f"{attempt_text} is denied{by}: a rule asks, and no approval would allow it (`{decision.reason}`)"
+    reason_text = "" if decision.reason is Reason.RULE else f": {describe_reason(decision.reason, target)}"
+    return f"{attempt_text} is {_DONE[verdict]}{by}{reason_text} (`{decision.reason}`)"
 
 
 def _names(rules: tuple[str, ...]) -> str:
@@ -241,12 +243,12 @@ def _names(rules: tuple[str, ...]) -> str:
 
 
 def _nearest(near: NearestRule) -> str:
-    wanted = f"which needs `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
-    return f"the nearest rule is `{near.rule}`, {wanted} as `{near.field}`"
+    difference = f"which needs `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
+    return f"the nearest rule is `{near.rule}`, {difference} as `{near.field}`"
 
 
 def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iterator[str]:
-    """Tell what an attempt is let out under, and what it would take; `request`: it is one, so that it is looked at."""
+    """Describe the terms under which an attempt is allowed, or what it needs. `request`: it is a request."""
     if request and decision.passes:
         yield _SCANNED[decision.scan]
     if depends_on_taint and decision.allows and decision.trust is Trust.UNTRUSTED:
@@ -276,10 +278,10 @@ def describe_limits(limits: Limits) -> str:
 
 
 def _describe_approval(terms: ApprovalTerms) -> str:
-    who = "any approver" if terms.by is None else f"`{terms.by}`"
+    approvers = "any approver" if terms.by is None else f"`{terms.by}`"
     count = "an approval" if terms.needed == 1 else f"{terms.needed} approvals"
     lasts = f"for {_span(terms.lasts)}" if terms.lasts else "once"
-    return f"{count} by {who}, good {lasts} for the {terms.covers}"
+    return f"{count} by {approvers}, good {lasts} for the {terms.covers}"
 
 
 def _span(seconds: float) -> str:
@@ -293,7 +295,7 @@ def _size(size: int) -> str:
 
 
 def _hints(explanation: "Explanation") -> Iterator[str]:
-    """Say what to ask besides, where what wasn't said made the difference."""
+    """Suggest options for `exeat explain` where a missing one made the difference."""
     question, caller = explanation.question, explanation.question.caller
     if not caller.task and not caller.labels and any(entry.field == "for" for entry in explanation.considered):
         yield "rules with `for` match certain tasks: name one with `--task NAME` and `--label NAME=VALUE`"
@@ -307,29 +309,29 @@ def _hints(explanation: "Explanation") -> Iterator[str]:
 
 
 def _sort_key(entry: ConsideredRule) -> tuple[bool, int, str]:
-    """Order rules so that those that decide come first, and defaults, which seldom do, last."""
+    """Order rules: those that decide first, defaults last."""
     return entry.rule.default, -list(Match).index(entry.match), entry.rule.id
 
 
-def _line(entry: ConsideredRule, *, known: bool) -> str:
-    """Tell what came of one rule; `known`: a request was asked about, so that nothing of it is still to come."""
+def _line(entry: ConsideredRule, *, has_request: bool) -> str:
+    """Describe the result of one rule; `has_request`: the attempt is a request, so nothing is undecided."""
     rule = entry.rule
     line = f"`{rule.id}` ({rule.action}{', default' if rule.default else ''}) "
     if entry.field == "until":
         after = "allows nothing any more" if rule.allows else "denies from then on"
         return f"{line}{after}: its `until` was {entry.wanted}, and this is {entry.got}"
-    if known and entry.match is Match.PERHAPS and entry.field.startswith(("http", "git", "credential")):
+    if has_request and entry.match is Match.PERHAPS and entry.field.startswith(("http", "git", "credential")):
         line += "may not match, so it allows nothing" if rule.allows else "may match, so it counts"
     else:
         line += _MARKS[entry.match]
     if not entry.field:
         return line
-    wanted = f" needs {entry.wanted}, and this is {entry.got}" if entry.wanted else f" exempts {entry.got}"
-    return f"{line}: `{entry.field}`{wanted}"
+    difference = f" needs {entry.wanted}, and this is {entry.got}" if entry.wanted else f" exempts {entry.got}"
+    return f"{line}: `{entry.field}`{difference}"
 
 
 class TaskRules(NamedTuple):
-    """The rules and commands about a task, in display order; `more` counts those left out."""
+    """Rules and commands that apply to a task, in display order; `more` counts those left out."""
 
     rules: tuple[Rule, ...]
     more: int
@@ -340,10 +342,10 @@ def find_task_rules(policy: Policy, task: str, labels: Mapping[str, str], today:
     """Find the rules that are about a task today."""
     mine = [rule for rule in policy.rules if _is_about(rule, task, labels, today)]
     mine.sort(key=lambda rule: (_ORDER[rule.action], rule.default, rule.id))
-    held = [each for each in policy.commands if each.for_ is None or each.for_.matches(task, labels)]
-    held.sort(key=lambda command: (_ORDER[command.action], command.cite))
-    more = max(0, len(mine) - MOST_RULES) + max(0, len(held) - MOST_RULES)
-    return TaskRules(tuple(mine[:MOST_RULES]), more, tuple(held[:MOST_RULES]))
+    commands = [each for each in policy.commands if each.for_ is None or each.for_.matches(task, labels)]
+    commands.sort(key=lambda command: (_ORDER[command.action], command.cite))
+    more = max(0, len(mine) - MOST_RULES) + max(0, len(commands) - MOST_RULES)
+    return TaskRules(tuple(mine[:MOST_RULES]), more, tuple(commands[:MOST_RULES]))
 
 
 def rules_as_json(found: TaskRules) -> list[dict[str, Any]]:
@@ -386,37 +388,37 @@ def _is_about(rule: Rule, task: str, labels: Mapping[str, str], today: date) -> 
 
 
 def _values(rule: Rule) -> dict[str, Any]:
-    said: dict[str, Any] = {
+    values: dict[str, Any] = {
         "id": rule.id,
         "action": rule.action.value,
         "to": _targets(rule),
         "ports": describe(rule.ports),
     }
     if rule.http is not None:
-        said["http"] = _requests(rule.http)
+        values["http"] = _requests(rule.http)
     if rule.git is not None:
-        said["git"] = _git(rule.git)
+        values["git"] = _git(rule.git)
     if rule.default:
-        said["default"] = True
+        values["default"] = True
     if rule.when_tainted:
-        said["when"] = "tainted"
+        values["when"] = "tainted"
     if rule.excepts:
-        said["exceptions"] = len(rule.excepts)
+        values["exceptions"] = len(rule.excepts)
     if rule.credential is not None:
-        said["credential"] = "only with the placeholder that you were given"
+        values["credential"] = "only with the placeholder that you were given"
     if rule.limits is not None:
-        said["limits"] = describe_limits(rule.limits)
+        values["limits"] = describe_limits(rule.limits)
     if rule.until is not None:
-        said["until"] = rule.until.isoformat()
+        values["until"] = rule.until.isoformat()
     if rule.why:
-        said["why"] = rule.why
-    return said
+        values["why"] = rule.why
+    return values
 
 
 def _sentence(rule: Rule) -> str:
-    said = _values(rule)
-    parts = [f"{', '.join(said['to'])} ({said['ports']})"]
-    for name, value in (*said.get("http", {}).items(), *said.get("git", {}).items()):
+    values = _values(rule)
+    parts = [f"{', '.join(values['to'])} ({values['ports']})"]
+    for name, value in (*values.get("http", {}).items(), *values.get("git", {}).items()):
         parts.append(f"{name} {', '.join(value) if isinstance(value, list) else value}")
     if rule.when_tainted:
         parts.append(_ONCE_TAINTED)
@@ -424,9 +426,9 @@ def _sentence(rule: Rule) -> str:
         parts.append("where no other rule matches")
     if rule.excepts:
         parts.append(f"with {len(rule.excepts)} exception{'s' if len(rule.excepts) > 1 else ''}")
-    parts += [said[name] for name in ("credential", "limits") if name in said]
+    parts += [values[name] for name in ("credential", "limits") if name in values]
     if rule.until is not None:
-        parts.append(f"until {said['until']}")
+        parts.append(f"until {values['until']}")
     return f"{'; '.join(parts)} [{rule.id}]{f': {rule.why}' if rule.why else ''}"
 
 
@@ -437,25 +439,25 @@ def _targets(rule: Rule) -> list[str]:
 
 
 def _requests(http: Http) -> dict[str, Any]:
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if http.methods is not None:
-        said["methods"] = sorted(http.methods)
+        values["methods"] = sorted(http.methods)
     if http.paths is not None:
-        said["paths"] = [path.text for path in http.paths]
+        values["paths"] = [path.text for path in http.paths]
     if http.query:
-        said["parameters"] = [name for name, _ in http.query]
+        values["parameters"] = [name for name, _ in http.query]
     if http.headers:
-        said["headers"] = [name for name, _ in http.headers]
+        values["headers"] = [name for name, _ in http.headers]
     if http.websocket:
-        said["websocket"] = "allowed"
-    return said
+        values["websocket"] = "allowed"
+    return values
 
 
 def _git(git: GitRule) -> dict[str, Any]:
-    said: dict[str, Any] = {"repositories": [repo.text for repo in git.repos]}
+    values: dict[str, Any] = {"repositories": [repo.text for repo in git.repos]}
     if git.fetch:
-        said["fetch"] = "yes"
+        values["fetch"] = "yes"
     if git.push is not None:
-        said["push"] = [ref.text for ref in git.push]
-        said["changes"] = sorted(change.value for change in git.changes)
-    return said
+        values["push"] = [ref.text for ref in git.push]
+        values["changes"] = sorted(change.value for change in git.changes)
+    return values

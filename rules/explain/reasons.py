@@ -10,7 +10,7 @@ SUGGEST: Final = "`exeat explain --suggest EVENT` on the host prints the rule th
 
 
 class ReasonText(NamedTuple):
-    """The words for one reason."""
+    """Texts for one reason."""
 
     meaning: str  # a clause without a full stop, as after "denied:"
     remedy: str  # what helps, as an imperative clause; names the component or the key that has to change

@@ -1,6 +1,6 @@
 """Learns the smallest rule file that allows recorded attempts: no name, method, port or protocol beyond them.
 
-`generalize` finds the paths' patterns, `drafts` makes rules of what was seen at each place, `writing` writes them down.
-Whatever can't be written as a rule that means exactly it is left out and told. What was seen is a sandbox's word: it
-reaches the file only as values that the rule language has read, and comments only as printable ASCII.
+`generalize` finds the paths' patterns, `drafts` makes rules from the observations at each destination, and `writing`
+writes the file. An observation that no rule covers exactly is left out and reported. Observations come from a sandbox,
+so they are not trusted: they reach the file only as parsed values, and its comments only as printable ASCII.
 """

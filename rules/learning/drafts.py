@@ -25,7 +25,7 @@ from rules.verdicts import STRICTEST_FIRST, Verdict
 _LONGEST_ID: Final = 63
 _BODILESS: Final = frozenset({"GET", "HEAD"})  # a rule without `body` covers them only without one
 _MOST_CITED: Final = 3
-_MOST_TASKS: Final = 1000  # by name; of more only the number is kept
+_MOST_TASKS: Final = 1000  # listed by name; beyond that only counted
 
 
 class Destination(NamedTuple):
@@ -92,8 +92,8 @@ class Observations:
     requests: dict[tuple[RequestKind, str], Evidence] = field(default_factory=dict)
     git: dict[GitObservation, Evidence] = field(default_factory=dict)
     unread: Evidence = field(default_factory=Evidence)
-    connections: Evidence = field(default_factory=Evidence)  # that were inspected, or whose kind is not known
-    reading: Evidence = field(default_factory=Evidence)  # for a rule that lets read whatever is there
+    connections: Evidence = field(default_factory=Evidence)  # inspected connections, or of unknown kind
+    reading: Evidence = field(default_factory=Evidence)  # for a rule that allows reading anything there
     addresses: set[Address] = field(default_factory=set)  # that were dialled for the name
     records: Counter[str] = field(default_factory=Counter)  # types of lookups of the name that a rule has to list
 
@@ -132,7 +132,7 @@ class LearnedRules(NamedTuple):
 
 
 def learn(seen: "dict[Destination, Observations]", looks_secret: Callable[[str], bool]) -> LearnedRules:
-    """Draft rules from observations; `looks_secret` tells which texts must not be written to a file."""
+    """Draft rules from observations; `looks_secret` says which texts must not be written to a file."""
     drafts: list[Draft] = []
     left_out: list[Omission] = []
     ids: set[str] = set()
@@ -169,7 +169,7 @@ def format_destination(place: Destination) -> str:
 def _draft_lookups(
     place: Destination, there: Observations, drafts: Iterable[Draft], left_out: list[Omission]
 ) -> Iterable[Draft]:
-    """Have the rules that let a place out list the types of records that were answered for its name."""
+    """Add the record types that were answered for a name to the rules that allow it."""
     is_listed = False
     for draft in drafts:
         is_listed |= draft.action.allows
@@ -250,12 +250,12 @@ def _draft_git(
                 Omission(f"{what} to {format_destination(place)}", evidence.times, "no rule can name it as it was")
             )
             continue
-        said = (*notes, *_approval_note(evidence), *_incomplete_note(evidence))
-        yield Draft("", place, action, evidence, resolves_to=addresses, notes=said, git=draft)
+        all_notes = (*notes, *_approval_note(evidence), *_incomplete_note(evidence))
+        yield Draft("", place, action, evidence, resolves_to=addresses, notes=all_notes, git=draft)
 
 
 def _approval_note(evidence: Evidence) -> Iterable[str]:
-    """Say that the rule asks anybody who may answer, where it was a rule with terms of its own that asked."""
+    """Note which rules' approval terms to copy, since the draft has none."""
     if evidence.action is Verdict.ASK:
         named = join_first(evidence.approvals_from, _MOST_CITED)
         yield f"people approved it: copy the `approval` terms of the rule that asked{f' ({named})' if named else ''}"
@@ -273,26 +273,28 @@ def _patterns(
     looks_secret: Callable[[str], bool],
     left_out: list[Omission],
 ) -> tuple[frozenset[Learned], Evidence]:
-    """Find patterns for the paths of one method, and tell of those that none can be found for."""
+    """Find patterns for the paths of one method; paths without a pattern are reported as omissions."""
     ways = {path: readings(path) for path in paths}
     patterns = generalize_paths({way for found in ways.values() for way in found})
     texts = {pattern: write_pattern(pattern) for pattern in patterns}
     good = {pattern for pattern, text in texts.items() if text is not None and not looks_secret(_slug_of(pattern))}
-    kept, total = set[Learned](), Evidence()
+    learned, total = set[Learned](), Evidence()
     by_length: dict[int, list[Learned]] = defaultdict(list)
     for pattern in good:
         by_length[len(pattern)].append(pattern)
     for path, found in ways.items():
-        own = [next((p for p in _candidates(way, good, by_length) if matches_learned(p, way)), None) for way in found]
-        if found and None not in own:
-            kept |= {pattern for pattern in own if pattern is not None}
+        candidates = [
+            next((p for p in _candidates(way, good, by_length) if matches_learned(p, way)), None) for way in found
+        ]
+        if found and None not in candidates:
+            learned |= {pattern for pattern in candidates if pattern is not None}
             total.take(paths[path])
         else:
             secret = looks_secret(path) or any(looks_secret(segment) for way in found for segment in way)
             why = "the path looks like it holds a credential" if secret else "no rule can name the path"
             what = f"{method} to {format_destination(place)}" + ("" if secret else path)
             left_out.append(Omission(what, paths[path].times, why))
-    return frozenset(kept), total
+    return frozenset(learned), total
 
 
 def _candidates(way: tuple[str, ...], good: set[Learned], by_length: dict[int, list[Learned]]) -> Iterable[Learned]:
@@ -304,7 +306,7 @@ def _slug_of(pattern: Learned) -> str:
 
 
 def _asked_of(place: Destination, there: Observations) -> set[Address]:
-    """List the addresses that a rule would have to open; those of this machine's own name are not asked about."""
+    """List the addresses that a rule would have to open; those of the host's own name need none."""
     if not isinstance(place.target, HostName):
         return {place.target}
     return set() if place.target == HOST else there.addresses
@@ -335,7 +337,7 @@ def _times(there: Observations) -> int:
 
 
 def _identified(draft: Draft, ids: set[str]) -> Draft:
-    """Give a rule an id that says what it is for, and that no other has."""
+    """Give a rule a unique id that says what it is for."""
     place = draft.place
     words = [str(place.target).replace("*", "")]
     if (place.protocol, place.port) != (Protocol.TLS, 443):

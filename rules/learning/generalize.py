@@ -37,11 +37,11 @@ def _once(patterns: set[Learned]) -> set[Learned]:
                 groups[pattern[:at], pattern[at + 1 :]].add(pattern[at])
         wide = {around: values for around, values in groups.items() if len(values) > 1 and _is_wide(values)}
         if wide:
-            kept = set(patterns)
+            merged = set(patterns)
             for (before, after), values in wide.items():
-                kept -= {(*before, value, *after) for value in values}
-                kept.add((*before, ONE, *after))
-            return kept
+                merged -= {(*before, value, *after) for value in values}
+                merged.add((*before, ONE, *after))
+            return merged
     return patterns
 
 
@@ -87,9 +87,9 @@ class GitDraft(NamedTuple):
 def git_drafts(
     seen: Mapping[GitObservation, Any], looks_secret: Callable[[str], bool]
 ) -> Iterator[tuple[GitDraft | None, Verdict, tuple[GitObservation, ...]]]:
-    """Yield each draft with its action and what it is for; None: no rule can say it, or it must not be written down.
+    """Yield each draft with its action and observations; None: no rule can cover them, or they look secret.
 
-    Fetches of all repositories share a rule, pushes those of one repository: a ref of one is none of another.
+    Fetches of all repositories share a rule. Pushes have a rule per repository, since refs belong to one repository.
     """
     fetched: dict[Verdict, dict[str, list[GitObservation]]] = defaultdict(lambda: defaultdict(list))
     pushed: dict[tuple[str, RefChange, Verdict], dict[Reading, list[GitObservation]]] = defaultdict(
@@ -112,15 +112,15 @@ def git_drafts(
         for ref, seen_there in refs.items():
             if not any(matches_learned(pattern, ref) for pattern in good):
                 yield None, action, tuple(seen_there)
-        kept = tuple(
+        merged = tuple(
             each for ref, every in refs.items() if any(matches_learned(p, ref) for p in good) for each in every
         )
-        if kept:
-            yield GitDraft((repo,), texts, change, kept[0].ref or ""), action, kept
+        if merged:
+            yield GitDraft((repo,), texts, change, merged[0].ref or ""), action, merged
 
 
 def _is_whole(ref: str | None) -> bool:
-    """Whether rules can let a ref out: it is one as git has them (git-check-ref-format(1))."""
+    """Whether rules can allow a ref: it is valid in git (git-check-ref-format(1))."""
     if ref is None:
         return True
     if not _is_text(ref):

@@ -173,7 +173,7 @@ def _attempt(draft: Draft) -> str:
         (write_pattern(tuple("x" if part is ONE else part for part in path)) or "/").replace("*", "%2A")
         for path in draft.paths
     ]
-    # A path with two readings has both among the patterns: any is let out, and the plainest is best read.
+    # A path with two readings has both among the patterns: any of them allows it, and the plainest reads best.
     path = min(texts, key=lambda text: len(readings(text)))
     return f"{draft.methods[0]} {_origin(draft)}{path}"
 
@@ -220,8 +220,8 @@ def add_notes(drafted: LearnedRules, rules: Mapping[str, Rule]) -> tuple[Learned
 
 
 def _notes(draft: Draft, rules: Mapping[str, Rule]) -> Iterator[str]:
-    said = ((cite, list_not_taken_over(rules[cite])) for cite in draft.evidence.allowed_by if cite in rules)
-    found = [f"`{cite}`: {', '.join(keys)}" for cite, keys in said if keys]
+    is_set = ((cite, list_not_taken_over(rules[cite])) for cite in draft.evidence.allowed_by if cite in rules)
+    found = [f"`{cite}`: {', '.join(keys)}" for cite, keys in is_set if keys]
     more = f"; and {len(found) - _MOST_CITED} more rules" if len(found) > _MOST_CITED else ""
     if found:
         yield f"{NOT_TAKEN_OVER} from {'; '.join(found[:_MOST_CITED])}{more}"
@@ -230,7 +230,7 @@ def _notes(draft: Draft, rules: Mapping[str, Rule]) -> Iterator[str]:
 def list_not_taken_over(rule: Rule) -> tuple[str, ...]:
     """List the keys of a rule that narrow it, or change how it is carried out, and that learning can't derive."""
     http = rule.http
-    said = {
+    is_set = {
         "for": rule.selector is not None,
         "http.query": http is not None and bool(http.query),
         "http.headers": http is not None and bool(http.headers),
@@ -246,4 +246,4 @@ def list_not_taken_over(rule: Rule) -> tuple[str, ...]:
         "ca": rule.ca is not None,
         "idle_timeout": rule.idle_timeout is not None,
     }
-    return tuple(key for key, is_said in said.items() if is_said)
+    return tuple(key for key, is_said in is_set.items() if is_said)

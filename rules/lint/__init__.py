@@ -1,7 +1,7 @@
 """Lint of rules: finds what rules mean together that an admin may not have meant. A module for each family.
 
-It reads what was compiled, never text, so that a finding is about what a rule does and not how it is written. It must
-never be a reason for a verdict: `Policy.decide` knows nothing of it. Everything here is near linear in the rules.
+It reads the compiled policy, never text, so that a finding is about what a rule does and not how it is written. It
+never affects a verdict: `Policy.decide` does not use it. The run time is nearly linear in the number of rules.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,20 +25,20 @@ class LintContext(NamedTuple):
     is_obeyed: Callable[[str], bool] = lambda _path: False
 
 
-def lint(loaded: Loaded, surroundings: LintContext) -> list[Finding]:
+def lint(loaded: Loaded, context: LintContext) -> list[Finding]:
     """Return all findings about loaded files, in the order of files and lines.
 
-    Of the rules of presets only ways around them are told, and at the include: the rest is nobody's here to change.
+    Rules of presets have findings only for ways around them, at the `include`: an admin can't edit their text.
     """
     shown = (place.file if place.via is None else place.via.file for place in loaded.places.values())
     order = {file: number for number, file in enumerate(dict.fromkeys(shown))}
-    found = dict.fromkeys(_find_all(loaded, surroundings))
+    found = dict.fromkeys(_find_all(loaded, context))
     return sorted(
         found, key=lambda f: (order.get(f.file, len(order)), f.file, f.line, f.column, f.check.code, f.message)
     )
 
 
-def _find_all(loaded: Loaded, surroundings: LintContext) -> Iterator[Finding]:
+def _find_all(loaded: Loaded, context: LintContext) -> Iterator[Finding]:
     from rules.lint.findings import Reporter
     from rules.lint.rule_pairs import check_splicing, find_idle_rules, find_ways_around
     from rules.lint.single_rules import (
@@ -59,6 +59,6 @@ def _find_all(loaded: Loaded, surroundings: LintContext) -> Iterator[Finding]:
     yield from check_secrets(policy, reporter)
     yield from check_taint_and_asks(policy, own, reporter)
     yield from check_width(own, reporter)
-    yield from check_splicing(policy, own, reporter, surroundings.today)
-    yield from find_ways_around(policy, reporter, surroundings.today)
-    yield from check_upkeep(policy, own, reporter, surroundings)
+    yield from check_splicing(policy, own, reporter, context.today)
+    yield from find_ways_around(policy, reporter, context.today)
+    yield from check_upkeep(policy, own, reporter, context)

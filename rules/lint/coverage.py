@@ -21,7 +21,7 @@ from rules.verdicts import STRICTEST_FIRST, Verdict
 type Target = NamePattern | Network
 
 _STRICTNESS: Final = {verdict: number for number, verdict in enumerate(STRICTEST_FIRST)}
-# Compared one by one below, or of no meaning for what a rule does.
+# Compared one by one below, or without effect on decisions.
 _KNOWN: Final = frozenset(
     {"id", "action", "names", "networks", "feeds", "ports", "resolves_to", "http", "default", "excepts", "tls", "mode",
      "idle_timeout", "why", "selector", "until", "git", "credential", "when_tainted"}
@@ -45,7 +45,7 @@ def makes_idle(wide: Rule, narrow: Rule, target: Target) -> bool:
     if wide.action is Verdict.ASK and (before or not _opens_as_much(wide, narrow, target)):
         return False  # what is behind it decides once it is granted
     if not isinstance(target, tuple) and wide.allows and not narrow.allows:
-        return False  # what holds an address back counts for names too, and what lets one out doesn't
+        return False  # a deny of an address counts for names too, an allow doesn't
     return (
         _ports_cover(wide, narrow)
         and _addresses_cover(wide, narrow)
@@ -58,7 +58,7 @@ def makes_idle(wide: Rule, narrow: Rule, target: Target) -> bool:
         and all(_is_harmless(exemption, wide, narrow, target) for exemption in wide.excepts)
         and (
             (wide.action is Verdict.DENY and not wide.default) or _carries(wide, narrow)
-        )  # audit mode lets defaults out
+        )  # audit mode allows what defaults block
     )
 
 
@@ -69,7 +69,7 @@ def _opens_as_much(wide: Rule, narrow: Rule, target: Target) -> bool:
 
 
 def _lasts_as_long(wide: Rule, narrow: Rule) -> bool:
-    """Whether `wide` says the same on every day on which `narrow` says something: see `until` in the rules page."""
+    """Whether `wide` acts alike on every day on which `narrow` acts: see `until` in docs/reference/rules.md."""
     if wide.action is Verdict.DENY:
         return True
     if narrow.action is Verdict.ASK and narrow.until is not None:
@@ -80,7 +80,7 @@ def _lasts_as_long(wide: Rule, narrow: Rule) -> bool:
 
 
 def _ports_cover(wide: Rule, narrow: Rule) -> bool:
-    """Whether `wide` has its say wherever `narrow` has: on raw TCP too, which what holds back or flags covers."""
+    """Whether `wide` applies on every port where `narrow` does; denies, asks and flags also cover raw TCP."""
     if wide.ports is None:
         return True
     if narrow.ports is None:
@@ -113,10 +113,10 @@ def _addresses_cover(wide: Rule, narrow: Rule) -> bool:
     if not narrow.names or (wide.resolves_to is None and not wide.allows):
         return True
     if wide.resolves_to is None or narrow.resolves_to is None:
-        # Public ones, if it lets out: what holds back counts for all others as well.
+        # Public addresses if it allows; a deny or ask covers all others as well.
         return wide.resolves_to is None and narrow.resolves_to is None and narrow.allows
     if wide.needs_address and not narrow.needs_address:
-        return False  # until the address is known, the name is let out
+        return False  # the name is allowed until the address is known
     return all(any(network_covers(w, n, opening=wide.allows) for w in wide.resolves_to) for n in narrow.resolves_to)
 
 
@@ -148,7 +148,7 @@ def _http_covers(wide: Rule, narrow: Rule) -> bool:
 
 
 def _may_push(pattern: PathPattern) -> bool:
-    """Whether a git push could be under a path: what has no paths lets out none."""
+    """Whether a git push could be under a path: a rule without paths allows no push."""
     last = pattern.parts[-1] if pattern.parts else ""
     return not isinstance(last, str) or last in {"git-receive-pack", "refs"}
 
@@ -231,7 +231,7 @@ class _Slot:
         _keep(self._alike.setdefault((*group, rule.ports, rule.http), []), rule)
 
     def rules(self, like: Rule) -> Iterator[Rule]:
-        """Give rules that may cover `like`, those that are alike at the end."""
+        """Yield rules that may cover `like`; rules with the same action, ports and `http` last."""
         for rules in self._wide.values():
             yield from rules
         if self._paths is not None and like.http is not None and like.http.paths:

@@ -1,4 +1,4 @@
-"""Findings of `exeat check`: the codes, and what each says and where."""
+"""Findings of `exeat check`: the codes, their messages and places."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -138,7 +138,7 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}"
         if self.check.severity is Severity.ERROR:
-            return f"{place}: {self.message}"  # as every other command tells it
+            return f"{place}: {self.message}"  # the format of every other command
         return (
             f"{place}: {self.check.severity}: {self.check.code} {self.check.name}: {self.message}; {self.check.remedy}"
         )

@@ -48,7 +48,7 @@ _LFS: Final = (("{host}", "POST", "/{repo}.git/info/lfs/objects/batch"),)  # the
 
 
 class _Way(NamedTuple):
-    """A way out past a rule, as a person would write it, and the rules that let it out; none: audit mode does."""
+    """A way around a rule as an attempt's text, and the rules that allow it; no rules: audit mode allows it."""
 
     attempt: str
     by: tuple[str, ...]
@@ -71,32 +71,32 @@ def find_ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterato
 
 
 def _describe_ways(ways: list[_Way]) -> str:
-    """Tell the ways, those that the same rules let out together."""
+    """List the ways around, grouped by the rules that allow them."""
     attempts: dict[tuple[str, ...], dict[str, None]] = {}
     for way in ways:
         attempts.setdefault(way.by, {})[way.attempt] = None
-    told: list[str] = []
+    parts: list[str] = []
     for by, tried in islice(attempts.items(), _MOST_NAMED):
         named = join_first([f"`{attempt}`" for attempt in tried], _MOST_NAMED)
         rules = " and ".join(f"`{ident}`" for ident in by[:_MOST_NAMED]) or "audit mode"
-        told.append(f"{named}, which {rules} allows")
-    return "; ".join(told) + (
+        parts.append(f"{named}, which {rules} allows")
+    return "; ".join(parts) + (
         f"; and what {len(attempts) - _MOST_NAMED} others allow" if len(attempts) > _MOST_NAMED else ""
     )
 
 
 def _raw_ways(policy: Policy, ask: DecisionProbe) -> dict[Rule, list[_Way]]:
-    """Pair what looks at requests, or asks, with what lets bytes out unread to the same name on another port.
+    """Pair rules that look at requests, ask or scan for secrets with rules that allow uninspected bytes.
 
-    So does what looks for secrets, to keep them in.
+    Both are about the same name; the uninspected bytes go to another port.
     """
     unread = [rule for rule in policy.rules if rule.allows and _unread(rule)]
     holding = [rule for rule in policy.rules if _is_about_what_is_seen(rule)]
     found: dict[Rule, list[_Way]] = {}
     if unread and holding:
-        for held, rule, name in (*_pairs(holding, unread), *((h, r, n) for r, h, n in _pairs(unread, holding))):
-            found.setdefault(held, []).extend(_ways(ask, rule, name))
-    return {held: ways for held, ways in found.items() if ways}
+        for blocking, rule, name in (*_pairs(holding, unread), *((h, r, n) for r, h, n in _pairs(unread, holding))):
+            found.setdefault(blocking, []).extend(_ways(ask, rule, name))
+    return {blocking: ways for blocking, ways in found.items() if ways}
 
 
 def _pairs(wide: list[Rule], narrow: list[Rule]) -> Iterator[tuple[Rule, Rule, NamePattern]]:
@@ -126,7 +126,7 @@ def _is_about_what_is_seen(rule: Rule) -> bool:
 
 
 def _ways(ask: DecisionProbe, rule: Rule, pattern: NamePattern) -> Iterator[_Way]:
-    """Try whether a rule really lets out unread where it says so."""
+    """Decide an attempt to check that a rule really allows uninspected bytes."""
     name = sample_name(pattern)
     for entry in _unread(rule) if name is not None else ():
         assert name is not None
@@ -191,14 +191,14 @@ def check_splicing(policy: Policy, own: list[Rule], reporter: Reporter, today: d
 
 
 def _unreadable(rule: Rule) -> str:
-    """Say which ports are had read that can't be; of a range nobody knows whether they are meant."""
+    """Describe single ports that are inspected but usually carry another protocol; ranges may be meant."""
     read = (Protocol.TLS, Protocol.HTTP)
     entries = [entry for entry in rule.ports or () if entry.protocol in read and entry.low == entry.high]
     known = [(entry, _NO_HTTP[entry.low]) for entry in entries if entry.low in _NO_HTTP]
     if not known:
         return ""
-    ports = ", ".join(f"{entry} ({said.rstrip('+')})" for entry, said in known)
-    first = any(said.endswith("+") for _, said in known)
+    ports = ", ".join(f"{entry} ({service.rstrip('+')})" for entry, service in known)
+    first = any(service.endswith("+") for _, service in known)
     waits = ": the client waits for the server to speak first, and the gate ends that after 10 seconds" if first else ""
     return f"`{rule.id}` has {ports} inspected as HTTP, the only protocol that the gate can inspect{waits}"
 
@@ -240,7 +240,7 @@ def _needs_inspection(rule: Rule, port: int) -> bool:
 type _Voting = dict[str, frozenset[int]]
 
 _NOWHERE: Final = frozenset[int]()
-_MOST_ENTRIES: Final = 20  # of one rule's targets that are told one by one
+_MOST_ENTRIES: Final = 20  # of one rule's targets that are listed individually
 
 
 def find_idle_rules(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
@@ -309,7 +309,7 @@ def _makes_target_idle(wide: Rule, rule: Rule, target: Target, reporter: Reporte
         return not same_target
     if not makes_idle(wide, rule, target):
         return False
-    # Of two that say the same of the same the first is kept.
+    # Of two identical rules the first is used.
     return (
         takes_precedence(wide, rule)
         or not makes_idle(rule, wide, target)
@@ -319,7 +319,7 @@ def _makes_target_idle(wide: Rule, rule: Rule, target: Target, reporter: Reporte
 
 
 def _voting_layers(policy: Policy) -> _Voting:
-    """Say in which layers each rule has a vote of its own: only what votes there too can stand in for it."""
+    """Return each rule's layers: only a rule of the same layers can replace it."""
     found: dict[str, frozenset[int]] = {}
     for number, layer in enumerate(policy.layers):
         for rule in layer.rules:

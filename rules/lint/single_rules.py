@@ -50,7 +50,7 @@ def _is_wide(network: Network) -> bool:
     return not any(is_within(network, block.network) for block in BLOCKS)
 
 
-_MOST_COMPARED: Final = 100_000  # pairs in one rule; of longer ones nothing is said
+_MOST_COMPARED: Final = 100_000  # pairs in one rule; longer rules are not checked
 
 
 def check_exceptions(own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ _INSIDE: Final = ("internal", "intranet", "private", "corp", "home", "lan", "loc
 
 
 def check_taint_and_asks(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
-    """Report rules for tainted tasks where no task can become tainted, and asks whose approval would open nothing."""
+    """Report `when: tainted` without anything that taints, and asks whose approval would allow nothing."""
     if not _taints(policy):
         for rule in own:
             if rule.depends_on_taint:
@@ -96,7 +96,7 @@ def check_taint_and_asks(policy: Policy, own: list[Rule], reporter: Reporter) ->
                 yield reporter.about(
                     findings.NEVER_TAINTED, rule, message, at="when" if rule.when_tainted else "except"
                 )
-    opening: dict[str, list[Rule]] = defaultdict(list)  # by name, what lets out to addresses inside
+    opening: dict[str, list[Rule]] = defaultdict(list)  # by name: rules that allow addresses inside the network
     for rule in policy.rules:
         if rule.allows and _is_inside(rule):
             for name in rule.names:
@@ -129,7 +129,7 @@ def _is_inside(rule: Rule) -> bool:
 
 def _taints(policy: Policy) -> bool:
     if policy.settings.mode is Mode.AUDIT or any(rule.mode is Mode.AUDIT for rule in policy.rules):
-        return True  # nobody vouches for what no rule lets out
+        return True  # traffic that no rule allows is untrusted
     return any(trust_of(rule) is Trust.UNTRUSTED for rule in policy.rules if rule.action is not Verdict.DENY)
 
 
@@ -144,7 +144,7 @@ def check_secrets(policy: Policy, reporter: Reporter) -> Iterator[Finding]:
     for secret in policy.secrets:
         for host, port in secret.hosts:
             spoken = policy.protocols(host, port) - {Protocol.UDP}
-            # On a port with `/tcp` and more a client's first words are waited for, so that TLS is seen.
+            # On a port with `/tcp` and more the gate waits for the client's first bytes, to recognise TLS.
             if Protocol.TLS in spoken or len(spoken) > 1 or any(_asks(rule, host, port) for rule in asking):
                 continue
             place = write_place(host, port)
@@ -172,9 +172,9 @@ _MOST_NAMED: Final = 3
 def check_credentials(policy: Policy, own: list[Rule], reporter: Reporter) -> Iterator[Finding]:
     """Report methods that are not registered, and credentials that no request to the rule's hosts can carry."""
     for rule in own:
-        asked = (rule.http, *(exemption.http for exemption in rule.excepts))
+        conditions = (rule.http, *(exemption.http for exemption in rule.excepts))
         for method in sorted(
-            {m for http in asked if http is not None for m in http.methods or ()} - REGISTERED_METHODS
+            {m for http in conditions if http is not None for m in http.methods or ()} - REGISTERED_METHODS
         ):
             near = get_close_matches(method, REGISTERED_METHODS, 1)
             meant = f"; did you mean `{near[0]}`?" if near else ""
@@ -195,15 +195,15 @@ def _is_about(rule: Rule, host: HostName, port: int) -> bool:
 SOON: Final = timedelta(days=30)
 
 
-def check_upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: LintContext) -> Iterator[Finding]:
+def check_upkeep(policy: Policy, own: list[Rule], reporter: Reporter, context: LintContext) -> Iterator[Finding]:
     """Report missing `why`, expired rules, audit mode and other things to maintain."""
-    yield from _lifetimes(own, reporter, around.today)
+    yield from _lifetimes(own, reporter, context.today)
     if policy.settings.mode is Mode.AUDIT:
         yield reporter.about_settings(findings.AUDITED, "mode", "audit mode is on: what no rule decides is allowed")
     if policy.box.approval and policy.box.workspace is not WorkspaceMode.REVIEW:
         message = "`approval` needs reviewed changes, and no file has `workspace: review`"
         yield from reporter.about_boxes(findings.UNREVIEWED, "approval", message)
-    for path in filter(around.is_obeyed, policy.box.write):
+    for path in filter(context.is_obeyed, policy.box.write):
         message = f"`{path}` under `write`: this host runs it or reads it as configuration"
         yield from reporter.about_boxes(findings.OBEYED, "write", message, entry=path)
     silent: dict[str, list[Rule]] = {}
@@ -214,7 +214,7 @@ def check_upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: Li
             yield reporter.about(
                 findings.AUDITED, rule, f"`{rule.id}` has `mode: audit`: what it would block is allowed", at="mode"
             )
-        if rule.selector is not None and not rule.allows and not around.identities:
+        if rule.selector is not None and not rule.allows and not context.identities:
             message = (
                 f"`{rule.id}` ({rule.action}) is for {rule.selector}, and a user can start the task under another one"
             )
@@ -227,7 +227,7 @@ def check_upkeep(policy: Policy, own: list[Rule], reporter: Reporter, around: Li
 
 
 def _lifetimes(own: list[Rule], reporter: Reporter, today: date) -> Iterator[Finding]:
-    """Tell of rules that have ended, or will; `until` is the last day (UTC) on which they count."""
+    """Report rules that have ended or will soon; `until` is the last day (UTC) on which they count."""
     for rule in own:
         if rule.until is None:
             continue

@@ -154,16 +154,16 @@ def _failure(policy: "Policy", case: RuleTest, decision: Decision) -> str:
     verdict = verdict_of(decision)
     named = f" by {', '.join(f'`{rule}`' for rule in decision.rules)}" if decision.rules else ""
     got = f"{verdict} ({decision.reason}){named}"
-    asked = quote(case.question.text)
+    attempt_text = quote(case.question.text)
     if verdict is not case.expect:
-        return f"{asked} should be {case.expect} and is {got}"
+        return f"{attempt_text} should be {case.expect} and is {got}"
     if case.rule is None or any(case.rule in {rule, rule.partition(":")[2]} for rule in decision.rules):
         return ""
     ids = policy.rule_ids if case.question.run is None else tuple(command.cite for command in policy.commands)
     known = {name for rule in ids for name in (rule, rule.partition(":")[2])}
     if case.rule not in known:
         return f"there is no rule {quote(case.rule)}{did_you_mean(case.rule, known)}"
-    return f"{asked} should be decided by `{case.rule}` and is {got}"
+    return f"{attempt_text} should be decided by `{case.rule}` and is {got}"
 
 
 def _spoken(policy: "Policy", target: HostName | Address, port: int) -> Protocol:
@@ -201,7 +201,7 @@ def _lookup(text: str, rest: str) -> AttemptText:
 
 
 def _git(text: str, rest: str) -> AttemptText:
-    """Read `push URL REF`, with what it does to the ref behind it (`update` if it isn't said), or `fetch URL`."""
+    """Read `push URL REF`, with an optional change after it (default `update`), or `fetch URL`."""
     words = rest.split(" ")
     changes = {change.value: change for change in RefChange}
     if len(words) == 2 and words[0] == "fetch":
@@ -222,15 +222,19 @@ def _git(text: str, rest: str) -> AttemptText:
     if words[2:3] and not ref.startswith("refs/"):
         instead = f"; did you mean {quote(f'refs/heads/{ref}')}?" if ref else ""
         raise ValueError(f"{quote(text)} needs a whole ref behind the URL{instead}")
-    asked = _url(text, "POST", words[1])
-    assert asked.request is not None
-    bare = asked.request.path.partition("?")[0].rstrip("/")
+    attempt_text = _url(text, "POST", words[1])
+    assert attempt_text.request is not None
+    bare = attempt_text.request.path.partition("?")[0].rstrip("/")
     if not bare:
         raise ValueError(f"{quote(text)} names no repository")
     request = Request(
-        "POST", bare + end, asked.request.headers, body=True, git=git._replace(repo=bare[1:].removesuffix(".git"))
+        "POST",
+        bare + end,
+        attempt_text.request.headers,
+        body=True,
+        git=git._replace(repo=bare[1:].removesuffix(".git")),
     )
-    return asked._replace(request=request)
+    return attempt_text._replace(request=request)
 
 
 def _run(text: str, rest: str) -> AttemptText:
@@ -261,7 +265,7 @@ def _pairs(says: str, parse: Callable[[str], str]) -> Key:
         if not isinstance(node, Mapping):
             reader.complain(node, f"`{of}` is a mapping of names to values")
             return ()
-        pairs = [(reader.parsed(key, of, parse), reader.text(value, key.text)) for key, value in node.pairs.values()]
+        pairs = [(reader.parse(key, of, parse), reader.text(value, key.text)) for key, value in node.pairs.values()]
         return tuple((name, value) for name, value in pairs if name is not None and value is not None)
 
     return Key(says, read, mapping_of(WORD))
@@ -288,18 +292,20 @@ def read_case(reader: Reader, node: Node) -> RuleTest | None:
     fields = TEST.fields(reader, node)
     if fields is None:
         return None
-    said = TEST.values(reader, fields)
-    asked: AttemptText | None = said.pop("attempt", None)
-    expect, rule = said.pop("expect", None), said.pop("rule", None)
-    if asked is None or expect is None:
+    values = TEST.values(reader, fields)
+    attempt_text: AttemptText | None = values.pop("attempt", None)
+    expect, rule = values.pop("expect", None), values.pop("rule", None)
+    if attempt_text is None or expect is None:
         return None
-    of_request = {key: said.pop(key) for key in _OF_REQUESTS if key in said}
-    request = asked.request
+    of_request = {key: values.pop(key) for key in _OF_REQUESTS if key in values}
+    request = attempt_text.request
     if request is None:
         for key in (key for key in _OF_REQUESTS if key in fields):
             reader.complain(fields[key], f"`{key}` is for requests, and this attempt is not one")
     else:
         of_request["headers"] = (*request.headers, *of_request.get("headers", ()))
         request = request._replace(**of_request)
-    caller = Caller(**{**said, "labels": dict(said.get("labels", ()))})
-    return RuleTest(asked._replace(request=request, caller=caller), expect, rule, reader.file, node.line, node.column)
+    caller = Caller(**{**values, "labels": dict(values.get("labels", ()))})
+    return RuleTest(
+        attempt_text._replace(request=request, caller=caller), expect, rule, reader.file, node.line, node.column
+    )

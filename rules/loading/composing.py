@@ -89,7 +89,7 @@ def _message(  # noqa: C901, PLR0911 - a table
 
 _DEEPEST: Final = 32
 _LOADER: Final = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-_PLAIN_TAGS: Final = (None, "!")  # no tag, and the one that only says "not by its looks"
+_PLAIN_TAGS: Final = (None, "!")  # no tag, and the one that only means "not by its form"
 
 
 class YamlRefusedError(Exception):

@@ -52,7 +52,7 @@ def read_labels(reader: Reader, node: Node, _: str = "labels") -> tuple[tuple[st
         return ()
     found: dict[str, tuple[Pattern, ...]] = {}
     for key, value in node.pairs.values():
-        name = reader.parsed(key, "labels", parse_label)
+        name = reader.parse(key, "labels", parse_label)
         if name is not None:
             found[name] = _sorted(reader.each(value, name, parse_pattern))
     return tuple(sorted(found.items()))
@@ -67,8 +67,8 @@ FOR: Final = Section("for", "`for`", {
 
 def read_for(reader: Reader, node: Node, _: str = "for") -> TaskSelector | None:
     """Read `for`."""
-    said = FOR.read(reader, node)
-    return None if said is None else TaskSelector(**said)
+    values = FOR.read(reader, node)
+    return None if values is None else TaskSelector(**values)
 
 
 _COUNTS: Final = ("connections", "requests", "bytes_up", "bytes_down")
@@ -112,11 +112,11 @@ def read_approval(reader: Reader, node: Node, _: str = "approval", section: Sect
     fields = section.fields(reader, node)
     if fields is None:
         return None
-    said = section.values(reader, fields)
-    if said.get("by_self") and "by" in fields:
+    values = section.values(reader, fields)
+    if values.get("by_self") and "by" in fields:
         reader.complain(fields["self"], "`self: true` can't be combined with `by`: the user may not be in that group")
-    by_anybody = "by" not in fields and said.get("needed", 1) == 1
-    return ApprovalTerms(**{"by_self": by_anybody, **said})
+    by_anybody = "by" not in fields and values.get("needed", 1) == 1
+    return ApprovalTerms(**{"by_self": by_anybody, **values})
 
 
 def _method(text: str) -> str:
@@ -126,7 +126,7 @@ def _method(text: str) -> str:
 
 
 def _named_values_key(says: str, parse: Callable[[str], str]) -> Key:
-    """Make a key of names with what is wanted of their values."""
+    """Make a key that maps names to required values."""
 
     def read(reader: Reader, node: Node, of: str) -> tuple[tuple[str, Values], ...]:
         if not isinstance(node, Mapping) or not node.pairs:
@@ -134,13 +134,13 @@ def _named_values_key(says: str, parse: Callable[[str], str]) -> Key:
             return ()
         found: dict[str, Values] = {}
         for key, value in node.pairs.values():
-            name = reader.parsed(key, of, parse)
-            wanted = _values(reader, value, key)
-            if name is None or wanted is None:
+            name = reader.parse(key, of, parse)
+            expected = _values(reader, value, key)
+            if name is None or expected is None:
                 continue
             if name in found:
                 reader.complain(key, f"{quote(key.text)} is here twice, once in another case")
-            found[name] = wanted
+            found[name] = expected
         return tuple(sorted(found.items()))
 
     return Key(says, read, _NAMED_VALUES)
@@ -158,7 +158,7 @@ def _values(reader: Reader, node: Node, key: Scalar) -> Values | None:
             )
             return None
         items = [node] if text is not None else []
-    patterns = [reader.parsed(item, key.text, parse_pattern) for item in items]
+    patterns = [reader.parse(item, key.text, parse_pattern) for item in items]
     return _sorted(found for found in patterns if found is not None) or None
 
 
@@ -202,12 +202,12 @@ def read_git(reader: Reader, node: Node, *, is_allow: bool) -> GitRule | None:
     fields = GIT.fields(reader, node)
     if fields is None:
         return None
-    said = GIT.values(reader, fields)
-    if not said.get("fetch") and "push" not in fields:
+    values = GIT.values(reader, fields)
+    if not values.get("fetch") and "push" not in fields:
         reader.complain(node, "`git` covers nothing: it needs `fetch: true`, `push` or both")
     if "changes" in fields and "push" not in fields:
         reader.complain(fields["changes"], "`changes` needs `push` beside it")
     usual = (
         frozenset({RefChange.CREATE, RefChange.UPDATE} if is_allow else RefChange) if "push" in fields else frozenset()
     )
-    return GitRule(**{"repos": (), "changes": usual, **said})
+    return GitRule(**{"repos": (), "changes": usual, **values})

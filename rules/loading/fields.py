@@ -1,9 +1,8 @@
 """Readers of a rule file's values and sections: each gives the value, or records the problem and gives None.
 
 All problems of a file are reported at once, so `Reader` never raises; a caller that gets None goes on with the next
-key. The parsers of single words beside it raise ValueError. A section is a mapping of a file, as a table of keys: what
-each is for, how its value is read, and what editors take for a value. Reading a file, `exeat schema` and hints all go
-by these tables.
+key. The parsers of scalars raise ValueError. A section is a mapping in a file, described by a table of keys: what each
+is for, how its value is read, and its JSON schema. Reading a file, `exeat schema` and hints all use these tables.
 """
 
 import binascii
@@ -30,7 +29,7 @@ _LARGEST_CA: Final = 1 << 20  # bytes
 _HEADER_TOKEN: Final = frozenset(
     "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz"
 )  # RFC 9110 section 5.6.2, lower case
-# Those say where a request goes and how it is framed; the gate reads and writes them itself.
+# Headers that say where a request goes and how it is framed; the gate reads and writes them itself.
 _FRAMING: Final = frozenset(
     {"host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "trailer", "keep-alive"}
 )
@@ -49,7 +48,7 @@ _NEVER_LISTED: Final = {
 
 
 def parser_of_shape(shape: str, otherwise: str) -> "Callable[[str], str]":
-    """Return a parser for words that match a regular expression; others raise ValueError with `otherwise`."""
+    """Return a parser for text that matches a regular expression; other text raises ValueError with `otherwise`."""
     whole = re.compile(shape)
 
     def parse(text: str) -> str:
@@ -128,7 +127,7 @@ def parse_record_type(text: str) -> str:
 
 
 def parse_certificates(data: bytes) -> bytes:
-    """Take what a file of certificates holds, as it is (RFC 7468); whoever verifies with it reads them."""
+    """Check the size and form of a certificate file (RFC 7468); the TLS library parses it later."""
     found = data.split(_BEGIN)[1:]
     if not found or len(data) > _LARGEST_CA:
         raise ValueError("it has no certificates in PEM form")
@@ -173,7 +172,7 @@ class Reader:
     def mapping(
         self, node: Node, of: str, known: Iterable[str], inside: Callable[[], dict[str, str]] = dict
     ) -> dict[str, Node] | None:
-        """Read a mapping whose keys are all known; `of` says of what, `inside` where other keys belong, for hints."""
+        """Read a mapping of known keys; `of` names the section, `inside` gives other sections' keys for hints."""
         if not isinstance(node, Mapping):
             self.complain(node, f"{of} must be a mapping of {', '.join(f'`{key}`' for key in known)}")
             return None
@@ -200,7 +199,7 @@ class Reader:
         known: Iterable[str],
         inside: Callable[[], dict[str, str]] = dict,
     ) -> list[str]:
-        """List required keys that are missing, without those that are only mistyped."""
+        """List required keys that are missing, except mistyped ones."""
         pairs = node.pairs if isinstance(node, Mapping) else {}
         missing = [key for key in needed if key not in pairs]
         if not missing:
@@ -232,7 +231,7 @@ class Reader:
             return node.text
         return None
 
-    def parsed[T](self, node: Node, of: str, parse: Callable[[str], T]) -> T | None:
+    def parse[T](self, node: Node, of: str, parse: Callable[[str], T]) -> T | None:
         """Parse a text; a ValueError of the parser becomes a problem."""
         text = self.text(node, of)
         if text is None:
@@ -245,11 +244,11 @@ class Reader:
 
     def each[T](self, node: Node, of: str, parse: Callable[[str], T]) -> list[T]:
         """Parse a list of texts; entries with problems are recorded and left out."""
-        values = [self.parsed(item, of, parse) for item in self.items(node, of)]
+        values = [self.parse(item, of, parse) for item in self.items(node, of)]
         return [value for value in values if value is not None]
 
     def choice[E: StrEnum](self, node: Node, of: str, kind: type[E]) -> E | None:
-        """Read one word of a closed list."""
+        """Read one value of a closed list."""
         text = self.text(node, of)
         if text is None:
             return None
@@ -318,7 +317,7 @@ type Read = Callable[[Any, Node, str], Any]  # of a reader, the value's node and
 
 
 class Key(NamedTuple):
-    """A key. `field`: what its value is called where it is kept; empty: as the key. `part`: what its mapping is."""
+    """A key. `field`: the attribute that takes its value; empty: named as the key. `part`: section of its mapping."""
 
     says: str
     read: Read
@@ -392,8 +391,8 @@ _OF_WORDS: Final[dict[Callable[[str], Any], Schema]] = {
 
 
 def one(says: str, parse: Callable[[str], Any], schema: Schema | None = None, field: str = "") -> Key:
-    """Make a key of one word, which `parse` reads."""
-    return Key(says, lambda reader, node, key: reader.parsed(node, key, parse), schema or _OF_WORDS[parse], field)
+    """Make a key of one scalar, which `parse` reads."""
+    return Key(says, lambda reader, node, key: reader.parse(node, key, parse), schema or _OF_WORDS[parse], field)
 
 
 def text(says: str, schema: Schema = TEXT) -> Key:
@@ -402,12 +401,12 @@ def text(says: str, schema: Schema = TEXT) -> Key:
 
 
 def many(says: str, parse: Callable[[str], Any], schema: Schema, into: Callable[[list[Any]], Any] = tuple) -> Key:
-    """Make a key of words, one or more of them, of which `into` makes the value."""
+    """Make a key of one or more scalars, of which `into` makes the value."""
     return Key(says, lambda reader, node, key: into(reader.each(node, key, parse)), one_or_more(schema))
 
 
 def choice(says: str, kind: type[StrEnum]) -> Key:
-    """Make a key of one word of a closed list."""
+    """Make a key of one value of a closed list."""
     return Key(says, lambda reader, node, key: reader.choice(node, key, kind), one_of(kind))
 
 
@@ -431,15 +430,15 @@ def one_or_more(schema: Schema) -> Schema:
 
 
 def one_of(kind: type[StrEnum]) -> Schema:
-    """Allow the words of a closed list."""
+    """Return the JSON schema of a closed list."""
     return {"enum": [member.value for member in kind]}
 
 
 def ref(name: str) -> Schema:
-    """Name a section of the schema."""
+    """Return a reference to a section of the schema."""
     return {"$ref": f"#/definitions/{name}"}
 
 
 def mapping_of(values: Schema, *, least: int = 0) -> Schema:
-    """Allow a mapping of any keys to values of one kind."""
+    """Return the schema of a mapping of any keys to values of one kind."""
     return {"type": "object", **({"minProperties": least} if least else {}), "additionalProperties": values}

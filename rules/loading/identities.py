@@ -26,7 +26,7 @@ FILE_KEYS: Final = ("version", "identities")
 
 
 class Identity(NamedTuple):
-    """One entry: who, and what they may call a task."""
+    """Entry of `identities.yaml`: users and groups, and the task names and labels that they may use."""
 
     users: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()

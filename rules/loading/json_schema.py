@@ -1,6 +1,6 @@
 """JSON Schema (draft-07) of the rule language for editors, generated from the tables of `rules.loading.fields`.
 
-An editor's schema is a help and no judge: what it lets pass, `exeat check` may still refuse.
+The schema is a help for editing: `exeat check` may still refuse a file that the schema accepts.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ _SECTIONS: Final = (
     RESOURCES, COMMAND, SECRET, FROM, IN,
 )  # fmt: skip
 _CERTIFICATE: Final = SlotKind.CLIENT_CERTIFICATE.value  # which alone has no placeholder
-_MORE: Final[dict[str, Schema]] = {  # what is said of keys together
+_MORE: Final[dict[str, Schema]] = {  # constraints on several keys together
     "include": {"oneOf": [{"required": ["file"]}, {"required": ["preset"]}]},
     "limits": {"minProperties": 1},
     "list": {"required": ["list"]},
@@ -47,7 +47,7 @@ def _object(section: Section, required: Iterable[str]) -> Schema:
     """Make an object of a section: its keys, and no others."""
     properties: Schema = {}
     for word, key in section.keys.items():
-        # Beside a `$ref` draft-07 passes over everything.
+        # draft-07 ignores everything next to a `$ref`.
         schema = {"allOf": [key.schema]} if "$ref" in key.schema else key.schema
         properties[word] = {"description": key.says, **schema}
     found: Schema = {"type": "object", "additionalProperties": False, "properties": properties}

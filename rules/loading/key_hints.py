@@ -1,6 +1,6 @@
 """Hints for misplaced keys, and for keys as other tools name them.
 
-No key is ever understood by another name: what is here is told beside the problem, and the file stays refused.
+No key has a second name: these hints are added to the problem, and the file stays refused.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Final
 
 
 def _meaning(**words: str) -> dict[str, str]:
-    return {word: said for said, many in words.items() for word in many.split()}
+    return {word: meaning for meaning, many in words.items() for word in many.split()}
 
 
 _ACTIONS: Final = _meaning(
@@ -16,10 +16,10 @@ _ACTIONS: Final = _meaning(
     deny="deny denied block blocked drop blacklist blocklist denylist", ask="ask", flag="flag",
 )  # fmt: skip
 _IN_A_RULE: Final[Mapping[str, str]] = {
-    **{word: f"`action: {said}`, and whatever it is about under `to`" for word, said in _ACTIONS.items()},
+    **{word: f"`action: {meaning}`, and whatever it is about under `to`" for word, meaning in _ACTIONS.items()},
     **{
-        word: f"`{said.strip('_')}`"
-        for word, said in _meaning(
+        word: f"`{meaning.strip('_')}`"
+        for word, meaning in _meaning(
             id="name",
             to="host hosts hostname domain domains destination destinations target targets url urls ip ips cidr cidrs "
             "address addresses names",
@@ -39,7 +39,7 @@ _IN_A_RULE: Final[Mapping[str, str]] = {
 }
 
 _IN_A_FILE: Final[Mapping[str, str]] = {
-    **{word: f"a rule with `action: {said}` under `rules`" for word, said in _ACTIONS.items()},
+    **{word: f"a rule with `action: {meaning}` under `rules`" for word, meaning in _ACTIONS.items()},
     **dict.fromkeys(("includes", "import", "imports", "extends", "presets", "preset"), "`include`"),
 }
 _RESOURCES: Final = _meaning(
@@ -47,10 +47,10 @@ _RESOURCES: Final = _meaning(
     disk="storage tmpfs_size",
 )  # fmt: skip
 _IN_A_BOX: Final[Mapping[str, str]] = {
-    **{word: f"`{said}` under `limits`" for word, said in _RESOURCES.items()},
+    **{word: f"`{meaning}` under `limits`" for word, meaning in _RESOURCES.items()},
     **{
-        word: f"`{said}`"
-        for word, said in _meaning(
+        word: f"`{meaning}`"
+        for word, meaning in _meaning(
             environment="env envs variables vars",
             limits="limit resources",
             read="ro readonly read_only mounts volumes binds",
@@ -64,7 +64,7 @@ _MEANT: Final[Mapping[str, Mapping[str, str]]] = {
     "a rule file": _IN_A_FILE,
     "`sandbox`": _IN_A_BOX,
     "`limits` of a sandbox": {
-        **{word: f"`{said}`" for word, said in _RESOURCES.items()},
+        **{word: f"`{meaning}`" for word, meaning in _RESOURCES.items()},
         **dict.fromkeys(("timeout", "time_limit"), "`timeout` of `sandbox`, beside `limits`"),
     },
 }

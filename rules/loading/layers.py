@@ -47,12 +47,12 @@ class SettingProblem(NamedTuple):
     message: str
 
 
-def merge_settings(said: Iterable[FileSettings]) -> tuple[Settings, list[SettingProblem]]:
-    """Bring the settings of several files to one: those of layers, tightened by others and never loosened."""
+def merge_settings(file_settings: Iterable[FileSettings]) -> tuple[Settings, list[SettingProblem]]:
+    """Merge the settings of several files: other files may tighten the layers' settings and never loosen them."""
     found: dict[str, Any] = {}
     by: dict[str, str] = {}
     objections: list[SettingProblem] = []
-    files = sorted(said, key=lambda each: not each.layer)
+    files = sorted(file_settings, key=lambda each: not each.layer)
     proxy = next((each for each in files if "upstream" in each.nodes), None)
     for each in files:
         for key, node in each.nodes.items():
@@ -85,7 +85,7 @@ def _is_under(path: str, places: Iterable[str]) -> bool:
 
 
 def _matched(text: str, patterns: Iterable[str]) -> bool:
-    """Whether one of some globs covers all that `text`, a glob itself, does: its `*` are met by those of the glob."""
+    """Whether one of the patterns covers everything that `text`, a glob itself, covers."""
     return any(Pattern.parse(pattern).matches(text) for pattern in patterns)
 
 
@@ -99,7 +99,7 @@ _GIVING: Final[dict[str, Callable[[Any, Any], bool]]] = {  # lists that give, an
     "devices": includes_device,
     "caches": lambda cache, caches: cache in caches,
 }
-# What the field of a `SandboxSettings` is called in a file, where that is another word.
+# Fields of `SandboxSettings` that have another name in a rule file.
 WRITTEN: Final = {"variables": "set"}
 _MOST: Final = 1024
 
@@ -122,11 +122,11 @@ def merge_sandboxes(
     commands: dict[str, tuple[Command, str, Node]] = {}
     for file in files:
         for command, node in file.commands:
-            taken = commands.get(command.cite)
+            existing = commands.get(command.cite)
             place = places.get(command.cite)
-            if taken is not None or place is not None:
-                line = taken[2].line if taken is not None else place.node.line if place is not None else 1
-                what = "command" if taken is not None else "rule"
+            if existing is not None or place is not None:
+                line = existing[2].line if existing is not None else place.node.line if place is not None else 1
+                what = "command" if existing is not None else "rule"
                 message = f"the id of this command is also that of the {what} in line {line}"
                 problems.append(Problem(file.shown, node.line, node.column, message))
             commands.setdefault(command.cite, (command, file.shown, node))
@@ -137,22 +137,22 @@ def merge_sandboxes(
 
 
 def _merge(files: Iterable[SandboxFile], problems: list[Problem]) -> tuple[SandboxSettings, SandboxFloor]:
-    """Make one box of those of all files, and the floor of those of layers."""
+    """Merge the sandbox settings of all files, and the floor of the layers."""
     having = [(file, file.sandbox) for file in files if file.sandbox is not None]
     floor = NO_SANDBOX_FLOOR
-    for file, said in having:
+    for file, sandbox in having:
         if file.layer:
-            floor = _raise_floor(floor, file.shown, said, problems)
-    plain = [(file, said) for file, said in having if not file.layer]
-    for file, said in plain[1:]:
-        first = min(said.nodes.values(), key=lambda node: (node.line, node.column), default=None)
+            floor = _raise_floor(floor, file.shown, sandbox, problems)
+    plain = [(file, sandbox) for file, sandbox in having if not file.layer]
+    for file, sandbox in plain[1:]:
+        first = min(sandbox.nodes.values(), key=lambda node: (node.line, node.column), default=None)
         line, column = (first.line, first.column) if first is not None else (1, 1)
         message = f"`sandbox` is in `{plain[0][0].shown}` already: only one file may have it, and files with `layer`"
         problems.append(Problem(file.shown, line, column, message))
     box = floor.box
-    for file, said in plain[:1]:
-        box, objections = apply_floor(said.box, said.nodes, floor)
-        problems += [_problem(file.shown, said.nodes[name], message) for name, message in objections]
+    for file, sandbox in plain[:1]:
+        box, objections = apply_floor(sandbox.box, sandbox.nodes, floor)
+        problems += [_problem(file.shown, sandbox.nodes[name], message) for name, message in objections]
     return box, floor
 
 
@@ -161,33 +161,33 @@ def _problem(file: str, node: Node, message: str) -> Problem:
 
 
 def apply_floor(
-    box: SandboxSettings, said: Iterable[str], floor: SandboxFloor
+    box: SandboxSettings, stated: Iterable[str], floor: SandboxFloor
 ) -> tuple[SandboxSettings, list[tuple[str, str]]]:
     """Apply the layers' floor to settings: the result, and (field, message) for each that goes beyond a layer."""
-    said = frozenset(said)
-    words: list[tuple[str, str]] = []
+    stated = frozenset(stated)
+    objections: list[tuple[str, str]] = []
     by = dict(floor.by)
     found: dict[str, Any] = {}
     for name in SandboxSettings._fields:
         mine, other = getattr(box, name), getattr(floor.box, name)
         found[name] = _combine(name, mine, other)
-        if name not in floor.said:
+        if name not in floor.stated:
             continue
-        if name not in said:
+        if name not in stated:
             found[name] = other
         elif message := _beyond(name, mine, other):
-            words.append((name, f"{message} `{by[name]}`, a layer"))
-    return SandboxSettings(**found), words
+            objections.append((name, f"{message} `{by[name]}`, a layer"))
+    return SandboxSettings(**found), objections
 
 
-def _raise_floor(floor: SandboxFloor, file: str, said: "ParsedSandbox", problems: list[Problem]) -> SandboxFloor:
-    """Put another layer's word on those before it: of what both limit, what both let be."""
+def _raise_floor(floor: SandboxFloor, file: str, stated: "ParsedSandbox", problems: list[Problem]) -> SandboxFloor:
+    """Add a layer to the floor: limits combine, lists intersect."""
     found: dict[str, Any] = {}
     by = dict(floor.by)
-    for name, node in said.nodes.items():
-        mine, other = getattr(said.box, name), getattr(floor.box, name)
+    for name, node in stated.nodes.items():
+        mine, other = getattr(stated.box, name), getattr(floor.box, name)
         by.setdefault(name, file)
-        if name not in floor.said:
+        if name not in floor.stated:
             found[name] = mine
         elif name in _GIVING:
             covers = _GIVING[name]
@@ -196,11 +196,11 @@ def _raise_floor(floor: SandboxFloor, file: str, said: "ParsedSandbox", problems
             problems.append(_problem(file, node, f"{message} `{by[name]}`, a layer too"))
         else:
             found[name] = _combine(name, mine, other)
-    return SandboxFloor(floor.box._replace(**found), floor.said | set(said.nodes), tuple(sorted(by.items())))
+    return SandboxFloor(floor.box._replace(**found), floor.stated | set(stated.nodes), tuple(sorted(by.items())))
 
 
 def _combine(name: str, mine: Any, other: Any) -> Any:
-    """Give what is in force of two words that can both be obeyed."""
+    """Combine two values of which both can be applied."""
     if name in _UNITED:
         return tuple(sorted({*mine, *other}, key=str))
     if name == "variables":
@@ -215,7 +215,7 @@ def _combine(name: str, mine: Any, other: Any) -> Any:
 
 
 def _beyond(name: str, mine: Any, other: Any) -> str:
-    """Say how a word goes past a layer's, or nothing: it doesn't. The layer's name is to follow."""
+    """Describe how a value exceeds a layer's, or return an empty text; the caller appends the layer's name."""
     if name in _RANKS:
         laxer = mine is not None and _RANKS[name].index(mine) > _RANKS[name].index(other)
         return f"`{name}: {mine}` is laxer than in" if laxer else ""
@@ -232,9 +232,9 @@ def _beyond(name: str, mine: Any, other: Any) -> str:
 def differences(old: SandboxSettings, new: SandboxSettings) -> list[tuple[str, str | None, str | None]]:
     """List the differences: the key, the old and the new value (None: not set)."""
     found = []
-    for name, was, now in zip(SandboxSettings._fields, old, new, strict=True):
-        if was != now:
-            found.append((f"sandbox {WRITTEN.get(name, name)}", format_value(was), format_value(now)))
+    for name, was, current in zip(SandboxSettings._fields, old, new, strict=True):
+        if was != current:
+            found.append((f"sandbox {WRITTEN.get(name, name)}", format_value(was), format_value(current)))
     return found
 
 
@@ -257,20 +257,20 @@ def put_over(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
     - Current rules of root's files vote as a layer. Those that don't allow are in the pool as well.
     - Of each setting the strictest value applies.
     """
-    before = [layer for layer in policy.layers if layer.roots]
-    now = {digest_of(rule): rule for rule in roots.rules}
-    were = {rule for layer in before for rule in layer.rules}
-    kept = [rule for rule in policy.rules if rule not in were or digest_of(rule) in now]
-    known = {digest_of(rule) for rule in kept}
-    added = [rule for digest, rule in now.items() if digest not in known and not rule.allows]
-    gone = tuple(rule for rule in were if digest_of(rule) not in now and rule.action is not Verdict.ALLOW)
+    old_layers = [layer for layer in policy.layers if layer.roots]
+    current = {digest_of(rule): rule for rule in roots.rules}
+    old_rules = {rule for layer in old_layers for rule in layer.rules}
+    remaining = [rule for rule in policy.rules if rule not in old_rules or digest_of(rule) in current]
+    remaining_digests = {digest_of(rule) for rule in remaining}
+    added = [rule for digest, rule in current.items() if digest not in remaining_digests and not rule.allows]
+    removed = tuple(rule for rule in old_rules if digest_of(rule) not in current and rule.action is not Verdict.ALLOW)
     layers = [layer for layer in policy.layers if not layer.roots]
-    if gone:
-        layers.append(Layer(LayerKind.MANDATORY, GONE, gone))
+    if removed:
+        layers.append(Layer(LayerKind.MANDATORY, GONE, removed))
     changed = {command.cite for command in roots.commands}
     return Policy(
-        [*kept, *added],
-        _settings(policy, before, roots),
+        [*remaining, *added],
+        _settings(policy, old_layers, roots),
         dict.fromkeys((*policy.sources, *roots.sources)),
         layers=[*layers, *roots.layers],
         authorities={**policy.authorities, **roots.authorities},
@@ -282,14 +282,14 @@ def put_over(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
     )
 
 
-def _settings(policy: Policy, before: Iterable[Layer], roots: Policy) -> Settings:
+def _settings(policy: Policy, old_layers: Iterable[Layer], roots: Policy) -> Settings:
     """Tighten the settings that a root layer has or had; the others stay."""
-    said = {key for layer in roots.layers for key in layer.says}
-    was_said = {key for layer in before for key in layer.says}
+    stated = {key for layer in roots.layers for key in layer.says}
+    was_stated = {key for layer in old_layers for key in layer.says}
     found = policy.settings
     for key in _TIGHTENED:
-        if key in said or key in was_said:
-            other = roots.settings if key in said else Settings()
+        if key in stated or key in was_stated:
+            other = roots.settings if key in stated else Settings()
             value = strictest_value(key, (getattr(found, key), getattr(other, key)))
             found = found._replace(**{key: value})
     return found

@@ -35,7 +35,7 @@ PRESETS: Final = Path(__file__).parent.parent / "presets"
 
 
 class Loaded(NamedTuple):
-    """A policy, and what stood beside its rules."""
+    """A loaded policy, with the places of its rules and the other contents of its files."""
 
     policy: Policy
     tests: "tuple[RuleTest, ...]"
@@ -81,7 +81,7 @@ def read(
     `instead`: by their resolved paths, what rule files are taken to hold in place of what they do.
     """
     loader = _Loader(locks, instead)
-    for path in mandatory:  # first, so that what others say of the same file counts as said again
+    for path in mandatory:  # first, so that a later mention of the same file counts as a repetition
         loader.take(str(path), Path(path), None, mandatory=True)
     for path in paths:
         loader.take(str(path), Path(path), None)
@@ -106,7 +106,7 @@ class _LoadedFile(NamedTuple):
     shown: str
     path: Path
     content: RuleFile
-    selections: tuple[Selection, ...] = ()  # of the include that named it, and of those that that one is in
+    selections: tuple[Selection, ...] = ()  # of the include that named the file, and of the includes around that one
     ids: Mapping[str, str] = {}  # by what id a preset knows a rule that was written more than once
     via: FilePlace | None = None
 
@@ -140,11 +140,11 @@ class _Loader:
         self._problems: list[Problem] = []
         self._warnings: list[Problem] = []
         self._places: dict[str, FilePlace] = {}
-        self._taken: dict[Path, _LoadedFile | None] = {}
+        self._files_by_path: dict[Path, _LoadedFile | None] = {}
         self._feeds: dict[Path, Feed] = {}  # lists, by where they are
         self._included: dict[Path, list[Path]] = {}  # by the file that names them
-        self._open: list[Path] = []  # the files whose includes are being followed
-        self._asked: dict[Path, None] = {}
+        self._open: list[Path] = []  # files whose includes are being followed
+        self._searched: dict[Path, None] = {}
 
     def take(  # noqa: C901 - what can be wrong with a file, one after another
         self, shown: str, path: Path, named: _IncludedFile | None, *, mandatory: bool = False
@@ -153,7 +153,7 @@ class _Loader:
         place = _place(shown, named)
         selections = () if named is None else named.selections
         if path.parent != PRESETS:
-            self._asked[path] = None
+            self._searched[path] = None
         try:
             resolved = path.resolve(strict=True)
             if self._open:
@@ -162,21 +162,23 @@ class _Loader:
                 circle = " -> ".join(str(step.name) for step in (*self._open[self._open.index(resolved) :], resolved))
                 self._problems.append(Problem(*place, f"`{shown}` includes itself: {circle}"))
                 return
-            if resolved in self._taken:
-                self._check_same(self._taken[resolved], selections, place)
+            if resolved in self._files_by_path:
+                self._check_same(self._files_by_path[resolved], selections, place)
                 return
             data = self._instead[resolved] if resolved in self._instead else read_file(resolved)
         except (OSError, RuntimeError, ValueError) as error:
             self._problems.append(Problem(*place, f"`{shown}` can't be read: {describe_error(error)}"))
             return
-        if len(self._taken) >= _MOST_FILES:
+        if len(self._files_by_path) >= _MOST_FILES:
             self._problems.append(Problem(*place, f"more than {_MOST_FILES} files are included"))
             return
         content, ids = self._content(data, shown, path.stem, place if resolved in self._presets else None)
         if mandatory and content is not None:
             content = content._replace(layer=content.layer or LayerKind.MANDATORY, roots=True)
         via = _via(named) if resolved in self._presets else None
-        self._taken[resolved] = None if content is None else _LoadedFile(shown, resolved, content, selections, ids, via)
+        self._files_by_path[resolved] = (
+            None if content is None else _LoadedFile(shown, resolved, content, selections, ids, via)
+        )
         if content is None:
             return
         if named is not None or resolved in self._presets:
@@ -220,15 +222,15 @@ class _Loader:
 
     def finish(self) -> Loaded:
         """Read the rules of all files under the settings of the one that has any, and compile."""
-        files = [taken for taken in self._taken.values() if taken is not None]
+        files = [taken for taken in self._files_by_path.values() if taken is not None]
         settings = self._settings(files)
         self._check_names(files)
-        # What a layer's rules mean by saying nothing of it, no other file says.
+        # A layer's rules without `tls` follow the layers' settings, never another file's.
         layers = [taken for taken in files if taken.content.layer is not None]
         of_layers = settings.tls if any("tls" in t.content.settings_nodes for t in layers) else TlsMode.INSPECT
         layered = {path for taken in layers for path in reachable(taken.path, self._included)}
-        kept = {t.path: self._rules(t, of_layers if t.path in layered else settings.tls) for t in files}
-        rules = [rule for each in kept.values() for rule in each]
+        selected = {t.path: self._rules(t, of_layers if t.path in layered else settings.tls) for t in files}
+        rules = [rule for each in selected.values() for rule in each]
         certified = self._authorities(rules, settings, files)
         secrets = merge_secrets(
             [(t.shown, t.content.secrets, t.content.tests) for t in files], rules, self._places, self._problems
@@ -240,11 +242,13 @@ class _Loader:
         if self._problems:
             order = {taken.shown: number for number, taken in enumerate(files)}
             problems = sorted(self._problems, key=lambda p: (order.get(p.file, len(order)), p))
-            raise RuleFileError(limit_problems(problems), tuple(self._asked))
-        own = tuple(path for path in self._taken if path not in self._presets)  # presets are code, and covered as that
+            raise RuleFileError(limit_problems(problems), tuple(self._searched))
+        own = tuple(
+            path for path in self._files_by_path if path not in self._presets
+        )  # presets are code, and covered as that
         sources = [*own, *self._locked_by, *self._feeds, *map(Path, certified)]
         policy = Policy(
-            rules, settings, sources, layers=self._layers(files, kept, of_layers), authorities=certified,
+            rules, settings, sources, layers=self._layers(files, selected, of_layers), authorities=certified,
             secrets=secrets, box=box, floor=floor, commands=commands,
         )  # fmt: skip
         tests = tuple(test for taken in files for test in self._tests(taken, alone=taken is files[0]))
@@ -252,7 +256,7 @@ class _Loader:
             (FilePlace(t.shown, t.content.settings_node) for t in files if t.content.settings_node is not None), None
         )
         stand = {s.id: FilePlace(t.shown, node) for t in files for s, node in t.content.secrets}
-        warnings, asked = tuple(self._warnings), tuple(self._asked)
+        warnings, asked = tuple(self._warnings), tuple(self._searched)
         boxes = tuple(FilePlace(t.shown, t.content.sandbox_node) for t in files if t.content.sandbox_node is not None)
         return Loaded(policy, tests, warnings, self._places, at, stand, own, asked, boxes)
 
@@ -277,19 +281,19 @@ class _Loader:
             read_locks,
         )
 
-        wanted = list_places(root)
-        if not wanted:
+        required = list_places(root)
+        if not required:
             return root, {}
         before = len(self._problems)
         paths = lock_paths() if self._lock_paths is None else self._lock_paths
         if self._locks is None:
-            self._asked.update(dict.fromkeys(paths))
+            self._searched.update(dict.fromkeys(paths))
             self._locks = read_locks(paths, self._problems)
         path, places = self._locks.get(name, (None, {}))
         if len(self._problems) > before:
-            return None, {}  # what is wrong with the locks has been told
-        missing = [word for word in wanted if word not in places]
-        first = self._taken[self._open[0]] if self._open else None
+            return None, {}  # problems of the locks have been reported already
+        missing = [word for word in required if word not in places]
+        first = self._files_by_path[self._open[0]] if self._open else None
         run = f"run `exeat presets lock {name}`"
         if path is None:
             message = f"`{name}` is not locked on this machine: {run}, and review what it finds"
@@ -304,7 +308,7 @@ class _Loader:
         return None, {}
 
     def _tests(self, taken: _LoadedFile, *, alone: bool) -> "Sequence[RuleTest]":
-        """Choose the tests that hold here. A preset's are about it alone: beside it, other rules may well decide."""
+        """Choose the tests that apply. A preset's tests are about it alone: rules next to it may decide otherwise."""
         if taken.path in self._presets and not alone:
             return ()
         return [case for case in taken.content.tests if all(selection.keeps(case) for selection in taken.selections)]
@@ -322,26 +326,30 @@ class _Loader:
         layers = [taken for taken in files if taken.content.layer is not None]
         if not layers:
             return (plain[0].content.settings if plain else None) or Settings()
-        said = [
+        problems = [
             FileSettings(
                 t.shown, t.content.layer is not None, t.content.settings or Settings(), t.content.settings_nodes
             )
             for t in (*layers, *plain[:1])
         ]
-        settings, objections = merge_settings(said)
+        settings, objections = merge_settings(problems)
         for objection in objections:
             self._complain(*objection)
         return settings
 
-    def _layers(self, files: list[_LoadedFile], kept: Mapping[Path, Sequence[Rule]], tls: TlsMode) -> list[Layer]:
-        """Give the files that vote alone, each with the rules of what it includes, however deep."""
+    def _layers(self, files: list[_LoadedFile], selected: Mapping[Path, Sequence[Rule]], tls: TlsMode) -> list[Layer]:
+        """Yield the layers, each with the rules of all files that it includes."""
         layers: list[Layer] = []
         for taken in files:
-            said = taken.content
-            if said.layer is not None:
-                rules = tuple(rule for path in reachable(taken.path, self._included) for rule in kept.get(path, ()))
-                mode = said.settings.mode if said.settings and "mode" in said.settings_nodes else Mode.ENFORCE
-                layer = Layer(said.layer, said.name, rules, mode, tls, said.roots, frozenset(said.settings_nodes))
+            problems = taken.content
+            if problems.layer is not None:
+                rules = tuple(rule for path in reachable(taken.path, self._included) for rule in selected.get(path, ()))
+                mode = (
+                    problems.settings.mode if problems.settings and "mode" in problems.settings_nodes else Mode.ENFORCE
+                )
+                layer = Layer(
+                    problems.layer, problems.name, rules, mode, tls, problems.roots, frozenset(problems.settings_nodes)
+                )
                 layers.append(layer)
         return layers
 
@@ -351,19 +359,19 @@ class _Loader:
             return NO_SANDBOX_SETTINGS, NO_SANDBOX_FLOOR, ()
         from rules.loading.layers import SandboxFile, merge_sandboxes
 
-        said = [
+        problems = [
             SandboxFile(t.shown, t.content.layer is not None, t.content.sandbox, t.content.commands) for t in having
         ]
-        return merge_sandboxes(said, self._places, self._problems)
+        return merge_sandboxes(problems, self._places, self._problems)
 
     def _authorities(self, rules: Sequence[Rule], settings: Settings, files: list[_LoadedFile]) -> dict[str, bytes]:
-        wanted = [(rule.ca, "ca", self._places[rule.id]) for rule in rules if rule.ca is not None]
+        required = [(rule.ca, "ca", self._places[rule.id]) for rule in rules if rule.ca is not None]
         if settings.upstream_ca is not None:
-            said = next(taken for taken in files if "upstream_ca" in taken.content.settings_nodes)
-            place = FilePlace(said.shown, said.content.settings_nodes["upstream_ca"])
-            wanted.append((settings.upstream_ca, "upstream_ca", place))
-        self._asked.update((Path(path), None) for path, _, _ in wanted)
-        return _certificates(wanted, self._problems)
+            problems = next(taken for taken in files if "upstream_ca" in taken.content.settings_nodes)
+            place = FilePlace(problems.shown, problems.content.settings_nodes["upstream_ca"])
+            required.append((settings.upstream_ca, "upstream_ca", place))
+        self._searched.update((Path(path), None) for path, _, _ in required)
+        return _certificates(required, self._problems)
 
     def _check_names(self, files: list[_LoadedFile]) -> None:
         first: dict[str, _LoadedFile] = {}
@@ -391,15 +399,15 @@ class _Loader:
                 where = f"line {other.line}" if other.line != node.line else f"column {other.column} of this line"
                 self._complain(taken.shown, node, f"the id of this rule is also that of the one in {where}")
             ident = rule.id.partition(":")[2]
-            kept = apply_selections(rule, taken.ids.get(ident, ident), taken.selections)
-            if kept is not None:
-                self._places[kept.id] = FilePlace(taken.shown, node, taken.via)
-                rules.append(kept)
+            selected = apply_selections(rule, taken.ids.get(ident, ident), taken.selections)
+            if selected is not None:
+                self._places[selected.id] = FilePlace(taken.shown, node, taken.via)
+                rules.append(selected)
         return rules
 
     def _feed(self, directory: Path, text: str) -> Feed:
         """Read a list that a rule names, once. Raises ValueError with what is wrong with it."""
-        self._asked[directory / text] = None
+        self._searched[directory / text] = None
         try:
             path = (directory / text).resolve(strict=True)
             if path not in self._feeds:
@@ -409,13 +417,13 @@ class _Loader:
         return self._feeds[path]
 
 
-def _certificates(wanted: Iterable[tuple[str, str, FilePlace]], problems: list[Problem]) -> dict[str, bytes]:
+def _certificates(required: Iterable[tuple[str, str, FilePlace]], problems: list[Problem]) -> dict[str, bytes]:
     """Read the certificates that rules and settings name, as (path, key, place): PEM, by path.
 
     They are read now, for the gate can't reach them later. What can't be read is put into `problems`.
     """
     found: dict[str, bytes] = {}
-    for path, key, place in wanted:
+    for path, key, place in required:
         try:
             found[path] = found.get(path) or parse_certificates(read_file(Path(path).resolve(strict=True)))
         except (OSError, RuntimeError, ValueError) as error:

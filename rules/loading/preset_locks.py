@@ -1,13 +1,13 @@
 """Reads `presets.lock`, and writes discovered presets out with what it has.
 
 The lock says which package registries `exeat presets lock` found on this machine. Only it is read, never a network, and
-never a lock beside a rule file: that may be a workspace, where a task could choose its own registry. What a lock has
-wrong is a problem, and nothing of it is used.
+never a lock in the directory of a rule file: that may be a workspace, where a task could choose its own registry. A
+faulty lock is a problem, and none of it is used.
 
 Discovered presets are templates, written out before they are read as rule files. `to: {locked: index}` stands for the
 hosts that are locked under `index`, `{base}` in a path for the path of their URL, `{parent}` for that path without its
 last segment, `{index}` in a test for the first URL itself, `{index.parent}` for the URL without its last segment. What
-a lock has nothing for isn't let out; nothing is put in its place.
+a lock has no entry for is not allowed, and has no substitute.
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,7 @@ type Places = dict[str, tuple[LockedPlace, ...]]
 
 
 def lock_paths() -> tuple[Path, ...]:
-    """Where locks are read: the system's, whose word counts first, and the user's own (XDG Base Directory)."""
+    """Return the paths of the locks: the system's, which takes precedence, and the user's (XDG Base Directory)."""
     own = user_configuration()
     return (_SYSTEM_LOCK,) if own is None else (_SYSTEM_LOCK, own / "presets.lock")
 
@@ -96,7 +96,7 @@ _ENTRY: Final = Section("origin", "an entry of a lock", {
 
 
 def read_lock(reader: Reader, root: Node | None) -> dict[str, Places]:
-    """Read a lock: which preset has what in which place; what is wrong has been told and is left out."""
+    """Read a lock: hosts by preset and placeholder; wrong entries have been reported and are left out."""
     fields = None if root is None else _LOCK.fields(reader, root)
     if root is None or fields is None:
         return {}
@@ -126,7 +126,7 @@ def _origins(reader: Reader, node: Node) -> tuple[LockedPlace, ...]:
         reader.complain(node, "what is locked is a list of `{url, from}`")
         return ()
     every = [_ENTRY.read(reader, item) for item in node.items]
-    return tuple(LockedPlace(**said) for said in every if said and "origin" in said)
+    return tuple(LockedPlace(**entry) for entry in every if entry and "origin" in entry)
 
 
 def read_locks(paths: Sequence[Path], problems: list[Problem]) -> dict[str, tuple[Path, Places]]:

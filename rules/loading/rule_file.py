@@ -1,7 +1,7 @@
 """Reads one rule file: head, includes, settings, rules and tests, as typed values with their places.
 
-Of an `include`, `only` and an id in `except` choose rules. A name in `except` is taken out of every rule that is kept.
-`credential` is added to every kept rule that is not a deny. An entry that matches nothing is an error: a mistyped
+In an `include`, `only` and an id in `except` select rules. A name in `except` is excluded from every selected rule.
+`credential` is added to every selected rule that is not a deny. An entry that matches nothing is an error: a mistyped
 `except` must not allow what it should block.
 """
 
@@ -60,7 +60,7 @@ class Word(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Selection:
-    """What one include keeps. It takes note of which of its words met something."""
+    """Selection of one include. It records which of its entries matched something."""
 
     file: str  # that has the include
     only: tuple[Word, ...] = ()
@@ -72,9 +72,12 @@ class Selection:
 
     @property
     def same(self) -> tuple[frozenset[str], ...]:
-        """What it says, whatever the order."""
-        told = (self.only, self.without, (self.credential,) if self.credential else ())
-        return (*(frozenset(word.text for word in words) for words in told), frozenset(p.text for p, _ in self.names))
+        """Return its contents, in any order."""
+        matched = (self.only, self.without, (self.credential,) if self.credential else ())
+        return (
+            *(frozenset(word.text for word in words) for words in matched),
+            frozenset(p.text for p, _ in self.names),
+        )
 
     def keep(self, rule: Rule, ident: str) -> Rule | None:
         """Give what is left of a rule that its file knows as `ident`, or None."""
@@ -106,7 +109,7 @@ class Selection:
         return rule._replace(credential=self.credential.text)
 
     def keeps(self, case: "RuleTest") -> bool:
-        """Whether a test of the included file still applies: its rule is kept as it was written."""
+        """Whether a test of the included file still applies: its rule is unchanged."""
         if case.rule is None or self.credential is not None:
             return False
         ident = case.rule.rpartition(":")[2]
@@ -120,17 +123,17 @@ class Selection:
 
     def unused(self) -> list[Problem]:
         """List what is wrong with this include; call it after all rules went through `keep`."""
-        told: list[tuple[Word, str]] = []
+        matched: list[tuple[Word, str]] = []
         for word in (*self.only, *self.without):
             if word.text not in self._met:
                 hint = did_you_mean(word.text, self._met)
-                told.append((word, f"no rule of this include has the id {quote(word.text)}{hint}"))
+                matched.append((word, f"no rule of this include has the id {quote(word.text)}{hint}"))
         for pattern, word in self.names:
             if pattern.text not in self._met:
-                told.append((word, f"no rule that this include keeps covers {quote(word.text)}"))
+                matched.append((word, f"no rule that this include keeps covers {quote(word.text)}"))
         if self.credential is not None:
-            told += [(self.credential, message) for message in self._problems]
-        return [Problem(self.file, word.line, word.column, message) for word, message in told]
+            matched += [(self.credential, message) for message in self._problems]
+        return [Problem(self.file, word.line, word.column, message) for word, message in matched]
 
 
 class Include(NamedTuple):
@@ -144,11 +147,11 @@ class Include(NamedTuple):
 
 def apply_selections(rule: Rule, ident: str, selections: "Iterable[Selection]") -> Rule | None:
     """Give what is left of a rule when each include on the way to it has had its say; every one takes note."""
-    kept: Rule | None = rule
+    selected: Rule | None = rule
     for selection in selections:
-        left = selection.keep(kept or rule, ident)
-        kept = left if kept is not None else None
-    return kept
+        selected_by = selection.keep(selected or rule, ident)
+        selected = selected_by if selected is not None else None
+    return selected
 
 
 def _words_key(says: str, what: str, schema: Schema) -> Key:
@@ -167,7 +170,7 @@ def _words_key(says: str, what: str, schema: Schema) -> Key:
 
 
 def _read_credential(reader: Reader, node: Node, key: str) -> Word | None:
-    ident = reader.parsed(node, key, parse_slug)
+    ident = reader.parse(node, key, parse_slug)
     return None if ident is None else Word(ident, node.line, node.column)
 
 
@@ -181,7 +184,7 @@ INCLUDE: Final = Section("include", "an `include`", {
 
 
 def read_include(reader: Reader, item: Node) -> Include | None:
-    """Read one entry of `include`; None if it is wrong, which has been told then."""
+    """Read one entry of `include`; None if it is wrong (the problem has been reported)."""
     before = len(reader.problems)
     if isinstance(item, Scalar):
         key = "file" if item.text.endswith(_SUFFIXES) else "preset"
@@ -196,13 +199,13 @@ def read_include(reader: Reader, item: Node) -> Include | None:
             what = "has both `file` and `preset`: write two entries" if both else "needs `file` or `preset`"
             reader.complain(item, f"an `include` {what}")
         return None
-    said = INCLUDE.values(reader, fields)
+    values = INCLUDE.values(reader, fields)
     selection = None
     if not fields.keys().isdisjoint(("only", "except", "credential")):
-        selection = _selection(reader, said.get("only", ()), said.get("except", ()), said.get("credential"))
+        selection = _selection(reader, values.get("only", ()), values.get("except", ()), values.get("credential"))
     if len(reader.problems) > before:
         return None
-    return Include(said.get("file", ""), said.get("preset", ""), item, selection)
+    return Include(values.get("file", ""), values.get("preset", ""), item, selection)
 
 
 def _selection(
@@ -229,11 +232,11 @@ def _texts(words: Iterable[Word]) -> set[str]:
     return {word.text for word in words}
 
 
-_SMALLEST_POOL: Final = 24  # prefix length: a name that is asked for must not wait for the addresses of others
+_SMALLEST_POOL: Final = 24  # prefix length: a lookup must not wait until addresses of other names are free
 
 
 class RuleFile(NamedTuple):
-    """One file, read but for its rules: those need to know the settings of the file that included this one."""
+    """A rule file without its rules: reading those needs the settings of the including file."""
 
     name: str
     includes: tuple[Include, ...] = ()
@@ -242,7 +245,7 @@ class RuleFile(NamedTuple):
     rules: tuple[Node, ...] = ()
     tests: "tuple[RuleTest, ...]" = ()
     layer: LayerKind | None = None
-    settings_nodes: "dict[str, Node]" = {}  # noqa: RUF012 - nobody writes to it; what the settings say, by key
+    settings_nodes: "dict[str, Node]" = {}  # noqa: RUF012 - never written to; nodes of the settings by key
     secrets: "tuple[tuple[Secret, Node], ...]" = ()  # with where each stands
     sandbox: "ParsedSandbox | None" = None
     sandbox_node: Node | None = None
@@ -265,9 +268,9 @@ class FileReader(Reader):
             return None
         if self.lacking(root, FILE.of, ("version",), FILE.keys):
             self.complain(root, "a rule file needs `version: 1`")
-        name = self.parsed(fields["name"], "name", parse_slug) if "name" in fields else None
+        name = self.parse(fields["name"], "name", parse_slug) if "name" in fields else None
         self.name = name or make_slug(stem)
-        said = FILE.values(self, {key: value for key, value in fields.items() if key not in {"version", "name"}})
+        values = FILE.values(self, {key: value for key, value in fields.items() if key not in {"version", "name"}})
         if "version" in fields and self.text(fields["version"], "version") not in {"1", None}:
             self.complain(fields["version"], "this version of exeat reads `version: 1` and no other")
         return RuleFile(
@@ -275,7 +278,7 @@ class FileReader(Reader):
             settings_node=fields.get("settings"),
             settings_nodes=_known(fields.get("settings")),
             sandbox_node=fields.get("sandbox"),
-            **said,
+            **values,
         )
 
 
@@ -287,7 +290,7 @@ def _entries(reader: Reader, node: Node, of: str) -> tuple[Node, ...]:
 
 
 def _each[T](read: Callable[[FileReader, Node], T | None]) -> Read:
-    """Make what reads a list of entries, each with where it stands; those that are wrong are left out."""
+    """Return a reader for a list of entries with their places; wrong entries are left out."""
 
     def entries(reader: FileReader, node: Node, of: str) -> tuple[tuple[T, Node], ...]:
         found = [(read(reader, item), item) for item in _entries(reader, node, of)]

@@ -1,7 +1,7 @@
 """Reads one rule of a rule file: from a YAML mapping to a `Rule`, or to all of its problems.
 
-Nothing is passed over in silence. `for`, `http`, `git`, `limits` and `approval` are read by `rules.loading.conditions`;
-the checks of what makes no sense together stand first.
+Nothing is ignored silently. `rules.loading.conditions` reads `for`, `http`, `git`, `limits` and `approval`. The checks
+for contradictory keys come first.
 """
 
 import os
@@ -53,7 +53,7 @@ from rules.problems import Problem, quote
 from rules.rule import Exemption, Rule
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
-# “x” and the like: quotes that word processors make, and YAML takes for letters
+# “x” and the like: quotes of word processors, which YAML takes for letters
 _TYPESET: Final = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00ab\u00bb\u2039\u203a"
 
 
@@ -115,7 +115,7 @@ _WHY_NEVER: Final = {
 def check_together(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
     """Report combinations of keys that make no sense."""
     if rule.allows:
-        _check_letting_out(reader, rule, fields)
+        _check_allowing_rule(reader, rule, fields)
     if rule.action is not Verdict.DENY:
         _check_udp(reader, rule, fields)
     _check_places(reader, rule, fields)
@@ -130,7 +130,7 @@ def check_together(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
 
 
 def _check_udp(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
-    """Tell what is spoken over UDP and never leaves, so that nothing of a list is passed over in silence."""
+    """Report protocols over UDP that never leave, so that no listed port is ignored silently."""
     for entry in rule.ports or ():
         never = never_leaves(entry)
         if never is not None:
@@ -164,7 +164,7 @@ def _check_exemption(reader: Reader, rule: Rule, exemption: Exemption, node: Nod
         reader.complain(node, "`resolves_to` needs names, and this rule has none")
 
 
-def _check_letting_out(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
+def _check_allowing_rule(reader: Reader, rule: Rule, fields: dict[str, Node]) -> None:
     ports = rule.ports or ()
     if rule.feeds:
         reader.complain(fields["to"], f"only `deny` and `ask` can use a list, and this is `{rule.action}`")
@@ -205,7 +205,7 @@ def _check_wildcard(reader: Reader, name: NamePattern, node: Node) -> None:
 
 
 def _check_opening(reader: Reader, network: Network, node: Node) -> None:
-    """Tell what a CIDR can't open, though it looks as if it did (addresses.opens)."""
+    """Report CIDRs that can't open the addresses they seem to (rules.addresses.network_opens)."""
     blocks = [block for block in BLOCKS if block.network.version == network.version]
     block = next((block for block in blocks if is_within(network, block.network)), None)
     touched = next((block.network for block in blocks if block.network.overlaps(network)), None)
@@ -257,9 +257,9 @@ class _Targets(NamedTuple):
 
 
 class RuleReader(Reader):
-    """Reads rules of one file, whose `name` they are cited with. `tls` is what an allow means that doesn't say.
+    """Reads the rules of one file; `name` is the first part of their ids. `tls` is the default for allow and flag.
 
-    `feed` reads a list by its path, or raises ValueError; `directory` is where the file's own paths begin.
+    `feed` reads a list by its path, or raises ValueError; relative paths start at `directory`.
     """
 
     __slots__ = ("allows", "directory", "feed", "name", "tls")
@@ -279,7 +279,7 @@ class RuleReader(Reader):
         self.tls = tls
         self.feed = feed
         self.directory = directory
-        self.allows = False  # whether what is being read lets out, or exempts from being held back
+        self.allows = False  # whether the section being read allows, or exempts from a deny or ask
 
     def rule(self, node: Node) -> Rule | None:
         """Read a rule; None if it has a problem, which is recorded."""
@@ -289,17 +289,17 @@ class RuleReader(Reader):
             return None
         action = self.choice(fields["action"], "action", Verdict) if "action" in fields else None
         self.allows = action is not None and action.allows
-        said = RULE.values(self, {key: value for key, value in fields.items() if key not in {"action", "except"}})
+        values = RULE.values(self, {key: value for key, value in fields.items() if key not in {"action", "except"}})
         if "except" in fields:
-            self.allows = action is not None and not self.allows  # what is exempt from being held back may go out
-            said["excepts"] = tuple(self._exemptions(fields["except"]))
-        targets: _Targets = said.pop("to", _Targets())
-        said["id"] = f"{self.name}:{said.get('id')}"
-        said.setdefault("tls", self.tls)
+            self.allows = action is not None and not self.allows  # an exemption from a deny or ask can allow
+            values["excepts"] = tuple(self._exemptions(fields["except"]))
+        targets: _Targets = values.pop("to", _Targets())
+        values["id"] = f"{self.name}:{values.get('id')}"
+        values.setdefault("tls", self.tls)
         if action is not None and action.allows:
-            said.setdefault("ports", _DEFAULT_PORTS)
+            values.setdefault("ports", _DEFAULT_PORTS)
         rule = Rule(
-            action=action or Verdict.DENY, names=targets.names, networks=targets.networks, feeds=targets.feeds, **said
+            action=action or Verdict.DENY, names=targets.names, networks=targets.networks, feeds=targets.feeds, **values
         )
         if rule.allows:
             check_reach(self, rule, fields, targets.places)
@@ -330,7 +330,7 @@ class RuleReader(Reader):
             if isinstance(item, Mapping):
                 self.complain(item, f"`{of}` takes names and addresses, and lists of names as `{{list: FILE}}`")
                 continue
-            found = self.parsed(item, of, parse_target)
+            found = self.parse(item, of, parse_target)
             if found is not None:
                 places.append((found, item))
         names = tuple(target for target, _ in places if isinstance(target, NamePattern))
@@ -347,13 +347,13 @@ class RuleReader(Reader):
     def _exemptions(self, node: Node) -> Iterator[Exemption]:
         for item in self.items(node, "except"):
             if isinstance(item, Mapping):
-                said = EXCEPT.read(self, item) or {}
-                targets: _Targets = said.pop("to", _Targets())
+                values = EXCEPT.read(self, item) or {}
+                targets: _Targets = values.pop("to", _Targets())
             else:
-                said, targets = {}, self.targets(item, "except")
+                values, targets = {}, self.targets(item, "except")
             if targets.feeds:
                 self.complain(item, "a list belongs to the `to` of a rule: write the names here")
-            yield Exemption(targets.names, targets.networks, **said)
+            yield Exemption(targets.names, targets.networks, **values)
 
 
 _PORTS: Final = {
@@ -384,7 +384,7 @@ EXCEPT: Final = Section(
 )
 LIST: Final = Section("list", "a list", {
     "list": Key("A file of names: a hosts file, or a name a line; they and all names below them.",
-        lambda reader, node, key: reader.parsed(node, key, reader.feed), TEXT),
+        lambda reader, node, key: reader.parse(node, key, reader.feed), TEXT),
 })  # fmt: skip
 RULE: Final = Section("rule", "a rule", {
     "id": one("The id of the rule, unique in the file.", parse_slug),

@@ -69,7 +69,7 @@ def _paths(says: str, parse: Callable[[str], str], schema: Schema) -> Key:
 
 
 def _approval(reader: "FileReader", node: Node, of: str) -> tuple[MergeTerms, ...]:
-    """Read whose approval merges want. What was approved is merged once, so `covers` and `for` are no keys of it."""
+    """Read the approval of merges. An approval is good for one merge, so `covers` and `for` are not keys of it."""
     terms = read_approval(reader, node, of, MERGE)
     if terms is None:
         return ()
@@ -82,7 +82,7 @@ def _caches(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
         return ()
     found: dict[str, str] = {}
     for key, value in node.pairs.values():
-        name, place = reader.parsed(key, "caches", parse_slug), reader.parsed(value, key.text, parse_cache_path)
+        name, place = reader.parse(key, "caches", parse_slug), reader.parse(value, key.text, parse_cache_path)
         if name is None or place is None:
             continue
         for other, taken in found.items():
@@ -98,7 +98,7 @@ def _set(reader: Reader, node: Node, _: str) -> tuple[tuple[str, str], ...]:
         return ()
     found: dict[str, str] = {}
     for key, value in node.pairs.values():
-        name, text = reader.parsed(key, "set", parse_variable_name), reader.text(value, key.text)
+        name, text = reader.parse(key, "set", parse_variable_name), reader.text(value, key.text)
         if name is not None and text is not None:
             found[name] = text
             if "\0" in text:
@@ -261,7 +261,7 @@ def read_sandbox(reader: "FileReader", node: Node) -> ParsedSandbox | None:
 
 
 def _sections(node: Node) -> Iterator[tuple[Section, Node]]:
-    """Give the section, and those of its parts whose values are the box's own."""
+    """Yield the section, and its subsections whose keys are fields of `SandboxSettings` too."""
     yield SANDBOX, node
     for word, section in (("environment", ENVIRONMENT), ("limits", RESOURCES)):
         if isinstance(node, Mapping) and word in node.pairs:
@@ -302,8 +302,8 @@ def read_command(reader: "FileReader", node: Node) -> Command | None:
     fields = COMMAND.fields(reader, node)
     if fields is None:
         return None
-    said = COMMAND.values(reader, fields)
-    action, approval = said.get("action"), said.get("approval")
+    values = COMMAND.values(reader, fields)
+    action, approval = values.get("action"), values.get("approval")
     if action is Verdict.ALLOW:
         reader.complain(fields["action"], "write `deny`, `ask` or `flag`: programs that no command matches may start")
     if "approval" in fields and action not in {None, Verdict.ASK}:
@@ -311,4 +311,4 @@ def read_command(reader: "FileReader", node: Node) -> Command | None:
     if approval is not None and approval.covers is GrantScope.DESTINATION:
         message = "a command has no destination: its approval `covers` the `attempt`, or the `rule`"
         reader.complain(fields["approval"], message)
-    return Command(cite=f"{reader.name}:{said['id']}", **said) if len(reader.problems) == before else None
+    return Command(cite=f"{reader.name}:{values['id']}", **values) if len(reader.problems) == before else None

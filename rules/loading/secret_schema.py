@@ -42,7 +42,7 @@ _IN_WORDS: Final = ("basic", "aws", "client_certificate")
 
 _ATTRIBUTE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 _HTTPS: Final = 443
-# What frames, routes, negotiates or carries something else beside.
+# Headers that frame, route or negotiate, or that carry something else too.
 _NEVER: Final = frozenset({
     "host", "content-length", "content-type", "content-encoding", "transfer-encoding", "te", "trailer", "connection",
     "upgrade", "expect", "range", "cookie", "via", "accept", "accept-encoding", "user-agent", "referer", "origin",
@@ -59,13 +59,13 @@ _prefix: Final = parser_of_shape(r"[A-Za-z0-9_.-]{1,32}", "must be at most 32 le
 
 
 def _check_combination(secret: Secret) -> Iterator[tuple[str, str]]:
-    """Tell what is right by itself and can't be of a secret: the key, and why."""
+    """Yield keys whose value is valid in itself but not for this secret, with the reason."""
     if own := next(filter(is_own_variable, secret.variables), None):
         yield "as", placeholder_objection(own)
     if secret.is_certificate and len(secret.slots) > 1:
         yield "in", "`client_certificate` stands alone: it is shown to servers and sent in no request"
-    for key, said in (("as", secret.variable), ("prefix", secret.prefix), ("not_sent_to", secret.not_sent_to)):
-        if secret.is_certificate and said:
+    for key, values in (("as", secret.variable), ("prefix", secret.prefix), ("not_sent_to", secret.not_sent_to)):
+        if secret.is_certificate and values:
             yield key, f"`{key}` is for what a task has a placeholder of, and of a client certificate it has none"
     if secret.signs and len(secret.slots) > 1:
         yield "in", "`aws` stands alone: what requests are signed with is sent nowhere"
@@ -76,7 +76,7 @@ def _check_combination(secret: Secret) -> Iterator[tuple[str, str]]:
 
 
 def _is_certificate(node: Node) -> bool:
-    """Whether `in` is the word alone, or has it: what else is wrong with that is told when it is read."""
+    """Whether `in` is the text, or a list with it; other problems of `in` are reported where it is read."""
     each = node.items if isinstance(node, Listing) else [node]
     return any(isinstance(item, Scalar) and item.text == SlotKind.CLIENT_CERTIFICATE for item in each)
 
@@ -103,10 +103,10 @@ def _keyring(reader: Reader, node: Node, _: str) -> Source | None:
         if not _ATTRIBUTE.fullmatch(name):
             reader.complain(key, f"{quote(name)} is not the name of an attribute")
             return None
-        said = reader.parsed(value, "keyring", _attribute)
-        if said is None:
+        values = reader.parse(value, "keyring", _attribute)
+        if values is None:
             return None
-        words += [name, said]
+        words += [name, values]
     return Source(SourceKind.KEYRING, tuple(words))
 
 
@@ -130,7 +130,7 @@ def _attribute(text: str) -> str:
 
 
 def _host(text: str) -> tuple[HostName, int]:
-    """Read a name, with a port unless it is 443. No pattern: whoever can make names below one would get the secret."""
+    """Read a name, with a port unless it is 443. No pattern: anyone who can add names under it would get the secret."""
     name, colon, port = text.partition(":")
     if "*" in name:
         raise ValueError(f"{quote(text)} is a pattern: a secret is sent to hosts that are named one by one")
@@ -148,10 +148,10 @@ def _host(text: str) -> tuple[HostName, int]:
 
 
 def _from(says: str, kind: SourceKind, parse: Callable[[str], str], schema: Schema) -> Key:
-    """Make a key of one word."""
+    """Make a key of one scalar."""
 
     def read(reader: Reader, node: Node, key: str) -> Source | None:
-        word = reader.parsed(node, key, parse)
+        word = reader.parse(node, key, parse)
         return None if word is None else Source(kind, (word,))
 
     return Key(says, read, schema)
@@ -175,8 +175,8 @@ IN: Final = Section("in", "`in`", {
 
 
 def _source(reader: Reader, node: Node, _: str) -> Source | None:
-    said = FROM.read(reader, node)
-    return next(iter(said.values())) if said and len(said) == 1 else None
+    values = FROM.read(reader, node)
+    return next(iter(values.values())) if values and len(values) == 1 else None
 
 
 def _slots(reader: Reader, node: Node, key: str) -> tuple[Slot, ...] | None:
@@ -186,8 +186,8 @@ def _slots(reader: Reader, node: Node, key: str) -> tuple[Slot, ...] | None:
 
 def _slot(reader: Reader, node: Node) -> Slot | None:
     if not isinstance(node, Scalar):
-        said = IN.read(reader, node) or {}
-        return next((Slot(SlotKind(kind), name) for kind, name in said.items()), None) if len(said) == 1 else None
+        values = IN.read(reader, node) or {}
+        return next((Slot(SlotKind(kind), name) for kind, name in values.items()), None) if len(values) == 1 else None
     word = reader.text(node, "in")
     if word in _IN_WORDS:
         return Slot(SlotKind(word))
@@ -246,10 +246,10 @@ def read_secret(reader: Reader, node: Node) -> Secret | None:
         return None
     if any(key not in fields for key in NEEDED):
         return None
-    said = SECRET.values(reader, fields)
-    if not all(map(said.get, ("id", "source", "hosts", "slots"))):
+    values = SECRET.values(reader, fields)
+    if not all(map(values.get, ("id", "source", "hosts", "slots"))):
         return None
-    secret = Secret(**{"variable": "", **said})
+    secret = Secret(**{"variable": "", **values})
     for key, objection in _check_combination(secret):
         reader.complain(fields[key], objection)
         return None
@@ -309,8 +309,8 @@ def merge_secrets(
     """Merge the secrets of all files. Adds problems with them, and with `credential` keys, to `problems`."""
     files, rules = list(files), list(rules)
     found: list[Secret] = []
-    for shown, said, _ in files:
-        for secret, node in said:
+    for shown, values, _ in files:
+        for secret, node in values:
             if any(secret.id == other.id for other in found):
                 problems.append(Problem(shown, node.line, node.column, f"a secret `{secret.id}` exists already"))
             taken = {variable for other in found for variable in other.variables}
@@ -336,7 +336,7 @@ def merge_secrets(
 def _carried_by_none(
     found: Iterable[Secret], rules: "Iterable[Rule]", places: Maps[str, FilePlace]
 ) -> Iterator[Problem]:
-    """Tell of rules about the credential of a request that name what no request carries."""
+    """Report rules whose `credential` is a secret that requests don't carry."""
     shown = {secret.id for secret in found if secret.is_certificate}
     for rule in rules:
         if rule.credential in shown or any(exemption.credential in shown for exemption in rule.excepts):
@@ -345,5 +345,5 @@ def _carried_by_none(
 
 
 def unknown_secret(ident: str, known: Sequence[str]) -> str:
-    """Say that nobody knows of a secret that is named."""
+    """Report that a named secret is not defined."""
     return f"there is no secret {quote(ident)}{did_you_mean(ident, known) or ': `secrets` say what there is'}"

@@ -1,7 +1,7 @@
 """Matches `commands` against a program and its arguments: which programs may start. Pure.
 
 A guard rail and not a boundary: a copied, renamed or interpreted program is another (docs/explanation/guard-rails.md).
-Where it can't be known whether a command matches, because there are more words than are looked at, it does.
+If a program has more arguments than are examined, a command that could match counts as matching.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,8 +43,8 @@ def decide_run(
 ) -> Decision:
     """Decide whether a program may start: by the strictest command that matches; it may if none does.
 
-    `granted` are the digests of commands whose question has been answered for this program with yes; they hold it back
-    no more. Every other one that asks still does.
+    `granted` are the digests of asks that are approved for this program: they no longer hold it. Every other ask still
+    does.
     """
     matching = [
         command
@@ -58,18 +58,18 @@ def decide_run(
     verdict = min(holding, key=STRICTEST_FIRST.index, default=Verdict.ALLOW)
     deciding = [command for command in matching if command.action is verdict and command not in answered]
     passes = verdict.allows
-    asked = deciding if verdict is Verdict.ASK else ()
+    asking = deciding if verdict is Verdict.ASK else ()
     if passes:
         deciding += answered
     return Decision(
         verdict if passes else Verdict.DENY,
         Outcome.PASSED if passes else Outcome.BLOCKED,
-        Reason.APPROVAL_UNAVAILABLE if asked else Reason.APPROVAL_GRANTED if passes and answered else Reason.RULE,
+        Reason.APPROVAL_UNAVAILABLE if asking else Reason.APPROVAL_GRANTED if passes and answered else Reason.RULE,
         rules=tuple(command.cite for command in deciding),
         revision=policy.revision,
         why=next((command.why for command in deciding if command.why), ""),
         approval=tuple(
-            RequiredApproval(c.cite, digest_of(c), c.approval or DEFAULT_APPROVAL_TERMS, c.why) for c in asked
+            RequiredApproval(c.cite, digest_of(c), c.approval or DEFAULT_APPROVAL_TERMS, c.why) for c in asking
         ),
     )
 
@@ -79,7 +79,7 @@ def _is_granted(command: Command, granted: frozenset[str]) -> bool:
 
 
 def matches(command: Command, run: ProgramRun) -> bool:
-    """Whether a command is about this program with these words, whatever follows them."""
+    """Whether a command matches the beginning of this program and its arguments."""
     program, *words = command.words
     if not any(_is_called(program, name) for name in run.names):
         return False
@@ -90,7 +90,7 @@ def matches(command: Command, run: ProgramRun) -> bool:
 
 
 def _is_called(program: str, name: str) -> bool:
-    """Whether a program's name, or its whole path where one is asked for, is the one that is meant."""
+    """Whether a program's name, or its full path if the command has one, matches."""
     part = _to_part(program)
     shown = name if "/" in program else name.rpartition("/")[2]
     return part.matches(shown) if isinstance(part, Glob) else part == shown
@@ -98,7 +98,7 @@ def _is_called(program: str, name: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _to_parts(words: tuple[str, ...]) -> tuple[Part, ...]:
-    """Return words as parts. `*` alone is any number of words, and so is what follows the last."""
+    """Return arguments as parts. A lone `*` is any number of arguments, and so is the end."""
     return (*(MANY if word == "*" else _to_part(word) for word in words), MANY)
 
 
@@ -108,6 +108,6 @@ def _to_part(word: str) -> Glob | str:
 
 
 def _could_cover(pattern: Sequence[Part], words: Sequence[str]) -> bool:
-    """Whether these words and some that aren't known could be covered: up to the first gap nothing contradicts."""
+    """Whether a truncated argument list could match: nothing before the first gap contradicts."""
     head = pattern[: pattern.index(MANY)]
     return all(pattern_matches((part,), (word,)) for part, word in zip(head, words, strict=False))

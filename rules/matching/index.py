@@ -1,12 +1,11 @@
 """Rules by target: a trie of reversed labels for names, a table of prefixes for networks.
 
 Names are found among names and addresses among networks, never one in the other (a name rule never allows an address).
-`Candidates` are the rules that cover one target, and the plans made of them: one a stretch of ports, and a task and day
-that differ. What a rule says of the task (`for`, `when: tainted`), of the day (`until`) and of grants is settled before
-anything is planned.
+`Candidates` are the rules that cover one target, with a plan for each port range and each kind of caller and day that
+rules distinguish. `for`, `when: tainted`, `until` and grants are evaluated before planning.
 
-Lookups are kept by the patterns that were found, not by the target: a task that asks for a million names makes nothing
-grow. Only the last few thousand are kept by name: clients ask for the same few.
+Lookups are cached by the matching patterns, not by the target, so a task that uses a million names doesn't fill memory.
+Only the last few thousand are cached by name, because clients repeat the same few.
 """
 
 from bisect import bisect_right
@@ -52,7 +51,7 @@ class RequestNeeds(NamedTuple):
 class Candidates:
     """Rules that cover a target, most specific first, and the plans made from them.
 
-    `ends` says in which epoch (see `Policy.epoch`) a day that is some rule's last has passed.
+    `ends` maps each `until` of a rule to the epoch (see `Policy.epoch`) in which it has passed.
     """
 
     __slots__ = ("_dated", "_granted", "_looks", "_plans", "_selectors", "_standings", "_tainting", "asking", "closed",
@@ -92,7 +91,7 @@ class Candidates:
         self.starts = sorted(edge for edge in edges | {1} if edge <= LAST_PORT)
         self._selectors = tuple(selectors)
         self._dated = any(candidate.rule.until is not None for candidate in rules)
-        # whether it matters who asks, what that has read, or when
+        # whether the task, its taint or the day matters
         self.varies = self._dated or bool(selectors) or self._tainting
 
     def standing(
@@ -139,17 +138,17 @@ class Candidates:
     def looks_at(self, port: int) -> RequestNeeds:
         """Return which parts of requests the rules look at on a port, for every protocol."""
         stretch = bisect_right(self.starts, port)
-        known = self._looks.get(stretch)
-        if known is None:
+        cached = self._looks.get(stretch)
+        if cached is None:
             every = [candidate.rule for candidate in self.rules]
             rules = [r for r in every if r.ports is None or any(p.low <= port <= p.high for p in r.ports)]
-            known = self._looks[stretch] = RequestNeeds(
+            cached = self._looks[stretch] = RequestNeeds(
                 any(rule.looks_at_requests for rule in rules),
                 any(rule.looks_at_headers for rule in rules),
                 any(rule.looks_at_git for rule in rules),
                 any(rule.action is Verdict.ASK for rule in rules),
             )
-        return known
+        return cached
 
     def dns_types(self, standing: Standing) -> frozenset[str]:
         """List the record types that unexpired rules allow for the calling task."""
@@ -239,9 +238,9 @@ class Index:
             self._by_network[number].append(_Entry(rule, str(network), exemption, network))
 
     def _number(self, feed: Feed) -> int:
-        """Give the number of a list; of two that are the same, though two rules name them, one is asked."""
-        for number, known in enumerate(self._feeds):
-            if known.digest == feed.digest:
+        """Return the number of a list; identical lists share one."""
+        for number, cached in enumerate(self._feeds):
+            if cached.digest == feed.digest:
                 return number
         self._feeds.append(feed)
         self._by_feed.append([])
@@ -303,7 +302,7 @@ class Index:
     def resolved(self, name: HostName, address: Address) -> Candidates:
         """Find the rules that cover `name` once it has resolved to `address`.
 
-        What lets the name out must admit the address; what holds the address back counts too, for whatever name.
+        A rule that allows the name must admit the address. A deny or ask of the address counts for every name.
         """
         by_name, by_address = self.candidates(name), self._address_candidates(address)
         here = address in LOOPBACK
@@ -322,7 +321,7 @@ class Index:
             closed = by_name.closed.union(
                 rule for rule, network_opens in zip(asking, opening, strict=True) if not network_opens
             )
-            # A rule about the address alone lets no name out
+            # A rule about the address alone allows no name
             closed = closed.union(c.rule for c in rules if _asks(c) and c.rule not in by_both)
             found = Candidates(
                 tuple(rules), not_public=by_address.not_public, resolved=True, ends=self._ends, closed=closed
@@ -343,12 +342,12 @@ class Index:
 
 
 def _specificity(rule: Rule) -> tuple[bool, str]:
-    """Order rules under one pattern: those that look at requests first, then by id, so that files' order is nothing."""
+    """Order rules under one pattern: those that look at requests first, then by id, independent of file order."""
     return not rule.looks_at_requests, rule.id
 
 
 def _applies(entry: _Entry, address: Address) -> bool:
-    """Whether an entry whose network holds `address` counts for it: what lets out must open it (invariant 9)."""
+    """Whether an entry whose network holds `address` applies: an allow must open the address (invariant 9)."""
     if entry.network is None or entry.exemption is not None or not entry.rule.allows:
         return True
     return network_opens(entry.network, address)
@@ -359,15 +358,15 @@ def _asks(candidate: Candidate) -> bool:
 
 
 def _opens(rule: Rule, address: Address) -> bool:
-    """Whether what a rule says of addresses opens this one, for what lets out or is granted."""
+    """Whether the addresses of a rule that allows or is granted open this one."""
     return any(network_opens(network, address) for network in rule.networks)
 
 
 def admits(rule: Rule, address: Address, *, granted: bool = False) -> bool:
-    """Whether a rule about a name covers it when it resolves to `address`; of the host's own name not asked.
+    """Whether a rule about a name covers it when it resolves to `address`; not used for `host.exeat.internal`.
 
-    Without `resolves_to`, what lets out covers public addresses and what holds back covers all. An ask holds back; what
-    it lets out when it is `granted` is another question.
+    Without `resolves_to`, an allow covers public addresses, and a deny or ask covers all. An ask counts as a deny here;
+    `_opens` answers what it allows once it is granted.
     """
     if granted or rule.action.allows:
         listed = rule.resolves_to

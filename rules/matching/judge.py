@@ -22,7 +22,7 @@ from rules.rule import Rule, covers_exeat_name
 from rules.settings import Settings
 from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
-UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; under a rule that says another, that one
+UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; a rule's own `idle_timeout` replaces it
 
 
 class Judge:
@@ -34,9 +34,9 @@ class Judge:
         self.settings = settings
         self.revision = revision
         self.layer = layer
-        # What ranks findings, for public targets and for those that are not: what lets more out is higher.
+        # Functions that rank findings for public and for non-public targets: higher allows more.
         self.leniencies: tuple[Leniency, Leniency] = (self.leniency, self.leniency_inside)
-        # A mandatory layer that says nothing has no vote: nothing is laxer than this.
+        # A mandatory layer without a matching rule abstains: nothing is laxer than this.
         self._silence = Decision(
             Verdict.ALLOW, Outcome.PASSED, Reason.LAYER, (), revision, inspect=False,
             idle_timeout=settings.idle_timeout, scan=Scan.OFF, trust=Trust.TRUSTED,
@@ -45,7 +45,7 @@ class Judge:
     def audits(self, finding: Finding, *, not_public: bool = False) -> bool:
         """Whether audit mode allows what `finding` blocks: only where no rule or a default rule decided.
 
-        And nothing to an address that is not public, or to this host, which is let out by a rule and by nothing else.
+        Never an address that is not public, nor this host: those need a rule that allows them.
         """
         if not_public:
             return False
@@ -82,13 +82,13 @@ class Judge:
         return self._decision(finding, plan, inspect=True)
 
     def refusal(self, reason: Reason, rules: tuple[str, ...] = (), *, inspect: bool = True) -> Decision:
-        """Deny for a reason that is not the rules'; `rules` are those that hold it back as well."""
+        """Deny for a reason that is not the rules'; `rules` are those that deny it as well."""
         return Decision(
             Verdict.DENY, Outcome.BLOCKED, reason, rules, self.revision, inspect, self.settings.idle_timeout
         )
 
     def _over_udp(self, decision: Decision, finding: Finding) -> Decision:
-        """Audit mode lets no UDP out, silence has a name of its own there, and flows are soon forgotten."""
+        """Decide UDP: audit mode allows none, its default denial has a reason of its own, and flows time out sooner."""
         if decision is self._silence:
             return decision
         if decision.reason is Reason.NO_RULE:
@@ -118,7 +118,7 @@ class Judge:
         timeouts = [rule.idle_timeout for rule in tightening if rule.idle_timeout is not None]
         ends = [rule.until for rule in finding.matching if rule.until is not None and rule not in plan.expired]
         outcome = self._outcome(finding, plan)
-        asked = finding.rules if finding.answerable and outcome is Outcome.BLOCKED else ()
+        approvable = finding.rules if finding.answerable and outcome is Outcome.BLOCKED else ()
         return Decision(
             verdict=finding.verdict if finding.verdict is not None and finding.allows else Verdict.DENY,
             outcome=outcome,
@@ -130,10 +130,10 @@ class Judge:
             why=_why(finding),
             limits=tuple((rule.id, rule.limits) for rule in finding.matching if rule.limits is not None),
             approval=tuple(
-                RequiredApproval(r.id, digest_of(r), r.approval or DEFAULT_APPROVAL_TERMS, r.why) for r in asked
+                RequiredApproval(r.id, digest_of(r), r.approval or DEFAULT_APPROVAL_TERMS, r.why) for r in approvable
             ),
             expires=min(ends, default=None),
-            ca=tuple(sorted({rule.ca for rule in finding.letting_out if rule.ca is not None})),
+            ca=tuple(sorted({rule.ca for rule in finding.allowing if rule.ca is not None})),
             pattern=_pattern(finding),
             scan=Scan.strictest(rule.scan for rule in finding.matching),
             trust=_trust(finding),
@@ -141,9 +141,9 @@ class Judge:
         )
 
     def _not_public(self, finding: Finding, plan: Plan, *, inspect: bool) -> Decision:
-        """Refuse a non-public address that no rule lets out here; audit mode is about public ones only.
+        """Refuse a non-public address that no rule allows here; audit mode covers public ones only.
 
-        A deny of one of our own names is somebody's word about that service, and no wall around all addresses.
+        A deny of an exeat name gives the rule as the reason, and not the kind of address.
         """
         held = plan.own and finding.verdict is Verdict.DENY and not (finding.by_default or finding.expired)
         reason = self._reason(finding) if plan.opened or held else Reason.NON_PUBLIC_ADDRESS
@@ -162,14 +162,14 @@ class Judge:
 
 
 def defer_approval(decision: Decision) -> Decision:
-    """Let a held attempt proceed to where each request needs its own approval; nothing leaves before that."""
+    """Allow a held connection so that each request gets its own approval; nothing leaves before that."""
     return decision._replace(verdict=Verdict.ASK, outcome=Outcome.PASSED, reason=Reason.RULE)
 
 
 def _trust(finding: Finding) -> Trust:
-    """Give the least trust that a rule which lets it out has."""
-    said = map(trust_of, finding.tightening)
-    return Trust.TRUSTED if finding.allows and all(trust is Trust.TRUSTED for trust in said) else Trust.UNTRUSTED
+    """Return the least trust of the rules that allow it."""
+    trusts = map(trust_of, finding.tightening)
+    return Trust.TRUSTED if finding.allows and all(trust is Trust.TRUSTED for trust in trusts) else Trust.UNTRUSTED
 
 
 def _reason(finding: Finding) -> Reason:
@@ -191,7 +191,7 @@ def _why(finding: Finding) -> str:
 
 
 def _pattern(finding: Finding) -> str | None:
-    """Give what may be told of a request's path: all of it (None), or no more than the rules say themselves."""
+    """Return what may be recorded of a request's path: None for all of it, else only the rules' own patterns."""
     discreet = [rule for rule in finding.matching if rule.log is Log.PATTERN]
     if not discreet:
         return None
@@ -212,8 +212,8 @@ def hint_for_connection(plan: Plan) -> Hint | None:
 
 def hint_for_request(plan: Plan, request: Request, reading: Reading, length: int) -> Hint | None:
     """Find a rule that allows other requests here; preferably one that lacks only a credential or a method."""
-    letting_out = islice((rule for rule in plan.rules if rule.allows), _MOST)
-    hints = [_kept_out(rule, request, reading, length) for rule in letting_out]
+    allowing = islice((rule for rule in plan.rules if rule.allows), _MOST)
+    hints = [_kept_out(rule, request, reading, length) for rule in allowing]
     if not hints:
         return hint_for_connection(plan)
     first = {hint.field: hint for hint in reversed(hints)}
@@ -227,7 +227,7 @@ def hint_for_name(index: Index, name: HostName) -> Hint | None:
         return None
     rule, wanted = found
     if is_exeat_name(name) and (rule.selector is None or not covers_exeat_name(rule, name)):
-        return None  # what lets out to our names says them
+        return None  # rules that allow an exeat name spell it out
     if rule.selector is not None and any(pattern.matches(name) for pattern in rule.names):
         return Hint(rule.id, "for", str(rule.selector))
     return Hint(rule.id, "to", wanted)
@@ -242,7 +242,7 @@ def _got(field: str, attempt: Attempt) -> str:  # noqa: PLR0911 - a table
     if field == "to":
         return str(attempt.target)
     if field == "for":
-        return "another task"  # a hint is kept for all tasks that are told apart by no rule
+        return "another task"  # a hint is cached for all tasks that no rule distinguishes
     request = attempt.request
     if request is None or field == "ports":
         return f"{attempt.port}/{attempt.protocol.value}"
@@ -253,13 +253,13 @@ def _got(field: str, attempt: Attempt) -> str:  # noqa: PLR0911 - a table
         return path
     if field == "git" and request.git is not None:
         return describe_git_request(request)
-    known = {
+    values_of = {
         "http.body": "a body" if request.body else "no body",
         "http.websocket": "a WebSocket",
         "credential": describe_credential(request),
     }
-    if field in known:
-        return known[field]
+    if field in values_of:
+        return values_of[field]
     if field == "http.max_url":
         return f"{url_length(attempt.protocol, attempt.target, attempt.port, request.path)} bytes"
     if field.startswith(("http.query", "http.headers")):

@@ -1,7 +1,7 @@
-"""Files that vote alone, and what is made of several votes: the strictest.
+"""Layers: files whose rules also decide alone. The strictest of the decisions wins.
 
-A layer's rules are in the pool as well; what its own vote adds is that no rule of another file can speak where it does.
-Nothing here may make a vote less strict, and nobody else's settings may make a layer's laxer.
+A layer's rules are in the common pool as well. Its own decision can't be loosened by a rule or setting of another file.
+Nothing here may make a decision less strict.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,9 +28,9 @@ _PASSING: Final = {
 }  # of what passes: `rank_decision`
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # no two are one, whatever they say
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity
 class Layer:
-    """A file, with what it includes. `mode` and `tls` are its own: what others audit or splice is not, here."""
+    """A file with its includes. `mode` and `tls` are its own: other files' settings don't apply to it."""
 
     kind: LayerKind
     name: str
@@ -76,18 +76,18 @@ def rank_decision(decision: "Decision") -> int:
 
 
 def stricter_decision(one: "Decision", other: "Decision") -> "Decision":
-    """Return the stricter of two votes, with the limits, approvals and inspection that either requires."""
+    """Return the stricter of two decisions, with the limits, approvals and inspection that either requires."""
     winner, loser = (other, one) if rank_decision(other) < rank_decision(one) else (one, other)
     if winner.outcome is Outcome.BLOCKED and not winner.needs_approval:
-        told = winner.pattern is not None or loser.pattern is None
-        return winner._replace(pattern=winner.pattern if told else loser.pattern, logs_full_path=False)
-    asked = (winner, loser) if winner.needs_approval is loser.needs_approval else (winner,)
+        winner_applies = winner.pattern is not None or loser.pattern is None
+        return winner._replace(pattern=winner.pattern if winner_applies else loser.pattern, logs_full_path=False)
+    requiring = (winner, loser) if winner.needs_approval is loser.needs_approval else (winner,)
     ends = [decision.expires for decision in (winner, loser) if decision.expires is not None]
     merged = winner._replace(
         inspect=winner.inspect or loser.inspect,
         idle_timeout=min(winner.idle_timeout, loser.idle_timeout),
         limits=tuple(sorted({*winner.limits, *loser.limits}, key=lambda named: named[0])),
-        approval=tuple(dict.fromkeys(asks for decision in asked for asks in decision.approval)),
+        approval=tuple(dict.fromkeys(asks for decision in requiring for asks in decision.approval)),
         expires=min(ends, default=None),
         pattern=loser.pattern if winner.pattern is None else winner.pattern,
         scan=Scan.strictest((winner.scan, loser.scan)),

@@ -1,8 +1,8 @@
-"""Plan for one target, port and protocol: what the rules say of it, computed once and looked up afterwards.
+"""Plan for one target, port and protocol: the rules' answers, computed once and looked up afterwards.
 
 A plan takes the rules whose names cover the target (candidates) and keeps those that cover the port. Where none of them
-looks at requests there is one answer for everything. Else each request is found in a trie of the rules' paths, and what
-a rule asks besides (`rules.matching.requests`) is worked out once for each combination of answers.
+looks at requests there is one answer for everything. Otherwise each request is looked up in a trie of the rules' paths,
+and the result is cached for each combination of the other conditions (`rules.matching.requests`).
 """
 
 from bisect import bisect_left
@@ -23,8 +23,8 @@ from rules.verdicts import Reason, Verdict
 if TYPE_CHECKING:
     from rules.decision import Decision
 
-_MOST_FINDINGS: Final = 1024  # combinations of rules kept a plan: a hostile task can send many paths, but not fill this
-_MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions: what takes longer to find out is not let in
+_MOST_FINDINGS: Final = 1024  # cached combinations of rules per plan: a hostile task can send many paths
+_MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions; a connection that needs more is denied
 PASSES: Final = 3  # what `Leniency` gives at least to what goes out: judge.py
 _BLAMES: Final = {
     "http.max_url": Reason.URL_TOO_LONG,
@@ -38,7 +38,7 @@ type _Answer = Callable[["_FiledCondition"], Match]
 
 
 class Candidate(NamedTuple):
-    """A rule whose target covers the attempt's, with those of its exemptions whose targets do."""
+    """A rule whose target covers the attempt's, with those of its exemptions that do too."""
 
     rule: Rule
     exemptions: tuple[Exemption, ...] = ()
@@ -64,7 +64,7 @@ class _FiledCondition(NamedTuple):
 class Plan:
     """The answer for one target, port and protocol; or, where a rule looks at requests, the way to it.
 
-    `judged` and `on_connection` are the policy's, kept where they are found and forgotten with what they are made from.
+    `judged` and `on_connection` are caches of the policy, stored here so that they end with the plan.
     """
 
     __slots__ = (
@@ -90,34 +90,34 @@ class Plan:
         self.not_public = not_public  # the target is an address that is not public
         self.own = not_public and not resolved  # it is one of exeat's own names
         self.opened = any(candidate.rule.allows for candidate in candidates)  # on some port at least; no asks
-        self.expired = expired  # those of the rules whose `until` has passed
+        self.expired = expired  # rules whose `until` has passed
         self.granted = granted  # asks that are, for the attempts that this is about
-        self._closed = set(closed)  # asks that let nothing out here, granted or not
+        self._closed = set(closed)  # asks that allow nothing here, granted or not
         self.rules: list[Rule] = []  # that cover port and protocol, most specific first
-        self.possible: list[Rule] = []  # that could match bytes nobody sees: precedence.py
-        self.deferred: list[Rule] = []  # that hold back certain addresses, once those are known
-        self._late: set[Rule] = set()  # asks about certain addresses: count where the others don't let the name out
-        self.missed: tuple[Rule, str] | None = None  # the first rule that lets out but not here, and the field why
+        self.possible: list[Rule] = []  # rules that could match uninspected bytes: precedence.py
+        self.deferred: list[Rule] = []  # denies and asks of certain addresses, decided once the address is known
+        self._late: set[Rule] = set()  # asks about certain addresses: count where no other rule allows the name
+        self.missed: tuple[Rule, str] | None = None  # the first rule that allows but not here, and the field
         self._always: set[int] = set()  # indices of `rules` that match unless exempted
         self._capped: set[int] = set()  # indices of `rules` that match possibly at most
         self._conditional: set[int] = set()  # indices of `rules` that a request decides about
-        self._asking: list[list[Condition]] = []  # by slot of `_paths`: those that ask much
-        self._spares = False  # whether some paths are not held back
+        self._asking: list[list[Condition]] = []  # by slot of `_paths`: conditions with details
+        self._spares = False  # whether some paths are exempt from a deny or ask
         self._pathless = False  # whether a git push makes a difference to what has no paths
-        self._lengths: list[int] = []  # of URLs, that some condition tells apart
+        self._lengths: list[int] = []  # URL lengths that some condition distinguishes
         self._paths: Trie[_FiledCondition] = Trie()
-        self._loose: Trie[_FiledCondition] = Trie()  # paths of what holds back, whose case and end say nothing
+        self._loose: Trie[_FiledCondition] = Trie()  # paths of denies, asks and flags: any case, cut or not
         self._has_capitals = False  # whether it takes more to match one of them than a path in another case
-        self._gits: list[_FiledCondition] = []  # those that are about git alone
+        self._gits: list[_FiledCondition] = []  # conditions about git alone
         self._repos: Trie[int] = Trie()  # indices of `_gits`
         self._gits_known: dict[GitRequest, _Gits] = {}
         self._refs: tuple[tuple[str, RefChange], ...] | None = None  # that stand for all that could be pushed
-        self._findings: dict[tuple[object, ...], Finding] = {}  # by what `_key` tells requests apart
+        self._findings: dict[tuple[object, ...], Finding] = {}  # by what `_key` distinguishes of requests
         self.judged: dict[Finding, tuple[Decision, Hint | None]] = {}
         self.on_connection: tuple[Decision, Hint | None] | None = None
         for candidate in candidates:
             if not resolved and any(exemption.resolves_to is not None for exemption in candidate.exemptions):
-                # What it exempts of addresses exempts nothing yet; one that holds back waits until they are known.
+                # An exemption of addresses doesn't apply yet; a deny or ask waits until they are known.
                 exemptions = tuple(e for e in candidate.exemptions if e.resolves_to is None)
                 candidate = Candidate(candidate.rule, exemptions)  # noqa: PLW2901
             rule = candidate.rule
@@ -141,11 +141,11 @@ class Plan:
 
     @property
     def looks_at_requests(self) -> bool:
-        """Whether the connection alone doesn't tell what matches."""
+        """Whether the decision depends on the request and not on the connection alone."""
         return bool(self._conditional) or any(rule.looks_at_requests for rule in self.deferred)
 
     def _take_unseen(self, candidate: Candidate, port: int, spoken: Protocol) -> None:
-        """Raw TCP and UDP: nobody reads it, so what would have to be seen counts against it and never for it."""
+        """Sort in a rule for raw TCP or UDP: conditions on requests can't be checked there, so they only deny."""
         rule = candidate.rule
         certain = not rule.has_request_conditions and ports_cover(rule.ports, port, spoken)
         if (
@@ -160,7 +160,7 @@ class Plan:
             self.possible.append(rule)
 
     def _take_seen(self, candidate: Candidate, port: int, protocol: Protocol) -> None:
-        """TLS and HTTP: what a rule says about requests is filed, to be asked request by request."""
+        """Sort in a rule for TLS or HTTP: its conditions on requests are indexed for lookup."""
         rule = candidate.rule
         exemptions = [exemption for exemption in candidate.exemptions if ports_cover(exemption.ports, port, protocol)]
         if not ports_cover(rule.ports, port, protocol):
@@ -183,7 +183,7 @@ class Plan:
         if always:
             self._always.add(index)
         if rule.when_tainted:
-            self._closed.add(rule)  # having read something is no reason to be let out
+            self._closed.add(rule)  # taint alone never allows anything
         if rule.allows and (rule.when_tainted or rule in self.expired):
             self._capped.add(index)
         return index
@@ -215,7 +215,7 @@ class Plan:
     def request(self, request: Request, reading: Reading, length: int, leniency: Leniency) -> Finding:
         """Let the strictest rule win that matches a request, by one reading of its path.
 
-        `length` is that of its URL. The beginning of a push, which names no ref yet, goes as far as any push could.
+        `length` is that of its URL. The start of a push, which names no ref yet, is allowed if any push could be.
         """
         git = request.git
         if git is not None and git.ref is None and git.service is not GitService.FETCH:
@@ -240,14 +240,16 @@ class Plan:
             def answer(filed: _FiledCondition) -> Match:
                 return filed.condition.match(request, reading, length)
 
-            asked = [*self._conditions_at(slots, loose), *(self._gits[number] for number, _ in gits)]
-            finding = self._find_or_weigh(key, asked, answer, leniency)
+            conditions = [*self._conditions_at(slots, loose), *(self._gits[number] for number, _ in gits)]
+            finding = self._find_or_weigh(key, conditions, answer, leniency)
             if finding.verdict is None and not finding.expired:
-                finding = self._findings[key] = finding._replace(blame=self._blame(asked, request, reading, length))
+                finding = self._findings[key] = finding._replace(
+                    blame=self._blame(conditions, request, reading, length)
+                )
         return finding
 
     def _find_loosely(self, reading: Reading) -> tuple[int, ...]:
-        """Find what holds back a path in another case, or cut short; nothing where that is what is found anyway."""
+        """Find denies, asks and flags that match a path in another case or cut short; empty if the path is plain."""
         segments = fold_all(reading)
         found = tuple(self._loose.find(segments)) if self._has_capitals or segments != reading else ()
         cut = cut_readings(reading)
@@ -268,45 +270,49 @@ class Plan:
         if git is None:
             perhaps = range(len(self._gits)) if is_git_path(reading) else ()
             return tuple((number, Match.PERHAPS) for number in perhaps)
-        known = self._gits_known.get(git)
-        if known is None:
+        cached = self._gits_known.get(git)
+        if cached is None:
             ways = git_repository_readings(git)
             slots = {slot for way in ways for slot in self._repos.find(fold_all(way))}
-            near = {number for slot in slots for number in self._repos.values[slot]} if ways else range(len(self._gits))
-            matches = ((number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(near))
-            known = tuple((number, match) for number, match in matches if match is not Match.NO)
+            candidates = (
+                {number for slot in slots for number in self._repos.values[slot]} if ways else range(len(self._gits))
+            )
+            matches = (
+                (number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(candidates)
+            )
+            cached = tuple((number, match) for number, match in matches if match is not Match.NO)
             if len(self._gits_known) >= _MOST_FINDINGS:
                 self._gits_known.clear()
-            self._gits_known[git] = known
-        return known
+            self._gits_known[git] = cached
+        return cached
 
     def _find_or_weigh(
-        self, key: tuple[object, ...], asked: Iterable[_FiledCondition], answer: _Answer, leniency: Leniency
+        self, key: tuple[object, ...], conditions: Iterable[_FiledCondition], answer: _Answer, leniency: Leniency
     ) -> Finding:
         finding = self._findings.get(key)
         if finding is None:
             if len(self._findings) >= _MOST_FINDINGS:
                 self._findings.clear()
                 self.judged.clear()
-            finding = self._findings[key] = self._weigh(self._matching(asked, answer), leniency)
+            finding = self._findings[key] = self._weigh(self._matching(conditions, answer), leniency)
         return finding
 
-    def _matching(self, asked: Iterable[_FiledCondition], answer: _Answer) -> dict[int, Match]:
-        """Say how the rules match, as `answer` says of what is asked."""
+    def _matching(self, conditions: Iterable[_FiledCondition], answer: _Answer) -> dict[int, Match]:
+        """Return how the rules match, given the answers for their conditions."""
         own = dict.fromkeys(self._always, Match.YES)
         exempt: dict[int, Match] = {}
-        for filed in asked:
+        for filed in conditions:
             match = weakest_match((answer(filed), filed.cap))
             found = exempt if filed.exempts else own
             found[filed.rule] = strongest_match((match, found.get(filed.rule, Match.NO)))
         return {index: subtract_exemption(match, exempt.get(index, Match.NO)) for index, match in own.items()}
 
     def _blame(
-        self, asked: Iterable[_FiledCondition], request: Request, reading: Reading, length: int
+        self, conditions: Iterable[_FiledCondition], request: Request, reading: Reading, length: int
     ) -> Reason | None:
-        """Say what alone keeps a rule from letting a request out, if it is something that deserves a name."""
+        """Return the one condition that keeps a rule from allowing a request, if a reason names it."""
         blames: set[Reason] = set()
-        for filed in asked:
+        for filed in conditions:
             if self.rules[filed.rule].allows and not filed.exempts:
                 parts = filed.condition.parts(request, reading, length)
                 kept_out = [part.field for part in parts if part.match is not Match.YES]
@@ -317,7 +323,7 @@ class Plan:
     def connection(self, leniency: Leniency) -> Finding:
         """Decide a connection without a request: as leniently as any request on it could be decided.
 
-        `leniency` ranks findings; the policy's, because audit mode has a word in it.
+        `leniency` ranks findings. The policy provides it, because audit mode affects the order.
         """
         matching = dict.fromkeys(self._always - self._conditional, Match.YES)
         if not self._conditional:
@@ -345,13 +351,13 @@ class Plan:
         """
         depth = longest_path(self.rules)
         opening = (rule for rule in self.rules if rule.allows or rule.action is Verdict.ASK)
-        letting_out = sorted(opening, key=lambda rule: (rule.default, not rule.allows))
-        those_of = ((rule, each) for rule in (*letting_out, None) for each in sample_requests(rule, depth, self.rules))
-        # What nobody covers but who leaves it alone: the last to be tried, for there can be many. Also what no rule
-        # lets out, where that passes (audit mode) or is nobody's business here (a mandatory layer).
+        allowing = sorted(opening, key=lambda rule: (rule.default, not rule.allows))
+        those_of = ((rule, each) for rule in (*allowing, None) for each in sample_requests(rule, depth, self.rules))
+        # Requests that no allow covers but an exemption does come last, for there can be many. Also what no rule
+        # allows, where that passes: in audit mode, or where a mandatory layer abstains.
         silence = (None,) if leniency(Finding()) else ()
         left_alone = (
-            (rule, each) for rule in (*letting_out, *silence) for each in exempted_requests(rule, depth, self.rules)
+            (rule, each) for rule in (*allowing, *silence) for each in exempted_requests(rule, depth, self.rules)
         )
         for rule, (request, reading) in chain(those_of, islice(left_alone, _MOST_LEFT_ALONE)):
             decoded = tuple(part for segment in reading for part in segment.split("/"))
@@ -366,23 +372,23 @@ class Plan:
             helps = not filed.exempts if of is rule else filed.exempts and not of.allows
             return filed.condition.match(request, reading, 0, Match.YES if helps else Match.NO)
 
-        asked = [*self._conditions_at(self._paths.find(reading), self._find_loosely(reading)), *self._gits]
-        return self._weigh(self._matching(asked, answer), leniency)
+        conditions = [*self._conditions_at(self._paths.find(reading), self._find_loosely(reading)), *self._gits]
+        return self._weigh(self._matching(conditions, answer), leniency)
 
     def _widen_to_connection(self, best: Finding) -> Finding:
         """Name all rules by which some request could pass as leniently as the best one."""
-        here = [rule for index, rule in enumerate(self.rules) if index not in self._capped]
-        open_to = [rule for rule in here if rule.allows or (rule in self.granted and rule not in self._closed)]
-        letting_out = tuple(rule for rule in open_to if rule.default is best.by_default)
-        winning = tuple(rule for rule in letting_out if rule.action is best.verdict or rule in best.granted)
+        uncapped = [rule for index, rule in enumerate(self.rules) if index not in self._capped]
+        open_to = [rule for rule in uncapped if rule.allows or (rule in self.granted and rule not in self._closed)]
+        allowing = tuple(rule for rule in open_to if rule.default is best.by_default)
+        winning = tuple(rule for rule in allowing if rule.action is best.verdict or rule in best.granted)
         always = self._weigh(dict.fromkeys(self._always - self._conditional, Match.YES))
         matching = always.matching if always.by_default is best.by_default else ()
-        return Finding(best.verdict, winning, best.by_default, letting_out, matching, granted=best.granted)
+        return Finding(best.verdict, winning, best.by_default, allowing, matching, granted=best.granted)
 
     def _weigh(self, matching: dict[int, Match], leniency: Leniency | None = None) -> Finding:
-        """Weigh what matches. Asks about certain addresses count where the others neither let out nor hold back.
+        """Find the winner of the matching rules. Asks about certain addresses count where no other rule decides.
 
-        `leniency` says whether audit mode lets it out; without it those asks don't count.
+        `leniency` says whether audit mode allows it; without it those asks don't count.
         """
         certain: list[Rule] = []
         possible = list(self.possible)
@@ -410,5 +416,5 @@ def is_settled(finding: Finding, leniency: Leniency) -> bool:
 
 
 def _answer_nothing(filed: _FiledCondition) -> Match:
-    """Answer where nothing is asked."""
+    """Return the answer for a plan without conditions."""
     return weakest_match((filed.cap, Match.NO))

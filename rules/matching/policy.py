@@ -39,14 +39,14 @@ from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 
 _TLS_PORT: Final = 443  # of TLS over TCP, and of QUIC over UDP
 _MOST_HINTED: Final = 1024
-_ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # wherever a name is let out, the last two with nothing
+_ANSWERED: Final = frozenset({"A", "AAAA", "HTTPS", "SVCB"})  # for every allowed name; the last two with no records
 _REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
 _SPOKEN: Final = (Protocol.TLS, Protocol.HTTP, Protocol.TCP)
 _SILENT: Final = (Reason.NO_RULE, Reason.UDP)  # no rule has decided
 
 
 class Policy:
-    """What may leave. Safe to ask from several threads: what is remembered only ever saves work."""
+    """Compiled policy: decides attempts. Thread-safe: its caches never change an answer."""
 
     def __init__(
         self,
@@ -60,19 +60,19 @@ class Policy:
         box: SandboxSettings = NO_SANDBOX_SETTINGS,
         floor: SandboxFloor = NO_SANDBOX_FLOOR,
         commands: Iterable[Command] = (),
-        votes: LayerKind | None = None,
+        layer_kind: LayerKind | None = None,
         unread: Iterable[str] = (),
     ) -> None:
         """Compile. `authorities` are the certificates (PEM) of rules' `ca`, by path.
 
-        `box` and `commands` are for the caller that runs the task, and decide nothing here. `floor` is what layers
-        require of the sandbox. `votes`: the policy is the vote of one layer of that kind. `unread`: why its rule files
+        `box` and `commands` are for the caller that runs the task; `decide` doesn't use them. `floor` is what layers
+        require of the sandbox. `layer_kind`: this is the policy of one layer of that kind. `unread`: why its rule files
         could not be read (`rules.loading.layers`).
         """
         self.rules = tuple(sorted(rules, key=lambda rule: rule.id))
         self.settings = settings or Settings()
         self.sources = tuple(sources)
-        self.layers = tuple(sorted(layers, key=lambda layer: layer.name))  # of equal votes the first gives its reason
+        self.layers = tuple(sorted(layers, key=lambda layer: layer.name))  # of equal decisions the first counts
         voting = (rule for layer in self.layers for rule in layer.rules)
         self.rule_ids = tuple(dict.fromkeys(rule.id for rule in (*self.rules, *voting)))
         self.authorities: Mapping[str, bytes] = authorities or {}
@@ -94,33 +94,33 @@ class Policy:
         self._by_digest: dict[str, Rule] | None = None  # asks, once something is granted
         self._index = Index(self.rules, {day: number for number, day in enumerate(self._ends, 1)})
         self._hinted: dict[tuple[object, ...], Decision] = {}  # blocked clients try again and again
-        self._judge = Judge(self.settings, self.revision, votes)
-        self._votes = tuple(map(self._vote, self.layers))
-        self._agreed: dict[tuple[int, int], tuple[Decision, Decision, Decision]] = {}  # two votes, and what they make
+        self._judge = Judge(self.settings, self.revision, layer_kind)
+        self._layer_policies = tuple(map(self._compile_layer, self.layers))
+        self._merged: dict[tuple[int, int], tuple[Decision, Decision, Decision]] = {}  # by ids
 
     def __getstate__(self) -> dict[str, object]:
-        """Give what a copy in another process is made of: nothing remembered, which is filed by where objects lie."""
-        return {**self.__dict__, "_hinted": {}, "_agreed": {}}
+        """Pickle without the caches, whose keys are ids of objects of this process."""
+        return {**self.__dict__, "_hinted": {}, "_merged": {}}
 
     def epoch(self, at: date | None) -> int:
         """Count how many of the days that are some rule's last have passed; None, an unknown day: all.
 
-        Whatever remembers decisions has to remember this with them.
+        A cache of decisions must have the epoch in its key.
         """
         return len(self._ends) if at is None else bisect_left(self._ends, at)
 
     def decide(self, attempt: Attempt) -> Decision:
         """Decide one attempt: a connection, or a request on it."""
-        decision = self._before_rules(attempt) or self._decide(self._plan(attempt), attempt)
-        if self._votes:
-            decision = self._apply_votes(decision, attempt)
+        decision = self._decide_without_rules(attempt) or self._decide(self._plan(attempt), attempt)
+        if self._layer_policies:
+            decision = self._apply_layers(decision, attempt)
             if decision.pattern is not None and self._logs_full_path(attempt):
                 decision = decision._replace(pattern=None)
         if not self._secret_hosts or decision.inspect or attempt.protocol is not Protocol.TLS:
             return decision
         if (attempt.target, attempt.port) not in self._secret_hosts:
             return decision
-        # A secret is put into requests there, and whatever rules say of splicing, nobody can who doesn't read them
+        # The gate puts a secret into requests there, so it must inspect them, even with `tls: splice`
         decision = decision._replace(inspect=True)
         return defer_approval(decision) if decision.needs_approval else decision
 
@@ -136,8 +136,8 @@ class Policy:
                 usual = WELL_KNOWN.get(port)
                 found = found.union(_SPOKEN if usual is None else (usual,))
             elif rule.action is not Verdict.DENY or (rule.default and (rule.mode or self.settings.mode) is Mode.AUDIT):
-                here = [Ports(port, port, p) for p in _SPOKEN] if rule.ports is None else rule.ports
-                found = found.union(ports.protocol for ports in here if ports.low <= port <= ports.high)
+                ports_of_rule = [Ports(port, port, p) for p in _SPOKEN] if rule.ports is None else rule.ports
+                found = found.union(ports.protocol for ports in ports_of_rule if ports.low <= port <= ports.high)
         return found.union(_SPOKEN) if self.settings.mode is Mode.AUDIT else found
 
     def looks_at(self, target: HostName | Address, port: int) -> RequestNeeds:
@@ -149,33 +149,33 @@ class Policy:
         return self._judge.leniencies[self._index.candidates(target).not_public]
 
     def objecting(self, attempt: Attempt) -> list[Layer]:
-        """List the layers whose own vote does not allow `attempt`."""
-        votes = zip(self.layers, self._votes, strict=True)
-        return [layer for layer, vote in votes if not vote.decide(attempt).passes]
+        """List the layers that don't allow `attempt` by themselves."""
+        pairs = zip(self.layers, self._layer_policies, strict=True)
+        return [layer for layer, layer_policy in pairs if not layer_policy.decide(attempt).passes]
 
-    def _vote(self, layer: Layer) -> "Policy":
-        return Policy(layer.rules, self.settings._replace(mode=layer.mode, tls=layer.tls), votes=layer.kind)
+    def _compile_layer(self, layer: Layer) -> "Policy":
+        return Policy(layer.rules, self.settings._replace(mode=layer.mode, tls=layer.tls), layer_kind=layer.kind)
 
-    def _apply_votes(self, decision: Decision, attempt: Attempt) -> Decision:
-        """Let each layer vote alone; the strictest vote wins."""
-        for layer, vote in zip(self.layers, self._votes, strict=True):
+    def _apply_layers(self, decision: Decision, attempt: Attempt) -> Decision:
+        """Let each layer decide alone; the strictest decision wins."""
+        for layer, layer_policy in zip(self.layers, self._layer_policies, strict=True):
             if not rank_decision(decision):
                 break  # nothing is stricter
-            other = vote.decide(attempt)
-            key = id(decision), id(other)  # of objects that are kept with it
-            known = self._agreed.get(key)
-            if known is None:
-                if len(self._agreed) >= _MOST_HINTED:
-                    self._agreed.clear()
+            other = layer_policy.decide(attempt)
+            key = id(decision), id(other)  # ids stay valid because the cache keeps the objects
+            cached = self._merged.get(key)
+            if cached is None:
+                if len(self._merged) >= _MOST_HINTED:
+                    self._merged.clear()
                 merged = stricter_decision(decision, other)._replace(revision=self.revision)
                 if merged.reason is Reason.LAYER and not merged.rules and not merged.why:
                     merged = merged._replace(why=f"the layer `{layer.name}` doesn't let this out itself")
-                known = self._agreed[key] = decision, other, merged
-            decision = known[2]
+                cached = self._merged[key] = decision, other, merged
+            decision = cached[2]
         return decision
 
-    def _before_rules(self, attempt: Attempt) -> Decision | None:
-        """Refuse what no rule is asked about."""
+    def _decide_without_rules(self, attempt: Attempt) -> Decision | None:
+        """Refuse attempts that no rule can allow."""
         port = attempt.port
         if attempt.protocol is Protocol.UDP and port == _TLS_PORT:
             return self._judge.refusal(Reason.QUIC, inspect=False)
@@ -204,8 +204,8 @@ class Policy:
         """Find the asks that are granted, and nothing else: what names a rule as it was yesterday names none."""
         if self._by_digest is None:
             self._by_digest = {digest_of(rule): rule for rule in self.rules if rule.action is Verdict.ASK}
-        known = self._by_digest
-        return frozenset(known[digest] for digest in digests if digest in known)
+        cached = self._by_digest
+        return frozenset(cached[digest] for digest in digests if digest in cached)
 
     def spells_out(self, target: HostName | Address, asks: Iterable[RequiredApproval]) -> bool:
         """Whether one of the asking rules has the exact target, so that a lookup can't carry data of the task."""
@@ -219,15 +219,15 @@ class Policy:
         if not isinstance(attempt.target, HostName):
             return None
         address, found = normalize(address), None
-        for each in (self, *self._votes):
+        for each in (self, *self._layer_policies):
             if not each.decide(attempt).allows:
-                return None  # it is held, or denied, whatever its address
-            here = each.decide_resolved(attempt.target, address, attempt)
-            found = here if found is None else stricter_decision(found, here)
+                return None  # held or denied at any address
+            ports_of_rule = each.decide_resolved(attempt.target, address, attempt)
+            found = ports_of_rule if found is None else stricter_decision(found, ports_of_rule)
         return found._replace(revision=self.revision) if found is not None and found.needs_approval else None
 
     def decide_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Decision:
-        """Decide by the rules that remain once the address is known. Layers vote by themselves."""
+        """Decide by the rules that remain once the address is known. Layers decide separately."""
         return self._decide(self._plan(attempt, self._index.resolved(name, address)), attempt)
 
     def _decide(self, plan: Plan, attempt: Attempt) -> Decision:
@@ -243,64 +243,68 @@ class Policy:
             finding = plan.request(request, paths[0], length, leniency)
         else:  # the strictest reading stands
             finding = min((plan.request(request, path, length, leniency) for path in paths), key=leniency)
-        known = plan.judged.get(finding)
-        if known is None:
+        cached = plan.judged.get(finding)
+        if cached is None:
             decision = self._judge.on_request(finding, plan)
             hint = hint_for_request(plan, request, paths[0], length) if finding.verdict is None else None
-            known = plan.judged[finding] = decision, hint
-        decision, hint = known
+            cached = plan.judged[finding] = decision, hint
+        decision, hint = cached
         if finding.verdict is not None or finding.expired or self._judge.layer is not None:
             return decision
         if hint is None:
-            return self._hinted_for((plan, finding, attempt.target), known, attempt)
-        # Made anew as fast as found again, and each request of a task may have a path of its own: not kept.
+            return self._hinted_for((plan, finding, attempt.target), cached, attempt)
+        # Not cached: building it is as fast as a lookup, and a task can send endlessly many paths.
         return decision._replace(nearest=describe_nearest(hint, attempt))
 
     def _decide_connection(self, plan: Plan, attempt: Attempt) -> Decision:
-        known = plan.on_connection
-        if known is None:
+        cached = plan.on_connection
+        if cached is None:
             finding = plan.connection(self._judge.leniencies[plan.not_public])
             decision = self._judge.on_connection(finding, plan, attempt)
-            known = plan.on_connection = decision, hint_for_connection(plan)
-        if known[0].reason not in _SILENT and (known[0].rules or not plan.own):
-            return known[0]
-        return self._hinted_for((plan, attempt.target, attempt.port), known, attempt)
+            cached = plan.on_connection = decision, hint_for_connection(plan)
+        if cached[0].reason not in _SILENT and (cached[0].rules or not plan.own):
+            return cached[0]
+        return self._hinted_for((plan, attempt.target, attempt.port), cached, attempt)
 
-    def _hinted_for(self, asked: tuple[object, ...], known: tuple[Decision, Hint | None], attempt: Attempt) -> Decision:
+    def _hinted_for(
+        self, asked: tuple[object, ...], cached: tuple[Decision, Hint | None], attempt: Attempt
+    ) -> Decision:
         hinted = self._hinted.get(asked)
         if hinted is None:
             if len(self._hinted) >= _MOST_HINTED:
                 self._hinted.clear()
-            hinted = self._hinted[asked] = self._with_hint(*known, attempt)
+            hinted = self._hinted[asked] = self._with_hint(*cached, attempt)
         return hinted
 
     def _with_hint(self, decision: Decision, hint: Hint | None, attempt: Attempt) -> Decision:
-        """Give what no rule decides the rule that came nearest."""
+        """Add the nearest rule to a decision that no rule made."""
         if hint is None and isinstance(attempt.target, HostName):
             hint = hint_for_name(self._index, attempt.target)
         return decision if hint is None else decision._replace(nearest=describe_nearest(hint, attempt))
 
     def _logs_full_path(self, attempt: Attempt) -> bool:
-        """Whether a layer's rule says so, and none of a layer says less: other files have no say then."""
-        votes = [vote.decide(attempt) for vote in self._votes]
-        return any(vote.logs_full_path for vote in votes) and all(vote.pattern is None for vote in votes)
+        """Whether a layer says `log: full` and no layer says `log: pattern`; other files don't count then."""
+        decisions = [layer_policy.decide(attempt) for layer_policy in self._layer_policies]
+        return any(layer_policy.logs_full_path for layer_policy in decisions) and all(
+            layer_policy.pattern is None for layer_policy in decisions
+        )
 
     def decide_name(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> Decision:
         """Decide a DNS lookup: allow if any connection to `name` could pass, on any port and protocol.
 
-        In audit mode a name that only auditing lets out is denied with outcome `would_block`, which passes. If somebody
-        would have to be asked about every connection it is `ask`, and passes: the name gets an address that leads to
-        the gate, and nobody else learns that it was looked up.
+        In audit mode a name that only auditing allows is denied with outcome `would_block`, which passes. If every
+        connection would need an approval, the verdict is `ask`, which passes: the gate answers with an address of its
+        own, and sends no lookup to a name server.
         """
         usual = Attempt(Protocol.TLS, name, _TLS_PORT, None, *caller)
         candidates = self._index.candidates(name)
         standing = self._standing(candidates, usual)
-        known = candidates.lookups.get(standing)
-        if known is None and candidates.rules:
+        cached = candidates.lookups.get(standing)
+        if cached is None and candidates.rules:
             tried = [usual._replace(protocol=p, port=port) for port in candidates.starts for p in Protocol]
-            known = max(map(self.decide, (usual, *tried)), key=rank_decision)
-            known = candidates.lookups[standing] = defer_approval(known) if known.needs_approval else known
-        return known if known is not None and known.passes else self.decide(usual)
+            cached = max(map(self.decide, (usual, *tried)), key=rank_decision)
+            cached = candidates.lookups[standing] = defer_approval(cached) if cached.needs_approval else cached
+        return cached if cached is not None and cached.passes else self.decide(usual)
 
     def dns_types(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> frozenset[str]:
         """List the record types besides addresses that may be looked up for `name`; none unless rules allow it."""
@@ -310,12 +314,12 @@ class Policy:
         candidates = self._index.candidates(name)
         attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, *caller)
         found = candidates.dns_types(self._standing(candidates, attempt))
-        ceilings = [vote for vote in self._votes if vote.is_ceiling]
-        return found.intersection(*(vote.dns_types(name, caller) for vote in ceilings))
+        ceilings = [layer_policy for layer_policy in self._layer_policies if layer_policy.is_ceiling]
+        return found.intersection(*(layer_policy.dns_types(name, caller) for layer_policy in ceilings))
 
     @property
     def is_ceiling(self) -> bool:
-        """Whether this is the vote of a layer whose silence denies."""
+        """Whether this is the policy of a ceiling layer, which denies what it doesn't allow."""
         return self._judge.layer is LayerKind.CEILING
 
     def decide_record(self, name: HostName, record: str, caller: Caller = UNKNOWN_CALLER) -> Decision:
@@ -327,7 +331,7 @@ class Policy:
             return decision._replace(reason=Reason.DNS_DENIED) if decision.reason is Reason.NO_RULE else decision
         if record in _ANSWERED or record in self.dns_types(name, caller):
             return decision
-        if not decision.allows:  # it would leave the gate, and lookups are nothing that anybody is asked about
+        if not decision.allows:  # it would leave the gate, and lookups are never held for approval
             return decision._replace(
                 verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.APPROVAL_UNAVAILABLE, approval=()
             )
@@ -338,43 +342,43 @@ class Policy:
     ) -> Reason | None:
         """Return why the gate may not connect to `address` for `attempt`, or None if it may.
 
-        Where attempts go through a proxy that is the one thing that may be dialled for them: `ProxyDestination`.
+        An attempt that goes through a proxy may only be dialled to that proxy: `ProxyDestination`.
 
-        With its request the answer is exact. Without one, where rules look at requests, every rule that could let one
-        out has to admit the address: which of them will is not known, and each may have its own `resolves_to`.
+        With its request the answer is exact. Without one, where rules look at requests, every rule that could allow one
+        must admit the address: which of them will is not known yet, and each may have its own `resolves_to`.
         """
-        refused = self._before_rules(attempt)
+        refused = self._decide_without_rules(attempt)
         if refused is not None:
             return refused.reason
         target = attempt.target
         upstream = self.upstream_for(attempt)
         if upstream is not None or isinstance(address, ProxyDestination):
             meant = isinstance(address, ProxyDestination) and upstream is not None and address.is_for(attempt, upstream)
-            return self._why_not_yet(attempt) if meant else Reason.ADDRESS_NOT_LISTED
+            return self._reason_to_ask(attempt) if meant else Reason.ADDRESS_NOT_LISTED
         if isinstance(address, IPv6Address) and address.scope_id is not None:
             return Reason.NON_PUBLIC_ADDRESS  # another host on every machine
         address = normalize(address)
         if isinstance(target, HostName):
-            for each in (self, *self._votes):
+            for each in (self, *self._layer_policies):
                 reason = each.why_not_resolved(target, address, attempt)
                 if reason is not None:
                     return reason
-            kept = self._keeps_to_upstream(attempt) and why_not_public(address) is None
-            return Reason.ADDRESS_NOT_LISTED if kept else None
+            must_use_proxy = self._keeps_to_upstream(attempt) and why_not_public(address) is None
+            return Reason.ADDRESS_NOT_LISTED if must_use_proxy else None
         decision = self.decide(attempt)
         if not decision.allows:
-            return _reason_withheld(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
+            return _reason_to_wait(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
         return None if normalize(target) == address else Reason.ADDRESS_NOT_LISTED
 
-    def _why_not_yet(self, attempt: Attempt) -> Reason | None:
-        """Say whether somebody has to be asked before anything is dialled for it, wherever it goes."""
+    def _reason_to_ask(self, attempt: Attempt) -> Reason | None:
+        """Return the reason if `attempt` needs an approval before anything is dialled, wherever it goes."""
         decision = self.decide(attempt)
-        return _reason_withheld(decision) if decision.needs_approval or decision.verdict is Verdict.ASK else None
+        return _reason_to_wait(decision) if decision.needs_approval or decision.verdict is Verdict.ASK else None
 
     def upstream_for(self, attempt: Attempt) -> Upstream | None:
         """Return the proxy that `attempt` goes through; None: it is dialled directly.
 
-        Where any rule about it looks at addresses, it is: only here can those be known and checked.
+        It is dialled directly if any rule about it looks at addresses: only the gate can check those.
         """
         settings = self.settings
         if settings.upstream is None or settings.upstream_except.includes(attempt.target):
@@ -388,7 +392,7 @@ class Policy:
             yield from (rule for rule in about if rule.looks_at_addresses)
 
     def _keeps_to_upstream(self, attempt: Attempt) -> bool:
-        """Whether a layer's proxy is gone past by rules of other files alone: those reach no public address so."""
+        """Whether only rules of other files bypass a layer's proxy: those reach no public address directly."""
         settings = self.settings
         if settings.upstream is None or not self.layers or settings.upstream_except.includes(attempt.target):
             return False
@@ -399,22 +403,22 @@ class Policy:
         """Return why the gate may not connect to an address of a name, by the rules that cover the address."""
         before = self.decide(attempt)
         if not before.allows:
-            return _reason_withheld(before)
+            return _reason_to_wait(before)
         unresolved = self._plan(attempt)
         resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
         exact = attempt.request is not None or not unresolved.looks_at_requests
         if decision.allows and exact:
             return None
-        letting_out = [rule for rule in unresolved.rules if rule.allows or rule in unresolved.granted]
-        if decision.allows and set(letting_out) <= set(resolved.rules):
+        allowing = [rule for rule in unresolved.rules if rule.allows or rule in unresolved.granted]
+        if decision.allows and set(allowing) <= set(resolved.rules):
             return None
         if decision.rules and not decision.allows:
-            return _reason_withheld(decision)
-        listed = any(rule.resolves_to is not None for rule in letting_out) or not resolved.not_public
+            return _reason_to_wait(decision)
+        listed = any(rule.resolves_to is not None for rule in allowing) or not resolved.not_public
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS
 
 
-def _reason_withheld(decision: Decision) -> Reason:
-    """Give the reason for which nothing may be dialled; of what is to be asked about that nobody has answered yet."""
+def _reason_to_wait(decision: Decision) -> Reason:
+    """Return the reason why nothing may be dialled; `approval_unavailable` while an approval is pending."""
     return Reason.APPROVAL_UNAVAILABLE if decision.passes else decision.reason

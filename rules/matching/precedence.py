@@ -9,17 +9,17 @@
     else the same four rows among default rules,          (an explicit flag that is possible counts there as well)
     else nothing                                          none: denied, `no_rule`
 
-"Possibly" is what a rule does that looks at what nobody sees or knows: a rule about requests on a raw TCP connection,
-whose bytes could be the very request that the rule forbids; a rule about headers that weren't given. A rule never lets
-out possibly. The order of rules never matters: the rows ask whether there is one, not where it stands.
+A rule matches possibly if it depends on something unknown: a rule about requests on a raw TCP connection, whose bytes
+could be the very request that the rule forbids; a rule about headers that weren't given. A possible match never allows.
+The order of rules never matters.
 
-Time takes away and never gives. Once a rule's `until` has passed, an ask is a deny, and a flag or allow matches
-possibly at most: it lets nothing out, and what it held tighter than others (a review, limits, inspection) stays so.
+An `until` that has passed never allows more. The ask is then a deny, and the flag or allow matches possibly at most: it
+allows nothing, and its stricter terms (a review, limits, inspection) still apply.
 
-A grant answers one ask and nothing else. An ask that is granted holds nothing back any more, and where it matches for
-certain it is an allow in the rows above: a deny, another ask, and a flag beside it say what they said before.
+A grant satisfies one ask and nothing else. A granted ask that matches for certain is an allow in the rows above.
+Denies, other asks and flags still apply.
 
-`Match` is what came of holding a rule, or a part of one, against an attempt. A `PERHAPS` never allows anything.
+`Match` is the result of comparing a rule, or a part of one, with an attempt. `PERHAPS` never allows anything.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -34,7 +34,7 @@ class Match(Enum):
     """Whether a rule, or a part of it, matches an attempt."""
 
     NO = "no"
-    PERHAPS = "perhaps"  # it hangs on a request that isn't there yet, on what nobody reads or knows, or on the address
+    PERHAPS = "perhaps"  # depends on a later request, on an address, or on something that is not read or unknown
     YES = "yes"
 
 
@@ -70,20 +70,19 @@ class _FindingFields(NamedTuple):
     verdict: Verdict | None = None
     rules: tuple[Rule, ...] = ()
     by_default: bool = False
-    letting_out: tuple[Rule, ...] = ()
+    allowing: tuple[Rule, ...] = ()
     matching: tuple[Rule, ...] = ()
     expired: bool = False  # what decides is that an `until` has passed
     blame: Reason | None = None
     granted: tuple[Rule, ...] = ()  # asks that would have held it, and are granted
-    answerable: bool = False  # asks hold it, and granting them, and those that come up then, lets it out
+    answerable: bool = False  # asks hold it, and granting all of them allows it
 
 
 class Finding(ByIdentity, _FindingFields):
     """What the rules say about an attempt. `verdict` None: no rule matches.
 
-    `rules` are those of the verdict, `letting_out` all that let out where it was decided (among explicit rules or
-    among defaults), `matching` all that match there, for certain or possibly. `blame`: why none does, if one nearly
-    did.
+    `rules` are those of the verdict. `allowing` are all that allow at the level that decided (explicit rules or
+    defaults), `matching` all that match there, for certain or possibly. `blame`: the reason if a rule nearly matched.
     """
 
     __slots__ = ()
@@ -95,8 +94,8 @@ class Finding(ByIdentity, _FindingFields):
 
     @property
     def tightening(self) -> tuple[Rule, ...]:
-        """Those that let out, or would if something about them weren't over or unknown: the tightest of each counts."""
-        return (*self.letting_out, *(rule for rule in self.matching if rule.allows))
+        """Return the rules that allow, or would but for an end or an unknown: the tightest term of each counts."""
+        return (*self.allowing, *(rule for rule in self.matching if rule.allows))
 
     @property
     def holds_back(self) -> bool:
@@ -111,10 +110,10 @@ def weigh(
     granted: Collection[Rule] = (),
     closed: Collection[Rule] = (),
 ) -> Finding:
-    """Let the strictest of the `certain` rules win; `possible` ones tighten and never loosen.
+    """Return the finding of the strictest `certain` rules; `possible` ones tighten and never loosen.
 
-    `expired` are those of both whose `until` has passed, `granted` the asks among them that are granted. Of those, the
-    ones that are `closed` let nothing out themselves.
+    `expired` are rules of both whose `until` has passed, `granted` the asks that are granted. Granted asks that are
+    `closed` allow nothing themselves.
     """
     certain, possible = tuple(certain), tuple(possible)
     if expired:
@@ -151,20 +150,20 @@ def _weigh(
             if holding:
                 time = verdict is Verdict.DENY and all(rule in expired for rule in holding)
                 return Finding(verdict, holding, by_default, matching=(*matching, *perhaps), expired=time)
-        letting_out = tuple(rule for rule in matching if _decides(rule, expired, granted).allows)
-        if letting_out:
+        allowing = tuple(rule for rule in matching if _decides(rule, expired, granted).allows)
+        if allowing:
             earlier = tuple(possible) if by_default else tuple(perhaps)
-            flags = tuple(rule for rule in (*letting_out, *earlier) if rule.action is Verdict.FLAG)
+            flags = tuple(rule for rule in (*allowing, *earlier) if rule.action is Verdict.FLAG)
             verdict = Verdict.FLAG if flags else Verdict.ALLOW
-            decided = flags or letting_out
+            decided = flags or allowing
             opened = tuple(rule for rule in answered if by_default or not rule.default)
-            aside = tuple(rule for rule in opened if rule not in letting_out)  # what they hold tighter stays so
+            stricter = tuple(rule for rule in opened if rule not in allowing)  # their stricter terms still apply
             return Finding(
                 verdict,
                 (*decided, *(rule for rule in opened if rule not in decided)),
                 by_default,
-                letting_out,
-                (*letting_out, *earlier, *aside),
+                allowing,
+                (*allowing, *earlier, *stricter),
                 granted=opened,
             )
     over = tuple(rule for rule in possible if rule in expired)

@@ -31,7 +31,7 @@ class ConsideredRule(NamedTuple):
 
 
 def covers_target(rule: Rule, attempt: Attempt) -> bool:
-    """Whether a rule is about the attempt's name or address; what lets out must open the address too."""
+    """Whether a rule is about the attempt's name or address; an allow must open the address too."""
     target = attempt.target
     if isinstance(target, HostName):
         if is_exeat_name(target) and not covers_exeat_name(rule, target):
@@ -96,9 +96,9 @@ def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Consider
 
 
 def _describe_caller(attempt: Attempt) -> str:
-    said = [f"task {attempt.task}"] if attempt.task else []
+    parts = [f"task {attempt.task}"] if attempt.task else []
     return (
-        ", ".join([*said, *(f"{name}={value}" for name, value in sorted(attempt.labels.items()))])
+        ", ".join([*parts, *(f"{name}={value}" for name, value in sorted(attempt.labels.items()))])
         or "nobody in particular"
     )
 
@@ -110,7 +110,7 @@ def _reaches(rule: Rule, attempt: Attempt) -> bool:
 
 
 def _by_requests(rule: Rule, attempt: Attempt, reading: Reading | None) -> ConsideredRule:
-    """Ask `http`, `git`, `credential` and `except`; what nobody reads counts against letting out."""
+    """Evaluate `http`, `git`, `credential` and `except`; conditions that can't be checked never allow."""
     own = _evaluate_condition(Condition.of_rule(rule), attempt, reading)
     exemptions = [_exemption(rule, exemption, attempt, reading) for exemption in rule.excepts]
     exempt = strongest_match(exemptions)
@@ -140,7 +140,7 @@ class _ConditionResult(NamedTuple):
 
 
 def _evaluate_condition(condition: Condition, attempt: Attempt, reading: Reading | None) -> _ConditionResult:
-    """Hold what is asked of requests against the attempt's, and say which part keeps it out first."""
+    """Compare the conditions with the request, and name the first that fails."""
     request = attempt.request
     if request is None or reading is None:
         kinds = {"http": condition.http, "git": condition.git, "credential": condition.credential}
@@ -170,7 +170,7 @@ def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: Read
     if (named and not about) or not meant or not ports_could_cover(exemption.ports, attempt.port, attempt.protocol):
         return Match.NO
     listed = exemption.resolves_to
-    # A name has no address yet: what would exempt it exempts nothing, and its rule waits if it holds back.
+    # A name has no address yet: an exemption by address doesn't apply, and a deny or ask waits for the address.
     if listed is not None and (isinstance(target, HostName) or not any(target in network for network in listed)):
         return Match.NO
     found = _evaluate_condition(Condition.of_exemption(rule, exemption), attempt, reading).match
@@ -180,11 +180,11 @@ def _exemption(rule: Rule, exemption: Exemption, attempt: Attempt, reading: Read
 
 def _describe_condition(condition: Condition) -> str:
     http = condition.http
-    said = [] if condition.git is None else [describe_git(condition.git)]
+    parts = [] if condition.git is None else [describe_git(condition.git)]
     if http is not None:
-        said = [",".join(sorted(http.methods or ())), " ".join(path.text for path in http.paths or ()), *said]
-        said += [f"{name}: {describe_values(wanted)}" for name, wanted in (*http.query, *http.headers)]
-    return " ".join(filter(None, said))
+        parts = [",".join(sorted(http.methods or ())), " ".join(path.text for path in http.paths or ()), *parts]
+        parts += [f"{name}: {describe_values(expected)}" for name, expected in (*http.query, *http.headers)]
+    return " ".join(filter(None, parts))
 
 
 def _describe_attempt(attempt: Attempt) -> str:

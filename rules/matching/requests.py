@@ -57,9 +57,9 @@ class ConditionPart(NamedTuple):
 class Condition(NamedTuple):
     """Conditions on a request: `http`, `git` and `credential` of a rule or exemption.
 
-    `strict`: what is left unsaid is not any, as above. `longest`: bytes of a URL; `implied` that nobody wrote it.
-    `folds`: a path in another case, or cut at an escaped `?` or `#`, may be the same: that holds back, and lets nothing
-    out. `spares`: it keeps a path from being held back, and so covers one that may be cut only where it covers both.
+    `strict`: the exceptions above apply. `longest`: most bytes of a URL; `implied`: the default, not set by the rule.
+    `folds`: a path in another case, or cut at an escaped `?` or `#`, matches too; for denies, asks and flags.
+    `spares`: an exemption from those, which covers a path that may be cut only if it covers both forms.
     """
 
     http: Http | None
@@ -75,18 +75,18 @@ class Condition(NamedTuple):
     def of_rule(cls, rule: Rule) -> "Condition":
         """Return the conditions of a rule."""
         strict = rule.action.allows
-        said = None if rule.http is None else rule.http.max_url
-        implied = said is None and strict and rule.http is not None and is_wide(rule)
-        longest = LONGEST_URL if implied else said
+        stated = None if rule.http is None else rule.http.max_url
+        implied = stated is None and strict and rule.http is not None and is_wide(rule)
+        longest = LONGEST_URL if implied else stated
         folds = rule.action is not Verdict.ALLOW
         return cls(rule.http, rule.git, strict, longest, implied, rule.credential, folds)
 
     @classmethod
     def of_exemption(cls, rule: Rule, exemption: Exemption) -> "Condition":
         """Return the conditions of an exemption; one from a deny, ask or flag is as narrow as an allow."""
-        said = None if exemption.http is None else exemption.http.max_url
+        stated = None if exemption.http is None else exemption.http.max_url
         strict = rule.action is not Verdict.ALLOW
-        asked = cls(exemption.http, exemption.git, strict, said, credential=exemption.credential)
+        asked = cls(exemption.http, exemption.git, strict, stated, credential=exemption.credential)
         return asked._replace(folds=not strict, spares=strict)
 
     @property
@@ -99,15 +99,15 @@ class Condition(NamedTuple):
     def match(self, request: Request, reading: Reading, length: int, oracle: Match | None = None) -> Match:
         """Match a request, its path by one reading; `length` is that of its URL in bytes.
 
-        With an `oracle` the request stands for many: what it says of parameters and headers holds, and of git if the
+        With an `oracle` the request stands for many: it is the answer for parameters and headers, and for git if the
         request doesn't say whether it is git.
         """
         return weakest_match(part.match for part in self.parts(request, reading, length, oracle))
 
     def match_details(self, request: Request, reading: Reading) -> tuple[Match, ...]:
-        """Say of each thing that `has_details` names whether it is as wanted: asked of every request, so without words.
+        """Match each condition of `has_details`, without texts, because it runs for every request.
 
-        One by one, for a refusal tells which of them it was.
+        The results stay separate, because a refusal names the condition that failed.
         """
         http = self.http
         asked = [] if self.git is None else [_git(self.git, request, reading)]
@@ -115,8 +115,8 @@ class Condition(NamedTuple):
             asked.append(_credential(self.credential, request))
         if http is not None:
             query = request.path.partition("?")[2] if http.query else ""
-            asked += [match_parameter(query, name, wanted) for name, wanted in http.query]
-            asked += [match_header(request.headers, name, wanted) for name, wanted in http.headers]
+            asked += [match_parameter(query, name, expected) for name, expected in http.query]
+            asked += [match_header(request.headers, name, expected) for name, expected in http.headers]
         return tuple(asked)
 
     def parts(
@@ -181,8 +181,8 @@ def _http(condition: Condition, http: Http, request: Request, reading: Reading, 
         match = Match.PERHAPS if is_push(request, reading) else Match.YES
         yield ConditionPart("http.paths", match, "paths", "a git push")
     if http.methods is not None:
-        wanted = ", ".join(sorted(http.methods))
-        yield ConditionPart("http.methods", _method(http.methods, request.method), wanted, request.method)
+        expected = ", ".join(sorted(http.methods))
+        yield ConditionPart("http.methods", _method(http.methods, request.method), expected, request.method)
     strict = condition.strict
     unusual = strict and request.method in _BODILESS
     yield _flag("http.body", http.body, "a body", has=request.body, strict=strict, unusual=unusual)
@@ -194,9 +194,9 @@ def _http(condition: Condition, http: Http, request: Request, reading: Reading, 
 
 
 def _path(paths: tuple[PathPattern, ...], reading: Reading, *, folds: bool, spares: bool) -> Match:
-    """Hold one reading of a path against patterns.
+    """Match one reading of a path against patterns.
 
-    Many servers find what is asked for in another case, and some cut a path at an escaped `?` or `#`.
+    Many servers ignore the case of a path, and some cut a path at an escaped `?` or `#`.
     """
     found = [path for path in paths if path.matches(reading)]
     if found:
@@ -213,7 +213,7 @@ def _path(paths: tuple[PathPattern, ...], reading: Reading, *, folds: bool, spar
 
 
 def _names_end(path: PathPattern) -> bool:
-    """Whether a pattern itself has an escaped `?` or `#`: its server takes those for a part of a path."""
+    """Whether a pattern has an escaped `?` or `#`: its server takes those as a part of the path."""
     return "%3F" in path.text or "%23" in path.text
 
 
@@ -228,26 +228,26 @@ def _method(methods: frozenset[str], method: str) -> Match:
     return Match.PERHAPS if method.upper() in methods else Match.NO
 
 
-def _flag(field: str, said: bool | None, what: str, *, has: bool, strict: bool, unusual: bool) -> ConditionPart:  # noqa: FBT001
-    """Hold what a request has against what is said of it: who lets out with `true` allows it, and asks for nothing."""
-    match = Match.YES if said is None or said is has or (said and strict) else Match.NO
-    if said is None and unusual and has:
+def _flag(field: str, stated: bool | None, what: str, *, has: bool, strict: bool, unusual: bool) -> ConditionPart:  # noqa: FBT001
+    """Compare a property of a request with a flag of a rule: in an allow, `true` permits it and doesn't require it."""
+    match = Match.YES if stated is None or stated is has or (stated and strict) else Match.NO
+    if stated is None and unusual and has:
         match = Match.PERHAPS
-    return ConditionPart(field, match, what if said else f"no{what.removeprefix('a')}", what if has else "none")
+    return ConditionPart(field, match, what if stated else f"no{what.removeprefix('a')}", what if has else "none")
 
 
 def _parameters(http: Http, request: Request, oracle: Match | None) -> Iterator[ConditionPart]:
     query = request.path.partition("?")[2] if http.query else ""
-    for name, wanted in http.query:
-        match = match_parameter(query, name, wanted) if oracle is None else oracle
-        yield ConditionPart(f"http.query.{name}", match, describe_values(wanted), "another")
+    for name, expected in http.query:
+        match = match_parameter(query, name, expected) if oracle is None else oracle
+        yield ConditionPart(f"http.query.{name}", match, describe_values(expected), "another")
 
 
 def _headers(http: Http, request: Request, oracle: Match | None) -> Iterator[ConditionPart]:
-    for name, wanted in http.headers:
-        match = match_header(request.headers, name, wanted) if oracle is None else oracle
+    for name, expected in http.headers:
+        match = match_header(request.headers, name, expected) if oracle is None else oracle
         yield ConditionPart(
-            f"http.headers.{name}", match, describe_values(wanted), "another" if request.headers else "unknown"
+            f"http.headers.{name}", match, describe_values(expected), "another" if request.headers else "unknown"
         )
 
 
@@ -258,16 +258,16 @@ def describe_credential(request: Request) -> str:
     return "none" if request.credential == NO_CREDENTIAL else request.credential or "another"
 
 
-def _credential(wanted: str, request: Request) -> Match:
+def _credential(expected: str, request: Request) -> Match:
     if request.credential is None:
         return Match.PERHAPS
-    return Match.YES if request.credential == wanted else Match.NO
+    return Match.YES if request.credential == expected else Match.NO
 
 
 def _git(rule: GitRule, request: Request, reading: Reading) -> Match:
     git = request.git
     if git is None:
-        return Match.PERHAPS if is_git_path(reading) else Match.NO  # nobody read it as git, so nobody knows
+        return Match.PERHAPS if is_git_path(reading) else Match.NO  # the git protocol wasn't parsed, so this is unknown
     return weakest_match((_repository(rule, git), _service(rule, git)))
 
 
@@ -306,18 +306,18 @@ def _ref(rule: GitRule, ref: str) -> Match:
     return Match.PERHAPS if any(pattern.matches(folded_parts, folded=True) for pattern in rule.push or ()) else Match.NO
 
 
-def describe_values(wanted: Values) -> str:
+def describe_values(expected: Values) -> str:
     """Describe the values that a rule requires of a parameter or header."""
-    return wanted.value if isinstance(wanted, Presence) else ", ".join(pattern.text for pattern in wanted)
+    return expected.value if isinstance(expected, Presence) else ", ".join(pattern.text for pattern in expected)
 
 
 def describe_git(git: GitRule) -> str:
     """Describe what a rule requires of git requests."""
-    said = ["fetch"] if git.fetch else []
+    stated = ["fetch"] if git.fetch else []
     if git.push is not None:
         changes = "/".join(sorted(change.value for change in git.changes))
-        said.append(f"push {', '.join(ref.text for ref in git.push)} ({changes})")
-    return f"{' and '.join(said)} of {', '.join(repo.text for repo in git.repos)}"
+        stated.append(f"push {', '.join(ref.text for ref in git.push)} ({changes})")
+    return f"{' and '.join(stated)} of {', '.join(repo.text for repo in git.repos)}"
 
 
 def describe_git_request(request: Request) -> str:
@@ -329,56 +329,56 @@ def describe_git_request(request: Request) -> str:
     return f"{git.service.value} {git.repo} {git.ref or ''}{change}".rstrip()
 
 
-def match_parameter(query: str, name: str, wanted: Values) -> Match:
+def match_parameter(query: str, name: str, expected: Values) -> Match:
     """Match a parameter of a query (without its `?`) against the values of a rule.
 
-    What is so long that servers differ in how much of it they read is not known, and costs nobody its reading.
+    A query that is longer than some servers read is unknown, and is not parsed.
     """
     if len(query) > _LONGEST or query.count("&") + query.count(";") > _MOST:
         return Match.PERHAPS
     if _SPECIAL.isdisjoint(query):
-        return _match_values(_split(query, "&"), name, wanted)
-    match = _combine({_match_values(pairs, name, wanted) for pairs in _readings(query)})
+        return _match_values(_split(query, "&"), name, expected)
+    match = _combine({_match_values(pairs, name, expected) for pairs in _readings(query)})
     if match is Match.PERHAPS or "+" not in query:
         return match
-    if match is Match.YES and not isinstance(wanted, Presence):
+    if match is Match.YES and not isinstance(expected, Presence):
         return match
-    literal = match_parameter(query.replace("+", "%2B"), name, wanted)  # it is a space to nearly every server
+    literal = match_parameter(query.replace("+", "%2B"), name, expected)  # it is a space to nearly every server
     return weakest_match((literal, Match.PERHAPS)) if match is Match.NO else _combine({match, literal})
 
 
-def match_header(headers: Pairs, name: str, wanted: Values) -> Match:
+def match_header(headers: Pairs, name: str, expected: Values) -> Match:
     """Match a header against the values of a rule; `headers` have lower-case names. Without headers: unknown.
 
     A field that comes more than once, or is a list with commas, matches for certain only if each of its lines does.
     Servers differ in which names are the same to them, and one that `Connection` names is for the next hop alone (RFC
-    9110 section 7.6.1): whoever is behind that may never see it.
+    9110 section 7.6.1): the server behind a proxy may never see it.
     """
     if not headers:
         return Match.PERHAPS
     same = name.translate(_HEADER_SAME)
     lines = [(key == name, value.strip(" \t")) for key, value in headers if key.translate(_HEADER_SAME) == same]
     if not lines:
-        return Match.YES if wanted is Presence.ABSENT else Match.NO
-    found = {_header_held(lines, wanted)}
+        return Match.YES if expected is Presence.ABSENT else Match.NO
+    found = {_header_held(lines, expected)}
     if any(key == "connection" and name in map(str.strip, value.lower().split(",")) for key, value in headers):
-        found.add(_header_held([], wanted))
+        found.add(_header_held([], expected))
     return _combine(found)
 
 
-def _header_held(lines: Sequence[tuple[bool, str]], wanted: Values) -> Match:
+def _header_held(lines: Sequence[tuple[bool, str]], expected: Values) -> Match:
     """Answer for what there is of a header, each line with whether its name is exactly this one."""
     exact = any(exactly for exactly, _ in lines)
-    if isinstance(wanted, Presence):
+    if isinstance(expected, Presence):
         if bool(lines) is not exact:
             return Match.PERHAPS
-        return Match.YES if exact is (wanted is Presence.PRESENT) else Match.NO
-    if exact and all(_one_of(wanted, line) for _, line in lines):
+        return Match.YES if exact is (expected is Presence.PRESENT) else Match.NO
+    if exact and all(_one_of(expected, line) for _, line in lines):
         return Match.YES
     if len(lines) + sum(line.count(",") for _, line in lines) > _MOST:
         return Match.PERHAPS
     texts = [text for _, line in lines for text in (line, *line.split(","))]
-    return Match.PERHAPS if any(_one_of_folded(wanted, text) for text in texts) else Match.NO
+    return Match.PERHAPS if any(_one_of_folded(expected, text) for text in texts) else Match.NO
 
 
 def _combine(found: set[Match]) -> Match:
@@ -402,18 +402,18 @@ def _each_reading(query: str) -> Iterator[Pairs]:
                 yield tuple((_other_readings(name, rounds), _other_readings(value, rounds)) for name, value in pairs)
 
 
-def _match_values(pairs: Pairs, name: str, wanted: Values) -> Match:
+def _match_values(pairs: Pairs, name: str, expected: Values) -> Match:
     """Answer by one reading; a name that is the same to some server (another case, a part of a list) counts as well."""
     bare = _base_names(name)
     same = [(key == name, value) for key, value in pairs if key == name or not bare.isdisjoint(_base_names(key))]
     exact = any(exactly for exactly, _ in same)
-    if isinstance(wanted, Presence):
+    if isinstance(expected, Presence):
         if bool(same) is not exact:
             return Match.PERHAPS
-        return Match.YES if exact is (wanted is Presence.PRESENT) else Match.NO
-    if exact and all(_one_of(wanted, value) for _, value in same):
+        return Match.YES if exact is (expected is Presence.PRESENT) else Match.NO
+    if exact and all(_one_of(expected, value) for _, value in same):
         return Match.YES
-    return Match.PERHAPS if any(_one_of_folded(wanted, value) for _, value in same) else Match.NO
+    return Match.PERHAPS if any(_one_of_folded(expected, value) for _, value in same) else Match.NO
 
 
 @lru_cache(maxsize=1024)
@@ -459,7 +459,7 @@ def _one_of(patterns: Iterable[Pattern], text: str) -> bool:
 def _one_of_folded(patterns: Iterable[Pattern], text: str) -> bool:
     lowered = fold(text.strip())
     for pattern in patterns:
-        wanted = fold(pattern.text.strip())
-        if Glob.parse(wanted).matches(lowered) if "*" in wanted else wanted == lowered:
+        expected = fold(pattern.text.strip())
+        if Glob.parse(expected).matches(lowered) if "*" in expected else expected == lowered:
             return True
     return False

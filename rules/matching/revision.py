@@ -29,7 +29,7 @@ def revision_of(
     boxes: Iterable[SandboxSettings] = (),
     commands: Iterable[Command] = (),
 ) -> str:
-    """SHA-256 over everything that a decision, or the box of a task, depends on, in hexadecimal."""
+    """SHA-256 in hexadecimal over everything that a decision or the sandbox of a task depends on."""
     deciding = [*map(_rule_text, rules), *map(_layer_text, layers), *map(_secret_text, secrets)]
     lines = sorted([*deciding, *_sandbox_texts(boxes), *map(_command_text, commands)])
     return sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()
@@ -45,12 +45,12 @@ def _layer_text(layer: "Layer") -> str:
 
 
 def _secret_text(secret: "Secret") -> str:
-    """Write what a rule file says of it; its value is nowhere near."""
+    """Describe a secret's definition; its value is not available here."""
     return repr(("secret", tuple(secret)))
 
 
 def _sandbox_texts(boxes: Iterable[SandboxSettings]) -> Iterator[str]:
-    """Write the box and what layers say of it; of those that say nothing, nothing."""
+    """Describe sandbox settings and the layers' floor; empty if neither is set."""
     for number, box in enumerate(boxes):
         if box != NO_SANDBOX_SETTINGS:
             yield repr(("box", number, tuple(box)))

@@ -4,9 +4,9 @@ A connection is decided before its requests are seen. It is allowed only if some
 would be opened for nothing. A pattern covers endlessly many paths, but for the verdict only some differ: put a text
 that no rule can name (NUL) wherever a wildcard stands, and whatever covers that covers every other text there too; let
 `**` be any number of segments up to one more than the longest pattern has, and what covers those covers any number.
-So the requests given here decide for all requests that a rule lets out, as far as methods, paths, bodies and git go.
-What a rule asks of parameters and headers isn't tried: each rule that lets out is taken to be satisfied, and what holds
-back is not. Such a connection may be opened for nothing; every request on it is decided all the same.
+So the requests given here represent all requests that a rule allows, as far as methods, paths, bodies and git go.
+Parameters and headers aren't tried: each rule that allows is taken to match, and each deny or ask is not. Such a
+connection may be opened for nothing; every request on it is decided all the same.
 """
 
 from collections.abc import Iterable, Iterator
@@ -49,7 +49,7 @@ def pushed_refs(rules: Iterable[Rule]) -> tuple[tuple[str, RefChange], ...]:
 def sample_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
     """Return a request and a reading of its path for each kind that `rule` (None: no rule) covers.
 
-    `rules` are all that could have a word, `depth` is what `longest_path` says of them. Patterns have at most two `**`
+    `rules` are all that could match, `depth` is their `longest_path`. Patterns have at most two `**`
     (paths.py), which bounds how many there are.
     """
     http, git = (None, None) if rule is None else (rule.http, rule.git)
@@ -59,18 +59,18 @@ def sample_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Ite
             yield request, path
         return
     refs = pushed_refs(rules)
-    for asked, path in _git_samples(git, depth, refs):
+    for conditions, path in _git_samples(git, depth, refs):
         if http is None:
-            yield asked, path
+            yield conditions, path
             continue
         for request, there in _http_samples(http, depth, rules):  # both have to cover it, so the path is that of `http`
-            yield Request(request.method, "", body=request.body, websocket=request.websocket, git=asked.git), there
+            yield Request(request.method, "", body=request.body, websocket=request.websocket, git=conditions.git), there
 
 
 def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:
     """Return a request for each kind that other rules exempt from a deny or ask, as `rule` may cover it.
 
-    An exemption's own patterns aren't enough: it may meet those of `rule` somewhere in between.
+    An exemption's own patterns aren't enough: it may overlap with those of `rule`.
     """
     rules = tuple(rules)
     exemptions = [e for each in rules if each.action is not Verdict.ALLOW for e in each.excepts if e.looks_at_requests]
@@ -81,14 +81,14 @@ def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> I
     for git in (exemption.git for exemption in exemptions if exemption.git is not None):
         yield from _git_samples(git, depth, pushed_refs(rules))
     own = None if rule is None else rule.http
-    asked = [http for http in (own, *(exemption.http for exemption in exemptions)) if http is not None]
-    methods = sorted({method for http in asked for method in http.methods or ()} | {UNNAMED})
-    patterns = {_ANYTHING: None, **{path.parts: None for http in asked for path in http.paths or ()}}
+    conditions = [http for http in (own, *(exemption.http for exemption in exemptions)) if http is not None]
+    methods = sorted({method for http in conditions for method in http.methods or ()} | {UNNAMED})
+    patterns = {_ANYTHING: None, **{path.parts: None for http in conditions for path in http.paths or ()}}
     try:
         paths = [found.parts for found in Signatures(tuple(patterns), SEGMENTS).find(lambda _: True)]
     except TooManyError:
-        return  # and what can't be tried is not let in
-    flags = {flag for http in (None, *asked) for flag in _flags(http, rules)}
+        return  # a connection that can't be tried is denied
+    flags = {flag for http in (None, *conditions) for flag in _flags(http, rules)}
     gits: Iterable[GitRequest | None] = (None,)
     if rule is not None and rule.git is not None:  # then what others say of git counts, too
         gits = dict.fromkeys(each.git for each, _ in _git_samples(rule.git, depth, pushed_refs(rules)))
@@ -114,18 +114,18 @@ def _git_samples(git: GitRule, depth: int, refs: Iterable[tuple[str, RefChange]]
             tried = [(_FETCHING, GitRequest(GitService.FETCH, name))] if git.fetch else []
             if git.push is not None:
                 tried += [(_PUSHING, GitRequest(GitService.PUSH, name, ref, change)) for ref, change in refs]
-            for (ends, asked), suffix in product(tried, ("", ".git")):
+            for (ends, conditions), suffix in product(tried, ("", ".git")):
                 spelled = (*repo[:-1], repo[-1] + suffix) if repo else repo
                 for method, body, end in ends:
-                    yield Request(method, "", body=body, git=asked), (*spelled, *end)
+                    yield Request(method, "", body=body, git=conditions), (*spelled, *end)
 
 
 def _flags(http: Http | None, rules: Iterable[Rule]) -> Flags:
     """Try with and without a body, and as a WebSocket, where it makes a difference to a rule."""
-    said = [h for rule in rules for h in (rule.http, *(e.http for e in rule.excepts)) if h is not None]
+    conditions = [h for rule in rules for h in (rule.http, *(e.http for e in rule.excepts)) if h is not None]
     own = http or Http()
-    about_bodies = own.body is None and any(h.body is not None for h in said)
-    about_websockets = own.websocket is None and any(h.websocket is not None for h in said)
+    about_bodies = own.body is None and any(h.body is not None for h in conditions)
+    about_websockets = own.websocket is None and any(h.websocket is not None for h in conditions)
     bodies = (False, True) if about_bodies or own.body else (False,)
     websockets = (False, True) if about_websockets or own.websocket else (False,)
     return tuple(product(bodies, websockets))

@@ -1,9 +1,9 @@
 """Combinations of patterns that exist: for each, a sample text that exactly these patterns match.
 
 Patterns over parts (labels of a name, segments of a path, characters of a label) are walked all at once, as one
-automaton whose states are sets of places in the patterns; every state that can be reached is one combination. What
-stands where only wildcards look is a part that no pattern names. The walk goes only where a wanted pattern still can
-match, so that what it costs depends on what differs and not on how many rules there are.
+automaton whose states are sets of places in the patterns; every state that can be reached is one combination.
+A part that only wildcards match is one that no pattern names. The walk continues only while a required pattern can
+still match, so that its cost depends on the differences and not on the number of rules.
 """
 
 from collections import deque
@@ -59,7 +59,7 @@ class _Node:
 
 
 class Signatures:
-    """Patterns, walked together. `wanted`: the numbers of those that matter; None: all do."""
+    """Patterns, walked together. `required`: the numbers of those that matter; None: all."""
 
     def __init__(
         self, patterns: Sequence[tuple[Part, ...]], grammar: Grammar, wanted: Collection[int] | None = None
@@ -108,20 +108,19 @@ class Signatures:
     ) -> Iterator[PatternSample]:
         """Return each combination once, with the shortest `valid` text. Raises TooManyError.
 
-        Combinations without a wanted pattern are left out. `deepest`: parts a text may have;
-        `other`: the part that no pattern names, if it is not to be made up. `apart` tells texts apart that lead to one
-        state, where it hangs on that whether they are valid.
+        Combinations without a required pattern are left out. `deepest`: most parts of a text; `other`: a given part
+        that no pattern names. `apart` distinguishes texts of one state, if their validity depends on it.
         """
         start = self._closed({0})
-        known = {(start, apart(()))}
-        told: set[Signature] = set()
+        reached = {(start, apart(()))}
+        yielded: set[Signature] = set()
         waiting: deque[tuple[State, tuple[str, ...]]] = deque([(start, ())])
         while waiting:
             state, parts = waiting.popleft()
             signature = frozenset(number for at in state for number in self._nodes[at].ends)
             matters = bool(signature) if self._wanted is None else not self._wanted.isdisjoint(signature)
-            if matters and signature not in told and valid(parts):
-                told.add(signature)
+            if matters and signature not in yielded and valid(parts):
+                yielded.add(signature)
                 yield PatternSample(signature, parts)
             if len(parts) >= deepest:
                 continue
@@ -129,10 +128,10 @@ class Signatures:
                 following = self._after(state, part)
                 longer = (*parts, part)
                 key = following, apart(longer)
-                if key in known or not any(self._nodes[at].live for at in following):
+                if key in reached or not any(self._nodes[at].live for at in following):
                     continue
-                known.add(key)
-                if len(known) > _MOST_STATES:
+                reached.add(key)
+                if len(reached) > _MOST_STATES:
                     raise TooManyError
                 waiting.append((following, longer))
 
@@ -161,7 +160,7 @@ class Signatures:
         return self._closed(places)
 
     def _alphabet(self, state: State, other: str | None) -> Iterable[str]:
-        """Give one part for each way to go on: those that are named, those that globs cover, and a fresh one."""
+        """Return one part for each way to continue: named parts, parts that globs cover, and a fresh one."""
         nodes = [self._nodes[at] for at in state]
         globs = frozenset(glob for node in nodes for glob in node.globs)
         wild = any(node.loops or node.one is not None for node in nodes)

@@ -222,7 +222,7 @@ def test_first_thousand_problems_are_reported(tmp_path):
     file.write_text("version: 1\nrules:\n" + "- foo\n" * 5000)
     lines = told(file)
     assert len(lines) == 1001
-    assert lines[-1] == f"{file}:1003:3: 4000 more problems are not told: mend these first"
+    assert lines[-1] == f"{file}:1003:3: 4000 more problems are not shown: fix these first"
 
 
 def test_error_among_many_keys_has_its_own_line(tmp_path):

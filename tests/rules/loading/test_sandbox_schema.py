@@ -243,7 +243,7 @@ def test_two_layers_allow_what_both_allow(tmp_path):
         read=("/a/x", "/b/c"), caches=(("a", "~/a"),), devices=("kfd", "nvidia0"), keep=("A_B",), timeout=3600.0
     )
     assert both.floor.box == both.box
-    assert both.floor.said == {"read", "caches", "devices", "keep", "timeout", "write"}
+    assert both.floor.stated == {"read", "caches", "devices", "keep", "timeout", "write"}
     (told,) = objections(tmp_path, ("mandatory", "{hostname: a}"), ("mandatory", "{hostname: b}"))
     assert told.endswith("`hostname` is another in `l0.yaml`, a layer too")
 

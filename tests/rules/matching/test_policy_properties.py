@@ -81,7 +81,7 @@ class Forgetful(dict):
 def test_cached_decisions_equal_fresh_ones(pool, given_settings, said, asked):
     layers = in_layers(said)
     remembering, other = (Policy(pool, given_settings, layers=layers) for _ in range(2))
-    other._hinted = other._agreed = Forgetful()
+    other._hinted = other._merged = Forgetful()
     for attempt, address in asked:
         assert remembering.decide(attempt) == other.decide(attempt)
         assert remembering.check_address(attempt, address) == other.check_address(attempt, address)
