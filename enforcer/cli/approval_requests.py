@@ -24,7 +24,7 @@ from rules.attempt import Caller, Protocol, RefChange
 from rules.problems import RuleFileError
 
 if TYPE_CHECKING:
-    from rules.editing import AttemptToAllow, EditedFile
+    from rules.editing.insertion import AttemptToAllow, EditedFile
     from rules.loading.load import Loaded
 
 _OURS, _ROOTS = "your own", "root's"  # registries
@@ -225,7 +225,7 @@ class RuleFileEdit:
 
         In `file`, or in the one that has the rule that asks; where no rule does in the first of the task's own.
         """
-        from rules.editing import EditError, add_rule
+        from rules.editing.insertion import EditError, add_rule
 
         question, task = card["question"], card["task"]
         asks = [asked["rule"] for asked in question["rules"]]
@@ -292,7 +292,7 @@ def _sources(named: list[Path]) -> list[Path]:
 
 def _wanted(question: Mapping[str, Any], task: Mapping[str, Any], *, tainted: bool) -> "AttemptToAllow":
     """Return what was asked about as the editor of rules takes it. Raises ExeatError for what no rule speaks of."""
-    from rules.editing import AttemptToAllow
+    from rules.editing.insertion import AttemptToAllow
 
     if not question["host"]:
         raise UsageError("--as-rule: only a network attempt can become a rule: approve it without --as-rule")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rules.addresses import network_opens, normalize, parse_address, parse_host, parse_network, why_not_public
 from rules.attempt import Attempt, Protocol, Request
-from rules.editing import AttemptToAllow, EditError, add_rule
+from rules.editing.insertion import AttemptToAllow, EditError, add_rule
 from rules.explain.explanation import consider_rules, explain, weigh_considered
 from rules.loading.cases import parse_attempt
 from rules.loading.document import parse

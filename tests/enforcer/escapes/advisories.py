@@ -2,10 +2,10 @@
 
 from typing import Final
 
-_SWAPPED: Final = "escapes/test_interplay.py::test_a_task_that_swaps_directories_for_links_leads_no_other_s_start_out"
-_CACHES: Final = "escapes/test_interplay.py::test_a_link_in_one_cache_is_no_way_for_another_to_the_host"
-_WORDS: Final = "sandbox/test_task_start.py::test_words_and_variables_arrive_as_they_are_however_long_they_are"
-_GROUPS: Final = "limits/test_limited_runs.py::test_from_inside_there_is_no_cgroup_to_leave_or_to_write"
+_SWAPPED: Final = "escapes/test_interplay.py::test_swapped_directories_lead_no_start_outside"
+_CACHES: Final = "escapes/test_interplay.py::test_link_in_a_cache_leads_no_other_task_to_the_host"
+_WORDS: Final = "sandbox/test_task_start.py::test_arguments_and_variables_arrive_unchanged"
+_GROUPS: Final = "limits/test_limited_runs.py::test_cgroups_are_unreachable_from_inside"
 
 # By what they are published as: whose hole it was, what it was, and what tries it.
 ADVISORIES: Final = {

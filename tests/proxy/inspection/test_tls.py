@@ -356,7 +356,7 @@ def test_stale_leaf_certificate_is_replaced(gate, origins, monkeypatch):
     first = serial()
     assert serial() == first
     leaf = gate.leaves.usable("good.example")
-    monkeypatch.setitem(gate.leaves._kept, "good.example", leaf._replace(stale=datetime.now(UTC)))
+    monkeypatch.setitem(gate.leaves._leaves, "good.example", leaf._replace(stale=datetime.now(UTC)))
     second = serial()
     assert second != first
     assert serial() == second

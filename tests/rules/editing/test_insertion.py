@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rules.attempt import Caller, Protocol, RefChange
-from rules.editing import AttemptToAllow, EditError, add_rule
+from rules.editing.insertion import AttemptToAllow, EditError, add_rule
 from rules.loading.load import read
 
 POST = AttemptToAllow(Protocol.TLS, "x.example", 443, "POST", "/a/b?key=1", body=True)
