@@ -17,7 +17,7 @@ from proxy.dialing.dialer import CONNECT_TIMEOUT, NO_ANSWER
 from proxy.event_loop.poller import IN, ONCE, reset
 from proxy.gate.client_hello import FIRST_LOOK, MOST_BYTES, NeedMore, recognise
 from proxy.gate.decide import GateAction, GateDecision, PeekWait, decide_again, deny_connection, still_holds
-from proxy.gate.managed_connection import LIFETIME, WHERE, ManagedConnection, State
+from proxy.gate.managed_connection import COMPONENT_OF_STATE, LIFETIME, ManagedConnection, State
 from proxy.gate.record import Handover
 from proxy.gate.splice import Splice
 from rules.decision import deny
@@ -138,7 +138,7 @@ class Connection(ManagedConnection["Gate"]):
     def failed(self, error: Exception) -> None:
         """End it after an unexpected exception. Never raises."""
         if self.state is State.INSPECTING and self._handover is not None:
-            self.record.record_error(WHERE[self.state], error)
+            self.record.record_error(COMPONENT_OF_STATE[self.state], error)
             self._review_inspected(self._handover, deny(self._gate.sandbox.policy, Reason.GATE_ERROR))
         else:
             self._end(Outcome.FAILED, Reason.GATE_ERROR, error=error)
@@ -225,8 +225,11 @@ class Connection(ManagedConnection["Gate"]):
         self._gate.poller.forget(self._client.fileno())
         super().continue_with(gate_decision)
 
-    def _deny_or_inspect(self) -> None:
-        """Record a decision that dials nothing; then reset a denied connection, or hand it to inspection."""
+    def _record_and_reset_or_inspect(self) -> None:
+        """Record a decision that dials nothing; then reset the connection, or hand it to inspection.
+
+        Inspection serves a connection that it is to read, and the block page of a denied one.
+        """
         gate, record, gate_decision, inspection = self._gate, self.record, self._gate_decision, self._gate.inspection
         gate.poller.forget(self._client.fileno())
         self._first_bytes = b""  # inspection reads the bytes again, and decides on those
@@ -234,7 +237,8 @@ class Connection(ManagedConnection["Gate"]):
             record.address = None  # the name will be dialed; the address that the task chose never is (invariant 3)
         recorded = record.record_decision(gate_decision)
         if not recorded or gate_decision.action is GateAction.RESET or inspection is None:
-            self._end(Outcome.FAILED, gate_decision.decision.reason)  # records nothing unless it was allowed
+            # A denial is recorded by now, and has no close event: then this only closes the socket.
+            self._end(Outcome.FAILED, gate_decision.decision.reason)
             return
         self._hand_to_inspection(inspection)
 
@@ -248,7 +252,7 @@ class Connection(ManagedConnection["Gate"]):
         try:
             inspection.adopt(self._handover)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing goes out
-            record.record_error(WHERE[self.state], error)
+            record.record_error(COMPONENT_OF_STATE[self.state], error)
             reset(self._client)
             self._record_inspection_end(0, 0, Reason.GATE_ERROR)
 
@@ -299,7 +303,10 @@ class Connection(ManagedConnection["Gate"]):
             reset(server)
 
     def _record_splice_end(self, error: Exception | None) -> None:
-        """Record the end of the splice, which has closed both sockets."""
+        """Record the end of the splice, which has closed both sockets.
+
+        Only the server or the gate can fail it. A client that resets the connection ends it as it may: PASSED.
+        """
         if error is not None:
             self.failed(error)
         elif self._splice is not None and self._splice.over_limit:
@@ -315,6 +322,7 @@ class Connection(ManagedConnection["Gate"]):
             self._splice.set_meter(self._quota.meter)
 
     def _tick_splice(self, now: float) -> None:
+        """End a splice that is over a limit, idle or too old; the last two have not failed: PASSED, with the reason."""
         relayed = 0 if self._splice is None else sum(self._splice.byte_counts())
         if relayed != self._bytes_at_last_tick:
             self._bytes_at_last_tick, self._quiet_since = relayed, now
@@ -368,7 +376,7 @@ class Connection(ManagedConnection["Gate"]):
         self.state = State.CLOSED
         up, down = self._close()
         if error is not None:
-            record.record_error(WHERE[state], error)
+            record.record_error(COMPONENT_OF_STATE[state], error)
         try:
             if self._peek_timer is not None:
                 self._peek_timer.cancel()

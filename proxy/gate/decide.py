@@ -182,10 +182,13 @@ def deny_connection(sandbox: "SandboxState", destination: OriginalDestination, r
     return GateDecision(attempt, deny(sandbox.policy, reason), GateAction.RESET)
 
 
-def deny_after_dial(
+def deny_before_dial(
     policy: "Policy", gate_decision: GateDecision, failure: "DialError", *, can_inspect: bool
 ) -> GateDecision:
-    """Decide on an allowed connection that can't be dialed, or whose address may not be dialed."""
+    """Return the decision that replaces an allowed one: the connection can't be dialed, or may not be dialed now.
+
+    `failure` is a lookup without result, an address that may not be dialed, a grant that has ended or a used-up limit.
+    """
     gate_decision = gate_decision._replace(detail=failure.detail, advice=failure.advice)
     decision = gate_decision.decision
     if failure.reason in (Reason.UNRESOLVED, Reason.UPSTREAM_FAILED):  # a failure, not a denial

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.dialing.address_check import DialError
 from proxy.dialing.dialer import LOOKUP_TIMEOUT
-from proxy.gate.decide import GateAction, decide_again, deny_after_dial, still_holds
+from proxy.gate.decide import GateAction, decide_again, deny_before_dial, still_holds
 from proxy.sandbox.rule_limits import Quota, budgets, cut_by, exceeded
 from proxy.sandbox.sandbox_state import TAINT_NOT_RECORDED
 from proxy.telemetry.events import Component
@@ -63,7 +63,9 @@ TRANSITIONS: Final = {
     State.INSPECTING: (State.CLOSED,),
 }
 
-WHERE: Final = {  # the gate's component that a state belongs to, for `gate.error` events
+# The component that a `gate.error` event names for an error in this state. An error while the policy decides is still
+# `peek`, and `decide` is an error while the decided name is looked up: journals and alerts know these words.
+COMPONENT_OF_STATE: Final = {
     State.CLOSED: Component.OTHER,
     State.ACCEPTED: Component.PEEK,
     State.PEEKING: Component.PEEK,
@@ -155,8 +157,11 @@ class ManagedConnection[G: GateState](ABC):
         return False
 
     @abstractmethod
-    def _deny_or_inspect(self) -> None:
-        """Record a decision that dials nothing; then reset a denied connection, or hand it to inspection."""
+    def _record_and_reset_or_inspect(self) -> None:
+        """Record a decision that dials nothing; then reset the connection, or hand it to inspection.
+
+        Inspection also serves denied ones: their block page.
+        """
 
     @abstractmethod
     def _dial(self, hops: "tuple[Hop, ...]") -> None:
@@ -173,7 +178,7 @@ class ManagedConnection[G: GateState](ABC):
         elif gate_decision.decision.needs_approval and self._gate.sandbox.approvals is not None:
             self._request_approval()
         else:
-            self._deny_or_inspect()
+            self._record_and_reset_or_inspect()
 
     def _request_approval(self) -> None:
         from proxy.gate.pending import Pending  # imported late: few connections need an approval
@@ -195,7 +200,7 @@ class ManagedConnection[G: GateState](ABC):
         try:
             hops = gate.dialer.known(policy, gate_decision.attempt)
         except DialError as failure:
-            self._deny_undialable(failure)
+            self._deny_or_request_approval(failure)
             return
         if hops is not None:
             self._dial(hops)
@@ -211,15 +216,18 @@ class ManagedConnection[G: GateState](ABC):
             if not still_holds(self._gate.sandbox, gate_decision, self._policy):
                 self.review()
             elif isinstance(found, DialError):
-                self._deny_undialable(found)
+                self._deny_or_request_approval(found)
             else:
                 self._dial(found)
         except Exception as error:  # noqa: BLE001 - no caller catches it
             self.failed(error)
 
-    def _deny_undialable(self, failure: DialError) -> None:
-        """Deny a connection whose address may not be dialed, or submit an approval request for the address."""
-        gate_decision = deny_after_dial(
+    def _deny_or_request_approval(self, failure: DialError) -> None:
+        """Deny an allowed connection before its dial, or submit an approval request for its address.
+
+        `failure` says why: the lookup, the address, a grant that has ended, or a rule's limit that is used up.
+        """
+        gate_decision = deny_before_dial(
             self._gate.sandbox.policy, self._gate_decision, failure, can_inspect=self._can_inspect
         )
         self.record.set_denied_address(failure.address)
@@ -234,7 +242,7 @@ class ManagedConnection[G: GateState](ABC):
         if grants:
             self._lease = self._gate.sandbox.lease(grants, self._end_with_grant)
             if self._lease is None:
-                self._deny_undialable(DialError(Reason.EXPIRED, "its approval has ended"))
+                self._deny_or_request_approval(DialError(Reason.EXPIRED, "its approval has ended"))
                 return False
         over = self._quota.begin(decision.limits, budgets(grants))
         if over is None:
@@ -242,7 +250,7 @@ class ManagedConnection[G: GateState](ABC):
         if self._lease is not None:
             self._lease.end()  # inspection may serve the page of this refusal for longer
         self._gate_decision = gate_decision._replace(decision=exceeded(decision, over))
-        self._deny_undialable(DialError(Reason.LIMIT_EXCEEDED, str(over)))
+        self._deny_or_request_approval(DialError(Reason.LIMIT_EXCEEDED, str(over)))
         return False
 
     def _end_with_grant(self, grant: "Grant") -> None:

@@ -103,14 +103,14 @@ class Half:
         if not first_bytes:
             self.ready(IN)
             return
-        left = len(first_bytes)
+        remaining = len(first_bytes)
         try:
-            while left and (size := self.sock.recv_into(_WHOLE, min(left, len(_WHOLE)))):
-                left -= size
+            while remaining and (size := self.sock.recv_into(_WHOLE, min(remaining, len(_WHOLE)))):
+                remaining -= size
         except OSError:
             pass
-        if left:
-            self.splice.abort()  # nothing else that it sent was decided on, so it isn't relayed
+        if remaining:
+            self.splice.abort_unreadable_first_bytes()
         else:
             self._relay(memoryview(first_bytes))
 
@@ -280,7 +280,10 @@ class Splice:
         self._pair = COMPILED.adopt(
             self._poller.number, client_fd, server_fd, self._buffers.address, self._buffers.most
         )
-        if COMPILED.start(self._pair, first_bytes):
+        state = COMPILED.start(self._pair, first_bytes)
+        if first_bytes and state == PairState.CLIENT_BROKE:  # at the start it only reads the client for `first_bytes`
+            self.abort_unreadable_first_bytes()
+        elif state:
             self.ready(0)
 
     def byte_counts(self) -> tuple[int, int]:
@@ -304,6 +307,10 @@ class Splice:
     def abort(self, error: Exception | None = None) -> None:
         """End with a reset on both sides. Idempotent."""
         self._end(reset, error)
+
+    def abort_unreadable_first_bytes(self) -> None:
+        """Abort: the bytes that the decision was made on can't be read again, and no others may be relayed."""
+        self.abort(RuntimeError("the first bytes of a connection could not be read again after its decision"))
 
     # for the poller, where compiled code relays
 

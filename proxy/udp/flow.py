@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.dialing.address_check import DialError
 from proxy.event_loop.poller import IN
-from proxy.gate.managed_connection import LIFETIME, WHERE, ManagedConnection, State
+from proxy.gate.managed_connection import COMPONENT_OF_STATE, LIFETIME, ManagedConnection, State
 from rules.decision import deny
 from rules.settings import ProxyDestination
 from rules.verdicts import Outcome, Reason
@@ -90,7 +90,7 @@ class Flow(ManagedConnection["UdpGate"]):
 
     def failed(self, error: Exception) -> None:
         """End it after an unexpected exception."""
-        self.record.record_error(WHERE[self.state], error)
+        self.record.record_error(COMPONENT_OF_STATE[self.state], error)
         self._end(Outcome.FAILED, Reason.GATE_ERROR)
 
     def abort(self) -> None:
@@ -146,7 +146,7 @@ class Flow(ManagedConnection["UdpGate"]):
         try:
             self._server, self._hop = connect_first_reachable(hops, record.destination.port)
         except DialError as failure:
-            self._deny_undialable(failure)
+            self._deny_or_request_approval(failure)
             return
         if not self._count_against_limits():
             return
@@ -200,7 +200,7 @@ class Flow(ManagedConnection["UdpGate"]):
         destination = self.record.destination
         self._gate.reply_socket.refuse((destination.address, destination.port), self.record.peer, self._first_size)
 
-    def _deny_or_inspect(self) -> None:
+    def _record_and_reset_or_inspect(self) -> None:
         """Record a denial. A flow is never inspected."""
         self._close()
         self._gate.refuse(self.record, self._gate_decision, self._key, self._first_size)

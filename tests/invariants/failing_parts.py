@@ -19,7 +19,7 @@ PARTS = {
     "proxy.gate.decide:DecisionCache.decide": "spliced inspected clear raw",
     "proxy.gate.connection:Connection._decide": "spliced inspected clear raw",
     "proxy.gate.managed_connection:ManagedConnection._apply_decision": "spliced inspected clear raw",
-    "proxy.gate.connection:Connection._deny_or_inspect": "inspected clear",
+    "proxy.gate.connection:Connection._record_and_reset_or_inspect": "inspected clear",
     "proxy.gate.record:ConnectionRecord.record_decision": "spliced inspected clear raw",
     "proxy.gate.managed_connection:ManagedConnection._resolve": "spliced raw",
     "proxy.gate.connection:Connection._dial": "spliced raw",

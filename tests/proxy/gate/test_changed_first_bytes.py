@@ -8,6 +8,7 @@ import pytest
 
 from proxy.event_loop.poller import COMPILED
 from proxy.gate.decide import DecisionCache
+from proxy.gate.splice import Splice
 from tests.proxy.gate.gate_lab import HOSTS, SPLICED, GateLab, client_hello, run
 from tests.proxy.gate.splice_lab import relayed
 from tests.support import harness
@@ -88,15 +89,43 @@ def test_bytes_changed_after_the_decision_arrive_as_decided(tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("whoever")
 def test_fewer_bytes_than_decided_on_relay_nothing():
-    """That can't be, and what would go on then is what nobody has judged."""
+    """That can't happen; if it did, bytes that no decision was made on would be relayed."""
 
     async def test(it):
         await it.task.send(b"another")
         await wait_until_async(lambda: select.select([it.near], [], [], 0)[0])
         it.relay.start(b"what was judged")
-        assert it.ended == [None]
+        assert [type(error) for error in it.ended] == [RuntimeError]
         assert [await each.ended() for each in (it.task, it.server)] == ["reset", "reset"]
         assert it.relay.byte_counts() == (0, 0)
         assert not it.relay.server_broke
 
     relayed(test)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "interpreted"])
+def test_unreadable_first_bytes_end_a_connection_as_a_gate_error(tmp_path, monkeypatch, compiled):
+    if compiled and COMPILED is None:
+        harness.missing("a C compiler")
+    start = Splice.start
+
+    def read_and_start(splice, first_bytes):
+        splice._client.recv(len(first_bytes))  # nobody else reads this socket; if somebody did, this is the result
+        start(splice, first_bytes)
+
+    monkeypatch.setattr(Splice, "start", read_and_start)
+    rule = SPLICED if compiled else f"{SPLICED}, limits: {{bytes_up: 1MiB}}"
+
+    async def inside():
+        async with GateLab(tmp_path, [rule], hosts=HOSTS) as world:
+            client = await world.connect("good.example")
+            await client.send(client_hello("good.example"))
+            assert await client.ended() == "reset"
+            await wait_until_async(lambda: world.closings)
+            closed = world.closings[0]
+            assert (closed["outcome"], closed["reason"]) == ("failed", "gate_error")
+            server = await world.origin.take()
+            assert await server.ended() == "reset"  # it received no byte
+            assert [each["fault"]["where"] for each in world.errors] == ["relay"]
+
+    run(inside)

@@ -9,7 +9,7 @@ from proxy.gate.decide import (
     OriginalDestination,
     PeekWait,
     decide,
-    deny_after_dial,
+    deny_before_dial,
     deny_connection,
     is_unroutable,
     peek_wait,
@@ -227,18 +227,18 @@ def test_denial_before_any_byte_is_read_resets(sandbox):
 
 def test_undialable_address_is_denied_and_unknown_name_fails(sandbox):
     passed = decide(sandbox, named("good.example"), hello("good.example"), can_inspect=True)
-    made = deny_after_dial(sandbox.policy, passed, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+    made = deny_before_dial(sandbox.policy, passed, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
     assert (made.decision.verdict, made.decision.outcome, made.action) == (
         Verdict.DENY,
         Outcome.BLOCKED,
         GateAction.EXPLAIN,
     )
-    made = deny_after_dial(sandbox.policy, passed, DialError(Reason.UNRESOLVED, ""), can_inspect=True)
+    made = deny_before_dial(sandbox.policy, passed, DialError(Reason.UNRESOLVED, ""), can_inspect=True)
     assert (made.decision.verdict, made.decision.outcome, made.action) == (
         Verdict.ALLOW,
         Outcome.FAILED,
         GateAction.RESET,
     )
     raw = decide(sandbox, named("ssh.example", 22), None, can_inspect=True)
-    made = deny_after_dial(sandbox.policy, raw, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
+    made = deny_before_dial(sandbox.policy, raw, DialError(Reason.NON_PUBLIC_ADDRESS, ""), can_inspect=True)
     assert made.action is GateAction.RESET

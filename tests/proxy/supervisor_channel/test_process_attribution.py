@@ -102,7 +102,7 @@ def test_error_during_attribution_ends_the_connection(tmp_path, monkeypatch):
         def broken(*_):
             raise RuntimeError("broken on purpose")
 
-        monkeypatch.setattr("proxy.gate.connection.Connection._deny_or_inspect", broken)
+        monkeypatch.setattr("proxy.gate.connection.Connection._record_and_reset_or_inspect", broken)
         task = await refused(world)
         world.attribution[0].answered(None)
         assert await task.ended() == "reset"
