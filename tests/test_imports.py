@@ -34,7 +34,7 @@ def is_there(module, name):
 @pytest.mark.parametrize(
     "file", sorted({*TESTS.rglob("*.py")} - INVENTED), ids=lambda path: str(path.relative_to(TESTS))
 )
-def test_what_a_test_imports_exists(file):
+def test_imports_of_tests_exist(file):
     missing = [f"from {module} import {name}" for module, name in named(file.read_text()) if not is_there(module, name)]
     assert missing == []
 
@@ -49,6 +49,6 @@ def test_what_a_test_imports_exists(file):
         ("    from rules.names import Hostname", False),
     ],
 )
-def test_an_import_of_something_that_is_not_there_is_found(line, found):
+def test_missing_import_is_found(line, found):
     assert all(is_there(*each) for each in named(line)) is found
     assert named(line)

@@ -64,7 +64,7 @@ def test_uploads_byte_for_byte(world):
     assert {name: (said["size"], said["sha256"]) for name, said in got.items()} == dict.fromkeys(got, (len(BIG), SUM))
 
 
-def test_ranges_and_what_is_not_there(world):
+def test_ranges_and_missing_files_work(world):
     out = ["-o", "/dev/null", "-w", "%{http_code} %{size_download} %header{content-range}"]
     ranges = ["2-4", "-3", "7-", "90-"]
     tried = world.run(*([*CURL, *out, "-r", wanted, f"{URL}/files/small.txt"] for wanted in ranges))
@@ -82,7 +82,7 @@ SENT = {
 }
 
 
-def test_what_is_sent_arrives_as_it_is(world):
+def test_request_arrives_unchanged(world):
     """In both versions; the origin shows what it was sent, a character a byte."""
     both = [
         [*CURL, version, *words, f"{URL}/echo?q=%20a+b&c"]
@@ -117,14 +117,14 @@ REFUSALS = {
 }  # fmt: skip
 
 
-def test_refusals_in_words(world):
+def test_refusals_are_readable(world):
     tried = world.run(*(words for words, *_ in REFUSALS.values()))
     for (name, (_, status, where, shown)), said in zip(REFUSALS.items(), tried.said, strict=True):
         assert said.status == status, (name, said)
         assert shown in getattr(said, where), (name, said)
 
 
-def test_a_problem_is_whole_and_cites_its_event(world):
+def test_problem_document_names_its_event(world):
     tried = world.run([*CURL, "-D", "/dev/stderr", "--http1.1", DENIED])
     [said] = tried.said
     problem = json.loads(said.out)
@@ -133,7 +133,7 @@ def test_a_problem_is_whole_and_cites_its_event(world):
     assert [event["id"] for event in tried.journal.decisions()].count(problem["event"]) == 1
 
 
-def test_what_is_denied_is_not_sent(world):
+def test_denied_request_is_not_sent(world):
     """A client that waits for leave sends nothing; one that doesn't wait is answered in the middle of it."""
     out = ["-o", "/dev/null", "-w", "%{http_code} %{size_upload}"]
     ways = (["--http1.1", "-H", "Expect: 100-continue"], ["--http1.1", "-H", "Expect:"], ["--http2"])
@@ -154,7 +154,7 @@ rules: [{{id: pinned-updater, to: pinned.example, action: allow{}}}]
 @pytest.mark.parametrize(
     ("more", "status", "reasons"), [("", 60, ["tls_client_distrust"]), (", tls: splice", 0, [None])]
 )
-def test_a_client_that_trusts_one_ca_alone_is_told_of_and_can_be_spliced(world, more, status, reasons):
+def test_client_with_its_own_ca_is_reported_and_can_be_spliced(world, more, status, reasons):
     """As docs/how-to/certificates.md has it for clients that pin certificates."""
     own = Authority.load(world.lab.directory / "ca.key").pem()
     tried = world.run(

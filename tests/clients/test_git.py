@@ -48,7 +48,7 @@ def check(said, bare):
 
 
 @pytest.mark.parametrize("rules", [None, RULES], ids=["any request", "by ref"])
-def test_large_packs_over_https(world, rules):
+def test_large_packs_pass_over_https(world, rules):
     name = f"acme/large-{bool(rules)}"
     world.lab.make_repository(name, {"README": "hello\n"})
     file = world.place.rules(rules, "forge.yaml") if rules else None
@@ -56,7 +56,7 @@ def test_large_packs_over_https(world, rules):
     check(tried.said, world.lab.directory / "git" / f"{name}.git")
 
 
-def test_the_oldest_protocol_and_http1(world):
+def test_oldest_protocol_works_over_http1(world):
     world.lab.make_repository("acme/old", {"README": "hello\n"})
     old = [*GIT, "-c", "protocol.version=0", "-c", "http.version=HTTP/1.1"]
     tried = world.run(
@@ -108,7 +108,7 @@ exec "$@"
 """
 
 
-def test_over_ssh(world, keys):
+def test_git_works_over_ssh(world, keys):
     world.lab.make_repository("acme/ssh", {"README": "hello\n"})
     bare = world.lab.directory / "git" / "acme" / "ssh.git"
     commands = [["sh", "-c", SSH, "sh", *words] for words in work(f"ssh://root@shell.example{bare}", "ssh")]

@@ -66,7 +66,7 @@ def test_aiohttp(tried):
     assert told.startswith("deny;reason=no_rule")
 
 
-def test_an_upload_that_is_refused_while_it_is_sent_hears_why(world):
+def test_upload_refused_while_sending_gets_the_reason(world):
     """24 MB to where nothing may be sent: the answer is there when the client comes to read it."""
     tried = world.python(("refused_uploads", "https://read.example/up"))
     shown = tried.said[0].json
@@ -74,7 +74,7 @@ def test_an_upload_that_is_refused_while_it_is_sent_hears_why(world):
     assert tried.decided() == ["blocked no_rule"] * len(shown)
 
 
-def test_what_is_written_by_hand_is_answered(tried):
+def test_hand_written_requests_are_answered(tried):
     """By the server, whatever that is: the gate lets each through, and passes on what comes back."""
     (found,) = lines(tried.said[4])
     assert found["half-closed"] == found["behind an empty line"] == "HTTP/1.1 200 "

@@ -7,7 +7,7 @@ from .world import RPC, WEBSOCKET
 URL = "https://www.open.example"
 
 
-def test_events_come_one_by_one(world):
+def test_server_sent_events_arrive_one_by_one(world):
     """Each is asked for when the one before it was read, over another connection: nothing may be held back."""
     tried = world.python(
         ("events_", f"{URL}/steps/1/10", f"{URL}/step/1"),
@@ -28,7 +28,7 @@ curl -sSN --http1.1 {PATIENT}/slow/2/30 >silent 2>&1; echo $? >>silent &
 """
 
 
-def test_a_stream_outlives_the_idle_time_and_a_silent_one_does_not(world):
+def test_active_stream_outlives_the_idle_timeout(world):
     """`idle_timeout` is 2 s: four pieces, in either direction, 0.8 s apart take longer; of two that are 30 s apart the second never comes."""
     commands = [f"{{ {line.rstrip(' &')}; }} &" for line in STREAMS.strip().splitlines()]
     tried = world.run(["sh", "-c", " ".join(commands) + " wait; tail -n +1 one two up up2 silent"])

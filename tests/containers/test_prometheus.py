@@ -53,12 +53,12 @@ def promtool(*words):
     return subprocess.run([tool, *words], cwd=PROMETHEUS, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_prometheus_takes_the_configuration_and_the_rules():
+def test_prometheus_accepts_configuration_and_rules():
     done = promtool("check", "config", "prometheus.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_alert_fires_when_it_should_and_not_otherwise():
+def test_each_alert_fires_exactly_when_it_should():
     files = sorted(path.name for path in PROMETHEUS.glob("*_test.yaml"))
     done = promtool("test", "rules", *files)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -66,7 +66,7 @@ def test_each_alert_fires_when_it_should_and_not_otherwise():
     assert sorted(names) == sorted(f"{alert} {what}" for alert in ALERTS for what in ("fires", "does not fire"))
 
 
-def test_an_alert_links_to_its_runbook_where_the_organisation_keeps_it(tmp_path):
+def test_alert_links_to_the_configured_runbook(tmp_path):
     """A path that is relative to nothing helps nobody who is woken by it."""
     test = yaml.safe_load((PROMETHEUS / "alerts_test.yaml").read_text())
     test["rule_files"] = [str(PROMETHEUS / name) for name in test["rule_files"]]
@@ -84,7 +84,7 @@ def test_an_alert_links_to_its_runbook_where_the_organisation_keeps_it(tmp_path)
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_each_alert_says_how_bad_it_is_and_what_to_do(alert):
+def test_each_alert_has_severity_and_remedy(alert):
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook"}
@@ -98,7 +98,7 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do(alert):
         assert (page.parent / link).exists(), link
 
 
-def test_there_is_no_page_of_an_alert_that_is_gone():
+def test_every_runbook_has_an_alert():
     assert {page.stem for page in RUNBOOKS.iterdir()} == set(ALERTS)
 
 
@@ -106,7 +106,7 @@ EXPRESSIONS = {**RECORDED, **{name: rule["expr"] for name, rule in ALERTS.items(
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS.values(), ids=EXPRESSIONS)
-def test_only_metrics_that_there_are_are_asked_for(expression):
+def test_queries_use_existing_metrics(expression):
     pages = "".join((ROOT / "docs" / page).read_text() for page in ("reference/metrics.md", "reference/exporters.md"))
     documented = set(re.findall(r"^\| `(\w+)", pages, re.MULTILINE))
     for name in re.findall(r"\b(?:exeat|process)_\w+", expression):
@@ -114,7 +114,7 @@ def test_only_metrics_that_there_are_are_asked_for(expression):
     assert set(re.findall(r"\bexeat:\w+(?::\w+)*", expression)) <= RECORDED.keys()
 
 
-def test_what_an_alert_waits_for_is_shown_before_it_happens():
+def test_metrics_of_alerts_exist_before_they_fire():
     """`increase` sees nothing in a series that begins with its first time."""
     fresh = Metrics().render().decode()
     for rule in ALERTS.values():
@@ -122,7 +122,7 @@ def test_what_an_alert_waits_for_is_shown_before_it_happens():
             assert re.search(rf"^{name}\b[^\n]*{re.escape(label)}", fresh, re.MULTILINE), name
 
 
-def test_the_dashboard_is_one_that_grafana_finds_again():
+def test_dashboard_has_a_stable_id():
     assert DASHBOARD["uid"] == "exeat-gate"
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     for panel in DASHBOARD["panels"]:
@@ -209,12 +209,12 @@ def plain(query):
 
 
 @pytest.mark.parametrize("title", QUERIES)
-def test_the_dashboard_s_queries_have_answers(prometheus, title):
+def test_dashboard_queries_return_data(prometheus, title):
     found = result(prometheus, plain(QUERIES[title]))
     assert found
 
 
-def test_the_rules_are_evaluated_without_fault(prometheus):
+def test_rules_are_evaluated_without_errors(prometheus):
     with urllib.request.urlopen(f"http://127.0.0.1:{prometheus}/api/v1/rules", timeout=20) as answer:
         groups = json.load(answer)["data"]["groups"]
     found = {rule["name"]: rule for group in groups for rule in group["rules"]}

@@ -23,7 +23,7 @@ def unit(path):
 
 
 @pytest.mark.parametrize("folder", [".", "user"])
-def test_the_service_is_started_as_it_can_be_and_in_everybody_s_mount_namespace(folder):
+def test_service_unit_starts_in_the_hosts_mount_namespace(folder):
     service = unit(f"{folder}/exeat.service")["Service"]
     program, command, *words = service["ExecStart"].split()
     assert (program.rpartition("/")[2], command in COMMANDS) == ("exeat", True)
@@ -34,6 +34,6 @@ def test_the_service_is_started_as_it_can_be_and_in_everybody_s_mount_namespace(
 
 
 @pytest.mark.parametrize(("folder", "path"), [(".", "/run/exeat/control"), ("user", "%t/exeat/control")])
-def test_the_socket_is_where_clients_ask_and_for_nobody_else(folder, path):
+def test_socket_unit_is_private_and_where_clients_connect(folder, path):
     listening = unit(f"{folder}/exeat.socket")["Socket"]
     assert dict(listening) == {"ListenSequentialPacket": path, "SocketMode": "0600", "DirectoryMode": "0700"}

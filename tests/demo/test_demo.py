@@ -23,14 +23,14 @@ def answered(named, answer, *by):
     return {"kind": "approval.answered", "approval": {"id": named, "answer": answer, "by": list(by)}}
 
 
-def test_what_people_were_asked_is_told_apart_from_what_is_looked_at_afterwards():
+def test_approvals_and_flagged_events_are_distinguished():
     events = [answered("x", "approved", "ada"), answered("y", "rejected", "bo"), answered("x", "approved", "ada", "bo")]
     held = {"verdict": "flag", "approval": {"id": "x"}}
     assert tier({"verdict": "flag"}, events) == ("flag", "-")
     assert tier(held, events) == ("ask", "ada, bo: approved")
 
 
-def test_the_advice_names_the_journal_that_is_kept():
+def test_advice_names_the_kept_journal():
     said = kept_hint("exeat: see it with `exeat log --task 1-2`\n", Path("/kept/journal"))
     assert said.endswith("exeat log --journal /kept/journal --task 1-2`")
 
@@ -54,7 +54,7 @@ def told():
     return tried, events
 
 
-def test_what_the_ruleset_refused_may_be_told_later(capsys):
+def test_packets_refused_by_the_ruleset_can_be_logged_late(capsys):
     tried, events = told()
     for event in events:
         if event.get("reason") in {"udp", "quic"}:
@@ -62,7 +62,7 @@ def test_what_the_ruleset_refused_may_be_told_later(capsys):
     assert demo._table(tried, events) == 0, capsys.readouterr().out
 
 
-def test_it_ends_well_where_all_is_as_expected(capsys):
+def test_demo_succeeds_if_all_is_as_expected(capsys):
     assert demo._table(*told()) == 0
     assert f"as expected: {len(EXPECTED)} of {len(EXPECTED)}\n" in capsys.readouterr().out
 
@@ -116,20 +116,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize("how", WRONG, ids=lambda how: how.__name__)
-def test_it_ends_badly_where_something_is_not(how, capsys):
+def test_demo_fails_if_something_is_unexpected(how, capsys):
     assert demo._table(*how(*told())) == WRONG[how]
     said = capsys.readouterr().out.partition("as expected: ")[2].splitlines()
     assert len(said) == 1 + WRONG[how]
 
 
-def test_what_is_expected_is_what_its_task_tries_and_its_rules_have():
+def test_expectations_match_the_task_and_its_rules():
     tries = re.findall(r"^attempt '((?:[^']|'\\'')+)'", (HERE / "task.sh").read_text(), re.MULTILINE)
     assert [what.replace("'\\''", "'") for what in tries] == list(EXPECTED)
     rules = {rule.id for rule in load([HERE / "rules.yaml"]).rules}
     assert {rule for expected in EXPECTED.values() for rule in expected.rules} <= rules
 
 
-def test_all_of_it_is_as_expected():
+def test_demo_runs_as_expected():
     harness.needs_root()
     for tool in ("curl", "git", "openssl"):
         if shutil.which(tool) is None:

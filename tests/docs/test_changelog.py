@@ -15,7 +15,7 @@ def test_releases_have_a_version_and_a_date():
     assert [one for one in others if not re.fullmatch(r"\[[\d.]+\] - \d{4}-\d\d-\d\d", one)] == []
 
 
-def test_changes_stand_under_their_kind():
+def test_changes_are_under_a_known_heading():
     for release in RELEASES:
         before, *sections = re.split(r"^### ", release, flags=re.MULTILINE)
         kinds = [section.partition("\n")[0] for section in sections]
@@ -23,7 +23,7 @@ def test_changes_stand_under_their_kind():
         assert re.findall(r"^- .*", before, re.MULTILINE) == [], "a change without a kind"
 
 
-def test_a_change_is_one_line_and_stands_once():
+def test_each_change_is_one_unique_line():
     lines = [line for line in TEXT.splitlines() if line.startswith(("-", " "))]
     assert [line for line in lines if not line.startswith("- ") or len(line.split()) > MOST_WORDS] == []
     assert [line for line in lines if lines.count(line) > 1] == []

@@ -33,7 +33,7 @@ MISTYPED = [
 
 
 @pytest.mark.parametrize(("words", "says"), MISTYPED, ids=[" ".join(row[0]) for row in MISTYPED])
-def test_a_mistyped_option(words, says, capsys):
+def test_mistyped_option_gets_a_suggestion(words, says, capsys):
     with pytest.raises(SystemExit) as end:
         main(list(words))
     assert end.value.code == 2
@@ -64,7 +64,7 @@ OLD_SPELLINGS = [
 
 
 @pytest.mark.parametrize(("command", "old", "new", "says"), OLD_SPELLINGS)
-def test_an_old_spelling_has_the_effect_of_the_new_one_and_names_it(command, old, new, says, capsys):
+def test_old_option_works_and_names_the_new_one(command, old, new, says, capsys):
     parser = partial(Parser.of, command, cli.load_command(command)[0])
     assert parser().read(new) == parser().read(old)
     said = capsys.readouterr()
@@ -73,13 +73,13 @@ def test_an_old_spelling_has_the_effect_of_the_new_one_and_names_it(command, old
 
 
 @pytest.mark.parametrize(("command", "word"), [("run", "--plan"), ("approve", "--covers"), ("log", "keep,")])
-def test_an_old_spelling_is_not_in_the_help(command, word, capsys):
+def test_old_option_is_not_in_the_help(command, word, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert word not in capsys.readouterr().out
 
 
-def test_an_old_spelling_is_named_once_beside_an_error(capsys):
+def test_old_option_is_named_once_beside_an_error(capsys):
     with pytest.raises(SystemExit):
         main(["approve", "--covers", "rule"])
     said = capsys.readouterr().err

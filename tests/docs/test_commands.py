@@ -47,13 +47,13 @@ def test_every_command_has_a_section():
     assert set(SECTIONS) == set(COMMANDS)
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_resolve():
     for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} leads to {target}"
 
 
-def test_links_into_pages_lead_to_something_there():
+def test_anchors_of_links_exist():
     for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
         for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
             text = (page.parent / target).read_text() if target else page.read_text()
@@ -62,7 +62,7 @@ def test_links_into_pages_lead_to_something_there():
             assert anchor in slugs, f"{page.name} leads to {target}#{anchor}"
 
 
-def test_files_that_pages_name_are_there():
+def test_files_named_on_pages_exist():
     for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
         for named in re.findall(r"`((?:rules|proxy|enforcer|tests|docs|containers)/[\w./]*)`", page.read_text()):
             assert (DOCS.parent / named).exists(), f"{page.name} names {named}"

@@ -56,7 +56,7 @@ esac
 
 
 @pytest.mark.parametrize(("there", "found", "says"), PYTHONS, ids=[str(row[0]) for row in PYTHONS])
-def test_setup_names_the_library_that_a_python_lacks(base, there, found, says):
+def test_setup_names_a_missing_library_of_python(base, there, found, says):
     for name, is_like in there.items():
         version, _, lacks = is_like.partition(" ")
         (base / name).write_text(FAKE.format(version=version, lacks=lacks))
@@ -72,7 +72,7 @@ def test_setup_names_the_library_that_a_python_lacks(base, there, found, says):
     assert bool(done.returncode) is bool(says)
 
 
-def test_a_checkout_that_was_copied_is_set_up_anew(base):
+def test_copied_checkout_is_set_up_again(base):
     """Its environment would run the code of the checkout that it was copied from."""
     stamp = base / ".venv" / ".made-from-the-lock"
     stamp.parent.mkdir()
@@ -85,7 +85,7 @@ def test_a_checkout_that_was_copied_is_set_up_anew(base):
 
 
 @pytest.mark.parametrize(("home", "clone", "tells"), PLACES)
-def test_an_interpreter_that_only_its_owner_can_reach_is_told_of(base, home, clone, tells):
+def test_interpreter_closed_to_others_gives_a_warning(base, home, clone, tells):
     python = base / "home" / "python" / "bin" / "python3"
     python.parent.mkdir(parents=True)
     python.write_text("")

@@ -31,14 +31,14 @@ def site(tmp_path_factory):
     return into / "html"
 
 
-def test_site_has_each_page_and_a_way_to_it(site):
+def test_site_has_each_page_and_a_link_to_it(site):
     pages = {str(page.relative_to(DOCS).with_suffix(".html")) for page in DOCS.rglob("*.md")}
     assert {str(page.relative_to(site)) for page in site.rglob("*.html")} == pages | {"genindex.html", "search.html"}
     index = (site / "index.html").read_text()
     assert {page for page in pages if f'href="{page}"' not in index} == {"index.html"}
 
 
-def test_site_loads_nothing_from_elsewhere_and_can_be_searched(site):
+def test_site_is_searchable_and_loads_nothing_foreign(site):
     index = (site / "searchindex.js").read_text()
     assert "worktre" in index  # words are in it by their stems
     assert "pasteboard" not in index

@@ -82,7 +82,7 @@ def lab():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_page_can_be_followed_from_its_first_command_to_its_last(lab, page):
+def test_commands_of_a_page_work_in_order(lab, page):
     with Reader(lab, Lab.ORDINARY + PAGES.index(page), page.stem) as reader:
         for block in BLOCK.finditer(page.read_text()):
             if block["wait"]:
@@ -163,7 +163,7 @@ class Reader:
         self._work = Path(directory)
 
 
-def test_pages_are_read_as_they_are_meant():
+def test_pages_are_parsed_by_the_conventions():
     block = "$ exeat check web.yaml\nweb.yaml: clean\n$ false  # status 1\n$ a \\\n    b   # a note\n"
     assert steps_of(block) == [
         Step("exeat check web.yaml", 0, ("web.yaml: clean",)),
@@ -183,5 +183,5 @@ def test_pages_are_read_as_they_are_meant():
         (("a", "..."), "b\nc\n", False),
     ],
 )
-def test_what_is_shown_is_compared(shown, printed, same):
+def test_shown_output_is_compared(shown, printed, same):
     assert matches(shown, printed) is same

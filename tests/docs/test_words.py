@@ -172,7 +172,7 @@ def test_sentences_of_a_page_are_short(page):
     assert [one for one in sentences(page.read_text()) if len(one.split()) > LONGEST] == []
 
 
-def test_names_are_taken_apart_into_words():
+def test_names_are_split_into_words():
     assert words("WhoseAsked") == {"whose", "asked"}
     assert words("held_body") == {"held", "body"}
     assert words("TLSKey") == {"tls", "key"}

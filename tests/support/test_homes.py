@@ -8,7 +8,7 @@ def _there(home):
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
-def test_what_the_first_run_made_is_made_no_second_time(someone):
+def test_first_run_files_are_made_once(someone):
     before = _there(someone.home)
     assert {name.partition("-")[0] for name in before} == {"ca.json", "ca.pem", "java", "network"}
     rules = someone.write(someone.home / "rules.yaml", RULES)

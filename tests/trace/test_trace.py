@@ -43,7 +43,7 @@ def tree(directory, content):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_flow_of_known_calls_is_counted_exactly(way, tmp_path):
+def test_known_flow_is_counted_exactly(way, tmp_path):
     tree(tmp_path, TINY)
     program, expected = WAYS[way]
     place = tmp_path / "recording"
@@ -52,7 +52,7 @@ def test_a_flow_of_known_calls_is_counted_exactly(way, tmp_path):
     assert flows.figures(recording.read(place, tmp_path)) == expected
 
 
-def test_a_file_that_is_imported_while_it_is_recorded_is_told_from_one_that_is_called(tmp_path):
+def test_imported_file_is_distinguished_from_a_called_one(tmp_path):
     tree(tmp_path, TINY)
     place = tmp_path / "recording"
     program = PROGRAM.replace("from enforcer.starts import start\n", "").replace("WAY", "import proxy.gate.asks")
@@ -82,7 +82,7 @@ CIRCLES = {
 
 
 @pytest.mark.parametrize("case", CIRCLES)
-def test_circles_of_imports_are_found(case, tmp_path):
+def test_import_circles_are_found(case, tmp_path):
     content, folders, inside = CIRCLES[case]
     tree(tmp_path, content)
     found = imports.imports(tmp_path)
@@ -90,14 +90,14 @@ def test_circles_of_imports_are_found(case, tmp_path):
     assert bool(imports.between_folders(found)) is (case in {"of two folders", "of lazy imports", "of types"})
 
 
-def test_folders_import_each_other_in_no_circle():
+def test_folders_have_no_import_circle():
     """Between folders not for types alone, either: who reads one can stop at its edge. Files of one folder may."""
     found = imports.imports()
     assert imports.between_folders(found) == []
     assert imports.inside_folders(found, ["top", "lazy"]) == []
 
 
-def test_a_run_is_recorded_in_all_its_processes(someone):
+def test_run_is_recorded_in_all_processes(someone):
     """The gate's worker is confined, and killed: what it called is there."""
     rules = someone.write(someone.home / "rules.yaml", "version: 1\nname: trace\nrules: []\n")
     place = someone.work / "recording"

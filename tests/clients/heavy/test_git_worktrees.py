@@ -54,7 +54,7 @@ git reset -q --hard HEAD~1; git merge -q --no-edit ORIG_HEAD; git bisect start H
 """
 
 
-def test_a_day_s_work_in_a_worktree(someone, main):
+def test_worktree_supports_everyday_git_commands(someone, main):
     host(main, "git worktree add -q ../w other")
     own(someone, main.parent)
     config = (main / ".git/config").read_bytes()
@@ -66,7 +66,7 @@ def test_a_day_s_work_in_a_worktree(someone, main):
     assert (main / ".git/config").read_bytes() == config
 
 
-def test_worktrees_that_a_task_makes_moves_and_removes(someone, main):
+def test_task_makes_moves_and_removes_worktrees(someone, main):
     own(someone, main.parent)
     script = (
         "git worktree add -q in; cd in; echo b > b; git add b; git commit -qm two; cd ..; git worktree move in there"
@@ -77,7 +77,7 @@ def test_worktrees_that_a_task_makes_moves_and_removes(someone, main):
     assert host(main, "git -C there log --format=%s -n 1") == "two"
 
 
-def test_a_worktree_of_a_bare_repository(someone, main):
+def test_worktree_of_a_bare_repository_works(someone, main):
     host(main.parent, "git clone -q --bare main bare; git -C bare worktree add -q ../w other")
     own(someone, main.parent)
     done = run(someone, main.parent / "w", DAY)
@@ -85,7 +85,7 @@ def test_a_worktree_of_a_bare_repository(someone, main):
     assert host(main.parent / "bare", "git log --format=%s -n 1 topic") == "three"
 
 
-def test_a_submodule_as_the_workspace_and_in_it(someone, main):
+def test_submodules_work_as_and_in_the_workspace(someone, main):
     host(main.parent, "git clone -q main lib; cd main; git submodule --quiet add ../lib lib; git commit -qm sub")
     own(someone, main.parent)
     done = run(someone, main / "lib", "git status; echo b > b; git add b; git commit -qm two")
@@ -98,7 +98,7 @@ def test_a_submodule_as_the_workspace_and_in_it(someone, main):
     assert host(main, "git log --format=%s -n 1") == "moved"
 
 
-def test_objects_that_are_borrowed_are_shown_by_a_read(someone, main):
+def test_borrowed_objects_are_readable_with_read(someone, main):
     host(main.parent, "git clone -q --shared main borrowed")
     own(someone, main.parent)
     work = main.parent / "borrowed"
@@ -108,7 +108,7 @@ def test_objects_that_are_borrowed_are_shown_by_a_read(someone, main):
     assert host(work, "git log --format=%s -n 1") == "two"
 
 
-def test_a_repository_that_a_group_shares(someone, main):
+def test_repository_shared_by_a_group_works(someone, main):
     host(main.parent, "git init -q -b main --shared=group shared; cd shared; echo a > a; git add a; git commit -qm one")
     own(someone, main.parent)
     work = main.parent / "shared"

@@ -49,13 +49,13 @@ def tried(world):
     return found
 
 
-def test_kubectl_reads_a_cluster_under_the_gate_s_certificate(tried):
+def test_kubectl_reads_a_cluster_through_the_gate(tried):
     listed = tried["shown"].said[0]
     assert listed.ok, listed
     assert "web" in listed.out
 
 
-def test_kubectl_exec_says_why_its_protocol_is_refused(tried):
+def test_kubectl_exec_prints_why_its_protocol_is_denied(tried):
     """Newer ones try WebSocket first, which the rule doesn't allow, older ones SPDY alone."""
     ran = tried["shown"].said[1]
     assert not ran.ok
@@ -65,7 +65,7 @@ def test_kubectl_exec_says_why_its_protocol_is_refused(tried):
     assert reasons & {"protocol_mismatch", "no_rule"}, ran
 
 
-def test_without_the_certificate_it_is_told_what_the_server_asks_for(tried):
+def test_missing_client_certificate_is_explained(tried):
     assert not tried["none"].said[0].ok
     details = {each.get("detail", "") for each in tried["none"].journal.of(kind="request.completed")}
     assert any("asks for a client certificate" in detail for detail in details), details

@@ -75,7 +75,7 @@ LEFT = """
 """.replace("URL_", json.dumps(URL))
 
 
-def test_fetch_that_leaves_a_stream_has_not_failed(world):
+def test_fetch_that_abandons_a_stream_is_no_failure(world):
     tried = world.run([program("node"), "-e", LEFT])
     assert tried.said[0].out.split() == ["true", "AbortError"]
     (completed,) = tried.journal.of(kind="request.completed")

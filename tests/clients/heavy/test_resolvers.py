@@ -53,14 +53,14 @@ ANSWERED = [
 
 
 @pytest.mark.parametrize("client", ANSWERED)
-def test_resolver_gets_the_address_that_stands_for_the_name(tried, client):
+def test_resolver_gets_the_synthetic_address(tried, client):
     said = tried[0][client]
     assert said.ok, said
     assert SYNTHETIC.search(said.out), said
 
 
 @pytest.mark.parametrize("client", ["dig TXT over TCP", "dig ANY", "dig AXFR"])
-def test_question_that_is_not_answered_gets_an_answer_that_says_so_over_tcp(tried, client):
+def test_unsupported_query_over_tcp_gets_an_error_reply(tried, client):
     """Not a refused connection: records of these types aren't given, and the name is there."""
     said = tried[0][client]
     assert "refused" not in said.out + said.err, said

@@ -27,7 +27,7 @@ def rules(someone):
     return someone.write(someone.home / "rules.yaml", "version: 1\nname: nothing\n")
 
 
-def test_getpass_behind_a_pipe_reads_the_terminal_without_an_echo(someone, rules):
+def test_getpass_reads_the_terminal_without_echo(someone, rules):
     line = f"echo data | $EXEAT /usr/bin/python3 -c {shlex.quote(PASSWORD)}"
     terminal = Terminal.of_line(someone, rules, line)
     terminal.until(b"PW: ")
@@ -50,7 +50,7 @@ def test_less_reads_keys_inside_and_beside_a_run(someone, rules, line):
     terminal.hang_up()
 
 
-def test_fzf_chooses_by_keys_where_its_output_is_captured(someone, rules):
+def test_fzf_reads_keys_while_its_output_is_captured(someone, rules):
     program("fzf")
     line = "stty rows 24 cols 80; said=$(printf 'one\\ntwo\\n' | TERM=xterm $EXEAT fzf); echo chose:$said"
     terminal = Terminal.of_line(someone, rules, line)
@@ -63,7 +63,7 @@ def test_fzf_chooses_by_keys_where_its_output_is_captured(someone, rules):
     terminal.hang_up()
 
 
-def test_a_jvm_under_a_limit_ends_by_its_own_word(someone, rules):
+def test_jvm_under_a_limit_ends_with_its_own_message(someone, rules):
     """Its heap is of the limit, so it says OutOfMemoryError; with the host's memory for its own the kernel killed it."""
     program("java")
     (someone.work / "Held.java").write_text(LOADED)
@@ -82,6 +82,6 @@ def test_lscpu_and_nproc_agree(someone, rules):
     assert done.stdout.decode().split() == [count, count], done.stderr
 
 
-def test_bubblewrap_inside_is_told_of(someone, rules):
+def test_bubblewrap_inside_gives_a_hint(someone, rules):
     done = someone.exeat("run", "--rules", rules, "--", program("bwrap"), "--dev-bind", "/", "/", "true")
     assert b"was refused: the task is in a sandbox already" in done.stderr

@@ -127,7 +127,7 @@ def test_every_server_answers_from_its_own_address(sandbox):
     sandbox(test)
 
 
-def test_lookup_over_tcp_is_answered_at_every_server_also_the_sandbox_s_own(sandbox):
+def test_lookup_over_tcp_is_answered_at_every_server_address(sandbox):
     """What `resolv.conf` names is the sandbox's own address: `dig +tcp`, `use-vc` and truncated answers ask there."""
     servers = (*SERVERS, "127.0.0.1", "0.0.0.0", "::", str(OWN_ADDRESSES[1]))
 

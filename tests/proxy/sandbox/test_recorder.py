@@ -46,7 +46,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("kind", "decision", "how"), SHAPES.values(), ids=SHAPES)
-def test_one_event_a_decision(tmp_path, kind, decision, how):
+def test_each_decision_is_one_event(tmp_path, kind, decision, how):
     here = recorder_lab(tmp_path)
     wanted = {"name": "a.example", "address": "93.184.216.34", "port": 443, "protocol": Protocol.TLS, **how}
     event = here.recorder.decided(kind, decision, **wanted)
@@ -72,7 +72,7 @@ def test_one_event_a_decision(tmp_path, kind, decision, how):
     assert here.recorder.summary().counts == ((kind, decision.outcome, 1),)
 
 
-def test_what_is_no_decision_is_not_told_as_one(tmp_path):
+def test_invalid_decision_is_not_recorded(tmp_path):
     here = recorder_lab(tmp_path)
     with pytest.raises(ValueError, match=r"task\.started"):
         here.recorder.decided(Kind.TASK_STARTED, ALLOWED, name=None, address=None, port=None, protocol=None)
@@ -80,7 +80,7 @@ def test_what_is_no_decision_is_not_told_as_one(tmp_path):
 
 
 @pytest.mark.parametrize("decision", [ALLOWED, AUDITED])
-def test_a_connection_that_was_let_out_is_closed_once(tmp_path, decision):
+def test_allowed_connection_has_one_close_event(tmp_path, decision):
     here = recorder_lab(tmp_path)
     cause = connect(here.recorder, decision)
     assert here.metrics.connections_open == 1
@@ -97,7 +97,7 @@ def test_a_connection_that_was_let_out_is_closed_once(tmp_path, decision):
 
 
 @pytest.mark.parametrize("decision", [DENIED, ASKED, FAILED])
-def test_a_connection_that_was_not_let_out_has_no_closing_event(tmp_path, decision):
+def test_denied_connection_has_no_close_event(tmp_path, decision):
     here = recorder_lab(tmp_path)
     close(here.recorder, connect(here.recorder, decision))
     close(here.recorder, "never told")
@@ -105,7 +105,7 @@ def test_a_connection_that_was_not_let_out_has_no_closing_event(tmp_path, decisi
     assert here.metrics.connections_open == 0
 
 
-def test_a_connection_cut_short_says_why(tmp_path):
+def test_connection_cut_short_has_a_reason(tmp_path):
     here = recorder_lab(tmp_path)
     here.recorder.closed(
         connect(here.recorder),
@@ -122,7 +122,7 @@ def test_a_connection_cut_short_says_why(tmp_path):
     assert (here.lines()[1]["outcome"], here.lines()[1]["reason"]) == ("failed", "upstream_failed")
 
 
-def test_a_request_is_completed_with_its_status_and_its_bytes_are_not_counted_twice(tmp_path):
+def test_completed_request_has_its_status_and_counts_bytes_once(tmp_path):
     here = recorder_lab(tmp_path)
     here.recorder.completed(
         CAUSE,
@@ -141,7 +141,7 @@ def test_a_request_is_completed_with_its_status_and_its_bytes_are_not_counted_tw
     assert (here.metrics.bytes_up, here.metrics.bytes_down) == (0, 0)
 
 
-def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_tried_again(tmp_path, monkeypatch):
+def test_unwritable_event_blocks_its_attempt_only(tmp_path, monkeypatch):
     here = recorder_lab(tmp_path)
     before = connect(here.recorder)
 
@@ -172,7 +172,7 @@ def test_an_event_that_cannot_be_written_blocks_its_attempt_and_the_next_is_trie
 
 
 @pytest.mark.parametrize("detail", HOSTILE.values(), ids=HOSTILE)
-def test_an_error_is_told_whatever_it_says_and_wherever(tmp_path, detail):
+def test_any_error_text_is_recorded(tmp_path, detail):
     here = recorder_lab(tmp_path)
     here.recorder.error(Component.PEEK, detail, cause=CAUSE)
     here.recorder.error(detail, detail)
@@ -183,7 +183,7 @@ def test_an_error_is_told_whatever_it_says_and_wherever(tmp_path, detail):
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_names_are_told_in_one_line(tmp_path, text):
+def test_hostile_names_are_recorded_in_one_line(tmp_path, text):
     here = recorder_lab(tmp_path, task=text, name=text)
     here.recorder.decided(
         Kind.REQUEST_DECIDED,
@@ -200,7 +200,7 @@ def test_hostile_names_are_told_in_one_line(tmp_path, text):
     assert len(here.lines()) == 1
 
 
-def test_a_task_is_told_from_start_to_end_without_its_secrets(tmp_path):
+def test_task_is_recorded_from_start_to_end_without_secrets(tmp_path):
     here = recorder_lab(tmp_path)
     cause = here.recorder.task_started(["curl", "-u", "me:hunter2", "https://host/"])
     here.recorder.task_ended(cause, seconds=2.5, status=3)
@@ -214,7 +214,7 @@ def test_a_task_is_told_from_start_to_end_without_its_secrets(tmp_path):
     assert here.metrics.tasks == {"passed": 2, "failed": 1}
 
 
-def test_rules_are_told_when_they_come_into_force_and_when_they_are_rejected(tmp_path):
+def test_applied_and_rejected_rules_are_recorded(tmp_path):
     here = recorder_lab(tmp_path)
     here.recorder.rules_loaded()
     here.recorder.rules_rejected(["web.yaml:3:1: `actoin` is not a key of a rule"])
@@ -227,7 +227,7 @@ def test_rules_are_told_when_they_come_into_force_and_when_they_are_rejected(tmp
     assert here.metrics.rules_loaded_at is not None
 
 
-def test_two_tasks_in_one_process_are_never_mixed_up(tmp_path):
+def test_two_tasks_in_one_process_are_never_confused(tmp_path):
     first, second = recorder_lab(tmp_path, task="t-1"), recorder_lab(tmp_path, task="t-2")
     for _ in range(3):
         connect(first.recorder)
@@ -249,7 +249,7 @@ def test_recording_imports_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
-def test_the_cached_parts_of_a_line_follow_the_values_they_were_made_of(tmp_path):
+def test_cached_parts_of_a_line_follow_their_values(tmp_path):
     """What is kept between events is keyed by value: a new revision or another rule is never told as the old one."""
     here = recorder_lab(tmp_path)
     connect(here.recorder, ALLOWED)
@@ -264,7 +264,7 @@ def test_the_cached_parts_of_a_line_follow_the_values_they_were_made_of(tmp_path
 
 
 @pytest.mark.parametrize("part", ["encode", "append"])
-def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypatch, part):
+def test_error_while_recording_counts_as_a_lost_event(tmp_path, monkeypatch, part):
     here = recorder_lab(tmp_path)
 
     def broken(*_):
@@ -281,7 +281,7 @@ def test_a_bug_of_ours_in_telling_is_an_event_that_isn_t_told(tmp_path, monkeypa
     assert here.metrics.events_dropped == 2
 
 
-def test_a_decision_names_what_it_waited_for(tmp_path):
+def test_decision_names_its_approval(tmp_path):
     here = recorder_lab(tmp_path)
     connect(here.recorder, approval="k3x9abcd")
     connect(here.recorder)

@@ -22,11 +22,11 @@ def greedy(quota):
     return quota.extra
 
 
-def test_one_sandbox_alone_may_have_all_of_it():
+def test_single_sandbox_gets_the_whole_quota():
     assert greedy(DescriptorQuotas(1000, 1).join()) == 1000 - RESERVED - OWN
 
 
-def test_what_a_sandbox_may_have_is_the_same_whatever_its_neighbours_hold():
+def test_quota_is_independent_of_neighbours():
     """A quota that shrinks as others take theirs would carry a bit from one sandbox to another (invariant 11)."""
     quotas = DescriptorQuotas(5000, 16)
     joined = [quotas.join() for _ in range(16)]
@@ -41,7 +41,7 @@ def test_what_a_sandbox_may_have_is_the_same_whatever_its_neighbours_hold():
     assert not quotas.is_full
 
 
-def test_what_is_open_counts_at_its_price_up_to_its_most():
+def test_open_objects_count_at_their_price_up_to_the_quota():
     quota = DescriptorQuotas(RESERVED + OWN + 10, 1).join()
     connections, questions = [], []
     quota.count(connections, 2)
@@ -54,7 +54,7 @@ def test_what_is_open_counts_at_its_price_up_to_its_most():
     assert not quota.has_room()
 
 
-def test_where_there_are_few_descriptors_there_are_fewer_sandboxes():
+def test_fewer_descriptors_allow_fewer_sandboxes():
     quotas = DescriptorQuotas(1024, 512)
     assert quotas.most * (OWN + LEAST) <= 1024 - RESERVED
     for _ in range(quotas.most):
@@ -86,7 +86,7 @@ def traffic(tmp_path):
             sock.close()
 
 
-def test_sockets_beside_a_connection_count_as_their_sandboxes(traffic):
+def test_sockets_of_a_connection_count_for_its_sandbox(traffic):
     quota = traffic.dialer.descriptors
     assert traffic.inspection._dialer.descriptors is quota
     for _ in range(10):
@@ -100,7 +100,7 @@ def test_sockets_beside_a_connection_count_as_their_sandboxes(traffic):
     ("things", "each"),
     [("_gate.connections", 2), ("_udp.open_flows", 1), ("_lookup.waiting", 2), ("_resolver.record_tasks", 1)],
 )
-def test_what_a_sandbox_has_open_counts_as_its_own(traffic, things, each):
+def test_open_objects_count_for_their_sandbox(traffic, things, each):
     counted = attrgetter(things)(traffic)
     for number in range(-(-10 // each)):
         assert traffic._gate._has_room()
@@ -110,7 +110,7 @@ def test_what_a_sandbox_has_open_counts_as_its_own(traffic, things, each):
     counted.clear()
 
 
-def test_questions_that_wait_for_their_turn_take_no_descriptor(traffic):
+def test_queued_queries_take_no_descriptor(traffic):
     quota = traffic.dialer.descriptors
     quota._most = 2 * MOST_AT_ONCE
     traffic._resolver.record_tasks.update(range(5 * MOST_AT_ONCE))

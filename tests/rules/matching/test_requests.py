@@ -332,7 +332,7 @@ def git(says, action="allow", ident="g", more=""):
 @pytest.mark.parametrize(
     "exemption", ["{http: {paths: /a}}", "{credential: key}", "{git: {repos: [other], fetch: true}}"]
 )
-def test_exemption_of_another_rule_opens_no_connection_for_denied_git_requests(exemption):
+def test_exemption_elsewhere_opens_no_connection_for_denied_git(exemption):
     allow = "- {id: a, to: git.example, git: {repos: [acme/web], fetch: true}, action: allow}\n"
     denied = git("{repos: ['acme/*'], fetch: true}", "deny", "d")
     ask = f"- {{id: k, to: git.example, git: {{repos: [acme/web], push: [refs/**]}}, except: [{exemption}], action: ask}}\n"
