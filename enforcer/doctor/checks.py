@@ -249,10 +249,10 @@ _WATCHING = (
 
 def _try_landlock() -> str:
     found = landlock.version()
-    if found < landlock.LEAST:
+    if found < landlock.MIN_VERSION:
         raise HostError(f"{f'version {found}' if found else 'none'}: only mounts restrict the files of a task")
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # Landlock requires it of an ordinary user
-    landlock.restrict([landlock.Grant("/", landlock.LISTS)])
+    landlock.restrict([landlock.Grant("/", landlock.LIST_RIGHTS)])
     try:
         os.close(os.open("/etc/passwd", os.O_RDONLY))
     except PermissionError:

@@ -127,7 +127,7 @@ def _task(wanted: RunRequest, who: Identity, wall: Iterable[landlock.Grant]) -> 
     yield f"work in {wanted.workspace}"
     yield "enter a user namespace of the task's own"
     yield "drop all capabilities, empty the bounding set, lock securebits, and set no_new_privs"
-    if landlock.version() >= landlock.LEAST:
+    if landlock.version() >= landlock.MIN_VERSION:
         yield from (f"let Landlock allow it to {landlock.describe(grant)}" for grant in wall)
     reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
     size = len(seccomp.assemble(seccomp.task_filter(reviewed=reviewed), linux.platform_machine()))

@@ -17,8 +17,8 @@ from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.mount_steps import Step
 from enforcer.sandbox.namespaces import SandboxNamespaces
 from enforcer.sandbox.overlays import Review
-from enforcer.sandbox.path_scan import mask_again
-from enforcer.sandbox.stdio import OWN, TerminalSettings, make_terminal
+from enforcer.sandbox.path_scan import restore_mask
+from enforcer.sandbox.stdio import SANDBOX_TERMINAL, TerminalSettings, make_terminal
 from enforcer.sandbox.step_lists import ANY, QUOTA
 from enforcer.sandbox.task_start import Program
 from enforcer.seccomp_supervisor.process import SOCKET as WATCH
@@ -80,21 +80,21 @@ class Sandbox:
         has no shell to continue it.
         """
         whom, calls = -self.task if group or number == signal.SIGCONT else self.task, self.init.calls
-        calls.call("kill", whom, number, but=(ANY,))
+        calls.call("kill", whom, number, ignored=(ANY,))
         if number in _ENDING:
-            calls.call("kill", whom, signal.SIGCONT, but=(ANY,))
-        self.init.tell()
+            calls.call("kill", whom, signal.SIGCONT, ignored=(ANY,))
+        self.init.submit_silently()
 
     def cover(self, paths: Sequence[str]) -> None:
         """Mask rule files again that the host has replaced, and pin the directories above; outermost first."""
         for path in paths:
             self.init.calls.step(None)
-            mask_again(self.init.calls, path)
-        self.init.tell()
+            restore_mask(self.init.calls, path)
+        self.init.submit_silently()
 
     def settle(self) -> None:
         """Wait a second or two until no process of the task is left, and the supervisor has reported all."""
-        settled = self.namespaces.see_out()
+        settled = self.namespaces.wait_until_empty()
         if self.supervisor is not None:
             self.supervisor.see_out()
         if not settled:
@@ -115,18 +115,18 @@ def launch(
 
     `carry` gets the primary side of the task's terminal, and returns once it is relayed. Raises HostError.
     """
-    if empty is not None and not _begins_with(spec.steps, empty.done):
+    if empty is not None and not _begins_with(spec.steps, empty.executed_steps):
         empty.end()
         empty = None
     made = empty or namespaces.start_empty(spec.identity, spec.resource_limits)
     supervisor = sandbox = None
     try:
-        made.ready()
+        made.wait_until_ready()
         if empty is not None:
-            made.adopt()
-        if spec.program.watching is not None:
-            supervisor = SupervisorProcess(spec.program.watching, made, spec.resource_limits)
-        _hand_over(spec, made.give(), supervisor)
+            made.inherit_limits()
+        if spec.program.supervised is not None:
+            supervisor = SupervisorProcess(spec.program.supervised, made, spec.resource_limits)
+        _hand_over(spec, made.take_sockets(), supervisor)
         with namespaces.explain_errors():
             sandbox = _furnish(spec, made, supervisor)
             stdio, own = _own_terminal(spec, made.init, carry)
@@ -176,15 +176,15 @@ def _furnish(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorP
     """Execute the rest of the mount plan, and make it the root."""
     for lock in spec.held:
         made.outer.calls.take(lock)
-    made.outer.tell()
-    namespaces.execute_steps(made.init, spec.steps[len(made.done) :])
+    made.outer.submit_silently()
+    namespaces.execute_steps(made.init, spec.steps[len(made.executed_steps) :])
     namespaces.finish_view(made.init)
     calls, name = made.init.calls, os.fsencode(spec.hostname)
-    called = calls.get("sethostname", name, len(name), but=(errno.EPERM,))
+    called = calls.get("sethostname", name, len(name), ignored=(errno.EPERM,))
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     proc = calls.get("openat", linux.AT_FDCWD, "/proc", flags)
     root = calls.get("openat", linux.AT_FDCWD, "/", flags)
-    room, proc_of, root_of = made.init.do(QUOTA, proc, root)
+    room, proc_of, root_of = made.init.run(QUOTA, proc, root)
     # A container's filter may deny it: a default name is left out then.
     if made.init.value(called) < 0 and spec.named and socket.gethostname() != spec.hostname:
         raise _unnamed(spec.hostname)
@@ -217,7 +217,7 @@ def _own_terminal(
         os.close(own)
         why = f"nobody can carry what passes through its terminal: {error.strerror or error}"
         raise OSError(error.errno, why) from error
-    first, second, third = (own if number == OWN else number for number in spec.stdio)
+    first, second, third = (own if number == SANDBOX_TERMINAL else number for number in spec.stdio)
     return (first, second, third), own
 
 

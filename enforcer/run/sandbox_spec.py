@@ -61,7 +61,7 @@ def gather_spec(
         who = who.as_root()
     own = etc_files(who, wanted, trusted, cache)
     if empty is not None:
-        empty.take(mount_plan.etc_steps(own))
+        empty.execute_in_advance(mount_plan.etc_steps(own))
     kept: tuple[mount_plan.CacheMount, ...] = ()
     locks: tuple[int, ...] = ()
     if wanted.box.caches:
@@ -88,7 +88,7 @@ def gather_spec(
         locks,
         given,
         named=wanted.box.hostname is not None,
-        terminal=io.like,
+        terminal=io.settings,
         umask=_umask(),
         may_allow_udp=wanted.policy.needs.udp,
     )
@@ -119,7 +119,7 @@ def compose(
         stdio.ignored_signals(),
         seccomp.assemble(seccomp.task_filter(reviewed=bool(shown.review)), linux.platform_machine()),
         seccomp.watched_filter(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
-        wall=landlock.grants(steps, wanted.writable),
+        grants=landlock.grants(steps, wanted.writable),
     )
     return steps, program
 
@@ -146,9 +146,9 @@ def _trees(who: Identity, wanted: RunRequest, kept: Sequence[str]) -> dict[str, 
     trees = {path: identity.idmapped_tree(path, *ids) for path in (*wanted.writable, *kept)}
     for path in wanted.read:
         if path not in trees:
-            trees[path] = identity.idmapped_tree(path, *ids, needed=False)
+            trees[path] = identity.idmapped_tree(path, *ids, required=False)
             if not os.path.isdir(path):
-                trees[mount_plan.directory_tree_key(path)] = identity.idmapped_around(
+                trees[mount_plan.directory_tree_key(path)] = identity.idmapped_directory_of(
                     path, ids, (who.outer_uids.lines[0][1], who.outer_gids.lines[0][1])
                 )
     return trees
@@ -177,7 +177,7 @@ def steps_of(who: Identity, wanted: RunRequest, own: Mapping[str, bytes], shown:
             write=wanted.write,
             hide=wanted.hide,
             names=wanted.names,
-            kept=shown.kept,
+            caches=shown.kept,
             review=shown.review,
             guarded=shown.guarded,
             devices=wanted.box.devices,

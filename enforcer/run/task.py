@@ -208,12 +208,12 @@ def _launch(
     from enforcer.run import launch
 
     try:
-        sandbox = launch.launch(sandbox_spec, empty, io.has_terminal)
+        sandbox = launch.launch(sandbox_spec, empty, io.start_terminal)
     except (BrokenPipeError, ConnectionResetError) as error:
         raise worker.start_error(gate) from error
     made.callback(sandbox.end)
     io.close()
-    io.begin()
+    io.start_relays()
     if post is not None:
         post.handed_over()
     return sandbox

@@ -36,42 +36,42 @@ LINKS: Final = {
 DIRECTORIES: Final = ("pts", "shm")  # mount points in it
 _MEMORY_MAJOR: Final = 1
 _KVM, _DRM = (10, 232), 226
-_NO_CARDS: Final = frozenset(
+_NOT_CARD_MAJORS: Final = frozenset(
     {_MEMORY_MAJOR, *range(2, 10), 13, 14, 29, 81, 116}
 )  # memory, terminals, disks, keys, sound, films
 _MODE: Final = 0o666  # whatever the umask
-_SIZE: Final = {"mode": "755", "size": "64k", "nr_inodes": "256"}
+_TMPFS_OPTIONS: Final = {"mode": "755", "size": "64k", "nr_inodes": "256"}
 
 
 class Devices(NamedTuple):
     """Mount the sandbox's /dev: device nodes, links, and directories for other file systems.
 
-    `given`: names of further host devices; the task's nodes for them belong to `owner`, a kernel uid and gid.
+    `extra_devices`: names of further host devices; the task's nodes for them belong to `owner`, a kernel uid and gid.
     """
 
     target: str = "/dev"
-    given: tuple[str, ...] = ()
+    extra_devices: tuple[str, ...] = ()
     owner: tuple[int, int] = (0, 0)
 
     def describe(self) -> str:
-        names = ", ".join((*NODES, *self.given))
+        names = ", ".join((*NODES, *self.extra_devices))
         return f"mount a tmpfs on {self.target} with device nodes of its own: {names}"
 
     def execute(self, executor: Executor) -> None:
         """Make the file system in this process, and have the sandbox attach it."""
-        calls, tree = executor.calls, make_dev(self.given, self.owner)
+        calls, tree = executor.calls, make_dev(self.extra_devices, self.owner)
         try:
-            place = make_directory(calls, NEW + self.target)
-            attach_mount(calls, calls.take(tree), place)
-            calls.close(place)
-            executor.begin()
+            target_directory = make_directory(calls, NEW + self.target)
+            attach_mount(calls, calls.take(tree), target_directory)
+            calls.close(target_directory)
+            executor.submit()
         finally:
             os.close(tree)
 
 
-def make_dev(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
+def make_dev(extra_devices: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
     """Return a detached tmpfs with the content of /dev. Raises OSError without the right to make device nodes."""
-    tree = linux.make_detached_mount("tmpfs", _SIZE, linux.MOUNT_ATTR_NOSUID)
+    tree = linux.make_detached_mount("tmpfs", _TMPFS_OPTIONS, linux.MOUNT_ATTR_NOSUID)
     try:
         for name, number in NODES.items():
             os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(*number), dir_fd=tree)
@@ -80,11 +80,11 @@ def make_dev(given: Iterable[str] = (), owner: tuple[int, int] = (0, 0)) -> int:
             os.symlink(to, name, dir_fd=tree)
         for name in DIRECTORIES:
             os.mkdir(name, 0o700, dir_fd=tree)
-        for name in given:
-            if above := os.path.dirname(name):
+        for name in extra_devices:
+            if directory := os.path.dirname(name):
                 with contextlib.suppress(FileExistsError):
-                    os.mkdir(above, 0o755, dir_fd=tree)
-            os.mknod(name, stat.S_IFCHR | 0o600, _number(name), dir_fd=tree)
+                    os.mkdir(directory, 0o755, dir_fd=tree)
+            os.mknod(name, stat.S_IFCHR | 0o600, _device_number(name), dir_fd=tree)
             os.chown(name, *owner, dir_fd=tree)
     except BaseException:
         os.close(tree)
@@ -107,42 +107,42 @@ def host_devices(names: Iterable[str]) -> tuple[str, ...]:
 
     Raises UsageError for one that a task may not have.
     """
-    all_of_them: set[str] = set()
+    names_found: set[str] = set()
     for name in names:
         if name == GPU:
-            cards = {card for card in _below_dev() if is_card(card)}
+            cards = {card for card in _list_dev() if is_card(card)}
             if not cards:
                 raise UsageError("devices: this host has no node of a card (/dev/dri/renderD*, /dev/kfd, /dev/nvidia*)")
-            all_of_them |= cards
+            names_found |= cards
         else:
-            all_of_them.add(name)
-    for name in all_of_them:
-        _number(name)
+            names_found.add(name)
+    for name in names_found:
+        _device_number(name)
         if os.geteuid() and not os.access(f"/dev/{name}", os.R_OK | os.W_OK):
             raise UsageError(
                 f"devices: you may not use `/dev/{name}` yourself; become a member of its group (`ls -l /dev/{name}`)"
             )
-    return tuple(sorted(all_of_them))
+    return tuple(sorted(names_found))
 
 
-def _below_dev() -> Iterator[str]:
+def _list_dev() -> Iterator[str]:
     for directory in ("", "dri/", "accel/"):
         with contextlib.suppress(OSError):
             yield from (directory + name for name in os.listdir(f"/dev/{directory}"))
 
 
-def _number(name: str) -> int:
+def _device_number(name: str) -> int:
     """Return the device number of a host device. Raises UsageError if it is another device than its name says."""
     try:
         status = os.stat(f"/dev/{name}", follow_symlinks=False)
     except OSError as error:
-        why = (error.strerror or "error").lower()
+        reason = (error.strerror or "error").lower()
         raise UsageError(
-            f"devices: `/dev/{name}` can't be given to a task: {why}; check the name with `ls -l /dev`"
+            f"devices: `/dev/{name}` can't be given to a task: {reason}; check the name with `ls -l /dev`"
         ) from error
     number = os.major(status.st_rdev), os.minor(status.st_rdev)
-    is_it = stat.S_ISCHR(status.st_mode) and number[0] not in _NO_CARDS
-    if (name == "kvm" and number != _KVM) or (name.startswith("dri/") and number[0] != _DRM) or not is_it:
+    is_allowed = stat.S_ISCHR(status.st_mode) and number[0] not in _NOT_CARD_MAJORS
+    if (name == "kvm" and number != _KVM) or (name.startswith("dri/") and number[0] != _DRM) or not is_allowed:
         raise UsageError(
             f"devices: `/dev/{name}` is not the device of that name: its number is {number[0]}:{number[1]}"
         )
@@ -155,4 +155,6 @@ def memory_device(descriptor: int) -> str:
     if not stat.S_ISCHR(status.st_mode):
         return ""
     number = os.major(status.st_rdev), os.minor(status.st_rdev)
-    return next((name for name, each in NODES.items() if each == number and number[0] == _MEMORY_MAJOR), "")
+    return next(
+        (name for name, device_number in NODES.items() if device_number == number and number[0] == _MEMORY_MAJOR), ""
+    )

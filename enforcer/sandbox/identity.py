@@ -34,7 +34,14 @@ from enforcer.system.errors import HostError
 FIRST_ID, RANGE, SLOTS = 0x70000000, 0x10000, 4096
 TASK_ID, WORKER_ID, SIGNER_ID = 1000, 65533, 65532
 # The capabilities that root needs (capabilities(7)): make namespaces, set ids of processes and files, end processes.
-_NEEDED = {"CAP_CHOWN": 0, "CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_SYS_ADMIN": 21}
+_NEEDED_CAPABILITIES = {
+    "CAP_CHOWN": 0,
+    "CAP_KILL": 5,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SETPCAP": 8,
+    "CAP_SYS_ADMIN": 21,
+}
 SLOT_FILE = Path("/run/exeat/id-ranges")
 
 
@@ -90,69 +97,69 @@ def write_map(pid: int, uids: IdMap, gids: IdMap, *, deny_setgroups: bool) -> No
 
 def is_privileged() -> bool:
     """Whether this process is root with all ids of the host to assign: not root in a container's user namespace."""
-    return os.geteuid() == 0 and _outside(0) == 0 and _map_of_all() and not _lacking()
+    return os.geteuid() == 0 and _parent_id(0) == 0 and _has_full_id_map() and not _missing_capabilities()
 
 
 def choose() -> Identity:
     """Choose the ids of one sandbox. Raises HostError when every range is taken, or no usable id exists."""
     if is_privileged():
-        return _privileged()
+        return _privileged_identity()
     refuse_unmapped(os.geteuid(), os.getegid())
-    if _outside(os.geteuid()) == 0:
-        raise _only_root()
-    return _ordinary()
+    if _parent_id(os.geteuid()) == 0:
+        raise _root_error()
+    return _ordinary_identity()
 
 
-def _only_root() -> HostError:
+def _root_error() -> HostError:
     """Return the error for a root that can't run a task under another id."""
-    never = "a task never runs under kernel uid 0, and this root"
-    if lacking := _lacking():
-        given = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in lacking)
+    intro = "a task never runs under kernel uid 0, and this root"
+    if missing := _missing_capabilities():
+        options = " ".join(f"--cap-add {name.removeprefix('CAP_')}" for name in missing)
         return HostError(
-            f"{never} lacks capabilities to run one under another id ({', '.join(lacking)})",
-            f"run exeat as an ordinary user, or as root with them; in a container, `--user 1000`, or `{given}`",
+            f"{intro} lacks capabilities to run one under another id ({', '.join(missing)})",
+            f"run exeat as an ordinary user, or as root with them; in a container, `--user 1000`, or `{options}`",
         )
     return HostError(
-        f"{never} is in a user namespace without the ids to give it another",
+        f"{intro} is in a user namespace without the ids to give it another",
         "run exeat as an ordinary user, or outside of that user namespace",
     )
 
 
 def refuse_unmapped(uid: int, gid: int) -> None:
     """Raise HostError for ids that aren't mapped here: they can't make a user namespace (EPERM)."""
-    if _outside(uid) is None or _outside(gid, "gid_map") is None:
+    if _parent_id(uid) is None or _parent_id(gid, "gid_map") is None:
         raise HostError(
             f"uid {uid} and gid {gid}, which this runs under, are not mapped in the user namespace that it is in",
             "map them (`unshare --map-current-user`), or run exeat outside of it",
         )
 
 
-def _lines(name: str = "uid_map") -> list[tuple[int, int, int]]:
+def _read_id_map(name: str = "uid_map") -> list[tuple[int, int, int]]:
     with open(f"/proc/self/{name}", encoding="utf-8") as file:
         fields = [tuple(map(int, line.split())) for line in file]
     return [(inside, outside, count) for inside, outside, count in fields]
 
 
-def _map_of_all() -> bool:
-    return _lines() == [(0, 0, 0xFFFFFFFF)]
+def _has_full_id_map() -> bool:
+    return _read_id_map() == [(0, 0, 0xFFFFFFFF)]
 
 
-def _outside(number: int, name: str = "uid_map") -> int | None:
+def _parent_id(number: int, name: str = "uid_map") -> int | None:
     """Return one of our uids (or, with `gid_map`, gids) as the parent user namespace numbers it; None if unmapped."""
-    for inside, outside, count in _lines(name):
+    for inside, outside, count in _read_id_map(name):
         if inside <= number < inside + count:
             return outside + number - inside
     return None
 
 
-def _lacking() -> list[str]:
+def _missing_capabilities() -> list[str]:
     """Return the names of required capabilities that this process lacks."""
     with open("/proc/self/status", encoding="utf-8") as file:
-        held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    return [name for name, number in _NEEDED.items() if not held >> number & 1]
+        effective = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return [name for name, number in _NEEDED_CAPABILITIES.items() if not effective >> number & 1]
 
 
-def _privileged() -> Identity:
+def _privileged_identity() -> Identity:
     number, slot = _take_slot()
     base = FIRST_ID + number * RANGE
     outer = IdMap(((0, base, 1), (TASK_ID, base + TASK_ID, 1)))
@@ -175,20 +182,20 @@ def _privileged() -> Identity:
     )
 
 
-def _ordinary() -> Identity:
+def _ordinary_identity() -> Identity:
     uid, gid = os.geteuid(), os.getegid()
     # Root in a container's user namespace is an ordinary user to the kernel; inside it is never shown as root.
-    seen_uid, seen_gid = uid or TASK_ID, gid or TASK_ID
-    name, home = _account(uid)
+    shown_uid, shown_gid = uid or TASK_ID, gid or TASK_ID
+    name, home = _account_name_and_home(uid)
     return Identity(
         privileged=False,
         outer_uids=IdMap(((0, uid, 1),)),
         outer_gids=IdMap(((0, gid, 1),)),
-        inner_uids=IdMap(((seen_uid, 0, 1),)),
-        inner_gids=IdMap(((seen_gid, 0, 1),)),
+        inner_uids=IdMap(((shown_uid, 0, 1),)),
+        inner_gids=IdMap(((shown_gid, 0, 1),)),
         user=name,
-        uid=seen_uid,
-        gid=seen_gid,
+        uid=shown_uid,
+        gid=shown_gid,
         home=home,
         kernel_uid=uid,
         kernel_gid=gid,
@@ -197,7 +204,7 @@ def _ordinary() -> Identity:
     )
 
 
-def _account(uid: int) -> tuple[str, str]:
+def _account_name_and_home(uid: int) -> tuple[str, str]:
     import pwd
 
     try:
@@ -212,7 +219,7 @@ def _account(uid: int) -> tuple[str, str]:
 
 
 def _take_slot() -> tuple[int, int]:
-    """Lock one byte of the slot file. The lock belongs to the open file description: it ends with its last holder."""
+    """Lock one byte of the slot file, until every copy of the returned descriptor is closed."""
     try:
         SLOT_FILE.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         slot = os.open(SLOT_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -221,7 +228,7 @@ def _take_slot() -> tuple[int, int]:
             f"cannot keep track of id ranges in `{SLOT_FILE}`: {error.strerror}",
             f"let root write in `{SLOT_FILE.parent.parent}`, or run exeat as an ordinary user",
         ) from error
-    for number in _in_turn(int.from_bytes(os.urandom(2))):
+    for number in _slots_from_random_start(int.from_bytes(os.urandom(2))):
         lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
         try:
             fcntl.fcntl(slot, fcntl.F_OFD_SETLK, lock)
@@ -232,30 +239,32 @@ def _take_slot() -> tuple[int, int]:
     raise HostError(f"all {SLOTS} id ranges are in use", "stop some tasks first: `exeat ps`, `exeat stop`")
 
 
-def _in_turn(beginning: int) -> Iterator[int]:
+def _slots_from_random_start(start: int) -> Iterator[int]:
     """Return every slot once, from a random start, so that a start tries few taken ones.
 
     Random, since the roots of two containers see neither each other's locks nor different pids.
     """
-    return ((beginning + number) % SLOTS for number in range(SLOTS))
+    return ((start + number) % SLOTS for number in range(SLOTS))
 
 
-_ahead: Final[dict[tuple[IdMap, IdMap], int]] = {}  # user namespaces made in advance, by their maps; each is used once
+_user_namespaces_in_advance: Final[
+    dict[tuple[IdMap, IdMap], int]
+] = {}  # user namespaces made in advance, by their maps; each is used once
 
 
-def idmapped_tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
+def idmapped_tree(path: str, uid: int, gid: int, *, required: bool = True) -> int:
     """Clone the mount of `path`, detached, with the owner on disk shown as kernel ids `uid` and `gid`.
 
-    All other ids on disk appear as nobody. Raises HostError where the file system can't be id-mapped; with `needed`
+    All other ids on disk appear as nobody. Raises HostError where the file system can't be id-mapped; with `required`
     false the mount stays as it is then. `path` must contain no symbolic link: one that another task puts there is not
     followed.
     """
-    with _walked(path) as place:
-        status, mount = os.fstat(place), linux.open_tree("", directory=place)
+    with _open_path(path) as descriptor:
+        status, mount = os.fstat(descriptor), linux.open_tree("", directory=descriptor)
     try:
         _map_mount(mount, *_maps((status.st_uid, status.st_gid), (uid, gid)))
     except OSError as error:
-        if needed:
+        if required:
             os.close(mount)
             raise HostError(
                 f"the file system of `{path}` cannot be id-mapped ({error.strerror}), and a task never runs as root",
@@ -265,58 +274,67 @@ def idmapped_tree(path: str, uid: int, gid: int, *, needed: bool = True) -> int:
     return mount
 
 
-def idmapped_around(path: str, ids: tuple[int, int], others: tuple[int, int]) -> int:
+def idmapped_directory_of(path: str, ids: tuple[int, int], directory_ids: tuple[int, int]) -> int:
     """Clone the mount of a file's directory, detached, with the file's owner shown as `ids`.
 
-    `others` (uid and gid): how the directory's owner is shown, if it differs. Where the file system can't be id-mapped,
-    the mount is as it is. Raises HostError.
+    `directory_ids` (uid and gid): how the directory's owner is shown, if it differs. Where the file system can't be
+    id-mapped, the mount is as it is. Raises HostError.
     """
-    with _walked(path) as file, _walked(os.path.dirname(path)) as directory:
-        of_file, of_directory = os.fstat(file), os.fstat(directory)
+    with _open_path(path) as file, _open_path(os.path.dirname(path)) as directory:
+        file_status, directory_status = os.fstat(file), os.fstat(directory)
         mount = linux.open_tree("", directory=directory)
-    uids = _both((of_file.st_uid, ids[0]), (of_directory.st_uid, others[0]))
-    gids = _both((of_file.st_gid, ids[1]), (of_directory.st_gid, others[1]))
+    uids = _map_two_owners((file_status.st_uid, ids[0]), (directory_status.st_uid, directory_ids[0]))
+    gids = _map_two_owners((file_status.st_gid, ids[1]), (directory_status.st_gid, directory_ids[1]))
     with contextlib.suppress(OSError):
         _map_mount(mount, uids, gids)
     return mount
 
 
 @contextlib.contextmanager
-def _walked(path: str) -> Iterator[int]:
+def _open_path(path: str) -> Iterator[int]:
     """Open a path without following symbolic links. Raises HostError, also for an OSError in the block."""
     try:
-        place = open_without_links(path)
+        descriptor = open_without_links(path)
         try:
-            yield place
+            yield descriptor
         finally:
-            os.close(place)
+            os.close(descriptor)
     except OSError as error:
         raise HostError(f"`{path}` cannot be shown: {error.strerror or error}") from error
 
 
 def _map_mount(mount: int, uids: IdMap, gids: IdMap) -> None:
     """Id-map a detached mount: show ids on disk as kernel ids. Raises OSError, HostError."""
-    users = _ahead.pop((uids, gids)) if (uids, gids) in _ahead else _user_namespace(uids, gids)
+    users = (
+        _user_namespaces_in_advance.pop((uids, gids))
+        if (uids, gids) in _user_namespaces_in_advance
+        else _user_namespace(uids, gids)
+    )
     try:
         linux.mount_setattr(mount, linux.MOUNT_ATTR_IDMAP, userns=users)
     finally:
         os.close(users)
 
 
-def _both(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
-    (of_file, shown), (of_directory, other) = file, directory
-    return IdMap(((of_file, shown, 1), *(((of_directory, other, 1),) if of_directory != of_file else ())))
+def _map_two_owners(file: tuple[int, int], directory: tuple[int, int]) -> IdMap:
+    (file_owner, file_shown), (directory_owner, directory_shown) = file, directory
+    return IdMap(
+        (
+            (file_owner, file_shown, 1),
+            *(((directory_owner, directory_shown, 1),) if directory_owner != file_owner else ()),
+        )
+    )
 
 
 def make_idmap_ahead(owner: tuple[int, int], shown: tuple[int, int]) -> None:
     """Make the user namespace that `idmapped_tree` needs for this owner (uid, gid), in advance. Raises HostError."""
     maps = _maps(owner, shown)
-    _ahead[maps] = _user_namespace(*maps)
+    _user_namespaces_in_advance[maps] = _user_namespace(*maps)
 
 
 def idmap_descriptors() -> set[int]:
     """Return the descriptors of user namespaces made in advance."""
-    return set(_ahead.values())
+    return set(_user_namespaces_in_advance.values())
 
 
 def idmapped_shared(path: str, uids: IdMap, gids: IdMap) -> int:
@@ -341,7 +359,7 @@ def _user_namespace(uids: IdMap, gids: IdMap) -> int:
         pid, process = init.start()
         try:
             process.calls.call("unshare", os.CLONE_NEWUSER)
-            process.do()
+            process.run()
             write_map(pid, uids, gids, deny_setgroups=False)
             return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         finally:
@@ -353,21 +371,21 @@ def _user_namespace(uids: IdMap, gids: IdMap) -> int:
         ) from error
 
 
-_SWITCHES = (
+_NAMESPACE_SYSCTLS = (
     ("/proc/sys/kernel/unprivileged_userns_clone", "1"),  # Debian's own, before 11
     ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0"),  # Ubuntu, from 23.10 on
 )
-_RAISE_LIMIT = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
-_ALLOW = (
+_LIMIT_REMEDY = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
+_ALLOW_REMEDY = (
     "have the security module or filter that this runs under allow that, in a container with `--security-opt "
     "seccomp=unconfined --security-opt apparmor=unconfined` (Kubernetes: `seccompProfile` and `appArmorProfile`)"
 )
 
 
-def enter_own_user_namespace(uids: IdMap, gids: IdMap, others: int) -> None:
+def enter_own_user_namespace(uids: IdMap, gids: IdMap, namespace_flags: int) -> None:
     """Move the calling process, which must have one thread, into a new user namespace with these id maps.
 
-    `others`: further namespaces to make, which belong to it (CLONE_NEW...). Raises HostError.
+    `namespace_flags`: further namespaces to make, which belong to it (CLONE_NEW...). Raises HostError.
     """
     try:
         os.unshare(os.CLONE_NEWUSER)
@@ -379,7 +397,7 @@ def enter_own_user_namespace(uids: IdMap, gids: IdMap, others: int) -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", uids.text()), ("gid_map", gids.text())):
             with open(f"/proc/self/{name}", "wb", buffering=0) as file:
                 file.write(text.encode())
-        os.unshare(others)
+        os.unshare(namespace_flags)
 
 
 @contextlib.contextmanager
@@ -391,32 +409,32 @@ def namespace_used() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"a user namespace can be made here, and its ids or capabilities are refused ({error.strerror})"
-        raise HostError(what, namespace_permission(error.errno)) from error
+        message = f"a user namespace can be made here, and its ids or capabilities are refused ({error.strerror})"
+        raise HostError(message, namespace_permission(error.errno)) from error
 
 
 def namespace_remedy(number: int | None = None) -> str:
     """Return what lets an ordinary user make a user namespace, after unshare(2) failed with this errno."""
     if number == errno.ENOSPC:  # the limit on their number
-        return _RAISE_LIMIT
-    return _switch() or (_ALLOW if number in {errno.EPERM, errno.EACCES} else _RAISE_LIMIT)
+        return _LIMIT_REMEDY
+    return _sysctl_remedy() or (_ALLOW_REMEDY if number in {errno.EPERM, errno.EACCES} else _LIMIT_REMEDY)
 
 
 def namespace_permission(number: int | None) -> str:
     """Return what lets a namespace be used, or a file system be mounted in it, after that failed with this errno."""
     if number == errno.ENOSPC:
         return "raise the limits that `sysctl user` shows, as root: one of `user.max_*_namespaces` is reached"
-    return _switch() or _ALLOW
+    return _sysctl_remedy() or _ALLOW_REMEDY
 
 
-def _switch() -> str:
+def _sysctl_remedy() -> str:
     """Return how to turn off the sysctl that keeps user namespaces from ordinary users; empty if none does."""
-    for path, wanted in _SWITCHES:
+    for path, value in _NAMESPACE_SYSCTLS:
         try:
             with open(path, encoding="utf-8") as file:
-                found = file.read().strip()
+                current = file.read().strip()
         except OSError:
             continue
-        if found != wanted:
-            return f"run `sysctl -w {path.removeprefix('/proc/sys/').replace('/', '.')}={wanted}` as root"
+        if current != value:
+            return f"run `sysctl -w {path.removeprefix('/proc/sys/').replace('/', '.')}={value}` as root"
     return ""

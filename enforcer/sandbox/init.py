@@ -37,19 +37,23 @@ from enforcer.sandbox.step_lists import (
 from enforcer.system.errors import HostError
 from proxy.wire import message
 
-_MOST_FILES: Final = 32  # files kept for the next sandbox; at least as many as an unsent call list can have
-_kept: Final[dict[int, tuple[bytes, int]]] = {}  # by id() of the content, which never changes
-_for_good: Final[set[int]] = set()  # of those, the ones never closed
+_MAX_FILES: Final = 32  # files kept for the next sandbox; at least as many as an unsent call list can have
+_shared_files: Final[dict[int, tuple[bytes, int]]] = {}  # by id() of the content, which never changes
+_permanent_files: Final[set[int]] = set()  # of those, the ones never closed
 
 
 def shared_file(content: bytes) -> int:
     """Return a memory file with this content, kept for later sandboxes; it stays ours. Raises OSError."""
-    if found := _kept.get(id(content)):
-        return found[1]
+    if cached := _shared_files.get(id(content)):
+        return cached[1]
     file = new_file(content)
-    while len(_kept) - len(_for_good) >= _MOST_FILES:
-        os.close(_kept.pop(next(at for at, (_, other) in _kept.items() if other not in _for_good))[1])
-    _kept[id(content)] = content, file
+    while len(_shared_files) - len(_permanent_files) >= _MAX_FILES:
+        os.close(
+            _shared_files.pop(
+                next(at for at, (_, descriptor) in _shared_files.items() if descriptor not in _permanent_files)
+            )[1]
+        )
+    _shared_files[id(content)] = content, file
     return file
 
 
@@ -57,32 +61,32 @@ def new_file(content: bytes) -> int:
     """Return a new memory file with this content; it is the caller's. Raises OSError."""
     file = os.memfd_create("content", os.MFD_CLOEXEC)
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(file, rest) :]
+        remaining = memoryview(content)
+        while remaining:
+            remaining = remaining[os.write(file, remaining) :]
     except BaseException:
         os.close(file)
         raise
     return file
 
 
-def keep_files(files: Iterable[int]) -> None:
+def keep_permanently(files: Iterable[int]) -> None:
     """Keep these shared files for good. Raises ValueError for a descriptor that isn't one."""
-    if unknown := {*files} - kept_files():
+    if unknown := {*files} - shared_descriptors():
         raise ValueError(f"{len(unknown)} descriptors are of no shared file")
-    _for_good.update(files)
+    _permanent_files.update(files)
 
 
-def kept_files() -> set[int]:
+def shared_descriptors() -> set[int]:
     """Return the descriptors of all shared files."""
-    return {file for _, file in _kept.values()}
+    return {file for _, file in _shared_files.values()}
 
 
 SOURCE: Final = os.path.join(os.path.dirname(__file__), "compiled", "exeat_init.c")
 PROGRAM: Final = os.path.join(os.path.dirname(__file__), "compiled", "exeat-init")
 _SOURCE: Final = re.compile(rb"exeat_init\.c ([0-9a-f]{64})")  # SHA-256 of the source that it was compiled from
 _NAME: Final = "exeat-init"
-_AHEAD: Final = 32  # lists: the replies to more don't fit into the channel, and both ends would wait
+_MAX_UNANSWERED: Final = 32  # lists: the replies to more don't fit into the channel, and both ends would wait
 
 
 class ChildExit(NamedTuple):
@@ -106,7 +110,7 @@ class Executor:
         """Send call lists."""
         raise NotImplementedError
 
-    def hear(self) -> list[int]:
+    def receive(self) -> list[int]:
         """Wait for the results of all lists sent; returns the descriptors of the last, -1 for one that wasn't opened.
 
         Raises CallFailedError, ProcessGoneError, HostError.
@@ -118,14 +122,14 @@ class Executor:
         """The registers in the last reply."""
         raise NotImplementedError
 
-    def begin(self) -> None:
+    def submit(self) -> None:
         """Send the list in `calls`, without waiting."""
         self.send(self.calls.packets())
 
-    def do(self, *give: Register) -> list[int]:
+    def run(self, *give: Register) -> list[int]:
         """Send the list in `calls` and wait for it; returns copies of the descriptors in these registers."""
         self.send(self.calls.packets(*give))
-        return self.hear()
+        return self.receive()
 
     def value(self, register: Register) -> int:
         """Return a register of the last reply: a result, or a negative errno."""
@@ -139,7 +143,7 @@ class RemoteExecutor(Executor):
         super().__init__()
         self.channel = channel
         self.ended: ChildExit | None = None
-        self._given: deque[Packet] = deque()
+        self._unanswered: deque[Packet] = deque()
         self._registers: tuple[int, ...] = (-1,) * REGISTERS
 
     @property
@@ -148,58 +152,58 @@ class RemoteExecutor(Executor):
         return self._registers
 
     def send(self, packets: Sequence[Packet]) -> None:
-        """Send call lists; `hear` reports a process that is gone. Waits for a reply after 32 unanswered lists."""
+        """Send call lists; `receive` reports a process that is gone. Waits for a reply after 32 unanswered lists."""
         for packet in packets:
-            if len(self._given) >= _AHEAD:
-                self._hear_one()
+            if len(self._unanswered) >= _MAX_UNANSWERED:
+                self._receive_reply()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 message.send_packet(self.channel, packet.data, packet.descriptors)
-            self._given.append(packet)
+            self._unanswered.append(packet)
 
     @property
-    def waits(self) -> int:
+    def unanswered(self) -> int:
         """The number of lists sent and not answered yet."""
-        return len(self._given)
+        return len(self._unanswered)
 
-    def tell(self) -> None:
+    def submit_silently(self) -> None:
         """Send the list in `calls`, to which no reply is sent."""
         for packet in self.calls.packets(silent=True):
             with contextlib.suppress(OSError):
                 message.send_packet(self.channel, packet.data, packet.descriptors)
 
-    def hear(self) -> list[int]:
+    def receive(self) -> list[int]:
         """Wait for all replies; returns the descriptors of the last. Raises CallFailedError, ProcessGoneError."""
         descriptors: list[int] = []
-        while self._given:
-            descriptors = self._hear_one()
+        while self._unanswered:
+            descriptors = self._receive_reply()
         return descriptors
 
-    def _hear_one(self) -> list[int]:
-        packet = self._given[0]
-        what, came = self._receive(len(packet.given))
-        while isinstance(what, ChildExit):
-            self.ended = what
-            what, came = self._receive(len(packet.given))
-        self._given.popleft()
-        failed_at, error = what
+    def _receive_reply(self) -> list[int]:
+        packet = self._unanswered[0]
+        reply, descriptors = self._receive(len(packet.returned_registers))
+        while isinstance(reply, ChildExit):
+            self.ended = reply
+            reply, descriptors = self._receive(len(packet.returned_registers))
+        self._unanswered.popleft()
+        failed_at, error = reply
         if error:
             raise call_error(packet, failed_at, error)
-        return self._ordered(packet.given, came)
+        return self._match_descriptors(packet.returned_registers, descriptors)
 
-    def _ordered(self, given: Sequence[int], came: list[int]) -> list[int]:
+    def _match_descriptors(self, requested: Sequence[int], received: list[int]) -> list[int]:
         """Return a descriptor for each register, -1 for one that couldn't be opened."""
-        if sum(self._registers[number] >= 0 for number in given) != len(came):
-            for descriptor in came:  # at our limit of open files the kernel drops descriptors: unix(7), MSG_CTRUNC
+        if sum(self._registers[number] >= 0 for number in requested) != len(received):
+            for descriptor in received:  # at our limit of open files the kernel drops descriptors: unix(7), MSG_CTRUNC
                 os.close(descriptor)
             raise HostError("too many open files", "raise `ulimit -n`")
-        there = iter(came)
-        return [next(there) if self._registers[number] >= 0 else -1 for number in given]
+        iterator = iter(received)
+        return [next(iterator) if self._registers[number] >= 0 else -1 for number in requested]
 
     def turn(self) -> ChildExit | None:
         """Read a message that answers no list: the exit of its child. Raises ProcessGoneError."""
-        what, _ = self._receive(0)
-        if isinstance(what, ChildExit):
-            self.ended = what
+        reply, _ = self._receive(0)
+        if isinstance(reply, ChildExit):
+            self.ended = reply
         return self.ended
 
     def close(self) -> None:
@@ -211,32 +215,32 @@ class RemoteExecutor(Executor):
     def _receive(self, descriptors: int) -> tuple[ChildExit | tuple[int, int], list[int]]:
         for _ in range(2):  # a peer that ends with unread data causes ECONNRESET before its last message: unix(7)
             try:
-                data, came, _, _ = socket.recv_fds(self.channel, REPLY.size, descriptors, socket.MSG_CMSG_CLOEXEC)
+                data, received, _, _ = socket.recv_fds(self.channel, REPLY.size, descriptors, socket.MSG_CMSG_CLOEXEC)
             except ConnectionResetError:
                 continue
             if data:
-                what, one, two, _, *registers = REPLY.unpack(data)
-                if what == ENDED:
-                    return ChildExit(one, two), came
+                kind, first, second, _, *registers = REPLY.unpack(data)
+                if kind == ENDED:
+                    return ChildExit(first, second), received
                 self._registers = tuple(registers)
-                return (one, two), came
+                return (first, second), received
             break
         raise ProcessGoneError(errno.ECHILD, "its process ended")
 
 
 def call_error(packet: Packet, at: int, error: int) -> CallFailedError:
     """Return the exception for a failed call of a list."""
-    step = next((what for first, what in reversed(packet.steps) if first <= at), None)
-    return CallFailedError(error, f"{packet.named[at]}: {os.strerror(error)}", step)
+    step = next((name for start, name in reversed(packet.steps) if start <= at), None)
+    return CallFailedError(error, f"{packet.purposes[at]}: {os.strerror(error)}", step)
 
 
 def compiled() -> str:
     """Return the path of the compiled program; empty if it is missing or compiled from another source."""
     try:
         with open(PROGRAM, "rb") as file:
-            made_of = _SOURCE.search(file.read())
-        ours = made_of is not None and made_of[1] == digest().encode()
-        return PROGRAM if ours and os.access(PROGRAM, os.X_OK) else ""  # nothing is executed on a `noexec` mount
+            match = _SOURCE.search(file.read())
+        is_current = match is not None and match[1] == digest().encode()
+        return PROGRAM if is_current and os.access(PROGRAM, os.X_OK) else ""  # nothing is executed on a `noexec` mount
     except OSError:
         return ""
 
@@ -257,21 +261,21 @@ def channel_pair() -> tuple[socket.socket, socket.socket]:
 
 def start() -> tuple[int, RemoteExecutor]:
     """Start an init process. Fork only from a process with one thread. Raises OSError."""
-    ours, theirs = channel_pair()
-    with theirs:
+    channel, child_channel = channel_pair()
+    with child_channel:
         if COMPILED:
-            pid = _spawn(COMPILED, theirs.fileno())
+            pid = _spawn(COMPILED, child_channel.fileno())
         else:
             pid = os.fork()
             if pid == 0:
                 from enforcer.sandbox import init_interpreter  # only without a compiled program
 
-                init_interpreter.run(theirs)
-    return pid, RemoteExecutor(ours)
+                init_interpreter.run(child_channel)
+    return pid, RemoteExecutor(channel)
 
 
 def _spawn(program: str, channel: int) -> int:
-    nothing: Iterable[int] = ()
+    empty: Iterable[int] = ()
     # File actions run in order: the copy keeps the channel from being one of the numbers 0 to 2.
     copy = os.dup(channel)
     try:
@@ -279,84 +283,86 @@ def _spawn(program: str, channel: int) -> int:
             (os.POSIX_SPAWN_DUP2, copy, CHANNEL),
             *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)),
         )
-        return os.posix_spawn(program, (_NAME,), {}, file_actions=actions, setsigmask=nothing)
+        return os.posix_spawn(program, (_NAME,), {}, file_actions=actions, setsigmask=empty)
     finally:
         os.close(copy)
 
 
-_MOST_WRITTEN: Final = 32  # shared lists that are kept
-_written: Final[dict[Hashable, list[Packet]]] = {}
+_MAX_SHARED_LISTS: Final = 32  # shared lists that are kept
+_shared_lists: Final[dict[Hashable, list[Packet]]] = {}
 
 
 class StepRecorder(Executor):
-    """Records call lists instead of executing them, in `given`; no step may wait for a result."""
+    """Records call lists instead of executing them, in `packets`; no step may wait for a result."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.given: list[Packet] = []
+        self.packets: list[Packet] = []
 
     def send(self, packets: Sequence[Packet]) -> None:
         """Record the lists."""
-        self.given += packets
+        self.packets += packets
 
 
-def execute_shared(executor: Executor, what: Hashable, write: Callable[[Executor], None]) -> None:
-    """Execute the lists that `write` writes, after those already written; they are written once for each `what`.
+def execute_shared(executor: Executor, key: Hashable, write: Callable[[Executor], None]) -> None:
+    """Execute the lists that `write` writes, after those already written; they are written once for each `key`.
 
     They may contain no descriptor except those of shared files: other descriptors differ between processes.
     """
-    executor.begin()
-    executor.send(_shared(what, write))
+    executor.submit()
+    executor.send(_get_shared(key, write))
 
 
-def _shared(what: Hashable, write: Callable[[Executor], None]) -> list[Packet]:
-    if what not in _written:
+def _get_shared(key: Hashable, write: Callable[[Executor], None]) -> list[Packet]:
+    if key not in _shared_lists:
         recorder = StepRecorder()
         write(recorder)
-        recorder.begin()
-        for packet in recorder.given:
-            if packet.given:
+        recorder.submit()
+        for packet in recorder.packets:
+            if packet.returned_registers:
                 raise ValueError("a shared call list returns a descriptor")
-            keep_files(packet.descriptors)
-        while len(_written) >= _MOST_WRITTEN:
-            del _written[next(iter(_written))]
-        _written[what] = recorder.given
-    return _written[what]
+            keep_permanently(packet.descriptors)
+        while len(_shared_lists) >= _MAX_SHARED_LISTS:
+            del _shared_lists[next(iter(_shared_lists))]
+        _shared_lists[key] = recorder.packets
+    return _shared_lists[key]
 
 
 type Kind = tuple[int, int, int]  # family, type and protocol: socket(2)
 
 
 class SocketMaker:
-    """Opens sockets in the sandbox's network namespace. `expect` opens several with one list."""
+    """Opens sockets in the sandbox's network namespace. `open_all` opens several with one list."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._there: list[tuple[Kind, int]] = []
+        self._open_sockets: list[tuple[Kind, int]] = []
 
-    def expect(self, kinds: Iterable[Kind]) -> None:
+    def open_all(self, kinds: Iterable[Kind]) -> None:
         """Open these sockets now; a failure is raised when the socket is taken. Raises OSError."""
-        wanted = tuple(kinds)
-        opened = [self._open(*each) for each in wanted]
-        for each, register, descriptor in zip(wanted, opened, self._executor.do(*opened), strict=True):
-            self._there.append((each, self._executor.value(register) if descriptor < 0 else descriptor))
+        kinds_to_open = tuple(kinds)
+        registers = [self._open(*socket_kind) for socket_kind in kinds_to_open]
+        for socket_kind, register, descriptor in zip(
+            kinds_to_open, registers, self._executor.run(*registers), strict=True
+        ):
+            self._open_sockets.append((socket_kind, self._executor.value(register) if descriptor < 0 else descriptor))
 
     def __call__(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return a socket. Raises OSError."""
-        wanted = (family, kind, protocol)
-        if all(each != wanted for each, _ in self._there):
-            self.expect([wanted])
-        at = next(number for number, (each, _) in enumerate(self._there) if each == wanted)
-        _, descriptor = self._there.pop(at)
+        socket_kind = (family, kind, protocol)
+        if all(opened_kind != socket_kind for opened_kind, _ in self._open_sockets):
+            self.open_all([socket_kind])
+        index = next(number for number, (opened_kind, _) in enumerate(self._open_sockets) if opened_kind == socket_kind)
+        _, descriptor = self._open_sockets.pop(index)
         if descriptor < 0:
             raise OSError(-descriptor, os.strerror(-descriptor))
         return socket.socket(family, kind, protocol, fileno=descriptor)
 
     def _open(self, family: int, kind: int, protocol: int) -> Register:
-        return self._executor.calls.get("socket", family, kind | socket.SOCK_CLOEXEC, protocol, but=(ANY,))
+        return self._executor.calls.get("socket", family, kind | socket.SOCK_CLOEXEC, protocol, ignored=(ANY,))
 
     def close(self) -> None:
         """Close the sockets that were not taken."""
-        while self._there:
-            if (descriptor := self._there.pop()[1]) >= 0:
+        while self._open_sockets:
+            if (descriptor := self._open_sockets.pop()[1]) >= 0:
                 os.close(descriptor)

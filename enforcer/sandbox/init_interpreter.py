@@ -31,15 +31,22 @@ from enforcer.sandbox.step_lists import (
 from enforcer.system import linux
 from proxy.wire import message
 
-_SIGNALS: Final = 4
-_FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTOU)
-_CANNOT_MAKE: Final = 125
+_SIGNAL_DESCRIPTOR: Final = 4
+_TERMINAL_SIGNALS: Final = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGTSTP,
+    signal.SIGTTOU,
+)
+_FAILED: Final = 125
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _syscall: Final = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 
-class _New(Exception):  # noqa: N818  no error: unwinds to the loop
+class _ForkedChildError(Exception):
     """Raised in a process that `FORK` has just made."""
 
 
@@ -48,30 +55,35 @@ class Interpreter:
 
     def __init__(self) -> None:
         self.registers = [-1] * REGISTERS
-        self.begun = 0
+        self.child = 0
 
-    def execute(self, program: bytes, taken: list[int]) -> tuple[int, int]:
-        """Execute one call list; returns the index of the last call, and its errno or 0. Raises `_New` after `FORK`."""
-        count, came, _, _, registers = HEAD.unpack_from(program)
-        if came != len(taken):
+    def execute(self, program: bytes, descriptors: list[int]) -> tuple[int, int]:
+        """Execute one call list; returns the index of the last call, and its errno or 0.
+
+        Raises `_ForkedChildError` in the process that `FORK` makes.
+        """
+        count, descriptor_count, _, _, registers = HEAD.unpack_from(program)
+        if descriptor_count != len(descriptors):
             raise ValueError("descriptors are missing")
-        for register, descriptor in zip(registers, taken, strict=False):
+        for register, descriptor in zip(registers, descriptors, strict=False):
             self.registers[register] = descriptor
         data = ctypes.create_string_buffer(program[HEAD.size + count * CALL.size :])
         at = 0
         while at < count:
-            number, kinds, result, first, second, to, *arguments = CALL.unpack_from(program, HEAD.size + at * CALL.size)
-            returned = self._make(number, kinds, arguments, data)
+            number, kinds, result, first_ignored, second_ignored, to, *arguments = CALL.unpack_from(
+                program, HEAD.size + at * CALL.size
+            )
+            returned = self._execute_call(number, kinds, arguments, data)
             self.registers[result] = returned
             if returned >= 0:
                 at += 1
-            elif first == step_lists.ANY or -returned in (first, second):
+            elif first_ignored == step_lists.ANY or -returned in (first_ignored, second_ignored):
                 at = to
             else:
                 return at, -returned
         return at, 0
 
-    def _make(self, number: int, kinds: int, arguments: list[int], data: "ctypes.Array[ctypes.c_char]") -> int:
+    def _execute_call(self, number: int, kinds: int, arguments: list[int], data: "ctypes.Array[ctypes.c_char]") -> int:
         start = ctypes.addressof(data)
         for at in range(6):
             kind = kinds >> 2 * at & 3
@@ -80,8 +92,8 @@ class Interpreter:
             elif kind == REGISTER:
                 arguments[at] = self.registers[arguments[at]]
         if number == CHECK:
-            found = ctypes.c_uint32.from_address(arguments[0]).value
-            return 0 if found & arguments[1] == arguments[2] else -arguments[3]
+            word = ctypes.c_uint32.from_address(arguments[0]).value
+            return 0 if word & arguments[1] == arguments[2] else -arguments[3]
         if number == STORE:
             ctypes.c_uint32.from_address(arguments[0]).value = arguments[1]
             return 0
@@ -100,14 +112,14 @@ class Interpreter:
         except OSError as error:
             return -(error.errno or errno.EAGAIN)
         if pid:
-            self.begun = pid
+            self.child = pid
             return pid
-        self.begun = 0
+        self.child = 0
         os.dup2(channel, CHANNEL, inheritable=False)
-        linux.keep_only({0, 1, 2, CHANNEL} if leaf else {0, 1, 2, CHANNEL, _SIGNALS})
+        linux.keep_only({0, 1, 2, CHANNEL} if leaf else {0, 1, 2, CHANNEL, _SIGNAL_DESCRIPTOR})
         if not leaf:
             linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        raise _New
+        raise _ForkedChildError
 
 
 def run(channel: socket.socket) -> NoReturn:
@@ -121,20 +133,20 @@ def run(channel: socket.socket) -> NoReturn:
         for number in range(3):
             os.dup2(null, number)
         linux.keep_only({0, 1, 2, CHANNEL})
-        for number in _FROM_TERMINAL:
+        for number in _TERMINAL_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored SIGCHLD leaves no status
-        _serve(_signals())
+        _serve(_open_signalfd())
     finally:
-        os._exit(_CANNOT_MAKE)
+        os._exit(_FAILED)
 
 
-def _signals() -> int:
+def _open_signalfd() -> int:
     """Open a descriptor that reports the end of children (signalfd(2))."""
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD})
     mask = (ctypes.c_uint64 * 16)(1 << (signal.SIGCHLD - 1))
     descriptor = int(_libc.signalfd(-1, ctypes.byref(mask), os.O_CLOEXEC | os.O_NONBLOCK))
-    if descriptor != _SIGNALS:
+    if descriptor != _SIGNAL_DESCRIPTOR:
         raise OSError("no descriptor for signals")
     return descriptor
 
@@ -152,34 +164,41 @@ def _serve(signals: int) -> NoReturn:
                 if signals in ready:
                     _reap(interpreter, channel, signals)
                 if CHANNEL in ready:
-                    _listen(interpreter, channel)
-        except _New:
+                    _handle_list(interpreter, channel)
+        except _ForkedChildError:
             with contextlib.suppress(OSError):
                 os.fstat(signals)
                 continue
             signals = -1
 
 
-def _listen(interpreter: Interpreter, channel: socket.socket) -> None:
-    program, taken, flags, _ = socket.recv_fds(channel, step_lists.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
+def _handle_list(interpreter: Interpreter, channel: socket.socket) -> None:
+    program, descriptors, flags, _ = socket.recv_fds(channel, step_lists.PACKET, REGISTERS, socket.MSG_CMSG_CLOEXEC)
     if not program or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        os._exit(_CANNOT_MAKE)  # the runner is gone, or the message is truncated
-    at, error = interpreter.execute(program, taken)
-    _, came, given, silent, registers = HEAD.unpack_from(program)
+        os._exit(_FAILED)  # the runner is gone, or the message is truncated
+    at, error = interpreter.execute(program, descriptors)
+    _, descriptor_count, returned_count, silent, registers = HEAD.unpack_from(program)
     if error or not silent:
-        wanted = [] if error else [interpreter.registers[register] for register in registers[came : came + given]]
-        give = [descriptor for descriptor in wanted if descriptor >= 0]
-        message.send_packet(channel, REPLY.pack(EXECUTED, at, error, 0, *interpreter.registers), give)
-        for descriptor in give:
+        requested = (
+            []
+            if error
+            else [
+                interpreter.registers[register]
+                for register in registers[descriptor_count : descriptor_count + returned_count]
+            ]
+        )
+        opened = [descriptor for descriptor in requested if descriptor >= 0]
+        message.send_packet(channel, REPLY.pack(EXECUTED, at, error, 0, *interpreter.registers), opened)
+        for descriptor in opened:
             os.close(descriptor)
     if error:
-        os._exit(_CANNOT_MAKE)
+        os._exit(_FAILED)
 
 
 def _reap(interpreter: Interpreter, channel: socket.socket, signals: int) -> None:
     with contextlib.suppress(BlockingIOError):
         os.read(signals, 128)
     with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            if ended[0] == interpreter.begun:
-                channel.send(REPLY.pack(ENDED, ended[0], ended[1], 0, *interpreter.registers))
+        while (exit_status := os.waitpid(-1, os.WNOHANG))[0]:
+            if exit_status[0] == interpreter.child:
+                channel.send(REPLY.pack(ENDED, exit_status[0], exit_status[1], 0, *interpreter.registers))

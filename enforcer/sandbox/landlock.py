@@ -19,16 +19,16 @@ from enforcer.sandbox.mount_steps import Bind, Files, Kernel, Step, Tmpfs
 from enforcer.sandbox.overlays import Show, ShowFile
 from enforcer.system import linux
 
-LEAST: Final = 2  # the first version that can allow moving files (LANDLOCK_ACCESS_FS_REFER)
+MIN_VERSION: Final = 2  # the first version that can allow moving files (LANDLOCK_ACCESS_FS_REFER)
 # landlock(7), "Filesystem flags": bits 0-12 are of version 1, then one or more a version.
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_BLOCK, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 6, 1 << 11, 1 << 13, 1 << 14, 1 << 15
-_KNOWN: Final = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
-OF_FILES: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
-LISTS: Final = _READ_DIR
-READS: Final = _EXECUTE | _READ_FILE | _READ_DIR
-DEVICES: Final = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
-EVERYTHING: Final = _KNOWN[max(_KNOWN)] & ~(_MAKE_CHAR | _MAKE_BLOCK)
+_RIGHTS_BY_VERSION: Final = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}
+FILE_RIGHTS: Final = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+LIST_RIGHTS: Final = _READ_DIR
+READ_RIGHTS: Final = _EXECUTE | _READ_FILE | _READ_DIR
+DEVICE_RIGHTS: Final = _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV
+ALL_RIGHTS: Final = _RIGHTS_BY_VERSION[max(_RIGHTS_BY_VERSION)] & ~(_MAKE_CHAR | _MAKE_BLOCK)
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2  # scopes, from version 6 on
 _VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
 PATH_BENEATH: Final = 1
@@ -43,8 +43,10 @@ class Grant(NamedTuple):
 
 def describe(grant: Grant) -> str:
     """Describe a grant in a few words."""
-    what = {LISTS: "list", READS: "read and run", DEVICES: "use"}.get(grant.rights, "do everything with")
-    return f"{what} what is beneath {grant.path}"
+    verb = {LIST_RIGHTS: "list", READ_RIGHTS: "read and run", DEVICE_RIGHTS: "use"}.get(
+        grant.rights, "do everything with"
+    )
+    return f"{verb} what is beneath {grant.path}"
 
 
 def version() -> int:
@@ -59,60 +61,60 @@ def version() -> int:
 
 def grants(steps: Iterable[Step], writable: Iterable[str]) -> tuple[Grant, ...]:
     """Return the grants that match a mount plan's steps; `writable`: the host paths that the task may write."""
-    found: dict[str, int] = {"/": LISTS}
+    rights_by_path: dict[str, int] = {"/": LIST_RIGHTS}
     for step in steps:
         match step:
             case Files():
-                found.setdefault(step.target, READS)
+                rights_by_path.setdefault(step.target, READ_RIGHTS)
             case Show() | ShowFile():
-                found.setdefault(step.source, READS)
+                rights_by_path.setdefault(step.source, READ_RIGHTS)
             case Bind(devices=True) | Tmpfs(target="/dev") | Devices():
-                found["/dev"] = DEVICES
+                rights_by_path["/dev"] = DEVICE_RIGHTS
             case Bind():
-                found.setdefault(step.target, EVERYTHING if step.writable else READS)
+                rights_by_path.setdefault(step.target, ALL_RIGHTS if step.writable else READ_RIGHTS)
             case Tmpfs():
-                found[step.target] = EVERYTHING
+                rights_by_path[step.target] = ALL_RIGHTS
             case Kernel():
-                found[step.target] = DEVICES
-    found.update(dict.fromkeys(writable, EVERYTHING))
-    return tuple(Grant(path, rights) for path, rights in sorted(found.items()))
+                rights_by_path[step.target] = DEVICE_RIGHTS
+    rights_by_path.update(dict.fromkeys(writable, ALL_RIGHTS))
+    return tuple(Grant(path, rights) for path, rights in sorted(rights_by_path.items()))
 
 
-def ruled() -> tuple[int, int, int]:
+def ruleset_attributes() -> tuple[int, int, int]:
     """Return a ruleset's handled rights and scopes, and the size of its attributes; zeros without Landlock."""
-    found = version()
-    if found < LEAST:
+    abi_version = version()
+    if abi_version < MIN_VERSION:
         return 0, 0, 0
-    handled = _KNOWN[min(found, max(_KNOWN))]
-    scoped = _ABSTRACT_SOCKETS | _SIGNALS if found >= 6 else 0
-    return handled, scoped, 24 if found >= 6 else 16 if found >= 4 else 8
+    handled = _RIGHTS_BY_VERSION[min(abi_version, max(_RIGHTS_BY_VERSION))]
+    scoped = _ABSTRACT_SOCKETS | _SIGNALS if abi_version >= 6 else 0
+    return handled, scoped, 24 if abi_version >= 6 else 16 if abi_version >= 4 else 8
 
 
-def restrict(granted: Iterable[Grant], descriptors: Iterable[int] = ()) -> None:
+def restrict(grants_to_add: Iterable[Grant], descriptors: Iterable[int] = ()) -> None:
     """Restrict the calling process and its children to these grants, irrevocably.
 
     Does nothing on a kernel without Landlock. `descriptors`: open terminals and devices that it may open again. From
     version 6 on, signals and abstract sockets can't leave the sandbox. Raises OSError; then the process must end.
     """
-    handled, scoped, size = ruled()
+    handled, scoped, size = ruleset_attributes()
     if not size:
         return
     ruleset = linux.landlock_create_ruleset(struct.pack("=QQQ", handled, 0, scoped)[:size])
     try:
-        for grant in granted:
+        for grant in grants_to_add:
             with contextlib.suppress(FileNotFoundError):
-                place = os.open(grant.path, os.O_PATH | os.O_CLOEXEC)
-                _add(ruleset, place, grant.rights & handled)
-                os.close(place)
+                descriptor_of_path = os.open(grant.path, os.O_PATH | os.O_CLOEXEC)
+                _add_rule(ruleset, descriptor_of_path, grant.rights & handled)
+                os.close(descriptor_of_path)
         for descriptor in descriptors:
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                _add(ruleset, descriptor, DEVICES & handled)
+                _add_rule(ruleset, descriptor, DEVICE_RIGHTS & handled)
         linux.landlock_restrict_self(ruleset)
     finally:
         os.close(ruleset)
 
 
-def _add(ruleset: int, place: int, rights: int) -> None:
-    if not stat.S_ISDIR(os.fstat(place).st_mode):
-        rights &= OF_FILES
-    linux.landlock_add_rule(ruleset, PATH_BENEATH, struct.pack("=Qi", rights, place))
+def _add_rule(ruleset: int, descriptor: int, rights: int) -> None:
+    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        rights &= FILE_RIGHTS
+    linux.landlock_add_rule(ruleset, PATH_BENEATH, struct.pack("=Qi", rights, descriptor))

@@ -44,7 +44,7 @@ UNMASK = (
     "in a container, unmask /proc (podman: `--security-opt unmask=ALL`, "
     "docker: `--security-opt systempaths=unconfined`, Kubernetes: `procMount: Unmasked`)"
 )
-_PLAIN = frozenset(
+_DISK_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "zfs", "f2fs", "jfs", "tmpfs", "overlay", "squashfs", "erofs"}
 )
 
@@ -148,8 +148,8 @@ class Bind(NamedTuple):
     tree: int | None = None  # a detached mount of the source, id-mapped, that the runner made with more rights
 
     def describe(self) -> str:
-        how = "writable" if self.writable else "read-only"
-        return f"mount {self.source} on {self.target}, {how}{', id-mapped' if self.tree is not None else ''}"
+        mode = "writable" if self.writable else "read-only"
+        return f"mount {self.source} on {self.target}, {mode}{', id-mapped' if self.tree is not None else ''}"
 
     def execute(self, executor: Executor) -> None:
         """Mount the source if it still has the file type that it has now."""
@@ -158,7 +158,7 @@ class Bind(NamedTuple):
         if not self.devices and kind not in (stat.S_IFDIR, stat.S_IFREG):
             raise OSError(errno.EPERM, "it is neither a directory nor a regular file any more")
         tree = clone_path(calls, OLD + self.source) if self.tree is None else calls.take(self.tree)
-        calls.is_kind(tree, kind, says="its file type has changed")
+        calls.is_kind(tree, kind, purpose="its file type has changed")
         attributes = linux.MOUNT_ATTR_NOSUID
         attributes |= 0 if self.devices else linux.MOUNT_ATTR_NODEV
         attributes |= 0 if self.writable else linux.MOUNT_ATTR_RDONLY
@@ -170,7 +170,7 @@ class Bind(NamedTuple):
 
 def mount(calls: CallList, kind: str, target: str, flags: int, data: str) -> None:
     """Write a mount(2) call."""
-    calls.call("mount", kind, target, kind, flags, data, says=f"mount {kind} on {target}")
+    calls.call("mount", kind, target, kind, flags, data, purpose=f"mount {kind} on {target}")
 
 
 class Kernel(NamedTuple):
@@ -193,8 +193,8 @@ class Kernel(NamedTuple):
         if self.kind != "proc" or error.errno != errno.EPERM:
             return error
         # A new /proc would reveal what mounts mask in the present one (fs/namespace.c, mount_too_revealing)
-        said = f"{os.strerror(errno.EPERM)}, since parts of this host's /proc are masked; {UNMASK}"
-        return OSError(error.errno, said)
+        message = f"{os.strerror(errno.EPERM)}, since parts of this host's /proc are masked; {UNMASK}"
+        return OSError(error.errno, message)
 
 
 class Sysctl(NamedTuple):
@@ -208,8 +208,8 @@ class Sysctl(NamedTuple):
 
     def execute(self, executor: Executor) -> None:
         calls, path = executor.calls, f"{NEW}/proc/sys/{self.name}"
-        file = calls.get("openat", linux.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, says=f"open {path}")
-        calls.call("write", file, self.value.encode(), len(self.value.encode()), says=f"write {path}")
+        file = calls.get("openat", linux.AT_FDCWD, path, os.O_WRONLY | os.O_CLOEXEC, purpose=f"open {path}")
+        calls.call("write", file, self.value.encode(), len(self.value.encode()), purpose=f"write {path}")
         calls.close(file)
 
 
@@ -240,7 +240,7 @@ class Mask(NamedTuple):
     def execute(self, executor: Executor) -> None:
         """Mount the mask. A path to hide that doesn't exist needs none."""
         calls, gone = executor.calls, Label()
-        place = open_path(calls, NEW + self.target, but=(errno.ENOENT,) if self.hide else (), to=gone)
+        place = open_path(calls, NEW + self.target, ignored=(errno.ENOENT,) if self.hide else (), to=gone)
         if self.hide:
             mask(calls, place)
         else:
@@ -248,7 +248,7 @@ class Mask(NamedTuple):
             add_mount_attributes(calls, tree, linux.MOUNT_ATTR_RDONLY, recursive=True)
             attach_mount(calls, tree, place)
         calls.close(place)
-        calls.put(gone)
+        calls.place_label(gone)
 
 
 class MaskSockets(NamedTuple):
@@ -261,8 +261,8 @@ class MaskSockets(NamedTuple):
 
     def execute(self, executor: Executor) -> None:
         """Find them in the sandbox's mount, from the runner, and mask each."""
-        with _listed(executor, self.target) as root:
-            _cover(executor, ((place, True) for place in find_sockets(root)))
+        with _open_directory(executor, self.target) as root:
+            _mask_or_pin(executor, ((place, True) for place in find_sockets(root)))
 
 
 class HideNames(NamedTuple):
@@ -277,33 +277,33 @@ class HideNames(NamedTuple):
     def execute(self, executor: Executor) -> None:
         """Hide matches, and pin the directories above them that a pattern names, so that none can be renamed."""
         patterns = [[Pattern.parse(glob) for glob in pattern] for pattern in self.patterns]
-        with _listed(executor, self.target) as root:
-            _cover(executor, find_names(root, patterns))
+        with _open_directory(executor, self.target) as root:
+            _mask_or_pin(executor, find_names(root, patterns))
 
 
 @contextlib.contextmanager
-def _listed(executor: Executor, target: str) -> Iterator[int]:
+def _open_directory(executor: Executor, target: str) -> Iterator[int]:
     """Open a directory as the sandbox shows it."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     path = NEW + target
-    [root] = executor.do(executor.calls.get("openat", linux.AT_FDCWD, path, flags, says=f"open {path}"))
+    [root] = executor.run(executor.calls.get("openat", linux.AT_FDCWD, path, flags, purpose=f"open {path}"))
     try:
         yield root
     finally:
         os.close(root)
 
 
-def _cover(executor: Executor, places: Iterable[tuple[int, bool]]) -> None:
+def _mask_or_pin(executor: Executor, targets: Iterable[tuple[int, bool]]) -> None:
     """Mask or pin each place, and close it."""
     calls = executor.calls
-    for place, masked in places:
+    for target, is_masked in targets:
         try:
-            there = calls.take(place)
-            (mask if masked else pin)(calls, there)
-            calls.close(there)
-            executor.do()  # the search goes on in what this has mounted
+            register = calls.take(target)
+            (mask if is_masked else pin)(calls, register)
+            calls.close(register)
+            executor.run()  # the search goes on in what this has mounted
         finally:
-            os.close(place)
+            os.close(target)
 
 
 class HideMounts(NamedTuple):
@@ -317,7 +317,7 @@ class HideMounts(NamedTuple):
     def execute(self, executor: Executor) -> None:
         calls = executor.calls
         for point, kind in overlays.mounts_below(executor, NEW + self.target):
-            if kind not in _PLAIN:
+            if kind not in _DISK_FILE_SYSTEMS:
                 place = open_path(calls, point)
                 mask(calls, place)
                 calls.close(place)
@@ -379,10 +379,10 @@ class TmpfsPart(NamedTuple):
 
 def with_tmpfs_quota(steps: Iterable[Step], size: int) -> tuple[Step, ...]:
     """Return the steps with one tmpfs of `size` bytes in place of each separate one."""
-    return (TmpfsQuota(size), *(_bounded(step) for step in steps))
+    return (TmpfsQuota(size), *(_with_quota(step) for step in steps))
 
 
-def _bounded(step: Step) -> Step:
+def _with_quota(step: Step) -> Step:
     if isinstance(step, Tmpfs) and step.target != _DEV:
         return TmpfsPart(step.target, step.mode, step.owner)
     return step

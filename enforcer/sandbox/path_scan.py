@@ -12,10 +12,10 @@ from rules.patterns import Pattern
 
 # While a sandbox is made: the host's tree, the new root, layers of overlays, and staged mounts.
 OLD, NEW, LAYERS, STAGE = "/old", "/new", "/layers", "/stage"
-DEEPEST = 200  # levels of directories that are searched
+MAX_DEPTH = 200  # levels of directories that are searched
 _NOFOLLOW = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_HOW, _ATTRIBUTES = 24, 32  # bytes of `struct open_how` and `struct mount_attr`
+_LIST_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_HOW_SIZE, _MOUNT_ATTR_SIZE = 24, 32  # bytes of `struct open_how` and `struct mount_attr`
 
 
 def open_without_links(path: str) -> int:
@@ -28,76 +28,90 @@ def open_without_links(path: str) -> int:
     except FileNotFoundError:
         raise
     except OSError:
-        return _walk(path)  # names the link in its error, and needs no openat2(2)
+        return _open_step_by_step(path)  # names the link in its error, and needs no openat2(2)
 
 
-def _walk(path: str) -> int:
-    at = os.open("/", _NOFOLLOW)
-    for part in filter(None, path.split("/")):
+def _open_step_by_step(path: str) -> int:
+    descriptor = os.open("/", _NOFOLLOW)
+    for component in filter(None, path.split("/")):
         try:
-            below = os.open(part, _NOFOLLOW, dir_fd=at)
+            child = os.open(component, _NOFOLLOW, dir_fd=descriptor)
         finally:
-            os.close(at)
-        if stat.S_ISLNK(os.fstat(below).st_mode):
-            os.close(below)
-            raise OSError(errno.ELOOP, f"`{path}` is reached through a symbolic link (`{part}`)")
-        at = below
-    return at
+            os.close(descriptor)
+        if stat.S_ISLNK(os.fstat(child).st_mode):
+            os.close(child)
+            raise OSError(errno.ELOOP, f"`{path}` is reached through a symbolic link (`{component}`)")
+        descriptor = child
+    return descriptor
 
 
-def open_path(calls: CallList, path: str, *, but: tuple[int, ...] = (), to: Label | None = None) -> Register:
+def open_path(calls: CallList, path: str, *, ignored: tuple[int, ...] = (), to: Label | None = None) -> Register:
     """Open `path` with O_PATH in the sandbox, following no symbolic link."""
     return calls.get(
-        "openat2", linux.AT_FDCWD, f"/{path}", _no_links(os.O_PATH), _HOW, but=but, to=to, says=_reach(path)
+        "openat2",
+        linux.AT_FDCWD,
+        f"/{path}",
+        _open_how_without_links(os.O_PATH),
+        _OPEN_HOW_SIZE,
+        ignored=ignored,
+        to=to,
+        purpose=_reach_purpose(path),
     )
 
 
 def make_directory(calls: CallList, path: str) -> Register:
-    """Open the directory `path` so, and make what is missing of it."""
-    there, missing = Label(), Label()
-    how = _no_links(os.O_PATH | os.O_DIRECTORY)
-    place = calls.get(
-        "openat2", linux.AT_FDCWD, f"/{path}", how, _HOW, but=(errno.ENOENT,), to=missing, says=_reach(path)
+    """Open the directory `path` with O_PATH, following no symbolic link; makes missing directories."""
+    exists, missing = Label(), Label()
+    open_how = _open_how_without_links(os.O_PATH | os.O_DIRECTORY)
+    directory = calls.get(
+        "openat2",
+        linux.AT_FDCWD,
+        f"/{path}",
+        open_how,
+        _OPEN_HOW_SIZE,
+        ignored=(errno.ENOENT,),
+        to=missing,
+        purpose=_reach_purpose(path),
     )
-    calls.skip(there)
-    calls.put(missing)
-    calls.call("openat", linux.AT_FDCWD, "/", os.O_PATH | os.O_CLOEXEC, into=place)
-    for part in filter(None, path.split("/")):
-        above = calls.get("dup", place)
-        calls.call("close", place)
-        calls.call("mkdirat", above, part, 0o755, but=(errno.EEXIST,), says=f"mkdir {path}")
-        calls.call("openat2", above, part, how, _HOW, into=place, says=_reach(path))
-        calls.close(above)
-    calls.put(there)
-    return place
+    calls.jump(exists)
+    calls.place_label(missing)
+    calls.call("openat", linux.AT_FDCWD, "/", os.O_PATH | os.O_CLOEXEC, into=directory)
+    for component in filter(None, path.split("/")):
+        parent = calls.get("dup", directory)
+        calls.call("close", directory)
+        calls.call("mkdirat", parent, component, 0o755, ignored=(errno.EEXIST,), purpose=f"mkdir {path}")
+        calls.call("openat2", parent, component, open_how, _OPEN_HOW_SIZE, into=directory, purpose=_reach_purpose(path))
+        calls.close(parent)
+    calls.place_label(exists)
+    return directory
 
 
 def make_file(calls: CallList, path: str) -> Register:
     """Open the file `path` with O_PATH; makes an empty one if there is none."""
-    above = make_directory(calls, os.path.dirname(path))
-    there = Label()
+    parent = make_directory(calls, os.path.dirname(path))
+    exists = Label()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    file = calls.get("openat", above, os.path.basename(path), flags, 0o444, but=(errno.EEXIST,), to=there)
+    file = calls.get("openat", parent, os.path.basename(path), flags, 0o444, ignored=(errno.EEXIST,), to=exists)
     calls.call("close", file)
-    calls.put(there)
-    calls.let_go(file)
-    calls.close(above)
+    calls.place_label(exists)
+    calls.free(file)
+    calls.close(parent)
     return open_path(calls, path)
 
 
-def clone_mount(calls: CallList, place: Register | str, *, recursive: bool = True) -> Register:
-    """Clone the mount at a place, detached (open_tree(2))."""
+def clone_mount(calls: CallList, target: Register | str, *, recursive: bool = True) -> Register:
+    """Clone the mount at a descriptor or path, detached (open_tree(2))."""
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | (linux.AT_RECURSIVE if recursive else 0)
-    if isinstance(place, str):
-        return calls.get("open_tree", linux.AT_FDCWD, place, flags, says=f"open_tree {place}")
-    return calls.get("open_tree", place, "", flags | linux.AT_EMPTY_PATH)
+    if isinstance(target, str):
+        return calls.get("open_tree", linux.AT_FDCWD, target, flags, purpose=f"open_tree {target}")
+    return calls.get("open_tree", target, "", flags | linux.AT_EMPTY_PATH)
 
 
 def clone_path(calls: CallList, path: str) -> Register:
     """Clone the mount at a host path, with all mounts below."""
-    place = open_path(calls, path)
-    tree = clone_mount(calls, place)
-    calls.close(place)
+    target = open_path(calls, path)
+    tree = clone_mount(calls, target)
+    calls.close(target)
     return tree
 
 
@@ -105,7 +119,7 @@ def attach_mount(calls: CallList, tree: Register, target: Register | str) -> Non
     """Attach a detached mount, and close its descriptor (move_mount(2))."""
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH
     if isinstance(target, str):
-        calls.call("move_mount", tree, "", linux.AT_FDCWD, target, flags, says=f"move_mount to {target}")
+        calls.call("move_mount", tree, "", linux.AT_FDCWD, target, flags, purpose=f"move_mount to {target}")
     else:
         calls.call("move_mount", tree, "", target, "", flags | linux.MOVE_MOUNT_T_EMPTY_PATH)
     calls.close(tree)
@@ -113,64 +127,74 @@ def attach_mount(calls: CallList, tree: Register, target: Register | str) -> Non
 
 def add_mount_attributes(calls: CallList, tree: Register | str, attributes: int, *, recursive: bool = False) -> None:
     """Add attributes to a mount, given by register or path (mount_setattr(2))."""
-    wanted, flags = struct.pack("=4Q", attributes, 0, 0, 0), linux.AT_RECURSIVE if recursive else 0
+    attribute_bytes, flags = struct.pack("=4Q", attributes, 0, 0, 0), linux.AT_RECURSIVE if recursive else 0
     if isinstance(tree, str):
-        calls.call("mount_setattr", linux.AT_FDCWD, tree, flags, wanted, _ATTRIBUTES, says=f"mount_setattr {tree}")
+        calls.call(
+            "mount_setattr",
+            linux.AT_FDCWD,
+            tree,
+            flags,
+            attribute_bytes,
+            _MOUNT_ATTR_SIZE,
+            purpose=f"mount_setattr {tree}",
+        )
     else:
-        calls.call("mount_setattr", tree, "", flags | linux.AT_EMPTY_PATH, wanted, _ATTRIBUTES)
+        calls.call("mount_setattr", tree, "", flags | linux.AT_EMPTY_PATH, attribute_bytes, _MOUNT_ATTR_SIZE)
 
 
-def pin(calls: CallList, place: Register) -> None:
+def pin(calls: CallList, directory: Register) -> None:
     """Mount a directory on itself, so that it can't be renamed."""
-    attach_mount(calls, clone_mount(calls, place), place)
+    attach_mount(calls, clone_mount(calls, directory), directory)
 
 
-def mask(calls: CallList, place: Register) -> None:
+def mask(calls: CallList, target: Register) -> None:
     """Mount an empty, unreadable, read-only file or directory over an open one."""
-    file, over = Label(), Label()
-    calls.is_kind(place, stat.S_IFDIR, to=file)
+    file, attach = Label(), Label()
+    calls.is_kind(target, stat.S_IFDIR, to=file)
     tree = clone_mount(calls, f"{LAYERS}/nothing/directory", recursive=False)
-    calls.skip(over)
-    calls.put(file)
+    calls.jump(attach)
+    calls.place_label(file)
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC
     calls.call("open_tree", linux.AT_FDCWD, f"{LAYERS}/nothing/file", flags, into=tree)
-    calls.put(over)
+    calls.place_label(attach)
     add_mount_attributes(calls, tree, linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
-    attach_mount(calls, tree, place)
+    attach_mount(calls, tree, target)
 
 
-def mask_again(calls: CallList, path: str) -> None:
+def restore_mask(calls: CallList, path: str) -> None:
     """Pin a directory, or make a file read-only, in a sandbox that is in use.
 
-    For a path that the host has replaced, which dropped its mask. One that is gone needs none.
+    For a path that the host has replaced, which dropped its mask. A path that no longer exists needs none.
     """
-    gone, attached, file, over = Label(), Label(), Label(), Label()
-    place = open_path(calls, path, but=(ANY,), to=gone)
+    missing, attached, file, attach = Label(), Label(), Label(), Label()
+    target = open_path(calls, path, ignored=(ANY,), to=missing)
     flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE | linux.AT_EMPTY_PATH
-    tree = calls.get("open_tree", place, "", flags, but=(ANY,), to=attached)
-    calls.is_kind(place, stat.S_IFDIR, to=file, unknown=attached)
-    calls.skip(over)
-    calls.put(file)
+    tree = calls.get("open_tree", target, "", flags, ignored=(ANY,), to=attached)
+    calls.is_kind(target, stat.S_IFDIR, to=file, if_unknown=attached)
+    calls.jump(attach)
+    calls.place_label(file)
     attributes = struct.pack("=4Q", linux.MOUNT_ATTR_RDONLY, 0, 0, 0)
-    calls.call("mount_setattr", tree, "", linux.AT_EMPTY_PATH, attributes, _ATTRIBUTES, but=(ANY,), to=attached)
-    calls.put(over)
-    both = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
-    calls.call("move_mount", tree, "", place, "", both, but=(ANY,))
-    calls.put(attached)
-    calls.call("close", tree, but=(ANY,))
-    calls.call("close", place, but=(ANY,))
-    calls.put(gone)
+    calls.call(
+        "mount_setattr", tree, "", linux.AT_EMPTY_PATH, attributes, _MOUNT_ATTR_SIZE, ignored=(ANY,), to=attached
+    )
+    calls.place_label(attach)
+    flags_of_move = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+    calls.call("move_mount", tree, "", target, "", flags_of_move, ignored=(ANY,))
+    calls.place_label(attached)
+    calls.call("close", tree, ignored=(ANY,))
+    calls.call("close", target, ignored=(ANY,))
+    calls.place_label(missing)
 
 
-def _no_links(flags: int) -> bytes:
+def _open_how_without_links(flags: int) -> bytes:
     return struct.pack("=3Q", flags | os.O_CLOEXEC, 0, linux.RESOLVE_NO_SYMLINKS)  # struct open_how, openat2(2)
 
 
-def _reach(path: str) -> str:
+def _reach_purpose(path: str) -> str:
     return f"reach {path} through no symbolic link"
 
 
-def find_sockets(directory: int, depth: int = DEEPEST) -> Iterator[int]:
+def find_sockets(directory: int, depth: int = MAX_DEPTH) -> Iterator[int]:
     """Yield an O_PATH descriptor of every socket, FIFO and unlistable directory below an open directory.
 
     The caller closes each.
@@ -178,63 +202,63 @@ def find_sockets(directory: int, depth: int = DEEPEST) -> Iterator[int]:
     Raises OSError beyond 200 levels of directories: a task could have made those to hide a socket.
     """
     if not depth:
-        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a socket could be hidden there")
+        raise OSError(errno.ELOOP, f"directories are nested more than {MAX_DEPTH} deep; a socket could be hidden there")
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False) or entry.is_symlink():
                 continue
             if entry.is_dir(follow_symlinks=False):
                 try:
-                    below = os.open(entry.name, _LISTED, dir_fd=directory)
+                    child = os.open(entry.name, _LIST_FLAGS, dir_fd=directory)
                 except PermissionError:
                     # Neither we nor the task can list it, but the task could guess a name in it.
                     yield os.open(entry.name, _NOFOLLOW, dir_fd=directory)
                     continue
                 try:
-                    yield from find_sockets(below, depth - 1)
+                    yield from find_sockets(child, depth - 1)
                 finally:
-                    os.close(below)
+                    os.close(child)
                 continue
-            place = os.open(entry.name, _NOFOLLOW, dir_fd=directory)
-            if stat.S_IFMT(os.fstat(place).st_mode) in (stat.S_IFSOCK, stat.S_IFIFO):
-                yield place
+            descriptor = os.open(entry.name, _NOFOLLOW, dir_fd=directory)
+            if stat.S_IFMT(os.fstat(descriptor).st_mode) in (stat.S_IFSOCK, stat.S_IFIFO):
+                yield descriptor
             else:
-                os.close(place)
+                os.close(descriptor)
 
 
 def find_names(
-    directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = DEEPEST
+    directory: int, patterns: Sequence[Sequence[Pattern]], depth: int = MAX_DEPTH
 ) -> Iterator[tuple[int, bool]]:
     """Yield an O_PATH descriptor of each name match below an open directory, and whether it is the last of its pattern.
 
     A pattern is a list of globs, for names one below the other; its directories come before the last match, with False.
     A last match is not searched. A directory that can't be listed counts as a last match. The caller closes each.
     """
-    yield from _named(directory, [tuple(pattern) for pattern in patterns], [], depth)
+    yield from _find_names(directory, [tuple(pattern) for pattern in patterns], [], depth)
 
 
-def _named(
-    directory: int, whole: list[tuple[Pattern, ...]], begun: list[tuple[Pattern, ...]], depth: int
+def _find_names(
+    directory: int, patterns: list[tuple[Pattern, ...]], continued: list[tuple[Pattern, ...]], depth: int
 ) -> Iterator[tuple[int, bool]]:
     if not depth:
-        raise OSError(errno.ELOOP, f"directories are nested more than {DEEPEST} deep; a name to hide could be there")
+        raise OSError(errno.ELOOP, f"directories are nested more than {MAX_DEPTH} deep; a name to hide could be there")
     with os.scandir(directory) as entries:
         for entry in entries:
-            met = [pattern for pattern in (*whole, *begun) if pattern[0].matches(entry.name)]
-            last = any(len(pattern) == 1 for pattern in met)
+            matched = [pattern for pattern in (*patterns, *continued) if pattern[0].matches(entry.name)]
+            is_last = any(len(pattern) == 1 for pattern in matched)
             if entry.is_symlink():
                 continue  # its target has a name of its own, or isn't shown
-            if met:
-                yield os.open(entry.name, _NOFOLLOW, dir_fd=directory), last
-            if last or not entry.is_dir(follow_symlinks=False):
+            if matched:
+                yield os.open(entry.name, _NOFOLLOW, dir_fd=directory), is_last
+            if is_last or not entry.is_dir(follow_symlinks=False):
                 continue
             try:
-                below = os.open(entry.name, _LISTED, dir_fd=directory)
+                child = os.open(entry.name, _LIST_FLAGS, dir_fd=directory)
             except PermissionError:
                 # We can't list it, but the task could guess a name in it.
                 yield os.open(entry.name, _NOFOLLOW, dir_fd=directory), True
                 continue
             try:
-                yield from _named(below, whole, [pattern[1:] for pattern in met], depth - 1)
+                yield from _find_names(child, patterns, [pattern[1:] for pattern in matched], depth - 1)
             finally:
-                os.close(below)
+                os.close(child)

@@ -8,7 +8,7 @@ sees, too. Sources: seccomp(2), linux/bpf_common.h, systemd.exec(5) RestrictSUID
 A task's filter is an allow list (`ALLOWED`): a call of a newer kernel is refused until it has been reviewed. It has
 what shells, compilers, package managers, language runtimes and browsers use (Python, Node.js, Go, the JVM, git, cargo,
 Chromium, apt), checked against systemd's @system-service and the lists of container engines. Calls that only an escape
-attempt makes are `told`, which means reported; calls that programs merely probe for are refused silently.
+attempt makes are `is_reported`; calls that programs merely probe for are refused silently.
 
 The BPF checks the architecture, then finds the call's number by binary search: about eight comparisons for hundreds of
 calls. The kernel caches answers that depend on the number alone (SECCOMP_CACHE, Linux 5.11), so a call that is always
@@ -29,22 +29,22 @@ from enforcer.system.errors import HostError
 _LD, _JEQ, _JGE, _JSET, _AND, _RET, _JA = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06, 0x05
 _ALLOW, _NOTIFY, _ERRNO, _KILL = 0x7FFF0000, 0x7FC00000, 0x00050000, 0x80000000
 _X32 = 0x40000000  # __X32_SYSCALL_BIT: the x32 ABI shares the architecture word of x86-64
-_FARTHEST = 255  # instructions that a conditional jump can pass over
+_MAX_JUMP = 255  # instructions that a conditional jump can pass over
 _AT_NUMBER, _AT_ARCHITECTURE, _AT_ARGUMENTS = 0, 4, 16  # struct seccomp_data
-_LOW = 0xFFFFFFFF
+_LOW_32_BITS = 0xFFFFFFFF
 
 
 class ArgumentTest(NamedTuple):
     """A test of the low 32 bits of `argument` under `mask`: equal to `value`, or any bit set."""
 
     argument: int
-    mask: int = _LOW
+    mask: int = _LOW_32_BITS
     value: int | None = None  # None: true when any bit of the mask is set
 
     def holds(self, arguments: Sequence[int]) -> bool:
         """Whether the test holds for a call's arguments."""
-        found = arguments[self.argument] & self.mask
-        return bool(found) if self.value is None else found == self.value
+        masked = arguments[self.argument] & self.mask
+        return bool(masked) if self.value is None else masked == self.value
 
 
 class Refuse(NamedTuple):
@@ -53,7 +53,7 @@ class Refuse(NamedTuple):
     call: str
     error: int = errno.EPERM
     tests: tuple[ArgumentTest, ...] = ()
-    told: bool = False  # report it to the supervisor
+    is_reported: bool = False  # report it to the supervisor
 
 
 class Permit(NamedTuple):
@@ -81,7 +81,7 @@ type FilterLine = Refuse | Permit | Hold | Metered
 
 
 class Filter(NamedTuple):
-    """What happens to each call: the first matching line decides, then `allowed`.
+    """Answer to each call: the first matching line decides, then `allowed`.
 
     `allowed` None: every call is allowed that no line refuses, also unknown ones. Otherwise an unlisted call returns
     ENOSYS, as on a kernel without it, for which programs have a fallback.
@@ -99,41 +99,43 @@ class Filter(NamedTuple):
 
 
 @cache
-def assemble(filters: Filter, machine: str, *, watched: bool = False) -> bytes:
+def assemble(filters: Filter, machine: str, *, is_supervised: bool = False) -> bytes:
     """Encode a filter as BPF for one machine. Lines about calls that the machine doesn't have are left out.
 
-    `watched`: a supervisor listens, so `Hold` and `told` lines notify it. Without one, both are refused. A call of
-    another architecture (IA-32 by `int 0x80`) ends the process; x32 calls return ENOSYS. Raises HostError for a machine
-    whose call numbers are unknown.
+    `is_supervised`: a supervisor listens, so `Hold` and `is_reported` lines notify it. Without one, both are refused. A
+    call of another architecture (IA-32 by `int 0x80`) ends the process; x32 calls return ENOSYS. Raises HostError for a
+    machine whose call numbers are unknown.
     """
     if machine not in NUMBERS:
-        known = ", ".join(sorted(NUMBERS))
-        raise HostError(f"no system call filter for the machine `{machine}`; exeat runs on {known}")
+        supported = ", ".join(sorted(NUMBERS))
+        raise HostError(f"no system call filter for the machine `{machine}`; exeat runs on {supported}")
     unknown = _ALLOW if filters.allowed is None else _ERRNO | errno.ENOSYS
     leaves: dict[int, bytes] = {}
     by_call: dict[str, list[bytes]] = {}
     for line in filters.lines:
-        by_call.setdefault(line.call, []).append(_block(line.tests, _verdict(line, watched=watched)))
+        by_call.setdefault(line.call, []).append(_encode_line(line.tests, _verdict(line, is_supervised=is_supervised)))
     for call, number in NUMBERS[machine].items():
-        rest = _ALLOW if filters.allowed is None or call in filters.allowed else unknown
-        leaves[number] = b"".join((*by_call.get(call, ()), _op(_RET, rest)))
-    program = _op(_LD, _AT_ARCHITECTURE) + _op(_JEQ, AUDIT_ARCH[machine], 1, 0) + _op(_RET, _KILL)
-    program += _op(_LD, _AT_NUMBER)
+        default = _ALLOW if filters.allowed is None or call in filters.allowed else unknown
+        leaves[number] = b"".join((*by_call.get(call, ()), _instruction(_RET, default)))
+    program = (
+        _instruction(_LD, _AT_ARCHITECTURE) + _instruction(_JEQ, AUDIT_ARCH[machine], 1, 0) + _instruction(_RET, _KILL)
+    )
+    program += _instruction(_LD, _AT_NUMBER)
     if machine == "x86_64":
-        program += _op(_JGE, _X32, 0, 1) + _op(_RET, _ERRNO | errno.ENOSYS)
-    return program + _tree(_ranges(leaves, _op(_RET, unknown)))
+        program += _instruction(_JGE, _X32, 0, 1) + _instruction(_RET, _ERRNO | errno.ENOSYS)
+    return program + _binary_search(_ranges(leaves, _instruction(_RET, unknown)))
 
 
-def _verdict(line: FilterLine, *, watched: bool) -> int:
+def _verdict(line: FilterLine, *, is_supervised: bool) -> int:
     match line:
         case Permit():
             return _ALLOW
         case Hold():
-            return _NOTIFY if watched else _ERRNO | errno.EPERM
+            return _NOTIFY if is_supervised else _ERRNO | errno.EPERM
         case Metered():
-            return _NOTIFY if watched else _ALLOW
+            return _NOTIFY if is_supervised else _ALLOW
         case Refuse():
-            return _NOTIFY if watched and line.told else _ERRNO | line.error
+            return _NOTIFY if is_supervised and line.is_reported else _ERRNO | line.error
 
 
 def _ranges(leaves: Mapping[int, bytes], unknown: bytes) -> list[tuple[int, bytes]]:
@@ -146,39 +148,39 @@ def _ranges(leaves: Mapping[int, bytes], unknown: bytes) -> list[tuple[int, byte
     return ranges
 
 
-def _tree(ranges: Sequence[tuple[int, bytes]]) -> bytes:
+def _binary_search(ranges: Sequence[tuple[int, bytes]]) -> bytes:
     """Encode a binary search for the range of the number in the accumulator."""
     if len(ranges) == 1:
         return ranges[0][1]
     middle = len(ranges) // 2
-    below, above = _tree(ranges[:middle]), _tree(ranges[middle:])
-    size, first = len(below) // 8, ranges[middle][0]
-    if size <= _FARTHEST:
-        return _op(_JGE, first, size, 0) + below + above
-    return _op(_JGE, first, 0, 1) + _op(_JA, size) + below + above
+    lower, upper = _binary_search(ranges[:middle]), _binary_search(ranges[middle:])
+    size, boundary = len(lower) // 8, ranges[middle][0]
+    if size <= _MAX_JUMP:
+        return _instruction(_JGE, boundary, size, 0) + lower + upper
+    return _instruction(_JGE, boundary, 0, 1) + _instruction(_JA, size) + lower + upper
 
 
-def _block(tests: Iterable[ArgumentTest], verdict: int) -> bytes:
+def _encode_line(tests: Iterable[ArgumentTest], verdict: int) -> bytes:
     """Encode: return `verdict` if every test holds, else fall through."""
-    pieces: list[list[bytes]] = []
+    encoded_tests: list[list[bytes]] = []
     for test in tests:
-        load = _op(_LD, _AT_ARGUMENTS + 8 * test.argument)
+        load = _instruction(_LD, _AT_ARGUMENTS + 8 * test.argument)
         if test.value is None:
-            pieces.append([load, _op(_JSET, test.mask)])
+            encoded_tests.append([load, _instruction(_JSET, test.mask)])
         else:
-            masked = [_op(_AND, test.mask)] if test.mask != _LOW else []
-            pieces.append([load, *masked, _op(_JEQ, test.value)])
-    size = sum(map(len, pieces))
-    out, at = b"", 0
-    for piece in pieces:
-        at += len(piece)
-        *before, jump = piece
+            masked = [_instruction(_AND, test.mask)] if test.mask != _LOW_32_BITS else []
+            encoded_tests.append([load, *masked, _instruction(_JEQ, test.value)])
+    size = sum(map(len, encoded_tests))
+    program, position = b"", 0
+    for instructions in encoded_tests:
+        position += len(instructions)
+        *loads, jump = instructions
         code, _, _, k = struct.unpack("=HBBI", jump)
-        out += b"".join(before) + _op(code, k, 0, size - at + 1)  # false: past the return
-    return out + _op(_RET, verdict)
+        program += b"".join(loads) + _instruction(code, k, 0, size - position + 1)  # false: past the return
+    return program + _instruction(_RET, verdict)
 
 
-def _op(code: int, k: int, jt: int = 0, jf: int = 0) -> bytes:
+def _instruction(code: int, k: int, jt: int = 0, jf: int = 0) -> bytes:
     return struct.pack("=HBBI", code, jt, jf, k)
 
 
@@ -213,7 +215,7 @@ _PROCESSES: Final = """
     setreuid setrlimit setsid setuid sigaltstack sysinfo tgkill times tkill uname unshare uprobe uretprobe vfork wait4
     waitid personality
 """  # the kernel itself has a probed program call uprobe and uretprobe
-_TALKING: Final = """
+_COMMUNICATION: Final = """
     accept accept4 bind connect futex futex_requeue futex_wait futex_waitv futex_wake getpeername getsockname getsockopt
     listen mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink msgctl msgget msgrcv msgsnd recvfrom
     recvmmsg recvmsg semctl semget semop semtimedop sendmmsg sendmsg sendto setsockopt shmat shmctl shmdt shmget
@@ -224,7 +226,7 @@ _TIME: Final = """
     setitimer time timer_create timer_delete timer_getoverrun timer_gettime timer_settime
 """
 
-ALLOWED: Final = frozenset(f"{_FILES}{_WAITING}{_MEMORY}{_PROCESSES}{_TALKING}{_TIME}".split())
+ALLOWED: Final = frozenset(f"{_FILES}{_WAITING}{_MEMORY}{_PROCESSES}{_COMMUNICATION}{_TIME}".split())
 
 # Answered with ENOSYS: removed long ago, or so new and special that programs have a fallback. Linux AIO is here: its
 # requests are counted for the whole machine (fs.aio-max-nr): one task could take all. Databases fall back to threads.
@@ -255,8 +257,8 @@ def _socket(family: int, kind: int, protocol: int) -> Permit:
     )
 
 
-def _told(*lines: Refuse) -> tuple[Refuse, ...]:
-    return tuple(line._replace(told=True) for line in lines)
+def _reported(*lines: Refuse) -> tuple[Refuse, ...]:
+    return tuple(line._replace(is_reported=True) for line in lines)
 
 
 _STREAM, _DGRAM, _TCP, _UDP, _MPTCP = 1, 2, 6, 17, 262
@@ -273,7 +275,7 @@ SOCKETS: Final[tuple[FilterLine, ...]] = (
     Permit("socket", (ArgumentTest(0, value=AF_NETLINK), ArgumentTest(2, value=0))),  # NETLINK_ROUTE: getifaddrs(3)
     # Browsers and `ss` try other netlink families, and work without.
     Refuse("socket", errno.EAFNOSUPPORT, (ArgumentTest(0, value=AF_NETLINK),)),
-    *_told(
+    *_reported(
         Refuse("socket", errno.EACCES, (ArgumentTest(0, value=AF_INET),)),
         Refuse("socket", errno.EACCES, (ArgumentTest(0, value=AF_INET6),)),
         Refuse("socket", errno.EAFNOSUPPORT),
@@ -289,14 +291,14 @@ _DOORS: Final = """
 """
 _PROBED: Final = "perf_event_open kcmp quotactl quotactl_fd syslog lookup_dcookie uselib"
 
-KERNEL_DOORS: Final[tuple[FilterLine, ...]] = (
-    *_told(*map(Refuse, _DOORS.split())),
+KERNEL_INTERFACES: Final[tuple[FilterLine, ...]] = (
+    *_reported(*map(Refuse, _DOORS.split())),
     *map(Refuse, _PROBED.split()),
     *(Refuse(call, errno.ENOSYS) for call in ("io_uring_setup", "io_uring_enter", "io_uring_register")),
 )
 
 NAMESPACES: Final[tuple[FilterLine, ...]] = (
-    *_told(
+    *_reported(
         Refuse("clone", tests=(ArgumentTest(0, _NAMESPACES),)),
         Refuse("unshare", tests=(ArgumentTest(0, _NAMESPACES | _NEWTIME),)),
     ),
@@ -304,7 +306,7 @@ NAMESPACES: Final[tuple[FilterLine, ...]] = (
 )
 
 SETID_BITS: Final[tuple[FilterLine, ...]] = (
-    *_told(
+    *_reported(
         Refuse("chmod", tests=(ArgumentTest(1, _SETID),)),
         Refuse("fchmod", tests=(ArgumentTest(1, _SETID),)),
         Refuse("fchmodat", tests=(ArgumentTest(2, _SETID),)),
@@ -318,7 +320,7 @@ SETID_BITS: Final[tuple[FilterLine, ...]] = (
     Refuse("openat2", errno.ENOSYS),  # its mode is in memory; callers fall back to openat
 )
 
-TERMINAL: Final = _told(
+TERMINAL: Final = _reported(
     # ioctl_tty(2): push input, the console's selection, redirect the console, load a line discipline.
     *(Refuse("ioctl", tests=(ArgumentTest(1, value=request),)) for request in (0x5412, 0x541C, 0x541D, 0x5423))
 )
@@ -366,21 +368,21 @@ SYNC: Final = (Refuse("sync", 0),)  # reports success
 
 # Extended attributes: the supervisor sets those without a meaning for the host (`seccomp_supervisor.performed_calls`).
 _ATTRIBUTES: Final = "setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr"
-ATTRIBUTES: Final = _told(*map(Refuse, _ATTRIBUTES.split()))
+ATTRIBUTES: Final = _reported(*map(Refuse, _ATTRIBUTES.split()))
 
 # personality(2): uname, address layout (debuggers), and the query (0xFFFFFFFF); none makes data executable.
 _PERSONALITIES = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
-_NEEDS_RIGHTS: Final = "personality vhangup sethostname setdomainname fanotify_init migrate_pages move_pages"
-NEEDS_RIGHTS: Final[tuple[FilterLine, ...]] = (
+_PRIVILEGED_CALLS: Final = "personality vhangup sethostname setdomainname fanotify_init migrate_pages move_pages"
+PRIVILEGED_CALLS: Final[tuple[FilterLine, ...]] = (
     *(Permit("personality", (ArgumentTest(0, value=value),)) for value in _PERSONALITIES),
-    *map(Refuse, _NEEDS_RIGHTS.split()),
+    *map(Refuse, _PRIVILEGED_CALLS.split()),
 )
 
 # fallocate(2) and its predecessors (linux/falloc.h: FS_IOC_RESVSP, RESVSP64, ZERO_RANGE) allocate any disk space in one
 # call, faster than the disk quota can measure. Programs write instead, as on file systems without fallocate.
-_PUNCHES = 0x2  # FALLOC_FL_PUNCH_HOLE, which frees space
-NOT_AT_ONCE: Final[tuple[FilterLine, ...]] = (
-    Permit("fallocate", (ArgumentTest(1, _PUNCHES),)),
+_PUNCH_HOLE = 0x2  # FALLOC_FL_PUNCH_HOLE, which frees space
+NO_PREALLOCATION: Final[tuple[FilterLine, ...]] = (
+    Permit("fallocate", (ArgumentTest(1, _PUNCH_HOLE),)),
     Refuse("fallocate", errno.EOPNOTSUPP),
     *(
         Refuse("ioctl", errno.EOPNOTSUPP, (ArgumentTest(1, value=each),))
@@ -390,7 +392,7 @@ NOT_AT_ONCE: Final[tuple[FilterLine, ...]] = (
 
 TASK: Final = Filter(
     (
-        *KERNEL_DOORS,
+        *KERNEL_INTERFACES,
         *NAMESPACES,
         *SOCKETS,
         *SETID_BITS,
@@ -402,7 +404,7 @@ TASK: Final = Filter(
         *POOLS,
         *SYNC,
         *ATTRIBUTES,
-        *NEEDS_RIGHTS,
+        *PRIVILEGED_CALLS,
     ),
     ALLOWED,
 )
@@ -411,34 +413,34 @@ TASK_WITH_COMMANDS: Final = TASK._replace(lines=(Hold("execve"), Hold("execveat"
 
 def task_filter(*, commands: bool = False, reviewed: bool = False) -> Filter:
     """Return a task's filter. `commands`: program starts are held; `reviewed`: its workspace is an overlay."""
-    usual = TASK_WITH_COMMANDS if commands else TASK
-    return usual._replace(lines=(*NOT_AT_ONCE, *usual.lines)) if reviewed else usual
+    base = TASK_WITH_COMMANDS if commands else TASK
+    return base._replace(lines=(*NO_PREALLOCATION, *base.lines)) if reviewed else base
 
 
 class WatchedFilter(NamedTuple):
-    """A filter with a listener, and its BPF. `needed`: the start fails where no listener can be had."""
+    """A filter with a listener, and its BPF. `is_required`: the start fails where no listener can be had."""
 
     filters: Filter
     program: bytes
-    needed: bool
+    is_required: bool
 
 
 @functools.cache
 def watched_filter(*, commands: bool, reviewed: bool = False) -> WatchedFilter:
     """Return the filter that notifies the supervisor; with `commands`, it holds program starts."""
     filters = task_filter(commands=commands, reviewed=reviewed)
-    program = assemble(filters, linux.platform_machine(), watched=True)
-    return WatchedFilter(filters, program, needed=commands)
+    program = assemble(filters, linux.platform_machine(), is_supervised=True)
+    return WatchedFilter(filters, program, is_required=commands)
 
 
-_NOT_ITSELF = (ArgumentTest(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
+_OTHER_PROCESS = (ArgumentTest(0, 0xFFFFFFFF),)  # a process id other than 0, which is the caller's own
 _INTERNET = tuple(line for line in SOCKETS if line != _UNIX)
 
 # The worker connects, so it needs sockets; it never executes, signals or inspects. It is in the host's network and pid
 # namespaces, so every call that could name a process or a unix socket there is refused.
 WORKER: Final = Filter(
     (
-        *KERNEL_DOORS,
+        *KERNEL_INTERFACES,
         *NAMESPACES,
         *_INTERNET,
         *SETID_BITS,
@@ -452,7 +454,7 @@ WORKER: Final = Filter(
                 "sched_setscheduler", "sched_setaffinity", "sched_setattr",
             )
         ),
-        Refuse("prlimit64", tests=_NOT_ITSELF),
+        Refuse("prlimit64", tests=_OTHER_PROCESS),
         # The owner of a descriptor is sent signals: F_SETOWN, F_SETSIG, F_SETOWN_EX (fcntl(2)), FIOSETOWN, SIOCSPGRP.
         *(Refuse("fcntl", tests=(ArgumentTest(1, value=command),)) for command in (8, 10, 15)),
         *(Refuse("ioctl", tests=(ArgumentTest(1, value=request),)) for request in (0x8901, 0x8902)),
@@ -460,7 +462,7 @@ WORKER: Final = Filter(
 )  # fmt: skip
 
 # The certificate signer has open sockets, and signs in memory: it opens, connects and executes nothing.
-_SIGNS: Final = """
+_SIGNER_CALLS: Final = """
     recvfrom recvmsg sendto sendmsg getsockname close epoll_wait epoll_pwait epoll_ctl brk munmap mremap madvise futex
     getrandom clock_gettime gettimeofday getpid gettid sched_yield rt_sigreturn rt_sigprocmask restart_syscall exit
     exit_group
@@ -472,5 +474,5 @@ SIGNER: Final = Filter(
         Refuse("mprotect", tests=_EXECUTABLE),
         Permit("ioctl", (ArgumentTest(1, value=0x5421),)),  # FIONBIO: sets non-blocking mode
     ),
-    frozenset({*_SIGNS.split(), "mmap", "mprotect"}),
+    frozenset({*_SIGNER_CALLS.split(), "mmap", "mprotect"}),
 )

@@ -32,13 +32,13 @@ from enforcer.system.errors import UsageError
 from enforcer.system.terminals import Terminals
 
 _TERMINAL_CHUNK = 1 << 14
-_LOOK_AGAIN = 0.2  # seconds between looks at whether we are in the foreground
-_UNTIL_RAW, _LOOK = 0.5, 0.002  # seconds
-_ENDING = frozenset(b"\x03\x1c")  # ^C and ^\, the defaults of terminals
+_FOREGROUND_INTERVAL = 0.2  # seconds between looks at whether we are in the foreground
+_RAW_TIMEOUT, _RAW_INTERVAL = 0.5, 0.002  # seconds
+_END_KEYS = frozenset(b"\x03\x1c")  # ^C and ^\, the defaults of terminals
 _LFLAG = 3  # of what tcgetattr returns
 _PTMX, _TTY = os.makedev(5, 2), os.makedev(5, 0)
 _TIOCSPTLCK, _TIOCGPTPEER = 0x40045431, 0x5441  # asm-generic/ioctls.h: x86, arm, RISC-V
-OWN = -1  # stands for the terminal that the sandbox makes
+SANDBOX_TERMINAL = -1  # stands for the terminal that the sandbox makes
 
 
 def is_terminal(descriptor: int) -> bool:
@@ -55,7 +55,7 @@ def keyboard_terminal(process: int) -> int | None:
     terminals = [number for number in range(3) if is_terminal(number)]
     if terminals[:1] == [0]:
         return 0
-    controlling = _controlling(process)
+    controlling = _controlling_terminal(process)
     return (
         next((number for number in terminals if os.fstat(number).st_rdev in (controlling, _TTY)), None)
         if controlling
@@ -63,7 +63,7 @@ def keyboard_terminal(process: int) -> int | None:
     )
 
 
-def _controlling(process: int) -> int:
+def _controlling_terminal(process: int) -> int:
     """Return the device number of the controlling terminal of a process; 0 without one (proc_pid_stat(5), tty_nr)."""
     try:
         with open(f"/proc/{process}/stat", "rb", buffering=0) as file:
@@ -104,39 +104,39 @@ class Terminal:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.primary, termios.TIOCSWINSZ, _size(self.real))
 
-    def wait_until_raw(self, *, by_us: bool) -> None:
+    def wait_until_raw(self, *, is_ours: bool) -> None:
         """Wait up to 0.5 s until the caller's terminal passes all keys on; in the background nothing sets that.
 
-        `by_us`: this run sets it, which works only for a terminal of this session.
+        `is_ours`: this run sets it, which works only for a terminal of this session.
         """
         with contextlib.suppress(OSError, termios.error):
-            deadline = time.monotonic() + _UNTIL_RAW
-            lines = termios.ISIG | termios.ICANON
-            while termios.tcgetattr(self.real)[_LFLAG] & lines == lines and time.monotonic() < deadline:
+            deadline = time.monotonic() + _RAW_TIMEOUT
+            cooked = termios.ISIG | termios.ICANON
+            while termios.tcgetattr(self.real)[_LFLAG] & cooked == cooked and time.monotonic() < deadline:
                 try:
                     if os.tcgetpgrp(self.real) != os.getpgrp():
                         return
                 except OSError:  # the terminal of another session
-                    if by_us:
+                    if is_ours:
                         return
-                time.sleep(_LOOK)
+                time.sleep(_RAW_INTERVAL)
 
 
-def make_terminal(executor: Executor, like: TerminalSettings, owner: int) -> tuple[int, int]:
+def make_terminal(executor: Executor, settings: TerminalSettings, owner: int) -> tuple[int, int]:
     """Open a pseudo-terminal in the sandbox's own /dev/pts; returns the primary side and the task's.
 
     The task's side belongs to `owner`, a kernel uid. Raises OSError.
     """
     flags = os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC
-    opened = executor.calls.get("openat", linux.AT_FDCWD, "/dev/pts/ptmx", flags, says="open /dev/pts/ptmx")
-    [primary] = executor.do(opened)
+    ptmx = executor.calls.get("openat", linux.AT_FDCWD, "/dev/pts/ptmx", flags, purpose="open /dev/pts/ptmx")
+    [primary] = executor.run(ptmx)
     secondary = -1
     try:
         fcntl.ioctl(primary, _TIOCSPTLCK, bytes(4))
         secondary = fcntl.ioctl(primary, _TIOCGPTPEER, flags)
         os.fchown(secondary, owner, -1)
-        fcntl.ioctl(primary, termios.TIOCSWINSZ, like.size)
-        termios.tcsetattr(secondary, termios.TCSANOW, like.attributes)
+        fcntl.ioctl(primary, termios.TIOCSWINSZ, settings.size)
+        termios.tcsetattr(secondary, termios.TCSANOW, settings.attributes)
     except (OSError, termios.error) as error:
         for descriptor in {primary, secondary} - {-1}:
             os.close(descriptor)
@@ -160,74 +160,76 @@ def relay_keys(source: int, primary: int, supervisor: int = 0) -> None:
     when the terminal is closed: the kernel signals only the session leader, which may be another user's process
     (su(1)).
     """
-    keys = _Keys(source, reads=os.isatty(0), writes=os.isatty(1))
+    modes = _KeyModes(source, reads=os.isatty(0), writes=os.isatty(1))
     linux.keep_only({source, primary})
 
-    def end(_number: int, _frame: object) -> None:
-        keys.restore()
+    def stop(_number: int, _frame: object) -> None:
+        modes.restore()
         os._exit(0)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
+        signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGTERM)
     with contextlib.suppress(OSError, termios.error):
         while True:
-            if not keys.take():
-                time.sleep(_LOOK_AGAIN)
-            elif _wait(source, select.POLLIN, _LOOK_AGAIN) and keys.take():
+            if not modes.set_modes():
+                time.sleep(_FOREGROUND_INTERVAL)
+            elif _wait(source, select.POLLIN, _FOREGROUND_INTERVAL) and modes.set_modes():
                 data = os.read(source, _TERMINAL_CHUNK)
                 if not data:
                     break
                 _write(primary, data)
-                if not _ENDING.isdisjoint(data) and os.getppid() == supervisor:
+                if not _END_KEYS.isdisjoint(data) and os.getppid() == supervisor:
                     os.kill(supervisor, signal.SIGCONT)
     if supervisor and os.getppid() == supervisor and not os.isatty(source):
         os.kill(supervisor, signal.SIGHUP)
-    end(0, None)
+    stop(0, None)
 
 
-class _Keys:
+class _KeyModes:
     """Modes of the caller's terminal while keys go to the task: termios(3), "Raw mode".
 
     `reads`, `writes`: whether the run's standard input, and its output, is a terminal. Otherwise other programs of a
     pipeline may read keys, so modes that they set stay; or they print, so output processing stays.
     """
 
-    __slots__ = ("_alone", "_before", "_own", "_source", "_writes")
+    __slots__ = ("_is_exclusive", "_original_modes", "_output_is_terminal", "_own_modes", "_source")
 
     def __init__(self, source: int, *, reads: bool, writes: bool) -> None:
         self._source = source
-        self._alone = reads and writes
-        self._writes = writes
-        self._before: list[int | list[bytes | int]] | None = None
-        self._own: list[int | list[bytes | int]] | None = None  # the modes set here; None: none
+        self._is_exclusive = reads and writes
+        self._output_is_terminal = writes
+        self._original_modes: list[int | list[bytes | int]] | None = None
+        self._own_modes: list[int | list[bytes | int]] | None = None  # the modes set here; None: none
 
-    def take(self) -> bool:
+    def set_modes(self) -> bool:
         """Set the modes if needed; returns whether keys may be read now. Raises OSError, termios.error."""
         if not _is_foreground(self._source):
-            self._own = None
+            self._own_modes = None
             return False
-        now = termios.tcgetattr(self._source)
-        if self._own is not None and (self._alone or now == self._own):
+        modes = termios.tcgetattr(self._source)
+        if self._own_modes is not None and (self._is_exclusive or modes == self._own_modes):
             return True
-        if not (self._alone or now[_LFLAG] & termios.ICANON):
+        if not (self._is_exclusive or modes[_LFLAG] & termios.ICANON):
             return False
-        self._before = self._before or now
+        self._original_modes = self._original_modes or modes
         raw = termios.tcgetattr(self._source)
         tty.cfmakeraw(raw)
-        if not self._writes:
-            raw[tty.OFLAG] = now[tty.OFLAG]
+        if not self._output_is_terminal:
+            raw[tty.OFLAG] = modes[tty.OFLAG]
         termios.tcsetattr(self._source, termios.TCSADRAIN, raw)
-        self._own = termios.tcgetattr(self._source)
+        self._own_modes = termios.tcgetattr(self._source)
         return True
 
     def restore(self) -> None:
         """Restore the modes of the terminal, unless another program has changed them."""
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # from the background too
         with contextlib.suppress(termios.error):
-            if self._before is not None and (self._alone or termios.tcgetattr(self._source) == self._own):
-                termios.tcsetattr(self._source, termios.TCSADRAIN, self._before)
+            if self._original_modes is not None and (
+                self._is_exclusive or termios.tcgetattr(self._source) == self._own_modes
+            ):
+                termios.tcsetattr(self._source, termios.TCSADRAIN, self._original_modes)
 
 
 def _is_foreground(terminal: int) -> bool:
@@ -277,46 +279,56 @@ class Relay(NamedTuple):
 
     pid: int
     name: str
-    end_with: signal.Signals | None = None  # None: it ends when the task's side is closed
+    end_signal: signal.Signals | None = None  # None: it ends when the task's side is closed
 
 
 class PendingRelay(NamedTuple):
-    """A relay that isn't started yet. `ours`: our end of the task's pipe."""
+    """A relay that isn't started yet. `our_end`: our end of the task's pipe."""
 
     source: int
     sink: int
-    ours: int
+    our_end: int
     name: str
-    end_with: signal.Signals | None = None
+    end_signal: signal.Signals | None = None
 
 
 class Stdio:
     """The task's standard streams, and the relays behind them."""
 
-    __slots__ = ("carry_in", "closed", "descriptors", "like", "outward", "relays", "terminal", "terminals", "to_carry")
+    __slots__ = (
+        "closed",
+        "descriptors",
+        "key_relay",
+        "output_descriptor",
+        "pending",
+        "relays",
+        "settings",
+        "terminal",
+        "terminals",
+    )
 
     def __init__(self, descriptors: tuple[int, int, int]) -> None:
         self.descriptors = descriptors
         self.relays: list[Relay] = []
-        self.to_carry: list[PendingRelay] = []
+        self.pending: list[PendingRelay] = []
         self.terminals = Terminals()  # now: they may be closed while the task starts
         self.terminal: Terminal | None = None
-        self.like: TerminalSettings | None = None  # settings of the task's terminal; None: it has none
-        self.outward = -1  # our descriptor for the terminal's output
-        self.carry_in: Callable[[int], None] | None = None  # starts the relay of keys; None: none
+        self.settings: TerminalSettings | None = None  # settings of the task's terminal; None: it has none
+        self.output_descriptor = -1  # our descriptor for the terminal's output
+        self.key_relay: Callable[[int], None] | None = None  # starts the relay of keys; None: none
         self.closed = False
 
-    def begin(self) -> None:
+    def start_relays(self) -> None:
         """Start the relays of the pipes. The task may be starting meanwhile."""
-        while self.to_carry:
-            each = self.to_carry[0]
+        while self.pending:
+            relay = self.pending[0]
             pid = os.fork()
             if pid == 0:
-                _carry(each.source, each.sink)
-            self.relays.append(Relay(pid, each.name, each.end_with))
-            os.close(self.to_carry.pop(0).ours)
+                _copy_bytes(relay.source, relay.sink)
+            self.relays.append(Relay(pid, relay.name, relay.end_signal))
+            os.close(self.pending.pop(0).our_end)
 
-    def has_terminal(self, primary: int) -> None:
+    def start_terminal(self, primary: int) -> None:
         """Start relaying the terminal that the sandbox has made, and take over its primary side.
 
         Returns once keys go to the task.
@@ -328,17 +340,17 @@ class Stdio:
         self.terminal.resize()  # it may have another size by now
         pid = os.fork()
         if pid == 0:
-            relay_output(primary, self.outward)
+            relay_output(primary, self.output_descriptor)
         self.relays.append(Relay(pid, "output"))
-        if self.carry_in is not None:
-            self.carry_in(primary)
-            self.terminal.wait_until_raw(by_us=isinstance(self.carry_in, functools.partial))
+        if self.key_relay is not None:
+            self.key_relay(primary)
+            self.terminal.wait_until_raw(is_ours=isinstance(self.key_relay, functools.partial))
 
     def close(self) -> None:
         """Close our copies of the task's ends, once the task has them. Idempotent."""
         if not self.closed:
             self.closed = True
-            for descriptor in {*self.descriptors} - {0, 1, 2, OWN}:
+            for descriptor in {*self.descriptors} - {0, 1, 2, SANDBOX_TERMINAL}:
                 os.close(descriptor)
 
     def finish(self) -> list[str]:
@@ -347,14 +359,14 @@ class Stdio:
         Idempotent.
         """
         self.close()
-        while self.to_carry:
-            os.close(self.to_carry.pop().ours)
+        while self.pending:
+            os.close(self.pending.pop().our_end)
         problems = []
         while self.relays:
             relay = self.relays.pop()
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                if relay.end_with is not None:
-                    os.kill(relay.pid, relay.end_with)
+                if relay.end_signal is not None:
+                    os.kill(relay.pid, relay.end_signal)
                 _, status = os.waitpid(relay.pid, 0)
                 number = os.waitstatus_to_exitcode(status)
                 if number > 0:
@@ -362,15 +374,15 @@ class Stdio:
         return problems
 
 
-def passes_as_it_is(descriptor: int) -> bool:
+def can_pass_unchanged(descriptor: int) -> bool:
     """Whether a descriptor can be given to a task unchanged: only memory devices, which lead nowhere."""
     return bool(devices.memory_device(descriptor))
 
 
-def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None, caller: int = 0) -> Stdio:
+def arrange(owner: int, key_relay: "Callable[[int], None] | None" = None, caller: int = 0) -> Stdio:
     """Put pipes, or a terminal, in front of the descriptors 0, 1 and 2. `owner`: the task's kernel uid.
 
-    `carry_in` has another process, `caller`, relay typed keys: only a process of the terminal's session may read them.
+    `key_relay` has another process, `caller`, relay typed keys: only a process of the terminal's session may read them.
     Raises UsageError for a directory.
     """
     for number in range(3):
@@ -379,37 +391,37 @@ def arrange(owner: int, carry_in: "Callable[[int], None] | None" = None, caller:
     stdio = Stdio((0, 1, 2))
     terminals = [number for number in range(3) if is_terminal(number)]
     if terminals:
-        _arrange_terminal(stdio, terminals, carry_in, caller or os.getpid())
-    chosen: list[int] = []
-    carried: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share a pipe, which keeps their order
+        _arrange_terminal(stdio, terminals, key_relay, caller or os.getpid())
+    task_ends: list[int] = []
+    pipes: dict[tuple[int, int], int] = {}  # 1 and 2 on one file share a pipe, which keeps their order
     for number in range(3):
         status = os.fstat(number)
         key = (status.st_dev, status.st_ino)
         if number in terminals:
-            chosen.append(OWN)
-        elif passes_as_it_is(number):
-            chosen.append(number)
-        elif number and key in carried:
-            chosen.append(os.dup(carried[key]))
+            task_ends.append(SANDBOX_TERMINAL)
+        elif can_pass_unchanged(number):
+            task_ends.append(number)
+        elif number and key in pipes:
+            task_ends.append(os.dup(pipes[key]))
         else:
-            chosen.append(_pipe(stdio, number, owner))
+            task_ends.append(_pipe(stdio, number, owner))
             if number:
-                carried[key] = chosen[-1]
-    stdio.descriptors = (chosen[0], chosen[1], chosen[2])
+                pipes[key] = task_ends[-1]
+    stdio.descriptors = (task_ends[0], task_ends[1], task_ends[2])
     return stdio
 
 
-def _arrange_terminal(stdio: Stdio, terminals: list[int], carry_in: Callable[[int], None] | None, caller: int) -> None:
+def _arrange_terminal(stdio: Stdio, terminals: list[int], key_relay: Callable[[int], None] | None, caller: int) -> None:
     typed = keyboard_terminal(caller)
     real = terminals[0] if typed is None else typed
     stdio.terminal = Terminal(real)
-    stdio.like = TerminalSettings.of(real)._replace(has_keys=typed is not None)
-    stdio.outward = next((number for number in terminals if number), terminals[0])
+    stdio.settings = TerminalSettings.of(real)._replace(has_keys=typed is not None)
+    stdio.output_descriptor = next((number for number in terminals if number), terminals[0])
     if typed is not None:
-        stdio.carry_in = carry_in or functools.partial(_carry_in, stdio, typed)
+        stdio.key_relay = key_relay or functools.partial(_start_key_relay, stdio, typed)
 
 
-def _carry_in(stdio: Stdio, typed: int, primary: int) -> None:
+def _start_key_relay(stdio: Stdio, typed: int, primary: int) -> None:
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -425,12 +437,12 @@ def _pipe(stdio: Stdio, number: int, owner: int) -> int:
     reader, writer = os.pipe()
     if number and os.geteuid() == 0:
         os.fchown(writer, owner, -1)
-    theirs, ours = (writer, reader) if number else (reader, writer)
+    task_end, our_end = (writer, reader) if number else (reader, writer)
     if number:
-        stdio.to_carry.append(PendingRelay(ours, number, ours, f"descriptor {number}"))
+        stdio.pending.append(PendingRelay(our_end, number, our_end, f"descriptor {number}"))
     else:
-        stdio.to_carry.append(PendingRelay(number, ours, ours, "input", signal.SIGKILL))
-    return theirs
+        stdio.pending.append(PendingRelay(number, our_end, our_end, "input", signal.SIGKILL))
+    return task_end
 
 
 def ignored_signals() -> frozenset[int]:
@@ -438,16 +450,16 @@ def ignored_signals() -> frozenset[int]:
     return processes.ignored_signals() - {signal.SIGPIPE, signal.SIGXFSZ}
 
 
-def _carry(source: int, sink: int) -> None:
+def _copy_bytes(source: int, sink: int) -> None:
     """Copy until the end, in a process of its own; never returns. Its exit status is the errno that stopped it."""
     # Only these two: with the other end of its pipe open, the relay would never see the end of its input.
     linux.keep_only({source, sink})
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        while data := _patient(source, select.POLLIN, lambda: os.read(source, _CHUNK)):
+        while data := _retry_when_ready(source, select.POLLIN, lambda: os.read(source, _CHUNK)):
             view = memoryview(data)
             while view:
-                view = view[_patient(sink, select.POLLOUT, lambda: os.write(sink, view)) :]  # noqa: B023
+                view = view[_retry_when_ready(sink, select.POLLOUT, lambda: os.write(sink, view)) :]  # noqa: B023
     except BrokenPipeError:
         pass  # the reader has closed: the task gets EPIPE in turn
     except ConnectionResetError:
@@ -457,7 +469,7 @@ def _carry(source: int, sink: int) -> None:
     os._exit(0)
 
 
-def _patient[T](descriptor: int, event: int, act: Callable[[], T]) -> T:
+def _retry_when_ready[T](descriptor: int, event: int, act: Callable[[], T]) -> T:
     """Call `act`, waiting while the descriptor would block."""
     while True:
         try:

@@ -126,16 +126,16 @@ REGISTERS: Final = 64
 ANY: Final = 0xFFFF  # stands for every error
 NUMBER, DATA, REGISTER = 0, 1, 2  # kinds of arguments, two bits each
 
-_FIRST: Final = 8  # the first register that isn't kept between lists
-_TAKEN: Final = 32  # the first register for descriptors sent along
-_NOWHERE: Final = REGISTERS - 1  # for results that aren't used
+_FIRST_FREE: Final = 8  # the first register that isn't kept between lists
+_FIRST_DESCRIPTOR: Final = 32  # the first register for descriptors sent along
+_UNUSED_RESULT: Final = REGISTERS - 1  # for results that aren't used
 _SCRATCH: Final = 256  # bytes at the start of each list's data, for `struct statx`
-_AFTER: Final = 48  # zero bytes at the end of the data
-_MODE: Final = 28  # stx_mode in it, statx(2)
-_WHERE: Final = struct.Struct("=H")  # the call to continue at after an error
-_WHERE_AT: Final = 12  # its offset in CALL
-_FULL: Final = 48 << 10  # bytes after which a list is split
-_MOST_DESCRIPTORS: Final = 16  # descriptors after which a list is split
+_PADDING: Final = 48  # zero bytes at the end of the data
+_STX_MODE: Final = 28  # stx_mode in it, statx(2)
+_CONTINUE: Final = struct.Struct("=H")  # the call to continue at after an error
+_CONTINUE_OFFSET: Final = 12  # its offset in CALL
+_SPLIT_BYTES: Final = 48 << 10  # bytes after which a list is split
+_SPLIT_DESCRIPTORS: Final = 16  # descriptors after which a list is split
 _STATX_TYPE_MODE: Final = 0x3
 _numbers: Final = NUMBERS.get(os.uname().machine, {})
 
@@ -148,7 +148,9 @@ class Register(NamedTuple):
 
 # Kept between lists: the quota tmpfs, the host's /proc, the forked child's pid, the task's Landlock ruleset and seccomp
 # listener, and its arguments and environment.
-QUOTA, OUTSIDE, FIRST, RULES, LISTENER, ARGV, ENVIRONMENT = (Register(number) for number in range(1, 8))
+QUOTA, HOST_PROC, FORKED_PID, LANDLOCK_RULESET, LISTENER, ARGV, ENVIRONMENT = (
+    Register(number) for number in range(1, 8)
+)
 
 
 class Data(NamedTuple):
@@ -158,19 +160,19 @@ class Data(NamedTuple):
 
 
 class Label(list[int]):
-    """A position further down; holds the calls that continue there."""
+    """A position further down in the list: the indexes of the calls that continue there."""
 
 
 type Argument = int | str | bytes | Data | Register
 
 
 class Packet(NamedTuple):
-    """A call list as it is sent. `named`: the purpose of each call; `steps`: from which call on each step begins."""
+    """A call list as it is sent. `purposes`: the purpose of each call; `steps`: from which call on each step begins."""
 
     data: bytes
     descriptors: tuple[int, ...]  # sent along
-    given: tuple[int, ...]  # registers of descriptors to send back
-    named: tuple[str, ...]
+    returned_registers: tuple[int, ...]  # registers of descriptors to send back
+    purposes: tuple[str, ...]
     steps: tuple[tuple[int, object], ...]
 
 
@@ -189,61 +191,70 @@ class CallList:
     def __init__(self) -> None:
         self._packets: list[Packet] = []
         self._step: object = None
-        self._begin()
+        self._start_list()
 
-    def _begin(self) -> None:
-        self._body = bytearray()  # the calls, as they are sent
-        self._labels: list[Label] = []  # that were gone on to
-        self._named: list[str] = []
+    def _start_list(self) -> None:
+        self._calls = bytearray()  # the calls, as they are sent
+        self._labels: list[Label] = []  # to which a call continues
+        self._purposes: list[str] = []
         self._data = bytearray(_SCRATCH)
-        self._taken: list[tuple[int, int]] = []
-        self._free = list(range(_TAKEN - 1, _FIRST - 1, -1))
+        self._descriptors: list[tuple[int, int]] = []
+        self._free = list(range(_FIRST_DESCRIPTOR - 1, _FIRST_FREE - 1, -1))
         self._steps: list[tuple[int, object]] = [(0, self._step)]
 
     # --- calls ---
 
-    def call(self, name: str, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None, says: str = "",
-             into: Register | None = None) -> None:  # fmt: skip
+    def call(
+        self,
+        name: str,
+        *arguments: Argument,
+        ignored: tuple[int, ...] = (),
+        to: Label | None = None,
+        purpose: str = "",
+        into: Register | None = None,
+    ) -> None:
         """Write a system call.
 
-        After an error in `but` execution continues at `to`, or the next call; `says`: its purpose.
+        After an error in `ignored`, execution continues at `to`, or at the next call. `purpose`: for error messages.
         """
-        self._add(_numbers[name], arguments, but, to, says or name, _NOWHERE if into is None else into.number)
+        self._add(
+            _numbers[name], arguments, ignored, to, purpose or name, _UNUSED_RESULT if into is None else into.number
+        )
 
     def get(
-        self, name: str, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None, says: str = ""
+        self, name: str, *arguments: Argument, ignored: tuple[int, ...] = (), to: Label | None = None, purpose: str = ""
     ) -> Register:
         """Write a call and keep its result in a register."""
         into = self.register()
-        self.call(name, *arguments, but=but, to=to, says=says, into=into)
+        self.call(name, *arguments, ignored=ignored, to=to, purpose=purpose, into=into)
         return into
 
     def check(self, data: Data, mask: int, value: int, error: int = errno.EPERM, *, to: Label | None = None,
-              says: str = "") -> None:  # fmt: skip
+              purpose: str = "") -> None:  # fmt: skip
         """Fail with `error` unless four bytes under `mask` equal `value`; or continue at `to`."""
-        but = () if to is None else (error,)
-        self._add(CHECK, (data, mask, value, error), but, to, says, _NOWHERE)
+        ignored = () if to is None else (error,)
+        self._add(CHECK, (data, mask, value, error), ignored, to, purpose, _UNUSED_RESULT)
 
     def store(self, data: Data, register: Register) -> None:
         """Write a register to four bytes of data."""
-        self._add(STORE, (data, register), (), None, "", _NOWHERE)
+        self._add(STORE, (data, register), (), None, "", _UNUSED_RESULT)
 
     def point(self, base: Data | Register, count: int, at: int = 0) -> None:
         """Turn `count` offsets from `base` (8 bytes each, 0: none), `at` bytes after it, into addresses."""
-        self._add(POINT, (base, at, count), (), None, "", _NOWHERE)
+        self._add(POINT, (base, at, count), (), None, "", _UNUSED_RESULT)
 
     def fork(self, channel: Register, into: Register, *, leaf: bool) -> None:
         """Fork a process that executes call lists from its own channel; a `leaf` doesn't reap children."""
         self._add(FORK, (channel, int(leaf)), (), None, "clone", into.number)
 
-    def skip(self, to: Label) -> None:
+    def jump(self, to: Label) -> None:
         """Continue at the label."""
-        self._add(CHECK, (Data(0), 0, 1, errno.EPERM), (ANY,), to, "", _NOWHERE)
+        self._add(CHECK, (Data(0), 0, 1, errno.EPERM), (ANY,), to, "", _UNUSED_RESULT)
 
-    def put(self, label: Label) -> None:
+    def place_label(self, label: Label) -> None:
         """Place the label here."""
         for at in label:
-            _WHERE.pack_into(self._body, at * CALL.size + _WHERE_AT, len(self._named))
+            _CONTINUE.pack_into(self._calls, at * CALL.size + _CONTINUE_OFFSET, len(self._purposes))
         label.clear()
 
     def data(self, content: bytes) -> Data:
@@ -253,9 +264,9 @@ class CallList:
         self._data += content
         return Data(at)
 
-    def within(self, data: Data, more: int) -> Data:
-        """Return the position `more` bytes later."""
-        return Data(data.at + more)
+    def offset_by(self, data: Data, distance: int) -> Data:
+        """Return the position `distance` bytes later."""
+        return Data(data.at + distance)
 
     def register(self) -> Register:
         """Allocate a register."""
@@ -263,85 +274,101 @@ class CallList:
 
     def take(self, descriptor: int, into: Register | None = None) -> Register:
         """Pass a copy of a descriptor of ours in a register."""
-        into = into or Register(_TAKEN + len(self._taken))
-        self._taken.append((into.number, descriptor))
+        into = into or Register(_FIRST_DESCRIPTOR + len(self._descriptors))
+        self._descriptors.append((into.number, descriptor))
         return into
 
     def close(self, *registers: Register) -> None:
         """Close descriptors, and free their registers."""
         for register in registers:
             self.call("close", register)
-            self.let_go(register)
+            self.free(register)
 
-    def let_go(self, register: Register) -> None:
+    def free(self, register: Register) -> None:
         """Free a register; its content stays."""
-        if register.number < _TAKEN:  # those of descriptors sent along aren't reused
+        if register.number < _FIRST_DESCRIPTOR:  # those of descriptors sent along aren't reused
             self._free.append(register.number)
 
-    def is_kind(self, place: Register, kind: int, error: int = errno.EPERM, *, to: Label | None = None,
-                unknown: Label | None = None, says: str = "") -> None:  # fmt: skip
-        """Fail unless the file type is `kind` (S_IFDIR, ...), or continue at `to`; `unknown`: where statx fails."""
-        but = () if unknown is None else (ANY,)
-        self.call("statx", place, "", linux.AT_EMPTY_PATH, _STATX_TYPE_MODE, Data(0), but=but, to=unknown, says=says)
-        self.check(Data(_MODE), 0o170000, kind, error, to=to, says=says)
+    def is_kind(self, descriptor: Register, kind: int, error: int = errno.EPERM, *, to: Label | None = None,
+                if_unknown: Label | None = None, purpose: str = "") -> None:  # fmt: skip
+        """Fail unless the file type is `kind` (S_IFDIR, ...), or continue at `to`; `if_unknown`: where statx fails."""
+        ignored = () if if_unknown is None else (ANY,)
+        self.call(
+            "statx",
+            descriptor,
+            "",
+            linux.AT_EMPTY_PATH,
+            _STATX_TYPE_MODE,
+            Data(0),
+            ignored=ignored,
+            to=if_unknown,
+            purpose=purpose,
+        )
+        self.check(Data(_STX_MODE), 0o170000, kind, error, to=to, purpose=purpose)
 
-    # --- what was written ---
+    # --- the written list ---
 
     def step(self, step: object) -> None:
         """Name the step that the next calls belong to."""
         self._step = step
-        self.may_be_cut()
+        self.allow_split()
 
-    def may_be_cut(self) -> None:
+    def allow_split(self) -> None:
         """Allow a split here: later calls need nothing earlier except the registers that are kept."""
-        if len(self._data) + len(self._body) > _FULL or len(self._taken) >= _MOST_DESCRIPTORS:
+        if len(self._data) + len(self._calls) > _SPLIT_BYTES or len(self._descriptors) >= _SPLIT_DESCRIPTORS:
             self._finish(())
-        self._steps.append((len(self._named), self._step))
+        self._steps.append((len(self._purposes), self._step))
 
-    def packets(self, *give: Register, silent: bool = False) -> list[Packet]:
-        """Return the whole list, and begin a new one. Its last packet sends back the descriptors in `give`.
+    def packets(self, *returned: Register, silent: bool = False) -> list[Packet]:
+        """Return the whole list, and begin a new one. Its last packet sends back the descriptors in `returned`.
 
         `silent`: no reply is sent unless a call fails.
         """
-        if self._named or self._taken or give:
-            self._finish(give, silent=silent)
+        if self._purposes or self._descriptors or returned:
+            self._finish(returned, silent=silent)
         packets, self._packets = self._packets, []
         return packets
 
-    def _finish(self, give: tuple[Register, ...], *, silent: bool = False) -> None:
-        given = tuple(register.number for register in give)
-        registers = bytes((*(into for into, _ in self._taken), *given))
-        head = HEAD.pack(len(self._named), len(self._taken), len(give), silent, registers)
-        descriptors = tuple(descriptor for _, descriptor in self._taken)
-        made = b"".join((head, self._body, self._data, bytes(_AFTER)))
+    def _finish(self, returned: tuple[Register, ...], *, silent: bool = False) -> None:
+        returned_registers = tuple(register.number for register in returned)
+        registers = bytes((*(into for into, _ in self._descriptors), *returned_registers))
+        head = HEAD.pack(len(self._purposes), len(self._descriptors), len(returned), silent, registers)
+        descriptors = tuple(descriptor for _, descriptor in self._descriptors)
+        data = b"".join((head, self._calls, self._data, bytes(_PADDING)))
         if any(self._labels):
             raise ValueError("a call continues at a label that was never placed")
-        if len(made) > PACKET or len(self._taken) > _NOWHERE - _TAKEN:
+        if len(data) > PACKET or len(self._descriptors) > _UNUSED_RESULT - _FIRST_DESCRIPTOR:
             raise ValueError("a step doesn't fit into one call list")
-        self._packets.append(Packet(made, descriptors, given, tuple(self._named), tuple(self._steps)))
-        self._begin()
+        self._packets.append(Packet(data, descriptors, returned_registers, tuple(self._purposes), tuple(self._steps)))
+        self._start_list()
 
-    def _add(  # noqa: PLR0917  what a call is
-        self, number: int, arguments: tuple[Argument, ...], but: tuple[int, ...], to: Label | None, says: str, into: int
+    def _add(  # noqa: PLR0917
+        self,
+        number: int,
+        arguments: tuple[Argument, ...],
+        ignored: tuple[int, ...],
+        to: Label | None,
+        purpose: str,
+        into: int,
     ) -> None:
-        kinds, values, at = 0, [0] * 6, len(self._named)
-        for place, argument in enumerate(arguments):
+        kinds, values, at = 0, [0] * 6, len(self._purposes)
+        for index, argument in enumerate(arguments):
             if isinstance(argument, int):
-                values[place] = argument & 0xFFFFFFFFFFFFFFFF
+                values[index] = argument & 0xFFFFFFFFFFFFFFFF
             elif isinstance(argument, Register):
-                kinds |= REGISTER << 2 * place
-                values[place] = argument.number
+                kinds |= REGISTER << 2 * index
+                values[index] = argument.number
             else:
-                kinds |= DATA << 2 * place
-                values[place] = self._at(argument)
-        one, two = (*but, 0, 0)[:2] if but else (0, 0)
+                kinds |= DATA << 2 * index
+                values[index] = self._offset(argument)
+        first_ignored, second_ignored = (*ignored, 0, 0)[:2] if ignored else (0, 0)
         if to is not None:
             to.append(at)
             self._labels.append(to)
-        self._body += CALL.pack(number, kinds, into, one, two, at + 1, *values)
-        self._named.append(says)
+        self._calls += CALL.pack(number, kinds, into, first_ignored, second_ignored, at + 1, *values)
+        self._purposes.append(purpose)
 
-    def _at(self, argument: str | bytes | Data) -> int:
+    def _offset(self, argument: str | bytes | Data) -> int:
         if isinstance(argument, Data):
             return argument.at
         content = os.fsencode(argument) + b"\0" if isinstance(argument, str) else argument

@@ -15,9 +15,11 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc"
 _SHARED = ("/tmp", "/var/tmp", "/dev/shm")
 # As a workspace, one of these or a directory above one would make the system or a user's credentials writable.
 _NEVER_WORKSPACE = (*SYSTEM, "/", "/boot", "/dev", "/home", "/proc", "/root", "/run", "/srv", "/sys", "/var", *_SHARED)
-_TRUSTED = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
-_TREES = tuple(f"{place}/" for place in (*SYSTEM, "/dev", "/proc", "/run", "/sys"))  # no home directory lies in these
-_NO_HOMES = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # the home of accounts without one
+_TRUSTED_BY_OTHERS = (*(place for place in SYSTEM if place != "/opt"), "/boot", "/dev", "/proc", "/run", "/sys")
+_SYSTEM_PREFIXES = tuple(
+    f"{place}/" for place in (*SYSTEM, "/dev", "/proc", "/run", "/sys")
+)  # no home directory lies in these
+_NOT_HOMES = frozenset({"/", "/nonexistent", "/tmp", "/var", "/var/empty"})  # the home of accounts without one
 
 
 def contains(outer: str, inner: str) -> bool:
@@ -27,105 +29,107 @@ def contains(outer: str, inner: str) -> bool:
 
 def outermost(paths: Iterable[str]) -> list[str]:
     """Return the paths that lie in no other one, sorted."""
-    found: list[str] = []
+    result: list[str] = []
     for path in sorted(
         paths, key=lambda path: f"{path.rstrip('/')}/"
     ):  # a path inside another one sorts right behind it
-        if not found or not contains(found[-1], path):
-            found.append(path)
-    return sorted(found)
+        if not result or not contains(result[-1], path):
+            result.append(path)
+    return sorted(result)
 
 
 class ShownPaths:
     """Paths that a task is shown, indexed: each query is a look-up, whatever their number."""
 
-    def __init__(self, places: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str]) -> None:
         """Take paths without symbolic links."""
-        self._below = {f"{place.rstrip('/')}/": place for place in places}
-        self._all = tuple(self._below)
-        self._sorted = sorted(self._all)
+        self._by_prefix = {f"{path.rstrip('/')}/": path for path in paths}
+        self._prefixes = tuple(self._by_prefix)
+        self._sorted = sorted(self._prefixes)
 
-    def hold(self, path: str) -> bool:
+    def contains_path(self, path: str) -> bool:
         """Whether a shown path contains `path`."""
-        return f"{path}/".startswith(self._all)
+        return f"{path}/".startswith(self._prefixes)
 
-    def one_in(self, path: str) -> str | None:
+    def find_inside(self, path: str) -> str | None:
         """Return a shown path inside `path`; None if there is none."""
-        below = f"{path.rstrip('/')}/"
-        at = bisect_left(self._sorted, below)
-        there = at < len(self._sorted) and self._sorted[at].startswith(below)
-        return self._below[self._sorted[at]] if there else None
+        prefix = f"{path.rstrip('/')}/"
+        index = bisect_left(self._sorted, prefix)
+        is_inside = index < len(self._sorted) and self._sorted[index].startswith(prefix)
+        return self._by_prefix[self._sorted[index]] if is_inside else None
 
 
 def real_paths(paths: Iterable[str]) -> list[str]:
     """Return absolute paths with symbolic links resolved, as os.path.realpath does; looks at common parents once."""
-    found = {"": ""}
-    return [_real(path, found) or "/" if _is_plain(path) else os.path.realpath(path) for path in paths]
+    cache = {"": ""}
+    return [_resolve(path, cache) or "/" if _is_normalised(path) else os.path.realpath(path) for path in paths]
 
 
-def _is_plain(path: str) -> bool:
-    whole = f"{path}/"
-    return path.startswith("/") and "//" not in whole and "/./" not in whole and "/../" not in whole
+def _is_normalised(path: str) -> bool:
+    with_slash = f"{path}/"
+    return path.startswith("/") and "//" not in with_slash and "/./" not in with_slash and "/../" not in with_slash
 
 
-def _real(path: str, found: dict[str, str]) -> str:
-    at = found.get(path)
-    if at is None:
-        above, _, name = path.rpartition("/")
-        at = f"{_real(above, found)}/{name}"
-        if os.path.islink(at):
-            at = os.path.realpath(at).rstrip("/")
-        found[path] = at
-    return at
+def _resolve(path: str, cache: dict[str, str]) -> str:
+    resolved = cache.get(path)
+    if resolved is None:
+        parent, _, name = path.rpartition("/")
+        resolved = f"{_resolve(parent, cache)}/{name}"
+        if os.path.islink(resolved):
+            resolved = os.path.realpath(resolved).rstrip("/")
+        cache[path] = resolved
+    return resolved
 
 
 def containing_path(path: str, shown: Iterable[str]) -> str | None:
     """Return the path in `shown` that contains `path`, by its name or its target; None if none does."""
-    leads = os.path.realpath(path)
-    return next((place for place in shown if contains(place, path) or contains(place, leads)), None)
+    target = os.path.realpath(path)
+    return next(
+        (shown_path for shown_path in shown if contains(shown_path, path) or contains(shown_path, target)), None
+    )
 
 
 def home_directories() -> frozenset[str]:
     """Return every home directory of this host, resolved: the caller's and those of all accounts (passwd(5))."""
-    found = {os.environ.get("HOME", ""), os.path.expanduser("~")}
+    homes = {os.environ.get("HOME", ""), os.path.expanduser("~")}
     try:
         with open("/etc/passwd", encoding="utf-8", errors="surrogateescape") as file:
-            found.update(fields[5] for line in file if len(fields := line.split(":")) > 5)
+            homes.update(fields[5] for line in file if len(fields := line.split(":")) > 5)
     except OSError:
         pass
-    there = {*real_paths(home for home in found if os.path.isabs(home))}
-    return frozenset(home for home in there - _NO_HOMES if not f"{home}/".startswith(_TREES))
+    resolved = {*real_paths(home for home in homes if os.path.isabs(home))}
+    return frozenset(home for home in resolved - _NOT_HOMES if not f"{home}/".startswith(_SYSTEM_PREFIXES))
 
 
-def refuse_workspace(workspace: str, home: str, others: Iterable[str] | None = None) -> None:
-    """Raise UsageError for a directory that no task may write to; `others`: the home directories, if known."""
-    for place in (*_NEVER_WORKSPACE, home, *sorted(home_directories() if others is None else others)):
+def refuse_workspace(workspace: str, home: str, all_homes: Iterable[str] | None = None) -> None:
+    """Raise UsageError for a directory that no task may write to; `all_homes`: the home directories, if known."""
+    for place in (*_NEVER_WORKSPACE, home, *sorted(home_directories() if all_homes is None else all_homes)):
         if contains(workspace, place):
-            because = _why_never(workspace, place, home)
+            because = _explain_refusal(workspace, place, home)
             raise UsageError(
                 f"a task cannot write to `{workspace}`: {because}; "
                 "run from a project's own directory, or name one with --workspace"
             )
 
 
-def _why_never(workspace: str, place: str, home: str) -> str:
+def _explain_refusal(workspace: str, system_path: str, home: str) -> str:
     if workspace == home:
         return "it is your home directory, with your keys and configuration"
     if workspace in _SHARED:
         return "all programs of this machine keep files there"
-    return f"it is or contains `{place}`"
+    return f"it is or contains `{system_path}`"
 
 
-def refuse_write(path: str, home: str, others: Iterable[str] | None = None) -> None:
+def refuse_write(path: str, home: str, all_homes: Iterable[str] | None = None) -> None:
     """Raise UsageError for a file or directory that no task may write to beside its workspace."""
-    refuse_workspace(path, home, others)
-    for place in _TRUSTED:
-        if contains(place, path):
-            raise UsageError(f"write: `{path}` lies in `{place}`, whose files other programs of this host trust")
+    refuse_workspace(path, home, all_homes)
+    for trusted in _TRUSTED_BY_OTHERS:
+        if contains(trusted, path):
+            raise UsageError(f"write: `{path}` lies in `{trusted}`, whose files other programs of this host trust")
 
 
 # System-wide: also files that a user reads through a group, which a user namespace keeps.
-OF_THE_HOST: Final = (
+HOST_CREDENTIALS: Final = (
     "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd", "/etc/ssl/private",
     "/etc/pki/tls/private", "/etc/pki/private", "/etc/letsencrypt", "/etc/krb5.keytab", "/etc/ipsec.secrets",
     "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key", "/etc/wireguard",
@@ -151,7 +155,7 @@ _KEYS: Final = (
     ".ecryptfs", ".Private", ".fscrypt", ".smbcredentials", ".cifscredentials", ".google_authenticator", ".2fa",
     ".local/share/systemd/credentials",
 )  # fmt: skip
-_CLOUDS: Final = (
+_CLOUD_LOGINS: Final = (
     ".aws", ".azure", ".config/gcloud", ".boto", ".gsutil", ".config/configstore", ".s3cfg", ".passwd-s3fs", ".mc",
     ".minio", ".oci", ".aliyun", ".tccli", ".bluemix", ".config/doctl", ".config/hcloud", ".config/scw",
     ".config/linode-cli", ".linode", ".config/exoscale", ".fly", ".config/heroku", ".config/netlify", ".netlify",
@@ -166,7 +170,7 @@ _CLOUDS: Final = (
     ".config/goose", ".local/share/opencode/auth.json", ".aider.conf.yml", ".snowflake", ".snowsql",
     ".config/snowflake", ".databrickscfg", ".dbt/profiles.yml", ".config/hashicorp",
 )  # fmt: skip
-_PROGRAMS: Final = (
+_PROGRAM_LOGINS: Final = (
     ".git-credentials", ".config/git/credentials", ".gitcookies", ".config/gh", ".config/hub", ".config/glab-cli",
     ".config/tea", ".config/lab.toml", ".subversion/auth", ".hgauth", ".gerrit", ".arcrc", ".config/jira", ".jira.d",
     ".npmrc", ".yarnrc", ".yarnrc.yml", ".bunfig.toml", ".pypirc", ".config/pip", ".pip", ".config/pypoetry",
@@ -195,7 +199,7 @@ _BROWSERS: Final = (
     ".config/Code - Insiders", ".config/VSCodium", ".config/Cursor", ".config/Windsurf", ".vscode-server",
     ".vscode/cli", ".cursor-server",
 )  # fmt: skip
-_TYPED: Final = (
+_HISTORIES: Final = (
     ".bash_history", ".bash_sessions", ".zsh_history", ".zhistory", ".zsh_sessions", ".histfile", ".history",
     ".sh_history", ".ksh_history", ".mksh_history", ".ash_history", ".local/share/fish", ".config/fish/fish_history",
     ".config/nushell/history.txt", ".config/nushell/history.sqlite3", ".local/share/powershell", ".local/share/atuin",
@@ -206,49 +210,49 @@ _TYPED: Final = (
     ".local/state/bash", ".local/state/zsh", ".viminfo", ".vim/viminfo", ".local/share/nvim/shada",
     ".local/state/nvim", ".gdb_history", ".wget-hsts", ".xsession-errors", ".local/share/recently-used.xbel",
 )  # fmt: skip
-OF_A_HOME: Final = (*_KEYS, *_CLOUDS, *_PROGRAMS, *_BROWSERS, *_TYPED)
+HOME_CREDENTIALS: Final = (*_KEYS, *_CLOUD_LOGINS, *_PROGRAM_LOGINS, *_BROWSERS, *_HISTORIES)
 type _Tree = dict[str, _Tree]
 
 
 def _tree(names: Iterable[str]) -> _Tree:
-    found: _Tree = {}
+    tree: _Tree = {}
     for name in names:
-        at = found
-        for part in name.split("/"):
-            at = at.setdefault(part, {})
-    return found
+        node = tree
+        for component in name.split("/"):
+            node = node.setdefault(component, {})
+    return tree
 
 
-_TREE: Final = _tree(OF_A_HOME)
+_TREE: Final = _tree(HOME_CREDENTIALS)
 
 
 def credential_paths(homes: Iterable[str], shown: ShownPaths) -> Iterator[str]:
     """Yield the existing paths of credentials that may matter for what is shown."""
-    yield from filter(os.path.lexists, OF_THE_HOST)
+    yield from filter(os.path.lexists, HOST_CREDENTIALS)
     for home in homes:
-        if shown.hold(home) or shown.one_in(home):
-            yield from (path for name in OF_A_HOME if os.path.lexists(path := f"{home}/{name}"))
-        yield from _elsewhere(home)
+        if shown.contains_path(home) or shown.find_inside(home):
+            yield from (path for name in HOME_CREDENTIALS if os.path.lexists(path := f"{home}/{name}"))
+        yield from _linked_credentials(home)
 
 
-def _elsewhere(directory: str, tree: _Tree = _TREE) -> Iterator[str]:
+def _linked_credentials(directory: str, tree: _Tree = _TREE) -> Iterator[str]:
     """Yield the targets of a home's credential paths that are links, or lie behind one."""
     try:
         with os.scandir(directory) as entries:
-            there = [entry for entry in entries if entry.name in tree]
+            matches = [entry for entry in entries if entry.name in tree]
     except OSError:
         return
-    for entry in there:
-        below = tree[entry.name]
+    for entry in matches:
+        subtree = tree[entry.name]
         if entry.is_symlink():
-            yield from filter(os.path.exists, _ends(os.path.realpath(entry.path), below))
-        elif below:
-            yield from _elsewhere(entry.path, below)
+            yield from filter(os.path.exists, _leaf_targets(os.path.realpath(entry.path), subtree))
+        elif subtree:
+            yield from _linked_credentials(entry.path, subtree)
 
 
-def _ends(path: str, tree: _Tree) -> Iterator[str]:
+def _leaf_targets(path: str, tree: _Tree) -> Iterator[str]:
     """Yield the resolved paths of the leaves of a tree that begins at `path`."""
     if not tree:
         yield os.path.realpath(path)
-    for name, below in tree.items():
-        yield from _ends(f"{path}/{name}", below)
+    for name, subtree in tree.items():
+        yield from _leaf_targets(f"{path}/{name}", subtree)

@@ -31,9 +31,9 @@ from enforcer.sandbox.step_lists import (
     ANY,
     ARGV,
     ENVIRONMENT,
-    FIRST,
+    FORKED_PID,
+    LANDLOCK_RULESET,
     LISTENER,
-    RULES,
     Argument,
     CallFailedError,
     CallList,
@@ -45,9 +45,9 @@ from enforcer.sandbox.system_paths import SYSTEM
 from enforcer.system import linux
 
 CANNOT_EXECUTE, NOT_FOUND = 126, 127
-_LONGEST: Final = 4096  # bytes of the message about a program that can't be executed
-_IN_WORDS: Final = 1 << 14  # bytes of arguments and environment that fit into a call list
-_AT_ONCE: Final = 16  # paths to try before reading the errors
+_MAX_MESSAGE: Final = 4096  # bytes of the message about a program that can't be executed
+_INLINE_BYTES: Final = 1 << 14  # bytes of arguments and environment that fit into a call list
+_PATHS_PER_LIST: Final = 16  # paths to try before reading the errors
 _PATH_MAX: Final = 4096  # bytes of a path; execve(2) fails for a longer one anyway
 _RLIMIT: Final = struct.Struct("=2Q")  # struct rlimit64, getrlimit(2)
 _UNLIMITED: Final = (1 << 64) - 1
@@ -65,70 +65,72 @@ def execute_program(
 ) -> None:
     """Set the rlimits, and execute the first program that can be executed, as os.execvpe does."""
     calls = task.calls
-    words = tuple(_strings(each) for each in (map(os.fsencode, argv), _variables(environment)))
-    short = sum(len(each.content) for each in words) <= _IN_WORDS
-    if not short:
-        _map(task, words)
+    strings = tuple(_strings(array) for array in (map(os.fsencode, argv), _variables(environment)))
+    is_inline = sum(len(array.content) for array in strings) <= _INLINE_BYTES
+    if not is_inline:
+        _map_strings(task, strings)
     for which, soft, hard in bounds:
-        have = resource.getrlimit(which)
-        bound = _RLIMIT.pack(*(lower_rlimit(*both) & _UNLIMITED for both in zip(have, (soft, hard), strict=True)))
-        calls.call("prlimit64", 0, which, bound, 0, says="setrlimit")
-    if errors := _tried(task, _programs(argv[0], environment), words if short else ()):
-        told = next((error for error in errors if error not in (errno.ENOENT, errno.ENOTDIR)), errors[-1])
-        status, text = _why_not(argv[0], OSError(told, os.strerror(told)), there=_is_there(task, argv[0]))
-        calls.call("write", 2, text, len(text), but=(ANY,))
+        current = resource.getrlimit(which)
+        bound = _RLIMIT.pack(*(lower_rlimit(*both) & _UNLIMITED for both in zip(current, (soft, hard), strict=True)))
+        calls.call("prlimit64", 0, which, bound, 0, purpose="setrlimit")
+    if errors := _try_programs(task, _programs(argv[0], environment), strings if is_inline else ()):
+        reported = next((error for error in errors if error not in (errno.ENOENT, errno.ENOTDIR)), errors[-1])
+        status, text = _explain_failure(
+            argv[0], OSError(reported, os.strerror(reported)), exists=_path_exists(task, argv[0])
+        )
+        calls.call("write", 2, text, len(text), ignored=(ANY,))
         calls.call("exit_group", status)
-        task.tell()
+        task.submit_silently()
 
 
-def _tried(task: RemoteExecutor, programs: Sequence[bytes], words: Sequence[_Strings]) -> list[int]:
+def _try_programs(task: RemoteExecutor, programs: Sequence[bytes], strings: Sequence[_Strings]) -> list[int]:
     """Try to execute each program; returns the errors, or none if one was executed.
 
-    `words`: the argument and environment arrays to send along; empty: they are mapped in the process already. Raises
+    `strings`: the argument and environment arrays to send along; empty: they are mapped in the process already. Raises
     ProcessGoneError if the process had ended before.
     """
     errors, calls = [], task.calls
-    for at in range(0, len(programs), _AT_ONCE):
-        some = programs[at : at + _AT_ONCE]
-        argv, environment = (_along(calls, each) for each in words) if words else (ARGV, ENVIRONMENT)
-        tried = [calls.get("execve", path[:_PATH_MAX] + b"\0", argv, environment, but=(ANY,)) for path in some]
+    for start in range(0, len(programs), _PATHS_PER_LIST):
+        group = programs[start : start + _PATHS_PER_LIST]
+        argv, environment = (_inline_strings(calls, array) for array in strings) if strings else (ARGV, ENVIRONMENT)
+        results = [calls.get("execve", path[:_PATH_MAX] + b"\0", argv, environment, ignored=(ANY,)) for path in group]
         try:
-            task.do()
+            task.run()
         except ProcessGoneError:
-            if task.waits > 1:
+            if task.unanswered > 1:
                 raise
             return []
-        errors += [-task.value(each) for each in tried]
+        errors += [-task.value(array) for array in results]
     return errors
 
 
 def _strings(strings: Iterable[bytes]) -> _Strings:
-    each = [string + b"\0" for string in strings]
-    at = accumulate(map(len, each), initial=8 * (len(each) + 1))
-    pointers = [place.to_bytes(8, sys.byteorder) for place, _ in zip(at, each, strict=False)]
-    return _Strings(b"".join((*pointers, bytes(8), *each)), len(each))
+    terminated = [string + b"\0" for string in strings]
+    offsets = accumulate(map(len, terminated), initial=8 * (len(terminated) + 1))
+    pointers = [offset.to_bytes(8, sys.byteorder) for offset, _ in zip(offsets, terminated, strict=False)]
+    return _Strings(b"".join((*pointers, bytes(8), *terminated)), len(terminated))
 
 
-def _along(calls: CallList, strings: _Strings) -> Data:
+def _inline_strings(calls: CallList, strings: _Strings) -> Data:
     """Put the strings into the call list, with pointers to them."""
-    there = calls.data(strings.content)
-    calls.point(there, strings.number)
-    return there
+    data = calls.data(strings.content)
+    calls.point(data, strings.number)
+    return data
 
 
-def _map(task: RemoteExecutor, words: Sequence[_Strings]) -> None:
+def _map_strings(task: RemoteExecutor, strings: Sequence[_Strings]) -> None:
     """Map the strings into memory of the process: they may be larger than a call list."""
     calls, files = task.calls, []
     try:
-        for each, into in zip(words, (ARGV, ENVIRONMENT), strict=True):
+        for array, into in zip(strings, (ARGV, ENVIRONMENT), strict=True):
             files.append(os.memfd_create("words", os.MFD_CLOEXEC))
-            with open(os.dup(files[-1]), "wb") as out:
-                out.write(each.content)
-            there, size = calls.take(files[-1]), len(each.content)
-            calls.call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, there, 0, into=into)
-            calls.point(into, each.number)
-            calls.close(there)
-        task.begin()
+            with open(os.dup(files[-1]), "wb") as file_object:
+                file_object.write(array.content)
+            descriptor, size = calls.take(files[-1]), len(array.content)
+            calls.call("mmap", 0, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, descriptor, 0, into=into)
+            calls.point(into, array.number)
+            calls.close(descriptor)
+        task.submit()
     finally:
         for file in files:
             os.close(file)
@@ -138,55 +140,55 @@ def _variables(environment: Mapping[str, str]) -> Iterator[bytes]:
     return (os.fsencode(name) + b"=" + os.fsencode(value) for name, value in environment.items())
 
 
-def _programs(word: str, environment: Mapping[str, str]) -> list[bytes]:
+def _programs(name_or_path: str, environment: Mapping[str, str]) -> list[bytes]:
     """Return the paths to try, in the order of os.execvpe."""
-    name = os.fsencode(word)
+    name = os.fsencode(name_or_path)
     if os.path.dirname(name):
         return [name]
-    return [os.path.join(os.fsencode(place), name) for place in os.get_exec_path(dict(environment))]
+    return [os.path.join(os.fsencode(directory), name) for directory in os.get_exec_path(dict(environment))]
 
 
-def _is_there(task: RemoteExecutor, path: str) -> bool:
+def _path_exists(task: RemoteExecutor, path: str) -> bool:
     """Whether a path exists, as the task sees it."""
     path = os.fsdecode(os.fsencode(path)[:_PATH_MAX])
-    found = task.calls.get("faccessat", linux.AT_FDCWD, path, os.F_OK, but=(ANY,))
-    link = task.calls.get("readlinkat", linux.AT_FDCWD, path, Data(0), 1, but=(ANY,))  # also a dangling link
-    task.do()
-    return task.value(found) >= 0 or task.value(link) >= 0
+    access = task.calls.get("faccessat", linux.AT_FDCWD, path, os.F_OK, ignored=(ANY,))
+    link = task.calls.get("readlinkat", linux.AT_FDCWD, path, Data(0), 1, ignored=(ANY,))  # also a dangling link
+    task.run()
+    return task.value(access) >= 0 or task.value(link) >= 0
 
 
-def _why_not(name: str, error: OSError, *, there: bool) -> tuple[int, bytes]:
+def _explain_failure(name: str, error: OSError, *, exists: bool) -> tuple[int, bytes]:
     """Return the exit status for a program that can't be executed, 126 or 127 as in env(1), and the message."""
     status = CANNOT_EXECUTE
-    if isinstance(error, FileNotFoundError) and "/" in name and there:
+    if isinstance(error, FileNotFoundError) and "/" in name and exists:
         text = f"exeat: `{name}`: its interpreter is not in the sandbox ({error.strerror})"
     elif isinstance(error, FileNotFoundError | NotADirectoryError):
         status, text = NOT_FOUND, f"exeat: `{name}`: not found in the sandbox"
     else:
         text = f"exeat: `{name}` cannot be executed: {error.strerror}"
-    return status, text.encode("utf-8", "replace")[:_LONGEST] + b"\n"
+    return status, text.encode("utf-8", "replace")[:_MAX_MESSAGE] + b"\n"
 
 
 # The OOM killer takes the task before init, whose end would end the sandbox (proc_pid_oom_score_adj(5)).
-_KILLED_FIRST = b"1000"
+_OOM_SCORE = b"1000"
 # No core dumps: with a pipe in core_pattern the kernel runs a host program on the dump, as root, unless the limit is 1
 # byte, into which no file fits either (core(5)). A hard limit of 0 stays.
 _NO_CORE = (resource.RLIMIT_CORE, 1, 1)
-_FIRST_FREE: Final = 4  # descriptor: 0, 1 and 2 are the streams, 3 the channel
+_FIRST_UNUSED: Final = 4  # descriptor: 0, 1 and 2 are the streams, 3 the channel
 _SIGNALS: Final = 64
 _SIGKILL, _SIGSTOP = 9, 19
 _SIG_IGN, _SIG_SETMASK, _SIGSET = 1, 2, 8  # the last is the size of a set, in bytes
-_MOST_CAPABILITIES: Final = 64
+_CAPABILITY_COUNT: Final = 64
 _ACTION: Final = struct.Struct("=4Q")  # struct sigaction as the kernel has it: rt_sigaction(2)
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _TIOCSCTTY: Final = 0x540E
 _FPROG: Final = struct.Struct("=H6xQ")  # struct sock_fprog, seccomp(2)
-_FILTER: Final = 8  # where the pointer is in it
-_GRANTED: Final = "open a path for Landlock"
-_WATCHED: Final = "get a listener of its filter"
+_FILTER_POINTER: Final = 8  # where the pointer is in it
+_OPEN_GRANT: Final = "open a path for Landlock"
+_GET_LISTENER: Final = "get a listener of its filter"
 _NO_TERMINAL: Final = -1
 # Grants for these are mostly the same for all tasks.
-_USUAL: Final = frozenset({*SYSTEM, "/", "/dev", "/dev/pts", "/dev/shm", "/proc", "/run", "/tmp", "/var"})
+_COMMON_GRANTS: Final = frozenset({*SYSTEM, "/", "/dev", "/dev/pts", "/dev/shm", "/proc", "/run", "/tmp", "/var"})
 
 
 class Program(NamedTuple):
@@ -197,10 +199,10 @@ class Program(NamedTuple):
     directory: str
     ignored: frozenset[int]
     seccomp: bytes
-    watching: WatchedFilter | None = None
+    supervised: WatchedFilter | None = None
     terminal: int = _NO_TERMINAL  # the descriptor that is to be its controlling terminal
     rlimits: tuple[Rlimit, ...] = ()
-    wall: tuple[landlock.Grant, ...] = ()  # Landlock grants: a repetition of the mounts
+    grants: tuple[landlock.Grant, ...] = ()  # Landlock grants: a repetition of the mounts
     bounds: tuple[Bound, ...] = ()  # all rlimits at the start, `rlimits` included
 
 
@@ -217,71 +219,71 @@ def start_task(
     then nothing of the task has run. Raises ValueError for arguments that execve(2) can't take, or would read
     differently.
     """
-    _check_words(program)
+    _check_strings(program)
     try:
         program = program._replace(bounds=_bounds(identity, program))
-        ours, theirs = channel_pair()
-        task = RemoteExecutor(ours)
+        channel, child_channel = channel_pair()
+        task = RemoteExecutor(channel)
         try:
-            pid = _fork(init, theirs)
-            _enter_own(init, task, identity, pid)
-            _have_it_give_up(task, identity, program, stdio, watch)
+            pid = _fork_task(init, child_channel)
+            _enter_user_namespace(init, task, identity, pid)
+            _drop_rights_and_watch(task, identity, program, stdio, watch)
             execute_program(task, program.argv, program.environment, program.bounds)
         finally:
             task.close()
     except OSError as failed:
-        more = f"; {namespace_remedy(failed.errno)}" if failed.errno == errno.ENOSPC else ""
-        raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}{more}") from failed
+        remedy = f"; {namespace_remedy(failed.errno)}" if failed.errno == errno.ENOSPC else ""
+        raise OSError(errno.EPERM, f"could not give up its privileges: {failed.strerror}{remedy}") from failed
     return pid
 
 
-def _check_words(program: Program) -> None:
+def _check_strings(program: Program) -> None:
     names = program.environment.keys()
-    words = (*program.argv, program.directory, *names, *program.environment.values())
-    if any("\0" in word for word in words) or not all(name and "=" not in name for name in names):
+    strings = (*program.argv, program.directory, *names, *program.environment.values())
+    if any("\0" in string for string in strings) or not all(name and "=" not in name for name in names):
         raise ValueError(
             "an argument or a variable of the task contains a zero byte, or a variable's name is empty or contains `=`"
         )
 
 
 def _bounds(identity: Identity, program: Program) -> tuple[Bound, ...]:
-    own = resource_limits.task_rlimits(shares_uid=not identity.privileged)
-    return (_NO_CORE, *own, *((which, value, value) for which, value in program.rlimits))
+    derived = resource_limits.task_rlimits(shares_uid=not identity.privileged)
+    return (_NO_CORE, *derived, *((which, value, value) for which, value in program.rlimits))
 
 
-def _fork(init: RemoteExecutor, channel: socket.socket) -> int:
+def _fork_task(init: RemoteExecutor, channel: socket.socket) -> int:
     with channel:
-        theirs = init.calls.take(channel.fileno())
-        init.calls.fork(theirs, FIRST, leaf=True)
-        init.calls.close(theirs)
-        init.do()
-    return init.value(FIRST)
+        channel_register = init.calls.take(channel.fileno())
+        init.calls.fork(channel_register, FORKED_PID, leaf=True)
+        init.calls.close(channel_register)
+        init.run()
+    return init.value(FORKED_PID)
 
 
-def _enter_own(init: RemoteExecutor, task: RemoteExecutor, identity: Identity, pid: int) -> None:
+def _enter_user_namespace(init: RemoteExecutor, task: RemoteExecutor, identity: Identity, pid: int) -> None:
     """Have the process enter the inner user namespace, and init map its ids."""
     calls = task.calls
     # Init writes its id maps through /proc, whose files of an undumpable process belong to root (proc(5)).
     _prctl(calls, linux.PR_SET_DUMPABLE, 1)
-    unkept = Label()
-    score = _open(calls, "/proc/self/oom_score_adj", os.O_WRONLY, but=(ANY,), to=unkept)
-    calls.call("write", score, _KILLED_FIRST, len(_KILLED_FIRST), but=(ANY,))
+    not_written = Label()
+    score = _open(calls, "/proc/self/oom_score_adj", os.O_WRONLY, ignored=(ANY,), to=not_written)
+    calls.call("write", score, _OOM_SCORE, len(_OOM_SCORE), ignored=(ANY,))
     calls.close(score)
-    calls.put(unkept)
+    calls.place_label(not_written)
     calls.call("unshare", os.CLONE_NEWUSER)
-    task.do()
+    task.run()
     for name, text in (
         ("setgroups", b"deny"),
         ("uid_map", identity.inner_uids.text().encode()),
         ("gid_map", identity.inner_gids.text().encode()),
     ):
-        file = _open(init.calls, f"/proc/{pid}/{name}", os.O_WRONLY, says="open an id map")
-        init.calls.call("write", file, text, len(text), says="write an id map")
+        file = _open(init.calls, f"/proc/{pid}/{name}", os.O_WRONLY, purpose="open an id map")
+        init.calls.call("write", file, text, len(text), purpose="write an id map")
         init.calls.close(file)
-    init.do()
+    init.run()
 
 
-def _have_it_give_up(
+def _drop_rights_and_watch(
     task: RemoteExecutor,
     identity: Identity,
     program: Program,
@@ -290,70 +292,72 @@ def _have_it_give_up(
 ) -> None:
     drop_rights(task, identity, program, stdio)
     try:
-        [heard] = task.do(LISTENER)
+        [listener] = task.run(LISTENER)
     except CallFailedError as error:
-        if error.step != _WATCHED:
+        if error.step != _GET_LISTENER:
             raise
-        why = os.strerror(error.errno or errno.EPERM)
-        said = f"the rules have `commands`, and no program start can be held on this host ({why}): run `exeat doctor`"
-        raise OSError(error.errno, said) from error
-    if heard >= 0:
-        watch(heard)
+        reason = os.strerror(error.errno or errno.EPERM)
+        message = (
+            f"the rules have `commands`, and no program start can be held on this host ({reason}): run `exeat doctor`"
+        )
+        raise OSError(error.errno, message) from error
+    if listener >= 0:
+        watch(listener)
 
 
-class _Same(NamedTuple):
+class _SharedRights(NamedTuple):
     """The part of dropping rights that is the same for many tasks."""
 
     uid: int
     gid: int
     ignored: frozenset[int]
-    ruled: tuple[int, int, int]  # by Landlock
-    wall: tuple[landlock.Grant, ...]
+    landlock_attributes: tuple[int, int, int]  # by Landlock
+    grants: tuple[landlock.Grant, ...]
 
 
 def drop_rights(task: Executor, identity: Identity, program: Program, stdio: tuple[int, int, int]) -> None:
     """Drop all rights in an irreversible order; the last calls are written and not sent yet."""
-    usual = tuple(grant for grant in program.wall if grant.path in _USUAL)
-    same = _Same(identity.uid, identity.gid, program.ignored, landlock.ruled(), usual)
+    common = tuple(grant for grant in program.grants if grant.path in _COMMON_GRANTS)
+    shared = _SharedRights(identity.uid, identity.gid, program.ignored, landlock.ruleset_attributes(), common)
     # A new session: signals to a process group, and a shared terminal, cross pid namespaces.
     task.calls.call("setsid")
-    _own_descriptors(task.calls, program.terminal, stdio)
-    init.execute_shared(task, same, partial(_give_up_rights, same=same))
+    _set_descriptors(task.calls, program.terminal, stdio)
+    init.execute_shared(task, shared, partial(_drop_shared_rights, shared=shared))
     task.calls.call("chdir", program.directory)
-    _wall_in(task.calls, same, program.wall, stdio)
-    _filter(task.calls, program)
+    _restrict_files(task.calls, shared, program.grants, stdio)
+    _load_filter(task.calls, program)
 
 
-def _give_up_rights(task: Executor, same: _Same) -> None:
+def _drop_shared_rights(task: Executor, shared: _SharedRights) -> None:
     """Drop ids, capabilities and signal settings, and begin the Landlock ruleset."""
     calls = task.calls
-    calls.call("setresgid", *(same.gid,) * 3)
-    calls.call("setresuid", *(same.uid,) * 3)
+    calls.call("setresgid", *(shared.gid,) * 3)
+    calls.call("setresuid", *(shared.uid,) * 3)
     _prctl(calls, linux.PR_SET_DUMPABLE, 0)  # a change of uid sets it to fs.suid_dumpable: proc_sys_fs(5)
     _prctl(calls, linux.PR_SET_SECUREBITS, linux.SECURE)
     _prctl(calls, linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
-    past = Label()
-    for capability in range(_MOST_CAPABILITIES):
-        beyond = capability > linux.CAP_LEAST_LAST  # then this kernel may not have it
-        _prctl(calls, linux.PR_CAPBSET_DROP, capability, but=(errno.EINVAL,) if beyond else (), to=past)
-    calls.put(past)
+    dropped = Label()
+    for capability in range(_CAPABILITY_COUNT):
+        is_optional = capability > linux.CAP_LEAST_LAST  # then this kernel may not have it
+        _prctl(calls, linux.PR_CAPBSET_DROP, capability, ignored=(errno.EINVAL,) if is_optional else (), to=dropped)
+    calls.place_label(dropped)
     calls.call("capset", struct.pack("=Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
     _prctl(calls, linux.PR_SET_NO_NEW_PRIVS, 1)
     for number in range(1, _SIGNALS + 1):
         if number not in (_SIGKILL, _SIGSTOP):
-            action = _ACTION.pack(_SIG_IGN if number in same.ignored else 0, 0, 0, 0)
+            action = _ACTION.pack(_SIG_IGN if number in shared.ignored else 0, 0, 0, 0)
             calls.call("rt_sigaction", number, action, 0, _SIGSET)
     calls.call("rt_sigprocmask", _SIG_SETMASK, bytes(_SIGSET), 0, _SIGSET)
-    handled, scoped, size = same.ruled
+    handled, scoped, size = shared.landlock_attributes
     if size:  # Landlock, where the kernel has it; `landlock.restrict` does the same
-        calls.call("landlock_create_ruleset", struct.pack("=QQQ", handled, 0, scoped), size, 0, into=RULES)
-        _grant(calls, same.wall, handled)
+        calls.call("landlock_create_ruleset", struct.pack("=QQQ", handled, 0, scoped), size, 0, into=LANDLOCK_RULESET)
+        _add_grants(calls, shared.grants, handled)
 
 
-def _own_descriptors(calls: CallList, terminal: int, stdio: tuple[int, int, int]) -> None:
+def _set_descriptors(calls: CallList, terminal: int, stdio: tuple[int, int, int]) -> None:
     """Put the three streams at 0, 1 and 2, and close everything else except the channel."""
     if terminal >= 0:
-        calls.call("ioctl", calls.take(terminal), _TIOCSCTTY, 0, says="ioctl TIOCSCTTY")
+        calls.call("ioctl", calls.take(terminal), _TIOCSCTTY, 0, purpose="ioctl TIOCSCTTY")
     for number, descriptor in enumerate(stdio):
         if name := devices.memory_device(descriptor):  # all sandboxes would share the inode of a host device
             mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND | os.O_NONBLOCK)
@@ -362,83 +366,105 @@ def _own_descriptors(calls: CallList, terminal: int, stdio: tuple[int, int, int]
             calls.close(node)
         else:
             calls.call("dup3", calls.take(descriptor), number, 0)
-    calls.call("close_range", _FIRST_FREE, (1 << 32) - 1, 0)
+    calls.call("close_range", _FIRST_UNUSED, (1 << 32) - 1, 0)
 
 
-def _wall_in(calls: CallList, same: _Same, wall: Sequence[landlock.Grant], stdio: tuple[int, int, int]) -> None:
+def _restrict_files(
+    calls: CallList, shared: _SharedRights, grants: Sequence[landlock.Grant], stdio: tuple[int, int, int]
+) -> None:
     """Add the remaining Landlock rules, and enforce the ruleset."""
-    handled, _, size = same.ruled
+    handled, _, size = shared.landlock_attributes
     if not size:
         return
-    _grant(calls, (grant for grant in wall if grant not in same.wall), handled)
+    _add_grants(calls, (grant for grant in grants if grant not in shared.grants), handled)
     for number, descriptor in enumerate(stdio):
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):  # terminals and other devices may be opened again
-            _allow(calls, number, landlock.DEVICES & landlock.OF_FILES & handled)
-    calls.call("landlock_restrict_self", RULES, 0)
-    calls.call("close", RULES)
+            _add_rule(calls, number, landlock.DEVICE_RIGHTS & landlock.FILE_RIGHTS & handled)
+    calls.call("landlock_restrict_self", LANDLOCK_RULESET, 0)
+    calls.call("close", LANDLOCK_RULESET)
 
 
-def _grant(calls: CallList, wall: Iterable[landlock.Grant], handled: int) -> None:
-    for grant in wall:
+def _add_grants(calls: CallList, grants: Iterable[landlock.Grant], handled: int) -> None:
+    for grant in grants:
         calls.step(None)  # the grants may not fit into one list
-        gone, added = Label(), Label()
-        place = _open(calls, grant.path, os.O_PATH, but=(errno.ENOENT,), to=gone, says=_GRANTED)
+        missing, added = Label(), Label()
+        descriptor = _open(calls, grant.path, os.O_PATH, ignored=(errno.ENOENT,), to=missing, purpose=_OPEN_GRANT)
         file = Label()
-        calls.is_kind(place, stat.S_IFDIR, to=file, says=_GRANTED)
-        _allow(calls, place, grant.rights & handled)
-        calls.skip(added)
-        calls.put(file)
-        _allow(calls, place, grant.rights & handled & landlock.OF_FILES)
-        calls.put(added)
-        calls.close(place)
-        calls.put(gone)
+        calls.is_kind(descriptor, stat.S_IFDIR, to=file, purpose=_OPEN_GRANT)
+        _add_rule(calls, descriptor, grant.rights & handled)
+        calls.jump(added)
+        calls.place_label(file)
+        _add_rule(calls, descriptor, grant.rights & handled & landlock.FILE_RIGHTS)
+        calls.place_label(added)
+        calls.close(descriptor)
+        calls.place_label(missing)
 
 
-def _allow(calls: CallList, place: Register | int, rights: int) -> None:
+def _add_rule(calls: CallList, place: Register | int, rights: int) -> None:
     rule = calls.data(struct.pack("=Qi", rights, place if isinstance(place, int) else -1))
     if not isinstance(place, int):
-        calls.store(calls.within(rule, 8), place)
-    calls.call("landlock_add_rule", RULES, landlock.PATH_BENEATH, rule, 0)
+        calls.store(calls.offset_by(rule, 8), place)
+    calls.call("landlock_add_rule", LANDLOCK_RULESET, landlock.PATH_BENEATH, rule, 0)
 
 
-def _filter(calls: CallList, program: Program) -> None:
+def _load_filter(calls: CallList, program: Program) -> None:
     """Load the filter with a listener, or where none can be had, the plain filter."""
-    loaded, plain, older = Label(), Label(), Label()
-    watching = program.watching
-    if watching is not None:
-        if watching.needed:
+    loaded, plain, fallback = Label(), Label(), Label()
+    supervised = program.supervised
+    if supervised is not None:
+        if supervised.is_required:
             # The supervisor reads its memory, which takes a dumpable process. So far that has only Exeat's program,
             # and no other process is in its user namespace.
             _prctl(calls, linux.PR_SET_DUMPABLE, 1)
-        calls.step(_WATCHED if watching.needed else None)
-        asks, flags = _instructions(calls, watching.program), linux.FILTER_NEW_LISTENER
-        for more, but, to in ((linux.FILTER_WAIT_KILLABLE, (ANY,), older), (0, _unless(watching), plain)):
-            calls.call("seccomp", linux.SECCOMP_SET_MODE_FILTER, flags | more, asks, but=but, to=to, into=LISTENER)
-            calls.skip(loaded)
-            calls.put(to)
-    _prctl(calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, _instructions(calls, program.seccomp))
-    calls.call("dup", -1, but=(errno.EBADF,), into=LISTENER)  # there is none
-    calls.put(loaded)
+        calls.step(_GET_LISTENER if supervised.is_required else None)
+        instructions, flags = _filter_program(calls, supervised.program), linux.FILTER_NEW_LISTENER
+        for flag, ignored, to in (
+            (linux.FILTER_WAIT_KILLABLE, (ANY,), fallback),
+            (0, _ignored_errors(supervised), plain),
+        ):
+            calls.call(
+                "seccomp",
+                linux.SECCOMP_SET_MODE_FILTER,
+                flags | flag,
+                instructions,
+                ignored=ignored,
+                to=to,
+                into=LISTENER,
+            )
+            calls.jump(loaded)
+            calls.place_label(to)
+    _prctl(calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, _filter_program(calls, program.seccomp))
+    calls.call("dup", -1, ignored=(errno.EBADF,), into=LISTENER)  # there is none
+    calls.place_label(loaded)
 
 
-def _unless(watching: WatchedFilter) -> tuple[int, ...]:
-    return () if watching.needed else (ANY,)
+def _ignored_errors(supervised: WatchedFilter) -> tuple[int, ...]:
+    return () if supervised.is_required else (ANY,)
 
 
-def _instructions(calls: CallList, program: bytes) -> Data:
+def _filter_program(calls: CallList, program: bytes) -> Data:
     """Put a filter into the list as seccomp(2) takes it: `struct sock_fprog`."""
-    made = calls.data(_FPROG.pack(len(program) // 8, _FPROG.size) + program)
-    calls.point(made, 1, _FILTER)
-    return made
+    data = calls.data(_FPROG.pack(len(program) // 8, _FPROG.size) + program)
+    calls.point(data, 1, _FILTER_POINTER)
+    return data
 
 
 def _open(
-    calls: CallList, path: str, flags: int, *, but: tuple[int, ...] = (), to: Label | None = None, says: str = ""
+    calls: CallList, path: str, flags: int, *, ignored: tuple[int, ...] = (), to: Label | None = None, purpose: str = ""
 ) -> Register:
-    return calls.get("openat", linux.AT_FDCWD, path, flags | os.O_CLOEXEC, but=but, to=to, says=says or f"open {path}")
+    return calls.get(
+        "openat", linux.AT_FDCWD, path, flags | os.O_CLOEXEC, ignored=ignored, to=to, purpose=purpose or f"open {path}"
+    )
 
 
 def _prctl(
-    calls: CallList, option: int, *arguments: Argument, but: tuple[int, ...] = (), to: Label | None = None
+    calls: CallList, option: int, *arguments: Argument, ignored: tuple[int, ...] = (), to: Label | None = None
 ) -> None:
-    calls.call("prctl", option, *arguments, but=but, to=to if but else None, says=f"prctl {linux.OPTIONS[option]}")
+    calls.call(
+        "prctl",
+        option,
+        *arguments,
+        ignored=ignored,
+        to=to if ignored else None,
+        purpose=f"prctl {linux.OPTIONS[option]}",
+    )

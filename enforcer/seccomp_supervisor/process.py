@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from enforcer.sandbox.seccomp import WatchedFilter
-from enforcer.sandbox.step_lists import OUTSIDE
+from enforcer.sandbox.step_lists import HOST_PROC
 from enforcer.system import linux, processes
 from enforcer.system.errors import HostError
 
@@ -59,7 +59,7 @@ class SupervisorProcess:
     def listen(self, listener: int) -> None:
         """Take over the listener of the filter. Raises OSError, HostError where a supervisor is required and fails."""
         self._listener = listener
-        if self._watching.needed:
+        if self._watching.is_required:
             self._start()
 
     def watch(self, selector: selectors.BaseSelector) -> None:
@@ -147,7 +147,9 @@ class SupervisorProcess:
 
     def _start(self) -> None:
         outer, flags = self._namespaces.outer, os.O_RDONLY | os.O_CLOEXEC
-        namespaces = outer.do(*(outer.calls.get("openat", OUTSIDE, f"self/ns/{name}", flags) for name in _NAMESPACES))
+        namespaces = outer.run(
+            *(outer.calls.get("openat", HOST_PROC, f"self/ns/{name}", flags) for name in _NAMESPACES)
+        )
         try:
             self._pid, self._runner_channel = processes.fork(
                 lambda parent, runner_channel: self._run_supervisor(parent, runner_channel, namespaces)
@@ -166,7 +168,7 @@ class SupervisorProcess:
     def _run_supervisor(self, parent: int, runner_channel: socket.socket, namespaces: Sequence[int]) -> NoReturn:
         try:
             linux.set_process_name("exeat-watcher")
-            init = os.pidfd_open(self._namespaces.first)
+            init = os.pidfd_open(self._namespaces.init_pid)
             linux.keep_only({self._listener, self._channel.fileno(), runner_channel.fileno(), init, *namespaces})
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             from enforcer.seccomp_supervisor.supervisor import SeccompSupervisor  # while its file can be read
@@ -176,7 +178,7 @@ class SupervisorProcess:
             linux.die_with_parent(signal.SIGKILL, parent)
             machine = linux.platform_machine()
             supervisor = SeccompSupervisor(
-                self._watching.filters, machine, self._listener, self._channel, proc, self._namespaces.first
+                self._watching.filters, machine, self._listener, self._channel, proc, self._namespaces.init_pid
             )
             supervisor.serve(init, lambda: _report_done(runner_channel))
             _report_done(runner_channel)

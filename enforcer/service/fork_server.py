@@ -119,7 +119,7 @@ class ForkServer:
             os.setsid()
             signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            linux.keep_only({0, 1, 2, channel.fileno(), *init.kept_files()})
+            linux.keep_only({0, 1, 2, channel.fileno(), *init.shared_descriptors()})
             self._page.madvise(mmap.MADV_DONTFORK)  # forked processes must not write to it
             while True:
                 request, descriptors = message.receive(channel, 1)

@@ -190,7 +190,7 @@ def _warm_up_start(
         with contextlib.suppress(NotImplementedError, OSError):  # some steps inspect a real sandbox
             namespaces.execute_steps(recorder, group)
     task_start.drop_rights(recorder, ids, program, (0, 1, 2))
-    recorder.begin()
+    recorder.submit()
 
 
 def _record_events(run_request: RunRequest) -> None:

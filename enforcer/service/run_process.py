@@ -138,7 +138,7 @@ def _take_over(
     request = protocol.unpack(file)
     os.fchdir(directory)
     sandbox_descriptors = () if empty is None else empty.descriptors()
-    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *init.kept_files(), *sandbox_descriptors})
+    linux.keep_only({0, 1, 2, moved[0].fileno(), moved[1].fileno(), *init.shared_descriptors(), *sandbox_descriptors})
     take_settings(request)
     return Caller(moved[0]), moved[1], request
 

@@ -89,7 +89,7 @@ def prepare_empty_sandbox(service: socket.socket) -> tuple[EmptySandbox | None, 
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    linux.keep_only({0, 1, 2, moved.fileno(), *init.kept_files()})
+    linux.keep_only({0, 1, 2, moved.fileno(), *init.shared_descriptors()})
     reset_signals(())
     try:
         empty = make_empty_sandbox(with_limits=True)
@@ -115,6 +115,6 @@ def make_empty_sandbox(*, with_limits: bool) -> EmptySandbox:
         made.callback(resource_limits.remove)
         namespaces = sandbox_spec.start_empty_sandbox(ids, resource_limits)
         made.callback(namespaces.end)
-        namespaces.ready()
+        namespaces.wait_until_ready()
         made.pop_all()
     return EmptySandbox(ids, limits, resource_limits, namespaces)

@@ -20,7 +20,7 @@ from tests.support import harness
 
 REFUSING = Path(__file__).with_name("refusing.py")
 RULES = "version: 1\nname: nothing\nrules: []\n"
-CLONE, APPARMOR = (path for path, _ in identity._SWITCHES)
+CLONE, APPARMOR = (path for path, _ in identity._NAMESPACE_SYSCTLS)
 LIMIT = "run `sysctl -w user.max_user_namespaces=15000` as root, or in a container allow user namespaces"
 UNCONFINED = "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
 REFUSED = "a user namespace can be made here, and its ids or capabilities are refused (Operation not permitted); "

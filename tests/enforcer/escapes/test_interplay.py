@@ -97,10 +97,12 @@ def test_no_mount_follows_a_link_of_another_task(tmp_path):
             executor() as one,
             pytest.raises(OSError, match="through no symbolic link: Too many levels of symbolic links"),
         ):
-            one.do(attempt(one.calls, str(tmp_path / path)))
+            one.run(attempt(one.calls, str(tmp_path / path)))
     assert list(outside.iterdir()) == []
     with executor() as one:
-        for descriptor in one.do(make_directory(one.calls, f"{tmp_path}/a/b"), make_file(one.calls, f"{tmp_path}/a/c")):
+        for descriptor in one.run(
+            make_directory(one.calls, f"{tmp_path}/a/b"), make_file(one.calls, f"{tmp_path}/a/c")
+        ):
             os.close(descriptor)
     assert ((tmp_path / "a/b").is_dir(), (tmp_path / "a/c").is_file()) == (True, True)
 

@@ -26,7 +26,7 @@ def main():
         workspace,
         frozenset(),
         seccomp.assemble(seccomp.Filter(()), linux.platform_machine()),
-        wall=(landlock.Grant("/", landlock.EVERYTHING | landlock.DEVICES),),
+        grants=(landlock.Grant("/", landlock.ALL_RIGHTS | landlock.DEVICE_RIGHTS),),
     )
     fence = make_resource_limits(Limits())
     sandbox = launch.launch(launch.SandboxSpec(who, steps, program, (0, 1, 2), gate, "sandbox", fence))

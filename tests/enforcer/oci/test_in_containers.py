@@ -111,8 +111,12 @@ def test_run_in_a_container_allows_denies_and_records(engine, who):
 
 REFUSALS = {
     "masked": (Kind(unmasked=False), "", mount_steps.UNMASK),
-    "a filter like docker's": (Kind(refused=REFUSED_BY_DOCKER), "", identity._ALLOW),
-    "docker's, which knows no pivot_root": (Kind(uid=0, more=MOUNTER, refused=("pivot_root",)), "", identity._ALLOW),
+    "a filter like docker's": (Kind(refused=REFUSED_BY_DOCKER), "", identity._ALLOW_REMEDY),
+    "docker's, which knows no pivot_root": (
+        Kind(uid=0, more=MOUNTER, refused=("pivot_root",)),
+        "",
+        identity._ALLOW_REMEDY,
+    ),
     "no user namespace": (rootless("0"), "", "run `sysctl -w user.max_user_namespaces=15000` as root"),
     "too few of them": (rootless("2"), "", "run `sysctl -w user.max_user_namespaces=15000` as root"),
     "root that may not mount": (Kind(uid=0), "", "`--cap-add SYS_ADMIN`"),

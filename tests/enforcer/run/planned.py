@@ -46,10 +46,10 @@ def network_is_made(encoded, **more):
 
 
 def told(recipe, spare, _carry):
-    spare.ready()
+    spare.wait_until_ready()
     print(json.dumps({
         "files": [step.describe() for step in recipe.steps],
-        "wall": [landlock.describe(grant) for grant in recipe.program.wall],
+        "wall": [landlock.describe(grant) for grant in recipe.program.grants],
         "variables": sorted(recipe.program.environment),
         "filter": len(recipe.program.seccomp) // 8,
         "hostname": recipe.hostname,

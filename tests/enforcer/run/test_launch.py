@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from enforcer.run import launch
-from enforcer.sandbox.stdio import OWN
+from enforcer.sandbox.stdio import SANDBOX_TERMINAL
 from proxy.udp.sockets import block_datagrams, blocks_datagrams
 from proxy.wire import message
 
@@ -21,7 +21,9 @@ def halves(monkeypatch):
     return made
 
 
-RECIPE = SimpleNamespace(terminal=object(), identity=SimpleNamespace(kernel_uid=0), stdio=(OWN, 1, OWN))
+RECIPE = SimpleNamespace(
+    terminal=object(), identity=SimpleNamespace(kernel_uid=0), stdio=(SANDBOX_TERMINAL, 1, SANDBOX_TERMINAL)
+)
 
 
 def test_streams_of_a_terminal_are_the_tasks_pty(halves):

@@ -18,7 +18,7 @@ from enforcer.sandbox import init, landlock, seccomp, task_start
 from enforcer.sandbox.identity import Identity, IdMap, write_map
 from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.seccomp import ArgumentTest, Filter, Refuse
-from enforcer.sandbox.step_lists import FIRST
+from enforcer.sandbox.step_lists import FORKED_PID
 from enforcer.system import linux
 
 if made := os.environ.get("EXEAT_SANITIZED"):  # `make sanitize`
@@ -122,14 +122,14 @@ def program_of(case):
     """What is to run."""
     return task_start.Program(
         argv=("sh", "-c", "echo ran"),
-        environment={"PATH": "/usr/bin:/bin", **({"LONG": "x" * task_start._IN_WORDS} if case.long else {})},
+        environment={"PATH": "/usr/bin:/bin", **({"LONG": "x" * task_start._INLINE_BYTES} if case.long else {})},
         directory="/",
         ignored=frozenset(),
         seccomp=seccomp.assemble(seccomp.TASK, MACHINE),
-        watching=seccomp.watched_filter(commands=False) if case.watched else None,
+        supervised=seccomp.watched_filter(commands=False) if case.watched else None,
         terminal=os.openpty()[1] if case.terminal else -1,
         rlimits=((resource.RLIMIT_NOFILE, 64),),
-        wall=(landlock.Grant("/", landlock.EVERYTHING),) if case.granted else (),
+        grants=(landlock.Grant("/", landlock.ALL_RIGHTS),) if case.granted else (),
     )
 
 
@@ -137,12 +137,12 @@ def _init_under(refused):
     """A first process with its own ids, whose calls and whose task's go through a filter; and that one's parent."""
     pid, outer = init.start()
     outer.calls.call("unshare", os.CLONE_NEWUSER | os.CLONE_NEWPID | os.CLONE_NEWNS)
-    outer.do()
+    outer.run()
     write_map(pid, IdMap(((0, os.getuid(), 1),)), IdMap(((0, os.getgid(), 1),)), deny_setgroups=True)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
-        outer.do()
+        outer.calls.fork(outer.calls.take(theirs.fileno()), FORKED_PID, leaf=False)
+        outer.run()
     first = RemoteExecutor(ours)
     calls = first.calls
     calls.call("setresgid", 0, 0, 0)
@@ -151,9 +151,9 @@ def _init_under(refused):
     calls.call("mount", "proc", "/proc", "proc", 0, 0)
     calls.call("prctl", linux.PR_SET_DUMPABLE, 0)
     task_start._prctl(
-        calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, task_start._instructions(calls, _filter(refused))
+        calls, linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, task_start._filter_program(calls, _filter(refused))
     )
-    first.do()
+    first.run()
     return pid, outer, first
 
 

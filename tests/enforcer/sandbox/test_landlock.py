@@ -12,7 +12,7 @@ from enforcer.sandbox.landlock import Grant
 from tests.enforcer.sandbox.test_mount_plan import _identity
 from tests.support import harness
 
-EVERYTHING, READS, LISTS = landlock.EVERYTHING, landlock.READS, landlock.LISTS
+EVERYTHING, READS, LISTS = landlock.ALL_RIGHTS, landlock.READ_RIGHTS, landlock.LIST_RIGHTS
 
 
 def behind(granted, attempts, descriptors=()):
@@ -40,7 +40,7 @@ def behind(granted, attempts, descriptors=()):
 
 @pytest.fixture
 def tree(tmp_path):
-    if landlock.version() < landlock.LEAST:
+    if landlock.version() < landlock.MIN_VERSION:
         harness.missing("landlock")
     for path in ("written/sub/x", "read/x", "neither/x"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def test_landlock_rules_follow_the_mount_plan(tmp_path):
         (tmp_path / name).mkdir()
     work, more, shown = (str(tmp_path / name) for name in ("work", "more", "shown"))
     wanted = mount_plan.MountRequest(
-        _identity(), work, {}, read=(shown,), write=(more,), kept=(mount_plan.CacheMount("/state", "/var/cache/x"),)
+        _identity(), work, {}, read=(shown,), write=(more,), caches=(mount_plan.CacheMount("/state", "/var/cache/x"),)
     )
     granted = {grant.path: grant.rights for grant in landlock.grants(mount_plan.plan(wanted), wanted.writable)}
     written = ("/dev/shm", "/home/someone", "/run", "/tmp", "/var", "/var/cache/x", more, work)
@@ -133,4 +133,4 @@ def test_landlock_rules_follow_the_mount_plan(tmp_path):
     assert granted[shown] == granted["/usr"] == granted["/etc"] == READS
     assert granted["/"] == LISTS
     assert granted["/dev"] == granted["/proc"] == granted["/dev/pts"]
-    assert not granted["/dev"] & (EVERYTHING & ~READS & ~landlock.DEVICES)
+    assert not granted["/dev"] & (EVERYTHING & ~READS & ~landlock.DEVICE_RIGHTS)

@@ -200,9 +200,9 @@ def test_linked_credentials_are_hidden_at_their_target(tmp_path, monkeypatch):
 
 def test_documented_credentials_are_hidden():
     for name in (".ssh", ".aws", ".gnupg", ".config/gcloud", ".kube", ".docker", ".mozilla", ".config/google-chrome", ".bash_history", ".local/share/keyrings"):  # fmt: skip
-        assert name in system_paths.OF_A_HOME
-    assert len(set(system_paths.OF_A_HOME)) == len(system_paths.OF_A_HOME)
-    assert all(name == os.path.normpath(name) and not os.path.isabs(name) for name in system_paths.OF_A_HOME)
+        assert name in system_paths.HOME_CREDENTIALS
+    assert len(set(system_paths.HOME_CREDENTIALS)) == len(system_paths.HOME_CREDENTIALS)
+    assert all(name == os.path.normpath(name) and not os.path.isabs(name) for name in system_paths.HOME_CREDENTIALS)
 
 
 def test_hidden_link_and_its_target_are_masked(tmp_path):
@@ -252,22 +252,22 @@ def test_mounts_come_before_mounts_inside_them(tmp_path):
 def test_cache_lies_only_in_the_sandboxs_own_paths(tmp_path):
     home = "/home/someone"
     kept = (mount_plan.CacheMount("/state/pip", f"{home}/.cache/deep/pip"), mount_plan.CacheMount("", "/var/cache/apt"))
-    steps = _plan(tmp_path, kept=kept)
+    steps = _plan(tmp_path, caches=kept)
     made = [step.target for step in steps if isinstance(step, Directory) and step.target.startswith(home)]
     assert made == [f"{home}/.cache", f"{home}/.cache/deep"]
     assert Bind("/state/pip", f"{home}/.cache/deep/pip", writable=True) in steps
     assert Tmpfs("/var/cache/apt", 0o700, owner=(0, 0)) in steps
     for target in (str(tmp_path), str(tmp_path / "x"), str(tmp_path.parent)):
         with pytest.raises(UsageError, match="overlaps"):
-            _plan(tmp_path, kept=(mount_plan.CacheMount("/state/pip", target),))
+            _plan(tmp_path, caches=(mount_plan.CacheMount("/state/pip", target),))
 
 
 def test_files_of_proc_are_listed_completely():
-    assert mount_plan._of_kernel() == sorted(name for name in os.listdir("/proc") if not name.isdigit())
+    assert mount_plan._kernel_proc_names() == sorted(name for name in os.listdir("/proc") if not name.isdigit())
 
 
 def test_proc_with_only_processes_needs_no_mask(tmp_path, monkeypatch):
     """A sandbox's own /proc would have all the names that can't be listed then, and none would be hidden."""
-    monkeypatch.setattr(mount_plan, "_of_kernel", lambda: ["self", "thread-self"])  # subset=pid, proc(5)
+    monkeypatch.setattr(mount_plan, "_kernel_proc_names", lambda: ["self", "thread-self"])  # subset=pid, proc(5)
     with pytest.raises(HostError, match="ProcSubset=all"):
         _plan(tmp_path)

@@ -13,9 +13,9 @@ several = st.lists(paths, max_size=6)
 @given(several, paths)
 def test_containment_of_paths(places, path):
     shown = ShownPaths(places)
-    assert shown.hold(path) == any(contains(place, path) for place in places)
+    assert shown.contains_path(path) == any(contains(place, path) for place in places)
     inside = [place for place in places if contains(path, place)]
-    found = shown.one_in(path)
+    found = shown.find_inside(path)
     assert found in inside if inside else found is None
 
 

@@ -42,7 +42,7 @@ def test_sockets_and_fifos_are_found_without_following_links(tmp_path):
 
 def test_too_deep_nesting_is_an_error(tmp_path):
     place = tmp_path
-    for _ in range(path_scan.DEEPEST + 1):
+    for _ in range(path_scan.MAX_DEPTH + 1):
         place = place / "d"
         place.mkdir()
     with pytest.raises(OSError, match="nested more than 200 deep"):

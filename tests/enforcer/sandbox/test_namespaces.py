@@ -13,7 +13,7 @@ import pytest
 from enforcer.sandbox import init
 from enforcer.sandbox.init import RemoteExecutor
 from enforcer.sandbox.namespaces import SandboxNamespaces
-from enforcer.sandbox.step_lists import FIRST
+from enforcer.sandbox.step_lists import FORKED_PID
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def outermost():
     pid, outer = init.start()
     ours, theirs = init.channel_pair()
     with theirs:
-        outer.calls.fork(outer.calls.take(theirs.fileno()), FIRST, leaf=False)
-        outer.do()
+        outer.calls.fork(outer.calls.take(theirs.fileno()), FORKED_PID, leaf=False)
+        outer.run()
     sandbox = SandboxNamespaces(pid, outer, RemoteExecutor(ours), ())
-    sandbox.first = outer.value(FIRST)
+    sandbox.init_pid = outer.value(FORKED_PID)
     yield sandbox
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -37,8 +37,8 @@ def _is_there(pid):
 
 
 def test_namespaces_that_end_early_are_reaped(outermost):
-    assert outermost.see_out()
-    assert outermost.outer.ended == (outermost.first, 125 << 8), "its init ends when nobody is there any more"
+    assert outermost.wait_until_empty()
+    assert outermost.outer.ended == (outermost.init_pid, 125 << 8), "its init ends when nobody is there any more"
     with contextlib.ExitStack() as others:
         outermost.end_later(others)
         outermost.end()
@@ -50,7 +50,7 @@ def test_namespaces_that_end_early_are_reaped(outermost):
 
 def test_namespaces_end_despite_a_fork_of_their_maker(outermost):
     copies = [os.dup(each.channel.fileno()) for each in (outermost.init, outermost.outer)]
-    assert outermost.see_out()
+    assert outermost.wait_until_empty()
     outermost.end()
     for copy in copies:
         os.close(copy)
@@ -58,16 +58,16 @@ def test_namespaces_end_despite_a_fork_of_their_maker(outermost):
 
 def test_unclaimed_sockets_are_closed(outermost):
     reader, writer = os.pipe()
-    outermost.made = {"kept": writer}
+    outermost.sockets = {"kept": writer}
     outermost.end()
     assert os.read(reader, 1) == b""
     os.close(reader)
 
 
 def test_sockets_are_handed_over_once(outermost):
-    outermost.made = {"given": (given := os.open("/dev/null", os.O_RDONLY))}
-    assert outermost.give() == {"given": given}
-    assert outermost.give() == {}
+    outermost.sockets = {"given": (given := os.open("/dev/null", os.O_RDONLY))}
+    assert outermost.take_sockets() == {"given": given}
+    assert outermost.take_sockets() == {}
     outermost.end()
     os.close(given)
 
@@ -82,8 +82,8 @@ def test_namespaces_with_a_process_are_not_released(outermost):
 
 def test_init_ends_with_its_outermost_process(outermost):
     outermost.init.calls.call("getpid")
-    outermost.init.do()  # it is there, and has asked to end with who began it
-    init = os.pidfd_open(outermost.first)
+    outermost.init.run()  # it is there, and has asked to end with who began it
+    init = os.pidfd_open(outermost.init_pid)
     os.kill(outermost.pid, signal.SIGKILL)
     poll = select.poll()
     poll.register(init, select.POLLIN)

@@ -12,7 +12,7 @@ from enforcer.sandbox.step_lists import CallFailedError
 from enforcer.system.errors import HostError
 from tests.support import harness
 
-FILES = {f"file{number}": bytes([65 + number]) * (overlays._IN_WORDS + number) for number in range(40)}
+FILES = {f"file{number}": bytes([65 + number]) * (overlays._INLINE_BYTES + number) for number in range(40)}
 ROOT = IdMap(((0, 0, 1),))
 
 
@@ -30,11 +30,11 @@ def process(request, monkeypatch, tmp_path):
     calls.call("mount", "none", "/", 0, 0x44000)  # MS_REC, MS_PRIVATE
     calls.call("mount", "tmpfs", f"{tmp_path}/shown/mounted", "tmpfs", 0, 0)
     calls.call("unshare", os.CLONE_NEWUSER | os.CLONE_NEWNS)
-    remote.do()
+    remote.run()
     write_map(pid, ROOT, ROOT, deny_setgroups=True)
     try:
         namespaces.begin_view(remote)
-        remote.do()
+        remote.run()
     except (CallFailedError, HostError) as error:
         harness.missing(f"user namespaces in which something can be mounted ({error})")
     yield remote
@@ -46,9 +46,9 @@ def _shown(process, source, top):
     calls = process.calls
     calls.call("mkdirat", -100, f"{NEW}/shown", 0o755)
     calls.step("show it")
-    overlays.mount_overlay(process, OLD + str(source), f"{NEW}/shown", top, 0o755, around=True)
+    overlays.mount_overlay(process, OLD + str(source), f"{NEW}/shown", top, 0o755, has_inner_mounts=True)
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    [directory] = process.do(calls.get("openat", -100, f"{NEW}/shown", flags))
+    [directory] = process.run(calls.get("openat", -100, f"{NEW}/shown", flags))
     return directory
 
 
@@ -72,7 +72,7 @@ def test_directory_is_composed_around_its_mounts(process, tmp_path, top):
     (source / "link").symlink_to("below")
     os.mkfifo(source / "door")
     with (source / "large").open("wb") as large:
-        large.truncate(overlays._FILES_AT_MOST + 1)
+        large.truncate(overlays._MAX_COPIED + 1)
     directory = _shown(process, source, top)
     assert sorted(os.listdir(directory)) == sorted(("below", "link", *FILES))
     assert {name: _read(name, directory) for name in FILES} == FILES | {"file1": b"own"}
@@ -90,18 +90,18 @@ def test_shared_steps_are_written_once():
     for number in range(2):
         recorder = init.StepRecorder()
         top = overlays.OwnFiles({"all": b"small", "all/large": large}, {"own": b"%d" % number})
-        overlays.mount_overlay(recorder, "/old/shown", "/new/shown", top, 0o755, around=False)
-        recorder.begin()
-        given.append(recorder.given)
+        overlays.mount_overlay(recorder, "/old/shown", "/new/shown", top, 0o755, has_inner_mounts=False)
+        recorder.submit()
+        given.append(recorder.packets)
     (first, *rest), (second, *others) = given
     assert first is second
     assert [packet.data for packet in rest] != [packet.data for packet in others]
-    for number in range(2 * init._MOST_FILES):  # and what it is written from stays open
+    for number in range(2 * init._MAX_FILES):  # and what it is written from stays open
         init.shared_file(b"%5000d" % number)
     (file,) = first.descriptors
     assert os.pread(file, len(large) + 1, 0) == large
-    assert file in init.kept_files()
-    assert len(init.kept_files()) <= init._MOST_FILES + len(init._for_good)
+    assert file in init.shared_descriptors()
+    assert len(init.shared_descriptors()) <= init._MAX_FILES + len(init._permanent_files)
 
 
 def test_cached_step_list_has_no_foreign_descriptor():

@@ -100,7 +100,7 @@ def test_every_system_call_has_one_verdict(machine):
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("watched", [False, True])
 def test_every_number_gets_its_verdict(machine, watched):
-    program = seccomp.assemble(seccomp.TASK, machine, watched=watched)
+    program = seccomp.assemble(seccomp.TASK, machine, is_supervised=watched)
     names = {number: name for name, number in NUMBERS[machine].items()}
     for number in [*range(471), *BEYOND]:
         name = names.get(number)
@@ -111,11 +111,11 @@ def test_every_number_gets_its_verdict(machine, watched):
             assert found == NOSYS, number
         else:
             line = seccomp.TASK.line(name, [0] * 6)
-            assert found == (NOTIFY if watched and line.told else REFUSED | line.error), name
+            assert found == (NOTIFY if watched and line.is_reported else REFUSED | line.error), name
         for arguments in HARMFUL.get(name, ()):
             line = seccomp.TASK.line(name, [*arguments, 0, 0, 0, 0, 0])
             assert isinstance(line, seccomp.Refuse), (name, arguments)
-            expected = NOTIFY if watched and line.told else REFUSED | line.error
+            expected = NOTIFY if watched and line.is_reported else REFUSED | line.error
             assert verdict(program, machine, number, arguments) == expected, (name, arguments)
             # What lies above an argument's 32 bits changes nothing: the kernel doesn't look there either.
             assert verdict(program, machine, number, [value | 1 << 40 for value in arguments]) == expected
@@ -124,7 +124,7 @@ def test_every_number_gets_its_verdict(machine, watched):
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("watched", [False, True])
 def test_sync_succeeds_without_effect_on_the_host(machine, watched):
-    program = seccomp.assemble(seccomp.TASK, machine, watched=watched)
+    program = seccomp.assemble(seccomp.TASK, machine, is_supervised=watched)
     assert verdict(program, machine, NUMBERS[machine]["sync"]) == REFUSED | 0
     for promises_more in ("fsync", "fdatasync", "syncfs", "sync_file_range", "msync"):
         assert verdict(program, machine, NUMBERS[machine][promises_more]) == ALLOW
@@ -132,12 +132,15 @@ def test_sync_succeeds_without_effect_on_the_host(machine, watched):
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_execve_needs_a_listener_under_command_rules(machine):
-    watched = seccomp.assemble(seccomp.TASK_WITH_COMMANDS, machine, watched=True)
+    watched = seccomp.assemble(seccomp.TASK_WITH_COMMANDS, machine, is_supervised=True)
     alone = seccomp.assemble(seccomp.TASK_WITH_COMMANDS, machine)
     for call in ("execve", "execveat"):
         assert verdict(watched, machine, NUMBERS[machine][call]) == NOTIFY
         assert verdict(alone, machine, NUMBERS[machine][call]) == REFUSED | errno.EPERM
-        assert verdict(seccomp.assemble(seccomp.TASK, machine, watched=True), machine, NUMBERS[machine][call]) == ALLOW
+        assert (
+            verdict(seccomp.assemble(seccomp.TASK, machine, is_supervised=True), machine, NUMBERS[machine][call])
+            == ALLOW
+        )
 
 
 # What takes room at once, and what gives it back: fallocate(2) by its modes, and ioctls.
@@ -150,8 +153,10 @@ GIVES = [("fallocate", (3, 0x3)), ("ioctl", (3, 0x4030582B)), ("ioctl", (3, 0x54
 @pytest.mark.parametrize("machine", MACHINES)
 def test_fallocate_is_denied_in_review(machine, commands):
     for watched in (False, True):
-        usual = seccomp.assemble(seccomp.task_filter(commands=commands), machine, watched=watched)
-        reviewed = seccomp.assemble(seccomp.task_filter(commands=commands, reviewed=True), machine, watched=watched)
+        usual = seccomp.assemble(seccomp.task_filter(commands=commands), machine, is_supervised=watched)
+        reviewed = seccomp.assemble(
+            seccomp.task_filter(commands=commands, reviewed=True), machine, is_supervised=watched
+        )
         for call, arguments in TAKES:
             assert verdict(reviewed, machine, NUMBERS[machine][call], arguments) == REFUSED | errno.EOPNOTSUPP
             assert verdict(usual, machine, NUMBERS[machine][call], arguments) == ALLOW

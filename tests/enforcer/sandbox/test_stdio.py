@@ -16,7 +16,7 @@ _SHOW = (
     "import os, stat, sys; from enforcer.sandbox import stdio;"
     "io = stdio.arrange(os.geteuid());"
     "sys.stderr.write(repr([stat.S_ISFIFO(os.fstat(d).st_mode) and d > 2 for d in io.descriptors]));"
-    "io.begin();"
+    "io.start_relays();"
     "data = os.read(io.descriptors[0], 100);"
     "os.write(io.descriptors[1], b'got ' + data);"
     "sys.stderr.write(repr(io.finish()))"
@@ -72,7 +72,7 @@ def test_pipe_is_relayed_and_not_passed():
 def test_non_blocking_stream_loses_no_data():
     """A caller's socket may be non-blocking; the task must not notice."""
     script = (
-        "import os; from enforcer.sandbox import stdio; io = stdio.arrange(0); io.begin();"
+        "import os; from enforcer.sandbox import stdio; io = stdio.arrange(0); io.start_relays();"
         "data = bytes(3_000_000); view = memoryview(data)\n"
         "while view: view = view[os.write(io.descriptors[1], view):]\n"
         "io.finish()"
@@ -92,7 +92,7 @@ def test_only_memory_devices_are_passed(tmp_path):
     reader, writer = os.pipe()
     file = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
     for descriptor in (primary, secondary, reader, writer, file):
-        assert not stdio.passes_as_it_is(descriptor)
+        assert not stdio.can_pass_unchanged(descriptor)
         os.close(descriptor)
 
 
@@ -114,10 +114,10 @@ def test_early_window_change_is_no_error():
 
 @pytest.mark.parametrize("by_us", [True, False])
 def test_unreadable_terminal_of_another_session_is_not_awaited(by_us, monkeypatch):
-    monkeypatch.setattr(stdio, "_UNTIL_RAW", 0.3)
+    monkeypatch.setattr(stdio, "_RAW_TIMEOUT", 0.3)
     primary, secondary = os.openpty()
     began = time.monotonic()
-    stdio.Terminal(secondary).wait_until_raw(by_us=by_us)
+    stdio.Terminal(secondary).wait_until_raw(is_ours=by_us)
     assert (time.monotonic() - began < 0.3) is by_us, "a service's client may be in that session"
     for descriptor in (primary, secondary):
         os.close(descriptor)

@@ -21,7 +21,7 @@ SCRIPT = Path(hindered.__file__)
 def begun():
     if not hindered.COMPILED:
         harness.missing("the program that `python -m enforcer.sandbox.compiled.build` makes")
-    if landlock.version() < landlock.LEAST:
+    if landlock.version() < landlock.MIN_VERSION:
         harness.missing("landlock")
     env = {**os.environ, "PYTHONPATH": str(harness.PROJECT)}
     done = subprocess.run([sys.executable, SCRIPT], env=env, stdout=subprocess.PIPE, timeout=60, check=True)
@@ -44,8 +44,8 @@ def test_every_step_is_tried_to_fail():
     recorder, case = StepRecorder(), hindered.Case((), None, terminal=True)
     program = hindered.program_of(case)
     task_start.drop_rights(recorder, hindered._identity(), program, (0, 0, 0))
-    recorder.begin()
-    named = {name for packet in recorder.given for name in packet.named}
+    recorder.submit()
+    named = {name for packet in recorder.packets for name in packet.purposes}
     os.close(program.terminal)
     assert len(named) > 20
     assert named - {"", "close", "dup", "seccomp"} <= {each.says for each in hindered.CASES.values()}

@@ -127,7 +127,7 @@ def test_many_changes_are_collected_in_pieces(lab):
 
 def test_reviewed_task_has_a_limit_of_changed_files(tmp_path, monkeypatch):
     """However much disk it may have."""
-    monkeypatch.setattr(disk_quota, "_MOST_NAMES", 10)
+    monkeypatch.setattr(disk_quota, "_MAX_NAMES", 10)
     one = disk_quota.DiskQuota(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))
     for number in range(12):
         (tmp_path / str(number)).touch()
