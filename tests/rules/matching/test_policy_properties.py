@@ -338,14 +338,16 @@ def test_no_other_rule_loosens_a_layer(  # noqa: PLR0917 - what hypothesis draws
     every = [*pool, *(rule for layer in layers for rule in layer.rules)]
     policy = Policy(every, given_settings, layers=layers)
     decision = policy.decide(attempt)
-    votes = [Policy(layer.rules, given_settings._replace(mode=layer.mode), votes=layer.kind) for layer in layers]
-    for vote in votes:
-        assert rank_decision(decision) <= rank_decision(vote.decide(attempt)), "less strict than a layer"
-        if vote.check_address(attempt, address) is not None:
+    layer_policies = [
+        Policy(layer.rules, given_settings._replace(mode=layer.mode), layer_kind=layer.kind) for layer in layers
+    ]
+    for layer_policy in layer_policies:
+        assert rank_decision(decision) <= rank_decision(layer_policy.decide(attempt)), "less strict than a layer"
+        if layer_policy.check_address(attempt, address) is not None:
             assert policy.check_address(attempt, address) is not None
     pooled = Policy(every, given_settings)
     assert rank_decision(decision) <= rank_decision(pooled.decide(attempt)), "less strict than the pool"
-    assert rank_decision(decision) == min(rank_decision(each.decide(attempt)) for each in (pooled, *votes)), (
+    assert rank_decision(decision) == min(rank_decision(each.decide(attempt)) for each in (pooled, *layer_policies)), (
         "stricter than anybody"
     )
     assert policy.revision != pooled.revision
