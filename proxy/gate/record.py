@@ -73,7 +73,10 @@ class ConnectionRecord:
             self.address = written(address)
 
     def record_decision(self, gate_decision: "GateDecision") -> bool:
-        """Record the decision, once a connection; False: it could not be written, so block the connection."""
+        """Record the decision, once a connection; False: block the connection, as its event could not be written.
+
+        Under `on_journal_failure: continue` an event that the disk doesn't take is only counted (`Recorder.decided`).
+        """
         assert self.gate_decision is None, "a second decision"
         self.gate_decision = gate_decision
         destination, hello = self.destination, gate_decision.hello

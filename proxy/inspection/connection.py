@@ -56,7 +56,7 @@ class InspectedConnection:
             handover.record.attribution, gate_decision.approval,
         )  # fmt: skip
         self.session.approvals.changed = self._watch_out
-        self.session.cut = lambda flows: self._do(self._http.revoke, flows)
+        self.session.cut = lambda keys: self._do(self._http.revoke, keys)
         self._pipeline = Pipeline(self.session, self._addresses)
         self._client = client = ClientEnd(place)
         self._http: HttpRouter = HttpRouter(client, self.session, engine.memory_quota, self, self.decide)
@@ -74,8 +74,8 @@ class InspectedConnection:
         self._extra_sockets = engine.extra_sockets()  # of what it has of connections to servers
         self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
         self._busy = self._over = False
-        self._is_put_off = False  # a turn is over and there is a next one: nothing is begun, and nothing read before
-        self._hooks: set[asyncio.Future[None]] = set()
+        self._is_postponed = False  # work waits for the next turn; until then nothing is begun or read
+        self._pending_decisions: set[asyncio.Future[None]] = set()  # tasks; while there are any, it isn't idle
         self._up = self._down = 0  # of connections to the internet that are over
         self._last = time.monotonic()
         self._idle_timeout = gate_decision.decision.idle_timeout
@@ -153,7 +153,7 @@ class InspectedConnection:
 
     def relieved(self, _link: Transport[ClientEnd | ServerEnd]) -> None:
         """Continue after a full socket has taken its data."""
-        self._do(self._http.settle)
+        self._do(self._http.continue_after_call)
 
     def leaving(self, transport: Transport[ClientEnd | ServerEnd]) -> None:
         """Handle a client that leaves while an approval is pending."""
@@ -180,16 +180,16 @@ class InspectedConnection:
         self._http.todo.append((function, arguments))
         self._turn()
 
-    def go_on(self) -> None:
-        """Continue with postponed work (Engine.later)."""
-        if self._is_put_off:
-            self._is_put_off = False
+    def resume(self) -> None:
+        """Continue postponed work (`Engine.postpone`)."""
+        if self._is_postponed:
+            self._is_postponed = False
             self._last = time.monotonic()  # nothing was read meanwhile
             self._turn()
 
     def _turn(self) -> None:
         """Run queued work for one turn; the rest waits, and nothing is read meanwhile."""
-        idle = not (self._busy or self._over or self._is_put_off)
+        idle = not (self._busy or self._over or self._is_postponed)
         if not idle:
             return
         self._busy = True
@@ -198,13 +198,13 @@ class InspectedConnection:
             done = self._http.work(until)
             while self._review is not None and self._reviewed(self._review, until):
                 done = self._http.work(until)
-            self._is_put_off = not (done or self._over)
+            self._is_postponed = not (done or self._over)
             for transport in [transport for transport in self.transports if transport.new]:
                 transport.flush()
-            if self._is_put_off:
+            if self._is_postponed:
                 for transport in self.transports:
                     transport.pause(paused=True)
-                self._engine.later(self)
+                self._engine.postpone(self)
                 self._engine.memory_quota.note(self, self._http.weigh(exactly=False))
             elif self._leaving:
                 self._leave_servers()
@@ -255,11 +255,11 @@ class InspectedConnection:
         A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
         """
         ends = min(self._last + self._idle_timeout, self._handover.record.opened + LIFETIME)
-        if not self._is_put_off and (self._engine.memory_quota.is_tight or self._http.stinted):
+        if not self._is_postponed and (self._engine.memory_quota.is_tight or self._http.stinted):
             self._balance()  # sockets have taken more since, and what was left unread may have room now
         if now >= self._last + SILENCE and self._http.is_unspoken():
             self._do(self._http.refuse_silent)
-        elif (now >= self._head_due and not self._is_put_off) or (now >= ends and not self._hooks):
+        elif (now >= self._head_due and not self._is_postponed) or (now >= ends and not self._pending_decisions):
             self.session.ending = Reason.LIMIT_EXCEEDED
             self.abort()
 
@@ -282,7 +282,7 @@ class InspectedConnection:
         pending = self._pipeline.decide(stream.request)
         if pending is not None:
             task = asyncio.ensure_future(pending)
-            self._hooks.add(task)
+            self._pending_decisions.add(task)
             task.add_done_callback(lambda finished: self._resume_decided(stream, finished))
         elif self._client.alpn == HTTP2:  # frames received with it may cancel it
             self._http.todo.append((self._http.resume, (stream,)))
@@ -291,7 +291,7 @@ class InspectedConnection:
         return False
 
     def _resume_decided(self, stream: "Stream", task: "asyncio.Future[None]") -> None:
-        self._hooks.discard(task)
+        self._pending_decisions.discard(task)
         if task.cancelled() or self._over:
             return
         self._last = time.monotonic()  # nothing was read while the decision was pending
@@ -451,13 +451,13 @@ class InspectedConnection:
         if self._over:
             return
         self._over = self._http.stopped = True
-        for task in self._hooks:
+        for task in self._pending_decisions:
             task.cancel()
         self._review = None
         if not self._busy:
             self._try(self._http.drop_all)
         cut = self._client.cut or self._client.transport.cut  # which may have come behind an end
-        self._try(self._leave_servers, cut=cut and self._is_put_off and not self._busy)
+        self._try(self._leave_servers, cut=cut and self._is_postponed and not self._busy)
         self._try(self.session.end)
         up, down = self._up, self._down
         for transport in self.transports:
@@ -475,4 +475,6 @@ class InspectedConnection:
             self._tell_error(error)
 
     def _tell_error(self, error: Exception) -> None:
-        self._engine.recorder.error(Component.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.cause)
+        self._engine.recorder.error(
+            Component.INSPECTION, f"{type(error).__name__}: {error}", cause=self.session.connection_event
+        )

@@ -151,8 +151,8 @@ def next_key() -> str:
 class RequestsRevoked(events.Event):
     """Event: the rules now in force deny the requests with these keys."""
 
-    def __init__(self, flows: "frozenset[str]") -> None:
-        self.flows = flows
+    def __init__(self, keys: "frozenset[str]") -> None:
+        self.keys = keys
 
 
 class ServerFailure(str):

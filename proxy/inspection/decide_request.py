@@ -4,8 +4,8 @@ Pure. The host comes from the gate, never from the request, which may only repea
 before the rules also apply under audit mode. A WebDAV request that names a second path (RFC 4918 section 10.3) is
 decided by both paths.
 
-When the rules or the date change, a request under way is decided again (`standing`): its head, the refs of a push, and
-the address that it was sent to. The checks that come before the rules are not repeated.
+When the rules or the date change, `decide_request_again` decides on a request under way: its head, the refs of a push,
+and the address that it was sent to. The checks that come before the rules are not repeated.
 """
 
 import re
@@ -358,7 +358,7 @@ def attempts_of(request_decision: "RequestDecision") -> "tuple[Attempt, ...]":
     return () if request_decision.attempt is None else (request_decision.attempt,)
 
 
-def standing(
+def decide_request_again(
     sandbox: "SandboxState", attempts: "tuple[Attempt, ...]", leads_to: "Hop | None"
 ) -> "Sliced[ReviewResult]":
     """Decide again on a request under way, one ref of a push in a slice. `leads_to`: where it was sent."""

@@ -51,14 +51,14 @@ class Engine:
         self.poller = dialer.poller
         self.tls_contexts = TlsContexts(ClientContexts(leaves), trusted, KnownProtocols())
         self._leaves = leaves
-        self._room = RateLimiter(NEW_NAMES, NEW_NAMES_A_SECOND)
-        self._expected: dict[str, Handover] = {}  # connections that wait for a certificate, by their events
+        self._new_names = RateLimiter(NEW_NAMES, NEW_NAMES_A_SECOND)
+        self._awaiting_certificate: dict[str, Handover] = {}  # connections that wait for a certificate, by their events
         self._dialer = dialer
         self._connections: dict[str, InspectedConnection] = {}  # by the event of the connection
         self._round: asyncio.TimerHandle | None = None
         self.memory_quota = MemoryQuota(self._connections.values)
-        self._later: dict[InspectedConnection, None] = {}  # those that have put something off, in their order
-        self._calls = False  # one of them is about to go on
+        self._postponed: dict[InspectedConnection, None] = {}  # connections with postponed work, oldest first
+        self._is_scheduled = False  # the loop will call `_run_next_postponed`
 
     @property
     def login(self) -> "Login | None":
@@ -75,15 +75,15 @@ class Engine:
         host = handover.shown_host
         if not place.tls or self._leaves.is_fresh(host):
             self._begin(handover, place)
-        elif self._room.take():
-            self._expected[handover.event] = handover
-            self._leaves.ask(host, lambda problem: self._go_on(handover, place, problem))
+        elif self._new_names.take():
+            self._awaiting_certificate[handover.event] = handover
+            self._leaves.ask(host, lambda problem: self._begin_with_certificate(handover, place, problem))
         else:
             handover.give_up(Reason.LIMIT_EXCEEDED)
 
-    def _go_on(self, handover: "Handover", place: WebOrigin, problem: str) -> None:
-        """Start a connection whose certificate is there, or end it if there is none. Never raises."""
-        if self._expected.pop(handover.event, None) is None:  # it is over already
+    def _begin_with_certificate(self, handover: "Handover", place: WebOrigin, problem: str) -> None:
+        """Start a connection whose certificate has come; with a `problem`, end it. Never raises."""
+        if self._awaiting_certificate.pop(handover.event, None) is None:  # it has ended already
             return
         try:
             if not problem:
@@ -105,42 +105,42 @@ class Engine:
         """Apply other rules, whose `decision` on the connection is given."""
         if connection := self._connections.get(handover.event):
             connection.review(decision)
-        elif handover.event in self._expected and not decision.outcome.passes:
-            del self._expected[handover.event]
+        elif handover.event in self._awaiting_certificate and not decision.outcome.passes:
+            del self._awaiting_certificate[handover.event]
             handover.give_up(decision.reason)
 
-    def later(self, connection: InspectedConnection) -> None:
+    def postpone(self, connection: InspectedConnection) -> None:
         """Continue a connection's postponed work after the turns of all others."""
-        self._later[connection] = None
-        self._call_one()
+        self._postponed[connection] = None
+        self._schedule_postponed()
 
-    def _call_one(self) -> None:
-        if not self._calls and self._later:
-            self._calls = True
-            self.loop.call_soon(self._go_on_with_one)
+    def _schedule_postponed(self) -> None:
+        if not self._is_scheduled and self._postponed:
+            self._is_scheduled = True
+            self.loop.call_soon(self._run_next_postponed)
 
-    def _go_on_with_one(self) -> None:
-        self._calls = False
-        connection = next(iter(self._later), None)
+    def _run_next_postponed(self) -> None:
+        self._is_scheduled = False
+        connection = next(iter(self._postponed), None)
         if connection is None:
             return
-        del self._later[connection]
-        self._call_one()
-        connection.go_on()  # crashes by itself, and puts off again by itself
+        del self._postponed[connection]
+        self._schedule_postponed()
+        connection.resume()  # it handles its own exceptions, and may postpone work again
 
     def forget(self, connection: InspectedConnection) -> None:
         """Remove a connection that has ended."""
-        if self._connections.get(connection.session.cause) is connection:
-            del self._connections[connection.session.cause]
+        if self._connections.get(connection.session.connection_event) is connection:
+            del self._connections[connection.session.connection_event]
         self.memory_quota.leave(connection)
-        self._later.pop(connection, None)
+        self._postponed.pop(connection, None)
 
     def close(self) -> None:
         """Reset every connection."""
         if self._round is not None:
             self._round.cancel()
-        expected, self._expected = self._expected, {}
-        for handover in expected.values():
+        awaiting, self._awaiting_certificate = self._awaiting_certificate, {}
+        for handover in awaiting.values():
             handover.give_up(None)
         for connection in list(self._connections.values()):
             connection.abort()

@@ -275,7 +275,7 @@ class ClientSideHttp2(_Http2, Http2Server):
         """Handle one; returns whether the connection is over."""
         if isinstance(event, h2.events.StreamReset | MalformedMessage):
             self._resets += 1
-            if self._resets > RESETS + self.session.asked // 2:
+            if self._resets > RESETS + self.session.request_count // 2:
                 self.session.misread(NOTHING, UnclearError("too many streams broken off", Reason.LIMIT_EXCEEDED))
                 yield from self.protocol_error("too many streams broken off", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True

@@ -2,13 +2,13 @@
 
     parse      bytes become a head                                            http1, http2
     normalise  it says one host, one length and one thing, or it is refused   request_head
-    hold       where the decision depends on its body: all of it, or refs     stages.pending_body, stages.git
+    buffer     where the decision depends on its body: all of it, or refs     stages.pending_body, stages.git
     decide     the rules allow, deny or ask, also about each ref of a push    decide_request
     approve    it waits for approval, and is decided again                    stages.approval
     resolve    its addresses are found, and the rules check each              dialing.dialer
-    STAGES     may deny it; then its decision is recorded                     Session.admit
+    STAGES     may deny it; then its decision is recorded                     Session.record_decision
     send       what is sent goes through the stages in their order
-    receive    what the client gets goes through them as well
+    receive    what the client gets goes through SecretInjection, the only stage that receives
     record     how it ended                                                   Session.complete
 
 A name is looked up before the decision is recorded, as its addresses are a part of that (invariant 9). None is looked
@@ -59,7 +59,9 @@ STAGES: Final[tuple[type[Stage], ...]] = (
     Grants,
     Limits,  # the last that denies: it counts only what goes on
     Taint,  # once the decision is recorded, and before anything can be read
-    SecretInjection,  # last on the way out and first on the way back: no other one sees a value
+    # Last, so that no other stage sees a value. `Stream.to_client` calls receiving stages in this order, too: another
+    # one that receives would see values before this one masks them.
+    SecretInjection,
 )
 
 
@@ -73,64 +75,69 @@ class Pipeline:
     """Takes the requests of one session through every step before they are sent."""
 
     def __init__(
-        self, session: "Session", addresses: "Callable[[Attempt], Found | Awaitable[Found]]", *, holds: bool = True
+        self, session: "Session", addresses: "Callable[[Attempt], Found | Awaitable[Found]]", *, can_buffer: bool = True
     ) -> None:
-        """`addresses` says where an attempt may be dialled to, or why nowhere, at once or in a while.
+        """`addresses` returns the addresses that an attempt may be dialed at, or why there are none; it may wait.
 
-        `holds`: the caller knows what to do with what is `held`; else what would need it is refused.
+        `can_buffer`: the caller can buffer a request's body; else a request whose decision needs its body is denied.
         """
         self._session = session
         self._addresses = addresses
-        self._holds = holds
+        self._can_buffer = can_buffer
 
     def decide(self, request: "RequestContext") -> "Awaitable[None] | None":
-        """Decide: afterwards there is a refusal, or addresses to dial.
+        """Decide on a request: afterwards it has a refusal, or addresses to dial.
 
-        Or neither, and `held`: then this is called again once that is complete.
+        If it has neither, its decision needs `pending_body`: then call this again once that is complete.
         """
+        # From the start: pages and informational responses that are sent before a decision go through its mask, too.
         if not request.stages and self._session.recorder.sandbox.secret_injector is not None:
             request.enter((SecretInjection(self._session, request),))
-        request_decision = self._ruled(request)
+        request_decision = self._evaluate(request)
         if request_decision is None:
             return None
         asking = self._session.recorder.sandbox.approvals
         if asking is not None and request_decision.decision.needs_approval and request_decision.attempt is not None:
             return self._ask(request, request_decision, asking)
-        return self._resolve(request, request_decision)
+        return self._look_up_and_record(request, request_decision)
 
-    def _ruled(self, request: "RequestContext") -> "RequestDecision | None":
-        """Decide on what was read; None: more of the body is needed."""
-        session, held = self._session, request.held
-        read = (held.push, held.content) if held is not None and held.problem is None else (None, None)
-        request_decision = session.rule(request, push=read[0], content=read[1])
-        if held is None:
+    def _evaluate(self, request: "RequestContext") -> "RequestDecision | None":
+        """Return the rules' decision on what was read of a request; None: it needs more of the body."""
+        session, pending_body = self._session, request.pending_body
+        read = (
+            (pending_body.push, pending_body.content)
+            if pending_body is not None and pending_body.problem is None
+            else (None, None)
+        )
+        request_decision = session.evaluate(request, push=read[0], content=read[1])
+        if pending_body is None:
             if not request_decision.refs_wanted and not request_decision.body_wanted:
                 return request_decision
-            held = PendingPush.of(request.head) if request_decision.refs_wanted else PendingContent()
-            if not self._holds:
-                held.problem = UnclearError("no bodies are read here", Reason.PROTOCOL_MISMATCH)
-            if held.problem is not None and request_decision.refs_for_events:
+            pending_body = PendingPush.of(request.head) if request_decision.refs_wanted else PendingContent()
+            if not self._can_buffer:
+                pending_body.problem = UnclearError("no bodies are read here", Reason.PROTOCOL_MISMATCH)
+            if pending_body.problem is not None and request_decision.refs_for_events:
                 return request_decision
-            held.attempt = request_decision.attempt
-            request.held = held
-            if held.problem is None:
-                session.holding[request.key] = request
+            pending_body.attempt = request_decision.attempt
+            request.pending_body = pending_body
+            if pending_body.problem is None:
+                session.awaiting_body[request.key] = request
                 return None
         else:
-            session.holding.pop(request.key, None)
+            session.awaiting_body.pop(request.key, None)
             if (
-                held.problem is None
+                pending_body.problem is None
                 and (request_decision.refs_wanted or request_decision.body_wanted)
                 and not request_decision.refs_for_events
             ):
-                held.problem = UnclearError(
+                pending_body.problem = UnclearError(
                     "it is a push, and its body also has to be checked for a signature or a secret"
                 )
         may_pass = (
             request_decision.decision.outcome.passes or request_decision.decision.needs_approval
         ) and not request_decision.refs_for_events
-        if held.problem is not None and may_pass:
-            return unclear(session.recorder.sandbox, request.head, held.problem)
+        if pending_body.problem is not None and may_pass:
+            return unclear(session.recorder.sandbox, request.head, pending_body.problem)
         return request_decision
 
     async def _ask(
@@ -141,7 +148,7 @@ class Pipeline:
         waiting = session.approvals.begin(request, request_decision, asking)
         while request_decision.decision.needs_approval:
             if not waiting.is_about(request_decision.decision):
-                failure = await self._in_vain(request_decision)
+                failure = await self._approval_problem(request_decision)
                 if request.approval is not waiting:
                     return  # its connection is gone, and that was told
                 if failure is not None:
@@ -157,30 +164,30 @@ class Pipeline:
                     session.recorder.sandbox, request_decision, reason_of(answer), answer.why
                 )
                 break
-            await self._judge_ahead(request)
+            await self._decide_refs_again(request)
             if request.approval is not waiting:
                 return  # its connection is gone, and that was told
-            found = self._ruled(request)
+            found = self._evaluate(request)
             if found is None:  # under other rules more has to be read first
-                session.approvals.settle(waiting)
+                session.approvals.remove(waiting)
                 return
             request_decision = waiting.request_decision = found
-        pending = self._resolve(request, request_decision)
+        pending = self._look_up_and_record(request, request_decision)
         if pending is not None:
             await pending
 
-    async def _judge_ahead(self, request: "RequestContext") -> None:
+    async def _decide_refs_again(self, request: "RequestContext") -> None:
         """Decide again on the refs of a push, in slices, under the rules now in force."""
-        held = request.held
-        if held is None or held.attempt is None:
+        pending_body = request.pending_body
+        if pending_body is None or pending_body.attempt is None:
             return
         sandbox = self._session.recorder.sandbox
-        held.attempt = held.attempt._replace(
+        pending_body.attempt = pending_body.attempt._replace(
             at=sandbox.calendar.today(), tainted=sandbox.tainted, granted=request.granted
         )
-        await run_in_turns(held.decide_refs_ahead(self._session))
+        await run_in_turns(pending_body.decide_refs_ahead(self._session))
 
-    async def _in_vain(self, request_decision: "RequestDecision") -> DialError | None:
+    async def _approval_problem(self, request_decision: "RequestDecision") -> DialError | None:
         """Return why an approval would open nothing; None: it may."""
         assert request_decision.attempt is not None
         would = as_approved(self._session.recorder.sandbox.policy, request_decision.attempt, request_decision.decision)
@@ -189,19 +196,21 @@ class Pipeline:
         found = self._addresses(would)
         return futile_error(found if isinstance(found, tuple | DialError) else await found)
 
-    def _resolve(self, request: "RequestContext", request_decision: "RequestDecision") -> "Awaitable[None] | None":
-        """Look up the addresses of an allowed request, and record the decision."""
+    def _look_up_and_record(
+        self, request: "RequestContext", request_decision: "RequestDecision"
+    ) -> "Awaitable[None] | None":
+        """Record the decision; for an allowed request, look up its addresses first."""
         if request_decision.attempt is None or not request_decision.decision.outcome.passes:
-            return self._decided(request, request_decision, ())
+            return self._record_and_prepare(request, request_decision, ())
         found = self._addresses(request_decision.attempt)
         pushed = request_decision.pushed
         if not isinstance(found, tuple | DialError) or (pushed and len(pushed.attempts) > FEW_REFS):
-            return self._later(request, request_decision, self._session.recorder.sandbox.policy, found)
+            return self._finish_after_lookup(request, request_decision, self._session.recorder.sandbox.policy, found)
         if pushed is not None:
             found = run_at_once(among(self._session.recorder.sandbox.policy, pushed.attempts, found))
-        return self._decided(request, request_decision, found)
+        return self._record_and_prepare(request, request_decision, found)
 
-    async def _later(
+    async def _finish_after_lookup(
         self,
         request: "RequestContext",
         request_decision: "RequestDecision",
@@ -214,24 +223,27 @@ class Pipeline:
             addresses = await run_in_turns(among(policy, request_decision.pushed.attempts, addresses))
         same = attempt is not None and sandbox.calendar.today() == attempt.at and sandbox.tainted is attempt.tainted
         if sandbox.policy is policy and same:
-            pending = self._decided(request, request_decision, addresses)
+            pending = self._record_and_prepare(request, request_decision, addresses)
         else:  # by now it is for other rules, or another day, and nothing was told
-            await self._judge_ahead(request)
+            await self._decide_refs_again(request)
             pending = self.decide(request)
         if pending is not None:
             await pending
 
-    def _decided(
+    def _record_and_prepare(
         self, request: "RequestContext", request_decision: "RequestDecision", found: "Found"
     ) -> "Awaitable[None] | None":
-        """Record the decision and carry it out; if its address needs approval, that comes first."""
+        """Record the decision; then set the request's page, or what it needs to be sent.
+
+        If its address needs an approval, ask for that instead.
+        """
         session, head = self._session, request.head
         if isinstance(found, DialError) and found.held is not None:
             asking = session.recorder.sandbox.approvals
             if asking is not None:
                 return self._ask(request, replace(request_decision, decision=found.held), asking)
         if (waiting := request.approval) is not None:
-            session.approvals.settle(waiting)
+            session.approvals.remove(waiting)
             request_decision = replace(request_decision, approval=waiting.approval, grants=waiting.grants)
         via = address = None
         if isinstance(found, DialError):
@@ -242,18 +254,18 @@ class Pipeline:
                 via = str(found[0])
             else:
                 address = written(found[0])
-        page = session.admit(request, request_decision, via, address)
+        page = session.record_decision(request, request_decision, via, address)
         if page is not None:
             told = report(request_decision.pushed, page) if request_decision.pushed and is_for_git(page) else None
             request.refusal = told or page
             request.reads_on = told is not None
-            request.is_last = request_decision.asked is None
+            request.is_last = request_decision.resource is None
             return None
-        assert request_decision.asked is not None
+        assert request_decision.resource is not None
         packed = not (
-            request_decision.asked.websocket and request_decision.decision.scan.blocks
+            request_decision.resource.websocket and request_decision.decision.scan.blocks
         )  # ... messages can't be looked into
-        request.head = settle(head, request_decision.asked, session.place, extensions=packed)
+        request.head = settle(head, request_decision.resource, session.place, extensions=packed)
         request.addresses = found
         policy = session.recorder.sandbox.policy
         every = policy.settings.upstream_ca

@@ -52,7 +52,7 @@ class HttpRouter:
         driver: "ConnectionControl",
         decide: "Callable[[Stream], bool]",
     ) -> None:
-        """`decide` has a request decided; returns whether it is, and else has it go on later."""
+        """`decide` decides on a request and returns True; or returns False, and resumes the request later."""
         self.decide = decide
         self.client = client
         self.session = session
@@ -64,14 +64,14 @@ class HttpRouter:
         self.todo: deque[tuple[Callable[..., Begun], tuple[Any, ...]]] = deque()
         self._memory_quota = memory_quota
         self._requests = 0  # bytes that those under way take by themselves
-        self._expecting: dict[ServerEnd, list[Stream]] = {}  # requests that wait for a connection
+        self._awaiting_server: dict[ServerEnd, list[Stream]] = {}  # requests that wait for a connection
         self._until = 0.0  # when the turn is over, by the clock of this thread's processor time
         self._heads_left = 0  # how many HTTP/1 requests may still begin in this turn
         # What is done before the next call, in this order
         self._running: tuple[Stream, Steps] | None = None  # what a request does
         self._queued: deque[HttpEvent] = deque()  # what came about while something was sent
-        self._begun: Begun = None  # what the last call began
-        self._settling = False  # what follows behind each call
+        self._call_steps: Begun = None  # what the last call began
+        self._is_continuing = False  # `continue_after_call` is next: it follows each call
 
     # --- what there is to do ---
 
@@ -87,16 +87,16 @@ class HttpRouter:
                 self._run(*self._running)
             elif self._queued:
                 self._route(self._queued.popleft())
-            elif self._begun is not None:
-                if next(self._begun, _THROUGH) is _THROUGH:
-                    self._begun = None
-            elif self._settling:
-                self._settling = False
-                self._begun = self.settle()
+            elif self._call_steps is not None:
+                if next(self._call_steps, _THROUGH) is _THROUGH:
+                    self._call_steps = None
+            elif self._is_continuing:
+                self._is_continuing = False
+                self._call_steps = self.continue_after_call()
             elif self.todo:
-                self._settling = True
+                self._is_continuing = True
                 function, arguments = self.todo.popleft()
-                self._begun = function(*arguments)
+                self._call_steps = function(*arguments)
             else:
                 return True
             if not self._heads_left or thread_time() >= until:
@@ -110,8 +110,8 @@ class HttpRouter:
         if running is not None:
             running[1].close()
 
-    def settle(self) -> Begun:
-        """Continue what a call made possible: the next request, withheld window updates."""
+    def continue_after_call(self) -> Begun:
+        """Do what a call made possible: begin the next request, send withheld window updates."""
         if [server for server in self.servers if server.over]:
             self.servers = [server for server in self.servers if not server.over]
         client_codec = self.client.codec
@@ -158,7 +158,7 @@ class HttpRouter:
 
     def opened(self, server: ServerEnd, problem: str | None) -> Begun:
         """Continue the requests that waited for a connection, with the protocol agreed on."""
-        waiting, begun = self._expecting.pop(server), None
+        waiting, begun = self._awaiting_server.pop(server), None
         if problem is None and server.over:  # since it opened: this may have waited for another turn
             problem = "server closed connection"
         if problem is None and server.alpn == HTTP2:
@@ -175,10 +175,10 @@ class HttpRouter:
         self.todo.extendleft([(self.resume, (stream,)) for stream in reversed(waiting)])
         return begun
 
-    def revoke(self, flows: frozenset[str]) -> None:
+    def revoke(self, keys: frozenset[str]) -> None:
         """End requests (by their keys) that the rules now in force deny."""
-        for stream in [one for one in self.streams.values() if one.settled and one.request.key in flows]:
-            stream.handle(RequestsRevoked(flows))
+        for stream in [one for one in self.streams.values() if one.is_allowed and one.request.key in keys]:
+            stream.handle(RequestsRevoked(keys))
 
     def refuse_silent(self) -> Begun:
         """Reject a client that waits for its server to speak first."""
@@ -341,8 +341,8 @@ class HttpRouter:
         for server in self.servers:
             if not stream.request.may_trust(server.authorities):
                 continue
-            if server in self._expecting and stream.request.may_use(*server.addresses):
-                self._expecting[server].append(stream)
+            if server in self._awaiting_server and stream.request.may_use(*server.addresses):
+                self._awaiting_server[server].append(stream)
                 return None
             if self.usable(server) and server.dialled and stream.request.may_use(server.dialled):
                 return server
@@ -352,7 +352,7 @@ class HttpRouter:
     def _open_for(self, stream: Stream) -> None:
         server = ServerEnd(self.session.place, stream.request.addresses or (), stream.request.authorities)
         self.servers.append(server)
-        self._expecting[server] = [stream]
+        self._awaiting_server[server] = [stream]
         self.driver.open(server)
 
     def usable(self, server: ServerEnd) -> bool:
@@ -372,7 +372,7 @@ class HttpRouter:
 
         If not `exactly`, some may count that were dropped since.
         """
-        client_codec, kept = self.client.codec, self._requests + self.session.held
+        client_codec, kept = self.client.codec, self._requests + self.session.pending_body_bytes
         for transport in self.driver.transports:
             kept += transport.kept
         if isinstance(client_codec, ClientSideHttp1):
@@ -396,14 +396,14 @@ class HttpRouter:
         return {
             stream.request.key: stream.server.dialled
             for stream in self.streams.values()
-            if stream.settled and stream.server is not None and stream.server.dialled is not None
+            if stream.is_allowed and stream.server is not None and stream.server.dialled is not None
         }
 
     def is_unspoken(self) -> bool:
         """Whether a client without ALPN has sent nothing since its handshake; HTTP clients send ALPN."""
         client_codec, client = self.client.codec, self.client
         silent = isinstance(client_codec, ClientSideHttp1) and client_codec.state is State.HEAD and not client_codec.buf
-        return silent and client.place.tls and not client.alpn and not self.session.asked
+        return silent and client.place.tls and not client.alpn and not self.session.request_count
 
     def is_client_stuck(self, stream_id: int) -> bool:
         """Whether data for the client on this stream can't be sent now."""

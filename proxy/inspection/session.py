@@ -1,7 +1,7 @@
 """Requests of one client connection: decides on, records and reviews each, and records its end.
 
-Home of invariant 6 for requests: `admit` records exactly one decision before anything passes, and `complete` records
-once how a request ended. Nothing here touches a socket or mitmproxy.
+Home of invariant 6 for requests: `record_decision` records exactly one decision before anything passes, and `complete`
+records once how a request ended. Nothing here touches a socket or mitmproxy.
 """
 
 from dataclasses import replace
@@ -13,10 +13,10 @@ from proxy.inspection.decide_request import (
     RuleInputs,
     attempts_of,
     decide,
+    decide_request_again,
     deny_unanswered,
     misuse,
     shown,
-    standing,
     unclear,
 )
 from proxy.inspection.pipeline import stages_for
@@ -55,28 +55,28 @@ class Session:
         "_detail",
         "_looks",
         "approvals",
-        "asked",
         "attribution",
-        "cause",
+        "awaiting_body",
         "client_left",
+        "connection_event",
         "connections",
         "cut",
         "ending",
         "heads",
-        "held",
-        "holding",
         "open",
+        "pending_body_bytes",
         "place",
         "record",
         "recorder",
         "refused",
+        "request_count",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - what is known of a connection
         self,
         recorder: "Recorder",
         place: WebOrigin,
-        cause: str,
+        connection_event: str,
         refused: Decision | None = None,
         detail: str = "",
         advice: str = "",
@@ -92,27 +92,27 @@ class Session:
         self.cut: Callable[[frozenset[str]], None] = lambda _: None  # ends requests (by their keys) in the middle
         self.recorder = recorder
         self.place = place
-        self.cause = cause  # id of the connection's decision event
+        self.connection_event = connection_event  # id of the connection's decision event
         self.attribution = attribution
-        self.refused = refused  # the connection was denied: its requests are told so, and nothing is decided again
+        self.refused = refused  # the connection's denial, which every request on it gets as its answer
         self._detail = detail
         self._advice = advice
-        self.asked = 0  # requests so far
+        self.request_count = 0  # requests so far
         self.ending: Reason | None = None  # why the connection didn't end by itself
         self.client_left = False  # its end, or its cut, was seen
-        self.open: dict[str, RequestContext] = {}  # requests that were allowed, and whose end isn't recorded yet
-        self.holding: dict[str, RequestContext] = {}  # ... that can't be decided before more of them is there
-        self.held = 0  # bytes of bodies that are kept for those
+        self.open: dict[str, RequestContext] = {}  # allowed requests whose end isn't recorded yet, by key
+        self.awaiting_body: dict[str, RequestContext] = {}  # requests whose decision needs their body, by key
+        self.pending_body_bytes = 0  # bytes buffered of such requests' bodies
         self.connections = Connections()  # whose limits count this one
-        self.heads = Heads()  # that were looked at
+        self.heads = Heads()  # scans their heads
         self._looks: RuleInputs | None = None
-        self.record = RequestRecord(recorder, place, cause, attribution)
+        self.record = RequestRecord(recorder, place, connection_event, attribution)
 
-    def rule(
+    def evaluate(
         self, request: RequestContext, *, push: "Push | None" = None, content: bytes | None = None
     ) -> RequestDecision:
-        """Decide on a request without recording it; again when more of it is parsed: `push` or `content`."""
-        self.asked += push is None and content is None
+        """Return the rules' decision on a request, unrecorded; again once `push` or `content` of its body is read."""
+        self.request_count += push is None and content is None
         sandbox, head = self.recorder.sandbox, request.head
         if self.refused is not None:
             request_decision = RequestDecision(self.refused, *shown(head), detail=self._detail, advice=self._advice)
@@ -143,50 +143,51 @@ class Session:
         return not self.recorder.sandbox.policy.needs.names_host(self.place.target)
 
     def abandon(self, request: RequestContext) -> None:
-        """Record a held request whose rest never came."""
-        if self.holding.pop(request.key, None) is not None:
+        """Deny and record a request whose decision needs its body, as the rest of the body never came."""
+        if self.awaiting_body.pop(request.key, None) is not None:
             problem = UnclearError("the request broke off")
-            self.admit(request, unclear(self.recorder.sandbox, request.head, problem))
+            self.record_decision(request, unclear(self.recorder.sandbox, request.head, problem))
 
     def misread(self, head: "Head", problem: "UnclearError") -> Page:
         """Deny and record a request that can't be parsed; `head` holds what could be."""
-        self.asked += 1
+        self.request_count += 1
         if self.refused is not None:
-            return self._page(RequestDecision(self.refused, *shown(head)), head, self.cause)
+            return self._page(RequestDecision(self.refused, *shown(head)), head, self.connection_event)
         request = RequestContext("", head, body=False)
-        page = self.admit(request, unclear(self.recorder.sandbox, head, problem))
+        page = self.record_decision(request, unclear(self.recorder.sandbox, head, problem))
         assert page is not None
         return page
 
-    def admit(
+    def record_decision(
         self,
         request: RequestContext,
         request_decision: RequestDecision,
         via: str | None = None,
         address: str | None = None,
     ) -> Page | None:
-        """Record the decision and return the page that refuses the request; None: it may pass.
+        """Run the stages on an allowed request, and record the decision, also of a denied one.
 
-        `via` is the proxy that it is to go through, `address` the one that is dialled first, where that is known.
+        Returns the page that refuses the request; None: it may pass. `via` is the proxy that it is to go through,
+        `address` the one that is dialed first, where that is known.
         """
         head, record = request.head, self.record
         if self.refused is not None:
             if request_decision.misused:
-                record.tampered(self.cause, request_decision.detail)
-            return self._page(request_decision, head, self.cause)
+                record.tampered(self.connection_event, request_decision.detail)
+            return self._page(request_decision, head, self.connection_event)
         request_decision, passes = self._through_stages(request, request_decision)
         request.http = record.http(request_decision, head)
         try:
-            request.cause = cause = record.decided(
+            request.event = event = record.decided(
                 request_decision, request.http, via, address if passes else request_decision.refused_at
             )
-        except JournalWriteError:  # whatever was decided: what can't be recorded doesn't pass (invariant 6)
+        except JournalWriteError:  # invariant 6; `on_journal_failure: continue` has fewer of these (Recorder.decided)
             if passes:
                 self._leave_stages(request)
             decision = deny(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)
             return self._page(RequestDecision(decision, request_decision.method, request_decision.path), head, UNTOLD)
         if request_decision.misused:
-            record.tampered(cause, request_decision.detail)
+            record.tampered(event, request_decision.detail)
         if passes:
             request.begin(request_decision.decision.rules, attempts_of(request_decision), via)
             self.open[request.key] = request
@@ -197,20 +198,21 @@ class Session:
             passes, request.by = False, stopped.decision
             self.complete(request, None, detail=str(stopped))
             request_decision = replace(request_decision, decision=stopped.decision, detail=str(stopped))
-        return None if passes else self._page(request_decision, head, cause)
+        return None if passes else self._page(request_decision, head, event)
 
     def _through_stages(
         self, request: RequestContext, request_decision: RequestDecision
     ) -> tuple[RequestDecision, bool]:
         """Pass an allowed request to its stages, up to the first that denies it; also returns whether none did."""
-        if not request_decision.decision.outcome.passes or request_decision.asked is None:
+        if not request_decision.decision.outcome.passes or request_decision.resource is None:
             return request_decision, False
-        decision, early = request_decision.decision, request.stages
+        # SecretInjection may be entered already (`Pipeline.decide`). It is the last of STAGES, so the order holds.
+        decision, already_entered = request_decision.decision, request.stages
         secrets = self.recorder.sandbox.secret_injector is not None
         needs = Needs(decision.scan, decision.trust, bool(decision.limits), bool(request_decision.grants), secrets)
-        entered = {type(stage) for stage in early}
+        entered = {type(stage) for stage in already_entered}
         stages = [kind(self, request) for kind in stages_for(needs) if kind not in entered]
-        request.enter((*stages, *early))  # which are the last, as in the list
+        request.enter((*stages, *already_entered))
         for number, stage in enumerate(stages, 1):
             try:
                 request_decision = stage.admit(request_decision)
@@ -219,7 +221,7 @@ class Session:
                 raise
             if not request_decision.decision.outcome.passes:
                 self._leave_stages(request)
-                request.enter((*stages[:number], *early))  # the others have no part in what never comes to them
+                request.enter((*stages[:number], *already_entered))  # the stages behind it never saw the request
                 return request_decision, False
         return request_decision, True
 
@@ -236,29 +238,31 @@ class Session:
 
     def _reviewing(self, request: RequestContext, leads_to: "Hop | None") -> "Sliced[None]":
         request.reviewed = True
-        now = yield from standing(self.recorder.sandbox, request.attempts, leads_to)
-        request.by = now.denial or request.by
-        if now.limits and not any(type(stage) is Limits for stage in request.stages):
+        result = yield from decide_request_again(self.recorder.sandbox, request.attempts, leads_to)
+        request.by = result.denial or request.by
+        if result.limits and not any(type(stage) is Limits for stage in request.stages):
             request.enter((Limits(self, request), *request.stages))
         for stage in request.stages:
-            stage.review(now)
+            stage.review(result)
         sandbox, place = self.recorder.sandbox, self.place
-        if now.untrusted is not None and not sandbox.record_read(
-            now.untrusted, place.target, place.port, request.cause
+        if result.untrusted is not None and not sandbox.record_read(
+            result.untrusted, place.target, place.port, request.event
         ):
             request.by = deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE)
 
     def may_go(self, request: RequestContext, leads_to: "Hop | None") -> "Sliced[bool]":
-        """Whether a request may be sent to where its connection leads: there may be other rules since it was allowed.
+        """Whether a request may be sent to `leads_to`: the rules may have changed since it was allowed.
 
-        A review sees no address while there is only a dial, so then it is asked for here.
+        A review during the dial knows no address, so this repeats the review with the address.
         """
         if not request.is_open:
             return False
         request.address = None if isinstance(leads_to, tuple) else leads_to  # a proxy's is its own to know
-        sandbox, by = self.recorder.sandbox, None
-        while request.reviewed and by != (now := (sandbox.policy, sandbox.calendar.today(), sandbox.tainted)):
-            by = now  # others may come into force between two slices
+        sandbox, reviewed_under = self.recorder.sandbox, None
+        while request.reviewed and reviewed_under != (
+            current := (sandbox.policy, sandbox.calendar.today(), sandbox.tainted)
+        ):
+            reviewed_under = current  # other rules may come into force between two slices
             yield from self._reviewing(request, leads_to)
         return request.by is None
 
@@ -272,7 +276,7 @@ class Session:
         """Record that a stage ends a request; returns the page to end it with."""
         detail, event = str(stopped), UNTOLD
         if request.is_open:
-            request.by, event = stopped.decision, request.cause
+            request.by, event = stopped.decision, request.event
         return self._page(RequestDecision(stopped.decision, *shown(request.head), detail=detail), request.head, event)
 
     def stray(self, request: RequestContext, detail: str) -> None:
@@ -326,16 +330,16 @@ class Session:
 
     def end(self) -> None:
         """Record the end of every open request: their connection is closed."""
-        for request in list(self.holding.values()):
+        for request in list(self.awaiting_body.values()):
             self.abandon(request)
-        for waiting in self.approvals.settle_all():
+        for waiting in self.approvals.remove_all():
             request_decision = deny_unanswered(
                 self.recorder.sandbox,
                 waiting.request_decision,
                 self.ending or Reason.APPROVAL_TIMEOUT,
                 CLIENT_LEFT if self.ending is None else "",
             )
-            self.admit(waiting.request, replace(request_decision, approval=waiting.approval))
+            self.record_decision(waiting.request, replace(request_decision, approval=waiting.approval))
         self.connections.close()
         for request in list(self.open.values()):
             if self.client_left:

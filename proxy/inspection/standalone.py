@@ -241,7 +241,7 @@ class ClientConnection:
             return None
         request = RequestContext(flow.id, head_of(flow.request), body=announces_body(flow.request))
         self._requests[flow.id] = session, request
-        pending = Pipeline(session, self._gate.addresses, holds=False).decide(request)
+        pending = Pipeline(session, self._gate.addresses, can_buffer=False).decide(request)
         if pending is None:
             self._pin(flow, session, request)
             return None

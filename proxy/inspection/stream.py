@@ -85,9 +85,9 @@ class Stream:
         self.server: ServerEnd | None = None  # once there is a connection for it
         self.request_state = RequestState.HEAD
         self.response_state = ResponseState.NOTHING
-        self.undecided = False  # the decision is being made
-        self.settled = False  # ... and allows it
-        self.takes = 0  # bytes, by itself
+        self.undecided = False  # its decision is being made
+        self.is_allowed = False  # its decision is made, and allows it
+        self.takes = 0  # bytes of memory that the request itself uses
         self.waiting: Steps | None = None  # work to resume after a decision or a connection
         self.queue: deque[Event] = deque()  # events received meanwhile
         self.opened: ServerEnd | str = ""  # the connection it waited for, or the error
@@ -95,7 +95,7 @@ class Stream:
         self.response: ResponseHead | None = None  # of its server
         self.websocket: Switched | None = None  # once both sides have agreed
         self._bodiless = False  # the request has only a head
-        self._held: PendingBody | None = None
+        self._pending_body: PendingBody | None = None
         self._client_ended = False  # the client has ended its side, or left: which of both it is shows later
         self._sent_continue = False  # the gate has sent 100 Continue
         self._informational = 0  # informational responses that came
@@ -164,10 +164,10 @@ class Stream:
         body = not event.end_stream and values(head, b"content-length") != ("0",)
         request = self.request = RequestContext(next_key(), head, body=body)
         yield from self._decide()
-        if self.settled:
-            yield from self._begin()
-        elif request.held is not None and self.request_state is RequestState.HEAD:
-            self._held = request.held
+        if self.is_allowed:
+            yield from self._send_head()
+        elif request.pending_body is not None and self.request_state is RequestState.HEAD:
+            self._pending_body = request.pending_body
             self.request_state = RequestState.HOLD
             self._send_continue()
 
@@ -191,27 +191,27 @@ class Stream:
             else:
                 self.request_state = RequestState.SINK
         elif request.addresses is not None:
-            self.settled = True
+            self.is_allowed = True
             self.request_state, self.response_state = RequestState.BODY, ResponseState.HEAD
 
     def state_hold(self, event: "RequestPart") -> Steps:
-        """Hold the body until it suffices for a decision; then forward it, or nothing of it."""
-        held = self._held
-        assert held is not None
-        if not (yield from held.take(event, self.session)):
+        """Buffer the body until it suffices for a decision; then forward it, or nothing of it."""
+        pending_body = self._pending_body
+        assert pending_body is not None
+        if not (yield from pending_body.take(event, self.session)):
             return
         self.request_state = RequestState.DONE if isinstance(event, RequestEndOfMessage) else RequestState.SINK
         try:
-            yield from held.decide_refs_ahead(self.session)
+            yield from pending_body.decide_refs_ahead(self.session)
             yield from self._decide()
-            if self.settled:
-                yield from self._begin()  # and while its server is dialled it counts as held still
-                for one in list(held.events):
+            if self.is_allowed:
+                yield from self._send_head()  # its body stays counted as buffered until its server is dialed
+                for one in list(pending_body.events):
                     if self.request_state is RequestState.BODY:
                         yield from self.state_request_body(one) or ()
         finally:
-            held.let_go(self.session)
-            self._held = None
+            pending_body.let_go(self.session)
+            self._pending_body = None
 
     def revoke(self, _event: RequestsRevoked) -> None:
         """End a request that the rules now in force deny."""
@@ -226,11 +226,11 @@ class Stream:
             self.request_state = RequestState.DONE
             self._answer(self.request.refusal)
 
-    def _begin(self, *, again: bool = False) -> Steps:
-        """Pass the head on, to where it was decided that it may go; answer with why there is no connection to that.
+    def _send_head(self, *, again: bool = False) -> Steps:
+        """Wait for a server connection and send the head on it; if there is none, answer with the reason.
 
-        `again`: the connection that it was sent on ended while it was being used again. The client can't know: its own
-        is still open. Only what may be repeated is (RFC 9110 section 9.2.2).
+        `again`: send it a second time, because a reused server connection ended under it. The client can't see that,
+        as its own connection is open. Only requests that may be repeated are (RFC 9110 section 9.2.2).
         """
         request, session = self.request, self.session
         self._may_retry = False
@@ -307,7 +307,7 @@ class Stream:
         """Forward the end of the client's data."""
         self._client_ended = True
         server = self.server
-        if self.settled and server is not None and server.connected and not server.relayed:
+        if self.is_allowed and server is not None and server.connected and not server.relayed:
             self.http.driver.end_sending(server)
 
     # --- the response ---
@@ -421,14 +421,14 @@ class Stream:
     def handle_protocol_error(self, event: RequestProtocolError | ResponseProtocolError) -> Steps | None:
         """Answer for a server that broke off before its response; else break off the other side, too."""
         from_server = isinstance(event, ResponseProtocolError)
-        if self._held is not None:
-            self._held.let_go(self.session)
+        if self._pending_body is not None:
+            self._pending_body.let_go(self.session)
             self.session.abandon(self.request)
         if from_server and self._client_ended:
             self.session.left(self.request)  # it ended as the client did
         if from_server and self.response_state is ResponseState.HEAD:
             if self._may_retry and not self._client_ended and not isinstance(event.message, Unreadable):
-                return self._begin(again=True)
+                return self._send_head(again=True)
             if self.server is not None and self.server.unidentified:  # TLS 1.3 says so only behind the handshake
                 self._fail(Reason.CLIENT_CERTIFICATE, f"{_WANTS_CERTIFICATE}, and broke off")
             else:

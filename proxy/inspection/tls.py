@@ -406,7 +406,7 @@ class ClientTls(Tls):
     def failed(self, error: SSL.Error) -> str:
         """Record a client that doesn't trust our certificate; other alerts don't count as that."""
         text = _text(error)
-        if _DISTRUST.search(text) and not self._session.asked:
+        if _DISTRUST.search(text) and not self._session.request_count:
             self._session.ending = Reason.TLS_CLIENT_DISTRUST
         return text
 

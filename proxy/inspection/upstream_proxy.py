@@ -38,13 +38,13 @@ def route_through_proxy(
     if (
         not found
         or not isinstance(found[0], ProxyDestination)
-        or request_decision.asked is None
+        or request_decision.resource is None
         or request_decision.attempt is None
     ):
         return found
     clear = request_decision.attempt.protocol is Protocol.HTTP and found[0].upstream.scheme is Scheme.HTTP
     ends_there = head.method == _ECHOED or any(name.lower() == b"max-forwards" for name, _ in head.fields)
-    return (found[0]._replace(relayed=clear and not request_decision.asked.websocket and not ends_there),)
+    return (found[0]._replace(relayed=clear and not request_decision.resource.websocket and not ends_there),)
 
 
 def request_to_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Head:

@@ -122,18 +122,18 @@ class PendingApprovals:
         waiting.request_decision = request_decision
         return waiting
 
-    def settle(self, waiting: PendingApproval) -> None:
+    def remove(self, waiting: PendingApproval) -> None:
         """Remove a request that is decided or whose connection is closed."""
         waiting.request.approval = None
         del self._waiting[waiting.request.key]
         waiting.drop()
         self.changed(bool(self._waiting))
 
-    def settle_all(self) -> list[PendingApproval]:
+    def remove_all(self) -> list[PendingApproval]:
         """Remove all: their connection is closed."""
         every = list(self._waiting.values())
         for waiting in every:
-            self.settle(waiting)
+            self.remove(waiting)
         return every
 
     def look_again(self) -> None:
@@ -150,14 +150,22 @@ class PendingApprovals:
 
 def question(session: "Session", request: "RequestContext", request_decision: "RequestDecision") -> "ApprovalRequest":
     """Return the approval request for a request, with the parsed part of its body."""
-    attempt, sandbox, held = request_decision.attempt, session.recorder.sandbox, request.held
+    attempt, sandbox, pending_body = request_decision.attempt, session.recorder.sandbox, request.pending_body
     assert attempt is not None
     process = None if session.attribution is None else session.attribution.process
-    push, content = (held.push, held.content) if held else (None, None)
+    push, content = (pending_body.push, pending_body.content) if pending_body else (None, None)
     secrets = _secrets(sandbox, attempt, request.head, content)
     quiet = frozenset[str]() if request_decision.pushed is None else request_decision.pushed.quiet
     return describe_request(
-        sandbox.sources, attempt, request_decision.decision, request.head, push, process, session.cause, secrets, quiet
+        sandbox.sources,
+        attempt,
+        request_decision.decision,
+        request.head,
+        push,
+        process,
+        session.connection_event,
+        secrets,
+        quiet,
     )
 
 

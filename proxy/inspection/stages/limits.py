@@ -98,5 +98,5 @@ class Taint(Stage):
     def recorded(self, request_decision: "RequestDecision") -> None:
         """Record the read. Raises RequestStoppedError."""
         sandbox, place = self.session.recorder.sandbox, self.session.place
-        if not sandbox.record_read(request_decision.decision, place.target, place.port, self.request.cause):
+        if not sandbox.record_read(request_decision.decision, place.target, place.port, self.request.event):
             raise RequestStoppedError(deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)

@@ -42,11 +42,11 @@ class PendingBody(ABC):
         try:
             if isinstance(event, RequestData):
                 self.size += len(event.data)
-                session.held += len(event.data)
+                session.pending_body_bytes += len(event.data)
             complete = yield from self.read(event)
         except UnclearError as problem:
             self.problem = problem
-        if session.held > MOST_HELD:
+        if session.pending_body_bytes > MOST_HELD:
             self.problem = UnclearError(
                 "more than 4 MB of request bodies are held on this connection", Reason.LIMIT_EXCEEDED
             )
@@ -63,7 +63,7 @@ class PendingBody(ABC):
 
     def let_go(self, session: "Session") -> None:
         """Drop the body."""
-        session.held -= self.size
+        session.pending_body_bytes -= self.size
         self.size = 0
         self.events.clear()
         self.content = None

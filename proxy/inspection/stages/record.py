@@ -46,7 +46,7 @@ class RequestRecord:
 
         Of the path no more than the rules want told: `log: pattern`.
         """
-        host = self._place.authority if request_decision.asked else named(head)
+        host = self._place.authority if request_decision.resource else named(head)
         pattern = request_decision.decision.pattern
         path = request_decision.path if pattern is None else pattern
         said = Http(request_decision.method, host.decode("utf-8", "replace"), path, pattern=pattern is not None)
@@ -91,7 +91,7 @@ class RequestRecord:
         """Record how a request ended. Never raises."""
         http = request.http
         self._recorder.completed(
-            request.cause,
+            request.event,
             name=self._name,
             address=self._address if request.address is None else written(request.address),
             port=self._place.port,
@@ -122,10 +122,10 @@ class RequestRecord:
 def _git(request_decision: "RequestDecision") -> Git | None:
     """Return the git fields of an event; None where the event hides the path."""
     request = None if request_decision.attempt is None else request_decision.attempt.request
-    if request is None or request.git is None or request_decision.asked is None:
+    if request is None or request.git is None or request_decision.resource is None:
         return None
     if (
-        request_decision.decision.pattern is not None or request_decision.path != request_decision.asked.path
+        request_decision.decision.pattern is not None or request_decision.path != request_decision.resource.path
     ):  # `log: pattern`, or a secret is in it
         return None
     refs = () if request_decision.pushed is None else request_decision.pushed.commands

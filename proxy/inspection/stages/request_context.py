@@ -37,19 +37,19 @@ class RequestDecision:
     decision: Decision
     method: str
     path: str
-    asked: "RequestedResource | None" = None  # None: the head can't be read, or asks for another host
-    attempt: Attempt | None = None  # what the rules were asked
+    resource: "RequestedResource | None" = None  # None: the head can't be read, or asks for another host
+    attempt: Attempt | None = None  # the attempt that the rules decided on
     detail: str = ""
     status: "HTTPStatus | None" = None
     refs_wanted: bool = False  # nothing is decided yet: it is a push, whose refs have to be read first
-    pushed: "PushDecision | None" = None  # ... and this is what was decided on them
-    refs_for_events: bool = False  # ... for events alone: where they can't be read, it is decided without them
-    body_wanted: bool = False  # nothing is decided yet: what it carries depends on its body
+    pushed: "PushDecision | None" = None  # the decision on each ref of a push
+    refs_for_events: bool = False  # only events need the refs: where they can't be read, it is decided without them
+    body_wanted: bool = False  # nothing is decided yet: the secrets that it carries depend on its body
     misused: bool = False  # a placeholder is where it doesn't belong, and `detail` says where
     undialled: bool = False  # it is refused for where it would be dialled, and `detail` is told with the decision
     refused_at: str | None = None  # the address that it is refused for
     advice: str = ""  # what can be done about that, where the reason doesn't say it
-    approval: str = ""  # id of what people were asked about it
+    approval: str = ""  # id of its approval request
     grants: "tuple[Grant, ...]" = ()  # under which it passes
 
 
@@ -66,44 +66,45 @@ class RequestContext:
     """State of one request. `key` identifies it in this process."""
 
     __slots__ = (
-        "_length", "address", "addresses", "approval", "attempts", "authorities", "body", "by", "cause", "closing",
-        "down", "head", "held", "http", "is_last", "is_open", "key", "meter", "reads_on", "receivers", "refusal",
-        "reviewed", "rules", "seen", "senders", "server_proven", "stages", "started", "status", "up", "via",
+        "_length", "address", "addresses", "approval", "attempts", "authorities", "body", "by", "closing",
+        "down", "event", "head", "http", "is_last", "is_open", "key", "meter", "pending_body", "reads_on",
+        "receivers", "refusal", "reviewed", "rules", "seen", "senders", "server_proven", "stages", "started",
+        "status", "up", "via",
     )  # fmt: skip
 
     http: "Http"  # what events say of it, once it is decided
 
     def __init__(self, key: str, head: "Head", *, body: bool) -> None:
         self.key = key
-        self.head = head  # as it came; once it is allowed, as it is sent
-        self.body = body  # whether one follows; one that isn't known counts
+        self.head = head  # as the client sent it; once the request is allowed, as it is forwarded
+        self.body = body  # whether a body follows, or may follow
 
         # until it is decided
-        self.seen: dict[bool, HeadScan] | None = None  # what was found in its head already, strictly or not
-        self.held: PendingBody | None = None  # what has to come of its body first
-        self.approval: PendingApproval | None = None  # it waits for people's answer
+        self.seen: dict[bool, HeadScan] | None = None  # results of scanning its head, by whether the scan was strict
+        self.pending_body: PendingBody | None = None  # its body, where the decision depends on that
+        self.approval: PendingApproval | None = None  # the approval request that it waits for
 
-        # the decision: `refusal`, or `addresses`; neither yet: `held`
+        # the decision: `refusal`, or `addresses`; while it has neither, it waits for `pending_body`
         self.refusal: Page | None = None
-        self.is_last = False  # it can't be read, and so neither can what comes after it
-        self.reads_on = False  # the refusal goes out when all of the request has come: git hears nobody before that
+        self.is_last = False  # it can't be parsed, so nothing behind it on the connection can be
+        self.reads_on = False  # the refusal is sent after the whole request has come: git reads no response earlier
         self.addresses: tuple[Hop, ...] | None = None  # those that may be dialled for it
         self.authorities: tuple[bytes, ...] = ()  # certificates that its server may be verified with, those of `ca:`
 
         # while it is under way
         self.is_open = False  # it was allowed, and its end isn't recorded yet
-        self.cause = ""  # the event of its decision
-        self.rules: tuple[str, ...] = ()  # that allowed it
-        self.attempts: tuple[Attempt, ...] = ()  # what the rules were asked
+        self.event = ""  # id of its decision event
+        self.rules: tuple[str, ...] = ()  # ids of the rules that allowed it
+        self.attempts: tuple[Attempt, ...] = ()  # the attempts that the rules decided on
         self.via: str | None = None  # the proxy that it goes through
         self.address: Address | None = None  # where it was sent; None: not yet, or to a proxy, which alone knows it
         self.server_proven = False  # its server has proved, over TLS, to be the checked name
-        self.by: Decision | None = None  # what ends it: a stage, or a later policy or day
-        self.reviewed = False  # by such a one: the addresses that were found for it are of an earlier
+        self.by: Decision | None = None  # the decision that ends it: of a stage, or of a later policy or day
+        self.reviewed = False  # rules or the day have changed since its addresses were found
         self.stages: tuple[Stage, ...] = ()
-        self.senders: tuple[Stage, ...] = ()  # of the stages, those that change or stop what is sent
-        self.receivers: tuple[Stage, ...] = ()  # ... and what is received
-        self.meter: Meter | None = None  # where its rules have limits
+        self.senders: tuple[Stage, ...] = ()  # the stages that change or stop what is sent
+        self.receivers: tuple[Stage, ...] = ()  # the stages that change what is received
+        self.meter: Meter | None = None  # counts its bytes, if its rules have limits
         self.started = 0.0
         self.up = self.down = 0  # bytes of body
         self.status: int | None = None  # of the response, once its head was passed on

@@ -63,8 +63,8 @@ class SecretInjection(Stage):
 
     def request_head(self, head: "Head") -> "Head":
         """Return a head with secrets in place of placeholders."""
-        place, held = self.session.place, self.request.held
-        content = b"" if held is None or held.content is None else held.content
+        place, pending_body = self.session.place, self.request.pending_body
+        content = b"" if pending_body is None or pending_body.content is None else pending_body.content
         carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=content)
         if carried.misused or carried.withheld or carried.flaw:  # refused before it came here
             raise RuntimeError("a placeholder came where it doesn't belong, undecided")
@@ -73,8 +73,8 @@ class SecretInjection(Stage):
         self._credential = carried.credential
         if not (place.tls and self.request.server_proven):
             raise RuntimeError("a secret was about to leave without TLS")
-        if held is not None:
-            held.content = None  # a response may take long, and a connection have many requests
+        if pending_body is not None:
+            pending_body.content = None  # a response may take long, and a connection have many requests
         path, fields = self._broker.fill_in(head, carried)
         fields = _plainly(fields)
         self._form = self._broker.form(carried)
@@ -107,7 +107,7 @@ class SecretInjection(Stage):
         place, request = self.session.place, self.request
         detail = self._broker.wrong(secret, where, place.target, place.port, tls=place.tls)
         if request.is_open:
-            self.session.record.tampered(request.cause, detail)
+            self.session.record.tampered(request.event, detail)
         raise RequestStoppedError(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
 
     def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":

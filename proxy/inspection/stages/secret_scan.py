@@ -98,7 +98,7 @@ class SecretScan(Stage):
                 seen = run_at_once(_scan_head(session, head, strict=strict))
             return self._looked(request_decision, seen)
         except Exception as error:  # noqa: BLE001  see above
-            self._fail(error, session.cause)
+            self._fail(error, session.connection_event)
             return request_decision
 
     def _looked(self, request_decision: "RequestDecision", seen: HeadScan) -> "RequestDecision":
@@ -138,7 +138,7 @@ class SecretScan(Stage):
                 self._record(str(leak), self.request.rules, blocked=True)
             raise RequestStoppedError(self._denial(self.request.rules), str(leak)) from None
         except Exception as error:  # noqa: BLE001  see above
-            self._fail(error, self.request.cause)
+            self._fail(error, self.request.event)
             return [part]
 
     def _new_body(self) -> Body:
@@ -188,7 +188,7 @@ class SecretScan(Stage):
         try:
             _, found = self._body.end()
         except Exception as error:  # noqa: BLE001  see above
-            self._fail(error, self.request.cause)
+            self._fail(error, self.request.event)
             return
         self._flag(found)
 
@@ -199,7 +199,7 @@ class SecretScan(Stage):
 
     def _record(self, detail: str, rules: tuple[str, ...], *, blocked: bool) -> None:
         request = self.request
-        self.session.record.leaked(request.cause, request.http, rules, detail, blocked=blocked)
+        self.session.record.leaked(request.event, request.http, rules, detail, blocked=blocked)
 
     def _denial(self, rules: tuple[str, ...]) -> "Decision":
         return deny(self.session.recorder.sandbox.policy, Reason.LEAK)._replace(rules=rules)

@@ -56,10 +56,10 @@ class Session(Protocol):
     recorder: "Recorder"
     record: "RequestRecord"
     place: "WebOrigin"
-    cause: str  # id of the connection's decision event
+    connection_event: str  # id of the connection's decision event
     attribution: "Attribution | None"
     refused: "Decision | None"  # what denied the connection
-    held: int  # bytes of bodies that are kept for a decision
+    pending_body_bytes: int  # bytes of bodies that are kept for a decision
     connections: "Connections"
     heads: "Heads"
     cut: "Callable[[frozenset[str]], None]"

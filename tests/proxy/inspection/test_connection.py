@@ -178,14 +178,14 @@ def test_pipelined_requests_are_decided_over_several_turns(gate, origins, monkey
         if len(decided_in_turn) < 500:
             asyncio.get_running_loop().call_soon(another)
 
-    rule = Session.rule
+    rule = Session.evaluate
 
     def ruled(self, request, **more):
         if request.head.method == b"PATCH":
             decided_in_turn.append(turns[0])
         return rule(self, request, **more)
 
-    monkeypatch.setattr(Session, "rule", ruled)
+    monkeypatch.setattr(Session, "evaluate", ruled)
     site = make_site(gate, origins.script(answer), tls=False, http="{methods: [GET]}")
     one = f"PATCH / HTTP/1.1\r\nHost: {site.host}\r\n\r\n".encode()
     with site.connect() as connection:
@@ -467,7 +467,11 @@ def test_client_whose_first_bytes_wait_is_not_refused_as_silent():
     client = ClientEnd(WebOrigin(HostName("good.example"), 443, tls=True))
     client.codec = ClientSideHttp1(tls=True)
     router = HttpRouter(
-        client, SimpleNamespace(asked=0, misread=lambda *what: refused.append(what)), MemoryQuota(list), None, None
+        client,
+        SimpleNamespace(request_count=0, misread=lambda *what: refused.append(what)),
+        MemoryQuota(list),
+        None,
+        None,
     )
     router.todo.extend([(router.receive, (client, b"GET / HT")), (router.refuse_silent, ())])
     assert router.work(math.inf)

@@ -42,13 +42,13 @@ def bug(*_, **__):
 
 
 BEFORE = {  # nothing may have reached the origin
-    "rule": (session.Session, "rule"),
-    "admit": (session.Session, "admit"),
+    "evaluate": (session.Session, "evaluate"),
+    "record decision": (session.Session, "record_decision"),
     "decide head": (session, "decide"),
     "read head": (decide_request.request_head, "read"),
     "parse head": (http1, "parse_head"),
     "pipeline": (pipeline.Pipeline, "decide"),
-    "decided": (pipeline.Pipeline, "_decided"),
+    "record and prepare": (pipeline.Pipeline, "_record_and_prepare"),
     "settle": (pipeline, "settle"),
     "addresses": (engine.Engine, "addresses"),
     "connect": (engine.Engine, "connect"),
@@ -113,7 +113,7 @@ def test_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypatch
     site = make_site(gate, origin)
     gate.name()
     gate.loop.run(gate.lookup._kept.clear)
-    monkeypatch.setattr(pipeline.Pipeline, "_decided", bug)
+    monkeypatch.setattr(pipeline.Pipeline, "_record_and_prepare", bug)
     assert site.curl("/")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"] == "Bug: on purpose"
     assert origin.connections == 0

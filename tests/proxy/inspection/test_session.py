@@ -12,7 +12,7 @@ from proxy.dialing.dialer import Dialer
 from proxy.inspection import session
 from proxy.inspection import session as sessions
 from proxy.inspection.connection import InspectedConnection
-from proxy.inspection.decide_request import standing
+from proxy.inspection.decide_request import decide_request_again
 from proxy.inspection.router import HttpRouter
 from proxy.inspection.stages.pending_body import PendingContent
 from proxy.inspection.stages.request_context import RequestContext
@@ -264,7 +264,7 @@ def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypa
         started.set()
         while not release.is_set():
             yield
-        return (yield from standing(*what))
+        return (yield from decide_request_again(*what))
 
     def answer(connection, _head):
         requested.set()
@@ -273,7 +273,7 @@ def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypa
         except ConnectionResetError:
             received.append(b"")
 
-    monkeypatch.setattr(session, "standing", slow_scan)
+    monkeypatch.setattr(session, "decide_request_again", slow_scan)
     site = make_site(gate, origins.script(answer, "good.example"), tls=False)
     with site.connect() as connection:
         connection.sendall(f"POST / HTTP/1.1\r\nHost: {site.host}\r\nContent-Length: 5\r\n\r\n".encode())
@@ -293,7 +293,7 @@ def test_nothing_is_sent_until_a_long_review_is_finished(gate, origins, monkeypa
 def test_review_of_a_push_yields_once_per_ref(gate):
     gate.rules("[{id: a, to: good.example, action: allow}]")
     attempt = Attempt(Protocol.TLS, HostName("good.example"), 443, at=gate.sandbox.calendar.today())
-    assert len(list(standing(gate.sandbox, (attempt,) * 1000, None))) == 1000
+    assert len(list(decide_request_again(gate.sandbox, (attempt,) * 1000, None))) == 1000
 
 
 @pytest.mark.parametrize("recordable", [True, False])
@@ -368,7 +368,7 @@ def test_stage_that_raises_ends_the_stages_before_it(monkeypatch):
     request = RequestContext("1", Head(b"HTTP/1.1", b"GET", b"", b"", b"/", ()), body=False)
     decision = SimpleNamespace(outcome=Outcome.PASSED, scan=Scan.OFF, trust=Trust.TRUSTED, limits=())
     with pytest.raises(ValueError, match="a fault"):
-        session._through_stages(request, SimpleNamespace(decision=decision, asked=True, grants=()))
+        session._through_stages(request, SimpleNamespace(decision=decision, resource=True, grants=()))
     assert ENDED == ["holding"]
 
 
@@ -393,7 +393,7 @@ def test_pending_request_whose_client_left_is_over_and_recorded():
     stream = Stream(router, 1)
 
     def decide(stream):
-        stream.request.held = PendingContent()
+        stream.request.pending_body = PendingContent()
         stream.queue.append(RequestProtocolError(1, "reset", ErrorCode.CANCEL))
         return True
 

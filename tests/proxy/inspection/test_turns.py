@@ -128,14 +128,14 @@ def test_ended_connections_give_the_others_no_extra_turns(gate, origins, slow_sc
     async def in_ten_rounds():
         engine = gate.inspection._engine
         (one,) = engine._connections.values()
-        go_on = one.go_on
-        one.go_on = lambda: (turns.append(1), go_on())
-        engine._later.clear()
+        go_on = one.resume
+        one.resume = lambda: (turns.append(1), go_on())
+        engine._postponed.clear()
         for _ in range(10):
             ended = object()
-            engine.later(ended)
-            engine._later.pop(ended)  # as `forget` does
-        engine.later(one)
+            engine.postpone(ended)
+            engine._postponed.pop(ended)  # as `forget` does
+        engine.postpone(one)
         for _ in range(10):
             await asyncio.sleep(0)
         return len(turns)

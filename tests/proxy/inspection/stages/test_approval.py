@@ -393,13 +393,13 @@ def _end_the_grant(_desk, monkeypatch):
 
 @pytest.mark.parametrize("do", [_remove_registry, _end_the_grant])
 def test_request_is_denied_if_its_grant_ends_before_it_is_sent(approvals_lab, monkeypatch, do):
-    settle = PendingApprovals.settle
+    remove = PendingApprovals.remove
 
     def meanwhile(pending, one):
         do(approvals_lab, monkeypatch)
-        settle(pending, one)
+        remove(pending, one)
 
-    monkeypatch.setattr(PendingApprovals, "settle", meanwhile)
+    monkeypatch.setattr(PendingApprovals, "remove", meanwhile)
     with approvals_lab.site.connect() as connection:
         connection.sendall(approvals_lab.request(more="Connection: close\r\n"))
         id_ = approvals_lab.approval_id()

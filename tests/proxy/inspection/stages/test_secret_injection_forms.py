@@ -143,13 +143,13 @@ def test_pending_form_counts_against_the_quota_until_it_is_sent(gate, origins, m
     site = make_form_site(gate, origin)
     form = GRANT % FORM_SECRET
     seen = []
-    whole = Stream._begin
+    whole = Stream._send_head
 
     def begin(stream):
-        seen.append(stream.session.held)
+        seen.append(stream.session.pending_body_bytes)
         yield from whole(stream)
-        seen.append((stream.session.held, stream.request.held.content))
+        seen.append((stream.session.pending_body_bytes, stream.request.pending_body.content))
 
-    monkeypatch.setattr(Stream, "_begin", begin)
+    monkeypatch.setattr(Stream, "_send_head", begin)
     assert post(site, form).startswith(b"HTTP/1.1 200")
     assert seen == [len(form), (len(form), None)]
