@@ -182,7 +182,7 @@ class App:
         try:
             known, short = await self._known(news.approval)
         except (StoreError, VoteRefusedError) as error:
-            self._say(f"of question {news.approval} nobody could be told: {error}")
+            self._say(f"cannot notify anybody of approval request {news.approval}: {error}")
             return
         card = known.packed()
         for watcher in tuple(self.watchers):

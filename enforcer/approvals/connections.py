@@ -195,7 +195,7 @@ def check(connection: socket.socket, *, stranger: bool = False) -> Peer:
     """Return who has connected. `stranger`: it may be another user. Raises UntrustedPeerError."""
     pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     if uid != os.geteuid() and not stranger:
-        raise UntrustedPeerError(f"this registry is uid {os.geteuid()}'s, and serves nobody else here")
+        raise UntrustedPeerError(f"this approvals server is uid {os.geteuid()}'s, and serves nobody else here")
     try:
         apart = namespace(str(pid), "user") != namespace("self", "user")
         alive = is_peer_alive(connection)  # else the number may be another's by now

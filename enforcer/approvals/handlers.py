@@ -128,8 +128,9 @@ async def _found(request: Request) -> "Approval":
     if len(found) == 1:
         return found[0]
     if found:
-        raise RequestFailedError(f"more than one question begins with `{given}`: write more of the id")
-    raise RequestFailedError(f"there is no question `{ascii(given)[1:-1]}`; `exeat approvals` lists pending requests")
+        raise RequestFailedError(f"more than one approval request begins with `{given}`: write more of the id")
+    shown = ascii(given)[1:-1]
+    raise RequestFailedError(f"there is no approval request `{shown}`; `exeat approvals` lists pending requests")
 
 
 async def _show(request: Request) -> None:

@@ -121,7 +121,7 @@ class Registration:
             print_notice(what)
         elif not self._more:  # a task may have as many questions as it likes
             self._more = True
-            print_notice("there are more questions: `exeat approvals`")
+            print_notice("there are more approval requests: `exeat approvals` lists them")
 
     def close(self) -> None:
         """Have no place any more. Idempotent."""
@@ -207,4 +207,4 @@ def reason(data: bytes) -> tuple[str, bool]:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         said = strict_json.loads(data)
         return str(said["failed"])[:_LONGEST], said.get("status") == HostError.status
-    return "the registry speaks another version", False
+    return "the approvals server has another protocol version", False

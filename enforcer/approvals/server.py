@@ -190,7 +190,8 @@ class Server:
         self, line: PacketConnection, peer: connections.Peer, said: dict[str, object], descriptors: list[int]
     ) -> None:
         if said.pop("exeat", None) != VERSION:
-            self._fail(line, f"this registry speaks version {VERSION}; `exeat --version` says which you have", _MISUSE)
+            why = f"this approvals server speaks version {VERSION}; `exeat --version` says which you have"
+            self._fail(line, why, _MISUSE)
         elif said.get("what") == "introduce":
             end = os.dup(descriptors[0]) if descriptors and peer.uid == os.geteuid() else -1
             self._begin(self._introduce(line, said, end))

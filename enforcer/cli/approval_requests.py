@@ -91,12 +91,12 @@ def send_request(arguments: argparse.Namespace, what: Mapping[str, object]) -> l
 def _why(refused: Mapping[str, ExeatError]) -> ExeatError:
     """Return the one error that says what both registries answered: which of them has the question nobody knows."""
     if not refused:
-        return HostError("the approvals registry has just ended", "try again")
+        return HostError("the approvals server has just ended", "try again")
     texts = {whose: str(error) for whose, error in refused.items()}
     first = next(iter(refused.values()))
     if len(set(texts.values())) == 1:
         return first
-    said = "; ".join(f"{whose} registry: {text}" for whose, text in texts.items())
+    said = "; ".join(f"{whose} approvals server: {text}" for whose, text in texts.items())
     return FailedError(said, max(error.status for error in refused.values()))
 
 
@@ -110,7 +110,7 @@ def send_to_all(arguments: argparse.Namespace, what: Mapping[str, object]) -> li
     try:
         found += _elsewhere(request) or []
     except ExeatError as error:
-        warn(f"{_ROOTS} registry: {error}")
+        warn(f"{_ROOTS} approvals server: {error}")
     return found
 
 
@@ -125,7 +125,7 @@ def follow(arguments: argparse.Namespace, what: Mapping[str, object]) -> Iterato
             for said in where[whose](request):
                 heard.put(said)
         except Exception as error:  # noqa: BLE001  the main thread says it
-            heard.put(_ended(error, "" if len(where) == 1 else f"{whose} registry: "))
+            heard.put(_ended(error, "" if len(where) == 1 else f"{whose} approvals server: "))
         finally:
             heard.put(None)
 

@@ -90,7 +90,7 @@ def _watch(arguments: argparse.Namespace, words: list[str]) -> int:
         else:
             output.print_lines(said["text"])
             print(bell if said["kind"] == "asked" else "", flush=True)
-    print("exeat: the approvals registry has ended; run `exeat approvals watch` again", file=sys.stderr)
+    print("exeat: the approvals server has ended; run `exeat approvals watch` again", file=sys.stderr)
     return 1
 
 

@@ -5,7 +5,7 @@ COMMANDS = {
     "shell": "open a shell in the sandbox that a task would get",
     "up": "run the service, which hosts the sandboxes of `exeat run`",
     "ps": "list the tasks that the service runs",
-    "status": "show the state of the service and of the approvals registry",
+    "status": "show the state of the service and of the approvals server",
     "stop": "stop a task that the service runs",
     "attach": "attach the gate to a network namespace that another program made",
     "detach": "detach the gate from a network namespace",

@@ -131,7 +131,7 @@ def _try_nodes() -> str:
 def _try_bounds() -> str:
     if found := resource_limits.unbounded():
         lacking = " and ".join(what for what, _ in found)
-        raise HostError(f"one task can use up {lacking}", "; ".join(remedy for _, remedy in found))
+        raise HostError(f"one task can use up {lacking}", ", and ".join(remedy for _, remedy in found))
     return "no task can use up a machine-wide resource"
 
 

@@ -404,7 +404,7 @@ def unbounded(read: Read | None = None) -> list[tuple[str, str]]:
         resources.append(
             (
                 "system call filters (net.core.bpf_jit_limit)",
-                f"`limits: {{processes: {_SUGGESTED_PROCESSES}}}` in the rules",
+                f"write `limits: {{processes: {_SUGGESTED_PROCESSES}}}` into the rules",
             )
         )
     if not any("memory" in hierarchy.controllers for hierarchy in hierarchies()):

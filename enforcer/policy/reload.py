@@ -226,7 +226,7 @@ class Reloader:
             return False  # what root's files say is in force already
         news = RuleSetNews(rules=said["revision"])
         if said.get("asks"):
-            news["asks"] = True  # the run begins to use the approvals registry
+            news["asks"] = True  # the run begins to use the approvals server
         self._gate.send(news, [self._reader.policy])
         self._sent = said["revision"]
         if whole:

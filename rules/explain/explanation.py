@@ -243,8 +243,10 @@ def _names(rules: tuple[str, ...]) -> str:
 
 
 def _nearest(near: NearestRule) -> str:
-    difference = f"which needs `{near.wanted}` and not `{near.got}`" if near.wanted else f"which exempts `{near.got}`"
-    return f"the nearest rule is `{near.rule}`, {difference} as `{near.field}`"
+    rule = f"the nearest rule is `{near.rule}`"
+    if not near.wanted:
+        return f"{rule}, which exempts `{near.got}` as `{near.field}`"
+    return f"{rule}: its `{near.field}` is `{near.wanted}`, and the attempt has `{near.got}`"
 
 
 def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iterator[str]:

@@ -144,7 +144,7 @@ REASONS: Final[dict[Reason, ReasonText]] = {
     Reason.APPROVAL_UNAVAILABLE: ReasonText(
         "a rule asks for an approval, and nobody can be asked",
         "check `exeat status` and `exeat approvals`; or use `allow` or `flag` in the rule",
-        "The approvals registry cannot be reached, or an approval would not allow the attempt.",
+        "The approvals server cannot be reached, or an approval would not allow the attempt.",
     ),
     Reason.APPROVAL_FLOOD: ReasonText(
         "too many approval requests are waiting, or too many of this task were rejected",

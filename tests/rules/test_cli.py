@@ -272,10 +272,10 @@ def test_explain_notes_a_missing_credential(exeat, tmp_path):
         "the request does not carry the credential that the rule requires, or not only that one; send the placeholder of the rule's `credential` and no other credential (`credential_mismatch`)"
         in out[0]
     )
-    assert "the nearest rule is `who:key`, which needs `key` and not `none that is known` as `credential`" in out
+    assert "the nearest rule is `who:key`: its `credential` is `key`, and the attempt has `none that is known`" in out
     assert out[-1].startswith("no credential was given: add `--credential ID` ")
     code, out, err = exeat("explain", "--rules", "who.yaml", "--credential", "other", "https://z.example/")
-    assert "the nearest rule is `who:key`, which needs `key` and not `other` as `credential`" in out
+    assert "the nearest rule is `who:key`: its `credential` is `key`, and the attempt has `other`" in out
     assert not any("--credential" in line for line in out)
 
 

@@ -183,7 +183,7 @@ def test_unknown_and_flagged_requests_are_shown(approvals_lab, attempts):
     done = approvals_lab.exeat("approve", "zzzz")
     assert (done.returncode, done.stderr) == (
         1,
-        "exeat: there is no question `zzzz`; `exeat approvals` lists pending requests\n",
+        "exeat: there is no approval request `zzzz`; `exeat approvals` lists pending requests\n",
     )
     flagged = approvals_lab.exeat("flagged", "--task", "held")
     head, *lines, foot = flagged.stdout.splitlines()
@@ -218,7 +218,7 @@ def test_watch_prints_each_card_to_a_pipe_at_once(approvals_lab):
     approvals_lab.done(task)
 
 
-OWN, ROOTS = "your own registry", "root's registry"
+OWN, ROOTS = "your own approvals server", "root's approvals server"
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,9 @@ def test_refusal_of_roots_registry_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(client, "ask", lambda _request: [{"approvals": []}])
     monkeypatch.setattr(approval_requests, "_elsewhere", refuses)
     assert approval_requests.send_to_all(argparse.Namespace(token_file=None), {"what": "list"}) == [{"approvals": []}]
-    assert capsys.readouterr().err == ("exeat: root's registry: lena may not approve: `approvers.yaml` names nobody\n")
+    assert capsys.readouterr().err == (
+        "exeat: root's approvals server: lena may not approve: `approvers.yaml` names nobody\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,8 +276,8 @@ def test_refusal_of_roots_registry_is_reported(monkeypatch, capsys):
         (["a", "b"], ["c"], {"a", "b", "c"}, ""),
         (["a"], [], {"a"}, ""),
         ([], ["c"], {"c"}, ""),
-        (["a"], HostError("not yours"), {"a"}, "exeat: root's registry: not yours\n"),
-        (HostError("broken"), ["c"], {"c"}, "exeat: your own registry: broken\n"),
+        (["a"], HostError("not yours"), {"a"}, "exeat: root's approvals server: not yours\n"),
+        (HostError("broken"), ["c"], {"c"}, "exeat: your own approvals server: broken\n"),
         (HostError("same"), HostError("same"), None, ""),
     ],
 )

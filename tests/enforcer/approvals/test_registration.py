@@ -93,7 +93,7 @@ def test_terminal_shows_pending_requests_and_sums_up_a_flood(worker_end, capfd):
         worker_end.registration.hear()
     said = capfd.readouterr().err.splitlines()
     assert [" /" not in line and "to approve: POST" in line for line in said] == [True] * 4 + [False]
-    assert said[-1] == "exeat: there are more questions: `exeat approvals`"
+    assert said[-1] == "exeat: there are more approval requests: `exeat approvals` lists them"
 
 
 def test_pre_request_is_printed_without_a_rule():

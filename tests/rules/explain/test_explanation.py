@@ -75,7 +75,7 @@ def test_explanation_is_sentences_for_people(attempt, transcript):
 def test_nearest_rule_is_named():
     asked = policy("- {id: read, to: x.example, http: {paths: /a/**}, action: allow}")
     lines = explain(asked, parse_attempt("GET https://x.example/b?token=secret")).lines()
-    assert "the nearest rule is `t:read`, which needs `/a/**` and not `/b` as `http.paths`" in lines
+    assert "the nearest rule is `t:read`: its `http.paths` is `/a/**`, and the attempt has `/b`" in lines
     assert "secret" not in "\n".join(lines)
 
 
