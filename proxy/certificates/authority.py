@@ -1,7 +1,7 @@
 """Certificate authority of the installation, and the leaf certificates that it signs for inspected connections.
 
-Leaves have a key pair of their own (`leaves`): what the TLS library handles a thousand times a second is not what
-signs, and is in another process. Where the CA is kept is `authority_file`'s business.
+Leaf certificates have their own key pair (`leaf_certificates.py`), so the worker, which uses it for every handshake,
+doesn't have the CA's key. `authority_file.py` stores the CA.
 """
 
 import re
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIFE = timedelta(days=730)
-RENEWED_BEFORE = timedelta(days=30)  # of a CA's end: a task that starts now must not outlive its trust
-LEAF_LIFE = timedelta(days=3)  # nobody revokes them; they just end
-BACKDATED = timedelta(days=1)  # a task may run under a clock of its own (faketime, a restored VM)
+RENEWED_BEFORE = timedelta(days=30)  # before the CA expires: it must stay valid for the whole life of a task
+LEAF_LIFE = timedelta(days=3)  # short, since leaf certificates can't be revoked
+BACKDATED = timedelta(days=1)  # a task's clock may differ (faketime, a restored VM)
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 LONGEST_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A.1
 
@@ -60,17 +60,17 @@ class Authority:
 
     @property
     def certificate_pem(self) -> bytes:
-        """The certificate that a sandbox is to trust."""
+        """The CA certificate that a sandbox trusts (PEM)."""
         return self._certificate.public_bytes(Encoding.PEM)
 
     @property
     def certificate_der(self) -> bytes:
-        """The same, for clients that want it so."""
+        """The CA certificate as DER, for clients that need it."""
         return self._certificate.public_bytes(Encoding.DER)
 
     @property
     def name(self) -> str:
-        """Its subject, as it stands in lists of trusted certificates (RFC 4514)."""
+        """Its subject, as lists of trusted certificates show it (RFC 4514)."""
         return self._certificate.subject.rfc4514_string()
 
     @property
@@ -80,38 +80,38 @@ class Authority:
 
     @property
     def made(self) -> datetime:
-        """When it was made (UTC)."""
+        """When the CA was created (UTC)."""
         return self._certificate.not_valid_before_utc + BACKDATED
 
     @property
     def expires(self) -> datetime:
-        """When the CA's certificate ends (UTC)."""
+        """When the CA's certificate expires (UTC)."""
         return self._certificate.not_valid_after_utc
 
     @property
     def is_due(self) -> bool:
-        """Whether the next start makes a new one."""
+        """Whether the CA expires soon, so that the next start creates a new one."""
         return self.expires - datetime.now(UTC) <= RENEWED_BEFORE
 
     def bundle(self, system_bundle: bytes) -> bytes:
-        """Return the host's roots and this CA as one PEM bundle: what a sandbox sees as its trust store."""
+        """Return the host's roots and this CA as one PEM bundle: the trust store of a sandbox."""
         roots = system_bundle.rstrip(b"\n")
         return (roots + b"\n" if roots else b"") + self.certificate_pem
 
     def sign(self, host: str, public: ec.EllipticCurvePublicKey) -> x509.Certificate:
-        """Return a certificate for `host`, a normalised name or an address in its usual spelling, and nothing else."""
+        """Return a leaf certificate for one host: a normalised name or an address."""
         now = datetime.now(UTC)
         alternative: x509.GeneralName
         try:
             alternative = x509.IPAddress(IPv6Address(host) if ":" in host else IPv4Address(host))
         except ValueError:
             alternative = x509.DNSName(host)
-        named = len(host) <= LONGEST_COMMON_NAME
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)] if named else [])
+        fits_common_name = len(host) <= LONGEST_COMMON_NAME
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)] if fits_common_name else [])
         return (
             _certificate(subject, self._certificate.subject, public, now, LEAF_LIFE)
             # RFC 5280 section 4.2.1.6: critical when the subject is empty
-            .add_extension(x509.SubjectAlternativeName([alternative]), critical=not named)
+            .add_extension(x509.SubjectAlternativeName([alternative]), critical=not fits_common_name)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(digital_signature=True), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -121,7 +121,7 @@ class Authority:
 
 
 def create() -> Authority:
-    """Return a new authority. The name tells two machines' CAs apart in a trust store."""
+    """Return a new authority. Its name differs between machines, to tell CAs apart in a trust store."""
     key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     name = x509.Name(
@@ -141,17 +141,17 @@ def create() -> Authority:
 
 
 def load_or_create(directory: "Path") -> Authority:
-    """Return the CA kept in `directory`, made there on the first call and again shortly before it ends.
+    """Return the CA of `directory`; creates it on the first call, and again shortly before it expires.
 
-    Safe against other processes doing the same: the directory is locked, and the file appears whole or not at all.
-    Raises AuthorityError when what is there could have been read or replaced by somebody else.
+    Safe with concurrent processes: the directory is locked, and the file is replaced atomically. Raises AuthorityError
+    if another user could have read or replaced the file.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(directory) as folder:
             data = read(folder, directory / FILE)
             if data is not None:
-                authority = _checked(data, directory / FILE)
+                authority = _parse_file(data, directory / FILE)
                 if not authority.is_due:
                     return authority
             authority = create()
@@ -162,7 +162,7 @@ def load_or_create(directory: "Path") -> Authority:
 
 
 def existing(directory: "Path") -> Authority | None:
-    """Return the CA kept in `directory`; None: there is none yet. Makes nothing. Raises AuthorityError."""
+    """Return the CA of `directory`; None: there is none yet. Creates nothing. Raises AuthorityError."""
     try:
         with locked(directory) as folder:
             data = read(folder, directory / FILE)
@@ -170,14 +170,13 @@ def existing(directory: "Path") -> Authority | None:
         return None
     except OSError as error:
         raise unusable(directory, error) from error
-    return None if data is None else _checked(data, directory / FILE)
+    return None if data is None else _parse_file(data, directory / FILE)
 
 
 def rotate(directory: "Path") -> Authority:
-    """Put a new CA in the place of whatever was kept in `directory`, in one step; raises AuthorityError.
+    """Replace the CA of `directory` by a new one, atomically; raises AuthorityError.
 
-    Who runs with the old one has it in memory and goes on with it; the old file need not even be readable. Its key is
-    gone with it.
+    The old file needn't be readable, and its key is deleted. Running processes keep the old CA in memory.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -189,7 +188,7 @@ def rotate(directory: "Path") -> Authority:
         raise unusable(directory, error, "replaced") from error
 
 
-def _checked(data: bytes, path: "Path") -> Authority:
+def _parse_file(data: bytes, path: "Path") -> Authority:
     try:
         return Authority.from_pem(data)
     except AuthorityError as error:
@@ -211,13 +210,13 @@ def _certificate(
 
 
 def java_truststore(bundle: bytes) -> bytes:
-    """Return the certificates of a PEM bundle that can be read as a trust store (PKCS #12); empty: there are none.
+    """Return the readable certificates of a PEM bundle as a Java trust store (PKCS #12); empty: there are none.
 
-    Java reads no PEM bundle. It trusts what carries keytool's attribute; nothing in it is secret, or encrypted.
+    Java can't read PEM bundles. It trusts entries with keytool's attribute. The store has no secret and no encryption.
     """
     found: dict[bytes, x509.Certificate] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # roots that are older than the rules for them
+        warnings.simplefilter("ignore")  # old roots violate newer rules
         for block in _CERTIFICATE.findall(bundle):
             try:
                 certificate = x509.load_pem_x509_certificate(block)

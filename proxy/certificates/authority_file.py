@@ -1,8 +1,8 @@
-"""File of the CA: opened only if it belongs to us and nobody else can read it.
+"""File of the CA: opened only if it belongs to this user and no other user can read it.
 
-Home of the part of invariant 8 that is about the CA key: the file is 0600 in a directory that is 0700 and ours. Key and
-certificate are one file, so that a crash or a race never leaves a pair that doesn't match. Only bytes here: who opens
-the file for the signer neither reads it nor needs cryptography.
+Implements invariant 8 for the CA key: the file has mode 0600, its directory 0700, and both belong to this user. Key and
+certificate are one file, so that a crash or a race never leaves a pair that doesn't match. This module only handles
+bytes: the process that opens the file for the signer neither reads it nor imports cryptography.
 
 It must never read another tool's CA (`~/.mitmproxy`), and never write the key anywhere else.
 """
@@ -35,9 +35,9 @@ def load(directory: Path) -> bytes:
 
 
 def open_key(directory: Path) -> int:
-    """Open the file that the CA is in, and read nothing of it. Raises AuthorityError, also when there is none.
+    """Open the CA's file without reading it. Raises AuthorityError, also if there is none.
 
-    What is open stays what it is, whatever takes its place in the directory.
+    The descriptor stays on this file, even if the directory entry is replaced.
     """
     try:
         with locked(directory) as folder:
@@ -49,22 +49,22 @@ def open_key(directory: Path) -> int:
 
 
 def unusable(directory: Path, error: OSError, use: str = "used") -> AuthorityError:
-    """Say what keeps a CA from being read or written, and what to do where that is known."""
+    """Return the error for a CA that can't be read or written, with a remedy if there is one."""
     remedy = "; free some room" if error.errno in {errno.ENOSPC, errno.EDQUOT} else ""
     return AuthorityError(f"the CA in `{directory}` can't be {use}: {error.strerror or error}{remedy}")
 
 
 def fingerprint(status: os.stat_result) -> list[int]:
-    """Return what a file is known by, and with it what is in it."""
+    """Return the numbers that identify a file and its content."""
     return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[int]:
-    """Open the directory, check that it is ours alone, and hold its lock (flock(2): freed when we end)."""
+    """Open the directory, check that only this user can access it, and lock it (flock(2))."""
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _refuse_shared(os.fstat(folder), directory, "700")
+        _check_private(os.fstat(folder), directory, "700")
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield folder
     finally:
@@ -86,7 +86,7 @@ def read(folder: int, path: Path) -> bytes | None:
 def _open(folder: int, path: Path) -> int:
     file = os.open(FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
     try:
-        _refuse_odd(os.fstat(file), path)
+        _check_plain_file(os.fstat(file), path)
     except BaseException:
         os.close(file)
         raise
@@ -94,9 +94,9 @@ def _open(folder: int, path: Path) -> int:
 
 
 def write(folder: int, data: bytes) -> None:
-    """Write beside, then rename over: rename(2) replaces atomically, and the lock keeps other writers out."""
+    """Replace the file atomically: write a new one and rename it (rename(2)); the lock excludes other writers."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(UNFINISHED, dir_fd=folder)  # somebody was killed between the next lines
+        os.unlink(UNFINISHED, dir_fd=folder)  # left by a writer that was killed
     file = os.open(UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
         with open(file, "wb") as stream:
@@ -110,13 +110,13 @@ def write(folder: int, data: bytes) -> None:
     os.fsync(folder)
 
 
-def _refuse_odd(status: os.stat_result, path: Path) -> None:
+def _check_plain_file(status: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise AuthorityError(f"`{path}` is not a plain file of its own; move it away and start again")
-    _refuse_shared(status, path, "600")
+    _check_private(status, path, "600")
 
 
-def _refuse_shared(status: os.stat_result, path: Path, mode: str) -> None:
+def _check_private(status: os.stat_result, path: Path, mode: str) -> None:
     if status.st_uid != os.geteuid():
         raise AuthorityError(
             f"`{path}` holds the CA and belongs to uid {status.st_uid}, not to uid {os.geteuid()} that runs this; "

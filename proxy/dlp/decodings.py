@@ -1,7 +1,7 @@
 """Decodings for scanning: decompressed, unmasked and decoded forms of a body. Pure and linear.
 
-Bodies are unpacked up to a bound (RFC 9110 section 8.4), or unmasked from WebSocket frames, and pass as they came. A
-reading is about as long as its text, and comes beside the text as it is: nothing is lost by it.
+The scan decompresses bodies up to a bound (RFC 9110 section 8.4) and unmasks WebSocket frames; the gate forwards them
+unchanged. The scan reads each reading in addition to the original text; a reading is about as long as its text.
 """
 
 import base64
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 MOST_UNPACKED: Final = 32 << 20  # bytes of one body
-_STEP: Final = 1 << 14  # bytes that come out at a time
+_OUTPUT_STEP: Final = 1 << 14  # bytes decompressed at a time
 _WINDOWS: Final = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}  # zlib's, with the wrapping: zlib.h, inflateInit2
 
 
@@ -31,24 +31,24 @@ class Reader(Protocol):
 
     @property
     def prompt(self) -> bool:
-        """Whether somebody waits for each part, so that it is to be looked at as soon as it comes."""
+        """Whether data must be scanned at once, because the receiver waits for each message."""
 
     @property
     def between(self) -> bool:
-        """Whether what was read so far is whole by itself, so that it may leave without what comes next."""
+        """Whether the data so far is a complete message, which may be sent before the next one."""
 
     def read(self, data: bytes) -> "Iterator[bytes]":
-        """Yield what the next bytes hold. Raises UnreadableBodyError."""
+        """Yield the text of the next bytes. Raises UnreadableBodyError."""
 
     def aside(self) -> bytes:
-        """Return what was read that is no part of that, once."""
+        """Return and clear text beside the body, such as control frames."""
 
 
 class _Body:
     prompt = between = False
 
     def aside(self) -> bytes:
-        """Return nothing: all of it is one text."""
+        """Return nothing: a body is one text."""
         return b""
 
 
@@ -69,11 +69,11 @@ class Packed(_Body):
         self._size = 0
 
     def read(self, data: bytes) -> "Iterator[bytes]":
-        """Unpack; several streams behind one another are read as one, as gzip has it (RFC 1952 section 2.2)."""
-        waits = False
-        while data or waits:
+        """Decompress; consecutive members are one text (RFC 1952 section 2.2)."""
+        has_more_output = False
+        while data or has_more_output:
             try:
-                piece = self._stream.decompress(data, _STEP)
+                piece = self._stream.decompress(data, _OUTPUT_STEP)
             except zlib.error as error:
                 raise UnreadableBodyError("it isn't packed as it says") from error
             self._size += len(piece)
@@ -81,9 +81,9 @@ class Packed(_Body):
                 raise UnreadableBodyError(f"unpacked it has more than {MOST_UNPACKED >> 20} MB")
             yield piece
             data = self._stream.unconsumed_tail
-            waits = len(piece) == _STEP  # what zlib has read may unpack to more
+            has_more_output = len(piece) == _OUTPUT_STEP  # zlib may hold more output
             if self._stream.eof:
-                waits = False
+                has_more_output = False
                 data = self._stream.unused_data
                 self._stream = zlib.decompressobj(self._window)
 
@@ -92,59 +92,59 @@ class Closed(_Body):
     """Body in a coding that can't be decoded."""
 
     def __init__(self, why: str) -> None:
-        self._why = why
+        self._problem = why
 
     def read(self, data: bytes) -> "Iterator[bytes]":
-        """Say so."""
+        """Raise UnreadableBodyError."""
         del data
-        raise UnreadableBodyError(self._why)
+        raise UnreadableBodyError(self._problem)
 
 
 def make_reader(codings: "Iterable[str]") -> Reader:
-    """Return what reads a body with these values of Content-Encoding."""
-    named = [coding.strip().lower() for value in codings for coding in value.split(",")]
-    packed = [coding.encode("latin-1") for coding in named if coding not in {"", "identity"}]
-    if not packed:
+    """Return the reader for a body with these values of Content-Encoding."""
+    coding_names = [coding.strip().lower() for value in codings for coding in value.split(",")]
+    compressed = [coding.encode("latin-1") for coding in coding_names if coding not in {"", "identity"}]
+    if not compressed:
         return Plain()
-    if len(packed) > 1 or packed[0] not in _WINDOWS:
+    if len(compressed) > 1 or compressed[0] not in _WINDOWS:
         return Closed("it is packed in a way that isn't read here")
-    return Packed(_WINDOWS[packed[0]])
+    return Packed(_WINDOWS[compressed[0]])
 
 
 class Messages(Frames):
-    """One client's WebSocket frames, unmasked.
+    """Reader of a client's WebSocket frames; unmasks them.
 
-    Control frames may stand in the middle of a message (RFC 6455 section 5.4): what is in them is a text by itself.
+    Control frames may interrupt a message (RFC 6455 section 5.4), so their payload is a text of its own.
     """
 
-    __slots__ = ("_aside", "_control", "_mask", "_open")
+    __slots__ = ("_control_text", "_is_control", "_is_message_open", "_mask")
 
     prompt = True
 
     def __init__(self) -> None:
         super().__init__()
         self._mask = b"\0\0\0\0"
-        self._control = False  # whether this is a control frame
-        self._open = False  # whether more of a message is to come
-        self._aside = b""
+        self._is_control = False  # whether the current frame is a control frame
+        self._is_message_open = False  # whether the message continues in another frame
+        self._control_text = b""
 
     @property
     def between(self) -> bool:
-        """Whether neither a frame nor a message is under way."""
-        return super().between and not self._open
+        """Whether no frame and no message is incomplete."""
+        return super().between and not self._is_message_open
 
     def read(self, data: bytes) -> "Iterator[bytes]":
-        """Yield what is in messages. Raises UnreadableBodyError for what no client may send, and for an extension."""
+        """Yield the payload of messages. Raises UnreadableBodyError for invalid frames, and for extensions."""
         for start, end in self.payloads(data):
-            text = self._unmasked(data[start:end])
-            if self._control:
-                self._aside += text if self._payload_left else text + b"\n"
+            text = self._unmask(data[start:end])
+            if self._is_control:
+                self._control_text += text if self._payload_left else text + b"\n"
             else:
                 yield text
 
     def aside(self) -> bytes:
-        """Return what was in control frames since this was asked last."""
-        text, self._aside = self._aside, b""
+        """Return and clear the payload of control frames."""
+        text, self._control_text = self._control_text, b""
         return text
 
     def _check_head(self, head: bytes) -> None:
@@ -160,11 +160,11 @@ class Messages(Frames):
     def _begin_frame(self, head: bytes) -> None:
         super()._begin_frame(head)
         self._mask = head[-MASK:]
-        self._control = bool(head[0] & CONTROL)
-        if not self._control:
-            self._open = not head[0] & FIN
+        self._is_control = bool(head[0] & CONTROL)
+        if not self._is_control:
+            self._is_message_open = not head[0] & FIN
 
-    def _unmasked(self, piece: bytes) -> bytes:
+    def _unmask(self, piece: bytes) -> bytes:
         size = len(piece)
         mask = self._mask * (size // MASK + 1)
         self._mask = (self._mask * 2)[size % MASK :][:MASK]
@@ -172,15 +172,15 @@ class Messages(Frames):
 
 
 _FORM: Final = "application/x-www-form-urlencoded"
-# `&` and `?` that belong to a value end no parameter: what stands before them is no name of one (`finding`)
-_OF_VALUES: Final = re.compile(rb"%(?:26|3[Ff])")
+# Escaped `&` and `?` belong to a value, so they don't separate parameters
+_ESCAPED_SEPARATORS: Final = re.compile(rb"%(?:26|3[Ff])")
 _ESCAPE: Final = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
 _BACKSLASHES: Final = re.compile(rb"\\{2,}")  # JSON within JSON, as tools' arguments and webhooks have it
 _HALF_ESCAPE: Final = re.compile(rb"\\+(?:u[0-9A-Fa-f]{0,3})?\Z")
 _ENTITY: Final = re.compile(rb"&(?:#(?:[xX]0{0,8}([0-7]?[0-9A-Fa-f])|0{0,8}([0-9]{1,3}))|(amp|lt|gt|quot|apos));?")
 _NAMED: Final = {b"amp": b"&", b"lt": b"<", b"gt": b">", b"quot": b'"', b"apos": b"'"}
 _TRANSFER: Final = re.compile(rb"[Tt](?i:ransfer-encoding):[ \t]{0,8}([A-Za-z0-9-]{1,32})")
-_READ: Final = frozenset({b"base64", b"quoted-printable"})
+_DECODABLE: Final = frozenset({b"base64", b"quoted-printable"})
 _BASE64: Final = re.compile(rb"[0-9A-Za-z+/_-]{24,}={0,2}(?:(?:\r?\n|(?:\\r)?\\n)[0-9A-Za-z+/_-]{4,}={0,2})*")
 _HEX: Final = re.compile(rb"(?:[0-9A-Fa-f]{2}){20,}")
 _BREAKS: Final = re.compile(rb"[\r\n=]|\\[rn]")
@@ -198,21 +198,21 @@ def has_parts(kind: str) -> bool:
 
 
 def of_form(text: bytes) -> bytes:
-    """Return the text of parameters, in a form or a query: without plus and percent signs."""
-    return unquote_to_bytes(_OF_VALUES.sub(b"\x01", text.replace(b"+", b" ")))
+    """Decode a form or a query: plus and percent signs."""
+    return unquote_to_bytes(_ESCAPED_SEPARATORS.sub(b"\x01", text.replace(b"+", b" ")))
 
 
 def of_json(text: bytes) -> bytes:
-    r"""Return a text without escapes that JSON needn't have: PHP writes `\/`, others `\u002b` (RFC 8259 section 7).
+    r"""Decode optional JSON escapes: PHP writes `\/`, others `\u002b` (RFC 8259 section 7).
 
-    Backslashes behind one another count as one, so that JSON in a string of JSON is read too.
+    Consecutive backslashes count as one, to read JSON inside a JSON string too.
     """
     text = _BACKSLASHES.sub(rb"\\", text).replace(b"\\/", b"/")
     return _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), text) if b"\\u00" in text else text
 
 
 def of_markup(text: bytes) -> bytes:
-    """Return a text without references to ASCII characters (XML 1.0 section 4.1): `&#x2F;` is a slash."""
+    """Decode references to ASCII characters (XML 1.0 section 4.1): `&#x2F;` is a slash."""
     return _ENTITY.sub(_character, text)
 
 
@@ -223,63 +223,65 @@ def _character(found: "re.Match[bytes]") -> bytes:
     return bytes([code]) if code < 0x80 else found[0]
 
 
-def readings(text: bytes, known: int, *, form: bool) -> "Iterator[tuple[bytes, int]]":
-    """Yield how a part of a body reads beside what it is, and where in that its first `known` bytes end."""
+def readings(text: bytes, scanned: int, *, form: bool) -> "Iterator[tuple[bytes, int]]":
+    """Yield decoded readings of a text, and in each the end of the first `scanned` bytes of the text."""
     if b"\0" in text:  # UTF-16 and UTF-32 (RFC 2781): of ASCII's characters, one byte isn't zero
-        text, known = text.replace(b"\0", b""), known - text.count(b"\0", 0, max(known, 0))
-        yield text, known
-    ways = [(text, known)]
+        text, scanned = text.replace(b"\0", b""), scanned - text.count(b"\0", 0, max(scanned, 0))
+        yield text, scanned
+    readings_so_far = [(text, scanned)]
     if form and (b"%" in text or b"+" in text):
-        ways.append((of_form(text), len(of_form(_before(text, known, b"%", 3))) if known > 0 else known))
-        yield ways[-1]
-    for way, end in ways:
-        if b"\\u00" in way or b"\\/" in way or b"\\\\" in way:
-            yield of_json(way), len(of_json(_HALF_ESCAPE.sub(b"", way[:end]))) if end > 0 else end
-        if b"&#" in way or b"&quot" in way:
-            yield of_markup(way), len(of_markup(_before(way, end, b"&", 14))) if end > 0 else end
+        readings_so_far.append(
+            (of_form(text), len(of_form(_cut_before_escape(text, scanned, b"%", 3))) if scanned > 0 else scanned)
+        )
+        yield readings_so_far[-1]
+    for reading, end in readings_so_far:
+        if b"\\u00" in reading or b"\\/" in reading or b"\\\\" in reading:
+            yield of_json(reading), len(of_json(_HALF_ESCAPE.sub(b"", reading[:end]))) if end > 0 else end
+        if b"&#" in reading or b"&quot" in reading:
+            yield of_markup(reading), len(of_markup(_cut_before_escape(reading, end, b"&", 14))) if end > 0 else end
 
 
-def _before(text: bytes, known: int, sign: bytes, size: int) -> bytes:
-    """Return the first bytes of a text without an escape that begins there and ends later: half of one is longer."""
-    begun = text.rfind(sign, max(known - size + 1, 0), known)
-    return text[: known if begun < 0 else begun]
+def _cut_before_escape(text: bytes, scanned: int, sign: bytes, size: int) -> bytes:
+    """Return the first `scanned` bytes of a text, without an escape that they would cut."""
+    escape_start = text.rfind(sign, max(scanned - size + 1, 0), scanned)
+    return text[: scanned if escape_start < 0 else escape_start]
 
 
 def transfers(text: bytes) -> set[bytes]:
-    """Return which encodings the parts of a body name that they are in (RFC 2045 section 6)."""
-    return {found[1].lower() for found in _TRANSFER.finditer(text)} & _READ
+    """Return the transfer encodings that parts of a body name (RFC 2045 section 6)."""
+    return {found[1].lower() for found in _TRANSFER.finditer(text)} & _DECODABLE
 
 
 def of_parts(text: bytes, transfers: "Collection[bytes]") -> "Iterator[bytes]":
-    """Yield what parts of a body hold whose encodings are those."""
+    """Yield the text of parts in these transfer encodings."""
     if b"quoted-printable" in transfers:
         yield binascii.a2b_qp(text)
     if b"base64" in transfers:
-        yield from _of_base64(text)
+        yield from _decode_base64(text)
 
 
 def decoded(text: bytes) -> "Iterator[bytes]":
-    """Yield what is encoded in a text, for strict mode: twice in percent signs, in base64, in hexadecimal.
+    """Yield decoded texts for strict mode: from double percent-encoding, base64 and hexadecimal.
 
-    Base64 is read from where its characters begin (RFC 4648 sections 4 and 5), at the beginning of a text in each of
-    the four ways in which it may have been cut.
+    Base64 is decoded from its first character (RFC 4648 sections 4 and 5); at the start of a text, which may be cut, at
+    all four offsets.
     """
     if b"%25" in text:
         yield unquote_to_bytes(unquote_to_bytes(text))
-    yield from _of_base64(text)
+    yield from _decode_base64(text)
     for run in _HEX.finditer(text):
         yield bytes.fromhex(run[0].decode())
         if run.start() == 0 and len(run[0]) > 2:
             yield bytes.fromhex(run[0][1:-1].decode())
 
 
-def _of_base64(text: bytes) -> "Iterator[bytes]":
+def _decode_base64(text: bytes) -> "Iterator[bytes]":
     for run in _BASE64.finditer(text):
-        packed = _BREAKS.sub(b"", run[0]).translate(_STANDARD)
+        compressed = _BREAKS.sub(b"", run[0]).translate(_STANDARD)
         for at in range(4 if run.start() == 0 else 1):
-            whole = packed[at : at + (len(packed) - at) // 4 * 4 or None]
-            rest = len(packed) - at - len(whole)
-            padded = packed[at:] + b"=" * (4 - rest) if rest > 1 else whole
+            whole = compressed[at : at + (len(compressed) - at) // 4 * 4 or None]
+            rest = len(compressed) - at - len(whole)
+            padded = compressed[at:] + b"=" * (4 - rest) if rest > 1 else whole
             try:
                 yield base64.b64decode(padded)
             except binascii.Error:

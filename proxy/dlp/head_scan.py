@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Field, Head
     from proxy.secrets.detection import SecretSearch
 
-_MOST_KEPT: Final = 256  # clean fields that are cached for one connection
-_LONGEST_KEPT: Final = 512  # bytes
+_MOST_CACHED: Final = 256  # clean fields that are cached for one connection
+_LONGEST_CACHED: Final = 512  # bytes
 _LONGEST_NAME: Final = 64  # bytes of a name that is cached
-_LONGEST_METHOD: Final = 16  # characters of one that is registered (IANA, "HTTP Method Registry"), with some to spare
-_LONGEST_SHOWN: Final = 4096  # bytes of a path; of a longer one with a credential nothing is shown
+_LONGEST_METHOD: Final = 16  # characters; registered methods are shorter (IANA, "HTTP Method Registry")
+_LONGEST_SHOWN: Final = 4096  # bytes of a path; a longer path with a credential is masked completely
 HEAD: Final = "the head"  # place of a finding whose exact field isn't known
 # Fields that hold credentials despite their names: RFC 6455 (what browsers can set), RFC 9449, App Check's
-_ALSO: Final = frozenset({b"sec-websocket-protocol", b"dpop", b"x-firebase-appcheck"})
+_OTHER_CREDENTIAL_FIELDS: Final = frozenset({b"sec-websocket-protocol", b"dpop", b"x-firebase-appcheck"})
 
 
 class Heads:
@@ -51,7 +51,7 @@ class Heads:
             fresh = [field for field in fields if field not in self._clean]
             if ANCHORS.search(b"\n".join([b"\n".join(field) for field in fresh])):
                 return False
-            self._keep(fields, fresh)
+            self._cache_clean(fields, fresh)
         return True
 
     def scan(
@@ -62,45 +62,45 @@ class Heads:
         *,
         strict: bool = False,
     ) -> "Sliced[list[tuple[str, str]]]":
-        """Return which credentials are found, and where; what is found of values `watch` knows.
+        """Return the credentials found and their places; findings of secrets' values are in `watch`.
 
-        `strict`: credentials in their usual place count too, and those that are encoded.
+        `strict`: also report credentials in their usual place, and encoded ones.
         """
         found: list[tuple[str, str]] = []
-        named = _Named(is_placeholder, strict=strict)
+        credentials = _CredentialNames(is_placeholder, strict=strict)
         for text in _readings(head.path):
-            found += [(name, "the URL") for name in (yield from named.in_text(text, url=True))]
+            found += [(name, "the URL") for name in (yield from credentials.in_text(text, url=True))]
         if len(head.method) > _LONGEST_METHOD:
-            found += [(name, "the method") for name in (yield from named.in_text(head.method))]
+            found += [(name, "the method") for name in (yield from credentials.in_text(head.method))]
         found = list(dict.fromkeys(found))
         if watch is not None:
             yield from watch.search(b"\n".join((head.method, head.authority, head.path)), lines=False)
-        if strict:  # nothing is remembered: what is clean elsewhere needn't be here
-            found += yield from _in_fields(list(head.fields), named)
+        if strict:  # the cache doesn't apply: a field that is clean otherwise may not be here
+            found += yield from _in_fields(list(head.fields), credentials)
         if head.fields != self._last:
             fresh = [field for field in head.fields if field not in self._clean]
-            in_fields = [] if strict else (yield from _in_fields(fresh, named))
+            in_fields = [] if strict else (yield from _in_fields(fresh, credentials))
             if watch is not None:
                 yield from watch.search(b"\n".join(text for field in fresh for text in field), lines=False)
             if not in_fields and not strict and (watch is None or not watch.saw_some):
-                self._keep(head.fields, fresh)
+                self._cache_clean(head.fields, fresh)
             found += in_fields
         return found
 
-    def _keep(self, fields: "tuple[Field, ...]", fresh: "list[Field]") -> None:
+    def _cache_clean(self, fields: "tuple[Field, ...]", fresh: "list[Field]") -> None:
         self._last = fields
-        if len(self._clean) + len(fresh) <= _MOST_KEPT:
-            self._clean.update([field for field in fresh if len(field[0]) + len(field[1]) <= _LONGEST_KEPT])
+        if len(self._clean) + len(fresh) <= _MOST_CACHED:
+            self._clean.update([field for field in fresh if len(field[0]) + len(field[1]) <= _LONGEST_CACHED])
 
 
-class _Named(NamedTuple):
+class _CredentialNames(NamedTuple):
     """Kinds of credentials that a text has; placeholders are ignored."""
 
     is_placeholder: "Callable[[bytes], bool]"
     strict: bool
 
     def in_text(self, text: bytes, *, url: bool = False) -> "Sliced[list[str]]":
-        """Return those that are in a text, each once."""
+        """Return the kinds in a text, each once."""
         found = yield from self._in_one(text, parameters=not self.strict, url=url)
         if self.strict:
             for inner in decoded(text):
@@ -117,37 +117,37 @@ class _Named(NamedTuple):
         return found
 
 
-def _in_fields(fields: "list[Field]", named: _Named) -> "Sliced[list[tuple[str, str]]]":
-    texts = [name if holds(name) and not named.strict else name + b"\n" + value for name, value in fields]
-    # Together, as most have nothing; one by one only to say where it is
-    if not (yield from named.in_text(b"\n".join(texts))):
+def _in_fields(fields: "list[Field]", credentials: _CredentialNames) -> "Sliced[list[tuple[str, str]]]":
+    texts = [name if holds(name) and not credentials.strict else name + b"\n" + value for name, value in fields]
+    # All fields in one text first, since most have no finding; then each, to find the place
+    if not (yield from credentials.in_text(b"\n".join(texts))):
         return []
     found: list[tuple[str, str]] = []
     for (name, _), text in zip(fields, texts, strict=True):
-        in_name = yield from named.in_text(name)
+        in_name = yield from credentials.in_text(name)
         found += [(each, "the name of a header") for each in in_name]
         where = f"the header `{name.decode('latin-1')[:64]}`"
-        found += [(each, where) for each in (yield from named.in_text(text)) if each not in in_name]
+        found += [(each, where) for each in (yield from credentials.in_text(text)) if each not in in_name]
     return found
 
 
 def holds(name: bytes) -> bool:
-    """Whether credentials stand in fields of this name."""
-    return _known(name) if len(name) <= _LONGEST_NAME else _holds(name)
+    """Whether fields of this name hold credentials."""
+    return _cached_holds(name) if len(name) <= _LONGEST_NAME else _holds(name)
 
 
 def _holds(name: bytes) -> bool:
     lower = name.lower()
-    return lower in _ALSO or holds_key(lower)
+    return lower in _OTHER_CREDENTIAL_FIELDS or holds_key(lower)
 
 
-_known: Final = lru_cache(maxsize=1024)(_holds)
+_cached_holds: Final = lru_cache(maxsize=1024)(_holds)
 
 
 def shown(method: str, path: str, *, whole: bool) -> tuple[str, str]:
-    """Return a method and a path as events and pages may have them, where something was found in their head.
+    """Return method and path, masked for events and pages, of a head with a finding.
 
-    `whole`: it was, or may have been, in a form that can't be told from the rest.
+    `whole`: mask the whole path, because the finding can't be located in it.
     """
     if len(method) > _LONGEST_METHOD:
         method = MASK
@@ -162,11 +162,9 @@ def shown(method: str, path: str, *, whole: bool) -> tuple[str, str]:
 
 
 def _readings(path: bytes) -> "Iterator[bytes]":
-    """Yield a path as it is, with its percent signs read, and with the plus signs of its query read, where it has some.
+    """Yield the readings of a path: as it is, percent-decoded, plus-decoded query, and each without JSON escapes.
 
-    Also each of those without the escapes of JSON.
-
-    Each is looked at by itself: what is a parameter's name in one way of reading may be a part of a value in another.
+    Each is scanned by itself: a parameter's name in one reading may be part of a value in another.
     """
     found = [path]
     if b"%" in path:

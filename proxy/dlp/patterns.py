@@ -1,8 +1,8 @@
 """Patterns of credentials that services issue, and the search for them in a text.
 
-A pattern begins at a literal `prefix`. One pass looks for each prefix's rarest character, and only there for the rest.
-No pattern has a quantifier inside another, all are bounded, and what could begin at every byte may only begin at a
-word: no text makes one slow. Entropy keeps out what people write in documentation (`ghp_xxxx`).
+A pattern begins with a literal `prefix`. One pass searches for each prefix's rarest character, and matches the rest of
+the pattern only there. No pattern has nested quantifiers, all are bounded, and patterns with common prefixes must start
+a word: so no text makes the search slow. Minimum entropy excludes examples from documentation (`ghp_xxxx`).
 """
 
 import binascii
@@ -23,14 +23,14 @@ class Pattern(NamedTuple):
     name: str
     prefixes: tuple[bytes, ...]
     rest: bytes  # an expression for what follows the prefix
-    entropy: float = 3.0  # bits a character that what follows has at least
-    word: bool = False  # whether it may only begin where a word does
-    check: "Callable[[bytes], bool] | None" = None  # more, of all of it
-    not_in_urls: bool = False  # it is used in paths of its own service
+    entropy: float = 3.0  # minimum bits a character after the prefix
+    word: bool = False  # whether it must start a word
+    check: "Callable[[bytes], bool] | None" = None  # further condition on the whole match
+    not_in_urls: bool = False  # its service uses it in URL paths
 
     @property
     def ends(self) -> bool:
-        """Whether it hangs on what comes behind it: nothing that could be part of it."""
+        """Whether a match depends on the text after it: no character that could be part of it may follow."""
         return b"(?!" in self.rest
 
 
@@ -43,11 +43,11 @@ def entropy(text: bytes) -> float:
 
 
 def _is_no_example(text: bytes) -> bool:
-    return not text.endswith(b"EXAMPLE")  # how AWS writes those of its documentation
+    return not text.endswith(b"EXAMPLE")  # AWS's documentation marks its examples so
 
 
 def _is_mixed(text: bytes) -> bool:
-    """Whether a key has digits and letters, as a random one has, and few dashes, as words would."""
+    """Whether a key has digits and letters, as random keys do, and few dashes, which words have."""
     return any(byte in b"0123456789" for byte in text) and text.count(b"-") <= len(text) // 8
 
 
@@ -58,10 +58,10 @@ def _has_digits(text: bytes) -> bool:
 def _is_jwt(text: bytes) -> bool:
     head = text.partition(b".")[0]
     try:
-        said = binascii.a2b_base64(head.translate(bytes.maketrans(b"-_", b"+/")) + b"==")
+        header = binascii.a2b_base64(head.translate(bytes.maketrans(b"-_", b"+/")) + b"==")
     except ValueError:
         return False
-    return b'"alg"' in said and b'"none"' not in said.lower()
+    return b'"alg"' in header and b'"none"' not in header.lower()
 
 
 _PLACEHOLDERS: Final = re.compile(
@@ -70,7 +70,7 @@ _PLACEHOLDERS: Final = re.compile(
 
 
 def _is_login(text: bytes) -> bool:
-    """Whether a URL's password is one: not a variable, a word for one, or the user again."""
+    """Whether a URL has a real password: not a variable, a word for one, or the user name again."""
     user, _, password = text.rpartition(b"@")[0].rpartition(b"//")[2].partition(b":")
     return user != password and _PLACEHOLDERS.search(password) is None and entropy(password) >= 2.5
 
@@ -85,7 +85,7 @@ def _row(name: str, prefixes: bytes, rest: bytes, entropy: float = 3.0, **more: 
     return Pattern(name, tuple(prefixes.split()), rest, entropy, **more)
 
 
-# Their forms are documented by the services, but for what a comment says
+# The services document these forms, unless a comment names another source
 PATTERNS: Final = (
     # RFC 7468, RFC 4880
     Pattern("private-key", (b"-----BEGIN ",), _PEM, 3.5),
@@ -106,7 +106,7 @@ PATTERNS: Final = (
     _row("anthropic-key", b"sk-ant-", rb"[a-z]{3,8}[0-9]{2}-" + _B64U + rb"{64}", 3.8),
     _row("openai-key", b"sk-proj- sk-svcacct- sk-admin-", _B64U + rb"{40}", 3.8),
     _row("openrouter-key", b"sk-or-v1-", _HEX + rb"{64}"),
-    # what services give out that speak OpenAI's protocol
+    # services with OpenAI's protocol
     _row("sk-key", b"sk-", _B62 + rb"{32}", 3.2, word=True, check=_is_mixed),
     _row("google-api-key", b"AIza", _B64U + rb"{35}", 3.5, word=True),
     _row("google-oauth-token", b"ya29.", _B64U + rb"{40}", 3.8),
@@ -156,14 +156,14 @@ PATTERNS: Final = (
 
 
 def compiled(pattern: Pattern) -> re.Pattern[bytes]:
-    """Return the expression for what follows the prefix, to be matched where that ends."""
+    """Return the expression to match after the prefix."""
     return re.compile(pattern.rest)
 
 
 def word(text: bytes) -> bytes:
-    """Return the expression that matches behind `text`, itself one of a fixed length, where that begins a word.
+    """Return an expression that matches after `text`, an expression of fixed length, if `text` starts a word.
 
-    A word begins after no character of a token, or after a line break or the like as JSON escapes it.
+    A word doesn't start after a token character, unless that ends a JSON escape such as a line break.
     """
     return rb"(?:(?<![0-9A-Za-z_-]%b)|(?<=\\[nrtbf]%b)|(?<=\\u00[0-9a-fA-F]{2}%b))" % (text, text, text)
 
@@ -171,12 +171,12 @@ def word(text: bytes) -> bytes:
 BEGINS_WORD: Final = re.compile(word(b""))
 
 
-LONGEST: Final = 5120  # bytes of the longest that any pattern matches
-BACK: Final = 192  # bytes that are looked back at, for the name of a parameter and the beginning of a word
-_TRIED_AT_ONCE: Final = 64  # places where a pattern fits and is none, in one slice: some 10 us each
-_WINDOW: Final = 32 << 10  # bytes that are gone over at a time: 4 ms where each is a prefix's
+LONGEST: Final = 5120  # bytes of the longest match of any pattern
+BACK: Final = 192  # bytes before a match that are checked, for a parameter's name and the start of a word
+_TRIED_AT_ONCE: Final = 64  # false matches checked in one slice: some 10 us each
+_WINDOW: Final = 32 << 10  # bytes searched at a time: at most 4 ms
 _LONGEST_NAME: Final = 64
-_RARE: Final = b"~_QZXJKVWYHUGBFDOLMRINPCSATExzqkjvbwy98764325-.:/ "  # rare first, in what clients send
+_RARE: Final = b"~_QZXJKVWYHUGBFDOLMRINPCSATExzqkjvbwy98764325-.:/ "  # by frequency in requests, rarest first
 
 
 class PatternMatch(NamedTuple):
@@ -185,11 +185,11 @@ class PatternMatch(NamedTuple):
     name: str
     start: int
     end: int
-    open: bool = False  # whether it ends with the text, and what comes next might say that it is none
+    open: bool = False  # ends with the text, so that the next bytes may rule it out
 
 
-class _Begun(NamedTuple):
-    """A prefix, and what may follow it. `offset`: where in it the character is that is looked for."""
+class _PrefixPattern(NamedTuple):
+    """Prefix and the pattern after it. `offset`: position of the prefix's rarest character."""
 
     prefix: bytes
     offset: int
@@ -197,29 +197,29 @@ class _Begun(NamedTuple):
     rest: re.Pattern[bytes]
 
 
-def _rarity(prefix: bytes) -> int:
+def _rarest_offset(prefix: bytes) -> int:
     ranks = [(_RARE.find(byte) if byte in _RARE else len(_RARE), at) for at, byte in enumerate(prefix)]
     return min(ranks)[1]
 
 
-def _begun() -> dict[int, tuple[_Begun, ...]]:
-    found: dict[int, list[_Begun]] = {}
+def _index_prefixes() -> dict[int, tuple[_PrefixPattern, ...]]:
+    found: dict[int, list[_PrefixPattern]] = {}
     for pattern in PATTERNS:
         for prefix in pattern.prefixes:
-            offset = _rarity(prefix)
-            found.setdefault(prefix[offset], []).append(_Begun(prefix, offset, pattern, compiled(pattern)))
-    return {byte: tuple(each) for byte, each in found.items()}
+            offset = _rarest_offset(prefix)
+            found.setdefault(prefix[offset], []).append(_PrefixPattern(prefix, offset, pattern, compiled(pattern)))
+    return {byte: tuple(entries) for byte, entries in found.items()}
 
 
-def _anchors(begun: dict[int, tuple[_Begun, ...]]) -> re.Pattern[bytes]:
-    """Return the expression for the one pass. Each branch begins with a character, which is what makes it quick.
+def _anchors(begun: dict[int, tuple[_PrefixPattern, ...]]) -> re.Pattern[bytes]:
+    """Return the expression for the one pass. Each branch begins with a literal character, which makes it fast.
 
-    Each also looks ahead for all of the rest: a text of nothing but prefixes then costs no step of the interpreter's.
+    Each branch also looks ahead for the rest of the pattern, so that prefixes alone cost no step of the interpreter.
     """
     branches = []
-    for byte, each in begun.items():
-        ways: dict[tuple[bytes, bool], set[bytes]] = {}  # what follows, and whether a word begins: by what is behind
-        for prefix, offset, pattern, _ in each:
+    for byte, entries in begun.items():
+        ways: dict[tuple[bytes, bool], set[bytes]] = {}  # (rest, word) to prefixes
+        for prefix, offset, pattern, _ in entries:
             follows = re.escape(prefix[offset + 1 :]) + pattern.rest, pattern.word
             ways.setdefault(follows, set()).add(re.escape(prefix[: offset + 1]))
         either = []
@@ -234,20 +234,20 @@ def _anchors(begun: dict[int, tuple[_Begun, ...]]) -> re.Pattern[bytes]:
     return re.compile(b"|".join(branches))
 
 
-_BEGUN: Final = _begun()
-ANCHORS: Final = _anchors(_BEGUN)  # where it finds nothing, no pattern fits
+_BEGUN: Final = _index_prefixes()
+ANCHORS: Final = _anchors(_BEGUN)  # without a match of it, no pattern matches
 
 
 def find_credentials(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[PatternMatch]":
-    """Yield what looks like a credential in `text`.
+    """Yield the credentials in `text`.
 
-    `parameters`: it has some, `name=value`, where a credential may be in its usual place. `url`: it is a request's.
+    `parameters`: skip values of parameters that hold credentials by name. `url`: the text is a request's URL.
     """
     return (hit for hit in candidates(text, parameters=parameters, url=url) if hit is not None)
 
 
-def _fitting(text: bytes) -> "Iterator[int | None]":
-    """Yield where a pattern may fit, and None after each part of the work."""
+def _anchor_positions(text: bytes) -> "Iterator[int | None]":
+    """Yield the positions where a pattern may match, and None after each part of the work."""
     for begin in range(0, len(text), _WINDOW):
         for tried, anchor in enumerate(ANCHORS.finditer(text, begin, begin + _WINDOW + LONGEST), 1):
             if anchor.start() >= begin + _WINDOW:
@@ -259,8 +259,8 @@ def _fitting(text: bytes) -> "Iterator[int | None]":
 
 
 def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "Iterator[PatternMatch | None]":
-    """Yield `hits`, and None after each part of the work: the caller may stop there for a while (`slices`)."""
-    for at in _fitting(text):
+    """Yield matches, and None after each part of the work, where the caller may yield to other work."""
+    for at in _anchor_positions(text):
         if at is None:
             yield None
             continue
@@ -277,12 +277,12 @@ def candidates(text: bytes, *, parameters: bool = False, url: bool = False) -> "
                 continue
             if pattern.check is not None and not pattern.check(text[start : found.end()]):
                 continue
-            if not (parameters and _is_in_place(text, start)):
+            if not (parameters and _is_parameter_value(text, start)):
                 yield PatternMatch(pattern.name, start, found.end(), pattern.ends and found.end() == len(text))
 
 
-def _is_in_place(text: bytes, start: int) -> bool:
-    """Whether what begins there is the value of a parameter that credentials stand in: that is how they are used."""
+def _is_parameter_value(text: bytes, start: int) -> bool:
+    """Whether the match is the value of a parameter that holds credentials by name, which is normal use."""
     before = text[max(start - BACK, 0) : start]
     name, equals, _ = before[max(before.rfind(b"?"), before.rfind(b"&")) + 1 :].partition(b"=")
     if not equals or len(name) > _LONGEST_NAME or b"\n" in name:
