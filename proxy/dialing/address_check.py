@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.matching.policy import Policy
 
-_OWN: Final = f"no `resolves_to` opens this host's own public address: a service of this machine needs {NEEDED}"
-_LISTENER: Final = "no rule opens what exeat itself listens on"
+_OWN_ADDRESS_ADVICE: Final = (
+    f"no `resolves_to` opens this host's own public address: a service of this machine needs {NEEDED}"
+)
+_LISTENER_ADVICE: Final = "no rule can allow a port that Exeat itself listens on"
 
 
 class DialError(Exception):
     """No connection could be made, or may be made; the texts say what is wrong and what to do next.
 
-    `advice` is empty where the table of reasons has a remedy. `held`: the decision that needs an approval before the
-    address may be dialed. `address`: the address that may not be dialed.
+    `advice` is empty if the table of reasons has a remedy. `pending_decision`: a decision that needs an approval before
+    the address may be dialed. `address`: the address that may not be dialed.
     """
 
     def __init__(
@@ -36,14 +38,14 @@ class DialError(Exception):
         reason: Reason,
         detail: str,
         advice: str = "",
-        held: "Decision | None" = None,
+        pending_decision: "Decision | None" = None,
         address: "Address | None" = None,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
         self.advice = advice
-        self.held = held
+        self.pending_decision = pending_decision
         self.address = address
 
 
@@ -54,7 +56,7 @@ class OwnEndpoints:
 
     def __init__(self, listeners: "Collection[tuple[Address, int]]" = ()) -> None:
         self._listeners = frozenset(listeners)
-        self._ports = frozenset(port for _, port in self._listeners)  # compared sooner than an address
+        self._ports = frozenset(port for _, port in self._listeners)  # faster to compare than addresses
 
     def may_dial(
         self, policy: "Policy", attempt: "Attempt", found: "LookupResult", proxy: "LookupResult | None" = None
@@ -65,36 +67,42 @@ class OwnEndpoints:
         """
         target, port = attempt.target, attempt.port
         upstream = policy.settings.upstream
-        first: DialError | None = None
-        good: list[Address] = []
+        first_error: DialError | None = None
+        dialable: list[Address] = []
         for address in found.addresses:
             reason = policy.check_address(attempt, address)
-            which = advice = ""
-            opens = reason is None or reason is Reason.APPROVAL_UNAVAILABLE  # nobody is asked about what stays shut
-            if opens and self._is_ours(target, address, port, found):
-                reason, which = Reason.NON_PUBLIC_ADDRESS, ", which is this host's own"
-                advice = _LISTENER if self._is_listener(address, port, found) else _OWN
+            suffix = advice = ""
+            may_open = (
+                reason is None or reason is Reason.APPROVAL_UNAVAILABLE
+            )  # don't request an approval for an address that stays closed
+            if may_open and self._is_closed_own_address(target, address, port, found):
+                reason, suffix = Reason.NON_PUBLIC_ADDRESS, ", which is this host's own"
+                advice = _LISTENER_ADVICE if self._is_listener(address, port, found) else _OWN_ADDRESS_ADVICE
             elif (
-                opens
+                may_open
                 and upstream is not None
                 and proxy is not None
                 and is_proxy(address, found.own, upstream.host, proxy)
             ):
-                reason, which = Reason.NON_PUBLIC_ADDRESS, ", which is the proxy itself"
+                reason, suffix = Reason.NON_PUBLIC_ADDRESS, ", which is the proxy itself"
             if reason is None:
-                good.append(address)
-            elif first is None or (first.held is None and reason is Reason.APPROVAL_UNAVAILABLE):
-                held = policy.held_at(attempt, address) if reason is Reason.APPROVAL_UNAVAILABLE else None
-                failure = DialError(reason, f"`{target}` is {address}{which}", advice, held, address)
-                first = failure if first is None or held is not None else first
-        if not good:
-            raise first or DialError(Reason.UNRESOLVED, found.problem)
-        return tuple(good)
+                dialable.append(address)
+            elif first_error is None or (
+                first_error.pending_decision is None and reason is Reason.APPROVAL_UNAVAILABLE
+            ):
+                pending_decision = policy.held_at(attempt, address) if reason is Reason.APPROVAL_UNAVAILABLE else None
+                failure = DialError(reason, f"`{target}` is {address}{suffix}", advice, pending_decision, address)
+                first_error = failure if first_error is None or pending_decision is not None else first_error
+        if not dialable:
+            raise first_error or DialError(Reason.UNRESOLVED, found.problem)
+        return tuple(dialable)
 
-    def _is_ours(self, target: "HostName | Address", address: "Address", port: int, found: "LookupResult") -> bool:
-        """Whether the address is this host's own and no rule opens it.
+    def _is_closed_own_address(
+        self, target: "HostName | Address", address: "Address", port: int, found: "LookupResult"
+    ) -> bool:
+        """Whether the address belongs to this host and no rule opens it.
 
-        To the rules its public addresses look like any other, so a name never leads there. A rule that lists a
+        Rules can't tell this host's public addresses from others, so a name never leads there. A rule that lists a
         non-public address, or names the address itself, opens it. No rule opens Exeat's own listeners.
         """
         if self._is_listener(address, port, found):
@@ -104,12 +112,12 @@ class OwnEndpoints:
         return isinstance(target, HostName) and why_not_public(address) is None
 
     def _is_listener(self, address: "Address", port: int, found: "LookupResult") -> bool:
-        """Whether Exeat itself listens there."""
+        """Whether Exeat itself listens on this address and port."""
         if port not in self._ports:
             return False
         if (address, port) in self._listeners:
             return True
-        # All of 127.0.0.0/8 is this host's, whatever source the kernel picks for it.
+        # All of 127.0.0.0/8 belongs to this host, whichever source address the kernel picks.
         own = address in found.own or address.is_loopback
         return own and any(listener.is_unspecified and at == port for listener, at in self._listeners)
 
@@ -117,13 +125,13 @@ class OwnEndpoints:
 def is_proxy(
     target: "HostName | Address", own: "frozenset[Address]", host: "HostName | Address", proxy: "LookupResult"
 ) -> bool:
-    """Whether `target`, is the upstream proxy `host`; `own`: its addresses of this host."""
+    """Whether `target` is the upstream proxy `host`; `own`: the target's addresses that belong to this host."""
     if target == host or target in proxy.addresses:
         return True
     if isinstance(target, HostName):
         return False
-    here = any(address in proxy.own or address.is_loopback for address in proxy.addresses)
-    return here and (target in own or target.is_loopback)
+    proxy_is_local = any(address in proxy.own or address.is_loopback for address in proxy.addresses)
+    return proxy_is_local and (target in own or target.is_loopback)
 
 
 def deny_undialable(decision: "Decision", failure: DialError) -> "Decision":

@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from rules.matching.policy import Policy
     from rules.settings import Upstream
 
-LOOKUP_TIMEOUT: Final = 15.0  # seconds, with the wait for a turn
-CONNECT_TIMEOUT: Final = 15.0  # seconds for all addresses together, and for what a proxy has to say
+LOOKUP_TIMEOUT: Final = 15.0  # seconds, including the wait for a free slot
+CONNECT_TIMEOUT: Final = 15.0  # seconds for all addresses together, including a proxy's handshake
 NO_ANSWER: Final = f"no answer within {CONNECT_TIMEOUT:.0f} seconds"
-_NOWHERE: Final = LookupResult()
-_MOST_CHECKED: Final = 64  # answers of a policy kept with what was looked up; they save a third of a connection's CPU
+_EMPTY_RESULT: Final = LookupResult()
+_MOST_CHECKED: Final = 64  # checks cached for one lookup result; the cache saves a third of a connection's CPU time
 
 
 class Dialer:
-    """Finds, checks and connects. For one thread.
+    """Looks up, checks and connects to targets. For one thread.
 
-    `forbidden` are the addresses and ports that Exeat itself listens on outside; an unspecified address there means
-    every one of this host's. `login` is what the upstream proxy is told, if there is one that wants to know.
+    `forbidden`: addresses and ports that Exeat itself listens on outside sandboxes; an unspecified address means all of
+    this host's. `login`: credentials for the upstream proxy.
     """
 
     __slots__ = ("_lookup", "_metrics", "_own", "_proxies", "descriptors", "login", "poller")
@@ -67,7 +67,7 @@ class Dialer:
         self.descriptors = descriptors or DescriptorQuota()
         self._own = OwnEndpoints(forbidden)
         self._metrics = metrics
-        self._proxies: dict[HostName | Address, LookupResult] = {}  # where the upstream proxy was found last
+        self._proxies: dict[HostName | Address, LookupResult] = {}  # last lookup result of the upstream proxy
         self.login: Login | None = None
         self.poller = poller
 
@@ -78,15 +78,15 @@ class Dialer:
         """
         upstream = policy.settings.upstream
         if upstream is not None:
-            if attempt.port == upstream.port and not self._knows(upstream):
-                return None  # only then can it be told from the proxy itself
-            if via := self._via(policy, attempt, upstream):
-                return via
+            if attempt.port == upstream.port and not self._cache_proxy(upstream):
+                return None  # without the proxy's addresses, the target can't be told from the proxy
+            if route := self._proxy_route(policy, attempt, upstream):
+                return route
         target = attempt.target
         if not isinstance(target, HostName):
-            return self._checked(policy, attempt, _found(target))
+            return self._dialable_addresses(policy, attempt, _literal_result(target))
         found = self._lookup.known(target)
-        return None if found is None else self._checked(policy, attempt, found)
+        return None if found is None else self._dialable_addresses(policy, attempt, found)
 
     def find(self, policy: "Policy", attempt: "Attempt", done: "Callable[[tuple[Hop, ...] | DialError], None]") -> None:
         """Look the name up; `done` is called once with the addresses to dial, or with the error."""
@@ -109,9 +109,9 @@ class Dialer:
 
         def looked_up(found: LookupResult) -> None:
             try:
-                hops = self._hops(policy, attempt, found)
+                hops = self._find_hops(policy, attempt, found)
             except DialError as failure:
-                if self._metrics is not None:  # what is found and dialled is counted when that has ended
+                if self._metrics is not None:  # a successful lookup is counted when its connection succeeds or fails
                     self._metrics.dialled(failure.reason, time.monotonic() - began)
                 done(failure)
             except Exception as error:  # noqa: BLE001 - a bug of ours: nowhere is safe to dial
@@ -123,21 +123,21 @@ class Dialer:
 
         target = attempt.target
         if not isinstance(target, HostName):
-            looked_up(_found(target))
+            looked_up(_literal_result(target))
         elif policy.upstream_for(attempt) is not None:
-            looked_up(_NOWHERE)  # the name is the proxy's to look up
+            looked_up(_EMPTY_RESULT)  # the proxy looks the name up
         else:
             self._lookup.ask(target, looked_up)
 
     def connect(
         self, addresses: "tuple[Hop, ...]", port: int, done: "Done", *, at_once: bool = False
     ) -> "ConnectRace | ProxyConnector":
-        """Connect to one of `addresses` from `known` or `find`; `done` is called once, never before this returns.
+        """Connect to one of `addresses` from `addresses` or `find`; `done` is called once, never before this returns.
 
         The caller sets the deadline and calls `cancel` on the result. With `at_once` it also calls `take`.
         """
         if addresses and isinstance(addresses[0], ProxyDestination):
-            from proxy.dialing.proxy_connector import ProxyConnector  # nobody else pays for it
+            from proxy.dialing.proxy_connector import ProxyConnector  # imported only with an upstream proxy
 
             return ProxyConnector(
                 self.poller, self._lookup, addresses[0], port, done,
@@ -148,74 +148,78 @@ class Dialer:
             self.poller, direct, port, done, self._metrics, at_once=at_once, descriptors=self.descriptors
         )
 
-    def _hops(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Hop, ...]":
+    def _find_hops(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Hop, ...]":
         """Return the checked addresses to dial once the lookup is done. Raises DialError."""
         upstream = policy.settings.upstream
         if upstream is not None:
-            proxy = self._proxies.get(upstream.host, _NOWHERE)
+            proxy = self._proxies.get(upstream.host, _EMPTY_RESULT)
             if attempt.port == upstream.port and isinstance(upstream.host, HostName) and not proxy.addresses:
                 why = f"whether this is the proxy `{upstream}` can't be told: {proxy.problem}"
                 raise DialError(Reason.UPSTREAM_FAILED, why)
-            if via := self._via(policy, attempt, upstream):
-                return via
-        return self._checked(policy, attempt, found)
+            if route := self._proxy_route(policy, attempt, upstream):
+                return route
+        return self._dialable_addresses(policy, attempt, found)
 
-    def _via(self, policy: "Policy", attempt: "Attempt", upstream: "Upstream") -> "tuple[ProxyDestination] | None":
-        """Return the way through the upstream proxy; None: bypass it. Raises DialError if it may not go there."""
+    def _proxy_route(
+        self, policy: "Policy", attempt: "Attempt", upstream: "Upstream"
+    ) -> "tuple[ProxyDestination] | None":
+        """Return the hop through the upstream proxy; None: bypass it. Raises DialError if it can't be used."""
         if policy.upstream_for(attempt) is None:
             return None
         target = attempt.target
         if attempt.protocol is Protocol.UDP:
             raise DialError(Reason.UDP, f"UDP can't go through the proxy `{upstream}`")
         if target == upstream.host or not isinstance(target, HostName):
-            own = _NOWHERE.own if isinstance(target, HostName) else _found(target).own
-            proxy = self._proxies.get(upstream.host, _NOWHERE)
+            own = _EMPTY_RESULT.own if isinstance(target, HostName) else _literal_result(target).own
+            proxy = self._proxies.get(upstream.host, _EMPTY_RESULT)
             if attempt.port == upstream.port and is_proxy(target, own, upstream.host, proxy):
                 raise DialError(Reason.NON_PUBLIC_ADDRESS, f"`{target}` is the proxy itself")
         return (ProxyDestination(upstream, target),)
 
-    def _knows(self, upstream: "Upstream") -> bool:
-        """Whether the proxy's addresses are known, and keep them."""
+    def _cache_proxy(self, upstream: "Upstream") -> bool:
+        """Store the proxy's addresses; returns whether they are known."""
         host = upstream.host
-        found = self._lookup.known(host) if isinstance(host, HostName) else _found(host)
+        found = self._lookup.known(host) if isinstance(host, HostName) else _literal_result(host)
         if found is not None and found.addresses:
             self._proxies[host] = found
             return True
         return False
 
-    def _checked(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Address, ...]":
+    def _dialable_addresses(self, policy: "Policy", attempt: "Attempt", found: LookupResult) -> "tuple[Address, ...]":
         """Return the addresses that may be dialed, checked once for each policy and result. Raises DialError."""
         port, upstream = attempt.port, policy.settings.upstream
         if attempt.request is not None or (upstream is not None and upstream.port == port):
-            proxy = None if upstream is None or upstream.port != port else self._proxies.get(upstream.host, _NOWHERE)
+            proxy = (
+                None if upstream is None or upstream.port != port else self._proxies.get(upstream.host, _EMPTY_RESULT)
+            )
             return self._own.may_dial(policy, attempt, found, proxy)
         key = policy, attempt.at, port, attempt.protocol, attempt.tainted, attempt.granted
-        good = found.checked.get(key)
-        if good is None:
-            good = self._own.may_dial(policy, attempt, found)
+        dialable = found.checked.get(key)
+        if dialable is None:
+            dialable = self._own.may_dial(policy, attempt, found)
             if len(found.checked) < _MOST_CHECKED:
-                found.checked[key] = good
-        return good
+                found.checked[key] = dialable
+        return dialable
 
 
-def _found(address: "Address") -> LookupResult:
+def _literal_result(address: "Address") -> LookupResult:
     """Return the lookup result of a literal address."""
     return LookupResult((address,), frozenset({address} & {source_for(address)}))
 
 
-_FINAL: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED, Reason.UNRESOLVED})
+_FINAL_REASONS: Final = frozenset({Reason.NON_PUBLIC_ADDRESS, Reason.ADDRESS_NOT_LISTED, Reason.UNRESOLVED})
 
 
 def as_approved(policy: "Policy", attempt: "Attempt", decision: "Decision") -> "Attempt | None":
     """Return the attempt as if every approval were granted; None: it may not be looked up before that."""
     if not policy.spells_out(attempt.target, decision.approval):
         return None
-    return attempt._replace(granted=attempt.granted.union(asks.digest for asks in decision.approval))
+    return attempt._replace(granted=attempt.granted.union(approval.digest for approval in decision.approval))
 
 
 def futile_error(found: "tuple[Hop, ...] | DialError") -> DialError | None:
     """Return the error that an approval would not change; None: an approval may help."""
-    return found if isinstance(found, DialError) and found.reason in _FINAL else None
+    return found if isinstance(found, DialError) and found.reason in _FINAL_REASONS else None
 
 
 def preflight(
@@ -229,16 +233,16 @@ def preflight(
 
     `done` is called once, perhaps before this returns.
     """
-    would = as_approved(policy, attempt, decision)
-    if would is None:
+    approved_attempt = as_approved(policy, attempt, decision)
+    if approved_attempt is None:
         done(None)
         return
     try:
-        known = dialer.known(policy, would)
+        addresses = dialer.known(policy, approved_attempt)
     except DialError as failure:
         done(futile_error(failure))
         return
-    if known is not None:
+    if addresses is not None:
         done(None)
     else:
-        dialer.find(policy, would, lambda found: done(futile_error(found)))
+        dialer.find(policy, approved_attempt, lambda found: done(futile_error(found)))

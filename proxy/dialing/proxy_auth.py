@@ -1,8 +1,8 @@
 """Reads the login for the upstream proxy: one line, `user:password`, in a private file.
 
-Home of the part of invariant 8 that is about this secret: it is read from a file that others can't read, outside of
-every sandbox, by the process that becomes the worker; it goes to the proxy and nowhere else. It must never get into an
-event, a log, a page, an argument or an environment: so nothing here shows it, not even an error about it.
+Implements invariant 8 for the login. The process that becomes the worker reads it, outside all sandboxes, from a file
+that other users can't read, and sends it only to the proxy. It must never get into an event, log, page, argument or
+environment, so not even errors contain it.
 """
 
 import os
@@ -43,34 +43,34 @@ class Login:
         return "Login(...)"
 
     def __reduce__(self) -> str:
-        """Refuse to be pickled: no secret gets anywhere by accident."""
+        """Prevent pickling, so that no secret leaves the process by accident."""
         raise TypeError("a login is not to be pickled")
 
 
 def read(path: "str | Path") -> Login:
-    """Read a login from a file, which must be plain, ours or root's, and closed to others. Raises LoginError."""
-    this = f"`{path}` (`upstream_auth`)"
+    """Read a login from a regular file that is private to this user or root. Raises LoginError."""
+    label = f"`{path}` (`upstream_auth`)"
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            _refuse_shared(os.fstat(descriptor), this, path)
+            _check_private(os.fstat(descriptor), label, path)
             return parse(os.read(descriptor, 4 * _LONGEST), str(path))
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise LoginError(f"{this} can't be read: {(error.strerror or str(error)).lower()}") from error
+        raise LoginError(f"{label} can't be read: {(error.strerror or str(error)).lower()}") from error
 
 
-def _refuse_shared(status: os.stat_result, this: str, path: "str | Path") -> None:
+def _check_private(status: os.stat_result, label: str, path: "str | Path") -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise LoginError(f"{this} is not a plain file")
+        raise LoginError(f"{label} is not a plain file")
     if status.st_uid not in (0, os.geteuid()):
-        raise LoginError(f"{this} belongs to uid {status.st_uid}, not to root or uid {os.geteuid()} that runs this")
+        raise LoginError(f"{label} belongs to uid {status.st_uid}, not to root or uid {os.geteuid()} that runs this")
     if status.st_nlink != 1:
-        raise LoginError(f"{this} has other names (hard links), where a task could be shown it; make a copy of it")
+        raise LoginError(f"{label} has other names (hard links), where a task could be shown it; make a copy of it")
     if status.st_mode & TOO_OPEN:
         raise LoginError(
-            f"{this} is open to others (mode {stat.S_IMODE(status.st_mode):o}); "
+            f"{label} is open to others (mode {stat.S_IMODE(status.st_mode):o}); "
             f"if nobody else can have read it, run `chmod 600 {path}`, else change the password too"
         )
 
@@ -89,7 +89,7 @@ def parse(data: bytes, path: str) -> Login:
 
 
 def send(login: Login | None, file: BinaryIO) -> None:
-    """Write a login, or that there is none, to a file that only the worker gets; `take` reads it."""
+    """Write a login, or that there is none, to a file that only the worker receives; `take` reads it."""
     for part in (b"", b"") if login is None else (login.user, login.password):
         data = len(part).to_bytes(_LENGTH) + part
         file.write(data)
@@ -99,12 +99,12 @@ def take(file: BinaryIO) -> Login | None:
     """Read what `send` wrote, and nothing after it. Raises ValueError."""
     parts = []
     for _ in range(2):
-        size = int.from_bytes(_exactly(file, _LENGTH))
-        parts.append(_exactly(file, size))
+        size = int.from_bytes(_read_exactly(file, _LENGTH))
+        parts.append(_read_exactly(file, size))
     return Login(*parts) if all(parts) else None
 
 
-def _exactly(file: BinaryIO, size: int) -> bytes:
+def _read_exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
         raise ValueError("the login is incomplete")

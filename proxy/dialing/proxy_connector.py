@@ -1,8 +1,7 @@
-"""Connects through the upstream proxy: looks it up as the host would, dials it, and asks it for the checked name.
+"""Connects through the upstream proxy: looks up the proxy, dials it, and requests the checked name from it.
 
-Which proxy that is comes from the rules alone, never from a sandbox. Whatever goes wrong here is a failed connection:
-nothing is ever dialled in the proxy's place. Not a byte behind its answer is touched, so the socket that is handed on
-is as if it had been connected directly.
+Only the rules name the proxy, never a sandbox. Every failure is a failed connection: nothing is dialed instead of the
+proxy. The handshake consumes no byte after the proxy's answer, so the socket is like a direct connection.
 """
 
 import asyncio
@@ -28,15 +27,27 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.settings import ProxyDestination
 
-_PIECE = 4096  # bytes looked at at a time
+_PIECE = 4096  # bytes peeked at a time
 
 
 class ProxyConnector:
     """One connection through the upstream proxy. `done` is called once, never from the constructor or `cancel`."""
 
     __slots__ = (
-        "_connecting", "_descriptors", "_done", "_login", "_lookup", "_metrics", "_over", "_poller", "_port",
-        "_sending", "_sock", "_started", "_tunnel", "_via",
+        "_descriptors",
+        "_destination",
+        "_done",
+        "_is_over",
+        "_login",
+        "_lookup",
+        "_metrics",
+        "_poller",
+        "_port",
+        "_race",
+        "_sock",
+        "_started",
+        "_tunnel",
+        "_unsent",
     )  # fmt: skip
 
     def __init__(
@@ -54,32 +65,32 @@ class ProxyConnector:
         self._poller = poller
         self._descriptors = descriptors
         self._lookup = lookup
-        self._via = via
+        self._destination = via
         self._port = port
         self._done = done
         self._metrics = metrics
         self._started = time.monotonic()
         self._tunnel = open_tunnel(via, port, login)
-        self._sending = self._tunnel.first
+        self._unsent = self._tunnel.first
         self._sock: socket.socket | None = None
-        self._connecting: ConnectRace | None = None
-        self._over = False
+        self._race: ConnectRace | None = None
+        self._is_over = False
         host = via.upstream.host
         if not isinstance(host, HostName):
             self._dial((host,))
         elif (found := lookup.known(host)) is not None:
-            asyncio.get_running_loop().call_soon(self._found, found)
+            asyncio.get_running_loop().call_soon(self._handle_lookup, found)
         else:
-            lookup.ask(host, self._found)
+            lookup.ask(host, self._handle_lookup)
 
     def take(self) -> None:
-        """Return None: a connection through a proxy is never there at once."""
+        """Return None: a connection through a proxy is never complete at once."""
 
     def cancel(self) -> None:
-        """Close everything that isn't handed over. Idempotent."""
-        self._over = True
-        if self._connecting is not None:
-            self._connecting.cancel()
+        """Close the sockets of an unfinished connection. Idempotent."""
+        self._is_over = True
+        if self._race is not None:
+            self._race.cancel()
         if self._sock is not None:
             self._poller.forget(self._sock.fileno())
             self._sock.close()
@@ -92,16 +103,16 @@ class ProxyConnector:
             return
         try:
             self._send(sock)
-            while not self._sending and not self._tunnel.open:
+            while not self._unsent and not self._tunnel.open:
                 data = sock.recv(_PIECE, socket.MSG_PEEK)
                 if not data:
                     self._fail("it ended the connection instead of an answer")
                     return
-                taken, self._sending = self._tunnel.take(data)
-                sock.recv(taken)
+                consumed, self._unsent = self._tunnel.take(data)
+                sock.recv(consumed)
                 self._send(sock)
         except BlockingIOError:
-            self._poller.change(sock.fileno(), OUT if self._sending else IN)
+            self._poller.change(sock.fileno(), OUT if self._unsent else IN)
             return
         except OSError as error:
             self._fail(os.strerror(error.errno or 0).lower())
@@ -110,7 +121,7 @@ class ProxyConnector:
             self._fail(str(refused))
             return
         if self._tunnel.open:
-            self._open(sock)
+            self._finish(sock)
         else:
             self._poller.change(sock.fileno(), OUT)
 
@@ -118,8 +129,8 @@ class ProxyConnector:
         """End the attempt: `ready` raised, which is a bug."""
         self._fail(type(error).__name__)
 
-    def _found(self, found: "LookupResult") -> None:
-        if self._over:
+    def _handle_lookup(self, found: "LookupResult") -> None:
+        if self._is_over:
             return
         if found.addresses:
             self._dial(found.addresses)
@@ -127,37 +138,41 @@ class ProxyConnector:
             self._fail(found.problem or "it has no address")
 
     def _dial(self, addresses: "tuple[Address, ...]") -> None:
-        self._connecting = ConnectRace(
-            self._poller, addresses, self._via.upstream.port, self._reached, descriptors=self._descriptors
+        self._race = ConnectRace(
+            self._poller,
+            addresses,
+            self._destination.upstream.port,
+            self._handle_connected,
+            descriptors=self._descriptors,
         )
 
-    def _reached(self, got: "socket.socket | DialError", _address: "Hop | None") -> None:
-        self._connecting = None
-        if isinstance(got, DialError):
-            self._fail(got.detail)
+    def _handle_connected(self, result: "socket.socket | DialError", _address: "Hop | None") -> None:
+        self._race = None
+        if isinstance(result, DialError):
+            self._fail(result.detail)
             return
-        self._sock = got
-        self._poller.watch(got.fileno(), OUT, self)
+        self._sock = result
+        self._poller.watch(result.fileno(), OUT, self)
 
     def _send(self, sock: socket.socket) -> None:
-        while self._sending:
-            self._sending = self._sending[sock.send(self._sending) :]
+        while self._unsent:
+            self._unsent = self._unsent[sock.send(self._unsent) :]
 
-    def _open(self, sock: socket.socket) -> None:
+    def _finish(self, sock: socket.socket) -> None:
         self._poller.forget(sock.fileno())
         self._sock = None
-        self._over = True
-        self._count(None)
-        self._done(sock, self._via)
+        self._is_over = True
+        self._record(None)
+        self._done(sock, self._destination)
 
     def _fail(self, why: str) -> None:
         """Report the failure. The text names the proxy and contains nothing that it or the task sent."""
-        if self._over:
+        if self._is_over:
             return
         self.cancel()
-        self._count(Reason.UPSTREAM_FAILED)
-        self._done(DialError(Reason.UPSTREAM_FAILED, f"the proxy `{self._via}`: {why}"), None)
+        self._record(Reason.UPSTREAM_FAILED)
+        self._done(DialError(Reason.UPSTREAM_FAILED, f"the proxy `{self._destination}`: {why}"), None)
 
-    def _count(self, reason: Reason | None) -> None:
+    def _record(self, reason: Reason | None) -> None:
         if self._metrics is not None:
             self._metrics.dialled(reason, time.monotonic() - self._started)

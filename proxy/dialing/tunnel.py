@@ -1,8 +1,7 @@
 """Tunnel handshakes with a proxy, as bytes in and bytes out: HTTP CONNECT and SOCKS 5. Pure.
 
-The proxy is the administrator's, but its answers are parsed like a stranger's: each has a bound, and no text of it is
-passed on. Bytes after its answer belong to the connection: `take` returns how many bytes are the proxy's, and the rest
-is never touched.
+The administrator trusts the proxy, but its answers are parsed as untrusted: each has a bound, and none of its text is
+forwarded. Bytes after its answer belong to the connection: `take` returns how many bytes are the proxy's.
 """
 
 from base64 import b64encode
@@ -23,10 +22,10 @@ _NOT_HTTP: Final = "it doesn't speak HTTP/1"
 
 _VERSION, _NO_LOGIN, _BY_PASSWORD, _CONNECT = 5, 0, 2, 1  # RFC 1928 sections 3 and 4
 _IPV4, _NAME, _IPV6 = 1, 3, 4
-_NEEDED: Final = "it asks for a user and a password"
-_NOT_TAKEN: Final = "it doesn't take our user and password"
+_LOGIN_REQUIRED: Final = "it requires a user and a password"
+_LOGIN_REJECTED: Final = "it rejected the user and password"
 _REPLIES: Final = (  # RFC 1928 section 6
-    "it granted that",
+    "it succeeded",
     "it failed in general",
     "its rules don't allow that",
     "the network can't be reached from it",
@@ -46,7 +45,7 @@ class Tunnel(Protocol):
     """One handshake with a proxy. `first` are the bytes to send at once."""
 
     first: bytes
-    open: bool  # whether the connection is made
+    open: bool  # whether the tunnel is established
 
     def take(self, data: bytes) -> tuple[int, bytes]:
         """Return how many bytes of `data` belong to the proxy, and the bytes to send now. Raises TunnelError."""
@@ -68,7 +67,7 @@ def credentials(login: "Login") -> bytes:
 
 def proxy_login_problem(login: "Login | None") -> str:
     """Describe a 407 of the proxy: no login is configured, or the proxy rejected it."""
-    return f"{_NEEDED if login is None else _NOT_TAKEN} (407)"
+    return f"{_LOGIN_REQUIRED if login is None else _LOGIN_REJECTED} (407)"
 
 
 class NoTunnel:
@@ -87,15 +86,15 @@ class ConnectTunnel:
 
     def __init__(self, target: "HostName | Address", port: int, login: "Login | None") -> None:
         host = f"[{target}]" if not isinstance(target, HostName) and target.version == 6 else target
-        place = f"{host}:{port}".encode("ascii")
-        asked = b"CONNECT " + place + b" HTTP/1.1\r\nHost: " + place + b"\r\n"
+        authority = f"{host}:{port}".encode("ascii")
+        request = b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n"
         if login is not None:
-            asked += b"Proxy-Authorization: " + credentials(login) + b"\r\n"
-        self.first = asked + b"\r\n"
+            request += b"Proxy-Authorization: " + credentials(login) + b"\r\n"
+        self.first = request + b"\r\n"
         self.open = False
         self._login = login
         self._head = b""
-        self._size = 0  # of all heads so far
+        self._size = 0  # bytes of all heads so far
 
     def take(self, data: bytes) -> tuple[int, bytes]:
         """Return how many bytes of `data` belong to the response's head; there is never anything to send."""
@@ -104,8 +103,8 @@ class ConnectTunnel:
         before = len(self._head)
         self._head += data[: LONGEST_HEAD + 1 - self._size]
         end = BLANK_LINE.search(self._head, max(0, before - 2))
-        taken = (end.end() if end else len(self._head)) - before
-        self._size += taken
+        consumed = (end.end() if end else len(self._head)) - before
+        self._size += consumed
         if self._size > LONGEST_HEAD:
             raise TunnelError(f"its answer is longer than {LONGEST_HEAD} bytes")
         try:
@@ -114,18 +113,18 @@ class ConnectTunnel:
         except ValueError:
             raise TunnelError(_NOT_HTTP) from None
         if status is not None:
-            self._answered(status)
-        return taken, b""
+            self._check_status(status)
+        return consumed, b""
 
-    def _answered(self, status: int) -> None:
+    def _check_status(self, status: int) -> None:
         if 200 <= status < 300:
             self.open = True
         elif 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._head = b""  # RFC 9110 section 15.2: the answer itself is still to come
+            self._head = b""  # RFC 9110 section 15.2: informational; the final response follows
         elif status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
             raise TunnelError(proxy_login_problem(self._login))
         else:
-            raise TunnelError(f"it answered {_described(status)}")
+            raise TunnelError(f"it answered {_status_text(status)}")
 
 
 class SocksTunnel:
@@ -137,51 +136,51 @@ class SocksTunnel:
         self.open = False
         self._methods = methods
         self._login = login
-        self._asked = bytes([_VERSION, _CONNECT, 0]) + _place(target) + port.to_bytes(2)
+        self._request = bytes([_VERSION, _CONNECT, 0]) + _socks_address(target) + port.to_bytes(2)
         self._reply = b""
-        self._wanted = 2  # bytes of the reply that is read
-        self._read = self._method
+        self._reply_size = 2  # bytes of the current reply
+        self._parse_reply = self._parse_method
 
     def take(self, data: bytes) -> tuple[int, bytes]:
         """Return how many bytes of `data` belong to the replies, and the bytes to send now."""
-        taken = 0
-        while taken < len(data) and not self.open:
-            piece = data[taken : taken + self._wanted - len(self._reply)]
+        consumed = 0
+        while consumed < len(data) and not self.open:
+            piece = data[consumed : consumed + self._reply_size - len(self._reply)]
             self._reply += piece
-            taken += len(piece)
-            if len(self._reply) == self._wanted and (said := self._read(self._reply)):
-                return taken, said  # it speaks again only when it has heard that
-        return taken, b""
+            consumed += len(piece)
+            if len(self._reply) == self._reply_size and (to_send := self._parse_reply(self._reply)):
+                return consumed, to_send  # the proxy only replies after this
+        return consumed, b""
 
-    def _next(self, wanted: int) -> None:
+    def _expect(self, size: int) -> None:
         self._reply = b""
-        self._wanted = wanted
+        self._reply_size = size
 
-    def _method(self, reply: bytes) -> bytes:
+    def _parse_method(self, reply: bytes) -> bytes:
         """Read the authentication method that the proxy chose (section 3)."""
         version, method = reply
         if version != _VERSION:
             raise TunnelError("it doesn't speak SOCKS 5")
         if method not in self._methods:
-            raise TunnelError(_NEEDED if self._login is None else "it takes no user and password")
+            raise TunnelError(_LOGIN_REQUIRED if self._login is None else "it takes no user and password")
         if method == _NO_LOGIN or self._login is None:
-            self._next(4)
-            self._read = self._answer
-            return self._asked
-        self._next(2)
-        self._read = self._logged_in
+            self._expect(4)
+            self._parse_reply = self._parse_connect_reply
+            return self._request
+        self._expect(2)
+        self._parse_reply = self._parse_login_reply
         user, password = self._login.user, self._login.password
         return bytes([1, len(user)]) + user + bytes([len(password)]) + password
 
-    def _logged_in(self, reply: bytes) -> bytes:
+    def _parse_login_reply(self, reply: bytes) -> bytes:
         """Read whether the proxy accepted user and password (RFC 1929 section 2)."""
         if reply != b"\x01\x00":
-            raise TunnelError(_NOT_TAKEN)
-        self._next(4)
-        self._read = self._answer
-        return self._asked
+            raise TunnelError(_LOGIN_REJECTED)
+        self._expect(4)
+        self._parse_reply = self._parse_connect_reply
+        return self._request
 
-    def _answer(self, reply: bytes) -> bytes:
+    def _parse_connect_reply(self, reply: bytes) -> bytes:
         """Read the reply to the request (section 6), and the length of the bound address in it, which is ignored."""
         version, code, _, kind = reply[:4]
         if version != _VERSION:
@@ -189,25 +188,25 @@ class SocksTunnel:
         if code:
             raise TunnelError(_REPLIES[code] if code < len(_REPLIES) else f"it failed with code {code}")
         if len(reply) == 4 and kind == _NAME:
-            self._wanted = 5
+            self._reply_size = 5
         elif len(reply) <= 5:
             sizes = {_IPV4: 4, _IPV6: 16, _NAME: 1 + reply[-1]}
             if kind not in sizes:
                 raise TunnelError("it answered with an unknown type of address")
-            self._wanted = 4 + sizes[kind] + 2
+            self._reply_size = 4 + sizes[kind] + 2
         else:
             self.open = True
         return b""
 
 
-def _place(target: "HostName | Address") -> bytes:
+def _socks_address(target: "HostName | Address") -> bytes:
     if not isinstance(target, HostName):
         return bytes([_IPV4 if target.version == 4 else _IPV6]) + target.packed
     name = target.encode("ascii")
     return bytes([_NAME, len(name)]) + name  # a name has at most 253 bytes
 
 
-def _described(status: int) -> str:
+def _status_text(status: int) -> str:
     try:
         return f"{status} ({HTTPStatus(status).phrase})"
     except ValueError:

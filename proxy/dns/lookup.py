@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 LONGEST_KEPT: Final = 30.0  # seconds
 FAILURE_KEPT: Final = 1.0
 MOST_KEPT: Final = 4096  # names
-MOST_AT_ONCE: Final = 64  # names being asked for; the others wait
+MOST_AT_ONCE: Final = 64  # names being looked up; the others wait
 MOST_WAITING: Final = 1024
-MOST_ASKERS: Final = 8192  # who wait for all of these names: a task can ask for one without end while nobody answers
-TOLD_AT_ONCE: Final = 16  # of them before the others have their turn: each has something to dial, or to tell
+MOST_ASKERS: Final = (
+    8192  # callers that wait for all names: bounds how often a task can request a name that nobody answers
+)
+TOLD_AT_ONCE: Final = 16  # callbacks run before other work gets a turn: each may dial or record something
 MOST_ADDRESSES: Final = 16  # of one name
-_PATIENCE: Final = 0.05  # seconds the other family gets once one has answered (RFC 8305 section 3)
-_LOOK_AGAIN: Final = 1.0  # seconds between looks at the host's files
+_SECOND_FAMILY_WAIT: Final = 0.05  # seconds to wait for the other family after the first answer (RFC 8305 section 3)
+_FILE_CHECK_INTERVAL: Final = 1.0  # seconds between checks of the hosts file
 _DISCARD: Final = 9  # any port does: connecting a datagram socket only looks up a route (connect(2))
 _BEST, _MISMATCHED, _NO_ROUTE = range(3)  # routes
 
@@ -48,15 +50,15 @@ class LookupResult:
     def __init__(
         self, addresses: "tuple[Address, ...]" = (), own: "frozenset[Address]" = frozenset(), problem: str = ""
     ) -> None:
-        """Take what was found; `own`: those that are this host's."""
+        """Create a result; `own`: the addresses that belong to this host."""
         self.addresses = addresses
         self.own = own
         self.problem = problem
-        # Of these, those that a policy lets out to a port: the dialer's, and forgotten with what they were made from.
+        # The dialer's cache of the addresses that a policy allows for a port; it ends with this result.
         self.checked: dict[tuple[Policy, date | None, int, Spoken, bool, frozenset[str]], tuple[Address, ...]] = {}
 
 
-_NOBODY: Final = LookupResult(problem="names of this zone are exeat's own")
+_RESERVED_NAME: Final = LookupResult(problem="names of this zone are reserved for Exeat")
 
 
 class HostsFile:
@@ -77,7 +79,7 @@ class HostsFile:
             if version == self._version:
                 return False
             with open(self._path, encoding="utf-8", errors="replace") as file:
-                entries = _parse(file.read())
+                entries = _parse_hosts(file.read())
         except OSError:
             changed = bool(self._entries)
             self._version, self._entries = None, {}
@@ -87,8 +89,8 @@ class HostsFile:
 
     def addresses_of(self, name: "HostName") -> "tuple[Address, ...]":
         """Return the file's addresses of `name`, in order; empty: the file doesn't have it."""
-        written = (parse_address(text) for text in self._entries.get(name, ()))
-        return tuple(dict.fromkeys(address for address in written if address is not None))
+        file_addresses = (parse_address(text) for text in self._entries.get(name, ()))
+        return tuple(dict.fromkeys(address for address in file_addresses if address is not None))
 
 
 class Lookup:
@@ -101,56 +103,56 @@ class Lookup:
         clock: "Callable[[], float]" = time.monotonic,
         has_room: "Callable[[], bool]" = lambda: True,
     ) -> None:
-        """Read `hosts` and ask `servers`; by default the host's own. `has_room`: is there a descriptor."""
+        """Use `hosts` and `servers`, by default the host's own. `has_room`: whether a descriptor is free."""
         self._hosts = hosts or HostsFile()
-        turn = asyncio.Lock()  # of whose answer is read
+        turn = asyncio.Lock()  # held while an answer is parsed
         self._servers = servers or (lambda: _name_servers(turn))
         self._clock = clock
         self.has_room = has_room
-        self._look_again_at = clock() + _LOOK_AGAIN
+        self._next_file_check = clock() + _FILE_CHECK_INTERVAL
         self._hosts.refresh()
-        self._kept: OrderedDict[HostName, tuple[float, LookupResult]] = OrderedDict()
-        self._host = LookupResult(
-            LOOPBACK, frozenset(LOOPBACK)
-        )  # asked of nobody: not even the hosts file has a say in it
+        self._cache: OrderedDict[HostName, tuple[float, LookupResult]] = OrderedDict()
+        self._host = LookupResult(LOOPBACK, frozenset(LOOPBACK))  # fixed: not even the hosts file can change it
         self.waiting: dict[HostName, deque[Callable[[LookupResult], None]]] = {}
-        self._askers = 0  # in all of these
-        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._waiter_count = 0  # callbacks in `waiting`
+        self._concurrency = asyncio.Semaphore(MOST_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def known(self, name: "HostName") -> LookupResult | None:
         """Return the result for `name` from the cache or the hosts file; None: call `ask`."""
         now = self._clock()
-        if now >= self._look_again_at:
-            self._look_again_at = now + _LOOK_AGAIN
+        if now >= self._next_file_check:
+            self._next_file_check = now + _FILE_CHECK_INTERVAL
             if self._hosts.refresh():
-                self._kept.clear()
-        kept = self._kept.get(name)
-        if kept is not None and now < kept[0]:
-            return kept[1]
-        if is_exeat_name(name):  # which nothing is ever kept of
-            return self._host if name == HOST else _NOBODY
-        written = self._hosts.addresses_of(name)
-        return self._keep(name, written, LONGEST_KEPT) if written else None
+                self._cache.clear()
+        cached = self._cache.get(name)
+        if cached is not None and now < cached[0]:
+            return cached[1]
+        if is_exeat_name(name):  # never cached
+            return self._host if name == HOST else _RESERVED_NAME
+        file_addresses = self._hosts.addresses_of(name)
+        return self._store(name, file_addresses, LONGEST_KEPT) if file_addresses else None
 
     def ask(self, name: "HostName", done: "Callable[[LookupResult], None]") -> None:
         """Look `name` up; `done` is called exactly once. Concurrent lookups of a name share one query."""
         waiting = self.waiting.get(name)
         if is_exeat_name(name):
-            asyncio.get_running_loop().call_soon(done, self._host if name == HOST else _NOBODY)
-        elif self._askers >= MOST_ASKERS:
-            found = LookupResult(problem=f"{self._askers} connections, requests and lookups wait for names already")
+            asyncio.get_running_loop().call_soon(done, self._host if name == HOST else _RESERVED_NAME)
+        elif self._waiter_count >= MOST_ASKERS:
+            found = LookupResult(
+                problem=f"{self._waiter_count} connections, requests and lookups wait for names already"
+            )
             asyncio.get_running_loop().call_soon(done, found)
         elif waiting is not None:
             waiting.append(done)
-            self._askers += 1
+            self._waiter_count += 1
         elif len(self.waiting) >= MOST_WAITING or not self.has_room():
             found = LookupResult(problem=f"{len(self.waiting)} names are being looked up already")
             asyncio.get_running_loop().call_soon(done, found)
         else:
             self.waiting[name] = deque([done])
-            self._askers += 1
+            self._waiter_count += 1
             task = asyncio.get_running_loop().create_task(self._look_up(name))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -158,7 +160,7 @@ class Lookup:
     def forget_checks(self) -> None:
         """Drop the cached address checks: another policy is in force."""
         self._host.checked.clear()
-        for _, found in self._kept.values():
+        for _, found in self._cache.values():
             found.checked.clear()
 
     def servers(self) -> "Servers":
@@ -175,17 +177,17 @@ class Lookup:
     async def _look_up(self, name: "HostName") -> None:
         found = LookupResult(problem="the lookup broke off")
         try:
-            async with self._turns:
+            async with self._concurrency:
                 addresses, seconds = await _both_families(self._servers(), name)
-            found = self._keep(name, addresses, seconds)
+            found = self._store(name, addresses, seconds)
         except DnsLookupError as error:
-            found = self._keep(name, (), FAILURE_KEPT, str(error))
+            found = self._store(name, (), FAILURE_KEPT, str(error))
         finally:
             waiting = self.waiting.pop(name, deque())
-            self._askers -= len(waiting)
-            self._tell(waiting, found)
+            self._waiter_count -= len(waiting)
+            self._run_callbacks(waiting, found)
 
-    def _tell(self, waiting: "deque[Callable[[LookupResult], None]]", found: LookupResult) -> None:
+    def _run_callbacks(self, waiting: "deque[Callable[[LookupResult], None]]", found: LookupResult) -> None:
         """Call the callbacks of a lookup, some at a time, so that thousands don't delay other work (invariant 11)."""
         if self._closed:
             return
@@ -193,17 +195,17 @@ class Lookup:
         for _ in range(min(len(waiting), TOLD_AT_ONCE)):
             loop.call_soon(waiting.popleft(), found)
         if waiting:
-            loop.call_soon(self._tell, waiting, found)
+            loop.call_soon(self._run_callbacks, waiting, found)
 
-    def _keep(
+    def _store(
         self, name: "HostName", addresses: "Iterable[Address]", seconds: float, problem: str = ""
     ) -> LookupResult:
-        ordered, own = in_order(tuple(dict.fromkeys(addresses))[:MOST_ADDRESSES])
-        found = LookupResult(ordered, own, problem)
-        self._kept[name] = self._clock() + min(seconds, LONGEST_KEPT), found
-        self._kept.move_to_end(name)
-        if len(self._kept) > MOST_KEPT:
-            self._kept.popitem(last=False)
+        sorted_addresses, own = in_order(tuple(dict.fromkeys(addresses))[:MOST_ADDRESSES])
+        found = LookupResult(sorted_addresses, own, problem)
+        self._cache[name] = self._clock() + min(seconds, LONGEST_KEPT), found
+        self._cache.move_to_end(name)
+        if len(self._cache) > MOST_KEPT:
+            self._cache.popitem(last=False)
         return found
 
 
@@ -211,16 +213,18 @@ async def _both_families(servers: "Servers", name: "HostName") -> "tuple[tuple[A
     """Query A and AAAA at once; after the first answer the other gets 50 ms more. Raises DnsLookupError."""
     tasks = [asyncio.create_task(servers.ask(name, kind)) for kind in ("A", "AAAA")]
     try:
-        first, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if rest:
-            await asyncio.wait(rest, timeout=None if all(task.exception() for task in first) else _PATIENCE)
+        first, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if pending:
+            await asyncio.wait(
+                pending, timeout=None if all(task.exception() for task in first) else _SECOND_FAMILY_WAIT
+            )
     finally:
         for task in tasks:
             task.cancel()
-    ended = [task for task in tasks if task.done() and not task.cancelled()]
-    answers = [task.result() for task in ended if task.exception() is None]
+    finished = [task for task in tasks if task.done() and not task.cancelled()]
+    answers = [task.result() for task in finished if task.exception() is None]
     if not answers:
-        raise DnsLookupError("; ".join(dict.fromkeys(str(task.exception()) for task in ended)))
+        raise DnsLookupError("; ".join(dict.fromkeys(str(task.exception()) for task in finished)))
     addresses = tuple(address for found, _ in answers for address in found)
     return addresses, min(seconds for _, seconds in answers)
 
@@ -243,10 +247,11 @@ def source_for(address: "Address") -> "Address | None":
 
 
 def in_order(addresses: "Iterable[Address]") -> "tuple[tuple[Address, ...], frozenset[Address]]":
-    """Sort addresses for dialling, and say which are this host's own.
+    """Sort addresses for dialing; returns the sorted addresses, and those that belong to this host.
 
-    What has a route goes first, then what has one from an address of the same reach (RFC 6724 section 6, rules 1 and
-    5: a private IPv6 source doesn't get far), and then the families take turns, IPv6 first (RFC 8305 section 4).
+    Addresses with a route come first, among them those whose source address has the same scope (RFC 6724 section 6,
+    rules 1 and 5: a private IPv6 source can't reach the internet). Families then alternate, IPv6 first (RFC 8305
+    section 4).
     """
     ranked: dict[Address, tuple[int, int, int]] = {}
     own: set[Address] = set()
@@ -263,11 +268,11 @@ def in_order(addresses: "Iterable[Address]") -> "tuple[tuple[Address, ...], froz
 def _rank(address: "Address", source: "Address | None") -> int:
     if source is None:
         return _NO_ROUTE
-    far_off = address.version == 6 and why_not_public(address) is None and why_not_public(source) is not None
-    return _MISMATCHED if far_off else _BEST
+    has_narrow_source = address.version == 6 and why_not_public(address) is None and why_not_public(source) is not None
+    return _MISMATCHED if has_narrow_source else _BEST
 
 
-def _parse(text: str) -> dict[str, tuple[str, ...]]:
+def _parse_hosts(text: str) -> dict[str, tuple[str, ...]]:
     """Parse a hosts file to each name's addresses as text, which are parsed when needed."""
     entries: dict[str, tuple[str, ...]] = {}
     for line in text.splitlines():

@@ -1,7 +1,7 @@
-"""Looks up records of other types than A and AAAA, as a rule's `dns_types` allows, at the host's name servers.
+"""Looks up records of types other than A and AAAA, which a rule's `dns_types` allows, at the host's name servers.
 
-The query leaves this host, and its name may carry data; so only types that a rule lists are looked up. Each query is
-sent anew with an id of our own, and only the records of an answer come back.
+Such a query leaves this host, and its name may carry data, so a rule must list the type. The gate sends a new query
+with its own id, and returns only the records of the answer.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.names import HostName
 
-MOST_AT_ONCE: Final = 16  # questions
-MOST_WAITING: Final = 256  # ... and those that wait for their turn
+MOST_AT_ONCE: Final = 16  # queries
+MOST_WAITING: Final = 256  # queries that run or wait
 MOST_RECORDS: Final = 64
-LONGEST_KEPT: Final = 300.0  # seconds that a client may keep an answer
+LONGEST_KEPT: Final = 300.0  # seconds that a client may cache an answer
 
 
 class DnsLookupError(Exception):
@@ -29,8 +29,8 @@ class Records(NamedTuple):
     data: tuple[bytes, ...] = ()
     texts: tuple[str, ...] = ()
     seconds: float = 0.0
-    exists: bool = True  # the name itself
-    problem: str = ""  # why nobody would say
+    exists: bool = True  # whether the name exists
+    problem: str = ""  # why the lookup failed
 
 
 class Servers(Protocol):
@@ -48,7 +48,7 @@ class Servers(Protocol):
 class RecordLookup:
     """Looks up records. For one thread, within a running loop."""
 
-    __slots__ = ("_has_room", "_servers", "_turns", "tasks")
+    __slots__ = ("_concurrency", "_has_room", "_servers", "tasks")
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class RecordLookup:
         has_room: "Callable[[], bool]" = lambda: True,
         tasks: "set[asyncio.Task[None]] | None" = None,
     ) -> None:
-        """Ask `servers`. `has_room`: for what asking takes (`DescriptorQuota`); `tasks` holds what is asked now."""
+        """Query `servers`. `has_room`: whether a descriptor is free (`DescriptorQuota`); `tasks`: running queries."""
         self._servers = servers
         self._has_room = has_room
-        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._concurrency = asyncio.Semaphore(MOST_AT_ONCE)
         self.tasks = set() if tasks is None else tasks
 
     def ask(self, name: "HostName", kind: str, done: "Callable[[Records], None]") -> None:
@@ -75,7 +75,7 @@ class RecordLookup:
     async def _ask(self, name: "HostName", kind: str, done: "Callable[[Records], None]") -> None:
         found = Records(problem="the lookup broke off")
         try:
-            async with self._turns:
+            async with self._concurrency:
                 found = await self._servers().records(name, kind)
         except DnsLookupError as error:
             found = Records(problem=str(error))

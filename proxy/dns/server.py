@@ -46,21 +46,21 @@ _LOCALHOST: Final[dict[int, tuple[bytes, ...]]] = {
     Type.AAAA: (b"\0" * 15 + b"\1",),
 }  # RFC 6761 section 6.3
 _FAMILY: Final[dict[int, int]] = {Type.A: 4, Type.AAAA: 6}
-# Asked for beside A by every modern client; no answer is the answer, and nothing to raise an eyebrow at.
-_USUAL: Final = frozenset({Type.A, Type.AAAA, Type.HTTPS, Type.SVCB})
+# Types that modern clients query beside A; an empty answer is normal, and no denial.
+_EXPECTED_TYPES: Final = frozenset({Type.A, Type.AAAA, Type.HTTPS, Type.SVCB})
 _ERROR: Final = (BLOCKED, "blocked by the sandbox's rules")
 _PORT: Final = 53
-_REVERSE: Final = (".in-addr.arpa", ".ip6.arpa")
+_REVERSE_ZONES: Final = (".in-addr.arpa", ".ip6.arpa")
 
 
 class _Answer(NamedTuple):
-    """An answer: `addresses` of the requested type; empty: no data."""
+    """Answer to a query: `addresses` of the requested type; empty: no data."""
 
     decision: "Decision"
     rcode: Rcode = Rcode.NOERROR
     addresses: "tuple[Address, ...]" = ()
-    looked_up: bool = False  # the addresses are still to be looked up
-    asked_for: bool = False  # the records are, of another type
+    needs_lookup: bool = False  # look up the addresses before answering
+    needs_records: bool = False  # look up records of another type before answering
     records: "Records | None" = None
 
 
@@ -75,10 +75,12 @@ class DnsServer:
         self._names = names
         self._lookup = lookup
         self._records: RecordLookup | None = None
-        self.record_tasks: set[asyncio.Task[None]] = set()  # questions about records
+        self.record_tasks: set[asyncio.Task[None]] = set()  # running lookups of records
 
-    def ask(self, data: bytes, asked: "Address | None", protocol: "Protocol", reply: "Callable[[bytes], None]") -> bool:
-        """Answer one message that was sent to `asked`; `reply` is called at once, later, or never.
+    def ask(
+        self, data: bytes, server_address: "Address | None", protocol: "Protocol", reply: "Callable[[bytes], None]"
+    ) -> bool:
+        """Answer one message that was sent to `server_address`; `reply` is called at once, later, or never.
 
         Returns whether the message was a query.
         """
@@ -95,29 +97,29 @@ class DnsServer:
             name = HostName.parse(query.name)
         except InvalidNameError:
             name = None
-        if name is not None and (own := self._own(query, name)):
-            reply(own)
+        if name is not None and (reserved_answer := self._answer_reserved(query, name)):
+            reply(reserved_answer)
             return True
         answer = self._decide(query, name)
-        if name is not None and answer.asked_for:
+        if name is not None and answer.needs_records:
             self._record_lookup().ask(
                 name,
                 query.type_text,
-                lambda found: self._say(query, _with_records(answer, found), asked, protocol, reply),
+                lambda found: self._send(query, _with_records(answer, found), server_address, protocol, reply),
             )
-        elif name is None or not answer.looked_up:
-            self._say(query, answer, asked, protocol, reply)
+        elif name is None or not answer.needs_lookup:
+            self._send(query, answer, server_address, protocol, reply)
         elif (found := self._lookup.known(name)) is not None:
-            self._say(query, self._true(query, name, answer, found), asked, protocol, reply)
+            self._send(query, self._answer_real(query, name, answer, found), server_address, protocol, reply)
         else:
 
-            def looked_up(found: "LookupResult") -> None:
-                self._say(query, self._true(query, name, answer, found), asked, protocol, reply)
+            def needs_lookup(found: "LookupResult") -> None:
+                self._send(query, self._answer_real(query, name, answer, found), server_address, protocol, reply)
 
-            self._lookup.ask(name, looked_up)
+            self._lookup.ask(name, needs_lookup)
         return True
 
-    def _own(self, query: Query, name: HostName) -> bytes:
+    def _answer_reserved(self, query: Query, name: HostName) -> bytes:
         """Answer a query for `localhost` or a name of Exeat's own zone; empty: it is neither."""
         if name == "localhost" or name.endswith(".localhost"):
             return build_answer(query, Rcode.NOERROR, _LOCALHOST.get(query.type, ()), ttl=TTL)
@@ -132,30 +134,30 @@ class DnsServer:
         policy = self._sandbox.policy
         if name is None:
             return _Answer(deny(policy, Reason.INVALID_NAME), Rcode.NXDOMAIN)
-        if query.dns_class != IN or name.endswith(_REVERSE):
+        if query.dns_class != IN or name.endswith(_REVERSE_ZONES):
             rcode = Rcode.REFUSED if query.dns_class != IN else Rcode.NXDOMAIN
             return _Answer(deny(policy, Reason.DNS_TYPE), rcode)
         decision = policy.decide_name(name, self._sandbox.caller)
         if not decision.passes:
             if decision.reason is Reason.NO_RULE:
                 decision = deny(policy, Reason.DNS_DENIED, decision)
-            return self._refused(query, name, decision)
-        return self._passing(query, name, decision)
+            return self._answer_denied(query, name, decision)
+        return self._answer_allowed(query, name, decision)
 
-    def _passing(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
+    def _answer_allowed(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
         """Answer a query for a name that a rule allows some connection to."""
         policy = self._sandbox.policy
         if query.type not in _FAMILY and query.type_text in policy.dns_types(name, self._sandbox.caller):
-            return self._read(name, decision, _Answer(decision, asked_for=True))
-        if query.type not in _USUAL:
+            return self._record_read(name, decision, _Answer(decision, needs_records=True))
+        if query.type not in _EXPECTED_TYPES:
             return _Answer(deny(policy, Reason.DNS_TYPE, decision))
-        # Of what people are still to be asked about, nothing is looked up before they have answered
+        # A name that needs an approval is not looked up before it is approved
         if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL and decision.allows:
-            return self._read(name, decision, _Answer(decision, looked_up=True))
-        return self._standing_in(query, name, decision)
+            return self._record_read(name, decision, _Answer(decision, needs_lookup=True))
+        return self._answer_synthetic(query, name, decision)
 
-    def _read(self, name: HostName, decision: "Decision", answer: _Answer) -> _Answer:
-        """Record the read before an answer from the name's owner reaches the task: 128 bits of its choice."""
+    def _record_read(self, name: HostName, decision: "Decision", answer: _Answer) -> _Answer:
+        """Record the read first: the name's owner chooses the 128 bits of an address that the task then receives."""
         if self._sandbox.record_read(decision, name, _PORT, ""):
             return answer
         return _Answer(deny(self._sandbox.policy, Reason.APPROVAL_UNAVAILABLE, decision), Rcode.SERVFAIL)
@@ -167,10 +169,10 @@ class DnsServer:
             self._records = RecordLookup(self._lookup.servers, self._lookup.has_room, self.record_tasks)
         return self._records
 
-    def _refused(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
-        """Refuse a name: with an address all the same, so that the connection to it can be told why.
+    def _answer_denied(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
+        """Answer a query for a denied name with a synthetic address, so that the connection gets a block page.
 
-        Not where there may be a search list: an address for the first name that is tried would end the search.
+        A sandbox with a foreign resolver gets NXDOMAIN: it may have a search list, which an address would end.
         """
         if self._sandbox.is_foreign or self._sandbox.policy.settings.on_block is OnBlock.DNS_REFUSED:
             return _Answer(decision, Rcode.NXDOMAIN)
@@ -179,8 +181,8 @@ class DnsServer:
         address = self._names.address_for(name, denied=True)
         return _Answer(decision, Rcode.NXDOMAIN) if address is None else _Answer(decision, addresses=(address,))
 
-    def _standing_in(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
-        """Answer with the synthetic address of the name. It is IPv4 only: one address a name is enough."""
+    def _answer_synthetic(self, query: Query, name: HostName, decision: "Decision") -> _Answer:
+        """Answer with the synthetic address of the name: IPv4 only, one for each name."""
         if query.type != Type.A:
             return _Answer(decision)
         address = self._names.address_for(name, denied=False)
@@ -188,38 +190,38 @@ class DnsServer:
             return _Answer(deny(self._sandbox.policy, Reason.LIMIT_EXCEEDED, decision), Rcode.SERVFAIL)
         return _Answer(decision, addresses=(address,))
 
-    def _true(self, query: Query, name: HostName, answer: _Answer, found: "LookupResult") -> _Answer:
-        """Answer with the true addresses, but those that a sandbox would take for its own.
+    def _answer_real(self, query: Query, name: HostName, answer: _Answer, found: "LookupResult") -> _Answer:
+        """Answer with the real addresses, except those that the sandbox would treat as its own.
 
-        Where there are none, an address that stands for the name leads to a connection that can be told why.
+        If none remain, answer with a synthetic address, so that the connection gets a block page.
         """
-        outside = [a for a in found.addresses if not (a.is_loopback or a in self._sandbox.own_addresses)]
-        if not outside:
-            return self._standing_in(query, name, answer.decision)
-        wanted = tuple(address for address in outside if address.version == _FAMILY.get(query.type))
-        self._names.remember(name, wanted)
-        return _Answer(answer.decision, addresses=wanted)
+        usable = [a for a in found.addresses if not (a.is_loopback or a in self._sandbox.own_addresses)]
+        if not usable:
+            return self._answer_synthetic(query, name, answer.decision)
+        answered_addresses = tuple(address for address in usable if address.version == _FAMILY.get(query.type))
+        self._names.remember(name, answered_addresses)
+        return _Answer(answer.decision, addresses=answered_addresses)
 
-    def _say(
+    def _send(
         self,
         query: Query,
         answer: _Answer,
-        asked: "Address | None",
+        server_address: "Address | None",
         protocol: "Protocol",
         reply: "Callable[[bytes], None]",
     ) -> None:
-        """Record the decision, then answer; without a record there is no answer."""
+        """Record the decision, then answer; if recording fails, answer SERVFAIL."""
         decision, found = answer.decision, answer.records
-        shown = found.texts if found else tuple(map(str, answer.addresses))
+        texts = found.texts if found else tuple(map(str, answer.addresses))
         try:
             self._recorder.decided(
                 Kind.DNS_DECIDED,
                 decision,
                 name=query.name,
-                address=asked,
+                address=server_address,
                 port=_PORT,
                 protocol=protocol,
-                dns=Dns(query.name, query.type_text, shown),
+                dns=Dns(query.name, query.type_text, texts),
             )
         except JournalWriteError:
             reply(build_answer(query, Rcode.SERVFAIL))

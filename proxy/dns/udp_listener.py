@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.sandbox.recorder import Recorder
     from rules.addresses import Address
 
-_AT_ONCE: Final = 64  # questions before the others get their turn
+_AT_ONCE: Final = 64  # queries before other work gets a turn
 _ANCILLARY: Final = 256  # bytes
 # linux/in.h, linux/in6.h
 _IP_PKTINFO, _IP_ORIGDSTADDR, _IPV6_PKTINFO, _IPV6_ORIGDSTADDR = 8, 20, 50, 74
@@ -64,21 +64,21 @@ class DnsUdpListener:
         self._recorder.error(Component.RESOLVER, f"{type(error).__name__}: {error}")
 
     def _answer(self, data: bytes, ancillary: list[_Ancillary], client: tuple[str, int]) -> None:
-        asked = _asked(ancillary)
-        back = [] if asked is None else [_from(asked, self._sock.family)]
+        server_address = _destination(ancillary)
+        control_messages = [] if server_address is None else [_source_message(server_address, self._sock.family)]
 
         def reply(answer: bytes) -> None:
             try:
-                self._sock.sendmsg([answer], back, 0, client)
+                self._sock.sendmsg([answer], control_messages, 0, client)
             except OSError:
-                # No answer can come from a multicast, broadcast or link-local address (EINVAL), nor go to a full or
-                # closed socket: the client asks again or it doesn't.
+                # An answer can't be sent from a multicast, broadcast or link-local address (EINVAL), or to a full or
+                # closed socket. The client may repeat its query.
                 return
 
-        self._resolver.ask(data, asked, Protocol.UDP, reply)
+        self._resolver.ask(data, server_address, Protocol.UDP, reply)
 
 
-def _asked(ancillary: list[_Ancillary]) -> "Address | None":
+def _destination(ancillary: list[_Ancillary]) -> "Address | None":
     """Return the address that a datagram was sent to, from a struct sockaddr_in or sockaddr_in6."""
     for level, kind, data in ancillary:
         if (level, kind) == (socket.IPPROTO_IP, _IP_ORIGDSTADDR):
@@ -88,7 +88,7 @@ def _asked(ancillary: list[_Ancillary]) -> "Address | None":
     return None
 
 
-def _from(address: "Address", family: int) -> _Ancillary:
+def _source_message(address: "Address", family: int) -> _Ancillary:
     """Return the control message that sends from `address`: in_pktinfo or in6_pktinfo without an interface."""
     if family == socket.AF_INET:
         return socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("I4s4x", 0, address.packed)

@@ -32,28 +32,28 @@ if TYPE_CHECKING:
     from rules.names import HostName
 
 
-# Bytes. Of addresses 16 are used, of other records 64; and a name server that isn't told of more sends 512 without TCP.
+# Bytes of an answer. At most 16 addresses or 64 other records are used.
 LONGEST: Final = 8192
 
 
 class AnswerTooLongError(dns.exception.FormError):
-    """an answer is longer than any that is of use"""  # noqa: D400  dnspython shows it
+    """an answer is longer than 8 KB"""  # noqa: D400  dnspython shows it
 
 
 class DnsBackend:
-    """Backend for dnspython on asyncio. `turn`: a lock, so that answers of one sandbox are read one by one."""
+    """Asyncio backend for dnspython. `turn`: a lock, so that the answers of one sandbox are parsed one by one."""
 
     def __init__(self, turn: asyncio.Lock) -> None:
         self._turn = turn
-        self._plain: Any = dns.asyncbackend.get_backend("asyncio")
+        self._backend: Any = dns.asyncbackend.get_backend("asyncio")
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._plain, name)
+        return getattr(self._backend, name)
 
     async def make_socket(self, af: int, socktype: int, *more: Any, **named: Any) -> "_Socket":
         """Return a socket for a query."""
-        sock = await self._plain.make_socket(af, socktype, *more, **named)
-        return _Stream(sock, self._turn) if socktype == socket.SOCK_STREAM else _Datagrams(sock, self._turn)
+        sock = await self._backend.make_socket(af, socktype, *more, **named)
+        return _TcpSocket(sock, self._turn) if socktype == socket.SOCK_STREAM else _UdpSocket(sock, self._turn)
 
 
 class _Socket:
@@ -72,61 +72,61 @@ class _Socket:
     async def __aexit__(self, *_: object) -> None:
         await self._sock.close()
 
-    async def _have_turn(self) -> None:
-        """Wait for other answers of the sandbox to be read, and yield to other work."""
+    async def _wait_for_turn(self) -> None:
+        """Wait until other answers of the sandbox are parsed, and yield to other work."""
         async with self._turn:
             await asyncio.sleep(0)
 
 
-class _Datagrams(_Socket):
-    """UDP socket; ignores answers that are too long, and the query goes on until its timeout."""
+class _UdpSocket(_Socket):
+    """UDP socket; ignores answers that are too long, and waits for others until the timeout."""
 
     async def recvfrom(self, size: int, timeout: float | None) -> Any:  # noqa: ASYNC109  dnspython's
-        until = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
+            seconds_left = None if deadline is None else deadline - time.monotonic()
+            if seconds_left is not None and seconds_left <= 0:
                 raise dns.exception.Timeout
-            data, sender = await self._sock.recvfrom(size, left)
-            await self._have_turn()
+            data, sender = await self._sock.recvfrom(size, seconds_left)
+            await self._wait_for_turn()
             if len(data) <= LONGEST:
                 return data, sender
 
 
-class _Stream(_Socket):
+class _TcpSocket(_Socket):
     """TCP connection with one answer, after its length in two bytes (RFC 1035 section 4.2.2)."""
 
     def __init__(self, sock: Any, turn: asyncio.Lock) -> None:
         super().__init__(sock, turn)
         self._head = b""
-        self._left = 0
+        self._bytes_left = 0
 
     async def recv(self, size: int, timeout: float | None) -> bytes:  # noqa: ASYNC109  dnspython's
         data: bytes = await self._sock.recv(size, timeout)
         if len(self._head) < 2:
             self._head += data
-            self._left = int.from_bytes(self._head)
-            if len(self._head) == 2 and self._left > LONGEST:
+            self._bytes_left = int.from_bytes(self._head)
+            if len(self._head) == 2 and self._bytes_left > LONGEST:
                 raise AnswerTooLongError
         else:
-            self._left -= len(data)
-            if not self._left:
-                await self._have_turn()
+            self._bytes_left -= len(data)
+            if not self._bytes_left:
+                await self._wait_for_turn()
         return data
 
 
-LIFETIME: Final = 5.0  # seconds for one question, with all repeats and name servers
-MOST_ALIASES: Final = 8  # answers in a row that only say where to ask next
+LIFETIME: Final = 5.0  # seconds for one query, with all repeats and name servers
+MOST_ALIASES: Final = 8  # CNAMEs in a chain
 
 
 class NameServers:
-    """Name servers of a resolv.conf, read when this is made."""
+    """Name servers of a resolv.conf, which is read once."""
 
-    __slots__ = ("_answers", "_resolver")
+    __slots__ = ("_backend_with_turns", "_resolver")
 
     def __init__(self, path: str = "/etc/resolv.conf", turn: asyncio.Lock | None = None) -> None:
         """Read the file. `turn`: see `DnsBackend`. Raises DnsLookupError when it names no server."""
-        self._answers = DnsBackend(turn or asyncio.Lock())
+        self._backend_with_turns = DnsBackend(turn or asyncio.Lock())
         try:
             self._resolver = dns.asyncresolver.Resolver(path)
         except (dns.exception.DNSException, ValueError) as error:
@@ -151,30 +151,37 @@ class NameServers:
             found, seconds = await self._find(name, kind)
         except dns.resolver.NXDOMAIN:
             return Records(exists=False)
-        kept = found[:MOST_RECORDS]
-        data = tuple(record.to_wire() or b"" for record in kept)
-        return Records(data, tuple(record.to_text() for record in kept), min(seconds, LONGEST_KEPT))
+        records = found[:MOST_RECORDS]
+        data = tuple(record.to_wire() or b"" for record in records)
+        return Records(data, tuple(record.to_text() for record in records), min(seconds, LONGEST_KEPT))
 
     async def _find(self, name: "HostName", kind: str) -> "tuple[list[Any], float]":
         """Return the records of a name or of its alias (CNAME), and their TTL in seconds.
 
         Raises DnsLookupError when no server answers, and NXDOMAIN.
         """
-        asked = dns.name.from_text(name + ".")
-        least = float("inf")
+        current_name = dns.name.from_text(name + ".")
+        minimum_ttl = float("inf")
         try:
             for _ in range(MOST_ALIASES):
                 answer = await self._resolver.resolve(
-                    asked, kind, search=False, lifetime=LIFETIME, raise_on_no_answer=False, backend=self._answers
+                    current_name,
+                    kind,
+                    search=False,
+                    lifetime=LIFETIME,
+                    raise_on_no_answer=False,
+                    backend=self._backend_with_turns,
                 )
-                least = min(least, float(answer.chaining_result.minimum_ttl))
+                minimum_ttl = min(minimum_ttl, float(answer.chaining_result.minimum_ttl))
                 if answer.rrset is not None:
-                    return list(answer.rrset), least
-                if answer.canonical_name == asked:
-                    return [], least
-                asked = answer.canonical_name
-                if is_exeat_name(asked.to_text(omit_final_dot=True).lower()):  # nobody's DNS has a say in our names
-                    return [], least
+                    return list(answer.rrset), minimum_ttl
+                if answer.canonical_name == current_name:
+                    return [], minimum_ttl
+                current_name = answer.canonical_name
+                if is_exeat_name(
+                    current_name.to_text(omit_final_dot=True).lower()
+                ):  # no external DNS may define these names
+                    return [], minimum_ttl
         except dns.resolver.NXDOMAIN:
             raise
         except dns.exception.Timeout as error:

@@ -1,6 +1,6 @@
-"""DNS wire format: parses a query and builds an answer (RFC 1035). Pure.
+"""DNS wire format: parses a query and builds an answer. Pure.
 
-Pure. Written by hand because a general library takes 75 ms to import and a task's whole life starts with a lookup.
+Written by hand because importing a general library takes 75 ms, and a task's first action is often a lookup. Sources:
 RFC 1035 section 4 (format), RFC 6891 (EDNS), RFC 8914 (extended errors), RFC 2308 (negative answers).
 """
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LARGEST_QUERY: Final = 4096
-MOST_BYTES: Final = 512  # of an answer: no transport cuts that (RFC 1035 section 4.2.1)
-MOST_OVER_TCP: Final = 16384  # ... which a fresh socket takes at once
-BLOCKED: Final = 15  # extended error "Blocked": by the policy of who runs the resolver (RFC 8914 section 4.16)
-IN: Final = 1  # the internet's class
+MOST_BYTES: Final = 512  # of an answer: every transport carries that (RFC 1035 section 4.2.1)
+MOST_OVER_TCP: Final = 16384  # ... that a new socket accepts in one write
+BLOCKED: Final = 15  # extended error "Blocked": by a policy of the resolver's operator (RFC 8914 section 4.16)
+IN: Final = 1  # class: internet
 
 _HEADER: Final = struct.Struct("!HHHHHH")
 _PAIR: Final = struct.Struct("!HH")
 _RECORD: Final = struct.Struct("!HHIH")  # type, class, TTL, length of data: what follows a record's name
 _QR, _TC, _RD, _RA, _CD, _DO = 0x8000, 0x0200, 0x0100, 0x0080, 0x0010, 0x8000
 _OPCODE: Final = 0x7800
-_THE_QUESTION: Final = b"\xc0\x0c"  # a pointer to its name
-_EDE: Final = 15  # the option's number
+_QUESTION_NAME: Final = b"\xc0\x0c"  # compression pointer to the question's name
+_EDE: Final = 15  # option code
 _OUR_UDP_SIZE: Final = 1232
 _LONGEST_NAME, _LONGEST_LABEL = 255, 63
-_PLAIN: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_UNESCAPED: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
 class Type(IntEnum):
@@ -84,7 +84,7 @@ class Query(NamedTuple):
     dns_class: int
     edns: bool = False
     edns_version: int = 0
-    edns_size: int = MOST_BYTES  # bytes of a datagram that its sender takes
+    edns_size: int = MOST_BYTES  # largest datagram that the client accepts, in bytes
     wants_dnssec: bool = False
 
     @property
@@ -106,19 +106,19 @@ def parse_query(data: bytes) -> Query:
     if len(data) < _HEADER.size:
         raise MalformedQueryError
     number, flags, questions, answers, authorities, additional = _HEADER.unpack_from(data)
-    if flags & _QR:  # an answer; answering answers makes loops
+    if flags & _QR:  # answering answers could cause a loop
         raise MalformedQueryError
     if flags & _OPCODE:
-        raise MalformedQueryError(_bare(number, flags, Rcode.NOTIMP))
+        raise MalformedQueryError(_header_only(number, flags, Rcode.NOTIMP))
     try:
-        name, at = _name(data, _HEADER.size)
+        name, at = _parse_name(data, _HEADER.size)
         kind, dns_class = _PAIR.unpack_from(data, at)
         end = at + _PAIR.size
-        options = _options(data, end, additional)
+        options = _parse_opt(data, end, additional)
     except (ValueError, IndexError, struct.error) as error:
-        raise MalformedQueryError(_bare(number, flags, Rcode.FORMERR)) from error
+        raise MalformedQueryError(_header_only(number, flags, Rcode.FORMERR)) from error
     if questions != 1 or answers or authorities:
-        raise MalformedQueryError(_bare(number, flags, Rcode.FORMERR))
+        raise MalformedQueryError(_header_only(number, flags, Rcode.FORMERR))
     question = data[_HEADER.size : end]
     if options is None:
         return Query(number, flags, question, name, kind, dns_class)
@@ -140,91 +140,91 @@ def build_answer(
     error: tuple[int, str] | None = None,
     most: int = MOST_BYTES,
 ) -> bytes:
-    """Build the answer: as many `records` (data of the asked type) as fit, and where there are none a SOA.
+    """Build the answer: as many `records` (data of the queried type) as fit, or a SOA if there are none.
 
-    `error` is an extended error's code and text, for clients that take one. `most` is in bytes.
+    `error`: code and text of an extended error, for clients with EDNS. `most`: bytes.
     """
-    extra = _opt(query, rcode, error) if query.edns else b""
+    extra = _opt_record(query, rcode, error) if query.edns else b""
     room = most - _HEADER.size - len(query.question) - len(extra)
     answers: list[bytes] = []
     for data in records:
-        record = _THE_QUESTION + _RECORD.pack(query.type, IN, ttl, len(data)) + data
+        record = _QUESTION_NAME + _RECORD.pack(query.type, IN, ttl, len(data)) + data
         room -= len(record)
         if room < 0:
             break
         answers.append(record)
     negative = not answers and rcode in (Rcode.NOERROR, Rcode.NXDOMAIN)
     authority = b"\0" + _RECORD.pack(Type.SOA, IN, _NEGATIVE_TTL, len(_SOA)) + _SOA if negative else b""
-    header = _HEADER.pack(query.id, _flags(query.flags, rcode), 1, len(answers), negative, query.edns)
+    header = _HEADER.pack(query.id, _answer_flags(query.flags, rcode), 1, len(answers), negative, query.edns)
     return b"".join((header, query.question, *answers, authority, extra))
 
 
 def build_records(query: Query, records: "Sequence[bytes]", *, ttl: int, over_tcp: bool) -> bytes:
-    """Build the answer with all of at least one record or, if they are too many, with none.
+    """Build the answer with all records (at least one), or without any if they don't fit.
 
-    Over UDP it then has TC set, so that the client repeats the query over TCP (RFC 2181 section 9).
+    Over UDP, TC is then set, so that the client repeats the query over TCP (RFC 2181 section 9).
     """
-    extra = len(_opt(query, Rcode.NOERROR, None)) if query.edns else 0
-    each = len(_THE_QUESTION) + _RECORD.size
-    size = _HEADER.size + len(query.question) + extra + sum(each + len(data) for data in records)
+    extra = len(_opt_record(query, Rcode.NOERROR, None)) if query.edns else 0
+    overhead = len(_QUESTION_NAME) + _RECORD.size
+    size = _HEADER.size + len(query.question) + extra + sum(overhead + len(data) for data in records)
     if over_tcp or size <= query.edns_size:
         fits = size <= MOST_OVER_TCP
         return build_answer(
             query, Rcode.NOERROR if fits else Rcode.SERVFAIL, records if fits else (), ttl=ttl, most=size
         )
-    header = _HEADER.pack(query.id, _flags(query.flags, Rcode.NOERROR) | _TC, 1, 0, 0, query.edns)
-    return header + query.question + (_opt(query, Rcode.NOERROR, None) if query.edns else b"")
+    header = _HEADER.pack(query.id, _answer_flags(query.flags, Rcode.NOERROR) | _TC, 1, 0, 0, query.edns)
+    return header + query.question + (_opt_record(query, Rcode.NOERROR, None) if query.edns else b"")
 
 
-# Of the root, which is every name's parent: server and mailbox have no name, then serial and four times in seconds,
-# of which the last is for how long not to ask again (RFC 2308 section 4).
+# SOA of the root, every name's parent: empty server and mailbox, serial, four times in seconds. The last is how long
+# a negative answer may be cached (RFC 2308 section 4).
 _NEGATIVE_TTL: Final = 30
 _SOA: Final = b"\0\0" + struct.pack("!5I", 1, 3600, 600, 86400, _NEGATIVE_TTL)
 
 
-def _bare(number: int, flags: int, rcode: Rcode) -> bytes:
-    return _HEADER.pack(number, _flags(flags, rcode), 0, 0, 0, 0)
+def _header_only(number: int, flags: int, rcode: Rcode) -> bytes:
+    return _HEADER.pack(number, _answer_flags(flags, rcode), 0, 0, 0, 0)
 
 
-def _flags(asked: int, rcode: Rcode) -> int:
+def _answer_flags(query_flags: int, rcode: Rcode) -> int:
     """Return the flags of a recursive resolver's answer: without RA, clients give up or ask another server."""
-    return _QR | _RA | (asked & (_OPCODE | _RD | _CD)) | (rcode & 0xF)
+    return _QR | _RA | (query_flags & (_OPCODE | _RD | _CD)) | (rcode & 0xF)
 
 
-def _opt(query: Query, rcode: Rcode, error: tuple[int, str] | None) -> bytes:
+def _opt_record(query: Query, rcode: Rcode, error: tuple[int, str] | None) -> bytes:
     options = b""
     if error is not None:
         code, text = error
-        said = text.encode("ascii", "replace")[:64]
-        options = struct.pack("!HHH", _EDE, len(said) + 2, code) + said
+        message = text.encode("ascii", "replace")[:64]
+        options = struct.pack("!HHH", _EDE, len(message) + 2, code) + message
     ttl = (rcode >> 4) << 24 | (_DO if query.wants_dnssec else 0)
     return b"\0" + _RECORD.pack(_OPT, _OUR_UDP_SIZE, ttl, len(options)) + options
 
 
-def _name(data: bytes, at: int) -> tuple[str, int]:
-    """Return a name's text and where it ends. A name in the question can't be compressed."""
+def _parse_name(data: bytes, at: int) -> tuple[str, int]:
+    """Parse a name; returns its text and its end. Names in a question aren't compressed."""
     start, labels = at, []
     while length := data[at]:
         end = at + 1 + length
         if length > _LONGEST_LABEL or end >= len(data) or end - start >= _LONGEST_NAME:
             raise ValueError("not a name")
-        labels.append(_text(data[at + 1 : end]))
+        labels.append(_label_text(data[at + 1 : end]))
         at = end
     return ".".join(labels), at + 1
 
 
-def _text(label: bytes) -> str:
-    """Return a label's text, with characters that no host name has escaped, also dots."""
-    if _PLAIN.issuperset(label):
+def _label_text(label: bytes) -> str:
+    """Return a label's text; escapes dots and characters that no host name has."""
+    if _UNESCAPED.issuperset(label):
         return label.decode("ascii")
-    return "".join(chr(byte) if byte in _PLAIN else f"\\{byte:03d}" for byte in label)
+    return "".join(chr(byte) if byte in _UNESCAPED else f"\\{byte:03d}" for byte in label)
 
 
-def _options(data: bytes, at: int, records: int) -> tuple[int, int] | None:
-    """Return class and TTL of the one OPT record: UDP size, version and flags; None: there is none."""
+def _parse_opt(data: bytes, at: int, records: int) -> tuple[int, int] | None:
+    """Return class (UDP size) and TTL (version and flags) of the OPT record; None: there is none."""
     found: tuple[int, int] | None = None
     for _ in range(records):
-        named = data[at] != 0
+        has_name = data[at] != 0
         while data[at] and data[at] < 0xC0:
             at += 1 + data[at]
         at += 1 if data[at] == 0 else 2  # a pointer ends a name
@@ -233,7 +233,7 @@ def _options(data: bytes, at: int, records: int) -> tuple[int, int] | None:
         if at > len(data):
             raise ValueError("cut off")
         if kind == _OPT:
-            if found is not None or named:
+            if found is not None or has_name:
                 raise ValueError("two OPT records, or one with a name")
             found = size, ttl
     return found

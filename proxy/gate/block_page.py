@@ -1,7 +1,7 @@
 """Block page: HTTP answer to a denied request or connection, with the reason and what to do next.
 
-Pure: it makes bytes, others send them. Everything a task wrote comes back escaped (invariant 7): as JSON in ASCII
-without a character that HTML knows, or as printable ASCII text. Nothing here says more than decision and attempt do.
+Pure: builds bytes, which other modules send. All text that a task wrote is escaped (invariant 7): as ASCII JSON without
+HTML's special characters, or as printable ASCII text. A page has no information besides decision and attempt.
 """
 
 import json
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from rules.addresses import Address
     from rules.decision import Decision
 
-LONGEST = 500  # characters of what a task wrote that are worth showing
-TYPES = "https://exeat.example/reasons/"  # names the kinds of problem (RFC 9457 section 3.1.1); nothing is served there
+LONGEST = 500  # characters of a task's text that a page shows
+TYPES = (
+    "https://exeat.example/reasons/"  # identifies kinds of problem (RFC 9457 section 3.1.1); no server answers there
+)
 
-WHY: Final = f"http://{INFO_API}/why"  # where a task asks about its refusals
+WHY: Final = f"http://{INFO_API}/why"  # where a task reads the list of its denials
 
-_FOR_GIT: Final = b"text/plain; charset=us-ascii"
+_GIT_CONTENT_TYPE: Final = b"text/plain; charset=us-ascii"
 FOR_GRPC: Final = b"application/grpc"
 # gRPC's own codes (grpc.io/grpc/core/md_doc_statuscodes.html)
 _PERMISSION_DENIED, _UNAVAILABLE = 7, 14
@@ -59,11 +61,11 @@ class Refusal:
     attempt: str
     event: str = ""
     detail: str = ""
-    status: HTTPStatus | None = None  # None: what the reason stands for
-    target: "HostName | Address | None" = None  # that was asked for, where it is known
-    advice: str = ""  # what can be done, where that is not what the reason has
-    approval: str = ""  # the id of what people were asked about it
-    has_info_api: bool = True  # whether the task can ask about it at `exeat.internal`
+    status: HTTPStatus | None = None  # None: the status of the reason
+    target: "HostName | Address | None" = None  # requested host, if known
+    advice: str = ""  # remedy, if the reason has none that fits
+    approval: str = ""  # id of the approval request
+    has_info_api: bool = True  # whether the task can use `exeat.internal`
 
     @property
     def is_listed(self) -> bool:
@@ -86,12 +88,12 @@ class Refusal:
         if self.advice:
             return self.advice
         if self.decision.reason is Reason.NON_PUBLIC_ADDRESS and self.target is not None:
-            return _opened_by(self.target)
+            return _rule_remedy(self.target)
         return remedy_for(self.decision.reason, visible(self.event))
 
 
-def _opened_by(target: "HostName | Address") -> str:
-    """Say which rule would allow a target that is not public."""
+def _rule_remedy(target: "HostName | Address") -> str:
+    """Describe the rule that would allow a non-public target."""
     if target == HOST:
         return f"`{HOST}` needs {NEEDED}"
     if otherwise := opened_otherwise(target):
@@ -106,7 +108,7 @@ class Page:
     """A block page as an HTTP response."""
 
     status: int
-    phrase: str  # for HTTP/1: all that some clients show (pip, wget)
+    phrase: str  # for HTTP/1: some clients show only this (pip, wget)
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
 
@@ -126,37 +128,37 @@ def page_head(page: "Page", *, last: bool = False) -> ResponseHead:
 
 
 def page(refusal: Refusal, user_agent: str = "", *, grpc: bytes = b"") -> Page:
-    """Return the page for a client that calls itself `user_agent`, or that makes a call of gRPC, answered as `grpc`.
+    """Return the page for a client with this `user_agent`, or the response of type `grpc` to a gRPC call.
 
-    git shows its user a body only when it is text/plain (`remote: ...`), so git gets text, and everybody else JSON.
+    git shows a body only if it is text/plain (`remote: ...`), so git gets text, and all others JSON.
     """
     decision = refusal.decision
     status = refusal.status or STATUS.get(decision.reason, HTTPStatus.FORBIDDEN)
     if grpc:
-        return _call(refusal, status, grpc)
+        return _grpc_page(refusal, status, grpc)
     text = user_agent.startswith("git/")
-    body = _text(refusal) if text else _problem(refusal, status)
+    body = _git_text(refusal) if text else _problem_document(refusal, status)
     return Page(
         status=status,
         phrase=f"{'Blocked' if status < HTTPStatus.INTERNAL_SERVER_ERROR else 'Failed'} by Exeat: {decision.reason}",
         headers=(
-            (b"Content-Type", _FOR_GIT if text else b"application/problem+json"),
+            (b"Content-Type", _GIT_CONTENT_TYPE if text else b"application/problem+json"),
             (b"Content-Length", b"%d" % len(body)),
             (b"Cache-Control", b"no-store"),
-            (b"X-Exeat-Decision", _header(refusal)),
+            (b"X-Exeat-Decision", _decision_header(refusal)),
         ),
         body=body,
     )
 
 
-def _call(refusal: Refusal, status: HTTPStatus, kind: bytes) -> Page:
+def _grpc_page(refusal: Refusal, status: HTTPStatus, kind: bytes) -> Page:
     """Return a denial as a gRPC status: a response of trailers only (gRPC over HTTP/2, "Responses").
 
-    gRPC-Web has the status in the head's fields, too; over HTTP/1 the connection's end follows.
+    gRPC-Web has the status in header fields too; over HTTP/1 the connection then ends.
     """
     failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR
     code = _UNAVAILABLE if failed else _GRPC_STATUS.get(status, _PERMISSION_DENIED)
-    lines = _lines(refusal)
+    lines = _sentences(refusal)
     return Page(
         status=HTTPStatus.OK,
         phrase="OK",
@@ -166,7 +168,7 @@ def _call(refusal: Refusal, status: HTTPStatus, kind: bytes) -> Page:
             (b"Grpc-Status", b"%d" % code),
             (b"Grpc-Message", ("exeat: " + "; ".join(lines)).replace("%", "%25").encode("ascii")),
             (b"Cache-Control", b"no-store"),
-            (b"X-Exeat-Decision", _header(refusal)),
+            (b"X-Exeat-Decision", _decision_header(refusal)),
         ),
         body=b"",
     )
@@ -174,7 +176,7 @@ def _call(refusal: Refusal, status: HTTPStatus, kind: bytes) -> Page:
 
 def is_for_git(refusal: Page) -> bool:
     """Whether a page was made for git."""
-    return (b"Content-Type", _FOR_GIT) in refusal.headers
+    return (b"Content-Type", _GIT_CONTENT_TYPE) in refusal.headers
 
 
 def visible(text: str) -> str:
@@ -184,25 +186,25 @@ def visible(text: str) -> str:
     return shown + ("..." if len(text) > LONGEST else "")
 
 
-def _header(refusal: Refusal) -> bytes:
+def _decision_header(refusal: Refusal) -> bytes:
     """Return the decision as a structured field: an item with parameters (RFC 9651 section 3.3)."""
     decision = refusal.decision
     value = f"{decision.verdict};reason={decision.reason}"
     if decision.rules:
-        value += f";rule={_quoted(decision.rules[0])}"
+        value += f";rule={_quote(decision.rules[0])}"
     if refusal.event:
-        value += f";event={_quoted(refusal.event)}"
+        value += f";event={_quote(refusal.event)}"
     if refusal.approval:
-        value += f";approval={_quoted(refusal.approval)}"
+        value += f";approval={_quote(refusal.approval)}"
     return value.encode("ascii")
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     escaped = visible(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
-def _problem(refusal: Refusal, status: int) -> bytes:
+def _problem_document(refusal: Refusal, status: int) -> bytes:
     """Return a problem document (RFC 9457 section 3.1) with members of our own (section 3.2)."""
     decision = refusal.decision
     what, remedy = refusal.title, refusal.remedy
@@ -220,12 +222,12 @@ def _problem(refusal: Refusal, status: int) -> bytes:
     if decision.why:
         value["why"] = visible(decision.why)
     if decision.nearest:
-        near = decision.nearest
+        nearest = decision.nearest
         value["nearest"] = {
-            "rule": visible(near.rule),
-            "field": visible(near.field),
-            "wanted": visible(near.wanted),
-            "got": visible(near.got),
+            "rule": visible(nearest.rule),
+            "field": visible(nearest.field),
+            "wanted": visible(nearest.wanted),
+            "got": visible(nearest.got),
         }
     if refusal.event:
         value["event"] = visible(refusal.event)
@@ -234,29 +236,29 @@ def _problem(refusal: Refusal, status: int) -> bytes:
         value["ask"] = where_to_ask(refusal.approval)
     if refusal.is_listed:
         value["more"] = WHY
-    # ASCII already; these three are only dangerous to a reader that takes JSON for HTML
+    # ASCII already; escape three more characters for clients that display JSON as HTML
     text = json.dumps(value, indent=2).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return text.encode("ascii") + b"\n"
 
 
-def _text(refusal: Refusal) -> bytes:
+def _git_text(refusal: Refusal) -> bytes:
     more = [f"more about it: GET {WHY}"] if refusal.is_listed else []
-    return "".join(f"exeat: {line}\n" for line in (*_lines(refusal), *more)).encode("ascii")
+    return "".join(f"exeat: {line}\n" for line in (*_sentences(refusal), *more)).encode("ascii")
 
 
-def _lines(refusal: Refusal) -> list[str]:
-    """Return what happened, by which rule, and what to do next, one sentence each."""
+def _sentences(refusal: Refusal) -> list[str]:
+    """Return what happened, the rule, and what to do next, one sentence each."""
     decision = refusal.decision
     what, remedy = refusal.title, refusal.remedy
     lines = [f"{what}: {visible(refusal.attempt)}"]
     if refusal.detail:
         lines.append(visible(refusal.detail))
-    lines.append(f"verdict {decision.verdict}, reason {decision.reason}" + _by(decision))
+    lines.append(f"verdict {decision.verdict}, reason {decision.reason}" + _rule_and_reason(decision))
     if decision.nearest:
-        near = decision.nearest
+        nearest = decision.nearest
         lines.append(
-            f"nearest rule {visible(near.rule)}: its {visible(near.field)} wants {visible(near.wanted)}, "
-            f"this was {visible(near.got)}"
+            f"nearest rule {visible(nearest.rule)}: its {visible(nearest.field)} wants {visible(nearest.wanted)}, "
+            f"this was {visible(nearest.got)}"
         )
     lines.append(remedy)
     if refusal.approval:
@@ -269,6 +271,6 @@ def where_to_ask(approval: str) -> str:
     return f"http://{INFO_API}/requests/{visible(approval)}"
 
 
-def _by(decision: "Decision") -> str:
+def _rule_and_reason(decision: "Decision") -> str:
     rule = f", rule {visible(decision.rules[0])}" if decision.rules else ""
     return rule + (f" ({visible(decision.why)})" if decision.why else "")

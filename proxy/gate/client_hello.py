@@ -6,20 +6,22 @@ import struct
 from enum import Enum
 from typing import Final, NamedTuple
 
-MOST_BYTES: Final = 32768  # of a client's first bytes that are looked at; a real ClientHello has 200 to 2,500
-MOST_RECORDS: Final = 128  # each is read again whenever more has come: a task must not make that expensive
+MOST_BYTES: Final = 32768  # of a client's first bytes that are parsed; a real ClientHello has 200 to 2,500
+MOST_RECORDS: Final = (
+    128  # all are parsed again when more bytes arrive, so a task must not be able to make that expensive
+)
 
-_RECORD_BEGINS: Final = frozenset({b"", b"\x16", b"\x16\x03"})  # handshake, and the first byte of every version
+_RECORD_BEGINS: Final = frozenset({b"", b"\x16", b"\x16\x03"})  # type handshake, and the first byte of every version
 _FIRST_BYTE: Final = frozenset({b"", b"\x01"})  # client_hello
-_MOST_PRINTED: Final = 512  # suites, extensions and signatures; a fingerprint of thousands takes milliseconds
+_MOST_FINGERPRINTED: Final = 512  # suites, extensions and signatures; a fingerprint of thousands takes milliseconds
 _MOST_FRAGMENT: Final = 1 << 14
 _SERVER_NAME, _SIGNATURES, _ALPN, _SUPPORTED_VERSIONS = 0, 13, 16, 43
-_READ: Final = frozenset({_SERVER_NAME, _SIGNATURES, _ALPN, _SUPPORTED_VERSIONS})
+_PARSED_EXTENSIONS: Final = frozenset({_SERVER_NAME, _SIGNATURES, _ALPN, _SUPPORTED_VERSIONS})
 _NAME: Final = struct.Struct("!HBH")  # length of the list, type of its first name, length of that
 _EXTENSION: Final = struct.Struct("!HH")  # its type, and the length of its body
 _HOST_NAME = 0
 # encrypted_client_hello (RFC 9849), its drafts' numbers, and encrypted_server_name before them
-_HIDDEN: Final = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})
+_ENCRYPTED_HELLO: Final = frozenset({0xFE0D, 0xFE0C, 0xFE0B, 0xFE0A, 0xFE09, 0xFE08, 0xFFCE})
 _GREASE: Final = frozenset(0x0A0A + 0x1010 * n for n in range(16))
 _VERSIONS: Final = {0x0300: "SSLv3", 0x0301: "TLSv1", 0x0302: "TLSv1.1", 0x0303: "TLSv1.2", 0x0304: "TLSv1.3"}
 
@@ -28,7 +30,7 @@ _JA4_GREASE: Final = frozenset(f"{number:04x}" for number in _GREASE)
 _JA4_UNLISTED: Final = {"0000", "0010"}  # server_name and ALPN
 _JA4_UNKNOWN: Final = "00"
 _JA4_NOTHING: Final = "0" * 12
-_JA4_MOST: Final = 99  # of a count: it has two digits
+_JA4_MOST: Final = 99  # a count has two digits
 
 
 class NotTls(Enum):
@@ -48,16 +50,16 @@ class ClientHello(NamedTuple):
 
     sni: str | None
     alpn: tuple[str, ...]
-    ech: bool  # its real name may be another one, inside encrypted_client_hello
+    ech: bool  # has encrypted_client_hello, which may contain another name
     version: str | None  # the highest offered
-    ja4: str | None  # None: it lists more than any program does
+    ja4: str | None  # None: it lists more values than any real client
 
 
 def parse_hello(data: bytes) -> ClientHello | NeedMore | NotTls:
     """Parse the ClientHello that `data` begins with; later bytes are ignored."""
     try:
-        message = _message(data)
-        return _client_hello(message) if isinstance(message, bytes) else message
+        message = _join_records(data)
+        return _parse_message(message) if isinstance(message, bytes) else message
     except (_MalformedError, IndexError, struct.error):
         return NotTls.NOT_TLS
 
@@ -66,14 +68,14 @@ class _MalformedError(Exception):
     pass
 
 
-def _message(data: bytes) -> bytes | NeedMore:
+def _join_records(data: bytes) -> bytes | NeedMore:
     """Join the handshake message from its records, which may split it anywhere (RFC 8446 section 5.1)."""
     if data[5:6] not in _FIRST_BYTE:
         raise _MalformedError
     message = b""
-    at, wanted = 0, 4  # a message's own header has 4 bytes
+    at, message_size = 0, 4  # a message's own header has 4 bytes
     for _ in range(MOST_RECORDS):
-        if len(message) >= wanted:
+        if len(message) >= message_size:
             break
         head = data[at : at + 5]
         if head[:2] not in _RECORD_BEGINS:
@@ -89,16 +91,16 @@ def _message(data: bytes) -> bytes | NeedMore:
         message += data[at + 5 : end]
         at = end
         if len(message) >= 4:
-            wanted = 4 + int.from_bytes(message[1:4])
-    # Whole, and within the records looked at; and a ClientHello ends its record: what follows it is not in the clear.
-    if len(message) != wanted:
+            message_size = 4 + int.from_bytes(message[1:4])
+    # Complete within MOST_RECORDS, and the last in its record: data after a ClientHello is encrypted.
+    if len(message) != message_size:
         raise _MalformedError
     return message
 
 
-def _client_hello(message: bytes) -> ClientHello:
+def _parse_message(message: bytes) -> ClientHello:
     version, end = message[4] << 8 | message[5], len(message)
-    suites, at = _suites(message)
+    suites, at = _parse_suites(message)
     if at < end:
         at += 2
         if at + (message[at - 2] << 8 | message[at - 1]) != end:
@@ -111,25 +113,25 @@ def _client_hello(message: bytes) -> ClientHello:
         kind, length = _EXTENSION.unpack_from(message, at)
         body, at = at + 4, at + 4 + length
         kinds.append(kind)
-        if kind in _READ:
+        if kind in _PARSED_EXTENSIONS:
             if kind == _SERVER_NAME:
-                sni = _server_name(message[body:at])
+                sni = _parse_server_name(message[body:at])
             elif kind == _ALPN:
-                alpn = _protocols(message[body:at])
+                alpn = _parse_alpn(message[body:at])
             elif kind == _SIGNATURES:
-                signatures = _schemes(message[body:at])
+                signatures = _parse_signatures(message[body:at])
             else:
-                version = _highest(message[body:at])
+                version = _highest_version(message[body:at])
     if at != end:
         raise _MalformedError
     if len(set(kinds)) != len(kinds):
         raise _MalformedError
-    is_ordinary = (len(suites) + len(signatures)) // 2 + len(kinds) <= _MOST_PRINTED
+    is_ordinary = (len(suites) + len(signatures)) // 2 + len(kinds) <= _MOST_FINGERPRINTED
     listed = struct.pack(f"!{len(kinds)}H", *kinds)
     return ClientHello(
         sni,
         tuple([name.decode("ascii", "backslashreplace") for name in alpn]),
-        not _HIDDEN.isdisjoint(kinds),
+        not _ENCRYPTED_HELLO.isdisjoint(kinds),
         _VERSIONS.get(version),
         ja4(version, suites, listed, signatures, alpn[0] if alpn else b"") if is_ordinary else None,
     )
@@ -138,25 +140,30 @@ def _client_hello(message: bytes) -> ClientHello:
 def ja4(version: int, suites: bytes, extensions: bytes, signatures: bytes, alpn: bytes) -> str:
     """Return the fingerprint of a ClientHello over TCP.
 
-    The same program built the same way has the same one whatever host it greets, and in whatever order it lists its
-    extensions. `version` is the newest it offers, as on the wire; `suites`, `extensions` (their types) and `signatures`
-    (signature_algorithms) are as sent, two bytes each; `alpn` is the first protocol's name, empty if there is none.
+    It is the same for all hosts and orders of extensions, for one build of a program. `version` is the newest offered,
+    as on the wire; `suites`, `extensions` (their types) and `signatures` (signature_algorithms) are as sent, two bytes
+    each; `alpn` is the first protocol's name, empty if there is none.
     """
-    ciphers, kinds, signed = _listed(suites), _listed(extensions), _listed(signatures)
-    named = "d" if "0000" in kinds else "i"
+    ciphers, kinds, signed = _hex_numbers(suites), _hex_numbers(extensions), _hex_numbers(signatures)
+    sni_flag = "d" if "0000" in kinds else "i"
     counts = f"{min(len(ciphers), _JA4_MOST):02d}{min(len(kinds), _JA4_MOST):02d}"
-    told = sorted([kind for kind in kinds if kind not in _JA4_UNLISTED])  # a generator takes twice as long
-    before = _hash(",".join(sorted(ciphers))) if ciphers else _JA4_NOTHING
-    behind = _hash(",".join(told) + ("_" + ",".join(signed) if signed else "")) if told else _JA4_NOTHING
-    return f"t{_JA4_VERSIONS.get(version, _JA4_UNKNOWN)}{named}{counts}{_ends(alpn)}_{before}_{behind}"
+    hashed_kinds = sorted([kind for kind in kinds if kind not in _JA4_UNLISTED])  # a generator takes twice as long
+    ciphers_hash = _truncated_hash(",".join(sorted(ciphers))) if ciphers else _JA4_NOTHING
+    extensions_hash = (
+        _truncated_hash(",".join(hashed_kinds) + ("_" + ",".join(signed) if signed else ""))
+        if hashed_kinds
+        else _JA4_NOTHING
+    )
+    start = f"t{_JA4_VERSIONS.get(version, _JA4_UNKNOWN)}{sni_flag}{counts}{_alpn_characters(alpn)}"
+    return f"{start}_{ciphers_hash}_{extensions_hash}"
 
 
-def _listed(data: bytes) -> list[str]:
+def _hex_numbers(data: bytes) -> list[str]:
     """Return 16-bit numbers in hexadecimal, without GREASE values (RFC 8701)."""
     return [number for number in data.hex(",", 2).split(",") if number not in _JA4_GREASE] if data else []
 
 
-def _ends(alpn: bytes) -> str:
+def _alpn_characters(alpn: bytes) -> str:
     """Return the first and last character of a protocol's name, or of its hexadecimal form."""
     if not alpn:
         return _JA4_UNKNOWN
@@ -166,11 +173,11 @@ def _ends(alpn: bytes) -> str:
     return first.hex()[0] + last.hex()[1]
 
 
-def _hash(text: str) -> str:
+def _truncated_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _suites(message: bytes) -> tuple[bytes, int]:
+def _parse_suites(message: bytes) -> tuple[bytes, int]:
     """Return the cipher suites, and where the extensions begin: three vectors (RFC 8446 section 3.4)."""
     begin = 41 + message[38]  # behind version, random, the session's id, and a length
     end = begin + (message[begin - 2] << 8 | message[begin - 1])
@@ -181,7 +188,7 @@ def _suites(message: bytes) -> tuple[bytes, int]:
     return message[begin:end], at
 
 
-def _server_name(body: bytes) -> str:
+def _parse_server_name(body: bytes) -> str:
     """Return the one host name (RFC 6066 section 3); a list of two is malformed."""
     listed, kind, length = _NAME.unpack_from(body)
     if kind != _HOST_NAME or not length or length + 3 != listed or listed + 2 != len(body):
@@ -189,7 +196,7 @@ def _server_name(body: bytes) -> str:
     return body[5:].decode("ascii", "backslashreplace")
 
 
-def _protocols(body: bytes) -> list[bytes]:
+def _parse_alpn(body: bytes) -> list[bytes]:
     """Return the protocol names (RFC 7301 section 3.1)."""
     end = len(body)
     if end < 3 or (body[0] << 8 | body[1]) != end - 2:
@@ -203,13 +210,13 @@ def _protocols(body: bytes) -> list[bytes]:
     return found
 
 
-def _schemes(body: bytes) -> bytes:
+def _parse_signatures(body: bytes) -> bytes:
     """Return the signature schemes (RFC 8446 section 4.2.3); empty if malformed, since only ja4 uses them."""
     length = int.from_bytes(body[:2])
     return body[2:] if len(body) == length + 2 and length % 2 == 0 else b""
 
 
-def _highest(body: bytes) -> int:
+def _highest_version(body: bytes) -> int:
     """Return the highest known version offered (RFC 8446 section 4.2.1)."""
     if len(body) < 3 or not len(body) % 2 or body[0] != len(body) - 1:
         raise _MalformedError
@@ -225,9 +232,9 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([^\x00-\x20\x
 # RFC 9112 section 2.2: a server ignores empty lines before a request; more than a few are no HTTP
 _EMPTY_LINES = re.compile(rb"(?:\r?\n){0,4}")
 _BROKEN_FIELD = re.compile(rb"^[ \t]|^[^:\r\n]*[ \t]:", re.MULTILINE)  # folded, or space in front of the colon
-# Possessive, and its spaces are stripped afterwards: no head can make it look at a byte again and again.
+# Possessive, and spaces are stripped afterwards, so that no head causes backtracking.
 _HOST = re.compile(rb"^host:([^\r\n]*+)\r?\n", re.IGNORECASE | re.MULTILINE)
-_NOTHING = frozenset({b"", b"\r"})  # of a request line yet
+_EMPTY_LINE = frozenset({b"", b"\r"})  # no byte of a request line yet
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 
@@ -261,18 +268,22 @@ def recognise(data: bytes, *, whole_head: bool) -> Seen | NeedMore:
 
 def peek_head(data: bytes, *, whole: bool) -> HttpHead | Other | NeedMore:
     """Parse the head of an HTTP/1 request; without `whole`, only its request line."""
-    empty = _EMPTY_LINES.match(data)
-    start = empty.end() if empty else 0
+    blank_lines = _EMPTY_LINES.match(data)
+    start = blank_lines.end() if blank_lines else 0
     line = _REQUEST_LINE.match(data, start)
     if line is None:
-        begun = data[start:]
-        longer = len(data) < MOST_BYTES and b"\n" not in begun and (begun in _NOTHING or _METHOD_BEGINS.match(begun))
+        line_start = data[start:]
+        longer = (
+            len(data) < MOST_BYTES
+            and b"\n" not in line_start
+            and (line_start in _EMPTY_LINE or _METHOD_BEGINS.match(line_start))
+        )
         return NeedMore(len(data) + 1) if longer else OTHER
     if not whole:
         return HttpHead(None)
     end = _END_OF_HEAD.search(data, line.end() - 2)
     if end is None:
-        # A head that never ends names no host: what it is then decided as, it is not allowed as.
+        # A head without end names no host, so the gate decides on the address only.
         return NeedMore(len(data) + 1) if len(data) < MOST_BYTES else HttpHead(None)
     fields = data[line.end() : end.start() + 2]
     hosts = _HOST.findall(fields)

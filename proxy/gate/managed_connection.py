@@ -232,7 +232,9 @@ class ManagedConnection[G: GateState](ABC):
         )
         self.record.set_denied_address(failure.address)
         self._enter(State.DECIDING)
-        self._gate_decision = gate_decision if failure.held is None else gate_decision._replace(decision=failure.held)
+        if failure.pending_decision is not None:
+            gate_decision = gate_decision._replace(decision=failure.pending_decision)
+        self._gate_decision = gate_decision
         self._apply_decision()
 
     def _count_against_limits(self) -> bool:

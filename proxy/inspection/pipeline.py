@@ -238,10 +238,10 @@ class Pipeline:
         If its address needs an approval, ask for that instead.
         """
         session, head = self._session, request.head
-        if isinstance(found, DialError) and found.held is not None:
+        if isinstance(found, DialError) and found.pending_decision is not None:
             asking = session.recorder.sandbox.approvals
             if asking is not None:
-                return self._ask(request, replace(request_decision, decision=found.held), asking)
+                return self._ask(request, replace(request_decision, decision=found.pending_decision), asking)
         if (waiting := request.approval) is not None:
             session.approvals.remove(waiting)
             request_decision = replace(request_decision, approval=waiting.approval, grants=waiting.grants)

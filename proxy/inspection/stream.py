@@ -32,7 +32,13 @@ from proxy.inspection.http1 import ClientEnded
 from proxy.inspection.stages.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import LONG_HEAD, scan_ahead
 from proxy.inspection.stages.stage import RequestStoppedError
-from proxy.inspection.stream_states import OF_REQUEST, OF_RESPONSE, OTHERS, RequestState, ResponseState
+from proxy.inspection.stream_states import (
+    OTHER_HANDLERS,
+    REQUEST_HANDLERS,
+    RESPONSE_HANDLERS,
+    RequestState,
+    ResponseState,
+)
 from proxy.inspection.tls import HTTP2
 from proxy.inspection.upstream_proxy import request_to_proxy, response_from_proxy
 from proxy.inspection.websocket import POLICY, REVOKED, Steps, Switched, close_frame
@@ -109,12 +115,12 @@ class Stream:
                 self.session.approvals.leave(self.request.key)  # itself it hears only when it is decided
             self.queue.append(event)
             return None
-        if kind in OF_RESPONSE:
-            name = OF_RESPONSE[kind].get(self.response_state)
-        elif kind in OF_REQUEST:
-            name = OF_REQUEST[kind].get(self.request_state)
+        if kind in RESPONSE_HANDLERS:
+            name = RESPONSE_HANDLERS[kind].get(self.response_state)
+        elif kind in REQUEST_HANDLERS:
+            name = REQUEST_HANDLERS[kind].get(self.request_state)
         else:
-            name = OTHERS.get(kind)
+            name = OTHER_HANDLERS.get(kind)
         if name is None:
             raise RuntimeError(f"{kind.__name__} came in {self.request_state}, {self.response_state}")
         steps: Steps | None = getattr(self, name)(event)

@@ -20,21 +20,21 @@ from proxy.request.mitmproxy_messages import RequestHeaders, ResponseHeaders
 
 
 class RequestState(Enum):
-    """What comes next from the client."""
+    """State of a request: the part of it that is expected next."""
 
     HEAD = 1
-    HOLD = 2  # what decides it
-    SINK = 3  # nothing that anybody wants: it is refused, or failed
+    HOLD = 2  # body that is held until the decision
+    SINK = 3  # rest of a denied or failed request, which is dropped
     BODY = 4
     PIPE = 5  # a WebSocket's bytes
     DONE = 6
-    OVER = 7  # nothing that counts any more
+    OVER = 7  # the request has ended; events are ignored
 
 
 class ResponseState(Enum):
-    """What comes next from the server."""
+    """State of a response: the part of it that is expected next."""
 
-    NOTHING = 1  # it hasn't been asked
+    NOTHING = 1  # the request isn't sent yet
     HEAD = 2
     BODY = 3
     SWITCH = 4  # the end of the head that switches to WebSocket
@@ -43,26 +43,27 @@ class ResponseState(Enum):
     OVER = 7
 
 
-_LATE: Final = {RequestState.SINK: "state_sink", RequestState.OVER: "ignore"}
+_AFTER_END: Final = {RequestState.SINK: "state_sink", RequestState.OVER: "ignore"}
 _BODY: Final = {RequestState.BODY: "state_request_body", RequestState.HOLD: "state_hold"}
 _PIPE: Final = {RequestState.PIPE: "state_pass"}
 
-# What `Stream` does about an event; where nothing is said, it can't come
-OF_REQUEST: Final[dict[type, dict[RequestState, str]]] = {
-    RequestHeaders: {RequestState.HEAD: "state_request_head"} | _LATE,
-    RequestData: _BODY | _PIPE | _LATE,
-    RequestTrailers: _BODY | _LATE,
-    RequestEndOfMessage: _BODY | _PIPE | _LATE,
+# Methods of `Stream` by event and state; an event without an entry can't occur in that state. The values are names, not
+# functions: `stream.py` imports this module, so a reference to `Stream` here would be an import circle.
+REQUEST_HANDLERS: Final[dict[type, dict[RequestState, str]]] = {
+    RequestHeaders: {RequestState.HEAD: "state_request_head"} | _AFTER_END,
+    RequestData: _BODY | _PIPE | _AFTER_END,
+    RequestTrailers: _BODY | _AFTER_END,
+    RequestEndOfMessage: _BODY | _PIPE | _AFTER_END,
 }
 _OVER: Final = {ResponseState.OVER: "ignore"}
-_ANSWER: Final = {ResponseState.BODY: "state_response_body"} | _OVER
-OF_RESPONSE: Final[dict[type, dict[ResponseState, str]]] = {
+_RESPONSE_BODY: Final = {ResponseState.BODY: "state_response_body"} | _OVER
+RESPONSE_HANDLERS: Final[dict[type, dict[ResponseState, str]]] = {
     ResponseHeaders: {ResponseState.HEAD: "state_response_head"} | _OVER,
-    ResponseData: {ResponseState.PIPE: "state_pass"} | _ANSWER,
-    ResponseTrailers: _ANSWER,
-    ResponseEndOfMessage: {ResponseState.PIPE: "state_pass", ResponseState.SWITCH: "state_switch"} | _ANSWER,
+    ResponseData: {ResponseState.PIPE: "state_pass"} | _RESPONSE_BODY,
+    ResponseTrailers: _RESPONSE_BODY,
+    ResponseEndOfMessage: {ResponseState.PIPE: "state_pass", ResponseState.SWITCH: "state_switch"} | _RESPONSE_BODY,
 }
-OTHERS: Final[dict[type, str]] = {
+OTHER_HANDLERS: Final[dict[type, str]] = {
     RequestProtocolError: "handle_protocol_error",
     ResponseProtocolError: "handle_protocol_error",
     ClientEnded: "end_sending",

@@ -1,15 +1,14 @@
 """TLS of inspected connections: handshakes with our certificates, verification of servers, orderly closing.
 
-Towards a sandbox with a leaf of our CA; towards the internet trusting the host. Making a context costs as much as a
-handshake, so they are kept. Nothing is read from a file: the worker has none.
+Clients get a leaf certificate of Exeat's CA; servers are verified with the host's trusted certificates. Creating a
+context costs as much as a handshake, so contexts are cached. Nothing is read from files: the worker can't open any.
 
-Without I/O: what came in goes through `shake_hands` and `receive`, what goes out through `seal`. TLS in TLS never comes
-up: what is inside is HTTP or nothing. A clean end has a close_notify (RFC 8446 section 6.1), and a failure has its true
-cause.
+Without I/O: received bytes go through `shake_hands` and `receive`, sent data through `seal`. TLS inside TLS is not
+supported: the inner data must be HTTP. A clean end has a close_notify (RFC 8446 section 6.1).
 
-pyOpenSSL takes a buffer of its own for every call and raises an exception, with its traceback, whenever there is
-nothing more to read, which is the usual end of every step. Here one buffer serves all, and nothing more to read is an
-answer; what goes wrong is raised by pyOpenSSL as ever, with what its callbacks have to say. For one thread.
+pyOpenSSL allocates a buffer for every call, and raises an exception with traceback whenever there is nothing more to
+read, which is the usual end of every step. This module uses one buffer and returns instead. pyOpenSSL still raises real
+errors, including those of its callbacks. For one thread.
 """
 
 import re
@@ -36,24 +35,24 @@ if TYPE_CHECKING:
     from rules.addresses import Address
 
 
-# What pyOpenSSL binds of OpenSSL and gives no name to: `test_mitmproxy_contract.py` holds it to that
+# OpenSSL bindings that pyOpenSSL has without public names; `test_mitmproxy_contract.py` checks them
 LIB: Final[Any] = SSL._lib  # type: ignore[attr-defined]  # noqa: SLF001
 FFI: Final[Any] = SSL._ffi  # type: ignore[attr-defined]  # noqa: SLF001
 
 CONTEXTS: Final = 2048  # names; a few KB each
-TRUSTING: Final = 64  # sets of further roots; a few hundred KB each, for the host's own are in each
+TRUSTING: Final = 64  # sets of additional roots; a few hundred KB each, since each includes the host's roots
 HTTP1: Final = b"http/1.1"
 HTTP2: Final = b"h2"
 _OPTIONS: Final = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
-_NEAR_GROUPS: Final = b"X25519:P-256:P-384"  # between a sandbox and its gate is no network: the quick ones will do
-_LOOK_AGAIN: Final = 3600.0  # seconds after which a place is offered every key share again
-# What the internet is offered, the quantum-safe first: SSL_CTX_set1_groups_list(3), as OpenSSL has it by default. A
-# server that prefers another than the starred one, for which a key goes along, asks for that (RFC 8446 section 4.1.4).
-_FAR_GROUPS: Final = (
+_CLIENT_GROUPS: Final = b"X25519:P-256:P-384"  # the fast ones suffice: no network lies between a sandbox and its gate
+_GROUP_MEMORY: Final = 3600.0  # seconds for which a server's group is remembered
+# Groups offered to servers, quantum-safe ones first: OpenSSL's default (SSL_CTX_set1_groups_list(3)). A key share is
+# sent for the starred group; a server that prefers another sends a HelloRetryRequest (RFC 8446 section 4.1.4).
+_SERVER_GROUPS: Final = (
     "?X25519MLKEM768:?SecP256r1MLKEM768 / ?X25519:?secp256r1 / ?X448:?secp384r1:?secp521r1 / ?ffdhe2048:?ffdhe3072"
 )
-_STARRED: Final = {
-    group.lower(): re.sub(rf"\?{group}\b", f"?*{group}", _FAR_GROUPS).encode()
+_PREFERRED_GROUPS: Final = {
+    group.lower(): re.sub(rf"\?{group}\b", f"?*{group}", _SERVER_GROUPS).encode()
     for group in ("X25519MLKEM768", "X25519", "secp256r1", "secp384r1")
 }
 
@@ -70,31 +69,31 @@ class AlpnOffer:
 
 
 class CertificateRequest:
-    """Whether a server has asked for a client certificate (RFC 8446 section 4.3.2): `came`."""
+    """Whether a server has requested a client certificate (RFC 8446 section 4.3.2): `received`."""
 
     def __init__(self, connection: SSL.Connection) -> None:
-        self.came = False
+        self.received = False
         self._handle = FFI.new_handle(self)  # OpenSSL keeps no reference
-        LIB.SSL_set_cert_cb(connection._ssl, _certificate_wanted, self._handle)  # noqa: SLF001
+        LIB.SSL_set_cert_cb(connection._ssl, _record_certificate_request, self._handle)  # noqa: SLF001
         connection.set_app_data(self)
 
 
 @FFI.callback("int (*)(SSL *, void *)")  # type: ignore[untyped-decorator]
-def _certificate_wanted(_ssl: object, request: object) -> int:
+def _record_certificate_request(_ssl: object, request: object) -> int:
     """Record a CertificateRequest of the server; callback of SSL_set_cert_cb(3)."""
-    FFI.from_handle(request).came = True
-    return 1  # go on with the certificate that there is, or none
+    FFI.from_handle(request).received = True
+    return 1  # continue with the configured certificate, or none
 
 
-class _Bounded[K, V](OrderedDict[K, V]):
-    """Cache of the entries kept last, at most `most`."""
+class _BoundedCache[K, V](OrderedDict[K, V]):
+    """Cache of the `most` entries stored last."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
 
-    def keep(self, key: K, value: V) -> None:
-        """Add an entry, and drop the oldest if there are too many."""
+    def store(self, key: K, value: V) -> None:
+        """Store an entry; drops the oldest if there are too many."""
         self[key] = value
         self.move_to_end(key)
         if len(self) > self._most:
@@ -106,33 +105,32 @@ class ClientContexts:
 
     def __init__(self, leaves: "LeafCertificates") -> None:
         self._leaves = leaves
-        self._kept = _Bounded[str, "tuple[Leaf, SSL.Context]"](CONTEXTS)
+        self._contexts = _BoundedCache[str, "tuple[Leaf, SSL.Context]"](CONTEXTS)
 
     def connection(self, host: str, protocols: tuple[bytes, ...]) -> SSL.Connection:
-        """Return a connection that shows a leaf for `host` and speaks the first of `protocols` that a client offers.
+        """Return a connection with a leaf for `host`, which selects the first of `protocols` that the client offers.
 
-        A client that offers others gets none: it may still speak HTTP/1.1, and nothing else is read.
-        Raises NoLeafError.
+        If the client offers only others, none is selected: it may still send HTTP/1.1. Raises NoLeafError.
         """
         leaf = self._leaves.usable(host)
-        kept = self._kept.get(host)
-        if kept is None or kept[0] is not leaf:
-            kept = leaf, _client_context(leaf)
-        self._kept.keep(host, kept)
-        connection = SSL.Connection(kept[1])
+        cached = self._contexts.get(host)
+        if cached is None or cached[0] is not leaf:
+            cached = leaf, _client_context(leaf)
+        self._contexts.store(host, cached)
+        connection = SSL.Connection(cached[1])
         connection.set_app_data(AlpnOffer(protocols))
         connection.set_accept_state()
         return connection
 
 
 class ServerContexts:
-    """TLS contexts for servers: one with the host's trusted certificates, others with those of a rule's `ca`, too."""
+    """TLS contexts for servers: one with the host's trusted certificates, others also with those of a rule's `ca`."""
 
     def __init__(self, roots: bytes) -> None:
         """Trust the PEM certificates in `roots`, the host's own store. Raises TrustError."""
         self._roots = roots
-        self._context = _server_context(roots)
-        self._trusting = _Bounded[tuple[bytes, ...], SSL.Context](TRUSTING)
+        self._make_context = _server_context(roots)
+        self._contexts_with_authorities = _BoundedCache[tuple[bytes, ...], SSL.Context](TRUSTING)
 
     def connection(
         self,
@@ -142,19 +140,19 @@ class ServerContexts:
         group: str = "",
         identity: "Identity | None" = None,
     ) -> SSL.Connection:
-        """Return a connection that accepts nobody but `target`: its certificate, and SNI if it is a name.
+        """Return a connection that accepts only the certificate of `target`; sends SNI if it is a name.
 
-        The PEM files in `authorities` are trusted for it beside the host's own store. `group` is what it will choose to
-        agree on a key by, as far as is known: a key for each of the likely ones is half of what a ClientHello takes to
-        make. `identity` is shown to a server that asks for a client certificate. Raises TrustError.
+        It also trusts the PEM certificates in `authorities`. `group`: the group that the server selected before; a key
+        share for one group instead of several halves the cost of a ClientHello. `identity`: the client certificate for
+        a server that requests one. Raises TrustError.
         """
         if identity is not None:
             context = identity.context(authorities, lambda: _server_context(self._roots, *authorities))
         else:
-            context = self._trusts(authorities) if authorities else self._context
+            context = self._context_with_authorities(authorities) if authorities else self._make_context
         connection = SSL.Connection(context)
         CertificateRequest(connection)
-        if (groups := _STARRED.get(group)) and LIB.SSL_set1_curves_list(connection._ssl, groups) != 1:  # noqa: SLF001
+        if (groups := _PREFERRED_GROUPS.get(group)) and LIB.SSL_set1_curves_list(connection._ssl, groups) != 1:  # noqa: SLF001
             raise TrustError("OpenSSL doesn't know the usual groups")
         parameters = LIB.SSL_get0_param(connection._ssl)  # noqa: SLF001
         flags = LIB.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | LIB.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
@@ -172,30 +170,30 @@ class ServerContexts:
         connection.set_connect_state()
         return connection
 
-    def _trusts(self, authorities: tuple[bytes, ...]) -> SSL.Context:
-        context = self._trusting.get(authorities) or _server_context(self._roots, *authorities)
-        self._trusting.keep(authorities, context)
+    def _context_with_authorities(self, authorities: tuple[bytes, ...]) -> SSL.Context:
+        context = self._contexts_with_authorities.get(authorities) or _server_context(self._roots, *authorities)
+        self._contexts_with_authorities.store(authorities, context)
         return context
 
 
 class KnownProtocols:
-    """What places were found to speak, so that they are met the right way the next time. Bounded.
+    """Remembers which servers lack HTTP/2, and the key exchange group of each. Bounded.
 
-    Those without HTTP/2: with it on one side only, every request of an HTTP/2 client costs a connection of its own. And
-    the group that they agreed on a key by.
+    Clients of a server without HTTP/2 are offered only HTTP/1.1: otherwise each request of an HTTP/2 client needs a
+    connection of its own.
     """
 
     def __init__(self, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._clock = clock
-        self._only_http1 = _Bounded["WebOrigin", None](CONTEXTS)
-        self._groups = _Bounded["WebOrigin", tuple[str, float]](CONTEXTS)
+        self._only_http1 = _BoundedCache["WebOrigin", None](CONTEXTS)
+        self._groups = _BoundedCache["WebOrigin", tuple[str, float]](CONTEXTS)
 
     def note(self, place: "WebOrigin", protocol: bytes | None) -> None:
         """Record the protocol that a server selected."""
         if protocol == HTTP2:
             self._only_http1.pop(place, None)
         else:
-            self._only_http1.keep(place, None)
+            self._only_http1.store(place, None)
 
     def offer(self, place: "WebOrigin") -> tuple[bytes, ...]:
         """Return the protocols to offer to a client of this server."""
@@ -203,10 +201,10 @@ class KnownProtocols:
 
     def note_group(self, place: "WebOrigin", group: str | None) -> None:
         """Record the group of a server's key exchange."""
-        known = self._groups.get(place)
+        cached_group = self._groups.get(place)
         group = (group or "").lower()
-        if known is None or known[0] != group:
-            self._groups.keep(place, (group, self._clock() + _LOOK_AGAIN))
+        if cached_group is None or cached_group[0] != group:
+            self._groups.store(place, (group, self._clock() + _GROUP_MEMORY))
 
     def group(self, place: "WebOrigin") -> str:
         """Return the group that a server will select; empty: unknown, or recorded too long ago."""
@@ -223,7 +221,7 @@ class TlsContexts:
 
     client: ClientContexts
     server: ServerContexts
-    known: KnownProtocols
+    cached_group: KnownProtocols
 
 
 def distrust(connection: SSL.Connection) -> str:
@@ -232,7 +230,7 @@ def distrust(connection: SSL.Connection) -> str:
     return str(FFI.string(LIB.X509_verify_cert_error_string(result)), "ascii") if result else ""
 
 
-def _context(method: int) -> SSL.Context:
+def _make_context(method: int) -> SSL.Context:
     """Return the common context: no resumption, so that sandboxes share no session (invariant 11)."""
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -243,17 +241,17 @@ def _context(method: int) -> SSL.Context:
 
 
 def _client_context(leaf: "Leaf") -> SSL.Context:
-    context = _context(SSL.TLS_SERVER_METHOD)
+    context = _make_context(SSL.TLS_SERVER_METHOD)
     context.use_certificate(leaf.certificate)
     context.use_privatekey(leaf.key)
-    context.set_alpn_select_callback(_select)
-    if LIB.SSL_CTX_set1_curves_list(context._context, _NEAR_GROUPS) != 1:  # noqa: SLF001
+    context.set_alpn_select_callback(_select_protocol)
+    if LIB.SSL_CTX_set1_curves_list(context._context, _CLIENT_GROUPS) != 1:  # noqa: SLF001
         raise TrustError("OpenSSL doesn't know the usual groups")
     return context
 
 
 def _server_context(*roots: bytes) -> SSL.Context:
-    context = _context(SSL.TLS_CLIENT_METHOD)
+    context = _make_context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_PEER)
     store = context.get_cert_store()
     assert store is not None
@@ -266,7 +264,7 @@ def _server_context(*roots: bytes) -> SSL.Context:
     return context
 
 
-def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
+def _select_protocol(connection: SSL.Connection, offered: list[bytes]) -> Any:
     """Select a protocol for ALPN (RFC 7301 section 3.2), by our order of preference."""
     offer: AlpnOffer = connection.get_app_data()
     for protocol in offer.protocols:
@@ -275,13 +273,13 @@ def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
     return SSL.NO_OVERLAPPING_PROTOCOLS
 
 
-# The alerts by which a peer says that our certificate is the trouble (RFC 8446 section 6.2), as OpenSSL words them
+# Alerts of a peer that rejects our certificate (RFC 8446 section 6.2), in OpenSSL's words
 _DISTRUST: Final = re.compile(
     r"alert (?:unknown ca|bad certificate|certificate unknown|certificate expired|certificate revoked"
     r"|unsupported certificate)"
 )
-_PIECE: Final = 65536  # bytes; a record has 16 KB at most
-_BUFFER: Final = FFI.new("char[]", _PIECE)
+_BUFFER_SIZE: Final = 65536  # bytes; a record has 16 KB at most
+_BUFFER: Final = FFI.new("char[]", _BUFFER_SIZE)
 _WANT_READ: Final = LIB.SSL_ERROR_WANT_READ
 _read, _write, _error, _handshake = LIB.SSL_read, LIB.SSL_write, LIB.SSL_get_error, LIB.SSL_do_handshake
 _bio_read, _bio_write, _contents = LIB.BIO_read, LIB.BIO_write, FFI.buffer
@@ -294,17 +292,17 @@ class Tls:
         self, session: "Session", contexts: TlsContexts, connection: "ClientEnd | ServerEnd", tls: SSL.Connection
     ) -> None:
         self._session = session
-        self._known = contexts.known
+        self._known = contexts.cached_group
         self._connection = connection
         self.tls = tls
-        self.is_open = False  # the handshake is over, and went well
+        self.is_open = False  # the handshake succeeded
         self.has_ended = False  # nothing more can be read
-        self.is_broken = False  # ... as the peer broke the protocol
+        self.is_broken = False  # ... because the peer violated the protocol
 
     def shake_hands(self, data: bytes) -> tuple[str | None, bytes]:
-        """Take the next bytes of the handshake; returns what went wrong, if it did, and what is to be sent.
+        """Continue the handshake with received bytes; returns the problem, if any, and the bytes to send.
 
-        Its end is in `is_open`.
+        Sets `is_open` when the handshake has succeeded.
         """
         tls, problem = self.tls, None
         ssl = tls._ssl  # noqa: SLF001
@@ -320,7 +318,7 @@ class Tls:
                 self._fail(result)
             except SSL.Error as error:
                 problem = self.failed(error)
-        size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
+        size = _bio_read(tls._from_ssl, _BUFFER, _BUFFER_SIZE)  # noqa: SLF001
         return problem, self._outgoing(size) if size > 0 else b""
 
     def failed(self, error: SSL.Error) -> str:
@@ -337,10 +335,10 @@ class Tls:
         ssl = tls._ssl  # noqa: SLF001
         if data and _bio_write(tls._into_ssl, data, len(data)) != len(data):  # noqa: SLF001
             raise MemoryError("OpenSSL didn't take what a peer has sent")  # nothing else keeps it out of its memory
-        if (size := _read(ssl, _BUFFER, _PIECE)) > 0:
+        if (size := _read(ssl, _BUFFER, _BUFFER_SIZE)) > 0:
             plain = _contents(_BUFFER, size)[:]
             pieces = [plain]
-            while (size := _read(ssl, _BUFFER, _PIECE)) > 0:
+            while (size := _read(ssl, _BUFFER, _BUFFER_SIZE)) > 0:
                 pieces.append(_contents(_BUFFER, size)[:])
             if len(pieces) > 1:
                 plain = b"".join(pieces)
@@ -353,21 +351,21 @@ class Tls:
             except SSL.Error as error:
                 self.failed(error)
                 self.is_broken = True
-        size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
+        size = _bio_read(tls._from_ssl, _BUFFER, _BUFFER_SIZE)  # noqa: SLF001
         return plain, self._outgoing(size) if size > 0 else b"", self.has_ended
 
     def seal(self, data: bytes, *, last: bool = False) -> bytes:
         """Encrypt `data`, followed by a close_notify if it is the `last`. Raises SSL.Error."""
         tls = self.tls
-        ssl, size, done = tls._ssl, len(data), 0  # noqa: SLF001
+        ssl, size, written = tls._ssl, len(data), 0  # noqa: SLF001
         try:
             with FFI.from_buffer(data) as start:
-                while done < size:  # a record a call: pyOpenSSL's contexts have SSL_MODE_ENABLE_PARTIAL_WRITE
-                    result = _write(ssl, start + done, size - done)
+                while written < size:  # one record a call: pyOpenSSL's contexts have SSL_MODE_ENABLE_PARTIAL_WRITE
+                    result = _write(ssl, start + written, size - written)
                     if result <= 0:
                         self._fail(result)
-                    done += result
-        except SSL.Error as error:  # where the peer is gone, its end is heard of by itself
+                    written += result
+        except SSL.Error as error:  # if the peer is gone, the end of its connection is reported separately
             if not (self.is_broken or isinstance(error, SSL.ZeroReturnError | SSL.SysCallError)):
                 raise
         if last:
@@ -375,15 +373,15 @@ class Tls:
                 tls.shutdown()
             except SSL.Error:
                 pass
-        size = _bio_read(tls._from_ssl, _BUFFER, _PIECE)  # noqa: SLF001
-        return _contents(_BUFFER, size)[:] if 0 < size < _PIECE else self._outgoing(size)
+        size = _bio_read(tls._from_ssl, _BUFFER, _BUFFER_SIZE)  # noqa: SLF001
+        return _contents(_BUFFER, size)[:] if 0 < size < _BUFFER_SIZE else self._outgoing(size)
 
     def _outgoing(self, size: int) -> bytes:
         """Return all bytes to send; `size` of them are in the buffer already."""
         bio, pieces = self.tls._from_ssl, []  # noqa: SLF001
         while size > 0:
             pieces.append(_contents(_BUFFER, size)[:])
-            size = _bio_read(bio, _BUFFER, _PIECE) if size == _PIECE else 0
+            size = _bio_read(bio, _BUFFER, _BUFFER_SIZE) if size == _BUFFER_SIZE else 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _fail(self, result: int) -> None:
@@ -398,14 +396,14 @@ class ClientTls(Tls):
     def __init__(
         self, session: "Session", contexts: TlsContexts, client: "ClientEnd", host: str, sni: str | None
     ) -> None:
-        """Show a leaf for `host`. `sni` is what the gate read in the ClientHello: another one ends the handshake."""
-        offer = contexts.known.offer(session.place)
+        """Use a leaf for `host`. `sni`: the SNI that the gate parsed; another one ends the handshake."""
+        offer = contexts.cached_group.offer(session.place)
         super().__init__(session, contexts, client, contexts.client.connection(host, offer))
         self._sni = sni
 
     def failed(self, error: SSL.Error) -> str:
-        """Record a client that doesn't trust our certificate; other alerts don't count as that."""
-        text = _text(error)
+        """Record a client that doesn't trust our certificate; other alerts have other causes."""
+        text = _error_text(error)
         if _DISTRUST.search(text) and not self._session.request_count:
             self._session.ending = Reason.TLS_CLIENT_DISTRUST
         return text
@@ -421,13 +419,13 @@ class ServerTls(Tls):
 
     def __init__(self, session: "Session", contexts: TlsContexts, client: "ClientEnd", server: "ServerEnd") -> None:
         place = session.place
-        # HTTP/1.1 in front stays HTTP/1.1 behind; a client without ALPN gets a server without
+        # An HTTP/1.1 client gets HTTP/1.1 upstream; for a client without ALPN, none is offered
         self._http2 = client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
         broker = session.recorder.sandbox.secret_injector
         self._identity = None if broker is None else broker.identity(place.target, place.port)
         tls = contexts.server.connection(
-            place.target, offer, server.authorities, contexts.known.group(place), self._identity
+            place.target, offer, server.authorities, contexts.cached_group.group(place), self._identity
         )
         super().__init__(session, contexts, server, tls)
         self._server = server
@@ -437,27 +435,29 @@ class ServerTls(Tls):
         result = distrust(self.tls)
         if result:
             return ServerFailure(Reason.UPSTREAM_UNTRUSTED, f"the server's certificate can't be trusted: {result}")
-        if self._is_unidentified():
-            return ServerFailure(Reason.CLIENT_CERTIFICATE, f"the server asks for a client certificate: {_text(error)}")
-        return ServerFailure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_text(error)}")
+        if self._lacks_certificate():
+            return ServerFailure(
+                Reason.CLIENT_CERTIFICATE, f"the server asks for a client certificate: {_error_text(error)}"
+            )
+        return ServerFailure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_error_text(error)}")
 
     def settled(self) -> str | None:
         """Record that the server has proved its name, and which protocol it speaks."""
         self._server.proven = not distrust(self.tls)
-        self._server.unidentified = self._is_unidentified()
+        self._server.unidentified = self._lacks_certificate()
         place = self._session.place
         self._known.note_group(place, self.tls.get_group_name())
         if self._http2:
             self._known.note(place, self._server.alpn)
         return None
 
-    def _is_unidentified(self) -> bool:
+    def _lacks_certificate(self) -> bool:
         """Whether the server requests a client certificate, and there is none for it."""
         request: CertificateRequest = self.tls.get_app_data()
-        return self._identity is None and request.came
+        return self._identity is None and request.received
 
 
-def _text(error: SSL.Error) -> str:
+def _error_text(error: SSL.Error) -> str:
     """Format an OpenSSL error, a list of (library, function, reason)."""
     reasons = error.args[0] if error.args and isinstance(error.args[0], list) else []
     return "; ".join(entry[-1] for entry in reasons) or "the connection broke off"

@@ -1,7 +1,7 @@
 """Parses the kernel's log (NFLOG) of packets that a sandbox's ruleset rejected.
 
 Pure: the bytes come from a socket that the enforcer opened inside the sandbox's namespace and passed out. The packets
-in them were written by a task: every length is checked, and what was cut off or makes no sense is said to be unknown.
+in them were written by a task: every length is checked, and a field that is cut off or invalid is reported as None.
 The log is rate-limited in the kernel, so it names what was refused; the counters say how often.
 """
 
@@ -19,7 +19,7 @@ _NFGENMSG = 4
 _IPPROTO_WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite: ports come first in each
 _IPV6_EXTENSIONS = frozenset({0, 43, 60, 135, 139, 140})  # each: next header, length in 8 bytes less one (RFC 6564)
 _IPV6_FRAGMENT = 44
-_MOST_EXTENSIONS = 8  # a task may chain as many as fit; more than this is not followed
+_MOST_EXTENSIONS = 8  # followed; a task may chain more
 
 
 class Kind(StrEnum):
@@ -47,10 +47,10 @@ class RefusedPacket(NamedTuple):
 
 def parse_refusal(data: bytes) -> list[RefusedPacket]:
     """Return the rejected packets of one datagram of the log. Raises MalformedMessageError."""
-    return [_refused(message.payload) for message in messages(data) if message.kind == NFULNL_MSG_PACKET]
+    return [_parse_packet(message.payload) for message in messages(data) if message.kind == NFULNL_MSG_PACKET]
 
 
-def _refused(payload: bytes) -> RefusedPacket:
+def _parse_packet(payload: bytes) -> RefusedPacket:
     found = dict(attributes(payload[_NFGENMSG:]))
     prefix = found.get(_NFULA_PREFIX, b"").rstrip(b"\0").decode("ascii", "replace")
     kind = Kind(prefix) if prefix in Kind else Kind.OTHER
@@ -59,22 +59,22 @@ def _refused(payload: bytes) -> RefusedPacket:
     packet = found.get(_NFULA_PAYLOAD, b"")
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
-        return _ipv4(kind, packet, sender)
+        return _parse_ipv4(kind, packet, sender)
     if version == 6 and len(packet) >= 40:
-        return _ipv6(kind, packet, sender)
+        return _parse_ipv6(kind, packet, sender)
     return RefusedPacket(kind, None, None, None, None, None, sender)
 
 
-def _ipv4(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
+def _parse_ipv4(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
     """Parse an IPv4 packet (RFC 791 section 3.1)."""
     first_fragment = not int.from_bytes(packet[6:8]) & 0x1FFF
-    source_port, port = _ports(packet, (packet[0] & 15) * 4, packet[9]) if first_fragment else (None, None)
+    source_port, port = _parse_ports(packet, (packet[0] & 15) * 4, packet[9]) if first_fragment else (None, None)
     return RefusedPacket(
         kind, IPv4Address(packet[16:20]), port, IPv4Address(packet[12:16]), source_port, packet[9], uid
     )
 
 
-def _ipv6(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
+def _parse_ipv6(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
     """Parse an IPv6 packet with extension headers (RFC 8200 sections 3 and 4)."""
     protocol, at, first_fragment = packet[6], 40, True
     for _ in range(_MOST_EXTENSIONS):
@@ -87,11 +87,11 @@ def _ipv6(kind: Kind, packet: bytes, uid: int | None) -> RefusedPacket:
             protocol, at = packet[at], at + (packet[at + 1] + 1) * 8
         else:
             break
-    source_port, port = _ports(packet, at, protocol) if first_fragment else (None, None)
+    source_port, port = _parse_ports(packet, at, protocol) if first_fragment else (None, None)
     return RefusedPacket(kind, IPv6Address(packet[24:40]), port, IPv6Address(packet[8:24]), source_port, protocol, uid)
 
 
-def _ports(packet: bytes, at: int, protocol: int) -> tuple[int | None, int | None]:
+def _parse_ports(packet: bytes, at: int, protocol: int) -> tuple[int | None, int | None]:
     if protocol not in _IPPROTO_WITH_PORTS or at < 20 or len(packet) < at + 4:
         return None, None
     source, destination = struct.unpack_from("!HH", packet, at)

@@ -1,8 +1,8 @@
 """Strict JSON from other processes, peers and files. Every problem is a ValueError.
 
-Python's own reader takes NaN, Infinity, 1e999 (as infinity), whole numbers of any length, and raises RecursionError for
-what is nested deeply. Each of these ends the code behind it with an exception that it doesn't expect. So numbers are
-finite and fit 64 bits here (RFC 8259 section 6 leaves the range to the reader), and depth is an error like any other.
+Python's own parser accepts NaN, Infinity, 1e999 (as infinity) and integers of any length, and raises RecursionError for
+deep nesting. Each of these causes unexpected exceptions in the caller. So this parser only accepts finite numbers of at
+most 64 bits (RFC 8259 section 6 leaves the range to the parser), and raises ValueError for deep nesting.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 LEAST: Final = -(1 << 63)
 MOST: Final = (1 << 64) - 1
-_LONGEST: Final = 20  # characters of either
+_LONGEST: Final = 20  # characters of LEAST and of MOST
 
 
 def loads(text: str | bytes) -> Any:
@@ -34,24 +34,24 @@ def _read(text: str | bytes, decoder: json.JSONDecoder) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) <= _LONGEST and LEAST <= (number := int(digits)) <= MOST:
         return number
     raise ValueError("a number in it is too large")
 
 
-def _real(digits: str) -> float:
+def _parse_float(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
         raise ValueError("a number in it is too large")
     return number
 
 
-def _refused(word: str) -> None:
+def _reject_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def _or_none(read: Callable[[str], float]) -> Callable[[str], float | None]:
+def _none_if_invalid(read: Callable[[str], float]) -> Callable[[str], float | None]:
     def found(text: str) -> float | None:
         try:
             return read(text)
@@ -61,7 +61,9 @@ def _or_none(read: Callable[[str], float]) -> Callable[[str], float | None]:
     return found
 
 
-_strict: Final = json.JSONDecoder(parse_int=_whole, parse_float=_real, parse_constant=_refused)
+_strict: Final = json.JSONDecoder(parse_int=_parse_int, parse_float=_parse_float, parse_constant=_reject_constant)
 _lossy: Final = json.JSONDecoder(
-    parse_int=_or_none(_whole), parse_float=_or_none(_real), parse_constant=lambda _word: None
+    parse_int=_none_if_invalid(_parse_int),
+    parse_float=_none_if_invalid(_parse_float),
+    parse_constant=lambda _word: None,
 )

@@ -220,10 +220,10 @@ def test_proxy_refusal_is_reported(lab, who):
     with squid(lab) as log:
         done = run(lab, who, "http", path)
         assert "TCP_DENIED/407" in log()
-    assert "it asks for a user and a password (407)" in done.stdout
+    assert "it requires a user and a password (407)" in done.stdout
     closed = [e for e in journal(lab, who) if e["kind"] == "connection.closed" and e.get("detail")]
     assert {e["detail"] for e in closed} == {
-        "the proxy `http://proxy.corp.example:3128`: it asks for a user and a password (407)"
+        "the proxy `http://proxy.corp.example:3128`: it requires a user and a password (407)"
     }
 
 

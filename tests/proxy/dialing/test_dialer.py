@@ -125,7 +125,7 @@ def test_own_address_needs_no_approval_request(tmp_path, monkeypatch):
         assert await it.found("good.example") == "non_public_address"
         with pytest.raises(DialError, match="this host's own") as failed:
             it.dialer.known(it.policy, attempt("good.example"))
-        assert failed.value.held is None
+        assert failed.value.pending_decision is None
         it.servers.known["good.example", "A"] = [str(OTHER)]  # control: another address is not asked about
         assert await it.found("good.example") == str(OTHER)
 

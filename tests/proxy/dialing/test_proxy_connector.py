@@ -104,7 +104,7 @@ def test_server_bytes_after_the_proxys_answer_are_kept(scheme, piece, tmp_path):
 
 REFUSED = [
     ("403", b"HTTP/1.1 403 Forbidden\r\n\r\n<html>", "it answered 403 (Forbidden)"),
-    ("407", b"HTTP/1.1 407 Who\r\n\r\n", "it asks for a user and a password (407)"),
+    ("407", b"HTTP/1.1 407 Who\r\n\r\n", "it requires a user and a password (407)"),
     ("503", b"HTTP/1.1 503 No DNS\r\nX-Squid-Error: ERR_DNS_FAIL 0\r\n\r\n", "it answered 503 (Service Unavailable)"),
     ("nothing", b"", "it ended the connection instead of an answer"),
     ("half an answer", b"HTTP/1.1 200 O", "it ended the connection instead of an answer"),
@@ -205,7 +205,7 @@ def test_login_is_sent_to_the_proxy_only(tmp_path):
             proxy, head = await world.asked()
             assert b"\r\nProxy-Authorization: Basic bWU6Z2VoZWlt\r\n" in head
             await proxy.send(b"HTTP/1.1 407 geheim\r\n\r\n")
-            assert "doesn't take our user and password" in (await world.closing())["detail"]
+            assert "rejected the user and password" in (await world.closing())["detail"]
             told = repr(world.events)
             assert "geheim" not in told
             assert "bWU6Z2VoZWlt" not in told

@@ -85,8 +85,8 @@ def test_accepted_connect_leaves_later_bytes_unread(head, rest):
 
 
 REFUSALS = [
-    ("407 without a login", HTTP, None, b"HTTP/1.1 407 Say who\r\n\r\n", "it asks for a user and a password (407)"),
-    ("407 with one", HTTP, LOGIN, b"HTTP/1.1 407 ge:heim\r\n\r\n", "it doesn't take our user and password (407)"),
+    ("407 without a login", HTTP, None, b"HTTP/1.1 407 Say who\r\n\r\n", "it requires a user and a password (407)"),
+    ("407 with one", HTTP, LOGIN, b"HTTP/1.1 407 ge:heim\r\n\r\n", "it rejected the user and password (407)"),
     ("403", HTTP, None, b"HTTP/1.1 403 <b>no\r\nX: y\r\n\r\nbody", "it answered 403 (Forbidden)"),
     ("a control character", HTTP, None, b"HTTP/1.1 403 \x1b[31mno\r\nX: y\r\n\r\n", "it doesn't speak HTTP/1"),
     ("a status of none", HTTP, None, b"HTTP/1.1 000 no\r\n\r\n", "it answered 0"),
@@ -106,12 +106,12 @@ REFUSALS = [
     ("interim without end", HTTP, None, b"HTTP/1.1 100 \r\n\r\n" * 1000, f"longer than {LONGEST_HEAD} bytes"),
     ("SOCKS 4", SOCKS, None, b"\x00\x5a", "it doesn't speak SOCKS 5"),
     ("HTTP instead", SOCKS, None, b"HTTP/1.1 400 Bad\r\n\r\n", "it doesn't speak SOCKS 5"),
-    ("no method, without a login", SOCKS, None, b"\x05\xff", "it asks for a user and a password"),
+    ("no method, without a login", SOCKS, None, b"\x05\xff", "it requires a user and a password"),
     ("no method, with one", SOCKS, LOGIN, b"\x05\xff", "it takes no user and password"),
-    ("a method that was not offered", SOCKS, None, b"\x05\x02", "it asks for a user and a password"),
+    ("a method that was not offered", SOCKS, None, b"\x05\x02", "it requires a user and a password"),
     ("GSSAPI", SOCKS, LOGIN, b"\x05\x01", "it takes no user and password"),
-    ("a wrong password", SOCKS, LOGIN, b"\x05\x02\x01\x01", "it doesn't take our user and password"),
-    ("a login of another version", SOCKS, LOGIN, b"\x05\x02\x05\x00", "it doesn't take our user and password"),
+    ("a wrong password", SOCKS, LOGIN, b"\x05\x02\x01\x01", "it rejected the user and password"),
+    ("a login of another version", SOCKS, LOGIN, b"\x05\x02\x05\x00", "it rejected the user and password"),
     ("failed", SOCKS, None, b"\x05\x00\x05\x01\x00\x01", "it failed in general"),
     ("not allowed", SOCKS, None, b"\x05\x00\x05\x02\x00\x01", "its rules don't allow that"),
     ("no network", SOCKS, None, b"\x05\x00\x05\x03\x00\x01", "the network can't be reached from it"),

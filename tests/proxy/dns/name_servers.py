@@ -79,7 +79,7 @@ def add(reply, name, kind, *values, ttl=17):
 def asking(server):
     """`NameServers` that ask this server and no other."""
     servers = NameServers.__new__(NameServers)
-    servers._answers = DnsBackend(asyncio.Lock())
+    servers._backend_with_turns = DnsBackend(asyncio.Lock())
     servers._resolver = dns.asyncresolver.Resolver(configure=False)
     servers._resolver.nameservers, servers._resolver.port = ["127.0.0.1"], server.port
     return servers

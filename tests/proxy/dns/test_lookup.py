@@ -193,7 +193,7 @@ def test_negative_answer_of_one_family_leaves_the_other_time(tmp_path):
             return addresses("2606:4700::1"), 30.0
 
         asked.servers.ask = ask
-        asyncio.get_running_loop().call_later(lookups._PATIENCE * 3, answer.set)
+        asyncio.get_running_loop().call_later(lookups._SECOND_FAMILY_WAIT * 3, answer.set)
         assert (await asked.find()).addresses == addresses("2606:4700::1")
 
     looked_up(tmp_path, test)
@@ -227,7 +227,7 @@ def test_cache_and_pending_lookups_are_bounded(tmp_path, monkeypatch):
         assert [found.problem for found in heard] == ["5 names are being looked up already"] * 3
         asked.servers.hold.set()
         await wait_until_async(lambda: len(heard) == 8)
-        assert len(asked.lookup._kept) == 3
+        assert len(asked.lookup._cache) == 3
 
     looked_up(tmp_path, test)
 
@@ -252,7 +252,7 @@ def test_thousands_of_waiting_callers_yield_to_other_work(tmp_path):
         each = [sum(1 for turn, _ in told if turn == at) for at in {turn for turn, _ in told}]
         assert max(each) == lookups.TOLD_AT_ONCE
         assert {found.problem for _, found in told} == {""}
-        assert asked.lookup._askers == 0
+        assert asked.lookup._waiter_count == 0
 
     looked_up(tmp_path, test)
 

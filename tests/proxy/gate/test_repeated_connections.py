@@ -48,7 +48,7 @@ def tainted(world, _):
 
 def no_address(world, _):
     world.hosts.write_text("")
-    world.lookup._look_again_at = 0.0
+    world.lookup._next_file_check = 0.0
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_name_that_moved_is_dialed_at_its_new_address(tmp_path):
             world.names.remember(HostName("good.example"), [LOOPBACK])
             await pass_one(world)
             world.hosts.write_text(f"{ELSEWHERE} good.example\n")
-            world.lookup._look_again_at = 0.0
+            world.lookup._next_file_check = 0.0
             client = await world.connect(LOOPBACK)
             await client.send(client_hello())
             assert (await world.decision(2))["destination"]["address"] == ELSEWHERE

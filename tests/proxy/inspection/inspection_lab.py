@@ -119,7 +119,7 @@ class GateLab:
         self.loop.run(self._reread_hosts)
 
     def _reread_hosts(self):
-        self.lookup._look_again_at = 0.0
+        self.lookup._next_file_check = 0.0
 
     def listen_for(self, target, port, *, tls=True, decision=None, idle=None, listen=0, sni=None):
         """Listen, and inspect each client as one that connects to `target`; `sni` replaces that of its hello. Returns the port."""

@@ -359,7 +359,7 @@ def test_time_spent_deciding_does_not_count_as_idle(gate, origins, monkeypatch):
 
     site = make_site(gate, origins.script(answer), tls=False)
     gate.name()
-    gate.loop.run(gate.lookup._kept.clear)
+    gate.loop.run(gate.lookup._cache.clear)
     monkeypatch.setattr(type(gate.dialer), "find", lambda *what: lookups.append(what[-1]))
 
     def decided_after_a_day():

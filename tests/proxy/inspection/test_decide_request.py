@@ -369,7 +369,7 @@ def test_new_rules_apply_to_a_request_that_waits_for_dns(gate, web, monkeypatch)
     origin = web()
     site = make_site(gate, origin)
     gate.name()
-    gate.loop.run(gate.lookup._kept.clear)
+    gate.loop.run(gate.lookup._cache.clear)
     waiting = []
     monkeypatch.setattr(type(gate.dialer), "find", lambda *words: waiting.append(words))
     with ThreadPoolExecutor(1) as pool:

@@ -112,7 +112,7 @@ def test_exception_after_a_lookup_ends_the_connection(gate, origins, monkeypatch
     origin = origins.web("good.example")
     site = make_site(gate, origin)
     gate.name()
-    gate.loop.run(gate.lookup._kept.clear)
+    gate.loop.run(gate.lookup._cache.clear)
     monkeypatch.setattr(pipeline.Pipeline, "_record_and_prepare", bug)
     assert site.curl("/")[0] != 0
     assert gate.events("gate.error")[0]["fault"]["detail"] == "Bug: on purpose"
@@ -222,7 +222,7 @@ def test_clients_gone_before_inspection_are_closed_without_errors(gate, origins)
 def test_lookup_without_an_answer_times_out(gate, origins, monkeypatch):
     site = make_site(gate, origins.web("good.example"))
     gate.name()
-    gate.loop.run(gate.lookup._kept.clear)
+    gate.loop.run(gate.lookup._cache.clear)
     monkeypatch.setattr(engine, "LOOKUP_TIMEOUT", 0.1)
     monkeypatch.setattr(type(gate.dialer), "find", lambda *_: None)
     _, out, _ = site.curl("/x")

@@ -54,7 +54,7 @@ def test_name_that_moves_to_a_private_address_is_denied(gate, web):
     assert site.curl("/1", "-o", os.devnull, "-w", "%{http_code}")[1] == b"200"
     gate.name(good_example="10.0.0.1")
     wait_until(lambda: gate.lookup._hosts.refresh() or True)
-    gate.loop.run(gate.lookup._kept.clear)
+    gate.loop.run(gate.lookup._cache.clear)
     assert site.curl("/2", "-o", os.devnull, "-w", "%{http_code}")[1] == b"403"
     assert [request.target for request in origin.requests] == ["/1"]
 
@@ -62,7 +62,7 @@ def test_name_that_moves_to_a_private_address_is_denied(gate, web):
 def test_name_without_an_address_fails_as_unresolved(gate, web):
     site = make_site(gate, web())
     gate.name()
-    gate.loop.run(gate.lookup._kept.clear)
+    gate.loop.run(gate.lookup._cache.clear)
     _, out, _ = site.curl("/x")
     problem = json.loads(out)
     assert (problem["status"], problem["reason"], problem["verdict"]) == (502, "unresolved", "allow")

@@ -256,7 +256,7 @@ def test_client_contexts_and_known_protocols_are_cached_up_to_a_limit(gate, monk
     for number in range(20):
         contexts.connection(f"n{number}.example", (b"h2",))
         assert contexts.connection("kept.example", (b"h2",)).get_context() is first
-    assert len(contexts._kept) == 5
+    assert len(contexts._contexts) == 5
     known = KnownProtocols()
     for number in range(20):
         known.note(WebOrigin(HostName(f"n{number}.example"), 443, tls=True), b"http/1.1")

@@ -79,8 +79,8 @@ def test_denied_request_does_not_reach_the_proxy(make_proxied_site, gate, origin
 CAUSES = [
     ("it refuses the name, by CONNECT", "http", {"refuses": frozenset({"good.example"})}, "it answered 403 (Forbidden)"),
     ("it refuses the name, by SOCKS", "socks5", {"refuses": frozenset({"good.example"})}, "its rules don't allow that"),
-    ("it wants to know who, by CONNECT", "http", {"login": "me:geheim"}, "it asks for a user and a password (407)"),
-    ("it wants to know who, by SOCKS", "socks5", {"login": "me:geheim"}, "it asks for a user and a password"),
+    ("it wants to know who, by CONNECT", "http", {"login": "me:geheim"}, "it requires a user and a password (407)"),
+    ("it wants to know who, by SOCKS", "socks5", {"login": "me:geheim"}, "it requires a user and a password"),
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_proxy_password_is_sent_to_the_proxy_alone(make_proxied_site, gate, orig
     gate.loop.run(lambda: setattr(gate.dialer, "login", Login(b"me", b"geheimer")))
     status, out, _ = site.curl("/echo", "--http1.1", "-i")
     assert (status, out.split(b" ")[1]) == (0, b"502")
-    assert b"doesn't take our user and password" in out
+    assert b"rejected the user and password" in out
     assert b"geheim" not in out
     assert "geheim" not in repr(origin.requests)
     gate.wait_closed(2)
@@ -207,7 +207,7 @@ def test_407_of_the_proxy_is_not_passed_to_the_client(make_proxied_site, gate, o
     gate.loop.run(lambda: setattr(gate.dialer, "login", login))
     status, out, _ = site.curl("/echo", "-i", "-H", "Proxy-Authorization: Basic bWU6Z2VoZWlt")
     assert (status, out.split(b" ")[1]) == (0, b"502")
-    assert f"the proxy `{upstream}`: it {'asks for a' if login is None else 'does'}".encode() in out
+    assert f"the proxy `{upstream}`: it {'requires a user' if login is None else 'rejected the user'}".encode() in out
     assert (proxy.asked, origin.connections) == ([], 0)
 
 
