@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rules.editing.insertion import AttemptToAllow, EditedFile
     from rules.loading.load import Loaded
 
-_OURS, _ROOTS = "your own", "root's"  # registries
+_OURS, _ROOTS = "your own", "root's"  # approvals servers
 
 
 TERMS: Final = (

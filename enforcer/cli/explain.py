@@ -143,7 +143,7 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
         text = suggest_rule(event)
         findings, decision = _tried(text, event, arguments, system)
     except NoRuleError as none:
-        raise FailedError(f"no rule would have let this out: {none}", 1) from none
+        raise FailedError(f"no rule would allow this: {none}", 1) from none
     except OSError as error:
         raise UsageError(f"cannot read `{error.filename}`: {error.strerror}") from error
     enough = decision is None or decision.allows

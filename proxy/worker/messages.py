@@ -90,7 +90,7 @@ class SandboxNews(TypedDict, total=False):
     """To a worker, about one sandbox: facts to record and count, and its end."""
 
     to: str  # id of the sandbox; a worker of one run has one sandbox, without this field
-    approvals: bool  # the descriptor is a new channel to the approvals registry
+    approvals: bool  # the descriptor is a new channel to the approvals server
     started: float  # seconds that the start of the sandbox took
     refused: Mapping[str, int]  # packets that the kernel denied so far, by kind
     again: Mapping[str, int]  # `refused` as an earlier worker has counted it

@@ -169,7 +169,7 @@ class Policy:
                     self._merged.clear()
                 merged = stricter_decision(decision, other)._replace(revision=self.revision)
                 if merged.reason is Reason.LAYER and not merged.rules and not merged.why:
-                    merged = merged._replace(why=f"the layer `{layer.name}` doesn't let this out itself")
+                    merged = merged._replace(why=f"the layer `{layer.name}` does not allow this itself")
                 cached = self._merged[key] = decision, other, merged
             decision = cached[2]
         return decision

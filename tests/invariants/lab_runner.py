@@ -58,14 +58,14 @@ class LabRunner:
     def command_line(
         self, name: str, rules: Path, *command: object, options: Iterable[object] = (), program: Iterable[str] = EXEAT
     ) -> list[str]:
-        """Return the command line of a run with its own journal and without an approvals registry."""
+        """Return the command line of a run with its own journal and without an approvals server."""
         self._disable_approvals()
         shown = ["--read", sys.base_prefix, "--read", LIBRARIES]
         journal = ["--journal", self.journal(name)]
         return [*map(str, [*program, "run", "--rules", rules, *shown, *journal, *options, "--", *command])]
 
     def _disable_approvals(self) -> None:
-        """Prevent the start of an approvals registry: `ask` is denied at once, and no process outlives a test."""
+        """Prevent the start of an approvals server: `ask` is denied at once, and no process outlives a test."""
         home, above = self.lab.home(self.user), Path(".local/state/exeat")
         if (home / above / "approvals").exists():
             return

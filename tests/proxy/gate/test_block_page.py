@@ -75,9 +75,9 @@ def test_page_of_a_failed_server_has_no_link_to_why(user_agent):
 
 
 def test_page_names_the_layer_when_no_rule_decided():
-    decision = Decision(reason=Reason.LAYER, why="the layer `corp` doesn't let this out itself")
+    decision = Decision(reason=Reason.LAYER, why="the layer `corp` does not allow this itself")
     made = page(Refusal(decision, "GET https://x.example/"), user_agent="git/2.39.5")
-    assert "verdict deny, reason layer (the layer `corp` doesn't let this out itself)\n" in made.body.decode()
+    assert "verdict deny, reason layer (the layer `corp` does not allow this itself)\n" in made.body.decode()
 
 
 GRPC = [

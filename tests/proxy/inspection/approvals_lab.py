@@ -1,4 +1,4 @@
-"""A gate with an approvals registry and one origin, whose requests need approval."""
+"""A gate with an approvals server and one origin, whose requests need approval."""
 
 import pytest
 

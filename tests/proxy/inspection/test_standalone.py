@@ -92,7 +92,7 @@ def test_request_without_a_rule_is_denied_and_not_sent(mitmdump, version):
 
 
 def test_request_that_needs_approval_is_denied_without_a_registry(mitmdump):
-    """A plain mitmproxy has no approvals registry."""
+    """A plain mitmproxy has no approvals server."""
     before = len(mitmdump.tls.requests)
     status, out, err = mitmdump.curl("-X", "PATCH", "-d", "x", f"https://good.example:{mitmdump.tls.port}/x")
     assert (status, err) == (0, "")

@@ -110,11 +110,11 @@ def test_denial_names_its_layer_among_several(tmp_path):
     paths = written(tmp_path, file("u", [ALLOW]), file("z", [ALLOW], "ceiling"), file("b", [], "ceiling"))
     asked = read(paths).policy
     assert explain(asked, parse_attempt(X)).value()["layers"] == ["b"]
-    assert parse_attempt(X).decide(asked).why == "the layer `b` doesn't let this out itself"
+    assert parse_attempt(X).decide(asked).why == "the layer `b` does not allow this itself"
     paths = written(tmp_path, file("u", [ALLOW]), file("z", [], "ceiling"), file("b", [ALLOW], "ceiling"))
     asked = read(paths).policy
     assert explain(asked, parse_attempt(X)).value()["layers"] == ["z"]
-    assert parse_attempt(X).decide(asked).why == "the layer `z` doesn't let this out itself"
+    assert parse_attempt(X).decide(asked).why == "the layer `z` does not allow this itself"
 
 
 CONNECTIONS = [
