@@ -258,7 +258,7 @@ class Exeat:
             raise RuntimeError("the server switches to a protocol that the request didn't offer")
         if found is not None and found[1].is_open:
             request, head = found[1], response_head_of(http_flow.response)
-            request.answered(head.status, checked_length(http_flow.request.data.method, head))
+            request.note_response(head.status, checked_length(http_flow.request.data.method, head))
             http_flow.response.stream = streaming(request.may_receive, functools.partial(kill, http_flow))
 
     @guarded
@@ -277,7 +277,7 @@ class Exeat:
             return
         session, request = found
         if not http_flow.client_conn.state & connection.ConnectionState.CAN_READ:
-            session.left(request)
+            session.complete_for_leaving_client(request)
         else:
             untrusted = "Certificate verify failed" in str(http_flow.error)
             reason = Reason.UPSTREAM_UNTRUSTED if untrusted else Reason.UPSTREAM_FAILED

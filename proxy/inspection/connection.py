@@ -55,7 +55,7 @@ class InspectedConnection:
             engine.recorder, place, handover.event, refused, gate_decision.detail, gate_decision.advice,
             handover.record.attribution, gate_decision.approval,
         )  # fmt: skip
-        self.session.approvals.changed = self._watch_out
+        self.session.approvals.changed = self._watch_for_client_end
         self.session.cut = lambda keys: self._do(self._http.revoke, keys)
         self._pipeline = Pipeline(self.session, self._addresses)
         self._client = client = ClientEnd(place)
@@ -158,7 +158,7 @@ class InspectedConnection:
     def leaving(self, transport: Transport[ClientEnd | ServerEnd]) -> None:
         """Handle a client that leaves while an approval is pending."""
         if transport.connection is self._client:
-            self.session.approvals.leave()
+            self.session.approvals.end_for_client()
 
     def gone(self, transport: Transport[ClientEnd | ServerEnd]) -> None:
         """Remove a closed socket; without the client's the connection ends."""
@@ -242,7 +242,7 @@ class InspectedConnection:
                 self.abort()
                 return
             self._idle_timeout = decision.idle_timeout
-            self.session.approvals.look_again()
+            self.session.approvals.decide_again()
             self._review = self.session.reviewing(self._http.under_way())
             self._http.stopped = True  # nothing more is begun before
             self._turn()
@@ -303,7 +303,7 @@ class InspectedConnection:
         else:
             raise error
 
-    def _watch_out(self, waits: bool) -> None:  # noqa: FBT001  it is called with nothing else
+    def _watch_for_client_end(self, waits: bool) -> None:  # noqa: FBT001  it is called with nothing else
         """Watch for a client that leaves while an approval is pending, also where nothing is read from it."""
         self._client.transport.watch_out(on=waits)
 
@@ -335,8 +335,8 @@ class InspectedConnection:
 
         if self._count_servers() and not self._extra_sockets.has_room():
             done(DialError(Reason.LIMIT_EXCEEDED, "the task has too many open connections"), None)
-        elif call_off := self._engine.connect(server.addresses, place.port, done):
-            self._dials[server] = call_off
+        elif cancel := self._engine.connect(server.addresses, place.port, done):
+            self._dials[server] = cancel
             self._count_servers()
 
     def _count_servers(self) -> int:
@@ -401,8 +401,8 @@ class InspectedConnection:
         """Mark a connection as closed by us: nothing more is read from it."""
         if type(connection) is ServerEnd:
             connection.over = True
-            if call_off := self._dials.pop(connection, None):
-                call_off()
+            if cancel := self._dials.pop(connection, None):
+                cancel()
                 self._count_servers()
         else:
             self._leaving = True
@@ -438,8 +438,8 @@ class InspectedConnection:
 
         `cut`: its requests haven't heard of it, so whatever is open breaks off (invariant 12).
         """
-        for call_off in self._dials.values():
-            self._try(call_off)
+        for cancel in self._dials.values():
+            self._try(cancel)
         self._dials.clear()
         self._count_servers()
         for transport in tuple(self.transports):

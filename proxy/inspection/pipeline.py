@@ -26,9 +26,9 @@ from proxy.dialing.dialer import as_approved, futile_error
 from proxy.event_loop.turn import run_at_once, run_in_turns
 from proxy.gate.block_page import is_for_git
 from proxy.inspection.decide_request import deny_unanswered, fail_undialled, unclear
-from proxy.inspection.stages.approval import question
+from proxy.inspection.stages.approval import make_approval_request
 from proxy.inspection.stages.git import FEW_REFS, report
-from proxy.inspection.stages.limits import Grants, Limits, Taint
+from proxy.inspection.stages.limits import GrantStage, LimitStage, TaintStage
 from proxy.inspection.stages.pending_body import PendingContent, PendingPush
 from proxy.inspection.stages.secret_injection import SecretInjection
 from proxy.inspection.stages.secret_scan import SecretScan
@@ -56,9 +56,9 @@ type Found = tuple[Hop, ...] | DialError
 # (`RequestContext.may_send`), so that a piece beyond a limit is cut and not looked at.
 STAGES: Final[tuple[type[Stage], ...]] = (
     SecretScan,  # first: what stays for a secret in it counts against no limit, and uses up nothing of a grant
-    Grants,
-    Limits,  # the last that denies: it counts only what goes on
-    Taint,  # once the decision is recorded, and before anything can be read
+    GrantStage,
+    LimitStage,  # the last that denies: it counts only what goes on
+    TaintStage,  # once the decision is recorded, and before anything can be read
     # Last, so that no other stage sees a value. `Stream.to_client` calls receiving stages in this order, too: another
     # one that receives would see values before this one masks them.
     SecretInjection,
@@ -157,7 +157,7 @@ class Pipeline:
                         request_decision, decision=deny_undialable(request_decision.decision, failure)
                     )
                     break
-                waiting.ask(question(session, request, request_decision), request_decision.decision)
+                waiting.ask(make_approval_request(session, request, request_decision), request_decision.decision)
             answer = await waiting.answer()
             if answer is not None and answer.result is not Result.GRANTED:
                 request_decision = deny_unanswered(

@@ -21,7 +21,7 @@ from proxy.inspection.decide_request import (
 )
 from proxy.inspection.pipeline import stages_for
 from proxy.inspection.stages.approval import PendingApprovals
-from proxy.inspection.stages.limits import Limits
+from proxy.inspection.stages.limits import LimitStage
 from proxy.inspection.stages.record import RequestRecord
 from proxy.inspection.stages.request_context import NOTHING, RequestContext, RequestDecision
 from proxy.inspection.stages.stage import Needs, RequestStoppedError
@@ -240,8 +240,8 @@ class Session:
         request.reviewed = True
         result = yield from decide_request_again(self.recorder.sandbox, request.attempts, leads_to)
         request.by = result.denial or request.by
-        if result.limits and not any(type(stage) is Limits for stage in request.stages):
-            request.enter((Limits(self, request), *request.stages))
+        if result.limits and not any(type(stage) is LimitStage for stage in request.stages):
+            request.enter((LimitStage(self, request), *request.stages))
         for stage in request.stages:
             stage.review(result)
         sandbox, place = self.recorder.sandbox, self.place
@@ -320,12 +320,12 @@ class Session:
             outcome, reason = Outcome.BLOCKED, by.reason
         self.record.completed(request, request.status if status is None else status, outcome, reason, by, detail)
 
-    def left(self, request: RequestContext) -> None:
+    def complete_for_leaving_client(self, request: RequestContext) -> None:
         """Record the end of a request whose client has left, or whose connection the gate ends."""
         if not request.is_open or request.by is not None or self.ending is not None:
             self.complete(request, None, Outcome.FAILED, self.ending)
         else:
-            outcome, detail = request.left()
+            outcome, detail = request.outcome_when_client_leaves()
             self.complete(request, None, outcome, detail=detail)
 
     def end(self) -> None:
@@ -343,7 +343,7 @@ class Session:
         self.connections.close()
         for request in list(self.open.values()):
             if self.client_left:
-                self.left(request)
+                self.complete_for_leaving_client(request)
             else:
                 self.complete(request, None, Outcome.FAILED, self.ending)
 

@@ -193,7 +193,7 @@ def passing(
         nonlocal over
         if not over and (not data or request.may_send(len(data))):
             try:
-                parts = run_at_once(request.sent(RequestData(0, data) if data else RequestEndOfMessage(0)))
+                parts = run_at_once(request.parts_to_send(RequestData(0, data) if data else RequestEndOfMessage(0)))
                 return [part.data for part in parts if isinstance(part, RequestData)]
             except RequestStoppedError as stopped:
                 session.stop(request, stopped)

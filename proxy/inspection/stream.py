@@ -112,7 +112,7 @@ class Stream:
         kind = type(event)
         if self.waiting is not None:
             if self.undecided and kind in _LEAVES:
-                self.session.approvals.leave(self.request.key)  # itself it hears only when it is decided
+                self.session.approvals.end_for_client(self.request.key)  # itself it hears only when it is decided
             self.queue.append(event)
             return None
         if kind in RESPONSE_HANDLERS:
@@ -144,7 +144,7 @@ class Stream:
     def through_stages(self, part: "RequestPart") -> "Generator[object, None, list[RequestPart] | None]":
         """Return the parts to send in place of a part of the request; None: a stage or a review has ended it."""
         try:
-            parts = yield from self.request.sent(part)
+            parts = yield from self.request.parts_to_send(part)
         except RequestStoppedError as stopped:
             self._stop(stopped)
             return None
@@ -332,7 +332,7 @@ class Stream:
         self.response = response
         if response.status == HTTPStatus.SWITCHING_PROTOCOLS and agrees(request.head, response):
             self.response_state = ResponseState.SWITCH
-            request.answered(response.status, None)
+            request.note_response(response.status, None)
             self.to_client(event)
             return
         try:
@@ -347,7 +347,7 @@ class Stream:
         if response.status == HTTPStatus.NO_CONTENT:  # there is no body to have a length (RFC 9110 section 8.6)
             fields = [field for field in response.fields if field[0].lower() != b"content-length"]
             self.response = response = response._replace(fields=tuple(fields))
-        request.answered(response.status, length)
+        request.note_response(response.status, length)
         event.response = response
         self.to_client(event)
         self.response_state = ResponseState.BODY
@@ -396,7 +396,7 @@ class Stream:
         request, status = self.request, response.status
         detail = _NO_CERT if status in _UNIDENTIFIED and self.server is not None and self.server.unidentified else ""
         if self._client_ended and ends_with_connection(request.head.method, response):
-            self.session.left(request)  # the response may be incomplete
+            self.session.complete_for_leaving_client(request)  # the response may be incomplete
         self.session.complete(request, status, detail=detail)
         self.response_state = ResponseState.DONE
         uploads = self.request_state is RequestState.BODY  # ... and a 401 or 413 to that is final
@@ -431,7 +431,7 @@ class Stream:
             self._pending_body.let_go(self.session)
             self.session.abandon(self.request)
         if from_server and self._client_ended:
-            self.session.left(self.request)  # it ended as the client did
+            self.session.complete_for_leaving_client(self.request)  # it ended as the client did
         if from_server and self.response_state is ResponseState.HEAD:
             if self._may_retry and not self._client_ended and not isinstance(event.message, Unreadable):
                 return self._send_head(again=True)
@@ -445,7 +445,7 @@ class Stream:
             if self.request_state is not RequestState.OVER:
                 self.to_client(event)
         else:
-            self.session.left(self.request)
+            self.session.complete_for_leaving_client(self.request)
             if self.request_state in (RequestState.BODY, RequestState.DONE):
                 self.to_server(event)
         self.leave()

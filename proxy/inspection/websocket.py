@@ -142,7 +142,7 @@ class Switched:
             return
         if ended.cut and not context.closing:
             if from_client:
-                session.left(context)
+                session.complete_for_leaving_client(context)
             else:
                 session.complete(context, None, Outcome.FAILED, Reason.UPSTREAM_FAILED)
         session.complete(context, SWITCHING)

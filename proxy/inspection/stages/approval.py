@@ -29,7 +29,7 @@ class PendingApproval:
     """Pending approval of one request. For one thread."""
 
     __slots__ = (
-        "_about", "_answer", "_asking", "_gone", "_rounds", "_ticket", "_woken", "approval", "grants", "request",
+        "_about", "_answer", "_asking", "_client_left", "_rounds", "_ticket", "_woken", "approval", "grants", "request",
         "request_decision",
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ class PendingApproval:
         self._about: tuple[RequiredApproval, ...] = ()
         self._ticket: Ticket | None = None
         self._answer: Answer | None = None
-        self._gone = False
+        self._client_left = False
         self._rounds = 0
         self._woken = asyncio.Event()
 
@@ -57,7 +57,7 @@ class PendingApproval:
         """Whether the pending request is about exactly these rules."""
         return self._ticket is not None and decision.approval == self._about
 
-    def ask(self, question: "ApprovalRequest", decision: "Decision") -> None:
+    def ask(self, approval_request: "ApprovalRequest", decision: "Decision") -> None:
         """Submit an approval request in place of the previous one."""
         self.drop()
         self._rounds += 1
@@ -65,14 +65,14 @@ class PendingApproval:
         if self._rounds > ROUNDS:
             self._answered(Answer(0, Result.UNAVAILABLE, self.approval, why="it needs too many approvals in a row"))
         else:
-            self._ticket = self._asking.submit(question, self._answered)
+            self._ticket = self._asking.submit(approval_request, self._answered)
 
     async def answer(self) -> Answer | None:
         """Wait for the answer; None: decide again, and keep waiting if the same approval is needed."""
         await self._woken.wait()
         self._woken.clear()
         answer, self._answer = self._answer, None
-        if self._gone:
+        if self._client_left:
             self.drop()
             return Answer(0, Result.TIMEOUT, self.approval, why=CLIENT_LEFT)
         if answer is not None:
@@ -80,9 +80,9 @@ class PendingApproval:
             self.grants += self._asking.leases.grants(answer.approval, answer.grants)
         return answer
 
-    def wake(self, *, gone: bool = False) -> None:
-        """Have the request decided again: rules, date or taint have changed. `gone`: its client has left."""
-        self._gone = self._gone or gone
+    def wake(self, *, client_left: bool = False) -> None:
+        """Have the request decided again: rules, date or taint have changed. `client_left`: its client has left."""
+        self._client_left = self._client_left or client_left
         self._woken.set()
 
     def drop(self) -> None:
@@ -109,7 +109,7 @@ class PendingApprovals:
 
     def __init__(self) -> None:
         self._waiting: dict[str, PendingApproval] = {}  # by the keys of their requests
-        self.changed: Callable[[bool], None] = lambda _: None  # is told whether there are any
+        self.changed: Callable[[bool], None] = lambda _: None  # called with whether there are any
 
     def begin(
         self, request: "RequestContext", request_decision: "RequestDecision", asking: "ApprovalsClient"
@@ -136,19 +136,21 @@ class PendingApprovals:
             self.remove(waiting)
         return every
 
-    def look_again(self) -> None:
+    def decide_again(self) -> None:
         """Have all of them decided again."""
         for waiting in self._waiting.values():
             waiting.wake()
 
-    def leave(self, key: str | None = None) -> None:
+    def end_for_client(self, key: str | None = None) -> None:
         """Handle a client that no longer waits for a request, or for any."""
         for one, waiting in self._waiting.items():
             if key is None or one == key:
-                waiting.wake(gone=True)
+                waiting.wake(client_left=True)
 
 
-def question(session: "Session", request: "RequestContext", request_decision: "RequestDecision") -> "ApprovalRequest":
+def make_approval_request(
+    session: "Session", request: "RequestContext", request_decision: "RequestDecision"
+) -> "ApprovalRequest":
     """Return the approval request for a request, with the parsed part of its body."""
     attempt, sandbox, pending_body = request_decision.attempt, session.recorder.sandbox, request.pending_body
     assert attempt is not None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxy.inspection.stages.stage import Needs, Session
 
 
-class Grants(Stage):
+class GrantStage(Stage):
     """Ends a request when the first of its grants ends; denies it if one has ended already."""
 
     __slots__ = ("_lease",)
@@ -32,14 +32,14 @@ class Grants(Stage):
     def admit(self, request_decision: "RequestDecision") -> "RequestDecision":
         """Take a lease on the grants."""
         sandbox = self.session.recorder.sandbox
-        self._lease = sandbox.lease(request_decision.grants, self._over)
+        self._lease = sandbox.lease(request_decision.grants, self._end_with_grant)
         if self._lease is not None:
             return request_decision
         decision = request_decision.decision
         by = deny(sandbox.policy, Reason.EXPIRED)._replace(rules=decision.rules, pattern=decision.pattern)
         return replace(request_decision, decision=by, detail="its approval has ended")
 
-    def _over(self, grant: "Grant") -> None:
+    def _end_with_grant(self, grant: "Grant") -> None:
         """End the request. Called from the loop."""
         if self.request.is_open:
             self.request.by = deny(self.session.recorder.sandbox.policy, Reason.EXPIRED)._replace(rules=(grant.rule,))
@@ -51,7 +51,7 @@ class Grants(Stage):
             self._lease.end()
 
 
-class Limits(Stage):
+class LimitStage(Stage):
     """Counts a request and its bytes against the `limits:` of its rules and the budgets of its grants."""
 
     __slots__ = ()
@@ -63,29 +63,31 @@ class Limits(Stage):
 
     def admit(self, request_decision: "RequestDecision") -> "RequestDecision":
         """Count the request; deny it if a limit is used up."""
-        session, left = self.session, budgets(request_decision.grants)
-        if not request_decision.decision.limits and not left:
+        session, grant_budgets = self.session, budgets(request_decision.grants)
+        if not request_decision.decision.limits and not grant_budgets:
             return request_decision
         size = self.request.head.size
-        found = session.recorder.sandbox.meters.admit(request_decision.decision.limits, session.connections, size, left)
+        found = session.recorder.sandbox.meters.admit(
+            request_decision.decision.limits, session.connections, size, grant_budgets
+        )
         if isinstance(found, Exceeded):
             return replace(request_decision, decision=exceeded(request_decision.decision, found), detail=str(found))
         self.request.meter = found
         return request_decision
 
-    def review(self, now: "ReviewResult") -> None:
+    def review(self, result: "ReviewResult") -> None:
         """Apply the limits now in force."""
         if self.request.by is not None:
             return
         sandbox = self.session.recorder.sandbox
-        found = sandbox.meters.go_on(now.limits, self.session.connections, self.request.meter)
+        found = sandbox.meters.go_on(result.limits, self.session.connections, self.request.meter)
         if isinstance(found, Exceeded):
             self.request.by = deny(sandbox.policy, Reason.LIMIT_EXCEEDED)._replace(rules=(found.rule,))
         else:
             self.request.meter = found
 
 
-class Taint(Stage):
+class TaintStage(Stage):
     """Records that the task reads from an untrusted source; if that fails, blocks the request."""
 
     __slots__ = ()

@@ -135,7 +135,7 @@ class RequestContext:
         self.rules, self.attempts, self.via = rules, attempts, via
         self.is_open, self.started, self.seen = True, time.monotonic(), None
 
-    def sent(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
+    def parts_to_send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
         """Return the parts to send in place of `part`. Raises RequestStoppedError: send nothing, the request ends."""
         parts = [part]
         for stage in self.senders:
@@ -147,12 +147,12 @@ class RequestContext:
             parts = following
         return parts
 
-    def answered(self, status: int, length: int | None) -> None:
+    def note_response(self, status: int, length: int | None) -> None:
         """Record the status of a forwarded response, and its length."""
         self.status, self._length = status, length
 
-    def left(self) -> tuple[Outcome, str]:
-        """Return the outcome, and words for it, when the client leaves now.
+    def outcome_when_client_leaves(self) -> tuple[Outcome, str]:
+        """Return the outcome and its detail text, if the client leaves now.
 
         A server may say only later that a response ends where its length said (RFC 9113 section 8.1). Of a response
         without a length, as a stream of events or a WebSocket, only the client knows how much of it it wants.

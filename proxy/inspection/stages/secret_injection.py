@@ -42,7 +42,7 @@ _ASKS_FOR_PACKED: Final = frozenset({b"accept-encoding", b"accept-charset", b"a-
 class SecretInjection(Stage):
     """Injection for one request and its response, of a task that has secrets."""
 
-    __slots__ = ("_body", "_broker", "_credential", "_form", "_mask")
+    __slots__ = ("_body", "_credential", "_form", "_injector", "_mask")
 
     sends = receives = True
 
@@ -50,7 +50,7 @@ class SecretInjection(Stage):
         super().__init__(session, request)
         place, broker = session.place, session.recorder.sandbox.secret_injector
         assert broker is not None
-        self._broker = broker
+        self._injector = broker
         self._body = broker.body()
         self._mask = broker.mask(place.target, place.port, tls=place.tls)
         self._form: bytes | None = None  # what goes in place of the body, once
@@ -65,7 +65,7 @@ class SecretInjection(Stage):
         """Return a head with secrets in place of placeholders."""
         place, pending_body = self.session.place, self.request.pending_body
         content = b"" if pending_body is None or pending_body.content is None else pending_body.content
-        carried = self._broker.read(head, place.target, place.port, tls=place.tls, content=content)
+        carried = self._injector.read(head, place.target, place.port, tls=place.tls, content=content)
         if carried.misused or carried.withheld or carried.flaw:  # refused before it came here
             raise RuntimeError("a placeholder came where it doesn't belong, undecided")
         if not carried.uses and carried.signed is None:
@@ -75,14 +75,14 @@ class SecretInjection(Stage):
             raise RuntimeError("a secret was about to leave without TLS")
         if pending_body is not None:
             pending_body.content = None  # a response may take long, and a connection have many requests
-        path, fields = self._broker.fill_in(head, carried)
+        path, fields = self._injector.fill_in(head, carried)
         fields = _plainly(fields)
-        self._form = self._broker.form(carried)
+        self._form = self._injector.form(carried)
         if self._form is not None:
             size = b"%d" % len(self._form)
             fields = tuple((name, size if name.lower() == b"content-length" else value) for name, value in fields)
         if carried.signed is not None:  # last: it is about all the rest
-            path, fields, signature = self._broker.sign(head, path, fields, carried.signed)
+            path, fields, signature = self._injector.sign(head, path, fields, carried.signed)
             if self._mask is not None:  # good for days in a presigned URL, which a redirect would show
                 self._mask.also(signature, carried.signed.claim.signature)
         return replace(head, path=path, fields=fields)
@@ -105,7 +105,7 @@ class SecretInjection(Stage):
         if not (secret := self._body.misused(data)):
             return
         place, request = self.session.place, self.request
-        detail = self._broker.wrong(secret, where, place.target, place.port, tls=place.tls)
+        detail = self._injector.wrong(secret, where, place.target, place.port, tls=place.tls)
         if request.is_open:
             self.session.record.tampered(request.event, detail)
         raise RequestStoppedError(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
@@ -120,7 +120,7 @@ class SecretInjection(Stage):
             response = event.response
             fields = mask.fields(response.fields)
             if self._credential:
-                self._broker.answered(self._credential, fields)
+                self._injector.answered(self._credential, fields)
             # What comes then has no end that would be waited for, and no piece of it may wait for the next
             mask.holds = response.status != HTTPStatus.SWITCHING_PROTOCOLS
             masked = ResponseHead(response.version, response.status, mask.line(response.reason), fields)

@@ -60,7 +60,7 @@ def _scan_head(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Hea
         watch = None if sandbox.own_secrets is None else sandbox.own_secrets.watch()
         is_placeholder = _never if sandbox.secret_injector is None else sandbox.secret_injector.is_placeholder
         found = yield from session.heads.scan(head, watch, is_placeholder, strict=strict)
-    except Exception as error:  # noqa: BLE001  see above
+    except Exception as error:  # noqa: BLE001  scanning fails closed: `_fail`
         return HeadScan(watch, error=error)
     return HeadScan(watch, tuple(found))
 
@@ -68,15 +68,16 @@ def _scan_head(session: "Session", head: "Head", *, strict: bool) -> "Sliced[Hea
 class SecretScan(Stage):
     """Scanner of one request."""
 
-    __slots__ = ("_action", "_body", "_found", "_watch")
+    __slots__ = ("_action", "_body", "_found", "_is_broken", "_watch")
 
     sends = True
 
     def __init__(self, session: "Session", request: "RequestContext") -> None:
         self.session = session
         self.request = request
-        self._action = Scan.OFF  # what is done about a find; OFF: it can't be looked for
-        self._found = ""  # in the head, in words
+        self._action = Scan.OFF  # what is done about a find; `admit` sets it
+        self._is_broken = False  # scanning has raised: nothing is scanned any more
+        self._found = ""  # description of what was found in the head
         self._watch: SecretSearch | None = None  # goes on with the body, for the secrets of the task
         self._body: Body | None = None
 
@@ -96,12 +97,12 @@ class SecretScan(Stage):
                 if session.recorder.sandbox.own_secrets is None and not strict and session.heads.is_clean(head):
                     return request_decision
                 seen = run_at_once(_scan_head(session, head, strict=strict))
-            return self._looked(request_decision, seen)
-        except Exception as error:  # noqa: BLE001  see above
+            return self._apply_head_scan(request_decision, seen)
+        except Exception as error:  # noqa: BLE001  scanning fails closed: `_fail`
             self._fail(error, session.connection_event)
             return request_decision
 
-    def _looked(self, request_decision: "RequestDecision", seen: HeadScan) -> "RequestDecision":
+    def _apply_head_scan(self, request_decision: "RequestDecision", seen: HeadScan) -> "RequestDecision":
         """Deny or allow by the result of the head's scan. Raises the scan's error."""
         if seen.error is not None:
             raise seen.error
@@ -128,16 +129,16 @@ class SecretScan(Stage):
 
     def send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
         """Return the parts to send in place of `part`. Raises RequestStoppedError if a secret is found."""
-        if self._action is Scan.OFF:
+        if self._is_broken:
             return [part]
         body = self._body = self._body or self._new_body()
         try:
-            return (yield from self._look_through(body, part))
+            return (yield from self._scan_part(body, part))
         except SecretLeakError as leak:
             if self.request.is_open:
                 self._record(str(leak), self.request.rules, blocked=True)
             raise RequestStoppedError(self._denial(self.request.rules), str(leak)) from None
-        except Exception as error:  # noqa: BLE001  see above
+        except Exception as error:  # noqa: BLE001  scanning fails closed: `_fail`
             self._fail(error, self.request.event)
             return [part]
 
@@ -159,7 +160,7 @@ class SecretScan(Stage):
             unnamed=self.session.is_unnamed(),
         )
 
-    def _look_through(self, body: Body, part: "RequestPart") -> "Sliced[list[RequestPart]]":
+    def _scan_part(self, body: Body, part: "RequestPart") -> "Sliced[list[RequestPart]]":
         if isinstance(part, RequestData):
             free, found = yield from body.scan(part.data)
             if free is not part.data:
@@ -174,20 +175,20 @@ class SecretScan(Stage):
         self._flag(found)
         return parts
 
-    def review(self, now: "ReviewResult") -> None:
+    def review(self, result: "ReviewResult") -> None:
         """Apply the stricter of the previous and the current rules."""
-        if self._action is not Scan.OFF:
-            self._action = Scan.strictest((self._action, now.scan))
+        if not self._is_broken:
+            self._action = Scan.strictest((self._action, result.scan))
             if self._body is not None:
                 self._flag(self._body.tighten(self._action))
 
     def end(self) -> None:
         """Scan the rest of what was sent."""
-        if self._body is None or self._action.blocks or self._action is Scan.OFF:
+        if self._body is None or self._action.blocks or self._is_broken:
             return
         try:
             _, found = self._body.end()
-        except Exception as error:  # noqa: BLE001  see above
+        except Exception as error:  # noqa: BLE001  scanning fails closed: `_fail`
             self._fail(error, self.request.event)
             return
         self._flag(found)
@@ -205,10 +206,14 @@ class SecretScan(Stage):
         return deny(self.session.recorder.sandbox.policy, Reason.LEAK)._replace(rules=rules)
 
     def _fail(self, error: Exception, cause: str) -> None:
-        """Stop scanning and record the error; block where findings would block. Raises RuntimeError."""
-        action, self._action = self._action, Scan.OFF
+        """Stop scanning. Under `flag` record the error; under `block` raise RuntimeError.
+
+        It resets the connection and is recorded as gate.error (`InspectedConnection.crashed`). A request whose head
+        could not be scanned then has no decision event of its own.
+        """
+        self._is_broken = True
         what = f"leaving bytes could not be looked at: {type(error).__name__}"
-        if action.blocks:
+        if self._action.blocks:
             raise RuntimeError(what) from None
         self.session.recorder.error(Component.INSPECTION, what, cause=cause or None)
 

@@ -106,8 +106,8 @@ class Stage:
         """Yield what the client gets in place of a part of the response, also of its head."""
         yield event
 
-    def review(self, now: "ReviewResult") -> None:
-        """Apply other rules, with their decision `now`; sets `request.by` to end the request."""
+    def review(self, result: "ReviewResult") -> None:
+        """Apply other rules, with their `result` for the request; sets `request.by` to end the request."""
 
     def end(self) -> None:
         """Release resources: the request has ended, or was denied after all."""

@@ -153,7 +153,7 @@ def test_pending_push_of_many_refs_is_reviewed_in_slices(push_lab, gate, refs_de
     push_lab.approval_id()
     gate.rules(rules(push_lab.forge, "refs/heads/main").replace("id: main", "id: other"))
     conversations = gate.inspection._engine._connections
-    push_lab.run(lambda: [one.session.approvals.look_again() for one in conversations.values()])
+    push_lab.run(lambda: [one.session.approvals.decide_again() for one in conversations.values()])
     push_lab.run(push_lab.people.approve, push_lab.approval_id(2))
     assert done.result(60).returncode == 0, done.result().stderr
     assert refs_decided_at_once == [0, 0, 0]
