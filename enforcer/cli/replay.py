@@ -18,8 +18,8 @@ from proxy.telemetry.visible import visible
 
 _WORDS = {
     "blocked": "blocked",
-    "asked": "asked about",
-    "audited": "let out by audit mode",
+    "asked": "held for approval",
+    "audited": "allowed by audit mode",
     "flagged": "flagged",
     "allowed": "allowed",
 }

@@ -85,8 +85,8 @@ _ORDER: Final = (Verdict.ALLOW, Verdict.FLAG, AUDITED, Verdict.ASK, Verdict.DENY
 VERDICT_WORDS: Final = {
     Verdict.ALLOW: "allowed",
     Verdict.FLAG: "flagged",
-    AUDITED: "let out by audit mode",
-    Verdict.ASK: "asked about",
+    AUDITED: "allowed by audit mode",
+    Verdict.ASK: "held for approval",
     Verdict.DENY: "denied",
 }
 

@@ -359,7 +359,7 @@ def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) 
             if decision.verdict is not Verdict.DENY or decision.reason is not Reason.NO_RULE:
                 raise EditError(f"`{write_example(attempt)}` is now decided by a rule: {decision.reason}")
         elif not decision.needs_approval and decision.verdict is not Verdict.ASK:
-            raise EditError(f"`{write_example(attempt)}` is not asked about any more: {decision.reason}")
+            raise EditError(f"`{write_example(attempt)}` is no longer held for approval: {decision.reason}")
 
 
 def _exempting(

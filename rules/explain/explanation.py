@@ -342,12 +342,12 @@ class TaskRules(NamedTuple):
 
 def find_task_rules(policy: Policy, task: str, labels: Mapping[str, str], today: date) -> TaskRules:
     """Find the rules that are about a task today."""
-    mine = [rule for rule in policy.rules if _is_about(rule, task, labels, today)]
-    mine.sort(key=lambda rule: (_ORDER[rule.action], rule.default, rule.id))
+    rules = [rule for rule in policy.rules if _is_about(rule, task, labels, today)]
+    rules.sort(key=lambda rule: (_ORDER[rule.action], rule.default, rule.id))
     commands = [each for each in policy.commands if each.for_ is None or each.for_.matches(task, labels)]
     commands.sort(key=lambda command: (_ORDER[command.action], command.cite))
-    more = max(0, len(mine) - MOST_RULES) + max(0, len(commands) - MOST_RULES)
-    return TaskRules(tuple(mine[:MOST_RULES]), more, tuple(commands[:MOST_RULES]))
+    more = max(0, len(rules) - MOST_RULES) + max(0, len(commands) - MOST_RULES)
+    return TaskRules(tuple(rules[:MOST_RULES]), more, tuple(commands[:MOST_RULES]))
 
 
 def rules_as_json(found: TaskRules) -> list[dict[str, Any]]:

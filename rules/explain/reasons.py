@@ -138,11 +138,11 @@ REASONS: Final[dict[Reason, ReasonText]] = {
     Reason.APPROVAL_GRANTED: ReasonText("a person approved it", ""),
     Reason.APPROVAL_DENIED: ReasonText("a person rejected it", "ask the person who rejected it"),
     Reason.APPROVAL_TIMEOUT: ReasonText(
-        "nobody answered in time, or the client left before",
+        "no approver answered in time, or the client disconnected first",
         "try again: an answer that comes later counts for the next attempt; or raise the rule's `hold`",
     ),
     Reason.APPROVAL_UNAVAILABLE: ReasonText(
-        "a rule asks for an approval, and nobody can be asked",
+        "a rule requires an approval, and no approver can be reached",
         "check `exeat status` and `exeat approvals`; or use `allow` or `flag` in the rule",
         "The approvals server cannot be reached, or an approval would not allow the attempt.",
     ),

@@ -131,12 +131,12 @@ class LearnedRules(NamedTuple):
     left_out: tuple[Omission, ...]
 
 
-def learn(seen: "dict[Destination, Observations]", looks_secret: Callable[[str], bool]) -> LearnedRules:
+def learn(observations: "dict[Destination, Observations]", looks_secret: Callable[[str], bool]) -> LearnedRules:
     """Draft rules from observations; `looks_secret` says which texts must not be written to a file."""
     drafts: list[Draft] = []
     left_out: list[Omission] = []
     ids: set[str] = set()
-    for place, there in sorted(seen.items(), key=lambda item: _order(item[0])):
+    for place, there in sorted(observations.items(), key=lambda item: _order(item[0])):
         if looks_secret(str(place.target)):
             left_out.append(Omission(format_destination(place), _times(there), "the name looks like a credential"))
             continue
@@ -175,7 +175,9 @@ def _draft_lookups(
         is_listed |= draft.action.allows
         yield draft._replace(dns_types=tuple(sorted(there.records))) if draft.action.allows else draft
     for record, times in there.records.items() if not is_listed else ():
-        left_out.append(Omission(f"lookups of {record} of {place.target}", times, "no rule lets the name out unasked"))
+        left_out.append(
+            Omission(f"lookups of {record} of {place.target}", times, "no rule allows the name without an approval")
+        )
 
 
 def _draft_connections(place: Destination, there: Observations, left_out: list[Omission]) -> Iterable[Draft]:
@@ -240,12 +242,12 @@ def _draft_git(
 ) -> Iterable[Draft]:
     """Make a rule for each action and each thing that git did: fetching, and each kind of change to refs."""
     addresses, notes = _opening(place, there)
-    for draft, action, seen in git_drafts(there.git, looks_secret):
+    for draft, action, observations in git_drafts(there.git, looks_secret):
         evidence = Evidence()
-        for each in seen:
+        for each in observations:
             evidence.take(there.git[each])
         if draft is None:
-            what = "pushes" if seen[0].change is not None else "fetches"
+            what = "pushes" if observations[0].change is not None else "fetches"
             left_out.append(
                 Omission(f"{what} to {format_destination(place)}", evidence.times, "no rule can name it as it was")
             )

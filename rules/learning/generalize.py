@@ -17,9 +17,9 @@ type Learned = tuple[Part, ...]
 _PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~@:+=,$!")
 
 
-def generalize_paths(seen: Iterable[Reading]) -> set[Learned]:
+def generalize_paths(readings: Iterable[Reading]) -> set[Learned]:
     """Return patterns that match every reading, and beyond them only what a `*` stands for."""
-    patterns: set[Learned] = set(seen)
+    patterns: set[Learned] = set(readings)
     while True:
         found = _once(patterns)
         if found == patterns:

@@ -138,13 +138,13 @@ def _http_covers(wide: Rule, narrow: Rule) -> bool:
         return True
     if narrow.http is None or (wide.allows and not narrow.allows):
         return False
-    mine, other = wide.http, narrow.http
-    if not _methods_cover(mine, other, wide, narrow) or not _paths_cover(mine.paths, other.paths):
+    wide_http, other = wide.http, narrow.http
+    if not _methods_cover(wide_http, other, wide, narrow) or not _paths_cover(wide_http.paths, other.paths):
         return False
-    if wide.allows and mine.paths is None and other.paths is not None and any(map(_may_push, other.paths)):
+    if wide.allows and wide_http.paths is None and other.paths is not None and any(map(_may_push, other.paths)):
         return False
-    short = mine.max_url is not None or not wide.allows or not is_wide(wide) or is_wide(narrow)
-    return short and mine._replace(methods=None, paths=None) == other._replace(methods=None, paths=None)
+    short = wide_http.max_url is not None or not wide.allows or not is_wide(wide) or is_wide(narrow)
+    return short and wide_http._replace(methods=None, paths=None) == other._replace(methods=None, paths=None)
 
 
 def _may_push(pattern: PathPattern) -> bool:

@@ -63,10 +63,10 @@ def find_ways_around(policy: Policy, reporter: Reporter, today: date) -> Iterato
             found.append((findings.AROUND_API, rule, "git", list(_git_ways(ask, rule, _WRITES))))
             found.append((findings.AROUND_LFS, rule, "git", list(_git_ways(ask, rule, _LFS))))
     for check, rule, at, ways in found:
-        mine = [way for way in ways if not all(map(reporter.is_shipped, (rule.id, *way.by)))]
-        if mine:
-            others = dict.fromkeys(ident for way in mine for ident in way.by)
-            message = f"`{rule.id}` ({rule.action}) does not cover {_describe_ways(mine)}"
+        changeable = [way for way in ways if not all(map(reporter.is_shipped, (rule.id, *way.by)))]
+        if changeable:
+            others = dict.fromkeys(ident for way in changeable for ident in way.by)
+            message = f"`{rule.id}` ({rule.action}) does not cover {_describe_ways(changeable)}"
             yield reporter.about(check, rule, message, *others, at=at)
 
 
@@ -239,7 +239,7 @@ def _needs_inspection(rule: Rule, port: int) -> bool:
 
 type _Voting = dict[str, frozenset[int]]
 
-_NOWHERE: Final = frozenset[int]()
+_NO_LAYERS: Final = frozenset[int]()
 _MOST_ENTRIES: Final = 20  # of one rule's targets that are listed individually
 
 
@@ -296,9 +296,9 @@ def _find_idle_targets(
         over = targets.over_name(target, rule) if isinstance(target, tuple) else targets.over_network(target, rule)
         candidates = ((rule, False),) if target in seen else over
         seen.add(target)
-        here = voting.get(rule.id, _NOWHERE)
-        there = ((c, same) for c, same in candidates if here <= voting.get(c.id, _NOWHERE))
-        by = next((c for c, same in there if _makes_target_idle(c, rule, target, reporter, same_target=same)), None)
+        layers_of_rule = voting.get(rule.id, _NO_LAYERS)
+        eligible = ((c, same) for c, same in candidates if layers_of_rule <= voting.get(c.id, _NO_LAYERS))
+        by = next((c for c, same in eligible if _makes_target_idle(c, rule, target, reporter, same_target=same)), None)
         if by is not None:
             found.append((target, by))
     return found
@@ -323,7 +323,7 @@ def _voting_layers(policy: Policy) -> _Voting:
     found: dict[str, frozenset[int]] = {}
     for number, layer in enumerate(policy.layers):
         for rule in layer.rules:
-            found[rule.id] = found.get(rule.id, _NOWHERE) | {number}
+            found[rule.id] = found.get(rule.id, _NO_LAYERS) | {number}
     return found
 
 

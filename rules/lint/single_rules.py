@@ -231,10 +231,10 @@ def _lifetimes(own: list[Rule], reporter: Reporter, today: date) -> Iterator[Fin
     for rule in own:
         if rule.until is None:
             continue
-        left = rule.until - today
-        if left < timedelta(0):
+        days_left = rule.until - today
+        if days_left < timedelta(0):
             became = "no longer matches" if rule.allows else "now denies"
             yield reporter.about(findings.EXPIRED, rule, f"`{rule.id}` ended on {rule.until} and {became}", at="until")
-        elif left <= SOON:
-            days = {0: "today", 1: "tomorrow"}.get(left.days, f"in {left.days} days")
+        elif days_left <= SOON:
+            days = {0: "today", 1: "tomorrow"}.get(days_left.days, f"in {days_left.days} days")
             yield reporter.about(findings.EXPIRES_SOON, rule, f"`{rule.id}` ends {days}, on {rule.until}", at="until")

@@ -169,13 +169,13 @@ def apply_floor(
     by = dict(floor.by)
     found: dict[str, Any] = {}
     for name in SandboxSettings._fields:
-        mine, other = getattr(box, name), getattr(floor.box, name)
-        found[name] = _combine(name, mine, other)
+        value, layer_value = getattr(box, name), getattr(floor.box, name)
+        found[name] = _combine(name, value, layer_value)
         if name not in floor.stated:
             continue
         if name not in stated:
-            found[name] = other
-        elif message := _beyond(name, mine, other):
+            found[name] = layer_value
+        elif message := _beyond(name, value, layer_value):
             objections.append((name, f"{message} `{by[name]}`, a layer"))
     return SandboxSettings(**found), objections
 
@@ -185,47 +185,49 @@ def _raise_floor(floor: SandboxFloor, file: str, stated: "ParsedSandbox", proble
     found: dict[str, Any] = {}
     by = dict(floor.by)
     for name, node in stated.nodes.items():
-        mine, other = getattr(stated.box, name), getattr(floor.box, name)
+        value, layer_value = getattr(stated.box, name), getattr(floor.box, name)
         by.setdefault(name, file)
         if name not in floor.stated:
-            found[name] = mine
+            found[name] = value
         elif name in _GIVING:
             covers = _GIVING[name]
-            found[name] = tuple(sorted({e for e in mine if covers(e, other)} | {e for e in other if covers(e, mine)}))
-        elif name in {"hostname", "variables"} and (message := _beyond(name, mine, other)):
+            found[name] = tuple(
+                sorted({e for e in value if covers(e, layer_value)} | {e for e in layer_value if covers(e, value)})
+            )
+        elif name in {"hostname", "variables"} and (message := _beyond(name, value, layer_value)):
             problems.append(_problem(file, node, f"{message} `{by[name]}`, a layer too"))
         else:
-            found[name] = _combine(name, mine, other)
+            found[name] = _combine(name, value, layer_value)
     return SandboxFloor(floor.box._replace(**found), floor.stated | set(stated.nodes), tuple(sorted(by.items())))
 
 
-def _combine(name: str, mine: Any, other: Any) -> Any:
+def _combine(name: str, value: Any, layer_value: Any) -> Any:
     """Combine two values of which both can be applied."""
     if name in _UNITED:
-        return tuple(sorted({*mine, *other}, key=str))
+        return tuple(sorted({*value, *layer_value}, key=str))
     if name == "variables":
-        return tuple(sorted({**dict(mine), **dict(other)}.items()))
-    if mine is None or other is None:
-        return other if mine is None else mine
+        return tuple(sorted({**dict(value), **dict(layer_value)}.items()))
+    if value is None or layer_value is None:
+        return layer_value if value is None else value
     if name in NUMBERS:
-        return min(mine, other)
+        return min(value, layer_value)
     if name in _RANKS:
-        return min(mine, other, key=_RANKS[name].index)
-    return mine
+        return min(value, layer_value, key=_RANKS[name].index)
+    return value
 
 
-def _beyond(name: str, mine: Any, other: Any) -> str:
+def _beyond(name: str, setting: Any, layer_value: Any) -> str:
     """Describe how a value exceeds a layer's, or return an empty text; the caller appends the layer's name."""
     if name in _RANKS:
-        laxer = mine is not None and _RANKS[name].index(mine) > _RANKS[name].index(other)
-        return f"`{name}: {mine}` is laxer than in" if laxer else ""
+        laxer = setting is not None and _RANKS[name].index(setting) > _RANKS[name].index(layer_value)
+        return f"`{name}: {setting}` is laxer than in" if laxer else ""
     if name == "hostname":
-        return "`hostname` is another in" if mine != other else ""
+        return "`hostname` is another in" if setting != layer_value else ""
     if name == "variables":
-        known = dict(other)
-        differing = next((key for key, value in mine if known.get(key, value) != value), None)
+        known = dict(layer_value)
+        differing = next((key for key, value in setting if known.get(key, value) != value), None)
         return f"{quote(differing)} has another value in" if differing is not None else ""
-    beyond = [entry for entry in mine if not _GIVING[name](entry, other)] if name in _GIVING else []
+    beyond = [entry for entry in setting if not _GIVING[name](entry, layer_value)] if name in _GIVING else []
     return f"{quote(format_value(tuple(beyond[:1])) or '')} is not in the `{name}` of" if beyond else ""
 
 

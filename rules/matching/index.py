@@ -100,8 +100,8 @@ class Candidates:
         """Return what matters here of the calling task, the day and the grants."""
         standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NO_STANDING
         if granted:
-            here = granted.intersection(candidate.rule for candidate in self.rules)
-            return (*standing[:3], here)
+            granted_here = granted.intersection(candidate.rule for candidate in self.rules)
+            return (*standing[:3], granted_here)
         return standing
 
     def _standing_of(self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool) -> Standing:
@@ -137,12 +137,12 @@ class Candidates:
 
     def looks_at(self, port: int) -> RequestNeeds:
         """Return which parts of requests the rules look at on a port, for every protocol."""
-        stretch = bisect_right(self.starts, port)
-        cached = self._looks.get(stretch)
+        port_range = bisect_right(self.starts, port)
+        cached = self._looks.get(port_range)
         if cached is None:
             every = [candidate.rule for candidate in self.rules]
             rules = [r for r in every if r.ports is None or any(p.low <= port <= p.high for p in r.ports)]
-            cached = self._looks[stretch] = RequestNeeds(
+            cached = self._looks[port_range] = RequestNeeds(
                 any(rule.looks_at_requests for rule in rules),
                 any(rule.looks_at_headers for rule in rules),
                 any(rule.looks_at_git for rule in rules),
@@ -305,13 +305,13 @@ class Index:
         A rule that allows the name must admit the address. A deny or ask of the address counts for every name.
         """
         by_name, by_address = self.candidates(name), self._address_candidates(address)
-        here = address in LOOPBACK
+        is_loopback = address in LOOPBACK
         if name == HOST:  # it leads to the loopback and nowhere else
-            admitting = tuple([here if c.rule.allows else admits(c.rule, address) for c in by_name.rules])
+            admitting = tuple([is_loopback if c.rule.allows else admits(c.rule, address) for c in by_name.rules])
         else:
             admitting = tuple([admits(c.rule, address) for c in by_name.rules])
         asking = by_name.asking
-        opening = tuple([here if name == HOST else admits(rule, address, granted=True) for rule in asking])
+        opening = tuple([is_loopback if name == HOST else admits(rule, address, granted=True) for rule in asking])
         key = (by_name, by_address, admitting, opening)
         found = self._found.get(key)
         if found is None:
@@ -383,8 +383,10 @@ def _resolved(candidate: Candidate, address: Address) -> Candidate:
     if all(exemption.resolves_to is None for exemption in candidate.exemptions):
         return candidate
     exemptions = candidate.exemptions
-    here = (e for e in exemptions if e.resolves_to is None or any(address in network for network in e.resolves_to))
-    return Candidate(candidate.rule, tuple(here))
+    is_loopback = (
+        e for e in exemptions if e.resolves_to is None or any(address in network for network in e.resolves_to)
+    )
+    return Candidate(candidate.rule, tuple(is_loopback))
 
 
 def _candidates(entries: Iterable[_Entry]) -> tuple[Candidate, ...]:

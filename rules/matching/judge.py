@@ -51,7 +51,7 @@ class Judge:
             return False
         if finding.verdict is None:
             return self.settings.mode is Mode.AUDIT
-        held_by_default = finding.by_default and finding.holds_back
+        held_by_default = finding.by_default and finding.denies_or_asks
         return held_by_default and all((rule.mode or self.settings.mode) is Mode.AUDIT for rule in finding.rules)
 
     def leniency_inside(self, finding: Finding) -> int:
@@ -68,7 +68,7 @@ class Judge:
             return 3
         if finding.answerable:
             return 2
-        return 1 if finding.holds_back else 0
+        return 1 if finding.denies_or_asks else 0
 
     def on_connection(self, finding: Finding, plan: Plan, attempt: Attempt) -> Decision:
         """Decide a connection. If it is inspected and only asks hold it, each request is decided on its own."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rules.decision import Decision
 
 _MOST_FINDINGS: Final = 1024  # cached combinations of rules per plan: a hostile task can send many paths
-_MOST_LEFT_ALONE: Final = 2000  # requests tried for exemptions; a connection that needs more is denied
+_MOST_EXEMPTED: Final = 2000  # requests tried for exemptions; a connection that needs more is denied
 PASSES: Final = 3  # what `Leniency` gives at least to what goes out: judge.py
 _BLAMES: Final = {
     "http.max_url": Reason.URL_TOO_LONG,
@@ -64,15 +64,41 @@ class _FiledCondition(NamedTuple):
 class Plan:
     """The answer for one target, port and protocol; or, where a rule looks at requests, the way to it.
 
-    `judged` and `on_connection` are caches of the policy, stored here so that they end with the plan.
+    `decisions` and `connection_decision` are caches of the policy, stored here so that they end with the plan.
     """
 
     __slots__ = (
-        "_always", "_asking", "_asking_loosely", "_asks", "_capped", "_closed", "_conditional",
-        "_findings", "_gits", "_gits_known", "_has_capitals", "_late", "_lengths", "_loose", "_pathless",
+        "_address_asks",
+        "_always",
+        "_asking",
+        "_asking_loosely",
+        "_capped",
+        "_closed",
+        "_conditional",
+        "_exempts_paths",
+        "_findings",
+        "_git_cache",
+        "_gits",
+        "_has_capitals",
+        "_has_details",
+        "_lengths",
+        "_loose",
+        "_pathless",
         "_paths",
-        "_refs", "_repos", "_spares", "deferred", "expired", "granted", "judged", "missed", "needs_length",
-        "not_public", "on_connection", "opened", "own", "possible", "rules",
+        "_refs",
+        "_repos",
+        "connection_decision",
+        "decisions",
+        "deferred",
+        "expired",
+        "granted",
+        "missed",
+        "needs_length",
+        "not_public",
+        "opened",
+        "own",
+        "possible",
+        "rules",
     )  # fmt: skip
 
     def __init__(
@@ -96,13 +122,13 @@ class Plan:
         self.rules: list[Rule] = []  # that cover port and protocol, most specific first
         self.possible: list[Rule] = []  # rules that could match uninspected bytes: precedence.py
         self.deferred: list[Rule] = []  # denies and asks of certain addresses, decided once the address is known
-        self._late: set[Rule] = set()  # asks about certain addresses: count where no other rule allows the name
+        self._address_asks: set[Rule] = set()  # asks about certain addresses: count where no other rule allows the name
         self.missed: tuple[Rule, str] | None = None  # the first rule that allows but not here, and the field
         self._always: set[int] = set()  # indices of `rules` that match unless exempted
         self._capped: set[int] = set()  # indices of `rules` that match possibly at most
         self._conditional: set[int] = set()  # indices of `rules` that a request decides about
         self._asking: list[list[Condition]] = []  # by slot of `_paths`: conditions with details
-        self._spares = False  # whether some paths are exempt from a deny or ask
+        self._exempts_paths = False  # whether some paths are exempt from a deny or ask
         self._pathless = False  # whether a git push makes a difference to what has no paths
         self._lengths: list[int] = []  # URL lengths that some condition distinguishes
         self._paths: Trie[_FiledCondition] = Trie()
@@ -110,11 +136,11 @@ class Plan:
         self._has_capitals = False  # whether it takes more to match one of them than a path in another case
         self._gits: list[_FiledCondition] = []  # conditions about git alone
         self._repos: Trie[int] = Trie()  # indices of `_gits`
-        self._gits_known: dict[GitRequest, _Gits] = {}
+        self._git_cache: dict[GitRequest, _Gits] = {}
         self._refs: tuple[tuple[str, RefChange], ...] | None = None  # that stand for all that could be pushed
         self._findings: dict[tuple[object, ...], Finding] = {}  # by what `_key` distinguishes of requests
-        self.judged: dict[Finding, tuple[Decision, Hint | None]] = {}
-        self.on_connection: tuple[Decision, Hint | None] | None = None
+        self.decisions: dict[Finding, tuple[Decision, Hint | None]] = {}
+        self.connection_decision: tuple[Decision, Hint | None] | None = None
         for candidate in candidates:
             if not resolved and any(exemption.resolves_to is not None for exemption in candidate.exemptions):
                 # An exemption of addresses doesn't apply yet; a deny or ask waits until they are known.
@@ -123,19 +149,19 @@ class Plan:
             rule = candidate.rule
             waits = rule.needs_address and not resolved and rule not in granted
             if waits and rule.asks_before_lookup and rule not in expired:
-                self._late.add(rule)
+                self._address_asks.add(rule)
             elif waits:
                 self.deferred.append(rule)
                 continue
             if protocol in UNSEEN:
-                self._take_unseen(candidate, port, protocol)
+                self._add_uninspected(candidate, port, protocol)
             else:
-                self._take_seen(candidate, port, protocol)
+                self._add_inspected(candidate, port, protocol)
         self._asking, self._asking_loosely = (
             [[f.condition for f in filed if f.condition.has_details] for filed in every]
             for every in (self._paths.values, self._loose.values)
         )
-        self._asks = any(self._asking)
+        self._has_details = any(self._asking)
         self._lengths = sorted({f.condition.longest or 0 for filed in self._paths.values for f in filed} - {0})
         self.needs_length = bool(self._lengths)  # whether it matters how long a request's URL is
 
@@ -144,7 +170,7 @@ class Plan:
         """Whether the decision depends on the request and not on the connection alone."""
         return bool(self._conditional) or any(rule.looks_at_requests for rule in self.deferred)
 
-    def _take_unseen(self, candidate: Candidate, port: int, spoken: Protocol) -> None:
+    def _add_uninspected(self, candidate: Candidate, port: int, spoken: Protocol) -> None:
         """Sort in a rule for raw TCP or UDP: conditions on requests can't be checked there, so they only deny."""
         rule = candidate.rule
         certain = not rule.has_request_conditions and ports_cover(rule.ports, port, spoken)
@@ -153,13 +179,13 @@ class Plan:
             and certain
             and not any(ports_could_cover(e.ports, port, spoken) for e in candidate.exemptions)
         ):
-            self._take(rule, always=True)
+            self._add(rule, always=True)
         elif rule.action is Verdict.ALLOW or not ports_could_cover(rule.ports, port, spoken):
             self._miss(rule, "except" if certain else "ports")
         elif not any(e.is_certain and ports_cover(e.ports, port, spoken) for e in candidate.exemptions):
             self.possible.append(rule)
 
-    def _take_seen(self, candidate: Candidate, port: int, protocol: Protocol) -> None:
+    def _add_inspected(self, candidate: Candidate, port: int, protocol: Protocol) -> None:
         """Sort in a rule for TLS or HTTP: its conditions on requests are indexed for lookup."""
         rule = candidate.rule
         exemptions = [exemption for exemption in candidate.exemptions if ports_cover(exemption.ports, port, protocol)]
@@ -169,15 +195,17 @@ class Plan:
         if any(exemption.is_certain for exemption in exemptions):
             self._miss(rule, "except")
             return
-        index = self._take(rule, always=not rule.has_request_conditions)
+        index = self._add(rule, always=not rule.has_request_conditions)
         if rule.has_request_conditions:
-            self._file(_FiledCondition(index, Condition.of_rule(rule), exempts=False, cap=Match.YES))
+            self._index_condition(_FiledCondition(index, Condition.of_rule(rule), exempts=False, cap=Match.YES))
         for exemption in exemptions:
             # What hangs on what isn't known yet (a taint) exempts possibly at most.
             cap = Match.PERHAPS if exemption.when_tainted else Match.YES
-            self._file(_FiledCondition(index, Condition.of_exemption(rule, exemption), exempts=True, cap=cap))
+            self._index_condition(
+                _FiledCondition(index, Condition.of_exemption(rule, exemption), exempts=True, cap=cap)
+            )
 
-    def _take(self, rule: Rule, *, always: bool) -> int:
+    def _add(self, rule: Rule, *, always: bool) -> int:
         index = len(self.rules)
         self.rules.append(rule)
         if always:
@@ -188,7 +216,7 @@ class Plan:
             self._capped.add(index)
         return index
 
-    def _file(self, filed: _FiledCondition) -> None:
+    def _index_condition(self, filed: _FiledCondition) -> None:
         self._conditional.add(filed.rule)
         http, git = filed.condition.http, filed.condition.git
         if git is not None and http is None and filed.condition.credential is None:
@@ -196,7 +224,7 @@ class Plan:
                 self._repos.file(repo.folded, len(self._gits))
             self._gits.append(filed)
             return
-        self._spares |= http is not None and http.paths is not None and filed.condition.spares
+        self._exempts_paths |= http is not None and http.paths is not None and filed.condition.spares
         self._pathless |= http is not None and http.paths is None and filed.condition.strict
         patterns: Iterable[tuple[Part, ...]] = ((MANY,),)
         if http is not None and http.paths is not None:
@@ -226,14 +254,25 @@ class Plan:
         if not self._conditional:
             return self._find_or_weigh((), (), _answer_nothing, leniency)
         slots = tuple(self._paths.find(reading))
-        cut = cut_readings(reading) if self._spares else ()
-        ends = tuple([tuple(self._paths.find(way)) for way in cut or ()])
+        cut = cut_readings(reading) if self._exempts_paths else ()
+        cut_slots = tuple([tuple(self._paths.find(way)) for way in cut or ()])
         loose = self._find_loosely(reading) if self._loose.values else ()
-        much = self._match_details(request, reading, slots, loose) if self._asks else ()
+        details = self._match_details(request, reading, slots, loose) if self._has_details else ()
         push = self._pathless and is_push(request, reading)
-        stretch = bisect_left(self._lengths, length) if self._lengths else 0
+        length_range = bisect_left(self._lengths, length) if self._lengths else 0
         gits = self._match_git(request, reading) if self._gits else ()
-        key = request.method, slots, ends, loose, request.body, request.websocket, push, stretch, much, gits
+        key = (
+            request.method,
+            slots,
+            cut_slots,
+            loose,
+            request.body,
+            request.websocket,
+            push,
+            length_range,
+            details,
+            gits,
+        )
         finding = self._findings.get(key)
         if finding is None:
 
@@ -244,7 +283,7 @@ class Plan:
             finding = self._find_or_weigh(key, conditions, answer, leniency)
             if finding.verdict is None and not finding.expired:
                 finding = self._findings[key] = finding._replace(
-                    blame=self._blame(conditions, request, reading, length)
+                    blame=self._single_failure(conditions, request, reading, length)
                 )
         return finding
 
@@ -270,7 +309,7 @@ class Plan:
         if git is None:
             perhaps = range(len(self._gits)) if is_git_path(reading) else ()
             return tuple((number, Match.PERHAPS) for number in perhaps)
-        cached = self._gits_known.get(git)
+        cached = self._git_cache.get(git)
         if cached is None:
             ways = git_repository_readings(git)
             slots = {slot for way in ways for slot in self._repos.find(fold_all(way))}
@@ -281,9 +320,9 @@ class Plan:
                 (number, self._gits[number].condition.match(request, reading, 0)) for number in sorted(candidates)
             )
             cached = tuple((number, match) for number, match in matches if match is not Match.NO)
-            if len(self._gits_known) >= _MOST_FINDINGS:
-                self._gits_known.clear()
-            self._gits_known[git] = cached
+            if len(self._git_cache) >= _MOST_FINDINGS:
+                self._git_cache.clear()
+            self._git_cache[git] = cached
         return cached
 
     def _find_or_weigh(
@@ -293,21 +332,21 @@ class Plan:
         if finding is None:
             if len(self._findings) >= _MOST_FINDINGS:
                 self._findings.clear()
-                self.judged.clear()
+                self.decisions.clear()
             finding = self._findings[key] = self._weigh(self._matching(conditions, answer), leniency)
         return finding
 
     def _matching(self, conditions: Iterable[_FiledCondition], answer: _Answer) -> dict[int, Match]:
         """Return how the rules match, given the answers for their conditions."""
-        own = dict.fromkeys(self._always, Match.YES)
+        covering = dict.fromkeys(self._always, Match.YES)
         exempt: dict[int, Match] = {}
         for filed in conditions:
             match = weakest_match((answer(filed), filed.cap))
-            found = exempt if filed.exempts else own
+            found = exempt if filed.exempts else covering
             found[filed.rule] = strongest_match((match, found.get(filed.rule, Match.NO)))
-        return {index: subtract_exemption(match, exempt.get(index, Match.NO)) for index, match in own.items()}
+        return {index: subtract_exemption(match, exempt.get(index, Match.NO)) for index, match in covering.items()}
 
-    def _blame(
+    def _single_failure(
         self, conditions: Iterable[_FiledCondition], request: Request, reading: Reading, length: int
     ) -> Reason | None:
         """Return the one condition that keeps a rule from allowing a request, if a reason names it."""
@@ -315,9 +354,9 @@ class Plan:
         for filed in conditions:
             if self.rules[filed.rule].allows and not filed.exempts:
                 parts = filed.condition.parts(request, reading, length)
-                kept_out = [part.field for part in parts if part.match is not Match.YES]
-                if len(kept_out) == 1 and kept_out[0] in _BLAMES:
-                    blames.add(_BLAMES[kept_out[0]])
+                failed = [part.field for part in parts if part.match is not Match.YES]
+                if len(failed) == 1 and failed[0] in _BLAMES:
+                    blames.add(_BLAMES[failed[0]])
         return min(blames, default=None)
 
     def connection(self, leniency: Leniency) -> Finding:
@@ -329,7 +368,7 @@ class Plan:
         if not self._conditional:
             return self._weigh(matching, leniency)
         certain = self._weigh(matching)
-        if certain.holds_back and not certain.by_default:
+        if certain.denies_or_asks and not certain.by_default:
             return certain
         best: Finding | None = None
         for finding in self._sample_findings(leniency):
@@ -352,14 +391,14 @@ class Plan:
         depth = longest_path(self.rules)
         opening = (rule for rule in self.rules if rule.allows or rule.action is Verdict.ASK)
         allowing = sorted(opening, key=lambda rule: (rule.default, not rule.allows))
-        those_of = ((rule, each) for rule in (*allowing, None) for each in sample_requests(rule, depth, self.rules))
+        samples = ((rule, each) for rule in (*allowing, None) for each in sample_requests(rule, depth, self.rules))
         # Requests that no allow covers but an exemption does come last, for there can be many. Also what no rule
         # allows, where that passes: in audit mode, or where a mandatory layer abstains.
         silence = (None,) if leniency(Finding()) else ()
-        left_alone = (
+        exempted = (
             (rule, each) for rule in (*allowing, *silence) for each in exempted_requests(rule, depth, self.rules)
         )
-        for rule, (request, reading) in chain(those_of, islice(left_alone, _MOST_LEFT_ALONE)):
+        for rule, (request, reading) in chain(samples, islice(exempted, _MOST_EXEMPTED)):
             decoded = tuple(part for segment in reading for part in segment.split("/"))
             ways = {reading: None, decoded: None}
             yield min((self._decide_sample(rule, request, way, leniency) for way in ways), key=leniency)
@@ -396,11 +435,11 @@ class Plan:
             sure = matching[index] is Match.YES and index not in self._capped
             if matching[index] is not Match.NO:
                 (certain if sure else possible).append(self.rules[index])
-        if self._late.isdisjoint(certain) and self._late.isdisjoint(possible):
+        if self._address_asks.isdisjoint(certain) and self._address_asks.isdisjoint(possible):
             return weigh(certain, possible, self.expired, self.granted, self._closed)
         early = weigh(
-            [rule for rule in certain if rule not in self._late],
-            [rule for rule in possible if rule not in self._late],
+            [rule for rule in certain if rule not in self._address_asks],
+            [rule for rule in possible if rule not in self._address_asks],
             self.expired,
             self.granted,
             self._closed,
@@ -412,7 +451,7 @@ class Plan:
 
 def is_settled(finding: Finding, leniency: Leniency) -> bool:
     """Whether asks about certain addresses can't change a finding: it passes, or a rule holds it anyway."""
-    return leniency(finding) >= PASSES or (finding.holds_back and not finding.by_default) or finding.expired
+    return leniency(finding) >= PASSES or (finding.denies_or_asks and not finding.by_default) or finding.expired
 
 
 def _answer_nothing(filed: _FiledCondition) -> Match:

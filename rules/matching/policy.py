@@ -243,11 +243,11 @@ class Policy:
             finding = plan.request(request, paths[0], length, leniency)
         else:  # the strictest reading stands
             finding = min((plan.request(request, path, length, leniency) for path in paths), key=leniency)
-        cached = plan.judged.get(finding)
+        cached = plan.decisions.get(finding)
         if cached is None:
             decision = self._judge.on_request(finding, plan)
             hint = hint_for_request(plan, request, paths[0], length) if finding.verdict is None else None
-            cached = plan.judged[finding] = decision, hint
+            cached = plan.decisions[finding] = decision, hint
         decision, hint = cached
         if finding.verdict is not None or finding.expired or self._judge.layer is not None:
             return decision
@@ -257,11 +257,11 @@ class Policy:
         return decision._replace(nearest=describe_nearest(hint, attempt))
 
     def _decide_connection(self, plan: Plan, attempt: Attempt) -> Decision:
-        cached = plan.on_connection
+        cached = plan.connection_decision
         if cached is None:
             finding = plan.connection(self._judge.leniencies[plan.not_public])
             decision = self._judge.on_connection(finding, plan, attempt)
-            cached = plan.on_connection = decision, hint_for_connection(plan)
+            cached = plan.connection_decision = decision, hint_for_connection(plan)
         if cached[0].reason not in _SILENT and (cached[0].rules or not plan.own):
             return cached[0]
         return self._hinted_for((plan, attempt.target, attempt.port), cached, attempt)

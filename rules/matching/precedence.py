@@ -98,7 +98,7 @@ class Finding(ByIdentity, _FindingFields):
         return (*self.allowing, *(rule for rule in self.matching if rule.allows))
 
     @property
-    def holds_back(self) -> bool:
+    def denies_or_asks(self) -> bool:
         """Whether a rule denies or asks."""
         return self.verdict is not None and not self.verdict.allows
 

@@ -91,15 +91,14 @@ def _consider(rule: Rule, attempt: Attempt, reading: Reading | None) -> Consider
     if not ports_cover(rule.ports, attempt.port, attempt.protocol):
         return ConsideredRule(rule, Match.PERHAPS, "ports", describe(rule.ports), spoken)
     if rule.when_tainted and rule.allows:
-        return ConsideredRule(rule, Match.PERHAPS, "when", "a reason besides to let it out", "a tainted task")
+        return ConsideredRule(rule, Match.PERHAPS, "when", "another rule that allows it", "a tainted task")
     return found
 
 
 def _describe_caller(attempt: Attempt) -> str:
     parts = [f"task {attempt.task}"] if attempt.task else []
     return (
-        ", ".join([*parts, *(f"{name}={value}" for name, value in sorted(attempt.labels.items()))])
-        or "nobody in particular"
+        ", ".join([*parts, *(f"{name}={value}" for name, value in sorted(attempt.labels.items()))]) or "an unnamed task"
     )
 
 

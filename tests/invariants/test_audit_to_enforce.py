@@ -83,7 +83,7 @@ def test_diff_and_replay_show_that_nothing_breaks(command_results):
     assert (status, err) == (1, [])
     assert out[0].startswith("setting `mode`: was audit, is enforce")
     assert any(
-        line.startswith("GET https://api.walk.example/echo") and "let out by audit mode" in line for line in out
+        line.startswith("GET https://api.walk.example/echo") and "allowed by audit mode" in line for line in out
     ), out
     status, out, err = only(command_results, "replay")
     assert (status, err) == (0, [])

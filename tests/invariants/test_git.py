@@ -24,7 +24,7 @@ tests:
   - {{attempt: "git push https://{FORGE}/acme/web refs/heads/main", expect: ask, rule: main}}
 """
 URL = f"https://{FORGE}"
-NO_APPROVAL = "(exeat: a rule asks for an approval, and nobody can be asked (git:main))"
+NO_APPROVAL = "(exeat: a rule requires an approval, and no approver can be reached (git:main))"
 # Push of a fresh clone with one more commit; expected decision; text that git shows; refs afterwards
 PUSHES = {
     "branch": (["HEAD:refs/heads/feature/x"], "passed rule git:features", "-> feature/x", "+refs/heads/feature/x"),

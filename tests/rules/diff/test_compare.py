@@ -96,7 +96,7 @@ SAID = [
     (
         WEB,
         WEB + "  - {id: rest, to: '*', default: true, action: ask}",
-        ["anything to * that no other rule decides: was denied (no_rule), is asked about by `t:rest`"],
+        ["anything to * that no other rule decides: was denied (no_rule), is held for approval by `t:rest`"],
     ),
     (
         WEB,
@@ -261,8 +261,8 @@ def test_default_ask_in_place_of_deny_is_a_difference_in_audit_mode():
     old = policy(rest % "deny", "settings: {mode: audit}")
     assert not compare(old, policy(rest % "deny")).rows
     assert {statement.text for statement in describe_diff(compare(old, policy(rest % "ask")))} == {
-        "anything to x.example that no other rule decides: was let out by audit mode by `t:d` (default_rule), is asked about by `t:d`",
-        "udp x.example that no other rule decides: was denied by `t:d` (default_rule), is asked about by `t:d`",
+        "anything to x.example that no other rule decides: was allowed by audit mode by `t:d` (default_rule), is held for approval by `t:d`",
+        "udp x.example that no other rule decides: was denied by `t:d` (default_rule), is held for approval by `t:d`",
     }
 
 
@@ -283,7 +283,7 @@ def test_unlisted_name_in_audit_mode_passes_until_address_is_denied(named):
     rules, audit = DENIED % named, "settings: {mode: audit}"
     but = f" but not {named[1:-3]}" if named else ""
     said = [statement.text for statement in describe_diff(compare(policy(NOTHING % audit), policy(rules, audit)))]
-    gone = "was let out by audit mode (no_rule), is denied by `t:d`"
+    gone = "was allowed by audit mode (no_rule), is denied by `t:d`"
     assert f"anything to *{but} where it resolves to 93.184.216.34/32: {gone}" in said
     assert f"anything to 93.184.216.34: {gone}" in said
     assert not any(

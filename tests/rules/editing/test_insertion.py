@@ -166,9 +166,9 @@ def test_tainted_task_gets_only_exemption_where_other_rules_allow(tmp_path):
 
 
 REFUSED = {
-    "no rule asks any more": ("rules:\n  - {id: q, to: y.example, action: ask}\n", POST, "is not asked about any more: no_rule"),
+    "no rule asks any more": ("rules:\n  - {id: q, to: y.example, action: ask}\n", POST, "is no longer held for approval: no_rule"),
     "it is let out": ("rules:\n  - {id: q, to: y.example, action: ask}\n  - {id: g, to: x.example, action: allow}\n", POST, "allowed already"),
-    "a deny holds it too": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: d, to: x.example, action: deny}\n", POST, "is not asked about"),
+    "a deny holds it too": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: d, to: x.example, action: deny}\n", POST, "is no longer held for approval"),
     "another rule": ("rules:\n  - {id: p, to: '*', action: ask}\n", POST, "no rule `t:q` asks"),
     "a second ask": ("rules:\n  - {id: q, to: '*', action: ask}\n  - {id: p, to: '*', action: ask}\n", POST, "would not allow it"),
     "its own tests": (

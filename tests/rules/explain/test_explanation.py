@@ -91,7 +91,7 @@ UNSURE = [
     ("- {id: a, to: x.example, action: allow}", "tcp 10.0.0.1:22", "`tcp 10.0.0.1:22` is denied: the address, or the one that the name resolves to, is not public; list the address in the rule's `resolves_to`; a service of this machine needs a rule `to: host.exeat.internal` with its `ports` (`non_public_address`)"),
     ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "the rule says: nobody builds there"),
     ("- {id: d, to: host.exeat.internal, action: deny, why: nobody builds there}", "tcp host.exeat.internal:22", "`tcp host.exeat.internal:22` is denied by `t:d` (`rule`)"),
-    ("- {id: a, to: host.exeat.internal, ports: 22/tcp, for: {tasks: b}, action: allow}", "tcp host.exeat.internal:22", "`t:a` (allow) doesn't match: `for` needs tasks b, and this is nobody in particular"),
+    ("- {id: a, to: host.exeat.internal, ports: 22/tcp, for: {tasks: b}, action: allow}", "tcp host.exeat.internal:22", "`t:a` (allow) doesn't match: `for` needs tasks b, and this is an unnamed task"),
 ]  # fmt: skip
 
 

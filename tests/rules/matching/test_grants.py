@@ -244,7 +244,7 @@ def test_diff_reports_rules_for_tainted_tasks():
     assert len(told_of) == 2
     assert all("task that is tainted" in text for text in told_of)
     assert told_of[1].startswith("POST https://x.example/**")
-    assert told_of[1].endswith("was allowed by `t:post`, is asked about by `t:after`")
+    assert told_of[1].endswith("was allowed by `t:post`, is held for approval by `t:after`")
     trusted = policy(TAINTING.replace("trust: untrusted", "trust: trusted"))
     lines = [statement.text for statement in describe_diff(compare(trusted, policy(TAINTING)))]
     assert lines

@@ -282,7 +282,7 @@ def test_many_queries_leave_caches_bounded():
         asked.decide(Attempt(Protocol.TLS, HostName("x.example"), 443, request))
     [plan] = asked._index.candidates(HostName("x.example"))._plans.values()
     assert len(plan._findings) <= 1024
-    assert len(plan.judged) <= 1024
+    assert len(plan.decisions) <= 1024
 
 
 def test_connection_is_allowed_for_its_possible_requests():
@@ -570,5 +570,5 @@ def test_many_repositories_leave_caches_bounded():
             )
         )
     [plan] = asked._index.candidates(HostName("git.example"))._plans.values()
-    assert len(plan._gits_known) <= 1024
+    assert len(plan._git_cache) <= 1024
     assert len(plan._findings) <= 1024

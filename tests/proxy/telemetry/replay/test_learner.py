@@ -237,7 +237,7 @@ def test_unlearned_keys_of_a_rule_are_noted_beside_it(said, expected):
 def test_lookup_allowed_only_by_an_ask_rule_is_omitted():
     drafted, _ = learned(lookup(PASSED, kind="TXT"), request(GRANTED, "GET", "/a"))
     assert [(each.what, each.why) for each in drafted.left_out] == [
-        ("lookups of TXT of x.example", "no rule lets the name out unasked")
+        ("lookups of TXT of x.example", "no rule allows the name without an approval")
     ]
 
 
