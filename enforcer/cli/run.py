@@ -183,16 +183,16 @@ def make_run_request(
         raise UsageError("no command to run; write it after `--`, as in `exeat run --rules web.yaml -- make`")
     name, labels = run_request.task_name(arguments.task, command[0]), run_request.task_labels(arguments.label)
     run_request.check_claims(name, labels, system)
-    workspace = _directory(arguments.workspace or _here(), "--workspace")
+    workspace = _directory(arguments.workspace or _current_directory(), "--workspace")
     files = rule_files(arguments.rules)
-    policy, asked, seen = reading([Path(path) for path in files], system)
+    policy, searched_paths, rules_fingerprint = reading([Path(path) for path in files], system)
     others = home_directories()
     refuse_workspace(workspace, os.path.expanduser("~"), others)
-    box, shown = choose_settings(arguments, policy)
-    shown = add_repository(workspace, box, policy, shown)
+    settings, shown = choose_settings(arguments, policy)
+    shown = add_repository(workspace, settings, policy, shown)
     writable = (workspace, *shown.write)
-    obeyed = (*asked, *map(str, own_files()))  # by later runs, too
-    if problems := find_exposed(obeyed, writable):
+    rule_paths = (*searched_paths, *map(str, own_files()))  # by later runs, too
+    if problems := find_exposed(rule_paths, writable):
         raise UsageError(problems[0])
     refuse_service(control_path(), writable)
     return RunRequest(
@@ -203,11 +203,11 @@ def make_run_request(
         workspace=workspace,
         labels=labels,
         system=system,
-        asked=asked,
-        seen=seen,
-        covers=hold_masked(obeyed, writable),
+        searched_paths=searched_paths,
+        fingerprint=rules_fingerprint,
+        masked_files=hold_masked(rule_paths, writable),
         homes=others,
-        box=box,
+        settings=settings,
         read=shown.read,
         write=shown.write,
         hide=shown.hide,
@@ -218,7 +218,7 @@ def make_run_request(
     )
 
 
-def _here() -> str:
+def _current_directory() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError as error:
@@ -291,25 +291,25 @@ def end_as_task(status: int) -> int:
 
 def choose_settings(arguments: argparse.Namespace, policy: Policy) -> tuple[SandboxSettings, HostPaths]:
     """Give the box and its places on this host. Raises UsageError for what can't be, or is past a layer."""
-    asked = _read_options(arguments)
-    box = merge_settings(policy, SandboxSettings(**asked), asked)
-    if box.devices:
+    searched_paths = _read_options(arguments)
+    settings = merge_settings(policy, SandboxSettings(**searched_paths), searched_paths)
+    if settings.devices:
         from enforcer.sandbox.devices import host_devices  # few tasks are given any
 
-        box = box._replace(devices=host_devices(box.devices))
-    return box, resolve_paths(
-        box, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write)
+        settings = settings._replace(devices=host_devices(settings.devices))
+    return settings, resolve_paths(
+        settings, policy.floor, map(os.path.abspath, arguments.read), map(os.path.abspath, arguments.write)
     )
 
 
-def add_repository(workspace: str, box: SandboxSettings, policy: Policy, shown: HostPaths) -> HostPaths:
+def add_repository(workspace: str, settings: SandboxSettings, policy: Policy, shown: HostPaths) -> HostPaths:
     """Show the repository of a workspace that is a worktree of one elsewhere; what is written directly may commit."""
     if not os.path.isfile(f"{workspace}/.git"):
         return shown
     from enforcer.workspace.repository import find_linked_repository  # few workspaces are
 
     found = find_linked_repository(workspace, partial(is_allowed_by_layers, policy.floor))
-    written = () if box.workspace is WorkspaceMode.REVIEW else found.written
+    written = () if settings.workspace is WorkspaceMode.REVIEW else found.written
     write = {*shown.write, *written}
     return shown._replace(read=tuple(sorted({*shown.read, *found.shown} - write)), write=tuple(sorted(write)))
 
@@ -386,8 +386,8 @@ def choose_shell(preferred: str, shown: "tuple[str, ...]") -> str:
     if not os.path.isabs(preferred) or not os.access(preferred, os.X_OK) or os.path.basename(preferred) in _NONE:
         return _USUAL
     places = (*SHOWN, *map(os.path.realpath, shown))
-    seen = all(any(contains(place, path) for place in places) for path in (preferred, os.path.realpath(preferred)))
-    return preferred if seen else _USUAL
+    is_shown = all(any(contains(place, path) for place in places) for path in (preferred, os.path.realpath(preferred)))
+    return preferred if is_shown else _USUAL
 
 
 _WIDEST: Final = 60  # columns of a host's name

@@ -88,6 +88,6 @@ def _wanted(file: Path, workspace: Path, system: Path) -> RunRequest:
         rules=(str(file),),
         workspace=str(workspace.resolve()),
         system=system,
-        asked=asked,
-        seen=seen,
+        searched_paths=asked,
+        fingerprint=seen,
     )

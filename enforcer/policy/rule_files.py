@@ -23,8 +23,8 @@ class LoadedRules(NamedTuple):
     """Policy with the fingerprint of its files: the same fingerprint means the same content."""
 
     policy: Policy
-    asked: tuple[str, ...]  # all that were looked at for it, absolute
-    fingerprint: str  # of those; empty: they changed while they were read, so they are to be read again
+    searched_paths: tuple[str, ...]  # every path looked up for a rule file, absolute
+    fingerprint: str  # of these paths; empty: they changed while they were read, so read them again
 
 
 def load(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
@@ -46,11 +46,13 @@ def load_with_fingerprint(files: Sequence[Path], system: Path) -> LoadedRules:
     named = make_absolute(files)
     before = fingerprint(named, system)
     loaded = load(files, system)
-    asked = make_absolute(loaded.searched_paths)
+    searched_paths = make_absolute(loaded.searched_paths)
     after = fingerprint(named, system)
     if after != before:
-        return LoadedRules(loaded.policy, asked, "")
-    return LoadedRules(loaded.policy, asked, after if asked == named else fingerprint(asked, system))
+        return LoadedRules(loaded.policy, searched_paths, "")
+    return LoadedRules(
+        loaded.policy, searched_paths, after if searched_paths == named else fingerprint(searched_paths, system)
+    )
 
 
 def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, bytes] | None = None) -> Loaded:
@@ -61,8 +63,8 @@ def parse(files: Sequence[Path], system: Path = SYSTEM, instead: Mapping[Path, b
     loaded = read(files, mandatory=mandatory, instead=instead)
     from rules.loading.preset_locks import lock_paths
 
-    for path in read([], mandatory=mandatory).searched_paths:  # what root's files include has to be root's as well
-        if path not in lock_paths():  # of which root's files are filled in by root's alone
+    for path in read([], mandatory=mandatory).searched_paths:  # files that root's files include must be root's, too
+        if path not in lock_paths():  # root's files use only root's lock
             check_root_owned(path)
             check_path(path)
     return loaded
@@ -88,8 +90,8 @@ def rule_files(named: Sequence[str | Path]) -> tuple[str, ...]:
 
 def own_files() -> tuple[Path, ...]:
     """Return the caller's default rule files; no task may write them."""
-    own = user_configuration()
-    return () if own is None else (own / "rules.yaml", own / "presets.lock")
+    configuration = user_configuration()
+    return () if configuration is None else (configuration / "rules.yaml", configuration / "presets.lock")
 
 
 def system_files(system: Path = SYSTEM) -> list[Path]:
@@ -151,10 +153,10 @@ def check_root_owned(path: Path) -> None:
             raise HostError(f"`{path}` can be written by others than root", f"run `chmod go-w {path}`")
 
 
-def fingerprint(asked: Sequence[str], system: Path) -> str:
+def fingerprint(searched_paths: Sequence[str], system: Path) -> str:
     """Return a text that changes with the content of these paths and of root's rules."""
     directory = str(directory_of(system))
-    steps = {*all_steps((*asked, directory)), directory_step(directory)}
+    steps = {*all_steps((*searched_paths, directory)), directory_step(directory)}
     return hashlib.sha256(repr(sorted(map(repr, steps))).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -163,16 +165,16 @@ def make_absolute(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(os.path.join(os.getcwd(), path) for path in paths))
 
 
-_held: Final[list[int]] = []  # descriptors of what is covered, until this process ends
+_held_descriptors: Final[list[int]] = []  # descriptors of masked files, until this process ends
 _MOST_LINKS: Final = 40  # symbolic links on one path, as the kernel has it
 
 
 class PathStep(NamedTuple):
-    """One lookup of a name in a directory (a real path); `what` is None if the name does not exist."""
+    """One lookup of a name in a directory (a real path); `identity` is None if the name does not exist."""
 
     directory: str
     name: str
-    what: "FileIdentity | None"
+    identity: "FileIdentity | None"
 
     @property
     def path(self) -> str:
@@ -206,22 +208,22 @@ class FileIdentity(NamedTuple):
 
 
 def list_steps(path: str) -> tuple[PathStep, ...]:
-    """Resolve a path: return every lookup on the way; the last one has no `what` if the path does not exist."""
+    """Resolve a path: return every lookup on the way; the last one has no `identity` if the path does not exist."""
     steps: list[PathStep] = []
-    at, links = "/", 0
-    rest = os.path.join(os.getcwd(), path).split("/")[::-1]
-    while rest:
-        name = rest.pop()
+    current, links = "/", 0
+    pending = os.path.join(os.getcwd(), path).split("/")[::-1]
+    while pending:
+        name = pending.pop()
         if name in ("", "."):
             continue
         if name == "..":
-            at = os.path.dirname(at)
+            current = os.path.dirname(current)
             continue
-        step = PathStep(at, name, _what(os.path.join(at, name)))
+        step = PathStep(current, name, _identify(os.path.join(current, name)))
         steps.append(step)
-        if step.what is None:
+        if step.identity is None:
             break
-        if step.what.is_link:
+        if step.identity.is_link:
             links += 1
             try:
                 to = os.readlink(step.path)
@@ -230,10 +232,10 @@ def list_steps(path: str) -> tuple[PathStep, ...]:
             if links > _MOST_LINKS:
                 break
             if to.startswith("/"):
-                at = "/"
-            rest += to.split("/")[::-1]
+                current = "/"
+            pending += to.split("/")[::-1]
         else:
-            at = step.path
+            current = step.path
     return tuple(steps)
 
 
@@ -251,7 +253,7 @@ def directory_step(directory: str) -> PathStep:
     return PathStep(directory, "/".join(names), None)
 
 
-def _what(path: str) -> FileIdentity | None:
+def _identify(path: str) -> FileIdentity | None:
     try:
         status = os.lstat(path)
     except OSError:
@@ -269,22 +271,22 @@ def find_exposed(paths: Iterable[str], writable: Collection[str]) -> list[str]:
         steps = list_steps(path)
         end = steps[-1].path if steps else "/"
         for step in steps:
-            place = _holding(writable, step.directory)
-            if place is None:
+            tree = _find_containing(writable, step.directory)
+            if tree is None:
                 continue
-            if step.what is None:
+            if step.identity is None:
                 problems[
-                    f"`{step.path}` is not there, and a task that may write `{place}` could make it; "
+                    f"`{step.path}` is not there, and a task that may write `{tree}` could make it; "
                     "let the task write a directory that does not hold that path"
                 ] = None
-            elif step.what.is_link:
+            elif step.identity.is_link:
                 problems[
                     f"`{path}` is reached through the symbolic link `{step.path}`, which a task that may write "
-                    f"`{place}` could change; name the file itself, or keep rules elsewhere"
+                    f"`{tree}` could change; name the file itself, or keep rules elsewhere"
                 ] = None
             elif not contains(step.path, end):
                 problems[
-                    f"`{path}` is reached by way of `{step.path}`, which a task that may write `{place}` could "
+                    f"`{path}` is reached by way of `{step.path}`, which a task that may write `{tree}` could "
                     "replace; spell it without `..`"
                 ] = None
     return list(problems)
@@ -297,9 +299,9 @@ def refuse_service(path: str, writable: Iterable[str]) -> None:
     """
     places = list(writable)
     for step in list_steps(path) if path else ():
-        if (place := _holding(places, step.directory)) is not None:
+        if (tree := _find_containing(places, step.directory)) is not None:
             raise UsageError(
-                f"the service's socket `{path}` is reached through `{place}`, which the task may write: it could "
+                f"the service's socket `{path}` is reached through `{tree}`, which the task may write: it could "
                 f"listen there itself; name another place with {VARIABLE}"
             )
 
@@ -313,44 +315,44 @@ def hold_masked(paths: Iterable[str], writable: Collection[str]) -> dict[str, Fi
     found: dict[str, FileIdentity] = {}
     for path in paths:
         for step in list_steps(path):
-            within = _holding(writable, step.directory) is not None
-            if within and step.what is not None and _hold(step.path, step.what):
-                found[step.path] = step.what
+            within = _find_containing(writable, step.directory) is not None
+            if within and step.identity is not None and _hold_open(step.path, step.identity):
+                found[step.path] = step.identity
     return found
 
 
-def _holding(writable: Collection[str], directory: str) -> str | None:
-    return next((place for place in writable if contains(place, directory)), None)
+def _find_containing(writable: Collection[str], directory: str) -> str | None:
+    return next((tree for tree in writable if contains(tree, directory)), None)
 
 
-def _hold(path: str, what: FileIdentity) -> bool:
+def _hold_open(path: str, identity: FileIdentity) -> bool:
     """Keep a file or directory open, if it is unchanged; return whether."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     status = os.fstat(descriptor)
-    if (status.st_dev, status.st_ino) != (what.device, what.inode):
+    if (status.st_dev, status.st_ino) != (identity.device, identity.inode):
         os.close(descriptor)
         return False
-    _held.append(descriptor)
+    _held_descriptors.append(descriptor)
     return True
 
 
 def find_unmasked(
-    paths: Iterable[str], writable: Collection[str], covers: Mapping[str, FileIdentity]
+    paths: Iterable[str], writable: Collection[str], masked_files: Mapping[str, FileIdentity]
 ) -> tuple[str, ...]:
     """Return paths that a task may write now, because their mask is gone or never existed; outermost first.
 
     A mask lies on the file that was there when it was made. A replaced file has no mask, nor has anything below it.
     """
-    lost: dict[str, None] = {}
+    unmasked: dict[str, None] = {}
     for path in paths:
         for step in list_steps(path):
-            if step.what is None or _holding(writable, step.directory) is None:
+            if step.identity is None or _find_containing(writable, step.directory) is None:
                 continue
-            before = covers.get(step.path)
-            below = any(contains(other, step.path) for other in lost)
-            if below or before is None or not before.is_same(step.what):
-                lost[step.path] = None
-    return tuple(sorted(lost))
+            before = masked_files.get(step.path)
+            below = any(contains(other, step.path) for other in unmasked)
+            if below or before is None or not before.is_same(step.identity):
+                unmasked[step.path] = None
+    return tuple(sorted(unmasked))

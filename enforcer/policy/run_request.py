@@ -47,19 +47,19 @@ class RunRequest(NamedTuple):
     rules: tuple[str, ...]  # the rule files as they were named
     workspace: str
     read: tuple[str, ...] = ()
-    box: SandboxSettings = NO_SANDBOX_SETTINGS  # in force: what files and options say, within what layers let
+    settings: SandboxSettings = NO_SANDBOX_SETTINGS  # of files and options, as the layers allow
     write: tuple[str, ...] = ()  # beside the workspace
     hide: tuple[str, ...] = ()
-    names: tuple[tuple[str, ...], ...] = ()  # that are hidden wherever they lie: globs, one below the other
+    names: tuple[tuple[str, ...], ...] = ()  # globs of names to hide anywhere, one below the other
     env: tuple[str, ...] = ()
     journal: Path | None = None
     metrics: socket.socket | None = None  # already listening
     labels: Mapping[str, str] = _NOTHING
     system: Path = SYSTEM  # where root's rules are
-    asked: tuple[str, ...] = ()  # every rule file that was looked for, absolute, symbolic links as they were named
-    seen: str = ""  # what those files were like when they were read
-    covers: "Mapping[str, FileIdentity]" = _NOTHING  # what of them the sandbox will cover
-    homes: frozenset[str] | None = None  # every home of this host, if somebody has looked for them already
+    searched_paths: tuple[str, ...] = ()  # every path looked up for a rule file: absolute, links not followed
+    fingerprint: str = ""  # of these paths when they were read; empty: they changed meanwhile
+    masked_files: "Mapping[str, FileIdentity]" = _NOTHING  # rule files that the sandbox masks, by path
+    homes: frozenset[str] | None = None  # every home of this host; None: not searched yet
 
     @property
     def writable(self) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def merge_settings(
 ) -> SandboxSettings:
     """Merge the policy's sandbox settings with those of options. Raises UsageError for an option that a layer denies.
 
-    `said`: the fields of `asked` that options name. `resolve_paths` handles `read` and `write`.
+    `said`: the fields of `searched_paths` that options name. `resolve_paths` handles `read` and `write`.
     """
     said, by = tuple(said), dict(policy.floor.by)
     for name in NUMBERS:

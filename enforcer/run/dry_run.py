@@ -33,83 +33,85 @@ class PlannedStep(NamedTuple):
     does: str
 
 
-def planned_steps(wanted: RunRequest) -> list[PlannedStep]:
+def planned_steps(request: RunRequest) -> list[PlannedStep]:
     """Return all steps, in the order of a start. Raises what a start would raise for the same values."""
-    if wanted.policy.secrets:
-        credentials.check_environment(wanted.policy, environment.given_variables(os.environ, wanted.env, wanted.box))
-    who = _who(wanted)
-    limits = limits_of(wanted.box)
+    if request.policy.secrets:
+        credentials.check_environment(
+            request.policy, environment.given_variables(os.environ, request.env, request.settings)
+        )
+    ids = _choose_ids(request)
+    limits = limits_of(request.settings)
     network = network_plan()
-    kept = _kept(wanted, who)
-    shown = sandbox_spec.PreparedMounts(_trees(who, wanted, kept), kept, *_workspace(wanted))
-    steps = sandbox_spec.steps_of(who, wanted, _etc(wanted, who), shown)
+    kept = _kept(request, ids)
+    shown = sandbox_spec.PreparedMounts(_trees(ids, request, kept), kept, *_workspace(request))
+    steps = sandbox_spec.steps_of(ids, request, _etc(request, ids), shown)
     said: dict[str, Iterable[str]] = {
-        "rules": _rules(wanted),
+        "rules": _rules(request),
         "gate": (step.describe() for step in confinement.steps()),
-        "ids": _ids(who),
+        "ids": _ids(ids),
         "namespaces": (f"enter a new {name} namespace" for name in namespaces.NAMESPACES),
         "network": network.describe(),
         "limits": _limits(limits),
         "files": (step.describe() for step in with_tmpfs_quota(steps, limits.disk)),
-        "task": _task(wanted, who, landlock.grants(steps, wanted.writable)),
+        "task": _task(request, ids, landlock.grants(steps, request.writable)),
     }
     return [PlannedStep(where, escape_unprintable(line)) for where, lines in said.items() for line in lines]
 
 
-def _who(wanted: RunRequest) -> Identity:
+def _choose_ids(request: RunRequest) -> Identity:
     """Choose ids as a start does; the id range is only known at the start."""
-    who = identity.choose()
-    if who.slot >= 0:
-        os.close(who.slot)
-    return who.as_root() if wanted.box.user is SandboxUser.ROOT else who
+    ids = identity.choose()
+    if ids.slot >= 0:
+        os.close(ids.slot)
+    return ids.as_root() if request.settings.user is SandboxUser.ROOT else ids
 
 
-def _trees(who: Identity, wanted: RunRequest, kept: Iterable[mount_plan.CacheMount]) -> Mapping[str, int]:
-    return dict.fromkeys((*wanted.shown, *(each.source for each in kept)), _A_TREE) if who.privileged else {}
+def _trees(ids: Identity, request: RunRequest, kept: Iterable[mount_plan.CacheMount]) -> Mapping[str, int]:
+    return dict.fromkeys((*request.shown, *(each.source for each in kept)), _A_TREE) if ids.privileged else {}
 
 
-def _kept(wanted: RunRequest, who: Identity) -> tuple[mount_plan.CacheMount, ...]:
+def _kept(request: RunRequest, ids: Identity) -> tuple[mount_plan.CacheMount, ...]:
     top = sandbox_spec.caches_directory()
     return tuple(
-        mount_plan.CacheMount(f"{top}/{name}", sandbox_spec.cache_target(path, who.home))
-        for name, path in wanted.box.caches
+        mount_plan.CacheMount(f"{top}/{name}", sandbox_spec.cache_target(path, ids.home))
+        for name, path in request.settings.caches
     )
 
 
-def _workspace(wanted: RunRequest) -> tuple[str, tuple[str, ...]]:
+def _workspace(request: RunRequest) -> tuple[str, tuple[str, ...]]:
     """Return where reviewed changes would go, and the protected paths of a workspace that is written directly."""
     from enforcer.workspace import written_places
 
-    is_reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
+    is_reviewed = request.settings.workspace is WorkspaceMode.REVIEW
     changes = f"{os.path.realpath(state.state_directory())}/changes/TASK" if is_reviewed else ""
     with contextlib.ExitStack() as opened:
         places = [
-            opened.enter_context(contextlib.closing(place)) for place in written_places.open_guarded_places(wanted)
+            opened.enter_context(contextlib.closing(place)) for place in written_places.open_guarded_places(request)
         ]
         return changes, tuple(path for place in places for path in place.paths())
 
 
-def _etc(wanted: RunRequest, who: Identity) -> Mapping[str, bytes]:
+def _etc(request: RunRequest, ids: Identity) -> Mapping[str, bytes]:
     trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
-    return sandbox_spec.etc_files(who, wanted, trusted, state.cache_directory())
+    return sandbox_spec.etc_files(ids, request, trusted, state.cache_directory())
 
 
-def _rules(wanted: RunRequest) -> Iterator[str]:
-    yield f"apply the rules of revision {wanted.policy.revision}"
-    yield from (f"read {path}" for path in wanted.asked)
-    yield from (f"apply the layer {layer.name} ({layer.kind})" for layer in wanted.policy.layers)
-    yield from (f"{command.action} `{' '.join(command.words)}` ({command.cite})" for command in wanted.policy.commands)
-    if wanted.box.workspace is WorkspaceMode.REVIEW:
-        yield from (f"merge protected changes only as {terms}" for terms in wanted.box.approval)
-    for secret in wanted.policy.secrets:
+def _rules(request: RunRequest) -> Iterator[str]:
+    yield f"apply the rules of revision {request.policy.revision}"
+    yield from (f"read {path}" for path in request.searched_paths)
+    yield from (f"apply the layer {layer.name} ({layer.kind})" for layer in request.policy.layers)
+    yield from (f"{command.action} `{' '.join(command.words)}` ({command.cite})" for command in request.policy.commands)
+    if request.settings.workspace is WorkspaceMode.REVIEW:
+        yield from (f"merge protected changes only as {terms}" for terms in request.settings.approval)
+    for secret in request.policy.secrets:
         yield from (f"put a placeholder for the secret {secret.id} into {name}" for name in secret.variables)
 
 
-def _ids(who: Identity) -> Iterator[str]:
-    for what, outer, inner in (("uids", who.outer_uids, who.inner_uids), ("gids", who.outer_gids, who.inner_gids)):
-        for name, ids in (("the sandbox", outer), ("the task", inner)):
-            yield from (f"map {what} {inside}+{count} of {name} to {outside}" for inside, outside, count in ids.lines)
-    yield f"run the task as {who.user}, uid {who.uid}, gid {who.gid}: to the kernel {who.kernel_uid}, {who.kernel_gid}"
+def _ids(ids: Identity) -> Iterator[str]:
+    for what, outer, inner in (("uids", ids.outer_uids, ids.inner_uids), ("gids", ids.outer_gids, ids.inner_gids)):
+        for name, maps in (("the sandbox", outer), ("the task", inner)):
+            yield from (f"map {what} {inside}+{count} of {name} to {outside}" for inside, outside, count in maps.lines)
+    yield f"run the task as {ids.user}, uid {ids.uid}, gid {ids.gid}: to the kernel {ids.kernel_uid}, {ids.kernel_gid}"
 
 
 def _limits(limits: Limits) -> Iterator[str]:
@@ -120,18 +122,18 @@ def _limits(limits: Limits) -> Iterator[str]:
             yield f"limit {name} to {units[name](value) if name in units else f'{value:g}'}"
 
 
-def _task(wanted: RunRequest, who: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
-    variables = environment.build_environment(os.environ, who, BUNDLES[0], wanted.env, wanted.box)
-    yield f"set the host name to {sandbox_spec.hostname_of(wanted)}"
+def _task(request: RunRequest, ids: Identity, wall: Iterable[landlock.Grant]) -> Iterator[str]:
+    variables = environment.build_environment(os.environ, ids, BUNDLES[0], request.env, request.settings)
+    yield f"set the host name to {sandbox_spec.hostname_of(request)}"
     yield f"set the variables {', '.join(sorted(variables))}"
-    yield f"work in {wanted.workspace}"
+    yield f"work in {request.workspace}"
     yield "enter a user namespace of the task's own"
     yield "drop all capabilities, empty the bounding set, lock securebits, and set no_new_privs"
     if landlock.version() >= landlock.MIN_VERSION:
         yield from (f"let Landlock allow it to {landlock.describe(grant)}" for grant in wall)
-    reviewed = wanted.box.workspace is WorkspaceMode.REVIEW
+    reviewed = request.settings.workspace is WorkspaceMode.REVIEW
     size = len(seccomp.assemble(seccomp.task_filter(reviewed=reviewed), linux.platform_machine()))
     yield f"load a system call filter of {size // 8} instructions"
-    if wanted.policy.commands:
-        yield f"hold each program start, and match it against {len(wanted.policy.commands)} `commands` of the rules"
-    yield f"run {' '.join(wanted.argv)}"
+    if request.policy.commands:
+        yield f"hold each program start, and match it against {len(request.policy.commands)} `commands` of the rules"
+    yield f"run {' '.join(request.argv)}"

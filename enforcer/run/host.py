@@ -49,12 +49,12 @@ class Host(Protocol):
         """Return the ids of a sandbox with these limits. Raises HostError."""
 
     def make_sandbox(
-        self, wanted: "RunRequest", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+        self, request: "RunRequest", ids: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Return resource limits and an empty sandbox with these ids; None: `launch` makes one, or raises."""
 
     def place(
-        self, who: "Identity", sandbox_state: "SandboxState", worker_paths: "WorkerPaths", wanted: "RunRequest"
+        self, ids: "Identity", sandbox_state: "SandboxState", worker_paths: "WorkerPaths", request: "RunRequest"
     ) -> "Worker":
         """Return a worker for the sandbox. Raises HostError."""
 
@@ -67,7 +67,7 @@ class Host(Protocol):
     def close_journal(self, journal: "Path", recorder: "Recorder", gate: "Worker") -> None:
         """Sign everything that the run has recorded. Raises HostError."""
 
-    def counts_anomalies(self, wanted: "RunRequest") -> bool:
+    def counts_anomalies(self, request: "RunRequest") -> bool:
         """Whether the task's metrics, and so its anomalies, are read."""
 
     def leave(self, namespaces: "SandboxNamespaces") -> None:
@@ -102,35 +102,35 @@ class StandaloneHost:
 
     def choose_ids(self, limits: "Limits", made: contextlib.ExitStack, last: contextlib.ExitStack) -> "Identity":  # noqa: ARG002
         """Choose ids that no other sandbox has until `made` is closed."""
-        who = identity.choose()
-        if who.slot >= 0:
-            made.callback(os.close, who.slot)
-        return who
+        ids = identity.choose()
+        if ids.slot >= 0:
+            made.callback(os.close, ids.slot)
+        return ids
 
     def make_sandbox(
-        self, wanted: "RunRequest", who: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
+        self, request: "RunRequest", ids: "Identity", made: contextlib.ExitStack, last: contextlib.ExitStack
     ) -> "tuple[ResourceLimits, SandboxNamespaces | None]":
         """Make the resource limits, and within them an empty sandbox, which goes on making itself."""
         from enforcer.limits.resource_limits import limits_of, make_resource_limits
         from enforcer.run import sandbox_spec
 
-        resource_limits = make_resource_limits(limits_of(wanted.box))
+        resource_limits = make_resource_limits(limits_of(request.settings))
         last.callback(resource_limits.remove)
         with contextlib.suppress(HostError, OSError):
-            empty = sandbox_spec.start_empty_sandbox(who, resource_limits, wanted.box.devices)
+            empty = sandbox_spec.start_empty_sandbox(ids, resource_limits, request.settings.devices)
             made.callback(empty.end)
             return resource_limits, empty
         return resource_limits, None
 
     def place(
         self,
-        who: "Identity",
+        ids: "Identity",
         sandbox_state: "SandboxState",
         worker_paths: "WorkerPaths",
-        wanted: "RunRequest",  # noqa: ARG002
+        request: "RunRequest",  # noqa: ARG002
     ) -> "Worker":
         """Start a worker for this sandbox alone."""
-        return worker.start(who, sandbox_state, worker_paths, worker.WorkerProcess)
+        return worker.start(ids, sandbox_state, worker_paths, worker.WorkerProcess)
 
     def arrange_stdio(self, owner: int) -> "Stdio":
         """Put pipes or a terminal in front of this process's streams."""
@@ -151,9 +151,9 @@ class StandaloneHost:
         gate.wait_for_summary()
         signing.stop_keeper(journal, recorder, gate)
 
-    def counts_anomalies(self, wanted: "RunRequest") -> bool:
+    def counts_anomalies(self, request: "RunRequest") -> bool:
         """Only with `--metrics`."""
-        return wanted.metrics is not None
+        return request.metrics is not None
 
     def leave(self, namespaces: "SandboxNamespaces") -> None:
         """Do nothing: the sandbox ends with the run."""

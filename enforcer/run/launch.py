@@ -42,8 +42,8 @@ class SandboxSpec(NamedTuple):
     gate: socket.socket
     hostname: str
     resource_limits: ResourceLimits
-    held: tuple[int, ...] = ()  # locks that last as long as a process of the sandbox
-    given: Mapping[str, int] = _NOTHING  # descriptors for the worker beside the sandbox's sockets, by name
+    locks: tuple[int, ...] = ()  # locks that last as long as a process of the sandbox
+    worker_descriptors: Mapping[str, int] = _NOTHING  # descriptors for the worker beside the sandbox's sockets, by name
     named: bool = True  # rules or options set the host name
     terminal: TerminalSettings | None = None  # settings of the task's terminal; None: it has none
     umask: int = 0o022
@@ -53,25 +53,25 @@ class SandboxSpec(NamedTuple):
 class Sandbox:
     """A launched sandbox. `task`: the pid of its task in there."""
 
-    __slots__ = ("_inside", "namespaces", "supervisor", "task")
+    __slots__ = ("_probe", "namespaces", "supervisor", "task")
 
-    def __init__(self, made: SandboxNamespaces, inside: SandboxProbe, supervisor: SupervisorProcess | None) -> None:
+    def __init__(self, made: SandboxNamespaces, probe: SandboxProbe, supervisor: SupervisorProcess | None) -> None:
         self.namespaces = made
         self.supervisor = supervisor
         self.task = 0
-        self._inside = inside
+        self._probe = probe
 
     @property
     def init(self) -> RemoteExecutor:
         """The init process, which reports the end of the task."""
         return self.namespaces.init
 
-    def look(self) -> tuple[dict[str, int], dict[str, object]]:
+    def probe(self) -> tuple[dict[str, int], dict[str, object]]:
         """Return the kernel's packet counters, and which limits the task is at."""
         counters: dict[str, int] = {}
         with contextlib.suppress(OSError):
             counters = dict(self.namespaces.counters())
-        return counters, self._inside.probe()
+        return counters, self._probe.probe()
 
     def signal(self, number: int, *, group: bool) -> None:
         """Send the task a signal, or its whole process group, as a terminal does.
@@ -85,7 +85,7 @@ class Sandbox:
             calls.call("kill", whom, signal.SIGCONT, ignored=(ANY,))
         self.init.submit_silently()
 
-    def cover(self, paths: Sequence[str]) -> None:
+    def mask(self, paths: Sequence[str]) -> None:
         """Mask rule files again that the host has replaced, and pin the directories above; outermost first."""
         for path in paths:
             self.init.calls.step(None)
@@ -103,19 +103,19 @@ class Sandbox:
     def end(self) -> None:
         """Kill the sandbox; its namespaces end with its processes. Idempotent."""
         self.namespaces.end()
-        self._inside.close()
+        self._probe.close()
         if self.supervisor is not None:
             self.supervisor.close()
 
 
 def launch(
-    spec: SandboxSpec, empty: SandboxNamespaces | None = None, carry: Callable[[int], None] = os.close
+    spec: SandboxSpec, empty: SandboxNamespaces | None = None, relay: Callable[[int], None] = os.close
 ) -> Sandbox:
     """Start the sandbox, in `empty` if that has executed the first steps of this mount plan. The caller calls `end`.
 
-    `carry` gets the primary side of the task's terminal, and returns once it is relayed. Raises HostError.
+    `relay` gets the primary side of the task's terminal, and returns once it is relayed. Raises HostError.
     """
-    if empty is not None and not _begins_with(spec.steps, empty.executed_steps):
+    if empty is not None and not _starts_with(spec.steps, empty.executed_steps):
         empty.end()
         empty = None
     made = empty or namespaces.start_empty(spec.identity, spec.resource_limits)
@@ -126,18 +126,20 @@ def launch(
             made.inherit_limits()
         if spec.program.supervised is not None:
             supervisor = SupervisorProcess(spec.program.supervised, made, spec.resource_limits)
-        _hand_over(spec, made.take_sockets(), supervisor)
+        _send_sockets(spec, made.take_sockets(), supervisor)
         with namespaces.explain_errors():
-            sandbox = _furnish(spec, made, supervisor)
-            stdio, own = _own_terminal(spec, made.init, carry)
+            sandbox = _complete(spec, made, supervisor)
+            stdio, task_side = _make_terminal(spec, made.init, relay)
             has_keys = spec.terminal is not None and spec.terminal.has_keys
-            program = spec.program._replace(terminal=own if has_keys else -1)
+            program = spec.program._replace(terminal=task_side if has_keys else -1)
             try:
                 made.init.calls.call("umask", spec.umask)
-                sandbox.task = task_start.start_task(made.init, spec.identity, program, stdio, _watched(supervisor))
+                sandbox.task = task_start.start_task(
+                    made.init, spec.identity, program, stdio, _listener_handler(supervisor)
+                )
             finally:
-                if own >= 0:
-                    os.close(own)
+                if task_side >= 0:
+                    os.close(task_side)
     except BaseException:
         made.end()
         if sandbox is not None:
@@ -148,58 +150,58 @@ def launch(
     return sandbox
 
 
-def _begins_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
+def _starts_with(steps: Sequence[Step], done: Sequence[Step]) -> bool:
     """Whether the plan begins with these steps, compared by type, too: equal tuples may be different steps."""
     first = steps[: len(done)]
     return len(first) == len(done) and all(type(a) is type(b) and a == b for a, b in zip(first, done, strict=True))
 
 
-def _hand_over(spec: SandboxSpec, sockets: Mapping[str, int], supervisor: SupervisorProcess | None) -> None:
+def _send_sockets(spec: SandboxSpec, sockets: Mapping[str, int], supervisor: SupervisorProcess | None) -> None:
     """Send the worker the sandbox's sockets and the spec's descriptors, and close them here.
 
     Datagrams wait in their socket until the worker serves it, as connections do. If a rule may allow UDP, the socket is
     opened here, before the task runs; the worker closes it again if its rules have changed.
     """
-    given = dict(sockets) if supervisor is None else {**sockets, WATCH: supervisor.give()}
+    worker_descriptors = dict(sockets) if supervisor is None else {**sockets, WATCH: supervisor.give()}
     try:
         if spec.may_allow_udp:
             with contextlib.suppress(OSError):  # it stays shut until the worker opens it
-                allow_datagrams(given["udp"])
-        everything = {**given, **spec.given}
+                allow_datagrams(worker_descriptors["udp"])
+        everything = {**worker_descriptors, **spec.worker_descriptors}
         message.send(spec.gate, {"sockets": list(everything)}, list(everything.values()))
     finally:
-        for descriptor in given.values():
+        for descriptor in worker_descriptors.values():
             os.close(descriptor)
 
 
-def _furnish(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorProcess | None) -> Sandbox:
+def _complete(spec: SandboxSpec, made: SandboxNamespaces, supervisor: SupervisorProcess | None) -> Sandbox:
     """Execute the rest of the mount plan, and make it the root."""
-    for lock in spec.held:
+    for lock in spec.locks:
         made.outer.calls.take(lock)
     made.outer.submit_silently()
     namespaces.execute_steps(made.init, spec.steps[len(made.executed_steps) :])
     namespaces.finish_view(made.init)
     calls, name = made.init.calls, os.fsencode(spec.hostname)
-    called = calls.get("sethostname", name, len(name), ignored=(errno.EPERM,))
+    sethostname_result = calls.get("sethostname", name, len(name), ignored=(errno.EPERM,))
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     proc = calls.get("openat", linux.AT_FDCWD, "/proc", flags)
     root = calls.get("openat", linux.AT_FDCWD, "/", flags)
     room, proc_of, root_of = made.init.run(QUOTA, proc, root)
     # A container's filter may deny it: a default name is left out then.
-    if made.init.value(called) < 0 and spec.named and socket.gethostname() != spec.hostname:
-        raise _unnamed(spec.hostname)
+    if made.init.value(sethostname_result) < 0 and spec.named and socket.gethostname() != spec.hostname:
+        raise _hostname_error(spec.hostname)
     reviewed = next((step.source for step in spec.steps if isinstance(step, Review)), "")
     return Sandbox(made, SandboxProbe(room, proc_of, root_of, spec.program.rlimits, reviewed), supervisor)
 
 
-def _unnamed(name: str) -> HostError:
+def _hostname_error(name: str) -> HostError:
     """Return the error for a filter that denies the host name of rules or options."""
     why = f"`hostname` can't be `{name}`: the filter that this runs under refuses sethostname(2)"
     return HostError(why, "in a container, leave it out, or say the same to the container's engine (`--hostname`)")
 
 
-def _own_terminal(
-    spec: SandboxSpec, init: RemoteExecutor, carry: Callable[[int], None]
+def _make_terminal(
+    spec: SandboxSpec, init: RemoteExecutor, relay: Callable[[int], None]
 ) -> tuple[tuple[int, int, int], int]:
     """Make the task's terminal, and start relaying it; returns the task's streams, and its side of the terminal.
 
@@ -208,18 +210,18 @@ def _own_terminal(
     if spec.terminal is None:
         return spec.stdio, -1
     try:
-        primary, own = make_terminal(init, spec.terminal, spec.identity.kernel_uid)
+        primary, task_side = make_terminal(init, spec.terminal, spec.identity.kernel_uid)
     except OSError as error:
         raise OSError(error.errno, f"could not make its terminal: {error.strerror}") from error
     try:
-        carry(primary)
+        relay(primary)
     except OSError as error:
-        os.close(own)
+        os.close(task_side)
         why = f"nobody can carry what passes through its terminal: {error.strerror or error}"
         raise OSError(error.errno, why) from error
-    first, second, third = (own if number == SANDBOX_TERMINAL else number for number in spec.stdio)
-    return (first, second, third), own
+    first, second, third = (task_side if number == SANDBOX_TERMINAL else number for number in spec.stdio)
+    return (first, second, third), task_side
 
 
-def _watched(supervisor: SupervisorProcess | None) -> Callable[[int], None]:
+def _listener_handler(supervisor: SupervisorProcess | None) -> Callable[[int], None]:
     return os.close if supervisor is None else supervisor.listen

@@ -21,13 +21,13 @@ _PT_INTERP = 3
 _LONGEST_PATH = 4096  # bytes, PATH_MAX
 
 
-def explain_missing_command(wanted: RunRequest) -> str:
+def explain_missing_command(request: RunRequest) -> str:
     """Return where the command, or its interpreter, is and what to do; empty if no reason is known."""
-    shown = (*system_paths.SYSTEM, *wanted.shown)
-    for what, name in _needed(wanted):
-        found = _find(name, wanted.workspace)
+    shown = (*system_paths.SYSTEM, *request.shown)
+    for what, name in _needed(request):
+        found = _find(name, request.workspace)
         if found is None:
-            return _nowhere(what, name) if what != quote(wanted.argv[0]) else _is_a_line(wanted.argv)
+            return _nowhere(what, name) if what != quote(request.argv[0]) else _is_a_line(request.argv)
         real = os.path.realpath(found)
         seen = (any(system_paths.contains(place, path) for place in shown) for path in (found, real))
         hidden = next((path for path, visible in zip((found, real), seen, strict=True) if not visible), None)
@@ -36,13 +36,13 @@ def explain_missing_command(wanted: RunRequest) -> str:
     return ""
 
 
-def _needed(wanted: RunRequest) -> Iterator[tuple[str, str]]:
+def _needed(request: RunRequest) -> Iterator[tuple[str, str]]:
     """Yield the command, then each interpreter: a description, and its name."""
-    name = wanted.argv[0]
+    name = request.argv[0]
     what = quote(name)
     for _ in range(_DEEPEST):
         yield what, name
-        found = _find(name, wanted.workspace)
+        found = _find(name, request.workspace)
         words = interpreter(os.path.realpath(found)) if found else ()
         if not words:
             return

@@ -39,8 +39,8 @@ class PreparedMounts(NamedTuple):
 
 
 def gather_spec(
-    who: Identity,
-    wanted: RunRequest,
+    ids: Identity,
+    request: RunRequest,
     trusted: PublicAuthority,
     *,
     gate: Worker,
@@ -57,40 +57,40 @@ def gather_spec(
     which stay the caller's. `made` closes descriptors that are opened. Raises ExeatError.
     """
     cache = state.make_private(state.cache_directory())
-    if wanted.box.user is SandboxUser.ROOT:
-        who = who.as_root()
-    own = etc_files(who, wanted, trusted, cache)
+    if request.settings.user is SandboxUser.ROOT:
+        ids = ids.as_root()
+    own = etc_files(ids, request, trusted, cache)
     if empty is not None:
         empty.execute_in_advance(mount_plan.etc_steps(own))
     kept: tuple[mount_plan.CacheMount, ...] = ()
     locks: tuple[int, ...] = ()
-    if wanted.box.caches:
-        kept, locks = lock_caches(wanted.box.caches, who.home, wanted.writable)
+    if request.settings.caches:
+        kept, locks = lock_caches(request.settings.caches, ids.home, request.writable)
         for lock in locks:
             made.callback(os.close, lock)
-    trees = _trees(who, wanted, [each.source for each in kept if each.source])
+    trees = _trees(ids, request, [each.source for each in kept if each.source])
     for tree in trees.values():
         made.callback(os.close, tree)
     trees |= workspace.trees
     shown = PreparedMounts(trees, kept, workspace.review, workspace.guarded)
-    steps, program = compose(who, wanted, own, shown)
+    steps, program = compose(ids, request, own, shown)
     wait_until_confined(gate)
     variables = dict(program.environment)
     environment.add_placeholders(variables, gate.received_fields.get("placeholders"))
     return launch.SandboxSpec(
-        who,
+        ids,
         with_tmpfs_quota(steps, resource_limits.limits.disk),
         program._replace(environment=variables, rlimits=resource_limits.rlimits),
         io.descriptors,
         gate.gate,
-        hostname_of(wanted),
+        hostname_of(request),
         resource_limits,
         locks,
         given,
-        named=wanted.box.hostname is not None,
+        named=request.settings.hostname is not None,
         terminal=io.settings,
         umask=_umask(),
-        may_allow_udp=wanted.policy.needs.udp,
+        may_allow_udp=request.policy.needs.udp,
     )
 
 
@@ -100,88 +100,88 @@ def _umask() -> int:
     return mask
 
 
-def etc_files(who: Identity, wanted: RunRequest, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
+def etc_files(ids: Identity, request: RunRequest, trusted: PublicAuthority, cache: Path) -> dict[str, bytes]:
     """Return the task's own files of /etc, by relative path."""
     certificate = trusted.certificate.encode()
     bundle, java = trust.trusted_roots(certificate, cache)
-    return environment.etc_files(who, hostname_of(wanted), str(OWN_IPV4), certificate, trusted.link, bundle, java)
+    return environment.etc_files(ids, hostname_of(request), str(OWN_IPV4), certificate, trusted.link, bundle, java)
 
 
 def compose(
-    who: Identity, wanted: RunRequest, own: Mapping[str, bytes], shown: PreparedMounts
+    ids: Identity, request: RunRequest, own: Mapping[str, bytes], shown: PreparedMounts
 ) -> tuple[tuple[Step, ...], task_start.Program]:
     """Return a task's mount steps and its program. Changes nothing on the host. Raises ExeatError."""
-    steps = steps_of(who, wanted, own, shown)
+    steps = steps_of(ids, request, own, shown)
     program = task_start.Program(
-        wanted.argv,
-        environment.build_environment(os.environ, who, BUNDLES[0], wanted.env, wanted.box),
-        wanted.workspace,
+        request.argv,
+        environment.build_environment(os.environ, ids, BUNDLES[0], request.env, request.settings),
+        request.workspace,
         stdio.ignored_signals(),
         seccomp.assemble(seccomp.task_filter(reviewed=bool(shown.review)), linux.platform_machine()),
-        seccomp.watched_filter(commands=bool(wanted.policy.commands), reviewed=bool(shown.review)),
-        grants=landlock.grants(steps, wanted.writable),
+        seccomp.watched_filter(commands=bool(request.policy.commands), reviewed=bool(shown.review)),
+        grants=landlock.grants(steps, request.writable),
     )
     return steps, program
 
 
 def start_empty_sandbox(
-    who: Identity, resource_limits: ResourceLimits, devices: tuple[str, ...] = ()
+    ids: Identity, resource_limits: ResourceLimits, devices: tuple[str, ...] = ()
 ) -> namespaces.SandboxNamespaces:
     """Start an empty sandbox with these ids and limits, which goes on making itself. Raises HostError."""
-    steps = with_tmpfs_quota(mount_plan.shared_steps(who, devices), resource_limits.limits.disk)
-    return namespaces.start_empty(who, resource_limits, steps)
+    steps = with_tmpfs_quota(mount_plan.shared_steps(ids, devices), resource_limits.limits.disk)
+    return namespaces.start_empty(ids, resource_limits, steps)
 
 
-def hostname_of(wanted: RunRequest) -> str:
+def hostname_of(request: RunRequest) -> str:
     """Return the sandbox's host name."""
-    made = "".join(c if c.isalnum() or c == "-" else "-" for c in wanted.name)[:63].strip("-")
-    return wanted.box.hostname or made or "task"
+    made = "".join(c if c.isalnum() or c == "-" else "-" for c in request.name)[:63].strip("-")
+    return request.settings.hostname or made or "task"
 
 
-def _trees(who: Identity, wanted: RunRequest, kept: Sequence[str]) -> dict[str, int]:
+def _trees(ids: Identity, request: RunRequest, kept: Sequence[str]) -> dict[str, int]:
     """Return mounts that only root can make: host directories and files, shown as owned by the task."""
-    if not who.privileged:
+    if not ids.privileged:
         return {}
-    ids = who.kernel_uid, who.kernel_gid
-    trees = {path: identity.idmapped_tree(path, *ids) for path in (*wanted.writable, *kept)}
-    for path in wanted.read:
+    kernel_ids = ids.kernel_uid, ids.kernel_gid
+    trees = {path: identity.idmapped_tree(path, *kernel_ids) for path in (*request.writable, *kept)}
+    for path in request.read:
         if path not in trees:
-            trees[path] = identity.idmapped_tree(path, *ids, required=False)
+            trees[path] = identity.idmapped_tree(path, *kernel_ids, required=False)
             if not os.path.isdir(path):
                 trees[mount_plan.directory_tree_key(path)] = identity.idmapped_directory_of(
-                    path, ids, (who.outer_uids.lines[0][1], who.outer_gids.lines[0][1])
+                    path, kernel_ids, (ids.outer_uids.lines[0][1], ids.outer_gids.lines[0][1])
                 )
     return trees
 
 
-def steps_of(who: Identity, wanted: RunRequest, own: Mapping[str, bytes], shown: PreparedMounts) -> tuple[Step, ...]:
+def steps_of(ids: Identity, request: RunRequest, own: Mapping[str, bytes], shown: PreparedMounts) -> tuple[Step, ...]:
     """Return a task's mount steps. Changes nothing on the host. Raises UsageError."""
-    obeyed = (*wanted.rules, *map(str, wanted.policy.sources), *map(str, own_files()))
+    obeyed = (*request.rules, *map(str, request.policy.sources), *map(str, own_files()))
     rules = {os.path.abspath(path) for path in obeyed}
     hidden: tuple[str, ...] = ()
-    if wanted.policy.secrets or wanted.policy.settings.upstream_auth is not None:
+    if request.policy.secrets or request.policy.settings.upstream_auth is not None:
         from enforcer.worker import credentials  # imported only for such rules
 
-        hidden = credentials.hidden_files(wanted.policy, os.environ, wanted.shown)
-    secret = {str(state.state_directory()), str(wanted.journal or state.journal_directory()), *hidden}
+        hidden = credentials.hidden_files(request.policy, os.environ, request.shown)
+    secret = {str(state.state_directory()), str(request.journal or state.journal_directory()), *hidden}
     return mount_plan.plan(
         mount_plan.MountRequest(
-            identity=who,
-            workspace=wanted.workspace,
+            identity=ids,
+            workspace=request.workspace,
             etc=own,
-            read=wanted.read,
+            read=request.read,
             protect=(*sorted(rules), *confinement.import_directories()),
             sealed=confinement.code_trees(),
             secret=tuple(sorted(real_paths(secret))),
             trees=shown.trees,
-            write=wanted.write,
-            hide=wanted.hide,
-            names=wanted.names,
+            write=request.write,
+            hide=request.hide,
+            names=request.names,
             caches=shown.kept,
             review=shown.review,
             guarded=shown.guarded,
-            devices=wanted.box.devices,
-            homes=wanted.homes,
+            devices=request.settings.devices,
+            homes=request.homes,
         )
     )
 

@@ -49,15 +49,15 @@ class Supervision:
     monitor: LimitMonitor
     keeper: "Keeper | None"  # None: another process signs the journal
     began: float  # when the run began (time.monotonic())
-    post: "Registration | None" = None  # registration for approvals; None: no rule needs one
-    new_post: "Callable[[], Registration] | None" = None  # makes one, when changed rules need approvals
-    unusual: "AnomalyCountReader | None" = None  # anomalies that the journal's keeper found
+    registration: "Registration | None" = None  # registration for approvals; None: no rule needs one
+    make_registration: "Callable[[], Registration] | None" = None  # makes one, when changed rules need approvals
+    anomalies: "AnomalyCountReader | None" = None  # anomalies that the journal's keeper found
     lost_gate: bool = False
     counters: dict[str, int] = field(default_factory=dict)
-    counted: float = field(default_factory=time.monotonic)
+    last_count: float = field(default_factory=time.monotonic)
     selector: selectors.BaseSelector | None = None
 
-    def begin(self, selector: selectors.BaseSelector) -> None:
+    def start(self, selector: selectors.BaseSelector) -> None:
         """Register everything with the loop. The task runs by now."""
         self.selector = selector
         self.gate.send(SandboxNews(started=time.monotonic() - self.began))
@@ -67,43 +67,43 @@ class Supervision:
             self.sandbox.supervisor.watch(selector)
         self.gate.watch(selector, self._kill)
         self.gate.turn()
-        if self.post is not None:
-            self.post.watch(selector)
+        if self.registration is not None:
+            self.registration.watch(selector)
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do."""
-        due = min(max(0.0, self.counted + _COUNTERS_EVERY - time.monotonic()), self.monitor.wait(), self.gate.wait())
-        return due if self.post is None else min(due, self.post.wait())
+        due = min(max(0.0, self.last_count + _COUNTERS_EVERY - time.monotonic()), self.monitor.wait(), self.gate.wait())
+        return due if self.registration is None else min(due, self.registration.wait())
 
     def turn(self) -> TaskEnd | None:
         """Do what is due; returns the task's end if it has to end now, and the caller then kills the rest."""
         if "declined" in self.gate.received_fields:  # the service has declined before serving the task
             return self._ended(None, str(self.gate.received_fields.get("failed"))[:_LONGEST])
-        if time.monotonic() - self.counted >= _COUNTERS_EVERY:
-            self.counted = time.monotonic()
-            self.look()
+        if time.monotonic() - self.last_count >= _COUNTERS_EVERY:
+            self.last_count = time.monotonic()
+            self.read_counters()
             self.monitor.report_counts()
             if self.keeper is not None:
                 self.keeper.turn()
-            if self.unusual is not None and (news := self.unusual.news()):
+            if self.anomalies is not None and (news := self.anomalies.news()):
                 self.gate.send(news)
         self.gate.turn()
-        if self.post is not None:
-            self.post.turn(self.gate)
+        if self.registration is not None:
+            self.registration.turn(self.gate)
         return self._ended(None, "") if self.monitor.turn(partial(self.sandbox.signal, group=True)) else None
 
-    def ask_people(self) -> None:
+    def register_for_approvals(self) -> None:
         """Register with the approvals server: from now on the rules in force need approvals."""
-        if self.post is None and self.new_post is not None and self.selector is not None:
-            self.post = self.new_post()
-            self.post.later()
-            self.post.watch(self.selector)
+        if self.registration is None and self.make_registration is not None and self.selector is not None:
+            self.registration = self.make_registration()
+            self.registration.later()
+            self.registration.watch(self.selector)
 
-    def hear_gate(self) -> bool:
+    def receive_from_gate(self) -> bool:
         """Read a message of the worker; False once it is gone."""
         if self.gate.receive() and "failed" not in self.gate.received_fields:
             if self.gate.received_fields.pop("asks", None):
-                self.ask_people()
+                self.register_for_approvals()
             if self.gate.received_fields.pop("kill", None):
                 self._kill()
             return True
@@ -116,28 +116,28 @@ class Supervision:
         print_notice(f"the gate ended unexpectedly{why}; the task has no network from now on")
         return False
 
-    def hear_sandbox(self) -> TaskEnd | None:
+    def receive_from_init(self) -> TaskEnd | None:
         """Read a message of the sandbox's init; returns the task's end, once it has ended."""
         try:
-            over = self.sandbox.init.turn()
+            task_end = self.sandbox.init.turn()
         except OSError:
             return self._ended(None, "its init process ended unexpectedly")
-        if over is None:
+        if task_end is None:
             return None
-        self.look()
+        self.read_counters()
         self.sandbox.settle()
-        return self._ended(over.status, "")
+        return self._ended(task_end.status, "")
 
-    def look(self) -> None:
+    def read_counters(self) -> None:
         """Read the kernel's counters, and which limits the task is at."""
-        counters, at = self.sandbox.look()
+        counters, limits_reached = self.sandbox.probe()
         # `LOGGED` is no kind of packet.
         counters = {kind: count for kind, count in counters.items() if kind != LOGGED}
         if counters != self.counters:  # mostly nothing happened
             self.counters = counters
             if self.sandbox.init.ended is None:  # otherwise the last message has them
                 self.gate.send(SandboxNews(refused=counters))
-        self.monitor.report_probe(at)
+        self.monitor.report_probe(limits_reached)
 
     def _kill(self) -> None:
         self.sandbox.signal(signal.SIGKILL, group=False)
@@ -147,28 +147,28 @@ class Supervision:
 
 
 def supervise(
-    watch: Supervision, signal_fd: int, io: "Stdio", wanted: RunRequest, caller: "Caller | None" = None
+    watch: Supervision, signal_fd: int, io: "Stdio", request: RunRequest, caller: "Caller | None" = None
 ) -> TaskEnd:
     """Block until the task has ended. `caller`: the client that sent the run, if any."""
     sandbox, gate = watch.sandbox, watch.gate
     signals = _Signals(sandbox, io, signal_fd, caller)
     with selectors.DefaultSelector() as selector:
-        watch.begin(selector)
+        watch.start(selector)
         for source in signals.sources:
             selector.register(source, selectors.EVENT_READ)
-        with contextlib.closing(RuleReload(wanted, watch, selector)) as rules:
+        with contextlib.closing(RuleReload(request, watch, selector)) as rules:
             while True:
                 ready = selector.select(min(watch.wait(), rules.wait()))
                 # The gate's end first: the task may have ended because of it.
                 for key, _ in sorted(ready, key=lambda each: each[0].fileobj is not gate.control):
                     if key.data is not None:
-                        rules.hear(key.data)
+                        rules.handle_ready(key.data)
                     elif key.fileobj in signals.sources:
                         signals.act(key.fileobj, rules, selector)
                     elif key.fileobj is gate.control:
-                        if not watch.hear_gate():
+                        if not watch.receive_from_gate():
                             selector.unregister(gate.control)
-                    elif (ended := watch.hear_sandbox()) is not None:
+                    elif (ended := watch.receive_from_init()) is not None:
                         return ended
                 if (ended := watch.turn()) is not None:
                     return ended
@@ -178,61 +178,63 @@ def supervise(
 class RuleReload:
     """Reloading of the task's rule files, in the loop: whatever fails here, the task goes on."""
 
-    def __init__(self, wanted: RunRequest, watch: Supervision, selector: selectors.BaseSelector) -> None:
-        self._wanted, self._watch, self._selector = wanted, watch, selector
+    def __init__(self, request: RunRequest, watch: Supervision, selector: selectors.BaseSelector) -> None:
+        self._request, self._watch, self._selector = request, watch, selector
         self._first = time.monotonic() + _FIRST_LOOK
         self._reloader: Reloader | None = None
-        self._over = watch.gate.watches_rules  # the service reloads them
+        self._is_closed = watch.gate.watches_rules  # the service reloads them
 
     def wait(self) -> float:
         """Return the seconds until `turn` has something to do."""
-        if self._over:
+        if self._is_closed:
             return _COUNTERS_EVERY
         return max(0.0, self._first - time.monotonic()) if self._reloader is None else self._reloader.wait()
 
-    def hear(self, what: Callable[[], None]) -> None:
+    def handle_ready(self, callback: Callable[[], None]) -> None:
         """Handle a ready descriptor; a reloader's error can't end the task."""
-        if self._reloader is None or getattr(what, "__self__", None) is not self._reloader:
-            what()
-        elif not self._over:
-            self._try(what)
+        if self._reloader is None or getattr(callback, "__self__", None) is not self._reloader:
+            callback()
+        elif not self._is_closed:
+            self._log_errors(callback)
 
     def turn(self) -> None:
         """Do what is due."""
-        if not self._over and time.monotonic() >= self._first:
-            self._try(lambda: self._made().turn())
+        if not self._is_closed and time.monotonic() >= self._first:
+            self._log_errors(lambda: self._get_reloader().turn())
 
     def now(self) -> None:
         """Read the files again."""
-        if not self._over:
-            self._try(lambda: self._made().now())
+        if not self._is_closed:
+            self._log_errors(lambda: self._get_reloader().now())
         elif self._watch.gate.watches_rules:
             self._watch.gate.send({"reread": True})
 
     def close(self) -> None:
         """Stop reloading."""
-        self._over = True
+        self._is_closed = True
         if self._reloader is not None:
             self._reloader.close()
 
-    def _made(self) -> "Reloader":
+    def _get_reloader(self) -> "Reloader":
         if self._reloader is None:
             from enforcer.policy.reload import Reloader  # most runs end before this is needed
 
             self._reloader = Reloader(
-                self._wanted, _ReloadMessages(self._watch), self._watch.sandbox.cover, self._selector
+                self._request, _ReloadMessages(self._watch), self._watch.sandbox.mask, self._selector
             )
         return self._reloader
 
-    def _try(self, what: Callable[[], None]) -> None:
+    def _log_errors(self, callback: Callable[[], None]) -> None:
         try:
-            what()
+            callback()
         except Exception as error:  # noqa: BLE001 - the rules in force stay
-            said = f"reloading of rule files has failed, so the rules in force stay: {type(error).__name__}: {error}"[
-                :_LONGEST
-            ]
-            self._watch.gate.send(SandboxNews(rules_rejected=[said]))
-            print_notice(said)
+            problem = (
+                f"reloading of rule files has failed, so the rules in force stay: {type(error).__name__}: {error}"[
+                    :_LONGEST
+                ]
+            )
+            self._watch.gate.send(SandboxNews(rules_rejected=[problem]))
+            print_notice(problem)
             with contextlib.suppress(Exception):
                 self.close()
 
@@ -243,11 +245,11 @@ class _ReloadMessages:
     def __init__(self, watch: Supervision) -> None:
         self._watch = watch
 
-    def send(self, what: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
+    def send(self, fields: Mapping[str, object], descriptors: Sequence[int] = ()) -> None:
         """Pass a message on."""
-        if what.get("asks"):
-            self._watch.ask_people()
-        self._watch.gate.send(what, descriptors)
+        if fields.get("asks"):
+            self._watch.register_for_approvals()
+        self._watch.gate.send(fields, descriptors)
 
 
 class _Signals:

@@ -58,19 +58,19 @@ class Result(NamedTuple):
     command: str = ""  # its command, as given
 
 
-def run(wanted: RunRequest, host: "Host") -> Result:
+def run(request: RunRequest, host: "Host") -> Result:
     """Run one task on a host. Raises ExeatError when it can't be started."""
     began = time.monotonic()
     with contextlib.ExitStack() as made:
         signal_fd = open_signals()
-        watched = made.enter_context(contextlib.ExitStack())
-        watched.callback(close_signals, signal_fd)
-        _check_secrets(wanted)
+        signals_open = made.enter_context(contextlib.ExitStack())
+        signals_open.callback(close_signals, signal_fd)
+        _check_secrets(request)
         last = made.enter_context(host.last())
-        who = host.choose_ids(limits_of(wanted.box), made, last)
+        ids = host.choose_ids(limits_of(request.settings), made, last)
         state.make_private(state.state_directory())
-        journal = state.make_private(wanted.journal or state.journal_directory())
-        sandbox_state = sandbox_state_of(wanted)
+        journal = state.make_private(request.journal or state.journal_directory())
+        sandbox_state = sandbox_state_of(request)
         trusted = trust.public_authority(state.authority_directory(), state.make_private(state.cache_directory()))
         worker_paths = worker.WorkerPaths(
             state.authority_directory(),
@@ -78,52 +78,52 @@ def run(wanted: RunRequest, host: "Host") -> Result:
             trusted.expires,
             trusted.certificate.encode(),
             journal,
-            wanted.metrics,
+            request.metrics,
         )
-        gate = host.place(who, sandbox_state, worker_paths, wanted)
-        made.callback(_let_go, gate)
+        gate = host.place(ids, sandbox_state, worker_paths, request)
+        made.callback(_stop_worker, gate)
         # Imported while the worker starts on another core: modules for both were imported before the fork.
         from enforcer.limits.limit_monitor import LimitMonitor
         from enforcer.run import sandbox_spec
         from enforcer.run.supervise import Supervision, supervise
 
-        resource_limits, empty = host.make_sandbox(wanted, who, made, last)
+        resource_limits, empty = host.make_sandbox(request, ids, made, last)
         recorder = _recorder(sandbox_state, journal, gate, host, made)
         gate.report_errors_to(partial(recorder.error, "worker"))
-        io = host.arrange_stdio(who.kernel_uid)
+        io = host.arrange_stdio(ids.kernel_uid)
         made.callback(io.finish)
-        workspace = _workspace(wanted, sandbox_state, journal, who, resource_limits, made)
-        new_post, post = _asking(wanted, sandbox_state, journal, made)
-        ingredients = sandbox_spec.gather_spec(
-            who,
-            wanted,
+        workspace = _workspace(request, sandbox_state, journal, ids, resource_limits, made)
+        make_registration, registration = _register_for_approvals(request, sandbox_state, journal, made)
+        spec = sandbox_spec.gather_spec(
+            ids,
+            request,
             trusted,
             gate=gate,
             io=io,
             resource_limits=resource_limits,
             workspace=workspace,
-            given=post.given if post is not None else {},
+            given=registration.given if registration is not None else {},
             empty=empty,
             made=made,
         )
-        started = _tell_start(recorder, wanted, journal, resource_limits)
+        started = _record_start(recorder, request, journal, resource_limits)
         try:
-            sandbox = _launch(ingredients, io, post, made, empty=empty, gate=gate)
+            sandbox = _launch(spec, io, registration, made, empty=empty, gate=gate)
             monitor = LimitMonitor(resource_limits, partial(recorder.task_limited, started), workspace.layer)
-            unusual = _unusual(journal, sandbox_state) if host.counts_anomalies(wanted) else None
+            unusual = _anomaly_reader(journal, sandbox_state) if host.counts_anomalies(request) else None
             keeper = host.keep_journal(journal, recorder)
-            watch = Supervision(sandbox, gate, monitor, keeper, began, post, new_post, unusual)
-            ended = supervise(watch, signal_fd, io, wanted, host.caller)
+            watch = Supervision(sandbox, gate, monitor, keeper, began, registration, make_registration, unusual)
+            ended = supervise(watch, signal_fd, io, request, host.caller)
         except ExeatError as error:
             recorder.task_ended(started, seconds=time.monotonic() - began, outcome=Outcome.FAILED)
             raise _with_limits(error, resource_limits) from error
         _kill_rest(resource_limits, sandbox, ended, workspace)
         monitor.report_counts(is_final=True, status=ended.status)
         over = partial(record_end, recorder, gate, started, ended, time.monotonic() - began)
-        found = _finish(workspace, recorder, started, over, watched)
-        watched.close()  # from here on signals end this process again
+        found = _finish(workspace, recorder, started, over, signals_open)
+        signals_open.close()  # from here on signals end this process again
         problems = io.finish()
-        if not ingredients.held:  # otherwise the next task may need its locks
+        if not spec.locks:  # otherwise the next task may need its locks
             host.leave(sandbox.namespaces)
     result = Result(
         sandbox_state.task,
@@ -134,11 +134,11 @@ def run(wanted: RunRequest, host: "Host") -> Result:
         tuple(monitor.reached),
         monitor.cut_short,
         found,
-        wanted.argv[0],
+        request.argv[0],
     )
     if ended.failed and not result.cut_short:
         raise HostError("; ".join((f"the sandbox could not be made: {ended.failed}", *result.limited)))
-    _say_where(wanted, ended)
+    _raise_if_unreachable(request, ended)
     return result
 
 
@@ -153,52 +153,54 @@ def _with_limits(error: ExeatError, resource_limits: "ResourceLimits") -> ExeatE
     return HostError("; ".join((error.what, *limited)), error.remedy) if limited else error
 
 
-def sandbox_state_of(wanted: RunRequest) -> SandboxState:
+def sandbox_state_of(request: RunRequest) -> SandboxState:
     """Return the task as its gate is to know it, under a name that no other task has."""
-    task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=wanted.name, labels=dict(wanted.labels))
-    return SandboxState(f"sandbox-{task.id}", task, wanted.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
+    task = Task(id=f"{os.getpid():x}-{time.time_ns():x}", name=request.name, labels=dict(request.labels))
+    return SandboxState(f"sandbox-{task.id}", task, request.policy, frozenset(OWN_ADDRESSES), GATE_PORT)
 
 
 def _workspace(  # noqa: PLR0917
-    wanted: RunRequest,
+    request: RunRequest,
     sandbox_state: SandboxState,
     journal: Path,
-    who: identity.Identity,
+    ids: identity.Identity,
     resource_limits: "ResourceLimits",
     made: contextlib.ExitStack,
 ) -> "Workspace":
     from enforcer.workspace.written_places import Workspace
 
-    workspace = made.enter_context(contextlib.closing(Workspace(wanted, sandbox_state, journal, who)))
+    workspace = made.enter_context(contextlib.closing(Workspace(request, sandbox_state, journal, ids)))
     workspace.bound(resource_limits.limits)
     return workspace
 
 
-def _post(wanted: RunRequest, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack) -> "Registration":
+def _open_registration(
+    request: RunRequest, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack
+) -> "Registration":
     from enforcer.approvals.registration import (
         Registration,
         introduction,
     )  # imported only for rules that need approvals
 
-    return made.enter_context(contextlib.closing(Registration(introduction(wanted, sandbox_state), journal)))
+    return made.enter_context(contextlib.closing(Registration(introduction(request, sandbox_state), journal)))
 
 
-def _asking(
-    wanted: RunRequest, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack
+def _register_for_approvals(
+    request: RunRequest, sandbox_state: SandboxState, journal: Path, made: contextlib.ExitStack
 ) -> "tuple[Callable[[], Registration], Registration | None]":
     """Return what makes a place to ask people, and that place if the rules may want them to be asked already."""
-    new_post = partial(_post, wanted, sandbox_state, journal, made)
-    if not wanted.policy.needs.approvals:
-        return new_post, None
-    post = new_post()
-    post.begin()
-    return new_post, post
+    make_registration = partial(_open_registration, request, sandbox_state, journal, made)
+    if not request.policy.needs.approvals:
+        return make_registration, None
+    registration = make_registration()
+    registration.begin()
+    return make_registration, registration
 
 
 def _launch(
     sandbox_spec: "SandboxSpec",
     io: "Stdio",
-    post: "Registration | None",
+    registration: "Registration | None",
     made: contextlib.ExitStack,
     *,
     empty: "SandboxNamespaces | None",
@@ -214,12 +216,12 @@ def _launch(
     made.callback(sandbox.end)
     io.close()
     io.start_relays()
-    if post is not None:
-        post.handed_over()
+    if registration is not None:
+        registration.handed_over()
     return sandbox
 
 
-def _let_go(gate: worker.Worker) -> None:
+def _stop_worker(gate: worker.Worker) -> None:
     """Wait for the last message of a stopped worker, and end it."""
     try:
         gate.wait_for_summary()
@@ -241,7 +243,7 @@ def _finish(
     recorder: Recorder,
     started: str,
     over: "Callable[[Callable[[], tuple[str, ...]]], tuple[str, ...]]",
-    watched: contextlib.ExitStack,
+    signals_open: contextlib.ExitStack,
 ) -> tuple[str, ...]:
     """Process what the task has left, and record its end by `over`; returns notices for the user.
 
@@ -254,29 +256,31 @@ def _finish(
     if not workspace.review:
         return over(finish)
     over(tuple)
-    watched.close()
+    signals_open.close()
     return finish()
 
 
-def _check_secrets(wanted: RunRequest) -> None:
-    if not wanted.policy.secrets:
+def _check_secrets(request: RunRequest) -> None:
+    if not request.policy.secrets:
         return
     from enforcer.run import environment
     from enforcer.system import linux  # before a command for a secret is run
     from enforcer.worker import credentials
 
     linux.disable_core_dumps()  # our environment may have a secret; a task may raise an inherited limit
-    credentials.check_environment(wanted.policy, environment.given_variables(os.environ, wanted.env, wanted.box))
-    credentials.hidden_files(wanted.policy, os.environ, wanted.shown)
+    credentials.check_environment(
+        request.policy, environment.given_variables(os.environ, request.env, request.settings)
+    )
+    credentials.hidden_files(request.policy, os.environ, request.shown)
 
 
-def _say_where(wanted: RunRequest, ended: "TaskEnd") -> None:
+def _raise_if_unreachable(request: RunRequest, ended: "TaskEnd") -> None:
     """Raise UnreachableError for a command that exists on the host, and not in the sandbox."""
     code = os.waitstatus_to_exitcode(ended.status) if ended.status is not None else None
     if code in (_CANNOT_EXECUTE, _NOT_FOUND):
         from enforcer.run.missing_command import explain_missing_command
 
-        if hint := explain_missing_command(wanted):
+        if hint := explain_missing_command(request):
             raise UnreachableError(hint, code)
 
 
@@ -286,30 +290,30 @@ def _recorder(
     try:
         recorder = Recorder(sandbox_state, Journal(journal), Metrics())
     except JournalWriteError as error:
-        raise _unwritable(journal, error) from error
+        raise _journal_error(journal, error) from error
     made.callback(host.close_journal, journal, recorder, gate)
     recorder.rules_loaded()
     return recorder
 
 
-def _unusual(journal: Path, sandbox_state: SandboxState) -> "AnomalyCountReader":
+def _anomaly_reader(journal: Path, sandbox_state: SandboxState) -> "AnomalyCountReader":
     from enforcer.journal.signing import AnomalyCountReader
 
     return AnomalyCountReader(journal, sandbox_state.task.id)
 
 
-def _tell_start(recorder: Recorder, wanted: RunRequest, journal: Path, resource_limits: "ResourceLimits") -> str:
+def _record_start(recorder: Recorder, request: RunRequest, journal: Path, resource_limits: "ResourceLimits") -> str:
     try:
         return recorder.task_started(
-            wanted.argv, resource_limits.describe(), started_by=started_by(), workspace=wanted.workspace
+            request.argv, resource_limits.describe(), started_by=started_by(), workspace=request.workspace
         )
     except JournalWriteError as error:
-        raise _unwritable(journal, error) from error
+        raise _journal_error(journal, error) from error
 
 
-def _unwritable(journal: Path, error: JournalWriteError) -> HostError:
-    said = f"the journal `{journal}` cannot be written, so nothing may run: {error.strerror or error}"
-    return HostError(said, state.remedy(error))
+def _journal_error(journal: Path, error: JournalWriteError) -> HostError:
+    problem = f"the journal `{journal}` cannot be written, so nothing may run: {error.strerror or error}"
+    return HostError(problem, state.remedy(error))
 
 
 def record_end(  # noqa: PLR0917

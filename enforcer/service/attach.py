@@ -53,8 +53,8 @@ class AttachRequest:
 
     policy: "Policy"
     files: tuple[str, ...]
-    asked: tuple[str, ...]
-    seen: str
+    searched_paths: tuple[str, ...]  # every path looked up for a rule file
+    fingerprint: str  # of these paths
     system: Path
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -113,8 +113,8 @@ def attach(target: Target, request: AttachRequest) -> dict[str, Any]:
             "name": task.name,
             "labels": dict(task.labels),
             "files": list(request.files),
-            "asked": list(request.asked),
-            "seen": request.seen,
+            "asked": list(request.searched_paths),
+            "seen": request.fingerprint,
             "system": str(request.system),
             "sockets": list(names),
             "attached": target.named,

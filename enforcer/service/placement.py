@@ -120,8 +120,8 @@ def place(
     place_request.update(
         {
             "files": [os.path.join(os.getcwd(), path) for path in request.rules],
-            "asked": list(request.asked),
-            "seen": request.seen,
+            "asked": list(request.searched_paths),
+            "seen": request.fingerprint,
             "system": str(request.system),
             "shared": shared,
         }

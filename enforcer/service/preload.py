@@ -174,7 +174,7 @@ def _warm_up_start(
     if authority is None:
         raise HostError("the cached public part of the CA is missing or outdated")
     # Protected paths are searched in the small cache directory: the workspace may have thousands.
-    with contextlib.closing(Guard(str(cache), globs_when_direct(run_request.box.protected))) as guard:
+    with contextlib.closing(Guard(str(cache), globs_when_direct(run_request.settings.protected))) as guard:
         trees = dict.fromkeys(run_request.shown, 0) if ids.privileged else {}
         etc_files = sandbox_spec.etc_files(ids, run_request, authority, cache)
         steps, program = sandbox_spec.compose(
@@ -182,7 +182,7 @@ def _warm_up_start(
         )
     _record_events(run_request)
     steps, shared_steps = (
-        with_tmpfs_quota(part, limits_of(run_request.box).disk) for part in (steps, mount_plan.shared_steps(ids))
+        with_tmpfs_quota(part, limits_of(run_request.settings).disk) for part in (steps, mount_plan.shared_steps(ids))
     )
     recorder = StepRecorder()
     namespaces.begin_view_with(recorder, shared_steps)

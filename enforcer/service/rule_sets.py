@@ -36,14 +36,19 @@ class RuleSet:
     """A rule set: its number, the memory file of its policy, and the sandboxes under it."""
 
     def __init__(
-        self, number: int, key: RuleSetKey | None, policy_file: int, seen: str, asked: tuple[str, ...]
+        self,
+        number: int,
+        key: RuleSetKey | None,
+        policy_file: int,
+        files_fingerprint: str,
+        searched_paths: tuple[str, ...],
     ) -> None:
         self.number = number
         self.key = key  # None: of one run alone
         self.policy_file = policy_file
         self.policy: Policy | None = None
-        self.seen = seen
-        self.asked = asked
+        self.fingerprint = files_fingerprint
+        self.searched_paths = searched_paths
         self.sandboxes: set[str] = set()
         self.reloader: Reloader | None = None
 
@@ -88,16 +93,16 @@ class RuleSets:
     def find(self, files: Sequence[Path], system: Path) -> tuple[int, LoadedRules] | None:
         """Return the number and content of the set for these files, if the files are unchanged."""
         found = self._current.get(RuleSetKey(tuple(map(_absolute, files)), str(system)))
-        if found is None or found.policy is None or not found.seen:
+        if found is None or found.policy is None or not found.fingerprint:
             return None
-        if fingerprint(found.asked, system) != found.seen:
+        if fingerprint(found.searched_paths, system) != found.fingerprint:
             return None
-        return found.number, LoadedRules(found.policy, found.asked, found.seen)
+        return found.number, LoadedRules(found.policy, found.searched_paths, found.fingerprint)
 
     def newest_files(self) -> tuple[Path, ...]:
         """Return the files of the newest set; empty if there is none."""
         for key, rules in reversed(self._current.items()):
-            if rules.policy is not None and rules.seen:
+            if rules.policy is not None and rules.fingerprint:
                 return tuple(map(Path, key.files))
         return ()
 
@@ -107,14 +112,14 @@ class RuleSets:
         Raises HostError if the policy can't be read.
         """
         files, system = tuple(map(str, _check_list(fields["files"]))), str(fields["system"])
-        seen, asked = str(fields["seen"]), tuple(map(str, _check_list(fields["asked"])))
-        key = RuleSetKey(files, system) if fields["shared"] is True and seen else None
+        files_fingerprint, searched_paths = str(fields["seen"]), tuple(map(str, _check_list(fields["asked"])))
+        key = RuleSetKey(files, system) if fields["shared"] is True and files_fingerprint else None
         found = self._current.get(key) if key is not None else None
-        if found is not None and found.seen == seen:
+        if found is not None and found.fingerprint == files_fingerprint:
             return found
         policy = None if key is None else _read_policy(policy_file)
         number, self._next = self._next, self._next + 1
-        rule_set = self._sets[number] = RuleSet(number, key, os.dup(policy_file), seen, asked)
+        rule_set = self._sets[number] = RuleSet(number, key, os.dup(policy_file), files_fingerprint, searched_paths)
         rule_set.policy = policy
         if key is not None:
             self._share(rule_set, key, Path(system))
@@ -129,8 +134,8 @@ class RuleSets:
                 key.files,
                 _NO_WORKSPACE,
                 system=system,
-                asked=rule_set.asked,
-                seen=rule_set.seen,
+                searched_paths=rule_set.searched_paths,
+                fingerprint=rule_set.fingerprint,
             )
             rule_set.reloader = Reloader(
                 run_request, _ReloadMessages(self, rule_set), lambda _paths: None, self._selector
@@ -173,7 +178,7 @@ class RuleSets:
                 self.stop_sharing(rules)
                 return
             rules.policy = policy
-            rules.seen = ""  # set by the next turn
+            rules.fingerprint = ""  # set by the next turn
         rules.replace(policy_file)
         news: RuleSetNews = {"set": rules.number, "revision": revision, "asks": asks}
         self._publish(rules, news, [policy_file])
@@ -194,9 +199,9 @@ class RuleSets:
         for rules in list(self._sets.values()):
             if rules.reloader is not None:
                 rules.reloader.turn()
-                before = rules.asked, rules.seen
-                rules.asked, rules.seen = rules.reloader.in_force()
-                self._changes += before != (rules.asked, rules.seen)
+                before = rules.searched_paths, rules.fingerprint
+                rules.searched_paths, rules.fingerprint = rules.reloader.in_force()
+                self._changes += before != (rules.searched_paths, rules.fingerprint)
                 self.drop_unused(rules)
 
     def wait(self) -> float:

@@ -257,14 +257,14 @@ class ServiceHost(StandaloneHost):
                 "name": task.name,
                 "labels": dict(task.labels),
                 "workspace": run_request.workspace,
-                "rules": list(run_request.asked)[:1],
+                "rules": list(run_request.searched_paths)[:1],
             }
             print_notice(f"{why}, so this task has a gate of its own; the service lists, counts and stops it")
             gate = worker.start(ids, sandbox_state, worker_paths, RegisteredWorker)
             gate.register(self._service, description)
             return gate
         return placement.place(
-            self._service, sandbox_state, run_request, shared=not run_request.covers, known=self._rule_set_number
+            self._service, sandbox_state, run_request, shared=not run_request.masked_files, known=self._rule_set_number
         )
 
 

@@ -267,7 +267,7 @@ class Sandboxes:
                 "pid": each.pid,
                 "workspace": each.workspace,
                 "attached": each.attached,
-                "rules": list(each.rules.asked)[:1] if each.rules.key is None else list(each.rules.key.files),
+                "rules": list(each.rules.searched_paths)[:1] if each.rules.key is None else list(each.rules.key.files),
                 "began": each.began,
                 "worker": None if each.worker is None else each.worker.number,
                 "ending": each.ending or each.stopped,

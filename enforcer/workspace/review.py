@@ -176,9 +176,9 @@ def meta_of(
         gid=status.st_gid,
         began=time.time_ns(),
         start=0,
-        protected=(*protected_files.globs_when_reviewed(wanted.box.protected), *also),
+        protected=(*protected_files.globs_when_reviewed(wanted.settings.protected), *also),
         journal=os.path.abspath(journal),
-        **(_terms(wanted) if wanted.box.approval else {}),
+        **(_terms(wanted) if wanted.settings.approval else {}),
     )
 
 
@@ -189,7 +189,7 @@ def _terms(wanted: "RunRequest") -> dict[str, Any]:
     from proxy.approvals.approval_request import Rule
 
     return {
-        "approval": tuple(Rule.of(_asks(terms)).packed() for terms in wanted.box.approval),
+        "approval": tuple(Rule.of(_asks(terms)).packed() for terms in wanted.settings.approval),
         "revision": wanted.policy.revision,
         "started_by": starter_uid(),
         "rule_files": registration.rule_files(wanted),

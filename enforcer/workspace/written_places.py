@@ -175,9 +175,9 @@ class _DeniedConfigWrite:
 
 def open_guarded_places(wanted: "RunRequest") -> Iterator[GuardedPlace]:
     """Look at each place that a task will write itself. Raises OSError, UsageError."""
-    is_direct = wanted.box.workspace is not WorkspaceMode.REVIEW
+    is_direct = wanted.settings.workspace is not WorkspaceMode.REVIEW
     if is_direct:
-        yield GuardedPlace(wanted.workspace, Guard(wanted.workspace, globs_when_direct(wanted.box.protected)))
+        yield GuardedPlace(wanted.workspace, Guard(wanted.workspace, globs_when_direct(wanted.settings.protected)))
     of_host = () if not wanted.write else home_directories() if wanted.homes is None else wanted.homes
     of_git = list_user_git_files() if wanted.write else frozenset()
     for number, place in enumerate(wanted.write, 1):
@@ -217,7 +217,7 @@ class Workspace:
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
             self._guard(wanted)
-            if wanted.box.workspace is WorkspaceMode.REVIEW:
+            if wanted.settings.workspace is WorkspaceMode.REVIEW:
                 from enforcer.workspace import review
 
                 if line := explain_read_only(wanted.workspace, wanted.shown, wanted.write):
@@ -229,7 +229,7 @@ class Workspace:
             failed.pop_all()
 
     def _guard(self, wanted: "RunRequest") -> None:
-        if wanted.box.workspace is WorkspaceMode.REVIEW and not wanted.write:
+        if wanted.settings.workspace is WorkspaceMode.REVIEW and not wanted.write:
             return
         try:
             self._places.extend(open_guarded_places(wanted))

@@ -173,7 +173,7 @@ class Session:
         head, record = request.head, self.record
         if self.refused is not None:
             if request_decision.misused:
-                record.tampered(self.connection_event, request_decision.detail)
+                record.record_tampering(self.connection_event, request_decision.detail)
             return self._page(request_decision, head, self.connection_event)
         request_decision, passes = self._through_stages(request, request_decision)
         request.http = record.http(request_decision, head)
@@ -187,7 +187,7 @@ class Session:
             decision = deny(self.recorder.sandbox.policy, Reason.JOURNAL_FAILED)
             return self._page(RequestDecision(decision, request_decision.method, request_decision.path), head, UNTOLD)
         if request_decision.misused:
-            record.tampered(event, request_decision.detail)
+            record.record_tampering(event, request_decision.detail)
         if passes:
             request.begin(request_decision.decision.rules, attempts_of(request_decision), via)
             self.open[request.key] = request

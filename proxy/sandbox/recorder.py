@@ -54,8 +54,10 @@ os.register_at_fork(after_in_child=_ids.forked)
 class Recorder:
     """Records the events of one sandbox. For one thread."""
 
-    __slots__ = ("_asked", "_open", "_quota", "_tally", "_whose", "failed", "journal", "metrics", "origin", "refused",
-                 "sandbox")  # fmt: skip
+    __slots__ = (
+        "_asked", "_open", "_quota", "_tally", "_task_fields", "failed", "journal", "metrics", "origin", "refused",
+        "sandbox",
+    )  # fmt: skip
 
     def __init__(self, sandbox: "SandboxState", journal: Journal, metrics: "Metrics") -> None:
         self.sandbox = sandbox
@@ -66,7 +68,7 @@ class Recorder:
         task = sandbox.task
         # Whose events these are, for others that record events of the same task, too
         self.origin = Origin.of(task.id, task.name, dict(task.labels), sandbox.id, os.uname().nodename)
-        self._whose = self.origin._asdict()
+        self._task_fields = self.origin._asdict()
         # Decision events of what is let out and not over yet, connections and requests, with what became of it so far
         self._open: dict[str, Outcome] = {}
         self._asked: dict[str, Outcome] = {}
@@ -102,7 +104,7 @@ class Recorder:
             raise ValueError(f"`{kind}` is not a kind of decision")
         event = self._event(
             kind,
-            **self._said(decision),
+            **self._decision_fields(decision),
             cause=cause,
             process=process,
             destination=_destination(name, address, port, via),
@@ -111,7 +113,7 @@ class Recorder:
             http=http,
             dns=dns,
             git=git,
-            detail=self._shown(detail),
+            detail=self._mask(detail),
             approval=Approval(approval) if approval else None,
         )
         self._write_decision(event, decision, name, address)
@@ -150,10 +152,10 @@ class Recorder:
         none for others. `reason` says why it did not end by itself; `by` is the decision of a later policy, or of a
         later day, that ended it.
         """
-        was = self._open.pop(cause, None)
-        if was is None:
+        earlier = self._open.pop(cause, None)
+        if earlier is None:
             return
-        self._tally.ended(Kind.CONNECTION_DECIDED, was, outcome, name, address, reason)
+        self._tally.ended(Kind.CONNECTION_DECIDED, earlier, outcome, name, address, reason)
         metrics = self.metrics
         metrics.connections_open -= 1
         metrics.bytes_up += up
@@ -171,7 +173,7 @@ class Recorder:
             protocol=protocol,
             bytes=Transferred(up, down),
             duration=Seconds(seconds),
-            detail=self._shown(detail),
+            detail=self._mask(detail),
         )
 
     def completed(
@@ -196,9 +198,9 @@ class Recorder:
 
         Its bytes are bodies; they are part of what the connection's closing event counts, and not counted twice.
         """
-        was = self._asked.pop(cause, None)
-        if was is not None:
-            self._tally.ended(Kind.REQUEST_DECIDED, was, outcome, name, address, reason)
+        earlier = self._asked.pop(cause, None)
+        if earlier is not None:
+            self._tally.ended(Kind.REQUEST_DECIDED, earlier, outcome, name, address, reason)
         event = self._report(
             Kind.REQUEST_COMPLETED,
             outcome=outcome,
@@ -211,18 +213,18 @@ class Recorder:
             http=http,
             bytes=Transferred(up, down),
             duration=Seconds(seconds),
-            detail=self._shown(detail),
+            detail=self._mask(detail),
         )
-        if was is not None and outcome is Outcome.BLOCKED:
+        if earlier is not None and outcome is Outcome.BLOCKED:
             self.refused.append(event._replace(id=cause))  # the page names the decision's event
 
     def error(self, where: Component | str, detail: str, *, cause: str | None = None) -> None:
         """Record a gate error: `where` in the gate, and what happened. Never raises."""
         place = Component(where) if where in Component else Component.OTHER
         self.metrics.failed(place)
-        self._report(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._shown(detail)))
+        self._report(Kind.GATE_ERROR, cause=cause, fault=Fault(place, self._mask(detail)))
 
-    def tampered(self, cause: str, detail: str, *, name: str | None, address: str | None, port: int) -> None:
+    def record_tampering(self, cause: str, detail: str, *, name: str | None, address: str | None, port: int) -> None:
         """Record that a task sent a secret's placeholder where it doesn't belong. Never raises."""
         self._tally.tampers += 1
         self._report(
@@ -230,10 +232,10 @@ class Recorder:
             cause=cause,
             reason=Reason.SECRET_MISUSE,
             destination=_destination(name, address, port),
-            detail=self._shown(detail),
+            detail=self._mask(detail),
         )
 
-    def leaked(
+    def record_secret(
         self,
         cause: str,
         detail: str,
@@ -251,7 +253,7 @@ class Recorder:
         `rules` allowed the request. Never raises.
         """
         if not blocked:
-            self._tally.leaked(name, address)
+            self._tally.count_secret(name, address)
         self._report(
             Kind.SECRET_DETECTED,
             cause=cause,
@@ -264,7 +266,7 @@ class Recorder:
             destination=_destination(name, address, port),
             protocol=protocol,
             http=http,
-            detail=self._shown(detail),
+            detail=self._mask(detail),
         )
 
     def task_started(
@@ -294,7 +296,7 @@ class Recorder:
         signal: int | None = None,
         outcome: Outcome = Outcome.PASSED,
     ) -> None:
-        """Tell how the task that `cause` started ended: exit status or signal. Never raises.
+        """Record how the task started by `cause` ended: exit status or signal. Never raises.
 
         `outcome` is `failed` when it could not be run or lost its gate, `passed` whatever its own status was.
         """
@@ -337,7 +339,7 @@ class Recorder:
         name = argv[0].rpartition("/")[2] if argv else ""
         event = self._event(
             Kind.COMMAND_DECIDED,
-            **self._said(decision),
+            **self._decision_fields(decision),
             process=process,
             argv=masked(argv),
             detail=detail,
@@ -345,25 +347,25 @@ class Recorder:
         )
         self._write_decision(event, decision, name, None)
 
-    def call_refused(self, call: str, process: "Process", more: int) -> None:
+    def record_denied_call(self, call: str, process: "Process", more: int) -> None:
         """Record a system call that the task's filter denied, and `more` like it since the last. Never raises."""
-        self._tally.call_refused(call)
-        detail = f"and {more} more since it was told last" if more else ""
+        self._tally.count_denied_call(call)
+        detail = f"and {more} more since the last event" if more else ""
         self._report(Kind.SYSCALL_DENIED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)
 
     def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
         """Record what a program of the task reports of itself; `process` sent it. Raises JournalFailed."""
         from proxy.telemetry.masking import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
 
-        # Cut first: what isn't kept costs nothing.
-        kept = cut_members(agent.attributes, LONGEST_LIST_TEXT - ROOM_FOR_NOTE)
-        attributes = {name: masked((value,))[0] for name, value in kept.items()}
+        # Cut before masking, so that dropped text costs nothing.
+        attributes_kept = cut_members(agent.attributes, LONGEST_LIST_TEXT - ROOM_FOR_NOTE)
+        attributes = {name: masked((value,))[0] for name, value in attributes_kept.items()}
         texts = agent.name, agent.service, agent.conversation, agent.call, agent.tool
         name, service, conversation, call, tool = (masked((text,))[0] for text in texts)
-        said = Agent(agent.source, name, service, conversation, call, tool, agent.at, attributes)
+        text = Agent(agent.source, name, service, conversation, call, tool, agent.at, attributes)
         if not self._quota.has_room():
-            raise self._used_up()
-        self._write(self._event(Kind.AGENT_SAID, agent=said, process=process))
+            raise self._quota_error()
+        self._write(self._event(Kind.AGENT_SAID, agent=text, process=process))
 
     def task_limited(self, cause: str, reason: Reason, detail: str, outcome: Outcome = Outcome.BLOCKED) -> None:
         """Record that the task started by `cause` reached a limit, and the outcome. Never raises."""
@@ -375,15 +377,15 @@ class Recorder:
 
     def protected_changed(self, cause: str, paths: "Sequence[str]") -> None:
         """Record that protected files changed during the task started by `cause`. Never raises."""
-        said = "protected files are not what they were; it may have been somebody on the host"
+        text = "protected files changed; a program on the host may have changed them"
         self._report(
-            Kind.TAMPERING_DETECTED, cause=cause, reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=said
+            Kind.TAMPERING_DETECTED, cause=cause, reason=Reason.PROTECTED_PATH, paths=tuple(paths), detail=text
         )
 
-    def _shown(self, text: str) -> str:
+    def _mask(self, text: str) -> str:
         """Return a text of the gate with the values of secrets masked, as it may quote a server."""
-        broker = self.sandbox.secret_injector
-        return text if broker is None else broker.masked(text)
+        injector = self.sandbox.secret_injector
+        return text if injector is None else injector.masked(text)
 
     def telemetry_dropped(self, records: int) -> None:
         """Count records of the task's own telemetry that were dropped."""
@@ -394,7 +396,7 @@ class Recorder:
         """Return the number of attempts so far, by kind and final outcome."""
         return self._tally.summary()
 
-    def _said(self, decision: "Decision") -> dict[str, Any]:
+    def _decision_fields(self, decision: "Decision") -> dict[str, Any]:
         """Return the event fields of a decision."""
         return {
             "verdict": decision.verdict,
@@ -407,7 +409,7 @@ class Recorder:
 
     def _event(self, kind: Kind, **more: Any) -> Event:
         now = time.time_ns()
-        return Event(Instant(now), _ids.make(now), kind, **self._whose, **more)
+        return Event(Instant(now), _ids.make(now), kind, **self._task_fields, **more)
 
     def _report(self, kind: Kind, **more: Any) -> Event:
         """Write an event about the past; if that fails, there is nothing to block."""
@@ -422,7 +424,7 @@ class Recorder:
         """Write and count a decision. Raises JournalFailed; the attempt is then counted as blocked."""
         try:
             if not self._quota.has_room():
-                raise self._used_up()
+                raise self._quota_error()
             self._write(event)
         except JournalWriteError:
             self.metrics.decided(event.kind, Verdict.DENY, Outcome.BLOCKED, Reason.JOURNAL_FAILED)
@@ -433,24 +435,24 @@ class Recorder:
         self.metrics.decided(kind, decision.verdict, decision.outcome, decision.reason, rules)
         self._tally.decided(kind, decision.outcome, name, address, reason=decision.reason)
         if decision.verdict is Verdict.FLAG and decision.outcome is Outcome.PASSED and kind is not Kind.DNS_DECIDED:
-            # of a connection that is looked into each request counts by itself
+            # requests of an inspected connection are counted one by one
             self._tally.flagged += kind is not Kind.CONNECTION_DECIDED or not decision.inspect
-        asking = self.sandbox.approvals
-        # Of people who were asked about it, and not only about one like it before
-        if event.approval is not None and (asking is None or asking.take_submitted(event.approval.id)):
+        approvals = self.sandbox.approvals
+        # Count only attempts that submitted a request, not those that used an earlier grant
+        if event.approval is not None and (approvals is None or approvals.take_submitted(event.approval.id)):
             self._tally.held(decision.reason, given_up=event.detail == CLIENT_LEFT)
         if not decision.outcome.passes:
             self.refused.append(event)
 
-    def _used_up(self) -> JournalWriteError:
+    def _quota_error(self) -> JournalWriteError:
         """Return the exception for a used-up disk quota, whatever `on_journal_failure` says."""
         self.metrics.events_dropped += 1
         return self._quota.used_up(partial(self.error, Component.JOURNAL))
 
     def _write(self, event: Event) -> None:
-        """Write an event. Whatever goes wrong, a bug of ours too, it isn't recorded: JournalWriteError.
+        """Write an event. Raises JournalWriteError for every failure, also for a bug.
 
-        Where the rules say `on_journal_failure: continue`, what the disk doesn't take is lost, and counted.
+        With `on_journal_failure: continue`, events that can't be written are dropped and counted.
         """
         try:
             written = self.journal.append(encode(event), event.time)
@@ -459,7 +461,7 @@ class Recorder:
             self.metrics.events_dropped += 1
             self.metrics.failed(Component.JOURNAL)
             if not isinstance(error, JournalWriteError):
-                raise JournalWriteError(None, f"cannot tell an event: {type(error).__name__}: {error}") from error
+                raise JournalWriteError(None, f"cannot write an event: {type(error).__name__}: {error}") from error
             if self.sandbox.policy.settings.on_journal_failure is OnJournalFailure.CONTINUE:
                 return
             raise

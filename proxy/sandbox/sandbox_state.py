@@ -114,7 +114,7 @@ class SandboxState:
         if self.taint is None:
             self.tainted = True
             return True
-        return self.taint.reads(decision, target, port, event)
+        return self.taint.record_read(decision, target, port, event)
 
     @property
     def caller(self) -> Caller:

@@ -1,8 +1,8 @@
 """Taint of a task: records that it has read from an untrusted source, so that rules with `when: tainted` apply.
 
 A task's taint only grows. The registry of approvals keeps it, as it outlives a worker. The worker reports a source
-before anything of it can reach the task; what it can't report, the task doesn't receive. A worker that replaces another
-has no state yet: until the registry has sent it, the task counts as tainted.
+before the task receives anything from it; if the report fails, the read is blocked. A worker that replaces another has
+no state at first: until the registry has sent it, the task counts as tainted.
 """
 
 import asyncio
@@ -23,61 +23,64 @@ if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.names import HostName
 
-MOST: Final = 64  # sources that are named
+MOST_SOURCES: Final = 64  # sources that are named
 
 
 class Taint:
     """Taint of one task. For one thread, within a running loop. Decisions use `SandboxState.tainted`."""
 
-    __slots__ = ("_asking", "_known", "_metrics", "_recorder", "_reviewing", "_said", "_sandbox", "review", "sources")
+    __slots__ = (
+        "_approvals_client", "_has_read", "_metrics", "_recorded", "_recorder", "_review_scheduled", "_sandbox",
+        "review", "sources",
+    )  # fmt: skip
 
     def __init__(
-        self, sandbox: "SandboxState", recorder: "ApprovalRecorder", metrics: "Metrics", *, unsure: bool = False
+        self, sandbox: "SandboxState", recorder: "ApprovalRecorder", metrics: "Metrics", *, is_unknown: bool = False
     ) -> None:
-        """`unsure`: there was another worker before this one."""
+        """`is_unknown`: another worker served the task before."""
         self.sources: list[Source] = []
-        self.review: Callable[[], None] = lambda: None  # decides again on all that is open
+        self.review: Callable[[], None] = lambda: None  # reviews open connections
         self._sandbox = sandbox
         self._recorder = recorder
         self._metrics = metrics
-        self._asking: ApprovalsClient | None = None
-        self._known: set[tuple[str, object, int]] = set()
-        self._said = False  # whether a source was really read
-        self._reviewing = False
-        if unsure:
+        self._approvals_client: ApprovalsClient | None = None
+        self._recorded: set[tuple[str, object, int]] = set()
+        self._has_read = False  # a source was read
+        self._review_scheduled = False
+        if is_unknown:
             sandbox.tainted = True
 
-    def needs_approval(self, asking: "ApprovalsClient") -> None:
-        """Have the registry know, and hear what it knows, over `asking`, before that has started."""
-        self._asking = asking
-        asking.on_task_state, asking.known_sources = self._told, lambda: self.sources
+    def connect(self, approvals_client: "ApprovalsClient") -> None:
+        """Exchange sources with the registry over `approvals_client`, which has not started yet."""
+        self._approvals_client = approvals_client
+        approvals_client.on_task_state, approvals_client.known_sources = self._handle_task_state, lambda: self.sources
 
-    def reads(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
+    def record_read(self, decision: "Decision", target: "HostName | Address", port: int, event: str) -> bool:
         """Record a read that `decision` allows; False: it could not be recorded, so block it."""
         rule = decision.rules[0] if decision.rules else decision.reason.value
         key = rule, target, port
-        if key in self._known or (self._said and len(self._known) >= MOST):
+        if key in self._recorded or (self._has_read and len(self._recorded) >= MOST_SOURCES):
             return True
         source = Source(rule, f"[{target}]:{port}" if ":" in str(target) else f"{target}:{port}", event)
-        if not self._tell(source):
+        if not self._report(source):
             return False
-        self._known.add(key)
+        self._recorded.add(key)
         self._set((source,))
         return True
 
-    def _told(self, state: "TaskTaint") -> None:
-        """Take note of what the registry knows."""
+    def _handle_task_state(self, state: "TaskTaint") -> None:
+        """Handle the task's state in the registry."""
         if state.tainted:
             self._set(state.tainted_by)
-        elif not self._said:
+        elif not self._has_read:
             self._sandbox.tainted = False
 
-    def _tell(self, source: Source) -> bool:
+    def _report(self, source: Source) -> bool:
         """Have the taint recorded, by the approvals server if there is one."""
-        if self._asking is not None and self._asking.is_there:
-            return self._asking.tainted(source)
+        if self._approvals_client is not None and self._approvals_client.is_there:
+            return self._approvals_client.tainted(source)
         if not self._sandbox.policy.needs.approvals:
-            return True  # nothing hangs on it, unless other rules come
+            return True  # no rule depends on it, unless rules change
         try:
             self._recorder.tainted(source)
         except JournalWriteError:
@@ -85,16 +88,16 @@ class Taint:
         return True
 
     def _set(self, sources: "tuple[Source, ...]") -> None:
-        self.sources += [source for source in sources if source not in self.sources][: MOST - len(self.sources)]
+        self.sources += [source for source in sources if source not in self.sources][: MOST_SOURCES - len(self.sources)]
         sandbox = self._sandbox
-        first, self._said = not sandbox.tainted, True
+        is_first, self._has_read = not sandbox.tainted, True
         sandbox.tainted = True
-        self._metrics.tasks_tainted += first
-        if first and not self._reviewing and sandbox.policy.needs.approvals:
-            self._reviewing = True
+        self._metrics.tasks_tainted += is_first
+        if is_first and not self._review_scheduled and sandbox.policy.needs.approvals:
+            self._review_scheduled = True
             asyncio.get_running_loop().call_soon(self._review)
 
     def _review(self) -> None:
         """Schedule a review of earlier decisions, outside of the current one."""
-        self._reviewing = False
+        self._review_scheduled = False
         self.review()

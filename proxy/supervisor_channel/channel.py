@@ -68,7 +68,7 @@ def look_up_owner(diag: socket.socket, protocol: int, local: Endpoint, remote: E
         with contextlib.suppress(OSError):
             diag.send(request, socket.MSG_DONTWAIT)
             data = b""
-            while data[_SEQUENCE] != sequence:  # what an earlier, failed question left is skipped
+            while data[_SEQUENCE] != sequence:  # skip answers to earlier, failed queries
                 data = diag.recv(8192, socket.MSG_DONTWAIT)  # the kernel answers before send returns
             if owner := parse_owner(data, protocol, local, remote):
                 return owner
@@ -99,13 +99,13 @@ def parse_owner(data: bytes, protocol: int, local: Endpoint, remote: Endpoint) -
     length, kind, *_ = HEADER.unpack_from(data)
     if kind != _SOCK_DIAG_BY_FAMILY or not _ANSWER_BYTES <= length <= len(data):
         return None
-    family, at = data[HEADER.size], HEADER.size + _ANSWER_ID
-    sport, dport, source, destination = _ID.unpack_from(data, at)
-    here, there = (_address(family, source), sport), (_address(family, destination), dport)
+    family, offset = data[HEADER.size], HEADER.size + _ANSWER_ID
+    sport, dport, source, destination = _ID.unpack_from(data, offset)
+    local_end, remote_end = (_address(family, source), sport), (_address(family, destination), dport)
     # An unconnected UDP socket has no remote end, and often no local address.
     unconnected = protocol == socket.IPPROTO_UDP and sport == local[1] and not dport
-    if (here == local and there == remote) or (unconnected and (here == local or not int(here[0]))):
-        *_, uid, inode = _ANSWER_END.unpack_from(data, at + _ID_BYTES)
+    if (local_end == local and remote_end == remote) or (unconnected and (local_end == local or not int(local_end[0]))):
+        *_, uid, inode = _ANSWER_END.unpack_from(data, offset + _ID_BYTES)
         return Owner(inode, uid) if inode else None  # 0: the process has closed it
     return None
 
@@ -119,40 +119,40 @@ def _address(family: int, packed: bytes) -> IPv4Address | IPv6Address:
 
 AT_ONCE: Final = 20
 A_SECOND: Final = 10.0
-PATIENCE: Final = 0.05  # seconds that a refusal waits
-_MOST_OPEN: Final = 64  # questions without an answer
+PATIENCE: Final = 0.05  # seconds that a denial waits for the process
+_MOST_PENDING: Final = 64  # lookups without an answer
 
 
 class Attribution:
     """Process of one connection, once it is known; `process` stays None if the supervisor can't find it."""
 
-    __slots__ = ("_then", "_timer", "process", "waiting")
+    __slots__ = ("_callback", "_timer", "process", "waiting")
 
     def __init__(self) -> None:
         self.process: Process | None = None
         self.waiting = True
-        self._then: Callable[[], None] | None = None
+        self._callback: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def then(self, act: "Callable[[], None]") -> None:
-        """Call `act` once: when the process is known, or after PATIENCE. It must not raise."""
-        self._then = act
-        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._go_on)
+    def then(self, callback: "Callable[[], None]") -> None:
+        """Call `callback` once: when the process is known, or after PATIENCE. It must not raise."""
+        self._callback = callback
+        self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._call)
 
-    def answered(self, process: Process | None) -> None:
+    def set_process(self, process: Process | None) -> None:
         """Set the process and call what waits for it."""
         self.process = process
         self.waiting = False
-        if self._then is not None:
-            self._go_on()
+        if self._callback is not None:
+            self._call()
 
-    def _go_on(self) -> None:
-        act, self._then = self._then, None
+    def _call(self) -> None:
+        callback, self._callback = self._callback, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if act is not None:
-            act()
+        if callback is not None:
+            callback()
 
 
 class ProcessAttribution:
@@ -166,14 +166,14 @@ class ProcessAttribution:
     ) -> None:
         self._diag = diag
         self._channel = channel
-        self._room = RateLimiter(AT_ONCE, A_SECOND, clock)
+        self._rate_limiter = RateLimiter(AT_ONCE, A_SECOND, clock)
         self._number = 0
-        self._open: dict[int, Attribution] = {}
+        self._pending: dict[int, Attribution] = {}
         self._process_of = lru_cache(maxsize=64)(process_of)  # a process that opens one connection opens more
 
-    def ask(self, local: "Endpoint", remote: "Endpoint") -> Attribution | None:
+    def look_up(self, local: "Endpoint", remote: "Endpoint") -> Attribution | None:
         """Start to look up the process of the connection with these ends. None: the rate limit or a lookup failed."""
-        if not self._room.take():
+        if not self._rate_limiter.take():
             return None
         owner = look_up_owner(self._diag, socket.IPPROTO_TCP, local, remote)
         if owner is None:
@@ -183,16 +183,16 @@ class ProcessAttribution:
             self._channel.send(messages.pack(messages.ProcessLookup(self._number, owner.inode)), socket.MSG_DONTWAIT)
         except OSError:
             return None
-        while len(self._open) >= _MOST_OPEN:
-            self._open.pop(next(iter(self._open)))
-        attribution = self._open[self._number] = Attribution()
+        while len(self._pending) >= _MOST_PENDING:
+            self._pending.pop(next(iter(self._pending)))
+        attribution = self._pending[self._number] = Attribution()
         return attribution
 
-    def answered(self, found: messages.ProcessFound) -> None:
+    def handle_answer(self, answer: messages.ProcessFound) -> None:
         """Handle an answer of the supervisor."""
-        attribution = self._open.pop(found.number, None)
+        attribution = self._pending.pop(answer.number, None)
         if attribution is not None:
-            attribution.answered(None if found.who is None else self._process_of(found.who, found.ancestors))
+            attribution.set_process(None if answer.who is None else self._process_of(answer.who, answer.ancestors))
 
 
 def process_of(who: messages.ProcessInfo, ancestors: tuple[messages.Ancestor, ...] = ()) -> Process:
@@ -204,23 +204,23 @@ def process_of(who: messages.ProcessInfo, ancestors: tuple[messages.Ancestor, ..
     return Process(who.pid, os.fsdecode(who.exe), argv, uid, above, pids, sandbox_uid)
 
 
-_A_TURN: Final = 16  # packets before others get their turn
+_MOST_PER_EVENT: Final = 16  # packets before others get their turn
 _UNREADABLE: Final = "the supervisor can't read its arguments, so no command rule can match: run `exeat doctor`"
-_LONGEST: Final = 400  # characters that a caller is told
-_SEARCH: Final = 1.0  # seconds in which one process that is refused tries the next directory of its PATH
-_MOST_REFUSED: Final = 64  # processes whose last refusal is remembered
-_ANSWERED: Final = frozenset({
+_LONGEST: Final = 400  # characters of the message for the caller
+_SEARCH: Final = 1.0  # seconds in which a denied process tries the next directory of its PATH
+_MOST_REFUSED: Final = 64  # processes whose last denial is remembered
+_APPROVAL_REASONS: Final = frozenset({
     Reason.APPROVAL_DENIED, Reason.APPROVAL_TIMEOUT, Reason.APPROVAL_FLOOD, Reason.APPROVAL_UNAVAILABLE,
 })  # fmt: skip
 
 
-class _Refused(NamedTuple):
+class _Denial(NamedTuple):
     """Last denial of a process: the program, the decision, and when."""
 
-    what: tuple[object, ...]
+    program: tuple[object, ...]
     reason: Reason
     rules: tuple[str, ...]
-    at: float  # of the monotonic clock
+    time: float  # of the monotonic clock
 
 
 class SupervisorChannel:
@@ -231,36 +231,36 @@ class SupervisorChannel:
         channel: "socket.socket",
         recorder: "Recorder",
         poller: "Poller",
-        attributing: "ProcessAttribution | None" = None,
+        attribution: "ProcessAttribution | None" = None,
     ) -> None:
-        """Take a connected `channel`; answers to process lookups go to `attributing`."""
-        self.attributing = attributing
+        """Take a connected `channel`; answers to process lookups go to `attribution`."""
+        self.attribution = attribution
         self._channel = channel
         self._channel.setblocking(False)
         self._recorder = recorder
         self._poller = poller
-        self._refused: dict[int, _Refused] = {}  # what each process was refused last
-        self._finishing = False  # nobody is asked any more
-        self._approvals: ProgramApprovals | None = None  # once people are asked
+        self._last_denials: dict[int, _Denial] = {}  # last denial of each process, by pid
+        self._finishing = False  # no more approval requests are submitted
+        self._approvals: ProgramApprovals | None = None  # made for the first approval request
 
     def start(self) -> None:
         """Start to read messages. Approvals pending under a previous worker end without an answer."""
         self._poller.watch(self._channel.fileno(), IN, self)
-        self._say(messages.NewWorker())
+        self._send(messages.NewWorker())
 
     def ready(self, _events: int) -> None:
         """Handle the messages that have arrived, at most 16 before other sockets are served."""
-        for _ in range(_A_TURN):
+        for _ in range(_MOST_PER_EVENT):
             try:
                 packet = self._channel.recv(messages.LONGEST)
             except BlockingIOError:
                 return
             except ConnectionResetError:
-                continue  # told once, before what was said last (`message.packet`)
+                continue  # reported once, before the last messages (`message.packet`)
             if not packet:
-                self._poller.forget(self._channel.fileno())  # the watcher has ended, and its task with it
+                self._poller.forget(self._channel.fileno())  # the supervisor has ended, and its task with it
                 return
-            self._take(packet)
+            self._handle_packet(packet)
 
     def review(self) -> None:
         """Decide again on programs with a pending approval, under the rules now in force."""
@@ -281,7 +281,7 @@ class SupervisorChannel:
         self._finishing = True
         try:
             while self._channel.fileno() >= 0 and (packet := message.packet(self._channel, messages.LONGEST)[0]):
-                self._take(packet)
+                self._handle_packet(packet)
         except (OSError, ValueError):
             pass
         self._stop()
@@ -291,108 +291,113 @@ class SupervisorChannel:
             self._poller.forget(self._channel.fileno())
             self._channel.close()
 
-    def _take(self, packet: bytes) -> None:
-        told = messages.unpack(packet)
-        match told:
+    def _handle_packet(self, packet: bytes) -> None:
+        received = messages.unpack(packet)
+        match received:
             case messages.StartRequest():
-                self._asked(told)
+                self._handle_start_request(received)
             case messages.StartGone(number) if self._approvals is not None:
-                self._approvals.gone(number)
+                self._approvals.end(number)
             case messages.CheckResult(number, changed) if self._approvals is not None:
-                self._approvals.still(number, os.fsdecode(changed))
+                self._approvals.start_if_unchanged(number, os.fsdecode(changed))
             case messages.SyscallDenied(call, who, more):
-                self._recorder.call_refused(os.fsdecode(call), process_of(who), more)
+                self._recorder.record_denied_call(os.fsdecode(call), process_of(who), more)
             case messages.SyscallCounts(calls):
                 for call, times in calls:
                     self._recorder.metrics.refused_call(os.fsdecode(call), times)
             case messages.HoldsPrograms():
                 self._recorder.sandbox.holds_programs = True
-            case messages.ProcessFound() if self.attributing is not None:
-                self.attributing.answered(told)
+            case messages.ProcessFound() if self.attribution is not None:
+                self.attribution.handle_answer(received)
             case messages.SupervisorFailed(why):
-                said = f"the seccomp supervisor denies everything: {os.fsdecode(why)}"
-                self._recorder.error(Component.SUPERVISOR, said)
+                problem = f"the seccomp supervisor denies everything: {os.fsdecode(why)}"
+                self._recorder.error(Component.SUPERVISOR, problem)
 
-    def _asked(self, asked: messages.StartRequest) -> None:
-        self._recorder.sandbox.holds_programs = True  # also where another worker was told so, and is no more
-        decision = self._decide(asked)
-        program = os.fsdecode(asked.names[0]) if asked.names else ""
-        starting = ProgramStart(asked, (program, *map(os.fsdecode, asked.words)), process_of(asked.who))
-        if decision.needs_approval and self._looks_on(asked):
-            self._say(messages.StartDecision(asked.number, go=False))
+    def _handle_start_request(self, request: messages.StartRequest) -> None:
+        self._recorder.sandbox.holds_programs = True  # an earlier worker may have received that message
+        decision = self._decide(request)
+        program = os.fsdecode(request.names[0]) if request.names else ""
+        start = ProgramStart(request, (program, *map(os.fsdecode, request.words)), process_of(request.who))
+        if decision.needs_approval and self._repeats_after_answer(request):
+            self._send(messages.StartDecision(request.number, go=False))
             return
         if decision.needs_approval and not self._finishing:
             if self._approvals is None:
-                self._approvals = ProgramApprovals(self._recorder.sandbox, self._decide, self._say, self._conclude)
-            if self._approvals.ask(starting, decision):
+                self._approvals = ProgramApprovals(
+                    self._recorder.sandbox, self._decide, self._send, self._record_and_send
+                )
+            if self._approvals.submit(start, decision):
                 return
-        self._conclude(starting, decision, "" if asked.readable else _UNREADABLE, "")
+        self._record_and_send(start, decision, "" if request.readable else _UNREADABLE, "")
 
-    def _conclude(self, starting: ProgramStart, decision: Decision, detail: str, approval: str) -> None:
+    def _record_and_send(self, start: ProgramStart, decision: Decision, detail: str, approval: str) -> None:
         """Record the decision and send it."""
-        asked, argv = starting.asked, starting.argv
-        go, says = decision.passes, _refusal(argv, decision, approval, detail)
-        if not go and self._searches(asked, decision):
-            says = b""
+        request, argv = start.request, start.argv
+        is_allowed, denial_text = decision.passes, _denial_text(argv, decision, approval, detail)
+        if not is_allowed and self._is_path_search(request, decision):
+            denial_text = b""
         elif decision.reason is not Reason.NO_COMMAND:
             try:
-                self._recorder.command_decided(decision, argv, starting.process, detail, approval)
+                self._recorder.command_decided(decision, argv, start.process, detail, approval)
             except JournalWriteError:
-                go, says = False, _refusal(argv, decision._replace(reason=Reason.JOURNAL_FAILED, rules=(), why=""))
-        self._say(messages.StartDecision(asked.number, go, b"" if go else says))
+                is_allowed, denial_text = (
+                    False,
+                    _denial_text(argv, decision._replace(reason=Reason.JOURNAL_FAILED, rules=(), why="")),
+                )
+        self._send(messages.StartDecision(request.number, is_allowed, b"" if is_allowed else denial_text))
 
-    def _say(self, said: "messages.FromWorker") -> None:
+    def _send(self, reply: "messages.FromWorker") -> None:
         """Send a message to the supervisor. If that fails, no program starts."""
         if self._channel.fileno() < 0:
             return
         try:
-            self._channel.send(messages.pack(said))
+            self._channel.send(messages.pack(reply))
         except OSError as error:
-            if isinstance(said, messages.NewWorker) and isinstance(error, ConnectionError):
+            if isinstance(reply, messages.NewWorker) and isinstance(error, ConnectionError):
                 return  # the task ended before the worker started
             self._recorder.error(Component.SUPERVISOR, f"can't send to the seccomp supervisor: {error.strerror}")
 
-    def _searches(self, asked: messages.StartRequest, decision: Decision) -> bool:
+    def _is_path_search(self, request: messages.StartRequest, decision: Decision) -> bool:
         """Whether a process tries a denied program again in the next directory of its PATH, as shells do.
 
         That is one attempt with one event, as long as the same rules deny it.
         """
-        before, now = self._refused.pop(asked.who.pid, None), time.monotonic()
-        while len(self._refused) >= _MOST_REFUSED:
-            self._refused.pop(next(iter(self._refused)))
-        refused = _Refused(_what(asked), decision.reason, decision.rules, now)
-        self._refused[asked.who.pid] = refused
-        return before is not None and before[:3] == refused[:3] and now - before.at < _SEARCH
+        before, now = self._last_denials.pop(request.who.pid, None), time.monotonic()
+        while len(self._last_denials) >= _MOST_REFUSED:
+            self._last_denials.pop(next(iter(self._last_denials)))
+        denial = _Denial(_program_of(request), decision.reason, decision.rules, now)
+        self._last_denials[request.who.pid] = denial
+        return before is not None and before[:3] == denial[:3] and now - before.time < _SEARCH
 
-    def _looks_on(self, asked: messages.StartRequest) -> bool:
+    def _repeats_after_answer(self, request: messages.StartRequest) -> bool:
         """Whether a process tries again, in the next directory, a program that an approver has just denied."""
-        before = self._refused.get(asked.who.pid)
-        if before is None or before.what != _what(asked) or time.monotonic() - before.at >= _SEARCH:
+        before = self._last_denials.get(request.who.pid)
+        if before is None or before.program != _program_of(request) or time.monotonic() - before.time >= _SEARCH:
             return False
-        return before.reason in _ANSWERED
+        return before.reason in _APPROVAL_REASONS
 
-    def _decide(self, asked: messages.StartRequest, granted: frozenset[str] = frozenset()) -> Decision:
+    def _decide(self, request: messages.StartRequest, granted: frozenset[str] = frozenset()) -> Decision:
         sandbox = self._recorder.sandbox
-        if not asked.readable:
+        if not request.readable:
             return Decision(revision=sandbox.policy.revision)  # gate_error
-        names, words = tuple(map(os.fsdecode, asked.names)), tuple(map(os.fsdecode, asked.words))
-        run = ProgramRun(names, words, asked.whole)
+        names, words = tuple(map(os.fsdecode, request.names)), tuple(map(os.fsdecode, request.words))
+        run = ProgramRun(names, words, request.whole)
         return decide_run(sandbox.policy, run, sandbox.task.name, sandbox.task.labels, granted)
 
 
-def _what(asked: messages.StartRequest) -> tuple[object, ...]:
+def _program_of(request: messages.StartRequest) -> tuple[object, ...]:
     """Return the program's name and arguments without its directory."""
-    return asked.names[0].rpartition(b"/")[2] if asked.names else b"", asked.words, asked.whole
+    return request.names[0].rpartition(b"/")[2] if request.names else b"", request.words, request.whole
 
 
-def _refusal(argv: tuple[str, ...], decision: Decision, approval: str = "", detail: str = "") -> bytes:
+def _denial_text(argv: tuple[str, ...], decision: Decision, approval: str = "", detail: str = "") -> bytes:
     """Return the line that the caller reads on a denial; `detail` is the approver's answer, or what failed."""
     shown = visible(" ".join((argv[0].rpartition("/")[2], *argv[1:])))
     if len(shown) > _LONGEST // 2:
         shown = shown[: _LONGEST // 2] + "…"
     by = f" by {decision.rules[0]}" if decision.rules else ""
-    asked = f", approval {approval}" if approval else ""
-    reason = "" if decision.reason is Reason.RULE else f" ({decision.reason}{asked})"
+    approval_note = f", approval {approval}" if approval else ""
+    reason = "" if decision.reason is Reason.RULE else f" ({decision.reason}{approval_note})"
     why = "".join(f": {visible(text)}" for text in dict.fromkeys((detail, decision.why)) if text)
     line = f"exeat: {shown}: not allowed{by}{reason}{why}"
     return line[:_LONGEST].encode("utf-8", "backslashreplace")

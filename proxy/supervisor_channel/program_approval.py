@@ -1,6 +1,6 @@
 """Approval of programs: the supervisor holds a program at its start until approvers have answered.
 
-Home of invariant 2 for command rules that ask: without an answer the program doesn't start.
+Implements invariant 2 for command rules that need approval: without an answer the program doesn't start.
 """
 
 import os
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from proxy.telemetry.events import Process
     from rules.decision import Decision
 
-_CALLED: Final = "argv0="
+_ARGV0: Final = "argv0="
 
 
 class ProgramStart(NamedTuple):
     """Program that is about to start: the supervisor's request, its arguments and its process."""
 
-    asked: "messages.StartRequest"
+    request: "messages.StartRequest"
     argv: tuple[str, ...]
     process: "Process"
 
@@ -36,22 +36,22 @@ class ProgramStart(NamedTuple):
 
         No two different programs are shown alike.
         """
-        _, found, *called = map(os.fsdecode, self.asked.names)
-        name, words = "".join(called), self.argv[1:]
-        if name.rpartition("/")[2] == found.rpartition("/")[2] and not "".join(words[:1]).startswith(_CALLED):
+        _, found, *argv0 = map(os.fsdecode, self.request.names)
+        name, words = "".join(argv0), self.argv[1:]
+        if name.rpartition("/")[2] == found.rpartition("/")[2] and not "".join(words[:1]).startswith(_ARGV0):
             return found, *words
-        return found, _CALLED + name, *words
+        return found, _ARGV0 + name, *words
 
 
-class _Waiting:
-    """One program with a pending approval. `asked` counts the approval requests for it."""
+class _PendingStart:
+    """A program with a pending approval. `requests_sent` counts the approval requests for it."""
 
-    __slots__ = ("approval", "asked", "decision", "grants", "starting", "ticket")
+    __slots__ = ("approval", "decision", "grants", "requests_sent", "start", "ticket")
 
-    def __init__(self, starting: ProgramStart, decision: "Decision") -> None:
-        self.starting = starting
+    def __init__(self, start: ProgramStart, decision: "Decision") -> None:
+        self.start = start
         self.decision = decision
-        self.asked = 0
+        self.requests_sent = 0
         self.approval = ""
         self.grants: tuple[Grant, ...] = ()
         self.ticket: Ticket | None = None
@@ -64,114 +64,114 @@ class ProgramApprovals:
         self,
         sandbox: "SandboxState",
         decide: "Callable[[messages.StartRequest, frozenset[str]], Decision]",
-        say: "Callable[[messages.FromWorker], None]",
-        conclude: "Callable[[ProgramStart, Decision, str, str], None]",
+        send: "Callable[[messages.FromWorker], None]",
+        record_and_send: "Callable[[ProgramStart, Decision, str, str], None]",
     ) -> None:
         """Take the callbacks; none may raise.
 
-        `decide` takes the digests of granted rules. `say` sends to the supervisor. `conclude` takes the final decision,
-        a detail and the id of the approval.
+        `decide` takes the digests of granted rules. `send` sends to the supervisor. `record_and_send` takes the
+        final decision, a detail and the id of the approval.
         """
         self._sandbox = sandbox
         self._decide = decide
-        self._say = say
-        self._conclude = conclude
-        self._waiting: dict[int, _Waiting] = {}
+        self._send = send
+        self._record_and_send = record_and_send
+        self._pending: dict[int, _PendingStart] = {}
 
-    def ask(self, starting: ProgramStart, decision: "Decision") -> bool:
+    def submit(self, start: ProgramStart, decision: "Decision") -> bool:
         """Submit an approval request, as `decision` says; False: there is no approvals server."""
         if self._sandbox.approvals is None:
             return False
-        waiting = self._waiting[starting.asked.number] = _Waiting(starting, decision)
-        self._put(waiting)
+        pending = self._pending[start.request.number] = _PendingStart(start, decision)
+        self._submit(pending)
         return True
 
     def review(self) -> None:
         """Decide again on pending programs under other rules. A request that stays the same remains pending."""
-        for number, waiting in tuple(self._waiting.items()):
-            if waiting.ticket is None:
-                continue  # it is about to be decided
-            granted = frozenset(grant.digest for grant in waiting.grants)
-            if self._decide(waiting.starting.asked, granted).approval != waiting.decision.approval:
-                _drop(waiting)
-                waiting.ticket = None
-                self._say(messages.CheckStart(number))  # decide only if it still waits, and is unchanged
+        for number, pending in tuple(self._pending.items()):
+            if pending.ticket is None:
+                continue  # its decision is in progress
+            granted = frozenset(grant.digest for grant in pending.grants)
+            if self._decide(pending.start.request, granted).approval != pending.decision.approval:
+                _drop(pending)
+                pending.ticket = None
+                self._send(messages.CheckStart(number))  # decide only if it still waits, and is unchanged
 
-    def gone(self, number: int) -> None:
+    def end(self, number: int) -> None:
         """End a request: the program no longer waits."""
-        waiting = self._waiting.pop(number, None)
-        if waiting is not None:
-            _drop(waiting)
-            self._refuse(waiting, Reason.APPROVAL_TIMEOUT, CLIENT_LEFT)
+        pending = self._pending.pop(number, None)
+        if pending is not None:
+            _drop(pending)
+            self._deny(pending, Reason.APPROVAL_TIMEOUT, CLIENT_LEFT)
 
     def close(self) -> None:
         """Drop all requests; programs that wait get no answer. Idempotent."""
-        for waiting in self._waiting.values():
-            _drop(waiting)
-        self._waiting.clear()
+        for pending in self._pending.values():
+            _drop(pending)
+        self._pending.clear()
 
-    def _put(self, waiting: _Waiting) -> None:
+    def _submit(self, pending: _PendingStart) -> None:
         from proxy.approvals.approval_request import describe_program
-        from proxy.approvals.client import SLACK  # many rules ask nobody
+        from proxy.approvals.client import SLACK  # many rules need no approvals
 
-        asking, starting = self._sandbox.approvals, waiting.starting
-        assert asking is not None
-        waiting.asked += 1
-        hold = max((asks.terms.hold for asks in waiting.decision.approval), default=0.0)
+        approvals_client, start = self._sandbox.approvals, pending.start
+        assert approvals_client is not None
+        pending.requests_sent += 1
+        hold = max((asks.terms.hold for asks in pending.decision.approval), default=0.0)
         # The answer comes within this time; without one the supervisor denies the start
-        self._say(messages.StartPending(starting.asked.number, hold + 2 * SLACK))
-        question = describe_program(
-            self._sandbox.sources, starting.shown, waiting.decision, starting.process, whole=starting.asked.whole
+        self._send(messages.StartPending(start.request.number, hold + 2 * SLACK))
+        approval_request = describe_program(
+            self._sandbox.sources, start.shown, pending.decision, start.process, whole=start.request.whole
         )
-        waiting.ticket = asking.submit(question, lambda answer: self._answered(waiting, answer))
+        pending.ticket = approvals_client.submit(approval_request, lambda answer: self._handle_answer(pending, answer))
 
-    def _answered(self, waiting: _Waiting, answer: "Answer") -> None:
+    def _handle_answer(self, pending: _PendingStart, answer: "Answer") -> None:
         """Handle the approver's answer; called from the loop."""
         from proxy.approvals.protocol import Result, reason_of
 
-        ticket, waiting.ticket = waiting.ticket, None
-        number = waiting.starting.asked.number
-        if self._waiting.get(number) is not waiting:
+        ticket, pending.ticket = pending.ticket, None
+        number = pending.start.request.number
+        if self._pending.get(number) is not pending:
             return
-        waiting.approval = answer.approval or (ticket.approval if ticket is not None else "")
-        asking = self._sandbox.approvals
-        if answer.result is not Result.GRANTED or asking is None:
-            del self._waiting[number]
-            self._refuse(waiting, reason_of(answer), answer.why)
+        pending.approval = answer.approval or (ticket.approval if ticket is not None else "")
+        approvals_client = self._sandbox.approvals
+        if answer.result is not Result.GRANTED or approvals_client is None:
+            del self._pending[number]
+            self._deny(pending, reason_of(answer), answer.why)
             return
-        waiting.grants += asking.leases.grants(answer.approval, answer.grants)
-        self._say(messages.CheckStart(number))  # the grant is only for a program that still waits, unchanged
+        pending.grants += approvals_client.leases.grants(answer.approval, answer.grants)
+        self._send(messages.CheckStart(number))  # the grant is only for a program that still waits, unchanged
 
-    def still(self, number: int, changed: str) -> None:
+    def start_if_unchanged(self, number: int, changed: str) -> None:
         """Start the program if nothing else needs approval; `changed` says how it differs from what was approved."""
         from proxy.approvals.protocol import ROUNDS
 
-        waiting, asking = self._waiting.get(number), self._sandbox.approvals
-        if waiting is None or waiting.ticket is not None or asking is None:
-            return  # the supervisor denies it when its time is over
+        pending, approvals_client = self._pending.get(number), self._sandbox.approvals
+        if pending is None or pending.ticket is not None or approvals_client is None:
+            return  # the supervisor denies it after its time limit
         if changed:
-            del self._waiting[number]
-            self._refuse(waiting, Reason.EXPIRED, changed.removeprefix("exeat: "))
+            del self._pending[number]
+            self._deny(pending, Reason.EXPIRED, changed.removeprefix("exeat: "))
             return
-        granted = frozenset(grant.digest for grant in waiting.grants)
-        waiting.decision = decision = self._decide(waiting.starting.asked, granted)
-        if decision.needs_approval and waiting.asked < ROUNDS:
-            self._put(waiting)
+        granted = frozenset(grant.digest for grant in pending.grants)
+        pending.decision = decision = self._decide(pending.start.request, granted)
+        if decision.needs_approval and pending.requests_sent < ROUNDS:
+            self._submit(pending)
             return
-        del self._waiting[number]
-        lease = asking.leases.enter(waiting.grants, lambda _: None)
+        del self._pending[number]
+        lease = approvals_client.leases.enter(pending.grants, lambda _: None)
         if lease is None:
-            self._refuse(waiting, Reason.EXPIRED, "its approval has ended")
+            self._deny(pending, Reason.EXPIRED, "its approval has ended")
             return
-        lease.end()  # it is used by having started
-        self._conclude(waiting.starting, decision, "", waiting.approval)
+        lease.end()  # a grant for one start is used up now
+        self._record_and_send(pending.start, decision, "", pending.approval)
 
-    def _refuse(self, waiting: _Waiting, reason: Reason, detail: str) -> None:
-        refused = waiting.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=())
-        self._conclude(waiting.starting, refused, detail, waiting.approval)
+    def _deny(self, pending: _PendingStart, reason: Reason, detail: str) -> None:
+        denied = pending.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason, approval=())
+        self._record_and_send(pending.start, denied, detail, pending.approval)
 
 
-def _drop(waiting: _Waiting) -> None:
-    if waiting.ticket is not None:
-        waiting.approval = waiting.approval or waiting.ticket.approval
-        waiting.ticket.drop()
+def _drop(pending: _PendingStart) -> None:
+    if pending.ticket is not None:
+        pending.approval = pending.approval or pending.ticket.approval
+        pending.ticket.drop()

@@ -71,10 +71,10 @@ class Traffic:
         self._approvals_client = self._open_approvals(sockets.get("approvals"))
         sandbox.approvals = self._approvals_client
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
-        sandbox.taint = taint = Taint(sandbox, approvals, recorder.metrics, unsure=bool(before))
+        sandbox.taint = taint = Taint(sandbox, approvals, recorder.metrics, is_unknown=bool(before))
         taint.review = self._review
         if self._approvals_client is not None:
-            taint.needs_approval(self._approvals_client)
+            taint.connect(self._approvals_client)
         self._names = names = NameTable(
             sandbox.policy.settings.dns_pool, sandbox.own_addresses, before=before, wait=wait
         )
@@ -95,7 +95,7 @@ class Traffic:
             resolver=resolver,
             info_api=self._handle_info_api,
             inspection=self.inspection,
-            attribute=attribution.ask if attribution is not None else None,
+            attribute=attribution.look_up if attribution is not None else None,
             has_room=has_room,
         )
         answers = ReplySocket(sockets["answers"], sockets.get("answers6"), sandbox.own_addresses)
@@ -148,7 +148,7 @@ class Traffic:
         sandbox = self._recorder.sandbox
         sandbox.approvals = self._approvals_client = self._open_approvals(channel)
         if self._approvals_client is not None and sandbox.taint is not None:
-            sandbox.taint.needs_approval(self._approvals_client)
+            sandbox.taint.connect(self._approvals_client)
             self._approvals_client.start()
 
     def _handle_info_api(self, gate: Gate, client: "socket.socket", record: "ConnectionRecord") -> "InfoApiConnection":

@@ -107,16 +107,16 @@ class RequestRecord:
             detail=detail,
         )
 
-    def leaked(self, cause: str, http: Http, rules: tuple[str, ...], detail: str, *, blocked: bool) -> None:
+    def record_secret(self, cause: str, http: Http, rules: tuple[str, ...], detail: str, *, blocked: bool) -> None:
         """Record a secret found in a request."""
-        self._recorder.leaked(
+        self._recorder.record_secret(
             cause, detail, rules=rules, blocked=blocked, name=self._name, address=self._address,
             port=self._place.port, protocol=self._place.protocol, http=http,
         )  # fmt: skip
 
-    def tampered(self, cause: str, detail: str) -> None:
+    def record_tampering(self, cause: str, detail: str) -> None:
         """Record a misplaced placeholder."""
-        self._recorder.tampered(cause, detail, name=self._name, address=self._address, port=self._place.port)
+        self._recorder.record_tampering(cause, detail, name=self._name, address=self._address, port=self._place.port)
 
 
 def _git(request_decision: "RequestDecision") -> Git | None:

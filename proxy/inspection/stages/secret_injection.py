@@ -107,7 +107,7 @@ class SecretInjection(Stage):
         place, request = self.session.place, self.request
         detail = self._injector.wrong(secret, where, place.target, place.port, tls=place.tls)
         if request.is_open:
-            self.session.record.tampered(request.event, detail)
+            self.session.record.record_tampering(request.event, detail)
         raise RequestStoppedError(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)
 
     def receive(self, event: "HttpEvent") -> "Iterator[HttpEvent]":

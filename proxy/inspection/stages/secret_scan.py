@@ -200,7 +200,7 @@ class SecretScan(Stage):
 
     def _record(self, detail: str, rules: tuple[str, ...], *, blocked: bool) -> None:
         request = self.request
-        self.session.record.leaked(request.event, request.http, rules, detail, blocked=blocked)
+        self.session.record.record_secret(request.event, request.http, rules, detail, blocked=blocked)
 
     def _denial(self, rules: tuple[str, ...]) -> "Decision":
         return deny(self.session.recorder.sandbox.policy, Reason.LEAK)._replace(rules=rules)

@@ -358,7 +358,7 @@ class Tally:
             self._counts[kind, decided] -= 1
             self.decided(kind, outcome, name, address, reason=reason)
 
-    def leaked(self, name: str | None, address: object) -> None:
+    def count_secret(self, name: str | None, address: object) -> None:
         """Count a detected secret that was not blocked."""
         self._leaks += 1
         _add_place(self._leaked, name, address)
@@ -371,7 +371,7 @@ class Tally:
         self._held[reason] = self._held.get(reason, 0) + 1
         self._given_up += given_up and reason is Reason.APPROVAL_TIMEOUT
 
-    def call_refused(self, call: str) -> None:
+    def count_denied_call(self, call: str) -> None:
         """Add the name of a denied system call; the filter records a few dozen names."""
         if len(self._calls) < _MOST_CALL_NAMES:
             self._calls.add(call)
@@ -379,7 +379,7 @@ class Tally:
     def summary(self) -> Summary:
         """Return the counts so far."""
         counts = tuple((kind, outcome, count) for (kind, outcome), count in self._counts.items() if count)
-        blocked, failed, leaked = map(Places.of, (self._blocked, self._failed, self._leaked))
+        blocked, failed, count_secret = map(Places.of, (self._blocked, self._failed, self._leaked))
         held = dict(self._held)
         reasons = list(islice(self._blocked.values(), MOST_SHOWN))
         why = () if None in reasons else tuple(reason for reason in reasons if reason is not None)
@@ -388,7 +388,7 @@ class Tally:
             blocked,
             failed,
             self._leaks,
-            leaked,
+            count_secret,
             self.tampers,
             held,
             self._given_up,

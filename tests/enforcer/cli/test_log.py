@@ -81,9 +81,11 @@ def test_blocked_filter_includes_tampering_and_leaks(capfdbinary, tmp_path):
     recorder = recorder_lab(tmp_path).recorder
     cause = connect(recorder)
     place = {"name": "a.example", "address": None, "port": 443}
-    recorder.tampered(cause, "the placeholder of `key`", **place)
+    recorder.record_tampering(cause, "the placeholder of `key`", **place)
     for blocked in (True, False):
-        recorder.leaked(cause, "a key", rules=(), blocked=blocked, **place, protocol=Protocol.TLS, http=Http("GET"))
+        recorder.record_secret(
+            cause, "a key", rules=(), blocked=blocked, **place, protocol=Protocol.TLS, http=Http("GET")
+        )
     for words, kinds in {
         ("--verdict", "blocked"): ["tampering.detected", "secret.detected"],
         ("--verdict", "blocked", "--reason", "secret_misuse"): ["tampering.detected"],

@@ -44,7 +44,7 @@ class Run:
         asked = rule_files.make_absolute(loaded.searched_paths)
         self.wanted = RunRequest(
             ("true",), "web", loaded.policy, (str(self.own),), str(base / "workspace"), system=base / "etc",
-            asked=asked, seen=rule_files.fingerprint(asked, base / "etc"),
+            searched_paths=asked, fingerprint=rule_files.fingerprint(asked, base / "etc"),
         )  # fmt: skip
         self.reloader = reload.Reloader(self.wanted, self.gate, lambda _paths: None, self.selector)
 

@@ -28,7 +28,7 @@ def test_file_being_written_is_read_once_complete(run, monkeypatch):
         file.flush()
         [what] = run.reread()
         assert [problem.partition("` ")[2] for problem in what["rules_rejected"]] == [
-            "is still being written: it is read as soon as whoever writes it closes it"
+            "is still being written; it is read when the writer closes it"
         ]
         run.turns(lambda: False, seconds=1)
         assert len(run.gate.told) == 1, "it is said once"
@@ -46,9 +46,9 @@ def test_file_of_another_user_is_read_after_a_quiet_moment(tmp_path, monkeypatch
 
     monkeypatch.setattr("fcntl.fcntl", none)
     monkeypatch.setattr(reread, "PATIENCE", 0.0)
-    monkeypatch.setattr(reread, "_SETTLED", 3600.0)
+    monkeypatch.setattr(reread, "_SETTLED_AFTER", 3600.0)
     assert reread.wait_until_written([str(path), str(tmp_path), str(tmp_path / "gone")]) == str(path)
-    monkeypatch.setattr(reread, "_SETTLED", 0.0)
+    monkeypatch.setattr(reread, "_SETTLED_AFTER", 0.0)
     assert reread.wait_until_written([str(path)]) is None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from enforcer.policy.reload import LOOK_EVERY
+from enforcer.policy.reload import CHECK_EVERY
 from enforcer.policy.rule_files import SYSTEM
 from tests.support import harness
 from tests.support.terminals import Terminal
@@ -80,7 +80,7 @@ from enforcer.cli import perform
 from enforcer.cli import run
 from enforcer.cli.parsing import add_arguments
 from enforcer.policy import reload
-reload.LOOK_EVERY = float(sys.argv[2])
+reload.CHECK_EVERY = float(sys.argv[2])
 parser = argparse.ArgumentParser()
 add_arguments(parser, run.ARGUMENTS)
 sys.exit(perform(lambda given: run.run(given, Path(sys.argv[1])), parser.parse_args(sys.argv[3:])))
@@ -89,9 +89,9 @@ LINES = 'echo ready; while read -r line; do eval "$line"; echo done; done'
 
 
 @contextlib.contextmanager
-def running(someone, rules, script=LINES, etc=None, look_every=LOOK_EVERY):
-    plain = etc is None and look_every == LOOK_EVERY
-    command = [EXEAT, "run"] if plain else [sys.executable, "-P", "-c", PROGRAM, etc or SYSTEM, look_every]
+def running(someone, rules, script=LINES, etc=None, check_every=CHECK_EVERY):
+    plain = etc is None and check_every == CHECK_EVERY
+    command = [EXEAT, "run"] if plain else [sys.executable, "-P", "-c", PROGRAM, etc or SYSTEM, check_every]
     argv = [*command, "--quiet", "--rules", rules, "--", "sh", "-c", script]
     words = harness.as_user(argv, someone.home) if someone.user else list(map(str, argv))
     environment = {**os.environ, "HOME": str(someone.home), "PYTHONPATH": str(harness.PROJECT)}
@@ -331,8 +331,8 @@ def test_new_include_writable_by_the_task_is_not_loaded(someone):
 @pytest.mark.parametrize("place", ["rules.yaml", "conf/web.yaml", "conf/deep/web.yaml"])
 def test_replaced_rule_file_is_covered_again_and_refused(someone, place):
     rules = save(someone, someone.work / place, FIRST)
-    look_every = 0.5 if "/" in place else LOOK_EVERY  # only by looking it is seen that a directory above is another
-    with running(someone, rules, look_every=look_every) as run:
+    check_every = 0.5 if "/" in place else CHECK_EVERY  # only by looking it is seen that a directory above is another
+    with running(someone, rules, check_every=check_every) as run:
         run.quietly(0.5)
         save(someone, someone.work / "new" / place, SECOND)
         at = Path(place).parts[0]  # the directory, as `git checkout` may do it

@@ -37,7 +37,9 @@ def wanted(tmp_path):
     system, workspace = tmp_path / "etc", tmp_path / "workspace"
     workspace.mkdir()
     loaded = rule_files.load([path], system)
-    return RunRequest(("true",), "web", loaded.policy, (str(path),), str(workspace), system=system, asked=(str(path),))
+    return RunRequest(
+        ("true",), "web", loaded.policy, (str(path),), str(workspace), system=system, searched_paths=(str(path),)
+    )
 
 
 def reread(wanted):
@@ -119,7 +121,7 @@ def test_reader_never_continues_as_the_supervisor(wanted, monkeypatch, reading):
     pid = os.fork()
     if pid == 0:
         try:
-            rereading.run_reader(parent, says, -1, rereading.RereadRequest(wanted, wanted.asked, -1))
+            rereading.run_reader(parent, says, -1, rereading.RereadRequest(wanted, wanted.searched_paths, -1))
         finally:
             os._exit(7)  # it came back
     os.close(says)
@@ -130,7 +132,7 @@ def test_failed_fork_of_a_reader_is_reported(wanted, monkeypatch):
     monkeypatch.setattr(os, "fork", _no_process)
     before = len(os.listdir("/proc/self/fd"))
     [(what, descriptors)] = reread(wanted)
-    assert "no process could be started" in what["rules_rejected"][0]
+    assert "no process can be started" in what["rules_rejected"][0]
     assert not descriptors
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -139,10 +141,10 @@ def test_broken_reloader_is_reported_once_and_stopped(wanted, capfd, monkeypatch
     monkeypatch.setattr(reload.Reloader, "_notice", _failing)
     gate = Gate()
     with selectors.DefaultSelector() as selector:
-        rules = supervise.RuleReload(wanted, SimpleNamespace(gate=gate, sandbox=SimpleNamespace(cover=None)), selector)
-        notice = rules._made()._notice
+        rules = supervise.RuleReload(wanted, SimpleNamespace(gate=gate, sandbox=SimpleNamespace(mask=None)), selector)
+        notice = rules._get_reloader()._notice
         for _ in range(2):  # what one look at the selector gave may be for it more than once
-            rules.hear(notice)
+            rules.handle_ready(notice)
         rules.turn()
         rules.now()
         rules.close()

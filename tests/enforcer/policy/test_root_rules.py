@@ -31,7 +31,7 @@ WRONG = {
     "a setting that can't change": lambda run, _: run.own.write_text(f"{OWN}settings: {{dns_pool: 198.18.0.0/16}}\n"),
     "root's own name": lambda run, _: run.own.write_text(OWN.replace("web", "root")),
     "never the same twice": lambda _, patch: patch.setattr(reread, "_TRIES", 0),
-    "never read": lambda _, patch: patch.setattr(reread, "_settled", lambda *_: os._exit(0)),
+    "never read": lambda _, patch: patch.setattr(reread, "_read_settled", lambda *_: os._exit(0)),
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_errors_in_other_files_do_not_delay_roots_rules(run, monkeypatch, wrong,
     assert run.decided("GET https://worse.example/") == "deny rule root:no", "nor opens anything"
     assert run.decided("GET https://good.example/") == "allow rule web:all"
     assert (policy.settings.idle_timeout, len(policy.unread)) == (60.0, 1), "the worker tells what is wrong"
-    assert "but what root's files say now is in force besides: " in capfd.readouterr().err
+    assert "but root's new rules are in force in addition: " in capfd.readouterr().err
 
 
 def test_roots_rules_apply_over_the_last_valid_policy(run):

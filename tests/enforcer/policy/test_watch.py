@@ -48,7 +48,7 @@ def reloader(place):
     asked, system = make_absolute([place / "web.yaml"]), place / "etc"
     wanted = RunRequest(
         ("true",), "task", read([place / "web.yaml"]).policy, asked, str(place / "work"),
-        system=system, asked=asked, seen=fingerprint(asked, system),
+        system=system, searched_paths=asked, fingerprint=fingerprint(asked, system),
     )  # fmt: skip
     with selectors.DefaultSelector() as selector:
         reloader = Reloader(wanted, Gate(), lambda _: None, selector)
@@ -81,11 +81,11 @@ def test_flood_is_handled_a_few_times_a_second(place, reloader):
             heard += 1
             key.data()
         reloader.turn()
-    assert 0 < heard <= 1 / watching.DEAF + 1
+    assert 0 < heard <= 1 / watching.EVENTS_PAUSE + 1
     os.utime(place / "work")
     for key, _ in reloader._selector.select(0):  # nothing, where the flood was heard just now
         key.data()
-    assert reloader.wait() <= watching.DEAF
+    assert reloader.wait() <= watching.EVENTS_PAUSE
     assert reloader._gate.told == []
 
 
@@ -111,14 +111,14 @@ def test_rules_are_reloaded_once_a_process_can_start(place, reloader, monkeypatc
     monkeypatch.setattr(os, "fork", none_left)
     (place / "web.yaml").write_text("version: 1\nname: other\nrules: []\n")
     for count in (1, 2):
-        reloader._look()
+        reloader._check_files()
         assert reloader._gate.told == ["rules_rejected"] * count
         assert reloader._gate.problems == [
-            "no process could be started to read the rule files (Resource temporarily unavailable); tried again soon"
+            "no process can be started to read the rule files (Resource temporarily unavailable); Exeat retries soon"
         ]
         assert sorted(os.listdir("/proc/self/fd")) == before
     monkeypatch.setattr(os, "fork", fork)
-    reloader._look()
+    reloader._check_files()
     until = time.monotonic() + 20
     while reloader._reader is not None and time.monotonic() < until:
         for key, _ in reloader._selector.select(1):

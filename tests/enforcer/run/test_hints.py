@@ -52,7 +52,7 @@ def test_hostile_host_name_is_escaped():
 )
 def test_nested_sandbox_attempt_gets_a_hint(call, command, switch):
     tally = Tally()
-    tally.call_refused(call)
+    tally.count_denied_call(call)
     (line,) = said(tally, command)
     assert line.startswith(f"`{call}` was refused: the task is in a sandbox already")
     assert line.endswith(OWN + switch)
@@ -61,9 +61,9 @@ def test_nested_sandbox_attempt_gets_a_hint(call, command, switch):
 def test_only_sockets_and_namespaces_have_hints():
     tally = Tally()
     for call in ("keyctl", "chmod", "bpf"):
-        tally.call_refused(call)
+        tally.count_denied_call(call)
     assert said(tally) == []
-    tally.call_refused("socket")
+    tally.count_denied_call("socket")
     (line,) = said(tally)
     assert "ping(8)" in line
 

@@ -27,7 +27,7 @@ RECIPE = SimpleNamespace(
 
 
 def test_streams_of_a_terminal_are_the_tasks_pty(halves):
-    assert launch._own_terminal(RECIPE, None, os.close) == ((halves[1], 1, halves[1]), halves[1])
+    assert launch._make_terminal(RECIPE, None, os.close) == ((halves[1], 1, halves[1]), halves[1])
     os.close(halves[1])
 
 
@@ -39,7 +39,7 @@ def test_task_without_a_terminal_relay_is_not_started(halves):
         raise BlockingIOError(errno.EAGAIN, "no process")
 
     with pytest.raises(OSError, match="nobody can carry what passes through its terminal: no process"):
-        launch._own_terminal(RECIPE, None, carry)
+        launch._make_terminal(RECIPE, None, carry)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(halves[1])
 
@@ -50,8 +50,10 @@ def test_udp_waits_for_the_worker_only_under_udp_rules(lets_out):
     with ours, workers, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         block_datagrams(udp, ())
-        launch._hand_over(
-            SimpleNamespace(gate=ours, given={}, may_allow_udp=lets_out), {"udp": os.dup(udp.fileno())}, None
+        launch._send_sockets(
+            SimpleNamespace(gate=ours, worker_descriptors={}, may_allow_udp=lets_out),
+            {"udp": os.dup(udp.fileno())},
+            None,
         )
         _, (given,) = message.receive(workers, 1)
         with socket.socket(fileno=given) as door:

@@ -31,7 +31,7 @@ class _Sandbox:
         self.init.ended = init.ChildExit(2, self._status)
         return self.init.ended
 
-    def look(self):
+    def probe(self):
         return self._seen.pop(0), {"disk": "bytes"}
 
     def settle(self):
@@ -44,7 +44,7 @@ def test_changed_packet_counts_are_sent_to_the_worker():
     ward = SimpleNamespace(report_probe=seen.append)
     watch = Supervision(_Sandbox(*counts), SimpleNamespace(send=told.append), ward, None, 0.0)
     for _ in counts:
-        watch.look()
+        watch.read_counters()
     assert told == [{"refused": each} for each in ({"udp": 0}, {"udp": 3}, {"udp": 3, "icmp": 1})]
     assert watch.counters == {"udp": 3, "icmp": 1}
     assert seen == [{"disk": "bytes"}] * 5
@@ -54,7 +54,7 @@ def test_lost_init_ends_the_task():
     def turn():
         raise init.ProcessGoneError(errno.ECHILD, "gone")
 
-    ended = Supervision(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).hear_sandbox()
+    ended = Supervision(SimpleNamespace(init=SimpleNamespace(turn=turn)), None, None, None, 0.0).receive_from_init()
     assert (ended.status, ended.failed) == (None, "its init process ended unexpectedly")
 
 
@@ -86,7 +86,7 @@ def test_end_of_a_task_is_one_last_message():
     gate, journal, seen = SharedWorker(control, shared=True), [], []
     sandbox = _Sandbox({"udp": 2, LOGGED: 2}, status=3 << 8)
     with worker:
-        ended = Supervision(sandbox, gate, SimpleNamespace(report_probe=seen.append), None, 0.0).hear_sandbox()
+        ended = Supervision(sandbox, gate, SimpleNamespace(report_probe=seen.append), None, 0.0).receive_from_init()
         assert sandbox.settled
         message.send(worker, {"summary": "of it"})
         worker.shutdown(socket.SHUT_WR)

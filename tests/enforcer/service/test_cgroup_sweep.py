@@ -35,7 +35,7 @@ def test_empty_group_is_removed_at_once(left):
     made, process, looking = left
     process.kill()
     process.wait()
-    looking.some()
+    looking.schedule()
     while os.path.exists(made.path):
         assert looking.wait() < 1
         time.sleep(max(looking.wait(), 0))

@@ -166,7 +166,7 @@ def test_secrets_cannot_change_during_a_run(lab, who):
         [rejected] = until(lab, who, "rules.rejected")
         process.communicate("end\n")
     assert rejected["problems"] == [
-        "`secrets` can't change while a task runs, which has their placeholders: start it anew"
+        "`secrets` can't change while a task runs, which has their placeholders; start the task again"
     ]
 
 

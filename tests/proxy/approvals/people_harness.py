@@ -117,8 +117,8 @@ class People:
         sandbox = recorder.sandbox
         sandbox.approvals = asking = _Hearing(self.heard, channel, poller, recorder.error)
         approvals = ApprovalRecorder(recorder.origin, recorder.journal, recorder.metrics)
-        sandbox.taint = Taint(sandbox, approvals, recorder.metrics, unsure=unsure)
-        sandbox.taint.needs_approval(asking)
+        sandbox.taint = Taint(sandbox, approvals, recorder.metrics, is_unknown=unsure)
+        sandbox.taint.connect(asking)
         sandbox.taint.review = review
         asking.start()
         return asking

@@ -230,7 +230,7 @@ def test_process_of_a_connection_is_looked_up_and_recorded(tmp_path):
             assert not world.decisions
             assert world.origin.accepted == 0
             attribution = Attribution()
-            attribution.answered(Process(pid=7, exe="/usr/bin/ssh", argv=("ssh", "raw.example"), uid=1000))
+            attribution.set_process(Process(pid=7, exe="/usr/bin/ssh", argv=("ssh", "raw.example"), uid=1000))
             return attribution
 
         world.gate._attribute = attribute

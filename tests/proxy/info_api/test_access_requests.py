@@ -166,7 +166,7 @@ def test_request_of_another_task_is_unknown(tmp_path):
 def test_card_names_the_asking_process(tmp_path):
     async def test(world, people):
         attribution = Attribution()
-        attribution.answered(Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",), (6,)))
+        attribution.set_process(Process(7, "/usr/bin/curl", ("curl",), 1000, ("/usr/bin/codex",), (6,)))
         world.gate._attribute = lambda *_, **__: attribution
         _, values = await wished(world, f"tcp raw.example:{world.origin.port}")
         card = await people.registry.card(values["approval"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from proxy.info_api.info_handler import A_SECOND, BURST, InfoHandler
 from proxy.info_api.requests import MOST_HEAD, Request, RequestRefusedError
 from proxy.sandbox.sandbox_state import Calendar
-from proxy.supervisor_channel.channel import _refusal
+from proxy.supervisor_channel.channel import _denial_text
 from proxy.telemetry.events import Process
 from rules.decision import Decision
 from rules.explain.explanation import find_task_rules
@@ -143,7 +143,7 @@ def test_command_rules_are_listed(tmp_path):
 
 def test_refused_program_has_the_approvers_reason():
     decision = Decision(reason=Reason.APPROVAL_DENIED, rules=("r:ask",), why="it costs")
-    line = _refusal(("/bin/rm", "x"), decision, "abc", "not today\x1b[2J").decode()
+    line = _denial_text(("/bin/rm", "x"), decision, "abc", "not today\x1b[2J").decode()
     assert line == "exeat: rm x: not allowed by r:ask (approval_denied, approval abc): not today\\x1b[2J: it costs"
 
 

@@ -90,9 +90,9 @@ def test_agent_event_names_its_process_once_known(tmp_path):
             world.gate._attribute = lambda *_, **__: attribution
             client = await world.connect("exeat.internal", 4318)
             await client.send(request(as_json(record())))
-            await wait_until_async(lambda: attribution._then is not None)
+            await wait_until_async(lambda: attribution._callback is not None)
             assert world.events == []
-            attribution.answered(Process(7, "/usr/bin/node", ("node",), 1000, ("/bin/sh", "/usr/bin/codex"), (6, 5)))
+            attribution.set_process(Process(7, "/usr/bin/node", ("node",), 1000, ("/bin/sh", "/usr/bin/codex"), (6, 5)))
             assert (await client.read_all()).startswith(b"HTTP/1.1 200")
             assert world.events[0]["process"] == {
                 "pid": 7, "exe": "/usr/bin/node", "argv": ["node"], "uid": 1000,

@@ -41,7 +41,7 @@ def gate(tmp_path, test):
 async def refused(world):
     task = await world.connect("bad.example", 443)
     await task.send(client_hello("bad.example"))
-    await wait_until_async(lambda: world.attribution and world.attribution[0]._then is not None)
+    await wait_until_async(lambda: world.attribution and world.attribution[0]._callback is not None)
     return task
 
 
@@ -51,7 +51,7 @@ def test_denial_waits_for_its_process(tmp_path, monkeypatch):
     async def test(world):
         task = await refused(world)
         assert world.decisions == []
-        world.attribution[0].answered(CURL)
+        world.attribution[0].set_process(CURL)
         assert world.decisions[0]["process"] == {
             "pid": 7, "exe": "/usr/bin/curl", "argv": ["curl", "x"], "uid": 1000, "ancestors": ["/bin/sh"],
         }  # fmt: skip
@@ -66,7 +66,7 @@ def test_denial_waits_for_a_bounded_time(tmp_path):
         await refused(world)
         decision = await world.decision()
         assert "process" not in decision
-        world.attribution[0].answered(CURL)  # too late, and no harm
+        world.attribution[0].set_process(CURL)  # too late, and no harm
         assert len(world.decisions) == 1
 
     gate(tmp_path, test)
@@ -76,7 +76,7 @@ def test_closing_gate_records_a_waiting_denial_once(tmp_path):
     async def test(world):
         await refused(world)
         world.gate.close()
-        world.attribution[0].answered(CURL)
+        world.attribution[0].set_process(CURL)
         assert [(each["reason"], each["rules"]) for each in world.decisions] == [("rule", ["r:bad"])]
 
     gate(tmp_path, test)
@@ -90,7 +90,7 @@ def test_closing_gate_waits_for_no_answer(tmp_path):
         world.gate.close()
         assert [each["reason"] for each in world.decisions] == ["gate_error"]
         assert len(world.gate.connections) == 0
-        world.attribution[0].answered(CURL)
+        world.attribution[0].set_process(CURL)
         assert len(world.decisions) == 1
         assert await task.ended() == "reset"
 
@@ -104,7 +104,7 @@ def test_error_during_attribution_ends_the_connection(tmp_path, monkeypatch):
 
         monkeypatch.setattr("proxy.gate.connection.Connection._record_and_reset_or_inspect", broken)
         task = await refused(world)
-        world.attribution[0].answered(None)
+        world.attribution[0].set_process(None)
         assert await task.ended() == "reset"
         assert [each["reason"] for each in world.decisions] == ["gate_error"]
         assert len(world.gate.connections) == 0
@@ -117,7 +117,7 @@ def test_allowed_connection_names_its_process_at_its_end(tmp_path):
         task = await world.connect("raw.example")
         origin = await world.origin.take()
         assert "process" not in world.decisions[0]
-        world.attribution[0].answered(CURL)
+        world.attribution[0].set_process(CURL)
         task.close()
         origin.close()
         closing = await world.closing()
@@ -150,28 +150,28 @@ def attributing_owner(inode):
 
 def test_queries_are_rate_limited(asking):
     one, clock, theirs = asking
-    assert sum(one.ask(*ENDS) is not None for _ in range(1000)) == AT_ONCE
+    assert sum(one.look_up(*ENDS) is not None for _ in range(1000)) == AT_ONCE
     clock[0] += 2
-    assert sum(one.ask(*ENDS) is not None for _ in range(1000)) == 2 * A_SECOND
+    assert sum(one.look_up(*ENDS) is not None for _ in range(1000)) == 2 * A_SECOND
     assert messages.unpack(theirs.recv(1000)) == messages.ProcessLookup(1, 1000)
 
 
 def test_answers_reach_their_query_only(asking):
     one, _, _ = asking
-    first, second = one.ask(*ENDS), one.ask(*ENDS)
+    first, second = one.look_up(*ENDS), one.look_up(*ENDS)
     who = messages.ProcessInfo(7, -1, b"/bin/\xff", (b"a",))
-    one.answered(
+    one.handle_answer(
         messages.unpack(
             messages.pack(
                 messages.ProcessFound(2, who, (messages.Ancestor(6, b"/bin/sh"), messages.Ancestor(5, b"/bin/init")))
             )
         )
     )
-    one.answered(messages.ProcessFound(2, None))
-    one.answered(messages.ProcessFound(99, who))
+    one.handle_answer(messages.ProcessFound(2, None))
+    one.handle_answer(messages.ProcessFound(99, who))
     assert first.waiting
     assert second.process == Process(7, os.fsdecode(b"/bin/\xff"), ("a",), None, ("/bin/sh", "/bin/init"), (6, 5))
-    one.answered(messages.unpack(messages.pack(messages.ProcessFound(1, None))))
+    one.handle_answer(messages.unpack(messages.pack(messages.ProcessFound(1, None))))
     assert (first.waiting, first.process) == (False, None)
 
 
@@ -179,14 +179,14 @@ def test_silent_supervisor_has_a_bounded_cost(asking):
     one, clock, theirs = asking
     for _ in range(30):
         clock[0] += 2
-        while one.ask(*ENDS) is not None:
+        while one.look_up(*ENDS) is not None:
             pass
         while True:
             try:
                 theirs.recv(1000)
             except BlockingIOError:
                 break
-    assert len(one._open) <= 64
+    assert len(one._pending) <= 64
 
 
 def test_lost_or_full_supervisor_is_not_queried(asking):
@@ -195,11 +195,11 @@ def test_lost_or_full_supervisor_is_not_queried(asking):
     answers = []
     for _ in range(400):
         clock[0] += 1
-        answers.append(one.ask(*ENDS))
+        answers.append(one.look_up(*ENDS))
     assert None in answers  # nobody reads: its queue is full
     theirs.close()
     clock[0] += 10
-    assert one.ask(*ENDS) is None
+    assert one.look_up(*ENDS) is None
 
 
 def test_closed_loop_leaves_no_waiter():
@@ -209,5 +209,5 @@ def test_closed_loop_leaves_no_waiter():
         return attribution
 
     attribution = asyncio.run(wait())
-    attribution.answered(None)
+    attribution.set_process(None)
     assert not attribution.waiting

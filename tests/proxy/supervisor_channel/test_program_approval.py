@@ -48,7 +48,7 @@ class World:
         self.leave = ProgramApprovals(
             sandbox, lambda *_: PASSED, self.said.append, lambda *what: self.came.append(what)
         )
-        self.leave.ask(starting("/w/tool", "/usr/bin/printf", "printf", "x"), Decision())
+        self.leave.submit(starting("/w/tool", "/usr/bin/printf", "printf", "x"), Decision())
 
     def _ask(self, question, then):
         self.question, self.then = question, then
@@ -64,14 +64,14 @@ def test_grant_serves_only_an_unchanged_pending_program():
     there, gone, changed = World(), World(), World()
     for world in (there, gone, changed):
         assert world.question.argv == ("/usr/bin/printf", "x")
-        world.leave.still(1, "")  # said of nothing: nobody has answered
+        world.leave.start_if_unchanged(1, "")  # said of nothing: nobody has answered
         world.then(Answer(1, Result.GRANTED, "ap-1"))
         assert not world.came
         assert world.said[-1] == messages.CheckStart(1)
-    there.leave.still(1, "")
-    gone.leave.gone(1)
-    gone.leave.still(1, "")
-    changed.leave.still(1, "exeat: it was changed")
+    there.leave.start_if_unchanged(1, "")
+    gone.leave.end(1)
+    gone.leave.start_if_unchanged(1, "")
+    changed.leave.start_if_unchanged(1, "exeat: it was changed")
     assert there.outcome == (True, Reason.APPROVAL_GRANTED, "", "ap-1")
     assert gone.outcome == (False, Reason.APPROVAL_TIMEOUT, CLIENT_LEFT, "ap-1")
     assert changed.outcome == (False, Reason.EXPIRED, "it was changed", "ap-1")

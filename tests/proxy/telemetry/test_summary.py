@@ -99,13 +99,13 @@ def test_summary_counts_leaks_and_tampering(tmp_path):
     here = recorder_lab(tmp_path)
     where = {"address": None, "port": 443}
     for name, blocked in (("a.example", False), ("b.example", False), ("b.example", False), ("c.example", True)):
-        here.recorder.leaked(
+        here.recorder.record_secret(
             CAUSE, "a key", rules=(), blocked=blocked, name=name, **where, protocol=Protocol.TLS, http=None
         )
-    here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
+    here.recorder.record_tampering(CAUSE, "a placeholder", name="d.example", **where)
     assert here.recorder.summary().describe() == "flagged 3 leaks (a.example, b.example); 1 misused placeholder"
     ask(here.recorder)
-    here.recorder.tampered(CAUSE, "a placeholder", name="d.example", **where)
+    here.recorder.record_tampering(CAUSE, "a placeholder", name="d.example", **where)
     summary = here.recorder.summary()
     said = (
         "allowed 1 request; 1 flagged (`exeat flagged`); flagged 3 leaks (a.example, b.example); 2 misused placeholders"
@@ -148,7 +148,7 @@ def test_largest_summary_fits_its_packet(tmp_path):
         name = f"{number}" + "\U0001f4a9" * 5000
         for kind in (DENIED, FAILED):
             connect(here.recorder, kind, name=name)
-        here.recorder.leaked(
+        here.recorder.record_secret(
             CAUSE, "a key", rules=(), blocked=False, name=name, address=None, port=1, protocol=Protocol.TLS, http=None
         )
     summary = here.recorder.summary()
