@@ -219,7 +219,7 @@ class App:
         except VoteRefusedError:
             return  # somebody was quicker
         except (StoreError, JournalWriteError) as error:
-            self._say(f"the answer of {reviewer.name} to {approval} could not be taken: {error}")
+            self._say(f"the answer of {reviewer.name} to {approval} can't be recorded: {error}")
 
     def _begin(self, what: "Coroutine[Any, Any, None]") -> None:
         task = asyncio.get_running_loop().create_task(what)

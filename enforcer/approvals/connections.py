@@ -267,7 +267,7 @@ class GateConnection:
         try:
             word = read_worker_message(said)
         except MalformedMessageError as error:
-            self._say(f"a gate is not listened to any more: {error}")
+            self._say(f"a gate's channel was closed: {error}")
             self._line.close()
             return
         self._put(word)
@@ -289,5 +289,5 @@ class GateConnection:
             try:
                 await self._hear(word)
             except Exception as error:  # noqa: BLE001 - whoever waits for an answer is told that there is none
-                self._say(f"a gate is not served any more: {type(error).__name__}: {error}")
+                self._say(f"a gate's channel was closed after an error: {type(error).__name__}: {error}")
                 self._line.close()

@@ -1,4 +1,4 @@
-"""Request handlers of the approvals server: what people and commands may ask, each as who they are."""
+"""Request handlers of the approvals server, for approvers and commands; each checks the caller's identity."""
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -44,20 +44,20 @@ class RequestFailedError(Exception):
 
 
 class Request(NamedTuple):
-    """One request: who asks, what, and where the answer goes."""
+    """One request: its caller, its fields, and the connection for the answer."""
 
     app: "App"
     server: "Server"
     who: "Actor"
     said: Mapping[str, object]
     line: "PacketConnection"
-    ours: bool = True  # asked by the user whose registry this is
+    ours: bool = True  # the caller owns this registry
 
     @classmethod
     def by(
         cls, app: "App", server: "Server", peer: "Peer", said: dict[str, object], line: "PacketConnection"
     ) -> "Request":
-        """Find out who asks: by the token, if there is one, else by the uid. Raises RequestFailedError."""
+        """Identify the caller by the token if there is one, else by the uid. Raises RequestFailedError."""
         ours = peer.uid == os.geteuid()
         people, token = app.registry.people, said.pop("token", None)
         own = people.by_uid(peer.uid, os.uname().nodename)
@@ -76,27 +76,27 @@ class Request(NamedTuple):
         return cls(app, server, found, said, line, ours)
 
     def answer(self, what: Mapping[str, object]) -> None:
-        """Give the only answer."""
+        """Send the only answer."""
         self.line.say({"answer": what})
         self.line.finish()
 
     def text(self, key: str, longest: int) -> str:
-        """Take a text. Raises RequestFailedError."""
+        """Return a text field. Raises RequestFailedError."""
         value = self.said.get(key, "")
         if not isinstance(value, str) or len(value) > longest:
-            raise RequestFailedError(f"`{key}` is no text of at most {longest} characters", _MISUSE)
+            raise RequestFailedError(f"`{key}` must be a text of at most {longest} characters", _MISUSE)
         return value
 
 
 def _because(app: "App", ours: bool) -> str:  # noqa: FBT001
-    """Say that nobody may approve, if so; what is in the file is for the eyes of whose it is."""
+    """Return a note if approvers.yaml is broken; only its owner sees the details."""
     if not app.broken:
         return ""
     return f"; {app.broken if ours else 'approvers.yaml is broken, as `exeat status` tells whose it is'}"
 
 
 async def _listed(request: Request, states: "Iterable[ApprovalState]", since: float = 0.0) -> None:
-    """List questions, the first first, a batch a packet, as they are taken."""
+    """Send approval requests, oldest first, a batch per packet, as the client reads them."""
     registry = request.app.registry
     after = (since, "")
     wanted = tuple(states)
