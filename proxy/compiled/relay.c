@@ -1,8 +1,8 @@
 /*
- * Passing bytes on between pairs of sockets, and waiting for what happens to all of a gate's: `proxy/gate/splice.py` says
- * what is done, and does it alone where nobody could compile this. Nothing is decided here.
+ * Relays bytes between pairs of sockets, and waits for events of all sockets of a gate. `proxy/gate/splice.py` specifies
+ * the behaviour, and implements it in Python where this file isn't compiled. This code makes no decisions.
  *
- * Descriptors are the caller's: they are neither opened nor closed here, and stay in its epoll set for it to take out.
+ * The caller owns the descriptors: this code neither opens nor closes them, and the caller removes them from its epoll set.
  * For one thread. Sources: epoll(7), recv(2), send(2), socket(7).
  */
 
@@ -18,47 +18,47 @@
 
 #define PUBLIC __attribute__((visibility("default")))
 
-enum { AT_ONCE = 256, BUFFER = 256 * 1024, SMALL = 4096, LAST_WORDS = 64 };
+enum { AT_ONCE = 256, BUFFER = 256 * 1024, SMALL = 4096, MOST_LAST_READS = 64 };
 
-/* What happened to a descriptor of the caller's: epoll's events, or one of `enum over`. */
+/* Event of one of the caller's descriptors: epoll's events, or one of `enum outcome`. */
 struct answer {
 	int32_t fd;
 	uint32_t events;
 };
 
-/* How a pair is over; none of these bits is one of epoll's. */
-enum over { OPEN = 0, IN_PEACE = 1 << 16, NEAR_BROKE = 2 << 16, FAR_BROKE = 3 << 16, FAILED = 4 << 16 };
+/* How a pair ended; none of these bits is one of epoll's. */
+enum over { OPEN = 0, IN_ORDER = 1 << 16, CLIENT_BROKE = 2 << 16, SERVER_BROKE = 3 << 16, FAILED = 4 << 16 };
 
 struct end {
 	struct pair *pair;
 	struct end *other;
-	char *kept; /* what it was given and didn't take yet; `kept_from` is how much of it went since */
+	char *kept; /* bytes to send to it that its full socket didn't accept; `kept_from`: how many were sent since */
 	size_t kept_from, kept_to;
-	uint64_t taken; /* bytes */
+	uint64_t sent_total; /* bytes sent to it */
 	uint32_t waits_for;
 	int fd;
-	int silent; /* it has said all it will */
+	int silent; /* it has ended its side */
 };
 
 struct pair {
-	struct end near, far;
-	int64_t *backlog;  /* bytes that its sandbox's full sockets have waiting */
-	int64_t most_kept; /* of those; beyond, they are read in small pieces */
-	int set;           /* the epoll set that both are in */
-	int is_told;       /* the caller has been told that it is over */
+	struct end client, server;
+	int64_t *backlog;  /* bytes buffered for full sockets of its sandbox */
+	int64_t most_kept; /* of those; above, sockets are read in small pieces */
+	int set;           /* the epoll set of both descriptors */
+	int is_reported;       /* its end was reported to the caller */
 	enum over over;
 };
 
-/* Everybody's: whatever is read is written before anything else is read, and what a full socket didn't take is copied. */
+/* Shared by all pairs: data is written before anything else is read, and what a full socket doesn't accept is copied. */
 static char buffer[BUFFER];
-/* The ends by descriptor: what the kernel says of a descriptor that has changed hands meanwhile reaches no other end. */
+/* Ends by descriptor, so that an event of a descriptor that was reused reaches no wrong end. */
 static struct end **watching;
 static size_t watching_size;
 
-/* Of what this was compiled: whoever loads it compares. */
+/* Hash of the source, which the loader compares. */
 PUBLIC const char exeat_source[] = EXEAT_SOURCE;
 
-/* -1: there is no memory. */
+/* Register an end. -1: out of memory. */
 static int watch(struct end *end)
 {
 	size_t size = watching_size ? watching_size : 64;
@@ -97,7 +97,7 @@ static void finish(struct pair *pair, enum over how)
 		pair->over = how;
 }
 
-/* For nothing means to be out of the set, or an error would be told over and over. */
+/* Without events, the descriptor leaves the set, since epoll would report an error again and again. */
 static void wait_for(struct end *end, uint32_t events)
 {
 	struct epoll_event event = {.events = events, .data.fd = end->fd};
@@ -110,7 +110,7 @@ static void wait_for(struct end *end, uint32_t events)
 		finish(end->pair, FAILED);
 }
 
-static void forget_kept(struct end *end)
+static void free_kept(struct end *end)
 {
 	*end->pair->backlog -= (int64_t)end->kept_to;
 	free(end->kept);
@@ -118,8 +118,8 @@ static void forget_kept(struct end *end)
 	end->kept_from = end->kept_to = 0;
 }
 
-/* Keep what doesn't go now; the other side then waits. */
-static void keep(struct end *end, const char *data, size_t size)
+/* Buffer bytes that can't be sent now, and stop reading from the other end. */
+static void buffer_unsent(struct end *end, const char *data, size_t size)
 {
 	end->kept = malloc(size);
 	if (end->kept == NULL) {
@@ -134,129 +134,129 @@ static void keep(struct end *end, const char *data, size_t size)
 	wait_for(end->other, end->other->waits_for & ~(uint32_t)EPOLLIN);
 }
 
-/* Give the other side what this one said before it broke: it can be read still, and may say why. */
-static void hear_out(struct end *end)
+/* Relay data that arrived before an end broke: it can still be read, and may say why. */
+static void relay_last_data(struct end *end)
 {
 	struct end *other = end->other;
 
-	for (int each = 0; each < LAST_WORDS && other->kept == NULL; each++) {
+	for (int each = 0; each < MOST_LAST_READS && other->kept == NULL; each++) {
 		ssize_t size = recv(end->fd, buffer, BUFFER, MSG_DONTWAIT), sent;
 
 		if (size <= 0)
 			return;
 		sent = send(other->fd, buffer, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (sent > 0)
-			other->taken += (uint64_t)sent;
+			other->sent_total += (uint64_t)sent;
 		if (sent < size)
 			return; /* what is full is reset now */
 	}
 }
 
-static void broke(struct end *end)
+static void end_broken(struct end *end)
 {
 	if (end->pair->over != OPEN)
 		return;
-	finish(end->pair, end == &end->pair->far ? FAR_BROKE : NEAR_BROKE);
-	hear_out(end);
+	finish(end->pair, end == &end->pair->server ? SERVER_BROKE : CLIENT_BROKE);
+	relay_last_data(end);
 }
 
-static void give_kept(struct end *end)
+static void send_kept(struct end *end)
 {
 	ssize_t sent = send(end->fd, end->kept + end->kept_from, end->kept_to - end->kept_from, MSG_DONTWAIT | MSG_NOSIGNAL);
 
 	if (sent < 0) {
 		if (errno != EAGAIN && errno != EINTR)
-			broke(end);
+			end_broken(end);
 		return;
 	}
-	end->taken += (uint64_t)sent;
+	end->sent_total += (uint64_t)sent;
 	end->kept_from += (size_t)sent;
 	if (end->kept_from == end->kept_to) {
-		forget_kept(end);
+		free_kept(end);
 		wait_for(end, end->waits_for & ~(uint32_t)EPOLLOUT);
 		wait_for(end->other, end->other->waits_for | EPOLLIN);
 	}
 }
 
-/* It has said all it will: carry that over; the second one is the end of both. */
-static void fell_silent(struct end *end)
+/* An end has ended its side: pass that on. When both have, the pair ends. */
+static void handle_end_of_data(struct end *end)
 {
 	end->silent = 1;
 	if (end->other->silent) {
-		finish(end->pair, IN_PEACE);
+		finish(end->pair, IN_ORDER);
 		return;
 	}
-	wait_for(end, end->waits_for & ~(uint32_t)EPOLLIN); /* nothing is kept for the other: or this would not be read */
+	wait_for(end, end->waits_for & ~(uint32_t)EPOLLIN); /* nothing is buffered for the other: else this end would not be read */
 	if (shutdown(end->other->fd, SHUT_WR) < 0)
-		broke(end->other);
+		end_broken(end->other);
 }
 
-/* Give a side what the other one has said, and keep what it doesn't take. */
-static void give(struct end *end, const char *said, size_t size)
+/* Send data to an end, and buffer what it doesn't accept. */
+static void send_or_keep(struct end *end, const char *data, size_t size)
 {
-	ssize_t sent = send(end->fd, said, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+	ssize_t sent = send(end->fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 
 	if (sent < 0) {
 		if (errno != EAGAIN && errno != EINTR) {
-			broke(end);
+			end_broken(end);
 			return;
 		}
 		sent = 0;
 	}
-	end->taken += (uint64_t)sent;
+	end->sent_total += (uint64_t)sent;
 	if ((size_t)sent < size)
-		keep(end, said + sent, size - (size_t)sent);
+		buffer_unsent(end, data + sent, size - (size_t)sent);
 }
 
-/* Give the other side what this one has said: once, so that a busy connection leaves the others their turn. */
-static void pass(struct end *end, uint32_t events)
+/* Relay from one end to the other, with one read, so that a busy connection leaves a turn to the others. */
+static void relay(struct end *end, uint32_t events)
 {
 	ssize_t size;
 
 	if (end->kept != NULL && events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
-		give_kept(end);
+		send_kept(end);
 	if (end->pair->over != OPEN || !(end->waits_for & EPOLLIN) || !(events & (EPOLLIN | EPOLLERR | EPOLLHUP)))
 		return;
 	size = recv(end->fd, buffer, *end->pair->backlog < end->pair->most_kept ? BUFFER : SMALL, MSG_DONTWAIT);
 	if (size < 0) {
 		if (errno != EAGAIN && errno != EINTR)
-			broke(end);
+			end_broken(end);
 		return;
 	}
 	if (size == 0) {
-		fell_silent(end);
+		handle_end_of_data(end);
 		return;
 	}
-	give(end->other, buffer, (size_t)size);
+	send_or_keep(end->other, buffer, (size_t)size);
 }
 
-/* Tell of a pair that is over by its near descriptor, once; returns how many answers that gave. */
-static int tell(struct pair *pair, struct answer *answer)
+/* Report the end of a pair, once, by its client descriptor; returns the number of answers. */
+static int report_end(struct pair *pair, struct answer *answer)
 {
-	if (pair->over == OPEN || pair->is_told)
+	if (pair->over == OPEN || pair->is_reported)
 		return 0;
-	pair->is_told = 1;
-	*answer = (struct answer){pair->near.fd, pair->over};
+	pair->is_reported = 1;
+	*answer = (struct answer){pair->client.fd, pair->over};
 	return 1;
 }
 
-/* Do what is ready for those who are here, and note what isn't theirs. Returns how many answers there are. */
+/* Relay for ready pairs of this set, and report events of other descriptors. Returns the number of answers. */
 static int serve(int set, const struct epoll_event *events, int count, struct answer *answers)
 {
-	int told = 0;
+	int count_of_answers = 0;
 
 	for (int each = 0; each < count; each++) {
 		struct end *end = watcher(events[each].data.fd);
 
 		if (end == NULL) {
-			answers[told++] = (struct answer){events[each].data.fd, events[each].events};
+			answers[count_of_answers++] = (struct answer){events[each].data.fd, events[each].events};
 		} else if (end->pair->set == set) {
 			if (end->pair->over == OPEN)
-				pass(end, events[each].events);
-			told += tell(end->pair, &answers[told]);
+				relay(end, events[each].events);
+			count_of_answers += report_end(end->pair, &answers[count_of_answers]);
 		}
 	}
-	return told;
+	return count_of_answers;
 }
 
 static int64_t now(void) /* ms */
@@ -267,8 +267,8 @@ static int64_t now(void) /* ms */
 	return time.tv_sec * INT64_C(1000) + time.tv_nsec / 1000000;
 }
 
-/* Wait up to `timeout` ms (-1: for ever), pass on what there is, and tell of the rest: other descriptors, and pairs that
- * are over, by their near one. Returns how many answers there are, at most `most`; -1 with errno, EINTR too. */
+/* Wait up to `timeout` ms (-1: for ever), relay for ready pairs, and report the rest: events of other descriptors, and
+ * ended pairs, by their client descriptor. Returns the number of answers, at most `most`; -1 with errno, also EINTR. */
 PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 {
 	struct epoll_event events[AT_ONCE];
@@ -276,16 +276,16 @@ PUBLIC int exeat_serve(int set, int timeout, struct answer *answers, int most)
 
 	for (;;) {
 		int count = epoll_wait(set, events, most < AT_ONCE ? most : AT_ONCE, timeout);
-		int told = count < 0 ? -1 : serve(set, events, count, answers);
+		int count_of_answers = count < 0 ? -1 : serve(set, events, count, answers);
 
-		if (told || !timeout || !count)
-			return told;
+		if (count_of_answers || !timeout || !count)
+			return count_of_answers;
 		if (timeout > 0 && (timeout = (int)(until - now())) < 0)
-			timeout = 0; /* once more, so that what is ready is told however busy the pairs are */
+			timeout = 0; /* poll once more, so that events are reported however busy the pairs are */
 	}
 }
 
-/* Know of nobody in a set that is about to be closed: its number and theirs may be another sandbox's in a moment. */
+/* Forget all pairs of a set before it is closed: another sandbox may get its number and their descriptors. */
 PUBLIC void exeat_leave(int set)
 {
 	for (size_t fd = 0; fd < watching_size; fd++)
@@ -293,81 +293,81 @@ PUBLIC void exeat_leave(int set)
 			watching[fd] = NULL;
 }
 
-/* Tell nobody of a pair any more. What stands at its descriptors may be another's meanwhile. */
-static void leave(struct pair *pair)
+/* Forget a pair, unless its descriptors belong to another pair by now. */
+static void forget_pair(struct pair *pair)
 {
-	unwatch(&pair->near);
-	unwatch(&pair->far);
+	unwatch(&pair->client);
+	unwatch(&pair->server);
 }
 
-/* Whoever had a descriptor before has closed it without a word. */
-static void displace(int fd)
+/* Forget an earlier pair of a descriptor, which was closed without a release. */
+static void forget_previous(int fd)
 {
 	struct end *end = watcher(fd);
 
 	if (end != NULL)
-		leave(end->pair);
+		forget_pair(end->pair);
 }
 
-/* Take two descriptors that are in `set`, waited on for EPOLLIN. Returns NULL where there is no memory. */
-PUBLIC struct pair *exeat_adopt(int set, int near, int far, int64_t *backlog, int64_t most_kept)
+/* Start to relay between two descriptors that are in `set`, registered for EPOLLIN. Returns NULL if out of memory. */
+PUBLIC struct pair *exeat_adopt(int set, int client, int server, int64_t *backlog, int64_t most_kept)
 {
 	struct pair *pair = calloc(1, sizeof *pair);
 
 	if (pair == NULL)
 		return NULL;
-	pair->near = (struct end){.pair = pair, .other = &pair->far, .waits_for = EPOLLIN, .fd = near};
-	pair->far = (struct end){.pair = pair, .other = &pair->near, .waits_for = EPOLLIN, .fd = far};
+	pair->client = (struct end){.pair = pair, .other = &pair->server, .waits_for = EPOLLIN, .fd = client};
+	pair->server = (struct end){.pair = pair, .other = &pair->client, .waits_for = EPOLLIN, .fd = server};
 	pair->backlog = backlog;
 	pair->most_kept = most_kept;
 	pair->set = set;
-	displace(near);
-	displace(far);
-	if (near == far || watch(&pair->near) < 0 || watch(&pair->far) < 0) {
-		leave(pair);
+	forget_previous(client);
+	forget_previous(server);
+	if (client == server || watch(&pair->client) < 0 || watch(&pair->server) < 0) {
+		forget_pair(pair);
 		free(pair);
 		return NULL;
 	}
 	return pair;
 }
 
-/* Begin. What the near side has `said` was judged, and goes on as it was: it is read once more and thrown away, for until
- * then a program can change what it has sent (sendfile(2), splice(2)). Where nothing was judged, `size` is 0. Returns how
- * it is over, if it is. */
-PUBLIC uint32_t exeat_start(struct pair *pair, const char *said, size_t size)
+/* Start the relay. The caller has inspected the client's first bytes, `data`, and these are sent as inspected. The
+ * client's bytes are read again and discarded, since until then its program can change them (sendfile(2), splice(2)).
+ * If nothing was inspected, `size` is 0. Returns the outcome, if the pair has ended. */
+PUBLIC uint32_t exeat_start(struct pair *pair, const char *data, size_t size)
 {
 	for (size_t left = size; left && pair->over == OPEN;) {
-		ssize_t gone = recv(pair->near.fd, buffer, left < BUFFER ? left : BUFFER, MSG_DONTWAIT | MSG_TRUNC);
+		ssize_t discarded = recv(pair->client.fd, buffer, left < BUFFER ? left : BUFFER, MSG_DONTWAIT | MSG_TRUNC);
 
-		if (gone > 0)
-			left -= (size_t)gone;
+		if (discarded > 0)
+			left -= (size_t)discarded;
 		else
-			finish(pair, NEAR_BROKE); /* what else it has said nobody has judged: it isn't heard out */
+			finish(pair, CLIENT_BROKE); /* other data wasn't inspected, so it isn't relayed */
 	}
 	if (!size)
-		pass(&pair->near, EPOLLIN);
+		relay(&pair->client, EPOLLIN);
 	else if (pair->over == OPEN)
-		give(&pair->far, said, size);
+		send_or_keep(&pair->server, data, size);
 	return pair->over;
 }
 
-/* How it is over; 0 while it isn't. What `exeat_serve` told may be of another that had the same descriptors. */
+/* Outcome of a pair; 0: it goes on. An answer of `exeat_serve` may be of an earlier pair with the same descriptors. */
 PUBLIC uint32_t exeat_over(const struct pair *pair)
 {
 	return pair->over;
 }
 
-/* How many bytes each side was given: the near one's are those that came down. */
+/* Bytes sent to the server (up) and to the client (down). */
 PUBLIC void exeat_count(const struct pair *pair, uint64_t up_and_down[2])
 {
-	up_and_down[0] = pair->far.taken;
-	up_and_down[1] = pair->near.taken;
+	up_and_down[0] = pair->server.sent_total;
+	up_and_down[1] = pair->client.sent_total;
 }
 
-/* Say how one side stands, for somebody else to go on: what it waits for, whether it is silent, what is kept for it. */
-PUBLIC const char *exeat_side(const struct pair *pair, int far, uint32_t *waits_for, int *silent, size_t *size)
+/* Return the state of one end, so that the caller can continue: its events, whether it is silent, its buffered bytes. */
+PUBLIC const char *exeat_side(const struct pair *pair, int server, uint32_t *waits_for, int *silent, size_t *size)
 {
-	const struct end *end = far ? &pair->far : &pair->near;
+	const struct end *end = server ? &pair->server : &pair->client;
 
 	*waits_for = end->waits_for;
 	*silent = end->silent;
@@ -375,11 +375,11 @@ PUBLIC const char *exeat_side(const struct pair *pair, int far, uint32_t *waits_
 	return *size ? end->kept + end->kept_from : NULL;
 }
 
-/* Let go of both; whether they are still in the set is as `exeat_side` says. */
+/* Release a pair; `exeat_side` says whether its descriptors are still in the set. */
 PUBLIC void exeat_release(struct pair *pair)
 {
-	forget_kept(&pair->near);
-	forget_kept(&pair->far);
-	leave(pair);
+	free_kept(&pair->client);
+	free_kept(&pair->server);
+	forget_pair(pair);
 	free(pair);
 }

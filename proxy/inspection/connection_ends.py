@@ -38,7 +38,7 @@ class End:
     def __init__(self, place: "WebOrigin") -> None:
         self.place = place
         self.alpn: bytes | None = None  # the protocol that TLS agreed on
-        self.can_read = self.can_write = False  # something may still come, or be sent
+        self.can_read = self.can_write = False  # data may still arrive, or be sent
         self.cut = False  # it was cut off rather than ended
         self.peername = None  # mitmproxy logs it
 
@@ -56,7 +56,7 @@ class ClientEnd(End):
 
     def __init__(self, place: "WebOrigin") -> None:
         super().__init__(place)
-        self.codec: ClientSideHttp1 | ClientSideHttp2 | None = None  # None: TLS isn't settled yet
+        self.codec: ClientSideHttp1 | ClientSideHttp2 | None = None  # None: the handshake isn't complete
         self.can_read = self.can_write = True
 
 
@@ -64,7 +64,7 @@ class ServerEnd(End):
     """Connection to the server of the checked name (invariant 3); a client may use several."""
 
     __slots__ = (
-        "_good_for", "addresses", "authorities", "codec", "dialled", "login", "over", "proven", "relayed",
+        "_allowed_key", "addresses", "authorities", "codec", "dialled", "login", "over", "proven", "relayed",
         "unidentified", "used",
     )  # fmt: skip
 
@@ -79,19 +79,21 @@ class ServerEnd(End):
         self.authorities = authorities
         self.over = False  # it failed to open, or was closed
         self.used = False  # a request was sent on it
-        self.relayed = False  # it leads to an HTTP proxy itself, not through it
+        self.relayed = False  # requests go to an HTTP proxy itself, not through a tunnel
         self.unidentified = False  # its server has asked for a client certificate, and got none
         self.proven = False  # its server has proved, over TLS, to be the checked name
-        self.login: Login | None = None  # what a proxy is told that requests are relayed by
-        self.dialled: Hop | None = None  # the address that it leads to
-        self._good_for: tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None = None  # as was checked
+        self.login: Login | None = None  # credentials for that proxy
+        self.dialled: Hop | None = None  # the address that it is connected to
+        self._allowed_key: tuple[Policy, date | None, Request | None, bool, frozenset[str]] | None = (
+            None  # the last allowed check
+        )
 
     def is_good(self, policy: "Policy", attempt: "Attempt", address: "Hop") -> bool:
         """Whether `policy` allows a request to the `address` of this connection."""
         key = (policy, attempt.at, attempt.request, attempt.tainted, attempt.granted)
-        if self._good_for != key:
-            self._good_for = None if policy.check_address(attempt, address) else key
-        return self._good_for is not None
+        if self._allowed_key != key:
+            self._allowed_key = None if policy.check_address(attempt, address) else key
+        return self._allowed_key is not None
 
 
 class ConnectionControl(Protocol):
@@ -162,7 +164,7 @@ class ServerFailure(str):
     reason: "Reason"
 
     def __new__(cls, reason: "Reason", detail: str) -> Self:
-        """Make one; `detail` is the text."""
+        """Create a failure; `detail` is the text."""
         failure = super().__new__(cls, detail)
         failure.reason = reason
         return failure
@@ -171,8 +173,8 @@ class ServerFailure(str):
 MIB: Final = 1 << 20
 TIGHT: Final = 32 * MIB  # bytes; as much as spliced connections may keep (proxy.gate.splice)
 MOST: Final = 256 * MIB
-REQUEST: Final = 32 * 1024  # bytes that a request under way takes by itself, with what is held back to be looked at
-FIELD: Final = 128  # ... and each field of its head, beside its text
+REQUEST: Final = 32 * 1024  # bytes that an open request takes itself, including data held back for a scan
+FIELD: Final = 128  # bytes that each header field takes in addition to its text
 
 
 class BufferOwner(Protocol):
@@ -195,7 +197,7 @@ class MemoryQuota:
     def __init__(self, keepers: "Callable[[], Collection[BufferOwner]]", most: int = MOST) -> None:
         self._keepers = keepers
         self._most = most
-        self.kept = 0  # bytes, of all
+        self.kept = 0  # bytes of all connections
 
     @property
     def is_tight(self) -> bool:
@@ -207,20 +209,19 @@ class MemoryQuota:
         self.kept += kept - keeper.kept
         keeper.kept = kept
         if self.kept > self._most:
-            self._make_room()
+            self._close_largest()
 
     def leave(self, keeper: BufferOwner) -> None:
         """Count a connection as buffering nothing. Idempotent."""
         self.kept -= keeper.kept
         keeper.kept = 0
 
-    def _make_room(self) -> None:
-        """Weigh everything, as sockets take what waits for them unnoted; then end those that keep most.
+    def _close_largest(self) -> None:
+        """Count all buffers again, as sockets drain them without notice; then close the largest.
 
-        A quarter is free afterwards, so what it takes to weigh them all is little beside what comes in until the next
-        time.
+        Afterwards a quarter of the quota is free, so that this happens rarely.
         """
-        keepers = sorted(self._keepers(), key=_weighed, reverse=True)
+        keepers = sorted(self._keepers(), key=_update_size, reverse=True)
         self.kept = sum(keeper.kept for keeper in keepers)
         for keeper in keepers:
             if self.kept <= self._most * 3 // 4:
@@ -229,6 +230,6 @@ class MemoryQuota:
             self.leave(keeper)
 
 
-def _weighed(keeper: BufferOwner) -> int:
+def _update_size(keeper: BufferOwner) -> int:
     keeper.kept = keeper.weigh()
     return keeper.kept

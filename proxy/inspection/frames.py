@@ -1,9 +1,9 @@
 """Limits HTTP/2 frames that cost work without progress, for each peer.
 
-Most denials of service by HTTP/2 are frames that are cheap to send and say nothing: SETTINGS and PING that want an
-answer (CVE-2019-9512, -9515), empty DATA (CVE-2019-9518), PRIORITY (CVE-2019-9513), resets and what makes us reset
-(CVE-2023-44487, CVE-2025-8671), heads that never end (CONTINUATION, VU#421644). One account covers them all: such a
-frame costs, and what moves a request on earns. A client or server that overdraws it gets ENHANCE_YOUR_CALM.
+Most denials of service by HTTP/2 use frames that are cheap to send and have no content: SETTINGS and PING that require
+an answer (CVE-2019-9512, -9515), empty DATA (CVE-2019-9518), PRIORITY (CVE-2019-9513), resets and frames that cause
+resets (CVE-2023-44487, CVE-2025-8671), endless heads (CONTINUATION, VU#421644). One budget covers them all: such frames
+spend it, frames with progress earn it. A peer that exceeds it gets ENHANCE_YOUR_CALM.
 """
 
 import time
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from hpack import HeaderTuple
     from hyperframe.frame import ContinuationFrame, Frame, PushPromiseFrame
 
-MOST_PACKED: Final = 128 * 1024  # bytes of a block of fields as it is packed; what they come to h2 bounds (64 KB)
-PATIENCE: Final = 1000.0  # frames at a time that bring nothing
-REGAINED: Final = 20.0  # ... more of them a second: pings that keep a connection open
-EARNED_BY_HEAD: Final = 20.0  # frames that may go with a request or a response
-EARNED_BY_DATA: Final = 2.0  # ... and with a frame of body that we send: to measure its way
-LEAST_CREDIT: Final = 64  # bytes: credit for what was sent costs nothing; some servers give it for every small read
-# Bytes of fields that were sent, to be named again: a peer may allow any size (RFC 7541 section 4.2), and hpack would
-# keep all that, and search through it for each field
+MOST_PACKED: Final = 128 * 1024  # bytes of a compressed header block; h2 limits the decompressed size (64 KB)
+PATIENCE: Final = 1000.0  # frames without progress in a burst
+REGAINED: Final = 20.0  # ... earned back a second, for pings that keep a connection open
+EARNED_BY_HEAD: Final = 20.0  # frames for each request or response
+EARNED_BY_DATA: Final = 2.0  # frames for each DATA frame that we send: peers measure latency with PING
+LEAST_CREDIT: Final = 64  # bytes: smaller window updates spend the budget; some servers send one for every small read
+# Bytes of the encoder's dynamic table. A peer may allow any size (RFC 7541 section 4.2), and hpack would use all of it
+# and search it for each field.
 MOST_TABLE: Final = 4096
-FRAMES_AT_ONCE: Final = 32  # that h2 is given before the connection may have to wait for its next turn
-PIECE: Final = 16 * 1024  # bytes that h2 is given at a time: it moves all that it has for every frame
+FRAMES_AT_ONCE: Final = 32  # passed to h2 before the connection yields its turn
+PIECE: Final = 16 * 1024  # bytes passed to h2 at a time: it moves its whole buffer for every frame
 
 _TABLE: Final = int(SettingCodes.HEADER_TABLE_SIZE)
 _KNOWN: Final = frozenset(int(code) for code in SettingCodes)
@@ -50,25 +50,25 @@ _KNOWN: Final = frozenset(int(code) for code in SettingCodes)
 class FrameBudget:
     """Token bucket of frames without progress."""
 
-    __slots__ = ("_left", "_since")
+    __slots__ = ("_frames_left", "_since")
 
     def __init__(self) -> None:
-        self._left = PATIENCE
+        self._frames_left = PATIENCE
         self._since = time.monotonic()
 
     def earn(self, frames: float) -> None:
         """Add to the budget for frames with progress, up to its initial size."""
-        self._left = min(self._left + frames, PATIENCE)
+        self._frames_left = min(self._frames_left + frames, PATIENCE)
 
     def spend(self) -> bool:
         """Take one frame from the budget; returns False if it is used up."""
-        if self._left < 1.0:
+        if self._frames_left < 1.0:
             now = time.monotonic()
             self.earn((now - self._since) * REGAINED)
             self._since = now
-        if self._left < 1.0:
+        if self._frames_left < 1.0:
             return False
-        self._left -= 1.0
+        self._frames_left -= 1.0
         return True
 
 
@@ -94,14 +94,14 @@ class BoundedFrames(FrameBuffer):
         return len(self._data) + (sum([len(piece.data) for piece in pieces]) if pieces else 0)
 
     def pieces(self, data: bytes) -> "Iterator[bytes]":
-        """Cut what has come in front of each stream's head, whose few bytes may be 64 KB, and behind many frames.
+        """Split received bytes before each stream's head, which may expand to 64 KB, and after FRAMES_AT_ONCE frames.
 
-        What comes together of one stream stays together: where h2 can't read all of it, nothing of it counts.
+        Frames of one stream stay together: if h2 can't parse all of them, none counts.
         """
-        begun = bytes(self._data[:_HEAD])
+        buffered_head = bytes(self._data[:_HEAD])
         start, at, frames, stream = 0, self._preamble_len - len(self._data), 0, b""
         while True:
-            head = data[at : at + _HEAD] if at >= 0 else begun + data[: _HEAD - len(begun)]
+            head = data[at : at + _HEAD] if at >= 0 else buffered_head + data[: _HEAD - len(buffered_head)]
             if len(head) < _HEAD:
                 break
             begins = head[_TYPE_AT] == HeadersFrame.type and head[_STREAM_AT:] != stream
@@ -134,9 +134,9 @@ class MalformedMessage(h2.events.Event):
 
 
 class TrimmingDecoder(Decoder):
-    """hpack's reader, which takes blanks off the ends of values: HTTP means nothing by them (RFC 9110 section 5.5).
+    """hpack's decoder, which also strips blanks from the ends of values (RFC 9110 section 5.5).
 
-    RFC 9113 section 8.2.1 has a request with such a value refused, so what leaves has none. Pseudo-headers stay.
+    Peers must reject such values (RFC 9113 section 8.2.1), so none may be forwarded. Pseudo-headers are unchanged.
     """
 
     def decode(self, data: bytes, raw: bool = False) -> "Iterable[HeaderTuple]":  # noqa: FBT001, FBT002  hpack's own
@@ -169,8 +169,10 @@ class BoundedH2Connection(BufferedH2Connection):
         trimming = TrimmingDecoder(self.decoder.max_header_list_size)
         trimming.max_allowed_table_size = self.decoder.max_allowed_table_size
         self.decoder = trimming
-        self._patience = FrameBudget()
-        self._to_credit = 0  # bytes that credit is due for: twice what was sent, for a stream and for all
+        self._budget = FrameBudget()
+        self._creditable = (
+            0  # bytes that window updates may cover: twice the sent bytes, for the stream and the connection
+        )
 
     def receive_data(self, data: bytes) -> "list[Event]":
         """Parse received bytes, in pieces."""
@@ -181,18 +183,18 @@ class BoundedH2Connection(BufferedH2Connection):
 
     def _receive_frame(self, frame: "Frame") -> "list[Event]":
         if isinstance(frame, SettingsFrame):
-            # Unknown ones mean nothing (RFC 9113 section 6.5.2), but h2 would keep each of 65536 for good
+            # Unknown settings must be ignored (RFC 9113 section 6.5.2), but h2 would store up to 65536 of them
             frame.settings = {code: value for code, value in frame.settings.items() if code in _KNOWN}
             if (table := frame.settings.get(_TABLE)) is not None:
                 frame.settings[_TABLE] = min(table, MOST_TABLE)
-        if brings_nothing(frame) and not self._credits(frame):
-            self._bear()
+        if brings_nothing(frame) and not self._is_due_credit(frame):
+            self._spend_budget()
         events = super()._receive_frame(frame)
         for event in events:
             if isinstance(event, RequestReceived | ResponseReceived):
-                self._patience.earn(EARNED_BY_HEAD)
+                self._budget.earn(EARNED_BY_HEAD)
             elif isinstance(event, InformationalResponseReceived):
-                self._bear()
+                self._spend_budget()
         return events
 
     def _receive_headers_frame(self, frame: HeadersFrame) -> "tuple[list[Frame], list[Event]]":
@@ -201,11 +203,11 @@ class BoundedH2Connection(BufferedH2Connection):
         try:
             frames, events = super()._receive_headers_frame(frame)
         except h2.exceptions.ProtocolError as error:
-            begun = stream is not None or (not self.config.client_side and frame.stream_id in self.streams)
-            if not begun or not self._is_of_one_message(error):
+            buffered_head = stream is not None or (not self.config.client_side and frame.stream_id in self.streams)
+            if not buffered_head or not self._is_message_error(error):
                 raise
             return [], [MalformedMessage(frame.stream_id, str(error))]
-        if stream is not None and _says_no_length(events[0]):
+        if stream is not None and _ignores_length(events[0]):
             stream._expected_content_length = None  # noqa: SLF001
         if stream is not None and expected is not None and isinstance(events[0], TrailersReceived):
             actual = stream._actual_content_length  # noqa: SLF001  h2 compares them only where DATA ends a message
@@ -223,12 +225,12 @@ class BoundedH2Connection(BufferedH2Connection):
             if error.actual_length > error.expected_length:
                 self.acknowledge_received_data(frame.flow_controlled_length, frame.stream_id)
                 return [], [malformed]
-            data = h2.events.DataReceived(stream_id=frame.stream_id)  # what came before the end counts
+            data = h2.events.DataReceived(stream_id=frame.stream_id)  # data before the error counts
             data.data, data.flow_controlled_length = frame.data, frame.flow_controlled_length
             return [], [data, malformed]
 
-    def _is_of_one_message(self, error: h2.exceptions.ProtocolError) -> bool:
-        """Whether an error that h2 found in a block of fields is of what it says, and not of how it is packed."""
+    def _is_message_error(self, error: h2.exceptions.ProtocolError) -> bool:
+        """Whether an error in a header block concerns the message, not its compression."""
         packing = isinstance(error.__cause__, HPACKError | IndexError | TypeError)
         plain = type(error) is h2.exceptions.ProtocolError
         return plain and not packing and self.state_machine.state is not ConnectionState.CLOSED
@@ -236,23 +238,23 @@ class BoundedH2Connection(BufferedH2Connection):
     def _prepare_for_sending(self, frames: "list[Frame]") -> None:
         for frame in frames:
             if isinstance(frame, DataFrame):
-                self._to_credit += 2 * len(frame.data)
-                self._patience.earn(EARNED_BY_DATA)
+                self._creditable += 2 * len(frame.data)
+                self._budget.earn(EARNED_BY_DATA)
         super()._prepare_for_sending(frames)
 
-    def _credits(self, frame: "Frame") -> bool:
-        """Whether a frame gives credit for what was sent, and not in mites."""
-        if not isinstance(frame, WindowUpdateFrame) or not LEAST_CREDIT <= frame.window_increment <= self._to_credit:
+    def _is_due_credit(self, frame: "Frame") -> bool:
+        """Whether a frame is a window update for sent data, of at least LEAST_CREDIT bytes."""
+        if not isinstance(frame, WindowUpdateFrame) or not LEAST_CREDIT <= frame.window_increment <= self._creditable:
             return False
-        self._to_credit -= frame.window_increment
+        self._creditable -= frame.window_increment
         return True
 
-    def _bear(self) -> None:
-        if not self._patience.spend():
+    def _spend_budget(self) -> None:
+        if not self._budget.spend():
             raise h2.exceptions.DenialOfServiceError("too many frames without progress")
 
 
-def _says_no_length(event: "Event") -> bool:
+def _ignores_length(event: "Event") -> bool:
     """Whether a response's Content-Length doesn't apply to its body, which h2 would check."""
     return isinstance(event, InformationalResponseReceived) or (
         isinstance(event, ResponseReceived) and dict(event.headers).get(b":status") == b"304"

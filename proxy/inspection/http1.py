@@ -3,11 +3,11 @@
 A head is read in one strict way (`http1_heads`); heads, chunk lines and trailers have limits, and a cut is no end. A
 codec reads the next head only when it is asked for its next event, never while it writes. States:
 
-    HEAD  the next message's head comes
-    BODY  ... its body
-    WAIT  it is whole, and the other half of the exchange isn't
+    HEAD  the next message's head is expected
+    BODY  its body is expected
+    WAIT  the message is complete, the other message of the exchange isn't
     PIPE  both sides have switched to another protocol (101): bytes in both directions
-    DONE  nothing more is read, and the connection is to be closed
+    DONE  nothing more is read, and the connection will be closed
 """
 
 from collections import deque
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Field
 
 MOST_LINE: Final = 64 * 1024  # of what can't be used before it is whole: a chunk's header, trailers
-# Methods whose bodies mean nothing (RFC 9110 section 9.3): some servers take one for the next request, and that was not
-# decided. Where the connection is to end, there is none (CL.0)
+# Methods whose bodies have no meaning (RFC 9110 section 9.3). Some servers parse such a body as the next request, which
+# was never decided (CL.0); so the connection ends after it.
 BODILESS: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE"})
-MOST_AHEAD: Final = 64 * 1024  # of pipelined requests that wait
+MOST_AHEAD: Final = 64 * 1024  # bytes of pipelined requests that wait
 SWITCHED: Final = 101
 
-# What a client begins with that takes HTTP/2 for settled, cut where a head ends (RFC 9113 section 3.4)
+# The preface of an HTTP/2 client with prior knowledge, split where a head ends (RFC 9113 section 3.4)
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\n", b"SM\r\n\r\n"
 _SPEAKS_LATER: Final = (
     "its client waits for the server to speak first, as in IMAP, POP and SMTP: that isn't HTTP, and can't be inspected"
@@ -94,7 +94,7 @@ class Codec:
     """Base of both codecs."""
 
     faces_client: bool  # else it faces a server
-    stream_id: int | None  # of the request at hand
+    stream_id: int | None  # of the current request
     _data: type[RequestData | ResponseData]
     _trailers: type[RequestTrailers | ResponseTrailers]
     _end: type[RequestEndOfMessage | ResponseEndOfMessage]
@@ -107,12 +107,14 @@ class Codec:
         self.request: Head | None = None
         self.response: ResponseHead | None = None
         self.request_done = self.response_done = False
-        self.found: deque[HttpEvent] = deque()  # that were found together
+        self.found: deque[HttpEvent] = deque()  # parsed events that aren't returned yet
         self._cut = False  # the connection was cut off rather than ended
-        self._chunks: Chunks | None = None  # reads the body, if it comes in chunks
-        self._size = self._left = 0  # bytes of the body, all and still to come; `maxsize`: until the connection ends
-        self._piece = b""  # bytes that nobody has to look at
-        self._sends_chunks = False  # the message that is sent has its body in chunks
+        self._chunks: Chunks | None = None  # reads a chunked body
+        self._size = self._body_left = (
+            0  # bytes of the body, all and still to come; `maxsize`: until the connection ends
+        )
+        self._unparsed = b""  # body bytes that bypass the buffer
+        self._sends_chunks = False  # the sent message has a chunked body
         self._sent_trailers: http.Headers | None = None  # to be sent after the last chunk
 
     def receive(self, data: bytes) -> None:
@@ -121,9 +123,9 @@ class Codec:
         if state is State.DONE:
             return
         if not self.buf and (
-            state is State.PIPE or (state is State.BODY and not self._chunks and len(data) < self._left)
+            state is State.PIPE or (state is State.BODY and not self._chunks and len(data) < self._body_left)
         ):
-            self._piece = data  # through the buffer it would be copied three times
+            self._unparsed = data  # through the buffer it would be copied three times
         else:
             self.buf += data
 
@@ -153,22 +155,22 @@ class Codec:
         """Read a body of `size` bytes next; None: chunked, -1: until the connection ends."""
         self.state = State.BODY
         self._chunks = Chunks(lenient=lenient) if size is None else None
-        self._size = self._left = maxsize if size == -1 else size or 0
+        self._size = self._body_left = maxsize if size == -1 else size or 0
 
     def _next_of_body(self) -> HttpEvent | None:
         assert self.stream_id is not None
         try:
             if self._chunks is not None:
                 return self._next_of_chunks(self._chunks, self.stream_id)
-            if self._left and (data := self._piece or self.buf.take(self._left)):
-                self._left -= len(data)
-                self._piece = b""
+            if self._body_left and (data := self._unparsed or self.buf.take(self._body_left)):
+                self._body_left -= len(data)
+                self._unparsed = b""
                 return self._data(self.stream_id, data)
-            if self._left and self.ended:
+            if self._body_left and self.ended:
                 self._check_end()
         except h11.RemoteProtocolError as error:
-            return self._break_off(str(error))
-        return None if self._left else self._end_message()
+            return self._fail_message(str(error))
+        return None if self._body_left else self._end_message()
 
     def _next_of_chunks(self, chunks: Chunks, stream_id: int) -> HttpEvent | None:
         """Return the next event of a chunked body. Raises h11.RemoteProtocolError."""
@@ -193,11 +195,11 @@ class Codec:
         if self._size != maxsize:
             raise h11.RemoteProtocolError(
                 "peer closed connection without sending complete message body "
-                f"(received {self._size - self._left} bytes, expected {self._size})"
+                f"(received {self._size - self._body_left} bytes, expected {self._size})"
             )
-        self._left = 0
+        self._body_left = 0
 
-    def _break_off(self, problem: str) -> HttpEvent:
+    def _fail_message(self, problem: str) -> HttpEvent:
         self.state = State.DONE
         assert self.stream_id is not None
         return self._error(self.stream_id, problem, self._error.code)
@@ -210,17 +212,17 @@ class Codec:
             self.request_done = True
         else:
             self.response_done = True
-        self._go_on()
+        self._continue_exchange()
         return end
 
     def _next_of_pipe(self) -> HttpEvent | None:
         assert self.stream_id is not None
-        piece, self._piece = self._piece, b""
+        piece, self._unparsed = self._unparsed, b""
         if not piece and self.buf:
             piece = self.buf.take(len(self.buf))
         return self._data(self.stream_id, piece) if piece else None
 
-    def _go_on(self) -> None:
+    def _continue_exchange(self) -> None:
         """Continue after a complete message: wait for the other side, end, or read the next."""
         asked, answer = self.request, self.response
         if not (self.request_done and self.response_done) or asked is None or answer is None:
@@ -255,16 +257,16 @@ class ClientSideHttp1(Codec):
         self._tls = tls
 
     def receive_end(self, *, cut: bool) -> None:
-        """Take note that nothing more comes.
+        """Handle the end of the client's data.
 
-        In the clear a client may end its side behind its last request and wait (RFC 9112 section 9.6). TLS has an end
-        of its own, which clients send when they leave.
+        Without TLS, a client may end its side after its last request and wait (RFC 9112 section 9.6). With TLS, clients
+        send close_notify when they leave.
         """
         state = self.state
         if state is State.PIPE:
             self.found.append(RequestEndOfMessage(self.stream_id))
         elif state is State.HEAD:
-            self.state = State.DONE  # half a head will never be whole
+            self.state = State.DONE  # an incomplete head
         elif state is State.BODY:
             self.ended = True
         elif state is State.WAIT and not (cut or self._tls):
@@ -285,7 +287,7 @@ class ClientSideHttp1(Codec):
         """Parse the next request's head, or reject it."""
         if not self.buf:
             if self.ended:
-                self.state = State.DONE  # everything that was asked for is answered
+                self.state = State.DONE  # all requests have responses
             return None
         head = NOTHING
         try:
@@ -312,11 +314,11 @@ class ClientSideHttp1(Codec):
         kind = type(event)
         if kind is ResponseData:
             data: bytes = event.data  # type: ignore[attr-defined]  # `kind` says which event it is
-            return _chunk(data) if self._sends_chunks and data else data
+            return _chunk_bytes(data) if self._sends_chunks and data else data
         if kind is ResponseHeaders:
             self.response = response = event.response  # type: ignore[attr-defined]
             self._sends_chunks, self._sent_trailers = is_chunked(response.fields), None
-            return _written(b"%b %d %b" % (response.version, response.status, response.reason), response.fields)
+            return _message_bytes(b"%b %d %b" % (response.version, response.status, response.reason), response.fields)
         if kind is ResponseTrailers:
             self._sent_trailers = event.trailers  # type: ignore[attr-defined]
             return b""
@@ -325,7 +327,7 @@ class ClientSideHttp1(Codec):
         chunks = self._sends_chunks and not has_no_body(self.request.method, self.response.status)
         end = self._last_chunk() if chunks else b""
         self.response_done = True
-        self._go_on()
+        self._continue_exchange()
         return end
 
     @property
@@ -343,7 +345,7 @@ class ServerSideHttp1(Codec):
 
     def __init__(self) -> None:
         super().__init__()
-        self._informed = 0  # informational responses before the one that is waited for
+        self._informational_count = 0  # informational responses before the one that is waited for
 
     def receive_end(self, *, cut: bool) -> None:
         """Handle the end of the data. `cut`: by a reset, or without TLS's close_notify."""
@@ -354,28 +356,28 @@ class ServerSideHttp1(Codec):
         elif state is State.HEAD:
             self.state = State.DONE
             if self.stream_id is not None:
-                # Nothing of what came is quoted: a secret in it would be spelled in a way that isn't masked
+                # Quote no received data: masking doesn't know secrets in Python's notation
                 where = " within the head of its response" if self.buf else ""
-                self.found.append(self._break_off(f"server closed connection{where}"))
+                self.found.append(self._fail_message(f"server closed connection{where}"))
 
     def _next_head(self) -> HttpEvent | None:
         """Parse heads up to the final one."""
         if not self.buf:
             return None
         if self.request is None or self.stream_id is None:
-            self.state = State.DONE  # nobody has asked for anything
+            self.state = State.DONE  # data without a request
             return None
         try:
-            heads, before_final = response_heads(self.buf, MOST_INFORMATIONAL - self._informed)
-            self._informed += before_final
+            heads, before_final = response_heads(self.buf, MOST_INFORMATIONAL - self._informational_count)
+            self._informational_count += before_final
             final = heads.pop() if heads and not is_informational(heads[-1].status) else None
             size = None if final is None else body_size(self.request.method, final)
         except ValueError as error:
-            return self._break_off(Unreadable(f"the response can't be read: {error}"))
+            return self._fail_message(Unreadable(f"the response can't be read: {error}"))
         for response in heads:
             self.found.append(ResponseHeaders(self.stream_id, response, end_stream=False))
         if final is not None:
-            self._informed, self.response = 0, final
+            self._informational_count, self.response = 0, final
             self._begin_body(size, lenient=True)
             self.found.append(ResponseHeaders(self.stream_id, final, end_stream=size == 0))
         return self.found.popleft() if self.found else None
@@ -388,7 +390,7 @@ class ServerSideHttp1(Codec):
         assert event.stream_id == self.stream_id
         if kind is RequestData:
             data: bytes = event.data  # type: ignore[attr-defined]  # `kind` says which event it is
-            return _chunk(data) if self._sends_chunks and data else data
+            return _chunk_bytes(data) if self._sends_chunks and data else data
         if kind is RequestTrailers:
             self._sent_trailers = event.trailers  # type: ignore[attr-defined]
             return b""
@@ -397,7 +399,7 @@ class ServerSideHttp1(Codec):
         end = self._last_chunk() if self._sends_chunks else b""
         self.request_done = True
         if self.response_done:
-            self._go_on()
+            self._continue_exchange()
         return end
 
     def _send_head(self, event: RequestHeaders) -> bytes:
@@ -410,20 +412,20 @@ class ServerSideHttp1(Codec):
         authority, fields, version = request.authority, request.fields, request.version
         if version == b"HTTP/2.0":
             if not event.end_stream:
-                fields = _framed(fields)
+                fields = _with_body_framing(fields)
             version, authority, fields = b"HTTP/1.1", b"", _as_http1(authority, fields)
         self._sends_chunks, self._sent_trailers = is_chunked(fields), None
         target = b"%b://%b%b" % (request.scheme, authority, request.path) if authority else request.path
-        return _written(b"%b %b %b" % (request.method, target, version), fields)
+        return _message_bytes(b"%b %b %b" % (request.method, target, version), fields)
 
 
-def _framed(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
+def _with_body_framing(fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
     """Return an HTTP/2 request's fields with a length or chunked coding for HTTP/1."""
     names = {name.lower() for name, _ in fields}
     if b"content-length" in names:
         return fields
-    kept = (field for field in fields if field[0].lower() != b"transfer-encoding")
-    return (*kept, (b"transfer-encoding", b"chunked"))
+    other_fields = (field for field in fields if field[0].lower() != b"transfer-encoding")
+    return (*other_fields, (b"transfer-encoding", b"chunked"))
 
 
 def _as_http1(authority: bytes, fields: "tuple[Field, ...]") -> "tuple[Field, ...]":
@@ -444,9 +446,9 @@ def _as_http1(authority: bytes, fields: "tuple[Field, ...]") -> "tuple[Field, ..
     return tuple(written)
 
 
-def _chunk(data: bytes) -> bytes:
+def _chunk_bytes(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _written(first_line: bytes, fields: "tuple[Field, ...]") -> bytes:
+def _message_bytes(first_line: bytes, fields: "tuple[Field, ...]") -> bytes:
     return b"%b\r\n%b\r\n" % (first_line, b"".join([b"%b: %b\r\n" % field for field in fields]))

@@ -1,8 +1,8 @@
 """HTTP/2 for client and server: mitmproxy's layers with end-to-end flow control and limits.
 
-mitmproxy opens every window to two gigabytes and gives credit at once, so a client that stops reading one stream would
-have the whole download kept here. Here a stream's credit (RFC 9113 section 5.2) is withheld while what it brings can't
-leave on the other side, and no other stream waits for it.
+mitmproxy opens every window to two gigabytes and sends window updates at once, so the gate would buffer the whole
+download of a client that stops reading. This module withholds a stream's window updates (RFC 9113 section 5.2) while
+its data can't be forwarded. Other streams don't wait for it.
 """
 
 import re
@@ -53,16 +53,16 @@ if TYPE_CHECKING:
     from proxy.inspection.session import Session
 
 MIB: Final = 1 << 20
-NEAR_STREAM, NEAR_CONNECTION = MIB, 4 * MIB  # nothing but a socket is between
-FAR_STREAM, FAR_CONNECTION = 4 * MIB, 16 * MIB  # a stream fills 300 Mbit/s at 100 ms
+CLIENT_STREAM_WINDOW, CLIENT_CONNECTION_WINDOW = MIB, 4 * MIB  # only a socket is between gate and client
+SERVER_STREAM_WINDOW, SERVER_CONNECTION_WINDOW = 4 * MIB, 16 * MIB  # a stream fills 300 Mbit/s at 100 ms
 TAKEN_IN: Final = (
     64 * MIB
-)  # of an upload behind its answer: clients that wait for credit read nothing until they have it
-JOINED: Final = 16 * 1024  # bytes of small pieces that wait as one: every peer takes frames of that size
+)  # bytes of an upload accepted after its response: some clients read nothing before they can send all
+JOINED: Final = 16 * 1024  # bytes up to which small pieces are joined: every peer accepts frames of that size
 REMEMBERED: Final = 1000  # streams of one connection to a server
 _PSEUDO: Final = b":method", b":scheme", b":authority", b":path"  # of a request (RFC 9113 section 8.3.1)
 _STATUS: Final = re.compile(rb"[1-9][0-9]{2}")
-RESETS: Final = 200  # more than its whole requests a client may not break off: CVE-2023-44487, rapid reset
+RESETS: Final = 200  # streams that a client may reset beyond half of its requests: CVE-2023-44487, rapid reset
 
 
 class Checkpoint(commands.Command):
@@ -76,9 +76,11 @@ class Windowed(BoundedH2Connection):
         super().__init__(config)
         self._connection_window = connection
         self._kept = 0
-        self._cut: dict[int, int] = {}  # streams that end with an error behind what waits for credit
+        self._deferred_resets: dict[
+            int, int
+        ] = {}  # error codes of streams that are reset once their buffered data is sent
         self.local_settings.initial_window_size = stream
-        self.local_settings.acknowledge()  # or it would send the old ones
+        self.local_settings.acknowledge()  # or h2 would announce the old settings
 
     def initiate_connection(self) -> None:
         """Send the preface, and open the connection's window to its maximum."""
@@ -93,7 +95,7 @@ class Windowed(BoundedH2Connection):
         pad_length: None = None,
     ) -> None:
         """Send data, or buffer it until the window opens; small pieces are joined."""
-        if len(data) <= self.max_outbound_frame_size:  # else it comes here again in pieces
+        if len(data) <= self.max_outbound_frame_size:  # else h2 calls this again with pieces
             self._kept += len(data)
         waiting = self.stream_buffers.get(stream_id)
         if waiting and len(waiting[-1].data) + len(data) <= JOINED and not waiting[-1].end_stream:
@@ -131,15 +133,19 @@ class Windowed(BoundedH2Connection):
     def reset_stream(self, stream_id: int, error_code: int = 0) -> None:
         """Reset a stream; after a reset of the other side, send earlier data first."""
         if error_code == h2.errors.ErrorCodes.INTERNAL_ERROR and self.waits(stream_id):
-            self._cut[stream_id] = error_code
+            self._deferred_resets[stream_id] = error_code
         else:
-            self._cut.pop(stream_id, None)
+            self._deferred_resets.pop(stream_id, None)
             super().reset_stream(stream_id, error_code)
 
     def stream_window_updated(self, stream_id: int) -> bool:
         """Send the data that waited for this window."""
         sent = super().stream_window_updated(stream_id)
-        if self._cut and not self.waits(stream_id) and (code := self._cut.pop(stream_id, None)) is not None:
+        if (
+            self._deferred_resets
+            and not self.waits(stream_id)
+            and (code := self._deferred_resets.pop(stream_id, None)) is not None
+        ):
             super().reset_stream(stream_id, code)
         return sent
 
@@ -158,7 +164,7 @@ class Leaving(Windowed):
     def _receive_goaway_frame(self, frame: "GoAwayFrame") -> "tuple[list[Frame], list[h2.events.Event]]":
         if frame.error_code != h2.errors.ErrorCodes.NO_ERROR:
             return super()._receive_goaway_frame(frame)
-        left = h2.events.ConnectionTerminated()  # h2 would take every later frame for an error
+        left = h2.events.ConnectionTerminated()  # h2 would reject every later frame
         left.error_code, left.last_stream_id = h2.errors.ErrorCodes.NO_ERROR, frame.last_stream_id
         return [], [left]
 
@@ -167,7 +173,7 @@ class _Http2(Http2Connection):
     """Base of both HTTP/2 layers."""
 
     h2_conn: Windowed
-    stuck: "Callable[[int], bool]"  # of a stream, by its id here: whether what it brings can't leave on the other side
+    stuck: "Callable[[int], bool]"  # whether data of a stream (by its id here) can't be forwarded
     withheld: dict[int, int]  # bytes of credit, by stream
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
@@ -192,7 +198,7 @@ class _Http2(Http2Connection):
 
     @property
     def is_done(self) -> bool:
-        """Whether the connection is over: mitmproxy has put `done` in the place of what handles events."""
+        """Whether the connection has ended: mitmproxy then replaces `_handle_event` by `done`."""
         return "_handle_event" in self.__dict__
 
     def return_credit(self) -> "CommandGenerator[None]":
@@ -206,7 +212,7 @@ class _Http2(Http2Connection):
             yield commands.SendData(self.conn, data)
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
-        """Handle one; returns whether the connection is over. Data as mitmproxy does, but for the credit."""
+        """Handle an event; returns whether the connection has ended. Differs from mitmproxy in window updates."""
         if isinstance(event, MalformedMessage):
             yield from self.break_off(event)
             return False
@@ -243,9 +249,11 @@ class ClientSideHttp2(_Http2, Http2Server):
         self.session = session
         self.stuck = stuck
         self.withheld = {}
-        self.h2_conn = Leaving(self.h2_conf, NEAR_STREAM, NEAR_CONNECTION)
+        self.h2_conn = Leaving(self.h2_conf, CLIENT_STREAM_WINDOW, CLIENT_CONNECTION_WINDOW)
         self._resets = 0
-        self._answered: dict[int, int] = {}  # streams whose clients are still sending: bytes that are still taken in
+        self._answered: dict[
+            int, int
+        ] = {}  # streams with a complete response and an open request: bytes that are still accepted
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
         yield from super()._handle_event(event)
@@ -264,7 +272,7 @@ class ClientSideHttp2(_Http2, Http2Server):
             self.streams.pop(stream_id, None)
             yield commands.SendData(self.conn, self.h2_conn.data_to_send())
 
-    def _take_in(self, event: h2.events.DataReceived) -> "CommandGenerator[None]":
+    def _count_late_upload(self, event: h2.events.DataReceived) -> "CommandGenerator[None]":
         """Count request data after a complete response, and stop it if that is too much."""
         self._answered[event.stream_id] -= event.flow_controlled_length
         if self._answered[event.stream_id] <= 0:
@@ -272,7 +280,7 @@ class ClientSideHttp2(_Http2, Http2Server):
             yield from self._stop_upload(event.stream_id)
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
-        """Handle one; returns whether the connection is over."""
+        """Handle an event; returns whether the connection has ended."""
         if isinstance(event, h2.events.StreamReset | MalformedMessage):
             self._resets += 1
             if self._resets > RESETS + self.session.request_count // 2:
@@ -280,7 +288,7 @@ class ClientSideHttp2(_Http2, Http2Server):
                 yield from self.protocol_error("too many streams broken off", h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 return True
         elif isinstance(event, h2.events.RequestReceived):
-            yield from self._begin(event)
+            yield from self._handle_request(event)
             return False
         elif isinstance(event, h2.exceptions.ProtocolError):
             flood = isinstance(event, h2.exceptions.DenialOfServiceError)
@@ -292,26 +300,30 @@ class ClientSideHttp2(_Http2, Http2Server):
             over = yield from super().handle_h2_event(event)
         if self._answered:
             if isinstance(event, h2.events.DataReceived) and event.stream_id in self._answered:
-                yield from self._take_in(event)
+                yield from self._count_late_upload(event)
             elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
                 self._answered.pop(event.stream_id, None)
         return over
 
     def _end(self, event: h2.events.StreamEnded) -> "CommandGenerator[bool]":
-        """Pass on that a request is whole. What breaks it off may have come with its end, and is heard after this."""
+        """Forward the end of a request. A reset may arrive together with it, and is handled afterwards."""
         state = self.streams.get(event.stream_id)
         over = yield from super().handle_h2_event(event)
         if state is not None and not self.h2_conn.has_ended(event.stream_id):
-            self.streams[event.stream_id] = state  # mitmproxy forgets what h2 has closed, and would send it in full
+            self.streams[event.stream_id] = (
+                state  # mitmproxy drops streams that h2 has closed, and would send all of them
+            )
         return over
 
-    def _begin(self, event: h2.events.RequestReceived) -> "CommandGenerator[None]":
-        """Decide on a request, which also finds what its head lacks."""
+    def _handle_request(self, event: h2.events.RequestReceived) -> "CommandGenerator[None]":
+        """Forward a request's head; the decision checks it."""
         pseudo, headers = split_pseudo_headers(event.headers)
         method, scheme, authority, path = (pseudo.pop(name, b"") for name in _PSEUDO)
         head = Head(b"HTTP/2.0", method, scheme, authority, path, headers.fields)
         if pseudo:
-            yield from self._refuse(event.stream_id, head, UnclearError("there is no such pseudo-header in a request"))
+            yield from self._send_denial(
+                event.stream_id, head, UnclearError("there is no such pseudo-header in a request")
+            )
             return
         self.streams[event.stream_id] = StreamState.HEADERS_RECEIVED
         yield ReceiveHttp(RequestHeaders(event.stream_id, head, end_stream=bool(event.stream_ended)))
@@ -321,9 +333,9 @@ class ClientSideHttp2(_Http2, Http2Server):
         if event.stream_id in self.streams:
             yield from super().break_off(event)
         else:
-            yield from self._refuse(event.stream_id, NOTHING, UnclearError(event.problem))
+            yield from self._send_denial(event.stream_id, NOTHING, UnclearError(event.problem))
 
-    def _refuse(self, stream_id: int, head: Head, problem: UnclearError) -> "CommandGenerator[None]":
+    def _send_denial(self, stream_id: int, head: Head, problem: UnclearError) -> "CommandGenerator[None]":
         """Answer a request whose head can't be parsed; other streams go on."""
         page = self.session.misread(head, problem)
         if self.is_open_for_us(stream_id):
@@ -338,7 +350,7 @@ class ClientSideHttp2(_Http2, Http2Server):
 class ServerSideHttp2(_Http2, Http2Client):
     """HTTP/2 for a server."""
 
-    draining = False  # it takes no more requests
+    draining = False  # the server accepts no more requests
     our_stream_id: dict[int, int]
     their_stream_id: dict[int, int]
 
@@ -346,42 +358,42 @@ class ServerSideHttp2(_Http2, Http2Client):
         super().__init__(LayerContext(client, server))  # type: ignore[arg-type]  # what layers read of one
         self.stuck = lambda ours: stuck(self.their_stream_id.get(ours, 0))
         self.withheld = {}
-        self._turned_away: list[int] = []  # streams of clients that no server will hear of
-        self.h2_conn = Leaving(self.h2_conf, FAR_STREAM, FAR_CONNECTION)
+        self._failed_streams: list[int] = []  # queued client streams that no server will receive
+        self.h2_conn = Leaving(self.h2_conf, SERVER_STREAM_WINDOW, SERVER_CONNECTION_WINDOW)
         self.h2_conn.local_settings.enable_push = 0
         self.h2_conn.local_settings.acknowledge()
 
     def _handle_event(self, event: "Event") -> "CommandGenerator[None]":
         if isinstance(event, RequestProtocolError) and event.stream_id in self.stream_queue:
-            del self.stream_queue[event.stream_id]  # mitmproxy would send all of it, and then the end
+            del self.stream_queue[event.stream_id]  # mitmproxy would send the whole request
             return
         if isinstance(event, RequestHeaders) and (ours := self.our_stream_id.pop(event.stream_id, None)) is not None:
-            self.their_stream_id.pop(ours, None)  # the server broke it off, and it is asked again
+            self.their_stream_id.pop(ours, None)  # the server reset it, and the request is sent again
         yield from super()._handle_event(event)
-        while self._turned_away:
+        while self._failed_streams:
             yield ReceiveHttp(
                 ResponseProtocolError(
-                    self._turned_away.pop(0), "the server takes no more requests", ErrorCode.GENERIC_SERVER_ERROR
+                    self._failed_streams.pop(0), "the server takes no more requests", ErrorCode.GENERIC_SERVER_ERROR
                 )
             )
         if len(self.our_stream_id) > REMEMBERED:
-            self._forget()
+            self._drop_ended_streams()
 
-    def _turn_away(self) -> None:
+    def _fail_queued(self) -> None:
         """Fail streams that wait for their turn after a GOAWAY; mitmproxy would let them wait."""
-        self._turned_away += self.stream_queue
+        self._failed_streams += self.stream_queue
         self.stream_queue.clear()
 
     def close_connection(self, msg: str) -> "CommandGenerator[None]":
         """End the connection for all its streams."""
-        self._turn_away()
+        self._fail_queued()
         yield from super().close_connection(msg)
 
-    def _forget(self) -> None:
+    def _drop_ended_streams(self) -> None:
         """Drop the ids of ended streams, which mitmproxy would keep."""
         _ = self.h2_conn.open_outbound_streams  # h2 drops its own then
-        going_on = self.h2_conn.streams.keys() | self.streams.keys()
-        self.our_stream_id = {theirs: ours for theirs, ours in self.our_stream_id.items() if ours in going_on}
+        open_streams = self.h2_conn.streams.keys() | self.streams.keys()
+        self.our_stream_id = {theirs: ours for theirs, ours in self.our_stream_id.items() if ours in open_streams}
         self.their_stream_id = {ours: theirs for theirs, ours in self.our_stream_id.items()}
 
     def waits(self, theirs: int) -> bool:
@@ -390,7 +402,7 @@ class ServerSideHttp2(_Http2, Http2Client):
         return theirs in self.stream_queue or (ours is not None and self.h2_conn.waits(ours))
 
     def handle_h2_event(self, event: h2.events.Event) -> "CommandGenerator[bool]":
-        """Handle one; returns whether the connection is over."""
+        """Handle an event; returns whether the connection has ended."""
         if isinstance(event, h2.events.ConnectionTerminated) and event.error_code == h2.errors.ErrorCodes.NO_ERROR:
             yield from self._drain(event.last_stream_id or 0)
             return not self.streams
@@ -408,7 +420,7 @@ class ServerSideHttp2(_Http2, Http2Client):
     ) -> "CommandGenerator[None]":
         """Forward the head of a response, informational or final."""
         if self.streams.get(event.stream_id) is not StreamState.EXPECTING_HEADERS:
-            return  # broken off meanwhile
+            return  # reset meanwhile
         pseudo, headers = split_pseudo_headers(event.headers)
         status = pseudo.get(b":status", b"")
         if len(pseudo) != 1 or not _STATUS.fullmatch(status):
@@ -428,7 +440,7 @@ class ServerSideHttp2(_Http2, Http2Client):
     def _drain(self, last: int) -> "CommandGenerator[None]":
         """Let streams that the server has accepted finish."""
         self.draining = True
-        self._turn_away()
+        self._fail_queued()
         for stream_id in [stream for stream in self.streams if stream > last]:
             del self.streams[stream_id]
             yield ReceiveHttp(

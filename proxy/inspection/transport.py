@@ -19,28 +19,30 @@ if TYPE_CHECKING:
 
     from proxy.event_loop.poller import Poller
 
-_LEAVING: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
+_PEER_ENDED: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
 SMALL_PIECE: Final = 32 * 1024  # bytes read at a time: a client can put hundreds of requests into it
 PIECE: Final = 256 * 1024  # ... at most, from a server that always has more
-FIRST_PIECE: Final = 8 * 1024  # ... from a client that nothing is known of
-LEAST_PIECE: Final = 1024  # ... at least, of what takes its time
-TURN: Final = 0.01  # seconds of this thread that a piece should take at most: a flood of tiny frames takes many
-FULL: Final = 256 * 1024  # bytes waiting for a socket, from which it counts as full
-JOINED: Final = 16 * 1024  # bytes of small pieces that wait as one
-ROOM: Final = 64 * 1024  # ... and from which it doesn't any more
-LINGER: Final = 2.0  # seconds in which a client that goes on sending has to send more; many read an answer only then
+FIRST_PIECE: Final = 8 * 1024  # ... from a new client
+LEAST_PIECE: Final = 1024  # ... at least, if handling takes long
+TURN: Final = 0.01  # seconds of thread time that handling a piece should take at most; tiny frames take long
+FULL: Final = 256 * 1024  # unsent bytes from which a send buffer counts as full
+JOINED: Final = 16 * 1024  # bytes up to which small pieces are joined
+ROOM: Final = 64 * 1024  # unsent bytes below which it no longer counts as full
+LINGER: Final = (
+    2.0  # seconds to wait for more data of a client that is still sending; many read the response only afterwards
+)
 MOST_LINGERED: Final = 15  # ... times that
-THROWN_AWAY: Final = 64 * 1024 * 1024  # bytes of what it sends meanwhile
-LAST_WORDS: Final = 30.0  # seconds that a peer has to take what waits for it when its connection is closed
+THROWN_AWAY: Final = 64 * 1024 * 1024  # bytes discarded while waiting
+LAST_WORDS: Final = 30.0  # seconds for a peer to receive the unsent data of a closing connection
 _NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT (tcp(7), linux/tcp.h): Python's `socket` doesn't have it
 
 
 class Tls(Protocol):
     """TLS without I/O (`proxy.inspection.tls`)."""
 
-    is_open: bool  # the handshake is over, and went well
+    is_open: bool  # the handshake succeeded
     has_ended: bool  # nothing more can be read
-    is_broken: bool  # ... as the peer broke the protocol
+    is_broken: bool  # ... because the peer violated the protocol
 
     def shake_hands(self, data: bytes) -> tuple[str | None, bytes]:
         """Continue the handshake; returns the problem, if there is one, and the bytes to send."""
@@ -84,9 +86,32 @@ class Transport[End]:
     """A connected, non-blocking socket with TCP_NODELAY and a send buffer."""
 
     __slots__ = (
-        "_closing", "_cutting", "_events", "_half", "_kept", "_loop", "_owner", "_piece", "_poller", "_sock",
-        "_thrown_away", "_timer", "_told", "_watched", "_watching_out", "client", "connection", "cut", "down", "full",
-        "kept", "new", "over", "paused", "tls", "up",
+        "_closing",
+        "_discarded_bytes",
+        "_ends_half",
+        "_events",
+        "_has_reported_end",
+        "_loop",
+        "_owner",
+        "_piece_size",
+        "_poller",
+        "_resets_when_sent",
+        "_sock",
+        "_timer",
+        "_unsent",
+        "_watched",
+        "_watches_peer_end",
+        "client",
+        "connection",
+        "cut",
+        "down",
+        "full",
+        "kept",
+        "new",
+        "over",
+        "paused",
+        "tls",
+        "up",
     )  # fmt: skip
 
     def __init__(
@@ -100,28 +125,28 @@ class Transport[End]:
         client: bool,
         tls: Tls | None = None,
     ) -> None:
-        """Make one for the bytes of `connection`. A `client` is closed with consideration."""
+        """Create the transport of `connection`. The socket of a `client` is only closed after a lingering read."""
         self._loop = loop
         self._poller = poller
         self._sock = sock
         self._owner = owner
-        self._kept: deque[memoryview] = deque()
+        self._unsent: deque[memoryview] = deque()
         self._closing = False
-        self._half = False  # our half alone ends, once everything is sent
-        self._cutting = False  # closes with a reset, once the socket has sent everything
+        self._ends_half = False  # end only our side, once everything is sent
+        self._resets_when_sent = False  # reset, once the socket has sent everything
         self._timer: asyncio.TimerHandle | None = None
-        self._piece = FIRST_PIECE if client else SMALL_PIECE
+        self._piece_size = FIRST_PIECE if client else SMALL_PIECE
         self._events = IN
         self._watched = False
-        self._watching_out = False  # whether the end of the peer's side is of interest though nothing is read
-        self._told = False  # that nothing more comes
-        self._thrown_away = 0
+        self._watches_peer_end = False  # report the end of the peer's side while nothing is read
+        self._has_reported_end = False  # the end of the data was reported
+        self._discarded_bytes = 0
         self.connection = connection
         self.client = client
         self.tls = tls
-        self.new: list[bytes] = []  # of this turn, to be sent together by `flush`
-        self.kept = 0  # bytes that wait for the socket to take them
-        self.full = False  # what is to be sent has to wait
+        self.new: list[bytes] = []  # data of this turn, which `flush` sends together
+        self.kept = 0  # unsent bytes
+        self.full = False  # the send buffer is full
         self.paused = False
         self.over = False  # the socket is closed
         self.cut = False
@@ -141,41 +166,41 @@ class Transport[End]:
         if not events & (IN | ERR | HUP):
             return
         try:
-            data = self._sock.recv(self._piece)
+            data = self._sock.recv(self._piece_size)
         except BlockingIOError:
             return
         except OSError:
-            self._ended(cut=True)
+            self._handle_end(cut=True)
             return
         if self._closing:
-            self._throw_away(data)
+            self._discard(data)
         elif not data:
-            self._ended(cut=self.cut)
+            self._handle_end(cut=self.cut)
         elif len(data) < LEAST_PIECE:
             self.down += len(data)
-            self._arrived(data)
+            self._handle_data(data)
         else:
             self.down += len(data)
             started = thread_time()
-            self._arrived(data)
-            self._adjust(len(data), thread_time() - started)
+            self._handle_data(data)
+            self._adjust_piece_size(len(data), thread_time() - started)
 
     def _ready_while_paused(self, events: int) -> None:
-        if events & ERR and not (self.client or self._told or self._closing):
-            self._unwatch()  # what the server sent before its reset is read when there is room for it
-        elif events & ERR or (self._told and events & HUP):
-            self._ended(cut=True)
-        elif events & _LEAVING and self._watching_out:
+        if events & ERR and not (self.client or self._has_reported_end or self._closing):
+            self._unwatch()  # data that the server sent before its reset is read later
+        elif events & ERR or (self._has_reported_end and events & HUP):
+            self._handle_end(cut=True)
+        elif events & _PEER_ENDED and self._watches_peer_end:
             self.watch_out(on=False)
             self._owner.leaving(self)
-        elif events & HUP:  # epoll says it again and again: looked at when there is room
+        elif events & HUP:  # epoll would report it again and again: handled when reading continues
             self._unwatch()
 
     def failed(self, error: Exception) -> None:
         """Close everything: `ready` raised, which is a bug."""
         self._owner.crashed(error)
 
-    def _arrived(self, data: bytes) -> None:
+    def _handle_data(self, data: bytes) -> None:
         """Pass received data to the owner, decrypted if there is TLS."""
         tls = self.tls
         if tls is None:
@@ -198,7 +223,7 @@ class Transport[End]:
         tls = self.tls
         assert tls is not None
         problem, answer = tls.shake_hands(data)
-        if answer:  # with our alert, where something is wrong: the peer shall know why
+        if answer:  # includes our alert if the handshake failed
             self._write(answer)
         if problem is not None:
             tls.has_ended = True
@@ -206,24 +231,24 @@ class Transport[End]:
         elif tls.is_open:
             self._owner.opened(self, None)
             if not self.over:
-                self._arrived(b"")  # what came together with the end of the handshake
+                self._handle_data(b"")  # data that arrived with the end of the handshake
 
-    def _adjust(self, size: int, took: float) -> None:
+    def _adjust_piece_size(self, size: int, took: float) -> None:
         """Read smaller pieces if handling them takes long, so that other connections get their turn."""
         if took > TURN:
-            self._piece = max(size // 4, LEAST_PIECE)
-        elif size < self._piece // 4:
-            self._piece = min(self._piece, SMALL_PIECE)
-        elif size == self._piece and took < TURN / 4:
-            self._piece = min(2 * self._piece, SMALL_PIECE if self.client else PIECE)
+            self._piece_size = max(size // 4, LEAST_PIECE)
+        elif size < self._piece_size // 4:
+            self._piece_size = min(self._piece_size, SMALL_PIECE)
+        elif size == self._piece_size and took < TURN / 4:
+            self._piece_size = min(2 * self._piece_size, SMALL_PIECE if self.client else PIECE)
 
-    def _ended(self, *, cut: bool) -> None:
+    def _handle_end(self, *, cut: bool) -> None:
         """Report the end of the data, once. After a reset nothing can be sent either."""
         self.cut = self.cut or cut
-        if self._closing or self._told:
+        if self._closing or self._has_reported_end:
             self._release(cut=cut)
             return
-        self._told = self.paused = True
+        self._has_reported_end = self.paused = True
         if cut:
             self._unwatch()
         else:
@@ -232,14 +257,14 @@ class Transport[End]:
 
     def pause(self, *, paused: bool) -> None:
         """Stop or continue reading."""
-        if paused is not self.paused and not self._told and not self._closing:
+        if paused is not self.paused and not self._has_reported_end and not self._closing:
             self.paused = paused
             self.watch()
 
     def watch_out(self, *, on: bool) -> None:
         """Report when the peer ends its side, even while nothing is read."""
-        if on is not self._watching_out:
-            self._watching_out = on
+        if on is not self._watches_peer_end:
+            self._watches_peer_end = on
             if self._watched:
                 self.watch()
 
@@ -258,60 +283,60 @@ class Transport[End]:
         if not data or self.over or self._closing:
             return
         sent = 0
-        if not self._kept:
+        if not self._unsent:
             try:
                 sent = self._sock.send(data)
             except BlockingIOError:
                 pass
             except OSError:
-                self.cut = True  # reading tells
+                self.cut = True  # the next read reports it
                 return
             self.up += sent
         if sent < len(data):
-            self._keep(memoryview(data)[sent:])
+            self._buffer(memoryview(data)[sent:])
             self.full = self.full or self.kept > FULL
             self.watch()
 
-    def _keep(self, data: memoryview) -> None:
+    def _buffer(self, data: memoryview) -> None:
         """Buffer bytes; small pieces are joined, since each costs many times its size."""
         self.kept += len(data)
-        if self._kept and len(self._kept[-1]) + len(data) <= JOINED:
-            self._kept[-1] = memoryview(b"".join((self._kept[-1], data)))
+        if self._unsent and len(self._unsent[-1]) + len(data) <= JOINED:
+            self._unsent[-1] = memoryview(b"".join((self._unsent[-1], data)))
         else:
-            self._kept.append(data)
+            self._unsent.append(data)
 
-    def _send_kept(self) -> None:
+    def _send_unsent(self) -> None:
         """Send as much of the buffer as the socket takes."""
-        while self._kept:
-            data = self._kept[0]
+        while self._unsent:
+            data = self._unsent[0]
             try:
                 sent = self._sock.send(data)
             except BlockingIOError:
                 break
             except OSError:
-                self.cut, sent = True, len(data)  # it takes nothing ever again; reading tells
+                self.cut, sent = True, len(data)  # nothing can be sent any more; the next read reports it
             else:
                 self.up += sent
             self.kept -= sent
             if sent < len(data):
-                self._kept[0] = data[sent:]
+                self._unsent[0] = data[sent:]
                 break
-            self._kept.popleft()
+            self._unsent.popleft()
 
     def _ready_to_send(self) -> None:
-        if not self._kept:
-            if self._cutting:
+        if not self._unsent:
+            if self._resets_when_sent:
                 self.reset()
             return
-        self._send_kept()
-        if self.cut and self.client:  # who is gone gets no answers; a server may have left one before it went
-            self._ended(cut=True)
+        self._send_unsent()
+        if self.cut and self.client:  # a client that is gone gets no response; a server may have sent one before
+            self._handle_end(cut=True)
             return
         self.watch()
-        if self._half and not self._kept and not self._closing:
+        if self._ends_half and not self._unsent and not self._closing:
             self._end_half()
-        if self._closing and not self._kept:
-            self._shut()
+        if self._closing and not self._unsent:
+            self._end_side()
         elif self.full and self.kept < ROOM:
             self.full = False
             self._owner.relieved(self)
@@ -320,17 +345,17 @@ class Transport[End]:
 
     def end_sending(self) -> None:
         """Send the buffer, then end our side only."""
-        self._half = True
+        self._ends_half = True
         self.flush(last=True)
-        if not (self._kept or self._closing or self.over):
+        if not (self._unsent or self._closing or self.over):
             self._end_half()
 
     def _end_half(self) -> None:
-        self._half = False
+        self._ends_half = False
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self.cut = True  # reading tells
+            self.cut = True  # the next read reports it
 
     def close(self) -> None:
         """Send the buffer, then close; keep reading from a client for a moment, and discard that."""
@@ -341,11 +366,11 @@ class Transport[End]:
         if self.cut:
             self.reset()
             return
-        self.paused = self._told
-        if self._kept:
+        self.paused = self._has_reported_end
+        if self._unsent:
             self._timer = self._loop.call_later(LAST_WORDS, self.reset)
         else:
-            self._shut()
+            self._end_side()
 
     def cut_off(self) -> None:
         """Send the buffer, then reset: the peer receives everything sent before."""
@@ -355,48 +380,48 @@ class Transport[End]:
         if self.cut:
             self.reset()
             return
-        self._closing = self._cutting = self.paused = True
+        self._closing = self._resets_when_sent = self.paused = True
         self._timer = self._loop.call_later(LAST_WORDS, self.reset)
-        if not self._kept:
-            self._shut()
+        if not self._unsent:
+            self._end_side()
 
     def reset(self) -> None:
         """Reset at once; unsent data is lost."""
         self._release(cut=True)
 
-    def _shut(self) -> None:
+    def _end_side(self) -> None:
         """End our side. A client's own end is awaited."""
-        if self._cutting:  # writable (EPOLLOUT) from now on means that the kernel has sent everything
+        if self._resets_when_sent:  # from now on, EPOLLOUT means that the kernel has sent everything
             self._sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, 1)
             self.watch()
             return
         if self._timer is not None:
             self._timer.cancel()
-        if not self.client or self._told:
-            self._release()  # closing is the end of our half, too
+        if not self.client or self._has_reported_end:
+            self._release()  # closing also ends our side
             return
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._release()
             return
-        self._timer = self._loop.call_later(LINGER, self._look, 1, 0)
+        self._timer = self._loop.call_later(LINGER, self._check_lingering, 1, 0)
         self.watch()
 
-    def _throw_away(self, data: bytes) -> None:
+    def _discard(self, data: bytes) -> None:
         """Discard data after the last response, until the client ends or sends too much."""
-        if not data and self._kept:
-            self.paused = self._told = True
+        if not data and self._unsent:
+            self.paused = self._has_reported_end = True
             self.watch()
             return
-        self._thrown_away += len(data)
-        if not data or self._thrown_away > THROWN_AWAY:
+        self._discarded_bytes += len(data)
+        if not data or self._discarded_bytes > THROWN_AWAY:
             self._release()
 
-    def _look(self, times: int, had: int) -> None:
+    def _check_lingering(self, times: int, had: int) -> None:
         """Keep waiting for a client that has sent something since."""
-        if self._thrown_away > had and times < MOST_LINGERED:
-            self._timer = self._loop.call_later(LINGER, self._look, times + 1, self._thrown_away)
+        if self._discarded_bytes > had and times < MOST_LINGERED:
+            self._timer = self._loop.call_later(LINGER, self._check_lingering, times + 1, self._discarded_bytes)
         else:
             self._release()
 
@@ -409,7 +434,7 @@ class Transport[End]:
         if self._watched:
             self._watched = False
             self._poller.drop(self._sock.fileno())
-        self._kept.clear()
+        self._unsent.clear()
         if cut:
             reset(self._sock)
         else:
@@ -420,11 +445,11 @@ class Transport[End]:
 
     def watch(self) -> None:
         """Register for the events needed now; the first call starts reading."""
-        events = (0 if self.paused else IN) | (OUT if self._kept or self._cutting else 0)
-        if self._watching_out and self.paused:
-            events |= _LEAVING
+        events = (0 if self.paused else IN) | (OUT if self._unsent or self._resets_when_sent else 0)
+        if self._watches_peer_end and self.paused:
+            events |= _PEER_ENDED
         if not self._watched:
-            if not (self.cut and self._told):
+            if not (self.cut and self._has_reported_end):
                 self._watched = True
                 self._poller.watch(self._sock.fileno(), events, self)
         elif events != self._events:

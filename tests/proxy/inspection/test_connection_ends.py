@@ -130,12 +130,12 @@ def test_small_pieces_for_a_full_socket_are_buffered_as_one():
         transport = Transport(None, IgnoringOwner(), ours, IgnoringOwner(), None, client=True)
         transport.new.append(bytes(MIB))
         transport.flush()
-        sent, before = transport.up, len(transport._kept)
+        sent, before = transport.up, len(transport._unsent)
         for number in range(3000):
             transport.new.append(b"%04d" % number)
             transport.flush()
         assert transport.kept == MIB - sent + 12000
-        assert len(transport._kept) <= before + 1
+        assert len(transport._unsent) <= before + 1
         got = b""
         while len(got) < MIB + 12000:
             got += theirs.recv(1 << 20)

@@ -59,7 +59,7 @@ BEFORE = {  # nothing may have reached the origin
     "open": (inspected.InspectedConnection, "open"),
     "tls": (tls.ClientTls, "settled"),
     "tls data": (tls.Tls, "receive"),
-    "read": (transport.Transport, "_arrived"),
+    "read": (transport.Transport, "_handle_data"),
 }
 AFTER = {
     "response": (http1, "response_heads"),

@@ -220,13 +220,13 @@ def test_lingering_is_extended_while_the_client_sends(monkeypatch):
     """The linger time starts anew each time bytes have arrived."""
     monkeypatch.setattr(module, "LINGER", 0.05)
     looks = []
-    look = module.Transport._look
+    look = module.Transport._check_lingering
 
     def counting_look(transport, times, had):
         looks.append(times)
         look(transport, times, had)
 
-    monkeypatch.setattr(module.Transport, "_look", counting_look)
+    monkeypatch.setattr(module.Transport, "_check_lingering", counting_look)
 
     @run_in_loop
     async def run():
