@@ -25,7 +25,7 @@ class Opening(Enum):
 
     NEVER = "never"  # no host is there (multicast, another address in disguise), or this one: loopback
     SINGLE = "single"  # one address at a time: link-local and metadata, the usual prize of a forged request
-    WITHIN = "within"  # whatever lies wholly inside the block
+    WITHIN = "within"  # any network that lies wholly inside the block
 
 
 class Block(NamedTuple):

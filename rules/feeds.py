@@ -113,7 +113,7 @@ def unpickle_feed(sample: int, text: str, digest: str, names: tuple[str, ...], m
 
 
 def _hash_names(names: Iterable[list[str]], places: int) -> tuple[str, ...]:
-    """Put names together by their hashes: each string begins and ends with a line break, or is empty."""
+    """Group names by hash into strings: each starts and ends with a line break, or is empty."""
     filed: list[list[str]] = [[] for _ in range(places)]
     for some in names:
         for name, at in zip(some, map((places - 1).__and__, map(hash, some)), strict=True):
@@ -132,7 +132,7 @@ class _NameReader:
         self._data = data
 
     def names(self) -> Iterator[list[str]]:
-        """Give the names, some at a time. Raises ValueError."""
+        """Yield the names in batches. Raises ValueError."""
         data, at, number = self._data, len(_BOM) if self._data.startswith(_BOM) else 0, 1
         while at < len(data):
             end = data.find(b"\n", at + _BLOCK)

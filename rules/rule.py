@@ -48,7 +48,7 @@ _SUFFIX: Final = ".git"
 
 
 def strip_git_suffix(path: str) -> str:
-    """Take off what servers leave out themselves: a slash and `.git` at the end, however often."""
+    """Strip what servers ignore: slashes and `.git` at the end, repeatedly."""
     while path.endswith(("/", ".git")):
         path = path.removesuffix("/").removesuffix(".git")
     return path

@@ -83,7 +83,7 @@ class MergeTerms(NamedTuple):
     terms: ApprovalTerms
 
     def __str__(self) -> str:
-        """Say it for people."""
+        """Describe the terms."""
         whom = f" of {self.terms.by}" if self.terms.by is not None else ""
         own = ", also by the user who started the task" if self.terms.by_self else ""
         return f"{self.cite} wants {self.terms.needed}{whom}{own}, held {self.terms.hold:g}s, open {self.terms.open:g}s"

@@ -220,7 +220,7 @@ class _Comparison:
             self._compare_dialled(target_kind, where, attempt, regions, (was, now), among)
 
     def _add_row(self, row: DiffRow) -> None:
-        """Take note of a difference; where nothing but defaults decide, no matter what the request is."""
+        """Record a difference; where only defaults decide, for any request."""
         if row.was.by_default and row.now.by_default:
             about = {key: value for key, value in row.where.items() if key not in OF_REQUESTS}
             row = row._replace(where={"rest": True, **about})

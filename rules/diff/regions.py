@@ -236,7 +236,7 @@ def _layers_of(policy: Policy) -> Callable[[Rule], object]:
 
 
 def _add_lists(atoms: Atoms, contents: dict[PolicySide, list[tuple[object, Rule]]]) -> None:
-    """Take the names of lists that one side alone has; of a list that is the same on both sides none."""
+    """Return the names of lists that only one side has; none of lists that are the same on both."""
     by_content: dict[object, dict[PolicySide, list[Rule]]] = {}
     for side, pairs in contents.items():
         for content_key, rule in pairs:

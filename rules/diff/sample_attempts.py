@@ -72,7 +72,7 @@ def _tasks(selectors: Sequence[TaskSelector]) -> list[tuple[str, Mapping[str, st
 
 
 def _texts(patterns: Sequence[Pattern]) -> list[tuple[str | None, str]]:
-    """Give a text for each combination of patterns, and one that none covers; each with what it is called."""
+    """Return a text for each combination of patterns, and one that no pattern covers, each with its name."""
     return [(text, kind or "any other") for text, kind in sample_texts(tuple(dict.fromkeys(patterns)))]
 
 
@@ -261,7 +261,7 @@ def _within(http: Http | None, method: str, signature: frozenset[str]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _paths(patterns: tuple[PathPattern, ...]) -> tuple[tuple[frozenset[str], str], ...]:
-    """Give the patterns that cover it and a path, for each combination that there is."""
+    """Yield the patterns and a sample path for each combination."""
     ordered = (_EVERY_PATH, *(pattern for pattern in patterns if pattern.text != ANY_PATH))
     walk = Signatures([pattern.parts for pattern in ordered], SEGMENTS)
     found = walk.find(lambda parts: bool(readings(write_path(parts))))
@@ -382,7 +382,7 @@ _ASKED: Final = (
 def _match_repositories(
     gits: Sequence[GitRule], suffix: tuple[str, ...], paths: tuple[PathPattern, ...]
 ) -> Iterator[tuple[frozenset[str], tuple[str, ...]]]:
-    """Give a repository, and what it is called, for each combination of patterns for it and for its paths."""
+    """Yield a repository and its name for each combination of repository and path patterns."""
     repos = {repo.text: (repo.parts, repo.folded) for git in gits for repo in git.repos}
     patterns = [((*parts, *suffix), (*folded, *suffix)) for parts, folded in repos.values()]
     walk = _folding((MANY, *suffix), patterns, [path.parts for path in paths])

@@ -318,7 +318,7 @@ def _value(standing: Effect) -> dict[str, Any]:
 
 
 def _format_target(target: str, form: str) -> str:
-    """Put a target into a text, and what it is not behind it."""
+    """Return the text of a target, followed by its exceptions."""
     host, space, rest = target.partition(" ")
     return form.replace("{}", bracket_host(host)) + space + rest
 
@@ -332,7 +332,7 @@ def _port_of(where: dict[str, Any]) -> str:
 
 
 def _describe_other_facets(where: dict[str, Any]) -> str:
-    """Say what else narrows it down."""
+    """Return the other conditions as text."""
     known = {"methods", "paths", "ports", "protocols", "addresses", "rest", "git"}
     named = {key: join_first(value, _MOST_SHOWN) for key, value in where.items() if key not in known}
     facets = [text if key == "when" else f"{key} {text}" for key, text in named.items()]

@@ -61,7 +61,7 @@ class RuleFileText:
         self._root = root if isinstance(root, yaml.MappingNode) else None
 
     def with_all(self, insertions: Sequence[Insertion]) -> str:
-        """Put everything in at once, each at its index in the text as it was; of two at one place the first first."""
+        """Apply all insertions, each at its index in the original text; at one index in order."""
         pieces, done = [self._begin], 0
         for each in sorted(insertions, key=lambda each: each.at):
             pieces += [self.text[done : each.at], each.text]
@@ -96,7 +96,7 @@ class RuleFileText:
         return written
 
     def after(self, ident: str, pairs: Sequence[tuple[str, str]]) -> Insertion:
-        """Put a rule of these keys behind another, written as that one is."""
+        """Insert a rule with these keys after another, in its style."""
         listing, rule = self._value(self._root, "rules"), self._rule(ident)
         if listing is None or not isinstance(listing, yaml.SequenceNode):
             raise InsertionError("its `rules` is not a list")
@@ -110,7 +110,7 @@ class RuleFileText:
         return self._line(rule, indented)
 
     def exempting(self, ident: str, entry: str) -> list[Insertion]:
-        """Put an entry into a rule's `except`, or a whole `except` where it has none."""
+        """Add an entry to a rule's `except`, or add the key."""
         rule = self._rule(ident)
         listed = self._value(rule, "except")
         if listed is None:
@@ -128,7 +128,7 @@ class RuleFileText:
         return [Insertion(_start(listed), "["), Insertion(_end(listed), f", {entry}]")]
 
     def _line(self, node: yaml.Node, lines: Iterable[str]) -> Insertion:
-        """Put lines behind the last one of a node that is written as a block."""
+        """Insert lines after the last one of a block node."""
         text = self.text
         last = _last(node)
         at = _end(last)
@@ -205,7 +205,7 @@ class AttemptToAllow(NamedTuple):
     caller: Caller = UNKNOWN_CALLER
 
     def attempts(self) -> tuple[Attempt, ...]:
-        """Make the attempts of it: one, or one a ref. Raises InvalidName."""
+        """Return its attempts: one, or one per ref. Raises InvalidName."""
         target = parse_host(self.host)
         return tuple(Attempt(self.protocol, target, self.port, each, *self.caller) for each in self._requests())
 
@@ -386,13 +386,13 @@ def _needs_body(policy: Policy, to_allow: AttemptToAllow) -> bool:
 
 
 def _existing_keys(text: RuleFileText, ident: str) -> dict[str, str]:
-    """Take over for whom, how long and how tightly the ask was."""
+    """Return the ask's keys that the new rule copies, such as `for`, `until` and `limits`."""
     keys = {key: text.source(ident, key) for key in _KEPT}
     return {key: value for key, value in keys.items() if value is not None}
 
 
 def _fresh(text: RuleFileText, host: str) -> str:
-    """Make an id that nothing in the file has."""
+    """Return an id that is unused in the file."""
     used_ids = text.ids()
     base = f"approved-{make_slug(host)}"[:56].rstrip("-")
     return next(i for i in (base, *(f"{base}-{number}" for number in range(2, len(used_ids) + 3))) if i not in used_ids)

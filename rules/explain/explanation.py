@@ -160,7 +160,7 @@ def _enforced(finding: Finding) -> int:
 
 
 def _set_terms(terms: Limits | ApprovalTerms) -> dict[str, Any]:
-    """Give the terms that are set, by their names."""
+    """Return the terms that are set, by name."""
     return {key: value for key, value in terms._asdict().items() if value is not None}
 
 
@@ -183,7 +183,7 @@ _SIZES: Final = (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10))
 
 
 def explain_attempt(explanation: "Explanation", verdict: Verdict) -> Iterator[str]:
-    """Explain a decision in sentences; `verdict` is what the rules say, whatever the outcome."""
+    """Explain a decision in sentences; `verdict` is that of the rules, independent of the outcome."""
     decision, attempt = explanation.decision, explanation.attempt
     attempt_text = quote(explanation.question.text.partition("?")[0])
     yield _verdict(attempt_text, verdict, decision, None if attempt is None else attempt.target)

@@ -240,7 +240,7 @@ def _draft_requests(
 def _draft_git(
     place: Destination, there: Observations, looks_secret: Callable[[str], bool], left_out: list[Omission]
 ) -> Iterable[Draft]:
-    """Make a rule for each action and each thing that git did: fetching, and each kind of change to refs."""
+    """Draft a rule for each action and git operation: fetches, and each kind of ref change."""
     addresses, notes = _opening(place, there)
     for draft, action, observations in git_drafts(there.git, looks_secret):
         evidence = Evidence()
@@ -320,7 +320,7 @@ def _can_open(address: Address) -> bool:
 
 
 def _opening(place: Destination, there: Observations) -> tuple[tuple[Address, ...], tuple[str, ...]]:
-    """Say which addresses a rule has to list because one is not public, with a note for each such."""
+    """Return the addresses that a rule must list because one is not public, with a note for each such."""
     if not isinstance(place.target, HostName):
         kind = why_not_public(place.target)
         return (), (f"NOT A PUBLIC ADDRESS: {kind}",) if kind else ()

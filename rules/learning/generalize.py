@@ -28,7 +28,7 @@ def generalize_paths(readings: Iterable[Reading]) -> set[Learned]:
 
 
 def _once(patterns: set[Learned]) -> set[Learned]:
-    """Put a `*` into the last segment that has enough values, for all patterns that are the same but for it."""
+    """Replace the last segment with enough values by `*`, for patterns that differ only there."""
     for back in range(1, max(map(len, patterns), default=0) + 1):
         groups: dict[tuple[Learned, Learned], set[Part]] = defaultdict(set)
         for pattern in patterns:

@@ -71,12 +71,12 @@ def _quoted(value: str | list[str]) -> str:
 
 
 def comment(text: str) -> str:
-    """Write a comment: whatever the text is, one line of printable ASCII (YAML 1.2.2 section 6.6)."""
+    """Return a comment: one line of printable ASCII for any text (YAML 1.2.2 section 6.6)."""
     return f"# {strip_unprintable(text)}"
 
 
 def strip_unprintable(text: str) -> str:
-    """Spell out whatever is not printable ASCII."""
+    """Escape characters that aren't printable ASCII."""
     return "".join(map(_spelled, text))
 
 

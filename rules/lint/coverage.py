@@ -63,7 +63,7 @@ def makes_idle(wide: Rule, narrow: Rule, target: Target) -> bool:
 
 
 def _opens_as_much(wide: Rule, narrow: Rule, target: Target) -> bool:
-    """Whether an ask, granted, opens every address that another one does: that hangs on how they are listed."""
+    """Whether an ask, once granted, opens every address that another one does; it depends on where they list them."""
     listed = isinstance(target, tuple) or target in wide.networks
     return listed and narrow.resolves_to in {None, wide.resolves_to}
 

@@ -159,7 +159,7 @@ class Finding(NamedTuple):
 
 
 def from_problem(problem: Problem, check: LintCheck) -> Finding:
-    """Make a finding from a problem that was found while loading."""
+    """Return a finding for a problem of loading."""
     return Finding(check, problem.file, problem.line, problem.column, problem.message)
 
 
@@ -185,7 +185,7 @@ class Reporter:
     def about(
         self, check: LintCheck, rule: Rule, message: str, *others: str, at: str = "id", entry: str = ""
     ) -> Finding:
-        """Make a finding about a rule, at one of its keys, or at the entry of that key's list with this text."""
+        """Return a finding about a rule, at one of its keys or at an entry of that key's list."""
         place = self._places.get(rule.id)
         rules = (rule.id, *others)
         if place is None:  # made by no file: a program's
@@ -196,13 +196,13 @@ class Reporter:
         return Finding(check, place.file, node.line, node.column, message, rules)
 
     def about_secret(self, check: LintCheck, ident: str, message: str, entry: str) -> Finding:
-        """Make a finding about a secret, at one of its `hosts`."""
+        """Return a finding about a secret, at one of its `hosts`."""
         place = self._secrets[ident]
         node = _node(place.node, "hosts", entry)
         return Finding(check, place.file, node.line, node.column, message)
 
     def about_boxes(self, check: LintCheck, key: str, message: str, entry: str = "") -> Iterator[Finding]:
-        """Make a finding about each `sandbox` with a key, at the entry of its list with this text."""
+        """Return a finding about each `sandbox` with a key, at an entry of its list."""
         for place in self._boxes:
             if isinstance(place.node, Mapping) and key in place.node.pairs:
                 node = _node(place.node, key, entry.lower().rstrip("."))
@@ -210,7 +210,7 @@ class Reporter:
                     yield Finding(check, place.file, node.line, node.column, message)
 
     def about_settings(self, check: LintCheck, key: str, message: str) -> Finding:
-        """Make a finding about the settings."""
+        """Return a finding about the settings."""
         assert self._settings is not None, "no file has settings, so all are the defaults"
         node = _node(self._settings.node, key, "")
         return Finding(check, self._settings.file, node.line, node.column, message)

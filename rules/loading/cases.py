@@ -66,7 +66,7 @@ class AttemptText(NamedTuple):
     caller: Caller = UNKNOWN_CALLER
 
     def attempt(self, policy: "Policy") -> Attempt:
-        """Make it an attempt under a policy. Raises InvalidNameError."""
+        """Return the attempt under a policy. Raises InvalidNameError."""
         target = parse_host(self.host)
         protocol = self.protocol or _spoken(policy, target, self.port)
         return Attempt(protocol, target, self.port, self.request, *self.caller)
@@ -259,7 +259,7 @@ def _host_and_port(text: str, usual: int | None) -> tuple[str, int]:
 
 
 def _pairs(says: str, parse: Callable[[str], str]) -> Key:
-    """Make a key of names with their values."""
+    """Make a key that maps names to values."""
 
     def read(reader: Reader, node: Node, of: str) -> tuple[tuple[str, str], ...]:
         if not isinstance(node, Mapping):

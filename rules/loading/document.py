@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 from rules.problems import Problem
 
 _MOST_VALUES: Final = 2_000_000  # a value takes a hundred bytes of memory and more
-_SEPARATORS: Final = (b"\n", b"\r", b",", b"[", b"{")  # between values, whatever way they are written
+_SEPARATORS: Final = (b"\n", b"\r", b",", b"[", b"{")  # between values, in any style
 # Line breaks to YAML and to no editor, and the direction marks of CVE-2021-42574 ("Trojan Source").
 _DECEPTIVE: Final = "\x85\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
@@ -65,7 +65,7 @@ class FilePlace(NamedTuple):
     via: "FilePlace | None" = None  # of a preset: the include, in a file that is none, that leads to it
 
     def problem(self, message: str) -> Problem:
-        """Make a problem of what stands here."""
+        """Return a problem at this place."""
         return Problem(self.file, self.node.line, self.node.column, message)
 
 

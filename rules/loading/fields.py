@@ -307,7 +307,7 @@ def parse_slug(text: str) -> str:
 
 
 def make_slug(text: str) -> str:
-    """Make a slug of any text."""
+    """Convert any text to a slug."""
     mapped = "".join(character if character in _SLUG else "-" for character in text.lower()[:_LONGEST_SLUG])
     return mapped.strip("-") or "rules"
 
@@ -368,7 +368,7 @@ class Section(NamedTuple):
         return None if fields is None else self.values(reader, fields)
 
     def _inside(self) -> dict[str, str]:
-        """Say of the keys of this section's own parts where they belong, for hints."""
+        """Map the keys of this section's parts to their places, for hints."""
         return {
             word: f"`{word}` under `{name}`" for name, key in self.keys.items() if key.part for word in key.part.keys
         }
@@ -396,7 +396,7 @@ def one(says: str, parse: Callable[[str], Any], schema: Schema | None = None, fi
 
 
 def text(says: str, schema: Schema = TEXT) -> Key:
-    """Make a key of text that is taken as it is."""
+    """Make a key of unparsed text."""
     return Key(says, lambda reader, node, key: reader.text(node, key), schema)
 
 

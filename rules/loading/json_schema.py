@@ -33,7 +33,7 @@ _MORE: Final[dict[str, Schema]] = {  # constraints on several keys together
 
 
 def rule_file_schema() -> Schema:
-    """Make the schema of rule files."""
+    """Return the schema of rule files."""
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "$id": ADDRESS,
@@ -44,7 +44,7 @@ def rule_file_schema() -> Schema:
 
 
 def _object(section: Section, required: Iterable[str]) -> Schema:
-    """Make an object of a section: its keys, and no others."""
+    """Return the schema of a section, which allows its keys and no others."""
     properties: Schema = {}
     for word, key in section.keys.items():
         # draft-07 ignores everything next to a `$ref`.

@@ -250,13 +250,13 @@ def format_value(value: object) -> str | None:
 
 
 def put_over(policy: Policy, roots: Policy, unread: Iterable[str]) -> Policy:
-    """Put root's current files over a policy whose other files can't be read. `unread`: why they can't.
+    """Combine root's current files with a policy whose other files can't be read. `unread`: why they can't.
 
     A broken rule file of a task must not keep root's new rules out. The result is at least as strict as all files
     together would be, if they could be read:
 
-    - Removed rules of root's files allow nothing. Those that deny, ask or flag vote as a layer until all files load.
-    - Current rules of root's files vote as a layer. Those that don't allow are in the pool as well.
+    - Removed rules of root's files allow nothing. Those that deny, ask or flag act as a layer until all files load.
+    - Current rules of root's files act as layers. Those that don't allow are in the pool as well.
     - Of each setting the strictest value applies.
     """
     old_layers = [layer for layer in policy.layers if layer.roots]

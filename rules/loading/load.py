@@ -76,7 +76,7 @@ def read(
 ) -> Loaded:
     """Load the files without trying their tests. Raises RuleFileError with all problems.
 
-    `mandatory` files are layers whatever they say of themselves: root's.
+    `mandatory` files (root's) are layers even without `layer`.
     `locks`: where to look for what discovered presets stand for, by default `lock_paths()`.
     `instead`: by their resolved paths, what rule files are taken to hold in place of what they do.
     """

@@ -80,7 +80,7 @@ class Selection:
         )
 
     def keep(self, rule: Rule, ident: str) -> Rule | None:
-        """Give what is left of a rule that its file knows as `ident`, or None."""
+        """Return the selected part of a rule with the id `ident`, or None."""
         self._met.add(ident)
         if (self.only and ident not in _texts(self.only)) or ident in _texts(self.without):
             return None
@@ -146,7 +146,7 @@ class Include(NamedTuple):
 
 
 def apply_selections(rule: Rule, ident: str, selections: "Iterable[Selection]") -> Rule | None:
-    """Give what is left of a rule when each include on the way to it has had its say; every one takes note."""
+    """Apply the selections of all includes around a rule; each records its matches. None: not selected."""
     selected: Rule | None = rule
     for selection in selections:
         selected_by = selection.keep(selected or rule, ident)
@@ -155,7 +155,7 @@ def apply_selections(rule: Rule, ident: str, selections: "Iterable[Selection]") 
 
 
 def _words_key(says: str, what: str, schema: Schema) -> Key:
-    """Make a key of ids or names with where they stand."""
+    """Make a key of ids or names with their places."""
 
     def read(reader: Reader, node: Node, of: str) -> tuple[Word, ...]:
         found: list[Word] = []
@@ -250,7 +250,7 @@ class RuleFile(NamedTuple):
     sandbox: "ParsedSandbox | None" = None
     sandbox_node: Node | None = None
     commands: "tuple[tuple[Command, Node], ...]" = ()  # with where each stands
-    roots: bool = False  # a file of root's own, whatever else names it
+    roots: bool = False  # a file of root's, even if other files include it
 
 
 class FileReader(Reader):

@@ -72,7 +72,7 @@ def parse_target(text: str) -> NamePattern | Network:
 
 
 def _suggest_target(text: str) -> str:
-    """Take apart what looks like a URL, or has a port or a path; empty if that doesn't help."""
+    """Suggest a correction for a URL, or a host with a port or path; empty if there is none."""
     scheme, separator, rest = text.partition("://")
     host, slash, path = (rest if separator else scheme).partition("/")
     name, colon, port = host.rpartition(":")

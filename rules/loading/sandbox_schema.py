@@ -58,7 +58,7 @@ class ParsedSandbox(NamedTuple):
 
 
 def _paths(says: str, parse: Callable[[str], str], schema: Schema) -> Key:
-    """Make a key of paths, globs or names. An empty list is nothing, which a layer may say: no more than usual."""
+    """Make a key of paths, globs or names. An empty list in a layer allows no more than the default."""
 
     def read(reader: Reader, node: Node, of: str) -> tuple[str, ...]:
         if isinstance(node, Listing) and not node.items:

@@ -296,7 +296,7 @@ def is_own_variable(name: str) -> bool:
 
 
 def placeholder_objection(name: str) -> str:
-    """Say that a placeholder can't stand there."""
+    """Return the problem that a placeholder can't be in this variable."""
     return f"`as: {name}`: that variable is the sandbox's own; give the placeholder another"
 
 

@@ -116,7 +116,7 @@ class Candidates:
         return standing
 
     def plan(self, port: int, protocol: Protocol, standing: Standing = NO_STANDING) -> Plan:
-        """Give the plan for one port and protocol."""
+        """Return the plan for one port and protocol."""
         key = bisect_right(self.starts, port), protocol, standing
         plans = self._granted if standing[3] else self._plans
         plan = plans.get(key)
@@ -218,7 +218,7 @@ class Index:
         self._lengths = {version: sorted(lengths.items()) for version, lengths in self._prefixes.items()}
 
     def __getstate__(self) -> tuple[None, dict[str, object]]:
-        """Give what a copy in another process is made of: nothing that was found so far."""
+        """Pickle without the caches."""
         return None, {**{name: getattr(self, name) for name in self.__slots__}, "_found": {}, "_recent": {}}
 
     def _file(self, rule: Rule, owner: Rule | Exemption, exemption: Exemption | None) -> None:
@@ -247,7 +247,7 @@ class Index:
         return len(self._feeds) - 1
 
     def candidates(self, target: HostName | Address) -> Candidates:
-        """Find the rules that cover `target`; the same object for whatever the same patterns cover."""
+        """Find the rules that cover `target`; targets with the same matching patterns share one object."""
         if isinstance(target, HostName):
             recent = self._recent.get(target)
             if recent is not None:

@@ -199,7 +199,7 @@ class Plan:
         if rule.has_request_conditions:
             self._index_condition(_FiledCondition(index, Condition.of_rule(rule), exempts=False, cap=Match.YES))
         for exemption in exemptions:
-            # What hangs on what isn't known yet (a taint) exempts possibly at most.
+            # An exemption that depends on a later taint matches possibly at most.
             cap = Match.PERHAPS if exemption.when_tainted else Match.YES
             self._index_condition(
                 _FiledCondition(index, Condition.of_exemption(rule, exemption), exempts=True, cap=cap)
@@ -415,7 +415,7 @@ class Plan:
         return self._weigh(self._matching(conditions, answer), leniency)
 
     def _widen_to_connection(self, best: Finding) -> Finding:
-        """Name all rules by which some request could pass as leniently as the best one."""
+        """Return the finding with all rules that could allow some request as leniently as the best one."""
         uncapped = [rule for index, rule in enumerate(self.rules) if index not in self._capped]
         open_to = [rule for rule in uncapped if rule.allows or (rule in self.granted and rule not in self._closed)]
         allowing = tuple(rule for rule in open_to if rule.default is best.by_default)

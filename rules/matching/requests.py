@@ -418,7 +418,7 @@ def _match_values(pairs: Pairs, name: str, expected: Values) -> Match:
 
 @lru_cache(maxsize=1024)
 def _base_names(name: str) -> frozenset[str]:
-    """Bring to one form the names that some server takes for the same: `Name`, `name[]`, `name[0]`, ` name`."""
+    """Normalise names that some server treats as the same: `Name`, `name[]`, `name[0]`, ` name`."""
     return frozenset(fold(part.strip()).translate(_SAME) for part in (name, name.partition("[")[0]))
 
 

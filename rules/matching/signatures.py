@@ -185,7 +185,7 @@ def _fresh() -> Iterator[str]:
 
 
 def _fillings(globs: frozenset[Glob], literals: frozenset[str], grammar: Grammar) -> Iterator[str]:
-    """Give a part for each combination of globs that some part has and no literal is: the same walk over characters."""
+    """Return a part for each combination of globs that no literal part matches, by the same walk over characters."""
     ordered: list[Glob | str] = [*sorted(globs), *sorted(literals)]
     patterns = [characters(pattern) for pattern in ordered]
     letters = {part for pattern in patterns for part in pattern}
@@ -204,7 +204,7 @@ def _fillings(globs: frozenset[Glob], literals: frozenset[str], grammar: Grammar
 
 
 def characters(pattern: Glob | str) -> tuple[Part, ...]:
-    """Take a text with `*` in it apart, so that it can be walked over as names and paths are."""
+    """Split a glob into parts, for the same walk as over names and paths."""
     if isinstance(pattern, str):
         return tuple(pattern)
     pieces = (pattern.prefix, *pattern.middle, pattern.suffix)

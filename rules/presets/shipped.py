@@ -63,7 +63,7 @@ def _tests(name: str, locks: tuple[Path, ...]) -> tuple[PresetTest, ...]:
 
 
 def _about(source: str) -> str:
-    """Take the comment that a preset begins with."""
+    """Return the comment at the start of a preset."""
     lines: list[str] = []
     for line in source.splitlines():
         if not line.startswith("#"):
