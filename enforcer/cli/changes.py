@@ -159,7 +159,7 @@ def _select(stored: StoredChanges, selection: Selection) -> list[Change]:
 def _show(stored: StoredChanges, selection: Selection, arguments: argparse.Namespace) -> int:
     changes = _select(stored, selection)
     protection = _protection(stored)
-    with MergeInputs.opened(stored, to_look=True) as inputs:
+    with MergeInputs.open(stored, read_only=True) as inputs:
         protection.inspect_git(inputs, stored.changes())
         if arguments.format == "json":
             values = [_value(inputs, change, protection, stat=arguments.stat) for change in changes]
@@ -176,10 +176,10 @@ def _diffs(
     inputs: MergeInputs, changes: list[Change], protection: Protection, counted: GitObjectCounter | None
 ) -> Iterator[str]:
     for change in changes:
-        if counted is None or not counted.takes(change, protection):
+        if counted is None or not counted.count_change(change, protection):
             yield from diff(inputs, change, protection)
     yield from diff_brought(protection, changes)
-    for place, said in counted.said() if counted is not None else ():
+    for place, said in counted.summaries() if counted is not None else ():
         yield f"# {said}, in {visible(place)}: name that, and each is shown"
 
 
@@ -187,7 +187,7 @@ def _stat(
     inputs: MergeInputs, changes: list[Change], protection: Protection, counted: GitObjectCounter | None
 ) -> Iterator[str]:
     for change in changes:
-        if counted is not None and counted.takes(change, protection):
+        if counted is not None and counted.count_change(change, protection):
             continue
         lines = count_lines(inputs, change)
         size = "" if lines is None else f"  +{lines.added} -{lines.deleted}"
@@ -201,7 +201,7 @@ def _stat(
             if each.path not in told:
                 told.add(each.path)
                 yield line
-    for place, said in counted.said() if counted is not None else ():
+    for place, said in counted.summaries() if counted is not None else ():
         yield f"{ChangeKind.ADDED:<8} {visible(place)}  ({said}: name that, and each is shown)"
     yield describe(changes)
 
@@ -241,7 +241,7 @@ def _cat(stored: StoredChanges, paths: list[str]) -> int:
     change = next((change for change in load_pending(stored) if change.path == paths[0]), None)
     if change is None or change.theirs is None or change.theirs.what is not EntryType.FILE:
         raise UsageError(f"the task left no file at `{ascii(paths[0])[1:-1]}` that is pending")
-    with MergeInputs.opened(stored, to_look=True) as inputs, os.fdopen(inputs.their_file(change), "rb") as file:
+    with MergeInputs.open(stored, read_only=True) as inputs, os.fdopen(inputs.open_new(change), "rb") as file:
         import shutil
 
         shutil.copyfileobj(file, sys.stdout.buffer)
@@ -259,7 +259,12 @@ def _accept(stored: StoredChanges, selection: Selection, form: str) -> int:
         remove_if_settled(stored)
     if form == "json":
         values = [
-            {"path": o.change.path, "accepted": o.accepted, "how": o.way.value if o.accepted else None, "why": o.why}
+            {
+                "path": o.change.path,
+                "accepted": o.accepted,
+                "how": o.method.value if o.accepted else None,
+                "why": o.reason,
+            }
             for o in outcomes
         ]
         print(json.dumps({"task": stored.meta.id, "changes": values}, indent=2))
@@ -292,9 +297,9 @@ def _print_left(left: list[Outcome]) -> None:
     """Say of each what was left, and of very many for one reason how many more."""
     said = Counter[str]()
     for outcome in left:
-        said[outcome.why] += 1
-        if said[outcome.why] <= _MOST_SAID:
-            print(f"left: {visible(outcome.change.path)}: {visible(outcome.why)}", file=sys.stderr)
+        said[outcome.reason] += 1
+        if said[outcome.reason] <= _MOST_SAID:
+            print(f"left: {visible(outcome.change.path)}: {visible(outcome.reason)}", file=sys.stderr)
     for why, times in said.items():
         if times > _MOST_SAID:
             print(f"left: {times - _MOST_SAID} more: {visible(why)}", file=sys.stderr)

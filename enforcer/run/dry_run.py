@@ -86,7 +86,7 @@ def _workspace(request: RunRequest) -> tuple[str, tuple[str, ...]]:
     changes = f"{os.path.realpath(state.state_directory())}/changes/TASK" if is_reviewed else ""
     with contextlib.ExitStack() as opened:
         places = [
-            opened.enter_context(contextlib.closing(place)) for place in written_places.open_guarded_places(request)
+            opened.enter_context(contextlib.closing(place)) for place in written_places.open_guarded_paths(request)
         ]
         return changes, tuple(path for place in places for path in place.paths())
 

@@ -109,7 +109,7 @@ def run(request: RunRequest, host: "Host") -> Result:
         started = _record_start(recorder, request, journal, resource_limits)
         try:
             sandbox = _launch(spec, io, registration, made, empty=empty, gate=gate)
-            monitor = LimitMonitor(resource_limits, partial(recorder.task_limited, started), workspace.layer)
+            monitor = LimitMonitor(resource_limits, partial(recorder.task_limited, started), workspace.disk_quota)
             unusual = _anomaly_reader(journal, sandbox_state) if host.counts_anomalies(request) else None
             keeper = host.keep_journal(journal, recorder)
             watch = Supervision(sandbox, gate, monitor, keeper, began, registration, make_registration, unusual)
@@ -170,7 +170,7 @@ def _workspace(  # noqa: PLR0917
     from enforcer.workspace.written_places import Workspace
 
     workspace = made.enter_context(contextlib.closing(Workspace(request, sandbox_state, journal, ids)))
-    workspace.bound(resource_limits.limits)
+    workspace.set_limits(resource_limits.limits)
     return workspace
 
 

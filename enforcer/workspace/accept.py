@@ -18,7 +18,7 @@ from enforcer.workspace import merge_decision
 from enforcer.workspace.atomic_replace import AtomicReplacer, ConcurrentChangeError, NewEntry
 from enforcer.workspace.change_store import ACCEPTED, DISCARDED, Change, ChangeKind, Meta, StoredChanges, mode
 from enforcer.workspace.merge_approval import request_approval
-from enforcer.workspace.merge_decision import MergeInputs, MergeMethod, MergeResult, decide, opened
+from enforcer.workspace.merge_decision import MergeInputs, MergeMethod, MergeResult, decide, open_workspace
 from enforcer.workspace.overlay_changes import gather
 from enforcer.workspace.protected_changes import Protection
 from enforcer.workspace.safe_path import Entry, EntryType
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     from proxy.approvals.approval_request import ApprovalRequest
 
 
-_MOST_SAID: Final = 5  # paths of one change
+_MAX_NAMED: Final = 5  # paths of one change
 
 
 class Outcome(NamedTuple):
-    """Result of one change; `why` says why it was left."""
+    """Result of one change. `reason`: why it was not merged."""
 
     change: Change
     accepted: bool
-    why: str = ""
-    way: MergeMethod = MergeMethod.CONFLICT
+    reason: str = ""
+    method: MergeMethod = MergeMethod.CONFLICT
 
 
 class Selection(NamedTuple):
@@ -59,7 +59,7 @@ class Selection(NamedTuple):
         """Whether the change at a path is selected."""
         if not self.paths or path in self.protected:
             return True
-        return any(path == one or path.startswith(one + "/") for one in self.paths)
+        return any(path == selected or path.startswith(selected + "/") for selected in self.paths)
 
 
 def load_changes(stored: StoredChanges) -> list[Change]:
@@ -69,7 +69,7 @@ def load_changes(stored: StoredChanges) -> list[Change]:
             return stored.changes()
         stored.lock()
         try:
-            with opened(stored) as workspace:
+            with open_workspace(stored) as workspace:
                 return gather(stored, workspace)
         finally:
             stored.unlock()
@@ -80,8 +80,8 @@ def load_changes(stored: StoredChanges) -> list[Change]:
 def load_pending(stored: StoredChanges) -> list[Change]:
     """Return every change that was neither accepted nor discarded."""
     everything = load_changes(stored)
-    settled = stored.settled()
-    return [change for change in everything if change.path not in settled]
+    settled_paths = stored.settled()
+    return [change for change in everything if change.path not in settled_paths]
 
 
 def select_changes(changes: Collection[Change], selection: Selection, brought: Collection[str] = ()) -> list[Change]:
@@ -92,20 +92,20 @@ def select_changes(changes: Collection[Change], selection: Selection, brought: C
     for path in (*selection.paths, *selection.protected):
         if path in brought and path in selection.protected:
             continue
-        inside = any(change.path == path or change.path.startswith(path + "/") for change in changes)
-        if not inside or (path in selection.protected and path not in {change.path for change in changes}):
+        is_change = any(change.path == path or change.path.startswith(path + "/") for change in changes)
+        if not is_change or (path in selection.protected and path not in {change.path for change in changes}):
             raise UsageError(f"`{path}` is not among the changes; paths are relative to the workspace")
-    meant = {change.path for change in changes if selection.has(change.path)}
-    above = {parent for path in meant for parent in _above(path)}
+    selected = {change.path for change in changes if selection.has(change.path)}
+    parents = {parent for path in selected for parent in _parents(path)}
     return [
         change
         for change in changes
-        if change.path in meant
-        or (change.path in above and change.theirs is not None and change.theirs.what is EntryType.DIRECTORY)
+        if change.path in selected
+        or (change.path in parents and change.theirs is not None and change.theirs.what is EntryType.DIRECTORY)
     ]
 
 
-def _above(path: str) -> Iterator[str]:
+def _parents(path: str) -> Iterator[str]:
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path
@@ -119,62 +119,73 @@ def accept(
     `ask` submits an approval request, if the rules of the task require an approval for protected paths.
     """
     everything = load_pending(stored)
-    with contextlib.closing(ChangeRecorder(stored.meta)) as recorder, MergeInputs.opened(stored) as inputs:
+    with contextlib.closing(ChangeRecorder(stored.meta)) as recorder, MergeInputs.open(stored) as inputs:
         protection.inspect_git(inputs, stored.changes())
         brought = {path for change in everything for path in protection.needs(change)}
         changes = select_changes(everything, selection, brought)
         needs = {change.path: protection.needs(change) for change in changes if protection.covers(change)}
-        held = {change.path: "" for change in changes if not protection.lets(change, selection.protected)}
-        with contextlib.closing(_Merge(inputs)) as merging:
+        left_reasons = {change.path: "" for change in changes if not protection.lets(change, selection.protected)}
+        with contextlib.closing(_WorkspaceMerge(inputs)) as merging:
             merging.recover()
-            asked = [change for change in changes if change.path in needs and change.path not in held]
-            inside = [
-                each for change in asked if change.path in protection.git for each in protection.git[change.path].files
+            covered_changes = [change for change in changes if change.path in needs and change.path not in left_reasons]
+            brought_files = [
+                file
+                for change in covered_changes
+                if change.path in protection.git
+                for file in protection.git[change.path].files
             ]
-            leave = request_approval(inputs, asked, _record_unanswered(recorder, ask), inside)
-            held.update((path, leave.refused) for path in leave.prints if leave.holds(path))
-            meant = [change.path for change in changes if change.path not in held]
-            cause = recorder.record(Kind.CHANGES_ACCEPTED, meant, approval=leave.approval)
+            approval_result = request_approval(
+                inputs, covered_changes, _record_unanswered(recorder, ask), brought_files
+            )
+            left_reasons.update(
+                (path, approval_result.refused) for path in approval_result.prints if approval_result.holds(path)
+            )
+            accepted_paths = [change.path for change in changes if change.path not in left_reasons]
+            cause = recorder.record(Kind.CHANGES_ACCEPTED, accepted_paths, approval=approval_result.approval)
             outcomes = [
-                Outcome(change, accepted=False, why=held[change.path] or _explain_missing_option(change, protection))
-                if change.path in held
-                else merging.one(change, leave.prints)
+                Outcome(
+                    change,
+                    accepted=False,
+                    reason=left_reasons[change.path] or _explain_missing_option(change, protection),
+                )
+                if change.path in left_reasons
+                else merging.merge_change(change, approval_result.prints)
                 for change in _sort_for_merge(changes)
             ]
             merging.set_modes()
-        done = [outcome.change.path for outcome in outcomes if outcome.accepted]
-        left = len(outcomes) - len(done)
+        merged = [outcome.change.path for outcome in outcomes if outcome.accepted]
+        left_count = len(outcomes) - len(merged)
         try:
-            stored.settle(done, ACCEPTED)
+            stored.settle(merged, ACCEPTED)
             stored.clear_intents()
         except OSError as error:
             raise HostError(f"cannot write `{stored.place}`: {error.strerror}; accept again") from error
-        said = f"{left} left" if left else ""
-        recorder.record(Kind.CHANGES_MERGED, done, detail=said, cause=cause, approval=leave.approval)
+        detail = f"{left_count} left" if left_count else ""
+        recorder.record(Kind.CHANGES_MERGED, merged, detail=detail, cause=cause, approval=approval_result.approval)
     return outcomes
 
 
 def _explain_missing_option(change: Change, protection: Protection) -> str:
     needs = protection.needs(change)
     if needs == (change.path,):
-        found = protection.git.get(change.path)
-        why = f", as {found.why}" if found is not None and found.why else ""
-        return f"it is protected{why}: accept it with `--protected {change.path}`"
-    shown = " ".join(f"--protected {path}" for path in needs[:_MOST_SAID])
-    more = "" if len(needs) <= _MOST_SAID else f", and {len(needs) - _MOST_SAID} more, or `--protected {change.path}`"
-    return f"it brings protected files: accept them with `{shown}`{more}"
+        inspected = protection.git.get(change.path)
+        suffix = f", as {inspected.why}" if inspected is not None and inspected.why else ""
+        return f"it is protected{suffix}: accept it with `--protected {change.path}`"
+    shown = " ".join(f"--protected {path}" for path in needs[:_MAX_NAMED])
+    rest = "" if len(needs) <= _MAX_NAMED else f", and {len(needs) - _MAX_NAMED} more, or `--protected {change.path}`"
+    return f"it brings protected files: accept them with `{shown}`{rest}"
 
 
 def _record_unanswered(recorder: "ChangeRecorder", ask: "Ask | None") -> "Ask":
     """Wrap `ask` so that the journal also records requests that nobody could answer."""
 
-    def asked(question: "ApprovalRequest") -> Answer:
-        answer = Answer(0, Result.UNAVAILABLE, why="no approvals server is reachable") if ask is None else ask(question)
+    def ask_and_record(request: "ApprovalRequest") -> Answer:
+        answer = Answer(0, Result.UNAVAILABLE, why="no approvals server is reachable") if ask is None else ask(request)
         if answer.result is Result.UNAVAILABLE:
-            recorder.record_unavailable(question, answer.why)
+            recorder.record_unavailable(request, answer.why)
         return answer
 
-    return asked
+    return ask_and_record
 
 
 def discard(stored: StoredChanges, selection: Selection) -> list[Change]:
@@ -203,95 +214,95 @@ def remove_if_settled(stored: StoredChanges) -> bool:
 
 def _sort_for_merge(changes: Iterable[Change]) -> list[Change]:
     """Sort deletions first, from the inside out; then the rest, from the outside in."""
-    gone = [change for change in changes if change.theirs is None]
-    return [*reversed(gone), *(change for change in changes if change.theirs is not None)]
+    deletions = [change for change in changes if change.theirs is None]
+    return [*reversed(deletions), *(change for change in changes if change.theirs is not None)]
 
 
-class _Merge:
-    """One merge into a workspace. Close it."""
+class _WorkspaceMerge:
+    """Merge of changes into a workspace. Close it."""
 
     def __init__(self, inputs: MergeInputs) -> None:
         self._inputs = inputs
-        self._place = AtomicReplacer(inputs.workspace, inputs.stored)
+        self._replacer = AtomicReplacer(inputs.workspace, inputs.stored)
         self._modes: list[tuple[str, int]] = []  # of new directories, once they are full
 
     def recover(self) -> None:
         """Finish an earlier merge that was interrupted. Raises HostError."""
         with self._inputs.acting():
-            problems = self._place.recover()
+            problems = self._replacer.recover()
         if problems:
             raise HostError(f"cannot finish an earlier merge that was interrupted: {visible(problems[0])}")
 
     def close(self) -> None:
         """Release the workspace."""
-        self._place.close()
+        self._replacer.close()
 
-    def one(self, change: Change, approved: Mapping[str, "ChangeDigest | None"]) -> Outcome:
-        """Decide on one change, and merge it; a change in `approved` only if its digest is unchanged."""
+    def merge_change(self, change: Change, approved: Mapping[str, "ChangeDigest | None"]) -> Outcome:
+        """Decide on one change, and merge it. A change in `approved` is merged only if its digest is unchanged."""
         source = -1
         try:
-            ours = self._inputs.ours(change)
-            settled = decide(change, ours, self._inputs)
-            if settled.way in (MergeMethod.TAKE, MergeMethod.MERGE):
+            ours = self._inputs.current(change)
+            decision = decide(change, ours, self._inputs)
+            if decision.method in (MergeMethod.TAKE, MergeMethod.MERGE):
                 theirs = ""
                 if (
-                    settled.way is MergeMethod.TAKE
+                    decision.method is MergeMethod.TAKE
                     and change.theirs is not None
                     and change.theirs.what is EntryType.FILE
                 ):
                     asked = change.path in approved
-                    source, theirs = self._inputs.staged(change) if asked else (self._inputs.their_file(change), "")
+                    source, theirs = self._inputs.staged_copy(change) if asked else (self._inputs.open_new(change), "")
                 if change.path in approved:
                     is_it = (
-                        merge_decision.compute_change_digest(self._inputs, change, ours, settled, theirs)
+                        merge_decision.compute_change_digest(self._inputs, change, ours, decision, theirs)
                         == approved[change.path]
                     )
                     if not is_it:
                         return Outcome(
                             change,
                             accepted=False,
-                            why="it changed after the approval: accept again to ask for a new one",
+                            reason="it changed after the approval: accept again to ask for a new one",
                         )
-                self._do(change, ours, settled, source)
+                self._apply(change, ours, decision, source)
         except ConcurrentChangeError as error:
-            return Outcome(change, accepted=False, why=error.strerror or "")
+            return Outcome(change, accepted=False, reason=error.strerror or "")
         except OSError as error:
-            return Outcome(change, accepted=False, why=_describe_error(error))
+            return Outcome(change, accepted=False, reason=_describe_error(error))
         finally:
             if source >= 0:
                 os.close(source)
-        accepted = settled.way not in (MergeMethod.CONFLICT, MergeMethod.LEFT_OUT)
-        return Outcome(change, accepted, settled.why, settled.way)
+        accepted = decision.method not in (MergeMethod.CONFLICT, MergeMethod.LEFT_OUT)
+        return Outcome(change, accepted, decision.reason, decision.method)
 
     def set_modes(self) -> None:
         """Set the modes of new directories."""
-        for path, wanted in reversed(self._modes):
+        for path, new_mode in reversed(self._modes):
             with self._inputs.acting(), contextlib.suppress(OSError):
                 ours = self._inputs.workspace.stat(path)
                 if ours is not None:
-                    self._place.change_mode(path, ours, wanted)
+                    self._replacer.change_mode(path, ours, new_mode)
 
-    def _do(self, change: Change, ours: Entry | None, settled: MergeResult, source: int) -> None:
+    def _apply(self, change: Change, ours: Entry | None, decision: MergeResult, source: int) -> None:
         theirs = change.theirs
         if theirs is None:
             if ours is not None:
                 with self._inputs.acting():
-                    self._place.remove(change.path, ours)
+                    self._replacer.remove(change.path, ours)
         elif theirs.what is EntryType.DIRECTORY and ours is not None and ours.what is EntryType.DIRECTORY:
             with self._inputs.acting():
-                self._place.change_mode(change.path, ours, mode(theirs))
-        elif settled.way is MergeMethod.MERGE:
-            self._put(change, ours, NewEntry(EntryType.FILE, settled.mode, settled.content))
+                self._replacer.change_mode(change.path, ours, mode(theirs))
+        elif decision.method is MergeMethod.MERGE:
+            self._replace(change, ours, NewEntry(EntryType.FILE, decision.mode, decision.content))
         elif theirs.what is EntryType.FILE:
-            self._put(change, ours, NewEntry(EntryType.FILE, mode(theirs), source=source))
+            self._replace(change, ours, NewEntry(EntryType.FILE, mode(theirs), source=source))
         else:
             if theirs.what is EntryType.DIRECTORY:
                 self._modes.append((change.path, mode(theirs)))
-            self._put(change, ours, NewEntry(theirs.what, mode(theirs), target=theirs.target))
+            self._replace(change, ours, NewEntry(theirs.what, mode(theirs), target=theirs.target))
 
-    def _put(self, change: Change, ours: Entry | None, new: NewEntry) -> None:
+    def _replace(self, change: Change, ours: Entry | None, new: NewEntry) -> None:
         with self._inputs.acting():
-            self._place.put(change.path, ours, new)
+            self._replacer.put(change.path, ours, new)
 
 
 def _describe_error(error: OSError) -> str:
@@ -306,14 +317,14 @@ class ChangeRecorder:
     """Recorder of events about one task's changes. Close it."""
 
     def __init__(self, meta: Meta) -> None:
-        """Open the journal of the task's run. Raises HostError: nothing is changed that can't be recorded."""
-        self._where = meta.journal
+        """Open the journal of the task's run. Raises HostError: without a journal nothing is changed."""
+        self._journal_path = meta.journal
         self._origin = Origin.of(meta.id, meta.name, dict(meta.labels), meta.sandbox, os.uname().nodename)
         self._ids = IdMaker()
         try:
             self._journal = Journal(Path(meta.journal))
         except JournalWriteError as error:
-            raise self._failed(error) from error
+            raise self._journal_error(error) from error
 
     def record(
         self,
@@ -332,7 +343,7 @@ class ChangeRecorder:
             kind, outcome=verdicts.Outcome.PASSED, cause=cause, detail=detail, paths=tuple(paths), approval=approval
         )
 
-    def record_unavailable(self, question: "ApprovalRequest", why: str) -> None:
+    def record_unavailable(self, question: "ApprovalRequest", reason: str) -> None:
         """Record that an approval request could not be submitted. Raises HostError."""
         self._write(
             Kind.APPROVAL_REFUSED,
@@ -340,7 +351,7 @@ class ChangeRecorder:
             revision=question.revision,
             outcome=verdicts.Outcome.BLOCKED,
             reason=Reason.APPROVAL_UNAVAILABLE,
-            detail=why,
+            detail=reason,
             paths=tuple(file.path for file in question.files),
             approval=Approval("", question.kind, answer=events.Answer.UNAVAILABLE),
         )
@@ -351,24 +362,26 @@ class ChangeRecorder:
         try:
             self._journal.append(encode(event), event.time)
         except JournalWriteError as error:
-            raise self._failed(error) from error
+            raise self._journal_error(error) from error
         return event.id
 
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
 
-    def _failed(self, error: JournalWriteError) -> HostError:
-        return HostError(f"cannot write the journal `{self._where}`, so nothing is changed: {error.strerror or error}")
+    def _journal_error(self, error: JournalWriteError) -> HostError:
+        return HostError(
+            f"cannot write the journal `{self._journal_path}`, so nothing is changed: {error.strerror or error}"
+        )
 
 
 def describe_user() -> str:
     """Return the user of this process, and the login user (`loginuid`, which sudo keeps) if that is another."""
     user, login = os.getuid(), login_uid()
-    return _named(user) if login in (None, user) else f"{_named(user)}, logged in as {_named(login)}"
+    return _user_name(user) if login in (None, user) else f"{_user_name(user)}, logged in as {_user_name(login)}"
 
 
-def _named(uid: int) -> str:
+def _user_name(uid: int) -> str:
     import pwd
 
     try:

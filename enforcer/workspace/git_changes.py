@@ -27,9 +27,9 @@ from enforcer.workspace.git_objects import (
     ScratchRepository,
     UnreadableError,
     Version,
-    are_others,
     compare_indexes,
     deadline,
+    has_foreign_trees,
     index,
     parse_differences,
     parse_listing,
@@ -203,7 +203,7 @@ class _Repository:
         if change is None:
             return self._read_before(name)
         is_file = change.theirs is not None and change.theirs.what is EntryType.FILE
-        return _read_whole(self._inputs.their_file(change)) if is_file else b""
+        return _read_whole(self._inputs.open_new(change)) if is_file else b""
 
     def _prepare_scratch(self) -> None:
         """Set up the scratch repository, without the objects of the task."""
@@ -211,7 +211,7 @@ class _Repository:
         objects = _join(self._place, "objects")
         whole = f"{self._inputs.stored.meta.workspace.rstrip('/')}/{objects}"
         there = whole if _exists(self._inputs, (), objects) else ""
-        self._scratch.begin(there, sha256=sha256, shallow=self._read_before("shallow"))
+        self._scratch.initialise(there, sha256=sha256, shallow=self._read_before("shallow"))
         self._old_references = self._resolve_references(self._list_references(), self._read_before)
         self._reachable = frozenset(self._peel(self._old_references.values()).values())
 
@@ -254,10 +254,10 @@ class _Repository:
             inner = name.removeprefix("objects/")
             if inner == name or change.theirs is None or change.theirs.what is not EntryType.FILE:
                 continue
-            if LOOSE.fullmatch(inner) and not self._scratch.add_loose(inner, self._inputs.their_file(change)):
+            if LOOSE.fullmatch(inner) and not self._scratch.add_loose(inner, self._inputs.open_new(change)):
                 yield name
             if match := PACKED.fullmatch(inner):
-                packs.setdefault(match[1], {})[match[2]] = self._inputs.their_file(change)
+                packs.setdefault(match[1], {})[match[2]] = self._inputs.open_new(change)
         for pack, files in packs.items():
             if not self._scratch.add_pack(pack, files):
                 yield from (f"objects/pack/{pack}.{end}" for end in files)
@@ -403,7 +403,7 @@ class _Repository:
         self._scratch.add_file("index", said)
         try:
             listed = index(self._scratch.git("ls-files", "--stage", "-v", "-z"))
-            return listed, read == self._read_after and are_others(self._scratch, listed)
+            return listed, read == self._read_after and has_foreign_trees(self._scratch, listed)
         finally:
             for each in ("index", *(each.rpartition("/")[2] for each in shared)):
                 self._scratch.remove_file(each)

@@ -33,8 +33,8 @@ LOOSE: Final = re.compile(r"([0-9a-f]{2})/([0-9a-f]{38}(?:[0-9a-f]{24})?)")
 PACKED: Final = re.compile(rf"pack/(pack-{_HASH})\.(pack|idx)")
 # What Git leaves beside its objects and reads nothing out of that the objects don't say
 HARMLESS: Final = re.compile(rf"info/packs|(?:[0-9a-f]{{2}}/|pack/)?tmp_[\w.-]*|pack/pack-{_HASH}\.(?:rev|keep)")
-_MOST_BYTES: Final = 1 << 30  # of all new objects, packed; and of one, unpacked
-_MOST_OUTPUT: Final = 128 << 20  # bytes
+_MAX_BYTES: Final = 1 << 30  # of all new objects, packed; and of one, unpacked
+_MAX_OUTPUT: Final = 128 << 20  # bytes
 _SECONDS: Final = 120  # for all repositories of a task
 _MEMORY: Final = 16 << 30  # bytes of addresses, in which packs are mapped
 _CHUNK: Final = 1 << 16
@@ -58,182 +58,182 @@ _ENVIRONMENT: Final = {
 }
 GITLINK: Final = 0o160000
 LINK: Final = 0o120000
-_DEEPEST: Final = 100  # directories of an index
-_WRITE: Final = "write-tree", "--missing-ok"
+_MAX_DEPTH: Final = 100  # directories of an index
+_WRITE_TREE: Final = "write-tree", "--missing-ok"
 
 
 class UnreadableError(Exception):
-    """Git data can't be inspected; the text says why."""
+    """Git data can't be inspected; the text is the reason."""
 
 
 class ScratchRepository:
     """A bare repository of ours in a temporary directory, which `opened` removes."""
 
-    def __init__(self, place: Path, owner: tuple[int, int], ends: float) -> None:
+    def __init__(self, directory: Path, owner: tuple[int, int], deadline_time: float) -> None:
         """Take an empty directory, the user and group that Git runs as, and a `deadline`."""
-        self._place = place
+        self._directory = directory
         self._owner = owner
-        self._ends = ends
-        self._left = _MOST_BYTES
+        self._deadline = deadline_time
+        self._bytes_left = _MAX_BYTES
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, owner: tuple[int, int], ends: float) -> Iterator["ScratchRepository"]:
-        """Make one, that nothing is asked of after a `deadline`. Raises OSError."""
-        with acting_as(*owner):  # and all that is written there is, as it could put links in its own directory
-            place = tempfile.mkdtemp(prefix="exeat-git-")
+    def opened(cls, owner: tuple[int, int], deadline_time: float) -> Iterator["ScratchRepository"]:
+        """Make one that runs no command after a `deadline`. Raises OSError."""
+        with acting_as(*owner):  # all writes there are by the owner, who could put links into the directory
+            directory = tempfile.mkdtemp(prefix="exeat-git-")
         try:
-            yield cls(Path(place), owner, ends)
+            yield cls(Path(directory), owner, deadline_time)
         finally:
             with acting_as(*owner):
-                shutil.rmtree(place, ignore_errors=True)
+                shutil.rmtree(directory, ignore_errors=True)
 
-    def begin(self, objects: str, *, sha256: bool, shallow: bytes) -> None:
-        """Lay it out over a directory of objects; empty: there is none. Raises UnreadableError, OSError."""
+    def initialise(self, objects: str, *, sha256: bool, shallow: bytes) -> None:
+        """Make the repository over a directory of objects (empty: none). Raises UnreadableError, OSError."""
         if "\n" in objects:
             raise UnreadableError("the path of the repository has a line feed in it")
         extension = "[extensions]\nobjectFormat = sha256\n" if sha256 else ""
         version = 1 if sha256 else 0
-        said = f"[core]\nrepositoryFormatVersion = {version}\nbare = true\n{extension}"
+        config = f"[core]\nrepositoryFormatVersion = {version}\nbare = true\n{extension}"
         with acting_as(*self._owner):
             for name in ("objects/info", "objects/pack", "refs"):
-                (self._place / name).mkdir(parents=True)
-            (self._place / "HEAD").write_text("ref: refs/heads/none\n")
-            (self._place / "config").write_text(said)
+                (self._directory / name).mkdir(parents=True)
+            (self._directory / "HEAD").write_text("ref: refs/heads/none\n")
+            (self._directory / "config").write_text(config)
             if objects:
-                (self._place / "objects/info/alternates").write_bytes(os.fsencode(objects) + b"\n")
+                (self._directory / "objects/info/alternates").write_bytes(os.fsencode(objects) + b"\n")
             if shallow:
-                (self._place / "shallow").write_bytes(shallow)
+                (self._directory / "shallow").write_bytes(shallow)
 
     def add_loose(self, name: str, file: int) -> bool:
-        """Take a loose object, by its path in `objects`, if it is what it is called. Closes the file.
+        """Add a loose object, by its path in `objects`, if its name is its hash. Closes the file.
 
         Raises UnreadableError.
         """
         with open(file, "rb", buffering=0) as source:
-            self._spend(os.fstat(file).st_size)
-            if not has_hash(source.fileno(), name.replace("/", ""), self._ends):
+            self._count_bytes(os.fstat(file).st_size)
+            if not has_hash(source.fileno(), name.replace("/", ""), self._deadline):
                 return False
             os.lseek(file, 0, os.SEEK_SET)
             self._copy(source.fileno(), f"objects/{name}")
         return True
 
     def add_pack(self, name: str, files: Mapping[str, int]) -> bool:
-        """Take a pack and its index, by their endings, if each object in it is what it is called; closes them.
+        """Add a pack and its index, by their endings, if the name of each object is its hash. Closes them.
 
         Raises UnreadableError.
         """
-        for end, file in files.items():
+        for ending, file in files.items():
             with open(file, "rb", buffering=0):
-                self._spend(os.fstat(file).st_size)
-                self._copy(file, f"objects/pack/{name}.{end}")
+                self._count_bytes(os.fstat(file).st_size)
+                self._copy(file, f"objects/pack/{name}.{ending}")
         try:
             if len(files) == 2:
                 self.git("verify-pack", f"objects/pack/{name}.idx")
                 return True
         except UnreadableError:
-            if self._ends < time.monotonic():
+            if self._deadline < time.monotonic():
                 raise
-        for end in files:
-            self.remove_file(f"objects/pack/{name}.{end}")
+        for ending in files:
+            self.remove_file(f"objects/pack/{name}.{ending}")
         return False
 
-    def add_file(self, name: str, said: bytes) -> None:
-        """Take an index, or what belongs to one."""
+    def add_file(self, name: str, content: bytes) -> None:
+        """Write an index, or a file that belongs to one."""
         with acting_as(*self._owner):
-            (self._place / name).write_bytes(said)
+            (self._directory / name).write_bytes(content)
 
     def remove_file(self, name: str) -> None:
-        """Forget a file again."""
+        """Remove a file."""
         with acting_as(*self._owner):
-            (self._place / name).unlink(missing_ok=True)
+            (self._directory / name).unlink(missing_ok=True)
 
-    def git(self, *words: str, lines: Iterable[str] = (), end: bytes = b"\n") -> bytes:
+    def git(self, *arguments: str, lines: Iterable[str] = (), line_end: bytes = b"\n") -> bytes:
         """Run Git, with `lines` on its standard input; return its output. Raises UnreadableError."""
         options = [word for option in _OPTIONS for word in ("-c", option)]
         drops = {}  # without a change of user, Popen uses vfork(2): ten times faster from a process of 300 MB
         if os.geteuid() == 0 and self._owner != (0, 0):
             drops = {"user": self._owner[0], "group": self._owner[1], "extra_groups": ()}
-        with tempfile.TemporaryFile() as asked:
-            asked.writelines(os.fsencode(line) + end for line in lines)
-            asked.seek(0)
+        with tempfile.TemporaryFile() as stdin:
+            stdin.writelines(os.fsencode(line) + line_end for line in lines)
+            stdin.seek(0)
             try:
                 process = subprocess.Popen(
-                    ["git", *options, *words],
-                    stdin=asked,
+                    ["git", *options, *arguments],
+                    stdin=stdin,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    cwd=self._place,
-                    env={**_ENVIRONMENT, "GIT_DIR": str(self._place)},
+                    cwd=self._directory,
+                    env={**_ENVIRONMENT, "GIT_DIR": str(self._directory)},
                     **drops,  # type: ignore[call-overload]
                 )
             except OSError as error:
                 raise UnreadableError(f"git can't be run on this host: {error.strerror}") from error
         try:
-            for kind, most in _RLIMITS.items():
+            for kind, limit in _RLIMITS.items():
                 with contextlib.suppress(OSError, ValueError):  # it has ended, or has less already
-                    resource.prlimit(process.pid, kind, (most, most))
-            out = self._output(process.stdout.fileno())
+                    resource.prlimit(process.pid, kind, (limit, limit))
+            output = self._read_output(process.stdout.fileno())
             process.wait()  # it has closed its output, and may use no more time than its limit
         finally:
             process.stdout.close()
             process.kill()
             process.wait()
         if process.returncode:
-            raise UnreadableError(f"`git {words[0]}` can't read it")
-        return out
+            raise UnreadableError(f"`git {arguments[0]}` can't read it")
+        return output
 
-    def _output(self, pipe: int) -> bytes:
-        out = bytearray()
-        while select.select([pipe], [], [], max(self._ends - time.monotonic(), 0))[0]:
+    def _read_output(self, pipe: int) -> bytes:
+        output = bytearray()
+        while select.select([pipe], [], [], max(self._deadline - time.monotonic(), 0))[0]:
             chunk = os.read(pipe, _CHUNK)
             if not chunk:
-                return bytes(out)
-            out += chunk
-            if len(out) > _MOST_OUTPUT:
+                return bytes(output)
+            output += chunk
+            if len(output) > _MAX_OUTPUT:
                 break
         raise UnreadableError("it is too large to inspect")
 
-    def _spend(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
+    def _count_bytes(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
             raise UnreadableError("its new objects are too large to inspect")
 
     def _copy(self, source: int, name: str) -> None:
         with acting_as(*self._owner):
-            to = self._place / name
-            to.parent.mkdir(exist_ok=True)
-            with open(to, "xb", buffering=0) as file:
+            target = self._directory / name
+            target.parent.mkdir(exist_ok=True)
+            with open(target, "xb", buffering=0) as file:
                 safe_path.copy_sparse(source, file.fileno())
 
 
 def deadline() -> float:
-    """Return when looking has to end that begins now, by the monotonic clock."""
+    """Return the end of an inspection that begins now, by the monotonic clock."""
     return time.monotonic() + _SECONDS
 
 
-def has_hash(file: int, name: str, ends: float) -> bool:
+def has_hash(file: int, name: str, deadline_time: float) -> bool:
     """Whether an open file is a loose object of this name: zlib, whose content has that hash.
 
-    What takes no room can be long unpacked, a thousand times. Raises UnreadableError at the `deadline`.
+    A small object can be a thousand times larger when unpacked. Raises UnreadableError at the `deadline`.
     """
-    found = hashlib.sha256() if len(name) == 64 else hashlib.sha1(usedforsecurity=False)
-    unpacking, size = zlib.decompressobj(), 0
+    digest = hashlib.sha256() if len(name) == 64 else hashlib.sha1(usedforsecurity=False)
+    decompressor, size = zlib.decompressobj(), 0
     try:
-        while not unpacking.eof:
-            if time.monotonic() > ends:
+        while not decompressor.eof:
+            if time.monotonic() > deadline_time:
                 raise UnreadableError("inspecting its objects takes too long")
-            packed = unpacking.unconsumed_tail or os.read(file, _CHUNK)
-            plain = unpacking.decompress(packed, _CHUNK)
+            packed = decompressor.unconsumed_tail or os.read(file, _CHUNK)
+            plain = decompressor.decompress(packed, _CHUNK)
             if not packed and not plain:
                 return False
             size += len(plain)
-            if size > _MOST_BYTES:
+            if size > _MAX_BYTES:
                 return False
-            found.update(plain)
+            digest.update(plain)
     except zlib.error:
         return False
-    return found.hexdigest() == name
+    return digest.hexdigest() == name
 
 
 class Version(NamedTuple):
@@ -257,7 +257,7 @@ NOTHING: Final = Version()
 
 
 class Difference(NamedTuple):
-    """One file that two trees have otherwise."""
+    """A file that differs between two trees."""
 
     path: str
     where: str  # `commit 0123…`, `the index`
@@ -273,7 +273,7 @@ class Difference(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What an index has: files by path and stage, and the paths of which `git status` says nothing."""
+    """Content of an index: files by path and stage, and the paths that `git status` doesn't show."""
 
     files: dict[tuple[str, str], Version]
     hidden: frozenset[str]  # skip-worktree, assume-unchanged
@@ -291,12 +291,12 @@ def parse_differences(out: bytes) -> Iterator[Difference]:
         yield Difference(os.fsdecode(next(fields)), where, _version(was_mode, was), _version(mode, now))
 
 
-def parse_listing(out: bytes, where: str) -> Iterator[Difference]:
+def parse_listing(out: bytes, source: str) -> Iterator[Difference]:
     """Read the output of `git ls-tree -r -z`, as if there were nothing before. Raises ValueError."""
     for line in out.split(b"\0")[:-1]:
-        said, _, path = line.partition(b"\t")
-        mode, _, name = said.decode("ascii").split(" ")
-        yield Difference(os.fsdecode(path), where, NOTHING, _version(mode, name))
+        fields, _, path = line.partition(b"\t")
+        mode, _, name = fields.decode("ascii").split(" ")
+        yield Difference(os.fsdecode(path), source, NOTHING, _version(mode, name))
 
 
 def index(out: bytes) -> Index:
@@ -304,8 +304,8 @@ def index(out: bytes) -> Index:
     files: dict[tuple[str, str], Version] = {}
     hidden: set[str] = set()
     for line in out.split(b"\0")[:-1]:
-        said, _, path = line.partition(b"\t")
-        tag, mode, name, stage = said.decode("ascii").split(" ")
+        fields, _, path = line.partition(b"\t")
+        tag, mode, name, stage = fields.decode("ascii").split(" ")
         files[os.fsdecode(path), stage] = _version(mode, name)
         if tag.islower() or tag == "S":
             hidden.add(os.fsdecode(path))
@@ -315,9 +315,9 @@ def index(out: bytes) -> Index:
 def compare_indexes(before: Index, after: Index) -> Iterator[Difference]:
     """Yield how two indexes differ."""
     for path, stage in sorted({*before.files, *after.files}):
-        was, now = (each.files.get((path, stage), NOTHING) for each in (before, after))
-        if was != now:
-            yield Difference(path, "the index", was, now)
+        old_version, new_version = (index_of.files.get((path, stage), NOTHING) for index_of in (before, after))
+        if old_version != new_version:
+            yield Difference(path, "the index", old_version, new_version)
 
 
 def _version(mode: str, name: str) -> Version:
@@ -325,36 +325,38 @@ def _version(mode: str, name: str) -> Version:
     return Version(number, name) if number else NOTHING
 
 
-def are_others(scratch: "ScratchRepository", listed: "Index") -> bool:
-    """Whether the index that lies in a scratch repository, as it was listed, remembers other trees than its files'.
+def has_foreign_trees(scratch: "ScratchRepository", listed: "Index") -> bool:
+    """Whether the cached trees of the index in a scratch repository differ from its files.
 
-    It has the names of trees that were written before (gitformat-index(5) "Cache tree"), at each directory where
-    nothing was changed since, and `git commit` takes them without looking. A task may name another tree there, which
-    the next commit alone has. Git reads it here too: each directory's tree is forgotten in turn, from the top, and
-    what Git writes then has to stay the same. Changes the index. Raises UnreadableError.
+    An index has the names of trees for unchanged directories (gitformat-index(5) "Cache tree"), and `git commit` uses
+    them unchecked. A task could put another tree there, which only the next commit would show. So this removes the
+    cached tree of each directory in turn, from the top, and compares what Git writes: it must stay the same. Changes
+    the index. Raises UnreadableError.
     """
     if not listed.files:
         return False
     nobody = "0" * len(next(iter(listed.files.values())).name)
-    _remove(scratch, nobody, {path for path, stage in listed.files if stage != "0"})  # of those Git writes no tree
+    # Git writes no tree for an index with unmerged files.
+    _remove_from_index(scratch, nobody, {path for path, stage in listed.files if stage != "0"})
     levels: list[set[str]] = [{""}]
     for directory in {os.path.dirname(path) for path, _ in listed.files}:
-        parts = directory.split("/")
-        for depth in range(1, len(parts) + 1) if directory else ():
-            if depth > _DEEPEST:
+        components = directory.split("/")
+        for depth in range(1, len(components) + 1) if directory else ():
+            if depth > _MAX_DEPTH:
                 raise UnreadableError("an index has too many directories in each other")
             if depth == len(levels):
                 levels.append(set())
-            levels[depth].add("/".join(parts[:depth]) + "/")
+            levels[depth].add("/".join(components[:depth]) + "/")
     no_file = f"exeat-{os.urandom(8).hex()}"
-    written = {scratch.git(*_WRITE)}
+    tree_names = {scratch.git(*_WRITE_TREE)}
     for directories in levels:
-        _remove(scratch, nobody, {f"{directory}{no_file}" for directory in directories})
-        written.add(scratch.git(*_WRITE))
-    return len(written) > 1
+        _remove_from_index(scratch, nobody, {f"{directory}{no_file}" for directory in directories})
+        tree_names.add(scratch.git(*_WRITE_TREE))
+    return len(tree_names) > 1
 
 
-def _remove(scratch: "ScratchRepository", nobody: str, paths: set[str]) -> None:
-    """Have Git forget files, which may not be there, and the trees of all directories that they would be in."""
+def _remove_from_index(scratch: "ScratchRepository", nobody: str, paths: set[str]) -> None:
+    """Remove files, which may not exist, from the index, and so the cached trees of their directories."""
     if paths:
-        scratch.git("update-index", "-z", "--index-info", lines=(f"0 {nobody}\t{path}" for path in paths), end=b"\0")
+        lines = (f"0 {nobody}\t{path}" for path in paths)
+        scratch.git("update-index", "-z", "--index-info", lines=lines, line_end=b"\0")

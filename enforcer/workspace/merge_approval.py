@@ -124,7 +124,7 @@ def _shown(inputs: MergeInputs, changes: Mapping[str, Change], wanted: Iterable[
     room = _ROOM
     for each in sorted(wanted, key=_urgency)[:_MOST_SHOWN]:
         content = each.now.content if each.now.what == EntryType.FILE else ""
-        file = File(each.path, content, each.kind, each.was.said(), each.now.said())
+        file = File(each.path, content, each.kind, each.was.describe(), each.now.describe())
         room -= sum(len(os.fsencode(text)) for text in (file.path, file.was, file.now)) * 3 + 256
         if room < 0 and shown:
             break

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def opened(stored: StoredChanges) -> Iterator[Tree]:
-    """Open the workspace that the changes belong to. Raises HostError where another stands there now."""
+def open_workspace(stored: StoredChanges) -> Iterator[Tree]:
+    """Open the workspace that the changes belong to. Raises HostError if it is another directory now."""
     meta = stored.meta
     try:
         tree = Tree.open(meta.workspace)
@@ -51,60 +51,60 @@ def opened(stored: StoredChanges) -> Iterator[Tree]:
 
 
 class MergeInputs:
-    """All of them. What is opened is the caller's to close."""
+    """The three versions of each change: base, workspace and task. The caller closes the files that this opens."""
 
     def __init__(self, stored: StoredChanges, workspace: Tree | None, upper: UpperLayer) -> None:
-        """Take what `opened` opened."""
+        """Take an open workspace and upper layer."""
         self.stored = stored
         self._workspace = workspace
         self._upper = upper
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, stored: StoredChanges, *, to_look: bool = False) -> Iterator[Self]:
-        """Open them. Raises HostError; where there is only something `to_look` at, the workspace may be gone."""
-        with contextlib.ExitStack() as made:
+    def open(cls, stored: StoredChanges, *, read_only: bool = False) -> Iterator[Self]:
+        """Open them. Raises HostError; with `read_only`, the workspace may be gone."""
+        with contextlib.ExitStack() as stack:
             workspace = None
             try:
-                workspace = made.enter_context(opened(stored))
+                workspace = stack.enter_context(open_workspace(stored))
             except HostError:
-                if not to_look:
+                if not read_only:
                     raise
             upper = UpperLayer(os.open(stored.upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            made.callback(upper.close)
+            stack.callback(upper.close)
             yield cls(stored, workspace, upper)
 
     @property
     def workspace(self) -> Tree:
-        """The workspace as it is now. Raises OSError where it is gone."""
+        """The workspace as it is now. Raises OSError if it is gone."""
         if self._workspace is None:
             raise OSError(errno.ENOENT, "the workspace no longer exists")
         return self._workspace
 
     def acting(self) -> contextlib.AbstractContextManager[None]:
-        """Look and write in the workspace as its owner."""
+        """Read and write in the workspace as its owner."""
         return acting_as(self.stored.meta.uid, self.stored.meta.gid)
 
-    def ours(self, change: Change) -> Entry | None:
-        """Return what stands at a path now. Raises OSError."""
+    def current(self, change: Change) -> Entry | None:
+        """Return the workspace's entry at the path of a change; None if there is none. Raises OSError."""
         with self.acting():
             return self.workspace.stat(change.path)
 
-    def our_file(self, change: Change) -> int:
-        """Open what stands at a path now. Raises OSError."""
+    def open_current(self, change: Change) -> int:
+        """Open the workspace's file. Raises OSError."""
         with self.acting():
             return self.workspace.file(change.path)
 
-    def their_file(self, change: Change) -> int:
-        """Open what the task left at a path. Raises OSError."""
+    def open_new(self, change: Change) -> int:
+        """Open the task's file. Raises OSError."""
         return self._upper.file(change.path)
 
-    def staged(self, change: Change) -> tuple[int, str]:
-        """Copy what the task left at a path to where nobody else can write; return it, open, and its SHA-256.
+    def staged_copy(self, change: Change) -> tuple[int, str]:
+        """Copy the task's file to where nobody else can write; returns the open copy and its SHA-256.
 
         Raises OSError.
         """
-        source = self.their_file(change)
+        source = self.open_new(change)
         try:
             with tempfile.TemporaryFile(dir=self.stored.place, buffering=0) as file:
                 safe_path.copy_sparse(source, file.fileno())
@@ -119,20 +119,23 @@ class MergeInputs:
             raise
 
     def base_copy(self, change: Change) -> int:
-        """Open a copy of what stood at a path at the start. Raises OSError."""
+        """Open the copy of the file at the start. Raises OSError."""
         return os.open(self.stored.place / "base" / change.copy, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def texts(self, change: Change) -> tuple[bytes, bytes, bytes] | None:
-        """Return base, ours and theirs; None where one of them is not there or too large. Raises OSError."""
+        """Return the texts of base, workspace and task; None if one is missing or too large. Raises OSError."""
         if not change.copy:
             return None
         base = safe_path.read_text(self.base_copy(change))
-        ours, theirs = safe_path.read_text(self.our_file(change)), safe_path.read_text(self.their_file(change))
-        return None if base is None or ours is None or theirs is None else (base, ours, theirs)
+        current_text, theirs = (
+            safe_path.read_text(self.open_current(change)),
+            safe_path.read_text(self.open_new(change)),
+        )
+        return None if base is None or current_text is None or theirs is None else (base, current_text, theirs)
 
 
 class MergeMethod(StrEnum):
-    """What is to be done about a change; the first is the closed one."""
+    """What a merge does with a change; the first is the default and merges nothing."""
 
     CONFLICT = "conflict"
     LEFT_OUT = "left out"
@@ -142,72 +145,83 @@ class MergeMethod(StrEnum):
 
 
 class MergeResult(NamedTuple):
-    """What is to be done, and why nothing is; `content` and `mode` are of a merged file."""
+    """Decision on one change, and the reason if it is not merged; `content` and `mode` are of a merged file."""
 
-    way: MergeMethod
-    why: str = ""
+    method: MergeMethod
+    reason: str = ""
     content: bytes = b""
     mode: int = 0
 
 
-def decide(change: Change, ours: Entry | None, inputs: MergeInputs) -> MergeResult:
-    """Decide on one change. `ours` is what stands there now."""
+def decide(change: Change, current_entry: Entry | None, inputs: MergeInputs) -> MergeResult:
+    """Decide on one change. `current_entry`: the workspace's entry."""
     if change.kind is ChangeKind.LEFT_OUT:
         return MergeResult(MergeMethod.LEFT_OUT, "devices, sockets and FIFOs are not carried over")
-    if _is_base(change, ours, inputs):
+    if _is_base(change, current_entry, inputs):
         return MergeResult(MergeMethod.TAKE)
-    if _is_theirs(change, ours, inputs):
+    if _is_theirs(change, current_entry, inputs):
         return MergeResult(MergeMethod.ALREADY)
     base, theirs = change.base, change.theirs
-    if not change.known or base is None or ours is None or theirs is None:
-        return MergeResult(MergeMethod.CONFLICT, _one_sided(change, ours))
-    if not ours.what is base.what is theirs.what is EntryType.FILE:
+    if not change.known or base is None or current_entry is None or theirs is None:
+        return MergeResult(MergeMethod.CONFLICT, _explain_conflict(change, current_entry))
+    if not current_entry.what is base.what is theirs.what is EntryType.FILE:
         return MergeResult(MergeMethod.CONFLICT, "both sides changed its type")
-    return _merged(change, base, ours, theirs, inputs)
+    return _merge_texts(change, base, current_entry, theirs, inputs)
 
 
-def _one_sided(change: Change, ours: Entry | None) -> str:
+def _explain_conflict(change: Change, current_entry: Entry | None) -> str:
     if not change.known:
         return "its content at the start of the task is unknown"
-    if ours is None:
+    if current_entry is None:
         return "it was deleted from the workspace, and the task changed it"
     if change.theirs is None:
         return "it was changed in the workspace, and the task deleted it"
     return "the workspace and the task both created it"
 
 
-def _is_base(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:
+def _is_base(change: Change, current_entry: Entry | None, inputs: MergeInputs) -> bool:
     base = change.base
-    if not change.known or base is None or ours is None:
-        return change.known and base is None and ours is None
-    if base.what is not ours.what:
+    if not change.known or base is None or current_entry is None:
+        return change.known and base is None and current_entry is None
+    if base.what is not current_entry.what:
         return False
     if base.what is EntryType.DIRECTORY:
-        return change.theirs is None or change.theirs.what is not EntryType.DIRECTORY or mode(base) == mode(ours)
+        return (
+            change.theirs is None or change.theirs.what is not EntryType.DIRECTORY or mode(base) == mode(current_entry)
+        )
     if base.what is EntryType.LINK:
-        return base.target == ours.target
-    if base.is_untouched(ours):
+        return base.target == current_entry.target
+    if base.is_untouched(current_entry):
         return True
-    alike = base.what is EntryType.FILE and change.digest and base.size == ours.size and mode(base) == mode(ours)
-    return bool(alike) and change.digest == safe_path.digest(inputs.our_file(change))
+    may_be_same = (
+        base.what is EntryType.FILE
+        and change.digest
+        and base.size == current_entry.size
+        and mode(base) == mode(current_entry)
+    )
+    return bool(may_be_same) and change.digest == safe_path.digest(inputs.open_current(change))
 
 
-def _is_theirs(change: Change, ours: Entry | None, inputs: MergeInputs) -> bool:
+def _is_theirs(change: Change, current_entry: Entry | None, inputs: MergeInputs) -> bool:
     theirs = change.theirs
-    if ours is None or theirs is None:
-        return ours is theirs
-    if ours.what is not theirs.what:
+    if current_entry is None or theirs is None:
+        return current_entry is theirs
+    if current_entry.what is not theirs.what:
         return False
-    if ours.what is EntryType.DIRECTORY:
-        return change.base is None or mode(ours) == mode(theirs)
-    if ours.what is EntryType.LINK:
-        return ours.target == theirs.target
-    alike = ours.what is EntryType.FILE and ours.size == theirs.size and mode(ours) == mode(theirs)
-    return alike and safe_path.digest(inputs.our_file(change)) == safe_path.digest(inputs.their_file(change))
+    if current_entry.what is EntryType.DIRECTORY:
+        return change.base is None or mode(current_entry) == mode(theirs)
+    if current_entry.what is EntryType.LINK:
+        return current_entry.target == theirs.target
+    may_be_same = (
+        current_entry.what is EntryType.FILE
+        and current_entry.size == theirs.size
+        and mode(current_entry) == mode(theirs)
+    )
+    return may_be_same and safe_path.digest(inputs.open_current(change)) == safe_path.digest(inputs.open_new(change))
 
 
-def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, inputs: MergeInputs) -> MergeResult:
-    if mode(base) not in (mode(ours), mode(theirs)) and mode(ours) != mode(theirs):
+def _merge_texts(change: Change, base: Entry, current_entry: Entry, theirs: Entry, inputs: MergeInputs) -> MergeResult:
+    if mode(base) not in (mode(current_entry), mode(theirs)) and mode(current_entry) != mode(theirs):
         return MergeResult(MergeMethod.CONFLICT, "both sides changed its mode")
     if not change.copy:
         return MergeResult(
@@ -219,19 +233,21 @@ def _merged(change: Change, base: Entry, ours: Entry, theirs: Entry, inputs: Mer
     content = merge(*texts)
     if content is None:
         return MergeResult(MergeMethod.CONFLICT, "both sides changed the same lines")
-    return MergeResult(MergeMethod.MERGE, "", content, mode(theirs) if mode(base) == mode(ours) else mode(ours))
+    return MergeResult(
+        MergeMethod.MERGE, "", content, mode(theirs) if mode(base) == mode(current_entry) else mode(current_entry)
+    )
 
 
 class FileState(NamedTuple):
-    """What stands at a path; empty: nothing does."""
+    """State of a path; empty if nothing is there."""
 
     what: str = ""
     mode: int = 0
     content: str = ""  # SHA-256 of a file's, in hex; the target of a link
     size: int = 0  # bytes
 
-    def said(self) -> str:
-        """Say it in a few words, in which a link's target is quoted."""
+    def describe(self) -> str:
+        """Describe it in a few words; the target of a link is quoted."""
         match self.what:
             case "":
                 return ""
@@ -258,38 +274,44 @@ class ChangeDigest(NamedTuple):
 def compute_current_digest(inputs: MergeInputs, change: Change) -> ChangeDigest | None:
     """Return what merging a change would do at this moment; None: nothing would be merged."""
     try:
-        ours = inputs.ours(change)
-        settled = decide(change, ours, inputs)
-        if settled.way not in (MergeMethod.TAKE, MergeMethod.MERGE):
+        current_entry = inputs.current(change)
+        decision = decide(change, current_entry, inputs)
+        if decision.method not in (MergeMethod.TAKE, MergeMethod.MERGE):
             return None
-        taken = settled.way is MergeMethod.TAKE and change.theirs is not None and change.theirs.what is EntryType.FILE
-        theirs = safe_path.digest(inputs.their_file(change)) if taken else ""
-        return compute_change_digest(inputs, change, ours, settled, theirs)
+        is_file_taken = (
+            decision.method is MergeMethod.TAKE and change.theirs is not None and change.theirs.what is EntryType.FILE
+        )
+        theirs = safe_path.digest(inputs.open_new(change)) if is_file_taken else ""
+        return compute_change_digest(inputs, change, current_entry, decision, theirs)
     except OSError:
         return None  # what can't be read is not merged either
 
 
 def compute_change_digest(
-    inputs: MergeInputs, change: Change, ours: Entry | None, settled: MergeResult, theirs: str
+    inputs: MergeInputs, change: Change, current_entry: Entry | None, decision: MergeResult, theirs: str
 ) -> ChangeDigest:
-    """Return what is about to be done; `theirs` is the SHA-256 of the file that is taken. Raises OSError."""
-    was = NOTHING if ours is None else _thing(ours, lambda: safe_path.digest(inputs.our_file(change)))
-    if settled.way is MergeMethod.MERGE:
-        now = FileState(EntryType.FILE, settled.mode, safe_path.digest_of(settled.content), len(settled.content))
+    """Return what merging a change does; `theirs`: the SHA-256 of the file that is taken. Raises OSError."""
+    was = (
+        NOTHING
+        if current_entry is None
+        else _file_state(current_entry, lambda: safe_path.digest(inputs.open_current(change)))
+    )
+    if decision.method is MergeMethod.MERGE:
+        now = FileState(EntryType.FILE, decision.mode, safe_path.digest_of(decision.content), len(decision.content))
     else:
-        now = NOTHING if change.theirs is None else _thing(change.theirs, lambda: theirs)
+        now = NOTHING if change.theirs is None else _file_state(change.theirs, lambda: theirs)
     return ChangeDigest(change.path, change.kind.value, was, now)
 
 
-def compute_merge_digest(meta: "Meta", prints: Iterable[ChangeDigest]) -> str:
+def compute_merge_digest(meta: "Meta", digests: Iterable[ChangeDigest]) -> str:
     """Return the SHA-256 of what would be merged, of which task and into which workspace, in hex."""
-    found = hashlib.sha256(json.dumps([meta.id, meta.workspace, meta.device, meta.inode]).encode())
-    for each in sorted(prints):
-        found.update(b"\n" + json.dumps(each).encode())
-    return found.hexdigest()
+    digest = hashlib.sha256(json.dumps([meta.id, meta.workspace, meta.device, meta.inode]).encode())
+    for change_digest in sorted(digests):
+        digest.update(b"\n" + json.dumps(change_digest).encode())
+    return digest.hexdigest()
 
 
-def _thing(entry: Entry, read: Callable[[], str]) -> FileState:
+def _file_state(entry: Entry, read: Callable[[], str]) -> FileState:
     if entry.what is EntryType.LINK:
         return FileState(EntryType.LINK, 0, entry.target)
     if entry.what is EntryType.FILE:

@@ -34,49 +34,49 @@ from proxy.wire import strict_json
 
 
 class Listing(NamedTuple):
-    """The names in one directory."""
+    """Names in one directory at the start."""
 
-    is_here: bool  # this very directory stood at this path at the start
-    is_whole: bool  # and no name in it has come or gone since
+    is_unmoved: bool  # this directory was at this path at the start
+    is_complete: bool  # and no name in it was added or removed since
     entries: dict[str, Entry]
 
 
 class KnownFile(NamedTuple):
-    """What stood at a path at the start; `known` is False where that can't be said, whatever `entry` is."""
+    """Entry of a path at the start. `known` is False if that is uncertain, whatever `entry` is."""
 
     known: bool
     entry: Entry | None
 
 
 class Snapshot:
-    """What was there at the start."""
+    """Snapshot of a workspace at the start of the task."""
 
     def __init__(self, start: int, lines: dict[str, str]) -> None:
         """Take a line of JSON for each directory, by path, and the ctime (ns) of a file made at the start."""
         self._start = start
         self._lines = lines
-        self._listings: dict[str, Listing] = {}  # that were asked for: of a large tree few are
+        self._listings: dict[str, Listing] = {}  # decoded ones: a large tree needs few
 
     def lookup(self, path: str) -> KnownFile:
-        """Return what stood at a path."""
-        above, _, name = path.rpartition("/")
-        listing = self._listing(above or TOP)
+        """Return the entry of a path at the start."""
+        parent, _, name = path.rpartition("/")
+        listing = self._listing(parent or TOP)
         if listing is None:
-            known, entry = self.lookup(above) if above else KnownFile(known=False, entry=None)
-            return KnownFile(known and (entry is None or entry.what is not EntryType.DIRECTORY), None)
+            is_known, entry = self.lookup(parent) if parent else KnownFile(known=False, entry=None)
+            return KnownFile(is_known and (entry is None or entry.what is not EntryType.DIRECTORY), None)
         entry = listing.entries.get(name)
         if entry is None:
-            return KnownFile(listing.is_whole, None)
-        return KnownFile(listing.is_here and entry.changed < self._start, entry)
+            return KnownFile(listing.is_complete, None)
+        return KnownFile(listing.is_unmoved and entry.changed < self._start, entry)
 
-    def below(self, path: str) -> Iterator[str]:
-        """Yield the path of every name below a directory, what is in a directory after the directory."""
+    def list_below(self, path: str) -> Iterator[str]:
+        """Yield every path below a directory, each directory before its content."""
         pending = [path]
         while pending:
-            above = pending.pop()
-            listing = self._listing(above)
+            directory = pending.pop()
+            listing = self._listing(directory)
             for name, entry in listing.entries.items() if listing is not None else ():
-                inner = join_path(above, name)
+                inner = join_path(directory, name)
                 yield inner
                 if entry.what is EntryType.DIRECTORY:
                     pending.append(inner)
@@ -97,24 +97,24 @@ def walk(tree: Tree, start: int) -> Iterator[tuple[str, Listing]]:
     """Yield every directory that can be listed."""
     pending = [(TOP, True)]
     while pending:
-        path, is_here = pending.pop()
+        path, is_unmoved = pending.pop()
         try:
             entries = dict(tree.entries(path))
-            above = tree.directory(path)
+            descriptor = tree.directory(path)
         except OSError:
-            continue  # not to be listed: so nothing in it is known
-        changed = os.fstat(above).st_ctime_ns  # after it was listed
-        os.close(above)
+            continue  # can't be listed, so nothing in it is known
+        changed = os.fstat(descriptor).st_ctime_ns  # after it was listed
+        os.close(descriptor)
         if path != TOP:
-            is_here = is_here and changed < start
-        yield path, Listing(is_here, is_here and changed < start, entries)
+            is_unmoved = is_unmoved and changed < start
+        yield path, Listing(is_unmoved, is_unmoved and changed < start, entries)
         for name, entry in entries.items():
             if entry.what is EntryType.DIRECTORY:
-                pending.append((join_path(path, name), is_here))
+                pending.append((join_path(path, name), is_unmoved))
 
 
 def write_snapshot(tree: Tree, start: int, to: Path) -> None:
-    """Write a snapshot to a file that is there only when it is complete. Raises OSError."""
+    """Write a snapshot to a file, which appears once it is complete. Raises OSError."""
     unfinished = to.with_suffix(".unfinished")
     with open(unfinished, "w", encoding="ascii") as file:
         file.writelines(json.dumps([path, *listing]) + "\n" for path, listing in walk(tree, start))
@@ -128,21 +128,21 @@ def read_snapshot(file: IO[str], start: int) -> Snapshot:
 
 
 _OPAQUE: Final = "user.overlay.opaque"
-_EVERY: Final = 1.0  # seconds
-_SHARE: Final = 20  # a look takes no more than this part of the time
-_FILE: Final = "copies.jsonl"
+_INTERVAL: Final = 1.0  # seconds
+_PAUSE_FACTOR: Final = 20  # pause after a scan, in durations of the scan
+_COPIES_FILE: Final = "copies.jsonl"
 _PATH_MAX: Final = 4096  # bytes (limits.h), with the NUL
-_ROOM: Final = 256 + 32  # for a name in a directory, and for the one that it is made under (`place`)
+_RESERVED_LENGTH: Final = 256 + 32  # bytes for a name, and for its temporary name (`atomic_replace`)
 
 
 class UpperLayer(Tree):
-    """An upper layer. Its files are ours: what can't be opened for the mode a task gave it is given another."""
+    """An upper layer of an overlay. Its files are ours: a mode that prevents reading is changed."""
 
     def _open(self, path: str, flags: int) -> int:
         try:
             return super()._open(path, flags)
         except PermissionError:
-            self._unlock(path)
+            self._open_parents(path)
             return super()._open(path, flags)
 
     def file(self, path: str) -> int:
@@ -150,25 +150,25 @@ class UpperLayer(Tree):
         try:
             return super().file(path)
         except PermissionError:
-            place = self._open(path, os.O_PATH)
+            descriptor = self._open(path, os.O_PATH)
             try:
-                os.chmod(f"/proc/self/fd/{place}", os.fstat(place).st_mode & 0o7777 | 0o400)
+                os.chmod(f"/proc/self/fd/{descriptor}", os.fstat(descriptor).st_mode & 0o7777 | 0o400)
             finally:
-                os.close(place)
+                os.close(descriptor)
             return super().file(path)
 
-    def _unlock(self, path: str) -> None:
-        parts = path.split("/")
-        _open_up(self.descriptor)  # a lookup of `.` is refused as well where it can't be searched
-        for depth in range(1, len(parts) + 1):
-            place = super()._open("/".join(parts[:depth]), os.O_PATH)
+    def _open_parents(self, path: str) -> None:
+        components = path.split("/")
+        _make_accessible(self.descriptor)  # without search permission, a lookup of `.` fails, too
+        for depth in range(1, len(components) + 1):
+            descriptor = super()._open("/".join(components[:depth]), os.O_PATH)
             try:
-                _open_up(place)
+                _make_accessible(descriptor)
             finally:
-                os.close(place)
+                os.close(descriptor)
 
     def is_opaque(self, path: str) -> bool:
-        """Whether a directory shows nothing of the one below."""
+        """Whether a directory hides the one below it in the overlay."""
         directory = self.directory(path)
         try:
             return os.getxattr(directory, _OPAQUE) == b"y"
@@ -180,10 +180,10 @@ class UpperLayer(Tree):
             os.close(directory)
 
 
-def _open_up(place: int) -> None:
-    found = os.fstat(place).st_mode & 0o7777
-    if found & 0o700 != 0o700:
-        os.chmod(f"/proc/self/fd/{place}", found | 0o700)
+def _make_accessible(descriptor: int) -> None:
+    permissions = os.fstat(descriptor).st_mode & 0o7777
+    if permissions & 0o700 != 0o700:
+        os.chmod(f"/proc/self/fd/{descriptor}", permissions | 0o700)
 
 
 def changes(upper: UpperLayer, snapshot: Snapshot, longest: int) -> Iterator[Change]:
@@ -194,36 +194,36 @@ def changes(upper: UpperLayer, snapshot: Snapshot, longest: int) -> Iterator[Cha
     """
     pending = [(TOP, False)]
     while pending:
-        above, hidden = pending.pop()
+        directory, hidden = pending.pop()
         try:
-            entries = dict(upper.entries(above)) if len(os.fsencode(above)) <= longest else None
-            hidden = hidden or upper.is_opaque(above)
+            entries = dict(upper.entries(directory)) if len(os.fsencode(directory)) <= longest else None
+            hidden = hidden or upper.is_opaque(directory)
         except OSError:
             entries = None
         if entries is None:
-            yield Change(above, False, None, Entry(EntryType.OTHER, 0, 0))
+            yield Change(directory, False, None, Entry(EntryType.OTHER, 0, 0))
             continue
         for name, entry in entries.items():
-            path = join_path(above, name)
-            known, base = snapshot.lookup(path)
+            path = join_path(directory, name)
+            is_known, base = snapshot.lookup(path)
             is_directory = base is not None and base.what is EntryType.DIRECTORY
             if entry.what is not EntryType.DIRECTORY:
                 if is_directory:
-                    yield from _all_gone(snapshot, path)
-                yield Change(path, known, base, None if entry.what is EntryType.WHITEOUT else entry)
+                    yield from _deletions_below(snapshot, path)
+                yield Change(path, is_known, base, None if entry.what is EntryType.WHITEOUT else entry)
                 continue
             if base is None or not is_directory or mode(base) != mode(entry):
-                yield Change(path, known, base, entry)
+                yield Change(path, is_known, base, entry)
             pending.append((path, hidden or not is_directory))
-        for name in snapshot.names(above) if hidden else ():
+        for name in snapshot.names(directory) if hidden else ():
             if name not in entries:
-                path = join_path(above, name)
-                yield from _all_gone(snapshot, path)
+                path = join_path(directory, name)
+                yield from _deletions_below(snapshot, path)
                 yield Change(path, *snapshot.lookup(path), None)
 
 
-def _all_gone(snapshot: Snapshot, path: str) -> Iterator[Change]:
-    for inner in snapshot.below(path):
+def _deletions_below(snapshot: Snapshot, path: str) -> Iterator[Change]:
+    for inner in snapshot.list_below(path):
         yield Change(inner, *snapshot.lookup(inner), None)
 
 
@@ -235,130 +235,135 @@ class Copy(NamedTuple):
 
 
 def keep(stored: StoredChanges, workspace: Tree, layer: Tree) -> None:
-    """Copy until killed. Raises OSError, ValueError."""
+    """Copy files that the task changes as they were at the start, until killed. Raises OSError, ValueError."""
     with open(stored.place / "base.jsonl", encoding="ascii") as file:
         start = read_snapshot(file, stored.meta.start)
-    seen: set[str] = set()
+    copied: set[str] = set()
     while True:
-        began = time.monotonic()
-        for path, base in _changed(layer, start, seen):
-            seen.add(path)
+        start_time = time.monotonic()
+        for path, base in _changed_files(layer, start, copied):
+            copied.add(path)
             copy_one(stored, workspace, path, base)
-        time.sleep(max(_EVERY, _SHARE * (time.monotonic() - began)))
+        time.sleep(max(_INTERVAL, _PAUSE_FACTOR * (time.monotonic() - start_time)))
 
 
 def copy_one(stored: StoredChanges, workspace: Tree, path: str, base: Entry) -> Copy | None:
-    """Copy what stands at a path if it is what stood there at the start. Raises OSError where it can't be kept."""
-    old = read_if_untouched(stored, workspace, path, base, safe_path.read_text)
-    if old is None:
+    """Copy a file if it is unchanged since the start. Raises OSError if the copy can't be written."""
+    content = read_if_untouched(stored, workspace, path, base, safe_path.read_text)
+    if content is None:
         return None
-    copy = Copy(safe_path.digest_of(os.fsencode(path)), safe_path.digest_of(old))
-    (stored.place / "base" / copy.name).write_bytes(old)
-    with open(stored.place / _FILE, "a", encoding="ascii") as file:
+    copy = Copy(safe_path.digest_of(os.fsencode(path)), safe_path.digest_of(content))
+    (stored.place / "base" / copy.name).write_bytes(content)
+    with open(stored.place / _COPIES_FILE, "a", encoding="ascii") as file:
         file.write(json.dumps([path, *copy]) + "\n")
     return copy
 
 
 def copies(stored: StoredChanges) -> dict[str, Copy]:
-    """Return what was copied, by path."""
-    return {str(path): Copy(str(name), str(digest)) for path, name, digest in stored.lines(_FILE)}
+    """Return the copies, by path."""
+    return {str(path): Copy(str(name), str(digest)) for path, name, digest in stored.lines(_COPIES_FILE)}
 
 
 def read_if_untouched[T](
     stored: StoredChanges, workspace: Tree, path: str, base: Entry, read: Callable[[int], T | None]
 ) -> T | None:
-    """Read what stood at a path at the start; None where something was done to it since, or it can't be read."""
+    """Read a file if it is unchanged since the start; None if it changed or can't be read."""
     try:
         with acting_as(stored.meta.uid, stored.meta.gid):
-            before = workspace.stat(path)
-            found = read(workspace.file(path))
-            after = workspace.stat(path)
+            before_reading = workspace.stat(path)
+            content = read(workspace.file(path))
+            after_reading = workspace.stat(path)
     except OSError:
         return None
-    return found if base.is_untouched(before) and base.is_untouched(after) else None
+    return content if base.is_untouched(before_reading) and base.is_untouched(after_reading) else None
 
 
-def _changed(layer: Tree, start: Snapshot, seen: set[str]) -> Iterator[tuple[str, Entry]]:
-    """Yield what the task has changed of files that were there and aren't too large; not twice."""
+def _changed_files(layer: Tree, start: Snapshot, copied: set[str]) -> Iterator[tuple[str, Entry]]:
+    """Yield existing files that the task has changed and that aren't copied yet or too large."""
     pending = [TOP]
     while pending:
-        above = pending.pop()
+        directory = pending.pop()
         try:
-            entries = list(layer.entries(above))
+            entries = list(layer.entries(directory))
         except OSError:
-            continue  # gone again, or closed by the task: at the end it is opened
+            continue  # removed, or its mode prevents listing: `gather` opens it
         for name, entry in entries:
-            path = join_path(above, name)
-            known, base = start.lookup(path)
-            if not known or base is None:
+            path = join_path(directory, name)
+            is_known, base = start.lookup(path)
+            if not is_known or base is None:
                 continue
             if entry.what is base.what is EntryType.DIRECTORY:
                 pending.append(path)
-            elif entry.what is base.what is EntryType.FILE and path not in seen and base.size <= safe_path.TEXT_AT_MOST:
+            elif (
+                entry.what is base.what is EntryType.FILE and path not in copied and base.size <= safe_path.TEXT_AT_MOST
+            ):
                 yield path, base
 
 
 def gather(
-    stored: StoredChanges, workspace: Tree, wait: Callable[[], None] = lambda: None, most: int | None = None
+    stored: StoredChanges, workspace: Tree, wait: Callable[[], None] = lambda: None, max_changes: int | None = None
 ) -> list[Change]:
     """Return every change, in the order of their paths, and store them.
 
     `wait` waits for the process that makes the snapshot.
-    `most`: the limit on their number. The caller has locked `stored`. Raises OSError (E2BIG beyond `most`), ValueError.
+    `max_changes`: the limit on their number. The caller has locked `stored`. Raises OSError (E2BIG beyond the limit),
+    ValueError.
     """
     layer = UpperLayer(os.open(stored.upper, os.O_PATH | os.O_DIRECTORY))
     try:
-        found: list[Change] = []
+        changed: list[Change] = []
         if any(layer.entries(TOP)):
             wait()
             start = _snapshot(stored, workspace)
-            every = changes(layer, start, max_path_length(stored.meta))
-            everything = sorted(every if most is None else islice(every, most + 1), key=by_path)
-            if most is not None and len(everything) > most:
-                raise OSError(errno.E2BIG, f"they are more than {most}")
-            early = copies(stored)
-            compared = (_compared(change, stored, workspace, layer, early) for change in everything)
-            found = [change for change in compared if change is not None]
-        stored.record(found)
+            all_changes = changes(layer, start, max_path_length(stored.meta))
+            sorted_changes = sorted(
+                all_changes if max_changes is None else islice(all_changes, max_changes + 1), key=by_path
+            )
+            if max_changes is not None and len(sorted_changes) > max_changes:
+                raise OSError(errno.E2BIG, f"they are more than {max_changes}")
+            copied = copies(stored)
+            compared = (_compare_with_base(change, stored, workspace, layer, copied) for change in sorted_changes)
+            changed = [change for change in compared if change is not None]
+        stored.record(changed)
     finally:
         layer.close()
     (stored.place / "base.jsonl").unlink(missing_ok=True)
-    return found
+    return changed
 
 
 def max_path_length(meta: Meta) -> int:
-    """Return how many bytes the path of a directory may have in which something can be put in place."""
-    return _PATH_MAX - len(os.fsencode(meta.workspace)) - _ROOM
+    """Return the longest path, in bytes, of a directory in which a file can be replaced."""
+    return _PATH_MAX - len(os.fsencode(meta.workspace)) - _RESERVED_LENGTH
 
 
 def by_path(change: Change) -> bytes:
-    """Return what changes are sorted by."""
+    """Sort key of changes: the bytes of the path."""
     return os.fsencode(change.path)
 
 
 def _snapshot(stored: StoredChanges, workspace: Tree) -> Snapshot:
     path = stored.place / "base.jsonl"
-    if not path.exists():  # whoever made it was stopped: what was not touched since can still be told
+    if not path.exists():  # its process was killed: unchanged files are still known
         write_snapshot(workspace, stored.meta.start, path)
     with open(path, encoding="ascii") as file:
         return read_snapshot(file, stored.meta.start)
 
 
-def _compared(
-    change: Change, stored: StoredChanges, workspace: Tree, layer: Tree, early: Mapping[str, Copy]
+def _compare_with_base(
+    change: Change, stored: StoredChanges, workspace: Tree, layer: Tree, copied: Mapping[str, Copy]
 ) -> Change | None:
-    """Return a change with what can be kept of what it began from; None where there is no difference to that."""
+    """Return a change with the copy and digest of its base; None if the content is the same."""
     base, theirs = change.base, change.theirs
     if base is None or theirs is None or base.what is not theirs.what or not change.known:
         return change
     if base.what is not EntryType.FILE:
         return None if base.what is EntryType.LINK and base.target == theirs.target else change
-    is_alike = base.size == theirs.size and mode(base) == mode(theirs)
+    may_be_same = base.size == theirs.size and mode(base) == mode(theirs)
     if base.size > safe_path.TEXT_AT_MOST:
-        digest = read_if_untouched(stored, workspace, change.path, base, safe_path.digest) if is_alike else None
+        digest = read_if_untouched(stored, workspace, change.path, base, safe_path.digest) if may_be_same else None
         return None if digest is not None and digest == safe_path.digest(layer.file(change.path)) else change
-    copy = early.get(change.path) or copy_one(stored, workspace, change.path, base)
+    copy = copied.get(change.path) or copy_one(stored, workspace, change.path, base)
     if copy is None:
         return change
-    is_same = is_alike and copy.digest == safe_path.digest(layer.file(change.path))
+    is_same = may_be_same and copy.digest == safe_path.digest(layer.file(change.path))
     return None if is_same else change._replace(digest=copy.digest, copy=copy.name)

@@ -39,50 +39,55 @@ if TYPE_CHECKING:
     from enforcer.workspace.change_store import Change
 
 _ACCEPTABLE: Final = frozenset({stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR})
-_MOST: Final = 10_000  # names that are taken out: each is a change that somebody has to look at
-_MOST_BYTES: Final = 1 << 30  # in all: others' changes are kept there, and mostly the journal
-_ABOVE: Final = Entry(EntryType.DIRECTORY, 0o700, 0)  # what the directories above are in the layer
-_NONE: Final = MappingProxyType[str, str]({})
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_FILES: Final = 10_000  # names: each is a change to review
+_MAX_BYTES: Final = 1 << 30  # in all: other changes and the journal are on the same disk
+_PARENT_ENTRY: Final = Entry(EntryType.DIRECTORY, 0o700, 0)  # parent directories in the layer
+_NO_NEW_NAMES: Final = MappingProxyType[str, str]({})
+_NEW_FILE_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PREFIX: Final = ".exeat-aside-"
 
 
 class Quarantined(NamedTuple):
-    """What is kept now, and what couldn't be taken out: paths."""
+    """Result: the stored changes, and the paths that could not be moved."""
 
     changes: "list[Change]"
-    left: list[str]
+    not_quarantined: list[str]
 
 
 class _EmptySnapshot(Snapshot):
-    """A start at which nothing stood at some paths."""
+    """Snapshot in which some paths don't exist."""
 
     def __init__(self, paths: Collection[str]) -> None:
         super().__init__(0, {})
         self._paths = paths
 
     def lookup(self, path: str) -> KnownFile:
-        return KnownFile(known=True, entry=_ABOVE if any(each.startswith(f"{path}/") for each in self._paths) else None)
+        return KnownFile(
+            known=True,
+            entry=_PARENT_ENTRY if any(quarantined.startswith(f"{path}/") for quarantined in self._paths) else None,
+        )
 
 
-def quarantine_files(meta: Meta, workspace: Tree, paths: Sequence[str], now: Mapping[str, str] = _NONE) -> Quarantined:
-    """Take what stands at `paths`, none of which lies below another, out of a workspace. Raises HostError.
+def quarantine_files(
+    meta: Meta, workspace: Tree, paths: Sequence[str], new_names: Mapping[str, str] = _NO_NEW_NAMES
+) -> Quarantined:
+    """Move the files at `paths`, none of which lies below another, out of a workspace. Raises HostError.
 
-    `now`: where some of it stands by now, so that nobody finds it meanwhile. Nothing of the task runs any more.
+    `new_names`: present names of files that were renamed to keep programs from finding them. The task has ended.
     """
     stored = StoredChanges.create(meta)
-    left = _MOST
+    names_left = _MAX_FILES
     moved: list[str] = []
     changes: list[Change] = []
     try:
         with contextlib.closing(overlay_changes.UpperLayer(os.open(stored.upper, os.O_PATH | os.O_DIRECTORY))) as layer:
-            copying = _Copying(workspace, layer, (meta.uid, meta.gid))
+            copy_move = _CopyMove(workspace, layer, (meta.uid, meta.gid))
             for path in paths:
-                # The thing itself, too: a directory that is moved has a `..` to write
-                at = now.get(path, path)
-                with contextlib.suppress(OSError), temporary_access(workspace, at, meta.uid):
-                    left -= _names(workspace, at, meta.uid, left)
-                    _move(workspace, layer, at, path, copying)
+                # Access to the path itself, too: moving a directory writes its `..`.
+                current_path = new_names.get(path, path)
+                with contextlib.suppress(OSError), temporary_access(workspace, current_path, meta.uid):
+                    names_left -= _count_names(workspace, current_path, meta.uid, names_left)
+                    _move(workspace, layer, current_path, path, copy_move)
                 if layer.stat(path) is not None:
                     moved.append(path)
             changes = sorted(overlay_changes.changes(layer, _EmptySnapshot(moved), max_path_length(meta)), key=by_path)
@@ -91,76 +96,78 @@ def quarantine_files(meta: Meta, workspace: Tree, paths: Sequence[str], now: Map
         else:
             stored.remove()
     except OSError as error:
-        said = visible(error.strerror or str(error))
-        raise HostError(f"cannot record the quarantined files, which are in `{stored.place}`: {said}") from error
+        message = visible(error.strerror or str(error))
+        raise HostError(f"cannot record the quarantined files, which are in `{stored.place}`: {message}") from error
     finally:
         stored.unlock()
-    return Quarantined(changes, [path for path in paths if _stands(workspace, now.get(path, path), meta.uid)])
+    return Quarantined(
+        changes, [path for path in paths if _still_exists(workspace, new_names.get(path, path), meta.uid)]
+    )
 
 
-def _names(workspace: Tree, at: str, owner: int, most: int) -> int:
-    """Count the names below a path. Raises OSError where there are more than `most`: it stays then."""
+def _count_names(workspace: Tree, at: str, owner: int, max_count: int) -> int:
+    """Count the names below a path. Raises OSError for more than `max_count`: then it is not moved."""
     count, pending = 1, [at]
     entry = workspace.stat(at)
     while pending and entry is not None and entry.what is EntryType.DIRECTORY:
-        above = pending.pop()
-        for name, inner in entries(workspace, above, owner):
+        directory = pending.pop()
+        for name, inner in entries(workspace, directory, owner):
             count += 1
-            if count > most:
+            if count > max_count:
                 raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
             if inner.what is EntryType.DIRECTORY:
-                pending.append(join_path(above, name))
-    if count > most:
+                pending.append(join_path(directory, name))
+    if count > max_count:
         raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     return count
 
 
-def _stands(workspace: Tree, path: str, owner: int) -> bool:
+def _still_exists(workspace: Tree, path: str, owner: int) -> bool:
     try:
         with temporary_access(workspace, os.path.dirname(path), owner):
             return workspace.stat(path) is not None
     except OSError:
-        return True  # for all that is known
+        return True  # as far as is known
 
 
-def _move(workspace: Tree, layer: Tree, at: str, path: str, copying: "_Copying") -> None:
-    """Move what stands at `at` into the layer, to `path`. Raises OSError where it stays."""
-    above, name = workspace.parent(at, os.O_PATH)
-    to = _room(layer, path)
+def _move(workspace: Tree, layer: Tree, at: str, path: str, copy_move: "_CopyMove") -> None:
+    """Move the file at `at` into the layer, to `path`. Raises OSError if it is not moved."""
+    parent, name = workspace.parent(at, os.O_PATH)
+    target_parent = _make_parents(layer, path)
     try:
-        status = os.lstat(name, dir_fd=above)
-        if stat.S_IFMT(status.st_mode) in _ACCEPTABLE and status.st_uid == copying.owner[0]:
-            os.rename(name, os.path.basename(path), src_dir_fd=above, dst_dir_fd=to)
+        status = os.lstat(name, dir_fd=parent)
+        if stat.S_IFMT(status.st_mode) in _ACCEPTABLE and status.st_uid == copy_move.owner[0]:
+            os.rename(name, os.path.basename(path), src_dir_fd=parent, dst_dir_fd=target_parent)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        copying.move(at, path)
+        copy_move.move(at, path)
     finally:
-        os.close(above)
-        os.close(to)
+        os.close(parent)
+        os.close(target_parent)
 
 
-def _room(layer: Tree, path: str) -> int:
-    """Make the directories above a path in the layer, which is ours; return the last one, open."""
-    at = os.open(".", os.O_PATH | os.O_DIRECTORY, dir_fd=layer.descriptor)
-    for part in path.split("/")[:-1]:
+def _make_parents(layer: Tree, path: str) -> int:
+    """Make the directories above a path in the layer; returns the last one, open."""
+    descriptor = os.open(".", os.O_PATH | os.O_DIRECTORY, dir_fd=layer.descriptor)
+    for component in path.split("/")[:-1]:
         try:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(part, 0o700, dir_fd=at)
-            inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+                os.mkdir(component, 0o700, dir_fd=descriptor)
+            child = os.open(component, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
         finally:
-            os.close(at)
-        at = inner
-    return at
+            os.close(descriptor)
+        descriptor = child
+    return descriptor
 
 
-class _Copying:
-    """Where the layer is on another file system: all is copied, and only then removed, if it is what was copied."""
+class _CopyMove:
+    """Moves to another file system: copies everything, then removes what is still the copied file."""
 
     def __init__(self, workspace: Tree, layer: Tree, owner: tuple[int, int]) -> None:
         self._workspace = workspace
         self._layer = layer
-        self._left = _MOST_BYTES
+        self._bytes_left = _MAX_BYTES
         self.owner = owner
 
     def move(self, at: str, path: str) -> None:
@@ -168,62 +175,62 @@ class _Copying:
 
         Raises OSError: before anything is removed, nothing of it is in the layer; then all of it is.
         """
-        done: list[tuple[str, Entry]] = []
+        copied: list[tuple[str, Entry]] = []
         try:
-            self._copy(at, path, done)
+            self._copy(at, path, copied)
         except OSError:
-            self._forget(path)
+            self._remove_copy(path)
             raise
-        for each, entry in reversed(done):
-            above, name = self._workspace.parent(each, os.O_PATH)
+        for copied_path, entry in reversed(copied):
+            parent, name = self._workspace.parent(copied_path, os.O_PATH)
             try:
                 if entry.what is EntryType.DIRECTORY:
-                    os.rmdir(name, dir_fd=above)
-                elif entry.is_same_file(self._workspace.stat(each)):
-                    os.unlink(name, dir_fd=above)
+                    os.rmdir(name, dir_fd=parent)
+                elif entry.is_same_file(self._workspace.stat(copied_path)):
+                    os.unlink(name, dir_fd=parent)
             finally:
-                os.close(above)
+                os.close(parent)
 
-    def _copy(self, at: str, path: str, done: list[tuple[str, Entry]]) -> None:
+    def _copy(self, at: str, path: str, copied: list[tuple[str, Entry]]) -> None:
         pending = [(at, path)]
         while pending:
             at, path = pending.pop()
-            if len(done) == _MOST:
-                raise OSError(errno.E2BIG, f"it has more than {_MOST} names")
+            if len(copied) == _MAX_FILES:
+                raise OSError(errno.E2BIG, f"it has more than {_MAX_FILES} names")
             with acting_as(*self.owner):
                 entry = self._workspace.stat(at)
                 give_access(self._workspace, at, self.owner[0])  # all of it is about to be removed
-                opened = self._workspace.stat(at)
-                is_directory = opened is not None and opened.what is EntryType.DIRECTORY
-                inner = list(self._workspace.entries(at)) if is_directory else []
-            if entry is None or opened is None:
+                accessible = self._workspace.stat(at)
+                is_directory = accessible is not None and accessible.what is EntryType.DIRECTORY
+                children = list(self._workspace.entries(at)) if is_directory else []
+            if entry is None or accessible is None:
                 raise OSError(errno.ENOENT, "it no longer exists")
-            self._make(at, path, entry)
-            done.append((at, opened))
-            pending += [(join_path(at, name), join_path(path, name)) for name, _ in inner]
+            self._make_entry(at, path, entry)
+            copied.append((at, accessible))
+            pending += [(join_path(at, name), join_path(path, name)) for name, _ in children]
 
-    def _make(self, at: str, path: str, entry: Entry) -> None:
-        name, to = os.path.basename(path), _room(self._layer, path)
+    def _make_entry(self, at: str, path: str, entry: Entry) -> None:
+        name, parent = os.path.basename(path), _make_parents(self._layer, path)
         try:
             match entry.what:
                 case EntryType.DIRECTORY:
-                    os.mkdir(name, entry.mode & MODE | 0o700, dir_fd=to)
+                    os.mkdir(name, entry.mode & MODE | 0o700, dir_fd=parent)
                 case EntryType.LINK:
-                    os.symlink(entry.target, name, dir_fd=to)
+                    os.symlink(entry.target, name, dir_fd=parent)
                 case EntryType.FILE:
-                    self._fill(os.open(name, _NEW, 0o600, dir_fd=to), at, entry)
+                    self._copy_content(os.open(name, _NEW_FILE_FLAGS, 0o600, dir_fd=parent), at, entry)
                 case _:
                     raise OSError(errno.EPERM, "devices, sockets and FIFOs can't be accepted")
         finally:
-            os.close(to)
+            os.close(parent)
 
-    def _fill(self, file: int, at: str, entry: Entry) -> None:
+    def _copy_content(self, file: int, at: str, entry: Entry) -> None:
         try:
             with acting_as(*self.owner):
                 source = self._workspace.file(at)
             try:
-                self._left -= safe_path.count_data_bytes(source)
-                if self._left < 0:
+                self._bytes_left -= safe_path.count_data_bytes(source)
+                if self._bytes_left < 0:
                     raise OSError(errno.EFBIG, "it exceeds the size limit of the quarantine")
                 safe_path.copy_sparse(source, file)
             finally:
@@ -233,38 +240,38 @@ class _Copying:
         finally:
             os.close(file)
 
-    def _forget(self, path: str) -> None:
-        made = self._layer.stat(path)
-        above, name = self._layer.parent(path, os.O_PATH)
+    def _remove_copy(self, path: str) -> None:
+        copied = self._layer.stat(path)
+        parent, name = self._layer.parent(path, os.O_PATH)
         try:
-            if made is not None and made.what is EntryType.DIRECTORY:
-                remove(Path(f"/proc/self/fd/{above}", name))
-            elif made is not None:
-                os.unlink(name, dir_fd=above)
+            if copied is not None and copied.what is EntryType.DIRECTORY:
+                remove(Path(f"/proc/self/fd/{parent}", name))
+            elif copied is not None:
+                os.unlink(name, dir_fd=parent)
         finally:
-            os.close(above)
+            os.close(parent)
 
 
 def rename_aside(workspace: Tree, paths: Iterable[str], owner: int) -> dict[str, str]:
-    """Give what stands at `paths`, if it is its owner's, another name. Returns which, by the old one."""
-    found: dict[str, str] = {}
+    """Rename the files at `paths` that belong to `owner`. Returns the new names by the old ones."""
+    new_names: dict[str, str] = {}
     for path in paths:
         with contextlib.suppress(OSError), temporary_access(workspace, path, owner):
-            found[path] = _rename(workspace, path, owner)
-    return found
+            new_names[path] = _rename(workspace, path, owner)
+    return new_names
 
 
 def _rename(workspace: Tree, path: str, owner: int) -> str:
-    above, name = workspace.parent(path, os.O_PATH)
+    parent, name = workspace.parent(path, os.O_PATH)
     try:
-        if os.lstat(name, dir_fd=above).st_uid != owner:
+        if os.lstat(name, dir_fd=parent).st_uid != owner:
             raise OSError(errno.EPERM, "another user owns it")
-        to = _PREFIX + secrets.token_hex(8)
+        new_name = _PREFIX + secrets.token_hex(8)
         try:
-            os.rename(name, to, src_dir_fd=above, dst_dir_fd=workspace.descriptor)
-        except OSError:  # there is no room for another name there
-            os.rename(name, to, src_dir_fd=above, dst_dir_fd=above)
-            return os.path.join(os.path.dirname(path), to)
-        return to
+            os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=workspace.descriptor)
+        except OSError:  # no space for another name there
+            os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=parent)
+            return os.path.join(os.path.dirname(path), new_name)
+        return new_name
     finally:
-        os.close(above)
+        os.close(parent)

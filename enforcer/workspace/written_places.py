@@ -31,108 +31,128 @@ if TYPE_CHECKING:
     from enforcer.workspace.review import Review
     from proxy.sandbox.sandbox_state import SandboxState
 
-_SHOWN = 5  # paths that are said
+_SHOWN = 5  # paths in one notice
 _BY_REVIEW: Final = ", or let the task do it under `--review`"
 
 
-class PlaceReport(NamedTuple):
-    """What a task has done to what is protected in one place: paths, relative to a workspace and else whole."""
+class PathReport(NamedTuple):
+    """What a task did to the protected files of one path: paths relative to a workspace, otherwise absolute."""
 
     differing: tuple[str, ...] = ()
-    kept: "tuple[Change, ...]" = ()  # quarantined
-    said: tuple[str, ...] = ()
+    quarantined: "tuple[Change, ...]" = ()
+    notices: tuple[str, ...] = ()
 
 
-class GuardedPlace:
+class GuardedPath:
     """One path that a task may write, with its protected files. Close it."""
 
     def __init__(
-        self, place: str, guard: Guard, *, globs: Sequence[str] = (), number: int = 0, covered: bool = True
+        self, path: str, guard: Guard, *, globs: Sequence[str] = (), number: int = 0, is_covered: bool = True
     ) -> None:
-        """Take a guard of it. `number`: 0 is the workspace. `globs`: what is protected there and in no workspace."""
+        """Take the path's guard. `number`: 0 is the workspace. `globs`: protected here, but not in a workspace."""
         self._guard = guard
-        self._place = place
+        self._path = path
         self._globs = tuple(globs)
         self._number = number
-        self._covered = covered
-        self._refused = _DeniedConfigWrite(place, guard) if covered else None
-        self._renamed: dict[str, str] | None = None  # what was made, by another name; None: nobody has looked
+        self._covered = is_covered
+        self._denied_config_write = _DeniedConfigWrite(path, guard) if is_covered else None
+        self._new_names: dict[str, str] | None = None  # new names of new files; None: not searched yet
 
     def paths(self) -> tuple[str, ...]:
-        """Return the whole paths that the task must not write."""
+        """Return the absolute paths that the task must not write."""
         return self._guard.paths() if self._covered else ()
 
     def hide(self) -> dict[str, str]:
         """Rename the new protected files that can be found quickly. Return the new names by the old ones."""
-        if self._renamed is None:
-            self._renamed = self._rename(self._guard.find_new_quickly()) if self._covered else {}
-        return {self._named(path): self._named(name) for path, name in self._renamed.items()}
+        if self._new_names is None:
+            self._new_names = self._rename(self._guard.find_new_quickly()) if self._covered else {}
+        return {self._display_path(path): self._display_path(name) for path, name in self._new_names.items()}
 
-    def finish(self, meta: "Callable[[], Meta]") -> PlaceReport:
+    def finish(self, meta: "Callable[[], Meta]") -> PathReport:
         """Quarantine new protected files, and report which others differ. `meta` describes the task."""
         self.hide()
-        called = self._renamed or {}
+        new_names = self._new_names or {}
         changed = self._guard.find_changed()
         if not self._covered:
-            paths = tuple(map(self._named, changed))
-            line = f"files changed that this host executes or reads settings from; check them first: {name_some(paths)}"
-            return PlaceReport(paths, said=(line,) if paths else ())
-        made = sorted({*called, *self._guard.find_new(changed)})
-        kept, left, said = self._quarantine(meta(), made, called) if made else ((), [], [])
-        aside = [path for path in made if path not in left]
-        called |= self._rename([path for path in left if path not in called])
-        if names := [f"{self._named(path)} is {self._named(called[path])}" for path in left if path in called]:
-            told = "new protected files that can't be quarantined were renamed"
-            said.append(f"{told}: {name_some(names)}")
+            paths = tuple(map(self._display_path, changed))
+            intro = "files changed that this host executes or reads settings from; check them first"
+            line = f"{intro}: {name_first_paths(paths)}"
+            return PathReport(paths, notices=(line,) if paths else ())
+        new_files = sorted({*new_names, *self._guard.find_new(changed)})
+        quarantined, not_quarantined, notices = (
+            self._quarantine(meta(), new_files, new_names) if new_files else ((), [], [])
+        )
+        moved = [path for path in new_files if path not in not_quarantined]
+        new_names |= self._rename([path for path in not_quarantined if path not in new_names])
+        if names := [
+            f"{self._display_path(path)} is {self._display_path(new_names[path])}"
+            for path in not_quarantined
+            if path in new_names
+        ]:
+            intro = "new protected files that can't be quarantined were renamed"
+            notices.append(f"{intro}: {name_first_paths(names)}")
         while self._guard.is_cut and self._rename(self._guard.find_new(self._guard.find_changed())):
-            pass  # of those that a task made without number, no more than some are in memory at a time
-        gone = {*aside, *called}
-        differing = sorted({*changed, *made, *(change.path for change in kept)})
-        stay = [path for path in differing if not any(path == one or path.startswith(f"{one}/") for one in gone)]
-        if self._refused is not None and self._refused.happened() and self._refused.path not in differing:
-            path, or_reviewed = visible(self._named(self._refused.path)), "" if self._number else _BY_REVIEW
-            said.append(
+            pass  # a task may have made any number: only some are in memory at a time
+        moved_or_renamed = {*moved, *new_names}
+        differing = sorted({*changed, *new_files, *(change.path for change in quarantined)})
+        remaining = [
+            path
+            for path in differing
+            if not any(path == moved_path or path.startswith(f"{moved_path}/") for moved_path in moved_or_renamed)
+        ]
+        if (
+            self._denied_config_write is not None
+            and self._denied_config_write.has_happened()
+            and self._denied_config_write.path not in differing
+        ):
+            path, or_reviewed = (
+                visible(self._display_path(self._denied_config_write.path)),
+                "" if self._number else _BY_REVIEW,
+            )
+            notices.append(
                 f"git could not change `{path}`, which is protected (it says `Device or resource busy`): change it "
                 f"yourself{or_reviewed}; what it needs for itself, `git config --global` takes as long as it runs"
             )
         if self._guard.unguarded:
-            said.append(f"{self._guard.unguarded} repositories in `{visible(self._place)}` were too many to guard")
+            notices.append(f"{self._guard.unguarded} repositories in `{visible(self._path)}` were too many to guard")
         if not self._guard.is_searched:
-            told = "has more directories than are looked through for repositories"
-            said.append(f"`{visible(self._place)}` {told}: name those far below with `--write`, or they aren't guarded")
-        if stay:
-            told = "protected files changed; check them before any program runs them"
-            said.append(f"{told}: {name_some([*map(self._named, stay)])}")
-        return PlaceReport(tuple(map(self._named, differing)), kept, tuple(said))
+            intro = "has more directories than are looked through for repositories"
+            notices.append(
+                f"`{visible(self._path)}` {intro}: name those far below with `--write`, or they aren't guarded"
+            )
+        if remaining:
+            intro = "protected files changed; check them before any program runs them"
+            notices.append(f"{intro}: {name_first_paths([*map(self._display_path, remaining)])}")
+        return PathReport(tuple(map(self._display_path, differing)), quarantined, tuple(notices))
 
     def close(self) -> None:
         """Release it."""
         self._guard.close()
-        if self._refused is not None:
-            self._refused.close()
+        if self._denied_config_write is not None:
+            self._denied_config_write.close()
 
     def _quarantine(
-        self, meta: "Meta", made: Sequence[str], called: dict[str, str]
+        self, meta: "Meta", new_files: Sequence[str], new_names: dict[str, str]
     ) -> "tuple[tuple[Change, ...], list[str], list[str]]":
         from enforcer.workspace.quarantine import quarantine_files
 
         # Of a repository its configuration and hooks are protected anyway
-        also = [path for path in made if os.path.basename(path) != ".git"]
-        meta = replace(meta, protected=(*meta.protected, *self._globs, *also))
+        new_globs = [path for path in new_files if os.path.basename(path) != ".git"]
+        meta = replace(meta, protected=(*meta.protected, *self._globs, *new_globs))
         if self._number:
             status = os.fstat(self._guard.tree.descriptor)
-            meta = replace(meta, id=f"{meta.id}-{self._number}", workspace=self._place)
+            meta = replace(meta, id=f"{meta.id}-{self._number}", workspace=self._path)
             meta = replace(meta, device=status.st_dev, inode=status.st_ino, uid=status.st_uid, gid=status.st_gid)
         try:
-            changes, left = quarantine_files(meta, self._guard.tree, made, called)
+            changes, not_quarantined = quarantine_files(meta, self._guard.tree, new_files, new_names)
         except HostError as error:
-            return (), list(made), [str(error)]
-        aside = [self._named(path) for path in made if path not in left]
-        said = (
-            f"new protected files are quarantined ({name_some(aside)}): see them with "
+            return (), list(new_files), [str(error)]
+        moved = [self._display_path(path) for path in new_files if path not in not_quarantined]
+        notices = (
+            f"new protected files are quarantined ({name_first_paths(moved)}): see them with "
             f"`exeat changes {meta.id}`, then accept or discard them"
         )
-        return tuple(changes), left, [said] if changes else []
+        return tuple(changes), not_quarantined, [notices] if changes else []
 
     def _rename(self, paths: Sequence[str]) -> dict[str, str]:
         if not paths:
@@ -141,31 +161,31 @@ class GuardedPlace:
 
         return rename_aside(self._guard.tree, paths, os.fstat(self._guard.tree.descriptor).st_uid)
 
-    def _named(self, path: str) -> str:
-        return f"{self._place.rstrip('/')}/{path}" if self._number else path
+    def _display_path(self, path: str) -> str:
+        return f"{self._path.rstrip('/')}/{path}" if self._number else path
 
 
 class _DeniedConfigWrite:
-    """Whether Git was refused to write a repository's configuration anew: it makes `config.lock` first. Close it."""
+    """Detects that Git could not replace a repository's configuration: it makes `config.lock` first. Close it."""
 
-    def __init__(self, place: str, guard: Guard) -> None:
+    def __init__(self, path: str, guard: Guard) -> None:
         self._events: Inotify | None = None
-        top = place.rstrip("/")
-        # Of a place that is a repository itself, as that of a linked worktree, the configuration is at its top
+        top = path.rstrip("/")
+        # If the path is a repository itself, as that of a linked worktree, the configuration is at its top.
         self.path = next((path for path in (".git/config", "config") if f"{top}/{path}" in guard.paths()), "")
         if not self.path:
             return
-        with contextlib.suppress(OSError):  # a user may have no more: nothing is said then
+        with contextlib.suppress(OSError):  # the user's limit is reached: there is no notice then
             self._events = Inotify()
             self._events.add(os.path.dirname(f"{top}/{self.path}"), IN_CREATE | IN_ONLYDIR | IN_DONT_FOLLOW)
 
-    def happened(self) -> bool:
-        """Say so once the task has ended."""
-        more, found = self._events is not None, False
-        while more and self._events is not None:
-            events, more = self._events.read()
-            found = found or any(event.name == "config.lock" for event in events)
-        return found
+    def has_happened(self) -> bool:
+        """Whether Git tried it. Call this after the task has ended."""
+        is_unread, has_made_lock = self._events is not None, False
+        while is_unread and self._events is not None:
+            events, is_unread = self._events.read()
+            has_made_lock = has_made_lock or any(event.name == "config.lock" for event in events)
+        return has_made_lock
 
     def close(self) -> None:
         """Release it."""
@@ -173,106 +193,110 @@ class _DeniedConfigWrite:
             self._events.close()
 
 
-def open_guarded_places(wanted: "RunRequest") -> Iterator[GuardedPlace]:
-    """Look at each place that a task will write itself. Raises OSError, UsageError."""
-    is_direct = wanted.settings.workspace is not WorkspaceMode.REVIEW
+def open_guarded_paths(request: "RunRequest") -> Iterator[GuardedPath]:
+    """Open each path that a task will write directly. Raises OSError, UsageError."""
+    is_direct = request.settings.workspace is not WorkspaceMode.REVIEW
     if is_direct:
-        yield GuardedPlace(wanted.workspace, Guard(wanted.workspace, globs_when_direct(wanted.settings.protected)))
-    of_host = () if not wanted.write else home_directories() if wanted.homes is None else wanted.homes
-    of_git = list_user_git_files() if wanted.write else frozenset()
-    for number, place in enumerate(wanted.write, 1):
-        if is_direct and contains(wanted.workspace, place):
+        yield GuardedPath(request.workspace, Guard(request.workspace, globs_when_direct(request.settings.protected)))
+    homes = () if not request.write else home_directories() if request.homes is None else request.homes
+    git_files = list_user_git_files() if request.write else frozenset()
+    for number, path in enumerate(request.write, 1):
+        if is_direct and contains(request.workspace, path):
             continue
-        if os.path.isdir(place):
-            found = protect_outside(place, of_host)
-            if any(contains(path, place) for path in of_git):
-                found = OutsideProtection(("*",), is_covered=False)
-            found = found._replace(globs=(*found.globs, *list_other_worktrees(wanted.workspace, place)))
-            guard = Guard(place, found.globs)
-            yield GuardedPlace(place, guard, globs=found.globs, number=number, covered=found.is_covered)
-        elif place in of_git or is_obeyed(place, of_host):
-            above, name = os.path.split(place)
-            yield GuardedPlace(above, Guard(above, (name,)), number=number, covered=False)
+        if os.path.isdir(path):
+            protection = protect_outside(path, homes)
+            if any(contains(git_file, path) for git_file in git_files):
+                protection = OutsideProtection(("*",), is_covered=False)
+            protection = protection._replace(globs=(*protection.globs, *list_other_worktrees(request.workspace, path)))
+            guard = Guard(path, protection.globs)
+            yield GuardedPath(path, guard, globs=protection.globs, number=number, is_covered=protection.is_covered)
+        elif path in git_files or is_obeyed(path, homes):
+            parent, name = os.path.split(path)
+            yield GuardedPath(parent, Guard(parent, (name,)), number=number, is_covered=False)
 
 
-def name_some(paths: Sequence[str]) -> str:
-    """Name the first of several paths."""
-    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(map(visible, paths[:_SHOWN])) + more
+def name_first_paths(paths: Sequence[str]) -> str:
+    """Name the first paths of several."""
+    suffix = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(map(visible, paths[:_SHOWN])) + suffix
 
 
 class Workspace:
-    """One task's, from before its start to after its end. Close it."""
+    """Workspace of one task, from before its start to after its end. Close it."""
 
-    def __init__(self, wanted: "RunRequest", sandbox_state: "SandboxState", journal: Path, who: "Identity") -> None:
-        """Prepare it, as the box in force says. Raises HostError, UsageError."""
+    def __init__(
+        self, request: "RunRequest", sandbox_state: "SandboxState", journal: Path, identity: "Identity"
+    ) -> None:
+        """Prepare it by the sandbox settings in force. Raises HostError, UsageError."""
         self._review: Review | None = None
-        self._places: list[GuardedPlace] = []
-        self._whose = wanted, sandbox_state, journal
-        self._seen = False  # whether what was done to protected files was
+        self._guarded_paths: list[GuardedPath] = []
+        self._run_context = request, sandbox_state, journal
+        self._is_reported = False  # changes of protected files are reported
         self.review = ""  # the directory that changes go to; empty: the workspace itself
-        self.guarded: tuple[str, ...] = ()  # whole paths that the task must not write
+        self.guarded: tuple[str, ...] = ()  # absolute paths that the task must not write
         self.trees: Mapping[str, int] = {}  # detached mounts, by path
-        self.layer: DiskQuota | None = None  # what bounds the changes
+        self.disk_quota: DiskQuota | None = None  # of a reviewed workspace
         with contextlib.ExitStack() as failed:
             failed.callback(self.close)
-            self._guard(wanted)
-            if wanted.settings.workspace is WorkspaceMode.REVIEW:
+            self._guard(request)
+            if request.settings.workspace is WorkspaceMode.REVIEW:
                 from enforcer.workspace import review
 
-                if line := explain_read_only(wanted.workspace, wanted.shown, wanted.write):
+                if line := explain_read_only(request.workspace, request.shown, request.write):
                     print_notice(line)
-                self._review = review.Review(wanted, sandbox_state, journal, who)
+                self._review = review.Review(request, sandbox_state, journal, identity)
                 self.review = self._review.layers.path
                 if self._review.layers.tree is not None:
                     self.trees = {self.review: self._review.layers.tree}
             failed.pop_all()
 
-    def _guard(self, wanted: "RunRequest") -> None:
-        if wanted.settings.workspace is WorkspaceMode.REVIEW and not wanted.write:
+    def _guard(self, request: "RunRequest") -> None:
+        if request.settings.workspace is WorkspaceMode.REVIEW and not request.write:
             return
         try:
-            self._places.extend(open_guarded_places(wanted))
-            self.guarded = tuple(path for place in self._places for path in place.paths())
+            self._guarded_paths.extend(open_guarded_paths(request))
+            self.guarded = tuple(path for guarded in self._guarded_paths for path in guarded.paths())
         except OSError as error:
-            where = error.filename or wanted.workspace
-            raise HostError(f"what the task may write, `{where}`, cannot be read: {error.strerror}") from error
+            path_or_workspace = error.filename or request.workspace
+            raise HostError(
+                f"what the task may write, `{path_or_workspace}`, cannot be read: {error.strerror}"
+            ) from error
 
-    def bound(self, limits: "Limits") -> None:
-        """Have what a reviewed task changes kept within limits. Raises HostError."""
+    def set_limits(self, limits: "Limits") -> None:
+        """Limit the size of a reviewed task's changes. Raises HostError."""
         if self._review is not None:
             from enforcer.limits.disk_quota import DiskQuota
 
-            self.layer = DiskQuota(str(self._review.stored.upper), limits)
+            self.disk_quota = DiskQuota(str(self._review.stored.upper), limits)
 
     def finish(
-        self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
+        self, quarantined: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
     ) -> tuple[str, ...]:
-        """See what the task, which has ended, has done there; tell it by one of the two, and say it in words."""
-        said = self._guarded(kept, protected) if self._places else []
-        wanted = self._whose[0]
-        said += [visible(line)] if (line := explain_hidden(wanted.workspace, wanted.shown)) else []
-        return (*said, *(() if self._review is None else self._reviewed(self._review, kept)))
+        """Report what the task, which has ended, changed: records it with the two functions, and returns notices."""
+        notices = self._report_guarded_paths(quarantined, protected) if self._guarded_paths else []
+        request = self._run_context[0]
+        notices += [visible(line)] if (line := explain_hidden(request.workspace, request.shown)) else []
+        return (*notices, *(() if self._review is None else self._finish_review(self._review, quarantined)))
 
     def close(self) -> None:
-        """Let go of it. Idempotent.
+        """Release it. Idempotent.
 
-        Where nobody has seen what the task has done, as something went wrong, nothing runs what it has made.
+        If an error prevented the report, new protected files are renamed here, so that no program runs them.
         """
-        if not self._seen:
-            self._seen = True
-            if called := {path: name for place in self._places for path, name in place.hide().items()}:
-                names = name_some([f"{path} is {name}" for path, name in called.items()])
+        if not self._is_reported:
+            self._is_reported = True
+            if new_names := {path: name for guarded in self._guarded_paths for path, name in guarded.hide().items()}:
+                names = name_first_paths([f"{path} is {name}" for path, name in new_names.items()])
                 print_notice(f"new protected files were renamed: {names}")
-        if self.layer is not None:
-            self.layer.close()
+        if self.disk_quota is not None:
+            self.disk_quota.close()
         if self._review is not None:
             self._review.close()
-        while self._places:
-            self._places.pop().close()
+        while self._guarded_paths:
+            self._guarded_paths.pop().close()
 
-    def _guarded(
-        self, kept: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
+    def _report_guarded_paths(
+        self, quarantined: Callable[[Sequence[str], str], None], protected: Callable[[Sequence[str]], None]
     ) -> list[str]:
         """Quarantine new protected files, report them, and return the notices for the user.
 
@@ -281,21 +305,21 @@ class Workspace:
         from enforcer.workspace.change_store import describe
         from enforcer.workspace.review import meta_of
 
-        self._seen = True
-        for place in self._places:
-            place.hide()
-        wanted, sandbox_state, journal = self._whose
+        self._is_reported = True
+        for guarded in self._guarded_paths:
+            guarded.hide()
+        request, sandbox_state, journal = self._run_context
         reports = [
-            place.finish(lambda: meta_of(wanted, sandbox_state, journal, os.stat(wanted.workspace)))
-            for place in self._places
+            guarded.finish(lambda: meta_of(request, sandbox_state, journal, os.stat(request.workspace)))
+            for guarded in self._guarded_paths
         ]
         if paths := [path for report in reports for path in report.differing]:
             protected(paths)
-        if changes := [change for report in reports for change in report.kept]:
-            kept([change.path for change in changes], describe(changes))
-        return [line for report in reports for line in report.said]
+        if changes := [change for report in reports for change in report.quarantined]:
+            quarantined([change.path for change in changes], describe(changes))
+        return [line for report in reports for line in report.notices]
 
-    def _reviewed(self, review: "Review", tell: Callable[[Sequence[str], str], None]) -> tuple[str, ...]:
+    def _finish_review(self, review: "Review", record: Callable[[Sequence[str], str], None]) -> tuple[str, ...]:
         from enforcer.workspace.change_store import describe
 
         try:
@@ -304,7 +328,7 @@ class Workspace:
             return (str(error),)
         if not changes:
             return ()
-        said = describe(changes)
-        tell([change.path for change in changes], said)
+        summary = describe(changes)
+        record([change.path for change in changes], summary)
         task = review.stored.meta.id
-        return (f"its changes are kept ({said}): see them with `exeat changes {task}`, then accept or discard them",)
+        return (f"its changes are kept ({summary}): see them with `exeat changes {task}`, then accept or discard them",)

@@ -100,7 +100,7 @@ class ChangesLab:
             outcomes = accept.accept(self.kept, selection, Protection(self.kept.meta.protected))
         finally:
             self.kept.unlock()
-        return {o.change.path: str(o.way) if o.accepted else f"left: {o.why}" for o in outcomes}
+        return {o.change.path: str(o.method) if o.accepted else f"left: {o.reason}" for o in outcomes}
 
     def files(self):
         """Everything in the workspace: content of files, targets of links, None for directories."""

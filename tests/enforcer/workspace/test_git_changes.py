@@ -59,7 +59,7 @@ class Repository:
     def found(self):
         accept.load_changes(self.lab.kept)
         protection = Protection(self.lab.kept.meta.protected)
-        with MergeInputs.opened(self.lab.kept) as sides:
+        with MergeInputs.open(self.lab.kept) as sides:
             protection.inspect_git(sides, self.lab.kept.changes())
         return protection.git
 
@@ -371,7 +371,7 @@ def test_git_data_beyond_the_limit_is_protected(repository, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(git_changes, name, most)
             assert repository.found()[".git/refs/heads/main"].why, name
-    for name, most in (("_MOST_BYTES", 1), ("_MOST_OUTPUT", 1), ("_SECONDS", 0)):
+    for name, most in (("_MAX_BYTES", 1), ("_MAX_OUTPUT", 1), ("_SECONDS", 0)):
         with monkeypatch.context() as patch:
             patch.setattr(git_objects, name, most)
             assert repository.found()[".git/refs/heads/main"].why, name
@@ -423,7 +423,7 @@ def test_inspection_copy_is_private_to_the_owner(tmp_path, monkeypatch):
     tmp_path.chmod(0o1777)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with git_objects.ScratchRepository.opened((OWNER, OWNER), math.inf) as scratch:
-        scratch.begin("", sha256=False, shallow=b"")
+        scratch.initialise("", sha256=False, shallow=b"")
         scratch.add_file("index", b"x")
         [place] = tmp_path.iterdir()
         assert {(path.stat().st_uid, path.stat().st_mode & 0o077) for path in [place]} == {(OWNER, 0)}

@@ -118,9 +118,9 @@ def test_many_changes_are_collected_in_pieces(lab):
         lab.task_writes(f"made/{number}")
     workspace = Tree.open(str(lab.work))
     with pytest.raises(OSError, match="more than 3"):
-        gather(lab.kept, workspace, most=3)
+        gather(lab.kept, workspace, max_changes=3)
     assert not lab.kept.is_gathered
-    assert len(gather(lab.kept, workspace, most=6)) == 6
+    assert len(gather(lab.kept, workspace, max_changes=6)) == 6
     workspace.close()
     assert len(lab.changes()) == 6
 
@@ -131,7 +131,7 @@ def test_reviewed_task_has_a_limit_of_changed_files(tmp_path, monkeypatch):
     one = disk_quota.DiskQuota(str(tmp_path), Limits(disk=1 << 40, said=frozenset({"disk"})))
     for number in range(12):
         (tmp_path / str(number)).touch()
-    over = one.last()
+    over = one.final_scan()
     one.close()
     assert over is not None
     assert "they may be 10" in over.detail

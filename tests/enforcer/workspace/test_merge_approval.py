@@ -103,7 +103,7 @@ def merge(lab, people, *protected, ask=None):
     files = [
         each for each in outcomes if each.change.theirs is None or each.change.theirs.what is not EntryType.DIRECTORY
     ]
-    return {each.change.path: str(each.way) if each.accepted else each.why for each in files}
+    return {each.change.path: str(each.method) if each.accepted else each.reason for each in files}
 
 
 def find_and_merge(lab, people):
@@ -312,7 +312,7 @@ def test_card_of_many_paths_shows_some_and_counts_all(lab, people):
         ChangeDigest(f".envrc/{'x' * 200}{n}", "added", FileState(), FileState(EntryType.LINK, 0, "a"))
         for n in range(100_000)
     ]
-    with MergeInputs.opened(lab.kept) as sides:
+    with MergeInputs.open(lab.kept) as sides:
         question = merge_approval.make_request(sides, {}, wanted)
         some = merge_approval.make_request(sides, {}, wanted[:1000])
         wanted[777] = wanted[777]._replace(now=FileState(EntryType.LINK, 0, "b"))

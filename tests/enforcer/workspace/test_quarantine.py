@@ -78,7 +78,9 @@ class Task:
             tree.close()
             self.guard.close()
         lab.kept = next(iter(change_store.find()), None)
-        return SimpleNamespace(changes=[change.path for change in found.changes], left=found.left, made=made)
+        return SimpleNamespace(
+            changes=[change.path for change in found.changes], not_quarantined=found.not_quarantined, made=made
+        )
 
 
 def test_quarantined_file_is_absent_until_accepted(lab):
@@ -92,7 +94,7 @@ def test_quarantined_file_is_absent_until_accepted(lab):
     task.write("src/main.c", "the task's")
     before = lab.files()
     ended = task.end()
-    assert ended.left == []
+    assert ended.not_quarantined == []
     assert ended.made == sorted([".envrc", ".github/workflows", ".idea", ".vscode"])
     assert ended.changes == sorted(
         [".envrc", ".idea", ".vscode", ".vscode/run", ".vscode/tasks.json", ".github/workflows", *NAMES[2:]],
@@ -140,7 +142,7 @@ def test_closed_permissions_do_not_prevent_quarantine(lab, mode):
         task.write(name)
     closed = (".vscode", ".github/workflows/deep", ".github/workflows", ".github", ".git", ".claude", "")
     ended = task.end(lambda: [shut(lab.work / name, mode) for name in closed])
-    assert ended.left == []
+    assert ended.not_quarantined == []
     assert ended.made == [".claude/settings.json", ".envrc", ".git/hooks", ".github/workflows", ".vscode"]
     assert [stat.S_IMODE((lab.work / name).stat().st_mode) for name in closed[3:]] == [mode] * 4
     for name in reversed(closed[3:]):
@@ -158,7 +160,7 @@ def test_file_that_cannot_be_accepted_stays_in_place(lab):
         sock.bind(os.path.relpath(lab.work / ".exrc"))
     task.write(".mise.toml")
     ended = task.end()
-    assert (ended.left, ended.changes) == ([".envrc", ".exrc"], [".mise.toml"])
+    assert (ended.not_quarantined, ended.changes) == ([".envrc", ".exrc"], [".mise.toml"])
     assert {path.name for path in lab.work.iterdir()} == {".envrc", ".exrc"}
 
 
@@ -171,14 +173,14 @@ def test_file_of_the_hosts_root_stays_in_place(lab):
     made = task.guard.find_changed
     task.guard.find_changed = lambda: (os.chown(place, 0, 0), made())[1]
     ended = task.end()
-    assert (ended.left, ended.changes) == ([".envrc"], [])
+    assert (ended.not_quarantined, ended.changes) == ([".envrc"], [])
     assert change_store.find() == []
 
 
 def test_without_a_quarantine_files_are_renamed(lab):
     task = Task(lab)
     os.mkfifo(lab.work / ".envrc")
-    assert task.end().left == [".envrc"]
+    assert task.end().not_quarantined == [".envrc"]
     assert change_store.find() == []
     assert list(change_store.directory().iterdir()) == []
 
@@ -187,7 +189,7 @@ def test_sparse_file_stays_sparse(lab):
     task = Task(lab)
     with task.write(".envrc").open("r+b") as file:
         file.truncate(1 << 40)
-    assert task.end().left == []
+    assert task.end().not_quarantined == []
     (made,) = change_store.directory().glob("*/layers/upper/.envrc")
     assert (made.stat().st_size, made.stat().st_blocks < 100) == (1 << 40, True)
 
@@ -195,13 +197,13 @@ def test_sparse_file_stays_sparse(lab):
 @pytest.mark.parametrize(("names", "left"), [(2, []), (3, [".vscode"])], ids=["as many as may be", "one more"])
 def test_large_directory_is_quarantined_as_one(lab, monkeypatch, names, left):
     """Each is a change in memory, and a task makes a million of them."""
-    monkeypatch.setattr(quarantine, "_MOST", 5)
+    monkeypatch.setattr(quarantine, "_MAX_FILES", 5)
     task = Task(lab)
     for number in range(names):
         task.write(f".vscode/{number}/file")
     before = lab.files()
     ended = task.end()
-    assert ended.left == left
+    assert ended.not_quarantined == left
     if left:
         assert ended.changes == []
         assert lab.files() == before
@@ -209,21 +211,21 @@ def test_large_directory_is_quarantined_as_one(lab, monkeypatch, names, left):
 
 
 def test_files_within_the_limit_are_quarantined_separately(lab, monkeypatch):
-    monkeypatch.setattr(quarantine, "_MOST", 3)
+    monkeypatch.setattr(quarantine, "_MAX_FILES", 3)
     task = Task(lab)
     for path in (".envrc", *(f".vscode/{number}" for number in range(4))):
         task.write(path)
     ended = task.end()
-    assert (ended.left, ended.changes) == ([".vscode"], [".envrc"])
+    assert (ended.not_quarantined, ended.changes) == ([".vscode"], [".envrc"])
 
 
 def test_quarantine_leaves_disk_space_for_others(lab, monkeypatch):
-    monkeypatch.setattr(quarantine, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(quarantine, "_MAX_BYTES", 10_000)
     task = Task(lab)
     for path in (".envrc", ".idea/a", ".vscode/a"):
         task.write(path, "x" * 8192)
     ended = task.end()
-    assert ended.left == ([".idea", ".vscode"] if lab.elsewhere else [])
+    assert ended.not_quarantined == ([".idea", ".vscode"] if lab.elsewhere else [])
     assert ended.changes[:1] == [".envrc"]
     assert len(ended.changes) == (1 if lab.elsewhere else 5)
 
@@ -241,7 +243,7 @@ def test_file_edited_during_the_copy_is_kept(lab, monkeypatch):
 
     monkeypatch.setattr(safe_path, "copy_sparse", pour)
     ended = task.end()
-    assert (ended.left, ended.changes) == ([".envrc"], [".envrc"])
+    assert (ended.not_quarantined, ended.changes) == ([".envrc"], [".envrc"])
     assert place.read_text() == "edited"
     (made,) = change_store.directory().glob("*/layers/upper/.envrc")
     assert made.read_text() == "made"
@@ -352,4 +354,4 @@ def test_vanished_file_is_skipped(lab):
 
     task.guard.find_new = gone
     ended = task.end()
-    assert (ended.left, ended.changes) == ([], [".exrc"])
+    assert (ended.not_quarantined, ended.changes) == ([], [".exrc"])
