@@ -312,7 +312,7 @@ def test_source_that_becomes_untrusted_taints_the_task_or_is_blocked(gate, origi
         send_get(site, connection)
         read_until(connection, b"\r\n\r\n")
         if not recordable:
-            gate.sandbox.taint = SimpleNamespace(reads=lambda *_: False)
+            gate.sandbox.taint = SimpleNamespace(record_read=lambda *_: False)
         rule = f"to: good.example, resolves_to: [127.0.0.0/8], ports: [{site.port}/http], action: allow"
         gate.rules(f"[{{id: a, {rule}, trust: untrusted}}]")
         gate.loop.run(review, gate, site.port)

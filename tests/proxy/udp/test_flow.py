@@ -243,7 +243,7 @@ def test_flow_untrusted_after_a_reload_taints_or_ends(tmp_path, kept):
         udp.send(HOST, server.port, b"one")
         await server.hear()
         if not kept:
-            world.sandbox.taint = SimpleNamespace(reads=lambda *_: False)
+            world.sandbox.taint = SimpleNamespace(record_read=lambda *_: False)
         udp.reload(tmp_path, f"{UDP.replace('PORT', str(server.port))}, trust: untrusted")
         assert (udp.gate.flows, world.sandbox.tainted) == ((1, True) if kept else (0, False))
         closed = [event for event in world.events if event["kind"] == "connection.closed"]
