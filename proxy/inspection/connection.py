@@ -1,7 +1,7 @@
 """One inspected client connection, from handover to its last event: sockets, turns, dials, and its end.
 
 Home of invariant 2 for inspected connections: whatever raises, in HTTP or in a decision, ends the connection with
-resets and is recorded as gate.error. Nothing is ever dialed but the place that the gate admitted.
+resets and is recorded as gate.error. Nothing is ever dialed but the origin that the gate admitted.
 """
 
 import asyncio
@@ -46,23 +46,23 @@ HEAD_TIMEOUT: Final = 60.0  # seconds from the first byte of a request's head, o
 class InspectedConnection:
     """A client connection and the server connections of its requests."""
 
-    def __init__(self, engine: "Engine", handover: "Handover", place: "WebOrigin") -> None:
+    def __init__(self, engine: "Engine", handover: "Handover", origin: "WebOrigin") -> None:
         gate_decision = handover.gate_decision
         refused = None if gate_decision.decision.outcome.passes else gate_decision.decision
         self._engine = engine
         self._handover = handover
         self.session = Session(
-            engine.recorder, place, handover.event, refused, gate_decision.detail, gate_decision.advice,
+            engine.recorder, origin, handover.event, refused, gate_decision.detail, gate_decision.advice,
             handover.record.attribution, gate_decision.approval,
         )  # fmt: skip
         self.session.approvals.changed = self._watch_for_client_end
         self.session.cut = lambda keys: self._do(self._http.revoke, keys)
         self._pipeline = Pipeline(self.session, self._addresses)
-        self._client = client = ClientEnd(place)
+        self._client = client = ClientEnd(origin)
         self._http: HttpRouter = HttpRouter(client, self.session, engine.memory_quota, self, self.decide)
         tls = (
             ClientTls(self.session, engine.tls_contexts, client, handover.shown_host, handover.sni)
-            if place.tls
+            if origin.tls
             else None
         )
         client.transport = Transport[ClientEnd | ServerEnd](
@@ -86,7 +86,7 @@ class InspectedConnection:
 
     def start(self) -> None:
         """Start to read."""
-        if not self.session.place.tls:
+        if not self.session.origin.tls:
             self._do(self._http.start)
         try:
             if not self._over:
@@ -318,8 +318,8 @@ class InspectedConnection:
 
     def open(self, server: ServerEnd) -> None:
         """Dial the server at an address that was checked for this request."""
-        place = self.session.place
-        if server.place != place:
+        origin = self.session.origin
+        if server.origin != origin:
             raise RuntimeError("the router wants to dial somewhere else")
         if self.session.refused is not None or not server.addresses:
             raise RuntimeError("the router wants to dial without a decision")
@@ -335,7 +335,7 @@ class InspectedConnection:
 
         if self._count_servers() and not self._extra_sockets.has_room():
             done(DialError(Reason.LIMIT_EXCEEDED, "the task has too many open connections"), None)
-        elif cancel := self._engine.connect(server.addresses, place.port, done):
+        elif cancel := self._engine.connect(server.addresses, origin.port, done):
             self._dials[server] = cancel
             self._count_servers()
 
@@ -353,7 +353,7 @@ class InspectedConnection:
             self._count_servers()
             self._do(self._http.opened, server, ServerFailure(got.reason, got.detail))
             return
-        tls = ServerTls(self.session, self._engine.tls_contexts, self._client, server) if server.place.tls else None
+        tls = ServerTls(self.session, self._engine.tls_contexts, self._client, server) if server.origin.tls else None
         transport = Transport[ClientEnd | ServerEnd](
             self._engine.loop, self._engine.poller, got, self, server, client=False, tls=tls
         )

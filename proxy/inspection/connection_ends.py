@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 class End:
     """One connection of an inspected client: to the client itself or to a server, as HTTP sees it."""
 
-    __slots__ = ("alpn", "can_read", "can_write", "cut", "peername", "place", "transport")
+    __slots__ = ("alpn", "can_read", "can_write", "cut", "origin", "peername", "transport")
     transport: "Transport[ClientEnd | ServerEnd] | None"
 
-    def __init__(self, place: "WebOrigin") -> None:
-        self.place = place
+    def __init__(self, origin: "WebOrigin") -> None:
+        self.origin = origin
         self.alpn: bytes | None = None  # the protocol that TLS agreed on
         self.can_read = self.can_write = False  # data may still arrive, or be sent
         self.cut = False  # it was cut off rather than ended
@@ -54,8 +54,8 @@ class ClientEnd(End):
     __slots__ = ("codec",)
     transport: "Transport[ClientEnd | ServerEnd]"
 
-    def __init__(self, place: "WebOrigin") -> None:
-        super().__init__(place)
+    def __init__(self, origin: "WebOrigin") -> None:
+        super().__init__(origin)
         self.codec: ClientSideHttp1 | ClientSideHttp2 | None = None  # None: the handshake isn't complete
         self.can_read = self.can_write = True
 
@@ -69,10 +69,10 @@ class ServerEnd(End):
     )  # fmt: skip
 
     def __init__(
-        self, place: "WebOrigin", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()
+        self, origin: "WebOrigin", addresses: "tuple[Hop, ...]" = (), authorities: tuple[bytes, ...] = ()
     ) -> None:
         """`addresses` are checked for the request that it is made for; `authorities` (PEM) may verify it, too."""
-        super().__init__(place)
+        super().__init__(origin)
         self.transport = None  # it isn't dialed yet
         self.codec: ServerSideHttp1 | ServerSideHttp2 | None = None  # None: it isn't open yet
         self.addresses = addresses

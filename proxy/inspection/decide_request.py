@@ -45,9 +45,9 @@ _DESTINATION: Final = re.compile(r"(?:(https?)://([^/?#]+))?(/(?!/)[!-\"$-~]*)",
 _PORTS: Final = {"https": 443, "http": 80}
 
 
-def second_path(head: "Head", asked: "RequestedResource", place: "WebOrigin") -> str | None:
+def second_path(head: "Head", resource: "RequestedResource", origin: "WebOrigin") -> str | None:
     """Return the second path that a COPY or MOVE request names (RFC 4918); None: none. Raises UnclearError."""
-    if asked.method not in _METHODS:
+    if resource.method not in _METHODS:
         return None
     named = values(head, b"destination")
     if not named:
@@ -58,7 +58,7 @@ def second_path(head: "Head", asked: "RequestedResource", place: "WebOrigin") ->
     scheme, authority, path = match.groups()
     if scheme is not None:
         host = read_authority(authority.encode(), _PORTS[scheme.lower()])
-        if host != (place.target, place.port) or (scheme.lower() == "https") is not place.tls:
+        if host != (origin.target, origin.port) or (scheme.lower() == "https") is not origin.tls:
             raise UnclearError("its `Destination` is at another host", Reason.NAME_MISMATCH)
     return str(path)
 
@@ -75,21 +75,21 @@ class RuleInputs:
     requests: bool
     headers: bool
     git: bool
-    people: bool = False  # are asked: they see the request line, and decide on that
+    people: bool = False  # a rule asks people, who see the request line and decide on it
     git_for_events: bool = False  # no rule looks at git, and audit mode records it for `exeat learn`
 
     @classmethod
-    def of(cls, policy: "Policy", place: WebOrigin) -> "RuleInputs":
-        """Ask a policy what its rules look at."""
-        requests, headers, git, people = policy.looks_at(place.target, place.port)
+    def of(cls, policy: "Policy", origin: WebOrigin) -> "RuleInputs":
+        """Return what the rules of a policy look at for requests to `origin`."""
+        requests, headers, git, people = policy.looks_at(origin.target, origin.port)
         return cls(policy, requests, headers, git, people, policy.settings.mode is Mode.AUDIT and not git)
 
 
 def decide(
     sandbox: "SandboxState",
-    place: WebOrigin,
+    origin: WebOrigin,
     head: "Head",
-    looks: RuleInputs,
+    inputs: RuleInputs,
     *,
     body: bool,
     push: "Push | None" = None,
@@ -101,42 +101,42 @@ def decide(
     `body`: the request has one. `push` and `content` were read from it, if an earlier decision required that.
     `granted` has the digests of rules with `ask` that were approved for it.
     """
-    policy = looks.policy
+    policy = inputs.policy
     try:
-        asked = request_head.read(head, tls=place.tls)
+        resource = request_head.read(head, tls=origin.tls)
     except request_head.UnclearError as problem:
         return unclear(sandbox, head, problem)
     carried = (
         None
         if sandbox.secret_injector is None
-        else _carried(sandbox.secret_injector, place, head, content if body else b"")
+        else _carried(sandbox.secret_injector, origin, head, content if body else b"")
     )
-    refused = _misdirected(sandbox, place, head, asked, looks)
-    if asked.upgrade:
-        refused = refused or _upgrade(sandbox, head, asked, body=body)
-    refused = refused or (carried and _misplaced(sandbox, head, carried))
-    if refused is not None:
-        return refused
+    denial = _deny_misdirected(sandbox, origin, head, resource, inputs)
+    if resource.upgrade:
+        denial = denial or _deny_upgrade(sandbox, head, resource, body=body)
+    denial = denial or (carried and _deny_misplaced_placeholder(sandbox, head, carried))
+    if denial is not None:
+        return denial
     try:
-        git = _git(head, asked, looks) if looks.git or looks.git_for_events else None
-        named = asked.method in _METHODS and (looks.requests or looks.people)
-        other = second_path(head, asked, place) if named else None
+        git = _git(head, resource, inputs) if inputs.git or inputs.git_for_events else None
+        named = resource.method in _METHODS and (inputs.requests or inputs.people)
+        other = second_path(head, resource, origin) if named else None
     except request_head.UnclearError as problem:
         return unclear(sandbox, head, problem)
-    headers = request_head.as_text(head.fields) if looks.headers else ()
+    headers = request_head.as_text(head.fields) if inputs.headers else ()
     task = sandbox.task
     credential = None if carried is None else NO_CREDENTIAL if carried.bare else carried.credential
-    request = Request(asked.method, asked.path, headers, body, asked.websocket, git, credential)
+    request = Request(resource.method, resource.path, headers, body, resource.websocket, git, credential)
     attempt = Attempt(
-        place.protocol, place.target, place.port, request, task.name, task.labels, sandbox.calendar.today(),
+        origin.protocol, origin.target, origin.port, request, task.name, task.labels, sandbox.calendar.today(),
         sandbox.tainted, granted,
     )  # fmt: skip
-    said = asked.method, asked.path, asked
+    shown_fields = resource.method, resource.path, resource
     if push is not None and push.commands and git is not None:  # the rules of now may have none about git
-        push_decision, advice = _decide_push(sandbox, policy, attempt, push, options=looks.git_for_events)
+        push_decision, advice = _decide_push(sandbox, policy, attempt, push, options=inputs.git_for_events)
         return RequestDecision(
             push_decision.decision,
-            *said,
+            *shown_fields,
             push_decision.attempts[0],
             push_decision.detail,
             pushed=push_decision,
@@ -145,50 +145,50 @@ def decide(
     decision = policy.decide(attempt)
     if other is not None:
         decision = _with_other_path(policy, attempt, decision, other)
-    has_refs = git is not None and git.service is GitService.PUSH and asked.method == "POST"  # not what comes before
-    if decision.needs_approval and looks.git and git is not None and (not has_refs or push is not None):
+    has_refs = git is not None and git.service is GitService.PUSH and resource.method == "POST"  # not what comes before
+    if decision.needs_approval and inputs.git and git is not None and (not has_refs or push is not None):
         attempt, decision = _before_a_push(policy, attempt, decision)
     passes = decision.outcome.passes
     may_pass = passes or decision.needs_approval
     if carried is not None and carried.unread and (may_pass or _may_pass(policy, attempt, carried)):
-        return RequestDecision(decision, *said, attempt, body_wanted=True)
+        return RequestDecision(decision, *shown_fields, attempt, body_wanted=True)
     detail = "" if passes else _why(decision, credential, other)
     refs_wanted = may_pass and push is None and has_refs
     return RequestDecision(
-        decision, *said, attempt, detail, refs_wanted=refs_wanted, refs_for_events=looks.git_for_events
+        decision, *shown_fields, attempt, detail, refs_wanted=refs_wanted, refs_for_events=inputs.git_for_events
     )
 
 
-def _upgrade(
-    sandbox: "SandboxState", head: "Head", asked: "RequestedResource", *, body: bool
+def _deny_upgrade(
+    sandbox: "SandboxState", head: "Head", resource: "RequestedResource", *, body: bool
 ) -> RequestDecision | None:
     """Deny a malformed WebSocket handshake, and upgrades to other protocols that the request requires."""
-    if asked.websocket and not is_handshake(head, body=body):
+    if resource.websocket and not is_handshake(head, body=body):
         return _denied(sandbox, head, Reason.PROTOCOL_MISMATCH, "this is no valid WebSocket handshake (RFC 6455)")
-    return _foreign(sandbox, head, asked.foreign) if asked.foreign else None
+    return _deny_foreign_upgrade(sandbox, head, resource.foreign) if resource.foreign else None
 
 
-def _git(head: "Head", asked: "RequestedResource", looks: RuleInputs) -> GitRequest | None:
+def _git(head: "Head", resource: "RequestedResource", inputs: RuleInputs) -> GitRequest | None:
     """Return the git operation of a request. Raises UnclearError if a rule looks at it."""
     try:
-        return git_request(asked.method, asked.path, request_head.values(head, b"content-type"))
+        return git_request(resource.method, resource.path, request_head.values(head, b"content-type"))
     except request_head.UnclearError:
-        if looks.git:
+        if inputs.git:
             raise
         return None
 
 
-def _with_other_path(policy: "Policy", attempt: Attempt, here: Decision, other: str) -> Decision:
+def _with_other_path(policy: "Policy", attempt: Attempt, first: Decision, other: str) -> Decision:
     """Decide on the second path, too; the stricter decision applies."""
     request = attempt.request
-    if request is None or not (here.outcome.passes or here.needs_approval):
-        return here
-    there = policy.decide(attempt._replace(request=request._replace(path=other)))
-    if not (there.outcome.passes or there.needs_approval):
-        return there
-    if here.needs_approval or there.needs_approval:  # people would be shown one of both
+    if request is None or not (first.outcome.passes or first.needs_approval):
+        return first
+    second = policy.decide(attempt._replace(request=request._replace(path=other)))
+    if not (second.outcome.passes or second.needs_approval):
+        return second
+    if first.needs_approval or second.needs_approval:  # people would be shown one of both
         return deny(policy, Reason.AMBIGUOUS_REQUEST)
-    return strictest(here, there)
+    return strictest(first, second)
 
 
 def _decide_push(
@@ -219,13 +219,13 @@ def _may_pass(policy: "Policy", attempt: Attempt, carried: "CarriedSecrets") -> 
     return any(decision.outcome.passes or decision.needs_approval for decision in map(policy.decide, ways))
 
 
-def misuse(sandbox: "SandboxState", place: WebOrigin, head: "Head") -> str:
+def misuse(sandbox: "SandboxState", origin: WebOrigin, head: "Head") -> str:
     """Return which secret's placeholder is where it doesn't belong; empty: none."""
-    carried = None if sandbox.secret_injector is None else _carried(sandbox.secret_injector, place, head)
+    carried = None if sandbox.secret_injector is None else _carried(sandbox.secret_injector, origin, head)
     return carried.wrong if carried is not None and carried.misused else ""
 
 
-def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDecision:
+def _deny_foreign_upgrade(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDecision:
     """Deny a request that requires an upgrade to a protocol that can't be inspected."""
     said = f"the request requires an upgrade to `{protocol}`, which can't be inspected; only WebSocket can"
     spdy = "use a kubectl that uses WebSockets (1.31, or `KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true`)"
@@ -235,7 +235,9 @@ def _foreign(sandbox: "SandboxState", head: "Head", protocol: str) -> RequestDec
     return replace(_denied(sandbox, head, Reason.PROTOCOL_MISMATCH, said), advice=advice)
 
 
-def _misplaced(sandbox: "SandboxState", head: "Head", carried: "CarriedSecrets") -> RequestDecision | None:
+def _deny_misplaced_placeholder(
+    sandbox: "SandboxState", head: "Head", carried: "CarriedSecrets"
+) -> RequestDecision | None:
     """Deny a request whose placeholder can't be replaced: misplaced, withheld, or wrongly signed."""
     if carried.misused:
         return replace(_denied(sandbox, head, Reason.SECRET_MISUSE, carried.wrong), misused=True)
@@ -245,9 +247,9 @@ def _misplaced(sandbox: "SandboxState", head: "Head", carried: "CarriedSecrets")
 
 
 def _carried(
-    injector: "SecretInjector", place: WebOrigin, head: "Head", content: bytes | None = None
+    injector: "SecretInjector", origin: WebOrigin, head: "Head", content: bytes | None = None
 ) -> "CarriedSecrets":
-    return injector.read(head, place.target, place.port, tls=place.tls, content=content)
+    return injector.read(head, origin.target, origin.port, tls=origin.tls, content=content)
 
 
 def _why(decision: Decision, credential: str | None, other: str | None) -> str:
@@ -267,18 +269,18 @@ def _mismatch(credential: str | None) -> str:
     return "the request brings a credential that is not ours, or more than one"
 
 
-def _misdirected(
-    sandbox: "SandboxState", place: WebOrigin, head: "Head", asked: "RequestedResource", looks: RuleInputs
+def _deny_misdirected(
+    sandbox: "SandboxState", origin: WebOrigin, head: "Head", resource: "RequestedResource", inputs: RuleInputs
 ) -> RequestDecision | None:
     """Deny a request for another host or port, or with headers that override its method, path or host."""
-    if asked.host != place.target or asked.port != place.port:
+    if resource.host != origin.target or resource.port != origin.port:
         # RFC 9110 section 15.5.20: an HTTP/2 client that coalesced two names asks again on a connection of its own
         http2 = head.version == b"HTTP/2.0"
         status = HTTPStatus.MISDIRECTED_REQUEST if http2 else None
-        asked_for = request_head.authority(asked.host, asked.port, tls=place.tls).decode()
-        detail = f"this connection was made to `{place.authority.decode()}`, and the request asks for `{asked_for}`"
+        asked_for = request_head.authority(resource.host, resource.port, tls=origin.tls).decode()
+        detail = f"this connection was made to `{origin.authority.decode()}`, and the request asks for `{asked_for}`"
         return _denied(sandbox, head, Reason.NAME_MISMATCH, detail, status)
-    if asked.overrides and (looks.requests or looks.people):
+    if resource.overrides and (inputs.requests or inputs.people):
         said = "a header or a parameter names another method, path or host than the request"
         return _denied(sandbox, head, Reason.AMBIGUOUS_REQUEST, said)
     return None

@@ -71,31 +71,31 @@ class Engine:
 
     def adopt(self, handover: "Handover") -> None:
         """Take a connection over. If this raises, nothing was started."""
-        place = place_of(handover)
+        origin = origin_of(handover)
         host = handover.shown_host
-        if not place.tls or self._leaves.is_fresh(host):
-            self._begin(handover, place)
+        if not origin.tls or self._leaves.is_fresh(host):
+            self._begin(handover, origin)
         elif self._new_names.take():
             self._awaiting_certificate[handover.event] = handover
-            self._leaves.ask(host, lambda problem: self._begin_with_certificate(handover, place, problem))
+            self._leaves.ask(host, lambda problem: self._begin_with_certificate(handover, origin, problem))
         else:
             handover.give_up(Reason.LIMIT_EXCEEDED)
 
-    def _begin_with_certificate(self, handover: "Handover", place: WebOrigin, problem: str) -> None:
+    def _begin_with_certificate(self, handover: "Handover", origin: WebOrigin, problem: str) -> None:
         """Start a connection whose certificate has come; with a `problem`, end it. Never raises."""
         if self._awaiting_certificate.pop(handover.event, None) is None:  # it has ended already
             return
         try:
             if not problem:
-                self._begin(handover, place)
+                self._begin(handover, origin)
                 return
         except Exception as error:  # noqa: BLE001  whatever it is: closed when broken (invariant 2)
             problem = f"{type(error).__name__}: {error}"
         self.recorder.error(Component.INSPECTION, problem, cause=handover.event)
         handover.give_up(Reason.GATE_ERROR)
 
-    def _begin(self, handover: "Handover", place: WebOrigin) -> None:
-        connection = InspectedConnection(self, handover, place)
+    def _begin(self, handover: "Handover", origin: WebOrigin) -> None:
+        connection = InspectedConnection(self, handover, origin)
         self._connections[handover.event] = connection
         connection.start()
         if self._round is None:
@@ -206,7 +206,7 @@ class Engine:
         return call_off
 
 
-def place_of(handover: "Handover") -> WebOrigin:
+def origin_of(handover: "Handover") -> WebOrigin:
     """Return the origin of a connection. Raises ValueError if it is not inspected."""
     attempt = handover.gate_decision.attempt
     if attempt.protocol not in (Protocol.TLS, Protocol.HTTP):

@@ -265,7 +265,7 @@ class Pipeline:
         packed = not (
             request_decision.resource.websocket and request_decision.decision.scan.blocks
         )  # ... messages can't be looked into
-        request.head = settle(head, request_decision.resource, session.place, extensions=packed)
+        request.head = settle(head, request_decision.resource, session.origin, extensions=packed)
         request.addresses = found
         policy = session.recorder.sandbox.policy
         every = policy.settings.upstream_ca

@@ -1,6 +1,6 @@
 """Routes HTTP on one client connection: events of its codecs to its requests, and their answers to the codecs.
 
-One place is all that is ever dialed (invariant 3); a connection is used again only under the policy it was dialed
+One origin is all that is ever dialed (invariant 3); a connection is used again only under the policy it was dialed
 under; those that are over are forgotten; and what can't leave on one side is not taken in on the other.
 
 What there is to do is in `todo`, a call each, in order; a call returns the steps that it begins. `work` does them for
@@ -133,7 +133,7 @@ class HttpRouter:
         if self.client.alpn == HTTP2:
             client_codec = self.client.codec = ClientSideHttp2(self.session, self.client, self.is_server_stuck)
             return self._carry_out(client_codec.handle_event(events.Start()))
-        self.client.codec = ClientSideHttp1(tls=self.session.place.tls)
+        self.client.codec = ClientSideHttp1(tls=self.session.origin.tls)
         return None
 
     def receive(self, connection: ClientEnd | ServerEnd, data: bytes) -> Begun:
@@ -350,7 +350,7 @@ class HttpRouter:
         return None
 
     def _open_for(self, stream: Stream) -> None:
-        server = ServerEnd(self.session.place, stream.request.addresses or (), stream.request.authorities)
+        server = ServerEnd(self.session.origin, stream.request.addresses or (), stream.request.authorities)
         self.servers.append(server)
         self._awaiting_server[server] = [stream]
         self.driver.open(server)
@@ -403,7 +403,7 @@ class HttpRouter:
         """Whether a client without ALPN has sent nothing since its handshake; HTTP clients send ALPN."""
         client_codec, client = self.client.codec, self.client
         silent = isinstance(client_codec, ClientSideHttp1) and client_codec.state is State.HEAD and not client_codec.buf
-        return silent and client.place.tls and not client.alpn and not self.session.request_count
+        return silent and client.origin.tls and not client.alpn and not self.session.request_count
 
     def is_client_stuck(self, stream_id: int) -> bool:
         """Whether data for the client on this stream can't be sent now."""

@@ -53,7 +53,7 @@ class Session:
         "_advice",
         "_approval",
         "_detail",
-        "_looks",
+        "_rule_inputs",
         "approvals",
         "attribution",
         "awaiting_body",
@@ -64,8 +64,8 @@ class Session:
         "ending",
         "heads",
         "open",
+        "origin",
         "pending_body_bytes",
-        "place",
         "record",
         "recorder",
         "refused",
@@ -75,7 +75,7 @@ class Session:
     def __init__(  # noqa: PLR0917 - what is known of a connection
         self,
         recorder: "Recorder",
-        place: WebOrigin,
+        origin: WebOrigin,
         connection_event: str,
         refused: Decision | None = None,
         detail: str = "",
@@ -91,7 +91,7 @@ class Session:
         self.approvals = PendingApprovals()
         self.cut: Callable[[frozenset[str]], None] = lambda _: None  # ends requests (by their keys) in the middle
         self.recorder = recorder
-        self.place = place
+        self.origin = origin
         self.connection_event = connection_event  # id of the connection's decision event
         self.attribution = attribution
         self.refused = refused  # the connection's denial, which every request on it gets as its answer
@@ -105,8 +105,8 @@ class Session:
         self.pending_body_bytes = 0  # bytes buffered of such requests' bodies
         self.connections = Connections()  # whose limits count this one
         self.heads = Heads()  # scans their heads
-        self._looks: RuleInputs | None = None
-        self.record = RequestRecord(recorder, place, connection_event, attribution)
+        self._rule_inputs: RuleInputs | None = None
+        self.record = RequestRecord(recorder, origin, connection_event, attribution)
 
     def evaluate(
         self, request: RequestContext, *, push: "Push | None" = None, content: bytes | None = None
@@ -116,18 +116,18 @@ class Session:
         sandbox, head = self.recorder.sandbox, request.head
         if self.refused is not None:
             request_decision = RequestDecision(self.refused, *shown(head), detail=self._detail, advice=self._advice)
-            if where := misuse(sandbox, self.place, head):  # worse than what refused the connection
+            if where := misuse(sandbox, self.origin, head):  # worse than what refused the connection
                 decision = deny(sandbox.policy, Reason.SECRET_MISUSE)
                 request_decision = replace(request_decision, decision=decision, detail=where, advice="", misused=True)
             return request_decision
-        looks = self._looks
-        if looks is None or looks.policy is not sandbox.policy:
-            looks = self._looks = RuleInputs.of(sandbox.policy, self.place)
+        inputs = self._rule_inputs
+        if inputs is None or inputs.policy is not sandbox.policy:
+            inputs = self._rule_inputs = RuleInputs.of(sandbox.policy, self.origin)
         return decide(
             sandbox,
-            self.place,
+            self.origin,
             head,
-            looks,
+            inputs,
             body=request.body,
             push=push,
             content=content,
@@ -136,11 +136,11 @@ class Session:
 
     def may_trail(self, name: bytes) -> bool:
         """Whether a field may be a trailer. None may where rules match headers, as those are decided on before."""
-        return may_trail(name) and self._looks is not None and not self._looks.headers
+        return may_trail(name) and self._rule_inputs is not None and not self._rule_inputs.headers
 
     def is_unnamed(self) -> bool:
         """Whether no rule and no secret names the host, so that credentials sent there are suspicious."""
-        return not self.recorder.sandbox.policy.needs.names_host(self.place.target)
+        return not self.recorder.sandbox.policy.needs.names_host(self.origin.target)
 
     def abandon(self, request: RequestContext) -> None:
         """Deny and record a request whose decision needs its body, as the rest of the body never came."""
@@ -244,9 +244,9 @@ class Session:
             request.enter((LimitStage(self, request), *request.stages))
         for stage in request.stages:
             stage.review(result)
-        sandbox, place = self.recorder.sandbox, self.place
+        sandbox, origin = self.recorder.sandbox, self.origin
         if result.untrusted is not None and not sandbox.record_read(
-            result.untrusted, place.target, place.port, request.event
+            result.untrusted, origin.target, origin.port, request.event
         ):
             request.by = deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE)
 
@@ -287,7 +287,7 @@ class Session:
 
     def fail(self, request: RequestContext, reason: Reason, detail: str) -> Page:
         """Record that an allowed request failed, and why; returns the page for the client."""
-        advice = advice_on_unreadable(self.place) if isinstance(detail, Unreadable) else ""
+        advice = advice_on_unreadable(self.origin) if isinstance(detail, Unreadable) else ""
         decision = Decision(verdict=Verdict.ALLOW, outcome=Outcome.FAILED, reason=reason)
         request_decision = RequestDecision(decision, *shown(request.head), detail=detail, advice=advice)
         page = self._page(request_decision, request.head, UNTOLD)
@@ -348,10 +348,10 @@ class Session:
                 self.complete(request, None, Outcome.FAILED, self.ending)
 
     def _page(self, request_decision: RequestDecision, head: "Head", event: str) -> Page:
-        attempt = f"{request_decision.method} {self.place}{request_decision.path}"
+        attempt = f"{request_decision.method} {self.origin}{request_decision.path}"
         refusal = Refusal(
             request_decision.decision, attempt, event, request_decision.detail, request_decision.status,
-            self.place.target, request_decision.advice,
+            self.origin.target, request_decision.advice,
             request_decision.approval or self._approval, self.recorder.sandbox.has_info_api,
         )  # fmt: skip
         return page(refusal, user_agent(head), grpc=grpc_kind(head))

@@ -1,7 +1,7 @@
 """Gate for the mitmproxy addon (`proxy/addon.py`): policy, recorder, lookups and client connections.
 
-There is no gate in front, so a connection's place comes from its client: the host of a CONNECT, the SNI, the Host of a
-plain request. Each later request is checked against that place (invariant 3). mitmproxy's hooks are in the addon.
+There is no gate in front, so a connection's origin comes from its client: the host of a CONNECT, the SNI, the Host of a
+plain request. Each later request is checked against that origin (invariant 3). mitmproxy's hooks are in the addon.
 """
 
 import asyncio
@@ -216,7 +216,7 @@ class ClientConnection:
         self.shut = False  # nothing passes any more
         self._sessions: dict[WebOrigin, Session] = {}
         self._requests: dict[str, tuple[Session, RequestContext]] = {}  # under way, by their flows
-        self._dialled: dict[tuple[str, int], WebOrigin] = {}  # what may be dialled, and for which place
+        self._dialled: dict[tuple[str, int], WebOrigin] = {}  # what may be dialled, and for which origin
 
     def enter(self, host: str, port: int, tls: Tls | None = None) -> "Decision":
         """Decide on the target of a CONNECT or ClientHello; later requests must name it."""
@@ -232,10 +232,10 @@ class ClientConnection:
             target, at = self.tunnel or (parse_host(host), port)
         except InvalidNameError:
             target, at = HostName("invalid.invalid"), port  # no rule's; the head itself says why it is refused
-        place = WebOrigin(target, at, tls=tls)
-        session = self._sessions.get(place)
+        origin = WebOrigin(target, at, tls=tls)
+        session = self._sessions.get(origin)
         if session is None:
-            session = self._sessions[place] = Session(self._gate.recorder, place, self.cause)
+            session = self._sessions[origin] = Session(self._gate.recorder, origin, self.cause)
         if flow.error:
             session.misread(head_of(flow.request), UnclearError(flow.error.msg))
             return None
@@ -285,9 +285,9 @@ class ClientConnection:
             return
         assert request.addresses  # let out to nowhere: a fault of ours, which ends the flow
         text = str(request.addresses[0])
-        self._dialled[text, session.place.port] = session.place
+        self._dialled[text, session.origin.port] = session.origin
         head, data = request.head, flow.request.data
-        data.host, data.port = text, session.place.port
+        data.host, data.port = text, session.origin.port
         data.authority, data.path, data.headers.fields = head.authority, head.path, head.fields
         if not request.body:
             flow.request.stream = streaming(not_any, self._sever)

@@ -262,7 +262,7 @@ class Stream:
         for stage in request.senders:
             head = stage.request_head(head)
         if server.relayed:
-            head = request_to_proxy(head, server.place, server.login)
+            head = request_to_proxy(head, server.origin, server.login)
         self.http.send_to_server(server, RequestHeaders(self.stream_id, head, self._bodiless))
         if self.request_state is RequestState.DONE:  # which it is of what is sent again
             self.http.send_to_server(server, RequestEndOfMessage(self.stream_id))

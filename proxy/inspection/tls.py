@@ -188,29 +188,29 @@ class KnownProtocols:
         self._only_http1 = _BoundedCache["WebOrigin", None](CONTEXTS)
         self._groups = _BoundedCache["WebOrigin", tuple[str, float]](CONTEXTS)
 
-    def note(self, place: "WebOrigin", protocol: bytes | None) -> None:
+    def note(self, origin: "WebOrigin", protocol: bytes | None) -> None:
         """Record the protocol that a server selected."""
         if protocol == HTTP2:
-            self._only_http1.pop(place, None)
+            self._only_http1.pop(origin, None)
         else:
-            self._only_http1.store(place, None)
+            self._only_http1.store(origin, None)
 
-    def offer(self, place: "WebOrigin") -> tuple[bytes, ...]:
+    def offer(self, origin: "WebOrigin") -> tuple[bytes, ...]:
         """Return the protocols to offer to a client of this server."""
-        return (HTTP1,) if place in self._only_http1 else (HTTP2, HTTP1)
+        return (HTTP1,) if origin in self._only_http1 else (HTTP2, HTTP1)
 
-    def note_group(self, place: "WebOrigin", group: str | None) -> None:
+    def note_group(self, origin: "WebOrigin", group: str | None) -> None:
         """Record the group of a server's key exchange."""
-        cached_group = self._groups.get(place)
+        cached_group = self._groups.get(origin)
         group = (group or "").lower()
         if cached_group is None or cached_group[0] != group:
-            self._groups.store(place, (group, self._clock() + _GROUP_MEMORY))
+            self._groups.store(origin, (group, self._clock() + _GROUP_MEMORY))
 
-    def group(self, place: "WebOrigin") -> str:
+    def group(self, origin: "WebOrigin") -> str:
         """Return the group that a server will select; empty: unknown, or recorded too long ago."""
-        group, until = self._groups.get(place, ("", 0.0))
+        group, until = self._groups.get(origin, ("", 0.0))
         if group and until < self._clock():
-            del self._groups[place]
+            del self._groups[origin]
             return ""
         return group
 
@@ -397,7 +397,7 @@ class ClientTls(Tls):
         self, session: "Session", contexts: TlsContexts, client: "ClientEnd", host: str, sni: str | None
     ) -> None:
         """Use a leaf for `host`. `sni`: the SNI that the gate parsed; another one ends the handshake."""
-        offer = contexts.cached_group.offer(session.place)
+        offer = contexts.cached_group.offer(session.origin)
         super().__init__(session, contexts, client, contexts.client.connection(host, offer))
         self._sni = sni
 
@@ -418,14 +418,14 @@ class ServerTls(Tls):
     """TLS with a server, which must prove to be the checked name."""
 
     def __init__(self, session: "Session", contexts: TlsContexts, client: "ClientEnd", server: "ServerEnd") -> None:
-        place = session.place
+        origin = session.origin
         # An HTTP/1.1 client gets HTTP/1.1 upstream; for a client without ALPN, none is offered
         self._http2 = client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
         broker = session.recorder.sandbox.secret_injector
-        self._identity = None if broker is None else broker.identity(place.target, place.port)
+        self._identity = None if broker is None else broker.identity(origin.target, origin.port)
         tls = contexts.server.connection(
-            place.target, offer, server.authorities, contexts.cached_group.group(place), self._identity
+            origin.target, offer, server.authorities, contexts.cached_group.group(origin), self._identity
         )
         super().__init__(session, contexts, server, tls)
         self._server = server
@@ -445,10 +445,10 @@ class ServerTls(Tls):
         """Record that the server has proved its name, and which protocol it speaks."""
         self._server.proven = not distrust(self.tls)
         self._server.unidentified = self._lacks_certificate()
-        place = self._session.place
-        self._known.note_group(place, self.tls.get_group_name())
+        origin = self._session.origin
+        self._known.note_group(origin, self.tls.get_group_name())
         if self._http2:
-            self._known.note(place, self._server.alpn)
+            self._known.note(origin, self._server.alpn)
         return None
 
     def _lacks_certificate(self) -> bool:

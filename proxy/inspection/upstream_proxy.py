@@ -1,7 +1,7 @@
 """Plain HTTP requests through an upstream HTTP proxy: the head sent to it, and the response for the client.
 
 Such a request has an absolute target (RFC 9112 section 3.2.2). A CONNECT would do, but many proxies allow that to port
-443 alone. The proxy receives a copy: it names the place that was decided on, whatever the client wrote, and it alone
+443 alone. The proxy receives a copy: it names the origin that was decided on, whatever the client wrote, and it alone
 has the login at the proxy. Header fields between us and the proxy reach neither end.
 """
 
@@ -47,17 +47,17 @@ def route_through_proxy(
     return (found[0]._replace(relayed=clear and not request_decision.resource.websocket and not ends_there),)
 
 
-def request_to_proxy(head: Head, place: "WebOrigin", login: "Login | None") -> Head:
+def request_to_proxy(head: Head, origin: "WebOrigin", login: "Login | None") -> Head:
     """Return the head to send to the proxy, with our `login`."""
     fields = tuple(
-        (name, place.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
+        (name, origin.authority if name.lower() == b"host" else value)  # as in the target (RFC 9112 section 3.2.2)
         for name, value in head.fields
         if name.lower() not in _PROXYS
     )
     if login is not None:
         fields = (*fields, (b"Proxy-Authorization", credentials(login)))
     path = b"" if head.path == b"*" else head.path  # RFC 9112 section 3.2.4: the last proxy makes an asterisk of it
-    return Head(head.version, head.method, b"http", place.authority, path, fields)
+    return Head(head.version, head.method, b"http", origin.authority, path, fields)
 
 
 def response_from_proxy(response: "ResponseHead", proxy: "Hop | None", login: "Login | None") -> "ResponseHead | str":

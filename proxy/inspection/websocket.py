@@ -136,7 +136,7 @@ class Switched:
         server, driver, session = request.server, self._driver, request.session
         assert server is not None
         ended, other = (request.client, server) if from_client else (server, request.client)
-        if not self._half_ended and not ended.cut and not session.place.tls:
+        if not self._half_ended and not ended.cut and not session.origin.tls:
             self._half_ended = True
             driver.end_sending(other)
             return

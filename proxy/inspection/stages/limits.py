@@ -99,6 +99,6 @@ class TaintStage(Stage):
 
     def recorded(self, request_decision: "RequestDecision") -> None:
         """Record the read. Raises RequestStoppedError."""
-        sandbox, place = self.session.recorder.sandbox, self.session.place
-        if not sandbox.record_read(request_decision.decision, place.target, place.port, self.request.event):
+        sandbox, origin = self.session.recorder.sandbox, self.session.origin
+        if not sandbox.record_read(request_decision.decision, origin.target, origin.port, self.request.event):
             raise RequestStoppedError(deny(sandbox.policy, Reason.APPROVAL_UNAVAILABLE), TAINT_NOT_RECORDED)

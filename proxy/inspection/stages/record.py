@@ -29,15 +29,17 @@ _SAID: Final = frozenset({Reason.PROTOCOL_MISMATCH, Reason.AMBIGUOUS_REQUEST, Re
 class RequestRecord:
     """Records the requests of one connection; each event has its origin and process."""
 
-    __slots__ = ("_address", "_attribution", "_cause", "_name", "_place", "_recorder")
+    __slots__ = ("_address", "_attribution", "_cause", "_name", "_origin", "_recorder")
 
-    def __init__(self, recorder: "Recorder", place: "WebOrigin", cause: str, attribution: "Attribution | None") -> None:
+    def __init__(
+        self, recorder: "Recorder", origin: "WebOrigin", cause: str, attribution: "Attribution | None"
+    ) -> None:
         """`cause` is the event of the connection."""
         self._recorder = recorder
-        self._place = place
+        self._origin = origin
         self._cause = cause
         self._attribution = attribution
-        target = place.target
+        target = origin.target
         self._name: str | None = target if isinstance(target, HostName) else None
         self._address = None if self._name else str(target)
 
@@ -46,7 +48,7 @@ class RequestRecord:
 
         Of the path no more than the rules want told: `log: pattern`.
         """
-        host = self._place.authority if request_decision.resource else named(head)
+        host = self._origin.authority if request_decision.resource else named(head)
         pattern = request_decision.decision.pattern
         path = request_decision.path if pattern is None else pattern
         said = Http(request_decision.method, host.decode("utf-8", "replace"), path, pattern=pattern is not None)
@@ -68,8 +70,8 @@ class RequestRecord:
             request_decision.decision,
             name=self._name,
             address=address or self._address,
-            port=self._place.port,
-            protocol=self._place.protocol,
+            port=self._origin.port,
+            protocol=self._origin.protocol,
             http=http,
             git=_git(request_decision),
             process=None if self._attribution is None else self._attribution.process,
@@ -94,8 +96,8 @@ class RequestRecord:
             request.event,
             name=self._name,
             address=self._address if request.address is None else written(request.address),
-            port=self._place.port,
-            protocol=self._place.protocol,
+            port=self._origin.port,
+            protocol=self._origin.protocol,
             http=Http(http.method, http.host, http.path, status, pattern=http.pattern),
             up=request.up,
             down=request.down,
@@ -111,12 +113,12 @@ class RequestRecord:
         """Record a secret found in a request."""
         self._recorder.record_secret(
             cause, detail, rules=rules, blocked=blocked, name=self._name, address=self._address,
-            port=self._place.port, protocol=self._place.protocol, http=http,
+            port=self._origin.port, protocol=self._origin.protocol, http=http,
         )  # fmt: skip
 
     def record_tampering(self, cause: str, detail: str) -> None:
         """Record a misplaced placeholder."""
-        self._recorder.record_tampering(cause, detail, name=self._name, address=self._address, port=self._place.port)
+        self._recorder.record_tampering(cause, detail, name=self._name, address=self._address, port=self._origin.port)
 
 
 def _git(request_decision: "RequestDecision") -> Git | None:

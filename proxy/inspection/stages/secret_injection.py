@@ -1,8 +1,8 @@
 """Replaces placeholders with secrets just before a request is sent, and masks secrets in its response.
 
-It is the last stage before sending and the first after receiving, so nothing else sees a value: pages, events and later
-decisions are made of what the task wrote. A value leaves only on verified TLS to the place it belongs to; otherwise the
-request ends.
+It is the last stage before sending and the only one that receives, so nothing else sees a value: pages, events and
+later decisions are made of what the task wrote. A value leaves only on verified TLS to the origin that it belongs to;
+otherwise the request ends.
 """
 
 from dataclasses import replace
@@ -48,11 +48,11 @@ class SecretInjection(Stage):
 
     def __init__(self, session: "Session", request: "RequestContext") -> None:
         super().__init__(session, request)
-        place, broker = session.place, session.recorder.sandbox.secret_injector
+        origin, broker = session.origin, session.recorder.sandbox.secret_injector
         assert broker is not None
         self._injector = broker
         self._body = broker.body()
-        self._mask = broker.mask(place.target, place.port, tls=place.tls)
+        self._mask = broker.mask(origin.target, origin.port, tls=origin.tls)
         self._form: bytes | None = None  # what goes in place of the body, once
         self._credential = ""  # the id of the request's one credential, if it is a secret
 
@@ -63,15 +63,15 @@ class SecretInjection(Stage):
 
     def request_head(self, head: "Head") -> "Head":
         """Return a head with secrets in place of placeholders."""
-        place, pending_body = self.session.place, self.request.pending_body
+        origin, pending_body = self.session.origin, self.request.pending_body
         content = b"" if pending_body is None or pending_body.content is None else pending_body.content
-        carried = self._injector.read(head, place.target, place.port, tls=place.tls, content=content)
+        carried = self._injector.read(head, origin.target, origin.port, tls=origin.tls, content=content)
         if carried.misused or carried.withheld or carried.flaw:  # refused before it came here
             raise RuntimeError("a placeholder came where it doesn't belong, undecided")
         if not carried.uses and carried.signed is None:
             return head
         self._credential = carried.credential
-        if not (place.tls and self.request.server_proven):
+        if not (origin.tls and self.request.server_proven):
             raise RuntimeError("a secret was about to leave without TLS")
         if pending_body is not None:
             pending_body.content = None  # a response may take long, and a connection have many requests
@@ -104,8 +104,8 @@ class SecretInjection(Stage):
         """Raise RequestStoppedError for a misplaced placeholder, and record that."""
         if not (secret := self._body.misused(data)):
             return
-        place, request = self.session.place, self.request
-        detail = self._injector.wrong(secret, where, place.target, place.port, tls=place.tls)
+        origin, request = self.session.origin, self.request
+        detail = self._injector.wrong(secret, where, origin.target, origin.port, tls=origin.tls)
         if request.is_open:
             self.session.record.record_tampering(request.event, detail)
         raise RequestStoppedError(deny(self.session.recorder.sandbox.policy, Reason.SECRET_MISUSE), detail)

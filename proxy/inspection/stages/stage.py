@@ -55,7 +55,7 @@ class Session(Protocol):
 
     recorder: "Recorder"
     record: "RequestRecord"
-    place: "WebOrigin"
+    origin: "WebOrigin"
     connection_event: str  # id of the connection's decision event
     attribution: "Attribution | None"
     refused: "Decision | None"  # what denied the connection

@@ -430,7 +430,7 @@ def raising(*_arguments, **_named):
     raise ValueError(f"this must be shown to nobody: {TOKEN}")
 
 
-WRONG = ["proxy.dlp.head_scan.candidates", "proxy.dlp.body_scan.candidates", "proxy.secrets.detection._ways"]
+WRONG = ["proxy.dlp.head_scan.candidates", "proxy.dlp.body_scan.candidates", "proxy.secrets.detection._readings"]
 
 
 @pytest.mark.parametrize("part", WRONG)
