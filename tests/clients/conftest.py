@@ -5,7 +5,7 @@ import pytest
 from tests.lab import Lab
 from tests.support import harness
 
-from .world import NAMES, RPC, WEBSOCKET, World
+from .clients_lab import NAMES, RPC, WEBSOCKET, ClientsLab
 
 # Clients that are large, or need a toolchain: `make clients` installs them and says where
 collect_ignore = [] if os.environ.get("EXEAT_CLIENTS") else ["heavy"]
@@ -16,6 +16,6 @@ def world():
     """One local internet for every client."""
     harness.needs_root()
     with Lab(NAMES, speaking=(5432,)) as lab:
-        made = World(lab)
+        made = ClientsLab(lab)
         made.serve("tests.clients.origin", made.leaf("ws.example"), WEBSOCKET, made.leaf("rpc.example"), RPC, port=RPC)
         yield made

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from .world import WEBSOCKET
+from .clients_lab import WEBSOCKET
 
 CONTENT = bytes(range(253)) * 20_000
 SUM = hashlib.sha256(CONTENT).hexdigest()

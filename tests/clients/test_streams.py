@@ -2,7 +2,7 @@
 
 import json
 
-from .world import RPC, WEBSOCKET
+from .clients_lab import RPC, WEBSOCKET
 
 URL = "https://www.open.example"
 

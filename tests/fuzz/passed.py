@@ -102,22 +102,22 @@ class Party:
 class Connection:
     """Two parties, and the two sockets between them that compiled code has."""
 
-    def __init__(self, world: "World", how: int, at: tuple[int | None, int | None] = (None, None)) -> None:
+    def __init__(self, lab: "RelayLab", how: int, at: tuple[int | None, int | None] = (None, None)) -> None:
         """Make it, where descriptors are given in their place: what was there is closed by that."""
-        self._world = world
-        number, world.made = world.made, world.made + 1
-        task, self.near = _connected(world.listener, how & 1)
-        server, self.far = _connected(world.listener, how & 2)
+        self._world = lab
+        number, lab.made = lab.made, lab.made + 1
+        task, self.near = _connected(lab.listener, how & 1)
+        server, self.far = _connected(lab.listener, how & 2)
         self.task, self.server = Party(task, 2 * number), Party(server, 2 * number + 1)
         self.task.other, self.server.other = self.server, self.task
         if how & 4:
             self.task.say(SIZES[3])
         self.near, self.far = _put(self.near, at[0]), _put(self.far, at[1])
         for sock in (self.near, self.far):
-            world.polled.register(sock.fileno(), IN)
-        most = 20_000 if how & 8 else world.buffers.most
+            lab.polled.register(sock.fileno(), IN)
+        most = 20_000 if how & 8 else lab.buffers.most
         fds = self.near.fileno(), self.far.fileno()
-        self.pair = COMPILED.adopt(world.polled.fileno(), *fds, world.buffers.address, most)
+        self.pair = COMPILED.adopt(lab.polled.fileno(), *fds, lab.buffers.address, most)
         self.is_over = False
         said = b""
         if how & 32:
@@ -183,7 +183,7 @@ class Connection:
         return any(one.has_cut for one in self.parties)
 
 
-class World:
+class RelayLab:
     """All connections of one input, in one set."""
 
     def __init__(self) -> None:
@@ -327,14 +327,14 @@ def _put(sock: socket.socket, at: int | None) -> socket.socket:
 
 def fuzz_passed(data: bytes) -> None:
     """Any row of operations is passed on as it was said, and leaves nothing."""
-    world = World()
+    lab = RelayLab()
     try:
         for at in range(0, min(len(data) - 2, 3 * MOST_OPERATIONS), 3):
-            world.do(*data[at : at + 3])
-        world.settle()
+            lab.do(*data[at : at + 3])
+        lab.settle()
     finally:
-        world.close()
-    assert world.buffers.used == 0
+        lab.close()
+    assert lab.buffers.used == 0
 
 
 def _seeds() -> list[bytes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from enforcer.service.control_client import send_request
 from enforcer.service.warm_pool import MOST
-from tests.soak import left, origin, victims
+from tests.soak import leftovers, origin, victims
 from tests.soak.reviewed import SIZE, Reviewed
 from tests.soak.reviewed import TASK as CHANGE
 from tests.soak.victims import OF_A_RUN, VICTIMS
@@ -81,12 +81,12 @@ class Soak:
         self.reviewed = Reviewed(work / "reviewed", EXEAT, self.environment, self.chance)
         self.number = 0
         (work / "rules.yaml").write_text(RULES)
-        left.adopt_orphans()
-        self.mounts, self.groups = left.mounts(), left.groups()
+        leftovers.adopt_orphans()
+        self.mounts, self.groups = leftovers.mounts(), leftovers.groups()
         self.up = self._up()
         # What everybody's first run makes, and stays.
-        self._run("true", also="--review").communicate(timeout=left.PATIENCE)
-        self.files = left.files(work / "state")
+        self._run("true", also="--review").communicate(timeout=leftovers.PATIENCE)
+        self.files = leftovers.files(work / "state")
 
     def _up(self):
         command = [EXEAT, "up", "--workers", "2", "--metrics", "127.0.0.1:0"]
@@ -150,11 +150,11 @@ class Soak:
     def _kill(self, kind, clients):
         """Kill a process of that kind, which may take a moment to be there; none is there of a run that is over."""
         which = self.chance.random()
-        if found := left.until(lambda: self._there(kind, clients), MOMENT):
+        if found := leftovers.poll_until(lambda: self._there(kind, clients), MOMENT):
             pid = found[int(which * len(found))]
-            self.seen |= left.below(self.up.pid)
+            self.seen |= leftovers.below(self.up.pid)
             with contextlib.suppress(ProcessLookupError):
-                if left.started(pid):  # who has ended, and isn't waited for yet, can be killed, too (kill(2))
+                if leftovers.started(pid):  # who has ended, and isn't waited for yet, can be killed, too (kill(2))
                     os.kill(pid, signal.SIGKILL)
                     self.killed[kind] += 1
                     return
@@ -178,12 +178,12 @@ class Soak:
         self._watch(self.chance.uniform(0, 0.6))
         if kind != "nobody":
             self._kill(kind, clients)
-        if seconds is not None and not left.until(lambda: self.status()["sandboxes"] == count):
+        if seconds is not None and not leftovers.poll_until(lambda: self.status()["sandboxes"] == count):
             self.wrong.append(f"{self.status()['sandboxes']} of {count} sandboxes at once")
         before = self.ends.copy()
         for number, client in begun:
             try:
-                said, _ = client.communicate(timeout=left.PATIENCE)
+                said, _ = client.communicate(timeout=leftovers.PATIENCE)
             except subprocess.TimeoutExpired:
                 self.wrong.append(f"a run that never ended, after {kind} was killed")
                 client.kill()
@@ -201,63 +201,63 @@ class Soak:
     def _watch(self, seconds):
         ends = time.monotonic() + seconds
         while (rest := ends - time.monotonic()) > 0:
-            self.seen |= left.below(self.up.pid)
+            self.seen |= leftovers.below(self.up.pid)
             time.sleep(min(rest, 0.05))
 
     def again(self):
         """After the service was killed: all of it is gone but what is for the next one, which takes that or cleans it."""
-        self.up.communicate(timeout=left.PATIENCE)
+        self.up.communicate(timeout=leftovers.PATIENCE)
         self._gone("after the service was killed")
         self.up = self._up()
-        if not left.until(lambda: not self._groups(), 10):
+        if not leftovers.poll_until(lambda: not self._groups(), 10):
             self.wrong.append(f"groups that the next service left: {self._groups()}")
 
     def _groups(self):
-        return left.groups({pid for pid, since in self.seen if left.started(pid) != since}) - self.groups
+        return leftovers.groups({pid for pid, since in self.seen if leftovers.started(pid) != since}) - self.groups
 
     def _gone(self, when):
         """No process of a service's is left, nor anything that one would hold."""
         ours = {int(os.environ.get(origin.PROCESS, "0")), self.up.pid if self.up.poll() is None else 0}
-        if not left.until(lambda: not left.reap(ours)):
-            self.wrong += [f"process {left.name(pid)} {when}" for pid in left.reap(ours)]
-        if left.mounts() != self.mounts:
+        if not leftovers.poll_until(lambda: not leftovers.reap(ours)):
+            self.wrong += [f"process {leftovers.name(pid)} {when}" for pid in leftovers.reap(ours)]
+        if leftovers.mounts() != self.mounts:
             self.wrong.append(f"mounts {when}, or somebody else has made or taken away some")
 
     def settle(self):
         """Wait until no run is left, and look what is left of those that there were."""
-        if not left.until(lambda: not self.runs()):
+        if not leftovers.poll_until(lambda: not self.runs()):
             self.wrong.append(f"runs that the service still lists: {self.runs()}")
-        if not left.until(lambda: not self._strangers()):
+        if not leftovers.poll_until(lambda: not self._strangers()):
             self.wrong += [
-                f"process {left.name(pid)}, which the service doesn't say it has" for pid in self._strangers()
+                f"process {leftovers.name(pid)}, which the service doesn't say it has" for pid in self._strangers()
             ]
-        if not left.until(lambda: not self._lacks()):
+        if not leftovers.poll_until(lambda: not self._lacks()):
             self.wrong.append(f"nobody has taken the place of: {self._lacks()}")
-        if not left.until(lambda: "exeat_sandboxes 0.0" in self._scraped()):
+        if not leftovers.poll_until(lambda: "exeat_sandboxes 0.0" in self._scraped()):
             self.wrong.append(f"who is scraped doesn't tell how it is: {self._scraped()[:500]}")
-        kept = {self.up.pid, *left.children(self.up.pid)}
-        kept |= {pid for each in kept for pid, _ in left.below(each)}
+        kept = {self.up.pid, *leftovers.children(self.up.pid)}
+        kept |= {pid for each in kept for pid, _ in leftovers.below(each)}
         gone = {each for each in self.seen if each[0] not in kept}
-        if not left.until(lambda: not [each for each in gone if left.started(each[0]) == each[1]]):
-            self.wrong += [f"process {left.name(pid)}" for pid, since in gone if left.started(pid) == since]
-        if not left.until(lambda: not left.namespaces(self.up.pid)):
-            self.wrong.append(f"namespaces that the service holds: {left.namespaces(self.up.pid)}")
+        if not leftovers.poll_until(lambda: not [each for each in gone if leftovers.started(each[0]) == each[1]]):
+            self.wrong += [f"process {leftovers.name(pid)}" for pid, since in gone if leftovers.started(pid) == since]
+        if not leftovers.poll_until(lambda: not leftovers.namespaces(self.up.pid)):
+            self.wrong.append(f"namespaces that the service holds: {leftovers.namespaces(self.up.pid)}")
         for pid in filter(None, (self.up.pid, *self.workers())):
             with contextlib.suppress(PermissionError):
                 if len(found := os.listdir(f"/proc/{pid}/fd")) > DESCRIPTORS:
-                    self.wrong.append(f"{len(found)} descriptors in {left.name(pid)}")
+                    self.wrong.append(f"{len(found)} descriptors in {leftovers.name(pid)}")
         self.reviewed.settle()
 
     def _strangers(self):
         """Children of the service that it has no word for, such as an old zygote, or more that wait than it makes."""
         found = victims.strangers(self.up.pid, (), self.status())
-        waiting = [pid for pid in left.children(self.up.pid) if victims.waits(pid)]
+        waiting = [pid for pid in leftovers.children(self.up.pid) if victims.waits(pid)]
         return found + waiting[MOST:]
 
     def _lacks(self):
         """The kinds of which there is one missing, of those that are there whether anybody wants them or not."""
         having = victims.having(self.status())
-        return [kind for kind in ("worker", "keeper", "scraped") if not all(map(left.started, having[kind]))]
+        return [kind for kind in ("worker", "keeper", "scraped") if not all(map(leftovers.started, having[kind]))]
 
     def _scraped(self):
         """The lines of a scrape; none where nobody answers."""
@@ -269,9 +269,9 @@ class Soak:
 
     def end(self):
         """End the service, and look what is left of all of it."""
-        self.seen |= left.below(self.up.pid)
+        self.seen |= leftovers.below(self.up.pid)
         self.up.terminate()
-        self.up.communicate(timeout=left.PATIENCE)
+        self.up.communicate(timeout=leftovers.PATIENCE)
         self._gone("after the end")
         if found := self._groups():
             self.wrong.append(f"groups: {found}")
@@ -280,9 +280,13 @@ class Soak:
         )
         if verified.returncode:
             self.wrong.append(f"journal: {verified.stdout[-2000:]}{verified.stderr[-500:]}")
-        kept = left.files(self.work / "state") - self.files
-        kept |= left.files(self.work / "tmp") | left.files(self.work / "runtime") | left.files(self.work / "home")
-        kept |= left.files(self.work / "service") - {"control.lock"} | left.files(self.work / "direct")
+        kept = leftovers.files(self.work / "state") - self.files
+        kept |= (
+            leftovers.files(self.work / "tmp")
+            | leftovers.files(self.work / "runtime")
+            | leftovers.files(self.work / "home")
+        )
+        kept |= leftovers.files(self.work / "service") - {"control.lock"} | leftovers.files(self.work / "direct")
         if kept := sorted(kept):
             self.wrong.append(f"files: {kept[:50]}")
         if origin.PROCESS in os.environ and (reached := origin.reached()) != {f"tcp {origin.ALLOWED}:80"}:

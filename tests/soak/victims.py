@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from tests.soak import left
+from tests.soak import leftovers
 
 OF_A_RUN = ("client", "run", "outer", "init", "task", "watcher", "copier", "relay", "spare")  # others' runs go on
 OF_ALL = ("worker", "keyholder", "zygote", "keeper", "scraped")  # and so do all of them
@@ -21,10 +21,10 @@ def there(kind, service, runs, status):
     elif kind in OF_ALL:
         found = having(status)[kind]
     elif kind == "spare":
-        found = [pid for pid in left.children(service) if pid not in runs and waits(pid)]
+        found = [pid for pid in leftovers.children(service) if pid not in runs and waits(pid)]
     else:
         found = [pid for run in sorted(runs) for pid in _of_a_run(kind, run)]
-    return [pid for pid in found if pid and left.started(pid)]
+    return [pid for pid in found if pid and leftovers.started(pid)]
 
 
 def having(status):
@@ -36,24 +36,24 @@ def having(status):
 def waits(pid):
     """Whether a child of the service's waits with an empty sandbox: it shows nobody's streams, and is above an init."""
     streams = [_opened(pid, number) for number in range(3)]
-    return streams == [os.devnull] * 3 and any(_name(child) == "exeat-init" for child in left.children(pid))
+    return streams == [os.devnull] * 3 and any(_name(child) == "exeat-init" for child in leftovers.children(pid))
 
 
 def strangers(service, runs, status):
     """Return the children of a service that it has no word for: not listed, not said to be there, and not waiting."""
     said = {*runs, *(pid for pids in having(status).values() for pid in pids)}
-    return [pid for pid in left.children(service) if pid not in said and not waits(pid)]
+    return [pid for pid in leftovers.children(service) if pid not in said and not waits(pid)]
 
 
 def _of_a_run(kind, run):
-    below = left.children(run)
+    below = leftovers.children(run)
     outer = [pid for pid in below if _name(pid) == "exeat-init"]
-    inits = [pid for each in outer for pid in left.children(each)]
+    inits = [pid for each in outer for pid in leftovers.children(each)]
     return {
         "run": [run],
         "outer": outer,
         "init": inits,
-        "task": [pid for init in inits for pid in left.children(init)],
+        "task": [pid for init in inits for pid in leftovers.children(init)],
         "watcher": [pid for pid in below if _name(pid) == "exeat-watcher"],
         "copier": [pid for pid in below if _nice(pid) > _nice(run)],  # of a reviewed workspace: nobody waits for it
         "relay": [pid for pid in below if _has_pipes_alone(pid)],
@@ -80,5 +80,5 @@ def _opened(pid, number):
 
 
 def _has_pipes_alone(pid):
-    opened = left.links(f"/proc/{pid}/fd")
+    opened = leftovers.links(f"/proc/{pid}/fd")
     return bool(opened) and all(link.startswith("pipe:") for link in opened)

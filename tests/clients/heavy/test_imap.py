@@ -1,6 +1,6 @@
 """IMAPS, whose server speaks first: passed on where a rule says splice, refused with the reason where TLS is read."""
 
-from tests.clients.world import PYTHON
+from tests.clients.clients_lab import PYTHON
 
 PORT = 993
 RULES = f"""

@@ -35,7 +35,7 @@ class Running:
     def events(self, kind):
         return [event for event in self.someone.events() if event["kind"] == kind]
 
-    def until(self, kind, count):
+    def wait_for_events(self, kind, count):
         """The events of a kind, once there are so many."""
         deadline = time.monotonic() + WAIT
         while len(found := self.events(kind)) < count and time.monotonic() < deadline:
@@ -43,7 +43,7 @@ class Running:
         assert len(found) >= count, self.someone.events()
         return found
 
-    def until_changed(self, loaded, what):
+    def wait_for_new_rules(self, loaded, what):
         """The event of rules other than those of an earlier one, once they are in force; it tells of `what`."""
         deadline = time.monotonic() + WAIT
         while (last := self.events("rules.loaded")[-1])["revision"] == loaded["revision"]:
@@ -52,7 +52,7 @@ class Running:
         assert last["previous"] == loaded["revision"], what
         return last
 
-    def until_told(self, said, before):
+    def wait_for_rejection(self, said, before):
         """The rejection that says so, once there is one behind the first `before`."""
         deadline = time.monotonic() + WAIT
         while not (found := [e for e in self.events("rules.rejected")[before:] if said in e["problems"][0]]):
@@ -140,11 +140,11 @@ def _in_two_steps(someone, path, text):
 def test_rules_saved_by_any_editor_come_into_force(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     with running(someone, rules) as run:
-        (first,) = run.until("rules.loaded", 1)
+        (first,) = run.wait_for_events("rules.loaded", 1)
         for number, way in enumerate((_truncated, _renamed_over, _moved_away_first, _removed_first, _in_two_steps)):
             for again in (0, 1):  # and once more: what is watched is what stands there now
                 way(someone, rules, FIRST.replace("first", f"rule-{number}-{again}"))
-                first = run.until_changed(first, way.__name__)
+                first = run.wait_for_new_rules(first, way.__name__)
     assert not run.events("gate.error")
 
 
@@ -160,7 +160,7 @@ def test_swapped_link_above_the_file_is_followed(someone):
         (folder / "..data_tmp").symlink_to("..2")
         (folder / "..data_tmp").rename(folder / "..data")
         shutil.rmtree(folder / "..1")
-        first, second = run.until("rules.loaded", 2)
+        first, second = run.wait_for_events("rules.loaded", 2)
         assert second["previous"] == first["revision"] != second["revision"]
         assert second["sources"] == [str(folder / "..2" / "web.yaml")]
 
@@ -171,12 +171,12 @@ def test_included_files_are_watched_even_if_missing(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", "version: 1\ninclude: [{file: more.yaml}]\n")
     with running(someone, rules) as run:
         save(someone, included, SECOND.replace("web", "more"))
-        run.until("rules.loaded", 2)
+        run.wait_for_events("rules.loaded", 2)
         save(someone, rules, "version: 1\ninclude: [{file: more.yaml}, {file: later.yaml}]\n")
-        (rejected,) = run.until("rules.rejected", 1)
+        (rejected,) = run.wait_for_events("rules.rejected", 1)
         assert "later.yaml` can't be read: no such file" in rejected["problems"][0]
         save(someone, someone.home / "rules" / "later.yaml", FIRST.replace("web", "later"))
-        assert len(run.until("rules.loaded", 3)[2]["sources"]) == 3
+        assert len(run.wait_for_events("rules.loaded", 3)[2]["sources"]) == 3
 
 
 @harness.as_a_user
@@ -188,7 +188,7 @@ def test_name_lists_are_watched(someone):
     )  # fmt: skip
     with running(someone, rules) as run:
         save(someone, names, "one.example\ntwo.example\n")
-        first, second = run.until("rules.loaded", 2)
+        first, second = run.wait_for_events("rules.loaded", 2)
         assert first["revision"] != second["revision"]
 
 
@@ -208,7 +208,7 @@ def test_broken_rules_are_reported_and_the_old_ones_stay(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     bad = [name for name in BAD if name != "not to be read" or someone.user]  # root reads everything
     with running(someone, rules) as run:
-        (loaded,) = run.until("rules.loaded", 1)
+        (loaded,) = run.wait_for_events("rules.loaded", 1)
         for number, name in enumerate(bad, 1):
             text, said = BAD[name]
             told = len(run.events("rules.rejected"))
@@ -221,7 +221,7 @@ def test_broken_rules_are_reported_and_the_old_ones_stay(someone):
                 rules.mkdir() if name == "a directory" else os.mkfifo(rules)
             else:
                 save(someone, rules, text)
-            rejected = run.until_told(said, told)
+            rejected = run.wait_for_rejection(said, told)
             assert rejected["revision"] == loaded["revision"] == run.events("rules.loaded")[-1]["revision"], name
             # and back again
             if rules.is_dir():
@@ -229,7 +229,7 @@ def test_broken_rules_are_reported_and_the_old_ones_stay(someone):
             elif rules.exists():
                 rules.unlink()
             save(someone, rules, FIRST.replace("first", f"again-{number}"))
-            loaded = run.until_changed(loaded, name)
+            loaded = run.wait_for_new_rules(loaded, name)
     said = re.findall(rb"rules were not loaded again, those in force|right again", run.error)
     assert [word for word, _ in itertools.groupby(said)] == [said[0], b"right again"] * len(bad)
 
@@ -238,12 +238,12 @@ def test_sighup_reloads_the_rules_and_does_not_reach_the_task(someone):
     rules = save(someone, someone.home / "rules" / "web.yaml", FIRST)
     with running(someone, rules) as run:
         os.kill(run.process.pid, signal.SIGHUP)
-        first, second = run.until("rules.loaded", 2)
+        first, second = run.wait_for_events("rules.loaded", 2)
         assert first["revision"] == second["revision"] == second["previous"]
         assert run.tell("true") == "done"
         save(someone, rules, FIRST.replace("name: web", "name: web\nsandbox: {hostname: other}"))
-        run.until_changed(second, "another sandbox")
-        (told,) = run.until("gate.error", 1)
+        run.wait_for_new_rules(second, "another sandbox")
+        (told,) = run.wait_for_events("gate.error", 1)
         assert told["fault"]["where"] == "worker"
         assert "`sandbox` changed" in told["fault"]["detail"]
         assert run.tell("hostname") != "other"
@@ -280,7 +280,7 @@ def test_task_cannot_change_its_rules(someone, place):
             assert run.tell(f"( {script} ) 2>/dev/null") == "done"
             run.quietly(0.3)
             os.kill(run.process.pid, signal.SIGHUP)
-            loaded = run.until("rules.loaded", count)
+            loaded = run.wait_for_events("rules.loaded", count)
             assert {event["revision"] for event in loaded} == {loaded[0]["revision"]}, attack
             assert rules.read_text() == FIRST, attack
         run.quietly(1.0)
@@ -323,7 +323,7 @@ def test_new_include_writable_by_the_task_is_not_loaded(someone):
     evil = save(someone, someone.work / "more.yaml", SECOND.replace("web", "more"))
     with running(someone, rules) as run:
         save(someone, rules, f"version: 1\nname: web\ninclude: [{{file: {evil}}}]\n")
-        (rejected,) = run.until("rules.rejected", 1)
+        (rejected,) = run.wait_for_events("rules.rejected", 1)
         assert "lies where the task may write" in rejected["problems"][0]
         assert len(run.events("rules.loaded")) == 1
 
@@ -339,7 +339,7 @@ def test_replaced_rule_file_is_covered_again_and_refused(someone, place):
         if "/" in place:
             (someone.work / at).rename(someone.work / "before")
         (someone.work / "new" / at).rename(someone.work / at)
-        (rejected,) = run.until("rules.rejected", 1)
+        (rejected,) = run.wait_for_events("rules.rejected", 1)
         assert "it is as you saved it can't be told" in rejected["problems"][0]
         run.quietly(0.3)
         assert run.tell(f"echo evil >> {place} 2>/dev/null; mv {place} gone 2>/dev/null") == "done"
@@ -356,7 +356,7 @@ def test_rule_file_replaced_twice_is_covered(someone):
         run.quietly(0.5)
         for count in (1, 2, 3):
             save(someone, rules.with_name("new~"), f"{SECOND}# {count}\n").rename(rules)
-            run.until("rules.rejected", count)
+            run.wait_for_events("rules.rejected", count)
             run.quietly(0.3)
             assert run.tell("echo evil >> rules.yaml 2>/dev/null; mv rules.yaml gone 2>/dev/null") == "done"
             assert rules.read_text() == f"{SECOND}# {count}\n"
@@ -371,23 +371,23 @@ def test_roots_rules_are_watched_and_always_applied(someone):
         with running(someone, rules, etc=etc) as run:
             folder = etc / "rules.d"
             folder.mkdir()
-            run.until("rules.loaded", 2)  # there is something to read now, though nothing in it
+            run.wait_for_events("rules.loaded", 2)  # there is something to read now, though nothing in it
             (folder / "more.yaml").write_text(SECOND.replace("web", "more"))
-            assert str(folder / "more.yaml") in run.until("rules.loaded", 3)[-1]["sources"]
+            assert str(folder / "more.yaml") in run.wait_for_events("rules.loaded", 3)[-1]["sources"]
             save(someone, rules, BROKEN)
-            run.until("rules.rejected", 1)
+            run.wait_for_events("rules.rejected", 1)
             (folder / "more.yaml").write_text(SECOND.replace("web", "more").replace("allow", "deny"))
-            loaded, rejected = run.until("rules.loaded", 4)[-1], run.until("rules.rejected", 2)[-1]
+            loaded, rejected = run.wait_for_events("rules.loaded", 4)[-1], run.wait_for_events("rules.rejected", 2)[-1]
             assert rejected["revision"] == loaded["revision"] != run.events("rules.loaded")[-2]["revision"]
             run.tell("getent hosts second.example")
-            assert run.until("dns.decided", 1)[-1]["rules"] == ["more:second"]
+            assert run.wait_for_events("dns.decided", 1)[-1]["rules"] == ["more:second"]
             save(someone, rules, FIRST)
-            run.until("rules.loaded", 5)
+            run.wait_for_events("rules.loaded", 5)
             count = len(run.events("rules.loaded"))
             os.chown(folder / "more.yaml", 12345, 0)
-            assert "belongs to uid 12345" in run.until("rules.rejected", 3)[-1]["problems"][0]
+            assert "belongs to uid 12345" in run.wait_for_events("rules.rejected", 3)[-1]["problems"][0]
             (folder / "more.yaml").unlink()
-            assert str(folder / "more.yaml") not in run.until("rules.loaded", count + 1)[-1]["sources"]
+            assert str(folder / "more.yaml") not in run.wait_for_events("rules.loaded", count + 1)[-1]["sources"]
     finally:
         shutil.rmtree(etc)
 

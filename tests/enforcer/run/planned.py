@@ -12,7 +12,7 @@ from enforcer.run import launch
 from enforcer.sandbox import landlock
 from enforcer.system.errors import HostError
 from enforcer.worker import confinement
-from tests.soak.left import until
+from tests.soak.leftovers import poll_until
 
 
 class Elsewhere:
@@ -27,7 +27,7 @@ class Elsewhere:
         self._memory[:8] = len(said).to_bytes(8)
 
     def told(self):
-        size = until(lambda: int.from_bytes(self._memory[:8]))
+        size = poll_until(lambda: int.from_bytes(self._memory[:8]))
         return json.loads(self._memory[8 : 8 + size])
 
 

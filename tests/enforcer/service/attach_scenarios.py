@@ -11,8 +11,9 @@ from enforcer.service.control_client import send_request
 from enforcer.service.rule_sets import policy_in_memory
 from enforcer.system.errors import ExeatError
 from rules.matching.policy import Policy
-from tests.enforcer.service.service_lab import Up, until
-from tests.soak import left
+from tests.enforcer.service.service_lab import Up
+from tests.soak import leftovers
+from tests.support.waiting import wait_until
 
 TIMES = 8
 
@@ -38,9 +39,11 @@ def handed():
                 sock.close()
 
     def there():
-        until(lambda: not up.listed())
+        wait_until(lambda: not up.listed())
         # For each empty sandbox it has a channel open.
-        until(lambda: sum(bool(left.children(pid)) for pid in left.children(up.process.pid)) == warm_pool.MOST)
+        wait_until(
+            lambda: sum(bool(leftovers.children(pid)) for pid in leftovers.children(up.process.pid)) == warm_pool.MOST
+        )
         processes = (up.status()["pid"], worker) if os.geteuid() == 0 else ()  # what they have open is root's to know
         return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes]
 

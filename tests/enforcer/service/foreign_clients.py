@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.enforcer.service.service_lab import PATIENCE, Up, begin, run, until
+from tests.enforcer.service.service_lab import Up, begin, run
+from tests.support.waiting import PATIENCE, wait_until
 
 NOBODY = 65534  # a uid
 
@@ -29,7 +30,7 @@ def strangers():
         f"{sys.base_prefix}/bin/python3",
     ]
     escaping = begin(*words, "places.py", "[]")
-    until(up.listed, "a task that tries to escape")
+    wait_until(up.listed, "a task that tries to escape")
     ask = f"import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect({path!r}); print(s.recv(999))"
     apart = subprocess.run(["unshare", "-U", sys.executable, "-c", ask], capture_output=True, text=True, check=False)
     other = subprocess.run(

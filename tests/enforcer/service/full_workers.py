@@ -3,7 +3,8 @@
 import resource
 import subprocess
 
-from tests.enforcer.service.service_lab import FILE, IMPATIENT, PATIENCE, RULES, Up, begin, until
+from tests.enforcer.service.service_lab import FILE, IMPATIENT, RULES, Up, begin
+from tests.support.waiting import PATIENCE, wait_until
 
 FEW = 300  # descriptors: a worker has enough for one sandbox
 LOOK_UP = "import socket; print(socket.gethostbyname('allowed.example'), flush=True); input()"
@@ -21,9 +22,9 @@ def full():
     seen = {"began": sandboxes()}
     tasks = [begin("--task", f"task-{n}", "--", "python3", "-c", LOOK_UP, stdin=subprocess.PIPE) for n in range(3)]
     seen["named"] = [task.stdout.readline() != "" for task in tasks]
-    until(lambda: sum(sandboxes()) == len(tasks), "the count of the three sandboxes")  # counted a moment later
+    wait_until(lambda: sum(sandboxes()) == len(tasks), "the count of the three sandboxes")  # counted a moment later
     seen["served"] = sandboxes()
     for task in tasks:
         task.communicate("\n", timeout=PATIENCE)
-    until(lambda: sandboxes() == seen["began"], "the end of the further worker")
+    wait_until(lambda: sandboxes() == seen["began"], "the end of the further worker")
     return {**seen, "statuses": [task.returncode for task in tasks], "ended": up.end()}

@@ -4,20 +4,8 @@ import os
 import subprocess
 import time
 
-from tests.enforcer.service.service_lab import (
-    EXEAT,
-    FILE,
-    IMPATIENT,
-    KNOCK,
-    PATIENCE,
-    RULES,
-    Up,
-    journal,
-    run,
-    scraped,
-    shown,
-    until,
-)
+from tests.enforcer.service.service_lab import EXEAT, FILE, IMPATIENT, KNOCK, RULES, Up, journal, run, scraped, shown
+from tests.support.waiting import PATIENCE, wait_until
 
 SECRET = FILE.with_name("secret.yaml")
 WAIT = ("sh", "-c", "echo ready; trap 'exit 3' TERM; while :; do sleep 0.1; done")
@@ -41,7 +29,7 @@ def alone():
     }
     knocked = _begin(SECRET, "short", "python3", "-c", KNOCK.replace("while True", "for _ in range(2)"))
     seen["knocked"] = knocked.communicate()[0].split(), knocked.returncode
-    until(lambda: _counted(scrape) == [2.0, 2.0, 1.0], "the counts of all three")
+    wait_until(lambda: _counted(scrape) == [2.0, 2.0, 1.0], "the counts of all three")
     seen["own"] = run("--quiet", "--metrics", up.said.rstrip().rpartition(" ")[2], "--", "true")
     seen["stopped"] = [
         subprocess.run([EXEAT, "stop", *name.split()], capture_output=True, text=True, check=False).returncode
@@ -49,9 +37,9 @@ def alone():
     ]
     seen["ends"] = [task.wait(PATIENCE) for task in tasks]
     seen["errors"] = [task.stderr.read() for task in tasks]
-    until(lambda: not up.listed(), "the end of both")
+    wait_until(lambda: not up.listed(), "the end of both")
     seen["left"] = up.status()["alone"]
-    until(lambda: _counted(scrape) == [0.0, 2.0, 3.0], "what was counted of tasks that are over")
+    wait_until(lambda: _counted(scrape) == [0.0, 2.0, 3.0], "what was counted of tasks that are over")
     told = [event for event in journal() if event["kind"] == "task.ended" and event["task"]["name"] == "rotated"]
     seen["told"] = [(event["outcome"], event["ending"]) for event in told]
     without = run("--no-service", "--quiet", "--", "true"), run("--no-service", "--dry-run", "--", "true")

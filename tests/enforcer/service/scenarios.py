@@ -31,7 +31,6 @@ from tests.enforcer.service.service_lab import (
     KNOCK,
     LOG,
     NEAR,
-    PATIENCE,
     REFUSED,
     REFUSED_OVER_TCP,
     RULES,
@@ -43,12 +42,11 @@ from tests.enforcer.service.service_lab import (
     run,
     scraped,
     shown,
-    until,
 )
 from tests.enforcer.service.unreadable_policy import unreadable  # noqa: F401 - so
 from tests.enforcer.service.worker_deaths import backlog, blamed, crash, faults, killed  # noqa: F401 - scenarios, found by their names
 from tests.support import confined
-from tests.support.waiting import readable
+from tests.support.waiting import PATIENCE, readable, wait_until
 
 
 def _as_who_has_logged_in():
@@ -122,7 +120,7 @@ def ends():
     task = begin("--task", "deaf", "--review", "--", "sh", "-c", deaf, stderr=subprocess.PIPE)
     task.stdout.readline()
     subprocess.run([EXEAT, "stop", "deaf"], check=True)
-    until(lambda: [each["ending"] for each in shown("ps")] == [True], "that it is to end")
+    wait_until(lambda: [each["ending"] for each in shown("ps")] == [True], "that it is to end")
     subprocess.run([EXEAT, "stop", "--kill", "deaf"], check=True)
     seen["killed"] = task.wait(PATIENCE), "its changes are kept (1 added)" in task.stderr.read()
     told = [event for event in journal() if event["kind"] == "task.ended" and event["task"]["name"] == "deaf"]
@@ -141,13 +139,13 @@ def ends():
     task.stdout.readline()
     task.kill()
     task.wait()
-    until(lambda: not up.listed(), "the end of a task without a caller")
+    wait_until(lambda: not up.listed(), "the end of a task without a caller")
     seen["terminal"] = _on_a_terminal()
-    until(lambda: not up.listed(), "the end of a task without a terminal")
+    wait_until(lambda: not up.listed(), "the end of a task without a terminal")
     task = begin("--", "python3", "-c", KNOCK)
     assert task.stdout.readline() == "403\n"
     FILE.write_text(RULES.replace("web", "other"))
-    until(lambda: sum(event["kind"] == "rules.loaded" and "previous" in event for event in journal()))
+    wait_until(lambda: sum(event["kind"] == "rules.loaded" and "previous" in event for event in journal()))
     task.kill()
     task.wait()
     seen["reviewed"] = run("--quiet", "--review", "--", "true")  # in a sandbox that was there already
@@ -155,7 +153,7 @@ def ends():
     seen["beyond"] = run("--quiet", "--review", "--disk", "4MB", "--", "sh", "-c", fills)
     FILE.write_text("version: 1\nrules: nonsense\n")
     seen["broken"] = run("--", "true")
-    until(lambda: not up.listed())
+    wait_until(lambda: not up.listed())
     seen["ended"] = up.end()
     seen["verified"] = subprocess.run([EXEAT, "log", "verify"], capture_output=True, text=True, check=False).stdout
     return seen
@@ -224,7 +222,7 @@ def neighbours():
     restarts = up.status()["restarts"]
     hog.kill()
     hog.wait()
-    until(lambda: not up.listed())
+    wait_until(lambda: not up.listed())
     ended = up.end()
     told = {}
     for event in journal():
@@ -257,7 +255,7 @@ def foreign():
             return Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n"
         return False
 
-    until(lambda: apart(box) and apart(other))
+    wait_until(lambda: apart(box) and apart(other))
 
     def inside(*words):
         enter = ["nsenter", "-t", str(box.pid), *(["-U", "--preserve-credentials"] if own else []), "-n", *words]
@@ -280,7 +278,7 @@ def foreign():
     seen["crash"] = inside(*knock)
     seen["asked"].append(inside(*asked))
     seen["detached"] = subprocess.run([EXEAT, "detach", "box"], check=False).returncode
-    until(lambda: not up.listed())
+    wait_until(lambda: not up.listed())
     seen["out"] = inside(*knock)
     path = f"/proc/{box.pid}/ns/net"
     if os.geteuid() == 0:  # as `ip netns add` does it
@@ -289,7 +287,7 @@ def foreign():
         linux.mount(bound, path, flags=linux.MS_BIND)
     seen["by_path"] = attach(box, path)[0], inside(*knock), up.listed()[0]["attached"] == path
     seen["by_path"] += subprocess.run([EXEAT, "detach", path], check=False).returncode, inside(*knock)
-    until(lambda: not up.listed())
+    wait_until(lambda: not up.listed())
     seen["no_path"] = attach(box, str(FILE))
     seen["again"] = attach(box)[0]
     seen["in_again"] = inside(*knock)
@@ -300,13 +298,13 @@ def foreign():
     seen["own"] = own_network.returncode, own_network.stderr
     box.kill()
     box.wait()
-    until(lambda: not up.listed(), "the end of what was attached by a process")
+    wait_until(lambda: not up.listed(), "the end of what was attached by a process")
     other.kill()
     other.wait()
     last = subprocess.Popen(["unshare", *own, "-n", "sleep", "300"])
-    until(lambda: apart(last))
+    wait_until(lambda: apart(last))
     seen["last"] = attach(last)[0]  # it is there when the service ends
-    until(lambda: "exeat_sandboxes 1.0" in scraped(scrape).splitlines(), "what is attached, counted")
+    wait_until(lambda: "exeat_sandboxes 1.0" in scraped(scrape).splitlines(), "what is attached, counted")
     seen["ended"] = up.end()
     last.kill()
     last.wait()
@@ -375,14 +373,14 @@ def ahead():
     def in_one_that_is_there():
         """One that is there when it is asked for may be gone when it is wanted: somebody mounted something, say."""
         used = {each["pid"] for each in up.listed()}
-        there = until(lambda: empty() - used, "an empty sandbox")
+        there = wait_until(lambda: empty() - used, "an empty sandbox")
         task, lines = look_around()
         if there & ({each["pid"] for each in up.listed()} - used):
             return task, lines
         task.communicate("x\n")
         return None
 
-    found = [until(in_one_that_is_there), until(in_one_that_is_there), look_around("--no-service")]
+    found = [wait_until(in_one_that_is_there), wait_until(in_one_that_is_there), look_around("--no-service")]
     for task, _ in found:
         task.communicate("x\n")
     return {

@@ -7,15 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 from enforcer.service.control_client import send_request
 from tests.support.harness import whole_lines
+from tests.support.waiting import PATIENCE, wait_until
 
 EXEAT = str(Path(sys.executable).with_name("exeat"))
-PATIENCE = 60
 FILE = Path.cwd() / "rules.yaml"  # beside the directory that tasks may write
 LOG = Path.cwd() / "service.log"  # what the last service said
 RULES = "version: 1\nname: web\nrules:\n  - {id: none, to: allowed.example, action: allow}\n"
@@ -109,14 +108,6 @@ sys.exit(main())
 IMPATIENT = (sys.executable, "-P", "-c", OFTEN)
 
 
-def until(true, what="it"):
-    deadline = time.monotonic() + PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < deadline, f"{what} never came"
-        time.sleep(0.02)
-    return found
-
-
 class Up:
     """A running service."""
 
@@ -128,7 +119,7 @@ class Up:
             }  # has more threads than one, and forks
             self.process = subprocess.Popen([*program, "up", "--workers", "2", *options], stderr=log, env=environment)
         atexit.register(self.process.kill)  # whatever becomes of the scenario
-        until(lambda: "\n" in LOG.read_text() or self.process.poll() is not None, "the service")
+        wait_until(lambda: "\n" in LOG.read_text() or self.process.poll() is not None, "the service")
         self.said = LOG.read_text().partition("\n")[0] + "\n"
 
     @staticmethod

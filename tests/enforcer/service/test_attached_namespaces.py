@@ -8,7 +8,7 @@ import pytest
 
 from enforcer.service.sandboxes import MOST_DEATHS, AttachedNamespaces, Sandbox
 from proxy.sandbox.sandbox_state import Task
-from tests.enforcer.service.test_worker_deaths import Sets, World
+from tests.enforcer.service.test_worker_deaths import Sets, WorkerPoolLab
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def journal(tmp_path):
 @pytest.fixture
 def world(journal):
     """One that was attached, and one that was not, in one worker."""
-    world = World([])
+    world = WorkerPoolLab([])
     attached = AttachedNamespaces(Sets(), world.all, None, journal)
     for name, of in (("box", "/proc/1/ns/net"), ("hog", "")):
         task = Task(name, name)
@@ -60,7 +60,7 @@ def test_namespace_whose_path_changed_ends(tmp_path, journal, monkeypatch, gone)
     box = tmp_path / "box"
     box.touch()
     (tmp_path / "box.other").touch()
-    world = World([])
+    world = WorkerPoolLab([])
     attached = AttachedNamespaces(Sets(), world.all, None, journal)
     task = Task("box", "box")
     for name in (str(box), str(tmp_path / "not seen from here")):

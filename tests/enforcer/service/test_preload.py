@@ -20,8 +20,8 @@ from enforcer.service import preload, run_setup
 from enforcer.service.run_setup import RunCommand
 from enforcer.worker import trust
 from rules.loading.load import read
-from tests.enforcer.worker.signer_harness import until
-from tests.soak import left
+from tests.soak import leftovers
+from tests.support.waiting import wait_until
 
 COMMAND = RunCommand(
     Parser.of("run", run_command.ARGUMENTS).read,
@@ -54,7 +54,7 @@ def test_runs_in_a_service_import_nothing(tmp_path):
         words, told = [exeat, "up", "--workers", "1"], {"PYTHONPROFILEIMPORTTIME": "1"}
         up = subprocess.Popen(words, env={**env, **told}, stderr=errors)
     try:
-        until(lambda: "serving with" in log.read_text(), "the service")
+        wait_until(lambda: "serving with" in log.read_text(), "the service")
         words = [exeat, "run", "--rules", rules, "--quiet", "--", "true"]
         for first in (True, False):  # the first has the rules read
             done = subprocess.run(words, env=env, cwd=tmp_path / "work", stderr=subprocess.PIPE, text=True, timeout=60)
@@ -130,11 +130,11 @@ def test_service_makes_and_ends_empty_sandboxes(way, monkeypatch):
     monkeypatch.setattr(
         preload, "make_empty_sandbox", lambda **how: made.append(run_setup.make_empty_sandbox(**how)) or made[-1]
     )
-    before, close = set(left.children(os.getpid())), run_setup.EmptySandbox.close
+    before, close = set(leftovers.children(os.getpid())), run_setup.EmptySandbox.close
     monkeypatch.setattr(run_setup.EmptySandbox, "close", lambda each: ended.append(close(each)))
     assert preload.warm_up(way.system, COMMAND)
     assert len(made) == len(ended) > 1
-    assert set(left.children(os.getpid())) == before
+    assert set(leftovers.children(os.getpid())) == before
     assert [each.resource_limits.groups for each in made] == [()] * len(
         made
     )  # a service stays in the cgroup that it is in

@@ -62,7 +62,7 @@ class WorkerPool:
         self.told.append((worker.number, what))
 
 
-class World:
+class WorkerPoolLab:
     """So many sandboxes in one worker."""
 
     def __init__(self, names, places=8):
@@ -93,80 +93,80 @@ def clock(monkeypatch):
 
 
 def test_sandbox_in_whose_turn_a_worker_died_moves_alone():
-    world = World(["hog", "quiet", "other"])
-    world.die(world.crew.worker, world.by_name["hog"].turn)
-    assert world.served() == {"hog": 2, "quiet": 1, "other": 1}
-    world.all.reassign(world.crew.others[0])
-    assert world.crew.served == {1: 2, 2: 1}, "what the signer was told last: each has an allowance of its own"
-    world.all.forget(world.by_name["quiet"])
-    assert world.crew.served == {1: 1, 2: 1}
-    assert ("lost" in world.crew.told[-1][1], world.crew.told[-1][0]) == (True, 2)
+    lab = WorkerPoolLab(["hog", "quiet", "other"])
+    lab.die(lab.crew.worker, lab.by_name["hog"].turn)
+    assert lab.served() == {"hog": 2, "quiet": 1, "other": 1}
+    lab.all.reassign(lab.crew.others[0])
+    assert lab.crew.served == {1: 2, 2: 1}, "what the signer was told last: each has an allowance of its own"
+    lab.all.forget(lab.by_name["quiet"])
+    assert lab.crew.served == {1: 1, 2: 1}
+    assert ("lost" in lab.crew.told[-1][1], lab.crew.told[-1][0]) == (True, 2)
 
 
 # A worker reads what tasks send, so what it has marked may be anything.
 @pytest.mark.parametrize("turn", [0, 10**6, 2**64 - 1], ids=["nobody's", "a stranger's", "the largest"])
 def test_unknown_turn_moves_no_sandbox(turn):
-    world = World(["hog", "quiet"])
-    world.die(world.crew.worker, turn)
-    assert world.served() == {"hog": 1, "quiet": 1}
+    lab = WorkerPoolLab(["hog", "quiet"])
+    lab.die(lab.crew.worker, turn)
+    assert lab.served() == {"hog": 1, "quiet": 1}
 
 
 def test_turn_of_another_workers_sandbox_moves_none():
-    world = World(["hog", "quiet"])
-    world.die(world.crew.worker, world.by_name["hog"].turn)
-    world.die(world.crew.others[0], world.by_name["quiet"].turn)
-    assert world.served() == {"hog": 2, "quiet": 1}
-    assert (world.said, len(world.crew.others)) == ([], 1)
+    lab = WorkerPoolLab(["hog", "quiet"])
+    lab.die(lab.crew.worker, lab.by_name["hog"].turn)
+    lab.die(lab.crew.others[0], lab.by_name["quiet"].turn)
+    assert lab.served() == {"hog": 2, "quiet": 1}
+    assert (lab.said, len(lab.crew.others)) == ([], 1)
 
 
 def test_blamed_sandbox_without_a_worker_is_cut_off_alone(clock):
-    world = World(["one", "two", "quiet"], places=1)
+    lab = WorkerPoolLab(["one", "two", "quiet"], places=1)
     for name in ("one", "two"):
         clock[0] += 10
-        world.die(world.crew.worker, world.by_name[name].turn)
-    assert world.served() == {"one": 2, "quiet": 1}
-    assert [name for name, _ in world.said] == ["two"]
+        lab.die(lab.crew.worker, lab.by_name[name].turn)
+    assert lab.served() == {"one": 2, "quiet": 1}
+    assert [name for name, _ in lab.said] == ["two"]
 
 
 def test_deaths_caused_by_neighbours_cut_off_only_those(clock):
     """Its table of names is lost each time, so a part of the pool has to rest before it may mean something else."""
-    world = World(["quiet", *map(str, range(MOST_DEATHS + 2))], places=3)
+    lab = WorkerPoolLab(["quiet", *map(str, range(MOST_DEATHS + 2))], places=3)
     waits = []
     for number in range(MOST_DEATHS + 2):
         clock[0] += 1
-        world.die(world.crew.worker, world.by_name[str(number)].turn)
-        waits.append(next(what["wait"] for _, what in reversed(world.crew.told) if what.get("admit") == "quiet"))
-    assert world.served() == {"quiet": 1, "0": 2, "1": 3, "2": 4}
+        lab.die(lab.crew.worker, lab.by_name[str(number)].turn)
+        waits.append(next(what["wait"] for _, what in reversed(lab.crew.told) if what.get("admit") == "quiet"))
+    assert lab.served() == {"quiet": 1, "0": 2, "1": 3, "2": 4}
     assert waits == [0.0] * MOST_DEATHS + [KEPT - MOST_DEATHS] * 2
-    assert f"no addresses for {waits[-1]:.0f} s" in world.crew.told[-1][1]["lost"]
+    assert f"no addresses for {waits[-1]:.0f} s" in lab.crew.told[-1][1]["lost"]
     clock[0] += KEPT
-    world.die(world.crew.worker, world.by_name["quiet"].turn)
-    assert world.served().keys() == {"0", "1", "2"}, "the one in its own turn costs it its place, as none is left"
+    lab.die(lab.crew.worker, lab.by_name["quiet"].turn)
+    assert lab.served().keys() == {"0", "1", "2"}, "the one in its own turn costs it its place, as none is left"
 
 
 @pytest.mark.parametrize("refused", ["second", "set"])
 def test_failed_move_of_one_sandbox_affects_no_other(refused):
-    world = World(["first", "second", "third"])
-    world.crew.worker.sets.clear()
-    world.crew.refused, world.crew.told = {refused}, []
-    world.die(world.crew.worker, 0)
-    [(lost, said)] = world.said
+    lab = WorkerPoolLab(["first", "second", "third"])
+    lab.crew.worker.sets.clear()
+    lab.crew.refused, lab.crew.told = {refused}, []
+    lab.die(lab.crew.worker, 0)
+    [(lost, said)] = lab.said
     assert lost == "second" or refused == "set"
     assert said == {"failed": "it could not be given to another worker: Too many open files"}
-    assert world.served() == {name: 1 for name in ("first", "second", "third") if name != lost}
-    told = [what for _, what in world.crew.told]
+    assert lab.served() == {name: 1 for name in ("first", "second", "third") if name != lost}
+    told = [what for _, what in lab.crew.told]
     assert "set" in told[0], "without it the worker takes no sandbox"
-    assert {what["admit"] for what in told if "admit" in what} == world.served().keys()
+    assert {what["admit"] for what in told if "admit" in what} == lab.served().keys()
 
 
 def test_sandbox_with_exhausted_addresses_is_cut_off(clock):
     """Each worker gives out addresses of another part of the pool: none may mean another name within KEPT seconds."""
-    world = World(["quick", "slow"])
-    for name in world.by_name:
-        world.die(world.crew.worker, world.by_name[name].turn)
+    lab = WorkerPoolLab(["quick", "slow"])
+    for name in lab.by_name:
+        lab.die(lab.crew.worker, lab.by_name[name].turn)
     for name, seconds in (("quick", 1), ("slow", KEPT / (MOST_DEATHS - 1))):
         for _ in range(MOST_DEATHS):
             clock[0] += seconds
-            world.die(world.by_name[name].worker, 0)
-    assert world.served().keys() == {"slow"}
-    assert world.said == [("quick", {"failed": f"{MOST_DEATHS + 1} workers have died while they served it"})]
+            lab.die(lab.by_name[name].worker, 0)
+    assert lab.served().keys() == {"slow"}
+    assert lab.said == [("quick", {"failed": f"{MOST_DEATHS + 1} workers have died while they served it"})]

@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.enforcer.service.service_lab import EXEAT, FILE, KNOCK, PATIENCE, RULES, Up, begin, journal, run, until
+from tests.enforcer.service.service_lab import EXEAT, FILE, KNOCK, RULES, Up, begin, journal, run
+from tests.support.waiting import PATIENCE, wait_until
 
 # A service that writes a policy wrongly where a rule's id says so: with a method that no policy has, or only half of it.
 SERVICE = """
@@ -52,14 +53,14 @@ def unreadable():
     seen["again"] = _run(FILE.with_name("half.yaml"), "true")[0]
     seen["good"] = run("--quiet", "--", "true")["status"]
     FILE.write_text(RULES.replace("none", "strange"))
-    until(lambda: [event for event in journal() if event["kind"] == "rules.rejected"], "the failure, recorded")
+    wait_until(lambda: [event for event in journal() if event["kind"] == "rules.rejected"], "the failure, recorded")
     seen["changed"] = run("--quiet", "--", "true")["status"]
     FILE.write_text(RULES)
     seen["right"] = run("--quiet", "--", "true")["status"]
     seen["still"] = [beside.stdout.readline() for _ in range(3)]
     beside.kill()
     beside.wait()
-    until(lambda: not up.listed())
+    wait_until(lambda: not up.listed())
     seen["rejected"] = [event for event in journal() if event["kind"] == "rules.rejected"]
     seen["workers"] = up.status()["restarts"]
     return {**seen, "ended": up.end()}

@@ -15,7 +15,6 @@ from tests.enforcer.service.service_lab import (
     IMPATIENT,
     KNOCK,
     LOG,
-    PATIENCE,
     Up,
     begin,
     descendants,
@@ -23,11 +22,11 @@ from tests.enforcer.service.service_lab import (
     run,
     scraped,
     shown,
-    until,
 )
-from tests.soak import left
+from tests.soak import leftovers
 from tests.soak.soak import Soak
 from tests.soak.victims import OF_A_RUN, OF_ALL
+from tests.support.waiting import PATIENCE, wait_until
 
 QUEUED = 8
 
@@ -43,21 +42,21 @@ def crash():
     before = {worker["number"]: worker["pid"] for worker in shown("status")["workers"]}
     victim = where["task-0"]
     os.kill(before[victim], signal.SIGKILL)
-    after = until(lambda: (found := up.status())["restarts"] and all(w["pid"] for w in found["workers"]) and found)
+    after = wait_until(lambda: (found := up.status())["restarts"] and all(w["pid"] for w in found["workers"]) and found)
     answers = [[task.stdout.readline().strip() for _ in range(30)] for task in tasks]
     wanted = {"exeat_worker_restarts_total 1.0", "exeat_sandboxes 2.0", "exeat_rules_valid 1.0"}
-    until(lambda: wanted <= set((numbers := scraped(scrape)).splitlines()) and "service" in numbers, "a scrape")
+    wait_until(lambda: wanted <= set((numbers := scraped(scrape)).splitlines()) and "service" in numbers, "a scrape")
     for task in tasks:
         task.terminate()
         task.wait(PATIENCE)
-    until(lambda: not up.listed())
-    until(
+    wait_until(lambda: not up.listed())
+    wait_until(
         lambda: {"exeat_sandboxes 0.0", 'exeat_tasks_total{outcome="passed"} 2.0'} <= set(scraped(scrape).splitlines())
     )
     run("--task", "maker", "--", "sh", "-c", "echo x > .envrc")  # what the runs themselves tell is scraped, too
     kinds = {"task.started": 3, "task.ended": 3, "tampering.detected": 1, "changes.kept": 1}
     told = {f'exeat_events_total{{kind="{kind}"}} {times}.0' for kind, times in kinds.items()}
-    until(lambda: told <= set(scraped(scrape).splitlines()), "what runs tell")
+    wait_until(lambda: told <= set(scraped(scrape).splitlines()), "what runs tell")
     return {
         "apart": where["task-0"] != where["task-1"],
         "answers": answers,
@@ -99,24 +98,26 @@ def blamed():
         return next((each for each in up.status()["workers"] if each["number"] == number and each["pid"]), None)
 
     answers = [answer()]
-    while not (before := until(lambda: worker_of("hog")))["apart"]:  # the first time, if it was at work as it died
+    while not (before := wait_until(lambda: worker_of("hog")))["apart"]:  # the first time, if it was at work as it died
         enough = _used(before["pid"]) + 0.2  # for the hog: with the neighbour's connection it is done by then
-        until(lambda before=before, enough=enough: _used(before["pid"]) >= enough, "its work")
+        wait_until(lambda before=before, enough=enough: _used(before["pid"]) >= enough, "its work")
         os.kill(before["pid"], signal.SIGKILL)
-        until(lambda before=before: (now := worker_of("hog")) and now["pid"] != before["pid"])
+        wait_until(lambda before=before: (now := worker_of("hog")) and now["pid"] != before["pid"])
     answers.append(answer())
     neighbour = worker_of("quiet")
     os.kill(before["pid"], signal.SIGKILL)
-    until(lambda: (now := worker_of("hog")) and now["pid"] != before["pid"])
+    wait_until(lambda: (now := worker_of("hog")) and now["pid"] != before["pid"])
     answers.append(answer())
     hog.kill()
     hog.communicate()
     same = worker_of("quiet") == neighbour
     own = before["number"]
-    until(lambda: own not in {each["number"] for each in up.status()["workers"]}, "the end of a worker nobody needs")
+    wait_until(
+        lambda: own not in {each["number"] for each in up.status()["workers"]}, "the end of a worker nobody needs"
+    )
     quiet.kill()
     quiet.communicate()
-    until(lambda: not up.listed())
+    wait_until(lambda: not up.listed())
     faults = [event["fault"] for event in journal() if event["kind"] == "gate.error"]
     return {"answers": answers, "same": same, "faults": faults, "ended": up.end()}
 
@@ -147,7 +148,7 @@ def backlog():
     assert (said := task.stdout.readline()) == "ready\n", said
     victim = next(worker["pid"] for worker in up.status()["workers"] if worker["sandboxes"])
     os.kill(victim, signal.SIGSTOP)
-    until(lambda: _stopped(victim), "a worker that stands still")
+    wait_until(lambda: _stopped(victim), "a worker that stands still")
     task.stdin.write("go\n")
     task.stdin.flush()
     assert (said := task.stdout.readline()) == "sent\n", said
@@ -180,7 +181,7 @@ def _without_key_holder(up):
     assert (shown := waiting.stdout.readline()) == "403\n", shown
     pages = [run("--quiet", "--", *page, "https://two.example")["out"]]
     os.kill(first, signal.SIGKILL)
-    until(lambda: "the certificate signer ended (its process ended)" in LOG.read_text(), "what is said of it")
+    wait_until(lambda: "the certificate signer ended (its process ended)" in LOG.read_text(), "what is said of it")
     pages.append(run("--quiet", "--", *page, "https://three.example")["out"])
     waiting.communicate("\n")
     return {"pages": pages, "first": first, "next": up.status()["keyholder"]}
@@ -188,8 +189,8 @@ def _without_key_holder(up):
 
 def killed():
     """The service is killed with all it has; the next one begins anew, and takes away what its runs had of the host's cgroups."""
-    left.adopt_orphans()
-    mounts, others = left.mounts(), left.groups()
+    leftovers.adopt_orphans()
+    mounts, others = leftovers.mounts(), leftovers.groups()
     up = Up()
     task = begin("--review", "--", "python3", "-c", f"open('made', 'w').write('by the task'){KNOCK}")
     assert task.stdout.readline() == "403\n"
@@ -198,10 +199,12 @@ def killed():
     up.process.kill()
     up.process.wait()
     status = task.wait(PATIENCE)
-    until(lambda: not left.reap({task.pid}), "the end of all processes, whoever's children they are by now")
-    there = {path.name for path in place.iterdir()}, left.mounts() == mounts
+    wait_until(lambda: not leftovers.reap({task.pid}), "the end of all processes, whoever's children they are by now")
+    there = {path.name for path in place.iterdir()}, leftovers.mounts() == mounts
     again = Up()
-    until(lambda: not left.groups({pid for pid, _ in had}) - others, "the end of what its runs had of cgroups")
+    wait_until(
+        lambda: not leftovers.groups({pid for pid, _ in had}) - others, "the end of what its runs had of cgroups"
+    )
     done = subprocess.run([EXEAT, "changes", "--format", "json"], capture_output=True, check=True).stdout
     return {"had": len(had), "status": status, "there": [sorted(there[0]), there[1]],
             "made": [os.path.exists("made"), [each["changes"] for each in json.loads(done)]],

@@ -2,18 +2,7 @@
 
 import contextlib
 import os
-import time
 from pathlib import Path
-
-PATIENCE = 60.0  # seconds
-
-
-def until(true, what, every=0.01):
-    deadline = time.monotonic() + PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < deadline, f"{what} never came"
-        time.sleep(every)
-    return found
 
 
 def descriptors(pid):

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from tests.enforcer.worker.signer_harness import descriptors, until
-from tests.soak.left import started
+from tests.enforcer.worker.signer_harness import descriptors
+from tests.soak.leftovers import started
 from tests.support import harness
+from tests.support.waiting import wait_until
 
 RULES = "version: 1\nname: web\nrules:\n  - {id: a, to: other.example, action: allow}\n"
 # Every name is refused, and the page that says so comes with a certificate for it.
@@ -141,19 +142,21 @@ def test_only_the_signer_has_the_key_and_is_replaced_when_it_dies(someone):
         # Nobody replaces it now: new names are refused, and what has a certificate goes on.
         os.kill(supervisor, signal.SIGSTOP)
         os.kill(keyholder, signal.SIGKILL)
-        until(lambda: started(keyholder) is None, "its end")
+        wait_until(lambda: started(keyholder) is None, "its end")
         assert [run.fetch(name) for name in ("two.example", "one.example", "two.example")] == ["000", "403", "000"]
         refused = run.told("the certificate signer is gone: no certificate for a new name")
         assert [event["fault"]["where"] for event in refused] == ["inspection", "inspection"]
         os.kill(supervisor, signal.SIGCONT)
-        until(lambda: run.told("the certificate signer ended (its process ended)"), "what is told of it")
-        until(lambda: run.fetch("two.example") == "403", "another one", 0.1)
+        wait_until(lambda: run.told("the certificate signer ended (its process ended)"), "what is told of it")
+        wait_until(lambda: run.fetch("two.example") == "403", "another one", pause=0.1)
         assert run.keyholder() not in (0, keyholder)
 
         # Another CA is none of a running task's business.
         assert someone.exeat("ca", "rotate").returncode == 0
         os.kill(run.keyholder(), signal.SIGKILL)
-        until(lambda: run.fetch("three.example") == "403", "one with the key that the task trusts", 0.1)
+        wait_until(lambda: run.fetch("three.example") == "403", "one with the key that the task trusts", pause=0.1)
 
         left = {pid: started(pid) for pid in descendants(supervisor)}
-    until(lambda: not [pid for pid, since in left.items() if since and started(pid) == since], "the end of all of it")
+    wait_until(
+        lambda: not [pid for pid, since in left.items() if since and started(pid) == since], "the end of all of it"
+    )

@@ -21,12 +21,13 @@ from enforcer.worker.signer import CertificateSigner
 from proxy.certificates import authority
 from proxy.certificates.signer import LONGEST_ANSWER, LONGEST_REQUEST, Request, encode_request, read_answer
 from proxy.wire import message
-from tests.enforcer.worker.signer_harness import PATIENCE, descriptors, until
-from tests.soak.left import started
+from tests.enforcer.worker.signer_harness import descriptors
+from tests.soak.leftovers import started
 from tests.support import harness
+from tests.support.waiting import PATIENCE, wait_until
 
 
-class World:
+class SignerLab:
     """A CA, and a certificate signer for it; `report` is what it has told."""
 
     def __init__(self, directory, **more):
@@ -77,9 +78,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path):
+def lab(tmp_path):
     harness.needs_root()
-    made = World(tmp_path)
+    made = SignerLab(tmp_path)
     yield made
     made.close()
 
@@ -92,27 +93,27 @@ def asked(host="good.example", number=1):
     return encode_request(Request(number, key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint), host))
 
 
-def test_signer_starts_on_demand_and_drops_hostile_workers(world):
-    bad, good, gone = (world.keyholder.pair(number) for number in (1, 2, 3))
+def test_signer_starts_on_demand_and_drops_hostile_workers(lab):
+    bad, good, gone = (lab.keyholder.pair(number) for number in (1, 2, 3))
     gone.close()
-    world.turn()
-    assert world.keyholder.pid == 0
+    lab.turn()
+    assert lab.keyholder.pid == 0
     with bad, good:
-        assert read_answer(world.answer(good, asked(number=5)))[0] == 5
-        first = world.keyholder.pid
+        assert read_answer(lab.answer(good, asked(number=5)))[0] == 5
+        first = lab.keyholder.pid
         # A descriptor that comes with it is nobody's, and more than a request is none.
-        assert world.answer(bad, asked("*.example")) == b""
-        until(lambda: world.turn() or world.said, "what it tells")
+        assert lab.answer(bad, asked("*.example")) == b""
+        wait_until(lambda: lab.turn() or lab.said, "what it tells")
         asked_for = "certificate signer: worker 1 sent an invalid request"
-        assert world.said == [f"{asked_for} (no name and no address): it gets no more certificates"]
-        with world.keyholder.pair(1) as bad:  # another worker in its place
+        assert lab.said == [f"{asked_for} (no name and no address): it gets no more certificates"]
+        with lab.keyholder.pair(1) as bad:  # another worker in its place
             socket.send_fds(bad, [asked(number=6)], [0])
             bad.settimeout(PATIENCE)
             assert read_answer(bad.recv(LONGEST_ANSWER))[0] == 6
             assert len(descriptors(first)) == 3 + 1 + 1 + 2  # its streams, its epoll set, its channel, two pairs
-            assert world.answer(bad, asked() + bytes(LONGEST_REQUEST)) == b""
-        assert read_answer(world.answer(good, asked(number=7)))[0] == 7
-        assert world.keyholder.pid == first
+            assert lab.answer(bad, asked() + bytes(LONGEST_REQUEST)) == b""
+        assert read_answer(lab.answer(good, asked(number=7)))[0] == 7
+        assert lab.keyholder.pid == first
 
 
 TRIED = {
@@ -135,14 +136,14 @@ TRIED = {
 }
 
 
-def test_signer_is_confined_to_memory_and_sockets(world):
+def test_signer_is_confined_to_memory_and_sockets(lab):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         found = {}
         try:
-            confinement.confine_signer(world.who, parent)
+            confinement.confine_signer(lab.who, parent)
             for name, trying in TRIED.items():
                 try:
                     trying()
@@ -159,89 +160,87 @@ def test_signer_is_confined_to_memory_and_sockets(world):
     assert seccomp.SIGNER.allowed <= set(NUMBERS["x86_64"])
 
 
-def test_worker_that_does_not_read_is_dropped(world):
-    with world.keyholder.pair(1) as deaf, world.keyholder.pair(2) as good:
-        world.answer(good, asked())
+def test_worker_that_does_not_read_is_dropped(lab):
+    with lab.keyholder.pair(1) as deaf, lab.keyholder.pair(2) as good:
+        lab.answer(good, asked())
         packet = asked()
         deaf.settimeout(PATIENCE)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             while deaf.send(packet):
                 pass
-        assert read_answer(world.answer(good, asked(number=9)))[0] == 9
+        assert read_answer(lab.answer(good, asked(number=9)))[0] == 9
 
 
-def test_excessive_requests_are_reported(world, monkeypatch):
+def test_excessive_requests_are_reported(lab, monkeypatch):
     monkeypatch.setattr("proxy.certificates.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
-    with world.keyholder.pair(4) as pair:
-        answers = [read_answer(world.answer(pair, asked(number=number))) for number in range(4)]
+    with lab.keyholder.pair(4) as pair:
+        answers = [read_answer(lab.answer(pair, asked(number=number))) for number in range(4)]
     assert [bool(certificate) for _, certificate in answers] == [True, True, False, False]
-    until(lambda: world.turn() or world.said, "what it tells")
-    assert world.said == [
-        "certificate signer: worker 4 asks for too many certificates: after 2, further ones are denied"
-    ]
+    wait_until(lambda: lab.turn() or lab.said, "what it tells")
+    assert lab.said == ["certificate signer: worker 4 asks for too many certificates: after 2, further ones are denied"]
 
 
-def test_allowance_grows_with_each_sandbox(world, monkeypatch):
+def test_allowance_grows_with_each_sandbox(lab, monkeypatch):
     monkeypatch.setattr("proxy.certificates.signer.Signer.__init__.__defaults__", (2, 0.0, lambda: 0.0))
-    world.keyholder.serves(4, 1)  # before there is one
+    lab.keyholder.serves(4, 1)  # before there is one
     for _ in range(2):
-        with world.keyholder.pair(4) as pair, world.keyholder.pair(5) as other:
-            assert read_answer(world.answer(pair, asked()))[1]
-            world.keyholder.serves(4, 2)
-            answers = [bool(read_answer(world.answer(pair, asked(number=number)))[1]) for number in range(6)]
+        with lab.keyholder.pair(4) as pair, lab.keyholder.pair(5) as other:
+            assert read_answer(lab.answer(pair, asked()))[1]
+            lab.keyholder.serves(4, 2)
+            answers = [bool(read_answer(lab.answer(pair, asked(number=number)))[1]) for number in range(6)]
             assert answers == [True] * 5 + [False], "two for each of two, and two for one that comes"
-            assert [bool(read_answer(world.answer(other, asked()))[1]) for _ in range(3)] == [True, True, False]
-        world.keyholder.serves(4, 1)
+            assert [bool(read_answer(lab.answer(other, asked()))[1]) for _ in range(3)] == [True, True, False]
+        lab.keyholder.serves(4, 1)
 
 
-def test_hanging_signer_is_replaced(world, monkeypatch):
+def test_hanging_signer_is_replaced(lab, monkeypatch):
     monkeypatch.setattr("enforcer.worker.signer.CHECK_EVERY", 1000.0)  # seconds
-    with world.keyholder.pair(1) as pair:
-        assert read_answer(world.answer(pair, asked()))[0] == 1
-        first = world.keyholder.pid
-        world.keyholder._next_check = 0.0
-        world.keyholder.turn()
-        assert world.keyholder._unanswered == 1
-        until(lambda: world.turn() or not world.keyholder._unanswered, "its answer")
+    with lab.keyholder.pair(1) as pair:
+        assert read_answer(lab.answer(pair, asked()))[0] == 1
+        first = lab.keyholder.pid
+        lab.keyholder._next_check = 0.0
+        lab.keyholder.turn()
+        assert lab.keyholder._unanswered == 1
+        wait_until(lambda: lab.turn() or not lab.keyholder._unanswered, "its answer")
         os.kill(first, signal.SIGSTOP)
         pair.send(asked())  # nobody would ever answer that
         for _ in range(5):
-            assert world.said == []
-            world.keyholder._next_check = 0.0
-            world.keyholder.turn()
-        until(lambda: world.turn() or world.pairs, "another pair")
-    with world.pairs.pop(1) as pair:
-        assert read_answer(world.answer(pair, asked(number=2)))[0] == 2
-    assert world.keyholder.pid not in (0, first)
+            assert lab.said == []
+            lab.keyholder._next_check = 0.0
+            lab.keyholder.turn()
+        wait_until(lambda: lab.turn() or lab.pairs, "another pair")
+    with lab.pairs.pop(1) as pair:
+        assert read_answer(lab.answer(pair, asked(number=2)))[0] == 2
+    assert lab.keyholder.pid not in (0, first)
     assert started(first) is None
     said = "the certificate signer ended (it hung); connections to names without a certificate are denied until the next one runs"
-    assert world.said == [said]
+    assert lab.said == [said]
 
 
-def test_signer_keeps_its_first_key(world):
+def test_signer_keeps_its_first_key(lab):
     """So does a service, all of whose sandboxes trust that: one that dies after a rotation is replaced."""
-    kept = world.made(fingerprint=world.public.fingerprint)
-    world.keyholder, before = kept, world.keyholder
+    kept = lab.made(fingerprint=lab.public.fingerprint)
+    lab.keyholder, before = kept, lab.keyholder
     before.close()
-    authority.rotate(world.directory)
+    authority.rotate(lab.directory)
     with kept.pair(1) as pair:
-        assert read_answer(world.answer(pair, asked()))[1]
+        assert read_answer(lab.answer(pair, asked()))[1]
 
 
-def test_signer_with_a_replaced_key_signs_nothing(world):
-    authority.rotate(world.directory)
-    with world.keyholder.pair(1) as pair:
-        assert world.answer(pair, asked()) == b""
-        until(lambda: world.turn() or world.said, "what it tells")
-    assert "the CA was replaced during the run; start again" in world.said[0]
-    world.directory.chmod(0o755)
+def test_signer_with_a_replaced_key_signs_nothing(lab):
+    authority.rotate(lab.directory)
+    with lab.keyholder.pair(1) as pair:
+        assert lab.answer(pair, asked()) == b""
+        wait_until(lambda: lab.turn() or lab.said, "what it tells")
+    assert "the CA was replaced during the run; start again" in lab.said[0]
+    lab.directory.chmod(0o755)
     with pytest.raises(HostError, match="is open to others"):
-        world.keyholder.start()
+        lab.keyholder.start()
     with pytest.raises(HostError, match="is open to others"):
-        world.made(fingerprint=world.public.fingerprint)
+        lab.made(fingerprint=lab.public.fingerprint)
 
 
-def test_worker_view_never_contains_the_key(world, tmp_path, monkeypatch):
+def test_worker_view_never_contains_the_key(lab, tmp_path, monkeypatch):
     tmp_path.chmod(0o755)  # as a user's own worker, whose the key is, may go there
     state = tmp_path / "state/exeat/ca"
     state.mkdir(parents=True)
@@ -253,7 +252,7 @@ def test_worker_view_never_contains_the_key(world, tmp_path, monkeypatch):
     pid = os.fork()
     if pid == 0:
         try:
-            confinement.enter(world.who)
+            confinement.enter(lab.who)
             above, within = os.listdir(tmp_path), os.listdir(tmp_path / "state/exeat")
             message.send(theirs, {"above": above, "within": within})
         finally:

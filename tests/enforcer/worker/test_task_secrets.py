@@ -144,7 +144,7 @@ def test_no_process_shows_a_value(lab, who):
     assert cores == ["1"] * (2 if worker else 1)
 
 
-def until(lab, who, kind, count=1):
+def wait_for_events(lab, who, kind, count=1):
     deadline = time.monotonic() + 30
     while len(found := [e for e in harness.journal(lab.home(who)) if e["kind"] == kind]) < count:
         assert time.monotonic() < deadline, f"no {kind}"
@@ -159,11 +159,11 @@ def test_secrets_cannot_change_during_a_run(lab, who):
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with lab.start(argv, user=who, cwd=lab.workspace(who), **streams) as process:
         assert process.stdout.readline() == "ready\n"
-        until(lab, who, "rules.loaded")
+        wait_for_events(lab, who, "rules.loaded")
         rules.write_text(
             rules.read_text().replace("as: ENV_KEY, hosts: good.example", "as: ENV_KEY, hosts: other.example")
         )
-        [rejected] = until(lab, who, "rules.rejected")
+        [rejected] = wait_for_events(lab, who, "rules.rejected")
         process.communicate("end\n")
     assert rejected["problems"] == [
         "`secrets` can't change while a task runs, which has their placeholders; start the task again"
@@ -181,7 +181,7 @@ def test_placeholders_survive_a_reload(lab, who):
     with lab.start(argv, user=who, cwd=lab.workspace(who), **streams) as process:
         assert process.stdout.readline() == "ready\n"
         rules.write_text(text)
-        until(lab, who, "rules.loaded", 2)
+        wait_for_events(lab, who, "rules.loaded", 2)
         said, _ = process.communicate("go\n")
     assert f'"{"*" * len(VALUES["file"])}"' in said
 

@@ -266,7 +266,7 @@ def test_password_is_in_no_visible_process(lab, who):
     assert PASSWORD.encode() not in shown
 
 
-def until(lab, who, kind, count):
+def wait_for_events(lab, who, kind, count):
     """Wait for so many events of a kind; returns the latest."""
     deadline = time.monotonic() + 30
     while len(found := [e for e in journal(lab, who) if e["kind"] == kind]) < count:
@@ -293,18 +293,18 @@ def test_reload_reads_the_password_again(lab, who):
         assert status() == "200"
         secret.write_text("me:not-geheim\n")
         path.write_text(text + "# once\n")
-        until(lab, who, "rules.loaded", 2)
+        wait_for_events(lab, who, "rules.loaded", 2)
         assert status() == "502"
         secret.write_text(LOGIN)
         path.write_text(text + "# and again\n")
-        until(lab, who, "rules.loaded", 3)
+        wait_for_events(lab, who, "rules.loaded", 3)
         assert status() == "200"
         path.write_text(text.replace("proxy.auth", "other.auth"))
-        [problem] = until(lab, who, "rules.rejected", 1)["problems"]
+        [problem] = wait_for_events(lab, who, "rules.rejected", 1)["problems"]
         assert "`upstream_auth` can't be another file while a task runs" in problem
         secret.chmod(0o640)
         path.write_text(text + "# a third time\n")
-        [problem] = until(lab, who, "rules.rejected", 2)["problems"]
+        [problem] = wait_for_events(lab, who, "rules.rejected", 2)["problems"]
         assert "is open to others" in problem
         assert status() == "200"
         process.communicate(timeout=60)

@@ -6,7 +6,6 @@ import signal
 import socket
 import stat
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from enforcer.workspace import overlay_changes
 from enforcer.workspace.safe_path import Tree
 from tests.enforcer.workspace.changes_lab import ChangesLab
+from tests.support.waiting import wait_until
 
 LINES = "".join(f"{number}\n" for number in range(1, 21))
 
@@ -160,7 +160,7 @@ def test_host_edits_during_the_task_are_merged(lab):
         finally:
             os._exit(1)
     try:
-        until(lambda: set(overlay_changes.copies(lab.kept)) == {"early", "same"})
+        wait_until(lambda: set(overlay_changes.copies(lab.kept)) == {"early", "same"})
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -173,13 +173,6 @@ def test_host_edits_during_the_task_are_merged(lab):
         "late": "left: both sides changed it, and there is no copy of what it was at the start",
     }
     assert lab.files() == {"early": BOTH, "late": HOST, "same": HOST}
-
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_partial_snapshot_accepts_only_certain_changes(lab):

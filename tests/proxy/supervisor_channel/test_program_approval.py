@@ -38,7 +38,7 @@ def test_approval_request_names_the_file_behind_a_link(names, words, shown):
     assert starting(*names, *words).shown == shown
 
 
-class World:
+class ProgramApprovalLab:
     """A `ProgramApprovals` whose registry and watcher are this test."""
 
     def __init__(self):
@@ -61,7 +61,7 @@ class World:
 
 
 def test_grant_serves_only_an_unchanged_pending_program():
-    there, gone, changed = World(), World(), World()
+    there, gone, changed = ProgramApprovalLab(), ProgramApprovalLab(), ProgramApprovalLab()
     for world in (there, gone, changed):
         assert world.question.argv == ("/usr/bin/printf", "x")
         world.leave.start_if_unchanged(1, "")  # said of nothing: nobody has answered

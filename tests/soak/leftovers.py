@@ -17,7 +17,7 @@ _KINDS = {"cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"}
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
 
-def until(true, seconds=PATIENCE):
+def poll_until(true, seconds=PATIENCE):
     """Return the first true answer, or the last one."""
     deadline = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < deadline:

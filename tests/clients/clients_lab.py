@@ -61,7 +61,7 @@ class Said:
         return self.status == 0
 
 
-class World:
+class ClientsLab:
     """The lab, with servers of our own in it, and sandboxes in which clients run one after another."""
 
     def __init__(self, lab: Lab) -> None:
