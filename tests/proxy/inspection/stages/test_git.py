@@ -173,7 +173,7 @@ def test_push_of_an_allowed_branch_passes(forge, version, http):
 def test_push_that_needs_approval_is_denied_without_a_registry(forge, version, http):
     done = forge.remote("push", "origin", "HEAD:main", version=version, http=http)
     assert done.returncode == 1
-    assert "! [remote rejected] HEAD -> main (exeat: a rule asks for an approval" in done.stderr
+    assert "! [remote rejected] HEAD -> main (exeat: a rule requires an approval" in done.stderr
     assert "remote: exeat: verdict deny, reason approval_unavailable, rule t:main" in done.stderr
     assert forge.pushes() == [("blocked", "approval_unavailable", ["t:main"])]
 
@@ -270,7 +270,7 @@ def test_signed_push_is_decided_by_its_refs(forge, tmp_path):
     done = forge.remote(*signing, "push", "--signed", "origin", "HEAD:refs/heads/feature/x", "HEAD:refs/tags/v1")
     assert done.returncode == 0, done.stderr
     done = forge.remote(*signing, "push", "--signed", "origin", "HEAD:refs/heads/feature/y", "HEAD:main")
-    assert "(exeat: a rule asks for an approval" in done.stderr
+    assert "(exeat: a rule requires an approval" in done.stderr
     assert [reason for _, reason, _ in forge.pushes()] == ["rule", "approval_unavailable"]
     assert forge.refs() == ["refs/heads/feature/x", MAIN, "refs/tags/v1"]
 
@@ -294,7 +294,7 @@ def test_large_chunked_push_is_decided_by_its_refs(forge, http, ref, status):
     assert done.returncode == status, done.stderr
     last = ("passed", "rule", ["t:features"]) if not status else ("blocked", "approval_unavailable", ["t:main"])
     assert forge.pushes()[-1] == last
-    assert status == 0 or "(exeat: a rule asks for an approval" in done.stderr
+    assert status == 0 or "(exeat: a rule requires an approval" in done.stderr
 
 
 @pytest.mark.parametrize(
