@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from rules.loading.cases import RuleTest
     from rules.rule import Rule
 
-    type Said = tuple[str, tuple[tuple[Secret, Node], ...], tuple[RuleTest, ...]]  # of a file, as the user named it
+    type SecretsOfFile = tuple[
+        str, tuple[tuple[Secret, Node], ...], tuple[RuleTest, ...]
+    ]  # the file as the user named it
 
 
 NEEDED: Final = ("id", "from", "hosts", "in")
@@ -304,7 +306,7 @@ _MOST: Final = 64
 
 
 def merge_secrets(
-    files: "Iterable[Said]", rules: "Iterable[Rule]", places: Maps[str, FilePlace], problems: list[Problem]
+    files: "Iterable[SecretsOfFile]", rules: "Iterable[Rule]", places: Maps[str, FilePlace], problems: list[Problem]
 ) -> list[Secret]:
     """Merge the secrets of all files. Adds problems with them, and with `credential` keys, to `problems`."""
     files, rules = list(files), list(rules)
