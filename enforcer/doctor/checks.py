@@ -31,7 +31,7 @@ from proxy.certificates.system_bundles import BUNDLES
 from proxy.compiled.library import load
 from proxy.wire import strict_json
 
-_LEAST_ROOM = 64 << 20  # bytes
+_MIN_FREE_SPACE = 64 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class _Check:
     """One check, with its default remedy and the checks that must succeed before it."""
 
     name: str
@@ -60,103 +60,103 @@ class _Trial:
 def examine(system: Path = SYSTEM) -> list[Finding]:
     """Run all checks, each in a process of its own that leaves nothing behind. `system`: for tests, as in `run`."""
     findings: list[Finding] = []
-    for trial in _trials(system):
-        failed = (finding for finding in findings if finding.tried and not finding.works)
-        lacking = [finding.name for finding in failed if finding.name in trial.after]
-        if lacking:
-            seen = f"not tried: needs {', '.join(lacking)}"
-            findings.append(Finding(trial.name, works=False, seen=seen, needed=trial.needed, tried=False))
+    for check in _checks(system):
+        failed_findings = (finding for finding in findings if finding.tried and not finding.works)
+        failed_requirements = [finding.name for finding in failed_findings if finding.name in check.after]
+        if failed_requirements:
+            message = f"not tried: needs {', '.join(failed_requirements)}"
+            findings.append(Finding(check.name, works=False, seen=message, needed=check.needed, tried=False))
         else:
-            findings.append(_tried(trial))
+            findings.append(_run_check(check))
     return findings
 
 
-def _seen(seen: str, *, works: bool) -> str:
+def _require(result: str, *, works: bool) -> str:
     if not works:
-        raise HostError(seen)
-    return seen
+        raise HostError(result)
+    return result
 
 
 def _try_python() -> str:
-    return _seen(".".join(map(str, sys.version_info[:3])), works=sys.version_info >= (3, 12))
+    return _require(".".join(map(str, sys.version_info[:3])), works=sys.version_info >= (3, 12))
 
 
 def _try_kernel() -> str:
     release = os.uname().release
-    return _seen(release, works=tuple(int(part) for part in release.split("-")[0].split(".")[:2]) >= (5, 12))
+    return _require(release, works=tuple(int(part) for part in release.split("-")[0].split(".")[:2]) >= (5, 12))
 
 
 def _try_machine() -> str:
-    return _seen(linux.platform_machine(), works=linux.platform_machine() in NUMBERS)
+    return _require(linux.platform_machine(), works=linux.platform_machine() in NUMBERS)
 
 
 def _try_system_roots() -> str:
-    found = next((path for path in BUNDLES if os.path.isfile(path)), "")
-    return _seen(found or "none of the usual bundles", works=bool(found))
+    bundle = next((path for path in BUNDLES if os.path.isfile(path)), "")
+    return _require(bundle or "none of the usual bundles", works=bool(bundle))
 
 
 def _try_authority() -> str:
     authority = existing(authority_directory())
     if authority is None:
         return "none yet: the first run makes one"
-    left = (authority.expires - datetime.now(UTC)).days
-    until = "the next run makes a new one" if authority.is_due else f"{left} days left"
-    return f"good until {authority.expires:%Y-%m-%d}, {until}"
+    days_left = (authority.expires - datetime.now(UTC)).days
+    renewal = "the next run makes a new one" if authority.is_due else f"{days_left} days left"
+    return f"good until {authority.expires:%Y-%m-%d}, {renewal}"
 
 
 def _try_open_files() -> str:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     is_unlimited = hard == resource.RLIM_INFINITY
-    return _seen("unlimited" if is_unlimited else str(hard), works=is_unlimited or hard >= 8192)
+    return _require("unlimited" if is_unlimited else str(hard), works=is_unlimited or hard >= 8192)
 
 
 def _try_library() -> str:
     compiled = load() is not None
-    return _seen("compiled" if compiled else "not compiled: the Python version is slower", works=compiled)
+    return _require("compiled" if compiled else "not compiled: the Python version is slower", works=compiled)
 
 
 def _try_init() -> str:
     compiled = bool(compiled_init())
-    return _seen(
+    return _require(
         "compiled" if compiled else "not compiled: the Python version starts tasks more slowly", works=compiled
     )
 
 
 def _try_nodes() -> str:
-    own = identity.is_privileged() and devices.can_make()
-    theirs = "the host's: two tasks can exchange signals by locking them"
-    return _seen("each sandbox's own" if own else theirs, works=own)
+    is_own = identity.is_privileged() and devices.can_make()
+    problem = "the host's: two tasks can exchange signals by locking them"
+    return _require("each sandbox's own" if is_own else problem, works=is_own)
 
 
 def _try_bounds() -> str:
-    if found := resource_limits.unbounded():
-        lacking = " and ".join(what for what, _ in found)
-        raise HostError(f"one task can use up {lacking}", ", and ".join(remedy for _, remedy in found))
+    if resources := resource_limits.unbounded():
+        names = " and ".join(name for name, _ in resources)
+        raise HostError(f"one task can use up {names}", ", and ".join(remedy for _, remedy in resources))
     return "no task can use up a machine-wide resource"
 
 
-def _tried(trial: _Trial) -> Finding:
+def _run_check(check: _Check) -> Finding:
     """Run a check in a child process; an exception or a death is a failure."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
         try:
-            os.write(writer, json.dumps(_outcome(trial)).encode())
+            os.write(writer, json.dumps(_check_outcome(check)).encode())
         finally:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
-        said = answer.read()
+        answer_bytes = answer.read()
     os.waitpid(pid, 0)
-    works, seen, remedy = strict_json.loads(said or b'[false, "the trial ended unexpectedly", ""]')
-    return Finding(trial.name, works, seen, remedy or trial.remedy, trial.needed)
+    works, seen, remedy = strict_json.loads(answer_bytes or b'[false, "the check ended unexpectedly", ""]')
+    return Finding(check.name, works, seen, remedy or check.remedy, check.needed)
 
 
-def _outcome(trial: _Trial) -> tuple[bool, str, str]:
+def _check_outcome(check: _Check) -> tuple[bool, str, str]:
     """Return whether the check succeeds, one line about what was found, and the remedy of an error."""
     try:
-        return True, trial.attempt(), ""
+        return True, check.attempt(), ""
     except HostError as error:
         seen, remedy = error.what, error.remedy
     except OSError as error:
@@ -176,8 +176,8 @@ def _enter_namespaces() -> None:
 
 
 def _try_identity() -> str:
-    who = identity.choose()  # its lock is released when this process ends
-    return "a range of its own for each sandbox" if who.privileged else f"every task has kernel uid {who.kernel_uid}"
+    ids = identity.choose()  # its lock is released when this process ends
+    return "a range of its own for each sandbox" if ids.privileged else f"every task has kernel uid {ids.kernel_uid}"
 
 
 def _try_namespaces() -> str:
@@ -242,21 +242,23 @@ def _try_seccomp() -> str:
     raise OSError("a filter was loaded and denies nothing")
 
 
-_WATCHING = (
+_SUPERVISION_REMEDY = (
     "rules with `commands` need Linux 5.0, no other seccomp listener around exeat, and kernel.yama.ptrace_scope below 3"
 )
 
 
 def _try_landlock() -> str:
-    found = landlock.version()
-    if found < landlock.MIN_VERSION:
-        raise HostError(f"{f'version {found}' if found else 'none'}: only mounts restrict the files of a task")
+    abi_version = landlock.version()
+    if abi_version < landlock.MIN_VERSION:
+        raise HostError(
+            f"{f'version {abi_version}' if abi_version else 'none'}: only mounts restrict the files of a task"
+        )
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)  # Landlock requires it of an ordinary user
     landlock.restrict([landlock.Grant("/", landlock.LIST_RIGHTS)])
     try:
         os.close(os.open("/etc/passwd", os.O_RDONLY))
     except PermissionError:
-        return f"version {found}: restricts files, in addition to mounts"
+        return f"version {abi_version}: restricts files, in addition to mounts"
     raise OSError("a restricted process reads a file that it must not")
 
 
@@ -264,9 +266,9 @@ def _try_state() -> str:
     directory = make_private(state_directory())
     for path in (journal_directory(), cache_directory()):
         make_private(path)
-    room = shutil.disk_usage(directory).free
-    seen = f"{directory}, {room >> 20} MiB free"
-    if room < _LEAST_ROOM:
+    free_bytes = shutil.disk_usage(directory).free
+    seen = f"{directory}, {free_bytes >> 20} MiB free"
+    if free_bytes < _MIN_FREE_SPACE:
         raise HostError(seen, "free disk space: with a full journal the gate denies every connection")
     return seen
 
@@ -274,58 +276,63 @@ def _try_state() -> str:
 def _try_roots_rules(system: Path) -> str:
     count = len(rule_files.system_files(system))
     rule_files.load([], system)
-    who = run_request.read_identities(system) is not None
-    if not count and not who:
+    has_identities = run_request.read_identities(system) is not None
+    if not count and not has_identities:
         return f"none in {system}"
-    return f"{count} rule file{'s' * (count != 1)} in {system}" + (", and who may claim what" if who else "")
+    return f"{count} rule file{'s' * (count != 1)} in {system}" + (", and who may claim what" if has_identities else "")
 
 
-def _trials(system: Path) -> tuple[_Trial, ...]:
-    spaces = ("namespaces",)
+def _checks(system: Path) -> tuple[_Check, ...]:
+    namespaces_check = ("namespaces",)
     compiler = "install a C compiler (`apt-get install gcc libc6-dev`), then `{} -m {}`"
     machine = f"run on one of {', '.join(sorted(NUMBERS))}"
-    made = (
-        _Trial("system call filter", _try_machine, machine),
-        _Trial("ids", _try_identity, "run exeat as an ordinary user"),
-        _Trial("namespaces", _try_namespaces, namespace_remedy()),
-        _Trial(
+    required = (
+        _Check("system call filter", _try_machine, machine),
+        _Check("ids", _try_identity, "run exeat as an ordinary user"),
+        _Check("namespaces", _try_namespaces, namespace_remedy()),
+        _Check(
             "overlay",
             _try_overlay,
             "load it: `modprobe overlay` as root; Linux 5.11 or newer lets users mount it",
-            after=spaces,
+            after=namespaces_check,
         ),
-        _Trial("proc", _try_proc, UNMASK, after=spaces),
-        _Trial("network", _try_network, "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root", after=spaces),
-        _Trial("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
-        _Trial("watched calls", try_supervision, _WATCHING, needed=False),
-        _Trial("state directory", _try_state, "set XDG_STATE_HOME to another directory"),
-        _Trial("root's rules", partial(_try_roots_rules, system), "have root fix the files in that directory"),
+        _Check("proc", _try_proc, UNMASK, after=namespaces_check),
+        _Check(
+            "network",
+            _try_network,
+            "load nf_tables and nft_tproxy: `modprobe nft_tproxy` as root",
+            after=namespaces_check,
+        ),
+        _Check("seccomp", _try_seccomp, "boot a kernel with CONFIG_SECCOMP_FILTER"),
+        _Check("watched calls", try_supervision, _SUPERVISION_REMEDY, needed=False),
+        _Check("state directory", _try_state, "set XDG_STATE_HOME to another directory"),
+        _Check("root's rules", partial(_try_roots_rules, system), "have root fix the files in that directory"),
     )
-    optional = partial(_Trial, needed=False)
+    optional = partial(_Check, needed=False)
     return (
-        _Trial("python", _try_python, "install Python 3.12 or newer, then `make setup`"),
-        _Trial("kernel", _try_kernel, "boot Linux 5.12 or newer (mount_setattr, overlays by users)"),
-        *made,
-        _Trial(
+        _Check("python", _try_python, "install Python 3.12 or newer, then `make setup`"),
+        _Check("kernel", _try_kernel, "boot Linux 5.12 or newer (mount_setattr, overlays by users)"),
+        *required,
+        _Check(
             "a whole sandbox",
             lambda: run_self_test(make_private(state_directory()), system),
             "fix this first: `exeat run` fails with the same error",
-            after=tuple(trial.name for trial in made),
+            after=tuple(check.name for check in required),
         ),
         optional(
             "id-mapped mounts",
             _try_idmap,
             "as root, work on ext4, xfs, btrfs or tmpfs; or run as an ordinary user",
-            after=spaces,
+            after=namespaces_check,
         ),
-        _Trial(
+        _Check(
             "certificate authority",
             _try_authority,
             "fix the file as the error says, or replace the CA: `exeat ca rotate`",
         ),
         optional("landlock", _try_landlock, "boot with `lsm=landlock,...`, Linux 5.19 or newer"),
         *(optional(f"limit of {kind}", partial(try_limit, kind), "") for kind in ("memory", "processes", "cpu")),
-        _Trial("system roots", _try_system_roots, "install the system's roots: `apt-get install ca-certificates`"),
+        _Check("system roots", _try_system_roots, "install the system's roots: `apt-get install ca-certificates`"),
         optional("open files", _try_open_files, "raise the hard limit: `ulimit -Hn 65536`"),
         optional("passing bytes on", _try_library, compiler.format(sys.executable, "proxy.compiled.build")),
         optional("making sandboxes", _try_init, compiler.format(sys.executable, "enforcer.sandbox.compiled.build")),

@@ -31,12 +31,12 @@ def run_self_test(directory: Path, system: Path) -> str:
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    with _place(directory) as place:
+    with _temporary_state(directory) as place:
         os.environ["XDG_STATE_HOME"] = place
         workspace, file = Path(place) / "work", Path(place) / "rules.yaml"
         workspace.mkdir()
         file.write_text(_RULES, encoding="utf-8")
-        result = task.run(_wanted(file, workspace, system), StandaloneHost())
+        result = task.run(_make_request(file, workspace, system), StandaloneHost())
     if result.status:
         raise HostError(f"`true` ended with status {os.waitstatus_to_exitcode(result.status)} in a sandbox")
     if result.summary is None:
@@ -45,7 +45,7 @@ def run_self_test(directory: Path, system: Path) -> str:
 
 
 @contextlib.contextmanager
-def _place(directory: Path) -> Iterator[str]:
+def _temporary_state(directory: Path) -> Iterator[str]:
     """Make a directory and remove it afterwards, with those of self-tests that were killed.
 
     A directory is in use while its self-test holds a lock on it.
@@ -79,7 +79,7 @@ def _lock(directory: Path, flags: int = 0) -> int:
     return descriptor
 
 
-def _wanted(file: Path, workspace: Path, system: Path) -> RunRequest:
+def _make_request(file: Path, workspace: Path, system: Path) -> RunRequest:
     policy, asked, seen = load_with_fingerprint([file], system)
     return RunRequest(
         argv=("true",),

@@ -58,9 +58,9 @@ def test_directory_of_a_killed_doctor_is_removed(tmp_path):
     descriptor = os.open(used, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
-        with self_test._place(tmp_path) as place:
+        with self_test._temporary_state(tmp_path) as place:
             assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["self-test-b", os.path.basename(place)])
-            with self_test._place(tmp_path) as other:
+            with self_test._temporary_state(tmp_path) as other:
                 assert os.path.isdir(place), "another doctor at the same time removes nothing that is in use"
                 assert other != place
         assert [path.name for path in tmp_path.iterdir()] == ["self-test-b"]
@@ -131,8 +131,8 @@ def test_dependent_checks_are_skipped_without_namespaces(someone):
 
 
 def tried(name, system):
-    [trial] = [trial for trial in checks._trials(system) if trial.name == name]
-    return checks._tried(trial)
+    [trial] = [trial for trial in checks._checks(system) if trial.name == name]
+    return checks._run_check(trial)
 
 
 @pytest.fixture
@@ -194,5 +194,5 @@ def test_state_directories_are_checked_as_in_a_run(state, name):
 
 
 def test_crashed_check_is_a_failure(state):
-    died = checks._tried(checks._Trial("x", lambda: os._exit(0), "mend it"))
-    assert (died.works, died.seen, died.remedy) == (False, "the trial ended unexpectedly", "mend it")
+    died = checks._run_check(checks._Check("x", lambda: os._exit(0), "mend it"))
+    assert (died.works, died.seen, died.remedy) == (False, "the check ended unexpectedly", "mend it")
