@@ -428,13 +428,13 @@ def _namespace_at(path: str) -> tuple[int, int] | None:
 
 
 def recorder_for(task: Task, journal: Path, policy: Policy | None = None) -> Recorder:
-    """Return the recorder of a task's own events, without a gate. Raises JournalFailed."""
+    """Return the recorder of a task's own events, without a gate. Raises JournalWriteError."""
     sandbox_state = SandboxState(f"sandbox-{task.id}", task, policy or Policy(()), frozenset(OWN_ADDRESSES), GATE_PORT)
     return Recorder(sandbox_state, Journal(journal), Metrics())
 
 
 def record_end(sandbox: Sandbox, journal: Path, outcome: Outcome) -> SandboxNews:
-    """Record `task.ended`, and return the worker's last message. Raises JournalFailed."""
+    """Record `task.ended`, and return the worker's last message. Raises JournalWriteError."""
     recorder = recorder_for(sandbox.task, journal)
     recorder.task_ended(sandbox.event or None, seconds=max(time.time() - sandbox.began, 0.0), outcome=outcome)
     recorder.journal.close()

@@ -155,7 +155,7 @@ class SignerLink:
         self._sent.clear()
         self._queues.clear()
         for pending in waiting:
-            pending.owner.settle(pending, "the certificate signer is gone: no certificate for a new name")
+            pending.owner.call_back(pending, "the certificate signer is gone: no certificate for a new name")
 
 
 class LeafCertificates:
@@ -219,9 +219,9 @@ class LeafCertificates:
                 self._keep(pending.host, certificate)
         except ValueError as error:
             problem = f"the certificate signer's answer is no certificate: {error}"
-        self.settle(pending, problem)
+        self.call_back(pending, problem)
 
-    def settle(self, pending: _PendingLeaf, problem: str) -> None:
+    def call_back(self, pending: _PendingLeaf, problem: str) -> None:
         """Call back every waiter for one leaf."""
         pending.timer.cancel()
         if self._pending.get(pending.host) is pending:
@@ -246,5 +246,5 @@ class LeafCertificates:
 
     def _time_out(self, host: str) -> None:
         pending = self._pending[host]
-        self.settle(pending, "the certificate signer doesn't answer")
+        self.call_back(pending, "the certificate signer doesn't answer")
         self._signer.drop(pending)

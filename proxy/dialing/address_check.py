@@ -58,7 +58,7 @@ class OwnEndpoints:
         self._listeners = frozenset(listeners)
         self._ports = frozenset(port for _, port in self._listeners)  # faster to compare than addresses
 
-    def may_dial(
+    def dialable_addresses(
         self, policy: "Policy", attempt: "Attempt", found: "LookupResult", proxy: "LookupResult | None" = None
     ) -> "tuple[Address, ...]":
         """Return the addresses found that may be dialed. Raises DialError with the first one's reason.

@@ -30,7 +30,9 @@ type Done = Callable[[socket.socket | DialError, Hop | None], None]  # a connect
 
 ATTEMPT_DELAY: Final = 0.25  # seconds before the next address is tried in parallel
 
-written: Final = lru_cache(maxsize=1024)(str)  # text of an address; cached, since few addresses get most connections
+address_text: Final = lru_cache(maxsize=1024)(
+    str
+)  # text of an address; cached, since few addresses get most connections
 _KIND: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)  # plain numbers: socket() is slower with enumerations
 _INET: Final = int(socket.AF_INET)
 _INET6: Final = int(socket.AF_INET6)
@@ -181,7 +183,7 @@ class _ConnectAttempt:
             )  # the client's kernel has coalesced segments already
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)  # urgent data stays in the stream
             cut_if_killed(sock)
-            errno_ = sock.connect_ex((written(address), port))
+            errno_ = sock.connect_ex((address_text(address), port))
             if errno_ != errno.EINPROGRESS:
                 _raise_errno(errno_)
             self.connected = at_once and _is_connected(sock)

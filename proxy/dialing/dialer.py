@@ -192,11 +192,11 @@ class Dialer:
             proxy = (
                 None if upstream is None or upstream.port != port else self._proxies.get(upstream.host, _EMPTY_RESULT)
             )
-            return self._own.may_dial(policy, attempt, found, proxy)
+            return self._own.dialable_addresses(policy, attempt, found, proxy)
         key = policy, attempt.at, port, attempt.protocol, attempt.tainted, attempt.granted
         dialable = found.checked.get(key)
         if dialable is None:
-            dialable = self._own.may_dial(policy, attempt, found)
+            dialable = self._own.dialable_addresses(policy, attempt, found)
             if len(found.checked) < _MOST_CHECKED:
                 found.checked[key] = dialable
         return dialable

@@ -287,7 +287,7 @@ class ManagedConnection[G: GateState](ABC):
 
     def _apply_changed_limits(self) -> None:
         """Continue under the limits now in force, unless one is used up."""
-        over = self._quota.go_on(self._gate_decision.decision.limits)
+        over = self._quota.apply_limits(self._gate_decision.decision.limits)
         if over is not None:
             by = exceeded(self._gate_decision.decision, over)
             self._end(Outcome.BLOCKED, by.reason, by, detail=str(over))

@@ -6,7 +6,7 @@
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from proxy.dialing.connect_race import written
+from proxy.dialing.connect_race import address_text
 from proxy.event_loop.poller import reset
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import JournalWriteError
@@ -65,12 +65,12 @@ class ConnectionRecord:
 
     def set_hop(self, hop: "Hop") -> None:
         """Set the address or proxy that is dialed. Behind a proxy the address is unknown."""
-        self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (written(hop), None)
+        self.address, self.via = (None, str(hop)) if isinstance(hop, tuple) else (address_text(hop), None)
 
     def set_denied_address(self, address: "Address | None") -> None:
         """Set the address that the connection is denied for."""
         if address is not None:
-            self.address = written(address)
+            self.address = address_text(address)
 
     def record_decision(self, gate_decision: "GateDecision") -> bool:
         """Record the decision, once a connection; False: block the connection, as its event could not be written.

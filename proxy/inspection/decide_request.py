@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.approval_request import explain_unapprovable
-from proxy.dialing.connect_race import written
+from proxy.dialing.connect_race import address_text
 from proxy.inspection.stages.git import decide_push, deny_all, git_request, strictest
 from proxy.inspection.stages.request_context import RequestDecision, ReviewResult
 from proxy.request import request_head
@@ -322,7 +322,7 @@ def fail_undialled(request_decision: RequestDecision, failure: "DialError") -> R
         decision = request_decision.decision._replace(outcome=Outcome.FAILED, reason=reason)
     else:
         decision = request_decision.decision._replace(verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=reason)
-    refused_at = None if failure.address is None else written(failure.address)
+    refused_at = None if failure.address is None else address_text(failure.address)
     return replace(
         request_decision,
         decision=decision,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.approvals.protocol import Result, reason_of
 from proxy.dialing.address_check import DialError, deny_undialable
-from proxy.dialing.connect_race import written
+from proxy.dialing.connect_race import address_text
 from proxy.dialing.dialer import as_approved, futile_error
 from proxy.event_loop.turn import run_at_once, run_in_turns
 from proxy.gate.block_page import is_for_git
@@ -34,7 +34,7 @@ from proxy.inspection.stages.secret_injection import SecretInjection
 from proxy.inspection.stages.secret_scan import SecretScan
 from proxy.inspection.stages.stage import Needs, Stage
 from proxy.inspection.upstream_proxy import route_through_proxy
-from proxy.request.messages import settle
+from proxy.request.messages import head_to_send
 from proxy.request.request_head import UnclearError
 from rules.settings import ProxyDestination
 from rules.verdicts import Reason
@@ -253,7 +253,7 @@ class Pipeline:
                 found = route_through_proxy(found, head, request_decision)
                 via = str(found[0])
             else:
-                address = written(found[0])
+                address = address_text(found[0])
         page = session.record_decision(request, request_decision, via, address)
         if page is not None:
             told = report(request_decision.pushed, page) if request_decision.pushed and is_for_git(page) else None
@@ -265,7 +265,7 @@ class Pipeline:
         packed = not (
             request_decision.resource.websocket and request_decision.decision.scan.blocks
         )  # ... messages can't be looked into
-        request.head = settle(head, request_decision.resource, session.origin, extensions=packed)
+        request.head = head_to_send(head, request_decision.resource, session.origin, extensions=packed)
         request.addresses = found
         policy = session.recorder.sandbox.policy
         every = policy.settings.upstream_ca

@@ -311,7 +311,7 @@ class Tls:
         result = _handshake(ssl)
         if result == 1:
             self._connection.alpn = tls.get_alpn_proto_negotiated() or None
-            problem = self.settled()
+            problem = self.check_handshake()
             self.is_open = problem is None
         elif _error(ssl, result) != _WANT_READ:
             try:
@@ -325,7 +325,7 @@ class Tls:
         """Return why TLS failed, and record it where needed."""
         raise NotImplementedError
 
-    def settled(self) -> str | None:
+    def check_handshake(self) -> str | None:
         """Check the result of the handshake; returns the problem, if there is one."""
         raise NotImplementedError
 
@@ -408,7 +408,7 @@ class ClientTls(Tls):
             self._session.ending = Reason.TLS_CLIENT_DISTRUST
         return text
 
-    def settled(self) -> str | None:
+    def check_handshake(self) -> str | None:
         """Reject a client whose SNI is not the one the gate saw."""
         name = (self.tls.get_servername() or b"").decode("latin-1")
         return None if name.lower() == (self._sni or "").lower() else "the SNI isn't the one that was decided on"
@@ -422,8 +422,8 @@ class ServerTls(Tls):
         # An HTTP/1.1 client gets HTTP/1.1 upstream; for a client without ALPN, none is offered
         self._http2 = client.alpn == HTTP2
         offer = (HTTP2, HTTP1) if self._http2 else (HTTP1,) if client.alpn else ()
-        broker = session.recorder.sandbox.secret_injector
-        self._identity = None if broker is None else broker.identity(origin.target, origin.port)
+        injector = session.recorder.sandbox.secret_injector
+        self._identity = None if injector is None else injector.identity(origin.target, origin.port)
         tls = contexts.server.connection(
             origin.target, offer, server.authorities, contexts.cached_group.group(origin), self._identity
         )
@@ -441,7 +441,7 @@ class ServerTls(Tls):
             )
         return ServerFailure(Reason.UPSTREAM_FAILED, f"the TLS handshake with the server failed: {_error_text(error)}")
 
-    def settled(self) -> str | None:
+    def check_handshake(self) -> str | None:
         """Record that the server has proved its name, and which protocol it speaks."""
         self._server.proven = not distrust(self.tls)
         self._server.unidentified = self._lacks_certificate()

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 _PEER_ENDED: Final = select.EPOLLRDHUP  # the peer has ended its side (epoll_ctl(2))
 SMALL_PIECE: Final = 32 * 1024  # bytes read at a time: a client can put hundreds of requests into it
-PIECE: Final = 256 * 1024  # ... at most, from a server that always has more
-FIRST_PIECE: Final = 8 * 1024  # ... from a new client
-LEAST_PIECE: Final = 1024  # ... at least, if handling takes long
+PIECE: Final = 256 * 1024  # bytes read at a time at most, from a server that always has more
+FIRST_PIECE: Final = 8 * 1024  # bytes read at first, from a new client
+LEAST_PIECE: Final = 1024  # bytes read at a time at least, if handling takes long
 TURN: Final = 0.01  # seconds of thread time that handling a piece should take at most; tiny frames take long
 FULL: Final = 256 * 1024  # unsent bytes from which a send buffer counts as full
 JOINED: Final = 16 * 1024  # bytes up to which small pieces are joined
-ROOM: Final = 64 * 1024  # unsent bytes below which it no longer counts as full
+ROOM: Final = 64 * 1024  # unsent bytes below which a full send buffer no longer counts as full
 LINGER: Final = (
     2.0  # seconds to wait for more data of a client that is still sending; many read the response only afterwards
 )
-MOST_LINGERED: Final = 15  # ... times that
+MOST_LINGERED: Final = 15  # how often to wait like that
 THROWN_AWAY: Final = 64 * 1024 * 1024  # bytes discarded while waiting
 LAST_WORDS: Final = 30.0  # seconds for a peer to receive the unsent data of a closing connection
 _NOTSENT_LOWAT: Final = 25  # TCP_NOTSENT_LOWAT (tcp(7), linux/tcp.h): Python's `socket` doesn't have it

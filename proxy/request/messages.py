@@ -50,30 +50,30 @@ class WebOrigin:
         return f"{'https' if self.tls else 'http'}://{self.authority.decode()}"
 
 
-def settle(head: Head, asked: "RequestedResource", place: "WebOrigin", *, extensions: bool) -> Head:
+def head_to_send(head: Head, resource: "RequestedResource", origin: "WebOrigin", *, extensions: bool) -> Head:
     """Return the head of an allowed request as it is sent upstream: only what the decision covers.
 
     It names one host and one length. `extensions`: keep offered WebSocket extensions; without them, a server can't
     compress messages (RFC 6455 section 9.1).
     """
-    authority = place.authority
-    if asked.spelled != authority:
-        authority = forwarded(asked.spelled, place.target, place.port, tls=place.tls)
+    authority = origin.authority
+    if resource.spelled != authority:
+        authority = forwarded(resource.spelled, origin.target, origin.port, tls=origin.tls)
     fields = head.fields
-    if asked.respelled or asked.spelled != authority:
+    if resource.respelled or resource.spelled != authority:
         fields = tuple((name, authority if name.lower() == b"host" else value) for name, value in fields)
-    if asked.recoded:  # the value is `chunked` in another case
+    if resource.recoded:  # the value is `chunked` in another case
         fields = tuple((name, b"chunked" if name.lower() == b"transfer-encoding" else value) for name, value in fields)
-    if asked.upgrade and not asked.websocket:
+    if resource.upgrade and not resource.websocket:
         fields = without_upgrade(fields)
     if not extensions:
         fields = tuple(field for field in fields if field[0].lower() != b"sec-websocket-extensions")
     return Head(
         head.version,
         head.method,
-        b"https" if place.tls else b"http",
+        b"https" if origin.tls else b"http",
         authority if head.version == b"HTTP/2.0" else b"",  # origin-form for HTTP/1 (RFC 9112 section 3.2.1)
-        head.path if head.path.isascii() else asked.path.encode("ascii"),
+        head.path if head.path.isascii() else resource.path.encode("ascii"),
         fields,
     )
 
@@ -109,9 +109,9 @@ class Unreadable(str):
     __slots__ = ()
 
 
-def advice_on_unreadable(place: "WebOrigin") -> str:
+def advice_on_unreadable(origin: "WebOrigin") -> str:
     """Return what to do when a server's response can't be forwarded."""
-    unread = "`tls: splice`" if place.tls else f"`ports: [{place.port}/tcp]`"
+    unread = "`tls: splice`" if origin.tls else f"`ports: [{origin.port}/tcp]`"
     return (
         "the server's operator can fix its response (RFC 9110 to 9113); "
         f"an admin can let the connection through unread, by a rule with {unread}"

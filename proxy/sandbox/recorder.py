@@ -1,8 +1,10 @@
 """Records the events of one sandbox's task and counts them: one decision event for each attempt.
 
 Home of invariant 6. The caller records a decision first and allows after: `decided` raises JournalWriteError when the
-event could not be written, and the attempt is then blocked. Reports of what has already happened never raise; what they
-could not write is counted as dropped.
+event could not be written, and the attempt is then blocked. Only under `on_journal_failure: continue` an event that the
+disk doesn't take is counted, and the attempt passes; a used-up disk quota and a bug in encoding block even then.
+
+Reports of what has already happened never raise; what they could not write is counted as dropped.
 """
 
 import contextlib
@@ -55,7 +57,16 @@ class Recorder:
     """Records the events of one sandbox. For one thread."""
 
     __slots__ = (
-        "_asked", "_open", "_quota", "_tally", "_task_fields", "failed", "journal", "metrics", "origin", "refused",
+        "_open",
+        "_open_requests",
+        "_quota",
+        "_tally",
+        "_task_fields",
+        "failed",
+        "journal",
+        "metrics",
+        "origin",
+        "refused",
         "sandbox",
     )  # fmt: skip
 
@@ -71,7 +82,7 @@ class Recorder:
         self._task_fields = self.origin._asdict()
         # Decision events of what is let out and not over yet, connections and requests, with what became of it so far
         self._open: dict[str, Outcome] = {}
-        self._asked: dict[str, Outcome] = {}
+        self._open_requests: dict[str, Outcome] = {}
         self._tally = Tally()
         self.refused: deque[Event] = deque(maxlen=_REMEMBERED)  # the last ones, for a task that asks why
 
@@ -94,11 +105,11 @@ class Recorder:
         detail: str = "",
         approval: str = "",
     ) -> str:
-        """Tell what was decided on one attempt and return the event's id. Call it once an attempt, before it passes.
+        """Record the decision on one attempt, once and before it passes; return the event's id.
 
-        `approval` is the id of what people were asked about it.
-        Raises JournalWriteError when that could not be written: the attempt must then be blocked. It is counted as what
-        became of it, denied with `journal_failed`, and must not be told again.
+        `approval` is the id of its approval request. Raises JournalWriteError if the event could not be written; under
+        `on_journal_failure: continue` only for a used-up disk quota or a bug. Then block the attempt and don't record
+        it again: it is counted as denied with `journal_failed`.
         """
         if kind not in DECISIONS:
             raise ValueError(f"`{kind}` is not a kind of decision")
@@ -125,7 +136,7 @@ class Recorder:
             self._open[event.id] = decision.outcome
             self.metrics.connections_open += 1
         elif kind is Kind.REQUEST_DECIDED:
-            self._asked[event.id] = decision.outcome
+            self._open_requests[event.id] = decision.outcome
         return event.id
 
     def closed(
@@ -198,7 +209,7 @@ class Recorder:
 
         Its bytes are bodies; they are part of what the connection's closing event counts, and not counted twice.
         """
-        earlier = self._asked.pop(cause, None)
+        earlier = self._open_requests.pop(cause, None)
         if earlier is not None:
             self._tally.ended(Kind.REQUEST_DECIDED, earlier, outcome, name, address, reason)
         event = self._report(
@@ -272,7 +283,7 @@ class Recorder:
     def task_started(
         self, argv: "Sequence[str]", detail: str = "", *, started_by: "StartedBy | None" = None, workspace: str = ""
     ) -> str:
-        """Record that the task starts; returns the event's id. Raises JournalFailed: don't start it then.
+        """Record that the task starts; returns the event's id. Raises JournalWriteError: don't start it then.
 
         `detail` says how its resource limits are enforced.
         """
@@ -332,7 +343,7 @@ class Recorder:
     def command_decided(
         self, decision: "Decision", argv: "Sequence[str]", process: "Process", detail: str = "", approval: str = ""
     ) -> None:
-        """Record the decision on a program before it may start. Raises JournalFailed: it must not start then.
+        """Record the decision on a program before it may start. Raises JournalWriteError: it must not start then.
 
         `approval` is the id of its approval request.
         """
@@ -354,7 +365,7 @@ class Recorder:
         self._report(Kind.SYSCALL_DENIED, outcome=Outcome.BLOCKED, call=call, process=process, detail=detail)
 
     def agent_said(self, agent: "Agent", process: "Process | None" = None) -> None:
-        """Record what a program of the task reports of itself; `process` sent it. Raises JournalFailed."""
+        """Record what a program of the task reports of itself; `process` sent it. Raises JournalWriteError."""
         from proxy.telemetry.masking import LONGEST_LIST_TEXT, ROOM_FOR_NOTE, cut_members
 
         # Cut before masking, so that dropped text costs nothing.
@@ -421,7 +432,7 @@ class Recorder:
     def _write_decision(
         self, event: Event, decision: "Decision", name: str | None, address: "Address | str | None"
     ) -> None:
-        """Write and count a decision. Raises JournalFailed; the attempt is then counted as blocked."""
+        """Write and count a decision. Raises JournalWriteError; the attempt is then counted as blocked."""
         try:
             if not self._quota.has_room():
                 raise self._quota_error()

@@ -205,13 +205,13 @@ class Meters:
             usage.add("bytes_up", size, now)
         return Meter(usages, self._clock, budgets)
 
-    def go_on(
+    def apply_limits(
         self, limits: "Iterable[tuple[str, Limits]]", connection: Connections, meter: Meter | None
     ) -> "Meter | Exceeded | None":
-        """Put what is under way under the limits of the rules that match it by now; None: there are none.
+        """Count a connection or request under way against the limits now in force; None: there are none.
 
-        It is no new request, and no new connection but to rules that it didn't count against before. How many there
-        may be is a matter of new ones; what has passed already may be more than may.
+        Only rules that it wasn't counted against before count it as a new connection. Limits on the number of requests
+        and connections don't end it; a used-up limit on bytes does.
         """
         now = self._clock()
         usages = {rule: self._usage(rule, each) for rule, each in limits}
@@ -268,12 +268,12 @@ class Quota:
         self._counted, self.meter = counted, found
         return None
 
-    def go_on(self, limits: "tuple[tuple[str, Limits], ...]") -> Exceeded | None:
+    def apply_limits(self, limits: "tuple[tuple[str, Limits], ...]") -> Exceeded | None:
         """Apply the limits now in force; returns the exceeded limit, which ends it."""
         if not limits and self._counted is None:
             return None
         self._counted = self._counted or Connections()
-        found = self._meters.go_on(limits, self._counted, self.meter)
+        found = self._meters.apply_limits(limits, self._counted, self.meter)
         if isinstance(found, Exceeded):
             return found
         self.meter = found

@@ -40,7 +40,7 @@ PARTS = {
     "proxy.telemetry.journal.writer:Journal.append": "spliced inspected clear raw",
     "proxy.inspection.pipeline:Pipeline.decide": "inspected clear",
     "proxy.inspection.pipeline:Pipeline._record_and_prepare": "inspected clear",
-    "proxy.inspection.pipeline:settle": "inspected clear",
+    "proxy.inspection.pipeline:head_to_send": "inspected clear",
     "proxy.inspection.session:Session.evaluate": "inspected clear",
     "proxy.inspection.session:Session.record_decision": "inspected clear",
     "proxy.inspection.decide_request:request_head.read": "inspected clear",

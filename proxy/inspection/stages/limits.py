@@ -80,7 +80,7 @@ class LimitStage(Stage):
         if self.request.by is not None:
             return
         sandbox = self.session.recorder.sandbox
-        found = sandbox.meters.go_on(result.limits, self.session.connections, self.request.meter)
+        found = sandbox.meters.apply_limits(result.limits, self.session.connections, self.request.meter)
         if isinstance(found, Exceeded):
             self.request.by = deny(sandbox.policy, Reason.LIMIT_EXCEEDED)._replace(rules=(found.rule,))
         else:

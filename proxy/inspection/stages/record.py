@@ -6,7 +6,7 @@ Whether something is recorded, and that it is recorded once, is the session's (i
 import time
 from typing import TYPE_CHECKING, Final
 
-from proxy.dialing.connect_race import written
+from proxy.dialing.connect_race import address_text
 from proxy.request.request_head import named
 from proxy.telemetry.events import Git, Http, Kind
 from rules.names import HostName
@@ -95,7 +95,7 @@ class RequestRecord:
         self._recorder.completed(
             request.event,
             name=self._name,
-            address=self._address if request.address is None else written(request.address),
+            address=self._address if request.address is None else address_text(request.address),
             port=self._origin.port,
             protocol=self._origin.protocol,
             http=Http(http.method, http.host, http.path, status, pattern=http.pattern),

@@ -48,11 +48,11 @@ class SecretInjection(Stage):
 
     def __init__(self, session: "Session", request: "RequestContext") -> None:
         super().__init__(session, request)
-        origin, broker = session.origin, session.recorder.sandbox.secret_injector
-        assert broker is not None
-        self._injector = broker
-        self._body = broker.body()
-        self._mask = broker.mask(origin.target, origin.port, tls=origin.tls)
+        origin, injector = session.origin, session.recorder.sandbox.secret_injector
+        assert injector is not None
+        self._injector = injector
+        self._body = injector.body()
+        self._mask = injector.mask(origin.target, origin.port, tls=origin.tls)
         self._form: bytes | None = None  # what goes in place of the body, once
         self._credential = ""  # the id of the request's one credential, if it is a secret
 

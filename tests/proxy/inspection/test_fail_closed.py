@@ -49,7 +49,7 @@ BEFORE = {  # nothing may have reached the origin
     "parse head": (http1, "parse_head"),
     "pipeline": (pipeline.Pipeline, "decide"),
     "record and prepare": (pipeline.Pipeline, "_record_and_prepare"),
-    "settle": (pipeline, "settle"),
+    "head to send": (pipeline, "head_to_send"),
     "addresses": (engine.Engine, "addresses"),
     "connect": (engine.Engine, "connect"),
     "stream": (stream.Stream, "state_request_head"),
@@ -57,7 +57,7 @@ BEFORE = {  # nothing may have reached the origin
     "balance": (inspected.InspectedConnection, "_balance"),
     "decide": (inspected.InspectedConnection, "decide"),
     "open": (inspected.InspectedConnection, "open"),
-    "tls": (tls.ClientTls, "settled"),
+    "tls": (tls.ClientTls, "check_handshake"),
     "tls data": (tls.Tls, "receive"),
     "read": (transport.Transport, "_handle_data"),
 }
@@ -68,7 +68,7 @@ AFTER = {
     "complete": (session.Session, "complete"),
     "far": (http1.ServerSideHttp1, "next_event"),
     "near": (http1.ClientSideHttp1, "send"),
-    "far tls": (tls.ServerTls, "settled"),
+    "far tls": (tls.ServerTls, "check_handshake"),
 }
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from proxy.request.chunked_body import Buffer, Chunks
 from proxy.request.http1_heads import parse_head, split_head
-from proxy.request.messages import WebOrigin, settle
+from proxy.request.messages import WebOrigin, head_to_send
 from proxy.request.request_head import Head, UnclearError, authority, body_size, read, without_upgrade
 from tests.proxy.inspection.clients import Client, read_all, read_until
 from tests.proxy.inspection.inspection_lab import Site, make_site
@@ -208,7 +208,7 @@ def test_fuzzed_head_is_refused_or_forwarded_with_the_same_meaning(data, tls):
         except UnclearError:
             continue
         # an accepted head is forwarded as one line and one host, and is read the same again
-        sent = settle(head, target, WebOrigin(target.host, target.port, tls), extensions=True)
+        sent = head_to_send(head, target, WebOrigin(target.host, target.port, tls), extensions=True)
         again = read(sent, tls=tls)
         assert (again.host, again.path, again.method) == (target.host, target.path, target.method)
         assert not any(c in sent.path for c in b" \r\n\0")
