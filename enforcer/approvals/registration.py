@@ -191,14 +191,14 @@ def _whole(path: str) -> str:
 
 
 def _asked(data: bytes) -> str:
-    """Return what people are asked, as it is told; empty: that isn't what is said."""
+    """Return the line about a new approval request for the terminal; empty: the data is something else."""
     from proxy.telemetry.visible import fitted, unpadded, visible
 
     with contextlib.suppress(ValueError, KeyError, TypeError):
         asked = strict_json.loads(data)["asked"]
         what = fitted(unpadded(visible(str(asked["what"]))), _SHOWN)
-        whose = asked["rules"] or "which no rule is about"  # what an agent asks for by itself
-        return f"somebody is asked to approve: {what} ({whose}): `exeat approvals show {asked['id']}`"
+        whose = asked["rules"] or "requested by the task itself"  # over the info API
+        return f"approval requested: {what} ({whose}): `exeat approvals show {asked['id']}`"
     return ""
 
 

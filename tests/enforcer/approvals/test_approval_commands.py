@@ -411,4 +411,4 @@ def test_reviewed_flagged_events_are_not_listed_again(monkeypatch, capsys):
 def test_request_summary_is_one_line_with_its_destination(what, shown):
     said = {"asked": {"id": "k3x9abcd", "what": what, "rules": "web:writing"}}
     line = _asked(json.dumps(said).encode())
-    assert line == f"somebody is asked to approve: {shown} (web:writing): `exeat approvals show k3x9abcd`"
+    assert line == f"approval requested: {shown} (web:writing): `exeat approvals show k3x9abcd`"

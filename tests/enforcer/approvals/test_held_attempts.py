@@ -69,10 +69,7 @@ def test_first_requests_are_printed_at_the_terminal_of_the_run(attempts, approva
     told = re.findall(r"`exeat approvals show (\w+)`", approvals_lab.told)
     assert len(told) >= 5
     assert set(told) <= {event["approval"]["id"] for event in approvals_lab.events("approval.asked")}
-    assert (
-        "exeat: somebody is asked to approve: POST api.held.example:443/ask/approved (held:writing)"
-        in approvals_lab.told
-    )
+    assert "exeat: approval requested: POST api.held.example:443/ask/approved (held:writing)" in approvals_lab.told
 
 
 def test_held_attempts_send_nothing_before_their_answer(attempts, approvals_lab):

@@ -85,20 +85,22 @@ def test_terminal_shows_pending_requests_and_sums_up_a_flood(worker_end, capfd):
     worker_end.registration.hear()
     said = capfd.readouterr().err
     assert said == (
-        f"exeat: somebody is asked to approve: POST api.example:443/x\\x1b[2J (web:writing):"
-        f" `exeat approvals show {first}`\n"
+        f"exeat: approval requested: POST api.example:443/x\\x1b[2J (web:writing): `exeat approvals show {first}`\n"
     )
     for number in range(2, 10):
         worker_end.ask(number, path=f"/{number}")
         worker_end.registration.hear()
     said = capfd.readouterr().err.splitlines()
-    assert [" /" not in line and "to approve: POST" in line for line in said] == [True] * 4 + [False]
+    assert [" /" not in line and "approval requested: POST" in line for line in said] == [True] * 4 + [False]
     assert said[-1] == "exeat: there are more approval requests: `exeat approvals` lists them"
 
 
 def test_pre_request_is_printed_without_a_rule():
     said = b'{"asked": {"id": "abcd", "what": "GET x.example:443/", "rules": ""}}'
-    assert "approve: GET x.example:443/ (which no rule is about): `exeat approvals show abcd`" in _asked(said)
+    assert (
+        "approval requested: GET x.example:443/ (requested by the task itself): `exeat approvals show abcd`"
+        in _asked(said)
+    )
 
 
 def refused(_patience):
