@@ -419,8 +419,8 @@ def test_waiting_connection_ends_when_denied(gate, origins):
     for count in (1, 2):
         clients.append(socket.create_connection(("127.0.0.1", place.gate_port), 30))
         clients[-1].sendall(hello("good.example"))
-        wait_until(lambda count=count: len(getattr(gate.inspection._engine, "_expected", ())) == count)
-    first = next(iter(gate.inspection._engine._expected.values()))
+        wait_until(lambda count=count: len(getattr(gate.inspection._engine, "_awaiting_certificate", ())) == count)
+    first = next(iter(gate.inspection._engine._awaiting_certificate.values()))
     gate.rules("[{id: a, to: good.example, action: deny}]")
     denied = gate.sandbox.policy.decide(first.gate_decision.attempt)
     gate.loop.run(lambda: gate.inspection.review(first, denied))
