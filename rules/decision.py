@@ -79,9 +79,9 @@ class Decision(NamedTuple):
     each is decided separately. `deny` means that none could. Its `limits` are those of rules that match every request
     on it; a request has those of every rule that matches it.
 
-    The verdict `ask` is for attempts that proceed because each request on them needs its own approval: an inspected
-    connection, and the lookup of its name. The gate dials nothing for them and splices nothing. A held attempt is
-    denied and `needs_approval`.
+    Verdict ASK never means that the attempt itself is held. It marks an inspected connection, or the lookup of its
+    name, whose requests each need their own approval: it proceeds, and the gate dials nothing for it. An attempt that
+    is itself held has verdict DENY and `needs_approval`.
     """
 
     verdict: Verdict = Verdict.DENY
@@ -108,8 +108,11 @@ class Decision(NamedTuple):
         return self.outcome.passes
 
     @property
-    def allows(self) -> bool:
-        """Whether bytes may leave for the attempt now: it passes, and not only to where requests need an approval."""
+    def may_send_now(self) -> bool:
+        """Whether bytes may leave for the attempt now: it passes, and not only because its requests can be approved.
+
+        In audit mode this holds for verdict DENY, too: the attempt would have been blocked.
+        """
         return self.verdict is not Verdict.ASK and self.outcome.passes
 
     @property

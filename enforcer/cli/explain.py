@@ -146,7 +146,7 @@ def run_suggest(arguments: argparse.Namespace, system: Path) -> int:
         raise FailedError(f"no rule would allow this: {none}", 1) from none
     except OSError as error:
         raise UsageError(f"cannot read `{error.filename}`: {error.strerror}") from error
-    enough = decision is None or decision.allows
+    enough = decision is None or decision.may_send_now
     if arguments.format == "json":
         print(json.dumps({"event": event.id, "rules": text, "findings": findings, "allowed": enough}, indent=2))
     else:
@@ -244,7 +244,7 @@ def _decided(policy: Policy, event: Event) -> Decision | None:
         caller = Caller(event.task.name, event.task.labels)
         return None if attempt.lookup is None else policy.decide_name(attempt.lookup, caller)
     decision = policy.decide(attempt.attempt)
-    if decision.allows and attempt.address is not None:
+    if decision.may_send_now and attempt.address is not None:
         reason = policy.check_address(attempt.attempt, attempt.address)
         return (
             decision

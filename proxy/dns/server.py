@@ -152,7 +152,7 @@ class DnsServer:
         if query.type not in _EXPECTED_TYPES:
             return _Answer(deny(policy, Reason.DNS_TYPE, decision))
         # A name that needs an approval is not looked up before it is approved
-        if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL and decision.allows:
+        if query.type in _FAMILY and policy.settings.dns is DnsMode.REAL and decision.may_send_now:
             return self._record_read(name, decision, _Answer(decision, needs_lookup=True))
         return self._answer_synthetic(query, name, decision)
 

@@ -86,7 +86,7 @@ def request_access(
     text, why = _read(request)
     approvals = _approvals_client(recorder)
     approval_request, decision, attempt = _decide_attempt(recorder, text, process)
-    if decision.allows:
+    if decision.may_send_now:
         return _state_answer(RequestState(RequestStatus.ALLOWED, attempt=approval_request.line()))
     if decision.passes:
         raise RequestRefusedError(

@@ -297,11 +297,11 @@ def _before_a_push(policy: "Policy", attempt: Attempt, decision: Decision) -> tu
         return attempt, decision
     path = request.path.replace("git-receive-pack", "git-upload-pack")
     fetching = request._replace(path=path, git=GitRequest(GitService.FETCH, request.git.repo))
-    if not policy.decide(attempt._replace(request=fetching)).allows:
+    if not policy.decide(attempt._replace(request=fetching)).may_send_now:
         return attempt, decision
     digests = attempt.granted.union(asks.digest for asks in decision.approval)
     could = attempt._replace(granted=digests)  # as a push that was approved: where it may go is checked with that
-    return (could, defer_approval(decision)) if policy.decide(could).allows else (attempt, decision)
+    return (could, defer_approval(decision)) if policy.decide(could).may_send_now else (attempt, decision)
 
 
 def unclear(sandbox: "SandboxState", head: "Head", problem: request_head.UnclearError) -> RequestDecision:

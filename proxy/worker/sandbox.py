@@ -46,7 +46,7 @@ class WorkerResources:
     def __init__(
         self,
         journal: "Journal",
-        keyholder: "socket.socket",
+        signer_socket: "socket.socket",
         roots: bytes,
         *,
         authority_expires: float,
@@ -54,7 +54,7 @@ class WorkerResources:
         forbidden: "Collection[tuple[Address, int]]" = (),
         in_turn: bool = False,
     ) -> None:
-        """Share `keyholder`, a socket to the certificate signer, and `roots`, the host's trusted certificates (PEM).
+        """Share `signer_socket` (to the certificate signer) and `roots`, the trusted certificates of the host (PEM).
 
         `authority_expires`: seconds since 1970; `forbidden`: addresses where Exeat itself listens on the host;
         `in_turn`: whether the worker serves several sandboxes, which take turns.
@@ -64,13 +64,13 @@ class WorkerResources:
         self.descriptors = descriptors
         self.forbidden = forbidden
         self.in_turn = in_turn
-        self._keyholder = keyholder
+        self._signer_socket = signer_socket
         self._pem = roots
 
     @cached_property
     def signer(self) -> SignerLink:
         """Link to the certificate signer."""
-        return SignerLink(self._keyholder)
+        return SignerLink(self._signer_socket)
 
     @cached_property
     def roots(self) -> Roots:
@@ -85,7 +85,7 @@ class WorkerResources:
         """Close the link to the signer. Idempotent."""
         if "signer" in self.__dict__:
             self.signer.close()
-        self._keyholder.close()
+        self._signer_socket.close()
 
 
 class SandboxServer:
@@ -125,16 +125,18 @@ class SandboxServer:
             if supervisor is not None
             else None
         )
+        self._traffic: Traffic | None = None  # once it is started
         self._warm_up_timer: asyncio.TimerHandle | None = None
         self._refused_before: dict[str, int] = {}  # packets refused before this worker served it
 
-    @cached_property
-    def traffic(self) -> Traffic:
-        """Gate, resolver and UDP of the sandbox: made and started on first use.
+    def start_traffic(self) -> Traffic:
+        """Make and start the gate, the resolver and UDP on the first call; return them.
 
         If that fails, the sockets are closed for good: a part of it might go on under rules that are no longer in
         force.
         """
+        if self._traffic is not None:
+            return self._traffic
         try:
             traffic = Traffic(
                 self.recorder,
@@ -152,12 +154,13 @@ class SandboxServer:
         except Exception as error:
             self.failed(error)
             raise
+        self._traffic = traffic
         return traffic
 
     def swap(self, policy: "Policy", login: "Login | None") -> None:
         """Put a new policy in force; if traffic can't be served, only for programs. Raises the error of the traffic."""
         try:
-            traffic = self.traffic
+            traffic = self.start_traffic()
         except Exception:
             self._sandbox.policy = policy
             raise
@@ -173,13 +176,17 @@ class SandboxServer:
             self._supervisor_channel.start()
         policy = self._sandbox.policy
         if self._before or policy.needs.approvals or policy.needs.udp:
-            self._start_traffic()
+            self.start_traffic()
         if policy.needs.inspection:
             self._warm_up_timer = asyncio.get_running_loop().call_later(_WARM_UP_DELAY, self._warm_up)
 
     def ready(self, _events: int) -> None:
-        """Start the traffic on its first event; the poller reports the event again, to the traffic."""
-        self._start_traffic()
+        """Start the traffic on its first event.
+
+        The gate, the resolver or UDP then takes this handler's place in the poller for the descriptor (`Gate.start`),
+        and the poller reports the event to it again.
+        """
+        self.start_traffic()
 
     def failed(self, error: Exception) -> None:
         """Close the sockets for good: the traffic could not be started. Idempotent."""
@@ -226,7 +233,7 @@ class SandboxServer:
         """Let open connections end by themselves for a moment: the task is over."""
         for _ in range(2):  # accept what came before the end: the first time may only start the traffic
             await asyncio.sleep(0)
-        if (traffic := self._started_traffic) is None:
+        if (traffic := self._traffic) is None:
             return
         deadline = time.monotonic() + _GRACE
         traffic.finish()
@@ -237,8 +244,8 @@ class SandboxServer:
         """End everything that is open, record the end, and return the counts. Idempotent."""
         if self._warm_up_timer is not None:
             self._warm_up_timer.cancel()
-        if self._started_traffic is not None:
-            self._started_traffic.close()
+        if self._traffic is not None:
+            self._traffic.close()
         if self._supervisor_channel is not None:
             self._supervisor_channel.finish()
         for name in _ARRIVALS:
@@ -255,22 +262,14 @@ class SandboxServer:
 
     def renew_approvals(self, channel: "socket.socket") -> None:
         """Use a new channel to the approvals server: the previous server is gone."""
-        self.traffic.renew_approvals(channel)
+        self.start_traffic().renew_approvals(channel)
         before = self._sockets.pop("approvals", None)
         self._sockets["approvals"] = channel
         if before is not None:
             before.close()
 
-    @property
-    def _started_traffic(self) -> Traffic | None:
-        """The sandbox's traffic, if it has started."""
-        return self.__dict__.get("traffic")
-
-    def _start_traffic(self) -> None:
-        _ = self.traffic
-
     def _warm_up(self) -> None:
-        self.traffic.inspection.warm()
+        self.start_traffic().inspection.warm()
 
 
 def _known_counts(fields: "Mapping[str, object]", name: str, known: type[StrEnum]) -> "Iterator[tuple[str, int]]":

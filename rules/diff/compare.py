@@ -348,7 +348,7 @@ class _Comparison:
 
     def _terms(self, decision: Decision) -> tuple[str, ...]:
         """List the terms of a decision, besides its verdict."""
-        terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.allows else []
+        terms = [f"idle_timeout {decision.idle_timeout:g}s"] if self._timeouts and decision.may_send_now else []
         for limits in {limits for _, limits in decision.limits}:
             counts = [f"{getattr(limits, key):,} {key}" for key in _COUNTED if getattr(limits, key) is not None]
             window = "" if limits.window is None else f" in {limits.window:g}s"

@@ -313,7 +313,7 @@ def add_rule(read: Reader, path: Path, asks: Sequence[str], to_allow: AttemptToA
         exempting = _exempting(before.policy, text, idents, matching)
         if exempting:
             after = _read(read, path, text.with_all(exempting))
-            if all(after.policy.decide(attempt).allows for attempt in attempts):
+            if all(after.policy.decide(attempt).may_send_now for attempt in attempts):
                 return _checked(
                     before, after, text.with_all(exempting), EditedFile(path, b"", "", tuple(asks)), to_allow
                 )
@@ -331,7 +331,7 @@ def add_rule(read: Reader, path: Path, asks: Sequence[str], to_allow: AttemptToA
     known = {rule.id for rule in before.policy.rules}
     new = [rule.id for rule in after.policy.rules if rule.id not in known]
     cited = asks[0].partition(":")[0] + ":" + ident if asks else next(iter(new), ident)
-    if not all(after.policy.decide(attempt).allows for attempt in attempts):
+    if not all(after.policy.decide(attempt).may_send_now for attempt in attempts):
         raise EditError("a rule of its own would not allow it: see `exeat explain`")
     return _checked(before, after, changed, EditedFile(path, b"", cited, tuple(asks)), to_allow)
 
@@ -351,7 +351,7 @@ def _idents(policy: Policy, text: RuleFileText, asks: Sequence[str]) -> list[str
 
 def _check_asked(policy: Policy, attempts: Sequence[Attempt], *, unruled: bool) -> None:
     decisions = [(attempt, policy.decide(attempt)) for attempt in attempts]
-    blocked = [(attempt, decision) for attempt, decision in decisions if not decision.allows]
+    blocked = [(attempt, decision) for attempt, decision in decisions if not decision.may_send_now]
     if not blocked:
         raise EditError("it is allowed already")
     for attempt, decision in blocked:
@@ -381,7 +381,7 @@ def _needs_body(policy: Policy, to_allow: AttemptToAllow) -> bool:
         return False
     decisions = [policy.decide(attempt) for attempt in to_allow._replace(body=False).attempts()]
     return not any(
-        decision.allows or decision.needs_approval or decision.verdict is Verdict.ASK for decision in decisions
+        decision.may_send_now or decision.needs_approval or decision.verdict is Verdict.ASK for decision in decisions
     )
 
 

@@ -85,7 +85,7 @@ class Explanation(NamedTuple):
             "why": decision.why,
             "inspect": decision.inspect,
             "scan": decision.scan.value if decision.passes and decision.inspect else None,
-            "trust": decision.trust.value if decision.allows else None,
+            "trust": decision.trust.value if decision.may_send_now else None,
             "via": self.via,
             "layers": [layer.name for layer in self.objecting],
             "expires": None if decision.expires is None else decision.expires.isoformat(),
@@ -253,7 +253,7 @@ def _terms(decision: Decision, *, request: bool, depends_on_taint: bool) -> Iter
     """Describe the terms under which an attempt is allowed, or what it needs. `request`: it is a request."""
     if request and decision.passes:
         yield _SCANNED[decision.scan]
-    if depends_on_taint and decision.allows and decision.trust is Trust.UNTRUSTED:
+    if depends_on_taint and decision.may_send_now and decision.trust is Trust.UNTRUSTED:
         yield "reading from there taints the task (`trust: untrusted`)"
     for rule, limits in decision.limits:
         yield f"`{rule}` allows {describe_limits(limits)}"

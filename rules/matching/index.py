@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from rules.decision import Decision
     from rules.patterns import TaskSelector
 
-# The epoch, which of the selectors match, whether the task is tainted, and which of the rules are granted
-type Standing = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
+# Cache key for what plans depend on: the epoch, which selectors match the task, its taint, and the granted rules
+type CallerKey = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]
 
 _NONE: Final[frozenset[Rule]] = frozenset()
-NO_STANDING: Final[Standing] = (0, (), False, _NONE)
+NO_CALLER_KEY: Final[CallerKey] = (0, (), False, _NONE)
 _MOST_TASKS: Final = 256
 _MOST_GRANTED: Final = 256  # plans of attempts under grants
 _NO_ENDS: Final[Mapping[date, int]] = {}
@@ -54,8 +54,24 @@ class Candidates:
     `ends` maps each `until` of a rule to the epoch (see `Policy.epoch`) in which it has passed.
     """
 
-    __slots__ = ("_dated", "_granted", "_looks", "_plans", "_selectors", "_standings", "_tainting", "asking", "closed",
-                 "ends", "lookups", "not_public", "resolved", "rules", "starts", "varies")  # fmt: skip
+    __slots__ = (
+        "_caller_keys",
+        "_dated",
+        "_granted",
+        "_looks",
+        "_plans",
+        "_selectors",
+        "_tainting",
+        "asking",
+        "closed",
+        "ends",
+        "lookups",
+        "not_public",
+        "resolved",
+        "rules",
+        "starts",
+        "varies",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -72,11 +88,11 @@ class Candidates:
         self.resolved = resolved  # whether the address that is to be dialled is known
         self.ends = ends
         self.closed = closed  # asks that, granted, don't open this address
-        self.lookups: dict[Standing, Decision] = {}  # the policy's, about the name alone
-        self._standings: dict[tuple[object, ...], Standing] = {}
+        self.lookups: dict[CallerKey, Decision] = {}  # the policy's, about the name alone
+        self._caller_keys: dict[tuple[object, ...], CallerKey] = {}
         self._looks: dict[int, RequestNeeds] = {}  # by stretch of ports
-        self._plans: dict[tuple[int, Protocol, Standing], Plan] = {}
-        self._granted: dict[tuple[int, Protocol, Standing], Plan] = {}
+        self._plans: dict[tuple[int, Protocol, CallerKey], Plan] = {}
+        self._granted: dict[tuple[int, Protocol, CallerKey], Plan] = {}
         edges: set[int] = set()
         selectors: dict[TaskSelector, None] = {}
         self._tainting = False
@@ -94,43 +110,43 @@ class Candidates:
         # whether the task, its taint or the day matters
         self.varies = self._dated or bool(selectors) or self._tainting
 
-    def standing(
+    def caller_key(
         self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool, granted: frozenset[Rule] = _NONE
-    ) -> Standing:
-        """Return what matters here of the calling task, the day and the grants."""
-        standing = self._standing_of(epoch, task, labels, tainted=tainted) if self.varies else NO_STANDING
+    ) -> CallerKey:
+        """Return the cache key for the calling task, the day, the taint and the grants."""
+        caller_key = self._caller_key_of(epoch, task, labels, tainted=tainted) if self.varies else NO_CALLER_KEY
         if granted:
             granted_here = granted.intersection(candidate.rule for candidate in self.rules)
-            return (*standing[:3], granted_here)
-        return standing
+            return (*caller_key[:3], granted_here)
+        return caller_key
 
-    def _standing_of(self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool) -> Standing:
+    def _caller_key_of(self, epoch: int, task: str, labels: Mapping[str, str], *, tainted: bool) -> CallerKey:
         key = (epoch, tainted, task, *labels.items())
-        standing = self._standings.get(key)
-        if standing is None:
-            if len(self._standings) >= _MOST_TASKS:
-                self._standings.clear()
+        caller_key = self._caller_keys.get(key)
+        if caller_key is None:
+            if len(self._caller_keys) >= _MOST_TASKS:
+                self._caller_keys.clear()
             matching = tuple(selector.matches(task, labels) for selector in self._selectors)
-            standing = (epoch if self._dated else 0), matching, tainted and self._tainting, _NONE
-            self._standings[key] = standing
-        return standing
+            caller_key = (epoch if self._dated else 0), matching, tainted and self._tainting, _NONE
+            self._caller_keys[key] = caller_key
+        return caller_key
 
-    def plan(self, port: int, protocol: Protocol, standing: Standing = NO_STANDING) -> Plan:
+    def plan(self, port: int, protocol: Protocol, caller_key: CallerKey = NO_CALLER_KEY) -> Plan:
         """Return the plan for one port and protocol."""
-        key = bisect_right(self.starts, port), protocol, standing
-        plans = self._granted if standing[3] else self._plans
+        key = bisect_right(self.starts, port), protocol, caller_key
+        plans = self._granted if caller_key[3] else self._plans
         plan = plans.get(key)
         if plan is None:
             if len(self._granted) >= _MOST_GRANTED:
                 self._granted.clear()
             plan = plans[key] = Plan(
-                self._for_standing(standing),
+                self._candidates_for(caller_key),
                 port,
                 protocol,
                 not_public=self.not_public,
                 resolved=self.resolved,
-                expired=self._expired(standing[0]),
-                granted=standing[3],
+                expired=self._expired(caller_key[0]),
+                granted=caller_key[3],
                 closed=self.closed,
             )
         return plan
@@ -150,17 +166,17 @@ class Candidates:
             )
         return cached
 
-    def dns_types(self, standing: Standing) -> frozenset[str]:
+    def dns_types(self, caller_key: CallerKey) -> frozenset[str]:
         """List the record types that unexpired rules allow for the calling task."""
-        expired = self._expired(standing[0])
-        rules = (candidate.rule for candidate in self._for_standing(standing))
+        expired = self._expired(caller_key[0])
+        rules = (candidate.rule for candidate in self._candidates_for(caller_key))
         return frozenset[str]().union(*(r.dns_types for r in rules if r.allows and r not in expired))
 
-    def _for_standing(self, standing: Standing) -> tuple[Candidate, ...]:
+    def _candidates_for(self, caller_key: CallerKey) -> tuple[Candidate, ...]:
         """Leave out what is for other tasks, or for tainted ones and this isn't: rules and exemptions."""
         if not self._selectors and not self._tainting:
             return self.rules
-        _, matching, tainted, _ = standing
+        _, matching, tainted, _ = caller_key
         selected: dict[TaskSelector | None, bool] = {**dict(zip(self._selectors, matching, strict=True)), None: True}
 
         def meant(part: Rule | Exemption) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 from rules.addresses import Address, normalize, why_not_public
 from rules.attempt import UNKNOWN_CALLER, Attempt, Caller, Protocol
 from rules.decision import Decision, RequiredApproval
-from rules.matching.index import NO_STANDING, Candidates, Index, RequestNeeds, Standing
+from rules.matching.index import NO_CALLER_KEY, CallerKey, Candidates, Index, RequestNeeds
 from rules.matching.judge import (
     Judge,
     defer_approval,
@@ -190,13 +190,13 @@ class Policy:
         candidates = candidates or self._index.candidates(attempt.target)
         if not candidates.varies and not attempt.granted:
             return candidates.plan(attempt.port, attempt.protocol)
-        return candidates.plan(attempt.port, attempt.protocol, self._standing(candidates, attempt))
+        return candidates.plan(attempt.port, attempt.protocol, self._caller_key(candidates, attempt))
 
-    def _standing(self, candidates: Candidates, attempt: Attempt) -> Standing:
+    def _caller_key(self, candidates: Candidates, attempt: Attempt) -> CallerKey:
         granted = self._granted(attempt.granted) if attempt.granted else frozenset[Rule]()
         if not candidates.varies and not granted:
-            return NO_STANDING
-        return candidates.standing(
+            return NO_CALLER_KEY
+        return candidates.caller_key(
             self.epoch(attempt.at), attempt.task, attempt.labels, tainted=attempt.tainted, granted=granted
         )
 
@@ -220,7 +220,7 @@ class Policy:
             return None
         address, found = normalize(address), None
         for each in (self, *self._layer_policies):
-            if not each.decide(attempt).allows:
+            if not each.decide(attempt).may_send_now:
                 return None  # held or denied at any address
             ports_of_rule = each.decide_resolved(attempt.target, address, attempt)
             found = ports_of_rule if found is None else stricter_decision(found, ports_of_rule)
@@ -298,22 +298,22 @@ class Policy:
         """
         usual = Attempt(Protocol.TLS, name, _TLS_PORT, None, *caller)
         candidates = self._index.candidates(name)
-        standing = self._standing(candidates, usual)
-        cached = candidates.lookups.get(standing)
+        caller_key = self._caller_key(candidates, usual)
+        cached = candidates.lookups.get(caller_key)
         if cached is None and candidates.rules:
             tried = [usual._replace(protocol=p, port=port) for port in candidates.starts for p in Protocol]
             cached = max(map(self.decide, (usual, *tried)), key=rank_decision)
-            cached = candidates.lookups[standing] = defer_approval(cached) if cached.needs_approval else cached
+            cached = candidates.lookups[caller_key] = defer_approval(cached) if cached.needs_approval else cached
         return cached if cached is not None and cached.passes else self.decide(usual)
 
     def dns_types(self, name: HostName, caller: Caller = UNKNOWN_CALLER) -> frozenset[str]:
         """List the record types besides addresses that may be looked up for `name`; none unless rules allow it."""
         named = self.decide_name(name, caller)
-        if named.outcome is not Outcome.PASSED or not named.allows:
+        if named.outcome is not Outcome.PASSED or not named.may_send_now:
             return frozenset()
         candidates = self._index.candidates(name)
         attempt = Attempt(Protocol.TLS, name, _TLS_PORT, None, *caller)
-        found = candidates.dns_types(self._standing(candidates, attempt))
+        found = candidates.dns_types(self._caller_key(candidates, attempt))
         ceilings = [layer_policy for layer_policy in self._layer_policies if layer_policy.is_ceiling]
         return found.intersection(*(layer_policy.dns_types(name, caller) for layer_policy in ceilings))
 
@@ -331,7 +331,7 @@ class Policy:
             return decision._replace(reason=Reason.DNS_DENIED) if decision.reason is Reason.NO_RULE else decision
         if record in _ANSWERED or record in self.dns_types(name, caller):
             return decision
-        if not decision.allows:  # it would leave the gate, and lookups are never held for approval
+        if not decision.may_send_now:  # it would leave the gate, and lookups are never held for approval
             return decision._replace(
                 verdict=Verdict.DENY, outcome=Outcome.BLOCKED, reason=Reason.APPROVAL_UNAVAILABLE, approval=()
             )
@@ -366,7 +366,7 @@ class Policy:
             must_use_proxy = self._keeps_to_upstream(attempt) and why_not_public(address) is None
             return Reason.ADDRESS_NOT_LISTED if must_use_proxy else None
         decision = self.decide(attempt)
-        if not decision.allows:
+        if not decision.may_send_now:
             return _reason_to_wait(decision) if decision.rules else Reason.ADDRESS_NOT_LISTED
         return None if normalize(target) == address else Reason.ADDRESS_NOT_LISTED
 
@@ -402,18 +402,18 @@ class Policy:
     def why_not_resolved(self, name: HostName, address: Address, attempt: Attempt) -> Reason | None:
         """Return why the gate may not connect to an address of a name, by the rules that cover the address."""
         before = self.decide(attempt)
-        if not before.allows:
+        if not before.may_send_now:
             return _reason_to_wait(before)
         unresolved = self._plan(attempt)
         resolved = self._plan(attempt, self._index.resolved(name, address))
         decision = self._decide(resolved, attempt)
         exact = attempt.request is not None or not unresolved.looks_at_requests
-        if decision.allows and exact:
+        if decision.may_send_now and exact:
             return None
         allowing = [rule for rule in unresolved.rules if rule.allows or rule in unresolved.granted]
-        if decision.allows and set(allowing) <= set(resolved.rules):
+        if decision.may_send_now and set(allowing) <= set(resolved.rules):
             return None
-        if decision.rules and not decision.allows:
+        if decision.rules and not decision.may_send_now:
             return _reason_to_wait(decision)
         listed = any(rule.resolves_to is not None for rule in allowing) or not resolved.not_public
         return Reason.ADDRESS_NOT_LISTED if listed else Reason.NON_PUBLIC_ADDRESS

@@ -115,7 +115,7 @@ def fuzz_edited(data: bytes) -> None:
         left = iter(edited.data.decode())
         assert all(character in left for character in data.decode()), "something that was there is gone"
         path.write_bytes(edited.data)
-        assert all(load([path]).decide(attempt).allows for attempt in asked.attempts())
+        assert all(load([path]).decide(attempt).may_send_now for attempt in asked.attempts())
 
 
 def fuzz_identities(data: bytes) -> None:

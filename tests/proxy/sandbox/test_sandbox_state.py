@@ -79,7 +79,7 @@ def traffic(tmp_path):
         )
 
         async def made():
-            return SandboxServer(sandbox, sockets, common, on_failure=lambda _: None).traffic
+            return SandboxServer(sandbox, sockets, common, on_failure=lambda _: None).start_traffic()
 
         yield runner.run(made())
         for sock in sockets.values():

@@ -91,7 +91,7 @@ def test_many_tasks_leave_caches_bounded():
     for n in range(2000):
         asked.decide_name(HostName("x.example"), Caller(f"web-{n}", {"n": str(n)}))
     candidates = asked._index.candidates(HostName("x.example"))
-    assert len(candidates._standings) <= 256
+    assert len(candidates._caller_keys) <= 256
     assert len(candidates.lookups) <= 4
 
 

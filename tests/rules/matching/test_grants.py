@@ -178,7 +178,7 @@ def test_every_layer_needs_its_own_grant(tmp_path):
     assert {asks.rule for asks in held.approval} == {"corp:a", "t:q"}
     assert [asks.rule for asks in asked.decide(granting(asked, question, "q")).approval] == ["corp:a"]
     assert [asks.rule for asks in asked.decide(granting(asked, question, "a")).approval] == ["t:q"]
-    assert asked.decide(granting(asked, question, "a", "q")).allows
+    assert asked.decide(granting(asked, question, "a", "q")).may_send_now
     outside = asked.decide(granting(asked, parse_attempt("GET https://y.example/"), "q"))
     assert (outside.verdict, outside.reason, outside.needs_approval) == (Verdict.DENY, Reason.LAYER, False)
     assert not asked.decide(parse_attempt("GET https://y.example/").attempt(asked)).needs_approval
@@ -283,7 +283,7 @@ def test_address_grant_allows_its_addresses_only(rules, decided, address, asked,
     assert rules_of.check_address(attempt, dialled) is asked
     assert rules_of.check_address(granting(rules_of, parse_attempt(X), "q"), dialled) is granted
     held = rules_of.held_at(attempt, dialled)
-    passes = rules_of.decide(attempt).allows
+    passes = rules_of.decide(attempt).may_send_now
     assert (held is not None) is (passes and asked is Reason.APPROVAL_UNAVAILABLE)
     if held is not None:
         assert [asks.rule for asks in held.approval] == ["t:q"]

@@ -177,7 +177,7 @@ def test_compiled_policy_agrees_with_the_reference(pool, given_settings, attempt
         assert set(decision.rules) == {rule.id for rule in finding.rules}
         assert (decision.reason is Reason.APPROVAL_GRANTED) is bool(finding.granted)
     else:
-        assert not decision.allows or decision.outcome is Outcome.WOULD_BLOCK
+        assert not decision.may_send_now or decision.outcome is Outcome.WOULD_BLOCK
         assert (decision.needs_approval or decision.verdict is Verdict.ASK) is (
             finding.answerable and decision.outcome is not Outcome.WOULD_BLOCK
         )
@@ -203,7 +203,7 @@ def test_lookup_is_answered_whenever_a_connection_could_pass(pool, given_setting
 def test_allowed_protocol_is_among_the_named_ones(pool, given_settings, attempt):
     policy = Policy(pool, given_settings)
     decision = policy.decide(attempt)
-    if decision.allows:
+    if decision.may_send_now:
         told = policy.protocols(attempt.target, attempt.port)
         assert attempt.protocol in told or Protocol.TCP in told
     if decision.passes and attempt.protocol is Protocol.TLS and decision.inspect:
@@ -280,7 +280,7 @@ def test_taint_never_allows_more(pool, given_settings, attempt, numbers, address
     assert lets(after) <= lets(before)
     if policy.check_address(tainted, address) is None:
         assert policy.check_address(clean, address) is None
-    if after.allows and before.outcome is after.outcome:
+    if after.may_send_now and before.outcome is after.outcome:
         assert after.inspect >= before.inspect
         # A connection has those of rules that match whatever is asked on it; each request that is read has its own.
         if attempt.request is not None or not after.inspect:
@@ -306,8 +306,8 @@ def test_grant_allows_nothing_that_another_rule_holds(pool, given_settings, atte
     # Of a connection the requests that could come decide, as if no header or credential held them: see `witness`.
     decides = attempt.request is not None or attempt.protocol is Protocol.TCP
     if decides and Policy(holding, given_settings).decide(attempt).rules:
-        assert not decision.allows
-    if decision.allows and decision.reason is not Reason.APPROVAL_GRANTED:
+        assert not decision.may_send_now
+    if decision.may_send_now and decision.reason is not Reason.APPROVAL_GRANTED:
         # As if those that are granted weren't there: they step aside, and audit mode lets out what is left to nobody
         others = [rule for rule in pool if not is_granted(rule, granted) or has_ended(rule, attempt.at)]
         left = Policy(others, given_settings).decide(attempt)
@@ -380,7 +380,7 @@ def test_nonpublic_address_passes_only_if_listed(pool, given_settings, attempt, 
     decision = Policy(pool, given_settings).decide(attempt)
     assert decision.outcome is not Outcome.WOULD_BLOCK, "audit mode lets it out"
     if decision.passes or decision.needs_approval:
-        asking = [] if decision.allows and not attempt.granted else [Verdict.ASK]
+        asking = [] if decision.may_send_now and not attempt.granted else [Verdict.ASK]
         opening = [rule for rule in pool if rule.allows or rule.action in asking]
         assert any(network_opens(network, attempt.target) for rule in opening for network in rule.networks)
 
@@ -392,7 +392,7 @@ def test_dialled_address_is_allowed_by_a_rule(pool, given_settings, attempt, add
     policy = Policy(pool, given_settings)
     address = normalize(address)
     reason = policy.check_address(attempt, address)
-    if not policy.decide(attempt).allows:
+    if not policy.decide(attempt).may_send_now:
         assert reason is not None, "what is to be asked about is nothing to be dialled"
     if reason is not None:
         return
@@ -423,7 +423,7 @@ def test_address_of_a_connection_serves_each_allowed_request(pool, given_setting
     policy = Policy(pool, given_settings)
     connection = policy.check_address(attempt._replace(request=None), address)
     decision = policy.decide(attempt)
-    if connection is not None or not decision.allows:
+    if connection is not None or not decision.may_send_now:
         return
     with_request = policy.check_address(attempt, address)
     audited = decision.outcome is Outcome.WOULD_BLOCK and why_not_public(address) is not None

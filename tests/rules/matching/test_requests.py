@@ -338,7 +338,7 @@ def test_exemption_elsewhere_opens_no_connection_for_denied_git(exemption):
     ask = f"- {{id: k, to: git.example, git: {{repos: [acme/web], push: [refs/**]}}, except: [{exemption}], action: ask}}\n"
     other = f"- {{id: o, to: git.example, http: {{paths: /x}}, except: [{exemption}], action: deny}}\n"
     for added in ("", ask, other):
-        assert not decide(allow + denied + added, "tls git.example:443").allows
+        assert not decide(allow + denied + added, "tls git.example:443").may_send_now
     assert decide(allow + git("{repos: [acme/api], fetch: true}", "deny", "d") + other, "tls git.example:443").passes
 
 
