@@ -1,7 +1,7 @@
 """One inspected client connection, from handover to its last event: sockets, turns, dials, and its end.
 
 Home of invariant 2 for inspected connections: whatever raises, in HTTP or in a decision, ends the connection with
-resets and is recorded as gate.error. Nothing is ever dialed but the origin that the gate admitted.
+resets and is recorded as gate.error. Nothing but the origin that the gate decided on is ever dialed.
 """
 
 import asyncio
@@ -68,21 +68,21 @@ class InspectedConnection:
         client.transport = Transport[ClientEnd | ServerEnd](
             engine.loop, engine.poller, handover.client, self, client, client=True, tls=tls
         )
-        self.transports: list[Transport[ClientEnd | ServerEnd]] = [client.transport]  # their sockets are open
-        self._dials: dict[ServerEnd, Callable[[], None]] = {}  # how to call each off
-        self._counted = 0  # servers beside the one that is the client's own
-        self._extra_sockets = engine.extra_sockets()  # of what it has of connections to servers
-        self._review: Sliced[frozenset[str]] | None = None  # under other rules, before anything else goes on
+        self.transports: list[Transport[ClientEnd | ServerEnd]] = [client.transport]  # those with an open socket
+        self._dials: dict[ServerEnd, Callable[[], None]] = {}  # functions that cancel dials, by their server
+        self._counted = 0  # server connections beyond the one that is counted with the client
+        self._extra_sockets = engine.extra_sockets()  # counts those towards the sandbox's descriptors
+        self._review: Sliced[frozenset[str]] | None = None  # a review under other rules, which comes before other work
         self._busy = self._over = False
         self._is_postponed = False  # work waits for the next turn; until then nothing is begun or read
         self._pending_decisions: set[asyncio.Future[None]] = set()  # tasks; while there are any, it isn't idle
-        self._up = self._down = 0  # of connections to the internet that are over
-        self._last = time.monotonic()
+        self._up = self._down = 0  # bytes of server connections that have ended
+        self._last = time.monotonic()  # of the last activity
         self._idle_timeout = gate_decision.decision.idle_timeout
-        self._head: int | None = 0  # that has begun and isn't whole; in TLS that is the handshake first
-        self._head_due = self._last + HEAD_TIMEOUT  # when it has to be (time.monotonic())
+        self._head: int | None = 0  # number of the incomplete head, or 0 for the handshake; None: no head has begun
+        self._head_due = self._last + HEAD_TIMEOUT  # when it has to be complete (time.monotonic())
         self._leaving = False  # the client's connection is being closed
-        self.kept = 0  # bytes, as far as the room knows
+        self.kept = 0  # buffered bytes that `MemoryQuota` has been told of
 
     def start(self) -> None:
         """Start to read."""
@@ -94,7 +94,7 @@ class InspectedConnection:
         except OSError as error:
             self.crashed(error)
 
-    # --- what links report ---
+    # --- what transports report ---
 
     def received(self, transport: Transport[ClientEnd | ServerEnd], data: bytes) -> None:
         """Parse received bytes as HTTP."""
@@ -250,13 +250,13 @@ class InspectedConnection:
             self.crashed(error)
 
     def tick(self, now: float) -> None:
-        """End what takes too long (`now`: time.monotonic()), with a reset, as it isn't complete.
+        """Reset the connection if it takes too long (`now`: time.monotonic()).
 
-        A head, or a handshake, that comes byte by byte; what hasn't brought anything for too long, or goes on too long.
+        That is an incomplete head or handshake, an idle connection, and one that has reached its lifetime.
         """
         ends = min(self._last + self._idle_timeout, self._handover.record.opened + LIFETIME)
         if not self._is_postponed and (self._engine.memory_quota.is_tight or self._http.stinted):
-            self._balance()  # sockets have taken more since, and what was left unread may have room now
+            self._balance()  # sockets may have taken bytes since, so there may be memory to read more
         if now >= self._last + SILENCE and self._http.is_unspoken():
             self._do(self._http.refuse_silent)
         elif (now >= self._head_due and not self._is_postponed) or (now >= ends and not self._pending_decisions):
@@ -275,7 +275,7 @@ class InspectedConnection:
         """Return the bytes buffered here (`MemoryQuota`)."""
         return self._http.weigh(exactly=True)
 
-    # --- what requests need ---
+    # --- what the router calls ---
 
     def decide(self, stream: "Stream") -> bool:
         """Decide on a request; returns whether that is done, else the request continues later."""
@@ -434,9 +434,9 @@ class InspectedConnection:
         self.abort()
 
     def _leave_servers(self, *, cut: bool = False) -> None:
-        """End what was there for a client that is leaving; what broke off was reset already.
+        """Close the server connections of a client that is leaving.
 
-        `cut`: its requests haven't heard of it, so whatever is open breaks off (invariant 12).
+        `cut`: reset them, as the client's end didn't reach its requests (invariant 12).
         """
         for cancel in self._dials.values():
             self._try(cancel)

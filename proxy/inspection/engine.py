@@ -1,7 +1,8 @@
 """Inspection engine of one sandbox: its inspected connections, their certificates, dials and turns.
 
-A connection without a certificate waits for it, unread, and the others continue. A sandbox may have far fewer made than
-its worker, so a task that asks for names without end uses up no other sandbox's share (invariant 11).
+A connection without a certificate waits for it, unread, and the others continue. The limit on new certificates is far
+lower for a sandbox than for its worker, so a task that tries endless names uses up no other sandbox's share (invariant
+11).
 
 Imported only when the first connection is to be inspected: mitmproxy takes a quarter of a second.
 """

@@ -1,10 +1,10 @@
 """Routes HTTP on one client connection: events of its codecs to its requests, and their answers to the codecs.
 
-One origin is all that is ever dialed (invariant 3); a connection is used again only under the policy it was dialed
-under; those that are over are forgotten; and what can't leave on one side is not taken in on the other.
+Only one origin is ever dialed (invariant 3). A server connection is reused only under the policy it was dialed under.
+Bytes that can't be sent on one side are not read on the other.
 
-What there is to do is in `todo`, a call each, in order; a call returns the steps that it begins. `work` does them for
-as long as a turn takes, what a request does before all others, before it takes the next call.
+`todo` is a queue of calls; a call returns the steps that it begins. `work` runs them for one turn. It finishes the
+steps of a request, and of the last call, before it takes the next call.
 """
 
 from collections import deque
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from proxy.inspection.connection_ends import ConnectionControl, MemoryQuota
     from proxy.inspection.session import Session
 
-HEADS_AT_ONCE: Final = 8  # pipelined requests that are begun with before everybody else has had a turn
-_THROUGH: Final = object()  # what steps have no next of
+HEADS_AT_ONCE: Final = 8  # pipelined requests that begin in one turn, before other connections have theirs
+_THROUGH: Final = object()  # `next` of steps that are complete
 
-type Begun = Iterator[object] | None  # what a call begins that takes more than one step
+type Begun = Iterator[object] | None  # the steps of a call that takes more than one; None: it is complete
 
 
 class HttpRouter:
@@ -59,21 +59,21 @@ class HttpRouter:
         self.driver = driver
         self.servers: list[ServerEnd] = []
         self.streams: dict[int, Stream] = {}
-        self.stinted = False  # whether something is left unread for want of room
-        self.stopped = False  # nothing more is begun: the connection is over, or other rules come first
+        self.stinted = False  # whether a server is left unread because memory is short
+        self.stopped = False  # nothing more is begun: the connection has ended, or a review comes first
         self.todo: deque[tuple[Callable[..., Begun], tuple[Any, ...]]] = deque()
         self._memory_quota = memory_quota
-        self._requests = 0  # bytes that those under way take by themselves
+        self._requests = 0  # bytes of memory that the requests under way use themselves
         self._awaiting_server: dict[ServerEnd, list[Stream]] = {}  # requests that wait for a connection
-        self._until = 0.0  # when the turn is over, by the clock of this thread's processor time
+        self._until = 0.0  # end of the turn, in processor time of this thread
         self._heads_left = 0  # how many HTTP/1 requests may still begin in this turn
-        # What is done before the next call, in this order
-        self._running: tuple[Stream, Steps] | None = None  # what a request does
-        self._queued: deque[HttpEvent] = deque()  # what came about while something was sent
-        self._call_steps: Begun = None  # what the last call began
+        # Work to finish before the next call, in this order
+        self._running: tuple[Stream, Steps] | None = None  # a request with its steps
+        self._queued: deque[HttpEvent] = deque()  # events that sending has caused
+        self._call_steps: Begun = None  # the steps of the last call
         self._is_continuing = False  # `continue_after_call` is next: it follows each call
 
-    # --- what there is to do ---
+    # --- turns ---
 
     def work(self, until: float) -> bool:
         """Do what there is to do, `until` so much of this thread's processor time has passed (seconds).
@@ -126,7 +126,7 @@ class HttpRouter:
                         self._do(command)
         return None
 
-    # --- what has come ---
+    # --- received data ---
 
     def start(self) -> Begun:
         """Start the protocol agreed on with the client."""
@@ -300,7 +300,7 @@ class HttpRouter:
             if stream.request.stages:
                 stream.request.enter(())  # they refer to each other
 
-    # --- what requests want ---
+    # --- what requests call ---
 
     def send_to_client(self, event: "HttpEvent") -> None:
         """Send a part of a response."""
@@ -365,12 +365,12 @@ class HttpRouter:
             return server_codec.stream_id is None and not server_codec.buf and self.client.alpn != HTTP2
         return not server_codec.draining
 
-    # --- what is kept, and what waits ---
+    # --- memory and back-pressure ---
 
     def weigh(self, *, exactly: bool) -> int:
-        """Return how many bytes are kept here for peers that don't take them, and of requests under way.
+        """Return the bytes buffered for peers that don't take them, and of requests under way.
 
-        If not `exactly`, some may count that were dropped since.
+        If not `exactly`, bytes that were dropped since may count.
         """
         client_codec, kept = self.client.codec, self._requests + self.session.pending_body_bytes
         for transport in self.driver.transports:
@@ -380,7 +380,7 @@ class HttpRouter:
         elif client_codec is not None:
             kept += client_codec.h2_conn.weigh() if exactly else client_codec.h2_conn.kept
             kept += client_codec.h2_conn.incoming_buffer.size
-            if client_codec.withheld:  # what came of uploads and can't leave: it is with their streams, or behind them
+            if client_codec.withheld:  # bytes of uploads that can't be sent yet
                 kept += sum(client_codec.withheld.values())
         for server in self.servers:
             if (server_codec := server.codec) is not None:

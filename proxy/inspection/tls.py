@@ -297,7 +297,7 @@ class Tls:
         self.tls = tls
         self.is_open = False  # the handshake succeeded
         self.has_ended = False  # nothing more can be read
-        self.is_broken = False  # ... because the peer violated the protocol
+        self.is_broken = False  # nothing more can be read, because the peer violated the protocol
 
     def shake_hands(self, data: bytes) -> tuple[str | None, bytes]:
         """Continue the handshake with received bytes; returns the problem, if any, and the bytes to send.

@@ -1,4 +1,4 @@
-"""Holds the body of a request whose decision depends on it; nothing of it is sent before the decision.
+"""Buffers the body of a request whose decision depends on it; nothing of it is sent before the decision.
 
 `PendingPush` reads the refs of a push; `PendingContent` keeps the whole body of another request. Both forward the body
 unchanged.
