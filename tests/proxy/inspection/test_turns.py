@@ -60,7 +60,7 @@ def test_server_reset_before_its_request_is_sent_is_answered_502(gate, origins, 
     real = HttpRouter.opened
 
     def late(router, server, problem):
-        server.transport._ended(cut=True)
+        server.transport._handle_end(cut=True)
         real(router, server, problem)
 
     monkeypatch.setattr(HttpRouter, "opened", late)
