@@ -36,9 +36,9 @@ from proxy.request.messages import checked_length
 from proxy.request.mitmproxy_messages import head_of, response_head_of, response_of
 from proxy.request.request_head import HTTP_PORT, UnclearError, named, read_authority
 from proxy.telemetry.events import Component, Tls
-from rules.addresses import parse_host
-from rules.names import HostName, InvalidNameError
 from rules.problems import RuleFileError
+from rules.values.addresses import parse_host
+from rules.values.names import HostName, InvalidNameError
 from rules.verdicts import Outcome, Reason
 
 MODES: Final = (mode_specs.RegularMode, mode_specs.TransparentMode)

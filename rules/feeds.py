@@ -15,9 +15,9 @@ from dataclasses import KW_ONLY, dataclass
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from rules.addresses import Address, parse_address
-from rules.names import HostName, InvalidNameError
 from rules.problems import quote
+from rules.values.addresses import Address, parse_address
+from rules.values.names import HostName, InvalidNameError
 
 _MOST_LINES: Final = 4_000_000
 _MOST_FOREIGN: Final = 100_000  # lines with characters of other scripts: each takes a thousand times as long

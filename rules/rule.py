@@ -12,17 +12,17 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from rules.attempt import Protocol, RefChange
-from rules.globs import Part, fold, fold_pattern, pattern_matches
-from rules.names import HOST, HostName
-from rules.paths import PathPattern, Reading, readings
-from rules.ports import Ports
+from rules.values.globs import Part, fold, fold_pattern, pattern_matches
+from rules.values.names import HOST, HostName
+from rules.values.paths import PathPattern, Reading, readings
+from rules.values.ports import Ports
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:
-    from rules.addresses import Network
     from rules.decision import ApprovalTerms, Limits
     from rules.feeds import Feed
-    from rules.patterns import NamePattern, Pattern, TaskSelector
+    from rules.values.addresses import Network
+    from rules.values.patterns import NamePattern, Pattern, TaskSelector
 
 
 class ByIdentity:

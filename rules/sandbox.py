@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from rules.decision import ApprovalTerms
-from rules.patterns import TaskSelector
 from rules.problems import quote
+from rules.values.patterns import TaskSelector
 from rules.verdicts import Verdict
 
 GPU: Final = "gpu"  # every node of a graphics or compute card that the host has

@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from rules.addresses import Address
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 
 # What follows the stem of AWS's three variables: the usual stem is `AWS`

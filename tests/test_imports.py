@@ -42,11 +42,11 @@ def test_imports_of_tests_exist(file):
 @pytest.mark.parametrize(
     ("line", "found"),
     [
-        ("from rules.names import HostName", True),
+        ("from rules.values.names import HostName", True),
         ("from proxy.gate import connection, listener as door", True),
         ("from enforcer.worker import secrets", False),
         ("from enforcer.workers import worker", False),
-        ("    from rules.names import Hostname", False),
+        ("    from rules.values.names import Hostname", False),
     ],
 )
 def test_missing_import_is_found(line, found):

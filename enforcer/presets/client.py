@@ -142,8 +142,8 @@ class Client(NamedTuple):
 
 def is_internal(locked: LockedPlace) -> bool:
     """Whether a registry is on a private network; then the hosts that it names may be, too."""
-    from rules.addresses import why_not_public
-    from rules.names import HostName
+    from rules.values.addresses import why_not_public
+    from rules.values.names import HostName
 
     if isinstance(locked.origin.host, HostName):
         return bool(locked.resolves_to)

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import urljoin
 
-from rules.addresses import Address, Opening, find_block, normalize
 from rules.loading.preset_locks import Origin
-from rules.names import HostName
+from rules.values.addresses import Address, Opening, find_block, normalize
+from rules.values.names import HostName
 
 _STEP: Final = 8.0  # seconds that one read or connect may take
 _WHOLE: Final = 25.0  # seconds for a request with its redirects

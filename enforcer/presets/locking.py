@@ -15,11 +15,11 @@ from enforcer.presets import npm, other_clients, pip
 from enforcer.presets.client import Client, DiscoveredHost, Machine, Setting, is_internal
 from enforcer.presets.fetch import FetchError, UnknownHostError, Web
 from enforcer.system.errors import HostError
-from rules.addresses import Address, find_block, parse_network
 from rules.loading.load import failures, read_preset
 from rules.loading.preset_locks import LockedPlace, Origin, Places
-from rules.names import HostName
 from rules.problems import RuleFileError
+from rules.values.addresses import Address, find_block, parse_network
+from rules.values.names import HostName
 
 CLIENTS: Final = {client.preset: client for client in (pip.CLIENT, npm.CLIENT, *other_clients.CLIENTS)}
 BY_HAND: Final = "given by hand"

@@ -30,9 +30,9 @@ from rules.loading.secret_schema import (
     TELEMETRY,
     placeholder_objection,
 )
-from rules.names import INFO_API
-from rules.patterns import Pattern
 from rules.sandbox import NO_SANDBOX_SETTINGS, SandboxSettings
+from rules.values.names import INFO_API
+from rules.values.patterns import Pattern
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PLAIN = frozenset({"C", "POSIX"})  # locales without characters beyond ASCII

@@ -38,7 +38,7 @@ from enforcer.sandbox.path_scan import (
 )
 from enforcer.sandbox.step_lists import QUOTA, CallList, Label
 from enforcer.system import linux
-from rules.patterns import Pattern
+from rules.values.patterns import Pattern
 
 UNMASK = (
     "in a container, unmask /proc (podman: `--security-opt unmask=ALL`, "

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from enforcer.sandbox.step_lists import ANY, CallList, Label, Register
 from enforcer.system import linux
-from rules.patterns import Pattern
+from rules.values.patterns import Pattern
 
 # While a sandbox is made: the host's tree, the new root, layers of overlays, and staged mounts.
 OLD, NEW, LAYERS, STAGE = "/old", "/new", "/layers", "/stage"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from enforcer.sandbox.identity import Identity
     from enforcer.worker.worker import WorkerPaths
     from proxy.telemetry.prometheus.metrics import Metrics
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 PATIENCE: Final = 20.0  # seconds for a worker to answer; then it counts as hanging
 _CHECK_EVERY: Final = 2.0  # seconds

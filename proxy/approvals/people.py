@@ -15,7 +15,7 @@ from rules.problems import did_you_mean
 
 if TYPE_CHECKING:
     from proxy.approvals.approval_request import ApprovalRequest, Kind, Rule
-    from rules.patterns import Pattern
+    from rules.values.patterns import Pattern
 
 PENDING_PER_TASK: Final = 20
 PENDING: Final = 1000

@@ -15,9 +15,9 @@ from proxy.telemetry.encoding import encode
 from proxy.telemetry.events import Answer, Destination, Event, Git, Http, IdMaker, Instant, Origin, Process
 from proxy.telemetry.journal.writer import Journal, JournalWriteError
 from proxy.telemetry.masking import masked
-from rules.addresses import parse_host
 from rules.attempt import Protocol
-from rules.names import HostName, InvalidNameError
+from rules.values.addresses import parse_host
+from rules.values.names import HostName, InvalidNameError
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

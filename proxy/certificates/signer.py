@@ -13,8 +13,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import parse_host
-from rules.names import InvalidNameError
+from rules.values.addresses import parse_host
+from rules.values.names import InvalidNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,19 +6,19 @@ listeners, the upstream proxy), unless a rule opens that service (invariant 9).
 
 from typing import TYPE_CHECKING, Final
 
-from rules.addresses import why_not_public
 from rules.explain.reasons import NEEDED
-from rules.names import HostName
+from rules.values.addresses import why_not_public
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from proxy.dns.lookup import LookupResult
-    from rules.addresses import Address
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.matching.policy import Policy
+    from rules.values.addresses import Address
 
 _OWN_ADDRESS_ADVICE: Final = (
     f"no `resolves_to` opens this host's own public address: a service of this machine needs {NEEDED}"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from proxy.event_loop.poller import Poller
     from proxy.telemetry.prometheus.metrics import Metrics
-    from rules.addresses import Address
     from rules.settings import ProxyDestination
+    from rules.values.addresses import Address
 
 type Hop = Address | ProxyDestination  # address or proxy to dial
 type Done = Callable[[socket.socket | DialError, Hop | None], None]  # a connected socket and its address, or the error

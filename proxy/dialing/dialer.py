@@ -19,8 +19,8 @@ from proxy.dialing.connect_race import ConnectRace
 from proxy.dns.lookup import LookupResult, source_for
 from proxy.sandbox.sandbox_state import DescriptorQuota
 from rules.attempt import Protocol
-from rules.names import HostName
 from rules.settings import ProxyDestination
+from rules.values.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from proxy.dns.lookup import Lookup
     from proxy.event_loop.poller import Poller
     from proxy.telemetry.prometheus.metrics import Metrics
-    from rules.addresses import Address
     from rules.attempt import Attempt
     from rules.decision import Decision
     from rules.matching.policy import Policy
     from rules.settings import Upstream
+    from rules.values.addresses import Address
 
 LOOKUP_TIMEOUT: Final = 15.0  # seconds, including the wait for a free slot
 CONNECT_TIMEOUT: Final = 15.0  # seconds for all addresses together, including a proxy's handshake

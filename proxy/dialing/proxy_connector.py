@@ -14,7 +14,7 @@ from proxy.dialing.address_check import DialError
 from proxy.dialing.connect_race import ConnectRace
 from proxy.dialing.tunnel import TunnelError, open_tunnel
 from proxy.event_loop.poller import IN, OUT
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from proxy.event_loop.poller import Poller
     from proxy.sandbox.sandbox_state import DescriptorQuota
     from proxy.telemetry.prometheus.metrics import Metrics
-    from rules.addresses import Address
     from rules.settings import ProxyDestination
+    from rules.values.addresses import Address
 
 _PIECE = 4096  # bytes peeked at a time
 

@@ -9,13 +9,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.request.http1_heads import BLANK_LINE, check_status_line, parse_response
-from rules.names import HostName
 from rules.settings import Scheme
+from rules.values.names import HostName
 
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
-    from rules.addresses import Address
     from rules.settings import ProxyDestination
+    from rules.values.addresses import Address
 
 LONGEST_HEAD: Final = 16 * 1024  # bytes of an answer to CONNECT
 _NOT_HTTP: Final = "it doesn't speak HTTP/1"

@@ -13,18 +13,18 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
 from proxy.dns.records import DnsLookupError
-from rules.addresses import normalize, parse_address, why_not_public
-from rules.names import HOST, LOOPBACK, is_exeat_name
+from rules.values.addresses import normalize, parse_address, why_not_public
+from rules.values.names import HOST, LOOPBACK, is_exeat_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import date
 
     from proxy.dns.records import Servers
-    from rules.addresses import Address
     from rules.attempt import Protocol as Spoken
     from rules.matching.policy import Policy
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 LONGEST_KEPT: Final = 30.0  # seconds
 FAILURE_KEPT: Final = 1.0

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rules.addresses import Address
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 MOST_AT_ONCE: Final = 16  # queries
 MOST_WAITING: Final = 256  # queries that run or wait

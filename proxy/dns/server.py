@@ -26,7 +26,7 @@ from proxy.telemetry.events import Dns, Kind
 from proxy.telemetry.journal.writer import JournalWriteError
 from rules.attempt import Protocol
 from rules.decision import deny
-from rules.names import INFO_API, HostName, InvalidNameError
+from rules.values.names import INFO_API, HostName, InvalidNameError
 from rules.verdicts import DnsMode, OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from proxy.dns.records import RecordLookup, Records
     from proxy.sandbox.recorder import Recorder
     from proxy.sandbox.sandbox_state import SandboxState
-    from rules.addresses import Address
     from rules.decision import Decision
+    from rules.values.addresses import Address
 
 _LOCALHOST: Final[dict[int, tuple[bytes, ...]]] = {
     Type.A: (b"\x7f\0\0\1",),

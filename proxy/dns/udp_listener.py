@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 from proxy.dns.wire import LARGEST_QUERY
 from proxy.event_loop.poller import IN
 from proxy.telemetry.events import Component
-from rules.addresses import normalize
 from rules.attempt import Protocol
+from rules.values.addresses import normalize
 
 if TYPE_CHECKING:
     from proxy.dns.server import DnsServer
     from proxy.event_loop.poller import Poller
     from proxy.sandbox.recorder import Recorder
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 _AT_ONCE: Final = 64  # queries before other work gets a turn
 _ANCILLARY: Final = 256  # bytes

@@ -24,12 +24,12 @@ import dns.rdatatype
 import dns.resolver
 
 from proxy.dns.records import LONGEST_KEPT, MOST_RECORDS, DnsLookupError, Records
-from rules.addresses import normalize
-from rules.names import is_exeat_name
+from rules.values.addresses import normalize
+from rules.values.names import is_exeat_name
 
 if TYPE_CHECKING:
-    from rules.addresses import Address
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 
 # Bytes of an answer. At most 16 addresses or 64 other records are used.

@@ -10,14 +10,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from proxy.request.messages import ResponseHead
-from rules.addresses import normalize
 from rules.explain.reasons import NEEDED, REASONS, opened_otherwise, remedy_for
-from rules.names import HOST, INFO_API, HostName
+from rules.values.addresses import normalize
+from rules.values.names import HOST, INFO_API, HostName
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
-    from rules.addresses import Address
     from rules.decision import Decision
+    from rules.values.addresses import Address
 
 LONGEST = 500  # characters of a task's text that a page shows
 TYPES = (

@@ -21,7 +21,7 @@ from proxy.gate.managed_connection import COMPONENT_OF_STATE, LIFETIME, ManagedC
 from proxy.gate.record import Handover
 from proxy.gate.splice import Splice
 from rules.decision import deny
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.dialing.address_check import deny_undialable
 from proxy.gate.client_hello import ClientHello, HttpHead
-from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, alpn_is_readable
 from rules.decision import Decision, deny
-from rules.names import HostName, InvalidNameError
+from rules.values.addresses import parse_host
+from rules.values.names import HostName, InvalidNameError
 from rules.verdicts import OnBlock, Outcome, Reason
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from proxy.dialing.address_check import DialError
     from proxy.gate.client_hello import Seen
     from proxy.sandbox.sandbox_state import SandboxState
-    from rules.addresses import Address
     from rules.matching.policy import Policy
+    from rules.values.addresses import Address
 
 _TCP_ONLY: Final = frozenset({Protocol.TCP})
 _HTTP_PORT, _TLS_PORT = 80, 443

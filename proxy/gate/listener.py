@@ -21,8 +21,8 @@ from proxy.gate.dns_stream import DnsStream
 from proxy.gate.record import ConnectionRecord
 from proxy.gate.splice import BufferQuota
 from proxy.telemetry.events import Component
-from rules.addresses import Address, normalize
-from rules.names import INFO_API
+from rules.values.addresses import Address, normalize
+from rules.values.names import INFO_API
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from proxy.dialing.connect_race import address_text
 from proxy.event_loop.poller import reset
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import JournalWriteError
-from rules.names import HostName, InvalidNameError
+from rules.values.names import HostName, InvalidNameError
 
 if TYPE_CHECKING:
     import socket
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.supervisor_channel.channel import Attribution
     from proxy.telemetry.events import Component, Process
-    from rules.addresses import Address
     from rules.decision import Decision
+    from rules.values.addresses import Address
     from rules.verdicts import Outcome, Reason
 
 type Endpoint = tuple["Address", int]

@@ -19,8 +19,8 @@ from proxy.info_api.requests import RequestRefusedError
 from proxy.telemetry.visible import visible
 from rules.attempt import REGISTERED_METHODS
 from rules.loading.cases import parse_attempt
-from rules.names import InvalidNameError
 from rules.problems import quote
+from rules.values.names import InvalidNameError
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from proxy.request.http1_heads import parse_head
 from proxy.request.request_head import Head, RequestedResource, UnclearError, body_size, read, values
-from rules.names import INFO_API
+from rules.values.names import INFO_API
 
 MOST_HEAD: Final = 8192  # bytes
 MOST_PARAMETERS: Final = 8

@@ -29,12 +29,12 @@ from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.events import Kind, Tls
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
-from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.decision import deny
 from rules.loading.load import load
-from rules.names import HostName, InvalidNameError
 from rules.sandbox import NO_SANDBOX_SETTINGS
+from rules.values.addresses import parse_host
+from rules.values.names import HostName, InvalidNameError
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from mitmproxy.http import HTTPFlow, Request
 
     from proxy.inspection.pipeline import Found
-    from rules.addresses import Address
     from rules.decision import Decision
+    from rules.values.addresses import Address
 
 
 MOST_KEPT_BODY: Final = 1 << 20  # bytes: mitmproxy reads a refused request's body before it answers

@@ -21,7 +21,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from proxy.inspection.connection_ends import ServerFailure
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.inspection.session import Session
     from proxy.request.messages import WebOrigin
     from proxy.secrets import Identity
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 
 # OpenSSL bindings that pyOpenSSL has without public names; `test_mitmproxy_contract.py` checks them

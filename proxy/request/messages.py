@@ -11,8 +11,8 @@ from rules.attempt import Protocol
 
 if TYPE_CHECKING:
     from proxy.request.request_head import Field, RequestedResource
-    from rules.addresses import Address
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 
 class ResponseHead(NamedTuple):

@@ -11,16 +11,16 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.request.override_headers import LONGEST_NAME, alike, is_override, may_override, names_host, names_method
-from rules.addresses import parse_host
 from rules.attempt import METHODS
-from rules.names import InvalidNameError
+from rules.values.addresses import parse_host
+from rules.values.names import InvalidNameError
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from rules.addresses import Address
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 type Field = tuple[bytes, bytes]
 

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.telemetry.events import Dns, Git, Http, Process, StartedBy, Tls
     from proxy.telemetry.prometheus.metrics import Metrics
-    from rules.addresses import Address
     from rules.attempt import Protocol
     from rules.decision import Decision
+    from rules.values.addresses import Address
 
 _REMEMBERED = 50
 _ids = IdMaker()  # one a process: ids grow across its sandboxes

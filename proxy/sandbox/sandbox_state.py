@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from proxy.sandbox.taint import Taint
     from proxy.secrets import SecretInjector
     from proxy.secrets.detection import OwnSecrets
-    from rules.addresses import Address
     from rules.decision import Decision
     from rules.matching.policy import Policy
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 
 _DAY: Final = 86_400  # seconds

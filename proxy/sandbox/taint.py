@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from proxy.approvals.recording import ApprovalRecorder
     from proxy.sandbox.sandbox_state import SandboxState
     from proxy.telemetry.prometheus.metrics import Metrics
-    from rules.addresses import Address
     from rules.decision import Decision
-    from rules.names import HostName
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 MOST_SOURCES: Final = 64  # sources that are named
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Field, Head
     from proxy.secrets.credentials import HeadCredentials
     from proxy.secrets.values import SecretValue
-    from rules.addresses import Address
-    from rules.names import HostName
     from rules.secrets import Secret, Slot
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 
 class CarriedSecrets(NamedTuple):

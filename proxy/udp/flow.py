@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from proxy.gate.decide import GateDecision
     from proxy.gate.record import ConnectionRecord
     from proxy.udp.listener import Key, UdpGate
-    from rules.addresses import Address
     from rules.decision import Decision
+    from rules.values.addresses import Address
 
 MAX_QUEUED: Final = 16  # datagrams of one flow that wait for its lookup
 _MAX_QUEUED_BYTES: Final = 1 << 20  # of all flows' that wait

@@ -22,13 +22,13 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
-from rules.addresses import normalize
+from rules.values.addresses import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from proxy.gate.record import Endpoint
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 _LOOPBACK: Final = "127.0.0.1"
 _NO_PEER: Final = struct.pack("=H14x", 0)  # a struct sockaddr of AF_UNSPEC: connect(2), "dissolved"

@@ -15,7 +15,7 @@ from proxy.sandbox.sandbox_state import SandboxState
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.telemetry.events import Kind
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from proxy.telemetry.journal.writer import Journal
     from proxy.telemetry.summary import Summary
     from proxy.worker.messages import SandboxNews
-    from rules.addresses import Address
     from rules.matching.policy import Policy
+    from rules.values.addresses import Address
 
 _GRACE: Final = 1.0  # seconds for open connections to end by themselves after the end of the task
 _WARM_UP_DELAY: Final = 0.25  # seconds: importing inspection takes as long, and would slow the start of the sandbox

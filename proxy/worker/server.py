@@ -28,15 +28,15 @@ from proxy.wire import message
 from proxy.worker.messages import Admission, OnlySandbox, RuleSetNews, SandboxNews, SandboxReport, Setup, WorkerAnswer
 from proxy.worker.policy_swap import read_policy, release_policies
 from proxy.worker.sandbox import SandboxServer, WorkerResources
-from rules.addresses import normalize
+from rules.values.addresses import normalize
 
 if TYPE_CHECKING:
     from proxy.dialing.proxy_auth import Login
     from proxy.telemetry.prometheus.metrics import Metrics
     from proxy.telemetry.prometheus.scrape_server import ScrapeServer
     from proxy.telemetry.summary import Summary
-    from rules.addresses import Address
     from rules.matching.policy import Policy
+    from rules.values.addresses import Address
 
 _MOST_DESCRIPTORS: Final = 16  # in one message
 _SOCKETS: Final = frozenset({"tcp", "dns_udp", "udp", "answers"})  # every sandbox has these

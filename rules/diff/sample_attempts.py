@@ -6,15 +6,15 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, Final, NamedTuple
 
-from rules.addresses import Address
 from rules.attempt import NO_LABELS, Caller, GitRequest, GitService, Protocol, RefChange, Request
-from rules.globs import MANY, Part
 from rules.matching.requests import LONGEST_URL, is_wide, url_length
 from rules.matching.signatures import ANY_TEXT, SEGMENTS, Signatures, characters
-from rules.names import HostName
-from rules.paths import PathPattern, percent_encode, readings
-from rules.patterns import Pattern, TaskSelector
 from rules.rule import GitRule, Http, Presence, Rule, Values
+from rules.values.addresses import Address
+from rules.values.globs import MANY, Part
+from rules.values.names import HostName
+from rules.values.paths import PathPattern, percent_encode, readings
+from rules.values.patterns import Pattern, TaskSelector
 from rules.verdicts import Verdict
 
 _READ: Final = {False: (("task that is", "clean"),), True: (("task that is", "tainted"),)}

@@ -2,8 +2,8 @@
 
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Opening, find_block, normalize
-from rules.names import HOST, ZONE, HostName, is_exeat_name
+from rules.values.addresses import Address, Opening, find_block, normalize
+from rules.values.names import HOST, ZONE, HostName, is_exeat_name
 from rules.verdicts import Reason
 
 SUGGEST: Final = "`exeat explain --suggest EVENT` on the host prints the rule that would allow it"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Opening, bracket_host, find_block, why_not_public
 from rules.attempt import METHOD_TOKEN, Protocol
 from rules.learning.generalize import (
     GitDraft,
@@ -17,9 +16,10 @@ from rules.learning.generalize import (
     write_pattern,
 )
 from rules.loading.fields import make_slug
-from rules.names import HOST, HostName, is_localhost
-from rules.paths import readings
 from rules.problems import join_first
+from rules.values.addresses import Address, Opening, bracket_host, find_block, why_not_public
+from rules.values.names import HOST, HostName, is_localhost
+from rules.values.paths import readings
 from rules.verdicts import STRICTEST_FIRST, Verdict
 
 _LONGEST_ID: Final = 63

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from rules.attempt import RefChange
-from rules.globs import ONE, Part
-from rules.paths import PathPattern, Reading, percent_encode
 from rules.rule import RefPattern, RepoPattern, repository_readings
+from rules.values.globs import ONE, Part
+from rules.values.paths import PathPattern, Reading, percent_encode
 from rules.verdicts import Verdict
 
 ENOUGH: Final = 3  # distinct values of a segment

@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 from json import dumps
 from typing import Final
 
-from rules.addresses import bracket_host
 from rules.attempt import Protocol
-from rules.globs import ONE
 from rules.learning.drafts import Draft, Evidence, LearnedRules, Omission, format_destination
 from rules.learning.generalize import GitDraft, Learned, write_pattern
-from rules.paths import readings
 from rules.rule import Rule
 from rules.settings import Settings, UpstreamExceptions
+from rules.values.addresses import bracket_host
+from rules.values.globs import ONE
+from rules.values.paths import readings
 
 _MOST_TASKS: Final = 5
 _MOST_LEFT_OUT: Final = 50

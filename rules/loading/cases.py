@@ -7,7 +7,6 @@ An attempt is `METHOD URL` (`URL` is a GET), `git push URL REF`, `git fetch URL`
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import Address, parse_host
 from rules.attempt import METHODS, UNKNOWN_CALLER, Attempt, Caller, GitRequest, GitService, Protocol, RefChange, Request
 from rules.decision import Decision
 from rules.loading.document import Mapping, Node
@@ -28,9 +27,10 @@ from rules.loading.fields import (
     text,
 )
 from rules.matching.commands import ProgramRun, decide_run
-from rules.names import HostName, InvalidNameError
-from rules.ports import WELL_KNOWN
 from rules.problems import did_you_mean, quote
+from rules.values.addresses import Address, parse_host
+from rules.values.names import HostName, InvalidNameError
+from rules.values.ports import WELL_KNOWN
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:

@@ -32,10 +32,10 @@ from rules.loading.fields import (
     parse_size,
     parse_slug,
 )
-from rules.paths import PathPattern
-from rules.patterns import Pattern, TaskSelector
 from rules.problems import did_you_mean, quote
 from rules.rule import GitRule, Http, Presence, RefPattern, RepoPattern, Values
+from rules.values.paths import PathPattern
+from rules.values.patterns import Pattern, TaskSelector
 
 _PRESENCES: Final = {presence.value: presence for presence in Presence}
 _NAMED_VALUES: Final = mapping_of({"anyOf": [{"enum": [*_PRESENCES]}, one_or_more(WORD)]}, least=1)

@@ -13,8 +13,8 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from rules.loading.document import Listing, Mapping, Node, Scalar, parse
-from rules.patterns import Pattern
 from rules.problems import Problem, RuleFileError, did_you_mean, quote
+from rules.values.patterns import Pattern
 
 _SIZES: Final = {"B": 1} | {
     unit + ending: 1 << 10 * power for power, unit in enumerate("KMGT", 1) for ending in ("", "B", "iB")

@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 from rules.loading.conditions import read_labels
 from rules.loading.document import Listing, Node
 from rules.loading.fields import WORD, Key, Reader, Section, many, parse_label, parse_pattern, read_whole
-from rules.patterns import Pattern
 from rules.problems import quote
+from rules.values.patterns import Pattern
 
 FILE_KEYS: Final = ("version", "identities")
 

@@ -7,7 +7,6 @@ from rules.loading.document import FilePlace, Node
 from rules.matching.layers import RANKS, Layer, strictest_value, strictness
 from rules.matching.policy import Policy
 from rules.matching.revision import digest_of
-from rules.patterns import Pattern
 from rules.problems import Problem, quote
 from rules.sandbox import (
     NO_SANDBOX_FLOOR,
@@ -19,6 +18,7 @@ from rules.sandbox import (
     includes_device,
 )
 from rules.settings import Settings
+from rules.values.patterns import Pattern
 from rules.verdicts import LayerKind, Verdict
 
 if TYPE_CHECKING:

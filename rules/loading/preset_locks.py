@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from rules.addresses import Address, Network, bracket_host, parse_host, parse_network
 from rules.files import describe_error, read_file, user_configuration
 from rules.loading.document import Listing, Mapping, Node, Scalar, parse
 from rules.loading.fields import TEXT, Key, Reader, Section, many, one, text
-from rules.names import HostName
 from rules.problems import Problem, quote
+from rules.values.addresses import Address, Network, bracket_host, parse_host, parse_network
+from rules.values.names import HostName
 from rules.verdicts import Verdict
 
 _SYSTEM_LOCK: Final = Path("/etc/exeat/presets.lock")

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import BLOCKS, Network, Opening, parse_address, parse_network
 from rules.attempt import INSPECTABLE
-from rules.globs import may_overlap
 from rules.loading.document import Listing, Mapping, Node, Scalar
 from rules.loading.fields import (
     PATH,
@@ -33,11 +31,13 @@ from rules.loading.fields import (
     ref,
     text,
 )
-from rules.names import HostName, InvalidNameError
-from rules.patterns import NamePattern
 from rules.problems import Problem, did_you_mean, quote
 from rules.rule import Exemption, Rule
 from rules.settings import Settings, Upstream, UpstreamExceptions
+from rules.values.addresses import BLOCKS, Network, Opening, parse_address, parse_network
+from rules.values.globs import may_overlap
+from rules.values.names import HostName, InvalidNameError
+from rules.values.patterns import NamePattern
 from rules.verdicts import DnsMode, LayerKind, Mode, OnBlock, OnJournalFailure, TlsMode, Verdict
 
 if TYPE_CHECKING:

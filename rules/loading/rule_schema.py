@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from rules.addresses import BLOCKS, Network, Opening, is_within, parse_address, parse_network
 from rules.attempt import INSPECTABLE, Protocol
 from rules.feeds import Feed
 from rules.files import Suffix, suffix_of_wildcard
@@ -46,11 +45,12 @@ from rules.loading.fields import (
     text,
     unread,
 )
-from rules.names import HOST, InvalidNameError, is_exeat_name, is_localhost
-from rules.patterns import NamePattern
-from rules.ports import Ports, never_leaves
 from rules.problems import Problem, quote
 from rules.rule import Exemption, Rule
+from rules.values.addresses import BLOCKS, Network, Opening, is_within, parse_address, parse_network
+from rules.values.names import HOST, InvalidNameError, is_exeat_name, is_localhost
+from rules.values.patterns import NamePattern
+from rules.values.ports import Ports, never_leaves
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
 # “x” and the like: quotes of word processors, which YAML takes for letters
@@ -205,7 +205,7 @@ def _check_wildcard(reader: Reader, name: NamePattern, node: Node) -> None:
 
 
 def _check_opening(reader: Reader, network: Network, node: Node) -> None:
-    """Report CIDRs that can't open the addresses they seem to (rules.addresses.network_opens)."""
+    """Report CIDRs that can't open the addresses they seem to (rules.values.addresses.network_opens)."""
     blocks = [block for block in BLOCKS if block.network.version == network.version]
     block = next((block for block in blocks if is_within(network, block.network)), None)
     touched = next((block.network for block in blocks if block.network.overlaps(network)), None)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Mapping as Maps
 from typing import TYPE_CHECKING, Final
 
-from rules.addresses import parse_host
 from rules.loading.document import FilePlace, Listing, Mapping, Node, Scalar
 from rules.loading.fields import (
     PATH,
@@ -26,9 +25,10 @@ from rules.loading.fields import (
     part,
     ref,
 )
-from rules.names import HostName, InvalidNameError
 from rules.problems import Problem, did_you_mean, quote
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.addresses import parse_host
+from rules.values.names import HostName, InvalidNameError
 
 if TYPE_CHECKING:
     from rules.loading.cases import RuleTest

@@ -9,9 +9,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from rules.decision import DEFAULT_APPROVAL_TERMS, Decision, RequiredApproval
-from rules.globs import MANY, Glob, Part, pattern_matches
 from rules.matching.revision import digest_of
 from rules.sandbox import Command
+from rules.values.globs import MANY, Glob, Part, pattern_matches
 from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

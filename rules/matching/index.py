@@ -13,19 +13,19 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rules.addresses import Address, Network, find_block, network_opens, normalize
 from rules.attempt import Protocol
 from rules.feeds import Feed, find_covering
-from rules.globs import Trie
 from rules.matching.plan import Candidate, Plan
-from rules.names import HOST, LOOPBACK, HostName, is_exeat_name
-from rules.ports import LAST_PORT
 from rules.rule import Exemption, Rule, covers_exeat_name, names_host
+from rules.values.addresses import Address, Network, find_block, network_opens, normalize
+from rules.values.globs import Trie
+from rules.values.names import HOST, LOOPBACK, HostName, is_exeat_name
+from rules.values.ports import LAST_PORT
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:
     from rules.decision import Decision
-    from rules.patterns import TaskSelector
+    from rules.values.patterns import TaskSelector
 
 # Cache key for what plans depend on: the epoch, which selectors match the task, its taint, and the granted rules
 type CallerKey = tuple[int, tuple[bool, ...], bool, frozenset[Rule]]

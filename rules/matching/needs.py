@@ -9,13 +9,13 @@ from rules.attempt import Protocol
 from rules.verdicts import Mode, Scan, Verdict
 
 if TYPE_CHECKING:
-    from rules.addresses import Address
     from rules.matching.layers import Layer
-    from rules.names import HostName
     from rules.rule import Rule
     from rules.sandbox import Command
     from rules.secrets import Secret
     from rules.settings import Settings
+    from rules.values.addresses import Address
+    from rules.values.names import HostName
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import NO_CREDENTIAL, GitRequest, GitService, Protocol, Request
-from rules.globs import MANY, Glob, fold, fold_pattern, pattern_matches
 from rules.matching.precedence import Match, agree_readings, weakest_match
-from rules.names import HostName
-from rules.paths import PathPattern, Reading, cut_readings
-from rules.patterns import Pattern
-from rules.ports import USUAL_PORTS
 from rules.rule import Exemption, GitRule, Http, Presence, Rule, Values, repository_readings, strip_git_suffix
+from rules.values.globs import MANY, Glob, fold, fold_pattern, pattern_matches
+from rules.values.names import HostName
+from rules.values.paths import PathPattern, Reading, cut_readings
+from rules.values.patterns import Pattern
+from rules.values.ports import USUAL_PORTS
 from rules.verdicts import Trust, Verdict
 
 if TYPE_CHECKING:
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 UNNAMED: Final = "\0"  # stands for all that no rule can name (sample_requests.py); a real path with it has no reading
 LONGEST_URL: Final = 2048  # bytes, under `to: "*"`

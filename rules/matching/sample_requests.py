@@ -14,10 +14,10 @@ from itertools import product
 from typing import Final
 
 from rules.attempt import GitRequest, GitService, RefChange, Request
-from rules.globs import MANY, ONE, Glob, Part
 from rules.matching.requests import UNNAMED
-from rules.paths import Reading
 from rules.rule import GitRule, Http, Rule
+from rules.values.globs import MANY, ONE, Glob, Part
+from rules.values.paths import Reading
 from rules.verdicts import Verdict
 
 _ANYTHING: Final[tuple[Part, ...]] = (MANY,)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from rules.globs import MANY, ONE, Glob, Part
+from rules.values.globs import MANY, ONE, Glob, Part
 
 type Signature = frozenset[int]  # numbers of the patterns that cover a text
 type State = tuple[int, ...]

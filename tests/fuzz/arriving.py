@@ -13,8 +13,8 @@ from proxy.telemetry.encoding import MalformedEventError, decode, encode
 from proxy.telemetry.events import Destination, Event, Http, Kind, Origin
 from proxy.wire.netlink import MalformedMessageError
 from proxy.wire.refusal_log import parse_refusal
-from rules.addresses import parse_host
 from rules.attempt import Protocol
+from rules.values.addresses import parse_host
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.fuzz.leaving import pieces
 from tests.support.git_pushes import feed

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from rules.addresses import network_opens, normalize, parse_address, parse_host, parse_network, why_not_public
 from rules.attempt import Attempt, Protocol, Request
 from rules.editing.insertion import AttemptToAllow, EditError, add_rule
 from rules.explain.explanation import consider_rules, explain, weigh_considered
@@ -18,11 +17,12 @@ from rules.loading.identities import parse_identities
 from rules.loading.load import load, read
 from rules.matching.policy import Policy
 from rules.matching.requests import match_header, match_parameter
-from rules.names import HostName, InvalidNameError
-from rules.paths import PathPattern, readings
-from rules.patterns import NamePattern, Pattern
 from rules.problems import Problem, RuleFileError
 from rules.rule import Presence, RefPattern, RepoPattern
+from rules.values.addresses import network_opens, normalize, parse_address, parse_host, parse_network, why_not_public
+from rules.values.names import HostName, InvalidNameError
+from rules.values.paths import PathPattern, readings
+from rules.values.patterns import NamePattern, Pattern
 
 EXAMPLE = """\
 version: 1

@@ -19,10 +19,10 @@ from rules.feeds import Feed, find_covering
 from rules.loading.cases import parse_attempt
 from rules.loading.load import read
 from rules.matching.policy import Policy
-from rules.names import HostName, InvalidNameError
-from rules.patterns import NamePattern
 from rules.problems import RuleFileError
 from rules.rule import Exemption, Rule
+from rules.values.names import HostName, InvalidNameError
+from rules.values.patterns import NamePattern
 from rules.verdicts import Verdict
 from tests.rules.rule_texts import told
 
@@ -370,7 +370,7 @@ def test_list_survives_pickling():
 
 def test_list_survives_another_hash_seed():
     script = (
-        "import pickle, sys; from rules.names import HostName; feed = pickle.load(sys.stdin.buffer);"
+        "import pickle, sys; from rules.values.names import HostName; feed = pickle.load(sys.stdin.buffer);"
         "print(*(feed.covers(HostName(f'x.n{n}.example')) for n in range(500)), feed.covers(HostName('m.example')))"
     )
     feed = Feed.read(b"\n".join(b"n%d.example" % n for n in range(500)), "t")

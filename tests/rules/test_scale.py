@@ -5,18 +5,18 @@ from functools import cache
 
 import pytest
 
-from rules.addresses import parse_host, parse_network
 from rules.attempt import Attempt, Protocol, Request
 from rules.feeds import Feed, find_covering
 from rules.loading.load import read
 from rules.matching.policy import Policy
-from rules.names import HostName
-from rules.paths import PathPattern
-from rules.patterns import NamePattern
-from rules.ports import Ports
 from rules.rule import Http, Rule
+from rules.values.addresses import parse_host, parse_network
+from rules.values.names import HostName
+from rules.values.paths import PathPattern
+from rules.values.patterns import NamePattern
+from rules.values.ports import Ports
 from rules.verdicts import Verdict
-from tests.rules.test_globs import calls
+from tests.rules.values.test_globs import calls
 
 pytestmark = pytest.mark.xdist_group("scale")  # they share what takes seconds to make
 TLS = (Ports(443, 443, Protocol.TLS),)

@@ -19,7 +19,7 @@ from proxy.request.git_push import DecidedRefs
 from proxy.request.request_head import UnclearError
 from rules.attempt import Attempt, GitRequest, GitService
 from rules.explain.reasons import REASONS
-from rules.paths import cut_readings, readings
+from rules.values.paths import cut_readings, readings
 from rules.verdicts import STRICTEST_FIRST, Outcome, Reason, Scan, Trust
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.dialing.connect_race import address_text
 from proxy.request.request_head import named
 from proxy.telemetry.events import Git, Http, Kind
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Reason
 
 if TYPE_CHECKING:

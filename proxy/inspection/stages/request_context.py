@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from proxy.request.request_head import Head, RequestedResource
     from proxy.sandbox.rule_limits import Meter
     from proxy.telemetry.events import Http
-    from rules.addresses import Address
     from rules.decision import Limits
+    from rules.values.addresses import Address
 
 
 NOTHING: Final[frozenset[str]] = frozenset()

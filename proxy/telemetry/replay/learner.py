@@ -18,7 +18,6 @@ from proxy.telemetry.replay.past_attempts import (
     RuleOutcome,
     rebuild_attempt,
 )
-from rules.addresses import parse_address
 from rules.attempt import GitService, Protocol
 from rules.learning.drafts import (
     Destination,
@@ -32,15 +31,16 @@ from rules.learning.drafts import (
 )
 from rules.learning.generalize import GitObservation
 from rules.loading.fields import RECORD_TYPES
-from rules.names import HOST, HostName, InvalidNameError
-from rules.ports import UNSEEN, Ports, never_leaves
+from rules.values.addresses import parse_address
+from rules.values.names import HOST, HostName, InvalidNameError
+from rules.values.ports import UNSEEN, Ports, never_leaves
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.telemetry.events import Event
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 _RUN: Final = re.compile(r"[A-Za-z0-9_-]{24,}+")
 _UNRECORDED_PUSH: Final = "pushes whose refs the journal doesn't record: write a rule with `git` and its `push`"

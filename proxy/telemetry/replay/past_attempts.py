@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.telemetry.events import DECISIONS, Kind
 from proxy.telemetry.masking import MASK
-from rules.addresses import parse_address
 from rules.attempt import Attempt, GitRequest, GitService, Protocol, RefChange, Request
-from rules.names import HostName, InvalidNameError
 from rules.rule import strip_git_suffix
+from rules.values.addresses import parse_address
+from rules.values.names import HostName, InvalidNameError
 from rules.verdicts import Outcome, Reason, Verdict
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.telemetry.events import Event, Http
     from proxy.telemetry.events import Git as SaidGit
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 # Decided before the rules: other rules don't change the decision.
 BEFORE_RULES: Final = frozenset({

@@ -22,7 +22,7 @@ from rules.attempt import Caller, Protocol, alpn_is_readable
 from rules.matching.layers import rank_decision
 from rules.matching.reference import covers_target
 from rules.matching.requests import is_wide
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Reason
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from datetime import date
 
     from proxy.telemetry.events import Event
-    from rules.addresses import Address
     from rules.attempt import Attempt, Request
     from rules.decision import Decision
     from rules.matching.policy import Policy
     from rules.rule import Rule
+    from rules.values.addresses import Address
 
 _MOST_EXAMPLES: Final = 3
 _MOST_TARGETS: Final = 4096

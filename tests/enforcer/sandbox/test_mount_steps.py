@@ -10,7 +10,7 @@ import pytest
 from enforcer.sandbox import identity, path_scan
 from enforcer.system import linux
 from enforcer.system.errors import HostError
-from rules.patterns import Pattern
+from rules.values.patterns import Pattern
 from tests.support import harness
 
 

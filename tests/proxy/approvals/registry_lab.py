@@ -12,7 +12,7 @@ from proxy.approvals.votes import CastVote, VoteRefusedError
 from proxy.approvals.waiters import Clock
 from proxy.telemetry.events import Origin
 from proxy.telemetry.journal.writer import JournalWriteError
-from rules.patterns import Pattern
+from rules.values.patterns import Pattern
 
 STARTER, ADA, BO, CY, MALLORY = 1000, 1001, 1002, 1003, 6666
 USERS = {STARTER: "starter", ADA: "ada", BO: "bo", CY: "cy", MALLORY: "mallory"}

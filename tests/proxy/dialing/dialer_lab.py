@@ -9,7 +9,7 @@ from proxy.dns.lookup import HostsFile, Lookup
 from proxy.event_loop.poller import Poller
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.gate.gate_lab import Names, policy_of, run
 
 RULES = (

@@ -11,7 +11,7 @@ import pytest
 from proxy.dialing.address_check import DialError
 from proxy.dialing.proxy_auth import Login
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Reason
 from tests.proxy.dialing.dialer_lab import dial
 from tests.proxy.gate.gate_lab import GateLab, Origin, client_hello, policy_of, run

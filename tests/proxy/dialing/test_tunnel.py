@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from proxy.dialing.proxy_auth import Login
 from proxy.dialing.tunnel import LONGEST_HEAD, TunnelError, open_tunnel
-from rules.addresses import parse_host
 from rules.settings import ProxyDestination, Upstream
+from rules.values.addresses import parse_host
 
 LOGIN = Login(b"me", b"ge:heim")
 HTTP = Upstream.parse("http://proxy:3128")

@@ -8,8 +8,8 @@ from proxy.dlp.body_scan import Body, SecretLeakError
 from proxy.event_loop.turn import run_at_once
 from proxy.secrets import SecretInjector, SecretValue
 from proxy.secrets.detection import OwnSecrets
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 from rules.verdicts import Scan
 from tests.proxy.leaky import some
 

@@ -7,7 +7,7 @@ import pytest
 from proxy.dns import lookup as lookups
 from proxy.dns.lookup import DnsLookupError, HostsFile, Lookup
 from proxy.dns.upstream_servers import NameServers
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.gate.gate_lab import Names, run
 from tests.support.waiting import wait_until_async
 

@@ -4,8 +4,8 @@ import pytest
 
 from proxy.dns import names as remembered
 from proxy.dns.names import KEPT, MOST_DENIED, MOST_NAMES, NameTable
-from rules.names import HostName
 from rules.settings import DEFAULT_DNS_POOL
+from rules.values.names import HostName
 from tests.proxy.gate.gate_lab import OWN
 
 A, B, C = (HostName(f"{letter}.example") for letter in "abc")

@@ -14,7 +14,7 @@ from proxy.dns.records import MOST_AT_ONCE, MOST_RECORDS, MOST_WAITING, RecordLo
 from proxy.dns.wire import MOST_OVER_TCP, Type, build_records, parse_query
 from rules.attempt import Protocol
 from rules.loading.fields import RECORD_TYPES
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.dns.name_servers import Server, add, asking
 from tests.proxy.gate.gate_lab import GateLab, run
 from tests.support.waiting import wait_until_async

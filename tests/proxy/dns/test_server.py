@@ -9,7 +9,7 @@ import pytest
 from proxy.dns.names import MOST_DENIED
 from rules.attempt import Protocol
 from rules.loading.cases import parse_attempt
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.gate.gate_lab import OWN, GateLab, run
 from tests.support.waiting import wait_until_async
 

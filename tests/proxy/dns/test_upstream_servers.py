@@ -12,7 +12,7 @@ import pytest
 
 from proxy.dns.lookup import DnsLookupError, Lookup
 from proxy.dns.upstream_servers import LONGEST, MOST_ALIASES, NameServers, _UdpSocket
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.dns.name_servers import Server, add, asking
 from tests.proxy.gate.gate_lab import run
 

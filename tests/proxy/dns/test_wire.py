@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.dns.wire import BLOCKED, MOST_BYTES, MalformedQueryError, Query, Rcode, Type, build_answer, parse_query
-from rules.names import HostName, InvalidNameError
+from rules.values.names import HostName, InvalidNameError
 
 
 def question(name="good.example", kind="A", *, edns=True, **how):

@@ -23,7 +23,7 @@ from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import JournalWriteError
 from proxy.telemetry.prometheus.metrics import Metrics
 from rules.loading.load import load
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.support.waiting import wait_until_async
 
 OWN = ip_address("192.0.0.2")

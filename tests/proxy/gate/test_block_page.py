@@ -9,7 +9,7 @@ import pytest
 from proxy.gate.block_page import FOR_GRPC, LONGEST, Refusal, page
 from rules.decision import Decision, NearestRule
 from rules.explain.reasons import REASONS
-from rules.names import HOST, HostName
+from rules.values.names import HOST, HostName
 from rules.verdicts import Outcome, Reason, Verdict
 
 BY_RULE = Decision(

@@ -5,7 +5,7 @@ import contextlib
 import random
 from ipaddress import ip_address
 
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.gate.gate_lab import HOSTS, SPLICED, GateLab, Origin, client_hello, open_descriptors, policy_of, run
 from tests.support.waiting import wait_until_async
 

@@ -244,7 +244,7 @@ def test_process_of_a_connection_is_looked_up_and_recorded(tmp_path):
 
 def test_real_address_of_a_name_is_decided_as_the_name(tmp_path):
     async def test(world):
-        from rules.names import HostName
+        from rules.values.names import HostName
 
         address = ip_address("93.184.216.34")
         world.names.remember(HostName("raw.example"), [address])

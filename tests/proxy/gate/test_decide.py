@@ -16,7 +16,7 @@ from proxy.gate.decide import (
 )
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from rules.attempt import Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.proxy.gate.gate_lab import OWN, client_hello, ech_hello, made_hello, policy_of, server_name
 

@@ -6,7 +6,7 @@ from proxy.gate import decide as decide_module
 from proxy.gate.client_hello import parse_hello
 from proxy.gate.decide import DecisionCache, OriginalDestination, PeekWait, decide, peek_wait
 from proxy.sandbox.sandbox_state import Calendar, SandboxState, Task
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Reason
 from tests.proxy.gate.gate_lab import client_hello, policy_of
 

@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.gate.gate_lab import LOOPBACK, SPLICED, GateLab, client_hello, policy_of, run
 
 ELSEWHERE = "127.0.0.3"

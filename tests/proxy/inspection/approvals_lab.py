@@ -3,7 +3,7 @@
 import pytest
 
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.approvals.people_harness import People
 from tests.proxy.inspection.inspection_lab import Site
 from tests.support.waiting import wait_until

@@ -32,9 +32,9 @@ from proxy.sandbox.recorder import Recorder
 from proxy.sandbox.sandbox_state import SandboxState, Task
 from proxy.telemetry.journal.writer import Journal
 from proxy.telemetry.prometheus.metrics import Metrics
-from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.load import load
+from rules.values.addresses import parse_host
 from rules.verdicts import Outcome
 from tests.proxy.inspection.clients import curl, read_all
 from tests.proxy.inspection.origins import Loop

@@ -24,7 +24,7 @@ from proxy.inspection.session import Session
 from proxy.request.messages import WebOrigin
 from rules.decision import Decision
 from rules.explain.reasons import REASONS
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.proxy.inspection.clients import MIB, Client, read_all, read_until, resident_memory, send_until
 from tests.proxy.inspection.inspection_lab import TLS_AND_PLAIN, make_site

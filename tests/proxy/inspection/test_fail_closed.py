@@ -25,7 +25,7 @@ from proxy.inspection.http1 import Codec
 from proxy.inspection.transport import Transport, TransportOwner
 from proxy.request.messages import WebOrigin
 from proxy.telemetry.journal.writer import JournalWriteError
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Reason
 from tests.proxy.inspection.clients import Client, close_abruptly, read_all, read_until
 from tests.proxy.inspection.inspection_lab import GateLab, Site, make_site

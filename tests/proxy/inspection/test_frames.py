@@ -17,7 +17,7 @@ from proxy.inspection import frames, http2
 from proxy.inspection.connection_ends import ClientEnd
 from proxy.inspection.frames import PATIENCE, REGAINED, BoundedH2Connection, FrameBudget
 from proxy.request.messages import WebOrigin
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.inspection.clients import Client
 from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.support.waiting import wait_until

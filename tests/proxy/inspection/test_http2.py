@@ -17,7 +17,7 @@ from hyperframe.frame import DataFrame, GoAwayFrame
 
 from proxy.inspection import http2
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.inspection.clients import Client, resident_memory
 from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.waiting import wait_until

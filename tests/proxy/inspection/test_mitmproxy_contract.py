@@ -25,7 +25,7 @@ from proxy.request import messages
 from proxy.request.messages import ResponseHead, WebOrigin
 from proxy.request.mitmproxy_messages import head_of, request_of, response_head_of, response_of
 from proxy.request.request_head import Head
-from rules.names import HostName
+from rules.values.names import HostName
 
 FOLDER = Path(mitmproxy.proxy.__path__[0])
 USED = [FOLDER / "layer.py", *(FOLDER / "layers" / "http" / f"{name}.py" for name in ("_base", "_http2", "_http_h2"))]

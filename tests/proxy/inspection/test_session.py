@@ -25,7 +25,7 @@ from proxy.request.mitmproxy_messages import RequestHeaders
 from proxy.request.request_head import Head
 from proxy.sandbox.sandbox_state import Calendar
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Scan, Trust
 from tests.proxy.inspection.clients import close_abruptly, read_all, read_until
 from tests.proxy.inspection.inspection_lab import make_site, post

@@ -12,8 +12,8 @@ import hashlib
 import pytest
 
 from proxy.secrets import SecretInjector, SecretValue
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 from tests.proxy.inspection.clients import Client, read_all, read_until
 from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.stages.secret_scan_lab import PLACEHOLDER, VALUE

@@ -16,8 +16,8 @@ from proxy.certificates.leaf_certificates import Leaf
 from proxy.inspection.tls import ClientContexts, KnownProtocols, ServerContexts, TrustError
 from proxy.request.messages import WebOrigin
 from proxy.secrets import Identity, SecretInjector
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 from rules.verdicts import Reason
 from tests.lab import certificates
 from tests.lab.certificates import Authority

@@ -9,7 +9,7 @@ from proxy.dialing.address_check import DialError
 from proxy.dialing.proxy_auth import Login
 from proxy.inspection.standalone import StandaloneGate
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Reason
 from tests.lab.proxies import Proxy
 from tests.proxy.inspection.clients import read_until

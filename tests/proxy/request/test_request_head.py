@@ -14,8 +14,8 @@ from proxy.request.request_head import (
     read,
     without_upgrade,
 )
-from rules.addresses import parse_host
 from rules.loading.cases import parse_attempt
+from rules.values.addresses import parse_host
 from rules.verdicts import Reason
 from tests.proxy.inspection.smuggling import HOSTS, LINES, MISMATCH, TWO_ENDS, Refused, raw
 from tests.rules.rule_texts import policy

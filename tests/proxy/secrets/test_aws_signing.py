@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from proxy.request.request_head import Head
 from proxy.secrets import SecretInjector, make_aws_keys, split_aws_keys
 from proxy.secrets.aws_signing import Scope, canonical_request, signature, signing_key, spellings
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 FORM, PUT = (hashlib.sha256(text).hexdigest() for text in (b"Param1=value1", b"Welcome to Amazon S3."))

@@ -14,8 +14,8 @@ from proxy.request.request_head import Head
 from proxy.secrets import SecretInjector, SecretValue
 from proxy.secrets.encodings import encoded
 from proxy.secrets.response_masking import ResponseMasks
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 
 HOST = HostName("x.example")
 VALUE, PLACEHOLDER = b"sk-ssk-sssk-0123456789", "PLACEHOLDER-0123456789"

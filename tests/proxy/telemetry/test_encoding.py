@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from proxy.telemetry.encoding import LONGEST_LINE, MalformedEventError, decode, encode, timestamp
 from proxy.telemetry.events import Destination, Event, Git, Http, Kind, Process, Task, Transferred, bare_path
 from proxy.telemetry.masking import LONGEST_LIST, LONGEST_TEXT, MASK, cut, cut_list
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.support.telemetry_lab import HOSTILE, full_event
 
 

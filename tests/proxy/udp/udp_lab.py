@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from proxy.udp.listener import MOST_FLOWS, UdpGate
 from proxy.udp.sockets import block_datagrams
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.gate.gate_lab import GateLab, open_descriptors, policy_of, run
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until_async

@@ -112,7 +112,7 @@ def test_many_rules_are_transferred_in_pieces(tmp_path):
 
 
 def _name(text):
-    from rules.names import HostName
+    from rules.values.names import HostName
 
     return HostName.parse(text)
 

@@ -11,11 +11,11 @@ from rules.lint.coverage import pattern_covers
 from rules.lint.findings import PART_IDLE, Reporter
 from rules.loading.load import Loaded
 from rules.matching.policy import Policy
-from rules.paths import PathPattern
+from rules.values.paths import PathPattern
 from rules.verdicts import Reason
 from tests.rules.rule_texts import loaded
 from tests.rules.strategies import ADDRESSES, NAMES, attempts, granting, modes, pools, rules
-from tests.rules.test_globs import calls
+from tests.rules.values.test_globs import calls
 
 many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

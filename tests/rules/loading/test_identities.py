@@ -4,8 +4,8 @@ import pytest
 
 from rules.attempt import Caller
 from rules.loading.identities import parse_identities
-from rules.names import HostName
 from rules.problems import RuleFileError
+from rules.values.names import HostName
 from tests.rules.rule_texts import decide, policy, told
 
 X = "GET https://x.example/"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rules.loading.document import parse
 from rules.loading.identities import parse_identities
 from rules.loading.load import failures, load, read
-from rules.names import HostName
 from rules.problems import Problem, RuleFileError
+from rules.values.names import HostName
 from tests.rules.rule_texts import loaded
 
 RULE = "  - {id: a, to: x.example, action: allow}\n"

@@ -4,8 +4,8 @@ import pytest
 
 from rules.attempt import Attempt, Protocol
 from rules.loading.cases import parse_attempt
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 from tests.rules.rule_texts import loaded, policy, problems
 
 GOOD = "{id: key, from: {env: KEY}, as: API_KEY, hosts: x.example, in: {header: Authorization}}"

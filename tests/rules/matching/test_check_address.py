@@ -2,9 +2,9 @@
 
 import pytest
 
-from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, Request
 from rules.loading.cases import parse_attempt
+from rules.values.addresses import parse_host
 from rules.verdicts import Reason
 from tests.rules.rule_texts import policy
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol
 from rules.loading.cases import parse_attempt
-from rules.names import HostName
+from rules.values.addresses import parse_host
+from rules.values.names import HostName
 from rules.verdicts import Outcome
 from tests.rules.rule_texts import decide, policy, told
 

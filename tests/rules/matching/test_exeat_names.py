@@ -5,8 +5,8 @@ from ipaddress import ip_address
 import pytest
 
 from rules.attempt import Attempt, Protocol, Request
-from rules.names import HOST, HostName, is_exeat_name
 from rules.problems import RuleFileError
+from rules.values.names import HOST, HostName, is_exeat_name
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.rules.rule_texts import policy
 

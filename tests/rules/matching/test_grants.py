@@ -4,7 +4,6 @@ from datetime import date
 
 import pytest
 
-from rules.addresses import parse_address
 from rules.attempt import Caller
 from rules.diff.compare import compare
 from rules.diff.statements import describe_diff
@@ -13,6 +12,7 @@ from rules.loading.cases import parse_attempt
 from rules.matching.precedence import Match
 from rules.matching.revision import digest_of
 from rules.settings import ProxyDestination
+from rules.values.addresses import parse_address
 from rules.verdicts import Outcome, Reason, Trust, Verdict
 from tests.rules.rule_texts import loaded, policy, told
 

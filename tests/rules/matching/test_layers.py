@@ -2,13 +2,13 @@
 
 import pytest
 
-from rules.addresses import parse_address
 from rules.attempt import Caller
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.loading.load import read
-from rules.names import HostName
 from rules.problems import RuleFileError
+from rules.values.addresses import parse_address
+from rules.values.names import HostName
 from rules.verdicts import Mode, Outcome, Reason
 from tests.rules.rule_texts import told
 
@@ -203,8 +203,8 @@ def test_layer_decision_has_its_approval_terms(tmp_path):
 
 
 def test_ceiling_restricts_addresses(tmp_path):
-    from rules.addresses import parse_address
     from rules.attempt import Attempt, Protocol
+    from rules.values.addresses import parse_address
 
     ten = parse_address("10.0.0.1")
     local = "{id: a, to: x.example, resolves_to: 10.0.0.0/8, action: allow}"

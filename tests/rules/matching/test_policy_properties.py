@@ -6,15 +6,15 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.addresses import network_opens, normalize, why_not_public
 from rules.attempt import Attempt, Caller, GitService, Protocol, RefChange, Request
 from rules.explain.explanation import consider_rules, weigh_considered
 from rules.matching.layers import Layer, rank_decision
 from rules.matching.policy import Policy
 from rules.matching.reference import has_ended, is_granted
 from rules.matching.revision import digest_of
-from rules.names import HostName
-from rules.paths import readings
+from rules.values.addresses import network_opens, normalize, why_not_public
+from rules.values.names import HostName
+from rules.values.paths import readings
 from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 from tests.rules.strategies import (
     ADDRESSES,

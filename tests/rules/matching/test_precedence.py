@@ -4,7 +4,7 @@ import pytest
 
 from rules.attempt import Attempt, Protocol, Request
 from rules.loading.cases import parse_attempt
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.rules.rule_texts import decide, policy, told
 

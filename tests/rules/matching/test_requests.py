@@ -6,11 +6,11 @@ from rules.attempt import Attempt, GitRequest, GitService, Protocol, RefChange, 
 from rules.loading.cases import parse_attempt
 from rules.matching.precedence import Match
 from rules.matching.requests import match_header, match_parameter, url_length
-from rules.names import HostName
-from rules.patterns import Pattern
 from rules.rule import Presence
+from rules.values.names import HostName
+from rules.values.patterns import Pattern
 from tests.rules.rule_texts import decide, policy, told
-from tests.rules.test_globs import calls
+from tests.rules.values.test_globs import calls
 
 GOOD = "- {id: g, to: '**.example', action: allow}\n"
 

@@ -6,7 +6,7 @@ import pytest
 
 from rules.attempt import Caller
 from rules.loading.cases import parse_attempt
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Scan
 from tests.rules.rule_texts import policy
 

@@ -3,8 +3,8 @@
 import pytest
 
 from rules.diff.compare import compare
-from rules.globs import Glob
 from rules.matching.signatures import LABELS, SEGMENTS, Signatures
+from rules.values.globs import Glob
 from tests.rules.rule_texts import policy
 
 TEXTS = [

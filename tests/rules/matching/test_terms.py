@@ -4,8 +4,8 @@ import pytest
 
 from rules.decision import ApprovalTerms, GrantScope, Limits, LimitScope
 from rules.loading.cases import parse_attempt
-from rules.names import HostName
 from rules.problems import RuleFileError
+from rules.values.names import HostName
 from tests.rules.rule_texts import decide, loaded, policy, told
 
 X = "GET https://x.example/"

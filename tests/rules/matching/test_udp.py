@@ -3,7 +3,7 @@
 import pytest
 
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Reason
 from tests.rules.rule_texts import decide, policy, told
 

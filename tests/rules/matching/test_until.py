@@ -5,7 +5,7 @@ from datetime import date
 import pytest
 
 from rules.attempt import Attempt, Caller, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from rules.verdicts import Outcome
 from tests.rules.rule_texts import decide, policy, told
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from rules.addresses import parse_host
 from rules.attempt import Attempt, Protocol, Request
 from rules.explain.explanation import explain
 from rules.loading.cases import parse_attempt
 from rules.problems import RuleFileError
 from rules.settings import ProxyDestination, Scheme, Upstream
+from rules.values.addresses import parse_host
 from rules.verdicts import Reason
 from tests.rules.rule_texts import policy
 

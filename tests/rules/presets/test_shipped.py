@@ -5,17 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.cli import main
-from rules.globs import may_overlap
 from rules.loading.document import parse
 from rules.loading.fields import Reader
 from rules.loading.load import failures, load, preset_names, read, read_preset
 from rules.loading.preset_locks import Origin, list_places, read_lock
 from rules.loading.rule_schema import Suffix, suffix_of_wildcard
-from rules.names import HostName
-from rules.patterns import NamePattern
 from rules.presets import shipped
 from rules.presets.shipped import preset_source
 from rules.problems import RuleFileError
+from rules.values.globs import may_overlap
+from rules.values.names import HostName
+from rules.values.patterns import NamePattern
 from rules.verdicts import Verdict
 from tests.support import harness
 

@@ -6,8 +6,8 @@ import h2.config
 import h2.connection
 
 from proxy.secrets import SecretInjector, SecretValue
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 from tests.proxy.inspection.clients import read_all
 from tests.proxy.inspection.inspection_lab import make_site
 from tests.proxy.leaky import KINDS, TOKEN, some

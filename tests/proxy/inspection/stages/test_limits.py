@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from rules.attempt import Attempt, Protocol
-from rules.names import HostName
+from rules.values.names import HostName
 from tests.proxy.inspection.clients import read_all, read_until
 from tests.proxy.inspection.inspection_lab import make_site
 from tests.support.waiting import wait_until

@@ -10,8 +10,8 @@ import h2.connection
 import pytest
 
 from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 from tests.lab.aws import REGION, Keys, presigned, service_of, sha, signed
 from tests.proxy.inspection.clients import read_all
 from tests.proxy.inspection.inspection_lab import make_site

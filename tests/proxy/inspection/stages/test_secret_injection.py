@@ -9,8 +9,8 @@ import pytest
 
 from proxy.secrets import SecretInjector, SecretValue, make_aws_keys
 from rules.decision import Decision
-from rules.names import HostName
 from rules.secrets import Secret, Slot, SlotKind, Source, SourceKind
+from rules.values.names import HostName
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.lab.aws import Keys, signed
 from tests.proxy.inspection.clients import curl, read_all, read_until

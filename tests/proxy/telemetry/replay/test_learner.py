@@ -10,12 +10,12 @@ from proxy.telemetry.events import Git
 from proxy.telemetry.replay.learner import looks_secret
 from proxy.telemetry.replay.replay import Effect, Replay
 from rules.attempt import Attempt, Protocol, Request
-from rules.globs import ONE
 from rules.learning.generalize import generalize_paths
 from rules.learning.writing import add_notes
 from rules.loading.load import failures
-from rules.names import HostName
-from rules.paths import readings
+from rules.values.globs import ONE
+from rules.values.names import HostName
+from rules.values.paths import readings
 from rules.verdicts import Outcome, Reason, Verdict
 from tests.proxy.telemetry.replay.learned_rules import learned, rules_of
 from tests.proxy.telemetry.replay.test_replay import (

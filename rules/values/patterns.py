@@ -11,8 +11,8 @@ without a name or a label matches no `for` that requires one.
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
-from rules.globs import MANY, ONE, Glob, Part, pattern_matches
-from rules.names import HostName, InvalidNameError, is_number, labels_of
+from rules.values.globs import MANY, ONE, Glob, Part, pattern_matches
+from rules.values.names import HostName, InvalidNameError, is_number, labels_of
 
 _LONGEST_LABEL = 63
 _GLOB_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_*")

@@ -14,7 +14,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
-from rules.names import HostName, InvalidNameError
+from rules.values.names import HostName, InvalidNameError
 
 type Address = IPv4Address | IPv6Address
 type Network = IPv4Network | IPv6Network
@@ -54,7 +54,7 @@ BLOCKS = (
     _block("fd20:ce::254/128", "cloud metadata", Opening.SINGLE),
     _block("255.255.255.255/32", "limited broadcast", Opening.NEVER),  # RFC 919
     _block("::/128", "unspecified", Opening.NEVER),  # RFC 4291; connect() takes it for loopback
-    _block("::1/128", "loopback", Opening.NEVER),  # RFC 4291; reached by name alone: rules.names
+    _block("::1/128", "loopback", Opening.NEVER),  # RFC 4291; reached by name alone: rules.values.names
     # IPv4
     _block("0.0.0.0/8", "this network", Opening.NEVER),  # RFC 791; connect() takes 0.0.0.0 for loopback
     _block("10.0.0.0/8", "private use"),  # RFC 1918

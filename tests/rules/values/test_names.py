@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rules.addresses import parse_address, parse_host
-from rules.names import HostName, InvalidNameError
-from rules.patterns import NamePattern
+from rules.values.addresses import parse_address, parse_host
+from rules.values.names import HostName, InvalidNameError
+from rules.values.patterns import NamePattern
 
 NORMAL = [
     ("example.com", "example.com"),

@@ -4,17 +4,17 @@ A `HostName` is lower-case ASCII labels joined by single dots, no dot at the end
 nontransitional). There is no other way to make one. This module must never return something that a resolver would read
 as another name or as an address, and never guess: what it can't read is invalid.
 
-`exeat.internal` is the gate's own: it answers a task's questions, and `host.` below it is this machine's loopback. The
-rest of the zone leads nowhere. Services of the host are reached by that name, by rules that say exactly it, and by no
-other name or address (`rules.addresses` opens no loopback). A wildcard that allows never covers it: the author of `*`
-thinks of the internet. Rules that deny or ask may cover it in any way.
+`exeat.internal` is the gate's own name: it answers requests of a task. `host.exeat.internal` is this machine's
+loopback; the rest of the zone leads nowhere. Only a rule with exactly that name reaches services of the host
+(`rules.values.addresses` opens no loopback). A wildcard that allows never matches it: the author of `*` means the
+internet. Rules that deny or ask may match it in any way.
 """
 
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
-    from rules.addresses import Address
+    from rules.values.addresses import Address
 
 
 _LONGEST_LABEL = 63  # RFC 1035 section 2.3.4, in bytes

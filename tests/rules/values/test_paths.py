@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.globs import fold
-from rules.paths import PathPattern, readings
+from rules.values.globs import fold
+from rules.values.paths import PathPattern, readings
 from tests.rules.rule_texts import decide
 
 READ = [

@@ -5,7 +5,7 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rules.globs import MANY, ONE, Glob, Trie, pattern_matches
+from rules.values.globs import MANY, ONE, Glob, Trie, pattern_matches
 
 PARTS = st.sampled_from(["a", "b", "ab", "aab", "b1", ""])
 PATTERN_PARTS = st.sampled_from(["a", "b", "ab", ONE, MANY, Glob.parse("a*"), Glob.parse("*b"), Glob.parse("a*b"), Glob.parse("*a*"), Glob.parse("a*a*b")])  # fmt: skip

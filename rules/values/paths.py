@@ -23,7 +23,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final, NamedTuple, Self
 
-from rules.globs import MANY, ONE, Glob, Part, Wild, pattern_matches
+from rules.values.globs import MANY, ONE, Glob, Part, Wild, pattern_matches
 
 type Reading = tuple[str, ...]
 

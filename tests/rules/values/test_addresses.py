@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rules.addresses import (
+from rules.values.addresses import (
     BLOCKS,
     Opening,
     find_block,
@@ -18,7 +18,7 @@ from rules.addresses import (
     parse_network,
     why_not_public,
 )
-from rules.names import InvalidNameError
+from rules.values.names import InvalidNameError
 
 SPELLINGS = [
     ("127.0.0.1", "127.0.0.1"),
