@@ -32,13 +32,7 @@ from proxy.inspection.http1 import ClientEnded
 from proxy.inspection.stages.request_context import RequestContext
 from proxy.inspection.stages.secret_scan import LONG_HEAD, scan_ahead
 from proxy.inspection.stages.stage import RequestStoppedError
-from proxy.inspection.stream_states import (
-    OTHER_HANDLERS,
-    REQUEST_HANDLERS,
-    RESPONSE_HANDLERS,
-    RequestState,
-    ResponseState,
-)
+from proxy.inspection.stream_states import RequestState, ResponseState, handler_name
 from proxy.inspection.tls import HTTP2
 from proxy.inspection.upstream_proxy import request_to_proxy, response_from_proxy
 from proxy.inspection.websocket import POLICY, REVOKED, Steps, Switched, close_frame
@@ -115,14 +109,7 @@ class Stream:
                 self.session.approvals.end_for_client(self.request.key)  # itself it hears only when it is decided
             self.queue.append(event)
             return None
-        if kind in RESPONSE_HANDLERS:
-            name = RESPONSE_HANDLERS[kind].get(self.response_state)
-        elif kind in REQUEST_HANDLERS:
-            name = REQUEST_HANDLERS[kind].get(self.request_state)
-        else:
-            name = OTHER_HANDLERS.get(kind)
-        if name is None:
-            raise RuntimeError(f"{kind.__name__} came in {self.request_state}, {self.response_state}")
+        name = handler_name(kind, self.request_state, self.response_state)
         steps: Steps | None = getattr(self, name)(event)
         return steps
 

@@ -49,7 +49,7 @@ _PIPE: Final = {RequestState.PIPE: "state_pass"}
 
 # Methods of `Stream` by event and state; an event without an entry can't occur in that state. The values are names, not
 # functions: `stream.py` imports this module, so a reference to `Stream` here would be an import circle.
-REQUEST_HANDLERS: Final[dict[type, dict[RequestState, str]]] = {
+_REQUEST_HANDLERS: Final[dict[type, dict[RequestState, str]]] = {
     RequestHeaders: {RequestState.HEAD: "state_request_head"} | _AFTER_END,
     RequestData: _BODY | _PIPE | _AFTER_END,
     RequestTrailers: _BODY | _AFTER_END,
@@ -57,15 +57,28 @@ REQUEST_HANDLERS: Final[dict[type, dict[RequestState, str]]] = {
 }
 _OVER: Final = {ResponseState.OVER: "ignore"}
 _RESPONSE_BODY: Final = {ResponseState.BODY: "state_response_body"} | _OVER
-RESPONSE_HANDLERS: Final[dict[type, dict[ResponseState, str]]] = {
+_RESPONSE_HANDLERS: Final[dict[type, dict[ResponseState, str]]] = {
     ResponseHeaders: {ResponseState.HEAD: "state_response_head"} | _OVER,
     ResponseData: {ResponseState.PIPE: "state_pass"} | _RESPONSE_BODY,
     ResponseTrailers: _RESPONSE_BODY,
     ResponseEndOfMessage: {ResponseState.PIPE: "state_pass", ResponseState.SWITCH: "state_switch"} | _RESPONSE_BODY,
 }
-OTHER_HANDLERS: Final[dict[type, str]] = {
+_OTHER_HANDLERS: Final[dict[type, str]] = {
     RequestProtocolError: "handle_protocol_error",
     ResponseProtocolError: "handle_protocol_error",
     ClientEnded: "end_sending",
     RequestsRevoked: "revoke",
 }
+
+
+def handler_name(event: type, request_state: RequestState, response_state: ResponseState) -> str:
+    """Return the method of `Stream` for a kind of event in these states. Raises RuntimeError if it can't occur."""
+    if event in _RESPONSE_HANDLERS:
+        name = _RESPONSE_HANDLERS[event].get(response_state)
+    elif event in _REQUEST_HANDLERS:
+        name = _REQUEST_HANDLERS[event].get(request_state)
+    else:
+        name = _OTHER_HANDLERS.get(event)
+    if name is None:
+        raise RuntimeError(f"{event.__name__} came in {request_state}, {response_state}")
+    return name
