@@ -268,6 +268,11 @@ def _git(rule: GitRule, request: Request, reading: Reading) -> Match:
     git = request.git
     if git is None:
         return Match.PERHAPS if is_git_path(reading) else Match.NO  # the git protocol wasn't parsed, so this is unknown
+    return match_git(rule, git)
+
+
+def match_git(rule: GitRule, git: GitRequest) -> Match:
+    """Match a rule's `git` against a Git request."""
     return weakest_match((_repository(rule, git), _service(rule, git)))
 
 

@@ -14,7 +14,7 @@ from itertools import product
 from typing import Final
 
 from rules.attempt import GitRequest, GitService, RefChange, Request
-from rules.matching.requests import UNNAMED
+from rules.matching.requests import UNNAMED, match_git
 from rules.rule import GitRule, Http, Rule
 from rules.values.globs import MANY, ONE, Glob, Part
 from rules.values.paths import Reading
@@ -89,11 +89,19 @@ def exempted_requests(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> I
     except TooManyError:
         return  # a connection that can't be tried is denied
     flags = {flag for http in (None, *conditions) for flag in _flags(http, rules)}
-    gits: Iterable[GitRequest | None] = (None,)
-    if rule is not None and rule.git is not None:  # then what others say of git counts, too
-        gits = dict.fromkeys(each.git for each, _ in _git_samples(rule.git, depth, pushed_refs(rules)))
-    for path, method, (body, websocket), asked_git in product(paths, methods, sorted(flags), gits):
-        yield Request(method, "", body=body, websocket=websocket, git=asked_git), path
+    gits = _distinct_gits(rule, depth, rules)
+    for path, method, (body, websocket), git_request in product(paths, methods, sorted(flags), gits):
+        yield Request(method, "", body=body, websocket=websocket, git=git_request), path
+
+
+def _distinct_gits(rule: Rule | None, depth: int, rules: Iterable[Rule]) -> Iterable[GitRequest | None]:
+    """Return a Git request of `rule` for each answer that the `git` of other rules gives; None if none has any."""
+    own = None if rule is None else rule.git
+    others = [git for git in _gits(rules) if git != own]
+    if own is None or not others:
+        return (None,)
+    requests = (request.git for request, _ in _git_samples(own, depth, pushed_refs(rules)) if request.git is not None)
+    return {tuple(match_git(other, git) for other in others): git for git in requests}.values()
 
 
 def _http_samples(http: Http | None, depth: int, rules: Iterable[Rule]) -> Iterator[tuple[Request, Reading]]:

@@ -103,7 +103,7 @@ def _shape(segments: tuple[str, ...], method: str) -> _Shape | None:
         bare = part.rstrip(". ").lower()
         if bare in _SERVICES and not reads:
             if part != bare or at != len(parts) - 1:
-                raise UnclearError("the path has the name of a git service in another spelling or origin")
+                raise UnclearError("the path has the name of a git service in another spelling or place")
             return _Shape(_repo(parts[:at]), part, advertisement=False)
     if parts[-2:] == ("info", "refs"):
         return _Shape(_repo(parts[:-2]), None, advertisement=True)

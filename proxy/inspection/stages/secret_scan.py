@@ -130,6 +130,8 @@ class SecretScan(Stage):
     def send(self, part: "RequestPart") -> "Sliced[list[RequestPart]]":
         """Return the parts to send in place of `part`. Raises RequestStoppedError if a secret is found."""
         if self._is_broken:
+            if self._action.blocks:  # since a reload
+                raise RuntimeError("the body can't be scanned, and the rules in force now require it")
             return [part]
         body = self._body = self._body or self._new_body()
         try:
@@ -177,10 +179,9 @@ class SecretScan(Stage):
 
     def review(self, result: "ReviewResult") -> None:
         """Apply the stricter of the previous and the current rules."""
-        if not self._is_broken:
-            self._action = Scan.strictest((self._action, result.scan))
-            if self._body is not None:
-                self._flag(self._body.tighten(self._action))
+        self._action = Scan.strictest((self._action, result.scan))
+        if self._body is not None and not self._is_broken:
+            self._flag(self._body.tighten(self._action))
 
     def end(self) -> None:
         """Scan the rest of what was sent."""

@@ -342,6 +342,16 @@ def test_exemption_elsewhere_opens_no_connection_for_denied_git(exemption):
     assert decide(allow + git("{repos: [acme/api], fetch: true}", "deny", "d") + other, "tls git.example:443").passes
 
 
+@pytest.mark.parametrize("name", ["h", "a"])
+def test_many_repositories_in_one_rule_do_not_hide_what_another_allows(name):
+    """The order of rules, here by their ids, doesn't matter, however many Git requests the first one has."""
+    repos = ", ".join(f"acme/r{number}" for number in range(60))
+    many = git(f"{{repos: [{repos}], push: ['refs/heads/a/**', 'refs/heads/b/**', 'refs/heads/c/**']}}")
+    allow = f"- {{id: {name}, to: git.example, http: {{paths: ['/**/a']}}, action: allow}}\n"
+    denied = "- {id: d, to: git.example, except: [{http: {paths: ['/x/**']}}], action: deny}\n"
+    assert decide(many + allow + denied, "tls git.example:443").passes
+
+
 FETCH = "{repos: 'acme/*', fetch: true}"
 PUSH = "{repos: 'acme/*', push: ['refs/heads/**']}"
 MAIN = "{repos: 'acme/*', push: refs/heads/main}"
