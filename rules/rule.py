@@ -12,10 +12,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from rules.attempt import Protocol, RefChange
+from rules.ports import Ports
 from rules.values.globs import Part, fold, fold_pattern, pattern_matches
 from rules.values.names import HOST, HostName
 from rules.values.paths import PathPattern, Reading, readings
-from rules.values.ports import Ports
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from ipaddress import IPv4Network
 from typing import Final, NamedTuple
 
 from rules.attempt import Attempt, Protocol
+from rules.ports import LAST_PORT
 from rules.problems import quote
 from rules.values.addresses import Address, Network, bracket_host, parse_host, why_not_public
 from rules.values.names import HostName, is_exeat_name
 from rules.values.patterns import NamePattern
-from rules.values.ports import LAST_PORT
 from rules.verdicts import DnsMode, Mode, OnBlock, OnJournalFailure, TlsMode
 
 _SPELLINGS = "`http://proxy.corp.example:3128` or `socks5://proxy.corp.example:1080`"

@@ -221,7 +221,7 @@ class TlsContexts:
 
     client: ClientContexts
     server: ServerContexts
-    cached_group: KnownProtocols
+    known_protocols: KnownProtocols
 
 
 def distrust(connection: SSL.Connection) -> str:
@@ -292,7 +292,7 @@ class Tls:
         self, session: "Session", contexts: TlsContexts, connection: "ClientEnd | ServerEnd", tls: SSL.Connection
     ) -> None:
         self._session = session
-        self._known = contexts.cached_group
+        self._known = contexts.known_protocols
         self._connection = connection
         self.tls = tls
         self.is_open = False  # the handshake succeeded
@@ -397,7 +397,7 @@ class ClientTls(Tls):
         self, session: "Session", contexts: TlsContexts, client: "ClientEnd", host: str, sni: str | None
     ) -> None:
         """Use a leaf for `host`. `sni`: the SNI that the gate parsed; another one ends the handshake."""
-        offer = contexts.cached_group.offer(session.origin)
+        offer = contexts.known_protocols.offer(session.origin)
         super().__init__(session, contexts, client, contexts.client.connection(host, offer))
         self._sni = sni
 
@@ -425,7 +425,7 @@ class ServerTls(Tls):
         injector = session.recorder.sandbox.secret_injector
         self._identity = None if injector is None else injector.identity(origin.target, origin.port)
         tls = contexts.server.connection(
-            origin.target, offer, server.authorities, contexts.cached_group.group(origin), self._identity
+            origin.target, offer, server.authorities, contexts.known_protocols.group(origin), self._identity
         )
         super().__init__(session, contexts, server, tls)
         self._server = server

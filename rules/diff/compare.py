@@ -28,11 +28,11 @@ from rules.diff.regions import (
 from rules.diff.sample_attempts import OF_REQUESTS, CallerKind, SampleRequests, sample_callers
 from rules.matching.policy import Policy
 from rules.matching.signatures import LABELS, Signatures, TooManyError
+from rules.ports import ports_could_cover
 from rules.rule import Rule
 from rules.values.addresses import Address, Network
 from rules.values.names import HostName, InvalidNameError
 from rules.values.patterns import NamePattern
-from rules.values.ports import ports_could_cover
 from rules.verdicts import Mode, Outcome, Reason, Scan, Trust, Verdict
 
 MOST_COMPARED: Final = 250_000  # attempts; the diff says so if it stops here

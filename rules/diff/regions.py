@@ -12,12 +12,12 @@ from rules.feeds import Feed
 from rules.loading.layers import differences
 from rules.matching.policy import Policy
 from rules.matching.revision import content
+from rules.ports import LAST_PORT, ports_could_cover, ports_cover
 from rules.rule import Exemption, Rule
 from rules.sandbox import Command
 from rules.settings import Settings
 from rules.values.addresses import BLOCKS, Address, Network, find_block, is_within, normalize, parse_network
 from rules.values.patterns import NamePattern
-from rules.values.ports import LAST_PORT, ports_could_cover, ports_cover
 from rules.verdicts import Verdict
 
 

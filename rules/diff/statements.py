@@ -8,9 +8,9 @@ from rules.attempt import Attempt, GitService, Protocol, RefChange
 from rules.diff.compare import AUDITED, DiffRow, Effect, PolicyDiff
 from rules.diff.regions import PortRange
 from rules.diff.sample_attempts import ANOTHER_CASE, OTHER_METHOD
+from rules.ports import LAST_PORT
 from rules.problems import join_first
 from rules.values.addresses import Network, bracket_host
-from rules.values.ports import LAST_PORT
 from rules.verdicts import Reason, Verdict
 
 type Kind = frozenset[str]

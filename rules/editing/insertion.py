@@ -19,11 +19,11 @@ from rules.files import describe_error, read_file
 from rules.loading.fields import make_slug
 from rules.loading.load import Loaded, failures
 from rules.matching.policy import Policy
+from rules.ports import USUAL_PORTS
 from rules.problems import RuleFileError
 from rules.values.addresses import parse_host
 from rules.values.names import InvalidNameError
 from rules.values.paths import readings
-from rules.values.ports import USUAL_PORTS
 from rules.verdicts import Reason, Verdict
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/][A-Za-z0-9/._-]*", re.ASCII)  # to YAML text, wherever it stands

@@ -21,13 +21,13 @@ from rules.matching.plan import PASSES, Leniency, is_settled
 from rules.matching.policy import Policy
 from rules.matching.precedence import Finding, Match, weigh
 from rules.matching.reference import ConsideredRule, consider, covers_target, has_ended, is_closed, is_granted
+from rules.ports import describe
 from rules.problems import escape_unprintable, quote
 from rules.rule import GitRule, Http, Rule
 from rules.sandbox import Command
 from rules.values.addresses import Address
 from rules.values.names import HostName, InvalidNameError
 from rules.values.paths import Reading, readings
-from rules.values.ports import describe
 from rules.verdicts import Outcome, Reason, Scan, Trust, Verdict
 
 MOST_RULES: Final = 500  # listed; the others are counted

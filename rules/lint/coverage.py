@@ -9,13 +9,13 @@ from rules.decision import Decision
 from rules.matching.policy import Policy
 from rules.matching.requests import UNNAMED, is_wide
 from rules.matching.sample_requests import fill_part, sample_paths
+from rules.ports import Ports
 from rules.rule import Exemption, Http, Rule
 from rules.values.addresses import BLOCKS, Network, is_within, network_opens
 from rules.values.globs import MANY, Part, Trie, may_overlap, pattern_matches
 from rules.values.names import HostName, InvalidNameError
 from rules.values.paths import PathPattern
 from rules.values.patterns import NamePattern, Pattern, TaskSelector
-from rules.values.ports import Ports
 from rules.verdicts import STRICTEST_FIRST, Verdict
 
 type Target = NamePattern | Network

@@ -19,11 +19,11 @@ from rules.lint.coverage import (
 )
 from rules.lint.findings import Finding, Reporter
 from rules.matching.policy import Policy
+from rules.ports import UNSEEN, Ports, never_leaves
 from rules.problems import join_first
 from rules.rule import Rule
 from rules.values.names import HostName, InvalidNameError
 from rules.values.patterns import NamePattern
-from rules.values.ports import UNSEEN, Ports, never_leaves
 from rules.verdicts import TlsMode, Verdict
 
 _MOST_NAMED: Final = 3

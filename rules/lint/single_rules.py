@@ -12,6 +12,7 @@ from rules.lint.findings import Finding, Reporter
 from rules.matching.policy import Policy
 from rules.matching.reference import covers_target
 from rules.matching.requests import trust_of
+from rules.ports import ports_cover
 from rules.problems import join_first
 from rules.rule import Rule
 from rules.sandbox import WorkspaceMode
@@ -19,7 +20,6 @@ from rules.values.addresses import BLOCKS, Network, find_block, is_within
 from rules.values.globs import may_overlap
 from rules.values.names import HostName, is_exeat_name
 from rules.values.patterns import NamePattern
-from rules.values.ports import ports_cover
 from rules.verdicts import Mode, Trust, Verdict
 
 _WIDEST: Final = {4: 12, 6: 24}  # shortest prefix that is taken for one owner's

@@ -27,10 +27,10 @@ from rules.loading.fields import (
     text,
 )
 from rules.matching.commands import ProgramRun, decide_run
+from rules.ports import WELL_KNOWN
 from rules.problems import did_you_mean, quote
 from rules.values.addresses import Address, parse_host
 from rules.values.names import HostName, InvalidNameError
-from rules.values.ports import WELL_KNOWN
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:

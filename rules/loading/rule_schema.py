@@ -45,12 +45,12 @@ from rules.loading.fields import (
     text,
     unread,
 )
+from rules.ports import Ports, never_leaves
 from rules.problems import Problem, quote
 from rules.rule import Exemption, Rule
 from rules.values.addresses import BLOCKS, Network, Opening, is_within, parse_address, parse_network
 from rules.values.names import HOST, InvalidNameError, is_exeat_name, is_localhost
 from rules.values.patterns import NamePattern
-from rules.values.ports import Ports, never_leaves
 from rules.verdicts import Log, Mode, Scan, TlsMode, Trust, Verdict
 
 # “x” and the like: quotes of word processors, which YAML takes for letters

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from rules.attempt import Protocol
 from rules.feeds import Feed, find_covering
 from rules.matching.plan import Candidate, Plan
+from rules.ports import LAST_PORT
 from rules.rule import Exemption, Rule, covers_exeat_name, names_host
 from rules.values.addresses import Address, Network, find_block, network_opens, normalize
 from rules.values.globs import Trie
 from rules.values.names import HOST, LOOPBACK, HostName, is_exeat_name
-from rules.values.ports import LAST_PORT
 from rules.verdicts import Verdict
 
 if TYPE_CHECKING:

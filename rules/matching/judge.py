@@ -15,11 +15,11 @@ from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.precedence import Finding, Match
 from rules.matching.requests import Condition, describe_credential, describe_git_request, trust_of, url_length
 from rules.matching.revision import digest_of
+from rules.ports import describe
 from rules.rule import Rule, covers_exeat_name
 from rules.settings import Settings
 from rules.values.names import HostName, is_exeat_name
 from rules.values.paths import Reading
-from rules.values.ports import describe
 from rules.verdicts import LayerKind, Log, Mode, Outcome, Reason, Scan, TlsMode, Trust, Verdict
 
 UDP_IDLE_TIMEOUT: Final = 120.0  # seconds: RFC 4787 section 4.3; a rule's own `idle_timeout` replaces it

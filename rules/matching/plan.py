@@ -14,10 +14,10 @@ from rules.attempt import GitRequest, GitService, Protocol, RefChange, Request
 from rules.matching.precedence import Finding, Match, strongest_match, subtract_exemption, weakest_match, weigh
 from rules.matching.requests import Condition, fold_all, git_repository_readings, is_git_path, is_push
 from rules.matching.sample_requests import exempted_requests, longest_path, pushed_refs, sample_requests
+from rules.ports import UNSEEN, ports_could_cover, ports_cover
 from rules.rule import Exemption, Rule
 from rules.values.globs import MANY, Part, Trie, fold_pattern
 from rules.values.paths import Reading, cut_readings
-from rules.values.ports import UNSEEN, ports_could_cover, ports_cover
 from rules.verdicts import Reason, Verdict
 
 if TYPE_CHECKING:

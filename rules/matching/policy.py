@@ -27,6 +27,7 @@ from rules.matching.needs import Needs
 from rules.matching.plan import Hint, Leniency, Plan
 from rules.matching.requests import url_length
 from rules.matching.revision import digest_of, revision_of
+from rules.ports import LAST_PORT, UNSEEN, WELL_KNOWN, Ports
 from rules.rule import Rule
 from rules.sandbox import NO_SANDBOX_FLOOR, NO_SANDBOX_SETTINGS, Command, SandboxFloor, SandboxSettings
 from rules.secrets import Secret
@@ -34,7 +35,6 @@ from rules.settings import ProxyDestination, Settings, Upstream
 from rules.values.addresses import Address, normalize, why_not_public
 from rules.values.names import HostName
 from rules.values.paths import readings
-from rules.values.ports import LAST_PORT, UNSEEN, WELL_KNOWN, Ports
 from rules.verdicts import LayerKind, Mode, Outcome, Reason, Verdict
 
 _TLS_PORT: Final = 443  # of TLS over TCP, and of QUIC over UDP

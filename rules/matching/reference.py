@@ -11,11 +11,11 @@ from rules.attempt import Attempt
 from rules.matching.precedence import Match, strongest_match, weakest_match
 from rules.matching.requests import Condition, describe_git, describe_values, url_length
 from rules.matching.revision import digest_of
+from rules.ports import UNSEEN, describe, ports_could_cover, ports_cover
 from rules.rule import Exemption, Rule, covers_exeat_name, names_host
 from rules.values.addresses import network_opens
 from rules.values.names import HostName, is_exeat_name
 from rules.values.paths import Reading
-from rules.values.ports import UNSEEN, describe, ports_could_cover, ports_cover
 from rules.verdicts import Verdict
 
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rules.attempt import NO_CREDENTIAL, GitRequest, GitService, Protocol, Request
 from rules.matching.precedence import Match, agree_readings, weakest_match
+from rules.ports import USUAL_PORTS
 from rules.rule import Exemption, GitRule, Http, Presence, Rule, Values, repository_readings, strip_git_suffix
 from rules.values.globs import MANY, Glob, fold, fold_pattern, pattern_matches
 from rules.values.names import HostName
 from rules.values.paths import PathPattern, Reading, cut_readings
 from rules.values.patterns import Pattern
-from rules.values.ports import USUAL_PORTS
 from rules.verdicts import Trust, Verdict
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Normalised values that rules and attempts are made of: host names, addresses, ports, paths, and patterns of them."""
+"""Normalised values that rules and attempts are made of: host names, addresses, paths, and patterns of them."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from rules.attempt import Attempt, Protocol, Request
 from rules.feeds import Feed
 from rules.matching.policy import Policy
+from rules.ports import Ports
 from rules.rule import Http, Rule
 from rules.values.names import HostName
 from rules.values.paths import PathPattern
 from rules.values.patterns import NamePattern
-from rules.values.ports import Ports
 from rules.verdicts import TlsMode, Verdict
 from tests.bench import figures, gate, timed
 from tests.bench.figures import Figure, Values

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from rules.attempt import Attempt, GitRequest, GitService, Protocol, RefChange, Request
 from rules.decision import Limits
 from rules.matching.revision import digest_of
+from rules.ports import Ports
 from rules.rule import Exemption, GitRule, Http, Presence, RefPattern, RepoPattern, Rule
 from rules.settings import Settings
 from rules.values.addresses import parse_address, parse_network
 from rules.values.names import HostName
 from rules.values.paths import PathPattern
 from rules.values.patterns import NamePattern, Pattern, TaskSelector
-from rules.values.ports import Ports
 from rules.verdicts import Mode, Scan, TlsMode, Verdict
 
 NAMES = [HostName(n) for n in ("a.example", "b.example", "x.a.example", "r1.x.a.example", "other.test")]

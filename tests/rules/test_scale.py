@@ -9,12 +9,12 @@ from rules.attempt import Attempt, Protocol, Request
 from rules.feeds import Feed, find_covering
 from rules.loading.load import read
 from rules.matching.policy import Policy
+from rules.ports import Ports
 from rules.rule import Http, Rule
 from rules.values.addresses import parse_host, parse_network
 from rules.values.names import HostName
 from rules.values.paths import PathPattern
 from rules.values.patterns import NamePattern
-from rules.values.ports import Ports
 from rules.verdicts import Verdict
 from tests.rules.values.test_globs import calls
 
@@ -108,7 +108,7 @@ def test_decision_of_a_rule_is_one_cached_object():
 def kept(policy):
     index = policy._index
     plans = [plan for candidates in index._found.values() for plan in candidates._plans.values()]
-    return len(index._found) + len(plans) + sum(len(plan._findings) + len(plan.judged) for plan in plans)
+    return len(index._found) + len(plans) + sum(len(plan._findings) + len(plan.decisions) for plan in plans)
 
 
 def test_attempts_leave_caches_bounded():

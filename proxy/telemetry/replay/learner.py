@@ -31,9 +31,9 @@ from rules.learning.drafts import (
 )
 from rules.learning.generalize import GitObservation
 from rules.loading.fields import RECORD_TYPES
+from rules.ports import UNSEEN, Ports, never_leaves
 from rules.values.addresses import parse_address
 from rules.values.names import HOST, HostName, InvalidNameError
-from rules.values.ports import UNSEEN, Ports, never_leaves
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 
 if TYPE_CHECKING:

@@ -230,8 +230,8 @@ def test_broken_rules_are_reported_and_the_old_ones_stay(someone):
                 rules.unlink()
             save(someone, rules, FIRST.replace("first", f"again-{number}"))
             loaded = run.wait_for_new_rules(loaded, name)
-    said = re.findall(rb"rules were not loaded again, those in force|right again", run.error)
-    assert [word for word, _ in itertools.groupby(said)] == [said[0], b"right again"] * len(bad)
+    said = re.findall(rb"rules were not loaded again, those in force|valid again", run.error)
+    assert [word for word, _ in itertools.groupby(said)] == [said[0], b"valid again"] * len(bad)
 
 
 def test_sighup_reloads_the_rules_and_does_not_reach_the_task(someone):
@@ -324,7 +324,7 @@ def test_new_include_writable_by_the_task_is_not_loaded(someone):
     with running(someone, rules) as run:
         save(someone, rules, f"version: 1\nname: web\ninclude: [{{file: {evil}}}]\n")
         (rejected,) = run.wait_for_events("rules.rejected", 1)
-        assert "lies where the task may write" in rejected["problems"][0]
+        assert "is in a path that the task may write" in rejected["problems"][0]
         assert len(run.events("rules.loaded")) == 1
 
 
@@ -340,7 +340,7 @@ def test_replaced_rule_file_is_covered_again_and_refused(someone, place):
             (someone.work / at).rename(someone.work / "before")
         (someone.work / "new" / at).rename(someone.work / at)
         (rejected,) = run.wait_for_events("rules.rejected", 1)
-        assert "it is as you saved it can't be told" in rejected["problems"][0]
+        assert "was replaced after the task had started" in rejected["problems"][0]
         run.quietly(0.3)
         assert run.tell(f"echo evil >> {place} 2>/dev/null; mv {place} gone 2>/dev/null") == "done"
         if "/" in place:

@@ -218,7 +218,7 @@ class FinishedWorkspace:
         self.work = work
         (work / "there").mkdir()
         self.it = written_places.Workspace(
-            SimpleNamespace(box=box, workspace=str(work), write=(), homes=None, shown=()), None, None, None
+            SimpleNamespace(settings=box, workspace=str(work), write=(), homes=None, shown=()), None, None, None
         )
         for name in (".envrc", ".vscode/tasks.json", "there/x.conf", "deploy/a.yaml"):
             (work / name).parent.mkdir(exist_ok=True)

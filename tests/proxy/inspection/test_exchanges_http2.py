@@ -211,7 +211,7 @@ class Http1ServerLab(Http2ExchangeLab):
     def get(self, method):
         """Return what the client receives. Forgets known protocols first, so that the gate offers HTTP/2 again."""
         if (engine := self.gate.inspection._engine) is not None:
-            engine.tls_contexts.known._only_http1.clear()
+            engine.tls_contexts.known_protocols._only_http1.clear()
         side, got = peer(client=True), Received()
         crumbs = (("cookie", "a=1"), ("cookie", "b=2"))
         with self.through() as connection:

@@ -118,7 +118,7 @@ class SmugglingLab:
     def speak_http2(self):
         """Forget that the origin speaks only HTTP/1, so that the gate offers HTTP/2 to the next client."""
         if self.gate.inspection._engine is not None:
-            self.gate.loop.run(self.gate.inspection._engine.tls_contexts.known._only_http1.clear)
+            self.gate.loop.run(self.gate.inspection._engine.tls_contexts.known_protocols._only_http1.clear)
 
     def request(self, sent, *, ends=False):
         """Send bytes on a new connection; returns the answers, and the bytes of each connection at the origin."""

@@ -13,12 +13,12 @@ from rules.diff.statements import describe_diff
 from rules.loading.cases import parse_attempt
 from rules.matching.policy import Policy
 from rules.matching.reference import covers_target
+from rules.ports import ports_could_cover
 from rules.settings import Settings
 from rules.values.globs import MANY
 from rules.values.names import HostName
 from rules.values.paths import PathPattern, readings
 from rules.values.patterns import NamePattern
-from rules.values.ports import ports_could_cover
 from rules.verdicts import Mode, Outcome, Reason, Verdict
 from tests.rules import strategies as laws
 from tests.rules.rule_texts import policy
