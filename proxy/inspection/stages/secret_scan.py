@@ -181,7 +181,12 @@ class SecretScan(Stage):
         """Apply the stricter of the previous and the current rules."""
         self._action = Scan.strictest((self._action, result.scan))
         if self._body is not None and not self._is_broken:
-            self._flag(self._body.tighten(self._action))
+            try:
+                found = tuple(self._body.tighten(self._action))
+            except Exception as error:  # noqa: BLE001  scanning fails closed: `_fail`
+                self._fail(error, self.request.event)
+                return
+            self._flag(found)
 
     def end(self) -> None:
         """Scan the rest of what was sent."""

@@ -1,6 +1,7 @@
 """Secret scanning: heads and bodies of requests, findings that are flagged or blocked, and failures of the scan."""
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
@@ -475,6 +476,28 @@ def test_secret_in_an_unfinished_upload_is_reported(gate, origins):
     connection.close()
     wait_until(lambda: gate.events("request.completed"))
     assert [leak["detail"] for leak in gate.events("secret.detected")] == ["github-token in the body"]
+
+
+def test_new_scan_block_stops_a_body_whose_scan_failed(gate, origins, monkeypatch):
+    monkeypatch.setattr("proxy.dlp.body_scan.candidates", raising)
+    got = []
+    origin = origins.script(record_bodies(got), "good.example", tls=True, alpn=["http/1.1"])
+    site = make_scan_site(gate, origin)
+    with site.connect() as connection:
+        ask = head("POST /a", f"Content-Length: {len(FILLER) + 95}")
+        connection.sendall(ask.replace("HOST", site.host).replace("\n", "\r\n").encode() + FILLER)
+        wait_until(lambda: b"".join(got[-1:]) == FILLER)
+        rules = gate.directory.joinpath("rules.yaml").read_text().split("rules: ")[1]
+        gate.rules(rules.replace("action", "scan: block, action"))
+        inspected = next(iter(gate.inspection._engine._connections.values()))
+        with contextlib.suppress(ConnectionError):
+            gate.loop.run(lambda: inspected.review(inspected._handover.decision))
+            connection.sendall(b"x" * 95)
+            read_all(connection)
+    wait_until(lambda: gate.events("request.completed"))
+    assert b"".join(got[-1:]) == FILLER
+    assert gate.events("request.completed")[0]["reason"] == "gate_error"
+    assert_no_secret_disclosed(gate, b"")
 
 
 def test_new_scan_block_applies_to_an_upload_under_way(gate, origins):
