@@ -107,7 +107,7 @@ def _print(replay: Replay, groups: list[tuple[Group, Tally]]) -> None:
             print(f"  {_line(group, tally)}")
     print(f"{count_of(replay.attempts, 'attempt')}: {_result(replay)}")
     if replay.settled:
-        print(f"{count_of(replay.settled, 'attempt')} that audit mode alone let out would be let out by a rule")
+        print(f"{count_of(replay.settled, 'attempt')} that only audit mode allowed would be allowed by a rule")
     for word, counter in (("not decided again", replay.skipped), ("uncertain", replay.uncertain)):
         for why, count in counter.most_common():
             print(f"{word}: {count_of(count, 'attempt')}, {why}")

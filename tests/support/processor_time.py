@@ -7,9 +7,7 @@ import contextlib
 import functools
 import time
 
-# Seconds of processor time that a step may take. The costliest head takes 10 to 17 ms on the slowest machine it was
-# measured on; what this guards against, work that grows with the square of its input, takes ten times as long.
-MOST = 0.02
+MOST = 0.01  # seconds of processor time that a step may take
 TRIES = 5
 _USUAL = 0.014  # seconds of processor time
 
@@ -32,9 +30,9 @@ class TooLongError(AssertionError):
     """A step took longer than it may."""
 
 
-def check(seconds, what="a step"):
+def check(seconds, what="a step", most=MOST):
     """Fail if a step took longer than it may."""
-    if seconds >= MOST and seconds >= MOST * slowness():
+    if seconds >= most and seconds >= most * slowness():
         raise TooLongError(what, seconds)
 
 

@@ -19,6 +19,7 @@ from tests.proxy.inspection.inspection_lab import GateLab, make_site
 from tests.proxy.inspection.stages.secret_scan_lab import PLACEHOLDER, VALUE
 from tests.proxy.inspection.step_timer import time_steps
 from tests.proxy.inspection.test_frames import DATA, HEADERS, PING, frame
+from tests.support import processor_time
 from tests.support.processor_time import measured_again
 from tests.support.waiting import wait_until
 
@@ -79,6 +80,10 @@ PAYLOADS = {
 }
 
 
+# It is decided in one step, which takes 10 to 17 ms on a slow machine: the bound of the others would fail there.
+ONE_STEP = {"a path above ASCII": 0.02}  # seconds
+
+
 @pytest.mark.parametrize("payload", PAYLOADS)
 @measured_again
 def test_most_costly_requests_take_no_long_step(scan_lab, monkeypatch, payload):
@@ -86,7 +91,7 @@ def test_most_costly_requests_take_no_long_step(scan_lab, monkeypatch, payload):
     with time_steps(monkeypatch) as timer, site.connect() as client, contextlib.suppress(ConnectionError):
         client.sendall(PAYLOADS[payload].replace(b"HOST", site.host.encode()))
         read_all(client)
-    timer.check()
+    timer.check(ONE_STEP.get(payload, processor_time.MOST))
 
 
 @pytest.mark.parametrize(

@@ -350,7 +350,7 @@ def test_changed_decisions_exit_1_and_are_listed(exeat):
         "would break:",
         "  https://x.example of `build`, 1 request: was allowed (rule), would be blocked (no_rule) (POST /a)",
         "3 attempts: 1 would change",
-        "1 attempt that audit mode alone let out would be let out by a rule",
+        "1 attempt that only audit mode allowed would be allowed by a rule",
     ]
 
 
